@@ -1,0 +1,1 @@
+"""The store: where features meet training. Imports nothing else of ser, and no torch."""

@@ -1,0 +1,101 @@
+"""The manifest: one row per utterance, immutable, named by the digest of its bytes."""
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import CorruptStore
+from .spec import Modality
+
+# Labels and votes stay raw: policies (exc → hap, which classes) apply at training time.
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("audio", pa.string()),  # path under the corpus root, forward slashes; null for imported rows
+        ("audio_sha256", pa.string()),
+        ("text", pa.string()),  # null where there is no transcript
+        ("text_sha256", pa.string()),
+        ("session", pa.string()),
+        ("dialogue", pa.string()),
+        ("turn", pa.int32()),  # rank within the dialogue
+        ("speaker", pa.string()),
+        ("gender", pa.string()),  # F, M or null
+        ("start", pa.float64()),  # seconds within the dialogue
+        ("end", pa.float64()),
+        ("duration", pa.float64()),  # seconds of audio
+        ("label", pa.string()),  # raw consensus; null where unlabelled
+        ("votes", pa.list_(pa.list_(pa.string()))),  # one list of raw categories per external rater
+        ("valence", pa.float64()),
+        ("arousal", pa.float64()),
+        ("dominance", pa.float64()),
+    ]
+)
+
+
+def text_digest(text: str) -> str:
+    """Sha256 of the transcript's UTF-8 bytes: the input digest of every text feature."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """The utterances of one corpus, in corpus order.
+
+    `table` has the columns of `SCHEMA`. `synthetic` marks generated speech, whose scores say nothing about people.
+    """
+
+    corpus: str
+    table: pa.Table
+    synthetic: bool = False
+
+    @classmethod
+    def from_rows(cls, corpus: str, rows: Iterable[Mapping[str, Any]], synthetic: bool = False) -> "Manifest":
+        """Build a manifest from mappings; columns that a row lacks are null, `text_sha256` is filled in."""
+        filled = [{**r, "text_sha256": text_digest(r["text"])} if r.get("text") is not None else dict(r) for r in rows]
+        return cls(corpus, pa.Table.from_pylist(filled, schema=SCHEMA), synthetic)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def column(self, name: str) -> list[Any]:
+        """One column as a list of Python values, nulls as None."""
+        return self.table.column(name).to_pylist()
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The utterances' ids, in row order."""
+        return self.column("id")
+
+    def inputs(self, modality: Modality) -> list[str | None]:
+        """The digest of what each row's feature is computed from; None where the row has no such input."""
+        return self.column(f"{modality}_sha256")
+
+    @cached_property
+    def content(self) -> bytes:
+        """The manifest as a Parquet file."""
+        metadata = {"corpus": self.corpus, "synthetic": str(self.synthetic).lower()}
+        sink = io.BytesIO()
+        pq.write_table(self.table.replace_schema_metadata(metadata), sink)
+        return sink.getvalue()
+
+    @cached_property
+    def digest(self) -> str:
+        """Sha256 of `content`: the manifest's name in the store."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @classmethod
+    def from_content(cls, content: bytes, digest: str, where: str) -> "Manifest":
+        """Read a manifest back. Raises `CorruptStore` if the bytes are not those that `digest` names."""
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise CorruptStore(
+                f"{where}: the manifest's bytes do not match its name; run `ser features` to write it again"
+            )
+        table = pq.read_table(io.BytesIO(content))
+        metadata = table.schema.metadata
+        return cls(metadata[b"corpus"].decode(), table.cast(SCHEMA), metadata[b"synthetic"] == b"true")

@@ -1,0 +1,1 @@
+"""Stage 2: from features in the store to results."""

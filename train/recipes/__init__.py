@@ -1,0 +1,1 @@
+"""The papers' tables as sets of cells, one TOML file each."""
