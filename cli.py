@@ -1,8 +1,60 @@
-"""The commands: thin, and the only place where an error becomes a message."""
+"""The command `ser`: gathers the commands, and is the only place where an error becomes a message.
+
+Exit codes: 0 done · 1 failed · 2 wrong use · 3 finished, with quarantined utterances.
+"""
+
+import errno
+import logging
+from typing import Any
 
 import click
 
+from ser.cache.errors import SerError
+from ser.commands.cache import cache
+from ser.commands.corpus import corpus
+from ser.commands.features import features
+from ser.commands.train import report, sweep, train
+from ser.commands.weights import weights
 
-@click.group()
+
+class Commands(click.Group):
+    """A group whose commands end in one sentence, never in a traceback for a user's mistake."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; turn what it raises into a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except SerError as fault:
+            _fail(ctx, str(fault), fault.exit_code)
+        except BrokenPipeError:
+            ctx.exit(1)
+        except OSError as fault:
+            if fault.errno in (None, errno.EPIPE):
+                raise
+            where = f"{fault.filename}: " if fault.filename else ""
+            _fail(ctx, f"{where}{fault.strerror}", 1)
+        except KeyboardInterrupt:
+            _fail(ctx, "interrupted; what was finished is kept, and the same command goes on from there", 1)
+        return None
+
+
+def _fail(ctx: click.Context, message: str, code: int) -> None:
+    click.echo(f"ser: {message}", err=True)
+    ctx.exit(code)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="ser")
 def main() -> None:
-    """Speech emotion recognition: extract features once, train every fusion model in minutes."""
+    """Speech emotion recognition in two stages: extract features once, train every fusion model in minutes.
+
+    \b
+    ser corpus show /data/IEMOCAP_full_release
+    ser features /data/IEMOCAP_full_release
+    ser train --features hubert+mpnet --fusion mit
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+
+
+for _command in (corpus, features, train, sweep, report, cache, weights):
+    main.add_command(_command)
