@@ -1,1 +1,41 @@
-"""The fusion models, one file per paper."""
+"""The models, one file per paper. A new one is a file with a `FUSIONS` dict and a line here."""
+
+from collections.abc import Mapping
+
+from ser.cache.errors import WrongUse, unknown
+
+from . import perspective
+from .fusion import Fusion, Masking, Stage, setting
+
+__all__ = ["FUSIONS", "Fusion", "Masking", "Stage", "get_fusion", "setting"]
+
+FUSIONS: dict[str, Fusion] = {**perspective.FUSIONS}
+
+
+def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:
+    """The fusion called `name`, for features whose `levels` by modality are "frame", "token" or "utterance".
+
+    One modality alone, `audio` or `text`, is a different model for vectors (`audio:utterance`, Perspective §2.2) and
+    for sequences (`audio:frame`, `text:token`, MSMSER §2.1), and is chosen by the feature's level; all three names
+    can be asked for, since frames and tokens can always be pooled into vectors.
+
+    Raises `WrongUse` for an unknown name, a modality too few or too many, or vectors where sequences are needed.
+    """
+    if name in ("audio", "text"):
+        if name not in levels:
+            raise WrongUse(f"--fusion {name} needs one {name} feature, and --features names none")
+        name = f"{name}:{levels[name]}"
+    if name not in FUSIONS:
+        raise unknown("fusion", name, [*FUSIONS, "audio", "text"])
+    fusion = FUSIONS[name]
+    if set(levels) != set(fusion.inputs):
+        wanted, given = " and ".join(fusion.inputs), " and ".join(sorted(levels)) or "nothing"
+        raise WrongUse(f"--fusion {name} takes {wanted}, and --features gives {given}")
+    for modality in fusion.inputs:
+        if fusion.level == "sequence" and levels[modality] == "utterance":
+            rows = "frames" if modality == "audio" else "tokens"
+            raise WrongUse(
+                f"--fusion {name} takes {modality} {rows}, and the {modality} feature has one vector per utterance; "
+                "choose a frame- or token-level feature, or a fusion of vectors such as lgf-add"
+            )
+    return fusion

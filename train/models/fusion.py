@@ -1,0 +1,63 @@
+"""What the trainer knows of a model: what it takes, its settings with their sources, how it is built and trained."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from torch import Generator, Tensor, nn
+
+OURS = "ours: not stated in the paper"
+
+
+def setting(default: Any, source: str, help: str) -> Any:
+    """A field of a settings dataclass: its default, where the default comes from, and what it does."""
+    return field(default=default, metadata={"source": source, "help": help})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a part of the model, for `settings.epochs` epochs with a fresh optimiser.
+
+    `output` names the head whose loss is trained and whose scores select the epoch to keep: "logits", "audio" or
+    "text". `trains` holds prefixes of parameter names: the optimiser gets the parameters that start with one of
+    them ("" is all), and the others stay as the stage before left them.
+    """
+
+    name: str
+    output: str = "logits"
+    trains: tuple[str, ...] = ("",)
+
+
+class Masking(Protocol):
+    """Chooses, for each training batch, which utterances do without which modality."""
+
+    def hide(self, n: int, epoch: int, epochs: int, generator: Generator) -> dict[str, Tensor]:
+        """For `Batch.hidden`: modality → bool `[n]`. `epoch` counts from 0, `epochs` is the run's number of them."""
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """An entry of `FUSIONS`.
+
+    `settings` is a frozen dataclass whose every field is made by `setting`. Each has `epochs`, `batch_size` (in
+    `unit`s), `lr`, `weight_decay` (Adam's L2 term), `dropout`, `standardise_audio` and `standardise_text` (z-score by
+    the training part's statistics); some have `lr_decay`: the rate of the update t = 0, 1, … is lr / (1 + lr_decay t).
+
+    `build(settings, dims, classes)` makes the module; `dims` maps each modality of `inputs` to its dimension. Its
+    `forward(batch)` returns a dict: "logits" `[n, K]` and, where the model has unimodal heads, "audio" and "text"
+    `[n, K]`, before the softmax. Raises `WrongUse` if the settings contradict each other.
+
+    `masking(settings)`, where there is one, gives the `Masking` of training batches. `stages` are trained one after
+    the other on the same module, each starting from the weights that the one before it kept; the model of the run is
+    that of the last, and its scores are those of "logits". The stages of most models are one.
+    """
+
+    name: str
+    source: str  # "MSMSER §2.2"
+    settings: type
+    inputs: tuple[str, ...]  # modalities taken
+    level: Literal["sequence", "vector"]  # frames or tokens, or one vector per utterance
+    build: Callable[[Any, Mapping[str, int], int], nn.Module]
+    unit: Literal["utterance", "dialogue"] = "utterance"  # what a batch counts
+    masking: Callable[[Any], Masking] | None = None
+    stages: tuple[Stage, ...] = (Stage("train"),)
