@@ -1,0 +1,150 @@
+"""From a path to a manifest: find the format, read it, hash every audio file, and name every problem."""
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ser.cache.errors import CorpusError, WrongUse, unknown
+from ser.cache.manifest import Manifest
+
+from .admission import IdsSeen, id_fault, path_fault
+from .emodb import FULL_SIZE, is_emodb, read_emodb
+from .iemocap import is_iemocap, read_iemocap
+from .probe import probe
+from .reading import Problem, Reading
+from .table import SUFFIXES, read_table
+from .transcripts import replace_transcripts
+
+__all__ = ["FORMATS", "Problem", "Scan", "read_corpus"]
+
+FORMATS: dict[str, Callable[[Path], Reading]] = {"iemocap": read_iemocap, "emodb": read_emodb, "table": read_table}
+CORPUS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A corpus as found on disk.
+
+    The manifest's audio paths are relative to `root`. An utterance whose audio or transcript cannot be used keeps its
+    row and stands in `problems`, and so does everything that got no row at all.
+    """
+
+    manifest: Manifest
+    root: Path
+    format: str
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def unusable(self, modality: Literal["audio", "text"]) -> dict[str, Problem]:
+        """The manifest's ids whose audio (or text) cannot be used, each with its first problem."""
+        found: dict[str, Problem] = {}
+        for problem in self.problems:
+            if problem.kind == modality and problem.id is not None:
+                found.setdefault(problem.id, problem)
+        return found
+
+
+def read_corpus(
+    path: str | Path,
+    format: str | None = None,
+    name: str | None = None,
+    text: str | Path | None = None,
+    limit: int | None = None,
+) -> Scan:
+    """Scan a corpus.
+
+    `format` is found out when None. `name` is the corpus' name in the store. `text` is a CSV, TSV or JSONL file
+    with columns `id` and `text` whose transcripts take the place of the corpus' own, under another corpus name.
+    `limit` keeps the first utterances only. Raises `WrongUse` if the path is no corpus of that format.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise WrongUse(f"{path} does not exist; give the folder of a corpus, or a table file")
+    if limit is not None and limit < 1:
+        raise WrongUse(f"a limit of {limit} leaves no utterance; give 1 or more")
+    format = format or detect(path)
+    if format not in FORMATS:
+        raise unknown("corpus format", format, FORMATS)
+    try:
+        reading = FORMATS[format](path)
+    except PermissionError as error:
+        raise CorpusError(f"{error.filename}: no permission to read it; ask its owner for read access") from error
+    rows, problems = _admit(reading, follow_links=format != "table")
+    if limit is not None:
+        rows = rows[:limit]
+        kept = {row["id"] for row in rows}
+        # Problems of utterances beyond the limit are no news to someone who asked for a few.
+        problems = [p for p in problems if p.id is None or p.id in kept]
+    if text is not None:
+        rows, problems = replace_transcripts(rows, problems, Path(text).expanduser(), complete=limit is None)
+        name = name or f"{reading.corpus}-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(text).stem)}"
+    if not rows:
+        raise _no_utterances(path, format, problems)
+    rows, faults = _probe_audio(rows, reading.root)
+    manifest = Manifest.from_rows(_checked_name(name or reading.corpus), rows, reading.synthetic)
+    return Scan(manifest, reading.root, format, [*problems, *faults], _warnings(format, rows))
+
+
+def detect(path: Path) -> str:
+    """The format of the corpus at `path`. Raises `WrongUse` if it looks like none."""
+    if path.is_file():
+        return "table"
+    if is_iemocap(path):
+        return "iemocap"
+    for inner in sorted(p for p in path.iterdir() if p.is_dir()):
+        if is_iemocap(inner):
+            raise WrongUse(f"{path} is no corpus, but the folder inside it is: give {inner}")
+    if is_emodb(path):
+        return "emodb"
+    tables = sorted(p.name for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+    hint = f"; it holds {tables[0]}: give that file to read it as a table" if tables else ""
+    raise WrongUse(
+        f"{path} is no corpus that ser knows: it has neither IEMOCAP's Session1 … Session5 nor recordings named as "
+        f"in EmoDB{hint or '; other corpora are read from a CSV, TSV, Parquet or JSONL file'}"
+    )
+
+
+def _admit(reading: Reading, follow_links: bool) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """The rows whose ids and audio paths may enter a manifest, and all problems so far."""
+    seen = IdsSeen()
+    rows, problems = [], list(reading.problems)
+    for row, where in zip(reading.rows, reading.where or [""] * len(reading.rows), strict=True):
+        id, audio = row["id"], row.get("audio")
+        fault = id_fault(id) or seen.fault(id)
+        fault = fault or (path_fault(audio, reading.root, follow_links) if audio is not None else None)
+        if fault:
+            problems.append(Problem(id, audio or "", f"{where}: {fault}" if where else fault))
+        else:
+            rows.append(row)
+    return rows, problems
+
+
+def _probe_audio(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """The rows with `audio_sha256` and `duration` from the files themselves, and what is wrong with those."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing release the GIL
+        probes = list(pool.map(lambda row: probe(root / row["audio"]), rows))
+    measured = [{**r, "audio_sha256": p.sha256, "duration": p.duration} for r, p in zip(rows, probes, strict=True)]
+    faults = [Problem(r["id"], r["audio"], p.fault, "audio") for r, p in zip(rows, probes, strict=True) if p.fault]
+    return measured, faults
+
+
+def _checked_name(name: str) -> str:
+    """A corpus' name becomes a folder of the store."""
+    if not CORPUS_NAME.fullmatch(name):
+        raise WrongUse(f"'{name}' cannot be a corpus name: use letters, digits, '.', '_' and '-', such as iemocap-asr")
+    return name
+
+
+def _no_utterances(path: Path, format: str, problems: Iterable[Problem]) -> WrongUse:
+    first = next((f"; first problem: {p}" for p in problems), "")
+    return WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
+
+
+def _warnings(format: str, rows: list[dict[str, Any]]) -> list[str]:
+    if format == "emodb" and len(rows) != FULL_SIZE:
+        return [f"{len(rows)} of EmoDB's {FULL_SIZE} recordings are here"]
+    return []

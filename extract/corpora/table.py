@@ -1,0 +1,171 @@
+"""Any corpus, as a table: CSV, TSV, Parquet or JSONL with an audio column.
+
+Columns have the manifest's names; those of nkululeko's CSV (`file,speaker,gender,emotion`) and EmoBox's JSONL
+(`key,wav,length,emo`) are understood too. Audio paths are relative to the table's folder.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ser.cache.errors import CorpusError, WrongUse
+from ser.cache.manifest import SCHEMA, Manifest
+
+from .admission import IdsSeen, id_fault
+from .reading import Problem, Reading, read_text
+
+SUFFIXES = {".csv", ".tsv", ".jsonl", ".parquet"}
+ALIASES = {"file": "audio", "wav": "audio", "emotion": "label", "emo": "label", "key": "id", "spk": "speaker"}
+GENDERS = {"f": "F", "female": "F", "m": "M", "male": "M"}
+MEASURED = ("audio_sha256", "text_sha256", "duration")  # taken from the files, whatever a table says
+
+
+def read_table(path: Path) -> Reading:
+    """Read a corpus from a table file. A bad row becomes a `Problem` with its line number, and no row."""
+    rows, problems, where = _rows(path, need="audio")
+    rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
+    return Reading(path.stem, path.parent, rows, problems, where)
+
+
+def read_manifest(path: Path, corpus: str) -> Manifest:
+    """Read a manifest from a table whose `audio` may be absent, rows in the file's order, for imported features.
+
+    Raises `CorpusError` at the first bad row: features that are imported in the manifest's order stand or fall with
+    every one of its rows.
+    """
+    rows, problems, where = _rows(path, need="id")
+    if problems:
+        raise CorpusError(f"{problems[0]}; mend the table and run again")
+    seen = IdsSeen()
+    for row, line in zip(rows, where, strict=True):
+        if fault := id_fault(row["id"]) or seen.fault(row["id"]):
+            raise CorpusError(f"{path}: {line}: {fault}")
+    return Manifest.from_rows(corpus, rows)
+
+
+def records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """Each record of a table file with where it stands ("line 7"); a string in its place says why there is none.
+
+    Raises `WrongUse` if the file is of no known kind, `CorpusError` if it cannot be read as what its name says.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise WrongUse(f"{path} is no table that ser can read; its name should end in {', '.join(sorted(SUFFIXES))}")
+    try:
+        if suffix == ".parquet":
+            for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
+                yield f"row {number}", row
+        elif suffix == ".jsonl":
+            yield from _json_lines(read_text(path))
+        else:
+            yield from _csv_lines(read_text(path), path)
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(f"{path} cannot be read as {suffix[1:]}: {' '.join(str(error).split())}") from error
+
+
+def _csv_lines(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    header = text.partition("\n")[0]
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+    # StringIO without newline translation: a quoted cell may hold line ends, and str.splitlines knows too many of them.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        for cells in reader:
+            where = f"line {reader.line_num}"
+            if cells and len(cells) != len(names):
+                yield where, f"has {len(cells)} columns where the header has {len(names)}"
+            elif cells:
+                yield where, {name: cell for name, cell in zip(names, cells, strict=True) if cell != ""}
+    except csv.Error as error:
+        raise CorpusError(f"{path}: line {reader.line_num}: not readable as a table ({error})") from error
+
+
+def _json_lines(text: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            yield f"line {number}", "is no JSON"
+            continue
+        yield f"line {number}", record if isinstance(record, dict) else "is no JSON object"
+
+
+def _rows(path: Path, need: str) -> tuple[list[dict[str, Any]], list[Problem], list[str]]:
+    """The table's good rows in the manifest's columns, a problem for each bad row, and where each good row stood."""
+    rows: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    where: list[str] = []
+    columns: set[str] = set()
+    turns: dict[str, int] = {}
+    for line, record in records(path):
+        try:
+            if isinstance(record, str):
+                raise ValueError(record)
+            columns.update(record)
+            row = _row(record, need)
+        except ValueError as error:
+            problems.append(Problem(None, str(path), f"{line}: {error}"))
+            continue
+        row.setdefault("turn", turns.get(row["dialogue"], 0))
+        turns[row["dialogue"]] = row["turn"] + 1
+        rows.append(row)
+        where.append(line)
+    if not rows and need not in {ALIASES.get(c, c) for c in columns}:
+        wanted = [need, *(a for a, name in ALIASES.items() if name == need)]
+        raise WrongUse(f"{path} has no {need} column; name one of its columns {' or '.join(wanted)}")
+    return rows, problems, where
+
+
+def _row(record: dict[str, Any], need: str) -> dict[str, Any]:
+    """One record in the manifest's columns. Raises `ValueError` with the reason why it cannot be one."""
+    row: dict[str, Any] = {}
+    for name, value in record.items():
+        column = ALIASES.get(name, name)
+        if value is not None and column in SCHEMA.names and (column == name or column not in record):
+            row[column] = _value(column, value)
+    if need not in row:
+        raise ValueError(f"has no {need}")
+    if "audio" in row:
+        row["audio"] = row["audio"].removeprefix("./")
+        row.setdefault("id", str(PurePosixPath(row["audio"]).with_suffix("")) if row["audio"].strip("./") else "")
+    row.setdefault("dialogue", row["id"])
+    if "gender" in row:
+        row["gender"] = GENDERS.get(row["gender"].lower())
+    return row
+
+
+def _value(column: str, value: Any) -> Any:
+    """One cell, in its column's type."""
+    kind = SCHEMA.field(column).type
+    try:
+        if column == "votes":
+            return _votes(json.loads(value) if isinstance(value, str) else value)
+        convert: Callable[[Any], Any] = int if kind == pa.int32() else float if kind == pa.float64() else str
+        converted = convert(value)
+        if isinstance(converted, float) and not math.isfinite(converted):
+            raise ValueError
+        if isinstance(converted, int) and not 0 <= converted < 1 << 31:
+            raise ValueError
+        if isinstance(converted, str):
+            converted.encode()
+    except (ValueError, TypeError, OverflowError):
+        wanted = {"votes": 'JSON such as [["ang"], ["neu", "sad"]]', "turn": "a number from 0"}
+        known = wanted.get(column, "valid Unicode" if kind == pa.string() else "a number")
+        raise ValueError(f"the {column} {ascii(value)[:60]} is not {known}") from None
+    return converted
+
+
+def _votes(value: Any) -> list[list[str]]:
+    """Votes: one list of categories per rater."""
+    if not (isinstance(value, list) and all(isinstance(r, list) and all(isinstance(c, str) for c in r) for r in value)):
+        raise ValueError
+    return value
