@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import CorruptStore
-from .spec import Modality
+from .spec import FORMAT_VERSION, Modality, check_version
 
 # Labels and votes stay raw: policies (exc → hap, which classes) apply at training time.
 SCHEMA = pa.schema(
@@ -79,7 +79,11 @@ class Manifest:
     @cached_property
     def content(self) -> bytes:
         """The manifest as a Parquet file."""
-        metadata = {"corpus": self.corpus, "synthetic": str(self.synthetic).lower()}
+        metadata = {
+            "format_version": str(FORMAT_VERSION),
+            "corpus": self.corpus,
+            "synthetic": str(self.synthetic).lower(),
+        }
         sink = io.BytesIO()
         pq.write_table(self.table.replace_schema_metadata(metadata), sink)
         return sink.getvalue()
@@ -96,6 +100,10 @@ class Manifest:
             raise CorruptStore(
                 f"{where}: the manifest's bytes do not match its name; run `ser features` to write it again"
             )
-        table = pq.read_table(io.BytesIO(content))
-        metadata = table.schema.metadata
-        return cls(metadata[b"corpus"].decode(), table.cast(SCHEMA), metadata[b"synthetic"] == b"true")
+        table = pq.read_table(pa.BufferReader(content), memory_map=False)
+        metadata = table.schema.metadata or {}
+        check_version(int(metadata.get(b"format_version", 0)), where)
+        manifest = cls(metadata[b"corpus"].decode(), table.cast(SCHEMA), metadata[b"synthetic"] == b"true")
+        # Another pyarrow would write other bytes for the same table, and so another digest.
+        manifest.__dict__["content"] = content
+        return manifest

@@ -3,8 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
+
+from .errors import CorruptStore, StoreError
 
 FORMAT_VERSION = 1
 
@@ -15,6 +17,14 @@ Level = Literal["frame", "token", "utterance"]
 def canonical_json(value: Any) -> bytes:
     """UTF-8 JSON with sorted keys, no spaces, and no NaN: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def check_version(version: Any, where: str) -> None:
+    """Raise `StoreError` unless this version of ser reads that version of the format."""
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        what = f"is of format version {version!r}, and this ser reads version {FORMAT_VERSION}"
+        raise StoreError(f"{where}: {what}; {'update ser' if newer else 'run `ser cache verify`'}")
 
 
 @dataclass(frozen=True)
@@ -45,14 +55,27 @@ class Spec:
 
     def identity(self) -> dict[str, Any]:
         """What the fingerprint hashes."""
-        fields = asdict(self)
-        del fields["provenance"]
-        return {"format_version": FORMAT_VERSION, **fields}
+        values = asdict(self)
+        del values["provenance"]
+        return {"format_version": FORMAT_VERSION, **values}
 
     @property
     def fingerprint(self) -> str:
         """The first 16 hex digits of the sha256 of the canonical JSON of `identity()`."""
         return hashlib.sha256(canonical_json(self.identity())).hexdigest()[:16]
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], where: str) -> "Spec":
+        """Read back what `identity()` and the provenance were written as. Raises `StoreError`."""
+        check_version(record.get("format_version"), where)
+        values = {key: value for key, value in record.items() if key != "format_version"}
+        known = {f.name for f in fields(cls)}
+        if set(values) != known:
+            raise CorruptStore(f"{where}: not a spec (keys {sorted(set(values) ^ known)} are missing or unknown)")
+        spec = cls(**values)
+        if spec.dtype not in ("float16", "float32") or type(spec.dim) is not int or spec.dim < 1:
+            raise CorruptStore(f"{where}: not a spec (dtype {spec.dtype!r}, dim {spec.dim!r})")
+        return spec
 
     @property
     def random_weights(self) -> bool:

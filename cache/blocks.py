@@ -1,0 +1,171 @@
+"""Blocks: the stretches of bytes, 1 to 2 MB each, that arrays are read and checked in.
+
+One reader serves every backend. It reads straight into where the rows belong and runs the checksum over them there;
+a byte that nobody asked for goes to a scratch area, because the checksum needs it too.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import crc32c
+import numpy as np
+import numpy.typing as npt
+
+from .errors import CorruptStore, StoreError
+from .sealed import REPAIR
+
+BLOCK_BYTES = 2 << 20
+_MANY = 256  # pieces of a block above which one gather is cheaper than as many small reads
+_THREADED = 8 << 20  # bytes from which threads pay
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole rows of one array, one after the other in one file."""
+
+    file: str  # relative to the part's folder
+    offset: int
+    bytes: int
+    crc32c: int
+
+
+def row_stretches(start: int, stop: int, row_bytes: int) -> list[tuple[int, int]]:
+    """Cut rows `start:stop` into equal stretches of at most 2 MB (at least one row each)."""
+    rows = stop - start
+    if rows <= 0:
+        return []
+    most = max(1, BLOCK_BYTES // max(1, row_bytes))
+    each = -(-rows // -(-rows // most))
+    return [(first, min(first + each, stop)) for first in range(start, stop, each)]
+
+
+def checksum(data: Any) -> int:
+    """CRC-32C (Castagnoli) of a buffer."""
+    return int(crc32c.crc32c(data))
+
+
+@dataclass(frozen=True)
+class Source:
+    """One array of one part, as the reader sees it."""
+
+    folder: Path
+    rows: int
+    row_bytes: int
+    blocks: Sequence[Block]
+
+    def first_rows(self) -> list[int]:
+        """The row that each block starts with, and the number of rows at the end."""
+        firsts = [0]
+        for block in self.blocks:
+            firsts.append(firsts[-1] + block.bytes // self.row_bytes)
+        return firsts
+
+
+# (first row in the source, row after the last, first row in the target)
+Stretch = tuple[int, int, int]
+
+
+def read_stretches(jobs: Sequence[tuple[Source, Sequence[Stretch]]], target: npt.NDArray[Any]) -> None:
+    """Read stretches of rows from several sources into `target`, each block's checksum verified.
+
+    `target` is C-contiguous `[rows, …]`. The stretches of a source are sorted and do not overlap.
+    Raises `CorruptStore` naming the file whose content is missing, short or altered.
+    """
+    view = memoryview(target.reshape(-1).view(np.uint8)) if target.size else memoryview(bytearray())
+    tasks = [
+        (source, block, first, wanted)
+        for source, stretches in jobs
+        for block, first, wanted in _by_block(source, stretches)
+    ]
+    total = sum(block.bytes for _, block, _, _ in tasks)
+    threads = min(8, len(os.sched_getaffinity(0)), len(tasks))
+    if threads > 1 and total >= _THREADED:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(lambda task: _read_block(*task, view), tasks):
+                pass
+    else:
+        for task in tasks:
+            _read_block(*task, view)
+
+
+def read_rows(source: Source, target: npt.NDArray[Any]) -> None:
+    """Read a whole array."""
+    read_stretches([(source, [(0, source.rows, 0)])], target)
+
+
+def _by_block(source: Source, stretches: Sequence[Stretch]) -> list[tuple[Block, int, list[Stretch]]]:
+    firsts = source.first_rows()
+    found: list[tuple[Block, int, list[Stretch]]] = []
+    number = 0
+    for start, stop, to in stretches:
+        while start < stop:
+            while firsts[number + 1] <= start:
+                number += 1
+            end = min(stop, firsts[number + 1])
+            if not found or found[-1][0] is not source.blocks[number]:
+                found.append((source.blocks[number], firsts[number], []))
+            found[-1][2].append((start, end, to))
+            to += end - start
+            start = end
+    return found
+
+
+def _read_block(source: Source, block: Block, first: int, wanted: list[Stretch], target: memoryview) -> None:
+    path = source.folder / block.file
+    size = source.row_bytes
+    if len(wanted) > _MANY:
+        scratch = memoryview(bytearray(block.bytes))
+        _read_exactly(path, block, [scratch])
+        for start, stop, to in wanted:
+            target[to * size : (to + stop - start) * size] = scratch[(start - first) * size : (stop - first) * size]
+        return
+    pieces = []
+    at = first
+    for start, stop, to in wanted:
+        if start > at:
+            pieces.append(memoryview(bytearray((start - at) * size)))
+        pieces.append(target[to * size : (to + stop - start) * size])
+        at = stop
+    after = first + block.bytes // size
+    if after > at:
+        pieces.append(memoryview(bytearray((after - at) * size)))
+    _read_exactly(path, block, pieces)
+
+
+def _read_exactly(path: Path, block: Block, pieces: list[memoryview]) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise CorruptStore(f"{path}: is missing; {REPAIR}") from None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be opened ({error.strerror})") from error
+    try:
+        _fill(descriptor, block.offset, pieces)
+    except EOFError:
+        raise CorruptStore(f"{path}: cut short; {REPAIR}") from None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
+    finally:
+        os.close(descriptor)
+    value = 0
+    for piece in pieces:
+        value = crc32c.crc32c(piece, value)
+    if value != block.crc32c:
+        raise CorruptStore(f"{path}: altered (bytes {block.offset} to {block.offset + block.bytes}); {REPAIR}")
+
+
+def _fill(descriptor: int, offset: int, pieces: list[memoryview]) -> None:
+    left = list(pieces)
+    while left:
+        read = os.preadv(descriptor, left, offset)
+        if not read:
+            raise EOFError
+        offset += read
+        while left and read >= len(left[0]):
+            read -= len(left.pop(0))
+        if left and read:
+            left[0] = left[0][read:]

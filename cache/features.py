@@ -1,0 +1,249 @@
+"""One feature of a store, computed in one way: its parts, and the rows that a manifest joins to them."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .blocks import Stretch, read_rows, read_stretches
+from .durable import faults_named, replace_file
+from .errors import CorruptStore, MissingRows
+from .layout import Part, read_small
+from .manifest import Manifest
+from .parts import PartRows, publish
+from .sealed import REPAIR, seal, unseal
+from .spec import Spec
+
+# What a row is computed from: corpus, id, input digest.
+Key = tuple[str, str, str | None]
+
+
+@dataclass
+class Packed:
+    """Utterances end to end in one array.
+
+    `values` is `[rows, dim]`; utterance i is `values[offsets[i]:offsets[i + 1]]`. `extras` hold one value per row.
+    """
+
+    values: npt.NDArray[Any]
+    offsets: npt.NDArray[np.int64]
+    ids: list[str]
+    extras: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> npt.NDArray[Any]:
+        """The rows of utterance `index`, `[n, dim]`: a view."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+
+class Feature:
+    """A folder `<store>/<feature>/<fingerprint>/`."""
+
+    def __init__(self, store: Path, path: Path) -> None:
+        self.store = store
+        self.path = path
+        self.spec = self._read_spec()
+        self._parts: dict[str, Part] = {}
+        self._rows: dict[Key, tuple[Part, int]] = {}
+        self._quarantined: dict[Key, str] = {}
+        self._offsets: dict[str, npt.NDArray[np.int64]] = {}
+        self._by_id: dict[str, tuple[Part, int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Feature {self.spec.name}@{self.fingerprint[:8]}>"
+
+    @property
+    def fingerprint(self) -> str:
+        """The folder's name: how the feature was computed."""
+        return self.path.name
+
+    def _read_spec(self) -> Spec:
+        path = self.path / "spec.json"
+        spec = Spec.from_json(unseal(read_small(path), str(path)), str(path))
+        if (spec.feature, spec.fingerprint) != (self.path.parent.name, self.path.name):
+            raise CorruptStore(f"{path}: stands in the folder of another feature or fingerprint; {REPAIR}")
+        return spec
+
+    def annotate(self, **provenance: Any) -> None:
+        """Add to the spec's provenance, which the fingerprint does not hash."""
+        self.spec = functools.partial(_with_provenance, self._read_spec())(provenance)
+        with faults_named("writing spec.json", self.store):
+            replace_file(self.path / "spec.json", spec_bytes(self.spec), self.store)
+
+    def parts(self) -> list[Part]:
+        """Every published part, by name. Raises `CorruptStore` for one that cannot be trusted."""
+        folder = self.path / "parts"
+        try:
+            names = sorted(entry.name for entry in folder.iterdir())
+        except FileNotFoundError:
+            raise CorruptStore(f"{folder}: is missing; {REPAIR}") from None
+        if names != list(self._parts):
+            known = self._parts
+            self._parts = {name: known.get(name) or Part.open(folder / name, self.fingerprint) for name in names}
+            self._index()
+        return list(self._parts.values())
+
+    def _index(self) -> None:
+        """Where each row lies. Should two parts hold the same row, the first by name counts."""
+        self._rows, self._quarantined, self._by_id = {}, {}, {}
+        self._offsets = {name: kept for name, kept in self._offsets.items() if name in self._parts}
+        for part in self._parts.values():
+            record = part.record
+            for number, (id_, digest) in enumerate(zip(record.ids, record.inputs, strict=True)):
+                self._rows.setdefault((record.corpus, id_, digest), (part, number))
+            for entry in record.quarantined:
+                self._quarantined.setdefault((record.corpus, entry.id, entry.input), entry.reason)
+
+    def _keys(self, manifest: Manifest) -> list[Key]:
+        digests = manifest.inputs(self.spec.modality)
+        return [(manifest.corpus, id_, digest) for id_, digest in zip(manifest.ids, digests, strict=True)]
+
+    def missing(self, manifest: Manifest, retry: bool = False) -> list[int]:
+        """Manifest rows that have neither a current row nor (unless `retry`) a current quarantine."""
+        self.parts()
+        return [
+            number
+            for number, key in enumerate(self._keys(manifest))
+            if key not in self._rows and (retry or key not in self._quarantined)
+        ]
+
+    def quarantined(self, manifest: Manifest) -> dict[str, str]:
+        """Id → reason of the utterances that could not be computed from what the manifest names."""
+        self.parts()
+        return {
+            key[1]: self._quarantined[key]
+            for key in self._keys(manifest)
+            if key not in self._rows and key in self._quarantined
+        }
+
+    def rows(self, manifest: Manifest) -> int:
+        """How many utterances of the manifest have a current row."""
+        self.parts()
+        return sum(key in self._rows for key in self._keys(manifest))
+
+    def complete(self, manifest: Manifest) -> bool:
+        """Whether every utterance of the manifest is there or quarantined."""
+        return not self.missing(manifest)
+
+    def publish(self, rows: PartRows, backend: str = "zarr", written_by: Mapping[str, Any] | None = None) -> str | None:
+        """Publish one part, whole or not at all. Its name, or None if that part is there already."""
+        return publish(self.store, self.path / "parts", rows, self.spec, backend, written_by or {})
+
+    def load(self, manifest: Manifest, rows: Sequence[int] | None = None) -> Packed:
+        """Utterances in the order asked (manifest row numbers; None: all), in memory, every block verified.
+
+        Raises `MissingRows` if some are not in the store and `CorruptStore` if one cannot be trusted.
+        """
+        self.parts()
+        keys = self._keys(manifest)
+        asked = list(range(len(keys))) if rows is None else [int(row) for row in rows]
+        wanted = [keys[row] for row in asked]
+        lacking = [key for key in wanted if key not in self._rows]
+        if lacking:
+            raise self._lacking(manifest, lacking, len(wanted))
+        places = [self._rows[key] for key in wanted]
+        return self._gather(places, [key[1] for key in wanted])
+
+    def _lacking(self, manifest: Manifest, lacking: list[Key], asked: int) -> MissingRows:
+        known = [key for key in lacking if key in self._quarantined]
+        quarantined = f", {len(known)} of them quarantined" if known else ""
+        example = lacking[0][1]
+        return MissingRows(
+            f"{self.spec.name} lacks {len(lacking)} of {asked} utterances of corpus {manifest.corpus}{quarantined} "
+            f"(such as {example!r}); run `ser features CORPUS --features {self.spec.name} --store {self.store}`"
+            + (" --retry" if known else "")
+        )
+
+    def __getitem__(self, id_: str) -> npt.NDArray[Any]:
+        """One utterance, `[n, dim]`, or `[dim]` at utterance level, in the stored dtype.
+
+        An id whose input has changed, or that stands in several corpora, is read as the manifests' `latest` say;
+        load by manifest to choose.
+        """
+        if id_ not in self._by_id:
+            self._by_id = self._latest_places()
+        if id_ not in self._by_id:
+            raise MissingRows(f"{self.spec.name} has no utterance {id_!r}")
+        place = self._by_id[id_]
+        values = self._gather([place], [id_], extras=False).values
+        return values[0] if self.spec.level == "utterance" else values
+
+    def _latest_places(self) -> dict[str, tuple[Part, int]]:
+        from .store import open_store
+
+        self.parts()
+        store = open_store(self.store)
+        places: dict[str, tuple[Part, int]] = {}
+        for corpus in store.corpora():
+            for key in self._keys(store.manifest(corpus)):
+                if key in self._rows:
+                    places.setdefault(key[1], self._rows[key])
+        return places
+
+    def _part_offsets(self, part: Part) -> npt.NDArray[np.int64]:
+        if part.name not in self._offsets:
+            array = part.record.arrays["offsets"]
+            offsets = np.empty(array.shape, np.int64)
+            read_rows(part.source("offsets"), offsets)
+            rows = part.record.arrays["values"].shape[0]
+            if offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
+                raise CorruptStore(f"{part.folder}: its offsets do not fit its rows; {REPAIR}")
+            self._offsets[part.name] = offsets
+        return self._offsets[part.name]
+
+    def _gather(self, places: list[tuple[Part, int]], ids: list[str], extras: bool = True) -> Packed:
+        parts = {part.name: part for part, _ in places}
+        starts, stops = np.empty(len(places), np.int64), np.empty(len(places), np.int64)
+        for i, (part, number) in enumerate(places):
+            offsets = self._part_offsets(part)
+            starts[i], stops[i] = offsets[number], offsets[number + 1]
+        offsets = np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64)
+        stretches: dict[str, list[Stretch]] = {name: [] for name in parts}
+        again: list[tuple[int, int]] = []
+        seen: dict[tuple[str, int], int] = {}
+        for i, (part, number) in enumerate(places):
+            first = seen.setdefault((part.name, number), i)
+            if first != i:
+                again.append((i, first))
+            else:
+                stretches[part.name].append((int(starts[i]), int(stops[i]), int(offsets[i])))
+        for found in stretches.values():
+            found.sort()
+        shared = [set(part.record.arrays) - {"offsets"} for part in parts.values()]
+        names = set.intersection(*shared) if shared and extras else {"values"}
+        arrays = {}
+        for name in sorted(names):
+            arrays[name] = self._allocate(name, list(parts.values()), int(offsets[-1]))
+            read_stretches([(part.source(name), stretches[part.name]) for part in parts.values()], arrays[name])
+            for i, first in again:
+                arrays[name][offsets[i] : offsets[i + 1]] = arrays[name][offsets[first] : offsets[first + 1]]
+        return Packed(arrays.pop("values"), offsets, ids, arrays)
+
+    def _allocate(self, name: str, parts: list[Part], rows: int) -> npt.NDArray[Any]:
+        if not parts:
+            return np.empty((rows, self.spec.dim), self.spec.dtype)
+        array = parts[0].record.arrays[name]
+        kinds = {(part.record.arrays[name].dtype, part.record.arrays[name].shape[1:]) for part in parts}
+        if len(kinds) > 1 or (name == "values" and kinds != {(self.spec.dtype, (self.spec.dim,))}):
+            raise CorruptStore(f"{self.path}: array '{name}' has another dtype or dimension than its spec; {REPAIR}")
+        return np.empty((rows, *array.shape[1:]), array.dtype)
+
+
+def spec_bytes(spec: Spec) -> bytes:
+    """The content of `spec.json`."""
+    return seal({**spec.identity(), "provenance": spec.provenance})
+
+
+def _with_provenance(spec: Spec, more: Mapping[str, Any]) -> Spec:
+    from dataclasses import replace
+
+    return replace(spec, provenance={**spec.provenance, **more})

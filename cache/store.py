@@ -1,0 +1,195 @@
+"""The store: a folder of manifests and features, for many readers and writers at once.
+
+    store = open_store("features")
+    manifest = store.manifest("iemocap")
+    packed = store["hubert"].load(manifest)   # every block's checksum verified
+
+What lies where, key by key, is in FORMAT.md.
+"""
+
+import re
+from pathlib import Path
+
+from .durable import faults_named, make_folder, move_into_place, replace_file, sweep, sync_folder, workspace, write_file
+from .errors import CorruptStore, MissingRows, StoreError, WrongUse
+from .features import Feature, Packed, spec_bytes
+from .layout import Part, Quarantine, read_small
+from .manifest import Manifest
+from .parts import PartRows
+from .spec import Spec
+
+__all__ = ["Feature", "Manifest", "Packed", "Part", "PartRows", "Quarantine", "Spec", "Store", "open_store"]
+
+# Feature and corpus names become folders; ids never do.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_RESERVED = {"manifests", "tmp"}
+_LATEST = re.compile(rb"[0-9a-f]{64}\n")
+
+
+def open_store(path: Path | str, create: bool = False) -> "Store":
+    """Open a store; with `create`, make one where there is none (a missing or empty folder).
+
+    Raises `WrongUse` if the path holds no store.
+    """
+    path = Path(path)
+    if not (path / "manifests").is_dir():
+        if not create:
+            raise WrongUse(f"{path}: holds no store; run `ser features CORPUS --store {path}` to make one")
+        if path.exists() and (not path.is_dir() or any(entry.name != "tmp" for entry in path.iterdir())):
+            raise WrongUse(f"{path}: is no store and not empty; name a new folder with --store")
+        with faults_named("making a store", path):
+            make_folder(path / "manifests")
+    return Store(path)
+
+
+def check_name(kind: str, name: str) -> str:
+    """A feature's or corpus's name, fit to be a folder. Raises `WrongUse`."""
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        raise WrongUse(f"a {kind} cannot be called {name!r}; use letters, digits, '-', '_' and '.'")
+    return name
+
+
+class Store:
+    """An open store. Reading writes nothing, so a read-only one works."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._swept = False
+
+    def __repr__(self) -> str:
+        return f"<Store {self.path}>"
+
+    def sweep(self) -> list[str]:
+        """Remove what killed writers left under `tmp/`. Returns the names that went."""
+        self._swept = True
+        return sweep(self.path)
+
+    def _before_writing(self) -> None:
+        if not self._swept:
+            self.sweep()
+
+    def corpora(self) -> list[str]:
+        """The names of the corpora that have a manifest."""
+        return sorted(entry.name for entry in (self.path / "manifests").iterdir() if entry.is_dir())
+
+    def only_corpus(self, corpus: str | None = None) -> str:
+        """`corpus` if it is in the store; None: the only one. Raises `WrongUse` listing them."""
+        known = self.corpora()
+        if not known:
+            raise WrongUse(f"{self.path}: holds no corpus yet; run `ser features CORPUS --store {self.path}`")
+        if corpus is None and len(known) > 1:
+            raise WrongUse(f"{self.path}: holds several corpora, name one with --corpus: {', '.join(known)}")
+        if corpus is not None and corpus not in known:
+            raise WrongUse(f"{self.path}: has no corpus {corpus!r}; known: {', '.join(known)}")
+        return corpus or known[0]
+
+    def manifest(self, corpus: str | None = None, digest: str | None = None) -> Manifest:
+        """A corpus's manifest (None: the only corpus) by its digest (None: the latest).
+
+        Raises `WrongUse` for an unknown one and `CorruptStore` for one that cannot be trusted.
+        """
+        corpus = self.only_corpus(corpus)
+        folder = self.path / "manifests" / corpus
+        if digest is None:
+            digest = self._latest(folder)
+        elif not re.fullmatch(r"[0-9a-f]{64}", digest) or not (folder / f"{digest}.parquet").exists():
+            raise WrongUse(f"{folder}: has no manifest {digest!r}")
+        path = folder / f"{digest}.parquet"
+        manifest = Manifest.from_content(read_small(path), digest, str(path))
+        if manifest.corpus != corpus:
+            raise CorruptStore(f"{path}: is the manifest of corpus {manifest.corpus!r}; run `ser features` again")
+        return manifest
+
+    def _latest(self, folder: Path) -> str:
+        content = read_small(folder / "latest")
+        if not _LATEST.fullmatch(content):
+            raise CorruptStore(f"{folder / 'latest'}: altered or cut short; run `ser features` to write it again")
+        return content.decode().strip()
+
+    def put_manifest(self, manifest: Manifest) -> str:
+        """Keep a manifest and make it the corpus's latest. Returns its digest.
+
+        One whose table the latest has already is not written again.
+        """
+        self._before_writing()
+        folder = self.path / "manifests" / check_name("corpus", manifest.corpus)
+        if (latest := self._unchanged(folder, manifest)) is not None:
+            return latest
+        name = f"{manifest.digest}.parquet"
+        with faults_named("writing a manifest", self.path, len(manifest.content)):
+            make_folder(folder)
+            replace_file(folder / name, manifest.content, self.path)
+            replace_file(folder / "latest", f"{manifest.digest}\n".encode(), self.path)
+        return manifest.digest
+
+    def _unchanged(self, folder: Path, manifest: Manifest) -> str | None:
+        try:
+            latest = self.manifest(manifest.corpus)
+        except (StoreError, WrongUse):
+            return None
+        same = latest.table.equals(manifest.table) and latest.synthetic == manifest.synthetic
+        return latest.digest if same else None
+
+    def folders(self) -> list[Path]:
+        """Every folder `<feature>/<fingerprint>`, whether its content can be trusted or not."""
+        features = [entry for entry in self.path.iterdir() if entry.is_dir() and entry.name not in _RESERVED]
+        return sorted(folder for feature in features for folder in feature.iterdir() if folder.is_dir())
+
+    def features(self) -> list[Feature]:
+        """Every feature in the store, one per fingerprint. Raises `CorruptStore` for one that cannot be trusted."""
+        return [Feature(self.path, folder) for folder in self.folders()]
+
+    def add(self, spec: Spec) -> Feature:
+        """The feature computed in this way, its folder made if it is not there yet."""
+        self._before_writing()
+        folder = self.path / check_name("feature", spec.feature) / spec.fingerprint
+        if not folder.exists():
+            with faults_named(f"adding feature {spec.name}", self.path), workspace(self.path) as temporary:
+                make_folder(folder.parent)
+                made = temporary / spec.fingerprint
+                (made / "parts").mkdir(parents=True)
+                write_file(made / "spec.json", [spec_bytes(spec)])
+                sync_folder(made)
+                move_into_place(made, folder)
+        return Feature(self.path, folder)
+
+    def __getitem__(self, name: str) -> Feature:
+        return self.feature(name)
+
+    def feature(self, name: str, corpus: str | None = None) -> Feature:
+        """A feature by `name[:variant][@fingerprint]`, such as `hubert:layer=9@3f2a`.
+
+        Raises `MissingRows` naming the command if the store has none, and `WrongUse` listing them if two are
+        complete for the corpus (or several are begun and none is).
+        """
+        wanted, _, prefix = name.partition("@")
+        wanted = ":".join(",".join(sorted(piece.split(","))) for piece in wanted.split(":"))
+        named = [folder for folder in self.folders() if folder.parent.name == wanted.partition(":")[0]]
+        found = [feature for feature in (Feature(self.path, folder) for folder in named) if feature.spec.name == wanted]
+        found = [feature for feature in found if feature.fingerprint.startswith(prefix)]
+        if not found:
+            raise self._no_feature(name, named)
+        if len(found) == 1:
+            return found[0]
+        manifest = self.manifest(corpus)
+        complete = [feature for feature in found if feature.complete(manifest)]
+        if len(complete) == 1:
+            return complete[0]
+        state = "complete" if complete else "begun"
+        raise WrongUse(
+            f"{self.path}: {wanted} is {state} in several ways, choose one: "
+            + ", ".join(f"{wanted}@{feature.fingerprint[:8]} ({_origin(feature)})" for feature in complete or found)
+        )
+
+    def _no_feature(self, name: str, near: list[Path]) -> MissingRows:
+        others = sorted({Feature(self.path, folder).spec.name + f"@{folder.name[:8]}" for folder in near})
+        there = f" (there is {', '.join(others)})" if others else ""
+        asked = name.partition("@")[0]
+        return MissingRows(
+            f"{self.path}: has no feature {name!r}{there}; "
+            f"run `ser features CORPUS --features {asked} --store {self.path}`"
+        )
+
+
+def _origin(feature: Feature) -> str:
+    return str(feature.spec.provenance.get("model") or feature.spec.extractor)
