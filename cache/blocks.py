@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import crc32c
 import numpy as np
 import numpy.typing as npt
 
+from .durable import Buffer
 from .errors import CorruptStore, StoreError
 from .sealed import REPAIR
 
@@ -43,9 +44,14 @@ def row_stretches(start: int, stop: int, row_bytes: int) -> list[tuple[int, int]
     return [(first, min(first + each, stop)) for first in range(start, stop, each)]
 
 
-def checksum(data: Any) -> int:
-    """CRC-32C (Castagnoli) of a buffer."""
-    return int(crc32c.crc32c(data))
+def checksum(data: Any, before: int = 0) -> int:
+    """CRC-32C (Castagnoli) of a buffer, continued from that of what came before it."""
+    return int(crc32c.crc32c(data, before))
+
+
+def bytes_of(array: npt.NDArray[Any]) -> memoryview:
+    """The bytes of a C-contiguous array, without a copy."""
+    return memoryview(cast(Buffer, array.reshape(-1).view(np.uint8)))
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def read_stretches(jobs: Sequence[tuple[Source, Sequence[Stretch]]], target: npt
     `target` is C-contiguous `[rows, …]`. The stretches of a source are sorted and do not overlap.
     Raises `CorruptStore` naming the file whose content is missing, short or altered.
     """
-    view = memoryview(target.reshape(-1).view(np.uint8)) if target.size else memoryview(bytearray())
+    view = bytes_of(target)
     tasks = [
         (source, block, first, wanted)
         for source, stretches in jobs
@@ -85,11 +91,10 @@ def read_stretches(jobs: Sequence[tuple[Source, Sequence[Stretch]]], target: npt
     threads = min(8, len(os.sched_getaffinity(0)), len(tasks))
     if threads > 1 and total >= _THREADED:
         with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(lambda task: _read_block(*task, view), tasks):
-                pass
+            list(pool.map(lambda task: _read_block(task, view), tasks))
     else:
         for task in tasks:
-            _read_block(*task, view)
+            _read_block(task, view)
 
 
 def read_rows(source: Source, target: npt.NDArray[Any]) -> None:
@@ -114,7 +119,8 @@ def _by_block(source: Source, stretches: Sequence[Stretch]) -> list[tuple[Block,
     return found
 
 
-def _read_block(source: Source, block: Block, first: int, wanted: list[Stretch], target: memoryview) -> None:
+def _read_block(task: tuple[Source, Block, int, list[Stretch]], target: memoryview) -> None:
+    source, block, first, wanted = task
     path = source.folder / block.file
     size = source.row_bytes
     if len(wanted) > _MANY:
@@ -153,7 +159,7 @@ def _read_exactly(path: Path, block: Block, pieces: list[memoryview]) -> None:
         os.close(descriptor)
     value = 0
     for piece in pieces:
-        value = crc32c.crc32c(piece, value)
+        value = checksum(piece, value)
     if value != block.crc32c:
         raise CorruptStore(f"{path}: altered (bytes {block.offset} to {block.offset + block.bytes}); {REPAIR}")
 

@@ -1,8 +1,7 @@
 """One feature of a store, computed in one way: its parts, and the rows that a manifest joins to them."""
 
-import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,8 @@ class Feature:
 
     def annotate(self, **provenance: Any) -> None:
         """Add to the spec's provenance, which the fingerprint does not hash."""
-        self.spec = functools.partial(_with_provenance, self._read_spec())(provenance)
+        spec = self._read_spec()
+        self.spec = replace(spec, provenance={**spec.provenance, **provenance})
         with faults_named("writing spec.json", self.store):
             replace_file(self.path / "spec.json", spec_bytes(self.spec), self.store)
 
@@ -241,9 +241,3 @@ class Feature:
 def spec_bytes(spec: Spec) -> bytes:
     """The content of `spec.json`."""
     return seal({**spec.identity(), "provenance": spec.provenance})
-
-
-def _with_provenance(spec: Spec, more: Mapping[str, Any]) -> Spec:
-    from dataclasses import replace
-
-    return replace(spec, provenance={**spec.provenance, **more})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .blocks import Block, checksum, row_stretches
+from .blocks import Block, bytes_of, checksum, row_stretches
 from .durable import Buffer
 
 FILE = "data.h5"
@@ -33,10 +33,10 @@ def encode(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, list[Buffe
 
 
 def _blocks(array: npt.NDArray[Any], offset: int) -> list[Block]:
-    data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    data = bytes_of(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")))
     row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
-    return [
-        Block(FILE, offset + first * row_bytes, (last - first) * row_bytes, checksum(data[slice_]))
-        for first, last in row_stretches(0, len(array), row_bytes)
-        for slice_ in [slice(first * row_bytes, last * row_bytes)]
-    ]
+    blocks = []
+    for first, last in row_stretches(0, len(array), row_bytes):
+        start, end = first * row_bytes, last * row_bytes
+        blocks.append(Block(FILE, offset + start, end - start, checksum(data[start:end])))
+    return blocks

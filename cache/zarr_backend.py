@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .blocks import Block, checksum, row_stretches
+from .blocks import Block, bytes_of, checksum, row_stretches
 from .durable import Buffer
 from .spec import canonical_json
 
@@ -74,18 +74,10 @@ def encode(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, list[Buffe
         for number, start in enumerate(range(0, rows, each)):
             stop = min(start + each, rows)
             path = chunk_file(name, number, array.ndim)
-            chunk = array[start:stop].reshape(-1).view(np.uint8)
-            filler = (each - (stop - start)) * row_bytes // array.dtype.itemsize
-            padding = np.full(filler, fill_value(array.dtype), array.dtype).view(np.uint8)
-            seal = checksum(padding) if stop == start else _joined(chunk, padding)
-            files[path] = [memoryview(chunk), memoryview(padding), seal.to_bytes(4, "little")]
+            chunk = bytes_of(array[start:stop])
+            padding = bytes_of(np.full((each - (stop - start), *array.shape[1:]), fill_value(array.dtype), array.dtype))
+            files[path] = [chunk, padding, checksum(padding, checksum(chunk)).to_bytes(4, "little")]
             for first, last in row_stretches(start, stop, row_bytes):
-                offset, size = (first - start) * row_bytes, (last - first) * row_bytes
-                blocks[name].append(Block(path, offset, size, checksum(chunk[offset : offset + size])))
+                offset, end = (first - start) * row_bytes, (last - start) * row_bytes
+                blocks[name].append(Block(path, offset, end - offset, checksum(chunk[offset:end])))
     return files, blocks
-
-
-def _joined(chunk: npt.NDArray[np.uint8], padding: npt.NDArray[np.uint8]) -> int:
-    import crc32c
-
-    return int(crc32c.crc32c(memoryview(padding), crc32c.crc32c(memoryview(chunk))))
