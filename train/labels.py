@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,11 @@ class Policy:
     name: str
     classes: tuple[str, ...]
     maps: Mapping[str, str]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a run's config records of it."""
+        return {"policy": self.name, "classes": list(self.classes), "maps": dict(self.maps)}
 
     def index(self, raw: str | None) -> int | None:
         """The class number of a raw label; None where the policy leaves the label out."""
@@ -104,7 +110,7 @@ def _read_policy(path: Path) -> Policy:
                 raise WrongUse(f"{path}: '{raw}' stands in two classes, {maps[code(raw)]} and {name}; keep one")
     if len(table) < 2:
         raise WrongUse(f"{path}: a label policy needs two classes or more, here is {len(table)}")
-    return Policy(str(path), tuple(table), maps)
+    return Policy(path.name, tuple(table), maps)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def pooled(results: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict
     """Scores of all folds' utterances taken together, from the folds' confusion matrices (they add up)."""
     matrix = np.sum([np.asarray(result["confusion"]) for result in results], axis=0)
     truth, predicted = np.divmod(np.repeat(np.arange(matrix.size), matrix.ravel()), len(classes))
-    return scores(truth, predicted, classes)
+    return scores(truth.tolist(), predicted.tolist(), classes)
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:

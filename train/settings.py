@@ -1,0 +1,128 @@
+"""Every setting of a fusion and of its training: defaults, sources, help, and `--set key=value`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ser.cache.errors import WrongUse, unknown
+
+from .models import Fusion, setting
+
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What is set for the training of any fusion."""
+
+    dev: str = setting(
+        "auto",
+        "ours: next with --select val, else none",
+        "dev part: next (the session or speaker cyclically after the test one), none, or a share such as 0.1",
+    )
+    cut_seed: int = setting(0, OURS, "seed of random cuts (random-70-20-10, dev shares); the same for all --seeds")
+    select_score: Literal["ua", "wa"] = setting("ua", OURS, "score whose best epoch counts with val and best-test")
+    reduction: Literal["auto", "sum", "mean"] = setting(
+        "auto",
+        "Perspective eq. 3: sum; others: mean",
+        "of the loss over a batch: auto sums where a batch counts dialogues, and averages elsewhere",
+    )
+    soft_labels: bool = setting(False, "USC §3.2", "train on the annotators' percentages in place of the consensus")
+    clip_norm: float = setting(0.0, OURS, "largest norm of the gradient; 0 leaves it alone")
+    shuffle_labels: bool = setting(False, OURS, "train on labels in random order: the scores must fall to chance")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of `ser train --settings`."""
+
+    name: str
+    default: Any
+    kind: str  # "int", "float", "bool", "str", "sum|mean"
+    source: str
+    help: str
+
+
+def settings(fusion: Fusion) -> list[Setting]:
+    """All settings of a fusion, its own first."""
+    return [
+        Setting(f.name, f.default, _kind_name(kind), f.metadata["source"], f.metadata["help"])
+        for owner in (fusion.settings, TrainingSettings)
+        for f, kind in zip(fields(owner), _kinds(owner).values(), strict=True)
+    ]
+
+
+def parse_settings(
+    fusion: Fusion, assignments: Sequence[str], epochs: int | None = None
+) -> tuple[Any, TrainingSettings]:
+    """The fusion's settings and the training's, with `key=value` assignments in place of defaults.
+
+    Raises `WrongUse` for an unknown key (naming the nearest) or a value of the wrong type.
+    """
+    own, common = _kinds(fusion.settings), _kinds(TrainingSettings)
+    chosen: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals:
+            raise WrongUse(f"--set {assignment}: must be key=value")
+        if key not in own | common:
+            raise unknown(f"setting of fusion {fusion.name}", key, own | common)
+        chosen[key] = _value(key, text.strip(), (own | common)[key])
+    if epochs is not None:
+        chosen["epochs"] = epochs
+    if chosen.get("epochs", 1) < 1:
+        raise WrongUse("epochs must be at least 1")
+    if chosen.get("batch_size", 1) < 1:
+        raise WrongUse("batch_size must be at least 1")
+    return (
+        fusion.settings(**{key: value for key, value in chosen.items() if key in own}),
+        TrainingSettings(**{key: value for key, value in chosen.items() if key in common}),
+    )
+
+
+def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:
+    """A TOML table as `key=value` assignments."""
+    return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items())
+
+
+def _kinds(owner: type) -> dict[str, Any]:
+    hints = get_type_hints(owner)
+    return {field.name: hints[field.name] for field in fields(owner)}
+
+
+def _kind_name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def _value(key: str, text: str, kind: Any) -> Any:
+    """`text` as a value of that type."""
+    if get_origin(kind) is Literal:
+        known = {str(choice): choice for choice in get_args(kind)}
+        if text not in known:
+            raise unknown(f"value of {key}", text, known)
+        return known[text]
+    if NoneType in (choices := get_args(kind)):  # `int | None`
+        return None if text == "none" else _value(key, text, next(c for c in choices if c is not NoneType))
+    if len(choices) > 1:  # `int | str`: the first type that takes it
+        return _first(key, text, choices)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise WrongUse(f"--set {key}={text}: must be true or false")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise WrongUse(f"--set {key}={text}: must be {'a whole number' if kind is int else 'a number'}") from None
+
+
+def _first(key: str, text: str, kinds: Sequence[Any]) -> Any:
+    for kind in kinds[:-1]:
+        try:
+            return _value(key, text, kind)
+        except WrongUse:
+            continue
+    return _value(key, text, kinds[-1])
