@@ -1,0 +1,118 @@
+"""What the release of IEMOCAP holds, counted; and how a scan differs from that.
+
+The published counts of 4- and 5-class subsets follow from these. Published 6-class sets have 7,433 utterances,
+since 53 `xxx` utterances are called happy there; here they stay `xxx`, and the 6-class set has 7,380.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from ser.cache.manifest import Manifest
+
+# Which raw labels a class takes, by label policy (the same names as `--labels`).
+POLICIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "4class": {"ang": ("ang",), "hap": ("hap", "exc"), "neu": ("neu",), "sad": ("sad",)},
+    "5class": {"ang": ("ang",), "hap": ("hap", "exc"), "neu": ("neu",), "sad": ("sad",), "fru": ("fru",)},
+    "6class": {name: (name,) for name in ("ang", "hap", "exc", "neu", "sad", "fru")},
+}
+
+# fmt: off
+KNOWN: dict[str, Any] = {
+    "utterances": 10039,
+    "dialogues": 151,
+    "speakers": 10,
+    "hours": 12.44,
+    "improvised": 4784,
+    "scripted": 5255,
+    "genders": {"F": 4800, "M": 5239},
+    "sessions": {"1": 1819, "2": 1811, "3": 2136, "4": 2103, "5": 2170},
+    "labels": {"xxx": 2507, "fru": 1849, "neu": 1708, "ang": 1103, "sad": 1084, "exc": 1041, "hap": 595, "sur": 107,
+               "fea": 40, "oth": 3, "dis": 2},
+    "policies": {"4class": 5531, "5class": 7380, "6class": 7380},
+    "4class hours": 6.99,
+    "4class per session": {
+        "1": {"ang": 229, "hap": 278, "neu": 384, "sad": 194},
+        "2": {"ang": 137, "hap": 327, "neu": 362, "sad": 197},
+        "3": {"ang": 240, "hap": 286, "neu": 320, "sad": 305},
+        "4": {"ang": 327, "hap": 303, "neu": 258, "sad": 143},
+        "5": {"ang": 170, "hap": 442, "neu": 384, "sad": 245},
+    },
+    "utterances per dialogue": {"fewest": 24, "most": 167},
+    "durations": {"min": 0.585, "median": 3.52, "p95": 10.53, "p99": 15.08, "max": 34.14},
+}
+# fmt: on
+
+
+def count_by(manifest: Manifest, column: str) -> dict[str, int]:
+    """How many utterances have each value of a column, nulls left out, by value."""
+    return dict(sorted(Counter(v for v in manifest.column(column) if v is not None).items()))
+
+
+def count_policies(manifest: Manifest) -> dict[str, int]:
+    """How many utterances each label policy takes."""
+    labels = count_by(manifest, "label")
+    return {name: sum(labels.get(raw, 0) for raws in p.values() for raw in raws) for name, p in POLICIES.items()}
+
+
+def count_classes(manifest: Manifest, policy: str = "4class") -> dict[str, dict[str, int]]:
+    """Utterances per session and class of a label policy."""
+    class_of = {raw: name for name, raws in POLICIES[policy].items() for raw in raws}
+    counts: dict[str, dict[str, int]] = {}
+    for session, label in zip(manifest.column("session"), manifest.column("label"), strict=True):
+        if session is not None:
+            row = counts.setdefault(session, dict.fromkeys(POLICIES[policy], 0))
+            if label in class_of:
+                row[class_of[label]] += 1
+    return dict(sorted(counts.items()))
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """Min, median, p95, p99 and max of durations in seconds; empty without any."""
+    import numpy as np
+
+    if not seconds:
+        return {}
+    points = {"min": 0, "median": 50, "p95": 95, "p99": 99, "max": 100}
+    return {name: round(float(np.percentile(seconds, q)), 4) for name, q in points.items()}
+
+
+def count_all(manifest: Manifest) -> dict[str, Any]:
+    """The counts of `KNOWN`, of this manifest."""
+    labels, seconds = manifest.column("label"), manifest.column("duration")
+    four = {raw for raws in POLICIES["4class"].values() for raw in raws}
+    per_dialogue = count_by(manifest, "dialogue")
+    scripted = sum("_script" in d for d in manifest.column("dialogue"))
+    return {
+        "utterances": len(manifest),
+        "dialogues": len(per_dialogue),
+        "speakers": len(count_by(manifest, "speaker")),
+        "hours": sum(s or 0.0 for s in seconds) / 3600,
+        "improvised": len(manifest) - scripted,
+        "scripted": scripted,
+        "genders": count_by(manifest, "gender"),
+        "sessions": count_by(manifest, "session"),
+        "labels": count_by(manifest, "label"),
+        "policies": count_policies(manifest),
+        "4class hours": sum(s or 0.0 for s, label in zip(seconds, labels, strict=True) if label in four) / 3600,
+        "4class per session": count_classes(manifest),
+        "utterances per dialogue": {"fewest": min(per_dialogue.values()), "most": max(per_dialogue.values())},
+        "durations": percentiles([s for s in seconds if s is not None]),
+    }
+
+
+def compare(found: Mapping[str, Any], known: Mapping[str, Any] = KNOWN, under: str = "") -> list[str]:
+    """Each difference from the known counts, in one sentence; measured figures to the digits that are published."""
+    differences = []
+    for key in [*known, *(k for k in found if k not in known)]:
+        name = f"{under}{key}"
+        want, have = known.get(key, 0), found.get(key, 0)
+        if isinstance(want, Mapping):
+            differences += compare(have or {}, want, f"{name}: ")
+        elif isinstance(want, float):
+            # Half of the last published digit; three digits are given only for the shortest duration.
+            if abs(have - want) > (0.0006 if round(want, 2) != want else 0.006):
+                differences.append(f"{name}: {have:.4g} here, {want} in the release ({have - want:+.4g})")
+        elif have != want:
+            differences.append(f"{name}: {have} here, {want} in the release ({have - want:+d})")
+    return differences
