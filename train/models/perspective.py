@@ -1,15 +1,36 @@
-"""Perspective: Wu, Lu & Dai, "An empirical study and improvement for speech emotion recognition", ICASSP 2023."""
+"""Perspective: Wu, Lu & Dai, "An empirical study and improvement for speech emotion recognition", ICASSP 2023.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+One vector per utterance goes through the unimodal framework of §2.2 (Fig. 1), once for audio and once for text:
+
+    features → FC to d ① Bi-GRU over the dialogue ② self-attention ③ FC to the classes ④ softmax
+
+and §2.3 fuses a_i and t_i at one of the four positions: ① early (EF), ② middle (MF), ③ late (LF), ④ logits (LGF).
+What follows the position is there once more for the fused z_i. The two branches run up to their own logits at every
+position, so that the perspective loss, L_p = L_a + L_t + L_s (eq. 6), is defined everywhere; with the single loss
+L_s (eq. 3) what stands behind the fusion in the two branches stays untrained, and its predictions mean nothing.
+
+Where the released code differs from the paper (github.com/Luyizhe/SpeechEmotion: softmax before a cross-entropy that
+applies it again, one head, a hidden FC with tanh, an AT-Fusion that never trains its score vector), the paper counts;
+`released=true` gives the code's behaviour, for LGF-ADD and LGF-AT, the two of its fusions that can run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
+from ser.cache.errors import WrongUse
 from ser.train.batch import Batch
 
+from .bigru import bigru
 from .fusion import OURS, Fusion, setting
+from .packed import Attention, Plan, attention, vectors
+
+CODE = "the authors' released code; not stated in the paper"
 
 
 @dataclass(frozen=True)
@@ -19,48 +40,198 @@ class PerspectiveSettings:
     epochs: int = setting(150, "Perspective §3.3", "epochs")
     batch_size: int = setting(20, "Perspective §3.3", "dialogues per batch")
     lr: float = setting(1e-3, "Perspective §3.3", "Adam's learning rate")
-    lr_decay: float = setting(1e-5, "Perspective §3.3", "update t has the rate lr / (1 + lr_decay t)")
-    weight_decay: float = setting(1e-5, "Perspective §3.3", "weight of the L2 term, added to the gradient by Adam")
-    dropout: float = setting(0.2, "Perspective §3.3", "dropout probability")
+    lr_decay: float = setting(1e-5, "Perspective §3.3", "update t = 0, 1, … has the rate lr / (1 + lr_decay t)")
+    weight_decay: float = setting(1e-5, "Perspective §3.3", "weight of the L2 term, which Adam adds to the gradient")
+    dropout: float = setting(0.2, "Perspective §3.3", "dropout after the Bi-GRU and after the self-attention")
     standardise_audio: bool = setting(True, "Perspective §3.2.1", "z-score the audio features")
     standardise_text: bool = setting(False, "Perspective §3.2.2", "z-score the text features")
-    d_model: int = setting(100, "Perspective §3.2", "d: width of the features, the self-attention and the fusion")
-    gru_hidden: int = setting(50, OURS + " (the authors' code)", "GRU states per direction")
+    d_model: int = setting(100, "Perspective §3.2", "d, to which the FC layer reduces the features (ReLU: §3.3)")
+    gru_hidden: int = setting(50, CODE, "GRU states per direction; the paper says 100 in all or each")
     heads: int = setting(4, "Perspective §3.3", "heads of the self-attention")
+    released: bool = setting(False, OURS, "behave as the released code does (lgf-add and lgf-at)")
 
 
-class Unimodal(nn.Module):
-    """§2.2, one modality: features → FC to d → Bi-GRU over the dialogue → self-attention → FC → logits."""
+class AddFusion(nn.Module):
+    """Eq. 1: z_i = a_i + t_i."""
 
-    def __init__(self, settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, modality: str) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        d, hidden = settings.d_model, settings.gru_hidden
-        self.modality = modality
-        self.features = nn.Sequential(nn.Linear(dims[modality], d), nn.ReLU(), nn.Dropout(settings.dropout))
-        self.gru = nn.GRU(d, hidden, bidirectional=True, batch_first=True)
-        self.attention = nn.MultiheadAttention(2 * hidden, settings.heads, batch_first=True)
-        self.logits = nn.Linear(2 * hidden, classes)
+
+    def forward(self, a: Tensor, t: Tensor) -> Tensor:
+        """`[n, width]` twice → `[n, width]`."""
+        return a + t
+
+
+class ConcatFusion(nn.Module):
+    """Eq. 2: z_i = W_f · [a_i; t_i]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.w_f = nn.Linear(2 * width, width, bias=False)
+
+    def forward(self, a: Tensor, t: Tensor) -> Tensor:
+        """`[n, width]` twice → `[n, width]`."""
+        return self.w_f(torch.cat([a, t], 1))
+
+
+class AtFusion(nn.Module):
+    """§2.3: with B = [t; a] as columns, P = tanh(W B), α = softmax(wᵀ P), z = B αᵀ (Poria et al., ICDM 2017)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.w_matrix = nn.Linear(width, width, bias=False)
+        self.w_vector = nn.Linear(width, 1, bias=False)
+
+    def forward(self, a: Tensor, t: Tensor) -> Tensor:
+        """`[n, width]` twice → `[n, width]`."""
+        b = torch.stack([t, a], 1)
+        alpha = self.w_vector(self.w_matrix(b).tanh()).softmax(1)  # [n, 2, 1]
+        return (alpha * b).sum(1)
+
+
+METHODS: dict[str, type[nn.Module]] = {"add": AddFusion, "concat": ConcatFusion, "at": AtFusion}
+POSITIONS = ("ef", "mf", "lf", "lgf")
+
+
+class Perspective(nn.Module):
+    """§2.2 for one modality, or §2.2 for both and §2.3 between them.
+
+    A stream is a modality or, behind an early, middle or late fusion, "fused"; a layer computes its streams together.
+    Raises `WrongUse` if the self-attention's width does not split into the heads.
+    """
+
+    def __init__(
+        self,
+        settings: PerspectiveSettings,
+        dims: Mapping[str, int],
+        classes: int,
+        modalities: Sequence[str] = ("audio", "text"),
+        position: str = "",
+        method: str = "",
+    ) -> None:
+        super().__init__()
+        d, states = settings.d_model, 2 * settings.gru_hidden
+        self.modalities, self.dims, self.position = tuple(modalities), dict(dims), position
+
+        def streams(*positions: str) -> tuple[str, ...]:
+            return (*self.modalities, "fused") if position in positions else self.modalities
+
+        self.features = nn.ModuleDict({m: nn.Linear(dims[m], d) for m in self.modalities})
+        self.gru = nn.ModuleDict({s: nn.GRU(d, settings.gru_hidden, bidirectional=True) for s in streams("ef")})
+        self.attention = nn.ModuleDict({s: Attention(states, settings.heads) for s in streams("ef", "mf")})
+        self.logits = nn.ModuleDict({s: nn.Linear(states, classes) for s in streams("ef", "mf", "lf")})
+        self.dropout = nn.Dropout(settings.dropout)
+        if position:
+            width = {"ef": d, "mf": states, "lf": states, "lgf": classes}[position]
+            self.fusion = METHODS[method](width)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits `[n, K]`."""
-        lengths = batch.dialogues
-        x = pad_sequence(list(self.features(batch.inputs[self.modality].values).split(lengths.tolist())), True)
-        x = self.gru(pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False))[0]
-        x = pad_packed_sequence(x, batch_first=True)[0]
-        real = lengths.new_ones(x.shape[:2]).cumsum(1) <= lengths[:, None]
-        x = self.attention(x, x, x, key_padding_mask=~real, need_weights=False)[0]
-        return {"logits": self.logits(x[real])}
+        """Logits `[n, K]`: "logits" of the fusion (or of the one modality), and those of "audio" and "text"."""
+        plan = Plan(batch.dialogues)
+        x = {m: F.relu(self.features[m](vectors(batch, m, self.dims[m]))) for m in self.modalities}
+        x = self._fuse("ef", x)
+        x = bigru(self.gru, x, plan)
+        x = self._fuse("mf", {s: self.dropout(rows) for s, rows in x.items()})
+        x = self_attention(self.attention, x, plan)
+        x = self._fuse("lf", {s: self.dropout(rows) for s, rows in x.items()})
+        x = self._fuse("lgf", {s: self.logits[s](rows) for s, rows in x.items()})
+        if not self.position:
+            return {"logits": x[self.modalities[0]]}
+        return {"logits": x["fused"], "audio": x["audio"], "text": x["text"]}
+
+    def _fuse(self, position: str, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**x, "fused": self.fusion(x["audio"], x["text"])} if position == self.position else x
+
+
+def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Each stream's `Attention` over the dialogues of its rows `[n, d]`, all streams as one batch; `[n, d]` each."""
+    streams = [cast(Attention, layers[name]) for name in x]
+    q, k, v = torch.cat([layer.project(rows) for layer, rows in zip(streams, x.values(), strict=True)]).unbind(1)
+    every = plan.repeat(len(streams))
+    context = attention(q, k, v, every, every, streams[0].dropping).flatten(1).chunk(len(streams))
+    return {name: layer.out_proj(c) for name, layer, c in zip(x, streams, context, strict=True)}
+
+
+class ReleasedAtFusion(nn.Module):
+    """The released code's AT-Fusion: the mapped vectors are summed, and the score vector keeps its random start."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.w_matrix = nn.Linear(width, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("w_vector", torch.randn(width) * 0.01)
+
+    def forward(self, a: Tensor, t: Tensor) -> Tensor:
+        """`[n, width]` twice → `[n, width]`."""
+        mapped = self.w_matrix(torch.stack([t, a], 1))
+        alpha = (self.dropout(mapped.relu()) @ self.w_vector).softmax(1)
+        return (alpha[:, :, None] * mapped).sum(1)
+
+
+class Released(Perspective):
+    """LGF as the authors' released code computes it."""
+
+    def __init__(self, settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, method: str) -> None:
+        super().__init__(replace(settings, heads=1), dims, classes, position="lgf", method=method)
+        width = 2 * settings.gru_hidden
+        self.dense = nn.ModuleDict({m: nn.Linear(width, width) for m in self.modalities})
+        for m in self.modalities:
+            cast(Attention, self.attention[m]).dropout = settings.dropout
+        if method == "at":
+            self.fusion = ReleasedAtFusion(classes, settings.dropout)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Probabilities `[n, K]` in the place of logits: the loss that follows applies its softmax to them again."""
+        plan = Plan(batch.dialogues)
+        x = {m: self.features[m](vectors(batch, m, self.dims[m])) for m in self.modalities}
+        x["audio"] = x["audio"].relu()
+        x = bigru(self.gru, x, plan)
+        x = {m: self.dropout(rows) for m, rows in x.items()}
+        x = self_attention(self.attention, x, plan)
+        x = {m: self.logits[m](self.dropout(self.dense[m](rows).tanh())) for m, rows in x.items()}
+        x["logits"] = self.fusion(x["audio"], x["text"])
+        return {head: logits.softmax(1) for head, logits in x.items()}
+
+
+def build(
+    settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, position: str, method: str
+) -> nn.Module:
+    """The fusion model. Raises `WrongUse` where the released code is asked for and has no such model."""
+    if not settings.released:
+        return Perspective(settings, dims, classes, position=position, method=method)
+    if position != "lgf" or method == "concat":
+        raise WrongUse(f"released=true knows lgf-add and lgf-at only, not {position}-{method}; leave it out")
+    return Released(settings, dims, classes, method)
+
+
+def build_unimodal(settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, modality: str) -> nn.Module:
+    """§2.2 alone. Raises `WrongUse` if the released code is asked for."""
+    if settings.released:
+        raise WrongUse(f"released=true knows lgf-add and lgf-at only, not {modality} alone; leave it out")
+    return Perspective(settings, dims, classes, modalities=(modality,))
 
 
 FUSIONS = {
     f"{modality}:utterance": Fusion(
-        f"{modality}:utterance",
-        "Perspective §2.2",
-        PerspectiveSettings,
-        (modality,),
-        "vector",
-        partial(Unimodal, modality=modality),
+        name=f"{modality}:utterance",
+        source="Perspective §2.2",
+        settings=PerspectiveSettings,
+        inputs=(modality,),
+        level="vector",
+        build=partial(build_unimodal, modality=modality),
         unit="dialogue",
     )
     for modality in ("audio", "text")
+} | {
+    f"{position}-{method}": Fusion(
+        name=f"{position}-{method}",
+        source="Perspective §2.3",
+        settings=PerspectiveSettings,
+        inputs=("audio", "text"),
+        level="vector",
+        build=partial(build, position=position, method=method),
+        unit="dialogue",
+    )
+    for position in POSITIONS
+    for method in METHODS
 }

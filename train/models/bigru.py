@@ -1,0 +1,94 @@
+"""Several bi-directional GRUs over the same dialogues at once, on packed rows, with a backward pass by hand.
+
+torch's own layer takes one small step after the other for each direction of each layer, and records each for autograd.
+Here all directions of all layers step together, only the state's own product is left inside the loop, and the
+gradients of the weights are one product each at the end. The numbers are those of `nn.GRU`, whose parameters it uses:
+
+    r = σ(W_ir x + b_ir + W_hr h + b_hr)          z = σ(W_iz x + b_iz + W_hz h + b_hz)
+    n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))  h' = (1 − z) ⊙ n + z ⊙ h
+
+Axis letters beside those of `ser.train.batch`: g directions of all layers, s rows in step order, H the state's width.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .packed import Plan, recurrent
+
+
+def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Each stream's one-layer bi-directional `nn.GRU` over its rows `[r, d]`, all laid out by `plan`; `[r, 2 H]`."""
+    grus = [cast(nn.GRU, layers[name]) for name in x]
+    if plan.lengths.is_cuda:  # cuDNN has a kernel for the whole sequence
+        return {name: recurrent(gru, rows, plan) for gru, (name, rows) in zip(grus, x.items(), strict=True)}
+    forwards, backwards, alive = plan.steps
+    inputs = torch.stack([rows.index_select(0, order) for rows in x.values() for order in (forwards, backwards)])
+    w_i, w_h, b_i, b_h = (
+        torch.stack([getattr(gru, f"{name}_l0{way}") for gru in grus for way in ("", "_reverse")])
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    y = _Scan.apply(torch.baddbmm(b_i[:, None], inputs, w_i.mT), w_h, b_h, alive)  # [g, s, H]
+    return {name: _rows(y[2 * i], forwards, y[2 * i + 1], backwards) for i, name in enumerate(x)}
+
+
+def _rows(y: Tensor, forwards: Tensor, y_back: Tensor, backwards: Tensor) -> Tensor:
+    return torch.cat([torch.empty_like(y).index_copy(0, i, v) for i, v in ((forwards, y), (backwards, y_back))], 1)
+
+
+class _Scan(torch.autograd.Function):
+    """The recurrence. Inputs: W_i x + b_i `[g, s, 3 H]`, W_h `[g, 3 H, H]`, b_h `[g, 3 H]`; states `[g, s, H]`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, alive: list[int]) -> Tensor:
+        g, s, width = x.shape[0], x.shape[1], w.shape[2]
+        bias, w_t = b[:, None], w.mT
+        states, news, hiddens = (x.new_empty(g, s, width) for _ in range(3))  # h', n and W_hn h + b_hn
+        gates = x.new_empty(g, s, 2 * width)  # r and z
+        h = x.new_zeros(g, alive[0] if alive else 0, width)
+        start = 0
+        for count in alive:
+            now = slice(start, start + count)
+            h = h[:, :count]
+            product = torch.baddbmm(bias, h, w_t)
+            rz = torch.add(x[:, now, : 2 * width], product[..., : 2 * width]).sigmoid_()
+            hidden = product[..., 2 * width :]
+            n = torch.addcmul(x[:, now, 2 * width :], rz[..., :width], hidden).tanh_()
+            h = torch.lerp(n, h, rz[..., width:])
+            gates[:, now], hiddens[:, now], news[:, now], states[:, now] = rz, hidden, n, h
+            start += count
+        ctx.save_for_backward(w, states, gates, news, hiddens)
+        ctx.alive = alive
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        w, states, gates, n, hidden = ctx.saved_tensors
+        g, _, width = states.shape
+        alive: list[int] = ctx.alive
+        starts = [sum(alive[:t]) for t in range(len(alive))]
+        before = torch.cat(  # the state that each step started from
+            [states.new_zeros(g, alive[0], width)]
+            + [states[:, start : start + count] for start, count in zip(starts, alive[1:], strict=False)],
+            1,
+        )
+        r, z = gates[..., :width], gates[..., width:]
+        # What the gradient of h' is multiplied by on its way to the three products W_h h + b_h, and to n's input.
+        to_new = (1 - z) * (1 - n * n)
+        ways = torch.stack([to_new * hidden * r * (1 - r), (before - n) * z * (1 - z), to_new * r], 2)  # [g, s, 3, H]
+        total = torch.empty_like(states)  # the gradient of h', from above and from the later steps
+        later: Tensor | None = None
+        for start, count in zip(reversed(starts), reversed(alive), strict=True):
+            now = slice(start, start + count)
+            dh = grad[:, now].clone()
+            if later is not None:
+                dh[:, : later.shape[1]] += later
+            total[:, now] = dh
+            later = torch.baddbmm(dh * z[:, now], (dh[:, :, None] * ways[:, now]).flatten(2), w)
+        d_product = (total[:, :, None] * ways).flatten(2)  # [g, s, 3 H]
+        d_x = torch.cat([d_product[..., : 2 * width], total * to_new], 2)
+        return d_x, d_product.mT @ before, d_product.sum(1), None

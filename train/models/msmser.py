@@ -1,0 +1,203 @@
+"""MSMSER: Wang, Ma & Ding, "Exploring complementary features in multi-modal speech emotion recognition", ICASSP 2023.
+
+Given a_{1:T} (audio frames) and w_{1:N} (words) of one utterance, §2.1 refines each modality, §2.2 lets L emotion query
+tokens gather from both what tells the emotion, and §2.3 hides one modality of some training samples.
+
+Everything runs on packed rows (`packed.py`). A hidden modality's rows are left out at the entrance, which is what
+setting its attention mask to zero does: nothing that it holds, NaN included, reaches the result or a gradient.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ser.train.batch import Batch
+
+from .fusion import OURS, Fusion, setting
+from .packed import DecoderLayer, EncoderLayer, Plan, SelfAttentionPooling, interleave, visible
+
+
+@dataclass(frozen=True)
+class MsmserSettings:
+    """MSMSER §2.3 and §3.2."""
+
+    epochs: int = setting(100, "MSMSER §3.2", "epochs")
+    batch_size: int = setting(8, "MSMSER §3.2", "utterances per batch")
+    lr: float = setting(2e-5, "MSMSER §3.2", "Adam's learning rate")
+    weight_decay: float = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: float = setting(0.1, OURS, "dropout after each sub-layer of the transformers and in the classifier")
+    standardise_audio: bool = setting(False, OURS, "z-score the audio features")
+    standardise_text: bool = setting(False, OURS, "z-score the text features")
+    d_model: int = setting(768, "MSMSER §3.2", "d_e, the hidden size")
+    heads: int = setting(8, "MSMSER §3.2", "heads of the transformers")
+    encoder_depth: int = setting(1, OURS, "layers of each uni-modal encoder")
+    decoder_depth: int = setting(1, OURS, "layers of the modality interaction transformer")
+    feed_forward: int = setting(4, OURS, "width of the transformers' feed-forward nets, as a multiple of d_e")
+    queries: int = setting(30, "MSMSER §4.4", "L, the number of emotion query tokens")
+    rmm_start: float = setting(0.8, "MSMSER §3.2", "p of random modality masking at the start; 0 trains without it")
+    rmm_end: float = setting(0.7, "MSMSER §3.2 (the 70th of 100)", "share of the epochs after which p is 0")
+    rmm_text: float = setting(0.6, "MSMSER §2.3", "how often masking hides the text, and else the audio")
+
+
+class Refinement(nn.Module):
+    """§2.1, one modality: a linear map to d_e, a transformer encoder, and the frames scaled by the self-attention.
+
+    `encode` and `gate` say whether the encoder and the self-attention are there (§4.2, w/o Encoder, w/o SelfAtt).
+    """
+
+    def __init__(self, settings: MsmserSettings, dim: int, encode: bool = True, gate: bool = True) -> None:
+        super().__init__()
+        d = settings.d_model
+        self.project = nn.Linear(dim, d)
+        self.encoder = nn.ModuleList(
+            EncoderLayer(d, settings.heads, settings.feed_forward * d, settings.dropout)
+            for _ in range(settings.encoder_depth if encode else 0)
+        )
+        # "a two-layer Multilayer Perceptron (MLP) and a Sigmoid to obtain the scales for each frame"
+        self.scales = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid()) if gate else None
+
+    def forward(self, x: Tensor, plan: Plan) -> Tensor:
+        """a_{1:T} → a'_{1:T} (or w → w'); rows `[r, dim]` → `[r, d_e]`."""
+        x = self.project(x)
+        for layer in self.encoder:
+            x = layer(x, plan)
+        return x if self.scales is None else self.scales(x) * x
+
+
+class ModalityInteraction(nn.Module):
+    """§2.2, the modality interaction transformer (MIT), up to the pooling of its L tokens into one."""
+
+    def __init__(self, settings: MsmserSettings) -> None:
+        super().__init__()
+        d = settings.d_model
+        self.queries = nn.Parameter(torch.randn(settings.queries, d) * 0.02)  # q
+        self.types = nn.Parameter(torch.randn(2, d) * 0.02)  # the type codes of audio and text
+        self.decoder = nn.ModuleList(
+            DecoderLayer(d, settings.heads, settings.feed_forward * d, settings.dropout)
+            for _ in range(settings.decoder_depth)
+        )
+        self.pool = SelfAttentionPooling(d)
+
+    def forward(self, a: Tensor, audio: Plan, w: Tensor, text: Plan) -> Tensor:
+        """Rows a' `[r_a, d_e]` and w' `[r_w, d_e]` of n utterances → `[n, d_e]`."""
+        a = a + positions(audio, a) + self.types[0]
+        w = w + positions(text, w) + self.types[1]
+        memory, keys = interleave(a, audio, w, text)
+        n, tokens = len(keys.lengths), len(self.queries)
+        plan = Plan(torch.full_like(keys.lengths, tokens))
+        q = self.queries.repeat(n, 1)  # [n L, d_e]
+        for layer in self.decoder:
+            q = layer(q, plan, memory, keys)
+        return self.pool(q, plan)
+
+
+def positions(plan: Plan, like: Tensor) -> Tensor:
+    """Sinusoidal position encodings (Vaswani et al. 2017, §3.5) of packed rows, `[r, d]` as `like`."""
+    d = like.shape[1]
+    t = torch.arange(plan.longest, device=like.device, dtype=torch.float64)[:, None]
+    angle = t * torch.exp(torch.arange(0, d, 2, device=like.device, dtype=torch.float64) * (-math.log(10000.0) / d))
+    table = torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :d]
+    return table.to(like.dtype).index_select(0, plan.position)
+
+
+def classifier(settings: MsmserSettings, width: int, classes: int) -> nn.Sequential:
+    """§2.2: "a 2-layer MLP for classification"; `[n, width]` → logits `[n, K]`."""
+    return nn.Sequential(
+        nn.Linear(width, settings.d_model),
+        nn.ReLU(),
+        nn.Dropout(settings.dropout),
+        nn.Linear(settings.d_model, classes),
+    )
+
+
+class Msmser(nn.Module):
+    """Full (§2), w/o Encoder and w/o SelfAtt (§4.2)."""
+
+    def __init__(
+        self, settings: MsmserSettings, dims: Mapping[str, int], classes: int, encode: bool = True, gate: bool = True
+    ) -> None:
+        super().__init__()
+        self.dims = dict(dims)
+        self.audio = Refinement(settings, dims["audio"], encode, gate)
+        self.text = Refinement(settings, dims["text"], encode, gate)
+        self.interaction = ModalityInteraction(settings)
+        self.classifier = classifier(settings, settings.d_model, classes)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits `[n, K]`."""
+        a, audio = visible(batch, "audio", self.dims["audio"])
+        w, text = visible(batch, "text", self.dims["text"])
+        z = self.interaction(self.audio(a, audio), audio, self.text(w, text), text)
+        return {"logits": self.classifier(z)}
+
+
+class Pooled(nn.Module):
+    """The models without MIT (§4.2): refined, pooled by self-attention, and the pooled vectors concatenated.
+
+    With both modalities w/o MIT; with one, Text or Audio. A hidden modality's vector is zero.
+    """
+
+    def __init__(
+        self, settings: MsmserSettings, dims: Mapping[str, int], classes: int, modalities: tuple[str, ...]
+    ) -> None:
+        super().__init__()
+        self.dims = {m: dims[m] for m in modalities}
+        self.refine = nn.ModuleDict({m: Refinement(settings, dims[m]) for m in modalities})
+        self.pool = nn.ModuleDict({m: SelfAttentionPooling(settings.d_model) for m in modalities})
+        self.classifier = classifier(settings, len(modalities) * settings.d_model, classes)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits `[n, K]`."""
+        pooled = []
+        for modality, dim in self.dims.items():
+            x, plan = visible(batch, modality, dim)
+            pooled.append(self.pool[modality](self.refine[modality](x, plan), plan))
+        return {"logits": self.classifier(torch.cat(pooled, 1))}
+
+
+class RandomModalityMasking:
+    """§2.3: strikes each training sample with probability p, and then hides its text or its audio, never both."""
+
+    def __init__(self, settings: MsmserSettings) -> None:
+        self.settings = settings
+
+    def probability(self, epoch: int, epochs: int) -> float:
+        """The p of an epoch, counted from 0: falls linearly to 0, which it reaches after `rmm_end` of the epochs."""
+        end = self.settings.rmm_end * epochs
+        return self.settings.rmm_start * max(0.0, 1 - epoch / end) if end > 0 else 0.0
+
+    def hide(self, n: int, epoch: int, epochs: int, generator: Generator) -> dict[str, Tensor]:
+        """Which of n samples do without which modality: modality → bool `[n]`."""
+        struck = torch.rand(n, generator=generator) < self.probability(epoch, epochs)
+        text = torch.rand(n, generator=generator) < self.settings.rmm_text
+        return {"audio": struck & ~text, "text": struck & text}
+
+
+def _entry(name: str, source: str, build: type[nn.Module] | partial[nn.Module], *inputs: str, masked: bool) -> Fusion:
+    return Fusion(
+        name=name,
+        source=source,
+        settings=MsmserSettings,
+        inputs=inputs,
+        level="sequence",
+        build=build,
+        masking=RandomModalityMasking if masked else None,
+    )
+
+
+FUSIONS = {
+    fusion.name: fusion
+    for fusion in (
+        _entry("mit", "MSMSER §2", Msmser, "audio", "text", masked=True),
+        _entry("mit:no-encoder", "MSMSER §4.2", partial(Msmser, encode=False), "audio", "text", masked=True),
+        _entry("mit:no-selfatt", "MSMSER §4.2", partial(Msmser, gate=False), "audio", "text", masked=True),
+        # Masking needs the MIT's attention mask (§2.3), so the model without MIT trains without masking.
+        _entry("concat", "MSMSER §4.2", partial(Pooled, modalities=("audio", "text")), "audio", "text", masked=False),
+        _entry("audio:frame", "MSMSER §4.2", partial(Pooled, modalities=("audio",)), "audio", masked=False),
+        _entry("text:token", "MSMSER §4.2", partial(Pooled, modalities=("text",)), "text", masked=False),
+    )
+}
