@@ -6,7 +6,7 @@ One thread, one seed: the same seed gives the same bytes on one machine.
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +32,11 @@ SELECTIONS = {
 
 
 class Diverged(SerError):
-    """The loss is no longer a number."""
+    """The loss is no longer a number. `kept` and `scaling` are those of the last good epoch that the selection kept."""
+
+    def __init__(self, message: str, kept: Mapping[str, Tensor], scaling: Mapping[str, Scaling]) -> None:
+        super().__init__(message)
+        self.kept, self.scaling = kept, scaling
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ class _Training:
 
     def __init__(self, data: Dataset, fold: Fold, plan: Plan) -> None:
         self.data, self.fold, self.plan = data, fold, plan
+        self.lessons = shuffled(data, fold, plan.seed) if plan.training.shuffle_labels else data
         self.scaling = fit_scaling(data, fold, plan.settings)
         torch.manual_seed(plan.seed)  # initial weights, and dropout from here on
         self.model = plan.fusion.build(plan.settings, data.dims, len(data.utterances.classes)).to(plan.device)
@@ -154,7 +159,7 @@ class _Training:
         started = time.perf_counter()
         total = 0.0
         self.model.train()
-        batches = self.data.batches(
+        batches = self.lessons.batches(
             self.fold.train,
             plan.fusion.unit,
             settings.batch_size,
@@ -174,8 +179,10 @@ class _Training:
             value = loss.item()
             if not math.isfinite(value):
                 raise Diverged(
-                    f"the loss became {value} in epoch {epoch + 1}, batch {number + 1} ({stage.name}); the state of "
-                    "the last good epoch is kept; try a lower lr or --set clip_norm=1"
+                    f"the loss became {value} in epoch {epoch + 1}, batch {number + 1} (stage {stage.name}); the best "
+                    "weights before it are kept; try a lower lr or --set clip_norm=1",
+                    self.kept,
+                    self.scaling,
                 )
             optimiser.zero_grad()
             loss.backward()
@@ -231,6 +238,13 @@ class _Training:
         self.hiding.set_state(state.tensors["random.hiding"])
         self.history, self.best_score = list(state.history), state.best_score
         return state.epoch
+
+
+def shuffled(data: Dataset, fold: Fold, seed: int) -> Dataset:
+    """The same utterances with the labels of the training part in random order."""
+    labels = data.utterances.labels.copy()
+    labels[fold.train] = np.random.default_rng(seed).permutation(labels[fold.train])
+    return replace(data, utterances=replace(data.utterances, labels=labels), targets=None)
 
 
 def _below(tensors: Mapping[str, Tensor]) -> Callable[[str], dict[str, Tensor]]:

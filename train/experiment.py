@@ -1,0 +1,232 @@
+"""An experiment: what `ser train` is asked for, turned into one run per fold and seed.
+
+for run in run_experiment(Experiment(features="is13", fusion="audio", protocol="speaker-out")):
+    print(run.config["fold"], run.result["ua"])
+"""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ser.cache.errors import WrongUse, unknown
+
+from .data import Dataset, Loader, load_dataset
+from .fit import SELECTIONS, Epoch, Plan, fit_scaling, make_optimiser
+from .losses import LOSSES
+from .models import Fusion
+from .protocols import Cut, Fold, make_folds
+from .runs import Run
+from .settings import parse_settings
+from .single import one_thread, train_run
+
+# Raised when the same config would give other numbers than before.
+TRAIN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The options of `ser train`, under the same names."""
+
+    features: str
+    fusion: str
+    store: Path | str = "features"
+    corpus: str | None = None
+    labels: str = "4class"
+    protocol: str = "session-out"
+    select: str = "val"
+    loss: str = "single"
+    seeds: int = 1  # how many: 0, 1, …
+    folds: str | int = "all"  # or how many of the first
+    epochs: int | None = None  # None: the fusion's own
+    device: str = "auto"
+    set: tuple[str, ...] = ()  # key=value
+    resume: bool = False
+    out: Path | str = "runs"
+    limit: int | None = None
+    allow_missing: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to come."""
+
+    data: Dataset
+    fold: Fold
+    plan: Plan
+    config: dict[str, Any]  # complete, with provenance
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told after each epoch and after each run (`epoch` is None then)."""
+
+    run: int  # from 1
+    runs: int
+    fold: str
+    seed: int
+    epoch: Epoch | None
+    seconds: float  # since the experiment started
+
+
+def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
+    """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
+    if experiment.select not in SELECTIONS:
+        raise unknown("selection", experiment.select, SELECTIONS)
+    if experiment.loss not in LOSSES:
+        raise unknown("loss", experiment.loss, LOSSES)
+    data, fusion = load_dataset(
+        experiment.store,
+        experiment.features,
+        experiment.fusion,
+        corpus=experiment.corpus,
+        labels=experiment.labels,
+        limit=experiment.limit,
+        allow_missing=experiment.allow_missing,
+        loader=loader,
+    )
+    settings, training = parse_settings(fusion, experiment.set, experiment.epochs)
+    dev = training.dev
+    if dev == "auto":  # a protocol that names its own dev part always has it
+        dev = "next" if experiment.select == "val" or experiment.protocol.startswith("random") else "none"
+    folds = make_folds(experiment.protocol, data.utterances, Cut(dev, training.cut_seed))
+    plan = Plan(fusion, settings, training, experiment.loss, experiment.select, device=_device(experiment.device))  # type: ignore[arg-type]
+    return [
+        Job(data, fold, replace(plan, seed=seed), _config(experiment, data, fusion, fold, replace(plan, seed=seed)))
+        for seed in range(_count("seeds", experiment.seeds))
+        for fold in folds[: _fold_count(experiment.folds, len(folds))]
+    ]
+
+
+def run_experiment(
+    experiment: Experiment,
+    on_progress: Callable[[Progress], None] | None = None,
+    loader: Loader | None = None,
+) -> list[Run]:
+    """Train every fold and seed; runs that are finished already are not trained again."""
+    return list(iterate(experiment, prepare(experiment, loader), on_progress))
+
+
+def iterate(
+    experiment: Experiment, jobs: list[Job], on_progress: Callable[[Progress], None] | None = None
+) -> Iterator[Run]:
+    """Train the jobs one after the other, yielding each run as it is finished."""
+    tell = on_progress or (lambda progress: None)
+    started = time.monotonic()
+    for number, job in enumerate(jobs, 1):
+        here = Progress(number, len(jobs), job.fold.name, job.plan.seed, None, 0.0)
+
+        def on_epoch(epoch: Epoch, here: Progress = here) -> None:
+            tell(replace(here, epoch=epoch, seconds=time.monotonic() - started))
+
+        run = train_run(job.data, job.fold, job.plan, job.config, Path(experiment.out), experiment.resume, on_epoch)
+        tell(replace(here, seconds=time.monotonic() - started))
+        yield run
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is ahead, from a few timed steps."""
+
+    parameters: int
+    utterances: int
+    runs: int
+    epochs: int  # per run
+    updates: int  # over all runs
+    seconds: float
+
+
+def dry_run(experiment: Experiment, loader: Loader | None = None, steps: int = 3) -> Estimate:
+    """Parameters, steps and an estimate of the time, from `steps` timed steps of the first run; trains nothing."""
+    return estimate(prepare(experiment, loader), steps)
+
+
+def estimate(jobs: list[Job], steps: int = 3) -> Estimate:
+    """The estimate for jobs that are prepared already."""
+    job = jobs[0]
+    plan, settings = job.plan, job.plan.settings
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        model = plan.fusion.build(settings, job.data.dims, len(job.data.utterances.classes)).to(plan.device)
+        parameters = sum(weight.numel() for weight in model.parameters())
+        optimiser = make_optimiser(model, plan.fusion.stages[-1], settings)
+        scaling = fit_scaling(job.data, job.fold, settings)
+        shuffling = torch.Generator().manual_seed(plan.seed)
+        batches = job.data.batches(job.fold.train, plan.fusion.unit, settings.batch_size, scaling, shuffling)
+        taken, seconds = 0, 0.0
+        for number, batch in zip(range(steps + 1), batches, strict=False):
+            started = time.perf_counter()
+            loss = LOSSES[plan.loss](model(batch.to(plan.device)), batch.to(plan.device), plan.reduction)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            loss.item()
+            if number or steps == 0:  # the first step warms up
+                taken, seconds = taken + len(batch), seconds + time.perf_counter() - started
+            elif len(job.fold.train) == len(batch):  # and is the only one
+                taken, seconds = len(batch), time.perf_counter() - started
+    epochs = settings.epochs * len(plan.fusion.stages)
+    updates = sum(-(-len(j.data.groups(j.fold.train, plan.fusion.unit)) // settings.batch_size) for j in jobs) * epochs
+    # A forward pass over the watched part costs about a third of a training step.
+    work = sum(len(j.fold.train) + len(j.fold.test if plan.select == "best-test" else j.fold.dev) / 3 for j in jobs)
+    return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, work * epochs * seconds / taken)
+
+
+def _config(experiment: Experiment, data: Dataset, fusion: Fusion, fold: Fold, plan: Plan) -> dict[str, Any]:
+    """The run's complete config: all that can change its numbers, and where it came from."""
+    ids = {part: [data.utterances.ids[row] for row in rows] for part, rows in fold.parts.items()}
+    return {
+        "version": TRAIN_VERSION,
+        **data.described,
+        "fusion": fusion.name,
+        "settings": asdict(plan.settings),
+        "training": asdict(plan.training),
+        "loss": plan.loss,
+        "protocol": experiment.protocol.partition(":")[0],
+        "fold": fold.name,
+        "cut": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+        "select": plan.select,
+        "seed": plan.seed,
+        "dims": data.dims,
+        "provenance": {
+            **data.notes,
+            "asked": {
+                key: str(value) if isinstance(value, Path) else value for key, value in asdict(experiment).items()
+            },
+            "device": plan.device,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        },
+    }
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise WrongUse(f"--device {name}: cannot be used here ({str(error).splitlines()[0]})") from None
+    return name
+
+
+def _count(option: str, value: int) -> int:
+    if value < 1:
+        raise WrongUse(f"--{option} {value}: must be at least 1")
+    return value
+
+
+def _fold_count(folds: str | int, available: int) -> int:
+    if folds == "all":
+        return available
+    try:
+        return _count("folds", int(folds))
+    except ValueError as error:
+        if isinstance(error, WrongUse):
+            raise
+        raise WrongUse(f"--folds {folds}: must be all, or how many of the first folds to run") from None
