@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from ser.cache.errors import WrongUse, unknown
 
-from . import msmser, perspective
+from . import baselines, msmser, perspective, usc
 from .fusion import Fusion, Masking, Stage, setting
 
 __all__ = ["FUSIONS", "Fusion", "Masking", "Stage", "get_fusion", "setting"]
 
-FUSIONS: dict[str, Fusion] = {**msmser.FUSIONS, **perspective.FUSIONS}
+FUSIONS: dict[str, Fusion] = {**msmser.FUSIONS, **perspective.FUSIONS, **usc.FUSIONS, **baselines.FUSIONS}
 
 
 def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:

@@ -8,7 +8,7 @@ setting its attention mask to zero does: nothing that it holds, NaN included, re
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -177,7 +177,7 @@ class RandomModalityMasking:
         return {"audio": struck & ~text, "text": struck & text}
 
 
-def _entry(name: str, source: str, build: type[nn.Module] | partial[nn.Module], *inputs: str, masked: bool) -> Fusion:
+def _entry(name: str, source: str, build: Callable[..., nn.Module], *inputs: str, masked: bool) -> Fusion:
     return Fusion(
         name=name,
         source=source,

@@ -26,8 +26,8 @@ class Plan:
 
     @cached_property
     def longest(self) -> int:
-        """Rows of the longest sequence."""
-        return max(self.sizes, default=0)
+        """Rows of the longest sequence; at least 1, so that the padded form always has a cell to look at."""
+        return max(self.sizes, default=0) or 1
 
     @cached_property
     def owner(self) -> Tensor:
@@ -114,11 +114,19 @@ def check_heads(width: int, heads: int) -> None:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, queries: Plan, keys: Plan, dropout: float = 0.0) -> Tensor:
-    """softmax(q kᵀ / √d_head) v within each sequence; `[r_q, h, d_head]`, `[r_k, h, d_head]` → `[r_q, h, d_head]`."""
+    """softmax(q kᵀ / √d_head) v within each sequence; `[r_q, h, d_head]`, `[r_k, h, d_head]` → `[r_q, h, d_head]`.
+
+    Where a sequence has queries and no keys, the result is zero. `dropout` is that of the weights.
+    """
     if q.is_cpu and keys.longest > LONG:
         parts = zip(q.split(queries.sizes), k.split(keys.sizes), v.split(keys.sizes), strict=True)
-        return torch.cat([_attend(q_i[None], k_i[None], v_i[None], None, dropout)[0] for q_i, k_i, v_i in parts])
-    mask = keys.real[:, None, None]
+        return torch.cat(
+            [
+                _attend(q_i[None], k_i[None], v_i[None], None, dropout)[0] if len(k_i) else torch.zeros_like(q_i)
+                for q_i, k_i, v_i in parts
+            ]
+        )
+    mask = (keys.real | (keys.lengths == 0)[:, None])[:, None, None]  # without keys: the mean of the padding's zeros
     return queries.unpad(_attend(queries.pad(q), keys.pad(k), keys.pad(v), mask, dropout))
 
 
@@ -206,7 +214,7 @@ class SelfAttentionPooling(nn.Module):
 
     def __init__(self, d: int) -> None:
         super().__init__()
-        self.score = nn.Linear(d, 1)
+        self.score = nn.Linear(d, 1, bias=False)  # a bias would not change the softmax
 
     def forward(self, x: Tensor, plan: Plan) -> Tensor:
         """Rows `[r, d]` → `[n, d]`; zeros for a sequence without rows."""
@@ -217,6 +225,8 @@ class SelfAttentionPooling(nn.Module):
 
 def recurrent(layer: nn.RNNBase, x: Tensor, plan: Plan) -> Tensor:
     """One of torch's recurrent layers over each sequence of packed rows `[r, d]`, without padding; `[r, 2 hidden]`."""
+    if not len(x):
+        return x.new_zeros(0, layer.hidden_size * (2 if layer.bidirectional else 1))
     forwards, _, alive = plan.steps
     y = layer(PackedSequence(x.index_select(0, forwards), torch.tensor(alive)))[0].data
     return torch.empty_like(y).index_copy(0, forwards, y)

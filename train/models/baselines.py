@@ -1,0 +1,189 @@
+"""What the three papers compare with, as far as the published descriptions define it on these features.
+
+Each class names its source. What differs from it, and why, stands beside it; sizes that a description leaves open are
+settings. None of these are reproductions of the numbers that the papers quote: those came from other features.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ser.train.batch import Batch
+
+from .fusion import Fusion, Stage, setting
+from .packed import Attention, Plan, recurrent, vectors, visible
+
+OURS = "ours: not taken from the description"
+
+
+@dataclass(frozen=True)
+class BcLstmSettings:
+    """Poria et al., ACL 2017, where it says; else ours."""
+
+    epochs: int = setting(100, OURS, "epochs, of each stage")
+    batch_size: int = setting(20, OURS, "dialogues per batch")
+    lr: float = setting(1e-3, OURS, "Adam's learning rate")
+    weight_decay: float = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: float = setting(0.2, OURS, "dropout before each dense layer")
+    standardise_audio: bool = setting(True, OURS, "z-score the audio features")
+    standardise_text: bool = setting(False, OURS, "z-score the text features")
+    lstm_hidden: int = setting(100, OURS, "LSTM states per direction")
+    dense: int = setting(100, OURS, "width of the dense layer, the context-dependent feature")
+
+
+class ContextualLstm(nn.Module):
+    """One contextual bi-LSTM: LSTM over the utterances, z = ReLU(W_z h + b_z), softmax(W z + b)."""
+
+    def __init__(self, settings: BcLstmSettings, dim: int, classes: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(dim, settings.lstm_hidden, bidirectional=True)
+        self.dense = nn.Linear(2 * settings.lstm_hidden, settings.dense)
+        self.logits = nn.Linear(settings.dense, classes)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def forward(self, x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+        """Rows `[n, dim]` → features z `[n, dense]` and logits `[n, K]`."""
+        z = F.relu(self.dense(self.dropout(recurrent(self.lstm, x, plan))))
+        return z, self.logits(self.dropout(z))
+
+
+class BcLstm(nn.Module):
+    """bc-LSTM, hierarchical framework: Poria et al., "Context-dependent sentiment analysis in user-generated videos",
+    ACL 2017, §3.2. Level 1: a contextual bi-LSTM per modality, trained alone; level 2: one over their features z.
+    """
+
+    def __init__(self, settings: BcLstmSettings, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        self.dims = {m: dims[m] for m in ("audio", "text")}
+        self.audio = ContextualLstm(settings, dims["audio"], classes)
+        self.text = ContextualLstm(settings, dims["text"], classes)
+        self.fusion = ContextualLstm(settings, 2 * settings.dense, classes)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits `[n, K]` of level 2, and of the two of level 1."""
+        plan = Plan(batch.dialogues)
+        z_audio, audio = self.audio(vectors(batch, "audio", self.dims["audio"]), plan)
+        z_text, text = self.text(vectors(batch, "text", self.dims["text"]), plan)
+        return {"logits": self.fusion(torch.cat([z_audio, z_text], 1), plan)[1], "audio": audio, "text": text}
+
+
+@dataclass(frozen=True)
+class ConcatSettings:
+    """No paper's: the simplest fusion there is."""
+
+    epochs: int = setting(100, OURS, "epochs")
+    batch_size: int = setting(32, OURS, "utterances per batch")
+    lr: float = setting(1e-3, OURS, "Adam's learning rate")
+    weight_decay: float = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: float = setting(0.2, OURS, "dropout before each linear layer")
+    standardise_audio: bool = setting(True, OURS, "z-score the audio features")
+    standardise_text: bool = setting(True, OURS, "z-score the text features")
+    hidden: int = setting(100, OURS, "width between the two linear layers")
+
+
+class Concat(nn.Module):
+    """Concatenation baseline: both vectors of an utterance, one after the other, into a two-layer perceptron.
+
+    The "early fusion" that e.g. Poria et al., ACL 2017, compare with, there with an SVM; no context.
+    """
+
+    def __init__(self, settings: ConcatSettings, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        self.dims = {m: dims[m] for m in ("audio", "text")}
+        self.layers = nn.Sequential(
+            nn.Dropout(settings.dropout),
+            nn.Linear(sum(self.dims.values()), settings.hidden),
+            nn.ReLU(),
+            nn.Dropout(settings.dropout),
+            nn.Linear(settings.hidden, classes),
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits `[n, K]`."""
+        return {"logits": self.layers(torch.cat([vectors(batch, m, dim) for m, dim in self.dims.items()], 1))}
+
+
+@dataclass(frozen=True)
+class CmaSettings:
+    """Krishna & Patil, Interspeech 2020, where known; else ours."""
+
+    epochs: int = setting(50, OURS, "epochs")
+    batch_size: int = setting(16, OURS, "utterances per batch")
+    lr: float = setting(1e-4, OURS, "Adam's learning rate")
+    weight_decay: float = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: float = setting(0.2, OURS, "dropout after the encoders and before the classifier")
+    standardise_audio: bool = setting(False, OURS, "z-score the audio features")
+    standardise_text: bool = setting(False, OURS, "z-score the text features")
+    lstm_hidden: int = setting(128, OURS, "states per direction of the encoders")
+    heads: int = setting(8, OURS, "heads of the cross-modal attention")
+
+
+class Cma(nn.Module):
+    """Cross-modal attention: Krishna & Patil, "Multimodal emotion recognition using cross-modal attention and 1D
+    convolutional neural networks", Interspeech 2020.
+
+    Audio frames attend to words and words to frames; mean and standard deviation over time of both, concatenated, are
+    classified. Their 1-D convolutions over the waveform and over word vectors are what makes features; here these are
+    cached, and only the recurrent encoder over them is left.
+    """
+
+    def __init__(self, settings: CmaSettings, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        self.dims = {m: dims[m] for m in ("audio", "text")}
+        d = 2 * settings.lstm_hidden
+        self.encoder = nn.ModuleDict(
+            {m: nn.LSTM(dim, settings.lstm_hidden, bidirectional=True) for m, dim in self.dims.items()}
+        )
+        self.attention = nn.ModuleDict({m: Attention(d, settings.heads) for m in self.dims})
+        self.dropout = nn.Dropout(settings.dropout)
+        self.logits = nn.Linear(4 * d, classes)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits `[n, K]`. Where one modality is hidden nothing is seen: the other has nothing to attend to."""
+        x, plan = {}, {}
+        for m, dim in self.dims.items():
+            rows, plan[m] = visible(batch, m, dim)
+            x[m] = self.dropout(recurrent(cast(nn.LSTM, self.encoder[m]), rows, plan[m]))
+        statistics: list[Tensor] = []
+        for m, other in (("audio", "text"), ("text", "audio")):
+            seen = cast(Attention, self.attention[m]).cross(x[m], plan[m], x[other], plan[other])
+            statistics += mean_and_deviation(seen, plan[m])
+        return {"logits": self.logits(self.dropout(torch.cat(statistics, 1)))}
+
+
+def mean_and_deviation(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Statistics over time of packed rows `[r, d]`: two of `[n, d]`; zeros for a sequence without rows."""
+    count = plan.lengths.clamp(min=1)[:, None]
+
+    def mean(values: Tensor) -> Tensor:
+        return values.new_zeros(len(count), values.shape[1]).index_add(0, plan.owner, values) / count
+
+    centre = mean(x)
+    variance = mean((x - centre[plan.owner]).square())
+    return centre, (variance + 1e-8).sqrt()  # the root's slope at zero is infinite
+
+
+FUSIONS = {
+    "bc-lstm": Fusion(
+        name="bc-lstm",
+        source="Poria et al., ACL 2017",
+        settings=BcLstmSettings,
+        inputs=("audio", "text"),
+        level="vector",
+        build=BcLstm,
+        unit="dialogue",
+        stages=(
+            Stage("audio", output="audio", trains=("audio.",)),
+            Stage("text", output="text", trains=("text.",)),
+            Stage("fusion", trains=("fusion.",)),
+        ),
+    ),
+    "concat:utterance": Fusion(
+        "concat:utterance", "concatenation baseline", ConcatSettings, ("audio", "text"), "vector", Concat
+    ),
+    "cma": Fusion("cma", "Krishna & Patil, Interspeech 2020", CmaSettings, ("audio", "text"), "sequence", Cma),
+}

@@ -1,0 +1,140 @@
+"""USC: Zhou, Sibal, Bernard, Mallikarjuna & Mallick, "A multi-modal approach to speech emotion recognition".
+
+§5.1 classifies the text by BERT, §5.2 the audio by a VGG-style CNN on log-mel or MFCC, and §5.3 combines the class
+probabilities of the two trained models and trains the whole again.
+
+§5.1 fine-tunes BERT; here its classifier works on cached token features, so the encoder itself stays frozen.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ser.cache.errors import WrongUse
+from ser.train.batch import Batch
+
+from .fusion import OURS, Fusion, Stage, setting
+from .packed import Plan, visible
+
+
+@dataclass(frozen=True)
+class UscSettings:
+    """USC table 2 and §4."""
+
+    epochs: int = setting(15, "USC table 2", "epochs, of each stage")
+    batch_size: int = setting(16, OURS, "utterances per batch")
+    lr: float = setting(1.5e-4, "USC table 2", "Adam's learning rate")
+    weight_decay: float = setting(1e-3, "USC table 2", "weight of the L2 term, which Adam adds to the gradient")
+    dropout: float = setting(0.6, "USC table 2", "dropout before each linear layer")
+    standardise_audio: bool = setting(True, "USC §4", "z-score the spectrogram's bands")
+    standardise_text: bool = setting(False, OURS, "z-score the text features")
+    frames: int = setting(600, OURS, "frames that every clip is padded or cropped to: 6 s at a hop of 10 ms")
+    channels: int = setting(16, OURS, "channels of the first convolution; each next has twice as many, up to 8 times")
+    hidden: int = setting(128, OURS, "width between the two linear layers")
+    finetune_layers: int = setting(0, "USC §5.1 fine-tunes BERT", "layers of the text encoder to train on; 0: frozen")
+
+
+class Cnn(nn.Module):
+    """§5.2: "5 Convolutional layers with Max Pooling, 2 Linear layers, LeakyReLU activation, Dropout"."""
+
+    def __init__(self, settings: UscSettings, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        self.bands, self.frames = dims["audio"], settings.frames
+        channels = [1, *(settings.channels * times for times in (1, 2, 4, 8, 8))]
+        self.convolutions = nn.Sequential(
+            *(
+                layer
+                for before, after in pairwise(channels)
+                for layer in (
+                    nn.Conv2d(before, after, 3, padding=1),
+                    nn.LeakyReLU(),
+                    nn.MaxPool2d(2, ceil_mode=True),  # so that 13 MFCCs are enough for five
+                )
+            )
+        )
+        flat = channels[-1] * -(-self.bands // 32) * -(-self.frames // 32)  # five halvings, rounded up
+        self.linear = nn.Sequential(
+            nn.Dropout(settings.dropout),
+            nn.Linear(flat, settings.hidden),
+            nn.LeakyReLU(),
+            nn.Dropout(settings.dropout),
+            nn.Linear(settings.hidden, classes),
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits `[n, K]` of clips that are cropped, or padded with the training part's mean, to one length."""
+        x, plan = visible(batch, "audio", self.bands)
+        clips = to_one_length(x, plan, self.frames)  # [n, frames, bands]
+        return {"logits": self.linear(self.convolutions(clips[:, None]).flatten(1))}
+
+
+def to_one_length(x: Tensor, plan: Plan, frames: int) -> Tensor:
+    """Packed rows `[r, dim]` → `[n, frames, dim]`: the first frames of each sequence, then zeros (§4)."""
+    inside = plan.position < frames
+    cells = (plan.owner * frames + plan.position)[inside]
+    clips = x.new_zeros(len(plan.lengths) * frames, x.shape[1]).index_copy(0, cells, x[inside])
+    return clips.unflatten(0, (len(plan.lengths), frames))
+
+
+class Bert(nn.Module):
+    """§5.1: text classification from BERT's first token, [CLS]. Raises `WrongUse` if asked to train BERT itself."""
+
+    def __init__(self, settings: UscSettings, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        if settings.finetune_layers:
+            raise WrongUse(
+                f"finetune_layers={settings.finetune_layers} is not built yet: the text encoder stays frozen; "
+                "use finetune_layers=0"
+            )
+        self.dim = dims["text"]
+        self.linear = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(self.dim, classes))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits `[n, K]`; those of zeros where there is no token."""
+        x, plan = visible(batch, "text", self.dim)
+        first = to_one_length(x, plan, 1)[:, 0]
+        return {"logits": self.linear(first)}
+
+
+class CnnBert(nn.Module):
+    """§5.3: the probabilities of both models, "each … through a Linear layer, after which they are summed up"."""
+
+    def __init__(self, settings: UscSettings, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        self.audio, self.text = Cnn(settings, dims, classes), Bert(settings, dims, classes)
+        self.linear = nn.ModuleDict({m: nn.Linear(classes, classes) for m in ("audio", "text")})
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits `[n, K]` of the sum, and of the two models. A hidden modality finds every class equally likely."""
+        logits = {"audio": self.audio(batch)["logits"], "text": self.text(batch)["logits"]}
+        summed = []
+        for modality, own in logits.items():
+            probabilities = F.softmax(own, 1)
+            if modality in batch.hidden:
+                hidden = batch.hidden[modality][:, None]
+                probabilities = probabilities.masked_fill(hidden, 1 / probabilities.shape[1])
+            summed.append(self.linear[modality](probabilities))
+        return {"logits": torch.stack(summed).sum(0), **logits}
+
+
+FUSIONS = {
+    "cnn": Fusion("cnn", "USC §5.2", UscSettings, ("audio",), "sequence", Cnn),
+    "bert": Fusion("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert),
+    "cnn+bert": Fusion(
+        name="cnn+bert",
+        source="USC §5.3",
+        settings=UscSettings,
+        inputs=("audio", "text"),
+        level="sequence",
+        build=CnnBert,
+        stages=(
+            Stage("cnn", output="audio", trains=("audio.",)),
+            Stage("bert", output="text", trains=("text.",)),
+            Stage("cnn+bert"),  # "This multimodal architecture is trained again"
+        ),
+    ),
+}
