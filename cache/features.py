@@ -1,47 +1,25 @@
 """One feature of a store, computed in one way: its parts, and the rows that a manifest joins to them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .blocks import Stretch, read_rows, read_stretches
+from .blocks import Stretch, read_stretches
 from .durable import faults_named, replace_file
 from .errors import CorruptStore, MissingRows
 from .layout import Part, read_small
 from .manifest import Manifest
+from .packed import Packed
 from .parts import PartRows, publish
 from .sealed import REPAIR, seal, unseal
 from .spec import Spec
 
 # What a row is computed from: corpus, id, input digest.
 Key = tuple[str, str, str | None]
-
-
-@dataclass
-class Packed:
-    """Utterances end to end in one array.
-
-    `values` is `[rows, dim]`; utterance i is `values[offsets[i]:offsets[i + 1]]`. `extras` hold one value per row.
-    """
-
-    values: npt.NDArray[Any]
-    offsets: npt.NDArray[np.int64]
-    ids: list[str]
-    extras: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> npt.NDArray[Any]:
-        """The rows of utterance `index`, `[n, dim]`: a view."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
 
 
 class Feature:
@@ -54,7 +32,6 @@ class Feature:
         self._parts: dict[str, Part] = {}
         self._rows: dict[Key, tuple[Part, int]] = {}
         self._quarantined: dict[Key, str] = {}
-        self._offsets: dict[str, npt.NDArray[np.int64]] = {}
         self._by_id: dict[str, tuple[Part, int]] = {}
 
     def __repr__(self) -> str:
@@ -83,7 +60,7 @@ class Feature:
         """Every published part, by name. Raises `CorruptStore` for one that cannot be trusted."""
         folder = self.path / "parts"
         try:
-            names = sorted(entry.name for entry in folder.iterdir())
+            names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
         except FileNotFoundError:
             raise CorruptStore(f"{folder}: is missing; {REPAIR}") from None
         if names != list(self._parts):
@@ -95,7 +72,6 @@ class Feature:
     def _index(self) -> None:
         """Where each row lies. Should two parts hold the same row, the first by name counts."""
         self._rows, self._quarantined, self._by_id = {}, {}, {}
-        self._offsets = {name: kept for name, kept in self._offsets.items() if name in self._parts}
         for part in self._parts.values():
             record = part.record
             for number, (id_, digest) in enumerate(zip(record.ids, record.inputs, strict=True)):
@@ -103,16 +79,21 @@ class Feature:
             for entry in record.quarantined:
                 self._quarantined.setdefault((record.corpus, entry.id, entry.input), entry.reason)
 
-    def _keys(self, manifest: Manifest) -> list[Key]:
+    def keys(self, manifest: Manifest) -> list[Key]:
+        """What joins each row of the manifest to the store."""
         digests = manifest.inputs(self.spec.modality)
         return [(manifest.corpus, id_, digest) for id_, digest in zip(manifest.ids, digests, strict=True)]
+
+    def place(self, key: Key) -> tuple[Part, int] | None:
+        """The part that holds a row, and the row's number in it, as of the last look at the store."""
+        return self._rows.get(key)
 
     def missing(self, manifest: Manifest, retry: bool = False) -> list[int]:
         """Manifest rows that have neither a current row nor (unless `retry`) a current quarantine."""
         self.parts()
         return [
             number
-            for number, key in enumerate(self._keys(manifest))
+            for number, key in enumerate(self.keys(manifest))
             if key not in self._rows and (retry or key not in self._quarantined)
         ]
 
@@ -121,14 +102,14 @@ class Feature:
         self.parts()
         return {
             key[1]: self._quarantined[key]
-            for key in self._keys(manifest)
+            for key in self.keys(manifest)
             if key not in self._rows and key in self._quarantined
         }
 
     def rows(self, manifest: Manifest) -> int:
         """How many utterances of the manifest have a current row."""
         self.parts()
-        return sum(key in self._rows for key in self._keys(manifest))
+        return sum(key in self._rows for key in self.keys(manifest))
 
     def complete(self, manifest: Manifest) -> bool:
         """Whether every utterance of the manifest is there or quarantined."""
@@ -144,14 +125,14 @@ class Feature:
         Raises `MissingRows` if some are not in the store and `CorruptStore` if one cannot be trusted.
         """
         self.parts()
-        keys = self._keys(manifest)
+        keys = self.keys(manifest)
         asked = list(range(len(keys))) if rows is None else [int(row) for row in rows]
         wanted = [keys[row] for row in asked]
         lacking = [key for key in wanted if key not in self._rows]
         if lacking:
             raise self._lacking(manifest, lacking, len(wanted))
         places = [self._rows[key] for key in wanted]
-        return self._gather(places, [key[1] for key in wanted])
+        return self.gather(places, [key[1] for key in wanted])
 
     def _lacking(self, manifest: Manifest, lacking: list[Key], asked: int) -> MissingRows:
         known = [key for key in lacking if key in self._quarantined]
@@ -174,7 +155,7 @@ class Feature:
         if id_ not in self._by_id:
             raise MissingRows(f"{self.spec.name} has no utterance {id_!r}")
         place = self._by_id[id_]
-        values = self._gather([place], [id_], extras=False).values
+        values = self.gather([place], [id_], extras=False).values
         return values[0] if self.spec.level == "utterance" else values
 
     def _latest_places(self) -> dict[str, tuple[Part, int]]:
@@ -184,28 +165,17 @@ class Feature:
         store = open_store(self.store)
         places: dict[str, tuple[Part, int]] = {}
         for corpus in store.corpora():
-            for key in self._keys(store.manifest(corpus)):
+            for key in self.keys(store.manifest(corpus)):
                 if key in self._rows:
                     places.setdefault(key[1], self._rows[key])
         return places
 
-    def _part_offsets(self, part: Part) -> npt.NDArray[np.int64]:
-        if part.name not in self._offsets:
-            array = part.record.arrays["offsets"]
-            offsets = np.empty(array.shape, np.int64)
-            read_rows(part.source("offsets"), offsets)
-            rows = part.record.arrays["values"].shape[0]
-            if offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
-                raise CorruptStore(f"{part.folder}: its offsets do not fit its rows; {REPAIR}")
-            self._offsets[part.name] = offsets
-        return self._offsets[part.name]
-
-    def _gather(self, places: list[tuple[Part, int]], ids: list[str], extras: bool = True) -> Packed:
+    def gather(self, places: Sequence[tuple[Part, int]], ids: list[str], extras: bool = True) -> Packed:
+        """Utterances by part and number within the part, in the order given."""
         parts = {part.name: part for part, _ in places}
         starts, stops = np.empty(len(places), np.int64), np.empty(len(places), np.int64)
         for i, (part, number) in enumerate(places):
-            offsets = self._part_offsets(part)
-            starts[i], stops[i] = offsets[number], offsets[number + 1]
+            starts[i], stops[i] = part.offsets[number], part.offsets[number + 1]
         offsets = np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64)
         stretches: dict[str, list[Stretch]] = {name: [] for name in parts}
         again: list[tuple[int, int]] = []

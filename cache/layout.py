@@ -5,12 +5,14 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from .blocks import Block, Source
+from .blocks import Block, Source, read_rows
 from .errors import CorruptStore
 from .sealed import REPAIR, unseal
 from .spec import FORMAT_VERSION, check_version
@@ -61,7 +63,7 @@ class PartRecord:
     backend: str
     corpus: str
     ids: tuple[str, ...]
-    inputs: tuple[str, ...]
+    inputs: tuple[str | None, ...]  # None: imported rows whose utterance has no such file
     quarantined: tuple[Quarantine, ...]
     arrays: Mapping[str, ArrayRecord]
     files: Mapping[str, FileRecord]
@@ -101,7 +103,8 @@ def _array(entry: Mapping[str, Any]) -> ArrayRecord:
 
 def _fault(part: PartRecord) -> str | None:
     """What is wrong with a part's record, or None. Types first: nothing here was written by a friend."""
-    texts = [part.fingerprint, part.corpus, *part.ids, *part.inputs, *(entry.id for entry in part.quarantined)]
+    inputs = [digest for digest in part.inputs if digest is not None]
+    texts = [part.fingerprint, part.corpus, *part.ids, *inputs, *(entry.id for entry in part.quarantined)]
     if not all(isinstance(text, str) for text in texts) or part.backend not in BACKENDS:
         return "a text is none, or the backend is unknown"
     if len(set(part.ids)) != len(part.ids) or len(part.ids) != len(part.inputs):
@@ -190,6 +193,16 @@ class Part:
         """Bytes of its files, `part.json` not counted."""
         return sum(file.bytes for file in self.record.files.values())
 
+    @cached_property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """Utterance i is rows `offsets[i]:offsets[i + 1]` of the values. Raises `CorruptStore` if it cannot be."""
+        array = self.record.arrays["offsets"]
+        offsets = np.empty(array.shape, np.int64)
+        read_rows(self.source("offsets"), offsets)
+        if offsets[0] != 0 or offsets[-1] != self.record.arrays["values"].shape[0] or (np.diff(offsets) < 0).any():
+            raise CorruptStore(f"{self.folder}: its offsets do not fit its rows; {REPAIR}")
+        return offsets
+
     def source(self, name: str) -> Source:
         """One array, for the reader."""
         array = self.record.arrays[name]
@@ -209,14 +222,19 @@ def read_small(path: Path) -> bytes:
 
 
 def _inventory(folder: Path) -> dict[str, int]:
-    """Every file below a folder with its size. Raises `CorruptStore` at a link or special file."""
+    """Every file below a folder with its size, but for hidden ones (`.nfs0001`, `.DS_Store`), which nobody reads.
+
+    Raises `CorruptStore` at a link or special file.
+    """
     sizes: dict[str, int] = {}
     pending = [""]
     while pending:
         inside = pending.pop()
-        with os.scandir(folder / inside) as entries:
+        with _scan(folder / inside) as entries:
             for entry in entries:
                 name = f"{inside}{entry.name}"
+                if entry.name.startswith("."):
+                    continue
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(f"{name}/")
                 elif entry.is_file(follow_symlinks=False):
@@ -224,3 +242,10 @@ def _inventory(folder: Path) -> dict[str, int]:
                 else:
                     raise CorruptStore(f"{str(folder / name)!r}: is a link or a special file; {REPAIR}")
     return sizes
+
+
+def _scan(folder: Path) -> Any:
+    try:
+        return os.scandir(folder)
+    except OSError as error:
+        raise CorruptStore(f"{folder}: cannot be read ({error.strerror}); {REPAIR}") from error

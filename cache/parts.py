@@ -15,6 +15,7 @@ from .blocks import read_rows
 from .durable import Buffer, faults_named, make_folder, move_into_place, sync_folder, workspace, write_file
 from .errors import StoreError, WrongUse, unknown
 from .layout import DTYPES, ArrayRecord, FileRecord, Part, PartRecord, Quarantine
+from .packed import Packed
 from .sealed import seal
 from .spec import Spec, canonical_json
 
@@ -32,14 +33,29 @@ class PartRows:
 
     corpus: str
     ids: list[str] = field(default_factory=list)
-    inputs: list[str] = field(default_factory=list)
+    inputs: Sequence[str | None] = field(default_factory=list)
     arrays: list[npt.NDArray[Any]] = field(default_factory=list)
     extras: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
     quarantined: list[Quarantine] = field(default_factory=list)
 
+    @classmethod
+    def from_packed(
+        cls, corpus: str, inputs: Sequence[str | None], packed: Packed, quarantined: Sequence[Quarantine] = ()
+    ) -> "PartRows":
+        """Rows that lie in memory already."""
+        cuts = packed.offsets[1:-1]
+        return cls(
+            corpus=corpus,
+            ids=packed.ids,
+            inputs=inputs,
+            arrays=[packed[i] for i in range(len(packed))],
+            extras={name: np.split(array, cuts) if packed.ids else [] for name, array in packed.extras.items()},
+            quarantined=list(quarantined),
+        )
+
 
 def part_name(
-    corpus: str, ids: Iterable[str], inputs: Iterable[str], quarantined: Iterable[tuple[str, str | None]] = ()
+    corpus: str, ids: Iterable[str], inputs: Iterable[str | None], quarantined: Iterable[tuple[str, str | None]] = ()
 ) -> str:
     """The first 16 hex digits of a sha256 over what the part is computed from."""
     key = [corpus, list(zip(ids, inputs, strict=True)), [list(pair) for pair in quarantined]]
@@ -72,11 +88,21 @@ def _check_ids(rows: PartRows) -> None:
     every = [*rows.ids, *(entry.id for entry in rows.quarantined)]
     if not all(isinstance(id_, str) for id_ in every):
         raise StoreError(f"corpus {rows.corpus}: an utterance's id is not a text")
+    if (bad := next((id_ for id_ in every if not _encodable(id_)), None)) is not None:
+        raise StoreError(f"corpus {rows.corpus}: utterance {bad!r} has an id that is not valid Unicode")
     if len(set(every)) != len(every):
         twice = next(id_ for id_ in every if every.count(id_) > 1)
         raise StoreError(f"corpus {rows.corpus}: utterance {twice!r} stands twice in one part")
     if not len(rows.ids) == len(rows.inputs) == len(rows.arrays):
         raise StoreError(f"corpus {rows.corpus}: a part needs one input digest and one array per utterance")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _checked(id_: str, array: npt.NDArray[Any], spec: Spec) -> npt.NDArray[Any]:

@@ -70,7 +70,7 @@ class Store:
 
     def corpora(self) -> list[str]:
         """The names of the corpora that have a manifest."""
-        return sorted(entry.name for entry in (self.path / "manifests").iterdir() if entry.is_dir())
+        return [folder.name for folder in _folders(self.path / "manifests")]
 
     def only_corpus(self, corpus: str | None = None) -> str:
         """`corpus` if it is in the store; None: the only one. Raises `WrongUse` listing them."""
@@ -113,6 +113,7 @@ class Store:
         """
         self._before_writing()
         folder = self.path / "manifests" / check_name("corpus", manifest.corpus)
+        _check_unique(manifest)
         if (latest := self._unchanged(folder, manifest)) is not None:
             return latest
         name = f"{manifest.digest}.parquet"
@@ -132,8 +133,8 @@ class Store:
 
     def folders(self) -> list[Path]:
         """Every folder `<feature>/<fingerprint>`, whether its content can be trusted or not."""
-        features = [entry for entry in self.path.iterdir() if entry.is_dir() and entry.name not in _RESERVED]
-        return sorted(folder for feature in features for folder in feature.iterdir() if folder.is_dir())
+        features = [folder for folder in _folders(self.path) if folder.name not in _RESERVED]
+        return [folder for feature in features for folder in _folders(feature)]
 
     def features(self) -> list[Feature]:
         """Every feature in the store, one per fingerprint. Raises `CorruptStore` for one that cannot be trusted."""
@@ -151,7 +152,14 @@ class Store:
                 write_file(made / "spec.json", [spec_bytes(spec)])
                 sync_folder(made)
                 move_into_place(made, folder)
-        return Feature(self.path, folder)
+        try:
+            return Feature(self.path, folder)
+        except CorruptStore:
+            # The folder's name vouches for what spec.json must say, so the parts beside it stay good.
+            with faults_named("writing spec.json again", self.path):
+                replace_file(folder / "spec.json", spec_bytes(spec), self.path)
+                make_folder(folder / "parts")
+            return Feature(self.path, folder)
 
     def __getitem__(self, name: str) -> Feature:
         return self.feature(name)
@@ -189,6 +197,19 @@ class Store:
             f"{self.path}: has no feature {name!r}{there}; "
             f"run `ser features CORPUS --features {asked} --store {self.path}`"
         )
+
+
+def _check_unique(manifest: Manifest) -> None:
+    seen: set[str] = set()
+    for id_ in manifest.ids:
+        if id_ is None or id_ in seen:
+            what = "an utterance without an id" if id_ is None else f"utterance {id_!r} twice"
+            raise WrongUse(f"corpus {manifest.corpus}: has {what}; ids must name one utterance each")
+        seen.add(id_)
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _origin(feature: Feature) -> str:

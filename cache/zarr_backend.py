@@ -5,6 +5,7 @@ Written by hand, since the format is three lines of JSON and `tobytes`; tests op
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from .blocks import Block, bytes_of, checksum, row_stretches
 from .durable import Buffer
+from .layout import ArrayRecord
 from .spec import canonical_json
 
 FOLDER = "data.zarr"
@@ -81,3 +83,21 @@ def encode(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, list[Buffe
                 offset, end = (first - start) * row_bytes, (last - start) * row_bytes
                 blocks[name].append(Block(path, offset, end - offset, checksum(chunk[offset:end])))
     return files, blocks
+
+
+def inspect(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None:
+    """What a plain Zarr reader would see differently from the blocks, or None."""
+    metadata = {f"{FOLDER}/zarr.json": group_metadata()}
+    for name, array in arrays.items():
+        metadata[f"{FOLDER}/{name}/zarr.json"] = array_metadata(array.shape, np.dtype(array.dtype))
+        each = chunk_rows(array.shape[0])
+        row = 0
+        for block in array.blocks:
+            place = (chunk_file(name, row // each, len(array.shape)), row % each * array.row_bytes)
+            if (block.file, block.offset) != place:
+                return f"array '{name}' lies elsewhere for Zarr than for its blocks"
+            row += block.bytes // array.row_bytes
+    for path, content in metadata.items():
+        if (folder / path).read_bytes() != content:
+            return f"{path} describes another array, codec or fill than format version 1 has"
+    return None

@@ -1,0 +1,184 @@
+"""Checking a whole store: every file against its sha256, and what plain readers would see against what ours sees."""
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import hdf5_backend, zarr_backend
+from .blocks import read_rows
+from .durable import faults_named
+from .errors import CorruptStore, SerError
+from .features import Feature
+from .layout import Part
+from .manifest import Manifest
+from .remove import drop
+from .sealed import REPAIR
+from .store import Store
+
+JOURNAL = "verify.journal"
+_INSPECT = {"zarr": zarr_backend.inspect, "hdf5": hdf5_backend.inspect}
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One manifest, spec or part that has been looked at."""
+
+    path: str  # relative to the store
+    bytes: int
+    seconds: float
+    remaining: int  # things still to look at
+    problem: str | None = None
+    repaired: bool = False  # the bad part has been dropped; `ser features` computes it again
+    note: str | None = None  # no fault, but worth knowing
+
+
+def verify(store: Store, repair: bool = False, resume: bool = True) -> Iterator[Checked]:
+    """Check everything in a store, yielding a record for each manifest, spec and part.
+
+    With `repair`, a part that cannot be trusted is dropped, and nothing else. A pass that was interrupted is taken up
+    where it stopped, unless `resume` is false; in a read-only store each pass starts anew.
+    """
+    paths = _things(store)
+    with _Journal(store, resume) as journal:
+        for number, path in enumerate(paths):
+            if journal.has(path):
+                continue
+            checked = _check(store, path, len(paths) - number - 1, repair)
+            if checked.problem is None:
+                journal.add(path)
+            yield checked
+        journal.finish()
+
+
+def _things(store: Store) -> list[Path]:
+    """What there is to check, each part after its spec."""
+    things = []
+    for corpus in store.corpora():
+        folder = store.path / "manifests" / corpus
+        things += [folder / "latest", *sorted(folder.glob("*.parquet"))]
+    for folder in store.folders():
+        things.append(folder / "spec.json")
+        with contextlib.suppress(OSError):
+            things += sorted(entry for entry in (folder / "parts").iterdir() if not entry.name.startswith("."))
+    return things
+
+
+def _check(store: Store, path: Path, remaining: int, repair: bool) -> Checked:
+    start = time.perf_counter()
+    size, problem, note, repaired = 0, None, None, False
+    try:
+        if path.parent.name == "parts":
+            size = check_part(path, path.parent.parent.name)
+        elif path.name == "spec.json":
+            size, note = _check_feature(store, path.parent)
+        else:
+            size = _check_manifest(store, path)
+    except SerError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"{path}: cannot be read ({error.strerror})"
+    if problem and repair and path.parent.name == "parts":
+        with faults_named("dropping a bad part", store.path):
+            drop(store, path)
+        repaired = True
+    name = str(path.relative_to(store.path))
+    return Checked(name, size, time.perf_counter() - start, remaining, problem, repaired, note)
+
+
+def check_part(folder: Path, fingerprint: str) -> int:
+    """Check a part down to its last byte. Returns how many it has; raises `CorruptStore`."""
+    part = Part.open(folder, fingerprint)
+    with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
+        for name, digest in zip(part.record.files, pool.map(_sha256, _paths(part)), strict=True):
+            if digest != part.record.files[name].sha256:
+                raise CorruptStore(f"{folder / name}: altered (its sha256 is wrong); {REPAIR}")
+    for name, array in part.record.arrays.items():
+        read_rows(part.source(name), np.empty(array.shape, array.dtype))
+    assert part.offsets is not None
+    if fault := _INSPECT[part.record.backend](folder, part.record.arrays):
+        raise CorruptStore(f"{folder}: {fault}; {REPAIR}")
+    return part.bytes
+
+
+def _paths(part: Part) -> list[Path]:
+    return [part.folder / name for name in part.record.files]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _check_feature(store: Store, folder: Path) -> tuple[int, str | None]:
+    """The spec, and whether rows stand twice."""
+    feature = Feature(store.path, folder)
+    if not (folder / "parts").is_dir():
+        raise CorruptStore(f"{folder / 'parts'}: is missing; {REPAIR}")
+    seen: set[tuple[str, str, str | None]] = set()
+    twice = 0
+    with contextlib.suppress(CorruptStore):  # which part, and why, stands in that part's own record
+        for part in feature.parts():
+            for id_, digest in zip(part.record.ids, part.record.inputs, strict=True):
+                key = (part.record.corpus, id_, digest)
+                twice += key in seen
+                seen.add(key)
+    note = f"{twice} rows stand in two parts; `ser cache remove --superseded` rewrites them" if twice else None
+    return (folder / "spec.json").stat().st_size, note
+
+
+def _check_manifest(store: Store, path: Path) -> int:
+    if path.name == "latest":
+        store.manifest(path.parent.name)
+    else:
+        Manifest.from_content(path.read_bytes(), path.stem, str(path))
+    return path.stat().st_size
+
+
+class _Journal:
+    """What an interrupted pass has found good, by name and time of last change."""
+
+    def __init__(self, store: Store, resume: bool) -> None:
+        self.store = store
+        self.path = store.path / JOURNAL
+        self.resume = resume
+        self.done: set[str] = set()
+        self.descriptor: int | None = None
+
+    def __enter__(self) -> "_Journal":
+        if self.resume and self.path.is_file():
+            self.done = set(self.path.read_text(errors="replace").splitlines())
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if self.resume else os.O_TRUNC)
+        with contextlib.suppress(OSError):
+            self.descriptor = os.open(self.path, flags, 0o644)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+
+    def has(self, path: Path) -> bool:
+        return bool(self.done) and self._line(path) in self.done
+
+    def add(self, path: Path) -> None:
+        if self.descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.write(self.descriptor, f"{self._line(path)}\n".encode())
+
+    def _line(self, path: Path) -> str:
+        stat = path.stat()
+        return f"{path.relative_to(self.store.path)} {stat.st_ino} {stat.st_mtime_ns}"
+
+    def finish(self) -> None:
+        if self.descriptor is not None:
+            self.path.unlink(missing_ok=True)
