@@ -1,0 +1,220 @@
+"""Training packed against training the plain way: padded batches, torch's own modules, a DataLoader.
+
+The plain models have the parameter names of ours, so that the tests load one's weights into the other and use them as
+an oracle. Sizes are IEMOCAP's; features are random, since they do not change the work.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+from torch.utils.data import DataLoader
+
+from ser.train.batch import Batch
+from ser.train.inputs import Inputs
+from ser.train.models import FUSIONS
+from ser.train.models.msmser import MsmserSettings
+from ser.train.models.perspective import PerspectiveSettings
+
+from .compare import compare
+
+
+class PlainPerspective(nn.Module):
+    """LGF-ADD on padded dialogues, with torch's modules and the parameter names of `Perspective`."""
+
+    def __init__(self, settings: PerspectiveSettings, dims: dict[str, int], classes: int) -> None:
+        super().__init__()
+        d, hidden = settings.d_model, settings.gru_hidden
+        self.features = nn.ModuleDict({m: nn.Linear(dims[m], d) for m in ("audio", "text")})
+        self.gru = nn.ModuleDict({m: nn.GRU(d, hidden, bidirectional=True, batch_first=True) for m in dims})
+        self.attention = nn.ModuleDict(
+            {m: nn.MultiheadAttention(2 * hidden, settings.heads, batch_first=True) for m in dims}
+        )
+        self.logits = nn.ModuleDict({m: nn.Linear(2 * hidden, classes) for m in dims})
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def forward(self, x: dict[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
+        """Padded vectors `[m, S, dim]` → padded logits `[m, S, K]`."""
+        heads = {}
+        for m, values in x.items():
+            packed = pack_padded_sequence(
+                F.relu(self.features[m](values)), lengths, batch_first=True, enforce_sorted=False
+            )
+            h = self.dropout(pad_packed_sequence(self.gru[m](packed)[0], batch_first=True)[0])
+            padding = torch.arange(h.shape[1]) >= lengths[:, None]
+            heads[m] = self.logits[m](self.dropout(self.attention[m](h, h, h, key_padding_mask=padding)[0]))
+        return {"logits": heads["audio"] + heads["text"], **heads}
+
+
+class PlainMsmser(nn.Module):
+    """MSMSER Full on padded utterances, with torch's transformer layers and the parameter names of `Msmser`."""
+
+    def __init__(self, settings: MsmserSettings, dims: dict[str, int], classes: int) -> None:
+        super().__init__()
+        d = settings.d_model
+        shape = (d, settings.heads, settings.feed_forward * d, settings.dropout)
+
+        def refinement(dim: int) -> nn.Module:
+            encoder = [nn.TransformerEncoderLayer(*shape, batch_first=True) for _ in range(settings.encoder_depth)]
+            scales = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid())
+            return nn.ModuleDict({"project": nn.Linear(dim, d), "encoder": nn.ModuleList(encoder), "scales": scales})
+
+        self.audio, self.text = refinement(dims["audio"]), refinement(dims["text"])
+        self.interaction = nn.Module()
+        self.interaction.queries = nn.Parameter(torch.zeros(settings.queries, d))
+        self.interaction.types = nn.Parameter(torch.zeros(2, d))
+        self.interaction.decoder = nn.ModuleList(
+            nn.TransformerDecoderLayer(*shape, batch_first=True) for _ in range(settings.decoder_depth)
+        )
+        self.interaction.pool = nn.ModuleDict({"score": nn.Linear(d, 1, bias=False)})
+        self.classifier = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(d, classes))
+
+    def forward(self, x: dict[str, Tensor], lengths: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Padded sequences `[n, t, dim]` and their lengths `[n]` → logits `[n, K]`."""
+        memory, paddings = [], []
+        for code, (m, refine) in enumerate((("audio", self.audio), ("text", self.text))):
+            padding = torch.arange(x[m].shape[1]) >= lengths[m][:, None]
+            h = refine["project"](x[m])
+            for layer in refine["encoder"]:
+                h = layer(h, src_key_padding_mask=padding)
+            h = refine["scales"](h) * h
+            memory.append(h + sinusoids(h.shape[1], h.shape[2]).to(h) + self.interaction.types[code])
+            paddings.append(padding)
+        q = self.interaction.queries.expand(len(h), -1, -1)
+        for layer in self.interaction.decoder:
+            q = layer(q, torch.cat(memory, 1), memory_key_padding_mask=torch.cat(paddings, 1))
+        z = (self.interaction.pool["score"](q).softmax(1) * q).sum(1)
+        return {"logits": self.classifier(z)}
+
+
+def sinusoids(length: int, d: int) -> Tensor:
+    """Position encodings (Vaswani et al. 2017, §3.5), float64 `[length, d]`, one position at a time."""
+    angles = [[t / 10000 ** (2 * (i // 2) / d) for i in range(d)] for t in range(length)]
+    table = torch.tensor(angles, dtype=torch.float64)
+    return torch.where(torch.arange(d) % 2 == 0, table.sin(), table.cos())
+
+
+def dialogue_lengths(utterances: int, generator: np.random.Generator) -> list[int]:
+    """Labelled utterances of each dialogue: some 37 of them, as in the four-class IEMOCAP, 5,531 in 151."""
+    lengths: list[int] = []
+    while sum(lengths) < utterances:
+        lengths.append(int(np.clip(generator.lognormal(np.log(33), 0.45), 8, 110)))
+    return lengths
+
+
+def durations(n: int, generator: np.random.Generator) -> np.ndarray:
+    """Seconds of n utterances, distributed as IEMOCAP's: median 3.52, 95th percentile 10.53, 0.585 to 34.14."""
+    return np.clip(generator.lognormal(np.log(3.52), 0.666, n), 0.585, 34.14)
+
+
+def cases(rounds: int) -> list[dict[str, Any]]:
+    """Rows for `make bench`: CPU seconds at one thread, least of the interleaved rounds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [perspective_case(rounds), msmser_case(rounds)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def perspective_case(rounds: int) -> dict[str, Any]:
+    """One seed-epoch of LGF-ADD with the perspective loss on four sessions, 20 dialogues a batch, dropout off."""
+    random = np.random.default_rng(0)
+    lengths = dialogue_lengths(4290, random)
+    n, dims = sum(lengths), {"audio": 6373, "text": 768}
+    values = {m: torch.from_numpy(random.standard_normal((n, dim), dtype=np.float32)) for m, dim in dims.items()}
+    labels = torch.from_numpy(random.integers(4, size=n))
+    settings = PerspectiveSettings(dropout=0.0)
+    dialogues = np.split(np.arange(n), np.cumsum(lengths)[:-1])
+
+    inputs = {m: Inputs(x, np.arange(n + 1)) for m, x in values.items()}
+    model = FUSIONS["lgf-add"].build(settings, dims, 4)
+    optimiser = torch.optim.Adam(model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
+
+    def ours() -> None:
+        order = torch.randperm(len(dialogues)).tolist()
+        for start in range(0, len(order), settings.batch_size):
+            batch = take(inputs, labels, [dialogues[i] for i in order[start : start + settings.batch_size]])
+            optimiser.zero_grad()
+            losses = [F.cross_entropy(logits, batch.labels, reduction="sum") for logits in model(batch).values()]
+            torch.stack(losses).sum().backward()
+            optimiser.step()
+
+    plain = PlainPerspective(settings, dims, 4)
+    plain.load_state_dict(model.state_dict())
+    adam = torch.optim.Adam(plain.parameters(), settings.lr, weight_decay=settings.weight_decay)
+    loader = DataLoader(
+        [({m: x[rows] for m, x in values.items()}, labels[rows]) for rows in dialogues],  # type: ignore[arg-type]
+        batch_size=settings.batch_size,
+        shuffle=True,
+        collate_fn=pad_dialogues,
+    )
+
+    def theirs() -> None:
+        for x, truth, count in loader:
+            adam.zero_grad()
+            losses = [
+                F.cross_entropy(logits.flatten(0, 1), truth.flatten(), reduction="sum", ignore_index=-1)
+                for logits in plain(x, count).values()
+            ]
+            sum(losses).backward()
+            adam.step()
+
+    return compare("Perspective LGF-ADD: one epoch", theirs, ours, target=2.0, rounds=rounds)
+
+
+def msmser_case(rounds: int, steps: int = 3) -> dict[str, Any]:
+    """A few updates of MSMSER Full in float32, 8 utterances a batch, dropout off."""
+    random = np.random.default_rng(0)
+    settings, dims = MsmserSettings(dropout=0.0), {"audio": 768, "text": 768}
+    seconds = durations(settings.batch_size * steps, random)
+    lengths = {"audio": np.ceil(seconds * 50 - 1).astype(int), "text": np.ceil(seconds * 3.2 + 2).astype(int)}
+    values = {
+        m: [torch.from_numpy(random.standard_normal((count, dims[m]), dtype=np.float32)) for count in counts]
+        for m, counts in lengths.items()
+    }
+    labels = torch.from_numpy(random.integers(4, size=len(seconds)))
+    batches = np.split(np.arange(len(seconds)), steps)
+
+    inputs = {m: Inputs(torch.cat(x), np.concatenate([[0], lengths[m].cumsum()])) for m, x in values.items()}
+    model = FUSIONS["mit"].build(settings, dims, 4)
+    optimiser = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
+
+    def ours() -> None:
+        for rows in batches:
+            batch = take(inputs, labels, list(rows[:, None]))
+            optimiser.zero_grad()
+            F.cross_entropy(model(batch)["logits"], batch.labels).backward()
+            optimiser.step()
+
+    plain = PlainMsmser(settings, dims, 4)
+    plain.load_state_dict(model.state_dict())
+    adam = torch.optim.Adam(plain.parameters(), settings.lr)
+
+    def theirs() -> None:
+        for rows in batches:
+            x = {m: pad_sequence([v[i] for i in rows], batch_first=True) for m, v in values.items()}
+            count = {m: torch.from_numpy(lengths[m][rows]) for m in values}
+            adam.zero_grad()
+            F.cross_entropy(plain(x, count)["logits"], labels[torch.from_numpy(rows)]).backward()
+            adam.step()
+
+    return compare(f"MSMSER Full: {steps} updates of 8, float32", theirs, ours, target=1.6, rounds=rounds)
+
+
+def take(inputs: dict[str, Inputs], labels: Tensor, groups: list[np.ndarray]) -> Batch:
+    """The packed batch of the given dialogues or utterances, as `Dataset.batch` cuts it."""
+    rows = np.concatenate(groups)
+    utterances = torch.from_numpy(rows)
+    taken = {m: x.take(rows) for m, x in inputs.items()}
+    return Batch(taken, labels[utterances], utterances, torch.tensor([len(group) for group in groups]))
+
+
+def pad_dialogues(items: list[Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Padded vectors `[m, S, dim]`, padded labels (-1 where there is none) and lengths, as a DataLoader gives them."""
+    xs, truths = zip(*items, strict=True)
+    x = {m: pad_sequence([each[m] for each in xs], batch_first=True) for m in xs[0]}
+    return x, pad_sequence(truths, batch_first=True, padding_value=-1), torch.tensor([len(t) for t in truths])
