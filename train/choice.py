@@ -21,6 +21,11 @@ class Choice:
         """Whether it is audio or text."""
         return self.feature.spec.modality
 
+    def dim(self, vectors: bool) -> int:
+        """Dimension of what the model gets: frames as stored, or one vector for each utterance."""
+        both = vectors and self.pool == "meanstd" and self.feature.spec.level != "utterance"
+        return self.feature.spec.dim * (2 if both else 1)
+
     @property
     def described(self) -> dict[str, Any]:
         """What a run's config records of it."""

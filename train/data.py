@@ -1,7 +1,8 @@
 """The labelled utterances of a corpus with their features, loaded once, and the batches cut from them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,16 @@ class Dataset:
     """The labelled utterances of a corpus with the inputs of one fusion."""
 
     utterances: Utterances
-    inputs: Mapping[str, Inputs]
+    dims: dict[str, int]  # of each modality
+    read: Callable[[], Mapping[str, Inputs]]
     described: Mapping[str, Any]  # corpus, manifest and features with their digests, for a run's config
     notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
     targets: Tensor | None = None  # soft labels [n, K]
 
-    @property
-    def dims(self) -> dict[str, int]:
-        """Dimension of each modality."""
-        return {modality: inputs.dim for modality, inputs in self.inputs.items()}
+    @cached_property
+    def inputs(self) -> Mapping[str, Inputs]:
+        """The values of each modality, read when they are first asked for."""
+        return self.read()
 
     def batch(self, groups: Sequence[np.ndarray], scaling: Mapping[str, Scaling], soft: bool = False) -> Batch:
         """The batch of the given dialogues (arrays of rows in turn order), its inputs scaled and in float32."""
@@ -95,7 +97,7 @@ class Loader:
             )
         values = packed.values if packed.values.flags.writeable else packed.values.copy()
         inputs = Inputs(torch.from_numpy(values), packed.offsets)
-        return inputs.pooled(choice.pool) if pool else inputs
+        return inputs.pooled(choice.pool) if pool and choice.feature.spec.level != "utterance" else inputs
 
 
 def load_dataset(
@@ -127,19 +129,22 @@ def load_dataset(
         left_out[f"--limit {limit}"] = int(np.sum(~keep))
     for choice in chosen.values():
         keep &= ~_quarantined(choice, manifest, labelled.rows, keep, allow_missing, left_out)
+        _refuse_missing(choice, manifest, labelled.rows[keep])
     labelled = type(labelled)(labelled.policy, labelled.rows[keep], labelled.labels[keep], labelled.left_out)
 
     loader = loader or Loader()
-    inputs = {
-        modality: loader.inputs(choice, manifest, labelled.rows, fusion.level == "vector")
-        for modality, choice in sorted(chosen.items())
-    }
+    vectors = fusion.level == "vector"
+
+    def read() -> dict[str, Inputs]:
+        return {m: loader.inputs(choice, manifest, labelled.rows, vectors) for m, choice in sorted(chosen.items())}
+
     specs = [choice.feature.spec for choice in chosen.values()]
     votes = manifest.column("votes")
     targets = soft_labels(labelled.policy, [votes[row] for row in labelled.rows], labelled.labels)
     return Dataset(
         utterances=Utterances.of(manifest, labelled),
-        inputs=inputs,
+        dims={modality: choice.dim(vectors) for modality, choice in sorted(chosen.items())},
+        read=read,
         described={
             "corpus": manifest.corpus,
             "manifest": manifest.digest,
@@ -159,6 +164,18 @@ def load_dataset(
         },
         targets=torch.from_numpy(targets),
     ), fusion
+
+
+def _refuse_missing(choice: Choice, manifest: Manifest, rows: np.ndarray) -> None:
+    """Raise `MissingRows`, naming the command, if the feature lacks some of the rows."""
+    missing = set(choice.feature.missing(manifest)).intersection(rows.tolist())
+    if missing:
+        name = choice.feature.spec.name
+        raise MissingRows(
+            f"{name} lacks {len(missing)} of the {len(rows)} labelled utterances of corpus {manifest.corpus}, such as "
+            f"{manifest.ids[min(missing)]}; run `ser features CORPUS --features {name} "
+            f"--store {choice.feature.path.parent.parent}`"
+        )
 
 
 def _quarantined(

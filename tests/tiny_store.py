@@ -1,0 +1,95 @@
+"""A real store with small made-up features, for tests of training: no extractor, no audio, no mocks.
+
+Five sessions of two speakers; emotion k lies at a point of its own in the audio of even turns and in the text of
+odd ones, so that each modality knows half and both together know all.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from ser.cache.manifest import Manifest
+from ser.cache.spec import Spec
+from ser.cache.store import PartRows, Store, open_store
+
+LABELS = ("ang", "hap", "neu", "sad", "exc", "fru", "xxx", "neu")
+NAMES = {
+    "ang": "Anger",
+    "hap": "Happiness",
+    "exc": "Excited",
+    "neu": "Neutral",
+    "sad": "Sadness",
+    "fru": "Frustration",
+    "xxx": "Other",
+}
+# feature: modality, level, dim, dtype, mean number of rows
+FEATURES = {
+    "is13": ("audio", "utterance", 24, "float32", 1),
+    "hubert": ("audio", "frame", 12, "float16", 9),
+    "logmel": ("audio", "frame", 16, "float16", 40),
+    "bert": ("text", "token", 16, "float16", 5),
+    "mpnet": ("text", "token", 12, "float16", 5),
+}
+
+
+def make_manifest(turns: int = 12, corpus: str = "tiny") -> Manifest:
+    """10 dialogues of `turns` utterances."""
+    rows = []
+    for session in "12345":
+        for dialogue in ("impro01", "impro02"):
+            name = f"Ses0{session}F_{dialogue}"
+            for turn in range(turns):
+                gender = "FM"[turn % 2]
+                label = LABELS[(turn + int(session) * 3 + (dialogue == "impro02")) % len(LABELS)]
+                utterance = f"{name}_{gender}{turn // 2:03d}"
+                rows.append(
+                    {
+                        "id": utterance,
+                        "audio": f"{utterance}.wav",
+                        "audio_sha256": hashlib.sha256(utterance.encode()).hexdigest(),
+                        "text": f"words of {utterance}",
+                        "session": session,
+                        "dialogue": name,
+                        "turn": turn,
+                        "speaker": f"{session}{gender}",
+                        "gender": gender,
+                        "duration": 2.0,
+                        "label": label,
+                        "votes": [[NAMES[label]], [NAMES[label]], ["Neutral", "Anger"]],
+                    }
+                )
+    return Manifest.from_rows(corpus, rows, synthetic=True)
+
+
+def make_rows(manifest: Manifest, feature: str, seed: int = 0) -> list[np.ndarray]:
+    """Values [n_i, dim] of each utterance of the manifest."""
+    modality, _, dim, dtype, mean_rows = FEATURES[feature]
+    rng = np.random.default_rng([seed, *feature.encode()])
+    points = rng.normal(size=(len(set(LABELS)), dim)) * 2
+    order = sorted(set(LABELS) - {"exc"})
+    rows = []
+    for label, turn in zip(manifest.column("label"), manifest.column("turn"), strict=True):
+        n = 1 if mean_rows == 1 else int(rng.integers(mean_rows // 2 + 1, 2 * mean_rows))
+        values = rng.normal(size=(n, dim))
+        if (turn % 4 < 2) == (modality == "audio"):
+            values += points[order.index("hap" if label == "exc" else label)]
+        rows.append(values.astype(dtype))
+    return rows
+
+
+def add_feature(store: Store, manifest: Manifest, feature: str, rows: list[np.ndarray], **spec: object) -> None:
+    """Publish rows as that feature."""
+    modality, level, dim, dtype, _ = FEATURES[feature]
+    made = store.add(Spec(feature, modality, level, dim, dtype, "made-up", 1, **spec))  # type: ignore[arg-type]
+    made.publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs(modality), rows, {}, []), "zarr", {})  # type: ignore[arg-type]
+
+
+def make_store(path: Path, turns: int = 12) -> Store:
+    """The store with all five features."""
+    store = open_store(path, create=True)
+    manifest = make_manifest(turns)
+    store.put_manifest(manifest)
+    for feature in FEATURES:
+        add_feature(store, manifest, feature, make_rows(manifest, feature), checkpoint={"random": feature != "is13"})
+    return store
