@@ -1,0 +1,169 @@
+"""Decode one audio file: 32-bit floats, one channel, with every doubt named.
+
+Files lie: a header may promise more than the file holds, and decoders then read short or fill up in silence. So the
+bytes are read once, hashed, checked against their own header, and only then decoded. What cannot be trusted raises
+`Unusable`; what is odd but right is a warning on the clip.
+"""
+
+import hashlib
+import io
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import soundfile as sf
+import soxr
+
+from .passes import Unusable
+
+RESAMPLER = "soxr-hq"  # stored in every acoustic config: another resampler gives other numbers
+CHANNELS = "mean, or the loudest where the mean loses 20 dB"  # stored too
+LONGEST = 3600.0  # seconds; longer files are recordings to be cut into utterances, not utterances
+LARGEST = 4 << 30  # bytes: an hour of 96 kHz 64-bit stereo is below
+CANCELLED = 0.1  # rms of the mean / rms of the loudest channel, below which channels cancel (-20 dB)
+SILENT = 1e-5  # peak below which a clip counts as silent: a third of one 16-bit step
+NOT_AUDIO = {
+    b"<!doctype html": "is an HTML page, not audio",
+    b"<html": "is an HTML page, not audio",
+    b"version https://git-lfs": "is a git-LFS pointer: run `git lfs pull` in the corpus",
+}
+
+
+@dataclass
+class Clip:
+    """One decoded utterance. `samples` `[n]` float32 at `rate` Hz, not rescaled: full scale is [-1, 1)."""
+
+    samples: np.ndarray
+    rate: int
+    warnings: list[str] = field(default_factory=list)
+    _resampled: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return len(self.samples) / self.rate
+
+    def at(self, rate: int) -> np.ndarray:
+        """The samples at `rate` Hz `[n]` float32, resampled once by soxr's HQ recipe."""
+        if rate == self.rate:
+            return self.samples
+        if rate not in self._resampled:
+            self._resampled[rate] = soxr.resample(self.samples, self.rate, rate, quality="HQ").astype(np.float32)
+        return self._resampled[rate]
+
+
+def locate(root: Path, relative: str) -> Path:
+    """The audio file under the corpus root. Raises `Unusable` for a path that leads out of it."""
+    parts = PurePosixPath(relative)
+    if parts.is_absolute() or ".." in parts.parts or "\0" in relative:
+        raise Unusable(f"the path {relative!r} leads out of the corpus")
+    return root / parts
+
+
+def decode(path: Path, sha256: str | None = None) -> Clip:
+    """Decode one file, and check it against `sha256` where given. Raises `Unusable` with a one-sentence reason."""
+    data = read_bytes(path)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise Unusable("the file changed after the corpus was read: run again")
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for magic, reason in NOT_AUDIO.items():
+        if start.startswith(magic):
+            raise Unusable(reason)
+    warnings = _check_riff(data)
+    try:
+        with sf.SoundFile(io.BytesIO(data)) as file:
+            rate, promised, kind, subtype = file.samplerate, file.frames, file.format, file.subtype
+            if promised > LONGEST * rate:
+                raise Unusable(_too_long(promised, rate, len(data)))
+            channels = file.read(dtype="float32", always_2d=True)
+    except (sf.LibsndfileError, RuntimeError, ValueError, MemoryError, OverflowError) as fault:
+        raise Unusable(f"cannot be decoded as audio ({_first_line(fault)})") from fault
+    if len(channels) < promised:
+        raise Unusable(f"is cut short: the header says {promised} samples, {len(channels)} can be decoded")
+    if len(channels) == 0:
+        raise Unusable("holds no samples")
+    if not np.isfinite(channels).all():
+        raise Unusable(f"holds NaN or infinite samples ({np.count_nonzero(~np.isfinite(channels))})")
+    if path.suffix.lower() == ".wav" and kind not in {"WAV", "WAVEX", "RF64"}:
+        warnings.append(f"{kind} under the name .wav")
+    if subtype in {"ULAW", "ALAW"}:
+        warnings.append(f"{subtype} coded: eight-bit precision")
+    samples = _one_channel(channels, warnings)
+    peak = float(np.abs(samples).max())
+    if peak >= 1.0 and subtype in {"FLOAT", "DOUBLE"}:
+        warnings.append("samples at or beyond full scale")
+    if peak < SILENT:
+        warnings.append("silent")
+    elif np.ptp(samples) < SILENT:
+        warnings.append("constant (DC) samples")
+    if rate < 16000:
+        warnings.append(f"sampled at {rate} Hz: empty above {rate // 2} Hz")
+    return Clip(samples, rate, warnings)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a regular file. Raises `Unusable` for anything else, without ever waiting on it."""
+    try:
+        # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as fault:
+        raise Unusable(f"cannot be opened ({getattr(fault, 'strerror', None) or fault})") from fault
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise Unusable("is a directory, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise Unusable("is no regular file (a pipe, socket or device)")
+        if status.st_size == 0:
+            raise Unusable("is empty")
+        if status.st_size > LARGEST:
+            raise Unusable(f"is too large ({status.st_size / 1e9:.1f} GB): cut it into utterances")
+        try:
+            return file.read()
+        except OSError as fault:
+            raise Unusable(f"cannot be read ({fault.strerror})") from fault
+
+
+def _one_channel(channels: np.ndarray, warnings: list[str]) -> np.ndarray:
+    """`[n, c]` to `[n]`: see `CHANNELS`. Opposite phases would cancel in the mean, without a trace."""
+    if channels.shape[1] == 1:
+        return np.ascontiguousarray(channels[:, 0])
+    power = np.sqrt(np.mean(np.square(channels, dtype=np.float64), axis=0))
+    mean = channels.mean(axis=1, dtype=np.float64).astype(np.float32)
+    if np.sqrt(np.mean(np.square(mean, dtype=np.float64))) < CANCELLED * power.max():
+        loudest = int(power.argmax())
+        warnings.append(f"channels cancel each other: channel {loudest + 1} taken alone")
+        return np.ascontiguousarray(channels[:, loudest])
+    warnings.append(f"{channels.shape[1]} channels: their mean taken")
+    return mean
+
+
+def _check_riff(data: bytes) -> list[str]:
+    """Compare a WAV file's data chunk with the bytes that are there: libsndfile reads short without a word."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return []
+    at = 12
+    while at + 8 <= len(data):
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        there = len(data) - at - 8
+        if name == b"data":
+            if size in (0, 0xFFFFFFFF) and there:
+                return ["data chunk of unknown length, as a pipe writes it"]
+            if size > there:
+                raise Unusable(f"is cut short: its data chunk says {size} bytes, the file holds {there}")
+            return []
+        at += 8 + size + size % 2  # chunks are padded to even lengths
+    raise Unusable("is a WAV file without a data chunk: cut short, or its header is wrong")
+
+
+def _too_long(frames: int, rate: int, size: int) -> str:
+    hours = frames / rate / 3600
+    if frames > 1000 * size:  # no codec packs a thousand samples into a byte
+        return f"its header claims {frames} samples in {size} bytes"
+    return f"is {hours:.1f} hours long; at most one hour is an utterance: cut it"
+
+
+def _first_line(fault: BaseException) -> str:
+    return (str(fault).splitlines() or [type(fault).__name__])[0].removeprefix("Error opening ").strip(" .")

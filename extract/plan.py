@@ -1,0 +1,263 @@
+"""What `ser features` will compute: which rows are there already, how the rest is cut into parts, and its size."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ser.cache.errors import StoreError, WrongUse
+from ser.cache.manifest import Manifest
+from ser.cache.spec import Modality
+from ser.cache.store import Feature, Store, open_store
+
+from .batching import CHARACTERS_PER_TOKEN, text_seconds
+from .corpora.scan import Scan, read_corpus
+from .features import Wanted, resolve, split_names
+
+PART_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `ser features`, under the same names."""
+
+    corpus: Path
+    features: str | Sequence[str] = "hubert,mpnet,bert,is13,logmel"
+    format: str | None = None
+    corpus_name: str | None = None
+    text: Path | None = None
+    store: Path = Path("features")
+    backend: str = "zarr"
+    dtype: str = "float16"
+    device: str = "auto"
+    models: Mapping[str, str] | Sequence[str] = ()  # {"hubert": ID_OR_PATH} or ["hubert=ID_OR_PATH"]
+    workers: int | None = None
+    batch_seconds: float | None = None
+    part_seconds: float = 600.0
+    limit: int | None = None
+    scheduler: str | None = None
+    on_error: str = "fail"
+    retry: bool = False
+    check: int | None = None
+
+
+@dataclass
+class FeaturePlan:
+    """One feature: how many rows the corpus has, and the manifest rows that are still to be computed."""
+
+    wanted: Wanted
+    rows: int
+    missing: list[int]
+    bytes: int
+
+    @property
+    def there(self) -> int:
+        """Rows that need no work: computed before, or quarantined."""
+        return self.rows - len(self.missing)
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One manifest row, as the workers need it."""
+
+    id: str
+    audio: str | None
+    text: str | None
+    digest: str | None  # of the input of this modality
+    length: float  # what it costs, in seconds of audio
+    problem: str | None = None  # why it cannot be used, as far as the scan knows
+
+
+@dataclass(frozen=True)
+class Part:
+    """The utterances of one modality that are computed and published together."""
+
+    modality: Modality
+    utterances: tuple[Utterance, ...]
+    missing: Mapping[str, frozenset[str]]  # fingerprint → ids
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{len(self.utterances)} utterances ({self.modality}, from {self.utterances[0].id})"
+
+
+@dataclass
+class Plan:
+    """All that `extract` needs. Nothing is written yet."""
+
+    request: Request
+    scan: Scan
+    features: list[FeaturePlan]
+    free: int
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The corpus."""
+        return self.scan.manifest
+
+    @property
+    def bytes(self) -> int:
+        """Estimated size of what will be computed."""
+        return sum(feature.bytes for feature in self.features)
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether any feature comes from an untrained encoder."""
+        return any(feature.wanted.spec.random_weights for feature in self.features)
+
+    def parts(self) -> list[Part]:
+        """The work, cut from the whole length-sorted manifest, so that the cut does not depend on what is there."""
+        return [*self._parts("audio"), *self._parts("text")]
+
+    def _parts(self, modality: Modality) -> Iterator[Part]:
+        mine = [feature for feature in self.features if feature.wanted.spec.modality == modality]
+        missing = {feature.wanted.spec.fingerprint: set(feature.missing) for feature in mine}
+        if not any(missing.values()):
+            return
+        utterances = self.utterances(modality)
+        if modality == "audio":
+            order = sorted(range(len(utterances)), key=lambda row: (-utterances[row].length, utterances[row].id))
+        else:  # equal transcripts stand together, and are computed once
+            order = sorted(range(len(utterances)), key=lambda row: _text_key(utterances[row]))
+        widest = max(_row_bytes(feature.wanted) * _rows_per_second(feature.wanted) for feature in mine)
+        most = min(self.request.part_seconds, PART_BYTES / widest)
+        for rows in _cut(order, [u.length for u in utterances], most):
+            wanted = {name: frozenset(utterances[row].id for row in rows if row in of) for name, of in missing.items()}
+            some = frozenset().union(*wanted.values())
+            if some:
+                yield Part(modality, tuple(utterances[row] for row in rows if utterances[row].id in some), wanted)
+
+    def utterances(self, modality: Modality) -> list[Utterance]:
+        """Every manifest row as this modality sees it."""
+        manifest = self.manifest
+        problems = self.scan.unusable(modality)
+        found = []
+        for id_, audio, text, digest, seconds in zip(
+            manifest.ids,
+            manifest.column("audio"),
+            manifest.column("text"),
+            manifest.inputs(modality),
+            manifest.column("duration"),
+            strict=True,
+        ):
+            problem = problems[id_].reason if id_ in problems else None
+            if digest is None and problem is None:
+                problem = "no transcript" if modality == "text" else "no audio file"
+            length = (seconds or 0.0) if modality == "audio" else text_seconds(text or "")
+            found.append(Utterance(id_, audio, text, digest, length, problem))
+        return found
+
+
+def plan(request: Request) -> Plan:
+    """Read the corpus, find the weights, and look up what the store has.
+
+    Raises `WrongUse` for a corpus, feature, model or setting that cannot be, and `StoreError` if the disk is too
+    small for the estimated size.
+    """
+    _check(request)
+    names = split_names(request.features)
+    wanted = resolve(names, _models(request.models), request.dtype)  # type: ignore[arg-type]
+    scan = read_corpus(request.corpus, request.format, request.corpus_name, request.text, request.limit)
+    store = _store_there(request.store)
+    features = [_feature_plan(one, scan.manifest, store, request) for one in wanted]
+    made = Plan(request, scan, features, _free(request.store), list(scan.warnings))
+    if made.bytes > made.free:
+        raise StoreError(
+            f"{request.store}: about {made.bytes / 1e9:.2f} GB will be written and {made.free / 1e9:.2f} GB are free; "
+            "make room, name another --store, or ask for fewer features"
+        )
+    return made
+
+
+def _check(request: Request) -> None:
+    for name, value, known in (
+        ("--backend", request.backend, ("zarr", "hdf5")),
+        ("--dtype", request.dtype, ("float16", "float32")),
+        ("--on-error", request.on_error, ("fail", "skip")),
+    ):
+        if value not in known:
+            raise WrongUse(f"{name} {value}: it is {' or '.join(known)}")
+    if not request.part_seconds > 0 or (request.batch_seconds is not None and not request.batch_seconds > 0):
+        raise WrongUse("--part-seconds and --batch-seconds must be above 0")
+
+
+def _models(models: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
+    if isinstance(models, Mapping):
+        return dict(models)
+    found: dict[str, str] = {}
+    for entry in models:
+        name, equals, value = entry.partition("=")
+        if not equals or not value or name in found:
+            raise WrongUse(f"--model {entry}: write --model NAME=ID_OR_PATH, each name once")
+        found[name] = value
+    return found
+
+
+def _store_there(path: Path) -> Store | None:
+    try:
+        return open_store(path)
+    except WrongUse:
+        if path.exists() and (not path.is_dir() or any(entry.name != "tmp" for entry in path.iterdir())):
+            raise  # something that is no store stands there
+        return None
+
+
+def existing(store: Store, wanted: Wanted) -> Feature | None:
+    """The feature in the store, if its folder is there."""
+    folder = store.path / wanted.spec.feature / wanted.spec.fingerprint
+    return Feature(store.path, folder) if folder.exists() else None
+
+
+def _feature_plan(wanted: Wanted, manifest: Manifest, store: Store | None, request: Request) -> FeaturePlan:
+    feature = existing(store, wanted) if store else None
+    missing = feature.missing(manifest, request.retry) if feature else list(range(len(manifest)))
+    return FeaturePlan(wanted, len(manifest), missing, _bytes(wanted, manifest, missing))
+
+
+def _bytes(wanted: Wanted, manifest: Manifest, rows: list[int]) -> int:
+    if wanted.spec.level == "utterance":
+        return len(rows) * _row_bytes(wanted)
+    column = manifest.column("duration" if wanted.spec.modality == "audio" else "text")
+    if wanted.spec.modality == "audio":
+        count = sum((column[row] or 0.0) * _rows_per_second(wanted) + 1 for row in rows)
+    else:
+        count = sum(2 + len(column[row] or "") / CHARACTERS_PER_TOKEN for row in rows)
+    return int(count * _row_bytes(wanted))
+
+
+def _row_bytes(wanted: Wanted) -> int:
+    return wanted.spec.dim * np.dtype(wanted.spec.dtype).itemsize
+
+
+def _rows_per_second(wanted: Wanted) -> float:
+    """Rows per second of `Utterance.length`; at utterance level the shortest utterances bound it."""
+    return 1 / wanted.spec.hop if wanted.spec.hop else 2.0 if wanted.spec.level == "utterance" else 50.0
+
+
+def _text_key(utterance: Utterance) -> tuple[Any, ...]:
+    return (-len(utterance.text or ""), utterance.text or "", utterance.id)
+
+
+def _cut(order: list[int], lengths: list[float], most: float) -> Iterator[list[int]]:
+    rows: list[int] = []
+    filled = 0.0
+    for row in order:
+        if rows and filled + lengths[row] > most:
+            yield rows
+            rows, filled = [], 0.0
+        rows.append(row)
+        filled += lengths[row]
+    if rows:
+        yield rows
+
+
+def _free(path: Path) -> int:
+    there = path.absolute()
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free

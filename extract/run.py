@@ -1,0 +1,274 @@
+"""`ser features`: carry out a plan.
+
+made = plan(Request(Path("/data/IEMOCAP_full_release"), features="hubert,is13"))
+summary = extract(made)
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from ser import engines
+from ser.cache.errors import CorpusError, SerError
+from ser.cache.layout import Quarantine
+from ser.cache.store import Store, open_store
+
+from .plan import Part, Plan, Request, plan
+from .work import Record, Setup, Worker
+
+__all__ = ["Plan", "Request", "Stopped", "Summary", "extract", "plan"]
+
+OnProgress = Callable[[str, int, int], None]  # stage, utterances done, of how many
+NAMED = 5  # faults that a message names before it counts the rest
+
+
+class Stopped(CorpusError):
+    """Utterances that cannot be used, and `--on-error fail`. `quarantined` lists them by feature name."""
+
+    def __init__(self, message: str, quarantined: dict[str, list[Quarantine]]) -> None:
+        super().__init__(message)
+        self.quarantined = quarantined
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.quarantined)
+
+
+@dataclass
+class Summary:
+    """What a run did. `features` has one entry per feature name, with the keys that `--json` prints."""
+
+    store: str
+    corpus: str
+    features: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quarantined: dict[str, dict[str, str]] = field(default_factory=dict)  # feature → id → reason
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0  # wall clock
+    audio_seconds: float = 0.0  # decoded
+    stages: dict[str, float] = field(default_factory=dict)  # busy seconds, slowest first
+    check: dict[str, float] = field(default_factory=dict)  # feature → max relative deviation from one by one
+
+    @property
+    def any_quarantined(self) -> bool:
+        """Whether the run ends with exit code 3."""
+        return any(self.quarantined.values())
+
+    @property
+    def sentence(self) -> str:
+        """The closing line, such as "42 min of audio in 55 s: 46× real time; limited by is13"."""
+        slowest = f"; limited by {next(iter(self.stages))}" if self.stages else ""
+        if not self.audio_seconds:
+            return f"done in {self.seconds:.1f} s{slowest}"
+        speed = self.audio_seconds / max(self.seconds, 1e-9)
+        return f"{_spoken(self.audio_seconds)} of audio in {_spoken(self.seconds)}: {speed:.0f}× real time{slowest}"
+
+
+def extract(plan: Plan, on_progress: OnProgress | None = None) -> Summary:
+    """Compute and publish all that is missing. What is there already is not touched, so a killed run resumes.
+
+    Raises `Stopped` at the first part with unusable utterances, unless the request says `on_error="skip"`; its good
+    rows are kept. Raises `StoreError` when the disk is full, and `SerError` when a worker process dies.
+    """
+    begun = time.perf_counter()
+    request = plan.request
+    known = _known_problems(plan)
+    if known and request.on_error == "fail":
+        raise _stopped(known)
+    store = open_store(request.store, create=True)
+    store.put_manifest(plan.manifest)
+    for feature in plan.features:
+        store.add(feature.wanted.spec)
+    deviations = _check(plan, store)
+    parts = plan.parts()
+    total = Record("all")
+    progress = _Progress(plan, parts, on_progress)
+    for record in _records(plan, parts, progress):
+        _add(total, record)
+        if record.quarantined and request.on_error == "fail":
+            names = {feature.wanted.spec.fingerprint: feature.wanted.spec.name for feature in plan.features}
+            raise _stopped({names[key]: found for key, found in record.quarantined.items()})
+    return _summary(plan, store, total, time.perf_counter() - begun, deviations)
+
+
+def device_of(request: Request, plan: Plan) -> str:
+    """The device by name: `auto` is the first GPU, if any model needs one and there is one. Raises `WrongUse`."""
+    if not any(feature.wanted.checkpoint for feature in plan.features):
+        return "cpu"
+    import torch
+
+    if request.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    from ser.cache.errors import WrongUse
+
+    try:
+        device = torch.device(request.device)
+    except RuntimeError:
+        raise WrongUse(f"--device {request.device}: it is auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise WrongUse(f"--device {request.device}: torch finds no such device here; leave it auto")
+    return str(device)
+
+
+def _records(plan: Plan, parts: list[Part], progress: "_Progress") -> Iterator[Record]:
+    if not parts:
+        return
+    request = plan.request
+    workers = min(request.workers or 1, len(parts))
+    setup = Setup(
+        store=request.store,
+        root=plan.scan.root,
+        corpus=plan.manifest.corpus,
+        wanted=tuple(feature.wanted for feature in plan.features),
+        backend=request.backend,
+        device=device_of(request, plan),
+        threads=max(1, engines.cores() // workers),
+        batch_seconds=request.batch_seconds,
+        keep_quarantine=request.on_error == "skip",
+        written_by=(("ser", version("ser")),),
+    )
+    if workers == 1 and request.scheduler is None:
+        yield from Worker(setup, progress.stage).run(parts)
+        return
+    for record in engines.run(extract_part, [Task(setup, part) for part in parts], workers, request.scheduler):
+        for stage, count in record.stages.items():
+            progress.stage(stage, count)
+        yield record
+
+
+@dataclass(frozen=True)
+class Task:
+    """One part, for a worker process."""
+
+    setup: Setup
+    part: Part
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.part.name
+
+
+_here: list[tuple[Setup, Worker]] = []  # the open passes of this process: loading a model takes seconds
+
+
+def extract_part(task: Task) -> Record:
+    """Compute and publish one part: idempotent, and small to send back."""
+    if not _here or _here[0][0] != task.setup:
+        _here[:] = [(task.setup, Worker(task.setup))]
+    [record] = _here[0][1].run([task.part])
+    return record
+
+
+class _Progress:
+    """Counts utterances per stage, and passes them on."""
+
+    def __init__(self, plan: Plan, parts: list[Part], report: OnProgress | None) -> None:
+        self.report = report
+        self.done: Counter[str] = Counter()
+        self.total: Counter[str] = Counter()
+        for part in parts:
+            if part.modality == "audio":
+                self.total["decode"] += len(part.utterances)
+            stages: dict[str, set[str]] = {}
+            for feature in plan.features:
+                spec = feature.wanted.spec
+                stages.setdefault(spec.feature, set()).update(part.missing.get(spec.fingerprint, ()))
+            for stage, ids in stages.items():
+                self.total[stage] += len(ids)
+
+    def stage(self, stage: str, count: int) -> None:
+        """One more batch of a stage is done."""
+        self.done[stage] += count
+        if self.report:
+            self.report(stage, min(self.done[stage], self.total[stage]), self.total[stage])
+
+
+def _known_problems(plan: Plan) -> dict[str, list[Quarantine]]:
+    """What the scan knows to be unusable among the rows that would be computed, by feature name."""
+    found: dict[str, list[Quarantine]] = {}
+    for feature in plan.features:
+        spec = feature.wanted.spec
+        utterances = plan.utterances(spec.modality) if feature.missing else []
+        bad = [utterances[row] for row in feature.missing if utterances[row].problem]
+        if bad:
+            found[spec.name] = [Quarantine(u.id, u.digest, u.audio or "", u.problem or "") for u in bad]
+    return found
+
+
+def _stopped(quarantined: dict[str, list[Quarantine]]) -> Stopped:
+    unique = list({(q.id, q.reason): q for found in quarantined.values() for q in found}.values())
+    listed = "; ".join(f"{q.id} ({q.path}): {q.reason}" if q.path else f"{q.id}: {q.reason}" for q in unique[:NAMED])
+    more = f"; and {len(unique) - NAMED} more" if len(unique) > NAMED else ""
+    return Stopped(
+        f"{len(unique)} utterance{'s' * (len(unique) > 1)} cannot be used for {', '.join(quarantined)}: {listed}{more}. "
+        "Mend the corpus, or go on without them with --on-error skip",
+        quarantined,
+    )
+
+
+def _add(total: Record, record: Record) -> None:
+    total.computed += record.computed
+    total.batches += record.batches
+    total.seconds += record.seconds
+    total.audio_seconds += record.audio_seconds
+    total.warnings += record.warnings
+    for name, found in record.quarantined.items():
+        total.quarantined.setdefault(name, []).extend(found)
+
+
+def _summary(plan: Plan, store: Store, total: Record, seconds: float, deviations: dict[str, float]) -> Summary:
+    summary = Summary(str(plan.request.store), plan.manifest.corpus, seconds=seconds, check=deviations)
+    summary.audio_seconds = total.audio_seconds
+    summary.stages = dict(total.seconds.most_common())
+    for feature in plan.features:
+        spec = feature.wanted.spec
+        there = store.add(spec)
+        quarantined = there.quarantined(plan.manifest)
+        rows, computed = there.rows(plan.manifest), total.computed[spec.fingerprint]
+        if rows + len(quarantined) != len(plan.manifest):
+            raise SerError(f"{spec.name}: {len(plan.manifest) - rows - len(quarantined)} rows are unaccounted for")
+        summary.features[spec.name] = {
+            "rows": rows,
+            "computed": computed,
+            "reused": rows - computed,
+            "quarantined": len(quarantined),
+            "batches": total.batches[spec.fingerprint],
+            "seconds": round(total.seconds[spec.feature], 3),
+            "fingerprint": spec.fingerprint,
+            "random_weights": spec.random_weights,
+        }
+        summary.quarantined[spec.name] = quarantined
+    summary.warnings = [*plan.warnings, *_counted(total.warnings)]
+    return summary
+
+
+def _counted(warnings: list[tuple[str, str]]) -> list[str]:
+    """One line per kind of warning, with its count and first utterance."""
+    ids: dict[str, list[str]] = {}
+    for what, utterance in warnings:
+        ids.setdefault(what, []).append(utterance)
+    return [
+        f"{found[0]}: {what}" if len(found) == 1 else f"{len(found)} utterances ({found[0]}, …): {what}"
+        for what, found in sorted(ids.items())
+    ]
+
+
+def _check(plan: Plan, store: Store) -> dict[str, float]:
+    """`--check N`: measure, and note the figures in each spec's provenance."""
+    if not plan.request.check:
+        return {}
+    from .check import deviations
+
+    found = deviations(plan, plan.request.check, device_of(plan.request, plan))
+    for feature in plan.features:
+        spec = feature.wanted.spec
+        store.add(spec).annotate(check={"utterances": plan.request.check, "max_relative": found[spec.name]})
+    return found
+
+
+def _spoken(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

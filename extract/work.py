@@ -1,0 +1,312 @@
+"""Compute one part at a time: decode → extractors in threads → model passes → publish.
+
+Arrays never leave the process that made them: a part is published where it is computed, and only a small record of it
+goes back.
+"""
+
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ser.cache.errors import SerError
+from ser.cache.layout import Quarantine
+from ser.cache.parts import PartRows
+from ser.cache.spec import Modality
+from ser.cache.store import open_store
+
+from .audio import Clip, decode, locate
+from .batching import GPU_SECONDS, batches
+from .features import Wanted
+from .passes import Outcome, Pass, Rows, Unusable
+from .plan import Part, Utterance
+
+AHEAD = 2  # parts in hand at once, so that no core waits at the end of one
+
+OnStage = Callable[[str, int], None]  # stage, utterances done
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all parts of a run share."""
+
+    store: Path
+    root: Path
+    corpus: str
+    wanted: tuple[Wanted, ...]
+    backend: str
+    device: str
+    threads: int
+    batch_seconds: float | None
+    keep_quarantine: bool  # publish what cannot be used as quarantined; else leave it out, to be tried again
+    written_by: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass
+class Record:
+    """What became of one part: counts by fingerprint, and busy seconds by stage."""
+
+    part: str
+    computed: Counter[str] = field(default_factory=Counter)
+    batches: Counter[str] = field(default_factory=Counter)
+    quarantined: dict[str, list[Quarantine]] = field(default_factory=dict)
+    seconds: Counter[str] = field(default_factory=Counter)
+    audio_seconds: float = 0.0
+    bytes: int = 0
+    warnings: list[tuple[str, str]] = field(default_factory=list)  # what, utterance
+    stages: Counter[str] = field(default_factory=Counter)  # utterances done
+
+
+def open_passes(wanted: Sequence[Wanted], device: str, batch_seconds: float | None = None) -> list[Pass]:
+    """One pass per extractor; features that can share a forward pass share it."""
+    passes: list[Pass] = []
+    shared: dict[tuple[Any, ...], list[Wanted]] = {}
+    for one in wanted:
+        if one.spec.extractor == "smile":
+            from .smile import SmilePass
+
+            passes.append(SmilePass(one.config, one.spec))
+        elif one.spec.extractor == "mel":
+            from .mel import MelPass
+
+            passes.append(MelPass(one.config, one.spec))
+        else:
+            assert one.checkpoint is not None
+            own = {key: value for key, value in one.spec.config.items() if key not in {"layer", "norm"}}
+            shared.setdefault((one.checkpoint.digest, *sorted(own.items())), []).append(one)
+    for group in shared.values():
+        passes.append(_model_pass(group, device, batch_seconds))
+    return passes
+
+
+def _model_pass(group: Sequence[Wanted], device: str, batch_seconds: float | None) -> Pass:
+    import torch
+
+    if device.startswith("cuda"):
+        # TF32 keeps ten bits of the mantissa: float32 is meant where float32 is said.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    configs, specs = [one.config for one in group], [one.spec for one in group]
+    checkpoint = group[0].checkpoint
+    assert checkpoint is not None
+    if group[0].spec.extractor == "speech":
+        from .speech import SpeechPass
+
+        return SpeechPass(configs, specs, checkpoint, torch.device(device), batch_seconds)
+    from .text import TextPass
+
+    return TextPass(configs, specs, checkpoint, torch.device(device))
+
+
+class Worker:
+    """Computes parts with one set of open passes.
+
+    On a CPU every stage shares one pool with a thread per core, and each thread computes alone: utterances are
+    independent, so this scales where threads within one small operation do not. On a GPU the models have a thread of
+    their own, fed by decoding threads that never wait behind the slower CPU extractors.
+    """
+
+    def __init__(self, setup: Setup, on_stage: OnStage | None = None) -> None:
+        self.setup, self.on_stage = setup, on_stage or (lambda _stage, _count: None)
+        self.on_gpu = setup.device.startswith("cuda")
+        self.most = setup.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
+        self.store = open_store(setup.store)
+        self.passes: dict[Modality, list[Pass]] = {}
+        self._lock = threading.Lock()
+
+    def _passes(self, modality: Modality) -> list[Pass]:
+        if modality not in self.passes:  # an all-text run loads no speech model
+            mine = [one for one in self.setup.wanted if one.spec.modality == modality]
+            self.passes[modality] = open_passes(mine, self.setup.device, self.most)
+        return self.passes[modality]
+
+    def run(self, parts: Iterable[Part]) -> Iterator[Record]:
+        """Compute and publish parts, yielding each record when its part is safe on disk."""
+        with self._pools() as pools:
+            ahead: deque[_Running] = deque()
+            published: deque[Future[Record]] = deque()
+            for part in parts:
+                ahead.append(_Running(self, part, self._passes(part.modality), pools))
+                if len(ahead) > AHEAD:
+                    published.append(pools.writer.submit(self._publish, ahead.popleft()))
+                while len(published) > AHEAD or (published and published[0].done()):
+                    yield published.popleft().result()
+            published += [pools.writer.submit(self._publish, running) for running in ahead]
+            ahead.clear()
+            for future in published:
+                yield future.result()
+
+    @contextmanager
+    def _pools(self) -> Iterator["_Pools"]:
+        threads = self.setup.threads
+        cpu = ThreadPoolExecutor(threads, "ser-cpu")
+        gpu = ThreadPoolExecutor(1, "ser-gpu") if self.on_gpu else cpu
+        decoders = ThreadPoolExecutor(max(2, threads // 4), "ser-decode") if self.on_gpu else cpu
+        pools = _Pools(decoders, cpu, gpu, ThreadPoolExecutor(1, "ser-write"))
+        try:
+            yield pools
+        finally:
+            # On Ctrl-C: what runs ends (an utterance, a publication), what waits never starts.
+            for pool in (decoders, cpu, gpu, pools.writer):
+                pool.shutdown(wait=False, cancel_futures=True)
+            for pool in (decoders, cpu, gpu, pools.writer):
+                pool.shutdown(wait=True)
+
+    def _publish(self, running: "_Running") -> Record:
+        record, part = running.record, running.part
+        results = running.results()
+        start = time.perf_counter()
+        for one in self.setup.wanted:
+            name, missing = one.spec.fingerprint, part.missing.get(one.spec.fingerprint, frozenset())
+            if not missing:
+                continue
+            rows = PartRows(self.setup.corpus)
+            bad: list[Quarantine] = []
+            for utterance in part.utterances:
+                if utterance.id not in missing:
+                    continue
+                outcome = results[name][utterance.id]
+                if isinstance(outcome, Unusable):
+                    path = (utterance.audio or "") if part.modality == "audio" else ""
+                    bad.append(Quarantine(utterance.id, utterance.digest, path, str(outcome)))
+                else:
+                    rows.ids.append(utterance.id)
+                    rows.inputs.append(utterance.digest or "")
+                    rows.arrays.append(outcome.values)
+                    record.bytes += outcome.values.nbytes
+                    for key, extra in outcome.extras.items():
+                        rows.extras.setdefault(key, []).append(extra)
+            if self.setup.keep_quarantine:
+                rows.quarantined = bad
+            if rows.ids or rows.quarantined:
+                self.store.add(one.spec).publish(rows, self.setup.backend, dict(self.setup.written_by))
+            record.computed[name] += len(rows.ids)
+            if bad:
+                record.quarantined[name] = bad
+        record.seconds["write"] += time.perf_counter() - start
+        return record
+
+    def timed(self, record: Record, stage: str, count: int, function: Callable[[], Any]) -> Any:
+        """Run a stage, and add its time to the part's record."""
+        start = time.perf_counter()
+        value = function()
+        with self._lock:
+            record.seconds[stage] += time.perf_counter() - start
+            record.stages[stage] += count
+            self.on_stage(stage, count)
+        return value
+
+
+@dataclass(frozen=True)
+class _Pools:
+    decoders: Executor
+    cpu: Executor
+    models: Executor
+    writer: Executor
+
+
+class _Running:
+    """One part in the pools: the future of every outcome."""
+
+    def __init__(self, worker: Worker, part: Part, passes: list[Pass], pools: _Pools) -> None:
+        self.worker, self.part, self.pools = worker, part, pools
+        self.record = Record(part.name)
+        self.inputs: dict[str, Future[Any]] = {}
+        self.outcomes: list[tuple[Pass, list[Utterance], Future[list[Outcome]], int]] = []
+        # First in, first out: whatever an extractor waits for was submitted before it.
+        for utterance in part.utterances:
+            self.inputs[utterance.id] = self._input(utterance)
+        for batched in (False, True):
+            for one in passes:
+                if one.batched is batched:
+                    self._submit(one)
+
+    def _input(self, utterance: Utterance) -> Future[Any]:
+        if utterance.problem is None and self.part.modality == "audio":
+            return self.pools.decoders.submit(self._decode, utterance)
+        known: Future[Any] = Future()
+        known.set_result(Unusable(utterance.problem) if utterance.problem else utterance.text)
+        return known
+
+    def _decode(self, utterance: Utterance) -> Clip | Unusable:
+        def once() -> Clip | Unusable:
+            try:
+                return decode(locate(self.worker.setup.root, utterance.audio or ""), utterance.digest)
+            except Unusable as fault:
+                return fault
+
+        clip: Clip | Unusable = self.worker.timed(self.record, "decode", 1, once)
+        return clip
+
+    def _submit(self, one: Pass) -> None:
+        asked = frozenset().union(*(self.part.missing.get(spec.fingerprint, frozenset()) for spec in one.specs))
+        utterances = [utterance for utterance in self.part.utterances if utterance.id in asked]
+        # Equal transcripts are computed once; no two audio files are taken to be equal.
+        groups: dict[str, list[Utterance]] = {}
+        for utterance in utterances:
+            same = utterance.text or "" if self.part.modality == "text" and not utterance.problem else utterance.id
+            groups.setdefault(same, []).append(utterance)
+        units = list(groups.values())
+        pool = self.pools.models if one.batched else self.pools.cpu
+        for batch in batches([unit[0].length for unit in units], self.worker.most if one.batched else None):
+            chosen = [units[index] for index in batch]
+            future = pool.submit(self._compute, one, [unit[0] for unit in chosen], sum(map(len, chosen)))
+            for position, unit in enumerate(chosen):
+                self.outcomes.append((one, unit, future, position))
+
+    def _compute(self, one: Pass, utterances: list[Utterance], count: int) -> list[Outcome]:
+        inputs = [self.inputs[utterance.id].result() for utterance in utterances]
+        usable = [row for row, value in enumerate(inputs) if not isinstance(value, Unusable)]
+        outcomes: list[Outcome] = list(inputs)
+        if usable:
+            made = self.worker.timed(self.record, one.stage, count, lambda: self._run(one, utterances, inputs, usable))
+            for row, outcome in zip(usable, made, strict=True):
+                outcomes[row] = outcome
+        return outcomes
+
+    def _run(self, one: Pass, utterances: list[Utterance], inputs: list[Any], usable: list[int]) -> list[Outcome]:
+        for spec in one.specs:
+            self.record.batches[spec.fingerprint] += 1
+        if not self.worker.on_gpu:
+            _one_thread()
+        try:
+            return one.run([inputs[row] for row in usable])
+        except MemoryError as fault:
+            raise _out_of_memory(one, utterances[usable[0]]) from fault
+        except RuntimeError as fault:
+            if "out of memory" in str(fault) or "can't allocate" in str(fault):
+                raise _out_of_memory(one, utterances[usable[0]]) from fault
+            raise
+
+    def results(self) -> dict[str, dict[str, Rows | Unusable]]:
+        """Fingerprint → id → rows, when all is done."""
+        found: dict[str, dict[str, Rows | Unusable]] = {name: {} for name in self.part.missing}
+        for one, unit, future, position in self.outcomes:
+            outcome = future.result()[position]
+            for spec in one.specs:
+                for utterance in unit:
+                    rows = outcome if isinstance(outcome, Unusable) else outcome[spec.fingerprint]
+                    found[spec.fingerprint][utterance.id] = rows
+        for utterance in self.part.utterances:
+            clip = self.inputs[utterance.id].result()
+            if isinstance(clip, Clip):
+                self.record.audio_seconds += clip.seconds
+                self.record.warnings += [(warning, utterance.id) for warning in dict.fromkeys(clip.warnings)]
+        self.inputs.clear()
+        return found
+
+
+def _out_of_memory(one: Pass, utterance: Utterance) -> SerError:
+    return SerError(f"memory ran out in {one.stage} on {utterance.id}; lower --batch-seconds, or {one.stage}:window=30")
+
+
+def _one_thread() -> None:
+    """The pool has a thread per core: torch shall not start more of its own in each."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
