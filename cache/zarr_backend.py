@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .blocks import Block, bytes_of, checksum, row_stretches
-from .durable import Buffer
+from .durable import Buffer, write_file
 from .layout import ArrayRecord
 from .spec import canonical_json
 
@@ -53,9 +53,9 @@ def array_metadata(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     )
 
 
-def group_metadata() -> bytes:
+def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
     """The `zarr.json` of the group."""
-    return canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
+    return canonical_json({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})})
 
 
 def chunk_file(name: str, number: int, axes: int) -> str:
@@ -83,6 +83,16 @@ def encode(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, list[Buffe
                 offset, end = (first - start) * row_bytes, (last - start) * row_bytes
                 blocks[name].append(Block(path, offset, end - offset, checksum(chunk[offset:end])))
     return files, blocks
+
+
+def write_group(path: Path, arrays: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, Any]) -> None:
+    """Write a group of its own, outside any store."""
+    files, _ = encode(arrays)
+    files[f"{FOLDER}/zarr.json"] = [group_metadata(attributes)]
+    for name, buffers in files.items():
+        target = path / name.removeprefix(f"{FOLDER}/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_file(target, buffers)
 
 
 def inspect(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None:
