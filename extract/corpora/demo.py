@@ -17,6 +17,8 @@ from .voice import MANNERS, NEUTRAL, RATE, Speaker, speak
 
 __all__ = ["demo_vocabulary", "write_demo"]
 
+VERSION = 1  # raised when the corpus' bytes change
+
 # Categories as the raters' lines spell them.
 CATEGORIES = {
     "neu": "Neutral",
@@ -49,14 +51,19 @@ VAD = {
 def write_demo(folder: str | Path, seed: int = 0) -> int:
     """Write the demo corpus into `folder` and return its number of utterances.
 
-    The same seed gives the same bytes. Raises `WrongUse` if the folder holds anything but an earlier demo corpus.
+    The same seed gives the same bytes. Raises `WrongUse` if the folder holds anything but this very demo corpus.
     """
     folder = Path(folder).expanduser()
-    if folder.exists() and not (folder.is_dir() and ((folder / DEMO_MARKER).is_file() or not any(folder.iterdir()))):
+    marker, content = folder / DEMO_MARKER, json.dumps({"synthetic": True, "version": VERSION, "seed": seed}) + "\n"
+    if folder.exists() and not folder.is_dir():
+        raise WrongUse(f"{folder} is a file; name a new or empty folder for the demo corpus")
+    if marker.is_file() and marker.read_text() != content:
+        raise WrongUse(f"{folder} holds another demo corpus (other version or seed); remove it or name a new folder")
+    if folder.exists() and not marker.is_file() and any(folder.iterdir()):
         raise WrongUse(f"{folder} is there already and is no demo corpus; name a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     # First of all, so that speech which says nothing about people never lies about unmarked.
-    (folder / DEMO_MARKER).write_text(json.dumps({"synthetic": True, "seed": seed}) + "\n")
+    marker.write_text(content)
     script = write_script(seed)
     for dialogue, lines in script.items():
         _write_dialogue(folder / f"Session{int(dialogue[3:5])}", dialogue, lines, seed)

@@ -62,7 +62,7 @@ def read_iemocap(root: Path) -> Reading:
             continue
         folders = [session / "dialog" / "EmoEvaluation", session / "dialog" / "transcriptions"]
         dialogues = {p.stem for folder in folders for p in visible(folder, ".txt")}
-        dialogues |= {p.name for p in visible(session / "sentences" / "wav", "")}
+        dialogues |= {p.name for p in visible(session / "sentences" / "wav", "") if p.is_dir()}
         for dialogue in sorted(dialogues):
             _read_dialogue(root, number, dialogue, rows, problems)
     synthetic = _is_demo(root)

@@ -10,6 +10,7 @@ from pathlib import Path
 # WAVE format tags whose blocks have one size: PCM, float, A-law, µ-law, extensible.
 FIXED_BLOCKS = {1, 3, 6, 7, 0xFFFE}
 STREAMED = 0xFFFFFFFF  # the data size that a writer into a pipe leaves behind: unknown
+MOST_PER_BYTE = 8192  # samples: FLAC's longest block of silence, 65,535 samples, takes about ten bytes
 CHUNK = 1 << 22
 
 
@@ -35,10 +36,11 @@ def probe(path: Path) -> Probe:
         return Probe(fault="the audio file is missing")
     except (OSError, ValueError) as error:
         return Probe(fault=f"the audio file cannot be opened ({getattr(error, 'strerror', None) or error})")
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        return Probe(fault="this is a folder or a device, not an audio file")
     with os.fdopen(handle, "rb", buffering=0) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            return Probe(fault="this is a folder or a device, not an audio file")
         if not status.st_size:
             return Probe(hashlib.sha256().hexdigest(), 0.0, "the audio file is empty (0 bytes)")
         try:
@@ -54,7 +56,7 @@ def probe(path: Path) -> Probe:
 def _measure(path: Path, head: bytes, size: int) -> tuple[float | None, str | None]:
     """Seconds of audio in the file, and what is wrong with it."""
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-        return _measure_other(path, head)
+        return _measure_other(path, head, size)
     rate = block = tag = 0
     at = 12
     while at + 8 <= len(head):
@@ -66,13 +68,15 @@ def _measure(path: Path, head: bytes, size: int) -> tuple[float | None, str | No
             break
         at += promised + promised % 2
     else:
-        return None, "the WAV file has no data chunk: it was cut off, or is no WAV file"
+        if at < size:  # more metadata than `head` holds
+            return _measure_other(path, head, size)
+        return None, "truncated: the WAV file ends before its audio begins"
     if not rate or not block:
         return None, "the WAV file's header gives no sampling rate"
     there = size - at
     held = there if promised == STREAMED else min(there, promised)
     if tag not in FIXED_BLOCKS:
-        seconds, fault = _measure_other(path, head)
+        seconds, fault = _measure_other(path, head, size)
     else:
         seconds, fault = held // block / rate, None
     if promised > there and promised != STREAMED:
@@ -82,7 +86,7 @@ def _measure(path: Path, head: bytes, size: int) -> tuple[float | None, str | No
     return seconds, fault
 
 
-def _measure_other(path: Path, head: bytes) -> tuple[float | None, str | None]:
+def _measure_other(path: Path, head: bytes, size: int) -> tuple[float | None, str | None]:
     """The same for everything that is no plain WAV, by soundfile's reading of the header."""
     import soundfile
 
@@ -94,4 +98,6 @@ def _measure_other(path: Path, head: bytes) -> tuple[float | None, str | None]:
         return None, f"not readable as audio ({str(error).rpartition(': ')[2].strip().rstrip('.')})"
     if not info.frames or not info.samplerate:
         return 0.0, "the audio file holds no samples"
+    if info.frames > size * MOST_PER_BYTE:
+        return None, f"the header promises {info.frames} samples, more than the file's {size} bytes can hold"
     return info.frames / info.samplerate, None

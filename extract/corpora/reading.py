@@ -21,7 +21,9 @@ class Problem:
     kind: Literal["audio", "text", "label", "corpus"] = "corpus"
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.id + ': ' if self.id else ''}{self.reason}"
+        said = f"{self.path}: {self.id + ': ' if self.id else ''}{self.reason}"
+        # Ids and paths are someone else's data: they must not steer the terminal.
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)
 
 
 @dataclass(frozen=True)

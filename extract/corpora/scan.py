@@ -81,11 +81,12 @@ def read_corpus(
         problems = [p for p in problems if p.id is None or p.id in kept]
     if text is not None:
         rows, problems = replace_transcripts(rows, problems, Path(text).expanduser(), complete=limit is None)
-        name = name or f"{reading.corpus}-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(text).stem)}"
+        name = name if name is not None else f"{_name_from(reading.corpus)}-{_name_from(Path(text).stem)}"
     if not rows:
         raise _no_utterances(path, format, problems)
     rows, faults = _probe_audio(rows, reading.root)
-    manifest = Manifest.from_rows(_checked_name(name or reading.corpus), rows, reading.synthetic)
+    name = _checked_name(name) if name is not None else _name_from(reading.corpus)
+    manifest = Manifest.from_rows(name, rows, reading.synthetic)
     return Scan(manifest, reading.root, format, [*problems, *faults], _warnings(format, rows))
 
 
@@ -137,6 +138,11 @@ def _checked_name(name: str) -> str:
     if not CORPUS_NAME.fullmatch(name):
         raise WrongUse(f"'{name}' cannot be a corpus name: use letters, digits, '.', '_' and '-', such as iemocap-asr")
     return name
+
+
+def _name_from(stem: str) -> str:
+    """A corpus name made from a file's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:80] or "corpus"
 
 
 def _no_utterances(path: Path, format: str, problems: Iterable[Problem]) -> WrongUse:

@@ -1,0 +1,328 @@
+"""Scanning: audio files that lie, ids and paths that do, wrong paths, other transcripts."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from ser.cache.errors import SerError, WrongUse
+from ser.extract.corpora.probe import probe
+from ser.extract.corpora.scan import Scan, read_corpus
+from ser.extract.corpora.show import differences, summary
+
+TONE = 0.3 * np.sin(np.arange(1600) / 5)
+
+
+def write(path: Path, samples: np.ndarray = TONE, rate: int = 16000, **how: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate, **how)
+    return path
+
+
+def table(folder: Path, *lines: str, name: str = "corpus.csv") -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def reasons(scan: Scan) -> list[str]:
+    return [p.reason for p in scan.problems]
+
+
+@pytest.mark.parametrize(
+    ("how", "rate", "channels"),
+    [
+        ({"subtype": "PCM_16"}, 16000, 1),
+        ({"subtype": "PCM_24"}, 44100, 2),
+        ({"subtype": "FLOAT"}, 96000, 1),
+        ({"subtype": "ULAW"}, 8000, 1),
+        ({"subtype": "IMA_ADPCM"}, 16000, 1),
+        ({"format": "WAVEX", "subtype": "PCM_16"}, 16000, 2),
+        ({"format": "FLAC"}, 16000, 1),
+        ({"format": "OGG"}, 16000, 1),
+        ({"format": "NIST"}, 16000, 1),
+        ({"format": "RF64", "subtype": "PCM_16"}, 16000, 1),
+    ],
+    ids=lambda how: how.get("subtype", how.get("format")) if isinstance(how, dict) else "",
+)
+def test_length_and_hash_of_sound_files(tmp_path: Path, how: dict[str, str], rate: int, channels: int) -> None:
+    path = write(tmp_path / "a.wav", np.tile(TONE[:, None], (10, channels)), rate, **{"format": "WAV", **how})
+    found = probe(path)
+    assert found.fault is None
+    assert found.duration == pytest.approx(len(soundfile.read(path)[0]) / rate, abs=1e-9)
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_cut_wav_is_noticed_wherever_it_is_cut(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.wav", subtype="PCM_16").read_bytes()
+    cut = tmp_path / "cut.wav"
+    for length in [*range(60), 100, 1000, len(whole) - 1]:
+        cut.write_bytes(whole[:length])
+        assert probe(cut).fault, length
+        assert probe(cut).sha256 == hashlib.sha256(whole[:length]).hexdigest()
+    assert "promises 3200 bytes of audio, the file holds 3199" in str(probe(cut).fault)
+    assert soundfile.read(cut)[0].size == 1599  # which soundfile does not mind
+    cut.write_bytes(whole + b"LIST\x04\x00\x00\x00abcd")
+    assert probe(cut).fault is None
+
+
+def test_a_header_written_into_a_pipe_is_read_to_the_end(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", subtype="PCM_16")
+    raw = bytearray(path.read_bytes())
+    raw[40:44] = b"\xff\xff\xff\xff"
+    path.write_bytes(raw)
+    assert (probe(path).fault, probe(path).duration) == (None, 0.1)
+
+
+def test_chunks_before_the_audio_are_passed_over(tmp_path: Path) -> None:
+    raw = write(tmp_path / "a.wav", subtype="PCM_16").read_bytes()
+    odd = tmp_path / "odd.wav"
+    odd.write_bytes(raw[:36] + b"LIST\x03\x00\x00\x00abc\x00" + raw[36:])
+    assert (probe(odd).fault, probe(odd).duration) == (None, 0.1)
+    large = b"LIST" + (5 << 20).to_bytes(4, "little") + bytes(5 << 20)
+    odd.write_bytes(raw[:4] + (len(raw) + len(large) - 8).to_bytes(4, "little") + raw[8:36] + large + raw[36:])
+    assert (probe(odd).fault, probe(odd).duration) == (None, 0.1)
+
+
+def test_files_that_are_no_audio(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    for content, reason in [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html>404</html>", "not readable as audio"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\x00" * 5000, "not readable as audio"),
+        (b"RIFF\x24\x00\x00\x00WAVEdata\x00\x00\x00\x00", "gives no sampling rate"),
+    ]:
+        path.write_bytes(content)
+        found = probe(path)
+        assert reason in str(found.fault)
+        assert "\n" not in str(found.fault)
+        assert found.sha256 == hashlib.sha256(content).hexdigest()
+    write(path, TONE[:0], subtype="PCM_16")
+    assert probe(path) == probe(path)
+    assert probe(path).fault == "the audio file holds no samples"
+
+
+def test_a_header_that_claims_2_to_the_36_samples(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", format="FLAC")
+    raw = bytearray(path.read_bytes())
+    raw[21] |= 0x0F  # the 36 bits of STREAMINFO's total number of samples
+    raw[22:26] = b"\xff\xff\xff\xff"
+    path.write_bytes(raw)
+    assert "promises 68719476735 samples" in str(probe(path).fault)
+
+
+def test_things_that_are_no_files_neither_block_nor_raise(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.wav")
+    (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "null.wav").symlink_to("/dev/zero")
+    (tmp_path / "loop.wav").symlink_to(tmp_path / "loop.wav")
+    for name in ("fifo", "folder", "null", "loop"):
+        found = probe(tmp_path / f"{name}.wav")
+        assert found.fault, name
+        assert found.sha256 is None
+
+
+def test_an_unusable_file_keeps_its_row(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav")
+    (tmp_path / "b.wav").write_bytes(b"")
+    scan = read_corpus(table(tmp_path, "audio,label", "a.wav,ang", "b.wav,neu", "c.wav,sad"))
+    assert scan.manifest.ids == ["a", "b", "c"]
+    assert scan.manifest.column("duration") == [0.1, 0.0, None]
+    assert [d is None for d in scan.manifest.column("audio_sha256")] == [False, False, True]
+    assert {id: p.reason for id, p in scan.unusable("audio").items()} == {
+        "b": "the audio file is empty (0 bytes)",
+        "c": "the audio file is missing",
+    }
+
+
+@pytest.mark.parametrize(
+    ("audio", "reason"),
+    [
+        ("../a.wav", "leaves the corpus with '..'"),
+        ("x/../../a.wav", "leaves the corpus with '..'"),
+        ("..\\a.wav", "leaves the corpus with '..'"),
+        ("/etc/passwd", "is absolute"),
+        ("C:/a.wav", "is absolute"),
+        ("link.wav", "is a link that leaves the corpus"),
+        ("linked/a.wav", "is a link that leaves the corpus"),
+        ("a\0.wav", "control character"),
+        ("a\x1b[31m.wav", "control character"),
+    ],
+)
+def test_audio_paths_of_a_table_stay_under_its_folder(tmp_path: Path, audio: str, reason: str) -> None:
+    write(tmp_path / "a.wav")
+    folder = tmp_path / "corpus"
+    write(folder / "good.wav")
+    (folder / "link.wav").symlink_to(tmp_path / "a.wav")
+    (folder / "linked").symlink_to(tmp_path)
+    scan = read_corpus(table(folder, "id,audio", f"evil,{audio}", "good,good.wav"))
+    assert scan.manifest.ids == ["good"]
+    assert len(scan.problems) == 1
+    assert reason in scan.problems[0].reason
+    assert scan.problems[0].reason.startswith("line 2: ")
+
+
+@pytest.mark.parametrize(
+    ("id", "reason"),
+    [
+        ("good", "line 3: the id good is there twice"),
+        ("ne\u0301e", "line 4: the id ne\u0301e is there twice, in two Unicode spellings (NFC and NFD)"),
+        ("a\0b", "holds a control character"),
+        ("a\x7fb", "holds a control character"),
+        ("a\u202egpj", "holds a control character"),
+        ("x" * 300, "has 300 characters"),
+        (" ", "the id is empty"),
+    ],
+)
+def test_ids_that_cannot_be_keys_are_refused(tmp_path: Path, id: str, reason: str) -> None:
+    write(tmp_path / "a.wav")
+    lines = ["id,audio", "good,a.wav", f"{id},a.wav"]
+    if "\u0301" in id:
+        lines.insert(2, "n\u00e9e,a.wav")
+    scan = read_corpus(table(tmp_path, *lines))
+    assert scan.manifest.ids == [line.split(",")[0] for line in lines[1:-1]]
+    assert len(scan.problems) == 1
+    assert reason in scan.problems[0].reason
+    assert str(scan.problems[0]).isprintable()
+
+
+def test_formulas_and_html_are_data(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav")
+    scan = read_corpus(table(tmp_path, "id,audio,text", '=1+2,a.wav,"<script>alert(1)</script>"'))
+    assert scan.problems == []
+    assert scan.manifest.ids == ["=1+2"]
+    assert scan.manifest.column("text") == ["<script>alert(1)</script>"]
+
+
+def test_a_linked_corpus_folder_is_followed(tmp_path: Path) -> None:
+    write(tmp_path / "disk" / "03a01Fa.wav")
+    (tmp_path / "emodb").mkdir()
+    (tmp_path / "emodb" / "wav").symlink_to(tmp_path / "disk")
+    scan = read_corpus(tmp_path / "emodb")
+    assert (scan.manifest.ids, scan.problems) == (["03a01Fa"], [])
+
+
+def test_wrong_paths_are_one_sentence(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    write(tmp_path / "music" / "song.wav")
+    write(tmp_path / "tables" / "a.wav")
+    table(tmp_path / "tables", "audio", "a.wav")
+    for path, format, expected in [
+        (tmp_path / "gone", None, "does not exist"),
+        (empty, None, "is no corpus that ser knows"),
+        (tmp_path / "music", None, "is no corpus that ser knows"),
+        (tmp_path / "tables", None, "it holds corpus.csv: give that file"),
+        (tmp_path / "notes.txt", None, "is no table that ser can read"),
+        (empty, "emodb", "holds no utterance"),
+        (empty, "table", "is no table"),
+        (tmp_path / "notes.txt", "iemocap", "is no IEMOCAP release"),
+        (tmp_path / "notes.txt", "emodb", "holds no utterance"),
+        (empty, "iemocup", "did you mean iemocap?"),
+    ]:
+        with pytest.raises(WrongUse) as caught:
+            read_corpus(path, format)
+        assert expected in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_names_of_corpora(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav")
+    path = table(tmp_path, "audio", "a.wav", name="my corpus.csv")
+    assert read_corpus(path).manifest.corpus == "my-corpus"
+    assert read_corpus(path, name="mine").manifest.corpus == "mine"
+    for name in ("../x", "", ".hidden", "a/b", "a\0"):
+        with pytest.raises(WrongUse, match="cannot be a corpus name"):
+            read_corpus(path, name=name)
+
+
+def test_limit_keeps_the_first(tmp_path: Path) -> None:
+    for name in "abc":
+        write(tmp_path / f"{name}.wav")
+    path = table(tmp_path, "audio", "a.wav", "b.wav", "c.wav", "gone.wav")
+    scan = read_corpus(path, limit=2)
+    assert (scan.manifest.ids, scan.problems) == (["a", "b"], [])
+    with pytest.raises(WrongUse, match="leaves no utterance"):
+        read_corpus(path, limit=0)
+
+
+def test_other_transcripts_are_another_corpus(tmp_path: Path) -> None:
+    for name in "abc":
+        write(tmp_path / f"{name}.wav")
+    path = table(tmp_path, "audio,text", "a.wav,one", "b.wav,two", "c.wav,three")
+    asr = tmp_path / "asr.jsonl"
+    asr.write_text(
+        "\n".join(json.dumps({"id": i, "text": t}) for i, t in [("b", "too"), ("a", 'w\t"n'), ("x", "?"), ("a", "")])
+    )
+    own, other = read_corpus(path), read_corpus(path, text=asr)
+    assert other.manifest.corpus == "corpus-asr"
+    assert other.manifest.column("text") == ['w\t"n', "too", None]
+    assert other.manifest.column("audio_sha256") == own.manifest.column("audio_sha256")
+    assert other.manifest.digest != own.manifest.digest
+    assert reasons(other) == [
+        "line 3: the id 'x' is not in the corpus",
+        "line 4: the id 'a' is there twice",
+        "no transcript of this utterance",
+    ]
+    assert list(other.unusable("text")) == ["c"]
+    assert read_corpus(path, text=asr, name="named").manifest.corpus == "named"
+
+
+def test_transcripts_that_cannot_be_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav")
+    path = table(tmp_path, "audio", "a.wav")
+    with pytest.raises(WrongUse, match="is no file"):
+        read_corpus(path, text=tmp_path / "gone.csv")
+    with pytest.raises(WrongUse, match="lacks the columns id and text"):
+        read_corpus(path, text=table(tmp_path, "name,words", "a,hello", name="asr.csv"))
+    (tmp_path / "asr.jsonl").write_text('{"id": "a", "text": "\\ud800"}\n{"id": 7, "text": "x"}\n')
+    assert reasons(read_corpus(path, text=tmp_path / "asr.jsonl"))[:2] == [
+        "line 1: the text of 'a' is not valid Unicode",
+        "line 2: has no id",
+    ]
+
+
+def test_summary_is_json_with_the_contract_keys(tmp_path: Path) -> None:
+    for name in "abc":
+        write(tmp_path / f"{name}.wav")
+    lines = ["a.wav,F,1,exc", "b.wav,M,1,neu", "c.wav,F,2,xxx", "d.wav,F,2,fru"]
+    scan = read_corpus(table(tmp_path, "file,gender,session,emotion", *lines))
+    found = json.loads(json.dumps(summary(scan)))
+    assert (found["utterances"], found["dialogues"], found["speakers"]) == (4, 4, 0)
+    assert found["hours"] == pytest.approx(0.3 / 3600, abs=1e-4)
+    assert found["genders"] == {"F": 3, "M": 1}
+    assert found["sessions"] == {"1": 2, "2": 2}
+    assert found["labels"] == {"exc": 1, "fru": 1, "neu": 1, "xxx": 1}
+    assert found["policies"] == {"4class": 2, "5class": 3, "6class": 3}
+    assert found["durations"] == dict.fromkeys(("min", "median", "p95", "p99", "max"), 0.1)
+    assert found["problems"] == [
+        {"id": "d", "path": "d.wav", "reason": "the audio file is missing", "kind": "audio"},
+    ]
+    assert differences(scan) == []
+
+
+def test_a_scan_twice_gives_the_same_manifest(tmp_path: Path) -> None:
+    for name in "abcdef":
+        write(tmp_path / f"{name}.wav")
+    path = table(tmp_path, "audio", *(f"{name}.wav" for name in "fbdace"))
+    first = read_corpus(path).manifest
+    assert first.digest == read_corpus(path).manifest.digest
+    assert first.ids == list("fbdace")
+
+
+def test_an_unreadable_folder_is_an_error_with_its_name(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    folder = tmp_path / "Session1" / "dialog"
+    folder.mkdir(parents=True)
+    folder.chmod(0)
+    with pytest.raises(SerError, match="Session1"):
+        read_corpus(tmp_path)
+    folder.chmod(0o755)

@@ -1,0 +1,168 @@
+"""Corpora as tables: the manifest's own columns, nkululeko's and EmoBox's, and every bad row by its line."""
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from ser.cache.errors import CorpusError, WrongUse
+from ser.extract.corpora.scan import read_corpus
+from ser.extract.corpora.table import read_manifest
+
+FULL = {
+    "id": "u1",
+    "audio": "wav/a.wav",
+    "text": 'He said "no";\nthen, tab\there.',
+    "session": "1",
+    "dialogue": "d1",
+    "turn": 3,
+    "speaker": "s1",
+    "gender": "female",
+    "start": 1.5,
+    "end": 2.5,
+    "label": "ang",
+    "votes": [["ang"], ["ang", "neu"]],
+    "valence": 5.5,
+    "arousal": 3.0,
+    "dominance": 2.0,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "wav").mkdir()
+    for name in "abc":
+        soundfile.write(tmp_path / "wav" / f"{name}.wav", [0.1] * 800, 16000, subtype="PCM_16")
+    return tmp_path
+
+
+def write_delimited(path: Path, row: dict, delimiter: str) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerow({**row, "votes": json.dumps(row["votes"])})
+
+
+@pytest.mark.parametrize("kind", ["csv", "semicolon", "tsv", "jsonl", "parquet"])
+def test_every_column_in_every_kind_of_file(folder: Path, kind: str) -> None:
+    path = folder / {"semicolon": "t.csv"}.get(kind, f"t.{kind}")
+    match kind:
+        case "parquet":
+            pq.write_table(pa.Table.from_pylist([FULL]), path)
+        case "jsonl":
+            path.write_text(json.dumps(FULL) + "\n\n")
+        case _:
+            write_delimited(path, FULL, {"csv": ",", "semicolon": ";", "tsv": "\t"}[kind])
+    scan = read_corpus(path)
+    assert scan.problems == []
+    row = scan.manifest.table.to_pylist()[0]
+    assert {k: row[k] for k in FULL} == {**FULL, "gender": "F"}
+    assert row["duration"] == 0.05
+
+
+def test_nkululeko(folder: Path) -> None:
+    path = folder / "train.csv"
+    path.write_text("file,speaker,gender,emotion\n./wav/a.wav,s1,female,anger\nwav/b.wav,s2,male,neutral\n")
+    scan = read_corpus(path)
+    first, second = scan.manifest.table.to_pylist()
+    assert scan.problems == []
+    assert (first["id"], first["audio"], first["label"]) == ("wav/a", "wav/a.wav", "anger")
+    assert (first["gender"], second["gender"]) == ("F", "M")
+    assert (first["dialogue"], first["turn"]) == ("wav/a", 0)
+
+
+def test_emobox(folder: Path) -> None:
+    path = folder / "fold_1.jsonl"
+    path.write_text('{"key": "k-1", "wav": "wav/a.wav", "length": 99.0, "emo": "ang"}\n')
+    row = read_corpus(path).manifest.table.to_pylist()[0]
+    assert (row["id"], row["audio"], row["label"]) == ("k-1", "wav/a.wav", "ang")
+    assert row["duration"] == 0.05  # from the file, not from the table
+
+
+def test_turns_follow_the_file_where_they_are_not_given(folder: Path) -> None:
+    path = folder / "t.csv"
+    path.write_text("id,audio,dialogue\n1,wav/a.wav,x\n2,wav/b.wav,y\n3,wav/c.wav,x\n")
+    assert read_corpus(path).manifest.column("turn") == [0, 0, 1]
+
+
+def test_every_bad_row_is_named_by_its_line(folder: Path) -> None:
+    path = folder / "t.csv"
+    lines = [
+        "id,audio,text,turn,valence,votes",
+        "a,wav/a.wav,hello,0,2.5,",
+        "b,,no audio,0,2.5,",
+        "c,wav/c.wav,too,many,columns,here,see",
+        "d,wav/b.wav,bad turn,first,2.5,",
+        "e,wav/b.wav,bad valence,0,nan,",
+        "f,wav/b.wav,bad votes,0,2.5,ang",
+        'g,wav/b.wav,"two',
+        'lines",0,inf,',
+        "",
+        "h,wav/c.wav,last,0,1,",
+    ]
+    path.write_text("\n".join(lines))
+    scan = read_corpus(path)
+    assert scan.manifest.ids == ["a", "h"]
+    assert [p.reason for p in scan.problems] == [
+        "line 3: has no audio",
+        "line 4: has 7 columns where the header has 6",
+        "line 5: the turn 'first' is not a number from 0",
+        "line 6: the valence 'nan' is not a number",
+        'line 7: the votes \'ang\' is not JSON such as [["ang"], ["neu", "sad"]]',
+        "line 9: the valence 'inf' is not a number",
+    ]
+
+
+def test_bad_json_lines(folder: Path) -> None:
+    path = folder / "t.jsonl"
+    path.write_text('{"wav": "wav/a.wav"}\n{"wav": \n[1]\n{"wav": "\\ud800.wav"}\n{"emo": "ang"}\n' + "[" * 100000)
+    scan = read_corpus(path)
+    assert scan.manifest.ids == ["wav/a"]
+    assert [p.reason for p in scan.problems] == [
+        "line 2: is no JSON",
+        "line 3: is no JSON object",
+        "line 4: the audio '\\ud800.wav' is not valid Unicode",
+        "line 5: has no audio",
+        "line 6: is no JSON",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("t.csv", b"speaker,emotion\ns1,anger\n", "has no audio column"),
+        ("t.csv", b"", "has no audio column"),
+        ("t.csv", b'audio,text\nwav/a.wav,"never closed\n', "line 2: not readable as a table"),
+        ("t.csv", b"audio,text\nwav/a.wav," + b"x" * 200_000 + b"\n", "not readable as a table"),
+        ("t.parquet", b"PAR1 not really", "cannot be read as parquet"),
+        ("t.xlsx", b"PK", "is no table that ser can read"),
+    ],
+)
+def test_files_that_are_no_table(folder: Path, name: str, content: bytes, expected: str) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises((WrongUse, CorpusError), match=expected) as caught:
+        read_corpus(folder / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_with_unicode_line_separators_stays_one_row(folder: Path) -> None:
+    path = folder / "t.csv"
+    path.write_text("audio,text\nwav/a.wav,one\u2028two\x85three\n", encoding="utf-8")
+    assert read_corpus(path).manifest.column("text") == ["one\u2028two\x85three"]
+
+
+def test_a_manifest_without_audio(tmp_path: Path) -> None:
+    path = tmp_path / "imported.csv"
+    path.write_text("id,session,speaker,dialogue,turn,label,duration\nb,1,s1,d,1,ang,2.5\na,1,s1,d,0,neu,1.5\n")
+    manifest = read_manifest(path, "imported")
+    assert (manifest.corpus, manifest.ids) == ("imported", ["b", "a"])
+    assert manifest.column("audio") == [None, None]
+    assert manifest.column("duration") == [2.5, 1.5]
+    for line, expected in [("a,1,s1,d,2,sad,1", "there twice"), ("c,1,s1,d,x,sad,1", "the turn 'x' is not a number")]:
+        (tmp_path / "bad.csv").write_text(path.read_text() + line)
+        with pytest.raises(CorpusError, match=f"line 4: .*{expected}"):
+            read_manifest(tmp_path / "bad.csv", "imported")
