@@ -21,36 +21,14 @@ from .data import Dataset, Loader, load_dataset
 from .fit import SELECTIONS, Epoch, Plan, fit_scaling, make_optimiser
 from .losses import LOSSES
 from .models import Fusion
+from .options import Experiment
 from .protocols import Cut, Fold, make_folds
 from .runs import Run
-from .settings import parse_settings
+from .settings import has_setting, parse_settings
 from .single import one_thread, train_run
 
 # Raised when the same config would give other numbers than before.
 TRAIN_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """The options of `ser train`, under the same names."""
-
-    features: str
-    fusion: str
-    store: Path | str = "features"
-    corpus: str | None = None
-    labels: str = "4class"
-    protocol: str = "session-out"
-    select: str = "val"
-    loss: str = "single"
-    seeds: int = 1  # how many: 0, 1, …
-    folds: str | int = "all"  # or how many of the first
-    epochs: int | None = None  # None: the fusion's own
-    device: str = "auto"
-    set: tuple[str, ...] = ()  # key=value
-    resume: bool = False
-    out: Path | str = "runs"
-    limit: int | None = None
-    allow_missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +69,8 @@ def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
         allow_missing=experiment.allow_missing,
         loader=loader,
     )
-    settings, training = parse_settings(fusion, experiment.set, experiment.epochs)
+    also = [assignment for assignment in experiment.also_set if has_setting(fusion, assignment)]
+    settings, training = parse_settings(fusion, [*experiment.set, *also], experiment.epochs)
     dev = training.dev
     if dev == "auto":  # a protocol that names its own dev part always has it
         dev = "next" if experiment.select == "val" or experiment.protocol.startswith("random") else "none"

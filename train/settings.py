@@ -82,6 +82,11 @@ def parse_settings(
     )
 
 
+def has_setting(fusion: Fusion, assignment: str) -> bool:
+    """Whether `key=value` names a setting of that fusion or of any training."""
+    return assignment.partition("=")[0].strip() in _kinds(fusion.settings) | _kinds(TrainingSettings)
+
+
 def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:
     """A TOML table as `key=value` assignments."""
     return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items())

@@ -88,3 +88,15 @@ def wilcoxon(first: Sequence[float], second: Sequence[float]) -> Comparison:
     differences = np.asarray(first) - np.asarray(second)
     p = float(signed_rank(differences).pvalue) if np.any(differences) else 1.0
     return Comparison("Wilcoxon", float(differences.mean()), p, len(differences))
+
+
+def against(scores: Sequence[float], quoted: float) -> Comparison:
+    """Student's t of the seeds' scores against one number that somebody else published (Perspective Table 4)."""
+    from scipy.stats import ttest_1samp
+
+    differences = np.asarray(scores) - quoted
+    if np.ptp(differences) == 0:  # the deviation is zero, so t is undefined
+        return Comparison("one-sample t", float(differences[0]), 1.0 if differences[0] == 0 else 0.0, len(differences))
+    return Comparison(
+        "one-sample t", float(differences.mean()), float(ttest_1samp(scores, quoted).pvalue), len(differences)
+    )

@@ -1,0 +1,153 @@
+"""Run a recipe: every fold and seed of every cell once, in parallel, resumable at any moment."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from ser import engines
+from ser.cache.errors import WrongUse
+
+from .data import Loader
+from .experiment import Estimate, Job, estimate, prepare
+from .fit import Diverged, Epoch
+from .options import Experiment
+from .recipe import Recipe
+from .runs import Run, run_name
+from .settings import has_setting
+from .single import train_run
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run to train: job number `number` of that experiment, in the folder `<out>/<name>`."""
+
+    name: str
+    cell: str  # the first cell that needs it
+    experiment: Experiment
+    number: int
+    estimated: float | None = None  # seconds
+
+    @property
+    def run(self) -> Run:
+        """Its folder."""
+        return Run(Path(self.experiment.out) / self.name)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A task that is done: the run, or what went wrong."""
+
+    task: Task
+    fault: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A recipe's runs: `tasks` are all that this shard trains, `runs` the folders that each cell needs."""
+
+    recipe: Recipe
+    tasks: tuple[Task, ...]
+    runs: dict[str, tuple[Run, ...]]
+
+    @property
+    def open_tasks(self) -> list[Task]:
+        """What is not finished yet."""
+        return [task for task in self.tasks if not task.run.finished]
+
+
+def plan_sweep(recipe: Recipe, shard: str | None = None, loader: Loader | None = None) -> Sweep:
+    """Every run of the recipe, each once however many cells need it; `shard` "3/16" keeps every 16th from the third.
+
+    Reads what the store holds but loads no feature. Raises `WrongUse` naming the cell that cannot be run.
+    """
+    loader = loader or Loader()
+    known: dict[Experiment, list[Job]] = {}
+    tasks: dict[str, Task] = {}
+    runs: dict[str, tuple[Run, ...]] = {}
+    for cell in recipe.cells:
+        if cell.experiment not in known:
+            try:
+                known[cell.experiment] = prepare(replace(cell.experiment, resume=True), loader)
+            except (WrongUse, LookupError) as fault:
+                raise type(fault)(f"cell '{cell.name}': {fault}") from None
+        jobs = known[cell.experiment]
+        if cell.test.startswith("only") and jobs[0].plan.fusion.masking is None:
+            raise WrongUse(f"cell '{cell.name}': fusion {jobs[0].plan.fusion.name} cannot hide a modality")
+        names = [run_name(job.config) for job in jobs]
+        for number, name in enumerate(names):
+            tasks.setdefault(name, Task(name, cell.name, cell.experiment, number))
+        runs[cell.name] = tuple(tasks[name].run for name in names)
+    _refuse_unused([jobs[0] for jobs in known.values()], recipe.cells[0].experiment.also_set)
+    return Sweep(recipe, tuple(_shard(list(tasks.values()), shard)), runs)
+
+
+def estimate_sweep(sweep: Sweep, loader: Loader | None = None) -> tuple[list[Task], dict[str, Estimate]]:
+    """The open tasks with their estimated seconds, and each experiment's estimate by the cell that asks first."""
+    loader = loader or Loader()
+    found: dict[Experiment, Estimate] = {}
+    cells: dict[str, Estimate] = {}
+    tasks = []
+    for task in sweep.open_tasks:
+        if task.experiment not in found:
+            found[task.experiment] = cells[task.cell] = estimate(prepare(task.experiment, loader)[:1])
+        tasks.append(replace(task, estimated=found[task.experiment].seconds))
+    return tasks, cells
+
+
+def run_sweep(
+    sweep: Sweep,
+    workers: int = 1,
+    scheduler: str | None = None,
+    on_epoch: Callable[[Task, Epoch], None] | None = None,
+) -> Iterator[Outcome]:
+    """Train what is open, yielding each run as it is done; `on_epoch` is told of epochs if there is one worker.
+
+    A run whose loss diverges is an outcome with a fault: the others go on.
+    """
+    if workers <= 1 and scheduler is None:
+        for task in sweep.open_tasks:
+            yield train_task(task, on_epoch)
+    else:
+        yield from engines.run(train_task, sweep.open_tasks, workers, scheduler)
+
+
+def train_task(task: Task, on_epoch: Callable[[Task, Epoch], None] | None = None) -> Outcome:
+    """Train one task. What it reads is held by the process for the tasks that follow."""
+    started = time.monotonic()
+    job = _jobs(replace(task.experiment, resume=True))[task.number]
+    tell = (lambda epoch: on_epoch(task, epoch)) if on_epoch else None
+    try:
+        train_run(job.data, job.fold, job.plan, job.config, Path(task.experiment.out), True, tell)
+    except Diverged as fault:
+        return Outcome(task, str(fault), time.monotonic() - started)
+    return Outcome(task, None, time.monotonic() - started)
+
+
+@cache
+def _process_loader() -> Loader:
+    return Loader()
+
+
+@cache
+def _jobs(experiment: Experiment) -> list[Job]:
+    return prepare(experiment, _process_loader())
+
+
+def _shard(tasks: Sequence[Task], shard: str | None) -> Sequence[Task]:
+    if shard is None:
+        return tasks
+    number, slash, of = shard.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise WrongUse(f"--shard {shard}: must be I/N with I from 1 to N, such as 3/16")
+    return tasks[int(number) - 1 :: int(of)]
+
+
+def _refuse_unused(jobs: Sequence[Job], assignments: Sequence[str]) -> None:
+    for assignment in assignments:
+        if "=" not in assignment:
+            raise WrongUse(f"--set {assignment}: must be key=value")
+        if not any(has_setting(job.plan.fusion, assignment) for job in jobs):
+            raise WrongUse(f"--set {assignment}: no fusion of this recipe has that setting; see ser train --settings")
