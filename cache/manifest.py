@@ -100,7 +100,7 @@ class Manifest:
             raise CorruptStore(
                 f"{where}: the manifest's bytes do not match its name; run `ser features` to write it again"
             )
-        table = pq.read_table(pa.BufferReader(content), memory_map=False)
+        table = pq.ParquetFile(pa.BufferReader(content)).read()  # read_table would import pandas
         metadata = table.schema.metadata or {}
         check_version(int(metadata.get(b"format_version", 0)), where)
         manifest = cls(metadata[b"corpus"].decode(), table.cast(SCHEMA), metadata[b"synthetic"] == b"true")

@@ -67,7 +67,6 @@ def pack(rows: PartRows, spec: Spec) -> dict[str, npt.NDArray[Any]]:
 
     Raises `StoreError` naming the utterance whose values are not finite, too large for float16, or of another shape.
     """
-    _check_ids(rows)
     arrays = [_checked(id_, array, spec) for id_, array in zip(rows.ids, rows.arrays, strict=True)]
     lengths = [len(array) for array in arrays]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -85,6 +84,7 @@ def pack(rows: PartRows, spec: Spec) -> dict[str, npt.NDArray[Any]]:
 
 
 def _check_ids(rows: PartRows) -> None:
+    """Raise `StoreError` unless each id is a text, stands once, and has one digest and one array."""
     every = [*rows.ids, *(entry.id for entry in rows.quarantined)]
     if not all(isinstance(id_, str) for id_ in every):
         raise StoreError(f"corpus {rows.corpus}: an utterance's id is not a text")
@@ -134,6 +134,7 @@ def publish(
     """
     if backend not in ENCODERS:
         raise unknown("backend", backend, ENCODERS)
+    _check_ids(rows)
     name = part_name(rows.corpus, rows.ids, rows.inputs, [(entry.id, entry.input) for entry in rows.quarantined])
     if (parent / name / "part.json").exists():
         return None

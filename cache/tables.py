@@ -40,7 +40,7 @@ def _read(path: Path) -> pa.Table:
     suffix = path.suffix.lower()
     try:
         if suffix == ".parquet":
-            return pq.read_table(path)
+            return pq.ParquetFile(path).read()
         if suffix not in _SEPARATORS:
             raise unknown("table format", suffix or path.name, [*_SEPARATORS, ".parquet"])
         with path.open(encoding="utf-8") as file:

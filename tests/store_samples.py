@@ -1,0 +1,87 @@
+"""Small stores for tests, the same each time, and the values that they must give back."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ser.cache.store import Feature, Manifest, PartRows, Spec, Store, open_store
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def manifest_of(count: int, corpus: str = "toy", prefix: str = "u") -> Manifest:
+    """A manifest whose audio digests are made up and whose texts are not."""
+    return Manifest.from_rows(
+        corpus,
+        [
+            {
+                "id": f"{prefix}{i:03d}",
+                "audio": f"{prefix}{i:03d}.wav",
+                "audio_sha256": hashlib.sha256(f"{corpus} {prefix}{i}".encode()).hexdigest(),
+                "text": f"this is number {i}",
+                "speaker": f"s{i % 3}",
+                "label": ["neu", "ang", "sad", "hap"][i % 4],
+            }
+            for i in range(count)
+        ],
+    )
+
+
+def spec_of(level: str = "frame", dim: int = 8, dtype: str = "float16", **other: Any) -> Spec:
+    """A spec of an audio feature, or of a text feature at token level."""
+    modality = "text" if level == "token" else "audio"
+    fields = {"feature": f"{level}s", "extractor": "toy", "version": 1, "modality": modality, **other}
+    return Spec(level=level, dim=dim, dtype=dtype, **fields)
+
+
+def values_of(manifest: Manifest, spec: Spec, longest: int = 40) -> Arrays:
+    """What each utterance's feature is: normal values in the stored dtype, `[n, dim]`."""
+    arrays = {}
+    for number, id_ in enumerate(manifest.ids):
+        random = np.random.default_rng([number, spec.dim])
+        rows = 1 if spec.level == "utterance" else int(random.integers(1, longest + 1))
+        arrays[id_] = random.normal(size=(rows, spec.dim)).astype(spec.dtype)
+    return arrays
+
+
+def part_rows(manifest: Manifest, spec: Spec, arrays: Arrays, rows: list[int]) -> PartRows:
+    """Some of a manifest's rows, ready to publish; token features get their words."""
+    digests = manifest.inputs(spec.modality)
+    ids = [manifest.ids[row] for row in rows]
+    words = {"word": [np.arange(len(arrays[id_]), dtype=np.int32) - 1 for id_ in ids]} if spec.level == "token" else {}
+    return PartRows(manifest.corpus, ids, [digests[row] for row in rows], [arrays[id_] for id_ in ids], words)
+
+
+def fill(feature: Feature, manifest: Manifest, arrays: Arrays, backend: str, per_part: int = 4) -> list[str]:
+    """Publish what is missing, in parts of a few utterances. Returns the names of the parts that were published."""
+    lacking = set(feature.missing(manifest))
+    names = []
+    for start in range(0, len(manifest), per_part):
+        rows = [row for row in range(start, min(start + per_part, len(manifest))) if row in lacking]
+        if rows:
+            names.append(feature.publish(part_rows(manifest, feature.spec, arrays, rows), backend, {"test": "fill"}))
+    return [name for name in names if name]
+
+
+def sample_store(
+    path: Path, backend: str, count: int = 10, level: str = "frame", **other: Any
+) -> tuple[Store, Feature, Manifest, Arrays]:
+    """A store with one complete feature."""
+    store = open_store(path, create=True)
+    manifest = manifest_of(count)
+    store.put_manifest(manifest)
+    feature = store.add(spec_of(level, **other))
+    arrays = values_of(manifest, feature.spec)
+    fill(feature, manifest, arrays, backend)
+    return store, feature, manifest, arrays
+
+
+def check_whole(feature: Feature, manifest: Manifest, arrays: Arrays) -> None:
+    """Every utterance reads back bit for bit."""
+    packed = feature.load(manifest)
+    assert packed.ids == manifest.ids
+    for number, id_ in enumerate(manifest.ids):
+        assert packed[number].tobytes() == arrays[id_].tobytes(), id_

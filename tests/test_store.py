@@ -1,0 +1,394 @@
+"""What goes into a store comes out, bit for bit, and nothing else does."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import zarr
+
+from ser.cache.errors import MissingRows, StoreError, WrongUse
+from ser.cache.store import Manifest, PartRows, Quarantine, open_store
+from ser.tests.store_samples import check_whole, fill, manifest_of, part_rows, sample_store, spec_of, values_of
+
+BACKENDS = ["zarr", "hdf5"]
+LEVELS = ["frame", "token", "utterance"]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_goes_in_comes_out(tmp_path: Path, backend: str, level: str) -> None:
+    _store, feature, manifest, arrays = sample_store(tmp_path / "s", backend, level=level)
+    again = open_store(tmp_path / "s")
+    feature = again[feature.spec.name]
+    check_whole(feature, again.manifest(), arrays)
+    assert feature.load(manifest).values.dtype == np.float16
+    assert feature.complete(manifest) and feature.rows(manifest) == len(manifest) and not feature.missing(manifest)
+    one = feature["u003"]
+    assert one.tobytes() == arrays["u003"].tobytes()
+    assert one.shape == ((8,) if level == "utterance" else arrays["u003"].shape)
+    if level == "token":
+        packed = feature.load(manifest, [7, 2])
+        assert packed.extras["word"].dtype == np.int32
+        words = [np.arange(len(arrays[id_])) - 1 for id_ in ("u007", "u002")]
+        assert np.array_equal(packed.extras["word"], np.concatenate(words))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_rows_in_any_order(tmp_path: Path, backend: str) -> None:
+    # Blocks of 2 MB hold several of these utterances, and some utterances span blocks.
+    store, _feature, manifest, arrays = sample_store(tmp_path / "s", backend, count=6, dim=1)
+    random = np.random.default_rng(0)
+    spec = spec_of(dim=1000, feature="large", dtype="float32")
+    large = store.add(spec)
+    lengths = dict(zip(manifest.ids, [3, 900, 1, 1500, 7, 40], strict=True))
+    arrays = {id_: random.normal(size=(n, 1000)).astype("f4") for id_, n in lengths.items()}
+    fill(large, manifest, arrays, backend, per_part=4)
+    for rows in ([5, 0, 3], [1], [], [3, 3, 0, 3], [4, 5, 2, 1, 0, 3], [np.int64(2)]):
+        packed = large.load(manifest, rows)
+        assert packed.ids == [manifest.ids[row] for row in rows] and len(packed) == len(rows)
+        assert packed.offsets.tolist() == np.cumsum([0, *(len(arrays[id_]) for id_ in packed.ids)]).tolist()
+        for number, id_ in enumerate(packed.ids):
+            assert np.array_equal(packed[number], arrays[id_])
+    with pytest.raises(IndexError):
+        packed[len(packed)]
+
+
+def test_many_short_utterances_in_one_block(tmp_path: Path) -> None:
+    store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr", count=2)
+    manifest = manifest_of(900, "many")
+    store.put_manifest(manifest)
+    feature = store.add(spec_of("utterance"))
+    arrays = values_of(manifest, feature.spec)
+    fill(feature, manifest, arrays, "hdf5", per_part=900)
+    check_whole(feature, manifest, arrays)
+    rows = list(range(899, -1, -2))
+    packed = feature.load(manifest, rows)
+    assert np.array_equal(packed.values, np.concatenate([arrays[manifest.ids[row]] for row in rows]))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 1023, 1024, 1025, 2049, 3001])
+@pytest.mark.parametrize("level", ["frame", "token"])
+def test_plain_zarr_and_plain_h5py_open_it(tmp_path: Path, rows: int, level: str) -> None:
+    store, _, manifest, _ = sample_store(tmp_path / "s", "zarr", count=3)
+    spec = spec_of(level, dim=3, feature="plain")
+    feature = store.add(spec)
+    array = np.random.default_rng(rows).normal(size=(rows, 3)).astype("f2")
+    arrays = {"u000": array[: rows // 3], "u001": array[rows // 3 : rows // 2], "u002": array[rows // 2 :]}
+    for backend in BACKENDS:
+        made = part_rows(manifest, spec, arrays, [0, 1, 2])
+        made.corpus = backend
+        folder = feature.path / "parts" / str(feature.publish(made, backend, {}))
+        data = zarr.open_group(folder / "data.zarr", mode="r") if backend == "zarr" else h5py.File(folder / "data.h5")
+        assert np.array_equal(data["values"][:], array) and data["values"].dtype == np.float16
+        assert data["offsets"][:].tolist() == [0, rows // 3, rows // 2, rows]
+        assert json.loads((folder / "part.json").read_text())["ids"] == ["u000", "u001", "u002"]
+        if level == "token":
+            assert data["word"].dtype == np.int32
+            assert np.array_equal(data["word"][:], np.concatenate([np.arange(len(a)) - 1 for a in arrays.values()]))
+
+
+def test_our_zarr_is_what_zarr_python_writes(tmp_path: Path) -> None:
+    store, _feature, manifest, arrays = sample_store(tmp_path / "s", "zarr", count=60, level="token")
+    fill(store.add(spec_of(feature="one")), manifest, arrays, "zarr", per_part=60)
+    folder = next((store["one"].path / "parts").iterdir())
+    ours = zarr.open_group(folder / "data.zarr", mode="r")
+    theirs = zarr.create_group(tmp_path / "theirs.zarr")
+    for name in ("values", "offsets"):
+        array = ours[name]
+        made = theirs.create_array(
+            name, shape=array.shape, chunks=array.chunks, dtype=array.dtype, compressors=[zarr.codecs.Crc32cCodec()],
+            fill_value=np.nan if name == "values" else -1,
+        )  # fmt: skip
+        made[:] = array[:]
+    files = [path.relative_to(tmp_path / "theirs.zarr") for path in (tmp_path / "theirs.zarr").rglob("c/**/*")]
+    chunks = [file for file in files if (tmp_path / "theirs.zarr" / file).is_file()]
+    assert len(chunks) >= 3
+    for file in chunks:
+        assert (tmp_path / "theirs.zarr" / file).read_bytes() == (folder / "data.zarr" / file).read_bytes(), file
+
+
+def test_chunks_are_hardly_padded(tmp_path: Path) -> None:
+    from ser.cache.zarr_backend import chunk_rows
+
+    for rows in [*range(100, 5000, 37), 1025, 2049]:
+        each = chunk_rows(rows)
+        assert each <= 1024 and -(-rows // each) * each <= rows * 1.02
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_size_on_disk(tmp_path: Path, backend: str) -> None:
+    store, _, _, _ = sample_store(tmp_path / "s", backend, count=2)
+    manifest = manifest_of(100, "hundred")
+    for spec in (spec_of("utterance", 6373, "float32", feature="is13"), spec_of(dim=768, feature="hubert")):
+        feature = store.add(spec)
+        arrays = values_of(manifest, spec, longest=100)
+        fill(feature, manifest, arrays, backend, per_part=100)
+        folder = next((feature.path / "parts").iterdir())
+        held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        assert held <= 1.02 * sum(array.nbytes for array in arrays.values())
+
+
+def test_a_part_is_published_once(tmp_path: Path) -> None:
+    store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr")
+    rows = part_rows(manifest, feature.spec, arrays, [0, 1, 2, 3])
+    assert feature.publish(rows, "hdf5", {}) is None
+    assert len(feature.parts()) == 3 and {part.record.backend for part in feature.parts()} == {"zarr"}
+    assert not list((store.path / "tmp").iterdir())
+
+
+def test_both_backends_in_one_feature(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    manifest = manifest_of(8)
+    feature = store.add(spec_of())
+    arrays = values_of(manifest, feature.spec)
+    for number, backend in enumerate(BACKENDS):
+        feature.publish(part_rows(manifest, feature.spec, arrays, [*range(4 * number, 4 * number + 4)]), backend, {})
+    check_whole(feature, manifest, arrays)
+
+
+def test_what_has_changed_is_missing_and_nothing_else(tmp_path: Path) -> None:
+    store, audio, manifest, arrays = sample_store(tmp_path / "s", "zarr", level="frame")
+    text = store.add(spec_of("token"))
+    fill(text, manifest, values_of(manifest, text.spec), "zarr")
+    rows = manifest.table.to_pylist()
+    rows[2]["text"] = "changed"
+    rows[5]["audio_sha256"] = "0" * 64
+    changed = Manifest.from_rows("toy", [*rows, {"id": "new", "audio_sha256": "1" * 64, "text": "new"}])
+    assert audio.missing(changed) == [5, 10] and text.missing(changed) == [2, 10]
+    assert audio.missing(manifest) == text.missing(manifest) == []
+    with pytest.raises(MissingRows, match=r"lacks 2 of 11 utterances.*ser features"):
+        audio.load(changed)
+    check_whole(audio, manifest, arrays)
+
+
+def test_rows_of_one_corpus_do_not_count_for_another(tmp_path: Path) -> None:
+    _, feature, manifest, _ = sample_store(tmp_path / "s", "zarr")
+    other = Manifest("asr", manifest.table)
+    assert feature.missing(other) == list(range(10))
+
+
+def test_quarantine(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    manifest = manifest_of(4)
+    store.put_manifest(manifest)
+    feature = store.add(spec_of())
+    arrays = values_of(manifest, feature.spec)
+    rows = part_rows(manifest, feature.spec, arrays, [0, 1])
+    digest = manifest.inputs("audio")[2]
+    rows.quarantined = [Quarantine("u002", digest, "u002.wav", "is empty"), Quarantine("u003", "old", "x", "was empty")]
+    feature.publish(rows, "zarr", {})
+    assert feature.quarantined(manifest) == {"u002": "is empty"}  # u003 has another input now
+    assert feature.missing(manifest) == [3] and feature.missing(manifest, retry=True) == [2, 3]
+    assert feature.rows(manifest) == 2 and not feature.complete(manifest)
+    with pytest.raises(MissingRows, match=r"1 of them quarantined.*--retry"):
+        feature.load(manifest)
+    only = PartRows("toy", quarantined=[Quarantine("u003", manifest.inputs("audio")[3], "u003.wav", "is a folder")])
+    assert feature.publish(only, "hdf5", {}) and feature.publish(only, "zarr", {}) is None
+    assert feature.complete(manifest) and feature.rows(manifest) == 2
+    feature.publish(part_rows(manifest, feature.spec, arrays, [2, 3]), "hdf5", {})
+    assert feature.quarantined(manifest) == {} and feature.rows(manifest) == 4
+    check_whole(feature, manifest, arrays)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "word"),
+    [(np.nan, "float16", "not finite"), (np.inf, "float32", "not finite"), (65536, "float16", "--dtype float32")],
+)
+def test_values_that_cannot_be_kept(tmp_path: Path, value: float, dtype: str, word: str) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    manifest = manifest_of(3)
+    feature = store.add(spec_of(dtype=dtype))
+    arrays = {id_: array.astype("f4") for id_, array in values_of(manifest, feature.spec).items()}
+    arrays["u001"][0, 3] = value
+    with pytest.raises(StoreError, match=f"'u001'.*{word}"):
+        feature.publish(part_rows(manifest, feature.spec, arrays, [0, 1, 2]), "zarr", {})
+    assert not list((feature.path / "parts").iterdir())
+
+
+def test_rows_of_the_wrong_shape(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    feature = store.add(spec_of())
+    for bad in (np.zeros((3, 7)), np.zeros(8), np.zeros((1, 2, 8)), np.zeros((3, 8), np.int64)):
+        with pytest.raises(StoreError, match="'a'"):
+            feature.publish(PartRows("toy", ["a"], ["d"], [bad]), "zarr", {})
+    with pytest.raises(StoreError, match="twice"):
+        feature.publish(PartRows("toy", ["a", "a"], ["d", "e"], [np.zeros((1, 8))] * 2), "zarr", {})
+    with pytest.raises(WrongUse, match=r"unknown backend 'zar'.*did you mean zarr"):
+        feature.publish(PartRows("toy", ["a"], ["d"], [np.zeros((1, 8))]), "zar", {})
+
+
+HOSTILE = [
+    "../../etc/passwd", "/abs", "nul\0nul", "new\nline", "tab\t\x1b[31m", "=cmd|'/c calc'!A0", "<script>x</script>", "é",
+    "e\u0301", "", " ", ".", "..", "a" * 5000, "data.h5", "\u202e", "\U0001f600", '"}],"x":1', "\\", "%s{}",
+]  # fmt: skip
+BAD_NAMES = ["../evil", "a/b", "", ".", "..", "tmp", "manifests", ".hidden", "a\0b", "x" * 65, "é"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ids_are_data(tmp_path: Path, backend: str) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    manifest = Manifest.from_rows("toy", [{"id": id_, "audio_sha256": "0" * 64} for id_ in HOSTILE])
+    store.put_manifest(manifest)
+    feature = store.add(spec_of())
+    arrays = values_of(manifest, feature.spec)
+    fill(feature, manifest, arrays, backend, per_part=len(HOSTILE))
+    check_whole(open_store(tmp_path / "s")["frames"], open_store(tmp_path / "s").manifest(), arrays)
+    for id_ in HOSTILE:
+        assert feature[id_].tobytes() == arrays[id_].tobytes()
+    names = [path.relative_to(tmp_path) for path in tmp_path.rglob("*")]
+    assert not [name for name in names if any(id_ in name.parts for id_ in HOSTILE if id_ != "data.h5")]
+
+
+def test_ids_that_are_refused(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    twice = Manifest.from_rows("toy", [{"id": "a"}, {"id": "a"}])
+    with pytest.raises(WrongUse, match="'a' twice"):
+        store.put_manifest(twice)
+    with pytest.raises(StoreError, match="not valid Unicode"):
+        store.add(spec_of()).publish(PartRows("toy", ["\ud800"], ["d"], [np.zeros((1, 8))]), "zarr", {})
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/b", "", ".", "..", "tmp", "manifests", ".hidden", "a\0b", "x" * 65, "é"]
+)
+def test_names_that_become_folders(tmp_path: Path, name: str) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    with pytest.raises(WrongUse, match="cannot be called"):
+        store.add(spec_of(feature=name))
+    with pytest.raises(WrongUse, match="cannot be called"):
+        store.put_manifest(Manifest.from_rows(name, [{"id": "a"}]))
+    assert {path.name for path in tmp_path.iterdir()} == {"s"}
+
+
+def test_a_path_that_holds_no_store(tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match=r"holds no store; run `ser features"):
+        open_store(tmp_path / "nowhere")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("precious")
+    for path in (tmp_path / "other", tmp_path / "other" / "thesis.txt"):
+        with pytest.raises(WrongUse):
+            open_store(path, create=True)
+    assert (tmp_path / "other" / "thesis.txt").read_text() == "precious"
+
+
+def test_features_by_name(tmp_path: Path) -> None:
+    store, _, manifest, arrays = sample_store(tmp_path / "s", "zarr")
+    with pytest.raises(MissingRows, match=r"no feature 'hubert'.*ser features CORPUS --features hubert "):
+        store.feature("hubert")
+    a = store.add(spec_of(variant="layer=9,norm=yes", feature="hubert"))
+    assert store.feature("hubert:norm=yes,layer=9").fingerprint == a.fingerprint
+    with pytest.raises(MissingRows, match=r"there is hubert:layer=9,norm=yes@"):
+        store.feature("hubert")
+    first = store.add(spec_of(feature="hubert", config={"x": 1}))
+    second = store.add(spec_of(feature="hubert", config={"x": 2}))
+    assert store.feature(f"hubert@{second.fingerprint[:6]}").fingerprint == second.fingerprint
+    with pytest.raises(WrongUse, match="begun in several ways"):
+        store.feature("hubert")
+    fill(first, manifest, arrays, "zarr")
+    assert store["hubert"].fingerprint == first.fingerprint
+    fill(second, manifest, arrays, "zarr")
+    with pytest.raises(WrongUse, match=f"{first.fingerprint[:8]}.*{second.fingerprint[:8]}|{second.fingerprint[:8]}"):
+        store.feature("hubert", "toy")
+
+
+def test_corpora_and_manifests(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    with pytest.raises(WrongUse, match="holds no corpus yet"):
+        store.manifest()
+    old, new = manifest_of(3), manifest_of(4)
+    first = store.put_manifest(old)
+    assert store.put_manifest(manifest_of(3)) == first
+    second = store.put_manifest(new)
+    assert len(store.manifest()) == 4 and store.manifest().digest == second and len(store.manifest("toy", first)) == 3
+    assert store.put_manifest(old) == first and len(store.manifest()) == 3
+    store.put_manifest(manifest_of(2, "zebra"))
+    assert store.corpora() == ["toy", "zebra"]
+    with pytest.raises(WrongUse, match="toy, zebra"):
+        store.manifest()
+    with pytest.raises(WrongUse, match="no corpus 'tou'"):
+        store.manifest("tou")
+    with pytest.raises(WrongUse, match="has no manifest"):
+        store.manifest("toy", "../../x")
+
+
+def test_a_manifest_keeps_its_bytes(tmp_path: Path) -> None:
+    # Another version of pyarrow writes other bytes; the digest must not depend on who reads.
+    manifest = manifest_of(3)
+    sink = io.BytesIO()
+    pq.write_table(manifest.table.replace_schema_metadata(pq.read_schema(io.BytesIO(manifest.content)).metadata), sink,
+                   compression="zstd", row_group_size=2)  # fmt: skip
+    digest = hashlib.sha256(sink.getvalue()).hexdigest()
+    read = Manifest.from_content(sink.getvalue(), digest, "x")
+    assert read.digest == digest != manifest.digest and read.table.equals(manifest.table)
+
+
+def test_the_first_part_by_name_counts(tmp_path: Path) -> None:
+    _store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr", count=4)
+    other = {id_: array + 1 for id_, array in arrays.items()}
+    feature.publish(part_rows(manifest, feature.spec, other, [1, 2]), "zarr", {})
+    first = feature.parts()[0].record.ids
+    packed = feature.load(manifest)
+    for number, id_ in enumerate(manifest.ids):
+        expected = other if len(first) == 2 and id_ in first else arrays
+        assert np.array_equal(packed[number], expected[id_])
+
+
+def test_provenance_can_be_added_and_spec_comes_back(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    spec = spec_of(provenance={"model": "x/y", "versions": {"torch": "2"}}, hop=0.02, checkpoint={"digest": "0" * 64})
+    feature = store.add(spec)
+    feature.annotate(checked={"utterances": 5, "difference": 1e-7})
+    again = store.add(spec)
+    assert again.fingerprint == spec.fingerprint
+    assert again.spec.provenance == {**spec.provenance, "checked": {"utterances": 5, "difference": 1e-7}}
+    assert again.spec.identity() == spec.identity() and not list((store.path / "tmp").iterdir())
+
+
+def test_any_setting_makes_another_fingerprint() -> None:
+    base = spec_of()
+    others = [spec_of(dim=9), spec_of(dtype="float32"), spec_of(version=2), spec_of(config={"layer": 9}),
+              spec_of(checkpoint={"digest": "1"}), spec_of(hop=0.01), spec_of(variant="layer=9")]  # fmt: skip
+    assert len({spec.fingerprint for spec in [base, *others]}) == 8
+    assert spec_of(provenance={"date": "today"}).fingerprint == base.fingerprint
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    from ser.cache.sealed import seal
+
+    _store, feature, manifest, _ = sample_store(tmp_path / "s", "zarr")
+    for path in (feature.path / "spec.json", next((feature.path / "parts").iterdir()) / "part.json"):
+        content = path.read_bytes()
+        record = json.loads(content)
+        del record["sha256"]
+        path.write_bytes(seal({**record, "format_version": 2}))
+        with pytest.raises(StoreError, match=r"format version 2.*update ser"):
+            open_store(tmp_path / "s")["frames"].load(manifest)
+        path.write_bytes(content)
+    open_store(tmp_path / "s")["frames"].load(manifest)
+
+
+def test_no_rows_at_all(tmp_path: Path) -> None:
+    _store, feature, manifest, _ = sample_store(tmp_path / "s", "zarr")
+    assert feature.load(manifest, []).values.shape == (0, 8)
+
+
+def test_a_store_is_light_to_look_at(tmp_path: Path) -> None:
+    sample_store(tmp_path / "s", "zarr")
+    code = (
+        "import sys; from ser.cache.store import open_store; from ser.cache.overview import list_features; "
+        "assert list_features(open_store(sys.argv[1]))[0].complete; "
+        "print(sorted({'zarr', 'h5py', 'torch', 'numcodecs', 'pandas', 'scipy'} & set(sys.modules)))"
+    )
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, check=True)
+    after = os.times()
+    assert done.stdout.strip() == "[]"
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
