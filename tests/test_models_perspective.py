@@ -196,7 +196,9 @@ def test_first_step_in_float32():
     assert a.item() == pytest.approx(b.item(), rel=1e-5)
     a.backward()
     b.backward()
-    for (name, p), q in zip(ours.named_parameters(), plain.parameters(), strict=True):
+    theirs = dict(plain.named_parameters())
+    for name, p in ours.named_parameters():
+        q = theirs[name]
         assert torch.linalg.norm(p.grad - q.grad) <= 1e-4 * torch.linalg.norm(q.grad) + 1e-6, name
 
 
