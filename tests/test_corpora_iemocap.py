@@ -187,6 +187,7 @@ def test_a_missing_session_is_named(release: Path) -> None:
     (release / "Session3").rename(release / "elsewhere")
     scan = read_corpus(release)
     assert [str(p) for p in scan.problems] == ["Session3: Session3 is missing from this copy of the corpus"]
+    assert scan.refused == scan.problems
     assert "sessions: 3: 0 here, 2136 in the release (-2136)" in differences(scan)
 
 
@@ -198,6 +199,7 @@ def test_a_missing_wav_keeps_its_row(release: Path) -> None:
     assert rows(scan)["Ses01F_impro01_F000"]["audio_sha256"] is None
     assert list(scan.unusable("audio")) == ["Ses01F_impro01_F000"]
     assert scan.unusable("text") == {}
+    assert scan.refused == []
 
 
 def test_a_missing_transcript_keeps_its_row(release: Path) -> None:

@@ -29,7 +29,7 @@ DEMO_MARKER = "ser-demo.json"
 ID = re.compile(r"(?P<dialogue>Ses(?P<session>\d\d)[FM]_\w+)_(?P<gender>[FM])(?P<turn>\d{3})")
 BLOCK = re.compile(r"\[\s*([\d.]+)\s*-\s*([\d.]+)\s*\]\t(\S+)\t(\w+)\t\[\s*(.+?),\s*(.+?),\s*(.+?)\s*\]\s*")
 VOTE = re.compile(r"C-(?P<rater>\w+):\s*(?P<categories>[^(]*)")
-TRANSCRIPT = re.compile(r"(?P<id>\S+) \[\s*[\d.]+\s*-\s*[\d.]+\s*\]:(?P<text>.*)", re.DOTALL)
+TRANSCRIPT = re.compile(r"(?P<id>\S+)\s*\[\s*[\d.]+\s*-\s*[\d.]+\s*\]:(?P<text>.*)", re.DOTALL)
 
 
 @dataclass

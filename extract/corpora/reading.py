@@ -21,9 +21,7 @@ class Problem:
     kind: Literal["audio", "text", "label", "corpus"] = "corpus"
 
     def __str__(self) -> str:
-        said = f"{self.path}: {self.id + ': ' if self.id else ''}{self.reason}"
-        # Ids and paths are someone else's data: they must not steer the terminal.
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)
+        return printable(f"{self.path}: {self.id + ': ' if self.id else ''}{self.reason}")
 
 
 @dataclass(frozen=True)
@@ -59,3 +57,8 @@ def read_text(path: Path) -> str:
         return raw.decode("cp1252")
     except UnicodeDecodeError:
         return raw.decode("latin-1")
+
+
+def printable(text: str) -> str:
+    """`text` with what could steer a terminal escaped: ids and paths are someone else's data."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

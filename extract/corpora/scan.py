@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ser.cache.errors import CorpusError, WrongUse, unknown
+from ser.cache.errors import CorpusError, SerError, WrongUse, unknown
 from ser.cache.manifest import Manifest
 
 from .admission import IdsSeen, id_fault, path_fault
 from .emodb import FULL_SIZE, is_emodb, read_emodb
 from .iemocap import is_iemocap, read_iemocap
 from .probe import probe
-from .reading import Problem, Reading
+from .reading import Problem, Reading, printable
 from .table import SUFFIXES, read_table
 from .transcripts import replace_transcripts
 
@@ -47,6 +47,11 @@ class Scan:
                 found.setdefault(problem.id, problem)
         return found
 
+    @property
+    def refused(self) -> list[Problem]:
+        """The problems of what has no row in the manifest, so that nobody can quarantine it: name them, or stop."""
+        return [problem for problem in self.problems if problem.kind == "corpus"]
+
 
 def read_corpus(
     path: str | Path,
@@ -62,17 +67,21 @@ def read_corpus(
     `limit` keeps the first utterances only. Raises `WrongUse` if the path is no corpus of that format.
     """
     path = Path(path).expanduser()
-    if not path.exists():
-        raise WrongUse(f"{path} does not exist; give the folder of a corpus, or a table file")
     if limit is not None and limit < 1:
         raise WrongUse(f"a limit of {limit} leaves no utterance; give 1 or more")
-    format = format or detect(path)
-    if format not in FORMATS:
-        raise unknown("corpus format", format, FORMATS)
     try:
+        if not path.exists():
+            raise WrongUse(f"{path} does not exist; give the folder of a corpus, or a table file")
+        format = format or detect(path)
+        if format not in FORMATS:
+            raise unknown("corpus format", format, FORMATS)
         reading = FORMATS[format](path)
-    except PermissionError as error:
-        raise CorpusError(f"{error.filename}: no permission to read it; ask its owner for read access") from error
+    except SerError:
+        raise
+    except OSError as error:
+        raise CorpusError(
+            f"{error.filename or path} cannot be read ({error.strerror}); see to that and run again"
+        ) from error
     rows, problems = _admit(reading, follow_links=format != "table")
     if limit is not None:
         rows = rows[:limit]
@@ -118,7 +127,8 @@ def _admit(reading: Reading, follow_links: bool) -> tuple[list[dict[str, Any]], 
         fault = id_fault(id) or seen.fault(id)
         fault = fault or (path_fault(audio, reading.root, follow_links) if audio is not None else None)
         if fault:
-            problems.append(Problem(id, audio or "", f"{where}: {fault}" if where else fault))
+            said = f"{where}: {fault}" if where else fault
+            problems.append(Problem(printable(id), printable(audio or ""), said))
         else:
             rows.append(row)
     return rows, problems
