@@ -1,5 +1,6 @@
 """Run tasks inline, in spawned processes, or on a dask cluster. Knows no task."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -51,10 +52,9 @@ class _Worker:
 
     def give(self, task: Any) -> None:
         self.task = task
-        try:
+        # Should it have died: the pipe's end, read next, says so with the task's name.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.pipe.send(task)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it died: the pipe's end, read next, says so with the task's name
 
     def take(self) -> Any:
         """The result of the task in hand. Raises what it raised."""

@@ -110,10 +110,11 @@ def read_bytes(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as fault:
         raise Unusable(f"cannot be opened ({getattr(fault, 'strerror', None) or fault})") from fault
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise Unusable("is a directory, not a file")
+    status = os.fstat(descriptor)
+    if stat.S_ISDIR(status.st_mode):
+        os.close(descriptor)
+        raise Unusable("is a directory, not a file")
+    with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(status.st_mode):
             raise Unusable("is no regular file (a pipe, socket or device)")
         if status.st_size == 0:

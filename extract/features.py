@@ -30,10 +30,8 @@ class Family:
 
 _SPEECH = {"layer": int, "norm": str, "normalize": bool, "precision": str, "window": float, "context": float}
 _TEXT = {"layer": int, "special": bool, "tags": str, "most": int, "precision": str}
-_MEL = {
-    **{"sampling_rate": int, "window": float, "hop": float, "bands": int, "low": float, "high": float},
-    **{"floor": float, "view": str},
-}
+_FRAMES = {"sampling_rate": int, "window": float, "hop": float, "view": str}
+_MEL = {**_FRAMES, "bands": int, "low": float, "high": float, "floor": float}
 
 FEATURES: dict[str, Family] = {
     "hubert": Family("audio", "frame", "speech", "HuBERT frames, 50 a second", _SPEECH, "facebook/hubert-base-ls960"),

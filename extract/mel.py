@@ -12,7 +12,7 @@ import scipy.fft
 import torch
 
 from ser.cache.errors import WrongUse
-from ser.cache.spec import Spec
+from ser.cache.spec import Modality, Spec
 
 from .audio import CHANNELS, RESAMPLER, Clip
 from .passes import Outcome, Rows, Unusable, as_stored
@@ -60,7 +60,7 @@ class MelConfig:
 class MelPass:
     """One row per hop; an utterance's rows are the same bits whatever is computed beside it."""
 
-    modality = "audio"
+    modality: Modality = "audio"
     batched = False
 
     def __init__(self, config: MelConfig, spec: Spec) -> None:

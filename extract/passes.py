@@ -34,10 +34,14 @@ class Pass(Protocol):
     only then are batches made. What a pass returns for an utterance does not depend on its batch.
     """
 
-    specs: tuple[Spec, ...]
-    stage: str
     modality: Modality
     batched: bool
+    stage: str
+
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        """What it computes."""
+        ...
 
     def run(self, batch: Sequence[Any]) -> list[Outcome]:
         """The features of each `Clip` (audio) or transcript (text), in order; `Unusable` where there are none."""

@@ -1,8 +1,4 @@
-"""`ser features`: carry out a plan.
-
-made = plan(Request(Path("/data/IEMOCAP_full_release"), features="hubert,is13"))
-summary = extract(made)
-"""
+"""`ser features`: carry out a plan, as in `extract(plan(Request(Path("/data/IEMOCAP"), features="hubert,is13")))`."""
 
 import time
 from collections import Counter
@@ -201,9 +197,10 @@ def _stopped(quarantined: dict[str, list[Quarantine]]) -> Stopped:
     unique = list({(q.id, q.reason): q for found in quarantined.values() for q in found}.values())
     listed = "; ".join(f"{q.id} ({q.path}): {q.reason}" if q.path else f"{q.id}: {q.reason}" for q in unique[:NAMED])
     more = f"; and {len(unique) - NAMED} more" if len(unique) > NAMED else ""
+    count = f"{len(unique)} utterance{'s' * (len(unique) > 1)}"
     return Stopped(
-        f"{len(unique)} utterance{'s' * (len(unique) > 1)} cannot be used for {', '.join(quarantined)}: {listed}{more}. "
-        "Mend the corpus, or go on without them with --on-error skip",
+        f"{count} cannot be used for {', '.join(quarantined)}: {listed}{more}; "
+        "mend the corpus, or go on without them by --on-error skip",
         quarantined,
     )
 
@@ -211,7 +208,8 @@ def _stopped(quarantined: dict[str, list[Quarantine]]) -> Stopped:
 def _add(total: Record, record: Record) -> None:
     total.computed += record.computed
     total.batches += record.batches
-    total.seconds += record.seconds
+    for stage, seconds in record.seconds.items():
+        total.seconds[stage] += seconds
     total.audio_seconds += record.audio_seconds
     total.warnings += record.warnings
     for name, found in record.quarantined.items():
@@ -221,7 +219,7 @@ def _add(total: Record, record: Record) -> None:
 def _summary(plan: Plan, store: Store, total: Record, seconds: float, deviations: dict[str, float]) -> Summary:
     summary = Summary(str(plan.request.store), plan.manifest.corpus, seconds=seconds, check=deviations)
     summary.audio_seconds = total.audio_seconds
-    summary.stages = dict(total.seconds.most_common())
+    summary.stages = dict(sorted(total.seconds.items(), key=lambda entry: -entry[1]))
     for feature in plan.features:
         spec = feature.wanted.spec
         there = store.add(spec)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ser.cache.spec import Spec
+from ser.cache.spec import Modality, Spec
 
 from .audio import CHANNELS, RESAMPLER, Clip
 from .passes import Outcome, Rows, Unusable, as_stored
@@ -37,7 +37,7 @@ class SmilePass:
     """One vector of 6373 values per utterance; threads scale, for openSMILE runs without the GIL."""
 
     stage = "is13"
-    modality = "audio"
+    modality: Modality = "audio"
     batched = False
 
     def __init__(self, config: SmileConfig, spec: Spec) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ser.cache.errors import WrongUse
-from ser.cache.spec import Spec
+from ser.cache.spec import Modality, Spec
 from ser.weights import Checkpoint, load_encoder
 
 from .audio import CHANNELS, RESAMPLER, Clip
@@ -113,9 +113,10 @@ class RowwiseNorm(nn.Module):
         valid: list[int] = self.state.first_frames
         if all(n == frames.shape[2] for n in valid):
             return cast(Tensor, self.norm(frames))
-        normed = torch.zeros_like(frames)
+        rows = [self.norm(frames[row : row + 1, :, :n]) for row, n in enumerate(valid)]
+        normed = rows[0].new_zeros(frames.shape)  # under autocast the norm gives another dtype than it takes
         for row, n in enumerate(valid):
-            normed[row, :, :n] = self.norm(frames[row : row + 1, :, :n])[0]
+            normed[row, :, :n] = rows[row][0]
         return normed
 
 
@@ -132,7 +133,7 @@ class Piece:
 class SpeechPass:
     """Several layers of one encoder from one forward pass."""
 
-    modality = "audio"
+    modality: Modality = "audio"
     batched = True
 
     def __init__(

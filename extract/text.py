@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ser.cache.errors import WrongUse
-from ser.cache.spec import Spec
+from ser.cache.spec import Modality, Spec
 from ser.weights import Checkpoint, NoWeights, load_encoder
 
 from .layers import Layers
@@ -69,7 +69,7 @@ class TextPass:
     int32, -1 for special tokens.
     """
 
-    modality = "text"
+    modality: Modality = "text"
     batched = True
 
     def __init__(

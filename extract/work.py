@@ -7,7 +7,7 @@ goes back.
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -56,7 +56,7 @@ class Record:
     computed: Counter[str] = field(default_factory=Counter)
     batches: Counter[str] = field(default_factory=Counter)
     quarantined: dict[str, list[Quarantine]] = field(default_factory=dict)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     audio_seconds: float = 0.0
     bytes: int = 0
     warnings: list[tuple[str, str]] = field(default_factory=list)  # what, utterance
@@ -166,8 +166,7 @@ class Worker:
             name, missing = one.spec.fingerprint, part.missing.get(one.spec.fingerprint, frozenset())
             if not missing:
                 continue
-            rows = PartRows(self.setup.corpus)
-            bad: list[Quarantine] = []
+            rows, inputs, bad = PartRows(self.setup.corpus), list[str](), list[Quarantine]()
             for utterance in part.utterances:
                 if utterance.id not in missing:
                     continue
@@ -177,11 +176,12 @@ class Worker:
                     bad.append(Quarantine(utterance.id, utterance.digest, path, str(outcome)))
                 else:
                     rows.ids.append(utterance.id)
-                    rows.inputs.append(utterance.digest or "")
+                    inputs.append(utterance.digest or "")
                     rows.arrays.append(outcome.values)
                     record.bytes += outcome.values.nbytes
                     for key, extra in outcome.extras.items():
                         rows.extras.setdefault(key, []).append(extra)
+            rows.inputs = inputs
             if self.setup.keep_quarantine:
                 rows.quarantined = bad
             if rows.ids or rows.quarantined:

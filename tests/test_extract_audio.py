@@ -1,0 +1,195 @@
+"""Real files that lie, each decoded by soundfile: the right result, a warning, or a reason."""
+
+import hashlib
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from ser.extract.audio import Clip, decode, locate
+from ser.extract.passes import Unusable
+
+RATE = 16000
+
+
+def tone(seconds: float = 1.0, rate: int = RATE, level: float = 0.3, frequency: float = 220.0) -> np.ndarray:
+    return (level * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def wav(path: Path, samples: np.ndarray, rate: int = RATE, **how: str) -> Path:
+    sf.write(path, samples, rate, **how)
+    return path
+
+
+def reason(path: Path) -> str:
+    with pytest.raises(Unusable) as fault:
+        decode(path)
+    text = str(fault.value)
+    assert "\n" not in text and text
+    return text
+
+
+def test_sixteen_bit_is_exact(tmp_path: Path) -> None:
+    steps = np.array([-32768, -1, 0, 1, 32767], np.int16).repeat(100)
+    clip = decode(wav(tmp_path / "a.wav", steps))
+    assert clip.samples.dtype == np.float32 and clip.warnings == []
+    assert np.array_equal(clip.samples * 32768, steps)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_24", "FLOAT", "DOUBLE", "PCM_32"])
+def test_other_subtypes(tmp_path: Path, subtype: str) -> None:
+    clip = decode(wav(tmp_path / "a.wav", tone(), subtype=subtype))
+    assert np.abs(clip.samples - tone()).max() < 1e-6 and clip.warnings == []
+
+
+@pytest.mark.parametrize(("kind", "warned"), [("FLAC", "FLAC under the name .wav"), ("OGG", "OGG"), ("MP3", "MP3")])
+def test_other_formats_under_a_wav_name(tmp_path: Path, kind: str, warned: str) -> None:
+    clip = decode(wav(tmp_path / "a.wav", tone(), format=kind))
+    assert any(warned in warning for warning in clip.warnings)
+    # codecs may pad and are not exact, but the tone is there
+    peak = np.abs(np.fft.rfft(clip.samples[:RATE])).argmax() / (min(len(clip.samples), RATE) / RATE)
+    assert abs(peak - 220) < 3
+
+
+def test_mu_law_warns(tmp_path: Path) -> None:
+    clip = decode(wav(tmp_path / "a.wav", tone(), subtype="ULAW"))
+    assert any("ULAW" in warning for warning in clip.warnings) and np.abs(clip.samples - tone()).max() < 0.02
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 96000])
+def test_resampling_keeps_the_tone_and_the_length(tmp_path: Path, rate: int) -> None:
+    clip = decode(wav(tmp_path / "a.wav", tone(rate=rate), rate))
+    samples = clip.at(RATE)
+    assert samples.dtype == np.float32 and abs(len(samples) - RATE) <= 1
+    middle = slice(RATE // 4, 3 * RATE // 4)
+    assert np.abs(samples[middle] - tone()[middle]).max() < 2e-3
+    assert any("8000 Hz" in warning for warning in clip.warnings) == (rate == 8000)
+
+
+def test_resampling_does_not_alias(tmp_path: Path) -> None:
+    clip = decode(wav(tmp_path / "a.wav", tone(rate=44100, frequency=11000), 44100))  # above 8 kHz: must vanish
+    assert np.abs(clip.at(RATE)[1000:-1000]).max() < 1e-3
+
+
+def test_stereo_is_averaged(tmp_path: Path) -> None:
+    clip = decode(wav(tmp_path / "a.wav", np.stack([tone(), np.zeros(RATE, np.float32)], 1)))
+    assert np.abs(clip.samples - tone() / 2).max() < 1e-4 and any("2 channels" in w for w in clip.warnings)
+
+
+def test_antiphase_stereo_does_not_cancel(tmp_path: Path) -> None:
+    clip = decode(wav(tmp_path / "a.wav", np.stack([0.9 * tone(), -tone()], 1)))
+    assert np.abs(clip.samples + tone()).max() < 1e-4  # the loudest channel
+    assert any("cancel" in warning for warning in clip.warnings)
+
+
+def test_full_scale_silence_and_dc_warn(tmp_path: Path) -> None:
+    loud = decode(wav(tmp_path / "l.wav", 4 * tone(), subtype="FLOAT"))
+    assert any("full scale" in warning for warning in loud.warnings) and loud.samples.max() > 1
+    assert decode(wav(tmp_path / "s.wav", np.zeros(RATE, np.float32))).warnings == ["silent"]
+    assert decode(wav(tmp_path / "d.wav", np.full(RATE, 0.5, np.float32))).warnings == ["constant (DC) samples"]
+
+
+def test_truncated_data_chunk(tmp_path: Path) -> None:
+    path = wav(tmp_path / "a.wav", tone())
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert len(sf.read(path)[0]) < RATE  # soundfile alone reads short, without a word
+    assert "cut short" in reason(path)
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "OGG"])
+def test_truncated_compressed_file(tmp_path: Path, kind: str) -> None:
+    path = wav(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32), format=kind)
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
+    reason(path)
+
+
+@pytest.mark.parametrize("claimed", [0, 0xFFFFFFFF])
+def test_a_pipe_wrote_it(tmp_path: Path, claimed: int) -> None:
+    path = wav(tmp_path / "a.wav", tone())
+    data = bytearray(path.read_bytes())
+    at = data.index(b"data") + 4
+    data[at : at + 4] = struct.pack("<I", claimed)
+    path.write_bytes(data)
+    try:
+        clip = decode(path)
+        assert len(clip.samples) == RATE and any("unknown length" in warning for warning in clip.warnings)
+    except Unusable as fault:  # a libsndfile that reads nothing then: never half a file in silence
+        assert "no samples" in str(fault)
+
+
+def test_header_claims_two_to_the_36_samples(tmp_path: Path) -> None:
+    path = wav(tmp_path / "a.wav", tone(), format="FLAC")
+    data = bytearray(path.read_bytes())
+    data[21] |= 0x0F  # STREAMINFO's 36-bit count of samples
+    data[22:26] = b"\xff\xff\xff\xff"
+    path.write_bytes(data)
+    assert "claims" in reason(path)
+
+
+def test_more_than_an_hour(tmp_path: Path) -> None:
+    path = wav(tmp_path / "a.wav", np.zeros(3700 * 100, np.int16), 100)
+    assert "1.0 hours" in reason(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_finite(tmp_path: Path, value: float) -> None:
+    samples = tone()
+    samples[5] = value
+    assert "NaN or infinite" in reason(wav(tmp_path / "a.wav", samples, subtype="FLOAT"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html></html>", "HTML"),
+        (b"\n <html>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        (b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\nend_head\n", "cannot be decoded"),
+        (b"RIFF\x00\x00\x00\x00WAVE", "without a data chunk"),
+        (os.urandom(1), "cannot be decoded"),
+        (b"RIFF", "cannot be decoded"),
+    ],
+)
+def test_not_audio(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(content)
+    assert said in reason(path)
+
+
+def test_a_readable_sphere_file_is_read(tmp_path: Path) -> None:
+    clip = decode(wav(tmp_path / "a.wav", tone(), format="NIST"))
+    assert np.abs(clip.samples - tone()).max() < 1e-4 and any("NIST" in warning for warning in clip.warnings)
+
+
+def test_no_samples(tmp_path: Path) -> None:
+    assert "no samples" in reason(wav(tmp_path / "a.wav", np.zeros(0, np.float32)))
+
+
+def test_not_a_file(tmp_path: Path) -> None:
+    (tmp_path / "d.wav").mkdir()
+    assert "directory" in reason(tmp_path / "d.wav")
+    os.mkfifo(tmp_path / "f.wav")
+    assert "pipe" in reason(tmp_path / "f.wav")  # and does not wait for a writer
+    assert "No such file" in reason(tmp_path / "missing.wav")
+
+
+def test_changed_while_running(tmp_path: Path) -> None:
+    path = wav(tmp_path / "a.wav", tone())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert isinstance(decode(path, digest), Clip)
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time
+    with pytest.raises(Unusable, match="changed"):
+        decode(path, digest)
+
+
+@pytest.mark.parametrize("path", ["../a.wav", "/etc/passwd", "a/../../b.wav", "a\0b"])
+def test_paths_stay_in_the_corpus(tmp_path: Path, path: str) -> None:
+    with pytest.raises(Unusable, match="leads out"):
+        locate(tmp_path, path)

@@ -1,0 +1,224 @@
+"""Batched equals one by one through the plain Hugging Face model, for every architecture and layer."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from ser.cache.errors import WrongUse
+from ser.extract.audio import Clip
+from ser.extract.batching import batches
+from ser.extract.features import resolve
+from ser.extract.passes import Unusable
+from ser.extract.work import open_passes
+from ser.weights_random import write_random_checkpoint
+
+SPEECH = ("hubert", "hubert-large", "wav2vec2", "wav2vec2-large", "wavlm", "wavlm-large")
+TEXTS = [
+    "Yeah.",
+    "[LAUGHTER] I don't know what you're talking about!",
+    " ".join(["why"] * 90) + "?",
+    "oh, leave me alone. [BREATHING]",
+]
+WORDS = "yeah i don't know what you're talking about why oh leave me alone".split()
+RTOL = 1e-5  # max |difference| / max |reference|
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One random checkpoint per architecture."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name in (*SPEECH, "bert", "mpnet"):
+        write_random_checkpoint(folder / name, name, words=WORDS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[Clip]:
+    """0.6 s beside 34 s, with an offset and of different loudness, as in IEMOCAP."""
+    rng = np.random.default_rng(0)
+    return [
+        Clip((rng.normal(0.01, level, int(seconds * 16000))).astype(np.float32), 16000)
+        for seconds, level in ((34.0, 0.1), (0.585, 0.01), (7.31, 0.3), (1.0, 0.001), (0.025, 0.1))
+    ]
+
+
+def relative(ours: np.ndarray, plain: np.ndarray) -> float:
+    assert ours.shape == plain.shape
+    return float(np.abs(ours - plain).max() / np.abs(plain).max())
+
+
+def family(architecture: str) -> str:
+    return architecture.removesuffix("-large")
+
+
+def plain_speech(folder: Path, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Hidden states before, and the output after, the final norm: Hugging Face alone, one utterance."""
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    with torch.inference_mode():
+        values = extractor(samples, sampling_rate=16000, return_tensors="pt").input_values
+        output = model(values, output_hidden_states=True)
+    return [hidden[0].numpy() for hidden in output.hidden_states], output.last_hidden_state[0].numpy()
+
+
+@pytest.mark.parametrize("architecture", SPEECH)
+def test_speech_batched_equals_plain(checkpoints: Path, clips: list[Clip], architecture: str) -> None:
+    name, folder = family(architecture), checkpoints / architecture
+    wanted = resolve([name, f"{name}:layers=all"], {name: str(folder)}, "float32")
+    [together] = open_passes(wanted, "cpu", batch_seconds=1000)
+    assert len(together.specs) == 4  # the last layer, and layers 0, 1, 2: one forward pass
+    outcomes = together.run(clips)
+    for clip, outcome in zip(clips, outcomes, strict=True):
+        states, last = plain_speech(folder, clip.samples)
+        assert not isinstance(outcome, Unusable)
+        rows = [outcome[spec.fingerprint].values for spec in together.specs]
+        assert relative(rows[0], last) <= RTOL
+        for ours, plain in zip(rows[1:], states, strict=True):
+            assert relative(ours, plain) <= RTOL
+
+
+@pytest.mark.parametrize("architecture", ("hubert", "hubert-large"))
+def test_without_the_row_wise_norm_batches_would_differ(
+    checkpoints: Path, clips: list[Clip], architecture: str
+) -> None:
+    """The test above can fail: plain batching is wrong by far where the first layer normalises over time."""
+    folder = checkpoints / architecture
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    with torch.inference_mode():
+        batch = extractor(
+            [clip.samples for clip in clips[:2]],
+            sampling_rate=16000,
+            padding=True,
+            return_tensors="pt",
+            return_attention_mask=True,
+        )
+        output = model(**batch).last_hidden_state[1].numpy()
+    plain = plain_speech(folder, clips[1].samples)[1]
+    deviation = relative(output[: len(plain)], plain)
+    assert deviation > 1e-3 if architecture == "hubert" else deviation < RTOL
+
+
+def test_waveform_is_normalised_only_where_the_preprocessor_says(tmp_path: Path, clips: list[Clip]) -> None:
+    folder = write_random_checkpoint(tmp_path / "raw", "hubert", do_normalize=False)
+    wanted = resolve(["hubert"], {"hubert": str(folder)}, "float32")
+    assert wanted[0].config.normalize is False
+    [one] = open_passes(wanted, "cpu", 100)
+    outcomes = one.run(clips)
+    for clip, outcome in zip(clips, outcomes, strict=True):
+        assert not isinstance(outcome, Unusable)
+        assert relative(outcome[one.specs[0].fingerprint].values, plain_speech(folder, clip.samples)[1]) <= RTOL
+
+
+def test_too_short_for_one_frame(checkpoints: Path) -> None:
+    wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")
+    [one] = open_passes(wanted, "cpu", 100)
+    short, least = one.run([Clip(np.ones(399, np.float32), 16000), Clip(np.ones(400, np.float32), 16000)])
+    assert isinstance(short, Unusable) and "too short" in str(short)
+    assert not isinstance(least, Unusable) and least[one.specs[0].fingerprint].values.shape == (1, 64)
+
+
+def test_long_utterances_are_cut_with_context(checkpoints: Path) -> None:
+    """Every frame is kept once, each frame has its place, and seams are close to the whole."""
+    # A layer-norm model, whose frames depend on their surroundings through position and attention alone.
+    folder = checkpoints / "hubert-large"
+    name = "hubert:layer=0,window=4,context=1"  # layer 0 sees the convolutions and 0.32 s of position embedding
+    samples = np.random.default_rng(1).normal(0, 0.1, int(16000 * 11.3)).astype(np.float32)
+    cut, whole = (
+        resolve([one], {"hubert": str(folder)}, "float32") for one in (name, "hubert:layer=0,window=60,context=1")
+    )
+    rows = []
+    for wanted in (cut, whole):
+        [one] = open_passes(wanted, "cpu", None)
+        [outcome] = one.run([Clip(samples, 16000)])
+        assert not isinstance(outcome, Unusable)
+        rows.append(outcome[one.specs[0].fingerprint].values)
+    assert relative(*rows) <= RTOL
+
+
+def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path) -> None:
+    wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")
+    [one] = open_passes(wanted, "cpu", 300)
+    pieces = one.cut(0, np.zeros(16000 * 3600, np.float32))  # type: ignore[attr-defined]
+    kept = [piece.keep.stop - piece.keep.start for piece in pieces]
+    assert sum(kept) == one.frames(16000 * 3600) == 179999  # type: ignore[attr-defined]
+    assert max(len(piece.samples) for piece in pieces) <= 60.1 * 16000
+    groups = one._groups(pieces)  # type: ignore[attr-defined]
+    assert all(len(group) * max(len(p.samples) for p in group) <= 300 * 16000 for group in groups)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hubert:layer=3", "has layers 0 to 2"),
+        ("hubert:norm=after", "ends in no LayerNorm"),
+        ("hubert:layer=x", "whole number"),
+        ("hubert:layr=1", "did you mean layer"),
+        ("hubert:layers=2-1", "layers=all"),
+        ("hubrt", "did you mean hubert"),
+        ("is13:layer=1", "unknown setting of is13"),
+    ],
+)
+def test_what_cannot_be_asked_for(checkpoints: Path, name: str, message: str) -> None:
+    with pytest.raises(WrongUse, match=message):
+        resolve([name], {"hubert": str(checkpoints / "hubert")}, "float32")
+
+
+def test_norm_is_named_on_large_models(checkpoints: Path) -> None:
+    folder = str(checkpoints / "hubert-large")
+    after, before = resolve(["hubert", "hubert:layer=2"], {"hubert": folder}, "float32")
+    assert (after.config.norm, before.config.norm) == ("after", "before")
+    with pytest.raises(WrongUse, match="last layer"):
+        resolve(["hubert:layer=1,norm=after"], {"hubert": folder}, "float32")
+
+
+@pytest.mark.parametrize("name", ("bert", "mpnet"))
+def test_text_batched_equals_plain(checkpoints: Path, name: str) -> None:
+    folder = checkpoints / name
+    wanted = resolve([name, f"{name}:layers=all"], {name: str(folder)}, "float32")
+    [together] = open_passes(wanted, "cpu")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for text, outcome in zip(TEXTS, together.run(TEXTS), strict=True):
+        with torch.inference_mode():
+            output = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+        assert not isinstance(outcome, Unusable)
+        rows = [outcome[spec.fingerprint].values for spec in together.specs]
+        assert relative(rows[0], output.last_hidden_state[0].numpy()) <= RTOL
+        for ours, plain in zip(rows[1:], output.hidden_states, strict=True):
+            assert relative(ours, plain[0].numpy()) <= RTOL
+
+
+@pytest.mark.parametrize("name", ("bert", "mpnet"))
+def test_words_and_settings_of_text(checkpoints: Path, name: str) -> None:
+    names = [name, f"{name}:special=false", f"{name}:tags=remove", f"{name}:most=8"]
+    wanted = resolve(names, {name: str(checkpoints / name)}, "float32")
+    passes = {one.specs[0].variant: one for one in open_passes(wanted, "cpu")}
+    text = "[LAUGHTER]  I don't know."
+    found = {variant: one.run([text, "[LAUGHTER]", " "]) for variant, one in passes.items()}
+    rows = {variant: outcomes[0][passes[variant].specs[0].fingerprint] for variant, outcomes in found.items()}  # type: ignore[index]
+    word = rows[""].extras["word"]
+    assert word.dtype == np.int32 and len(word) == len(rows[""].values)
+    assert word[0] == word[-1] == -1 and sorted(set(word[1:-1])) == [0, 1, 2, 3]  # four words between spaces
+    assert np.array_equal(rows["special=false"].values, rows[""].values[1:-1])  # only left out of the rows
+    assert set(rows["tags=remove"].extras["word"]) == {-1, 0, 1, 2}
+    assert len(rows["most=8"].values) == 8 and rows["most=8"].extras["word"][-1] == -1
+    assert isinstance(found["tags=remove"][1], Unusable) and "without its tags" in str(found["tags=remove"][1])
+    assert all(isinstance(outcomes[2], Unusable) for outcomes in found.values())
+
+
+def test_batches_are_capped_by_padded_size() -> None:
+    assert batches([30, 20, 10, 10, 1], 60) == [[0, 1], [2, 3, 4]]
+    assert batches([90, 20], 60) == [[0], [1]]
+    assert batches([3, 2, 1], None) == [[0], [1], [2]]
+    assert batches([], 60) == []
+
+
+def test_bfloat16_is_another_feature_and_near(checkpoints: Path, clips: list[Clip]) -> None:
+    wanted = resolve(["hubert", "hubert:precision=bfloat16"], {"hubert": str(checkpoints / "hubert")}, "float32")
+    exact, fast = open_passes(wanted, "cpu", None)
+    assert exact.specs[0].fingerprint != fast.specs[0].fingerprint
+    ours, near = (one.run(clips[1:2])[0][one.specs[0].fingerprint].values for one in (exact, fast))  # type: ignore[index]
+    assert 0 < relative(near, ours) < 0.1

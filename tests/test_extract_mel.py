@@ -1,0 +1,92 @@
+"""Log-mel and MFCC against librosa."""
+
+import librosa
+import numpy as np
+import pytest
+from ser.cache.errors import WrongUse
+from ser.extract.audio import Clip
+from ser.extract.features import resolve
+from ser.extract.mel import MelConfig
+from ser.extract.passes import Unusable
+from ser.extract.work import open_passes
+
+CASES = ["logmel", "logmel:sampling_rate=22050", "logmel:bands=128,hop=0.0125,window=0.05,low=20,high=7600"]
+
+
+def signal(seconds: float, rate: int = 16000) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    samples = rng.normal(0, 0.1, int(seconds * rate)) * np.linspace(0, 1, int(seconds * rate)) ** 4  # from silence
+    return samples.astype(np.float32)
+
+
+def by_librosa(samples: np.ndarray, config: MelConfig) -> np.ndarray:
+    power = librosa.feature.melspectrogram(
+        y=samples,
+        sr=config.sampling_rate,
+        n_fft=round(config.window * config.sampling_rate),
+        hop_length=round(config.hop * config.sampling_rate),
+        n_mels=config.bands,
+        fmin=config.low,
+        fmax=config.high or None,
+        pad_mode="constant",
+    )
+    return np.log(np.maximum(power, config.floor))
+
+
+def run(name: str, clip: Clip) -> np.ndarray:
+    [wanted] = resolve([name], {}, "float32")
+    [one] = open_passes([wanted], "cpu")
+    [outcome] = one.run([clip])
+    assert not isinstance(outcome, Unusable)
+    values = outcome[wanted.spec.fingerprint].values
+    assert values.shape[1] == wanted.spec.dim
+    return values
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_librosa(name: str) -> None:
+    [wanted] = resolve([name], {}, "float32")
+    clip = Clip(signal(3.21), 16000)
+    plain = by_librosa(clip.at(wanted.config.sampling_rate), wanted.config).T
+    ours = run(name, clip)
+    assert ours.shape == plain.shape
+    assert np.abs(ours - plain).max() / np.abs(plain).max() < 1e-6
+
+
+def test_mfcc_equals_librosa_on_our_log_mel() -> None:
+    clip = Clip(signal(2.0), 16000)
+    [wanted] = resolve(["mfcc"], {}, "float32")
+    plain = librosa.feature.mfcc(S=by_librosa(clip.samples, wanted.config), n_mfcc=40).T
+    ours = run("mfcc", clip)
+    assert ours.shape == plain.shape and np.abs(ours - plain).max() / np.abs(plain).max() < 1e-6
+
+
+def test_long_clips_are_computed_in_stretches_without_seams() -> None:
+    clip = Clip(signal(60.0), 16000)  # 6001 frames: two stretches
+    plain = by_librosa(clip.samples, MelConfig()).T
+    assert np.abs(run("logmel", clip) - plain).max() / np.abs(plain).max() < 1e-6
+
+
+def test_silence_is_at_the_floor() -> None:
+    assert np.allclose(run("logmel", Clip(np.zeros(8000, np.float32), 16000)), np.log(1e-10))
+    assert np.allclose(run("logmel:floor=1e-5", Clip(np.zeros(8000, np.float32), 16000)), np.log(1e-5))
+
+
+def test_shorter_than_a_window() -> None:
+    [wanted] = resolve(["logmel"], {}, "float32")
+    [one] = open_passes([wanted], "cpu")
+    short, least = one.run([Clip(signal(0.02499), 16000), Clip(signal(0.025), 16000)])
+    assert isinstance(short, Unusable) and "too short" in str(short)
+    assert not isinstance(least, Unusable)
+
+
+def test_hop_is_in_the_spec() -> None:
+    [usual, usc] = resolve(["logmel", "logmel:sampling_rate=22050"], {}, "float32")
+    assert usual.spec.hop == 0.01 and usc.spec.hop == 220 / 22050
+    assert usual.spec.fingerprint != usc.spec.fingerprint
+
+
+@pytest.mark.parametrize("name", ["logmel:floor=0", "logmel:bands=0", "logmel:high=9000", "mfcc:coefficients=81"])
+def test_settings_that_cannot_be(name: str) -> None:
+    with pytest.raises(WrongUse):
+        resolve([name], {}, "float32")
