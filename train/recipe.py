@@ -5,6 +5,7 @@
     [[cell]]                 name, options that differ, `set` as a table, `test` (how the trained model is tested),
                              and `paper`: the paper's numbers in percent
     [[quoted]]               name and `paper`: what the paper quotes of other systems
+    tested                   the cell whose seeds are tested against each quoted number, if the paper does so
 
 `paper` holds ua, wa, or recalls by class, each with its `_std` where the paper gives one.
 """
@@ -44,6 +45,7 @@ class Recipe:
     note: str
     cells: tuple[Cell, ...]
     quoted: Mapping[str, Mapping[str, float]]
+    tested: str | None = None
 
 
 def recipe_names() -> list[str]:
@@ -93,7 +95,7 @@ def _folder() -> Any:
 
 
 def _recipe(where: str, name: str, table: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
-    strange = set(table) - {"title", "source", "note", "experiment", "cell", "quoted"}
+    strange = set(table) - {"title", "source", "note", "tested", "experiment", "cell", "quoted"}
     if strange:
         raise WrongUse(f"{where}: unknown key '{min(strange)}' in the recipe")
     lines = table.get("cell", [])
@@ -104,7 +106,11 @@ def _recipe(where: str, name: str, table: Mapping[str, Any], options: Mapping[st
     if twice := {cell for cell in names if names.count(cell) > 1}:
         raise WrongUse(f"{where}: two cells are called '{min(twice)}'")
     quoted = {line["name"]: line["paper"] for line in table.get("quoted", [])}
-    return Recipe(name, table.get("title", name), table.get("source", ""), table.get("note", ""), cells, quoted)
+    tested = table.get("tested")
+    if tested is not None and tested not in names:
+        raise unknown(f"cell to be tested in {where}", tested, names)
+    title, source, note = (str(table.get(key, "")) for key in ("title", "source", "note"))
+    return Recipe(name, title or name, source, note, cells, quoted, tested)
 
 
 def _cell(where: str, line: Mapping[str, Any], options: Mapping[str, Any]) -> Cell:
