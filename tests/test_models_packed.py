@@ -1,0 +1,126 @@
+"""What all models share: plans of packed rows, attention, pooling, and the GRU with its backward pass by hand."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ser.train.models.bigru import bigru
+from ser.train.models.packed import Attention, Plan, SelfAttentionPooling, attention, interleave, recurrent
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_plan_of_a_small_batch():
+    plan = Plan(torch.tensor([2, 0, 3]))
+    assert plan.sizes == [2, 0, 3]
+    assert plan.longest == 3
+    assert plan.owner.tolist() == [0, 0, 2, 2, 2]
+    assert plan.position.tolist() == [0, 1, 0, 1, 2]
+    x = torch.arange(1.0, 6)[:, None]
+    assert plan.pad(x, -1.0)[..., 0].tolist() == [[1, 2, -1], [-1, -1, -1], [3, 4, 5]]
+    assert torch.equal(plan.unpad(plan.pad(x)), x)
+    forwards, backwards, alive = plan.steps
+    assert alive == [2, 2, 1]
+    assert x[forwards, 0].tolist() == [3, 1, 4, 2, 5]  # the longest first; step by step
+    assert x[backwards, 0].tolist() == [5, 2, 4, 1, 3]
+
+
+def test_interleave_joins_utterance_by_utterance():
+    a, b = torch.arange(3.0)[:, None], torch.arange(10.0, 14)[:, None]
+    rows, plan = interleave(a, Plan(torch.tensor([1, 0, 2])), b, Plan(torch.tensor([2, 1, 1])))
+    assert rows[:, 0].tolist() == [0, 10, 11, 12, 1, 2, 13]
+    assert plan.sizes == [3, 1, 3]
+
+
+@pytest.mark.parametrize("longest", [7, 200], ids=["padded", "one by one"])
+def test_attention_stays_within_its_sequence(longest):
+    queries, keys = Plan(torch.tensor([2, 3, 0, 1])), Plan(torch.tensor([longest, 0, 4, 1]))
+    q = torch.randn(6, 2, 5, requires_grad=True)
+    k, v = (torch.randn(longest + 5, 2, 5, requires_grad=True) for _ in range(2))
+    got = attention(q, k, v, queries, keys)
+    start, key = 0, 0
+    for n, m in zip(queries.sizes, keys.sizes, strict=True):
+        for i in range(start, start + n):
+            for h in range(2):
+                expected = torch.zeros(5)  # nothing to attend to
+                if m:
+                    scores = torch.softmax(k[key : key + m, h] @ q[i, h] / 5**0.5, 0)
+                    expected = scores @ v[key : key + m, h]
+                torch.testing.assert_close(got[i, h], expected, rtol=0, atol=1e-12)
+        start, key = start + n, key + m
+    got.sum().backward()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v))
+
+
+def test_attention_has_the_parameters_of_torchs_own():
+    ours, theirs = Attention(8, 2), nn.MultiheadAttention(8, 2, batch_first=True)
+    theirs.load_state_dict(ours.state_dict())
+    x, memory = torch.randn(3, 8), torch.randn(5, 8)
+    plan, keys = Plan(torch.tensor([3])), Plan(torch.tensor([5]))
+    torch.testing.assert_close(ours(x, plan), theirs(x, x, x)[0])
+    torch.testing.assert_close(ours.cross(x, plan, memory, keys), theirs(x, memory, memory)[0])
+
+
+def test_attention_drops_only_in_training():
+    layer, x, plan = Attention(8, 2, dropout=0.5), torch.randn(6, 8), Plan(torch.tensor([6]))
+    assert not torch.equal(layer(x, plan), layer(x, plan))
+    layer.eval()
+    assert torch.equal(layer(x, plan), layer(x, plan))
+
+
+def test_pooling_of_nothing_is_zero():
+    pool, x, plan = SelfAttentionPooling(3), torch.randn(4, 3), Plan(torch.tensor([1, 0, 3]))
+    pooled = pool(x, plan)
+    torch.testing.assert_close(pooled[0], x[0])
+    assert torch.equal(pooled[1], torch.zeros(3))
+    weights = torch.softmax(x[1:] @ pool.score.weight[0], 0)
+    torch.testing.assert_close(pooled[2], weights @ x[1:])
+
+
+def grus(count: int) -> nn.ModuleDict:
+    return nn.ModuleDict({str(i): nn.GRU(5, 3, bidirectional=True) for i in range(count)})
+
+
+@pytest.mark.parametrize("lengths", [[4, 1, 7, 4], [3], [1, 1]])
+@pytest.mark.parametrize("count", [1, 3])
+def test_bigru_and_its_gradients_are_those_of_torchs_gru(lengths, count):
+    layers, plan = grus(count), Plan(torch.tensor(lengths))
+    x = {name: torch.randn(sum(lengths), 5, requires_grad=True) for name in layers}
+    leaves = [*layers.parameters(), *x.values()]
+    wanted = {name: torch.randn(sum(lengths), 6) for name in x}
+
+    def gradients(y: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(sum((wanted[name] * rows).sum() for name, rows in y.items()), leaves)
+
+    def sequence_by_sequence(name: str) -> Tensor:
+        return torch.cat([layers[name](part[:, None])[0][:, 0] for part in x[name].split(lengths)])
+
+    ours, theirs = bigru(layers, x, plan), {name: sequence_by_sequence(name) for name in x}
+    packed = {name: recurrent(layers[name], rows, plan) for name, rows in x.items()}
+    for name in x:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-14)
+        torch.testing.assert_close(packed[name], theirs[name], rtol=0, atol=1e-14)
+    for a, b, c in zip(gradients(ours), gradients(theirs), gradients(packed), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(c, b, rtol=1e-12, atol=1e-13)
+
+
+def test_bigru_against_finite_differences():
+    layers, plan = grus(1), Plan(torch.tensor([3, 1, 2]))
+    x = torch.randn(6, 5, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda rows, *_: bigru(layers, {"0": rows}, plan)["0"], (x, *layers.parameters()))
+
+
+def test_recurrent_over_nothing():
+    layer = nn.LSTM(5, 3, bidirectional=True)
+    assert recurrent(layer, torch.empty(0, 5), Plan(torch.tensor([0, 0]))).shape == (0, 6)
+    plan = Plan(torch.tensor([2, 0, 1]))  # one utterance is hidden
+    x = torch.randn(3, 5)
+    expected = torch.cat([layer(part[:, None])[0][:, 0] for part in (x[:2], x[2:])])
+    torch.testing.assert_close(recurrent(layer, x, plan), expected)
