@@ -1,0 +1,219 @@
+"""Protocols: what stands in which part, and a guard that lets nothing through."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ser.cache.errors import WrongUse
+from ser.tests.tiny_store import make_manifest
+from ser.train.labels import apply_policy, get_policy
+from ser.train.protocols import Cut, Fold, LeakError, guard, is_speaker_independent, make_folds
+from ser.train.utterances import Utterances
+
+
+@pytest.fixture(scope="module")
+def utterances() -> Utterances:
+    manifest = make_manifest(turns=24)
+    return Utterances.of(manifest, apply_policy(get_policy("4class"), manifest))
+
+
+def alone(n: int = 40, speakers: int = 4) -> Utterances:
+    """Read sentences: no sessions, and no dialogue joins two utterances."""
+    return Utterances(
+        ids=[f"u{i}" for i in range(n)],
+        labels=np.arange(n) % 2,
+        classes=("ang", "neu"),
+        sessions=[None] * n,
+        speakers=[f"{i % speakers:02d}" for i in range(n)],
+        dialogues=np.arange(n),
+        turns=np.zeros(n, dtype=np.int64),
+    )
+
+
+def values(column, rows) -> set:
+    return {column[row] for row in rows}
+
+
+def test_session_out_tests_each_session_once(utterances: Utterances) -> None:
+    folds = make_folds("session-out", utterances)
+    assert [fold.name for fold in folds] == [f"session {s}" for s in "12345"]
+    for fold, test, dev in zip(folds, "12345", "23451", strict=True):
+        assert values(utterances.sessions, fold.test) == {test}
+        assert values(utterances.sessions, fold.dev) == {dev}
+        assert values(utterances.sessions, fold.train) == set("12345") - {test, dev}
+    tested = np.concatenate([fold.test for fold in folds])
+    assert sorted(tested) == list(range(len(utterances)))
+
+
+def test_no_dev_gives_all_to_training(utterances: Utterances) -> None:
+    (fold,) = make_folds("train1234-test5", utterances, Cut(dev="none"))
+    assert values(utterances.sessions, fold.train) == set("1234") and not len(fold.dev)
+    assert values(utterances.sessions, fold.test) == {"5"}
+
+
+def test_a_dev_share_is_cut_in_whole_dialogues_of_the_training_part(utterances: Utterances) -> None:
+    for fold in make_folds("session-out", utterances, Cut(dev="0.25")):
+        dialogues = [values(utterances.dialogues, rows) for rows in (fold.train, fold.dev, fold.test)]
+        assert not dialogues[0] & dialogues[1] and not dialogues[1] & dialogues[2]
+        assert 0.1 < len(fold.dev) / (len(fold.dev) + len(fold.train)) < 0.4
+        assert len(values(utterances.sessions, fold.test)) == 1
+
+
+def test_speaker_out_leaves_out_who_shares_dialogues_with_the_test_speaker(utterances: Utterances) -> None:
+    folds = make_folds("speaker-out", utterances)
+    assert len(folds) == 10
+    for fold in folds:
+        (speaker,) = values(utterances.speakers, fold.test)
+        partner = speaker[0] + {"F": "M", "M": "F"}[speaker[1]]
+        following = str(int(speaker[0]) % 5 + 1)
+        assert values(utterances.speakers, fold.dev) == {following + "F", following + "M"}
+        ((why, left_out),) = fold.left_out.items()
+        assert speaker in why and values(utterances.speakers, left_out) == {partner}
+        assert len(fold.train) + len(fold.dev) + len(fold.test) + len(left_out) == len(utterances)
+
+
+def test_speaker_out_without_dialogues_is_plain() -> None:
+    folds = make_folds("speaker-out", alone())
+    assert [fold.name for fold in folds] == ["speaker 00", "speaker 01", "speaker 02", "speaker 03"]
+    assert not folds[0].left_out
+    assert [len(rows) for rows in folds[3].parts.values()] == [20, 10, 10]
+
+
+def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
+    (fold,) = make_folds("random-70-20-10", utterances)
+    n = len(utterances)
+    assert [len(rows) / n for rows in fold.parts.values()] == pytest.approx([0.7, 0.2, 0.1], abs=0.01)
+    for rows in fold.parts.values():
+        shares = np.bincount(utterances.labels[rows]) / len(rows)
+        assert shares == pytest.approx(np.bincount(utterances.labels) / n, abs=0.06)
+    again, other = (make_folds("random-70-20-10", utterances, Cut(seed=s))[0] for s in (0, 1))
+    assert again.test.tolist() == fold.test.tolist() != other.test.tolist()
+    assert not is_speaker_independent(fold, utterances)
+    assert is_speaker_independent(make_folds("session-out", utterances)[0], utterances)
+
+
+@pytest.mark.parametrize("protocol", ["session-out", "train1234-test5"])
+def test_a_corpus_without_sessions_is_told_what_to_use(protocol: str) -> None:
+    with pytest.raises(WrongUse, match="--protocol speaker-out"):
+        make_folds(protocol, alone())
+
+
+def test_wrong_words(utterances: Utterances) -> None:
+    with pytest.raises(WrongUse, match="did you mean session-out"):
+        make_folds("sessions-out", utterances)
+    with pytest.raises(WrongUse, match="next, none, or a share"):
+        make_folds("session-out", utterances, Cut(dev="some"))
+    with pytest.raises(WrongUse, match=r"at most 0\.5"):
+        make_folds("session-out", utterances, Cut(dev="0.9"))
+
+
+def test_two_sessions_leave_nothing_to_train_on() -> None:
+    manifest = make_manifest()
+    two = Utterances.of(manifest, apply_policy(get_policy("4class"), manifest))
+    rows = [row for row, session in enumerate(two.sessions) if session in "12"]
+    two = Utterances(
+        ids=[two.ids[r] for r in rows],
+        labels=two.labels[rows],
+        classes=two.classes,
+        sessions=[two.sessions[r] for r in rows],
+        speakers=[two.speakers[r] for r in rows],
+        dialogues=two.dialogues[rows],
+        turns=two.turns[rows],
+    )
+    with pytest.raises(WrongUse, match="nothing is left to train on"):
+        make_folds("session-out", two)
+    assert len(make_folds("session-out", two, Cut(dev="none"))) == 2
+
+
+# The guard, on folds that are wrong in one way each.
+
+
+def test_guard_finds_an_utterance_in_two_parts(utterances: Utterances) -> None:
+    fold = make_folds("session-out", utterances)[0]
+    with pytest.raises(LeakError, match=r"1 utterance\(s\) stand in both train and test"):
+        guard(Fold("bad", np.append(fold.train, fold.test[0]), fold.dev, fold.test), utterances, ())
+
+
+def test_guard_finds_the_same_id_under_two_rows() -> None:
+    twice = alone()
+    twice = Utterances(
+        ids=["u39" if i == 0 else name for i, name in enumerate(twice.ids)],
+        labels=twice.labels,
+        classes=twice.classes,
+        sessions=twice.sessions,
+        speakers=twice.speakers,
+        dialogues=twice.dialogues,
+        turns=twice.turns,
+    )
+    with pytest.raises(LeakError, match="u39"):
+        guard(Fold("bad", np.array([0, 1]), np.array([2]), np.array([39])), twice, ())
+
+
+def test_guard_finds_a_dialogue_and_a_speaker_in_two_parts(utterances: Utterances) -> None:
+    rows = np.flatnonzero(utterances.dialogues == 0)
+    rest = np.flatnonzero(utterances.dialogues > 3)
+    with pytest.raises(LeakError, match=r"dialogue\(s\) stand in both dev and test"):
+        guard(Fold("bad", rest, rows[:3], rows[3:]), utterances, ("dialogue",))
+    other = np.flatnonzero(utterances.dialogues == 1)  # the same two speakers in another dialogue
+    guard(Fold("bad", other, rest, rows), utterances, ("dialogue",))
+    with pytest.raises(LeakError, match=r"speaker\(s\) stand in both train and test"):
+        guard(Fold("bad", other, rest, rows), utterances, ("dialogue", "speaker"))
+    with pytest.raises(LeakError, match=r"speaker\(s\) stand in both train and dev"):
+        guard(Fold("bad", other, rows, rest), utterances, ("speaker",))
+    guard(Fold("share", other, rows, rest), utterances, ("speaker",), shared_dev=True)
+
+
+# Folds from files.
+
+
+def test_folds_of_a_table(tmp_path: Path, utterances: Utterances) -> None:
+    file = tmp_path / "folds.csv"
+    file.write_text(
+        "id,fold\n" + "".join(f"{i},{s}\n" for i, s in zip(utterances.ids, utterances.sessions, strict=True))
+    )
+    ours, theirs = make_folds("session-out", utterances), make_folds(f"folds:{file}", utterances)
+    for one, other in zip(ours, theirs, strict=True):
+        for part in ("train", "dev", "test"):
+            assert one.parts[part].tolist() == other.parts[part].tolist()
+
+
+def test_folds_with_named_parts_and_what_they_leave_out(tmp_path: Path, utterances: Utterances) -> None:
+    a, b, c, d = utterances.ids[:4]
+    file = tmp_path / "folds.tsv"
+    file.write_text(f"id\tfold\tpart\n{a}\t1\ttrain\n{b}\t1\tdev\n{c}\t1\ttest\n{d}\t1\ttest\n")
+    (fold,) = make_folds(f"folds:{file}", utterances)
+    assert [rows.tolist() for rows in fold.parts.values()] == [[0], [1], [2, 3]]
+    assert [len(rows) for rows in fold.left_out.values()] == [len(utterances) - 4]
+    file.write_text(f"id\tfold\tpart\n{a}\t1\ttrain\n{a}\t1\ttest\n{b}\t1\tdev\n")
+    with pytest.raises(LeakError, match="utterance"):
+        make_folds(f"folds:{file}", utterances)
+
+
+def test_emobox_folds(tmp_path: Path, utterances: Utterances) -> None:
+    for number in (1, 2, 3):
+        folder = tmp_path / f"fold_{number}"
+        folder.mkdir()
+        for part in ("train", "test"):
+            chosen = [i for i in range(30) if (i % 3 == number - 1) == (part == "test")]
+            lines = [json.dumps({"key": utterances.ids[i], "wav": "x.wav", "emo": "ang"}) for i in chosen]
+            (folder / f"tiny_{part}_fold_{number}.jsonl").write_text("\n".join(lines))
+    folds = make_folds(f"folds:{tmp_path}", utterances)
+    assert [fold.name for fold in folds] == ["fold 1", "fold 2", "fold 3"]
+    assert folds[0].test.tolist() == list(range(0, 30, 3)) and folds[0].dev.tolist() == list(range(1, 30, 3))
+
+
+def test_fold_files_that_are_none(tmp_path: Path, utterances: Utterances) -> None:
+    for name, content, says in [
+        ("a.csv", "name\nx\n", "columns id and fold"),
+        ("a.json", "[1]", "not a list of folds"),
+        ("a.json", "{", "not a list of folds"),
+        ("a.txt", "", ".csv, .tsv or .json"),
+        ("b.csv", "id,fold\nstranger,1\n", "tests no labelled utterance"),
+    ]:
+        (tmp_path / name).write_text(content)
+        with pytest.raises(WrongUse, match=says):
+            make_folds(f"folds:{tmp_path / name}", utterances)
+    with pytest.raises(WrongUse, match="no such file"):
+        make_folds("folds:missing.csv", utterances)

@@ -1,0 +1,107 @@
+"""Label policies, IEMOCAP's counts, and soft labels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ser.cache.errors import CorpusError, WrongUse
+from ser.cache.manifest import Manifest
+from ser.train.labels import apply_policy, get_policy, soft_labels
+
+# The release's counts per session: ang, hap, exc, neu, sad, fru (4-class rows of papers/IEMOCAP.md; the split of
+# hap+exc and the 1,849 fru over sessions does not matter to the policies).
+SESSIONS = {"1": (229, 278, 384, 194), "2": (137, 327, 362, 197), "3": (240, 286, 320, 305)}
+SESSIONS |= {"4": (327, 303, 258, 143), "5": (170, 442, 384, 245)}
+
+
+def release(change: int = 0) -> Manifest:
+    """A manifest with IEMOCAP's ids and label counts; `change` turns that many of session 5's sad into xxx."""
+    labels: list[tuple[str, str]] = []
+    for session, (ang, hap, neu, sad) in SESSIONS.items():
+        moved = change if session == "5" else 0
+        for name, n in (("ang", ang), ("exc", hap - 119), ("hap", 119), ("neu", neu), ("sad", sad - moved)):
+            labels += [(session, name)] * n
+        labels += [(session, "xxx")] * moved
+    labels += [("1", "fru")] * 1849
+    labels += [("2", "xxx")] * (10_039 - len(labels))
+    rows = [
+        {"id": f"Ses0{session}F_impro{i // 1000 + 1:02d}_F{i % 1000:03d}", "session": session, "label": label}
+        for i, (session, label) in enumerate(labels)
+    ]
+    return Manifest.from_rows("iemocap", rows)
+
+
+@pytest.mark.parametrize(("policy", "n", "classes"), [("4class", 5531, 4), ("5class", 7380, 5), ("6class", 7380, 6)])
+def test_iemocap_gives_its_known_counts(policy: str, n: int, classes: int) -> None:
+    found = apply_policy(get_policy(policy), release())
+    assert len(found.rows) == n and len(found.policy.classes) == classes
+    assert sum(found.left_out.values()) == 10_039 - n
+    counts = dict(zip(found.policy.classes, np.bincount(found.labels).tolist(), strict=True))
+    assert (counts["neu"], counts["sad"]) == (1708, 1084)  # not swapped, as one paper has it
+    assert counts["hap"] == (595 if policy == "6class" else 1636)
+
+
+def test_iemocap_with_other_counts_is_refused() -> None:
+    with pytest.raises(CorpusError, match="all 5530 instead of 5531, session 5 sad 244 instead of 245"):
+        apply_policy(get_policy("4class"), release(change=1))
+
+
+def test_excitement_is_happiness_in_4class_and_its_own_in_6class() -> None:
+    four, six = get_policy("4class"), get_policy("6class")
+    assert four.classes[four.index("exc") or 0] == "hap" and four.index("fru") is None and four.index(None) is None
+    assert six.classes[six.index("Excited") or 0] == "exc"
+    assert four.index("Anger") == four.index("ang") == 0
+
+
+def test_a_map_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "two.toml"
+    file.write_text('negative = ["ang", "sad", "fru"]\npositive = ["hap", "exc"]\n')
+    found = apply_policy(get_policy(str(file)), release())
+    assert found.policy.classes == ("negative", "positive")
+    assert np.bincount(found.labels).tolist() == [1103 + 1084 + 1849, 1636]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('a = ["ang"]\nb = ["anger"]', "'anger' stands in two classes"),
+        ("a = 3\nb = []", "must be a list"),
+        ('a = ["ang"]', "two classes or more"),
+        ("a = [", "not a TOML file"),
+    ],
+)
+def test_maps_that_are_wrong(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "map.toml"
+    file.write_text(text)
+    with pytest.raises(WrongUse, match=says):
+        get_policy(str(file))
+
+
+def test_unknown_policies_and_files() -> None:
+    with pytest.raises(WrongUse, match="did you mean 4class"):
+        get_policy("4clas")
+    with pytest.raises(WrongUse, match="no such label policy file"):
+        get_policy("nowhere.toml")
+
+
+def test_a_corpus_with_other_labels_says_which() -> None:
+    rows = [{"id": f"u{i}", "label": label} for i, label in enumerate(["bor", "dis", "bor"])]
+    with pytest.raises(WrongUse, match=r"bor \(2\), dis \(1\)"):
+        apply_policy(get_policy("4class"), Manifest.from_rows("other", rows))
+
+
+def test_soft_labels_are_the_annotators_percentages() -> None:
+    policy = get_policy("5class")
+    votes = [
+        [["Anger"], ["Frustration"], ["Anger"]],  # USC §3.2's example
+        [["Anger", "Neutral"], ["Neutral"], ["Other"]],  # one annotator gave two; Other is left out
+        [["Other"], ["Surprise"]],  # nothing left: the consensus counts
+        None,
+    ]
+    found = soft_labels(policy, votes, np.array([0, 3, 4, 2]))
+    k = {name: number for number, name in enumerate(policy.classes)}
+    assert found[0][k["ang"]] == pytest.approx(2 / 3) and found[0][k["fru"]] == pytest.approx(1 / 3)
+    assert found[1][k["neu"]] == pytest.approx(1.5 / 2) and found[1][k["ang"]] == pytest.approx(0.5 / 2)
+    assert found[2][4] == 1 and found[3][2] == 1
+    assert found.sum(axis=1) == pytest.approx(1)
