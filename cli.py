@@ -13,7 +13,9 @@ from ser.cache.errors import SerError
 from ser.commands.cache import cache
 from ser.commands.corpus import corpus
 from ser.commands.features import features
-from ser.commands.train import report, sweep, train
+from ser.commands.report import report
+from ser.commands.sweep import sweep
+from ser.commands.train import train
 from ser.commands.weights import weights
 
 

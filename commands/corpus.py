@@ -51,6 +51,9 @@ def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> N
         click.echo(json.dumps({**facts, "differences": differs}, ensure_ascii=False))
     else:
         _print(facts)
+        for problem in scan.problems:
+            click.echo(f"problem      {problem}")
+        click.echo(f"{len(scan.problems)} problems")
         for line in differs:
             click.echo(f"differs from the IEMOCAP release: {line}")
     if differs or facts["problems"]:
@@ -63,7 +66,6 @@ def _print(facts: dict[str, Any]) -> None:
             continue
         if isinstance(value, dict):
             value = " · ".join(f"{k} {v}" for k, v in value.items())
+        if isinstance(value, list):
+            value = "; ".join(map(str, value)) or "none"
         click.echo(f"{name:<12} {value}")
-    for problem in facts["problems"]:
-        click.echo(f"problem      {problem['id']}: {problem['reason']} ({problem['path']})")
-    click.echo(f"{len(facts['problems'])} problems")

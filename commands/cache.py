@@ -1,0 +1,220 @@
+"""`ser cache`: what a store holds, and how it got there."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .progress import progress
+
+_file = click.Path(path_type=Path)
+store_option = click.option("--store", type=_file, default=Path("features"), show_default=True)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+corpus_option = click.option("--corpus", metavar="N", help="The store's only corpus by default.")
+
+
+@click.group()
+def cache() -> None:
+    """List, check, import, export and remove what a store holds."""
+
+
+@cache.command("list")
+@store_option
+@json_option
+def list_(store: Path, as_json: bool) -> None:
+    """Every feature in the store: rows, size, fingerprint, and the model it comes from.
+
+    \b
+    Example: ser cache list --store features
+    """
+    from tabulate import tabulate
+
+    from ser.cache.overview import list_features
+    from ser.cache.store import open_store
+
+    found = list_features(open_store(store))
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found]))
+        return
+    rows = [
+        [
+            one.feature,
+            one.fingerprint,
+            one.corpus or "–",
+            f"{one.rows} of {one.of}" if one.of is not None else one.rows,
+            f"{one.bytes / 1e6:.1f} MB",
+            f"{one.level} × {one.dim} {one.dtype}" if one.level else "",
+            f"{one.model or '–'}{' (random weights)' if one.random_weights else ''}",
+            one.problem or ("complete" if one.complete else "incomplete"),
+        ]
+        for one in found
+    ]
+    click.echo(tabulate(rows, ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"]))
+
+
+@cache.command()
+@click.argument("name")
+@corpus_option
+@store_option
+@json_option
+def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
+    """How feature NAME was made: everything that its fingerprint covers, and where it came from.
+
+    \b
+    Example: ser cache info hubert@3f2a
+    """
+    from ser.cache.overview import feature_info
+    from ser.cache.store import open_store
+
+    opened = open_store(store)
+    facts = feature_info(opened, opened.feature(name, corpus))
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+    else:
+        click.echo("\n".join(_lines(facts)))
+
+
+def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
+    lines = []
+    for key, value in facts.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{key}", *_lines(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key:<{max(24 - len(indent), 1)}} {value}")
+    return lines
+
+
+@cache.command()
+@click.option(
+    "--repair", is_flag=True, help="Drop the parts that cannot be trusted, so that `ser features` recomputes them."
+)
+@store_option
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, repair: bool, store: Path, as_json: bool) -> None:
+    """Check every file of the store against its sha256; exit 1 if a part cannot be trusted.
+
+    \b
+    Example: ser cache verify --repair
+    """
+    from ser.cache.store import open_store
+    from ser.cache.verify import verify as verify_store
+
+    checked = []
+    with progress(None, "verify", "B", unit_scale=True) as bar:
+        for one in verify_store(open_store(store), repair):
+            checked.append(one)
+            bar.update(one.bytes)
+            if not as_json and (one.problem or one.note):
+                dropped = " (dropped; `ser features` computes it again)" if one.repaired else ""
+                bar.write(f"{one.path}: {one.problem or one.note}{dropped}", file=sys.stderr)
+    bad = [one for one in checked if one.problem]
+    size, seconds = sum(one.bytes for one in checked), sum(one.seconds for one in checked)
+    if as_json:
+        click.echo(json.dumps({"checked": len(checked), "bytes": size, "bad": [asdict(one) for one in bad]}))
+    else:
+        rate = size / 1e9 / seconds if seconds else 0.0
+        click.echo(f"{len(checked)} things checked, {size / 1e6:.1f} MB at {rate:.2f} GB/s: {len(bad)} bad")
+    ctx.exit(1 if any(not one.repaired for one in bad) else 0)
+
+
+@cache.command("import")
+@click.argument("name")
+@click.argument("file", type=_file)
+@click.option("--modality", type=click.Choice(["audio", "text"]), required=True)
+@click.option("--ids", type=_file, metavar="FILE", help="Ids of the rows: one per line, or a JSON list.")
+@click.option(
+    "--manifest",
+    "table",
+    type=_file,
+    metavar="TABLE",
+    help="CSV, TSV or Parquet with the manifest's columns, where there is no audio at hand.",
+)
+@click.option(
+    "--corpus-name", metavar="N", help="The store's only corpus by default; with --manifest the table's name."
+)
+@click.option("--backend", type=click.Choice(["zarr", "hdf5"]), default="zarr", show_default=True)
+@store_option
+@json_option
+def import_(
+    name: str,
+    file: Path,
+    modality: Any,
+    ids: Path | None,
+    table: Path | None,
+    corpus_name: str | None,
+    backend: str,
+    store: Path,
+    as_json: bool,
+) -> None:
+    """Bring your own features: FILE (npy, npz, HDF5, safetensors or CSV) becomes feature NAME of a corpus.
+
+    Without ids the rows are in the manifest's order. Frame-level files carry `values` and `offsets`.
+
+    \b
+    Example: ser cache import gemaps gemaps.npy --modality audio --manifest utterances.csv
+    """
+    from ser.cache.importing import import_feature, read_ids
+    from ser.cache.store import open_store
+    from ser.cache.tables import read_manifest_table
+
+    opened = open_store(store, create=table is not None)
+    manifest = read_manifest_table(table, corpus_name or table.stem) if table else opened.manifest(corpus_name)
+    done = import_feature(opened, name, file, modality, manifest, read_ids(ids) if ids else None, backend)
+    if as_json:
+        click.echo(json.dumps(asdict(done)))
+    else:
+        click.echo(f"{done.feature}@{done.fingerprint}: {done.rows} rows of {len(manifest)}, {done.missing} missing")
+
+
+@cache.command()
+@click.argument("name")
+@click.argument("file", type=_file)
+@corpus_option
+@store_option
+def export(name: str, file: Path, corpus: str | None, store: Path) -> None:
+    """Write feature NAME to one FILE: .h5, .zarr, .npz or .safetensors (with an index beside it).
+
+    \b
+    Example: ser cache export hubert hubert.h5
+    """
+    from ser.cache.exporting import export as export_feature
+    from ser.cache.store import open_store
+
+    opened = open_store(store)
+    manifest = opened.manifest(corpus)
+    click.echo(f"wrote {export_feature(opened.feature(name, manifest.corpus), manifest, file)}")
+
+
+@cache.command()
+@click.argument("name", required=False)
+@click.option(
+    "--superseded", is_flag=True, help="Only rows that no corpus's latest manifest asks for, or that stand twice."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@store_option
+def remove(name: str | None, superseded: bool, yes: bool, store: Path) -> None:
+    """Remove feature NAME, or with --superseded the rows that nothing asks for any more.
+
+    \b
+    Examples:
+      ser cache remove hubert@3f2a
+      ser cache remove --superseded
+    """
+    from ser.cache.remove import remove_feature, remove_superseded
+    from ser.cache.store import open_store
+
+    opened = open_store(store)
+    if name is None and not superseded:
+        raise click.UsageError("name a feature, or say --superseded")
+    features = [opened.feature(name)] if name else None
+    what = f"{features[0].path}" if features and not superseded else f"superseded rows of {name or 'every feature'}"
+    if not yes:
+        click.confirm(f"remove {what}?", abort=True)
+    removed = (
+        list(remove_superseded(opened, features)) if superseded else [remove_feature(opened, f) for f in features or []]
+    )
+    click.echo(f"removed {sum(r.rows for r in removed)} rows, {sum(r.bytes for r in removed) / 1e6:.1f} MB")

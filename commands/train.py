@@ -1,0 +1,129 @@
+"""`ser train`: stage 2, from the store to results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .progress import progress
+
+PROTOCOLS = "session-out, speaker-out, train1234-test5, random-70-20-10 or folds:FILE"
+
+
+def training_options(command: Any) -> Any:
+    """The options that `train` and `sweep` share."""
+    folder = click.Path(path_type=Path)
+    options = [
+        click.option("--store", type=folder, default=Path("features"), show_default=True),
+        click.option("--corpus", metavar="N", help="The store's only corpus by default."),
+        click.option("--labels", metavar="POLICY", help="4class, 5class, 6class or a TOML file."),
+        click.option("--protocol", metavar="NAME", help=f"How train, dev and test are cut: {PROTOCOLS}."),
+        click.option("--select", metavar="EPOCH", help="Which epoch counts: val, last or best-test."),
+        click.option("--loss", metavar="LOSS", help="single or perspective."),
+        click.option("--seeds", type=click.IntRange(1), metavar="N", help="How many seeds: 0, 1, … N-1."),
+        click.option("--folds", metavar="all|K", help="All folds, or the first K."),
+        click.option("--epochs", type=click.IntRange(1), help="The fusion's own by default."),
+        click.option("--limit", type=click.IntRange(1), metavar="N", help="N utterances, spread over the corpus."),
+        click.option("--device", default="auto", show_default=True),
+        click.option(
+            "--set", "set_", multiple=True, metavar="KEY=VALUE", help="A setting; see --settings. Repeatable."
+        ),
+        click.option("--allow-missing", is_flag=True, help="Leave quarantined utterances out, and say which."),
+        click.option("--dry-run", is_flag=True, help="Print parameters, steps and an estimate, and stop."),
+        click.option("--resume", is_flag=True, help="Go on with unfinished runs from their last state."),
+        click.option("--out", type=folder, default=Path("runs"), show_default=True),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--features", metavar="A+B", help="Features in the store, joined with +, such as hubert+mpnet.")
+@click.option("--fusion", required=True, help="The model, such as mit, lgf-add, cnn, audio or text.")
+@training_options
+@click.option(
+    "--settings", "show_settings", is_flag=True, help="Print every setting of the fusion with its default and source."
+)
+def train(features: str | None, fusion: str, show_settings: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Train one model on cached features, one run per fold and seed.
+
+    \b
+    Examples:
+      ser train --features hubert+mpnet --fusion mit
+      ser train --features is13+bert --fusion lgf-add --loss perspective --protocol train1234-test5 --seeds 20
+      ser train --fusion mit --settings
+    """
+    if show_settings:
+        _print_settings(fusion, as_json)
+        return
+    if features is None:
+        raise click.UsageError("--features is missing, such as --features hubert+mpnet")
+    from ser.train.experiment import Experiment, estimate, iterate, prepare
+
+    options["set"] = options.pop("set_")
+    given = {name: value for name, value in options.items() if value is not None}
+    experiment = Experiment(features=features, fusion=fusion, **given)
+    jobs = prepare(experiment)
+    ahead = estimate(jobs)
+    words = (
+        f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
+        f"{ahead.utterances:,} utterances, {ahead.runs} runs × {ahead.epochs} epochs, {ahead.updates:,} updates, "
+        f"about {duration(ahead.seconds)}"
+    )
+    if dry_run:
+        click.echo(json.dumps(vars(ahead)) if as_json else words)
+        return
+    click.echo(words, err=True)
+    done = 0  # epochs
+    with progress(ahead.runs * ahead.epochs, experiment.fusion, "epoch") as bar:
+
+        def show(step: Any) -> None:
+            nonlocal done
+            if step.epoch is not None:
+                done += 1
+                e = step.epoch
+                dev = f" wa {e.wa:.3f} ua {e.ua:.3f}" if e.wa is not None else ""
+                bar.set_postfix_str(
+                    f"run {step.run}/{step.runs} fold {step.fold} loss {e.loss:.3f}{dev}", refresh=False
+                )
+            bar.update(max(done, (step.run - (step.epoch is not None)) * ahead.epochs) - bar.n)
+
+        runs = list(iterate(experiment, jobs, show))
+    if as_json:
+        click.echo(json.dumps({"runs": [{"path": str(run.path), **run.result} for run in runs]}))
+        return
+    from ser.train.summary import summarise, summary_text
+
+    click.echo(summary_text(summarise(runs)))
+    click.echo(f"runs: {', '.join(str(run.path) for run in runs[:3])}{', …' if len(runs) > 3 else ''}")
+
+
+def _print_settings(name: str, as_json: bool) -> None:
+    from tabulate import tabulate
+
+    from ser.cache.errors import unknown
+    from ser.train.models import FUSIONS
+    from ser.train.settings import settings
+
+    found = [
+        fusion for fusion in FUSIONS if fusion == name or (fusion.startswith(f"{name}:") and name in ("audio", "text"))
+    ]
+    if not found:
+        raise unknown("fusion", name, [*FUSIONS, "audio", "text"])
+    for fusion in found:
+        rows = [vars(one) for one in settings(FUSIONS[fusion])]
+        if as_json:
+            click.echo(json.dumps({"fusion": fusion, "source": FUSIONS[fusion].source, "settings": rows}))
+            continue
+        click.echo(f"{fusion}: {FUSIONS[fusion].source}")
+        lines = [[row["name"], row["default"], row["source"], row["help"]] for row in rows]
+        click.echo(tabulate(lines, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56]))
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
