@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ser.cache.errors import SerError, WrongUse
+from ser.cache.errors import WrongUse
 from ser.cache.spec import canonical_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -224,6 +224,47 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def list_checkpoints() -> list[dict[str, Any]]:
+    """What lies in Hugging Face's cache: `model`, `path`, `bytes`, `architecture`, and `fault` (None: it is usable)."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    found = []
+    for repository in sorted(repositories, key=lambda entry: entry.repo_id):
+        if repository.repo_type != "model" or not repository.revisions:
+            continue
+        path = max(repository.revisions, key=lambda revision: revision.last_modified).snapshot_path
+        fault, architecture = None, "unknown"
+        try:
+            _refuse_code(path, repository.repo_id)
+            weight_files(path, repository.repo_id)
+            architecture = str(_read_json(path / "config.json").get("model_type", architecture))
+        except NoWeights as error:
+            fault = str(error)
+        size = repository.size_on_disk
+        found.append(
+            {
+                "model": repository.repo_id,
+                "path": str(path),
+                "bytes": size,
+                "architecture": architecture,
+                "fault": fault,
+            }
+        )
+    return found
+
+
+def convert(source: str | Path, folder: Path) -> Path:
+    """Write pickled weights as safetensors: see `ser.weights_convert`."""
+    from ser import weights_convert
+
+    return weights_convert.convert(source, folder)
+
+
 def write_demo_checkpoints(directory: Path) -> dict[str, Path]:
     """Small hubert, mpnet and bert checkpoints with random weights, whose tokenizers know the demo corpus' words.
 
@@ -249,6 +290,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise NoWeights(f"{path} is no JSON object")
     return content
-
-
-__all__ = ["Checkpoint", "NoWeights", "SerError", "find_checkpoint", "load_encoder", "write_demo_checkpoints"]

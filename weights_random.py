@@ -58,6 +58,7 @@ def write_random_checkpoint(
         torch.manual_seed(seed)
         model = getattr(transformers, f"{prefix}Model")(config)
         _randomise(model)
+    transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(temporary)
     if text:
         vocabulary = {token: number for number, token in enumerate(text)}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+
 from ser.extract.audio import Clip, decode, locate
 from ser.extract.passes import Unusable
 

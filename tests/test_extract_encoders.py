@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+
 from ser.cache.errors import WrongUse
 from ser.extract.audio import Clip
 from ser.extract.batching import batches
@@ -21,7 +22,7 @@ TEXTS = [
     " ".join(["why"] * 90) + "?",
     "oh, leave me alone. [BREATHING]",
 ]
-WORDS = "yeah i don't know what you're talking about why oh leave me alone".split()
+WORDS = ["yeah", "i", "don't", "know", "what", "you're", "talking", "about", "why", "oh", "leave", "me", "alone"]
 RTOL = 1e-5  # max |difference| / max |reference|
 
 

@@ -3,6 +3,7 @@
 import librosa
 import numpy as np
 import pytest
+
 from ser.cache.errors import WrongUse
 from ser.extract.audio import Clip
 from ser.extract.features import resolve

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import opensmile
 import pytest
+
 from ser.extract.audio import Clip, decode
 from ser.extract.features import resolve
 from ser.extract.passes import Unusable

@@ -1,0 +1,306 @@
+"""Checkpoints: found, refused, hashed, converted; pickles never run."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from ser.cache.errors import SerError, WrongUse
+from ser.weights import NoWeights, find_checkpoint, load_encoder
+from ser.weights_convert import convert
+from ser.weights_random import write_random_checkpoint
+
+
+@pytest.fixture(scope="module")
+def hubert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("weights") / "hubert", "hubert")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("weights") / "bert", "bert", words=["hello"])
+
+
+@pytest.fixture
+def copy(hubert: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(hubert, tmp_path / "copy"))
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def as_pickle(folder: Path, content: Any = None) -> Path:
+    """Turn a checkpoint into what a pickle-only repository holds."""
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights) if content is None else content, folder / "pytorch_model.bin")
+    weights.unlink()
+    return folder
+
+
+class Canary:
+    """Touches a file when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_random_weights_are_marked_and_deterministic(hubert: Path, tmp_path: Path) -> None:
+    again = write_random_checkpoint(tmp_path / "hubert", "hubert")
+    one, two = find_checkpoint(hubert), find_checkpoint(again)
+    assert one.random and one.digest == two.digest and one.architecture == "hubert"
+    assert (hubert / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert find_checkpoint(write_random_checkpoint(tmp_path / "other", "hubert", seed=1)).digest != one.digest
+    norms = [m.weight for m in load_encoder(one).modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert all(weight.std() > 0.05 for weight in norms)
+
+
+def test_one_bit_of_anything_changes_the_digest(copy: Path, bert: Path, tmp_path: Path) -> None:
+    before = find_checkpoint(copy).digest
+    tensors = load_file(copy / "model.safetensors")
+    name = sorted(tensors)[3]
+    raw = tensors[name].flatten().view(torch.int32)
+    raw[0] ^= 1
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    after = find_checkpoint(copy).digest
+    assert after != before
+    edit(copy / "config.json", layer_norm_eps=1e-6)
+    assert find_checkpoint(copy).digest != after
+    edit(copy / "preprocessor_config.json", do_normalize=False)
+    folder = Path(shutil.copytree(bert, tmp_path / "bert"))
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace('"hello"', '"hallo"'))
+    assert find_checkpoint(folder).digest != find_checkpoint(bert).digest
+
+
+def test_the_digest_is_of_the_tensors_not_of_the_file(copy: Path) -> None:
+    before = find_checkpoint(copy).digest
+    tensors = load_file(copy / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    (copy / "model.safetensors").unlink()
+    for file, mine in halves.items():
+        save_file({name: tensors[name] for name in mine}, copy / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, mine in halves.items() for name in mine}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    edit(copy / "config.json", transformers_version="0.0", _name_or_path="elsewhere")
+    assert find_checkpoint(copy).digest == before
+    load_encoder(find_checkpoint(copy))
+    (copy / "b.safetensors").unlink()
+    with pytest.raises(NoWeights, match="missing"):
+        find_checkpoint(copy)
+
+
+def test_refusals(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match="no such folder"):
+        find_checkpoint(tmp_path / "a b" / "c")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NoWeights, match=r"no config\.json"):
+        find_checkpoint(tmp_path / "empty")
+    with pytest.raises(NoWeights, match="is a file"):
+        find_checkpoint(copy / "config.json")
+    (copy / "model.safetensors").rename(copy / "kept")
+    with pytest.raises(NoWeights, match=r"no model\.safetensors"):
+        find_checkpoint(copy)
+    (copy / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(NoWeights, match="ser weights convert .* DIR"):
+        find_checkpoint(copy)
+    (copy / "kept").rename(copy / "model.safetensors")
+    assert find_checkpoint(copy)  # safetensors beside a pickle: the pickle is not looked at
+    edit(copy / "config.json", auto_map={"AutoModel": "evil.Model"})
+    with pytest.raises(NoWeights, match="auto_map"):
+        find_checkpoint(copy)
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "empty"])
+def test_damaged_safetensors(copy: Path, damage: str) -> None:
+    file = copy / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    if damage == "header":
+        data[:8] = (1 << 60).to_bytes(8, "little")
+    file.write_bytes({"cut": data[:-10], "header": data, "empty": b""}[damage])
+    with pytest.raises(NoWeights, match="no readable safetensors"):
+        find_checkpoint(copy)
+
+
+def test_a_missing_weight_is_never_filled_in_at_random(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["encoder.layers.1.feed_forward.output_dense.weight"]
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NoWeights, match=r"lacks 1 .*encoder\.layers\.1"):
+        load_encoder(find_checkpoint(copy))
+
+
+def test_offline_and_without_a_network(tmp_path: Path) -> None:
+    """One sentence that says how to point at a local copy, and with HF_HUB_OFFLINE no connection is tried."""
+    code = (
+        "import socket, sys\n"
+        "def refuse(*a, **k): print('NETWORK'); raise OSError('no network')\n"
+        "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
+        "from ser.weights import find_checkpoint, NoWeights\n"
+        "try: find_checkpoint('facebook/hubert-base-ls960', '--model hubert=PATH')\n"
+        "except NoWeights as fault: print(fault)\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    for offline, tried in (("1", False), ("0", True)):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**environment, "HF_HUB_OFFLINE": offline},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "--model hubert=PATH" in done.stdout and "facebook/hubert-base-ls960" in done.stdout
+        assert ("NETWORK" in done.stdout) == tried
+
+
+def test_the_cache_of_hugging_face_is_found(copy: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "hub" / "models--some--hubert"
+    shutil.copytree(copy, cache / "snapshots" / ("a" * 40))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("a" * 40)
+    code = (
+        "from ser.weights import *; c = find_checkpoint('some/hubert'); print(c.model, c.digest); "
+        "[found] = list_checkpoints(); print(found['model'], found['architecture'], found['fault'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [
+        *("some/hubert", find_checkpoint(copy).digest),
+        *("some/hubert", "hubert", "None"),
+    ]
+
+
+def test_convert_keeps_the_digest(copy: Path, tmp_path: Path) -> None:
+    before = find_checkpoint(copy).digest
+    folder = convert(str(as_pickle(copy)), tmp_path / "converted")
+    assert find_checkpoint(folder).digest == before
+    with pytest.raises(WrongUse, match="not empty"):
+        convert(str(copy), folder)
+
+
+def test_convert_shards_and_old_names(copy: Path, tmp_path: Path) -> None:
+    """As published: in shards, and with the names that weight norm had before torch 2."""
+    plain = load_encoder(find_checkpoint(copy))
+    tensors = load_file(copy / "model.safetensors")
+    old = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): tensor
+        for name, tensor in tensors.items()
+    }
+    names = sorted(old)
+    (copy / "model.safetensors").unlink()
+    shards = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
+    for file, mine in shards.items():
+        torch.save({name: old[name] for name in mine}, copy / file)
+    weight_map = {name: file for file, mine in shards.items() for name in mine}
+    (copy / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    converted = load_encoder(find_checkpoint(convert(str(copy), tmp_path / "converted")))
+    samples = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (1, 8000)).astype(np.float32))
+    with torch.inference_mode():
+        assert torch.equal(plain(samples).last_hidden_state, converted(samples).last_hidden_state)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch", "nested"])
+def test_the_canary_does_not_run(copy: Path, tmp_path: Path, how: str) -> None:
+    canary = tmp_path / "ran"
+    evil = Canary(canary)
+    as_pickle(copy, {"a": torch.zeros(1), "b": evil} if how == "nested" else evil)
+    if how == "pickle":
+        (copy / "pytorch_model.bin").write_bytes(pickle.dumps(evil))
+    with pytest.raises(NoWeights, match="ser weights convert"):
+        find_checkpoint(copy)
+    with pytest.raises(SerError, match="nothing was written") as fault:
+        convert(str(copy), tmp_path / "converted")
+    assert "refused" in str(fault.value) and "\n" not in str(fault.value)
+    assert not canary.exists() and not (tmp_path / "converted").exists()
+    pickle.loads(pickle.dumps(evil))
+    assert canary.exists()  # the canary works
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04"])
+def test_convert_garbage(copy: Path, tmp_path: Path, content: bytes) -> None:
+    as_pickle(copy)
+    (copy / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(SerError, match="nothing was written"):
+        convert(str(copy), tmp_path / "converted")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["copy"]
+
+
+def test_convert_needs_a_complete_checkpoint(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match="safetensors already"):
+        convert(str(copy), tmp_path / "converted")
+    as_pickle(copy, {"encoder.layer_norm.weight": torch.ones(64)})
+    with pytest.raises(NoWeights, match="lacks"):
+        convert(str(copy), tmp_path / "converted")
+    (copy / "config.json").unlink()
+    with pytest.raises(WrongUse, match=r"no config\.json"):
+        convert(str(copy), tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
+
+
+def test_torchaudio_is_missing_in_one_sentence(tmp_path: Path) -> None:
+    try:
+        import torchaudio  # noqa: F401
+    except (ImportError, OSError):
+        with pytest.raises(SerError, match="torchaudio cannot be imported"):
+            convert("torchaudio:HUBERT_BASE", tmp_path / "converted")
+    else:
+        with pytest.raises(SerError, match="no HuBERT bundle"):
+            convert("torchaudio:HUBERT_TINY", tmp_path / "converted")
+
+
+@pytest.mark.parametrize("mode", ["group_norm", "layer_norm"])
+def test_torchaudios_layout_equals_ours(tmp_path: Path, mode: str) -> None:
+    try:
+        import torchaudio
+    except (ImportError, OSError) as fault:
+        pytest.skip(f"torchaudio cannot be imported beside this torch ({type(fault).__name__})")
+    from ser.weights_convert import torchaudio_config, torchaudio_names
+
+    params = {
+        "extractor_mode": mode,
+        "extractor_conv_layer_config": [(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32, 2, 2)] * 2,
+        "extractor_conv_bias": mode == "layer_norm",
+        "encoder_embed_dim": 64,
+        "encoder_projection_dropout": 0.0,
+        "encoder_pos_conv_kernel": 32,
+        "encoder_pos_conv_groups": 4,
+        "encoder_num_layers": 2,
+        "encoder_num_heads": 4,
+        "encoder_attention_dropout": 0.0,
+        "encoder_ff_interm_features": 128,
+        "encoder_ff_interm_dropout": 0.0,
+        "encoder_dropout": 0.0,
+        "encoder_layer_norm_first": mode == "layer_norm",
+        "encoder_layer_drop": 0.0,
+        "aux_num_out": None,
+    }
+    model = torchaudio.models.wav2vec2_model(**params).eval()
+    config = transformers.HubertConfig.from_dict(torchaudio_config(params))
+    ours = transformers.HubertModel(config).eval()
+    missing, unexpected = ours.load_state_dict(torchaudio_names(model.state_dict()), strict=False)
+    assert set(missing) <= {"masked_spec_embed"} and not unexpected
+    samples = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        theirs, mine = model(samples)[0], ours(samples).last_hidden_state
+    assert (theirs - mine).abs().max() / theirs.abs().max() <= 1e-6

@@ -1,0 +1,222 @@
+"""Pickled weights to safetensors: the one door through which a pickle comes in.
+
+It is opened by `torch.load(weights_only=True)`, which refuses anything that would run, and in a child process without
+the environment's tokens. Run as a module, this file is that child.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ser.cache.errors import SerError, WrongUse
+from ser.weights import CONFIG_FILES, NoWeights, find_checkpoint, is_hub_id, load_encoder
+
+TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
+SHARDS = "pytorch_model.bin.index.json"
+KEPT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "HOME", "TORCH_HOME", "SYSTEMROOT")  # no tokens
+CONVERTED = {"hubert", "wav2vec2", "wavlm", "bert", "mpnet"}
+
+
+def convert(source: str | Path, folder: Path) -> Path:
+    """Write `source` to `folder` as safetensors with its config, tokenizer and preprocessor files.
+
+    `source` is a folder, a Hugging Face id, or a torchaudio bundle such as `torchaudio:HUBERT_BASE`. The folder
+    appears whole or not at all, and has been loaded once. Raises `WrongUse` for a source that is no checkpoint or a
+    folder that is not empty, and `SerError` for a pickle that would run code.
+    """
+    name = str(source)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WrongUse(f"{folder} is there already and not empty; name a new folder")
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir()
+        if name.startswith(TORCHAUDIO):
+            _child("torchaudio", name.removeprefix(TORCHAUDIO), made)
+        else:
+            _convert_folder(_source_folder(name), name, made)
+        checkpoint = find_checkpoint(made)
+        if checkpoint.architecture in CONVERTED:
+            load_encoder(checkpoint)
+        if folder.exists():
+            folder.rmdir()
+        made.rename(folder)
+    return folder
+
+
+def _source_folder(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or not is_hub_id(name):
+        raise WrongUse(f"{name}: give the folder that holds config.json and the weights, or a Hugging Face id")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["pytorch_model*.bin", SHARDS, *CONFIG_FILES]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as fault:  # the Hub's client raises its own, requests', httpx' and OS errors
+        raise NoWeights(
+            f"{name} is no folder here and could not be fetched ({type(fault).__name__}); copy the model's folder here "
+            f"and convert that"
+        ) from fault
+
+
+def _convert_folder(source: Path, name: str, made: Path) -> None:
+    if not (source / "config.json").exists():
+        raise WrongUse(f"{name} holds no config.json, so it is no checkpoint; give the folder that holds it")
+    pickles = _pickles(source, name)
+    weight_map: dict[str, str] = {}
+    for number, pickle in enumerate(pickles, start=1):
+        file = "model.safetensors" if len(pickles) == 1 else f"model-{number:05}-of-{len(pickles):05}.safetensors"
+        for tensor in _child("pickle", str(pickle), made / file):
+            weight_map[tensor] = file
+    if len(pickles) > 1:
+        (made / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    for file in CONFIG_FILES:
+        if (source / file).exists():
+            shutil.copyfile(source / file, made / file)
+
+
+def _pickles(source: Path, name: str) -> list[Path]:
+    if (source / SHARDS).exists():
+        shards = sorted(set(json.loads((source / SHARDS).read_text())["weight_map"].values()))
+        if any(Path(shard).name != shard for shard in shards):
+            raise WrongUse(f"{name}: {SHARDS} names files outside the folder")
+        return [source / shard for shard in shards]
+    if (source / "pytorch_model.bin").exists():
+        return [source / "pytorch_model.bin"]
+    if any(source.glob("*.safetensors")):
+        raise WrongUse(f"{name} holds safetensors already: use it as it is")
+    raise WrongUse(f"{name} holds no pytorch_model.bin to convert")
+
+
+def _child(kind: str, source: str, target: Path) -> list[str]:
+    """Convert in a process of its own. Returns the tensors' names; raises what it reports in one sentence."""
+    environment = {key: value for key, value in os.environ.items() if key in KEPT}
+    done = subprocess.run(
+        [sys.executable, "-m", "ser.weights_convert", kind, source, str(target)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
+        raise SerError(f"{source}: the converting process ended with {how}; nothing was written") from None
+    if "fault" in answer:
+        raise SerError(f"{source}: {answer['fault']}; nothing was written")
+    names: list[str] = answer["tensors"]
+    return names
+
+
+def _open_pickle(source: Path) -> dict[str, Any]:
+    """In the child: the tensors of one pickle."""
+    import pickle
+
+    import torch
+
+    try:
+        content = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as fault:
+        asked = str(fault).partition("Unsupported global: GLOBAL ")[2].split(" ")[0]
+        what = f"it asks to run {asked}" if asked else "it holds more than tensors, and could run code"
+        raise SerError(f"refused: {what}") from fault
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise SerError("it is no dictionary of tensors")
+    # Tied tensors share memory, which safetensors does not hold.
+    return {str(name): value.detach().contiguous().clone() for name, value in content.items()}
+
+
+def _open_bundle(name: str, made: Path) -> dict[str, Any]:
+    """In the child: a torchaudio bundle's tensors under Hugging Face's names, and config.json beside them."""
+    try:
+        import torchaudio
+    except (ImportError, OSError) as fault:  # OSError: a torchaudio built for another torch
+        raise SerError(f"torchaudio cannot be imported here ({type(fault).__name__}): pip install 'ser[torchaudio]'")
+    bundle = getattr(torchaudio.pipelines, name, None)
+    if bundle is None or not name.startswith("HUBERT"):
+        known = [known for known in dir(torchaudio.pipelines) if known.startswith("HUBERT")]
+        raise SerError(f"torchaudio has no HuBERT bundle {name}; known: {', '.join(known)}")
+    model = bundle.get_model(dl_kwargs={"weights_only": True})
+    config = torchaudio_config(bundle._params)
+    (made / "config.json").write_text(json.dumps(config, indent=2))
+    preprocessor = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        **{"do_normalize": bool(bundle._normalize_waveform), "feature_size": 1, "padding_value": 0.0},
+        **{"padding_side": "right", "return_attention_mask": True, "sampling_rate": int(bundle.sample_rate)},
+    }
+    (made / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
+    return torchaudio_names(model.state_dict())
+
+
+def torchaudio_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of a `torchaudio.models.Wav2Vec2Model` under the names of `transformers.HubertModel`."""
+    renamed = {}
+    for name, tensor in state.items():
+        if name.startswith("aux."):  # the head of an ASR bundle
+            continue
+        new = name.replace("encoder.feature_projection.", "feature_projection.", 1)
+        new = new.replace("encoder.transformer.", "encoder.", 1)
+        new = new.replace(".conv.weight_g", ".conv.parametrizations.weight.original0")
+        new = new.replace(".conv.weight_v", ".conv.parametrizations.weight.original1")
+        renamed[new] = tensor.detach().contiguous().clone()
+    return renamed
+
+
+def torchaudio_config(params: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json for the arguments of `torchaudio.models.wav2vec2_model`."""
+    convolutions = params["extractor_conv_layer_config"] or [(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2
+    dims, kernels, strides = (list(column) for column in zip(*convolutions, strict=True))
+    return {
+        "model_type": "hubert",
+        "architectures": ["HubertModel"],
+        "feat_extract_norm": {"group_norm": "group", "layer_norm": "layer"}[params["extractor_mode"]],
+        "conv_dim": dims,
+        "conv_kernel": kernels,
+        "conv_stride": strides,
+        "num_feat_extract_layers": len(dims),
+        "conv_bias": params["extractor_conv_bias"],
+        "hidden_size": params["encoder_embed_dim"],
+        "num_hidden_layers": params["encoder_num_layers"],
+        "num_attention_heads": params["encoder_num_heads"],
+        "intermediate_size": params["encoder_ff_interm_features"],
+        "num_conv_pos_embeddings": params["encoder_pos_conv_kernel"],
+        "num_conv_pos_embedding_groups": params["encoder_pos_conv_groups"],
+        "do_stable_layer_norm": params["encoder_layer_norm_first"],
+        "feat_proj_layer_norm": True,
+    }
+
+
+def _main(kind: str, source: str, target: str) -> None:
+    from safetensors.torch import save_file
+
+    try:
+        if kind == "torchaudio":
+            tensors, file = _open_bundle(source, Path(target)), Path(target) / "model.safetensors"
+        else:
+            tensors, file = _open_pickle(Path(source)), Path(target)
+        save_file(tensors, file, {"format": "pt"})
+        answer: dict[str, Any] = {"tensors": sorted(tensors)}
+    except SerError as fault:
+        answer = {"fault": str(fault)}
+    except Exception as fault:
+        answer = {"fault": f"cannot be read ({type(fault).__name__}: {(str(fault).splitlines() or [''])[0]})"}
+    print(json.dumps(answer))
+
+
+__all__ = ["convert", "torchaudio_config", "torchaudio_names"]
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
