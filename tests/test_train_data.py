@@ -1,0 +1,187 @@
+"""Features from a real store become batches: right rows, right order, statistics of the training part alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ser.cache.errors import MissingRows, WrongUse
+from ser.cache.layout import Quarantine
+from ser.cache.manifest import Manifest
+from ser.cache.spec import Spec
+from ser.cache.store import PartRows, open_store
+from ser.tests.tiny_store import FEATURES, add_feature, make_manifest, make_rows, make_store
+from ser.train.data import Loader, load_dataset
+from ser.train.inputs import Scaling
+from ser.train.protocols import make_folds
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("tiny")).path
+
+
+def stored(feature: str) -> dict[str, np.ndarray]:
+    manifest = make_manifest()
+    return dict(zip(manifest.ids, make_rows(manifest, feature), strict=True))
+
+
+def test_batches_hold_the_rows_of_their_utterances(store: Path) -> None:
+    data, _ = load_dataset(store, "mpnet+hubert", "mit")
+    assert data.dims == {"audio": 12, "text": 12}
+    rows = np.array([7, 3, 30])
+    batch = data.batch(data.groups(rows, "utterance"), {})
+    assert batch.utterances.tolist() == [7, 3, 30] and batch.dialogues.tolist() == [1, 1, 1]
+    assert batch.labels.tolist() == data.utterances.labels[rows].tolist()
+    for modality, feature in (("audio", "hubert"), ("text", "mpnet")):
+        expected = [stored(feature)[data.utterances.ids[row]] for row in rows]
+        assert batch.inputs[modality].lengths.tolist() == [len(x) for x in expected]
+        assert batch.inputs[modality].values.dtype == torch.float32
+        assert np.array_equal(batch.inputs[modality].values.numpy(), np.concatenate(expected).astype(np.float32))
+    assert data.inputs["audio"].values.dtype == torch.float16  # kept as stored
+
+
+def test_vector_fusions_get_the_mean_or_mean_and_deviation_of_the_rows(store: Path) -> None:
+    for name, dim in (("bert", 16), ("bert:pool=meanstd", 32)):
+        data, _ = load_dataset(store, f"is13+{name}", "lgf-add")
+        assert data.dims == {"audio": 24, "text": dim}
+        values = data.inputs["text"].values
+        assert values.shape == (len(data.utterances), dim)
+        for row in (0, 17, 50):
+            x = stored("bert")[data.utterances.ids[row]].astype(np.float64)
+            wanted = np.concatenate([x.mean(0), x.std(0)])[:dim]
+            assert np.allclose(values[row].numpy(), wanted, atol=1e-6)
+
+
+def test_dialogues_come_whole_and_in_turn_order(tmp_path: Path) -> None:
+    # The manifest's rows are shuffled: order comes from turns, not from where a row stands.
+    plain = make_manifest()
+    order = np.random.default_rng(0).permutation(len(plain))
+    manifest = Manifest(plain.corpus, plain.table.take(order), plain.synthetic)
+    store = open_store(tmp_path / "s", create=True)
+    store.put_manifest(manifest)
+    add_feature(store, manifest, "is13", make_rows(manifest, "is13"))
+    data, _ = load_dataset(tmp_path / "s", "is13", "audio")
+    (batch,) = data.batches(np.arange(len(data.utterances)), "dialogue", 100, {})
+    assert len(batch.dialogues) == 10 and batch.dialogues.sum() == len(batch) == len(data.utterances)
+    where = {name: (d, t) for name, d, t in zip(plain.ids, plain.column("dialogue"), plain.column("turn"), strict=True)}
+    start = 0
+    for length in batch.dialogues.tolist():
+        ids = [data.utterances.ids[row] for row in batch.utterances[start : start + length]]
+        dialogues, turns = zip(*(where[name] for name in ids), strict=True)
+        assert len(set(dialogues)) == 1 and list(turns) == sorted(turns)
+        start += length
+
+
+def test_every_utterance_comes_once_an_epoch_in_a_new_order(store: Path) -> None:
+    data, _ = load_dataset(store, "hubert", "audio")
+    rows = np.arange(5, 60)
+    shuffling = torch.Generator().manual_seed(0)
+    first, second = (
+        [u for batch in data.batches(rows, "utterance", 8, {}, shuffling) for u in batch.utterances.tolist()]
+        for _ in range(2)
+    )
+    assert sorted(first) == sorted(second) == rows.tolist()
+    assert first != second != rows.tolist()
+
+
+def test_scaling_is_that_of_the_given_rows_written_plainly(store: Path) -> None:
+    for features, modality, feature in (("is13", "audio", "is13"), ("hubert+mpnet", "text", "mpnet")):
+        data, _ = load_dataset(store, features, "audio" if feature == "is13" else "mit")
+        fold = make_folds("session-out", data.utterances)[1]
+        found = Scaling.of(data.inputs[modality], fold.train)
+        frames = np.concatenate([stored(feature)[data.utterances.ids[row]] for row in fold.train]).astype(np.float64)
+        assert np.allclose(found.mean.numpy(), frames.mean(0), atol=1e-6)
+        assert np.allclose(found.std.numpy(), frames.std(0), rtol=1e-5)
+        batch = data.batch(data.groups(fold.train, "utterance"), {modality: found})
+        scaled = batch.inputs[modality].values
+        assert scaled.mean(0).abs().max() < 1e-5 and (scaled.std(0, correction=0) - 1).abs().max() < 1e-4
+
+
+def test_what_is_constant_in_training_is_not_divided_by_zero(tmp_path: Path) -> None:
+    manifest = make_manifest()
+    store = open_store(tmp_path / "s", create=True)
+    store.put_manifest(manifest)
+    rows = make_rows(manifest, "is13")
+    for values in rows:
+        values[:, 3] = 1e7 / 3
+    add_feature(store, manifest, "is13", rows)
+    data, _ = load_dataset(tmp_path / "s", "is13", "audio")
+    scaling = Scaling.of(data.inputs["audio"], np.arange(20))
+    assert scaling.std[3] == 1 and torch.isfinite(scaling(data.inputs["audio"].values)).all()
+
+
+def test_features_are_loaded_once(store: Path) -> None:
+    loader = Loader()
+    first, _ = load_dataset(store, "hubert+mpnet", "mit", loader=loader)
+    second, _ = load_dataset(store, "mpnet+hubert", "concat", loader=loader)
+    assert first.inputs["audio"] is second.inputs["audio"]
+    assert load_dataset(store, "hubert+mpnet", "mit", labels="5class", loader=loader)[0].inputs[
+        "audio"
+    ].offsets.shape > (first.inputs["audio"].offsets.shape)
+
+
+def test_limit_is_spread_over_the_corpus(store: Path) -> None:
+    data, _ = load_dataset(store, "is13", "audio", limit=30)
+    assert len(data.utterances) == 30 and set(data.utterances.sessions) == set("12345")
+
+
+@pytest.mark.parametrize(
+    ("features", "fusion", "says"),
+    [
+        ("is13+hubert", "audio", "both audio features"),
+        ("is13", "mit", "takes audio and text, and --features gives audio"),
+        ("is13+mpnet", "mit", "one vector per utterance"),
+        ("hubert+mpnet", "mitt", "did you mean mit"),
+        ("bert:pool=max", "text", "pool must be mean or meanstd"),
+    ],
+)
+def test_names_that_do_not_fit(store: Path, features: str, fusion: str, says: str) -> None:
+    with pytest.raises(WrongUse, match=says):
+        load_dataset(store, features, fusion)
+
+
+def test_a_feature_that_is_not_there_names_the_command(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingRows, match="ser features CORPUS --features wavlm"):
+        load_dataset(store, "wavlm", "audio")
+    manifest = make_manifest()
+    half = open_store(tmp_path / "half", create=True)
+    half.put_manifest(manifest)
+    rows = make_rows(manifest, "is13")[:50]
+    half.add(Spec("is13", "audio", "utterance", FEATURES["is13"][2], "float32", "made-up", 1)).publish(
+        PartRows(manifest.corpus, manifest.ids[:50], manifest.inputs("audio")[:50], rows, {}, []), "zarr", {}
+    )
+    with pytest.raises(MissingRows, match=r"lacks \d+ of the \d+ labelled .*ser features CORPUS --features is13"):
+        load_dataset(tmp_path / "half", "is13", "audio")
+
+
+def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:
+    manifest = make_manifest()
+    store = open_store(tmp_path / "s", create=True)
+    store.put_manifest(manifest)
+    rows, inputs = make_rows(manifest, "is13"), manifest.inputs("audio")
+    labels = manifest.column("label")
+    bad = next(i for i, label in enumerate(labels) if label == "ang")
+    unlabelled = next(i for i, label in enumerate(labels) if label == "xxx")
+    kept = [i for i in range(len(manifest)) if i not in (bad, unlabelled)]
+    quarantined = [
+        Quarantine(manifest.ids[i], inputs[i], manifest.column("audio")[i], "empty file") for i in (bad, unlabelled)
+    ]
+    store.add(Spec("is13", "audio", "utterance", FEATURES["is13"][2], "float32", "made-up", 1)).publish(
+        PartRows(
+            manifest.corpus,
+            [manifest.ids[i] for i in kept],
+            [inputs[i] for i in kept],
+            [rows[i] for i in kept],
+            {},
+            quarantined,
+        ),
+        "zarr",
+        {},
+    )
+    with pytest.raises(MissingRows, match=rf"1 labelled .* quarantined, such as {manifest.ids[bad]} \(empty"):
+        load_dataset(tmp_path / "s", "is13", "audio")
+    data, _ = load_dataset(tmp_path / "s", "is13", "audio", allow_missing=True)
+    assert manifest.ids[bad] not in data.utterances.ids
+    assert data.notes["left_out"]["is13: quarantined"] == [manifest.ids[bad]]

@@ -1,0 +1,50 @@
+"""Settings: listed with their sources, parsed with types, refused with the nearest name."""
+
+import pytest
+
+from ser.cache.errors import WrongUse
+from ser.train.models import FUSIONS
+from ser.train.settings import parse_settings, settings
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_every_setting_has_a_default_a_source_and_help(name: str) -> None:
+    listed = settings(FUSIONS[name])
+    assert {"epochs", "batch_size", "lr", "weight_decay", "dropout", "dev", "soft_labels"} <= {s.name for s in listed}
+    for line in listed:
+        assert line.source and line.help and line.kind, line.name
+
+
+def test_the_papers_values_are_the_defaults() -> None:
+    mit, _ = parse_settings(FUSIONS["mit"], ())
+    assert (mit.lr, mit.batch_size, mit.epochs, mit.d_model, mit.heads, mit.queries) == (2e-5, 8, 100, 768, 8, 30)
+    lgf, _ = parse_settings(FUSIONS["lgf-add"], ())
+    assert (lgf.lr, lgf.batch_size, lgf.epochs, lgf.weight_decay, lgf.dropout) == (1e-3, 20, 150, 1e-5, 0.2)
+    cnn, _ = parse_settings(FUSIONS["cnn"], ())
+    assert (cnn.lr, cnn.epochs, cnn.weight_decay, cnn.dropout) == (1.5e-4, 15, 1e-3, 0.6)
+
+
+def test_values_have_types() -> None:
+    own, training = parse_settings(
+        FUSIONS["lgf-add"], ("lr=1e-4", "d_model=40", "standardise_text=true", "dev=0.2", "soft_labels=True"), epochs=3
+    )
+    assert (own.lr, own.d_model, own.standardise_text, own.epochs) == (1e-4, 40, True, 3)
+    assert (training.dev, training.soft_labels) == ("0.2", True)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("querys=3", "did you mean queries"),
+        ("queries=3.5", "whole number"),
+        ("queries=many", "whole number"),
+        ("lr=fast", "must be a number"),
+        ("standardise_text=yes", "true or false"),
+        ("select_score=accuracy", "known: ua, wa"),
+        ("queries", "must be key=value"),
+        ("epochs=0", "at least 1"),
+    ],
+)
+def test_wrong_values(assignment: str, says: str) -> None:
+    with pytest.raises(WrongUse, match=says):
+        parse_settings(FUSIONS["mit"], (assignment,))
