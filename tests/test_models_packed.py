@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser.train.models.bigru import bigru
-from ser.train.models.packed import Attention, Plan, SelfAttentionPooling, attention, interleave, recurrent
+from ser.train.models.packed import Plan, SelfAttentionPooling, attention, interleave, recurrent
+from ser.train.models.streams import bigru
+from ser.train.models.transformer import Attention
 
 
 @pytest.fixture(autouse=True)

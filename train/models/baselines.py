@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ser.train.batch import Batch
 
 from .fusion import Fusion, Stage, setting
-from .packed import Attention, Plan, recurrent, vectors, visible
+from .packed import Plan, recurrent, vectors, visible
+from .transformer import Attention
 
 OURS = "ours: not taken from the description"
 

@@ -45,7 +45,8 @@ class Fusion:
 
     `build(settings, dims, classes)` makes the module; `dims` maps each modality of `inputs` to its dimension. Its
     `forward(batch)` returns a dict: "logits" `[n, K]` and, where the model has unimodal heads, "audio" and "text"
-    `[n, K]`, before the softmax. Raises `WrongUse` if the settings contradict each other.
+    `[n, K]`, before the softmax; it may run under `torch.autocast`. Raises `WrongUse` if the
+    settings contradict each other.
 
     `masking(settings)`, where there is one, gives the `Masking` of training batches. `stages` are trained one after
     the other on the same module, each starting from the weights that the one before it kept; the model of the run is

@@ -18,7 +18,8 @@ from torch import Generator, Tensor, nn
 from ser.train.batch import Batch
 
 from .fusion import OURS, Fusion, setting
-from .packed import DecoderLayer, EncoderLayer, Plan, SelfAttentionPooling, interleave, visible
+from .packed import Plan, SelfAttentionPooling, interleave, visible
+from .transformer import DecoderLayer, EncoderLayer
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from ser.cache.errors import WrongUse
 from ser.train.batch import Batch
 
-from .bigru import bigru
 from .fusion import OURS, Fusion, setting
-from .packed import Attention, Plan, attention, vectors
+from .packed import Plan, vectors
+from .streams import bigru, full_precision, self_attention
+from .transformer import Attention
 
 CODE = "the authors' released code; not stated in the paper"
 
@@ -127,8 +128,11 @@ class Perspective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`: "logits" of the fusion (or of the one modality), and those of "audio" and "text"."""
-        plan = Plan(batch.dialogues)
         x = {m: F.relu(self.features[m](vectors(batch, m, self.dims[m]))) for m in self.modalities}
+        with full_precision(x):
+            return self._contextual(x, Plan(batch.dialogues))
+
+    def _contextual(self, x: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
         x = self._fuse("ef", x)
         x = bigru(self.gru, x, plan)
         x = self._fuse("mf", {s: self.dropout(rows) for s, rows in x.items()})
@@ -141,15 +145,6 @@ class Perspective(nn.Module):
 
     def _fuse(self, position: str, x: dict[str, Tensor]) -> dict[str, Tensor]:
         return {**x, "fused": self.fusion(x["audio"], x["text"])} if position == self.position else x
-
-
-def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-    """Each stream's `Attention` over the dialogues of its rows `[n, d]`, all streams as one batch; `[n, d]` each."""
-    streams = [cast(Attention, layers[name]) for name in x]
-    q, k, v = torch.cat([layer.project(rows) for layer, rows in zip(streams, x.values(), strict=True)]).unbind(1)
-    every = plan.repeat(len(streams))
-    context = attention(q, k, v, every, every, streams[0].dropping).flatten(1).chunk(len(streams))
-    return {name: layer.out_proj(c) for name, layer, c in zip(x, streams, context, strict=True)}
 
 
 class ReleasedAtFusion(nn.Module):
@@ -182,9 +177,12 @@ class Released(Perspective):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Probabilities `[n, K]` in the place of logits: the loss that follows applies its softmax to them again."""
-        plan = Plan(batch.dialogues)
         x = {m: self.features[m](vectors(batch, m, self.dims[m])) for m in self.modalities}
         x["audio"] = x["audio"].relu()
+        with full_precision(x):
+            return self._contextual(x, Plan(batch.dialogues))
+
+    def _contextual(self, x: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
         x = bigru(self.gru, x, plan)
         x = {m: self.dropout(rows) for m, rows in x.items()}
         x = self_attention(self.attention, x, plan)

@@ -1,23 +1,26 @@
-"""Several bi-directional GRUs over the same dialogues at once, on packed rows, with a backward pass by hand.
+"""Several streams over the same dialogues go through a layer at once: a bi-directional GRU, or self-attention.
 
-torch's own layer takes one small step after the other for each direction of each layer, and records each for autograd.
-Here all directions of all layers step together, only the state's own product is left inside the loop, and the
-gradients of the weights are one product each at the end. The numbers are those of `nn.GRU`, whose parameters it uses:
+The GRUs' backward pass is written by hand. torch's own layer takes one small step after the other for each direction
+of each layer, and records each for autograd. Here all directions of all streams step together, only the state's own
+product is left inside the loop, and the gradients of the weights are one product each at the end. The numbers are
+those of `nn.GRU`, whose parameters it uses:
 
     r = σ(W_ir x + b_ir + W_hr h + b_hr)          z = σ(W_iz x + b_iz + W_hz h + b_hz)
     n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))  h' = (1 − z) ⊙ n + z ⊙ h
 
-Axis letters beside those of `ser.train.batch`: g directions of all layers, s rows in step order, H the state's width.
+Axis letters beside those of `ser.train.batch`: g directions of all streams, s rows in step order, H the state's width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .packed import Plan, recurrent
+from .packed import Plan, attention, recurrent
+from .transformer import Attention
 
 
 def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
@@ -37,6 +40,27 @@ def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], plan: Plan) -> dict[st
 
 def _rows(y: Tensor, forwards: Tensor, y_back: Tensor, backwards: Tensor) -> Tensor:
     return torch.cat([torch.empty_like(y).index_copy(0, i, v) for i, v in ((forwards, y), (backwards, y_back))], 1)
+
+
+@contextmanager
+def full_precision(x: dict[str, Tensor]) -> Iterator[None]:
+    """Leave autocast, taking the values of `x` along: behind the first FC everything is too small to gain by it."""
+    device = next(iter(x.values())).device.type
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    x.update({name: values.float() for name, values in x.items()})
+    with torch.autocast(device, enabled=False):
+        yield
+
+
+def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Each stream's `Attention` over the dialogues of its rows `[n, d]`, all streams as one batch; `[n, d]` each."""
+    streams = [cast(Attention, layers[name]) for name in x]
+    q, k, v = torch.cat([layer.project(rows) for layer, rows in zip(streams, x.values(), strict=True)]).unbind(1)
+    every = plan.repeat(len(streams))
+    context = attention(q, k, v, every, every, streams[0].dropping).flatten(1).chunk(len(streams))
+    return {name: layer.out_proj(c) for name, layer, c in zip(x, streams, context, strict=True)}
 
 
 class _Scan(torch.autograd.Function):
