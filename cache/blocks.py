@@ -144,7 +144,7 @@ def _read_block(task: tuple[Source, Block, int, list[Stretch]], target: memoryvi
 
 def _read_exactly(path: Path, block: Block, pieces: list[memoryview]) -> None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise CorruptStore(f"{path}: is missing; {REPAIR}") from None
     except OSError as error:

@@ -53,16 +53,16 @@ def inspect(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None:
     with h5py.File(folder / FILE, "r") as file:
         if set(file) != set(arrays):
             return f"{FILE} holds {sorted(file)} where {sorted(arrays)} are recorded"
-        for name, array in arrays.items():
-            fault = foreign(file, name)
-            if fault:
+        for name in arrays:
+            if fault := foreign(file, name):
                 return f"{FILE}: {fault}"
+        for name, array in arrays.items():
             dataset = file[name]
             offset = array.blocks[0].offset if array.blocks else dataset.id.get_offset()
             if (dataset.shape, dataset.dtype, dataset.id.get_offset()) != (array.shape, array.dtype, offset):
-                return f"array '{name}' is another for HDF5 than for its blocks"
+                return f"{FILE}: '{name}' is another for HDF5 than for its blocks"
             if dataset.chunks or any(a.offset + a.bytes != b.offset for a, b in itertools.pairwise(array.blocks)):
-                return f"array '{name}' is not contiguous"
+                return f"{FILE}: '{name}' is not contiguous"
     return None
 
 

@@ -1,8 +1,10 @@
 """What a part's `part.json` says, and the checks that it must pass before a byte is read on its word."""
 
+import errno
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .blocks import Block, Source, read_rows
-from .errors import CorruptStore
+from .errors import CorruptStore, SerError, StoreError
 from .sealed import REPAIR, unseal
 from .spec import FORMAT_VERSION, check_version
 
@@ -210,15 +212,22 @@ class Part:
 
 
 def read_small(path: Path) -> bytes:
-    """Read a small file whole; a symbolic link is refused. Raises `CorruptStore` if it is missing."""
+    """Read a small file whole. Raises `CorruptStore` if it is missing or no plain file, `StoreError` if unreadable."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # O_NONBLOCK: opening a pipe must not wait for somebody to write into it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor, not a path)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise CorruptStore(f"{path}: is a link or a special file; {REPAIR}")
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptStore(f"{path}: is missing; {REPAIR}") from None
+    except SerError:
+        raise
     except OSError as error:
-        raise CorruptStore(f"{path}: cannot be read ({error.strerror}); {REPAIR}") from error
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise CorruptStore(f"{path}: is a link or a special file; {REPAIR}") from error
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _inventory(folder: Path) -> dict[str, int]:
@@ -247,5 +256,7 @@ def _inventory(folder: Path) -> dict[str, int]:
 def _scan(folder: Path) -> Any:
     try:
         return os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CorruptStore(f"{folder}: is missing or no folder; {REPAIR}") from None
     except OSError as error:
-        raise CorruptStore(f"{folder}: cannot be read ({error.strerror}); {REPAIR}") from error
+        raise StoreError(f"{folder}: cannot be read ({error.strerror})") from error

@@ -72,12 +72,12 @@ def pack(rows: PartRows, spec: Spec) -> dict[str, npt.NDArray[Any]]:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     values = np.concatenate(arrays) if arrays else np.empty((0, spec.dim), spec.dtype)
     packed = {"values": values, "offsets": offsets}
-    for name, pieces in rows.extras.items():
+    for name, pieces in rows.extras.items() if arrays else ():
         if name in packed or not name.isidentifier() or not name.isascii() or len(name) > 64:
             raise WrongUse(f"an extra array cannot be called {name!r}")
         if [np.shape(piece) for piece in pieces] != [(length,) for length in lengths]:
             raise StoreError(f"{spec.name}: extra array '{name}' has another length than the rows beside it")
-        packed[name] = np.concatenate([np.asarray(piece) for piece in pieces]) if pieces else np.empty(0, np.int32)
+        packed[name] = np.concatenate([np.asarray(piece) for piece in pieces])
         if packed[name].dtype.name not in DTYPES:
             raise StoreError(f"{spec.name}: extra array '{name}' has dtype {packed[name].dtype}")
     return packed

@@ -26,7 +26,12 @@ def unseal(content: bytes, where: str) -> dict[str, Any]:
     body = content[:-_LENGTH] + b"}"
     if content[-_LENGTH:] != _SEAL % hashlib.sha256(body).hexdigest().encode():
         raise CorruptStore(f"{where}: altered or cut short (its checksum is wrong); {REPAIR}")
-    record: dict[str, Any] = json.loads(body)
+    try:
+        record = json.loads(body)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise CorruptStore(f"{where}: not a JSON object; {REPAIR}")
     return record
 
 

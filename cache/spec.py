@@ -21,10 +21,12 @@ def canonical_json(value: Any) -> bytes:
 
 def check_version(version: Any, where: str) -> None:
     """Raise `StoreError` unless this version of ser reads that version of the format."""
+    if type(version) is int and version > FORMAT_VERSION:
+        raise StoreError(
+            f"{where}: is of format version {version}, and this ser reads up to {FORMAT_VERSION}; update ser"
+        )
     if version != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
-        what = f"is of format version {version!r}, and this ser reads version {FORMAT_VERSION}"
-        raise StoreError(f"{where}: {what}; {'update ser' if newer else 'run `ser cache verify`'}")
+        raise CorruptStore(f"{where}: says no format version; run `ser cache verify`")
 
 
 @dataclass(frozen=True)

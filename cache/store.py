@@ -104,7 +104,13 @@ class Store:
         content = read_small(folder / "latest")
         if not _LATEST.fullmatch(content):
             raise CorruptStore(f"{folder / 'latest'}: altered or cut short; run `ser features` to write it again")
-        return content.decode().strip()
+        digest = content.decode().strip()
+        if not (folder / f"{digest}.parquet").exists():
+            raise CorruptStore(
+                f"{folder / 'latest'}: names {folder / digest}.parquet, which is missing; "
+                "run `ser features` to write it again"
+            )
+        return digest
 
     def put_manifest(self, manifest: Manifest) -> str:
         """Keep a manifest and make it the corpus's latest. Returns its digest.

@@ -73,7 +73,7 @@ def _things(store: Store) -> list[Path]:
 
 def _check(store: Store, path: Path, remaining: int, repair: bool) -> Checked:
     start = time.perf_counter()
-    size, problem, note, repaired = 0, None, None, False
+    size, problem, note, corrupt = 0, None, None, False
     try:
         if path.parent.name == "parts":
             size = check_part(path, path.parent.parent.name)
@@ -82,13 +82,14 @@ def _check(store: Store, path: Path, remaining: int, repair: bool) -> Checked:
         else:
             size = _check_manifest(store, path)
     except SerError as error:
-        problem = str(error)
+        # What a newer ser wrote, or may not be read by this user, is not corrupt.
+        problem, corrupt = str(error), isinstance(error, CorruptStore)
     except OSError as error:
         problem = f"{path}: cannot be read ({error.strerror})"
-    if problem and repair and path.parent.name == "parts":
+    repaired = corrupt and repair and path.parent.name == "parts"
+    if repaired:
         with faults_named("dropping a bad part", store.path):
             drop(store, path)
-        repaired = True
     name = str(path.relative_to(store.path))
     return Checked(name, size, time.perf_counter() - start, remaining, problem, repaired, note)
 
@@ -102,7 +103,7 @@ def check_part(folder: Path, fingerprint: str) -> int:
                 raise CorruptStore(f"{folder / name}: altered (its sha256 is wrong); {REPAIR}")
     for name, array in part.record.arrays.items():
         read_rows(part.source(name), np.empty(array.shape, array.dtype))
-    assert part.offsets is not None
+    part.offsets  # noqa: B018 (raises if they do not fit)
     if fault := _INSPECT[part.record.backend](folder, part.record.arrays):
         raise CorruptStore(f"{folder}: {fault}; {REPAIR}")
     return part.bytes
@@ -127,7 +128,7 @@ def _check_feature(store: Store, folder: Path) -> tuple[int, str | None]:
         raise CorruptStore(f"{folder / 'parts'}: is missing; {REPAIR}")
     seen: set[tuple[str, str, str | None]] = set()
     twice = 0
-    with contextlib.suppress(CorruptStore):  # which part, and why, stands in that part's own record
+    with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
         for part in feature.parts():
             for id_, digest in zip(part.record.ids, part.record.inputs, strict=True):
                 key = (part.record.corpus, id_, digest)

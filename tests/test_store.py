@@ -226,8 +226,8 @@ def test_rows_of_the_wrong_shape(tmp_path: Path) -> None:
 
 
 HOSTILE = [
-    "../../etc/passwd", "/abs", "nul\0nul", "new\nline", "tab\t\x1b[31m", "=cmd|'/c calc'!A0", "<script>x</script>", "é",
-    "e\u0301", "", " ", ".", "..", "a" * 5000, "data.h5", "\u202e", "\U0001f600", '"}],"x":1', "\\", "%s{}",
+    "../../etc/passwd", "/abs", "nul\0nul", "new\nline", "tab\t\x1b[31m", "=cmd|'/c calc'!A0", "<script>x</script>",
+    "é", "e\u0301", "", " ", ".", "..", "a" * 5000, "data.h5", "\u202e", "\U0001f600", '"}],"x":1', "\\", "%s{}",
 ]  # fmt: skip
 BAD_NAMES = ["../evil", "a/b", "", ".", "..", "tmp", "manifests", ".hidden", "a\0b", "x" * 65, "é"]
 

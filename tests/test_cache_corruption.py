@@ -1,0 +1,148 @@
+"""Whatever happens to a file of a store, somebody says so: at open, at reading, or at verify."""
+
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ser.cache.errors import CorruptStore, SerError
+from ser.cache.store import Manifest, open_store
+from ser.cache.verify import verify
+from ser.tests.store_samples import Arrays, check_whole, sample_store
+
+BACKENDS = ["zarr", "hdf5"]
+KINDS = {
+    "values": ["**/data.zarr/values/c/**/*", "**/data.h5"],
+    "offsets": ["**/data.zarr/offsets/c/*"],
+    "metadata": ["**/zarr.json", "**/data.h5"],
+    "part.json": ["**/part.json"],
+    "spec.json": ["**/spec.json"],
+    "manifest": ["manifests/**/*.parquet"],
+    "latest": ["manifests/*/latest"],
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def sample(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Manifest, Arrays]:
+    store, _, manifest, arrays = sample_store(tmp_path / "s", request.param, count=6, dim=5, level="token")
+    return store.path, manifest, arrays
+
+
+def files_of(path: Path, patterns: list[str] | None = None) -> list[Path]:
+    found = {file for pattern in patterns or ["**/*"] for file in path.glob(pattern) if file.is_file()}
+    return sorted(found)
+
+
+def complaints(path: Path, manifest: Manifest, arrays: Arrays) -> Iterator[str]:
+    """What is said when the store is opened and read, and when it is verified. Wrong values fail the test."""
+    try:
+        store = open_store(path)
+        feature = store.feature("tokens", "toy")
+        store.manifest()
+        check_whole(feature, manifest, arrays)
+        assert feature["u003"].tobytes() == arrays["u003"].tobytes()
+    except SerError as error:
+        yield str(error)
+    store = open_store(path)
+    yield from (checked.problem for checked in verify(store) if checked.problem)
+
+
+def check_noticed(path: Path, file: Path, manifest: Manifest, arrays: Arrays, at_open: bool) -> None:
+    said = list(complaints(path, manifest, arrays))
+    # A named error: the file itself, or the part that it belongs to.
+    names = [str(file), *(str(parent) for parent in file.parents if parent.parent.name == "parts")]
+    assert said, f"nobody noticed {file}"
+    assert all("\n" not in text for text in said)
+    assert any(name in text for name in names for text in said), (file, said)
+    if at_open:
+        with pytest.raises(CorruptStore):
+            store = open_store(path)
+            store.manifest()
+            for feature in store.features():
+                feature.parts()
+
+
+@pytest.mark.parametrize("harm", ["delete", "empty", "truncate", "grow", "link"])
+def test_each_file_in_turn(sample: tuple[Path, Manifest, Arrays], harm: str, tmp_path: Path) -> None:
+    path, manifest, arrays = sample
+    files = files_of(path)
+    assert len(files) >= 6
+    for file in files:
+        content = file.read_bytes()
+        if harm == "delete":
+            file.unlink()
+        elif harm == "link":
+            shutil.copy(file, tmp_path / "elsewhere")
+            file.unlink()
+            file.symlink_to(tmp_path / "elsewhere")
+        else:
+            file.write_bytes({"empty": b"", "truncate": content[: len(content) // 2], "grow": content + b"\0"}[harm])
+        check_noticed(path, file, manifest, arrays, at_open=True)
+        file.unlink(missing_ok=True)
+        file.write_bytes(content)
+    assert not list(complaints(path, manifest, arrays))
+
+
+def flip_bits(sample: tuple[Path, Manifest, Arrays], kind: str, times: int) -> None:
+    path, manifest, arrays = sample
+    files = files_of(path, KINDS[kind])
+    dice = random.Random(kind)
+    for _ in range(times if files else 0):
+        file = dice.choice(files)
+        content = file.read_bytes()
+        altered = bytearray(content)
+        altered[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        file.write_bytes(altered)
+        sealed = kind in ("part.json", "spec.json", "manifest", "latest")
+        check_noticed(path, file, manifest, arrays, at_open=sealed)
+        file.write_bytes(content)
+    assert not list(complaints(path, manifest, arrays))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_bit(sample: tuple[Path, Manifest, Arrays], kind: str) -> None:
+    flip_bits(sample, kind, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_flipped_bits(sample: tuple[Path, Manifest, Arrays], kind: str) -> None:
+    flip_bits(sample, kind, 120)
+
+
+def test_each_folder_in_turn(sample: tuple[Path, Manifest, Arrays]) -> None:
+    path, manifest, arrays = sample
+    folders = sorted(folder for folder in path.glob("**/*") if folder.is_dir() and folder.name != "tmp")
+    # Without its whole folder a part or feature is not there, which is absence and not corruption: rows are missing.
+    for folder in folders:
+        aside = path.parent / "aside"
+        folder.rename(aside)
+        try:
+            store = open_store(path)
+            said = list(complaints(path, manifest, arrays))
+        except SerError as error:
+            said = [str(error)]
+        assert said, f"nobody noticed {folder}"
+        aside.rename(folder)
+    assert not list(complaints(path, manifest, arrays))
+    assert store is not None
+
+
+def test_a_reader_in_flight_gets_an_error(sample: tuple[Path, Manifest, Arrays]) -> None:
+    """Files that go or change after a feature has been opened."""
+    path, manifest, arrays = sample
+    for file in files_of(path, KINDS["values"]):
+        for content in (None, b"", bytes(file.stat().st_size)):
+            feature = open_store(path)["tokens"]
+            feature.parts()
+            kept = file.read_bytes()
+            if content is None:
+                file.unlink()
+            else:
+                file.write_bytes(content)
+            with pytest.raises(CorruptStore, match=str(file)):
+                feature.load(manifest)
+            file.write_bytes(kept)
+    check_whole(open_store(path)["tokens"], manifest, arrays)

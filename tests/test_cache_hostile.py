@@ -1,0 +1,201 @@
+"""Stores that lie on purpose: sealed as they should be, and false."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from ser.cache.errors import CorruptStore, SerError
+from ser.cache.sealed import seal
+from ser.cache.store import Feature, Manifest, open_store
+from ser.cache.verify import check_part
+from ser.tests.store_samples import sample_store
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+def rewrite(folder: Path, change: Change) -> None:
+    """Change part.json and seal it again, as an attacker would."""
+    record = json.loads((folder / "part.json").read_text())
+    del record["sha256"]
+    change(record)
+    (folder / "part.json").write_bytes(seal(record))
+
+
+def sample(path: Path, backend: str) -> tuple[Feature, Manifest, Path]:
+    _, feature, manifest, _ = sample_store(path, backend, count=4)
+    return feature, manifest, next((feature.path / "parts").iterdir())
+
+
+def values(record: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = record["arrays"]["values"]
+    return found
+
+
+def bomb(record: dict[str, Any]) -> None:
+    """One real block named 20,000 times: kilobytes that claim to be gigabytes."""
+    array = values(record)
+    array["blocks"] = array["blocks"][:1] * 20_000
+    rows = array["blocks"][0]["bytes"] // 16 * 20_000
+    array["shape"][0] = rows
+
+
+LIES: dict[str, Change] = {
+    "rows that are not there": lambda r: values(r)["shape"].__setitem__(0, 1 << 40),
+    "a chunk bomb": bomb,
+    "a negative shape": lambda r: values(r)["shape"].__setitem__(0, -1),
+    "a shape that is no number": lambda r: values(r)["shape"].__setitem__(0, "9"),
+    "a true shape": lambda r: values(r)["shape"].__setitem__(1, True),
+    "another dimension": lambda r: values(r)["shape"].__setitem__(1, 1),
+    "another dtype": lambda r: values(r).__setitem__("dtype", "int16"),
+    "an object dtype": lambda r: values(r).__setitem__("dtype", "O"),
+    "a block outside its file": lambda r: values(r)["blocks"][0].__setitem__("offset", 1 << 30),
+    "a negative offset": lambda r: values(r)["blocks"][0].__setitem__("offset", -2),
+    "a block in another file": lambda r: values(r)["blocks"][0].__setitem__("file", "../../../spec.json"),
+    "an absolute file": lambda r: r["files"].__setitem__("/etc/passwd", {"bytes": 1, "sha256": "0"}),
+    "a file with ..": lambda r: r["files"].__setitem__("data.zarr/../x", {"bytes": 1, "sha256": "0"}),
+    "a file with NUL": lambda r: r["files"].__setitem__("data.zarr/v\0/c/0", {"bytes": 1, "sha256": "0"}),
+    "ids of another length": lambda r: r["ids"].append("more"),
+    "an id twice": lambda r: r["ids"].__setitem__(0, r["ids"][1]),
+    "an id that is no text": lambda r: r["ids"].__setitem__(0, 7),
+    "another backend": lambda r: r.__setitem__("backend", "pickle"),
+    "no values": lambda r: r["arrays"].pop("values"),
+    "no arrays": lambda r: r.__setitem__("arrays", None),
+    "another fingerprint": lambda r: r.__setitem__("fingerprint", "0" * 16),
+    "a quarantine of another shape": lambda r: r["quarantined"].append({"id": "x", "code": "evil"}),
+    "no version": lambda r: r.pop("format_version"),
+    "no key at all": lambda r: r.clear(),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
+def test_a_part_that_lies(tmp_path: Path, backend: str, lie: str) -> None:
+    feature, manifest, folder = sample(tmp_path / "s", backend)
+    rewrite(folder, LIES[lie])
+    with pytest.raises(SerError) as caught:
+        open_store(tmp_path / "s")["frames"].load(manifest)
+    assert str(folder) in str(caught.value) or str(feature.path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_that_is_none(tmp_path: Path) -> None:
+    _feature, manifest, folder = sample(tmp_path / "s", "zarr")
+    import hashlib
+
+    for body in (b"[" * 100_000 + b"}", b'{"a":NaN}', b"{]}", b'{"format_version":1e999}', b"\xff}"):
+        sealed = body[:-1] + b',"sha256":"%s"}\n' % hashlib.sha256(body).hexdigest().encode()
+        (folder / "part.json").write_bytes(sealed)
+        with pytest.raises(CorruptStore, match=str(folder)):
+            open_store(tmp_path / "s")["frames"].load(manifest)
+
+
+def test_a_link_in_place_of_a_folder(tmp_path: Path) -> None:
+    _feature, manifest, folder = sample(tmp_path / "s", "zarr")
+    inside = folder / "data.zarr" / "values"
+    inside.rename(tmp_path / "values")
+    inside.symlink_to(tmp_path / "values")
+    with pytest.raises(CorruptStore, match="link or a special file"):
+        open_store(tmp_path / "s")["frames"].load(manifest)
+
+
+def test_a_pipe_in_place_of_a_file(tmp_path: Path) -> None:
+    _feature, manifest, folder = sample(tmp_path / "s", "hdf5")
+    for name in ("part.json", "data.h5"):
+        kept = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(CorruptStore, match=name):
+            open_store(tmp_path / "s")["frames"].load(manifest)
+        (folder / name).unlink()
+        (folder / name).write_bytes(kept)
+
+
+def replace_file(folder: Path, name: str, content: bytes) -> None:
+    """Put other content in place and record its size and digest, so that only its meaning can give it away."""
+    import hashlib
+
+    (folder / name).write_bytes(content)
+
+    def change(record: dict[str, Any]) -> None:
+        record["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    rewrite(folder, change)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'{"name":"crc32c"}', b'{"name":"crc32c"},{"name":"evil.codec"}'),
+        (b'"fill_value":"NaN"', b'"fill_value":0.0'),
+        (b'"shape":[', b'"shape":[1'),
+        (b'"float16"', b'"int16"'),
+    ],
+)
+def test_zarr_metadata_that_shows_plain_readers_something_else(tmp_path: Path, old: bytes, new: bytes) -> None:
+    feature, _, folder = sample(tmp_path / "s", "zarr")
+    name = "data.zarr/values/zarr.json"
+    content = (folder / name).read_bytes()
+    assert old in content
+    replace_file(folder, name, content.replace(old, new))
+    with pytest.raises(CorruptStore, match=r"another array, codec or fill"):
+        check_part(folder, feature.fingerprint)
+
+
+def evil_hdf5(kind: str, path: Path, beside: Path) -> None:
+    """An HDF5 file whose `values` are not in it."""
+    with h5py.File(beside / "other.h5", "w") as other:
+        other["values"] = np.zeros((9, 8), "f2")
+    (beside / "raw.bin").write_bytes(bytes(9 * 8 * 2))
+    with h5py.File(path, "w") as file:
+        file["offsets"] = np.arange(10)
+        if kind == "external link":
+            file["values"] = h5py.ExternalLink(str(beside / "other.h5"), "/values")
+        elif kind == "soft link":
+            file["values"] = h5py.SoftLink("/offsets")
+        elif kind == "external storage":
+            file.create_dataset("values", (9, 8), "f2", external=[(str(beside / "raw.bin"), 0, 144)])
+        elif kind == "virtual dataset":
+            layout = h5py.VirtualLayout((9, 8), "f2")
+            layout[:] = h5py.VirtualSource(str(beside / "other.h5"), "values", (9, 8), "f2")
+            file.create_virtual_dataset("values", layout)
+        elif kind == "foreign filter":
+            file.create_dataset("values", data=np.zeros((9, 8), "f2"), compression="lzf")
+        elif kind == "group":
+            file.create_group("values")
+        else:
+            raise AssertionError(kind)
+
+
+EVIL_HDF5 = {
+    "external link": "link to elsewhere",
+    "soft link": "link to elsewhere",
+    "external storage": "another file",
+    "virtual dataset": "virtual dataset",
+    "foreign filter": "filter other than",
+    "group": "no dataset",
+}
+
+
+@pytest.mark.parametrize("kind", EVIL_HDF5)
+def test_hdf5_whose_values_are_elsewhere(tmp_path: Path, kind: str) -> None:
+    feature, _, folder = sample(tmp_path / "s", "hdf5")
+    evil_hdf5(kind, tmp_path / "evil.h5", tmp_path)
+    content = (folder / "data.h5").read_bytes()
+    evil = (tmp_path / "evil.h5").read_bytes()
+    # The blocks stay true: the evil file goes first, the real bytes behind it, so that ours still reads them.
+    replace_file(folder, "data.h5", evil + content)
+
+    def shift(record: dict[str, Any]) -> None:
+        for array in record["arrays"].values():
+            for block in array["blocks"]:
+                block["offset"] += len(evil)
+
+    rewrite(folder, shift)
+    with pytest.raises(CorruptStore, match=rf"data\.h5: 'values' .*{EVIL_HDF5[kind]}"):
+        check_part(folder, feature.fingerprint)
