@@ -144,7 +144,8 @@ def _open_bundle(name: str, made: Path) -> dict[str, Any]:
     try:
         import torchaudio
     except (ImportError, OSError) as fault:  # OSError: a torchaudio built for another torch
-        raise SerError(f"torchaudio cannot be imported here ({type(fault).__name__}): pip install 'ser[torchaudio]'")
+        reason = f"torchaudio cannot be imported here ({type(fault).__name__}): pip install 'ser[torchaudio]'"
+        raise SerError(reason) from fault
     bundle = getattr(torchaudio.pipelines, name, None)
     if bundle is None or not name.startswith("HUBERT"):
         known = [known for known in dir(torchaudio.pipelines) if known.startswith("HUBERT")]
@@ -154,8 +155,12 @@ def _open_bundle(name: str, made: Path) -> dict[str, Any]:
     (made / "config.json").write_text(json.dumps(config, indent=2))
     preprocessor = {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        **{"do_normalize": bool(bundle._normalize_waveform), "feature_size": 1, "padding_value": 0.0},
-        **{"padding_side": "right", "return_attention_mask": True, "sampling_rate": int(bundle.sample_rate)},
+        "do_normalize": bool(bundle._normalize_waveform),
+        "feature_size": 1,
+        "padding_value": 0.0,
+        "padding_side": "right",
+        "return_attention_mask": True,
+        "sampling_rate": int(bundle.sample_rate),
     }
     (made / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
     return torchaudio_names(model.state_dict())

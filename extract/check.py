@@ -97,9 +97,7 @@ class _Reference:
         self.wanted, self.config, self.device, self.models = wanted, wanted.config, device, models
 
     def __call__(self, value: Any) -> np.ndarray:
-        return {"smile": self._smile, "mel": self._mel, "speech": self._speech, "text": self._text}[
-            self.wanted.spec.extractor
-        ](value)
+        return np.asarray(getattr(self, f"_{self.wanted.spec.extractor}")(value))
 
     def _smile(self, clip: Clip) -> np.ndarray:
         import opensmile

@@ -33,6 +33,10 @@ class SmileConfig:
     clip: float = LARGEST_SAMPLE
 
 
+# Too short is told by name below. (catch_warnings is no help in threads.)
+warnings.filterwarnings("ignore", "Segment too short", UserWarning)
+
+
 class SmilePass:
     """One vector of 6373 values per utterance; threads scale, for openSMILE runs without the GIL."""
 
@@ -53,9 +57,7 @@ class SmilePass:
         if samples.max(initial=0.0) > self.config.clip or samples.min(initial=0.0) < -1.0:
             clip.warnings.append("clipped to full scale for is13")
             samples = np.clip(samples, -1.0, self.config.clip)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # "Segment too short": told below, by name
-            values = self._smile()(samples, self.config.sampling_rate)[0, :, 0]
+        values = self._smile()(samples, self.config.sampling_rate)[0, :, 0]
         if np.isnan(values).all():
             return Unusable(f"is too short for is13 ({clip.seconds * 1000:.0f} ms)")
         [spec] = self.specs

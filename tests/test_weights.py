@@ -116,7 +116,7 @@ def test_refusals(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(NoWeights, match=r"no model\.safetensors"):
         find_checkpoint(copy)
     (copy / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(NoWeights, match="ser weights convert .* DIR"):
+    with pytest.raises(NoWeights, match=r"ser weights convert .* DIR"):
         find_checkpoint(copy)
     (copy / "kept").rename(copy / "model.safetensors")
     assert find_checkpoint(copy)  # safetensors beside a pickle: the pickle is not looked at

@@ -1,0 +1,286 @@
+"""From a corpus to a store: every row accounted for, nothing computed twice, the same rows however it is run."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from ser.cache.errors import SerError, StoreError, WrongUse
+from ser.cache.store import open_store
+from ser.extract import plan as planning
+from ser.extract.run import Request, Stopped, Summary, extract, plan
+from ser.weights_random import write_random_checkpoint
+
+TEXTS = ["Yeah.", "I don't know what you mean.", "Yeah.", "[LAUGHTER]", "oh " * 40, "Leave me alone!", "why?", "Yeah."]
+EVERYTHING = "hubert,hubert:layer=1,bert,mpnet,is13,logmel,mfcc"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    words = " ".join(TEXTS).split()
+    return {
+        name: str(write_random_checkpoint(folder / name, name, words=words)) for name in ("hubert", "bert", "mpnet")
+    }
+
+
+def write_table(folder: Path, texts: list[str | None]) -> Path:
+    with (folder / "corpus.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "audio", "text"])
+        writer.writerows([f"u{number}", f"{number}.wav", text] for number, text in enumerate(texts))
+    return folder / "corpus.csv"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Eight utterances of 0.6 to 4.1 s."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "corpus").mkdir()
+    for number in range(8):
+        samples = rng.normal(0, 0.1, int(16000 * (0.6 + number / 2)))
+        sf.write(tmp_path / "corpus" / f"{number}.wav", samples, 16000)
+    return write_table(tmp_path / "corpus", list(TEXTS))
+
+
+def run(corpus: Path, store: Path, models: dict[str, str], features: str = EVERYTHING, **options: Any) -> Summary:
+    mine = {name: path for name, path in models.items() if name in features}
+    return extract(plan(Request(corpus, features, store=store, models=mine, **options)))
+
+
+def rows(store: Path, feature: str) -> list[np.ndarray]:
+    opened = open_store(store)
+    packed = opened.feature(feature).load(opened.manifest())
+    return [packed[i] for i in range(len(packed))]
+
+
+def test_however_it_is_run_the_rows_are_the_same(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    summary = run(corpus, tmp_path / "plain", models, dtype="float32")
+    assert {name: facts["rows"] for name, facts in summary.features.items()} == dict.fromkeys(EVERYTHING.split(","), 8)
+    assert summary.features["hubert"]["batches"] == 8 and summary.features["bert"]["batches"] == 6  # "Yeah." once
+    assert all(facts["random_weights"] == (name[:2] in ("hu", "be", "mp")) for name, facts in summary.features.items())
+    batched = run(corpus, tmp_path / "batched", models, dtype="float32", batch_seconds=8, backend="hdf5")
+    assert 2 <= batched.features["hubert"]["batches"] <= 5 and batched.features["bert"]["batches"] == 1
+    run(corpus, tmp_path / "spread", models, dtype="float32", workers=2, part_seconds=5, batch_seconds=8)
+    for feature in EVERYTHING.split(","):
+        reference = rows(tmp_path / "plain", feature)
+        for other in ("batched", "spread"):
+            for ours, theirs in zip(rows(tmp_path / other, feature), reference, strict=True):
+                if feature in ("is13", "logmel", "mfcc"):
+                    assert np.array_equal(ours, theirs)
+                else:
+                    assert np.abs(ours - theirs).max() / np.abs(theirs).max() <= 1e-5
+    stores = [open_store(tmp_path / name) for name in ("plain", "batched", "spread")]
+    assert len({tuple(f.fingerprint for f in store.features()) for store in stores}) == 1
+
+
+def test_float16_is_the_default_for_frames_and_tokens(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    run(corpus, tmp_path / "store", models, "hubert,bert,is13,logmel")
+    store = open_store(tmp_path / "store")
+    assert {f.spec.feature: f.spec.dtype for f in store.features()} == {
+        **dict.fromkeys(("bert", "hubert", "logmel"), "float16"),
+        "is13": "float32",
+    }
+    packed = store.feature("bert").load(store.manifest())
+    assert packed.extras["word"].dtype == np.int32 and len(packed.extras["word"]) == len(packed.values)
+
+
+def test_nothing_is_computed_twice(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    store = tmp_path / "store"
+    run(corpus, store, models, "is13,bert", part_seconds=3)
+    again = run(corpus, store, models, "is13,bert,logmel", part_seconds=3)
+    assert {name: facts["computed"] for name, facts in again.features.items()} == {"is13": 0, "bert": 0, "logmel": 8}
+    assert again.features["is13"]["reused"] == 8 and again.features["is13"]["batches"] == 0
+    data = bytearray((corpus.parent / "3.wav").read_bytes())
+    status = (corpus.parent / "3.wav").stat()
+    data[-1] ^= 1
+    (corpus.parent / "3.wav").write_bytes(data)
+    os.utime(corpus.parent / "3.wav", ns=(status.st_atime_ns, status.st_mtime_ns))
+    changed = run(corpus, store, models, "is13,bert,logmel", part_seconds=3)
+    assert {name: facts["computed"] for name, facts in changed.features.items()} == {"is13": 1, "bert": 0, "logmel": 1}
+    write_table(corpus.parent, ["No!", *TEXTS[1:]])
+    changed = run(corpus, store, models, "is13,bert,logmel", part_seconds=3)
+    assert {name: facts["computed"] for name, facts in changed.features.items()} == {"is13": 0, "bert": 1, "logmel": 0}
+
+
+def test_layers_share_one_forward_pass(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    summary = run(corpus, tmp_path / "store", models, "hubert:layers=all")
+    assert list(summary.features) == ["hubert:layer=0", "hubert:layer=1", "hubert:layer=2"]
+    assert all(facts["batches"] == 8 for facts in summary.features.values())
+    later = run(corpus, tmp_path / "store", models, "hubert:layer=2,hubert")
+    assert later.features["hubert:layer=2"]["computed"] == 0
+
+
+def broken(corpus: Path) -> Path:
+    """One utterance truncated, one too short for IS13, one without a transcript."""
+    path = corpus.parent / "2.wav"
+    path.write_bytes(path.read_bytes()[:-500])
+    sf.write(corpus.parent / "4.wav", np.random.default_rng(0).normal(0, 0.1, 480), 16000)
+    return write_table(corpus.parent, [text if number != 6 else None for number, text in enumerate(TEXTS)])
+
+
+def test_fail_is_the_default_and_lists_them(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    with pytest.raises(Stopped) as fault:
+        run(broken(corpus), tmp_path / "store", models, "is13,logmel,bert")
+    message = str(fault.value)
+    assert "u2 (2.wav)" in message and "u6" in message and "--on-error skip" in message and "\n" not in message
+    with pytest.raises(Stopped, match=r"u4 \(4\.wav\).*too short for is13 \(30 ms\)"):
+        write_table(corpus.parent, list(TEXTS))
+        (corpus.parent / "2.wav").write_bytes((corpus.parent / "3.wav").read_bytes())
+        run(corpus, tmp_path / "store", models, "is13,logmel", part_seconds=3)
+    kept = open_store(tmp_path / "store")
+    assert kept.feature("is13").quarantined(kept.manifest()) == {}  # what stopped the run is tried again
+
+
+def test_skip_quarantines_by_name_and_retry_tries_again(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    store = tmp_path / "store"
+    summary = run(broken(corpus), store, models, "is13,logmel,bert,hubert", on_error="skip")
+    assert {name: set(found) for name, found in summary.quarantined.items()} == {
+        "is13": {"u2", "u4"},
+        "logmel": {"u2"},
+        "hubert": {"u2"},
+        "bert": {"u6"},
+    }
+    assert summary.any_quarantined and "truncated" in summary.quarantined["is13"]["u2"]
+    assert summary.quarantined["bert"]["u6"] == "no transcript"
+    assert all(facts["rows"] + facts["quarantined"] == 8 for facts in summary.features.values())
+    again = run(corpus, store, models, "is13,logmel,bert,hubert", on_error="skip")
+    assert all(facts["computed"] == 0 for facts in again.features.values()) and again.any_quarantined
+    retried = run(corpus, store, models, "is13", on_error="skip", retry=True)
+    assert retried.quarantined == {"is13": summary.quarantined["is13"]}
+    sf.write(corpus.parent / "2.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    mended = run(corpus, store, models, "is13", on_error="skip")  # other bytes: no retry needed
+    assert set(mended.quarantined["is13"]) == {"u4"} and mended.features["is13"]["computed"] == 1
+
+
+def test_audio_that_changes_while_running_is_noticed(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    made = plan(Request(corpus, "logmel", store=tmp_path / "store"))
+    sf.write(corpus.parent / "5.wav", np.zeros(16000), 16000)
+    with pytest.raises(Stopped, match=r"u5 .*changed"):
+        extract(made)
+
+
+def test_a_dry_plan_writes_nothing_and_estimates(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    made = plan(Request(corpus, EVERYTHING, store=tmp_path / "store", models=models))
+    assert not (tmp_path / "store").exists() and made.random_weights
+    run(corpus, tmp_path / "store", models)
+    written = sum(path.stat().st_size for path in (tmp_path / "store").rglob("c/*/*"))
+    assert 0.7 < made.bytes / written < 1.3
+    assert [feature.missing for feature in plan(made.request).features] == [[]] * 7
+
+
+def test_a_disk_too_small_is_refused_before_it_starts(
+    corpus: Path, tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_free", lambda path: 10_000)
+    with pytest.raises(StoreError, match="GB are free"):
+        plan(Request(corpus, "is13", store=tmp_path / "store"))
+
+
+def test_limit(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    assert run(corpus, tmp_path / "store", models, "is13", limit=3).features["is13"]["rows"] == 3
+    facts = run(corpus, tmp_path / "store", models, "is13").features["is13"]
+    assert [facts[key] for key in ("rows", "computed", "reused", "quarantined")] == [8, 5, 3, 0]
+
+
+def test_progress_reaches_the_end_of_each_stage(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
+    made = plan(Request(corpus, EVERYTHING, store=tmp_path / "store", models=models))
+    summary = extract(made, lambda stage, done, total: seen.setdefault(stage, []).append((done, total)))
+    assert {stage: steps[-1] for stage, steps in seen.items()} == dict.fromkeys(
+        ("decode", "hubert", "bert", "mpnet", "is13", "logmel", "mfcc"), (8, 8)
+    )
+    assert all(steps == sorted(steps) for steps in seen.values())
+    assert "limited by" in summary.sentence and set(summary.stages) >= set(seen)
+
+
+def test_check_records_the_deviation(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    summary = run(corpus, tmp_path / "store", models, check=5)
+    assert set(summary.check) == set(EVERYTHING.split(","))
+    assert all(value <= 1e-5 for value in summary.check.values()) and summary.check["is13"] == 0
+    spec = json.loads(next((tmp_path / "store" / "hubert").rglob("spec.json")).read_text())
+    assert "max_relative" in json.dumps(spec)
+
+
+def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    """A process killed by the kernel: one sentence, and what was published stays."""
+    code = (
+        "import sys; from pathlib import Path; from ser.extract.run import *\n"
+        "if __name__ == '__main__':\n"
+        f"    extract(plan(Request(Path({str(corpus)!r}), 'is13', store=Path({str(tmp_path / 'store')!r}), "
+        "workers=2, part_seconds=1)))"
+    )
+    (tmp_path / "main.py").write_text(code)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "main.py")], stderr=subprocess.PIPE, text=True)
+    children: list[int] = []
+    deadline = time.monotonic() + 60
+    while not children and time.monotonic() < deadline:
+        listed = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
+        children = [int(child) for child in listed.stdout.split()]
+        time.sleep(0.05)
+    os.kill(children[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "SIGKILL" in errors and "what was finished is kept" in errors
+    assert run(corpus, tmp_path / "store", models, "is13", part_seconds=1).features["is13"]["rows"] == 8
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    clean = run(corpus, tmp_path / "clean", models, "is13,hubert", part_seconds=1)
+    code = (
+        "from pathlib import Path; from ser.extract.run import *\n"
+        f"extract(plan(Request(Path({str(corpus)!r}), 'is13,hubert', store=Path({str(tmp_path / 'store')!r}), "
+        f"models={{'hubert': {models['hubert']!r}}}, part_seconds=1)))"
+    )
+    for delay in np.linspace(2, 8, 8):
+        process = subprocess.Popen([sys.executable, "-c", code])
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+    done = run(corpus, tmp_path / "store", models, "is13,hubert", part_seconds=1)
+    for feature in clean.features:
+        assert done.features[feature]["rows"] == 8
+        for ours, theirs in zip(rows(tmp_path / "store", feature), rows(tmp_path / "clean", feature), strict=True):
+            assert np.array_equal(ours, theirs)
+    assert not list((tmp_path / "store" / "tmp").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": "is14"}, "did you mean is13"),
+        ({"features": "hubert", "models": {"hubert": "/nowhere at all"}}, "no such folder"),
+        ({"features": "is13", "models": ["is13=/x"]}, "without weights"),
+        ({"features": "is13", "models": ["hubert"]}, "NAME=ID_OR_PATH"),
+        ({"features": "is13", "backend": "pickle"}, "zarr or hdf5"),
+        ({"features": "is13", "part_seconds": 0}, "above 0"),
+        ({"features": ""}, "no feature is named"),
+    ],
+)
+def test_wrong_requests(corpus: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(WrongUse, match=message):
+        plan(Request(corpus, store=tmp_path / "store", **options))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_folder_that_is_no_store_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "thesis.txt").write_text("mine")
+    with pytest.raises(WrongUse, match="no store"):
+        plan(Request(corpus, "is13", store=tmp_path / "store"))
+    shutil.rmtree(tmp_path / "store")
+
+
+def test_no_device_of_that_name(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    with pytest.raises(SerError, match="--device"):
+        run(corpus, tmp_path / "store", models, "hubert", device="tpu")
