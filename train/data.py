@@ -36,7 +36,8 @@ class Dataset:
     @cached_property
     def inputs(self) -> Mapping[str, Inputs]:
         """The values of each modality, read when they are first asked for."""
-        return self.read()
+        with torch.inference_mode(False):  # whoever asks first, training must be able to use them
+            return self.read()
 
     def batch(self, groups: Sequence[np.ndarray], scaling: Mapping[str, Scaling], soft: bool = False) -> Batch:
         """The batch of the given dialogues (arrays of rows in turn order), its inputs scaled and in float32."""

@@ -1,0 +1,296 @@
+"""Run folders: named by their config, readable without us, never half there, never trained twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ser.cache.errors import CorruptStore, MissingRows, WrongUse
+from ser.tests.tiny_store import make_store
+from ser.train import single
+from ser.train.experiment import Experiment, Progress, dry_run, prepare, run_experiment
+from ser.train.fit import predict
+from ser.train.metrics import scores
+from ser.train.runs import find_runs, open_run, run_name
+from ser.train.summary import summarise, summary_text
+from ser.train.weights import load_model
+
+SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("tiny")).path
+
+
+def lgf(store: Path, out: Path, **options) -> Experiment:
+    asked = {"features": "is13+bert", "fusion": "lgf-add", "loss": "perspective", "epochs": 4, "set": SMALL}
+    return Experiment(store=store, out=out, **{**asked, **options})
+
+
+def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path: Path) -> None:
+    (run,) = run_experiment(lgf(store, tmp_path, folds=1))
+    assert sorted(p.name for p in run.path.iterdir()) == [
+        "config.json",
+        "lock",
+        "log",
+        "model.safetensors",
+        "predictions.parquet",
+        "result.json",
+    ]
+    config = json.loads((run.path / "config.json").read_text())
+    assert config["settings"]["d_model"] == 16 and config["settings"]["dropout"] == 0.2  # complete, defaults too
+    assert config["features"]["audio"]["feature"] == "is13" and len(config["features"]["audio"]["fingerprint"]) == 16
+    assert len(config["manifest"]) == 64 and config["provenance"]["synthetic"] is True
+    result = json.loads((run.path / "result.json").read_text())
+    for key in ("wa", "ua", "macro_f1", "per_class", "protocol", "select", "labels", "fold", "seed", "n"):
+        assert key in result
+    assert result["select"] == "val" and result["speaker_independent"] is True
+    assert result["random_weights"] == ["bert"] and result["synthetic"] is True
+    table = pq.read_table(run.path / "predictions.parquet").to_pydict()
+    assert len(table["id"]) == result["n"]
+    for name, truth, predicted, probabilities in zip(
+        table["id"], table["truth"], table["predicted"], table["probabilities"], strict=True
+    ):
+        assert name.startswith("Ses01") and truth in result["classes"]
+        assert predicted == result["classes"][int(np.argmax(probabilities))]
+    right = np.mean([t == p for t, p in zip(table["truth"], table["predicted"], strict=True)])
+    assert result["wa"] == pytest.approx(right)
+    assert any(name.startswith("model.") for name in load_file(run.path / "model.safetensors"))
+    assert len((run.path / "log").read_text().splitlines()) == 4
+
+
+def test_the_saved_model_gives_the_saved_probabilities(store: Path, tmp_path: Path) -> None:
+    experiment = lgf(store, tmp_path, folds=1)
+    (job,) = prepare(experiment)
+    (run,) = run_experiment(experiment)
+    fitted, fusion, settings = load_model(open_run(run.path))
+    assert fusion.name == "lgf-add" and settings.d_model == 16 and set(fitted.scaling) == {"audio"}
+    found = predict(fitted.model, job.data, job.fold.test, job.plan, fitted.scaling)
+    saved = run.predictions().to_pydict()
+    assert np.array_equal(found["logits"], np.array(saved["probabilities"], dtype=np.float32))
+    assert np.array_equal(found["text"], np.array(saved["probabilities head text"], dtype=np.float32))
+
+
+def test_one_model_is_tested_with_both_and_with_either_modality(store: Path, tmp_path: Path) -> None:
+    settings = ("d_model=16", "heads=2", "queries=3", "lr=0.003")
+    mit = Experiment("hubert+mpnet", "mit", store=store, out=tmp_path, epochs=6, folds=1, set=settings)
+    (run,) = run_experiment(mit)
+    tests = run.result["tests"]
+    assert set(tests) == {"both", "only audio", "only text"}
+    saved = run.predictions().to_pydict()
+    assert saved["probabilities"] != saved["probabilities only audio"] != saved["probabilities only text"]
+    truth = [run.result["classes"].index(name) for name in saved["truth"]]
+    for name, column in (("both", "probabilities"), ("only text", "probabilities only text")):
+        predicted = np.array(saved[column]).argmax(1).tolist()
+        assert tests[name] == scores(truth, predicted, run.result["classes"])
+
+
+def test_only_audio_does_not_look_at_the_text(store: Path, tmp_path: Path) -> None:
+    settings = ("d_model=16", "heads=2", "queries=3")
+    (job,) = prepare(Experiment("hubert+mpnet", "mit", store=store, out=tmp_path, epochs=1, folds=1, set=settings))
+    torch.manual_seed(0)
+    model = job.plan.fusion.build(job.plan.settings, job.data.dims, 4)
+    before = predict(model, job.data, job.fold.test, job.plan, {}, hide="text")["logits"]
+    job.data.inputs["text"].values.mul_(-3)
+    assert np.array_equal(before, predict(model, job.data, job.fold.test, job.plan, {}, hide="text")["logits"])
+    assert not np.array_equal(before, predict(model, job.data, job.fold.test, job.plan, {})["logits"])
+
+
+def test_a_finished_run_is_never_trained_again(store: Path, tmp_path: Path) -> None:
+    first = run_experiment(lgf(store, tmp_path, folds=2, seeds=2))
+    stamps = {run.path: (run.path / "result.json").stat().st_mtime_ns for run in first}
+    assert len(stamps) == 4
+    epochs: list[Progress] = []
+    again = run_experiment(lgf(store, tmp_path, folds=2, seeds=2), epochs.append)
+    assert {run.path: (run.path / "result.json").stat().st_mtime_ns for run in again} == stamps
+    assert [progress.epoch for progress in epochs] == [None] * 4
+
+
+def test_any_change_of_the_config_is_another_run(store: Path, tmp_path: Path) -> None:
+    plain = lgf(store, tmp_path, folds=1)
+    changes = [
+        {"epochs": 5},
+        {"loss": "single"},
+        {"select": "last"},
+        {"labels": "5class"},
+        {"protocol": "train1234-test5"},
+        {"set": (*SMALL, "dropout=0.1")},
+        {"set": (*SMALL, "soft_labels=true")},
+        {"features": "is13+bert:pool=meanstd"},
+        {"limit": 60},
+    ]
+    names = [run_name(prepare(replace(plain, **change))[0].config) for change in [{}, *changes]]
+    assert len(set(names)) == len(names)
+    # What cannot change the numbers does not change the name.
+    moved = replace(plain, out=tmp_path / "elsewhere", resume=True, seeds=2)
+    assert run_name(prepare(moved)[0].config) == names[0]
+    assert run_name(prepare(replace(plain, features="bert+is13"))[0].config) == names[0]
+
+
+def test_soft_labels_train_on_the_votes(store: Path, tmp_path: Path) -> None:
+    hard, soft = (
+        run_experiment(lgf(store, tmp_path, folds=1, set=s))[0] for s in (SMALL, (*SMALL, "soft_labels=true"))
+    )
+    assert hard.result["history"][0]["loss"] != soft.result["history"][0]["loss"]
+
+
+def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
+    found = dry_run(lgf(store, tmp_path / "out", epochs=10, seeds=3))
+    assert found.runs == 15 and found.parameters > 1000 and found.seconds > 0
+    assert found.updates == 15 * 10 * 3  # three sessions of two dialogues, two dialogues a batch
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_tells_how_it_goes(store: Path, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    run_experiment(lgf(store, tmp_path, folds=2), told.append)
+    assert [(p.run, p.epoch.epoch if p.epoch else None) for p in told] == [
+        (run, epoch) for run in (1, 2) for epoch in (1, 2, 3, 4, None)
+    ]
+    assert told[0].runs == 2 and told[0].fold == "session 1" and told[0].epoch and told[0].epoch.ua is not None
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from ser.train import single
+from ser.train.experiment import Experiment, run_experiment
+single.STATE_SECONDS = 0.0
+store, out, resume = sys.argv[1], sys.argv[2], sys.argv[3] == "resume"
+settings = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
+run_experiment(
+    Experiment("is13+bert", "lgf-add", store=store, out=out, epochs=16, folds=1, set=settings, resume=resume),
+    lambda progress: print(progress.epoch and progress.epoch.epoch, flush=True),
+)
+"""
+
+
+def child(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-c", CHILD, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_is_readable_and_goes_on_to_the_same_bytes(
+    store: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    whole = child(store, tmp_path / "whole", "anew")
+    assert whole.wait(120) == 0, whole.communicate()[1]
+    killed = child(store, tmp_path / "killed", "anew")
+    assert killed.stdout is not None
+    for line in killed.stdout:
+        if line.strip() == "7":
+            os.kill(killed.pid, how)
+            break
+    assert killed.wait(60) != 0
+    (run,) = find_runs(tmp_path / "killed")
+    assert not run.finished and run.config["fusion"] == "lgf-add"
+    with pytest.raises(WrongUse, match=r"not finished.*--resume"):
+        run.result  # noqa: B018
+    again = child(store, tmp_path / "killed", "resume")
+    output, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    assert int(output.split()[0]) > 4  # it did not start anew
+    (finished,) = find_runs(tmp_path / "whole")
+    assert (run.path / "model.safetensors").read_bytes() == (finished.path / "model.safetensors").read_bytes()
+    assert (run.path / "predictions.parquet").read_bytes() == (finished.path / "predictions.parquet").read_bytes()
+    assert not (run.path / "state.safetensors").exists()
+
+
+def test_two_processes_at_the_same_run_train_it_once(store: Path, tmp_path: Path) -> None:
+    both = [child(store, tmp_path, "anew") for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0].split() for process in both]
+    assert sorted(len(output) for output in outputs) == [1, 17]  # one trained 16 epochs, the other waited for it
+
+
+def test_a_diverged_run_leaves_its_last_good_weights(store: Path, tmp_path: Path) -> None:
+    from ser.train.fit import Diverged
+
+    experiment = lgf(store, tmp_path, folds=1, set=("lr=1e30", *SMALL[:-1]))
+    with pytest.raises(Diverged, match="epoch 1, batch 2"):
+        run_experiment(experiment)
+    (run,) = find_runs(tmp_path)
+    assert not run.finished and "batch 2" in (run.path / "log").read_text()
+    assert all(torch.isfinite(value).all() for value in load_file(run.path / "model.safetensors").values())
+
+
+def test_damaged_run_folders_say_so(store: Path, tmp_path: Path) -> None:
+    (run,) = run_experiment(lgf(store, tmp_path, folds=1))
+    with pytest.raises(WrongUse, match="is no run folder"):
+        open_run(tmp_path / "nothing")
+    with pytest.raises(WrongUse, match="holds no runs"):
+        find_runs(tmp_path / "nothing")
+    for name, use in [
+        ("result.json", lambda: open_run(run.path).result),
+        ("predictions.parquet", lambda: open_run(run.path).predictions()),
+        ("model.safetensors", lambda: load_model(open_run(run.path))),
+    ]:
+        content = (run.path / name).read_bytes()
+        (run.path / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(CorruptStore, match=name):
+            use()
+        (run.path / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"select": "valid"}, WrongUse, "did you mean val"),
+        ({"loss": "prospective"}, WrongUse, "did you mean perspective"),
+        ({"seeds": 0}, WrongUse, "--seeds 0"),
+        ({"folds": "some"}, WrongUse, "--folds some"),
+        ({"device": "tpu"}, WrongUse, "--device tpu"),
+        ({"corpus": "iemocap"}, WrongUse, "iemocap"),
+        ({"features": "egemaps"}, MissingRows, "ser features"),
+        ({"fusion": "audio", "features": "is13"}, WrongUse, "--loss perspective needs audio and text heads"),
+    ],
+)
+def test_wrong_experiments(store: Path, tmp_path: Path, options: dict, error: type, says: str) -> None:
+    with pytest.raises(error, match=says):
+        run_experiment(lgf(store, tmp_path, **options))
+
+
+def test_the_summary_pools_folds_and_gives_intervals(store: Path, tmp_path: Path) -> None:
+    runs = run_experiment(lgf(store, tmp_path))
+    summary = summarise(runs)
+    tables = [run.predictions().to_pydict() for run in runs]
+    right = [t == p for table in tables for t, p in zip(table["truth"], table["predicted"], strict=True)]
+    assert summary.wa.pooled == pytest.approx(100 * np.mean(right))
+    assert summary.wa.mean == pytest.approx(100 * np.mean([run.result["wa"] for run in runs])) and summary.wa.n == 5
+    assert summary.wa.std == pytest.approx(100 * np.std([run.result["wa"] for run in runs], ddof=1))
+    interval = summary.intervals["wa over utterances"]
+    assert interval.low < interval.value < interval.high and interval.value == pytest.approx(summary.wa.pooled)
+    assert "wa over speakers" in summary.intervals
+    text = summary_text(summary)
+    assert "session-out · val · 4class" in text
+    assert "random weights (bert) and synthetic corpus (tiny): no comparison with the paper is meant" in text
+
+
+def test_best_test_and_speaker_dependent_say_so_everywhere(store: Path, tmp_path: Path) -> None:
+    runs = run_experiment(lgf(store, tmp_path, select="best-test", folds=1))
+    assert runs[0].result["select"] == "best-test"
+    assert "best-test (epoch chosen on the TEST part)" in summary_text(summarise(runs))
+    big = make_store(tmp_path / "big", turns=48).path
+    runs = run_experiment(lgf(big, tmp_path, protocol="random-70-20-10", epochs=1))
+    assert runs[0].result["speaker_independent"] is False
+    assert "(speaker-dependent)" in summary_text(summarise(runs))
+
+
+def test_state_is_written_now_and_then(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single, "STATE_SECONDS", 0.0)
+    seen = []
+    run_experiment(
+        lgf(store, tmp_path, folds=1),
+        lambda progress: seen.append([p.name for p in tmp_path.glob("*/state.safetensors")]),
+    )
+    assert seen[0] == [] and seen[2] == ["state.safetensors"] and seen[-1] == []
