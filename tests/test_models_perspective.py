@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ser.benchmarks.train import PlainPerspective
 from ser.cache.errors import WrongUse
 from ser.train.batch import Batch, Sequences
-from ser.train.models import FUSIONS, get_fusion
+from ser.train.models import FUSIONS
 from ser.train.models.perspective import AtFusion, PerspectiveSettings
 
 DIMS = {"audio": 9, "text": 7}
@@ -345,32 +345,3 @@ def test_wrong_use_is_one_sentence():
     frames.inputs["audio"] = Sequences(torch.randn(12, 9), torch.tensor([2, 3, 1, 4, 2]))
     with pytest.raises(WrongUse, match="one audio vector per utterance"):
         build("lgf-add")(frames)
-
-
-def test_get_fusion():
-    assert get_fusion("audio", {"audio": "utterance"}).name == "audio:utterance"
-    assert get_fusion("text", {"text": "token"}).name == "text:token"
-    assert get_fusion("lgf-add", {"audio": "frame", "text": "token"}).level == "vector"  # pooled by the trainer
-    for name, levels, message in [
-        ("lgf-ad", {"audio": "utterance", "text": "utterance"}, "did you mean lgf-add"),
-        ("lgf-add", {"audio": "utterance"}, "takes audio and text, and --features gives audio"),
-        ("audio", {"text": "token"}, "needs one audio feature"),
-        (
-            "audio:utterance",
-            {"audio": "utterance", "text": "token"},
-            "takes audio, and --features gives audio and text",
-        ),
-        ("mit", {"audio": "utterance", "text": "token"}, "takes audio frames"),
-    ]:
-        with pytest.raises(WrongUse, match=message):
-            get_fusion(name, levels)
-
-
-def test_every_entry_is_complete():
-    for name, fusion in FUSIONS.items():
-        assert fusion.name == name
-        fields = {f.name: f for f in dataclasses.fields(fusion.settings)}
-        common = {"epochs", "batch_size", "lr", "weight_decay", "dropout", "standardise_audio", "standardise_text"}
-        assert common <= fields.keys()
-        assert all(f.metadata["source"] and f.metadata["help"] for f in fields.values())
-        fusion.settings()  # every field has a default
