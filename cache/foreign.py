@@ -38,6 +38,8 @@ def read_arrays(path: Path) -> Arrays:
         raise WrongUse(f"{path}: does not exist")
     if path.is_dir() != (suffix == ".zarr"):
         raise WrongUse(f"{path}: is {'a folder' if path.is_dir() else 'no folder'}, not what its name says")
+    if not (path.is_dir() or path.is_file()):
+        raise WrongUse(f"{path}: is no plain file")
     try:
         return _READERS[suffix](path)
     except SerError:

@@ -1,0 +1,349 @@
+"""Bring your own features, take them elsewhere: round trips are equal, and files that lie are refused."""
+
+import csv
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+import zarr
+
+from ser.cache.errors import CorpusError, MissingRows, SerError, StoreError, WrongUse
+from ser.cache.exporting import export
+from ser.cache.foreign import read_arrays
+from ser.cache.importing import import_feature, read_ids
+from ser.cache.manifest import Manifest
+from ser.cache.store import Store, open_store
+from ser.cache.tables import read_manifest_table
+from ser.tests.store_samples import manifest_of, sample_store
+from ser.tests.test_cache_hostile import EVIL_HDF5, evil_hdf5
+
+SUFFIXES = [".h5", ".npz", ".safetensors", ".zarr"]
+VALUES = np.random.default_rng(1).normal(size=(12, 5)).astype("f4")
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "s", create=True)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("level", ["frame", "token", "utterance"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_there_and_back(tmp_path: Path, suffix: str, level: str, dtype: str) -> None:
+    _, feature, manifest, _ = sample_store(tmp_path / "a", "zarr", level=level, dtype=dtype)
+    path = export(feature, manifest, tmp_path / f"out{suffix}")
+    back = open_store(tmp_path / "b", create=True)
+    done = import_feature(back, "mine", path, feature.spec.modality, manifest, backend="hdf5")
+    assert (done.rows, done.missing, done.parts) == (10, 0, 1)
+    mine = back["mine"]
+    assert (mine.spec.level, mine.spec.dtype, mine.spec.dim) == (level, dtype, 8)
+    old, new = feature.load(manifest), mine.load(back.manifest())
+    assert old.values.tobytes() == new.values.tobytes() and np.array_equal(old.offsets, new.offsets)
+    assert old.ids == new.ids and old.extras.keys() == new.extras.keys()
+    assert all(np.array_equal(old.extras[name], new.extras[name]) for name in old.extras)
+    assert not [entry for entry in tmp_path.iterdir() if "partial" in entry.name]
+    with pytest.raises(WrongUse, match="exists already"):
+        export(feature, manifest, path)
+
+
+def test_plain_readers_open_exports(tmp_path: Path) -> None:
+    _, feature, manifest, _ = sample_store(tmp_path / "a", "hdf5", level="token")
+    packed = feature.load(manifest)
+    paths = {suffix: export(feature, manifest, tmp_path / f"out{suffix}") for suffix in SUFFIXES}
+    opened: dict[str, Any] = {
+        ".h5": h5py.File(paths[".h5"]),
+        ".npz": np.load(paths[".npz"]),
+        ".safetensors": safetensors.numpy.load_file(paths[".safetensors"]),
+        ".zarr": zarr.open_group(paths[".zarr"], mode="r"),
+    }
+    for data in opened.values():
+        assert np.array_equal(data["values"][:], packed.values)
+        assert np.array_equal(data["offsets"][:], packed.offsets)
+        assert np.array_equal(data["word"][:], packed.extras["word"])
+    assert [text.decode() for text in opened[".h5"]["ids"][:]] == manifest.ids == opened[".npz"]["ids"].tolist()
+    assert opened[".zarr"].attrs["ids"] == manifest.ids
+    index = json.loads((tmp_path / "out.safetensors.json").read_text())
+    assert index["ids"] == manifest.ids and index["spec"]["feature"] == "tokens"
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    store, feature, manifest, _ = sample_store(tmp_path / "a", "hdf5")
+    with pytest.raises(WrongUse, match=r"unknown export format '\.xlsx'"):
+        export(feature, manifest, tmp_path / "out.xlsx")
+    with pytest.raises(MissingRows, match="lacks 2 of 12"):
+        export(feature, manifest_of(12), tmp_path / "out.h5")
+    odd = Manifest.from_rows("odd", [{"id": "nul\0", "audio_sha256": "0" * 64}])
+    store.put_manifest(odd)
+    np.save(tmp_path / "one.npy", VALUES[:1])
+    import_feature(store, "mine", tmp_path / "one.npy", "audio", odd)
+    with pytest.raises(StoreError, match="NUL"):
+        export(store["mine"], odd, tmp_path / "out.npz")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"a", "one.npy"}
+
+
+def save_csv(path: Path, ids: list[str] | None, header: bool = True) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        if header:
+            writer.writerow([*(["id"] if ids else []), *(f"f{i}" for i in range(5))])
+        for number, row in enumerate(VALUES):
+            writer.writerow([*([ids[number]] if ids else []), *(repr(float(value)) for value in row)])
+
+
+WRITERS: dict[str, Callable[[Path, list[str]], Any]] = {
+    "plain.npy": lambda path, ids: np.save(path, VALUES),
+    "fortran.npy": lambda path, ids: np.save(path, np.asfortranarray(VALUES)),
+    "double.npy": lambda path, ids: np.save(path, VALUES.astype("f8")),
+    "bigendian.npy": lambda path, ids: np.save(path, VALUES.astype(">f4")),
+    "values.npz": lambda path, ids: np.savez(path, values=VALUES),
+    "packed.npz": lambda path, ids: np.savez_compressed(path, values=VALUES, ids=ids),
+    "by-id.npz": lambda path, ids: np.savez(path, **dict(zip(ids, VALUES, strict=True))),  # type: ignore[arg-type]
+    "values.h5": lambda path, ids: h5py.File(path, "w").create_dataset("values", data=VALUES, compression="gzip"),
+    "by-id.hdf5": lambda path, ids: [h5py.File(path, "a").__setitem__(i, v) for i, v in zip(ids, VALUES, strict=True)],
+    "by-id.safetensors": lambda path, ids: safetensors.numpy.save_file(dict(zip(ids, VALUES, strict=True)), path),
+    "ids.csv": lambda path, ids: save_csv(path, ids),
+    "noids.csv": lambda path, ids: save_csv(path, None),
+    "bare.tsv": lambda path, ids: save_csv(path, None, header=False),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_others_write(tmp_path: Path, empty: Store, name: str) -> None:
+    manifest = manifest_of(12)
+    WRITERS[name](tmp_path / name, manifest.ids)
+    import_feature(empty, "mine", tmp_path / name, "audio", manifest)
+    packed = empty["mine"].load(manifest)
+    assert np.array_equal(packed.values, VALUES) and packed.values.dtype == np.float32
+    assert empty["mine"].spec.level == "utterance" and empty["mine"].spec.config["sha256"]
+    done = import_feature(empty, "mine", tmp_path / name, "audio", manifest)
+    assert done.parts == 0 and len(empty.features()) == 1
+
+
+def test_ids_in_another_order_and_some_missing(tmp_path: Path, empty: Store) -> None:
+    manifest = manifest_of(12)
+    np.save(tmp_path / "x.npy", VALUES[:7])
+    ids = manifest.ids[::-1][:7]
+    (tmp_path / "ids.txt").write_text("\n".join(ids) + "\n")
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    assert read_ids(tmp_path / "ids.txt") == read_ids(tmp_path / "ids.json") == ids
+    done = import_feature(empty, "mine", tmp_path / "x.npy", "audio", manifest, ids=ids)
+    assert (done.rows, done.missing) == (7, 5)
+    assert np.array_equal(empty["mine"]["u010"], VALUES[1])
+    assert empty["mine"].missing(manifest) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "ids", "match"),
+    [
+        ({"values": VALUES[:11]}, None, "11 rows for 12 utterances in the manifest"),
+        ({"values": VALUES}, ["a"], "12 rows for 1 ids"),
+        ({"values": VALUES[:2]}, ["u000", "u000"], "'u000' stands twice"),
+        ({"values": VALUES[:2]}, ["u000", "who"], "1 of 2 ids are not in corpus toy.*'who'"),
+        ({"values": VALUES.reshape(-1)}, None, "shape"),
+        ({"values": VALUES.astype("c8")}, None, "not numbers"),
+        ({"values": np.array([["a"] * 5] * 12)}, None, "not numbers"),
+        ({"values": np.where(np.arange(60).reshape(12, 5) == 33, np.nan, VALUES)}, None, "'u006'.*not finite"),
+        ({"values": np.where(np.arange(60).reshape(12, 5) == 33, 1e300, VALUES)}, None, "'u006'.*not finite"),
+        ({"values": VALUES, "offsets": np.arange(12)}, None, "offsets"),
+        ({"values": VALUES, "offsets": np.array([0, 9, 5, 12])}, ["u000", "u001", "u002"], "offsets"),
+        ({"values": VALUES, "offsets": np.array([0, 5, 5, 12])}, ["u000", "u001", "u002"], "'u001' has no rows"),
+        ({"values": VALUES, "offsets": np.array([0.0, 12.0])}, ["u000"], "offsets"),
+        ({"u000": VALUES[0], "u001": VALUES[1, :3]}, None, "'u001' has shape"),
+        ({}, None, "no arrays"),
+    ],
+)
+def test_what_does_not_fit(tmp_path: Path, empty: Store, arrays: Any, ids: list[str] | None, match: str) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(StoreError, match=match):
+        import_feature(empty, "mine", tmp_path / "x.npz", "audio", manifest_of(12), ids=ids)
+    assert empty.features() == [] and empty.corpora() == []
+
+
+class Evil:
+    """What a pickle can do when it is opened."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch /tmp/ser-pickle-was-opened",)
+
+
+def npy_claiming(shape: tuple[int, ...], content: bytes = b"") -> bytes:
+    sink = io.BytesIO()
+    np.lib.format.write_array_header_1_0(sink, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return sink.getvalue() + content
+
+
+def evil_zarr(path: Path, change: Callable[[Path], Any]) -> None:
+    zarr.create_group(path).create_array("values", data=VALUES, chunks=(4, 5), compressors=None)
+    change(path / "values")
+
+
+def edit(folder: Path, **fields: Any) -> None:
+    metadata = json.loads((folder / "zarr.json").read_text())
+    (folder / "zarr.json").write_text(json.dumps({**metadata, **fields}))
+
+
+def link_chunk(folder: Path) -> None:
+    (folder / "c/1/0").rename(folder.parent.parent / "chunk")
+    (folder / "c/1/0").symlink_to(folder.parent.parent / "chunk")
+
+
+def write_lfs(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+
+
+def zip_with(path: Path, **members: bytes) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "/"), content)
+
+
+def bomb_npz(path: Path) -> None:
+    """A header that is true to the member's size, and a member that unpacks to more than any memory."""
+    zip_with(path, **{"values.npy": npy_claiming((1 << 40, 5))})
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02") + 24
+    content[at : at + 4] = (0xFFFFFFF0).to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+CODEC = {"name": "numcodecs.pickle", "configuration": {}}
+EVIL: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "pickled npy": ("x.npy", lambda p: np.save(p, np.array([Evil()], object), allow_pickle=True), "pickled objects"),
+    "pickle called npy": ("x.npy", lambda p: p.write_bytes(pickle.dumps(Evil())), "cannot be read as npy"),
+    "npy that claims 2 TB": ("x.npy", lambda p: p.write_bytes(npy_claiming((1 << 36, 5))), "claims"),
+    "npy with a negative shape": ("x.npy", lambda p: p.write_bytes(npy_claiming((-12, -5), bytes(240))), "x.npy"),
+    "npy cut short": ("x.npy", lambda p: p.write_bytes(npy_claiming((12, 5), bytes(239))), "claims|cut short"),
+    "npz with a pickle": ("x.npz", lambda p: np.savez(p, values=np.array([Evil()], object)), "pickled objects"),
+    "npz bomb": ("x.npz", bomb_npz, "claims|cannot be read"),
+    "npz with a stray member": ("x.npz", lambda p: zip_with(p, **{"values.pkl": b"x"}), "no or no single .npy"),
+    "no zip": ("x.npz", lambda p: p.write_bytes(b"PK\x03\x04junk"), "cannot be read as npz"),
+    "lfs pointer": ("x.h5", write_lfs, "cannot be read as h5"),
+    "html page": ("x.safetensors", lambda p: p.write_text("<html>sign in</html>"), "no sound safetensors"),
+    "safetensors header that lies": (
+        "x.safetensors",
+        lambda p: p.write_bytes((1 << 60).to_bytes(8, "little") + b"{}"),
+        "no sound safetensors",
+    ),
+    "csv with text": ("x.csv", lambda p: p.write_text("id,a\nu000,=cmd|'/c calc'!A0\n"), "no number"),
+    "csv with a hole": ("x.csv", lambda p: p.write_text("id,a,b\nu000,1,\n"), "no number"),
+    "csv with ragged rows": ("x.csv", lambda p: p.write_text("id,a\nu000,1,2\n"), "cannot be read as csv"),
+    "empty csv": ("x.csv", lambda p: p.write_text(""), "cannot be read as csv"),
+    "zarr with a missing chunk": ("x.zarr", lambda p: evil_zarr(p, lambda f: (f / "c/1/0").unlink()), "2 of 3 chunks"),
+    "zarr with a linked chunk": ("x.zarr", lambda p: evil_zarr(p, link_chunk), "symbolic link"),
+    "zarr that claims 2 TB": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, shape=[1 << 37, 5])), "claims"),
+    "zarr chunk bomb": (
+        "x.zarr",
+        lambda p: evil_zarr(
+            p, lambda f: edit(f, chunk_grid={"name": "regular", "configuration": {"chunk_shape": [1 << 40, 5]}})
+        ),
+        "claims",
+    ),
+    "zarr codec": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, codecs=[CODEC])), r"numcodecs\.pickle"),
+    "zarr with v2 metadata": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, zarr_format=2)), "no Zarr v3"),
+    "hdf5 never written": (
+        "x.h5",
+        lambda p: h5py.File(p, "w").create_dataset("values", (1 << 40, 5), "f4"),
+        "does not hold",
+    ),
+    "hdf5 with missing chunks": (
+        "x.h5",
+        lambda p: h5py.File(p, "w").create_dataset("values", (1 << 20, 5), "f4", chunks=(1024, 5)).__setitem__(0, 1),
+        "does not hold",
+    ),
+    "hdf5 with objects": ("x.h5", lambda p: h5py.File(p, "w").create_dataset("values", (2, 2), h5py.ref_dtype), "x.h5"),
+    "a folder called npy": ("x.npy", lambda p: p.mkdir(), "is a folder"),
+    "another kind of file": ("x.pkl", lambda p: p.write_bytes(pickle.dumps(Evil())), "unknown feature file format"),
+    "nothing": ("x.npy", lambda p: None, "does not exist"),
+    **{
+        kind: ("x.h5", lambda p, kind=kind: evil_hdf5(kind, p, p.parent), word)  # type: ignore[misc]
+        for kind, word in EVIL_HDF5.items()
+    },
+}
+
+
+@pytest.mark.parametrize("kind", EVIL)
+def test_evil_files(tmp_path: Path, empty: Store, kind: str) -> None:
+    name, make, match = EVIL[kind]
+    (tmp_path / "in").mkdir()
+    make(tmp_path / "in" / name)
+    with pytest.raises(SerError, match=match) as caught:
+        import_feature(empty, "mine", tmp_path / "in" / name, "audio", manifest_of(12), ids=None)
+    assert "\n" not in str(caught.value)
+    assert empty.features() == [] and not Path("/tmp/ser-pickle-was-opened").exists()
+
+
+def test_a_pipe_is_no_feature_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.npy")
+    with pytest.raises(WrongUse, match="no plain file"):
+        read_arrays(tmp_path / "x.npy")
+
+
+def test_large_imports_are_cut_into_parts(tmp_path: Path, empty: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ser.cache import importing
+
+    monkeypatch.setattr(importing, "_PART_BYTES", 500)
+    manifest = manifest_of(6)
+    offsets = np.array([0, 1, 4, 5, 9, 10, 12])
+    np.savez(tmp_path / "x.npz", values=np.tile(VALUES, (1, 10)), offsets=offsets)
+    done = import_feature(empty, "mine", tmp_path / "x.npz", "text", manifest)
+    assert done.parts >= 4 and empty["mine"].spec.level == "token"
+    packed = empty["mine"].load(manifest)
+    assert np.array_equal(packed.values, np.tile(VALUES, (1, 10))) and packed.offsets.tolist() == offsets.tolist()
+
+
+ROWS: list[dict[str, Any]] = [
+    {"id": "a", "speaker": "1F", "session": "1", "label": "neu", "turn": 3, "start": 0.5, "text": 'x, "y"\nz',
+     "votes": [["neu"], ["neu", "sad"]]},
+    {"id": "=b", "speaker": "007", "session": "1", "label": "hap", "turn": 4, "text": "NA"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_a_manifest_from_a_table(tmp_path: Path, empty: Store, suffix: str) -> None:
+    path = tmp_path / f"table{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*ROWS[0], "other"], delimiter="\t" if suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows([{**row, "votes": json.dumps(row["votes"]) if row.get("votes") else ""} for row in ROWS])
+    manifest = read_manifest_table(path, "published")
+    assert manifest.ids == ["a", "=b"] and manifest.column("speaker") == ["1F", "007"]
+    assert manifest.column("votes") == [[["neu"], ["neu", "sad"]], None]
+    assert manifest.column("turn") == [3, 4] and manifest.column("start") == [0.5, None]
+    assert manifest.column("text") == ['x, "y"\nz', "NA"] and manifest.inputs("audio") == [None, None]
+    np.save(tmp_path / "x.npy", VALUES[:2])
+    import_feature(empty, "gemaps", tmp_path / "x.npy", "audio", manifest)
+    import_feature(empty, "minilm", tmp_path / "x.npy", "text", manifest)
+    assert empty["gemaps"].complete(empty.manifest()) and empty["minilm"].complete(empty.manifest())
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("name\na\n", "no column 'id'"),
+        ("id,turn\na,x\n", "row 1, column 'turn': 'x'"),
+        ("id,votes\na,[1\n", "row 1, column 'votes'"),
+        ("id,label\na,neu\n,sad\n", "row 2 has no id"),
+        ("id,votes\na,7\n", "cannot be a manifest"),
+        ("", "cannot be read as a table"),
+    ],
+)
+def test_tables_that_are_no_manifest(tmp_path: Path, text: str, match: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises((CorpusError, WrongUse), match=match):
+        read_manifest_table(tmp_path / "t.csv", "x")
+    with pytest.raises(WrongUse):
+        read_manifest_table(tmp_path / "none.csv", "x")
