@@ -1,0 +1,43 @@
+"""New speech gets the numbers that the store has, or a refusal."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from ser.cache.errors import WrongUse
+from ser.cache.store import open_store
+from ser.extract.direct import compute, wanted_again
+from ser.extract.passes import Rows, Unusable
+from ser.extract.run import Request, extract, plan
+from ser.weights_random import write_random_checkpoint
+
+
+def test_what_is_computed_anew_equals_what_is_stored(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    audio = [tmp_path / f"{number}.wav" for number in range(2)]
+    for path in audio:
+        sf.write(path, rng.normal(0, 0.1, 20000), 16000)
+    (tmp_path / "corpus.csv").write_text("id,audio,text\na,0.wav,hello you\nb,1.wav,why\n")
+    models = {name: str(write_random_checkpoint(tmp_path / name, name, words=["hello"])) for name in ("hubert", "bert")}
+    features = "hubert:layer=1,bert,is13,logmel"
+    extract(plan(Request(tmp_path / "corpus.csv", features, store=tmp_path / "store", models=models)))
+    store = open_store(tmp_path / "store")
+    wanted = [wanted_again(feature.spec, models) for feature in store.features()]
+    found = compute(wanted, audio, ["hello you", None])
+    for feature in store.features():
+        rows = found[0][feature.fingerprint]
+        assert isinstance(rows, Rows)
+        assert np.array_equal(rows.values.squeeze(), feature["a"].squeeze())
+    bert = store.feature("bert").fingerprint
+    assert isinstance(found[1][bert], Unusable) and "no transcript" in str(found[1][bert])
+
+    other = write_random_checkpoint(tmp_path / "other", "hubert", seed=1)
+    with pytest.raises(WrongUse, match=r"checkpoint.*--model hubert=PATH"):
+        wanted_again(store.feature("hubert:layer=1").spec, {"hubert": str(other)})
+    with pytest.raises(WrongUse, match="differs in version"):
+        wanted_again(replace(store.feature("is13").spec, version=0))
+    with pytest.raises(WrongUse, match="imported"):
+        wanted_again(replace(store.feature("is13").spec, feature="gemaps"))
