@@ -8,6 +8,7 @@ What lies where, key by key, is in FORMAT.md.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from .durable import faults_named, make_folder, move_into_place, replace_file, sweep, sync_folder, workspace, write_file
@@ -122,12 +123,25 @@ class Store:
         _check_unique(manifest)
         if (latest := self._unchanged(folder, manifest)) is not None:
             return latest
-        name = f"{manifest.digest}.parquet"
+        files = {f"{manifest.digest}.parquet": manifest.content, "latest": f"{manifest.digest}\n".encode()}
         with faults_named("writing a manifest", self.path, len(manifest.content)):
-            make_folder(folder)
-            replace_file(folder / name, manifest.content, self.path)
-            replace_file(folder / "latest", f"{manifest.digest}\n".encode(), self.path)
+            if folder.exists() or not self._new_folder(folder, files):
+                for name, content in files.items():
+                    replace_file(folder / name, content, self.path)
         return manifest.digest
+
+    def _new_folder(self, folder: Path, files: Mapping[str, bytes], *inside: str) -> bool:
+        """Make a folder with all its files in one step. False if somebody else has just made it."""
+        with workspace(self.path) as temporary:
+            made = temporary / folder.name
+            made.mkdir()
+            for name in inside:
+                (made / name).mkdir()
+            for name, content in files.items():
+                write_file(made / name, [content])
+            sync_folder(made)
+            make_folder(folder.parent)
+            return move_into_place(made, folder)
 
     def _unchanged(self, folder: Path, manifest: Manifest) -> str | None:
         try:
@@ -151,13 +165,8 @@ class Store:
         self._before_writing()
         folder = self.path / check_name("feature", spec.feature) / spec.fingerprint
         if not folder.exists():
-            with faults_named(f"adding feature {spec.name}", self.path), workspace(self.path) as temporary:
-                make_folder(folder.parent)
-                made = temporary / spec.fingerprint
-                (made / "parts").mkdir(parents=True)
-                write_file(made / "spec.json", [spec_bytes(spec)])
-                sync_folder(made)
-                move_into_place(made, folder)
+            with faults_named(f"adding feature {spec.name}", self.path):
+                self._new_folder(folder, {"spec.json": spec_bytes(spec)}, "parts")
         try:
             return Feature(self.path, folder)
         except CorruptStore:

@@ -1,0 +1,281 @@
+"""A part appears whole or not at all: killed writers, failing system calls, a full disk, races."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ser.cache import durable
+from ser.cache.errors import StoreError
+from ser.cache.store import Feature, open_store
+from ser.cache.verify import verify
+from ser.tests.store_samples import check_whole, fill, manifest_of, part_rows, sample_store, spec_of, values_of
+from ser.tests.store_writer import COUNT
+
+BACKENDS = ["zarr", "hdf5"]
+WRITER = [sys.executable, "-m", "ser.tests.store_writer"]
+MANIFEST = manifest_of(COUNT)
+SPEC = spec_of("token", dim=16)
+ARRAYS = values_of(MANIFEST, SPEC)
+
+
+def run_writer(path: Path, backend: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*WRITER, str(path), backend, *more], capture_output=True, text=True)
+
+
+def names_of(feature: Feature) -> set[str]:
+    return {part.name for part in feature.parts()}
+
+
+def check_published(path: Path, said: list[str]) -> None:
+    """Every part that was announced is there, and every part that is there is true."""
+    try:
+        store = open_store(path)
+        found = store.features()
+    except Exception:
+        assert not said
+        return
+    for feature in found:
+        assert set(said) <= names_of(feature)
+        there = [row for row in range(COUNT) if row not in feature.missing(MANIFEST)]
+        packed = feature.load(MANIFEST, there)
+        for number, id_ in enumerate(packed.ids):
+            assert packed[number].tobytes() == ARRAYS[id_].tobytes()
+    assert found or not said
+    assert not [checked for checked in verify(store) if checked.problem]
+
+
+def check_finished(path: Path) -> None:
+    """The store is complete and true, each row stands in one part, and nothing is left over."""
+    store = open_store(path)
+    feature = store["tokens"]
+    assert sum(len(part.record.ids) for part in feature.parts()) == COUNT
+    check_whole(feature, MANIFEST, ARRAYS)
+    assert not [checked for checked in verify(store) if checked.problem or checked.note]
+    assert not list((path / "tmp").iterdir())
+
+
+def kill_and_resume(path: Path, backend: str, kills: int, dice: random.Random) -> int:
+    """Kill writers at random moments, resuming each time. Returns how many kills came after a part was published."""
+    after_parts = 0
+    for _ in range(kills):
+        if (path / "tokens").exists():
+            feature = open_store(path)["tokens"]
+            if len(names_of(feature)) > COUNT // 4:  # keep some work to be killed at
+                shutil.rmtree(feature.path / "parts" / dice.choice(sorted(names_of(feature))))
+                shutil.rmtree(feature.path / "parts" / dice.choice(sorted(names_of(feature))))
+        before = names_of(open_store(path)["tokens"]) if (path / "tokens").exists() else set()
+        writer = subprocess.Popen([*WRITER, str(path), backend, "1"], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        first = writer.stdout.readline() if dice.random() < 0.8 else ""
+        time.sleep(dice.random() * (0.06 if first else 0.6))
+        writer.send_signal(signal.SIGKILL)
+        said = [line.strip() for line in [first, *writer.stdout] if line.strip()]
+        writer.wait()
+        after_parts += bool(said)
+        assert not before & set(said), "a part was computed again"
+        check_published(path, [*before, *said])
+    done = run_writer(path, backend, "1")
+    assert done.returncode == 0, done.stderr
+    check_finished(path)
+    return after_parts
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_killed_writers(tmp_path: Path, backend: str) -> None:
+    kill_and_resume(tmp_path / "s", backend, 3, random.Random(backend))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_hundred_killed_writers(tmp_path: Path, backend: str) -> None:
+    kills = 110
+    after_parts = kill_and_resume(tmp_path / "s", backend, kills, random.Random(backend))
+    assert after_parts > kills / 2
+
+
+# What the publish path calls; `write` and `read` also hit Python itself, which makes them the better test.
+CALLS = ["openat", "write", "read", "preadv", "fsync", "fdatasync", "rename", "mkdir", "flock", "close", "unlink",
+         "newfstatat", "getdents64", "rmdir", "unlinkat", "fadvise64", "statx", "lseek"]  # fmt: skip
+FAULTS = ["ENOSPC", "EIO", "EINTR"]
+
+
+def traced(path: Path, backend: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the writer under strace, counting only calls that name the store's path or its descriptors."""
+    log = path.parent / "strace.log"
+    command = ["strace", "-f", "-qq", "-o", str(log), *options, *WRITER, str(path), backend, "12"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+
+def calls_in_the_store(path: Path, backend: str, call: str) -> list[int]:
+    """Which occurrences of a system call touch the store, counted as strace's `when=` counts them."""
+    done = traced(path, backend, "-y", "-e", f"trace={call}")
+    if done.returncode:
+        pytest.skip(f"strace cannot trace here: {done.stderr.strip()[:200]}")
+    lines = (path.parent / "strace.log").read_text(errors="replace").splitlines()
+    lines = [line for line in lines if re.search(rf"\b{call}\(", line)]
+    return [number for number, line in enumerate(lines, 1) if str(path) in line]
+
+
+def inject(tmp_path: Path, backend: str, call: str, most: int) -> int:
+    """Make occurrences of one call fail, one per run and with each fault. Returns how many were made to fail."""
+    path = tmp_path / "s"
+    numbers = calls_in_the_store(path, backend, call)
+    shutil.rmtree(path)
+    step = max(1, len(numbers) // most)
+    failed = 0
+    for index, number in enumerate(numbers[::step]):
+        fault = FAULTS[index % 3]
+        done = traced(path, backend, "-e", f"inject={call}:error={fault}:when={number}", "-e", f"trace={call}")
+        assert done.returncode in (0, 1, 3), done
+        assert done.returncode != 1 or "Error" in done.stderr
+        failed += "(INJECTED)" in (tmp_path / "strace.log").read_text(errors="replace")
+        if done.returncode == 3:
+            assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        check_published(path, done.stdout.split() if done.returncode == 0 else [])
+        clean = run_writer(path, backend, "12")
+        assert clean.returncode == 0, (call, number, fault, clean.stderr)
+        check_finished(path)
+        shutil.rmtree(path)
+    return failed
+
+
+@needs_strace
+@pytest.mark.parametrize(("backend", "call"), [("zarr", "fsync"), ("hdf5", "rename")])
+def test_a_failing_system_call(tmp_path: Path, backend: str, call: str) -> None:
+    assert inject(tmp_path, backend, call, 2) >= 2
+
+
+@needs_strace
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_system_call_fails_once(tmp_path: Path, backend: str, call: str) -> None:
+    inject(tmp_path, backend, call, 40)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 3 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small tmpfs: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_full_disk(small_disk: Path, backend: str) -> None:
+    store = open_store(small_disk / "s", create=True)
+    manifest = manifest_of(12)
+    store.put_manifest(manifest)
+    feature = store.add(spec_of("utterance", 100_000, "float32"))  # 400 KB each
+    arrays = values_of(manifest, feature.spec)
+    with pytest.raises(StoreError, match=r"disk is full \(0\.8 MB needed, 0\.\d MB free\).*what is published stays"):
+        fill(feature, manifest, arrays, backend, per_part=2)
+    assert 4 <= feature.rows(manifest) < 8
+    there = [row for row in range(12) if row not in feature.missing(manifest)]
+    packed = feature.load(manifest, there)
+    assert all(packed[i].tobytes() == arrays[id_].tobytes() for i, id_ in enumerate(packed.ids))
+    assert not list((store.path / "tmp").iterdir())
+    with pytest.raises(StoreError, match="disk is full"):
+        for _ in range(50):
+            store.add(spec_of(feature="more", provenance={"text": "x" * 100_000}, version=random.randrange(10**9)))
+    subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
+    before = names_of(feature)
+    assert not before & set(fill(feature, manifest, arrays, backend, per_part=2))
+    check_whole(open_store(small_disk / "s")["utterances"], manifest, arrays)
+
+
+def race(tmp_path: Path, backends: list[str], rounds: int) -> None:
+    for number in range(rounds):
+        path = tmp_path / f"s{number}"
+        writers = [
+            subprocess.Popen(
+                [*WRITER, str(path), backend, "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            for backend in backends
+        ]
+        ended = [(*writer.communicate(), writer.returncode) for writer in writers]
+        assert [code for _, _, code in ended] == [0] * len(backends), ended
+        published = [line for out, _, _ in ended for line in out.split() if line != "None"]
+        assert len(published) == len(set(published)) == COUNT
+        check_finished(path)
+        shutil.rmtree(path)
+
+
+def test_three_writers_on_one_store(tmp_path: Path) -> None:
+    race(tmp_path, ["zarr", "zarr", "hdf5"], 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("backends", [["zarr"] * 3, ["hdf5"] * 3, ["zarr", "hdf5", "zarr"]])
+def test_many_races(tmp_path: Path, backends: list[str]) -> None:
+    race(tmp_path, backends, 8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_readers_while_one_writes(tmp_path: Path, backend: str) -> None:
+    """Each look at the store sees whole parts, and never fewer than before."""
+    path = tmp_path / "s"
+    sample_store(path, backend, count=2, level="utterance")
+    store = open_store(path)
+    store.add(SPEC)
+    writer = subprocess.Popen([*WRITER, str(path), backend, "1", "0.01"], stdout=subprocess.DEVNULL)
+    readers = [open_store(path)["tokens"] for _ in range(4)]
+    rows, looks, steps = 0, 0, set()
+    while writer.poll() is None:
+        for reader in readers:
+            there = sorted(set(range(COUNT)) - set(reader.missing(MANIFEST)))
+            packed = reader.load(MANIFEST, there)
+            assert all(packed[i].tobytes() == ARRAYS[id_].tobytes() for i, id_ in enumerate(packed.ids))
+            assert len(there) >= rows
+            rows = len(there)
+            steps.add(rows)
+            looks += 1
+    assert writer.returncode == 0 and looks > 4 and len(steps) > 3
+    check_finished(path)
+
+
+def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
+    store, *_ = sample_store(tmp_path / "s", "zarr", count=1)
+    with durable.workspace(store.path) as mine:
+        (mine / "work").write_text("going on")
+        assert store.sweep() == [] and (mine / "work").exists()
+        gone = subprocess.run(
+            [sys.executable, "-c", "import sys; from ser.cache import durable; from pathlib import Path; import os\n"
+             "with durable.workspace(Path(sys.argv[1])) as w: (w / 'x').write_text('x'); os._exit(9)", str(store.path)],
+        )  # fmt: skip
+        assert gone.returncode == 9 and len(list((store.path / "tmp").iterdir())) == 4
+        (store.path / "tmp" / "stray").write_text("of nobody")
+        assert len(store.sweep()) == 2 and (mine / "work").exists()
+    assert not list((store.path / "tmp").iterdir())
+
+
+def test_a_disk_that_gives_back_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that goes wrong without an error is found by reading back."""
+    store, feature, _manifest, arrays = sample_store(tmp_path / "s", "zarr", count=4)
+    honest = os.write
+    for lie in (lambda fd, view: honest(fd, bytes(len(view))), lambda fd, view: honest(fd, bytes(view) + b"\0") - 1):
+        monkeypatch.setattr(durable.os, "write", lie)
+        other = manifest_of(4, "other")
+        with pytest.raises(StoreError, match="the disk gave back"):
+            feature.publish(part_rows(other, feature.spec, arrays, [0, 1]), "zarr", {})
+        monkeypatch.setattr(durable.os, "write", honest)
+    assert len(feature.parts()) == 1 and not list((store.path / "tmp").iterdir())
