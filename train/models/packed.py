@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ser.cache.errors import WrongUse
 from ser.train.batch import Batch
 
-LONG = 128  # rows: above, one utterance at a time beats a padded batch on a CPU
+LONG = 24  # rows of the longest sequence: above, one at a time beats a padded batch on a CPU
 
 
 class Plan:

@@ -69,50 +69,39 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, alive: list[int]) -> Tensor:
         g, s, width = x.shape[0], x.shape[1], w.shape[2]
+        products = torch.empty_like(x)  # W_h h + b_h
+        gates, n, states = (x.new_empty(g, s, size) for size in (2 * width, width, width))  # r and z, n, h'
+        h = x.new_zeros(g, alive[0], width)
         bias, w_t = b[:, None], w.mT
-        states, news, hiddens = (x.new_empty(g, s, width) for _ in range(3))  # h', n and W_hn h + b_hn
-        gates = x.new_empty(g, s, 2 * width)  # r and z
-        h = x.new_zeros(g, alive[0] if alive else 0, width)
-        start = 0
-        for count in alive:
-            now = slice(start, start + count)
-            h = h[:, :count]
-            product = torch.baddbmm(bias, h, w_t)
-            rz = torch.add(x[:, now, : 2 * width], product[..., : 2 * width]).sigmoid_()
-            hidden = product[..., 2 * width :]
-            n = torch.addcmul(x[:, now, 2 * width :], rz[..., :width], hidden).tanh_()
-            h = torch.lerp(n, h, rz[..., width:])
-            gates[:, now], hiddens[:, now], news[:, now], states[:, now] = rz, hidden, n, h
-            start += count
-        ctx.save_for_backward(w, states, gates, news, hiddens)
+        # The rows of each step, as views: whatever is written to them stands in the whole.
+        ways = [whole.split(alive, 1) for whole in (*x.split([2 * width, width], 2), products, gates, n, states)]
+        for x_rz, x_n, product, rz, n_t, h_t in zip(*ways, strict=True):
+            torch.baddbmm(bias, h[:, : h_t.shape[1]], w_t, out=product)
+            torch.add(x_rz, product[..., : 2 * width], out=rz).sigmoid_()
+            torch.addcmul(x_n, rz[..., :width], product[..., 2 * width :], out=n_t).tanh_()
+            h = torch.lerp(n_t, h[:, : h_t.shape[1]], rz[..., width:], out=h_t)
+        ctx.save_for_backward(w, states, gates, n, products[..., 2 * width :])
         ctx.alive = alive
         return states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        w, states, gates, n, hidden = ctx.saved_tensors
+        w, states, gates, n, product_n = ctx.saved_tensors
         g, _, width = states.shape
-        alive: list[int] = ctx.alive
-        starts = [sum(alive[:t]) for t in range(len(alive))]
-        before = torch.cat(  # the state that each step started from
-            [states.new_zeros(g, alive[0], width)]
-            + [states[:, start : start + count] for start, count in zip(starts, alive[1:], strict=False)],
-            1,
-        )
-        r, z = gates[..., :width], gates[..., width:]
-        # What the gradient of h' is multiplied by on its way to the three products W_h h + b_h, and to n's input.
-        to_new = (1 - z) * (1 - n * n)
-        ways = torch.stack([to_new * hidden * r * (1 - r), (before - n) * z * (1 - z), to_new * r], 2)  # [g, s, 3, H]
-        total = torch.empty_like(states)  # the gradient of h', from above and from the later steps
-        later: Tensor | None = None
-        for start, count in zip(reversed(starts), reversed(alive), strict=True):
-            now = slice(start, start + count)
-            dh = grad[:, now].clone()
-            if later is not None:
-                dh[:, : later.shape[1]] += later
-            total[:, now] = dh
-            later = torch.baddbmm(dh * z[:, now], (dh[:, :, None] * ways[:, now]).flatten(2), w)
-        d_product = (total[:, :, None] * ways).flatten(2)  # [g, s, 3 H]
-        d_x = torch.cat([d_product[..., : 2 * width], total * to_new], 2)
+        r, z = gates.split(width, 2)
+        first = states.new_zeros(g, ctx.alive[0], width)
+        lasting = zip(states.split(ctx.alive, 1), ctx.alive[1:], strict=False)
+        before = torch.cat([first, *(h[:, :count] for h, count in lasting)], 1)  # the h that each step started from
+        # What the gradient of h' is multiplied by on its way to n's input, and to the three parts of W_h h + b_h.
+        to_n = (1 - z) * (1 - n * n)
+        to_product = torch.stack([to_n * product_n * r * (1 - r), (before - n) * z * (1 - z), to_n * r], 2)
+        total = grad.clone()  # the gradient of h', to which each step adds what comes from the step after it
+        later = states.new_zeros(g, 0, width)
+        steps = zip(*(whole.split(ctx.alive, 1) for whole in (total, z, to_product)), strict=True)
+        for d_h, z_t, way in reversed(list(steps)):
+            d_h[:, : later.shape[1]] += later
+            later = torch.baddbmm(d_h * z_t, (d_h[:, :, None] * way).flatten(2), w)
+        d_product = (total[:, :, None] * to_product).flatten(2)  # [g, s, 3 H]
+        d_x = torch.cat([d_product[..., : 2 * width], total * to_n], 2)
         return d_x, d_product.mT @ before, d_product.sum(1), None
