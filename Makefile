@@ -1,10 +1,12 @@
 # ser: every target calls `install` first; everything is idempotent.
 PYTHON ?= python3
 BIN := .venv/bin
+SER := $(BIN)/ser
 STORE ?= features
 ONLY ?=
+SMALL := --epochs 30 $(foreach s,d_model=64 heads=4 queries=8 lr=1e-3 standardise_audio=true standardise_text=true,--set $(s))
 
-.PHONY: help install demo features test test-slow check bench clean
+.PHONY: help install demo demo-features features test test-slow check bench clean
 
 help:
 	@echo "make demo                           five features, two trained models and a table, under demo/"
@@ -20,25 +22,37 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,cluster]'
 	touch $@
 
-demo: install
-	@PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/demo.sh
+# Small stated sizes: random-weight encoders of width 64, MIT of width 64 for 30 epochs, the dialogue model for 60.
+demo: demo-features
+	$(SER) train --store demo/features --out demo/runs --features hubert+mpnet --fusion mit $(SMALL)
+	$(SER) train --store demo/features --out demo/runs --features is13+bert --fusion lgf-add --loss perspective \
+	  --epochs 60 --set standardise_text=true
+	$(SER) report demo/runs
+	@echo "corpus: demo/corpus · checkpoints: demo/checkpoints · store: demo/features · runs: demo/runs"
+
+demo-features: install
+	$(SER) corpus demo demo/corpus
+	$(SER) weights demo demo/checkpoints
+	$(SER) features demo/corpus --store demo/features $(foreach m,hubert mpnet bert,--model $(m)=demo/checkpoints/$(m)-random)
+
 
 # With neither IEMOCAP nor CORPUS this is the demo corpus, and says so.
-features: install
 ifneq ($(IEMOCAP),)
-	$(BIN)/ser features "$(IEMOCAP)" --format iemocap --store "$(STORE)" $(ARGS)
+features: install
+	$(SER) features "$(IEMOCAP)" --format iemocap --store "$(STORE)" $(ARGS)
 else ifneq ($(CORPUS),)
-	$(BIN)/ser features "$(CORPUS)" --store "$(STORE)" $(ARGS)
+features: install
+	$(SER) features "$(CORPUS)" --store "$(STORE)" $(ARGS)
 else
-	@echo "No IEMOCAP=... and no CORPUS=...: extracting the synthetic demo corpus with random weights instead."
-	@PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/demo.sh features
+features: demo-features
+	@echo "Neither IEMOCAP=... nor CORPUS=... was given: these are the features of the synthetic demo corpus, with random weights."
 endif
 
 test: install
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
 # Type checkers need the root under the package's name.
 check: install
