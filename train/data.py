@@ -1,7 +1,7 @@
 """The labelled utterances of a corpus with their features, loaded once, and the batches cut from them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ class Dataset:
         """The values of each modality, read when they are first asked for."""
         with torch.inference_mode(False):  # whoever asks first, training must be able to use them
             return self.read()
+
+    def scaled(self, scaling: Mapping[str, Scaling]) -> "Dataset":
+        """The same utterances with their inputs scaled once and for all, in float32."""
+        ready = {m: Inputs(scaling[m](x.values), x.offsets) if m in scaling else x for m, x in self.inputs.items()}
+        return replace(self, read=lambda: ready)
 
     def batch(self, groups: Sequence[np.ndarray], scaling: Mapping[str, Scaling], soft: bool = False) -> Batch:
         """The batch of the given dialogues (arrays of rows in turn order), its inputs scaled and in float32."""
@@ -160,6 +165,11 @@ def load_dataset(
         notes={
             "synthetic": manifest.synthetic,
             "random_weights": [spec.name for spec in specs if spec.random_weights],
+            # Whole, so that `ser predict` can compute the same features without the store.
+            "specs": {
+                modality: {**choice.feature.spec.identity(), "provenance": dict(choice.feature.spec.provenance)}
+                for modality, choice in sorted(chosen.items())
+            },
             "left_out": left_out,
             "store": str(Path(store_path)),
         },

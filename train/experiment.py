@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from ser.cache.errors import WrongUse, unknown
 
 from .data import Dataset, Loader, load_dataset
-from .fit import SELECTIONS, Epoch, Plan, fit_scaling, make_optimiser
+from .fit import SELECTIONS, Epoch, Plan, Precision, fit_scaling, make_optimiser
 from .losses import LOSSES
 from .models import Fusion
 from .options import Experiment
@@ -57,6 +57,8 @@ def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
     """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
     if experiment.select not in SELECTIONS:
         raise unknown("selection", experiment.select, SELECTIONS)
+    if experiment.precision not in get_args(Precision):
+        raise unknown("precision", experiment.precision, get_args(Precision))
     if experiment.loss not in LOSSES:
         raise unknown("loss", experiment.loss, LOSSES)
     data, fusion = load_dataset(
@@ -75,7 +77,15 @@ def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
     if dev == "auto":  # a protocol that names its own dev part always has it
         dev = "next" if experiment.select == "val" or experiment.protocol.startswith("random") else "none"
     folds = make_folds(experiment.protocol, data.utterances, Cut(dev, training.cut_seed))
-    plan = Plan(fusion, settings, training, experiment.loss, experiment.select, device=_device(experiment.device))  # type: ignore[arg-type]
+    plan = Plan(
+        fusion,
+        settings,
+        training,
+        experiment.loss,
+        experiment.select,  # type: ignore[arg-type]
+        device=_device(experiment.device),
+        precision=experiment.precision,  # type: ignore[arg-type]
+    )
     return [
         Job(data, fold, replace(plan, seed=seed), _config(experiment, data, fusion, fold, replace(plan, seed=seed)))
         for seed in range(_count("seeds", experiment.seeds))
@@ -141,7 +151,10 @@ def estimate(jobs: list[Job], steps: int = 3) -> Estimate:
         taken, seconds = 0, 0.0
         for number, batch in zip(range(steps + 1), batches, strict=False):
             started = time.perf_counter()
-            loss = LOSSES[plan.loss](model(batch.to(plan.device)), batch.to(plan.device), plan.reduction)
+            batch = batch.to(plan.device)
+            with plan.autocast():
+                outputs = model(batch)
+            loss = LOSSES[plan.loss](outputs, batch, plan.reduction)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -172,6 +185,7 @@ def _config(experiment: Experiment, data: Dataset, fusion: Fusion, fold: Fold, p
         "cut": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
         "select": plan.select,
         "seed": plan.seed,
+        "precision": plan.precision,
         "dims": data.dims,
         "provenance": {
             **data.notes,

@@ -24,6 +24,7 @@ from .protocols import Fold
 from .settings import TrainingSettings
 
 Select = Literal["val", "last", "best-test"]
+Precision = Literal["float32", "bf16"]
 SELECTIONS = {
     "val": "the epoch with the best score on the dev part",
     "last": "the last epoch",
@@ -50,6 +51,11 @@ class Plan:
     select: Select = "val"
     seed: int = 0
     device: str = "cpu"
+    precision: Precision = "float32"
+
+    def autocast(self) -> torch.autocast:
+        """Where a forward pass runs: in bfloat16 wherever that is safe, if `precision` is bf16."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @property
     def reduction(self) -> Reduction:
@@ -122,8 +128,11 @@ class _Training:
 
     def __init__(self, data: Dataset, fold: Fold, plan: Plan) -> None:
         self.data, self.fold, self.plan = data, fold, plan
-        self.lessons = shuffled(data, fold, plan.seed) if plan.training.shuffle_labels else data
         self.scaling = fit_scaling(data, fold, plan.settings)
+        self.live = self.scaling  # what each batch still has to go through
+        if plan.fusion.level == "vector":  # small enough to be scaled once, in place of in every epoch
+            self.data, self.live = data.scaled(self.scaling), {}
+        self.lessons = shuffled(self.data, fold, plan.seed) if plan.training.shuffle_labels else self.data
         torch.manual_seed(plan.seed)  # initial weights, and dropout from here on
         self.model = plan.fusion.build(plan.settings, data.dims, len(data.utterances.classes)).to(plan.device)
         self.shuffling = Generator().manual_seed(plan.seed)
@@ -163,7 +172,7 @@ class _Training:
             self.fold.train,
             plan.fusion.unit,
             settings.batch_size,
-            self.scaling,
+            self.live,
             generator=self.shuffling,
             soft=plan.training.soft_labels,
         )
@@ -171,7 +180,8 @@ class _Training:
             if self.masking is not None:
                 batch.hidden = self.masking.hide(len(batch), epoch, settings.epochs, self.hiding)
             batch = batch.to(plan.device)
-            outputs = self.model(batch)
+            with plan.autocast():
+                outputs = {head: logits.float() for head, logits in self.model(batch).items()}
             if stage.output == "logits":
                 loss = LOSSES[plan.loss](outputs, batch, plan.reduction)
             else:
@@ -199,7 +209,7 @@ class _Training:
         watched = self.fold.test if plan.select == "best-test" else self.fold.dev
         wa = ua = None
         if len(watched):
-            probabilities = predict(self.model, self.data, watched, plan, self.scaling)[stage.output]
+            probabilities = predict(self.model, self.data, watched, plan, self.live)[stage.output]
             labels = self.data.utterances.labels[watched]
             found = scores(labels.tolist(), probabilities.argmax(1).tolist(), self.data.utterances.classes)
             wa, ua = found["wa"], found["ua"]
@@ -299,7 +309,9 @@ def predict(
     for batch in data.batches(rows, plan.fusion.unit, plan.settings.batch_size, scaling):
         if hide:
             batch.hidden = {hide: torch.ones(len(batch), dtype=torch.bool)}
-        for head, logits in model(batch.to(plan.device)).items():
+        with plan.autocast():
+            outputs = model(batch.to(plan.device))
+        for head, logits in outputs.items():
             probabilities = found.setdefault(head, np.empty((len(rows), logits.shape[1]), dtype=np.float32))
             probabilities[place[batch.utterances.numpy()]] = logits.float().softmax(1).cpu().numpy()
     return found

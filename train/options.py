@@ -20,6 +20,7 @@ class Experiment:
     folds: str | int = "all"  # or how many of the first
     epochs: int | None = None  # None: the fusion's own
     device: str = "auto"
+    precision: str = "float32"  # or bf16: faster, other numbers
     set: tuple[str, ...] = ()  # key=value
     also_set: tuple[str, ...] = ()  # the same, where the fusion has that setting: for sweeps over several fusions
     resume: bool = False
