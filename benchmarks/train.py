@@ -50,45 +50,65 @@ class PlainPerspective(nn.Module):
         return {"logits": heads["audio"] + heads["text"], **heads}
 
 
+class PlainRefinement(nn.Module):
+    """One modality of `PlainMsmser`: linear map, encoder and gate."""
+
+    def __init__(self, settings: MsmserSettings, dim: int) -> None:
+        super().__init__()
+        d = settings.d_model
+        shape = (d, settings.heads, settings.feed_forward * d, settings.dropout)
+        self.project = nn.Linear(dim, d)
+        self.encoder = nn.ModuleList(
+            nn.TransformerEncoderLayer(*shape, batch_first=True) for _ in range(settings.encoder_depth)
+        )
+        self.scales = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid())
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        """Padded rows `[n, t, dim]` → `[n, t, d]`."""
+        x = self.project(x)
+        for layer in self.encoder:
+            x = layer(x, src_key_padding_mask=padding)
+        return self.scales(x) * x
+
+
+class PlainInteraction(nn.Module):
+    """The modality interaction transformer of `PlainMsmser`."""
+
+    def __init__(self, settings: MsmserSettings) -> None:
+        super().__init__()
+        d = settings.d_model
+        shape = (d, settings.heads, settings.feed_forward * d, settings.dropout)
+        self.queries = nn.Parameter(torch.zeros(settings.queries, d))
+        self.types = nn.Parameter(torch.zeros(2, d))
+        self.decoder = nn.ModuleList(
+            nn.TransformerDecoderLayer(*shape, batch_first=True) for _ in range(settings.decoder_depth)
+        )
+        self.pool = nn.ModuleDict({"score": nn.Linear(d, 1, bias=False)})
+
+    def forward(self, parts: list[Tensor], paddings: list[Tensor]) -> Tensor:
+        """Padded audio and text `[n, t, d]` → `[n, d]`."""
+        parts = [x + sinusoids(x.shape[1], x.shape[2]).to(x) + self.types[i] for i, x in enumerate(parts)]
+        q = self.queries.expand(len(parts[0]), -1, -1)
+        for layer in self.decoder:
+            q = layer(q, torch.cat(parts, 1), memory_key_padding_mask=torch.cat(paddings, 1))
+        return (self.pool["score"](q).softmax(1) * q).sum(1)
+
+
 class PlainMsmser(nn.Module):
     """MSMSER Full on padded utterances, with torch's transformer layers and the parameter names of `Msmser`."""
 
     def __init__(self, settings: MsmserSettings, dims: dict[str, int], classes: int) -> None:
         super().__init__()
         d = settings.d_model
-        shape = (d, settings.heads, settings.feed_forward * d, settings.dropout)
-
-        def refinement(dim: int) -> nn.Module:
-            encoder = [nn.TransformerEncoderLayer(*shape, batch_first=True) for _ in range(settings.encoder_depth)]
-            scales = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid())
-            return nn.ModuleDict({"project": nn.Linear(dim, d), "encoder": nn.ModuleList(encoder), "scales": scales})
-
-        self.audio, self.text = refinement(dims["audio"]), refinement(dims["text"])
-        self.interaction = nn.Module()
-        self.interaction.queries = nn.Parameter(torch.zeros(settings.queries, d))
-        self.interaction.types = nn.Parameter(torch.zeros(2, d))
-        self.interaction.decoder = nn.ModuleList(
-            nn.TransformerDecoderLayer(*shape, batch_first=True) for _ in range(settings.decoder_depth)
-        )
-        self.interaction.pool = nn.ModuleDict({"score": nn.Linear(d, 1, bias=False)})
+        self.audio, self.text = PlainRefinement(settings, dims["audio"]), PlainRefinement(settings, dims["text"])
+        self.interaction = PlainInteraction(settings)
         self.classifier = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(d, classes))
 
     def forward(self, x: dict[str, Tensor], lengths: dict[str, Tensor]) -> dict[str, Tensor]:
         """Padded sequences `[n, t, dim]` and their lengths `[n]` → logits `[n, K]`."""
-        memory, paddings = [], []
-        for code, (m, refine) in enumerate((("audio", self.audio), ("text", self.text))):
-            padding = torch.arange(x[m].shape[1]) >= lengths[m][:, None]
-            h = refine["project"](x[m])
-            for layer in refine["encoder"]:
-                h = layer(h, src_key_padding_mask=padding)
-            h = refine["scales"](h) * h
-            memory.append(h + sinusoids(h.shape[1], h.shape[2]).to(h) + self.interaction.types[code])
-            paddings.append(padding)
-        q = self.interaction.queries.expand(len(h), -1, -1)
-        for layer in self.interaction.decoder:
-            q = layer(q, torch.cat(memory, 1), memory_key_padding_mask=torch.cat(paddings, 1))
-        z = (self.interaction.pool["score"](q).softmax(1) * q).sum(1)
-        return {"logits": self.classifier(z)}
+        paddings = {m: torch.arange(x[m].shape[1]) >= lengths[m][:, None] for m in x}
+        refined = [self.audio(x["audio"], paddings["audio"]), self.text(x["text"], paddings["text"])]
+        return {"logits": self.classifier(self.interaction(refined, [paddings["audio"], paddings["text"]]))}
 
 
 def sinusoids(length: int, d: int) -> Tensor:
@@ -147,7 +167,7 @@ def perspective_cases(rounds: int) -> list[dict[str, Any]]:
     plain = PlainPerspective(settings, dims, 4)
     plain.load_state_dict(model.state_dict())
     adam = torch.optim.Adam(plain.parameters(), settings.lr, weight_decay=settings.weight_decay)
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         [({m: x[rows] for m, x in values.items()}, labels[rows]) for rows in dialogues],  # type: ignore[arg-type]
         batch_size=settings.batch_size,
         shuffle=True,
@@ -161,7 +181,7 @@ def perspective_cases(rounds: int) -> list[dict[str, Any]]:
                 F.cross_entropy(logits.flatten(0, 1), truth.flatten(), reduction="sum", ignore_index=-1)
                 for logits in plain(x, count).values()
             ]
-            sum(losses).backward()
+            torch.stack(losses).sum().backward()
             adam.step()
 
     return compare_both(f"Perspective LGF-ADD, an epoch of {n}", theirs, ours, (2.0, 2.6), rounds)
@@ -234,4 +254,4 @@ def pad_dialogues(items: list[Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Padded vectors `[m, S, dim]`, padded labels (-1 where there is none) and lengths, as a DataLoader gives them."""
     xs, truths = zip(*items, strict=True)
     x = {m: pad_sequence([each[m] for each in xs], batch_first=True) for m in xs[0]}
-    return x, pad_sequence(truths, batch_first=True, padding_value=-1), torch.tensor([len(t) for t in truths])
+    return x, pad_sequence(list(truths), batch_first=True, padding_value=-1), torch.tensor([len(t) for t in truths])

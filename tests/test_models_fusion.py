@@ -1,5 +1,8 @@
 """What holds for every entry of FUSIONS: names, settings, and that it runs in any precision, with modalities hidden."""
 
+# Attributes of torch's modules have no types.
+# mypy: ignore-errors
+
 import dataclasses
 from typing import Any
 

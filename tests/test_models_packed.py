@@ -1,5 +1,8 @@
 """What all models share: plans of packed rows, attention, pooling, and the GRU with its backward pass by hand."""
 
+# Attributes of torch's modules have no types.
+# mypy: ignore-errors
+
 import pytest
 import torch
 from torch import Tensor, nn

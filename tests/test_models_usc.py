@@ -1,5 +1,8 @@
 """USC: the CNN, the classifier on BERT's features and their late fusion, against the text written plainly."""
 
+# Attributes of torch's modules have no types.
+# mypy: ignore-errors
+
 import dataclasses
 
 import numpy as np
