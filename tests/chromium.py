@@ -1,0 +1,122 @@
+"""A real headless Chromium, driven over chromedriver's HTTP protocol with nothing but the standard library."""
+
+import base64
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+MISSING = None if CHROMIUM and DRIVER else "no Chromium here: apt-get install chromium chromium-driver"
+
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+]
+
+
+class Browser:
+    """One session."""
+
+    def __init__(self, url: str, profile: Path) -> None:
+        self.url = url
+        options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}"]}
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
+        found = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        self.session = f"/session/{found['sessionId']}"
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def devtools(self, command: str, **parameters: Any) -> Any:
+        """One command of the DevTools protocol."""
+        return self._call("POST", f"{self.session}/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def show(self, path: Path, width: int = 1280, scheme: str = "light") -> None:
+        """Open a file at that width, in the light or the dark scheme."""
+        self._call("POST", f"{self.session}/url", {"url": "about:blank"})
+        for kind in ("browser", "performance"):
+            self.log(kind)
+        self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self._call("POST", f"{self.session}/url", {"url": path.resolve().as_uri()})
+
+    def evaluate(self, script: str) -> Any:
+        """What a function body returns in the page."""
+        return self._call("POST", f"{self.session}/execute/sync", {"script": script, "args": []})
+
+    def log(self, kind: str) -> list[dict[str, Any]]:
+        """Entries since the last call, of the console ("browser") or the network ("performance")."""
+        return self._call("POST", f"{self.session}/se/log", {"type": kind})
+
+    def requests(self) -> list[str]:
+        """Every address that the page asked for since `show`."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
+        sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        return [url for url in sent if not url.startswith("data:")]
+
+    def screenshot(self, path: Path) -> None:
+        """The whole page as a PNG."""
+        size = self.devtools("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        shot = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def close(self) -> None:
+        """End the session."""
+        self._call("DELETE", self.session)
+
+
+@contextmanager
+def open_browser(folder: Path) -> Iterator[Browser]:
+    """A browser with a profile of its own below `folder`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert DRIVER is not None
+    driver = subprocess.Popen([DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait(url)
+        browser = Browser(url, folder / "profile")
+        try:
+            yield browser
+        finally:
+            browser.close()
+    finally:
+        driver.terminate()
+        driver.wait(20)
+
+
+def _wait(url: str) -> None:
+    for _ in range(200):
+        try:
+            with urllib.request.urlopen(f"{url}/status", timeout=5) as answer:
+                if json.load(answer)["value"]["ready"]:
+                    return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.1)
+    raise RuntimeError(f"chromedriver does not answer at {url}")

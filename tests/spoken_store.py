@@ -1,0 +1,109 @@
+"""A small store for tests of the report: texts with words, frames with seconds, and ids and texts that mean harm.
+
+Emotions are told by the middle seconds of the audio and by one word of the text, so that there is something to see.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ser.cache.manifest import Manifest
+from ser.cache.spec import Spec
+from ser.cache.store import PartRows, Store, open_store
+
+LABELS = ("ang", "hap", "neu", "sad", "neu", "exc")
+POINT = {"ang": 0, "hap": 1, "exc": 1, "neu": 2, "sad": 3}
+WORDS = {"ang": "hate", "hap": "lovely", "exc": "amazing", "neu": "office", "sad": "miss"}
+NAMES = {"ang": "Anger", "hap": "Happiness", "exc": "Excited", "neu": "Neutral", "sad": "Sadness"}
+PLAIN = tuple("well I think you said that it was about them and the other thing we did on Monday".split())  # noqa: SIM905
+EVIL = (
+    '<script>document.title="owned"</script> I said so',
+    '=HYPERLINK("http://example.com","click") and more',
+    "</style></svg><img src=http://example.com/x.png onerror=alert(1)> three words",
+    "a | pipe & an ampersand_with_lines 100 % #1 $x$ \\ {braces}",
+)
+HOP = 0.02
+
+
+def spoken_manifest(turns: int = 12, corpus: str = "spoken") -> Manifest:
+    """Five sessions of two dialogues, improvised and scripted."""
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for session in "12345":
+        for dialogue in ("impro01", "script01_1"):
+            name = f"Ses0{session}F_{dialogue}"
+            for turn in range(turns):
+                gender = "FM"[turn % 2]
+                label = LABELS[(turn + int(session)) % len(LABELS)]
+                utterance = f"{name}_{gender}{turn // 2:03d}"
+                words = rng.choice(PLAIN, int(rng.integers(3, 10))).tolist()
+                words[len(words) // 2] = WORDS[label]
+                text = " ".join(words)
+                if dialogue == "impro01" and turn == 0:
+                    text = EVIL[int(session) % len(EVIL)]
+                sure = int(rng.integers(1, 4))
+                votes = [[NAMES[label]]] * sure + [["Frustration"], ["Neutral"]][: 3 - sure]
+                rows.append(
+                    {
+                        "id": utterance,
+                        "audio": f"{utterance}.wav",
+                        "audio_sha256": hashlib.sha256(utterance.encode()).hexdigest(),
+                        "text": text,
+                        "session": session,
+                        "dialogue": name,
+                        "turn": turn,
+                        "speaker": f"{session}{gender}",
+                        "gender": gender,
+                        "duration": round(float(rng.uniform(0.7, 5.0)), 2),
+                        "label": label,
+                        "votes": votes,
+                    }
+                )
+    return Manifest.from_rows(corpus, rows, synthetic=True)
+
+
+def spoken_store(path: Path, turns: int = 12, real: bool = False) -> Store:
+    """HuBERT frames, mpnet tokens with their words, log-mel frames, is13 and bert vectors."""
+    manifest = spoken_manifest(turns)
+    if real:
+        manifest = Manifest(manifest.corpus, manifest.table, synthetic=False)
+    store = open_store(path, create=True)
+    store.put_manifest(manifest)
+    rng = np.random.default_rng(1)
+    points = rng.normal(size=(4, 16)) * 2.5
+    columns = [manifest.column(name) for name in ("label", "text", "duration")]
+    frames, mels, tokens, words, vectors = [], [], [], [], []
+    for number, (label, text, seconds) in enumerate(zip(*columns, strict=True)):
+        point = points[POINT[label]]
+        audible, told = number % 3 != 0, number % 3 != 1
+        spoken = rng.normal(size=(max(3, round(seconds / HOP)), 16))
+        third = len(spoken) // 3
+        spoken[third : 2 * third] += point * audible
+        frames.append(spoken.astype(np.float16))
+        loud = np.hanning(round(seconds / 0.01) + 1)[:, None] * 8 + rng.normal(size=(round(seconds / 0.01) + 1, 20))
+        mels.append(loud.astype(np.float16))
+        word = np.array([-1, *(w for w in range(len(text.split())) for _ in range(2)), -1], dtype=np.int32)
+        read = rng.normal(size=(len(word), 16))
+        read[word == len(text.split()) // 2] += point * told
+        tokens.append(read.astype(np.float16))
+        words.append(word)
+        vectors.append((rng.normal(size=16) + point * audible).astype(np.float32))
+    made: dict[str, tuple[Spec, list[np.ndarray], dict[str, list[np.ndarray]]]] = {}
+    random = {"random": not real}
+
+    def add(feature: str, modality: Any, level: Any, dim: int, rows: list[np.ndarray], **more: Any) -> None:
+        extras = more.pop("extras", {})
+        dtype: Any = "float32" if level == "utterance" else "float16"
+        made[feature] = (Spec(feature, modality, level, dim, dtype, "made-up", 1, **more), rows, extras)
+
+    add("hubert", "audio", "frame", 16, frames, hop=HOP, checkpoint=random, provenance={"model": "made/hubert"})
+    add("logmel", "audio", "frame", 20, mels, hop=0.01)
+    add("mpnet", "text", "token", 16, tokens, checkpoint=random, extras={"word": words})
+    add("is13", "audio", "utterance", 16, vectors)
+    add("bert", "text", "token", 16, tokens, checkpoint=random, extras={"word": words})
+    for spec, rows, extras in made.values():
+        inputs = manifest.inputs(spec.modality)
+        store.add(spec).publish(PartRows(manifest.corpus, manifest.ids, inputs, rows, extras), "zarr", {})
+    return store

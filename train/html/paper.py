@@ -1,0 +1,94 @@
+"""Which of the papers' cells a cell of the report is, by its structure: features, fusion, loss, labels, protocol."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ser.train.models import FUSIONS
+from ser.train.recipe import Cell as RecipeCell
+from ser.train.recipe import Recipe, read_recipe, recipe_names
+from ser.train.settings import parse_settings
+
+from .cells import Cell
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """A paper's cell: where it stands and its numbers in percent (`ua`, `wa`, recalls by class, each with `_std`)."""
+
+    recipe: Recipe
+    name: str
+    test: str
+    numbers: Mapping[str, float]
+
+    @property
+    def where(self) -> str:
+        """Such as "MSMSER, Table 2: Full"."""
+        return f"{self.recipe.title.partition(':')[0]}: {self.name}"
+
+    def score(self, metric: str) -> float | None:
+        """The paper's number as a share in [0, 1]."""
+        return self.numbers[metric] / 100 if metric in self.numbers else None
+
+
+@cache
+def _recipes() -> tuple[Recipe, ...]:
+    return tuple(read_recipe(name) for name in recipe_names())
+
+
+@cache
+def _structural(fusion: str) -> frozenset[str]:
+    """The settings that tell apart two cells of the papers with the same fusion, such as `queries`."""
+    cells = [cell for recipe in _recipes() for cell in recipe.cells if cell.experiment.fusion == fusion]
+    return frozenset(assignment.partition("=")[0] for cell in cells for assignment in cell.experiment.set)
+
+
+def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
+    """The papers' cells of this structure that were tested in that way and have numbers, in the recipes' order."""
+    return [
+        Quoted(recipe, one.name, one.test, one.paper)
+        for recipe in _recipes()
+        for one in recipe.cells
+        if one.paper and one.test == test and _is(cell, one)
+    ]
+
+
+def _is(cell: Cell, one: RecipeCell) -> bool:
+    config, asked = cell.config, one.experiment
+    if asked.fusion not in FUSIONS or asked.fusion != config["fusion"]:
+        return False
+    if {name.partition(":")[0] for name in asked.features.split("+")} != {
+        feature["feature"].partition(":")[0] for feature in config["features"].values()
+    }:
+        return False
+    same = (asked.labels, asked.protocol) == (config["labels"]["policy"], config["protocol"])
+    if not same or (asked.loss != config["loss"]):
+        return False
+    wanted, _ = parse_settings(FUSIONS[asked.fusion], asked.set)
+    return all(config["settings"].get(key) == getattr(wanted, key, None) for key in _structural(asked.fusion))
+
+
+def changed_settings(cell: Cell) -> dict[str, Any]:
+    """The fusion's settings that are not those of the paper (or our documented defaults)."""
+    fusion = FUSIONS.get(cell.config["fusion"])
+    if fusion is None:
+        return {}
+    defaults, _ = parse_settings(fusion, ())
+    structural = _structural(fusion.name)
+    return {
+        key: value
+        for key, value in cell.config["settings"].items()
+        if key not in structural and value != getattr(defaults, key, None)
+    }
+
+
+def others_quoted(cells: Sequence[Cell]) -> list[tuple[Recipe, str, Mapping[str, float]]]:
+    """What the papers quote of other systems, for the recipes of which the report has a cell."""
+    held = {quoted.recipe.name for cell in cells for quoted in quoted_for(cell)}
+    return [
+        (recipe, name, numbers)
+        for recipe in _recipes()
+        if recipe.name in held
+        for name, numbers in recipe.quoted.items()
+    ]

@@ -1,0 +1,87 @@
+"""What the store's manifest knows of the utterances that a cell was tested on."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ser.cache.errors import SerError
+from ser.cache.manifest import Manifest
+from ser.cache.store import Store, open_store
+from ser.train.labels import Policy, soft_labels
+
+from .cells import Cell
+
+# Dialogue names of the IEMOCAP release: Ses01F_impro01_F000, Ses05M_script01_1b_M012.
+_STYLE = re.compile(r"Ses\d\d[FM]_(impro|script)")
+STYLES = {"impro": "improvised", "script": "scripted"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The store and manifest that cells were trained from, as far as they are still there."""
+
+    store: Store | None
+    manifest: Manifest | None
+    lack: str = ""  # why they are not
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Manifest rows by id."""
+        return {} if self.manifest is None else {id_: row for row, id_ in enumerate(self.manifest.ids)}
+
+    @cached_property
+    def _columns(self) -> dict[str, list[Any]]:
+        return {}
+
+    def column(self, name: str, ids: Iterable[str]) -> list[Any]:
+        """One manifest column for each of the utterances; None for those, or of a manifest, that are not there."""
+        if self.manifest is None:
+            return [None for _ in ids]
+        if name not in self._columns:
+            self._columns[name] = self.manifest.column(name)
+        values, rows = self._columns[name], self.row_of
+        return [values[rows[id_]] if id_ in rows else None for id_ in ids]
+
+    def of(self, utterance: str, name: str) -> Any:
+        """One value of the manifest."""
+        return self.column(name, [utterance])[0]
+
+    def agreement(self, cell: Cell) -> np.ndarray:
+        """The share of the raters' votes that the consensus class has, of each prediction [n]; NaN without votes."""
+        votes = self.column("votes", cell.predictions.ids)
+        described, truth = cell.config["labels"], cell.predictions.truth
+        policy = Policy(described["policy"], tuple(described["classes"]), described["maps"])
+        shares = soft_labels(policy, votes, truth)[np.arange(len(truth)), truth].astype(float)
+        shares[[not vote for vote in votes]] = np.nan
+        return shares
+
+
+def find_origins(cells: Iterable[Cell]) -> dict[str, Origin]:
+    """The origin of each cell by its label; cells of one store and manifest share it."""
+    found: dict[tuple[str, str, str], Origin] = {}
+    by_label = {}
+    for cell in cells:
+        key = (cell.config["provenance"].get("store", ""), cell.config["corpus"], cell.config["manifest"])
+        if key not in found:
+            found[key] = _find(*key)
+        by_label[cell.label] = found[key]
+    return by_label
+
+
+def _find(where: str, corpus: str, digest: str) -> Origin:
+    try:
+        store = open_store(Path(where))
+        return Origin(store, store.manifest(corpus, digest))
+    except (SerError, OSError) as fault:
+        return Origin(None, None, str(fault))
+
+
+def style(utterance: str) -> str | None:
+    """Whether an utterance was improvised or scripted, told by its id in IEMOCAP's way; None for other ids."""
+    found = _STYLE.match(utterance)
+    return STYLES[found[1]] if found else None
