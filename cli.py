@@ -12,7 +12,9 @@ import click
 from ser.cache.errors import SerError
 from ser.commands.cache import cache
 from ser.commands.corpus import corpus
+from ser.commands.doctor import doctor
 from ser.commands.features import features
+from ser.commands.predict import predict
 from ser.commands.report import report
 from ser.commands.sweep import sweep
 from ser.commands.train import train
@@ -58,5 +60,5 @@ def main() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-for _command in (corpus, features, train, sweep, report, cache, weights):
+for _command in (corpus, features, train, sweep, report, predict, cache, weights, doctor):
     main.add_command(_command)

@@ -1,15 +1,15 @@
 """Features of a few utterances, straight into memory: what `ser predict` needs of a trained run's features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ser.cache.errors import WrongUse
 from ser.cache.spec import Spec
 
-from .audio import decode
+from .audio import Clip, decode
 from .features import FEATURES, Wanted, resolve
-from .passes import Rows, Unusable
+from .passes import Pass, Rows, Unusable
 from .work import open_passes
 
 
@@ -18,41 +18,68 @@ def wanted_again(spec: Spec, models: Mapping[str, str] | None = None) -> Wanted:
 
     Raises `WrongUse` if this would give other numbers: another checkpoint, or another version of the extractor.
     """
-    if spec.feature not in FEATURES:
-        raise WrongUse(f"{spec.name} was imported, and cannot be computed for new speech")
-    model = (models or {}).get(spec.feature) or spec.provenance.get("model")
-    mine = {spec.feature: str(model)} if spec.checkpoint and model else {}
-    # resolve() spells the variant out again; a name that stands for several layers has one of them in each spec.
-    [wanted] = resolve([spec.name], mine, "float32" if spec.dtype == "float32" else "float16")
-    if wanted.spec.fingerprint != spec.fingerprint:
-        ours, theirs = wanted.spec.identity(), spec.identity()
-        other = ", ".join(sorted(key for key in ours if ours[key] != theirs[key]))
-        where = (
-            f": give the weights that it was trained on by --model {spec.feature}=PATH" if other == "checkpoint" else ""
+    if spec.extractor == "import" or spec.feature not in FEATURES:
+        raise WrongUse(
+            f"{spec.name} was imported from {spec.provenance.get('file', 'a file')}, and cannot be computed for new "
+            "speech; train on a feature that `ser features` extracts"
         )
-        raise WrongUse(f"{spec.name} would be computed otherwise than for training (differs in {other}){where}")
+    source = (models or {}).get(spec.feature) or _recorded_weights(spec)
+    # resolve() spells the variant out again; a name that stands for several layers has one of them in each spec.
+    [wanted] = resolve([spec.name], {spec.feature: source} if source else {}, spec.dtype)
+    if wanted.spec.fingerprint != spec.fingerprint:
+        raise WrongUse(_difference(spec, wanted.spec, source))
     return wanted
 
 
-def compute(
-    wanted: Sequence[Wanted], audio: Sequence[Path], texts: Sequence[str | None], device: str = "cpu"
-) -> list[dict[str, Rows | Unusable]]:
-    """The features of each utterance, by fingerprint: `Rows`, or `Unusable` with the reason.
+def _recorded_weights(spec: Spec) -> str | None:
+    """Where extraction found the weights: a folder, or an id of the Hub."""
+    if not spec.checkpoint:
+        return None
+    folder = spec.provenance.get("folder")
+    if folder is not None and not Path(folder).is_dir():
+        raise WrongUse(
+            f"the weights of {spec.feature} were in {folder}, which is not there any more; "
+            f"point at them with --model {spec.feature}=PATH"
+        )
+    return folder or spec.provenance.get("model")
 
-    `audio` and `texts` have one entry per utterance; a text may be None.
-    """
-    clips: list[Any] = []
-    for path in audio:
-        try:
-            clips.append(decode(path))
-        except Unusable as fault:
-            clips.append(fault)
-    spoken: list[Any] = [Unusable("no transcript") if text is None else text for text in texts]
-    found: list[dict[str, Rows | Unusable]] = [{} for _ in audio]
-    for one in open_passes(wanted, device):
-        for row, value in enumerate(clips if one.modality == "audio" else spoken):
-            outcome = value if isinstance(value, Unusable) else one.run([value])[0]
-            for spec in one.specs:
-                rows = outcome if isinstance(outcome, Unusable) else outcome[spec.fingerprint]
-                found[row][spec.fingerprint] = rows
-    return found
+
+def _difference(spec: Spec, made: Spec, source: str | None) -> str:
+    """One sentence: why features computed here would not be those that the run was trained on."""
+    if spec.checkpoint.get("digest") != made.checkpoint.get("digest"):
+        return (
+            f"{source}: is not the checkpoint that {spec.name} was trained on ({spec.provenance.get('model')}, digest "
+            f"{str(spec.checkpoint.get('digest'))[:12]}…; here {str(made.checkpoint.get('digest'))[:12]}…); "
+            f"point at that one with --model {spec.feature}=PATH"
+        )
+    ours, theirs = made.identity(), spec.identity()
+    ours, theirs = {**ours, **ours.pop("config")}, {**theirs, **theirs.pop("config")}
+    keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+    told = "; ".join(f"{key} {theirs.get(key)!r}, here {ours.get(key)!r}" for key in keys)
+    return f"{spec.name} would be computed otherwise than for training (differs in {told})"
+
+
+class Direct:
+    """Computes wanted features for one utterance after the other. An encoder is loaded when it is first needed."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self._passes: dict[str, Pass] = {}
+
+    def rows(self, wanted: Wanted, given: Path | str, sha256: str | None = None) -> tuple[Rows | Unusable, list[str]]:
+        """The feature of one audio file (a path) or transcript (a string), and what is odd about the audio.
+
+        `sha256` is what the file must have, where given.
+        """
+        source: Any = given
+        if isinstance(given, Path):
+            try:
+                source = decode(given, sha256)
+            except Unusable as fault:
+                return fault, []
+        name = wanted.spec.fingerprint
+        if name not in self._passes:
+            [self._passes[name]] = open_passes([wanted], self.device)
+        [outcome] = self._passes[name].run([source])
+        warnings = list(dict.fromkeys(source.warnings)) if isinstance(source, Clip) else []
+        return outcome if isinstance(outcome, Unusable) else outcome[name], warnings

@@ -200,4 +200,8 @@ def _provenance(family: Family, checkpoint: "Checkpoint | None") -> dict[str, An
     found: dict[str, Any] = {"versions": {name: version(name) for name in ("ser", "numpy", *packages)}}
     if checkpoint:
         found["model"] = checkpoint.model
+        if (
+            checkpoint.model == (folder := checkpoint.path.resolve()).name
+        ):  # no id of the Hub: where `ser predict` looks
+            found["folder"] = str(folder)
     return found

@@ -9,7 +9,7 @@ import soundfile as sf
 
 from ser.cache.errors import WrongUse
 from ser.cache.store import open_store
-from ser.extract.direct import compute, wanted_again
+from ser.extract.direct import Direct, wanted_again
 from ser.extract.passes import Rows, Unusable
 from ser.extract.run import Request, extract, plan
 from ser.weights_random import write_random_checkpoint
@@ -25,14 +25,15 @@ def test_what_is_computed_anew_equals_what_is_stored(tmp_path: Path) -> None:
     features = "hubert:layer=1,bert,is13,logmel"
     extract(plan(Request(tmp_path / "corpus.csv", features, store=tmp_path / "store", models=models)))
     store = open_store(tmp_path / "store")
-    wanted = [wanted_again(feature.spec, models) for feature in store.features()]
-    found = compute(wanted, audio, ["hello you", None])
+    direct = Direct()
     for feature in store.features():
-        rows = found[0][feature.fingerprint]
-        assert isinstance(rows, Rows)
+        again = wanted_again(feature.spec, models)
+        rows, warnings = direct.rows(again, audio[0] if feature.spec.modality == "audio" else "hello you")
+        assert isinstance(rows, Rows) and not warnings
         assert np.array_equal(rows.values.squeeze(), feature["a"].squeeze())
-    bert = store.feature("bert").fingerprint
-    assert isinstance(found[1][bert], Unusable) and "no transcript" in str(found[1][bert])
+    (tmp_path / "cut.wav").write_bytes(audio[0].read_bytes()[:9000])
+    cut, _ = direct.rows(wanted_again(store.feature("is13").spec), tmp_path / "cut.wav")
+    assert isinstance(cut, Unusable) and "cut short" in str(cut)
 
     other = write_random_checkpoint(tmp_path / "other", "hubert", seed=1)
     with pytest.raises(WrongUse, match=r"checkpoint.*--model hubert=PATH"):

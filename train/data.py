@@ -15,9 +15,10 @@ from ser.cache.manifest import Manifest
 from ser.cache.store import open_store
 
 from .batch import Batch, Sequences
-from .choice import Choice, choose_features
+from .choice import Choice, choose_features, choose_views
 from .inputs import Inputs, Scaling
 from .labels import apply_policy, get_policy, soft_labels
+from .loader import Loader
 from .models import Fusion, get_fusion
 from .utterances import Utterances
 
@@ -32,6 +33,13 @@ class Dataset:
     described: Mapping[str, Any]  # corpus, manifest and features with their digests, for a run's config
     notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
     targets: Tensor | None = None  # soft labels [n, K]
+    views: tuple[Callable[[], Mapping[str, Inputs]], ...] = ()  # augmented copies of a modality, for training alone
+
+    @cached_property
+    def view_inputs(self) -> list[Mapping[str, Inputs]]:
+        """The values of each view, by the modality that it changes."""
+        with torch.inference_mode(False):
+            return [read() for read in self.views]
 
     @cached_property
     def inputs(self) -> Mapping[str, Inputs]:
@@ -41,7 +49,7 @@ class Dataset:
 
     def scaled(self, scaling: Mapping[str, Scaling]) -> "Dataset":
         """The same utterances with their inputs scaled once and for all, in float32."""
-        ready = {m: Inputs(scaling[m](x.values), x.offsets) if m in scaling else x for m, x in self.inputs.items()}
+        ready = {m: scaling[m].of_all(x) if m in scaling else x for m, x in self.inputs.items()}
         return replace(self, read=lambda: ready)
 
     def batch(self, groups: Sequence[np.ndarray], scaling: Mapping[str, Scaling], soft: bool = False) -> Batch:
@@ -80,32 +88,6 @@ class Dataset:
             yield self.batch([groups[i] for i in order[start : start + size]], scaling, soft)
 
 
-@dataclass
-class Loader:
-    """Reads features once: what one run has loaded, the next runs of the process share."""
-
-    held: dict[tuple, Inputs] = field(default_factory=dict)
-
-    def inputs(self, choice: Choice, manifest: Manifest, rows: np.ndarray, pool: bool) -> Inputs:
-        """The feature of the manifest's rows, pooled to vectors if asked."""
-        view = choice.pool if pool else None
-        key = (str(choice.feature.path), manifest.digest, rows.tobytes(), view)
-        if key not in self.held:
-            self.held[key] = self._read(choice, manifest, rows, pool)
-        return self.held[key]
-
-    def _read(self, choice: Choice, manifest: Manifest, rows: np.ndarray, pool: bool) -> Inputs:
-        packed = choice.feature.load(manifest, rows.tolist())
-        if len(empty := np.flatnonzero(np.diff(packed.offsets) == 0)):
-            raise MissingRows(
-                f"{choice.feature.spec.name}: utterance {packed.ids[empty[0]]} has no rows at all; "
-                "extract it again with `ser features --retry`"
-            )
-        values = packed.values if packed.values.flags.writeable else packed.values.copy()
-        inputs = Inputs(torch.from_numpy(values), packed.offsets)
-        return inputs.pooled(choice.pool) if pool and choice.feature.spec.level != "utterance" else inputs
-
-
 def load_dataset(
     store_path: str | Path,
     features: str,
@@ -115,16 +97,19 @@ def load_dataset(
     limit: int | None = None,
     allow_missing: bool = False,
     loader: Loader | None = None,
+    views: str = "",
 ) -> tuple[Dataset, Fusion]:
     """The corpus's labelled utterances with the features that the fusion takes.
 
-    `limit` keeps that many utterances, spread evenly over the corpus. Raises `WrongUse` for names that do not fit
+    `limit` keeps that many utterances, spread evenly over the corpus. `views` names augmented features, joined with
+    `+`, that training mixes in. Raises `WrongUse` for names that do not fit
     together, `MissingRows` if an utterance lacks a feature (quarantined ones may be left out by `allow_missing`).
     """
     store = open_store(store_path)
     manifest = store.manifest(corpus)
     chosen = choose_features(store, features, manifest.corpus)
     fusion = get_fusion(fusion_name, {modality: choice.feature.spec.level for modality, choice in chosen.items()})
+    augmented = choose_views(store, views, chosen, manifest.corpus)
     labelled = apply_policy(get_policy(labels), manifest)
     left_out = {f"label {raw} is not in {labels}": count for raw, count in labelled.left_out.items()}
 
@@ -133,7 +118,7 @@ def load_dataset(
         keep[:] = False
         keep[np.linspace(0, len(keep) - 1, limit).round().astype(int)] = True
         left_out[f"--limit {limit}"] = int(np.sum(~keep))
-    for choice in chosen.values():
+    for choice in [*chosen.values(), *augmented]:
         keep &= ~_quarantined(choice, manifest, labelled.rows, keep, allow_missing, left_out)
         _refuse_missing(choice, manifest, labelled.rows[keep])
     labelled = type(labelled)(labelled.policy, labelled.rows[keep], labelled.labels[keep], labelled.left_out)
@@ -143,6 +128,9 @@ def load_dataset(
 
     def read() -> dict[str, Inputs]:
         return {m: loader.inputs(choice, manifest, labelled.rows, vectors) for m, choice in sorted(chosen.items())}
+
+    def reader(choice: Choice) -> Callable[[], dict[str, Inputs]]:
+        return lambda: {choice.modality: loader.inputs(choice, manifest, labelled.rows, vectors)}
 
     specs = [choice.feature.spec for choice in chosen.values()]
     votes = manifest.column("votes")
@@ -160,6 +148,7 @@ def load_dataset(
                 "maps": dict(labelled.policy.maps),
             },
             "features": {modality: choice.described for modality, choice in sorted(chosen.items())},
+            "views": [choice.described for choice in augmented],
             "limit": limit,
         },
         notes={
@@ -174,6 +163,7 @@ def load_dataset(
             "store": str(Path(store_path)),
         },
         targets=torch.from_numpy(targets),
+        views=tuple(reader(choice) for choice in augmented),
     ), fusion
 
 
