@@ -1,5 +1,7 @@
 """Features from a real store become batches: right rows, right order, statistics of the training part alone."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,13 @@ from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
 from ser.cache.store import PartRows, open_store
 from ser.tests.tiny_store import FEATURES, add_feature, make_manifest, make_rows, make_store
-from ser.train.data import Loader, load_dataset
+from ser.train.data import load_dataset
+from ser.train.experiment import Experiment, run_experiment
 from ser.train.inputs import Scaling
+from ser.train.loader import Loader
 from ser.train.protocols import make_folds
+from ser.train.views import with_views
+from ser.train.weights import load_model
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +191,68 @@ def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:
     data, _ = load_dataset(tmp_path / "s", "is13", "audio", allow_missing=True)
     assert manifest.ids[bad] not in data.utterances.ids
     assert data.notes["left_out"]["is13: quarantined"] == [manifest.ids[bad]]
+
+
+def shifted(manifest: Manifest, by: float) -> list[np.ndarray]:
+    return [values + np.float16(by) for values in make_rows(manifest, "logmel")]
+
+
+@pytest.fixture
+def with_view(tmp_path: Path) -> Path:
+    manifest = make_manifest()
+    store = make_store(tmp_path / "views")
+    add_feature(store, manifest, "logmel", shifted(manifest, 8), variant="view=pitch-1")
+    return store.path
+
+
+def test_views_are_copies_of_the_training_utterances_alone(with_view: Path) -> None:
+    data, _ = load_dataset(with_view, "logmel+bert", "cnn+bert", views="logmel:view=pitch-1")
+    fold = make_folds("session-out", data.utterances)[0]
+    more, rows = with_views(data, fold.train)
+    n = len(data.utterances)
+    assert rows.tolist() == [*fold.train, *(fold.train + n)]
+    batch = more.batch(more.groups(rows[[3, len(fold.train) + 3, 5]], "utterance"), {})
+    plain = data.batch(data.groups(fold.train[[3, 3, 5]], "utterance"), {})
+    assert torch.equal(batch.labels, plain.labels)
+    assert torch.equal(batch.inputs["text"].values, plain.inputs["text"].values)  # a view of audio leaves the text
+    assert torch.equal(batch.inputs["audio"].lengths, plain.inputs["audio"].lengths)
+    difference = batch.inputs["audio"].values - plain.inputs["audio"].values
+    pieces = difference.split(plain.inputs["audio"].lengths.tolist())
+    assert [round(piece.mean().item()) for piece in pieces] == [0, 8, 0]
+    assert len(more.utterances.by_dialogue(rows)) == 2 * len(data.utterances.by_dialogue(fold.train))
+
+
+def test_views_do_not_touch_the_statistics_nor_the_other_parts(with_view: Path) -> None:
+    settings = ("frames=48", "channels=2")
+    plain = Experiment("logmel", "cnn", store=with_view, out=with_view / "runs", epochs=1, folds=1, set=settings)
+    (without,), (mixed,) = run_experiment(plain), run_experiment(replace(plain, views="logmel:view=pitch-1"))
+    assert without.path != mixed.path and mixed.config["views"][0]["feature"] == "logmel:view=pitch-1"
+    assert without.result["n"] == mixed.result["n"] and without.result["parts"] == mixed.result["parts"]
+    assert without.result["history"][0]["loss"] != mixed.result["history"][0]["loss"]
+    scalings = [load_model(run)[0].scaling["audio"] for run in (without, mixed)]
+    assert torch.equal(scalings[0].mean, scalings[1].mean) and torch.equal(scalings[0].std, scalings[1].std)
+
+
+def test_what_is_no_view_is_refused(store: Path) -> None:
+    with pytest.raises(WrongUse, match="cannot stand in the place of logmel"):
+        load_dataset(store, "logmel", "cnn", views="hubert")
+    with pytest.raises(WrongUse, match="cannot stand in the place of any feature"):
+        load_dataset(store, "logmel", "cnn", views="bert")
+
+
+def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s")
+    (tmp_path / "shared").mkdir()
+    plain, _ = load_dataset(store.path, "hubert+bert", "mit")
+    for number in range(2):
+        data, _ = load_dataset(store.path, "hubert+bert", "mit", loader=Loader(tmp_path / "shared"))
+        if number:  # the second reads no values from the store: their parts are gone
+            for part in tmp_path.glob("s/*/*/parts/*/data.zarr"):
+                shutil.rmtree(part)
+        for modality in ("audio", "text"):
+            assert torch.equal(data.inputs[modality].values, plain.inputs[modality].values)
+            assert np.array_equal(data.inputs[modality].offsets, plain.inputs[modality].offsets)
+    pooled, _ = load_dataset(
+        make_store(tmp_path / "t").path, "is13+bert", "lgf-add", loader=Loader(tmp_path / "shared")
+    )
+    assert pooled.inputs["text"].values.dtype == torch.float32

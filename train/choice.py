@@ -1,5 +1,6 @@
 """Which features a run trains on: names of the command line, resolved in the store by modality."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +49,27 @@ def choose_features(store: Store, names: str, corpus: str) -> dict[str, Choice]:
             )
         chosen[choice.modality] = choice
     return chosen
+
+
+def choose_views(store: Store, names: str, chosen: Mapping[str, Choice], corpus: str) -> list[Choice]:
+    """The augmented features of `names` ("logmel:view=pitch-1+logmel:view=noise-1"), each beside the plain feature.
+
+    Raises `WrongUse` for one that cannot stand in the place of a feature of `chosen`.
+    """
+    views = []
+    for name in filter(None, names.split("+")):
+        plain, pool = _split_pool(name.strip())
+        view = Choice(store.feature(plain, corpus=corpus), pool)
+        beside = chosen.get(view.modality)
+        if beside is None or (beside.feature.spec.level, beside.feature.spec.dim, beside.pool) != (
+            view.feature.spec.level,
+            view.feature.spec.dim,
+            pool,
+        ):
+            plainly = beside.feature.spec.name if beside else "any feature that is trained on"
+            raise WrongUse(f"--views {name}: cannot stand in the place of {plainly}: another level, dimension or pool")
+        views.append(view)
+    return views
 
 
 def _split_pool(name: str) -> tuple[str, Pool]:

@@ -17,8 +17,9 @@ import torch
 
 from ser.cache.errors import WrongUse, unknown
 
-from .data import Dataset, Loader, load_dataset
+from .data import Dataset, load_dataset
 from .fit import SELECTIONS, Epoch, Plan, Precision, fit_scaling, make_optimiser
+from .loader import Loader
 from .losses import LOSSES
 from .models import Fusion
 from .options import Experiment
@@ -26,6 +27,7 @@ from .protocols import Cut, Fold, make_folds
 from .runs import Run
 from .settings import has_setting, parse_settings
 from .single import one_thread, train_run
+from .views import with_views
 
 # Raised when the same config would give other numbers than before.
 TRAIN_VERSION = 1
@@ -70,6 +72,7 @@ def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
         limit=experiment.limit,
         allow_missing=experiment.allow_missing,
         loader=loader,
+        views=experiment.views,
     )
     also = [assignment for assignment in experiment.also_set if has_setting(fusion, assignment)]
     settings, training = parse_settings(fusion, [*experiment.set, *also], experiment.epochs)
@@ -147,7 +150,8 @@ def estimate(jobs: list[Job], steps: int = 3) -> Estimate:
         optimiser = make_optimiser(model, plan.fusion.stages[-1], settings)
         scaling = fit_scaling(job.data, job.fold, settings)
         shuffling = torch.Generator().manual_seed(plan.seed)
-        batches = job.data.batches(job.fold.train, plan.fusion.unit, settings.batch_size, scaling, shuffling)
+        lessons, rows = with_views(job.data, job.fold.train)
+        batches = lessons.batches(rows, plan.fusion.unit, settings.batch_size, scaling, shuffling)
         taken, seconds = 0, 0.0
         for number, batch in zip(range(steps + 1), batches, strict=False):
             started = time.perf_counter()
@@ -161,12 +165,15 @@ def estimate(jobs: list[Job], steps: int = 3) -> Estimate:
             loss.item()
             if number or steps == 0:  # the first step warms up
                 taken, seconds = taken + len(batch), seconds + time.perf_counter() - started
-            elif len(job.fold.train) == len(batch):  # and is the only one
+            elif len(rows) == len(batch):  # and is the only one
                 taken, seconds = len(batch), time.perf_counter() - started
     epochs = settings.epochs * len(plan.fusion.stages)
-    updates = sum(-(-len(j.data.groups(j.fold.train, plan.fusion.unit)) // settings.batch_size) for j in jobs) * epochs
+    copies = len(rows) // len(job.fold.train)
+    units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * copies for j in jobs]
+    updates = sum(-(-n // settings.batch_size) for n in units) * epochs
     # A forward pass over the watched part costs about a third of a training step.
-    work = sum(len(j.fold.train) + len(j.fold.test if plan.select == "best-test" else j.fold.dev) / 3 for j in jobs)
+    watched = [j.fold.test if plan.select == "best-test" else j.fold.dev for j in jobs]
+    work = sum(len(j.fold.train) * copies + len(part) / 3 for j, part in zip(jobs, watched, strict=True))
     return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, work * epochs * seconds / taken)
 
 

@@ -22,6 +22,7 @@ from .metrics import scores
 from .models import Fusion, Stage
 from .protocols import Fold
 from .settings import TrainingSettings
+from .views import with_views
 
 Select = Literal["val", "last", "best-test"]
 Precision = Literal["float32", "bf16"]
@@ -130,9 +131,11 @@ class _Training:
         self.data, self.fold, self.plan = data, fold, plan
         self.scaling = fit_scaling(data, fold, plan.settings)
         self.live = self.scaling  # what each batch still has to go through
+        lessons = shuffled(data, fold, plan.seed) if plan.training.shuffle_labels else data
+        self.lessons, self.rows = with_views(lessons, fold.train)
         if plan.fusion.level == "vector":  # small enough to be scaled once, in place of in every epoch
             self.data, self.live = data.scaled(self.scaling), {}
-        self.lessons = shuffled(self.data, fold, plan.seed) if plan.training.shuffle_labels else self.data
+            self.lessons = self.data if self.lessons is data else self.lessons.scaled(self.scaling)
         torch.manual_seed(plan.seed)  # initial weights, and dropout from here on
         self.model = plan.fusion.build(plan.settings, data.dims, len(data.utterances.classes)).to(plan.device)
         self.shuffling = Generator().manual_seed(plan.seed)
@@ -169,7 +172,7 @@ class _Training:
         total = 0.0
         self.model.train()
         batches = self.lessons.batches(
-            self.fold.train,
+            self.rows,
             plan.fusion.unit,
             settings.batch_size,
             self.live,
@@ -201,7 +204,7 @@ class _Training:
             set_rate(optimiser, settings)
             optimiser.step()
             total += value * (1 if plan.reduction == "sum" else len(batch))
-        return self._look(stage, epoch, total / len(self.fold.train), started)
+        return self._look(stage, epoch, total / len(self.rows), started)
 
     def _look(self, stage: Stage, epoch: int, loss: float, started: float) -> Epoch:
         """Score the watched part and keep the weights if the selection says so."""

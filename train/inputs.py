@@ -1,6 +1,6 @@
 """One modality of all utterances in one packed array, and its z-score."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,10 +12,14 @@ from .choice import Pool
 
 @dataclass(frozen=True)
 class Inputs:
-    """One modality of all utterances: values [rows, dim] as stored, `offsets` [n + 1] int64."""
+    """One modality of all n utterances: values [rows, dim] as stored, `offsets` [n + 1] int64.
+
+    With `repeats`, utterances n, n + 1, … are the same ones again.
+    """
 
     values: Tensor
     offsets: np.ndarray
+    repeats: int = 1
 
     @property
     def dim(self) -> int:
@@ -24,6 +28,8 @@ class Inputs:
 
     def take(self, utterances: np.ndarray) -> Sequences:
         """The rows of the given utterances, one after the other, in the stored dtype."""
+        if self.repeats > 1:
+            utterances = utterances % (len(self.offsets) - 1)
         starts, lengths = self.offsets[utterances], np.diff(self.offsets)[utterances]
         before = np.cumsum(lengths) - lengths
         rows = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
@@ -64,6 +70,10 @@ class Scaling:
         # What is constant in training says nothing: it stays (almost) zero in place of being divided by zero.
         std = torch.where((high > low) & (variance > 0), variance.sqrt(), 1.0)
         return cls(mean.float(), std.float())
+
+    def of_all(self, inputs: Inputs) -> Inputs:
+        """The same utterances with their values scaled, in float32."""
+        return replace(inputs, values=self(inputs.values))
 
     def __call__(self, values: Tensor) -> Tensor:
         """Scaled values [rows, dim] in float32."""

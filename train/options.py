@@ -27,3 +27,4 @@ class Experiment:
     out: Path | str = "runs"
     limit: int | None = None
     allow_missing: bool = False
+    views: str = ""  # augmented features that training mixes in: logmel:view=pitch-1+logmel:view=noise-1

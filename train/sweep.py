@@ -7,11 +7,13 @@ from functools import cache
 from pathlib import Path
 
 from ser import engines
+from ser.cache.durable import sweep as sweep_leftovers
+from ser.cache.durable import workspace
 from ser.cache.errors import WrongUse
 
-from .data import Loader
 from .experiment import Estimate, Job, estimate, prepare
 from .fit import Diverged, Epoch
+from .loader import Loader
 from .options import Experiment
 from .recipe import Recipe
 from .runs import Run, run_name
@@ -28,6 +30,7 @@ class Task:
     experiment: Experiment
     number: int
     estimated: float | None = None  # seconds
+    shared: Path | None = None  # where processes of one machine share what they have loaded
 
     @property
     def run(self) -> Run:
@@ -110,14 +113,20 @@ def run_sweep(
     if workers <= 1 and scheduler is None:
         for task in sweep.open_tasks:
             yield train_task(task, on_epoch)
-    else:
+    elif scheduler is not None:
         yield from engines.run(train_task, sweep.open_tasks, workers, scheduler)
+    elif sweep.open_tasks:
+        out = Path(sweep.tasks[0].experiment.out)
+        sweep_leftovers(out)
+        with workspace(out) as folder:
+            tasks = [replace(task, shared=folder) for task in sweep.open_tasks]
+            yield from engines.run(train_task, tasks, workers)
 
 
 def train_task(task: Task, on_epoch: Callable[[Task, Epoch], None] | None = None) -> Outcome:
     """Train one task. What it reads is held by the process for the tasks that follow."""
     started = time.monotonic()
-    job = _jobs(replace(task.experiment, resume=True))[task.number]
+    job = _jobs(replace(task.experiment, resume=True), task.shared)[task.number]
     tell = (lambda epoch: on_epoch(task, epoch)) if on_epoch else None
     try:
         train_run(job.data, job.fold, job.plan, job.config, Path(task.experiment.out), True, tell)
@@ -127,13 +136,13 @@ def train_task(task: Task, on_epoch: Callable[[Task, Epoch], None] | None = None
 
 
 @cache
-def _process_loader() -> Loader:
-    return Loader()
+def _process_loader(shared: Path | None) -> Loader:
+    return Loader(shared)
 
 
 @cache
-def _jobs(experiment: Experiment) -> list[Job]:
-    return prepare(experiment, _process_loader())
+def _jobs(experiment: Experiment, shared: Path | None) -> list[Job]:
+    return prepare(experiment, _process_loader(shared))
 
 
 def _shard(tasks: Sequence[Task], shard: str | None) -> Sequence[Task]:
