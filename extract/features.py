@@ -1,8 +1,9 @@
 """The features by name, the settings that a name may carry, and the specs that come of them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from ser.cache.errors import WrongUse, unknown
@@ -10,6 +11,8 @@ from ser.cache.spec import Level, Modality, Spec
 
 if TYPE_CHECKING:
     from ser.weights import Checkpoint
+
+    from .passes import Pass
 
 DType = Literal["float16", "float32"]
 DEFAULT = ("hubert", "mpnet", "bert", "is13", "logmel")
@@ -46,6 +49,25 @@ FEATURES: dict[str, Family] = {
         preset={"coefficients": 40},
     ),
 }
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Code of one's own that computes features, under the name that `Family.extractor` gives it.
+
+    `config` is a frozen dataclass with a default for each field: what it holds is hashed into the fingerprint. `open`
+    makes the pass that computes a spec (see `passes.Pass`).
+    """
+
+    config: type
+    version: int  # raised when its numbers change
+    dim: Callable[[Any], int]
+    open: "Callable[[Any, Spec], Pass]"
+    hop: Callable[[Any], float | None] = lambda config: None  # seconds between frames
+    packages: tuple[str, ...] = ()  # whose versions are noted beside the feature
+
+
+EXTRACTORS: dict[str, Extractor] = {}  # beside the built-in speech, text, smile and mel
 
 
 @dataclass(frozen=True)
@@ -133,6 +155,7 @@ def _expand(settings: dict[str, str], checkpoint: "Checkpoint | None") -> list[d
 
 def _wanted(feature: str, settings: dict[str, str], checkpoint: "Checkpoint | None", dtype: DType) -> Wanted:
     family = FEATURES[feature]
+    variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
     typed = {key: _typed(feature, key, value) for key, value in settings.items()}
     config, dim, version, hop = _configure(family, typed, checkpoint)
     spec = Spec(
@@ -143,11 +166,11 @@ def _wanted(feature: str, settings: dict[str, str], checkpoint: "Checkpoint | No
         dtype="float32" if family.level == "utterance" else dtype,
         extractor=family.extractor,
         version=version,
-        variant=",".join(f"{key}={value}" for key, value in sorted(settings.items())),
+        variant=variant,
         hop=hop,
         config=asdict(config),
         checkpoint={"digest": checkpoint.digest, "random": checkpoint.random} if checkpoint else {},
-        provenance=_provenance(family, checkpoint),
+        provenance=_provenance(f"{feature}:{variant}" if variant else feature, family, checkpoint),
     )
     return Wanted(spec, config, checkpoint)
 
@@ -156,6 +179,9 @@ def _configure(
     family: Family, settings: dict[str, Any], checkpoint: "Checkpoint | None"
 ) -> tuple[Any, int, int, float | None]:
     """The extractor's complete config, and its dim, version and hop."""
+    if (own := EXTRACTORS.get(family.extractor)) is not None:
+        config = own.config(**{**family.preset, **settings})
+        return config, own.dim(config), own.version, own.hop(config)
     # Each extractor is imported only where it is asked for: torch and transformers are slow to import.
     if family.extractor == "smile":
         from . import smile
@@ -188,7 +214,7 @@ def _typed(feature: str, key: str, value: str) -> Any:
         raise WrongUse(f"{feature}:{key}={value}: {key} is {what}") from None
 
 
-def _provenance(family: Family, checkpoint: "Checkpoint | None") -> dict[str, Any]:
+def _provenance(name: str, family: Family, checkpoint: "Checkpoint | None") -> dict[str, Any]:
     from importlib.metadata import version
 
     packages = {
@@ -196,8 +222,13 @@ def _provenance(family: Family, checkpoint: "Checkpoint | None") -> dict[str, An
         "mel": ("torch", "librosa", "soundfile", "soxr"),
         "speech": ("torch", "transformers", "soundfile", "soxr"),
         "text": ("torch", "transformers", "tokenizers"),
+        **{name: own.packages for name, own in EXTRACTORS.items()},
     }[family.extractor]
-    found: dict[str, Any] = {"versions": {name: version(name) for name in ("ser", "numpy", *packages)}}
+    found: dict[str, Any] = {
+        "versions": {name: version(name) for name in ("ser", "numpy", *packages)},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": f"ser features CORPUS --features {name}",  # no paths, no environment: nothing private
+    }
     if checkpoint:
         found["model"] = checkpoint.model
         if (

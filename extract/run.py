@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -80,11 +81,13 @@ def extract(plan: Plan, on_progress: OnProgress | None = None) -> Summary:
     parts = plan.parts()
     total = Record("all")
     progress = _Progress(plan, parts, on_progress)
-    for record in _records(plan, parts, progress):
-        _add(total, record)
-        if record.quarantined and request.on_error == "fail":
-            names = {feature.wanted.spec.fingerprint: feature.wanted.spec.name for feature in plan.features}
-            raise _stopped({names[key]: found for key, found in record.quarantined.items()})
+    # Closed at once when this fails: else its threads would go on through all parts before the message is seen.
+    with closing(_records(plan, parts, progress)) as records:
+        for record in records:
+            _add(total, record)
+            if record.quarantined and request.on_error == "fail":
+                names = {feature.wanted.spec.fingerprint: feature.wanted.spec.name for feature in plan.features}
+                raise _stopped({names[key]: found for key, found in record.quarantined.items()})
     return _summary(plan, store, total, time.perf_counter() - begun, deviations)
 
 
@@ -107,7 +110,7 @@ def device_of(request: Request, plan: Plan) -> str:
     return str(device)
 
 
-def _records(plan: Plan, parts: list[Part], progress: "_Progress") -> Iterator[Record]:
+def _records(plan: Plan, parts: list[Part], progress: "_Progress") -> Generator[Record]:
     if not parts:
         return
     request = plan.request

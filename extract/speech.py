@@ -9,6 +9,7 @@ Three things make padding leak into other rows, and each is closed here:
 
 import math
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -28,6 +29,8 @@ from .passes import Outcome, Rows, Unusable, as_stored
 VERSION = 1
 RATE = 16000  # Hz, of every encoder of these families
 ARCHITECTURES = ("hubert", "wav2vec2", "wavlm")
+# WavLM hands torch a boolean mask beside a float one: as meant, and no news to a user.
+warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class SpeechConfig:
 
     An utterance longer than `window` seconds is cut into windows that overlap by twice `context`: each window's
     frames within `context` of an inner edge are dropped, so a kept frame sees at least that much on each side. Its
-    waveform is still normalised as a whole.
+    waveform is still normalised as a whole; attention, and the base models' norm over time, see one window.
     """
 
     layer: int
@@ -179,16 +182,16 @@ class SpeechPass:
         for group in self._groups(pieces):
             for piece, layers in zip(group, self.forward([p.samples for p in group]), strict=True):
                 for spec, values in zip(self.specs, layers, strict=True):
-                    made.setdefault((piece.utterance, spec.fingerprint), []).append(values[piece.keep])
+                    try:
+                        stored = as_stored(values[piece.keep], spec.dtype)
+                        made.setdefault((piece.utterance, spec.fingerprint), []).append(stored)
+                    except Unusable as fault:
+                        outcomes[piece.utterance] = fault
         for row, outcome in enumerate(outcomes):
             if isinstance(outcome, dict):
-                try:
-                    for spec in self.specs:
-                        parts = made[row, spec.fingerprint]
-                        values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-                        outcome[spec.fingerprint] = Rows(as_stored(values, spec.dtype))
-                except Unusable as fault:
-                    outcomes[row] = fault
+                for spec in self.specs:
+                    parts = made[row, spec.fingerprint]
+                    outcome[spec.fingerprint] = Rows(parts[0] if len(parts) == 1 else np.concatenate(parts))
         return outcomes
 
     def cut(self, utterance: int, samples: np.ndarray) -> list[Piece]:

@@ -23,7 +23,7 @@ from ser.cache.store import open_store
 
 from .audio import Clip, decode, locate
 from .batching import GPU_SECONDS, batches
-from .features import Wanted
+from .features import EXTRACTORS, Wanted
 from .passes import Outcome, Pass, Rows, Unusable
 from .plan import Part, Utterance
 
@@ -68,7 +68,9 @@ def open_passes(wanted: Sequence[Wanted], device: str, batch_seconds: float | No
     passes: list[Pass] = []
     shared: dict[tuple[Any, ...], list[Wanted]] = {}
     for one in wanted:
-        if one.spec.extractor == "smile":
+        if (own := EXTRACTORS.get(one.spec.extractor)) is not None:
+            passes.append(own.open(one.config, one.spec))
+        elif one.spec.extractor == "smile":
             from .smile import SmilePass
 
             passes.append(SmilePass(one.config, one.spec))
@@ -108,7 +110,7 @@ class Worker:
     """Computes parts with one set of open passes.
 
     On a CPU every stage shares one pool with a thread per core, and each thread computes alone: utterances are
-    independent, so this scales where threads within one small operation do not. On a GPU the models have a thread of
+    independent, so this scales where threads within one small operation do not. On a GPU the models have threads of
     their own, fed by decoding threads that never wait behind the slower CPU extractors.
     """
 
@@ -146,7 +148,8 @@ class Worker:
     def _pools(self) -> Iterator["_Pools"]:
         threads = self.setup.threads
         cpu = ThreadPoolExecutor(threads, "ser-cpu")
-        gpu = ThreadPoolExecutor(1, "ser-gpu") if self.on_gpu else cpu
+        # Two, so that one batch's rows are taken from the GPU while the next is computed.
+        gpu = ThreadPoolExecutor(2, "ser-gpu") if self.on_gpu else cpu
         decoders = ThreadPoolExecutor(max(2, threads // 4), "ser-decode") if self.on_gpu else cpu
         pools = _Pools(decoders, cpu, gpu, ThreadPoolExecutor(1, "ser-write"))
         try:

@@ -11,7 +11,7 @@ from ser.cache.errors import WrongUse
 from ser.extract.audio import Clip
 from ser.extract.batching import batches
 from ser.extract.features import resolve
-from ser.extract.passes import Unusable
+from ser.extract.passes import Unusable, as_stored
 from ser.extract.work import open_passes
 from ser.weights_random import write_random_checkpoint
 
@@ -223,3 +223,31 @@ def test_bfloat16_is_another_feature_and_near(checkpoints: Path, clips: list[Cli
     assert exact.specs[0].fingerprint != fast.specs[0].fingerprint
     ours, near = (one.run(clips[1:2])[0][one.specs[0].fingerprint].values for one in (exact, fast))  # type: ignore[index]
     assert 0 < relative(near, ours) < 0.1
+
+
+def test_out_of_memory_halves_the_batch(checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's memory ends at three utterances: the run goes on, with the same rows."""
+    wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")
+    [one] = open_passes(wanted, "cpu", batch_seconds=1000)
+    sizes: list[int] = []
+    whole, plain = one._forward, one.run(clips)  # type: ignore[attr-defined]
+
+    def small_memory(waves: list[np.ndarray]) -> list[list[np.ndarray]]:
+        sizes.append(len(waves))
+        if len(waves) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(waves)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(one, "_forward", small_memory)
+    for ours, before in zip(one.run(clips), plain, strict=True):
+        assert not isinstance(ours, Unusable) and not isinstance(before, Unusable)
+        [name] = ours
+        assert relative(ours[name].values, before[name].values) <= RTOL
+    assert sizes == [5, 2, 3, 1, 2]
+
+
+def test_values_beyond_float16_are_named(checkpoints: Path) -> None:
+    assert as_stored(np.array([[65504.0]]), "float16").dtype == np.float16
+    for value, said in ((65520.0, "--dtype float32"), (np.inf, "NaN or infinite"), (np.nan, "NaN or infinite")):
+        with pytest.raises(Unusable, match=said):
+            as_stored(np.array([[value]], np.float32), "float16")
