@@ -69,7 +69,7 @@ def _memory() -> Finding:
     if total < 8e9:
         return Finding(
             *("memory", f"{total / 1e9:.1f} GB", False),
-            "IEMOCAP's HuBERT frames take 3.4 GB while training; choose utterance-level features, or train with --limit",
+            "IEMOCAP's HuBERT frames take 3.4 GB in training; choose utterance-level features, or train with --limit",
         )
     return Finding("memory", f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB free" if free else f"{total / 1e9:.1f} GB")
 

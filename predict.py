@@ -80,10 +80,10 @@ def predict(
     `models` says where encoder weights lie now ({"hubert": folder}); by default where the run's features found them.
     Raises `WrongUse` for what the run cannot take, naming the reason.
     """
-    if (table is None) == (not audio and text is None):
-        raise WrongUse("give audio files (and the transcript of one), or a table of turns, and not both")
     if table is not None and text is not None:
         raise WrongUse("--text is the transcript of one audio file; in a table transcripts stand in the column text")
+    if (table is None) == (not audio and text is None):
+        raise WrongUse("give audio files (and the transcript of one), or a table of turns, and not both")
     if text is not None and len(audio) > 1:
         raise WrongUse(f"--text is the transcript of one audio file, and here are {len(audio)}; give a table of turns")
     predictor = Predictor(run, models, device)

@@ -1,0 +1,68 @@
+"""What a newcomer has after the quick start, in small: a demo corpus of one dialogue a session, random checkpoints, a
+store and three trained runs. Made once per test session, shared by its processes, and copied where a test writes.
+"""
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ser.extract.corpora.demo import write_demo
+from ser.extract.run import Request, extract, plan
+from ser.train.experiment import Experiment, run_experiment
+from ser.train.runs import Run, find_runs
+from ser.weights import write_demo_checkpoints
+
+SMALL = ("d_model=16", "heads=2", "queries=3", "lr=1e-3")
+RUNS = {
+    "mit": Experiment("hubert+mpnet", "mit", set=SMALL),
+    "mit-no-rmm": Experiment("hubert+mpnet", "mit", set=(*SMALL, "rmm_start=0")),
+    "lgf-add": Experiment("logmel:bands=20+bert", "lgf-add", loss="perspective"),
+    "text": Experiment("mpnet", "text", set=SMALL),
+}
+
+
+def make(folder: Path) -> None:
+    """Write `corpus`, `checkpoints`, `features` and `runs` under `folder`."""
+    write_demo(folder / "corpus")
+    shrink(folder / "corpus")
+    models = {name: str(path) for name, path in write_demo_checkpoints(folder / "checkpoints").items()}
+    request = Request(folder / "corpus", "hubert,mpnet,bert,logmel:bands=20", store=folder / "features", models=models)
+    extract(plan(request))
+    for name, experiment in RUNS.items():
+        options = {"store": folder / "features", "out": folder / "runs" / name, "folds": 1, "epochs": 2}
+        run_experiment(Experiment(**{**vars(experiment), **options}))  # type: ignore[arg-type]
+
+
+def shrink(corpus: Path) -> None:
+    """Keep the first dialogue of each session: what is tested is the commands, not the corpus."""
+    for session in corpus.glob("Session*"):
+        names = sorted(path.name for path in (session / "sentences" / "wav").iterdir())
+        for name in names[1:]:
+            shutil.rmtree(session / "sentences" / "wav" / name)
+            for path in session.rglob(f"{name}*"):
+                if path.is_file():
+                    path.unlink()
+
+
+def run_of(folder: Path, name: str) -> Run:
+    """One of `RUNS`."""
+    [run] = find_runs(folder / "runs" / name)
+    return run
+
+
+@pytest.fixture(scope="session")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder, not to be written to."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent  # the processes' own folders lie in it
+    folder = shared / "newcomer"
+    with (shared / "newcomer.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            make(folder)
+            (folder / "done").touch()
+    return folder

@@ -1,0 +1,208 @@
+"""A run on new speech gives what it gave when it was tested, or says why it cannot."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from ser.cache.errors import CorruptStore, SerError, WrongUse
+from ser.cache.manifest import Manifest
+from ser.cache.store import open_store
+from ser.cli import main
+from ser.predict import Predictor, Turn, predict, read_turns
+from ser.tests.newcomer import newcomer, run_of
+from ser.train.runs import Run
+from ser.weights_random import write_random_checkpoint
+
+__all__ = ["newcomer"]  # a fixture
+
+
+def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
+    manifest: Manifest = open_store(folder / "features").manifest()
+    return {row["id"]: row for row in manifest.table.to_pylist()}
+
+
+def turns_of(folder: Path, run: Run) -> list[Turn]:
+    """The utterances of the run's test part, as somebody would bring them."""
+    rows = manifest_of(folder)
+    ids = run.predictions().column("id").to_pylist()
+    return [
+        Turn(i, folder / "corpus" / rows[i]["audio"], rows[i]["text"], rows[i]["dialogue"], rows[i]["turn"])
+        for i in ids
+    ]
+
+
+def table_of(folder: Path, run: Run) -> str:
+    lines = ["id,audio,text,dialogue,turn"]
+    for turn in turns_of(folder, run):
+        assert turn.audio is not None and turn.text is not None
+        text = turn.text.replace('"', '""')
+        lines.append(f'{turn.id},{turn.audio.relative_to(folder / "corpus")},"{text}",{turn.dialogue},{turn.turn}')
+    return "\n".join(lines) + "\n"
+
+
+def ser(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("name", ["mit", "mit-no-rmm", "lgf-add", "text"])
+def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: str) -> None:
+    run = run_of(newcomer, name)
+    tested = run.predictions()
+    answer = Predictor(run.path)(turns_of(newcomer, run))
+    assert [one.id for one in answer.predictions] == tested.column("id").to_pylist()
+    assert [one.label for one in answer.predictions] == tested.column("predicted").to_pylist()
+    found = np.array([list(one.probabilities.values()) for one in answer.predictions])
+    assert np.abs(found - np.array(tested.column("probabilities").to_pylist())).max() < 2e-6
+    assert list(answer.predictions[0].probabilities) == run.result["classes"]
+    assert any("synthetic" in note for note in answer.notes)
+    assert any("random weights" in note for note in answer.notes)
+
+
+def test_without_text_equals_the_test_with_audio_alone(newcomer: Path) -> None:
+    run = run_of(newcomer, "mit")
+    turns = turns_of(newcomer, run)
+    bare = [replace(turn, text=None) if number % 2 else turn for number, turn in enumerate(turns)]
+    bare[1] = replace(bare[1], text="  \n")
+    answer = Predictor(run.path)(bare)
+    tested = run.predictions()
+    both, alone = (np.array(tested.column(c).to_pylist()) for c in ("probabilities", "probabilities only audio"))
+    found = np.array([list(one.probabilities.values()) for one in answer.predictions])
+    assert np.abs(found[1::2] - alone[1::2]).max() < 2e-6 and np.abs(found[::2] - both[::2]).max() < 2e-6
+    assert [one.without for one in answer.predictions[:2]] == [(), ("text",)]
+
+
+def test_without_audio_equals_the_test_with_text_alone(newcomer: Path) -> None:
+    run = run_of(newcomer, "mit")
+    turns = [replace(turn, audio=None) for turn in turns_of(newcomer, run)]
+    found = [list(one.probabilities.values()) for one in Predictor(run.path)(turns).predictions]
+    alone = run.predictions().column("probabilities only text").to_pylist()
+    assert np.abs(np.array(found) - np.array(alone)).max() < 2e-6
+
+
+@pytest.mark.parametrize("name", ["mit-no-rmm", "lgf-add"])
+def test_missing_text_is_refused_where_the_model_never_saw_it_missing(newcomer: Path, name: str) -> None:
+    run = run_of(newcomer, name)
+    turn = replace(turns_of(newcomer, run)[0], text=None)
+    with pytest.raises(WrongUse, match=r"has no text.*without random modality masking.*--text"):
+        Predictor(run.path)([turn])
+
+
+def test_the_run_folder_alone_will_do(newcomer: Path, tmp_path: Path) -> None:
+    """Moved away from its store; and it opens no store."""
+    run = run_of(newcomer, "lgf-add")
+    shutil.copytree(run.path, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    record["provenance"]["store"] = str(tmp_path / "nowhere")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    assert len(Predictor(tmp_path / "run")(turns_of(newcomer, run)[:2]).predictions) == 2
+
+
+def test_dialogues_come_from_a_table_in_any_order(newcomer: Path, tmp_path: Path) -> None:
+    run = run_of(newcomer, "lgf-add")
+    shutil.copytree(newcomer / "corpus", tmp_path / "corpus")
+    header, *lines = table_of(newcomer, run).splitlines()
+    table = tmp_path / "corpus" / "turns.csv"
+    table.write_text("\n".join([header, *reversed(lines)]) + "\n")
+    done = ser("predict", run.path, "--table", table, "--json")
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    tested = run.predictions()
+    assert [one["id"] for one in answer["predictions"]] == tested.column("id").to_pylist()[::-1]
+    found = np.array([list(one["probabilities"].values()) for one in answer["predictions"]])
+    assert np.abs(found - np.array(tested.column("probabilities").to_pylist())[::-1]).max() < 2e-6
+    assert not any("whole dialogues" in note for note in answer["notes"])
+
+
+def test_a_file_on_the_command_line(newcomer: Path) -> None:
+    run = run_of(newcomer, "mit")
+    turn = turns_of(newcomer, run)[0]
+    done = ser("predict", run.path, turn.audio, "--text", turn.text)
+    assert done.exit_code == 0 and run.predictions().column("predicted")[0].as_py() in done.stdout
+    assert "note: trained on synthetic speech" in done.stderr
+    silent = json.loads(ser("predict", run.path, turn.audio, turn.audio, "--json").stdout)["predictions"]
+    assert [one["without"] for one in silent] == [["text"], ["text"]]
+    assert abs(sum(silent[0]["probabilities"].values()) - 1) < 1e-5
+    spoken = ser("predict", run_of(newcomer, "text").path, "--text", "I am so happy for you")
+    assert spoken.exit_code == 0, spoken.output
+
+
+def test_dialogue_models_say_that_lone_files_have_no_context(newcomer: Path) -> None:
+    run = run_of(newcomer, "lgf-add")
+    turn = turns_of(newcomer, run)[0]
+    done = ser("predict", run.path, turn.audio, "--text", "hello there")
+    assert done.exit_code == 0 and "reads whole dialogues" in done.stderr
+
+
+def test_unusable_audio_is_named_and_the_rest_is_told(newcomer: Path, tmp_path: Path) -> None:
+    run = run_of(newcomer, "mit")
+    turn = turns_of(newcomer, run)[0]
+    assert turn.audio is not None
+    (tmp_path / "cut.wav").write_bytes(turn.audio.read_bytes()[:3000])
+    done = ser("predict", run.path, turn.audio, tmp_path / "cut.wav")
+    assert done.exit_code == 3 and "cut.wav: is cut short" in done.stderr and str(turn.audio) in done.stdout
+    alone = ser("predict", run.path, tmp_path / "cut.wav")
+    assert alone.exit_code == 1 and "is cut short" in alone.output
+    assert "cannot be opened" in ser("predict", run.path, tmp_path / "none.wav").output
+
+
+def test_other_weights_are_refused(newcomer: Path, tmp_path: Path) -> None:
+    run = run_of(newcomer, "mit")
+    other = write_random_checkpoint(tmp_path / "other", "hubert", seed=7)
+    with pytest.raises(WrongUse, match=r"is not the checkpoint that hubert was trained on.*--model hubert=PATH"):
+        Predictor(run.path, {"hubert": str(other)})
+    same = tmp_path / "moved"
+    shutil.copytree(newcomer / "checkpoints" / "hubert-random", same)
+    Predictor(run.path, {"hubert": str(same)})
+    with pytest.raises(WrongUse, match=r"did you mean hubert\?"):
+        Predictor(run.path, {"huber": str(same)})
+
+
+def test_weights_that_are_gone_are_named(newcomer: Path, tmp_path: Path) -> None:
+    run = altered(newcomer, tmp_path, lambda specs: specs["audio"]["provenance"].update(folder="/nowhere/hubert"))
+    with pytest.raises(WrongUse, match=r"/nowhere/hubert, which is not there any more.*--model hubert=PATH"):
+        Predictor(run)
+
+
+def test_an_altered_spec_is_refused(newcomer: Path, tmp_path: Path) -> None:
+    run = altered(newcomer, tmp_path, lambda specs: specs["text"].update(dim=17))
+    with pytest.raises(CorruptStore, match="mpnet was altered"):
+        Predictor(run)
+
+
+def altered(newcomer: Path, tmp_path: Path, change: Any) -> Path:
+    path = tmp_path / "run"
+    shutil.copytree(run_of(newcomer, "mit").path, path)
+    record = json.loads((path / "config.json").read_text())
+    change(record["provenance"]["specs"])
+    (path / "config.json").write_text(json.dumps(record))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({}, "give audio files"),
+        ({"audio": ["a.wav", "b.wav"], "text": "x"}, "here are 2"),
+        ({"table": "t.csv", "text": "x"}, "column text"),
+        ({"table": "t.csv", "audio": ["a.wav"]}, "not both"),
+    ],
+)
+def test_contradictions_are_refused(newcomer: Path, arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(WrongUse, match=told):
+        predict(run_of(newcomer, "mit").path, **arguments)
+
+
+def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match=r"holds 1 runs; name one of them, such as"):
+        predict(newcomer / "runs" / "mit", ["a.wav"])
+    with pytest.raises(WrongUse, match="is no run folder"):
+        predict(tmp_path, ["a.wav"])
+    (tmp_path / "turns.csv").write_text("audio,text\n../../etc/passwd,hello\na.wav,there\n")
+    with pytest.raises(SerError, match=r"line 2.*leaves the corpus"):
+        read_turns(tmp_path / "turns.csv")

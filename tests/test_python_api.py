@@ -1,0 +1,141 @@
+"""What people import: a table, a dataset, an extractor of their own, against the plainest way to the same."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from ser.cache.dataframe import pooled, utterances
+from ser.cache.errors import MissingRows, WrongUse
+from ser.cache.spec import Spec
+from ser.cache.store import PartRows, Quarantine, open_store
+from ser.extract.features import EXTRACTORS, FEATURES, Extractor, Family
+from ser.extract.passes import Rows
+from ser.extract.run import Request, extract, plan
+from ser.tests.newcomer import newcomer
+from ser.tests.tiny_store import make_manifest, make_store
+from ser.train.runs import find_runs, open_run
+from ser.train.torch_dataset import TorchDataset
+
+__all__ = ["newcomer"]  # a fixture
+
+
+def test_pooled_table_is_the_mean_of_the_stored_frames(newcomer: Path) -> None:
+    store = open_store(newcomer / "features")
+    manifest = store.manifest()
+    table = pooled(store["hubert"], manifest, "meanstd")
+    assert list(table.index) == manifest.ids and table.shape == (len(manifest), 2 * store["hubert"].spec.dim)
+    for id_ in manifest.ids[:5]:
+        frames = store["hubert"][id_].astype(np.float64)
+        assert np.allclose(table.loc[id_].to_numpy(), [*frames.mean(0), *frames.std(0)], atol=1e-5)
+    labels = utterances(manifest)["label"]
+    assert labels.to_dict() == dict(zip(manifest.ids, manifest.column("label"), strict=True))
+
+
+def test_pooled_table_of_vectors_leaves_quarantined_out_and_refuses_gaps(tmp_path: Path) -> None:
+    store, manifest = make_store(tmp_path / "s"), make_manifest()
+    table = pooled(store["is13"], manifest)
+    assert np.array_equal(table.loc[manifest.ids[3]].to_numpy(), store["is13"][manifest.ids[3]])
+    feature = store.add(Spec("half", "audio", "utterance", 2, "float32", "made-up", 1))
+    inputs = [digest or "" for digest in manifest.inputs("audio")]
+    bad = [Quarantine(manifest.ids[0], inputs[0], "a.wav", "is empty")]
+    feature.publish(PartRows(manifest.corpus, manifest.ids[1:], inputs[1:], [np.ones(2, "f4")] * 119, {}, bad))
+    assert list(pooled(store["half"], manifest).index) == manifest.ids[1:]
+    feature = store.add(Spec("some", "audio", "utterance", 2, "float32", "made-up", 1))
+    feature.publish(PartRows(manifest.corpus, manifest.ids[:1], inputs[:1], [np.ones(2, "f4")], {}, []))
+    with pytest.raises(MissingRows, match="lacks 119"):
+        pooled(store["some"], manifest)
+
+
+def test_torch_dataset_holds_what_the_store_holds(newcomer: Path) -> None:
+    store = open_store(newcomer / "features")
+    manifest = store.manifest()
+    data = TorchDataset(newcomer / "features", "hubert+mpnet+logmel:bands=20")
+    label_of = dict(zip(manifest.ids, manifest.column("label"), strict=True))
+    expected = [i for i in manifest.ids if label_of[i] in ("ang", "hap", "exc", "neu", "sad")]
+    assert [data[k]["id"] for k in range(len(data))] == expected
+    item = data[4]
+    assert torch.equal(item["hubert"], torch.from_numpy(store["hubert"][item["id"]]).float())
+    assert data.classes[item["label"]] == {"exc": "hap"}.get(label_of[item["id"]], label_of[item["id"]])
+
+    for fold in data.folds("session-out"):
+        speakers = [{data.utterances.speakers[row] for row in rows} for rows in (fold.train, fold.test)]
+        assert not speakers[0] & speakers[1]
+    batch = next(iter(DataLoader(Subset(data, fold.train), batch_size=4, collate_fn=data.collate)))
+    lengths = batch["mpnet lengths"]
+    assert batch["mpnet"].shape == (4, int(lengths.max()), item["mpnet"].shape[1])
+    first = store["mpnet"][batch["id"][0]]
+    assert np.array_equal(batch["mpnet"][0, : lengths[0]], first.astype("f4"))
+    assert not batch["mpnet"][0, lengths[0] :].any()
+
+
+def test_torch_dataset_of_vectors(tmp_path: Path) -> None:
+    make_store(tmp_path / "s")
+    data = TorchDataset(tmp_path / "s", ["is13"], labels="6class")
+    assert data[0]["is13"].shape == (24,) and data.collate([data[0], data[1]])["is13"].shape == (2, 24)
+    assert data.classes == ("ang", "exc", "fru", "hap", "neu", "sad")
+    with pytest.raises(WrongUse, match=r"unknown label policy '4clas' \(did you mean 4class\?\)"):
+        TorchDataset(tmp_path / "s", "is13", labels="4clas")
+
+
+def test_runs_and_their_predictions(newcomer: Path) -> None:
+    [run] = find_runs(newcomer / "runs" / "mit")
+    table = open_run(run.path).predictions().to_pandas()
+    assert (table["truth"] == table["predicted"]).mean() == pytest.approx(run.result["wa"])
+
+
+def test_the_store_and_its_tables_need_no_torch() -> None:
+    code = "import sys, ser.cache.store, ser.cache.dataframe; sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd="/").returncode == 0
+
+
+@dataclass(frozen=True)
+class PeakConfig:
+    """Its settings."""
+
+    power: float = 1.0
+
+
+class PeakPass:
+    """The largest sample."""
+
+    modality, batched, stage = "audio", False, "peak"
+
+    def __init__(self, config: PeakConfig, spec: Spec) -> None:
+        self.config, self.specs = config, (spec,)
+
+    def run(self, batch):  # type: ignore[no-untyped-def]
+        """One value per clip."""
+        return [
+            {self.specs[0].fingerprint: Rows(c.samples.max(keepdims=True)[None] ** self.config.power)} for c in batch
+        ]
+
+
+@pytest.fixture
+def peak() -> Iterator[None]:
+    FEATURES["peak"] = Family("audio", "utterance", "peak", "the largest sample", {"power": float})
+    EXTRACTORS["peak"] = Extractor(PeakConfig, 1, lambda config: 1, PeakPass, packages=("numpy",))
+    yield
+    del FEATURES["peak"], EXTRACTORS["peak"]
+
+
+def test_an_extractor_of_ones_own(tmp_path: Path, peak: None) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "c.csv").write_text("id,audio\na,a.wav\nb,b.wav\n")
+    for name in "ab":
+        sf.write(tmp_path / f"{name}.wav", rng.uniform(-0.5, 0.5, 16000), 16000, subtype="FLOAT")
+    summary = extract(plan(Request(tmp_path / "c.csv", "peak,peak:power=2", store=tmp_path / "s")))
+    assert {name: facts["computed"] for name, facts in summary.features.items()} == {"peak": 2, "peak:power=2": 2}
+    store = open_store(tmp_path / "s")
+    [samples, _] = sf.read(tmp_path / "a.wav", dtype="float32")
+    assert store["peak"]["a"] == samples.max() and store["peak:power=2"]["a"] == samples.max() ** 2
+    assert store["peak"].spec.config == {"power": 1.0} and "numpy" in store["peak"].spec.provenance["versions"]
+    with pytest.raises(WrongUse, match=r"did you mean power\?"):
+        plan(Request(tmp_path / "c.csv", "peak:powr=2", store=tmp_path / "s"))

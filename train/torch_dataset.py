@@ -1,0 +1,81 @@
+"""The labelled utterances of a corpus as a `torch.utils.data.Dataset`, for a training loop of one's own.
+
+    data = TorchDataset("features", "hubert+mpnet")
+    for fold in data.folds("session-out"):
+        loader = DataLoader(Subset(data, fold.train), batch_size=8, shuffle=True, collate_fn=data.collate)
+
+It holds everything in memory: loader workers would only copy it about. `ser train` does not use it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ser.cache.store import open_store
+
+from .labels import Labelled, apply_policy, get_policy
+from .protocols import Cut, Fold, make_folds
+from .utterances import Utterances
+
+
+class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """One item per labelled utterance: `id`, `label` (its class number), and each feature under its name.
+
+    A feature is float32 `[n, dim]`, or `[dim]` at utterance level. `left_out` names the quarantined utterances with
+    the reason. Raises `MissingRows` if others lack a feature.
+    """
+
+    def __init__(
+        self, store: str | Path, features: str | Sequence[str], labels: str = "4class", corpus: str | None = None
+    ) -> None:
+        opened = open_store(store)
+        manifest = opened.manifest(corpus)
+        names = features.split("+") if isinstance(features, str) else list(features)
+        chosen = {name: opened.feature(name, manifest.corpus) for name in names}
+        labelled = apply_policy(get_policy(labels), manifest)
+        held = {id_: why for feature in chosen.values() for id_, why in feature.quarantined(manifest).items()}
+        keep = [number for number, row in enumerate(labelled.rows) if manifest.ids[row] not in held]
+        rows = labelled.rows[keep]
+        self.left_out = {
+            manifest.ids[row]: held[manifest.ids[row]] for row in labelled.rows if manifest.ids[row] in held
+        }
+        self.utterances = Utterances.of(
+            manifest, Labelled(labelled.policy, rows, labelled.labels[keep], labelled.left_out)
+        )
+        self.features = {name: feature.load(manifest, rows.tolist()) for name, feature in chosen.items()}
+        self._vectors = {name for name, feature in chosen.items() if feature.spec.level == "utterance"}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels, by class number."""
+        return self.utterances.classes
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item: dict[str, Any] = {"id": self.utterances.ids[index], "label": int(self.utterances.labels[index])}
+        for name, packed in self.features.items():
+            values = torch.tensor(packed[index]).float()
+            item[name] = values[0] if name in self._vectors else values
+        return item
+
+    def folds(self, protocol: str = "session-out", dev: str = "next") -> list[Fold]:
+        """Train, dev and test rows as `ser train --protocol` cuts them."""
+        return make_folds(protocol, self.utterances, Cut(dev))
+
+    @staticmethod
+    def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A batch: features padded with zeros to `[n, longest, dim]`; `<name> lengths`, int64 `[n]`, are their own."""
+        batch: dict[str, Any] = {"id": [item["id"] for item in items]}
+        batch["label"] = torch.tensor([item["label"] for item in items])
+        for name in items[0].keys() - {"id", "label"}:
+            values: list[Tensor] = [item[name] for item in items]
+            batch[name] = torch.stack(values) if values[0].ndim == 1 else pad_sequence(values, batch_first=True)
+            if values[0].ndim > 1:
+                batch[f"{name} lengths"] = torch.tensor([len(value) for value in values])
+        return batch
