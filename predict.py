@@ -246,9 +246,11 @@ def hidden_in_training(fusion: Fusion, settings: Any) -> set[str]:
 
 
 def _finished(path: Path) -> Run:
-    if not (path / CONFIG).is_file() and (inside := sorted(path.glob(f"*/{CONFIG}"))):
-        raise WrongUse(f"{path}: holds {len(inside)} runs; name one of them, such as {inside[0].parent}")
-    run = open_run(path)
+    """The run in that folder, or the only one inside it."""
+    inside = [] if (path / CONFIG).is_file() else sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
+    if len(inside) > 1:
+        raise WrongUse(f"{path}: holds {len(inside)} runs; name one of them, such as {inside[0]}")
+    run = open_run(*inside or [path])
     _ = run.result  # raises if it is not finished
     return run
 

@@ -68,8 +68,8 @@ def open_passes(wanted: Sequence[Wanted], device: str, batch_seconds: float | No
     passes: list[Pass] = []
     shared: dict[tuple[Any, ...], list[Wanted]] = {}
     for one in wanted:
-        if (own := EXTRACTORS.get(one.spec.extractor)) is not None:
-            passes.append(own.open(one.config, one.spec))
+        if one.spec.extractor in EXTRACTORS:
+            passes.append(EXTRACTORS[one.spec.extractor].open(one.config, one.spec))
         elif one.spec.extractor == "smile":
             from .smile import SmilePass
 

@@ -19,7 +19,7 @@ SMALL = ("d_model=16", "heads=2", "queries=3", "lr=1e-3")
 RUNS = {
     "mit": Experiment("hubert+mpnet", "mit", set=SMALL),
     "mit-no-rmm": Experiment("hubert+mpnet", "mit", set=(*SMALL, "rmm_start=0")),
-    "lgf-add": Experiment("logmel:bands=20+bert", "lgf-add", loss="perspective"),
+    "lgf-add": Experiment("logmel+bert", "lgf-add", loss="perspective"),
     "text": Experiment("mpnet", "text", set=SMALL),
 }
 
@@ -29,11 +29,11 @@ def make(folder: Path) -> None:
     write_demo(folder / "corpus")
     shrink(folder / "corpus")
     models = {name: str(path) for name, path in write_demo_checkpoints(folder / "checkpoints").items()}
-    request = Request(folder / "corpus", "hubert,mpnet,bert,logmel:bands=20", store=folder / "features", models=models)
+    request = Request(folder / "corpus", "hubert,mpnet,bert,logmel", store=folder / "features", models=models)
     extract(plan(request))
     for name, experiment in RUNS.items():
         options = {"store": folder / "features", "out": folder / "runs" / name, "folds": 1, "epochs": 2}
-        run_experiment(Experiment(**{**vars(experiment), **options}))  # type: ignore[arg-type]
+        run_experiment(Experiment(**{**vars(experiment), **options}))
 
 
 def shrink(corpus: Path) -> None:

@@ -199,8 +199,11 @@ def test_contradictions_are_refused(newcomer: Path, arguments: dict[str, Any], t
 
 
 def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
-    with pytest.raises(WrongUse, match=r"holds 1 runs; name one of them, such as"):
-        predict(newcomer / "runs" / "mit", ["a.wav"])
+    assert Predictor(newcomer / "runs" / "mit").run.path == run_of(newcomer, "mit").path  # the only one inside
+    for name in ("mit", "text"):
+        shutil.copytree(run_of(newcomer, name).path, tmp_path / "both" / name)
+    with pytest.raises(WrongUse, match=r"both: holds 2 runs; name one of them, such as .*both/mit"):
+        predict(tmp_path / "both", ["a.wav"])
     with pytest.raises(WrongUse, match="is no run folder"):
         predict(tmp_path, ["a.wav"])
     (tmp_path / "turns.csv").write_text("audio,text\n../../etc/passwd,hello\na.wav,there\n")

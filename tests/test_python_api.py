@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ser.cache.dataframe import pooled, utterances
 from ser.cache.errors import MissingRows, WrongUse
-from ser.cache.spec import Spec
+from ser.cache.spec import Modality, Spec
 from ser.cache.store import PartRows, Quarantine, open_store
 from ser.extract.features import EXTRACTORS, FEATURES, Extractor, Family
 from ser.extract.passes import Rows
@@ -57,7 +57,7 @@ def test_pooled_table_of_vectors_leaves_quarantined_out_and_refuses_gaps(tmp_pat
 def test_torch_dataset_holds_what_the_store_holds(newcomer: Path) -> None:
     store = open_store(newcomer / "features")
     manifest = store.manifest()
-    data = TorchDataset(newcomer / "features", "hubert+mpnet+logmel:bands=20")
+    data = TorchDataset(newcomer / "features", "hubert+mpnet+logmel")
     label_of = dict(zip(manifest.ids, manifest.column("label"), strict=True))
     expected = [i for i in manifest.ids if label_of[i] in ("ang", "hap", "exc", "neu", "sad")]
     assert [data[k]["id"] for k in range(len(data))] == expected
@@ -68,7 +68,7 @@ def test_torch_dataset_holds_what_the_store_holds(newcomer: Path) -> None:
     for fold in data.folds("session-out"):
         speakers = [{data.utterances.speakers[row] for row in rows} for rows in (fold.train, fold.test)]
         assert not speakers[0] & speakers[1]
-    batch = next(iter(DataLoader(Subset(data, fold.train), batch_size=4, collate_fn=data.collate)))
+    batch = next(iter(DataLoader(Subset(data, fold.train.tolist()), batch_size=4, collate_fn=data.collate)))
     lengths = batch["mpnet lengths"]
     assert batch["mpnet"].shape == (4, int(lengths.max()), item["mpnet"].shape[1])
     first = store["mpnet"][batch["id"][0]]
@@ -106,10 +106,12 @@ class PeakConfig:
 class PeakPass:
     """The largest sample."""
 
-    modality, batched, stage = "audio", False, "peak"
+    modality: Modality = "audio"
+    batched, stage = False, "peak"
 
     def __init__(self, config: PeakConfig, spec: Spec) -> None:
-        self.config, self.specs = config, (spec,)
+        self.config = config
+        self.specs: tuple[Spec, ...] = (spec,)
 
     def run(self, batch):  # type: ignore[no-untyped-def]
         """One value per clip."""
