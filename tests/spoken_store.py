@@ -41,8 +41,8 @@ def spoken_manifest(turns: int = 12, corpus: str = "spoken") -> Manifest:
                 words = rng.choice(PLAIN, int(rng.integers(3, 10))).tolist()
                 words[len(words) // 2] = WORDS[label]
                 text = " ".join(words)
-                if dialogue == "impro01" and turn == 0:
-                    text = EVIL[int(session) % len(EVIL)]
+                if turn % 2 == 0:
+                    text = EVIL[(int(session) + turn // 2) % len(EVIL)]
                 sure = int(rng.integers(1, 4))
                 votes = [[NAMES[label]]] * sure + [["Frustration"], ["Neutral"]][: 3 - sure]
                 rows.append(

@@ -191,6 +191,7 @@ def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         # A fusion's own default goes without saying, and so do digests where anything else differs.
         kept = [key for key in differing if not key.startswith("digest.")] or differing
         kept = [key for key in kept if key not in usual or one[key] != usual[key]]
+        kept = [*(["loss"] if one["loss"] != "single" and "loss" not in kept else []), *kept]
         labels.append(" · ".join([one["fusion"], *(_words(key, one[key]) for key in kept)]))
     seen: Counter[str] = Counter()
     for place, label in enumerate(labels):

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from .cells import Cell
 from .markup import Section, Side
 from .paper import quoted_for
-from .plots import GRID, INK, ON_STRONG, SERIES, Plot, figure, legend, look, percent_axis, to_svg
+from .plots import GRID, SERIES, Plot, figure, legend, look, percent_axis, to_svg
 from .tables import Column, Table
 
 SHOWN = 4  # cells in the plots; all are in the tables
@@ -80,14 +80,7 @@ def _confusions(ranked: Sequence[Cell], shown: Sequence[Cell]) -> Plot:
                 share = shares[row, column]
                 box = (column - 0.5, row - 0.5)
                 axes.add_patch(_box(box, share))
-                axes.text(
-                    column,
-                    row,
-                    f"{100 * share:.0f}",
-                    ha="center",
-                    va="center",
-                    color=ON_STRONG if share > 0.55 else INK,
-                )
+                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center")
             axes.set(xlim=(-0.5, len(classes) - 0.5), ylim=(len(classes) - 0.5, -0.5), aspect="equal")
             axes.set_xticks(range(len(classes)), classes)
             axes.set_yticks(range(len(classes)), classes)
@@ -122,4 +115,4 @@ def _confusions(ranked: Sequence[Cell], shown: Sequence[Cell]) -> Plot:
 
 
 def _box(corner: tuple[float, float], share: float) -> Rectangle:
-    return Rectangle(corner, 1, 1, facecolor=SERIES[0], alpha=float(0.04 + 0.9 * share), edgecolor=GRID, linewidth=0)
+    return Rectangle(corner, 1, 1, facecolor=SERIES[0], alpha=float(0.04 + 0.6 * share), edgecolor=GRID, linewidth=0)

@@ -147,7 +147,7 @@ def table(one: Table, visible_caption: bool = True) -> str:
     note = f'<p class="note">{escape(one.note)}</p>' if one.note else ""
     return (
         f'<div class="frame" tabindex="0" role="region" aria-label="{escape(one.caption)}">\n'
-        f'<table id="table-{one.name}">\n<caption{hidden}>{escape(one.caption)}</caption>\n'
+        f'<table id="table-{one.name}">\n<caption{hidden}><span>{escape(one.caption)}</span></caption>\n'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>{note}"
     )
 

@@ -20,10 +20,9 @@ def bias(cells: Sequence[Cell]) -> Section | None:
     able = sorted((cell for cell in cells if _tests(cell) != ["both"]), key=lambda cell: -cell.pooled["ua"])
     if not able:
         return None
-    told = (
-        "Only text and only audio: the same trained model, with the other modality hidden in the test. "
-        "Heads: the model’s own classifiers of one modality, without the other."
-    )
+    told = "Only text and only audio: the same trained model, with the other modality hidden in the test."
+    if any(test.startswith("head") for cell in able for test in _tests(cell)):
+        told += " Heads: the model’s own classifiers of one modality, without the other."
     plot = _bias_plot(able)
     return Section("modalities", "What each modality brings", [Side([f"{told} {plot.alt}", plot])])
 

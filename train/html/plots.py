@@ -22,13 +22,13 @@ from .tables import Table
 WIDTH = 420.0  # points
 
 # What is drawn in the colour on the left is shown in the page's variable on the right (style.css).
-INK, MUTED, GRID, ON_STRONG = "#010101", "#020202", "#030303", "#040404"
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
 # Okabe & Ito's colours, safe for the colour-blind, in the order of use; markers tell the series apart as well.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)), (0, (8, 3)), "-")
 AUDIO, TEXT = SERIES[0], SERIES[1]
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", ON_STRONG: "on-strong"} | {
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {
     colour: f"c{number}" for number, colour in enumerate(SERIES, 1)
 }
 

@@ -115,6 +115,7 @@ def _share(numbers: Any, metric: str) -> float | None:
 
 def _beside_papers(cells: Sequence[Cell]) -> Table | None:
     """Ours beside the papers' numbers; without a difference where none is meant."""
+    real = any(cell.real for cell in cells)
     rows: list[list[Any]] = []
     changed: dict[str, dict[str, None]] = {}
     for cell in cells:
@@ -127,8 +128,9 @@ def _beside_papers(cells: Sequence[Cell]) -> Table | None:
             pieces: list[Any] = []
             for (mean, deviation), metric in zip(numbers, ("ua", "wa"), strict=True):
                 ours = cell.spread(metric)
-                difference = ours[0] - mean if mean is not None and cell.real else None
-                pieces += [None if mean is None else (mean, deviation), ours, difference]
+                pieces += [None if mean is None else (mean, deviation), ours]
+                if real:
+                    pieces.append(ours[0] - mean if mean is not None and cell.real else None)
             rows.append([cell.label, "; ".join(where), *pieces])
             if settings := changed_settings(cell):
                 told = ", ".join(f"{key} {value}" for key, value in settings.items())
@@ -138,8 +140,9 @@ def _beside_papers(cells: Sequence[Cell]) -> Table | None:
     columns = [Column("cell"), Column("in the papers")]
     for metric in ("UA", "WA"):
         columns += [Column(f"paper {metric} %", "spread"), Column(f"ours {metric} %", "spread")]
-        columns.append(Column(f"{metric} difference", "points"))
-    note = "Ours: mean ± standard deviation over the runs, as the papers report; differences in points."
+        columns += [Column(f"{metric} difference", "points")] if real else []
+    note = "Ours: mean ± standard deviation over the runs, as the papers report."
+    note += " Differences in points." if real else ""
     if not all(cell.real for cell in cells):
         note += f" A synthetic corpus or random weights: {NO_COMPARISON}, so no difference is given."
     for told, labels in changed.items():

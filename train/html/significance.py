@@ -67,8 +67,10 @@ def _tests(first: Cell, second: Cell) -> list[Any]:
     keys = sorted(scores[0].keys() & scores[1].keys())
     if len(keys) > 1:
         left, right = ([score[key] for key in keys] for score in scores)
-        test = paired_t(left, right)
-        found[3:] = [test.n, test.difference, test.p, wilcoxon(left, right).p]
+        differences = np.subtract(left, right)
+        # Differences that are all the same have no spread to hold them against.
+        p = paired_t(left, right).p if np.ptp(differences) > 1e-9 else None
+        found[3:] = [len(keys), float(differences.mean()), p, wilcoxon(left, right).p]
     return found
 
 

@@ -1,0 +1,472 @@
+"""The report, looked at from outside: a real browser, the run folders, and tables read back."""
+
+import csv
+import io
+import re
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ser.cache.errors import WrongUse
+from ser.cache.store import open_store
+from ser.tests.chromium import MISSING, Browser, open_browser
+from ser.tests.spoken_store import EVIL, spoken_manifest, spoken_store
+from ser.train.experiment import Experiment, run_experiment
+from ser.train.html.attention import SPECIAL, Attending
+from ser.train.html.cells import from_confusion, group, name_apart
+from ser.train.html.groups import wilson
+from ser.train.html.page import report_tables, write_html, write_tables
+from ser.train.html.paper import changed_settings, quoted_for
+from ser.train.html.significance import holm
+from ser.train.html.tables import Column, Table, harmless, shown, to_csv, to_latex, to_markdown
+from ser.train.html.utterances import find_origins, style
+from ser.train.html.what_was_run import command
+from ser.train.metrics import pooled, scores
+from ser.train.runs import CONFIG, PREDICTIONS, RESULT, Run, find_runs, run_name, write_json, write_predictions
+from ser.train.statistics import Interval
+from ser.train.weights import load_model
+
+SMALL = ("d_model=16", "heads=2", "batch_size=16", "lr=0.003")
+needs_chromium = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store and the runs of four cells, trained for real."""
+    path = tmp_path_factory.mktemp("report")
+    spoken_store(path / "store")
+    common: dict[str, Any] = {"store": path / "store", "out": path / "runs", "folds": 2}
+    for queries in (3, 6):
+        run_experiment(Experiment("hubert+mpnet", "mit", epochs=3, set=(*SMALL, f"queries={queries}"), **common))
+    run_experiment(Experiment("is13+bert", "lgf-add", epochs=4, loss="perspective", seeds=2, **common))
+    run_experiment(Experiment("is13", "audio", epochs=4, **common))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> list[Run]:
+    return find_runs(folder / "runs")
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path, runs: list[Run]) -> Path:
+    write_html(runs, folder / "report.html")
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with open_browser(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
+
+
+class _Tags(HTMLParser):
+    """Every start tag with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+# --- the page, without a browser
+
+
+def test_same_runs_give_the_same_bytes(page: Path, runs: list[Run], tmp_path: Path) -> None:
+    write_html(list(reversed(runs)), tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
+
+
+def test_nothing_in_the_page_comes_from_elsewhere(page: Path) -> None:
+    tags = _Tags(page.read_text(encoding="utf-8")).found
+    assert not {tag for tag, _ in tags} & {"script", "iframe", "object", "embed", "img", "form", "base"}
+    for tag, attributes in tags:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        for name in ("src", "href", "xlink:href", "action", "style"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:")) or name == "style", (tag, value)
+            assert "url(" not in value or "url(#" in value, value
+
+
+def test_ids_are_unique_and_all_references_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    ids = [a["id"] for _, a in _Tags(text).found if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = re.findall(r'(?:href="#|url\(#)([^")]+)', text)
+    labelled = [name for names in re.findall(r'aria-labelledby="([^"]+)"', text) for name in names.split()]
+    assert targets and labelled and set(targets) | set(labelled) <= set(ids)
+
+
+def test_evil_texts_are_shown_as_they_are(page: Path, runs: list[Run]) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "<script" not in text and "<img" not in text
+    table = next(table for table in report_tables(runs) if table.name == "hardest")
+    shown_texts = {row[1] for row in table.rows}
+    assert shown_texts & set(EVIL), "the fixture must show one of them"
+
+
+def test_colours_follow_the_scheme(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    pictures = re.findall(r'<svg class="plot".*?</svg>', text, flags=re.DOTALL)
+    assert len(pictures) > 10
+    for picture in pictures:
+        fixed = set(re.findall(r"#[0-9a-f]{6}\b", re.sub(r"base64,[^\"]*", "", picture)))
+        assert not fixed, fixed
+        assert "var(--ink)" in picture
+
+
+def test_each_answer_stands_in_the_page(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    sections = re.findall(r'<section id="([^"]+)"', text)
+    assert sections == [
+        "what-was-run",
+        "results",
+        "significance",
+        "emotions",
+        "training",
+        "modalities",
+        "query-tokens",
+        "inside",
+        "errors",
+    ]
+    assert "no comparison with the paper is meant" in text
+
+
+def test_unfinished_runs_are_named_and_count_nowhere(folder: Path, runs: list[Run], tmp_path: Path) -> None:
+    open_run = Run(tmp_path / "runs" / "unfinished")
+    open_run.path.mkdir(parents=True)
+    write_json(open_run, CONFIG, runs[0].config)
+    write_html([*runs, open_run], tmp_path / "report.html")
+    assert "1 runs are not finished" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(WrongUse, match="none of these 1 runs is finished"):
+        write_html([open_run], tmp_path / "none.html")
+
+
+def test_without_its_store_the_report_says_so(folder: Path, runs: list[Run], tmp_path: Path) -> None:
+    (folder / "store").rename(folder / "away")
+    try:
+        write_html(runs, tmp_path / "report.html")
+    finally:
+        (folder / "away").rename(folder / "store")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Texts, durations and votes are not at hand" in text and "cannot be shown" in text
+
+
+# --- numbers against the run folders
+
+
+def test_scores_are_those_of_the_runs(runs: list[Run]) -> None:
+    cells, _ = group(runs)
+    assert len(cells) == 4 and sum(len(cell.runs) for cell in cells) == len(runs)
+    table = next(table for table in report_tables(runs) if table.name == "results")
+    for cell in cells:
+        slow = pooled([run.result for run in cell.runs], cell.classes)
+        row = next(row for row in table.rows if row[0] == cell.label)
+        assert row[1].value == pytest.approx(slow["ua"]) and row[2].value == pytest.approx(slow["wa"])
+        assert row[3] == pytest.approx(slow["macro_f1"])
+        assert row[1].low <= row[1].value <= row[1].high
+        assert row[4][0] == pytest.approx(np.mean([run.result["ua"] for run in cell.runs]))
+
+
+def test_confusions_add_up_to_the_slow_scores() -> None:
+    rng = np.random.default_rng(0)
+    results = [scores(rng.integers(0, 3, 40).tolist(), rng.integers(0, 4, 40).tolist(), "abcd") for _ in range(3)]
+    fast, slow = from_confusion([result["confusion"] for result in results], "abcd"), pooled(results, "abcd")
+    for name in ("wa", "ua", "macro_f1"):
+        assert fast[name] == pytest.approx(slow[name])
+    for name in ("per_class", "confusion", "n"):
+        assert fast[name] == slow[name]
+
+
+def test_labels_name_what_differs(runs: list[Run]) -> None:
+    cells, _ = group(runs)
+    labels = {cell.label for cell in cells}
+    assert labels == {"audio:utterance", "lgf-add · perspective", "mit · queries 3", "mit · queries 6"}
+    assert name_apart([cells[0].config] * 2) == ["audio:utterance", "audio:utterance (2)"]
+
+
+def test_the_command_runs_the_cell_again(runs: list[Run]) -> None:
+    """The words of the command, as `ser train` reads them, give the cell's own run names."""
+    import shlex
+
+    from ser.train.experiment import prepare
+
+    cells, _ = group(runs)
+    for cell in cells:
+        words = shlex.split(command(cell))[2:]
+        options: dict[str, Any] = {"set": ()}
+        for key, value in zip(words[::2], words[1::2], strict=True):
+            name = key.removeprefix("--")
+            options[name] = (*options["set"], value) if name == "set" else int(value) if name == "seeds" else value
+        names = {run_name(job.config) for job in prepare(Experiment(**options))}
+        assert names == {run.path.name for run in cell.runs}
+
+
+def test_holm_is_the_step_down_correction() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+
+
+def test_wilson_is_scipys() -> None:
+    from scipy.stats import binomtest
+
+    ours, theirs = wilson(7, 20), binomtest(7, 20).proportion_ci(method="wilson")
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+
+
+def test_style_is_told_by_iemocaps_ids_only() -> None:
+    assert style("Ses05M_script01_1b_M012") == "scripted" and style("Ses01F_impro05a_F000") == "improvised"
+    assert style("03a01Fa") is None
+
+
+def test_a_papers_cell_is_known_by_its_structure(folder: Path, runs: list[Run]) -> None:
+    by_label = {cell.label: cell for cell in group(runs)[0]}
+    assert quoted_for(by_label["mit · queries 3"]) == [], "the paper has no cell with three query tokens"
+    full = by_label["mit · queries 3"]
+    config = {**full.config, "settings": {**full.config["settings"], "queries": 30}}
+    run = Run(full.runs[0].path)
+    run.__dict__["config"] = config
+    found = quoted_for(type(full)("mit", [run]))
+    assert {quoted.score("ua") for quoted in found} == {0.764}
+    assert found[0].where.startswith("MSMSER")
+    assert changed_settings(full)["d_model"] == 16 and "queries" not in changed_settings(full)
+
+
+# --- attention against the equations
+
+
+def test_attention_is_the_models_own(runs: list[Run]) -> None:
+    """The weights, written plainly from q, k and the model's tensors; and watching changes no number."""
+    cell = next(cell for cell in group(runs)[0] if cell.label == "mit · queries 6")
+    origin = find_origins([cell])[cell.label]
+    utterance = str(cell.predictions.ids[0])
+    attending = Attending(cell.runs[0], origin, [utterance])
+    one = attending(utterance)
+    assert one.frames.shape[0] == one.words.shape[0] == len(one.tokens) == 6
+    np.testing.assert_allclose(one.frames.sum(1) + one.words.sum(1), 1, atol=1e-5)
+    assert one.tokens.sum() == pytest.approx(1, abs=1e-5)
+    words = origin.of(utterance, "text").split()
+    assert list(one.texts) == [*words, SPECIAL]
+    # The predictions of the run came from the plain model.
+    np.testing.assert_allclose(one.probabilities, cell.predictions.probabilities[0], atol=1e-5)
+    np.testing.assert_allclose(attending(utterance).frames, one.frames)
+
+    fitted, _, _ = load_model(cell.runs[0])
+    layer = fitted.model.interaction.decoder[-1].multihead_attn
+    assert "cross" not in vars(attending.interaction.decoder[-1].multihead_attn), "the watch must be taken off"
+    captured: dict[str, torch.Tensor] = {}
+    plain = layer.cross
+
+    def cross(x: torch.Tensor, plan: Any, memory: torch.Tensor, keys: Any) -> torch.Tensor:
+        captured.update(x=x, memory=memory)
+        return plain(x, plan, memory, keys)
+
+    layer.cross = cross
+    store, manifest = open_store(cell.config["provenance"]["store"]), origin.manifest
+    from ser.train.batch import Batch, Sequences
+
+    inputs = {}
+    for modality, name in (("audio", "hubert"), ("text", "mpnet")):
+        values = torch.from_numpy(store[name].load(manifest, [origin.row_of[utterance]]).values.astype(np.float32))
+        inputs[modality] = Sequences(values, torch.tensor([len(values)]))
+    zero = torch.zeros(1, dtype=torch.long)
+    with torch.inference_mode():
+        fitted.model(Batch(inputs, zero, zero, zero + 1))
+        d = captured["x"].shape[1]
+        w_q, w_k, _ = layer.in_proj_weight.chunk(3)
+        b_q, b_k, _ = layer.in_proj_bias.chunk(3)
+        q, k = captured["x"] @ w_q.T + b_q, captured["memory"] @ w_k.T + b_k
+        size = d // layer.heads
+        heads = [
+            ((q[:, i * size : (i + 1) * size] @ k[:, i * size : (i + 1) * size].T) / size**0.5).softmax(1)
+            for i in range(layer.heads)
+        ]
+        expected = torch.stack(heads).mean(0).numpy()
+    np.testing.assert_allclose(one.frames, expected[:, : one.frames.shape[1]], atol=1e-6)
+
+
+# --- tables
+
+
+TABLE = Table(
+    "odd",
+    "Odd & <b>100 %</b>",
+    [Column("cell"), Column("UA %", "interval"), Column("runs", "spread"), Column("n", "count"), Column("p", "p")],
+    [
+        ["=1+1", Interval(0.5, 0.4, 0.6), (0.5, None), 1234, 0.0001],
+        ["a | b_c <i> $x$", None, (0.25, 0.01), None, 0.5],
+    ],
+    "A note of 5 %.",
+)
+
+
+def test_csv_reads_back_and_holds_no_formula() -> None:
+    lines = list(csv.reader(io.StringIO(to_csv(TABLE))))
+    assert lines[0] == ["cell", "UA %", "UA % low", "UA % high", "runs", "runs deviation", "n", "p"]
+    assert lines[1] == ["'=1+1", "50.0000", "40.0000", "60.0000", "50.0000", "", "1234", "0.0001"]
+    assert lines[2][1:4] == ["", "", ""]
+    for evil in ("=1", "+1", "-1", "@x", "\tx", "\rx", "\n=1"):
+        assert harmless(evil).startswith("'")
+    assert harmless("-0.5 is text here") == "'-0.5 is text here" and harmless("plain") == "plain"
+
+
+def test_markdown_keeps_its_columns_and_no_markup() -> None:
+    text = to_markdown(TABLE)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 4 and {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {6}
+    assert "<" not in text and "50.0 [40.0, 60.0]" not in text and r"50.0 \[40.0, 60.0\]" in text
+
+
+def test_latex_is_booktabs_with_special_characters_escaped() -> None:
+    text = to_latex(TABLE)
+    assert r"\toprule" in text and r"\bottomrule" in text and r"\caption{Odd \& " in text
+    assert r"b\_c" in text and r"\$x\$" in text and r"$\pm$" in text and "±" not in text
+    assert not re.search(r"(?<!\\)[%&](?!.*\\\\)", text.replace(" & ", " "))
+
+
+def test_every_table_is_written_in_every_form(runs: list[Run], tmp_path: Path) -> None:
+    tables = report_tables(runs)
+    assert len({table.name for table in tables}) == len(tables) > 20
+    for form in ("csv", "markdown", "latex"):
+        write_tables(tables, tmp_path / form, form)  # type: ignore[arg-type]
+        assert (tmp_path / form).stat().st_size > 5000
+    for line in csv.reader((tmp_path / "csv").open(encoding="utf-8")):
+        assert not [cell for cell in line if re.match(r"[=@]|[+-](?![\d.])", cell)]
+
+
+def test_values_are_shown_in_one_way() -> None:
+    assert shown(None, "percent") == "–" and shown(-0.0123, "points") == "−1.2" and shown(12345, "count") == "12,345"
+
+
+# --- in a real browser
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_is_quiet_and_fits(page: Path, browser: Browser, width: int, scheme: str) -> None:
+    browser.show(page, width, scheme)
+    assert browser.log("browser") == []
+    assert browser.requests() == [page.resolve().as_uri()]
+    assert browser.evaluate("return document.title") != "owned"
+    wide = browser.evaluate("return document.documentElement.scrollWidth")
+    assert wide <= width, "tables must scroll in their own frames, not the page"
+    # Opened, the tables behind the plots must not widen it either.
+    browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.evaluate("return document.documentElement.scrollWidth") <= width
+
+
+@needs_chromium
+def test_pictures_and_tables_have_words(page: Path, browser: Browser) -> None:
+    browser.show(page)
+    pictures = browser.evaluate(
+        "return [...document.querySelectorAll('svg')].map(s => [s.getAttribute('role'), "
+        "s.querySelector('title')?.textContent, s.querySelector('desc')?.textContent])"
+    )
+    assert len(pictures) > 10
+    for role, title, description in pictures:
+        assert role == "img" and title and len(description) > 20
+    captions = browser.evaluate("return [...document.querySelectorAll('table')].map(t => t.caption?.textContent)")
+    assert len(captions) > 20 and all(captions)
+    assert browser.evaluate("return document.querySelectorAll('figure:not(:has(details table))').length") == 0
+    assert browser.evaluate("return [...document.querySelectorAll('th')].every(t => t.scope)")
+
+
+@needs_chromium
+def test_the_runs_wa_stands_in_the_page(page: Path, browser: Browser, runs: list[Run]) -> None:
+    browser.show(page)
+    lines = browser.evaluate(
+        "return [...document.querySelectorAll('#table-runs tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    )
+    assert {line[0] for line in lines} == {run.path.name for run in runs}
+    for line in lines:
+        result = next(run for run in runs if run.path.name == line[0]).result
+        assert (line[4], line[5]) == (f"{100 * result['ua']:.1f}", f"{100 * result['wa']:.1f}")
+
+
+@needs_chromium
+def test_text_has_contrast_in_both_schemes(page: Path, browser: Browser) -> None:
+    """WCAG's 4.5 for text and 3 for what is drawn, against the paper."""
+    script = """
+    const hex = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    const light = h => [1, 3, 5].map(i => parseInt(h.slice(i, i + 2), 16) / 255)
+      .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+      .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    return Object.fromEntries(['ink','muted','accent','c1','c2','c3','c4','c5','c6','c7'].map(
+      n => [n, Math.min(...['--paper', '--raised'].map(p => ratio(light(hex('--' + n)), light(hex(p)))))]));
+    """
+    for scheme in ("light", "dark"):
+        browser.show(page, scheme=scheme)
+        found = browser.evaluate(script)
+        assert min(found[name] for name in ("ink", "muted", "accent")) >= 4.5, (scheme, found)
+        assert min(found.values()) >= 3, (scheme, found)
+
+
+# --- full size
+
+
+def _many_runs(out: Path, store: Path, cells: int, seeds: int) -> list[Run]:
+    """Run folders as a sweep leaves them, with made-up predictions of the Perspective protocol's size."""
+    manifest = spoken_manifest(turns=124)
+    open_store(store, create=True).put_manifest(manifest)
+    rng = np.random.default_rng(0)
+    classes = ["ang", "hap", "neu", "sad"]
+    ids = manifest.ids
+    speakers = manifest.column("speaker")
+    truth = rng.integers(0, 4, len(ids))
+    template = run_experiment(
+        Experiment("is13+bert", "lgf-add", store=out.parent / "store", out=out.parent / "one", epochs=1, folds=1)
+    )[0]
+    runs = []
+    for cell in range(cells):
+        for seed in range(seeds):
+            config = {**template.config, "corpus": manifest.corpus, "manifest": manifest.digest, "seed": seed}
+            config["settings"] = {**config["settings"], "lr": 0.001 * (cell + 1)}
+            config["provenance"] = {**config["provenance"], "store": str(store)}
+            logits = rng.normal(size=(len(ids), 4)) + 2 * np.eye(4)[truth]
+            shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+            found = scores(truth.tolist(), shares.argmax(1).tolist(), classes)
+            run = Run(out / run_name(config))
+            run.path.mkdir(parents=True)
+            write_json(run, CONFIG, config)
+            columns = {
+                "id": ids,
+                "speaker": speakers,
+                "truth": [classes[k] for k in truth],
+                "predicted": [classes[k] for k in shares.argmax(1)],
+                "probabilities": list(shares.astype(np.float32)),
+            }
+            write_predictions(run, columns)
+            line = template.result["history"][0]
+            history = [{**line, "epoch": epoch, "loss": 1.4 / epoch, "ua": 0.5} for epoch in range(1, 151)]
+            tests = dict.fromkeys(template.result["tests"], found)
+            result = {**template.result, **found, "seed": seed, "tests": tests, "history": history}
+            write_json(run, RESULT, result)
+            assert (run.path / PREDICTIONS).exists()
+            runs.append(run)
+    return runs
+
+
+@pytest.mark.slow
+def test_480_runs_stay_small_and_quick(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").symlink_to(folder / "store")
+    runs = _many_runs(tmp_path / "runs", tmp_path / "many", cells=24, seeds=20)
+    # The attention of a trained model stands in it too.
+    runs += find_runs(folder / "runs")
+    started, spent = time.perf_counter(), time.process_time()
+    write_html(runs, tmp_path / "report.html")
+    seconds, cpu = time.perf_counter() - started, time.process_time() - spent
+    size = (tmp_path / "report.html").stat().st_size
+    print(f"{len(runs)} runs: {size / 1e6:.2f} MB, {seconds:.1f} s, {cpu:.1f} s of CPU")
+    assert size < 5e6
+    assert cpu < 20
