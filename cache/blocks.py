@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import crc32c
@@ -58,70 +57,73 @@ def bytes_of(array: npt.NDArray[Any]) -> memoryview:
 class Source:
     """One array of one part, as the reader sees it."""
 
-    folder: Path
+    folder: str
     rows: int
     row_bytes: int
     blocks: Sequence[Block]
 
-    def first_rows(self) -> list[int]:
+    def first_rows(self) -> npt.NDArray[np.int64]:
         """The row that each block starts with, and the number of rows at the end."""
-        firsts = [0]
-        for block in self.blocks:
-            firsts.append(firsts[-1] + block.bytes // self.row_bytes)
-        return firsts
+        return np.cumsum([0, *(block.bytes // self.row_bytes for block in self.blocks)])
 
 
-# (first row in the source, row after the last, first row in the target)
-Stretch = tuple[int, int, int]
+# [k, 3]: first row in the source, row after the last, first row in the target
+Stretches = npt.NDArray[np.int64]
+# A block, the row that it starts with, and the stretches within it
+Task = tuple[Source, Block, int, list[list[int]]]
 
 
-def read_stretches(jobs: Sequence[tuple[Source, Sequence[Stretch]]], target: npt.NDArray[Any]) -> None:
+def read_stretches(jobs: Sequence[tuple[Source, Stretches]], target: npt.NDArray[Any]) -> None:
     """Read stretches of rows from several sources into `target`, each block's checksum verified.
 
-    `target` is C-contiguous `[rows, …]`. The stretches of a source are sorted and do not overlap.
+    `target` is C-contiguous `[rows, …]`. The stretches of a source are sorted, not empty, and do not overlap.
     Raises `CorruptStore` naming the file whose content is missing, short or altered.
     """
     view = bytes_of(target)
-    tasks = [
-        (source, block, first, wanted)
-        for source, stretches in jobs
-        for block, first, wanted in _by_block(source, stretches)
-    ]
+    tasks = [task for source, stretches in jobs for task in _by_block(source, stretches)]
     total = sum(block.bytes for _, block, _, _ in tasks)
-    threads = min(8, len(os.sched_getaffinity(0)), len(tasks))
-    if threads > 1 and total >= _THREADED:
+    threads = min(8, len(os.sched_getaffinity(0)), len(tasks)) if total >= _THREADED else 1
+    if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda task: _read_block(task, view), tasks))
+            # A share per thread, not a future per block, which would cost as much as the checksums.
+            list(pool.map(lambda number: _read_blocks(tasks[number::threads], view), range(threads)))
     else:
-        for task in tasks:
-            _read_block(task, view)
+        _read_blocks(tasks, view)
 
 
 def read_rows(source: Source, target: npt.NDArray[Any]) -> None:
     """Read a whole array."""
-    read_stretches([(source, [(0, source.rows, 0)])], target)
+    read_stretches([(source, np.array([[0, source.rows, 0]][: source.rows]).reshape(-1, 3))], target)
 
 
-def _by_block(source: Source, stretches: Sequence[Stretch]) -> list[tuple[Block, int, list[Stretch]]]:
+def _by_block(source: Source, stretches: Stretches) -> list[Task]:
+    """Cut stretches where blocks end."""
+    if not len(stretches):
+        return []
     firsts = source.first_rows()
-    found: list[tuple[Block, int, list[Stretch]]] = []
-    number = 0
-    for start, stop, to in stretches:
-        while start < stop:
-            while firsts[number + 1] <= start:
-                number += 1
-            end = min(stop, firsts[number + 1])
-            if not found or found[-1][0] is not source.blocks[number]:
-                found.append((source.blocks[number], firsts[number], []))
-            found[-1][2].append((start, end, to))
-            to += end - start
-            start = end
-    return found
+    starts, stops, to = stretches.T
+    block = np.searchsorted(firsts, starts, side="right") - 1
+    count = np.searchsorted(firsts, stops - 1, side="right") - block
+    whole = np.repeat(np.arange(len(starts)), count)
+    block = block[whole] + np.arange(len(whole)) - np.repeat(np.cumsum(count) - count, count)
+    start = np.maximum(starts[whole], firsts[block])
+    stop = np.minimum(stops[whole], firsts[block + 1])
+    pieces = np.stack([start, stop, to[whole] + start - starts[whole]], axis=1)
+    cuts = np.flatnonzero(np.diff(block)) + 1
+    numbers = block[np.concatenate([[0], cuts])].tolist()
+    return [
+        (source, source.blocks[number], int(firsts[number]), group.tolist())
+        for number, group in zip(numbers, np.split(pieces, cuts), strict=True)
+    ]
 
 
-def _read_block(task: tuple[Source, Block, int, list[Stretch]], target: memoryview) -> None:
-    source, block, first, wanted = task
-    path = source.folder / block.file
+def _read_blocks(tasks: Sequence[Task], target: memoryview) -> None:
+    for source, block, first, wanted in tasks:
+        _read_block(source, block, first, wanted, target)
+
+
+def _read_block(source: Source, block: Block, first: int, wanted: list[list[int]], target: memoryview) -> None:
+    path = f"{source.folder}/{block.file}"
     size = source.row_bytes
     if len(wanted) > _MANY:
         scratch = memoryview(bytearray(block.bytes))
@@ -142,7 +144,7 @@ def _read_block(task: tuple[Source, Block, int, list[Stretch]], target: memoryvi
     _read_exactly(path, block, pieces)
 
 
-def _read_exactly(path: Path, block: Block, pieces: list[memoryview]) -> None:
+def _read_exactly(path: str, block: Block, pieces: list[memoryview]) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -157,6 +159,10 @@ def _read_exactly(path: Path, block: Block, pieces: list[memoryview]) -> None:
         raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
     finally:
         os.close(descriptor)
+    _check(path, block, pieces)
+
+
+def _check(path: str, block: Block, pieces: list[memoryview]) -> None:
     value = 0
     for piece in pieces:
         value = checksum(piece, value)

@@ -5,21 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from .blocks import Stretch, read_stretches
 from .durable import faults_named, replace_file
 from .errors import CorruptStore, MissingRows
+from .gather import Place, gather
 from .layout import Part, read_small
-from .manifest import Manifest
+from .manifest import Key, Manifest
 from .packed import Packed
 from .parts import PartRows, publish
 from .sealed import REPAIR, seal, unseal
 from .spec import Spec
-
-# What a row is computed from: corpus, id, input digest.
-Key = tuple[str, str, str | None]
 
 
 class Feature:
@@ -30,9 +26,9 @@ class Feature:
         self.path = path
         self.spec = self._read_spec()
         self._parts: dict[str, Part] = {}
-        self._rows: dict[Key, tuple[Part, int]] = {}
+        self._rows: dict[Key, Place] = {}
         self._quarantined: dict[Key, str] = {}
-        self._by_id: dict[str, tuple[Part, int]] = {}
+        self._by_id: dict[str, Place] = {}
 
     def __repr__(self) -> str:
         return f"<Feature {self.spec.name}@{self.fingerprint[:8]}>"
@@ -81,10 +77,9 @@ class Feature:
 
     def keys(self, manifest: Manifest) -> list[Key]:
         """What joins each row of the manifest to the store."""
-        digests = manifest.inputs(self.spec.modality)
-        return [(manifest.corpus, id_, digest) for id_, digest in zip(manifest.ids, digests, strict=True)]
+        return manifest.keys(self.spec.modality)
 
-    def place(self, key: Key) -> tuple[Part, int] | None:
+    def place(self, key: Key) -> Place | None:
         """The part that holds a row, and the row's number in it, as of the last look at the store."""
         return self._rows.get(key)
 
@@ -126,12 +121,10 @@ class Feature:
         """
         self.parts()
         keys = self.keys(manifest)
-        asked = list(range(len(keys))) if rows is None else [int(row) for row in rows]
-        wanted = [keys[row] for row in asked]
-        lacking = [key for key in wanted if key not in self._rows]
-        if lacking:
-            raise self._lacking(manifest, lacking, len(wanted))
-        places = [self._rows[key] for key in wanted]
+        wanted = keys if rows is None else [keys[row] for row in rows]
+        places = [place for place in map(self._rows.get, wanted) if place is not None]
+        if len(places) < len(wanted):
+            raise self._lacking(manifest, [key for key in wanted if key not in self._rows], len(wanted))
         return self.gather(places, [key[1] for key in wanted])
 
     def _lacking(self, manifest: Manifest, lacking: list[Key], asked: int) -> MissingRows:
@@ -158,54 +151,21 @@ class Feature:
         values = self.gather([place], [id_], extras=False).values
         return values[0] if self.spec.level == "utterance" else values
 
-    def _latest_places(self) -> dict[str, tuple[Part, int]]:
+    def _latest_places(self) -> dict[str, Place]:
         from .store import open_store
 
         self.parts()
         store = open_store(self.store)
-        places: dict[str, tuple[Part, int]] = {}
+        places: dict[str, Place] = {}
         for corpus in store.corpora():
             for key in self.keys(store.manifest(corpus)):
                 if key in self._rows:
                     places.setdefault(key[1], self._rows[key])
         return places
 
-    def gather(self, places: Sequence[tuple[Part, int]], ids: list[str], extras: bool = True) -> Packed:
+    def gather(self, places: Sequence[Place], ids: list[str], extras: bool = True) -> Packed:
         """Utterances by part and number within the part, in the order given."""
-        parts = {part.name: part for part, _ in places}
-        starts, stops = np.empty(len(places), np.int64), np.empty(len(places), np.int64)
-        for i, (part, number) in enumerate(places):
-            starts[i], stops[i] = part.offsets[number], part.offsets[number + 1]
-        offsets = np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64)
-        stretches: dict[str, list[Stretch]] = {name: [] for name in parts}
-        again: list[tuple[int, int]] = []
-        seen: dict[tuple[str, int], int] = {}
-        for i, (part, number) in enumerate(places):
-            first = seen.setdefault((part.name, number), i)
-            if first != i:
-                again.append((i, first))
-            else:
-                stretches[part.name].append((int(starts[i]), int(stops[i]), int(offsets[i])))
-        for found in stretches.values():
-            found.sort()
-        shared = [set(part.record.arrays) - {"offsets"} for part in parts.values()]
-        names = set.intersection(*shared) if shared and extras else {"values"}
-        arrays = {}
-        for name in sorted(names):
-            arrays[name] = self._allocate(name, list(parts.values()), int(offsets[-1]))
-            read_stretches([(part.source(name), stretches[part.name]) for part in parts.values()], arrays[name])
-            for i, first in again:
-                arrays[name][offsets[i] : offsets[i + 1]] = arrays[name][offsets[first] : offsets[first + 1]]
-        return Packed(arrays.pop("values"), offsets, ids, arrays)
-
-    def _allocate(self, name: str, parts: list[Part], rows: int) -> npt.NDArray[Any]:
-        if not parts:
-            return np.empty((rows, self.spec.dim), self.spec.dtype)
-        array = parts[0].record.arrays[name]
-        kinds = {(part.record.arrays[name].dtype, part.record.arrays[name].shape[1:]) for part in parts}
-        if len(kinds) > 1 or (name == "values" and kinds != {(self.spec.dtype, (self.spec.dim,))}):
-            raise CorruptStore(f"{self.path}: array '{name}' has another dtype or dimension than its spec; {REPAIR}")
-        return np.empty((rows, *array.shape[1:]), array.dtype)
+        return gather(self.spec, places, ids, extras)
 
 
 def spec_bytes(spec: Spec) -> bytes:

@@ -208,7 +208,7 @@ class Part:
     def source(self, name: str) -> Source:
         """One array, for the reader."""
         array = self.record.arrays[name]
-        return Source(self.folder, array.shape[0], array.row_bytes, array.blocks)
+        return Source(str(self.folder), array.shape[0], array.row_bytes, array.blocks)
 
 
 def read_small(path: Path) -> bytes:

@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 from .errors import CorruptStore
 from .spec import FORMAT_VERSION, Modality, check_version
 
+# What a row of a store is computed from: corpus, id, and the digest of its audio or text.
+Key = tuple[str, str, str | None]
+
 # Labels and votes stay raw: policies (exc → hap, which classes) apply at training time.
 SCHEMA = pa.schema(
     [
@@ -76,6 +79,17 @@ class Manifest:
         """The digest of what each row's feature is computed from; None where the row has no such input."""
         return self.column(f"{modality}_sha256")
 
+    def keys(self, modality: Modality) -> list[Key]:
+        """What joins each row to a store."""
+        if modality not in self._keys:
+            rows = zip(self.ids, self.inputs(modality), strict=True)
+            self._keys[modality] = [(self.corpus, id_, digest) for id_, digest in rows]
+        return self._keys[modality]
+
+    @cached_property
+    def _keys(self) -> dict[Modality, list[Key]]:
+        return {}
+
     @cached_property
     def content(self) -> bytes:
         """The manifest as a Parquet file."""
@@ -100,7 +114,7 @@ class Manifest:
             raise CorruptStore(
                 f"{where}: the manifest's bytes do not match its name; run `ser features` to write it again"
             )
-        table = pq.ParquetFile(pa.BufferReader(content)).read()  # read_table would import pandas
+        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
         metadata = table.schema.metadata or {}
         check_version(int(metadata.get(b"format_version", 0)), where)
         manifest = cls(metadata[b"corpus"].decode(), table.cast(SCHEMA), metadata[b"synthetic"] == b"true")

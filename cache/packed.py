@@ -24,7 +24,8 @@ class Packed:
 
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
         """The rows of utterance `index`, `[n, dim]`: a view."""
-        if not -len(self) <= index < len(self):
+        if index < 0:
+            index += len(self.ids)
+        if not 0 <= index < len(self.ids):
             raise IndexError(index)
-        index %= len(self)
         return self.values[self.offsets[index] : self.offsets[index + 1]]

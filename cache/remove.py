@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .durable import faults_named, sync_folder, workspace
-from .features import Feature, Key
+from .features import Feature
 from .layout import Part
+from .manifest import Key
 from .parts import PartRows
 from .store import Store
 

@@ -164,7 +164,7 @@ def test_a_failing_system_call(tmp_path: Path, backend: str, call: str) -> None:
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_system_call_fails_once(tmp_path: Path, backend: str, call: str) -> None:
-    inject(tmp_path, backend, call, 40)
+    inject(tmp_path, backend, call, 12)
 
 
 @pytest.fixture
