@@ -20,8 +20,8 @@ from benchmarks.compare import compare
 from ser import engines
 from ser.extract.audio import Clip, decode
 from ser.extract.features import Wanted, resolve
+from ser.extract.opening import open_passes
 from ser.extract.run import Request, extract, plan
-from ser.extract.work import open_passes
 from ser.weights_random import write_random_checkpoint
 
 UTTERANCES = 48

@@ -8,9 +8,9 @@ import numpy as np
 from .audio import Clip, decode, locate
 from .batching import GPU_SECONDS, batches
 from .features import Wanted
+from .opening import open_passes
 from .passes import Outcome, Unusable
 from .plan import Plan, Utterance
-from .work import open_passes
 
 
 def deviations(plan: Plan, count: int, device: str) -> dict[str, float]:

@@ -9,8 +9,8 @@ from ser.cache.spec import Spec
 
 from .audio import Clip, decode
 from .features import FEATURES, Wanted, resolve
+from .opening import open_passes
 from .passes import Pass, Rows, Unusable
-from .work import open_passes
 
 
 def wanted_again(spec: Spec, models: Mapping[str, str] | None = None) -> Wanted:

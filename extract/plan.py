@@ -1,7 +1,7 @@
 """What `ser features` will compute: which rows are there already, how the rest is cut into parts, and its size."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,32 +16,9 @@ from ser.cache.store import Feature, Store, open_store
 from .batching import CHARACTERS_PER_TOKEN, text_seconds
 from .corpora.scan import Scan, read_corpus
 from .features import Wanted, resolve, split_names
+from .request import Request
 
 PART_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class Request:
-    """The options of `ser features`, under the same names."""
-
-    corpus: Path
-    features: str | Sequence[str] = "hubert,mpnet,bert,is13,logmel"
-    format: str | None = None
-    corpus_name: str | None = None
-    text: Path | None = None
-    store: Path = Path("features")
-    backend: str = "zarr"
-    dtype: str = "float16"
-    device: str = "auto"
-    models: Mapping[str, str] | Sequence[str] = ()  # {"hubert": ID_OR_PATH} or ["hubert=ID_OR_PATH"]
-    workers: int | None = None
-    batch_seconds: float | None = None
-    part_seconds: float = 600.0
-    limit: int | None = None
-    scheduler: str | None = None
-    on_error: str = "fail"
-    retry: bool = False
-    check: int | None = None
 
 
 @dataclass
@@ -159,9 +136,9 @@ def plan(request: Request) -> Plan:
     Raises `WrongUse` for a corpus, feature, model or setting that cannot be, and `StoreError` if the disk is too
     small for the estimated size.
     """
-    _check(request)
+    request.check_options()
     names = split_names(request.features)
-    wanted = resolve(names, _models(request.models), request.dtype)  # type: ignore[arg-type]
+    wanted = resolve(names, request.checkpoints, request.dtype)  # type: ignore[arg-type]
     scan = read_corpus(request.corpus, request.format, request.corpus_name, request.text, request.limit)
     store = _store_there(request.store)
     features = [_feature_plan(one, scan.manifest, store, request) for one in wanted]
@@ -172,30 +149,6 @@ def plan(request: Request) -> Plan:
             "make room, name another --store, or ask for fewer features"
         )
     return made
-
-
-def _check(request: Request) -> None:
-    for name, value, known in (
-        ("--backend", request.backend, ("zarr", "hdf5")),
-        ("--dtype", request.dtype, ("float16", "float32")),
-        ("--on-error", request.on_error, ("fail", "skip")),
-    ):
-        if value not in known:
-            raise WrongUse(f"{name} {value}: it is {' or '.join(known)}")
-    if not request.part_seconds > 0 or (request.batch_seconds is not None and not request.batch_seconds > 0):
-        raise WrongUse("--part-seconds and --batch-seconds must be above 0")
-
-
-def _models(models: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
-    if isinstance(models, Mapping):
-        return dict(models)
-    found: dict[str, str] = {}
-    for entry in models:
-        name, equals, value = entry.partition("=")
-        if not equals or not value or name in found:
-            raise WrongUse(f"--model {entry}: write --model NAME=ID_OR_PATH, each name once")
-        found[name] = value
-    return found
 
 
 def _store_there(path: Path) -> Store | None:

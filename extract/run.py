@@ -13,7 +13,8 @@ from ser.cache.errors import CorpusError, SerError
 from ser.cache.layout import Quarantine
 from ser.cache.store import Store, open_store
 
-from .plan import Part, Plan, Request, plan
+from .plan import Part, Plan, plan
+from .request import Request
 from .work import Record, Setup, Worker
 
 __all__ = ["Plan", "Request", "Stopped", "Summary", "extract", "plan"]

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +23,8 @@ from ser.cache.store import open_store
 
 from .audio import Clip, decode, locate
 from .batching import GPU_SECONDS, batches
-from .features import EXTRACTORS, Wanted
+from .features import Wanted
+from .opening import open_passes
 from .passes import Outcome, Pass, Rows, Unusable
 from .plan import Part, Utterance
 
@@ -61,49 +62,6 @@ class Record:
     bytes: int = 0
     warnings: list[tuple[str, str]] = field(default_factory=list)  # what, utterance
     stages: Counter[str] = field(default_factory=Counter)  # utterances done
-
-
-def open_passes(wanted: Sequence[Wanted], device: str, batch_seconds: float | None = None) -> list[Pass]:
-    """One pass per extractor; features that can share a forward pass share it."""
-    passes: list[Pass] = []
-    shared: dict[tuple[Any, ...], list[Wanted]] = {}
-    for one in wanted:
-        if one.spec.extractor in EXTRACTORS:
-            passes.append(EXTRACTORS[one.spec.extractor].open(one.config, one.spec))
-        elif one.spec.extractor == "smile":
-            from .smile import SmilePass
-
-            passes.append(SmilePass(one.config, one.spec))
-        elif one.spec.extractor == "mel":
-            from .mel import MelPass
-
-            passes.append(MelPass(one.config, one.spec))
-        else:
-            assert one.checkpoint is not None
-            own = {key: value for key, value in one.spec.config.items() if key not in {"layer", "norm"}}
-            shared.setdefault((one.checkpoint.digest, *sorted(own.items())), []).append(one)
-    for group in shared.values():
-        passes.append(_model_pass(group, device, batch_seconds))
-    return passes
-
-
-def _model_pass(group: Sequence[Wanted], device: str, batch_seconds: float | None) -> Pass:
-    import torch
-
-    if device.startswith("cuda"):
-        # TF32 keeps ten bits of the mantissa: float32 is meant where float32 is said.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
-    configs, specs = [one.config for one in group], [one.spec for one in group]
-    checkpoint = group[0].checkpoint
-    assert checkpoint is not None
-    if group[0].spec.extractor == "speech":
-        from .speech import SpeechPass
-
-        return SpeechPass(configs, specs, checkpoint, torch.device(device), batch_seconds)
-    from .text import TextPass
-
-    return TextPass(configs, specs, checkpoint, torch.device(device))
 
 
 class Worker:

@@ -11,8 +11,8 @@ from ser.cache.errors import WrongUse
 from ser.extract.audio import Clip
 from ser.extract.batching import batches
 from ser.extract.features import resolve
+from ser.extract.opening import open_passes
 from ser.extract.passes import Unusable, as_stored
-from ser.extract.work import open_passes
 from ser.weights_random import write_random_checkpoint
 
 SPEECH = ("hubert", "hubert-large", "wav2vec2", "wav2vec2-large", "wavlm", "wavlm-large")

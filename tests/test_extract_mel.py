@@ -8,8 +8,8 @@ from ser.cache.errors import WrongUse
 from ser.extract.audio import Clip
 from ser.extract.features import resolve
 from ser.extract.mel import MelConfig
+from ser.extract.opening import open_passes
 from ser.extract.passes import Unusable
-from ser.extract.work import open_passes
 
 CASES = ["logmel", "logmel:sampling_rate=22050", "logmel:bands=128,hop=0.0125,window=0.05,low=20,high=7600"]
 

@@ -9,8 +9,8 @@ import pytest
 
 from ser.extract.audio import Clip, decode
 from ser.extract.features import resolve
+from ser.extract.opening import open_passes
 from ser.extract.passes import Unusable
-from ser.extract.work import open_passes
 
 from .shared_data import emodb
 

@@ -6,9 +6,9 @@ import pytest
 from ser.cache.errors import WrongUse
 from ser.extract.audio import Clip
 from ser.extract.features import resolve
+from ser.extract.opening import open_passes
 from ser.extract.passes import Unusable
 from ser.extract.views import VIEWS, change
-from ser.extract.work import open_passes
 
 RATE = 16000
 
