@@ -25,10 +25,10 @@ from ser.extract.direct import Direct, wanted_again
 from ser.extract.features import Wanted
 from ser.extract.passes import Unusable
 from ser.train.data import Dataset
-from ser.train.fit import Plan
-from ser.train.fit import predict as probabilities_of
+from ser.train.evaluate import predict as probabilities_of
 from ser.train.inputs import Inputs
 from ser.train.models import Fusion
+from ser.train.plan import Plan
 from ser.train.runs import CONFIG, Run, open_run
 from ser.train.settings import TrainingSettings
 from ser.train.single import one_thread
@@ -189,7 +189,8 @@ class Predictor:
             notes += [f"{turn.id}: {warning}" for warning in warnings]
             if isinstance(rows, Unusable):
                 return rows
-            found[modality] = rows.values
+            extra = self.run.config["features"][modality].get("extra")
+            found[modality] = rows.values if extra is None else rows.extras[extra][:, None]
         return found
 
     def _probabilities(

@@ -13,12 +13,15 @@ from ser.cache.errors import WrongUse
 from ser.cache.store import open_store
 from ser.tests.tiny_store import FEATURES, add_feature, make_manifest, make_rows, make_store
 from ser.train.data import Dataset, load_dataset
-from ser.train.fit import Diverged, Epoch, Fitted, Plan, State, fit, make_optimiser, predict, set_rate, snapshot
+from ser.train.evaluate import predict
+from ser.train.fit import Diverged, Epoch, Fitted, fit, make_optimiser, set_rate
 from ser.train.inputs import Inputs
 from ser.train.metrics import scores
 from ser.train.models import Fusion, Stage, setting
+from ser.train.plan import Plan
 from ser.train.protocols import Cut, Fold, make_folds
 from ser.train.settings import parse_settings
+from ser.train.state import State, snapshot
 
 SMALL = {
     "mit": ("hubert+mpnet", ("d_model=16", "heads=2", "queries=3", "lr=0.003", "epochs=3")),

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from ser.cache.errors import CorruptStore, MissingRows, WrongUse
 from ser.tests.tiny_store import make_store
 from ser.train import single
+from ser.train.evaluate import predict
 from ser.train.experiment import Experiment, Progress, dry_run, prepare, run_experiment
-from ser.train.fit import predict
 from ser.train.metrics import scores
 from ser.train.runs import find_runs, open_run, run_name
 from ser.train.summary import summarise, summary_text
@@ -164,6 +164,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from ser.train import single
+from ser.train.evaluate import predict
 from ser.train.experiment import Experiment, run_experiment
 single.STATE_SECONDS = 0.0
 store, out, resume = sys.argv[1], sys.argv[2], sys.argv[3] == "resume"

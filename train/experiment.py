@@ -18,11 +18,12 @@ import torch
 from ser.cache.errors import WrongUse, unknown
 
 from .data import Dataset, load_dataset
-from .fit import SELECTIONS, Epoch, Plan, Precision, fit_scaling, make_optimiser
+from .fit import Epoch, fit_scaling, make_optimiser
 from .loader import Loader
 from .losses import LOSSES
 from .models import Fusion
 from .options import Experiment
+from .plan import SELECTIONS, Plan, Precision
 from .protocols import Cut, Fold, make_folds
 from .runs import Run
 from .settings import has_setting, parse_settings

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,21 +16,15 @@ from torch import Generator, Tensor, nn
 from ser.cache.errors import SerError, WrongUse
 
 from .data import Dataset
+from .evaluate import predict
 from .inputs import Scaling
-from .losses import LOSSES, Reduction, cross_entropy
+from .losses import LOSSES, cross_entropy
 from .metrics import scores
-from .models import Fusion, Stage
+from .models import Stage
+from .plan import Plan
 from .protocols import Fold
-from .settings import TrainingSettings
+from .state import State, collect, restore, snapshot
 from .views import with_views
-
-Select = Literal["val", "last", "best-test"]
-Precision = Literal["float32", "bf16"]
-SELECTIONS = {
-    "val": "the epoch with the best score on the dev part",
-    "last": "the last epoch",
-    "best-test": "the epoch with the best score on the TEST part, which lifts every number",
-}
 
 
 class Diverged(SerError):
@@ -39,31 +33,6 @@ class Diverged(SerError):
     def __init__(self, message: str, kept: Mapping[str, Tensor], scaling: Mapping[str, Scaling]) -> None:
         super().__init__(message)
         self.kept, self.scaling = kept, scaling
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one run trains."""
-
-    fusion: Fusion
-    settings: Any  # of the fusion
-    training: TrainingSettings
-    loss: str = "single"
-    select: Select = "val"
-    seed: int = 0
-    device: str = "cpu"
-    precision: Precision = "float32"
-
-    def autocast(self) -> torch.autocast:
-        """Where a forward pass runs: in bfloat16 wherever that is safe, if `precision` is bf16."""
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    @property
-    def reduction(self) -> Reduction:
-        """Sum over the utterances of a batch of dialogues (Perspective eq. 3), mean elsewhere, unless set."""
-        if self.training.reduction == "auto":
-            return "sum" if self.fusion.unit == "dialogue" else "mean"
-        return self.training.reduction
 
 
 @dataclass(frozen=True)
@@ -78,17 +47,6 @@ class Epoch:
     ua: float | None
     seconds: float
     kept: bool  # whether this epoch is the one to keep so far
-
-
-@dataclass
-class State:
-    """Where a run stands at the end of an epoch: all that is needed to go on to the same bytes."""
-
-    stage: int
-    epoch: int  # epochs done in this stage
-    best_score: float
-    history: list[dict[str, Any]]
-    tensors: dict[str, Tensor]  # model.*, kept.*, adam.<n>.*, random.*
 
 
 @dataclass
@@ -138,8 +96,7 @@ class _Training:
             self.lessons = self.data if self.lessons is data else self.lessons.scaled(self.scaling)
         torch.manual_seed(plan.seed)  # initial weights, and dropout from here on
         self.model = plan.fusion.build(plan.settings, data.dims, len(data.utterances.classes)).to(plan.device)
-        self.shuffling = Generator().manual_seed(plan.seed)
-        self.hiding = Generator().manual_seed(plan.seed)
+        self.generators = {name: Generator().manual_seed(plan.seed) for name in ("shuffling", "hiding")}
         self.masking = plan.fusion.masking(plan.settings) if plan.fusion.masking else None
         self.history: list[dict[str, Any]] = []
         self.kept = snapshot(self.model)
@@ -158,10 +115,16 @@ class _Training:
             self.best_score = -math.inf
             first = 0
             if resume and number == resume.stage:
-                first = self._restore(resume, optimiser)
+                self.kept = restore(resume.tensors, self.model, optimiser, self.generators)
+                self.history, self.best_score, first = list(resume.history), resume.best_score, resume.epoch
             for epoch in range(first, self.plan.settings.epochs):
                 on_epoch(self._epoch(stage, epoch, optimiser))
-                on_state(lambda n=number, done=epoch + 1, adam=optimiser: self._state(n, done, adam))  # type: ignore[misc]
+
+                def take(stage: int = number, done: int = epoch + 1, adam: torch.optim.Adam = optimiser) -> State:
+                    tensors = collect(self.model, self.kept, adam, self.generators)
+                    return State(stage, done, self.best_score, list(self.history), tensors)
+
+                on_state(take)
             self.model.load_state_dict(self.kept)
         return Fitted(self.model, self.scaling, self.history)
 
@@ -176,12 +139,12 @@ class _Training:
             plan.fusion.unit,
             settings.batch_size,
             self.live,
-            generator=self.shuffling,
+            generator=self.generators["shuffling"],
             soft=plan.training.soft_labels,
         )
         for number, batch in enumerate(batches):
             if self.masking is not None:
-                batch.hidden = self.masking.hide(len(batch), epoch, settings.epochs, self.hiding)
+                batch.hidden = self.masking.hide(len(batch), epoch, settings.epochs, self.generators["hiding"])
             batch = batch.to(plan.device)
             with plan.autocast():
                 outputs = {head: logits.float() for head, logits in self.model(batch).items()}
@@ -224,51 +187,12 @@ class _Training:
         self.history.append(asdict(line))
         return line
 
-    def _state(self, stage: int, epoch: int, optimiser: torch.optim.Adam) -> State:
-        tensors = {f"model.{name}": value for name, value in snapshot(self.model).items()}
-        tensors |= {f"kept.{name}": value for name, value in self.kept.items()}
-        for number, moments in optimiser.state_dict()["state"].items():
-            tensors |= {f"adam.{number}.{name}": value.detach().clone() for name, value in moments.items()}
-        tensors |= {
-            "random.torch": torch.get_rng_state(),
-            "random.shuffling": self.shuffling.get_state(),
-            "random.hiding": self.hiding.get_state(),
-        }
-        return State(stage, epoch, self.best_score, list(self.history), tensors)
-
-    def _restore(self, state: State, optimiser: torch.optim.Adam) -> int:
-        """Stand where the state stood. Returns the epochs done in its stage."""
-        pick = _below(state.tensors)
-        self.model.load_state_dict(pick("model"))
-        self.kept = pick("kept")
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in pick("adam").items():
-            number, _, moment = name.partition(".")
-            moments.setdefault(int(number), {})[moment] = value
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-        torch.set_rng_state(state.tensors["random.torch"])
-        self.shuffling.set_state(state.tensors["random.shuffling"])
-        self.hiding.set_state(state.tensors["random.hiding"])
-        self.history, self.best_score = list(state.history), state.best_score
-        return state.epoch
-
 
 def shuffled(data: Dataset, fold: Fold, seed: int) -> Dataset:
     """The same utterances with the labels of the training part in random order."""
     labels = data.utterances.labels.copy()
     labels[fold.train] = np.random.default_rng(seed).permutation(labels[fold.train])
     return replace(data, utterances=replace(data.utterances, labels=labels), targets=None)
-
-
-def _below(tensors: Mapping[str, Tensor]) -> Callable[[str], dict[str, Tensor]]:
-    return lambda prefix: {
-        name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")
-    }
-
-
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the model's weights, on the CPU."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
 
 
 def make_optimiser(model: nn.Module, stage: Stage, settings: Any) -> torch.optim.Adam:
@@ -293,28 +217,3 @@ def fit_scaling(data: Dataset, fold: Fold, settings: Any) -> dict[str, Scaling]:
         for modality, inputs in data.inputs.items()
         if getattr(settings, f"standardise_{modality}", False)
     }
-
-
-@torch.inference_mode()
-def predict(
-    model: nn.Module,
-    data: Dataset,
-    rows: np.ndarray,
-    plan: Plan,
-    scaling: Mapping[str, Scaling],
-    hide: str | None = None,
-) -> dict[str, np.ndarray]:
-    """Probabilities [n, K] of the given rows, in their order, for each head; `hide` hides one modality from all."""
-    model.eval()
-    found: dict[str, np.ndarray] = {}
-    place = np.empty(len(data.utterances), dtype=np.int64)
-    place[rows] = np.arange(len(rows))
-    for batch in data.batches(rows, plan.fusion.unit, plan.settings.batch_size, scaling):
-        if hide:
-            batch.hidden = {hide: torch.ones(len(batch), dtype=torch.bool)}
-        with plan.autocast():
-            outputs = model(batch.to(plan.device))
-        for head, logits in outputs.items():
-            probabilities = found.setdefault(head, np.empty((len(rows), logits.shape[1]), dtype=np.float32))
-            probabilities[place[batch.utterances.numpy()]] = logits.float().softmax(1).cpu().numpy()
-    return found

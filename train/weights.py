@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ser.cache.errors import CorruptStore, WrongUse
 
-from .fit import Fitted, State, snapshot
+from .fit import Fitted
 from .inputs import Scaling
 from .models import FUSIONS, Fusion
 from .runs import MODEL, STATE, Run, write
+from .state import State, snapshot
 
 
 def write_model(run: Run, weights: Mapping[str, Tensor], scaling: Mapping[str, Scaling]) -> None:
