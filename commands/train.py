@@ -29,6 +29,13 @@ def training_options(command: Any) -> Any:
         click.option(
             "--set", "set_", multiple=True, metavar="KEY=VALUE", help="A setting; see --settings. Repeatable."
         ),
+        click.option(
+            "--model",
+            multiple=True,
+            metavar="NAME=ID_OR_PATH",
+            callback=lambda _context, _option, given: given or None,
+            help="Where the weights of an encoder lie that finetune_layers trains. Repeatable.",
+        ),
         click.option("--allow-missing", is_flag=True, help="Leave quarantined utterances out, and say which."),
         click.option("--dry-run", is_flag=True, help="Print parameters, steps and an estimate, and stop."),
         click.option("--resume", is_flag=True, help="Go on with unfinished runs from their last state."),

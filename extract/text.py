@@ -66,7 +66,7 @@ class TextPass:
     """Several layers of one encoder from one forward pass.
 
     Each row's place in `extras["word"]` is the number of the word (text between spaces) that its token belongs to,
-    int32, -1 for special tokens.
+    int32, -1 for special tokens; `extras["token"]`, int32, is its id in the vocabulary.
     """
 
     modality: Modality = "text"
@@ -126,10 +126,11 @@ class TextPass:
             if not words[keep].size:
                 outcomes.append(Unusable("its transcript has no token"))
                 continue
+            extras = {"word": words[keep], "token": np.array(ids[row], dtype=np.int32)[keep]}
             try:
                 outcomes.append(
                     {
-                        spec.fingerprint: Rows(as_stored(values[keep], spec.dtype), {"word": words[keep]})
+                        spec.fingerprint: Rows(as_stored(values[keep], spec.dtype), extras)
                         for spec, values in zip(self.specs, arrays[row], strict=True)
                     }
                 )

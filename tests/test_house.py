@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "engines": {"cache"},
     "weights": {"cache", "weights"},
     "extract": {"cache", "engines", "weights", "extract"},
-    "train": {"cache", "engines", "train"},
+    "train": {"cache", "engines", "train", "weights"},
     "predict": {"cache", "engines", "weights", "extract", "train"},
     "doctor": {"cache", "engines", "weights", "extract", "train"},
     "commands": {"cache", "commands", "doctor", "engines", "extract", "predict", "train", "weights"},

@@ -162,7 +162,7 @@ def test_hidden_values_have_no_influence(name):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_fine_tuning_says_that_it_is_not_there():
+def test_fine_tuning_says_that_it_has_no_encoder():
     for name in ("bert", "cnn+bert"):
-        with pytest.raises(WrongUse, match="finetune_layers=2 is not built yet"):
+        with pytest.raises(WrongUse, match="finetune_layers=2 trains an encoder, and none was given"):
             build(name, dataclasses.replace(SMALL, finetune_layers=2))

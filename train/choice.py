@@ -12,10 +12,14 @@ Pool = Literal["mean", "meanstd"]
 
 @dataclass(frozen=True)
 class Choice:
-    """A feature that training asks for, and how its frames become a vector where the fusion takes vectors."""
+    """A feature that training asks for, and how its frames become a vector where the fusion takes vectors.
+
+    `extra` names what is read of it in the place of its values, such as its token ids.
+    """
 
     feature: Feature
     pool: Pool = "mean"
+    extra: str | None = None
 
     @property
     def modality(self) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Dataset:
 
     utterances: Utterances
     dims: dict[str, int]  # of each modality
-    read: Callable[[], Mapping[str, Inputs]]
+    read: Callable[..., Mapping[str, Inputs]]
     described: Mapping[str, Any]  # corpus, manifest and features with their digests, for a run's config
     notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
     targets: Tensor | None = None  # soft labels [n, K]
@@ -51,6 +51,14 @@ class Dataset:
         """The same utterances with their inputs scaled once and for all, in float32."""
         ready = {m: scaling[m].of_all(x) if m in scaling else x for m, x in self.inputs.items()}
         return replace(self, read=lambda: ready)
+
+    def reading(self, extras: Mapping[str, str]) -> "Dataset":
+        """The same utterances with an extra of a modality's feature, such as "token", in the place of its values."""
+        features = {
+            m: {**about, "extra": extras[m]} if m in extras else about
+            for m, about in self.described["features"].items()
+        }
+        return replace(self, read=partial(self.read, extras), described={**self.described, "features": features})
 
     def batch(self, groups: Sequence[np.ndarray], scaling: Mapping[str, Scaling], soft: bool = False) -> Batch:
         """The batch of the given dialogues (arrays of rows in turn order), its inputs scaled and in float32."""
@@ -126,8 +134,9 @@ def load_dataset(
     loader = loader or Loader()
     vectors = fusion.level == "vector"
 
-    def read() -> dict[str, Inputs]:
-        return {m: loader.inputs(choice, manifest, labelled.rows, vectors) for m, choice in sorted(chosen.items())}
+    def read(extras: Mapping[str, str] | None = None) -> dict[str, Inputs]:
+        asked = {m: replace(choice, extra=(extras or {}).get(m)) for m, choice in sorted(chosen.items())}
+        return {m: loader.inputs(choice, manifest, labelled.rows, vectors) for m, choice in asked.items()}
 
     def reader(choice: Choice) -> Callable[[], dict[str, Inputs]]:
         return lambda: {choice.modality: loader.inputs(choice, manifest, labelled.rows, vectors)}

@@ -29,7 +29,7 @@ class Loader:
 
     def inputs(self, choice: Choice, manifest: Manifest, rows: np.ndarray, vectors: bool) -> Inputs:
         """The feature of the manifest's rows, pooled to vectors if asked. Raises what `Feature.load` raises."""
-        view = choice.pool if vectors else "rows"
+        view = choice.extra or (choice.pool if vectors else "rows")
         about = f"{choice.feature.path.resolve()} {manifest.digest} {view} ".encode()
         key = hashlib.sha256(about + rows.tobytes()).hexdigest()
         if key not in self.held:
@@ -47,7 +47,15 @@ def _read(choice: Choice, manifest: Manifest, rows: np.ndarray, vectors: bool) -
             f"{choice.feature.spec.name}: utterance {packed.ids[empty[0]]} has no rows at all; "
             "extract it again with `ser features --retry`"
         )
-    inputs = Inputs(torch.from_numpy(packed.values), packed.offsets)
+    values = packed.values
+    if choice.extra is not None:
+        if choice.extra not in packed.extras:
+            raise MissingRows(
+                f"{choice.feature.spec.name} holds rows without '{choice.extra}'; run `ser cache remove "
+                f"{choice.feature.spec.feature}@{choice.feature.fingerprint}` and extract it again"
+            )
+        values = packed.extras[choice.extra][:, None]
+    inputs = Inputs(torch.from_numpy(values), packed.offsets)
     return inputs.pooled(choice.pool) if vectors and choice.feature.spec.level != "utterance" else inputs
 
 

@@ -27,4 +27,5 @@ class Experiment:
     out: Path | str = "runs"
     limit: int | None = None
     allow_missing: bool = False
+    model: tuple[str, ...] = ()  # NAME=ID_OR_FOLDER: where the weights of an encoder lie that is to be trained
     views: str = ""  # augmented features that training mixes in: logmel:view=pitch-1+logmel:view=noise-1

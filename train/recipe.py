@@ -125,6 +125,7 @@ def _cell(where: str, line: Mapping[str, Any], options: Mapping[str, Any]) -> Ce
     if (test := line.get("test", "both")) not in TESTS:
         raise unknown(f"test in {where}", test, TESTS)
     asked["set"] = assignments(asked.get("set", {}))
+    asked["model"] = tuple(asked.get("model", ()))
     experiment = Experiment(**asked)
     also = tuple(options.get("set", ()))
     experiment = replace(experiment, **{key: value for key, value in options.items() if key != "set"}, also_set=also)

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ser.cache.errors import WrongUse, unknown
 
@@ -100,6 +100,8 @@ def _kinds(owner: type) -> dict[str, Any]:
 def _kind_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) in (Union, UnionType):
+        return "|".join(map(_kind_name, get_args(kind)))
     return kind.__name__ if isinstance(kind, type) else str(kind)
 
 

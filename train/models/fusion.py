@@ -6,6 +6,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Generator, Tensor, nn
 
+from .encoder import Encoder
+
 OURS = "ours: not stated in the paper"
 
 
@@ -51,6 +53,9 @@ class Fusion:
     `masking(settings)`, where there is one, gives the `Masking` of training batches. `stages` are trained one after
     the other on the same module, each starting from the weights that the one before it kept; the model of the run is
     that of the last, and its scores are those of "logits". The stages of most models are one.
+
+    `tune`, where there is one, makes the module with a text encoder inside, which `finetune_layers`, another setting,
+    trains with it.
     """
 
     name: str
@@ -62,3 +67,4 @@ class Fusion:
     unit: Literal["utterance", "dialogue"] = "utterance"  # what a batch counts
     masking: Callable[[Any], Masking] | None = None
     stages: tuple[Stage, ...] = (Stage("train"),)
+    tune: Callable[[Any, Mapping[str, int], int, Encoder], nn.Module] | None = None

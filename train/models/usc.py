@@ -3,12 +3,14 @@
 §5.1 classifies the text by BERT, §5.2 the audio by a VGG-style CNN on log-mel or MFCC, and §5.3 combines the class
 probabilities of the two trained models and trains the whole again.
 
-§5.1 fine-tunes BERT; here its classifier works on cached token features, so the encoder itself stays frozen.
+§5.1 fine-tunes BERT. Here the encoder stays frozen by default, and the classifier works on cached token features;
+`finetune_layers` trains its top layers, or all of it, from the cached rows of the layer below (`ser.train.finetune`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from ser.cache.errors import WrongUse
 from ser.train.batch import Batch
 
+from .encoder import Encoder
 from .fusion import OURS, Fusion, Stage, setting
 from .packed import Plan, visible
 
@@ -35,7 +38,11 @@ class UscSettings:
     frames: int = setting(600, OURS, "frames that every clip is padded or cropped to: 6 s at a hop of 10 ms")
     channels: int = setting(16, OURS, "channels of the first convolution; each next has twice as many, up to 8 times")
     hidden: int = setting(128, OURS, "width between the two linear layers")
-    finetune_layers: int = setting(0, "USC §5.1 fine-tunes BERT", "layers of the text encoder to train on; 0: frozen")
+    finetune_layers: int | Literal["all"] = setting(
+        0,
+        "ours: frozen; USC §5.1 fine-tunes BERT",
+        "top layers of the text encoder to train, from tokens of the layer below; all: the embeddings too",
+    )
 
 
 class Cnn(nn.Module):
@@ -81,21 +88,29 @@ def to_one_length(x: Tensor, plan: Plan, frames: int) -> Tensor:
 
 
 class Bert(nn.Module):
-    """§5.1: text classification from BERT's first token, [CLS]. Raises `WrongUse` if asked to train BERT itself."""
+    """§5.1: text classification from BERT's first token, [CLS].
 
-    def __init__(self, settings: UscSettings, dims: Mapping[str, int], classes: int) -> None:
+    Raises `WrongUse` if BERT itself is to be trained and is not there.
+    """
+
+    def __init__(
+        self, settings: UscSettings, dims: Mapping[str, int], classes: int, encoder: Encoder | None = None
+    ) -> None:
         super().__init__()
-        if settings.finetune_layers:
+        if settings.finetune_layers and encoder is None:
             raise WrongUse(
-                f"finetune_layers={settings.finetune_layers} is not built yet: the text encoder stays frozen; "
-                "use finetune_layers=0"
+                f"finetune_layers={settings.finetune_layers} trains an encoder, and none was given; "
+                "get the fusion from ser.train.finetune.with_encoder"
             )
-        self.dim = dims["text"]
-        self.linear = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(self.dim, classes))
+        self.dim = 1 if encoder is not None and encoder.takes_tokens else dims["text"]
+        self.encoder = encoder
+        self.linear = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(dims["text"], classes))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`; those of zeros where there is no token."""
         x, plan = visible(batch, "text", self.dim)
+        if self.encoder is not None:
+            x = self.encoder(x, plan)
         first = to_one_length(x, plan, 1)[:, 0]
         return {"logits": self.linear(first)}
 
@@ -103,9 +118,11 @@ class Bert(nn.Module):
 class CnnBert(nn.Module):
     """§5.3: the probabilities of both models, "each … through a Linear layer, after which they are summed up"."""
 
-    def __init__(self, settings: UscSettings, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(
+        self, settings: UscSettings, dims: Mapping[str, int], classes: int, encoder: Encoder | None = None
+    ) -> None:
         super().__init__()
-        self.audio, self.text = Cnn(settings, dims, classes), Bert(settings, dims, classes)
+        self.audio, self.text = Cnn(settings, dims, classes), Bert(settings, dims, classes, encoder)
         self.linear = nn.ModuleDict({m: nn.Linear(classes, classes) for m in ("audio", "text")})
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -123,7 +140,7 @@ class CnnBert(nn.Module):
 
 FUSIONS = {
     "cnn": Fusion("cnn", "USC §5.2", UscSettings, ("audio",), "sequence", Cnn),
-    "bert": Fusion("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert),
+    "bert": Fusion("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert, tune=Bert),
     "cnn+bert": Fusion(
         name="cnn+bert",
         source="USC §5.3",
@@ -131,6 +148,7 @@ FUSIONS = {
         inputs=("audio", "text"),
         level="sequence",
         build=CnnBert,
+        tune=CnnBert,
         stages=(
             Stage("cnn", output="audio", trains=("audio.",)),
             Stage("bert", output="text", trains=("text.",)),

@@ -1,0 +1,243 @@
+"""Fine-tuning of the text encoder: the plain Hugging Face model is the truth, from any layer and from token ids."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner
+
+from ser.cache.errors import MissingRows, WrongUse
+from ser.cache.store import PartRows, Store, open_store
+from ser.cli import main
+from ser.extract.features import resolve
+from ser.extract.passes import Unusable
+from ser.extract.work import open_passes
+from ser.predict import Predictor, Turn
+from ser.tests.spoken_store import spoken_manifest
+from ser.train.batch import Batch
+from ser.train.experiment import Experiment, Job, prepare, run_experiment
+from ser.train.fit import fit
+from ser.train.runs import Run
+from ser.weights import load_encoder
+from ser.weights_random import write_random_checkpoint
+
+DEPTH = 3
+ENCODERS = ("bert", "mpnet")
+SMALL = ("frames=32", "channels=2", "hidden=4", "lr=1e-3", "dropout=0")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of three layers and a store of their real features, and of made-up log-mel frames."""
+    folder = tmp_path_factory.mktemp("finetune")
+    manifest = spoken_manifest(4)
+    texts = manifest.column("text")
+    words = {word for text in texts for word in text.split()}
+    for name in ENCODERS:
+        write_random_checkpoint(folder / name, name, words=words, num_hidden_layers=DEPTH)
+    store = open_store(folder / "features", create=True)
+    store.put_manifest(manifest)
+    asked = [f"{name}:layer={layer}" for name in ENCODERS for layer in range(DEPTH)]
+    asked += ["bert", "bert:layer=2,special=false", "logmel"]
+    wanted = resolve(asked, {name: str(folder / name) for name in ENCODERS}, "float32")
+    for one in open_passes([one for one in wanted if one.checkpoint], "cpu"):
+        outcomes = one.run(texts)
+        for spec in one.specs:
+            rows = [outcome[spec.fingerprint] for outcome in outcomes if not isinstance(outcome, Unusable)]
+            extras = {name: [row.extras[name] for row in rows] for name in rows[0].extras}
+            arrays = [row.values for row in rows]
+            store.add(spec).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("text"), arrays, extras))
+    frames = [np.random.default_rng(n).normal(size=(20 + n, 80)).astype(np.float32) for n in range(len(manifest))]
+    mel = wanted[-1].spec
+    store.add(mel).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("audio"), frames))
+    return folder
+
+
+def prepared(folder: Path, features: str, layers: object, fusion: str = "bert", **more: Any) -> Job:
+    settings = (*SMALL, f"finetune_layers={layers}", *more.pop("set", ()))
+    return prepare(Experiment(features, fusion, store=folder / "features", set=settings, epochs=1, **more))[0]
+
+
+def build(job: Job) -> Any:
+    torch.manual_seed(0)
+    return job.plan.fusion.build(job.plan.settings, job.data.dims, len(job.data.utterances.classes))
+
+
+def batch_of(job: Job, n: int = 7) -> Batch:
+    return job.data.batch(list(np.arange(n)[:, None]), {})
+
+
+def plain(folder: Path, texts: list[str]) -> list[torch.Tensor]:
+    """The last hidden states, by Hugging Face alone, one text at a time."""
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        return [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0] for text in texts]
+
+
+def texts_of(folder: Path, ids: Any) -> list[str]:
+    rows = {row["id"]: row["text"] for row in open_store(folder / "features").manifest().table.to_pylist()}
+    return [rows[i] for i in ids]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("layers", [1, 2, DEPTH, "all"])
+def test_the_last_hidden_state_is_the_plain_models(made: Path, encoder: str, layers: Any) -> None:
+    below = 1 if layers == "all" else DEPTH - layers  # token ids stand beside any layer
+    job = prepared(made, f"{encoder}:layer={below}", layers)
+    model, batch = build(job).eval(), batch_of(job)
+    expected = plain(made / encoder, texts_of(made, job.data.utterances.ids[:7]))
+    assert batch.inputs["text"].lengths.tolist() == [len(rows) for rows in expected]
+    assert len(set(batch.inputs["text"].lengths.tolist())) > 2  # there is padding to go wrong
+    seen: list[torch.Tensor] = []
+    model.encoder.register_forward_hook(lambda _module, _args, rows: seen.append(rows))
+    with torch.inference_mode():
+        logits = model(batch)["logits"]
+        classified = model.linear(torch.stack([rows[0] for rows in expected]))
+    torch.testing.assert_close(seen[0], torch.cat(expected), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits, classified, rtol=0, atol=1e-5)
+
+
+def changed(job: Job) -> set[str]:
+    """The weights of the encoder that one epoch of training moves, under the checkpoint's names."""
+    before = {name: value.clone() for name, value in build(job).state_dict().items()}
+    torch.manual_seed(0)
+    after = fit(job.data, job.fold, job.plan).model.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert "linear.1.weight" in moved
+    return {name.removeprefix("encoder.model.") for name in moved if name.startswith("encoder.")}
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_only_the_top_layers_train(made: Path, encoder: str) -> None:
+    job = prepared(made, f"{encoder}:layer=1", 2, select="last")
+    names = {name for name, _ in build(job).named_parameters()}
+    assert not any("embeddings" in name for name in names)
+    moved = changed(job)
+    assert {name.split(".")[2] for name in moved} == {"0", "1"}
+    assert all(name.startswith("encoder.layer.") for name in moved)
+    top = load_encoder(resolve([encoder], {encoder: str(made / encoder)}, "float32")[0].checkpoint).encoder.layer[-2:]
+    assert len(moved) >= len(
+        [name for name, _ in top.named_parameters() if "key.bias" not in name and "k.bias" not in name]
+    )
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_all_trains_the_embeddings_too(made: Path, encoder: str) -> None:
+    moved = changed(prepared(made, f"{encoder}:layer=2", "all", select="last"))
+    assert "embeddings.word_embeddings.weight" in moved and "embeddings.LayerNorm.weight" in moved
+    assert {name.split(".")[2] for name in moved if name.startswith("encoder.layer.")} == {"0", "1", "2"}
+    assert ("encoder.relative_attention_bias.weight" in moved) == (encoder == "mpnet")
+
+
+def test_only_its_own_stage_and_the_last_train_the_encoder_of_both(made: Path) -> None:
+    job = prepared(made, "logmel+bert:layer=2", 1, fusion="cnn+bert", select="last")
+    model, batch = build(job).train(), batch_of(job)
+    for stage, reached in zip(job.plan.fusion.stages, (False, True, True), strict=True):
+        model.zero_grad()
+        model(batch)[stage.output].square().sum().backward()
+        weight = model.text.encoder.model.encoder.layer[0].output.dense.weight
+        assert (weight.grad is not None) == reached
+
+
+def test_hidden_text_has_no_influence(made: Path) -> None:
+    for features, layers in (("bert:layer=2", 1), ("bert", "all")):
+        job = prepared(made, features, layers)
+        model, batch = build(job).eval(), batch_of(job)
+        whole = model(batch)["logits"]
+        batch.hidden = {"text": torch.tensor([False, True, False, True, False, False, False])}
+        part = model(batch)["logits"]
+        torch.testing.assert_close(part[0], whole[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(part[1], model.linear[1].bias, rtol=0, atol=0)
+        batch.hidden = {"text": torch.ones(7, dtype=torch.bool)}
+        out = model(batch)["logits"]
+        out.square().sum().backward()
+        assert out.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("features", "layers", "says"),
+    [
+        ("bert@", 1, r"starts from layer 2 of bert's 3, and bert is layer 3.*--features bert:layer=2`"),
+        ("bert:layer=1", 1, r"bert:layer=1 is layer 1; run `ser features CORPUS --features bert:layer=2`"),
+        ("bert:layer=2", 4, "has layers 1 to 3, or all"),
+        ("bert:layer=2", -1, "has layers 1 to 3, or all"),
+        ("bert:layer=2", "some", "known: all"),
+        ("bert:layer=2,special=false", 1, "needs the special tokens"),
+    ],
+)
+def test_a_layer_that_it_cannot_start_from(made: Path, features: str, layers: object, says: str) -> None:
+    with pytest.raises(WrongUse, match=says):
+        prepared(made, features.rstrip("@"), layers)
+
+
+def test_what_does_not_go_together(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match="cnn has no text encoder to train"):
+        prepared(made, "logmel", 1, fusion="cnn")
+    with pytest.raises(WrongUse, match="standardise_text=false"):
+        prepared(made, "bert:layer=2", 1, set=("standardise_text=true",))
+    other = write_random_checkpoint(tmp_path / "other", "bert", num_hidden_layers=DEPTH, seed=7)
+    with pytest.raises(WrongUse, match=r"is not the checkpoint that bert:layer=2 was computed with.*--model bert=PATH"):
+        prepared(made, "bert:layer=2", 1, model=(f"bert={other}",))
+    shutil.copytree(made / "bert", tmp_path / "moved")
+    prepared(made, "bert:layer=2", 1, model=(f"bert={tmp_path / 'moved'}",))
+    with pytest.raises(WrongUse, match="must be NAME=ID_OR_FOLDER"):
+        prepared(made, "bert:layer=2", 1, model=("bert",))
+
+
+def without_tokens(made: Path, path: Path) -> Store:
+    """A store as an earlier version left it."""
+    old = open_store(made / "features")
+    manifest, feature = old.manifest(), old.feature("bert")
+    store = open_store(path / "features", create=True)
+    store.put_manifest(manifest)
+    packed = feature.load(manifest)
+    del packed.extras["token"]
+    store.add(feature.spec).publish(PartRows.from_packed(manifest.corpus, manifest.inputs("text"), packed))
+    return store
+
+
+def test_rows_without_token_ids_are_named(made: Path, tmp_path: Path) -> None:
+    without_tokens(made, tmp_path)
+    job = prepared(tmp_path, "bert", "all")
+    with pytest.raises(MissingRows, match=r"without 'token'; run `ser cache remove bert@"):
+        _ = job.data.inputs
+
+
+@pytest.mark.parametrize(
+    ("features", "fusion", "layers"),
+    [("bert:layer=2", "bert", 1), ("mpnet:layer=0", "bert", "all"), ("logmel+mpnet:layer=1", "cnn+bert", 2)],
+)
+def test_from_the_command_line_and_back(made: Path, tmp_path: Path, features: str, fusion: str, layers: object) -> None:
+    options = ["--store", made / "features", "--out", tmp_path / "runs", "--folds", 1, "--epochs", 2, "--json"]
+    settings = [part for one in (*SMALL, f"finetune_layers={layers}") for part in ("--set", one)]
+    done = CliRunner().invoke(
+        main, [str(a) for a in ["train", "--features", features, "--fusion", fusion, *options, *settings]]
+    )
+    assert done.exit_code == 0, done.output
+    [result] = json.loads(done.stdout)["runs"]
+    run = Run(Path(result["path"]))
+    spec = open_store(made / "features").feature(features.rpartition("+")[2]).spec
+    assert run.config["provenance"]["specs"]["text"]["checkpoint"]["digest"] == spec.checkpoint["digest"]
+    assert run.config["settings"]["finetune_layers"] == layers
+    if fusion == "bert":
+        tested = run.predictions()
+        ids = tested.column("id").to_pylist()
+        turns = [Turn(i, None, text) for i, text in zip(ids, texts_of(made, ids), strict=True)]
+        found = [list(one.probabilities.values()) for one in Predictor(run.path)(turns).predictions]
+        assert np.abs(np.array(found) - np.array(tested.column("probabilities").to_pylist())).max() < 2e-6
+
+
+def test_the_same_seed_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    experiment = Experiment(
+        *("bert:layer=2", "bert"), store=made / "features", folds=1, epochs=2, set=("finetune_layers=1",)
+    )
+    first, second = (run_experiment(replace(experiment, out=tmp_path / name))[0] for name in "ab")
+    assert first.path.name == second.path.name
+    assert (first.path / "model.safetensors").read_bytes() == (second.path / "model.safetensors").read_bytes()
