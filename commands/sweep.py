@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .progress import progress
 from .train import duration, training_options
@@ -49,9 +50,11 @@ def sweep(
     from ser.train.recipe import read_recipe
     from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep
 
-    options["set"] = options.pop("set_")
-    options.pop("resume")  # a sweep always goes on
-    planned = plan_sweep(read_recipe(recipe, **{k: v for k, v in options.items() if v not in (None, False)}), shard)
+    # What is not said here is for the recipe to say: a default of ours must not override its store.
+    given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) is not ParameterSource.DEFAULT}
+    given["set"] = given.pop("set_", ())
+    given.pop("resume", None)  # a sweep always goes on
+    planned = plan_sweep(read_recipe(recipe, **given), shard)
     there = len(planned.tasks) - len(planned.open_tasks)
     click.echo(f"{planned.recipe.title}: {len(planned.tasks)} runs, {there} finished already", err=True)
     workers = workers or engines.cores()

@@ -1,5 +1,6 @@
 """`ser weights`: find and convert encoder checkpoints."""
 
+import json
 from pathlib import Path
 
 import click
@@ -22,3 +23,43 @@ def demo(folder: Path) -> None:
 
     for name, path in write_demo_checkpoints(folder).items():
         click.echo(f"{name}: {path} (random weights: shows that the pipeline works, no more)")
+
+
+@weights.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def list_(as_json: bool) -> None:
+    """What lies in Hugging Face's cache, and what keeps ser from using it.
+
+    \b
+    Example: ser weights list
+    """
+    from tabulate import tabulate
+
+    from ser.weights import list_checkpoints
+
+    found = list_checkpoints()
+    if as_json:
+        click.echo(json.dumps(found))
+    elif not found:
+        click.echo("Hugging Face's cache holds no model; `ser doctor` looks elsewhere too")
+    else:
+        rows = [
+            [one["model"], one["architecture"], f"{one['bytes'] / 1e6:.0f} MB", one["fault"] or "ok"] for one in found
+        ]
+        click.echo(tabulate(rows, ["model", "architecture", "size", "state"]))
+
+
+@weights.command()
+@click.argument("source", metavar="SRC")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+def convert(source: str, folder: Path) -> None:
+    """Write the pickled weights of SRC (a folder, a Hugging Face id, or torchaudio:HUBERT_BASE) to DIR as safetensors.
+
+    The pickle is opened in a child process, and only its tensors are taken.
+
+    \b
+    Example: ser weights convert /downloads/hubert-base-ls960 /models/hubert-base-ls960
+    """
+    from ser.weights import convert as convert_weights
+
+    click.echo(f"wrote {convert_weights(source, folder)}")

@@ -1,0 +1,53 @@
+"""Write docs/commands.md from the commands themselves: .venv/bin/python docs/commands.py."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from ser.cli import main
+
+PAGE = Path(__file__).with_suffix(".md")
+HEAD = """# Every command
+
+Written by `docs/commands.py` from the commands' own help. Exit codes: 0 done · 1 failed · 2 wrong use ·
+3 finished, with quarantined utterances. `--json` prints one JSON value on standard output; progress goes to standard error.
+"""
+
+
+def page() -> str:
+    """The page's text."""
+    return "\n".join([HEAD, *sections(main, "ser")])
+
+
+def sections(command: click.Command, name: str) -> Iterator[str]:
+    """The section of a command, and those of the commands in it."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            yield from sections(inner, f"{name} {inner.name}")
+        return
+    context = click.Context(command, info_name=name, terminal_width=10_000, max_content_width=10_000)
+    yield f"## {' '.join([name, *command.collect_usage_pieces(context)])}\n"
+    yield f"{body(command)}\n"
+    rows = [row for option in command.params if (row := option.get_help_record(context))]
+    if rows:
+        yield "| option | |\n|---|---|"
+        yield from (f"| `{_cell(option)}` | {_cell(help_)} |" for option, help_ in rows)
+        yield ""
+
+
+def body(command: click.Command) -> str:
+    """A command's help as Markdown: its examples, which click keeps verbatim after a backspace, as a block."""
+    text, _, examples = inspect.cleandoc(command.help or "").partition("\b\n")
+    lines = [line.strip() for line in examples.removeprefix("Examples:").removeprefix("Example:").strip().splitlines()]
+    # Shown, not run: they name corpora and runs that the tests do not have.
+    return "\n".join([text.strip(), "```text", *lines, "```"]) if lines else text.strip()
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,232 @@
+"""What the documentation says is so: every block runs, every command and option has its line, every message exists.
+
+A block that begins with `# not run in the tests: …` is not run. Blocks of a page run one after the other in one folder
+as the quick start leaves it; `ser …` runs in this process, Python blocks share one namespace.
+"""
+
+import re
+import runpy
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ser.cli import main
+from ser.extract.corpora.scan import FORMATS
+from ser.extract.features import EXTRACTORS, FEATURES
+from ser.tests.newcomer import newcomer, shrink
+from ser.train.models import FUSIONS
+
+__all__ = ["newcomer"]  # a fixture
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+NOT_RUN = "# not run in the tests: "
+RUN = {"sh", "python", "toml", "csv"}
+STAND_INS = {
+    "/data/IEMOCAP_full_release": "demo/corpus",
+    "/models/hubert-base-ls960": "demo/checkpoints/hubert-random",
+    "/models/mpnet-base": "demo/checkpoints/mpnet-random",
+    "/models/bert-base-uncased": "demo/checkpoints/bert-random",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, the file name above it, and its text."""
+
+    page: str
+    line: int
+    language: str
+    name: str | None
+    text: str
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"{self.page}:{self.line}"
+
+
+def blocks(page: str) -> Iterator[Block]:
+    lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
+    opened, above = None, ""
+    for number, line in enumerate(lines, 1):
+        if line.startswith("```") and opened is None:
+            named = re.fullmatch(r"`([\w./-]+)`:", above)
+            opened = (number, line[3:].strip(), named[1] if named else None)
+        elif line.startswith("```"):
+            assert opened is not None
+            text = "\n".join(lines[opened[0] : number - 1])
+            yield Block(page, opened[0], opened[1], opened[2], text)
+            opened, above = None, ""
+        elif line.strip() and opened is None:
+            above = line.strip()
+
+
+def commands(text: str) -> list[list[str]]:
+    """The command lines of a shell block, continuation lines joined, comments left out."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def ser(words: list[str], where: str) -> str:
+    assert words[0] == "ser", f"{where}: only ser is run here, not {words[0]}"
+    done = CliRunner().invoke(main, words[1:])
+    said = f"{where}: {shlex.join(words)}\n{done.output}\n{done.exception!r}"
+    assert done.exit_code == 0, said
+    return done.output
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What a page registers is gone after it."""
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = [(d, dict(d)) for d in (FEATURES, EXTRACTORS, FUSIONS, FORMATS)]
+    yield
+    for registry, before in kept:
+        registry.clear()
+        registry.update(before)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(b.language in RUN for b in blocks(page))])
+def test_every_block_of_the_page_runs(
+    page: str, newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registries: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if page != "quick-start.md":
+        shutil.copytree(newcomer, "demo")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(page):
+        if block.text.startswith(NOT_RUN) or block.language not in RUN:
+            continue
+        if block.name:
+            Path(block.name).write_text(block.text + "\n", encoding="utf-8")
+        if block.language == "python":
+            exec(compile(block.text, block.where, "exec"), names)
+        elif block.language == "sh":
+            for words in commands(block.text):
+                ser([STAND_INS.get(word, _stand_in(word)) for word in words], block.where)
+                if words[:3] == ["ser", "corpus", "demo"]:
+                    shrink(Path(words[3]))
+
+
+def _stand_in(word: str) -> str:
+    option, _, value = word.partition("=")
+    return f"{option}={STAND_INS[value]}" if value in STAND_INS else word
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_are_run_or_say_why_not(page: str) -> None:
+    for block in blocks(page):
+        assert block.language in RUN | {"text"}, f"{block.where}: what language is this?"
+        if block.language in ("toml", "csv"):
+            assert block.name, f"{block.where}: the line above must name the file, as in `mine.toml`:"
+        if block.text.startswith(NOT_RUN):
+            assert len(block.text.splitlines()[0]) > len(NOT_RUN) + 5, f"{block.where}: why is it not run?"
+
+
+def test_few_blocks_are_not_run() -> None:
+    found = [block for page in PAGES for block in blocks(page) if block.language in ("sh", "python")]
+    assert sum(block.text.startswith(NOT_RUN) for block in found) <= len(found) / 5
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_are_not_run_would_be_understood(page: str) -> None:
+    """Their names and options exist."""
+    for block in blocks(page):
+        if block.language != "sh" or not block.text.startswith(NOT_RUN):
+            continue
+        for words in commands(block.text):
+            if words[0] == "ser":
+                check_options(words[1:], block.where)
+
+
+def check_options(words: list[str], where: str) -> None:
+    command: click.Command = main
+    while isinstance(command, click.Group):
+        assert words[0] in command.commands, f"{where}: no command {words[0]}"
+        command, words = command.commands[words[0]], words[1:]
+    known = {option for param in command.params for option in param.opts}
+    for word in words:
+        assert not word.startswith("--") or word in known, f"{where}: {command.name} has no option {word}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", (DOCS / page).read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (DOCS / target).exists(), f"{page}: {target}"
+    if page != "README.md":
+        assert f"]({page})" in (DOCS / "README.md").read_text(), f"docs/README.md does not lead to {page}"
+
+
+def test_the_commands_page_is_what_the_commands_say() -> None:
+    written = runpy.run_path(str(DOCS / "commands.py"))["page"]()
+    assert (DOCS / "commands.md").read_text(encoding="utf-8") == written, "run .venv/bin/python docs/commands.py"
+
+
+def leaves(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            yield from leaves(inner, f"{name} {inner.name}")
+    else:
+        yield name, command
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), leaves(main, "ser"), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_command_has_an_example_and_stands_with_its_options_in_the_docs(
+    name: str, command: click.Command
+) -> None:
+    help_ = command.help or ""
+    examples = [line for line in help_.splitlines() if f" {name} " in f" {line} " or line.rstrip().endswith(f" {name}")]
+    assert "Example" in help_ and examples, f"{name} --help shows no example"
+    for line in examples:
+        check_options(shlex.split(line.partition("ser ")[2]), f"{name} --help")
+    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    section = page.partition(f"## {name} ")[2].partition("\n## ")[0]
+    for option in (opt for param in command.params for opt in param.opts if opt.startswith("--")):
+        assert option in section, f"docs/commands.md has no {option} of {name}"
+
+
+def test_every_message_in_troubleshooting_is_one_that_ser_says() -> None:
+    root = DOCS.parent
+    folders = ("cache", "extract", "train", "commands")
+    sources = [*root.glob("*.py"), *(path for folder in folders for path in (root / folder).rglob("*.py"))]
+    # Literals that continue on the next line are one message.
+    said = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text(encoding="utf-8") for path in sources)).replace("`", "")
+    rows = [line for line in (DOCS / "troubleshooting.md").read_text().splitlines() if line.startswith("| `")]
+    assert len(rows) > 15
+    for row in rows:
+        for message in re.findall(r"`([^`]+)`", row.split("|")[1]):
+            assert message in said, f"nothing in ser says {message!r}"
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        ("featurs corpus", "features"),
+        ("cache lst", "list"),
+        ("train --fusin mit", "--fusion"),
+        ("features demo/corpus --features huber --store none", "did you mean hubert?"),
+        ("train --fusion mitt --settings", "did you mean mit?"),
+        ("train --fusion mitt --features hubert+mpnet --store demo/features", "did you mean mit?"),
+        ("train --fusion mit --features hubert+mpnet --store demo/features --set quries=3", "did you mean queries?"),
+        ("train --fusion mit --features hubert+mpnet --store demo/features --protocol session-ot", "did you mean"),
+        ("train --fusion mit --features hubert+mpnet --store demo/features --labels 4clas", "did you mean 4class?"),
+        ("sweep perspective-table", "did you mean perspective-table"),
+    ],
+)
+def test_unknown_names_suggest_the_nearest(
+    words: str, nearest: str, newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").symlink_to(newcomer)
+    done = CliRunner().invoke(main, words.split())
+    assert done.exit_code == 2 and nearest in done.output, done.output
