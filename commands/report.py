@@ -1,15 +1,47 @@
-"""`ser report`: runs as tables and as a page."""
+"""`ser report`: finished runs as tables on the terminal, in a paper, and as a page."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+_file = click.Path(path_type=Path)
+
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-def report(runs: tuple[Path, ...]) -> None:
-    """Tables of RUNS (run folders, or folders of them), one line per configuration.
+@click.argument("runs", nargs=-1, required=True, type=_file)
+@click.option("--html", type=_file, metavar="FILE", help="Write one self-contained page: tables, plots, a look inside.")
+@click.option("--latex", type=_file, metavar="FILE", help="Write every table for LaTeX (booktabs).")
+@click.option("--markdown", type=_file, metavar="FILE", help="Write every table as Markdown.")
+@click.option("--csv", type=_file, metavar="FILE", help="Write every table as CSV.")
+@click.option("--paired", is_flag=True, help="Test whether the cells differ: McNemar, paired t and Wilcoxon.")
+def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any) -> None:
+    """Tables of RUNS (run folders, or folders of them), one line per configuration, with 95 % intervals.
 
     \b
-    Example: ser report runs
+    Examples:
+      ser report runs
+      ser report runs --html report.html --latex tables.tex
+      ser report runs/3f2a… runs/77b1… --paired
     """
+    from ser.train.html import results, significance
+    from ser.train.html.cells import finished_cells
+    from ser.train.html.page import report_tables, write_html
+    from ser.train.html.tables import to_terminal, write_tables
+    from ser.train.runs import find_runs
+
+    found = find_runs(*runs)
+    cells, unfinished = finished_cells(found)
+    tables = [results.table(cells), results.papers_table(cells), significance.table(cells) if paired else None]
+    click.echo("\n\n".join(to_terminal(table) for table in tables if table is not None))
+    for line in results.cautions(cells):
+        click.echo(line)
+    if unfinished:
+        click.echo(f"{len(unfinished)} runs are not finished, such as {unfinished[0].path}; --resume goes on with them")
+    if html:
+        write_html(found, html)
+        click.echo(f"wrote {html}")
+    for form, path in files.items():
+        if path:
+            write_tables(report_tables(found), path, form)  # type: ignore[arg-type]
+            click.echo(f"wrote {path}")
