@@ -8,8 +8,9 @@ import pytest
 
 from ser.cache.errors import WrongUse
 from ser.tests.tiny_store import make_manifest
+from ser.train.folds import Cut, Fold, LeakError, guard, is_speaker_independent
 from ser.train.labels import apply_policy, get_policy
-from ser.train.protocols import Cut, Fold, LeakError, guard, is_speaker_independent, make_folds
+from ser.train.protocols import make_folds
 from ser.train.utterances import Utterances
 
 

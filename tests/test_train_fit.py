@@ -15,11 +15,12 @@ from ser.tests.tiny_store import FEATURES, add_feature, make_manifest, make_rows
 from ser.train.data import Dataset, load_dataset
 from ser.train.evaluate import predict
 from ser.train.fit import Diverged, Epoch, Fitted, fit, make_optimiser, set_rate
+from ser.train.folds import Cut, Fold
 from ser.train.inputs import Inputs
 from ser.train.metrics import scores
 from ser.train.models import Fusion, Stage, setting
 from ser.train.plan import Plan
-from ser.train.protocols import Cut, Fold, make_folds
+from ser.train.protocols import make_folds
 from ser.train.settings import parse_settings
 from ser.train.state import State, snapshot
 

@@ -19,12 +19,13 @@ from ser.cache.errors import WrongUse, unknown
 
 from .data import Dataset, load_dataset
 from .fit import Epoch, fit_scaling, make_optimiser
+from .folds import Cut, Fold
 from .loader import Loader
 from .losses import LOSSES
 from .models import Fusion
 from .options import Experiment
 from .plan import SELECTIONS, Plan, Precision
-from .protocols import Cut, Fold, make_folds
+from .protocols import make_folds
 from .runs import Run
 from .settings import has_setting, parse_settings
 from .single import one_thread, train_run

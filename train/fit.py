@@ -17,12 +17,12 @@ from ser.cache.errors import SerError, WrongUse
 
 from .data import Dataset
 from .evaluate import predict
+from .folds import Fold
 from .inputs import Scaling
 from .losses import LOSSES, cross_entropy
 from .metrics import scores
 from .models import Stage
 from .plan import Plan
-from .protocols import Fold
 from .state import State, collect, restore, snapshot
 from .views import with_views
 

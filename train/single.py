@@ -14,9 +14,9 @@ import torch
 from .data import Dataset
 from .evaluate import predict
 from .fit import Diverged, Epoch, Fitted, fit
+from .folds import Fold, is_speaker_independent
 from .metrics import scores
 from .plan import Plan
-from .protocols import Fold, is_speaker_independent
 from .runs import CONFIG, LOG, RESULT, STATE, Run, claimed, run_name, write_json, write_predictions
 from .state import State, snapshot
 from .weights import read_state, write_model, write_state

@@ -17,8 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser.cache.store import open_store
 
+from .folds import Cut, Fold
 from .labels import Labelled, apply_policy, get_policy
-from .protocols import Cut, Fold, make_folds
+from .protocols import make_folds
 from .utterances import Utterances
 
 
