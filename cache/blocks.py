@@ -96,6 +96,13 @@ def read_rows(source: Source, target: npt.NDArray[Any]) -> None:
     read_stretches([(source, np.array([[0, source.rows, 0]][: source.rows]).reshape(-1, 3))], target)
 
 
+def check_blocks(source: Source) -> None:
+    """Read an array for its checksums alone. Raises `CorruptStore`."""
+    scratch = memoryview(bytearray(max((block.bytes for block in source.blocks), default=0)))
+    for block in source.blocks:
+        _read_exactly(f"{source.folder}/{block.file}", block, [scratch[: block.bytes]])
+
+
 def _by_block(source: Source, stretches: Stretches) -> list[Task]:
     """Cut stretches where blocks end."""
     if not len(stretches):

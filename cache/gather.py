@@ -1,5 +1,6 @@
 """From places in parts to packed arrays: which rows of which block go where."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .blocks import read_stretches
-from .errors import CorruptStore
+from .errors import CorruptStore, StoreError
 from .layout import Part
 from .packed import Packed
 from .sealed import REPAIR
@@ -57,4 +58,8 @@ def _allocate(spec: Spec, name: str, parts: Sequence[Part], rows: int) -> npt.ND
             f"{where}: array '{name}' has another dtype or dimension than its spec or in other parts; {REPAIR}"
         )
     dtype, shape = kinds.pop()
-    return np.empty((rows, *shape), dtype)
+    try:
+        return np.empty((rows, *shape), dtype)
+    except MemoryError:
+        size = rows * math.prod(shape) * np.dtype(dtype).itemsize / 1e9
+        raise StoreError(f"{spec.name}: {size:.1f} GB do not fit into memory; load fewer utterances at once") from None

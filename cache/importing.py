@@ -205,7 +205,7 @@ def read_ids(path: Path) -> list[str]:
         raise WrongUse(f"{path}: does not exist")
     try:
         text = path.read_text(encoding="utf-8")
-        ids = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        ids = json.loads(text) if path.suffix == ".json" else text.removesuffix("\n").replace("\r\n", "\n").split("\n")
     except ValueError as error:
         raise StoreError(f"{path}: no list of ids ({error})") from error
     if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):

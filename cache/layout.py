@@ -239,11 +239,11 @@ def _inventory(folder: Path) -> dict[str, int]:
     pending = [""]
     while pending:
         inside = pending.pop()
-        with _scan(folder / inside) as entries:
+        with _scan(f"{folder}/{inside}") as entries:
             for entry in entries:
-                name = f"{inside}{entry.name}"
                 if entry.name.startswith("."):
                     continue
+                name = inside + entry.name
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(f"{name}/")
                 elif entry.is_file(follow_symlinks=False):
@@ -253,7 +253,7 @@ def _inventory(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def _scan(folder: Path) -> Any:
+def _scan(folder: str) -> Any:
     try:
         return os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):

@@ -33,14 +33,23 @@ def open_store(path: Path | str, create: bool = False) -> "Store":
     Raises `WrongUse` if the path holds no store.
     """
     path = Path(path)
-    if not (path / "manifests").is_dir():
+    if not _is_store(path):
         if not create:
             raise WrongUse(f"{path}: holds no store; run `ser features CORPUS --store {path}` to make one")
-        if path.exists() and (not path.is_dir() or any(entry.name != "tmp" for entry in path.iterdir())):
+        # Looked at once more, since another process may be making it just now.
+        if not _is_free(path) and not _is_store(path):
             raise WrongUse(f"{path}: is no store and not empty; name a new folder with --store")
         with faults_named("making a store", path):
             make_folder(path / "manifests")
     return Store(path)
+
+
+def _is_store(path: Path) -> bool:
+    return (path / "manifests").is_dir()
+
+
+def _is_free(path: Path) -> bool:
+    return not path.exists() or (path.is_dir() and not any(entry.name not in _RESERVED for entry in path.iterdir()))
 
 
 def check_name(kind: str, name: str) -> str:
