@@ -22,6 +22,7 @@ class Rows:
 
     values: np.ndarray
     extras: dict[str, np.ndarray] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()  # what is odd about them
 
 
 Outcome = dict[str, Rows] | Unusable  # fingerprint → rows

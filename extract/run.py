@@ -249,7 +249,7 @@ def _summary(plan: Plan, store: Store, total: Record, seconds: float, deviations
 def _counted(warnings: list[tuple[str, str]]) -> list[str]:
     """One line per kind of warning, with its count and first utterance."""
     ids: dict[str, list[str]] = {}
-    for what, utterance in warnings:
+    for what, utterance in dict.fromkeys(warnings):
         ids.setdefault(what, []).append(utterance)
     return [
         f"{found[0]}: {what}" if len(found) == 1 else f"{len(found)} utterances ({found[0]}, …): {what}"

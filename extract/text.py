@@ -3,8 +3,8 @@
 Right padding with an attention mask is exact: a row's numbers do not depend on its batch.
 """
 
-import logging
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,6 @@ VERSION = 1
 ARCHITECTURES = ("bert", "mpnet")
 MOST = 512  # tokens
 TAG = re.compile(r"\[[A-Za-z_]+\]")  # IEMOCAP's [LAUGHTER], [BREATHING], [GARBAGE], [LIPSMACK], lower-case too
-LOG = logging.getLogger("ser.extract.text")
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,8 @@ class TextPass:
             raise NoWeights(f"{checkpoint.path}: its tokenizer cannot be loaded: {reason}") from fault
         if not self.tokenizer.is_fast:
             raise NoWeights(f"{checkpoint.path}: its tokenizer gives no offsets; save a fast one (tokenizer.json)")
-        self.truncated = 0
+        # The tokenizer sets its truncation on every call, and may not be used meanwhile.
+        self._tokenizing = threading.Lock()
 
     def run(self, batch: Sequence[str]) -> list[Outcome]:
         """The tokens of each transcript, `[tokens, dim]` of each spec."""
@@ -115,8 +115,11 @@ class TextPass:
         return " ".join(TAG.sub(" ", text).split()) if self.shared.tags == "remove" else text
 
     def _run(self, texts: list[str]) -> list[Outcome]:
-        tokens = [self.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True) for text in texts]
-        ids = [self._cut(token["input_ids"], text) for token, text in zip(tokens, texts, strict=True)]
+        with self._tokenizing:
+            tokens = [
+                self.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True) for text in texts
+            ]
+        ids = [self._cut(token["input_ids"]) for token in tokens]
         arrays = self.forward(ids)
         outcomes: list[Outcome] = []
         for row, text in enumerate(texts):
@@ -126,11 +129,12 @@ class TextPass:
             if not words[keep].size:
                 outcomes.append(Unusable("its transcript has no token"))
                 continue
+            warnings = self._warnings(len(tokens[row]["input_ids"]))
             extras = {"word": words[keep], "token": np.array(ids[row], dtype=np.int32)[keep]}
             try:
                 outcomes.append(
                     {
-                        spec.fingerprint: Rows(as_stored(values[keep], spec.dtype), extras)
+                        spec.fingerprint: Rows(as_stored(values[keep], spec.dtype), extras, warnings)
                         for spec, values in zip(self.specs, arrays[row], strict=True)
                     }
                 )
@@ -138,15 +142,14 @@ class TextPass:
                 outcomes.append(fault)
         return outcomes
 
-    def _cut(self, tokens: list[Any], text: str | None = None) -> list[Any]:
+    def _warnings(self, tokens: int) -> tuple[str, ...]:
+        most = self.shared.most
+        return (f"its transcript of {tokens} tokens is cut to {most} for {self.stage}",) if tokens > most else ()
+
+    def _cut(self, tokens: list[Any]) -> list[Any]:
         """At most `most` tokens, the last one still the closing special token."""
         if len(tokens) <= self.shared.most:
             return tokens
-        if text is not None:
-            self.truncated += 1
-            LOG.warning(
-                "%s: a transcript of %d tokens is cut to %d: %r…", self.stage, len(tokens), self.shared.most, text[:40]
-            )
         return [*tokens[: self.shared.most - 1], tokens[-1]]
 
     def forward(self, ids: Sequence[Sequence[int]]) -> list[list[np.ndarray]]:

@@ -254,6 +254,8 @@ class _Running:
                 for utterance in unit:
                     rows = outcome if isinstance(outcome, Unusable) else outcome[spec.fingerprint]
                     found[spec.fingerprint][utterance.id] = rows
+                    if isinstance(rows, Rows):
+                        self.record.warnings += [(warning, utterance.id) for warning in rows.warnings]
         for utterance in self.part.utterances:
             clip = self.inputs[utterance.id].result()
             if isinstance(clip, Clip):

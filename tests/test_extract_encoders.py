@@ -205,6 +205,7 @@ def test_words_and_settings_of_text(checkpoints: Path, name: str) -> None:
     assert word[0] == word[-1] == -1 and sorted(set(word[1:-1])) == [0, 1, 2, 3]  # four words between spaces
     assert np.array_equal(rows["special=false"].values, rows[""].values[1:-1])  # only left out of the rows
     assert set(rows["tags=remove"].extras["word"]) == {-1, 0, 1, 2}
+    assert rows["most=8"].warnings and not rows[""].warnings
     assert len(rows["most=8"].values) == 8 and rows["most=8"].extras["word"][-1] == -1
     assert isinstance(found["tags=remove"][1], Unusable) and "without its tags" in str(found["tags=remove"][1])
     assert all(isinstance(outcomes[2], Unusable) for outcomes in found.values())

@@ -284,3 +284,13 @@ def test_a_folder_that_is_no_store_is_left_alone(corpus: Path, tmp_path: Path) -
 def test_no_device_of_that_name(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     with pytest.raises(SerError, match="--device"):
         run(corpus, tmp_path / "store", models, "hubert", device="tpu")
+
+
+def test_a_text_beyond_512_tokens_is_cut_and_told(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    write_table(corpus.parent, ["oh " * 700, *TEXTS[1:]])
+    summary = run(corpus, tmp_path / "store", models, "bert,bert:layer=1,mpnet", limit=2)
+    assert [line for line in summary.warnings if "cut" in line] == [
+        "u0: its transcript of 702 tokens is cut to 512 for bert",
+        "u0: its transcript of 702 tokens is cut to 512 for mpnet",
+    ]
+    assert rows(tmp_path / "store", "bert")[0].shape == (512, 64)
