@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from ser.cache.errors import CorruptStore, MissingRows, WrongUse
-from ser.tests.tiny_store import make_store
+from ser.tests.tiny_store import make_manifest, make_store
 from ser.train import single
 from ser.train.evaluate import predict
 from ser.train.experiment import Experiment, Progress, dry_run, prepare, run_experiment
@@ -273,6 +273,8 @@ def test_the_summary_pools_folds_and_gives_intervals(store: Path, tmp_path: Path
     assert interval.low < interval.value < interval.high and interval.value == pytest.approx(summary.wa.pooled)
     assert "wa over speakers" in summary.intervals
     text = summary_text(summary)
+    raw = make_manifest().column("label")
+    assert f"left out: {raw.count('fru')} (label fru is not in 4class), {raw.count('xxx')} (label xxx" in text
     assert "session-out · val · 4class" in text
     assert "random weights (bert) and synthetic corpus (tiny): no comparison with the paper is meant" in text
 

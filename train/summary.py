@@ -72,6 +72,7 @@ class Summary:
     intervals: Mapping[str, Interval]  # "ua over utterances", … in percent; of the lowest seed's folds together
     tests: Mapping[str, Mapping[str, Score]]  # test → metric → score
     conditions: str
+    left_out: Mapping[str, int]  # why → utterances that stand in no part
     caveat: str | None
 
 
@@ -89,8 +90,20 @@ def summarise(runs: Sequence[Run]) -> Summary:
         intervals=_intervals(runs, classes),
         tests={test: {m: measure(results, m, test) for m in ("ua", "wa")} for test in results[0]["tests"]},
         conditions=conditions(results[0]),
+        left_out=left_out(results),
         caveat=caveat(results),
     )
+
+
+def left_out(results: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Why utterances stand in no part → how many; of reasons that differ from fold to fold the most."""
+    found: dict[str, int] = {}
+    for result in results:
+        for why, which in result["left_out"].items():
+            count = len(which) if isinstance(which, list) else which
+            why = "shares dialogues with the test speaker" if why.startswith("shares dialogues") else why
+            found[why] = max(found.get(why, 0), count)
+    return found
 
 
 def _occurs(results: Sequence[Mapping[str, Any]], name: str) -> bool:
@@ -129,4 +142,5 @@ def summary_text(summary: Summary) -> str:
     table = tabulate(lines, ["%", "pooled over folds", "mean over runs", "runs"], disable_numparse=True)
     intervals = [f"{name}: {i.value:.2f} [{i.low:.2f}, {i.high:.2f}]" for name, i in summary.intervals.items()]
     told = f"{summary.conditions}\n95 % bootstrap interval of {'; '.join(intervals)}"
-    return "\n".join([table, told, *filter(None, [summary.caveat])])
+    absent = ", ".join(f"{count} ({why})" for why, count in summary.left_out.items())
+    return "\n".join([table, told, *([f"left out: {absent}"] if absent else []), *filter(None, [summary.caveat])])
