@@ -28,6 +28,7 @@ from ser.train.html.tables import Column, Table, harmless, shown, to_csv, to_lat
 from ser.train.html.utterances import find_origins, style
 from ser.train.html.what_was_run import command
 from ser.train.metrics import pooled, scores
+from ser.train.report import report_text
 from ser.train.runs import CONFIG, PREDICTIONS, RESULT, Run, find_runs, run_name, write_json, write_predictions
 from ser.train.statistics import Interval
 from ser.train.weights import load_model
@@ -470,3 +471,18 @@ def test_480_runs_stay_small_and_quick(folder: Path, tmp_path: Path) -> None:
     print(f"{len(runs)} runs: {size / 1e6:.2f} MB, {seconds:.1f} s, {cpu:.1f} s of CPU")
     assert size < 5e6
     assert cpu < 20
+
+
+# --- on the terminal
+
+
+def test_the_terminal_says_the_same(runs: list[Run]) -> None:
+    text = report_text(runs)
+    for cell in group(runs)[0]:
+        line = next(line for line in text.splitlines() if line.startswith(f"{cell.label} "))
+        assert f"{100 * cell.pooled['ua']:.1f} [" in line
+    assert "no comparison with the paper is meant" in text and "McNemar" not in text
+    assert "McNemar" in report_text(runs, paired=True)
+    alone = [run for run in runs if run.config["fusion"] == "audio:utterance"]
+    with pytest.raises(WrongUse, match="one cell"):
+        report_text(alone, paired=True)

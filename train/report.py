@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
+
+from ser.cache.errors import WrongUse
 
 from .recipe import Recipe
 from .runs import Run
@@ -69,6 +72,36 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]], tablefmt: st
         "ours: mean ± standard deviation over the runs (fold × seed), in percent; WA = accuracy, UA = mean recall",
     ]
     return "\n".join([recipe.title, "", table, "", *filter(None, [*notes, warning])])
+
+
+def report_text(runs: Sequence[Run], paired: bool = False) -> str:
+    """What `ser report` prints: each cell's scores, the papers' numbers beside them, and the paired tests if asked.
+
+    Raises `WrongUse` if no run is finished, or if tests are asked for and there is one cell only.
+    """
+    from tabulate import tabulate
+
+    from .html import results, significance
+    from .html.cells import finished_cells
+    from .html.tables import shown
+
+    cells, unfinished = finished_cells(runs)
+    tables = [results.table(cells), results.papers_table(cells)]
+    if paired:
+        tested = significance.table(cells)
+        if tested is None:
+            raise WrongUse("--paired compares cells, and these runs are one cell; name the runs of another one too")
+        tables.append(tested)
+    pieces = ["\n".join(wrap(caution, 110)) for caution in results.cautions(cells)]
+    for table in filter(None, tables):
+        lines = [[shown(v, c.kind) for v, c in zip(row, table.columns, strict=True)] for row in table.rows]
+        sides = ["left" if column.kind == "text" else "right" for column in table.columns]
+        heads = [column.name for column in table.columns]
+        body = tabulate(lines, heads, tablefmt="simple", disable_numparse=True, colalign=sides)
+        pieces += [table.caption, body, *(["\n".join(wrap(table.note, 110))] if table.note else [])]
+    if unfinished:
+        pieces.append(f"{len(unfinished)} runs are not finished and are left out")
+    return "\n\n".join(pieces)
 
 
 def _pieces(row: Row, metric: str, compared: bool) -> tuple[str, str, str]:

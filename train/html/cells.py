@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ser.cache.errors import WrongUse
 from ser.cache.spec import canonical_json
 from ser.train.metrics import mean_std, recalls, unweighted_accuracy, weighted_accuracy
 from ser.train.models import FUSIONS
@@ -179,6 +180,14 @@ def group(runs: Iterable[Run]) -> tuple[list[Cell], list[Run]]:
     return sorted(cells, key=lambda cell: cell.label), unfinished
 
 
+def finished_cells(runs: Sequence[Run]) -> tuple[list[Cell], list[Run]]:
+    """`group`, highest UA first. Raises `WrongUse` if not one run is finished."""
+    cells, unfinished = group(runs)
+    if not cells:
+        raise WrongUse(f"none of these {len(runs)} runs is finished; the same command with --resume goes on with them")
+    return sorted(cells, key=lambda cell: -cell.pooled["ua"]), unfinished
+
+
 def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A label for each cell: its fusion and whatever else tells it from the others."""
     flat = [_flat(config) for config in configs]
@@ -211,6 +220,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "protocol": config["protocol"],
         "select": config["select"],
         "loss": config["loss"],
+        "precision": config.get("precision", "float32"),
         "limit": config["limit"],
         "pool": "+".join(f["pool"] for f in features),
         **config["settings"],
@@ -221,6 +231,6 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _words(key: str, value: Any) -> str:
-    named = ("features", "corpus", "labels", "protocol", "select", "loss")
+    named = ("features", "corpus", "labels", "protocol", "select", "loss", "precision")
     told = f"{value:g}" if isinstance(value, float) else str(value)
     return told if key in named else f"{key.removeprefix('digest.')} {told}"

@@ -15,9 +15,8 @@ from .tables import Column, Table
 SHOWN = 4  # cells in the plots; all are in the tables
 
 
-def section(cells: Sequence[Cell]) -> Section:
-    """The section, for all cells; the plots show those with the highest UA."""
-    ranked = sorted(cells, key=lambda cell: -cell.pooled["ua"])
+def section(ranked: Sequence[Cell]) -> Section:
+    """The section, for all cells, highest UA first; the plots show the first ones."""
     shown = [cell for cell in ranked if cell.classes == ranked[0].classes][:SHOWN]
     return Section(
         "emotions",

@@ -17,12 +17,12 @@ from .utterances import Origin
 SAMPLED = 40  # utterances behind the averages
 
 
-def section(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> Section | None:
+def section(ranked: Sequence[Cell], origins: Mapping[str, Origin]) -> Section | None:
     """The section, for the cell with the highest UA that has query tokens; None if there is none."""
-    able = [cell for cell in cells if can_attend(cell.runs[0])]
+    able = [cell for cell in ranked if can_attend(cell.runs[0])]
     if not able:
         return None
-    cell = max(able, key=lambda c: c.pooled["ua"])
+    cell = able[0]
     title = "Looking inside: what the query tokens attend to"
     try:
         blocks = _blocks(cell, cell.runs[0], origins[cell.label])

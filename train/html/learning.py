@@ -13,9 +13,8 @@ SHOWN = 4  # cells in the plot
 LINES = 30  # epochs of each cell in the table
 
 
-def section(cells: Sequence[Cell]) -> Section:
-    """The section; the plot shows the cells with the highest UA."""
-    ranked = sorted(cells, key=lambda cell: -cell.pooled["ua"])
+def section(ranked: Sequence[Cell]) -> Section:
+    """The section, for all cells, highest UA first; the plots show the first ones."""
     plots = [_plot(ranked, "loss", "Training loss")]
     if any(np.isfinite(_curves(cell, "ua")).any() for cell in ranked):
         plots.append(_plot(ranked, "ua", "UA of the watched part"))

@@ -15,9 +15,9 @@ TESTS = ("both", "only text", "only audio", "head text", "head audio")
 SHOWN = 12  # cells in the plot
 
 
-def bias(cells: Sequence[Cell]) -> Section | None:
+def bias(ranked: Sequence[Cell]) -> Section | None:
     """How much a model leans on one modality; None if no cell has more than one way of testing."""
-    able = sorted((cell for cell in cells if _tests(cell) != ["both"]), key=lambda cell: -cell.pooled["ua"])
+    able = [cell for cell in ranked if _tests(cell) != ["both"]]
     if not able:
         return None
     told = "Only text and only audio: the same trained model, with the other modality hidden in the test."

@@ -8,16 +8,15 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ser.cache.errors import WrongUse
 from ser.train.runs import Run
 from ser.train.statistics import Interval
 from ser.train.summary import conditions
 
 from . import classes, hardest, inside, learning, modalities, results, significance, what_was_run
-from .cells import Cell, group
+from .cells import Cell, finished_cells
 from .markup import Section, Warned, block, page, tables_of
 from .tables import Table, write_tables
-from .utterances import Origin, find_origins
+from .utterances import find_origins
 
 __all__ = ["report_tables", "write_html", "write_tables"]
 
@@ -25,7 +24,7 @@ __all__ = ["report_tables", "write_html", "write_tables"]
 def write_html(runs: Sequence[Run], path: Path) -> None:
     """Write the report of these runs. Raises `WrongUse` if none of them is finished."""
     cells, sections = _report(runs)
-    best = max(cells, key=lambda cell: cell.pooled["ua"])
+    best = cells[0]
     title = f"{best.label}, {best.config['corpus']}" if len(cells) == 1 else f"{len(cells)} cells on {_corpora(cells)}"
     path.write_text(page(title, _head(cells, best), sections), encoding="utf-8")
 
@@ -36,17 +35,9 @@ def report_tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def _report(runs: Sequence[Run]) -> tuple[list[Cell], list[Section]]:
-    cells, unfinished = group(runs)
-    if not cells:
-        raise WrongUse(
-            f"none of these {len(runs)} runs is finished; the same `ser train` with --resume goes on with them"
-        )
+    """The cells, highest UA first, and the sections about them."""
+    cells, unfinished = finished_cells(runs)
     origins = find_origins(cells)
-    return cells, _sections(cells, origins, unfinished)
-
-
-def _sections(cells: list[Cell], origins: dict[str, Origin], unfinished: list[Run]) -> list[Section]:
-    best = max(cells, key=lambda cell: cell.pooled["ua"])
     found = [
         what_was_run.section(cells, origins, unfinished),
         results.section(cells),
@@ -56,9 +47,9 @@ def _sections(cells: list[Cell], origins: dict[str, Origin], unfinished: list[Ru
         modalities.bias(cells),
         modalities.queries(cells),
         inside.section(cells, origins),
-        hardest.section(cells, best, origins),
+        hardest.section(cells, cells[0], origins),
     ]
-    return [section for section in found if section is not None]
+    return cells, [section for section in found if section is not None]
 
 
 def _corpora(cells: Sequence[Cell]) -> str:

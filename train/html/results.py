@@ -14,14 +14,13 @@ from .tables import Column, Table
 PLOTTED = 30  # cells in the plot
 
 
-def section(cells: Sequence[Cell]) -> Section:
-    """The section, for all cells."""
-    ranked = sorted(cells, key=lambda cell: -cell.pooled["ua"])
+def section(ranked: Sequence[Cell]) -> Section:
+    """The section, for all cells, highest UA first."""
     blocks: list[Block] = [table(ranked), Side([_plot(ranked, "ua"), _plot(ranked, "wa")])]
-    compared = _beside_papers(ranked)
+    compared = papers_table(ranked)
     if compared is not None:
         blocks.append(compared)
-    others = others_quoted(cells)
+    others = others_quoted(ranked)
     if others:
         rows = [[r.title, name, _share(n, "ua"), _share(n, "wa"), r.source] for r, name, n in others]
         columns = [Column("table"), Column("system"), Column("UA %", "percent"), Column("WA %", "percent")]
@@ -113,7 +112,7 @@ def _share(numbers: Any, metric: str) -> float | None:
     return numbers[metric] / 100 if metric in numbers else None
 
 
-def _beside_papers(cells: Sequence[Cell]) -> Table | None:
+def papers_table(cells: Sequence[Cell]) -> Table | None:
     """Ours beside the papers' numbers; without a difference where none is meant."""
     real = any(cell.real for cell in cells)
     rows: list[list[Any]] = []
@@ -131,7 +130,7 @@ def _beside_papers(cells: Sequence[Cell]) -> Table | None:
                 pieces += [None if mean is None else (mean, deviation), ours]
                 if real:
                     pieces.append(ours[0] - mean if mean is not None and cell.real else None)
-            rows.append([cell.label, "; ".join(where), *pieces])
+            rows.append([cell.label, _together(where), *pieces])
             if settings := changed_settings(cell):
                 told = ", ".join(f"{key} {value}" for key, value in settings.items())
                 changed.setdefault(told, {})[cell.label] = None
@@ -148,3 +147,14 @@ def _beside_papers(cells: Sequence[Cell]) -> Table | None:
     for told, labels in changed.items():
         note += f" Settings that are not the paper’s in {_listed(list(labels))}: {told}."
     return Table("papers", "Beside the papers’ numbers", columns, rows, note)
+
+
+def _together(places: Sequence[str]) -> str:
+    """Places in the papers, each paper named once: "MSMSER, Table 1: Ours; Table 2: Full"."""
+    told: list[str] = []
+    last = ""
+    for place in places:
+        paper, _, rest = place.partition(", ")
+        told.append(rest if paper == last else place)
+        last = paper
+    return "; ".join(told)

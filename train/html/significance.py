@@ -15,23 +15,23 @@ from .tables import Column, Table
 ALL_PAIRS = 5  # cells; with more, each is tested against the best only
 
 
-def section(cells: Sequence[Cell]) -> Section | None:
+def section(ranked: Sequence[Cell]) -> Section | None:
     """The section; None for a report of one cell."""
-    found = table(cells)
+    found = table(ranked)
     if found is None:
         return None
-    blocks: list[Block] = [
+    told = (
         "McNemar’s exact test asks whether two cells are right on different utterances, with the predictions of the "
-        "lowest seed that both have. The t-test and Wilcoxon’s test compare the UA of the runs that share fold and "
-        "seed. Holm’s correction accounts for the number of McNemar tests in the table.",
-        found,
-    ]
+        "lowest seed that both have; Holm’s correction accounts for the number of these tests in the table. The t-test "
+        "and Wilcoxon’s test compare the UA of the runs that share fold and seed. Folds share training data and seeds "
+        "share test data, so these runs are not independent, and their p are on the small side."
+    )
+    blocks: list[Block] = [told, found]
     return Section("significance", "Do the cells differ?", blocks)
 
 
-def table(cells: Sequence[Cell]) -> Table | None:
-    """Every pair of up to five cells; with more, the highest UA against each of the others."""
-    ranked = sorted(cells, key=lambda cell: -cell.pooled["ua"])
+def table(ranked: Sequence[Cell]) -> Table | None:
+    """Every pair of up to five cells; with more, the first, which has the highest UA, against each of the others."""
     if len(ranked) < 2:
         return None
     pairs = list(combinations(ranked, 2)) if len(ranked) <= ALL_PAIRS else [(ranked[0], cell) for cell in ranked[1:]]

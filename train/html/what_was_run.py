@@ -8,9 +8,9 @@ from typing import Any
 
 from ser.cache.errors import SerError
 from ser.cache.spec import Spec
-from ser.train.fit import SELECTIONS
 from ser.train.models import FUSIONS
 from ser.train.options import Experiment
+from ser.train.plan import SELECTIONS
 from ser.train.protocols import PROTOCOLS
 from ser.train.runs import Run
 from ser.train.settings import settings
