@@ -18,6 +18,7 @@ import torch
 from ser.cache.errors import WrongUse, unknown
 
 from .data import Dataset, load_dataset
+from .finetune import with_encoder
 from .fit import Epoch, fit_scaling, make_optimiser
 from .folds import Cut, Fold
 from .loader import Loader
@@ -78,6 +79,7 @@ def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
     )
     also = [assignment for assignment in experiment.also_set if has_setting(fusion, assignment)]
     settings, training = parse_settings(fusion, [*experiment.set, *also], experiment.epochs)
+    fusion, data = with_encoder(fusion, settings, data, experiment.model)
     dev = training.dev
     if dev == "auto":  # a protocol that names its own dev part always has it
         dev = "next" if experiment.select == "val" or experiment.protocol.startswith("random") else "none"

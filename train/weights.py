@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ser.cache.errors import CorruptStore, WrongUse
 
+from .finetune import reopened
 from .fit import Fitted
 from .inputs import Scaling
 from .models import FUSIONS, Fusion
@@ -52,7 +53,7 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
         raise WrongUse(f"{run.path}: was trained with fusion '{config['fusion']}', which this ser does not know")
     fusion = FUSIONS[config["fusion"]]
     settings = fusion.settings(**config["settings"])
-    model = fusion.build(settings, config["dims"], len(config["labels"]["classes"]))
+    model = reopened(fusion, settings, config).build(settings, config["dims"], len(config["labels"]["classes"]))
     tensors, _ = _read(run, MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     if snapshot(model).keys() != weights.keys():
