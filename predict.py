@@ -182,14 +182,14 @@ class Predictor:
         found: dict[str, np.ndarray] = {}
         for modality, wanted in self.wanted.items():
             given = turn.audio if modality == "audio" else turn.text
+            extra = self.run.config["features"][modality].get("extra")  # token ids, where the run trained the encoder
             if given is None:
-                found[modality] = np.empty((0, wanted.spec.dim), wanted.spec.dtype)
+                found[modality] = np.empty((0, wanted.spec.dim if extra is None else 1), np.float32)
                 continue
             rows, warnings = self._direct.rows(wanted, given, turn.sha256)
             notes += [f"{turn.id}: {warning}" for warning in warnings]
             if isinstance(rows, Unusable):
                 return rows
-            extra = self.run.config["features"][modality].get("extra")
             found[modality] = rows.values if extra is None else rows.extras[extra][:, None]
         return found
 

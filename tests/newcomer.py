@@ -21,6 +21,7 @@ RUNS = {
     "mit-no-rmm": Experiment("hubert+mpnet", "mit", set=(*SMALL, "rmm_start=0")),
     "lgf-add": Experiment("logmel+bert", "lgf-add", loss="perspective"),
     "text": Experiment("mpnet", "text", set=SMALL),
+    "finetuned": Experiment("bert", "bert", set=("finetune_layers=all", "lr=1e-3")),
 }
 
 

@@ -50,7 +50,7 @@ def ser(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("name", ["mit", "mit-no-rmm", "lgf-add", "text"])
+@pytest.mark.parametrize("name", ["mit", "mit-no-rmm", "lgf-add", "text", "finetuned"])
 def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: str) -> None:
     run = run_of(newcomer, name)
     tested = run.predictions()

@@ -1,0 +1,94 @@
+"""`ser doctor` against what the machine itself says."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ser import doctor
+from ser.cli import main
+from ser.weights_random import write_random_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory without models, and an empty cache of Hugging Face's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def findings(**options: Any) -> dict[str, doctor.Finding]:
+    return {one.what: one for one in doctor.examine(**options)}
+
+
+def test_machine_is_told_as_it_is(tmp_path: Path) -> None:
+    found = findings(store=tmp_path / "deep" / "store")
+    assert found["cores"].found.startswith(str(len(os.sched_getaffinity(0))))
+    free = shutil.disk_usage(tmp_path).free / 1e9
+    assert abs(float(found["disk"].found.split()[0]) - free) < 0.5
+    assert torch.__version__ in found["software"].found
+    assert found["GPU"].fine is torch.cuda.is_available()
+    assert "research" in found["licences"].found
+    assert not (tmp_path / "deep").exists()  # it writes nothing
+
+
+def test_memory_is_at_most_the_machines() -> None:
+    total, free = doctor.memory()
+    assert total is not None and free is not None
+    assert 0 < free <= total <= psutil.virtual_memory().total
+
+
+def test_weights_are_found_where_people_keep_them(tmp_path: Path) -> None:
+    before = findings()["weights of hubert"]
+    assert not before.fine and "--model hubert=PATH" in before.advice
+    write_random_checkpoint(tmp_path / "models" / "mine", "hubert")
+    after = findings()["weights of hubert"]
+    assert after.fine and after.found == "--model hubert=models/mine (random weights)"
+
+
+def in_the_cache(tmp_path: Path, model: str, architecture: str) -> Path:
+    folder = tmp_path / "hub" / f"models--{model.replace('/', '--')}"
+    snapshot = folder / "snapshots" / ("0" * 40)
+    write_random_checkpoint(snapshot, architecture)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    return snapshot
+
+
+def test_weights_in_the_cache_are_found_and_pickles_are_named(tmp_path: Path) -> None:
+    snapshot = in_the_cache(tmp_path, "facebook/hubert-base-ls960", "hubert")
+    found = findings()["weights of hubert"]
+    assert found.fine and "facebook/hubert-base-ls960 in Hugging Face's cache" in found.found
+    (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
+    found = findings()["weights of hubert"]
+    assert not found.fine and "pickle" in found.found and f"ser weights convert {snapshot}" in found.advice
+
+
+def test_what_lacks_has_advice_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PACKAGES", {"no_such_package": ("flying", "pip install wings")})
+    monkeypatch.setattr(doctor, "IEMOCAP_BYTES", 1e30)
+    found = findings()
+    assert found["package no_such_package"] == doctor.Finding(
+        "package no_such_package", "not installed: flying", False, "pip install wings"
+    )
+    assert "--store" in found["disk"].advice
+    assert all(one.fine == (not one.advice) for one in found.values())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_disk_that_may_not_be_written_to(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert not findings(store=tmp_path / "s")["disk"].fine
+
+
+def test_the_command_prints_both_ways() -> None:
+    plain = CliRunner().invoke(main, ["doctor"])
+    assert plain.exit_code == 0 and "cores" in plain.output and "→" in plain.output
+    shown = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
+    assert set(shown["cores"]) == {"what", "found", "fine", "advice"}
