@@ -14,9 +14,9 @@ from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
 from ser.cache.store import PartRows, open_store
 from ser.tests.tiny_store import FEATURES, add_feature, make_manifest, make_rows, make_store
-from ser.train.data import load_dataset
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.inputs import Scaling
+from ser.train.load import load_dataset
 from ser.train.loader import Loader
 from ser.train.protocols import make_folds
 from ser.train.views import with_views

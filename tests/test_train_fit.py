@@ -12,11 +12,12 @@ import torch
 from ser.cache.errors import WrongUse
 from ser.cache.store import open_store
 from ser.tests.tiny_store import FEATURES, add_feature, make_manifest, make_rows, make_store
-from ser.train.data import Dataset, load_dataset
+from ser.train.data import Dataset
 from ser.train.evaluate import predict
 from ser.train.fit import Diverged, Epoch, Fitted, fit, make_optimiser, set_rate
 from ser.train.folds import Cut, Fold
 from ser.train.inputs import Inputs
+from ser.train.load import load_dataset
 from ser.train.metrics import scores
 from ser.train.models import Fusion, Stage, setting
 from ser.train.plan import Plan

@@ -17,10 +17,11 @@ import torch
 
 from ser.cache.errors import WrongUse, unknown
 
-from .data import Dataset, load_dataset
+from .data import Dataset
 from .finetune import with_encoder
 from .fit import Epoch, fit_scaling, make_optimiser
 from .folds import Cut, Fold
+from .load import load_dataset
 from .loader import Loader
 from .losses import LOSSES
 from .models import Fusion

@@ -5,6 +5,7 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from ser.cache.manifest import Manifest
 
 from .choice import Choice
 from .inputs import Inputs
+
+if TYPE_CHECKING:
+    from .data import Dataset
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Loader:
 
     shared: Path | None = None
     held: dict[str, Inputs] = field(default_factory=dict)
+    datasets: dict[tuple, "Dataset"] = field(default_factory=dict)
 
     def inputs(self, choice: Choice, manifest: Manifest, rows: np.ndarray, vectors: bool) -> Inputs:
         """The feature of the manifest's rows, pooled to vectors if asked. Raises what `Feature.load` raises."""
