@@ -96,7 +96,8 @@ def is_hub_id(name: str) -> bool:
 def _on_hub(name: str, option: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.safetensors", "*.safetensors.index.json", *CONFIG_FILES]
+    weights = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+    wanted = [*weights, *CONFIG_FILES]
     try:
         path = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
         if (path / "config.json").exists() and any(path.glob("*.safetensors")):

@@ -45,7 +45,7 @@ class Summary:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0  # wall clock
     audio_seconds: float = 0.0  # decoded
-    stages: dict[str, float] = field(default_factory=dict)  # busy seconds, slowest first
+    stages: dict[str, float] = field(default_factory=dict)  # seconds of all its threads busy, slowest first
     check: dict[str, float] = field(default_factory=dict)  # feature → max relative deviation from one by one
 
     @property

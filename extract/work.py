@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +51,7 @@ class Setup:
 
 @dataclass
 class Record:
-    """What became of one part: counts by fingerprint, and busy seconds by stage."""
+    """What became of one part: counts by fingerprint, and by stage the seconds that it kept its threads busy."""
 
     part: str
     computed: Counter[str] = field(default_factory=Counter)
@@ -105,11 +105,11 @@ class Worker:
     @contextmanager
     def _pools(self) -> Iterator["_Pools"]:
         threads = self.setup.threads
-        cpu = ThreadPoolExecutor(threads, "ser-cpu")
+        cpu = _Pool(threads, "ser-cpu")
         # Two, so that one batch's rows are taken from the GPU while the next is computed.
-        gpu = ThreadPoolExecutor(2, "ser-gpu") if self.on_gpu else cpu
-        decoders = ThreadPoolExecutor(max(2, threads // 4), "ser-decode") if self.on_gpu else cpu
-        pools = _Pools(decoders, cpu, gpu, ThreadPoolExecutor(1, "ser-write"))
+        gpu = _Pool(2, "ser-gpu") if self.on_gpu else cpu
+        decoders = _Pool(max(2, threads // 4), "ser-decode") if self.on_gpu else cpu
+        pools = _Pools(decoders, cpu, gpu, _Pool(1, "ser-write"))
         try:
             yield pools
         finally:
@@ -153,23 +153,31 @@ class Worker:
         record.seconds["write"] += time.perf_counter() - start
         return record
 
-    def timed(self, record: Record, stage: str, count: int, function: Callable[[], Any]) -> Any:
-        """Run a stage, and add its time to the part's record."""
+    def timed(self, record: Record, stage: str, count: int, threads: int, function: Callable[[], Any]) -> Any:
+        """Run a stage that has so many threads, and add its share of the clock to the part's record."""
         start = time.perf_counter()
         value = function()
         with self._lock:
-            record.seconds[stage] += time.perf_counter() - start
+            record.seconds[stage] += (time.perf_counter() - start) / threads
             record.stages[stage] += count
             self.on_stage(stage, count)
         return value
 
 
+class _Pool(ThreadPoolExecutor):
+    """A pool that knows its width."""
+
+    def __init__(self, width: int, name: str) -> None:
+        super().__init__(width, name)
+        self.width = width
+
+
 @dataclass(frozen=True)
 class _Pools:
-    decoders: Executor
-    cpu: Executor
-    models: Executor
-    writer: Executor
+    decoders: _Pool
+    cpu: _Pool
+    models: _Pool
+    writer: _Pool
 
 
 class _Running:
@@ -202,7 +210,7 @@ class _Running:
             except Unusable as fault:
                 return fault
 
-        clip: Clip | Unusable = self.worker.timed(self.record, "decode", 1, once)
+        clip: Clip | Unusable = self.worker.timed(self.record, "decode", 1, self.pools.decoders.width, once)
         return clip
 
     def _submit(self, one: Pass) -> None:
@@ -226,7 +234,10 @@ class _Running:
         usable = [row for row, value in enumerate(inputs) if not isinstance(value, Unusable)]
         outcomes: list[Outcome] = list(inputs)
         if usable:
-            made = self.worker.timed(self.record, one.stage, count, lambda: self._run(one, utterances, inputs, usable))
+            threads = (self.pools.models if one.batched else self.pools.cpu).width
+            made = self.worker.timed(
+                self.record, one.stage, count, threads, lambda: self._run(one, utterances, inputs, usable)
+            )
             for row, outcome in zip(usable, made, strict=True):
                 outcomes[row] = outcome
         return outcomes
