@@ -224,6 +224,16 @@ def test_wilson_is_scipys() -> None:
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
 
 
+def test_agreement_counts_every_rater(runs: list[Run]) -> None:
+    cell = next(cell for cell in group(runs)[0] if cell.label == "audio:utterance")
+    origin = find_origins([cell])[cell.label]
+    named = {"ang": {"Anger"}, "hap": {"Happiness", "Excited"}, "neu": {"Neutral"}, "sad": {"Sadness"}}
+    for id_, k, share in zip(cell.predictions.ids, cell.predictions.truth, origin.agreement(cell), strict=True):
+        votes = [vote for rater in origin.of(id_, "votes") for vote in rater]
+        assert len(votes) == 3
+        assert share == pytest.approx(sum(vote in named[cell.classes[k]] for vote in votes) / 3)
+
+
 def test_style_is_told_by_iemocaps_ids_only() -> None:
     assert style("Ses05M_script01_1b_M012") == "scripted" and style("Ses01F_impro05a_F000") == "improvised"
     assert style("03a01Fa") is None

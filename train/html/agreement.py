@@ -10,6 +10,9 @@ from .plots import SERIES, Plot, figure, legend, look, percent_axis, to_svg
 from .tables import Column, Table, percent
 from .utterances import Origin
 
+# Names, and the shares from and below which they hold: two of three raters lie in the second.
+BINS = (("under 60 %", 0.0, 0.6), ("60–79 %", 0.6, 0.8), ("80–99 %", 0.8, 0.999), ("all", 0.999, 2.0))
+
 
 def agreement_plot(cell: Cell, origin: Origin) -> Plot | None:
     """Confidence and recall by the share of the raters' votes that stand behind the label."""
@@ -17,18 +20,14 @@ def agreement_plot(cell: Cell, origin: Origin) -> Plot | None:
     if not np.isfinite(shares).any():
         return None
     p = cell.predictions
-    rounded = np.round(shares, 2)
-    bins = sorted({float(s) for s in rounded[np.isfinite(rounded)]})
-    if len(bins) > 6:
-        rounded = np.round(np.ceil(shares * 5 - 1e-9) / 5, 2)
-        bins = sorted({float(s) for s in rounded[np.isfinite(rounded)]})
     confidence = p.probabilities.max(1)
     rows: list[list[Any]] = []
-    for share in bins:
-        inside = rounded == share
-        n = len(set(p.ids[inside]))
-        right = wilson(float(p.right[inside].mean()) * n, n)
-        rows.append([share, n, right, float(confidence[inside].mean()), float(p.of_truth[inside].mean())])
+    for name, low, high in BINS:
+        inside = (shares >= low) & (shares < high)
+        if inside.any():
+            n = len(set(p.ids[inside]))
+            right = wilson(float(p.right[inside].mean()) * n, n)
+            rows.append([name, n, right, float(confidence[inside].mean()), float(p.of_truth[inside].mean())])
     with figure(265) as (drawing, axes):
         x = np.arange(len(rows))
         measures = (
@@ -39,24 +38,26 @@ def agreement_plot(cell: Cell, origin: Origin) -> Plot | None:
         for number, (label, values) in enumerate(measures):
             axes.plot(x, values, **look(number), label=label)
         axes.vlines(x, [r[2].low for r in rows], [r[2].high for r in rows], color=SERIES[0], linewidth=1.5)
-        axes.set_xticks(x, [f"{100 * r[0]:.0f} %\nn {r[1]:,}" for r in rows])
+        axes.set_xticks(x, [f"{r[0]}\nn {r[1]:,}" for r in rows])
         axes.margins(x=0.12)
         percent_axis(axes.yaxis, 0, 1.02)
         axes.set_ylabel("%")
-        axes.set_xlabel("votes for the label")
+        axes.set_xlabel("raters for the label")
         legend(drawing, axes, columns=3)
         svg = to_svg(drawing)
     finite = np.isfinite(shares)
     rank = _spearman(shares[finite], p.of_truth[finite])
-    columns = [Column("votes for the label %", "percent"), Column("utterances", "count"), Column("right %", "interval")]
+    columns = [Column("raters for the label"), Column("utterances", "count"), Column("right %", "interval")]
     columns += [Column("confidence %", "percent"), Column("given to the truth %", "percent")]
     data = Table("agreement", "Agreement of the raters against confidence", columns, rows)
-    note = "Confidence: mean probability of the predicted class. Votes for other classes are not counted."
+    note = "Confidence: mean probability of the predicted class. A rater’s several votes count in parts."
     if rank is not None:
         sign = "−" if rank < 0 else "+"
         note = f"Spearman’s correlation of agreement and what is given to the truth: {sign}{abs(rank):.2f}. {note}"
-    high, low = (f"{percent(rows[i][2].value)} right where {percent(bins[i])} of the votes agree" for i in (-1, 0))
-    alt = f"{high}; {low}."
+    surest, least = (
+        f"{percent(rows[i][2].value)} right with {rows[i][0]} of the raters for the label" for i in (-1, 0)
+    )
+    alt = f"{surest}; {least}."
     return Plot("Agreement of the raters against confidence", alt, svg, data, note)
 
 

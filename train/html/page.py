@@ -60,7 +60,7 @@ def _head(cells: Sequence[Cell], best: Cell) -> str:
     """The headline: the result first, with what it was won under."""
     ua, wa = best.intervals["ua"], best.intervals["wa"]
     runs = sum(len(cell.runs) for cell in cells)
-    names = f"{len(cells)} cells on {_corpora(cells)}" if len(cells) > 1 else f"{best.label} on {_corpora(cells)}"
+    names = f"{f'{len(cells)} cells' if len(cells) > 1 else best.label} on corpus {_corpora(cells)}"
     told = f"The highest of {len(cells)} cells is {best.label}" if len(cells) > 1 else best.label
     told += f" ({best.features}; {conditions(best.results[0])}): {best.pooled['n']:,} predictions of "
     told += f"{_count(len(best.folds), 'fold')} and {_count(len(best.seeds), 'seed')}."

@@ -12,7 +12,7 @@ import numpy as np
 from ser.cache.errors import SerError
 from ser.cache.manifest import Manifest
 from ser.cache.store import Store, open_store
-from ser.train.labels import Policy, soft_labels
+from ser.train.labels import Policy
 
 from .cells import Cell
 
@@ -52,12 +52,19 @@ class Origin:
         return self.column(name, [utterance])[0]
 
     def agreement(self, cell: Cell) -> np.ndarray:
-        """The share of the raters' votes that the consensus class has, of each prediction [n]; NaN without votes."""
-        votes = self.column("votes", cell.predictions.ids)
+        """The share of the raters that stand behind the label, of each prediction [n]; NaN without votes.
+
+        A rater who gave several categories counts in parts; votes outside the label policy count against the label.
+        """
         described, truth = cell.config["labels"], cell.predictions.truth
         policy = Policy(described["policy"], tuple(described["classes"]), described["maps"])
-        shares = soft_labels(policy, votes, truth)[np.arange(len(truth)), truth].astype(float)
-        shares[[not vote for vote in votes]] = np.nan
+        shares = np.full(len(truth), np.nan)
+        for row, raters in enumerate(self.column("votes", cell.predictions.ids)):
+            if raters:
+                agreed = [
+                    sum(policy.index(raw) == truth[row] for raw in rater) / len(rater) for rater in raters if rater
+                ]
+                shares[row] = sum(agreed) / len(raters)
         return shares
 
 

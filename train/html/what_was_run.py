@@ -156,13 +156,14 @@ def _left_of(cell: Cell) -> dict[str, int]:
     return counts
 
 
-def _left_out(cells: Sequence[Cell]) -> Table:
+def _left_out(cells: Sequence[Cell]) -> Folded:
     rows: dict[tuple[str, str], list[Any]] = {}
     for cell in cells:
         for why, n in _left_of(cell).items():
             rows.setdefault((cell.config["corpus"], why), [cell.config["corpus"], why, n])
     columns = [Column("corpus"), Column("left out because"), Column("utterances", "count")]
-    return Table("left-out", "Utterances left out", columns, list(rows.values()))
+    total = sum(n for _, _, n in rows.values())
+    return Folded(Table("left-out", f"Utterances left out: {total:,}", columns, list(rows.values())))
 
 
 def command(cell: Cell) -> str:
@@ -176,12 +177,13 @@ def command(cell: Cell) -> str:
     words = ["ser", "train"]
     for key, value in chosen.items():
         default = known[key].default
-        if key == "set":
-            words += [word for assignment in value for word in ("--set", assignment)]
+        option = f"--{key.replace('_', '-')}"
+        if isinstance(value, list | tuple):
+            words += [word for item in value for word in (option, str(item))]
         elif value is True:
-            words.append(f"--{key.replace('_', '-')}")
+            words.append(option)
         elif value not in (None, False, default):
-            words += [f"--{key.replace('_', '-')}", str(value)]
+            words += [option, str(value)]
     return shlex.join(words)
 
 
