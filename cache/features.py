@@ -57,7 +57,7 @@ class Feature:
         folder = self.path / "parts"
         try:
             names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise CorruptStore(f"{folder}: is missing; {REPAIR}") from None
         if names != list(self._parts):
             known = self._parts

@@ -279,6 +279,12 @@ def test_a_path_that_holds_no_store(tmp_path: Path) -> None:
     assert (tmp_path / "other" / "thesis.txt").read_text() == "precious"
 
 
+def test_a_store_that_another_process_is_making(tmp_path: Path) -> None:
+    for inside in ("tmp", "manifests"):
+        (tmp_path / "s" / inside).mkdir(parents=True)
+        open_store(tmp_path / "s", create=True)
+
+
 def test_features_by_name(tmp_path: Path) -> None:
     store, _, manifest, arrays = sample_store(tmp_path / "s", "zarr")
     with pytest.raises(MissingRows, match=r"no feature 'hubert'.*ser features CORPUS --features hubert "):
