@@ -297,3 +297,19 @@ def test_state_is_written_now_and_then(store: Path, tmp_path: Path, monkeypatch:
         lambda progress: seen.append([p.name for p in tmp_path.glob("*/state.safetensors")]),
     )
     assert seen[0] == [] and seen[2] == ["state.safetensors"] and seen[-1] == []
+
+
+def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
+    manifest = make_manifest()
+    lines = [f"{i},{int(s) % 3}\n" for i, s in zip(manifest.ids, manifest.column("session"), strict=True)]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.csv").write_text("id,fold\n" + "".join(lines))
+    runs = run_experiment(lgf(store, tmp_path / "runs", protocol=f"folds:{tmp_path / 'a' / 'mine.csv'}"))
+    assert len(runs) == 3 and runs[0].result["protocol"] == "folds:mine.csv"
+    # The same folds from elsewhere are the same runs; other folds under the same name are not.
+    moved = lgf(store, tmp_path / "runs", protocol=f"folds:{tmp_path / 'b' / 'mine.csv'}")
+    assert [run_name(job.config) for job in prepare(moved)] == [run.path.name for run in runs]
+    lines[0] = lines[0].replace(",1", ",2")
+    (tmp_path / "b" / "mine.csv").write_text("id,fold\n" + "".join(lines))
+    assert not {run_name(job.config) for job in prepare(moved)} & {run.path.name for run in runs}

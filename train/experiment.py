@@ -192,7 +192,7 @@ def _config(experiment: Experiment, data: Dataset, fusion: Fusion, fold: Fold, p
         "settings": asdict(plan.settings),
         "training": asdict(plan.training),
         "loss": plan.loss,
-        "protocol": experiment.protocol.partition(":")[0],
+        "protocol": _protocol_name(experiment.protocol),
         "fold": fold.name,
         "cut": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
         "select": plan.select,
@@ -208,6 +208,12 @@ def _config(experiment: Experiment, data: Dataset, fusion: Fusion, fold: Fold, p
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         },
     }
+
+
+def _protocol_name(protocol: str) -> str:
+    """The protocol without the folder that a file of folds lies in."""
+    kind, colon, file = protocol.partition(":")
+    return f"{kind}:{Path(file).name}" if colon else kind
 
 
 def _device(name: str) -> str:

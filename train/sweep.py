@@ -95,7 +95,7 @@ def estimate_sweep(sweep: Sweep, loader: Loader | None = None) -> tuple[list[Tas
     tasks = []
     for task in sweep.open_tasks:
         if task.experiment not in found:
-            found[task.experiment] = cells[task.cell] = estimate(prepare(task.experiment, loader)[:1])
+            found[task.experiment] = cells[task.cell] = estimate(prepare(task.experiment, loader)[:1], steps=2)
         tasks.append(replace(task, estimated=found[task.experiment].seconds))
     return tasks, cells
 
