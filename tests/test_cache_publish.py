@@ -136,7 +136,7 @@ def inject(tmp_path: Path, backend: str, call: str, most: int) -> int:
     shutil.rmtree(path)
     step = max(1, len(numbers) // most)
     failed = 0
-    for index, number in enumerate(numbers[::step]):
+    for index, number in enumerate(numbers[step // 2 :: step]):
         fault = FAULTS[index % 3]
         done = traced(path, backend, "-e", f"inject={call}:error={fault}:when={number}", "-e", f"trace={call}")
         assert done.returncode in (0, 1, 3), done
@@ -155,7 +155,7 @@ def inject(tmp_path: Path, backend: str, call: str, most: int) -> int:
 @needs_strace
 @pytest.mark.parametrize(("backend", "call"), [("zarr", "fsync"), ("hdf5", "rename")])
 def test_a_failing_system_call(tmp_path: Path, backend: str, call: str) -> None:
-    assert inject(tmp_path, backend, call, 2) >= 2
+    assert inject(tmp_path, backend, call, 1) >= 1
 
 
 @needs_strace

@@ -281,7 +281,7 @@ def test_a_path_that_holds_no_store(tmp_path: Path) -> None:
 
 def test_a_store_that_another_process_is_making(tmp_path: Path) -> None:
     for inside in ("tmp", "manifests"):
-        (tmp_path / "s" / inside).mkdir(parents=True)
+        (tmp_path / "s" / inside).mkdir(parents=True, exist_ok=True)
         open_store(tmp_path / "s", create=True)
 
 
