@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import CorruptStore, StoreError
 
@@ -12,6 +12,8 @@ FORMAT_VERSION = 1
 
 Modality = Literal["audio", "text"]
 Level = Literal["frame", "token", "utterance"]
+Dtype = Literal["float16", "float32"]
+_KNOWN = {"modality": get_args(Modality), "level": get_args(Level), "dtype": get_args(Dtype)}
 
 
 def canonical_json(value: Any) -> bytes:
@@ -41,7 +43,7 @@ class Spec:
     modality: Modality
     level: Level
     dim: int
-    dtype: Literal["float16", "float32"]
+    dtype: Dtype
     extractor: str  # the code that computes it: "speech", "text", "smile", "mel", "import"
     version: int  # of that code; raised when its numbers change
     variant: str = ""  # "layer=9": the settings asked for after the feature's name, in sorted order
@@ -75,8 +77,11 @@ class Spec:
         if set(values) != known:
             raise CorruptStore(f"{where}: not a spec (keys {sorted(set(values) ^ known)} are missing or unknown)")
         spec = cls(**values)
-        if spec.dtype not in ("float16", "float32") or type(spec.dim) is not int or spec.dim < 1:
-            raise CorruptStore(f"{where}: not a spec (dtype {spec.dtype!r}, dim {spec.dim!r})")
+        for name, known_values in _KNOWN.items():
+            if getattr(spec, name) not in known_values:
+                raise CorruptStore(f"{where}: not a spec ({name} {getattr(spec, name)!r})")
+        if type(spec.dim) is not int or spec.dim < 1:
+            raise CorruptStore(f"{where}: not a spec (dim {spec.dim!r})")
         return spec
 
     @property

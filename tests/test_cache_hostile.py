@@ -84,6 +84,26 @@ def test_a_part_that_lies(tmp_path: Path, backend: str, lie: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("dtype", "O"), ("level", "../x"), ("modality", 7), ("dim", 0), ("dim", "8")]
+)
+def test_a_spec_that_lies(tmp_path: Path, key: str, value: Any) -> None:
+    import hashlib
+
+    from ser.cache.spec import canonical_json
+
+    feature, _, _ = sample(tmp_path / "s", "zarr")
+    record = json.loads((feature.path / "spec.json").read_text())
+    del record["sha256"]
+    record[key] = value
+    identity = {name: field for name, field in record.items() if name != "provenance"}
+    folder = feature.path.with_name(hashlib.sha256(canonical_json(identity)).hexdigest()[:16])
+    feature.path.rename(folder)
+    (folder / "spec.json").write_bytes(seal(record))
+    with pytest.raises(CorruptStore, match=rf"not a spec \({key}"):
+        open_store(tmp_path / "s").features()
+
+
 def test_json_that_is_none(tmp_path: Path) -> None:
     _feature, manifest, folder = sample(tmp_path / "s", "zarr")
     import hashlib
