@@ -241,3 +241,14 @@ def test_the_same_seed_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
     first, second = (run_experiment(replace(experiment, out=tmp_path / name))[0] for name in "ab")
     assert first.path.name == second.path.name
     assert (first.path / "model.safetensors").read_bytes() == (second.path / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("features", "layers"), [("bert:layer=2", 1), ("mpnet:layer=0", "all")])
+def test_bfloat16_is_close(made: Path, features: str, layers: object) -> None:
+    job = prepared(made, features, layers, precision="bf16")
+    model, batch = build(job).eval(), batch_of(job)
+    with torch.inference_mode():
+        exact = model(batch)["logits"]
+        with job.plan.autocast():
+            rough = model(batch)["logits"].float()
+    assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()
