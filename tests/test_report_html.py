@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from ser.train.html.cells import from_confusion, group, name_apart
 from ser.train.html.groups import wilson
 from ser.train.html.page import report_tables, write_html, write_tables
 from ser.train.html.paper import changed_settings, quoted_for
+from ser.train.html.plots import figure, to_svg
 from ser.train.html.significance import holm
 from ser.train.html.tables import Column, Table, harmless, shown, to_csv, to_latex, to_markdown
 from ser.train.html.utterances import find_origins, style
@@ -123,6 +125,17 @@ def test_colours_follow_the_scheme(page: Path) -> None:
         fixed = set(re.findall(r"#[0-9a-f]{6}\b", re.sub(r"base64,[^\"]*", "", picture)))
         assert not fixed, fixed
         assert "var(--ink)" in picture
+
+
+def test_words_in_pictures_are_left_alone() -> None:
+    """What looks like a number, a colour or a formula in a label is the reader's text."""
+    label = 'lr 0.01234 #0072b2 $x$ <b> & id="q" xlink:href'
+    with figure(100) as (drawing, axes):
+        axes.text(0.5, 0.5, label)
+        svg = to_svg(drawing)
+    texts = [element.text for element in ElementTree.fromstring(svg).iter("text")]
+    assert label in texts
+    assert "0.01234" not in re.sub(r">[^<]*<", "><", svg) and "xlink" not in re.sub(r">[^<]*<", "><", svg)
 
 
 def test_each_answer_stands_in_the_page(page: Path) -> None:

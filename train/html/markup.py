@@ -11,7 +11,7 @@ from .tables import Table, shown
 
 # Nothing is fetched, whatever a text may say: not even a script or a picture of the page's own folder.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-LONG = 14  # rows: a longer table is folded
+LONG = 40  # rows: a longer table is folded
 SHORT, ROOMY = 18, 34  # letters: up to here words are not broken; from here on a column needs room
 
 

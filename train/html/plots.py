@@ -101,18 +101,21 @@ def to_svg(drawing: Figure) -> str:
         drawing.savefig(sink, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = sink.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<style type="text/css">.*?</style>', "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    for needless in (r"<metadata>.*?</metadata>", r"<style [^>]*>.*?</style>", r"<!--.*?-->"):
+        svg = re.sub(needless, "", svg, flags=re.DOTALL)
     svg = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r"<svg \1>", svg, count=1)
-    svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
-    svg = re.sub(r"(font: [^\"']*?[\d.]+px) [^\";]*", r"\1 inherit", svg)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
+    svg = re.sub(r"<[^>]*>", lambda tag: _tidied(tag[0]), svg)
     return re.sub(r"\s*\n\s*", "\n", svg).strip()
+
+
+def _tidied(tag: str) -> str:
+    """One tag (never the text between tags, which is the reader's) without ids of groups and needless digits."""
+    tag = re.sub(r'^<g id="[^"]*"', "<g", tag).replace("xlink:href", "href")
+    tag = re.sub(r"(font: [^\"']*?[\d.]+px) [^\";]*", r"\1 inherit", tag)
+    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
+    for colour, variable in VARIABLES.items():
+        tag = tag.replace(colour, f"var(--{variable})")
+    return tag
 
 
 def look(number: int) -> dict[str, Any]:
