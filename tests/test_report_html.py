@@ -354,6 +354,8 @@ def test_latex_is_booktabs_with_special_characters_escaped() -> None:
     text = to_latex(TABLE)
     assert r"\toprule" in text and r"\bottomrule" in text and r"\caption{Odd \& " in text
     assert r"b\_c" in text and r"\$x\$" in text and r"$\pm$" in text and "±" not in text
+    bracket = Table("b", "b", [Column("words")], [["[LAUGHTER]"]])
+    assert r"{}[LAUGHTER]" in to_latex(bracket)
     assert not re.search(r"(?<!\\)[%&](?!.*\\\\)", text.replace(" & ", " "))
 
 

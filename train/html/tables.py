@@ -133,6 +133,7 @@ _LATEX: dict[str, str | int | None] = {
     "×": r"$\times$",
     "≤": r"$\le$",
     "…": r"\dots{}",
+    "\u200b": "{}",
 }
 
 
@@ -145,7 +146,8 @@ def to_markdown(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     """A `table` environment in booktabs' style."""
-    body = _tabulated(table, "latex_booktabs", lambda text: " ".join(text.split()))
+    # After a line's end, LaTeX takes a bracket for a length.
+    body = _tabulated(table, "latex_booktabs", lambda text: _unbracketed(" ".join(text.split())))
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.caption)}}}", rf"\label{{tab:{table.name}}}"]
     note = [rf"\par\small {_latex(table.note)}"] if table.note else []
     text = "\n".join([*lines, body, *note, r"\end{table}"])
@@ -156,6 +158,10 @@ def to_terminal(table: Table) -> str:
     """The caption, the table and its note as plain text."""
     body = _tabulated(table, "simple", lambda text: "".join(c if c.isprintable() else "�" for c in text))
     return "\n".join(filter(None, [table.caption, "", body, table.note]))
+
+
+def _unbracketed(text: str) -> str:
+    return f"\u200b{text}" if text.startswith("[") else text
 
 
 def _latex(text: str) -> str:
