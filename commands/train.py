@@ -27,6 +27,16 @@ def training_options(command: Any) -> Any:
         click.option("--limit", type=click.IntRange(1), metavar="N", help="N utterances, spread over the corpus."),
         click.option("--device", default="auto", show_default=True),
         click.option(
+            "--precision",
+            type=click.Choice(["float32", "bf16"]),
+            help="Of the model; bf16 where the CPU or GPU has it.",
+        ),
+        click.option(
+            "--views",
+            metavar="A+B",
+            help="Augmented views to train on too, such as logmel:view=noise+logmel:view=pitch-1.",
+        ),
+        click.option(
             "--set", "set_", multiple=True, metavar="KEY=VALUE", help="A setting; see --settings. Repeatable."
         ),
         click.option(
