@@ -197,7 +197,7 @@ def test_every_command_has_an_example_and_stands_with_its_options_in_the_docs(
 
 def test_every_message_in_troubleshooting_is_one_that_ser_says() -> None:
     root = DOCS.parent
-    folders = ("cache", "extract", "train", "commands")
+    folders = ("cache", "engines", "extract", "train", "commands")
     sources = [*root.glob("*.py"), *(path for folder in folders for path in (root / folder).rglob("*.py"))]
     # Literals that continue on the next line are one message.
     said = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text(encoding="utf-8") for path in sources)).replace("`", "")

@@ -26,7 +26,7 @@ MAY_IMPORT = {
 
 def sources() -> list[Path]:
     """Every module of the package, but not tests and benchmarks."""
-    folders = ("cache", "extract", "train", "commands")
+    folders = ("cache", "engines", "extract", "train", "commands")
     return [*ROOT.glob("*.py"), *(p for folder in folders for p in (ROOT / folder).rglob("*.py"))]
 
 
