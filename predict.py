@@ -173,7 +173,7 @@ class Predictor:
         if self.fusion.unit == "dialogue" and all(turn.dialogue in (None, turn.id) for turn in turns):
             notes.append(
                 f"{self.fusion.name} reads whole dialogues, and here each utterance is one by itself; "
-                "give the turns in a table with a column dialogue"
+                "if they belong together, give the turns in a table with a column dialogue"
             )
         return notes
 
@@ -249,6 +249,7 @@ def hidden_in_training(fusion: Fusion, settings: Any) -> set[str]:
 def _finished(path: Path) -> Run:
     """The run in that folder, or the only one inside it."""
     inside = [] if (path / CONFIG).is_file() else sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
+    inside = [folder for folder in inside if open_run(folder).finished] or inside
     if len(inside) > 1:
         raise WrongUse(f"{path}: holds {len(inside)} runs; name one of them, such as {inside[0]}")
     run = open_run(*inside or [path])

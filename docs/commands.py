@@ -12,7 +12,8 @@ PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Every command
 
 Written by `docs/commands.py` from the commands' own help. Exit codes: 0 done · 1 failed · 2 wrong use ·
-3 finished, with quarantined utterances. `--json` prints one JSON value on standard output; progress goes to standard error.
+3 finished, with quarantined utterances. `--json` prints one JSON value on standard output; progress goes to standard
+error.
 """
 
 
