@@ -22,7 +22,7 @@ from ser.extract.audio import Clip, decode
 from ser.extract.features import Wanted, resolve
 from ser.extract.opening import open_passes
 from ser.extract.run import Request, extract, plan
-from ser.weights_random import write_random_checkpoint
+from ser.weights.random import write_random_checkpoint
 
 UTTERANCES = 48
 SPOKEN = 8  # through the full-size model

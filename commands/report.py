@@ -24,20 +24,12 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any
       ser report runs --html report.html --latex tables.tex
       ser report runs/3f2a… runs/77b1… --paired
     """
-    from ser.train.html import results, significance
-    from ser.train.html.cells import finished_cells
-    from ser.train.html.page import report_tables, write_html
-    from ser.train.html.tables import to_terminal, write_tables
+    from ser.train.html.page import report_tables, write_html, write_tables
+    from ser.train.report import report_text
     from ser.train.runs import find_runs
 
     found = find_runs(*runs)
-    cells, unfinished = finished_cells(found)
-    tables = [results.table(cells), results.papers_table(cells), significance.table(cells) if paired else None]
-    click.echo("\n\n".join(to_terminal(table) for table in tables if table is not None))
-    for line in results.cautions(cells):
-        click.echo(line)
-    if unfinished:
-        click.echo(f"{len(unfinished)} runs are not finished, such as {unfinished[0].path}; --resume goes on with them")
+    click.echo(report_text(found, paired))
     if html:
         write_html(found, html)
         click.echo(f"wrote {html}")

@@ -19,9 +19,10 @@ def demo(folder: Path) -> None:
     \b
     Example: ser weights demo demo/checkpoints
     """
-    from ser.weights import write_demo_checkpoints
+    from ser.extract.corpora.demo import demo_vocabulary
+    from ser.weights.random import write_demo_checkpoints
 
-    for name, path in write_demo_checkpoints(folder).items():
+    for name, path in write_demo_checkpoints(folder, demo_vocabulary()).items():
         click.echo(f"{name}: {path} (random weights: shows that the pipeline works, no more)")
 
 
@@ -60,6 +61,6 @@ def convert(source: str, folder: Path) -> None:
     \b
     Example: ser weights convert /downloads/hubert-base-ls960 /models/hubert-base-ls960
     """
-    from ser.weights import convert as convert_weights
+    from ser.weights.convert import convert as convert_weights
 
     click.echo(f"wrote {convert_weights(source, folder)}")

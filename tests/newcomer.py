@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ser.extract.corpora.demo import write_demo
+from ser.extract.corpora.demo import demo_vocabulary, write_demo
 from ser.extract.run import Request, extract, plan
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.runs import Run, find_runs
-from ser.weights import write_demo_checkpoints
+from ser.weights.random import write_demo_checkpoints
 
 SMALL = ("d_model=16", "heads=2", "queries=3", "lr=1e-3")
 RUNS = {
@@ -29,7 +29,9 @@ def make(folder: Path) -> None:
     """Write `corpus`, `checkpoints`, `features` and `runs` under `folder`."""
     write_demo(folder / "corpus")
     shrink(folder / "corpus")
-    models = {name: str(path) for name, path in write_demo_checkpoints(folder / "checkpoints").items()}
+    models = {
+        name: str(path) for name, path in write_demo_checkpoints(folder / "checkpoints", demo_vocabulary()).items()
+    }
     request = Request(folder / "corpus", "hubert,mpnet,bert,logmel", store=folder / "features", models=models)
     extract(plan(request))
     for name, experiment in RUNS.items():

@@ -12,7 +12,7 @@ from ser.cache.store import open_store
 from ser.extract.direct import Direct, wanted_again
 from ser.extract.passes import Rows, Unusable
 from ser.extract.run import Request, extract, plan
-from ser.weights_random import write_random_checkpoint
+from ser.weights.random import write_random_checkpoint
 
 
 def test_what_is_computed_anew_equals_what_is_stored(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ser.extract.batching import batches
 from ser.extract.features import resolve
 from ser.extract.opening import open_passes
 from ser.extract.passes import Unusable, as_stored
-from ser.weights_random import write_random_checkpoint
+from ser.weights.random import write_random_checkpoint
 
 SPEECH = ("hubert", "hubert-large", "wav2vec2", "wav2vec2-large", "wavlm", "wavlm-large")
 TEXTS = [

@@ -19,7 +19,7 @@ from ser.cache.errors import SerError, StoreError, WrongUse
 from ser.cache.store import open_store
 from ser.extract import plan as planning
 from ser.extract.run import Request, Stopped, Summary, extract, plan
-from ser.weights_random import write_random_checkpoint
+from ser.weights.random import write_random_checkpoint
 
 TEXTS = ["Yeah.", "I don't know what you mean.", "Yeah.", "[LAUGHTER]", "oh " * 40, "Leave me alone!", "why?", "Yeah."]
 EVERYTHING = "hubert,hubert:layer=1,bert,mpnet,is13,logmel,mfcc"

@@ -26,7 +26,7 @@ MAY_IMPORT = {
 
 def sources() -> list[Path]:
     """Every module of the package, but not tests and benchmarks."""
-    folders = ("cache", "engines", "extract", "train", "commands")
+    folders = ("cache", "commands", "engines", "extract", "train", "weights")
     return [*ROOT.glob("*.py"), *(p for folder in folders for p in (ROOT / folder).rglob("*.py"))]
 
 
@@ -96,7 +96,8 @@ def test_wheel_alone_runs(tmp_path: Path) -> None:
     assert not (site / "ser" / "tests").exists()
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
-        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in type(f).__module__ + getattr(f, '__module__', '')]\n"
+        "names = lambda f: type(f).__module__ + getattr(f, '__module__', '')\n"
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in names(finder)]\n"
         "import ser.cli, ser.train.models, ser.extract.corpora, ser.commands.corpus\n"
         f"assert ser.cli.__file__.startswith({str(site)!r}), ser.cli.__file__\n"
         "ser.cli.main(['--help'])"

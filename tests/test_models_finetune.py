@@ -25,7 +25,7 @@ from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit
 from ser.train.runs import Run
 from ser.weights import load_encoder
-from ser.weights_random import write_random_checkpoint
+from ser.weights.random import write_random_checkpoint
 
 DEPTH = 3
 ENCODERS = ("bert", "mpnet")

@@ -17,7 +17,7 @@ from ser.cli import main
 from ser.predict import Predictor, Turn, predict, read_turns
 from ser.tests.newcomer import newcomer, run_of
 from ser.train.runs import Run
-from ser.weights_random import write_random_checkpoint
+from ser.weights.random import write_random_checkpoint
 
 __all__ = ["newcomer"]  # a fixture
 

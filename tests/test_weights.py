@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from ser.cache.errors import SerError, WrongUse
 from ser.weights import NoWeights, find_checkpoint, load_encoder
-from ser.weights_convert import convert
-from ser.weights_random import write_random_checkpoint
+from ser.weights.convert import convert
+from ser.weights.random import write_random_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def test_torchaudios_layout_equals_ours(tmp_path: Path, mode: str) -> None:
         import torchaudio
     except (ImportError, OSError) as fault:
         pytest.skip(f"torchaudio cannot be imported beside this torch ({type(fault).__name__})")
-    from ser.weights_convert import torchaudio_config, torchaudio_names
+    from ser.weights.convert import torchaudio_config, torchaudio_names
 
     params = {
         "extractor_mode": mode,

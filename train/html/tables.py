@@ -154,16 +154,6 @@ def to_latex(table: Table) -> str:
     return text.translate(str.maketrans(_LATEX)) + "\n"
 
 
-def to_terminal(table: Table) -> str:
-    """The caption, the table and its note as plain text."""
-    body = _tabulated(table, "simple", lambda text: "".join(c if c.isprintable() else "�" for c in text))
-    return "\n".join(filter(None, [table.caption, "", body, table.note]))
-
-
-def _unbracketed(text: str) -> str:
-    return f"\u200b{text}" if text.startswith("[") else text
-
-
 def _latex(text: str) -> str:
     """Text with LaTeX's special characters escaped, as tabulate does in the table's cells."""
     return (

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ser.cache.errors import SerError, WrongUse
-from ser.weights import CONFIG_FILES, NoWeights, find_checkpoint, is_hub_id, load_encoder
+
+from .files import CONFIG_FILES, NoWeights
+from .find import find_checkpoint, is_hub_id
+from .load import load_encoder
 
 TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
 SHARDS = "pytorch_model.bin.index.json"
@@ -101,7 +104,7 @@ def _child(kind: str, source: str, target: Path) -> list[str]:
     """Convert in a process of its own. Returns the tensors' names; raises what it reports in one sentence."""
     environment = {key: value for key, value in os.environ.items() if key in KEPT}
     done = subprocess.run(
-        [sys.executable, "-m", "ser.weights_convert", kind, source, str(target)],
+        [sys.executable, "-m", "ser.weights.convert", kind, source, str(target)],
         capture_output=True,
         text=True,
         env=environment,

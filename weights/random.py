@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ser.cache.errors import unknown
-from ser.weights import MARK
+
+from .files import MARK
 
 _SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 # Strides and kernels are the real ones: 20 ms frames from 25 ms of samples.
@@ -92,3 +93,17 @@ def _tokens(prefix: str, words: Iterable[str]) -> list[str]:
     letters = set("abcdefghijklmnopqrstuvwxyz0123456789'.,?!-;:\"[]()") | {letter for word in known for letter in word}
     pieces = letters | {f"##{letter}" for letter in letters}
     return [*special, *sorted((pieces | known) - set(special))]
+
+
+def write_demo_checkpoints(directory: Path, words: Iterable[str]) -> dict[str, Path]:
+    """Small hubert, mpnet and bert checkpoints with random weights, whose tokenizers know the given words.
+
+    Returns feature → folder. Deterministic; a folder that is there is kept.
+    """
+    words = list(words)
+    folders = {}
+    for feature in ("hubert", "mpnet", "bert"):
+        folders[feature] = directory / f"{feature}-random"
+        if not (folders[feature] / "model.safetensors").exists():
+            write_random_checkpoint(folders[feature], feature, words=words)
+    return folders
