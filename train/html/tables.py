@@ -154,6 +154,10 @@ def to_latex(table: Table) -> str:
     return text.translate(str.maketrans(_LATEX)) + "\n"
 
 
+def _unbracketed(text: str) -> str:
+    return f"\u200b{text}" if text.startswith("[") else text
+
+
 def _latex(text: str) -> str:
     """Text with LaTeX's special characters escaped, as tabulate does in the table's cells."""
     return (
