@@ -67,6 +67,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Stop at an utterance that cannot be read, or quarantine it and go on.",
 )
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Run on dask: tcp://127.0.0.1:8786, a scheduler file, or local:4 for four processes here.",
+)
+@click.option("--insecure", is_flag=True, help="Allow a plain --scheduler on another machine.")
 @click.option("--retry", is_flag=True, help="Try quarantined utterances again.")
 @click.option(
     "--check",

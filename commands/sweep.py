@@ -18,7 +18,8 @@ from .train import duration, training_options
 @click.option(
     "--workers", type=click.IntRange(1), metavar="N", help="Processes of one thread; one per core by default."
 )
-@click.option("--scheduler", metavar="ADDRESS", help="Run on dask: tcp://127.0.0.1:8786.")
+@click.option("--scheduler", metavar="ADDRESS", help="Run on dask: tcp://127.0.0.1:8786, a scheduler file, or local:4.")
+@click.option("--insecure", is_flag=True, help="Allow a plain --scheduler on another machine.")
 @click.pass_context
 def sweep(
     ctx: click.Context,
@@ -27,6 +28,7 @@ def sweep(
     shard: str | None,
     workers: int | None,
     scheduler: str | None,
+    insecure: bool,
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -71,7 +73,7 @@ def sweep(
         return
     faults = []
     with progress(len(tasks), planned.recipe.name, "run") as bar:
-        for outcome in run_sweep(planned, workers, scheduler):
+        for outcome in run_sweep(planned, workers, scheduler, insecure=insecure):
             bar.update()
             if outcome.fault:
                 faults.append(outcome)

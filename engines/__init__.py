@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from .cluster import Cluster, here
+from .cluster import Cluster, here, resources
 from .processes import in_processes
 
-__all__ = ["Cluster", "cores", "here", "run"]
+__all__ = ["Cluster", "cores", "here", "resources", "run"]
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -272,6 +272,16 @@ def here() -> dict[str, Any]:
     return {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
 
 
+def resources() -> dict[str, float]:
+    """What this dask worker declares to have, as in `dask worker --resources "GPU=1 CPU=8"`."""
+    try:
+        from distributed import get_worker
+
+        return dict(get_worker().state.total_resources)
+    except (ImportError, ValueError):
+        return {}
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Deaths and lost connections are told in our own words, once."""

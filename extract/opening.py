@@ -3,8 +3,27 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ser.cache.errors import WrongUse
+
 from .features import EXTRACTORS, Wanted
 from .passes import Pass
+
+
+def choose_device(name: str, wanted: Sequence[Wanted]) -> str:
+    """The device by name: `auto` is the first GPU, if any model needs one and there is one. Raises `WrongUse`."""
+    if not any(one.checkpoint for one in wanted):
+        return "cpu"
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise WrongUse(f"--device {name}: it is auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise WrongUse(f"--device {name}: torch finds no such device here; leave it auto")
+    return str(device)
 
 
 def open_passes(wanted: Sequence[Wanted], device: str, batch_seconds: float | None = None) -> list[Pass]:

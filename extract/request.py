@@ -26,6 +26,7 @@ class Request:
     part_seconds: float = 600.0
     limit: int | None = None
     scheduler: str | None = None
+    insecure: bool = False
     on_error: str = "fail"
     retry: bool = False
     check: int | None = None

@@ -13,6 +13,8 @@ from ser.cache.errors import CorpusError, SerError
 from ser.cache.layout import Quarantine
 from ser.cache.store import Store, open_store
 
+from .leases import Task, extract_part, run_leases
+from .opening import choose_device
 from .plan import Part, Plan, plan
 from .request import Request
 from .work import Record, Setup, Worker
@@ -92,23 +94,9 @@ def extract(plan: Plan, on_progress: OnProgress | None = None) -> Summary:
     return _summary(plan, store, total, time.perf_counter() - begun, deviations)
 
 
-def device_of(request: Request, plan: Plan) -> str:
-    """The device by name: `auto` is the first GPU, if any model needs one and there is one. Raises `WrongUse`."""
-    if not any(feature.wanted.checkpoint for feature in plan.features):
-        return "cpu"
-    import torch
-
-    if request.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    from ser.cache.errors import WrongUse
-
-    try:
-        device = torch.device(request.device)
-    except RuntimeError:
-        raise WrongUse(f"--device {request.device}: it is auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise WrongUse(f"--device {request.device}: torch finds no such device here; leave it auto")
-    return str(device)
+def device_of(plan: Plan) -> str:
+    """Where this process computes the plan. Raises `WrongUse` for a device that is not here."""
+    return choose_device(plan.request.device, [feature.wanted for feature in plan.features])
 
 
 def _records(plan: Plan, parts: list[Part], progress: "_Progress") -> Generator[Record]:
@@ -122,43 +110,23 @@ def _records(plan: Plan, parts: list[Part], progress: "_Progress") -> Generator[
         corpus=plan.manifest.corpus,
         wanted=tuple(feature.wanted for feature in plan.features),
         backend=request.backend,
-        device=device_of(request, plan),
+        device=request.device if request.scheduler else device_of(plan),  # a cluster's workers look for themselves
         threads=max(1, engines.cores() // workers),
         batch_seconds=request.batch_seconds,
         keep_quarantine=request.on_error == "skip",
         written_by=(("ser", version("ser")),),
     )
-    if workers == 1 and request.scheduler is None:
+    if request.scheduler is None and workers == 1:
         yield from Worker(setup, progress.stage).run(parts)
         return
-    for record in engines.run(extract_part, [Task(setup, part) for part in parts], workers, request.scheduler):
+    if request.scheduler is None:
+        records = engines.run(extract_part, [Task(setup, part) for part in parts], workers)
+    else:
+        records = run_leases(setup, parts, request.scheduler, request.insecure)
+    for record in records:
         for stage, count in record.stages.items():
             progress.stage(stage, count)
         yield record
-
-
-@dataclass(frozen=True)
-class Task:
-    """One part, for a worker process."""
-
-    setup: Setup
-    part: Part
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return self.part.name
-
-
-_here: list[tuple[Setup, Worker]] = []  # the open passes of this process: loading a model takes seconds
-
-
-def extract_part(task: Task) -> Record:
-    """Compute and publish one part: idempotent, and small to send back."""
-    if not _here or _here[0][0] != task.setup:
-        _here[:] = [(task.setup, Worker(task.setup))]
-    [record] = _here[0][1].run([task.part])
-    return record
 
 
 class _Progress:
@@ -263,7 +231,7 @@ def _check(plan: Plan, store: Store) -> dict[str, float]:
         return {}
     from .check import deviations
 
-    found = deviations(plan, plan.request.check, device_of(plan.request, plan))
+    found = deviations(plan, plan.request.check, device_of(plan))
     for feature in plan.features:
         spec = feature.wanted.spec
         store.add(spec).annotate(check={"utterances": plan.request.check, "max_relative": found[spec.name]})

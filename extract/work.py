@@ -78,13 +78,14 @@ class Worker:
         self.most = setup.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
         self.store = open_store(setup.store)
         self.passes: dict[Modality, list[Pass]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._opening = threading.Lock(), threading.Lock()
 
     def _passes(self, modality: Modality) -> list[Pass]:
-        if modality not in self.passes:  # an all-text run loads no speech model
-            mine = [one for one in self.setup.wanted if one.spec.modality == modality]
-            self.passes[modality] = open_passes(mine, self.setup.device, self.most)
-        return self.passes[modality]
+        with self._opening:
+            if modality not in self.passes:  # an all-text run loads no speech model
+                mine = [one for one in self.setup.wanted if one.spec.modality == modality]
+                self.passes[modality] = open_passes(mine, self.setup.device, self.most)
+            return self.passes[modality]
 
     def run(self, parts: Iterable[Part]) -> Iterator[Record]:
         """Compute and publish parts, yielding each record when its part is safe on disk."""

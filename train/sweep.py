@@ -1,5 +1,6 @@
 """Run a recipe: every fold and seed of every cell once, in parallel, resumable at any moment."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -105,16 +106,18 @@ def run_sweep(
     workers: int = 1,
     scheduler: str | None = None,
     on_epoch: Callable[[Task, Epoch], None] | None = None,
+    insecure: bool = False,
 ) -> Iterator[Outcome]:
     """Train what is open, yielding each run as it is done; `on_epoch` is told of epochs if there is one worker.
 
-    A run whose loss diverges is an outcome with a fault: the others go on.
+    A run whose loss diverges is an outcome with a fault: the others go on. So is one that kills its dask worker.
     """
     if workers <= 1 and scheduler is None:
         for task in sweep.open_tasks:
             yield train_task(task, on_epoch)
     elif scheduler is not None:
-        yield from engines.run(train_task, sweep.open_tasks, workers, scheduler)
+        tasks = [replace(task, experiment=_anywhere(task.experiment)) for task in sweep.open_tasks]
+        yield from engines.run(train_alone, tasks, scheduler=scheduler, insecure=insecure, lost=Outcome)
     elif sweep.open_tasks:
         out = Path(sweep.tasks[0].experiment.out)
         sweep_leftovers(out)
@@ -133,6 +136,33 @@ def train_task(task: Task, on_epoch: Callable[[Task, Epoch], None] | None = None
     except Diverged as fault:
         return Outcome(task, str(fault), time.monotonic() - started)
     return Outcome(task, None, time.monotonic() - started)
+
+
+_alone = threading.Lock()
+
+
+def train_alone(task: Task) -> Outcome:
+    """Train one task in a dask worker, which may have several threads: torch's seeds are the whole process's."""
+    with _alone:
+        return train_task(task)
+
+
+def _anywhere(experiment: Experiment) -> Experiment:
+    """The experiment with its paths spelled out, for a process that works in another folder. Names stay the same."""
+
+    def absolute(path: Path | str) -> str:
+        return str(Path(path).absolute())
+
+    labels, (kind, colon, file) = experiment.labels, experiment.protocol.partition(":")
+    models = (entry.partition("=") for entry in experiment.model)
+    return replace(
+        experiment,
+        store=absolute(experiment.store),
+        out=absolute(experiment.out),
+        labels=absolute(labels) if Path(labels).is_file() else labels,
+        protocol=f"{kind}:{absolute(file)}" if colon else kind,
+        model=tuple(f"{name}={absolute(at) if Path(at).is_dir() else at}" for name, _, at in models),
+    )
 
 
 @cache

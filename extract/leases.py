@@ -1,0 +1,204 @@
+"""Parts as tasks for other processes: each computes and publishes one, and sends a small record back.
+
+On a dask cluster a part is a lease. Any worker may take it, twice if need be: what is published already is not
+computed again. A part that kills whoever computes it is cut in two until one utterance (and one feature) is left, and
+that one is quarantined by name.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from ser import engines
+from ser.cache.errors import SerError
+from ser.cache.layout import Quarantine
+from ser.cache.parts import PartRows, part_name
+from ser.cache.store import Feature, open_store
+
+from .features import Wanted
+from .opening import choose_device
+from .plan import Part, Utterance
+from .work import Record, Setup, Worker
+
+GPU_NODE_THREADS = 8  # that decode for one GPU worker and run its CPU extractors, unless it declares CPU=…
+
+
+@dataclass(frozen=True)
+class Task:
+    """One part, for a worker process."""
+
+    setup: Setup
+    part: Part
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.part.name
+
+
+_here: list[tuple[Setup, Worker]] = []  # the open passes of this process: loading a model takes seconds
+_opening = threading.Lock()  # a dask worker may have several threads
+
+
+def extract_part(task: Task) -> Record:
+    """Compute and publish one part: idempotent, and small to send back."""
+    [record] = _worker(task.setup).run([task.part])
+    return record
+
+
+def _worker(setup: Setup, real: Setup | None = None) -> Worker:
+    """The worker of this process for a setup, opened once; `real` is the setup with what only this machine can tell."""
+    with _opening:
+        for known, worker in _here:
+            if known == setup:
+                return worker
+        _here[:] = [*_here[-1:], (setup, Worker(real or setup))]  # two: with models and without
+        return _here[-1][1]
+
+
+def run_leases(setup: Setup, parts: Iterable[Part], scheduler: str, insecure: bool) -> Iterator[Record]:
+    """The records of all parts, computed on a dask cluster. Raises what `engines.Cluster.run` raises."""
+    with engines.Cluster(scheduler, insecure) as cluster:
+        offers = {} if cluster.own else cluster.offers
+        asked = setup.device.startswith("cuda") or (setup.device == "auto" and "GPU" in offers)
+        on_gpu = asked and not cluster.own and any(one.checkpoint for one in setup.wanted)
+        some_cpu = {"CPU": 1.0} if "CPU" in offers else {}
+
+        def needs(lease: Task) -> Mapping[str, float]:
+            modelled = on_gpu and any(one.checkpoint for one in lease.setup.wanted)
+            return {"GPU": 1.0} if modelled else some_cpu
+
+        yield from cluster.run(compute, leases(setup, parts, on_gpu), needs, split, lost)
+
+
+def leases(setup: Setup, parts: Iterable[Part], on_gpu: bool) -> Iterator[Task]:
+    """The parts as leases; with `on_gpu` the features that need a model apart from those that a CPU computes."""
+    here = replace(
+        setup,
+        store=setup.store.absolute(),
+        root=setup.root.absolute(),
+        wanted=tuple(map(_with_absolute_path, setup.wanted)),
+    )
+    kinds = [here]
+    if on_gpu:
+        modelled = [one for one in here.wanted if one.checkpoint]
+        rest = [one for one in here.wanted if not one.checkpoint]
+        kinds = [replace(here, wanted=tuple(some)) for some in (modelled, rest) if some]
+    for part in parts:
+        for kind in kinds:
+            mine = {one.spec.fingerprint for one in kind.wanted}
+            if (some := _only(part, {name: ids for name, ids in part.missing.items() if name in mine})) is not None:
+                yield Task(kind, some)
+
+
+def _with_absolute_path(wanted: Wanted) -> Wanted:
+    if wanted.checkpoint is None:
+        return wanted
+    return replace(wanted, checkpoint=replace(wanted.checkpoint, path=wanted.checkpoint.path.absolute()))
+
+
+def compute(lease: Task) -> Record:
+    """Compute and publish, on a dask worker, what no worker has published before."""
+    setup = lease.setup
+    if not setup.store.is_dir():
+        raise SerError(f"a dask worker sees no {setup.store}; workers need the same files under the same paths")
+    if dict(setup.written_by).get("ser") != version("ser"):
+        raise SerError(f"a dask worker has ser {version('ser')}; install the version that this command has")
+    left = {name: ids for name, ids in lease.part.missing.items() if not _published(setup, lease.part, name)}
+    part = _only(lease.part, left)
+    record = extract_here(setup, part) if part else Record(lease.part.name)
+    for one in setup.wanted:  # what others published counts as done
+        if one.spec.fingerprint not in left:
+            record.stages[one.spec.feature] += len(lease.part.missing.get(one.spec.fingerprint, ()))
+    return record
+
+
+def extract_here(setup: Setup, part: Part) -> Record:
+    """As `extract_part`, with the device, threads and name of the dask worker that this is."""
+    device = choose_device(setup.device, setup.wanted)
+    threads = 1  # dask has a thread per core already
+    if device.startswith("cuda"):
+        threads = int(engines.resources().get("CPU", min(GPU_NODE_THREADS, engines.cores())))
+    written_by = (*setup.written_by, *engines.here().items())
+    real = replace(setup, device=device, threads=max(1, threads), written_by=written_by)
+    [record] = _worker(setup, real).run([part])
+    return record
+
+
+def split(lease: Task) -> list[Task] | None:
+    """A lease that kills, cut in two; None if it cannot be cut. What the store has by now is left out."""
+    part = _only(lease.part, {name: _not_there(lease, name) for name in lease.part.missing})
+    if part is None:
+        return []
+    if part != lease.part:
+        return [replace(lease, part=part)]
+    if len(part.utterances) > 1:
+        half = len(part.utterances) // 2
+        cuts = [{u.id for u in some} for some in (part.utterances[:half], part.utterances[half:])]
+        pieces = [_only(part, {name: ids & cut for name, ids in part.missing.items()}) for cut in cuts]
+    elif len(part.missing) > 1:
+        pieces = [_only(part, {name: ids}) for name, ids in part.missing.items()]
+    else:
+        return None
+    return [replace(lease, part=piece) for piece in pieces if piece]
+
+
+def lost(lease: Task, reason: str) -> Record:
+    """The record of one utterance that kills whoever computes it; quarantined in the store if the run says so."""
+    setup, part = lease.setup, lease.part
+    record = Record(part.name)
+    for one in setup.wanted:
+        bad = [
+            Quarantine(u.id, u.digest, (u.audio or "") if part.modality == "audio" else "", reason)
+            for u in part.utterances
+            if u.id in part.missing.get(one.spec.fingerprint, ())
+        ]
+        if not bad:
+            continue
+        if setup.keep_quarantine:
+            feature = open_store(setup.store).add(one.spec)
+            feature.publish(PartRows(setup.corpus, quarantined=bad), setup.backend, dict(setup.written_by))
+        record.quarantined[one.spec.fingerprint] = bad
+        record.stages[one.spec.feature] += len(bad)
+    return record
+
+
+def _only(part: Part, missing: Mapping[str, frozenset[str]]) -> Part | None:
+    """The part with less to do, or None if nothing is left."""
+    some = frozenset().union(*missing.values())
+    if not some:
+        return None
+    utterances = tuple(u for u in part.utterances if u.id in some)
+    return Part(part.modality, utterances, {name: ids for name, ids in missing.items() if ids})
+
+
+def _folder(setup: Setup, fingerprint: str) -> Path:
+    [spec] = [one.spec for one in setup.wanted if one.spec.fingerprint == fingerprint]
+    return setup.store / spec.feature / fingerprint
+
+
+def _published(setup: Setup, part: Part, fingerprint: str) -> bool:
+    """Whether exactly this part is there: the one that comes of it if no utterance is quarantined."""
+    mine = [u for u in part.utterances if u.id in part.missing[fingerprint]]
+    name = part_name(setup.corpus, [u.id for u in mine], [u.digest or "" for u in mine])
+    return (_folder(setup, fingerprint) / "parts" / name / "part.json").exists()
+
+
+def _not_there(lease: Task, fingerprint: str) -> frozenset[str]:
+    """The ids of a lease that the store still lacks, however the parts that hold them were cut."""
+    feature = _feature(lease.setup.store, _folder(lease.setup, fingerprint))
+    feature.parts()
+
+    def there(utterance: Utterance) -> bool:
+        return feature.place((lease.setup.corpus, utterance.id, utterance.digest)) is not None
+
+    ids = lease.part.missing[fingerprint]
+    return frozenset(u.id for u in lease.part.utterances if u.id in ids and not there(u))
+
+
+@cache
+def _feature(store: Path, folder: Path) -> Feature:
+    return Feature(store, folder)
