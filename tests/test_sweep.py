@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 
 from ser.cache.errors import SerError, WrongUse
+from ser.tests.demo_store import demo_store
 from ser.tests.tiny_store import make_store
+from ser.train.experiment import prepare
+from ser.train.loader import Loader
 from ser.train.recipe import list_recipes, read_recipe, recipe_names
 from ser.train.report import recipe_rows, recipe_table
 from ser.train.runs import find_runs
 from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep
+
+__all__ = ["demo_store"]  # a fixture
 
 RECIPES = {
     "msmser-fig2": 6,
@@ -37,10 +42,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(name: str | Path, store: Path, out: Path, known: tuple[str, ...] = TINY, **options):
     """The recipe at tiny sizes: one epoch, one fold, one seed."""
     asked = {"epochs": 1, "folds": 1, "seeds": 1, "device": "cpu", **options}
-    used = []
+    used, loader = [], Loader()
     for assignment in known:
         try:
-            plan_sweep(read_recipe(name, store=store, out=out, set=(assignment,), **asked))
+            plan_sweep(read_recipe(name, store=store, out=out, set=(assignment,), **asked), loader=loader)
             used.append(assignment)
         except WrongUse as fault:
             assert "no fusion of this recipe has that setting" in str(fault)
@@ -109,8 +114,8 @@ def test_perspective_table2_is_480_runs(store: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_cell_of_every_recipe_runs(name: str, store: Path, tmp_path: Path) -> None:
-    recipe = tiny(name, store, tmp_path)
+def test_every_cell_of_every_recipe_runs(name: str, demo_store: Path, tmp_path: Path) -> None:
+    recipe = tiny(name, demo_store, tmp_path)
     sweep = plan_sweep(recipe)
     outcomes = list(run_sweep(sweep))
     assert len(outcomes) == len(sweep.tasks) and not any(outcome.fault for outcome in outcomes)
@@ -123,8 +128,25 @@ def test_every_cell_of_every_recipe_runs(name: str, store: Path, tmp_path: Path)
         assert row.cell in table
         for metric in ("ua", "wa"):
             assert metric not in row.paper or f"{row.paper[metric]:.2f}" in table
-    assert "synthetic corpus (tiny): no comparison with the paper is meant" in table
+    random = sorted({feature for run in find_runs(tmp_path) for feature in run.result["random_weights"]})
+    told = f"random weights ({', '.join(random)}) and synthetic corpus (demo): no comparison with the paper is meant"
+    assert told in table
     assert ("(speaker-dependent)" in table) == (name == "usc-table3")
+
+
+def test_usc_trains_the_encoder_unless_told_otherwise(demo_store: Path, tmp_path: Path) -> None:
+    by_cell = {}
+    for layers in ("all", "0"):
+        known = TINY if layers == "all" else (*TINY, "finetune_layers=0")
+        sweep = plan_sweep(tiny("usc-table3", demo_store, tmp_path, known))
+        by_cell[layers] = {cell: runs[0].path.name for cell, runs in sweep.runs.items()}
+        for cell, experiment in ((cell.name, cell.experiment) for cell in sweep.recipe.cells if cell.name != "Audio"):
+            [job] = prepare(experiment)
+            model = job.plan.fusion.build(job.plan.settings, job.data.dims, len(job.data.utterances.classes))
+            names = [name for name, _ in model.named_parameters()]
+            assert any("encoder.model.embeddings" in weight for weight in names) == (layers == "all"), cell
+    assert by_cell["all"]["Audio"] == by_cell["0"]["Audio"]
+    assert by_cell["all"]["Text"] != by_cell["0"]["Text"]
 
 
 def test_a_cell_that_stands_in_three_recipes_trains_once(store: Path, tmp_path: Path) -> None:
