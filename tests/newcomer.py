@@ -2,8 +2,6 @@
 store and three trained runs. Made once per test session, shared by its processes, and copied where a test writes.
 """
 
-import fcntl
-import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 
 from ser.extract.corpora.demo import demo_vocabulary, write_demo
 from ser.extract.run import Request, extract, plan
+from ser.tests.demo_store import once
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.runs import Run, find_runs
 from ser.weights.random import write_demo_checkpoints
@@ -59,13 +58,4 @@ def run_of(folder: Path, name: str) -> Run:
 @pytest.fixture(scope="session")
 def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder, not to be written to."""
-    shared = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        shared = shared.parent  # the processes' own folders lie in it
-    folder = shared / "newcomer"
-    with (shared / "newcomer.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "done").exists():
-            make(folder)
-            (folder / "done").touch()
-    return folder
+    return once(tmp_path_factory, "newcomer", make)
