@@ -25,7 +25,7 @@ from .address import checked_address, local_workers
 from .processes import task_name
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, KilledWorker
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,7 +33,9 @@ Needs = Mapping[str, float]  # resource → how much of it a task takes, as in `
 
 PER_THREAD = 3  # tasks in hand per worker thread: one at work and the next ones there already
 LOOK = 2.0  # seconds between two looks at who is there
-DEATHS = 2  # of workers that a local cluster's task may survive; dask's own default is 3
+# A cluster of its own forgives a task two deaths (dask: 3), and waits for a worker that dies again and again: after
+# 15 seconds dask would close what restarts it.
+OWN = {"distributed.scheduler.allowed-failures": 2, "distributed.deploy.lost-worker-timeout": "1 day"}
 
 
 class Died(Exception):
@@ -82,19 +84,24 @@ class Cluster:
                 return Client(self.address, timeout="10s", set_as_default=False)
             except (OSError, ValueError, ImportError) as fault:
                 raise SerError(f"no dask scheduler answers at {self.address} ({fault})") from fault
-        # A port of its own for the scheduler's pages: dask opens them on the host given here, wanted or not.
-        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": DEATHS}))
-        cluster = stack.enter_context(
-            LocalCluster(
+        stack.enter_context(dask.config.set(OWN))
+        try:
+            cluster = LocalCluster(
                 n_workers=self.own,
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # it listens there even so; no fixed port
                 memory_limit=0,  # a worker that dask pauses for its memory would never go on: models stay loaded
                 silence_logs=logging.CRITICAL,
             )
-        )
+        except (OSError, RuntimeError) as fault:
+            raise SerError(
+                f"--scheduler {self.address}: the workers did not start ({fault}); a script of your own needs "
+                "`if __name__ == '__main__':`"
+            ) from fault
+        stack.enter_context(cluster)
         return Client(cluster, set_as_default=False)
 
     def _await_workers(self) -> None:
@@ -207,8 +214,7 @@ class Cluster:
         if future.status == "error":
             fault = future.exception()
             if isinstance(fault, KilledWorker):
-                times = fault.allowed_failures + 1
-                return (Died(f"the process that computes it dies, {times} times out of {times}"),)
+                return (_death(fault),)
             if isinstance(fault, SerError):
                 raise fault
             raise self._foreign(task, fault)
@@ -217,7 +223,7 @@ class Cluster:
         except Late:
             return None
         except KilledWorker as fault:
-            return (Died(f"the process that computes it dies, {fault.allowed_failures + 1} times in a row"),)
+            return (_death(fault),)
         except (CancelledError, OSError) as fault:
             raise self._gone() from fault
 
@@ -259,6 +265,10 @@ class Cluster:
 
     def _start(self) -> str:
         return f"start some by `dask worker {self.address} --nthreads 1`"
+
+
+def _death(fault: "KilledWorker") -> Died:
+    return Died(f"the process that computes it dies, {fault.allowed_failures + 1} times in a row")
 
 
 def here() -> dict[str, Any]:

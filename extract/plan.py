@@ -140,6 +140,11 @@ def plan(request: Request) -> Plan:
     names = split_names(request.features)
     wanted = resolve(names, request.checkpoints, request.dtype)  # type: ignore[arg-type]
     scan = read_corpus(request.corpus, request.format, request.corpus_name, request.text, request.limit)
+    return plan_scan(request, scan, wanted)
+
+
+def plan_scan(request: Request, scan: Scan, wanted: list[Wanted]) -> Plan:
+    """The plan for a corpus that is read already. Raises `StoreError` if the disk is too small."""
     store = _store_there(request.store)
     features = [_feature_plan(one, scan.manifest, store, request) for one in wanted]
     made = Plan(request, scan, features, _free(request.store), list(scan.warnings))

@@ -1,0 +1,160 @@
+"""The real planner, window and publisher at a size that no corpus here has, with an extractor that costs nothing.
+
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.scale [UTTERANCES …]      by default 250000 500000 1000000
+
+For each size: how long the planner takes and how much memory, tasks per second through a cluster of two workers (each
+task computes and publishes a real part, with fsync and reading back), the memory of the process that plans and
+schedules, and, half of the parts being there, how long the same command needs to find what is missing. If any of these
+grows faster than the corpus, the exit code is 1.
+"""
+
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+from tabulate import tabulate
+
+from ser import engines
+from ser.cache.manifest import SCHEMA, Manifest
+from ser.cache.spec import Modality, Spec
+from ser.cache.store import open_store
+from ser.extract.corpora.scan import Scan
+from ser.extract.features import EXTRACTORS, FEATURES, Extractor, Family, resolve
+from ser.extract.leases import compute, leases
+from ser.extract.passes import Outcome, Rows
+from ser.extract.plan import plan_scan
+from ser.extract.request import Request
+from ser.extract.work import Setup
+
+SIZES = (250_000, 500_000, 1_000_000)
+PART_SECONDS = 47.0  # of the text's own reckoning: 133 utterances a part, as 600 s of audio of 4.5 s each
+DIM = 8
+SLACK = 1.35  # time per utterance may be that many times the smallest size's: the machine is shared
+
+
+@dataclass(frozen=True)
+class NothingConfig:
+    """It has no settings."""
+
+
+class Nothing:
+    """One row of zeros for each transcript."""
+
+    modality: Modality = "text"
+    batched, stage = True, "nothing"
+
+    def __init__(self, spec: Spec) -> None:
+        self.specs: tuple[Spec, ...] = (spec,)
+
+    def run(self, batch: Sequence[str]) -> list[Outcome]:
+        """The rows."""
+        return [{self.specs[0].fingerprint: Rows(np.zeros((1, DIM), np.float32))} for _ in batch]
+
+
+# Importing this module registers it: so does a worker that unpickles its config.
+FEATURES["nothing"] = Family("text", "utterance", "nothing", "zeros", {})
+EXTRACTORS["nothing"] = Extractor(NothingConfig, 1, lambda config: DIM, lambda config, spec: Nothing(spec))
+
+
+def manifest(count: int) -> Manifest:
+    """`count` utterances of eleven words, no two the same."""
+    texts = [f"utterance {number:07d} has some eleven words of text as most have" for number in range(count)]
+    columns = {
+        "id": [f"Ses{number // 10_000:03d}_{number:07d}" for number in range(count)],
+        "audio": ["nothing.wav"] * count,
+        "text": texts,
+        "text_sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
+        "duration": [4.5] * count,
+    }
+    arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type) for f in SCHEMA]
+    return Manifest("million", pa.table(arrays, schema=SCHEMA))
+
+
+def measure(count: int, folder: Path) -> dict[str, float]:
+    """One size, in this process: half of the parts go through the cluster, then the same is planned again."""
+    me = psutil.Process()
+    request = Request(Path("nowhere"), "nothing", store=folder / "store", part_seconds=PART_SECONDS)
+    scan = Scan(manifest(count), folder, "table")
+    store = open_store(request.store, create=True)
+    store.put_manifest(scan.manifest)
+    wanted = resolve(["nothing"], {}, "float16")
+    store.add(wanted[0].spec)
+    idle = me.memory_info().rss
+
+    begun = time.perf_counter()
+    parts = plan_scan(request, scan, wanted).parts()
+    planned = time.perf_counter() - begun
+    found = {"utterances": count, "parts": len(parts), "plan s": planned, "plan MB": _more(me, idle)}
+
+    setup = Setup(
+        *(request.store, folder, scan.manifest.corpus, tuple(wanted), "zarr", "cpu", 1),
+        batch_seconds=PART_SECONDS,
+        keep_quarantine=True,
+        written_by=(("ser", version("ser")),),
+    )
+    with engines.Cluster("local:2") as cluster:
+        idle, peak = me.memory_info().rss, 0.0
+        begun, busy = time.perf_counter(), time.process_time()
+        done = 0
+        for _ in cluster.run(compute, leases(setup, itertools.islice(parts, len(parts) // 2), on_gpu=False)):
+            done += 1
+            if done % 50 == 0:
+                peak = max(peak, _more(me, idle))
+        found["tasks/s"] = done / (time.perf_counter() - begun)
+        found["scheduler ms/task"] = 1e3 * (time.process_time() - busy) / done
+        found["scheduler MB"] = peak
+
+    begun = time.perf_counter()
+    left = plan_scan(request, scan, wanted).parts()
+    found["resume s"] = time.perf_counter() - begun
+    if len(left) != len(parts) - done:
+        raise SystemExit(f"{done} of {len(parts)} parts are published, and {len(left)} are planned again")
+    return found
+
+
+def _more(process: psutil.Process, than: int) -> float:
+    return (process.memory_info().rss - than) / 1e6
+
+
+def main(sizes: Sequence[int]) -> int:
+    """Measure each size in a process of its own, and print the table. 1 if something grows faster than the corpus."""
+    rows = []
+    for size in sizes:
+        child = subprocess.run([sys.executable, "-m", "benchmarks.scale", "--one", str(size)], stdout=subprocess.PIPE)
+        if child.returncode:
+            return 1
+        rows.append(json.loads(child.stdout))
+        print(tabulate(rows[-1:], headers="keys", floatfmt=".3g"), file=sys.stderr)
+    print(tabulate(rows, headers="keys", floatfmt=".3g", tablefmt="github"))
+    first, last = rows[0], rows[-1]
+    times = last["utterances"] / first["utterances"]
+    faults = [key for key in ("plan s", "plan MB", "resume s") if last[key] > SLACK * times * first[key]]
+    faults += [key for key in ("scheduler ms/task",) if last[key] > SLACK * first[key]]
+    faults += [key for key in ("scheduler MB",) if last[key] > SLACK * times * max(first[key], 10)]
+    for key in faults:
+        print(f"{key}: grows faster than the corpus")
+    return 1 if faults else 0
+
+
+def one(size: int) -> None:
+    """Measure in a folder that is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="ser-scale-") as folder:
+        print(json.dumps(measure(size, Path(folder))))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        one(int(sys.argv[2]))
+    else:
+        sys.exit(main([int(size) for size in sys.argv[1:]] or SIZES))

@@ -1,0 +1,95 @@
+"""A real `dask scheduler` and real `dask worker`s on 127.0.0.1, for tests that kill them."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+
+class DaskProcesses:
+    """Every process that a test starts, and their end."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
+        # Blame and the death of a silent worker come soon: dask's own are 3 deaths and 5 minutes.
+        self.environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            **{f"DASK_DISTRIBUTED__{k}": v for k, v in settings.items()},
+        }
+        self.address = ""
+
+    def _start(self, *words: str) -> tuple[subprocess.Popen[str], Path]:
+        log = self.folder / f"dask{len(self.started)}.log"
+        command = [sys.executable, "-m", "dask", *words]
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                command, stdout=file, stderr=file, env=self.environment, cwd=self.folder, text=True
+            )
+        self.started.append(process)
+        return process, log
+
+    def scheduler(self, *words: str) -> subprocess.Popen[str]:
+        """Start one on a free port; `address` is then where it listens."""
+        process, log = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", *words)
+        deadline = time.monotonic() + 60
+        while not (found := re.search(r"tcp://127\.0\.0\.1:\d+", log.read_text())):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        self.address = found[0]
+        return process
+
+    def worker(self, name: str, *words: str) -> subprocess.Popen[str]:
+        """Start one of one thread."""
+        here = ("--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard", "--memory-limit", "0")
+        process, _ = self._start("worker", self.address, *here, "--name", name, *words)
+        return process
+
+    def stop(self) -> None:
+        """Kill all that is left, children first seen and then parents."""
+        for process in self.started:
+            for one in tree(process.pid):
+                send(one)
+        for process in self.started:
+            process.wait(20)
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and everything under it."""
+    try:
+        top = psutil.Process(pid)
+        return [*top.children(recursive=True), top]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def send(process: psutil.Process, number: int = signal.SIGKILL) -> None:
+    """A signal for a process that may be gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def worker_of(nanny: subprocess.Popen[str]) -> psutil.Process | None:
+    """The process that computes, under the one that watches it."""
+    found = [p for p in tree(nanny.pid) if p.pid != nanny.pid and "spawn_main" in " ".join(p.cmdline())]
+    return found[0] if found else None
+
+
+def listening(pids: Sequence[int]) -> set[str]:
+    """The addresses on which these processes accept connections."""
+    found = set()
+    for pid in pids:
+        try:
+            connections = psutil.Process(pid).net_connections(kind="inet")
+        except psutil.NoSuchProcess:
+            continue
+        found |= {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+    return found

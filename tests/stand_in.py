@@ -1,0 +1,81 @@
+"""A text feature whose extractor is cheap, and may be told by a transcript to be slow or to kill its process.
+
+Importing this module registers it, and so does unpickling a task that names it: dask workers need no more.
+"""
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ser.cache.spec import Modality, Spec
+from ser.engines import here
+from ser.extract.features import EXTRACTORS, FEATURES, Extractor, Family
+from ser.extract.passes import Outcome, Rows, Unusable
+
+DIM = 8
+
+
+@dataclass(frozen=True)
+class StandInConfig:
+    """Its settings."""
+
+    shift: float = 0.0
+
+
+class StandInPass:
+    """Numbers made from the sha256 of a transcript; "[kill]", "[sleep 0.5]" and "[bad]" in it are obeyed."""
+
+    modality: Modality = "text"
+    batched = False
+
+    def __init__(self, config: StandInConfig, spec: Spec) -> None:
+        self.config = config
+        self.specs: tuple[Spec, ...] = (spec,)
+        self.stage = spec.feature
+        if (log := os.environ.get("SER_STAND_IN_LOG")) is not None:  # one line per opening: "models are loaded once"
+            with Path(log).open("a") as lines:
+                lines.write(f"{os.getpid()}\n")
+
+    def run(self, batch: Sequence[str]) -> list[Outcome]:
+        """One row per transcript."""
+        return [self._one(text) for text in batch]
+
+    def _one(self, text: str) -> Outcome:
+        if "[kill]" in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "[bad]" in text:
+            return Unusable("it says [bad]")
+        _, slow, seconds = text.partition("[sleep ")
+        if slow:
+            time.sleep(float(seconds.partition("]")[0]))
+        digest = hashlib.sha256(text.encode()).digest()[:DIM]
+        return {
+            self.specs[0].fingerprint: Rows(
+                np.frombuffer(digest, np.uint8).astype(np.float32)[None] + self.config.shift
+            )
+        }
+
+
+for _name in ("standin", "standin2"):
+    FEATURES[_name] = Family("text", "utterance", "standin", "numbers from a hash", {"shift": float})
+EXTRACTORS["standin"] = Extractor(StandInConfig, 1, lambda config: DIM, StandInPass, packages=("numpy",))
+
+
+def worker_name(task: object) -> str:
+    """Which dask worker has this task."""
+    time.sleep(0.05)
+    return str(here()["name"])
+
+
+def loaded(dask_worker: object = None) -> tuple[int, int]:
+    """How many loaders this process has made for sweeps, and how many features the one holds."""
+    from ser.train.sweep import _process_loader
+
+    made = _process_loader.cache_info().currsize
+    return made, len(_process_loader(None).held) if made else 0

@@ -1,0 +1,62 @@
+"""Which schedulers are talked to: this machine's, encrypted ones, and others only if it is asked for."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from ser.cache.errors import WrongUse
+from ser.engines.address import checked_address, local_workers
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1:8786", "tcp://127.1.2.3:1", "tcp://[::1]:8786", "tcp://localhost:8786", "tls://far:1"]
+)
+def test_this_machine_and_encrypted_ones(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert checked_address(address) == address and not caplog.records
+
+
+def test_without_a_scheme_it_is_tcp() -> None:
+    assert checked_address("127.0.0.1:8786") == "tcp://127.0.0.1:8786"
+    with pytest.raises(WrongUse, match="--insecure"):
+        checked_address("node17:8786")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["tcp://10.0.0.1:8786", "tcp://0.0.0.0:8786", "tcp://127.0.0.1.evil.org:1", "tcp://127.0.0.1@10.0.0.1:1",
+     "tcp://localhost.evil.org:1", "ws://10.0.0.1:1", "ucx://10.0.0.1:1", "tcp://[::]:1", "tcp://2130706433:1"],
+)  # fmt: skip
+def test_plain_ones_elsewhere(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(WrongUse, match=r"dask runs whatever it is sent.*--insecure"):
+        checked_address(address)
+    with caplog.at_level(logging.WARNING):
+        assert checked_address(address, insecure=True) == address
+    assert "dask runs whatever it is sent" in caplog.text
+
+
+def test_a_scheduler_file_obeys_the_same_rule(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text(json.dumps({"type": "Scheduler", "address": "tcp://127.0.0.1:4242"}))
+    assert checked_address(str(file)) == "tcp://127.0.0.1:4242"
+    file.write_text(json.dumps({"address": "tcp://10.0.0.1:4242"}))
+    with pytest.raises(WrongUse, match="--insecure"):
+        checked_address(str(file))
+    assert checked_address(str(file), insecure=True) == "tcp://10.0.0.1:4242"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"address": 3}', '{"address": "/etc/passwd"}'])
+def test_what_is_no_scheduler_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "scheduler.json").write_text(text)
+    with pytest.raises(WrongUse, match="no scheduler file"):
+        checked_address(str(tmp_path / "scheduler.json"))
+    with pytest.raises(WrongUse, match="No such file"):
+        checked_address(str(tmp_path / "none.json"))
+
+
+def test_a_cluster_of_its_own() -> None:
+    assert local_workers("local:4") == 4 and local_workers("tcp://127.0.0.1:1") is None
+    for wrong in ("local", "local:", "local:0", "local:-1", "local:many"):
+        with pytest.raises(WrongUse, match="local:4"):
+            local_workers(wrong)
