@@ -14,7 +14,7 @@ from ser.cache.store import open_store
 from ser.tests.tiny_store import FEATURES, add_feature, make_manifest, make_rows, make_store
 from ser.train.data import Dataset
 from ser.train.evaluate import predict
-from ser.train.fit import Diverged, Epoch, Fitted, fit, make_optimiser, set_rate
+from ser.train.fit import Diverged, Epoch, Fitted, fit, fit_scaling, make_optimiser, set_rate
 from ser.train.folds import Cut, Fold
 from ser.train.inputs import Inputs
 from ser.train.load import load_dataset
@@ -32,6 +32,8 @@ SMALL = {
     "cnn": ("logmel", ("frames=48", "channels=2", "epochs=2")),
     "bc-lstm": ("is13+bert", ("lstm_hidden=8", "dense=8", "epochs=2", "batch_size=2")),
 }
+
+SMALL |= dict.fromkeys(("ef-add", "mf-concat", "lf-at"), SMALL["lgf-add"])
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def weights(fitted: Fitted) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in snapshot(fitted.model).items()}
 
 
-@pytest.mark.parametrize("fusion", SMALL)
+@pytest.mark.parametrize("fusion", ["mit", "lgf-add", "ef-add", "audio", "cnn", "bc-lstm"])
 def test_the_same_seed_gives_the_same_bytes(store: Path, fusion: str) -> None:
     first, again = (fit(*prepared(store, fusion)) for _ in range(2))
     assert weights(first) == weights(again)
@@ -224,6 +226,41 @@ def test_stages_train_only_what_they_name(store: Path) -> None:
     for stage, (name, moved) in zip(stages[1:], seen[1:], strict=True):
         assert stage.name == name and moved
         assert all(weight.startswith(stage.trains) for weight in moved)
+
+
+def test_frozen_parts_have_no_gradients(store: Path) -> None:
+    data, fold, plan = prepared(store, "bc-lstm", "epochs=1")
+    fitted = fit(data, fold, plan)
+    [last] = plan.fusion.stages[-1:]
+    for name, weight in fitted.model.named_parameters():
+        assert weight.requires_grad == name.startswith(last.trains), name
+
+
+@pytest.mark.parametrize("fusion", ["ef-add", "mf-concat", "lf-at", "lgf-add", "bc-lstm"])
+def test_heads_that_nobody_asks_for_change_nothing_in_those_that_are_asked_for(store: Path, fusion: str) -> None:
+    data, fold, plan = prepared(store, fusion)
+    model = plan.fusion.build(plan.settings, data.dims, len(data.utterances.classes))
+    every = predict(model, data, fold.test, plan, fit_scaling(data, fold, plan.settings))
+    assert set(every) == {"logits", "audio", "text"}
+    alone = predict(model, data, fold.test, plan, fit_scaling(data, fold, plan.settings), heads=frozenset({"logits"}))
+    assert np.allclose(alone["logits"], every["logits"], atol=1e-6)
+    assert ("audio" in alone) == (fusion in ("lgf-add", "bc-lstm"))  # there the fused logits are made of them
+
+
+@pytest.mark.parametrize("fusion", ["mit", "lgf-add"])
+def test_bfloat16_stays_close_to_float32(store: Path, fusion: str) -> None:
+    data, fold, plan = prepared(store, fusion, "dropout=0", "epochs=2")
+    exact, rounded = (fit(data, fold, replace(plan, precision=precision)) for precision in ("float32", "bf16"))
+    assert weights(exact) != weights(rounded)
+    assert all(weight.dtype == torch.float32 for weight in rounded.model.parameters())
+    for one, other in zip(exact.history, rounded.history, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
+    first, second = (
+        predict(fitted.model, data, fold.test, replace(plan, precision=precision), fitted.scaling)["logits"]
+        for fitted, precision in ((exact, "float32"), (rounded, "bf16"))
+    )
+    assert np.abs(first - second).max() < 0.05
+    assert weights(rounded) == weights(fit(data, fold, replace(plan, precision="bf16")))
 
 
 def test_dims_fit_the_made_up_features(store: Path) -> None:

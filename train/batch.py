@@ -50,6 +50,11 @@ class Batch:
     dialogues: Tensor  # int64 [m]: utterances of each dialogue, in turn order; sums to n
     targets: Tensor | None = None  # [n, K]: soft labels (shares of the raters' votes), when asked for
     hidden: dict[str, Tensor] = field(default_factory=dict)  # by modality, bool [n]: not to be seen by the model
+    heads: frozenset[str] | None = None  # the outputs that are wanted, so that a model can leave out the rest; or all
+
+    def wants(self, head: str) -> bool:
+        """Whether that output is wanted."""
+        return self.heads is None or head in self.heads
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,6 +68,7 @@ class Batch:
             dialogues=self.dialogues.to(device, non_blocking=True),
             targets=None if self.targets is None else self.targets.to(device, non_blocking=True),
             hidden={modality: x.to(device, non_blocking=True) for modality, x in self.hidden.items()},
+            heads=self.heads,
         )
 
     def float(self) -> "Batch":

@@ -19,13 +19,18 @@ def predict(
     plan: Plan,
     scaling: Mapping[str, Scaling],
     hide: str | None = None,
+    heads: frozenset[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Probabilities [n, K] of the given rows, in their order, for each head; `hide` hides one modality from all."""
+    """Probabilities [n, K] of the given rows, in their order, for each head, or those of `heads` at least.
+
+    `hide` hides one modality from all.
+    """
     model.eval()
     found: dict[str, np.ndarray] = {}
     place = np.empty(len(data.utterances), dtype=np.int64)
     place[rows] = np.arange(len(rows))
     for batch in data.batches(rows, plan.fusion.unit, plan.settings.batch_size, scaling):
+        batch.heads = heads
         if hide:
             batch.hidden = {hide: torch.ones(len(batch), dtype=torch.bool)}
         with plan.autocast():

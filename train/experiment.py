@@ -160,6 +160,7 @@ def estimate(jobs: list[Job], steps: int = 3) -> Estimate:
         taken, seconds = 0, 0.0
         for number, batch in zip(range(steps + 1), batches, strict=False):
             started = time.perf_counter()
+            batch.heads = plan.heads(plan.fusion.stages[-1])
             batch = batch.to(plan.device)
             with plan.autocast():
                 outputs = model(batch)

@@ -97,6 +97,7 @@ class _Training:
         torch.manual_seed(plan.seed)  # initial weights, and dropout from here on
         self.model = plan.fusion.build(plan.settings, data.dims, len(data.utterances.classes)).to(plan.device)
         self.generators = {name: Generator().manual_seed(plan.seed) for name in ("shuffling", "hiding")}
+        self.trainable = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
         self.masking = plan.fusion.masking(plan.settings) if plan.fusion.masking else None
         self.history: list[dict[str, Any]] = []
         self.kept = snapshot(self.model)
@@ -111,6 +112,8 @@ class _Training:
         for number, stage in enumerate(self.plan.fusion.stages):
             if resume and number < resume.stage:
                 continue
+            for name, weight in self.model.named_parameters():
+                weight.requires_grad_(name in self.trainable and name.startswith(stage.trains))
             optimiser = make_optimiser(self.model, stage, self.plan.settings)
             self.best_score = -math.inf
             first = 0
@@ -145,6 +148,7 @@ class _Training:
         for number, batch in enumerate(batches):
             if self.masking is not None:
                 batch.hidden = self.masking.hide(len(batch), epoch, settings.epochs, self.generators["hiding"])
+            batch.heads = plan.heads(stage)
             batch = batch.to(plan.device)
             with plan.autocast():
                 outputs = {head: logits.float() for head, logits in self.model(batch).items()}
@@ -175,7 +179,8 @@ class _Training:
         watched = self.fold.test if plan.select == "best-test" else self.fold.dev
         wa = ua = None
         if len(watched):
-            probabilities = predict(self.model, self.data, watched, plan, self.live)[stage.output]
+            heads = frozenset({stage.output})
+            probabilities = predict(self.model, self.data, watched, plan, self.live, heads=heads)[stage.output]
             labels = self.data.utterances.labels[watched]
             found = scores(labels.tolist(), probabilities.argmax(1).tolist(), self.data.utterances.classes)
             wa, ua = found["wa"], found["ua"]
@@ -197,8 +202,10 @@ def shuffled(data: Dataset, fold: Fold, seed: int) -> Dataset:
 
 def make_optimiser(model: nn.Module, stage: Stage, settings: Any) -> torch.optim.Adam:
     """Adam over the stage's parameters, with its L2 term in the gradient (Perspective §3.3, USC Table 2)."""
-    chosen = [weight for name, weight in model.named_parameters() if name.startswith(stage.trains)]
-    return torch.optim.Adam(chosen, lr=settings.lr, weight_decay=settings.weight_decay)
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    chosen = [weight for name, weight in named if name.startswith(stage.trains)]
+    fused = chosen[0].device.type in ("cpu", "cuda")  # one kernel for all weights
+    return torch.optim.Adam(chosen, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
 
 
 def set_rate(optimiser: torch.optim.Adam, settings: Any) -> None:

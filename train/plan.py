@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from .losses import Reduction
-from .models import Fusion
+from .models import Fusion, Stage
 from .settings import TrainingSettings
 
 Select = Literal["val", "last", "best-test"]
@@ -34,6 +34,10 @@ class Plan:
     def autocast(self) -> torch.autocast:
         """Where a forward pass runs: in bfloat16 wherever that is safe, if `precision` is bf16."""
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def heads(self, stage: Stage) -> frozenset[str] | None:
+        """The outputs that the loss of a stage looks at; None is all."""
+        return None if stage.output == "logits" and self.loss != "single" else frozenset({stage.output})
 
     @property
     def reduction(self) -> Reduction:

@@ -67,9 +67,13 @@ class BcLstm(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of level 2, and of the two of level 1."""
         plan = Plan(batch.dialogues)
-        z_audio, audio = self.audio(vectors(batch, "audio", self.dims["audio"]), plan)
-        z_text, text = self.text(vectors(batch, "text", self.dims["text"]), plan)
-        return {"logits": self.fusion(torch.cat([z_audio, z_text], 1), plan)[1], "audio": audio, "text": text}
+        levels = {"audio": self.audio, "text": self.text}
+        asked = levels if batch.wants("logits") else filter(batch.wants, levels)  # or the stages that train one branch
+        found = {m: levels[m](vectors(batch, m, self.dims[m]), plan) for m in asked}
+        heads = {m: logits for m, (_, logits) in found.items()}
+        if batch.wants("logits"):
+            heads["logits"] = self.fusion(torch.cat([found[m][0] for m in levels], 1), plan)[1]
+        return heads
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ One vector per utterance goes through the unimodal framework of §2.2 (Fig. 1), 
 and §2.3 fuses a_i and t_i at one of the four positions: ① early (EF), ② middle (MF), ③ late (LF), ④ logits (LGF).
 What follows the position is there once more for the fused z_i. The two branches run up to their own logits at every
 position, so that the perspective loss, L_p = L_a + L_t + L_s (eq. 6), is defined everywhere; with the single loss
-L_s (eq. 3) what stands behind the fusion in the two branches stays untrained, and its predictions mean nothing.
+L_s (eq. 3) what stands behind the fusion in the two branches stays untrained, and its predictions mean nothing: where
+only the fused logits are asked for (`Batch.heads`), it is not computed either.
 
 Where the released code differs from the paper (github.com/Luyizhe/SpeechEmotion: softmax before a cross-entropy that
 applies it again, one head, a hidden FC with tanh, an AT-Fusion that never trains its score vector), the paper counts;
@@ -129,22 +130,28 @@ class Perspective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`: "logits" of the fusion (or of the one modality), and those of "audio" and "text"."""
         x = {m: F.relu(self.features[m](vectors(batch, m, self.dims[m]))) for m in self.modalities}
+        alone = not (batch.wants("audio") or batch.wants("text"))
         with full_precision(x):
-            return self._contextual(x, Plan(batch.dialogues))
+            return self._contextual(x, Plan(batch.dialogues), alone)
 
-    def _contextual(self, x: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-        x = self._fuse("ef", x)
+    def _contextual(self, x: dict[str, Tensor], plan: Plan, alone: bool = False) -> dict[str, Tensor]:
+        x = self._fuse("ef", x, alone)
         x = bigru(self.gru, x, plan)
-        x = self._fuse("mf", {s: self.dropout(rows) for s, rows in x.items()})
+        x = self._fuse("mf", {s: self.dropout(rows) for s, rows in x.items()}, alone)
         x = self_attention(self.attention, x, plan)
-        x = self._fuse("lf", {s: self.dropout(rows) for s, rows in x.items()})
+        x = self._fuse("lf", {s: self.dropout(rows) for s, rows in x.items()}, alone)
         x = self._fuse("lgf", {s: self.logits[s](rows) for s, rows in x.items()})
         if not self.position:
             return {"logits": x[self.modalities[0]]}
-        return {"logits": x["fused"], "audio": x["audio"], "text": x["text"]}
+        x["logits"] = x.pop("fused")
+        return x
 
-    def _fuse(self, position: str, x: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {**x, "fused": self.fusion(x["audio"], x["text"])} if position == self.position else x
+    def _fuse(self, position: str, x: dict[str, Tensor], alone: bool = False) -> dict[str, Tensor]:
+        """The streams behind that position; the fused one `alone` where nobody asks for the others' predictions."""
+        if position != self.position:
+            return x
+        fused = {"fused": self.fusion(x["audio"], x["text"])}
+        return fused if alone else {**x, **fused}
 
 
 class ReleasedAtFusion(nn.Module):
@@ -180,9 +187,9 @@ class Released(Perspective):
         x = {m: self.features[m](vectors(batch, m, self.dims[m])) for m in self.modalities}
         x["audio"] = x["audio"].relu()
         with full_precision(x):
-            return self._contextual(x, Plan(batch.dialogues))
+            return self._probabilities(x, Plan(batch.dialogues))
 
-    def _contextual(self, x: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    def _probabilities(self, x: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
         x = bigru(self.gru, x, plan)
         x = {m: self.dropout(rows) for m, rows in x.items()}
         x = self_attention(self.attention, x, plan)

@@ -127,7 +127,10 @@ class CnnBert(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of the sum, and of the two models. A hidden modality finds every class equally likely."""
-        logits = {"audio": self.audio(batch)["logits"], "text": self.text(batch)["logits"]}
+        branches = {"audio": self.audio, "text": self.text}
+        if not batch.wants("logits"):  # the stages that train one branch
+            return {m: branch(batch)["logits"] for m, branch in branches.items() if batch.wants(m)}
+        logits = {m: branch(batch)["logits"] for m, branch in branches.items()}
         summed = []
         for modality, own in logits.items():
             probabilities = F.softmax(own, 1)
