@@ -25,7 +25,7 @@ from .address import checked_address, local_workers
 from .processes import task_name
 
 if TYPE_CHECKING:
-    from distributed import Client, Future, KilledWorker
+    from distributed import Client, Future
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,6 +40,10 @@ OWN = {"distributed.scheduler.allowed-failures": 2, "distributed.deploy.lost-wor
 
 class Died(Exception):
     """What a task yields that has killed its workers; its message says how often."""
+
+
+class _Forgotten(Exception):
+    """Dask no longer has a task's result, as after a restart: a lease is taken anew."""
 
 
 class Cluster:
@@ -163,12 +167,16 @@ class Cluster:
         landed: SimpleQueue[Future] = SimpleQueue()
         flying: dict[Any, tuple[T, Future]] = {}  # by dask's key
         lonely: float | None = None  # since when nobody is there who could do it
+
+        def launch(task: T) -> None:
+            future = self._submit(function, task, needs(task))
+            flying[future.key] = (task, future)
+            future.add_done_callback(landed.put)
+
         try:
             while True:
                 for task in islice(remaining, max(0, self._room() - len(flying))):
-                    future = self._submit(function, task, needs(task))
-                    flying[future.key] = (task, future)
-                    future.add_done_callback(landed.put)
+                    launch(task)
                 if not flying:
                     return
                 try:
@@ -182,13 +190,13 @@ class Cluster:
                             f"{self._start()} and run again"
                         ) from None
                     continue
-                task, future = flying[key]
-                result = self._result(task, future)
-                if result is None:  # its worker died before it could be fetched, and another does it again
-                    future.add_done_callback(landed.put)
-                    continue
-                del flying[key]
-                yield task, result[0]
+                task, future = flying.pop(key)
+                try:
+                    result = self._result(task, future)
+                except _Forgotten:
+                    launch(task)
+                else:
+                    yield task, result
         finally:
             with contextlib.suppress(Exception):  # the scheduler may be gone; what runs there ends by itself
                 self._client.cancel([future for _, future in flying.values()])
@@ -207,25 +215,27 @@ class Cluster:
         except (OSError, RuntimeError) as fault:
             raise self._gone() from fault
 
-    def _result(self, task: T, future: "Future") -> tuple[Any] | None:
+    def _result(self, task: T, future: "Future") -> R | Died:
         from distributed import CancelledError, KilledWorker
-        from distributed import TimeoutError as Late
 
+        fault: BaseException | None
         if future.status == "error":
             fault = future.exception()
-            if isinstance(fault, KilledWorker):
-                return (_death(fault),)
-            if isinstance(fault, SerError):
-                raise fault
-            raise self._foreign(task, fault)
-        try:
-            return (future.result(timeout=LOOK),)
-        except Late:
-            return None
-        except KilledWorker as fault:
-            return (_death(fault),)
-        except (CancelledError, OSError) as fault:
-            raise self._gone() from fault
+        elif future.status != "finished":
+            self._look(anew=True)
+            raise _Forgotten
+        else:
+            try:
+                return future.result(timeout=self.patience)
+            # Its worker died before it could be fetched. UnboundLocalError: what distributed makes of a cancellation.
+            except (CancelledError, TimeoutError, OSError, UnboundLocalError):
+                self._look(anew=True)
+                raise _Forgotten from None
+            except KilledWorker as killed:
+                fault = killed
+        if isinstance(fault, KilledWorker):
+            return Died(f"the process that computes it dies, {fault.allowed_failures + 1} times in a row")
+        raise fault if isinstance(fault, SerError) else self._foreign(task, fault)
 
     def _foreign(self, task: Any, fault: BaseException | None) -> Exception:
         told = "".join(traceback.format_exception(fault))
@@ -265,10 +275,6 @@ class Cluster:
 
     def _start(self) -> str:
         return f"start some by `dask worker {self.address} --nthreads 1`"
-
-
-def _death(fault: "KilledWorker") -> Died:
-    return Died(f"the process that computes it dies, {fault.allowed_failures + 1} times in a row")
 
 
 def here() -> dict[str, Any]:

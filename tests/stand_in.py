@@ -38,9 +38,7 @@ class StandInPass:
         self.config = config
         self.specs: tuple[Spec, ...] = (spec,)
         self.stage = spec.feature
-        if (log := os.environ.get("SER_STAND_IN_LOG")) is not None:  # one line per opening: "models are loaded once"
-            with Path(log).open("a") as lines:
-                lines.write(f"{os.getpid()}\n")
+        _note("opened")
 
     def run(self, batch: Sequence[str]) -> list[Outcome]:
         """One row per transcript."""
@@ -54,12 +52,20 @@ class StandInPass:
         _, slow, seconds = text.partition("[sleep ")
         if slow:
             time.sleep(float(seconds.partition("]")[0]))
+        _note("computed")
         digest = hashlib.sha256(text.encode()).digest()[:DIM]
         return {
             self.specs[0].fingerprint: Rows(
                 np.frombuffer(digest, np.uint8).astype(np.float32)[None] + self.config.shift
             )
         }
+
+
+def _note(what: str) -> None:
+    """One line per event in the file that the environment names: how often, and in which process."""
+    if (log := os.environ.get("SER_STAND_IN_LOG")) is not None:
+        with Path(log).open("a") as lines:
+            lines.write(f"{what} {os.getpid()}\n")
 
 
 for _name in ("standin", "standin2"):
