@@ -49,6 +49,7 @@ def training_options(command: Any) -> Any:
         click.option("--allow-missing", is_flag=True, help="Leave quarantined utterances out, and say which."),
         click.option("--dry-run", is_flag=True, help="Print parameters, steps and an estimate, and stop."),
         click.option("--resume", is_flag=True, help="Go on with unfinished runs from their last state."),
+        click.option("--log", type=click.Choice(["tensorboard"]), help="Curves of each run, in its folder."),
         click.option("--out", type=folder, default=Path("runs"), show_default=True),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     ]

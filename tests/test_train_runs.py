@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,7 @@ def test_any_change_of_the_config_is_another_run(store: Path, tmp_path: Path) ->
         {"set": (*SMALL, "soft_labels=true")},
         {"features": "is13+bert:pool=meanstd"},
         {"limit": 60},
+        {"precision": "bf16"},
     ]
     names = [run_name(prepare(replace(plain, **change))[0].config) for change in [{}, *changes]]
     assert len(set(names)) == len(names)
@@ -135,6 +137,22 @@ def test_any_change_of_the_config_is_another_run(store: Path, tmp_path: Path) ->
     moved = replace(plain, out=tmp_path / "elsewhere", resume=True, seeds=2)
     assert run_name(prepare(moved)[0].config) == names[0]
     assert run_name(prepare(replace(plain, features="bert+is13"))[0].config) == names[0]
+
+
+def test_curves_for_tensorboard(store: Path, tmp_path: Path) -> None:
+    asked = lgf(store, tmp_path, folds=1, log="tensorboard")
+    if find_spec("tensorboard") is None:
+        with pytest.raises(WrongUse, match=r"TensorBoard is not installed; `pip install 'ser\[tensorboard\]'`"):
+            prepare(asked)
+        pytest.skip("TensorBoard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (run,) = run_experiment(asked)
+    events = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    for name in ("loss", "ua", "wa"):
+        drawn = [(point.step, point.value) for point in events.Scalars(f"train/{name}")]
+        assert drawn == [(line["epoch"], pytest.approx(line[name])) for line in run.result["history"]]
+    assert run.path.name == run_name(prepare(replace(asked, log=None))[0].config)
 
 
 def test_soft_labels_train_on_the_votes(store: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from .protocols import make_folds
 from .runs import Run
 from .settings import has_setting, parse_settings
 from .single import one_thread, train_run
+from .tensorboard import check_log
 from .views import with_views
 
 # Raised when the same config would give other numbers than before.
@@ -65,6 +66,7 @@ def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
         raise unknown("selection", experiment.select, SELECTIONS)
     if experiment.precision not in get_args(Precision):
         raise unknown("precision", experiment.precision, get_args(Precision))
+    check_log(experiment.log)
     if experiment.loss not in LOSSES:
         raise unknown("loss", experiment.loss, LOSSES)
     data, fusion = load_dataset(
@@ -93,6 +95,7 @@ def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
         experiment.select,  # type: ignore[arg-type]
         device=_device(experiment.device),
         precision=experiment.precision,  # type: ignore[arg-type]
+        log=experiment.log,
     )
     return [
         Job(data, fold, replace(plan, seed=seed), _config(experiment, data, fusion, fold, replace(plan, seed=seed)))

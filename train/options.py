@@ -24,6 +24,7 @@ class Experiment:
     set: tuple[str, ...] = ()  # key=value
     also_set: tuple[str, ...] = ()  # the same, where the fusion has that setting: for sweeps over several fusions
     resume: bool = False
+    log: str | None = None  # tensorboard: curves in each run folder
     out: Path | str = "runs"
     limit: int | None = None
     allow_missing: bool = False

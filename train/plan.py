@@ -30,6 +30,7 @@ class Plan:
     seed: int = 0
     device: str = "cpu"
     precision: Precision = "float32"
+    log: str | None = None  # see `tensorboard`
 
     def autocast(self) -> torch.autocast:
         """Where a forward pass runs: in bfloat16 wherever that is safe, if `precision` is bf16."""

@@ -19,6 +19,7 @@ from .metrics import scores
 from .plan import Plan
 from .runs import CONFIG, LOG, RESULT, STATE, Run, claimed, run_name, write_json, write_predictions
 from .state import State, snapshot
+from .tensorboard import curves
 from .weights import read_state, write_model, write_state
 
 log = logging.getLogger("ser.train")
@@ -45,12 +46,17 @@ def train_run(
             return run
         state = read_state(run) if resume else None
         write_json(run, CONFIG, config)
-        with (run.path / LOG).open("a" if state else "w", encoding="utf-8") as lines, one_thread():
+        with (
+            (run.path / LOG).open("a" if state else "w", encoding="utf-8") as lines,
+            curves(plan.log, run.path) as draw,
+            one_thread(),
+        ):
             started = time.monotonic()
 
             def note(epoch: Epoch) -> None:
                 lines.write(f"{_line(epoch)}\n")
                 lines.flush()
+                draw(epoch)
                 if on_epoch:
                     on_epoch(epoch)
 
