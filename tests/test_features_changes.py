@@ -1,0 +1,239 @@
+"""How a feature is computed and what from are never mixed: one thing is changed, and `ser features` is run again."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import soundfile as sf
+from click.testing import CliRunner
+
+from ser.cache.store import open_store
+from ser.cli import main
+from ser.extract import mel, smile, speech, text
+from ser.weights.random import write_random_checkpoint
+
+TEXTS = ["Yeah.", "I don't know.", "[LAUGHTER]", "Leave me alone!", "why?", "Yeah."]
+FEATURES = "hubert,bert,is13,logmel"
+AUDIO = {"hubert", "is13", "logmel"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of six utterances, two checkpoints, and a store that has everything of them."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "corpus").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(len(TEXTS)):
+        sf.write(folder / "corpus" / f"{number}.wav", rng.normal(0, 0.1, 9600), 16000)
+    write_table(folder, TEXTS)
+    for name in ("hubert", "bert"):
+        write_random_checkpoint(folder / name, name, words=" ".join(TEXTS).split())
+    assert run(folder) == dict.fromkeys(FEATURES.split(","), 6)
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy to change, down to the times of its files."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def write_table(folder: Path, texts: list[str]) -> None:
+    with (folder / "corpus.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "audio", "text"]])
+        csv.writer(file).writerows([f"u{n}", f"corpus/{n}.wav", said] for n, said in enumerate(texts))
+
+
+def run(folder: Path, features: str = FEATURES, *options: str, store: str = "store") -> dict[str, int]:
+    """How many rows `ser features` computed, by feature. Every feature ends complete."""
+    models = [f"--model={name}={folder / name}" for name in ("hubert", "bert") if name in features]
+    command = ["features", str(folder / "corpus.csv"), "--features", features, *models, *options]
+    done = CliRunner().invoke(main, [*command, "--store", str(folder / store), "--json"])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert all(one["rows"] == one["computed"] + one["reused"] for one in facts.values())
+    return {name: one["computed"] for name, one in facts.items()}
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Every file of the store's features, and the digest of its bytes."""
+    found = {str(path.relative_to(folder)): path for path in (folder / "store").rglob("*") if path.is_file()}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items() if "manifests" not in name
+    }
+
+
+def rows(folder: Path, feature: str, store: str = "store") -> dict[str, bytes]:
+    opened = open_store(folder / store)
+    packed = opened.feature(feature).load(opened.manifest())
+    return {id_: packed[number].tobytes() for number, id_ in enumerate(packed.ids)}
+
+
+def a_weight(name: str) -> Callable[[Path], None]:
+    """One bit, the least, of one number."""
+
+    def change(folder: Path) -> None:
+        path = folder / name / "model.safetensors"
+        tensors = safetensors.numpy.load_file(path)
+        flat = tensors[sorted(tensors)[-1]].reshape(-1).view(np.uint8)
+        flat[0] ^= 1
+        safetensors.numpy.save_file(tensors, path)
+
+    return change
+
+
+def a_token(folder: Path) -> None:
+    """Two words of the tokenizer change places."""
+    path = folder / "bert" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    words = tokenizer["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    path.write_text(json.dumps(tokenizer))
+
+
+def a_setting(name: str, file: str, **values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / name / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+HOW: dict[str, tuple[Callable[[Path], None], set[str]]] = {
+    "a bit of a weight of HuBERT": (a_weight("hubert"), {"hubert"}),
+    "a bit of a weight of BERT": (a_weight("bert"), {"bert"}),
+    "the tokenizer": (a_token, {"bert"}),
+    "the tokenizer's settings": (a_setting("bert", "tokenizer_config.json", do_lower_case=False), {"bert"}),
+    "the preprocessor": (a_setting("hubert", "preprocessor_config.json", do_normalize=False), {"hubert"}),
+    "the model's settings": (a_setting("hubert", "config.json", layer_norm_eps=1e-4), {"hubert"}),
+}
+
+
+@pytest.mark.parametrize("what", HOW)
+def test_another_checkpoint(folder: Path, what: str) -> None:
+    before = files(folder)
+    change, touched = HOW[what]
+    change(folder)
+    assert run(folder) == {name: 6 * (name in touched) for name in FEATURES.split(",")}
+    after = files(folder)
+    assert before.items() <= after.items(), "what was there is altered"
+    names = [feature.spec.name for feature in open_store(folder / "store").features()]
+    assert sorted(names) == sorted([*FEATURES.split(","), *touched])
+    assert run(folder) == dict.fromkeys(FEATURES.split(","), 0)
+
+
+@pytest.mark.parametrize(
+    ("feature", "options"),
+    [
+        ("hubert:layer=1", ()),
+        ("hubert:normalize=false", ()),
+        ("hubert:precision=bfloat16", ()),
+        ("hubert", ("--dtype", "float32")),
+        ("bert:layer=0", ()),
+        ("bert:special=false", ()),
+        ("logmel:sampling_rate=8000", ()),
+        ("logmel:bands=40", ()),
+        ("logmel", ("--dtype", "float32")),
+    ],
+)
+def test_another_way(folder: Path, feature: str, options: tuple[str, ...]) -> None:
+    before = files(folder)
+    assert run(folder, feature, *options) == {feature: 6}
+    assert before.items() <= files(folder).items(), "what was there is altered"
+    assert run(folder) == dict.fromkeys(FEATURES.split(","), 0)
+
+
+@pytest.mark.parametrize(("module", "feature"), [(speech, "hubert"), (text, "bert"), (smile, "is13"), (mel, "logmel")])
+def test_another_version_of_an_extractor(
+    folder: Path, module: Any, feature: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(folder)
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    assert run(folder) == {name: 6 * (name == feature) for name in FEATURES.split(",")}
+    assert before.items() <= files(folder).items(), "what was there is altered"
+
+
+def test_where_things_lie_is_no_way(folder: Path, tmp_path: Path) -> None:
+    """Neither the backend, the cut into parts nor the path of the weights or of the corpus asks for new rows."""
+    folder = folder.rename(tmp_path / "elsewhere")
+    shutil.move(folder / "corpus", folder / "sounds")
+    table = (folder / "corpus.csv").read_text()
+    (folder / "corpus.csv").write_text(table.replace("corpus/", "sounds/"))
+    assert run(folder, FEATURES, "--backend", "hdf5", "--part-seconds", "1") == dict.fromkeys(FEATURES.split(","), 0)
+
+
+def keep_time(path: Path, change: Callable[[], Any]) -> None:
+    """Change a file and nothing that `ls` shows of it."""
+    status = path.stat()
+    change()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+
+
+def one_wav(folder: Path) -> None:
+    """Half of the samples, with the size and the time that they had."""
+    path = folder / "corpus" / "3.wav"
+    content = path.read_bytes()
+    keep_time(path, lambda: path.write_bytes(content[:44] + content[44:9644][::-1] + content[9644:]))
+
+
+def two_wavs_change_places(folder: Path) -> None:
+    one, two = folder / "corpus" / "1.wav", folder / "corpus" / "2.wav"
+    first, second = one.read_bytes(), two.read_bytes()
+    keep_time(one, lambda: one.write_bytes(second))
+    keep_time(two, lambda: two.write_bytes(first))
+
+
+def one_transcript(folder: Path) -> None:
+    keep_time(folder / "corpus.csv", lambda: write_table(folder, [*TEXTS[:4], "who?", TEXTS[5]]))
+
+
+def two_transcripts_change_places(folder: Path) -> None:
+    write_table(folder, [TEXTS[1], TEXTS[0], *TEXTS[2:]])
+
+
+def two_more(folder: Path) -> None:
+    rng = np.random.default_rng(1)
+    for number in (6, 7):
+        sf.write(folder / "corpus" / f"{number}.wav", rng.normal(0, 0.1, 12800), 16000)
+    write_table(folder, [*TEXTS, "Yeah.", "Leave me!"])
+
+
+def one_less(folder: Path) -> None:
+    write_table(folder, TEXTS[:5])
+
+
+WHAT: dict[str, tuple[Callable[[Path], None], set[str], set[str]]] = {
+    "one wav": (one_wav, {"u3"}, AUDIO),
+    "two wavs change places": (two_wavs_change_places, {"u1", "u2"}, AUDIO),
+    "one transcript": (one_transcript, {"u4"}, {"bert"}),
+    "two transcripts change places": (two_transcripts_change_places, {"u0", "u1"}, {"bert"}),
+    "two more utterances": (two_more, {"u6", "u7"}, {*AUDIO, "bert"}),
+    "one less": (one_less, set(), set()),
+}
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_another_corpus(folder: Path, what: str) -> None:
+    before = files(folder)
+    old = {name: rows(folder, name) for name in FEATURES.split(",")}
+    change, touched, readers = WHAT[what]
+    change(folder)
+    assert run(folder) == {name: len(touched) * (name in readers) for name in FEATURES.split(",")}
+    assert before.items() <= files(folder).items(), "what was there is altered"
+    assert run(folder, store="fresh") == dict.fromkeys(
+        FEATURES.split(","), len(open_store(folder / "fresh").manifest())
+    )
+    for name in FEATURES.split(","):
+        new = rows(folder, name)
+        assert new == rows(folder, name, "fresh"), "not what a new store would hold"
+        changed = {id_ for id_, row in new.items() if old[name].get(id_) != row}
+        assert changed == (touched if name in readers else set())
