@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-FORMATS = ("iemocap", "emodb", "table")
+from ser.extract.corpora.formats import FORMATS
 
 
 @click.group()

@@ -1,13 +1,15 @@
 """`ser features`: stage 1, from a corpus to features in the store."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from tabulate import tabulate
 
-from .corpus import FORMATS
+from ser.extract.corpora.formats import FORMATS
+
 from .progress import Stages
 
 if TYPE_CHECKING:
@@ -92,17 +94,23 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
       ser features my.csv --format table --features is13,logmel --backend hdf5
       ser features corpus --features hubert:layer=9 --model hubert=/models/hubert-base-ls960
     """
-    from ser.extract.run import Request, extract, plan
+    from ser.extract.run import Request, extract, plan, stop_if_unusable
 
     planned = plan(Request(**options))
     if dry_run:
         click.echo(json.dumps(_ahead(planned)) if as_json else _ahead_text(planned))
         return
+    stop_if_unusable(planned)
     click.echo(_ahead_text(planned), err=True)
     with Stages("utt") as stages:
         summary = extract(planned, stages.update)
-    click.echo(json.dumps(summary.features) if as_json else _summary_text(summary))
-    ctx.exit(3 if summary.any_quarantined else 0)
+    if as_json:
+        click.echo(json.dumps(summary.features))
+    else:
+        click.echo(_table(summary))
+    for line in _told(summary):
+        click.echo(line, err=as_json)
+    ctx.exit(0 if summary.whole else 3)
 
 
 def _ahead(plan: "Plan") -> dict[str, Any]:
@@ -123,18 +131,22 @@ def _ahead_text(plan: "Plan") -> str:
     return "\n".join(lines)
 
 
-def _summary_text(summary: "Summary") -> str:
+def _table(summary: "Summary") -> str:
     rows = [
         [name, *(facts[key] for key in ("rows", "computed", "reused", "quarantined", "seconds"))]
         for name, facts in summary.features.items()
     ]
-    lines = [tabulate(rows, headers=["feature", "rows", "computed", "reused", "quarantined", "s"])]
-    lines += [f"warning: {text}" for text in summary.warnings]
+    return tabulate(rows, headers=["feature", "rows", "computed", "reused", "quarantined", "s"])
+
+
+def _told(summary: "Summary") -> Iterator[str]:
+    """What stands under the table: with --json on standard error, so that nothing is left out in silence."""
+    yield from (f"warning: {text}" for text in summary.warnings)
+    yield from (f"left out of the corpus: {problem}" for problem in summary.refused)
     for feature, reasons in summary.quarantined.items():
-        lines += [f"quarantined in {feature}: {id_}: {reason}" for id_, reason in reasons.items()]
-    lines += [
-        f"check {name}: max |Δ| / max |ref| {value:.2e} against one by one" for name, value in summary.check.items()
-    ]
+        yield from (f"quarantined in {feature}: {id_}: {reason}" for id_, reason in reasons.items())
+    for name, value in summary.check.items():
+        yield f"check {name}: max |Δ| / max |ref| {value:.2e} against one by one"
     if random := [name for name, facts in summary.features.items() if facts["random_weights"]]:
-        lines.append(f"random weights ({', '.join(random)}): these features show that the pipeline works, no more")
-    return "\n".join([*lines, f"{summary.sentence}; store: {summary.store}"])
+        yield f"random weights ({', '.join(random)}): these features show that the pipeline works, no more"
+    yield f"{summary.sentence}; store: {summary.store}"

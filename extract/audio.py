@@ -78,6 +78,8 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
             if promised > LONGEST * rate:
                 raise Unusable(_too_long(promised, rate, len(data)))
             channels = file.read(dtype="float32", always_2d=True)
+    except Unusable:  # a ValueError too
+        raise
     except (sf.LibsndfileError, RuntimeError, ValueError, MemoryError, OverflowError) as fault:
         raise Unusable(f"cannot be decoded as audio ({_first_line(fault)})") from fault
     if len(channels) < promised:

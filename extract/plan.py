@@ -14,7 +14,7 @@ from ser.cache.spec import Modality
 from ser.cache.store import Feature, Store, open_store
 
 from .batching import CHARACTERS_PER_TOKEN, text_seconds
-from .corpora.scan import Scan, read_corpus
+from .corpora.scan import Scan, find_format, read_corpus
 from .features import Wanted, resolve, split_names
 from .request import Request
 
@@ -46,6 +46,7 @@ class Utterance:
     digest: str | None  # of the input of this modality
     length: float  # what it costs, in seconds of audio
     problem: str | None = None  # why it cannot be used, as far as the scan knows
+    file: str = ""  # where that is wrong: the audio, or the file that should hold the transcript
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,13 @@ class Plan:
             manifest.column("duration"),
             strict=True,
         ):
-            problem = problems[id_].reason if id_ in problems else None
+            known = problems.get(id_)
+            problem, file = (known.reason, known.path) if known else (None, "")
             if digest is None and problem is None:
                 problem = "no transcript" if modality == "text" else "no audio file"
             length = (seconds or 0.0) if modality == "audio" else text_seconds(text or "")
-            found.append(Utterance(id_, audio, text, digest, length, problem))
+            file = file or ((audio or "") if modality == "audio" else "")
+            found.append(Utterance(id_, audio, text, digest, length, problem, file))
         return found
 
 
@@ -138,6 +141,7 @@ def plan(request: Request) -> Plan:
     """
     request.check_options()
     names = split_names(request.features)
+    find_format(request.corpus, request.format)  # before the weights, which may come over the network
     wanted = resolve(names, request.checkpoints, request.dtype)  # type: ignore[arg-type]
     scan = read_corpus(request.corpus, request.format, request.corpus_name, request.text, request.limit)
     return plan_scan(request, scan, wanted)

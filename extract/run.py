@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sized
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -26,7 +26,7 @@ NAMED = 5  # faults that a message names before it counts the rest
 
 
 class Stopped(CorpusError):
-    """Utterances that cannot be used, and `--on-error fail`. `quarantined` lists them by feature name."""
+    """Something that cannot be used, and `--on-error fail`. `quarantined` lists utterances by feature name."""
 
     def __init__(self, message: str, quarantined: dict[str, list[Quarantine]]) -> None:
         super().__init__(message)
@@ -44,6 +44,7 @@ class Summary:
     corpus: str
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
     quarantined: dict[str, dict[str, str]] = field(default_factory=dict)  # feature → id → reason
+    refused: list[str] = field(default_factory=list)  # what of the corpus has no row: a missing session, a bad line
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0  # wall clock
     audio_seconds: float = 0.0  # decoded
@@ -52,8 +53,13 @@ class Summary:
 
     @property
     def any_quarantined(self) -> bool:
-        """Whether the run ends with exit code 3."""
+        """Whether any utterance is left out of any feature."""
         return any(self.quarantined.values())
+
+    @property
+    def whole(self) -> bool:
+        """Whether every feature has every utterance of the corpus; if not, the run ends with exit code 3."""
+        return not self.any_quarantined and not self.refused
 
     @property
     def sentence(self) -> str:
@@ -68,14 +74,13 @@ class Summary:
 def extract(plan: Plan, on_progress: OnProgress | None = None) -> Summary:
     """Compute and publish all that is missing. What is there already is not touched, so a killed run resumes.
 
-    Raises `Stopped` at the first part with unusable utterances, unless the request says `on_error="skip"`; its good
-    rows are kept. Raises `StoreError` when the disk is full, and `SerError` when a worker process dies.
+    Raises `Stopped` for a corpus that is not whole, and at the first part with unusable utterances, unless the
+    request says `on_error="skip"`; that part's good rows are kept. Raises `StoreError` when the disk is full, and
+    `SerError` when a worker process dies.
     """
     begun = time.perf_counter()
     request = plan.request
-    known = _known_problems(plan)
-    if known and request.on_error == "fail":
-        raise _stopped(known)
+    stop_if_unusable(plan)
     store = open_store(request.store, create=True)
     store.put_manifest(plan.manifest)
     for feature in plan.features:
@@ -92,6 +97,12 @@ def extract(plan: Plan, on_progress: OnProgress | None = None) -> Summary:
                 names = {feature.wanted.spec.fingerprint: feature.wanted.spec.name for feature in plan.features}
                 raise _stopped({names[key]: found for key, found in record.quarantined.items()})
     return _summary(plan, store, total, time.perf_counter() - begun, deviations)
+
+
+def stop_if_unusable(plan: Plan) -> None:
+    """Raises `Stopped` for all that the scan found unusable, unless the request says `on_error="skip"`."""
+    if plan.request.on_error == "fail" and ((known := _known_problems(plan)) or plan.scan.refused):
+        raise _stopped(known, [str(problem) for problem in plan.scan.refused])
 
 
 def device_of(plan: Plan) -> str:
@@ -161,20 +172,27 @@ def _known_problems(plan: Plan) -> dict[str, list[Quarantine]]:
         utterances = plan.utterances(spec.modality) if feature.missing else []
         bad = [utterances[row] for row in feature.missing if utterances[row].problem]
         if bad:
-            found[spec.name] = [Quarantine(u.id, u.digest, u.audio or "", u.problem or "") for u in bad]
+            found[spec.name] = [Quarantine(u.id, u.digest, u.file, u.problem or "") for u in bad]
     return found
 
 
-def _stopped(quarantined: dict[str, list[Quarantine]]) -> Stopped:
+def _stopped(quarantined: dict[str, list[Quarantine]], refused: list[str] | None = None) -> Stopped:
+    told = [f"{_count(refused, 'problem')} with the corpus: {_listed(refused)}"] if refused else []
     unique = list({(q.id, q.reason): q for found in quarantined.values() for q in found}.values())
-    listed = "; ".join(f"{q.id} ({q.path}): {q.reason}" if q.path else f"{q.id}: {q.reason}" for q in unique[:NAMED])
-    more = f"; and {len(unique) - NAMED} more" if len(unique) > NAMED else ""
-    count = f"{len(unique)} utterance{'s' * (len(unique) > 1)}"
-    return Stopped(
-        f"{count} cannot be used for {', '.join(quarantined)}: {listed}{more}; "
-        "mend the corpus, or go on without them by --on-error skip",
-        quarantined,
-    )
+    if unique:
+        named = [f"{q.id} ({q.path}): {q.reason}" if q.path else f"{q.id}: {q.reason}" for q in unique]
+        told.append(f"{_count(unique, 'utterance')} cannot be used for {', '.join(quarantined)}: {_listed(named)}")
+    way_out = "mend the corpus, or go on without them by --on-error skip"
+    return Stopped("; ".join([*told, way_out]), quarantined)
+
+
+def _count(things: Sized, what: str) -> str:
+    return f"{len(things)} {what}{'s' * (len(things) > 1)}"
+
+
+def _listed(faults: list[str]) -> str:
+    more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+    return "; ".join(faults[:NAMED]) + more
 
 
 def _add(total: Record, record: Record) -> None:
@@ -210,6 +228,7 @@ def _summary(plan: Plan, store: Store, total: Record, seconds: float, deviations
             "random_weights": spec.random_weights,
         }
         summary.quarantined[spec.name] = quarantined
+    summary.refused = [str(problem) for problem in plan.scan.refused]
     summary.warnings = [*plan.warnings, *_counted(total.warnings)]
     return summary
 

@@ -134,8 +134,7 @@ class Worker:
                     continue
                 outcome = results[name][utterance.id]
                 if isinstance(outcome, Unusable):
-                    path = (utterance.audio or "") if part.modality == "audio" else ""
-                    bad.append(Quarantine(utterance.id, utterance.digest, path, str(outcome)))
+                    bad.append(Quarantine(utterance.id, utterance.digest, utterance.file, str(outcome)))
                 else:
                     rows.ids.append(utterance.id)
                     inputs.append(utterance.digest or "")

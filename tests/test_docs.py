@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from ser.cli import main
-from ser.extract.corpora.scan import FORMATS
+from ser.extract.corpora.formats import FORMATS
 from ser.extract.features import EXTRACTORS, FEATURES
 from ser.tests.newcomer import newcomer, shrink
 from ser.train.models import FUSIONS

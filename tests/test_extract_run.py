@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -140,6 +141,24 @@ def test_fail_is_the_default_and_lists_them(corpus: Path, tmp_path: Path, models
         run(corpus, tmp_path / "store", models, "is13,logmel", part_seconds=3)
     kept = open_store(tmp_path / "store")
     assert kept.feature("is13").quarantined(kept.manifest()) == {}  # what stopped the run is tried again
+
+
+def test_what_has_no_row_stops_or_is_named(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    """A line that no manifest row came of cannot be quarantined: it must not pass in silence either."""
+    with corpus.open("a") as table:
+        table.write("u0,0.wav,again\n")
+    refused = "1 problem with the corpus: 0.wav: u0: line 10: the id u0 is there twice"
+    with pytest.raises(Stopped, match=f"^{re.escape(refused)}; mend the corpus.*--on-error skip$"):
+        run(corpus, tmp_path / "store", models, "logmel")
+    assert not (tmp_path / "store").exists()
+    summary = run(corpus, tmp_path / "store", models, "logmel", on_error="skip")
+    assert summary.refused == ["0.wav: u0: line 10: the id u0 is there twice"]
+    assert not summary.whole and not summary.any_quarantined and summary.features["logmel"]["rows"] == 8
+
+
+def test_a_corpus_that_is_none_is_told_before_weights_are_sought(tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match="elsewhere does not exist"):
+        plan(Request(tmp_path / "elsewhere", "hubert", models={"hubert": "/no/weights"}))
 
 
 def test_skip_quarantines_by_name_and_retry_tries_again(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:

@@ -91,14 +91,14 @@ def _on_hub(name: str, option: str) -> Path:
         try:
             return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))
         except Exception as fault:  # the Hub's client raises its own, requests', httpx' and OS errors
-            why = f"could not be fetched ({type(fault).__name__})"
+            why = f"is not in Hugging Face's cache and could not be fetched ({type(fault).__name__})"
             raise NoWeights(_how_to(name, why, option)) from fault
     raise NoWeights(_how_to(name, "is not in Hugging Face's cache, and HF_HUB_OFFLINE is set", option))
 
 
 def _how_to(name: str, why: str, option: str) -> str:
     return (
-        f"the weights {name} {why}; copy the model's folder here from a machine with a network, and point at it "
+        f"the checkpoint {name} {why}; copy the model's folder here from a machine with a network, and point at it "
         f"with {option}"
     )
 

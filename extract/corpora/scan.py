@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,16 +13,16 @@ from ser.cache.errors import CorpusError, SerError, WrongUse, unknown
 from ser.cache.manifest import Manifest
 
 from .admission import IdsSeen, id_fault, path_fault
-from .emodb import FULL_SIZE, is_emodb, read_emodb
-from .iemocap import is_iemocap, read_iemocap
+from .emodb import FULL_SIZE, is_emodb
+from .formats import FORMATS
+from .iemocap import is_iemocap
 from .probe import probe
 from .reading import Problem, Reading, printable
-from .table import SUFFIXES, read_table
+from .table import SUFFIXES
 from .transcripts import replace_transcripts
 
-__all__ = ["FORMATS", "Problem", "Scan", "read_corpus"]
+__all__ = ["FORMATS", "Problem", "Scan", "find_format", "read_corpus"]
 
-FORMATS: dict[str, Callable[[Path], Reading]] = {"iemocap": read_iemocap, "emodb": read_emodb, "table": read_table}
 CORPUS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -69,19 +70,9 @@ def read_corpus(
     path = Path(path).expanduser()
     if limit is not None and limit < 1:
         raise WrongUse(f"a limit of {limit} leaves no utterance; give 1 or more")
-    try:
-        if not path.exists():
-            raise WrongUse(f"{path} does not exist; give the folder of a corpus, or a table file")
-        format = format or detect(path)
-        if format not in FORMATS:
-            raise unknown("corpus format", format, FORMATS)
+    format = find_format(path, format)
+    with _readable(path):
         reading = FORMATS[format](path)
-    except SerError:
-        raise
-    except OSError as error:
-        raise CorpusError(
-            f"{error.filename or path} cannot be read ({error.strerror}); see to that and run again"
-        ) from error
     rows, problems = _admit(reading, follow_links=format != "table")
     if limit is not None:
         rows = rows[:limit]
@@ -97,6 +88,34 @@ def read_corpus(
     name = _checked_name(name) if name is not None else _name_from(reading.corpus)
     manifest = Manifest.from_rows(name, rows, reading.synthetic)
     return Scan(manifest, reading.root, format, [*problems, *faults], _warnings(format, rows))
+
+
+def find_format(path: str | Path, format: str | None = None) -> str:
+    """The format of the corpus at `path`, or the one that is asked for: a quick look, before anything slow.
+
+    Raises `WrongUse` if nothing is there, if it looks like no corpus, or for an unknown format.
+    """
+    path = Path(path).expanduser()
+    with _readable(path):
+        if not path.exists():
+            raise WrongUse(f"{path} does not exist; give the folder of a corpus, or a table file")
+        format = format or detect(path)
+    if format not in FORMATS:
+        raise unknown("corpus format", format, FORMATS)
+    return format
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses into a `CorpusError`."""
+    try:
+        yield
+    except SerError:
+        raise
+    except OSError as error:
+        raise CorpusError(
+            f"{error.filename or path} cannot be read ({error.strerror}); see to that and run again"
+        ) from error
 
 
 def detect(path: Path) -> str:
