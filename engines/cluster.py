@@ -33,9 +33,13 @@ Needs = Mapping[str, float]  # resource → how much of it a task takes, as in `
 
 PER_THREAD = 3  # tasks in hand per worker thread: one at work and the next ones there already
 LOOK = 2.0  # seconds between two looks at who is there
-# A cluster of its own forgives a task two deaths (dask: 3), and waits for a worker that dies again and again: after
-# 15 seconds dask would close what restarts it.
-OWN = {"distributed.scheduler.allowed-failures": 2, "distributed.deploy.lost-worker-timeout": "1 day"}
+# A cluster of its own forgives a task two deaths (dask: 3), waits for a worker that dies again and again (dask closes
+# after 15 s what restarts it), and keeps the last 10 messages to each worker (dask 1000, and each holds a whole lease).
+OWN = {
+    "distributed.scheduler.allowed-failures": 2,
+    "distributed.deploy.lost-worker-timeout": "1 day",
+    "distributed.admin.low-level-log-length": 10,
+}
 
 
 class Died(Exception):
@@ -83,12 +87,12 @@ class Cluster:
         import dask
         from distributed import Client, LocalCluster
 
+        stack.enter_context(dask.config.set(OWN))
         if self.own is None:
             try:
                 return Client(self.address, timeout="10s", set_as_default=False)
             except (OSError, ValueError, ImportError) as fault:
                 raise SerError(f"no dask scheduler answers at {self.address} ({fault})") from fault
-        stack.enter_context(dask.config.set(OWN))
         try:
             cluster = LocalCluster(
                 n_workers=self.own,
@@ -196,6 +200,7 @@ class Cluster:
                 except _Forgotten:
                     launch(task)
                 else:
+                    future.release()  # else the scheduler keeps every lease until Python collects garbage
                     yield task, result
         finally:
             with contextlib.suppress(Exception):  # the scheduler may be gone; what runs there ends by itself
