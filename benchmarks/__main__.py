@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-PARTS = ("store", "extract", "train")
+PARTS = ("store", "extract", "train", "costs", "demo")
 
 
 def main(only: list[str]) -> int:
