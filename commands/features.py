@@ -94,14 +94,17 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
       ser features my.csv --format table --features is13,logmel --backend hdf5
       ser features corpus --features hubert:layer=9 --model hubert=/models/hubert-base-ls960
     """
+    from ser.extract.estimate import about_seconds
     from ser.extract.run import Request, extract, plan, stop_if_unusable
 
     planned = plan(Request(**options))
     if dry_run:
-        click.echo(json.dumps(_ahead(planned)) if as_json else _ahead_text(planned))
+        about = about_seconds(planned)
+        click.echo(json.dumps(_ahead(planned, about)) if as_json else _ahead_text(planned) + _about(about))
         return
     stop_if_unusable(planned)
-    click.echo(_ahead_text(planned), err=True)
+    click.echo(_ahead_text(planned), err=True, nl=False)
+    click.echo(_about(about_seconds(planned)), err=True)
     with Stages("utt") as stages:
         summary = extract(planned, stages.update)
     if as_json:
@@ -113,9 +116,22 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
     ctx.exit(0 if summary.whole else 3)
 
 
-def _ahead(plan: "Plan") -> dict[str, Any]:
+def _ahead(plan: "Plan", about: float | None) -> dict[str, Any]:
     missing = {f.wanted.spec.name: {"rows": f.rows, "missing": len(f.missing), "bytes": f.bytes} for f in plan.features}
-    return {"features": missing, "bytes": plan.bytes, "free": plan.free, "corpus": plan.manifest.corpus}
+    return {
+        "features": missing,
+        "bytes": plan.bytes,
+        "free": plan.free,
+        "seconds": about,
+        "corpus": plan.manifest.corpus,
+        "refused": [str(problem) for problem in plan.scan.refused],
+    }
+
+
+def _about(seconds: float | None) -> str:
+    from ser.extract.run import spoken
+
+    return f"; about {spoken(float(f'{seconds:.2g}'))}, going by a few utterances" if seconds is not None else ""
 
 
 def _ahead_text(plan: "Plan") -> str:
@@ -127,6 +143,7 @@ def _ahead_text(plan: "Plan") -> str:
             f"  {spec.name}@{spec.fingerprint}{random}: {len(feature.missing)} to compute, {feature.there} there, "
             f"about {feature.bytes / 1e6:.1f} MB"
         )
+    lines += [f"  not in the corpus as read: {problem}" for problem in plan.scan.refused]
     lines.append(f"  {plan.bytes / 1e6:.1f} MB in all, {plan.free / 1e9:.1f} GB free")
     return "\n".join(lines)
 

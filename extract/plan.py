@@ -16,6 +16,7 @@ from ser.cache.store import Feature, Store, open_store
 from .batching import CHARACTERS_PER_TOKEN, text_seconds
 from .corpora.scan import Scan, find_format, read_corpus
 from .features import Wanted, resolve, split_names
+from .passes import Pass
 from .request import Request
 
 PART_BYTES = 256 << 20
@@ -72,6 +73,7 @@ class Plan:
     features: list[FeaturePlan]
     free: int
     warnings: list[str] = field(default_factory=list)
+    opened: dict[Modality, list[Pass]] = field(default_factory=dict, repr=False)  # by an estimate, for the run
 
     @property
     def manifest(self) -> Manifest:

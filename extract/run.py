@@ -68,7 +68,7 @@ class Summary:
         if not self.audio_seconds:
             return f"done in {self.seconds:.1f} s{slowest}"
         speed = self.audio_seconds / max(self.seconds, 1e-9)
-        return f"{_spoken(self.audio_seconds)} of audio in {_spoken(self.seconds)}: {speed:.0f}× real time{slowest}"
+        return f"{spoken(self.audio_seconds)} of audio in {spoken(self.seconds)}: {speed:.0f}× real time{slowest}"
 
 
 def extract(plan: Plan, on_progress: OnProgress | None = None) -> Summary:
@@ -128,7 +128,7 @@ def _records(plan: Plan, parts: list[Part], progress: "_Progress") -> Generator[
         written_by=(("ser", version("ser")),),
     )
     if request.scheduler is None and workers == 1:
-        yield from Worker(setup, progress.stage).run(parts)
+        yield from Worker(setup, progress.stage, plan.opened).run(parts)
         return
     if request.scheduler is None:
         records = engines.run(extract_part, [Task(setup, part) for part in parts], workers)
@@ -257,7 +257,8 @@ def _check(plan: Plan, store: Store) -> dict[str, float]:
     return found
 
 
-def _spoken(seconds: float) -> str:
+def spoken(seconds: float) -> str:
+    """A duration for people: "55 s", "42 min", "12.4 h"."""
     if seconds < 90:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -24,6 +24,7 @@ from ser.weights import Checkpoint, load_encoder
 
 from .audio import CHANNELS, RESAMPLER, Clip
 from .layers import Layers
+from .memory import in_halves
 from .passes import Outcome, Rows, Unusable, as_stored
 
 VERSION = 1
@@ -225,15 +226,8 @@ class SpeechPass:
         return groups
 
     def forward(self, waves: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        """Frames of each wave, one `[frames, dim]` float32 per spec. Halves the batch where the GPU's memory ends."""
-        try:
-            return self._forward(waves)
-        except torch.OutOfMemoryError:
-            if len(waves) == 1:
-                raise
-        torch.cuda.empty_cache()
-        half = len(waves) // 2
-        return self.forward(waves[:half]) + self.forward(waves[half:])
+        """Frames of each wave, one `[frames, dim]` float32 per spec. Halves the batch where memory ends."""
+        return in_halves(self._forward, waves)
 
     def _forward(self, waves: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         longest = max(len(wave) for wave in waves)

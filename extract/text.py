@@ -17,6 +17,7 @@ from ser.cache.spec import Modality, Spec
 from ser.weights import Checkpoint, NoWeights, load_encoder
 
 from .layers import Layers
+from .memory import in_halves
 from .passes import Outcome, Rows, Unusable, as_stored
 
 VERSION = 1
@@ -153,15 +154,8 @@ class TextPass:
         return [*tokens[: self.shared.most - 1], tokens[-1]]
 
     def forward(self, ids: Sequence[Sequence[int]]) -> list[list[np.ndarray]]:
-        """Hidden states of each token sequence, one `[tokens, dim]` float32 per spec."""
-        try:
-            return self._forward(ids)
-        except torch.OutOfMemoryError:
-            if len(ids) == 1:
-                raise
-        torch.cuda.empty_cache()
-        half = len(ids) // 2
-        return self.forward(ids[:half]) + self.forward(ids[half:])
+        """Hidden states of each token sequence, one `[tokens, dim]` float32 per spec. Halves as speech does."""
+        return in_halves(self._forward, ids)
 
     def _forward(self, ids: Sequence[Sequence[int]]) -> list[list[np.ndarray]]:
         longest = max(len(tokens) for tokens in ids)

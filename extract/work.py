@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from ser.cache.store import open_store
 from .audio import Clip, decode, locate
 from .batching import GPU_SECONDS, batches
 from .features import Wanted
+from .memory import memory_ended
 from .opening import open_passes
 from .passes import Outcome, Pass, Rows, Unusable
 from .plan import Part, Utterance
@@ -59,7 +60,6 @@ class Record:
     quarantined: dict[str, list[Quarantine]] = field(default_factory=dict)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     audio_seconds: float = 0.0
-    bytes: int = 0
     warnings: list[tuple[str, str]] = field(default_factory=list)  # what, utterance
     stages: Counter[str] = field(default_factory=Counter)  # utterances done
 
@@ -72,12 +72,14 @@ class Worker:
     their own, fed by decoding threads that never wait behind the slower CPU extractors.
     """
 
-    def __init__(self, setup: Setup, on_stage: OnStage | None = None) -> None:
+    def __init__(
+        self, setup: Setup, on_stage: OnStage | None = None, opened: Mapping[Modality, list[Pass]] | None = None
+    ) -> None:
         self.setup, self.on_stage = setup, on_stage or (lambda _stage, _count: None)
         self.on_gpu = setup.device.startswith("cuda")
         self.most = setup.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
         self.store = open_store(setup.store)
-        self.passes: dict[Modality, list[Pass]] = {}
+        self.passes: dict[Modality, list[Pass]] = dict(opened or {})
         self._lock, self._opening = threading.Lock(), threading.Lock()
 
     def _passes(self, modality: Modality) -> list[Pass]:
@@ -139,7 +141,6 @@ class Worker:
                     rows.ids.append(utterance.id)
                     inputs.append(utterance.digest or "")
                     rows.arrays.append(outcome.values)
-                    record.bytes += outcome.values.nbytes
                     for key, extra in outcome.extras.items():
                         rows.extras.setdefault(key, []).append(extra)
             rows.inputs = inputs
@@ -162,6 +163,11 @@ class Worker:
             record.stages[stage] += count
             self.on_stage(stage, count)
         return value
+
+    def count_batch(self, record: Record, one: Pass) -> None:
+        """One more batch of each feature that a pass computes."""
+        with self._lock:
+            record.batches.update(spec.fingerprint for spec in one.specs)
 
 
 class _Pool(ThreadPoolExecutor):
@@ -243,16 +249,13 @@ class _Running:
         return outcomes
 
     def _run(self, one: Pass, utterances: list[Utterance], inputs: list[Any], usable: list[int]) -> list[Outcome]:
-        for spec in one.specs:
-            self.record.batches[spec.fingerprint] += 1
+        self.worker.count_batch(self.record, one)
         if not self.worker.on_gpu:
-            _one_thread()
+            one_thread()
         try:
             return one.run([inputs[row] for row in usable])
-        except MemoryError as fault:
-            raise _out_of_memory(one, utterances[usable[0]]) from fault
-        except RuntimeError as fault:
-            if "out of memory" in str(fault) or "can't allocate" in str(fault):
+        except (MemoryError, RuntimeError) as fault:
+            if memory_ended(fault):
                 raise _out_of_memory(one, utterances[usable[0]]) from fault
             raise
 
@@ -277,10 +280,13 @@ class _Running:
 
 
 def _out_of_memory(one: Pass, utterance: Utterance) -> SerError:
-    return SerError(f"memory ran out in {one.stage} on {utterance.id}; lower --batch-seconds, or {one.stage}:window=30")
+    way_out = "lower --batch-seconds" if one.batched else "cut it into shorter utterances"
+    if one.batched and one.modality == "audio":
+        way_out += f", or ask for {one.stage}:window=30"
+    return SerError(f"memory ran out in {one.stage} on {utterance.id}; {way_out}")
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
     """The pool has a thread per core: torch shall not start more of its own in each."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)

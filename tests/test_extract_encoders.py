@@ -1,5 +1,6 @@
 """Batched equals one by one through the plain Hugging Face model, for every architecture and layer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ser.cache.errors import WrongUse
 from ser.extract.audio import Clip
 from ser.extract.batching import batches
 from ser.extract.features import resolve
+from ser.extract.memory import in_halves
 from ser.extract.opening import open_passes
 from ser.extract.passes import Unusable, as_stored
 from ser.weights.random import write_random_checkpoint
@@ -226,25 +228,40 @@ def test_bfloat16_is_another_feature_and_near(checkpoints: Path, clips: list[Cli
     assert 0 < relative(near, ours) < 0.1
 
 
-def test_out_of_memory_halves_the_batch(checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("told", ["CUDA out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_out_of_memory_halves_the_batch(
+    checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
     """The GPU's memory ends at three utterances: the run goes on, with the same rows."""
     wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")
     [one] = open_passes(wanted, "cpu", batch_seconds=1000)
     sizes: list[int] = []
-    whole, plain = one._forward, one.run(clips)  # type: ignore[attr-defined]
+    whole, plain = one._forward, one.run(clips[1:])  # type: ignore[attr-defined]
 
     def small_memory(waves: list[np.ndarray]) -> list[list[np.ndarray]]:
         sizes.append(len(waves))
         if len(waves) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise torch.OutOfMemoryError(told) if "CUDA" in told else RuntimeError(told)
         return whole(waves)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(one, "_forward", small_memory)
-    for ours, before in zip(one.run(clips), plain, strict=True):
+    for ours, before in zip(one.run([*clips[1:], clips[1]]), [*plain, plain[0]], strict=True):
         assert not isinstance(ours, Unusable) and not isinstance(before, Unusable)
         [name] = ours
         assert relative(ours[name].values, before[name].values) <= RTOL
     assert sizes == [5, 2, 3, 1, 2]
+
+
+def test_what_is_no_lack_of_memory_is_no_reason_to_halve() -> None:
+    calls: list[int] = []
+
+    def broken(batch: Sequence[int]) -> list[int]:
+        calls.append(len(batch))
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        in_halves(broken, [1, 2, 3, 4])
+    assert calls == [4]
 
 
 def test_values_beyond_float16_are_named(checkpoints: Path) -> None:

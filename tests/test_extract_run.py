@@ -19,6 +19,7 @@ import soundfile as sf
 from ser.cache.errors import SerError, StoreError, WrongUse
 from ser.cache.store import open_store
 from ser.extract import plan as planning
+from ser.extract.estimate import ENOUGH, about_seconds
 from ser.extract.run import Request, Stopped, Summary, extract, plan
 from ser.weights.random import write_random_checkpoint
 
@@ -196,6 +197,25 @@ def test_a_dry_plan_writes_nothing_and_estimates(corpus: Path, tmp_path: Path, m
     written = sum(path.stat().st_size for path in (tmp_path / "store").rglob("c/*/*"))
     assert 0.7 < made.bytes / written < 1.3
     assert [feature.missing for feature in plan(made.request).features] == [[]] * 7
+
+
+def test_the_time_is_estimated_from_the_corpus_itself(tmp_path: Path, models: dict[str, str]) -> None:
+    """Right to a factor of four: other processes share the machine. The encoders that it opened serve the run."""
+    rng = np.random.default_rng(0)
+    lengths = np.linspace(0.6, 2.0, ENOUGH)
+    for number, seconds in enumerate(lengths):
+        sf.write(tmp_path / f"{number}.wav", rng.normal(0, 0.1, int(16000 * seconds)), 16000)
+    corpus = write_table(tmp_path, [f"{number} times" for number in range(ENOUGH)])
+    mine = {"hubert": models["hubert"]}
+    request = Request(corpus, "hubert,is13", store=tmp_path / "store", models=mine)
+    assert about_seconds(plan(Request(corpus, "is13", limit=ENOUGH - 1))) is None
+    made = plan(request)
+    about = about_seconds(made)
+    [encoder] = [one for one in made.opened["audio"] if one.stage == "hubert"]
+    summary = extract(made)
+    assert about is not None and summary.seconds / 4 < about < summary.seconds * 4
+    assert encoder in made.opened["audio"] and summary.features["hubert"]["computed"] == ENOUGH
+    assert about_seconds(plan(request)) is None  # all is there
 
 
 def test_a_disk_too_small_is_refused_before_it_starts(

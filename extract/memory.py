@@ -1,0 +1,28 @@
+"""When memory ends in the middle of a batch."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED")  # of torch, on a GPU and on a CPU; of cuBLAS and cuDNN
+
+
+def memory_ended(fault: BaseException) -> bool:
+    """Whether this is an allocation that failed."""
+    return isinstance(fault, MemoryError) or any(sign in str(fault) for sign in SIGNS)
+
+
+def in_halves(forward: Callable[[Sequence[In]], list[Out]], batch: Sequence[In]) -> list[Out]:
+    """`forward(batch)`, one result per item; where memory ends, that of each half alone, down to one item."""
+    try:
+        return forward(batch)
+    except RuntimeError as fault:
+        if len(batch) == 1 or not memory_ended(fault):
+            raise
+    # Not above: there the fault's traceback still holds the tensors that did not fit.
+    import torch
+
+    torch.cuda.empty_cache()
+    half = len(batch) // 2
+    return in_halves(forward, batch[:half]) + in_halves(forward, batch[half:])
