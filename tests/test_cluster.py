@@ -344,6 +344,30 @@ def test_by_default_what_kills_its_worker_stops_the_run(processes: DaskProcesses
 
 
 @pytest.mark.slow
+def test_leases_that_dask_forgets_are_taken_anew(processes: DaskProcesses, tmp_path: Path) -> None:
+    """Somebody restarts the cluster: dask cancels every task of everyone, without a fault of its own."""
+    from distributed import Client
+
+    corpus = write_corpus(tmp_path / "corpus", slow_texts(24, 0.2))
+    processes.scheduler()
+    processes.worker("a")
+    far = tmp_path / "far"
+
+    def harm() -> None:
+        wait_for(lambda: parts(far))
+        with Client(processes.address, set_as_default=False) as client:
+            client.restart()
+
+    harming = threading.Thread(target=harm)
+    harming.start()
+    summary = run(corpus, far, scheduler=processes.address)
+    harming.join()
+    assert summary.features["standin"]["rows"] == 24
+    run(corpus, tmp_path / "near")
+    assert contents(far) == contents(tmp_path / "near")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(5))
 def test_torture(processes: DaskProcesses, tmp_path: Path, seed: int) -> None:
