@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from ser.tests.stand_in import loaded, worker_name
 from ser.tests.tiny_store import make_store
 from ser.train.recipe import read_recipe
 from ser.train.sweep import plan_sweep, run_sweep
+from ser.weights.find import Checkpoint
 
 pytest.importorskip("distributed")
 QUICK = {"SCHEDULER__ALLOWED_FAILURES": "1", "SCHEDULER__WORKER_TTL": "3s"}
@@ -303,6 +305,20 @@ def lease(corpus: Path, store: Path, features: str) -> Task:
     setup = Setup(store, made.scan.root, made.manifest.corpus, wanted, "zarr", "cpu", 1, None, True)
     [found] = leases(setup, made.parts(), on_gpu=False)
     return found
+
+
+def test_on_gpus_features_with_a_model_are_leased_apart(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", ["a", "bb", "ccc"])
+    both = lease(corpus, tmp_path / "store", "standin,standin2")
+    modelled = replace(both.setup.wanted[0], checkpoint=Checkpoint(Path("weights"), "a model", "digest"))
+    setup = replace(both.setup, wanted=(modelled, both.setup.wanted[1]))
+    gpu, cpu = leases(setup, [both.part], on_gpu=True)
+    assert [list(one.part.missing) for one in (gpu, cpu)] == [[one.spec.fingerprint] for one in setup.wanted]
+    assert [[one.spec for one in each.setup.wanted] for each in (gpu, cpu)] == [[one.spec] for one in setup.wanted]
+    checkpoint = gpu.setup.wanted[0].checkpoint
+    assert checkpoint is not None and checkpoint.path.is_absolute() and gpu.setup.store.is_absolute()
+    [together] = leases(setup, [both.part], on_gpu=False)
+    assert together.part == both.part
 
 
 def test_a_lease_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) -> None:
