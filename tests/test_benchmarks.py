@@ -8,6 +8,7 @@ from scipy import stats
 
 from ser.benchmarks.costs import SEQUENCES, VECTORS, grow, made_up, write_store
 from ser.benchmarks.demo import difference
+from ser.benchmarks.gpu import TABLES, parity, speed
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.fit import fit
 
@@ -44,3 +45,13 @@ def test_made_up_data_trains(tmp_path: Path) -> None:
             Experiment(features, fusion, store, folds=1, epochs=1, device="cpu", out=tmp_path / "runs", set=settings)
         )
         assert runs[0].result["parts"] == {"train": 240, "dev": 80, "test": 80}
+
+
+def test_the_page_for_gpus_on_the_cpu() -> None:
+    tiny = ("d_model=16", "heads=2")
+    assert parity("lgf-add", "cpu", "float32", *tiny)[1] == 0  # the same bytes
+    _, difference, tolerance, holds = parity("lgf-add", "cpu", "bf16", *tiny)
+    assert 0 < difference <= tolerance and holds
+    for work in TABLES:
+        _, seconds, target, holds = speed(work, "cpu", "float32", 0.01, *tiny)
+        assert seconds > 0 and holds == (seconds <= target)
