@@ -18,7 +18,7 @@ def deviations(plan: Plan, count: int, device: str) -> dict[str, float]:
 
     Ours: in batches, as the run does it (on a CPU, where it goes one by one, in batches all the same). The reference:
     one utterance at a time through the plain Hugging Face model, openSMILE, or librosa. Both in float32, before the
-    store's dtype rounds them.
+    store's dtype rounds them. A feature that none of them has (all too short, say) is left out.
     """
     found: dict[str, float] = {}
     for modality in ("audio", "text"):
@@ -32,11 +32,13 @@ def deviations(plan: Plan, count: int, device: str) -> dict[str, float]:
         models: dict[str, Any] = {}  # by checkpoint: layers of one encoder share it
         for one in wanted:
             reference = _Reference(one, device, models)
-            worst = 0.0
-            for value, outcome in zip(usable, ours, strict=True):
-                if isinstance(outcome.get(one.spec.fingerprint), np.ndarray):
-                    worst = max(worst, _relative(outcome[one.spec.fingerprint], reference(value)))
-            found[one.spec.name] = worst
+            compared = [
+                _relative(outcome[one.spec.fingerprint], reference(value))
+                for value, outcome in zip(usable, ours, strict=True)
+                if one.spec.fingerprint in outcome
+            ]
+            if compared:
+                found[one.spec.name] = max(compared)
     return found
 
 

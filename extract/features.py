@@ -1,6 +1,7 @@
 """The features by name, the settings that a name may carry, and the specs that come of them."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -147,7 +148,7 @@ def _expand(settings: dict[str, str], checkpoint: "Checkpoint | None") -> list[d
         raise WrongUse("give layer=K or layers=A-B, not both")
     first, dash, last = settings["layers"].partition("-")
     if settings["layers"] == "all":
-        first, dash, last = "0", "-", str(checkpoint.config["num_hidden_layers"])
+        first, dash, last = "0", "-", str(checkpoint.setting("num_hidden_layers"))
     if not dash or not first.isdecimal() or not last.isdecimal() or int(first) > int(last):
         raise WrongUse(f"layers={settings['layers']}: write layers=all or a range such as layers=6-9")
     return [{**rest, "layer": str(layer)} for layer in range(int(first), int(last) + 1)]
@@ -193,7 +194,7 @@ def _configure(
         config = mel.resolve({**family.preset, **settings})
         return config, config.dim, mel.VERSION, mel.hop_seconds(config)
     assert checkpoint is not None
-    dim = int(checkpoint.config["hidden_size"])
+    dim = int(checkpoint.setting("hidden_size"))
     if family.extractor == "speech":
         from . import speech
 
@@ -208,7 +209,10 @@ def _typed(feature: str, key: str, value: str) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False}[value.lower()]
-        return kind(value)
+        typed = kind(value)
+        if kind is float and not math.isfinite(typed):
+            raise ValueError
+        return typed
     except (ValueError, KeyError):
         what = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
         raise WrongUse(f"{feature}:{key}={value}: {key} is {what}") from None

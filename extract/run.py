@@ -148,14 +148,15 @@ class _Progress:
         self.done: Counter[str] = Counter()
         self.total: Counter[str] = Counter()
         for part in parts:
+            known = {utterance.id for utterance in part.utterances if utterance.problem}  # nothing to do for these
             if part.modality == "audio":
-                self.total["decode"] += len(part.utterances)
+                self.total["decode"] += len(part.utterances) - len(known)
             stages: dict[str, set[str]] = {}
             for feature in plan.features:
                 spec = feature.wanted.spec
                 stages.setdefault(spec.feature, set()).update(part.missing.get(spec.fingerprint, ()))
             for stage, ids in stages.items():
-                self.total[stage] += len(ids)
+                self.total[stage] += len(ids - known)
 
     def stage(self, stage: str, count: int) -> None:
         """One more batch of a stage is done."""
@@ -253,7 +254,8 @@ def _check(plan: Plan, store: Store) -> dict[str, float]:
     found = deviations(plan, plan.request.check, device_of(plan))
     for feature in plan.features:
         spec = feature.wanted.spec
-        store.add(spec).annotate(check={"utterances": plan.request.check, "max_relative": found[spec.name]})
+        if spec.name in found:
+            store.add(spec).annotate(check={"utterances": plan.request.check, "max_relative": found[spec.name]})
     return found
 
 

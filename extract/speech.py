@@ -65,7 +65,7 @@ def resolve(settings: dict[str, Any], checkpoint: Checkpoint) -> SpeechConfig:
             f"{checkpoint.model} is a {checkpoint.architecture} model, no speech encoder of {', '.join(ARCHITECTURES)}"
         )
     settings = dict(settings)
-    layers = int(checkpoint.config["num_hidden_layers"])
+    layers = int(checkpoint.setting("num_hidden_layers"))
     ends_in_norm = bool(checkpoint.config.get("do_stable_layer_norm"))
     named = "layer" in settings
     layer = settings.pop("layer", layers)
@@ -100,7 +100,7 @@ def resolve(settings: dict[str, Any], checkpoint: Checkpoint) -> SpeechConfig:
 
 def hop_seconds(checkpoint: Checkpoint) -> float:
     """Seconds between frames: the product of the convolutions' strides, 320 samples, 0.02."""
-    return math.prod(checkpoint.config["conv_stride"]) / RATE
+    return math.prod(checkpoint.setting("conv_stride")) / RATE
 
 
 class RowwiseNorm(nn.Module):

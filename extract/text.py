@@ -44,7 +44,7 @@ def resolve(settings: dict[str, Any], checkpoint: Checkpoint) -> TextConfig:
     """The complete config of `settings` on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
     if checkpoint.architecture not in ARCHITECTURES:
         raise WrongUse(f"{checkpoint.model} is a {checkpoint.architecture} model, no text encoder of bert, mpnet")
-    layers = int(checkpoint.config["num_hidden_layers"])
+    layers = int(checkpoint.setting("num_hidden_layers"))
     config = TextConfig(**{"layer": layers, "most": min(MOST, _positions(checkpoint)), **settings})
     if not 0 <= config.layer <= layers:
         raise WrongUse(f"layer={config.layer}: {checkpoint.model} has layers 0 to {layers}")
@@ -59,7 +59,7 @@ def resolve(settings: dict[str, Any], checkpoint: Checkpoint) -> TextConfig:
 
 def _positions(checkpoint: Checkpoint) -> int:
     """The longest input: MPNet's positions start after its padding index, 1."""
-    return int(checkpoint.config["max_position_embeddings"]) - (2 if checkpoint.architecture == "mpnet" else 0)
+    return int(checkpoint.setting("max_position_embeddings")) - (2 if checkpoint.architecture == "mpnet" else 0)
 
 
 class TextPass:

@@ -232,6 +232,16 @@ def test_limit(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     assert [facts[key] for key in ("rows", "computed", "reused", "quarantined")] == [8, 5, 3, 0]
 
 
+def test_progress_reaches_the_end_without_what_cannot_be_used(
+    corpus: Path, tmp_path: Path, models: dict[str, str]
+) -> None:
+    (corpus.parent / "2.wav").unlink()
+    seen: dict[str, tuple[int, int]] = {}
+    made = plan(Request(corpus, "logmel", store=tmp_path / "store", on_error="skip"))
+    extract(made, lambda stage, done, total: seen.__setitem__(stage, (done, total)))
+    assert seen == {"decode": (7, 7), "logmel": (7, 7)}
+
+
 def test_progress_reaches_the_end_of_each_stage(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     seen: dict[str, list[tuple[int, int]]] = {}
     made = plan(Request(corpus, EVERYTHING, store=tmp_path / "store", models=models))
@@ -249,6 +259,13 @@ def test_check_records_the_deviation(corpus: Path, tmp_path: Path, models: dict[
     assert all(value <= 1e-5 for value in summary.check.values()) and summary.check["is13"] == 0
     spec = json.loads(next((tmp_path / "store" / "hubert").rglob("spec.json")).read_text())
     assert "max_relative" in json.dumps(spec)
+
+
+def test_check_says_nothing_of_what_it_could_not_compare(tmp_path: Path, models: dict[str, str]) -> None:
+    """No number at all, rather than a perfect 0.0, where IS13 has no utterance long enough."""
+    sf.write(tmp_path / "0.wav", np.random.default_rng(0).normal(0, 0.1, 480), 16000)
+    summary = run(write_table(tmp_path, ["Yeah."]), tmp_path / "store", models, "is13,bert", check=1, on_error="skip")
+    assert set(summary.check) == {"bert"}
 
 
 def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
@@ -271,6 +288,23 @@ def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "SIGKILL" in errors and "what was finished is kept" in errors
     assert run(corpus, tmp_path / "store", models, "is13", part_seconds=1).features["is13"]["rows"] == 8
+
+
+@pytest.mark.slow
+def test_an_hour_is_cut_into_windows(tmp_path: Path, models: dict[str, str]) -> None:
+    """Its samples take 230 MB, its rows 23 MB; attention over the whole of it would take 130 GB a head."""
+    rng = np.random.default_rng(0)
+    sf.write(tmp_path / "long.wav", rng.normal(0, 0.1, 3600 * 16000), 16000)
+    (tmp_path / "corpus.csv").write_text("audio\nlong.wav\n")
+    code = (
+        "import resource; from pathlib import Path; from ser.extract.run import *\n"
+        f"extract(plan(Request(Path({str(tmp_path / 'corpus.csv')!r}), 'hubert', store=Path({str(tmp_path / 's')!r}), "
+        f"models={{'hubert': {models['hubert']!r}}})))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2_000_000  # KiB
+    assert rows(tmp_path / "s", "hubert")[0].shape == (3600 * 50 - 1, 64)
 
 
 @pytest.mark.slow
@@ -304,6 +338,8 @@ def test_a_killed_run_resumes(corpus: Path, tmp_path: Path, models: dict[str, st
         ({"features": "is13", "backend": "pickle"}, "zarr or hdf5"),
         ({"features": "is13", "part_seconds": 0}, "above 0"),
         ({"features": ""}, "no feature is named"),
+        ({"features": "logmel:window=inf"}, "window is a number"),
+        ({"features": "logmel:hop=nan"}, "hop is a number"),
     ],
 )
 def test_wrong_requests(corpus: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ser.tests.tiny_store import make_store
+
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
     "cache": {"cache"},
@@ -67,6 +69,19 @@ def test_help_imports_nothing_heavy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_cache_list_imports_nothing_slow(tmp_path: Path) -> None:
+    """It has half a second of CPU for IEMOCAP times five features; imports take most of it."""
+    make_store(tmp_path / "store")
+    slow = {"torch", "transformers", "librosa", "opensmile", "sklearn", "scipy", "zarr", "h5py", "pyarrow.compute"}
+    code = (
+        "import sys\nfrom ser.cli import main\n"
+        f"try: main(['cache', 'list', '--store', {str(tmp_path / 'store')!r}])\nexcept SystemExit: pass\n"
+        f"sys.exit(','.join({slow!r} & set(sys.modules)) or 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
+    assert run.returncode == 0 and "is13" in run.stdout, run.stderr
 
 
 def test_every_package_is_named_in_pyproject() -> None:

@@ -16,6 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from ser.cache.errors import SerError, WrongUse
+from ser.extract.features import resolve
 from ser.weights import NoWeights, find_checkpoint, load_encoder
 from ser.weights.convert import convert
 from ser.weights.random import write_random_checkpoint
@@ -123,6 +124,22 @@ def test_refusals(copy: Path, tmp_path: Path) -> None:
     edit(copy / "config.json", auto_map={"AutoModel": "evil.Model"})
     with pytest.raises(NoWeights, match="auto_map"):
         find_checkpoint(copy)
+
+
+def test_a_model_of_another_kind_is_told(copy: Path) -> None:
+    """T5, say, has a d_model where the encoders that ser knows have a hidden_size."""
+    config = json.loads((copy / "config.json").read_text())
+    del config["hidden_size"]
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(NoWeights, match=r"config\.json names no hidden_size"):
+        resolve(["hubert"], {"hubert": str(copy)}, "float16")
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {"a": "gone.bin"}}'])
+def test_a_damaged_index_of_shards_is_told(copy: Path, tmp_path: Path, index: str) -> None:
+    (copy / "pytorch_model.bin.index.json").write_text(index)
+    with pytest.raises(WrongUse, match=r"no JSON object|copy the whole folder"):
+        convert(copy, tmp_path / "converted")
 
 
 @pytest.mark.parametrize("damage", ["cut", "header", "empty"])

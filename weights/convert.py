@@ -16,7 +16,7 @@ from typing import Any
 
 from ser.cache.errors import SerError, WrongUse
 
-from .files import CONFIG_FILES, NoWeights
+from .files import CONFIG_FILES, NoWeights, read_json
 from .find import find_checkpoint, is_hub_id
 from .load import load_encoder
 
@@ -89,9 +89,11 @@ def _convert_folder(source: Path, name: str, made: Path) -> None:
 
 def _pickles(source: Path, name: str) -> list[Path]:
     if (source / SHARDS).exists():
-        shards = sorted(set(json.loads((source / SHARDS).read_text())["weight_map"].values()))
+        shards = sorted({str(shard) for shard in read_json(source / SHARDS).get("weight_map", {}).values()})
         if any(Path(shard).name != shard for shard in shards):
             raise WrongUse(f"{name}: {SHARDS} names files outside the folder")
+        if not shards or not all((source / shard).is_file() for shard in shards):
+            raise WrongUse(f"{name}: a file that {SHARDS} should name is missing; copy the whole folder")
         return [source / shard for shard in shards]
     if (source / "pytorch_model.bin").exists():
         return [source / "pytorch_model.bin"]

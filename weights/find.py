@@ -33,6 +33,12 @@ class Checkpoint:
         path = self.path / "preprocessor_config.json"
         return read_json(path) if path.exists() else None
 
+    def setting(self, name: str) -> Any:
+        """An entry of config.json. Raises `NoWeights` if it is not there: then this is no encoder that ser can run."""
+        if name not in self.config:
+            raise NoWeights(f"{self.path / 'config.json'} names no {name}: this is no encoder that ser knows")
+        return self.config[name]
+
     @property
     def architecture(self) -> str:
         """`model_type` of config.json, such as `hubert`."""
