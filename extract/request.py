@@ -1,5 +1,6 @@
 """What `ser features` is asked for."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ class Request:
         ):
             if value not in known:
                 raise WrongUse(f"{name} {value}: it is {' or '.join(known)}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):  # whether it is here is seen when a model needs it
+            raise WrongUse(f"--device {self.device}: it is auto, cpu, cuda or cuda:N")
         if not self.part_seconds > 0 or (self.batch_seconds is not None and not self.batch_seconds > 0):
             raise WrongUse("--part-seconds and --batch-seconds must be above 0")
 

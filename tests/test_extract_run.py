@@ -339,6 +339,7 @@ def test_a_killed_run_resumes(corpus: Path, tmp_path: Path, models: dict[str, st
         ({"features": "is13", "part_seconds": 0}, "above 0"),
         ({"features": ""}, "no feature is named"),
         ({"features": "logmel:window=inf"}, "window is a number"),
+        ({"features": "logmel", "device": "tpu"}, "cuda:N"),
         ({"features": "logmel:hop=nan"}, "hop is a number"),
     ],
 )

@@ -19,7 +19,7 @@ from ser.cache.errors import SerError, WrongUse
 from ser.extract.features import resolve
 from ser.weights import NoWeights, find_checkpoint, load_encoder
 from ser.weights.convert import convert
-from ser.weights.random import write_random_checkpoint
+from ser.weights.random import write_demo_checkpoints, write_random_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -321,3 +321,9 @@ def test_torchaudios_layout_equals_ours(tmp_path: Path, mode: str) -> None:
     with torch.inference_mode():
         theirs, mine = model(samples)[0], ours(samples).last_hidden_state
     assert (theirs - mine).abs().max() / theirs.abs().max() <= 1e-6
+
+
+def test_demo_checkpoints_go_to_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(WrongUse, match="is a file"):
+        write_demo_checkpoints(tmp_path / "file", ["hello"])

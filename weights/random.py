@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ser.cache.errors import unknown
+from ser.cache.errors import WrongUse, unknown
 
 from .files import MARK
 
@@ -98,8 +98,10 @@ def _tokens(prefix: str, words: Iterable[str]) -> list[str]:
 def write_demo_checkpoints(directory: Path, words: Iterable[str]) -> dict[str, Path]:
     """Small hubert, mpnet and bert checkpoints with random weights, whose tokenizers know the given words.
 
-    Returns feature → folder. Deterministic; a folder that is there is kept.
+    Returns feature → folder. Deterministic; a folder that is there is kept. Raises `WrongUse` for a file.
     """
+    if directory.exists() and not directory.is_dir():
+        raise WrongUse(f"{directory} is a file; name a folder for the demo checkpoints")
     words = list(words)
     folders = {}
     for feature in ("hubert", "mpnet", "bert"):
