@@ -89,9 +89,12 @@ class Cluster:
 
         stack.enter_context(dask.config.set(OWN))
         if self.own is None:
+            client = Client.__new__(Client)
             try:
-                return Client(self.address, timeout="10s", set_as_default=False)
-            except (OSError, ValueError, ImportError) as fault:
+                client.__init__(self.address, timeout="10s", set_as_default=False)  # type: ignore[misc]
+                return client
+            except Exception as fault:  # whatever may answer at a port, and however dask then fails
+                client.status = "closed"  # else its end would wait 20 s for what never began
                 raise SerError(f"no dask scheduler answers at {self.address} ({fault})") from fault
         try:
             cluster = LocalCluster(

@@ -4,6 +4,7 @@ import csv
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -265,6 +266,21 @@ def test_nobody_there(processes: DaskProcesses) -> None:
         engines.Cluster(processes.address, patience=1),
     ):
         pass
+
+
+def test_something_else_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def answer() -> None:
+            with server.accept()[0] as there:
+                there.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 10)
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        with pytest.raises(SerError, match="no dask scheduler answers"), engines.Cluster(f"tcp://127.0.0.1:{port}"):
+            pass
+        answering.join()
 
 
 DRIVER = "import sys, ser.tests.stand_in; from ser.cli import main; main(sys.argv[1:])"
