@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import logging
+import math
 import mmap
 import os
 import secrets
@@ -204,7 +205,12 @@ def faults_named(doing: str, store: Path, needed: int | None = None) -> Iterator
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(store).free if store.exists() else 0
-            need = f" ({needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free)" if needed else ""
+            # Rounded apart, so that what did not fit never looks as if it did.
+            need = (
+                f" ({math.ceil(needed / 1e4) / 100:.2f} MB needed, {free // 10_000 / 100:.2f} MB free)"
+                if needed
+                else ""
+            )
             raise StoreError(
                 f"{store}: the disk is full{need} while {doing}; free some space and run the same command again, "
                 "what is published stays"

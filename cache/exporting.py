@@ -26,9 +26,13 @@ def export(feature: Feature, manifest: Manifest, path: Path, kind: str | None = 
     safetensors keeps ids and spec in `<path>.json`. `kind` is hdf5, zarr, npz or safetensors (None: by the suffix).
     Raises `WrongUse` if `path` exists, `MissingRows` if an utterance is not in the store.
     """
-    kind = kind or SUFFIXES.get(path.suffix.lower(), path.suffix or "(none)")
+    if kind is None and path.suffix.lower() not in SUFFIXES:
+        raise unknown("export format", path.suffix or path.name, SUFFIXES)
+    kind = kind or SUFFIXES[path.suffix.lower()]
     if kind not in _WRITERS:
         raise unknown("export format", kind, _WRITERS)
+    if not path.parent.is_dir():
+        raise WrongUse(f"{path.parent}: there is no such folder; make it first, or name another file")
     if path.exists() or index_of(path).exists():
         raise WrongUse(f"{path}: exists already; name another file")
     packed = feature.load(manifest)
@@ -118,10 +122,13 @@ def copy(feature: Feature, target: Store, backend: str | None = None) -> list[st
     """Copy all parts of a feature into another store, in another backend if one is named.
 
     Bit for bit, rows that no manifest asks for and quarantined utterances included; the fingerprint stays. Returns the
-    names of the parts that were not there yet. Manifests are copied too where the target lacks them.
+    names of the parts that were not there yet. Manifests are copied too where the target lacks them. Raises `WrongUse`
+    if the target is the feature's own store.
     """
     from .store import open_store
 
+    if target.path.resolve() == feature.store.resolve():
+        raise WrongUse(f"{target.path}: is the store that {feature.spec.name} is in; name another folder")
     source = open_store(feature.store)
     copied = []
     made = target.add(feature.spec)

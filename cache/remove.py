@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .durable import faults_named, sync_folder, workspace
+from .errors import WrongUse
 from .features import Feature
 from .layout import Part
 from .manifest import Key
 from .parts import PartRows
-from .store import Store
+from .store import Store, listed
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,17 @@ def drop(store: Store, folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.rename(folder, aside / folder.name)  # noqa: PTH104
         sync_folder(folder.parent)
+
+
+def only_feature(store: Store, name: str) -> Feature:
+    """The one feature that `name[:variant][@fingerprint]` can mean: what is removed is never guessed.
+
+    Raises `WrongUse` listing them if there are several, `MissingRows` if there is none.
+    """
+    found = store.named(name)
+    if len(found) > 1:
+        raise WrongUse(f"{store.path}: there are several {name}, choose one by its fingerprint: {listed(found)}")
+    return found[0]
 
 
 def remove_feature(store: Store, feature: Feature) -> Removed:

@@ -194,13 +194,7 @@ class Store:
         Raises `MissingRows` naming the command if the store has none, and `WrongUse` listing them if two are
         complete for the corpus (or several are begun and none is).
         """
-        wanted, _, prefix = name.partition("@")
-        wanted = ":".join(",".join(sorted(piece.split(","))) for piece in wanted.split(":"))
-        named = [folder for folder in self.folders() if folder.parent.name == wanted.partition(":")[0]]
-        found = [feature for feature in (Feature(self.path, folder) for folder in named) if feature.spec.name == wanted]
-        found = [feature for feature in found if feature.fingerprint.startswith(prefix)]
-        if not found:
-            raise self._no_feature(name, named)
+        found = self.named(name)
         if len(found) == 1:
             return found[0]
         manifest = self.manifest(corpus)
@@ -208,10 +202,19 @@ class Store:
         if len(complete) == 1:
             return complete[0]
         state = "complete" if complete else "begun"
-        raise WrongUse(
-            f"{self.path}: {wanted} is {state} in several ways, choose one: "
-            + ", ".join(f"{wanted}@{feature.fingerprint[:8]} ({_origin(feature)})" for feature in complete or found)
-        )
+        raise WrongUse(f"{self.path}: {name} is {state} in several ways, choose one: {listed(complete or found)}")
+
+    def named(self, name: str) -> list[Feature]:
+        """Every way of computing `name[:variant][@fingerprint]` in the store. Raises `MissingRows` if there is none."""
+        wanted, _, prefix = name.partition("@")
+        wanted = ":".join(",".join(sorted(piece.split(","))) for piece in wanted.split(":"))
+        near = [folder for folder in self.folders() if folder.parent.name == wanted.partition(":")[0]]
+        # One that cannot be trusted does not keep from another beside it that is asked for by its fingerprint.
+        ways = [Feature(self.path, folder) for folder in near if folder.name.startswith(prefix)]
+        found = [feature for feature in ways if feature.spec.name == wanted]
+        if not found:
+            raise self._no_feature(name, near)
+        return found
 
     def _no_feature(self, name: str, near: list[Path]) -> MissingRows:
         others = sorted({Feature(self.path, folder).spec.name + f"@{folder.name[:8]}" for folder in near})
@@ -236,5 +239,8 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _origin(feature: Feature) -> str:
-    return str(feature.spec.provenance.get("model") or feature.spec.extractor)
+def listed(features: list[Feature]) -> str:
+    """Features by fingerprint, each with where it comes from, for a message."""
+    specs = [feature.spec for feature in features]
+    origins = [spec.provenance.get("model") or spec.extractor for spec in specs]
+    return ", ".join(f"{s.name}@{s.fingerprint[:8]} ({origin})" for s, origin in zip(specs, origins, strict=True))

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from .errors import CorpusError, WrongUse, unknown
+from .ids import IdsSeen, id_fault
 from .manifest import SCHEMA, Manifest
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -27,6 +28,10 @@ def read_manifest_table(path: Path, corpus: str) -> Manifest:
         raise WrongUse(f"{path}: has no column 'id'; columns: {', '.join(table.column_names)}")
     names = [name for name in SCHEMA.names if name in table.column_names]
     rows = [_typed(path, number, row) for number, row in enumerate(table.select(names).to_pylist(), 1)]
+    seen = IdsSeen()
+    for number, row in enumerate(rows, 1):
+        if fault := id_fault(row["id"]) or seen.fault(row["id"]):
+            raise CorpusError(f"{path}: row {number}: {fault}")
     try:
         return Manifest.from_rows(corpus, rows)
     except (pa.ArrowException, TypeError) as error:

@@ -4,11 +4,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .progress import progress
+
+if TYPE_CHECKING:
+    from ser.cache.overview import Listing
 
 _file = click.Path(path_type=Path)
 store_option = click.option("--store", type=_file, default=Path("features"), show_default=True)
@@ -48,11 +51,16 @@ def list_(store: Path, as_json: bool) -> None:
             f"{one.bytes / 1e6:.1f} MB",
             f"{one.level} × {one.dim} {one.dtype}" if one.level else "",
             f"{one.model or '–'}{' (random weights)' if one.random_weights else ''}",
-            one.problem or ("complete" if one.complete else "incomplete"),
+            one.problem or _state(one),
         ]
         for one in found
     ]
     click.echo(tabulate(rows, ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"]))
+
+
+def _state(one: "Listing") -> str:
+    state = "complete" if one.complete else "incomplete"
+    return f"{state}, {one.quarantined} quarantined" if one.quarantined else state
 
 
 @cache.command()
@@ -173,20 +181,33 @@ def import_(
 @cache.command()
 @click.argument("name")
 @click.argument("file", type=_file)
+@click.option(
+    "--backend",
+    type=click.Choice(["zarr", "hdf5"]),
+    help="FILE is a store, new or not: copy the feature into it, its parts in this backend, bit for bit.",
+)
 @corpus_option
 @store_option
-def export(name: str, file: Path, corpus: str | None, store: Path) -> None:
+def export(name: str, file: Path, backend: str | None, corpus: str | None, store: Path) -> None:
     """Write feature NAME to one FILE: .h5, .zarr, .npz or .safetensors (with an index beside it).
 
     \b
-    Example: ser cache export hubert hubert.h5
+    Examples:
+      ser cache export hubert hubert.h5
+      ser cache export hubert features-hdf5 --backend hdf5
     """
+    from ser.cache.exporting import copy
     from ser.cache.exporting import export as export_feature
     from ser.cache.store import open_store
 
     opened = open_store(store)
     manifest = opened.manifest(corpus)
-    click.echo(f"wrote {export_feature(opened.feature(name, manifest.corpus), manifest, file)}")
+    feature = opened.feature(name, manifest.corpus)
+    if backend:
+        copied = copy(feature, open_store(file, create=True), backend)
+        click.echo(f"copied {len(copied)} of {len(feature.parts())} parts to {file}; the others are there")
+    else:
+        click.echo(f"wrote {export_feature(feature, manifest, file)}")
 
 
 @cache.command()
@@ -204,13 +225,13 @@ def remove(name: str | None, superseded: bool, yes: bool, store: Path) -> None:
       ser cache remove hubert@3f2a
       ser cache remove --superseded
     """
-    from ser.cache.remove import remove_feature, remove_superseded
+    from ser.cache.remove import only_feature, remove_feature, remove_superseded
     from ser.cache.store import open_store
 
     opened = open_store(store)
     if name is None and not superseded:
         raise click.UsageError("name a feature, or say --superseded")
-    features = [opened.feature(name)] if name else None
+    features = [only_feature(opened, name)] if name else None
     what = f"{features[0].path}" if features and not superseded else f"superseded rows of {name or 'every feature'}"
     if not yes:
         click.confirm(f"remove {what}?", abort=True)

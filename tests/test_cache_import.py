@@ -343,6 +343,12 @@ def test_a_manifest_from_a_table(tmp_path: Path, empty: Store, suffix: str) -> N
         ("id,label\na,neu\n,sad\n", "row 2 has no id"),
         ("id,votes\na,7\n", "cannot be a manifest"),
         ("", "cannot be read as a table"),
+        ("id,label\na,neu\na,sad\n", "row 2: the id a is there twice"),
+        ("id\nn\u00e9e\nne\u0301e\n", "row 2: .*two Unicode spellings"),
+        ("id\na\0b\n", r"row 1: the id 'a\\x00b' holds a control character"),
+        ("id\na\x1b[31m\n", "row 1: .*holds a control character"),
+        ("id\na\u202eb\n", "row 1: .*holds a control character"),
+        (f"id\n{'x' * 300}\n", "row 1: .*has 300 characters, more than 255$"),
     ],
 )
 def test_tables_that_are_no_manifest(tmp_path: Path, text: str, match: str) -> None:

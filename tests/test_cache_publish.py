@@ -186,7 +186,7 @@ def test_a_full_disk(small_disk: Path, backend: str) -> None:
     store.put_manifest(manifest)
     feature = store.add(spec_of("utterance", 100_000, "float32"))  # 400 KB each
     arrays = values_of(manifest, feature.spec)
-    with pytest.raises(StoreError, match=r"disk is full \(0\.8 MB needed, 0\.\d MB free\).*what is published stays"):
+    with pytest.raises(StoreError, match=r"disk is full \(0\.81 MB needed, 0\.\d\d MB free\).*what is published stays"):
         fill(feature, manifest, arrays, backend, per_part=2)
     assert 4 <= feature.rows(manifest) < 8
     there = [row for row in range(12) if row not in feature.missing(manifest)]

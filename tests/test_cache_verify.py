@@ -10,7 +10,7 @@ import pytest
 from ser.cache.errors import CorruptStore, StoreError, WrongUse
 from ser.cache.exporting import copy
 from ser.cache.overview import feature_info, list_features
-from ser.cache.remove import remove_feature, remove_superseded
+from ser.cache.remove import only_feature, remove_feature, remove_superseded
 from ser.cache.store import Manifest, Quarantine, open_store
 from ser.cache.verify import JOURNAL, verify
 from ser.tests.store_samples import check_whole, fill, manifest_of, part_rows, sample_store, spec_of, values_of
@@ -132,6 +132,25 @@ def test_removing_a_feature(tmp_path: Path) -> None:
     assert not list((store.path / "tmp").iterdir())
 
 
+def test_what_is_removed_is_never_guessed(tmp_path: Path) -> None:
+    """One of two is complete: good enough to read, and no reason to remove that one."""
+    store, feature, _, _ = sample_store(tmp_path / "s", "zarr")
+    other = store.add(spec_of(config={"another": "way"}))
+    assert store["frames"].fingerprint == feature.fingerprint
+    with pytest.raises(WrongUse, match=f"several frames.*{feature.fingerprint[:8]}|{feature.fingerprint[:8]}"):
+        only_feature(store, "frames")
+    assert only_feature(store, f"frames@{other.fingerprint[:8]}").fingerprint == other.fingerprint
+
+
+def test_a_bad_spec_beside_a_good_one(tmp_path: Path) -> None:
+    store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr")
+    other = store.add(spec_of(config={"another": "way"}))
+    (other.path / "spec.json").write_text("{")
+    with pytest.raises(StoreError, match=r"spec\.json"):
+        store.feature("frames")
+    check_whole(store.feature(f"frames@{feature.fingerprint}"), manifest, arrays)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
     store, feature, manifest, arrays = sample_store(tmp_path / "s", backend, level="token", count=10)
@@ -176,6 +195,8 @@ def test_one_backend_to_the_other_and_back(tmp_path: Path, source: str, target: 
     ours = {p.relative_to(store.path): p.read_bytes() for p in store.path.rglob("*") if p.is_file()}
     theirs = {p.relative_to(back.path): p.read_bytes() for p in back.path.rglob("*") if p.is_file()}
     assert ours == theirs  # every file, metadata included
+    with pytest.raises(WrongUse, match="is the store that"):
+        copy(feature, open_store(tmp_path / "a"), target)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ser.cache.errors import CorpusError, SerError, WrongUse, unknown
+from ser.cache.ids import LONGEST_ID, IdsSeen, id_fault
 from ser.cache.manifest import Manifest
 
-from .admission import IdsSeen, id_fault, path_fault
+from .admission import path_fault
 from .emodb import FULL_SIZE, is_emodb
 from .formats import FORMATS
 from .iemocap import is_iemocap
@@ -147,7 +148,7 @@ def _admit(reading: Reading, follow_links: bool) -> tuple[list[dict[str, Any]], 
         fault = fault or (path_fault(audio, reading.root, follow_links) if audio is not None else None)
         if fault:
             said = f"{where}: {fault}" if where else fault
-            problems.append(Problem(printable(id), printable(audio or ""), said))
+            problems.append(Problem(printable(id[:LONGEST_ID]), printable(audio or ""), said))
         else:
             rows.append(row)
     return rows, problems

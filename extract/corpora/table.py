@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ser.cache.errors import CorpusError, WrongUse
+from ser.cache.ids import IdsSeen, id_fault
 from ser.cache.manifest import SCHEMA, Manifest
 
-from .admission import IdsSeen, id_fault
 from .reading import Problem, Reading, read_text
 
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".parquet"}

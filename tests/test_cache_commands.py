@@ -1,0 +1,147 @@
+"""`ser cache` from the command line: published feature files up to a trained model, conversion, what a list says."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from ser.cache.layout import Quarantine
+from ser.cache.store import open_store
+from ser.cli import main
+from ser.tests.store_samples import fill, manifest_of, part_rows, sample_store, spec_of, values_of
+
+# IEMOCAP's own counts: utterances by session, and by consensus.
+SESSIONS = (1819, 1811, 2136, 2103, 2170)
+LABELS = {"xxx": 2507, "fru": 1849, "neu": 1708, "ang": 1103, "sad": 1084, "exc": 1041, "hap": 595, "sur": 107}
+RARE = {"fea": 40, "oth": 3, "dis": 2}
+
+
+def ser(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def told(*words: object) -> str:
+    """What a command that works prints."""
+    done = ser(*words)
+    assert done.exit_code == 0, done.output
+    return str(done.stdout)
+
+
+def published_files(folder: Path) -> None:
+    """What a paper's authors might publish: a table of 10,039 utterances, and two files of vectors in its order."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([*LABELS, *RARE], [*LABELS.values(), *RARE.values()])
+    rng.shuffle(labels)
+    sessions = np.repeat(np.arange(1, 6), SESSIONS)
+    with (folder / "utterances.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "session", "dialogue", "turn", "speaker", "gender", "label", "text"])
+        for row, (session, label) in enumerate(zip(sessions, labels, strict=True)):
+            gender = "FM"[row % 2]
+            dialogue = f"Ses0{session}F_impro{row // 70:03d}"
+            writer.writerow(
+                [
+                    f"{dialogue}_{gender}{row:05d}",
+                    session,
+                    dialogue,
+                    row % 70,
+                    f"{session}{gender}",
+                    gender,
+                    label,
+                    "hm",
+                ]
+            )
+    point = {name: rng.normal(size=20) for name in (*LABELS, *RARE)}
+    vectors = np.stack([point[label] for label in labels]) + rng.normal(size=(len(labels), 20))
+    np.save(folder / "gemaps.npy", vectors[:, :8].astype("f4"))
+    np.save(folder / "minilm.npy", vectors[:, 8:].astype("f4"))
+
+
+def test_published_feature_files_are_trained_on(tmp_path: Path) -> None:
+    published_files(tmp_path)
+    store = ("--store", tmp_path / "store")
+    table = ("--manifest", tmp_path / "utterances.csv", "--corpus-name", "iemocap")
+    for name, modality in {"gemaps": "audio", "minilm": "text"}.items():
+        said = told("cache", "import", name, tmp_path / f"{name}.npy", "--modality", modality, *table, *store)
+        assert said.endswith("10039 rows of 10039, 0 missing\n")
+    options = ("--fusion", "lgf-add", "--protocol", "train1234-test5", "--epochs", 10, "--set", "lr=1e-2", "--json")
+    [run] = json.loads(told("train", "--features", "gemaps+minilm", *options, *store, "--out", tmp_path / "runs"))[
+        "runs"
+    ]
+    four = np.isin(labels_of(tmp_path / "utterances.csv", session="5"), ["ang", "exc", "hap", "neu", "sad"])
+    assert run["n"] == four.sum() and run["fold"] == "session 5"
+    assert run["wa"] > 0.9, "these vectors tell the emotions apart, if each stands by its own label"
+
+
+def labels_of(table: Path, session: str) -> list[str]:
+    with table.open(newline="") as file:
+        return [row["label"] for row in csv.DictReader(file) if row["session"] == session]
+
+
+def test_another_backend_and_back(tmp_path: Path) -> None:
+    _, feature, manifest, _ = sample_store(tmp_path / "zarr", "zarr", level="token")
+    name = feature.spec.name
+    for source, target in (("zarr", "hdf5"), ("hdf5", "back")):
+        backend = "hdf5" if target == "hdf5" else "zarr"
+        said = told("cache", "export", name, tmp_path / target, "--backend", backend, "--store", tmp_path / source)
+        assert "copied 3 of 3 parts" in said
+        assert told("cache", "verify", "--store", tmp_path / target).endswith(" 0 bad\n")
+        part = next((tmp_path / target).rglob("part.json")).parent
+        assert (part / "data.h5").exists() == (target == "hdf5")
+        copied = open_store(tmp_path / target)[name].load(manifest)
+        assert copied.values.tobytes() == feature.load(manifest).values.tobytes()
+    files = {p.relative_to(tmp_path / "zarr"): p.read_bytes() for p in (tmp_path / "zarr").rglob("*") if p.is_file()}
+    for path, content in files.items():
+        assert (tmp_path / "back" / path).read_bytes() == content
+    refused = ser("cache", "export", name, tmp_path / "zarr", "--backend", "hdf5", "--store", tmp_path / "zarr")
+    assert refused.exit_code == 2 and "is the store that" in refused.stderr
+
+
+def test_a_list_says_what_is_quarantined(tmp_path: Path) -> None:
+    store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr")
+    grown = manifest_of(11)
+    store.put_manifest(grown)
+    assert "incomplete" in told("cache", "list", "--store", tmp_path / "s")
+    bad = part_rows(manifest, feature.spec, arrays, [])
+    bad.quarantined = [Quarantine(grown.ids[10], grown.inputs("audio")[10], "x.wav", "truncated")]
+    feature.publish(bad, "zarr", {})
+    said = told("cache", "list", "--store", tmp_path / "s")
+    assert "10 of 11" in said and "complete, 1 quarantined" in said and "incomplete" not in said
+
+
+def test_what_to_remove_is_named_and_asked(tmp_path: Path) -> None:
+    store, feature, manifest, _ = sample_store(tmp_path / "s", "zarr")
+    other = store.add(spec_of(config={"another": "way"}))
+    refused = ser("cache", "remove", "frames", "--yes", "--store", tmp_path / "s")
+    assert refused.exit_code == 2 and f"frames@{other.fingerprint[:8]}" in refused.stderr
+    name = f"frames@{other.fingerprint}"
+    assert ser("cache", "remove", name, "--store", tmp_path / "s").exit_code == 1, "nobody said yes"
+    fill(other, manifest, values_of(manifest, other.spec), "hdf5")
+    assert told("cache", "remove", name, "--yes", "--store", tmp_path / "s").startswith("removed 10 rows")
+    assert [one.fingerprint for one in store.features()] == [feature.fingerprint]
+    assert ser("cache", "remove", "--store", tmp_path / "s").exit_code == 2
+
+
+def test_where_an_export_cannot_go(tmp_path: Path) -> None:
+    sample_store(tmp_path / "s", "zarr")
+    for file, reason in (
+        ("nowhere/x.h5", "no such folder"),
+        ("x.pkl", r"known: .h5, .hdf5, .npz, .safetensors, .zarr"),
+    ):
+        refused = ser("cache", "export", "frames", tmp_path / file, "--store", tmp_path / "s")
+        assert refused.exit_code == 2 and reason in refused.stderr and "\n" not in refused.stderr.strip()
+
+
+def test_no_secret_of_the_environment_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecretindeed")
+    np.save(tmp_path / "x.npy", np.ones((2, 3), "f4"))
+    (tmp_path / "t.csv").write_text("id\na\nb\n")
+    file, table, store = tmp_path / "x.npy", tmp_path / "t.csv", tmp_path / "s"
+    told("cache", "import", "mine", file, "--modality", "audio", "--manifest", table, "--store", store)
+    info = json.loads(told("cache", "info", "mine", "--store", store, "--json"))
+    assert info["config"]["sha256"] and info["provenance"]["file"] == "x.npy"
+    kept = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
+    assert b"verysecret" not in kept and str(tmp_path).encode() not in kept
