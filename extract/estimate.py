@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from ser import engines
 from ser.cache.spec import Modality
@@ -14,6 +14,8 @@ from .opening import choose_device, open_passes
 from .passes import Pass, Unusable
 from .plan import Plan, Utterance
 from .work import one_thread
+
+T = TypeVar("T")
 
 ENOUGH = 100  # utterances to compute: fewer are done before they are estimated
 AT = (1 / 6, 1 / 2, 5 / 6)  # of the utterances by length, those that are timed
@@ -47,7 +49,7 @@ def about_seconds(plan: Plan) -> float | None:
         cores_busy += (time.perf_counter() - start) / max(sum(u.length for u, _ in timed), 1e-9) * _seconds(left)
         for one in passes:
             alone = on_gpu and one.batched
-            rate = _rate(one, timed, most, 1 if alone else engines.cores())
+            rate = _rate(one, timed, most, 1) if alone else _rate(one, _spread(timed), most, engines.cores())
             busy = rate * _seconds(_left(plan, modality, {spec.fingerprint for spec in one.specs}))
             if alone:
                 device_busy += busy
@@ -69,10 +71,14 @@ def _seconds(utterances: Sequence[Utterance]) -> float:
     return sum(utterance.length for utterance in utterances)
 
 
+def _spread(some: list[T]) -> list[T]:
+    return [some[int(part * len(some))] for part in AT] if some else []
+
+
 def _chosen(left: list[Utterance], most: float | None) -> list[Utterance]:
     """Three of different lengths; on a GPU, which a few leave idle, a batch from the middle."""
     if most is None:
-        return [left[int(part * len(left))] for part in AT]
+        return _spread(left)
     groups = batches([utterance.length for utterance in left], most)
     return [left[index] for index in groups[len(groups) // 2]]
 
