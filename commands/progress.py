@@ -11,7 +11,7 @@ class _Lines:
     """A stream that turns the redrawing of a bar into lines of a log."""
 
     def write(self, text: str) -> None:
-        if text := text.strip("\r\n "):
+        if text := text.replace("\x1b[A", "").strip("\r\n "):  # tqdm steers the cursor between its bars
             click.echo(text, err=True)
 
     def flush(self) -> None:
