@@ -48,9 +48,10 @@ def import_feature(
 
     The file holds `values` `[rows, dim]`, with `offsets` `[n + 1]` where an utterance has several rows, and `ids`; or
     one array per utterance, named by its id. Without ids anywhere the rows are in the manifest's order, one utterance
-    each. `manifest` becomes the corpus's latest.
+    each. `manifest` becomes the corpus's latest; one without the audio that the corpus has in the store is refused.
     Raises `StoreError` or `WrongUse` if shapes, ids or values are not what they should be; then nothing is published.
     """
+    _check_keeps_audio(store, manifest)
     packed, by_id = _arrange(path, read_arrays(path), manifest, ids)
     rows = _rows_of(path, packed.ids, manifest)
     _check_finite(path, packed)
@@ -80,6 +81,22 @@ def import_feature(
     inputs = [digests[row] for row in rows]
     parts = _publish(feature, manifest.corpus, packed, inputs, backend)
     return Imported(spec.name, spec.fingerprint, len(packed), len(manifest) - len(packed), parts)
+
+
+def _check_keeps_audio(store: Store, manifest: Manifest) -> None:
+    """A table that knows nothing of a corpus's audio would leave all that was computed from it superseded."""
+    if manifest.corpus not in store.corpora():
+        return
+    known = store.manifest(manifest.corpus)
+    kept = dict(zip(manifest.ids, manifest.inputs("audio"), strict=True))
+    lost = [
+        id_ for id_, digest in zip(known.ids, known.inputs("audio"), strict=True) if digest and kept.get(id_) != digest
+    ]
+    if lost:
+        raise WrongUse(
+            f"{store.path}: corpus {manifest.corpus} has audio (such as {lost[0]!r}) that the table does not name, so "
+            "its features would count no more; leave --manifest out, or give the table another --corpus-name"
+        )
 
 
 def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] | None) -> tuple[Packed, bool]:

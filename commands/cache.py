@@ -205,7 +205,8 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
     feature = opened.feature(name, manifest.corpus)
     if backend:
         copied = copy(feature, open_store(file, create=True), backend)
-        click.echo(f"copied {len(copied)} of {len(feature.parts())} parts to {file}; the others are there")
+        there = len(feature.parts()) - len(copied)
+        click.echo(f"copied {len(copied)} parts to {file}" + (f"; {there} are there already" if there else ""))
     else:
         click.echo(f"wrote {export_feature(feature, manifest, file)}")
 

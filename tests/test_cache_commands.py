@@ -87,7 +87,7 @@ def test_another_backend_and_back(tmp_path: Path) -> None:
     for source, target in (("zarr", "hdf5"), ("hdf5", "back")):
         backend = "hdf5" if target == "hdf5" else "zarr"
         said = told("cache", "export", name, tmp_path / target, "--backend", backend, "--store", tmp_path / source)
-        assert "copied 3 of 3 parts" in said
+        assert said == f"copied 3 parts to {tmp_path / target}\n"
         assert told("cache", "verify", "--store", tmp_path / target).endswith(" 0 bad\n")
         part = next((tmp_path / target).rglob("part.json")).parent
         assert (part / "data.h5").exists() == (target == "hdf5")
@@ -98,6 +98,19 @@ def test_another_backend_and_back(tmp_path: Path) -> None:
         assert (tmp_path / "back" / path).read_bytes() == content
     refused = ser("cache", "export", name, tmp_path / "zarr", "--backend", "hdf5", "--store", tmp_path / "zarr")
     assert refused.exit_code == 2 and "is the store that" in refused.stderr
+
+
+def test_a_table_does_not_take_the_place_of_a_corpus(tmp_path: Path) -> None:
+    """Else all that was computed from its audio were superseded, and soon removed as such."""
+    store, feature, manifest, _ = sample_store(tmp_path / "s", "zarr")
+    (tmp_path / "t.csv").write_text("\n".join(["id", *manifest.ids]))
+    np.save(tmp_path / "x.npy", np.ones((len(manifest), 3), "f4"))
+    command = ("cache", "import", "mine", tmp_path / "x.npy", "--modality", "audio", "--store", tmp_path / "s")
+    refused = ser(*command, "--manifest", tmp_path / "t.csv", "--corpus-name", "toy")
+    assert refused.exit_code == 2 and "corpus toy has audio" in refused.stderr
+    assert store.manifest().digest == manifest.digest and feature.rows(store.manifest()) == len(manifest)
+    assert "10 rows of 10" in told(*command)
+    assert "10 rows of 10" in told(*command, "--manifest", tmp_path / "t.csv", "--corpus-name", "other")
 
 
 def test_a_list_says_what_is_quarantined(tmp_path: Path) -> None:
