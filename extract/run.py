@@ -82,7 +82,8 @@ def extract(plan: Plan, on_progress: OnProgress | None = None) -> Summary:
     request = plan.request
     stop_if_unusable(plan)
     store = open_store(request.store, create=True)
-    store.put_manifest(plan.manifest)
+    if request.limit is None or not _known_already(store, plan):
+        store.put_manifest(plan.manifest)
     for feature in plan.features:
         store.add(feature.wanted.spec)
     deviations = _check(plan, store)
@@ -103,6 +104,12 @@ def stop_if_unusable(plan: Plan) -> None:
     """Raises `Stopped` for all that the scan found unusable, unless the request says `on_error="skip"`."""
     if plan.request.on_error == "fail" and ((known := _known_problems(plan)) or plan.scan.refused):
         raise _stopped(known, [str(problem) for problem in plan.scan.refused])
+
+
+def _known_already(store: Store, plan: Plan) -> bool:
+    """Whether the corpus's latest manifest has these utterances too: a trial with `--limit` must not shrink it."""
+    corpus = plan.manifest.corpus
+    return corpus in store.corpora() and set(plan.manifest.ids) <= set(store.manifest(corpus).ids)
 
 
 def device_of(plan: Plan) -> str:

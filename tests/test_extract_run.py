@@ -232,6 +232,14 @@ def test_limit(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     assert [facts[key] for key in ("rows", "computed", "reused", "quarantined")] == [8, 5, 3, 0]
 
 
+def test_a_trial_with_limit_leaves_the_corpus_whole(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    run(corpus, tmp_path / "store", models, "logmel")
+    summary = run(corpus, tmp_path / "store", models, "mfcc", limit=3)
+    assert summary.features["mfcc"]["rows"] == 3
+    assert len(open_store(tmp_path / "store").manifest()) == 8
+    assert run(corpus, tmp_path / "store", models, "mfcc").features["mfcc"]["computed"] == 5
+
+
 def test_progress_reaches_the_end_without_what_cannot_be_used(
     corpus: Path, tmp_path: Path, models: dict[str, str]
 ) -> None:
