@@ -155,9 +155,10 @@ def plan_scan(request: Request, scan: Scan, wanted: list[Wanted]) -> Plan:
     features = [_feature_plan(one, scan.manifest, store, request) for one in wanted]
     made = Plan(request, scan, features, _free(request.store), list(scan.warnings))
     if made.bytes > made.free:
+        unit, name = (1e9, "GB") if made.bytes >= 1e9 else (1e6, "MB")
         raise StoreError(
-            f"{request.store}: about {made.bytes / 1e9:.2f} GB will be written and {made.free / 1e9:.2f} GB are free; "
-            "make room, name another --store, or ask for fewer features"
+            f"{request.store}: about {made.bytes / unit:.2f} {name} will be written and "
+            f"{made.free / unit:.2f} {name} are free; make room, name another --store, or ask for fewer features"
         )
     return made
 

@@ -222,7 +222,7 @@ def test_a_disk_too_small_is_refused_before_it_starts(
     corpus: Path, tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "_free", lambda path: 10_000)
-    with pytest.raises(StoreError, match="GB are free"):
+    with pytest.raises(StoreError, match=r"about 0\.20 MB will be written and 0\.01 MB are free"):
         plan(Request(corpus, "is13", store=tmp_path / "store"))
 
 

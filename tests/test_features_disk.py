@@ -1,0 +1,89 @@
+"""A disk that is too small, or that fills up on the way: refused at once, or one sentence, and nothing lost."""
+
+import csv
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from click.testing import CliRunner, Result
+
+from ser.cache.errors import StoreError
+from ser.cache.store import open_store
+from ser.cache.verify import verify
+from ser.cli import main
+from ser.extract.run import Request, extract, plan
+
+UTTERANCES = 12
+OPTIONS = {"features": "logmel", "dtype": "float32", "part_seconds": 4.0}  # parts of 128 KB
+
+
+def resize(folder: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of its own, of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small tmpfs: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Twelve utterances of two seconds: 0.77 MB of log-mel."""
+    rng = np.random.default_rng(0)
+    with (tmp_path / "corpus.csv").open("w", newline="") as file:
+        csv.writer(file).writerow(["id", "audio"])
+        for number in range(UTTERANCES):
+            sf.write(tmp_path / f"{number}.wav", rng.normal(0, 0.1, 32000), 16000)
+            csv.writer(file).writerow([f"u{number}", f"{number}.wav"])
+    return tmp_path / "corpus.csv"
+
+
+def ser_features(corpus: Path, store: Path, backend: str) -> Result:
+    options = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return CliRunner().invoke(main, ["features", str(corpus), "--store", str(store), "--backend", backend, *options])
+
+
+def test_what_cannot_fit_is_refused(corpus: Path, disk: Path) -> None:
+    resize(disk, "512k")
+    done = ser_features(corpus, disk / "store", "zarr")
+    assert done.exit_code == 1 and done.stderr.count("\n") == 1
+    assert "about 0.77 MB will be written and 0.52 MB are free; make room" in done.stderr
+    assert not (disk / "store").exists()
+
+
+@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
+def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str) -> None:
+    store = disk / "store"
+    made = plan(Request(corpus, store=store, backend=backend, **OPTIONS))  # type: ignore[arg-type]
+    status = os.statvfs(disk)
+    (disk / "another").write_bytes(bytes(status.f_bavail * status.f_frsize - 450_000))  # somebody else's file
+    with pytest.raises(
+        StoreError, match=r"disk is full \(0\.1\d MB needed, 0\.\d\d MB free\).*what is published stays"
+    ):
+        extract(made)
+    opened = open_store(store)
+    feature, manifest = opened["logmel"], opened.manifest()
+    there = sorted(set(range(UTTERANCES)) - set(feature.missing(manifest)))
+    assert 0 < len(there) < UTTERANCES and not list((store / "tmp").iterdir())
+    kept = {path: path.stat().st_ino for path in feature.path.rglob("part.json")}
+    before = feature.load(manifest, there)
+
+    again = ser_features(corpus, store, backend)
+    assert again.exit_code == 1 and again.stderr.startswith("ser: ") and again.stderr.count("\n") == 1
+    (disk / "another").unlink()
+    done = ser_features(corpus, store, backend)
+    assert done.exit_code == 0, done.output
+    assert open_store(store)["logmel"].complete(manifest) and not [one for one in verify(opened) if one.problem]
+    assert {path: path.stat().st_ino for path in kept} == kept, "a published part was written again"
+    assert open_store(store)["logmel"].load(manifest, there).values.tobytes() == before.values.tobytes()
