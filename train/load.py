@@ -110,7 +110,7 @@ def _dataset(
                 for modality, choice in sorted(chosen.items())
             },
             "left_out": left_out,
-            "store": str(next(iter(chosen.values())).feature.store),
+            "store": str(next(iter(chosen.values())).feature.store.resolve()),
         },
         targets=torch.from_numpy(targets),
         views=tuple(reader(choice) for choice in augmented),
