@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,23 +110,28 @@ def verify(ctx: click.Context, repair: bool, store: Path, as_json: bool) -> None
     Example: ser cache verify --repair
     """
     from ser.cache.store import open_store
+    from ser.cache.verify import Checked
     from ser.cache.verify import verify as verify_store
 
-    checked = []
-    with progress(None, "verify", "B", unit_scale=True) as bar:
+    checked: list[Checked] = []
+    size, start = 0, time.perf_counter()
+    with progress(None, "verify") as bar:
         for one in verify_store(open_store(store), repair):
             checked.append(one)
-            bar.update(one.bytes)
+            size += one.bytes
+            rate = size / 1e9 / (time.perf_counter() - start)
+            bar.total = len(checked) + one.remaining
+            bar.set_postfix_str(f"{rate:.2f} GB/s", refresh=False)
+            bar.update()
             if not as_json and (one.problem or one.note):
                 dropped = " (dropped; `ser features` computes it again)" if one.repaired else ""
                 bar.write(f"{one.path}: {one.problem or one.note}{dropped}", file=sys.stderr)
     bad = [one for one in checked if one.problem]
-    size, seconds = sum(one.bytes for one in checked), sum(one.seconds for one in checked)
     if as_json:
         click.echo(json.dumps({"checked": len(checked), "bytes": size, "bad": [asdict(one) for one in bad]}))
     else:
-        rate = size / 1e9 / seconds if seconds else 0.0
-        click.echo(f"{len(checked)} things checked, {size / 1e6:.1f} MB at {rate:.2f} GB/s: {len(bad)} bad")
+        said = f", {size / 1e6:.1f} MB at {rate:.2f} GB/s" if checked else ""
+        click.echo(f"{len(checked)} things checked{said}: {len(bad)} bad")
     ctx.exit(1 if any(not one.repaired for one in bad) else 0)
 
 

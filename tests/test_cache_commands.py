@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,20 @@ def test_a_list_says_what_is_quarantined(tmp_path: Path) -> None:
     feature.publish(bad, "zarr", {})
     said = told("cache", "list", "--store", tmp_path / "s")
     assert "10 of 11" in said and "complete, 1 quarantined" in said and "incomplete" not in said
+
+
+def test_verify_names_the_bad_and_repair_drops_it(tmp_path: Path) -> None:
+    _, feature, manifest, _ = sample_store(tmp_path / "s", "hdf5")
+    said = told("cache", "verify", "--store", tmp_path / "s")
+    assert re.fullmatch(r"6 things checked, 0\.0 MB at \d\.\d\d GB/s: 0 bad\n", said)
+    part = next((tmp_path / "s").rglob("data.h5"))
+    part.write_bytes(part.read_bytes()[:-1])
+    found = ser("cache", "verify", "--store", tmp_path / "s")
+    assert found.exit_code == 1 and str(part) in found.stderr and found.stdout.endswith(": 1 bad\n")
+    mended = ser("cache", "verify", "--repair", "--store", tmp_path / "s")
+    assert mended.exit_code == 0 and "dropped; `ser features` computes it again" in mended.stderr
+    assert "incomplete" in told("cache", "list", "--store", tmp_path / "s") and not part.parent.exists()
+    assert 0 < len(open_store(tmp_path / "s")[feature.spec.name].missing(manifest)) < len(manifest)
 
 
 def test_what_to_remove_is_named_and_asked(tmp_path: Path) -> None:
