@@ -116,8 +116,8 @@ def made_up(fusion: str, inputs: dict[str, tuple[int, np.ndarray]], *settings: s
 def workers(store: Path, folder: Path, epochs: int = 160) -> list[dict[str, Any]]:
     """A sweep of four runs by two processes against two `ser train` of two runs each, and against one process.
 
-    The processes' start costs seconds of CPU however long the sweep: it is measured by a sweep of two epochs, taken off,
-    and told in a row of its own.
+    The start costs seconds of CPU however long the sweep: a sweep of two epochs measures it, it is taken off, and a row
+    of its own tells it.
     """
     recipe = folder / "four.toml"
     recipe.write_text('[[cell]]\nname = "lgf-add"\nfeatures = "is13+bert"\nfusion = "lgf-add"\nseeds = 2\n')
