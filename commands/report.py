@@ -24,8 +24,8 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any
       ser report runs --html report.html --latex tables.tex
       ser report runs/3f2a… runs/77b1… --paired
     """
-    from ser.train.html.page import report_tables, write_html, write_tables
-    from ser.train.report import report_text
+    from ser.train.report.page import report_tables, write_html, write_tables
+    from ser.train.report.terminal import report_text
     from ser.train.runs import find_runs
 
     found = find_runs(*runs)

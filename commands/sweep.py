@@ -85,7 +85,7 @@ def sweep(
 def _print(planned: Any, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from ser.train.report import recipe_rows, recipe_table
+    from ser.train.report.terminal import recipe_rows, recipe_table
 
     if as_json:
         rows = [asdict(row) for row in recipe_rows(planned.recipe, planned.runs)]

@@ -19,18 +19,18 @@ from ser.cache.store import open_store
 from ser.tests.chromium import MISSING, Browser, open_browser
 from ser.tests.spoken_store import EVIL, spoken_manifest, spoken_store
 from ser.train.experiment import Experiment, run_experiment
-from ser.train.html.attention import SPECIAL, Attending
-from ser.train.html.cells import from_confusion, group, name_apart
-from ser.train.html.groups import wilson
-from ser.train.html.page import report_tables, write_html, write_tables
-from ser.train.html.paper import changed_settings, quoted_for
-from ser.train.html.plots import figure, to_svg
-from ser.train.html.significance import holm
-from ser.train.html.tables import Column, Table, harmless, shown, to_csv, to_latex, to_markdown
-from ser.train.html.utterances import find_origins, style
-from ser.train.html.what_was_run import command
 from ser.train.metrics import pooled, scores
-from ser.train.report import report_text
+from ser.train.report.attention import SPECIAL, Attending
+from ser.train.report.cells import from_confusion, group, name_apart
+from ser.train.report.groups import wilson
+from ser.train.report.page import report_tables, write_html, write_tables
+from ser.train.report.paper import changed_settings, quoted_for
+from ser.train.report.plots import figure, to_svg
+from ser.train.report.significance import holm
+from ser.train.report.tables import Column, Table, harmless, shown, to_csv, to_latex, to_markdown
+from ser.train.report.terminal import report_text
+from ser.train.report.utterances import find_origins, style
+from ser.train.report.what_was_run import command
 from ser.train.runs import CONFIG, PREDICTIONS, RESULT, Run, find_runs, run_name, write_json, write_predictions
 from ser.train.statistics import Interval
 from ser.train.weights import load_model

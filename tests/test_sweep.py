@@ -14,7 +14,7 @@ from ser.tests.tiny_store import make_store
 from ser.train.experiment import prepare
 from ser.train.loader import Loader
 from ser.train.recipe import list_recipes, read_recipe, recipe_names
-from ser.train.report import recipe_rows, recipe_table
+from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.runs import find_runs
 from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep
 

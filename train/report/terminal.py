@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from textwrap import wrap
 
 from ser.cache.errors import WrongUse
-
-from .recipe import Recipe
-from .runs import Run
-from .statistics import against
-from .summary import Score, caveat, conditions, measure
+from ser.train.recipe import Recipe
+from ser.train.runs import Run
+from ser.train.statistics import against
+from ser.train.summary import Score, caveat, conditions, measure
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,9 @@ def report_text(runs: Sequence[Run], paired: bool = False) -> str:
     """
     from tabulate import tabulate
 
-    from .html import results, significance
-    from .html.cells import finished_cells
-    from .html.tables import shown
+    from . import results, significance
+    from .cells import finished_cells
+    from .tables import shown
 
     cells, unfinished = finished_cells(runs)
     tables = [results.table(cells), results.papers_table(cells)]
