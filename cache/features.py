@@ -19,12 +19,12 @@ from .spec import Spec
 
 
 class Feature:
-    """A folder `<store>/<feature>/<fingerprint>/`."""
+    """A folder `<store>/<feature>/<fingerprint>/`; `spec`, where the caller knows what its spec.json must say."""
 
-    def __init__(self, store: Path, path: Path) -> None:
+    def __init__(self, store: Path, path: Path, spec: Spec | None = None) -> None:
         self.store = store
         self.path = path
-        self.spec = self._read_spec()
+        self.spec = spec or self._read_spec()
         self._parts: dict[str, Part] = {}
         self._rows: dict[Key, Place] = {}
         self._quarantined: dict[Key, str] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import hdf5_backend, zarr_backend
 from .blocks import check_blocks
-from .durable import faults_named
+from .durable import faults_named, make_folder
 from .errors import CorruptStore, SerError
 from .features import Feature
 from .layout import Part
@@ -91,6 +91,12 @@ def _check(store: Store, path: Path, repair: bool) -> Checked:
     if repaired:
         with faults_named("dropping a bad part", store.path):
             drop(store, path)
+    if corrupt and repair and path.name == "spec.json":
+        # What a missing folder held can be computed again; a bad spec is written again by `ser features`.
+        with contextlib.suppress(CorruptStore), faults_named("making a folder for parts", store.path):
+            make_folder(path.parent / "parts")
+            _check_feature(store, path.parent)
+            repaired = True
     name = str(path.relative_to(store.path))
     return Checked(name, size, time.perf_counter() - start, 0, problem, repaired, note)
 

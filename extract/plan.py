@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.errors import StoreError, WrongUse
+from ser.cache.errors import CorruptStore, StoreError, WrongUse
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Modality
 from ser.cache.store import Feature, Store, open_store
@@ -175,7 +175,12 @@ def _store_there(path: Path) -> Store | None:
 def existing(store: Store, wanted: Wanted) -> Feature | None:
     """The feature in the store, if its folder is there."""
     folder = store.path / wanted.spec.feature / wanted.spec.fingerprint
-    return Feature(store.path, folder) if folder.exists() else None
+    if not folder.exists():
+        return None
+    try:
+        return Feature(store.path, folder)
+    except CorruptStore:  # the folder's name vouches for what spec.json must say, and `Store.add` writes it again
+        return Feature(store.path, folder, wanted.spec)
 
 
 def _feature_plan(wanted: Wanted, manifest: Manifest, store: Store | None, request: Request) -> FeaturePlan:

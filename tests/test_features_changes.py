@@ -237,3 +237,17 @@ def test_another_corpus(folder: Path, what: str) -> None:
         assert new == rows(folder, name, "fresh"), "not what a new store would hold"
         changed = {id_ for id_, row in new.items() if old[name].get(id_) != row}
         assert changed == (touched if name in readers else set())
+
+
+def test_a_bad_spec_costs_no_rows_and_missing_parts_are_computed_again(folder: Path) -> None:
+    store = open_store(folder / "store")
+    spec, parts = store["bert"].path / "spec.json", store["is13"].path / "parts"
+    content = spec.read_bytes()
+    spec.write_bytes(content[:-1])
+    assert run(folder) == dict.fromkeys(FEATURES.split(","), 0)
+    assert json.loads(spec.read_bytes())["checkpoint"] == json.loads(content)["checkpoint"]
+    shutil.rmtree(parts)
+    for command, code in (("verify", 1), ("verify --repair", 0), ("verify", 0)):
+        done = CliRunner().invoke(main, ["cache", *command.split(), "--store", str(folder / "store")])
+        assert done.exit_code == code, done.output
+    assert run(folder) == {name: 6 * (name == "is13") for name in FEATURES.split(",")}
