@@ -151,14 +151,17 @@ def _hubert(folder: Path, checkpoint: Path, files: list[Path], rounds: int) -> l
     import torch
     import transformers
 
-    model = transformers.HubertModel.from_pretrained(checkpoint).eval()
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(checkpoint)
     torch.set_num_threads(engines.cores())
     table = folder / "corpus" / "spoken.csv"
     table.write_text("\n".join(["id,audio", *(f"{path.stem},{path.name}" for path in files)]))
     stores = iter(range(1000))
 
+    def load() -> tuple[Any, Any]:  # each way starts from files, as a script does; ours hashes the weights besides
+        model = transformers.HubertModel.from_pretrained(checkpoint).eval()
+        return model, transformers.AutoFeatureExtractor.from_pretrained(checkpoint)
+
     def plain() -> None:  # the loop that people write: batch 1, one .npy each
+        model, extractor = load()
         for path in files:
             samples, rate = sf.read(path, dtype="float32")
             values = extractor(samples, sampling_rate=rate, return_tensors="pt").input_values
@@ -166,6 +169,7 @@ def _hubert(folder: Path, checkpoint: Path, files: list[Path], rounds: int) -> l
                 np.save(folder / f"{path.stem}.npy", model(values).last_hidden_state[0].numpy())
 
     def naive() -> None:  # batches of eight in the corpus' order: not even the same numbers
+        model, extractor = load()
         for first in range(0, len(files), 8):
             samples = [sf.read(path, dtype="float32")[0] for path in files[first : first + 8]]
             batch = extractor(samples, sampling_rate=16000, padding=True, return_tensors="pt")
