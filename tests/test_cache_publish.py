@@ -134,6 +134,8 @@ def inject(tmp_path: Path, backend: str, call: str, most: int) -> int:
     path = tmp_path / "s"
     numbers = calls_in_the_store(path, backend, call)
     shutil.rmtree(path)
+    if not numbers:
+        pytest.skip(f"publishing makes no {call} here")
     step = max(1, len(numbers) // most)
     failed = 0
     for index, number in enumerate(numbers[step // 2 :: step]):
@@ -164,7 +166,7 @@ def test_a_failing_system_call(tmp_path: Path, backend: str, call: str) -> None:
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_system_call_fails_once(tmp_path: Path, backend: str, call: str) -> None:
-    inject(tmp_path, backend, call, 12)
+    assert inject(tmp_path, backend, call, 12) >= 1
 
 
 @pytest.fixture
