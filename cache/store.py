@@ -7,6 +7,7 @@
 What lies where, key by key, is in FORMAT.md.
 """
 
+import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -218,8 +219,10 @@ class Store:
 
     def _no_feature(self, name: str, near: list[Path]) -> MissingRows:
         others = sorted({Feature(self.path, folder).spec.name + f"@{folder.name[:8]}" for folder in near})
-        there = f" (there is {', '.join(others)})" if others else ""
         asked = name.partition("@")[0]
+        known = [folder.name for folder in _folders(self.path) if folder.name not in _RESERVED]
+        alike = difflib.get_close_matches(asked.partition(":")[0], known, n=1)
+        there = f" (there is {', '.join(others)})" if others else f" (did you mean {alike[0]}?)" if alike else ""
         return MissingRows(
             f"{self.path}: has no feature {name!r}{there}; "
             f"run `ser features CORPUS --features {asked} --store {self.path}`"

@@ -285,6 +285,13 @@ def test_a_store_that_another_process_is_making(tmp_path: Path) -> None:
         open_store(tmp_path / "s", create=True)
 
 
+def test_a_misspelt_feature_is_told_of_the_nearest(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    store.add(spec_of("utterance"))
+    with pytest.raises(MissingRows, match=r"no feature 'utterence:layer=9' \(did you mean utterances\?\)"):
+        store.feature("utterence:layer=9")
+
+
 def test_features_by_name(tmp_path: Path) -> None:
     store, _, manifest, arrays = sample_store(tmp_path / "s", "zarr")
     with pytest.raises(MissingRows, match=r"no feature 'hubert'.*ser features CORPUS --features hubert "):
