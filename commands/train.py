@@ -95,19 +95,20 @@ def train(features: str | None, fusion: str, show_settings: bool, dry_run: bool,
         click.echo(json.dumps(vars(ahead)) if as_json else words)
         return
     click.echo(words, err=True)
-    done = 0  # epochs
+    done: dict[int, int] = {}  # epochs of each run
     with progress(ahead.runs * ahead.epochs, experiment.fusion, "epoch") as bar:
 
         def show(step: Any) -> None:
-            nonlocal done
-            if step.epoch is not None:
-                done += 1
+            if step.epoch is None:
+                done[step.run] = ahead.epochs  # finished before, it told of none
+            else:
+                done[step.run] = done.get(step.run, 0) + 1
                 e = step.epoch
                 dev = f" wa {e.wa:.3f} ua {e.ua:.3f}" if e.wa is not None else ""
                 bar.set_postfix_str(
                     f"run {step.run}/{step.runs} fold {step.fold} loss {e.loss:.3f}{dev}", refresh=False
                 )
-            bar.update(max(done, (step.run - (step.epoch is not None)) * ahead.epochs) - bar.n)
+            bar.update(sum(done.values()) - bar.n)
 
         runs = list(iterate(experiment, jobs, show))
     if as_json:

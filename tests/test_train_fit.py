@@ -179,7 +179,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(
 def test_the_rate_decays_as_the_paper_says() -> None:
     model = torch.nn.Linear(2, 2)
     settings, _ = parse_settings(FUSION_WITH_DECAY, ())
-    optimiser = make_optimiser(model, Stage("train"), settings)
+    optimiser = make_optimiser(dict(model.named_parameters()), Stage("train"), settings)
     rates = []
     for _ in range(4):
         set_rate(optimiser, settings)

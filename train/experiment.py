@@ -8,8 +8,9 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +20,7 @@ from ser.cache.errors import WrongUse, unknown
 
 from .data import Dataset
 from .finetune import with_encoder
-from .fit import Epoch, fit_scaling, make_optimiser
+from .fit import Diverged, Epoch, fit_scaling, make_optimiser
 from .folds import Cut, Fold
 from .load import load_dataset
 from .loader import Loader
@@ -30,8 +31,9 @@ from .plan import SELECTIONS, Plan, Precision
 from .protocols import make_folds
 from .runs import Run
 from .settings import has_setting, parse_settings
-from .single import one_thread, train_run
+from .single import one_thread, train_run, train_seeds
 from .tensorboard import check_log
+from .together import can_train_together
 from .views import with_views
 
 # Raised when the same config would give other numbers than before.
@@ -119,15 +121,44 @@ def iterate(
     """Train the jobs one after the other, yielding each run as it is finished."""
     tell = on_progress or (lambda progress: None)
     started = time.monotonic()
-    for number, job in enumerate(jobs, 1):
-        here = Progress(number, len(jobs), job.fold.name, job.plan.seed, None, 0.0)
+    for numbers in at_once(jobs):
+        some = [jobs[number] for number in numbers]
+        here = [Progress(n + 1, len(jobs), jobs[n].fold.name, jobs[n].plan.seed, None, 0.0) for n in numbers]
 
-        def on_epoch(epoch: Epoch, here: Progress = here) -> None:
-            tell(replace(here, epoch=epoch, seconds=time.monotonic() - started))
+        def on_epoch(i: int, epoch: Epoch, here: list[Progress] = here) -> None:
+            tell(replace(here[i], epoch=epoch, seconds=time.monotonic() - started))
 
-        run = train_run(job.data, job.fold, job.plan, job.config, Path(experiment.out), experiment.resume, on_epoch)
-        tell(replace(here, seconds=time.monotonic() - started))
-        yield run
+        for progress, run in zip(
+            here, train_jobs(some, Path(experiment.out), experiment.resume, on_epoch), strict=True
+        ):
+            if isinstance(run, Diverged):
+                raise run
+            tell(replace(progress, seconds=time.monotonic() - started))
+            yield run
+
+
+def at_once(jobs: Sequence[Job]) -> list[list[int]]:
+    """Which jobs are trained at once, by number: on a GPU the seeds of a fold, if the fusion allows it; else each."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for number, job in enumerate(jobs):
+        on_gpu = torch.device(job.plan.device).type == "cuda"
+        together = on_gpu and can_train_together(job.data, job.plan)
+        found.setdefault((job.fold.name, -1 if together else number), []).append(number)
+    return list(found.values())
+
+
+def train_jobs(
+    jobs: Sequence[Job], out: Path, resume: bool, on_epoch: Callable[[int, Epoch], None] | None = None
+) -> list[Run | Diverged]:
+    """The runs of jobs that are trained at once, or of one; a run whose loss diverged is given by its fault."""
+    if len(jobs) > 1:
+        plans, configs = [job.plan for job in jobs], [job.config for job in jobs]
+        return train_seeds(jobs[0].data, jobs[0].fold, plans, configs, out, on_epoch)
+    [job] = jobs
+    try:
+        return [train_run(job.data, job.fold, job.plan, job.config, out, resume, on_epoch and partial(on_epoch, 0))]
+    except Diverged as fault:
+        return [fault]
 
 
 @dataclass(frozen=True)
@@ -155,7 +186,7 @@ def estimate(jobs: list[Job], steps: int = 3) -> Estimate:
         torch.manual_seed(plan.seed)
         model = plan.fusion.build(settings, job.data.dims, len(job.data.utterances.classes)).to(plan.device)
         parameters = sum(weight.numel() for weight in model.parameters())
-        optimiser = make_optimiser(model, plan.fusion.stages[-1], settings)
+        optimiser = make_optimiser(dict(model.named_parameters()), plan.fusion.stages[-1], settings)
         scaling = fit_scaling(job.data, job.fold, settings)
         shuffling = torch.Generator().manual_seed(plan.seed)
         lessons, rows = with_views(job.data, job.fold.train)

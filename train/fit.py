@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from ser.cache.errors import SerError, WrongUse
 
+from .adam import Adam
 from .data import Dataset
 from .evaluate import predict
 from .folds import Fold
@@ -114,7 +115,7 @@ class _Training:
                 continue
             for name, weight in self.model.named_parameters():
                 weight.requires_grad_(name in self.trainable and name.startswith(stage.trains))
-            optimiser = make_optimiser(self.model, stage, self.plan.settings)
+            optimiser = make_optimiser(dict(self.model.named_parameters()), stage, self.plan.settings)
             self.best_score = -math.inf
             first = 0
             if resume and number == resume.stage:
@@ -200,12 +201,11 @@ def shuffled(data: Dataset, fold: Fold, seed: int) -> Dataset:
     return replace(data, utterances=replace(data.utterances, labels=labels), targets=None)
 
 
-def make_optimiser(model: nn.Module, stage: Stage, settings: Any) -> torch.optim.Adam:
+def make_optimiser(weights: Mapping[str, Tensor], stage: Stage, settings: Any) -> torch.optim.Adam:
     """Adam over the stage's parameters, with its L2 term in the gradient (Perspective §3.3, USC Table 2)."""
-    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    chosen = [weight for name, weight in named if name.startswith(stage.trains)]
+    chosen = [weight for name, weight in weights.items() if weight.requires_grad and name.startswith(stage.trains)]
     fused = chosen[0].device.type in ("cpu", "cuda")  # one kernel for all weights
-    return torch.optim.Adam(chosen, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    return Adam(chosen, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
 
 
 def set_rate(optimiser: torch.optim.Adam, settings: Any) -> None:

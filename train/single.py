@@ -1,12 +1,12 @@
-"""One run: train, test, write the folder."""
+"""One run, or one fold's runs of many seeds at once: train, test, write the folders."""
 
 import contextlib
-import logging
+import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -20,9 +20,8 @@ from .plan import Plan
 from .runs import CONFIG, LOG, RESULT, STATE, Run, claimed, run_name, write_json, write_predictions
 from .state import State, snapshot
 from .tensorboard import curves
+from .together import fit_together, seeds_at_once
 from .weights import read_state, write_model, write_state
-
-log = logging.getLogger("ser.train")
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
 
@@ -46,32 +45,92 @@ def train_run(
             return run
         state = read_state(run) if resume else None
         write_json(run, CONFIG, config)
-        with (
-            (run.path / LOG).open("a" if state else "w", encoding="utf-8") as lines,
-            curves(plan.log, run.path) as draw,
-            one_thread(),
-        ):
+        with _log(run, plan, on_epoch, goes_on=bool(state)) as log, one_thread():
             started = time.monotonic()
-
-            def note(epoch: Epoch) -> None:
-                lines.write(f"{_line(epoch)}\n")
-                lines.flush()
-                draw(epoch)
-                if on_epoch:
-                    on_epoch(epoch)
-
             try:
                 with torch.random.fork_rng(devices=[]):
-                    fitted = fit(data, fold, plan, note, _StateKeeper(run), state)
+                    fitted = fit(data, fold, plan, log.note, _StateKeeper(run), state)
             except Diverged as fault:
-                write_model(run, fault.kept, fault.scaling)
-                lines.write(f"{fault}\n")
-                raise type(fault)(f"{run.path}: {fault}", fault.kept, fault.scaling) from None
+                raise _diverged(run, fault, log) from None
             except KeyboardInterrupt:
-                lines.write("interrupted; --resume goes on from the last state\n")
+                log.write("interrupted; --resume goes on from the last state")
                 raise
             _finish(run, data, fold, plan, config, fitted, time.monotonic() - started)
         return run
+
+
+def train_seeds(
+    data: Dataset,
+    fold: Fold,
+    plans: Sequence[Plan],
+    configs: Sequence[Mapping[str, Any]],
+    out: Path,
+    on_epoch: Callable[[int, Epoch], None] | None = None,
+) -> list[Run | Diverged]:
+    """As `train_run`, for plans that differ in their seeds alone and are trained at once; see `fit_together`.
+
+    They keep no states: a killed one starts anew. One that diverged gives the fault in the place of its run.
+    """
+    found: dict[int, Run | Diverged] = {}
+    with contextlib.ExitStack() as stack:
+        names = [run_name(config) for config in configs]
+        # Everybody waits for them in the same order, so that nobody waits for ever.
+        runs = {
+            i: stack.enter_context(claimed(out / names[i])) for i in sorted(range(len(names)), key=names.__getitem__)
+        }
+        found |= {i: run for i, run in runs.items() if run.finished}
+        left = [i for i in range(len(names)) if i not in found]
+        logs = []
+        for i in left:
+            write_json(runs[i], CONFIG, configs[i])
+            tell = functools.partial(on_epoch, i) if on_epoch else None
+            logs.append(stack.enter_context(_log(runs[i], plans[i], tell)))
+        stack.enter_context(one_thread())
+        most = seeds_at_once(data, fold, plans[0])
+        for first in range(0, len(left), most):
+            now, theirs = left[first : first + most], logs[first : first + most]
+            started = time.monotonic()
+            fitted = fit_together(data, fold, [plans[i] for i in now], [log.note for log in theirs])
+            seconds = (time.monotonic() - started) / len(now)
+            for i, log, one in zip(now, theirs, fitted, strict=True):
+                if isinstance(one, Diverged):
+                    found[i] = _diverged(runs[i], one, log)
+                else:
+                    _finish(runs[i], data, fold, plans[i], configs[i], one, seconds)
+                    found[i] = runs[i]
+    return [found[i] for i in range(len(names))]
+
+
+@dataclass(frozen=True)
+class _Log:
+    """A run's log, its curves, and whoever wants to hear of its epochs."""
+
+    lines: TextIO
+    draw: Callable[[Epoch], None]
+    tell: Callable[[Epoch], None] | None
+
+    def write(self, line: str) -> None:
+        self.lines.write(f"{line}\n")
+        self.lines.flush()
+
+    def note(self, epoch: Epoch) -> None:
+        self.write(_line(epoch))
+        self.draw(epoch)
+        if self.tell:
+            self.tell(epoch)
+
+
+@contextlib.contextmanager
+def _log(run: Run, plan: Plan, tell: Callable[[Epoch], None] | None, goes_on: bool = False) -> Iterator[_Log]:
+    with (run.path / LOG).open("a" if goes_on else "w", encoding="utf-8") as lines, curves(plan.log, run.path) as draw:
+        yield _Log(lines, draw, tell)
+
+
+def _diverged(run: Run, fault: Diverged, log: _Log) -> Diverged:
+    """The fault with the run's name; what was good stays in its folder."""
+    write_model(run, fault.kept, fault.scaling)
+    log.write(str(fault))
+    return Diverged(f"{run.path}: {fault}", fault.kept, fault.scaling)
 
 
 class _StateKeeper:

@@ -12,14 +12,13 @@ from ser.cache.durable import sweep as sweep_leftovers
 from ser.cache.durable import workspace
 from ser.cache.errors import WrongUse
 
-from .experiment import Estimate, Job, estimate, prepare
+from .experiment import Estimate, Job, at_once, estimate, prepare, train_jobs
 from .fit import Diverged, Epoch
 from .loader import Loader
 from .options import Experiment
 from .recipe import Recipe
 from .runs import Run, run_name
 from .settings import has_setting
-from .single import train_run
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class Task:
     cell: str  # the first cell that needs it
     experiment: Experiment
     number: int
+    group: int = -1  # tasks of one experiment and group are trained at once
     estimated: float | None = None  # seconds
     shared: Path | None = None  # where processes of one machine share what they have loaded
 
@@ -81,8 +81,9 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, loader: Loader | None =
         if cell.test.startswith("only") and jobs[0].plan.fusion.masking is None:
             raise WrongUse(f"cell '{cell.name}': fusion {jobs[0].plan.fusion.name} cannot hide a modality")
         names = [run_name(job.config) for job in jobs]
-        for number, name in enumerate(names):
-            tasks.setdefault(name, Task(name, cell.name, cell.experiment, number))
+        for group, numbers in enumerate(at_once(jobs)):
+            for number in numbers:
+                tasks.setdefault(names[number], Task(names[number], cell.name, cell.experiment, number, group))
         runs[cell.name] = tuple(tasks[name].run for name in names)
     _refuse_unused([jobs[0] for jobs in known.values()], recipe.cells[0].experiment.also_set)
     return Sweep(recipe, tuple(_shard(list(tasks.values()), shard)), runs)
@@ -112,30 +113,55 @@ def run_sweep(
 
     A run whose loss diverges is an outcome with a fault: the others go on. So is one that kills its dask worker.
     """
-    if workers <= 1 and scheduler is None:
-        for task in sweep.open_tasks:
-            yield train_task(task, on_epoch)
-    elif scheduler is not None:
+    if scheduler is not None:
         tasks = [replace(task, experiment=_anywhere(task.experiment)) for task in sweep.open_tasks]
         yield from engines.run(train_alone, tasks, scheduler=scheduler, insecure=insecure, lost=Outcome)
-    elif sweep.open_tasks:
+        return
+    bundles = _bundles(sweep.open_tasks)
+    if workers <= 1:
+        for bundle in bundles:
+            yield from train_bundle(bundle, on_epoch)
+    elif bundles:
         out = Path(sweep.tasks[0].experiment.out)
         sweep_leftovers(out)
         with workspace(out) as folder:
-            tasks = [replace(task, shared=folder) for task in sweep.open_tasks]
-            yield from engines.run(train_task, tasks, workers)
+            shared = [Bundle(tuple(replace(task, shared=folder) for task in bundle.tasks)) for bundle in bundles]
+            for outcomes in engines.run(train_bundle, shared, workers):
+                yield from outcomes
 
 
-def train_task(task: Task, on_epoch: Callable[[Task, Epoch], None] | None = None) -> Outcome:
-    """Train one task. What it reads is held by the process for the tasks that follow."""
+@dataclass(frozen=True)
+class Bundle:
+    """Tasks that are trained at once: mostly one."""
+
+    tasks: tuple[Task, ...]
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return ", ".join(task.name for task in self.tasks)
+
+
+def _bundles(tasks: Sequence[Task]) -> list[Bundle]:
+    together: dict[tuple[Experiment, int], list[Task]] = {}
+    for task in tasks:
+        together.setdefault((task.experiment, task.group), []).append(task)
+    return [Bundle(tuple(some)) for some in together.values()]
+
+
+def train_bundle(bundle: Bundle, on_epoch: Callable[[Task, Epoch], None] | None = None) -> list[Outcome]:
+    """Train tasks of one experiment at once. What they read is held by the process for the tasks that follow."""
     started = time.monotonic()
-    job = _jobs(replace(task.experiment, resume=True), task.shared)[task.number]
-    tell = (lambda epoch: on_epoch(task, epoch)) if on_epoch else None
-    try:
-        train_run(job.data, job.fold, job.plan, job.config, Path(task.experiment.out), True, tell)
-    except Diverged as fault:
-        return Outcome(task, str(fault), time.monotonic() - started)
-    return Outcome(task, None, time.monotonic() - started)
+    tasks = bundle.tasks
+    experiment = tasks[0].experiment
+    known = _jobs(replace(experiment, resume=True), tasks[0].shared)
+    tell = (lambda i, epoch: on_epoch(tasks[i], epoch)) if on_epoch else None
+    runs = train_jobs([known[task.number] for task in tasks], Path(experiment.out), True, tell)
+    seconds = (time.monotonic() - started) / len(tasks)
+    return [
+        Outcome(task, str(run) if isinstance(run, Diverged) else None, seconds)
+        for task, run in zip(tasks, runs, strict=True)
+    ]
 
 
 _alone = threading.Lock()
@@ -144,7 +170,8 @@ _alone = threading.Lock()
 def train_alone(task: Task) -> Outcome:
     """Train one task in a dask worker, which may have several threads: torch's seeds are the whole process's."""
     with _alone:
-        return train_task(task)
+        [outcome] = train_bundle(Bundle((task,)))
+    return outcome
 
 
 def _anywhere(experiment: Experiment) -> Experiment:

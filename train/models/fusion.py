@@ -54,6 +54,10 @@ class Fusion:
     the other on the same module, each starting from the weights that the one before it kept; the model of the run is
     that of the last, and its scores are those of "logits". The stages of most models are one.
 
+    `stacks(settings)`, where there is one, says whether many seeds can be trained at once (`stacked.Stack`): the model
+    takes vectors of whole dialogues, may be given their plan, is deterministic but for `nn.Dropout`, has one stage and
+    no masking.
+
     `tune`, where there is one, makes the module with a text encoder inside, which `finetune_layers`, another setting,
     trains with it.
     """
@@ -67,4 +71,5 @@ class Fusion:
     unit: Literal["utterance", "dialogue"] = "utterance"  # what a batch counts
     masking: Callable[[Any], Masking] | None = None
     stages: tuple[Stage, ...] = (Stage("train"),)
+    stacks: Callable[[Any], bool] | None = None
     tune: Callable[[Any, Mapping[str, int], int, Encoder], nn.Module] | None = None

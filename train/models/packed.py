@@ -16,6 +16,8 @@ LONG = 24  # rows of the longest sequence: above, one at a time beats a padded b
 class Plan:
     """Where each of n sequences lies among r packed rows. Computed once per batch, used by every layer."""
 
+    fixed = False  # whether the shapes are those of many batches at once, which only padded forms can be given
+
     def __init__(self, lengths: Tensor) -> None:
         self.lengths = lengths  # int64 [n]
 
@@ -46,15 +48,19 @@ class Plan:
         """Which cells of the padded form hold a row; bool `[n, longest]`."""
         return torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None]
 
+    @cached_property
+    def cells(self) -> Tensor:
+        """The place of each row in the flattened padded form; int64 `[r]`."""
+        return self.owner * self.longest + self.position
+
     def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
         """Rows `[r, …]` → `[n, longest, …]`."""
-        cells = self.owner * self.longest + self.position
-        padded = x.new_full((len(self.lengths) * self.longest, *x.shape[1:]), value).index_copy(0, cells, x)
+        padded = x.new_full((len(self.lengths) * self.longest, *x.shape[1:]), value).index_copy(0, self.cells, x)
         return padded.unflatten(0, (len(self.lengths), self.longest))
 
     def unpad(self, x: Tensor) -> Tensor:
         """`[n, longest, …]` → rows `[r, …]`."""
-        return x.flatten(0, 1).index_select(0, self.owner * self.longest + self.position)
+        return x.flatten(0, 1).index_select(0, self.cells)
 
     def repeat(self, times: int) -> "Plan":
         """The plan of `times` such batches, one after the other."""
@@ -118,7 +124,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, queries: Plan, keys: Plan, dropou
 
     Where a sequence has queries and no keys, the result is zero. `dropout` is that of the weights.
     """
-    if q.is_cpu and keys.longest > LONG:
+    if q.is_cpu and keys.longest > LONG and not keys.fixed:
         parts = zip(q.split(queries.sizes), k.split(keys.sizes), v.split(keys.sizes), strict=True)
         return torch.cat(
             [

@@ -127,12 +127,15 @@ class Perspective(nn.Module):
             width = {"ef": d, "mf": states, "lf": states, "lgf": classes}[position]
             self.fusion = METHODS[method](width)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits `[n, K]`: "logits" of the fusion (or of the one modality), and those of "audio" and "text"."""
+    def forward(self, batch: Batch, plan: Plan | None = None) -> dict[str, Tensor]:
+        """Logits `[n, K]`: "logits" of the fusion (or of the one modality), and those of "audio" and "text".
+
+        `plan` says where the turns of the dialogues lie, where that is known already.
+        """
         x = {m: F.relu(self.features[m](vectors(batch, m, self.dims[m]))) for m in self.modalities}
         alone = not (batch.wants("audio") or batch.wants("text"))
         with full_precision(x):
-            return self._contextual(x, Plan(batch.dialogues), alone)
+            return self._contextual(x, plan or Plan(batch.dialogues), alone)
 
     def _contextual(self, x: dict[str, Tensor], plan: Plan, alone: bool = False) -> dict[str, Tensor]:
         x = self._fuse("ef", x, alone)
@@ -182,12 +185,12 @@ class Released(Perspective):
         if method == "at":
             self.fusion = ReleasedAtFusion(classes, settings.dropout)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, plan: Plan | None = None) -> dict[str, Tensor]:
         """Probabilities `[n, K]` in the place of logits: the loss that follows applies its softmax to them again."""
         x = {m: self.features[m](vectors(batch, m, self.dims[m])) for m in self.modalities}
         x["audio"] = x["audio"].relu()
         with full_precision(x):
-            return self._probabilities(x, Plan(batch.dialogues))
+            return self._probabilities(x, plan or Plan(batch.dialogues))
 
     def _probabilities(self, x: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
         x = bigru(self.gru, x, plan)
@@ -216,6 +219,11 @@ def build_unimodal(settings: PerspectiveSettings, dims: Mapping[str, int], class
     return Perspective(settings, dims, classes, modalities=(modality,))
 
 
+def stacks(settings: PerspectiveSettings) -> bool:
+    """Whether many seeds can be trained at once; the released code drops attention weights, which cannot."""
+    return not settings.released
+
+
 FUSIONS = {
     f"{modality}:utterance": Fusion(
         name=f"{modality}:utterance",
@@ -225,6 +233,7 @@ FUSIONS = {
         level="vector",
         build=partial(build_unimodal, modality=modality),
         unit="dialogue",
+        stacks=stacks,
     )
     for modality in ("audio", "text")
 } | {
@@ -236,6 +245,7 @@ FUSIONS = {
         level="vector",
         build=partial(build, position=position, method=method),
         unit="dialogue",
+        stacks=stacks,
     )
     for position in POSITIONS
     for method in METHODS

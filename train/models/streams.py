@@ -26,7 +26,7 @@ from .transformer import Attention
 def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     """Each stream's one-layer bi-directional `nn.GRU` over its rows `[r, d]`, all laid out by `plan`; `[r, 2 H]`."""
     grus = [cast(nn.GRU, layers[name]) for name in x]
-    if plan.lengths.is_cuda:  # cuDNN has a kernel for the whole sequence
+    if plan.lengths.is_cuda and not plan.fixed:  # cuDNN has a kernel for the whole sequence
         return {name: recurrent(gru, rows, plan) for gru, (name, rows) in zip(grus, x.items(), strict=True)}
     forwards, backwards, alive = plan.steps
     inputs = torch.stack([rows.index_select(0, order) for rows in x.values() for order in (forwards, backwards)])
@@ -34,12 +34,15 @@ def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], plan: Plan) -> dict[st
         torch.stack([getattr(gru, f"{name}_l0{way}") for gru in grus for way in ("", "_reverse")])
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
-    y = _Scan.apply(torch.baddbmm(b_i[:, None], inputs, w_i.mT), w_h, b_h, alive)  # [g, s, H]
-    return {name: _rows(y[2 * i], forwards, y[2 * i + 1], backwards) for i, name in enumerate(x)}
+    y = _Scan.apply(torch.baddbmm(b_i[:, None], inputs, w_i.mT), w_h, b_h, alive)[0]  # [g, s, H]
 
+    def back(order: Tensor, steps: Tensor, rows: Tensor) -> Tensor:
+        return steps.new_zeros(len(rows), steps.shape[1]).index_copy(0, order, steps)
 
-def _rows(y: Tensor, forwards: Tensor, y_back: Tensor, backwards: Tensor) -> Tensor:
-    return torch.cat([torch.empty_like(y).index_copy(0, i, v) for i, v in ((forwards, y), (backwards, y_back))], 1)
+    return {
+        name: torch.cat([back(forwards, y[2 * i], rows), back(backwards, y[2 * i + 1], rows)], 1)
+        for i, (name, rows) in enumerate(x.items())
+    }
 
 
 @contextmanager
@@ -64,10 +67,13 @@ def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], plan: Plan) -
 
 
 class _Scan(torch.autograd.Function):
-    """The recurrence. Inputs: W_i x + b_i `[g, s, 3 H]`, W_h `[g, 3 H, H]`, b_h `[g, 3 H]`; states `[g, s, H]`."""
+    """The recurrence. Inputs: W_i x + b_i `[g, s, 3 H]`, W_h `[g, 3 H, H]`, b_h `[g, 3 H]`; states `[g, s, H]`.
+
+    What else it returns is for the way back: the gates r and z, n, and W_h h + b_h.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, alive: list[int]) -> Tensor:
+    def forward(x: Tensor, w: Tensor, b: Tensor, alive: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         g, s, width = x.shape[0], x.shape[1], w.shape[2]
         products = torch.empty_like(x)  # W_h h + b_h
         gates, n, states = (x.new_empty(g, s, size) for size in (2 * width, width, width))  # r and z, n, h'
@@ -80,15 +86,27 @@ class _Scan(torch.autograd.Function):
             torch.add(x_rz, product[..., : 2 * width], out=rz).sigmoid_()
             torch.addcmul(x_n, rz[..., :width], product[..., 2 * width :], out=n_t).tanh_()
             h = torch.lerp(n_t, h[:, : h_t.shape[1]], rz[..., width:], out=h_t)
-        ctx.save_for_backward(w, states, gates, n, products[..., 2 * width :])
-        ctx.alive = alive
-        return states
+        return states, gates, n, products
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, w, _, ctx.alive = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(w, *output)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int, int, int, None], x: Tensor, w: Tensor, b: Tensor, alive: list[int]) -> Any:
+        """Many models at once are no more than many directions."""
+        whole = [each.movedim(dim, 0).flatten(0, 1) for each, dim in zip((x, w, b), dims[:3], strict=True)]
+        found = _Scan.apply(*whole, alive)
+        return tuple(each.unflatten(0, (info.batch_size, -1)) for each in found), (0, 0, 0, 0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        w, states, gates, n, product_n = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+        w, states, gates, n, products = ctx.saved_tensors
         g, _, width = states.shape
+        product_n = products[..., 2 * width :]
         r, z = gates.split(width, 2)
         first = states.new_zeros(g, ctx.alive[0], width)
         lasting = zip(states.split(ctx.alive, 1), ctx.alive[1:], strict=False)

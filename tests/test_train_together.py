@@ -1,0 +1,265 @@
+"""Many seeds at once: each gives what it gives alone, run by run, with dropout, in every fusion that can be stacked."""
+
+# Attributes of torch's modules have no types.
+# mypy: ignore-errors
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ser.tests.tiny_store import make_store
+from ser.train.batch import Batch, Sequences
+from ser.train.evaluate import predict
+from ser.train.experiment import Experiment, at_once, prepare, run_experiment, train_jobs
+from ser.train.fit import Diverged, fit, make_optimiser, set_rate
+from ser.train.metrics import confusion, confusions
+from ser.train.models import FUSIONS
+from ser.train.models.perspective import PerspectiveSettings
+from ser.train.models.stacked import NO_LABEL, Layout, Stack
+from ser.train.runs import run_name
+from ser.train.single import train_run
+from ser.train.sweep import Bundle, plan_sweep, train_bundle
+from ser.train.together import can_train_together, fit_together
+
+STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
+SMALL = PerspectiveSettings(d_model=6, gru_hidden=4, heads=2, dropout=0.3)
+SIZES = [3, 1, 7, 5, 2, 30]  # turns of the dialogues; 30 is long enough for attention one dialogue at a time
+RUNS = 3
+
+
+@pytest.fixture
+def _double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_which_fusions_can_be_stacked():
+    positions = {f"{position}-{method}" for position in ("ef", "mf", "lf", "lgf") for method in ("add", "concat", "at")}
+    assert set(STACKABLE) == positions | {"audio:utterance", "text:utterance"}
+
+
+def made(name):
+    """Models, the generators of their dropout, the data, its labels and its dialogues."""
+    dims = {modality: dim for modality, dim in {"audio": 9, "text": 7}.items() if modality in FUSIONS[name].inputs}
+    models, generators = [], []
+    for seed in range(RUNS):
+        torch.manual_seed(seed)
+        models.append(FUSIONS[name].build(SMALL, dims, 4))
+        generators.append(torch.Generator().set_state(torch.get_rng_state()))
+    n = sum(SIZES)
+    groups = np.split(np.random.default_rng(0).permutation(n), np.cumsum(SIZES)[:-1])
+    values = {modality: torch.randn(n, dim) for modality, dim in dims.items()}
+    return models, generators, values, torch.randint(4, (n,)), groups
+
+
+def batch_of(values, labels, groups, heads):
+    rows = torch.from_numpy(np.concatenate(groups))
+    inputs = {m: Sequences(x[rows], torch.ones_like(rows)) for m, x in values.items()}
+    return Batch(inputs, labels[rows], rows, torch.tensor([len(group) for group in groups]), heads=heads)
+
+
+def loss_of(outputs, labels):
+    return sum(F.cross_entropy(logits, labels, reduction="sum") for logits in outputs.values())
+
+
+def truth(layout, labels, run):
+    return torch.where(torch.from_numpy(layout.real[run]), labels[torch.from_numpy(layout.rows[run])], NO_LABEL)
+
+
+@pytest.mark.parametrize("name", STACKABLE)
+@pytest.mark.parametrize("heads", [None, frozenset({"logits"})], ids=["all heads", "the fused head"])
+def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(_double, name, heads):
+    """Other dialogues in every batch of every run, dropout on, in float64."""
+    models, generators, values, labels, groups = made(name)
+    stack = Stack(models, SMALL.dropout, [generator.clone_state() for generator in generators])
+    stage = FUSIONS[name].stages[0]
+    together = make_optimiser(stack.weights, stage, SMALL)
+    apart = [make_optimiser(dict(model.named_parameters()), stage, SMALL) for model in models]
+    random = np.random.default_rng(1)
+    for _ in range(12):
+        chosen = np.stack([random.permutation(len(SIZES))[:4] for _ in range(RUNS)])
+        layout = Layout.of(groups, chosen)
+        outputs = stack(values, layout, heads, training=True)
+        sum(loss_of({h: x[r] for h, x in outputs.items()}, truth(layout, labels, r)) for r in range(RUNS)).backward()
+        set_rate(together, SMALL)
+        together.step()
+        together.zero_grad()
+        for run, (model, optimiser) in enumerate(zip(models, apart, strict=True)):
+            batch = batch_of(values, labels, [groups[i] for i in chosen[run]], heads)
+            torch.set_rng_state(generators[run].get_state())
+            alone = model.train()(batch)
+            generators[run].set_state(torch.get_rng_state())
+            loss_of(alone, batch.labels).backward()
+            assert alone.keys() == outputs.keys()
+            for head, logits in alone.items():
+                torch.testing.assert_close(outputs[head][run, layout.real[run]], logits, rtol=0, atol=1e-9)
+            set_rate(optimiser, SMALL)
+            optimiser.step()
+            optimiser.zero_grad()
+    for run, model in enumerate(models):
+        for weight_name, weight in model.named_parameters():
+            torch.testing.assert_close(stack.weights[weight_name][run], weight, rtol=0, atol=1e-9)
+
+
+def test_first_gradients_agree_to_the_last_digits(_double):
+    models, generators, values, labels, groups = made("lgf-at")
+    layout = Layout.of(groups, np.array([[0, 5, 2], [3, 1, 4], [5, 4, 3]]))
+    stack = Stack(models, 0.3, [generator.clone_state() for generator in generators])
+    outputs = stack(values, layout, None, training=True)
+    sum(loss_of({h: x[r] for h, x in outputs.items()}, truth(layout, labels, r)) for r in range(RUNS)).backward()
+    for run, chosen in enumerate(([0, 5, 2], [3, 1, 4], [5, 4, 3])):
+        torch.set_rng_state(generators[run].get_state())
+        batch = batch_of(values, labels, [groups[i] for i in chosen], None)
+        loss_of(models[run].train()(batch), batch.labels).backward()
+        for name, weight in models[run].named_parameters():
+            torch.testing.assert_close(stack.weights[name].grad[run], weight.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_a_run_that_is_no_number_leaves_the_others_alone():
+    models, generators, values, labels, groups = made("lgf-add")
+    layout = Layout.of(groups, np.array([[0, 1], [2, 3], [4, 5]]))
+
+    def gradients(poison):
+        stack = Stack(models, 0.3, [generator.clone_state() for generator in generators])
+        with torch.no_grad():
+            stack.weights["features.audio.weight"][0] *= poison
+        outputs = stack(values, layout, None, training=True)
+        sum(loss_of({h: x[r] for h, x in outputs.items()}, truth(layout, labels, r)) for r in range(RUNS)).backward()
+        return {name: weight.grad for name, weight in stack.weights.items()}
+
+    clean, poisoned = gradients(1.0), gradients(float("nan"))
+    assert poisoned["features.audio.weight"][0].isnan().any()
+    for name, grad in clean.items():
+        assert torch.equal(grad[1:], poisoned[name][1:]), name
+
+
+def test_confusions_are_scikit_learns():
+    random = np.random.default_rng(0)
+    labels, predicted = random.integers(4, size=50), random.integers(4, size=(3, 50))
+    found = confusions(labels, predicted, 5)
+    assert [matrix.tolist() for matrix in found] == [confusion(labels, one, 5).tolist() for one in predicted]
+
+
+# The loop ------------------------------------------------------------------------------------------------------------
+
+OPTIONS = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("tiny")).path
+
+
+def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
+    asked = {"features": "is13+bert", "fusion": "lgf-add", "folds": 1, "seeds": 3, "epochs": 4, "device": "cpu"}
+    return Experiment(**{**asked, "store": store, "out": out, "set": (*OPTIONS, *more), **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"loss": "perspective", "select": "best-test"},
+        {"fusion": "ef-add", "select": "last"},
+        {"fusion": "audio", "features": "is13"},
+        {"more": ("shuffle_labels=true", "reduction=mean", "select_score=wa")},
+        {"precision": "bf16"},
+    ],
+    ids=str,
+)
+def test_seeds_trained_at_once_give_what_each_gives_alone(store, tmp_path, options):
+    options = dict(options)
+    jobs = prepare(experiment(store, tmp_path, *options.pop("more", ()), **options))
+    data, fold, plans = jobs[0].data, jobs[0].fold, [job.plan for job in jobs]
+    assert can_train_together(data, plans[0]) and len(plans) == 3
+    loose = 2e-2 if plans[0].precision == "bf16" else 1e-4
+    heard = [[] for _ in plans]
+    found = fit_together(data, fold, plans, [lines.append for lines in heard])
+    for plan, together, lines in zip(plans, found, heard, strict=True):
+        alone = fit(data, fold, plan)
+        assert [line["loss"] for line in together.history] == pytest.approx(
+            [line["loss"] for line in alone.history], rel=loose
+        )
+        assert [line.loss for line in lines] == [line["loss"] for line in together.history]
+        if plan.precision == "bf16":
+            continue  # a rounding more or less decides which epoch is the best
+        assert [(line["wa"], line["ua"], line["kept"]) for line in together.history] == [
+            (line["wa"], line["ua"], line["kept"]) for line in alone.history
+        ]
+        says = [predict(each.model, data, fold.test, plan, each.scaling)["logits"] for each in (together, alone)]
+        np.testing.assert_allclose(*says, atol=2e-3)
+
+
+def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
+    def jobs(*more, **options):
+        return [
+            replace(job, plan=replace(job.plan, device=options.get("on", "cuda:0")))
+            for job in prepare(experiment(store, tmp_path, *more, folds="all", seeds=2))
+        ]
+
+    assert at_once(jobs(on="cpu")) == [[i] for i in range(10)]
+    assert at_once(jobs()) == [[i, i + 5] for i in range(5)]
+    for setting in ("released=true", "soft_labels=true", "clip_norm=1"):
+        assert at_once(jobs(setting)) == [[i] for i in range(10)], setting
+
+
+def test_run_folders_are_those_of_single_runs(store, tmp_path):
+    jobs = prepare(experiment(store, tmp_path / "together"))
+    names = [run_name(job.config) for job in jobs]
+    before = train_run(jobs[1].data, jobs[1].fold, jobs[1].plan, jobs[1].config, tmp_path / "together")
+    stamp = (before.path / "result.json").stat().st_mtime_ns
+    heard = []
+    runs = train_jobs(jobs, tmp_path / "together", True, lambda i, epoch: heard.append((i, epoch.epoch)))
+    assert [run.path.name for run in runs] == names
+    assert (before.path / "result.json").stat().st_mtime_ns == stamp, "a finished run is not trained again"
+    assert heard == [(i, epoch) for epoch in (1, 2, 3, 4) for i in (0, 2)]
+    for alone, together in zip(run_experiment(experiment(store, tmp_path / "alone")), runs, strict=True):
+        assert sorted(f.name for f in alone.path.iterdir()) == sorted(f.name for f in together.path.iterdir())
+        assert alone.path.name == together.path.name == run_name(together.config)
+        assert alone.result.keys() == together.result.keys()
+        assert (alone.result["ua"], alone.result["epoch"]) == (together.result["ua"], together.result["epoch"])
+        assert alone.predictions()["predicted"] == together.predictions()["predicted"]
+        assert len((together.path / "log").read_text().splitlines()) == 4
+
+
+def test_a_loss_that_is_no_number_is_told_with_epoch_and_batch(store, tmp_path):
+    jobs = prepare(experiment(store, tmp_path, "lr=1e38", "weight_decay=1e30"))
+    with pytest.raises(Diverged) as alone:
+        fit(jobs[0].data, jobs[0].fold, jobs[0].plan)
+    faults = train_jobs(jobs, tmp_path, True)
+    assert all(isinstance(fault, Diverged) for fault in faults)
+    where = str(alone.value).partition(" in ")[2]
+    assert str(faults[0]).endswith(where), "the same epoch and batch"
+    folder = tmp_path / run_name(jobs[0].config)
+    assert str(faults[0]).startswith(str(folder)) and (folder / "model.safetensors").exists()
+    assert not (folder / "result.json").exists() and where in (folder / "log").read_text()
+
+
+def test_a_sweep_trains_a_bundle_at_once(store, tmp_path):
+    from ser.train.recipe import read_recipe
+
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('[[cell]]\nname = "x"\nfeatures = "is13+bert"\nfusion = "mf-add"\nseeds = 2\n')
+    asked = {"store": store, "device": "cpu", "epochs": 1, "folds": 1, "set": OPTIONS}
+    planned = plan_sweep(read_recipe(recipe, out=tmp_path / "runs", **asked))
+    outcomes = train_bundle(Bundle(planned.tasks))
+    assert [outcome.task for outcome in outcomes] == list(planned.tasks) and not any(o.fault for o in outcomes)
+    assert not planned.open_tasks
+    alone = plan_sweep(read_recipe(recipe, out=tmp_path / "alone", **asked))
+    for task, other in zip(planned.tasks, alone.tasks, strict=True):
+        train_bundle(Bundle((other,)))
+        assert task.run.result["ua"] == other.run.result["ua"]
+
+
+def test_the_dropout_of_a_run_does_not_depend_on_the_others(_double):
+    models, generators, values, _, groups = made("lgf-add")
+    layout, first = Layout.of(groups, np.array([[0, 5], [1, 2], [3, 4]])), Layout.of(groups, np.array([[0, 5]]))
+    three = Stack(models, 0.3, [generator.clone_state() for generator in generators])(values, layout, None, True)
+    one = Stack(copy.deepcopy(models[:1]), 0.3, [generators[0].clone_state()])(values, first, None, True)
+    torch.testing.assert_close(three["logits"][0, layout.real[0]], one["logits"][0, first.real[0]], rtol=0, atol=1e-12)
