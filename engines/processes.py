@@ -1,32 +1,39 @@
-"""Tasks in spawned processes of this machine, each holding one task at a time."""
+"""Tasks in processes of this machine, each holding one task at a time.
 
+A spawned process, the nursery, imports what the tasks need and forks the workers from itself: so torch is imported
+once for all of them, and no thread, lock or CUDA context of the calling process is copied.
+"""
+
+import atexit
 import contextlib
 import multiprocessing
 import signal
+import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.context import ForkProcess
 from typing import Any, TypeVar
 
 from ser.cache.errors import SerError
 
 T = TypeVar("T")
 R = TypeVar("R")
+STOPPING = {signal.SIGINT, signal.SIGTERM}
 
 
 def in_processes(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:
     """The results as they come. Raises what `function` raises, and `SerError` for a process that dies."""
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's locked threads
     remaining = iter(tasks)
-    busy: dict[Connection, _Worker] = {}
-    try:
-        for _ in range(workers):
-            for task in remaining:
-                worker = _Worker(context, function)
-                busy[worker.pipe] = worker
-                worker.give(task)
-                break
+    first = list(islice(remaining, workers))
+    if not first:
+        return
+    with _Nursery(function, len(first)) as nursery:
+        busy = {worker.pipe: worker for worker in nursery.workers}
+        for worker, task in zip(nursery.workers, first, strict=True):
+            worker.give(task)
         while busy:
             for pipe in wait(list(busy)):
                 worker = busy[pipe]  # type: ignore[index]
@@ -37,26 +44,60 @@ def in_processes(function: Callable[[T], R], tasks: Iterable[T], workers: int) -
                 else:
                     del busy[worker.pipe]
                     worker.pipe.close()
-                    worker.process.join()
                 yield result
-    finally:
-        for worker in busy.values():
+
+
+class _Nursery:
+    """The process that the workers are forked from. Leaving the context by an exception ends them at once."""
+
+    def __init__(self, function: Callable[[Any], Any], workers: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork of this process would copy torch's locked threads
+        ours, theirs = zip(*(context.Pipe() for _ in range(workers)), strict=True)
+        self.ends, told = context.Pipe(duplex=False)
+        self.exit_codes: dict[int, int] = {}
+        self.workers = [_Worker(self, number, pipe) for number, pipe in enumerate(ours)]
+        self.process = context.Process(target=_raise_workers, args=(function, theirs, told))
+        resource_tracker.ensure_running()  # it would unblock them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until the nursery can heed them, it inherits
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for pipe in (*theirs, told):  # so that a pipe ends when its process does
+            pipe.close()
+
+    def __enter__(self) -> "_Nursery":
+        atexit.register(self.process.terminate)  # an iterator that is never closed must not keep this process
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        for worker in self.workers:
             worker.pipe.close()
-            worker.process.terminate()
-        for worker in busy.values():
-            worker.process.join(10)
-            if worker.process.is_alive():
-                worker.process.kill()
+        if kind:
+            self.process.terminate()
+            self.process.join(10)
+            if self.process.is_alive():
+                self.process.kill()
+        self.process.join()
+        atexit.unregister(self.process.terminate)
+
+    def exit_code(self, number: int) -> int | None:
+        """How that worker ended; how the nursery did, if it cannot say."""
+        while number not in self.exit_codes:
+            try:
+                ended, code = self.ends.recv()
+            except EOFError:
+                self.process.join()
+                return self.process.exitcode
+            self.exit_codes[ended] = code
+        return self.exit_codes[number]
 
 
 class _Worker:
-    """A spawned process, its pipe, and the task that it has in hand."""
+    """A process of the nursery, seen from here: its pipe, and the task that it has in hand."""
 
-    def __init__(self, context: SpawnContext, function: Callable[[Any], Any]) -> None:
-        self.pipe, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_serve, args=(function, theirs), daemon=True)
-        self.process.start()
-        theirs.close()  # so that the pipe ends when the process does
+    def __init__(self, nursery: _Nursery, number: int, pipe: Connection) -> None:
+        self.nursery, self.number, self.pipe = nursery, number, pipe
         self.task: Any = None
 
     def give(self, task: Any) -> None:
@@ -70,16 +111,50 @@ class _Worker:
         try:
             done, value = self.pipe.recv()
         except (EOFError, ConnectionResetError):
-            self.process.join()
-            raise SerError(_death(self.process.exitcode, self.task)) from None
+            raise SerError(_death(self.nursery.exit_code(self.number), self.task)) from None
         if not done:
             raise value
         return value
 
 
-def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
-    # Ctrl-C reaches the whole group: the parent alone decides, and ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _raise_workers(function: Callable[[Any], Any], pipes: Sequence[Connection], told: Connection) -> None:
+    """In the nursery: fork a worker per pipe, tell how each ends, and end all when the parent dies."""
+    context = multiprocessing.get_context("fork")
+    workers: list[ForkProcess] = []
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent alone decides
+    try:
+        for pipe in pipes:
+            worker = context.Process(target=_serve, args=(function, pipe, {*pipes, told} - {pipe}), daemon=True)
+            worker.start()
+            workers.append(worker)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        for pipe in pipes:
+            pipe.close()
+        living = {worker.sentinel: number for number, worker in enumerate(workers)}
+        while living:
+            for ended in wait([*living, parent.sentinel]):
+                if ended == parent.sentinel:
+                    return
+                number = living.pop(ended)  # type: ignore[arg-type]
+                workers[number].join()
+                with contextlib.suppress(BrokenPipeError):
+                    told.send((number, workers[number].exitcode))
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join(5)
+            worker.kill()
+
+
+def _serve(function: Callable[[Any], Any], pipe: Connection, others: Iterable[Connection]) -> None:
+    """In a worker: task by task, until the pipe ends."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    for other in others:
+        other.close()
     while True:
         try:
             task = pipe.recv()

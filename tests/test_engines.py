@@ -42,6 +42,25 @@ def leave(number: int) -> int:
     os._exit(7)
 
 
+def spend(number: int) -> float:
+    """Half a second of CPU; returns what this process has spent so far."""
+    start = time.process_time()
+    while time.process_time() < start + 0.5:
+        pass
+    return time.process_time()
+
+
+def variable(number: int) -> str | None:
+    return os.environ.get("SER_TEST_VARIABLE")
+
+
+def kill_nursery(number: int) -> int:
+    if number == 3:
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
 def wait_long(number: int) -> int:
     time.sleep(60 if number else 0)
     return number
@@ -96,11 +115,125 @@ def test_a_death_names_its_task() -> None:
 def test_nothing_is_left_running() -> None:
     results = engines.run(wait_long, [0, 1, 2], 2)
     assert next(results) == 0
+    started = descendants(os.getpid())
+    assert len(started) >= 3  # the nursery and two workers
     start = time.monotonic()
     results.close()  # type: ignore[attr-defined]
     assert time.monotonic() - start < 15
     listed = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "spawn_main"], capture_output=True, text=True)
     assert listed.stdout == ""
+    assert running(started) == []
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that this one started, and that those did; multiprocessing's resource tracker lives on, so is none."""
+    listed = subprocess.check_output(["ps", "-eww", "-o", "pid=,ppid=,stat=,args="], text=True)
+    rows = [line.split(maxsplit=3) for line in listed.splitlines()]
+    found = [pid]
+    for parent in found:
+        found += [int(row[0]) for row in rows if int(row[1]) == parent and row[2][0] != "Z" and "spawn_main" in row[3]]
+    return found[1:]
+
+
+def running(pids: list[int]) -> list[str]:
+    """Those of the processes that are still there."""
+    listed = subprocess.run(["ps", "-wwo", "stat=,args=", "-p", ",".join(map(str, pids))], capture_output=True, text=True)
+    return [line for line in listed.stdout.splitlines() if not line.startswith("Z")]
+
+
+def test_what_tasks_need_is_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "counted_import.py").write_text(
+        f"import os\nwith open({str(tmp_path / 'imports')!r}, 'a') as f:\n    f.write(f'{{os.getpid()}}\\n')\n"
+        "def where(n):\n    import time\n    time.sleep(0.2)\n    return os.getpid()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from counted_import import where  # type: ignore[import-not-found]
+
+    workers = set(engines.run(where, range(6), 3))
+    imported = {int(line) for line in (tmp_path / "imports").read_text().split()}
+    assert len(workers) == 3 and len(imported) == 2 and os.getpid() in imported and not imported & workers
+
+
+def test_processor_time_of_the_workers_is_this_process_s() -> None:
+    """So that `time ser sweep` tells all of it."""
+    before = os.times()
+    spent = list(engines.run(spend, range(4), 2))
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system > 2.0
+    assert max(spent) > 0.5
+
+
+def test_workers_see_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("first", "second"):
+        monkeypatch.setenv("SER_TEST_VARIABLE", value)
+        assert set(engines.run(variable, range(3), 2)) == {value}
+
+
+def test_the_death_of_the_process_that_forks_them_names_a_task() -> None:
+    with pytest.raises(SerError, match=r"killed by SIGKILL.* on 3;"):
+        list(engines.run(kill_nursery, range(3, 6), 2))
+
+
+PARENT = """
+import sys, time
+sys.path.insert(0, {folder!r})
+from sleepy import nap
+from ser import engines
+results = engines.run(nap, [0, 60, 60], 2)
+next(results)
+print('go', flush=True)
+{then}
+"""
+SLEEPY = "import time\ndef nap(n):\n    time.sleep(n)\n"
+
+
+def started(tmp_path: Path, then: str, sleepy: str = SLEEPY) -> subprocess.Popen[str]:
+    """A process without a main file, as an interactive session is, whose workers sleep."""
+    (tmp_path / "sleepy.py").write_text(sleepy)
+    code = PARENT.format(folder=str(tmp_path), then=then)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def test_a_killed_parent_leaves_nothing_running(tmp_path: Path) -> None:
+    process = started(tmp_path, "time.sleep(60)")
+    assert process.stdout is not None and process.stdout.readline() == "go\n"
+    workers = descendants(process.pid)
+    assert len(workers) == 3
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while running(workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert running(workers) == []
+
+
+def test_an_iterator_that_is_never_closed_does_not_keep_the_process(tmp_path: Path) -> None:
+    process = started(tmp_path, "sys.modules['keep'] = results")
+    assert process.stdout is not None and process.stdout.readline() == "go\n"
+    workers = descendants(process.pid)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0 and errors == "" and running(workers) == []
+
+
+def test_ctrl_c_while_the_workers_start(tmp_path: Path) -> None:
+    process = started(tmp_path, "", "import time\ntime.sleep(2)\n" + SLEEPY)
+    deadline = time.monotonic() + 30
+    while not descendants(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert errors.count("KeyboardInterrupt") == 1 and "spawn_main" not in errors
+
+
+def test_functions_of_a_script(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from ser import engines\ndef double(n):\n    return 2 * n\n"
+        "if __name__ == '__main__':\n    print(sorted(engines.run(double, range(4), 2)))\n"
+    )
+    assert subprocess.check_output([sys.executable, str(script)], text=True) == "[0, 2, 4, 6]\n"
 
 
 def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
