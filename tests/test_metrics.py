@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
 from ser.train.metrics import mean_std, pooled, scores
 from ser.train.statistics import against, bootstrap, mcnemar, paired_t, wilcoxon
@@ -39,6 +39,18 @@ def test_scores_equal_the_slow_formulas(seed: int) -> None:
     assert list(found["per_class"].values()) == pytest.approx(recall)
     assert found["n"] == 97 and np.sum(found["confusion"]) == 97
     assert found["confusion"][0][1] == sum(t == 0 and p == 1 for t, p in zip(truth, predicted, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_scores_equal_scikit_learn_s(seed: int) -> None:
+    """Also where a class occurs nowhere, is never predicted, or is predicted alone."""
+    truth, predicted = made(seed, 5 + 3 * seed, 2 + seed % 3)
+    found = scores(truth, predicted, CLASSES)
+    present = sorted(set(truth))
+    assert found["confusion"] == confusion_matrix(truth, predicted, labels=range(4)).tolist()
+    for name in ("macro", "weighted"):
+        f1 = f1_score(truth, predicted, labels=present, average=name, zero_division=0)
+        assert found[f"{name}_f1"] == pytest.approx(f1, abs=1e-15)
 
 
 def test_wa_and_ua_are_not_the_same_thing() -> None:
