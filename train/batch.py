@@ -36,8 +36,11 @@ class Sequences:
         return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Sequences":
-        """A copy on `device`; `dtype`, where given, is that of the values (stored as float16, computed in float32)."""
-        return Sequences(self.values.to(device, dtype, non_blocking=True), self.lengths.to(device, non_blocking=True))
+        """The values on `device`; `dtype`, where given, is theirs (stored as float16, computed in float32).
+
+        What says where the rows lie stays on the CPU, where the models' plans are made.
+        """
+        return Sequences(self.values.to(device, dtype, non_blocking=True), self.lengths)
 
 
 @dataclass
@@ -59,15 +62,23 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the batch is computed."""
+        return self.labels.device
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
-        """A copy on `device`; `dtype`, where given, is that of the inputs' values."""
+        """The inputs' values and the labels on `device`; `dtype`, where given, is that of the values.
+
+        What says where rows and turns lie, and what is hidden, stays on the CPU, where the models' plans are made.
+        """
         return Batch(
             inputs={modality: x.to(device, dtype) for modality, x in self.inputs.items()},
             labels=self.labels.to(device, non_blocking=True),
-            utterances=self.utterances.to(device, non_blocking=True),
-            dialogues=self.dialogues.to(device, non_blocking=True),
+            utterances=self.utterances,
+            dialogues=self.dialogues,
             targets=None if self.targets is None else self.targets.to(device, non_blocking=True),
-            hidden={modality: x.to(device, non_blocking=True) for modality, x in self.hidden.items()},
+            hidden=self.hidden,
             heads=self.heads,
         )
 

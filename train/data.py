@@ -25,6 +25,8 @@ class Dataset:
     notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
     targets: Tensor | None = None  # soft labels [n, K]
     views: tuple[Callable[[], Mapping[str, Inputs]], ...] = ()  # augmented copies of a modality, for training alone
+    device: str = "cpu"  # where batches are put together, see `on`
+    _elsewhere: dict[str, "Dataset"] = field(init=False, default_factory=dict, repr=False)  # the same on other devices
 
     @cached_property
     def view_inputs(self) -> list[Mapping[str, Inputs]]:
@@ -38,6 +40,15 @@ class Dataset:
         with torch.inference_mode(False):  # whoever asks first, training must be able to use them
             return self.read()
 
+    def on(self, device: str) -> "Dataset":
+        """The same utterances with their inputs moved to a GPU once, for all runs that train on them."""
+        if device == self.device:
+            return self
+        if device not in self._elsewhere:
+            inputs = {modality: stored.on(torch.device(device)) for modality, stored in self.inputs.items()}
+            self._elsewhere[device] = replace(self, read=lambda: inputs, device=device)
+        return self._elsewhere[device]
+
     def scaled(self, scaling: Mapping[str, Scaling]) -> "Dataset":
         """The same utterances with their inputs scaled once and for all, in float32."""
         ready = {m: scaling[m].of_all(x) if m in scaling else x for m, x in self.inputs.items()}
@@ -49,14 +60,18 @@ class Dataset:
             m: {**about, "extra": extras[m]} if m in extras else about
             for m, about in self.described["features"].items()
         }
-        return replace(self, read=partial(self.read, extras), described={**self.described, "features": features})
+        described = {**self.described, "features": features}
+        return replace(self, read=partial(self.read, extras), described=described)
 
     def batch(self, groups: Sequence[np.ndarray], scaling: Mapping[str, Scaling], soft: bool = False) -> Batch:
-        """The batch of the given dialogues (arrays of rows in turn order), its inputs scaled and in float32."""
+        """The batch of the given dialogues (arrays of rows in turn order), its inputs scaled and in float32.
+
+        The stored dtype is what travels to a GPU.
+        """
         rows = np.concatenate(groups)
         inputs = {}
         for modality, stored in self.inputs.items():
-            taken = stored.take(rows)
+            taken = stored.take(rows).to(self.device)
             scale = scaling.get(modality, Tensor.float)
             inputs[modality] = Sequences(scale(taken.values), taken.lengths)
         return Batch(
@@ -65,7 +80,7 @@ class Dataset:
             utterances=torch.from_numpy(rows),
             dialogues=torch.tensor([len(group) for group in groups]),
             targets=self.targets[torch.from_numpy(rows)] if soft and self.targets is not None else None,
-        )
+        ).to(self.device)
 
     def groups(self, rows: np.ndarray, unit: str) -> list[np.ndarray]:
         """The rows as the units that a batch counts: whole dialogues in turn order, or single utterances."""

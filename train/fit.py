@@ -95,6 +95,7 @@ class _Training:
         if plan.fusion.level == "vector":  # small enough to be scaled once, in place of in every epoch
             self.data, self.live = data.scaled(self.scaling), {}
             self.lessons = self.data if self.lessons is data else self.lessons.scaled(self.scaling)
+        self.data, self.lessons = self.data.on(plan.device), self.lessons.on(plan.device)
         torch.manual_seed(plan.seed)  # initial weights, and dropout from here on
         self.model = plan.fusion.build(plan.settings, data.dims, len(data.utterances.classes)).to(plan.device)
         self.generators = {name: Generator().manual_seed(plan.seed) for name in ("shuffling", "hiding")}
@@ -136,7 +137,7 @@ class _Training:
         """Train on every batch once, then look at the watched part."""
         plan, settings = self.plan, self.plan.settings
         started = time.perf_counter()
-        total = 0.0
+        losses, sizes = [], []
         self.model.train()
         batches = self.lessons.batches(
             self.rows,
@@ -146,33 +147,41 @@ class _Training:
             generator=self.generators["shuffling"],
             soft=plan.training.soft_labels,
         )
-        for number, batch in enumerate(batches):
+        for batch in batches:
             if self.masking is not None:
                 batch.hidden = self.masking.hide(len(batch), epoch, settings.epochs, self.generators["hiding"])
             batch.heads = plan.heads(stage)
-            batch = batch.to(plan.device)
             with plan.autocast():
                 outputs = {head: logits.float() for head, logits in self.model(batch).items()}
             if stage.output == "logits":
                 loss = LOSSES[plan.loss](outputs, batch, plan.reduction)
             else:
                 loss = cross_entropy(outputs[stage.output], batch, plan.reduction)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise Diverged(
-                    f"the loss became {value} in epoch {epoch + 1}, batch {number + 1} (stage {stage.name}); the best "
-                    "weights before it are kept; try a lower lr or --set clip_norm=1",
-                    self.kept,
-                    self.scaling,
-                )
+            losses.append(loss.detach())
+            sizes.append(1 if plan.reduction == "sum" else len(batch))
+            if not loss.is_cuda:  # there, to ask for every loss would have the GPU wait for the answer
+                self._refuse(stage, epoch, len(losses) - 1, loss.item())
             optimiser.zero_grad()
             loss.backward()
             if plan.training.clip_norm:
                 nn.utils.clip_grad_norm_(self.model.parameters(), plan.training.clip_norm)
             set_rate(optimiser, settings)
             optimiser.step()
-            total += value * (1 if plan.reduction == "sum" else len(batch))
+        values = torch.stack(losses).tolist()
+        for number, value in enumerate(values):
+            self._refuse(stage, epoch, number, value)
+        total = sum(value * size for value, size in zip(values, sizes, strict=True))
         return self._look(stage, epoch, total / len(self.rows), started)
+
+    def _refuse(self, stage: Stage, epoch: int, batch: int, loss: float) -> None:
+        """Raise `Diverged` unless the loss is a number."""
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss became {loss} in epoch {epoch + 1}, batch {batch + 1} (stage {stage.name}); the best "
+                "weights before it are kept; try a lower lr or --set clip_norm=1",
+                self.kept,
+                self.scaling,
+            )
 
     def _look(self, stage: Stage, epoch: int, loss: float, started: float) -> Epoch:
         """Score the watched part and keep the weights if the selection says so."""

@@ -9,6 +9,8 @@ from torch import Tensor
 from .batch import Sequences
 from .choice import Pool
 
+FITS = 0.5  # of a GPU's free memory may be inputs that stay there
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -32,8 +34,19 @@ class Inputs:
             utterances = utterances % (len(self.offsets) - 1)
         starts, lengths = self.offsets[utterances], np.diff(self.offsets)[utterances]
         before = np.cumsum(lengths) - lengths
-        rows = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
-        return Sequences(self.values[torch.from_numpy(rows)], torch.from_numpy(lengths))
+        rows = torch.from_numpy(np.arange(lengths.sum()) + np.repeat(starts - before, lengths))
+        if self.values.is_pinned():  # and so must be what a GPU is to take by itself
+            values = torch.empty(len(rows), self.dim, dtype=self.values.dtype, pin_memory=True)
+            torch.index_select(self.values, 0, rows, out=values)
+        else:
+            values = self.values[rows.to(self.values.device, non_blocking=True)]
+        return Sequences(values, torch.from_numpy(lengths))
+
+    def on(self, device: torch.device) -> "Inputs":
+        """The same with the values on `device`, in the stored dtype; pinned where they do not fit on a GPU."""
+        if device.type == "cuda" and self.values.nbytes > FITS * torch.cuda.mem_get_info(device)[0]:
+            return replace(self, values=self.values.pin_memory())
+        return replace(self, values=self.values.to(device))
 
     def pooled(self, pool: Pool) -> "Inputs":
         """One float32 vector per utterance: the mean over its rows, or mean and standard deviation [n, 2 dim]."""

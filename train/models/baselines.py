@@ -66,7 +66,7 @@ class BcLstm(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of level 2, and of the two of level 1."""
-        plan = Plan(batch.dialogues)
+        plan = Plan(batch.dialogues, batch.device)
         levels = {"audio": self.audio, "text": self.text}
         asked = levels if batch.wants("logits") else filter(batch.wants, levels)  # or the stages that train one branch
         found = {m: levels[m](vectors(batch, m, self.dims[m]), plan) for m in asked}
@@ -162,7 +162,7 @@ class Cma(nn.Module):
 
 def mean_and_deviation(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """Statistics over time of packed rows `[r, d]`: two of `[n, d]`; zeros for a sequence without rows."""
-    count = plan.lengths.clamp(min=1)[:, None]
+    count = plan.lengths.clamp(min=1)[:, None].to(x.device, non_blocking=True)
 
     def mean(values: Tensor) -> Tensor:
         return values.new_zeros(len(count), values.shape[1]).index_add(0, plan.owner, values) / count

@@ -29,7 +29,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, plan: Plan) -> Tensor:
         """Rows of the layer below `[r, d]`, or token ids `[r, 1]`, → rows of the last layer `[r, d]`."""
-        real = plan.real | (plan.lengths == 0)[:, None]  # where there is no token, attention needs something to see
+        real = plan.attended
         if self.takes_tokens:
             tokens = plan.pad(x[:, 0].long(), self.model.config.pad_token_id)
             states = self.model(input_ids=tokens, attention_mask=real.long())

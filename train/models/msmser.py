@@ -89,7 +89,7 @@ class ModalityInteraction(nn.Module):
         w = w + positions(text, w) + self.types[1]
         memory, keys = interleave(a, audio, w, text)
         n, tokens = len(keys.lengths), len(self.queries)
-        plan = Plan(torch.full_like(keys.lengths, tokens))
+        plan = Plan(torch.full_like(keys.lengths, tokens), keys.device)
         q = self.queries.repeat(n, 1)  # [n L, d_e]
         for layer in self.decoder:
             q = layer(q, plan, memory, keys)

@@ -1,5 +1,6 @@
 """Packed rows: linear maps and norms never see where an utterance ends; what does see it stands here."""
 
+import warnings
 from functools import cached_property
 
 import torch
@@ -14,12 +15,17 @@ LONG = 24  # rows of the longest sequence: above, one at a time beats a padded b
 
 
 class Plan:
-    """Where each of n sequences lies among r packed rows. Computed once per batch, used by every layer."""
+    """Where each of n sequences lies among r packed rows. Computed once per batch, used by every layer.
+
+    All is worked out where the lengths are, on the CPU, so that no layer has to wait for a GPU to tell a number; what
+    the layers index with is then sent to `device`.
+    """
 
     fixed = False  # whether the shapes are those of many batches at once, which only padded forms can be given
 
-    def __init__(self, lengths: Tensor) -> None:
+    def __init__(self, lengths: Tensor, device: torch.device | None = None) -> None:
         self.lengths = lengths  # int64 [n]
+        self.device = device or lengths.device
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -32,26 +38,39 @@ class Plan:
         return max(self.sizes, default=0) or 1
 
     @cached_property
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        owner = torch.arange(len(self.lengths)).repeat_interleave(self.lengths, output_size=sum(self.sizes))
+        starts = self.lengths.cumsum(0) - self.lengths
+        return owner, torch.arange(len(owner)) - starts[owner]
+
+    @cached_property
     def owner(self) -> Tensor:
         """The sequence that each row belongs to; int64 `[r]`."""
-        n = torch.arange(len(self.lengths), device=self.lengths.device)
-        return n.repeat_interleave(self.lengths, output_size=sum(self.sizes))
+        return self._sent(self._rows[0])
 
     @cached_property
     def position(self) -> Tensor:
         """The place of each row in its sequence, from 0; int64 `[r]`."""
-        starts = self.lengths.cumsum(0) - self.lengths
-        return torch.arange(len(self.owner), device=starts.device) - starts[self.owner]
-
-    @cached_property
-    def real(self) -> Tensor:
-        """Which cells of the padded form hold a row; bool `[n, longest]`."""
-        return torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None]
+        return self._sent(self._rows[1])
 
     @cached_property
     def cells(self) -> Tensor:
         """The place of each row in the flattened padded form; int64 `[r]`."""
         return self.owner * self.longest + self.position
+
+    @cached_property
+    def real(self) -> Tensor:
+        """Which cells of the padded form hold a row; bool `[n, longest]`."""
+        return self._sent(torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None])
+
+    @cached_property
+    def attended(self) -> Tensor:
+        """What attention looks at: the cells that are real, and all of a sequence without rows; bool `[n, longest]`."""
+        return self.real | self._sent(self.lengths == 0)[:, None]
+
+    def first(self, count: int) -> Tensor:
+        """The first `count` rows of each sequence; int64, at most `[r]`."""
+        return self._sent((self._rows[1] < count).nonzero()[:, 0])
 
     def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
         """Rows `[r, …]` → `[n, longest, …]`."""
@@ -64,7 +83,7 @@ class Plan:
 
     def repeat(self, times: int) -> "Plan":
         """The plan of `times` such batches, one after the other."""
-        return Plan(self.lengths.repeat(times))
+        return Plan(self.lengths.repeat(times), self.device)
 
     @cached_property
     def steps(self) -> tuple[Tensor, Tensor, list[int]]:
@@ -73,11 +92,16 @@ class Plan:
         The first tensor, int64 `[r]`, walks all sequences forwards, the second backwards; within a step, longer
         sequences come first, so that those alive are always the first ones.
         """
+        owner, position = self._rows
         rank = self.lengths.argsort(descending=True, stable=True).argsort()
-        forwards = (self.position * len(self.lengths) + rank[self.owner]).argsort()
-        owner, position = self.owner[forwards], self.position[forwards]
+        forwards = (position * len(self.lengths) + rank[owner]).argsort()
+        owner, position = owner[forwards], position[forwards]
         backwards = forwards + self.lengths[owner] - 1 - 2 * position
-        return forwards, backwards, self.real.sum(0).tolist()
+        alive = (torch.arange(self.longest) < self.lengths[:, None]).sum(0).tolist()
+        return self._sent(forwards), self._sent(backwards), alive
+
+    def _sent(self, x: Tensor) -> Tensor:
+        return x.to(self.device, non_blocking=True)
 
 
 def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, Plan]:
@@ -88,10 +112,11 @@ def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, Plan]:
     """
     x = batch.inputs[modality]
     check_width(x.values, modality, dim)
-    hidden = batch.hidden.get(modality)
+    hidden, device = batch.hidden.get(modality), x.values.device
     if hidden is None:
-        return x.values, Plan(x.lengths)
-    return x.values[~hidden[Plan(x.lengths).owner]], Plan(x.lengths * ~hidden)
+        return x.values, Plan(x.lengths, device)
+    seen = (~hidden).repeat_interleave(x.lengths).nonzero()[:, 0]
+    return x.values.index_select(0, seen.to(device, non_blocking=True)), Plan(x.lengths * ~hidden, device)
 
 
 def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
@@ -104,7 +129,7 @@ def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
     if len(x.values) != len(batch):
         raise WrongUse(f"this model takes one {modality} vector per utterance, and got frames or tokens; pool them")
     hidden = batch.hidden.get(modality)
-    return x.values if hidden is None else x.values.masked_fill(hidden[:, None], 0.0)
+    return x.values if hidden is None else x.values.masked_fill(hidden.to(x.values.device)[:, None], 0.0)
 
 
 def check_width(x: Tensor, modality: str, dim: int) -> None:
@@ -124,6 +149,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, queries: Plan, keys: Plan, dropou
 
     Where a sequence has queries and no keys, the result is zero. `dropout` is that of the weights.
     """
+    if q.is_cuda and not keys.fixed:
+        return ragged_attention(q, k, v, queries, keys, dropout)
     if q.is_cpu and keys.longest > LONG and not keys.fixed:
         parts = zip(q.split(queries.sizes), k.split(keys.sizes), v.split(keys.sizes), strict=True)
         return torch.cat(
@@ -132,8 +159,22 @@ def attention(q: Tensor, k: Tensor, v: Tensor, queries: Plan, keys: Plan, dropou
                 for q_i, k_i, v_i in parts
             ]
         )
-    mask = (keys.real | (keys.lengths == 0)[:, None])[:, None, None]  # without keys: the mean of the padding's zeros
+    mask = keys.attended[:, None, None]  # without keys: the mean of the padding's zeros
     return queries.unpad(_attend(queries.pad(q), keys.pad(k), keys.pad(v), mask, dropout))
+
+
+def ragged_attention(q: Tensor, k: Tensor, v: Tensor, queries: Plan, keys: Plan, dropout: float = 0.0) -> Tensor:
+    """The same by torch's nested tensors, which on a GPU go to kernels for sequences of any lengths, unpadded."""
+
+    def nested(x: Tensor, plan: Plan) -> Tensor:
+        offsets = F.pad(plan.lengths.cumsum(0), (1, 0)).to(plan.device, non_blocking=True)
+        shortest, longest = min(plan.sizes, default=0), max(plan.sizes, default=0)
+        return torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=shortest, max_seqlen=longest)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of nested tensors is in prototype stage")
+        attended = _attend(nested(q, queries), nested(k, keys), nested(v, keys), None, dropout)
+    return attended.values()
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -169,4 +210,4 @@ def recurrent(layer: nn.RNNBase, x: Tensor, plan: Plan) -> Tensor:
 def interleave(a: Tensor, a_plan: Plan, b: Tensor, b_plan: Plan) -> tuple[Tensor, Plan]:
     """The rows of a and b concatenated utterance by utterance, `[r_a + r_b, d]`, and their plan."""
     pairs = zip(a.split(a_plan.sizes), b.split(b_plan.sizes), strict=True)
-    return torch.cat([rows for pair in pairs for rows in pair]), Plan(a_plan.lengths + b_plan.lengths)
+    return torch.cat([rows for pair in pairs for rows in pair]), Plan(a_plan.lengths + b_plan.lengths, a_plan.device)

@@ -135,7 +135,7 @@ class Perspective(nn.Module):
         x = {m: F.relu(self.features[m](vectors(batch, m, self.dims[m]))) for m in self.modalities}
         alone = not (batch.wants("audio") or batch.wants("text"))
         with full_precision(x):
-            return self._contextual(x, plan or Plan(batch.dialogues), alone)
+            return self._contextual(x, plan or Plan(batch.dialogues, batch.device), alone)
 
     def _contextual(self, x: dict[str, Tensor], plan: Plan, alone: bool = False) -> dict[str, Tensor]:
         x = self._fuse("ef", x, alone)
@@ -190,7 +190,7 @@ class Released(Perspective):
         x = {m: self.features[m](vectors(batch, m, self.dims[m])) for m in self.modalities}
         x["audio"] = x["audio"].relu()
         with full_precision(x):
-            return self._probabilities(x, plan or Plan(batch.dialogues))
+            return self._probabilities(x, plan or Plan(batch.dialogues, batch.device))
 
     def _probabilities(self, x: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
         x = bigru(self.gru, x, plan)

@@ -26,7 +26,7 @@ from .transformer import Attention
 def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     """Each stream's one-layer bi-directional `nn.GRU` over its rows `[r, d]`, all laid out by `plan`; `[r, 2 H]`."""
     grus = [cast(nn.GRU, layers[name]) for name in x]
-    if plan.lengths.is_cuda and not plan.fixed:  # cuDNN has a kernel for the whole sequence
+    if plan.device.type == "cuda" and not plan.fixed:  # cuDNN has a kernel for the whole sequence
         return {name: recurrent(gru, rows, plan) for gru, (name, rows) in zip(grus, x.items(), strict=True)}
     forwards, backwards, alive = plan.steps
     inputs = torch.stack([rows.index_select(0, order) for rows in x.values() for order in (forwards, backwards)])
@@ -49,7 +49,7 @@ def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], plan: Plan) -> dict[st
 def full_precision(x: dict[str, Tensor]) -> Iterator[None]:
     """Leave autocast, taking the values of `x` along: behind the first FC everything is too small to gain by it."""
     device = next(iter(x.values())).device.type
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         yield
         return
     x.update({name: values.float() for name, values in x.items()})

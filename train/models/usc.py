@@ -81,9 +81,9 @@ class Cnn(nn.Module):
 
 def to_one_length(x: Tensor, plan: Plan, frames: int) -> Tensor:
     """Packed rows `[r, dim]` → `[n, frames, dim]`: the first frames of each sequence, then zeros (§4)."""
-    inside = plan.position < frames
-    cells = (plan.owner * frames + plan.position)[inside]
-    clips = x.new_zeros(len(plan.lengths) * frames, x.shape[1]).index_copy(0, cells, x[inside])
+    inside = plan.first(frames)
+    cells = (plan.owner * frames + plan.position).index_select(0, inside)
+    clips = x.new_zeros(len(plan.lengths) * frames, x.shape[1]).index_copy(0, cells, x.index_select(0, inside))
     return clips.unflatten(0, (len(plan.lengths), frames))
 
 
@@ -135,7 +135,7 @@ class CnnBert(nn.Module):
         for modality, own in logits.items():
             probabilities = F.softmax(own, 1)
             if modality in batch.hidden:
-                hidden = batch.hidden[modality][:, None]
+                hidden = batch.hidden[modality][:, None].to(batch.device)
                 probabilities = probabilities.masked_fill(hidden, 1 / probabilities.shape[1])
             summed.append(self.linear[modality](probabilities))
         return {"logits": torch.stack(summed).sum(0), **logits}
