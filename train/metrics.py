@@ -14,14 +14,13 @@ import numpy as np
 
 def confusion(truth: Sequence[int], predicted: Sequence[int], classes: int) -> np.ndarray:
     """C [K, K] int64: rows are true classes, columns predicted ones."""
-    cells = np.asarray(truth, dtype=np.int64) * classes + np.asarray(predicted, dtype=np.int64)
-    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+    return confusions(np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)[None], classes)[0]
 
 
 def confusions(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """C [R, K, K] of many predictions [R, n] of the same utterances, whose true classes are [n]."""
-    pairs = truth * classes + predicted + np.arange(len(predicted))[:, None] * classes**2
-    return np.bincount(pairs.ravel(), minlength=len(predicted) * classes**2).reshape(-1, classes, classes)
+    cells = truth * classes + predicted + np.arange(len(predicted))[:, None] * classes**2
+    return np.bincount(cells.ravel(), minlength=len(predicted) * classes**2).reshape(-1, classes, classes)
 
 
 def weighted_accuracy(matrix: np.ndarray) -> float:
