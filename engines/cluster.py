@@ -1,28 +1,17 @@
-"""Tasks on dask.distributed: a small window of leases on a cluster whose workers come, die and come back.
-
-A task is a lease, not a message: the function must be idempotent and leave its work where all can see it, and what
-travels is the task and a small result. Dask gives a dead worker's tasks to another one, and blames every task that was
-near too many deaths. Here nobody is condemned for that: the blamed are tried again one at a time, alone on the whole
-cluster, cut in two as often as they kill, until what is left kills by itself.
-"""
+"""A dask cluster: the connection to it, who is there, and what they offer."""
 
 import contextlib
 import logging
-import os
-import socket
 import time
-import traceback
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
-from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ser.cache.errors import SerError, WrongUse
 
+from . import held
 from .address import checked_address, local_workers
-from .processes import task_name
+from .window import LOOK, Window
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -31,8 +20,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 Needs = Mapping[str, float]  # resource → how much of it a task takes, as in `dask worker --resources "GPU=1"`
 
-PER_THREAD = 3  # tasks in hand per worker thread: one at work and the next ones there already
-LOOK = 2.0  # seconds between two looks at who is there
+ANSWER = 5.0  # seconds that all workers have to take the plugin: a frozen one never answers, and shall not be awaited
 # A cluster of its own forgives a task two deaths (dask: 3), waits for a worker that dies again and again (dask closes
 # after 15 s what restarts it), and keeps the last 10 messages to each worker (dask 1000, and each holds a whole lease).
 OWN = {
@@ -42,19 +30,12 @@ OWN = {
 }
 
 
-class Died(Exception):
-    """What a task yields that has killed its workers; its message says how often."""
-
-
-class _Forgotten(Exception):
-    """Dask no longer has a task's result, as after a restart: a lease is taken anew."""
-
-
 class Cluster:
     """A dask cluster, held for one run: a running one by its address or scheduler file, or `local:N` of its own.
 
     A cluster of its own has N processes of one thread, listens on 127.0.0.1 alone, and is gone when this is closed.
-    `patience` is how many seconds a cluster may be without any worker that could do what is left.
+    What the tasks of the run hold open (`held`) is let go then. `patience` is how many seconds a cluster may be without
+    any worker that could do what is left.
     """
 
     def __init__(self, scheduler: str, insecure: bool = False, patience: float = 60.0) -> None:
@@ -74,6 +55,8 @@ class Cluster:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_quiet())
             self._client = stack.enter_context(self._connect(stack))
+            self._give_plugin()
+            stack.callback(self._take_plugin)
             self._await_workers()
             self._stack = stack.pop_all()
         return self
@@ -115,21 +98,28 @@ class Cluster:
         stack.enter_context(cluster)
         return Client(cluster, set_as_default=False)
 
+    def _give_plugin(self) -> None:
+        """To every worker, and whoever comes later. What a killed run left in its place is let go."""
+        from distributed.protocol.pickle import dumps
+
+        self._tell("register_worker_plugin", plugin=dumps(held.plugin()), name=held.NAME, idempotent=False)
+
+    def _take_plugin(self) -> None:
+        if self.own is None and self._client.status == "running":
+            self._give_plugin()  # where the end of another run took it, workers made their own: now it is known again
+            self._tell("unregister_worker_plugin", name=held.NAME)
+
+    def _tell(self, what: str, **words: Any) -> None:
+        # Workers die at any moment, and one that misses this makes a plugin of its own.
+        with contextlib.suppress(Exception):
+            self._client.sync(getattr(self._client.scheduler, what), callback_timeout=ANSWER, **words)
+
     def _await_workers(self) -> None:
         deadline = time.monotonic() + self.patience
-        while not self._look(anew=True):
+        while not self.workers(anew=True):
             if time.monotonic() > deadline:
                 raise SerError(f"{self._nobody()} in {self.patience:.0f} s; {self._start()} and run again")
             time.sleep(0.2)
-
-    @property
-    def offers(self) -> dict[str, float]:
-        """The resources that workers declare, and the most that any one has."""
-        found: dict[str, float] = {}
-        for worker in self._look().values():
-            for name, amount in worker["resources"].items():
-                found[name] = max(amount, found.get(name, 0.0))
-        return found
 
     def run(
         self,
@@ -138,79 +128,23 @@ class Cluster:
         needs: Callable[[T], Needs] | None = None,
         split: Callable[[T], list[T] | None] | None = None,
         lost: Callable[[T, str], R] | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Iterator[R]:
         """`function(task)` for every task, results as they come; `tasks` is read no further than the window.
 
         A task that kills its workers is cut by `split` into smaller ones (none at all where nothing is left to do);
-        where that gives None, `lost(task, reason)` is its result, and without `lost` it is a `SerError`.
+        where that gives None, `lost(task, reason)` is its result, and without `lost` it is a `SerError`. `meanwhile`
+        is called with every result, and every two seconds while there is none.
 
         Raises what the function raises, `WrongUse` at once for resources that no worker has, and `SerError` if the
         scheduler is gone, or every worker for longer than `patience`.
         """
-        wanted = needs or (lambda task: {})
-        suspects: deque[T] = deque()
-        for task, result in self._each(function, tasks, wanted):
-            if isinstance(result, Died):
-                suspects.append(task)
-            else:
-                yield result
-        while suspects:
-            task = suspects.popleft()
-            [(_, result)] = self._each(function, [task], wanted)
-            if not isinstance(result, Died):
-                yield result
-            elif (pieces := split(task) if split else None) is not None:
-                suspects.extendleft(reversed(pieces))
-            elif lost:
-                yield lost(task, str(result))
-            else:
-                raise SerError(f"{result} on {task_name(task)}; what was finished is kept")
+        window = Window(self, function, needs or (lambda task: {}), split, lost, meanwhile or (lambda: None))
+        return window.run(tasks)
 
-    def _each(
-        self, function: Callable[[T], R], tasks: Iterable[T], needs: Callable[[T], Needs]
-    ) -> Iterator[tuple[T, R | Died]]:
-        """Each task with its result or its death."""
-        remaining = iter(tasks)
-        landed: SimpleQueue[Future] = SimpleQueue()
-        flying: dict[Any, tuple[T, Future]] = {}  # by dask's key
-        lonely: float | None = None  # since when nobody is there who could do it
-
-        def launch(task: T) -> None:
-            future = self._submit(function, task, needs(task))
-            flying[future.key] = (task, future)
-            future.add_done_callback(landed.put)
-
-        try:
-            while True:
-                for task in islice(remaining, max(0, self._room() - len(flying))):
-                    launch(task)
-                if not flying:
-                    return
-                try:
-                    key = landed.get(timeout=LOOK).key
-                except Empty:
-                    able = any(self._able(needs(task)) for task, _ in flying.values())
-                    lonely = None if able else lonely or time.monotonic()
-                    if lonely and time.monotonic() - lonely > self.patience:
-                        raise SerError(
-                            f"{self._nobody()} for {self.patience:.0f} s; what was finished is kept: "
-                            f"{self._start()} and run again"
-                        ) from None
-                    continue
-                task, future = flying.pop(key)
-                try:
-                    result = self._result(task, future)
-                except _Forgotten:
-                    launch(task)
-                else:
-                    future.release()  # else the scheduler keeps every lease until Python collects garbage
-                    yield task, result
-        finally:
-            with contextlib.suppress(Exception):  # the scheduler may be gone; what runs there ends by itself
-                self._client.cancel([future for _, future in flying.values()])
-
-    def _submit(self, function: Callable[[T], R], task: T, needs: Needs) -> "Future":
-        if needs and not self._able(needs):
+    def submit(self, function: Callable[[T], R], task: T, needs: Needs) -> "Future":
+        """Hand one task to dask. Raises `WrongUse` if no worker has what it needs."""
+        if needs and not self.able(needs):
             asked = ", ".join(f"{name}={amount:g}" for name, amount in needs.items())
             there = ", ".join(f"{name}={amount:g}" for name, amount in self.offers.items()) or "nothing"
             raise WrongUse(
@@ -223,36 +157,13 @@ class Cluster:
         except (OSError, RuntimeError) as fault:
             raise self._gone() from fault
 
-    def _result(self, task: T, future: "Future") -> R | Died:
-        from distributed import CancelledError, KilledWorker
+    def cancel(self, futures: list["Future"]) -> None:
+        """Take back what no worker has begun. The scheduler may be gone: what runs there ends by itself."""
+        with contextlib.suppress(Exception):
+            self._client.cancel(futures)
 
-        fault: BaseException | None
-        if future.status == "error":
-            fault = future.exception()
-        elif future.status != "finished":
-            self._look(anew=True)
-            raise _Forgotten
-        else:
-            try:
-                return future.result(timeout=self.patience)
-            # Its worker died before it could be fetched. UnboundLocalError: what distributed makes of a cancellation.
-            except (CancelledError, TimeoutError, OSError, UnboundLocalError):
-                self._look(anew=True)
-                raise _Forgotten from None
-            except KilledWorker as killed:
-                fault = killed
-        if isinstance(fault, KilledWorker):
-            return Died(f"the process that computes it dies, {fault.allowed_failures + 1} times in a row")
-        raise fault if isinstance(fault, SerError) else self._foreign(task, fault)
-
-    def _foreign(self, task: Any, fault: BaseException | None) -> Exception:
-        told = "".join(traceback.format_exception(fault))
-        if "ModuleNotFoundError: No module named 'ser" in told:
-            return SerError(f"the dask workers at {self.address} have no ser: install the same version there")
-        return RuntimeError(f"in a dask worker, on {task_name(task)}:\n{told}")
-
-    def _look(self, anew: bool = False) -> dict[str, dict[str, Any]]:
-        """Who is there, as of a moment ago."""
+    def workers(self, anew: bool = False) -> dict[str, dict[str, Any]]:
+        """Who is there, as of a moment ago. Raises `SerError` if the scheduler is gone."""
         if anew or time.monotonic() - self._looked > LOOK:
             if self._client.status != "running":
                 raise self._gone()
@@ -263,13 +174,31 @@ class Cluster:
             self._looked = time.monotonic()
         return self._workers
 
-    def _room(self) -> int:
-        return max(1, PER_THREAD * sum(worker["nthreads"] for worker in self._look().values()))
+    @property
+    def threads(self) -> int:
+        """Of all workers together; 1 while there is none."""
+        return max(1, sum(worker["nthreads"] for worker in self.workers().values()))
 
-    def _able(self, needs: Needs) -> bool:
+    @property
+    def offers(self) -> dict[str, float]:
+        """The resources that workers declare, and the most that any one has."""
+        found: dict[str, float] = {}
+        for worker in self.workers().values():
+            for name, amount in worker["resources"].items():
+                found[name] = max(amount, found.get(name, 0.0))
+        return found
+
+    def able(self, needs: Needs) -> bool:
+        """Whether any worker has all of it."""
         return any(
             all(worker["resources"].get(name, 0) >= amount for name, amount in needs.items())
-            for worker in self._look().values()
+            for worker in self.workers().values()
+        )
+
+    def deserted(self) -> SerError:
+        """Nobody has been there for too long."""
+        return SerError(
+            f"{self._nobody()} for {self.patience:.0f} s; what was finished is kept: {self._start()} and run again"
         )
 
     def _gone(self) -> SerError:
@@ -283,27 +212,6 @@ class Cluster:
 
     def _start(self) -> str:
         return f"start some by `dask worker {self.address} --nthreads 1`"
-
-
-def here() -> dict[str, Any]:
-    """Which dask worker this is: its address, name, host and process; nothing where it is none."""
-    try:
-        from distributed import get_worker
-
-        worker = get_worker()
-    except (ImportError, ValueError):
-        return {}
-    return {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
-
-
-def resources() -> dict[str, float]:
-    """What this dask worker declares to have, as in `dask worker --resources "GPU=1 CPU=8"`."""
-    try:
-        from distributed import get_worker
-
-        return dict(get_worker().state.total_resources)
-    except (ImportError, ValueError):
-        return {}
 
 
 @contextlib.contextmanager

@@ -5,8 +5,7 @@ computed again. A part that kills whoever computes it is cut in two until one ut
 that one is quarantined by name.
 """
 
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -39,28 +38,25 @@ class Task:
         return self.part.name
 
 
-_here: list[tuple[Setup, Worker]] = []  # the open passes of this process: loading a model takes seconds
-_opening = threading.Lock()  # a dask worker may have several threads
-
-
 def extract_part(task: Task) -> Record:
     """Compute and publish one part: idempotent, and small to send back."""
-    [record] = _worker(task.setup).run([task.part])
+    return _extract(task.setup, task.part)
+
+
+def _extract(setup: Setup, part: Part, real: Setup | None = None) -> Record:
+    """With the passes that this process holds for a setup; `real` has in it what only this machine can tell."""
+    with engines.held(setup, lambda: Worker(real or setup)) as worker:
+        [record] = worker.run([part])
     return record
 
 
-def _worker(setup: Setup, real: Setup | None = None) -> Worker:
-    """The worker of this process for a setup, opened once; `real` is the setup with what only this machine can tell."""
-    with _opening:
-        for known, worker in _here:
-            if known == setup:
-                return worker
-        _here[:] = [*_here[-1:], (setup, Worker(real or setup))]  # two: with models and without
-        return _here[-1][1]
+def run_leases(
+    setup: Setup, parts: Iterable[Part], scheduler: str, insecure: bool, meanwhile: Callable[[], None]
+) -> Iterator[Record]:
+    """The records of all parts, computed on a dask cluster, with a look at `meanwhile` every now and then.
 
-
-def run_leases(setup: Setup, parts: Iterable[Part], scheduler: str, insecure: bool) -> Iterator[Record]:
-    """The records of all parts, computed on a dask cluster. Raises what `engines.Cluster.run` raises."""
+    Raises what `engines.Cluster.run` raises.
+    """
     with engines.Cluster(scheduler, insecure) as cluster:
         offers = {} if cluster.own else cluster.offers
         asked = setup.device.startswith("cuda") or (setup.device == "auto" and "GPU" in offers)
@@ -71,7 +67,7 @@ def run_leases(setup: Setup, parts: Iterable[Part], scheduler: str, insecure: bo
             modelled = on_gpu and any(one.checkpoint for one in lease.setup.wanted)
             return {"GPU": 1.0} if modelled else some_cpu
 
-        yield from cluster.run(compute, leases(setup, parts, on_gpu), needs, split, lost)
+        yield from cluster.run(compute, leases(setup, parts, on_gpu), needs, split, lost, meanwhile)
 
 
 def leases(setup: Setup, parts: Iterable[Part], on_gpu: bool) -> Iterator[Task]:
@@ -90,7 +86,7 @@ def leases(setup: Setup, parts: Iterable[Part], on_gpu: bool) -> Iterator[Task]:
     for part in parts:
         for kind in kinds:
             mine = {one.spec.fingerprint for one in kind.wanted}
-            if (some := _only(part, {name: ids for name, ids in part.missing.items() if name in mine})) is not None:
+            if (some := part.only({name: ids for name, ids in part.missing.items() if name in mine})) is not None:
                 yield Task(kind, some)
 
 
@@ -108,12 +104,8 @@ def compute(lease: Task) -> Record:
     if dict(setup.written_by).get("ser") != version("ser"):
         raise SerError(f"a dask worker has ser {version('ser')}; install the version that this command has")
     left = {name: ids for name, ids in lease.part.missing.items() if not _published(setup, lease.part, name)}
-    part = _only(lease.part, left)
-    record = extract_here(setup, part) if part else Record(lease.part.name)
-    for one in setup.wanted:  # what others published counts as done
-        if one.spec.fingerprint not in left:
-            record.stages[one.spec.feature] += len(lease.part.missing.get(one.spec.fingerprint, ()))
-    return record
+    part = lease.part.only(left)
+    return extract_here(setup, part) if part else Record(lease.part.name)
 
 
 def extract_here(setup: Setup, part: Part) -> Record:
@@ -124,13 +116,12 @@ def extract_here(setup: Setup, part: Part) -> Record:
         threads = int(engines.resources().get("CPU", min(GPU_NODE_THREADS, engines.cores())))
     written_by = (*setup.written_by, *engines.here().items())
     real = replace(setup, device=device, threads=max(1, threads), written_by=written_by)
-    [record] = _worker(setup, real).run([part])
-    return record
+    return _extract(setup, part, real)
 
 
 def split(lease: Task) -> list[Task] | None:
     """A lease that kills, cut in two; None if it cannot be cut. What the store has by now is left out."""
-    part = _only(lease.part, {name: _not_there(lease, name) for name in lease.part.missing})
+    part = lease.part.only({name: _not_there(lease, name) for name in lease.part.missing})
     if part is None:
         return []
     if part != lease.part:
@@ -138,9 +129,9 @@ def split(lease: Task) -> list[Task] | None:
     if len(part.utterances) > 1:
         half = len(part.utterances) // 2
         cuts = [{u.id for u in some} for some in (part.utterances[:half], part.utterances[half:])]
-        pieces = [_only(part, {name: ids & cut for name, ids in part.missing.items()}) for cut in cuts]
+        pieces = [part.only({name: ids & cut for name, ids in part.missing.items()}) for cut in cuts]
     elif len(part.missing) > 1:
-        pieces = [_only(part, {name: ids}) for name, ids in part.missing.items()]
+        pieces = [part.only({name: ids}) for name, ids in part.missing.items()]
     else:
         return None
     return [replace(lease, part=piece) for piece in pieces if piece]
@@ -152,7 +143,7 @@ def lost(lease: Task, reason: str) -> Record:
     record = Record(part.name)
     for one in setup.wanted:
         bad = [
-            Quarantine(u.id, u.digest, (u.audio or "") if part.modality == "audio" else "", reason)
+            Quarantine(u.id, u.digest, u.file, reason)
             for u in part.utterances
             if u.id in part.missing.get(one.spec.fingerprint, ())
         ]
@@ -162,17 +153,7 @@ def lost(lease: Task, reason: str) -> Record:
             feature = open_store(setup.store).add(one.spec)
             feature.publish(PartRows(setup.corpus, quarantined=bad), setup.backend, dict(setup.written_by))
         record.quarantined[one.spec.fingerprint] = bad
-        record.stages[one.spec.feature] += len(bad)
     return record
-
-
-def _only(part: Part, missing: Mapping[str, frozenset[str]]) -> Part | None:
-    """The part with less to do, or None if nothing is left."""
-    some = frozenset().union(*missing.values())
-    if not some:
-        return None
-    utterances = tuple(u for u in part.utterances if u.id in some)
-    return Part(part.modality, utterances, {name: ids for name, ids in missing.items() if ids})
 
 
 def _folder(setup: Setup, fingerprint: str) -> Path:

@@ -30,6 +30,7 @@ class FeaturePlan:
     rows: int
     missing: list[int]
     bytes: int
+    parts: frozenset[str] = frozenset()  # names of those in the store that `missing` reckons with
 
     @property
     def there(self) -> int:
@@ -62,6 +63,14 @@ class Part:
     def name(self) -> str:
         """For messages."""
         return f"{len(self.utterances)} utterances ({self.modality}, from {self.utterances[0].id})"
+
+    def only(self, missing: Mapping[str, frozenset[str]]) -> "Part | None":
+        """The part with less to do, or None if nothing is left."""
+        some = frozenset().union(*missing.values())
+        if not some:
+            return None
+        utterances = tuple(u for u in self.utterances if u.id in some)
+        return Part(self.modality, utterances, {name: ids for name, ids in missing.items() if ids})
 
 
 @dataclass
@@ -185,8 +194,9 @@ def existing(store: Store, wanted: Wanted) -> Feature | None:
 
 def _feature_plan(wanted: Wanted, manifest: Manifest, store: Store | None, request: Request) -> FeaturePlan:
     feature = existing(store, wanted) if store else None
+    parts = frozenset(part.name for part in feature.parts()) if feature else frozenset()
     missing = feature.missing(manifest, request.retry) if feature else list(range(len(manifest)))
-    return FeaturePlan(wanted, len(manifest), missing, _bytes(wanted, manifest, missing))
+    return FeaturePlan(wanted, len(manifest), missing, _bytes(wanted, manifest, missing), parts)
 
 
 def _bytes(wanted: Wanted, manifest: Manifest, rows: list[int]) -> int:

@@ -1,8 +1,7 @@
 """`ser features`: carry out a plan, as in `extract(plan(Request(Path("/data/IEMOCAP"), features="hubert,is13")))`."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Sized
+from collections.abc import Generator, Sized
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,12 +15,12 @@ from ser.cache.store import Store, open_store
 from .leases import Task, extract_part, run_leases
 from .opening import choose_device
 from .plan import Part, Plan, plan
+from .progress import OnProgress, Seen, Told
 from .request import Request
 from .work import Record, Setup, Worker
 
 __all__ = ["Plan", "Request", "Stopped", "Summary", "extract", "plan"]
 
-OnProgress = Callable[[str, int, int], None]  # stage, utterances done, of how many
 NAMED = 5  # faults that a message names before it counts the rest
 
 
@@ -89,9 +88,8 @@ def extract(plan: Plan, on_progress: OnProgress | None = None) -> Summary:
     deviations = _check(plan, store)
     parts = plan.parts()
     total = Record("all")
-    progress = _Progress(plan, parts, on_progress)
     # Closed at once when this fails: else its threads would go on through all parts before the message is seen.
-    with closing(_records(plan, parts, progress)) as records:
+    with closing(_records(plan, parts, on_progress)) as records:
         for record in records:
             _add(total, record)
             if record.quarantined and request.on_error == "fail":
@@ -117,7 +115,7 @@ def device_of(plan: Plan) -> str:
     return choose_device(plan.request.device, [feature.wanted for feature in plan.features])
 
 
-def _records(plan: Plan, parts: list[Part], progress: "_Progress") -> Generator[Record]:
+def _records(plan: Plan, parts: list[Part], on_progress: OnProgress | None) -> Generator[Record]:
     if not parts:
         return
     request = plan.request
@@ -134,42 +132,21 @@ def _records(plan: Plan, parts: list[Part], progress: "_Progress") -> Generator[
         keep_quarantine=request.on_error == "skip",
         written_by=(("ser", version("ser")),),
     )
-    if request.scheduler is None and workers == 1:
-        yield from Worker(setup, progress.stage, plan.opened).run(parts)
+    if request.scheduler is not None:
+        seen = Seen(plan, parts, on_progress)
+        for record in run_leases(setup, seen.left(parts), request.scheduler, request.insecure, seen.look):
+            seen.add(record)
+            yield record
+        seen.look(anew=True)
         return
-    if request.scheduler is None:
-        records = engines.run(extract_part, [Task(setup, part) for part in parts], workers)
-    else:
-        records = run_leases(setup, parts, request.scheduler, request.insecure)
-    for record in records:
+    told = Told(plan, parts, on_progress)
+    if workers == 1:
+        yield from Worker(setup, told.stage, plan.opened).run(parts)
+        return
+    for record in engines.run(extract_part, [Task(setup, part) for part in parts], workers):
         for stage, count in record.stages.items():
-            progress.stage(stage, count)
+            told.stage(stage, count)
         yield record
-
-
-class _Progress:
-    """Counts utterances per stage, and passes them on."""
-
-    def __init__(self, plan: Plan, parts: list[Part], report: OnProgress | None) -> None:
-        self.report = report
-        self.done: Counter[str] = Counter()
-        self.total: Counter[str] = Counter()
-        for part in parts:
-            known = {utterance.id for utterance in part.utterances if utterance.problem}  # nothing to do for these
-            if part.modality == "audio":
-                self.total["decode"] += len(part.utterances) - len(known)
-            stages: dict[str, set[str]] = {}
-            for feature in plan.features:
-                spec = feature.wanted.spec
-                stages.setdefault(spec.feature, set()).update(part.missing.get(spec.fingerprint, ()))
-            for stage, ids in stages.items():
-                self.total[stage] += len(ids - known)
-
-    def stage(self, stage: str, count: int) -> None:
-        """One more batch of a stage is done."""
-        self.done[stage] += count
-        if self.report:
-            self.report(stage, min(self.done[stage], self.total[stage]), self.total[stage])
 
 
 def _known_problems(plan: Plan) -> dict[str, list[Quarantine]]:

@@ -4,6 +4,7 @@ Arrays never leave the process that made them: a part is published where it is c
 goes back.
 """
 
+import gc
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from ser.cache.parts import PartRows
 from ser.cache.spec import Modality
 from ser.cache.store import open_store
 
+from .arrivals import Arrivals
 from .audio import Clip, decode, locate
 from .batching import GPU_SECONDS, batches
 from .features import Wanted
@@ -82,6 +84,15 @@ class Worker:
         self.passes: dict[Modality, list[Pass]] = dict(opened or {})
         self._lock, self._opening = threading.Lock(), threading.Lock()
 
+    def close(self) -> None:
+        """Let the passes go, and the memory of a GPU that they took."""
+        self.passes.clear()
+        if self.on_gpu:
+            import torch
+
+            gc.collect()  # a module and its hooks know each other
+            torch.cuda.empty_cache()
+
     def _passes(self, modality: Modality) -> list[Pass]:
         with self._opening:
             if modality not in self.passes:  # an all-text run loads no speech model
@@ -131,8 +142,9 @@ class Worker:
             if not missing:
                 continue
             rows, inputs, bad = PartRows(self.setup.corpus), list[str](), list[Quarantine]()
+            there = running.there_by_now(name)
             for utterance in part.utterances:
-                if utterance.id not in missing:
+                if utterance.id not in missing or (utterance.id, utterance.digest) in there:
                     continue
                 outcome = results[name][utterance.id]
                 if isinstance(outcome, Unusable):
@@ -194,6 +206,11 @@ class _Running:
         self.record = Record(part.name)
         self.inputs: dict[str, Future[Any]] = {}
         self.outcomes: list[tuple[Pass, list[Utterance], Future[list[Outcome]], int]] = []
+        self.arrivals = {
+            one.spec.fingerprint: Arrivals(worker.store.path / one.spec.feature / one.spec.fingerprint)
+            for one in worker.setup.wanted
+            if one.spec.fingerprint in part.missing
+        }
         # First in, first out: whatever an extractor waits for was submitted before it.
         for utterance in part.utterances:
             self.inputs[utterance.id] = self._input(utterance)
@@ -258,6 +275,17 @@ class _Running:
             if memory_ended(fault):
                 raise _out_of_memory(one, utterances[usable[0]]) from fault
             raise
+
+    def there_by_now(self, fingerprint: str) -> set[tuple[str, str | None]]:
+        """Id and digest of the rows that others have published since the part was begun.
+
+        A process that is stopped for a while may find that its part was given away, cut up (what kills a worker is cut)
+        and published under other names. If it is stopped again between this look and the rename of what it writes, or
+        two look at the same moment, rows do stand twice: they are equal, and the first by name counts.
+        """
+        new = self.arrivals[fingerprint].new()
+        mine = (record for record in new if record.corpus == self.worker.setup.corpus)
+        return {pair for record in mine for pair in zip(record.ids, record.inputs, strict=True)}
 
     def results(self) -> dict[str, dict[str, Rows | Unusable]]:
         """Fingerprint → id → rows, when all is done."""

@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
+import pytest
+
+QUICK = {"SCHEDULER__ALLOWED_FAILURES": "1", "SCHEDULER__WORKER_TTL": "3s"}
 
 
 class DaskProcesses:
@@ -27,12 +30,17 @@ class DaskProcesses:
         }
         self.address = ""
 
-    def _start(self, *words: str) -> tuple[subprocess.Popen[str], Path]:
+    def _start(self, *words: str, **environment: str) -> tuple[subprocess.Popen[str], Path]:
         log = self.folder / f"dask{len(self.started)}.log"
         command = [sys.executable, "-m", "dask", *words]
         with log.open("w") as file:
             process = subprocess.Popen(
-                command, stdout=file, stderr=file, env=self.environment, cwd=self.folder, text=True
+                command,
+                stdout=file,
+                stderr=file,
+                env={**self.environment, **environment},
+                cwd=self.folder,
+                text=True,
             )
         self.started.append(process)
         return process, log
@@ -47,10 +55,11 @@ class DaskProcesses:
         self.address = found[0]
         return process
 
-    def worker(self, name: str, *words: str) -> subprocess.Popen[str]:
-        """Start one of one thread."""
-        here = ("--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard", "--memory-limit", "0")
-        process, _ = self._start("worker", self.address, *here, "--name", name, *words)
+    def worker(self, name: str, *words: str, **environment: str) -> subprocess.Popen[str]:
+        """Start one of one thread; `--scheduler-file` among the words takes the place of the address."""
+        here = ("--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard", "--memory-limit", "0", "--name", name)
+        address = () if "--scheduler-file" in words else (self.address,)
+        process, _ = self._start("worker", *address, *here, *words, **environment)
         return process
 
     def stop(self) -> None:
@@ -60,6 +69,14 @@ class DaskProcesses:
                 send(one)
         for process in self.started:
             process.wait(20)
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[DaskProcesses]:
+    """None yet."""
+    made = DaskProcesses(tmp_path, **QUICK)
+    yield made
+    made.stop()
 
 
 def tree(pid: int) -> list[psutil.Process]:

@@ -1,0 +1,33 @@
+"""What this machine lets this process have."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def cores(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
+    """CPU cores that this process may use: fewer than the machine has, under taskset or in a container with a quota."""
+    may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([may, *(math.ceil(quota) for quota in _quotas(groups, mine))]))
+
+
+def _quotas(groups: Path, mine: Path) -> Iterator[float]:
+    """CPUs that each control group around this process allows: version 2 has a tree of them, version 1 one folder."""
+    for line in _read(mine).splitlines():
+        if line.startswith("0::/"):
+            inside = Path(line.removeprefix("0::/"))
+            for group in (inside, *inside.parents):
+                quota, _, period = _read(groups / group / "cpu.max").partition(" ")
+                if quota.isdecimal():
+                    yield int(quota) / int(period)
+    quota = _read(groups / "cpu" / "cpu.cfs_quota_us").strip()
+    if quota.isdecimal():  # -1: no limit
+        yield int(quota) / int(_read(groups / "cpu" / "cpu.cfs_period_us"))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""

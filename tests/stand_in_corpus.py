@@ -1,0 +1,92 @@
+"""Corpora of transcripts that the stand-in extractor obeys, runs over them, and what a store then holds."""
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+
+import ser.tests.stand_in  # noqa: F401 (registers it)
+from ser.cache.store import open_store
+from ser.cache.verify import verify
+from ser.extract.batching import text_seconds
+from ser.extract.run import Request, Summary, extract, plan
+
+DRIVER = "import sys, ser.tests.stand_in; from ser.cli import main; main(sys.argv[1:])"  # `ser` that knows it
+
+
+def write_corpus(folder: Path, texts: list[str]) -> Path:
+    """0.6 to 1 s of noise for each transcript."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    with (folder / "corpus.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "audio", "text"])
+        for number, text in enumerate(texts):
+            sf.write(folder / f"{number}.wav", rng.normal(0, 0.1, 16000 - 640 * (number % 10)), 16000)
+            writer.writerow([f"u{number:03d}", f"{number}.wav", text])
+    return folder / "corpus.csv"
+
+
+def slow_texts(count: int, seconds: float) -> list[str]:
+    """Of one length."""
+    return [f"words {number:03d} [sleep {seconds}]" for number in range(count)]
+
+
+def part_seconds(corpus: Path, per_part: float) -> float:
+    """`--part-seconds` for so many of the corpus's longest transcripts to a part."""
+    with corpus.open() as file:
+        return per_part * 1.01 * max(text_seconds(row["text"]) for row in csv.DictReader(file))
+
+
+def run(corpus: Path, store: Path, features: str = "standin", per_part: float = 4, **options: object) -> Summary:
+    """As `ser features`."""
+    asked = {"part_seconds": part_seconds(corpus, per_part), **options}
+    on_progress = asked.pop("on_progress", None)
+    return extract(plan(Request(corpus, features, store=store, **asked)), on_progress)
+
+
+def contents(path: Path) -> dict[str, tuple[bytes, ...]]:
+    """Every row that every feature holds, and a proof that none stands twice and all files are whole."""
+    store = open_store(path)
+    found = {}
+    for feature in store.features():
+        ids = [id_ for part in feature.parts() for id_ in part.record.ids]
+        assert len(ids) == len(set(ids)), "a row stands in two parts"
+        packed = feature.load(store.manifest())
+        arrays = {"values": packed.values, "offsets": packed.offsets, **packed.extras}
+        found[feature.spec.name] = (
+            feature.fingerprint.encode(),
+            " ".join(packed.ids).encode(),
+            *(name.encode() + array.tobytes() for name, array in sorted(arrays.items())),
+        )
+    assert not [one for one in verify(store) if one.problem]
+    assert not list((path / "tmp").glob("*"))
+    return found
+
+
+def writers(path: Path) -> list[str]:
+    """The name of the worker that wrote each part."""
+    parts = [part for feature in open_store(path).features() for part in feature.parts()]
+    return [str(part.record.written_by["name"]) for part in parts]
+
+
+def parts(path: Path) -> dict[str, int]:
+    """Each published part with the inode of its record: whoever rewrites one is found out."""
+    return {str(file.relative_to(path).parent): file.stat().st_ino for file in path.glob("*/*/parts/*/part.json")}
+
+
+def files(path: Path) -> dict[str, dict[str, object]]:
+    """The size and sha256 of every file of every part."""
+    found = [part for feature in open_store(path).features() for part in feature.parts()]
+    return {str(part.folder.relative_to(path)): dict(part.record.files) for part in found}
+
+
+def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
+    """Until it is so."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)

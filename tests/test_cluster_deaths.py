@@ -1,0 +1,284 @@
+"""`--scheduler` with processes that die, freeze and wake: nothing lost, nothing twice, nothing wrong."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ser.cache.errors import SerError
+from ser.cache.store import open_store
+from ser.extract.run import Stopped
+from ser.tests.dask_processes import DaskProcesses, listening, processes, send, tree, worker_of
+from ser.tests.stand_in_corpus import DRIVER, contents, part_seconds, parts, run, slow_texts, wait_for, write_corpus
+
+__all__ = ["processes"]  # a fixture
+pytest.importorskip("distributed")
+
+
+def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(processes: DaskProcesses, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", slow_texts(28, 0.2))
+    run(corpus, tmp_path / "near")
+    log = tmp_path / "log"
+    processes.environment["SER_STAND_IN_LOG"] = str(log)
+    processes.scheduler()
+    nanny, frozen = processes.worker("killed"), processes.worker("frozen", "--no-nanny")
+    far = tmp_path / "far"
+
+    def computed(pid: int) -> int:
+        return log.read_text().count(f"computed {pid}\n") if log.exists() else 0
+
+    def harm() -> None:
+        wait_for(lambda: (worker := worker_of(nanny)) and computed(worker.pid) and computed(frozen.pid) % 4 == 2)
+        frozen.send_signal(signal.SIGSTOP)  # in the middle of a part
+        worker = worker_of(nanny)
+        assert worker is not None
+        worker.kill()
+
+    harming = threading.Thread(target=harm)
+    harming.start()
+    summary = run(corpus, far, scheduler=processes.address)
+    harming.join()
+    assert summary.features["standin"]["rows"] == 28 and not summary.any_quarantined
+    before, whole = parts(far), contents(tmp_path / "near")
+    then = computed(frozen.pid)
+    frozen.send_signal(signal.SIGCONT)  # it goes on with a lease that another has fulfilled
+    wait_for(lambda: computed(frozen.pid) == then - then % 4 + 4)
+    time.sleep(1)
+    assert contents(far) == whole and parts(far) == before
+    opened = [line for line in log.read_text().splitlines() if line.startswith("opened")]
+    assert len(opened) == len(set(opened)) >= 3, "each process opens the extractor once, also the one that came later"
+
+
+def test_a_frozen_worker_wakes_after_its_lease_was_cut_up(processes: DaskProcesses, tmp_path: Path) -> None:
+    """Its lease kills all others, so it is cut in two and published under other names: it must not publish it again."""
+    corpus = write_corpus(tmp_path / "corpus", ["[kill] me        ", "words [sleep 1.0]"])
+    log = tmp_path / "log"
+    processes.environment |= {"SER_STAND_IN_LOG": str(log), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+    processes.scheduler()
+    frozen = processes.worker("frozen", "--no-nanny", SER_STAND_IN_SPARED="1")
+    far = tmp_path / "far"
+
+    def harm() -> None:
+        wait_for(lambda: log.exists() and log.read_text().count("computed") == 1)
+        frozen.send_signal(signal.SIGSTOP)
+        processes.worker("mortal")
+
+    harming = threading.Thread(target=harm)
+    harming.start()
+    summary = run(corpus, far, scheduler=processes.address, on_error="skip")
+    harming.join()
+    assert set(summary.quarantined["standin"]) == {"u000"} and summary.features["standin"]["rows"] == 1
+    before = parts(far)
+    assert len(before) == 2, "its lease was cut in two"
+    frozen.send_signal(signal.SIGCONT)
+    wait_for(lambda: len(parts(far)) > 2)  # the row that it alone could compute
+    assert before.items() <= parts(far).items() and len(parts(far)) == 3
+    assert log.read_text().count(f"computed {frozen.pid}\n") == 2
+    contents(far)
+
+
+def test_progress_is_what_the_store_holds(processes: DaskProcesses, tmp_path: Path) -> None:
+    """The command is killed, and run again while its worker still publishes; then two run at once on one store."""
+    texts = slow_texts(12, 0.2)
+    texts[3] = texts[3].replace("0.2", "2.5")  # the second of the second part
+    corpus = write_corpus(tmp_path / "corpus", texts)
+    log, far = tmp_path / "log", tmp_path / "far"
+    processes.environment["SER_STAND_IN_LOG"] = str(log)
+    processes.scheduler()
+    processes.worker("a")
+    words = ["features", corpus, "--features", "standin", "--store", far, "--scheduler", processes.address, "--json"]
+    words += ["--part-seconds", part_seconds(corpus, 2)]
+    command = [sys.executable, "-c", DRIVER, *map(str, words)]
+
+    def done() -> int:
+        return log.read_text().count("computed") if log.exists() else 0
+
+    killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(lambda: done() == 3)  # one part is there, and the worker is in the middle of the next
+    killed.kill()
+    killed.wait()
+    seen: list[tuple[int, int]] = []
+    summary = run(
+        *(corpus, far, "standin", 2),
+        scheduler=processes.address,
+        on_progress=lambda stage, done, total: seen.append((done, total)),
+    )
+    assert seen == sorted(seen) and {total for _, total in seen} == {10} and seen[0][0] == 0 and seen[-1] == (10, 10)
+    assert summary.features["standin"]["computed"] == 8, "two of the ten were published by what the dead one left"
+    assert done() == 12, "nothing twice"
+
+    both = tmp_path / "both"
+    other = subprocess.Popen(
+        [str(both) if word == str(far) else word for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    seen.clear()
+    wait_for(lambda: parts(both))
+    mine = run(
+        *(corpus, both, "standin", 2),
+        scheduler=processes.address,
+        on_progress=lambda stage, done, total: seen.append((done, total)),
+    )
+    told, errors = other.communicate(timeout=60)
+    assert other.returncode == 0, errors
+    assert seen == sorted(seen) and seen[-1] == (10, 10)
+    assert mine.features["standin"]["computed"] + json.loads(told)["standin"]["computed"] == 12 and done() == 24
+    assert contents(both) == contents(far)
+
+
+def test_the_scheduler_dies_and_the_command_runs_again(processes: DaskProcesses, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", slow_texts(10, 0.15))
+    scheduler = processes.scheduler()
+    processes.worker("a")
+    far = tmp_path / "far"
+
+    def harm() -> None:
+        wait_for(lambda: parts(far))
+        scheduler.kill()
+
+    harming = threading.Thread(target=harm)
+    harming.start()
+    with pytest.raises(SerError, match="is gone; what was finished is kept") as fault:
+        run(corpus, far, per_part=2, scheduler=processes.address)
+    harming.join()
+    assert "\n" not in str(fault.value)
+    there = parts(far)
+    assert there
+    processes.scheduler()
+    processes.worker("b")
+    summary = run(corpus, far, per_part=2, scheduler=processes.address)
+    assert summary.features["standin"]["rows"] == 10 and 0 < summary.features["standin"]["computed"] < 10
+    assert there.items() <= parts(far).items()
+    run(corpus, tmp_path / "near", per_part=2)
+    assert contents(far) == contents(tmp_path / "near")
+
+
+def test_what_kills_its_worker_is_found_and_named(tmp_path: Path) -> None:
+    """The command itself, on two workers of its own, of which one utterance kills every one that touches it."""
+    corpus = write_corpus(tmp_path / "corpus", ["one two three", "[kill] me"])
+    words = ["features", corpus, "--features", "standin", "--store", tmp_path / "store", "--scheduler", "local:2"]
+    environment = {**os.environ, "SER_STAND_IN_LOG": str(tmp_path / "log")}
+    command = [sys.executable, "-c", DRIVER, *map(str, words), "--on-error", "skip"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    addresses: set[str] = set()
+    while process.poll() is None:
+        addresses |= listening([one.pid for one in tree(process.pid)])
+        time.sleep(0.2)
+    assert process.stdout is not None
+    told = process.stdout.read()
+    assert process.returncode == 3, told
+    assert "u001: the process that computes it dies, 3 times in a row" in told
+    assert "KilledWorker" not in told and "Traceback" not in told and "Warning" not in told
+    store = open_store(tmp_path / "store")
+    assert set(store["standin"].quarantined(store.manifest())) == {"u001"}
+    assert store["standin"].rows(store.manifest()) == 1
+    assert addresses and addresses <= {"127.0.0.1", "::1"}
+    opened = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("opened")]
+    assert len(opened) == len(set(opened)) > 3, "each process opens the extractor once"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_by_default_what_kills_its_worker_stops_the_run(processes: DaskProcesses, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", [*slow_texts(8, 0), "five [kill] six", *slow_texts(3, 0.01)])
+    processes.scheduler()
+    processes.worker("a")
+    processes.worker("b")
+    with pytest.raises(Stopped, match="u008: the process that computes it dies, 2 times in a row"):
+        run(corpus, tmp_path / "store", scheduler=processes.address)
+    store = open_store(tmp_path / "store")
+    assert store["standin"].quarantined(store.manifest()) == {} and store["standin"].rows(store.manifest()) == 11
+
+
+@pytest.mark.slow
+def test_leases_that_dask_forgets_are_taken_anew(processes: DaskProcesses, tmp_path: Path) -> None:
+    """Somebody restarts the cluster: dask cancels every task of everyone, without a fault of its own."""
+    from distributed import Client
+
+    corpus = write_corpus(tmp_path / "corpus", slow_texts(24, 0.2))
+    processes.scheduler()
+    processes.worker("a")
+    far = tmp_path / "far"
+
+    def harm() -> None:
+        wait_for(lambda: parts(far))
+        with Client(processes.address, set_as_default=False) as client:
+            client.restart()
+
+    harming = threading.Thread(target=harm)
+    harming.start()
+    summary = run(corpus, far, scheduler=processes.address)
+    harming.join()
+    assert summary.features["standin"]["rows"] == 24
+    run(corpus, tmp_path / "near")
+    assert contents(far) == contents(tmp_path / "near")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(5))
+def test_torture(processes: DaskProcesses, tmp_path: Path, seed: int) -> None:
+    """Workers killed and frozen at random, the scheduler killed now and then, the command run until it is done."""
+    rng = random.Random(seed)
+    corpus = write_corpus(tmp_path / "corpus", slow_texts(120, 0.15))
+    far, stop, counts = tmp_path / "far", threading.Event(), {"killed": 0, "frozen": 0, "schedulers": 0, "commands": 0}
+    nannies: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        scheduler = processes.scheduler()
+        nannies[:] = [processes.worker(f"{number}-{counts['commands']}") for number in range(2)]
+        return scheduler
+
+    def harm() -> None:
+        while not stop.wait(rng.uniform(1, 4)):
+            for number, nanny in enumerate(nannies):  # a worker that is killed while it starts takes its nanny along
+                if nanny.poll() is not None:
+                    nannies[number] = processes.worker(f"{number}-{counts['killed']}-{counts['commands']}")
+            worker = worker_of(rng.choice(nannies))
+            if worker is None:
+                continue
+            if rng.random() < 0.25:
+                counts["frozen"] += 1
+                send(worker, signal.SIGSTOP)
+                stop.wait(rng.uniform(1, 6))
+                send(worker, signal.SIGCONT)
+            else:
+                counts["killed"] += 1
+                send(worker)
+
+    scheduler = start()
+    harming = threading.Thread(target=harm)
+    harming.start()
+    try:
+        known: dict[str, int] = {}
+        while True:
+            counts["commands"] += 1
+            ending = threading.Timer(rng.uniform(8, 16), scheduler.kill)
+            if counts["commands"] <= 2:
+                ending.start()
+            try:
+                summary = run(corpus, far, scheduler=processes.address)
+                break
+            except SerError as fault:
+                assert "is gone" in str(fault) or "no worker" in str(fault) or "no dask" in str(fault), fault
+            finally:
+                ending.cancel()
+            assert known.items() <= parts(far).items()
+            known = parts(far)
+            scheduler.kill()
+            counts["schedulers"] += 1
+            scheduler = start()
+    finally:
+        stop.set()
+        harming.join()
+    print(counts)
+    run(corpus, tmp_path / "near")
+    assert not summary.any_quarantined and known.items() <= parts(far).items()
+    assert contents(far) == contents(tmp_path / "near")
+    assert counts["killed"] > 2

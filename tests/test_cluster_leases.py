@@ -1,0 +1,63 @@
+"""Leases: how parts are handed out, cut up and given up. Nothing here runs on a cluster."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ser.cache.store import open_store
+from ser.extract.leases import Task, extract_part, leases, lost, split
+from ser.extract.run import Request, plan
+from ser.extract.work import Setup
+from ser.tests.stand_in_corpus import write_corpus
+from ser.weights.find import Checkpoint
+
+
+def lease(corpus: Path, store: Path, features: str) -> Task:
+    """All of a small corpus as one lease."""
+    made = plan(Request(corpus, features, store=store, on_error="skip"))
+    wanted = tuple(feature.wanted for feature in made.features)
+    opened = open_store(store, create=True)
+    opened.put_manifest(made.manifest)
+    for one in wanted:
+        opened.add(one.spec)
+    setup = Setup(store, made.scan.root, made.manifest.corpus, wanted, "zarr", "cpu", 1, None, True)
+    [found] = leases(setup, made.parts(), on_gpu=False)
+    return found
+
+
+def test_on_gpus_features_with_a_model_are_leased_apart(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", ["a", "bb", "ccc"])
+    both = lease(corpus, tmp_path / "store", "standin,standin2")
+    modelled = replace(both.setup.wanted[0], checkpoint=Checkpoint(Path("weights"), "a model", "digest"))
+    setup = replace(both.setup, wanted=(modelled, both.setup.wanted[1]))
+    gpu, cpu = leases(setup, [both.part], on_gpu=True)
+    assert [list(one.part.missing) for one in (gpu, cpu)] == [[one.spec.fingerprint] for one in setup.wanted]
+    assert [[one.spec for one in each.setup.wanted] for each in (gpu, cpu)] == [[one.spec] for one in setup.wanted]
+    checkpoint = gpu.setup.wanted[0].checkpoint
+    assert checkpoint is not None and checkpoint.path.is_absolute() and gpu.setup.store.is_absolute()
+    [together] = leases(setup, [both.part], on_gpu=False)
+    assert together.part == both.part
+
+
+def test_a_lease_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", ["a", "bb", "ccc"])
+    whole = lease(corpus, tmp_path / "store", "standin,standin2")
+    pieces = split(whole)
+    assert pieces is not None
+    assert [[u.id for u in piece.part.utterances] for piece in pieces] == [["u002"], ["u001", "u000"]]
+    by_feature = split(pieces[0])
+    assert by_feature is not None and [len(piece.part.missing) for piece in by_feature] == [1, 1]
+    assert split(by_feature[0]) is None
+    record = lost(by_feature[0], "it kills")
+    assert [q.id for [q] in record.quarantined.values()] == ["u002"]
+    extract_part(by_feature[1])
+    store = open_store(tmp_path / "store")
+    assert [feature.quarantined(store.manifest()) for feature in (store["standin"], store["standin2"])] == [
+        {"u002": "it kills"},
+        {},
+    ]
+    # What has come into the store meanwhile, cut in whatever way, is not leased again.
+    [rest] = split(whole) or []
+    assert {u.id for u in rest.part.utterances} == {"u000", "u001", "u002"}
+    assert sorted(map(len, rest.part.missing.values())) == [2, 3]
+    extract_part(rest)
+    assert split(whole) == []
