@@ -49,6 +49,11 @@ def sweep(
     if recipe is None:
         raise click.UsageError("name a recipe, or a TOML file; --list shows the recipes")
     from ser import engines
+    from ser.engines.processes import started_early
+
+    workers = workers or engines.cores()
+    if workers > 1 and scheduler is None and not dry_run:
+        ctx.with_resource(started_early("ser.train.sweep", workers))  # they import torch while this process does
     from ser.train.recipe import read_recipe
     from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep
 
@@ -59,7 +64,6 @@ def sweep(
     planned = plan_sweep(read_recipe(recipe, **given), shard)
     there = len(planned.tasks) - len(planned.open_tasks)
     click.echo(f"{planned.recipe.title}: {len(planned.tasks)} runs, {there} finished already", err=True)
-    workers = workers or engines.cores()
     tasks, cells = estimate_sweep(planned) if planned.open_tasks else ([], {})
     seconds = sum(task.estimated or 0.0 for task in tasks) / workers
     if tasks:
@@ -69,7 +73,7 @@ def sweep(
         if as_json:
             click.echo(json.dumps({"runs": len(tasks), "finished": there, "workers": workers, "seconds": seconds}))
         for cell, ahead in cells.items() if not as_json else ():
-            click.echo(f"  {cell}: {ahead.parameters:,} parameters, about {duration(ahead.seconds)} a run")
+            click.echo(f"  {cell}: {ahead.parameters:,} parameters, about {duration(ahead.seconds_per_run)} a run")
         return
     faults = []
     with progress(len(tasks), planned.recipe.name, "run") as bar:

@@ -6,6 +6,7 @@ once for all of them, and no thread, lock or CUDA context of the calling process
 
 import atexit
 import contextlib
+import importlib
 import multiprocessing
 import signal
 import sys
@@ -30,16 +31,18 @@ def in_processes(function: Callable[[T], R], tasks: Iterable[T], workers: int) -
     first = list(islice(remaining, workers))
     if not first:
         return
-    with _Nursery(function, len(first)) as nursery:
-        busy = {worker.pipe: worker for worker in nursery.workers}
-        for worker, task in zip(nursery.workers, first, strict=True):
-            worker.give(task)
+    early = bool(_early) and len(_early[-1].workers) >= len(first)
+    with _early.pop() if early else _Nursery(function.__module__, len(first)) as nursery:
+        at_work = nursery.workers[: len(first)]
+        busy = {worker.pipe: worker for worker in at_work}
+        for worker, task in zip(at_work, first, strict=True):
+            worker.give(function, task)
         while busy:
             for pipe in wait(list(busy)):
                 worker = busy[pipe]  # type: ignore[index]
                 result = worker.take()
                 for task in remaining:
-                    worker.give(task)
+                    worker.give(function, task)
                     break
                 else:
                     del busy[worker.pipe]
@@ -47,16 +50,32 @@ def in_processes(function: Callable[[T], R], tasks: Iterable[T], workers: int) -
                 yield result
 
 
+_early: list["_Nursery"] = []
+
+
+@contextlib.contextmanager
+def started_early(module: str, workers: int) -> Iterator[None]:
+    """In the context, the next tasks in up to `workers` processes find them started: they import `module` meanwhile."""
+    with _Nursery(module, workers) as nursery:
+        _early.append(nursery)
+        try:
+            yield
+        finally:
+            if nursery in _early:  # nobody wanted it
+                _early.remove(nursery)
+                nursery.process.kill()
+
+
 class _Nursery:
     """The process that the workers are forked from. Leaving the context by an exception ends them at once."""
 
-    def __init__(self, function: Callable[[Any], Any], workers: int) -> None:
+    def __init__(self, module: str, workers: int) -> None:
         context = multiprocessing.get_context("spawn")  # a fork of this process would copy torch's locked threads
         ours, theirs = zip(*(context.Pipe() for _ in range(workers)), strict=True)
         self.ends, told = context.Pipe(duplex=False)
         self.exit_codes: dict[int, int] = {}
         self.workers = [_Worker(self, number, pipe) for number, pipe in enumerate(ours)]
-        self.process = context.Process(target=_raise_workers, args=(function, theirs, told))
+        self.process = context.Process(target=_raise_workers, args=(module, theirs, told))
         resource_tracker.ensure_running()  # it would unblock them
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until the nursery can heed them, it inherits
         try:
@@ -100,11 +119,11 @@ class _Worker:
         self.nursery, self.number, self.pipe = nursery, number, pipe
         self.task: Any = None
 
-    def give(self, task: Any) -> None:
+    def give(self, function: Callable[[Any], Any], task: Any) -> None:
         self.task = task
         # Should it have died: the pipe's end, read next, says so with the task's name.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.pipe.send(task)
+            self.pipe.send((function, task))
 
     def take(self) -> Any:
         """The result of the task in hand. Raises what it raised."""
@@ -117,8 +136,10 @@ class _Worker:
         return value
 
 
-def _raise_workers(function: Callable[[Any], Any], pipes: Sequence[Connection], told: Connection) -> None:
-    """In the nursery: fork a worker per pipe, tell how each ends, and end all when the parent dies."""
+def _raise_workers(module: str, pipes: Sequence[Connection], told: Connection) -> None:
+    """In the nursery: import, fork a worker per pipe, tell how each ends, and end all when the parent dies."""
+    with contextlib.suppress(ImportError):  # the worker that needs it says so
+        importlib.import_module(module)
     context = multiprocessing.get_context("fork")
     workers: list[ForkProcess] = []
     parent = multiprocessing.parent_process()
@@ -126,7 +147,7 @@ def _raise_workers(function: Callable[[Any], Any], pipes: Sequence[Connection], 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent alone decides
     try:
         for pipe in pipes:
-            worker = context.Process(target=_serve, args=(function, pipe, {*pipes, told} - {pipe}), daemon=True)
+            worker = context.Process(target=_serve, args=(pipe, {*pipes, told} - {pipe}), daemon=True)
             worker.start()
             workers.append(worker)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -150,14 +171,14 @@ def _raise_workers(function: Callable[[Any], Any], pipes: Sequence[Connection], 
             worker.kill()
 
 
-def _serve(function: Callable[[Any], Any], pipe: Connection, others: Iterable[Connection]) -> None:
+def _serve(pipe: Connection, others: Iterable[Connection]) -> None:
     """In a worker: task by task, until the pipe ends."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     for other in others:
         other.close()
     while True:
         try:
-            task = pipe.recv()
+            function, task = pipe.recv()
         except (EOFError, ConnectionResetError):
             return
         try:

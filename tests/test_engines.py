@@ -12,6 +12,7 @@ import pytest
 
 from ser import engines
 from ser.cache.errors import SerError, WrongUse
+from ser.engines.processes import started_early
 
 
 def square(number: int) -> int:
@@ -19,6 +20,11 @@ def square(number: int) -> int:
 
 
 def where(number: int) -> int:
+    return os.getpid()
+
+
+def slow_where(number: int) -> int:
+    time.sleep(0.2)
     return os.getpid()
 
 
@@ -137,7 +143,9 @@ def descendants(pid: int) -> list[int]:
 
 def running(pids: list[int]) -> list[str]:
     """Those of the processes that are still there."""
-    listed = subprocess.run(["ps", "-wwo", "stat=,args=", "-p", ",".join(map(str, pids))], capture_output=True, text=True)
+    listed = subprocess.run(
+        ["ps", "-wwo", "stat=,args=", "-p", ",".join(map(str, pids))], capture_output=True, text=True
+    )
     return [line for line in listed.stdout.splitlines() if not line.startswith("Z")]
 
 
@@ -152,6 +160,31 @@ def test_what_tasks_need_is_imported_once(tmp_path: Path, monkeypatch: pytest.Mo
     workers = set(engines.run(where, range(6), 3))
     imported = {int(line) for line in (tmp_path / "imports").read_text().split()}
     assert len(workers) == 3 and len(imported) == 2 and os.getpid() in imported and not imported & workers
+
+
+def test_workers_started_early_are_those_that_work() -> None:
+    with started_early("ser.tests.test_engines", 3):
+        deadline = time.monotonic() + 30
+        while len(early := descendants(os.getpid())) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert set(engines.run(where, range(8), 2)) <= set(early)
+        assert running(early) == []
+        assert not set(engines.run(where, range(8), 2)) & set(early)
+    with started_early("ser.tests.test_engines", 2):  # more are wanted than there are
+        assert len(set(engines.run(slow_where, range(6), 3))) == 3
+
+
+def test_workers_that_nobody_wanted_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(30)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("slow_import", "ser.tests.test_engines", "no_such_module"):
+        start = time.monotonic()
+        with pytest.raises(ZeroDivisionError), started_early(module, 2):
+            begun = descendants(os.getpid())
+            raise ZeroDivisionError
+        assert begun and time.monotonic() - start < 10
+        time.sleep(0.2)  # those that had been forked see the end of their pipes
+        assert running(begun) == [] and descendants(os.getpid()) == []
 
 
 def test_processor_time_of_the_workers_is_this_process_s() -> None:
