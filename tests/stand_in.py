@@ -109,9 +109,7 @@ def left_open(dask_worker: object) -> tuple[int, list[str]]:
     return len(OPEN), [name for name in dask_worker.plugins if name == "ser"]
 
 
-def loaded(dask_worker: object = None) -> tuple[int, int]:
-    """How many loaders this process has made for sweeps, and how many features the one holds."""
-    from ser.train.sweep import _process_loader
-
-    made = _process_loader.cache_info().currsize
-    return made, len(_process_loader(None).held) if made else 0
+def loaded(dask_worker: object) -> tuple[int, int]:
+    """How many loaders this worker has made for sweeps, and how many features the one holds."""
+    things = [thing.value for thing in dask_worker.plugins["ser"].held._things]
+    return len(things), sum(len(known.loader.held) for known in things)

@@ -200,8 +200,16 @@ def test_a_sweep_trains_on_the_workers(cluster: str, tmp_path: Path, monkeypatch
         options = {"epochs": 1, "seeds": 2, "set": ("d_model=16",), "device": "cpu"}
         return plan_sweep(read_recipe("perspective-table1", store=store, out=Path(out), **options))
 
+    from distributed import Client
+
     assert len(list(run_sweep(sweep("near")))) == 4
-    outcomes = list(run_sweep(sweep("far"), scheduler=cluster))
+    outcomes, held = [], []
+    with Client(cluster, set_as_default=False) as client:
+        for outcome in run_sweep(sweep("far"), scheduler=cluster):
+            outcomes.append(outcome)
+            held = list(client.run(loaded).values())
+        assert held and all(made <= 1 and features <= 2 for made, features in held) and (1, 2) in held
+        assert list(client.run(left_open).values()) == [(0, []), (0, [])]
     assert len(outcomes) == 4 and not any(outcome.fault for outcome in outcomes)
     names = {path.parent.name for path in Path("near").glob("*/result.json")}
     assert names == {path.parent.name for path in Path("far").glob("*/result.json")} and len(names) == 4
@@ -210,11 +218,6 @@ def test_a_sweep_trains_on_the_workers(cluster: str, tmp_path: Path, monkeypatch
             Path("near", name, "model.safetensors").read_bytes() == Path("far", name, "model.safetensors").read_bytes()
         )
     assert list(run_sweep(sweep("far"), scheduler=cluster)) == []
-    from distributed import Client
-
-    with Client(cluster, set_as_default=False) as client:
-        held = list(client.run(loaded).values())
-    assert held and all(made <= 1 and features <= 2 for made, features in held) and (1, 2) in held
 
 
 def test_nobody_there(processes: DaskProcesses) -> None:

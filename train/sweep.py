@@ -3,8 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ser import engines
@@ -12,7 +11,8 @@ from ser.cache.durable import sweep as sweep_leftovers
 from ser.cache.durable import workspace
 from ser.cache.errors import WrongUse
 
-from .experiment import Estimate, Job, at_once, estimate, prepare, train_jobs
+from .estimate import Estimate, estimate
+from .experiment import Job, at_once, prepare, train_jobs
 from .fit import Diverged, Epoch
 from .loader import Loader
 from .options import Experiment
@@ -97,8 +97,10 @@ def estimate_sweep(sweep: Sweep, loader: Loader | None = None) -> tuple[list[Tas
     tasks = []
     for task in sweep.open_tasks:
         if task.experiment not in found:
-            found[task.experiment] = cells[task.cell] = estimate(prepare(task.experiment, loader)[:1], steps=2)
-        tasks.append(replace(task, estimated=found[task.experiment].seconds))
+            jobs = prepare(task.experiment, loader)
+            first = [jobs[number] for number in at_once(jobs)[0]]
+            found[task.experiment] = cells[task.cell] = estimate(first, steps=2)
+        tasks.append(replace(task, estimated=found[task.experiment].seconds_per_run))
     return tasks, cells
 
 
@@ -149,14 +151,28 @@ def _bundles(tasks: Sequence[Task]) -> list[Bundle]:
     return [Bundle(tuple(some)) for some in together.values()]
 
 
+@dataclass
+class _Known:
+    """What a worker has read and prepared for one task, for the tasks that follow."""
+
+    loader: Loader
+    jobs: dict[Experiment, list[Job]] = field(default_factory=dict)
+
+    def of(self, experiment: Experiment) -> list[Job]:
+        if experiment not in self.jobs:
+            self.jobs[experiment] = prepare(experiment, self.loader)
+        return self.jobs[experiment]
+
+
 def train_bundle(bundle: Bundle, on_epoch: Callable[[Task, Epoch], None] | None = None) -> list[Outcome]:
-    """Train tasks of one experiment at once. What they read is held by the process for the tasks that follow."""
+    """Train tasks of one experiment at once. What they read is held by the worker for the tasks that follow."""
     started = time.monotonic()
     tasks = bundle.tasks
     experiment = tasks[0].experiment
-    known = _jobs(replace(experiment, resume=True), tasks[0].shared)
     tell = (lambda i, epoch: on_epoch(tasks[i], epoch)) if on_epoch else None
-    runs = train_jobs([known[task.number] for task in tasks], Path(experiment.out), True, tell)
+    with engines.held(("sweep", tasks[0].shared), lambda: _Known(Loader(tasks[0].shared))) as known:
+        jobs = known.of(replace(experiment, resume=True))
+        runs = train_jobs([jobs[task.number] for task in tasks], Path(experiment.out), True, tell)
     seconds = (time.monotonic() - started) / len(tasks)
     return [
         Outcome(task, str(run) if isinstance(run, Diverged) else None, seconds)
@@ -190,16 +206,6 @@ def _anywhere(experiment: Experiment) -> Experiment:
         protocol=f"{kind}:{absolute(file)}" if colon else kind,
         model=tuple(f"{name}={absolute(at) if Path(at).is_dir() else at}" for name, _, at in models),
     )
-
-
-@cache
-def _process_loader(shared: Path | None) -> Loader:
-    return Loader(shared)
-
-
-@cache
-def _jobs(experiment: Experiment, shared: Path | None) -> list[Job]:
-    return prepare(experiment, _process_loader(shared))
 
 
 def _shard(tasks: Sequence[Task], shard: str | None) -> Sequence[Task]:
