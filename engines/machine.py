@@ -21,9 +21,9 @@ def _quotas(groups: Path, mine: Path) -> Iterator[float]:
                 quota, _, period = _read(groups / group / "cpu.max").partition(" ")
                 if quota.isdecimal():
                     yield int(quota) / int(period)
-    quota = _read(groups / "cpu" / "cpu.cfs_quota_us").strip()
-    if quota.isdecimal():  # -1: no limit
-        yield int(quota) / int(_read(groups / "cpu" / "cpu.cfs_period_us"))
+    quota, period = (_read(groups / "cpu" / f"cpu.cfs_{what}_us").strip() for what in ("quota", "period"))
+    if quota.isdecimal() and period.isdecimal():  # -1: no limit
+        yield int(quota) / int(period)
 
 
 def _read(file: Path) -> str:
