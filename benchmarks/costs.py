@@ -159,7 +159,8 @@ def timed(commands: list[list[str]]) -> tuple[float, float]:
 MEASURE = """
 import json, resource, sys, time
 from pathlib import Path
-from ser.train.experiment import Experiment, estimate, prepare
+from ser.train.estimate import estimate
+from ser.train.experiment import Experiment, prepare
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 jobs = prepare(Experiment("hubert+mpnet", "mit", store=sys.argv[1], folds=1, device="cpu"))
 import torch, ser.train.models

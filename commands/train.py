@@ -79,7 +79,8 @@ def train(features: str | None, fusion: str, show_settings: bool, dry_run: bool,
         return
     if features is None:
         raise click.UsageError("--features is missing, such as --features hubert+mpnet")
-    from ser.train.experiment import Experiment, estimate, iterate, prepare
+    from ser.train.estimate import estimate
+    from ser.train.experiment import Experiment, iterate, prepare
 
     options["set"] = options.pop("set_")
     given = {name: value for name, value in options.items() if value is not None}

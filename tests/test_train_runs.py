@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from ser.cache.errors import CorruptStore, MissingRows, WrongUse
 from ser.tests.tiny_store import make_manifest, make_store
 from ser.train import single
+from ser.train.estimate import dry_run
 from ser.train.evaluate import predict
-from ser.train.experiment import Experiment, Progress, dry_run, prepare, run_experiment
+from ser.train.experiment import Experiment, Progress, prepare, run_experiment
 from ser.train.metrics import scores
 from ser.train.runs import find_runs, open_run, run_name
 from ser.train.summary import summarise, summary_text

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from ser.tests.tiny_store import make_store
 from ser.train.batch import Batch, Sequences
+from ser.train.estimate import seconds_at_once
 from ser.train.evaluate import predict
 from ser.train.experiment import Experiment, at_once, prepare, run_experiment, train_jobs
 from ser.train.fit import Diverged, fit, make_optimiser, set_rate
@@ -239,6 +240,14 @@ def test_a_loss_that_is_no_number_is_told_with_epoch_and_batch(store, tmp_path):
     folder = tmp_path / run_name(jobs[0].config)
     assert str(faults[0]).startswith(str(folder)) and (folder / "model.safetensors").exists()
     assert not (folder / "result.json").exists() and where in (folder / "log").read_text()
+
+
+def test_the_estimate_of_what_is_trained_at_once(store, tmp_path):
+    jobs = prepare(experiment(store, tmp_path / "none", epochs=40))
+    expected = seconds_at_once(jobs)
+    found = fit_together(jobs[0].data, jobs[0].fold, [job.plan for job in jobs])
+    took = sum(line["seconds"] for line in found[0].history)
+    assert expected == pytest.approx(took, rel=0.8) and not (tmp_path / "none").exists()
 
 
 def test_a_sweep_trains_a_bundle_at_once(store, tmp_path):

@@ -20,7 +20,7 @@ from ser.cache.errors import WrongUse, unknown
 
 from .data import Dataset
 from .finetune import with_encoder
-from .fit import Diverged, Epoch, fit_scaling, make_optimiser
+from .fit import Diverged, Epoch
 from .folds import Cut, Fold
 from .load import load_dataset
 from .loader import Loader
@@ -31,10 +31,9 @@ from .plan import SELECTIONS, Plan, Precision
 from .protocols import make_folds
 from .runs import Run
 from .settings import has_setting, parse_settings
-from .single import one_thread, train_run, train_seeds
+from .single import train_run, train_seeds
 from .tensorboard import check_log
 from .together import can_train_together
-from .views import with_views
 
 # Raised when the same config would give other numbers than before.
 TRAIN_VERSION = 1
@@ -159,62 +158,6 @@ def train_jobs(
         return [train_run(job.data, job.fold, job.plan, job.config, out, resume, on_epoch and partial(on_epoch, 0))]
     except Diverged as fault:
         return [fault]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What is ahead, from a few timed steps."""
-
-    parameters: int
-    utterances: int
-    runs: int
-    epochs: int  # per run
-    updates: int  # over all runs
-    seconds: float
-
-
-def dry_run(experiment: Experiment, loader: Loader | None = None, steps: int = 3) -> Estimate:
-    """Parameters, steps and an estimate of the time, from `steps` timed steps of the first run; trains nothing."""
-    return estimate(prepare(experiment, loader), steps)
-
-
-def estimate(jobs: list[Job], steps: int = 3) -> Estimate:
-    """The estimate for jobs that are prepared already."""
-    job = jobs[0]
-    plan, settings = job.plan, job.plan.settings
-    with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
-        model = plan.fusion.build(settings, job.data.dims, len(job.data.utterances.classes)).to(plan.device)
-        parameters = sum(weight.numel() for weight in model.parameters())
-        optimiser = make_optimiser(dict(model.named_parameters()), plan.fusion.stages[-1], settings)
-        scaling = fit_scaling(job.data, job.fold, settings)
-        shuffling = torch.Generator().manual_seed(plan.seed)
-        lessons, rows = with_views(job.data, job.fold.train)
-        batches = lessons.batches(rows, plan.fusion.unit, settings.batch_size, scaling, shuffling)
-        taken, seconds = 0, 0.0
-        for number, batch in zip(range(steps + 1), batches, strict=False):
-            started = time.perf_counter()
-            batch.heads = plan.heads(plan.fusion.stages[-1])
-            batch = batch.to(plan.device)
-            with plan.autocast():
-                outputs = model(batch)
-            loss = LOSSES[plan.loss](outputs, batch, plan.reduction)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            loss.item()
-            if number or steps == 0:  # the first step warms up
-                taken, seconds = taken + len(batch), seconds + time.perf_counter() - started
-            elif len(rows) == len(batch):  # and is the only one
-                taken, seconds = len(batch), time.perf_counter() - started
-    epochs = settings.epochs * len(plan.fusion.stages)
-    copies = len(rows) // len(job.fold.train)
-    units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * copies for j in jobs]
-    updates = sum(-(-n // settings.batch_size) for n in units) * epochs
-    # A forward pass over the watched part costs about a third of a training step.
-    watched = [j.fold.test if plan.select == "best-test" else j.fold.dev for j in jobs]
-    work = sum(len(j.fold.train) * copies + len(part) / 3 for j, part in zip(jobs, watched, strict=True))
-    return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, work * epochs * seconds / taken)
 
 
 def _config(experiment: Experiment, data: Dataset, fusion: Fusion, fold: Fold, plan: Plan) -> dict[str, Any]:
