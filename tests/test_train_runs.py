@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,13 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ser.cache.errors import CorruptStore, MissingRows, WrongUse
+from ser.cache.errors import CorruptStore, MissingRows, SerError, WrongUse
 from ser.tests.tiny_store import make_manifest, make_store
 from ser.train import single
 from ser.train.estimate import dry_run
 from ser.train.evaluate import predict
 from ser.train.experiment import Experiment, Progress, prepare, run_experiment
 from ser.train.metrics import scores
+from ser.train.models import FUSIONS
 from ser.train.runs import find_runs, open_run, run_name
 from ser.train.summary import summarise, summary_text
 from ser.train.weights import load_model
@@ -332,3 +334,20 @@ def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
     lines[0] = lines[0].replace(",1", ",2")
     (tmp_path / "b" / "mine.csv").write_text("id,fold\n" + "".join(lines))
     assert not {run_name(job.config) for job in prepare(moved)} & {run.path.name for run in runs}
+
+
+class Greedy(torch.nn.Linear):
+    def __init__(self, settings: Any, dims: dict[str, int], classes: int) -> None:
+        super().__init__(dims["audio"], classes)
+
+    def forward(self, batch: Any) -> Any:
+        return {"logits": self.weight.new_empty(1 << 50)}
+
+
+def test_memory_that_ends_is_told_in_one_sentence(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real allocation that fails: torch's own words for it are a page."""
+    monkeypatch.setitem(FUSIONS, "concat:utterance", replace(FUSIONS["concat:utterance"], build=Greedy))
+    experiment = Experiment("is13+bert", "concat:utterance", store, device="cpu", out=tmp_path / "runs")
+    for work in (dry_run, run_experiment):
+        with pytest.raises(SerError, match=r"memory of cpu ended .* --set batch_size=16 or --precision bf16$"):
+            work(experiment)

@@ -10,6 +10,7 @@ from .experiment import Experiment, Job, at_once, prepare
 from .fit import Diverged, fit_scaling, make_optimiser
 from .loader import Loader
 from .losses import LOSSES
+from .memory import told_if_memory_ends
 from .plan import Plan
 from .single import one_thread
 from .together import fit_together, seeds_at_once
@@ -42,7 +43,8 @@ def estimate(jobs: Sequence[Job], steps: int = 3) -> Estimate:
     """The estimate for jobs that are prepared already."""
     job = jobs[0]
     plan, settings = job.plan, job.plan.settings
-    parameters, seconds = _timed(job, steps)
+    with told_if_memory_ends(plan):
+        parameters, seconds = _timed(job, steps)
     epochs = settings.epochs * len(plan.fusion.stages)
     copies = len(job.data.views) + 1
     units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * copies for j in jobs]
@@ -65,7 +67,8 @@ def seconds_at_once(jobs: Sequence[Job]) -> float:
         return replace(plan, settings=replace(plan.settings, epochs=2))
 
     some = jobs[: seeds_at_once(jobs[0].data, jobs[0].fold, jobs[0].plan)]
-    found = fit_together(jobs[0].data, jobs[0].fold, [short(job.plan) for job in some])
+    with told_if_memory_ends(jobs[0].plan):
+        found = fit_together(jobs[0].data, jobs[0].fold, [short(job.plan) for job in some])
     epochs = [each.history[-1]["seconds"] for each in found if not isinstance(each, Diverged)]
     return max(epochs, default=0.0) * jobs[0].plan.settings.epochs
 

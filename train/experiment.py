@@ -25,6 +25,7 @@ from .folds import Cut, Fold
 from .load import load_dataset
 from .loader import Loader
 from .losses import LOSSES
+from .memory import told_if_memory_ends
 from .models import Fusion
 from .options import Experiment
 from .plan import SELECTIONS, Plan, Precision
@@ -150,14 +151,15 @@ def train_jobs(
     jobs: Sequence[Job], out: Path, resume: bool, on_epoch: Callable[[int, Epoch], None] | None = None
 ) -> list[Run | Diverged]:
     """The runs of jobs that are trained at once, or of one; a run whose loss diverged is given by its fault."""
-    if len(jobs) > 1:
-        plans, configs = [job.plan for job in jobs], [job.config for job in jobs]
-        return train_seeds(jobs[0].data, jobs[0].fold, plans, configs, out, on_epoch)
-    [job] = jobs
-    try:
-        return [train_run(job.data, job.fold, job.plan, job.config, out, resume, on_epoch and partial(on_epoch, 0))]
-    except Diverged as fault:
-        return [fault]
+    job = jobs[0]
+    with told_if_memory_ends(job.plan):
+        if len(jobs) > 1:
+            plans, configs = [job.plan for job in jobs], [job.config for job in jobs]
+            return train_seeds(job.data, job.fold, plans, configs, out, on_epoch)
+        try:
+            return [train_run(job.data, job.fold, job.plan, job.config, out, resume, on_epoch and partial(on_epoch, 0))]
+        except Diverged as fault:
+            return [fault]
 
 
 def _config(experiment: Experiment, data: Dataset, fusion: Fusion, fold: Fold, plan: Plan) -> dict[str, Any]:
