@@ -170,4 +170,4 @@ class Stack:
         for run, (count, generator) in enumerate(zip(counts, self.generators, strict=True)):
             for mask in masks:
                 mask[run, :count].bernoulli_(keep, generator=generator)
-        return [mask.div_(keep) for mask in masks]
+        return [mask.div_(keep or 1.0) for mask in masks]
