@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -24,6 +25,11 @@ def main(only: list[str]) -> int:
             return 2
         print(f"bench: {part} …", file=sys.stderr)
         rows += importlib.import_module(f"benchmarks.{part}").cases(rounds=int(os.environ.get("ROUNDS", "3")))
+    return report(rows)
+
+
+def report(rows: list[dict[str, Any]]) -> int:
+    """Write bench.json, print the table and return the exit code: 1 if a ratio is below its target."""
     Path("bench.json").write_text(json.dumps(rows, indent=1) + "\n")
     table = [
         [r["what"], f"{r['plain']:.3g}", f"{r['ours']:.3g}", r.get("unit", ""), f"{r['ratio']:.2f}", r["target"] or "–"]

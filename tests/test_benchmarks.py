@@ -1,12 +1,15 @@
 """The benchmarks' own arithmetic, and that their made-up data trains."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from ser.benchmarks.costs import SEQUENCES, VECTORS, grow, made_up, write_store
+from ser.benchmarks.__main__ import main, report
+from ser.benchmarks.costs import SEQUENCES, VECTORS, full_size, grow, growth, least, made_up, workers, write_store
 from ser.benchmarks.demo import difference
 from ser.benchmarks.gpu import msmser, parity, perspective
 from ser.train.experiment import Experiment, run_experiment
@@ -45,6 +48,51 @@ def test_made_up_data_trains(tmp_path: Path) -> None:
             Experiment(features, fusion, store, folds=1, epochs=1, device="cpu", out=tmp_path / "runs", set=settings)
         )
         assert runs[0].result["parts"] == {"train": 240, "dev": 80, "test": 80}
+
+
+def test_costs_at_small_size(tmp_path: Path) -> None:
+    """All of `make bench ONLY=costs` but the two workers."""
+    store = write_store(tmp_path / "store", VECTORS, {name: np.ones(400, int) for name in VECTORS})
+    tiny = ("d_model=8", "heads=2")
+    grown = growth(store, tmp_path, 1, *tiny)
+    assert [row["target"] for row in grown] == [0.9, 0.9, 0.9, None] and all(row["ratio"] > 0.2 for row in grown)
+    start, memory = full_size(tmp_path, 400, *tiny)
+    assert 0 < start["ours"] < 10 and start["plain"] == 10 and 0.2 < memory["ratio"] < 5
+
+
+@pytest.mark.slow
+def test_two_workers_at_small_size(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", VECTORS, {name: np.ones(400, int) for name in VECTORS})
+    wall, cpu, start = workers(store, tmp_path, rounds=1, epochs=3)
+    assert wall["ratio"] > 0.3 and start["target"] is None
+    # The second process and the one that forks both must be counted: they import, load and test.
+    assert cpu["ours"] > cpu["plain"] + 0.5 and start["ours"] > start["plain"] + 0.5
+
+
+def test_the_least_of_interleaved_rounds() -> None:
+    order: list[str] = []
+
+    def way(name: str, costs: list[tuple[float, float]]) -> Callable[[], tuple[float, float]]:
+        def run() -> tuple[float, float]:
+            order.append(name)
+            return costs.pop(0)
+
+        return run
+
+    found = least([way("a", [(3.0, 1.0), (2.0, 4.0)]), way("b", [(5.0, 5.0), (6.0, 4.0)])], rounds=2)
+    assert found == [(2.0, 1.0), (5.0, 4.0)] and order == ["a", "b", "a", "b"]
+
+
+def test_the_table_ends_with_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"what": "x", "plain": 1.0, "ours": 2.0, "unit": "s", "ratio": 0.5, "target": 0.5}
+    assert report([row, {**row, "target": None}]) == 0
+    assert report([row, {**row, "what": "slow", "target": 0.51}]) == 1
+    assert "below target: slow" in capsys.readouterr().out
+    assert json.loads((tmp_path / "bench.json").read_text())[0] == row
+    assert main(["nothing"]) == 2
 
 
 def test_the_page_for_gpus_on_the_cpu() -> None:
