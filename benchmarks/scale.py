@@ -2,15 +2,18 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.scale [UTTERANCES …]      by default 250000 500000 1000000
 
-For each size: how long the planner takes and how much memory, tasks per second through a cluster of two workers (each
-task computes and publishes a real part, with fsync and reading back), what a task costs the process that schedules in
-CPU time and memory, and, an eighth of the parts being there, how long the same command needs to find what is missing.
-Times are CPU time, but for tasks per second. If any of these grows faster than the corpus, the exit code is 1.
+For each size: how long the planner takes and how much memory; then a process of its own plans, and hands leases to a
+cluster of two workers (each computes and publishes a real part, with fsync and reading back), counting what the store
+holds as `ser features` does: tasks per second, what a task costs that process in CPU time and memory, and what counting
+costs. When an eighth of the parts is there that process is killed by SIGKILL, and the same plan is made again: how long
+it takes to find what is missing. Times are CPU time, but for tasks per second. If any of these grows faster than the
+corpus, the exit code is 1.
 """
 
 import hashlib
-import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,15 +28,16 @@ import psutil
 import pyarrow as pa
 from tabulate import tabulate
 
-from ser import engines
 from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.spec import Modality, Spec
 from ser.cache.store import open_store
+from ser.extract.arrivals import Arrivals
 from ser.extract.corpora.scan import Scan
-from ser.extract.features import EXTRACTORS, FEATURES, Extractor, Family, resolve
-from ser.extract.leases import compute, leases
+from ser.extract.features import EXTRACTORS, FEATURES, Extractor, Family, Wanted, resolve
+from ser.extract.leases import run_leases
 from ser.extract.passes import Outcome, Rows
 from ser.extract.plan import plan_scan
+from ser.extract.progress import Seen
 from ser.extract.request import Request
 from ser.extract.work import Setup
 
@@ -82,47 +86,83 @@ def manifest(count: int) -> Manifest:
     return Manifest("million", pa.table(arrays, schema=SCHEMA))
 
 
-def measure(count: int, folder: Path) -> dict[str, float]:
-    """One size, in this process: a share of the parts goes through the cluster, then the same is planned again."""
-    me = psutil.Process()
+def asked(count: int, folder: Path) -> tuple[Request, Scan, list[Wanted]]:
+    """What would be read from the command line and the corpus."""
     request = Request(Path("nowhere"), "nothing", store=folder / "store", part_seconds=PART_SECONDS)
-    scan = Scan(manifest(count), folder, "table")
+    return request, Scan(manifest(count), folder, "table"), resolve(["nothing"], {}, "float16")
+
+
+def measure(count: int, folder: Path) -> dict[str, float]:
+    """One size, in this process: plan; have a share of the parts published by another, kill it, and plan again."""
+    request, scan, wanted = asked(count, folder)
     store = open_store(request.store, create=True)
     store.put_manifest(scan.manifest)
-    wanted = resolve(["nothing"], {}, "float16")
     store.add(wanted[0].spec)
-    idle = me.memory_info().rss
-
-    begun = time.process_time()
+    me = psutil.Process()
+    idle, begun = me.memory_info().rss, time.process_time()
     parts = plan_scan(request, scan, wanted).parts()
     planned = time.process_time() - begun
     found = {"utterances": count, "parts": len(parts), "plan s": planned, "plan MB": _more(me, idle)}
 
+    done = {"there": 0.0}
+    command = [sys.executable, "-m", "benchmarks.scale", "--publish", str(count), str(folder)]
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}  # of semaphores that whoever is killed cannot clean up
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=quiet) as publisher:
+        assert publisher.stdout is not None
+        for line in publisher.stdout:
+            done = json.loads(line)
+            if done["there"] >= len(parts) / SHARE:
+                break
+        workers = psutil.Process(publisher.pid).children(recursive=True)
+        publisher.kill()
+    if (left := psutil.wait_procs(workers, timeout=60)[1]) or publisher.returncode != -signal.SIGKILL:
+        raise SystemExit(
+            f"it ended with {publisher.returncode}, and left {len(left)} of {len(workers)} processes behind"
+        )
+    found |= done
+    there = Arrivals(store.path / "nothing" / wanted[0].spec.fingerprint, known=())
+    found["there"] = sum(1 for _ in there.new())  # with those that were published while it died
+
+    begun = time.process_time()
+    missing = plan_scan(request, scan, wanted).parts()
+    found["resume s"] = time.process_time() - begun
+    if len(missing) != len(parts) - found["there"]:
+        raise SystemExit(f"{found['there']} of {len(parts)} parts are published, and {len(missing)} are planned again")
+    return found
+
+
+def publish(count: int, folder: Path) -> None:
+    """As `ser features --scheduler local:2`, until somebody kills it; a line of figures every now and then."""
+    me = psutil.Process()
+    request, scan, wanted = asked(count, folder)
+    plan = plan_scan(request, scan, wanted)
+    parts = plan.parts()
     setup = Setup(
         *(request.store, folder, scan.manifest.corpus, tuple(wanted), "zarr", "cpu", 1),
         batch_seconds=PART_SECONDS,
         keep_quarantine=True,
         written_by=(("ser", version("ser")),),
     )
-    with engines.Cluster("local:2") as cluster:
-        idle, peak = me.memory_info().rss, 0.0
-        begun, busy = time.perf_counter(), time.process_time()
-        done = 0
-        for _ in cluster.run(compute, leases(setup, itertools.islice(parts, len(parts) // SHARE), on_gpu=False)):
-            done += 1
-            if done % 50 == 0:
-                peak = max(peak, _more(me, idle))
-        found["tasks/s"] = done / (time.perf_counter() - begun)
-        found["scheduler ms/task"] = 1e3 * (time.process_time() - busy) / done
-        found["scheduler MB"] = peak
-        found["there"] = done
-
-    begun = time.process_time()
-    left = plan_scan(request, scan, wanted).parts()
-    found["resume s"] = time.process_time() - begun
-    if len(left) != len(parts) - done:
-        raise SystemExit(f"{done} of {len(parts)} parts are published, and {len(left)} are planned again")
-    return found
+    idle = me.memory_info().rss
+    seen = Seen(plan, parts, None)
+    counting = _more(me, idle)
+    idle, begun, busy = 0, time.perf_counter(), time.process_time()
+    peak = 0.0
+    for done, record in enumerate(run_leases(setup, seen.left(parts), "local:2", False, seen.look)):
+        seen.add(record)
+        if not done:
+            idle, begun, busy = me.memory_info().rss, time.perf_counter(), time.process_time()
+        elif done % 20 == 0:
+            peak = max(peak, _more(me, idle))
+            figures = {
+                "tasks/s": done / (time.perf_counter() - begun),
+                "scheduler ms/task": 1e3 * (time.process_time() - busy) / done,
+                "scheduler MB": peak,
+            }
+            looking = time.process_time()
+            seen.look(anew=True)
+            figures |= {"count MB": counting, "count ms": 1e3 * (time.process_time() - looking), "there": done}
+            print(json.dumps(figures), flush=True)
 
 
 def _more(process: psutil.Process, than: int) -> float:
@@ -141,9 +181,9 @@ def main(sizes: Sequence[int]) -> int:
     print(tabulate(rows, headers="keys", floatfmt=".3g", tablefmt="github"))
     first, last = rows[0], rows[-1]
     times = last["utterances"] / first["utterances"]
-    faults = [key for key in ("plan s", "plan MB", "resume s") if last[key] > SLACK * times * first[key]]
+    faults = [key for key in ("plan s", "plan MB", "count MB", "resume s") if last[key] > SLACK * times * first[key]]
     faults += [key for key in ("scheduler ms/task",) if last[key] > SLACK * first[key]]
-    faults += [key for key in ("scheduler MB",) if last[key] > SLACK * times * max(first[key], 10)]
+    faults += [key for key in ("scheduler MB", "count ms") if last[key] > SLACK * times * max(first[key], 10)]
     for key in faults:
         print(f"{key}: grows faster than the corpus")
     return 1 if faults else 0
@@ -158,5 +198,7 @@ def one(size: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
         one(int(sys.argv[2]))
+    elif sys.argv[1:2] == ["--publish"]:
+        publish(int(sys.argv[2]), Path(sys.argv[3]))
     else:
         sys.exit(main([int(size) for size in sys.argv[1:]] or SIZES))

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-QUICK = {"SCHEDULER__ALLOWED_FAILURES": "1", "SCHEDULER__WORKER_TTL": "3s"}
+QUICK = {"SCHEDULER__ALLOWED_FAILURES": "1", "SCHEDULER__WORKER_TTL": "1s"}
 
 
 class DaskProcesses:
