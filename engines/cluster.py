@@ -102,17 +102,20 @@ class Cluster:
         """To every worker, and whoever comes later. What a killed run left in its place is let go."""
         from distributed.protocol.pickle import dumps
 
-        self._tell("register_worker_plugin", plugin=dumps(held.plugin()), name=held.NAME, idempotent=False)
+        with contextlib.suppress(Exception):  # workers die at any moment; who misses this makes a plugin of its own
+            self._tell("register_worker_plugin", plugin=dumps(held.plugin()), name=held.NAME, idempotent=False)
 
     def _take_plugin(self) -> None:
         if self.own is None and self._client.status == "running":
-            self._give_plugin()  # where the end of another run took it, workers made their own: now it is known again
-            self._tell("unregister_worker_plugin", name=held.NAME)
+            with contextlib.suppress(Exception):
+                try:
+                    self._tell("unregister_worker_plugin", name=held.NAME)
+                except ValueError:  # the end of another run took it, and our workers made their own: make it known
+                    self._give_plugin()
+                    self._tell("unregister_worker_plugin", name=held.NAME)
 
     def _tell(self, what: str, **words: Any) -> None:
-        # Workers die at any moment, and one that misses this makes a plugin of its own.
-        with contextlib.suppress(Exception):
-            self._client.sync(getattr(self._client.scheduler, what), callback_timeout=ANSWER, **words)
+        self._client.sync(getattr(self._client.scheduler, what), callback_timeout=ANSWER, **words)
 
     def _await_workers(self) -> None:
         deadline = time.monotonic() + self.patience
