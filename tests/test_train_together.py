@@ -1,4 +1,4 @@
-"""Many seeds at once: each gives what it gives alone, run by run, with dropout, in every fusion that can be stacked."""
+"""Many runs at once: each gives what it gives alone, with dropout, in every fusion that can be stacked."""
 
 # Attributes of torch's modules have no types.
 # mypy: ignore-errors
@@ -59,14 +59,14 @@ def made(name):
     return models, generators, values, torch.randint(4, (n,)), groups
 
 
-def batch_of(values, labels, groups, heads):
+def batch_of(values, labels, groups):
     rows = torch.from_numpy(np.concatenate(groups))
     inputs = {m: Sequences(x[rows], torch.ones_like(rows)) for m, x in values.items()}
-    return Batch(inputs, labels[rows], rows, torch.tensor([len(group) for group in groups]), heads=heads)
+    return Batch(inputs, labels[rows], rows, torch.tensor([len(group) for group in groups]))
 
 
-def loss_of(outputs, labels):
-    return sum(F.cross_entropy(logits, labels, reduction="sum") for logits in outputs.values())
+def loss_of(outputs, labels, heads=("logits", "audio", "text")):
+    return sum(F.cross_entropy(outputs[h], labels, reduction="sum") for h in heads if h in outputs)
 
 
 def truth(layout, labels, run):
@@ -74,7 +74,7 @@ def truth(layout, labels, run):
 
 
 @pytest.mark.parametrize("name", STACKABLE)
-@pytest.mark.parametrize("heads", [None, frozenset({"logits"})], ids=["all heads", "the fused head"])
+@pytest.mark.parametrize("heads", [("logits", "audio", "text"), ("logits",)], ids=["all heads", "the fused head"])
 def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(_double, name, heads):
     """Other dialogues in every batch of every run, dropout on, in float64."""
     models, generators, values, labels, groups = made(name)
@@ -86,17 +86,18 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(_double, name, he
     for _ in range(12):
         chosen = np.stack([random.permutation(len(SIZES))[:4] for _ in range(RUNS)])
         layout = Layout.of(groups, chosen)
-        outputs = stack(values, layout, heads, training=True)
-        sum(loss_of({h: x[r] for h, x in outputs.items()}, truth(layout, labels, r)) for r in range(RUNS)).backward()
+        outputs = stack(values, layout, training=True)
+        each = [{h: x[r] for h, x in outputs.items()} for r in range(RUNS)]
+        sum(loss_of(one, truth(layout, labels, r), heads) for r, one in enumerate(each)).backward()
         set_rate(together, SMALL)
         together.step()
         together.zero_grad()
         for run, (model, optimiser) in enumerate(zip(models, apart, strict=True)):
-            batch = batch_of(values, labels, [groups[i] for i in chosen[run]], heads)
+            batch = batch_of(values, labels, [groups[i] for i in chosen[run]])
             torch.set_rng_state(generators[run].get_state())
             alone = model.train()(batch)
             generators[run].set_state(torch.get_rng_state())
-            loss_of(alone, batch.labels).backward()
+            loss_of(alone, batch.labels, heads).backward()
             assert alone.keys() == outputs.keys()
             for head, logits in alone.items():
                 torch.testing.assert_close(outputs[head][run, layout.real[run]], logits, rtol=0, atol=1e-9)
@@ -112,11 +113,11 @@ def test_first_gradients_agree_to_the_last_digits(_double):
     models, generators, values, labels, groups = made("lgf-at")
     layout = Layout.of(groups, np.array([[0, 5, 2], [3, 1, 4], [5, 4, 3]]))
     stack = Stack(models, 0.3, [generator.clone_state() for generator in generators])
-    outputs = stack(values, layout, None, training=True)
+    outputs = stack(values, layout, training=True)
     sum(loss_of({h: x[r] for h, x in outputs.items()}, truth(layout, labels, r)) for r in range(RUNS)).backward()
     for run, chosen in enumerate(([0, 5, 2], [3, 1, 4], [5, 4, 3])):
         torch.set_rng_state(generators[run].get_state())
-        batch = batch_of(values, labels, [groups[i] for i in chosen], None)
+        batch = batch_of(values, labels, [groups[i] for i in chosen])
         loss_of(models[run].train()(batch), batch.labels).backward()
         for name, weight in models[run].named_parameters():
             torch.testing.assert_close(stack.weights[name].grad[run], weight.grad, rtol=1e-12, atol=1e-12)
@@ -130,7 +131,7 @@ def test_a_run_that_is_no_number_leaves_the_others_alone():
         stack = Stack(models, 0.3, [generator.clone_state() for generator in generators])
         with torch.no_grad():
             stack.weights["features.audio.weight"][0] *= poison
-        outputs = stack(values, layout, None, training=True)
+        outputs = stack(values, layout, training=True)
         sum(loss_of({h: x[r] for h, x in outputs.items()}, truth(layout, labels, r)) for r in range(RUNS)).backward()
         return {name: weight.grad for name, weight in stack.weights.items()}
 
@@ -167,7 +168,7 @@ def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
     [
         {},
         {"loss": "perspective", "select": "best-test"},
-        {"fusion": "ef-add", "select": "last"},
+        {"fusion": "ef-add", "select": "last", "more": ("dropout=0",)},
         {"fusion": "audio", "features": "is13"},
         {"more": ("shuffle_labels=true", "reduction=mean", "select_score=wa")},
         {"precision": "bf16"},
@@ -197,15 +198,35 @@ def test_seeds_trained_at_once_give_what_each_gives_alone(store, tmp_path, optio
         np.testing.assert_allclose(*says, atol=2e-3)
 
 
+@pytest.mark.parametrize("fusion", ["ef-concat", "mf-at", "lf-add", "lgf-add"])
+def test_both_losses_at_once_and_what_a_loss_does_not_train_stays(store, tmp_path, fusion):
+    jobs = prepare(experiment(store, tmp_path, "dropout=0", fusion=fusion))
+    plans = [replace(job.plan, loss=loss) for job, loss in zip(jobs, ("single", "perspective", "single"), strict=True)]
+    data, fold = jobs[0].data, jobs[0].fold
+    for plan, together in zip(plans, fit_together(data, fold, plans), strict=True):
+        alone = fit(data, fold, plan)
+        assert [line["ua"] for line in together.history] == [line["ua"] for line in alone.history]
+        assert [line["loss"] for line in together.history] == pytest.approx(
+            [line["loss"] for line in alone.history], rel=1e-4
+        )
+        torch.manual_seed(plan.seed)
+        start = plan.fusion.build(plan.settings, data.dims, 4).state_dict()
+        weights = together.model.state_dict()
+        still = {name for name, weight in alone.model.state_dict().items() if torch.equal(weight, start[name])}
+        assert {name for name, weight in weights.items() if torch.equal(weight, start[name])} == still
+        # With the early and middle fusions the branches' own layers behind it, with the single loss.
+        assert bool(still) == (plan.loss == "single" and fusion != "lgf-add")
+
+
 def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
-    def jobs(*more, **options):
-        return [
-            replace(job, plan=replace(job.plan, device=options.get("on", "cuda:0")))
-            for job in prepare(experiment(store, tmp_path, *more, folds="all", seeds=2))
-        ]
+    def jobs(*more, on="cuda:0", **options):
+        asked = experiment(store, tmp_path, *more, folds="all", seeds=2, **options)
+        return [replace(job, plan=replace(job.plan, device=on)) for job in prepare(asked)]
 
     assert at_once(jobs(on="cpu")) == [[i] for i in range(10)]
     assert at_once(jobs()) == [[i, i + 5] for i in range(5)]
+    assert at_once([*jobs(), *jobs(loss="perspective")]) == [[i, i + 5, i + 10, i + 15] for i in range(5)]
+    assert at_once([*jobs(), *jobs("lr=0.5")]) == [[i + j, i + j + 5] for j in (0, 10) for i in range(5)]
     for setting in ("released=true", "soft_labels=true", "clip_norm=1"):
         assert at_once(jobs(setting)) == [[i] for i in range(10)], setting
 
@@ -269,6 +290,6 @@ def test_a_sweep_trains_a_bundle_at_once(store, tmp_path):
 def test_the_dropout_of_a_run_does_not_depend_on_the_others(_double):
     models, generators, values, _, groups = made("lgf-add")
     layout, first = Layout.of(groups, np.array([[0, 5], [1, 2], [3, 4]])), Layout.of(groups, np.array([[0, 5]]))
-    three = Stack(models, 0.3, [generator.clone_state() for generator in generators])(values, layout, None, True)
-    one = Stack(copy.deepcopy(models[:1]), 0.3, [generators[0].clone_state()])(values, first, None, True)
+    three = Stack(models, 0.3, [generator.clone_state() for generator in generators])(values, layout, True)
+    one = Stack(copy.deepcopy(models[:1]), 0.3, [generators[0].clone_state()])(values, first, True)
     torch.testing.assert_close(three["logits"][0, layout.real[0]], one["logits"][0, first.real[0]], rtol=0, atol=1e-12)

@@ -13,7 +13,7 @@ from .losses import LOSSES
 from .memory import told_if_memory_ends
 from .plan import Plan
 from .single import one_thread
-from .together import fit_together, seeds_at_once
+from .together import fit_together, runs_at_once
 from .views import with_views
 
 
@@ -66,7 +66,7 @@ def seconds_at_once(jobs: Sequence[Job]) -> float:
     def short(plan: Plan) -> Plan:
         return replace(plan, settings=replace(plan.settings, epochs=2))
 
-    some = jobs[: seeds_at_once(jobs[0].data, jobs[0].fold, jobs[0].plan)]
+    some = jobs[: runs_at_once(jobs[0].data, jobs[0].fold, jobs[0].plan)]
     with told_if_memory_ends(jobs[0].plan):
         found = fit_together(jobs[0].data, jobs[0].fold, [short(job.plan) for job in some])
     epochs = [each.history[-1]["seconds"] for each in found if not isinstance(each, Diverged)]

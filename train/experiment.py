@@ -30,9 +30,9 @@ from .models import Fusion
 from .options import Experiment
 from .plan import SELECTIONS, Plan, Precision
 from .protocols import make_folds
-from .runs import Run
+from .runs import Run, run_name
 from .settings import has_setting, parse_settings
-from .single import train_run, train_seeds
+from .single import train_run, train_runs
 from .tensorboard import check_log
 from .together import can_train_together
 
@@ -138,13 +138,18 @@ def iterate(
 
 
 def at_once(jobs: Sequence[Job]) -> list[list[int]]:
-    """Which jobs are trained at once, by number: on a GPU the seeds of a fold, if the fusion allows it; else each."""
-    found: dict[tuple[str, int], list[int]] = {}
+    """Which jobs are trained at once, by number."""
+    found: dict[str, list[int]] = {}
     for number, job in enumerate(jobs):
-        on_gpu = torch.device(job.plan.device).type == "cuda"
-        together = on_gpu and can_train_together(job.data, job.plan)
-        found.setdefault((job.fold.name, -1 if together else number), []).append(number)
+        found.setdefault(bundle_name(job), []).append(number)
     return list(found.values())
+
+
+def bundle_name(job: Job) -> str:
+    """The same for jobs that are trained at once: on a GPU those that differ in seed and loss alone."""
+    if torch.device(job.plan.device).type != "cuda" or not can_train_together(job.data, job.plan):
+        return run_name(job.config)
+    return run_name({key: value for key, value in job.config.items() if key not in ("seed", "loss")})
 
 
 def train_jobs(
@@ -155,7 +160,7 @@ def train_jobs(
     with told_if_memory_ends(job.plan):
         if len(jobs) > 1:
             plans, configs = [job.plan for job in jobs], [job.config for job in jobs]
-            return train_seeds(job.data, job.fold, plans, configs, out, on_epoch)
+            return train_runs(job.data, job.fold, plans, configs, out, on_epoch)
         try:
             return [train_run(job.data, job.fold, job.plan, job.config, out, resume, on_epoch and partial(on_epoch, 0))]
         except Diverged as fault:

@@ -1,4 +1,4 @@
-"""One run, or one fold's runs of many seeds at once: train, test, write the folders."""
+"""One run, or many runs of one fold at once: train, test, write the folders."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ from .plan import Plan
 from .runs import CONFIG, LOG, RESULT, STATE, Run, claimed, run_name, write_json, write_predictions
 from .state import State, snapshot
 from .tensorboard import curves
-from .together import fit_together, seeds_at_once
+from .together import fit_together, runs_at_once
 from .weights import read_state, write_model, write_state
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
@@ -59,7 +59,7 @@ def train_run(
         return run
 
 
-def train_seeds(
+def train_runs(
     data: Dataset,
     fold: Fold,
     plans: Sequence[Plan],
@@ -67,7 +67,7 @@ def train_seeds(
     out: Path,
     on_epoch: Callable[[int, Epoch], None] | None = None,
 ) -> list[Run | Diverged]:
-    """As `train_run`, for plans that differ in their seeds alone and are trained at once; see `fit_together`.
+    """As `train_run`, for plans that differ in seed and loss alone and are trained at once; see `fit_together`.
 
     They keep no states: a killed one starts anew. One that diverged gives the fault in the place of its run.
     """
@@ -86,7 +86,7 @@ def train_seeds(
             tell = functools.partial(on_epoch, i) if on_epoch else None
             logs.append(stack.enter_context(_log(runs[i], plans[i], tell)))
         stack.enter_context(one_thread())
-        most = seeds_at_once(data, fold, plans[0])
+        most = runs_at_once(data, fold, plans[0])
         for first in range(0, len(left), most):
             now, theirs = left[first : first + most], logs[first : first + most]
             started = time.monotonic()

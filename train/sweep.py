@@ -12,7 +12,7 @@ from ser.cache.durable import workspace
 from ser.cache.errors import WrongUse
 
 from .estimate import Estimate, estimate
-from .experiment import Job, at_once, prepare, train_jobs
+from .experiment import Job, at_once, bundle_name, prepare, train_jobs
 from .fit import Diverged, Epoch
 from .loader import Loader
 from .options import Experiment
@@ -29,7 +29,7 @@ class Task:
     cell: str  # the first cell that needs it
     experiment: Experiment
     number: int
-    group: int = -1  # tasks of one experiment and group are trained at once
+    bundle: str = ""  # tasks of the same are trained at once
     estimated: float | None = None  # seconds
     shared: Path | None = None  # where processes of one machine share what they have loaded
 
@@ -81,9 +81,8 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, loader: Loader | None =
         if cell.test.startswith("only") and jobs[0].plan.fusion.masking is None:
             raise WrongUse(f"cell '{cell.name}': fusion {jobs[0].plan.fusion.name} cannot hide a modality")
         names = [run_name(job.config) for job in jobs]
-        for group, numbers in enumerate(at_once(jobs)):
-            for number in numbers:
-                tasks.setdefault(names[number], Task(names[number], cell.name, cell.experiment, number, group))
+        for number, (name, job) in enumerate(zip(names, jobs, strict=True)):
+            tasks.setdefault(name, Task(name, cell.name, cell.experiment, number, bundle_name(job)))
         runs[cell.name] = tuple(tasks[name].run for name in names)
     _refuse_unused([jobs[0] for jobs in known.values()], recipe.cells[0].experiment.also_set)
     return Sweep(recipe, tuple(_shard(list(tasks.values()), shard)), runs)
@@ -134,7 +133,7 @@ def run_sweep(
 
 @dataclass(frozen=True)
 class Bundle:
-    """Tasks that are trained at once: mostly one."""
+    """Tasks that are trained at once: on a GPU seeds and cells that differ in the loss alone, else one."""
 
     tasks: tuple[Task, ...]
 
@@ -145,9 +144,9 @@ class Bundle:
 
 
 def _bundles(tasks: Sequence[Task]) -> list[Bundle]:
-    together: dict[tuple[Experiment, int], list[Task]] = {}
+    together: dict[str, list[Task]] = {}
     for task in tasks:
-        together.setdefault((task.experiment, task.group), []).append(task)
+        together.setdefault(task.bundle, []).append(task)
     return [Bundle(tuple(some)) for some in together.values()]
 
 
@@ -165,14 +164,13 @@ class _Known:
 
 
 def train_bundle(bundle: Bundle, on_epoch: Callable[[Task, Epoch], None] | None = None) -> list[Outcome]:
-    """Train tasks of one experiment at once. What they read is held by the worker for the tasks that follow."""
+    """Train tasks of one bundle at once. What they read is held by the worker for the tasks that follow."""
     started = time.monotonic()
     tasks = bundle.tasks
-    experiment = tasks[0].experiment
     tell = (lambda i, epoch: on_epoch(tasks[i], epoch)) if on_epoch else None
     with engines.held(("sweep", tasks[0].shared), lambda: _Known(Loader(tasks[0].shared))) as known:
-        jobs = known.of(replace(experiment, resume=True))
-        runs = train_jobs([jobs[task.number] for task in tasks], Path(experiment.out), True, tell)
+        jobs = [known.of(replace(task.experiment, resume=True))[task.number] for task in tasks]
+        runs = train_jobs(jobs, Path(tasks[0].experiment.out), True, tell)
     seconds = (time.monotonic() - started) / len(tasks)
     return [
         Outcome(task, str(run) if isinstance(run, Diverged) else None, seconds)

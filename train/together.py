@@ -1,13 +1,15 @@
-"""The training loop of `fit` for many seeds of one fold at once: on a GPU a small model leaves most of it idle.
+"""The training loop of `fit` for many runs of one fold at once: on a GPU a small model leaves most of it idle.
 
-What each seed draws is what it would draw alone (on a CPU to the bit), so the numbers are those of `fit` but for the
-order of the sums. A run whose loss is no longer a number is told when the others are done; they share nothing with it.
+The runs differ in seed and loss. Each draws the same batches as alone, and the same dropout where its loss wants all
+heads (the others are computed here too), so the numbers are those of `fit` but for the order of the sums. A run whose
+loss is no longer a number is told when the others are done; they share nothing with it.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,16 +22,17 @@ from .batch import Batch
 from .data import Dataset
 from .fit import Diverged, Epoch, Fitted, fit_scaling, make_optimiser, set_rate, shuffled
 from .folds import Fold
-from .losses import LOSSES
+from .losses import LOSSES, Reduction
 from .metrics import confusions, unweighted_accuracy, weighted_accuracy
 from .models.stacked import NO_LABEL, Layout, Stack
 from .plan import Plan
+from .state import snapshot
 
 MOST = 64  # runs at once: beyond, even a large GPU has enough to do
 
 
 def can_train_together(data: Dataset, plan: Plan) -> bool:
-    """Whether seeds of this plan can be trained at once: the model must say so, and each seed take whole batches."""
+    """Whether this plan can be trained with others of its kind at once: its fusion must say so."""
     apart = plan.training.soft_labels or plan.training.clip_norm or data.views
     return plan.fusion.stacks is not None and plan.fusion.stacks(plan.settings) and not apart
 
@@ -37,7 +40,7 @@ def can_train_together(data: Dataset, plan: Plan) -> bool:
 def fit_together(
     data: Dataset, fold: Fold, plans: Sequence[Plan], on_epoch: Sequence[Callable[[Epoch], None]] = ()
 ) -> list[Fitted | Diverged]:
-    """Train one model per plan; the plans differ in their seeds alone, and `can_train_together` holds for them.
+    """Train one model per plan; the plans differ in seed and loss alone, and `can_train_together` holds for them.
 
     `on_epoch[i]` hears of every epoch of plan i. A run that diverged gives the fault in the place of its model.
     """
@@ -62,9 +65,10 @@ class _Together:
     """R runs in the making."""
 
     def __init__(self, data: Dataset, fold: Fold, plans: Sequence[Plan]) -> None:
-        self.data, self.fold, self.plan = data, fold, plans[0]
+        self.fold, self.plan = fold, plans[0]
         self.scaling = fit_scaling(data, fold, self.plan.settings)
-        self.values = {m: x.values.to(self.plan.device) for m, x in data.scaled(self.scaling).inputs.items()}
+        self.data = data.scaled(self.scaling)
+        self.values = {m: x.values.to(self.plan.device) for m, x in self.data.inputs.items()}
         self.groups = data.groups(fold.train, self.plan.fusion.unit)
         dropping = []
         self.runs: list[_Run] = []
@@ -77,7 +81,18 @@ class _Together:
         self.labels = np.stack([run.labels for run in self.runs])
         self.stack = Stack([run.model for run in self.runs], self.plan.settings.dropout, dropping)
         self.optimiser = make_optimiser(self.stack.weights, self.plan.fusion.stages[0], self.plan.settings)
+        self.losses = sorted({plan.loss for plan in plans})
+        self.idle = {loss: self._idle(replace(self.plan, loss=loss)) for loss in self.losses}
         self.kept = {name: weight.detach().clone() for name, weight in self.stack.weights.items()}
+
+    def _idle(self, plan: Plan) -> set[str]:
+        """The weights that a run by itself would leave as they are, since its loss does not look at what they give."""
+        model, stage = copy.deepcopy(self.runs[0].model), plan.fusion.stages[0]
+        rows = self.groups[0][:1]
+        [batch] = self.data.batches(rows, plan.fusion.unit, 1, {})
+        batch.heads = plan.heads(stage)
+        LOSSES[plan.loss](model(batch.to(plan.device)), batch.to(plan.device), plan.reduction).backward()
+        return {name for name, weight in model.named_parameters() if weight.grad is None}
 
     def run(self, on_epoch: Sequence[Callable[[Epoch], None]]) -> list[Fitted | Diverged]:
         for epoch in range(self.plan.settings.epochs):
@@ -93,7 +108,6 @@ class _Together:
     def _train(self, epoch: int) -> np.ndarray:
         """Every batch of every run once; the mean loss per utterance of each run `[R]`."""
         plan, size = self.plan, self.plan.settings.batch_size
-        heads = plan.heads(plan.fusion.stages[0])
         order = torch.stack([torch.randperm(len(self.groups), generator=run.shuffling) for run in self.runs]).numpy()
         total = torch.zeros(len(self.runs), device=plan.device)
         bad = torch.zeros(len(self.runs), dtype=torch.int64, device=plan.device)  # the batch that was, from 1
@@ -101,8 +115,8 @@ class _Together:
             layout = Layout.of(self.groups, order[:, start : start + size])
             truth = np.where(layout.real, np.take_along_axis(self.labels, layout.rows, 1), NO_LABEL)
             with plan.autocast():
-                outputs = {h: x.float() for h, x in self.stack(self.values, layout, heads, training=True).items()}
-            losses = vmap(partial(_loss, plan))(outputs, torch.from_numpy(truth).to(plan.device, non_blocking=True))
+                outputs = {h: x.float() for h, x in self.stack(self.values, layout, training=True).items()}
+            losses = self._losses(outputs, torch.from_numpy(truth).to(plan.device, non_blocking=True))
             bad = torch.where((bad == 0) & ~losses.isfinite(), number, bad)
             self.optimiser.zero_grad()
             losses.sum().backward()
@@ -118,6 +132,12 @@ class _Together:
                     "before it are kept; try a lower lr or --set clip_norm=1"
                 )
         return (total / len(self.fold.train)).cpu().numpy()
+
+    def _losses(self, outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+        """The loss of each run, by its own plan `[R]`."""
+        found = {loss: vmap(partial(_loss, loss, self.plan.reduction))(outputs, labels) for loss in self.losses}
+        own = [self.losses.index(run.plan.loss) for run in self.runs]
+        return torch.stack(list(found.values()))[own, range(len(own))]
 
     def _look(self, epoch: int, losses: np.ndarray, started: float) -> dict[int, Epoch]:
         """Score the watched part of each run that is still at it, and keep the weights that its selection names."""
@@ -153,7 +173,7 @@ class _Together:
             of_one = np.arange(start, min(start + size, len(groups)))
             layout = Layout.of(groups, np.tile(of_one, (len(self.runs), 1)))
             with plan.autocast():
-                logits = self.stack(self.values, layout, frozenset({"logits"}), training=False)["logits"]
+                logits = self.stack(self.values, layout, training=False)["logits"]
             real = layout.real[0]
             truth.append(self.data.utterances.labels[layout.rows[0, real]])
             predicted.append(logits.argmax(2)[:, torch.from_numpy(real)])
@@ -161,10 +181,12 @@ class _Together:
         return confusions(np.concatenate(truth), torch.cat(predicted, 1).cpu().numpy(), classes)
 
     def _outcome(self, i: int, run: _Run) -> Fitted | Diverged:
-        kept = {name: weight[i].clone() for name, weight in self.kept.items()}
+        idle = self.idle.get(
+            run.plan.loss, set()
+        )  # as at the start: in the stack, another run's loss may have trained them
+        run.model.load_state_dict({n: weight[i] for n, weight in self.kept.items() if n not in idle}, strict=False)
         if run.fault:
-            return Diverged(run.fault, {name: weight.cpu() for name, weight in kept.items()}, self.scaling)
-        run.model.load_state_dict(kept, strict=False)
+            return Diverged(run.fault, snapshot(run.model), self.scaling)
         return Fitted(run.model, self.scaling, run.history)
 
 
@@ -174,14 +196,13 @@ def _dropping(plan: Plan) -> Generator:
     return generator.set_state(torch.get_rng_state()) if plan.device == "cpu" else generator.manual_seed(plan.seed)
 
 
-def _loss(plan: Plan, outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+def _loss(loss: str, reduction: Reduction, outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
     """One run's loss, as it is under vmap."""
-    batch = Batch({}, labels=labels, utterances=labels, dialogues=labels)
-    return LOSSES[plan.loss](outputs, batch, plan.reduction)
+    return LOSSES[loss](outputs, Batch({}, labels=labels, utterances=labels, dialogues=labels), reduction)
 
 
-def seeds_at_once(data: Dataset, fold: Fold, plan: Plan) -> int:
-    """How many seeds fit into the memory of the plan's device, each with its weights and its largest batch."""
+def runs_at_once(data: Dataset, fold: Fold, plan: Plan) -> int:
+    """How many runs fit into the memory of the plan's device, each with its weights and its largest batch."""
     if torch.device(plan.device).type != "cuda":
         return MOST
     with torch.random.fork_rng(devices=[]):

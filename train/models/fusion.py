@@ -54,7 +54,7 @@ class Fusion:
     the other on the same module, each starting from the weights that the one before it kept; the model of the run is
     that of the last, and its scores are those of "logits". The stages of most models are one.
 
-    `stacks(settings)`, where there is one, says whether many seeds can be trained at once (`stacked.Stack`): the model
+    `stacks(settings)`, where there is one, says whether many runs can be trained at once (`stacked.Stack`): the model
     takes vectors of whole dialogues, may be given their plan, is deterministic but for `nn.Dropout`, has one stage and
     no masking.
 

@@ -220,7 +220,7 @@ def build_unimodal(settings: PerspectiveSettings, dims: Mapping[str, int], class
 
 
 def stacks(settings: PerspectiveSettings) -> bool:
-    """Whether many seeds can be trained at once; the released code drops attention weights, which cannot."""
+    """Whether many runs can be trained at once; the released code drops attention weights, which cannot."""
     return not settings.released
 
 

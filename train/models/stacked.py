@@ -1,4 +1,4 @@
-"""Many models of one kind at once, along a leading axis: the seeds of a cell as one batched computation.
+"""Many models of one kind at once, along a leading axis: the runs of a cell as one batched computation.
 
 The model's own code runs under `torch.func.vmap`, each run with its weights and its batch. Vmap wants the same shapes
 of all, so batches are laid out here in common ones, with a last dialogue of one turn that takes what is too much: it
@@ -117,9 +117,7 @@ class Stack:
                 if isinstance(child, nn.Dropout):
                     setattr(module, name, self._drawn)
 
-    def __call__(
-        self, values: dict[str, Tensor], layout: Layout, heads: frozenset[str] | None, training: bool
-    ) -> dict[str, Tensor]:
+    def __call__(self, values: dict[str, Tensor], layout: Layout, training: bool) -> dict[str, Tensor]:
         """Logits `[R, r, K]` by head; `values` `[utterances, dim]` are those of the whole dataset, by modality."""
         self.model.train(training)
         weight = next(iter(self.weights.values()))
@@ -130,7 +128,7 @@ class Stack:
 
         x = {modality: whole[there(layout.rows)].to(weight.dtype) for modality, whole in values.items()}
         laid = tuple(map(there, (layout.lengths, layout.cells, layout.forwards, layout.backwards)))
-        call = partial(self._one, layout.longest, layout.alive, heads)
+        call = partial(self._one, layout.longest, layout.alive)
         state = ({**self.weights}, self.buffers)
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on every device
             if training and not self._drawn.widths:
@@ -144,7 +142,6 @@ class Stack:
         self,
         longest: int,
         alive: list[int],
-        heads: frozenset[str] | None,
         weights: dict[str, Tensor],
         buffers: dict[str, Tensor],
         x: dict[str, Tensor],
@@ -159,7 +156,7 @@ class Stack:
             self._drawn.masks = list(masks)
         ones, none = torch.ones_like(cells), torch.zeros_like(cells)
         inputs = {modality: Sequences(rows, ones) for modality, rows in x.items()}
-        batch = Batch(inputs, labels=none, utterances=none, dialogues=lengths, heads=heads)
+        batch = Batch(inputs, labels=none, utterances=none, dialogues=lengths)
         plan = _Laid(lengths, longest, cells, (forwards, backwards, alive))
         return functional_call(self.model, (weights, buffers), (batch, plan))
 
