@@ -9,7 +9,18 @@ import pytest
 from scipy import stats
 
 from ser.benchmarks.__main__ import main, report
-from ser.benchmarks.costs import SEQUENCES, VECTORS, full_size, grow, growth, least, made_up, workers, write_store
+from ser.benchmarks.costs import (
+    SEQUENCES,
+    VECTORS,
+    full_size,
+    grow,
+    growth,
+    least,
+    made_up,
+    started,
+    workers,
+    write_store,
+)
 from ser.benchmarks.demo import difference
 from ser.benchmarks.gpu import msmser, parity, perspective
 from ser.train.experiment import Experiment, run_experiment
@@ -56,6 +67,8 @@ def test_costs_at_small_size(tmp_path: Path) -> None:
     tiny = ("d_model=8", "heads=2")
     grown = growth(store, tmp_path, 1, *tiny)
     assert [row["target"] for row in grown] == [0.9, 0.9, 0.9, None] and all(row["ratio"] > 0.2 for row in grown)
+    [begun] = started(store, 1)
+    assert 0.2 < begun["ours"] < 10
     start, memory = full_size(tmp_path, 400, *tiny)
     assert 0 < start["ours"] < 10 and start["plain"] == 10 and 0.2 < memory["ratio"] < 5
 
