@@ -72,7 +72,7 @@ def test_two_workers_give_what_one_process_gives(cluster: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("backend", ["zarr", "hdf5"])
 def test_bit_for_bit_what_the_command_alone_gives(cluster: str, tmp_path: Path, backend: str) -> None:
-    """Real extractors, in float32 so that nothing is rounded away, and each part's files as a whole.
+    """Real extractors, in float32 so that nothing is rounded away, and each part's files as a whole; HDF5 in batches.
 
     The command alone has as many threads as there are cores, and no variable that tells torch or BLAS otherwise.
     """
@@ -94,8 +94,8 @@ def test_bit_for_bit_what_the_command_alone_gives(cluster: str, tmp_path: Path, 
             run(corpus, tmp_path / "far", features, scheduler=cluster, **options)
         assert alone.returncode == 0
     else:
-        run(corpus, tmp_path / "near", features, **options)
-        run(corpus, tmp_path / "far", features, scheduler=cluster, **options)
+        run(corpus, tmp_path / "near", features, batch_seconds=5, **options)
+        run(corpus, tmp_path / "far", features, batch_seconds=5, scheduler=cluster, **options)
     assert set(writers(tmp_path / "far")) == {"a", "b"}
     assert len(contents(tmp_path / "near")) == 6 and contents(tmp_path / "far") == contents(tmp_path / "near")
     assert files(tmp_path / "far") == files(tmp_path / "near")

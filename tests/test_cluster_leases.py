@@ -61,3 +61,10 @@ def test_a_lease_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) 
     assert sorted(map(len, rest.part.missing.values())) == [2, 3]
     extract_part(rest)
     assert split(whole) == []
+
+
+def test_what_is_lost_is_quarantined_with_its_file(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", ["a"])
+    for features, path in (("logmel", "0.wav"), ("standin", "")):
+        [[entry]] = lost(lease(corpus, tmp_path / "store", features), "it kills").quarantined.values()
+        assert (entry.id, entry.path, entry.reason) == ("u000", path, "it kills") and entry.input
