@@ -162,6 +162,24 @@ def test_what_tasks_need_is_imported_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(workers) == 3 and len(imported) == 2 and os.getpid() in imported and not imported & workers
 
 
+@pytest.mark.parametrize("module", ["ser.train.sweep", "ser.extract.leases"])
+def test_what_is_imported_before_the_fork_starts_nothing(module: str) -> None:
+    """A fork has no other thread than the one that forked, and would wait for ever for a lock that another held.
+
+    OpenBLAS and jemalloc, which Arrow brings, have threads of their own and look after forks themselves.
+    """
+    code = (
+        f"import importlib, os, sys\nfrom pathlib import Path\nimportlib.import_module({module!r})\n"
+        "others = [t for t in Path('/proc/self/task').iterdir() if t.name != str(os.getpid())]\n"
+        "names = {(t / 'comm').read_text().strip() for t in others} - {'jemalloc_bg_thd'}\n"
+        "torch = sys.modules.get('torch')\n"
+        "sys.exit(str(names) if names or torch and torch.cuda.is_initialized() else 0)"
+    )
+    one = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", code], env=one, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_workers_started_early_are_those_that_work() -> None:
     with started_early("ser.tests.test_engines", 3):
         deadline = time.monotonic() + 30
