@@ -83,7 +83,7 @@ def test_bit_for_bit_what_the_command_alone_gives(cluster: str, tmp_path: Path, 
         for name in ("hubert", "bert", "mpnet")
     }
     features = "hubert,hubert:layer=1,bert,mpnet,is13,logmel"
-    options = {"backend": backend, "dtype": "float32", "models": models, "device": "cpu", "per_part": 0.3}
+    options = {"backend": backend, "dtype": "float32", "models": models, "device": "cpu"}
     if backend == "zarr":
         command = ["features", corpus, "--features", features, "--store", tmp_path / "near", "--dtype", "float32"]
         command += ["--part-seconds", part_seconds(corpus, 0.3)]
@@ -91,11 +91,12 @@ def test_bit_for_bit_what_the_command_alone_gives(cluster: str, tmp_path: Path, 
             command += ["--model", f"{name}={path}"]
         free = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
         with subprocess.Popen([sys.executable, "-m", "ser", *map(str, command)], env=free) as alone:
-            run(corpus, tmp_path / "far", features, scheduler=cluster, **options)
+            run(corpus, tmp_path / "far", features, 0.3, scheduler=cluster, **options)
         assert alone.returncode == 0
     else:
-        run(corpus, tmp_path / "near", features, batch_seconds=5, **options)
-        run(corpus, tmp_path / "far", features, batch_seconds=5, scheduler=cluster, **options)
+        summary = run(corpus, tmp_path / "near", features, 2, batch_seconds=5, **options)
+        assert {summary.features[name]["batches"] < 6 for name in models} == {True}, "there are batches of several"
+        run(corpus, tmp_path / "far", features, 2, batch_seconds=5, scheduler=cluster, **options)
     assert set(writers(tmp_path / "far")) == {"a", "b"}
     assert len(contents(tmp_path / "near")) == 6 and contents(tmp_path / "far") == contents(tmp_path / "near")
     assert files(tmp_path / "far") == files(tmp_path / "near")
