@@ -86,12 +86,12 @@ def test_bit_for_bit_what_the_command_alone_gives(cluster: str, tmp_path: Path, 
     options = {"backend": backend, "dtype": "float32", "models": models, "device": "cpu"}
     if backend == "zarr":
         command = ["features", corpus, "--features", features, "--store", tmp_path / "near", "--dtype", "float32"]
-        command += ["--part-seconds", part_seconds(corpus, 0.3)]
+        command += ["--part-seconds", part_seconds(corpus, 2)]
         for name, path in models.items():
             command += ["--model", f"{name}={path}"]
         free = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
         with subprocess.Popen([sys.executable, "-m", "ser", *map(str, command)], env=free) as alone:
-            run(corpus, tmp_path / "far", features, 0.3, scheduler=cluster, **options)
+            run(corpus, tmp_path / "far", features, 2, scheduler=cluster, **options)
         assert alone.returncode == 0
     else:
         summary = run(corpus, tmp_path / "near", features, 2, batch_seconds=5, **options)
