@@ -77,10 +77,15 @@ def fit(
     `on_epoch` hears of every epoch; `on_state` gets a function that takes the state, to call when it wants to keep it.
     `resume` goes on from a state. Raises `Diverged` when the loss is no longer a number, naming epoch and batch.
     """
-    if plan.select == "val" and not len(fold.dev):
-        raise WrongUse("--select val needs a dev part, and dev=none leaves none; use --select last or another dev")
+    refuse_without_dev(fold, plan)
     training = _Training(data, fold, plan)
     return training.run(on_epoch or (lambda epoch: None), on_state or (lambda take: None), resume)
+
+
+def refuse_without_dev(fold: Fold, plan: Plan) -> None:
+    """Raise `WrongUse` for a selection on a dev part that is empty."""
+    if plan.select == "val" and not len(fold.dev):
+        raise WrongUse("--select val needs a dev part, and dev=none leaves none; use --select last or another dev")
 
 
 class _Training:
@@ -218,12 +223,15 @@ def make_optimiser(weights: Mapping[str, Tensor], stage: Stage, settings: Any) -
 
 
 def set_rate(optimiser: torch.optim.Adam, settings: Any) -> None:
-    """The rate of update t = 0, 1, … is lr / (1 + lr_decay t), where the fusion has an `lr_decay`."""
+    """Before each update: that of t = 0, 1, … has the rate lr / (1 + lr_decay t), where the fusion has an `lr_decay`."""
     decay = getattr(settings, "lr_decay", 0.0)
     if decay:
-        first = optimiser.param_groups[0]["params"][0]
-        done = float(optimiser.state[first]["step"]) if first in optimiser.state else 0.0
-        optimiser.param_groups[0]["lr"] = settings.lr / (1 + decay * done)
+        group = optimiser.param_groups[0]
+        if "updates" not in group:  # asked once, as after a resume: to ask each time would have a GPU wait
+            first = group["params"][0]
+            group["updates"] = int(optimiser.state[first]["step"]) if first in optimiser.state else 0
+        group["lr"] = settings.lr / (1 + decay * group["updates"])
+        group["updates"] += 1
 
 
 def fit_scaling(data: Dataset, fold: Fold, settings: Any) -> dict[str, Scaling]:

@@ -20,7 +20,7 @@ from torch.func import vmap
 
 from .batch import Batch
 from .data import Dataset
-from .fit import Diverged, Epoch, Fitted, fit_scaling, make_optimiser, set_rate, shuffled
+from .fit import Diverged, Epoch, Fitted, fit_scaling, make_optimiser, refuse_without_dev, set_rate, shuffled
 from .folds import Fold
 from .losses import LOSSES, Reduction
 from .metrics import confusions, unweighted_accuracy, weighted_accuracy
@@ -44,6 +44,7 @@ def fit_together(
 
     `on_epoch[i]` hears of every epoch of plan i. A run that diverged gives the fault in the place of its model.
     """
+    refuse_without_dev(fold, plans[0])
     with torch.random.fork_rng(devices=[]):
         return _Together(data, fold, plans).run(on_epoch or [lambda epoch: None] * len(plans))
 
@@ -68,7 +69,7 @@ class _Together:
         self.fold, self.plan = fold, plans[0]
         self.scaling = fit_scaling(data, fold, self.plan.settings)
         self.data = data.scaled(self.scaling)
-        self.values = {m: x.values.to(self.plan.device) for m, x in self.data.inputs.items()}
+        self.values = {m: x.values for m, x in self.data.on(self.plan.device).inputs.items()}
         self.groups = data.groups(fold.train, self.plan.fusion.unit)
         dropping = []
         self.runs: list[_Run] = []
@@ -87,11 +88,10 @@ class _Together:
 
     def _idle(self, plan: Plan) -> set[str]:
         """The weights that a run by itself would leave as they are, since its loss does not look at what they give."""
-        model, stage = copy.deepcopy(self.runs[0].model), plan.fusion.stages[0]
-        rows = self.groups[0][:1]
-        [batch] = self.data.batches(rows, plan.fusion.unit, 1, {})
-        batch.heads = plan.heads(stage)
-        LOSSES[plan.loss](model(batch.to(plan.device)), batch.to(plan.device), plan.reduction).backward()
+        model = copy.deepcopy(self.runs[0].model)
+        [batch] = self.data.on(plan.device).batches(self.groups[0], plan.fusion.unit, 1, {})
+        batch.heads = plan.heads(plan.fusion.stages[0])
+        LOSSES[plan.loss](model(batch), batch, plan.reduction).backward()
         return {name for name, weight in model.named_parameters() if weight.grad is None}
 
     def run(self, on_epoch: Sequence[Callable[[Epoch], None]]) -> list[Fitted | Diverged]:

@@ -126,7 +126,8 @@ class Stack:
         def there(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device, non_blocking=True)
 
-        x = {modality: whole[there(layout.rows)].to(weight.dtype) for modality, whole in values.items()}
+        rows = torch.from_numpy(layout.rows)
+        x = {m: whole[rows.to(whole.device)].to(device, weight.dtype) for m, whole in values.items()}
         laid = tuple(map(there, (layout.lengths, layout.cells, layout.forwards, layout.backwards)))
         call = partial(self._one, layout.longest, layout.alive)
         state = ({**self.weights}, self.buffers)
