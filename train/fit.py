@@ -223,7 +223,7 @@ def make_optimiser(weights: Mapping[str, Tensor], stage: Stage, settings: Any) -
 
 
 def set_rate(optimiser: torch.optim.Adam, settings: Any) -> None:
-    """Before each update: that of t = 0, 1, … has the rate lr / (1 + lr_decay t), where the fusion has an `lr_decay`."""
+    """Before each update: that of t = 0, 1, … has the rate lr / (1 + lr_decay t), if the fusion has an `lr_decay`."""
     decay = getattr(settings, "lr_decay", 0.0)
     if decay:
         group = optimiser.param_groups[0]
