@@ -72,7 +72,7 @@ def growth(store: Path, folder: Path, rounds: int, *settings: str) -> list[dict[
         for n in (2000, 8000)
     }
     sequences = {
-        n: made_up("audio:frame", {"audio": (768, np.full(4, n))}, "epochs=1", *settings) for n in (100, 400, 1600)
+        n: made_up("audio:frame", {"audio": (768, np.full(8, n))}, "epochs=1", *settings) for n in (100, 400, 1600)
     }
     return [
         grow("seeds 2 → 8, lgf-add", seeds, 2, 8, rounds),
@@ -185,11 +185,12 @@ def timed(commands: list[list[str]]) -> tuple[float, float]:
 
 
 MEASURE = """
-import json, resource, sys, time
+import json, re, sys, time
 from pathlib import Path
 from ser.train.estimate import estimate
 from ser.train.experiment import Experiment, prepare
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # getrusage's begins with that of the process that started this one
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 store, *settings = sys.argv[1:]
 jobs = prepare(Experiment("hubert+mpnet", "mit", store=store, folds=1, device="cpu", set=tuple(settings)))
 import torch, ser.train.models
