@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from .experiment import Experiment, Job, at_once, prepare
@@ -15,6 +16,8 @@ from .plan import Plan
 from .single import one_thread
 from .together import fit_together, runs_at_once
 from .views import with_views
+
+ENOUGH = 0.5  # seconds of timed steps: one step of a large model says enough
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Estimate:
 
 
 def dry_run(experiment: Experiment, loader: Loader | None = None, steps: int = 3) -> Estimate:
-    """Parameters, steps and an estimate of the time, from `steps` timed steps of the first run; trains nothing."""
+    """Parameters, steps and an estimate of the time, from at most `steps` timed steps of the first run."""
     return estimate(prepare(experiment, loader), steps)
 
 
@@ -45,6 +48,7 @@ def estimate(jobs: Sequence[Job], steps: int = 3) -> Estimate:
     plan, settings = job.plan, job.plan.settings
     with told_if_memory_ends(plan):
         parameters, seconds = _timed(job, steps)
+    rows = np.sum([np.diff(inputs.offsets) for inputs in job.data.inputs.values()], axis=0)  # of each utterance
     epochs = settings.epochs * len(plan.fusion.stages)
     copies = len(job.data.views) + 1
     units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * copies for j in jobs]
@@ -55,8 +59,10 @@ def estimate(jobs: Sequence[Job], steps: int = 3) -> Estimate:
     else:
         # A forward pass over the watched part costs about a third of a training step.
         watched = [j.fold.test if plan.select == "best-test" else j.fold.dev for j in jobs]
-        work = sum(len(j.fold.train) * copies + len(part) / 3 for j, part in zip(jobs, watched, strict=True))
-        whole = seconds * work * epochs
+        work = sum(
+            rows[j.fold.train].sum() * copies + rows[part].sum() / 3 for j, part in zip(jobs, watched, strict=True)
+        )
+        whole = float(seconds * work * epochs)
     return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, whole)
 
 
@@ -74,7 +80,7 @@ def seconds_at_once(jobs: Sequence[Job]) -> float:
 
 
 def _timed(job: Job, steps: int) -> tuple[int, float]:
-    """The model's parameters, and seconds of training per utterance."""
+    """The model's parameters, and seconds of training per row: a step's utterances may be long or short ones."""
     plan, settings = job.plan, job.plan.settings
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
@@ -87,6 +93,7 @@ def _timed(job: Job, steps: int) -> tuple[int, float]:
         batches = lessons.batches(rows, plan.fusion.unit, settings.batch_size, scaling, shuffling)
         taken, seconds = 0, 0.0
         for number, batch in zip(range(steps + 1), batches, strict=False):
+            held = sum(len(inputs.values) for inputs in batch.inputs.values())
             started = time.perf_counter()
             batch.heads = plan.heads(plan.fusion.stages[-1])
             batch = batch.to(plan.device)
@@ -98,7 +105,9 @@ def _timed(job: Job, steps: int) -> tuple[int, float]:
             optimiser.step()
             loss.item()
             if number or steps == 0:  # the first step warms up
-                taken, seconds = taken + len(batch), seconds + time.perf_counter() - started
+                taken, seconds = taken + held, seconds + time.perf_counter() - started
             elif len(rows) == len(batch):  # and is the only one
-                taken, seconds = len(batch), time.perf_counter() - started
+                taken, seconds = held, time.perf_counter() - started
+            if seconds > ENOUGH:
+                break
     return parameters, seconds / taken
