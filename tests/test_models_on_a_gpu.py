@@ -3,19 +3,28 @@
 Whoever asks it for a number, as every wait for a GPU does, fails there, and so does whoever mixes devices.
 """
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nested._internal import sdpa
 
 from ser.tests.tiny_store import make_store
+from ser.train import together
 from ser.train.fit import make_optimiser
+from ser.train.folds import Fold
 from ser.train.inputs import Inputs
 from ser.train.load import load_dataset
 from ser.train.losses import LOSSES
 from ser.train.models import FUSIONS
 from ser.train.models.packed import Plan, attention, ragged_attention
+from ser.train.models.stacked import Stack
+from ser.train.models.transformer import Attention
 from ser.train.plan import Plan as RunPlan
 from ser.train.settings import parse_settings
 
@@ -64,19 +73,82 @@ def test_what_travels_is_the_stored_dtype() -> None:
 
 
 @pytest.mark.parametrize(
-    ("queries", "keys"), [([5, 0, 7, 1], [5, 0, 7, 1]), ([3, 3, 3], [9, 1, 40]), ([2, 4], [1, 1])], ids=str
+    ("queries", "keys"),
+    [
+        ([5, 0, 7, 1], [5, 0, 7, 1]),
+        ([3, 3, 3], [9, 1, 40]),
+        ([2, 4], [1, 1]),
+        ([0, 5], [0, 5]),
+        ([2, 3], [0, 4]),
+        ([0, 0], [0, 0]),
+        ([2], [0]),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_ragged_attention_is_attention(queries: list[int], keys: list[int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("width", "heads"), [(100, 4), (32, 2), (768, 8)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_ragged_attention_is_attention(
+    queries: list[int],
+    keys: list[int],
+    width: int,
+    heads: int,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what torch is handed is what its kernels for a GPU take: it says so itself, where it chooses among them."""
     torch.manual_seed(0)
-    plans = Plan(torch.tensor(queries)), Plan(torch.tensor(keys))
-    x = [torch.randn(n, 2, 8, dtype=dtype, requires_grad=True) for n in (sum(queries), sum(keys), sum(keys))]
-    ours, theirs = (each(*x, *plans) for each in (ragged_attention, attention))
+    layer, plans = Attention(width, heads).to(dtype), (Plan(torch.tensor(queries)), Plan(torch.tensor(keys)))
+    x = torch.randn(sum(queries), width, dtype=dtype, requires_grad=True)
+    memory = torch.randn(sum(keys), width, dtype=dtype, requires_grad=True)
+    (q,), (k, v) = layer.project(x, slice(1)).unbind(1), layer.project(memory, slice(1, 3)).unbind(1)
+    theirs = attention(q, k, v, *plans)
+    handed = []
+    real = F.scaled_dot_product_attention
+
+    def looked_at(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        handed.append(torch._C._SDPAParams(q, k, v, None, 0.0, False, False))
+        return real(q, k, v, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", looked_at)
+    ours = ragged_attention(q, k, v, *plans)
+    assert len(handed) == any(a and b for a, b in zip(queries, keys, strict=True))
+    for params in handed:
+        assert sdpa._can_use_flash_sdpa_jagged(params) and sdpa._can_use_efficient_sdpa_jagged(params)
     slope = torch.randn_like(theirs)
     tolerance = {"rtol": 0, "atol": 1e-12 if dtype == torch.float64 else 4e-2}
     torch.testing.assert_close(ours, theirs, **tolerance)
-    for ours_, theirs_ in zip(torch.autograd.grad(ours, x, slope), torch.autograd.grad(theirs, x, slope), strict=True):
-        torch.testing.assert_close(ours_, theirs_, **tolerance)
+    if handed:
+        grads = [torch.autograd.grad(each, (x, memory), slope, retain_graph=True) for each in (ours, theirs)]
+        for one, other in zip(*grads, strict=True):
+            torch.testing.assert_close(one, other, **tolerance)
+
+
+@pytest.mark.parametrize("fusion", ["lgf-at", "ef-add", "mf-concat", "audio:utterance"])
+def test_a_step_of_many_runs_asks_the_gpu_for_nothing(
+    store: Path, fusion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its generators do not exist there: dropout is drawn elsewhere, and has its own tests."""
+
+    def draw(self: Stack, counts: list[int], r: int, device: torch.device) -> list[Tensor]:
+        return [torch.ones(len(counts), r, width, device=device) for width in self._drawn.widths]
+
+    monkeypatch.setattr(Stack, "_draw", draw)
+    monkeypatch.setattr(together, "_dropping", lambda plan: torch.Generator())
+    data, found = load_dataset(store, "is13+bert" if "-" in fusion else "is13", fusion)
+    settings, training = parse_settings(found, ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2"))
+    losses = ("single", "perspective") if "-" in fusion else ("single",)
+    plans = [
+        RunPlan(found, settings, training, loss=loss, seed=seed, device="meta", select="last")
+        for loss in losses
+        for seed in (0, 1)
+    ]
+    monkeypatch.setattr(RunPlan, "autocast", lambda plan: contextlib.nullcontext())  # the meta device has none
+    fold = Fold("1", np.arange(24), np.arange(0), np.arange(0))
+    many = together._Together(data, fold, plans)
+    with pytest.raises(RuntimeError) as asked:
+        many._train(0)
+    assert [entry.name for entry in asked.traceback][-1] == "_train", "asked at the end of the epoch, and there alone"
+    assert "tolist" in str(asked.traceback[-1].statement)
 
 
 def test_plans_are_made_where_the_lengths_are() -> None:

@@ -72,6 +72,10 @@ class Plan:
         """The first `count` rows of each sequence; int64, at most `[r]`."""
         return self._sent((self._rows[1] < count).nonzero()[:, 0])
 
+    def rows_of(self, chosen: Tensor) -> Tensor:
+        """The rows of the chosen sequences, bool `[n]` on the CPU; int64, at most `[r]`."""
+        return self._sent(chosen[self._rows[0]].nonzero()[:, 0])
+
     def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
         """Rows `[r, …]` → `[n, longest, …]`."""
         padded = x.new_full((len(self.lengths) * self.longest, *x.shape[1:]), value).index_copy(0, self.cells, x)
@@ -115,8 +119,8 @@ def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, Plan]:
     hidden, device = batch.hidden.get(modality), x.values.device
     if hidden is None:
         return x.values, Plan(x.lengths, device)
-    seen = (~hidden).repeat_interleave(x.lengths).nonzero()[:, 0]
-    return x.values.index_select(0, seen.to(device, non_blocking=True)), Plan(x.lengths * ~hidden, device)
+    seen = Plan(x.lengths, device).rows_of(~hidden)
+    return x.values.index_select(0, seen), Plan(x.lengths * ~hidden, device)
 
 
 def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
@@ -164,23 +168,35 @@ def attention(q: Tensor, k: Tensor, v: Tensor, queries: Plan, keys: Plan, dropou
 
 
 def ragged_attention(q: Tensor, k: Tensor, v: Tensor, queries: Plan, keys: Plan, dropout: float = 0.0) -> Tensor:
-    """The same by torch's nested tensors, which on a GPU go to kernels for sequences of any lengths, unpadded."""
+    """The same by torch's nested tensors, which on a GPU go to kernels for sequences of any lengths, unpadded.
 
-    def nested(x: Tensor, plan: Plan) -> Tensor:
-        offsets = F.pad(plan.lengths.cumsum(0), (1, 0)).to(plan.device, non_blocking=True)
-        shortest, longest = min(plan.sizes, default=0), max(plan.sizes, default=0)
-        return torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=shortest, max_seqlen=longest)
-
+    Those kernels take no empty sequence, and heads whose width is a multiple of 8.
+    """
+    width = q.shape[-1]
+    wide = [F.pad(x, (0, -width % 8)).contiguous() for x in (q, k, v)]
+    with_both = (queries.lengths > 0) & (keys.lengths > 0)
+    if not with_both.any():
+        return torch.zeros_like(q)
+    seen = [queries.rows_of(with_both), keys.rows_of(with_both)]
+    if not with_both.all():
+        wide = [x.index_select(0, rows) for x, rows in zip(wide, (seen[0], seen[1], seen[1]), strict=True)]
+    plans = [Plan(plan.lengths[with_both], plan.device) for plan in (queries, keys)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The PyTorch API of nested tensors is in prototype stage")
-        attended = _attend(nested(q, queries), nested(k, keys), nested(v, keys), None, dropout)
-    return attended.values()
+        nested = [_nested(x, plan) for x, plan in zip(wide, (plans[0], plans[1], plans[1]), strict=True)]
+        found = _attend(*nested, None, dropout, scale=width**-0.5).values()[..., :width]
+    return found if with_both.all() else torch.zeros_like(q).index_copy(0, seen[0], found)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def _nested(x: Tensor, plan: Plan) -> Tensor:
+    offsets = F.pad(plan.lengths.cumsum(0), (1, 0)).to(plan.device, non_blocking=True)
+    return torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=min(plan.sizes), max_seqlen=plan.longest)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scale: float | None = None) -> Tensor:
     # [n, t, h, d_head] → [n, h, t, d_head] and back
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale).transpose(1, 2)
 
 
 class SelfAttentionPooling(nn.Module):
