@@ -8,7 +8,10 @@ is missed.
 """
 
 import sys
+import tempfile
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,8 @@ from ser.train.evaluate import predict
 from ser.train.fit import Diverged, Fitted, fit
 from ser.train.folds import Fold
 from ser.train.plan import Plan, Precision
-from ser.train.single import one_thread
+from ser.train.runs import Run
+from ser.train.single import one_thread, train_runs
 from ser.train.together import can_train_together, fit_together
 
 from .costs import made_up
@@ -32,7 +36,7 @@ SEEDS, EPOCHS, FOLDS = 20, 150, 5
 UTTERANCES = 4290  # labelled, in four of the five sessions
 FUSIONS = ("ef-concat", "mf-at", "lf-add", "lgf-add")  # of the twelve, each position and each method
 PERSPECTIVE = "perspective-table2: 12 fusions × 2 losses × 20 seeds × 150 epochs (from 3 epochs of 4 fusions)"
-MSMSER = "MSMSER Full: 5 folds × 100 epochs at batch 8, the folds side by side (from 2 epochs of each)"
+MSMSER = "MSMSER Full: 5 folds × 100 epochs at batch 8, the folds side by side (from 3 epochs of each)"
 TARGETS = {PERSPECTIVE: 180.0, MSMSER: 600.0}  # seconds
 
 
@@ -45,7 +49,9 @@ def vectors(n: int, *settings: str, fusion: str = "lgf-add") -> tuple[Dataset, F
     dialogues = np.searchsorted(ends, np.arange(n), side="right")
     data = replace(data, utterances=replace(data.utterances, dialogues=dialogues))
     cut = int(ends[np.searchsorted(ends, 3 * n // 4)])
-    return data, Fold("1", np.arange(min(cut, n - 1)), np.arange(min(cut, n - 1), n), np.arange(0)), plan
+    train, dev = np.split(np.arange(n), [min(cut, n - 1)])
+    data = replace(data, notes={"synthetic": True, "random_weights": [], "left_out": {}})
+    return data, Fold("1", train, dev, dev), plan  # a test part of a session's size, to be predicted at the end
 
 
 def sequences(n: int, *settings: str) -> tuple[Dataset, Fold, Plan]:
@@ -79,17 +85,39 @@ def trained(data: Dataset, fold: Fold, plan: Plan) -> list[Fitted]:
 
 
 def perspective(device: str, precision: Precision, small: bool, *settings: str) -> list[Any]:
-    """A row: seconds of the 480 runs, from the faster epochs of 40 at once (both losses), for 4 of the 12 fusions."""
+    """A row: seconds of the 480 runs, 40 at once (both losses), from three epochs of 4 of the 12 fusions.
+
+    All is counted: beside the epochs, of which the fastest counts, what a run costs before and after them.
+    """
     seeds, fusions = (1, FUSIONS[-1:]) if small else (SEEDS, FUSIONS)
-    of_an_epoch = 0.0
+    seconds = 0.0
     for fusion in fusions:
         data, fold, plan = vectors(200 if small else UTTERANCES, "epochs=3", *settings, fusion=fusion)
         plan = replace(plan, device=device, precision=precision, select="val")
         plans = [replace(plan, loss=loss, seed=seed) for seed in range(seeds) for loss in ("single", "perspective")]
-        found = [each for each in fit_together(data, fold, plans) if not isinstance(each, Diverged)]
-        of_an_epoch += sum(min(line["seconds"] for line in each.history) for each in found) / len(plans)
-    seconds = of_an_epoch / len(fusions) * 12 * 2 * SEEDS * EPOCHS
+        with tempfile.TemporaryDirectory(prefix="ser-bench-") as out:
+            started = time.perf_counter()
+            runs = train_runs(data, fold, plans, [described(each) for each in plans], Path(out))
+            took = time.perf_counter() - started
+            epochs = [line["seconds"] for run in runs if isinstance(run, Run) for line in run.result["history"][:3]]
+        fastest = min(sum(epochs[number::3]) for number in range(3))  # of the three, all runs together
+        seconds += took - sum(epochs) + EPOCHS * fastest
+    seconds *= 12 / len(fusions)
     return [f"{PERSPECTIVE}, {precision}", seconds, TARGETS[PERSPECTIVE], seconds <= TARGETS[PERSPECTIVE]]
+
+
+def described(plan: Plan) -> dict[str, Any]:
+    """As much of a run's config as its folder needs."""
+    return {
+        "corpus": "made-up",
+        "fusion": plan.fusion.name,
+        "loss": plan.loss,
+        "protocol": "none",
+        "select": plan.select,
+        "fold": "1",
+        "seed": plan.seed,
+        "labels": {"policy": "4class"},
+    }
 
 
 @dataclass(frozen=True)
@@ -103,11 +131,11 @@ class Part:
 
 
 def fold_seconds(part: Part) -> float:
-    """Seconds of an epoch of MSMSER Full: the faster of two."""
-    data, fold, plan = sequences(part.utterances, "epochs=2", *part.settings)
+    """Seconds of an epoch of MSMSER Full: the slower of the last two of three, while the other folds train too."""
+    data, fold, plan = sequences(part.utterances, "epochs=3", *part.settings)
     with one_thread():
         fitted = fit(data, fold, replace(plan, device=part.device, precision=part.precision))
-    return min(line["seconds"] for line in fitted.history)
+    return max(line["seconds"] for line in fitted.history[1:])
 
 
 def msmser(device: str, precision: Precision, small: bool, *settings: str) -> list[Any]:
@@ -130,7 +158,7 @@ def main(device: str = "cuda", small: str = "") -> int:
     print(tabulate(times, [device, "seconds", "target", "holds"], floatfmt=".4g"))
     if small:
         print("small sizes: the page works; the times mean nothing")
-    return 0 if all(row[-1] for row in [*checks, *times]) else 1
+    return 0 if all(row[-1] for row in [*checks, *([] if small else times)]) else 1
 
 
 if __name__ == "__main__":

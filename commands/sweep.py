@@ -16,7 +16,10 @@ from .train import duration, training_options
 @training_options
 @click.option("--shard", metavar="I/N", help="Run every N-th run from the I-th, such as 3/16: for a Slurm array.")
 @click.option(
-    "--workers", type=click.IntRange(1), metavar="N", help="Processes of one thread; one per core by default."
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Processes of one thread; one per core by default, two on a GPU.",
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Run on dask: tcp://127.0.0.1:8786, a scheduler file, or local:4.")
 @click.option("--insecure", is_flag=True, help="Allow a plain --scheduler on another machine.")
@@ -51,9 +54,9 @@ def sweep(
     from ser import engines
     from ser.engines.processes import started_early
 
-    workers = workers or engines.cores()
-    if workers > 1 and scheduler is None and not dry_run:
-        ctx.with_resource(started_early("ser.train.sweep", workers))  # they import torch while this process does
+    most = workers or engines.cores()
+    if most > 1 and scheduler is None and not dry_run:
+        ctx.with_resource(started_early("ser.train.sweep", most))  # they import torch while this process does
     from ser.train.recipe import read_recipe
     from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep
 
@@ -65,7 +68,8 @@ def sweep(
     there = len(planned.tasks) - len(planned.open_tasks)
     click.echo(f"{planned.recipe.title}: {len(planned.tasks)} runs, {there} finished already", err=True)
     tasks, cells = estimate_sweep(planned) if planned.open_tasks else ([], {})
-    seconds = sum(task.estimated or 0.0 for task in tasks) / workers
+    workers = workers or planned.workers(most)
+    seconds = planned.seconds(tasks, workers)
     if tasks:
         told = f"{len(tasks)} runs to train with {workers} workers, about {duration(seconds)}"
         click.echo(told, err=not dry_run or as_json)

@@ -67,7 +67,7 @@ def estimate(jobs: Sequence[Job], steps: int = 3) -> Estimate:
 
 
 def seconds_at_once(jobs: Sequence[Job]) -> float:
-    """Seconds of one of the runs that are trained at once, from their second epoch: the first warms up."""
+    """Seconds of one of the runs that are trained at once, from two epochs of them, of which the first warms up."""
 
     def short(plan: Plan) -> Plan:
         return replace(plan, settings=replace(plan.settings, epochs=2))

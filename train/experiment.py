@@ -8,11 +8,11 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 
@@ -34,10 +34,12 @@ from .runs import Run, run_name
 from .settings import has_setting, parse_settings
 from .single import train_run, train_runs
 from .tensorboard import check_log
-from .together import can_train_together
+from .together import MOST, can_train_together
 
 # Raised when the same config would give other numbers than before.
 TRAIN_VERSION = 1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -139,17 +141,26 @@ def iterate(
 
 def at_once(jobs: Sequence[Job]) -> list[list[int]]:
     """Which jobs are trained at once, by number."""
-    found: dict[str, list[int]] = {}
-    for number, job in enumerate(jobs):
-        found.setdefault(bundle_name(job), []).append(number)
-    return list(found.values())
+    return [[number for number, _ in some] for some in bundled(enumerate(jobs), lambda entry: bundle_name(entry[1]))]
+
+
+def bundled(things: Iterable[T], name: Callable[[T], str]) -> list[list[T]]:
+    """The things with the same name together, no more than can be trained at once."""
+    found: dict[str, list[T]] = {}
+    for thing in things:
+        found.setdefault(name(thing), []).append(thing)
+    return [some[first : first + MOST] for some in found.values() for first in range(0, len(some), MOST)]
 
 
 def bundle_name(job: Job) -> str:
-    """The same for jobs that are trained at once: on a GPU those that differ in seed and loss alone."""
-    if torch.device(job.plan.device).type != "cuda" or not can_train_together(job.data, job.plan):
+    """The same for jobs that can be trained at once: on a GPU those that differ in seed and loss alone."""
+    if not _stacked(job):
         return run_name(job.config)
     return run_name({key: value for key, value in job.config.items() if key not in ("seed", "loss")})
+
+
+def _stacked(job: Job) -> bool:
+    return torch.device(job.plan.device).type == "cuda" and can_train_together(job.data, job.plan)
 
 
 def train_jobs(
@@ -158,7 +169,7 @@ def train_jobs(
     """The runs of jobs that are trained at once, or of one; a run whose loss diverged is given by its fault."""
     job = jobs[0]
     with told_if_memory_ends(job.plan):
-        if len(jobs) > 1:
+        if len(jobs) > 1 or _stacked(job):  # one alone too, so that a run's numbers do not hang on the others
             plans, configs = [job.plan for job in jobs], [job.config for job in jobs]
             return train_runs(job.data, job.fold, plans, configs, out, on_epoch)
         try:

@@ -46,7 +46,7 @@ class Epoch:
     loss: float  # mean per utterance
     wa: float | None
     ua: float | None
-    seconds: float
+    seconds: float  # of runs that are trained at once, each its share
     kept: bool  # whether this epoch is the one to keep so far
 
 

@@ -10,17 +10,22 @@ from .plan import Plan
 SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED")  # of torch, on a GPU and on a CPU; of cuBLAS and cuDNN
 
 
+def memory_ended(fault: BaseException) -> bool:
+    """Whether this is an allocation that failed."""
+    return isinstance(fault, MemoryError) or any(sign in str(fault) for sign in SIGNS)
+
+
 @contextlib.contextmanager
 def told_if_memory_ends(plan: Plan) -> Iterator[None]:
     """Raise `SerError`, saying what helps, where an allocation fails."""
     try:
         yield
     except (MemoryError, RuntimeError) as fault:
-        if not isinstance(fault, MemoryError) and not any(sign in str(fault) for sign in SIGNS):
+        if not memory_ended(fault):
             raise
         size = f"--set batch_size={max(1, plan.settings.batch_size // 2)}"
         raise SerError(
             f"the memory of {plan.device} ended while training {plan.fusion.name} in batches of "
-            f"{plan.settings.batch_size}; what was finished is kept: run again with fewer --workers, {size} or "
-            "--precision bf16"
+            f"{plan.settings.batch_size}; what was finished is kept: run again while less else is running there (a "
+            f"sweep: fewer --workers), or with --precision bf16 or {size}, which change the numbers"
         ) from fault

@@ -15,6 +15,7 @@ from .data import Dataset
 from .evaluate import predict
 from .fit import Diverged, Epoch, Fitted, fit
 from .folds import Fold, is_speaker_independent
+from .memory import memory_ended
 from .metrics import scores
 from .plan import Plan
 from .runs import CONFIG, LOG, RESULT, STATE, Run, claimed, run_name, write_json, write_predictions
@@ -55,7 +56,7 @@ def train_run(
             except KeyboardInterrupt:
                 log.write("interrupted; --resume goes on from the last state")
                 raise
-            _finish(run, data, fold, plan, config, fitted, time.monotonic() - started)
+            _finish(run, data.on(plan.device), fold, plan, config, fitted, time.monotonic() - started)
         return run
 
 
@@ -69,36 +70,60 @@ def train_runs(
 ) -> list[Run | Diverged]:
     """As `train_run`, for plans that differ in seed and loss alone and are trained at once; see `fit_together`.
 
-    They keep no states: a killed one starts anew. One that diverged gives the fault in the place of its run.
+    They keep no states: one that is killed or interrupted starts anew. One that diverged gives the fault in the place
+    of its run. Where memory ends, half as many are trained at once, down to one.
     """
+    names = [run_name(config) for config in configs]
     found: dict[int, Run | Diverged] = {}
     with contextlib.ExitStack() as stack:
-        names = [run_name(config) for config in configs]
-        # Everybody waits for them in the same order, so that nobody waits for ever.
-        runs = {
-            i: stack.enter_context(claimed(out / names[i])) for i in sorted(range(len(names)), key=names.__getitem__)
-        }
+        in_order = sorted(range(len(names)), key=names.__getitem__)  # everybody's, so that nobody waits for ever
+        runs = {i: stack.enter_context(claimed(out / names[i])) for i in in_order}
         found |= {i: run for i, run in runs.items() if run.finished}
         left = [i for i in range(len(names)) if i not in found]
-        logs = []
+        logs = {}
         for i in left:
+            (runs[i].path / STATE).unlink(missing_ok=True)
             write_json(runs[i], CONFIG, configs[i])
             tell = functools.partial(on_epoch, i) if on_epoch else None
-            logs.append(stack.enter_context(_log(runs[i], plans[i], tell)))
+            logs[i] = stack.enter_context(_log(runs[i], plans[i], tell))
         stack.enter_context(one_thread())
-        most = runs_at_once(data, fold, plans[0])
-        for first in range(0, len(left), most):
-            now, theirs = left[first : first + most], logs[first : first + most]
+        placed = data.on(plans[0].device)
+        most = min(len(left), runs_at_once(data, fold, plans[0]))
+        while left:
+            now = left[:most]
             started = time.monotonic()
-            fitted = fit_together(data, fold, [plans[i] for i in now], [log.note for log in theirs])
+            fitted = _fit_or_halve(data, fold, [plans[i] for i in now], [logs[i] for i in now])
+            if fitted is None:
+                most = len(now) // 2
+                continue
             seconds = (time.monotonic() - started) / len(now)
-            for i, log, one in zip(now, theirs, fitted, strict=True):
+            for i, one in zip(now, fitted, strict=True):
                 if isinstance(one, Diverged):
-                    found[i] = _diverged(runs[i], one, log)
+                    found[i] = _diverged(runs[i], one, logs[i])
                 else:
-                    _finish(runs[i], data, fold, plans[i], configs[i], one, seconds)
+                    _finish(runs[i], placed, fold, plans[i], configs[i], one, seconds)
                     found[i] = runs[i]
+            left = left[most:]
     return [found[i] for i in range(len(names))]
+
+
+def _fit_or_halve(
+    data: Dataset, fold: Fold, plans: Sequence[Plan], logs: Sequence["_Log"]
+) -> list[Fitted | Diverged] | None:
+    """What `fit_together` gives; None where memory ended with more than one, and when nothing holds any of it."""
+    try:
+        return fit_together(data, fold, plans, [log.note for log in logs])
+    except (MemoryError, RuntimeError) as fault:
+        if len(plans) == 1 or not memory_ended(fault):
+            raise
+    except KeyboardInterrupt:
+        for log in logs:
+            log.write("interrupted; the same command starts this run anew")
+        raise
+    for log in logs:
+        log.write(f"memory ended with {len(plans)} runs at once; begun anew with half as many")
+    torch.cuda.empty_cache()
+    return None
 
 
 @dataclass(frozen=True)

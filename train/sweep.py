@@ -6,19 +6,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from ser import engines
 from ser.cache.durable import sweep as sweep_leftovers
 from ser.cache.durable import workspace
 from ser.cache.errors import WrongUse
 
 from .estimate import Estimate, estimate
-from .experiment import Job, at_once, bundle_name, prepare, train_jobs
+from .experiment import Job, at_once, bundle_name, bundled, prepare, train_jobs
 from .fit import Diverged, Epoch
 from .loader import Loader
 from .options import Experiment
 from .recipe import Recipe
 from .runs import Run, run_name
 from .settings import has_setting
+
+GPU_WORKERS = 2  # one prepares and writes while the other trains
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,15 @@ class Sweep:
     recipe: Recipe
     tasks: tuple[Task, ...]
     runs: dict[str, tuple[Run, ...]]
+    on_gpu: bool = False
+
+    def workers(self, cores: int) -> int:
+        """How many processes serve it best: one per core, but few on a GPU, which all of them share."""
+        return min(cores, GPU_WORKERS) if self.on_gpu else cores
+
+    def seconds(self, tasks: Sequence[Task], workers: int) -> float:
+        """The estimate of these tasks, run by so many processes."""
+        return sum(task.estimated or 0.0 for task in tasks) / (1 if self.on_gpu else workers)
 
     @property
     def open_tasks(self) -> list[Task]:
@@ -85,7 +98,9 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, loader: Loader | None =
             tasks.setdefault(name, Task(name, cell.name, cell.experiment, number, bundle_name(job)))
         runs[cell.name] = tuple(tasks[name].run for name in names)
     _refuse_unused([jobs[0] for jobs in known.values()], recipe.cells[0].experiment.also_set)
-    return Sweep(recipe, tuple(_shard(list(tasks.values()), shard)), runs)
+    chosen = [task for bundle in _shard(_bundles(list(tasks.values())), shard) for task in bundle.tasks]
+    on_gpu = any(torch.device(job.plan.device).type == "cuda" for jobs in known.values() for job in jobs)
+    return Sweep(recipe, tuple(chosen), runs, on_gpu)
 
 
 def estimate_sweep(sweep: Sweep, loader: Loader | None = None) -> tuple[list[Task], dict[str, Estimate]]:
@@ -144,10 +159,7 @@ class Bundle:
 
 
 def _bundles(tasks: Sequence[Task]) -> list[Bundle]:
-    together: dict[str, list[Task]] = {}
-    for task in tasks:
-        together.setdefault(task.bundle, []).append(task)
-    return [Bundle(tuple(some)) for some in together.values()]
+    return [Bundle(tuple(some)) for some in bundled(tasks, lambda task: task.bundle)]
 
 
 @dataclass
@@ -206,13 +218,13 @@ def _anywhere(experiment: Experiment) -> Experiment:
     )
 
 
-def _shard(tasks: Sequence[Task], shard: str | None) -> Sequence[Task]:
+def _shard(bundles: Sequence[Bundle], shard: str | None) -> Sequence[Bundle]:
     if shard is None:
-        return tasks
+        return bundles
     number, slash, of = shard.partition("/")
     if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
         raise WrongUse(f"--shard {shard}: must be I/N with I from 1 to N, such as 3/16")
-    return tasks[int(number) - 1 :: int(of)]
+    return bundles[int(number) - 1 :: int(of)]
 
 
 def _refuse_unused(jobs: Sequence[Job], assignments: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
 """The training loop of `fit` for many runs of one fold at once: on a GPU a small model leaves most of it idle.
 
-The runs differ in seed and loss. Each draws the same batches as alone, and the same dropout where its loss wants all
-heads (the others are computed here too), so the numbers are those of `fit` but for the order of the sums. A run whose
-loss is no longer a number is told when the others are done; they share nothing with it.
+The runs differ in seed and loss. Each draws its batches and its dropout from generators of its own, so that the others
+change nothing but the order of sums. On a CPU these are the draws of `fit`, if the loss wants all heads (all are
+computed here); a GPU's own dropout draws otherwise. A run whose loss is no longer a number is told when the others are
+done.
 """
 
 import copy
@@ -29,6 +30,7 @@ from .plan import Plan
 from .state import snapshot
 
 MOST = 64  # runs at once: beyond, even a large GPU has enough to do
+SHARE = 0.4  # of a GPU's free memory: two workers may ask at the same moment
 
 
 def can_train_together(data: Dataset, plan: Plan) -> bool:
@@ -83,6 +85,8 @@ class _Together:
         self.stack = Stack([run.model for run in self.runs], self.plan.settings.dropout, dropping)
         self.optimiser = make_optimiser(self.stack.weights, self.plan.fusion.stages[0], self.plan.settings)
         self.losses = sorted({plan.loss for plan in plans})
+        own = [[self.losses.index(plan.loss) for plan in plans]]
+        self.own = torch.tensor(own, device=self.plan.device)  # [1, R]
         self.idle = {loss: self._idle(replace(self.plan, loss=loss)) for loss in self.losses}
         self.kept = {name: weight.detach().clone() for name, weight in self.stack.weights.items()}
 
@@ -136,8 +140,7 @@ class _Together:
     def _losses(self, outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
         """The loss of each run, by its own plan `[R]`."""
         found = {loss: vmap(partial(_loss, loss, self.plan.reduction))(outputs, labels) for loss in self.losses}
-        own = [self.losses.index(run.plan.loss) for run in self.runs]
-        return torch.stack(list(found.values()))[own, range(len(own))]
+        return torch.stack(list(found.values())).gather(0, self.own)[0]
 
     def _look(self, epoch: int, losses: np.ndarray, started: float) -> dict[int, Epoch]:
         """Score the watched part of each run that is still at it, and keep the weights that its selection names."""
@@ -181,10 +184,9 @@ class _Together:
         return confusions(np.concatenate(truth), torch.cat(predicted, 1).cpu().numpy(), classes)
 
     def _outcome(self, i: int, run: _Run) -> Fitted | Diverged:
-        idle = self.idle.get(
-            run.plan.loss, set()
-        )  # as at the start: in the stack, another run's loss may have trained them
-        run.model.load_state_dict({n: weight[i] for n, weight in self.kept.items() if n not in idle}, strict=False)
+        idle = self.idle[run.plan.loss]  # these stay as at the start: here the loss of another run may have moved them
+        kept = {name: weight[i] for name, weight in self.kept.items() if name not in idle}
+        run.model.load_state_dict(kept, strict=False)
         if run.fault:
             return Diverged(run.fault, snapshot(run.model), self.scaling)
         return Fitted(run.model, self.scaling, run.history)
@@ -202,15 +204,16 @@ def _loss(loss: str, reduction: Reduction, outputs: dict[str, Tensor], labels: T
 
 
 def runs_at_once(data: Dataset, fold: Fold, plan: Plan) -> int:
-    """How many runs fit into the memory of the plan's device, each with its weights and its largest batch."""
+    """About how many runs fit into what is free of a GPU's memory: each with its weights and its largest batch."""
     if torch.device(plan.device).type != "cuda":
         return MOST
     with torch.random.fork_rng(devices=[]):
         model = plan.fusion.build(plan.settings, data.dims, len(data.utterances.classes))
     weights = sum(weight.numel() for weight in model.parameters())
-    sizes = sorted(map(len, data.groups(fold.train, plan.fusion.unit)))[-plan.settings.batch_size :]
-    inputs = sum(sizes) * sum(data.dims.values())
-    # Weights, gradients, Adam's moments, what is kept, and room; the inputs, and what the way back holds beside them.
-    needed = 4 * (6 * weights + 3 * inputs)
+    turns = sorted(map(len, data.groups(fold.train, plan.fusion.unit)))[-plan.settings.batch_size :]
+    inputs = sum(turns) * sum(data.dims.values())
+    attended = len(turns) * turns[-1] ** 2 * plan.settings.heads * 3  # of up to three streams
+    # Weights, gradients, Adam's moments, what is kept, and room; and what the way back holds beside the rest.
+    needed = 4 * (6 * weights + 3 * inputs + 4 * attended)
     free, _ = torch.cuda.mem_get_info(plan.device)
-    return max(1, min(MOST, int(0.7 * free / needed)))
+    return max(1, min(MOST, int(SHARE * free / needed)))

@@ -183,8 +183,8 @@ def ragged_attention(q: Tensor, k: Tensor, v: Tensor, queries: Plan, keys: Plan,
     plans = [Plan(plan.lengths[with_both], plan.device) for plan in (queries, keys)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The PyTorch API of nested tensors is in prototype stage")
-        nested = [_nested(x, plan) for x, plan in zip(wide, (plans[0], plans[1], plans[1]), strict=True)]
-        found = _attend(*nested, None, dropout, scale=width**-0.5).values()[..., :width]
+        q_n, k_n, v_n = (_nested(x, plan) for x, plan in zip(wide, (plans[0], plans[1], plans[1]), strict=True))
+        found = _attend(q_n, k_n, v_n, None, dropout, scale=width**-0.5).values()[..., :width]
     return found if with_both.all() else torch.zeros_like(q).index_copy(0, seen[0], found)
 
 

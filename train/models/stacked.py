@@ -103,7 +103,7 @@ class _Drawn(nn.Module):
 class Stack:
     """R models that differ in their weights alone; `weights` are theirs by name, each `[R, …]`, with gradients.
 
-    `generators` are the random generators of their dropout, one per run: a run draws what it would draw alone.
+    `generators` are the random generators of their dropout, one per run: no run changes what another draws.
     """
 
     def __init__(self, models: list[nn.Module], dropout: float, generators: list[torch.Generator]) -> None:
@@ -127,10 +127,10 @@ class Stack:
             return torch.from_numpy(array).to(device, non_blocking=True)
 
         rows = torch.from_numpy(layout.rows)
-        x = {m: whole[rows.to(whole.device)].to(device, weight.dtype) for m, whole in values.items()}
+        x = {m: whole[rows.to(whole.device, non_blocking=True)].to(device, weight.dtype) for m, whole in values.items()}
         laid = tuple(map(there, (layout.lengths, layout.cells, layout.forwards, layout.backwards)))
         call = partial(self._one, layout.longest, layout.alive)
-        state = ({**self.weights}, self.buffers)
+        state = (self.weights, self.buffers)
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on every device
             if training and not self._drawn.widths:
                 self._drawn.masks = None
