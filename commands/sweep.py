@@ -19,7 +19,7 @@ from .train import duration, training_options
     "--workers",
     type=click.IntRange(1),
     metavar="N",
-    help="Processes of one thread; one per core by default, two on a GPU.",
+    help="Processes of one thread here; one per core by default, two on a GPU.",
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Run on dask: tcp://127.0.0.1:8786, a scheduler file, or local:4.")
 @click.option("--insecure", is_flag=True, help="Allow a plain --scheduler on another machine.")
@@ -51,6 +51,8 @@ def sweep(
         return
     if recipe is None:
         raise click.UsageError("name a recipe, or a TOML file; --list shows the recipes")
+    if workers and scheduler:
+        raise click.UsageError("--workers is for this machine alone; with --scheduler all its workers are used")
     from ser import engines
     from ser.engines.processes import started_early
 
@@ -64,14 +66,18 @@ def sweep(
     given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) is not ParameterSource.DEFAULT}
     given["set"] = given.pop("set_", ())
     given.pop("resume", None)  # a sweep always goes on
-    planned = plan_sweep(read_recipe(recipe, **given), shard)
-    there = len(planned.tasks) - len(planned.open_tasks)
+    planned = plan_sweep(read_recipe(recipe, **given), shard, elsewhere=scheduler is not None)
+    tasks = planned.open_tasks
+    there = len(planned.tasks) - len(tasks)
     click.echo(f"{planned.recipe.title}: {len(planned.tasks)} runs, {there} finished already", err=True)
-    tasks, cells = estimate_sweep(planned) if planned.open_tasks else ([], {})
-    workers = workers or planned.workers(most)
-    seconds = planned.seconds(tasks, workers)
-    if tasks:
+    if scheduler is None:
+        workers = workers or planned.workers(most)
+        tasks, cells = estimate_sweep(planned)
+        seconds = planned.seconds(tasks, workers)
         told = f"{len(tasks)} runs to train with {workers} workers, about {duration(seconds)}"
+    else:  # how fast others are cannot be measured here
+        seconds, cells, told = None, {}, f"{len(tasks)} runs to train at {scheduler}"
+    if tasks:
         click.echo(told, err=not dry_run or as_json)
     if dry_run:
         if as_json:
@@ -81,7 +87,7 @@ def sweep(
         return
     faults = []
     with progress(len(tasks), planned.recipe.name, "run") as bar:
-        for outcome in run_sweep(planned, workers, scheduler, insecure=insecure):
+        for outcome in run_sweep(planned, workers or 1, scheduler, insecure=insecure):
             bar.update()
             if outcome.fault:
                 faults.append(outcome)

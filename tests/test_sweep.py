@@ -1,5 +1,6 @@
 """Recipes: the papers' numbers, every cell runs, each run once, resumable, split by shards."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
 from ser.cache.errors import SerError, WrongUse
+from ser.cli import main
 from ser.tests.demo_store import demo_store
 from ser.tests.tiny_store import make_store
 from ser.train.experiment import prepare
@@ -276,3 +279,31 @@ def test_wrong_recipes(store: Path, tmp_path: Path, text: str, says: str) -> Non
         plan_sweep(read_recipe(file, store=store, out=tmp_path))
     with pytest.raises(WrongUse, match="did you mean msmser-table2"):
         read_recipe("msmser-tabel2")
+
+
+def test_a_sweep_for_other_machines_asks_nothing_of_this_one(store: Path, tmp_path: Path) -> None:
+    """No device, no estimate, no worker of ours; and no scheduler where everything is finished."""
+    file = tmp_path / "mine.toml"
+    file.write_text('[[cell]]\nname = "a"\nfeatures = "is13"\nfusion = "audio"\nseeds = 2\nset = { d_model = 16 }\n')
+    where = ["--store", str(store), "--out", str(tmp_path / "runs")]
+    common = ["sweep", str(file), *where, "--folds", "1", "--epochs", "1"]
+    far = ["--scheduler", "tcp://127.0.0.1:1", "--device", "cuda:7"]
+
+    def ser(*more: str) -> Result:
+        return CliRunner().invoke(main, [*common, *more])
+
+    ahead = ser(*far, "--dry-run")
+    assert ahead.exit_code == 0 and "about" not in ahead.output
+    assert "2 runs to train at tcp://127.0.0.1:1" in ahead.output
+    assert json.loads(ser(*far, "--dry-run", "--json").stdout) == {
+        "runs": 2,
+        "finished": 0,
+        "workers": None,
+        "seconds": None,
+    }
+    assert "cannot be used here" in ser("--device", "cuda:7", "--dry-run").output
+    refused = ser(*far, "--workers", "2")
+    assert refused.exit_code == 2 and "--workers is for this machine alone" in refused.output
+    assert ser("--workers", "1", "--device", "cpu").exit_code == 0
+    done = ser(*far)
+    assert done.exit_code == 0 and "2 finished already" in done.output and "a" in done.stdout

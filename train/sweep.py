@@ -75,9 +75,12 @@ class Sweep:
         return [task for task in self.tasks if not task.run.finished]
 
 
-def plan_sweep(recipe: Recipe, shard: str | None = None, loader: Loader | None = None) -> Sweep:
+def plan_sweep(
+    recipe: Recipe, shard: str | None = None, loader: Loader | None = None, elsewhere: bool = False
+) -> Sweep:
     """Every run of the recipe, each once however many cells need it; `shard` "3/16" keeps every 16th from the third.
 
+    With `elsewhere` the runs are for other machines to train, and this one need not have the device they are for.
     Reads what the store holds but loads no feature. Raises `WrongUse` naming the cell that cannot be run.
     """
     loader = loader or Loader()
@@ -87,7 +90,8 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, loader: Loader | None =
     for cell in recipe.cells:
         if cell.experiment not in known:
             try:
-                known[cell.experiment] = prepare(replace(cell.experiment, resume=True), loader)
+                device = "cpu" if elsewhere else cell.experiment.device
+                known[cell.experiment] = prepare(replace(cell.experiment, resume=True, device=device), loader)
             except (WrongUse, LookupError) as fault:
                 raise type(fault)(f"cell '{cell.name}': {fault}") from None
         jobs = known[cell.experiment]
@@ -129,15 +133,20 @@ def run_sweep(
 
     A run whose loss diverges is an outcome with a fault: the others go on. So is one that kills its dask worker.
     """
+    bundles = _bundles(sweep.open_tasks)
+    if not bundles:
+        return
     if scheduler is not None:
         tasks = [replace(task, experiment=_anywhere(task.experiment)) for task in sweep.open_tasks]
-        yield from engines.run(train_alone, tasks, scheduler=scheduler, insecure=insecure, lost=Outcome)
-        return
-    bundles = _bundles(sweep.open_tasks)
-    if workers <= 1:
+        with engines.Cluster(scheduler, insecure) as cluster:
+            gpu = {"GPU": 1.0} if "GPU" in cluster.offers else {}
+            yield from cluster.run(
+                train_alone, tasks, needs=lambda task: {} if task.experiment.device == "cpu" else gpu, lost=Outcome
+            )
+    elif workers <= 1:
         for bundle in bundles:
             yield from train_bundle(bundle, on_epoch)
-    elif bundles:
+    else:
         out = Path(sweep.tasks[0].experiment.out)
         sweep_leftovers(out)
         with workspace(out) as folder:
