@@ -14,6 +14,7 @@ from .train import duration, training_options
 @click.argument("recipe", required=False)
 @click.option("--list", "list_", is_flag=True, help="List the recipes with the papers' numbers.")
 @training_options
+@click.option("--resume", is_flag=True, help="As a sweep does anyhow: go on with unfinished runs.")
 @click.option("--shard", metavar="I/N", help="Run every N-th run from the I-th, such as 3/16: for a Slurm array.")
 @click.option(
     "--workers",

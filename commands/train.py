@@ -8,6 +8,7 @@ import click
 
 from .progress import progress
 
+UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
 PROTOCOLS = "session-out, speaker-out, train1234-test5, random-70-20-10 or folds:FILE"
 
 
@@ -48,7 +49,6 @@ def training_options(command: Any) -> Any:
         ),
         click.option("--allow-missing", is_flag=True, help="Leave quarantined utterances out, and say which."),
         click.option("--dry-run", is_flag=True, help="Print parameters, steps and an estimate, and stop."),
-        click.option("--resume", is_flag=True, help="Go on with unfinished runs from their last state."),
         click.option("--log", type=click.Choice(["tensorboard"]), help="Curves of each run, in its folder."),
         click.option("--out", type=folder, default=Path("runs"), show_default=True),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
@@ -60,12 +60,29 @@ def training_options(command: Any) -> Any:
 
 @click.command()
 @click.option("--features", metavar="A+B", help="Features in the store, joined with +, such as hubert+mpnet.")
-@click.option("--fusion", required=True, help="The model, such as mit, lgf-add, cnn, audio or text.")
+@click.option("--fusion", help="The model, such as mit, lgf-add, cnn, audio or text.")
 @training_options
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value=UNFINISHED,
+    metavar="[RUN]",
+    help="Go on with unfinished runs from their last state; with a run's folder, with that run as it was asked for.",
+)
 @click.option(
     "--settings", "show_settings", is_flag=True, help="Print every setting of the fusion with its default and source."
 )
-def train(features: str | None, fusion: str, show_settings: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
+@click.pass_context
+def train(
+    ctx: click.Context,
+    features: str | None,
+    fusion: str | None,
+    resume: str | None,
+    show_settings: bool,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Train one model on cached features, one run per fold and seed.
 
     \b
@@ -73,19 +90,27 @@ def train(features: str | None, fusion: str, show_settings: bool, dry_run: bool,
       ser train --features hubert+mpnet --fusion mit
       ser train --features is13+bert --fusion lgf-add --loss perspective --protocol train1234-test5 --seeds 20
       ser train --fusion mit --settings
+      ser train --resume runs/3f2a91c07b5e8d64
     """
-    if show_settings:
+    of_one_run = resume is not None and resume != UNFINISHED
+    if fusion is None and not of_one_run:
+        raise click.UsageError("--fusion is missing, such as --fusion mit")
+    if show_settings and fusion is not None:
         _print_settings(fusion, as_json)
         return
-    if features is None:
+    if features is None and not of_one_run:
         raise click.UsageError("--features is missing, such as --features hubert+mpnet")
     from ser.train.estimate import estimate
-    from ser.train.experiment import Experiment, iterate, prepare
+    from ser.train.experiment import Experiment, iterate, prepare, resumed
 
-    options["set"] = options.pop("set_")
-    given = {name: value for name, value in options.items() if value is not None}
-    experiment = Experiment(features=features, fusion=fusion, **given)
-    jobs = prepare(experiment)
+    if resume is not None and of_one_run:
+        _refuse_others(ctx)
+        experiment, jobs = resumed(resume)
+    else:
+        options["set"] = options.pop("set_")
+        given = {name: value for name, value in options.items() if value is not None}
+        experiment = Experiment(features=features, fusion=fusion, resume=resume is not None, **given)  # type: ignore[arg-type]
+        jobs = prepare(experiment)
     ahead = estimate(jobs)
     words = (
         f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
@@ -119,6 +144,18 @@ def train(features: str | None, fusion: str, show_settings: bool, dry_run: bool,
 
     click.echo(summary_text(summarise(runs)))
     click.echo(f"runs: {', '.join(str(run.path) for run in runs[:3])}{', …' if len(runs) > 3 else ''}")
+
+
+def _refuse_others(ctx: click.Context) -> None:
+    """A run that is gone on with is as it was asked for; only how that is told may be said anew."""
+    given = [
+        option
+        for option in ctx.command.params
+        if option.name not in ("resume", "dry_run", "as_json")
+        and ctx.get_parameter_source(option.name or "") is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"--resume RUN goes on with the run as it was asked for; leave out {given[0].opts[0]}")
 
 
 def _print_settings(name: str, as_json: bool) -> None:

@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from ser.cache.errors import CorruptStore, MissingRows, SerError, WrongUse
+from ser.cli import main
 from ser.tests.tiny_store import make_manifest, make_store
 from ser.train import single
 from ser.train.estimate import dry_run
@@ -181,6 +183,7 @@ def test_it_tells_how_it_goes(store: Path, tmp_path: Path) -> None:
     assert told[0].runs == 2 and told[0].fold == "session 1" and told[0].epoch and told[0].epoch.ua is not None
 
 
+SER = Path(sys.executable).with_name("ser")
 CHILD = """
 import sys
 from pathlib import Path
@@ -219,10 +222,20 @@ def test_a_killed_run_is_readable_and_goes_on_to_the_same_bytes(
     assert not run.finished and run.config["fusion"] == "lgf-add"
     with pytest.raises(WrongUse, match=r"not finished.*--resume"):
         run.result  # noqa: B018
-    again = child(store, tmp_path / "killed", "resume")
-    output, errors = again.communicate(timeout=120)
-    assert again.returncode == 0, errors
-    assert int(output.split()[0]) > 4  # it did not start anew
+    if how == signal.SIGINT:  # from another folder, by the run's own
+        again = subprocess.run([SER, "train", "--resume", run.path], cwd="/", capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr
+        epochs = [
+            int(line.split("epoch ")[1].split()[0])
+            for line in (run.path / "log").read_text().splitlines()
+            if "epoch " in line
+        ]
+        assert sorted({*epochs}) == list(range(1, 17)) and "interrupted" in (run.path / "log").read_text()
+    else:
+        resumed = child(store, tmp_path / "killed", "resume")
+        output, errors = resumed.communicate(timeout=120)
+        assert resumed.returncode == 0, errors
+        assert int(output.split()[0]) > 4  # it did not start anew
     (finished,) = find_runs(tmp_path / "whole")
     assert (run.path / "model.safetensors").read_bytes() == (finished.path / "model.safetensors").read_bytes()
     assert (run.path / "predictions.parquet").read_bytes() == (finished.path / "predictions.parquet").read_bytes()
@@ -334,6 +347,30 @@ def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
     lines[0] = lines[0].replace(",1", ",2")
     (tmp_path / "b" / "mine.csv").write_text("id,fold\n" + "".join(lines))
     assert not {run_name(job.config) for job in prepare(moved)} & {run.path.name for run in runs}
+
+
+def test_a_run_is_gone_on_with_by_its_folder(store: Path, tmp_path: Path) -> None:
+    def ser(*arguments: object) -> Result:
+        return CliRunner().invoke(main, ["train", *map(str, arguments)])
+
+    run_experiment(lgf(store, tmp_path, seeds=2, folds=2))
+    wanted = find_runs(tmp_path)[2].path
+    before = {run.path.name: (run.path / "model.safetensors").stat().st_mtime_ns for run in find_runs(tmp_path)}
+    bytes_before = (wanted / "model.safetensors").read_bytes()
+    (wanted / "result.json").unlink()
+    done = ser("--resume", wanted, "--json")
+    assert done.exit_code == 0 and [Path(run["path"]).name for run in json.loads(done.stdout)["runs"]] == [wanted.name]
+    after = {run.path.name: (run.path / "model.safetensors").stat().st_mtime_ns for run in find_runs(tmp_path)}
+    assert {name for name in before if before[name] != after[name]} == {wanted.name}
+    assert (wanted / "model.safetensors").read_bytes() == bytes_before
+    assert "leave out --epochs" in ser("--resume", wanted, "--epochs", 3).output
+    assert "is no run folder" in ser("--resume", tmp_path / "nowhere").output
+    assert "--fusion is missing" in ser("--resume").output
+    config = json.loads((wanted / "config.json").read_text())
+    config["provenance"]["asked"]["epochs"] = 99
+    (wanted / "config.json").write_text(json.dumps(config))
+    changed = ser("--resume", wanted)
+    assert changed.exit_code != 0 and "have changed since this run began" in changed.output
 
 
 class Greedy(torch.nn.Linear):

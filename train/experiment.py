@@ -30,7 +30,7 @@ from .models import Fusion
 from .options import Experiment
 from .plan import SELECTIONS, Plan, Precision
 from .protocols import make_folds
-from .runs import Run, run_name
+from .runs import Run, open_run, run_name
 from .settings import has_setting, parse_settings
 from .single import train_run, train_runs
 from .tensorboard import check_log
@@ -106,6 +106,28 @@ def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
         for seed in range(_count("seeds", experiment.seeds))
         for fold in folds[: _fold_count(experiment.folds, len(folds))]
     ]
+
+
+def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
+    """The experiment that a run folder was made for, and that run's job alone, to go on with.
+
+    Raises `WrongUse` if the folder is no run, or what it was made from is no longer the same.
+    """
+    run = open_run(path)
+    began = run.config["provenance"]
+    asked: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in began["asked"].items()
+        if name in Experiment.__dataclass_fields__
+    }
+    experiment = Experiment(**{**asked, "store": began["store"], "out": run.path.parent, "resume": True})
+    jobs = [job for job in prepare(experiment) if run_name(job.config) == run.path.name]
+    if not jobs:
+        raise WrongUse(
+            f"{run.path}: the store, the defaults or ser itself have changed since this run began, so it would be "
+            "another run; train it anew by the command that you want"
+        )
+    return experiment, jobs
 
 
 def run_experiment(

@@ -56,7 +56,7 @@ class Run:
     def result(self) -> dict[str, Any]:
         """The scores. Raises `WrongUse` if the run is not finished."""
         if not self.finished:
-            raise WrongUse(f"{self.path}: this run is not finished; the same command with --resume goes on with it")
+            raise WrongUse(f"{self.path}: this run is not finished; `ser train --resume {self.path}` goes on with it")
         return _read_json(self.path / RESULT)
 
     def predictions(self) -> pa.Table:

@@ -54,7 +54,7 @@ def train_run(
             except Diverged as fault:
                 raise _diverged(run, fault, log) from None
             except KeyboardInterrupt:
-                log.write("interrupted; --resume goes on from the last state")
+                log.write(f"interrupted; `ser train --resume {run.path}` goes on from the last state")
                 raise
             _finish(run, data.on(plan.device), fold, plan, config, fitted, time.monotonic() - started)
         return run

@@ -47,7 +47,7 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     Raises `WrongUse` if the run has no model or its fusion is unknown here.
     """
     if not (run.path / MODEL).exists():
-        raise WrongUse(f"{run.path}: holds no trained model yet; finish the run with `ser train --resume`")
+        raise WrongUse(f"{run.path}: holds no trained model yet; finish the run with `ser train --resume {run.path}`")
     config = run.config
     if config["fusion"] not in FUSIONS:
         raise WrongUse(f"{run.path}: was trained with fusion '{config['fusion']}', which this ser does not know")
