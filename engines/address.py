@@ -8,10 +8,11 @@ import ipaddress
 import json
 import logging
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ser.cache.errors import WrongUse
+from ser.cache.errors import SerError, WrongUse
 
 SAFE = ("tls", "wss", "inproc")  # encrypted and with certificates, or within this process
 log = logging.getLogger("ser.engines")
@@ -27,32 +28,50 @@ def local_workers(scheduler: str) -> int | None:
     return int(number)
 
 
+def check_scheduler(scheduler: str, insecure: bool = False) -> None:
+    """Before anything is begun. Raises `WrongUse` for what no cluster can be, and `SerError` without dask."""
+    if local_workers(scheduler) is None:
+        _allowed(scheduler, insecure)
+    if find_spec("distributed") is None:
+        raise SerError("--scheduler needs dask: pip install 'ser[cluster]'")
+
+
 def checked_address(scheduler: str, insecure: bool = False) -> str:
     """The address of a running scheduler, from an address or the path of dask's scheduler file.
 
     Raises `WrongUse` for what is neither, and for a plain connection beyond this machine unless `insecure`, which
     warns instead.
     """
+    address = _allowed(scheduler, insecure)
+    if not _is_safe(address):
+        log.warning("%s: dask runs whatever it is sent, and asks nobody who they are; --insecure accepts that", address)
+    return address
+
+
+def _allowed(scheduler: str, insecure: bool) -> str:
     address = scheduler
     if "://" not in scheduler:
         address = f"tcp://{scheduler}" if re.fullmatch(r"[\w.\[\]:-]+:\d+", scheduler) else _from_file(Path(scheduler))
     try:
         parts = urlsplit(address)
-        host, _ = parts.hostname, parts.port
+        _ = parts.hostname, parts.port
     except ValueError:
         raise WrongUse(f"--scheduler {scheduler}: {address!r} is no address such as tcp://127.0.0.1:8786") from None
-    if parts.scheme in SAFE or _is_loopback(host):
-        return address
-    if not insecure:
+    if not insecure and not _is_safe(address):
         raise WrongUse(
             f"--scheduler {scheduler}: {address} is plain and leads to another machine, and dask runs whatever it is "
             "sent; use tls:// or an ssh tunnel to 127.0.0.1, or say --insecure where you trust everyone on the network"
         )
-    log.warning("%s: dask runs whatever it is sent, and asks nobody who they are; --insecure accepts that", address)
     return address
 
 
-def _is_loopback(host: str | None) -> bool:
+def _is_safe(address: str) -> bool:
+    return urlsplit(address).scheme in SAFE or on_this_machine(address)
+
+
+def on_this_machine(address: str) -> bool:
+    """Whether it is a loopback address: nobody else can reach what listens there, or be reached."""
+    host = urlsplit(address).hostname
     if host == "localhost":
         return True
     try:

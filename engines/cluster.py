@@ -1,24 +1,24 @@
-"""A dask cluster: the connection to it, who is there, and what they offer."""
+"""A dask cluster: the connection to it, held for one run."""
 
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ser.cache.errors import SerError, WrongUse
 
 from . import held
-from .address import checked_address, local_workers
-from .window import LOOK, Window
+from .address import check_scheduler, checked_address, local_workers
+from .crew import Crew, Needs
+from .window import Window
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
 T = TypeVar("T")
 R = TypeVar("R")
-Needs = Mapping[str, float]  # resource → how much of it a task takes, as in `dask worker --resources "GPU=1"`
 
 ANSWER = 5.0  # seconds that all workers have to take the plugin: a frozen one never answers, and shall not be awaited
 # A cluster of its own forgives a task two deaths (dask: 3), waits for a worker that dies again and again (dask closes
@@ -39,19 +39,15 @@ class Cluster:
     """
 
     def __init__(self, scheduler: str, insecure: bool = False, patience: float = 60.0) -> None:
+        check_scheduler(scheduler, insecure)
         self.own = local_workers(scheduler)
         self.address = scheduler if self.own else checked_address(scheduler, insecure)
         self.patience = patience
-        self._workers: dict[str, dict[str, Any]] = {}
-        self._looked = -LOOK
+        self.crew = Crew(self.address, self._ask)
         self._stack = contextlib.ExitStack()
         self._client: Client
 
     def __enter__(self) -> "Cluster":
-        try:
-            import distributed  # noqa: F401
-        except ImportError:
-            raise SerError("--scheduler needs dask: pip install 'ser[cluster]'") from None
         with contextlib.ExitStack() as stack:
             stack.enter_context(_quiet())
             self._client = stack.enter_context(self._connect(stack))
@@ -119,9 +115,11 @@ class Cluster:
 
     def _await_workers(self) -> None:
         deadline = time.monotonic() + self.patience
-        while not self.workers(anew=True):
+        while not self.crew.workers(anew=True):
             if time.monotonic() > deadline:
-                raise SerError(f"{self._nobody()} in {self.patience:.0f} s; {self._start()} and run again")
+                raise SerError(
+                    f"{self.crew.lacking({})} in {self.patience:.0f} s; {self.crew.way_out({})} and run again"
+                )
             time.sleep(0.2)
 
     def run(
@@ -139,20 +137,17 @@ class Cluster:
         where that gives None, `lost(task, reason)` is its result, and without `lost` it is a `SerError`. `meanwhile`
         is called with every result, and every two seconds while there is none.
 
-        Raises what the function raises, `WrongUse` at once for resources that no worker has, and `SerError` if the
-        scheduler is gone, or every worker for longer than `patience`.
+        Raises what the function raises, `WrongUse` at once for resources that no worker has had since the run began,
+        and `SerError` if the scheduler is gone, or for longer than `patience` every worker that could do what is left.
         """
         window = Window(self, function, needs or (lambda task: {}), split, lost, meanwhile or (lambda: None))
         return window.run(tasks)
 
     def submit(self, function: Callable[[T], R], task: T, needs: Needs) -> "Future":
-        """Hand one task to dask. Raises `WrongUse` if no worker has what it needs."""
-        if needs and not self.able(needs):
-            asked = ", ".join(f"{name}={amount:g}" for name, amount in needs.items())
-            there = ", ".join(f"{name}={amount:g}" for name, amount in self.offers.items()) or "nothing"
+        """Hand one task to dask. Raises `WrongUse` if no worker has had what it needs since the run began."""
+        if not self.crew.ever_able(needs):
             raise WrongUse(
-                f"no dask worker at {self.address} offers {asked} (they offer {there}), and dask would wait for ever; "
-                f'start one by `dask worker {self.address} --nthreads 1 --resources "{asked}"`'
+                f"{self.crew.lacking(needs)}, and dask would wait for ever; {self.crew.way_out(needs)} and run again"
             )
         try:
             # pure=False: a task that ran before and is asked for again shall run again.
@@ -165,56 +160,32 @@ class Cluster:
         with contextlib.suppress(Exception):
             self._client.cancel(futures)
 
-    def workers(self, anew: bool = False) -> dict[str, dict[str, Any]]:
-        """Who is there, as of a moment ago. Raises `SerError` if the scheduler is gone."""
-        if anew or time.monotonic() - self._looked > LOOK:
-            if self._client.status != "running":
-                raise self._gone()
-            try:
-                self._workers = dict(self._client.scheduler_info()["workers"])
-            except (OSError, RuntimeError, TimeoutError) as fault:
-                raise self._gone() from fault
-            self._looked = time.monotonic()
-        return self._workers
-
-    @property
-    def threads(self) -> int:
-        """Of all workers together; 1 while there is none."""
-        return max(1, sum(worker["nthreads"] for worker in self.workers().values()))
-
     @property
     def offers(self) -> dict[str, float]:
-        """The resources that workers declare, and the most that any one has."""
-        found: dict[str, float] = {}
-        for worker in self.workers().values():
-            for name, amount in worker["resources"].items():
-                found[name] = max(amount, found.get(name, 0.0))
-        return found
+        """The resources that workers have declared since the run began, and the most that any one has."""
+        return self.crew.offers
 
-    def able(self, needs: Needs) -> bool:
-        """Whether any worker has all of it."""
-        return any(
-            all(worker["resources"].get(name, 0) >= amount for name, amount in needs.items())
-            for worker in self.workers().values()
-        )
-
-    def deserted(self) -> SerError:
-        """Nobody has been there for too long."""
+    def deserted(self, needs: Needs) -> SerError:
+        """For too long nobody has been there who has what is needed."""
+        first = "" if self.own else f"{self.crew.way_out(needs)} and "
         return SerError(
-            f"{self._nobody()} for {self.patience:.0f} s; what was finished is kept: {self._start()} and run again"
+            f"{self.crew.lacking(needs)} for {self.patience:.0f} s; what was finished is kept: {first}run again"
         )
+
+    def _ask(self) -> dict[str, dict[str, Any]]:
+        """The scheduler's record of its workers. Raises `SerError` if the scheduler is gone."""
+        if self._client.status != "running":
+            raise self._gone()
+        try:
+            return dict(self._client.scheduler_info(n_workers=-1)["workers"])  # some versions of dask give five
+        except (OSError, RuntimeError, TimeoutError) as fault:
+            raise self._gone() from fault
 
     def _gone(self) -> SerError:
         return SerError(
             f"the dask scheduler at {self.address} is gone; what was finished is kept: "
             "start it and its workers again, and run the same command"
         )
-
-    def _nobody(self) -> str:
-        return f"no worker has come to the dask scheduler at {self.address}"
-
-    def _start(self) -> str:
-        return f"start some by `dask worker {self.address} --nthreads 1`"
 
 
 @contextlib.contextmanager

@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ser.cache.errors import SerError
 
+from .crew import LOOK, Needs
 from .processes import task_name
 
 if TYPE_CHECKING:
     from distributed import Future
 
-    from .cluster import Cluster, Needs
+    from .cluster import Cluster
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 PER_THREAD = 3  # tasks in hand per worker thread: one at work and the next ones there already
-LOOK = 2.0  # seconds between two looks at who is there
 
 
 class Died(Exception):
@@ -45,7 +45,7 @@ class Window(Generic[T, R]):
 
     cluster: "Cluster"
     function: Callable[[T], R]
-    needs: Callable[[T], "Needs"]
+    needs: Callable[[T], Needs]
     split: Callable[[T], list[T] | None] | None
     lost: Callable[[T, str], R] | None
     meanwhile: Callable[[], None]
@@ -74,17 +74,18 @@ class Window(Generic[T, R]):
         """Each task with its result or its death."""
         cluster, remaining = self.cluster, iter(tasks)
         landed: SimpleQueue[Future] = SimpleQueue()
-        flying: dict[Any, tuple[T, Future]] = {}  # by dask's key
-        lonely: float | None = None  # since when nobody is there who could do it
+        flying: dict[Any, tuple[T, Needs, Future]] = {}  # by dask's key
+        lonely: float | None = None  # since when nobody is there who could do any of it
 
         def launch(task: T) -> None:
-            future = cluster.submit(self.function, task, self.needs(task))
-            flying[future.key] = (task, future)
+            needs = self.needs(task)
+            future = cluster.submit(self.function, task, needs)
+            flying[future.key] = (task, needs, future)
             future.add_done_callback(landed.put)
 
         try:
             while True:
-                for task in islice(remaining, max(0, PER_THREAD * cluster.threads - len(flying))):
+                for task in islice(remaining, max(0, PER_THREAD * cluster.crew.threads - len(flying))):
                     launch(task)
                 if not flying:
                     return
@@ -92,12 +93,13 @@ class Window(Generic[T, R]):
                 try:
                     key = landed.get(timeout=LOOK).key
                 except Empty:
-                    able = any(cluster.able(self.needs(task)) for task, _ in flying.values())
+                    able = any(cluster.crew.able(needs) for _, needs, _ in flying.values())
                     lonely = None if able else lonely or time.monotonic()
                     if lonely and time.monotonic() - lonely > cluster.patience:
-                        raise cluster.deserted() from None
+                        raise cluster.deserted(next(iter(flying.values()))[1]) from None
                     continue
-                task, future = flying.pop(key)
+                lonely = None
+                task, _, future = flying.pop(key)
                 try:
                     result = self._result(task, future)
                 except _Forgotten:
@@ -106,7 +108,7 @@ class Window(Generic[T, R]):
                     future.release()  # else the scheduler keeps every lease until Python collects garbage
                     yield task, result
         finally:
-            cluster.cancel([future for _, future in flying.values()])
+            cluster.cancel([future for _, _, future in flying.values()])
 
     def _result(self, task: T, future: "Future") -> R | Died:
         from distributed import CancelledError, KilledWorker
@@ -115,14 +117,14 @@ class Window(Generic[T, R]):
         if future.status == "error":
             fault = future.exception()
         elif future.status != "finished":
-            self.cluster.workers(anew=True)
+            self.cluster.crew.workers(anew=True)
             raise _Forgotten
         else:
             try:
                 return future.result(timeout=self.cluster.patience)
             # Its worker died before it could be fetched. UnboundLocalError: what distributed makes of a cancellation.
             except (CancelledError, TimeoutError, OSError, UnboundLocalError):
-                self.cluster.workers(anew=True)
+                self.cluster.crew.workers(anew=True)
                 raise _Forgotten from None
             except KilledWorker as killed:
                 fault = killed

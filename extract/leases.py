@@ -58,16 +58,24 @@ def run_leases(
     Raises what `engines.Cluster.run` raises.
     """
     with engines.Cluster(scheduler, insecure) as cluster:
-        offers = {} if cluster.own else cluster.offers
-        asked = setup.device.startswith("cuda") or (setup.device == "auto" and "GPU" in offers)
+        asked = setup.device.startswith("cuda") or (setup.device == "auto" and "GPU" in cluster.offers)
         on_gpu = asked and not cluster.own and any(one.checkpoint for one in setup.wanted)
-        some_cpu = {"CPU": 1.0} if "CPU" in offers else {}
 
         def needs(lease: Task) -> Mapping[str, float]:
-            modelled = on_gpu and any(one.checkpoint for one in lease.setup.wanted)
-            return {"GPU": 1.0} if modelled else some_cpu
+            if on_gpu and any(one.checkpoint for one in lease.setup.wanted):
+                return {"GPU": 1.0}
+            return some_cpu(cluster.crew.kinds)
 
         yield from cluster.run(compute, leases(setup, parts, on_gpu), needs, split, lost, meanwhile)
+
+
+def some_cpu(kinds: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """What a lease without a model asks for, given what each kind of worker declares.
+
+    A `CPU` where whoever has no GPU says that he has one: else a plain worker would stand idle for not having said so.
+    """
+    said = [("CPU" in kind, "GPU" in kind) for kind in kinds]
+    return {"CPU": 1.0} if any(cpu for cpu, _ in said) and all(cpu or gpu for cpu, gpu in said) else {}
 
 
 def leases(setup: Setup, parts: Iterable[Part], on_gpu: bool) -> Iterator[Task]:

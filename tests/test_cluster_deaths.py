@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from ser.cache.errors import SerError
+from ser.cache.errors import SerError, WrongUse
 from ser.cache.store import open_store
+from ser.engines import Cluster
 from ser.extract.run import Stopped
 from ser.tests.dask_processes import DaskProcesses, listening, processes, send, tree, worker_of
+from ser.tests.stand_in import worker_name
 from ser.tests.stand_in_corpus import DRIVER, contents, part_seconds, parts, run, slow_texts, wait_for, write_corpus
 
 __all__ = ["processes"]  # a fixture
@@ -184,6 +186,44 @@ def test_what_kills_its_worker_is_found_and_named(tmp_path: Path) -> None:
     assert addresses and addresses <= {"127.0.0.1", "::1"}
     opened = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("opened")]
     assert len(opened) == len(set(opened)) > 3, "each process opens the extractor once"
+
+
+def test_the_only_worker_with_a_resource_dies_and_comes_back(processes: DaskProcesses, tmp_path: Path) -> None:
+    """While its nanny starts it again nobody offers what the leases ask for: that is no wrong use."""
+    corpus = write_corpus(tmp_path / "corpus", ["one two three", "[kill] me", "four five six"])
+    processes.scheduler()
+    processes.worker("only", "--resources", "GPU=1 CPU=8")
+    words = ["features", corpus, "--features", "standin", "--store", tmp_path / "store", "--on-error", "skip"]
+    command = [sys.executable, "-c", DRIVER, *map(str, words), "--scheduler", processes.address]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 3, done.stdout
+    assert "quarantined in standin: u001: the process that computes it dies, 2 times in a row" in done.stdout
+    store = open_store(tmp_path / "store")
+    assert store["standin"].rows(store.manifest()) == 2
+
+
+def test_what_is_missing_is_waited_for_and_then_named(processes: DaskProcesses) -> None:
+    """The worker with the GPU is killed, twice, and no nanny starts another; a plain one is there all the time."""
+    processes.scheduler()
+    processes.worker("plain")
+    gpu = processes.worker("gpu", "--no-nanny", "--resources", "GPU=1")
+    with Cluster(processes.address, patience=5) as cluster:
+
+        def there(*names: str) -> bool:
+            return {worker["name"] for worker in cluster.crew.workers(anew=True).values()} == set(names)
+
+        wait_for(lambda: there("plain", "gpu"))
+        gpu.kill()
+        wait_for(lambda: there("plain"))
+        running = cluster.run(worker_name, range(100), needs=lambda task: {"GPU": 1})
+        gpu = processes.worker("another", "--no-nanny", "--resources", "GPU=1")
+        assert next(running) == "another"
+        gpu.kill()
+        with pytest.raises(
+            SerError, match=r"no dask worker at .* offers GPU=1 \(they offer nothing\) for 5 s"
+        ) as fault:
+            list(running)
+    assert '--resources "GPU=1"` and run again' in str(fault.value) and not isinstance(fault.value, WrongUse)
 
 
 @pytest.mark.slow

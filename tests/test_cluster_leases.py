@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ser.cache.store import open_store
-from ser.extract.leases import Task, extract_part, leases, lost, split
+from ser.extract.leases import Task, extract_part, leases, lost, some_cpu, split
 from ser.extract.run import Request, plan
 from ser.extract.work import Setup
 from ser.tests.stand_in_corpus import write_corpus
@@ -36,6 +36,14 @@ def test_on_gpus_features_with_a_model_are_leased_apart(tmp_path: Path) -> None:
     assert checkpoint is not None and checkpoint.path.is_absolute() and gpu.setup.store.is_absolute()
     [together] = leases(setup, [both.part], on_gpu=False)
     assert together.part == both.part
+
+
+def test_a_plain_worker_beside_one_with_a_gpu_is_not_idle() -> None:
+    gpu, cpu, plain = {"GPU": 1.0, "CPU": 8.0}, {"CPU": 4.0}, dict[str, float]()
+    for kinds in ([gpu], [gpu, cpu], [cpu], [{"GPU": 1.0}, cpu]):
+        assert some_cpu(kinds) == {"CPU": 1.0}
+    for kinds in ([gpu, plain], [gpu, cpu, plain], [cpu, {"TPU": 1.0}], [{"GPU": 1.0}], [plain], []):
+        assert some_cpu(kinds) == {}
 
 
 def test_a_lease_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) -> None:
