@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+HERE = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")  # with --no-dashboard it listens on 0.0.0.0
 QUICK = {"SCHEDULER__ALLOWED_FAILURES": "1", "SCHEDULER__WORKER_TTL": "1s"}
 
 
@@ -47,7 +48,7 @@ class DaskProcesses:
 
     def scheduler(self, *words: str) -> subprocess.Popen[str]:
         """Start one on a free port; `address` is then where it listens."""
-        process, log = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", *words)
+        process, log = self._start("scheduler", *HERE, "--port", "0", *words)
         deadline = time.monotonic() + 60
         while not (found := re.search(r"tcp://127\.0\.0\.1:\d+", log.read_text())):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
@@ -57,18 +58,20 @@ class DaskProcesses:
 
     def worker(self, name: str, *words: str, **environment: str) -> subprocess.Popen[str]:
         """Start one of one thread; `--scheduler-file` among the words takes the place of the address."""
-        here = ("--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard", "--memory-limit", "0", "--name", name)
+        here = (*HERE, "--nthreads", "1", "--memory-limit", "0", "--name", name)
         address = () if "--scheduler-file" in words else (self.address,)
         process, _ = self._start("worker", *address, *here, *words, **environment)
         return process
 
     def stop(self) -> None:
-        """Kill all that is left, children first seen and then parents."""
+        """Kill all that is left, children first seen and then parents; nobody else could have reached any of it."""
+        there = listening([one.pid for process in self.started for one in tree(process.pid)])
         for process in self.started:
             for one in tree(process.pid):
                 send(one)
         for process in self.started:
             process.wait(20)
+        assert there <= {"127.0.0.1", "::1"}, f"dask listens on {there}"
 
 
 @pytest.fixture
