@@ -84,19 +84,19 @@ def test_cache_list_imports_nothing_slow(tmp_path: Path) -> None:
     assert run.returncode == 0 and "is13" in run.stdout, run.stderr
 
 
-def test_training_imports_nothing_slow_but_torch(tmp_path: Path) -> None:
-    """Each would take a third of a second or more of CPU, in every process that trains."""
+def test_training_starts_without_importing_anything_slow_but_torch(tmp_path: Path) -> None:
+    """Each would take a third of a second or more of CPU; the final scores are scikit-learn's, and pay for it."""
     make_store(tmp_path / "store")
     slow = {"torch._dynamo", "sklearn", "scipy", "sympy", "transformers", "librosa", "soundfile", "zarr", "distributed"}
     places = f"'--store', {str(tmp_path / 'store')!r}, '--out', {str(tmp_path / 'runs')!r}"
-    asked = f"'--features', 'is13+bert', '--fusion', 'lgf-add', '--epochs', '1', '--device', 'cpu', {places}"
+    asked = f"'--features', 'is13+bert', '--fusion', 'lgf-add', '--dry-run', '--device', 'cpu', {places}"
     code = (
         "import sys\nfrom ser.cli import main\n"
         f"try: main(['train', {asked}])\nexcept SystemExit: pass\n"
         f"sys.exit(','.join({slow!r} & set(sys.modules)) or 0)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
-    assert run.returncode == 0 and "runs: " in run.stdout, run.stderr
+    assert run.returncode == 0 and "updates, about" in run.stdout, run.stderr
 
 
 def test_every_package_is_named_in_pyproject() -> None:

@@ -21,7 +21,7 @@ from .evaluate import predict
 from .folds import Fold
 from .inputs import Scaling
 from .losses import LOSSES, cross_entropy
-from .metrics import scores
+from .metrics import confusions, unweighted_accuracy, weighted_accuracy
 from .models import Stage
 from .plan import Plan
 from .state import State, collect, restore, snapshot
@@ -196,9 +196,9 @@ class _Training:
         if len(watched):
             heads = frozenset({stage.output})
             probabilities = predict(self.model, self.data, watched, plan, self.live, heads=heads)[stage.output]
-            labels = self.data.utterances.labels[watched]
-            found = scores(labels.tolist(), probabilities.argmax(1).tolist(), self.data.utterances.classes)
-            wa, ua = found["wa"], found["ua"]
+            labels, classes = self.data.utterances.labels[watched], len(self.data.utterances.classes)
+            [matrix] = confusions(labels, probabilities.argmax(1)[None], classes)
+            wa, ua = weighted_accuracy(matrix), unweighted_accuracy(matrix)
         score = (ua if plan.training.select_score == "ua" else wa) if plan.select != "last" else float(epoch)
         kept = score is not None and score > self.best_score
         if kept and score is not None:
