@@ -59,7 +59,7 @@ def sweep(
 
     most = workers or engines.cores()
     if most > 1 and scheduler is None and not dry_run:
-        ctx.with_resource(started_early("ser.train.sweep", most))  # they import torch while this process does
+        ctx.with_resource(started_early("ser.train.worker", most))  # they import torch while this process does
     from ser.train.recipe import read_recipe
     from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep
 
