@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,7 @@ from ser.cache.errors import SerError, WrongUse
 from . import held
 from .address import check_scheduler, checked_address, local_workers
 from .crew import Crew, Needs
+from .interrupt import undisturbed
 from .window import Window
 
 if TYPE_CHECKING:
@@ -48,19 +50,27 @@ class Cluster:
         self._client: Client
 
     def __enter__(self) -> "Cluster":
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_quiet())
-            self._client = stack.enter_context(self._connect(stack))
+        import distributed  # noqa: F401 (whose loggers shall be quiet)
+
+        try:
+            self._stack.enter_context(_quiet())
+            self._client = self._stack.enter_context(self._connect(self._stack))
             self._give_plugin()
-            stack.callback(self._take_plugin)
+            self._stack.callback(self._take_plugin)
             self._await_workers()
-            self._stack = stack.pop_all()
+        except BaseException:
+            self._close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self._close()
+
+    def _close(self) -> None:
+        with undisturbed():  # a second Ctrl-C would leave processes, and dask's own words about them
+            self._stack.close()
 
     def _connect(self, stack: contextlib.ExitStack) -> "Client":
         import dask
@@ -75,23 +85,25 @@ class Cluster:
             except Exception as fault:  # whatever may answer at a port, and however dask then fails
                 client.status = "closed"  # else its end would wait 20 s for what never began
                 raise SerError(f"no dask scheduler answers at {self.address} ({fault})") from fault
+        resource_tracker.ensure_running()  # begun later it would unblock what is blocked next
         try:
-            cluster = LocalCluster(
-                n_workers=self.own,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # it listens there even so; no fixed port
-                memory_limit=0,  # a worker that dask pauses for its memory would never go on: models stay loaded
-                silence_logs=logging.CRITICAL,
-            )
+            with undisturbed():  # so are the workers, also those that come later: a thread begun here starts them
+                cluster = LocalCluster(
+                    n_workers=self.own,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    dashboard_address=None,
+                    scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # it listens there even so; no fixed port
+                    memory_limit=0,  # a worker that dask pauses for its memory would never go on: models stay loaded
+                    silence_logs=logging.CRITICAL,
+                )
+                stack.enter_context(cluster)
         except (OSError, RuntimeError) as fault:
             raise SerError(
                 f"--scheduler {self.address}: the workers did not start ({fault}); a script of your own needs "
                 "`if __name__ == '__main__':`"
             ) from fault
-        stack.enter_context(cluster)
         return Client(cluster, set_as_default=False)
 
     def _give_plugin(self) -> None:

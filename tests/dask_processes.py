@@ -99,8 +99,17 @@ def send(process: psutil.Process, number: int = signal.SIGKILL) -> None:
 
 def worker_of(nanny: subprocess.Popen[str]) -> psutil.Process | None:
     """The process that computes, under the one that watches it."""
-    found = [p for p in tree(nanny.pid) if p.pid != nanny.pid and "spawn_main" in " ".join(p.cmdline())]
-    return found[0] if found else None
+    return next(iter(workers_of(nanny.pid)), None)
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The living processes that compute, under the one that watches them."""
+    found = []
+    for process in tree(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is none either
+            if process.pid != pid and "spawn_main" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def listening(pids: Sequence[int]) -> set[str]:
