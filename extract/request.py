@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ser.cache.errors import WrongUse
+from ser.engines.address import check_scheduler
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Request:
     check: int | None = None
 
     def check_options(self) -> None:
-        """Raises `WrongUse` for a value that cannot be."""
+        """Before anything is read. Raises `WrongUse` for a value that cannot be, or two that do not go together."""
         for name, value, known in (
             ("--backend", self.backend, ("zarr", "hdf5")),
             ("--dtype", self.dtype, ("float16", "float32")),
@@ -45,6 +46,12 @@ class Request:
             raise WrongUse(f"--device {self.device}: it is auto, cpu, cuda or cuda:N")
         if not self.part_seconds > 0 or (self.batch_seconds is not None and not self.batch_seconds > 0):
             raise WrongUse("--part-seconds and --batch-seconds must be above 0")
+        if self.scheduler is not None:
+            if self.workers is not None:
+                raise WrongUse(
+                    "--workers starts processes here, and --scheduler uses the workers of a cluster: give one"
+                )
+            check_scheduler(self.scheduler, self.insecure)
 
     @property
     def checkpoints(self) -> dict[str, str]:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from ser.cache.errors import WrongUse
-from ser.engines.address import checked_address, local_workers
+from ser.engines import Cluster
+from ser.engines.address import check_scheduler, checked_address, local_workers
+from ser.extract.run import Request, plan
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,28 @@ def test_a_cluster_of_its_own() -> None:
     for wrong in ("local", "local:", "local:0", "local:-1", "local:many"):
         with pytest.raises(WrongUse, match="local:4"):
             local_workers(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheduler": "foo"}, "--scheduler foo: is no address"),
+        ({"scheduler": "local:0"}, "local:4"),
+        ({"scheduler": "tcp://10.0.0.1:8786"}, "--insecure"),
+        ({"scheduler": "local:2", "workers": 4}, "--workers starts processes here.*give one"),
+    ],
+)
+def test_a_wrong_one_is_refused_before_the_corpus_is_read(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(WrongUse, match=message):
+        plan(Request(tmp_path / "no corpus", "standin", store=tmp_path / "store", **options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_that_is_allowed_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By who connects, not by who asks first."""
+    check_scheduler("tcp://10.0.0.1:8786", insecure=True)
+    assert not caplog.records
+    Cluster("tcp://10.0.0.1:8786", insecure=True)
+    assert len(caplog.records) == 1
