@@ -37,8 +37,8 @@ from ser.extract.features import EXTRACTORS, FEATURES, Extractor, Family, Wanted
 from ser.extract.leases import run_leases
 from ser.extract.passes import Outcome, Rows
 from ser.extract.plan import plan_scan
-from ser.extract.progress import Seen
 from ser.extract.request import Request
+from ser.extract.seen import Seen
 from ser.extract.work import Setup
 
 SIZES = (250_000, 500_000, 1_000_000)

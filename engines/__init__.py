@@ -1,4 +1,4 @@
-"""Run tasks inline, in spawned processes, or on a dask cluster. Knows no task."""
+"""Run tasks inline, in processes forked from one that is spawned, or on a dask cluster. Knows no task."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -25,7 +25,7 @@ def run(
 ) -> Iterator[R]:
     """`function(task)` for every task, results as they come.
 
-    With one worker inline and lazily; with more, in that many spawned processes, each holding one task at a time (so
+    With one worker inline and lazily; with more, in that many processes here, each holding one task at a time (so
     `tasks` may be a generator, and is read no further than needed). `function`, tasks and results must pickle.
     `scheduler` names a dask cluster (see `Cluster`) whose workers see the same files; there `lost(task, reason)` gives
     the result of a task that kills whatever worker has it in hand. What a function takes from `held` stays open for

@@ -7,7 +7,7 @@ from typing import Any
 from .address import on_this_machine
 
 Needs = Mapping[str, float]  # resource → how much of it a task takes, as in `dask worker --resources "GPU=1"`
-LOOK = 2.0  # seconds between two looks at who is there
+LOOK = 2.0  # seconds between two looks at who is there, and by the caller at what has come of the work
 
 
 class Crew:

@@ -13,7 +13,7 @@ from .batching import GPU_SECONDS, batches
 from .opening import choose_device, open_passes
 from .passes import Pass, Unusable
 from .plan import Plan, Utterance
-from .work import one_thread
+from .running import one_thread
 
 T = TypeVar("T")
 

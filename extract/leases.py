@@ -7,7 +7,7 @@ that one is quarantined by name.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -66,7 +66,9 @@ def run_leases(
                 return {"GPU": 1.0}
             return some_cpu(cluster.crew.kinds)
 
-        yield from cluster.run(compute, leases(setup, parts, on_gpu), needs, split, lost, meanwhile)
+        known: dict[Path, Feature] = {}
+        cut = partial(split, known=known)
+        yield from cluster.run(compute, leases(setup, parts, on_gpu), needs, cut, lost, meanwhile)
 
 
 def some_cpu(kinds: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -127,9 +129,13 @@ def extract_here(setup: Setup, part: Part) -> Record:
     return _extract(setup, part, real)
 
 
-def split(lease: Task) -> list[Task] | None:
-    """A lease that kills, cut in two; None if it cannot be cut. What the store has by now is left out."""
-    part = lease.part.only({name: _not_there(lease, name) for name in lease.part.missing})
+def split(lease: Task, known: dict[Path, Feature] | None = None) -> list[Task] | None:
+    """A lease that kills, cut in two; None if it cannot be cut. What the store has by now is left out.
+
+    `known` keeps features by folder, and what they know of their parts, from one call to the next.
+    """
+    known = {} if known is None else known
+    part = lease.part.only({name: _not_there(lease, name, known) for name in lease.part.missing})
     if part is None:
         return []
     if part != lease.part:
@@ -176,9 +182,12 @@ def _published(setup: Setup, part: Part, fingerprint: str) -> bool:
     return (_folder(setup, fingerprint) / "parts" / name / "part.json").exists()
 
 
-def _not_there(lease: Task, fingerprint: str) -> frozenset[str]:
+def _not_there(lease: Task, fingerprint: str, known: dict[Path, Feature]) -> frozenset[str]:
     """The ids of a lease that the store still lacks, however the parts that hold them were cut."""
-    feature = _feature(lease.setup.store, _folder(lease.setup, fingerprint))
+    folder = _folder(lease.setup, fingerprint)
+    if folder not in known:
+        known[folder] = Feature(lease.setup.store, folder)
+    feature = known[folder]
     feature.parts()
 
     def there(utterance: Utterance) -> bool:
@@ -186,8 +195,3 @@ def _not_there(lease: Task, fingerprint: str) -> frozenset[str]:
 
     ids = lease.part.missing[fingerprint]
     return frozenset(u.id for u in lease.part.utterances if u.id in ids and not there(u))
-
-
-@cache
-def _feature(store: Path, folder: Path) -> Feature:
-    return Feature(store, folder)

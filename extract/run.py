@@ -15,8 +15,9 @@ from ser.cache.store import Store, open_store
 from .leases import Task, extract_part, run_leases
 from .opening import choose_device
 from .plan import Part, Plan, plan
-from .progress import OnProgress, Seen, Told
+from .progress import OnProgress, Told
 from .request import Request
+from .seen import Seen
 from .work import Record, Setup, Worker
 
 __all__ = ["Plan", "Request", "Stopped", "Summary", "extract", "plan"]

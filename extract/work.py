@@ -5,31 +5,27 @@ goes back.
 """
 
 import gc
-import sys
 import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ser.cache.errors import SerError
 from ser.cache.layout import Quarantine
 from ser.cache.parts import PartRows
 from ser.cache.spec import Modality
 from ser.cache.store import open_store
 
-from .arrivals import Arrivals
-from .audio import Clip, decode, locate
-from .batching import GPU_SECONDS, batches
+from .batching import GPU_SECONDS
 from .features import Wanted
-from .memory import memory_ended
 from .opening import open_passes
-from .passes import Outcome, Pass, Rows, Unusable
-from .plan import Part, Utterance
+from .passes import Pass, Unusable
+from .plan import Part
+from .running import Pool, Pools, Running
 
 AHEAD = 2  # parts in hand at once, so that no core waits at the end of one
 
@@ -103,10 +99,10 @@ class Worker:
     def run(self, parts: Iterable[Part]) -> Iterator[Record]:
         """Compute and publish parts, yielding each record when its part is safe on disk."""
         with self._pools() as pools:
-            ahead: deque[_Running] = deque()
+            ahead: deque[Running] = deque()
             published: deque[Future[Record]] = deque()
             for part in parts:
-                ahead.append(_Running(self, part, self._passes(part.modality), pools))
+                ahead.append(Running(self, part, Record(part.name), self._passes(part.modality), pools))
                 if len(ahead) > AHEAD:
                     published.append(pools.writer.submit(self._publish, ahead.popleft()))
                 while len(published) > AHEAD or (published and published[0].done()):
@@ -117,13 +113,13 @@ class Worker:
                 yield future.result()
 
     @contextmanager
-    def _pools(self) -> Iterator["_Pools"]:
+    def _pools(self) -> Iterator[Pools]:
         threads = self.setup.threads
-        cpu = _Pool(threads, "ser-cpu")
+        cpu = Pool(threads, "ser-cpu")
         # Two, so that one batch's rows are taken from the GPU while the next is computed.
-        gpu = _Pool(2, "ser-gpu") if self.on_gpu else cpu
-        decoders = _Pool(max(2, threads // 4), "ser-decode") if self.on_gpu else cpu
-        pools = _Pools(decoders, cpu, gpu, _Pool(1, "ser-write"))
+        gpu = Pool(2, "ser-gpu") if self.on_gpu else cpu
+        decoders = Pool(max(2, threads // 4), "ser-decode") if self.on_gpu else cpu
+        pools = Pools(decoders, cpu, gpu, Pool(1, "ser-write"))
         try:
             yield pools
         finally:
@@ -133,7 +129,7 @@ class Worker:
             for pool in (decoders, cpu, gpu, pools.writer):
                 pool.shutdown(wait=True)
 
-    def _publish(self, running: "_Running") -> Record:
+    def _publish(self, running: Running) -> Record:
         record, part = running.record, running.part
         results = running.results()
         start = time.perf_counter()
@@ -180,141 +176,3 @@ class Worker:
         """One more batch of each feature that a pass computes."""
         with self._lock:
             record.batches.update(spec.fingerprint for spec in one.specs)
-
-
-class _Pool(ThreadPoolExecutor):
-    """A pool that knows its width."""
-
-    def __init__(self, width: int, name: str) -> None:
-        super().__init__(width, name)
-        self.width = width
-
-
-@dataclass(frozen=True)
-class _Pools:
-    decoders: _Pool
-    cpu: _Pool
-    models: _Pool
-    writer: _Pool
-
-
-class _Running:
-    """One part in the pools: the future of every outcome."""
-
-    def __init__(self, worker: Worker, part: Part, passes: list[Pass], pools: _Pools) -> None:
-        self.worker, self.part, self.pools = worker, part, pools
-        self.record = Record(part.name)
-        self.inputs: dict[str, Future[Any]] = {}
-        self.outcomes: list[tuple[Pass, list[Utterance], Future[list[Outcome]], int]] = []
-        self.arrivals = {
-            one.spec.fingerprint: Arrivals(worker.store.path / one.spec.feature / one.spec.fingerprint)
-            for one in worker.setup.wanted
-            if one.spec.fingerprint in part.missing
-        }
-        # First in, first out: whatever an extractor waits for was submitted before it.
-        for utterance in part.utterances:
-            self.inputs[utterance.id] = self._input(utterance)
-        for batched in (False, True):
-            for one in passes:
-                if one.batched is batched:
-                    self._submit(one)
-
-    def _input(self, utterance: Utterance) -> Future[Any]:
-        if utterance.problem is None and self.part.modality == "audio":
-            return self.pools.decoders.submit(self._decode, utterance)
-        known: Future[Any] = Future()
-        known.set_result(Unusable(utterance.problem) if utterance.problem else utterance.text)
-        return known
-
-    def _decode(self, utterance: Utterance) -> Clip | Unusable:
-        def once() -> Clip | Unusable:
-            try:
-                return decode(locate(self.worker.setup.root, utterance.audio or ""), utterance.digest)
-            except Unusable as fault:
-                return fault
-
-        clip: Clip | Unusable = self.worker.timed(self.record, "decode", 1, self.pools.decoders.width, once)
-        return clip
-
-    def _submit(self, one: Pass) -> None:
-        asked = frozenset().union(*(self.part.missing.get(spec.fingerprint, frozenset()) for spec in one.specs))
-        utterances = [utterance for utterance in self.part.utterances if utterance.id in asked]
-        # Equal transcripts are computed once; no two audio files are taken to be equal.
-        groups: dict[str, list[Utterance]] = {}
-        for utterance in utterances:
-            same = utterance.text or "" if self.part.modality == "text" and not utterance.problem else utterance.id
-            groups.setdefault(same, []).append(utterance)
-        units = list(groups.values())
-        pool = self.pools.models if one.batched else self.pools.cpu
-        for batch in batches([unit[0].length for unit in units], self.worker.most if one.batched else None):
-            chosen = [units[index] for index in batch]
-            future = pool.submit(self._compute, one, [unit[0] for unit in chosen], sum(map(len, chosen)))
-            for position, unit in enumerate(chosen):
-                self.outcomes.append((one, unit, future, position))
-
-    def _compute(self, one: Pass, utterances: list[Utterance], count: int) -> list[Outcome]:
-        inputs = [self.inputs[utterance.id].result() for utterance in utterances]
-        usable = [row for row, value in enumerate(inputs) if not isinstance(value, Unusable)]
-        outcomes: list[Outcome] = list(inputs)
-        if usable:
-            threads = (self.pools.models if one.batched else self.pools.cpu).width
-            made = self.worker.timed(
-                self.record, one.stage, count, threads, lambda: self._run(one, utterances, inputs, usable)
-            )
-            for row, outcome in zip(usable, made, strict=True):
-                outcomes[row] = outcome
-        return outcomes
-
-    def _run(self, one: Pass, utterances: list[Utterance], inputs: list[Any], usable: list[int]) -> list[Outcome]:
-        self.worker.count_batch(self.record, one)
-        if not self.worker.on_gpu:
-            one_thread()
-        try:
-            return one.run([inputs[row] for row in usable])
-        except (MemoryError, RuntimeError) as fault:
-            if memory_ended(fault):
-                raise _out_of_memory(one, utterances[usable[0]]) from fault
-            raise
-
-    def there_by_now(self, fingerprint: str) -> set[tuple[str, str | None]]:
-        """Id and digest of the rows that others have published since the part was begun.
-
-        A process that is stopped for a while may find that its part was given away, cut up (what kills a worker is cut)
-        and published under other names. If it is stopped again between this look and the rename of what it writes, or
-        two look at the same moment, rows do stand twice: they are equal, and the first by name counts.
-        """
-        new = self.arrivals[fingerprint].new()
-        mine = (record for record in new if record.corpus == self.worker.setup.corpus)
-        return {pair for record in mine for pair in zip(record.ids, record.inputs, strict=True)}
-
-    def results(self) -> dict[str, dict[str, Rows | Unusable]]:
-        """Fingerprint → id → rows, when all is done."""
-        found: dict[str, dict[str, Rows | Unusable]] = {name: {} for name in self.part.missing}
-        for one, unit, future, position in self.outcomes:
-            outcome = future.result()[position]
-            for spec in one.specs:
-                for utterance in unit:
-                    rows = outcome if isinstance(outcome, Unusable) else outcome[spec.fingerprint]
-                    found[spec.fingerprint][utterance.id] = rows
-                    if isinstance(rows, Rows):
-                        self.record.warnings += [(warning, utterance.id) for warning in rows.warnings]
-        for utterance in self.part.utterances:
-            clip = self.inputs[utterance.id].result()
-            if isinstance(clip, Clip):
-                self.record.audio_seconds += clip.seconds
-                self.record.warnings += [(warning, utterance.id) for warning in dict.fromkeys(clip.warnings)]
-        self.inputs.clear()
-        return found
-
-
-def _out_of_memory(one: Pass, utterance: Utterance) -> SerError:
-    way_out = "lower --batch-seconds" if one.batched else "cut it into shorter utterances"
-    if one.batched and one.modality == "audio":
-        way_out += f", or ask for {one.stage}:window=30"
-    return SerError(f"memory ran out in {one.stage} on {utterance.id}; {way_out}")
-
-
-def one_thread() -> None:
-    """The pool has a thread per core: torch shall not start more of its own in each."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)

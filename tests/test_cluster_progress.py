@@ -8,8 +8,8 @@ import pytest
 from ser.extract.arrivals import Arrivals
 from ser.extract.leases import extract_part, leases
 from ser.extract.plan import Plan
-from ser.extract.progress import Seen
 from ser.extract.run import Request, plan
+from ser.extract.seen import Seen
 from ser.extract.work import Record, Setup
 from ser.tests.stand_in_corpus import contents, part_seconds, run, slow_texts, write_corpus
 
