@@ -53,13 +53,18 @@ def sweep(
     if recipe is None:
         raise click.UsageError("name a recipe, or a TOML file; --list shows the recipes")
     if workers and scheduler:
-        raise click.UsageError("--workers is for this machine alone; with --scheduler all its workers are used")
+        raise click.UsageError(
+            "--workers starts processes here, and --scheduler uses the workers of a cluster: give one"
+        )
     from ser import engines
+    from ser.engines.address import check_scheduler
     from ser.engines.processes import started_early
 
     most = workers or engines.cores()
     if most > 1 and scheduler is None and not dry_run:
         ctx.with_resource(started_early("ser.train.worker", most))  # they import torch while this process does
+    if scheduler is not None:
+        check_scheduler(scheduler, insecure)
     from ser.train.recipe import read_recipe
     from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep
 

@@ -303,7 +303,9 @@ def test_a_sweep_for_other_machines_asks_nothing_of_this_one(store: Path, tmp_pa
     }
     assert "cannot be used here" in ser("--device", "cuda:7", "--dry-run").output
     refused = ser(*far, "--workers", "2")
-    assert refused.exit_code == 2 and "--workers is for this machine alone" in refused.output
+    assert refused.exit_code == 2 and "--scheduler uses the workers of a cluster" in refused.output
+    wrong = ser("--scheduler", "local:0", "--dry-run")
+    assert wrong.exit_code == 2 and "write local:N" in wrong.output
     assert ser("--workers", "1", "--device", "cpu").exit_code == 0
     done = ser(*far)
     assert done.exit_code == 0 and "2 finished already" in done.output and "a" in done.stdout
