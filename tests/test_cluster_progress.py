@@ -1,6 +1,8 @@
 """What of a plan is in the store by now, whoever has published it. Nothing here runs on a cluster."""
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,35 @@ def test_each_part_is_read_once(tmp_path: Path) -> None:
     run(corpus, store, per_part=2, corpus_name="again")
     assert len(list(late.new())) == len(list(all_.new())) == 2
     assert list(Arrivals(tmp_path / "nowhere").new()) == []
+
+
+def test_a_folder_is_listed_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, store = write_corpus(tmp_path / "corpus", slow_texts(4, 0)), tmp_path / "store"
+    run(corpus, store, per_part=2)
+    [folder] = store.glob("standin/*")
+    listed, listdir = [], os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or listdir(path))
+    before = time.time() - 10
+    os.utime(folder / "parts", (before, before))
+    arrivals = Arrivals(folder)
+    assert len(listed) == 1 and list(arrivals.new()) == list(arrivals.new()) == [] and len(listed) == 1
+    run(corpus, store, per_part=2, corpus_name="again")
+    listed.clear()
+    assert len(list(arrivals.new())) == 2 and len(listed) == 1
+
+
+def test_a_clock_that_ticks_every_other_second_hides_nothing(tmp_path: Path) -> None:
+    """As on some network disks: what comes within a tick of a look leaves the folder's time as that look found it."""
+    corpus, store = write_corpus(tmp_path / "corpus", slow_texts(4, 0)), tmp_path / "store"
+    run(corpus, store, per_part=2)
+    [folder] = store.glob("standin/*")
+    tick = time.time() - 1.9
+    os.utime(folder / "parts", (tick, tick))
+    arrivals = Arrivals(folder)
+    assert list(arrivals.new()) == []
+    run(corpus, store, per_part=2, corpus_name="again")
+    os.utime(folder / "parts", (tick, tick))
+    assert len(list(arrivals.new())) == 2
 
 
 def test_a_worker_drops_what_came_while_it_computed(tmp_path: Path) -> None:
