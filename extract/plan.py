@@ -38,7 +38,7 @@ class FeaturePlan:
         return self.rows - len(self.missing)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions, and without slots each has a dict once it was pickled
 class Utterance:
     """One manifest row, as the workers need it."""
 
