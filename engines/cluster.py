@@ -24,8 +24,10 @@ R = TypeVar("R")
 
 ANSWER = 5.0  # seconds that all workers have to take the plugin: a frozen one never answers, and shall not be awaited
 # A cluster of its own forgives a task two deaths (dask: 3), waits for a worker that dies again and again (dask closes
-# after 15 s what restarts it), and keeps the last 10 messages to each worker (dask 1000, and each holds a whole lease).
+# after 15 s what restarts it), starts a worker again that has been silent for a minute (dask: 5; it answers while it
+# computes), and keeps the last 10 messages to each worker (dask 1000, and each holds a whole lease).
 OWN = {
+    "distributed.scheduler.worker-ttl": "1 minute",
     "distributed.scheduler.allowed-failures": 2,
     "distributed.deploy.lost-worker-timeout": "1 day",
     "distributed.admin.low-level-log-length": 10,
