@@ -208,7 +208,7 @@ def test_what_is_missing_is_waited_for_and_then_named(processes: DaskProcesses) 
     processes.scheduler()
     processes.worker("plain")
     gpu = processes.worker("gpu", "--no-nanny", "--resources", "GPU=1")
-    with Cluster(processes.address, patience=5) as cluster:
+    with Cluster(processes.address) as cluster:
 
         def there(*names: str) -> bool:
             return {worker["name"] for worker in cluster.crew.workers(anew=True).values()} == set(names)
@@ -220,8 +220,9 @@ def test_what_is_missing_is_waited_for_and_then_named(processes: DaskProcesses) 
         gpu = processes.worker("another", "--no-nanny", "--resources", "GPU=1")
         assert next(running) == "another"
         gpu.kill()
+        cluster.patience = 2
         with pytest.raises(
-            SerError, match=r"no dask worker at .* offers GPU=1 \(they offer nothing\) for 5 s"
+            SerError, match=r"no dask worker at .* offers GPU=1 \(they offer nothing\) for 2 s"
         ) as fault:
             list(running)
     assert '--resources "GPU=1"` and run again' in str(fault.value) and not isinstance(fault.value, WrongUse)

@@ -13,6 +13,7 @@ import pytest
 from ser import engines
 from ser.cache.errors import SerError, WrongUse
 from ser.engines.processes import started_early
+from ser.tests.dask_processes import listening
 
 
 def square(number: int) -> int:
@@ -312,9 +313,9 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
 
 def test_on_a_dask_scheduler() -> None:
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
-    ) as cluster:
+    here = {"worker_dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, **here) as cluster:
+        assert listening([os.getpid()]) <= {"127.0.0.1"}
         assert sorted(engines.run(square, range(4), scheduler=cluster.scheduler_address)) == [0, 1, 4, 9]
 
 
