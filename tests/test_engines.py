@@ -222,7 +222,8 @@ def test_workers_see_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_death_of_the_process_that_forks_them_names_a_task() -> None:
-    with pytest.raises(SerError, match=r"killed by SIGKILL.* on 3;"):
+    # Any of those in hand: the first worker may kill it before it has forked the second.
+    with pytest.raises(SerError, match=r"killed by SIGKILL.* on [34];"):
         list(engines.run(kill_nursery, range(3, 6), 2))
 
 
