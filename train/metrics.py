@@ -65,10 +65,20 @@ def scores(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str
 
 
 def pooled(results: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
-    """Scores of all folds' utterances taken together, from the folds' confusion matrices (they add up)."""
+    """The same scores of all folds' utterances taken together, from the folds' confusion matrices, which add up."""
     matrix = np.sum([np.asarray(result["confusion"]) for result in results], axis=0)
-    truth, predicted = np.divmod(np.repeat(np.arange(matrix.size), matrix.ravel()), len(classes))
-    return scores(truth.tolist(), predicted.tolist(), classes)
+    sizes = matrix.sum(axis=1)
+    present = sizes > 0
+    f1 = 2 * matrix.diagonal() / np.maximum(sizes + matrix.sum(axis=0), 1)
+    return {
+        "wa": weighted_accuracy(matrix),
+        "ua": unweighted_accuracy(matrix),
+        "macro_f1": float(f1[present].mean()),
+        "weighted_f1": float(f1 @ sizes / sizes.sum()),
+        "per_class": dict(zip(classes, recalls(matrix), strict=True)),
+        "confusion": matrix.tolist(),
+        "n": int(matrix.sum()),
+    }
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:

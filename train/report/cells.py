@@ -10,7 +10,7 @@ import numpy as np
 
 from ser.cache.errors import WrongUse
 from ser.cache.spec import canonical_json
-from ser.train.metrics import mean_std, recalls, unweighted_accuracy, weighted_accuracy
+from ser.train.metrics import mean_std, pooled
 from ser.train.models import FUSIONS
 from ser.train.runs import Run
 from ser.train.statistics import Interval, bootstrap
@@ -93,16 +93,13 @@ class Cell:
     @cached_property
     def pooled(self) -> dict[str, Any]:
         """Scores of the utterances of all its runs taken together."""
-        return from_confusion([result["confusion"] for result in self.results], self.classes)
+        return pooled(self.results, self.classes)
 
     @cached_property
     def tests(self) -> dict[str, dict[str, Any]]:
         """The pooled scores of each way of testing that all its runs know, such as "only audio"."""
         shared = [name for name in self.results[0]["tests"] if all(name in result["tests"] for result in self.results)]
-        return {
-            name: from_confusion([result["tests"][name]["confusion"] for result in self.results], self.classes)
-            for name in shared
-        }
+        return {name: pooled([result["tests"][name] for result in self.results], self.classes) for name in shared}
 
     def spread(self, score: str) -> tuple[float, float | None]:
         """Mean and standard deviation of a score over its runs."""
@@ -139,21 +136,6 @@ class Cell:
         groups = np.unique(names, return_inverse=True)[1].tolist()
         truth, predicted = p.truth.tolist(), p.predicted.tolist()
         return {s: bootstrap(truth, predicted, len(self.classes), s, groups) for s in ("ua", "wa")}
-
-
-def from_confusion(matrices: Sequence[Any], classes: Sequence[str]) -> dict[str, Any]:
-    """The scores of all runs' utterances together, as `ser.train.metrics.pooled` gives them; confusions add up."""
-    matrix = np.sum([np.asarray(one) for one in matrices], axis=0)
-    present = matrix.sum(axis=1) > 0
-    f1 = 2 * matrix.diagonal() / np.maximum(matrix.sum(axis=0) + matrix.sum(axis=1), 1)
-    return {
-        "wa": weighted_accuracy(matrix),
-        "ua": unweighted_accuracy(matrix),
-        "macro_f1": float(f1[present].mean()),
-        "per_class": dict(zip(classes, recalls(matrix), strict=True)),
-        "confusion": matrix.tolist(),
-        "n": int(matrix.sum()),
-    }
 
 
 def _matrix(column: Any) -> np.ndarray:
