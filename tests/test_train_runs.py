@@ -371,6 +371,10 @@ def test_a_run_is_gone_on_with_by_its_folder(store: Path, tmp_path: Path) -> Non
     (wanted / "config.json").write_text(json.dumps(config))
     changed = ser("--resume", wanted)
     assert changed.exit_code != 0 and "have changed since this run began" in changed.output
+    for nothing in ({}, [], {"provenance": {"asked": 3}}, {"provenance": {"asked": {"fusion": "mit"}, "store": "x"}}):
+        (wanted / "config.json").write_text(json.dumps(nothing))
+        told = ser("--resume", wanted)
+        assert told.exit_code == 2 and "config.json: does not say what the run was asked for" in told.output
 
 
 class Greedy(torch.nn.Linear):

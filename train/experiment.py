@@ -30,7 +30,7 @@ from .models import Fusion
 from .options import Experiment
 from .plan import SELECTIONS, Plan, Precision
 from .protocols import make_folds
-from .runs import Run, open_run, run_name
+from .runs import CONFIG, Run, open_run, run_name
 from .settings import has_setting, parse_settings
 from .single import train_run, train_runs
 from .tensorboard import check_log
@@ -114,13 +114,18 @@ def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
     Raises `WrongUse` if the folder is no run, or what it was made from is no longer the same.
     """
     run = open_run(path)
-    began = run.config["provenance"]
-    asked: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in began["asked"].items()
-        if name in Experiment.__dataclass_fields__
-    }
-    experiment = Experiment(**{**asked, "store": began["store"], "out": run.path.parent, "resume": True})
+    try:
+        began = run.config["provenance"]
+        asked: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in began["asked"].items()
+            if name in Experiment.__dataclass_fields__
+        }
+        experiment = Experiment(**{**asked, "store": began["store"], "out": run.path.parent, "resume": True})
+    except (KeyError, TypeError, AttributeError):
+        raise WrongUse(
+            f"{run.path / CONFIG}: does not say what the run was asked for; train it anew by the command that you want"
+        ) from None
     jobs = [job for job in prepare(experiment) if run_name(job.config) == run.path.name]
     if not jobs:
         raise WrongUse(

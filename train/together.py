@@ -45,6 +45,7 @@ def fit_together(
     """Train one model per plan; the plans differ in seed and loss alone, and `can_train_together` holds for them.
 
     `on_epoch[i]` hears of every epoch of plan i. A run that diverged gives the fault in the place of its model.
+    Raises `WrongUse` for a selection on a dev part that is empty.
     """
     refuse_without_dev(fold, plans[0])
     with torch.random.fork_rng(devices=[]):
