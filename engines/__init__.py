@@ -5,11 +5,11 @@ from typing import TypeVar
 
 from .cluster import Cluster
 from .held import held
-from .machine import cores
+from .machine import cores, memory_ended
 from .processes import in_processes
 from .worker import here, resources
 
-__all__ = ["Cluster", "cores", "held", "here", "resources", "run"]
+__all__ = ["Cluster", "cores", "held", "here", "memory_ended", "resources", "run"]
 
 T = TypeVar("T")
 R = TypeVar("R")

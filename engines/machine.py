@@ -5,6 +5,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED")  # of torch, on a GPU and on a CPU; of cuBLAS and cuDNN
+
+
+def memory_ended(fault: BaseException) -> bool:
+    """Whether this is an allocation that failed, in this process's memory or a GPU's."""
+    return isinstance(fault, MemoryError) or any(sign in str(fault) for sign in SIGNS)
+
 
 def cores(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
     """CPU cores that this process may use: fewer than the machine has, under taskset or in a container with a quota."""

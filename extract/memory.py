@@ -3,14 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from ser.engines import memory_ended
+
 In = TypeVar("In")
 Out = TypeVar("Out")
-SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED")  # of torch, on a GPU and on a CPU; of cuBLAS and cuDNN
-
-
-def memory_ended(fault: BaseException) -> bool:
-    """Whether this is an allocation that failed."""
-    return isinstance(fault, MemoryError) or any(sign in str(fault) for sign in SIGNS)
 
 
 def in_halves(forward: Callable[[Sequence[In]], list[Out]], batch: Sequence[In]) -> list[Out]:

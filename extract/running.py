@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ser.cache.errors import SerError
+from ser.engines import memory_ended
 
 from .arrivals import Arrivals
 from .audio import Clip, decode, locate
 from .batching import batches
-from .memory import memory_ended
 from .passes import Outcome, Pass, Rows, Unusable
 from .plan import Part, Utterance
 

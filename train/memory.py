@@ -4,15 +4,9 @@ import contextlib
 from collections.abc import Iterator
 
 from ser.cache.errors import SerError
+from ser.engines import memory_ended
 
 from .plan import Plan
-
-SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED")  # of torch, on a GPU and on a CPU; of cuBLAS and cuDNN
-
-
-def memory_ended(fault: BaseException) -> bool:
-    """Whether this is an allocation that failed."""
-    return isinstance(fault, MemoryError) or any(sign in str(fault) for sign in SIGNS)
 
 
 @contextlib.contextmanager

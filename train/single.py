@@ -11,11 +11,12 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
+from ser.engines import memory_ended
+
 from .data import Dataset
 from .evaluate import predict
 from .fit import Diverged, Epoch, Fitted, fit
 from .folds import Fold, is_speaker_independent
-from .memory import memory_ended
 from .metrics import scores
 from .plan import Plan
 from .runs import CONFIG, LOG, RESULT, STATE, Run, claimed, run_name, write_json, write_predictions
