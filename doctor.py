@@ -53,7 +53,10 @@ def examine(store: Path = Path("features")) -> list[Finding]:
 def _python() -> Finding:
     from importlib.metadata import version
 
-    return Finding("software", f"ser {version('ser')}, Python {platform.python_version()}, torch {version('torch')}")
+    import torch
+
+    # torch's own word for itself names its build too, such as +cu130; its package's may not.
+    return Finding("software", f"ser {version('ser')}, Python {platform.python_version()}, torch {torch.__version__}")
 
 
 def _cores() -> Finding:
