@@ -1,0 +1,42 @@
+"""Stores and run folders of earlier versions open, and give what they gave; see tests/fixtures.
+
+`runs-v1`: three runs of ser 0.1.0 on the demo corpus (`--limit 60 --epochs 2 --set d_model=8 --set heads=2 --set
+queries=2`): two folds of logmel with fusion audio, one of logmel+bert with mit. `runs-v1-predictions.json` is what that
+version's `ser predict` said of the noise that is generated below.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from click.testing import CliRunner
+
+from ser.cli import main
+
+FIXTURES = Path(__file__).parent / "fixtures"
+PREDICTIONS = json.loads((FIXTURES / "runs-v1-predictions.json").read_text())
+
+
+@pytest.fixture
+def noise(tmp_path: Path) -> Path:
+    samples = 0.1 * np.random.default_rng(0).standard_normal(24000)
+    sf.write(tmp_path / "noise.wav", samples.astype(np.float32), 16000, subtype="PCM_16")
+    return tmp_path / "noise.wav"
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_runs_of_version_1_predict_what_they_did(name: str, noise: Path) -> None:
+    done = CliRunner().invoke(main, ["predict", str(FIXTURES / "runs-v1" / name), str(noise), "--json"])
+    assert done.exit_code == 0, done.output
+    [found] = json.loads(done.stdout)["predictions"]
+    assert found["probabilities"] == pytest.approx(PREDICTIONS[name], abs=1e-6)
+
+
+def test_runs_of_version_1_are_reported(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    done = CliRunner().invoke(main, ["report", str(FIXTURES / "runs-v1"), "--html", str(page)])
+    assert done.exit_code == 0, done.output
+    assert "audio:frame" in done.output and "mit" in done.output
+    assert "audio:frame" in page.read_text()
