@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from ser.cache.errors import SerError
 from ser.commands.cache import cache
 from ser.commands.corpus import corpus
 from ser.commands.doctor import doctor
@@ -19,6 +18,7 @@ from ser.commands.report import report
 from ser.commands.sweep import sweep
 from ser.commands.train import train
 from ser.commands.weights import weights
+from ser.errors import SerError
 
 
 class Commands(click.Group):

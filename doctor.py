@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ser import engines
-from ser.extract.features import FEATURES
+from ser.extract.extractors import FEATURES
 
 # Where people keep models, beside Hugging Face's cache.
 FOLDERS = ("models", "checkpoints", "demo/checkpoints", "~/models", "~/checkpoints", "/models", "/data/models")

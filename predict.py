@@ -16,24 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ser.cache.errors import CorpusError, CorruptStore, WrongUse, unknown
 from ser.cache.spec import Spec
+from ser.errors import CorpusError, CorruptStore, WrongUse, unknown
 from ser.extract.audio import locate
 from ser.extract.corpora.scan import read_corpus
 from ser.extract.corpora.table import read_manifest
-from ser.extract.direct import Direct, wanted_again
-from ser.extract.features import Wanted
-from ser.extract.passes import Unusable
-from ser.train.data import Dataset
-from ser.train.evaluate import predict as probabilities_of
-from ser.train.inputs import Inputs
+from ser.extract.extractors import ResolvedFeature, UtteranceError
+from ser.extract.online import OnlineExtractor, resolve_again
+from ser.train.data import Dataset, Inputs
+from ser.train.fit import predict as probabilities_of
+from ser.train.labels import Utterances
 from ser.train.models import Fusion
-from ser.train.plan import Plan
-from ser.train.runs import CONFIG, Run, open_run
-from ser.train.settings import TrainingSettings
-from ser.train.single import one_thread
-from ser.train.utterances import Utterances
-from ser.train.weights import load_model
+from ser.train.run import load_model, one_thread
+from ser.train.run_folder import CONFIG, Run, open_run
+from ser.train.settings import TrainConfig, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ class Predictor:
         fitted, self.fusion, self.settings = load_model(self.run)
         self.model, self.scaling = fitted.model.to(self.device), fitted.scaling
         self.wanted = _wanted(self.run, models or {})
-        self._direct = Direct(self.device)
+        self._direct = OnlineExtractor(self.device)
         self._can_hide = hidden_in_training(self.fusion, self.settings)
 
     @property
@@ -123,8 +119,10 @@ class Predictor:
         notes = self._notes(turns)
         with one_thread():  # as extraction and training compute
             rows = [self._features(turn, notes) for turn in turns]
-        unusable = {turn.id: str(found) for turn, found in zip(turns, rows, strict=True) if isinstance(found, Unusable)}
-        good = [number for number, found in enumerate(rows) if not isinstance(found, Unusable)]
+        unusable = {
+            turn.id: str(found) for turn, found in zip(turns, rows, strict=True) if isinstance(found, UtteranceError)
+        }
+        good = [number for number, found in enumerate(rows) if not isinstance(found, UtteranceError)]
         if not good:
             raise CorpusError("; ".join(f"{name}: {reason}" for name, reason in unusable.items()))
         if unusable and self.fusion.unit == "dialogue":
@@ -177,7 +175,7 @@ class Predictor:
             )
         return notes
 
-    def _features(self, turn: Turn, notes: list[str]) -> dict[str, np.ndarray] | Unusable:
+    def _features(self, turn: Turn, notes: list[str]) -> dict[str, np.ndarray] | UtteranceError:
         """The rows of each modality `[n, dim]` as the store would hold them; a missing one has none."""
         found: dict[str, np.ndarray] = {}
         for modality, wanted in self.wanted.items():
@@ -188,7 +186,7 @@ class Predictor:
                 continue
             rows, warnings = self._direct.rows(wanted, given, turn.sha256)
             notes += [f"{turn.id}: {warning}" for warning in warnings]
-            if isinstance(rows, Unusable):
+            if isinstance(rows, UtteranceError):
                 return rows
             found[modality] = rows.values if extra is None else rows.extras[extra][:, None]
         return found
@@ -198,7 +196,9 @@ class Predictor:
     ) -> np.ndarray:
         """Probabilities `[n, K]`."""
         data = Dataset(_utterances(turns, self.classes), self.run.config["dims"], lambda: self._inputs(rows), {})
-        plan = Plan(self.fusion, self.settings, TrainingSettings(**self.run.config["training"]), device=self.device)
+        plan = TrainConfig(
+            self.fusion, self.settings, TrainingSettings(**self.run.config["training"]), device=self.device
+        )
         found = np.empty((len(turns), len(self.classes)), np.float32)
         with one_thread():
             for lacking in sorted(set(hidden)):
@@ -257,7 +257,7 @@ def _finished(path: Path) -> Run:
     return run
 
 
-def _wanted(run: Run, models: Mapping[str, str]) -> dict[str, Wanted]:
+def _wanted(run: Run, models: Mapping[str, str]) -> dict[str, ResolvedFeature]:
     """What to compute for each modality, by the very specs that the run records."""
     where = str(run.path / CONFIG)
     recorded = run.config["provenance"].get("specs", {})
@@ -271,7 +271,7 @@ def _wanted(run: Run, models: Mapping[str, str]) -> dict[str, Wanted]:
     for name in models:
         if name not in (known := [spec.feature for spec in specs.values()]):
             raise unknown("feature of this run in --model", name, known)
-    return {modality: wanted_again(spec, models) for modality, spec in specs.items()}
+    return {modality: resolve_again(spec, models) for modality, spec in specs.items()}
 
 
 def _utterances(turns: Sequence[Turn], classes: tuple[str, ...]) -> Utterances:

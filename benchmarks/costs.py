@@ -18,22 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from ser.benchmarks.compare import children_time
+from ser.benchmarks.train import durations
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
 from ser.cache.store import PartRows, open_store
-from ser.train.data import Dataset
+from ser.train.data import Dataset, Inputs
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.fit import fit
-from ser.train.folds import Fold
-from ser.train.inputs import Inputs
+from ser.train.labels import Utterances
 from ser.train.models import FUSIONS
-from ser.train.plan import Plan
-from ser.train.settings import parse_settings
-from ser.train.single import one_thread
-from ser.train.utterances import Utterances
-
-from .compare import children_time
-from .train import durations
+from ser.train.run import one_thread
+from ser.train.settings import TrainConfig, parse_settings
+from ser.train.splits import Fold
 
 LABELS = ("ang", "hap", "neu", "sad")
 SER = Path(sys.executable).with_name("ser")
@@ -97,7 +94,9 @@ def grow(
     return _row(f"growth: {what} (plain = {large // small} × the smaller)", plain, best[large], "s CPU", target)
 
 
-def made_up(fusion: str, inputs: dict[str, tuple[int, np.ndarray]], *settings: str) -> tuple[Dataset, Fold, Plan]:
+def made_up(
+    fusion: str, inputs: dict[str, tuple[int, np.ndarray]], *settings: str
+) -> tuple[Dataset, Fold, TrainConfig]:
     """What `fit` takes; `inputs` gives each modality's dimension and the rows of each utterance."""
     found = FUSIONS[fusion]
     own, training = parse_settings(found, settings)
@@ -122,7 +121,7 @@ def made_up(fusion: str, inputs: dict[str, tuple[int, np.ndarray]], *settings: s
     }
     data = Dataset(utterances, {modality: dim for modality, (dim, _) in inputs.items()}, lambda: held, {})
     fold = Fold("all", np.arange(n), np.arange(0), np.arange(0))
-    return data, fold, Plan(found, own, training, select="last")
+    return data, fold, TrainConfig(found, own, training, select="last")
 
 
 def started(store: Path, rounds: int) -> list[dict[str, Any]]:
@@ -187,7 +186,7 @@ def timed(commands: list[list[str]]) -> tuple[float, float]:
 MEASURE = """
 import json, re, sys, time
 from pathlib import Path
-from ser.train.estimate import estimate
+from ser.train.experiment import estimate
 from ser.train.experiment import Experiment, prepare
 def peak():  # getrusage's begins with that of the process that started this one
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ser.extract.corpora.demo import demo_vocabulary, write_demo
-from ser.extract.run import Request, extract, plan
+from ser.extract.run import ExtractionConfig, extract, plan
+from ser.train.data import Loader
 from ser.train.experiment import Experiment, run_experiment
-from ser.train.loader import Loader
-from ser.weights.random import write_demo_checkpoints
+from ser.weights.demo import write_demo_checkpoints
 
 SEEDS = 5
 FRAMES = "logmel:hop=0.04,window=0.05"
@@ -69,7 +69,9 @@ def make_store(folder: Path) -> None:
     write_demo(folder / "corpus")
     checkpoints = write_demo_checkpoints(folder / "checkpoints", demo_vocabulary())
     models = {"bert": str(checkpoints["bert"])}
-    extract(plan(Request(folder / "corpus", ("is13", "bert", FRAMES), store=folder / "features", models=models)))
+    extract(
+        plan(ExtractionConfig(folder / "corpus", ("is13", "bert", FRAMES), store=folder / "features", models=models))
+    )
 
 
 def scores(folder: Path, system: Experiment, loader: Loader) -> dict[str, list[float]]:

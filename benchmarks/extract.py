@@ -19,10 +19,9 @@ import soundfile as sf
 from benchmarks.compare import compare
 from ser import engines
 from ser.extract.audio import Clip, decode
-from ser.extract.features import Wanted, resolve
-from ser.extract.opening import open_passes
-from ser.extract.run import Plan, Request, extract, plan
-from ser.weights.random import write_random_checkpoint
+from ser.extract.extractors import ResolvedFeature, load_extractors, resolve
+from ser.extract.run import ExtractionConfig, Plan, extract, plan
+from ser.weights.demo import write_random_checkpoint
 
 UTTERANCES = 48
 SPOKEN = 8  # through the full-size model
@@ -110,19 +109,19 @@ def _smile_share(paths: list[Path]) -> int:
     return len(paths)
 
 
-def _threads(wanted: Wanted, files: list[Path]) -> None:
-    [one] = open_passes([wanted], "cpu")
+def _threads(wanted: ResolvedFeature, files: list[Path]) -> None:
+    [one] = load_extractors([wanted], "cpu")
     with ThreadPoolExecutor(engines.cores()) as pool:
         list(pool.map(lambda path: one.run([decode(path)]), files))
 
 
-def _one_by_one(wanted: Wanted, clips: list[Clip]) -> None:
-    [one] = open_passes([wanted], "cpu")
+def _one_by_one(wanted: ResolvedFeature, clips: list[Clip]) -> None:
+    [one] = load_extractors([wanted], "cpu")
     for clip in clips:
         one.run([clip])
 
 
-def _is13_against_processes(wanted: Wanted, files: list[Path], rounds: int) -> dict[str, Any]:
+def _is13_against_processes(wanted: ResolvedFeature, files: list[Path], rounds: int) -> dict[str, Any]:
     cores = engines.cores()
     shares = [files[number::cores] for number in range(cores)]
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
@@ -182,13 +181,15 @@ def _hubert(folder: Path, checkpoint: Path, files: list[Path], rounds: int) -> l
         def run() -> None:
             models = {"hubert": str(checkpoint)}
             store = folder / f"store-{next(stores)}"
-            extract(plan(Request(table, feature, store=store, models=models, dtype="float32")))
+            extract(plan(ExtractionConfig(table, feature, store=store, models=models, dtype="float32")))
 
         return run
 
     def planned() -> Plan:
-        made = plan(Request(table, "hubert", store=folder / f"store-{next(stores)}", models=models, dtype="float32"))
-        made.opened["audio"] = open_passes([feature.wanted for feature in made.features], "cpu")
+        made = plan(
+            ExtractionConfig(table, "hubert", store=folder / f"store-{next(stores)}", models=models, dtype="float32")
+        )
+        made.opened["audio"] = load_extractors([feature.wanted for feature in made.features], "cpu")
         return made
 
     models = {"hubert": str(checkpoint)}
@@ -221,7 +222,7 @@ def _together(folder: Path, corpus: Path, models: dict[str, str], rounds: int) -
 
     def run(names: str) -> None:
         mine = {name: path for name, path in models.items() if name in names}
-        extract(plan(Request(corpus, names, store=folder / f"together-{next(stores)}", models=mine)))
+        extract(plan(ExtractionConfig(corpus, names, store=folder / f"together-{next(stores)}", models=mine)))
 
     def one_after_the_other() -> None:
         for name in features:

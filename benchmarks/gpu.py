@@ -19,17 +19,15 @@ import torch
 from tabulate import tabulate
 
 from ser import engines
+from ser.benchmarks.costs import made_up
+from ser.benchmarks.train import durations
 from ser.train.data import Dataset
-from ser.train.evaluate import predict
-from ser.train.fit import Diverged, Fitted, fit
-from ser.train.folds import Fold
-from ser.train.plan import Plan, Precision
-from ser.train.runs import Run
-from ser.train.single import one_thread, train_runs
-from ser.train.together import can_train_together, fit_together
-
-from .costs import made_up
-from .train import durations
+from ser.train.fit import Diverged, Fitted, fit, predict
+from ser.train.fit_many import can_train_together, fit_many
+from ser.train.run import one_thread, train_runs
+from ser.train.run_folder import Run
+from ser.train.settings import Precision, TrainConfig
+from ser.train.splits import Fold
 
 TOLERANCE = {"float32": 2e-3, "bf16": 5e-2}  # of probabilities, after two epochs without dropout
 SEEDS, EPOCHS, FOLDS = 20, 150, 5
@@ -40,7 +38,7 @@ MSMSER = "MSMSER Full: 5 folds × 100 epochs at batch 8, the folds side by side 
 TARGETS = {PERSPECTIVE: 180.0, MSMSER: 600.0}  # seconds
 
 
-def vectors(n: int, *settings: str, fusion: str = "lgf-add") -> tuple[Dataset, Fold, Plan]:
+def vectors(n: int, *settings: str, fusion: str = "lgf-add") -> tuple[Dataset, Fold, TrainConfig]:
     """What the Perspective family trains on: three sessions of IS13 and sentence vectors, the fourth as dev part."""
     sizes = {"audio": (6373, np.ones(n, int)), "text": (768, np.ones(n, int))}
     data, _, plan = made_up(fusion, sizes, *settings)
@@ -54,7 +52,7 @@ def vectors(n: int, *settings: str, fusion: str = "lgf-add") -> tuple[Dataset, F
     return data, Fold("1", train, dev, dev), plan  # a test part of a session's size, to be predicted at the end
 
 
-def sequences(n: int, *settings: str) -> tuple[Dataset, Fold, Plan]:
+def sequences(n: int, *settings: str) -> tuple[Dataset, Fold, TrainConfig]:
     """What MSMSER trains on: HuBERT frames and MPNet tokens of utterances as long as IEMOCAP's, in float16."""
     seconds = durations(n, np.random.default_rng(0))
     audio, text = np.ceil(seconds * 50 - 1).astype(int), np.ceil(seconds * 3.2 + 2).astype(int)
@@ -76,11 +74,11 @@ def parity(fusion: str, device: str, precision: Precision, *settings: str) -> li
     return [f"{fusion}, {precision}", difference, TOLERANCE[precision], difference <= TOLERANCE[precision]]
 
 
-def trained(data: Dataset, fold: Fold, plan: Plan) -> list[Fitted]:
+def trained(data: Dataset, fold: Fold, plan: TrainConfig) -> list[Fitted]:
     """Two seeds at once, where the fusion allows that, or one."""
     if not can_train_together(data, plan):
         return [fit(data, fold, plan)]
-    found = fit_together(data, fold, [plan, replace(plan, seed=1)])
+    found = fit_many(data, fold, [plan, replace(plan, seed=1)])
     return [each for each in found if not isinstance(each, Diverged)]
 
 
@@ -106,7 +104,7 @@ def perspective(device: str, precision: Precision, small: bool, *settings: str) 
     return [f"{PERSPECTIVE}, {precision}", seconds, TARGETS[PERSPECTIVE], seconds <= TARGETS[PERSPECTIVE]]
 
 
-def described(plan: Plan) -> dict[str, Any]:
+def described(plan: TrainConfig) -> dict[str, Any]:
     """As much of a run's config as its folder needs."""
     return {
         "corpus": "made-up",

@@ -68,7 +68,7 @@ def trace(arguments: list[str]) -> Tracer:
             raise
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
     return tracer
 
 

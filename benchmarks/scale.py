@@ -33,15 +33,11 @@ from tabulate import tabulate
 from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.spec import Modality, Spec
 from ser.cache.store import open_store
-from ser.extract.arrivals import Arrivals
+from ser.extract.cluster_tasks import StoreProgress, run_leases
 from ser.extract.corpora.scan import Scan
-from ser.extract.features import EXTRACTORS, FEATURES, Extractor, Family, Wanted, resolve
-from ser.extract.leases import run_leases
-from ser.extract.passes import Outcome, Rows
-from ser.extract.plan import plan_scan
-from ser.extract.request import Request
-from ser.extract.seen import Seen
-from ser.extract.work import Setup
+from ser.extract.extractors import EXTRACTORS, FEATURES, ExtractorKind, Family, Outcome, ResolvedFeature, Rows, resolve
+from ser.extract.plan import ExtractionConfig, plan_scan
+from ser.extract.worker import PartWatcher, Setup
 
 SIZES = (250_000, 500_000, 1_000_000)
 PART_SECONDS = 47.0  # of the text's own reckoning: 138 utterances a part, close to 133 of 4.5 s in 600 s of audio
@@ -72,7 +68,7 @@ class Nothing:
 
 # Importing this module registers it: so does a worker that unpickles its config.
 FEATURES["nothing"] = Family("text", "utterance", "nothing", "zeros", {})
-EXTRACTORS["nothing"] = Extractor(NothingConfig, 1, lambda config: DIM, lambda config, spec: Nothing(spec))
+EXTRACTORS["nothing"] = ExtractorKind(NothingConfig, 1, lambda config: DIM, lambda config, spec: Nothing(spec))
 
 
 def manifest(count: int) -> Manifest:
@@ -89,9 +85,9 @@ def manifest(count: int) -> Manifest:
     return Manifest("million", pa.table(arrays, schema=SCHEMA))
 
 
-def asked(count: int, folder: Path) -> tuple[Request, Scan, list[Wanted]]:
+def asked(count: int, folder: Path) -> tuple[ExtractionConfig, Scan, list[ResolvedFeature]]:
     """What would be read from the command line and the corpus."""
-    request = Request(Path("nowhere"), "nothing", store=folder / "store", part_seconds=PART_SECONDS)
+    request = ExtractionConfig(Path("nowhere"), "nothing", store=folder / "store", part_seconds=PART_SECONDS)
     return request, Scan(manifest(count), folder, "table"), resolve(["nothing"], {}, "float16")
 
 
@@ -123,7 +119,7 @@ def measure(count: int, folder: Path) -> dict[str, float]:
             f"it ended with {publisher.returncode}, and left {len(left)} of {len(workers)} processes behind"
         )
     found |= done
-    there = Arrivals(store.path / "nothing" / wanted[0].spec.fingerprint, known=())
+    there = PartWatcher(store.path / "nothing" / wanted[0].spec.fingerprint, known=())
     found["there"] = sum(1 for _ in there.new())  # with those that were published while it died
 
     begun = time.process_time()
@@ -141,7 +137,7 @@ def look(parts: int, folder: Path) -> float:
         (folder / "parts" / hashlib.sha256(str(number).encode()).hexdigest()).mkdir(parents=True)
     begun = time.process_time()
     for number in range(LOOKS):
-        arrivals = Arrivals(folder)
+        arrivals = PartWatcher(folder)
         (folder / "parts" / f"{number}").mkdir()
         assert not list(arrivals.new()), "it is empty, so that nothing but the look is measured"
     return 1e3 * (time.process_time() - begun) / LOOKS
@@ -160,7 +156,7 @@ def publish(count: int, folder: Path) -> None:
         written_by=(("ser", version("ser")),),
     )
     idle = me.memory_info().rss
-    seen = Seen(plan, parts, None)
+    seen = StoreProgress(plan, parts, None)
     counting = _more(me, idle)
     idle, begun, busy, worked = 0, time.perf_counter(), time.process_time(), 0.0
     peak = 0.0

@@ -14,10 +14,9 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 
+from ser.benchmarks.compare import compare
 from ser.cache import blocks
 from ser.cache.store import Feature, Manifest, PartRows, Spec, open_store
-
-from .compare import compare
 
 BACKENDS = ("zarr", "hdf5")
 # IEMOCAP's lengths, 0.6 to 34 s, mostly short: frames of 20 ms. The second is is13's shape.

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 from torch.utils.data import DataLoader
 
-from ser.train.batch import Batch
-from ser.train.inputs import Inputs
+from ser.benchmarks.compare import compare
+from ser.train.data import Inputs
 from ser.train.models import FUSIONS
 from ser.train.models.msmser import MsmserSettings
 from ser.train.models.perspective import PerspectiveSettings
-
-from .compare import compare
+from ser.train.models.ragged import Batch
 
 
 class PlainPerspective(nn.Module):

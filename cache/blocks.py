@@ -4,6 +4,7 @@ One reader serves every backend. It reads straight into where the rows belong an
 a byte that nobody asked for goes to a scratch area, because the checksum needs it too.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,10 @@ import crc32c
 import numpy as np
 import numpy.typing as npt
 
-from .durable import Buffer
-from .errors import CorruptStore, StoreError
-from .sealed import REPAIR
+from ser.errors import CorruptStore, StoreError
+
+from .atomic_io import Buffer
+from .spec import REPAIR
 
 BLOCK_BYTES = 2 << 20
 _MANY = 256  # pieces of a block above which one gather is cheaper than as many small reads
@@ -31,6 +33,20 @@ class Block:
     offset: int
     bytes: int
     crc32c: int
+
+
+@dataclass(frozen=True)
+class ArrayRecord:
+    """One array: `values` `[rows, dim]`, `offsets` int64 `[n + 1]`, or an extra `[rows]`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    blocks: tuple[Block, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape[1:])
 
 
 def row_stretches(start: int, stop: int, row_bytes: int) -> list[tuple[int, int]]:

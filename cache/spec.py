@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from .errors import CorruptStore, StoreError
+from ser.errors import CorruptStore, StoreError
 
 FORMAT_VERSION = 1
 
@@ -88,3 +88,30 @@ class Spec:
     def random_weights(self) -> bool:
         """Whether the feature comes from an untrained encoder: it shows that the pipeline works, not accuracy."""
         return bool(self.checkpoint.get("random", False))
+
+
+_SEAL = b',"sha256":"%s"}\n'
+_LENGTH = len(_SEAL % (b"0" * 64))
+
+
+def seal(record: Mapping[str, Any]) -> bytes:
+    """Canonical JSON of `record`, with `"sha256"` (of those bytes) put in as its last key, and a newline."""
+    body = canonical_json(record)
+    return body[:-1] + _SEAL % hashlib.sha256(body).hexdigest().encode()
+
+
+def unseal(content: bytes, where: str) -> dict[str, Any]:
+    """The record that `seal` wrote. Raises `CorruptStore` if one bit of it has changed."""
+    body = content[:-_LENGTH] + b"}"
+    if content[-_LENGTH:] != _SEAL % hashlib.sha256(body).hexdigest().encode():
+        raise CorruptStore(f"{where}: altered or cut short (its checksum is wrong); {REPAIR}")
+    try:
+        record = json.loads(body)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise CorruptStore(f"{where}: not a JSON object; {REPAIR}")
+    return record
+
+
+REPAIR = "run `ser cache verify --repair`, then `ser features` again"

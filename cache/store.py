@@ -12,12 +12,21 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from .durable import faults_named, make_folder, move_into_place, replace_file, sweep, sync_folder, workspace, write_file
-from .errors import CorruptStore, MissingRows, StoreError, WrongUse
-from .features import Feature, Packed, spec_bytes
-from .layout import Part, Quarantine, read_small
+from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
+
+from .atomic_io import (
+    faults_named,
+    make_folder,
+    move_into_place,
+    remove_leftovers,
+    replace_file,
+    sync_folder,
+    workspace,
+    write_file,
+)
+from .feature import Feature, spec_bytes
 from .manifest import Manifest
-from .parts import PartRows
+from .part import Packed, Part, PartRows, Quarantine, read_small
 from .spec import Spec
 
 __all__ = ["Feature", "Manifest", "Packed", "Part", "PartRows", "Quarantine", "Spec", "Store", "open_store"]
@@ -65,19 +74,19 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._swept = False
+        self._cleaned = False
 
     def __repr__(self) -> str:
         return f"<Store {self.path}>"
 
-    def sweep(self) -> list[str]:
+    def remove_leftovers(self) -> list[str]:
         """Remove what killed writers left under `tmp/`. Returns the names that went."""
-        self._swept = True
-        return sweep(self.path)
+        self._cleaned = True
+        return remove_leftovers(self.path)
 
     def _before_writing(self) -> None:
-        if not self._swept:
-            self.sweep()
+        if not self._cleaned:
+            self.remove_leftovers()
 
     def corpora(self) -> list[str]:
         """The names of the corpora that have a manifest."""

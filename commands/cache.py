@@ -12,7 +12,7 @@ import click
 from .progress import progress
 
 if TYPE_CHECKING:
-    from ser.cache.overview import Listing
+    from ser.cache.maintain import Listing
 
 _file = click.Path(path_type=Path)
 store_option = click.option("--store", type=_file, default=Path("features"), show_default=True)
@@ -36,7 +36,7 @@ def list_(store: Path, as_json: bool) -> None:
     """
     from tabulate import tabulate
 
-    from ser.cache.overview import list_features
+    from ser.cache.maintain import list_features
     from ser.cache.store import open_store
 
     found = list_features(open_store(store))
@@ -75,7 +75,7 @@ def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
     \b
     Example: ser cache info hubert@3f2a
     """
-    from ser.cache.overview import feature_info
+    from ser.cache.maintain import feature_info
     from ser.cache.store import open_store
 
     opened = open_store(store)
@@ -109,9 +109,9 @@ def verify(ctx: click.Context, repair: bool, store: Path, as_json: bool) -> None
     \b
     Example: ser cache verify --repair
     """
+    from ser.cache.maintain import Checked
+    from ser.cache.maintain import verify as verify_store
     from ser.cache.store import open_store
-    from ser.cache.verify import Checked
-    from ser.cache.verify import verify as verify_store
 
     checked: list[Checked] = []
     size, start = 0, time.perf_counter()
@@ -171,9 +171,8 @@ def import_(
     \b
     Example: ser cache import gemaps gemaps.npy --modality audio --manifest utterances.csv
     """
-    from ser.cache.importing import import_feature, read_ids
     from ser.cache.store import open_store
-    from ser.cache.tables import read_manifest_table
+    from ser.cache.transfer import import_feature, read_ids, read_manifest_table
 
     opened = open_store(store, create=table is not None)
     manifest = read_manifest_table(table, corpus_name or table.stem) if table else opened.manifest(corpus_name)
@@ -202,9 +201,9 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
       ser cache export hubert hubert.h5
       ser cache export hubert features-hdf5 --backend hdf5
     """
-    from ser.cache.exporting import copy
-    from ser.cache.exporting import export as export_feature
     from ser.cache.store import open_store
+    from ser.cache.transfer import copy
+    from ser.cache.transfer import export as export_feature
 
     opened = open_store(store)
     manifest = opened.manifest(corpus)
@@ -232,7 +231,7 @@ def remove(name: str | None, superseded: bool, yes: bool, store: Path) -> None:
       ser cache remove hubert@3f2a
       ser cache remove --superseded
     """
-    from ser.cache.remove import only_feature, remove_feature, remove_superseded
+    from ser.cache.maintain import only_feature, remove_feature, remove_superseded
     from ser.cache.store import open_store
 
     opened = open_store(store)

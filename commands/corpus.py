@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ser.extract.corpora.formats import FORMATS
+from ser.extract.corpora import FORMATS
 
 
 @click.group()
@@ -41,8 +41,8 @@ def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> N
     \b
     Example: ser corpus show /data/IEMOCAP_full_release --json
     """
+    from ser.extract.corpora.counts import differences, summary
     from ser.extract.corpora.scan import read_corpus
-    from ser.extract.corpora.show import differences, summary
 
     scan = read_corpus(path, format)
     facts = summary(scan)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tabulate import tabulate
 
-from ser.extract.corpora.formats import FORMATS
+from ser.extract.corpora import FORMATS
 
 from .progress import Stages
 
@@ -94,10 +94,9 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
       ser features my.csv --format table --features is13,logmel --backend hdf5
       ser features corpus --features hubert:layer=9 --model hubert=/models/hubert-base-ls960
     """
-    from ser.extract.estimate import about_seconds
-    from ser.extract.run import Request, extract, plan, stop_if_unusable
+    from ser.extract.run import ExtractionConfig, about_seconds, extract, plan, stop_if_unusable
 
-    planned = plan(Request(**options))
+    planned = plan(ExtractionConfig(**options))
     if dry_run:
         about = about_seconds(planned)
         click.echo(json.dumps(_ahead(planned, about)) if as_json else _ahead_text(planned) + _about(about))

@@ -26,7 +26,7 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any
     """
     from ser.train.report.page import report_tables, write_html, write_tables
     from ser.train.report.terminal import report_text
-    from ser.train.runs import find_runs
+    from ser.train.run_folder import find_runs
 
     found = find_runs(*runs)
     click.echo(report_text(found, paired))

@@ -57,7 +57,7 @@ def sweep(
             "--workers starts processes here, and --scheduler uses the workers of a cluster: give one"
         )
     from ser import engines
-    from ser.engines.address import check_scheduler
+    from ser.engines.cluster import check_scheduler
     from ser.engines.processes import started_early
 
     most = workers or engines.cores()

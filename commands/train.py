@@ -100,8 +100,7 @@ def train(
         return
     if features is None and not of_one_run:
         raise click.UsageError("--features is missing, such as --features hubert+mpnet")
-    from ser.train.estimate import estimate
-    from ser.train.experiment import Experiment, iterate, prepare, resumed
+    from ser.train.experiment import Experiment, estimate, iterate, prepare, resumed
 
     if resume is not None and of_one_run:
         _refuse_others(ctx)
@@ -140,7 +139,7 @@ def train(
     if as_json:
         click.echo(json.dumps({"runs": [{"path": str(run.path), **run.result} for run in runs]}))
         return
-    from ser.train.summary import summarise, summary_text
+    from ser.train.scores import summarise, summary_text
 
     click.echo(summary_text(summarise(runs)))
     click.echo(f"runs: {', '.join(str(run.path) for run in runs[:3])}{', …' if len(runs) > 3 else ''}")
@@ -161,7 +160,7 @@ def _refuse_others(ctx: click.Context) -> None:
 def _print_settings(name: str, as_json: bool) -> None:
     from tabulate import tabulate
 
-    from ser.cache.errors import unknown
+    from ser.errors import unknown
     from ser.train.models import FUSIONS
     from ser.train.settings import settings
 

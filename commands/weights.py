@@ -20,7 +20,7 @@ def demo(folder: Path) -> None:
     Example: ser weights demo demo/checkpoints
     """
     from ser.extract.corpora.demo import demo_vocabulary
-    from ser.weights.random import write_demo_checkpoints
+    from ser.weights.demo import write_demo_checkpoints
 
     for name, path in write_demo_checkpoints(folder, demo_vocabulary()).items():
         click.echo(f"{name}: {path} (random weights: shows that the pipeline works, no more)")

@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from .cluster import Cluster
-from .held import held
-from .machine import cores, memory_ended
+from .machine import cores, is_out_of_memory
 from .processes import in_processes
-from .worker import here, resources
+from .worker_cache import held, here, resources
 
-__all__ = ["Cluster", "cores", "held", "here", "memory_ended", "resources", "run"]
+__all__ = ["Cluster", "cores", "held", "here", "is_out_of_memory", "resources", "run"]
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -1,26 +1,313 @@
 """A dask cluster: the connection to it, held for one run."""
 
 import contextlib
+import ipaddress
+import json
 import logging
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
 from multiprocessing import resource_tracker
+from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
-from ser.cache.errors import SerError, WrongUse
+from ser.errors import SerError, WrongUse
 
-from . import held
-from .address import check_scheduler, checked_address, local_workers
-from .crew import Crew, Needs
-from .interrupt import undisturbed
-from .window import Window
+from . import worker_cache
+from .processes import task_name, undisturbed
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+
+SAFE = ("tls", "wss", "inproc")  # encrypted and with certificates, or within this process
+log = logging.getLogger("ser.engines")
+
+
+def local_workers(scheduler: str) -> int | None:
+    """N of `local:N`; None for anything else. Raises `WrongUse` for an N that is no number of workers."""
+    kind, _, number = scheduler.partition(":")
+    if kind != "local":
+        return None
+    if not number.isdecimal() or not int(number):
+        raise WrongUse(f"--scheduler {scheduler}: write local:N with N workers, such as local:4")
+    return int(number)
+
+
+def check_scheduler(scheduler: str, insecure: bool = False) -> None:
+    """Before anything is begun. Raises `WrongUse` for what no cluster can be, and `SerError` without dask."""
+    if local_workers(scheduler) is None:
+        _allowed(scheduler, insecure)
+    if find_spec("distributed") is None:
+        raise SerError("--scheduler needs dask: pip install 'ser[cluster]'")
+
+
+def checked_address(scheduler: str, insecure: bool = False) -> str:
+    """The address of a running scheduler, from an address or the path of dask's scheduler file.
+
+    Raises `WrongUse` for what is neither, and for a plain connection beyond this machine unless `insecure`, which
+    warns instead.
+    """
+    address = _allowed(scheduler, insecure)
+    if not _is_safe(address):
+        log.warning("%s: dask runs whatever it is sent, and asks nobody who they are; --insecure accepts that", address)
+    return address
+
+
+def _allowed(scheduler: str, insecure: bool) -> str:
+    address = scheduler
+    if "://" not in scheduler:
+        address = f"tcp://{scheduler}" if re.fullmatch(r"[\w.\[\]:-]+:\d+", scheduler) else _from_file(Path(scheduler))
+    try:
+        parts = urlsplit(address)
+        _ = parts.hostname, parts.port
+    except ValueError:
+        raise WrongUse(f"--scheduler {scheduler}: {address!r} is no address such as tcp://127.0.0.1:8786") from None
+    if not insecure and not _is_safe(address):
+        raise WrongUse(
+            f"--scheduler {scheduler}: {address} is plain and leads to another machine, and dask runs whatever it is "
+            "sent; use tls:// or an ssh tunnel to 127.0.0.1, or say --insecure where you trust everyone on the network"
+        )
+    return address
+
+
+def _is_safe(address: str) -> bool:
+    return urlsplit(address).scheme in SAFE or on_this_machine(address)
+
+
+def on_this_machine(address: str) -> bool:
+    """Whether it is a loopback address: nobody else can reach what listens there, or be reached."""
+    host = urlsplit(address).hostname
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _from_file(path: Path) -> str:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WrongUse(
+            f"--scheduler {path}: is no address such as tcp://127.0.0.1:8786, not local:N, and no scheduler file "
+            f"({error.strerror})"
+        ) from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("address"), str) or "://" not in found["address"]:
+        raise WrongUse(f"--scheduler {path}: is no scheduler file; `dask scheduler --scheduler-file` writes one")
+    return found["address"]
+
+
+Needs = Mapping[str, float]  # resource → how much of it a task takes, as in `dask worker --resources "GPU=1"`
+LOOK = 2.0  # seconds between two looks at who is there, and by the caller at what has come of the work
+
+
+class Crew:
+    """As `ask`, which gives the scheduler's record of each worker, has told of late.
+
+    A worker that dies is gone from that record until its nanny has started it again: so what nobody offers now, and
+    somebody did since the run began, may come back.
+    """
+
+    def __init__(self, address: str, ask: Callable[[], dict[str, dict[str, Any]]]) -> None:
+        self.address = address
+        self._ask = ask
+        self._workers: dict[str, dict[str, Any]] = {}
+        self._looked = -LOOK
+        self._kinds: dict[frozenset[tuple[str, float]], dict[str, float]] = {}
+
+    def workers(self, anew: bool = False) -> dict[str, dict[str, Any]]:
+        """Who is there, as of a moment ago. Raises what `ask` raises."""
+        if anew or time.monotonic() - self._looked > LOOK:
+            self._workers = self._ask()
+            self._looked = time.monotonic()
+            for worker in self._workers.values():
+                self._kinds.setdefault(frozenset(worker["resources"].items()), dict(worker["resources"]))
+        return self._workers
+
+    @property
+    def threads(self) -> int:
+        """Of all workers together; 1 while there is none."""
+        return max(1, sum(worker["nthreads"] for worker in self.workers().values()))
+
+    @property
+    def kinds(self) -> list[dict[str, float]]:
+        """The resources that a worker declares, each set once, of all workers seen since the run began."""
+        self.workers()
+        return list(self._kinds.values())
+
+    @property
+    def offers(self) -> dict[str, float]:
+        """The resources that workers have declared since the run began, and the most that any one has."""
+        return _most(self.kinds)
+
+    def able(self, needs: Needs) -> bool:
+        """Whether any worker that is there has all of it."""
+        return any(_has(worker["resources"], needs) for worker in self.workers().values())
+
+    def ever_able(self, needs: Needs) -> bool:
+        """Whether any worker had all of it since the run began."""
+        if not needs or any(_has(kind, needs) for kind in self.kinds):
+            return True
+        self.workers(anew=True)  # it may have come in this moment
+        return any(_has(kind, needs) for kind in self.kinds)
+
+    def lacking(self, needs: Needs) -> str:
+        """What is missing now, for the beginning of a sentence."""
+        if not needs or not self._workers:
+            return f"no worker has come to the dask scheduler at {self.address}"
+        there = _listed(_most(worker["resources"] for worker in self._workers.values())) or "nothing"
+        return f"no dask worker at {self.address} offers {_listed(needs)} (they offer {there})"
+
+    def way_out(self, needs: Needs) -> str:
+        """How to start a worker that has it, and that listens no wider than the scheduler."""
+        host = "127.0.0.1" if on_this_machine(self.address) else "ITS_ADDRESS"
+        command = f"dask worker {self.address} --host {host} --dashboard-address 127.0.0.1:0 --nthreads 1"
+        if self.address.startswith("tls:"):
+            command += " --tls-ca-file FILE --tls-cert FILE --tls-key FILE"
+        return f'start one by `{command} --resources "{_listed(needs)}"`' if needs else f"start some by `{command}`"
+
+
+def _most(kinds: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for kind in kinds:
+        for name, amount in kind.items():
+            found[name] = max(amount, found.get(name, 0.0))
+    return found
+
+
+def _has(resources: Mapping[str, float], needs: Needs) -> bool:
+    return all(resources.get(name, 0) >= amount for name, amount in needs.items())
+
+
+def _listed(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
+
+
 T = TypeVar("T")
 R = TypeVar("R")
+
+PER_THREAD = 3  # tasks in hand per worker thread: one at work and the next ones there already
+
+
+class Died(Exception):
+    """What a task yields that has killed its workers; its message says how often."""
+
+
+class _Forgotten(Exception):
+    """Dask no longer has a task's result, as after a restart: a lease is taken anew."""
+
+
+@dataclass
+class Window(Generic[T, R]):
+    """The arguments of `Cluster.run`."""
+
+    cluster: "Cluster"
+    function: Callable[[T], R]
+    needs: Callable[[T], Needs]
+    split: Callable[[T], list[T] | None] | None
+    lost: Callable[[T, str], R] | None
+    meanwhile: Callable[[], None]
+
+    def run(self, tasks: Iterable[T]) -> Iterator[R]:
+        """The results as they come: first of all tasks, then of those that died, one by one."""
+        suspects: deque[T] = deque()
+        for task, result in self._each(tasks):
+            if isinstance(result, Died):
+                suspects.append(task)
+            else:
+                yield result
+        while suspects:
+            task = suspects.popleft()
+            [(_, result)] = self._each([task])
+            if not isinstance(result, Died):
+                yield result
+            elif (pieces := self.split(task) if self.split else None) is not None:
+                suspects.extendleft(reversed(pieces))
+            elif self.lost:
+                yield self.lost(task, str(result))
+            else:
+                raise SerError(f"{result} on {task_name(task)}; what was finished is kept")
+
+    def _each(self, tasks: Iterable[T]) -> Iterator[tuple[T, R | Died]]:
+        """Each task with its result or its death."""
+        cluster, remaining = self.cluster, iter(tasks)
+        landed: SimpleQueue[Future] = SimpleQueue()
+        flying: dict[Any, tuple[T, Needs, Future]] = {}  # by dask's key
+        lonely: float | None = None  # since when nobody is there who could do any of it
+
+        def launch(task: T) -> None:
+            needs = self.needs(task)
+            future = cluster.submit(self.function, task, needs)
+            flying[future.key] = (task, needs, future)
+            future.add_done_callback(landed.put)
+
+        try:
+            while True:
+                for task in islice(remaining, max(0, PER_THREAD * cluster.crew.threads - len(flying))):
+                    launch(task)
+                if not flying:
+                    return
+                self.meanwhile()
+                try:
+                    key = landed.get(timeout=LOOK).key
+                except Empty:
+                    able = any(cluster.crew.able(needs) for _, needs, _ in flying.values())
+                    lonely = None if able else lonely or time.monotonic()
+                    if lonely and time.monotonic() - lonely > cluster.patience:
+                        raise cluster.deserted(next(iter(flying.values()))[1]) from None
+                    continue
+                lonely = None
+                task, _, future = flying.pop(key)
+                try:
+                    result = self._result(task, future)
+                except _Forgotten:
+                    launch(task)
+                else:
+                    future.release()  # else the scheduler keeps every lease until Python collects garbage
+                    yield task, result
+        finally:
+            cluster.cancel([future for _, _, future in flying.values()])
+
+    def _result(self, task: T, future: "Future") -> R | Died:
+        from distributed import CancelledError, KilledWorker
+
+        fault: BaseException | None
+        if future.status == "error":
+            fault = future.exception()
+        elif future.status != "finished":
+            self.cluster.crew.workers(anew=True)
+            raise _Forgotten
+        else:
+            try:
+                return future.result(timeout=self.cluster.patience)
+            # Its worker died before it could be fetched. UnboundLocalError: what distributed makes of a cancellation.
+            except (CancelledError, TimeoutError, OSError, UnboundLocalError):
+                self.cluster.crew.workers(anew=True)
+                raise _Forgotten from None
+            except KilledWorker as killed:
+                fault = killed
+        if isinstance(fault, KilledWorker):
+            return Died(f"the process that computes it dies, {fault.allowed_failures + 1} times in a row")
+        raise fault if isinstance(fault, SerError) else self._foreign(task, fault)
+
+    def _foreign(self, task: T, fault: BaseException | None) -> Exception:
+        told = "".join(traceback.format_exception(fault))
+        if "ModuleNotFoundError: No module named 'ser" in told:
+            return SerError(f"the dask workers at {self.cluster.address} have no ser: install the same version there")
+        return RuntimeError(f"in a dask worker, on {task_name(task)}:\n{told}")
+
 
 ANSWER = 5.0  # seconds that all workers have to take the plugin: a frozen one never answers, and shall not be awaited
 # A cluster of its own forgives a task two deaths (dask: 3), waits for a worker that dies again and again (dask closes
@@ -113,16 +400,18 @@ class Cluster:
         from distributed.protocol.pickle import dumps
 
         with contextlib.suppress(Exception):  # workers die at any moment; who misses this makes a plugin of its own
-            self._tell("register_worker_plugin", plugin=dumps(held.plugin()), name=held.NAME, idempotent=False)
+            self._tell(
+                "register_worker_plugin", plugin=dumps(worker_cache.plugin()), name=worker_cache.NAME, idempotent=False
+            )
 
     def _take_plugin(self) -> None:
         if self.own is None and self._client.status == "running":
             with contextlib.suppress(Exception):
                 try:
-                    self._tell("unregister_worker_plugin", name=held.NAME)
+                    self._tell("unregister_worker_plugin", name=worker_cache.NAME)
                 except ValueError:  # the end of another run took it, and our workers made their own: make it known
                     self._give_plugin()
-                    self._tell("unregister_worker_plugin", name=held.NAME)
+                    self._tell("unregister_worker_plugin", name=worker_cache.NAME)
 
     def _tell(self, what: str, **words: Any) -> None:
         self._client.sync(getattr(self._client.scheduler, what), callback_timeout=ANSWER, **words)

@@ -8,7 +8,7 @@ from pathlib import Path
 SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED")  # of torch, on a GPU and on a CPU; of cuBLAS and cuDNN
 
 
-def memory_ended(fault: BaseException) -> bool:
+def is_out_of_memory(fault: BaseException) -> bool:
     """Whether this is an allocation that failed, in this process's memory or a GPU's."""
     return isinstance(fault, MemoryError) or any(sign in str(fault) for sign in SIGNS)
 

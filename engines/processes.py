@@ -10,6 +10,7 @@ import importlib
 import multiprocessing
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -18,7 +19,30 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any, TypeVar
 
-from ser.cache.errors import SerError
+from ser.errors import SerError
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """In the context Ctrl-C waits for its end. Threads and processes that are begun in it never hear it, nor do theirs.
+
+    Where another thread than the main one does this, Ctrl-C reaches the main thread as ever.
+    """
+    heard: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    ours = callable(handler) and threading.current_thread() is threading.main_thread()
+    if ours:  # a signal that one thread blocks may still come to another
+        signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if ours:
+            signal.signal(signal.SIGINT, handler)
+    if heard and callable(handler):
+        handler(heard[0], None)
+
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -2,7 +2,7 @@
 
 Files lie: a header may promise more than the file holds, and decoders then read short or fill up in silence. So the
 bytes are read once, hashed, checked against their own header, and only then decoded. What cannot be trusted raises
-`Unusable`; what is odd but right is a warning on the clip.
+`UtteranceError`; what is odd but right is a warning on the clip.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from .passes import Unusable
+from .extractors import UtteranceError
 
 RESAMPLER = "soxr-hq"  # stored in every acoustic config: another resampler gives other numbers
 CHANNELS = "mean, or the loudest where the mean loses 20 dB"  # stored too
@@ -55,39 +55,39 @@ class Clip:
 
 
 def locate(root: Path, relative: str) -> Path:
-    """The audio file under the corpus root. Raises `Unusable` for a path that leads out of it."""
+    """The audio file under the corpus root. Raises `UtteranceError` for a path that leads out of it."""
     parts = PurePosixPath(relative)
     if parts.is_absolute() or ".." in parts.parts or "\0" in relative:
-        raise Unusable(f"the path {relative!r} leads out of the corpus")
+        raise UtteranceError(f"the path {relative!r} leads out of the corpus")
     return root / parts
 
 
 def decode(path: Path, sha256: str | None = None) -> Clip:
-    """Decode one file, and check it against `sha256` where given. Raises `Unusable` with a one-sentence reason."""
+    """Decode one file, and check it against `sha256` where given. Raises `UtteranceError` with a one-sentence reason."""
     data = read_bytes(path)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise Unusable("the file changed after the corpus was read: run again")
+        raise UtteranceError("the file changed after the corpus was read: run again")
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, reason in NOT_AUDIO.items():
         if start.startswith(magic):
-            raise Unusable(reason)
+            raise UtteranceError(reason)
     warnings = _check_riff(data)
     try:
         with sf.SoundFile(io.BytesIO(data)) as file:
             rate, promised, kind, subtype = file.samplerate, file.frames, file.format, file.subtype
             if promised > LONGEST * rate:
-                raise Unusable(_too_long(promised, rate, len(data)))
+                raise UtteranceError(_too_long(promised, rate, len(data)))
             channels = file.read(dtype="float32", always_2d=True)
-    except Unusable:  # a ValueError too
+    except UtteranceError:  # a ValueError too
         raise
     except (sf.LibsndfileError, RuntimeError, ValueError, MemoryError, OverflowError) as fault:
-        raise Unusable(f"cannot be decoded as audio ({_first_line(fault)})") from fault
+        raise UtteranceError(f"cannot be decoded as audio ({_first_line(fault)})") from fault
     if len(channels) < promised:
-        raise Unusable(f"is cut short: the header says {promised} samples, {len(channels)} can be decoded")
+        raise UtteranceError(f"is cut short: the header says {promised} samples, {len(channels)} can be decoded")
     if len(channels) == 0:
-        raise Unusable("holds no samples")
+        raise UtteranceError("holds no samples")
     if not np.isfinite(channels).all():
-        raise Unusable(f"holds NaN or infinite samples ({np.count_nonzero(~np.isfinite(channels))})")
+        raise UtteranceError(f"holds NaN or infinite samples ({np.count_nonzero(~np.isfinite(channels))})")
     if path.suffix.lower() == ".wav" and kind not in {"WAV", "WAVEX", "RF64"}:
         warnings.append(f"{kind} under the name .wav")
     if subtype in {"ULAW", "ALAW"}:
@@ -106,27 +106,27 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a regular file. Raises `Unusable` for anything else, without ever waiting on it."""
+    """The bytes of a regular file. Raises `UtteranceError` for anything else, without ever waiting on it."""
     try:
         # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as fault:
-        raise Unusable(f"cannot be opened ({getattr(fault, 'strerror', None) or fault})") from fault
+        raise UtteranceError(f"cannot be opened ({getattr(fault, 'strerror', None) or fault})") from fault
     status = os.fstat(descriptor)
     if stat.S_ISDIR(status.st_mode):
         os.close(descriptor)
-        raise Unusable("is a directory, not a file")
+        raise UtteranceError("is a directory, not a file")
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(status.st_mode):
-            raise Unusable("is no regular file (a pipe, socket or device)")
+            raise UtteranceError("is no regular file (a pipe, socket or device)")
         if status.st_size == 0:
-            raise Unusable("is empty")
+            raise UtteranceError("is empty")
         if status.st_size > LARGEST:
-            raise Unusable(f"is too large ({status.st_size / 1e9:.1f} GB): cut it into utterances")
+            raise UtteranceError(f"is too large ({status.st_size / 1e9:.1f} GB): cut it into utterances")
         try:
             return file.read()
         except OSError as fault:
-            raise Unusable(f"cannot be read ({fault.strerror})") from fault
+            raise UtteranceError(f"cannot be read ({fault.strerror})") from fault
 
 
 def _one_channel(channels: np.ndarray, warnings: list[str]) -> np.ndarray:
@@ -155,10 +155,10 @@ def _check_riff(data: bytes) -> list[str]:
             if size in (0, 0xFFFFFFFF) and there:
                 return ["data chunk of unknown length, as a pipe writes it"]
             if size > there:
-                raise Unusable(f"is cut short: its data chunk says {size} bytes, the file holds {there}")
+                raise UtteranceError(f"is cut short: its data chunk says {size} bytes, the file holds {there}")
             return []
         at += 8 + size + size % 2  # chunks are padded to even lengths
-    raise Unusable("is a WAV file without a data chunk: cut short, or its header is wrong")
+    raise UtteranceError("is a WAV file without a data chunk: cut short, or its header is wrong")
 
 
 def _too_long(frames: int, rate: int, size: int) -> str:

@@ -6,10 +6,7 @@ from typing import Any
 import numpy as np
 
 from .audio import Clip, decode, locate
-from .batching import GPU_SECONDS, batches
-from .features import Wanted
-from .opening import open_passes
-from .passes import Outcome, Unusable
+from .extractors import GPU_SECONDS, Outcome, ResolvedFeature, UtteranceError, batches, load_extractors
 from .plan import Plan, Utterance
 
 
@@ -27,7 +24,7 @@ def deviations(plan: Plan, count: int, device: str) -> dict[str, float]:
             continue
         chosen = _spread([u for u in plan.utterances(modality) if u.problem is None], count)
         inputs = [_input(plan, utterance, modality) for utterance in chosen]
-        usable = [value for value in inputs if not isinstance(value, Unusable)]
+        usable = [value for value in inputs if not isinstance(value, UtteranceError)]
         ours = _ours(wanted, usable, device, plan.request.batch_seconds)
         models: dict[str, Any] = {}  # by checkpoint: layers of one encoder share it
         for one in wanted:
@@ -54,33 +51,33 @@ def _input(plan: Plan, utterance: Utterance, modality: str) -> Any:
         return utterance.text
     try:
         return decode(locate(plan.scan.root, utterance.audio or ""), utterance.digest)
-    except Unusable as fault:
+    except UtteranceError as fault:
         return fault
 
 
 def _ours(
-    wanted: Sequence[Wanted], inputs: Sequence[Any], device: str, batch_seconds: float | None
+    wanted: Sequence[ResolvedFeature], inputs: Sequence[Any], device: str, batch_seconds: float | None
 ) -> list[dict[str, np.ndarray]]:
     found: list[dict[str, np.ndarray]] = [{} for _ in inputs]
     most = batch_seconds or GPU_SECONDS
-    for one in open_passes([_in_float32(w) for w in wanted], device, most):
+    for one in load_extractors([_in_float32(w) for w in wanted], device, most):
         lengths = [value.seconds if isinstance(value, Clip) else 1.0 for value in inputs]
         for batch in batches(lengths, most):
             outcomes: list[Outcome] = one.run([inputs[row] for row in batch])
             for row, outcome in zip(batch, outcomes, strict=True):
-                if not isinstance(outcome, Unusable):
+                if not isinstance(outcome, UtteranceError):
                     for original, spec in _pairs(wanted, one.specs):
                         found[row][original] = outcome[spec].values
     return found
 
 
-def _in_float32(wanted: Wanted) -> Wanted:
+def _in_float32(wanted: ResolvedFeature) -> ResolvedFeature:
     from dataclasses import replace
 
     return replace(wanted, spec=replace(wanted.spec, dtype="float32"))
 
 
-def _pairs(wanted: Sequence[Wanted], specs: Sequence[Any]) -> list[tuple[str, str]]:
+def _pairs(wanted: Sequence[ResolvedFeature], specs: Sequence[Any]) -> list[tuple[str, str]]:
     """The fingerprints of the wanted features, and those that they have in float32."""
     in_float32 = {_in_float32(w).spec.fingerprint: w.spec.fingerprint for w in wanted}
     return [(in_float32[spec.fingerprint], spec.fingerprint) for spec in specs]
@@ -95,7 +92,7 @@ def _relative(ours: np.ndarray, reference: np.ndarray) -> float:
 class _Reference:
     """One feature of one utterance, in the way its documentation shows."""
 
-    def __init__(self, wanted: Wanted, device: str, models: dict[str, Any]) -> None:
+    def __init__(self, wanted: ResolvedFeature, device: str, models: dict[str, Any]) -> None:
         self.wanted, self.config, self.device, self.models = wanted, wanted.config, device, models
 
     def __call__(self, value: Any) -> np.ndarray:
@@ -114,7 +111,7 @@ class _Reference:
         c = self.config
         samples = clip.at(c.sampling_rate)
         if c.view:
-            from .views import change
+            from .augment import change
 
             samples = change(samples, c.sampling_rate, c.view)
         power = librosa.feature.melspectrogram(

@@ -11,11 +11,11 @@ import numpy as np
 import scipy.fft
 import torch
 
-from ser.cache.errors import WrongUse
 from ser.cache.spec import Modality, Spec
+from ser.errors import WrongUse
 
 from .audio import CHANNELS, RESAMPLER, Clip
-from .passes import Outcome, Rows, Unusable, as_stored
+from .extractors import Outcome, Rows, UtteranceError, as_stored
 
 VERSION = 1
 FRAMES_AT_ONCE = 4096  # an hour has 360,000: this bounds the spectrum in memory
@@ -57,7 +57,7 @@ class MelConfig:
         return self.coefficients or self.bands
 
 
-class MelPass:
+class MelExtractor:
     """One row per hop; an utterance's rows are the same bits whatever is computed beside it."""
 
     modality: Modality = "audio"
@@ -82,15 +82,15 @@ class MelPass:
     def _one(self, clip: Clip) -> Outcome:
         samples = clip.at(self.config.sampling_rate)
         if self.config.view:
-            from .views import change
+            from .augment import change
 
             samples = change(samples, self.config.sampling_rate, self.config.view)
         if len(samples) < self.config.window_samples:
-            return Unusable(f"is too short for {self.stage} ({clip.seconds * 1000:.0f} ms; one window is needed)")
+            return UtteranceError(f"is too short for {self.stage} ({clip.seconds * 1000:.0f} ms; one window is needed)")
         [spec] = self.specs
         try:
             return {spec.fingerprint: Rows(as_stored(self.spectrogram(samples), spec.dtype))}
-        except Unusable as fault:
+        except UtteranceError as fault:
             return fault
 
     def spectrogram(self, samples: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ def resolve(settings: dict[str, Any]) -> MelConfig:
     if not 0 <= config.coefficients <= config.bands:
         raise WrongUse(f"{config.coefficients} coefficients cannot come from {config.bands} bands")
     if config.view:
-        from .views import check
+        from .augment import check
 
         check(config.view)
     return config

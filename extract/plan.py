@@ -1,24 +1,83 @@
 """What `ser features` will compute: which rows are there already, how the rest is cut into parts, and its size."""
 
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ser.cache.errors import CorruptStore, StoreError, WrongUse
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Modality
 from ser.cache.store import Feature, Store, open_store
+from ser.engines.cluster import check_scheduler
+from ser.errors import CorruptStore, StoreError, WrongUse
 
-from .batching import CHARACTERS_PER_TOKEN, text_seconds
 from .corpora.scan import Scan, find_format, read_corpus
-from .features import Wanted, resolve, split_names
-from .passes import Pass
-from .request import Request
+from .extractors import CHARACTERS_PER_TOKEN, Extractor, ResolvedFeature, resolve, split_names, text_seconds
 
+
+@dataclass(frozen=True)
+class ExtractionConfig:
+    """The options of `ser features`, under the same names."""
+
+    corpus: Path
+    features: str | Sequence[str] = "hubert,mpnet,bert,is13,logmel"
+    format: str | None = None
+    corpus_name: str | None = None
+    text: Path | None = None
+    store: Path = Path("features")
+    backend: str = "zarr"
+    dtype: str = "float16"
+    device: str = "auto"
+    models: Mapping[str, str] | Sequence[str] = ()  # {"hubert": ID_OR_PATH} or ["hubert=ID_OR_PATH"]
+    workers: int | None = None
+    batch_seconds: float | None = None
+    part_seconds: float = 600.0
+    limit: int | None = None
+    scheduler: str | None = None
+    insecure: bool = False
+    on_error: str = "fail"
+    retry: bool = False
+    check: int | None = None
+
+    def check_options(self) -> None:
+        """Before anything is read. Raises `WrongUse` for a value that cannot be, or two that do not go together."""
+        for name, value, known in (
+            ("--backend", self.backend, ("zarr", "hdf5")),
+            ("--dtype", self.dtype, ("float16", "float32")),
+            ("--on-error", self.on_error, ("fail", "skip")),
+        ):
+            if value not in known:
+                raise WrongUse(f"{name} {value}: it is {' or '.join(known)}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):  # whether it is here is seen when a model needs it
+            raise WrongUse(f"--device {self.device}: it is auto, cpu, cuda or cuda:N")
+        if not self.part_seconds > 0 or (self.batch_seconds is not None and not self.batch_seconds > 0):
+            raise WrongUse("--part-seconds and --batch-seconds must be above 0")
+        if self.scheduler is not None:
+            if self.workers is not None:
+                raise WrongUse(
+                    "--workers starts processes here, and --scheduler uses the workers of a cluster: give one"
+                )
+            check_scheduler(self.scheduler, self.insecure)
+
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """`models` by feature name. Raises `WrongUse` for an entry that is not NAME=ID_OR_PATH."""
+        if isinstance(self.models, Mapping):
+            return dict(self.models)
+        found: dict[str, str] = {}
+        for entry in self.models:
+            name, equals, value = entry.partition("=")
+            if not equals or not value or name in found:
+                raise WrongUse(f"--model {entry}: write --model NAME=ID_OR_PATH, each name once")
+            found[name] = value
+        return found
+
+
+OnProgress = Callable[[str, int, int], None]  # stage, utterances done, of how many
 PART_BYTES = 256 << 20
 
 
@@ -26,7 +85,7 @@ PART_BYTES = 256 << 20
 class FeaturePlan:
     """One feature: how many rows the corpus has, and the manifest rows that are still to be computed."""
 
-    wanted: Wanted
+    wanted: ResolvedFeature
     rows: int
     missing: list[int]
     bytes: int
@@ -77,12 +136,12 @@ class Part:
 class Plan:
     """All that `extract` needs. Nothing is written yet."""
 
-    request: Request
+    request: ExtractionConfig
     scan: Scan
     features: list[FeaturePlan]
     free: int
     warnings: list[str] = field(default_factory=list)
-    opened: dict[Modality, list[Pass]] = field(default_factory=dict, repr=False)  # by an estimate, for the run
+    opened: dict[Modality, list[Extractor]] = field(default_factory=dict, repr=False)  # by an estimate, for the run
 
     @property
     def manifest(self) -> Manifest:
@@ -144,7 +203,7 @@ class Plan:
         return found
 
 
-def plan(request: Request) -> Plan:
+def plan(request: ExtractionConfig) -> Plan:
     """Read the corpus, find the weights, and look up what the store has.
 
     Raises `WrongUse` for a corpus, feature, model or setting that cannot be, and `StoreError` if the disk is too
@@ -158,7 +217,7 @@ def plan(request: Request) -> Plan:
     return plan_scan(request, scan, wanted)
 
 
-def plan_scan(request: Request, scan: Scan, wanted: list[Wanted]) -> Plan:
+def plan_scan(request: ExtractionConfig, scan: Scan, wanted: list[ResolvedFeature]) -> Plan:
     """The plan for a corpus that is read already. Raises `StoreError` if the disk is too small."""
     store = _store_there(request.store)
     features = [_feature_plan(one, scan.manifest, store, request) for one in wanted]
@@ -181,7 +240,7 @@ def _store_there(path: Path) -> Store | None:
         return None
 
 
-def existing(store: Store, wanted: Wanted) -> Feature | None:
+def existing(store: Store, wanted: ResolvedFeature) -> Feature | None:
     """The feature in the store, if its folder is there."""
     folder = store.path / wanted.spec.feature / wanted.spec.fingerprint
     if not folder.exists():
@@ -192,14 +251,16 @@ def existing(store: Store, wanted: Wanted) -> Feature | None:
         return Feature(store.path, folder, wanted.spec)
 
 
-def _feature_plan(wanted: Wanted, manifest: Manifest, store: Store | None, request: Request) -> FeaturePlan:
+def _feature_plan(
+    wanted: ResolvedFeature, manifest: Manifest, store: Store | None, request: ExtractionConfig
+) -> FeaturePlan:
     feature = existing(store, wanted) if store else None
     parts = frozenset(part.name for part in feature.parts()) if feature else frozenset()
     missing = feature.missing(manifest, request.retry) if feature else list(range(len(manifest)))
     return FeaturePlan(wanted, len(manifest), missing, _bytes(wanted, manifest, missing), parts)
 
 
-def _bytes(wanted: Wanted, manifest: Manifest, rows: list[int]) -> int:
+def _bytes(wanted: ResolvedFeature, manifest: Manifest, rows: list[int]) -> int:
     if wanted.spec.level == "utterance":
         return len(rows) * _row_bytes(wanted)
     column = manifest.column("duration" if wanted.spec.modality == "audio" else "text")
@@ -210,11 +271,11 @@ def _bytes(wanted: Wanted, manifest: Manifest, rows: list[int]) -> int:
     return int(count * _row_bytes(wanted))
 
 
-def _row_bytes(wanted: Wanted) -> int:
+def _row_bytes(wanted: ResolvedFeature) -> int:
     return wanted.spec.dim * np.dtype(wanted.spec.dtype).itemsize
 
 
-def _rows_per_second(wanted: Wanted) -> float:
+def _rows_per_second(wanted: ResolvedFeature) -> float:
     """Rows per second of `Utterance.length`; at utterance level the shortest utterances bound it."""
     return 1 / wanted.spec.hop if wanted.spec.hop else 2.0 if wanted.spec.level == "utterance" else 50.0
 

@@ -1,26 +1,153 @@
-"""`ser features`: carry out a plan, as in `extract(plan(Request(Path("/data/IEMOCAP"), features="hubert,is13")))`."""
+"""`ser features`: carry out a plan, as in `extract(plan(ExtractionConfig(Path("/data/IEMOCAP"), features="hubert,is13")))`."""
 
 import time
-from collections.abc import Generator, Sized
+from collections import Counter
+from collections.abc import Generator, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 from ser import engines
-from ser.cache.errors import CorpusError, SerError
-from ser.cache.layout import Quarantine
+from ser.cache.part import Quarantine
+from ser.cache.spec import Modality
 from ser.cache.store import Store, open_store
+from ser.errors import CorpusError, SerError
 
-from .leases import Task, extract_part, run_leases
-from .opening import choose_device
-from .plan import Part, Plan, plan
-from .progress import OnProgress, Told
-from .request import Request
-from .seen import Seen
-from .work import Record, Setup, Worker
+from .audio import decode, locate
+from .cluster_tasks import StoreProgress, Task, extract_part, run_leases
+from .extractors import GPU_SECONDS, Extractor, UtteranceError, batches, choose_device, load_extractors
+from .plan import ExtractionConfig, OnProgress, Part, Plan, Utterance, plan
+from .worker import Record, Setup, Worker, one_thread
 
-__all__ = ["Plan", "Request", "Stopped", "Summary", "extract", "plan"]
+
+class Told:
+    """Counts the utterances of each stage as they are done, and passes them on."""
+
+    def __init__(self, plan: Plan, parts: list[Part], report: OnProgress | None) -> None:
+        self.report = report
+        self.done: Counter[str] = Counter()
+        self.total: Counter[str] = Counter()
+        for part in parts:
+            known = {utterance.id for utterance in part.utterances if utterance.problem}  # nothing to do for these
+            if part.modality == "audio":
+                self.total["decode"] += len(part.utterances) - len(known)
+            stages: dict[str, set[str]] = {}
+            for feature in plan.features:
+                spec = feature.wanted.spec
+                stages.setdefault(spec.feature, set()).update(part.missing.get(spec.fingerprint, ()))
+            for stage, ids in stages.items():
+                self.total[stage] += len(ids - known)
+
+    def stage(self, stage: str, count: int) -> None:
+        """One more batch of a stage is done."""
+        self.done[stage] += count
+        if self.report:
+            self.report(stage, min(self.done[stage], self.total[stage]), self.total[stage])
+
+
+T = TypeVar("T")
+
+ENOUGH = 100  # utterances to compute: fewer are done before they are estimated
+AT = (1 / 6, 1 / 2, 5 / 6)  # of the utterances by length, those that are timed
+
+
+def about_seconds(plan: Plan) -> float | None:
+    """The seconds that the plan will take on this machine, as far as a few utterances can tell.
+
+    None if there is little to do, or if other machines do it. Opens the encoders and leaves them open for the run.
+    """
+    request = plan.request
+    if request.scheduler is not None or max((len(f.missing) for f in plan.features), default=0) < ENOUGH:
+        return None
+    device = choose_device(request.device, [feature.wanted for feature in plan.features])
+    on_gpu = device.startswith("cuda")
+    most = request.batch_seconds or (GPU_SECONDS if on_gpu else None)
+    if not on_gpu:
+        one_thread()
+    cores_busy = device_busy = 0.0
+    modalities: tuple[Modality, ...] = ("audio", "text")
+    for modality in modalities:
+        wanted = [feature.wanted for feature in plan.features if feature.wanted.spec.modality == modality]
+        left = _left(plan, modality, {one.spec.fingerprint for one in wanted})
+        if not left:
+            continue
+        passes = load_extractors(wanted, device, most)
+        if (request.workers or 1) == 1:
+            plan.opened[modality] = passes
+        start = time.perf_counter()
+        timed = _inputs(plan, _chosen(left, most if on_gpu else None), modality)
+        cores_busy += (time.perf_counter() - start) / max(sum(u.length for u, _ in timed), 1e-9) * _seconds(left)
+        for one in passes:
+            alone = on_gpu and one.batched
+            rate = _rate(one, timed, most, 1) if alone else _rate(one, _spread(timed), most, engines.cores())
+            busy = rate * _seconds(_left(plan, modality, {spec.fingerprint for spec in one.specs}))
+            if alone:
+                device_busy += busy
+            else:
+                cores_busy += busy
+    return max(cores_busy / engines.cores(), device_busy)
+
+
+def _left(plan: Plan, modality: Modality, fingerprints: set[str]) -> list[Utterance]:
+    """The usable utterances that lack one of these features, longest first; equal transcripts once."""
+    rows = set[int]().union(*(f.missing for f in plan.features if f.wanted.spec.fingerprint in fingerprints))
+    utterances = plan.utterances(modality) if rows else []
+    usable = [utterances[row] for row in sorted(rows) if not utterances[row].problem]
+    found = {(u.text if modality == "text" else u.id): u for u in usable}
+    return sorted(found.values(), key=lambda utterance: -utterance.length)
+
+
+def _seconds(utterances: Sequence[Utterance]) -> float:
+    return sum(utterance.length for utterance in utterances)
+
+
+def _spread(some: list[T]) -> list[T]:
+    return [some[int(part * len(some))] for part in AT] if some else []
+
+
+def _chosen(left: list[Utterance], most: float | None) -> list[Utterance]:
+    """Three of different lengths; on a GPU, which a few leave idle, a batch from the middle."""
+    if most is None:
+        return _spread(left)
+    groups = batches([utterance.length for utterance in left], most)
+    return [left[index] for index in groups[len(groups) // 2]]
+
+
+def _inputs(plan: Plan, utterances: list[Utterance], modality: Modality) -> list[tuple[Utterance, Any]]:
+    """What a pass takes of each utterance that can be decoded."""
+    if modality == "text":
+        return [(utterance, utterance.text) for utterance in utterances]
+    found: list[tuple[Utterance, Any]] = []
+    for utterance in utterances:
+        try:
+            found.append((utterance, decode(locate(plan.scan.root, utterance.audio or ""), utterance.digest)))
+        except UtteranceError:
+            continue
+    return found
+
+
+def _rate(one: Extractor, timed: list[tuple[Utterance, Any]], most: float | None, threads: int) -> float:
+    """Seconds of one thread's work per second of utterances; 0 where none could be decoded."""
+    groups = batches([utterance.length for utterance, _ in timed], most if one.batched else None)
+    if not groups:
+        return 0.0
+
+    def once(_: int) -> float:
+        one.run([timed[groups[-1][-1]][1]])  # the first call of a thread loads and allocates
+        start = time.perf_counter()
+        for group in groups:
+            one.run([timed[row][1] for row in group])
+        return time.perf_counter() - start
+
+    # As many at once as in the run: cores share their memory, and often this machine with others.
+    with ThreadPoolExecutor(threads) as pool:
+        busy = list(pool.map(once, range(threads)))
+    return sum(busy) / threads / max(_seconds([utterance for utterance, _ in timed]), 1e-9)
+
+
+__all__ = ["ExtractionConfig", "Plan", "Stopped", "Summary", "extract", "plan"]
 
 NAMED = 5  # faults that a message names before it counts the rest
 
@@ -134,7 +261,7 @@ def _records(plan: Plan, parts: list[Part], on_progress: OnProgress | None) -> G
         written_by=(("ser", version("ser")),),
     )
     if request.scheduler is not None:
-        seen = Seen(plan, parts, on_progress)
+        seen = StoreProgress(plan, parts, on_progress)
         for record in run_leases(setup, seen.left(parts), request.scheduler, request.insecure, seen.look):
             seen.add(record)
             yield record

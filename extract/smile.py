@@ -14,7 +14,7 @@ import numpy as np
 from ser.cache.spec import Modality, Spec
 
 from .audio import CHANNELS, RESAMPLER, Clip
-from .passes import Outcome, Rows, Unusable, as_stored
+from .extractors import Outcome, Rows, UtteranceError, as_stored
 
 VERSION = 1
 DIM = 6373
@@ -37,7 +37,7 @@ class SmileConfig:
 warnings.filterwarnings("ignore", "Segment too short", UserWarning)
 
 
-class SmilePass:
+class SmileExtractor:
     """One vector of 6373 values per utterance; threads scale, for openSMILE runs without the GIL."""
 
     stage = "is13"
@@ -59,11 +59,11 @@ class SmilePass:
             samples = np.clip(samples, -1.0, self.config.clip)
         values = self._smile()(samples, self.config.sampling_rate)[0, :, 0]
         if np.isnan(values).all():
-            return Unusable(f"is too short for is13 ({clip.seconds * 1000:.0f} ms)")
+            return UtteranceError(f"is too short for is13 ({clip.seconds * 1000:.0f} ms)")
         [spec] = self.specs
         try:
             return {spec.fingerprint: Rows(as_stored(values[None], spec.dtype))}
-        except Unusable as fault:
+        except UtteranceError as fault:
             return fault
 
     def _smile(self):  # type: ignore[no-untyped-def]  # opensmile has no types

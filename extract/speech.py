@@ -18,14 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ser.cache.errors import WrongUse
 from ser.cache.spec import Modality, Spec
+from ser.errors import WrongUse
 from ser.weights import Checkpoint, load_encoder
 
 from .audio import CHANNELS, RESAMPLER, Clip
-from .layers import Layers
-from .memory import in_halves
-from .passes import Outcome, Rows, Unusable, as_stored
+from .extractors import Layers, Outcome, Rows, UtteranceError, as_stored, in_halves
 
 VERSION = 1
 RATE = 16000  # Hz, of every encoder of these families
@@ -134,7 +132,7 @@ class Piece:
     keep: slice
 
 
-class SpeechPass:
+class SpeechExtractor:
     """Several layers of one encoder from one forward pass."""
 
     modality: Modality = "audio"
@@ -176,7 +174,9 @@ class SpeechPass:
         for row, clip in enumerate(batch):
             samples = clip.at(RATE)
             if len(samples) < self.field:
-                outcomes[row] = Unusable(f"is too short for {self.stage} ({len(samples)} of {self.field} samples)")
+                outcomes[row] = UtteranceError(
+                    f"is too short for {self.stage} ({len(samples)} of {self.field} samples)"
+                )
             else:
                 pieces += self.cut(row, normalised(samples) if self.shared.normalize else samples)
         made: dict[tuple[int, str], list[np.ndarray]] = {}
@@ -186,7 +186,7 @@ class SpeechPass:
                     try:
                         stored = as_stored(values[piece.keep], spec.dtype)
                         made.setdefault((piece.utterance, spec.fingerprint), []).append(stored)
-                    except Unusable as fault:
+                    except UtteranceError as fault:
                         outcomes[piece.utterance] = fault
         for row, outcome in enumerate(outcomes):
             if isinstance(outcome, dict):

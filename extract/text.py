@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ser.cache.errors import WrongUse
 from ser.cache.spec import Modality, Spec
-from ser.weights import Checkpoint, NoWeights, load_encoder
+from ser.errors import WrongUse
+from ser.weights import Checkpoint, WeightsError, load_encoder
 
-from .layers import Layers
-from .memory import in_halves
-from .passes import Outcome, Rows, Unusable, as_stored
+from .extractors import Layers, Outcome, Rows, UtteranceError, as_stored, in_halves
 
 VERSION = 1
 ARCHITECTURES = ("bert", "mpnet")
@@ -62,7 +60,7 @@ def _positions(checkpoint: Checkpoint) -> int:
     return int(checkpoint.setting("max_position_embeddings")) - (2 if checkpoint.architecture == "mpnet" else 0)
 
 
-class TextPass:
+class TextExtractor:
     """Several layers of one encoder from one forward pass.
 
     Each row's place in `extras["word"]` is the number of the word (text between spaces) that its token belongs to,
@@ -88,9 +86,9 @@ class TextPass:
             )
         except (OSError, ValueError, KeyError, TypeError) as fault:
             reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-            raise NoWeights(f"{checkpoint.path}: its tokenizer cannot be loaded: {reason}") from fault
+            raise WeightsError(f"{checkpoint.path}: its tokenizer cannot be loaded: {reason}") from fault
         if not self.tokenizer.is_fast:
-            raise NoWeights(f"{checkpoint.path}: its tokenizer gives no offsets; save a fast one (tokenizer.json)")
+            raise WeightsError(f"{checkpoint.path}: its tokenizer gives no offsets; save a fast one (tokenizer.json)")
         # The tokenizer sets its truncation on every call, and may not be used meanwhile.
         self._tokenizing = threading.Lock()
 
@@ -103,7 +101,7 @@ class TextPass:
             if text.strip():
                 rows.append(row)
             else:
-                outcomes[row] = Unusable(
+                outcomes[row] = UtteranceError(
                     "its transcript is empty" + (" without its tags" if batch[row].strip() else "")
                 )
         if rows:
@@ -128,7 +126,7 @@ class TextPass:
             words = _words(text, self._cut(tokens[row]["offset_mapping"]), special)
             keep = slice(None) if self.shared.special else ~special
             if not words[keep].size:
-                outcomes.append(Unusable("its transcript has no token"))
+                outcomes.append(UtteranceError("its transcript has no token"))
                 continue
             warnings = self._warnings(len(tokens[row]["input_ids"]))
             extras = {"word": words[keep], "token": np.array(ids[row], dtype=np.int32)[keep]}
@@ -139,7 +137,7 @@ class TextPass:
                         for spec, values in zip(self.specs, arrays[row], strict=True)
                     }
                 )
-            except Unusable as fault:
+            except UtteranceError as fault:
                 outcomes.append(fault)
         return outcomes
 

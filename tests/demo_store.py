@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ser.extract.corpora.demo import demo_vocabulary, write_demo
-from ser.extract.run import Request, extract, plan
-from ser.weights.random import write_demo_checkpoints
+from ser.extract.run import ExtractionConfig, extract, plan
+from ser.weights.demo import write_demo_checkpoints
 
 FEATURES = "hubert,mpnet,bert,is13,logmel"
 
@@ -21,7 +21,7 @@ def make(folder: Path) -> None:
     write_demo(folder / "corpus")
     checkpoints = write_demo_checkpoints(folder / "checkpoints", demo_vocabulary())
     models = {name: str(path) for name, path in checkpoints.items()}
-    extract(plan(Request(folder / "corpus", FEATURES, store=folder / "features", models=models)))
+    extract(plan(ExtractionConfig(folder / "corpus", FEATURES, store=folder / "features", models=models)))
 
 
 def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from ser.extract.corpora.demo import demo_vocabulary, write_demo
-from ser.extract.run import Request, extract, plan
+from ser.extract.run import ExtractionConfig, extract, plan
 from ser.tests.demo_store import once
 from ser.train.experiment import Experiment, run_experiment
-from ser.train.runs import Run, find_runs
-from ser.weights.random import write_demo_checkpoints
+from ser.train.run_folder import Run, find_runs
+from ser.weights.demo import write_demo_checkpoints
 
 SMALL = ("d_model=16", "heads=2", "queries=3", "lr=1e-3")
 RUNS = {
@@ -31,7 +31,7 @@ def make(folder: Path) -> None:
     models = {
         name: str(path) for name, path in write_demo_checkpoints(folder / "checkpoints", demo_vocabulary()).items()
     }
-    request = Request(folder / "corpus", "hubert,mpnet,bert,logmel", store=folder / "features", models=models)
+    request = ExtractionConfig(folder / "corpus", "hubert,mpnet,bert,logmel", store=folder / "features", models=models)
     extract(plan(request))
     for name, experiment in RUNS.items():
         options = {"store": folder / "features", "out": folder / "runs" / name, "folds": 1, "epochs": 2}

@@ -18,8 +18,7 @@ import numpy as np
 
 from ser.cache.spec import Modality, Spec
 from ser.engines import held, here
-from ser.extract.features import EXTRACTORS, FEATURES, Extractor, Family
-from ser.extract.passes import Outcome, Rows, Unusable
+from ser.extract.extractors import EXTRACTORS, FEATURES, ExtractorKind, Family, Outcome, Rows, UtteranceError
 
 DIM = 8
 OPEN: "weakref.WeakSet[object]" = weakref.WeakSet()  # extractors that this process has and nobody let go
@@ -32,7 +31,7 @@ class StandInConfig:
     shift: float = 0.0
 
 
-class StandInPass:
+class StandInExtractor:
     """Numbers made from the sha256 of a transcript; "[kill]", "[sleep 0.5]" and "[bad]" in it are obeyed."""
 
     modality: Modality = "text"
@@ -53,7 +52,7 @@ class StandInPass:
         if "[kill]" in text and "SER_STAND_IN_SPARED" not in os.environ:
             os.kill(os.getpid(), signal.SIGKILL)
         if "[bad]" in text:
-            return Unusable("it says [bad]")
+            return UtteranceError("it says [bad]")
         _, slow, seconds = text.partition("[sleep ")
         if slow:
             time.sleep(float(seconds.partition("]")[0]))
@@ -75,7 +74,7 @@ def _note(what: str) -> None:
 
 for _name in ("standin", "standin2"):
     FEATURES[_name] = Family("text", "utterance", "standin", "numbers from a hash", {"shift": float})
-EXTRACTORS["standin"] = Extractor(StandInConfig, 1, lambda config: DIM, StandInPass, packages=("numpy",))
+EXTRACTORS["standin"] = ExtractorKind(StandInConfig, 1, lambda config: DIM, StandInExtractor, packages=("numpy",))
 
 
 def worker_name(task: object) -> str:

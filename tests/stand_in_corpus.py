@@ -9,10 +9,10 @@ import numpy as np
 import soundfile as sf
 
 import ser.tests.stand_in  # noqa: F401 (registers it)
+from ser.cache.maintain import verify
 from ser.cache.store import open_store
-from ser.cache.verify import verify
-from ser.extract.batching import text_seconds
-from ser.extract.run import Request, Summary, extract, plan
+from ser.extract.extractors import text_seconds
+from ser.extract.run import ExtractionConfig, Summary, extract, plan
 
 DRIVER = "import sys, ser.tests.stand_in; from ser.cli import main; main(sys.argv[1:])"  # `ser` that knows it
 
@@ -45,7 +45,7 @@ def run(corpus: Path, store: Path, features: str = "standin", per_part: float = 
     """As `ser features`."""
     asked = {"part_seconds": part_seconds(corpus, per_part), **options}
     on_progress = asked.pop("on_progress", None)
-    return extract(plan(Request(corpus, features, store=store, **asked)), on_progress)
+    return extract(plan(ExtractionConfig(corpus, features, store=store, **asked)), on_progress)
 
 
 def contents(path: Path) -> dict[str, tuple[bytes, ...]]:

@@ -8,8 +8,8 @@ Prints the name of each part once it has been published. Exits 3 with one senten
 import sys
 import time
 
-from ser.cache.errors import SerError
 from ser.cache.store import open_store
+from ser.errors import SerError
 from ser.tests.store_samples import manifest_of, part_rows, spec_of, values_of
 
 COUNT = 24

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from ser.cache.layout import Quarantine
+from ser.cache.part import Quarantine
 from ser.cache.store import open_store
 from ser.cli import main
 from ser.tests.store_samples import fill, manifest_of, part_rows, sample_store, spec_of, values_of

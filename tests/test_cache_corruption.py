@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ser.cache.errors import CorruptStore, SerError
+from ser.cache.maintain import verify
 from ser.cache.store import Manifest, open_store
-from ser.cache.verify import verify
+from ser.errors import CorruptStore, SerError
 from ser.tests.store_samples import Arrays, check_whole, sample_store
 
 BACKENDS = ["zarr", "hdf5"]

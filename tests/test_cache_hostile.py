@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from ser.cache.errors import CorruptStore, SerError
-from ser.cache.sealed import seal
+from ser.cache.maintain import check_part
+from ser.cache.spec import seal
 from ser.cache.store import Feature, Manifest, open_store
-from ser.cache.verify import check_part
+from ser.errors import CorruptStore, SerError
 from ser.tests.store_samples import sample_store
 
 Change = Callable[[dict[str, Any]], Any]

@@ -18,13 +18,10 @@ import pytest
 import safetensors.numpy
 import zarr
 
-from ser.cache.errors import CorpusError, MissingRows, SerError, StoreError, WrongUse
-from ser.cache.exporting import export
-from ser.cache.foreign import read_arrays
-from ser.cache.importing import import_feature, read_ids
 from ser.cache.manifest import Manifest
 from ser.cache.store import Store, open_store
-from ser.cache.tables import read_manifest_table
+from ser.cache.transfer import export, import_feature, read_arrays, read_ids, read_manifest_table
+from ser.errors import CorpusError, MissingRows, SerError, StoreError, WrongUse
 from ser.tests.store_samples import manifest_of, sample_store
 from ser.tests.test_cache_hostile import EVIL_HDF5, evil_hdf5
 
@@ -294,9 +291,9 @@ def test_a_pipe_is_no_feature_file(tmp_path: Path) -> None:
 
 
 def test_large_imports_are_cut_into_parts(tmp_path: Path, empty: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ser.cache import importing
+    from ser.cache import transfer
 
-    monkeypatch.setattr(importing, "_PART_BYTES", 500)
+    monkeypatch.setattr(transfer, "_PART_BYTES", 500)
     manifest = manifest_of(6)
     offsets = np.array([0, 1, 4, 5, 9, 10, 12])
     np.savez(tmp_path / "x.npz", values=np.tile(VALUES, (1, 10)), offsets=offsets)

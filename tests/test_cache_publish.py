@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ser.cache import durable
-from ser.cache.errors import StoreError
+from ser.cache import atomic_io
+from ser.cache.maintain import verify
 from ser.cache.store import Feature, open_store
-from ser.cache.verify import verify
+from ser.errors import StoreError
 from ser.tests.store_samples import check_whole, fill, manifest_of, part_rows, sample_store, spec_of, values_of
 from ser.tests.store_writer import COUNT
 
@@ -257,16 +257,16 @@ def test_readers_while_one_writes(tmp_path: Path, backend: str) -> None:
 
 def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
     store, *_ = sample_store(tmp_path / "s", "zarr", count=1)
-    with durable.workspace(store.path) as mine:
+    with atomic_io.workspace(store.path) as mine:
         (mine / "work").write_text("going on")
-        assert store.sweep() == [] and (mine / "work").exists()
+        assert store.remove_leftovers() == [] and (mine / "work").exists()
         gone = subprocess.run(
             [sys.executable, "-c", "import sys; from ser.cache import durable; from pathlib import Path; import os\n"
-             "with durable.workspace(Path(sys.argv[1])) as w: (w / 'x').write_text('x'); os._exit(9)", str(store.path)],
+             "with atomic_io.workspace(Path(sys.argv[1])) as w: (w / 'x').write_text('x'); os._exit(9)", str(store.path)],
         )  # fmt: skip
         assert gone.returncode == 9 and len(list((store.path / "tmp").iterdir())) == 4
         (store.path / "tmp" / "stray").write_text("of nobody")
-        assert len(store.sweep()) == 2 and (mine / "work").exists()
+        assert len(store.remove_leftovers()) == 2 and (mine / "work").exists()
     assert not list((store.path / "tmp").iterdir())
 
 
@@ -275,9 +275,9 @@ def test_a_disk_that_gives_back_something_else(tmp_path: Path, monkeypatch: pyte
     store, feature, _manifest, arrays = sample_store(tmp_path / "s", "zarr", count=4)
     honest = os.write
     for lie in (lambda fd, view: honest(fd, bytes(len(view))), lambda fd, view: honest(fd, bytes(view) + b"\0") - 1):
-        monkeypatch.setattr(durable.os, "write", lie)
+        monkeypatch.setattr(atomic_io.os, "write", lie)
         other = manifest_of(4, "other")
         with pytest.raises(StoreError, match="the disk gave back"):
             feature.publish(part_rows(other, feature.spec, arrays, [0, 1]), "zarr", {})
-        monkeypatch.setattr(durable.os, "write", honest)
+        monkeypatch.setattr(atomic_io.os, "write", honest)
     assert len(feature.parts()) == 1 and not list((store.path / "tmp").iterdir())

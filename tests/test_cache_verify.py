@@ -7,12 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ser.cache.errors import CorruptStore, StoreError, WrongUse
-from ser.cache.exporting import copy
-from ser.cache.overview import feature_info, list_features
-from ser.cache.remove import only_feature, remove_feature, remove_superseded
+from ser.cache.maintain import (
+    JOURNAL,
+    feature_info,
+    list_features,
+    only_feature,
+    remove_feature,
+    remove_superseded,
+    verify,
+)
 from ser.cache.store import Manifest, Quarantine, open_store
-from ser.cache.verify import JOURNAL, verify
+from ser.cache.transfer import copy
+from ser.errors import CorruptStore, StoreError, WrongUse
 from ser.tests.store_samples import check_whole, fill, manifest_of, part_rows, sample_store, spec_of, values_of
 
 BACKENDS = ["zarr", "hdf5"]
@@ -53,7 +59,7 @@ def test_repair_drops_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
 def test_repair_leaves_what_a_newer_ser_wrote(tmp_path: Path) -> None:
     import json
 
-    from ser.cache.sealed import seal
+    from ser.cache.spec import seal
 
     store, feature, _, _ = sample_store(tmp_path / "s", "zarr")
     part = feature.parts()[0].folder

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ser import engines
-from ser.cache.errors import SerError, WrongUse
+from ser.errors import SerError, WrongUse
 from ser.extract.run import Stopped
 from ser.tests.dask_processes import QUICK, DaskProcesses, processes
 from ser.tests.stand_in import left_open, loaded, with_thing, worker_name
@@ -30,7 +30,7 @@ from ser.tests.stand_in_corpus import (
 from ser.tests.tiny_store import make_store
 from ser.train.recipe import read_recipe
 from ser.train.sweep import plan_sweep, run_sweep
-from ser.weights.random import write_random_checkpoint
+from ser.weights.demo import write_random_checkpoint
 
 __all__ = ["processes"]  # a fixture
 pytest.importorskip("distributed")
@@ -248,7 +248,7 @@ def test_something_else_answers() -> None:
 
         def answer() -> None:
             with server.accept()[0] as there:
-                there.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 10)
+                there.sendall(b"HTTP/1.1 400 Bad ExtractionConfig\r\n\r\n" * 10)
 
         answering = threading.Thread(target=answer)
         answering.start()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ser.cache.errors import WrongUse
 from ser.engines import Cluster
-from ser.engines.address import check_scheduler, checked_address, local_workers
-from ser.extract.run import Request, plan
+from ser.engines.cluster import check_scheduler, checked_address, local_workers
+from ser.errors import WrongUse
+from ser.extract.run import ExtractionConfig, plan
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_wrong_one_is_refused_before_the_corpus_is_read(
     tmp_path: Path, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(WrongUse, match=message):
-        plan(Request(tmp_path / "no corpus", "standin", store=tmp_path / "store", **options))
+        plan(ExtractionConfig(tmp_path / "no corpus", "standin", store=tmp_path / "store", **options))
     assert not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ser.engines.crew import Crew
+from ser.engines.cluster import Crew
 from ser.tests.dask_processes import HERE
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ser.cache.errors import SerError, WrongUse
 from ser.cache.store import open_store
 from ser.engines import Cluster
+from ser.errors import SerError, WrongUse
 from ser.extract.run import Stopped
 from ser.tests.dask_processes import DaskProcesses, listening, processes, send, tree, worker_of, workers_of
 from ser.tests.stand_in import with_thing, worker_name

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ser import engines
-from ser.engines.held import Held, plugin
+from ser.engines.worker_cache import Held, plugin
 
 
 class Thing:
@@ -104,7 +104,7 @@ def test_a_worker_without_ser_can_take_the_plugin() -> None:
     """It may be somebody else's; the first task of ours there says what is wrong."""
     pickle = pytest.importorskip("distributed.protocol.pickle")
     code = (
-        "import pickle, sys; sys.modules.update(dict.fromkeys(['ser', 'ser.engines', 'ser.engines.held']))\n"
+        "import pickle, sys; sys.modules.update(dict.fromkeys(['ser', 'ser.engines', 'ser.engines.worker_cache']))\n"
         f"plugin = pickle.loads({pickle.dumps(plugin())!r}); plugin.setup(None); plugin.teardown(None)\n"
         "print(type(plugin).__mro__[1].__name__, hasattr(plugin, 'held'))"
     )

@@ -5,16 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from ser.cache.store import open_store
-from ser.extract.leases import Task, extract_part, leases, lost, some_cpu, split
-from ser.extract.run import Request, plan
-from ser.extract.work import Setup
+from ser.extract.cluster_tasks import Task, extract_part, leases, lost, some_cpu, split
+from ser.extract.run import ExtractionConfig, plan
+from ser.extract.worker import Setup
 from ser.tests.stand_in_corpus import write_corpus
 from ser.weights.find import Checkpoint
 
 
 def lease(corpus: Path, store: Path, features: str) -> Task:
     """All of a small corpus as one lease."""
-    made = plan(Request(corpus, features, store=store, on_error="skip"))
+    made = plan(ExtractionConfig(corpus, features, store=store, on_error="skip"))
     wanted = tuple(feature.wanted for feature in made.features)
     opened = open_store(store, create=True)
     opened.put_manifest(made.manifest)

@@ -7,17 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ser.extract.arrivals import Arrivals
-from ser.extract.leases import extract_part, leases
+from ser.extract.cluster_tasks import StoreProgress, extract_part, leases
 from ser.extract.plan import Plan
-from ser.extract.run import Request, plan
-from ser.extract.seen import Seen
-from ser.extract.work import Record, Setup
+from ser.extract.run import ExtractionConfig, plan
+from ser.extract.worker import PartWatcher, Record, Setup
 from ser.tests.stand_in_corpus import contents, part_seconds, run, slow_texts, write_corpus
 
 
 def planned(corpus: Path, store: Path, features: str, per_part: float = 2, **options: object) -> Plan:
-    return plan(Request(corpus, features, store=store, part_seconds=part_seconds(corpus, per_part), **options))
+    return plan(ExtractionConfig(corpus, features, store=store, part_seconds=part_seconds(corpus, per_part), **options))
 
 
 class Watched:
@@ -26,7 +24,9 @@ class Watched:
     def __init__(self, made: Plan) -> None:
         self.told: dict[str, list[int]] = {}
         self.parts = made.parts()
-        self.seen = Seen(made, self.parts, lambda stage, done, total: self.told.setdefault(stage, []).append(done))
+        self.seen = StoreProgress(
+            made, self.parts, lambda stage, done, total: self.told.setdefault(stage, []).append(done)
+        )
 
     def look(self) -> dict[str, int]:
         self.seen.look(anew=True)
@@ -102,11 +102,11 @@ def test_each_part_is_read_once(tmp_path: Path) -> None:
     corpus, store = write_corpus(tmp_path / "corpus", slow_texts(4, 0)), tmp_path / "store"
     run(corpus, store, per_part=2)
     [folder] = store.glob("standin/*")
-    late, all_ = Arrivals(folder), Arrivals(folder, known=())
+    late, all_ = PartWatcher(folder), PartWatcher(folder, known=())
     assert len(list(late.new())) == 0 and len(list(all_.new())) == 2 and len(list(all_.new())) == 0
     run(corpus, store, per_part=2, corpus_name="again")
     assert len(list(late.new())) == len(list(all_.new())) == 2
-    assert list(Arrivals(tmp_path / "nowhere").new()) == []
+    assert list(PartWatcher(tmp_path / "nowhere").new()) == []
 
 
 def test_a_folder_is_listed_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_a_folder_is_listed_when_it_has_changed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or listdir(path))
     before = time.time() - 10
     os.utime(folder / "parts", (before, before))
-    arrivals = Arrivals(folder)
+    arrivals = PartWatcher(folder)
     assert len(listed) == 1 and list(arrivals.new()) == list(arrivals.new()) == [] and len(listed) == 1
     run(corpus, store, per_part=2, corpus_name="again")
     listed.clear()
@@ -131,7 +131,7 @@ def test_a_clock_that_ticks_every_other_second_hides_nothing(tmp_path: Path) -> 
     [folder] = store.glob("standin/*")
     tick = time.time() - 1.9
     os.utime(folder / "parts", (tick, tick))
-    arrivals = Arrivals(folder)
+    arrivals = PartWatcher(folder)
     assert list(arrivals.new()) == []
     run(corpus, store, per_part=2, corpus_name="again")
     os.utime(folder / "parts", (tick, tick))
@@ -142,16 +142,16 @@ def test_a_worker_drops_what_came_while_it_computed(tmp_path: Path) -> None:
     """Whatever engine runs it: half of its part is published by another command, cut otherwise."""
     corpus, store = write_corpus(tmp_path / "corpus", slow_texts(4, 0.3)), tmp_path / "store"
     with pytest.MonkeyPatch.context() as patch:
-        from ser.tests.stand_in import StandInPass
+        from ser.tests.stand_in import StandInExtractor
 
-        one = StandInPass._one
+        one = StandInExtractor._one
 
-        def meanwhile(self: StandInPass, text: str) -> object:
-            patch.setattr(StandInPass, "_one", one)
+        def meanwhile(self: StandInExtractor, text: str) -> object:
+            patch.setattr(StandInExtractor, "_one", one)
             run(corpus, store, per_part=2, limit=2)
             return one(self, text)
 
-        patch.setattr(StandInPass, "_one", meanwhile)
+        patch.setattr(StandInExtractor, "_one", meanwhile)
         summary = run(corpus, store, per_part=4)
     assert summary.features["standin"]["rows"] == 4 and summary.features["standin"]["computed"] == 2
     assert len(contents(store)) == 1

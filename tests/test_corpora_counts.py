@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ser.extract.corpora.counts import KNOWN, compare, count_all
+from ser.extract.corpora.counts import KNOWN, compare, count_all, differences, summary
 from ser.extract.corpora.scan import read_corpus
-from ser.extract.corpora.show import differences, summary
 
 N, RATE = 10039, 1000  # 8 bits at 1 kHz: as many seconds as in the release, in a thirtieth of the bytes
 NAMES = {

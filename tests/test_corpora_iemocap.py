@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ser.cache.errors import CorpusError, WrongUse
+from ser.errors import CorpusError, WrongUse
+from ser.extract.corpora.counts import differences
 from ser.extract.corpora.iemocap import consensus
 from ser.extract.corpora.scan import Scan, read_corpus
-from ser.extract.corpora.show import differences
 
 HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
 

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from ser.cache.errors import SerError, WrongUse
-from ser.extract.corpora.probe import probe
-from ser.extract.corpora.scan import Scan, read_corpus
-from ser.extract.corpora.show import differences, summary
+from ser.errors import SerError, WrongUse
+from ser.extract.corpora.counts import differences, summary
+from ser.extract.corpora.scan import Scan, probe, read_corpus
 
 TONE = 0.3 * np.sin(np.arange(1600) / 5)
 

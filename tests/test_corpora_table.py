@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from ser.cache.errors import CorpusError, WrongUse
+from ser.errors import CorpusError, WrongUse
 from ser.extract.corpora.scan import read_corpus
 from ser.extract.corpora.table import read_manifest
 

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from ser.cache.errors import WrongUse
-from ser.extract.corpora.counts import count_all
+from ser.errors import WrongUse
+from ser.extract.corpora.counts import count_all, differences
 from ser.extract.corpora.demo import demo_vocabulary, write_demo
 from ser.extract.corpora.iemocap import LABELS
 from ser.extract.corpora.scan import Scan, read_corpus
-from ser.extract.corpora.show import differences
 
 
 def digests(root: Path) -> dict[str, str]:

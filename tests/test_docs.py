@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from ser.cli import main
-from ser.extract.corpora.formats import FORMATS
-from ser.extract.features import EXTRACTORS, FEATURES
+from ser.extract.corpora import FORMATS
+from ser.extract.extractors import EXTRACTORS, FEATURES
 from ser.tests.newcomer import newcomer, shrink
 from ser.train.models import FUSIONS
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from ser import doctor
 from ser.cli import main
-from ser.weights.random import write_random_checkpoint
+from ser.weights.demo import write_random_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from ser.engines.interrupt import undisturbed
+from ser.engines.processes import undisturbed
 
 
 def test_it_comes_at_the_end_and_then_as_ever() -> None:

@@ -10,7 +10,7 @@ import pytest
 import soundfile as sf
 
 from ser.extract.audio import Clip, decode, locate
-from ser.extract.passes import Unusable
+from ser.extract.extractors import UtteranceError
 
 RATE = 16000
 
@@ -25,7 +25,7 @@ def wav(path: Path, samples: np.ndarray, rate: int = RATE, **how: str) -> Path:
 
 
 def reason(path: Path) -> str:
-    with pytest.raises(Unusable) as fault:
+    with pytest.raises(UtteranceError) as fault:
         decode(path)
     text = str(fault.value)
     assert "\n" not in text and text
@@ -116,7 +116,7 @@ def test_a_pipe_wrote_it(tmp_path: Path, claimed: int) -> None:
     try:
         clip = decode(path)
         assert len(clip.samples) == RATE and any("unknown length" in warning for warning in clip.warnings)
-    except Unusable as fault:  # a libsndfile that reads nothing then: never half a file in silence
+    except UtteranceError as fault:  # a libsndfile that reads nothing then: never half a file in silence
         assert "no samples" in str(fault)
 
 
@@ -186,11 +186,11 @@ def test_changed_while_running(tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time
-    with pytest.raises(Unusable, match="changed"):
+    with pytest.raises(UtteranceError, match="changed"):
         decode(path, digest)
 
 
 @pytest.mark.parametrize("path", ["../a.wav", "/etc/passwd", "a/../../b.wav", "a\0b"])
 def test_paths_stay_in_the_corpus(tmp_path: Path, path: str) -> None:
-    with pytest.raises(Unusable, match="leads out"):
+    with pytest.raises(UtteranceError, match="leads out"):
         locate(tmp_path, path)

@@ -8,14 +8,10 @@ import pytest
 import torch
 import transformers
 
-from ser.cache.errors import WrongUse
+from ser.errors import WrongUse
 from ser.extract.audio import Clip
-from ser.extract.batching import batches
-from ser.extract.features import resolve
-from ser.extract.memory import in_halves
-from ser.extract.opening import open_passes
-from ser.extract.passes import Unusable, as_stored
-from ser.weights.random import write_random_checkpoint
+from ser.extract.extractors import UtteranceError, as_stored, batches, in_halves, load_extractors, resolve
+from ser.weights.demo import write_random_checkpoint
 
 SPEECH = ("hubert", "hubert-large", "wav2vec2", "wav2vec2-large", "wavlm", "wavlm-large")
 TEXTS = [
@@ -70,12 +66,12 @@ def plain_speech(folder: Path, samples: np.ndarray) -> tuple[list[np.ndarray], n
 def test_speech_batched_equals_plain(checkpoints: Path, clips: list[Clip], architecture: str) -> None:
     name, folder = family(architecture), checkpoints / architecture
     wanted = resolve([name, f"{name}:layers=all"], {name: str(folder)}, "float32")
-    [together] = open_passes(wanted, "cpu", batch_seconds=1000)
+    [together] = load_extractors(wanted, "cpu", batch_seconds=1000)
     assert len(together.specs) == 4  # the last layer, and layers 0, 1, 2: one forward pass
     outcomes = together.run(clips)
     for clip, outcome in zip(clips, outcomes, strict=True):
         states, last = plain_speech(folder, clip.samples)
-        assert not isinstance(outcome, Unusable)
+        assert not isinstance(outcome, UtteranceError)
         rows = [outcome[spec.fingerprint].values for spec in together.specs]
         assert relative(rows[0], last) <= RTOL
         for ours, plain in zip(rows[1:], states, strict=True):
@@ -108,19 +104,19 @@ def test_waveform_is_normalised_only_where_the_preprocessor_says(tmp_path: Path,
     folder = write_random_checkpoint(tmp_path / "raw", "hubert", do_normalize=False)
     wanted = resolve(["hubert"], {"hubert": str(folder)}, "float32")
     assert wanted[0].config.normalize is False
-    [one] = open_passes(wanted, "cpu", 100)
+    [one] = load_extractors(wanted, "cpu", 100)
     outcomes = one.run(clips)
     for clip, outcome in zip(clips, outcomes, strict=True):
-        assert not isinstance(outcome, Unusable)
+        assert not isinstance(outcome, UtteranceError)
         assert relative(outcome[one.specs[0].fingerprint].values, plain_speech(folder, clip.samples)[1]) <= RTOL
 
 
 def test_too_short_for_one_frame(checkpoints: Path) -> None:
     wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")
-    [one] = open_passes(wanted, "cpu", 100)
+    [one] = load_extractors(wanted, "cpu", 100)
     short, least = one.run([Clip(np.ones(399, np.float32), 16000), Clip(np.ones(400, np.float32), 16000)])
-    assert isinstance(short, Unusable) and "too short" in str(short)
-    assert not isinstance(least, Unusable) and least[one.specs[0].fingerprint].values.shape == (1, 64)
+    assert isinstance(short, UtteranceError) and "too short" in str(short)
+    assert not isinstance(least, UtteranceError) and least[one.specs[0].fingerprint].values.shape == (1, 64)
 
 
 def test_long_utterances_are_cut_with_context(checkpoints: Path) -> None:
@@ -134,16 +130,16 @@ def test_long_utterances_are_cut_with_context(checkpoints: Path) -> None:
     )
     rows = []
     for wanted in (cut, whole):
-        [one] = open_passes(wanted, "cpu", None)
+        [one] = load_extractors(wanted, "cpu", None)
         [outcome] = one.run([Clip(samples, 16000)])
-        assert not isinstance(outcome, Unusable)
+        assert not isinstance(outcome, UtteranceError)
         rows.append(outcome[one.specs[0].fingerprint].values)
     assert relative(*rows) <= RTOL
 
 
 def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path) -> None:
     wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")
-    [one] = open_passes(wanted, "cpu", 300)
+    [one] = load_extractors(wanted, "cpu", 300)
     pieces = one.cut(0, np.zeros(16000 * 3600, np.float32))  # type: ignore[attr-defined]
     kept = [piece.keep.stop - piece.keep.start for piece in pieces]
     assert sum(kept) == one.frames(16000 * 3600) == 179999  # type: ignore[attr-defined]
@@ -181,13 +177,13 @@ def test_norm_is_named_on_large_models(checkpoints: Path) -> None:
 def test_text_batched_equals_plain(checkpoints: Path, name: str) -> None:
     folder = checkpoints / name
     wanted = resolve([name, f"{name}:layers=all"], {name: str(folder)}, "float32")
-    [together] = open_passes(wanted, "cpu")
+    [together] = load_extractors(wanted, "cpu")
     model = transformers.AutoModel.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     for text, outcome in zip(TEXTS, together.run(TEXTS), strict=True):
         with torch.inference_mode():
             output = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
-        assert not isinstance(outcome, Unusable)
+        assert not isinstance(outcome, UtteranceError)
         rows = [outcome[spec.fingerprint].values for spec in together.specs]
         assert relative(rows[0], output.last_hidden_state[0].numpy()) <= RTOL
         for ours, plain in zip(rows[1:], output.hidden_states, strict=True):
@@ -198,7 +194,7 @@ def test_text_batched_equals_plain(checkpoints: Path, name: str) -> None:
 def test_words_and_settings_of_text(checkpoints: Path, name: str) -> None:
     names = [name, f"{name}:special=false", f"{name}:tags=remove", f"{name}:most=8"]
     wanted = resolve(names, {name: str(checkpoints / name)}, "float32")
-    passes = {one.specs[0].variant: one for one in open_passes(wanted, "cpu")}
+    passes = {one.specs[0].variant: one for one in load_extractors(wanted, "cpu")}
     text = "[LAUGHTER]  I don't know."
     found = {variant: one.run([text, "[LAUGHTER]", " "]) for variant, one in passes.items()}
     rows = {variant: outcomes[0][passes[variant].specs[0].fingerprint] for variant, outcomes in found.items()}  # type: ignore[index]
@@ -209,8 +205,8 @@ def test_words_and_settings_of_text(checkpoints: Path, name: str) -> None:
     assert set(rows["tags=remove"].extras["word"]) == {-1, 0, 1, 2}
     assert rows["most=8"].warnings and not rows[""].warnings
     assert len(rows["most=8"].values) == 8 and rows["most=8"].extras["word"][-1] == -1
-    assert isinstance(found["tags=remove"][1], Unusable) and "without its tags" in str(found["tags=remove"][1])
-    assert all(isinstance(outcomes[2], Unusable) for outcomes in found.values())
+    assert isinstance(found["tags=remove"][1], UtteranceError) and "without its tags" in str(found["tags=remove"][1])
+    assert all(isinstance(outcomes[2], UtteranceError) for outcomes in found.values())
 
 
 def test_batches_are_capped_by_padded_size() -> None:
@@ -222,7 +218,7 @@ def test_batches_are_capped_by_padded_size() -> None:
 
 def test_bfloat16_is_another_feature_and_near(checkpoints: Path, clips: list[Clip]) -> None:
     wanted = resolve(["hubert", "hubert:precision=bfloat16"], {"hubert": str(checkpoints / "hubert")}, "float32")
-    exact, fast = open_passes(wanted, "cpu", None)
+    exact, fast = load_extractors(wanted, "cpu", None)
     assert exact.specs[0].fingerprint != fast.specs[0].fingerprint
     ours, near = (one.run(clips[1:2])[0][one.specs[0].fingerprint].values for one in (exact, fast))  # type: ignore[index]
     assert 0 < relative(near, ours) < 0.1
@@ -234,7 +230,7 @@ def test_out_of_memory_halves_the_batch(
 ) -> None:
     """The GPU's memory ends at three utterances: the run goes on, with the same rows."""
     wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")
-    [one] = open_passes(wanted, "cpu", batch_seconds=1000)
+    [one] = load_extractors(wanted, "cpu", batch_seconds=1000)
     sizes: list[int] = []
     whole, plain = one._forward, one.run(clips[1:])  # type: ignore[attr-defined]
 
@@ -246,7 +242,7 @@ def test_out_of_memory_halves_the_batch(
 
     monkeypatch.setattr(one, "_forward", small_memory)
     for ours, before in zip(one.run([*clips[1:], clips[1]]), [*plain, plain[0]], strict=True):
-        assert not isinstance(ours, Unusable) and not isinstance(before, Unusable)
+        assert not isinstance(ours, UtteranceError) and not isinstance(before, UtteranceError)
         [name] = ours
         assert relative(ours[name].values, before[name].values) <= RTOL
     assert sizes == [5, 2, 3, 1, 2]
@@ -267,5 +263,5 @@ def test_what_is_no_lack_of_memory_is_no_reason_to_halve() -> None:
 def test_values_beyond_float16_are_named(checkpoints: Path) -> None:
     assert as_stored(np.array([[65504.0]]), "float16").dtype == np.float16
     for value, said in ((65520.0, "--dtype float32"), (np.inf, "NaN or infinite"), (np.nan, "NaN or infinite")):
-        with pytest.raises(Unusable, match=said):
+        with pytest.raises(UtteranceError, match=said):
             as_stored(np.array([[value]], np.float32), "float16")

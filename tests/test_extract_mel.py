@@ -4,12 +4,10 @@ import librosa
 import numpy as np
 import pytest
 
-from ser.cache.errors import WrongUse
+from ser.errors import WrongUse
 from ser.extract.audio import Clip
-from ser.extract.features import resolve
+from ser.extract.extractors import UtteranceError, load_extractors, resolve
 from ser.extract.mel import MelConfig
-from ser.extract.opening import open_passes
-from ser.extract.passes import Unusable
 
 CASES = ["logmel", "logmel:sampling_rate=22050", "logmel:bands=128,hop=0.0125,window=0.05,low=20,high=7600"]
 
@@ -36,9 +34,9 @@ def by_librosa(samples: np.ndarray, config: MelConfig) -> np.ndarray:
 
 def run(name: str, clip: Clip) -> np.ndarray:
     [wanted] = resolve([name], {}, "float32")
-    [one] = open_passes([wanted], "cpu")
+    [one] = load_extractors([wanted], "cpu")
     [outcome] = one.run([clip])
-    assert not isinstance(outcome, Unusable)
+    assert not isinstance(outcome, UtteranceError)
     values = outcome[wanted.spec.fingerprint].values
     assert values.shape[1] == wanted.spec.dim
     return values
@@ -75,10 +73,10 @@ def test_silence_is_at_the_floor() -> None:
 
 def test_shorter_than_a_window() -> None:
     [wanted] = resolve(["logmel"], {}, "float32")
-    [one] = open_passes([wanted], "cpu")
+    [one] = load_extractors([wanted], "cpu")
     short, least = one.run([Clip(signal(0.02499), 16000), Clip(signal(0.025), 16000)])
-    assert isinstance(short, Unusable) and "too short" in str(short)
-    assert not isinstance(least, Unusable)
+    assert isinstance(short, UtteranceError) and "too short" in str(short)
+    assert not isinstance(least, UtteranceError)
 
 
 def test_hop_is_in_the_spec() -> None:

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from ser.cache.errors import SerError, StoreError, WrongUse
 from ser.cache.store import open_store
+from ser.errors import SerError, StoreError, WrongUse
 from ser.extract import plan as planning
-from ser.extract.estimate import ENOUGH, about_seconds
-from ser.extract.run import Request, Stopped, Summary, extract, plan
-from ser.weights.random import write_random_checkpoint
+from ser.extract.run import ENOUGH, ExtractionConfig, Stopped, Summary, about_seconds, extract, plan
+from ser.weights.demo import write_random_checkpoint
 
 TEXTS = ["Yeah.", "I don't know what you mean.", "Yeah.", "[LAUGHTER]", "oh " * 40, "Leave me alone!", "why?", "Yeah."]
 EVERYTHING = "hubert,hubert:layer=1,bert,mpnet,is13,logmel,mfcc"
@@ -57,7 +56,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def run(corpus: Path, store: Path, models: dict[str, str], features: str = EVERYTHING, **options: Any) -> Summary:
     mine = {name: path for name, path in models.items() if name in features}
-    return extract(plan(Request(corpus, features, store=store, models=mine, **options)))
+    return extract(plan(ExtractionConfig(corpus, features, store=store, models=mine, **options)))
 
 
 def rows(store: Path, feature: str) -> list[np.ndarray]:
@@ -159,7 +158,7 @@ def test_what_has_no_row_stops_or_is_named(corpus: Path, tmp_path: Path, models:
 
 def test_a_corpus_that_is_none_is_told_before_weights_are_sought(tmp_path: Path) -> None:
     with pytest.raises(WrongUse, match="elsewhere does not exist"):
-        plan(Request(tmp_path / "elsewhere", "hubert", models={"hubert": "/no/weights"}))
+        plan(ExtractionConfig(tmp_path / "elsewhere", "hubert", models={"hubert": "/no/weights"}))
 
 
 def test_skip_quarantines_by_name_and_retry_tries_again(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
@@ -184,14 +183,14 @@ def test_skip_quarantines_by_name_and_retry_tries_again(corpus: Path, tmp_path: 
 
 
 def test_audio_that_changes_while_running_is_noticed(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    made = plan(Request(corpus, "logmel", store=tmp_path / "store"))
+    made = plan(ExtractionConfig(corpus, "logmel", store=tmp_path / "store"))
     sf.write(corpus.parent / "5.wav", np.zeros(16000), 16000)
     with pytest.raises(Stopped, match=r"u5 .*changed"):
         extract(made)
 
 
 def test_a_dry_plan_writes_nothing_and_estimates(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    made = plan(Request(corpus, EVERYTHING, store=tmp_path / "store", models=models))
+    made = plan(ExtractionConfig(corpus, EVERYTHING, store=tmp_path / "store", models=models))
     assert not (tmp_path / "store").exists() and made.random_weights
     run(corpus, tmp_path / "store", models)
     written = sum(path.stat().st_size for path in (tmp_path / "store").rglob("c/*/*"))
@@ -207,8 +206,8 @@ def test_the_time_is_estimated_from_the_corpus_itself(tmp_path: Path, models: di
         sf.write(tmp_path / f"{number}.wav", rng.normal(0, 0.1, int(16000 * seconds)), 16000)
     corpus = write_table(tmp_path, [f"{number} times" for number in range(ENOUGH)])
     mine = {"hubert": models["hubert"]}
-    request = Request(corpus, "hubert,is13", store=tmp_path / "store", models=mine)
-    assert about_seconds(plan(Request(corpus, "is13", limit=ENOUGH - 1))) is None
+    request = ExtractionConfig(corpus, "hubert,is13", store=tmp_path / "store", models=mine)
+    assert about_seconds(plan(ExtractionConfig(corpus, "is13", limit=ENOUGH - 1))) is None
     made = plan(request)
     about = about_seconds(made)
     [encoder] = [one for one in made.opened["audio"] if one.stage == "hubert"]
@@ -223,7 +222,7 @@ def test_a_disk_too_small_is_refused_before_it_starts(
 ) -> None:
     monkeypatch.setattr(planning, "_free", lambda path: 10_000)
     with pytest.raises(StoreError, match=r"about 0\.20 MB will be written and 0\.01 MB are free"):
-        plan(Request(corpus, "is13", store=tmp_path / "store"))
+        plan(ExtractionConfig(corpus, "is13", store=tmp_path / "store"))
 
 
 def test_limit(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
@@ -245,14 +244,14 @@ def test_progress_reaches_the_end_without_what_cannot_be_used(
 ) -> None:
     (corpus.parent / "2.wav").unlink()
     seen: dict[str, tuple[int, int]] = {}
-    made = plan(Request(corpus, "logmel", store=tmp_path / "store", on_error="skip"))
+    made = plan(ExtractionConfig(corpus, "logmel", store=tmp_path / "store", on_error="skip"))
     extract(made, lambda stage, done, total: seen.__setitem__(stage, (done, total)))
     assert seen == {"decode": (7, 7), "logmel": (7, 7)}
 
 
 def test_progress_reaches_the_end_of_each_stage(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     seen: dict[str, list[tuple[int, int]]] = {}
-    made = plan(Request(corpus, EVERYTHING, store=tmp_path / "store", models=models))
+    made = plan(ExtractionConfig(corpus, EVERYTHING, store=tmp_path / "store", models=models))
     summary = extract(made, lambda stage, done, total: seen.setdefault(stage, []).append((done, total)))
     assert {stage: steps[-1] for stage, steps in seen.items()} == dict.fromkeys(
         ("decode", "hubert", "bert", "mpnet", "is13", "logmel", "mfcc"), (8, 8)
@@ -281,7 +280,7 @@ def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[
     code = (
         "import sys; from pathlib import Path; from ser.extract.run import *\n"
         "if __name__ == '__main__':\n"
-        f"    extract(plan(Request(Path({str(corpus)!r}), 'is13', store=Path({str(tmp_path / 'store')!r}), "
+        f"    extract(plan(ExtractionConfig(Path({str(corpus)!r}), 'is13', store=Path({str(tmp_path / 'store')!r}), "
         "workers=2, part_seconds=1)))"
     )
     (tmp_path / "main.py").write_text(code)
@@ -306,7 +305,7 @@ def test_an_hour_is_cut_into_windows(tmp_path: Path, models: dict[str, str]) -> 
     (tmp_path / "corpus.csv").write_text("audio\nlong.wav\n")
     code = (
         "import resource; from pathlib import Path; from ser.extract.run import *\n"
-        f"extract(plan(Request(Path({str(tmp_path / 'corpus.csv')!r}), 'hubert', store=Path({str(tmp_path / 's')!r}), "
+        f"extract(plan(ExtractionConfig(Path({str(tmp_path / 'corpus.csv')!r}), 'hubert', store=Path({str(tmp_path / 's')!r}), "
         f"models={{'hubert': {models['hubert']!r}}})))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
@@ -320,7 +319,7 @@ def test_a_killed_run_resumes(corpus: Path, tmp_path: Path, models: dict[str, st
     clean = run(corpus, tmp_path / "clean", models, "is13,hubert", part_seconds=1)
     code = (
         "from pathlib import Path; from ser.extract.run import *\n"
-        f"extract(plan(Request(Path({str(corpus)!r}), 'is13,hubert', store=Path({str(tmp_path / 'store')!r}), "
+        f"extract(plan(ExtractionConfig(Path({str(corpus)!r}), 'is13,hubert', store=Path({str(tmp_path / 'store')!r}), "
         f"models={{'hubert': {models['hubert']!r}}}, part_seconds=1)))"
     )
     for delay in np.linspace(2, 8, 8):
@@ -353,7 +352,7 @@ def test_a_killed_run_resumes(corpus: Path, tmp_path: Path, models: dict[str, st
 )
 def test_wrong_requests(corpus: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(WrongUse, match=message):
-        plan(Request(corpus, store=tmp_path / "store", **options))
+        plan(ExtractionConfig(corpus, store=tmp_path / "store", **options))
     assert not (tmp_path / "store").exists()
 
 
@@ -361,7 +360,7 @@ def test_a_folder_that_is_no_store_is_left_alone(corpus: Path, tmp_path: Path) -
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "thesis.txt").write_text("mine")
     with pytest.raises(WrongUse, match="no store"):
-        plan(Request(corpus, "is13", store=tmp_path / "store"))
+        plan(ExtractionConfig(corpus, "is13", store=tmp_path / "store"))
     shutil.rmtree(tmp_path / "store")
 
 

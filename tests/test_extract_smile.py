@@ -8,11 +8,8 @@ import opensmile
 import pytest
 
 from ser.extract.audio import Clip, decode
-from ser.extract.features import resolve
-from ser.extract.opening import open_passes
-from ser.extract.passes import Unusable
-
-from .shared_data import emodb
+from ser.extract.extractors import UtteranceError, load_extractors, resolve
+from ser.tests.shared_data import emodb
 
 
 def direct(samples: np.ndarray) -> np.ndarray:
@@ -20,11 +17,11 @@ def direct(samples: np.ndarray) -> np.ndarray:
     return smile.process_signal(samples, 16000).to_numpy()
 
 
-def run(clip: Clip) -> np.ndarray | Unusable:
+def run(clip: Clip) -> np.ndarray | UtteranceError:
     [wanted] = resolve(["is13"], {}, "float16")
-    [one] = open_passes([wanted], "cpu")
+    [one] = load_extractors([wanted], "cpu")
     [outcome] = one.run([clip])
-    return outcome if isinstance(outcome, Unusable) else outcome[wanted.spec.fingerprint].values
+    return outcome if isinstance(outcome, UtteranceError) else outcome[wanted.spec.fingerprint].values
 
 
 def noise(seconds: float, level: float = 0.1) -> np.ndarray:
@@ -69,8 +66,8 @@ def test_too_short_is_a_reason_and_not_a_row_of_nan() -> None:
         warnings.simplefilter("ignore")
         assert np.isnan(direct(noise(0.01))).all()
     fault = run(Clip(noise(0.01), 16000))
-    assert isinstance(fault, Unusable) and "too short for is13 (10 ms)" in str(fault)
-    assert isinstance(run(Clip(noise(0.01)[:1], 16000)), Unusable)
+    assert isinstance(fault, UtteranceError) and "too short for is13 (10 ms)" in str(fault)
+    assert isinstance(run(Clip(noise(0.01)[:1], 16000)), UtteranceError)
 
 
 @pytest.mark.parametrize("samples", [np.zeros(16000, np.float32), np.full(16000, 0.5, np.float32)])

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 
-from ser.cache.errors import WrongUse
+from ser.errors import WrongUse
 from ser.extract.audio import Clip
-from ser.extract.features import resolve
-from ser.extract.opening import open_passes
-from ser.extract.passes import Unusable
-from ser.extract.views import VIEWS, change
+from ser.extract.augment import VIEWS, change
+from ser.extract.extractors import UtteranceError, load_extractors, resolve
 
 RATE = 16000
 
@@ -63,9 +61,9 @@ def test_a_view_is_a_feature_of_its_own() -> None:
     plain, pitched = wanted = resolve(["logmel", "logmel:view=pitch-1"], {}, "float32")
     assert pitched.spec.name == "logmel:view=pitch-1" and plain.spec.fingerprint != pitched.spec.fingerprint
     rows = []
-    for one in open_passes(wanted, "cpu"):
+    for one in load_extractors(wanted, "cpu"):
         [outcome] = one.run([Clip(tone(), RATE)])
-        assert not isinstance(outcome, Unusable)
+        assert not isinstance(outcome, UtteranceError)
         rows.append(outcome[one.specs[0].fingerprint].values)
     assert rows[0].shape == rows[1].shape and not np.allclose(*rows)
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from ser.cache.store import open_store
 from ser.cli import main
 from ser.extract import mel, smile, speech, text
-from ser.weights.random import write_random_checkpoint
+from ser.weights.demo import write_random_checkpoint
 
 TEXTS = ["Yeah.", "I don't know.", "[LAUGHTER]", "Leave me alone!", "why?", "Yeah."]
 FEATURES = "hubert,bert,is13,logmel"

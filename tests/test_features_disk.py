@@ -11,11 +11,11 @@ import pytest
 import soundfile as sf
 from click.testing import CliRunner, Result
 
-from ser.cache.errors import StoreError
+from ser.cache.maintain import verify
 from ser.cache.store import open_store
-from ser.cache.verify import verify
 from ser.cli import main
-from ser.extract.run import Request, extract, plan
+from ser.errors import StoreError
+from ser.extract.run import ExtractionConfig, extract, plan
 
 UTTERANCES = 12
 OPTIONS = {"features": "logmel", "dtype": "float32", "part_seconds": 4.0}  # parts of 128 KB
@@ -65,7 +65,7 @@ def test_what_cannot_fit_is_refused(corpus: Path, disk: Path) -> None:
 @pytest.mark.parametrize("backend", ["zarr", "hdf5"])
 def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str) -> None:
     store = disk / "store"
-    made = plan(Request(corpus, store=store, backend=backend, **OPTIONS))  # type: ignore[arg-type]
+    made = plan(ExtractionConfig(corpus, store=store, backend=backend, **OPTIONS))  # type: ignore[arg-type]
     status = os.statvfs(disk)
     (disk / "another").write_bytes(bytes(status.f_bavail * status.f_frsize - 450_000))  # somebody else's file
     with pytest.raises(

@@ -13,8 +13,9 @@ from ser.tests.tiny_store import make_store
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
+    "errors": set(),
     "cache": {"cache"},
-    "engines": {"cache"},
+    "engines": {"cache", "engines"},
     "weights": {"cache", "weights"},
     "extract": {"cache", "engines", "weights", "extract"},
     "train": {"cache", "engines", "train", "weights"},
@@ -23,6 +24,7 @@ MAY_IMPORT = {
     "commands": {"cache", "commands", "doctor", "engines", "extract", "predict", "train", "weights"},
     "cli": {"cache", "commands"},
     "__main__": {"cli"},
+    "docs": {"cli"},
 }
 
 
@@ -51,9 +53,40 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_follow_the_direction(path: Path) -> None:
-    allowed = MAY_IMPORT[room(path)]
+    allowed = MAY_IMPORT[room(path)] | {"errors"}
     for name in imports(path):
         assert any(name == a or name.startswith(a + ".") for a in allowed), f"{path.name} imports ser.{name}"
+
+
+def module(path: Path) -> str:
+    """The dotted name below `ser`."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_circle_of_imports() -> None:
+    """Between modules, whether a name is imported at the top of a file, in a function, or for a type checker alone."""
+    modules = {module(path): path for path in sources()}
+    edges: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.removeprefix("ser.") for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                base = ".".join([*above, *([node.module] if node.module else [])]).removeprefix("ser.")
+                inside = {f"{base}.{alias.name}" for alias in node.names} & modules.keys()
+                found |= inside or {base}
+        edges[name] = (found & modules.keys()) - {name}
+    left = dict(edges)
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    while bound := [name for name in left if not any(name in needs for needs in left.values())]:
+        for name in bound:
+            del left[name]
+    assert not left, f"circles among {sorted(left)}"
 
 
 def test_cache_needs_no_torch() -> None:

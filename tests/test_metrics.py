@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
-from ser.train.metrics import mean_std, pooled, scores
-from ser.train.statistics import against, bootstrap, mcnemar, paired_t, wilcoxon
+from ser.train.scores import against, bootstrap, mcnemar, mean_std, paired_t, pooled, scores, wilcoxon
 
 CLASSES = ("ang", "hap", "neu", "sad")
 

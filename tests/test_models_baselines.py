@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser.train.batch import Batch, Sequences
 from ser.train.models import FUSIONS
 from ser.train.models.baselines import BcLstmSettings, CmaSettings, ConcatSettings
+from ser.train.models.ragged import Batch, Sequences
 
 DIMS = {"audio": 6, "text": 5}
 SETTINGS = {

@@ -12,20 +12,19 @@ import torch
 import transformers
 from click.testing import CliRunner
 
-from ser.cache.errors import MissingRows, WrongUse
 from ser.cache.store import PartRows, Store, open_store
 from ser.cli import main
-from ser.extract.features import resolve
-from ser.extract.passes import Unusable
-from ser.extract.work import open_passes
+from ser.errors import MissingRows, WrongUse
+from ser.extract.extractors import UtteranceError, resolve
+from ser.extract.worker import load_extractors
 from ser.predict import Predictor, Turn
 from ser.tests.spoken_store import spoken_manifest
-from ser.train.batch import Batch
 from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit
-from ser.train.runs import Run
+from ser.train.models.ragged import Batch
+from ser.train.run_folder import Run
 from ser.weights import load_encoder
-from ser.weights.random import write_random_checkpoint
+from ser.weights.demo import write_random_checkpoint
 
 DEPTH = 3
 ENCODERS = ("bert", "mpnet")
@@ -46,10 +45,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked = [f"{name}:layer={layer}" for name in ENCODERS for layer in range(DEPTH)]
     asked += ["bert", "bert:layer=2,special=false", "logmel"]
     wanted = resolve(asked, {name: str(folder / name) for name in ENCODERS}, "float32")
-    for one in open_passes([one for one in wanted if one.checkpoint], "cpu"):
+    for one in load_extractors([one for one in wanted if one.checkpoint], "cpu"):
         outcomes = one.run(texts)
         for spec in one.specs:
-            rows = [outcome[spec.fingerprint] for outcome in outcomes if not isinstance(outcome, Unusable)]
+            rows = [outcome[spec.fingerprint] for outcome in outcomes if not isinstance(outcome, UtteranceError)]
             extras = {name: [row.extras[name] for row in rows] for name in rows[0].extras}
             arrays = [row.values for row in rows]
             store.add(spec).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("text"), arrays, extras))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from ser.cache.errors import WrongUse
-from ser.train.batch import Batch, Sequences
+from ser.errors import WrongUse
 from ser.train.models import FUSIONS, Fusion, get_fusion
+from ser.train.models.ragged import Batch, Sequences
 
 DIMS = {"audio": 30, "text": 20}
 TINY: dict[str, Any] = {"dropout": 0.0, "d_model": 16, "heads": 4, "gru_hidden": 6, "frames": 50, "lstm_hidden": 8}

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ser.benchmarks.train import PlainMsmser
-from ser.cache.errors import WrongUse
-from ser.train.batch import Batch, Sequences
+from ser.errors import WrongUse
 from ser.train.models import FUSIONS
 from ser.train.models.msmser import MsmserSettings, RandomModalityMasking
+from ser.train.models.ragged import Batch, Sequences
 
 DIMS = {"audio": 9, "text": 7}
 SMALL = MsmserSettings(d_model=8, heads=2, queries=3, feed_forward=2, dropout=0.0, encoder_depth=2, decoder_depth=2)

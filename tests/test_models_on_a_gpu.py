@@ -15,18 +15,15 @@ from torch import Tensor
 from torch.nested._internal import sdpa
 
 from ser.tests.tiny_store import make_store
-from ser.train import together
-from ser.train.fit import make_optimiser
-from ser.train.folds import Fold
-from ser.train.inputs import Inputs
-from ser.train.load import load_dataset
-from ser.train.losses import LOSSES
+from ser.train import fit_many
+from ser.train.data import Inputs, load_dataset
+from ser.train.fit import LOSSES, make_optimiser
 from ser.train.models import FUSIONS
-from ser.train.models.packed import Plan, attention, ragged_attention
+from ser.train.models.layers import Attention
+from ser.train.models.ragged import RaggedLayout, attention, ragged_attention
 from ser.train.models.stacked import Stack
-from ser.train.models.transformer import Attention
-from ser.train.plan import Plan as RunPlan
-from ser.train.settings import parse_settings
+from ser.train.settings import TrainConfig, parse_settings
+from ser.train.splits import Fold
 
 FEATURES = {"sequence": {"audio": "hubert", "text": "mpnet"}, "vector": {"audio": "is13", "text": "bert"}}
 TINY = ("d_model=16", "heads=2", "gru_hidden=8", "lstm_hidden=8", "frames=48", "channels=2", "queries=3")
@@ -44,7 +41,9 @@ def test_a_training_step_asks_the_gpu_for_nothing(store: Path, name: str) -> Non
     data, fusion = load_dataset(store, "+".join(features[m] for m in fusion.inputs), name)
     known = set(fusion.settings.__dataclass_fields__)
     settings, training = parse_settings(fusion, [s for s in TINY if s.partition("=")[0] in known])
-    plan = RunPlan(fusion, settings, training, loss="perspective" if fusion.stacks and len(features) == 2 else "single")
+    plan = TrainConfig(
+        fusion, settings, training, loss="perspective" if fusion.stacks and len(features) == 2 else "single"
+    )
     there = data.on("meta")
     assert there is data.on("meta") and data.on("cpu") is data
     model = fusion.build(settings, data.dims, len(data.utterances.classes)).to("meta")
@@ -97,7 +96,10 @@ def test_ragged_attention_is_attention(
 ) -> None:
     """And what torch is handed is what its kernels for a GPU take: it says so itself, where it chooses among them."""
     torch.manual_seed(0)
-    layer, plans = Attention(width, heads).to(dtype), (Plan(torch.tensor(queries)), Plan(torch.tensor(keys)))
+    layer, plans = (
+        Attention(width, heads).to(dtype),
+        (RaggedLayout(torch.tensor(queries)), RaggedLayout(torch.tensor(keys))),
+    )
     x = torch.randn(sum(queries), width, dtype=dtype, requires_grad=True)
     memory = torch.randn(sum(keys), width, dtype=dtype, requires_grad=True)
     (q,), (k, v) = layer.project(x, slice(1)).unbind(1), layer.project(memory, slice(1, 3)).unbind(1)
@@ -133,18 +135,18 @@ def test_a_step_of_many_runs_asks_the_gpu_for_nothing(
         return [torch.ones(len(counts), r, width, device=device) for width in self._drawn.widths]
 
     monkeypatch.setattr(Stack, "_draw", draw)
-    monkeypatch.setattr(together, "_dropping", lambda plan: torch.Generator())
+    monkeypatch.setattr(fit_many, "_dropping", lambda plan: torch.Generator())
     data, found = load_dataset(store, "is13+bert" if "-" in fusion else "is13", fusion)
     settings, training = parse_settings(found, ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2"))
     losses = ("single", "perspective") if "-" in fusion else ("single",)
     plans = [
-        RunPlan(found, settings, training, loss=loss, seed=seed, device="meta", select="last")
+        TrainConfig(found, settings, training, loss=loss, seed=seed, device="meta", select="last")
         for loss in losses
         for seed in (0, 1)
     ]
-    monkeypatch.setattr(RunPlan, "autocast", lambda plan: contextlib.nullcontext())  # the meta device has none
+    monkeypatch.setattr(TrainConfig, "autocast", lambda plan: contextlib.nullcontext())  # the meta device has none
     fold = Fold("1", np.arange(24), np.arange(0), np.arange(0))
-    many = together._Together(data, fold, plans)
+    many = fit_many._Together(data, fold, plans)
     with pytest.raises(RuntimeError) as asked:
         many._train(0)
     assert [entry.name for entry in asked.traceback][-1] == "_train", "asked at the end of the epoch, and there alone"
@@ -152,7 +154,7 @@ def test_a_step_of_many_runs_asks_the_gpu_for_nothing(
 
 
 def test_plans_are_made_where_the_lengths_are() -> None:
-    plan = Plan(torch.tensor([2, 0, 3]), torch.device("meta"))
+    plan = RaggedLayout(torch.tensor([2, 0, 3]), torch.device("meta"))
     assert (plan.sizes, plan.longest, plan.steps[2]) == ([2, 0, 3], 3, [2, 2, 1])
     there = (plan.owner, plan.position, plan.cells, plan.real, plan.attended, plan.first(2), *plan.steps[:2])
     assert {x.device.type for x in there} == {"meta"}

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser.train.models.packed import Plan, SelfAttentionPooling, attention, interleave, recurrent
-from ser.train.models.streams import bigru
-from ser.train.models.transformer import Attention
+from ser.train.models.layers import Attention, bigru
+from ser.train.models.ragged import RaggedLayout, SelfAttentionPooling, attention, interleave, recurrent
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +20,7 @@ def _double():
 
 
 def test_plan_of_a_small_batch():
-    plan = Plan(torch.tensor([2, 0, 3]))
+    plan = RaggedLayout(torch.tensor([2, 0, 3]))
     assert plan.sizes == [2, 0, 3]
     assert plan.longest == 3
     assert plan.owner.tolist() == [0, 0, 2, 2, 2]
@@ -37,14 +36,14 @@ def test_plan_of_a_small_batch():
 
 def test_interleave_joins_utterance_by_utterance():
     a, b = torch.arange(3.0)[:, None], torch.arange(10.0, 14)[:, None]
-    rows, plan = interleave(a, Plan(torch.tensor([1, 0, 2])), b, Plan(torch.tensor([2, 1, 1])))
+    rows, plan = interleave(a, RaggedLayout(torch.tensor([1, 0, 2])), b, RaggedLayout(torch.tensor([2, 1, 1])))
     assert rows[:, 0].tolist() == [0, 10, 11, 12, 1, 2, 13]
     assert plan.sizes == [3, 1, 3]
 
 
 @pytest.mark.parametrize("longest", [7, 200], ids=["padded", "one by one"])
 def test_attention_stays_within_its_sequence(longest):
-    queries, keys = Plan(torch.tensor([2, 3, 0, 1])), Plan(torch.tensor([longest, 0, 4, 1]))
+    queries, keys = RaggedLayout(torch.tensor([2, 3, 0, 1])), RaggedLayout(torch.tensor([longest, 0, 4, 1]))
     q = torch.randn(6, 2, 5, requires_grad=True)
     k, v = (torch.randn(longest + 5, 2, 5, requires_grad=True) for _ in range(2))
     got = attention(q, k, v, queries, keys)
@@ -66,20 +65,20 @@ def test_attention_has_the_parameters_of_torchs_own():
     ours, theirs = Attention(8, 2), nn.MultiheadAttention(8, 2, batch_first=True)
     theirs.load_state_dict(ours.state_dict())
     x, memory = torch.randn(3, 8), torch.randn(5, 8)
-    plan, keys = Plan(torch.tensor([3])), Plan(torch.tensor([5]))
+    plan, keys = RaggedLayout(torch.tensor([3])), RaggedLayout(torch.tensor([5]))
     torch.testing.assert_close(ours(x, plan), theirs(x, x, x)[0])
     torch.testing.assert_close(ours.cross(x, plan, memory, keys), theirs(x, memory, memory)[0])
 
 
 def test_attention_drops_only_in_training():
-    layer, x, plan = Attention(8, 2, dropout=0.5), torch.randn(6, 8), Plan(torch.tensor([6]))
+    layer, x, plan = Attention(8, 2, dropout=0.5), torch.randn(6, 8), RaggedLayout(torch.tensor([6]))
     assert not torch.equal(layer(x, plan), layer(x, plan))
     layer.eval()
     assert torch.equal(layer(x, plan), layer(x, plan))
 
 
 def test_pooling_of_nothing_is_zero():
-    pool, x, plan = SelfAttentionPooling(3), torch.randn(4, 3), Plan(torch.tensor([1, 0, 3]))
+    pool, x, plan = SelfAttentionPooling(3), torch.randn(4, 3), RaggedLayout(torch.tensor([1, 0, 3]))
     pooled = pool(x, plan)
     torch.testing.assert_close(pooled[0], x[0])
     assert torch.equal(pooled[1], torch.zeros(3))
@@ -94,7 +93,7 @@ def grus(count: int) -> nn.ModuleDict:
 @pytest.mark.parametrize("lengths", [[4, 1, 7, 4], [3], [1, 1]])
 @pytest.mark.parametrize("count", [1, 3])
 def test_bigru_and_its_gradients_are_those_of_torchs_gru(lengths, count):
-    layers, plan = grus(count), Plan(torch.tensor(lengths))
+    layers, plan = grus(count), RaggedLayout(torch.tensor(lengths))
     x = {name: torch.randn(sum(lengths), 5, requires_grad=True) for name in layers}
     leaves = [*layers.parameters(), *x.values()]
     wanted = {name: torch.randn(sum(lengths), 6) for name in x}
@@ -116,15 +115,15 @@ def test_bigru_and_its_gradients_are_those_of_torchs_gru(lengths, count):
 
 
 def test_bigru_against_finite_differences():
-    layers, plan = grus(1), Plan(torch.tensor([3, 1, 2]))
+    layers, plan = grus(1), RaggedLayout(torch.tensor([3, 1, 2]))
     x = torch.randn(6, 5, requires_grad=True)
     assert torch.autograd.gradcheck(lambda rows, *_: bigru(layers, {"0": rows}, plan)["0"], (x, *layers.parameters()))
 
 
 def test_recurrent_over_nothing():
     layer = nn.LSTM(5, 3, bidirectional=True)
-    assert recurrent(layer, torch.empty(0, 5), Plan(torch.tensor([0, 0]))).shape == (0, 6)
-    plan = Plan(torch.tensor([2, 0, 1]))  # one utterance is hidden
+    assert recurrent(layer, torch.empty(0, 5), RaggedLayout(torch.tensor([0, 0]))).shape == (0, 6)
+    plan = RaggedLayout(torch.tensor([2, 0, 1]))  # one utterance is hidden
     x = torch.randn(3, 5)
     expected = torch.cat([layer(part[:, None])[0][:, 0] for part in (x[:2], x[2:])])
     torch.testing.assert_close(recurrent(layer, x, plan), expected)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ser.benchmarks.train import PlainPerspective
-from ser.cache.errors import WrongUse
-from ser.train.batch import Batch, Sequences
+from ser.errors import WrongUse
 from ser.train.models import FUSIONS
 from ser.train.models.perspective import AtFusion, PerspectiveSettings
+from ser.train.models.ragged import Batch, Sequences
 
 DIMS = {"audio": 9, "text": 7}
 SMALL = PerspectiveSettings(d_model=6, gru_hidden=4, heads=2, dropout=0.0)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser.cache.errors import WrongUse
-from ser.train.batch import Batch, Sequences
+from ser.errors import WrongUse
 from ser.train.models import FUSIONS
+from ser.train.models.ragged import Batch, Sequences
 from ser.train.models.usc import UscSettings
 
 DIMS = {"audio": 13, "text": 7}

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from ser.cache.errors import CorruptStore, SerError, WrongUse
 from ser.cache.manifest import Manifest
 from ser.cache.store import open_store
 from ser.cli import main
+from ser.errors import CorruptStore, SerError, WrongUse
 from ser.predict import Predictor, Turn, predict, read_turns
 from ser.tests.newcomer import newcomer, run_of
-from ser.train.runs import Run
-from ser.weights.random import write_random_checkpoint
+from ser.train.run_folder import Run
+from ser.weights.demo import write_random_checkpoint
 
 __all__ = ["newcomer"]  # a fixture
 

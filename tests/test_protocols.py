@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ser.cache.errors import WrongUse
+from ser.errors import WrongUse
 from ser.tests.tiny_store import make_manifest
-from ser.train.folds import Cut, Fold, LeakError, guard, is_speaker_independent
-from ser.train.labels import apply_policy, get_policy
-from ser.train.protocols import make_folds
-from ser.train.utterances import Utterances
+from ser.train.labels import Utterances, apply_policy, get_policy
+from ser.train.splits import Cut, Fold, LeakError, check_leakage, is_speaker_independent, make_folds
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +126,13 @@ def test_two_sessions_leave_nothing_to_train_on() -> None:
     assert len(make_folds("session-out", two, Cut(dev="none"))) == 2
 
 
-# The guard, on folds that are wrong in one way each.
+# The check_leakage, on folds that are wrong in one way each.
 
 
 def test_guard_finds_an_utterance_in_two_parts(utterances: Utterances) -> None:
     fold = make_folds("session-out", utterances)[0]
     with pytest.raises(LeakError, match=r"1 utterance\(s\) stand in both train and test"):
-        guard(Fold("bad", np.append(fold.train, fold.test[0]), fold.dev, fold.test), utterances, ())
+        check_leakage(Fold("bad", np.append(fold.train, fold.test[0]), fold.dev, fold.test), utterances, ())
 
 
 def test_guard_finds_the_same_id_under_two_rows() -> None:
@@ -149,21 +147,21 @@ def test_guard_finds_the_same_id_under_two_rows() -> None:
         turns=twice.turns,
     )
     with pytest.raises(LeakError, match="u39"):
-        guard(Fold("bad", np.array([0, 1]), np.array([2]), np.array([39])), twice, ())
+        check_leakage(Fold("bad", np.array([0, 1]), np.array([2]), np.array([39])), twice, ())
 
 
 def test_guard_finds_a_dialogue_and_a_speaker_in_two_parts(utterances: Utterances) -> None:
     rows = np.flatnonzero(utterances.dialogues == 0)
     rest = np.flatnonzero(utterances.dialogues > 3)
     with pytest.raises(LeakError, match=r"dialogue\(s\) stand in both dev and test"):
-        guard(Fold("bad", rest, rows[:3], rows[3:]), utterances, ("dialogue",))
+        check_leakage(Fold("bad", rest, rows[:3], rows[3:]), utterances, ("dialogue",))
     other = np.flatnonzero(utterances.dialogues == 1)  # the same two speakers in another dialogue
-    guard(Fold("bad", other, rest, rows), utterances, ("dialogue",))
+    check_leakage(Fold("bad", other, rest, rows), utterances, ("dialogue",))
     with pytest.raises(LeakError, match=r"speaker\(s\) stand in both train and test"):
-        guard(Fold("bad", other, rest, rows), utterances, ("dialogue", "speaker"))
+        check_leakage(Fold("bad", other, rest, rows), utterances, ("dialogue", "speaker"))
     with pytest.raises(LeakError, match=r"speaker\(s\) stand in both train and dev"):
-        guard(Fold("bad", other, rows, rest), utterances, ("speaker",))
-    guard(Fold("share", other, rows, rest), utterances, ("speaker",), shared_dev=True)
+        check_leakage(Fold("bad", other, rows, rest), utterances, ("speaker",))
+    check_leakage(Fold("share", other, rows, rest), utterances, ("speaker",), shared_dev=True)
 
 
 # Folds from files.

@@ -12,16 +12,15 @@ import soundfile as sf
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from ser.cache.dataframe import pooled, utterances
-from ser.cache.errors import MissingRows, WrongUse
 from ser.cache.spec import Modality, Spec
 from ser.cache.store import PartRows, Quarantine, open_store
-from ser.extract.features import EXTRACTORS, FEATURES, Extractor, Family
-from ser.extract.passes import Rows
-from ser.extract.run import Request, extract, plan
+from ser.cache.transfer import pooled, utterances
+from ser.errors import MissingRows, WrongUse
+from ser.extract.extractors import EXTRACTORS, FEATURES, ExtractorKind, Family, Rows
+from ser.extract.run import ExtractionConfig, extract, plan
 from ser.tests.newcomer import newcomer
 from ser.tests.tiny_store import make_manifest, make_store
-from ser.train.runs import find_runs, open_run
+from ser.train.run_folder import find_runs, open_run
 from ser.train.torch_dataset import TorchDataset
 
 __all__ = ["newcomer"]  # a fixture
@@ -92,7 +91,7 @@ def test_runs_and_their_predictions(newcomer: Path) -> None:
 
 
 def test_the_store_and_its_tables_need_no_torch() -> None:
-    code = "import sys, ser.cache.store, ser.cache.dataframe; sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
+    code = "import sys, ser.cache.store, ser.cache.transfer; sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd="/").returncode == 0
 
 
@@ -123,7 +122,7 @@ class PeakPass:
 @pytest.fixture
 def peak() -> Iterator[None]:
     FEATURES["peak"] = Family("audio", "utterance", "peak", "the largest sample", {"power": float})
-    EXTRACTORS["peak"] = Extractor(PeakConfig, 1, lambda config: 1, PeakPass, packages=("numpy",))
+    EXTRACTORS["peak"] = ExtractorKind(PeakConfig, 1, lambda config: 1, PeakPass, packages=("numpy",))
     yield
     del FEATURES["peak"], EXTRACTORS["peak"]
 
@@ -133,11 +132,11 @@ def test_an_extractor_of_ones_own(tmp_path: Path, peak: None) -> None:
     (tmp_path / "c.csv").write_text("id,audio\na,a.wav\nb,b.wav\n")
     for name in "ab":
         sf.write(tmp_path / f"{name}.wav", rng.uniform(-0.5, 0.5, 16000), 16000, subtype="FLOAT")
-    summary = extract(plan(Request(tmp_path / "c.csv", "peak,peak:power=2", store=tmp_path / "s")))
+    summary = extract(plan(ExtractionConfig(tmp_path / "c.csv", "peak,peak:power=2", store=tmp_path / "s")))
     assert {name: facts["computed"] for name, facts in summary.features.items()} == {"peak": 2, "peak:power=2": 2}
     store = open_store(tmp_path / "s")
     [samples, _] = sf.read(tmp_path / "a.wav", dtype="float32")
     assert store["peak"]["a"] == samples.max() and store["peak:power=2"]["a"] == samples.max() ** 2
     assert store["peak"].spec.config == {"power": 1.0} and "numpy" in store["peak"].spec.provenance["versions"]
     with pytest.raises(WrongUse, match=r"did you mean power\?"):
-        plan(Request(tmp_path / "c.csv", "peak:powr=2", store=tmp_path / "s"))
+        plan(ExtractionConfig(tmp_path / "c.csv", "peak:powr=2", store=tmp_path / "s"))

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from ser.cache.errors import WrongUse
 from ser.cache.store import open_store
+from ser.errors import WrongUse
 from ser.tests.chromium import MISSING, Browser, open_browser
 from ser.tests.spoken_store import EVIL, spoken_manifest, spoken_store
 from ser.train.experiment import Experiment, run_experiment
-from ser.train.metrics import pooled, scores
 from ser.train.report.attention import SPECIAL, Attending
 from ser.train.report.cells import group, name_apart
 from ser.train.report.groups import wilson
@@ -31,9 +30,9 @@ from ser.train.report.tables import Column, Table, harmless, shown, to_csv, to_l
 from ser.train.report.terminal import report_text
 from ser.train.report.utterances import find_origins, style
 from ser.train.report.what_was_run import command
-from ser.train.runs import CONFIG, PREDICTIONS, RESULT, Run, find_runs, run_name, write_json, write_predictions
-from ser.train.statistics import Interval
-from ser.train.weights import load_model
+from ser.train.run import load_model
+from ser.train.run_folder import CONFIG, PREDICTIONS, RESULT, Run, find_runs, run_name, write_json, write_predictions
+from ser.train.scores import Interval, pooled, scores
 
 SMALL = ("d_model=16", "heads=2", "batch_size=16", "lr=0.003")
 needs_chromium = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -303,7 +302,7 @@ def test_attention_is_the_models_own(runs: list[Run]) -> None:
 
     layer.cross = cross
     store, manifest = open_store(cell.config["provenance"]["store"]), origin.manifest
-    from ser.train.batch import Batch, Sequences
+    from ser.train.models.ragged import Batch, Sequences
 
     inputs = {}
     for modality, name in (("audio", "hubert"), ("text", "mpnet")):

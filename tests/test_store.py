@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from ser.cache.errors import MissingRows, StoreError, WrongUse
 from ser.cache.store import Manifest, PartRows, Quarantine, open_store
+from ser.errors import MissingRows, StoreError, WrongUse
 from ser.tests.store_samples import check_whole, fill, manifest_of, part_rows, sample_store, spec_of, values_of
 
 BACKENDS = ["zarr", "hdf5"]
@@ -116,7 +116,7 @@ def test_our_zarr_is_what_zarr_python_writes(tmp_path: Path) -> None:
 
 
 def test_chunks_are_hardly_padded(tmp_path: Path) -> None:
-    from ser.cache.zarr_backend import chunk_rows
+    from ser.cache.backends import chunk_rows
 
     for rows in [*range(100, 5000, 37), 1025, 2049]:
         each = chunk_rows(rows)
@@ -374,7 +374,7 @@ def test_any_setting_makes_another_fingerprint() -> None:
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    from ser.cache.sealed import seal
+    from ser.cache.spec import seal
 
     _store, feature, manifest, _ = sample_store(tmp_path / "s", "zarr")
     for path in (feature.path / "spec.json", next((feature.path / "parts").iterdir()) / "part.json"):
@@ -396,7 +396,7 @@ def test_no_rows_at_all(tmp_path: Path) -> None:
 def test_a_store_is_light_to_look_at(tmp_path: Path) -> None:
     sample_store(tmp_path / "s", "zarr")
     code = (
-        "import sys; from ser.cache.store import open_store; from ser.cache.overview import list_features; "
+        "import sys; from ser.cache.store import open_store; from ser.cache.maintain import list_features; "
         "assert list_features(open_store(sys.argv[1]))[0].complete; "
         "print(sorted({'zarr', 'h5py', 'torch', 'numcodecs', 'pandas', 'scipy'} & set(sys.modules)))"
     )

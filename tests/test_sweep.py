@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ser.cache.errors import SerError, WrongUse
 from ser.cli import main
+from ser.errors import SerError, WrongUse
 from ser.tests.demo_store import demo_store
 from ser.tests.tiny_store import make_store
+from ser.train.data import Loader
 from ser.train.experiment import prepare
-from ser.train.loader import Loader
 from ser.train.recipe import list_recipes, read_recipe, recipe_names
 from ser.train.report.terminal import recipe_rows, recipe_table
-from ser.train.runs import find_runs
+from ser.train.run_folder import find_runs
 from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep
 
 __all__ = ["demo_store"]  # a fixture

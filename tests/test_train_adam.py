@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser.train.adam import Adam
+from ser.train.fit import Adam
 
 
 def trained(kind: type[torch.optim.Adam], fused: bool) -> tuple[list[Tensor], dict]:
@@ -47,7 +47,7 @@ def test_a_step_leaves_no_graph_and_hooks_are_called() -> None:
 
 def test_the_compiler_is_not_imported() -> None:
     code = (
-        "import sys, torch\nfrom ser.train.adam import Adam\n"
+        "import sys, torch\nfrom ser.train.fit import Adam\n"
         "weight = torch.nn.Parameter(torch.ones(3))\nadam = Adam([weight], fused=True)\n"
         "weight.sum().backward(); adam.step(); adam.zero_grad(); adam.load_state_dict(adam.state_dict())\n"
         "sys.exit('torch._dynamo' in sys.modules)"

@@ -8,19 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from ser.cache.errors import MissingRows, WrongUse
-from ser.cache.layout import Quarantine
 from ser.cache.manifest import Manifest
+from ser.cache.part import Quarantine
 from ser.cache.spec import Spec
 from ser.cache.store import PartRows, open_store
+from ser.errors import MissingRows, WrongUse
 from ser.tests.tiny_store import FEATURES, add_feature, make_manifest, make_rows, make_store
+from ser.train.data import Loader, Standardizer, load_dataset, with_views
 from ser.train.experiment import Experiment, run_experiment
-from ser.train.inputs import Scaling
-from ser.train.load import load_dataset
-from ser.train.loader import Loader
-from ser.train.protocols import make_folds
-from ser.train.views import with_views
-from ser.train.weights import load_model
+from ser.train.run import load_model
+from ser.train.splits import make_folds
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +93,7 @@ def test_scaling_is_that_of_the_given_rows_written_plainly(store: Path) -> None:
     for features, modality, feature in (("is13", "audio", "is13"), ("hubert+mpnet", "text", "mpnet")):
         data, _ = load_dataset(store, features, "audio" if feature == "is13" else "mit")
         fold = make_folds("session-out", data.utterances)[1]
-        found = Scaling.of(data.inputs[modality], fold.train)
+        found = Standardizer.of(data.inputs[modality], fold.train)
         frames = np.concatenate([stored(feature)[data.utterances.ids[row]] for row in fold.train]).astype(np.float64)
         assert np.allclose(found.mean.numpy(), frames.mean(0), atol=1e-6)
         assert np.allclose(found.std.numpy(), frames.std(0), rtol=1e-5)
@@ -114,7 +111,7 @@ def test_what_is_constant_in_training_is_not_divided_by_zero(tmp_path: Path) -> 
         values[:, 3] = 1e7 / 3
     add_feature(store, manifest, "is13", rows)
     data, _ = load_dataset(tmp_path / "s", "is13", "audio")
-    scaling = Scaling.of(data.inputs["audio"], np.arange(20))
+    scaling = Standardizer.of(data.inputs["audio"], np.arange(20))
     assert scaling.std[3] == 1 and torch.isfinite(scaling(data.inputs["audio"].values)).all()
 
 

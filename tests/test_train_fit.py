@@ -9,21 +9,26 @@ import numpy as np
 import pytest
 import torch
 
-from ser.cache.errors import WrongUse
 from ser.cache.store import open_store
+from ser.errors import WrongUse
 from ser.tests.tiny_store import FEATURES, add_feature, make_manifest, make_rows, make_store
-from ser.train.data import Dataset
-from ser.train.evaluate import predict
-from ser.train.fit import Diverged, Epoch, Fitted, fit, fit_scaling, make_optimiser, set_rate
-from ser.train.folds import Cut, Fold
-from ser.train.inputs import Inputs
-from ser.train.load import load_dataset
-from ser.train.metrics import scores
+from ser.train.data import Dataset, Inputs, load_dataset
+from ser.train.fit import (
+    Diverged,
+    Epoch,
+    Fitted,
+    State,
+    fit,
+    fit_standardizers,
+    make_optimiser,
+    predict,
+    set_rate,
+    snapshot,
+)
 from ser.train.models import Fusion, Stage, setting
-from ser.train.plan import Plan
-from ser.train.protocols import make_folds
-from ser.train.settings import parse_settings
-from ser.train.state import State, snapshot
+from ser.train.scores import scores
+from ser.train.settings import TrainConfig, parse_settings
+from ser.train.splits import Cut, Fold, make_folds
 
 SMALL = {
     "mit": ("hubert+mpnet", ("d_model=16", "heads=2", "queries=3", "lr=0.003", "epochs=3")),
@@ -41,13 +46,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("tiny")).path
 
 
-def prepared(store: Path, fusion: str, *more: str, **plan: Any) -> tuple[Dataset, Fold, Plan]:
+def prepared(store: Path, fusion: str, *more: str, **plan: Any) -> tuple[Dataset, Fold, TrainConfig]:
     features, small = SMALL[fusion]
     data, found = load_dataset(store, features, fusion)
     settings, training = parse_settings(found, (*small, *more))
     dev = "next" if plan.get("select", "val") == "val" else "none"
     fold = make_folds("session-out", data.utterances, Cut(dev=dev))[0]
-    return data, fold, Plan(found, settings, training, **plan)
+    return data, fold, TrainConfig(found, settings, training, **plan)
 
 
 def weights(fitted: Fitted) -> dict[str, bytes]:
@@ -164,7 +169,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(
     data, fusion = load_dataset(tmp_path / "s", "is13", "audio")
     settings, training = parse_settings(fusion, ("epochs=4", "batch_size=2", "d_model=16", "standardise_audio=false"))
     fold = make_folds("session-out", data.utterances, Cut(dev="none"))[0]
-    plan = Plan(fusion, settings, training, select="last")
+    plan = TrainConfig(fusion, settings, training, select="last")
     two_epochs = fit(data, fold, replace(plan, settings=replace(settings, epochs=2)))
 
     def poison(epoch: Epoch) -> None:
@@ -240,9 +245,11 @@ def test_frozen_parts_have_no_gradients(store: Path) -> None:
 def test_heads_that_nobody_asks_for_change_nothing_in_those_that_are_asked_for(store: Path, fusion: str) -> None:
     data, fold, plan = prepared(store, fusion)
     model = plan.fusion.build(plan.settings, data.dims, len(data.utterances.classes))
-    every = predict(model, data, fold.test, plan, fit_scaling(data, fold, plan.settings))
+    every = predict(model, data, fold.test, plan, fit_standardizers(data, fold, plan.settings))
     assert set(every) == {"logits", "audio", "text"}
-    alone = predict(model, data, fold.test, plan, fit_scaling(data, fold, plan.settings), heads=frozenset({"logits"}))
+    alone = predict(
+        model, data, fold.test, plan, fit_standardizers(data, fold, plan.settings), heads=frozenset({"logits"})
+    )
     assert np.allclose(alone["logits"], every["logits"], atol=1e-6)
     assert ("audio" in alone) == (fusion in ("lgf-add", "bc-lstm"))  # there the fused logits are made of them
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ser.cache.errors import CorpusError, WrongUse
 from ser.cache.manifest import Manifest
+from ser.errors import CorpusError, WrongUse
 from ser.train.labels import apply_policy, get_policy, soft_labels
 
 # The release's counts per session: ang, hap, exc, neu, sad, fru (4-class rows of papers/IEMOCAP.md; the split of

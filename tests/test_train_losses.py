@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from ser.cache.errors import WrongUse
-from ser.train.batch import Batch
-from ser.train.losses import LOSSES, cross_entropy
+from ser.errors import WrongUse
+from ser.train.fit import LOSSES, cross_entropy
+from ser.train.models.ragged import Batch
 
 
 def made(n: int = 7, classes: int = 4) -> tuple[dict[str, torch.Tensor], Batch]:

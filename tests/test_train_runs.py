@@ -17,18 +17,16 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
-from ser.cache.errors import CorruptStore, MissingRows, SerError, WrongUse
 from ser.cli import main
+from ser.errors import CorruptStore, MissingRows, SerError, WrongUse
 from ser.tests.tiny_store import make_manifest, make_store
-from ser.train import single
-from ser.train.estimate import dry_run
-from ser.train.evaluate import predict
-from ser.train.experiment import Experiment, Progress, prepare, run_experiment
-from ser.train.metrics import scores
+from ser.train import run
+from ser.train.experiment import Experiment, Progress, dry_run, prepare, run_experiment
+from ser.train.fit import predict
 from ser.train.models import FUSIONS
-from ser.train.runs import find_runs, open_run, run_name
-from ser.train.summary import summarise, summary_text
-from ser.train.weights import load_model
+from ser.train.run import load_model
+from ser.train.run_folder import find_runs, open_run, run_name
+from ser.train.scores import scores, summarise, summary_text
 
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 
@@ -187,10 +185,10 @@ SER = Path(sys.executable).with_name("ser")
 CHILD = """
 import sys
 from pathlib import Path
-from ser.train import single
-from ser.train.evaluate import predict
+from ser.train import run
+from ser.train.fit import predict
 from ser.train.experiment import Experiment, run_experiment
-single.STATE_SECONDS = 0.0
+run.STATE_SECONDS = 0.0
 store, out, resume = sys.argv[1], sys.argv[2], sys.argv[3] == "resume"
 settings = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 run_experiment(
@@ -324,7 +322,7 @@ def test_best_test_and_speaker_dependent_say_so_everywhere(store: Path, tmp_path
 
 
 def test_state_is_written_now_and_then(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(single, "STATE_SECONDS", 0.0)
+    monkeypatch.setattr(run, "STATE_SECONDS", 0.0)
     seen = []
     run_experiment(
         lgf(store, tmp_path, folds=1),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ser.cache.errors import WrongUse
+from ser.errors import WrongUse
 from ser.train.models import FUSIONS
 from ser.train.settings import parse_settings, settings
 

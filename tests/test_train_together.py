@@ -12,22 +12,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ser.cache.errors import SerError
+from ser.errors import SerError
 from ser.tests.tiny_store import make_store
-from ser.train import single
-from ser.train.batch import Batch, Sequences
-from ser.train.estimate import seconds_at_once
-from ser.train.evaluate import predict
-from ser.train.experiment import Experiment, at_once, prepare, run_experiment, train_jobs
-from ser.train.fit import Diverged, fit, make_optimiser, set_rate
-from ser.train.metrics import confusion, confusions
+from ser.train import run
+from ser.train.experiment import Experiment, at_once, prepare, run_experiment, seconds_at_once, train_jobs
+from ser.train.fit import Diverged, fit, make_optimiser, predict, set_rate
+from ser.train.fit_many import MOST, can_train_together, fit_many
 from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
+from ser.train.models.ragged import Batch, Sequences
 from ser.train.models.stacked import NO_LABEL, Layout, Stack
-from ser.train.runs import run_name
-from ser.train.single import train_run
+from ser.train.run import train_run
+from ser.train.run_folder import run_name
+from ser.train.scores import confusion, confusions
 from ser.train.sweep import Bundle, plan_sweep, train_bundle
-from ser.train.together import MOST, can_train_together, fit_together
 
 STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
 SMALL = PerspectiveSettings(d_model=6, gru_hidden=4, heads=2, dropout=0.3)
@@ -184,7 +182,7 @@ def test_seeds_trained_at_once_give_what_each_gives_alone(store, tmp_path, optio
     assert can_train_together(data, plans[0]) and len(plans) == 3
     loose = 2e-2 if plans[0].precision == "bf16" else 1e-4
     heard = [[] for _ in plans]
-    found = fit_together(data, fold, plans, [lines.append for lines in heard])
+    found = fit_many(data, fold, plans, [lines.append for lines in heard])
     for plan, together, lines in zip(plans, found, heard, strict=True):
         alone = fit(data, fold, plan)
         assert [line["loss"] for line in together.history] == pytest.approx(
@@ -205,7 +203,7 @@ def test_both_losses_at_once_and_what_a_loss_does_not_train_stays(store, tmp_pat
     jobs = prepare(experiment(store, tmp_path, "dropout=0", fusion=fusion))
     plans = [replace(job.plan, loss=loss) for job, loss in zip(jobs, ("single", "perspective", "single"), strict=True)]
     data, fold = jobs[0].data, jobs[0].fold
-    for plan, together in zip(plans, fit_together(data, fold, plans), strict=True):
+    for plan, together in zip(plans, fit_many(data, fold, plans), strict=True):
         alone = fit(data, fold, plan)
         assert [line["ua"] for line in together.history] == [line["ua"] for line in alone.history]
         assert [line["loss"] for line in together.history] == pytest.approx(
@@ -279,9 +277,9 @@ def test_where_memory_ends_fewer_are_trained_at_once(store, tmp_path, monkeypatc
         tried.append(len(plans))
         if len(plans) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return fit_together(data, fold, plans, on_epoch)
+        return fit_many(data, fold, plans, on_epoch)
 
-    monkeypatch.setattr(single, "fit_together", small_gpu)
+    monkeypatch.setattr(run, "fit_many", small_gpu)
     jobs = prepare(experiment(store, tmp_path, seeds=5, epochs=1))
     most = 1
     runs = train_jobs(jobs, tmp_path, False)

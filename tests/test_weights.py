@@ -15,11 +15,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from ser.cache.errors import SerError, WrongUse
-from ser.extract.features import resolve
-from ser.weights import NoWeights, find_checkpoint, load_encoder
+from ser.errors import SerError, WrongUse
+from ser.extract.extractors import resolve
+from ser.weights import WeightsError, find_checkpoint, load_encoder
 from ser.weights.convert import convert
-from ser.weights.random import write_demo_checkpoints, write_random_checkpoint
+from ser.weights.demo import write_demo_checkpoints, write_random_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_the_digest_is_of_the_tensors_not_of_the_file(copy: Path) -> None:
     assert find_checkpoint(copy).digest == before
     load_encoder(find_checkpoint(copy))
     (copy / "b.safetensors").unlink()
-    with pytest.raises(NoWeights, match="missing"):
+    with pytest.raises(WeightsError, match="missing"):
         find_checkpoint(copy)
 
 
@@ -109,20 +109,20 @@ def test_refusals(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(WrongUse, match="no such folder"):
         find_checkpoint(tmp_path / "a b" / "c")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(NoWeights, match=r"no config\.json"):
+    with pytest.raises(WeightsError, match=r"no config\.json"):
         find_checkpoint(tmp_path / "empty")
-    with pytest.raises(NoWeights, match="is a file"):
+    with pytest.raises(WeightsError, match="is a file"):
         find_checkpoint(copy / "config.json")
     (copy / "model.safetensors").rename(copy / "kept")
-    with pytest.raises(NoWeights, match=r"no model\.safetensors"):
+    with pytest.raises(WeightsError, match=r"no model\.safetensors"):
         find_checkpoint(copy)
     (copy / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(NoWeights, match=r"ser weights convert .* DIR"):
+    with pytest.raises(WeightsError, match=r"ser weights convert .* DIR"):
         find_checkpoint(copy)
     (copy / "kept").rename(copy / "model.safetensors")
     assert find_checkpoint(copy)  # safetensors beside a pickle: the pickle is not looked at
     edit(copy / "config.json", auto_map={"AutoModel": "evil.Model"})
-    with pytest.raises(NoWeights, match="auto_map"):
+    with pytest.raises(WeightsError, match="auto_map"):
         find_checkpoint(copy)
 
 
@@ -131,7 +131,7 @@ def test_a_model_of_another_kind_is_told(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     del config["hidden_size"]
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(NoWeights, match=r"config\.json names no hidden_size"):
+    with pytest.raises(WeightsError, match=r"config\.json names no hidden_size"):
         resolve(["hubert"], {"hubert": str(copy)}, "float16")
 
 
@@ -149,7 +149,7 @@ def test_damaged_safetensors(copy: Path, damage: str) -> None:
     if damage == "header":
         data[:8] = (1 << 60).to_bytes(8, "little")
     file.write_bytes({"cut": data[:-10], "header": data, "empty": b""}[damage])
-    with pytest.raises(NoWeights, match="no readable safetensors"):
+    with pytest.raises(WeightsError, match="no readable safetensors"):
         find_checkpoint(copy)
 
 
@@ -157,7 +157,7 @@ def test_a_missing_weight_is_never_filled_in_at_random(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     del tensors["encoder.layers.1.feed_forward.output_dense.weight"]
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(NoWeights, match=r"lacks 1 .*encoder\.layers\.1"):
+    with pytest.raises(WeightsError, match=r"lacks 1 .*encoder\.layers\.1"):
         load_encoder(find_checkpoint(copy))
 
 
@@ -167,9 +167,9 @@ def test_offline_and_without_a_network(tmp_path: Path) -> None:
         "import socket, sys\n"
         "def refuse(*a, **k): print('NETWORK'); raise OSError('no network')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
-        "from ser.weights import find_checkpoint, NoWeights\n"
+        "from ser.weights import find_checkpoint, WeightsError\n"
         "try: find_checkpoint('facebook/hubert-base-ls960', '--model hubert=PATH')\n"
-        "except NoWeights as fault: print(fault)\n"
+        "except WeightsError as fault: print(fault)\n"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
     for offline, tried in (("1", False), ("0", True)):
@@ -244,7 +244,7 @@ def test_the_canary_does_not_run(copy: Path, tmp_path: Path, how: str) -> None:
     as_pickle(copy, {"a": torch.zeros(1), "b": evil} if how == "nested" else evil)
     if how == "pickle":
         (copy / "pytorch_model.bin").write_bytes(pickle.dumps(evil))
-    with pytest.raises(NoWeights, match="ser weights convert"):
+    with pytest.raises(WeightsError, match="ser weights convert"):
         find_checkpoint(copy)
     with pytest.raises(SerError, match="nothing was written") as fault:
         convert(str(copy), tmp_path / "converted")
@@ -267,7 +267,7 @@ def test_convert_needs_a_complete_checkpoint(copy: Path, tmp_path: Path) -> None
     with pytest.raises(WrongUse, match="safetensors already"):
         convert(str(copy), tmp_path / "converted")
     as_pickle(copy, {"encoder.layer_norm.weight": torch.ones(64)})
-    with pytest.raises(NoWeights, match="lacks"):
+    with pytest.raises(WeightsError, match="lacks"):
         convert(str(copy), tmp_path / "converted")
     (copy / "config.json").unlink()
     with pytest.raises(WrongUse, match=r"no config\.json"):

@@ -4,6 +4,7 @@ for run in run_experiment(Experiment(features="is13", fusion="audio", protocol="
     print(run.config["fold"], run.result["ua"])
 """
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -14,27 +15,66 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import numpy as np
 import torch
 
-from ser.cache.errors import WrongUse, unknown
+from ser.engines import is_out_of_memory
+from ser.errors import SerError, WrongUse, unknown
 
-from .data import Dataset
+from .data import Dataset, Loader, load_dataset, with_views
 from .finetune import with_encoder
-from .fit import Diverged, Epoch
-from .folds import Cut, Fold
-from .load import load_dataset
-from .loader import Loader
-from .losses import LOSSES
-from .memory import told_if_memory_ends
+from .fit import LOSSES, Diverged, Epoch, fit_standardizers, make_optimiser
+from .fit_many import MOST, can_train_together, fit_many, runs_at_once
 from .models import Fusion
-from .options import Experiment
-from .plan import SELECTIONS, Plan, Precision
-from .protocols import make_folds
-from .runs import CONFIG, Run, open_run, run_name
-from .settings import has_setting, parse_settings
-from .single import train_run, train_runs
-from .tensorboard import check_log
-from .together import MOST, can_train_together
+from .run import check_log, one_thread, train_run, train_runs
+from .run_folder import CONFIG, Run, open_run, run_name
+from .settings import SELECTIONS, Precision, TrainConfig, has_setting, parse_settings
+from .splits import Cut, Fold, make_folds
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The options of `ser train`, under the same names."""
+
+    features: str
+    fusion: str
+    store: Path | str = "features"
+    corpus: str | None = None
+    labels: str = "4class"
+    protocol: str = "session-out"
+    select: str = "val"
+    loss: str = "single"
+    seeds: int = 1  # how many: 0, 1, …
+    folds: str | int = "all"  # or how many of the first
+    epochs: int | None = None  # None: the fusion's own
+    device: str = "auto"
+    precision: str = "float32"  # or bf16: faster, other numbers
+    set: tuple[str, ...] = ()  # key=value
+    also_set: tuple[str, ...] = ()  # the same, where the fusion has that setting: for sweeps over several fusions
+    resume: bool = False
+    log: str | None = None  # tensorboard: curves in each run folder
+    out: Path | str = "runs"
+    limit: int | None = None
+    allow_missing: bool = False
+    model: tuple[str, ...] = ()  # NAME=ID_OR_FOLDER: where the weights of an encoder lie that is to be trained
+    views: str = ""  # augmented features that training mixes in: logmel:view=pitch-1+logmel:view=noise-1
+
+
+@contextlib.contextmanager
+def oom_as_error(plan: TrainConfig) -> Iterator[None]:
+    """Raise `SerError`, saying what helps, where an allocation fails."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as fault:
+        if not is_out_of_memory(fault):
+            raise
+        size = f"--set batch_size={max(1, plan.settings.batch_size // 2)}"
+        raise SerError(
+            f"the memory of {plan.device} ended while training {plan.fusion.name} in batches of "
+            f"{plan.settings.batch_size}; what was finished is kept: run again while less else is running there (a "
+            f"sweep: fewer --workers), or with --precision bf16 or {size}, which change the numbers"
+        ) from fault
+
 
 # Raised when the same config would give other numbers than before.
 TRAIN_VERSION = 1
@@ -48,7 +88,7 @@ class Job:
 
     data: Dataset
     fold: Fold
-    plan: Plan
+    plan: TrainConfig
     config: dict[str, Any]  # complete, with provenance
 
 
@@ -91,7 +131,7 @@ def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
     if dev == "auto":  # a protocol that names its own dev part always has it
         dev = "next" if experiment.select == "val" or experiment.protocol.startswith("random") else "none"
     folds = make_folds(experiment.protocol, data.utterances, Cut(dev, training.cut_seed))
-    plan = Plan(
+    plan = TrainConfig(
         fusion,
         settings,
         training,
@@ -195,7 +235,7 @@ def train_jobs(
 ) -> list[Run | Diverged]:
     """The runs of jobs that are trained at once, or of one; a run whose loss diverged is given by its fault."""
     job = jobs[0]
-    with told_if_memory_ends(job.plan):
+    with oom_as_error(job.plan):
         if len(jobs) > 1 or _stacked(job):  # one alone too, so that a run's numbers do not hang on the others
             plans, configs = [job.plan for job in jobs], [job.config for job in jobs]
             return train_runs(job.data, job.fold, plans, configs, out, on_epoch)
@@ -205,7 +245,7 @@ def train_jobs(
             return [fault]
 
 
-def _config(experiment: Experiment, data: Dataset, fusion: Fusion, fold: Fold, plan: Plan) -> dict[str, Any]:
+def _config(experiment: Experiment, data: Dataset, fusion: Fusion, fold: Fold, plan: TrainConfig) -> dict[str, Any]:
     """The run's complete config: all that can change its numbers, and where it came from."""
     ids = {part: [data.utterances.ids[row] for row in rows] for part, rows in fold.parts.items()}
     return {
@@ -264,3 +304,99 @@ def _fold_count(folds: str | int, available: int) -> int:
         if isinstance(error, WrongUse):
             raise
         raise WrongUse(f"--folds {folds}: must be all, or how many of the first folds to run") from None
+
+
+ENOUGH = 0.5  # seconds of timed steps: one step of a large model says enough
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is ahead, from a few timed steps."""
+
+    parameters: int
+    utterances: int
+    runs: int
+    epochs: int  # per run
+    updates: int  # over all runs
+    seconds: float
+
+    @property
+    def seconds_per_run(self) -> float:
+        """On average; of runs that are trained at once, each its share."""
+        return self.seconds / self.runs
+
+
+def dry_run(experiment: Experiment, loader: Loader | None = None, steps: int = 3) -> Estimate:
+    """Parameters, steps and an estimate of the time, from at most `steps` timed steps of the first run."""
+    return estimate(prepare(experiment, loader), steps)
+
+
+def estimate(jobs: Sequence[Job], steps: int = 3) -> Estimate:
+    """The estimate for jobs that are prepared already."""
+    job = jobs[0]
+    plan, settings = job.plan, job.plan.settings
+    with oom_as_error(plan):
+        parameters, seconds = _timed(job, steps)
+    rows = np.sum([np.diff(inputs.offsets) for inputs in job.data.inputs.values()], axis=0)  # of each utterance
+    epochs = settings.epochs * len(plan.fusion.stages)
+    copies = len(job.data.views) + 1
+    units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * copies for j in jobs]
+    updates = sum(-(-n // settings.batch_size) for n in units) * epochs
+    first = [jobs[number] for number in at_once(jobs)[0]]
+    if len(first) > 1:
+        whole = seconds_at_once(first) * len(jobs)
+    else:
+        # A forward pass over the watched part costs about a third of a training step.
+        watched = [j.fold.test if plan.select == "best-test" else j.fold.dev for j in jobs]
+        work = sum(
+            rows[j.fold.train].sum() * copies + rows[part].sum() / 3 for j, part in zip(jobs, watched, strict=True)
+        )
+        whole = float(seconds * work * epochs)
+    return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, whole)
+
+
+def seconds_at_once(jobs: Sequence[Job]) -> float:
+    """Seconds of one of the runs that are trained at once, from two epochs of them, of which the first warms up."""
+
+    def short(plan: TrainConfig) -> TrainConfig:
+        return replace(plan, settings=replace(plan.settings, epochs=2))
+
+    some = jobs[: runs_at_once(jobs[0].data, jobs[0].fold, jobs[0].plan)]
+    with oom_as_error(jobs[0].plan):
+        found = fit_many(jobs[0].data, jobs[0].fold, [short(job.plan) for job in some])
+    epochs = [each.history[-1]["seconds"] for each in found if not isinstance(each, Diverged)]
+    return max(epochs, default=0.0) * jobs[0].plan.settings.epochs
+
+
+def _timed(job: Job, steps: int) -> tuple[int, float]:
+    """The model's parameters, and seconds of training per row: a step's utterances may be long or short ones."""
+    plan, settings = job.plan, job.plan.settings
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        model = plan.fusion.build(settings, job.data.dims, len(job.data.utterances.classes)).to(plan.device)
+        parameters = sum(weight.numel() for weight in model.parameters())
+        optimiser = make_optimiser(dict(model.named_parameters()), plan.fusion.stages[-1], settings)
+        scaling = fit_standardizers(job.data, job.fold, settings)
+        shuffling = torch.Generator().manual_seed(plan.seed)
+        lessons, rows = with_views(job.data, job.fold.train)
+        batches = lessons.batches(rows, plan.fusion.unit, settings.batch_size, scaling, shuffling)
+        taken, seconds = 0, 0.0
+        for number, batch in zip(range(steps + 1), batches, strict=False):
+            held = sum(len(inputs.values) for inputs in batch.inputs.values())
+            started = time.perf_counter()
+            batch.heads = plan.heads(plan.fusion.stages[-1])
+            batch = batch.to(plan.device)
+            with plan.autocast():
+                outputs = model(batch)
+            loss = LOSSES[plan.loss](outputs, batch, plan.reduction)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            loss.item()
+            if number or steps == 0:  # the first step warms up
+                taken, seconds = taken + held, seconds + time.perf_counter() - started
+            elif len(rows) == len(batch):  # and is the only one
+                taken, seconds = held, time.perf_counter() - started
+            if seconds > ENOUGH:
+                break
+    return parameters, seconds / taken

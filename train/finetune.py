@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from ser.cache.errors import CorruptStore, WrongUse
 from ser.cache.spec import Spec
+from ser.errors import CorruptStore, WrongUse
 from ser.weights import INCIDENTAL, Checkpoint, find_checkpoint, load_encoder
 
 from .data import Dataset

@@ -3,6 +3,7 @@
 One thread, one seed: the same seed gives the same bytes on one machine.
 """
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -11,27 +12,154 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ser.cache.errors import SerError, WrongUse
+from ser.errors import SerError, WrongUse
 
-from .adam import Adam
-from .data import Dataset
-from .evaluate import predict
-from .folds import Fold
-from .inputs import Scaling
-from .losses import LOSSES, cross_entropy
-from .metrics import confusions, unweighted_accuracy, weighted_accuracy
+from .data import Dataset, Standardizer, with_views
 from .models import Stage
-from .plan import Plan
-from .state import State, collect, restore, snapshot
-from .views import with_views
+from .models.ragged import Batch
+from .scores import confusions, unweighted_accuracy, weighted_accuracy
+from .settings import Reduction, TrainConfig
+from .splits import Fold
+
+
+class Adam(torch.optim.Adam):
+    """The same Adam, which does not import torch's compiler: that takes each process most of a second of CPU.
+
+    torch wraps these methods in order to keep the compiler out of them, and imports it to do so. Here they stand
+    as they are within the wrapping.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
+Loss = Callable[[Mapping[str, Tensor], Batch, Reduction], Tensor]
+
+
+def cross_entropy(logits: Tensor, batch: Batch, reduction: Reduction) -> Tensor:
+    """Σ_i −log P(ŷ_i = y_i) over the utterances, or its mean; logits [n, K].
+
+    With soft targets p [n, K] (USC §3.2): Σ_i Σ_k −p_ik log P(ŷ_i = k).
+    """
+    truth = batch.labels if batch.targets is None else batch.targets
+    return F.cross_entropy(logits, truth, reduction=reduction)
+
+
+def single(outputs: Mapping[str, Tensor], batch: Batch, reduction: Reduction) -> Tensor:
+    """L_s of the fused logits (Perspective eq. 3)."""
+    return cross_entropy(outputs["logits"], batch, reduction)
+
+
+def perspective(outputs: Mapping[str, Tensor], batch: Batch, reduction: Reduction) -> Tensor:
+    """L_p = L_a + L_t + L_s: the unimodal heads learn beside the fused one (Perspective eq. 4–6).
+
+    Raises `WrongUse` for a model without the two heads.
+    """
+    if not {"audio", "text"} <= outputs.keys():
+        raise WrongUse("--loss perspective needs audio and text heads, as lgf-add has them; use --loss single")
+    audio, text, fused = (cross_entropy(outputs[head], batch, reduction) for head in ("audio", "text", "logits"))
+    return audio + text + fused
+
+
+LOSSES: dict[str, Loss] = {"single": single, "perspective": perspective}
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    data: Dataset,
+    rows: np.ndarray,
+    plan: TrainConfig,
+    scaling: Mapping[str, Standardizer],
+    hide: str | None = None,
+    heads: frozenset[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Probabilities [n, K] of the given rows, in their order, for each head, or those of `heads` at least.
+
+    `hide` hides one modality from all.
+    """
+    model.eval()
+    found: dict[str, np.ndarray] = {}
+    place = np.empty(len(data.utterances), dtype=np.int64)
+    place[rows] = np.arange(len(rows))
+    for batch in data.batches(rows, plan.fusion.unit, plan.settings.batch_size, scaling):
+        batch.heads = heads
+        if hide:
+            batch.hidden = {hide: torch.ones(len(batch), dtype=torch.bool)}
+        with plan.autocast():
+            outputs = model(batch.to(plan.device))
+        for head, logits in outputs.items():
+            probabilities = found.setdefault(head, np.empty((len(rows), logits.shape[1]), dtype=np.float32))
+            probabilities[place[batch.utterances.numpy()]] = logits.float().softmax(1).cpu().numpy()
+    return found
+
+
+@dataclass
+class State:
+    """The model, the weights kept so far, Adam's moments and every random generator, on the CPU."""
+
+    stage: int
+    epoch: int  # epochs done in this stage
+    best_score: float
+    history: list[dict[str, Any]]
+    tensors: dict[str, Tensor]  # model.*, kept.*, adam.<n>.*, random.*
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the model's weights, on the CPU."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+
+
+def collect(
+    model: nn.Module, kept: Mapping[str, Tensor], optimiser: torch.optim.Adam, generators: Mapping[str, Generator]
+) -> dict[str, Tensor]:
+    """The tensors of a `State`."""
+    tensors = {f"model.{name}": value for name, value in snapshot(model).items()}
+    tensors |= {f"kept.{name}": value for name, value in kept.items()}
+    for number, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"adam.{number}.{name}": value.detach().to("cpu", copy=True) for name, value in moments.items()}
+    tensors |= {f"random.{name}": generator.get_state() for name, generator in generators.items()}
+    tensors["random.torch"] = torch.get_rng_state()
+    if torch.cuda.is_initialized():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def restore(
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    optimiser: torch.optim.Adam,
+    generators: Mapping[str, Generator],
+) -> dict[str, Tensor]:
+    """Put everything back as `collect` found it. Returns the weights that were kept."""
+    model.load_state_dict(_below(tensors, "model"))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _below(tensors, "adam").items():
+        number, _, moment = name.partition(".")
+        moments.setdefault(int(number), {})[moment] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+    for name, generator in generators.items():
+        generator.set_state(tensors[f"random.{name}"])
+    torch.set_rng_state(tensors["random.torch"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return _below(tensors, "kept")
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(f"{prefix}."): value for n, value in tensors.items() if n.startswith(f"{prefix}.")}
 
 
 class Diverged(SerError):
     """The loss is no longer a number. `kept` and `scaling` are those of the last good epoch that the selection kept."""
 
-    def __init__(self, message: str, kept: Mapping[str, Tensor], scaling: Mapping[str, Scaling]) -> None:
+    def __init__(self, message: str, kept: Mapping[str, Tensor], scaling: Mapping[str, Standardizer]) -> None:
         super().__init__(message)
         self.kept, self.scaling = kept, scaling
 
@@ -55,7 +183,7 @@ class Fitted:
     """The model with the weights that the selection chose."""
 
     model: nn.Module
-    scaling: dict[str, Scaling]
+    scaling: dict[str, Standardizer]
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -67,7 +195,7 @@ class Fitted:
 def fit(
     data: Dataset,
     fold: Fold,
-    plan: Plan,
+    plan: TrainConfig,
     on_epoch: Callable[[Epoch], None] | None = None,
     on_state: Callable[[Callable[[], State]], None] | None = None,
     resume: State | None = None,
@@ -82,7 +210,7 @@ def fit(
     return training.run(on_epoch or (lambda epoch: None), on_state or (lambda take: None), resume)
 
 
-def refuse_without_dev(fold: Fold, plan: Plan) -> None:
+def refuse_without_dev(fold: Fold, plan: TrainConfig) -> None:
     """Raise `WrongUse` for a selection on a dev part that is empty."""
     if plan.select == "val" and not len(fold.dev):
         raise WrongUse("--select val needs a dev part, and dev=none leaves none; use --select last or another dev")
@@ -91,9 +219,9 @@ def refuse_without_dev(fold: Fold, plan: Plan) -> None:
 class _Training:
     """One run in the making."""
 
-    def __init__(self, data: Dataset, fold: Fold, plan: Plan) -> None:
+    def __init__(self, data: Dataset, fold: Fold, plan: TrainConfig) -> None:
         self.data, self.fold, self.plan = data, fold, plan
-        self.scaling = fit_scaling(data, fold, plan.settings)
+        self.scaling = fit_standardizers(data, fold, plan.settings)
         self.live = self.scaling  # what each batch still has to go through
         lessons = shuffled(data, fold, plan.seed) if plan.training.shuffle_labels else data
         self.lessons, self.rows = with_views(lessons, fold.train)
@@ -234,10 +362,10 @@ def set_rate(optimiser: torch.optim.Adam, settings: Any) -> None:
         group["updates"] += 1
 
 
-def fit_scaling(data: Dataset, fold: Fold, settings: Any) -> dict[str, Scaling]:
+def fit_standardizers(data: Dataset, fold: Fold, settings: Any) -> dict[str, Standardizer]:
     """Z-scores of the modalities whose `standardise_…` is set, from the training part alone."""
     return {
-        modality: Scaling.of(inputs, fold.train)
+        modality: Standardizer.of(inputs, fold.train)
         for modality, inputs in data.inputs.items()
         if getattr(settings, f"standardise_{modality}", False)
     }

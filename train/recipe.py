@@ -17,9 +17,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ser.cache.errors import WrongUse, unknown
+from ser.errors import WrongUse, unknown
 
-from .options import Experiment
+from .experiment import Experiment
 from .settings import assignments
 
 TESTS = ("both", "only audio", "only text", "head audio", "head text")

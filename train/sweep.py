@@ -9,17 +9,14 @@ from pathlib import Path
 import torch
 
 from ser import engines
-from ser.cache.durable import sweep as sweep_leftovers
-from ser.cache.durable import workspace
-from ser.cache.errors import WrongUse
+from ser.cache.atomic_io import remove_leftovers, workspace
+from ser.errors import WrongUse
 
-from .estimate import Estimate, estimate
-from .experiment import Job, at_once, bundle_name, bundled, prepare, train_jobs
+from .data import Loader
+from .experiment import Estimate, Experiment, Job, at_once, bundle_name, bundled, estimate, prepare, train_jobs
 from .fit import Diverged, Epoch
-from .loader import Loader
-from .options import Experiment
 from .recipe import Recipe
-from .runs import Run, run_name
+from .run_folder import Run, run_name
 from .settings import has_setting
 
 GPU_WORKERS = 2  # one prepares and writes while the other trains
@@ -148,7 +145,7 @@ def run_sweep(
             yield from train_bundle(bundle, on_epoch)
     else:
         out = Path(sweep.tasks[0].experiment.out)
-        sweep_leftovers(out)
+        remove_leftovers(out)
         with workspace(out) as folder:
             shared = [Bundle(tuple(replace(task, shared=folder) for task in bundle.tasks)) for bundle in bundles]
             for outcomes in engines.run(train_bundle, shared, workers):

@@ -17,10 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser.cache.store import open_store
 
-from .folds import Cut, Fold
-from .labels import Labelled, apply_policy, get_policy
-from .protocols import make_folds
-from .utterances import Utterances
+from .labels import Labelled, Utterances, apply_policy, get_policy
+from .splits import Cut, Fold, make_folds
 
 
 class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):

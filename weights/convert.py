@@ -14,11 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ser.cache.errors import SerError, WrongUse
+from ser.errors import SerError, WrongUse
 
-from .files import CONFIG_FILES, NoWeights, read_json
-from .find import find_checkpoint, is_hub_id
-from .load import load_encoder
+from .find import CONFIG_FILES, WeightsError, find_checkpoint, is_hub_id, load_encoder, read_json
 
 TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
 SHARDS = "pytorch_model.bin.index.json"
@@ -65,7 +63,7 @@ def _source_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as fault:  # the Hub's client raises its own, requests', httpx' and OS errors
-        raise NoWeights(
+        raise WeightsError(
             f"{name} is no folder here and could not be fetched ({type(fault).__name__}); copy the model's folder here "
             f"and convert that"
         ) from fault

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ser.cache.errors import WrongUse
+from ser.errors import WrongUse
 
 from .demo_script import Line, demo_vocabulary, write_script
 from .iemocap import DEMO_MARKER, consensus

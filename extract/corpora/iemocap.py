@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ser.cache.errors import CorpusError, WrongUse
+from ser.errors import CorpusError, WrongUse
 
 from .reading import Problem, Reading, read_text, visible
 

@@ -1,26 +1,188 @@
 """From a path to a manifest: find the format, read it, hash every audio file, and name every problem."""
 
+import hashlib
 import os
+import pkgutil
 import re
+import stat
+import struct
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from ser.cache.errors import CorpusError, SerError, WrongUse, unknown
-from ser.cache.ids import LONGEST_ID, IdsSeen, id_fault
-from ser.cache.manifest import Manifest
+from ser.cache.manifest import LONGEST_ID, IdsSeen, Manifest, id_fault, invisible
+from ser.errors import CorpusError, SerError, WrongUse, unknown
 
-from .admission import path_fault
+from . import FORMATS
 from .emodb import FULL_SIZE, is_emodb
-from .formats import FORMATS
 from .iemocap import is_iemocap
-from .probe import probe
 from .reading import Problem, Reading, printable
-from .table import SUFFIXES
-from .transcripts import replace_transcripts
+from .table import SUFFIXES, records
+
+
+def path_fault(audio: str, root: Path, follow_links: bool) -> str | None:
+    """Why this path cannot be an utterance's audio, or None. `audio` is relative to `root`.
+
+    `follow_links`: whoever laid out a corpus folder may have linked parts of it from another disk, but the paths that
+    a table names stay under its folder, links included.
+    """
+    if invisible(audio):
+        return f"the audio path {audio!a} holds a control character or is not valid Unicode"
+    pure = PurePosixPath(audio.replace("\\", "/"))
+    if pure.is_absolute() or audio[1:2] == ":":
+        return f"the audio path {audio} is absolute; give it relative to {root}"
+    if ".." in pure.parts:
+        return f"the audio path {audio} leaves the corpus with '..'; move the file under {root}"
+    if not follow_links and not (root / audio).resolve().is_relative_to(root.resolve()):
+        return f"the audio path {audio} is a link that leaves the corpus; move the file under {root}"
+    return None
+
+
+def replace_transcripts(
+    rows: list[dict[str, Any]], problems: list[Problem], path: Path, complete: bool = True
+) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """The rows with the texts of `path`, a table with columns `id` and `text`, and the problems that then remain.
+
+    The corpus' own transcripts are gone entirely: an utterance that `path` does not name has no text, and is named in
+    the problems. Ids of `path` that the corpus lacks are problems as well, if the corpus is `complete`. Raises
+    `WrongUse` if the file has not those columns.
+    """
+    if not path.is_file():
+        raise WrongUse(f"{path} is no file; give a CSV, TSV or JSONL file with the columns id and text")
+    known = {row["id"] for row in rows}
+    texts: dict[str, str] = {}
+    problems = [p for p in problems if p.kind != "text"]
+    columns: set[str] = set()
+    for line, record in records(path):
+        columns.update(record if isinstance(record, dict) else ())
+        fault = _fault(record, known, texts, complete)
+        if fault:
+            problems.append(Problem(None, str(path), f"{line}: {fault}"))
+        elif isinstance(record, dict) and record["id"] in known:
+            texts[record["id"]] = record.get("text") or ""
+    if not {"id", "text"} <= columns:
+        raise WrongUse(f"{path} lacks the columns id and text; it has {', '.join(sorted(columns)) or 'none'}")
+    silent = [id for row in rows if (id := row["id"]) not in texts]
+    problems += [Problem(id, str(path), "no transcript of this utterance", "text") for id in silent]
+    return [{**row, "text": texts.get(row["id"])} for row in rows], problems
+
+
+def _fault(record: dict[str, Any] | str, known: set[str], texts: dict[str, str], complete: bool) -> str | None:
+    """Why a record is no transcript, or None."""
+    if isinstance(record, str):
+        return record
+    id, text = record.get("id"), record.get("text")
+    if not isinstance(id, str):
+        return "has no id"
+    if text is not None and not isinstance(text, str):
+        return f"the text {ascii(text)[:60]} is not a string"
+    if text is not None and any("\ud800" <= c <= "\udfff" for c in text):
+        return f"the text of {id!a} is not valid Unicode"
+    if id in texts:
+        return f"the id {id!a} is there twice"
+    if id not in known and complete:
+        return f"the id {id!a} is not in the corpus"
+    return None
+
+
+# WAVE format tags whose blocks have one size: PCM, float, A-law, µ-law, extensible.
+FIXED_BLOCKS = {1, 3, 6, 7, 0xFFFE}
+STREAMED = 0xFFFFFFFF  # the data size that a writer into a pipe leaves behind: unknown
+MOST_PER_BYTE = 8192  # samples: FLAC's longest block of silence, 65,535 samples, takes about ten bytes
+CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Probe:
+    """`sha256` is None where no file could be read, `duration` (seconds) where nobody can tell; `fault` is a reason."""
+
+    sha256: str | None = None
+    duration: float | None = None
+    fault: str | None = None
+
+
+def probe(path: Path) -> Probe:
+    """Hash an audio file and measure it. Never raises: what is wrong stands in `fault`.
+
+    The whole file is read every time, since size and modification time do not notice changed bytes. soundfile reads
+    a cut-off file short without a word, hence the header is compared with the bytes that are there.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO would otherwise wait for its writer for ever.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        return Probe(fault="the audio file is missing")
+    except (OSError, ValueError) as error:
+        return Probe(fault=f"the audio file cannot be opened ({getattr(error, 'strerror', None) or error})")
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        return Probe(fault="this is a folder or a device, not an audio file")
+    with os.fdopen(handle, "rb", buffering=0) as file:
+        if not status.st_size:
+            return Probe(hashlib.sha256().hexdigest(), 0.0, "the audio file is empty (0 bytes)")
+        try:
+            head = block = file.read(CHUNK)
+            digest = hashlib.sha256(block)
+            while block := file.read(CHUNK):
+                digest.update(block)
+        except OSError as error:
+            return Probe(fault=f"the audio file cannot be read ({error.strerror})")
+    return Probe(digest.hexdigest(), *_measure(path, head, status.st_size))
+
+
+def _measure(path: Path, head: bytes, size: int) -> tuple[float | None, str | None]:
+    """Seconds of audio in the file, and what is wrong with it."""
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        return _measure_other(path, head, size)
+    rate = block = tag = 0
+    at = 12
+    while at + 8 <= len(head):
+        name, promised = struct.unpack_from("<4sI", head, at)
+        at += 8
+        if name == b"fmt " and at + 16 <= len(head):
+            tag, _, rate, _, block = struct.unpack_from("<HHIIH", head, at)
+        if name == b"data":
+            break
+        at += promised + promised % 2
+    else:
+        if at < size:  # more metadata than `head` holds
+            return _measure_other(path, head, size)
+        return None, "truncated: the WAV file ends before its audio begins"
+    if not rate or not block:
+        return None, "the WAV file's header gives no sampling rate"
+    there = size - at
+    held = there if promised == STREAMED else min(there, promised)
+    if tag not in FIXED_BLOCKS:
+        seconds, fault = _measure_other(path, head, size)
+    else:
+        seconds, fault = held // block / rate, None
+    if promised > there and promised != STREAMED:
+        fault = f"truncated: the header promises {promised} bytes of audio, the file holds {there}"
+    elif seconds == 0:
+        fault = "the audio file holds no samples"
+    return seconds, fault
+
+
+def _measure_other(path: Path, head: bytes, size: int) -> tuple[float | None, str | None]:
+    """The same for everything that is no plain WAV, by soundfile's reading of the header."""
+    import soundfile
+
+    if head.startswith(b"version https://git-lfs"):
+        return None, "this is a git-LFS pointer, not audio: run `git lfs pull`"
+    try:
+        info = soundfile.info(path)
+    except (soundfile.SoundFileError, OSError) as error:
+        return None, f"not readable as audio ({str(error).rpartition(': ')[2].strip().rstrip('.')})"
+    if not info.frames or not info.samplerate:
+        return 0.0, "the audio file holds no samples"
+    if info.frames > size * MOST_PER_BYTE:
+        return None, f"the header promises {info.frames} samples, more than the file's {size} bytes can hold"
+    return info.frames / info.samplerate, None
+
 
 __all__ = ["FORMATS", "Problem", "Scan", "find_format", "read_corpus"]
 
@@ -73,7 +235,7 @@ def read_corpus(
         raise WrongUse(f"a limit of {limit} leaves no utterance; give 1 or more")
     format = find_format(path, format)
     with _readable(path):
-        reading = FORMATS[format](path)
+        reading = pkgutil.resolve_name(FORMATS[format])(path)
     rows, problems = _admit(reading, follow_links=format != "table")
     if limit is not None:
         rows = rows[:limit]

@@ -15,9 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ser.cache.errors import CorpusError, WrongUse
-from ser.cache.ids import IdsSeen, id_fault
-from ser.cache.manifest import SCHEMA, Manifest
+from ser.cache.manifest import SCHEMA, IdsSeen, Manifest, id_fault
+from ser.errors import CorpusError, WrongUse
 
 from .reading import Problem, Reading, read_text
 

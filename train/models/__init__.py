@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ser.cache.errors import WrongUse, unknown
+from ser.errors import WrongUse, unknown
 
 from . import baselines, msmser, perspective, usc
 from .fusion import Fusion, Masking, Stage, setting

@@ -12,11 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser.train.batch import Batch
-
 from .fusion import Fusion, Stage, setting
-from .packed import Plan, recurrent, vectors, visible
-from .transformer import Attention
+from .layers import Attention
+from .ragged import Batch, RaggedLayout, recurrent, vectors, visible
 
 OURS = "ours: not taken from the description"
 
@@ -46,7 +44,7 @@ class ContextualLstm(nn.Module):
         self.logits = nn.Linear(settings.dense, classes)
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, plan: RaggedLayout) -> tuple[Tensor, Tensor]:
         """Rows `[n, dim]` → features z `[n, dense]` and logits `[n, K]`."""
         z = F.relu(self.dense(self.dropout(recurrent(self.lstm, x, plan))))
         return z, self.logits(self.dropout(z))
@@ -66,7 +64,7 @@ class BcLstm(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of level 2, and of the two of level 1."""
-        plan = Plan(batch.dialogues, batch.device)
+        plan = RaggedLayout(batch.dialogues, batch.device)
         levels = {"audio": self.audio, "text": self.text}
         asked = levels if batch.wants("logits") else filter(batch.wants, levels)  # or the stages that train one branch
         found = {m: levels[m](vectors(batch, m, self.dims[m]), plan) for m in asked}
@@ -160,7 +158,7 @@ class Cma(nn.Module):
         return {"logits": self.logits(self.dropout(torch.cat(statistics, 1)))}
 
 
-def mean_and_deviation(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+def mean_and_deviation(x: Tensor, plan: RaggedLayout) -> tuple[Tensor, Tensor]:
     """Statistics over time of packed rows `[r, d]`: two of `[n, d]`; zeros for a sequence without rows."""
     count = plan.lengths.clamp(min=1)[:, None].to(x.device, non_blocking=True)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .packed import Plan
+from .ragged import RaggedLayout
 
 Layers = int | Literal["all"]
 
@@ -27,7 +27,7 @@ class Encoder(nn.Module):
         self.model = model.requires_grad_(False)
         (model if self.takes_tokens else model.encoder.layer).requires_grad_(True)
 
-    def forward(self, x: Tensor, plan: Plan) -> Tensor:
+    def forward(self, x: Tensor, plan: RaggedLayout) -> Tensor:
         """Rows of the layer below `[r, d]`, or token ids `[r, 1]`, → rows of the last layer `[r, d]`."""
         real = plan.attended
         if self.takes_tokens:

@@ -15,11 +15,9 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
-from ser.train.batch import Batch
-
 from .fusion import OURS, Fusion, setting
-from .packed import Plan, SelfAttentionPooling, interleave, visible
-from .transformer import DecoderLayer, EncoderLayer
+from .layers import DecoderLayer, EncoderLayer
+from .ragged import Batch, RaggedLayout, SelfAttentionPooling, interleave, visible
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Refinement(nn.Module):
         # "a two-layer Multilayer Perceptron (MLP) and a Sigmoid to obtain the scales for each frame"
         self.scales = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid()) if gate else None
 
-    def forward(self, x: Tensor, plan: Plan) -> Tensor:
+    def forward(self, x: Tensor, plan: RaggedLayout) -> Tensor:
         """a_{1:T} → a'_{1:T} (or w → w'); rows `[r, dim]` → `[r, d_e]`."""
         x = self.project(x)
         for layer in self.encoder:
@@ -83,20 +81,20 @@ class ModalityInteraction(nn.Module):
         )
         self.pool = SelfAttentionPooling(d)
 
-    def forward(self, a: Tensor, audio: Plan, w: Tensor, text: Plan) -> Tensor:
+    def forward(self, a: Tensor, audio: RaggedLayout, w: Tensor, text: RaggedLayout) -> Tensor:
         """Rows a' `[r_a, d_e]` and w' `[r_w, d_e]` of n utterances → `[n, d_e]`."""
         a = a + positions(audio, a) + self.types[0]
         w = w + positions(text, w) + self.types[1]
         memory, keys = interleave(a, audio, w, text)
         n, tokens = len(keys.lengths), len(self.queries)
-        plan = Plan(torch.full_like(keys.lengths, tokens), keys.device)
+        plan = RaggedLayout(torch.full_like(keys.lengths, tokens), keys.device)
         q = self.queries.repeat(n, 1)  # [n L, d_e]
         for layer in self.decoder:
             q = layer(q, plan, memory, keys)
         return self.pool(q, plan)
 
 
-def positions(plan: Plan, like: Tensor) -> Tensor:
+def positions(plan: RaggedLayout, like: Tensor) -> Tensor:
     """Sinusoidal position encodings (Vaswani et al. 2017, §3.5) of packed rows, `[r, d]` as `like`."""
     d = like.shape[1]
     t = torch.arange(plan.longest, device=like.device, dtype=torch.float64)[:, None]

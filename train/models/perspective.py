@@ -24,13 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser.cache.errors import WrongUse
-from ser.train.batch import Batch
+from ser.errors import WrongUse
 
 from .fusion import OURS, Fusion, setting
-from .packed import Plan, vectors
-from .streams import bigru, full_precision, self_attention
-from .transformer import Attention
+from .layers import Attention, bigru, full_precision, self_attention
+from .ragged import Batch, RaggedLayout, vectors
 
 CODE = "the authors' released code; not stated in the paper"
 
@@ -127,7 +125,7 @@ class Perspective(nn.Module):
             width = {"ef": d, "mf": states, "lf": states, "lgf": classes}[position]
             self.fusion = METHODS[method](width)
 
-    def forward(self, batch: Batch, plan: Plan | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, plan: RaggedLayout | None = None) -> dict[str, Tensor]:
         """Logits `[n, K]`: "logits" of the fusion (or of the one modality), and those of "audio" and "text".
 
         `plan` says where the turns of the dialogues lie, where that is known already.
@@ -135,9 +133,9 @@ class Perspective(nn.Module):
         x = {m: F.relu(self.features[m](vectors(batch, m, self.dims[m]))) for m in self.modalities}
         alone = not (batch.wants("audio") or batch.wants("text"))
         with full_precision(x):
-            return self._contextual(x, plan or Plan(batch.dialogues, batch.device), alone)
+            return self._contextual(x, plan or RaggedLayout(batch.dialogues, batch.device), alone)
 
-    def _contextual(self, x: dict[str, Tensor], plan: Plan, alone: bool = False) -> dict[str, Tensor]:
+    def _contextual(self, x: dict[str, Tensor], plan: RaggedLayout, alone: bool = False) -> dict[str, Tensor]:
         x = self._fuse("ef", x, alone)
         x = bigru(self.gru, x, plan)
         x = self._fuse("mf", {s: self.dropout(rows) for s, rows in x.items()}, alone)
@@ -185,14 +183,14 @@ class Released(Perspective):
         if method == "at":
             self.fusion = ReleasedAtFusion(classes, settings.dropout)
 
-    def forward(self, batch: Batch, plan: Plan | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, plan: RaggedLayout | None = None) -> dict[str, Tensor]:
         """Probabilities `[n, K]` in the place of logits: the loss that follows applies its softmax to them again."""
         x = {m: self.features[m](vectors(batch, m, self.dims[m])) for m in self.modalities}
         x["audio"] = x["audio"].relu()
         with full_precision(x):
-            return self._probabilities(x, plan or Plan(batch.dialogues, batch.device))
+            return self._probabilities(x, plan or RaggedLayout(batch.dialogues, batch.device))
 
-    def _probabilities(self, x: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    def _probabilities(self, x: dict[str, Tensor], plan: RaggedLayout) -> dict[str, Tensor]:
         x = bigru(self.gru, x, plan)
         x = {m: self.dropout(rows) for m, rows in x.items()}
         x = self_attention(self.attention, x, plan)

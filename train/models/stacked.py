@@ -2,7 +2,7 @@
 
 The model's own code runs under `torch.func.vmap`, each run with its weights and its batch. Vmap wants the same shapes
 of all, so batches are laid out here in common ones, with a last dialogue of one turn that takes what is too much: it
-has a place in every step of every layer, and no part in any loss. Axis letters beside those of `ser.train.batch`:
+has a place in every step of every layer, and no part in any loss. Axis letters beside those of `ser.train.models.ragged`:
 
     R  runs
 """
@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ser.train.batch import Batch, Sequences
-
-from .packed import Plan
+from .ragged import Batch, RaggedLayout, Sequences
 
 NO_LABEL = -100  # what torch's losses leave out
 
@@ -33,8 +31,8 @@ class Layout:
     real: np.ndarray  # bool [R, r]
     lengths: np.ndarray  # int64 [R, m]: turns of each dialogue, the last being the one that is none
     longest: int
-    cells: np.ndarray  # int64 [R, r]: see `Plan.cells`
-    forwards: np.ndarray  # int64 [R, s]: see `Plan.steps`
+    cells: np.ndarray  # int64 [R, r]: see `RaggedLayout.cells`
+    forwards: np.ndarray  # int64 [R, s]: see `RaggedLayout.steps`
     backwards: np.ndarray  # int64 [R, s]
     alive: list[int]
 
@@ -69,7 +67,7 @@ class Layout:
         return cls(rows, real, lengths, longest, cells, forwards, backwards, alive.tolist())
 
 
-class _Laid(Plan):
+class _Laid(RaggedLayout):
     """A plan in the shapes that a `Layout` gives."""
 
     fixed = True
@@ -78,7 +76,7 @@ class _Laid(Plan):
         super().__init__(lengths)
         self.longest, self.cells, self.steps = longest, cells, steps
 
-    def repeat(self, times: int) -> Plan:
+    def repeat(self, times: int) -> RaggedLayout:
         size = len(self.lengths) * self.longest
         return _Laid(self.lengths.repeat(times), self.longest, torch.cat([self.cells + i * size for i in range(times)]))
 

@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser.cache.errors import WrongUse
-from ser.train.batch import Batch
+from ser.errors import WrongUse
 
 from .encoder import Encoder
 from .fusion import OURS, Fusion, Stage, setting
-from .packed import Plan, visible
+from .ragged import Batch, RaggedLayout, visible
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Cnn(nn.Module):
         return {"logits": self.linear(self.convolutions(clips[:, None]).flatten(1))}
 
 
-def to_one_length(x: Tensor, plan: Plan, frames: int) -> Tensor:
+def to_one_length(x: Tensor, plan: RaggedLayout, frames: int) -> Tensor:
     """Packed rows `[r, dim]` → `[n, frames, dim]`: the first frames of each sequence, then zeros (§4)."""
     inside = plan.first(frames)
     cells = (plan.owner * frames + plan.position).index_select(0, inside)

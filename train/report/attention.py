@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser.cache.errors import SerError
 from ser.cache.spec import Spec
 from ser.cache.store import Packed
-from ser.train.batch import Batch, Sequences
+from ser.errors import SerError
+from ser.train.models.layers import Attention
 from ser.train.models.msmser import ModalityInteraction
-from ser.train.models.packed import Plan, SelfAttentionPooling
-from ser.train.models.transformer import Attention
-from ser.train.runs import Run
-from ser.train.weights import load_model
+from ser.train.models.ragged import Batch, RaggedLayout, SelfAttentionPooling, Sequences
+from ser.train.run import load_model
+from ser.train.run_folder import Run
 
 from .utterances import Origin
 
@@ -112,13 +111,13 @@ def _watched(interaction: ModalityInteraction) -> Iterator[dict[str, Tensor]]:
     attention: Attention = interaction.decoder[-1].multihead_attn  # type: ignore[assignment]
     plain = attention.cross
 
-    def cross(x: Tensor, plan: Plan, memory: Tensor, keys: Plan) -> Tensor:
+    def cross(x: Tensor, plan: RaggedLayout, memory: Tensor, keys: RaggedLayout) -> Tensor:
         q = attention.project(x, slice(1))[:, 0].transpose(0, 1)  # [h, L, d / h]
         k = attention.project(memory, slice(1, 2))[:, 0].transpose(0, 1)  # [h, r, d / h]
         seen["attention"] = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).softmax(2)
         return plain(x, plan, memory, keys)
 
-    def pooled(pool: SelfAttentionPooling, taken: tuple[Tensor, Plan], _: Tensor) -> None:
+    def pooled(pool: SelfAttentionPooling, taken: tuple[Tensor, RaggedLayout], _: Tensor) -> None:
         seen["pooling"] = pool.score(taken[0])[:, 0].softmax(0)
 
     attention.cross = cross  # type: ignore[method-assign]

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.errors import WrongUse
 from ser.cache.spec import canonical_json
-from ser.train.metrics import mean_std, pooled
+from ser.errors import WrongUse
 from ser.train.models import FUSIONS
-from ser.train.runs import Run
-from ser.train.statistics import Interval, bootstrap
-from ser.train.summary import caveat
+from ser.train.run_folder import Run
+from ser.train.scores import Interval, bootstrap, caveat, mean_std, pooled
 
 # What tells the runs of one cell apart.
 OF_THE_RUN = ("fold", "seed", "cut", "provenance")

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ser.cache.errors import SerError
-from ser.train.runs import Run
+from ser.errors import SerError
+from ser.train.run_folder import Run
 
 from .attention import Attending, can_attend
 from .cells import Cell

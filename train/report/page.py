@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ser.train.runs import Run
-from ser.train.statistics import Interval
-from ser.train.summary import conditions
+from ser.train.run_folder import Run
+from ser.train.scores import Interval, conditions
 
 from . import classes, hardest, inside, learning, modalities, results, significance, what_was_run
 from .cells import Cell, finished_cells

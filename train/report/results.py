@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ser.train.summary import NO_COMPARISON, caveat, conditions
+from ser.train.scores import NO_COMPARISON, caveat, conditions
 
 from .cells import Cell
 from .markup import Block, Folded, Section, Side

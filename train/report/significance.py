@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ser.train.statistics import mcnemar, paired_t, wilcoxon
+from ser.train.scores import mcnemar, paired_t, wilcoxon
 
 from .cells import Cell
 from .markup import Block, Section

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
-from ser.cache.errors import unknown
-from ser.train.statistics import Interval
+from ser.errors import unknown
+from ser.train.scores import Interval
 
 # text: str · count: int · percent, points: float share · interval: Interval · spread: (mean, deviation | None) ·
 # p: probability of a test · number: float

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
-from ser.cache.errors import WrongUse
+from ser.errors import WrongUse
 from ser.train.recipe import Recipe
-from ser.train.runs import Run
-from ser.train.statistics import against
-from ser.train.summary import Score, caveat, conditions, measure
+from ser.train.run_folder import Run
+from ser.train.scores import Score, against, caveat, conditions, measure
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.errors import SerError
 from ser.cache.manifest import Manifest
 from ser.cache.store import Store, open_store
+from ser.errors import SerError
 from ser.train.labels import Policy
 
 from .cells import Cell

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ser.cache.errors import SerError
 from ser.cache.spec import Spec
+from ser.errors import SerError
+from ser.train.experiment import Experiment
 from ser.train.models import FUSIONS
-from ser.train.options import Experiment
-from ser.train.plan import SELECTIONS
-from ser.train.protocols import PROTOCOLS
-from ser.train.runs import Run
-from ser.train.settings import settings
+from ser.train.run_folder import Run
+from ser.train.settings import SELECTIONS, settings
+from ser.train.splits import PROTOCOLS
 
 from .cells import Cell
 from .markup import Block, Command, Folded, Section, Warned

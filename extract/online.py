@@ -1,0 +1,85 @@
+"""Features of a few utterances, straight into memory: what `ser predict` needs of a trained run's features."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ser.cache.spec import Spec
+from ser.errors import WrongUse
+
+from .audio import Clip, decode
+from .extractors import FEATURES, Extractor, ResolvedFeature, Rows, UtteranceError, load_extractors, resolve
+
+
+def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> ResolvedFeature:
+    """What computes a stored feature anew. `models` says where an encoder's checkpoint lies, by feature name.
+
+    Raises `WrongUse` if this would give other numbers: another checkpoint, or another version of the extractor.
+    """
+    if spec.extractor == "import" or spec.feature not in FEATURES:
+        raise WrongUse(
+            f"{spec.name} was imported from {spec.provenance.get('file', 'a file')}, and cannot be computed for new "
+            "speech; train on a feature that `ser features` extracts"
+        )
+    source = (models or {}).get(spec.feature) or _recorded_weights(spec)
+    # resolve() spells the variant out again; a name that stands for several layers has one of them in each spec.
+    [wanted] = resolve([spec.name], {spec.feature: source} if source else {}, spec.dtype)
+    if wanted.spec.fingerprint != spec.fingerprint:
+        raise WrongUse(_difference(spec, wanted.spec, source))
+    return wanted
+
+
+def _recorded_weights(spec: Spec) -> str | None:
+    """Where extraction found the weights: a folder, or an id of the Hub."""
+    if not spec.checkpoint:
+        return None
+    folder = spec.provenance.get("folder")
+    if folder is not None and not Path(folder).is_dir():
+        raise WrongUse(
+            f"the weights of {spec.feature} were in {folder}, which is not there any more; "
+            f"point at them with --model {spec.feature}=PATH"
+        )
+    return folder or spec.provenance.get("model")
+
+
+def _difference(spec: Spec, made: Spec, source: str | None) -> str:
+    """One sentence: why features computed here would not be those that the run was trained on."""
+    if spec.checkpoint.get("digest") != made.checkpoint.get("digest"):
+        return (
+            f"{source}: is not the checkpoint that {spec.name} was trained on ({spec.provenance.get('model')}, digest "
+            f"{str(spec.checkpoint.get('digest'))[:12]}…; here {str(made.checkpoint.get('digest'))[:12]}…); "
+            f"point at that one with --model {spec.feature}=PATH"
+        )
+    ours, theirs = made.identity(), spec.identity()
+    ours, theirs = {**ours, **ours.pop("config")}, {**theirs, **theirs.pop("config")}
+    keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+    told = "; ".join(f"{key} {theirs.get(key)!r}, here {ours.get(key)!r}" for key in keys)
+    return f"{spec.name} would be computed otherwise than for training (differs in {told})"
+
+
+class OnlineExtractor:
+    """Computes wanted features for one utterance after the other. An encoder is loaded when it is first needed."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self._passes: dict[str, Extractor] = {}
+
+    def rows(
+        self, wanted: ResolvedFeature, given: Path | str, sha256: str | None = None
+    ) -> tuple[Rows | UtteranceError, list[str]]:
+        """The feature of one audio file (a path) or transcript (a string), and what is odd about the audio.
+
+        `sha256` is what the file must have, where given.
+        """
+        source: Any = given
+        if isinstance(given, Path):
+            try:
+                source = decode(given, sha256)
+            except UtteranceError as fault:
+                return fault, []
+        name = wanted.spec.fingerprint
+        if name not in self._passes:
+            [self._passes[name]] = load_extractors([wanted], self.device)
+        [outcome] = self._passes[name].run([source])
+        warnings = list(dict.fromkeys(source.warnings)) if isinstance(source, Clip) else []
+        return outcome if isinstance(outcome, UtteranceError) else outcome[name], warnings

@@ -1,0 +1,304 @@
+"""Packed rows: linear maps and norms never see where an utterance ends; what does see it stands here."""
+
+import warnings
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ser.errors import WrongUse
+
+
+@dataclass
+class Sequences:
+    """One modality of a batch.
+
+    `values` has shape `[r, dim]`; `lengths`, int64 `[n]`, says how many rows each utterance has (all ones at
+    utterance level), so `lengths.sum() == r`.
+    """
+
+    values: Tensor
+    lengths: Tensor
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Utterance i is `values[offsets[i]:offsets[i + 1]]`; int64 `[n + 1]`."""
+        return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Sequences":
+        """The values on `device`; `dtype`, where given, is theirs (stored as float16, computed in float32).
+
+        What says where the rows lie stays on the CPU, where the models' plans are made.
+        """
+        return Sequences(self.values.to(device, dtype, non_blocking=True), self.lengths)
+
+
+@dataclass
+class Batch:
+    """Utterances to train on or to classify."""
+
+    inputs: dict[str, Sequences]  # by modality, "audio" or "text"
+    labels: Tensor  # int64 [n]: the class of each utterance
+    utterances: Tensor  # int64 [n]: its row in the dataset
+    dialogues: Tensor  # int64 [m]: utterances of each dialogue, in turn order; sums to n
+    targets: Tensor | None = None  # [n, K]: soft labels (shares of the raters' votes), when asked for
+    hidden: dict[str, Tensor] = field(default_factory=dict)  # by modality, bool [n]: not to be seen by the model
+    heads: frozenset[str] | None = None  # the outputs that are wanted, so that a model can leave out the rest; or all
+
+    def wants(self, head: str) -> bool:
+        """Whether that output is wanted."""
+        return self.heads is None or head in self.heads
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batch is computed."""
+        return self.labels.device
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
+        """The inputs' values and the labels on `device`; `dtype`, where given, is that of the values.
+
+        What says where rows and turns lie, and what is hidden, stays on the CPU, where the models' plans are made.
+        """
+        return Batch(
+            inputs={modality: x.to(device, dtype) for modality, x in self.inputs.items()},
+            labels=self.labels.to(device, non_blocking=True),
+            utterances=self.utterances,
+            dialogues=self.dialogues,
+            targets=None if self.targets is None else self.targets.to(device, non_blocking=True),
+            hidden=self.hidden,
+            heads=self.heads,
+        )
+
+    def float(self) -> "Batch":
+        """The same batch with its inputs' values in float32."""
+        return self.to(self.labels.device, torch.float32)
+
+
+LONG = 24  # rows of the longest sequence: above, one at a time beats a padded batch on a CPU
+
+
+class RaggedLayout:
+    """Where each of n sequences lies among r packed rows. Computed once per batch, used by every layer.
+
+    All is worked out where the lengths are, on the CPU, so that no layer has to wait for a GPU to tell a number; what
+    the layers index with is then sent to `device`.
+    """
+
+    fixed = False  # whether the shapes are those of many batches at once, which only padded forms can be given
+
+    def __init__(self, lengths: Tensor, device: torch.device | None = None) -> None:
+        self.lengths = lengths  # int64 [n]
+        self.device = device or lengths.device
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """`lengths` as numbers."""
+        return self.lengths.tolist()
+
+    @cached_property
+    def longest(self) -> int:
+        """Rows of the longest sequence; at least 1, so that the padded form always has a cell to look at."""
+        return max(self.sizes, default=0) or 1
+
+    @cached_property
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        owner = torch.arange(len(self.lengths)).repeat_interleave(self.lengths, output_size=sum(self.sizes))
+        starts = self.lengths.cumsum(0) - self.lengths
+        return owner, torch.arange(len(owner)) - starts[owner]
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """The sequence that each row belongs to; int64 `[r]`."""
+        return self._sent(self._rows[0])
+
+    @cached_property
+    def position(self) -> Tensor:
+        """The place of each row in its sequence, from 0; int64 `[r]`."""
+        return self._sent(self._rows[1])
+
+    @cached_property
+    def cells(self) -> Tensor:
+        """The place of each row in the flattened padded form; int64 `[r]`."""
+        return self.owner * self.longest + self.position
+
+    @cached_property
+    def real(self) -> Tensor:
+        """Which cells of the padded form hold a row; bool `[n, longest]`."""
+        return self._sent(torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None])
+
+    @cached_property
+    def attended(self) -> Tensor:
+        """What attention looks at: the cells that are real, and all of a sequence without rows; bool `[n, longest]`."""
+        return self.real | self._sent(self.lengths == 0)[:, None]
+
+    def first(self, count: int) -> Tensor:
+        """The first `count` rows of each sequence; int64, at most `[r]`."""
+        return self._sent((self._rows[1] < count).nonzero()[:, 0])
+
+    def rows_of(self, chosen: Tensor) -> Tensor:
+        """The rows of the chosen sequences, bool `[n]` on the CPU; int64, at most `[r]`."""
+        return self._sent(chosen[self._rows[0]].nonzero()[:, 0])
+
+    def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
+        """Rows `[r, …]` → `[n, longest, …]`."""
+        padded = x.new_full((len(self.lengths) * self.longest, *x.shape[1:]), value).index_copy(0, self.cells, x)
+        return padded.unflatten(0, (len(self.lengths), self.longest))
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """`[n, longest, …]` → rows `[r, …]`."""
+        return x.flatten(0, 1).index_select(0, self.cells)
+
+    def repeat(self, times: int) -> "RaggedLayout":
+        """The plan of `times` such batches, one after the other."""
+        return RaggedLayout(self.lengths.repeat(times), self.device)
+
+    @cached_property
+    def steps(self) -> tuple[Tensor, Tensor, list[int]]:
+        """Rows in the order in which recurrent layers take them, and how many sequences are alive at each step.
+
+        The first tensor, int64 `[r]`, walks all sequences forwards, the second backwards; within a step, longer
+        sequences come first, so that those alive are always the first ones.
+        """
+        owner, position = self._rows
+        rank = self.lengths.argsort(descending=True, stable=True).argsort()
+        forwards = (position * len(self.lengths) + rank[owner]).argsort()
+        owner, position = owner[forwards], position[forwards]
+        backwards = forwards + self.lengths[owner] - 1 - 2 * position
+        alive = (torch.arange(self.longest) < self.lengths[:, None]).sum(0).tolist()
+        return self._sent(forwards), self._sent(backwards), alive
+
+    def _sent(self, x: Tensor) -> Tensor:
+        return x.to(self.device, non_blocking=True)
+
+
+def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout]:
+    """The rows `[r, dim]` of one modality and their plan, without those of utterances for which it is hidden.
+
+    Leaving a row out is what an attention mask of zero does, and costs nothing. Raises `WrongUse` if the features
+    have another dimension than the model was built for.
+    """
+    x = batch.inputs[modality]
+    check_width(x.values, modality, dim)
+    hidden, device = batch.hidden.get(modality), x.values.device
+    if hidden is None:
+        return x.values, RaggedLayout(x.lengths, device)
+    seen = RaggedLayout(x.lengths, device).rows_of(~hidden)
+    return x.values.index_select(0, seen), RaggedLayout(x.lengths * ~hidden, device)
+
+
+def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
+    """One modality's vectors `[n, dim]`; zeros, the mean of standardised features, where it is hidden.
+
+    Raises `WrongUse` if the features have another dimension, or more than one row per utterance.
+    """
+    x = batch.inputs[modality]
+    check_width(x.values, modality, dim)
+    if len(x.values) != len(batch):
+        raise WrongUse(f"this model takes one {modality} vector per utterance, and got frames or tokens; pool them")
+    hidden = batch.hidden.get(modality)
+    return x.values if hidden is None else x.values.masked_fill(hidden.to(x.values.device)[:, None], 0.0)
+
+
+def check_width(x: Tensor, modality: str, dim: int) -> None:
+    """Raise `WrongUse` unless the rows of `x` have `dim` values."""
+    if x.shape[1] != dim:
+        raise WrongUse(f"this model was built for {modality} features of {dim} values, and got {x.shape[1]}")
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raise `WrongUse` unless attention of that width splits into that many heads."""
+    if width % heads:
+        raise WrongUse(f"attention of width {width} cannot be split into {heads} heads; change --set heads=…")
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, queries: RaggedLayout, keys: RaggedLayout, dropout: float = 0.0
+) -> Tensor:
+    """softmax(q kᵀ / √d_head) v within each sequence; `[r_q, h, d_head]`, `[r_k, h, d_head]` → `[r_q, h, d_head]`.
+
+    Where a sequence has queries and no keys, the result is zero. `dropout` is that of the weights.
+    """
+    if q.is_cuda and not keys.fixed:
+        return ragged_attention(q, k, v, queries, keys, dropout)
+    if q.is_cpu and keys.longest > LONG and not keys.fixed:
+        parts = zip(q.split(queries.sizes), k.split(keys.sizes), v.split(keys.sizes), strict=True)
+        return torch.cat(
+            [
+                _attend(q_i[None], k_i[None], v_i[None], None, dropout)[0] if len(k_i) else torch.zeros_like(q_i)
+                for q_i, k_i, v_i in parts
+            ]
+        )
+    mask = keys.attended[:, None, None]  # without keys: the mean of the padding's zeros
+    return queries.unpad(_attend(queries.pad(q), keys.pad(k), keys.pad(v), mask, dropout))
+
+
+def ragged_attention(
+    q: Tensor, k: Tensor, v: Tensor, queries: RaggedLayout, keys: RaggedLayout, dropout: float = 0.0
+) -> Tensor:
+    """The same by torch's nested tensors, which on a GPU go to kernels for sequences of any lengths, unpadded.
+
+    Those kernels take no empty sequence, and heads whose width is a multiple of 8.
+    """
+    width = q.shape[-1]
+    wide = [F.pad(x, (0, -width % 8)).contiguous() for x in (q, k, v)]
+    with_both = (queries.lengths > 0) & (keys.lengths > 0)
+    if not with_both.any():
+        return torch.zeros_like(q)
+    seen = [queries.rows_of(with_both), keys.rows_of(with_both)]
+    if not with_both.all():
+        wide = [x.index_select(0, rows) for x, rows in zip(wide, (seen[0], seen[1], seen[1]), strict=True)]
+    plans = [RaggedLayout(plan.lengths[with_both], plan.device) for plan in (queries, keys)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of nested tensors is in prototype stage")
+        q_n, k_n, v_n = (_nested(x, plan) for x, plan in zip(wide, (plans[0], plans[1], plans[1]), strict=True))
+        found = _attend(q_n, k_n, v_n, None, dropout, scale=width**-0.5).values()[..., :width]
+    return found if with_both.all() else torch.zeros_like(q).index_copy(0, seen[0], found)
+
+
+def _nested(x: Tensor, plan: RaggedLayout) -> Tensor:
+    offsets = F.pad(plan.lengths.cumsum(0), (1, 0)).to(plan.device, non_blocking=True)
+    return torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=min(plan.sizes), max_seqlen=plan.longest)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scale: float | None = None) -> Tensor:
+    # [n, t, h, d_head] → [n, h, t, d_head] and back
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale).transpose(1, 2)
+
+
+class SelfAttentionPooling(nn.Module):
+    """α = softmax(w · x) over the rows of a sequence, z = Σ α x."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(d, 1, bias=False)  # a bias would not change the softmax
+
+    def forward(self, x: Tensor, plan: RaggedLayout) -> Tensor:
+        """Rows `[r, d]` → `[n, d]`; zeros for a sequence without rows."""
+        scores = self.score(x)[:, 0]
+        scores = plan.pad(scores, torch.finfo(scores.dtype).min)
+        weights = plan.unpad(scores.softmax(1))[:, None]
+        return x.new_zeros(len(plan.lengths), x.shape[1]).index_add(0, plan.owner, weights * x)
+
+
+def recurrent(layer: nn.RNNBase, x: Tensor, plan: RaggedLayout) -> Tensor:
+    """One of torch's recurrent layers over each sequence of packed rows `[r, d]`, without padding; `[r, 2 hidden]`."""
+    if not len(x):
+        return x.new_zeros(0, layer.hidden_size * (2 if layer.bidirectional else 1))
+    forwards, _, alive = plan.steps
+    y = layer(PackedSequence(x.index_select(0, forwards), torch.tensor(alive)))[0].data
+    return torch.empty_like(y).index_copy(0, forwards, y)
+
+
+def interleave(a: Tensor, a_plan: RaggedLayout, b: Tensor, b_plan: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
+    """The rows of a and b concatenated utterance by utterance, `[r_a + r_b, d]`, and their plan."""
+    pairs = zip(a.split(a_plan.sizes), b.split(b_plan.sizes), strict=True)
+    return torch.cat([rows for pair in pairs for rows in pair]), RaggedLayout(
+        a_plan.lengths + b_plan.lengths, a_plan.device
+    )

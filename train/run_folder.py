@@ -1,0 +1,122 @@
+"""Run folders: one finished training each, named by the hash of its complete config, readable without us.
+
+<out>/<16 hex digits>/config.json          all that the name hashes, and `provenance`, which it does not
+                      result.json          scores; there only when the run is finished
+                      predictions.parquet  id, speaker, truth, predicted, probabilities (one per class)
+                      model.safetensors    model.<weight>, scaling.<modality>.<mean|std>
+                      state.safetensors    where an unfinished run stands
+                      log                  one line per epoch
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ser.cache.atomic_io import make_folder, replace_file
+from ser.cache.spec import canonical_json
+from ser.errors import CorruptStore, WrongUse
+
+CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
+PREDICTIONS = "predictions.parquet"
+
+
+def run_name(config: Mapping[str, Any]) -> str:
+    """The first 16 hex digits of the sha256 of the config's canonical JSON, provenance left out."""
+    hashed = {key: value for key, value in config.items() if key != "provenance"}
+    return hashlib.sha256(canonical_json(hashed)).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, finished or not."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Everything that the run was asked for."""
+        return _read_json(self.path / CONFIG)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its result."""
+        return (self.path / RESULT).exists()
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """The scores. Raises `WrongUse` if the run is not finished."""
+        if not self.finished:
+            raise WrongUse(f"{self.path}: this run is not finished; `ser train --resume {self.path}` goes on with it")
+        return _read_json(self.path / RESULT)
+
+    def predictions(self) -> pa.Table:
+        """Predictions on the test part, one row per utterance."""
+        try:
+            return pq.read_table(self.path / PREDICTIONS)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise CorruptStore(f"{self.path / PREDICTIONS}: cannot be read ({error}); remove the run folder") from None
+
+
+def open_run(path: Path | str) -> Run:
+    """The run in that folder. Raises `WrongUse` if it is none."""
+    path = Path(path)
+    if not (path / CONFIG).is_file():
+        raise WrongUse(f"{path}: is no run folder (no {CONFIG}); `ser train` writes them under runs/")
+    return Run(path)
+
+
+def find_runs(*paths: Path | str) -> list[Run]:
+    """All runs in the given folders, finished or not, each once. Raises `WrongUse` where there is none."""
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        here = [path] if (path / CONFIG).is_file() else sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
+        if not here:
+            raise WrongUse(f"{path}: holds no runs; `ser train --out {path}` writes them")
+        found |= dict.fromkeys(folder.resolve() for folder in here)
+    return [Run(folder) for folder in found]
+
+
+def write(run: Run, name: str, content: bytes) -> None:
+    """Write one file of a run, whole or not at all."""
+    replace_file(run.path / name, content, run.path.parent)
+
+
+def write_json(run: Run, name: str, value: Mapping[str, Any]) -> None:
+    """Write one JSON file of a run, for people to read too."""
+    write(run, name, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_predictions(run: Run, columns: Mapping[str, Any]) -> None:
+    """Write `predictions.parquet`."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(dict(columns)), sink)
+    write(run, PREDICTIONS, sink.getvalue().to_pybytes())
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[Run]:
+    """The run folder, made if needed, with nobody else at work in it: a second process waits for the first."""
+    make_folder(path)
+    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Run(path)
+    finally:
+        os.close(lock)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorruptStore(f"{path}: cannot be read ({error}); remove the run folder and train again") from None

@@ -1,0 +1,359 @@
+"""Protocols: how the utterances are cut into train, dev and test."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ser.errors import SerError, WrongUse, unknown
+
+from .labels import Utterances
+
+
+class LeakError(SerError):
+    """Something stands in two parts of a fold."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One cut: rows of `Utterances` for each part; dev is empty where nothing is selected on it.
+
+    `left_out` holds the rows that stand in no part, by the reason why.
+    """
+
+    name: str
+    train: np.ndarray
+    dev: np.ndarray
+    test: np.ndarray
+    left_out: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, np.ndarray]:
+        """The three parts by name."""
+        return {"train": self.train, "dev": self.dev, "test": self.test}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the dev part is cut.
+
+    `dev` is "next" (the session or speakers cyclically after the test ones, by default), "none", or a share of the
+    training part in whole dialogues, such as "0.1". `seed` is that of random cuts.
+    """
+
+    dev: str = "next"
+    seed: int = 0
+
+    @property
+    def share(self) -> float | None:
+        """The share of the training part, if dev is one. Raises `WrongUse` if `dev` is none of the three."""
+        if self.dev in ("next", "none"):
+            return None
+        try:
+            share = float(self.dev)
+        except ValueError:
+            raise WrongUse(f"dev={self.dev}: must be next, none, or a share such as 0.1") from None
+        if not 0 < share <= 0.5:
+            raise WrongUse(f"dev={self.dev}: a share must be above 0 and at most 0.5")
+        return share
+
+
+def is_speaker_independent(fold: Fold, utterances: Utterances) -> bool:
+    """Whether no speaker of the fold's test part is heard in train or dev; False where a speaker is unknown."""
+    heard = {utterances.speakers[row] for row in np.concatenate([fold.train, fold.dev])}
+    tested = {utterances.speakers[row] for row in fold.test}
+    return None not in heard | tested and not heard & tested
+
+
+def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], shared_dev: bool = False) -> None:
+    """Raise `LeakError` if an utterance, or anything of `separate`, stands in two parts of the fold.
+
+    `shared_dev` allows train and dev to have speakers in common: a dev share is cut from the training speakers.
+    """
+    columns: dict[str, Sequence] = {"utterance": utterances.ids}
+    columns |= {"dialogue": utterances.dialogues.tolist()} if "dialogue" in separate else {}
+    columns |= {"speaker": utterances.speakers} if "speaker" in separate else {}
+    for kind, column in columns.items():
+        held = {part: {column[row] for row in rows} - {None} for part, rows in fold.parts.items()}
+        for first, second in (("train", "test"), ("dev", "test"), ("train", "dev")):
+            if kind == "speaker" and shared_dev and second == "dev":
+                continue
+            if both := held[first] & held[second]:
+                example = next(i for i, value in zip(utterances.ids, column, strict=True) if value in both)
+                raise LeakError(
+                    f"fold '{fold.name}': {len(both)} {kind}(s) stand in both {first} and {second}, such as that of "
+                    f"utterance {example}; a score of this fold would be worthless"
+                )
+
+
+@dataclass
+class ListedFold:
+    """The ids of each part of a fold."""
+
+    name: str
+    train: list[str] = field(default_factory=list)
+    dev: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+
+
+def read_folds(path: Path) -> list[ListedFold]:
+    """Folds in the file's order.
+
+    - `.csv`, `.tsv` with columns `id,fold`: each utterance is tested in its fold and trains in the others; with a third
+      column `part` (train, dev, test) each line names one utterance's part in one fold.
+    - `.json`: a list of `{"name", "train": [id, …], "dev": […], "test": […]}`.
+    - a folder: EmoBox's `fold_1/…train….jsonl` and `…test….jsonl` (`valid` too), ids under `key`.
+
+    Raises `WrongUse` for anything else.
+    """
+    if path.is_dir():
+        return _emobox(path)
+    readers = {".csv": _table, ".tsv": _table, ".json": _json}
+    if path.suffix not in readers:
+        raise WrongUse(f"{path}: folds come as .csv, .tsv or .json, or as a folder of EmoBox's fold_N")
+    try:
+        folds = readers[path.suffix](path)
+    except FileNotFoundError:
+        raise WrongUse(f"{path}: no such file of folds") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
+        raise WrongUse(f"{path}: not a list of folds ({type(error).__name__}: {error})") from None
+    if not folds:
+        raise WrongUse(f"{path}: holds no fold")
+    return folds
+
+
+def _table(path: Path) -> list[ListedFold]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    if not lines or not {"id", "fold"} <= lines[0].keys():
+        raise WrongUse(f"{path}: needs the columns id and fold (and part, if each fold's parts are named)")
+    folds = {line["fold"]: ListedFold(line["fold"]) for line in lines}
+    for line in lines:
+        if "part" not in line:
+            for fold in folds.values():
+                (fold.test if fold.name == line["fold"] else fold.train).append(line["id"])
+        elif line["part"] in ("train", "dev", "test"):
+            getattr(folds[line["fold"]], line["part"]).append(line["id"])
+        else:
+            raise WrongUse(f"{path}: part '{line['part']}' of {line['id']} must be train, dev or test")
+    return list(folds.values())
+
+
+def _json(path: Path) -> list[ListedFold]:
+    folds = json.loads(path.read_text(encoding="utf-8"))
+    return [ListedFold(str(fold["name"]), fold["train"], fold.get("dev", []), fold["test"]) for fold in folds]
+
+
+def _emobox(path: Path) -> list[ListedFold]:
+    folders = sorted(path.glob("fold_*"), key=lambda folder: int(re.sub(r"\D", "", folder.name) or 0))
+    if not folders:
+        raise WrongUse(f"{path}: a folder of folds must hold fold_1, fold_2, … as EmoBox's do")
+    folds = []
+    for folder in folders:
+        fold = ListedFold(folder.name.replace("_", " "))
+        for part, word in (("train", "train"), ("dev", "valid"), ("test", "test")):
+            for file in sorted(folder.glob(f"*{word}*.jsonl")):
+                lines = file.read_text(encoding="utf-8").splitlines()
+                getattr(fold, part).extend(json.loads(line)["key"] for line in lines if line.strip())
+        folds.append(fold)
+    return folds
+
+
+def session_out(utterances: Utterances, cut: Cut) -> list[Fold]:
+    """Each session is the test part once (MSMSER §3.1)."""
+    sessions = _named(utterances.sessions, "session")
+    names = _natural(sessions)
+    folds = []
+    for position, name in enumerate(names):
+        following = names[(position + 1) % len(names)]
+        test, dev = _where(sessions, {name}), _where(sessions, {following})
+        folds.append(_fold(f"session {name}", utterances, test, dev, cut))
+    return folds
+
+
+def speaker_out(utterances: Utterances, cut: Cut) -> list[Fold]:
+    """Each speaker is the test part once.
+
+    Who speaks with the test speaker shares dialogues with them, so stands in no part of that fold; the dev part is
+    the next such group of speakers: a pair in IEMOCAP, one speaker where nobody shares a dialogue.
+    """
+    speakers = _named(utterances.speakers, "speaker")
+    circles = _circles(speakers, utterances.dialogues)
+    folds = []
+    for position, circle in enumerate(circles):
+        following = circles[(position + 1) % len(circles)]
+        for name in circle:
+            partners = _where(speakers, set(circle) - {name})
+            test, dev = _where(speakers, {name}), _where(speakers, set(following))
+            left_out = {f"shares dialogues with speaker {name}": partners} if len(partners) else {}
+            folds.append(_fold(f"speaker {name}", utterances, test, dev, cut, left_out))
+    return folds
+
+
+def train1234_test5(utterances: Utterances, cut: Cut) -> list[Fold]:
+    """Sessions 1–4 train, session 5 tests (Perspective §3.1): the last fold of `session_out`."""
+    sessions = _named(utterances.sessions, "session")
+    if _natural(sessions) != ["1", "2", "3", "4", "5"]:
+        raise WrongUse(
+            "--protocol train1234-test5 needs the sessions 1 to 5, and the corpus has "
+            f"{', '.join(_natural(sessions))}; use --protocol session-out"
+        )
+    return session_out(utterances, cut)[-1:]
+
+
+def random_70_20_10(utterances: Utterances, cut: Cut) -> list[Fold]:
+    """70 % train, 20 % dev, 10 % test at random, every class in equal shares (USC §3.3).
+
+    Speakers and dialogues stand in all parts, so the scores are speaker-dependent: they say little about new speakers.
+    """
+    from sklearn.model_selection import train_test_split
+
+    few = [name for k, name in enumerate(utterances.classes) if 0 < np.sum(utterances.labels == k) < 10]
+    if few:
+        raise WrongUse(f"--protocol random-70-20-10 needs 10 utterances of each class; too few of {', '.join(few)}")
+    rows = np.arange(len(utterances))
+    rest, test = train_test_split(rows, test_size=0.1, stratify=utterances.labels, random_state=cut.seed)
+    share = 0.0 if cut.dev == "none" else cut.share or 2 / 9
+    if not share:
+        return [Fold("random", np.sort(rest), rows[:0], np.sort(test))]
+    train, dev = train_test_split(rest, test_size=share, stratify=utterances.labels[rest], random_state=cut.seed)
+    return [Fold("random", np.sort(train), np.sort(dev), np.sort(test))]
+
+
+def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
+    """The folds that a file spells out; where it names no dev part, the next fold's test part is one."""
+    listed = read_folds(path)
+    row_of = {utterance: row for row, utterance in enumerate(utterances.ids)}
+
+    def rows(ids: Sequence[str]) -> np.ndarray:
+        return np.array(sorted(row_of[i] for i in ids if i in row_of), dtype=np.int64)
+
+    folds = []
+    for position, parts in enumerate(listed):
+        train, dev, test = rows(parts.train), rows(parts.dev), rows(parts.test)
+        if not len(test):
+            raise WrongUse(f"{path}: fold {parts.name} tests no labelled utterance of this corpus; are these its ids?")
+        check_leakage(Fold(parts.name, train, dev, test), utterances, ())
+        absent = np.setdiff1d(np.arange(len(utterances)), np.concatenate([train, dev, test]))
+        left_out = {f"in no part of {path.name}": absent} if len(absent) else {}
+        if len(dev):
+            folds.append(Fold(parts.name, train, dev, test, left_out))
+        else:
+            following = rows(listed[(position + 1) % len(listed)].test)
+            folds.append(_fold(parts.name, utterances, test, np.intersect1d(following, train), cut, left_out))
+    return folds
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way of cutting, and what must not stand in two parts of its folds."""
+
+    cut: Callable[[Utterances, Cut], list[Fold]]
+    separate: tuple[str, ...]  # of "dialogue" and "speaker"; an utterance never
+
+    @property
+    def speaker_independent(self) -> bool:
+        """Whether no speaker of the test part is heard in training."""
+        return "speaker" in self.separate
+
+
+PROTOCOLS = {
+    "session-out": Protocol(session_out, ("dialogue", "speaker")),
+    "speaker-out": Protocol(speaker_out, ("dialogue", "speaker")),
+    "train1234-test5": Protocol(train1234_test5, ("dialogue", "speaker")),
+    "random-70-20-10": Protocol(random_70_20_10, ()),
+}
+
+
+def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) -> list[Fold]:
+    """The protocol's folds, each checked by `check_leakage`; the protocol is a name of `PROTOCOLS` or `folds:FILE`.
+
+    Raises `WrongUse` for a protocol that does not fit the corpus, `LeakError` if a fold leaks.
+    """
+    cut = cut or Cut()
+    cut.share  # noqa: B018 (refuses a wrong share before anything is cut)
+    if protocol.startswith("folds:"):
+        folds = from_file(utterances, cut, Path(protocol.removeprefix("folds:")))
+        separate: tuple[str, ...] = ()
+    elif protocol in PROTOCOLS:
+        folds = PROTOCOLS[protocol].cut(utterances, cut)
+        separate = PROTOCOLS[protocol].separate
+    else:
+        raise unknown("protocol", protocol, [*PROTOCOLS, "folds:FILE"])
+    for fold in folds:
+        if not len(fold.train):
+            raise WrongUse(
+                f"--protocol {protocol}: nothing is left to train on in fold '{fold.name}'; "
+                "use --select last, a dev share such as --set dev=0.2, or another protocol"
+            )
+        check_leakage(fold, utterances, separate, shared_dev=cut.share is not None)
+    return folds
+
+
+def _fold(
+    name: str,
+    utterances: Utterances,
+    test: np.ndarray,
+    following: np.ndarray,
+    cut: Cut,
+    left_out: Mapping[str, np.ndarray] | None = None,
+) -> Fold:
+    """The rest of the rows as train and dev; `following` are those of dev = "next"."""
+    away = [test, *(left_out or {}).values()]
+    rest = np.setdiff1d(np.arange(len(utterances)), np.concatenate(away))
+    if cut.dev == "none":
+        dev = rest[:0]
+    elif cut.share is not None:
+        dev = _share(utterances, rest, cut.share, cut.seed)
+    else:
+        dev = following
+    return Fold(name, np.setdiff1d(rest, dev), dev, test, left_out or {})
+
+
+def _share(utterances: Utterances, rest: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """About that share of the rows, in whole dialogues, with the classes in about equal shares."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splits = round(1 / share)
+    if len(set(utterances.dialogues[rest].tolist())) < splits:
+        raise WrongUse(f"dev={share}: the training part has fewer than {splits} dialogues to cut from; use dev=next")
+    splitter = StratifiedGroupKFold(splits, shuffle=True, random_state=seed)
+    _, dev = next(splitter.split(rest, utterances.labels[rest], utterances.dialogues[rest]))
+    return rest[np.sort(dev)]
+
+
+def _named(values: Sequence[str | None], kind: str) -> np.ndarray:
+    """The column as an array. Raises `WrongUse` if the corpus does not name every utterance's session or speaker."""
+    if (nameless := sum(value is None for value in values)) or len(set(values)) < 2:
+        lack = f"{nameless} utterances name none" if nameless else f"there is only one, {values[0]}"
+        other = "speaker-out" if kind == "session" else "random-70-20-10"
+        raise WrongUse(f"this protocol cuts by {kind}, and {lack} in this corpus; use --protocol {other}")
+    return np.array(values, dtype=object)
+
+
+def _natural(names: np.ndarray) -> list[str]:
+    """Distinct names in the order in which people count: 2 before 10."""
+    return sorted(
+        set(names), key=lambda name: [(int(t), "") if t.isdigit() else (0, t) for t in re.split(r"(\d+)", name)]
+    )
+
+
+def _where(column: np.ndarray, names: set[str]) -> np.ndarray:
+    return np.flatnonzero([name in names for name in column])
+
+
+def _circles(speakers: np.ndarray, dialogues: np.ndarray) -> list[list[str]]:
+    """The speakers in groups that share no dialogue with one another."""
+    circle_of = {name: {name} for name in speakers}
+    first: dict[int, str] = {}
+    for name, dialogue in zip(speakers, dialogues.tolist(), strict=True):
+        merged = circle_of[name] | circle_of[first.setdefault(dialogue, name)]
+        for member in merged:
+            circle_of[member] = merged
+    order = _natural(speakers)
+    circles = {min(circle_of[name], key=order.index): None for name in order}
+    return [sorted(circle_of[name], key=order.index) for name in circles]

@@ -1,0 +1,111 @@
+"""Checkpoints with random weights: real architectures and real tokenizer files, at a size for tests and the demo.
+
+What comes from them shows that the pipeline works, and says nothing about accuracy: config.json carries the mark.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ser.errors import WrongUse, unknown
+
+from .find import MARK
+
+_SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+# Strides and kernels are the real ones: 20 ms frames from 25 ms of samples.
+_SPEECH = {**_SMALL, "conv_dim": (32,) * 7, "num_conv_pos_embeddings": 32, "num_conv_pos_embedding_groups": 4}
+# The large models: layer norm in the convolutions, and a LayerNorm after the last layer instead of within each.
+_LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+_BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_MPNET_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"]  # the model takes <pad> to be 1
+
+# architecture → (class prefix, settings)
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "hubert": ("Hubert", _SPEECH),
+    "hubert-large": ("Hubert", {**_SPEECH, **_LARGE}),
+    "wav2vec2": ("Wav2Vec2", _SPEECH),
+    "wav2vec2-large": ("Wav2Vec2", {**_SPEECH, **_LARGE}),
+    "wavlm": ("WavLM", _SPEECH),
+    "wavlm-large": ("WavLM", {**_SPEECH, **_LARGE}),
+    "bert": ("Bert", _SMALL),
+    "mpnet": ("MPNet", _SMALL),
+}
+
+
+def write_random_checkpoint(
+    folder: Path, architecture: str, words: Iterable[str] = (), seed: int = 0, **settings: Any
+) -> Path:
+    """Write one checkpoint with `save_pretrained`; `settings` go to its config.
+
+    Norm weights and biases are random too, so that no test passes on ones and zeros. The same arguments give the
+    same bytes. Raises `WrongUse` for an unknown architecture.
+    """
+    import torch
+    import transformers
+
+    if architecture not in ARCHITECTURES:
+        raise unknown("architecture", architecture, ARCHITECTURES)
+    prefix, small = ARCHITECTURES[architecture]
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    text = _tokens(prefix, words)
+    if text:
+        settings = {"vocab_size": len(text), **settings}
+        if prefix == "MPNet":
+            settings = {"max_position_embeddings": 514, **settings}
+    config = getattr(transformers, f"{prefix}Config")(**{**small, **settings, MARK: True})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(transformers, f"{prefix}Model")(config)
+        _randomise(model)
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(temporary)
+    if text:
+        vocabulary = {token: number for number, token in enumerate(text)}
+        getattr(transformers, f"{prefix}Tokenizer")(vocab=vocabulary, model_max_length=512).save_pretrained(temporary)
+    else:
+        normalize = bool(settings.get("do_normalize", True))
+        transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary.rename(folder)
+    return folder
+
+
+def _randomise(model: Any) -> None:
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):
+            torch.nn.init.normal_(module.weight, 1.0, 0.2)
+            torch.nn.init.normal_(module.bias, 0.0, 0.2)
+        elif getattr(module, "bias", None) is not None:
+            torch.nn.init.normal_(module.bias, 0.0, 0.05)
+
+
+def _tokens(prefix: str, words: Iterable[str]) -> list[str]:
+    """A WordPiece vocabulary: the special tokens, every letter alone and within a word, and the words."""
+    special = {"Bert": _BERT_TOKENS, "MPNet": _MPNET_TOKENS}.get(prefix)
+    if special is None:
+        return []
+    known = {word.lower() for word in words if word.strip()}
+    letters = set("abcdefghijklmnopqrstuvwxyz0123456789'.,?!-;:\"[]()") | {letter for word in known for letter in word}
+    pieces = letters | {f"##{letter}" for letter in letters}
+    return [*special, *sorted((pieces | known) - set(special))]
+
+
+def write_demo_checkpoints(directory: Path, words: Iterable[str]) -> dict[str, Path]:
+    """Small hubert, mpnet and bert checkpoints with random weights, whose tokenizers know the given words.
+
+    Returns feature → folder. Deterministic; a folder that is there is kept. Raises `WrongUse` for a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise WrongUse(f"{directory} is a file; name a folder for the demo checkpoints")
+    words = list(words)
+    folders = {}
+    for feature in ("hubert", "mpnet", "bert"):
+        folders[feature] = directory / f"{feature}-random"
+        if not (folders[feature] / "model.safetensors").exists():
+            write_random_checkpoint(folders[feature], feature, words=words)
+    return folders
