@@ -4,7 +4,8 @@ The library raises them, and `ser.cli` alone turns them into a message and an ex
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class SerError(Exception):
@@ -33,6 +34,37 @@ class CorruptStore(StoreError):
 
 class MissingRows(SerError, LookupError):
     """The store lacks rows that are asked for."""
+
+
+class UtteranceError(CorpusError):
+    """One utterance that an extractor cannot use; its message is the reason that the quarantine records."""
+
+
+class ExtractionStopped(CorpusError):
+    """Something that cannot be used, and `--on-error fail`. `quarantined` lists utterances by feature name."""
+
+    def __init__(self, message: str, quarantined: dict[str, list[Any]]) -> None:
+        super().__init__(message)
+        self.quarantined = quarantined
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.quarantined)
+
+
+class WeightsError(WrongUse):
+    """A checkpoint that is not here, or that may not be opened."""
+
+
+class LeakageError(SerError):
+    """Something stands in two parts of a fold."""
+
+
+class Diverged(SerError):
+    """The loss is no longer a number. `kept` and `standardizers` are those of the last good epoch that was kept."""
+
+    def __init__(self, message: str, kept: Mapping[str, Any], standardizers: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.kept, self.standardizers = kept, standardizers
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> WrongUse:

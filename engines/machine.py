@@ -2,10 +2,32 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ser.errors import WrongUse
+
 SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED")  # of torch, on a GPU and on a CPU; of cuBLAS and cuDNN
+
+
+def choose_device(name: str, here: bool = True) -> str:
+    """The torch device that `--device` names; `auto` is the first GPU if there is one.
+
+    With `here` false it is for another machine, and only its spelling is checked. Raises `WrongUse` for a name that is
+    no device, or for one that torch does not find here.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise WrongUse(f"--device {name}: it is auto, cpu, cuda or cuda:N")
+    if name == "cpu" or not here:
+        return name
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available() or int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise WrongUse(f"--device {name}: torch finds no such device here; leave it auto")
+    return name
 
 
 def is_out_of_memory(fault: BaseException) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ser.cache.spec import Level, Modality, Spec
 from ser.engines import is_out_of_memory
-from ser.errors import CorpusError, WrongUse, unknown
+from ser.errors import UtteranceError, WrongUse, unknown
 
 if TYPE_CHECKING:
     from ser.weights import Checkpoint
@@ -98,10 +98,6 @@ class Layers:
 
 
 FLOAT16_MAX = 65504.0
-
-
-class UtteranceError(CorpusError):
-    """One utterance that an extractor cannot use; its message is the reason that the quarantine records."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ser import engines
 from ser.cache.part import Quarantine
 from ser.cache.spec import Modality
 from ser.cache.store import Store, open_store
-from ser.errors import CorpusError, SerError
+from ser.errors import ExtractionStopped, SerError
 
 from .audio import decode, locate
 from .cluster_tasks import StoreProgress, Task, extract_part, run_leases
@@ -147,20 +147,9 @@ def _rate(one: Extractor, timed: list[tuple[Utterance, Any]], most: float | None
     return sum(busy) / threads / max(_seconds([utterance for utterance, _ in timed]), 1e-9)
 
 
-__all__ = ["ExtractionConfig", "Plan", "Stopped", "Summary", "extract", "plan"]
+__all__ = ["ExtractionConfig", "Plan", "ExtractionStopped", "Summary", "extract", "plan"]
 
 NAMED = 5  # faults that a message names before it counts the rest
-
-
-class Stopped(CorpusError):
-    """Something that cannot be used, and `--on-error fail`. `quarantined` lists utterances by feature name."""
-
-    def __init__(self, message: str, quarantined: dict[str, list[Quarantine]]) -> None:
-        super().__init__(message)
-        self.quarantined = quarantined
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.quarantined)
 
 
 @dataclass
@@ -201,7 +190,7 @@ class Summary:
 def extract(plan: Plan, on_progress: OnProgress | None = None) -> Summary:
     """Compute and publish all that is missing. What is there already is not touched, so a killed run resumes.
 
-    Raises `Stopped` for a corpus that is not whole, and at the first part with unusable utterances, unless the
+    Raises `ExtractionStopped` for a corpus that is not whole, and at the first part with unusable utterances, unless the
     request says `on_error="skip"`; that part's good rows are kept. Raises `StoreError` when the disk is full, and
     `SerError` when a worker process dies.
     """
@@ -227,7 +216,7 @@ def extract(plan: Plan, on_progress: OnProgress | None = None) -> Summary:
 
 
 def stop_if_unusable(plan: Plan) -> None:
-    """Raises `Stopped` for all that the scan found unusable, unless the request says `on_error="skip"`."""
+    """Raises `ExtractionStopped` for all that the scan found unusable, unless the request says `on_error="skip"`."""
     if plan.request.on_error == "fail" and ((known := _known_problems(plan)) or plan.scan.refused):
         raise _stopped(known, [str(problem) for problem in plan.scan.refused])
 
@@ -289,14 +278,14 @@ def _known_problems(plan: Plan) -> dict[str, list[Quarantine]]:
     return found
 
 
-def _stopped(quarantined: dict[str, list[Quarantine]], refused: list[str] | None = None) -> Stopped:
+def _stopped(quarantined: dict[str, list[Quarantine]], refused: list[str] | None = None) -> ExtractionStopped:
     told = [f"{_count(refused, 'problem')} with the corpus: {_listed(refused)}"] if refused else []
     unique = list({(q.id, q.reason): q for found in quarantined.values() for q in found}.values())
     if unique:
         named = [f"{q.id} ({q.path}): {q.reason}" if q.path else f"{q.id}: {q.reason}" for q in unique]
         told.append(f"{_count(unique, 'utterance')} cannot be used for {', '.join(quarantined)}: {_listed(named)}")
     way_out = "mend the corpus, or go on without them by --on-error skip"
-    return Stopped("; ".join([*told, way_out]), quarantined)
+    return ExtractionStopped("; ".join([*told, way_out]), quarantined)
 
 
 def _count(things: Sized, what: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from ser import engines
 from ser.errors import SerError, WrongUse
-from ser.extract.run import Stopped
+from ser.extract.run import ExtractionStopped
 from ser.tests.dask_processes import QUICK, DaskProcesses, processes
 from ser.tests.stand_in import left_open, loaded, with_thing, worker_name
 from ser.tests.stand_in_corpus import (
@@ -170,7 +170,7 @@ def test_the_scheduler_by_its_file(cluster: str, folder: Path, tmp_path: Path) -
 
 def test_an_utterance_that_cannot_be_used_is_told_as_inline(cluster: str, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", ["fine", "this is [bad]", "good"])
-    with pytest.raises(Stopped, match=r"u001: it says \[bad\]"):
+    with pytest.raises(ExtractionStopped, match=r"u001: it says \[bad\]"):
         run(corpus, tmp_path / "store", per_part=1, scheduler=cluster)
     summary = run(corpus, tmp_path / "store", per_part=1, scheduler=cluster, on_error="skip")
     assert summary.quarantined == {"standin": {"u001": "it says [bad]"}}

@@ -16,7 +16,7 @@ import pytest
 from ser.cache.store import open_store
 from ser.engines import Cluster
 from ser.errors import SerError, WrongUse
-from ser.extract.run import Stopped
+from ser.extract.run import ExtractionStopped
 from ser.tests.dask_processes import DaskProcesses, listening, processes, send, tree, worker_of, workers_of
 from ser.tests.stand_in import with_thing, worker_name
 from ser.tests.stand_in_corpus import DRIVER, contents, part_seconds, parts, run, slow_texts, wait_for, write_corpus
@@ -264,7 +264,7 @@ def test_by_default_what_kills_its_worker_stops_the_run(processes: DaskProcesses
     processes.scheduler()
     processes.worker("a")
     processes.worker("b")
-    with pytest.raises(Stopped, match="u008: the process that computes it dies, 2 times in a row"):
+    with pytest.raises(ExtractionStopped, match="u008: the process that computes it dies, 2 times in a row"):
         run(corpus, tmp_path / "store", scheduler=processes.address)
     store = open_store(tmp_path / "store")
     assert store["standin"].quarantined(store.manifest()) == {} and store["standin"].rows(store.manifest()) == 11

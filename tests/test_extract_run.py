@@ -19,7 +19,7 @@ import soundfile as sf
 from ser.cache.store import open_store
 from ser.errors import SerError, StoreError, WrongUse
 from ser.extract import plan as planning
-from ser.extract.run import ENOUGH, ExtractionConfig, Stopped, Summary, about_seconds, extract, plan
+from ser.extract.run import ENOUGH, ExtractionConfig, ExtractionStopped, Summary, about_seconds, extract, plan
 from ser.weights.demo import write_random_checkpoint
 
 TEXTS = ["Yeah.", "I don't know what you mean.", "Yeah.", "[LAUGHTER]", "oh " * 40, "Leave me alone!", "why?", "Yeah."]
@@ -131,11 +131,11 @@ def broken(corpus: Path) -> Path:
 
 
 def test_fail_is_the_default_and_lists_them(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    with pytest.raises(Stopped) as fault:
+    with pytest.raises(ExtractionStopped) as fault:
         run(broken(corpus), tmp_path / "store", models, "is13,logmel,bert")
     message = str(fault.value)
     assert "u2 (2.wav)" in message and "u6" in message and "--on-error skip" in message and "\n" not in message
-    with pytest.raises(Stopped, match=r"u4 \(4\.wav\).*too short for is13 \(30 ms\)"):
+    with pytest.raises(ExtractionStopped, match=r"u4 \(4\.wav\).*too short for is13 \(30 ms\)"):
         write_table(corpus.parent, list(TEXTS))
         (corpus.parent / "2.wav").write_bytes((corpus.parent / "3.wav").read_bytes())
         run(corpus, tmp_path / "store", models, "is13,logmel", part_seconds=3)
@@ -148,7 +148,7 @@ def test_what_has_no_row_stops_or_is_named(corpus: Path, tmp_path: Path, models:
     with corpus.open("a") as table:
         table.write("u0,0.wav,again\n")
     refused = "1 problem with the corpus: 0.wav: u0: line 10: the id u0 is there twice"
-    with pytest.raises(Stopped, match=f"^{re.escape(refused)}; mend the corpus.*--on-error skip$"):
+    with pytest.raises(ExtractionStopped, match=f"^{re.escape(refused)}; mend the corpus.*--on-error skip$"):
         run(corpus, tmp_path / "store", models, "logmel")
     assert not (tmp_path / "store").exists()
     summary = run(corpus, tmp_path / "store", models, "logmel", on_error="skip")
@@ -185,7 +185,7 @@ def test_skip_quarantines_by_name_and_retry_tries_again(corpus: Path, tmp_path: 
 def test_audio_that_changes_while_running_is_noticed(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     made = plan(ExtractionConfig(corpus, "logmel", store=tmp_path / "store"))
     sf.write(corpus.parent / "5.wav", np.zeros(16000), 16000)
-    with pytest.raises(Stopped, match=r"u5 .*changed"):
+    with pytest.raises(ExtractionStopped, match=r"u5 .*changed"):
         extract(made)
 
 

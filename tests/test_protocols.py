@@ -9,7 +9,7 @@ import pytest
 from ser.errors import WrongUse
 from ser.tests.tiny_store import make_manifest
 from ser.train.labels import Utterances, apply_policy, get_policy
-from ser.train.splits import Cut, Fold, LeakError, check_leakage, is_speaker_independent, make_folds
+from ser.train.splits import Cut, Fold, LeakageError, check_leakage, is_speaker_independent, make_folds
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_two_sessions_leave_nothing_to_train_on() -> None:
 
 def test_guard_finds_an_utterance_in_two_parts(utterances: Utterances) -> None:
     fold = make_folds("session-out", utterances)[0]
-    with pytest.raises(LeakError, match=r"1 utterance\(s\) stand in both train and test"):
+    with pytest.raises(LeakageError, match=r"1 utterance\(s\) stand in both train and test"):
         check_leakage(Fold("bad", np.append(fold.train, fold.test[0]), fold.dev, fold.test), utterances, ())
 
 
@@ -146,20 +146,20 @@ def test_guard_finds_the_same_id_under_two_rows() -> None:
         dialogues=twice.dialogues,
         turns=twice.turns,
     )
-    with pytest.raises(LeakError, match="u39"):
+    with pytest.raises(LeakageError, match="u39"):
         check_leakage(Fold("bad", np.array([0, 1]), np.array([2]), np.array([39])), twice, ())
 
 
 def test_guard_finds_a_dialogue_and_a_speaker_in_two_parts(utterances: Utterances) -> None:
     rows = np.flatnonzero(utterances.dialogues == 0)
     rest = np.flatnonzero(utterances.dialogues > 3)
-    with pytest.raises(LeakError, match=r"dialogue\(s\) stand in both dev and test"):
+    with pytest.raises(LeakageError, match=r"dialogue\(s\) stand in both dev and test"):
         check_leakage(Fold("bad", rest, rows[:3], rows[3:]), utterances, ("dialogue",))
     other = np.flatnonzero(utterances.dialogues == 1)  # the same two speakers in another dialogue
     check_leakage(Fold("bad", other, rest, rows), utterances, ("dialogue",))
-    with pytest.raises(LeakError, match=r"speaker\(s\) stand in both train and test"):
+    with pytest.raises(LeakageError, match=r"speaker\(s\) stand in both train and test"):
         check_leakage(Fold("bad", other, rest, rows), utterances, ("dialogue", "speaker"))
-    with pytest.raises(LeakError, match=r"speaker\(s\) stand in both train and dev"):
+    with pytest.raises(LeakageError, match=r"speaker\(s\) stand in both train and dev"):
         check_leakage(Fold("bad", other, rows, rest), utterances, ("speaker",))
     check_leakage(Fold("share", other, rows, rest), utterances, ("speaker",), shared_dev=True)
 
@@ -186,7 +186,7 @@ def test_folds_with_named_parts_and_what_they_leave_out(tmp_path: Path, utteranc
     assert [rows.tolist() for rows in fold.parts.values()] == [[0], [1], [2, 3]]
     assert [len(rows) for rows in fold.left_out.values()] == [len(utterances) - 4]
     file.write_text(f"id\tfold\tpart\n{a}\t1\ttrain\n{a}\t1\ttest\n{b}\t1\tdev\n")
-    with pytest.raises(LeakError, match="utterance"):
+    with pytest.raises(LeakageError, match="utterance"):
         make_folds(f"folds:{file}", utterances)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ser.errors import SerError, WrongUse
+from ser.errors import Diverged, WrongUse
 
 from .data import Dataset, Standardizer, with_views
 from .models import Stage
@@ -154,14 +154,6 @@ def restore(
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(f"{prefix}."): value for n, value in tensors.items() if n.startswith(f"{prefix}.")}
-
-
-class Diverged(SerError):
-    """The loss is no longer a number. `kept` and `scaling` are those of the last good epoch that the selection kept."""
-
-    def __init__(self, message: str, kept: Mapping[str, Tensor], scaling: Mapping[str, Standardizer]) -> None:
-        super().__init__(message)
-        self.kept, self.scaling = kept, scaling
 
 
 @dataclass(frozen=True)

@@ -248,9 +248,9 @@ def _log(run: Run, plan: TrainConfig, tell: Callable[[Epoch], None] | None, goes
 
 def _diverged(run: Run, fault: Diverged, log: _Log) -> Diverged:
     """The fault with the run's name; what was good stays in its folder."""
-    write_model(run, fault.kept, fault.scaling)
+    write_model(run, fault.kept, fault.standardizers)
     log.write(str(fault))
-    return Diverged(f"{run.path}: {fault}", fault.kept, fault.scaling)
+    return Diverged(f"{run.path}: {fault}", fault.kept, fault.standardizers)
 
 
 class _StateKeeper:

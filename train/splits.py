@@ -9,13 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ser.errors import SerError, WrongUse, unknown
+from ser.errors import LeakageError, WrongUse, unknown
 
 from .labels import Utterances
-
-
-class LeakError(SerError):
-    """Something stands in two parts of a fold."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def is_speaker_independent(fold: Fold, utterances: Utterances) -> bool:
 
 
 def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], shared_dev: bool = False) -> None:
-    """Raise `LeakError` if an utterance, or anything of `separate`, stands in two parts of the fold.
+    """Raise `LeakageError` if an utterance, or anything of `separate`, stands in two parts of the fold.
 
     `shared_dev` allows train and dev to have speakers in common: a dev share is cut from the training speakers.
     """
@@ -84,7 +80,7 @@ def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], s
                 continue
             if both := held[first] & held[second]:
                 example = next(i for i, value in zip(utterances.ids, column, strict=True) if value in both)
-                raise LeakError(
+                raise LeakageError(
                     f"fold '{fold.name}': {len(both)} {kind}(s) stand in both {first} and {second}, such as that of "
                     f"utterance {example}; a score of this fold would be worthless"
                 )
@@ -272,7 +268,7 @@ PROTOCOLS = {
 def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) -> list[Fold]:
     """The protocol's folds, each checked by `check_leakage`; the protocol is a name of `PROTOCOLS` or `folds:FILE`.
 
-    Raises `WrongUse` for a protocol that does not fit the corpus, `LeakError` if a fold leaks.
+    Raises `WrongUse` for a protocol that does not fit the corpus, `LeakageError` if a fold leaks.
     """
     cut = cut or Cut()
     cut.share  # noqa: B018 (refuses a wrong share before anything is cut)

@@ -8,14 +8,14 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ser.cache.spec import canonical_json
-from ser.errors import WrongUse
+from ser.errors import WeightsError, WrongUse
 
 # Everything beside the tensors that decides what the encoder computes.
 CONFIG_FILES = (
@@ -25,10 +25,6 @@ CONFIG_FILES = (
 # Where the file came from and what wrote it: the same model keeps its fingerprint when it is saved again.
 INCIDENTAL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "name_or_path", "_commit_hash"}
 MARK = "ser_random_weights"  # in config.json: these weights were never trained
-
-
-class WeightsError(WrongUse):
-    """A checkpoint that is not here, or that may not be opened."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -121,6 +117,22 @@ class Checkpoint:
     def random(self) -> bool:
         """Whether the weights were never trained."""
         return bool(self.config.get(MARK, False))
+
+
+def parse_models(models: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
+    """`--model NAME=ID_OR_PATH` entries (or a mapping already) by feature name.
+
+    Raises `WrongUse` for an entry that is not written so, or a name that stands twice.
+    """
+    if isinstance(models, Mapping):
+        return dict(models)
+    found: dict[str, str] = {}
+    for entry in models:
+        name, _, source = entry.partition("=")
+        if not name or not source or name in found:
+            raise WrongUse(f"--model {entry}: write --model NAME=ID_OR_PATH, each name once")
+        found[name] = source
+    return found
 
 
 def find_checkpoint(id_or_folder: str | Path, option: str = "--model NAME=PATH") -> Checkpoint:
