@@ -220,24 +220,24 @@ def bomb_npz(path: Path) -> None:
 
 CODEC = {"name": "numcodecs.pickle", "configuration": {}}
 EVIL: dict[str, tuple[str, Callable[[Path], Any], str]] = {
-    "pickled npy": ("x.npy", lambda p: np.save(p, np.array([Evil()], object), allow_pickle=True), "pickled objects"),
+    "pickled npy": ("x.npy", lambda p: np.save(p, np.array([Evil()], object), allow_pickle=True), "Python objects"),
     "pickle called npy": ("x.npy", lambda p: p.write_bytes(pickle.dumps(Evil())), "cannot be read as npy"),
-    "npy that claims 2 TB": ("x.npy", lambda p: p.write_bytes(npy_claiming((1 << 36, 5))), "claims"),
+    "npy that claims 2 TB": ("x.npy", lambda p: p.write_bytes(npy_claiming((1 << 36, 5))), "greater than file size"),
     "npy with a negative shape": ("x.npy", lambda p: p.write_bytes(npy_claiming((-12, -5), bytes(240))), "x.npy"),
-    "npy cut short": ("x.npy", lambda p: p.write_bytes(npy_claiming((12, 5), bytes(239))), "claims|cut short"),
-    "npz with a pickle": ("x.npz", lambda p: np.savez(p, values=np.array([Evil()], object)), "pickled objects"),
+    "npy cut short": ("x.npy", lambda p: p.write_bytes(npy_claiming((12, 5), bytes(239))), "greater than file size"),
+    "npz with a pickle": ("x.npz", lambda p: np.savez(p, values=np.array([Evil()], object)), "allow_pickle=False"),
     "npz bomb": ("x.npz", bomb_npz, "claims|cannot be read"),
-    "npz with a stray member": ("x.npz", lambda p: zip_with(p, **{"values.pkl": b"x"}), "no or no single .npy"),
+    "npz with a stray member": ("x.npz", lambda p: zip_with(p, **{"values.pkl": b"x"}), "not a single .npy"),
     "no zip": ("x.npz", lambda p: p.write_bytes(b"PK\x03\x04junk"), "cannot be read as npz"),
     "lfs pointer": ("x.h5", write_lfs, "cannot be read as h5"),
-    "html page": ("x.safetensors", lambda p: p.write_text("<html>sign in</html>"), "no sound safetensors"),
+    "html page": ("x.safetensors", lambda p: p.write_text("<html>sign in</html>"), "cannot be read as safetensors"),
     "safetensors header that lies": (
         "x.safetensors",
         lambda p: p.write_bytes((1 << 60).to_bytes(8, "little") + b"{}"),
-        "no sound safetensors",
+        "cannot be read as safetensors",
     ),
-    "csv with text": ("x.csv", lambda p: p.write_text("id,a\nu000,=cmd|'/c calc'!A0\n"), "no number"),
-    "csv with a hole": ("x.csv", lambda p: p.write_text("id,a,b\nu000,1,\n"), "no number"),
+    "csv with text": ("x.csv", lambda p: p.write_text("id,a\nu000,=cmd|'/c calc'!A0\n"), "not a number"),
+    "csv with a hole": ("x.csv", lambda p: p.write_text("id,a,b\nu000,1,\n"), "not a number"),
     "csv with ragged rows": ("x.csv", lambda p: p.write_text("id,a\nu000,1,2\n"), "cannot be read as csv"),
     "empty csv": ("x.csv", lambda p: p.write_text(""), "cannot be read as csv"),
     "zarr with a missing chunk": ("x.zarr", lambda p: evil_zarr(p, lambda f: (f / "c/1/0").unlink()), "2 of 3 chunks"),
@@ -251,7 +251,11 @@ EVIL: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "claims",
     ),
     "zarr codec": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, codecs=[CODEC])), r"numcodecs\.pickle"),
-    "zarr with v2 metadata": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, zarr_format=2)), "no Zarr v3"),
+    "zarr with v2 metadata": (
+        "x.zarr",
+        lambda p: evil_zarr(p, lambda f: edit(f, zarr_format=2)),
+        "cannot be read as zarr",
+    ),
     "hdf5 never written": (
         "x.h5",
         lambda p: h5py.File(p, "w").create_dataset("values", (1 << 40, 5), "f4"),
@@ -286,7 +290,7 @@ def test_evil_files(tmp_path: Path, empty: Store, kind: str) -> None:
 
 def test_a_pipe_is_no_feature_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.npy")
-    with pytest.raises(WrongUse, match="no plain file"):
+    with pytest.raises(WrongUse, match="not a plain file"):
         read_arrays(tmp_path / "x.npy")
 
 

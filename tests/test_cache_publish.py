@@ -261,7 +261,7 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
         (mine / "work").write_text("going on")
         assert store.remove_leftovers() == [] and (mine / "work").exists()
         gone = subprocess.run(
-            [sys.executable, "-c", "import sys; from ser.cache import durable; from pathlib import Path; import os\n"
+            [sys.executable, "-c", "import sys; from ser.cache import atomic_io; from pathlib import Path; import os\n"
              "with atomic_io.workspace(Path(sys.argv[1])) as w: (w / 'x').write_text('x'); os._exit(9)", str(store.path)],
         )  # fmt: skip
         assert gone.returncode == 9 and len(list((store.path / "tmp").iterdir())) == 4

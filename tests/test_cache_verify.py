@@ -59,13 +59,13 @@ def test_repair_drops_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
 def test_repair_leaves_what_a_newer_ser_wrote(tmp_path: Path) -> None:
     import json
 
-    from ser.cache.spec import seal
+    from ser.cache.spec import checksummed_json
 
     store, feature, _, _ = sample_store(tmp_path / "s", "zarr")
     part = feature.parts()[0].folder
     record = json.loads((part / "part.json").read_text())
     del record["sha256"]
-    (part / "part.json").write_bytes(seal({**record, "format_version": 2}))
+    (part / "part.json").write_bytes(checksummed_json({**record, "format_version": 2}))
     problems = [checked for checked in verify(store, repair=True) if checked.problem]
     assert len(problems) == 1 and "update ser" in str(problems[0].problem) and not problems[0].repaired
     assert part.exists()

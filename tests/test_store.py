@@ -374,14 +374,14 @@ def test_any_setting_makes_another_fingerprint() -> None:
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    from ser.cache.spec import seal
+    from ser.cache.spec import checksummed_json
 
     _store, feature, manifest, _ = sample_store(tmp_path / "s", "zarr")
     for path in (feature.path / "spec.json", next((feature.path / "parts").iterdir()) / "part.json"):
         content = path.read_bytes()
         record = json.loads(content)
         del record["sha256"]
-        path.write_bytes(seal({**record, "format_version": 2}))
+        path.write_bytes(checksummed_json({**record, "format_version": 2}))
         with pytest.raises(StoreError, match=r"format version 2.*update ser"):
             open_store(tmp_path / "s")["frames"].load(manifest)
         path.write_bytes(content)
