@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ser.errors import CorruptStore, StoreError
@@ -106,6 +106,18 @@ def _on_disk(path: Path) -> tuple[int, bytes]:
         os.close(descriptor)
 
 
+def write_folder(
+    folder: Path, files: Mapping[str, Sequence[Buffer]], inside: Iterable[str] = ()
+) -> dict[str, tuple[int, str]]:
+    """Write a new folder of files, by their paths in it, and of folders `inside` it. Returns their sizes and sha256."""
+    for below in sorted({folder, *((folder / name).parent for name in files), *(folder / name for name in inside)}):
+        below.mkdir(parents=True, exist_ok=True)
+    written = {name: write_file(folder / name, buffers) for name, buffers in files.items()}
+    for root, _, _ in os.walk(folder):
+        sync_folder(Path(root))
+    return written
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -127,6 +139,7 @@ def make_folder(folder: Path) -> None:
 
 def move_into_place(source: Path, target: Path) -> bool:
     """Rename a finished folder to its place. False if another process has put one there."""
+    make_folder(target.parent)
     try:
         os.rename(source, target)  # noqa: PTH104 (Path.rename says less about what it does to a folder)
     except OSError as error:

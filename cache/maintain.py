@@ -106,12 +106,8 @@ def feature_info(store: Store, feature: Feature) -> dict[str, Any]:
         listing = _listing(feature, corpus, manifest)
         parts = [part for part in feature.parts() if part.record.corpus == corpus]
         corpora[corpus] = {
-            "rows": listing.rows,
-            "of": listing.of,
-            "complete": listing.complete,
-            "superseded": listing.superseded,
+            **{key: getattr(listing, key) for key in ("rows", "of", "complete", "superseded", "bytes")},
             "quarantined": feature.quarantined(manifest) if manifest else {},
-            "bytes": listing.bytes,
             "parts": len(parts),
             "backends": dict(Counter(part.record.backend for part in parts)),
             "vectors": sum(part.record.arrays["values"].shape[0] for part in parts),
@@ -148,7 +144,9 @@ def verify(store: Store, repair: bool = False, resume: bool = True) -> Iterator[
     pool = ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))))
     log = None
     with contextlib.suppress(OSError):
-        log = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if done else os.O_TRUNC))
+        log = os.open(
+            journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if done else os.O_TRUNC), 0o644
+        )
     try:
         for number, checked in enumerate(pool.map(lambda path: _check(store, path, repair), todo), 1):
             if log is not None and checked.problem is None:

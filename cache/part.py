@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ser.errors import CorruptStore, StoreError, WrongUse, unknown
 
-from .atomic_io import REPAIR, explain_disk_errors, make_folder, move_into_place, sync_folder, workspace, write_file
+from .atomic_io import REPAIR, explain_disk_errors, move_into_place, sync_folder, workspace, write_file, write_folder
 from .backends import BACKENDS, Files
 from .blocks import ArrayDtype, ArrayRecord, Count, bytes_of, check_block, read_stretches
 from .spec import FORMAT_VERSION, Spec, canonical_json, checksummed_json, read_checksummed
@@ -103,13 +103,13 @@ class Part:
             raise CorruptStore(f"{folder}: belongs to fingerprint {record.fingerprint}, not {fingerprint}; {REPAIR}")
         found = dict(_files_below(folder))
         found.pop("part.json", None)
-        for name in sorted(record.files.keys() | found.keys()):
-            if name not in found:
-                raise CorruptStore(f"{folder / name}: is missing; {REPAIR}")
-            if name not in record.files:
-                raise CorruptStore(f"{str(folder / name)!r}: does not belong to this part; {REPAIR}")
-            if found[name] != (size := record.files[name].bytes):
-                raise CorruptStore(f"{folder / name}: has {found[name]} bytes and should have {size}; {REPAIR}")
+        sizes = {name: file.bytes for name, file in record.files.items()}
+        for name in sorted(dict(found.items() ^ sizes.items())):
+            if name in found and name in sizes:
+                fault = f"has {found[name]} bytes and should have {sizes[name]}"
+            else:
+                fault = "does not belong to this part" if name in found else "is missing"
+            raise CorruptStore(f"{str(folder / name)!r}: {fault}; {REPAIR}")
         return cls(folder, record)
 
     @property
@@ -287,28 +287,24 @@ def publish(
     arrays = pack(rows, spec)
     files, blocks = BACKENDS[backend].encode(arrays)
     needed = sum(memoryview(buffer).nbytes for buffers in files.values() for buffer in buffers)
-    with explain_disk_errors(f"writing a part of {spec.name}", store, needed):
-        make_folder(parent)
-        with workspace(store) as temporary:
-            folder = temporary / name
-            for inside in {folder, *((folder / name).parent for name in files)}:
-                inside.mkdir(parents=True, exist_ok=True)
-            record = PartRecord(
-                fingerprint=spec.fingerprint,
-                backend=backend,  # type: ignore[arg-type]
-                corpus=rows.corpus,
-                ids=tuple(rows.ids),
-                inputs=tuple(rows.inputs),
-                quarantined=tuple(rows.quarantined),
-                arrays={key: ArrayRecord(a.dtype.name, a.shape, tuple(blocks[key])) for key, a in arrays.items()},  # type: ignore[arg-type]
-                files={name: FileRecord(*write_file(folder / name, buffers)) for name, buffers in files.items()},
-                written_by=dict(written_by),
-            )
-            write_file(folder / "part.json", [checksummed_json(record)])
-            for root, _, _ in os.walk(folder):
-                sync_folder(Path(root))
-            _prove(Part.open(folder, spec.fingerprint), arrays, files)
-            return name if move_into_place(folder, parent / name) else None
+    with explain_disk_errors(f"writing a part of {spec.name}", store, needed), workspace(store) as temporary:
+        folder = temporary / name
+        written = write_folder(folder, files)
+        record = PartRecord(
+            fingerprint=spec.fingerprint,
+            backend=backend,  # type: ignore[arg-type]
+            corpus=rows.corpus,
+            ids=tuple(rows.ids),
+            inputs=tuple(rows.inputs),
+            quarantined=tuple(rows.quarantined),
+            arrays={key: ArrayRecord(a.dtype.name, a.shape, tuple(blocks[key])) for key, a in arrays.items()},  # type: ignore[arg-type]
+            files={key: FileRecord(*size_and_digest) for key, size_and_digest in written.items()},
+            written_by=dict(written_by),
+        )
+        write_file(folder / "part.json", [checksummed_json(record)])
+        sync_folder(folder)
+        _prove(Part.open(folder, spec.fingerprint), arrays, files)
+        return name if move_into_place(folder, parent / name) else None
 
 
 def _prove(part: Part, arrays: Mapping[str, npt.NDArray[Any]], files: Files) -> None:

@@ -22,27 +22,15 @@ from .atomic_io import (
     move_into_place,
     remove_leftovers,
     replace_file,
-    sync_folder,
     workspace,
-    write_file,
+    write_folder,
 )
 from .feature import Feature
 from .manifest import RESERVED, Manifest, check_name, list_corpora, read_manifest
-from .part import Packed, Part, PartRows, Quarantine
+from .part import Packed, PartRows, Quarantine
 from .spec import Spec, checksummed_json
 
-__all__ = [
-    "Feature",
-    "Manifest",
-    "Packed",
-    "Part",
-    "PartRows",
-    "Quarantine",
-    "Spec",
-    "Store",
-    "check_name",
-    "open_store",
-]
+__all__ = ["Feature", "Manifest", "Packed", "PartRows", "Quarantine", "Spec", "Store", "check_name", "open_store"]
 
 
 def open_store(path: Path | str, create: bool = False) -> "Store":
@@ -78,10 +66,6 @@ class Store:
         self._cleaned = True
         return remove_leftovers(self.path)
 
-    def _clean_once(self) -> None:
-        if not self._cleaned:
-            self.remove_leftovers()
-
     def corpora(self) -> list[str]:
         """The names of the corpora that have a manifest."""
         return list_corpora(self.path)
@@ -109,7 +93,7 @@ class Store:
 
         One whose table the latest has already is not written again.
         """
-        self._clean_once()
+        self._cleaned or self.remove_leftovers()
         folder = self.path / "manifests" / check_name("corpus", manifest.corpus)
         for id_, times in Counter(manifest.ids).items():
             if id_ is None or times > 1:
@@ -127,17 +111,10 @@ class Store:
         return manifest.digest
 
     def _new_folder(self, folder: Path, files: Mapping[str, bytes], *inside: str) -> bool:
-        """Make a folder with all its files in one step. False if somebody else has just made it."""
+        """Make a folder with all its files in one step. False if another process has just made it."""
         with workspace(self.path) as temporary:
-            made = temporary / folder.name
-            made.mkdir()
-            for name in inside:
-                (made / name).mkdir()
-            for name, content in files.items():
-                write_file(made / name, [content])
-            sync_folder(made)
-            make_folder(folder.parent)
-            return move_into_place(made, folder)
+            write_folder(temporary / folder.name, {name: [content] for name, content in files.items()}, inside)
+            return move_into_place(temporary / folder.name, folder)
 
     def folders(self) -> list[Path]:
         """Every folder `<feature>/<fingerprint>`, whether its content can be trusted or not."""
@@ -152,7 +129,7 @@ class Store:
 
     def add(self, spec: Spec) -> Feature:
         """The feature computed in this way, its folder made if it is not there yet."""
-        self._clean_once()
+        self._cleaned or self.remove_leftovers()
         folder = self.path / check_name("feature", spec.feature) / spec.fingerprint
         if not folder.exists():
             with explain_disk_errors(f"adding feature {spec.name}", self.path):
@@ -163,7 +140,7 @@ class Store:
             # The folder's name vouches for what spec.json must say, so the parts beside it stay good.
             with explain_disk_errors("writing spec.json again", self.path):
                 replace_file(folder / "spec.json", checksummed_json(spec.to_json()), self.path)
-                make_folder(folder / "parts")
+                (folder / "parts").mkdir(exist_ok=True)
             return Feature(self.path, folder)
 
     def __getitem__(self, name: str) -> Feature:

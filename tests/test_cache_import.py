@@ -35,8 +35,7 @@ def empty(tmp_path: Path) -> Store:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("level", ["frame", "token", "utterance"])
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(("level", "dtype"), [("frame", "float16"), ("token", "float32"), ("utterance", "float32")])
 def test_there_and_back(tmp_path: Path, suffix: str, level: str, dtype: str) -> None:
     _, feature, manifest, _ = sample_store(tmp_path / "a", "zarr", level=level, dtype=dtype)
     path = export(feature, manifest, tmp_path / f"out{suffix}")
@@ -57,21 +56,15 @@ def test_there_and_back(tmp_path: Path, suffix: str, level: str, dtype: str) -> 
 def test_plain_readers_open_exports(tmp_path: Path) -> None:
     _, feature, manifest, _ = sample_store(tmp_path / "a", "hdf5", level="token")
     packed = feature.load(manifest)
-    paths = {suffix: export(feature, manifest, tmp_path / f"out{suffix}") for suffix in SUFFIXES}
-    opened: dict[str, Any] = {
-        ".h5": h5py.File(paths[".h5"]),
-        ".npz": np.load(paths[".npz"]),
-        ".safetensors": safetensors.numpy.load_file(paths[".safetensors"]),
-        ".zarr": zarr.open_group(paths[".zarr"], mode="r"),
-    }
-    for data in opened.values():
+    path = {suffix: export(feature, manifest, tmp_path / f"out{suffix}") for suffix in SUFFIXES}
+    hdf5, npz, group = h5py.File(path[".h5"]), np.load(path[".npz"]), zarr.open_group(path[".zarr"], mode="r")
+    for data in (hdf5, npz, group, safetensors.numpy.load_file(path[".safetensors"])):
         assert np.array_equal(data["values"][:], packed.values)
         assert np.array_equal(data["offsets"][:], packed.offsets)
         assert np.array_equal(data["word"][:], packed.extras["word"])
-    assert [text.decode() for text in opened[".h5"]["ids"][:]] == manifest.ids == opened[".npz"]["ids"].tolist()
-    assert opened[".zarr"].attrs["ids"] == manifest.ids
     index = json.loads((tmp_path / "out.safetensors.json").read_text())
-    assert index["ids"] == manifest.ids and index["spec"]["feature"] == "tokens"
+    assert [text.decode() for text in hdf5["ids"][:]] == npz["ids"].tolist() == manifest.ids
+    assert group.attrs["ids"] == index["ids"] == manifest.ids and index["spec"]["feature"] == "tokens"
 
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
