@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,9 @@ def read_arrays(path: Path) -> Arrays:
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         raise unknown("feature file format", suffix or path.name, _READERS)
-    if not path.exists():
-        raise WrongUse(f"{path}: does not exist")
-    if path.is_dir() != (suffix == ".zarr"):
-        raise WrongUse(f"{path}: is {'a folder' if path.is_dir() else 'not a folder'}, which its name does not say")
-    if not (path.is_dir() or path.is_file()):
-        raise WrongUse(f"{path}: is not a plain file")
+    if not (path.is_dir() if suffix == ".zarr" else path.is_file()):
+        kind = "folder" if suffix == ".zarr" else "plain file"
+        raise WrongUse(f"{path}: {f'is not a {kind}' if path.exists() else 'does not exist'}")
     try:
         return _READERS[suffix](path)
     except SerError:
@@ -109,21 +106,23 @@ def _read_safetensors(path: Path) -> Arrays:
     return arrays
 
 
-def _read_csv(path: Path) -> Arrays:
+def read_csv(path: Path, texts: Sequence[str], headed: bool = True) -> pa.Table:
+    """A CSV or TSV file; only empty fields are nulls, and the columns called `texts` are text."""
     import pyarrow.csv as csv
 
-    def read(headed: bool) -> pa.Table:
-        return csv.read_csv(
-            path,
-            read_options=csv.ReadOptions(autogenerate_column_names=not headed),
-            parse_options=csv.ParseOptions(delimiter=SEPARATORS[path.suffix.lower()]),
-            convert_options=csv.ConvertOptions(column_types={name: pa.string() for name in ("id", "ID", "Id")}),
-        )
+    return csv.read_csv(
+        path,
+        csv.ReadOptions(autogenerate_column_names=not headed),
+        csv.ParseOptions(delimiter=SEPARATORS[path.suffix.lower()], newlines_in_values=True),
+        csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=True, null_values=[""]),
+    )
 
-    table = read(headed=True)
+
+def _read_csv(path: Path) -> Arrays:
+    table = read_csv(path, ("id", "ID", "Id"))
     with contextlib.suppress(ValueError):
         _ = [float(name) for name in table.column_names]
-        table = read(headed=False)  # what seemed to be names are numbers
+        table = read_csv(path, (), headed=False)  # what seemed to be names are numbers
     ids = table.column(0) if table.column_names[0].lower() == "id" else None
     numbers = table if ids is None else table.remove_column(0)
     for name, column in zip(numbers.column_names, numbers.columns, strict=True):

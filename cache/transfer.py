@@ -1,25 +1,26 @@
 """Bring a table of utterances or another's features into a store, and take features out: files, stores, pandas."""
 
-import contextlib
 import datetime
 import hashlib
 import json
 import os
-import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ser.errors import CorpusError, SerError, StoreError, WrongUse, unknown
 
 from .atomic_io import explain_disk_errors, sync_folder
 from .feature import Feature
-from .foreign import SEPARATORS, Arrays, index_of, read_arrays
+from .foreign import SEPARATORS, Arrays, index_of, read_arrays, read_csv
 from .manifest import SCHEMA, IdsSeen, Manifest, id_fault
 from .part import Packed, PartRows
 from .spec import Level, Modality, Spec, canonical_json
@@ -41,7 +42,13 @@ def read_manifest_table(path: Path, corpus: str) -> Manifest:
     """
     if not path.is_file():
         raise WrongUse(f"{path}: does not exist")
-    table = _read_table(path)
+    suffix = path.suffix.lower()
+    if suffix not in {*SEPARATORS, ".parquet"}:
+        raise unknown("table format", suffix or path.name, [*SEPARATORS, ".parquet"])
+    try:
+        table = pq.ParquetFile(path).read() if suffix == ".parquet" else read_csv(path, SCHEMA.names)
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from error
     if "id" not in table.column_names:
         raise WrongUse(f"{path}: has no column 'id'; columns: {', '.join(table.column_names)}")
     names = [name for name in SCHEMA.names if name in table.column_names]
@@ -57,26 +64,6 @@ def read_manifest_table(path: Path, corpus: str) -> Manifest:
         return Manifest.from_rows(corpus, rows)
     except (pa.ArrowException, TypeError) as error:
         raise CorpusError(f"{path}: cannot be a manifest ({str(error).splitlines()[0]})") from error
-
-
-def _read_table(path: Path) -> pa.Table:
-    import pyarrow.csv as csv
-    import pyarrow.parquet as pq
-
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".parquet":
-            return pq.ParquetFile(path).read()
-        if suffix not in SEPARATORS:
-            raise unknown("table format", suffix or path.name, [*SEPARATORS, ".parquet"])
-        texts = {name: pa.string() for name in SCHEMA.names}
-        return csv.read_csv(
-            path,
-            parse_options=csv.ParseOptions(delimiter=SEPARATORS[suffix], newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""]),
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from error
 
 
 def _typed(where: str, name: str, value: Any) -> Any:
@@ -99,13 +86,12 @@ def read_ids(path: Path) -> list[str]:
     if not path.is_file():
         raise WrongUse(f"{path}: does not exist")
     try:
-        text = path.read_text(encoding="utf-8")
-        ids = json.loads(text) if path.suffix == ".json" else text.removesuffix("\n").replace("\r\n", "\n").split("\n")
-    except ValueError as error:
+        content = path.read_bytes()
+        if path.suffix == ".json":
+            return msgspec.json.decode(content, type=list[str])
+        return content.decode().removesuffix("\n").replace("\r\n", "\n").split("\n")
+    except (msgspec.MsgspecError, ValueError) as error:
         raise StoreError(f"{path}: not a list of ids ({error})") from error
-    if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
-        raise StoreError(f"{path}: not a list of ids")
-    return ids
 
 
 @dataclass(frozen=True)
@@ -211,7 +197,7 @@ def _joined(path: Path, arrays: Arrays) -> Arrays:
     pieces = {id_: np.atleast_2d(array) for id_, array in arrays.items()}
     if not pieces:
         raise StoreError(f"{path}: holds no arrays")
-    dim = next(iter(pieces.values())).shape[1]
+    dim = next(iter(pieces.values())).shape[-1]
     for id_, piece in pieces.items():
         if piece.ndim != 2 or piece.shape[1] != dim or piece.dtype.kind not in "fiu":
             raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)} ({piece.dtype}), not numbers [rows, dim]")
@@ -316,25 +302,17 @@ def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
     packed = feature.load(manifest)
     if cut := [id_ for id_ in packed.ids if "\0" in id_]:
         raise StoreError(f"{path}: id {cut[0]!r} holds a NUL, which these formats cut off; rename the utterance")
-    about = {
-        "corpus": manifest.corpus,
-        "manifest": manifest.digest,
-        "fingerprint": feature.fingerprint,
-        "spec": feature.spec.to_json(),
-    }
+    origin = {"corpus": manifest.corpus, "manifest": manifest.digest, "fingerprint": feature.fingerprint}
+    about = {**origin, "spec": feature.spec.to_json()}
     arrays = {"values": packed.values, "offsets": packed.offsets, **packed.extras}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with explain_disk_errors(f"exporting to {path}", path.parent, packed.values.nbytes):
-        try:
-            _WRITERS[suffix](partial, arrays, packed.ids, about)
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(index_of(partial), index_of(path))  # noqa: PTH105
-            os.rename(partial, path)  # noqa: PTH104
-            sync_folder(path.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            for file in (partial, index_of(partial)):
-                file.unlink(missing_ok=True)
+    with (
+        explain_disk_errors(f"exporting to {path}", path.parent, packed.values.nbytes),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as partial,
+    ):
+        _WRITERS[suffix](Path(partial) / path.name, arrays, packed.ids, about)
+        for file in sorted(Path(partial).iterdir(), reverse=True):  # an index comes before its file
+            os.rename(file, path.with_name(file.name))  # noqa: PTH104
+        sync_folder(path.parent)
     return path
 
 

@@ -48,7 +48,7 @@ def test_there_and_back(tmp_path: Path, suffix: str, level: str, dtype: str) -> 
     assert old.values.tobytes() == new.values.tobytes() and np.array_equal(old.offsets, new.offsets)
     assert old.ids == new.ids and old.extras.keys() == new.extras.keys()
     assert all(np.array_equal(old.extras[name], new.extras[name]) for name in old.extras)
-    assert not [entry for entry in tmp_path.iterdir() if "partial" in entry.name]
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
     with pytest.raises(WrongUse, match="exists already"):
         export(feature, manifest, path)
 
@@ -260,7 +260,7 @@ EVIL: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "does not hold",
     ),
     "hdf5 with objects": ("x.h5", lambda p: h5py.File(p, "w").create_dataset("values", (2, 2), h5py.ref_dtype), "x.h5"),
-    "a folder called npy": ("x.npy", lambda p: p.mkdir(), "is a folder"),
+    "a folder called npy": ("x.npy", lambda p: p.mkdir(), "not a plain file"),
     "another kind of file": ("x.pkl", lambda p: p.write_bytes(pickle.dumps(Evil())), "unknown feature file format"),
     "nothing": ("x.npy", lambda p: None, "does not exist"),
     **{
