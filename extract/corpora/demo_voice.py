@@ -68,7 +68,7 @@ MANNERS = {  # pitch swing gain pace jitter tilt breath
 
 
 def speak(text: str, speaker: Speaker, full: Manner, intensity: float, rng: Random) -> NDArray[np.int16]:
-    """Say `text`: int16 `[samples]` at 16 kHz, 0.6 to 8 s long, in a manner `intensity` of the way from neutral to full."""
+    """Say `text`: int16 `[samples]` at 16 kHz, 0.6 to 8 s long. `intensity`: how far from neutral to `full`."""
     manner = Manner(*(n + intensity * (f - n) for n, f in zip(MANNERS["neu"], full, strict=True)))
     # The vowel of each syllable, roughly: one for each run of vowel letters outside tags. A tag alone is a sigh.
     vowels = [run[0] for run in re.findall(r"[aeiouy]+", re.sub(r"\[\w+\]", " ", text.lower()))] or ["a", "a"]
