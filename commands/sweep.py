@@ -58,11 +58,11 @@ def sweep(
         )
     from ser import engines
     from ser.engines.cluster import check_scheduler
-    from ser.engines.processes import started_early
+    from ser.engines.processes import fork_server
 
     most = workers or engines.cores()
     if most > 1 and scheduler is None and not dry_run:
-        ctx.with_resource(started_early("ser.train.worker", most))  # they import torch while this process does
+        ctx.with_resource(fork_server("ser.train.worker"))  # they import torch while this process does
     if scheduler is not None:
         check_scheduler(scheduler, insecure)
     from ser.train.recipe import read_recipe

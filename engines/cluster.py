@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from ser.errors import SerError, WrongUse
 
 from . import worker_cache
-from .processes import task_name, undisturbed
+from .processes import defer_sigint, task_name
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -358,7 +358,7 @@ class Cluster:
         self._close()
 
     def _close(self) -> None:
-        with undisturbed():  # a second Ctrl-C would leave processes, and dask's own words about them
+        with defer_sigint():  # a second Ctrl-C would leave processes, and dask's own words about them
             self._stack.close()
 
     def _connect(self, stack: contextlib.ExitStack) -> "Client":
@@ -376,7 +376,7 @@ class Cluster:
                 raise SerError(f"no dask scheduler answers at {self.address} ({fault})") from fault
         resource_tracker.ensure_running()  # begun later it would unblock what is blocked next
         try:
-            with undisturbed():  # so are the workers, also those that come later: a thread begun here starts them
+            with defer_sigint():  # so are the workers, also those that come later: a thread begun here starts them
                 cluster = LocalCluster(
                     n_workers=self.own,
                     threads_per_worker=1,
