@@ -57,8 +57,8 @@ def sweep(
             "--workers starts processes here, and --scheduler uses the workers of a cluster: give one"
         )
     from ser import engines
-    from ser.engines.cluster import check_scheduler
     from ser.engines.processes import fork_server
+    from ser.engines.scheduler_address import check_scheduler
 
     most = workers or engines.cores()
     if most > 1 and scheduler is None and not dry_run:

@@ -61,7 +61,7 @@ def fork_server(module: str) -> Iterator[None]:
 
     A server that runs already is used as it is, and left to whoever started it.
     """
-    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     if server._forkserver_pid is not None:
         yield
         return

@@ -17,7 +17,7 @@ from pathlib import Path
 from ser import engines
 from ser.cache.part import PartRows, Quarantine, part_name
 from ser.cache.store import Feature, open_store
-from ser.engines.cluster import LOOK
+from ser.engines.cluster import POLL_SECONDS
 from ser.errors import SerError
 
 from .extractors import ResolvedFeature, choose_device
@@ -78,7 +78,7 @@ class StoreProgress:
                     for entry in record.quarantined:
                         self._there(name, entry.id, entry.input)
         self._tell()
-        self._next = time.monotonic() + max(LOOK, SHARE * (time.monotonic() - begun))
+        self._next = time.monotonic() + max(POLL_SECONDS, SHARE * (time.monotonic() - begun))
 
     def add(self, record: Record) -> None:
         """A lease that came back: what is quarantined again stands in a part that was there before."""
@@ -135,7 +135,7 @@ def extract_part(task: Task) -> Record:
 
 def _extract(setup: Setup, part: Part, real: Setup | None = None) -> Record:
     """With the passes that this process holds for a setup; `real` has in it what only this machine can tell."""
-    with engines.held(setup, lambda: Worker(real or setup)) as worker:
+    with engines.cached(setup, lambda: Worker(real or setup)) as worker:
         [record] = worker.run([part])
     return record
 
@@ -154,7 +154,7 @@ def run_leases(
         def needs(lease: Task) -> Mapping[str, float]:
             if on_gpu and any(one.checkpoint for one in lease.setup.wanted):
                 return {"GPU": 1.0}
-            return some_cpu(cluster.crew.kinds)
+            return some_cpu(cluster.kinds)
 
         known: dict[Path, Feature] = {}
         cut = partial(split, known=known)

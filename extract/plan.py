@@ -12,7 +12,7 @@ import numpy as np
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Modality
 from ser.cache.store import Feature, Store, open_store
-from ser.engines.cluster import check_scheduler
+from ser.engines.scheduler_address import check_scheduler
 from ser.errors import CorruptStore, StoreError, WrongUse
 
 from .corpora.scan import Scan, find_format, read_corpus

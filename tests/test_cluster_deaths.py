@@ -211,7 +211,7 @@ def test_what_is_missing_is_waited_for_and_then_named(processes: DaskProcesses) 
     with Cluster(processes.address) as cluster:
 
         def there(*names: str) -> bool:
-            return {worker["name"] for worker in cluster.crew.workers(anew=True).values()} == set(names)
+            return {worker["name"] for worker in cluster.workers(anew=True)} == set(names)
 
         wait_for(lambda: there("plain", "gpu"))
         gpu.kill()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,7 +104,7 @@ def test_tasks_are_read_no_further_than_needed(workers: int) -> None:
 
     results = engines.run(square, tasks(), workers)
     next(results)
-    results.close()  # type: ignore[attr-defined]
+    del results
     assert len(read) <= workers + 1
 
 
@@ -144,7 +145,11 @@ def descendants(pid: int) -> list[int]:
     rows = [line.split(maxsplit=3) for line in listed.splitlines()]
     found = [pid]
     for parent in found:
-        found += [int(row[0]) for row in rows if int(row[1]) == parent and row[2][0] != "Z" and ("spawn_main" in row[3] or "forkserver" in row[3])]
+        found += [
+            int(row[0])
+            for row in rows
+            if int(row[1]) == parent and row[2][0] != "Z" and ("spawn_main" in row[3] or "forkserver" in row[3])
+        ]
     return found[1:]
 
 
@@ -222,7 +227,8 @@ def test_a_fork_server_that_somebody_else_uses_too_stays() -> None:
     other.terminate()
     other.join()
     assert other.exitcode == -signal.SIGTERM
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
+    server._stop()
 
 
 def test_processor_time_of_the_workers_is_this_process_s() -> None:
@@ -331,17 +337,18 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
     assert [line for line in listed.stdout.splitlines() if not line.startswith("Z")] == []
 
 
-def test_on_a_dask_scheduler() -> None:
+def test_on_a_dask_scheduler_in_this_process() -> None:
     distributed = pytest.importorskip("distributed")
     here = {"worker_dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, **here) as cluster:
         assert listening([os.getpid()]) <= {"127.0.0.1"}
-        assert sorted(engines.run(square, range(4), scheduler=cluster.scheduler_address)) == [0, 1, 4, 9]
+        with engines.Cluster(cluster.scheduler_address) as there:
+            assert sorted(there.run(square, range(4))) == [0, 1, 4, 9]
 
 
 def test_no_scheduler_there() -> None:
-    with pytest.raises(SerError, match="no dask scheduler answers"):
-        list(engines.run(square, range(4), scheduler="tcp://127.0.0.1:1"))
+    with pytest.raises(SerError, match="no dask scheduler answers"), engines.Cluster("tcp://127.0.0.1:1"):
+        pass
 
 
 def test_cores_respect_the_affinity() -> None:

@@ -186,7 +186,7 @@ def train_bundle(bundle: Bundle, on_epoch: Callable[[Task, Epoch], None] | None 
     started = time.monotonic()
     tasks = bundle.tasks
     tell = (lambda i, epoch: on_epoch(tasks[i], epoch)) if on_epoch else None
-    with engines.held(("sweep", tasks[0].shared), lambda: _Known(Loader(tasks[0].shared))) as known:
+    with engines.cached(("sweep", tasks[0].shared), lambda: _Known(Loader(tasks[0].shared))) as known:
         jobs = [known.of(replace(task.experiment, resume=True))[task.number] for task in tasks]
         runs = train_jobs(jobs, Path(tasks[0].experiment.out), True, tell)
     seconds = (time.monotonic() - started) / len(tasks)
