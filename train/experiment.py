@@ -10,10 +10,10 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,38 +26,11 @@ from .finetune import with_encoder
 from .fit import LOSSES, Diverged, Epoch, fit_standardizers, make_optimiser
 from .fit_many import MOST, can_train_together, fit_many, runs_at_once
 from .models import Fusion
+from .options import Experiment
 from .run import check_log, one_thread, train_run, train_runs
 from .run_folder import CONFIG, Run, open_run, run_name
-from .settings import SELECTIONS, Precision, TrainConfig, has_setting, parse_settings
+from .settings import TrainConfig, has_setting, parse_settings
 from .splits import Cut, Fold, make_folds
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """The options of `ser train`, under the same names."""
-
-    features: str
-    fusion: str
-    store: Path | str = "features"
-    corpus: str | None = None
-    labels: str = "4class"
-    protocol: str = "session-out"
-    select: str = "val"
-    loss: str = "single"
-    seeds: int = 1  # how many: 0, 1, …
-    folds: str | int = "all"  # or how many of the first
-    epochs: int | None = None  # None: the fusion's own
-    device: str = "auto"
-    precision: str = "float32"  # or bf16: faster, other numbers
-    set: tuple[str, ...] = ()  # key=value
-    also_set: tuple[str, ...] = ()  # the same, where the fusion has that setting: for sweeps over several fusions
-    resume: bool = False
-    log: str | None = None  # tensorboard: curves in each run folder
-    out: Path | str = "runs"
-    limit: int | None = None
-    allow_missing: bool = False
-    model: tuple[str, ...] = ()  # NAME=ID_OR_FOLDER: where the weights of an encoder lie that is to be trained
-    views: str = ""  # augmented features that training mixes in: logmel:view=pitch-1+logmel:view=noise-1
 
 
 @contextlib.contextmanager
@@ -106,13 +79,8 @@ class Progress:
 
 def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
     """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
-    if experiment.select not in SELECTIONS:
-        raise unknown("selection", experiment.select, SELECTIONS)
-    if experiment.precision not in get_args(Precision):
-        raise unknown("precision", experiment.precision, get_args(Precision))
+    _check_options(experiment)
     check_log(experiment.log)
-    if experiment.loss not in LOSSES:
-        raise unknown("loss", experiment.loss, LOSSES)
     data, fusion = load_dataset(
         experiment.store,
         experiment.features,
@@ -143,9 +111,19 @@ def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
     )
     return [
         Job(data, fold, replace(plan, seed=seed), _config(experiment, data, fusion, fold, replace(plan, seed=seed)))
-        for seed in range(_count("seeds", experiment.seeds))
+        for seed in range(experiment.seeds)
         for fold in folds[: _fold_count(experiment.folds, len(folds))]
     ]
+
+
+def _check_options(experiment: Experiment) -> None:
+    """Raise `WrongUse` for a value that its option does not take."""
+    for option in fields(experiment):
+        value, choices = getattr(experiment, option.name), option.metadata.get("choices")
+        if choices and value is not None and value not in choices:
+            raise unknown(f"value of --{option.name}", value, choices)
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise WrongUse(f"--{option.name} {value}: must be at least 1")
 
 
 def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
@@ -289,21 +267,12 @@ def _device(name: str) -> str:
     return name
 
 
-def _count(option: str, value: int) -> int:
-    if value < 1:
-        raise WrongUse(f"--{option} {value}: must be at least 1")
-    return value
-
-
 def _fold_count(folds: str | int, available: int) -> int:
     if folds == "all":
         return available
-    try:
-        return _count("folds", int(folds))
-    except ValueError as error:
-        if isinstance(error, WrongUse):
-            raise
-        raise WrongUse(f"--folds {folds}: must be all, or how many of the first folds to run") from None
+    if not str(folds).isdecimal() or int(folds) < 1:
+        raise WrongUse(f"--folds {folds}: must be all, or how many of the first folds to run")
+    return int(folds)
 
 
 ENOUGH = 0.5  # seconds of timed steps: one step of a large model says enough

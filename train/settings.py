@@ -140,11 +140,6 @@ def _first(key: str, text: str, kinds: Sequence[Any]) -> Any:
 Reduction = Literal["sum", "mean"]
 Select = Literal["val", "last", "best-test"]
 Precision = Literal["float32", "bf16"]
-SELECTIONS = {
-    "val": "the epoch with the best score on the dev part",
-    "last": "the last epoch",
-    "best-test": "the epoch with the best score on the TEST part, which lifts every number",
-}
 
 
 @dataclass(frozen=True)
