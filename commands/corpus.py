@@ -5,7 +5,9 @@ from typing import Any
 
 import click
 
-from .options import FILE, format_option, json_option
+from ser.extract.corpora import FORMATS
+
+from .options import FILE, json_option
 from .output import answer
 
 
@@ -32,7 +34,7 @@ def demo(folder: Path) -> None:
 
 @corpus.command()
 @click.argument("path", type=FILE)
-@format_option
+@click.option("--format", type=click.Choice(FORMATS), help="Layout on disk; detected by default.")
 @json_option
 @click.pass_context
 def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> None:

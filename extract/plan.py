@@ -1,9 +1,8 @@
 """What `ser features` will compute: which rows are there already, how the rest is cut into parts, and its size."""
 
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,69 +12,13 @@ from ser.cache.manifest import Manifest
 from ser.cache.spec import Modality
 from ser.cache.store import Feature, Store, open_store
 from ser.engines.cluster import check_scheduler
+from ser.engines.machine import choose_device
 from ser.errors import CorruptStore, StoreError, WrongUse
+from ser.weights.find import parse_models
 
 from .corpora.scan import Scan, find_format, read_corpus
 from .extractors import CHARACTERS_PER_TOKEN, Extractor, ResolvedFeature, resolve, split_names, text_seconds
-
-
-@dataclass(frozen=True)
-class ExtractionConfig:
-    """The options of `ser features`, under the same names."""
-
-    corpus: Path
-    features: str | Sequence[str] = "hubert,mpnet,bert,is13,logmel"
-    format: str | None = None
-    corpus_name: str | None = None
-    text: Path | None = None
-    store: Path = Path("features")
-    backend: str = "zarr"
-    dtype: str = "float16"
-    device: str = "auto"
-    models: Mapping[str, str] | Sequence[str] = ()  # {"hubert": ID_OR_PATH} or ["hubert=ID_OR_PATH"]
-    workers: int | None = None
-    batch_seconds: float | None = None
-    part_seconds: float = 600.0
-    limit: int | None = None
-    scheduler: str | None = None
-    insecure: bool = False
-    on_error: str = "fail"
-    retry: bool = False
-    check: int | None = None
-
-    def check_options(self) -> None:
-        """Before anything is read. Raises `WrongUse` for a value that cannot be, or two that do not go together."""
-        for name, value, known in (
-            ("--backend", self.backend, ("zarr", "hdf5")),
-            ("--dtype", self.dtype, ("float16", "float32")),
-            ("--on-error", self.on_error, ("fail", "skip")),
-        ):
-            if value not in known:
-                raise WrongUse(f"{name} {value}: it is {' or '.join(known)}")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):  # whether it is here is seen when a model needs it
-            raise WrongUse(f"--device {self.device}: it is auto, cpu, cuda or cuda:N")
-        if not self.part_seconds > 0 or (self.batch_seconds is not None and not self.batch_seconds > 0):
-            raise WrongUse("--part-seconds and --batch-seconds must be above 0")
-        if self.scheduler is not None:
-            if self.workers is not None:
-                raise WrongUse(
-                    "--workers starts processes here, and --scheduler uses the workers of a cluster: give one"
-                )
-            check_scheduler(self.scheduler, self.insecure)
-
-    @property
-    def checkpoints(self) -> dict[str, str]:
-        """`models` by feature name. Raises `WrongUse` for an entry that is not NAME=ID_OR_PATH."""
-        if isinstance(self.models, Mapping):
-            return dict(self.models)
-        found: dict[str, str] = {}
-        for entry in self.models:
-            name, equals, value = entry.partition("=")
-            if not equals or not value or name in found:
-                raise WrongUse(f"--model {entry}: write --model NAME=ID_OR_PATH, each name once")
-            found[name] = value
-        return found
-
+from .options import ExtractionConfig
 
 OnProgress = Callable[[str, int, int], None]  # stage, utterances done, of how many
 PART_BYTES = 256 << 20
@@ -209,12 +152,27 @@ def plan(request: ExtractionConfig) -> Plan:
     Raises `WrongUse` for a corpus, feature, model or setting that cannot be, and `StoreError` if the disk is too
     small for the estimated size.
     """
-    request.check_options()
+    _check_options(request)
     names = split_names(request.features)
     find_format(request.corpus, request.format)  # before the weights, which may come over the network
-    wanted = resolve(names, request.checkpoints, request.dtype)  # type: ignore[arg-type]
+    wanted = resolve(names, parse_models(request.models), request.dtype)  # type: ignore[arg-type]
     scan = read_corpus(request.corpus, request.format, request.corpus_name, request.text, request.limit)
     return plan_scan(request, scan, wanted)
+
+
+def _check_options(request: ExtractionConfig) -> None:
+    """Raise `WrongUse` for a value that cannot be, or two that do not go together: before anything is read."""
+    for option in fields(request):
+        value, known = getattr(request, option.name), option.metadata.get("choices")
+        if known and option.name != "format" and value not in known:  # `find_format` knows formats registered since
+            raise WrongUse(f"--{option.name.replace('_', '-')} {value}: it is {' or '.join(known)}")
+    choose_device(request.device, here=False)  # whether it is here is seen when a model needs it
+    if not request.part_seconds > 0 or (request.batch_seconds is not None and not request.batch_seconds > 0):
+        raise WrongUse("--part-seconds and --batch-seconds must be above 0")
+    if request.scheduler is not None:
+        if request.workers is not None:
+            raise WrongUse("--workers starts processes here, and --scheduler uses the workers of a cluster: give one")
+        check_scheduler(request.scheduler, request.insecure)
 
 
 def plan_scan(request: ExtractionConfig, scan: Scan, wanted: list[ResolvedFeature]) -> Plan:

@@ -147,7 +147,7 @@ def _rate(one: Extractor, timed: list[tuple[Utterance, Any]], most: float | None
     return sum(busy) / threads / max(_seconds([utterance for utterance, _ in timed]), 1e-9)
 
 
-__all__ = ["ExtractionConfig", "Plan", "ExtractionStopped", "Summary", "extract", "plan"]
+__all__ = ["ExtractionConfig", "ExtractionStopped", "Plan", "Summary", "extract", "plan"]
 
 NAMED = 5  # faults that a message names before it counts the rest
 
@@ -176,15 +176,6 @@ class Summary:
     def whole(self) -> bool:
         """Whether every feature has every utterance of the corpus; if not, the run ends with exit code 3."""
         return not self.any_quarantined and not self.refused
-
-    @property
-    def sentence(self) -> str:
-        """The closing line, such as "42 min of audio in 55 s: 46× real time; limited by is13"."""
-        slowest = f"; limited by {next(iter(self.stages))}" if self.stages else ""
-        if not self.audio_seconds:
-            return f"done in {self.seconds:.1f} s{slowest}"
-        speed = self.audio_seconds / max(self.seconds, 1e-9)
-        return f"{spoken(self.audio_seconds)} of audio in {spoken(self.seconds)}: {speed:.0f}× real time{slowest}"
 
 
 def extract(plan: Plan, on_progress: OnProgress | None = None) -> Summary:
@@ -358,10 +349,3 @@ def _check(plan: Plan, store: Store) -> dict[str, float]:
         if spec.name in found:
             store.add(spec).annotate(check={"utterances": plan.request.check, "max_relative": found[spec.name]})
     return found
-
-
-def spoken(seconds: float) -> str:
-    """A duration for people: "55 s", "42 min", "12.4 h"."""
-    if seconds < 90:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
