@@ -62,7 +62,7 @@ def sweep(
 
     most = workers or engines.cores()
     if most > 1 and scheduler is None and not dry_run:
-        ctx.with_resource(started_early("ser.train.worker", most))  # they import torch while this process does
+        ctx.with_resource(started_early("ser.train.sweep", most))  # they import torch while this process does
     if scheduler is not None:
         check_scheduler(scheduler, insecure)
     from ser.train.recipe import read_recipe

@@ -139,9 +139,9 @@ def train(
     if as_json:
         click.echo(json.dumps({"runs": [{"path": str(run.path), **run.result} for run in runs]}))
         return
-    from ser.train.scores import summarise, summary_text
+    from ser.train.scores import CellScores, summary_text
 
-    click.echo(summary_text(summarise(runs)))
+    click.echo(summary_text(CellScores(runs)))
     click.echo(f"runs: {', '.join(str(run.path) for run in runs[:3])}{', …' if len(runs) > 3 else ''}")
 
 
