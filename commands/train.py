@@ -81,13 +81,14 @@ def train(
             bar.update(sum(finished.values()) - bar.n)
 
         runs = list(iterate(experiment, jobs, show))
-    if as_json:
-        answer({"runs": [{"path": str(run.path), **run.result} for run in runs]})
-        return
-    from ser.train.scores import summarise, summary_text
+    from ser.train.scores import CellScores, summary_text
 
-    answer(summary_text(summarise(runs)))
-    answer(f"runs: {', '.join(str(run.path) for run in runs[:3])}{', …' if len(runs) > 3 else ''}")
+    scores = CellScores(runs)
+    if as_json:
+        answer({"scores": scores.to_json(), "runs": [{"path": str(run.path), **run.result} for run in runs]})
+    else:
+        shown = ", ".join(str(run.path) for run in runs[:3])
+        answer(f"{summary_text(scores)}\nruns: {shown}{', …' if len(runs) > 3 else ''}")
 
 
 def _refuse_other_options(ctx: click.Context) -> None:

@@ -24,7 +24,6 @@ from ser.train.models.ragged import Batch, Sequences
 from ser.train.models.stacked import NO_LABEL, Layout, Stack
 from ser.train.run import train_run
 from ser.train.run_folder import run_name
-from ser.train.scores import confusion, confusions
 from ser.train.sweep import Bundle, plan_sweep, train_bundle
 
 STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
@@ -139,13 +138,6 @@ def test_a_run_that_is_no_number_leaves_the_others_alone():
     assert poisoned["features.audio.weight"][0].isnan().any()
     for name, grad in clean.items():
         assert torch.equal(grad[1:], poisoned[name][1:]), name
-
-
-def test_confusions_are_scikit_learns():
-    random = np.random.default_rng(0)
-    labels, predicted = random.integers(4, size=50), random.integers(4, size=(3, 50))
-    found = confusions(labels, predicted, 5)
-    assert [matrix.tolist() for matrix in found] == [confusion(labels, one, 5).tolist() for one in predicted]
 
 
 # The loop ------------------------------------------------------------------------------------------------------------

@@ -318,7 +318,7 @@ class _Training:
             probabilities = predict(self.model, self.data, watched, plan, self.live, heads=heads)[stage.output]
             labels, classes = self.data.utterances.labels[watched], len(self.data.utterances.classes)
             [matrix] = confusions(labels, probabilities.argmax(1)[None], classes)
-            wa, ua = weighted_accuracy(matrix), unweighted_accuracy(matrix)
+            wa, ua = float(weighted_accuracy(matrix)), float(unweighted_accuracy(matrix))
         score = (ua if plan.training.select_score == "ua" else wa) if plan.select != "last" else float(epoch)
         kept = score is not None and score > self.best_score
         if kept and score is not None:

@@ -165,7 +165,7 @@ class _Together:
                 continue
             wa = ua = None
             if matrices is not None:
-                wa, ua = weighted_accuracy(matrices[i]), unweighted_accuracy(matrices[i])
+                wa, ua = float(weighted_accuracy(matrices[i])), float(unweighted_accuracy(matrices[i]))
             score = (ua if plan.training.select_score == "ua" else wa) if plan.select != "last" else float(epoch)
             better[i] = score is not None and score > run.best_score
             if better[i] and score is not None:
