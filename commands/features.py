@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from tabulate import tabulate
 
+from ser.errors import SerError
 from ser.extract.corpora import FORMATS
 
 from .progress import Stages
 
 if TYPE_CHECKING:
-    from ser.extract.run import Plan, Summary
+    from ser.extract.run import ExtractionPlan, Summary
 
 
 @click.command()
@@ -94,28 +95,38 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
       ser features my.csv --format table --features is13,logmel --backend hdf5
       ser features corpus --features hubert:layer=9 --model hubert=/models/hubert-base-ls960
     """
-    from ser.extract.run import ExtractionConfig, about_seconds, extract, plan, stop_if_unusable
+    from ser.extract.run import ExtractionConfig, ExtractionRun, plan, stop_if_unusable
 
     planned = plan(ExtractionConfig(**options))
-    if dry_run:
-        about = about_seconds(planned)
-        click.echo(json.dumps(_ahead(planned, about)) if as_json else _ahead_text(planned) + _about(about))
-        return
-    stop_if_unusable(planned)
-    click.echo(_ahead_text(planned), err=True, nl=False)
-    click.echo(_about(about_seconds(planned)), err=True)
-    with Stages("utt") as stages:
-        summary = extract(planned, stages.update)
+    with ExtractionRun(planned) as run:
+        if dry_run:
+            about = run.estimate()
+            click.echo(json.dumps(_ahead(planned, about)) if as_json else _ahead_text(planned) + _about(about))
+            _stop_if_unavailable(planned)
+            return
+        stop_if_unusable(planned)
+        click.echo(_ahead_text(planned), err=True, nl=False)
+        click.echo(_about(run.estimate()), err=True)
+        with Stages("utt") as stages:
+            summary = run.extract(stages.update)
     if as_json:
         click.echo(json.dumps(summary.features))
     else:
         click.echo(_table(summary))
     for line in _told(summary):
         click.echo(line, err=as_json)
+    _stop_if_unavailable(planned)
     ctx.exit(0 if summary.whole else 3)
 
 
-def _ahead(plan: "Plan", about: float | None) -> dict[str, Any]:
+def _stop_if_unavailable(plan: "ExtractionPlan") -> None:
+    """Raises `SerError` for the features that were left out because their weights are not here."""
+    if plan.unavailable:
+        faults = "; ".join(f"{feature} is left out: {fault}" for feature, fault in plan.unavailable.items())
+        raise SerError(faults)
+
+
+def _ahead(plan: "ExtractionPlan", about: float | None) -> dict[str, Any]:
     missing = {f.wanted.spec.name: {"rows": f.rows, "missing": len(f.missing), "bytes": f.bytes} for f in plan.features}
     return {
         "features": missing,
@@ -128,13 +139,13 @@ def _ahead(plan: "Plan", about: float | None) -> dict[str, Any]:
 
 
 def _about(seconds: float | None) -> str:
-    from ser.extract.run import spoken
+    from ser.extract.run import duration
 
-    return f"; about {spoken(float(f'{seconds:.2g}'))}, going by a few utterances" if seconds is not None else ""
+    return f"; about {duration(float(f'{seconds:.2g}'))}, going by a few utterances" if seconds is not None else ""
 
 
-def _ahead_text(plan: "Plan") -> str:
-    lines = [f"{plan.manifest.corpus}: {len(plan.manifest)} utterances → {plan.request.store}"]
+def _ahead_text(plan: "ExtractionPlan") -> str:
+    lines = [f"{plan.manifest.corpus}: {len(plan.manifest)} utterances → {plan.config.store}"]
     for feature in plan.features:
         spec = feature.wanted.spec
         random = " (random weights)" if spec.random_weights else ""
