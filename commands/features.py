@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ser.errors import SerError
 from ser.extract.options import ExtractionConfig
 
 from .options import FILE, config_options, json_option
 from .output import StageBars, answer, duration
 
 if TYPE_CHECKING:
-    from ser.extract.run import Plan, Summary
+    from ser.extract.run import ExtractionPlan, Summary
 
 
 @click.command()
@@ -29,25 +30,34 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
       ser features my.csv --format table --features is13,logmel --backend hdf5
       ser features corpus --features hubert:layer=9 --model hubert=/models/hubert-base-ls960
     """
-    from ser.extract.run import about_seconds, extract, plan, stop_if_unusable
+    from ser.extract.run import ExtractionRun, plan, stop_if_unusable
 
     planned = plan(ExtractionConfig(**options))
-    if dry_run:
-        seconds = about_seconds(planned)
-        answer(_ahead(planned, seconds) if as_json else _ahead_text(planned) + _about(seconds))
-        return
-    stop_if_unusable(planned)
-    click.echo(_ahead_text(planned), err=True, nl=False)
-    click.echo(_about(about_seconds(planned)), err=True)
-    with StageBars("utt") as bars:
-        summary = extract(planned, bars.update)
+    with ExtractionRun(planned) as run:
+        if dry_run:
+            seconds = run.estimate()
+            answer(_ahead(planned, seconds) if as_json else _ahead_text(planned) + _about(seconds))
+            _stop_if_unavailable(planned)
+            return
+        stop_if_unusable(planned)
+        click.echo(_ahead_text(planned), err=True, nl=False)
+        click.echo(_about(run.estimate()), err=True)
+        with StageBars("utt") as bars:
+            summary = run.extract(bars.update)
     answer(summary.features if as_json else _table(summary))
     for line in _notes(summary):
         click.echo(line, err=as_json)
+    _stop_if_unavailable(planned)
     ctx.exit(0 if summary.whole else 3)
 
 
-def _ahead(plan: "Plan", seconds: float | None) -> dict[str, Any]:
+def _stop_if_unavailable(plan: "ExtractionPlan") -> None:
+    """Raises `SerError` for the features that were left out because their weights are not here."""
+    if plan.unavailable:
+        raise SerError("; ".join(f"{feature} is left out: {fault}" for feature, fault in plan.unavailable.items()))
+
+
+def _ahead(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:
     missing = {f.wanted.spec.name: {"rows": f.rows, "missing": len(f.missing), "bytes": f.bytes} for f in plan.features}
     return {
         "features": missing,
@@ -59,8 +69,8 @@ def _ahead(plan: "Plan", seconds: float | None) -> dict[str, Any]:
     }
 
 
-def _ahead_text(plan: "Plan") -> str:
-    lines = [f"{plan.manifest.corpus}: {len(plan.manifest)} utterances → {plan.request.store}"]
+def _ahead_text(plan: "ExtractionPlan") -> str:
+    lines = [f"{plan.manifest.corpus}: {len(plan.manifest)} utterances → {plan.config.store}"]
     for feature in plan.features:
         spec = feature.wanted.spec
         random = " (random weights)" if spec.random_weights else ""

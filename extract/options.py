@@ -7,7 +7,7 @@ is a flag, a number, a path or text, and `choices` are the only values that it t
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .corpora import FORMATS
 
@@ -32,7 +32,7 @@ class ExtractionConfig:
     )
     store: Path = option(Path("features"), "The store: a folder, made if it is not there.", "PATH")  # noqa: RUF009
     backend: str = option("zarr", "How arrays are written.", choices=("zarr", "hdf5"))
-    dtype: str = option(
+    dtype: Literal["float16", "float32"] = option(
         "float16", "Of frames and tokens; utterance vectors are float32.", choices=("float16", "float32")
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", "DEVICE")

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from ser.cli import main
 from ser.extract.corpora import FORMATS
-from ser.extract.extractors import EXTRACTORS, FEATURES
+from ser.extract.extractors import FEATURES
 from ser.tests.newcomer import newcomer, shrink
 from ser.tests.test_house import PATHS
 from ser.train.models import FUSIONS
@@ -87,7 +87,7 @@ def ser(words: list[str], where: str) -> str:
 @pytest.fixture
 def registries() -> Iterator[None]:
     """What a page registers is gone after it."""
-    kept: list[tuple[dict[str, Any], dict[str, Any]]] = [(d, dict(d)) for d in (FEATURES, EXTRACTORS, FUSIONS, FORMATS)]
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = [(d, dict(d)) for d in (FEATURES, FUSIONS, FORMATS)]
     yield
     for registry, before in kept:
         registry.clear()
