@@ -170,7 +170,7 @@ def test_skip_quarantines_by_name_and_retry_tries_again(corpus: Path, tmp_path: 
         "hubert": {"u2"},
         "bert": {"u6"},
     }
-    assert summary.any_quarantined and "truncated" in summary.quarantined["is13"]["u2"]
+    assert summary.any_quarantined and "cut short" in summary.quarantined["is13"]["u2"]
     assert summary.quarantined["bert"]["u6"] == "no transcript"
     assert all(facts["rows"] + facts["quarantined"] == 8 for facts in summary.features.values())
     again = run(corpus, store, models, "is13,logmel,bert,hubert", on_error="skip")
