@@ -106,9 +106,4 @@ def _notes(summary: "Summary") -> Iterator[str]:
         yield f"check {name}: max |Δ| / max |ref| {value:.2e} against one by one"
     if random := [name for name, facts in summary.features.items() if facts["random_weights"]]:
         yield f"random weights ({', '.join(random)}): these features show that the pipeline works, no more"
-    slowest = f"; limited by {next(iter(summary.stages))}" if summary.stages else ""
-    took = f"done in {duration(summary.seconds)}"
-    if summary.audio_seconds:
-        speed = summary.audio_seconds / max(summary.seconds, 1e-9)
-        took = f"{duration(summary.audio_seconds)} of audio in {duration(summary.seconds)}: {speed:.0f}× real time"
-    yield f"{took}{slowest}; store: {summary.store}"
+    yield f"{summary.sentence}; store: {summary.store}"

@@ -55,6 +55,15 @@ class Summary:
         """Whether every feature has every utterance of the corpus; if not, the run ends with exit code 3."""
         return not self.any_quarantined and not self.refused
 
+    @property
+    def sentence(self) -> str:
+        """The closing line, such as "42.0 min of audio in 55.2 s: 46× real time; limited by is13"."""
+        slowest = f"; limited by {next(iter(self.stages))}" if self.stages else ""
+        if not self.audio_seconds:
+            return f"done in {self.seconds:.1f} s{slowest}"
+        speed = self.audio_seconds / max(self.seconds, 1e-9)
+        return f"{self.audio_seconds / 60:.1f} min of audio in {self.seconds:.1f} s: {speed:.0f}× real time{slowest}"
+
 
 def extract(plan: ExtractionPlan, on_progress: OnProgress | None = None) -> Summary:
     """Compute and publish all that is missing; see `ExtractionRun.extract`."""

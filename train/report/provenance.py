@@ -10,8 +10,9 @@ from ser.cache.spec import Spec
 from ser.errors import SerError
 from ser.train.experiment import Experiment
 from ser.train.models import FUSIONS
+from ser.train.options import SELECTIONS
 from ser.train.run_folder import Run
-from ser.train.settings import SELECTIONS, Setting, assignments, settings
+from ser.train.settings import Setting, assignments, settings
 from ser.train.splits import PROTOCOLS
 
 from .cells import Cell

@@ -1,6 +1,6 @@
 """The report's sections about scores, and the page that all of its sections make."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
