@@ -14,7 +14,7 @@ from ser.cli import main
 from ser.errors import SerError, WrongUse
 from ser.tests.demo_store import demo_store
 from ser.tests.tiny_store import make_store
-from ser.train.data import Loader
+from ser.train.data import DataCache
 from ser.train.experiment import prepare
 from ser.train.recipe import list_recipes, read_recipe, recipe_names
 from ser.train.report.terminal import recipe_rows, recipe_table
@@ -45,10 +45,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(name: str | Path, store: Path, out: Path, known: tuple[str, ...] = TINY, **options):
     """The recipe at tiny sizes: one epoch, one fold, one seed."""
     asked = {"epochs": 1, "folds": 1, "seeds": 1, "device": "cpu", **options}
-    used, loader = [], Loader()
+    used, cache = [], DataCache()
     for assignment in known:
         try:
-            plan_sweep(read_recipe(name, store=store, out=out, set=(assignment,), **asked), loader=loader)
+            plan_sweep(read_recipe(name, store=store, out=out, set=(assignment,), **asked), cache=cache)
             used.append(assignment)
         except WrongUse as fault:
             assert "no fusion of this recipe has that setting" in str(fault)

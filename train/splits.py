@@ -13,6 +13,8 @@ from ser.errors import LeakageError, WrongUse, unknown
 
 from .labels import Utterances
 
+PARTS = ("train", "dev", "test")
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -30,7 +32,7 @@ class Fold:
     @property
     def parts(self) -> dict[str, np.ndarray]:
         """The three parts by name."""
-        return {"train": self.train, "dev": self.dev, "test": self.test}
+        return {part: getattr(self, part) for part in PARTS}
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,10 @@ def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], s
                 )
 
 
-@dataclass
-class ListedFold:
-    """The ids of each part of a fold."""
-
-    name: str
-    train: list[str] = field(default_factory=list)
-    dev: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
+Listed = tuple[str, dict[str, list[str]]]  # a fold's name, and the ids of each part
 
 
-def read_folds(path: Path) -> list[ListedFold]:
+def read_folds(path: Path) -> list[Listed]:
     """Folds in the file's order.
 
     - `.csv`, `.tsv` with columns `id,fold`: each utterance is tested in its fold and trains in the others; with a third
@@ -106,57 +101,52 @@ def read_folds(path: Path) -> list[ListedFold]:
 
     Raises `WrongUse` for anything else.
     """
-    if path.is_dir():
-        return _emobox(path)
-    readers = {".csv": _table, ".tsv": _table, ".json": _json}
-    if path.suffix not in readers:
+    readers = {".csv": _read_table, ".tsv": _read_table, ".json": _read_json}
+    read = _read_emobox if path.is_dir() else readers.get(path.suffix)
+    if read is None:
         raise WrongUse(f"{path}: folds come as .csv, .tsv or .json, or as a folder of EmoBox's fold_N")
     try:
-        folds = readers[path.suffix](path)
+        folds = read(path)
     except FileNotFoundError:
         raise WrongUse(f"{path}: no such file of folds") from None
     except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
         raise WrongUse(f"{path}: not a list of folds ({type(error).__name__}: {error})") from None
     if not folds:
-        raise WrongUse(f"{path}: holds no fold")
+        raise WrongUse(f"{path}: holds no fold; a folder holds fold_1, fold_2, … as EmoBox's do")
     return folds
 
 
-def _table(path: Path) -> list[ListedFold]:
+def _read_table(path: Path) -> list[Listed]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
     if not lines or not {"id", "fold"} <= lines[0].keys():
         raise WrongUse(f"{path}: needs the columns id and fold (and part, if each fold's parts are named)")
-    folds = {line["fold"]: ListedFold(line["fold"]) for line in lines}
+    folds: dict[str, dict[str, list[str]]] = {line["fold"]: {part: [] for part in PARTS} for line in lines}
     for line in lines:
         if "part" not in line:
-            for fold in folds.values():
-                (fold.test if fold.name == line["fold"] else fold.train).append(line["id"])
-        elif line["part"] in ("train", "dev", "test"):
-            getattr(folds[line["fold"]], line["part"]).append(line["id"])
+            for name, parts in folds.items():
+                parts["test" if name == line["fold"] else "train"].append(line["id"])
+        elif line["part"] in PARTS:
+            folds[line["fold"]][line["part"]].append(line["id"])
         else:
             raise WrongUse(f"{path}: part '{line['part']}' of {line['id']} must be train, dev or test")
-    return list(folds.values())
+    return list(folds.items())
 
 
-def _json(path: Path) -> list[ListedFold]:
-    folds = json.loads(path.read_text(encoding="utf-8"))
-    return [ListedFold(str(fold["name"]), fold["train"], fold.get("dev", []), fold["test"]) for fold in folds]
+def _read_json(path: Path) -> list[Listed]:
+    folds = [{"dev": [], **fold} for fold in json.loads(path.read_text(encoding="utf-8"))]
+    return [(str(fold["name"]), {part: [str(id_) for id_ in fold[part]] for part in PARTS}) for fold in folds]
 
 
-def _emobox(path: Path) -> list[ListedFold]:
+def _read_emobox(path: Path) -> list[Listed]:
+    def ids(folder: Path, word: str) -> list[str]:
+        files = sorted(folder.glob(f"*{word}*.jsonl"))
+        lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [json.loads(line)["key"] for line in lines]
+
+    words = {"train": "train", "dev": "valid", "test": "test"}
     folders = sorted(path.glob("fold_*"), key=lambda folder: int(re.sub(r"\D", "", folder.name) or 0))
-    if not folders:
-        raise WrongUse(f"{path}: a folder of folds must hold fold_1, fold_2, … as EmoBox's do")
-    folds = []
-    for folder in folders:
-        fold = ListedFold(folder.name.replace("_", " "))
-        for part, word in (("train", "train"), ("dev", "valid"), ("test", "test")):
-            for file in sorted(folder.glob(f"*{word}*.jsonl")):
-                lines = file.read_text(encoding="utf-8").splitlines()
-                getattr(fold, part).extend(json.loads(line)["key"] for line in lines if line.strip())
-        folds.append(fold)
-    return folds
+    return [(f.name.replace("_", " "), {part: ids(f, word) for part, word in words.items()}) for f in folders]
 
 
 def session_out(utterances: Utterances, cut: Cut) -> list[Fold]:
@@ -229,18 +219,18 @@ def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
         return np.array(sorted(row_of[i] for i in ids if i in row_of), dtype=np.int64)
 
     folds = []
-    for position, parts in enumerate(listed):
-        train, dev, test = rows(parts.train), rows(parts.dev), rows(parts.test)
+    for position, (name, parts) in enumerate(listed):
+        train, dev, test = (rows(parts[part]) for part in PARTS)
         if not len(test):
-            raise WrongUse(f"{path}: fold {parts.name} tests no labelled utterance of this corpus; are these its ids?")
-        check_leakage(Fold(parts.name, train, dev, test), utterances, ())
+            raise WrongUse(f"{path}: fold {name} tests no labelled utterance of this corpus; are these its ids?")
+        check_leakage(Fold(name, train, dev, test), utterances, ())
         absent = np.setdiff1d(np.arange(len(utterances)), np.concatenate([train, dev, test]))
         left_out = {f"in no part of {path.name}": absent} if len(absent) else {}
         if len(dev):
-            folds.append(Fold(parts.name, train, dev, test, left_out))
+            folds.append(Fold(name, train, dev, test, left_out))
         else:
-            following = rows(listed[(position + 1) % len(listed)].test)
-            folds.append(_fold(parts.name, utterances, test, np.intersect1d(following, train), cut, left_out))
+            following = rows(listed[(position + 1) % len(listed)][1]["test"])
+            folds.append(_fold(name, utterances, test, np.intersect1d(following, train), cut, left_out))
     return folds
 
 
@@ -250,11 +240,6 @@ class Protocol:
 
     cut: Callable[[Utterances, Cut], list[Fold]]
     separate: tuple[str, ...]  # of "dialogue" and "speaker"; an utterance never
-
-    @property
-    def speaker_independent(self) -> bool:
-        """Whether no speaker of the test part is heard in training."""
-        return "speaker" in self.separate
 
 
 PROTOCOLS = {
