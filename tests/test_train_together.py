@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from ser.errors import SerError
 from ser.tests.tiny_store import make_store
-from ser.train import run
+from ser.train import run as run_module
 from ser.train.experiment import Experiment, fit_groups, prepare, run_experiment, seconds_together, train_jobs
-from ser.train.fit import Diverged, fit, make_optimiser, predict, set_rate
+from ser.train.fit import Diverged, fit, learning_rate, make_optimiser, predict
 from ser.train.fit_many import MOST, can_train_together, fit_many
 from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
@@ -24,7 +24,6 @@ from ser.train.models.ragged import Batch, Sequences
 from ser.train.models.stacked import NO_LABEL, Layout, Stack
 from ser.train.run import train_run
 from ser.train.run_folder import run_name
-from ser.train.scores import confusion, confusions
 from ser.train.sweep import TaskGroup, plan_sweep, train_group
 
 STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
@@ -83,13 +82,13 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(_double, name, he
     together = make_optimiser(stack.weights, stage, SMALL)
     apart = [make_optimiser(dict(model.named_parameters()), stage, SMALL) for model in models]
     random = np.random.default_rng(1)
-    for _ in range(12):
+    for update in range(12):
         chosen = np.stack([random.permutation(len(SIZES))[:4] for _ in range(RUNS)])
         layout = Layout.of(groups, chosen)
         outputs = stack(values, layout, training=True)
         each = [{h: x[r] for h, x in outputs.items()} for r in range(RUNS)]
         sum(loss_of(one, truth(layout, labels, r), heads) for r, one in enumerate(each)).backward()
-        set_rate(together, SMALL)
+        together.param_groups[0]["lr"] = learning_rate(SMALL, update)
         together.step()
         together.zero_grad()
         for run, (model, optimiser) in enumerate(zip(models, apart, strict=True)):
@@ -101,7 +100,7 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(_double, name, he
             assert alone.keys() == outputs.keys()
             for head, logits in alone.items():
                 torch.testing.assert_close(outputs[head][run, layout.real[run]], logits, rtol=0, atol=1e-9)
-            set_rate(optimiser, SMALL)
+            optimiser.param_groups[0]["lr"] = learning_rate(SMALL, update)
             optimiser.step()
             optimiser.zero_grad()
     for run, model in enumerate(models):
@@ -139,13 +138,6 @@ def test_a_run_that_is_no_number_leaves_the_others_alone():
     assert poisoned["features.audio.weight"][0].isnan().any()
     for name, grad in clean.items():
         assert torch.equal(grad[1:], poisoned[name][1:]), name
-
-
-def test_confusions_are_scikit_learns():
-    random = np.random.default_rng(0)
-    labels, predicted = random.integers(4, size=50), random.integers(4, size=(3, 50))
-    found = confusions(labels, predicted, 5)
-    assert [matrix.tolist() for matrix in found] == [confusion(labels, one, 5).tolist() for one in predicted]
 
 
 # The loop ------------------------------------------------------------------------------------------------------------
@@ -279,12 +271,12 @@ def test_where_memory_ends_fewer_are_trained_at_once(store, tmp_path, monkeypatc
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return fit_many(data, fold, plans, on_epoch)
 
-    monkeypatch.setattr(run, "fit_many", small_gpu)
+    monkeypatch.setattr(run_module, "fit_many", small_gpu)
     jobs = prepare(experiment(store, tmp_path, seeds=5, epochs=1))
     most = 1
     runs = train_jobs(jobs, tmp_path, False)
     assert tried == [5, 2, 1, 1, 1, 1, 1] and all(run.finished for run in runs)
-    assert "begun anew with half as many" in (runs[0].path / "log").read_text()
+    assert "started anew with half as many" in (runs[0].path / "log").read_text()
     most = 0
     with pytest.raises(SerError, match="memory of cpu ran out while training lgf-add"):
         train_jobs(prepare(experiment(store, tmp_path, "lr=0.5", epochs=1)), tmp_path, False)

@@ -185,7 +185,7 @@ def run_sweep(
 def train_group(group: TaskGroup) -> list[Outcome]:
     """Fit the tasks of one group together. What they read is kept by the worker for the tasks that follow."""
     first = group.tasks[0]
-    with engines.held(("sweep", first.shared), lambda: JobCache(DataCache(first.shared))) as cache:
+    with engines.cached(("sweep", first.shared), lambda: JobCache(DataCache(first.shared))) as cache:
         jobs = [cache.of(task.experiment)[task.number] for task in group.tasks]
         runs = train_jobs(jobs, Path(first.experiment.out), resume=True)
     faults = [str(run) if isinstance(run, Diverged) else None for run in runs]

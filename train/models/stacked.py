@@ -2,7 +2,8 @@
 
 The model's own code runs under `torch.func.vmap`, each run with its weights and its batch. Vmap wants the same shapes
 of all, so batches are laid out here in common ones, with a last dialogue of one turn that takes what is too much: it
-has a place in every step of every layer, and no part in any loss. Axis letters beside those of `ser.train.models.ragged`:
+has a place in every step of every layer, and no part in any loss. Axis letters beside those of
+`ser.train.models.ragged`:
 
     R  runs
 """
