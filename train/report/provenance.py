@@ -12,7 +12,7 @@ from ser.train.experiment import Experiment
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS
 from ser.train.run_folder import Run
-from ser.train.settings import Setting, assignments, settings
+from ser.train.settings import Setting, settings
 from ser.train.splits import PROTOCOLS
 
 from .cells import Cell
