@@ -10,7 +10,7 @@ from ser.cache.spec import Spec
 from ser.errors import SerError
 from ser.train.experiment import Experiment
 from ser.train.models import FUSIONS
-from ser.train.options import SELECTIONS
+from ser.train.options import SELECTIONS, assignments
 from ser.train.run_folder import Run
 from ser.train.settings import Setting, settings
 from ser.train.splits import PROTOCOLS
