@@ -125,7 +125,7 @@ def _stand_in(word: str) -> str:
 def test_blocks_run_or_say_why_not_and_would_be_understood() -> None:
     found = [block for page in PAGES for block in blocks(page)]
     for block in found:
-        assert block.language in RUN | {"text"}, f"{block.where}: what language is this?"
+        assert block.language in RUN | {"text", "mermaid"}, f"{block.where}: what language is this?"
         assert block.name or block.language not in ("toml", "csv"), (
             f"{block.where}: name the file above, as `mine.toml`:"
         )
@@ -153,6 +153,14 @@ def test_links_lead_somewhere_and_the_readme_leads_to_each_page() -> None:
         for target in re.findall(r"\]\(([^)#]+)", (DOCS / page).read_text(encoding="utf-8")):
             assert target.startswith("https://") or (DOCS / target).exists(), f"{page}: {target}"
         assert page == "README.md" or f"]({page})" in (DOCS / "README.md").read_text(), f"docs/README.md lacks {page}"
+
+
+def test_every_file_that_the_architecture_names_is_there() -> None:
+    named = re.findall(r"`([\w/]+\.(?:py|md)|[\w/]+/)`", (DOCS / "architecture.md").read_text(encoding="utf-8"))
+    rooms = [DOCS.parent, *(DOCS.parent / room for room in ("extract", "train", "cache", "engines", "weights"))]
+    assert len(named) > 60
+    for name in named:
+        assert any((room / name).exists() for room in rooms), f"there is no {name}"
 
 
 def test_the_commands_page_is_what_the_commands_say() -> None:
