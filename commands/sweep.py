@@ -64,12 +64,12 @@ def sweep(
             "--workers starts processes here, and --scheduler uses the workers of a cluster: give one"
         )
     from ser import engines
-    from ser.engines.cluster import check_scheduler
-    from ser.engines.processes import started_early
+    from ser.engines.processes import fork_server
+    from ser.engines.scheduler_address import check_scheduler
 
     most = workers or engines.cores()
     if most > 1 and scheduler is None and not dry_run:
-        ctx.with_resource(started_early("ser.train.sweep", most))  # they import torch while this process does
+        ctx.with_resource(fork_server("ser.train.sweep"))  # they import torch while this process does
     if scheduler is not None:
         check_scheduler(scheduler, insecure)
     from ser.train.recipe import read_recipe

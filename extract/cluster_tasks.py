@@ -18,7 +18,7 @@ import numpy as np
 from ser import engines
 from ser.cache.part import PartRows, Quarantine, part_name
 from ser.cache.store import Feature, open_store
-from ser.engines.cluster import LOOK
+from ser.engines.cluster import POLL_SECONDS
 from ser.engines.machine import choose_device
 from ser.errors import SerError
 
@@ -84,7 +84,7 @@ class StoreProgress:
             if self.total[stage] and self._reported.get(stage) != left:
                 self._reported[stage] = left
                 self.report(stage, self.total[stage] - left, self.total[stage])
-        self._next = time.monotonic() + max(LOOK, SHARE * (time.monotonic() - begun))
+        self._next = time.monotonic() + max(POLL_SECONDS, SHARE * (time.monotonic() - begun))
 
     def add(self, result: TaskResult) -> None:
         """A task that is done: what is quarantined again stands in a part that was there before."""
@@ -114,7 +114,7 @@ def extract_task(task: ExtractionTask, real: WorkerConfig | None = None) -> Task
     The extractors that this process holds for the task's config are used; `real` is the config with what only this
     machine can tell.
     """
-    with engines.held(task.config, lambda: Worker(real or task.config)) as worker:
+    with engines.cached(task.config, lambda: Worker(real or task.config)) as worker:
         [result] = worker.run([task])
     return result
 
@@ -134,7 +134,7 @@ def run_on_cluster(
             return asked and not cluster.own and any(one.checkpoint for one in task.config.wanted)
 
         def needs(task: ExtractionTask) -> Mapping[str, float]:
-            return {"GPU": 1.0} if on_gpu(task) else cpu_needs(cluster.crew.kinds)
+            return {"GPU": 1.0} if on_gpu(task) else cpu_needs(cluster.kinds)
 
         placed = (one for task in tasks for one in for_workers(task, on_gpu(task)))
         cut = partial(split, known={})

@@ -15,7 +15,7 @@ import pytest
 HEAVY_FILES = ("test_cluster", "test_engines", "test_features_disk", "test_features_killed", "test_report_html")
 HEAVY_TESTS = {"test_a_command_runs_through_few_files", "test_wheel_alone_runs"}
 HEAVY_FIXTURES = {"browser", "demo_store", "newcomer", "processes"}
-PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "in_processes", "started_early"}
+PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "in_processes", "fork_server"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ser.engines import held, here
+from ser.engines import cached, here
+from ser.engines.worker_cache import CACHE
 from ser.errors import UtteranceError
 from ser.extract.extractors import FEATURES, Extractor, FeatureKind, Outcome, ResolvedFeature, Rows
 
@@ -99,18 +100,18 @@ class Thing:
 
 def with_thing(task: object) -> int:
     """Which process has this task, and the thing in hand."""
-    with held("thing", Thing):
+    with cached("thing", Thing):
         time.sleep(0.05)
     return os.getpid()
 
 
-def left_open(dask_worker: object) -> tuple[int, list[str]]:
-    """How much this worker holds open, and the plugins of ours that it has."""
+def left_open() -> int:
+    """How much this worker keeps open."""
     gc.collect()
-    return len(OPEN), [name for name in dask_worker.plugins if name == "ser"]
+    return len(OPEN)
 
 
-def loaded(dask_worker: object) -> tuple[int, int]:
+def loaded() -> tuple[int, int]:
     """How many loaders this worker has made for sweeps, and how many features the one holds."""
-    things = [thing.value for thing in dask_worker.plugins["ser"].held._things]
-    return len(things), sum(len(known.loader.held) for known in things)
+    things = [entry.value for entry in CACHE.entries]
+    return len(things), sum(len(known.cache.inputs) for known in things)

@@ -1,6 +1,5 @@
 """Run a recipe: every fold and seed of every cell once, in parallel, resumable at any moment."""
 
-import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +17,6 @@ from .fit import Diverged, Epoch
 from .recipe import Recipe
 from .run_folder import Run
 from .settings import has_setting
-
-if multiprocessing.parent_process() is not None:  # its workers are forked from it: let them have all that they need
-    import sklearn.metrics  # noqa: F401  (for the final scores; importing it takes most of a second)
 
 GPU_WORKERS = 2  # one prepares and writes while the other trains
 SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
@@ -201,7 +197,7 @@ def train_group(group: TaskGroup, on_epoch: Callable[[SweepTask, Epoch], None] |
     started = time.monotonic()
     tasks = group.tasks
     report = (lambda i, epoch: on_epoch(tasks[i], epoch)) if on_epoch else None
-    with engines.held(("sweep", tasks[0].shared), lambda: _Prepared(DataCache(tasks[0].shared))) as prepared:
+    with engines.cached(("sweep", tasks[0].shared), lambda: _Prepared(DataCache(tasks[0].shared))) as prepared:
         jobs = [prepared.of(replace(task.experiment, resume=True))[task.number] for task in tasks]
         runs = train_jobs(jobs, Path(tasks[0].experiment.out), True, report)
     seconds = (time.monotonic() - started) / len(tasks)
