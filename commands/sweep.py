@@ -84,8 +84,7 @@ def sweep(
     click.echo(f"{planned.recipe.title}: {len(planned.tasks)} runs, {there} finished already", err=True)
     if scheduler is None:
         workers = workers or planned.workers(most)
-        tasks, cells = estimate_sweep(planned)
-        seconds = planned.seconds(tasks, workers)
+        seconds, cells = estimate_sweep(planned, workers)
         where = f"with {workers} workers, about {duration(seconds)}"
     else:  # the speed of other machines cannot be measured here
         seconds, cells, where = None, {}, f"at {scheduler}"

@@ -185,7 +185,7 @@ def test_what_does_not_go_together(made: Path, tmp_path: Path) -> None:
         prepared(made, "bert:layer=2", 1, model=(f"bert={other}",))
     shutil.copytree(made / "bert", tmp_path / "moved")
     prepared(made, "bert:layer=2", 1, model=(f"bert={tmp_path / 'moved'}",))
-    with pytest.raises(WrongUse, match="must be NAME=ID_OR_FOLDER"):
+    with pytest.raises(WrongUse, match="write --model NAME=ID_OR_PATH"):
         prepared(made, "bert:layer=2", 1, model=("bert",))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, get_origin
+from typing import Any, get_origin
 
 import numpy as np
 import torch
@@ -219,16 +219,8 @@ def iterate(
             yield run
 
 
-class Grouped(Protocol):
-    """A run to come, known by the group in which it can be fitted."""
-
-    @property
-    def group(self) -> str:
-        """See `Job.group`."""
-
-
-def fit_groups(runs: Sequence[Grouped]) -> list[list[int]]:
-    """The numbers of the runs that are fitted together, group by group, none larger than `MOST`."""
+def fit_groups(runs: Sequence[Any]) -> list[list[int]]:
+    """The numbers of the runs that are fitted together: those of the same `group`, at most `MOST` of them."""
     groups: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
         groups.setdefault(run.group, []).append(number)

@@ -1,7 +1,6 @@
 """Label policies: which raw consensus labels make which class, applied at training time and never in the store."""
 
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,8 @@ import numpy as np
 
 from ser.cache.manifest import Manifest
 from ser.errors import CorpusError, WrongUse, unknown
+
+from .options import read_toml
 
 # Every name under which corpora write a category, to IEMOCAP's short code.
 CODES = {
@@ -93,12 +94,7 @@ def get_policy(name: str) -> Policy:
 
 
 def _read_policy(path: Path) -> Policy:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WrongUse(f'{path}: no such label policy file; write lines such as `happy = ["hap", "exc"]`') from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise WrongUse(f'{path}: not a TOML file ({error}); write lines such as `happy = ["hap", "exc"]`') from None
+    table = read_toml(path, 'happy = ["hap", "exc"]')
     maps: dict[str, str] = {}
     for name, raws in table.items():
         if not isinstance(raws, list) or not raws or not all(isinstance(raw, str) for raw in raws):
@@ -211,14 +207,11 @@ def _check_iemocap(policy: Policy, manifest: Manifest, found: Utterances) -> Non
         return
     if not all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):
         return
+    have = Counter(zip(found.sessions, (policy.classes[k] for k in found.labels), strict=True))
     counts = {"all": (len(found), IEMOCAP_TOTALS[policy.name])}
-    if policy.name == "4class":
-        have = Counter(zip(found.sessions, found.labels.tolist(), strict=True))
-        counts |= {
-            f"session {session} {name}": (have[session, number], expected)
-            for session, known in IEMOCAP_4CLASS.items()
-            for number, (name, expected) in enumerate(zip(policy.classes, known, strict=True))
-        }
+    for session, known in IEMOCAP_4CLASS.items() if policy.name == "4class" else ():
+        for name, expected in zip(policy.classes, known, strict=True):
+            counts[f"session {session} {name}"] = (have[session, name], expected)
     wrong = [f"{what} {is_} instead of {should}" for what, (is_, should) in counts.items() if is_ != should]
     if wrong:
         raise CorpusError(

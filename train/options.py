@@ -6,9 +6,12 @@ the rest: `bool` is a flag, `tuple[str, ...]` is repeatable, `int` and `int | No
 a path, and all else is text. What an option may hold is checked by `experiment.prepare`, whoever made the experiment.
 """
 
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ser.errors import WrongUse
 
 SELECTIONS = {  # which epoch counts
     "val": "the epoch with the best score on the dev part",
@@ -56,3 +59,13 @@ class Experiment:
         (), "NAME=ID_OR_PATH", "Where the weights of an encoder lie that finetune_layers trains. Repeatable."
     )
     views: str = option("", "A+B", "Augmented views to train on too, such as logmel:view=noise+logmel:view=pitch-1.")
+
+
+def read_toml(path: Path, example: str) -> dict[str, Any]:
+    """An option that is a TOML file. Raises `WrongUse` with an `example` of what it holds if it is not one."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WrongUse(f"{path}: cannot be read ({error.strerror}); write lines such as `{example}` to it") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise WrongUse(f"{path}: not a TOML file ({error}); write lines such as `{example}`") from None

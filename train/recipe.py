@@ -10,18 +10,16 @@
 `paper` holds ua, wa, or recalls by class, each with its `_std` where the paper gives one.
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ser.errors import WrongUse, unknown
 
-from .options import Experiment
-from .settings import assignments
+from .options import Experiment, read_toml
 
+FOLDER = Path(__file__).parent / "recipes"
 TESTS = ("both", "only audio", "only text", "head audio", "head text")
 
 
@@ -50,7 +48,7 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """The recipes that come with ser."""
-    return sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def list_recipes() -> dict[str, dict[str, Any]]:
@@ -73,18 +71,11 @@ def read_recipe(name: str | Path, **options: Any) -> Recipe:
     An option `set` goes to the cells whose fusion has that setting. Raises `WrongUse` naming what is wrong.
     """
     path = Path(name)
-    try:
-        if path.suffix == ".toml":
-            text = path.read_text(encoding="utf-8")
-        elif str(name) in recipe_names():
-            text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
-        else:
+    if path.suffix != ".toml":
+        if str(name) not in recipe_names():
             raise unknown("recipe", str(name), [*recipe_names(), "FILE.toml"])
-        table = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise WrongUse(f"{path}: cannot be read ({error})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise WrongUse(f"{path}: not a TOML file ({error})") from None
+        path = FOLDER / f"{name}.toml"
+    table = read_toml(path, "[[cell]]")
     if strange := set(table) - {"title", "source", "note", "tested", "experiment", "cell", "quoted"}:
         raise WrongUse(f"{path}: unknown key '{min(strange)}' in the recipe")
     shared, lines = table.get("experiment", {}), table.get("cell", [])
@@ -102,10 +93,6 @@ def read_recipe(name: str | Path, **options: Any) -> Recipe:
     return Recipe(path.stem, title or path.stem, source, note, cells, quoted, tested)
 
 
-def _folder() -> Any:
-    return files("ser.train.recipes")
-
-
 def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Cell:
     asked = {key: value for key, value in line.items() if key not in ("name", "test", "paper")}
     known = [field.name for field in fields(Experiment)]
@@ -118,6 +105,7 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Ce
         raise unknown(f"test in {path}", test, TESTS)
     if not isinstance(chosen := asked.get("set", {}), dict):
         raise WrongUse(f"{path}: 'set' of cell {line['name']} must be a table, such as {{ lr = 1e-3 }}")
-    asked |= {"set": assignments(chosen), "model": tuple(asked.get("model", ()))}
+    settings = {key: str(value).lower() if isinstance(value, bool) else value for key, value in chosen.items()}
+    asked |= {"set": tuple(f"{key}={value}" for key, value in settings.items()), "model": tuple(asked.get("model", ()))}
     asked |= {key: value for key, value in options.items() if key != "set"}
     return Cell(line["name"], Experiment(**asked, also_set=tuple(options.get("set", ()))), test, line.get("paper"))

@@ -1,7 +1,7 @@
 """How one run trains: every setting of a fusion and of its training, with default, source and help."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -87,11 +87,6 @@ def parse_settings(
 def has_setting(fusion: Fusion, assignment: str) -> bool:
     """Whether `key=value` names a setting of that fusion or of any training."""
     return assignment.partition("=")[0].strip() in _kinds(fusion.settings) | _kinds(TrainingSettings)
-
-
-def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:
-    """A TOML table as `key=value` assignments."""
-    return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items())
 
 
 def _kinds(owner: type) -> dict[str, Any]:

@@ -153,12 +153,10 @@ def session_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     """Each session is the test part once (MSMSER §3.1)."""
     sessions = _named(utterances.sessions, "session")
     names = _natural(sessions)
-    folds = []
-    for position, name in enumerate(names):
-        following = names[(position + 1) % len(names)]
-        test, dev = _where(sessions, {name}), _where(sessions, {following})
-        folds.append(_fold(f"session {name}", utterances, test, dev, cut))
-    return folds
+    return [
+        _fold(f"session {name}", utterances, _where(sessions, {name}), _where(sessions, {following}), cut)
+        for name, following in zip(names, [*names[1:], names[0]], strict=True)
+    ]
 
 
 def speaker_out(utterances: Utterances, cut: Cut) -> list[Fold]:
@@ -168,14 +166,13 @@ def speaker_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     the next such group of speakers: a pair in IEMOCAP, one speaker where nobody shares a dialogue.
     """
     speakers = _named(utterances.speakers, "speaker")
-    circles = _circles(speakers, utterances.dialogues)
+    groups = _talking_together(speakers, utterances.dialogues)
     folds = []
-    for position, circle in enumerate(circles):
-        following = circles[(position + 1) % len(circles)]
-        for name in circle:
-            partners = _where(speakers, set(circle) - {name})
-            test, dev = _where(speakers, {name}), _where(speakers, set(following))
+    for group, following in zip(groups, [*groups[1:], groups[0]], strict=True):
+        for name in group:
+            partners = _where(speakers, {*group} - {name})
             left_out = {f"shares dialogues with speaker {name}": partners} if len(partners) else {}
+            test, dev = _where(speakers, {name}), _where(speakers, {*following})
             folds.append(_fold(f"speaker {name}", utterances, test, dev, cut, left_out))
     return folds
 
@@ -203,10 +200,10 @@ def random_70_20_10(utterances: Utterances, cut: Cut) -> list[Fold]:
         raise WrongUse(f"--protocol random-70-20-10 needs 10 utterances of each class; too few of {', '.join(few)}")
     rows = np.arange(len(utterances))
     rest, test = train_test_split(rows, test_size=0.1, stratify=utterances.labels, random_state=cut.seed)
-    share = 0.0 if cut.dev == "none" else cut.share or 2 / 9
-    if not share:
-        return [Fold("random", np.sort(rest), rows[:0], np.sort(test))]
-    train, dev = train_test_split(rest, test_size=share, stratify=utterances.labels[rest], random_state=cut.seed)
+    train, dev = rest, rows[:0]
+    if cut.dev != "none":
+        share = cut.share or 2 / 9
+        train, dev = train_test_split(rest, test_size=share, stratify=utterances.labels[rest], random_state=cut.seed)
     return [Fold("random", np.sort(train), np.sort(dev), np.sort(test))]
 
 
@@ -286,12 +283,9 @@ def _fold(
     """The rest of the rows as train and dev; `following` are those of dev = "next"."""
     away = [test, *(left_out or {}).values()]
     rest = np.setdiff1d(np.arange(len(utterances)), np.concatenate(away))
-    if cut.dev == "none":
-        dev = rest[:0]
-    elif cut.share is not None:
+    dev = following if cut.dev == "next" else rest[:0]
+    if cut.share is not None:
         dev = _share(utterances, rest, cut.share, cut.seed)
-    else:
-        dev = following
     return Fold(name, np.setdiff1d(rest, dev), dev, test, left_out or {})
 
 
@@ -327,14 +321,11 @@ def _where(column: np.ndarray, names: set[str]) -> np.ndarray:
     return np.flatnonzero([name in names for name in column])
 
 
-def _circles(speakers: np.ndarray, dialogues: np.ndarray) -> list[list[str]]:
+def _talking_together(speakers: np.ndarray, dialogues: np.ndarray) -> list[tuple[str, ...]]:
     """The speakers in groups that share no dialogue with one another."""
-    circle_of = {name: {name} for name in speakers}
+    group_of = {name: {name} for name in _natural(speakers)}
     first: dict[int, str] = {}
     for name, dialogue in zip(speakers, dialogues.tolist(), strict=True):
-        merged = circle_of[name] | circle_of[first.setdefault(dialogue, name)]
-        for member in merged:
-            circle_of[member] = merged
-    order = _natural(speakers)
-    circles = {min(circle_of[name], key=order.index): None for name in order}
-    return [sorted(circle_of[name], key=order.index) for name in circles]
+        merged = group_of[name] | group_of[first.setdefault(dialogue, name)]
+        group_of |= dict.fromkeys(merged, merged)
+    return list(dict.fromkeys(tuple(name for name in group_of if name in group) for group in group_of.values()))

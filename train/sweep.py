@@ -1,8 +1,7 @@
 """Run a recipe: every fold and seed of every cell once, in parallel, resumable at any moment."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ser.errors import WrongUse
 
 from .data import DataCache
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
-from .fit import Diverged, Epoch
+from .fit import Diverged
 from .recipe import Recipe
 from .run_folder import Run
 from .settings import has_setting
@@ -31,7 +30,6 @@ class SweepTask:
     experiment: Experiment
     number: int
     group: str = ""  # the same for tasks that can be fitted together
-    estimated: float | None = None  # seconds
     shared: Path | None = None  # where processes of one machine share what they have loaded
 
     @property
@@ -63,7 +61,6 @@ class Outcome:
 
     task: SweepTask
     fault: str | None = None
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,6 @@ class Sweep:
         """How many processes serve it best: one per core, but few on a GPU, which all of them share."""
         return min(cores, GPU_WORKERS) if self.on_gpu else cores
 
-    def seconds(self, tasks: Sequence[SweepTask], workers: int) -> float:
-        """The estimate of these tasks, run by so many processes."""
-        return sum(task.estimated or 0.0 for task in tasks) / (1 if self.on_gpu else workers)
-
     @property
     def open_tasks(self) -> list[SweepTask]:
         """What is not finished yet."""
@@ -90,42 +83,41 @@ class Sweep:
 
 
 @dataclass
-class _Prepared:
+class JobCache:
     """The jobs of experiments, each prepared once; what they read is kept."""
 
-    cache: DataCache = field(default_factory=DataCache)
+    data: DataCache = field(default_factory=DataCache)
     jobs: dict[Experiment, list[Job]] = field(default_factory=dict)
 
     def of(self, experiment: Experiment) -> list[Job]:
         if experiment not in self.jobs:
-            self.jobs[experiment] = prepare(experiment, self.cache)
+            self.jobs[experiment] = prepare(experiment, self.data)
         return self.jobs[experiment]
 
 
-def plan_sweep(
-    recipe: Recipe, shard: str | None = None, cache: DataCache | None = None, elsewhere: bool = False
-) -> Sweep:
+def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False) -> Sweep:
     """Every run of the recipe, each once however many cells need it; `shard` "3/16" keeps every 16th from the third.
 
     With `elsewhere` the runs are for other machines to train, and this one need not have the device they are for.
     Reads what the store holds but loads no feature. Raises `WrongUse` naming the cell that cannot be run.
     """
-    prepared = _Prepared(cache or DataCache())
+    cache = JobCache()
     tasks: dict[str, SweepTask] = {}
     runs: dict[str, tuple[Run, ...]] = {}
     for cell in recipe.cells:
+        experiment = replace(cell.experiment, resume=True)
         try:
-            device = choose_device(cell.experiment.device, here=not elsewhere)
-            jobs = prepared.of(replace(cell.experiment, resume=True, device="cpu" if elsewhere else device))
+            device = choose_device(experiment.device, here=not elsewhere)
+            jobs = cache.of(replace(experiment, device="cpu" if elsewhere else device))
         except (WrongUse, LookupError) as fault:
             raise type(fault)(f"cell '{cell.name}': {fault}") from None
         if cell.test.startswith("only") and jobs[0].plan.fusion.masking is None:
             raise WrongUse(f"cell '{cell.name}': fusion {jobs[0].plan.fusion.name} cannot hide a modality")
         names = [job.name for job in jobs]
         for number, (name, job) in enumerate(zip(names, jobs, strict=True)):
-            tasks.setdefault(name, SweepTask(name, cell.name, cell.experiment, number, job.group))
+            tasks.setdefault(name, SweepTask(name, cell.name, experiment, number, job.group))
         runs[cell.name] = tuple(tasks[name].run for name in names)
-    firsts = [jobs[0] for jobs in prepared.jobs.values()]
+    firsts = [jobs[0] for jobs in cache.jobs.values()]
     for assignment in recipe.cells[0].experiment.also_set:
         if "=" not in assignment:
             raise WrongUse(f"--set {assignment}: must be key=value")
@@ -144,29 +136,27 @@ def _shard(groups: Sequence[TaskGroup], shard: str | None) -> Sequence[TaskGroup
     return groups[int(number) - 1 :: int(of)]
 
 
-def estimate_sweep(sweep: Sweep, cache: DataCache | None = None) -> tuple[list[SweepTask], dict[str, Estimate]]:
-    """The open tasks with their estimated seconds, and each experiment's estimate by the cell that asks first."""
-    prepared = _Prepared(cache or DataCache())
+def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimate]]:
+    """Seconds of the open tasks with so many workers, and each experiment's estimate by the cell that asks first."""
+    cache = JobCache()
     found: dict[Experiment, Estimate] = {}
     cells: dict[str, Estimate] = {}
-    tasks = []
     for task in sweep.open_tasks:
         if task.experiment not in found:
-            jobs = prepared.of(task.experiment)
+            jobs = cache.of(task.experiment)
             first = [jobs[number] for number in fit_groups(jobs)[0]]
             found[task.experiment] = cells[task.cell] = estimate(first, steps=2)
-        tasks.append(replace(task, estimated=found[task.experiment].seconds_per_run))
-    return tasks, cells
+    seconds = sum(found[task.experiment].seconds_per_run for task in sweep.open_tasks)
+    return seconds / (1 if sweep.on_gpu else workers), cells
 
 
 def run_sweep(
     sweep: Sweep,
     workers: int = 1,
     scheduler: str | None = None,
-    on_epoch: Callable[[SweepTask, Epoch], None] | None = None,
     insecure: bool = False,
 ) -> Iterator[Outcome]:
-    """Train what is open, yielding each run as it is done; `on_epoch` hears of epochs if there is one worker.
+    """Train what is open, here or on the dask cluster at `scheduler`, yielding each run as it is done.
 
     A run whose loss diverges is an outcome with a fault: the others go on. So is one that kills its dask worker.
     """
@@ -182,7 +172,7 @@ def run_sweep(
             )
     elif workers <= 1:
         for group in groups:
-            yield from train_group(group, on_epoch)
+            yield from train_group(group)
     else:
         out = Path(sweep.tasks[0].experiment.out) / SHARED
         remove_leftovers(out)
@@ -192,19 +182,14 @@ def run_sweep(
                 yield from outcomes
 
 
-def train_group(group: TaskGroup, on_epoch: Callable[[SweepTask, Epoch], None] | None = None) -> list[Outcome]:
+def train_group(group: TaskGroup) -> list[Outcome]:
     """Fit the tasks of one group together. What they read is kept by the worker for the tasks that follow."""
-    started = time.monotonic()
-    tasks = group.tasks
-    report = (lambda i, epoch: on_epoch(tasks[i], epoch)) if on_epoch else None
-    with engines.cached(("sweep", tasks[0].shared), lambda: _Prepared(DataCache(tasks[0].shared))) as prepared:
-        jobs = [prepared.of(replace(task.experiment, resume=True))[task.number] for task in tasks]
-        runs = train_jobs(jobs, Path(tasks[0].experiment.out), True, report)
-    seconds = (time.monotonic() - started) / len(tasks)
-    return [
-        Outcome(task, str(run) if isinstance(run, Diverged) else None, seconds)
-        for task, run in zip(tasks, runs, strict=True)
-    ]
+    first = group.tasks[0]
+    with engines.cached(("sweep", first.shared), lambda: JobCache(DataCache(first.shared))) as cache:
+        jobs = [cache.of(task.experiment)[task.number] for task in group.tasks]
+        runs = train_jobs(jobs, Path(first.experiment.out), resume=True)
+    faults = [str(run) if isinstance(run, Diverged) else None for run in runs]
+    return [Outcome(task, fault) for task, fault in zip(group.tasks, faults, strict=True)]
 
 
 _alone = threading.Lock()
