@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ser.benchmarks.train import PlainPerspective
 from ser.errors import WrongUse
 from ser.train.models import FUSIONS
-from ser.train.models.perspective import AtFusion, PerspectiveSettings
+from ser.train.models.perspective import Fuse, PerspectiveSettings
 from ser.train.models.ragged import Batch, Sequences
 
 DIMS = {"audio": 9, "text": 7}
@@ -279,7 +279,7 @@ def test_single_loss_leaves_the_branches_behind_an_early_fusion_untrained():
 
 
 def test_at_fusion_weighs_the_unmapped_vectors():
-    fusion = AtFusion(3)
+    fusion = Fuse("at", 3)
     fusion.w_vector.weight.data.zero_()  # equal scores
     a, t = torch.randn(5, 3), torch.randn(5, 3)
     torch.testing.assert_close(fusion(a, t), (a + t) / 2)

@@ -53,7 +53,8 @@ def fit_many(
 ) -> list[Fitted | Diverged]:
     """Train one model per config; the configs differ in seed and loss alone, and `can_train_together` holds for them.
 
-    `on_epoch[i]` gets every epoch of run i. A run that diverged gives the fault in the place of its model. Raises `WrongUse` for a selection on a dev part that is empty.
+    `on_epoch[i]` gets every epoch of run i. A run that diverged gives the fault in the place of its model. Raises
+    `WrongUse` for a selection on a dev part that is empty.
     """
     config, settings, device = configs[0], configs[0].settings, configs[0].device
     [stage] = config.fusion.stages
