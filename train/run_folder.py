@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from ser.cache.atomic_io import make_folder, replace_file
+from ser.cache.atomic_io import make_folder, sync_folder, write_file
 from ser.cache.spec import canonical_json
 from ser.errors import CorruptStore, WrongUse
 
@@ -123,8 +123,12 @@ def claimed(path: Path) -> Iterator[Run]:
 
 
 def write(run: Run, name: str, content: bytes) -> None:
-    """Write one file of a run, whole or not at all."""
-    replace_file(run.path / name, content, run.path.parent)
+    """Write one file of a run that this process has claimed, whole or not at all."""
+    part = run.path / f".{name}.part"
+    part.unlink(missing_ok=True)  # of a process that was killed
+    write_file(part, [content])
+    part.replace(run.path / name)
+    sync_folder(run.path)
 
 
 def write_json(run: Run, name: str, value: Mapping[str, Any]) -> None:

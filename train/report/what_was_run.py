@@ -8,10 +8,10 @@ from typing import Any
 
 from ser.cache.spec import Spec
 from ser.errors import SerError
-from ser.train.experiment import Experiment
 from ser.train.models import FUSIONS
+from ser.train.options import SELECTIONS, Experiment
 from ser.train.run_folder import Run
-from ser.train.settings import SELECTIONS, settings
+from ser.train.settings import settings
 from ser.train.splits import PROTOCOLS
 
 from .cells import Cell
