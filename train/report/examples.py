@@ -15,7 +15,7 @@ from ser.train.scores import confusions, unweighted_accuracy
 from .cells import Cell
 from .figures import attention_maps, bars, dots, lines
 from .html import Block, Group, Plot, Weighed
-from .tables import Table
+from .tables import Row, Table
 from .utterances import Origin, style
 
 SPECIAL = "special tokens"  # [CLS], [SEP] and their like
@@ -84,10 +84,10 @@ def _chosen(cell: Cell, mine: Any) -> dict[str, str]:
 
 def _logmel(origin: Origin) -> Feature | None:
     """The store's log-mel frames of this corpus."""
-    for feature in origin.store.features() if origin.store and origin.manifest else ():
-        if feature.spec.feature == "logmel" and feature.spec.level == "frame" and feature.rows(origin.manifest):
-            return feature
-    return None
+    if origin.store is None or origin.manifest is None:
+        return None
+    found = (one for one in origin.store.features() if (one.spec.feature, one.spec.level) == ("logmel", "frame"))
+    return next((feature for feature in found if feature.rows(origin.manifest)), None)
 
 
 def _energy(logmel: Feature | None, origin: Origin, one: Any) -> tuple[np.ndarray, float] | None:
@@ -231,7 +231,7 @@ def _groups(cell: Cell, origin: Origin) -> Plot:
     p["duration"] = pandas.cut(p.duration.astype(float), SECONDS, right=False, labels=names)
     p["scripted or improvised"] = p.id.map(style)
     codes = {name: k for k, name in enumerate(cell.classes)}
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for by in ("session", "speaker", "gender", "duration", "scripted or improvised"):
         groups = p.groupby(by, observed=True)
         for group, part in sorted(groups, key=lambda pair: int(pair[0]) if pair[0].isdigit() else 0):
@@ -264,7 +264,7 @@ def _agreement(cell: Cell, origin: Origin) -> list[Plot]:
 
     p, behind = cell.predictions, origin.agreement(cell)
     voted = np.isfinite(behind)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for name, (low, high) in AGREEMENT.items():
         part = p[(behind >= low) & (behind < high)]
         if n := part.id.nunique():

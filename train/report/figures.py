@@ -23,6 +23,7 @@ INK, MUTED, GRID = "#010101", "#020202", "#030303"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)), (0, (8, 3)), "-")
+DASHED: Any = {"color": MUTED, "linewidth": 1, "linestyle": (0, (4, 3))}
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {colour: f"c{n}" for n, colour in enumerate(SERIES, 1)}
 
 Point = tuple[str, Any, Any]
@@ -112,36 +113,33 @@ def dots(
     Points are placed at names, or at (heading, name). `above` writes the names above their lines, so that long ones fit
     on a phone; `baseline` is dashed; `first` is the colour of the first series; `legend` is its number of columns.
     """
-    names = list(dict.fromkeys(name for _, name, _ in points))
-    headings = list(dict.fromkeys(name[0] for name in names if isinstance(name, tuple)))
-    series = _by_series(points)
+    placed = [(label, at if isinstance(at, tuple) else ("", at), value) for label, at, value in points]
+    names, series = list(dict.fromkeys(at for _, at, _ in placed)), _by_series(placed)
+    headings = {heading for heading, _ in names} - {""}
     beside = 0 if above else len(series) - 1  # series of one line are drawn beside each other
     step = 36 + 4 * (legend > 0) if above else 21 + 4 * beside
     height = 55 + step * len(names) + 30 * len(headings) + (22 * -(-len(series) // legend) if legend else 0)
     with figure(height) as (drawing, axes):
         edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
-        places: dict[Any, float] = {}
-        end = 0.0
-        for name in names:
-            if isinstance(name, tuple) and name[0] in headings:
-                end += 0.4 * bool(places)
-                axes.annotate(name[0], (0, end), (-4, 0), ha="right", fontsize=11, color=MUTED, **edge)
-                headings.remove(name[0])
+        lines: dict[Any, float] = {}
+        end, last = 0.0, ""
+        for heading, name in names:
+            if heading != last:
+                end, last = end + 0.4 * bool(lines), heading
+                axes.annotate(heading, (0, end), (-4, 0), ha="right", fontsize=11, color=MUTED, **edge)
                 end += 1
             if above:
                 axes.annotate(_wrapped(name, 54), (0, end), (0, 13), fontsize=12, **edge)
-            places[name] = end
-            end += 1
+            lines[heading, name], end = end, end + 1
         for number, (label, (at, (values, low, high))) in enumerate(series.items()):
             colour, marker = (styles[(first + number) % len(SERIES)] for styles in (SERIES, MARKERS))
-            y = np.array([places[name] for name in at]) + (number - beside / 2) * 0.16 * (beside > 0)
+            y = np.array([lines[name] for name in at]) + (number - beside / 2) * 0.16 * (beside > 0)
             axes.hlines(y, low, high, color=colour, linewidth=2.5, capstyle="round")
             axes.plot(values, y, marker, color=colour, label=label)
-        if baseline is not None:
-            axes.axvline(baseline, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        shown = [] if above else [name[1] if isinstance(name, tuple) else name for name in names]
-        axes.set(yticks=[] if above else list(places.values()), yticklabels=shown, xlim=limits, ylim=(end - 0.4, -0.8))
-        axes.grid(axis="y", visible=not above and len(names) == len([n for n in names if isinstance(n, str)]))
+        axes.axvline(np.nan if baseline is None else baseline, **DASHED)
+        axes.set_yticks([] if above else list(lines.values()), [] if above else [name for _, name in names])
+        axes.set(xlim=limits, ylim=(end - 0.4, -0.8))
+        axes.grid(axis="y", visible=not above and not headings)
         axes.spines["left"].set_visible(not above)
         return _finished(drawing, axes, xlabel, "", legend)
 
@@ -151,7 +149,7 @@ def lines(
     xlabel: str,
     ylabel: str,
     *,
-    ticks: Mapping[float, str] | None = None,
+    ticks: Mapping[int, str] | None = None,
     limits: Limits = (None, None),
     band: bool = False,
     joined: bool = True,
@@ -170,8 +168,7 @@ def lines(
                 axes.vlines(x, low, high, color=colour, linewidth=1.5, alpha=1 if joined else 0.45)
             shape = {"linestyle": dashes if joined else "", "marker": "" if band else marker}
             axes.plot(x, values, color=colour, label=label, **shape)
-        if baseline is not None:
-            axes.axhline(baseline, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.axhline(np.nan if baseline is None else baseline, **DASHED)
         axes.set(ylim=limits, xscale="log" if log else "linear")
         if ticks is None:
             axes.xaxis.get_major_locator().set_params(integer=True)
@@ -236,9 +233,11 @@ def attention_maps(
 
     `end` is the last span's end in `unit`; `energy` are levels and the seconds between two of them, drawn in grey.
     """
-    ratios = {"height_ratios": [0.7 if energy is None else 1.0, 2.2], "width_ratios": [3.0, 0.24 * len(names)]}
-    ratios["width_ratios"][1] = min(max(ratios["width_ratios"][1], 0.7), 2.4)
-    with figure(330, nrows=2, ncols=2, **ratios) as (drawing, ((top, corner), (heat, beside))):
+    ratios = [0.7 if energy is None else 1.0, 2.2], [3.0, min(max(0.24 * len(names), 0.7), 2.4)]
+    with figure(330, nrows=2, ncols=2, height_ratios=ratios[0], width_ratios=ratios[1]) as (
+        drawing,
+        ((top, corner), (heat, beside)),
+    ):
         corner.set_axis_off()
         if energy is not None:
             levels, hop = energy

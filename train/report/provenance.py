@@ -15,7 +15,7 @@ from ser.train.splits import PROTOCOLS
 
 from .cells import Cell
 from .html import Block, Command, Warned
-from .tables import Table
+from .tables import Row, Table
 from .utterances import Origin
 
 COMMANDS = 6  # shown at once; more go into a table
@@ -43,7 +43,7 @@ def what_was_run(cells: Sequence[Cell], origins: Mapping[str, Origin], unfinishe
 
 
 def _features(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> Table:
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
     for cell in cells:
         for modality, feature in cell.config["features"].items():
             name, origin = f"{feature['feature']}@{feature['fingerprint']}", origins[cell.label]

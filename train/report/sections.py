@@ -16,7 +16,7 @@ from .figures import dots, lines, matrices
 from .html import Block, Group, Page, Plot, Section
 from .paper import changed_settings, others_quoted, quoted_for, quoted_spread
 from .provenance import what_was_run
-from .tables import Table
+from .tables import Row, Table
 from .utterances import find_origins
 
 PLOTTED = 30  # cells in a plot of one line for each
@@ -128,7 +128,7 @@ def results_table(cells: Sequence[Cell]) -> Table:
     alike = len({cell.conditions for cell in cells}) == 1
     rows = []
     for cell in cells:
-        row = {"cell": cell.label, "UA %": _interval(cell, "ua"), "WA %": _interval(cell, "wa")}
+        row: Row = {"cell": cell.label, "UA %": _interval(cell, "ua"), "WA %": _interval(cell, "wa")}
         row |= {"macro-F1 %": cell.score("macro_f1").pooled}
         row |= {"UA of the runs %": _spread(cell, "ua"), "WA of the runs %": _spread(cell, "wa")}
         row |= {"runs": f"{len(cell.folds)} × {len(cell.seeds)}", "n": int(cell.confusion().sum())}
@@ -145,7 +145,7 @@ def _dot_plot(cells: Sequence[Cell], metric: str) -> Plot:
     """One line per cell: the score with its interval, and chance for the UA."""
     name = metric.upper()
     rows = [{"cell": cell.label, f"{name} %": _interval(cell, metric)} for cell in cells[:PLOTTED]]
-    points = [(name, *row.values()) for row in rows]
+    points = [(name, row["cell"], row[f"{name} %"]) for row in rows]
     chance = 100 / len(cells[0].classes) if metric == "ua" else None
     note = f"Dashed: chance, {chance:.0f} %." if chance else ""
     draw = partial(dots, points, f"{name} %", above=True, baseline=chance, first=int(metric == "wa"))
@@ -156,7 +156,7 @@ def _dot_plot(cells: Sequence[Cell], metric: str) -> Plot:
 def papers_table(cells: Sequence[Cell]) -> Table | None:
     """Ours beside the papers' numbers; without a difference where none is meant."""
     real = [cell.caveat is None for cell in cells]
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     changed: dict[str, list[str]] = {}
     for cell in cells:
         places: dict[Any, list[str]] = {}
@@ -165,7 +165,7 @@ def papers_table(cells: Sequence[Cell]) -> Table | None:
             if any(numbers):
                 places.setdefault(numbers, []).append(quoted.where)
         for numbers, where in places.items():
-            row: dict[str, Any] = {"cell": cell.label, "in the papers": _together(where)}
+            row: Row = {"cell": cell.label, "in the papers": _together(where)}
             for name, paper in zip(("UA", "WA"), numbers, strict=True):
                 row |= beside(name, paper, _spread(cell, name.lower()), compared=cell.caveat is None)
             rows.append(row)
@@ -181,7 +181,7 @@ def papers_table(cells: Sequence[Cell]) -> Table | None:
     return Table("papers", "Beside the papers’ numbers", rows, note) if rows else None
 
 
-def beside(name: str, paper: Spread | None, ours: Spread | None, compared: bool) -> dict[str, Any]:
+def beside(name: str, paper: Spread | None, ours: Spread | None, compared: bool) -> Row:
     """A paper's number, ours, and the difference in points, if a comparison is meant."""
     difference = ours[0] - paper[0] if compared and paper and ours else None
     return {f"paper {name} %": paper, f"ours {name} %": ours, f"{name} difference": difference}
@@ -225,7 +225,7 @@ def significance_table(cells: Sequence[Cell]) -> Table | None:
     return Table("significance", "Paired tests", rows, note)
 
 
-def _mcnemar(first: Cell, second: Cell) -> dict[str, Any]:
+def _mcnemar(first: Cell, second: Cell) -> Row:
     """On the utterances that both cells tested with the lowest seed that they share."""
     found = dict.fromkeys(("utterances", "WA difference", "McNemar p", "Holm p"))
     shared = sorted(set(first.seeds) & set(second.seeds))
@@ -241,7 +241,7 @@ def _mcnemar(first: Cell, second: Cell) -> dict[str, Any]:
     return found
 
 
-def _paired(first: Cell, second: Cell) -> dict[str, Any]:
+def _paired(first: Cell, second: Cell) -> Row:
     """On the runs that share fold and seed."""
     found = dict.fromkeys(("pairs of runs", "UA difference", "t-test p", "Wilcoxon p"))
     ua = [
@@ -274,7 +274,7 @@ def _emotions(cells: Sequence[Cell]) -> list[Block]:
     drawn = alike[:SERIES]
     note = f"{_drawn(cells, len(drawn))} All are in the numbers.".strip() if len(drawn) < len(cells) else ""
     every = list(dict.fromkeys(name for cell in cells for name in cell.classes))
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for cell in cells:
         rows.append({"cell": cell.label} | {f"{name} %": _recall(cell, name) for name in every})
         for quoted in quoted_for(cell):
@@ -341,17 +341,15 @@ def _modalities(cells: Sequence[Cell]) -> list[Block]:
     able = [cell for cell in cells if _tests(cell) != ["both"]]
     if not able:
         return []
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for cell, test in [(one, test) for one in able for test in _tests(one)]:
         quoted = next((q for q in quoted_for(cell, test) if q.numbers.keys() & {"ua", "wa"}), None)
-        row = {"cell": cell.label, "tested with": test}
+        row: Row = {"cell": cell.label, "tested with": test}
         row |= {f"{metric.upper()} %": cell.score(metric, test).pooled for metric in ("ua", "wa")}
         row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in ("ua", "wa")}
         rows.append({**row, "in the papers": quoted and quoted.where})
     drawn = {cell.label for cell in able[:12]}
-    points = [(test, row["cell"], row["UA %"]) for test in TESTS for row in rows if row["tested with"] == test]
-    points.sort(key=lambda point: [row["cell"] for row in rows].index(point[1]))
-    points = [point for point in points if point[1] in drawn]
+    points = [(row["tested with"], row["cell"], row["UA %"]) for row in rows if row["cell"] in drawn]
     text = "Only text and only audio: the same trained model, with the other modality hidden in the test."
     if any(row["tested with"].startswith("head") for row in rows):
         text += " Heads: the model’s own classifiers of one modality, without the other."
@@ -375,7 +373,7 @@ def _queries(cells: Sequence[Cell]) -> list[Block]:
     for cell in cells:
         if "queries" in cell.config["settings"]:
             families.setdefault(configuration(cell.config, but="queries"), []).append(cell)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for members in (members for members in families.values() if len(members) > 1):
         pieces = [set(cell.label.split(" · ")) for cell in members]
         label = " · ".join(piece for piece in members[0].label.split(" · ") if all(piece in one for one in pieces))

@@ -21,13 +21,16 @@ _FLOATS = {"%": "percent", "difference": "points", "p": "p"}
 _ENDINGS: Mapping[str, tuple[str, ...]] = {"interval": ("", " low", " high"), "spread": ("", " deviation")}
 
 
+Row = dict[str, Any]  # values by heading
+
+
 @dataclass(frozen=True)
 class Table:
-    """Rows of values by heading; None, or no such heading, where there is none."""
+    """Rows of values; None, or no such heading, where there is none."""
 
     name: str  # of letters, digits and hyphens: its anchor and its label
     caption: str
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
     note: str = ""
     folded: bool = False  # behind its caption in the page
 
