@@ -78,8 +78,7 @@ def sweep(
     click.echo(f"{planned.recipe.title}: {len(planned.tasks)} runs, {there} finished already", err=True)
     if scheduler is None:
         workers = workers or planned.workers(most)
-        tasks, cells = estimate_sweep(planned)
-        seconds = planned.seconds(tasks, workers)
+        seconds, cells = estimate_sweep(planned, workers)
         told = f"{len(tasks)} runs to train with {workers} workers, about {duration(seconds)}"
     else:  # how fast others are cannot be measured here
         seconds, cells, told = None, {}, f"{len(tasks)} runs to train at {scheduler}"

@@ -15,7 +15,7 @@ from ser.train.splits import Cut, Fold, LeakageError, check_leakage, is_speaker_
 @pytest.fixture(scope="module")
 def utterances() -> Utterances:
     manifest = make_manifest(turns=24)
-    return Utterances.of(manifest, apply_policy(get_policy("4class"), manifest))
+    return apply_policy(get_policy("4class"), manifest)
 
 
 def alone(n: int = 40, speakers: int = 4) -> Utterances:
@@ -110,7 +110,7 @@ def test_wrong_words(utterances: Utterances) -> None:
 
 def test_two_sessions_leave_nothing_to_train_on() -> None:
     manifest = make_manifest()
-    two = Utterances.of(manifest, apply_policy(get_policy("4class"), manifest))
+    two = apply_policy(get_policy("4class"), manifest)
     rows = [row for row, session in enumerate(two.sessions) if session in "12"]
     two = Utterances(
         ids=[two.ids[r] for r in rows],

@@ -14,7 +14,6 @@ from ser.cli import main
 from ser.errors import SerError, WrongUse
 from ser.tests.demo_store import demo_store
 from ser.tests.tiny_store import make_store
-from ser.train.data import Loader
 from ser.train.experiment import prepare
 from ser.train.recipe import list_recipes, read_recipe, recipe_names
 from ser.train.report.terminal import recipe_rows, recipe_table
@@ -44,15 +43,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny(name: str | Path, store: Path, out: Path, known: tuple[str, ...] = TINY, **options):
     """The recipe at tiny sizes: one epoch, one fold, one seed."""
-    asked = {"epochs": 1, "folds": 1, "seeds": 1, "device": "cpu", **options}
-    used, loader = [], Loader()
+    asked = {"store": store, "out": out, "epochs": 1, "folds": 1, "seeds": 1, "device": "cpu", **options}
+    used = []
     for assignment in known:
         try:
-            plan_sweep(read_recipe(name, store=store, out=out, set=(assignment,), **asked), loader=loader)
+            plan_sweep(read_recipe(name, set=(assignment,), **asked))
             used.append(assignment)
         except WrongUse as fault:
             assert "no fusion of this recipe has that setting" in str(fault)
-    return read_recipe(name, store=store, out=out, set=tuple(used), **asked)
+    return read_recipe(name, set=tuple(used), **asked)
 
 
 def test_the_recipes_are_those_of_the_papers() -> None:
@@ -193,8 +192,8 @@ def test_an_unfinished_sweep_says_what_is_open(store: Path, tmp_path: Path) -> N
     assert len(sweep.open_tasks) == 3
     table = recipe_table(recipe, sweep.runs)
     assert "1 of 2" in table and "no run finished" in table
-    tasks, cells = estimate_sweep(sweep)
-    assert len(tasks) == 3 and all(task.estimated and task.estimated > 0 for task in tasks) and "Text" in cells
+    (alone, cells), (halved, _) = (estimate_sweep(sweep, workers) for workers in (1, 2))
+    assert alone > 0 and halved > 0 and "Text" in cells
 
 
 def test_two_workers_give_the_same_bytes_as_one(store: Path, tmp_path: Path) -> None:
@@ -301,7 +300,7 @@ def test_a_sweep_for_other_machines_asks_nothing_of_this_one(store: Path, tmp_pa
         "workers": None,
         "seconds": None,
     }
-    assert "cannot be used here" in ser("--device", "cuda:7", "--dry-run").output
+    assert "finds no such device here" in ser("--device", "cuda:7", "--dry-run").output
     refused = ser(*far, "--workers", "2")
     assert refused.exit_code == 2 and "--scheduler uses the workers of a cluster" in refused.output
     wrong = ser("--scheduler", "local:0", "--dry-run")

@@ -14,7 +14,7 @@ from ser.cache.spec import Spec
 from ser.cache.store import PartRows, open_store
 from ser.errors import MissingRows, WrongUse
 from ser.tests.tiny_store import FEATURES, add_feature, make_manifest, make_rows, make_store
-from ser.train.data import Loader, Standardizer, load_dataset, with_views
+from ser.train.data import DataCache, Standardizer, load_dataset, with_views
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.run import load_model
 from ser.train.splits import make_folds
@@ -116,13 +116,13 @@ def test_what_is_constant_in_training_is_not_divided_by_zero(tmp_path: Path) -> 
 
 
 def test_features_are_loaded_once(store: Path) -> None:
-    loader = Loader()
-    first, _ = load_dataset(store, "hubert+mpnet", "mit", loader=loader)
-    second, _ = load_dataset(store, "mpnet+hubert", "concat", loader=loader)
+    cache = DataCache()
+    first, _ = load_dataset(store, "hubert+mpnet", "mit", cache=cache)
+    second, _ = load_dataset(store, "mpnet+hubert", "concat", cache=cache)
     assert first.inputs["audio"] is second.inputs["audio"]
-    assert load_dataset(store, "hubert+mpnet", "mit", labels="5class", loader=loader)[0].inputs[
-        "audio"
-    ].offsets.shape > (first.inputs["audio"].offsets.shape)
+    assert load_dataset(store, "hubert+mpnet", "mit", labels="5class", cache=cache)[0].inputs["audio"].offsets.shape > (
+        first.inputs["audio"].offsets.shape
+    )
 
 
 def test_limit_is_spread_over_the_corpus(store: Path) -> None:
@@ -242,7 +242,7 @@ def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     plain, _ = load_dataset(store.path, "hubert+bert", "mit")
     for number in range(2):
-        data, _ = load_dataset(store.path, "hubert+bert", "mit", loader=Loader(tmp_path / "shared"))
+        data, _ = load_dataset(store.path, "hubert+bert", "mit", cache=DataCache(tmp_path / "shared"))
         if number:  # the second reads no values from the store: their parts are gone
             for part in tmp_path.glob("s/*/*/parts/*/data.zarr"):
                 shutil.rmtree(part)
@@ -250,6 +250,6 @@ def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
             assert torch.equal(data.inputs[modality].values, plain.inputs[modality].values)
             assert np.array_equal(data.inputs[modality].offsets, plain.inputs[modality].offsets)
     pooled, _ = load_dataset(
-        make_store(tmp_path / "t").path, "is13+bert", "lgf-add", loader=Loader(tmp_path / "shared")
+        make_store(tmp_path / "t").path, "is13+bert", "lgf-add", cache=DataCache(tmp_path / "shared")
     )
     assert pooled.inputs["text"].values.dtype == torch.float32

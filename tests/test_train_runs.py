@@ -387,5 +387,7 @@ def test_memory_that_ends_is_told_in_one_sentence(store: Path, tmp_path: Path, m
     monkeypatch.setitem(FUSIONS, "concat:utterance", replace(FUSIONS["concat:utterance"], build=Greedy))
     experiment = Experiment("is13+bert", "concat:utterance", store, device="cpu", out=tmp_path / "runs")
     for work in (dry_run, run_experiment):
-        with pytest.raises(SerError, match=r"memory of cpu ended .* bf16 or --set batch_size=16, which change the num"):
+        with pytest.raises(
+            SerError, match=r"memory of cpu ran out .* bf16 or --set batch_size=16, which change the num"
+        ):
             work(experiment)

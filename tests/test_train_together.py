@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from ser.errors import SerError
 from ser.tests.tiny_store import make_store
-from ser.train import run
-from ser.train.experiment import Experiment, at_once, prepare, run_experiment, seconds_at_once, train_jobs
-from ser.train.fit import Diverged, fit, make_optimiser, predict, set_rate
+from ser.train import run as run_module
+from ser.train.experiment import Experiment, fit_groups, prepare, run_experiment, seconds_together, train_jobs
+from ser.train.fit import Diverged, fit, learning_rate, make_optimiser, predict
 from ser.train.fit_many import MOST, can_train_together, fit_many
 from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
@@ -24,7 +24,7 @@ from ser.train.models.ragged import Batch, Sequences
 from ser.train.models.stacked import NO_LABEL, Layout, Stack
 from ser.train.run import train_run
 from ser.train.run_folder import run_name
-from ser.train.sweep import Bundle, plan_sweep, train_bundle
+from ser.train.sweep import TaskGroup, plan_sweep, train_group
 
 STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
 SMALL = PerspectiveSettings(d_model=6, gru_hidden=4, heads=2, dropout=0.3)
@@ -82,13 +82,13 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(_double, name, he
     together = make_optimiser(stack.weights, stage, SMALL)
     apart = [make_optimiser(dict(model.named_parameters()), stage, SMALL) for model in models]
     random = np.random.default_rng(1)
-    for _ in range(12):
+    for update in range(12):
         chosen = np.stack([random.permutation(len(SIZES))[:4] for _ in range(RUNS)])
         layout = Layout.of(groups, chosen)
         outputs = stack(values, layout, training=True)
         each = [{h: x[r] for h, x in outputs.items()} for r in range(RUNS)]
         sum(loss_of(one, truth(layout, labels, r), heads) for r, one in enumerate(each)).backward()
-        set_rate(together, SMALL)
+        together.param_groups[0]["lr"] = learning_rate(SMALL, update)
         together.step()
         together.zero_grad()
         for run, (model, optimiser) in enumerate(zip(models, apart, strict=True)):
@@ -100,7 +100,7 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(_double, name, he
             assert alone.keys() == outputs.keys()
             for head, logits in alone.items():
                 torch.testing.assert_close(outputs[head][run, layout.real[run]], logits, rtol=0, atol=1e-9)
-            set_rate(optimiser, SMALL)
+            optimiser.param_groups[0]["lr"] = learning_rate(SMALL, update)
             optimiser.step()
             optimiser.zero_grad()
     for run, model in enumerate(models):
@@ -215,12 +215,12 @@ def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
         asked = experiment(store, tmp_path, *more, folds="all", seeds=2, **options)
         return [replace(job, plan=replace(job.plan, device=on)) for job in prepare(asked)]
 
-    assert at_once(jobs(on="cpu")) == [[i] for i in range(10)]
-    assert at_once(jobs()) == [[i, i + 5] for i in range(5)]
-    assert at_once([*jobs(), *jobs(loss="perspective")]) == [[i, i + 5, i + 10, i + 15] for i in range(5)]
-    assert at_once([*jobs(), *jobs("lr=0.5")]) == [[i + j, i + j + 5] for j in (0, 10) for i in range(5)]
+    assert fit_groups(jobs(on="cpu")) == [[i] for i in range(10)]
+    assert fit_groups(jobs()) == [[i, i + 5] for i in range(5)]
+    assert fit_groups([*jobs(), *jobs(loss="perspective")]) == [[i, i + 5, i + 10, i + 15] for i in range(5)]
+    assert fit_groups([*jobs(), *jobs("lr=0.5")]) == [[i + j, i + j + 5] for j in (0, 10) for i in range(5)]
     for setting in ("released=true", "soft_labels=true", "clip_norm=1"):
-        assert at_once(jobs(setting)) == [[i] for i in range(10)], setting
+        assert fit_groups(jobs(setting)) == [[i] for i in range(10)], setting
 
 
 def test_run_folders_are_those_of_single_runs(store, tmp_path):
@@ -256,7 +256,7 @@ def test_a_loss_that_is_no_number_is_told_with_epoch_and_batch(store, tmp_path):
 
 
 def test_the_estimate_of_what_is_trained_at_once(store, tmp_path):
-    one, four = (seconds_at_once(prepare(experiment(store, tmp_path / "no", epochs=n))) for n in (1000, 4_000_000))
+    one, four = (seconds_together(prepare(experiment(store, tmp_path / "no", epochs=n))) for n in (1000, 4_000_000))
     assert 0 < 40 * one < four, "two epochs are timed, however many there are to come"
     assert not (tmp_path / "no").exists()
 
@@ -271,14 +271,14 @@ def test_where_memory_ends_fewer_are_trained_at_once(store, tmp_path, monkeypatc
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return fit_many(data, fold, plans, on_epoch)
 
-    monkeypatch.setattr(run, "fit_many", small_gpu)
+    monkeypatch.setattr(run_module, "fit_many", small_gpu)
     jobs = prepare(experiment(store, tmp_path, seeds=5, epochs=1))
     most = 1
     runs = train_jobs(jobs, tmp_path, False)
     assert tried == [5, 2, 1, 1, 1, 1, 1] and all(run.finished for run in runs)
-    assert "begun anew with half as many" in (runs[0].path / "log").read_text()
+    assert "started anew with half as many" in (runs[0].path / "log").read_text()
     most = 0
-    with pytest.raises(SerError, match="memory of cpu ended while training lgf-add"):
+    with pytest.raises(SerError, match="memory of cpu ran out while training lgf-add"):
         train_jobs(prepare(experiment(store, tmp_path, "lr=0.5", epochs=1)), tmp_path, False)
 
 
@@ -303,7 +303,7 @@ def test_no_more_are_bundled_than_can_be_trained_at_once(store, tmp_path):
         replace(job, plan=replace(job.plan, device="cuda:0"))
         for job in prepare(experiment(store, tmp_path, seeds=2 * MOST + 3))
     ]
-    assert [len(some) for some in at_once(many)] == [MOST, MOST, 3]
+    assert [len(some) for some in fit_groups(many)] == [MOST, MOST, 3]
 
 
 def test_a_sweep_trains_a_bundle_at_once(store, tmp_path):
@@ -313,12 +313,12 @@ def test_a_sweep_trains_a_bundle_at_once(store, tmp_path):
     recipe.write_text('[[cell]]\nname = "x"\nfeatures = "is13+bert"\nfusion = "lgf-add"\nseeds = 2\n')
     asked = {"store": store, "device": "cpu", "epochs": 3, "folds": 1, "set": OPTIONS}
     planned = plan_sweep(read_recipe(recipe, out=tmp_path / "runs", **asked))
-    outcomes = train_bundle(Bundle(planned.tasks))
+    outcomes = train_group(TaskGroup(planned.tasks))
     assert [outcome.task for outcome in outcomes] == list(planned.tasks) and not any(o.fault for o in outcomes)
     assert not planned.open_tasks
     alone = plan_sweep(read_recipe(recipe, out=tmp_path / "alone", **asked))
     for task, other in zip(planned.tasks, alone.tasks, strict=True):
-        train_bundle(Bundle((other,)))
+        train_group(TaskGroup((other,)))
         ours, theirs = ([line["loss"] for line in each.run.result["history"]] for each in (task, other))
         assert ours == pytest.approx(theirs, rel=1e-5) and len(set(ours)) == 3
 
