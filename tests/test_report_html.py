@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ser.errors import WrongUse
 from ser.tests.chromium import MISSING, Browser, open_browser
 from ser.tests.spoken_store import EVIL, spoken_manifest, spoken_store
 from ser.train.experiment import Experiment, run_experiment
-from ser.train.report.attention import SPECIAL, Attending
+from ser.train.report.attention import Attending
 from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.examples import wilson
 from ser.train.report.figures import figure, to_svg
@@ -122,7 +122,7 @@ def test_evil_texts_are_shown_as_they_are(page: Path, content: Page) -> None:
     text = page.read_text(encoding="utf-8")
     assert "<script" not in text and "<img" not in text
     table = next(table for table in content.tables if table.name == "hardest")
-    shown_texts = {row[1] for row in table.rows}
+    shown_texts = {row["text"] for row in table.rows}
     assert shown_texts & set(EVIL), "the fixture must show one of them"
 
 
@@ -224,12 +224,12 @@ def test_wilson_is_scipys() -> None:
 
 def test_agreement_counts_every_rater(cells: list[Cell]) -> None:
     cell = next(cell for cell in cells if cell.label == "audio:utterance")
-    origin = find_origins([cell])[cell.label]
+    origin, p = find_origins([cell])[cell.label], cell.predictions
     named = {"ang": {"Anger"}, "hap": {"Happiness", "Excited"}, "neu": {"Neutral"}, "sad": {"Sadness"}}
-    for id_, k, share in zip(cell.predictions.ids, cell.predictions.truth, origin.agreement(cell), strict=True):
-        votes = [vote for rater in origin.of(id_, "votes") for vote in rater]
+    for id_, truth, share in zip(p.id, p.truth, origin.agreement(cell), strict=True):
+        votes = [vote for rater in origin.rows.votes[id_] for vote in rater]
         assert len(votes) == 3
-        assert share == pytest.approx(sum(vote in named[cell.classes[k]] for vote in votes) / 3)
+        assert share == pytest.approx(100 * sum(vote in named[truth] for vote in votes) / 3)
 
 
 def test_style_is_told_by_iemocaps_ids_only() -> None:
@@ -257,16 +257,15 @@ def test_attention_is_the_models_own(cells: list[Cell]) -> None:
     """The weights, written plainly from q, k and the model's tensors; and watching changes no number."""
     cell = next(cell for cell in cells if cell.label == "mit · queries 6")
     origin = find_origins([cell])[cell.label]
-    utterance = str(cell.predictions.ids[0])
+    utterance = cell.predictions.id[0]
     attending = Attending(cell.runs[0], origin, [utterance])
     one = attending(utterance)
     assert one.frames.shape[0] == one.words.shape[0] == len(one.tokens) == 6
     np.testing.assert_allclose(one.frames.sum(1) + one.words.sum(1), 1, atol=1e-5)
     assert one.tokens.sum() == pytest.approx(1, abs=1e-5)
-    words = origin.of(utterance, "text").split()
-    assert list(one.texts) == [*words, SPECIAL]
+    assert list(one.texts) == [*origin.rows.text[utterance].split(), None], "the last one: special tokens"
     # The predictions of the run came from the plain model.
-    np.testing.assert_allclose(one.probabilities, cell.predictions.probabilities[0], atol=1e-5)
+    np.testing.assert_allclose(one.probabilities, cell.runs[0].predictions()["probabilities"][0].as_py(), atol=1e-5)
     np.testing.assert_allclose(attending(utterance).frames, one.frames)
 
     fitted, _, _ = load_model(cell.runs[0])
@@ -309,17 +308,16 @@ def test_attention_is_the_models_own(cells: list[Cell]) -> None:
 TABLE = Table(
     "odd",
     "Odd & <b>100 %</b>",
-    {"cell": "text", "UA %": "interval", "runs": "spread", "n": "count", "p": "p"},
     [
-        ["=1+1", (50, 40, 60), (50, None), 1234, 0.0001],
-        ["a | b_c <i> $x$", None, (25, 1), None, 0.5],
+        {"cell": "=1+1", "UA %": (50, 40, 60), "runs": (50, None), "n": 1234, "p": 0.0001},
+        {"cell": "a | b_c <i> $x$", "runs": (25, 1), "p": 0.5},
     ],
     "A note of 5 %.",
 )
 
 
 def test_csv_reads_back_and_holds_no_formula() -> None:
-    lines = list(csv.reader(io.StringIO(to_csv(TABLE))))
+    _, *lines = csv.reader(io.StringIO(to_csv(TABLE)))
     assert lines[0] == ["cell", "UA %", "UA % low", "UA % high", "runs", "runs deviation", "n", "p"]
     assert lines[1] == ["'=1+1", "50.0000", "40.0000", "60.0000", "50.0000", "", "1234", "0.0001"]
     assert lines[2][1:4] == ["", "", ""]
@@ -339,7 +337,7 @@ def test_latex_is_booktabs_with_special_characters_escaped() -> None:
     text = to_latex(TABLE)
     assert r"\toprule" in text and r"\bottomrule" in text and r"\caption{Odd \& " in text
     assert r"b\_c" in text and r"\$x\$" in text and r"$\pm$" in text and "±" not in text
-    bracket = Table("b", "b", {"words": "text"}, [["[LAUGHTER]"]])
+    bracket = Table("b", "b", [{"words": "[LAUGHTER]"}])
     assert r"{}[LAUGHTER]" in to_latex(bracket)
     assert not re.search(r"(?<!\\)[%&](?!.*\\\\)", text.replace(" & ", " "))
 

@@ -21,8 +21,6 @@ from ser.train.run_folder import Run
 
 from .utterances import Origin
 
-SPECIAL = "special tokens"  # [CLS], [SEP] and their like
-
 
 @dataclass(frozen=True)
 class Attended:
@@ -38,7 +36,7 @@ class Attended:
     words: np.ndarray  # [L, N]
     tokens: np.ndarray  # [L], which sum to 1
     hop: float | None  # seconds between frames
-    texts: Sequence[str]  # [N]
+    texts: Sequence[str | None]  # [N]; None for [CLS], [SEP] and their like
     even: float  # the audio's share if a query token attended to all frames and tokens alike
 
     @property
@@ -84,7 +82,7 @@ class Attending:
             logits = self.fitted.model(Batch(inputs, one, one, one + 1))["logits"]
         weights = seen["attention"].mean(0).numpy()  # [h, L, T + N] → [L, T + N]
         frames = len(inputs["audio"].values)
-        text = self.origin.of(utterance, "text") or ""
+        text = self.origin.rows.text[utterance] or ""
         words, names = _by_word(weights[:, frames:], extras["text"].get("word"), text, self.specs["text"].config)
         return Attended(
             utterance=utterance,
@@ -125,16 +123,17 @@ def _weights_of(interaction: ModalityInteraction) -> Iterator[dict[str, Tensor]]
         del attention.cross
 
 
-def _by_word(weights: np.ndarray, word: Any, text: str, config: Any) -> tuple[np.ndarray, list[str]]:
+def _by_word(weights: np.ndarray, word: Any, text: str, config: Any) -> tuple[np.ndarray, list[str | None]]:
     """Token columns summed into words, named by the transcript; tokens by number where the store has no map.
 
     The store's map counts what stands between spaces, without tags such as [LAUGHTER] where they were removed.
     """
     if word is None:
         return weights, [f"token {number}" for number in range(weights.shape[1])]
-    names = (re.sub(r"\[[A-Za-z_]+\]", " ", text) if config.get("tags") == "remove" else text).split()
+    names: list[str | None] = []
+    names += (re.sub(r"\[[A-Za-z_]+\]", " ", text) if config.get("tags") == "remove" else text).split()
     columns = [word == column for column in range(len(names))]
     special = (word < 0) | (word >= len(names))
     if (word < 0).any() or not names:
-        columns, names = [*columns, special], [*names, SPECIAL]
+        columns, names = [*columns, special], [*names, None]
     return np.stack([weights[:, column].sum(1) for column in columns], axis=1), names
