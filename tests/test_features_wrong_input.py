@@ -49,9 +49,9 @@ def no_transcript(corpus: Path) -> None:
 BREAK: list[tuple[Callable[[Path], None], str, str]] = [  # what is done, the file and the reason that are named
     (no_session, "Session3", "Session3 is missing from this copy of the corpus"),
     (no_labels, LABELS, "the labels of dialogue Ses02F_impro02 are missing"),
-    (no_wav, WAV, "the audio file is missing"),
-    (empty_wav, WAV, "the audio file is empty (0 bytes)"),
-    (truncated_wav, WAV, "truncated: the header promises"),
+    (no_wav, WAV, "cannot be opened (No such file"),
+    (empty_wav, WAV, "is empty"),
+    (truncated_wav, WAV, "is cut short: its data chunk says"),
     (no_transcript, TRANSCRIPTS, "its transcript is missing"),
 ]
 

@@ -138,7 +138,7 @@ def test_a_model_of_another_kind_is_told(copy: Path) -> None:
 @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {"a": "gone.bin"}}'])
 def test_a_damaged_index_of_shards_is_told(copy: Path, tmp_path: Path, index: str) -> None:
     (copy / "pytorch_model.bin.index.json").write_text(index)
-    with pytest.raises(WrongUse, match=r"no JSON object|copy the whole folder"):
+    with pytest.raises(WrongUse, match=r"not a JSON object|copy the whole folder"):
         convert(copy, tmp_path / "converted")
 
 
@@ -149,7 +149,7 @@ def test_damaged_safetensors(copy: Path, damage: str) -> None:
     if damage == "header":
         data[:8] = (1 << 60).to_bytes(8, "little")
     file.write_bytes({"cut": data[:-10], "header": data, "empty": b""}[damage])
-    with pytest.raises(WeightsError, match="no readable safetensors"):
+    with pytest.raises(WeightsError, match="not a readable safetensors"):
         find_checkpoint(copy)
 
 
