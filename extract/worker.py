@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ser.cache.part import PartRecord, PartRows, Quarantine, read_small
-from ser.cache.spec import Modality, unseal
+from ser.cache.part import PartRecord, PartRows, Quarantine, read_part_record
+from ser.cache.spec import Modality
 from ser.cache.store import Store, open_store
 from ser.engines import is_out_of_memory
 from ser.errors import SerError, UtteranceError
@@ -50,9 +50,8 @@ class PartWatcher:
         names = [name for name in self._listed() if name not in self._known and not name.startswith(".")]
         self._known.update(names)
         for name in names:
-            path = self.folder / name / "part.json"
             with contextlib.suppress(SerError):
-                yield PartRecord.from_json(unseal(read_small(path), str(path)), str(path))
+                yield read_part_record(self.folder / name)
 
     def _listed(self) -> list[str]:
         """All names in the folder; none at all if it has not changed."""
