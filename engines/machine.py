@@ -59,27 +59,6 @@ def cores(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/c
     return max(1, min([may, *(math.ceil(quota) for quota in _quotas(groups, mine))]))
 
 
-def memory() -> tuple[int | None, int | None]:
-    """Bytes of memory that this process may use, and of those that are free now; None where nobody says.
-
-    The smaller of the machine's and the container's (cgroup's).
-    """
-    total = free = None
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        total, free = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    except (OSError, KeyError, ValueError):
-        pass
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            most = int(Path(limit).read_text())
-        except (OSError, ValueError):  # no such cgroup, or "max"
-            continue
-        if total is not None and most < total:
-            total, free = most, min(free or most, most)
-    return total, free
-
-
 def _quotas(groups: Path, mine: Path) -> Iterator[float]:
     """CPUs that each control group around this process allows: version 2 has a tree of them, version 1 one folder."""
     for line in _read(mine).splitlines():

@@ -12,8 +12,8 @@ import numpy as np
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Modality, Spec
 from ser.cache.store import Feature, Store, open_store
-from ser.engines.scheduler_address import check_scheduler
 from ser.engines.machine import choose_device
+from ser.engines.scheduler_address import check_scheduler
 from ser.errors import CorruptStore, StoreError, WeightsError, WrongUse
 from ser.weights.find import parse_models
 

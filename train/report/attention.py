@@ -105,11 +105,11 @@ def _weights_of(interaction: ModalityInteraction) -> Iterator[dict[str, Tensor]]
     attention: Attention = interaction.decoder[-1].multihead_attn  # type: ignore[assignment]
     plain = attention.cross
 
-    def cross(x: Tensor, plan: RaggedLayout, memory: Tensor, keys: RaggedLayout) -> Tensor:
+    def cross(x: Tensor, layout: RaggedLayout, memory: Tensor, keys: RaggedLayout) -> Tensor:
         q = attention.project(x, slice(1))[:, 0].transpose(0, 1)  # [h, L, d / h]
         k = attention.project(memory, slice(1, 2))[:, 0].transpose(0, 1)  # [h, r, d / h]
         seen["attention"] = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).softmax(2)
-        return plain(x, plan, memory, keys)
+        return plain(x, layout, memory, keys)
 
     def pooled(pool: SelfAttentionPooling, taken: tuple[Tensor, RaggedLayout], _: Tensor) -> None:
         seen["pooling"] = pool.score(taken[0])[:, 0].softmax(0)
