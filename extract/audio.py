@@ -1,4 +1,4 @@
-"""Decode one audio file: 32-bit floats, one channel, with every doubt named.
+"""Decode one audio file: 32-bit floats, one channel, and names every doubt.
 
 Files lie: a header may promise more than the file holds, and decoders then read short or fill up in silence. So the
 bytes are read once, hashed, checked against their own header, and only then decoded. What cannot be trusted raises
@@ -76,12 +76,16 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
         with sf.SoundFile(io.BytesIO(data)) as file:
             rate, promised, kind, subtype = file.samplerate, file.frames, file.format, file.subtype
             if promised > LONGEST * rate:
-                raise UtteranceError(_too_long(promised, rate, len(data)))
+                if promised > 1000 * len(data):  # a thousand samples a byte: silence alone is coded so
+                    raise UtteranceError(f"its header claims {promised} samples in {len(data)} bytes")
+                hours = promised / rate / 3600
+                raise UtteranceError(f"is {hours:.1f} hours long; at most one hour is an utterance: cut it")
             channels = file.read(dtype="float32", always_2d=True)
     except UtteranceError:  # a ValueError too
         raise
     except (sf.LibsndfileError, RuntimeError, ValueError, MemoryError, OverflowError) as fault:
-        raise UtteranceError(f"cannot be decoded as audio ({_first_line(fault)})") from fault
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0].removeprefix("Error opening ").strip(" .")
+        raise UtteranceError(f"cannot be decoded as audio ({reason})") from fault
     if len(channels) < promised:
         raise UtteranceError(f"is cut short: the header says {promised} samples, {len(channels)} can be decoded")
     if len(channels) == 0:
@@ -118,7 +122,7 @@ def read_bytes(path: Path) -> bytes:
         raise UtteranceError("is a directory, not a file")
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(status.st_mode):
-            raise UtteranceError("is no regular file (a pipe, socket or device)")
+            raise UtteranceError("is not a regular file (a pipe, socket or device)")
         if status.st_size == 0:
             raise UtteranceError("is empty")
         if status.st_size > LARGEST:
@@ -144,7 +148,7 @@ def _one_channel(channels: np.ndarray, warnings: list[str]) -> np.ndarray:
 
 
 def _check_riff(data: bytes) -> list[str]:
-    """Compare a WAV file's data chunk with the bytes that are there: libsndfile reads short without a word."""
+    """Compare a WAV file's data chunk with the bytes that are there: libsndfile reads short without an error."""
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return []
     at = 12
@@ -159,14 +163,3 @@ def _check_riff(data: bytes) -> list[str]:
             return []
         at += 8 + size + size % 2  # chunks are padded to even lengths
     raise UtteranceError("is a WAV file without a data chunk: cut short, or its header is wrong")
-
-
-def _too_long(frames: int, rate: int, size: int) -> str:
-    hours = frames / rate / 3600
-    if frames > 1000 * size:  # no codec packs a thousand samples into a byte
-        return f"its header claims {frames} samples in {size} bytes"
-    return f"is {hours:.1f} hours long; at most one hour is an utterance: cut it"
-
-
-def _first_line(fault: BaseException) -> str:
-    return (str(fault).splitlines() or [type(fault).__name__])[0].removeprefix("Error opening ").strip(" .")

@@ -66,6 +66,7 @@ class TextExtractor(Encoder):
         import transformers
 
         super().open()
+        assert self.checkpoint is not None
         folder = self.checkpoint.path
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -99,13 +100,13 @@ class TextExtractor(Encoder):
                 "word": words(text, self._cut(one["offset_mapping"]), special)[keep],
                 "token": numbers.astype(np.int32)[keep],
             }
-            total, warnings = len(one["input_ids"]), ()
-            if total > len(numbers):
-                warnings = (f"its transcript of {total} tokens is cut to {len(numbers)} for {self.label}",)
+            total = len(one["input_ids"])
+            warning = f"its transcript of {total} tokens is cut to {len(numbers)} for {self.label}"
             try:
                 if not extras["word"].size:
                     raise UtteranceError("its transcript has no token")
-                outcomes[row] = self.outcome([values[keep] for values in layers], extras, warnings)
+                kept = [values[keep] for values in layers]
+                outcomes[row] = self.outcome(kept, extras, (warning,) if total > len(numbers) else ())
             except UtteranceError as fault:
                 outcomes[row] = fault
         return outcomes
