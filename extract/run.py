@@ -14,7 +14,6 @@ from ser import engines
 from ser.cache.part import Quarantine
 from ser.cache.spec import Modality
 from ser.cache.store import Store, open_store
-from ser.engines.machine import choose_device
 from ser.errors import ExtractionStopped, SerError, UtteranceError
 
 from .cluster_tasks import OnProgress, StoreProgress, extract_task, run_on_cluster
@@ -82,11 +81,8 @@ class ExtractionRun:
     @cached_property
     def worker(self) -> Worker:
         """What computes in this process. Raises `WrongUse` for a device that is not here."""
-        workers = self.plan.config.workers or 1
-        config, device = self.plan.worker_config(), "cpu"
-        if any(one.checkpoint for one in config.wanted):
-            device = choose_device(config.device)
-        return Worker(replace(config, device=device, threads=max(1, engines.cores() // workers)))
+        config, workers = self.plan.worker_config(), self.plan.config.workers or 1
+        return Worker(replace(config.here(), threads=max(1, engines.cores() // workers)))
 
     def __enter__(self) -> "ExtractionRun":
         return self
@@ -132,10 +128,7 @@ class ExtractionRun:
             return {}
         from .check import deviations
 
-        device = "cpu"
-        if any(feature.wanted.checkpoint for feature in self.plan.features):
-            device = choose_device(self.plan.config.device)
-        found = deviations(self.plan, count, device)
+        found = deviations(self.plan, count)
         for feature in self.plan.features:
             spec = feature.wanted.spec
             if spec.name in found:

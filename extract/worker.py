@@ -165,7 +165,7 @@ class PartPipeline:
     def _compute(
         self, extractor: Extractor, units: list[list[Utterance]], lacking: Mapping[str, frozenset[str]], threads: int
     ) -> None:
-        inputs = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
+        inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
         usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
         start = time.perf_counter()
         made = dict(zip(usable, self._run(extractor, usable), strict=True)) if usable else {}
@@ -174,7 +174,7 @@ class PartPipeline:
         counts = {stage: sum(id_ in ids for id_ in done) for stage, ids in lacking.items()}
         self.worker.note(self.result, counts, seconds, extractor if usable else None)
         for unit in units:
-            outcome = made.get(unit[0].id, inputs[unit[0].id])
+            outcome: Outcome = made.get(unit[0].id, inputs[unit[0].id])
             for spec in extractor.specs:
                 rows = outcome if isinstance(outcome, UtteranceError) else outcome[spec.fingerprint]
                 self.outcomes.update({(spec.fingerprint, utterance.id): rows for utterance in unit})
