@@ -174,7 +174,7 @@ def test_what_tasks_need_is_imported_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(workers) == 3 and len(imported) == 2 and os.getpid() in imported and not imported & workers
 
 
-@pytest.mark.parametrize("module", ["ser.train.sweep", "sklearn.metrics", "ser.extract.cluster_tasks"])
+@pytest.mark.parametrize("module", ["ser.train.sweep", "ser.extract.cluster_tasks"])
 def test_what_is_imported_before_the_fork_starts_nothing(module: str) -> None:
     """A fork has no other thread than the one that forked, and would wait for ever for a lock that another held.
 
