@@ -12,6 +12,7 @@ from ser.cache.store import Feature
 from ser.errors import SerError
 from ser.train.scores import confusions, unweighted_accuracy
 
+from .attention import Attended, attend
 from .cells import Cell
 from .figures import attention_maps, bars, dots, lines
 from .html import Block, Group, Plot, Weighed
@@ -43,20 +44,16 @@ def attended(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> list[Block
 
 
 def _attended(cell: Cell, origin: Origin) -> list[Block]:
-    from .attention import Attending  # imports torch
-
     run, p = cell.runs[0], cell.predictions
     mine = p[p.run == 0].join(origin.rows.text, on="id")
     sampled = mine.iloc[np.linspace(0, len(mine) - 1, min(SAMPLED, len(mine))).round().astype(int)]
     chosen = _chosen(cell, mine)
-    attending = Attending(run, origin, [*sampled.id, *chosen])
-    seen = list(map(attending, sampled.id))
+    seen = attend(run, origin, [*sampled.id, *chosen])
     logmel = _logmel(origin)
     cards = []
-    for number, (utterance, why) in enumerate(chosen.items(), 1):
-        one = attending(utterance)
+    for number, (one, why) in enumerate(zip(seen[len(sampled) :], chosen.values(), strict=True), 1):
         plot = _maps(f"attention-{number}", one, _energy(logmel, origin, one))
-        cards.append(Group([*_words(one, cell.classes), plot], f"{utterance}: {why}"))
+        cards.append(Group([*_words(one, cell.classes), plot], f"{one.utterance}: {why}"))
     energy = "The grey area above the seconds is the energy, the mean log-mel band in the store"
     if logmel is None:
         energy = "No energy is drawn, since the store holds no log-mel features of this corpus"
@@ -64,7 +61,7 @@ def _attended(cell: Cell, origin: Origin) -> list[Block]:
         f"One trained model of {cell.label} (seed {run.config['seed']}, fold {run.config['fold']}): the attention of "
         "its interaction transformer, mean over the heads of its last layer. The tokens have no fixed meaning, so "
         "another seed has other ones.",
-        Group([_by_token(seen), _by_class(seen, list(sampled.truth), cell.classes)]),
+        Group([_by_token(seen[: len(sampled)]), _by_class(seen, list(sampled.truth), cell.classes)]),
         f"Below, single utterances: the surest right answer of each class, and the surest wrong ones. {energy}; "
         "training and reports never read audio.",
         Group(cards),
@@ -90,18 +87,18 @@ def _logmel(origin: Origin) -> Feature | None:
     return next((feature for feature in found if feature.rows(origin.manifest)), None)
 
 
-def _energy(logmel: Feature | None, origin: Origin, one: Any) -> tuple[np.ndarray, float] | None:
+def _energy(logmel: Feature | None, origin: Origin, one: Attended) -> tuple[np.ndarray, float] | None:
     """Mean over the bands of each frame [T], and the seconds between frames; None where the attention has no clock."""
     if logmel is None or origin.manifest is None or not one.hop:
         return None
     try:
-        packed = logmel.load(origin.manifest, [origin.row_of[one.utterance]])
+        packed = logmel.load(origin.manifest, [origin.manifest.ids.index(one.utterance)])
     except SerError:
         return None
     return packed.values.astype(np.float64).mean(1), logmel.spec.hop or 0.01
 
 
-def _by_token(seen: Sequence[Any]) -> Plot:
+def _by_token(seen: Sequence[Attended]) -> Plot:
     """The audio's share of each query token's attention."""
     audio = 100 * np.array([one.audio for one in seen])  # [utterances, L]
     pooling = 100 * np.mean([one.tokens for one in seen], axis=0)
@@ -122,10 +119,10 @@ def _by_token(seen: Sequence[Any]) -> Plot:
     return Plot("Which query token attends to which modality", data, draw, note)
 
 
-def _by_class(seen: Sequence[Any], truths: Sequence[str], classes: Sequence[str]) -> Plot:
+def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence[str]) -> Plot:
     """Both modalities' shares in the utterances of each class."""
     pooled: dict[str, list[float]] = {name: [] for name in classes if name in truths}
-    for one, truth in zip(seen, truths, strict=True):
+    for one, truth in zip(seen, truths, strict=False):
         pooled[truth].append(100 * float(one.audio @ one.tokens))
     rows = []
     for name, values in pooled.items():
@@ -136,7 +133,7 @@ def _by_class(seen: Sequence[Any], truths: Sequence[str], classes: Sequence[str]
     return Plot("By emotion, as the pooling weighs the tokens", data, partial(bars, points, "share of the attention %"))
 
 
-def _words(one: Any, classes: Sequence[str]) -> list[Block]:
+def _words(one: Attended, classes: Sequence[str]) -> list[Block]:
     """What the model predicts, and the words by attention."""
     weights = {n: float(w) for n, w in enumerate(one.tokens @ one.words) if one.texts[n] is not None}
     most = max([*weights.values(), 1e-9])
@@ -148,7 +145,7 @@ def _words(one: Any, classes: Sequence[str]) -> list[Block]:
     ]
 
 
-def _maps(name: str, one: Any, energy: tuple[np.ndarray, float] | None) -> Plot:
+def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> Plot:
     """The attention of each query token over the seconds and the words."""
     frames = one.frames.shape[1]
     unit, end = ("seconds", frames * one.hop) if one.hop else ("frames", float(frames))

@@ -29,11 +29,6 @@ class Origin:
     lack: str = ""  # why they are not
 
     @cached_property
-    def row_of(self) -> dict[str, int]:
-        """Manifest rows by id."""
-        return {} if self.manifest is None else {id_: row for row, id_ in enumerate(self.manifest.ids)}
-
-    @cached_property
     def rows(self) -> Any:
         """A data frame by id with what is known of each utterance; empty without a manifest."""
         import pandas
