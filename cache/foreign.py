@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 # Blosc, zstd and gzip bound what they unpack by the chunk's shape; sharding hides missing chunks, so it is not here.
 _CODECS = {"bytes", "crc32c", "zstd", "gzip", "blosc"}
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_arrays(path: Path) -> Arrays:
@@ -106,23 +105,21 @@ def _read_safetensors(path: Path) -> Arrays:
     return arrays
 
 
-def read_csv(path: Path, texts: Sequence[str], headed: bool = True) -> pa.Table:
-    """A CSV or TSV file; only empty fields are nulls, and the columns called `texts` are text."""
+def _read_csv(path: Path) -> Arrays:
     import pyarrow.csv as csv
 
-    return csv.read_csv(
-        path,
-        csv.ReadOptions(autogenerate_column_names=not headed),
-        csv.ParseOptions(delimiter=SEPARATORS[path.suffix.lower()], newlines_in_values=True),
-        csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=True, null_values=[""]),
-    )
+    def read(headed: bool) -> pa.Table:
+        return csv.read_csv(
+            path,
+            csv.ReadOptions(autogenerate_column_names=not headed),
+            csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ","),
+            csv.ConvertOptions(column_types={name: pa.string() for name in ("id", "ID", "Id")}),
+        )
 
-
-def _read_csv(path: Path) -> Arrays:
-    table = read_csv(path, ("id", "ID", "Id"))
+    table = read(headed=True)
     with contextlib.suppress(ValueError):
         _ = [float(name) for name in table.column_names]
-        table = read_csv(path, (), headed=False)  # what seemed to be names are numbers
+        table = read(headed=False)  # what seemed to be names are numbers
     ids = table.column(0) if table.column_names[0].lower() == "id" else None
     numbers = table if ids is None else table.remove_column(0)
     for name, column in zip(numbers.column_names, numbers.columns, strict=True):

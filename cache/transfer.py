@@ -1,4 +1,4 @@
-"""Bring a table of utterances or another's features into a store, and take features out: files, stores, pandas."""
+"""Bring others' features into a store, and take features out: to files, another store, or pandas."""
 
 import datetime
 import hashlib
@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ser.errors import CorpusError, SerError, StoreError, WrongUse, unknown
+from ser.errors import SerError, StoreError, WrongUse, unknown
 
 from .atomic_io import explain_disk_errors, sync_folder
 from .feature import Feature
-from .foreign import SEPARATORS, Arrays, index_of, read_arrays, read_csv
-from .manifest import SCHEMA, IdsSeen, Manifest, id_fault
+from .foreign import Arrays, index_of, read_arrays
+from .manifest import Manifest
 from .part import Packed, PartRows
 from .spec import Level, Modality, Spec, canonical_json
 from .store import Store, open_store
@@ -31,54 +29,6 @@ if TYPE_CHECKING:
 
 _PART_BYTES = 64 << 20
 _BESIDE = {"values", "offsets", "ids", "about"}
-
-
-def read_manifest_table(path: Path, corpus: str) -> Manifest:
-    """Read a CSV, TSV or Parquet table, rows in the file's order.
-
-    Columns are those of the manifest; only `id` must be there, others are left out. Empty fields are nulls. In a text
-    table `votes` is JSON: one list of categories per rater.
-    Raises `WrongUse` if the file is no such table and `CorpusError` naming the row that is wrong.
-    """
-    if not path.is_file():
-        raise WrongUse(f"{path}: does not exist")
-    suffix = path.suffix.lower()
-    if suffix not in {*SEPARATORS, ".parquet"}:
-        raise unknown("table format", suffix or path.name, [*SEPARATORS, ".parquet"])
-    try:
-        table = pq.ParquetFile(path).read() if suffix == ".parquet" else read_csv(path, SCHEMA.names)
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from error
-    if "id" not in table.column_names:
-        raise WrongUse(f"{path}: has no column 'id'; columns: {', '.join(table.column_names)}")
-    names = [name for name in SCHEMA.names if name in table.column_names]
-    rows, seen = [], IdsSeen()
-    for number, fields in enumerate(table.select(names).to_pylist(), 1):
-        row = {name: _typed(f"{path}: row {number}", name, value) for name, value in fields.items()}
-        if row["id"] is None:
-            raise CorpusError(f"{path}: row {number} has no id")
-        if fault := id_fault(row["id"]) or seen.fault(row["id"]):
-            raise CorpusError(f"{path}: row {number}: {fault}")
-        rows.append(row)
-    try:
-        return Manifest.from_rows(corpus, rows)
-    except (pa.ArrowException, TypeError) as error:
-        raise CorpusError(f"{path}: cannot be a manifest ({str(error).splitlines()[0]})") from error
-
-
-def _typed(where: str, name: str, value: Any) -> Any:
-    """A field in the manifest's type; text tables come as text."""
-    kind = SCHEMA.field(name).type
-    try:
-        if value is None or value == "":
-            return None
-        if name == "votes":
-            return json.loads(value) if isinstance(value, str) else value
-        if pa.types.is_integer(kind):
-            return int(value)
-        return float(value) if pa.types.is_floating(kind) else str(value)
-    except (TypeError, ValueError) as error:
-        raise CorpusError(f"{where}, column '{name}': {value!r} is not valid") from error
 
 
 def read_ids(path: Path) -> list[str]:
