@@ -31,7 +31,7 @@ def sections(command: click.Command, name: str) -> Iterator[str]:
         return
     context = click.Context(command, info_name=name, terminal_width=10_000, max_content_width=10_000)
     yield f"## {' '.join([name, *command.collect_usage_pieces(context)])}\n"
-    # Click keeps what follows a backspace verbatim: the examples. They name corpora and runs that the tests do not have.
+    # Click keeps what follows a backspace verbatim: the examples, which name corpora and runs that the tests lack.
     text, _, examples = inspect.cleandoc(command.help or "").partition("\b\n")
     lines = [line.strip() for line in re.sub(r"^Examples?:\s*", "", examples).splitlines()]
     yield "\n".join([text.strip(), "```text", *lines, "```", ""])
