@@ -32,31 +32,25 @@ def test_growth_is_measured_against_the_smaller_work() -> None:
         for _ in range(n * n):
             sum(range(200))
 
-    assert costs.grow("x", squares, 50, 200, rounds=3)["ratio"] == pytest.approx(
-        0.25, rel=0.4
-    )  # 16 times the cost, not 4
+    # 16 times the cost, not 4.
+    assert costs.grow("x", squares, 50, 200, rounds=3)["ratio"] == pytest.approx(0.25, rel=0.4)
 
 
 def test_made_up_data_trains(tmp_path: Path) -> None:
     fitted = fit(*costs.made_up("lgf-add", {m: (5, np.ones(60, int)) for m in ("audio", "text")}, "epochs=2"))
     assert len(fitted.history) == 2
-    for features, fusion, asked, rows in (
-        ("is13+bert", "lgf-add", costs.VECTORS, 1),
-        ("hubert+mpnet", "concat", costs.SEQUENCES, 3),
-    ):
-        store = costs.write_store(
-            tmp_path / fusion, asked, {name: np.full(400, rows) for name in asked}, rows_per_part=500
-        )
-        settings = ("d_model=8",)
-        runs = run_experiment(
-            Experiment(features, fusion, store, folds=1, epochs=1, device="cpu", out=tmp_path / "runs", set=settings)
-        )
+    small = {"folds": 1, "epochs": 1, "device": "cpu", "out": tmp_path / "runs", "set": ("d_model=8",)}
+    vectors, sequences = ("is13+bert", "lgf-add", costs.VECTORS, 1), ("hubert+mpnet", "concat", costs.SEQUENCES, 3)
+    for features, fusion, asked, rows in (vectors, sequences):
+        counts = {name: np.full(400, rows) for name in asked}
+        store = costs.write_store(tmp_path / fusion, asked, counts, rows_per_part=500)
+        runs = run_experiment(Experiment(features, fusion, store, **small))
         assert runs[0].result["parts"] == {"train": 240, "dev": 80, "test": 80}
 
 
 def test_costs_at_small_size(tmp_path: Path) -> None:
-    """All of `make bench ONLY=costs` but the two costs.workers."""
-    store = costs.write_store(tmp_path / "store", costs.VECTORS, {name: np.ones(400, int) for name in VECTORS})
+    """All of `make bench ONLY=costs` but the two workers."""
+    store = costs.write_store(tmp_path / "store", costs.VECTORS, {name: np.ones(400, int) for name in costs.VECTORS})
     tiny = ("d_model=8", "heads=2")
     grown = costs.growth(store, tmp_path, 1, *tiny)
     assert [row["target"] for row in grown] == [0.9, 0.9, 0.9, None] and all(row["ratio"] > 0.2 for row in grown)
@@ -68,7 +62,7 @@ def test_costs_at_small_size(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_workers_at_small_size(tmp_path: Path) -> None:
-    store = costs.write_store(tmp_path / "store", costs.VECTORS, {name: np.ones(400, int) for name in VECTORS})
+    store = costs.write_store(tmp_path / "store", costs.VECTORS, {name: np.ones(400, int) for name in costs.VECTORS})
     wall, cpu, start = costs.workers(store, tmp_path, rounds=1, epochs=3)
     assert wall["ratio"] > 0.3 and start["target"] is None
     # The second process and the one that forks both must be counted: they import, load and test.
