@@ -1,16 +1,18 @@
 """What this machine has for `ser`, and what to do about what it lacks."""
 
 import importlib.util
+import json
 import os
 import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from ser import engines
+from ser.engines.machine import cores, memory
 from ser.extract.extractors import FEATURES
+from ser.weights import MARK, list_checkpoints
 
 # Where people keep models, beside Hugging Face's cache.
 FOLDERS = ("models", "checkpoints", "demo/checkpoints", "~/models", "~/checkpoints", "/models", "/data/models")
@@ -28,7 +30,7 @@ LICENCES = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: what was found, whether ser can do all with it, and what to do where it cannot."""
+    """One thing looked at: what was found, whether ser can do all with it, and what to do if it cannot."""
 
     what: str
     found: str
@@ -38,137 +40,91 @@ class Finding:
 
 def examine(store: Path = Path("features")) -> list[Finding]:
     """Everything, in the order in which it is printed. Touches no network and writes nothing."""
-    return [
-        _python(),
-        _cores(),
-        _memory(),
-        _gpu(),
-        _disk(store),
+    found = [
+        ("software", _software(), ""),
+        ("cores", _cores(), ""),
+        ("memory", *_memory()),
+        ("GPU", *_gpu()),
+        ("disk", *_disk(store)),
         *_weights(),
         *_packages(),
-        Finding("licences", LICENCES),
+        ("licences", LICENCES, ""),
     ]
+    return [Finding(what, text, not advice, advice) for what, text, advice in found]
 
 
-def _python() -> Finding:
-    from importlib.metadata import version
-
+def _software() -> str:
     import torch
 
-    # torch's own word for itself names its build too, such as +cu130; its package's may not.
-    return Finding("software", f"ser {version('ser')}, Python {platform.python_version()}, torch {torch.__version__}")
+    # torch's own version names its build too, such as +cu130; its package's may not.
+    return f"ser {version('ser')}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
-def _cores() -> Finding:
-    usable, all_ = engines.cores(), os.cpu_count() or 1
-    limited = f" (of the machine's {all_})" if usable < all_ else ""
-    return Finding("cores", f"{usable}{limited}")
+def _cores() -> str:
+    usable, all_ = cores(), os.cpu_count() or 1
+    return f"{usable} (of the machine's {all_})" if usable < all_ else str(usable)
 
 
-def _memory() -> Finding:
+def _memory() -> tuple[str, str]:
     total, free = memory()
     if total is None:
-        return Finding("memory", "unknown on this system")
+        return "unknown on this system", ""
     if total < 8e9:
-        return Finding(
-            *("memory", f"{total / 1e9:.1f} GB", False),
-            "IEMOCAP's HuBERT frames take 3.4 GB in training; choose utterance-level features, or train with --limit",
-        )
-    return Finding("memory", f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB free" if free else f"{total / 1e9:.1f} GB")
+        advice = "choose utterance-level features, or train with --limit"
+        return f"{total / 1e9:.1f} GB", f"IEMOCAP's HuBERT frames take 3.4 GB in training; {advice}"
+    return f"{total / 1e9:.1f} GB" + (f", {free / 1e9:.1f} GB free" if free else ""), ""
 
 
-def memory() -> tuple[int | None, int | None]:
-    """Bytes of memory that this process may use, and of those that are free now; None where nobody says.
-
-    The smaller of the machine's and the container's (cgroup's).
-    """
-    total = free = None
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        total, free = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    except (OSError, KeyError, ValueError):
-        pass
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            most = int(Path(limit).read_text())
-        except (OSError, ValueError):  # no such cgroup, or "max"
-            continue
-        if total is not None and most < total:
-            total, free = most, min(free or most, most)
-    return total, free
-
-
-def _gpu() -> Finding:
+def _gpu() -> tuple[str, str]:
     import torch
 
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         names = ", ".join(f"{card.name} ({card.total_memory / 1e9:.0f} GB)" for card in cards)
         bf16 = "with" if torch.cuda.is_bf16_supported(including_emulation=False) else "without"
-        return Finding("GPU", f"{names}, {bf16} bfloat16")
+        return f"{names}, {bf16} bfloat16", ""
     built = "has no CUDA" if torch.version.cuda is None else "finds none"
-    return Finding(
-        *("GPU", f"none (this torch {built})", False),
-        "all commands work without; full-size mit takes days on a CPU: use a GPU, or --epochs and --set d_model",
-    )
+    advice = "all commands work without; full-size mit takes days on a CPU: use a GPU, or --epochs and --set d_model"
+    return f"none (this torch {built})", advice
 
 
-def _disk(store: Path) -> Finding:
-    there = store.absolute()
-    while not there.exists():
-        there = there.parent
+def _disk(store: Path) -> tuple[str, str]:
+    there = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
-    writable = os.access(there, os.W_OK)
-    found = f"{free / 1e9:.1f} GB free for {store}{'' if writable else ', not writable'}"
-    if not writable:
-        return Finding("disk", found, False, "name a folder that you may write to with --store")
+    found = f"{free / 1e9:.1f} GB free for {store}"
+    if not os.access(there, os.W_OK):
+        return f"{found}, not writable", "name a folder that you may write to with --store"
     if free < IEMOCAP_BYTES:
-        return Finding(
-            "disk", found, False, f"IEMOCAP's features need about {IEMOCAP_BYTES / 1e9:.0f} GB: --store elsewhere"
-        )
-    return Finding("disk", found)
+        return found, f"IEMOCAP's features need about {IEMOCAP_BYTES / 1e9:.0f} GB: --store elsewhere"
+    return found, ""
 
 
-def _weights() -> Iterator[Finding]:
+def _weights() -> Iterator[tuple[str, str, str]]:
     """One line for each default encoder, then whatever else lies in the cache and the usual folders."""
-    cached, folders = _cached(), dict(_in_folders())
+    cached, folders = {entry["model"]: entry for entry in list_checkpoints()}, list(_in_folders())
     for feature, family in FEATURES.items():
         if family.model is None:
             continue
         what = f"weights of {feature}"
         here = cached.pop(family.model, None)
-        local = [path for path, (kind, _) in folders.items() if kind == feature]
+        local = [(path, random) for path, kind, random in folders if kind == feature]
         if here is not None and here["fault"] is None:
-            yield Finding(what, f"{family.model} in Hugging Face's cache")
+            yield what, f"{family.model} in Hugging Face's cache", ""
         elif local:
-            random = " (random weights)" if folders[local[0]][1] else ""
-            yield Finding(what, f"--model {feature}={local[0]}{random}")
+            path, random = local[0]
+            yield what, f"--model {feature}={path}{' (random weights)' if random else ''}", ""
         elif here is not None:
-            yield Finding(
-                what, str(here["fault"]), False, f"ser weights convert {here['path']} DIR, then --model {feature}=DIR"
-            )
+            yield what, str(here["fault"]), f"ser weights convert {here['path']} DIR, then --model {feature}=DIR"
         else:
-            yield Finding(
-                *(what, f"{family.model} is not on this machine", False),
-                f"fetched when first used where there is a network; else copy its folder here: --model {feature}=PATH",
-            )
+            advice = f"fetched when first used if there is a network; else copy its folder here: --model {feature}=PATH"
+            yield what, f"{family.model} is not on this machine", advice
     others = [name for name, entry in cached.items() if entry["architecture"] in FEATURES]
     if others:
-        yield Finding("other weights", ", ".join(others))
+        yield "other weights", ", ".join(others), ""
 
 
-def _cached() -> dict[str, dict[str, Any]]:
-    from ser.weights import list_checkpoints
-
-    return {entry["model"]: entry for entry in list_checkpoints()}
-
-
-def _in_folders() -> Iterator[tuple[str, tuple[str, bool]]]:
-    """Checkpoints in the usual folders: path, and architecture with whether the weights were never trained."""
-    import json
-
-    from ser.weights import MARK
-
+def _in_folders() -> Iterator[tuple[str, str, bool]]:
+    """Checkpoints in the usual folders: path, architecture, and whether the weights were never trained."""
     for name in FOLDERS:
         for config in sorted(Path(name).expanduser().glob("*/config.json")):
             try:
@@ -177,12 +133,10 @@ def _in_folders() -> Iterator[tuple[str, tuple[str, bool]]]:
             except (OSError, ValueError, AttributeError):
                 continue
             if kind in FEATURES and any(config.parent.glob("*.safetensors")):
-                yield str(config.parent), (kind, bool(content.get(MARK)))
+                yield str(config.parent), kind, bool(content.get(MARK))
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[tuple[str, str, str]]:
     for name, (use, advice) in PACKAGES.items():
-        if importlib.util.find_spec(name):
-            yield Finding(f"package {name}", "installed")
-        else:
-            yield Finding(f"package {name}", f"not installed: {use}", False, advice)
+        here = importlib.util.find_spec(name) is not None
+        yield f"package {name}", "installed" if here else f"not installed: {use}", "" if here else advice

@@ -110,8 +110,10 @@ def listing(traced: dict[str, Tracer]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print the hop lists, or write them into a page; exit 1 if a command runs through more than `MOST` files."""
+    from ser.tests.newcomer import shrink
+
     with tempfile.TemporaryDirectory() as folder:
-        traced = trace_demo(Path(folder))
+        traced = trace_demo(Path(folder), shrink)
     print(listing(traced))
     if arguments[:1] == ["--write"]:
         page = Path(arguments[1])

@@ -1,4 +1,4 @@
-"""Writing so that a kill, a full disk or a failing device leaves either the whole thing or nothing.
+"""Files that are whole or not there at all, whatever is killed, full or failing.
 
 New things are made in a workspace under `<store>/tmp/`, on the same filesystem, fsynced, read back, and renamed to
 where they belong. There is no other way into a store.
@@ -14,36 +14,79 @@ import mmap
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ser.errors import StoreError
+from ser.errors import CorruptStore, StoreError
 
 Buffer = bytes | bytearray | memoryview
 
+REPAIR = "run `ser cache verify --repair`, then `ser features` again"
 _PIECE = 1 << 20
-_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 _UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 log = logging.getLogger("ser.cache")
 
 
+def open_plain(path: Path | str) -> int:
+    """A descriptor to read a plain file from.
+
+    Raises `CorruptStore` if it is missing, a link or a special file, and `StoreError` if it cannot be opened.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for somebody to write into it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CorruptStore(f"{path}: is missing; {REPAIR}") from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise CorruptStore(f"{path}: is a link or a special file; {REPAIR}") from error
+        raise StoreError(f"{path}: cannot be opened ({error.strerror})") from error
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise CorruptStore(f"{path}: is a link or a special file; {REPAIR}")
+
+
+def read_small(path: Path) -> bytes:
+    """The content of a small plain file. Raises as `open_plain` does."""
+    with os.fdopen(open_plain(path), "rb") as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
+
+
+def folders_in(parent: Path) -> list[Path]:
+    """The folders in a folder, by name, without hidden ones."""
+    return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
 def write_file(path: Path, buffers: Sequence[Buffer]) -> tuple[int, str]:
-    """Write a new file, fsync it, read it back and compare. Returns its size and sha256."""
+    """Write a new file, fsync it and read it back. Returns its size and sha256.
+
+    Raises `StoreError` if the disk gives back other bytes than were written.
+    """
+    size, digest = 0, hashlib.sha256()
     with path.open("xb", buffering=0) as file:
         for buffer in buffers:
-            _write_all(file.fileno(), memoryview(buffer).cast("B"))
+            view = memoryview(buffer).cast("B")
+            size += len(view)
+            digest.update(view)
+            while len(view):
+                view = view[os.write(file.fileno(), view) :]
         os.fsync(file.fileno())
-    return _read_back(path, buffers)
+    if _on_disk(path) != (size, digest.digest()):
+        raise StoreError(f"{path}: the disk gave back other bytes than were written; check the disk")
+    return size, digest.hexdigest()
 
 
-def _write_all(descriptor: int, view: memoryview) -> None:
-    while len(view):
-        view = view[os.write(descriptor, view) :]
+def _on_disk(path: Path) -> tuple[int, bytes]:
+    """Size and sha256 of a file, read past the page cache.
 
-
-def _read_back(path: Path, buffers: Sequence[Buffer]) -> tuple[int, str]:
-    # Past the page cache: what it holds was never in doubt, and what was written stays in it, in the large pages that
-    # make the next reader three times as fast.
+    What the cache holds was never in doubt, and what was written stays in it, in the large pages that make the next
+    reader three times as fast.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError as error:
@@ -51,35 +94,28 @@ def _read_back(path: Path, buffers: Sequence[Buffer]) -> tuple[int, str]:
             raise
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _compare(path, descriptor, buffers)
+        size, digest = 0, hashlib.sha256()
+        page = memoryview(mmap.mmap(-1, _PIECE))  # aligned, as O_DIRECT demands
+        read = _PIECE
+        while read == _PIECE:
+            read = os.preadv(descriptor, [page], size)
+            size += read
+            digest.update(page[:read])
+        return size, digest.digest()
     finally:
         os.close(descriptor)
 
 
-def _compare(path: Path, descriptor: int, buffers: Sequence[Buffer]) -> tuple[int, str]:
-    digest = hashlib.sha256()
-    size = 0
-    wanted = [memoryview(buffer).cast("B") for buffer in buffers]
-    page = memoryview(mmap.mmap(-1, _PIECE))  # aligned, as O_DIRECT demands
-    read = _PIECE
-    while read == _PIECE:
-        read = os.preadv(descriptor, [page], size)
-        size += read
-        digest.update(page[:read])
-        at = 0
-        while at < read and wanted:
-            most = min(read - at, len(wanted[0]))
-            if bytes(page[at : at + most]) != bytes(wanted[0][:most]):  # memoryviews compare slowly
-                break
-            at += most
-            wanted[0] = wanted[0][most:]
-            if not len(wanted[0]):
-                wanted.pop(0)
-        if at < read:
-            break
-    if at < read or any(len(view) for view in wanted):
-        raise StoreError(f"{path}: the disk gave back other bytes than were written; check the disk")
-    return size, digest.hexdigest()
+def write_folder(
+    folder: Path, files: Mapping[str, Sequence[Buffer]], inside: Iterable[str] = ()
+) -> dict[str, tuple[int, str]]:
+    """Write a new folder of files, by their paths in it, and of folders `inside` it. Returns their sizes and sha256."""
+    for below in sorted({folder, *((folder / name).parent for name in files), *(folder / name for name in inside)}):
+        below.mkdir(parents=True, exist_ok=True)
+    written = {name: write_file(folder / name, buffers) for name, buffers in files.items()}
+    for root, _, _ in os.walk(folder):
+        sync_folder(Path(root))
+    return written
 
 
 def sync_folder(folder: Path) -> None:
@@ -102,11 +138,12 @@ def make_folder(folder: Path) -> None:
 
 
 def move_into_place(source: Path, target: Path) -> bool:
-    """Rename a finished folder to its place. False if somebody else has put one there."""
+    """Rename a finished folder to its place. False if another process has put one there."""
+    make_folder(target.parent)
     try:
         os.rename(source, target)  # noqa: PTH104 (Path.rename says less about what it does to a folder)
     except OSError as error:
-        if error.errno not in _TAKEN:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
         return False
     sync_folder(target.parent)
@@ -125,78 +162,64 @@ def replace_file(path: Path, content: bytes, store: Path) -> None:
 def workspace(store: Path) -> Iterator[Path]:
     """A fresh folder under `<store>/tmp/`, removed at the end; a lock beside it says that its owner lives."""
     make_folder(store / "tmp")
-    folder, lock = _claim(store / "tmp")
+    lock = None
+    while lock is None:  # another process may take a lock file that is not locked yet for a leftover, and unlink it
+        folder = store / "tmp" / secrets.token_hex(8)
+        lock = _lock(folder, new=True)
     try:
         folder.mkdir()
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        _lock_of(folder).unlink(missing_ok=True)
+        folder.with_suffix(".lock").unlink(missing_ok=True)
         os.close(lock)
 
 
-def _lock_of(folder: Path) -> Path:
-    return folder.with_suffix(".lock")
+def _lock(folder: Path, new: bool) -> int | None:
+    """Lock the file beside a folder in `tmp/`. None if another process holds it, or has unlinked it meanwhile.
 
-
-def _claim(tmp: Path) -> tuple[Path, int]:
-    while True:
-        folder = tmp / secrets.token_hex(8)
-        lock = os.open(_lock_of(folder), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        # Between these two lines another process may take the lock file for a leftover and unlink it.
-        if _try_lock(lock) and os.fstat(lock).st_nlink:
-            return folder, lock
-        os.close(lock)
-
-
-def _try_lock(descriptor: int) -> bool:
+    A `new` one is held without a lock on a filesystem that has none; leftovers are never removed there.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if new else 0)
+    descriptor = os.open(folder.with_suffix(".lock"), flags, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
     except OSError as error:
-        if error.errno not in _UNLOCKABLE:
+        if not (new and error.errno in _UNLOCKABLE):
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                return None
             raise
-        # On a filesystem without locks nobody can tell an owner's death, so nothing is ever swept there.
-        return True
-    return True
+    if os.fstat(descriptor).st_nlink:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def remove_leftovers(store: Path) -> list[str]:
     """Remove what killed writers left under `tmp/`; what belongs to a living one stays. Returns the removed names."""
     tmp = store / "tmp"
-    if not tmp.is_dir():
-        return []
     removed = []
-    for folder in sorted({entry.with_suffix("") for entry in tmp.iterdir()}):
+    for folder in sorted({entry.with_suffix("") for entry in tmp.iterdir()}) if tmp.is_dir() else ():
         try:
-            lock = os.open(_lock_of(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            log.warning("%s: cannot be swept (%s)", folder, error.strerror)
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_nlink:
-                _remove(folder)
-                _lock_of(folder).unlink()
+            if (lock := _lock(folder, new=False)) is None:
+                continue
+            try:
+                if folder.is_dir() and not folder.is_symlink():
+                    shutil.rmtree(folder)
+                else:
+                    folder.unlink(missing_ok=True)
+                folder.with_suffix(".lock").unlink()
                 removed.append(folder.name)
+            finally:
+                os.close(lock)
         except OSError as error:
-            if not isinstance(error, BlockingIOError):
-                log.warning("%s: cannot be swept (%s)", folder, error.strerror)
-        finally:
-            os.close(lock)
+            log.warning("%s: cannot be removed (%s)", folder, error.strerror)
     return removed
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
-def faults_named(doing: str, store: Path, needed: int | None = None) -> Iterator[None]:
+def explain_disk_errors(doing: str, store: Path, needed: int | None = None) -> Iterator[None]:
     """Turn an operating system error into one sentence that says what failed, where, and what to do."""
     try:
         yield
@@ -206,11 +229,8 @@ def faults_named(doing: str, store: Path, needed: int | None = None) -> Iterator
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(store).free if store.exists() else 0
             # Rounded apart, so that what did not fit never looks as if it did.
-            need = (
-                f" ({math.ceil(needed / 1e4) / 100:.2f} MB needed, {free // 10_000 / 100:.2f} MB free)"
-                if needed
-                else ""
-            )
+            up, down = math.ceil((needed or 0) / 1e4) / 100, free // 10_000 / 100
+            need = f" ({up:.2f} MB needed, {down:.2f} MB free)" if needed else ""
             raise StoreError(
                 f"{store}: the disk is full{need} while {doing}; free some space and run the same command again, "
                 "what is published stays"

@@ -8,40 +8,52 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, cast
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
 
 import crc32c
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ser.errors import CorruptStore, StoreError
 
-from .atomic_io import Buffer
-from .spec import REPAIR
+from .atomic_io import REPAIR, Buffer, open_plain
 
 BLOCK_BYTES = 2 << 20
 _MANY = 256  # pieces of a block above which one gather is cheaper than as many small reads
 _THREADED = 8 << 20  # bytes from which threads pay
 
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
+ArrayDtype = Literal[
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
+]
 
-@dataclass(frozen=True)
-class Block:
+
+class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whole rows of one array, one after the other in one file."""
 
     file: str  # relative to the part's folder
-    offset: int
-    bytes: int
-    crc32c: int
+    offset: Count
+    bytes: Count
+    crc32c: Count
 
 
-@dataclass(frozen=True)
-class ArrayRecord:
+class ArrayRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One array: `values` `[rows, dim]`, `offsets` int64 `[n + 1]`, or an extra `[rows]`."""
 
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: ArrayDtype
+    shape: tuple[Count, ...]
     blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` unless the blocks are whole rows, and all of them."""
+        if not self.shape or not self.row_bytes:
+            raise ValueError(f"an array of shape {list(self.shape)}")
+        if any(not block.bytes or block.bytes % self.row_bytes for block in self.blocks):
+            raise ValueError("a block is empty or cuts a row")
+        if sum(block.bytes for block in self.blocks) != self.shape[0] * self.row_bytes:
+            raise ValueError("blocks do not add up to their array's shape")
 
     @property
     def row_bytes(self) -> int:
@@ -49,19 +61,14 @@ class ArrayRecord:
         return np.dtype(self.dtype).itemsize * math.prod(self.shape[1:])
 
 
-def row_stretches(start: int, stop: int, row_bytes: int) -> list[tuple[int, int]]:
-    """Cut rows `start:stop` into equal stretches of at most 2 MB (at least one row each)."""
-    rows = stop - start
-    if rows <= 0:
+def cut_into_blocks(data: memoryview, row_bytes: int, file: str, offset: int) -> list[Block]:
+    """Equal blocks of at most 2 MB (at least one row each) over rows that lie in a file from `offset` on."""
+    if not len(data):
         return []
-    most = max(1, BLOCK_BYTES // max(1, row_bytes))
-    each = -(-rows // -(-rows // most))
-    return [(first, min(first + each, stop)) for first in range(start, stop, each)]
-
-
-def checksum(data: Any, before: int = 0) -> int:
-    """CRC-32C (Castagnoli) of a buffer, continued from that of what came before it."""
-    return int(crc32c.crc32c(data, before))
+    rows, most = len(data) // row_bytes, max(1, BLOCK_BYTES // row_bytes)
+    each = math.ceil(rows / math.ceil(rows / most)) * row_bytes
+    pieces = [(start, data[start : start + each]) for start in range(0, len(data), each)]
+    return [Block(file, offset + start, len(piece), crc32c.crc32c(piece)) for start, piece in pieces]
 
 
 def bytes_of(array: npt.NDArray[Any]) -> memoryview:
@@ -69,61 +76,35 @@ def bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return memoryview(cast(Buffer, array.reshape(-1).view(np.uint8)))
 
 
-@dataclass(frozen=True)
-class Source:
-    """One array of one part, as the reader sees it."""
-
-    folder: str
-    rows: int
-    row_bytes: int
-    blocks: Sequence[Block]
-
-    def first_rows(self) -> npt.NDArray[np.int64]:
-        """The row that each block starts with, and the number of rows at the end."""
-        return np.cumsum([0, *(block.bytes // self.row_bytes for block in self.blocks)])
-
-
-# [k, 3]: first row in the source, row after the last, first row in the target
+# [k, 3]: first row in the array, row after the last, first row in the target
 Stretches = npt.NDArray[np.int64]
-# A block, the row that it starts with, and the stretches within it
-Task = tuple[Source, Block, int, list[list[int]]]
+# A file, a block in it, the row that it starts with, and the stretches within it
+BlockRead = tuple[str, Block, int, list[list[int]]]
 
 
-def read_stretches(jobs: Sequence[tuple[Source, Stretches]], target: npt.NDArray[Any]) -> None:
-    """Read stretches of rows from several sources into `target`, each block's checksum verified.
+def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Stretches]], target: npt.NDArray[Any]) -> None:
+    """Read stretches of rows from the same array of several parts (folders) into `target`, each block verified.
 
-    `target` is C-contiguous `[rows, …]`. The stretches of a source are sorted, not empty, and do not overlap.
+    `target` is C-contiguous `[rows, …]`. The stretches of a part are sorted, not empty, and do not overlap.
     Raises `CorruptStore` naming the file whose content is missing, short or altered.
     """
-    view = bytes_of(target)
-    tasks = [task for source, stretches in jobs for task in _by_block(source, stretches)]
-    total = sum(block.bytes for _, block, _, _ in tasks)
-    threads = min(8, len(os.sched_getaffinity(0)), len(tasks)) if total >= _THREADED else 1
+    view, size = bytes_of(target), target.itemsize * math.prod(target.shape[1:])
+    reads = [read for folder, array, stretches in jobs for read in _by_block(folder, array, stretches)]
+    total = sum(block.bytes for _, block, _, _ in reads)
+    threads = min(8, len(os.sched_getaffinity(0)), len(reads)) if total >= _THREADED else 1
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
             # A share per thread, not a future per block, which would cost as much as the checksums.
-            list(pool.map(lambda number: _read_blocks(tasks[number::threads], view), range(threads)))
+            list(pool.map(lambda number: _read_blocks(reads[number::threads], view, size), range(threads)))
     else:
-        _read_blocks(tasks, view)
+        _read_blocks(reads, view, size)
 
 
-def read_rows(source: Source, target: npt.NDArray[Any]) -> None:
-    """Read a whole array."""
-    read_stretches([(source, np.array([[0, source.rows, 0]][: source.rows]).reshape(-1, 3))], target)
-
-
-def check_blocks(source: Source) -> None:
-    """Read an array for its checksums alone. Raises `CorruptStore`."""
-    scratch = memoryview(bytearray(max((block.bytes for block in source.blocks), default=0)))
-    for block in source.blocks:
-        _read_exactly(f"{source.folder}/{block.file}", block, [scratch[: block.bytes]])
-
-
-def _by_block(source: Source, stretches: Stretches) -> list[Task]:
+def _by_block(folder: Path, array: ArrayRecord, stretches: Stretches) -> list[BlockRead]:
     """Cut stretches where blocks end."""
     if not len(stretches):
         return []
-    firsts = source.first_rows()
+    firsts = np.cumsum([0, *(block.bytes // array.row_bytes for block in array.blocks)])
     starts, stops, to = stretches.T
     block = np.searchsorted(firsts, starts, side="right") - 1
     count = np.searchsorted(firsts, stops - 1, side="right") - block
@@ -135,72 +116,54 @@ def _by_block(source: Source, stretches: Stretches) -> list[Task]:
     cuts = np.flatnonzero(np.diff(block)) + 1
     numbers = block[np.concatenate([[0], cuts])].tolist()
     return [
-        (source, source.blocks[number], int(firsts[number]), group.tolist())
+        (f"{folder}/{array.blocks[number].file}", array.blocks[number], int(firsts[number]), group.tolist())
         for number, group in zip(numbers, np.split(pieces, cuts), strict=True)
     ]
 
 
-def _read_blocks(tasks: Sequence[Task], target: memoryview) -> None:
-    for source, block, first, wanted in tasks:
-        _read_block(source, block, first, wanted, target)
+def _read_blocks(reads: Sequence[BlockRead], target: memoryview, size: int) -> None:
+    for path, block, first, wanted in reads:
+        rows = [slice(to * size, (to + stop - start) * size) for start, stop, to in wanted]
+        if len(wanted) > _MANY:
+            scratch = memoryview(bytearray(block.bytes))
+            _read_block(path, block, [scratch])
+            for (start, stop, _), into in zip(wanted, rows, strict=True):
+                target[into] = scratch[(start - first) * size : (stop - first) * size]
+            continue
+        pieces, at = [], first
+        for (start, stop, _), into in zip(wanted, rows, strict=True):
+            pieces += [memoryview(bytearray((start - at) * size)), target[into]]
+            at = stop
+        pieces.append(memoryview(bytearray((first - at) * size + block.bytes)))
+        _read_block(path, block, [piece for piece in pieces if len(piece)])
 
 
-def _read_block(source: Source, block: Block, first: int, wanted: list[list[int]], target: memoryview) -> None:
-    path = f"{source.folder}/{block.file}"
-    size = source.row_bytes
-    if len(wanted) > _MANY:
-        scratch = memoryview(bytearray(block.bytes))
-        _read_exactly(path, block, [scratch])
-        for start, stop, to in wanted:
-            target[to * size : (to + stop - start) * size] = scratch[(start - first) * size : (stop - first) * size]
-        return
-    pieces = []
-    at = first
-    for start, stop, to in wanted:
-        if start > at:
-            pieces.append(memoryview(bytearray((start - at) * size)))
-        pieces.append(target[to * size : (to + stop - start) * size])
-        at = stop
-    after = first + block.bytes // size
-    if after > at:
-        pieces.append(memoryview(bytearray((after - at) * size)))
-    _read_exactly(path, block, pieces)
-
-
-def _read_exactly(path: str, block: Block, pieces: list[memoryview]) -> None:
+def _read_block(path: str, block: Block, pieces: list[memoryview]) -> None:
+    """Fill the pieces, which are as long as the block together, one after the other."""
+    descriptor = open_plain(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise CorruptStore(f"{path}: is missing; {REPAIR}") from None
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be opened ({error.strerror})") from error
-    try:
-        _fill(descriptor, block.offset, pieces)
-    except EOFError:
-        raise CorruptStore(f"{path}: cut short; {REPAIR}") from None
+        left, offset = list(pieces), block.offset
+        while left:
+            if not (read := os.preadv(descriptor, left, offset)):
+                raise CorruptStore(f"{path}: cut short; {REPAIR}")
+            offset += read
+            while left and read >= len(left[0]):
+                read -= len(left.pop(0))
+            if read:
+                left[0] = left[0][read:]
+    except CorruptStore:
+        raise
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
     finally:
         os.close(descriptor)
-    _check(path, block, pieces)
+    check_block(path, block, pieces)
 
 
-def _check(path: str, block: Block, pieces: list[memoryview]) -> None:
+def check_block(path: str, block: Block, pieces: Sequence[Buffer]) -> None:
+    """Raise `CorruptStore` unless these are the block's bytes."""
     value = 0
     for piece in pieces:
-        value = checksum(piece, value)
+        value = crc32c.crc32c(piece, value)
     if value != block.crc32c:
         raise CorruptStore(f"{path}: altered (bytes {block.offset} to {block.offset + block.bytes}); {REPAIR}")
-
-
-def _fill(descriptor: int, offset: int, pieces: list[memoryview]) -> None:
-    left = list(pieces)
-    while left:
-        read = os.preadv(descriptor, left, offset)
-        if not read:
-            raise EOFError
-        offset += read
-        while left and read >= len(left[0]):
-            read -= len(left.pop(0))
-        if left and read:
-            left[0] = left[0][read:]

@@ -11,61 +11,13 @@ import numpy.typing as npt
 
 from ser.errors import CorruptStore, MissingRows, StoreError
 
-from .atomic_io import faults_named, replace_file
+from .atomic_io import REPAIR, explain_disk_errors, replace_file
 from .blocks import read_stretches
-from .manifest import Key, Manifest
-from .part import Packed, Part, PartRows, publish, read_small
-from .spec import REPAIR, Spec, seal, unseal
+from .manifest import Key, Manifest, list_corpora, read_manifest
+from .part import Packed, Part, PartRows, publish
+from .spec import Spec, checksummed_json, read_checksummed
 
 Place = tuple[Part, int]  # a part, and an utterance's number in it
-
-
-def gather(spec: Spec, places: Sequence[Place], ids: list[str], extras: bool = True) -> Packed:
-    """Utterances by their places, in the order given, each block verified. Extras are those that all parts have."""
-    parts = list(dict.fromkeys(part for part, _ in places))
-    numbers = {part: number for number, part in enumerate(parts)}
-    which = np.fromiter((numbers[part] for part, _ in places), np.int64, len(places))
-    rows = np.fromiter((row for _, row in places), np.int64, len(places))
-    starts, stops = np.empty_like(rows), np.empty_like(rows)
-    for number, part in enumerate(parts):
-        mine = which == number
-        starts[mine], stops[mine] = part.offsets[rows[mine]], part.offsets[rows[mine] + 1]
-    offsets = np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64)
-    # An utterance that is asked for twice is read once and copied.
-    _, firsts, inverse = np.unique(which << 32 | rows, return_index=True, return_inverse=True)
-    original = firsts[inverse]
-    stretches = np.stack([starts, stops, offsets[:-1]], axis=1)
-    read = (original == np.arange(len(places))) & (stops > starts)
-    wanted = []
-    for number in range(len(parts)):
-        mine = stretches[read & (which == number)]
-        wanted.append(mine[np.argsort(mine[:, 0])])
-    shared = [set(part.record.arrays) - {"offsets"} for part in parts]
-    names = set.intersection(*shared) if shared and extras else {"values"}
-    arrays = {}
-    for name in sorted(names):
-        arrays[name] = array = _allocate(spec, name, parts, int(offsets[-1]))
-        read_stretches([(part.source(name), mine) for part, mine in zip(parts, wanted, strict=True)], array)
-        for i in np.flatnonzero(original != np.arange(len(places))):
-            array[offsets[i] : offsets[i + 1]] = array[offsets[original[i]] : offsets[original[i] + 1]]
-    return Packed(arrays.pop("values"), offsets, ids, arrays)
-
-
-def _allocate(spec: Spec, name: str, parts: Sequence[Part], rows: int) -> npt.NDArray[Any]:
-    kinds = {(part.record.arrays[name].dtype, part.record.arrays[name].shape[1:]) for part in parts}
-    if name == "values":
-        kinds.add((spec.dtype, (spec.dim,)))
-    if len(kinds) > 1:
-        where = parts[0].folder.parent
-        raise CorruptStore(
-            f"{where}: array '{name}' has another dtype or dimension than its spec or in other parts; {REPAIR}"
-        )
-    dtype, shape = kinds.pop()
-    try:
-        return np.empty((rows, *shape), dtype)
-    except MemoryError:
-        size = rows * math.prod(shape) * np.dtype(dtype).itemsize / 1e9
-        raise StoreError(f"{spec.name}: {size:.1f} GB do not fit into memory; load fewer utterances at once") from None
 
 
 class Feature:
@@ -78,7 +30,7 @@ class Feature:
         self._parts: dict[str, Part] = {}
         self._rows: dict[Key, Place] = {}
         self._quarantined: dict[Key, str] = {}
-        self._by_id: dict[str, Place] = {}
+        self._latest: dict[str, Place] = {}
 
     def __repr__(self) -> str:
         return f"<Feature {self.spec.name}@{self.fingerprint[:8]}>"
@@ -90,7 +42,7 @@ class Feature:
 
     def _read_spec(self) -> Spec:
         path = self.path / "spec.json"
-        spec = Spec.from_json(unseal(read_small(path), str(path)), str(path))
+        spec = Spec.from_json(read_checksummed(path, dict), str(path))
         if (spec.feature, spec.fingerprint) != (self.path.parent.name, self.path.name):
             raise CorruptStore(f"{path}: stands in the folder of another feature or fingerprint; {REPAIR}")
         return spec
@@ -99,8 +51,8 @@ class Feature:
         """Add to the spec's provenance, which the fingerprint does not hash."""
         spec = self._read_spec()
         self.spec = replace(spec, provenance={**spec.provenance, **provenance})
-        with faults_named("writing spec.json", self.store):
-            replace_file(self.path / "spec.json", spec_bytes(self.spec), self.store)
+        with explain_disk_errors("writing spec.json", self.store):
+            replace_file(self.path / "spec.json", checksummed_json(self.spec.to_json()), self.store)
 
     def parts(self) -> list[Part]:
         """Every published part, by name. Raises `CorruptStore` for one that cannot be trusted."""
@@ -112,44 +64,35 @@ class Feature:
         if names != list(self._parts):
             known = self._parts
             self._parts = {name: known.get(name) or Part.open(folder / name, self.fingerprint) for name in names}
-            self._index()
+            self._rows, self._quarantined, self._latest = {}, {}, {}
+            for part in self._parts.values():
+                # Should two parts hold the same row, the first by name counts.
+                for number, key in enumerate(part.keys):
+                    self._rows.setdefault(key, (part, number))
+                for entry in part.record.quarantined:
+                    self._quarantined.setdefault((part.record.corpus, entry.id, entry.input), entry.reason)
         return list(self._parts.values())
-
-    def _index(self) -> None:
-        """Where each row lies. Should two parts hold the same row, the first by name counts."""
-        self._rows, self._quarantined, self._by_id = {}, {}, {}
-        for part in self._parts.values():
-            record = part.record
-            for number, (id_, digest) in enumerate(zip(record.ids, record.inputs, strict=True)):
-                self._rows.setdefault((record.corpus, id_, digest), (part, number))
-            for entry in record.quarantined:
-                self._quarantined.setdefault((record.corpus, entry.id, entry.input), entry.reason)
 
     def keys(self, manifest: Manifest) -> list[Key]:
         """What joins each row of the manifest to the store."""
         return manifest.keys(self.spec.modality)
 
     def place(self, key: Key) -> Place | None:
-        """The part that holds a row, and the row's number in it, as of the last look at the store."""
+        """The part that holds a row, and the row's number in it, as of the last call of `parts`."""
         return self._rows.get(key)
 
     def missing(self, manifest: Manifest, retry: bool = False) -> list[int]:
         """Manifest rows that have neither a current row nor (unless `retry`) a current quarantine."""
         self.parts()
-        return [
-            number
-            for number, key in enumerate(self.keys(manifest))
-            if key not in self._rows and (retry or key not in self._quarantined)
-        ]
+        skipped: Mapping[Key, str] = {} if retry else self._quarantined
+        keys = enumerate(self.keys(manifest))
+        return [number for number, key in keys if key not in self._rows and key not in skipped]
 
     def quarantined(self, manifest: Manifest) -> dict[str, str]:
         """Id → reason of the utterances that could not be computed from what the manifest names."""
         self.parts()
-        return {
-            key[1]: self._quarantined[key]
-            for key in self.keys(manifest)
-            if key not in self._rows and key in self._quarantined
-        }
+        lacking = (key for key in self.keys(manifest) if key not in self._rows)
+        return {key[1]: self._quarantined[key] for key in lacking if key in self._quarantined}
 
     def rows(self, manifest: Manifest) -> int:
         """How many utterances of the manifest have a current row."""
@@ -172,20 +115,15 @@ class Feature:
         self.parts()
         keys = self.keys(manifest)
         wanted = keys if rows is None else [keys[row] for row in rows]
-        places = [place for place in map(self._rows.get, wanted) if place is not None]
-        if len(places) < len(wanted):
-            raise self._lacking(manifest, [key for key in wanted if key not in self._rows], len(wanted))
-        return self.gather(places, [key[1] for key in wanted])
-
-    def _lacking(self, manifest: Manifest, lacking: list[Key], asked: int) -> MissingRows:
-        known = [key for key in lacking if key in self._quarantined]
-        quarantined = f", {len(known)} of them quarantined" if known else ""
-        example = lacking[0][1]
-        return MissingRows(
-            f"{self.spec.name} lacks {len(lacking)} of {asked} utterances of corpus {manifest.corpus}{quarantined} "
-            f"(such as {example!r}); run `ser features CORPUS --features {self.spec.name} --store {self.store}`"
-            + (" --retry" if known else "")
-        )
+        if lacking := [key for key in wanted if key not in self._rows]:
+            known = sum(key in self._quarantined for key in lacking)
+            quarantined, retry = (f", {known} of them quarantined", " --retry") if known else ("", "")
+            raise MissingRows(
+                f"{self.spec.name} lacks {len(lacking)} of {len(wanted)} utterances of corpus {manifest.corpus}"
+                f"{quarantined} (such as {lacking[0][1]!r}); run `ser features CORPUS --features {self.spec.name} "
+                f"--store {self.store}`{retry}"
+            )
+        return self.gather([self._rows[key] for key in wanted], [key[1] for key in wanted])
 
     def __getitem__(self, id_: str) -> npt.NDArray[Any]:
         """One utterance, `[n, dim]`, or `[dim]` at utterance level, in the stored dtype.
@@ -193,31 +131,62 @@ class Feature:
         An id whose input has changed, or that stands in several corpora, is read as the manifests' `latest` say;
         load by manifest to choose.
         """
-        if id_ not in self._by_id:
-            self._by_id = self._latest_places()
-        if id_ not in self._by_id:
+        if id_ not in self._latest:
+            self.parts()
+            manifests = [read_manifest(self.store, corpus) for corpus in reversed(list_corpora(self.store))]
+            current = (key for manifest in manifests for key in self.keys(manifest) if key in self._rows)
+            self._latest = {key[1]: self._rows[key] for key in current}
+        if id_ not in self._latest:
             raise MissingRows(f"{self.spec.name} has no utterance {id_!r}")
-        place = self._by_id[id_]
-        values = self.gather([place], [id_], extras=False).values
+        values = self.gather([self._latest[id_]], [id_], extras=False).values
         return values[0] if self.spec.level == "utterance" else values
 
-    def _latest_places(self) -> dict[str, Place]:
-        from .store import open_store
-
-        self.parts()
-        store = open_store(self.store)
-        places: dict[str, Place] = {}
-        for corpus in store.corpora():
-            for key in self.keys(store.manifest(corpus)):
-                if key in self._rows:
-                    places.setdefault(key[1], self._rows[key])
-        return places
-
     def gather(self, places: Sequence[Place], ids: list[str], extras: bool = True) -> Packed:
-        """Utterances by part and number within the part, in the order given."""
-        return gather(self.spec, places, ids, extras)
+        """Utterances by their places, in the order given, each block verified. Extras are those that all parts have."""
+        parts = list(dict.fromkeys(part for part, _ in places))
+        numbers = {part: number for number, part in enumerate(parts)}
+        which = np.fromiter((numbers[part] for part, _ in places), np.int64, len(places))
+        rows = np.fromiter((row for _, row in places), np.int64, len(places))
+        starts, stops = np.empty_like(rows), np.empty_like(rows)
+        for number, part in enumerate(parts):
+            mine = which == number
+            starts[mine], stops[mine] = part.offsets[rows[mine]], part.offsets[rows[mine] + 1]
+        offsets = np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64)
+        # An utterance that is asked for twice is read once and copied.
+        _, firsts, inverse = np.unique(which << 32 | rows, return_index=True, return_inverse=True)
+        original = firsts[inverse]
+        copies = np.flatnonzero(original != np.arange(len(places)))
+        stretches = np.stack([starts, stops, offsets[:-1]], axis=1)
+        read = stops > starts
+        read[copies] = False
+        jobs = []
+        for number in range(len(parts)):
+            mine = stretches[read & (which == number)]
+            jobs.append(mine[np.argsort(mine[:, 0])])
+        shared = [part.record.arrays.keys() - {"offsets"} for part in parts]
+        names = set.intersection(*shared) if shared and extras else {"values"}
+        arrays = {}
+        for name in sorted(names):
+            arrays[name] = array = self._allocate(name, parts, int(offsets[-1]))
+            read_stretches([(p.folder, p.record.arrays[name], job) for p, job in zip(parts, jobs, strict=True)], array)
+            for i in copies:
+                array[offsets[i] : offsets[i + 1]] = array[offsets[original[i]] : offsets[original[i] + 1]]
+        return Packed(arrays.pop("values"), offsets, ids, arrays)
 
-
-def spec_bytes(spec: Spec) -> bytes:
-    """The content of `spec.json`."""
-    return seal({**spec.identity(), "provenance": spec.provenance})
+    def _allocate(self, name: str, parts: Sequence[Part], rows: int) -> npt.NDArray[Any]:
+        kinds = {(part.record.arrays[name].dtype, part.record.arrays[name].shape[1:]) for part in parts}
+        if name == "values":
+            kinds.add((self.spec.dtype, (self.spec.dim,)))
+        if len(kinds) > 1:
+            where = self.path / "parts"
+            raise CorruptStore(
+                f"{where}: array '{name}' has another dtype or dimension than its spec or in other parts; {REPAIR}"
+            )
+        dtype, shape = kinds.pop()
+        try:
+            return np.empty((rows, *shape), dtype)
+        except MemoryError:
+            size = rows * math.prod(shape) * np.dtype(dtype).itemsize / 1e9
+            raise StoreError(
+                f"{self.spec.name}: {size:.1f} GB do not fit into memory; load fewer utterances at once"
+            ) from None

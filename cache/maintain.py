@@ -1,10 +1,13 @@
-"""Removing: moved aside first, in one step, then deleted; a reader in flight gets an error, never zeros."""
+"""Look after a store: list what it holds, verify every byte of it, remove what is not wanted.
+
+What is removed is moved aside first, in one step, then deleted; a reader in flight gets an error, never zeros.
+"""
 
 import contextlib
 import hashlib
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,14 +16,17 @@ from typing import Any
 
 from ser.errors import CorruptStore, SerError, WrongUse
 
-from .atomic_io import faults_named, make_folder, sync_folder, workspace
-from .backends import inspect_hdf5, inspect_zarr
-from .blocks import check_blocks
+from .atomic_io import REPAIR, explain_disk_errors, make_folder, open_plain, sync_folder, workspace
+from .backends import BACKENDS
+from .blocks import Block, check_block
 from .feature import Feature
-from .manifest import Key, Manifest
+from .manifest import Key, Manifest, read_manifest
 from .part import Part, PartRows
-from .spec import REPAIR
 from .store import Store, listed
+
+JOURNAL = "verify.journal"
+_PIECE = 1 << 20
+_DAY = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -29,65 +35,40 @@ class Listing:
 
     feature: str  # with its variant: "hubert:layer=9"
     fingerprint: str
-    corpus: str | None  # None: no part yet
-    rows: int  # current ones
-    of: int | None  # utterances in the corpus's latest manifest
-    quarantined: int
-    superseded: int  # rows that the latest manifest does not ask for
-    bytes: int
-    backends: tuple[str, ...]
-    modality: str | None
-    level: str | None
-    dim: int | None
-    dtype: str | None
-    model: str | None
-    random_weights: bool
-    complete: bool
+    corpus: str | None = None  # None: no part yet
+    rows: int = 0  # current ones
+    of: int | None = None  # utterances in the corpus's latest manifest
+    quarantined: int = 0
+    superseded: int = 0  # rows that the latest manifest does not ask for
+    bytes: int = 0
+    backends: tuple[str, ...] = ()
+    modality: str | None = None
+    level: str | None = None
+    dim: int | None = None
+    dtype: str | None = None
+    model: str | None = None
+    random_weights: bool = False
+    complete: bool = False
     problem: str | None = None  # why it cannot be trusted; then the counts are zero
 
 
 def list_features(store: Store) -> list[Listing]:
     """Every feature × corpus. One that cannot be trusted is listed too, with its problem."""
-    manifests: dict[str, Manifest | str] = {}
+    manifests: dict[str | None, Manifest | str] = {}
     for corpus in store.corpora():
         try:
             manifests[corpus] = store.manifest(corpus)
         except SerError as error:
             manifests[corpus] = str(error)
-    return [listing for folder in store.folders() for listing in _of_folder(store, folder, manifests)]
-
-
-def _of_folder(store: Store, folder: Path, manifests: dict[str, Manifest | str]) -> list[Listing]:
-    try:
-        feature = Feature(store.path, folder)
-        parts = feature.parts()
-    except SerError as error:
-        return [_broken(folder, str(error))]
-    return [
-        _listing(feature, corpus, manifests.get(corpus)) for corpus in sorted({p.record.corpus for p in parts})
-    ] or [_listing(feature, None, None)]
-
-
-def _broken(folder: Path, problem: str) -> Listing:
-    return Listing(
-        feature=folder.parent.name,
-        fingerprint=folder.name,
-        corpus=None,
-        rows=0,
-        of=None,
-        quarantined=0,
-        superseded=0,
-        bytes=0,
-        backends=(),
-        modality=None,
-        level=None,
-        dim=None,
-        dtype=None,
-        model=None,
-        random_weights=False,
-        complete=False,
-        problem=problem,
-    )
+    found = []
+    for folder in store.folders():
+        try:
+            feature = Feature(store.path, folder)
+            corpora: list[Any] = sorted({part.record.corpus for part in feature.parts()}) or [None]
+            found += [_listing(feature, corpus, manifests.get(corpus)) for corpus in corpora]
+        except SerError as error:
+            found.append(Listing(folder.parent.name, folder.name, problem=str(error)))
+    return found
 
 
 def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | None) -> Listing:
@@ -103,7 +84,7 @@ def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | No
         rows=rows,
         of=len(known) if known else None,
         quarantined=quarantined,
-        superseded=sum(len(part.record.ids) for part in parts) - rows,
+        superseded=sum(len(part.keys) for part in parts) - rows,
         bytes=sum(part.bytes for part in parts),
         backends=tuple(sorted({part.record.backend for part in parts})),
         modality=spec.modality,
@@ -119,47 +100,30 @@ def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | No
 
 def feature_info(store: Store, feature: Feature) -> dict[str, Any]:
     """How a feature was computed: everything in spec.json, and what each corpus has of it."""
-    spec = feature.spec
     corpora: dict[str, Any] = {}
     for corpus in sorted({part.record.corpus for part in feature.parts()}):
         manifest = store.manifest(corpus) if corpus in store.corpora() else None
         listing = _listing(feature, corpus, manifest)
         parts = [part for part in feature.parts() if part.record.corpus == corpus]
         corpora[corpus] = {
-            "rows": listing.rows,
-            "of": listing.of,
-            "complete": listing.complete,
-            "superseded": listing.superseded,
+            **{key: getattr(listing, key) for key in ("rows", "of", "complete", "superseded", "bytes")},
             "quarantined": feature.quarantined(manifest) if manifest else {},
-            "bytes": listing.bytes,
             "parts": len(parts),
             "backends": dict(Counter(part.record.backend for part in parts)),
             "vectors": sum(part.record.arrays["values"].shape[0] for part in parts),
         }
-    return {
-        "name": spec.name,
-        "fingerprint": feature.fingerprint,
-        "path": str(feature.path),
-        **spec.identity(),
-        "provenance": dict(spec.provenance),
-        "corpora": corpora,
-    }
-
-
-JOURNAL = "verify.journal"
-_INSPECT = {"zarr": inspect_zarr, "hdf5": inspect_hdf5}
-_PIECE = 1 << 20
-_DAY = 24 * 3600
+    named = {"name": feature.spec.name, "fingerprint": feature.fingerprint, "path": str(feature.path)}
+    return {**named, **feature.spec.to_json(), "corpora": corpora}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One manifest, spec or part that has been looked at."""
+    """One manifest, spec or part that has been checked."""
 
     path: str  # relative to the store
     bytes: int
-    seconds: float  # several are looked at at once: these may add up to more than the clock shows
-    remaining: int  # things still to look at
+    seconds: float  # several are checked at once: these may add up to more than the clock shows
+    remaining: int  # things still to check
     problem: str | None = None
     repaired: bool = False  # the bad part has been dropped; `ser features` computes it again
     note: str | None = None  # no fault, but worth knowing
@@ -168,21 +132,41 @@ class Checked:
 def verify(store: Store, repair: bool = False, resume: bool = True) -> Iterator[Checked]:
     """Check everything in a store, yielding a record for each manifest, spec and part.
 
-    With `repair`, a part that cannot be trusted is dropped, and nothing else. A pass that was interrupted is taken up
+    With `repair`, a part that cannot be trusted is dropped, and nothing else. A pass that was interrupted is resumed
     where it stopped, unless `resume` is false; in a read-only store each pass starts anew.
     """
-    paths = _things(store)
+    journal = store.path / JOURNAL
+    done: set[str] = set()
+    with contextlib.suppress(OSError):
+        if resume and time.time() - journal.stat().st_mtime < _DAY:  # what was good days ago may be bad now
+            done = set(journal.read_text(errors="replace").splitlines())
+    todo = [path for path in _things(store) if not done or _stamp(store, path) not in done]
     pool = ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))))
+    log = None
+    with contextlib.suppress(OSError):
+        log = os.open(
+            journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if done else os.O_TRUNC), 0o644
+        )
     try:
-        with _Journal(store, resume) as journal:
-            todo = [path for path in paths if not journal.has(path)]
-            for number, checked in enumerate(pool.map(lambda path: _check(store, path, repair), todo), 1):
-                if checked.problem is None:
-                    journal.add(store.path / checked.path)
-                yield replace(checked, remaining=len(todo) - number)
-            journal.finish()
+        for number, checked in enumerate(pool.map(lambda path: _check(store, path, repair), todo), 1):
+            if log is not None and checked.problem is None:
+                with contextlib.suppress(OSError):
+                    os.write(log, f"{_stamp(store, store.path / checked.path)}\n".encode())
+            yield replace(checked, remaining=len(todo) - number)
+        if log is not None:
+            journal.unlink(missing_ok=True)
     finally:
         pool.shutdown(cancel_futures=True)
+        if log is not None:
+            os.close(log)
+
+
+def _stamp(store: Store, path: Path) -> str | None:
+    """What the journal says of a thing that is good: its name, and when it changed last."""
+    with contextlib.suppress(OSError):
+        stat = path.stat()
+        return f"{path.relative_to(store.path)} {stat.st_ino} {stat.st_mtime_ns}"
+    return None
 
 
 def _things(store: Store) -> list[Path]:
@@ -200,125 +184,83 @@ def _things(store: Store) -> list[Path]:
 
 def _check(store: Store, path: Path, repair: bool) -> Checked:
     start = time.perf_counter()
-    size, problem, note, corrupt = 0, None, None, False
+    size, problem, note, repaired = 0, None, None, False
     try:
         if path.parent.name == "parts":
             size = check_part(path, path.parent.parent.name)
         elif path.name == "spec.json":
-            size, note = _check_feature(store, path.parent)
+            note = _check_feature(store, path.parent)
         else:
-            size = _check_manifest(store, path)
+            read_manifest(store.path, path.parent.name, None if path.name == "latest" else path.stem)
+        size = size or path.stat().st_size
     except SerError as error:
+        problem = str(error)
         # What a newer ser wrote, or may not be read by this user, is not corrupt.
-        problem, corrupt = str(error), isinstance(error, CorruptStore)
+        repaired = repair and isinstance(error, CorruptStore) and _repair(store, path)
     except OSError as error:
         problem = f"{path}: cannot be read ({error.strerror})"
-    repaired = corrupt and repair and path.parent.name == "parts"
-    if repaired:
-        with faults_named("dropping a bad part", store.path):
-            drop(store, path)
-    if corrupt and repair and path.name == "spec.json":
-        # What a missing folder held can be computed again; a bad spec is written again by `ser features`.
-        with contextlib.suppress(CorruptStore), faults_named("making a folder for parts", store.path):
+    return Checked(str(path.relative_to(store.path)), size, time.perf_counter() - start, 0, problem, repaired, note)
+
+
+def _repair(store: Store, path: Path) -> bool:
+    """Drop a bad part. A bad spec is written again by `ser features`, and so is what a missing folder held."""
+    if path.parent.name == "parts":
+        with explain_disk_errors("dropping a bad part", store.path):
+            _drop(store, path)
+        return True
+    if path.name == "spec.json":
+        with contextlib.suppress(CorruptStore), explain_disk_errors("making a folder for parts", store.path):
             make_folder(path.parent / "parts")
             _check_feature(store, path.parent)
-            repaired = True
-    name = str(path.relative_to(store.path))
-    return Checked(name, size, time.perf_counter() - start, 0, problem, repaired, note)
+            return True
+    return False
 
 
 def check_part(folder: Path, fingerprint: str) -> int:
-    """Check a part down to its last byte. Returns how many it has; raises `CorruptStore`."""
+    """Check a part down to its last byte, reading it once. Returns how many it has; raises `CorruptStore`."""
     part = Part.open(folder, fingerprint)
+    blocks = defaultdict[str, list[Block]](list)
+    for array in part.record.arrays.values():
+        for block in array.blocks:
+            blocks[block.file].append(block)
     for name, file in part.record.files.items():
-        if _sha256(folder / name) != file.sha256:
+        if _check_blocks(folder / name, sorted(blocks[name], key=lambda block: block.offset)) != file.sha256:
             raise CorruptStore(f"{folder / name}: altered (its sha256 is wrong); {REPAIR}")
-    for name in part.record.arrays:
-        check_blocks(part.source(name))
     part.offsets  # noqa: B018 (raises if they do not fit)
-    if fault := _INSPECT[part.record.backend](folder, part.record.arrays):
+    if fault := BACKENDS[part.record.backend].inspect(folder, part.record.arrays):
         raise CorruptStore(f"{folder}: {fault}; {REPAIR}")
     return part.bytes
 
 
-def _sha256(path: Path) -> str:
+def _check_blocks(path: Path, blocks: list[Block]) -> str:
+    """The sha256 of a file, whose blocks are checked on the way."""
     digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
+    with os.fdopen(open_plain(path), "rb", buffering=0) as file:
+
+        def read(size: int) -> bytes:
+            content = file.read(size)
+            digest.update(content)
+            return content
+
+        for block in blocks:
+            while (gap := block.offset - file.tell()) > 0 and read(min(gap, _PIECE)):
+                pass
+            check_block(str(path), block, [read(block.bytes)])
+        while read(_PIECE):
+            pass
     return digest.hexdigest()
 
 
-def _check_feature(store: Store, folder: Path) -> tuple[int, str | None]:
+def _check_feature(store: Store, folder: Path) -> str | None:
     """The spec, and whether rows stand twice."""
     feature = Feature(store.path, folder)
     if not (folder / "parts").is_dir():
         raise CorruptStore(f"{folder / 'parts'}: is missing; {REPAIR}")
-    seen: set[tuple[str, str, str | None]] = set()
-    twice = 0
+    keys = Counter[Key]()
     with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
-        for part in feature.parts():
-            for id_, digest in zip(part.record.ids, part.record.inputs, strict=True):
-                key = (part.record.corpus, id_, digest)
-                twice += key in seen
-                seen.add(key)
-    note = f"{twice} rows stand in two parts; `ser cache remove --superseded` rewrites them" if twice else None
-    return (folder / "spec.json").stat().st_size, note
-
-
-def _check_manifest(store: Store, path: Path) -> int:
-    if path.name == "latest":
-        store.manifest(path.parent.name)
-    else:
-        Manifest.from_content(path.read_bytes(), path.stem, str(path))
-    return path.stat().st_size
-
-
-class _Journal:
-    """What an interrupted pass has found good, by name and time of last change."""
-
-    def __init__(self, store: Store, resume: bool) -> None:
-        self.store = store
-        self.path = store.path / JOURNAL
-        self.resume = resume
-        self.done: set[str] = set()
-        self.descriptor: int | None = None
-
-    def __enter__(self) -> "_Journal":
-        if self.resume and self._fresh():
-            self.done = set(self.path.read_text(errors="replace").splitlines())
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if self.done else os.O_TRUNC)
-        with contextlib.suppress(OSError):
-            self.descriptor = os.open(self.path, flags, 0o644)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-
-    def _fresh(self) -> bool:
-        """What was good days ago may be bad now."""
-        with contextlib.suppress(OSError):
-            return time.time() - self.path.stat().st_mtime < _DAY
-        return False
-
-    def has(self, path: Path) -> bool:
-        with contextlib.suppress(OSError):
-            return bool(self.done) and self._line(path) in self.done
-        return False
-
-    def add(self, path: Path) -> None:
-        if self.descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.write(self.descriptor, f"{self._line(path)}\n".encode())
-
-    def _line(self, path: Path) -> str:
-        stat = path.stat()
-        return f"{path.relative_to(self.store.path)} {stat.st_ino} {stat.st_mtime_ns}"
-
-    def finish(self) -> None:
-        if self.descriptor is not None:
-            self.path.unlink(missing_ok=True)
+        keys.update(key for part in feature.parts() for key in part.keys)
+    twice = keys.total() - len(keys)
+    return f"{twice} rows stand in two parts; `ser cache remove --superseded` rewrites them" if twice else None
 
 
 @dataclass(frozen=True)
@@ -330,7 +272,7 @@ class Removed:
     rows: int
 
 
-def drop(store: Store, folder: Path) -> None:
+def _drop(store: Store, folder: Path) -> None:
     """Move a folder out of the store, then delete it. One that has gone already is fine."""
     with workspace(store.path) as aside:
         with contextlib.suppress(FileNotFoundError):
@@ -354,9 +296,9 @@ def remove_feature(store: Store, feature: Feature) -> Removed:
     size = sum(path.stat().st_size for path in feature.path.rglob("*") if path.is_file())
     rows = 0
     with contextlib.suppress(OSError):  # one that cannot be trusted may be removed too
-        rows = sum(len(part.record.ids) for part in feature.parts())
-    with faults_named(f"removing {feature.spec.name}", store.path):
-        drop(store, feature.path)
+        rows = sum(len(part.keys) for part in feature.parts())
+    with explain_disk_errors(f"removing {feature.spec.name}", store.path):
+        _drop(store, feature.path)
         with contextlib.suppress(OSError):
             feature.path.parent.rmdir()
     return Removed(str(feature.path.relative_to(store.path)), size, rows)
@@ -377,19 +319,18 @@ def remove_superseded(store: Store, features: list[Feature] | None = None) -> It
 
 def _rewrite(store: Store, feature: Feature, part: Part, current: set[Key]) -> Iterator[Removed]:
     record = part.record
-    keys = [(record.corpus, id_, digest) for id_, digest in zip(record.ids, record.inputs, strict=True)]
-    kept = [i for i, key in enumerate(keys) if key in current and feature.place(key) == (part, i)]
+    kept = [i for i, key in enumerate(part.keys) if key in current and feature.place(key) == (part, i)]
     quarantined = [
         entry
         for entry in record.quarantined
         if (key := (record.corpus, entry.id, entry.input)) in current and feature.place(key) is None
     ]
-    if len(kept) == len(keys) and len(quarantined) == len(record.quarantined):
+    if len(kept) == len(part.keys) and len(quarantined) == len(record.quarantined):
         return
     if kept or quarantined:
         packed = feature.gather([(part, i) for i in kept], [record.ids[i] for i in kept])
         rows = PartRows.from_packed(record.corpus, [record.inputs[i] for i in kept], packed, quarantined)
         feature.publish(rows, record.backend, record.written_by)
-    with faults_named("removing superseded rows", store.path):
-        drop(store, part.folder)
-    yield Removed(str(part.folder.relative_to(store.path)), part.bytes, len(keys) - len(kept))
+    with explain_disk_errors("removing superseded rows", store.path):
+        _drop(store, part.folder)
+    yield Removed(str(part.folder.relative_to(store.path)), part.bytes, len(part.keys) - len(kept))

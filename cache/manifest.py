@@ -1,19 +1,36 @@
-"""The manifest: one row per utterance, immutable, named by the digest of its bytes."""
+"""The manifest: one row per utterance, immutable, named by the digest of its bytes; and which names are allowed."""
 
 import hashlib
 import io
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ser.errors import CorruptStore
+from ser.errors import CorruptStore, WrongUse
 
+from .atomic_io import folders_in, read_small
 from .spec import FORMAT_VERSION, Modality, check_version
+
+# Feature and corpus names become folders; ids never do.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+RESERVED = {"manifests", "tmp"}
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_AGAIN = "run `ser features` to write it again"
+
+
+def check_name(kind: str, name: str) -> str:
+    """A feature's or corpus's name, fit to be a folder. Raises `WrongUse`."""
+    if not _NAME.fullmatch(name) or name in RESERVED:
+        raise WrongUse(f"a {kind} cannot be called {name!r}; use at most 64 letters, digits, '-', '_' and '.'")
+    return name
+
 
 LONGEST_ID = 255
 # Unicode categories that could rewrite a terminal's line or hide in a name: control, format, surrogate, separators.
@@ -96,6 +113,7 @@ class Manifest:
     corpus: str
     table: pa.Table
     synthetic: bool = False
+    _keys: dict[Modality, list[Key]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_rows(cls, corpus: str, rows: Iterable[Mapping[str, Any]], synthetic: bool = False) -> "Manifest":
@@ -127,19 +145,11 @@ class Manifest:
         return self._keys[modality]
 
     @cached_property
-    def _keys(self) -> dict[Modality, list[Key]]:
-        return {}
-
-    @cached_property
     def content(self) -> bytes:
         """The manifest as a Parquet file."""
-        metadata = {
-            "format_version": str(FORMAT_VERSION),
-            "corpus": self.corpus,
-            "synthetic": str(self.synthetic).lower(),
-        }
+        metadata = {"format_version": str(FORMAT_VERSION), "corpus": self.corpus}
         sink = io.BytesIO()
-        pq.write_table(self.table.replace_schema_metadata(metadata), sink)
+        pq.write_table(self.table.replace_schema_metadata({**metadata, "synthetic": str(self.synthetic).lower()}), sink)
         return sink.getvalue()
 
     @cached_property
@@ -151,15 +161,43 @@ class Manifest:
     def from_content(cls, content: bytes, digest: str, where: str) -> "Manifest":
         """Read a manifest back. Raises `CorruptStore` if the bytes are not those that `digest` names."""
         if hashlib.sha256(content).hexdigest() != digest:
-            raise CorruptStore(
-                f"{where}: the manifest's bytes do not match its name; run `ser features` to write it again"
-            )
-        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
-        metadata = table.schema.metadata or {}
-        check_version(int(metadata.get(b"format_version", 0)), where)
-        # cast() imports pyarrow.compute, a tenth of the time that `ser cache list` takes.
-        table = table.replace_schema_metadata(None) if table.schema.equals(SCHEMA) else table.cast(SCHEMA)
-        manifest = cls(metadata[b"corpus"].decode(), table, metadata[b"synthetic"] == b"true")
+            raise CorruptStore(f"{where}: the manifest's bytes do not match its name; {_AGAIN}")
+        try:
+            table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+            metadata = table.schema.metadata or {}
+            check_version(int(metadata.get(b"format_version", 0)), where)
+            # cast() imports pyarrow.compute, a tenth of the time that `ser cache list` takes.
+            table = table.replace_schema_metadata(None) if table.schema.equals(SCHEMA) else table.cast(SCHEMA)
+            manifest = cls(metadata[b"corpus"].decode(), table, metadata[b"synthetic"] == b"true")
+        except (pa.ArrowException, ValueError, KeyError) as error:
+            raise CorruptStore(f"{where}: not a manifest of a store; {_AGAIN}") from error
         # Another pyarrow would write other bytes for the same table, and so another digest.
         manifest.__dict__["content"] = content
         return manifest
+
+
+def list_corpora(store: Path) -> list[str]:
+    """The names of the corpora that have a manifest in a store."""
+    return [folder.name for folder in folders_in(store / "manifests")]
+
+
+def read_manifest(store: Path, corpus: str, digest: str | None = None) -> Manifest:
+    """A corpus's manifest by its digest (None: the latest).
+
+    Raises `WrongUse` for an unknown digest and `CorruptStore` for a manifest that cannot be trusted.
+    """
+    folder = store / "manifests" / corpus
+    if digest is None:
+        latest = read_small(folder / "latest").decode(errors="replace")
+        digest = latest.removesuffix("\n")
+        if not _DIGEST.fullmatch(digest) or digest == latest:
+            raise CorruptStore(f"{folder / 'latest'}: altered or cut short; {_AGAIN}")
+        if not (folder / f"{digest}.parquet").exists():
+            raise CorruptStore(f"{folder / 'latest'}: names {folder / digest}.parquet, which is missing; {_AGAIN}")
+    elif not _DIGEST.fullmatch(digest) or not (folder / f"{digest}.parquet").exists():
+        raise WrongUse(f"{folder}: has no manifest {digest!r}")
+    path = folder / f"{digest}.parquet"
+    manifest = Manifest.from_content(read_small(path), digest, str(path))
+    if manifest.corpus != corpus:
+        raise CorruptStore(f"{path}: is the manifest of corpus {manifest.corpus!r}; {_AGAIN}")
+    return manifest

@@ -1,34 +1,31 @@
-"""Parts: how rows are packed, checked, named and published."""
+"""Parts: how rows are packed, checked, named, published and opened."""
 
-import errno
 import hashlib
 import os
 import re
-import stat
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ser.errors import CorruptStore, SerError, StoreError, WrongUse, unknown
+from ser.errors import CorruptStore, StoreError, WrongUse, unknown
 
-from .atomic_io import Buffer, faults_named, make_folder, move_into_place, sync_folder, workspace, write_file
-from .backends import encode_hdf5, encode_zarr
-from .blocks import ArrayRecord, Block, Source, read_rows
-from .spec import FORMAT_VERSION, REPAIR, Spec, canonical_json, check_version, seal, unseal
+from .atomic_io import REPAIR, explain_disk_errors, move_into_place, sync_folder, workspace, write_file, write_folder
+from .backends import BACKENDS, Files
+from .blocks import ArrayDtype, ArrayRecord, Count, bytes_of, check_block, read_stretches
+from .spec import FORMAT_VERSION, Spec, canonical_json, checksummed_json, read_checksummed
 
-BACKENDS = ("zarr", "hdf5")
-DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _FILE = re.compile(r"data\.h5|data\.zarr/(zarr\.json|[A-Za-z_][A-Za-z0-9_-]{0,63}/(zarr\.json|c/\d{1,9}(/0)?))")
-_MOST = 1 << 48
+_FLOAT16_LIMIT = 65504
 
 
-@dataclass(frozen=True)
-class Quarantine:
+class Quarantine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An utterance that could not be computed, and why."""
 
     id: str
@@ -37,110 +34,55 @@ class Quarantine:
     reason: str
 
 
-@dataclass(frozen=True)
-class FileRecord:
+class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file of the part: its size and the sha256 of its content."""
 
-    bytes: int
+    bytes: Count
     sha256: str
 
 
-@dataclass(frozen=True)
-class PartRecord:
+class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything in `part.json`."""
 
     fingerprint: str
-    backend: str
+    backend: Literal["zarr", "hdf5"]
     corpus: str
     ids: tuple[str, ...]
     inputs: tuple[str | None, ...]  # None: imported rows whose utterance has no such file
     quarantined: tuple[Quarantine, ...]
-    arrays: Mapping[str, ArrayRecord]
-    files: Mapping[str, FileRecord]
-    written_by: Mapping[str, Any]
+    arrays: dict[str, ArrayRecord]
+    files: dict[str, FileRecord]
+    written_by: dict[str, Any]
+    format_version: int = FORMAT_VERSION
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any], where: str) -> "PartRecord":
-        """From JSON values. Raises `StoreError` for a newer format and `CorruptStore` for one that lies."""
-        check_version(record.get("format_version"), where)
-        try:
-            part = cls(
-                fingerprint=record["fingerprint"],
-                backend=record["backend"],
-                corpus=record["corpus"],
-                ids=tuple(record["ids"]),
-                inputs=tuple(record["inputs"]),
-                quarantined=tuple(Quarantine(**entry) for entry in record["quarantined"]),
-                arrays={name: _array(entry) for name, entry in record["arrays"].items()},
-                files={name: FileRecord(**entry) for name, entry in record["files"].items()},
-                written_by=record["written_by"],
-            )
-            fault = _fault(part)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            fault = f"{type(error).__name__}: {error}"
-        if fault:
-            raise CorruptStore(f"{where}: not a part of a store ({fault}); {REPAIR}")
-        return part
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for what types cannot say; nothing in a store need be written by a friend."""
+        if len(set(self.ids)) != len(self.ids) or len(self.ids) != len(self.inputs):
+            raise ValueError("ids stand twice, or have no input digest each")
+        for name in self.files:
+            if not _FILE.fullmatch(name) or name.startswith("data.h5") != (self.backend == "hdf5"):
+                raise ValueError(f"file name {name!r}")
+        if not {"values", "offsets"} <= self.arrays.keys():
+            raise ValueError("it has no values or no offsets")
+        values, offsets = self.arrays["values"], self.arrays["offsets"]
+        if len(values.shape) != 2 or offsets.shape != (len(self.ids) + 1,) or offsets.dtype != "int64":
+            raise ValueError("shape of values or offsets")
+        for name, array in self.arrays.items():
+            if name != "offsets" and array.shape[0] != values.shape[0]:
+                raise ValueError(f"number of rows of array {name!r}")
+            # Blocks follow one another within real files, so an array is never larger than what is on disk.
+            ends: dict[str, int] = {}
+            for block in array.blocks:
+                if block.file not in self.files or block.offset + block.bytes > self.files[block.file].bytes:
+                    raise ValueError(f"a block of array {name!r} lies outside the part's files")
+                if block.offset < ends.get(block.file, 0):
+                    raise ValueError(f"blocks of array {name!r} overlap")
+                ends[block.file] = block.offset + block.bytes
 
 
-def _array(entry: Mapping[str, Any]) -> ArrayRecord:
-    return ArrayRecord(entry["dtype"], tuple(entry["shape"]), tuple(Block(**block) for block in entry["blocks"]))
-
-
-def _fault(part: PartRecord) -> str | None:
-    """What is wrong with a part's record, or None. Types first: nothing here was written by a friend."""
-    inputs = [digest for digest in part.inputs if digest is not None]
-    texts = [part.fingerprint, part.corpus, *part.ids, *inputs, *(entry.id for entry in part.quarantined)]
-    if not all(isinstance(text, str) for text in texts) or part.backend not in BACKENDS:
-        return "a text is none, or the backend is unknown"
-    if len(set(part.ids)) != len(part.ids) or len(part.ids) != len(part.inputs):
-        return "ids stand twice, or have no input digest each"
-    for name, file in part.files.items():
-        if not _FILE.fullmatch(name) or name.startswith("data.h5") != (part.backend == "hdf5"):
-            return f"file name {name!r}"
-        if not _count(file.bytes) or not isinstance(file.sha256, str):
-            return f"record of file {name!r}"
-    if not {"values", "offsets"} <= set(part.arrays):
-        return "it has no values or no offsets"
-    rows = part.arrays["values"].shape[0]
-    for name, array in part.arrays.items():
-        if array.dtype not in DTYPES or not array.shape or not all(map(_count, array.shape)) or not array.row_bytes:
-            return f"dtype or shape of array {name!r}"
-        if array.shape[0] != (len(part.ids) + 1 if name == "offsets" else rows):
-            return f"number of rows of array {name!r}"
-        if fault := _blocks_fault(array, part.files):
-            return f"array {name!r}: {fault}"
-    if len(part.arrays["values"].shape) != 2 or part.arrays["offsets"] != _of_offsets(part.arrays["offsets"]):
-        return "shape of values or offsets"
-    return None
-
-
-def _of_offsets(array: ArrayRecord) -> ArrayRecord:
-    return ArrayRecord("int64", array.shape[:1], array.blocks)
-
-
-def _count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _MOST
-
-
-def _blocks_fault(array: ArrayRecord, files: Mapping[str, FileRecord]) -> str | None:
-    """Blocks follow one another and lie within real files, so an array is never larger than what is on disk."""
-    ends: dict[str, int] = {}
-    total = 0
-    for block in array.blocks:
-        if not all(map(_count, (block.offset, block.bytes, block.crc32c))) or block.file not in files:
-            return "a block is malformed"
-        if block.bytes == 0 or block.bytes % array.row_bytes or block.offset < ends.get(block.file, 0):
-            return "blocks overlap or cut a row"
-        ends[block.file] = block.offset + block.bytes
-        if ends[block.file] > files[block.file].bytes:
-            return "a block lies past the end of its file"
-        total += block.bytes
-    return None if total == array.shape[0] * array.row_bytes else "its blocks do not add up to its shape"
+def read_part_record(folder: Path) -> PartRecord:
+    """What a part's `part.json` says, files not looked at. Raises `CorruptStore` if it cannot be trusted."""
+    return read_checksummed(folder / "part.json", PartRecord)
 
 
 class Part:
@@ -156,21 +98,18 @@ class Part:
 
         Raises `CorruptStore` naming the first file that is missing, too many, cut short or not a plain file.
         """
-        path = folder / "part.json"
-        record = PartRecord.from_json(unseal(read_small(path), str(path)), str(path))
+        record = read_part_record(folder)
         if record.fingerprint != fingerprint:
-            raise CorruptStore(f"{path}: belongs to fingerprint {record.fingerprint}, not {fingerprint}; {REPAIR}")
-        found = _inventory(folder)
+            raise CorruptStore(f"{folder}: belongs to fingerprint {record.fingerprint}, not {fingerprint}; {REPAIR}")
+        found = dict(_files_below(folder))
         found.pop("part.json", None)
-        for name in sorted(record.files.keys() | found.keys()):
-            if name not in found:
-                raise CorruptStore(f"{folder / name}: is missing; {REPAIR}")
-            if name not in record.files:
-                raise CorruptStore(f"{str(folder / name)!r}: does not belong to this part; {REPAIR}")
-            if found[name] != record.files[name].bytes:
-                raise CorruptStore(
-                    f"{folder / name}: has {found[name]} bytes and should have {record.files[name].bytes}; {REPAIR}"
-                )
+        sizes = {name: file.bytes for name, file in record.files.items()}
+        for name in sorted(dict(found.items() ^ sizes.items())):
+            if name in found and name in sizes:
+                fault = f"has {found[name]} bytes and should have {sizes[name]}"
+            else:
+                fault = "does not belong to this part" if name in found else "is missing"
+            raise CorruptStore(f"{str(folder / name)!r}: {fault}; {REPAIR}")
         return cls(folder, record)
 
     @property
@@ -184,74 +123,39 @@ class Part:
         return sum(file.bytes for file in self.record.files.values())
 
     @cached_property
+    def keys(self) -> list[tuple[str, str, str | None]]:
+        """Corpus, id and input digest of each row."""
+        return [(self.record.corpus, *pair) for pair in zip(self.record.ids, self.record.inputs, strict=True)]
+
+    @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:
         """Utterance i is rows `offsets[i]:offsets[i + 1]` of the values. Raises `CorruptStore` if it cannot be."""
-        array = self.record.arrays["offsets"]
-        offsets = np.empty(array.shape, np.int64)
-        read_rows(self.source("offsets"), offsets)
+        offsets = np.empty(len(self.record.ids) + 1, np.int64)
+        read_stretches([(self.folder, self.record.arrays["offsets"], np.array([[0, len(offsets), 0]]))], offsets)
         if offsets[0] != 0 or offsets[-1] != self.record.arrays["values"].shape[0] or (np.diff(offsets) < 0).any():
             raise CorruptStore(f"{self.folder}: its offsets do not fit its rows; {REPAIR}")
         return offsets
 
-    def source(self, name: str) -> Source:
-        """One array, for the reader."""
-        array = self.record.arrays[name]
-        return Source(str(self.folder), array.shape[0], array.row_bytes, array.blocks)
 
-
-def read_small(path: Path) -> bytes:
-    """Read a small file whole. Raises `CorruptStore` if it is missing or no plain file, `StoreError` if unreadable."""
-    try:
-        # O_NONBLOCK: opening a pipe must not wait for somebody to write into it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor, not a path)
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise CorruptStore(f"{path}: is a link or a special file; {REPAIR}")
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        raise CorruptStore(f"{path}: is missing; {REPAIR}") from None
-    except SerError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise CorruptStore(f"{path}: is a link or a special file; {REPAIR}") from error
-        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _inventory(folder: Path) -> dict[str, int]:
+def _files_below(folder: Path, inside: str = "") -> Iterable[tuple[str, int]]:
     """Every file below a folder with its size, but for hidden ones (`.nfs0001`, `.DS_Store`), which nobody reads.
 
     Raises `CorruptStore` at a link or special file.
     """
-    sizes: dict[str, int] = {}
-    pending = [""]
-    while pending:
-        inside = pending.pop()
-        with _scan(f"{folder}/{inside}") as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                name = inside + entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(f"{name}/")
-                elif entry.is_file(follow_symlinks=False):
-                    sizes[name] = entry.stat(follow_symlinks=False).st_size
-                else:
-                    raise CorruptStore(f"{str(folder / name)!r}: is a link or a special file; {REPAIR}")
-    return sizes
-
-
-def _scan(folder: str) -> Any:
     try:
-        return os.scandir(folder)
+        entries = [entry for entry in os.scandir(f"{folder}/{inside}") if not entry.name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
-        raise CorruptStore(f"{folder}: is missing or no folder; {REPAIR}") from None
+        raise CorruptStore(f"{folder}/{inside}: is missing or not a folder; {REPAIR}") from None
     except OSError as error:
-        raise StoreError(f"{folder}: cannot be read ({error.strerror})") from error
-
-
-ENCODERS = {"zarr": encode_zarr, "hdf5": encode_hdf5}
-_FLOAT16_LIMIT = 65504
+        raise StoreError(f"{folder}/{inside}: cannot be read ({error.strerror})") from error
+    for entry in entries:
+        name = inside + entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files_below(folder, f"{name}/")
+        elif entry.is_file(follow_symlinks=False):
+            yield name, entry.stat(follow_symlinks=False).st_size
+        else:
+            raise CorruptStore(f"{str(folder / name)!r}: is a link or a special file; {REPAIR}")
 
 
 @dataclass
@@ -299,14 +203,9 @@ class PartRows:
     ) -> "PartRows":
         """Rows that lie in memory already."""
         cuts = packed.offsets[1:-1]
-        return cls(
-            corpus=corpus,
-            ids=packed.ids,
-            inputs=inputs,
-            arrays=[packed[i] for i in range(len(packed))],
-            extras={name: np.split(array, cuts) if packed.ids else [] for name, array in packed.extras.items()},
-            quarantined=list(quarantined),
-        )
+        extras = {name: np.split(array, cuts) if packed.ids else [] for name, array in packed.extras.items()}
+        arrays = [packed[i] for i in range(len(packed))]
+        return cls(corpus, packed.ids, inputs, arrays, extras, list(quarantined))
 
 
 def part_name(
@@ -324,40 +223,18 @@ def pack(rows: PartRows, spec: Spec) -> dict[str, npt.NDArray[Any]]:
     """
     arrays = [_checked(id_, array, spec) for id_, array in zip(rows.ids, rows.arrays, strict=True)]
     lengths = [len(array) for array in arrays]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     values = np.concatenate(arrays) if arrays else np.empty((0, spec.dim), spec.dtype)
-    packed = {"values": values, "offsets": offsets}
+    packed = {"values": values, "offsets": np.cumsum([0, *lengths], dtype=np.int64)}
     for name, pieces in rows.extras.items() if arrays else ():
         if name in packed or not name.isidentifier() or not name.isascii() or len(name) > 64:
             raise WrongUse(f"an extra array cannot be called {name!r}")
         if [np.shape(piece) for piece in pieces] != [(length,) for length in lengths]:
             raise StoreError(f"{spec.name}: extra array '{name}' has another length than the rows beside it")
-        packed[name] = np.concatenate([np.asarray(piece) for piece in pieces])
-        if packed[name].dtype.name not in DTYPES:
+        joined = np.concatenate([np.asarray(piece) for piece in pieces])
+        packed[name] = joined.astype(joined.dtype.newbyteorder("<"), copy=False)
+        if packed[name].dtype.name not in get_args(ArrayDtype):
             raise StoreError(f"{spec.name}: extra array '{name}' has dtype {packed[name].dtype}")
     return packed
-
-
-def _check_ids(rows: PartRows) -> None:
-    """Raise `StoreError` unless each id is a text, stands once, and has one digest and one array."""
-    every = [*rows.ids, *(entry.id for entry in rows.quarantined)]
-    if not all(isinstance(id_, str) for id_ in every):
-        raise StoreError(f"corpus {rows.corpus}: an utterance's id is not a text")
-    if (bad := next((id_ for id_ in every if not _encodable(id_)), None)) is not None:
-        raise StoreError(f"corpus {rows.corpus}: utterance {bad!r} has an id that is not valid Unicode")
-    if len(set(every)) != len(every):
-        twice = next(id_ for id_ in every if every.count(id_) > 1)
-        raise StoreError(f"corpus {rows.corpus}: utterance {twice!r} stands twice in one part")
-    if not len(rows.ids) == len(rows.inputs) == len(rows.arrays):
-        raise StoreError(f"corpus {rows.corpus}: a part needs one input digest and one array per utterance")
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _checked(id_: str, array: npt.NDArray[Any], spec: Spec) -> npt.NDArray[Any]:
@@ -380,6 +257,20 @@ def _checked(id_: str, array: npt.NDArray[Any], spec: Spec) -> npt.NDArray[Any]:
     return stored
 
 
+def _check_ids(rows: PartRows) -> None:
+    """Raise `StoreError` unless each id is a text, stands once, and has one digest and one array."""
+    every = Counter([*rows.ids, *(entry.id for entry in rows.quarantined)])
+    for id_, times in every.items():
+        if not isinstance(id_, str):
+            raise StoreError(f"corpus {rows.corpus}: an utterance's id is not a text")
+        if not id_.isascii() and id_.encode(errors="replace").decode() != id_:
+            raise StoreError(f"corpus {rows.corpus}: utterance {id_!r} has an id that is not valid Unicode")
+        if times > 1:
+            raise StoreError(f"corpus {rows.corpus}: utterance {id_!r} stands twice in one part")
+    if not len(rows.ids) == len(rows.inputs) == len(rows.arrays):
+        raise StoreError(f"corpus {rows.corpus}: a part needs one input digest and one array per utterance")
+
+
 def publish(
     store: Path, parent: Path, rows: PartRows, spec: Spec, backend: str, written_by: Mapping[str, Any]
 ) -> str | None:
@@ -387,53 +278,47 @@ def publish(
 
     Returns its name, or None if that part was there already. Raises `StoreError`; then nothing was published.
     """
-    if backend not in ENCODERS:
-        raise unknown("backend", backend, ENCODERS)
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
     _check_ids(rows)
     name = part_name(rows.corpus, rows.ids, rows.inputs, [(entry.id, entry.input) for entry in rows.quarantined])
     if (parent / name / "part.json").exists():
         return None
     arrays = pack(rows, spec)
-    files, blocks = ENCODERS[backend](arrays)
+    files, blocks = BACKENDS[backend].encode(arrays)
     needed = sum(memoryview(buffer).nbytes for buffers in files.values() for buffer in buffers)
-    with faults_named(f"writing a part of {spec.name}", store, needed):
-        make_folder(parent)
-        with workspace(store) as temporary:
-            folder = temporary / name
-            written = _write_files(folder, files)
-            record = PartRecord(
-                fingerprint=spec.fingerprint,
-                backend=backend,
-                corpus=rows.corpus,
-                ids=tuple(rows.ids),
-                inputs=tuple(rows.inputs),
-                quarantined=tuple(rows.quarantined),
-                arrays={
-                    key: ArrayRecord(array.dtype.name, array.shape, tuple(blocks[key])) for key, array in arrays.items()
-                },
-                files=written,
-                written_by=dict(written_by),
-            )
-            write_file(folder / "part.json", [seal(record.to_json())])
-            sync_folder(folder)
-            _prove(Part.open(folder, spec.fingerprint), arrays)
-            return name if move_into_place(folder, parent / name) else None
+    with explain_disk_errors(f"writing a part of {spec.name}", store, needed), workspace(store) as temporary:
+        folder = temporary / name
+        written = write_folder(folder, files)
+        record = PartRecord(
+            fingerprint=spec.fingerprint,
+            backend=backend,  # type: ignore[arg-type]
+            corpus=rows.corpus,
+            ids=tuple(rows.ids),
+            inputs=tuple(rows.inputs),
+            quarantined=tuple(rows.quarantined),
+            arrays={key: ArrayRecord(a.dtype.name, a.shape, tuple(blocks[key])) for key, a in arrays.items()},  # type: ignore[arg-type]
+            files={key: FileRecord(*size_and_digest) for key, size_and_digest in written.items()},
+            written_by=dict(written_by),
+        )
+        write_file(folder / "part.json", [checksummed_json(record)])
+        sync_folder(folder)
+        _prove(Part.open(folder, spec.fingerprint), arrays, files)
+        return name if move_into_place(folder, parent / name) else None
 
 
-def _write_files(folder: Path, files: Mapping[str, Sequence[Buffer]]) -> dict[str, FileRecord]:
-    folder.mkdir()
-    for inside in sorted({os.path.dirname(name) for name in files}):  # noqa: PTH120 (a key, not a path)
-        (folder / inside).mkdir(parents=True, exist_ok=True)
-    written = {name: FileRecord(*write_file(folder / name, buffers)) for name, buffers in files.items()}
-    for root, _, _ in os.walk(folder):
-        sync_folder(Path(root))
-    return written
+def _prove(part: Part, arrays: Mapping[str, npt.NDArray[Any]], files: Files) -> None:
+    """A reader will get what was meant, bit for bit: the blocks are the arrays.
 
-
-def _prove(part: Part, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """What a reader will get is what was meant, bit for bit."""
+    They are taken from `files`, which is what the disk gave back when each file was written.
+    """
     for name, array in arrays.items():
-        read = np.empty(array.shape, array.dtype)
-        read_rows(part.source(name), read)
-        if read.tobytes() != array.tobytes():
-            raise StoreError(f"{part.folder}: array '{name}' reads back other than it was written; check the disk")
+        data, at = bytes_of(array), 0
+        for block in part.record.arrays[name].blocks:
+            buffers = files[block.file]
+            content = memoryview(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+            found = content[block.offset : block.offset + block.bytes]
+            check_block(f"{part.folder}/{block.file}", block, [found])
+            if bytes(found) != bytes(data[at : at + block.bytes]):
+                raise StoreError(f"{part.folder}: array '{name}' reads back other than it was written")
+            at += block.bytes

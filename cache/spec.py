@@ -1,24 +1,65 @@
-"""How a feature was computed: everything that its fingerprint hashes, in the clear."""
+"""How a feature was computed, and the checksummed JSON that specs and parts are recorded in."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
 
 from ser.errors import CorruptStore, StoreError
+
+from .atomic_io import REPAIR, read_small
 
 FORMAT_VERSION = 1
 
 Modality = Literal["audio", "text"]
 Level = Literal["frame", "token", "utterance"]
 Dtype = Literal["float16", "float32"]
-_KNOWN = {"modality": get_args(Modality), "level": get_args(Level), "dtype": get_args(Dtype)}
+Json = TypeVar("Json")
+
+_CHECKSUM = b',"sha256":"%s"}\n'
+_LENGTH = len(_CHECKSUM % (b"0" * 64))
 
 
 def canonical_json(value: Any) -> bytes:
     """UTF-8 JSON with sorted keys, no spaces, and no NaN: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value,
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
+        default=msgspec.structs.asdict,
+    ).encode()
+
+
+def checksummed_json(record: Any) -> bytes:
+    """Canonical JSON of `record`, with `"sha256"` (of those bytes) put in as its last key, and a newline."""
+    body = canonical_json(record)
+    return body[:-1] + _CHECKSUM % hashlib.sha256(body).hexdigest().encode()
+
+
+def read_checksummed(path: Path, kind: type[Json]) -> Json:
+    """The record that `checksummed_json` wrote, as an instance of `kind`.
+
+    Raises `CorruptStore` if one bit of it has changed or it says something else, and `StoreError` for a newer format.
+    """
+    content = read_small(path)
+    body = content[:-_LENGTH] + b"}"
+    if content[-_LENGTH:] != _CHECKSUM % hashlib.sha256(body).hexdigest().encode():
+        raise CorruptStore(f"{path}: altered or cut short (its checksum is wrong); {REPAIR}")
+    try:
+        check_version(msgspec.json.decode(body, type=_Version).format_version, str(path))
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise CorruptStore(f"{path}: not a {kind.__name__} of a store ({error}); {REPAIR}") from None
+
+
+class _Version(msgspec.Struct):
+    format_version: Any = None
 
 
 def check_version(version: Any, where: str) -> None:
@@ -42,12 +83,12 @@ class Spec:
     feature: str  # "hubert"
     modality: Modality
     level: Level
-    dim: int
+    dim: Annotated[int, msgspec.Meta(ge=1)]
     dtype: Dtype
     extractor: str  # the code that computes it: "speech", "text", "smile", "mel", "import"
     version: int  # of that code; raised when its numbers change
     variant: str = ""  # "layer=9": the settings asked for after the feature's name, in sorted order
-    hop: float | None = None  # seconds between frames
+    hop: int | float | None = None  # seconds between frames
     config: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Mapping[str, Any] = field(default_factory=dict)  # {"digest": sha256, "random": bool, …}; no paths
     provenance: Mapping[str, Any] = field(default_factory=dict)  # {"model", "versions", "command", "created", …}
@@ -68,50 +109,22 @@ class Spec:
         """The first 16 hex digits of the sha256 of the canonical JSON of `identity()`."""
         return hashlib.sha256(canonical_json(self.identity())).hexdigest()[:16]
 
+    def to_json(self) -> dict[str, Any]:
+        """The content of `spec.json`."""
+        return {**self.identity(), "provenance": self.provenance}
+
     @classmethod
     def from_json(cls, record: Mapping[str, Any], where: str) -> "Spec":
-        """Read back what `identity()` and the provenance were written as. Raises `StoreError`."""
+        """Read back what `to_json` gave. Raises `StoreError`."""
         check_version(record.get("format_version"), where)
-        values = {key: value for key, value in record.items() if key != "format_version"}
-        known = {f.name for f in fields(cls)}
-        if set(values) != known:
-            raise CorruptStore(f"{where}: not a spec (keys {sorted(set(values) ^ known)} are missing or unknown)")
-        spec = cls(**values)
-        for name, known_values in _KNOWN.items():
-            if getattr(spec, name) not in known_values:
-                raise CorruptStore(f"{where}: not a spec ({name} {getattr(spec, name)!r})")
-        if type(spec.dim) is not int or spec.dim < 1:
-            raise CorruptStore(f"{where}: not a spec (dim {spec.dim!r})")
-        return spec
+        if strange := record.keys() ^ {"format_version", *(f.name for f in fields(cls))}:
+            raise CorruptStore(f"{where}: not a spec (keys {sorted(strange)} are missing or unknown); {REPAIR}")
+        try:
+            return msgspec.convert(record, cls)
+        except msgspec.ValidationError as error:
+            raise CorruptStore(f"{where}: not a spec ({error}); {REPAIR}") from None
 
     @property
     def random_weights(self) -> bool:
         """Whether the feature comes from an untrained encoder: it shows that the pipeline works, not accuracy."""
         return bool(self.checkpoint.get("random", False))
-
-
-_SEAL = b',"sha256":"%s"}\n'
-_LENGTH = len(_SEAL % (b"0" * 64))
-
-
-def seal(record: Mapping[str, Any]) -> bytes:
-    """Canonical JSON of `record`, with `"sha256"` (of those bytes) put in as its last key, and a newline."""
-    body = canonical_json(record)
-    return body[:-1] + _SEAL % hashlib.sha256(body).hexdigest().encode()
-
-
-def unseal(content: bytes, where: str) -> dict[str, Any]:
-    """The record that `seal` wrote. Raises `CorruptStore` if one bit of it has changed."""
-    body = content[:-_LENGTH] + b"}"
-    if content[-_LENGTH:] != _SEAL % hashlib.sha256(body).hexdigest().encode():
-        raise CorruptStore(f"{where}: altered or cut short (its checksum is wrong); {REPAIR}")
-    try:
-        record = json.loads(body)
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise CorruptStore(f"{where}: not a JSON object; {REPAIR}")
-    return record
-
-
-REPAIR = "run `ser cache verify --repair`, then `ser features` again"

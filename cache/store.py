@@ -7,34 +7,30 @@
 What lies where, key by key, is in FORMAT.md.
 """
 
+import contextlib
 import difflib
-import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 
 from .atomic_io import (
-    faults_named,
+    explain_disk_errors,
+    folders_in,
     make_folder,
     move_into_place,
     remove_leftovers,
     replace_file,
-    sync_folder,
     workspace,
-    write_file,
+    write_folder,
 )
-from .feature import Feature, spec_bytes
-from .manifest import Manifest
-from .part import Packed, Part, PartRows, Quarantine, read_small
-from .spec import Spec
+from .feature import Feature
+from .manifest import RESERVED, Manifest, check_name, list_corpora, read_manifest
+from .part import Packed, PartRows, Quarantine
+from .spec import Spec, checksummed_json
 
-__all__ = ["Feature", "Manifest", "Packed", "Part", "PartRows", "Quarantine", "Spec", "Store", "open_store"]
-
-# Feature and corpus names become folders; ids never do.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_RESERVED = {"manifests", "tmp"}
-_LATEST = re.compile(rb"[0-9a-f]{64}\n")
+__all__ = ["Feature", "Manifest", "Packed", "PartRows", "Quarantine", "Spec", "Store", "check_name", "open_store"]
 
 
 def open_store(path: Path | str, create: bool = False) -> "Store":
@@ -43,30 +39,16 @@ def open_store(path: Path | str, create: bool = False) -> "Store":
     Raises `WrongUse` if the path holds no store.
     """
     path = Path(path)
-    if not _is_store(path):
+    manifests = path / "manifests"
+    if not manifests.is_dir():
         if not create:
             raise WrongUse(f"{path}: holds no store; run `ser features CORPUS --store {path}` to make one")
-        # Looked at once more, since another process may be making it just now.
-        if not _is_free(path) and not _is_store(path):
-            raise WrongUse(f"{path}: is no store and not empty; name a new folder with --store")
-        with faults_named("making a store", path):
-            make_folder(path / "manifests")
+        free = not path.exists() or (path.is_dir() and all(entry.name in RESERVED for entry in path.iterdir()))
+        if not free and not manifests.is_dir():  # another process may have made it just now
+            raise WrongUse(f"{path}: is not a store and not empty; name a new folder with --store")
+        with explain_disk_errors("making a store", path):
+            make_folder(manifests)
     return Store(path)
-
-
-def _is_store(path: Path) -> bool:
-    return (path / "manifests").is_dir()
-
-
-def _is_free(path: Path) -> bool:
-    return not path.exists() or (path.is_dir() and not any(entry.name not in _RESERVED for entry in path.iterdir()))
-
-
-def check_name(kind: str, name: str) -> str:
-    """A feature's or corpus's name, fit to be a folder. Raises `WrongUse`."""
-    if not _NAME.fullmatch(name) or name in _RESERVED:
-        raise WrongUse(f"a {kind} cannot be called {name!r}; use letters, digits, '-', '_' and '.'")
-    return name
 
 
 class Store:
@@ -84,13 +66,9 @@ class Store:
         self._cleaned = True
         return remove_leftovers(self.path)
 
-    def _before_writing(self) -> None:
-        if not self._cleaned:
-            self.remove_leftovers()
-
     def corpora(self) -> list[str]:
         """The names of the corpora that have a manifest."""
-        return [folder.name for folder in _folders(self.path / "manifests")]
+        return list_corpora(self.path)
 
     def only_corpus(self, corpus: str | None = None) -> str:
         """`corpus` if it is in the store; None: the only one. Raises `WrongUse` listing them."""
@@ -108,72 +86,42 @@ class Store:
 
         Raises `WrongUse` for an unknown one and `CorruptStore` for one that cannot be trusted.
         """
-        corpus = self.only_corpus(corpus)
-        folder = self.path / "manifests" / corpus
-        if digest is None:
-            digest = self._latest(folder)
-        elif not re.fullmatch(r"[0-9a-f]{64}", digest) or not (folder / f"{digest}.parquet").exists():
-            raise WrongUse(f"{folder}: has no manifest {digest!r}")
-        path = folder / f"{digest}.parquet"
-        manifest = Manifest.from_content(read_small(path), digest, str(path))
-        if manifest.corpus != corpus:
-            raise CorruptStore(f"{path}: is the manifest of corpus {manifest.corpus!r}; run `ser features` again")
-        return manifest
-
-    def _latest(self, folder: Path) -> str:
-        content = read_small(folder / "latest")
-        if not _LATEST.fullmatch(content):
-            raise CorruptStore(f"{folder / 'latest'}: altered or cut short; run `ser features` to write it again")
-        digest = content.decode().strip()
-        if not (folder / f"{digest}.parquet").exists():
-            raise CorruptStore(
-                f"{folder / 'latest'}: names {folder / digest}.parquet, which is missing; "
-                "run `ser features` to write it again"
-            )
-        return digest
+        return read_manifest(self.path, self.only_corpus(corpus), digest)
 
     def put_manifest(self, manifest: Manifest) -> str:
         """Keep a manifest and make it the corpus's latest. Returns its digest.
 
         One whose table the latest has already is not written again.
         """
-        self._before_writing()
+        self._cleaned or self.remove_leftovers()
         folder = self.path / "manifests" / check_name("corpus", manifest.corpus)
-        _check_unique(manifest)
-        if (latest := self._unchanged(folder, manifest)) is not None:
-            return latest
+        for id_, times in Counter(manifest.ids).items():
+            if id_ is None or times > 1:
+                what = "an utterance without an id" if id_ is None else f"utterance {id_!r} twice"
+                raise WrongUse(f"corpus {manifest.corpus}: has {what}; ids must name one utterance each")
+        with contextlib.suppress(StoreError, WrongUse):
+            latest = self.manifest(manifest.corpus)
+            if latest.table.equals(manifest.table) and latest.synthetic == manifest.synthetic:
+                return latest.digest
         files = {f"{manifest.digest}.parquet": manifest.content, "latest": f"{manifest.digest}\n".encode()}
-        with faults_named("writing a manifest", self.path, len(manifest.content)):
+        with explain_disk_errors("writing a manifest", self.path, len(manifest.content)):
             if folder.exists() or not self._new_folder(folder, files):
                 for name, content in files.items():
                     replace_file(folder / name, content, self.path)
         return manifest.digest
 
     def _new_folder(self, folder: Path, files: Mapping[str, bytes], *inside: str) -> bool:
-        """Make a folder with all its files in one step. False if somebody else has just made it."""
+        """Make a folder with all its files in one step. False if another process has just made it."""
         with workspace(self.path) as temporary:
-            made = temporary / folder.name
-            made.mkdir()
-            for name in inside:
-                (made / name).mkdir()
-            for name, content in files.items():
-                write_file(made / name, [content])
-            sync_folder(made)
-            make_folder(folder.parent)
-            return move_into_place(made, folder)
-
-    def _unchanged(self, folder: Path, manifest: Manifest) -> str | None:
-        try:
-            latest = self.manifest(manifest.corpus)
-        except (StoreError, WrongUse):
-            return None
-        same = latest.table.equals(manifest.table) and latest.synthetic == manifest.synthetic
-        return latest.digest if same else None
+            write_folder(temporary / folder.name, {name: [content] for name, content in files.items()}, inside)
+            return move_into_place(temporary / folder.name, folder)
 
     def folders(self) -> list[Path]:
         """Every folder `<feature>/<fingerprint>`, whether its content can be trusted or not."""
-        features = [folder for folder in _folders(self.path) if folder.name not in _RESERVED]
-        return [folder for feature in features for folder in _folders(feature)]
+        return [folder for feature in self._feature_folders() for folder in folders_in(feature)]
+
+    def _feature_folders(self) -> list[Path]:
+        return [folder for folder in folders_in(self.path) if folder.name not in RESERVED]
 
     def features(self) -> list[Feature]:
         """Every feature in the store, one per fingerprint. Raises `CorruptStore` for one that cannot be trusted."""
@@ -181,18 +129,18 @@ class Store:
 
     def add(self, spec: Spec) -> Feature:
         """The feature computed in this way, its folder made if it is not there yet."""
-        self._before_writing()
+        self._cleaned or self.remove_leftovers()
         folder = self.path / check_name("feature", spec.feature) / spec.fingerprint
         if not folder.exists():
-            with faults_named(f"adding feature {spec.name}", self.path):
-                self._new_folder(folder, {"spec.json": spec_bytes(spec)}, "parts")
+            with explain_disk_errors(f"adding feature {spec.name}", self.path):
+                self._new_folder(folder, {"spec.json": checksummed_json(spec.to_json())}, "parts")
         try:
             return Feature(self.path, folder)
         except CorruptStore:
             # The folder's name vouches for what spec.json must say, so the parts beside it stay good.
-            with faults_named("writing spec.json again", self.path):
-                replace_file(folder / "spec.json", spec_bytes(spec), self.path)
-                make_folder(folder / "parts")
+            with explain_disk_errors("writing spec.json again", self.path):
+                replace_file(folder / "spec.json", checksummed_json(spec.to_json()), self.path)
+                (folder / "parts").mkdir(exist_ok=True)
             return Feature(self.path, folder)
 
     def __getitem__(self, name: str) -> Feature:
@@ -229,26 +177,13 @@ class Store:
     def _no_feature(self, name: str, near: list[Path]) -> MissingRows:
         others = sorted({Feature(self.path, folder).spec.name + f"@{folder.name[:8]}" for folder in near})
         asked = name.partition("@")[0]
-        known = [folder.name for folder in _folders(self.path) if folder.name not in _RESERVED]
+        known = [folder.name for folder in self._feature_folders()]
         alike = difflib.get_close_matches(asked.partition(":")[0], known, n=1)
         there = f" (there is {', '.join(others)})" if others else f" (did you mean {alike[0]}?)" if alike else ""
         return MissingRows(
             f"{self.path}: has no feature {name!r}{there}; "
             f"run `ser features CORPUS --features {asked} --store {self.path}`"
         )
-
-
-def _check_unique(manifest: Manifest) -> None:
-    seen: set[str] = set()
-    for id_ in manifest.ids:
-        if id_ is None or id_ in seen:
-            what = "an utterance without an id" if id_ is None else f"utterance {id_!r} twice"
-            raise WrongUse(f"corpus {manifest.corpus}: has {what}; ids must name one utterance each")
-        seen.add(id_)
-
-
-def _folders(parent: Path) -> list[Path]:
-    return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def listed(features: list[Feature]) -> str:

@@ -153,10 +153,11 @@ def import_(
     Example: ser cache import gemaps gemaps.npy --modality audio --manifest utterances.csv
     """
     from ser.cache.store import open_store
-    from ser.cache.transfer import import_feature, read_ids, read_manifest_table
+    from ser.cache.transfer import import_feature, read_ids
+    from ser.extract.corpora.table import read_manifest
 
     opened = open_store(store, create=table is not None)
-    manifest = read_manifest_table(table, corpus_name or table.stem) if table else opened.manifest(corpus_name)
+    manifest = read_manifest(table, corpus_name or table.stem) if table else opened.manifest(corpus_name)
     done = import_feature(opened, name, file, modality, manifest, read_ids(ids) if ids else None, backend)
     text = f"{done.feature}@{done.fingerprint}: {done.rows} rows of {len(manifest)}, {done.missing} missing"
     answer(asdict(done) if as_json else text)

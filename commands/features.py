@@ -78,6 +78,7 @@ def _ahead_text(plan: "ExtractionPlan") -> str:
             f"  {spec.name}@{spec.fingerprint}{random}: {len(feature.missing)} to compute, {feature.there} there, "
             f"about {feature.bytes / 1e6:.1f} MB"
         )
+    lines += [f"  {feature}: left out, its weights are not here" for feature in plan.unavailable]
     lines += [f"  not in the corpus as read: {problem}" for problem in plan.scan.refused]
     lines.append(f"  {plan.bytes / 1e6:.1f} MB in all, {plan.free / 1e9:.1f} GB free")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ Progress is a bar on a terminal, and one line a minute elsewhere.
 
 import json
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -39,28 +40,23 @@ class _LogStream:
 def progress(total: float | None, what: str, unit: str = "it", **options: Any) -> "tqdm[Any]":
     """A `tqdm` bar of `total` steps on standard error; `what` names the stage."""
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, **options)
-    log: Any = _LogStream()
-    return tqdm(total=total, desc=what, unit=unit, file=log, mininterval=60, maxinterval=60, ascii=True, **options)
+        options |= {"dynamic_ncols": True}
+    else:
+        options |= {"file": _LogStream(), "mininterval": 60, "maxinterval": 60, "ascii": True}
+    return tqdm(total=total, desc=what, unit=unit, **options)
 
 
-class StageBars:
+class StageBars(ExitStack):
     """One bar per stage of a run, made when the stage first reports."""
 
     def __init__(self, unit: str) -> None:
+        super().__init__()
         self.unit = unit
         self.bars: dict[str, tqdm[Any]] = {}
-
-    def __enter__(self) -> "StageBars":
-        return self
-
-    def __exit__(self, *fault: object) -> None:
-        for bar in self.bars.values():
-            bar.close()
 
     def update(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` units of that stage are finished."""
         if stage not in self.bars:
             place = {"position": len(self.bars)} if sys.stderr.isatty() else {}
-            self.bars[stage] = progress(total, f"{stage:<8}", self.unit, **place)
+            self.bars[stage] = self.enter_context(progress(total, f"{stage:<8}", self.unit, **place))
         self.bars[stage].update(done - self.bars[stage].n)

@@ -62,7 +62,8 @@ def fork_server(module: str) -> Iterator[None]:
     A server that runs already is used as it is, and left to whoever started it.
     """
     server: Any = forkserver._forkserver
-    if server._forkserver_pid is not None:
+    runs_already = server._forkserver_pid is not None
+    if runs_already:
         yield
         return
     _context.set_forkserver_preload(["__main__", module])

@@ -12,12 +12,12 @@ from ser.errors import UtteranceError
 from .audio import Clip
 from .augment import change
 from .extractors import GPU_SECONDS, ResolvedFeature, batches, load_extractors
-from .plan import ExtractionPlan
+from .plan import ExtractionPlan, compute_device
 from .text import cleaned
 from .worker import read_input
 
 
-def deviations(plan: ExtractionPlan, count: int, device: str) -> dict[str, float]:
+def deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:
     """Feature name → max |difference| / max |reference| over `count` utterances spread from shortest to longest.
 
     Ours: in batches, as the run does it (on a CPU, where it goes one by one, in batches all the same). The reference:
@@ -26,6 +26,7 @@ def deviations(plan: ExtractionPlan, count: int, device: str) -> dict[str, float
     """
     found: dict[str, float] = {}
     most = plan.config.batch_seconds or GPU_SECONDS
+    device = compute_device(plan.config.device, [feature.wanted for feature in plan.features])
     models: dict[str, Any] = {}  # by checkpoint: layers of one encoder share it
     modalities: tuple[Modality, ...] = ("audio", "text")
     for modality in modalities:

@@ -19,7 +19,6 @@ from ser import engines
 from ser.cache.part import PartRows, Quarantine, part_name
 from ser.cache.store import Feature, open_store
 from ser.engines.cluster import POLL_SECONDS
-from ser.engines.machine import choose_device
 from ser.errors import SerError
 
 from .extractors import ResolvedFeature
@@ -178,12 +177,11 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
     left = task.only({name: ids for name, ids in task.missing.items() if not _published(task, name)})
     if left is None:
         return TaskResult()
-    device = choose_device(config.device) if any(one.checkpoint for one in config.wanted) else "cpu"
-    threads = 1  # dask has a thread per core already
-    if device.startswith("cuda"):
+    here, threads = config.here(), 1  # dask has a thread per core already
+    if here.device.startswith("cuda"):
         threads = max(1, int(engines.resources().get("CPU", min(GPU_NODE_THREADS, engines.cores()))))
     written_by = (*config.written_by, *engines.here().items())
-    return extract_task(left, replace(config, device=device, threads=threads, written_by=written_by))
+    return extract_task(left, replace(here, threads=threads, written_by=written_by))
 
 
 def split(task: ExtractionTask, known: dict[Path, Feature] | None = None) -> list[ExtractionTask] | None:

@@ -92,6 +92,11 @@ class Extractor:
         self.config = self.configs[0]
         self.device, self.batch_seconds = device, batch_seconds
         self.label = "+".join(dict.fromkeys(spec.feature for spec in self.specs))  # for messages
+        self.checkpoint = features[0].checkpoint
+        self.open()
+
+    def open(self) -> None:
+        """Load what `run` needs, such as a model."""
 
     def run(self, batch: Sequence[Any]) -> list[Outcome]:
         """The features of each `Clip` (audio) or transcript (text), in order; `UtteranceError` where there are none."""
@@ -172,22 +177,16 @@ class Encoder(Extractor):
         same = {key: value for key, value in asdict(feature.config).items() if key not in cls.own}
         return feature.checkpoint.digest, *same.items()
 
-    def __init__(
-        self, features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
-    ) -> None:
+    def open(self) -> None:
+        """Load the model, and keep the outputs of the layers of each forward pass, by number, in `state.taken`."""
         import torch
 
-        super().__init__(features, device, batch_seconds)
-        if device.startswith("cuda"):  # TF32 keeps ten bits of the mantissa
+        if self.device.startswith("cuda"):  # TF32 keeps ten bits of the mantissa
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        assert features[0].checkpoint is not None
-        self.checkpoint = features[0].checkpoint
-        self.model = load_encoder(self.checkpoint).to(device)
-        self.state = threading.local()  # of one forward pass: `lengths` of the rows, and `taken`, the layers' outputs
-        self._take({config.layer for config in self.configs})
-
-    def _take(self, wanted: set[int]) -> None:
-        """Keep the outputs `[batch, time, dim]` of the `wanted` layers, by number, in `state.taken`."""
+        assert self.checkpoint is not None
+        self.model = load_encoder(self.checkpoint).to(self.device)
+        self.state = threading.local()  # of one forward pass: `lengths` of the rows, and `taken` `[batch, time, dim]`
+        wanted = {config.layer for config in self.configs}
 
         def hook(number: int) -> Callable[..., None]:
             def take(_module: Any, args: Any, output: Any = None) -> None:

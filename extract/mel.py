@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-import librosa
 import numpy as np
 import scipy.fft
 import torch
@@ -101,6 +100,8 @@ class MelExtractor(Extractor):
     @cached_property
     def _bank(self) -> torch.Tensor:
         """Librosa's Slaney filterbank `[1 + n_fft // 2, bands]`."""
+        import librosa
+
         c = self.config
         high = c.high or c.sampling_rate / 2
         return torch.from_numpy(

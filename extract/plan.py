@@ -12,20 +12,13 @@ import numpy as np
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Modality, Spec
 from ser.cache.store import Feature, Store, open_store
-from ser.engines.scheduler_address import check_scheduler
 from ser.engines.machine import choose_device
+from ser.engines.scheduler_address import check_scheduler
 from ser.errors import CorruptStore, StoreError, WeightsError, WrongUse
 from ser.weights.find import parse_models
 
 from .corpora.scan import Scan, find_format, read_corpus
-from .extractors import (
-    CHARACTERS_PER_TOKEN,
-    ResolvedFeature,
-    batches,
-    resolve_available,
-    split_names,
-    text_seconds,
-)
+from .extractors import ResolvedFeature, batches, resolve_available, split_names, text_seconds
 from .options import ExtractionConfig
 
 PART_BYTES = 256 << 20
@@ -75,6 +68,10 @@ class WorkerConfig:
     batch_seconds: float | None = None
     keep_quarantine: bool = False  # publish what cannot be used as quarantined; else leave it out, to be tried again
     written_by: tuple[tuple[str, Any], ...] = ()
+
+    def here(self) -> "WorkerConfig":
+        """With the device of this machine. Raises `WrongUse` for one that is not here."""
+        return replace(self, device=compute_device(self.device, self.wanted))
 
     def folder(self, spec: Spec) -> Path:
         """The feature's folder in the store."""
@@ -183,10 +180,15 @@ class ExtractionPlan:
             problem, file = (known.reason, known.path) if known else (None, "")
             if digest is None and problem is None:
                 problem = "no transcript" if modality == "text" else "no audio file"
-            length = (seconds or 0.0) if modality == "audio" else text_seconds(text or "")
+            length = _length(seconds if modality == "audio" else text, modality)
             file = file or ((audio or "") if modality == "audio" else "")
             found.append(Utterance(id_, audio, text, digest, length, problem, file))
         return found
+
+
+def compute_device(name: str, wanted: Sequence[ResolvedFeature]) -> str:
+    """The device that `--device` names on this machine; the CPU if no feature needs a model."""
+    return choose_device(name) if any(one.checkpoint for one in wanted) else "cpu"
 
 
 def plan(config: ExtractionConfig) -> ExtractionPlan:
@@ -258,15 +260,17 @@ def _feature_plan(wanted: ResolvedFeature, manifest: Manifest, store: Store | No
         except CorruptStore:  # the folder's name vouches for what spec.json must say, and `Store.add` writes it again
             feature = Feature(store.path, folder, spec)
         parts, missing = frozenset(part.name for part in feature.parts()), feature.missing(manifest, retry)
-    if spec.level == "utterance":
-        count: float = len(missing)
-    elif spec.modality == "audio":
-        seconds = manifest.column("duration")
-        count = sum((seconds[row] or 0.0) * _rows_per_second(spec) + 1 for row in missing)
-    else:
-        texts = manifest.column("text")
-        count = sum(2 + len(texts[row] or "") / CHARACTERS_PER_TOKEN for row in missing)
+    count: float = len(missing)
+    if spec.level != "utterance":
+        column = manifest.column("duration" if spec.modality == "audio" else "text")
+        count = _rows_per_second(spec) * sum(_length(column[row], spec.modality) for row in missing)
+        count += len(missing) * (spec.modality == "audio")
     return FeaturePlan(wanted, len(manifest), missing, int(count * _row_bytes(spec)), parts)
+
+
+def _length(value: Any, modality: Modality) -> float:
+    """What an utterance of this duration or transcript costs, in seconds of audio."""
+    return (value or 0.0) if modality == "audio" else text_seconds(value or "")
 
 
 def _row_bytes(spec: Spec) -> int:

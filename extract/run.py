@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,6 @@ from ser import engines
 from ser.cache.part import Quarantine
 from ser.cache.spec import Modality
 from ser.cache.store import Store, open_store
-from ser.engines.machine import choose_device
 from ser.errors import ExtractionStopped, SerError, UtteranceError
 
 from .cluster_tasks import OnProgress, StoreProgress, extract_task, run_on_cluster
@@ -82,11 +81,8 @@ class ExtractionRun:
     @cached_property
     def worker(self) -> Worker:
         """What computes in this process. Raises `WrongUse` for a device that is not here."""
-        workers = self.plan.config.workers or 1
-        config, device = self.plan.worker_config(), "cpu"
-        if any(one.checkpoint for one in config.wanted):
-            device = choose_device(config.device)
-        return Worker(replace(config, device=device, threads=max(1, engines.cores() // workers)))
+        config, workers = self.plan.worker_config(), self.plan.config.workers or 1
+        return Worker(replace(config.here(), threads=max(1, engines.cores() // workers)))
 
     def __enter__(self) -> "ExtractionRun":
         return self
@@ -132,10 +128,7 @@ class ExtractionRun:
             return {}
         from .check import deviations
 
-        device = "cpu"
-        if any(feature.wanted.checkpoint for feature in self.plan.features):
-            device = choose_device(self.plan.config.device)
-        found = deviations(self.plan, count, device)
+        found = deviations(self.plan, count)
         for feature in self.plan.features:
             spec = feature.wanted.spec
             if spec.name in found:
@@ -172,34 +165,39 @@ class ExtractionRun:
         plan, config = self.plan, self.plan.config
         if config.scheduler is not None or max((len(f.missing) for f in plan.features), default=0) < ESTIMATED:
             return None
-        worker = self.worker
-        if not worker.on_gpu:
+        if not self.worker.on_gpu:
             one_thread()
-        cores_busy = device_busy = 0.0
-        modalities: tuple[Modality, ...] = ("audio", "text")
-        for modality in modalities:
-            fingerprints = {one.spec.fingerprint for one in worker.config.wanted if one.spec.modality == modality}
-            if not (left := _left(plan, modality, fingerprints)):
-                continue
-            extractors = worker.extractors(modality)
-            chosen = _spread(left)
-            if worker.on_gpu:  # which a few leave idle: a batch from the middle
-                groups = batches([one.length for one in left], worker.most)
-                chosen = [left[index] for index in groups[len(groups) // 2]]
-            start = time.perf_counter()
-            read = [(one, read_input(one, modality, plan.scan.root)) for one in chosen]
-            timed = [(one, value) for one, value in read if not isinstance(value, UtteranceError)]
-            seconds = _seconds([one for one, _ in timed])
-            cores_busy += (time.perf_counter() - start) / max(seconds, 1e-9) * _seconds(left)
-            for one in extractors:
-                alone = worker.on_gpu and one.batched
-                rate = _rate(one, timed if alone else _spread(timed), worker.most, 1 if alone else engines.cores())
-                busy = rate * _seconds(_left(plan, modality, {spec.fingerprint for spec in one.specs}))
-                if alone:
-                    device_busy += busy
-                else:
-                    cores_busy += busy
-        return max(cores_busy / engines.cores(), device_busy)
+        (audio_cores, audio_device), (text_cores, text_device) = self._busy("audio"), self._busy("text")
+        return max((audio_cores + text_cores) / engines.cores(), audio_device + text_device)
+
+    def _busy(self, modality: Modality) -> tuple[float, float]:
+        """The seconds of all cores together, and of the GPU, that one modality takes."""
+        worker, cores, device = self.worker, 0.0, 0.0
+        wanted = {one.spec.fingerprint for one in worker.config.wanted if one.spec.modality == modality}
+        if not (left := _left(self.plan, modality, wanted)):
+            return 0.0, 0.0
+        extractors, groups = worker.extractors(modality), batches([one.length for one in left], worker.most)
+        # Three of different lengths; for a GPU, which they would leave idle, a batch from the middle.
+        spread = [left[int(part * len(left))] for part in TIMED]
+        middle = [left[index] for index in groups[len(groups) // 2]] if worker.on_gpu else spread
+
+        def read(one: Utterance) -> Any:
+            return read_input(one, modality, self.plan.scan.root)
+
+        cores += _rate(lambda batch: list(map(read, batch)), [[one] for one in spread], 1) * _sum(left)
+        inputs = {one: value for one in {*spread, *middle} if not isinstance(value := read(one), UtteranceError)}
+        for extractor in extractors:
+            alone = worker.on_gpu and extractor.batched
+            some = [one for one in (middle if alone else spread) if one in inputs]
+            together = batches([one.length for one in some], worker.most if extractor.batched else None)
+
+            def run(batch: list[Utterance], extractor: Extractor = extractor) -> None:
+                extractor.run([inputs[one] for one in batch])
+
+            rate = _rate(run, [[some[i] for i in group] for group in together], 1 if alone else engines.cores())
+            busy = rate * _sum(_left(self.plan, modality, {spec.fingerprint for spec in extractor.specs}))
+            cores, device = cores + busy * (not alone), device + busy * alone
+        return cores, device
 
 
 def _left(plan: ExtractionPlan, modality: Modality, fingerprints: set[str]) -> list[Utterance]:
@@ -211,31 +209,25 @@ def _left(plan: ExtractionPlan, modality: Modality, fingerprints: set[str]) -> l
     return sorted(found.values(), key=lambda utterance: -utterance.length)
 
 
-def _seconds(utterances: Sequence[Utterance]) -> float:
+def _sum(utterances: Iterable[Utterance]) -> float:
     return sum(utterance.length for utterance in utterances)
 
 
-def _spread(some: list[Any]) -> list[Any]:
-    return [some[int(part * len(some))] for part in TIMED] if some else []
-
-
-def _rate(one: Extractor, timed: list[tuple[Utterance, Any]], most: float | None, threads: int) -> float:
-    """Seconds of one thread's work per second of utterances; 0 where none could be decoded."""
-    groups = batches([utterance.length for utterance, _ in timed], most if one.batched else None)
+def _rate(compute: Callable[[list[Utterance]], Any], groups: list[list[Utterance]], threads: int) -> float:
+    """Seconds of one thread's work per second of utterances, with so many threads at work; 0 without utterances."""
     if not groups:
         return 0.0
 
     def once(_: int) -> float:
-        one.run([timed[groups[-1][-1]][1]])  # the first call of a thread loads and allocates
+        compute(groups[-1][-1:])  # the first call of a thread loads and allocates
         start = time.perf_counter()
         for group in groups:
-            one.run([timed[row][1] for row in group])
+            compute(group)
         return time.perf_counter() - start
 
     # As many at once as in the run: cores share their memory, and often this machine with others.
     with ThreadPoolExecutor(threads) as pool:
-        busy = list(pool.map(once, range(threads)))
-    return sum(busy) / threads / max(_seconds([utterance for utterance, _ in timed]), 1e-9)
+        return sum(pool.map(once, range(threads))) / threads / max(sum(map(_sum, groups)), 1e-9)
 
 
 class _Progress:

@@ -21,7 +21,7 @@ from ser.errors import UtteranceError, WrongUse
 from ser.weights import Checkpoint
 
 from .audio import CHANNELS, RESAMPLER, Clip
-from .extractors import Encoder, Outcome, ResolvedFeature, Rows, as_stored, batches
+from .extractors import Encoder, Outcome, Rows, as_stored, batches
 
 RATE = 16000  # Hz, of every encoder of these families
 # WavLM hands torch a boolean mask beside a float one, as it means to.
@@ -126,10 +126,9 @@ class SpeechExtractor(Encoder):
         assert checkpoint is not None
         return math.prod(checkpoint.setting("conv_stride")) / RATE
 
-    def __init__(
-        self, features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
-    ) -> None:
-        super().__init__(features, device, batch_seconds)
+    def open(self) -> None:
+        """Load the model, and let its first norm see each row's own frames alone."""
+        super().open()
         self.kernels, self.strides = tuple(self.model.config.conv_kernel), tuple(self.model.config.conv_stride)
         self.stride = math.prod(self.strides)  # samples between frames
         self.field = 1 + sum((k - 1) * math.prod(self.strides[:i]) for i, k in enumerate(self.kernels))  # samples

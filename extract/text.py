@@ -14,7 +14,7 @@ import numpy as np
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import Checkpoint
 
-from .extractors import Encoder, Outcome, ResolvedFeature
+from .extractors import Encoder, Outcome
 
 MOST = 512  # tokens
 TAG = re.compile(r"\[[A-Za-z_]+\]")  # IEMOCAP's [LAUGHTER], [BREATHING], [GARBAGE], [LIPSMACK], lower-case too
@@ -61,12 +61,12 @@ class TextExtractor(Encoder):
             raise WrongUse(f"most={config.most}: {checkpoint.model} takes 3 to {longest} tokens")
         return config
 
-    def __init__(
-        self, features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
-    ) -> None:
+    def open(self) -> None:
+        """Load the model and its tokenizer."""
         import transformers
 
-        super().__init__(features, device, batch_seconds)
+        super().open()
+        assert self.checkpoint is not None
         folder = self.checkpoint.path
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -82,10 +82,8 @@ class TextExtractor(Encoder):
 
     def run(self, batch: Sequence[str]) -> list[Outcome]:
         """The tokens of each transcript, `[tokens, dim]` of each spec."""
-        outcomes: list[Outcome] = []
-        for text in batch:
-            without = " without its tags" if text.strip() else ""
-            outcomes.append(UtteranceError(f"its transcript is empty{without}"))
+        why = ("its transcript is empty", "its transcript is empty without its tags")
+        outcomes: list[Outcome] = [UtteranceError(why[bool(text.strip())]) for text in batch]
         texts = {row: cleaned(text, self.config.tags) for row, text in enumerate(batch)}
         texts = {row: text for row, text in texts.items() if text.strip()}
         with self._tokenizing:
@@ -102,14 +100,13 @@ class TextExtractor(Encoder):
                 "word": words(text, self._cut(one["offset_mapping"]), special)[keep],
                 "token": numbers.astype(np.int32)[keep],
             }
-            warnings: tuple[str, ...] = ()
-            if len(one["input_ids"]) > len(numbers):
-                total = len(one["input_ids"])
-                warnings = (f"its transcript of {total} tokens is cut to {len(numbers)} for {self.label}",)
+            total = len(one["input_ids"])
+            warning = f"its transcript of {total} tokens is cut to {len(numbers)} for {self.label}"
             try:
                 if not extras["word"].size:
                     raise UtteranceError("its transcript has no token")
-                outcomes[row] = self.outcome([values[keep] for values in layers], extras, warnings)
+                kept = [values[keep] for values in layers]
+                outcomes[row] = self.outcome(kept, extras, (warning,) if total > len(numbers) else ())
             except UtteranceError as fault:
                 outcomes[row] = fault
         return outcomes

@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ser.cache.part import PartRecord, PartRows, Quarantine, read_small
-from ser.cache.spec import Modality, unseal
+from ser.cache.part import PartRecord, PartRows, Quarantine, read_part_record
+from ser.cache.spec import Modality
 from ser.cache.store import Store, open_store
 from ser.engines import is_out_of_memory
 from ser.errors import SerError, UtteranceError
@@ -50,9 +50,8 @@ class PartWatcher:
         names = [name for name in self._listed() if name not in self._known and not name.startswith(".")]
         self._known.update(names)
         for name in names:
-            path = self.folder / name / "part.json"
             with contextlib.suppress(SerError):
-                yield PartRecord.from_json(unseal(read_small(path), str(path)), str(path))
+                yield read_part_record(self.folder / name)
 
     def _listed(self) -> list[str]:
         """All names in the folder; none at all if it has not changed."""
@@ -133,7 +132,8 @@ class PartPipeline:
         }
         # First in, first out: whatever an extractor waits for was submitted before it.
         self.inputs = {one.id: worker.decoders.submit(self._read, one) for one in task.utterances}
-        self.batches: list[tuple[Extractor, list[list[Utterance]], Future[list[Outcome]]]] = []
+        self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
+        self.computing: list[Future[None]] = []
         for extractor in sorted(worker.extractors(task.modality), key=lambda one: one.batched):
             self._submit(extractor)
 
@@ -160,70 +160,60 @@ class PartPipeline:
         most = self.worker.most if extractor.batched else None
         for indices in batches([unit[0].length for unit in units], most):
             chosen = [units[index] for index in indices]
-            self.batches.append((extractor, chosen, pool.submit(self._compute, extractor, chosen, lacking, pool.width)))
+            self.computing.append(pool.submit(self._compute, extractor, chosen, lacking, pool.width))
 
     def _compute(
         self, extractor: Extractor, units: list[list[Utterance]], lacking: Mapping[str, frozenset[str]], threads: int
-    ) -> list[Outcome]:
-        inputs: list[Any] = [self.inputs[unit[0].id].result() for unit in units]
-        usable = [row for row, value in enumerate(inputs) if not isinstance(value, UtteranceError)]
-        outcomes: list[Outcome] = list(inputs)
+    ) -> None:
+        inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
+        usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
         start = time.perf_counter()
-        if usable:
-            made = self._run(extractor, [inputs[row] for row in usable], units[usable[0]][0].id)
-            for row, outcome in zip(usable, made, strict=True):
-                outcomes[row] = outcome
+        made = dict(zip(usable, self._run(extractor, usable), strict=True)) if usable else {}
         seconds = (time.perf_counter() - start) / threads
         done = [one.id for unit in units for one in unit if not one.problem]
         counts = {stage: sum(id_ in ids for id_ in done) for stage, ids in lacking.items()}
         self.worker.note(self.result, counts, seconds, extractor if usable else None)
-        return outcomes
+        for unit in units:
+            outcome: Outcome = made.get(unit[0].id, inputs[unit[0].id])
+            for spec in extractor.specs:
+                rows = outcome if isinstance(outcome, UtteranceError) else outcome[spec.fingerprint]
+                self.outcomes.update({(spec.fingerprint, utterance.id): rows for utterance in unit})
 
-    def _run(self, extractor: Extractor, inputs: list[Any], first: str) -> list[Outcome]:
+    def _run(self, extractor: Extractor, inputs: Mapping[str, Any]) -> list[Outcome]:
         if not self.worker.on_gpu:
             one_thread()
         try:
-            return extractor.run(inputs)
+            return extractor.run(list(inputs.values()))
         except (MemoryError, RuntimeError) as fault:
             if not is_out_of_memory(fault):
                 raise
             way_out = "lower --batch-seconds" if extractor.batched else "cut it into shorter utterances"
             if extractor.batched and self.task.modality == "audio":
                 way_out += f", or ask for {extractor.specs[0].feature}:window=30"
-            raise SerError(f"memory ran out in {extractor.label} on {first}; {way_out}") from fault
-
-    def outcomes(self) -> dict[str, dict[str, Rows | UtteranceError]]:
-        """Fingerprint → id → rows, when all is done."""
-        found: dict[str, dict[str, Rows | UtteranceError]] = {name: {} for name in self.task.missing}
-        for extractor, units, future in self.batches:
-            for unit, outcome in zip(units, future.result(), strict=True):
-                for spec in extractor.specs:
-                    rows = outcome if isinstance(outcome, UtteranceError) else outcome[spec.fingerprint]
-                    for utterance in unit if spec.fingerprint in found else []:
-                        found[spec.fingerprint][utterance.id] = rows
-                        if isinstance(rows, Rows):
-                            self.result.warnings += [(warning, utterance.id) for warning in rows.warnings]
-        for id_, future_input in self.inputs.items():
-            if isinstance(clip := future_input.result(), Clip):
-                self.result.audio_seconds += clip.seconds
-                self.result.warnings += [(warning, id_) for warning in dict.fromkeys(clip.warnings)]
-        self.inputs.clear()
-        return found
+            raise SerError(f"memory ran out in {extractor.label} on {next(iter(inputs))}; {way_out}") from fault
 
     def publish(self) -> TaskResult:
         """Wait for all rows and write one part per feature."""
-        config, outcomes = self.worker.config, self.outcomes()
+        config, result = self.worker.config, self.result
+        for future in self.computing:
+            future.result()
+        for id_, read in self.inputs.items():
+            if isinstance(clip := read.result(), Clip):
+                result.audio_seconds += clip.seconds
+                result.warnings += [(warning, id_) for warning in dict.fromkeys(clip.warnings)]
+        self.inputs.clear()
         start = time.perf_counter()
         for one in config.wanted:
             name = one.spec.fingerprint
             if not (missing := self.task.missing.get(name)):
                 continue
             there = self._published(name)
-            left = [u for u in self.task.utterances if u.id in missing and (u.id, u.digest) not in there]
             inputs, bad = list[str](), list[Quarantine]()
             rows = PartRows(config.corpus, inputs=inputs)
-            for utterance in left:
-                outcome = outcomes[name][utterance.id]
+            for utterance in self.task.utterances:
+                if utterance.id not in missing or (utterance.id, utterance.digest) in there:
+                    continue
+                outcome = self.outcomes[name, utterance.id]
                 if isinstance(outcome, UtteranceError):
                     bad.append(Quarantine(utterance.id, utterance.digest, utterance.file, str(outcome)))
                     continue
@@ -232,15 +222,16 @@ class PartPipeline:
                 rows.arrays.append(outcome.values)
                 for key, extra in outcome.extras.items():
                     rows.extras.setdefault(key, []).append(extra)
+                result.warnings += [(warning, utterance.id) for warning in outcome.warnings]
             if config.keep_quarantine:
                 rows.quarantined = bad
             if rows.ids or rows.quarantined:
                 self.worker.store.add(one.spec).publish(rows, config.backend, dict(config.written_by))
-            self.result.computed[name] += len(rows.ids)
+            result.computed[name] += len(rows.ids)
             if bad:
-                self.result.quarantined[name] = bad
-        self.result.seconds["write"] += time.perf_counter() - start
-        return self.result
+                result.quarantined[name] = bad
+        result.seconds["write"] += time.perf_counter() - start
+        return result
 
     def _published(self, fingerprint: str) -> set[tuple[str, str | None]]:
         """Id and digest of the rows that others have published since the task was begun.

@@ -6,14 +6,27 @@ A heavy test starts processes, a browser or a dask cluster, builds the wheel, or
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from types import CodeType
 from typing import Any
 
 import pytest
 
-HEAVY_FILES = ("test_cluster", "test_engines", "test_features_disk", "test_features_killed", "test_report_html")
-HEAVY_TESTS = {"test_a_command_runs_through_few_files", "test_wheel_alone_runs"}
+HEAVY_FILES = (
+    "test_benchmarks",
+    "test_cluster",
+    "test_engines",
+    "test_features_disk",
+    "test_features_killed",
+    "test_report_html",
+)
+HEAVY_TESTS = {
+    "test_a_command_runs_through_few_files",
+    "test_another_seed_is_another_corpus",
+    "test_published_feature_files_are_trained_on",
+    "test_the_same_bytes_each_time",
+    "test_the_time_is_estimated_from_the_corpus_itself",
+    "test_wheel_alone_runs",
+}
 HEAVY_FIXTURES = {"browser", "demo_store", "newcomer", "processes"}
 PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "in_processes", "fork_server"}
 
@@ -35,7 +48,6 @@ def starts_processes(function: Callable[..., Any], seen: set[str]) -> bool:
         code = codes.pop()
         names |= set(code.co_names)
         codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    called = [function.__globals__.get(name) for name in names - seen]
-    return bool(names & PROCESSES) or any(
-        starts_processes(one, seen) for one in called if inspect.isfunction(one) and one.__module__ == function.__module__
-    )
+    called = [one for name in names - seen if inspect.isfunction(one := function.__globals__.get(name))]
+    own = [one for one in called if one.__module__ == function.__module__]
+    return bool(names & PROCESSES) or any(starts_processes(one, seen) for one in own)

@@ -1,12 +1,15 @@
 """Small stores for tests, the same each time, and the values that they must give back."""
 
 import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ser.cache.spec import checksummed_json
 from ser.cache.store import Feature, Manifest, PartRows, Spec, Store, open_store
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -85,3 +88,11 @@ def check_whole(feature: Feature, manifest: Manifest, arrays: Arrays) -> None:
     assert packed.ids == manifest.ids
     for number, id_ in enumerate(manifest.ids):
         assert packed[number].tobytes() == arrays[id_].tobytes(), id_
+
+
+def rewrite_record(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a part.json or spec.json and give it a true checksum again, as an attacker would."""
+    record = json.loads(path.read_text())
+    del record["sha256"]
+    change(record)
+    path.write_bytes(checksummed_json(record))

@@ -20,8 +20,9 @@ import zarr
 
 from ser.cache.manifest import Manifest
 from ser.cache.store import Store, open_store
-from ser.cache.transfer import export, import_feature, read_arrays, read_ids, read_manifest_table
+from ser.cache.transfer import export, import_feature, read_arrays, read_ids
 from ser.errors import CorpusError, MissingRows, SerError, StoreError, WrongUse
+from ser.extract.corpora.table import read_manifest
 from ser.tests.store_samples import manifest_of, sample_store
 from ser.tests.test_cache_hostile import EVIL_HDF5, evil_hdf5
 
@@ -35,8 +36,7 @@ def empty(tmp_path: Path) -> Store:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("level", ["frame", "token", "utterance"])
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(("level", "dtype"), [("frame", "float16"), ("token", "float32"), ("utterance", "float32")])
 def test_there_and_back(tmp_path: Path, suffix: str, level: str, dtype: str) -> None:
     _, feature, manifest, _ = sample_store(tmp_path / "a", "zarr", level=level, dtype=dtype)
     path = export(feature, manifest, tmp_path / f"out{suffix}")
@@ -49,7 +49,7 @@ def test_there_and_back(tmp_path: Path, suffix: str, level: str, dtype: str) -> 
     assert old.values.tobytes() == new.values.tobytes() and np.array_equal(old.offsets, new.offsets)
     assert old.ids == new.ids and old.extras.keys() == new.extras.keys()
     assert all(np.array_equal(old.extras[name], new.extras[name]) for name in old.extras)
-    assert not [entry for entry in tmp_path.iterdir() if "partial" in entry.name]
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
     with pytest.raises(WrongUse, match="exists already"):
         export(feature, manifest, path)
 
@@ -57,21 +57,15 @@ def test_there_and_back(tmp_path: Path, suffix: str, level: str, dtype: str) -> 
 def test_plain_readers_open_exports(tmp_path: Path) -> None:
     _, feature, manifest, _ = sample_store(tmp_path / "a", "hdf5", level="token")
     packed = feature.load(manifest)
-    paths = {suffix: export(feature, manifest, tmp_path / f"out{suffix}") for suffix in SUFFIXES}
-    opened: dict[str, Any] = {
-        ".h5": h5py.File(paths[".h5"]),
-        ".npz": np.load(paths[".npz"]),
-        ".safetensors": safetensors.numpy.load_file(paths[".safetensors"]),
-        ".zarr": zarr.open_group(paths[".zarr"], mode="r"),
-    }
-    for data in opened.values():
+    path = {suffix: export(feature, manifest, tmp_path / f"out{suffix}") for suffix in SUFFIXES}
+    hdf5, npz, group = h5py.File(path[".h5"]), np.load(path[".npz"]), zarr.open_group(path[".zarr"], mode="r")
+    for data in (hdf5, npz, group, safetensors.numpy.load_file(path[".safetensors"])):
         assert np.array_equal(data["values"][:], packed.values)
         assert np.array_equal(data["offsets"][:], packed.offsets)
         assert np.array_equal(data["word"][:], packed.extras["word"])
-    assert [text.decode() for text in opened[".h5"]["ids"][:]] == manifest.ids == opened[".npz"]["ids"].tolist()
-    assert opened[".zarr"].attrs["ids"] == manifest.ids
     index = json.loads((tmp_path / "out.safetensors.json").read_text())
-    assert index["ids"] == manifest.ids and index["spec"]["feature"] == "tokens"
+    assert [text.decode() for text in hdf5["ids"][:]] == npz["ids"].tolist() == manifest.ids
+    assert group.attrs["ids"] == index["ids"] == manifest.ids and index["spec"]["feature"] == "tokens"
 
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
@@ -220,26 +214,18 @@ def bomb_npz(path: Path) -> None:
 
 CODEC = {"name": "numcodecs.pickle", "configuration": {}}
 EVIL: dict[str, tuple[str, Callable[[Path], Any], str]] = {
-    "pickled npy": ("x.npy", lambda p: np.save(p, np.array([Evil()], object), allow_pickle=True), "pickled objects"),
+    "pickled npy": ("x.npy", lambda p: np.save(p, np.array([Evil()], object), allow_pickle=True), "Python objects"),
     "pickle called npy": ("x.npy", lambda p: p.write_bytes(pickle.dumps(Evil())), "cannot be read as npy"),
-    "npy that claims 2 TB": ("x.npy", lambda p: p.write_bytes(npy_claiming((1 << 36, 5))), "claims"),
+    "npy that claims 2 TB": ("x.npy", lambda p: p.write_bytes(npy_claiming((1 << 36, 5))), "greater than file size"),
     "npy with a negative shape": ("x.npy", lambda p: p.write_bytes(npy_claiming((-12, -5), bytes(240))), "x.npy"),
-    "npy cut short": ("x.npy", lambda p: p.write_bytes(npy_claiming((12, 5), bytes(239))), "claims|cut short"),
-    "npz with a pickle": ("x.npz", lambda p: np.savez(p, values=np.array([Evil()], object)), "pickled objects"),
+    "npz with a pickle": ("x.npz", lambda p: np.savez(p, values=np.array([Evil()], object)), "allow_pickle=False"),
     "npz bomb": ("x.npz", bomb_npz, "claims|cannot be read"),
-    "npz with a stray member": ("x.npz", lambda p: zip_with(p, **{"values.pkl": b"x"}), "no or no single .npy"),
-    "no zip": ("x.npz", lambda p: p.write_bytes(b"PK\x03\x04junk"), "cannot be read as npz"),
+    "npz with a stray member": ("x.npz", lambda p: zip_with(p, **{"values.pkl": b"x"}), "not a single .npy"),
     "lfs pointer": ("x.h5", write_lfs, "cannot be read as h5"),
-    "html page": ("x.safetensors", lambda p: p.write_text("<html>sign in</html>"), "no sound safetensors"),
-    "safetensors header that lies": (
-        "x.safetensors",
-        lambda p: p.write_bytes((1 << 60).to_bytes(8, "little") + b"{}"),
-        "no sound safetensors",
-    ),
-    "csv with text": ("x.csv", lambda p: p.write_text("id,a\nu000,=cmd|'/c calc'!A0\n"), "no number"),
-    "csv with a hole": ("x.csv", lambda p: p.write_text("id,a,b\nu000,1,\n"), "no number"),
+    "html page": ("x.safetensors", lambda p: p.write_text("<html>sign in</html>"), "cannot be read as safetensors"),
+    "csv with text": ("x.csv", lambda p: p.write_text("id,a\nu000,=cmd|'/c calc'!A0\n"), "not a number"),
+    "csv with a hole": ("x.csv", lambda p: p.write_text("id,a,b\nu000,1,\n"), "not a number"),
     "csv with ragged rows": ("x.csv", lambda p: p.write_text("id,a\nu000,1,2\n"), "cannot be read as csv"),
-    "empty csv": ("x.csv", lambda p: p.write_text(""), "cannot be read as csv"),
     "zarr with a missing chunk": ("x.zarr", lambda p: evil_zarr(p, lambda f: (f / "c/1/0").unlink()), "2 of 3 chunks"),
     "zarr with a linked chunk": ("x.zarr", lambda p: evil_zarr(p, link_chunk), "symbolic link"),
     "zarr that claims 2 TB": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, shape=[1 << 37, 5])), "claims"),
@@ -251,7 +237,11 @@ EVIL: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "claims",
     ),
     "zarr codec": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, codecs=[CODEC])), r"numcodecs\.pickle"),
-    "zarr with v2 metadata": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, zarr_format=2)), "no Zarr v3"),
+    "zarr with v2 metadata": (
+        "x.zarr",
+        lambda p: evil_zarr(p, lambda f: edit(f, zarr_format=2)),
+        "cannot be read as zarr",
+    ),
     "hdf5 never written": (
         "x.h5",
         lambda p: h5py.File(p, "w").create_dataset("values", (1 << 40, 5), "f4"),
@@ -263,7 +253,7 @@ EVIL: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "does not hold",
     ),
     "hdf5 with objects": ("x.h5", lambda p: h5py.File(p, "w").create_dataset("values", (2, 2), h5py.ref_dtype), "x.h5"),
-    "a folder called npy": ("x.npy", lambda p: p.mkdir(), "is a folder"),
+    "a folder called npy": ("x.npy", lambda p: p.mkdir(), "not a plain file"),
     "another kind of file": ("x.pkl", lambda p: p.write_bytes(pickle.dumps(Evil())), "unknown feature file format"),
     "nothing": ("x.npy", lambda p: None, "does not exist"),
     **{
@@ -286,7 +276,7 @@ def test_evil_files(tmp_path: Path, empty: Store, kind: str) -> None:
 
 def test_a_pipe_is_no_feature_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.npy")
-    with pytest.raises(WrongUse, match="no plain file"):
+    with pytest.raises(WrongUse, match="not a plain file"):
         read_arrays(tmp_path / "x.npy")
 
 
@@ -320,7 +310,7 @@ def test_a_manifest_from_a_table(tmp_path: Path, empty: Store, suffix: str) -> N
             writer = csv.DictWriter(file, [*ROWS[0], "other"], delimiter="\t" if suffix == ".tsv" else ",")
             writer.writeheader()
             writer.writerows([{**row, "votes": json.dumps(row["votes"]) if row.get("votes") else ""} for row in ROWS])
-    manifest = read_manifest_table(path, "published")
+    manifest = read_manifest(path, "published")
     assert manifest.ids == ["a", "=b"] and manifest.column("speaker") == ["1F", "007"]
     assert manifest.column("votes") == [[["neu"], ["neu", "sad"]], None]
     assert manifest.column("turn") == [3, 4] and manifest.column("start") == [0.5, None]
@@ -330,27 +320,7 @@ def test_a_manifest_from_a_table(tmp_path: Path, empty: Store, suffix: str) -> N
     import_feature(empty, "minilm", tmp_path / "x.npy", "text", manifest)
     assert empty["gemaps"].complete(empty.manifest()) and empty["minilm"].complete(empty.manifest())
 
-
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        ("name\na\n", "no column 'id'"),
-        ("id,turn\na,x\n", "row 1, column 'turn': 'x'"),
-        ("id,votes\na,[1\n", "row 1, column 'votes'"),
-        ("id,label\na,neu\n,sad\n", "row 2 has no id"),
-        ("id,votes\na,7\n", "cannot be a manifest"),
-        ("", "cannot be read as a table"),
-        ("id,label\na,neu\na,sad\n", "row 2: the id a is there twice"),
-        ("id\nn\u00e9e\nne\u0301e\n", "row 2: .*two Unicode spellings"),
-        ("id\na\0b\n", r"row 1: the id 'a\\x00b' holds a control character"),
-        ("id\na\x1b[31m\n", "row 1: .*holds a control character"),
-        ("id\na\u202eb\n", "row 1: .*holds a control character"),
-        (f"id\n{'x' * 300}\n", "row 1: .*has 300 characters, more than 255$"),
-    ],
-)
-def test_tables_that_are_no_manifest(tmp_path: Path, text: str, match: str) -> None:
-    (tmp_path / "t.csv").write_text(text)
-    with pytest.raises((CorpusError, WrongUse), match=match):
-        read_manifest_table(tmp_path / "t.csv", "x")
-    with pytest.raises(WrongUse):
-        read_manifest_table(tmp_path / "none.csv", "x")
+    (tmp_path / "bad.csv").write_text("id,votes\na,7\n")
+    for name, match in (("bad.csv", "line 2: the votes '7' is not JSON"), ("none.csv", "none.csv"), ("x.pkl", "x.pkl")):
+        with pytest.raises((CorpusError, WrongUse), match=match):
+            read_manifest(tmp_path / name, "x")

@@ -72,34 +72,6 @@ def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(processes: DaskProc
     assert len(opened) == len(set(opened)) >= 3, "each process opens the extractor once, also the one that came later"
 
 
-@pytest.mark.slow  # the same without processes: test_a_worker_drops_what_came_while_it_computed
-def test_a_frozen_worker_wakes_after_its_lease_was_cut_up(processes: DaskProcesses, tmp_path: Path) -> None:
-    """Its lease kills all others, so it is cut in two and published under other names: it must not publish it again."""
-    corpus = write_corpus(tmp_path / "corpus", ["[kill] me        ", "words [sleep 1.0]"])
-    log = tmp_path / "log"
-    unforgiving = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
-    processes.environment |= {"SER_STAND_IN_LOG": str(log), **MISSED_SOON, **unforgiving}
-    processes.scheduler()
-    frozen = processes.worker("frozen", "--no-nanny", SER_STAND_IN_SPARED="1")
-    far = tmp_path / "far"
-
-    def harm() -> None:
-        wait_for(lambda: log.exists() and log.read_text().count("computed") == 1)
-        frozen.send_signal(signal.SIGSTOP)
-        processes.worker("mortal")
-
-    with meanwhile(harm):
-        summary = run(corpus, far, scheduler=processes.address, on_error="skip")
-    assert set(summary.quarantined["standin"]) == {"u000"} and summary.features["standin"]["rows"] == 1
-    before = parts(far)
-    assert len(before) == 2, "its lease was cut in two"
-    frozen.send_signal(signal.SIGCONT)
-    wait_for(lambda: len(parts(far)) > 2)  # the row that it alone could compute
-    assert before.items() <= parts(far).items() and len(parts(far)) == 3
-    assert log.read_text().count(f"computed {frozen.pid}\n") == 2
-    contents(far)
-
-
 def test_progress_is_what_the_store_holds(processes: DaskProcesses, tmp_path: Path) -> None:
     """The command is killed, and run again while its worker still publishes; then two run at once on one store."""
     texts = slow_texts(12, 0.2)

@@ -8,21 +8,11 @@ import numpy as np
 import pytest
 
 from ser.extract.corpora.counts import KNOWN, compare, count_all, differences, summary
+from ser.extract.corpora.demo import CATEGORIES
 from ser.extract.corpora.scan import read_corpus
 
 N, RATE = 10039, 1000  # 8 bits at 1 kHz: as many seconds as in the release, in a thirtieth of the bytes
-NAMES = {
-    "neu": "Neutral",
-    "ang": "Anger",
-    "sad": "Sadness",
-    "hap": "Happiness",
-    "exc": "Excited",
-    "fru": "Frustration",
-    "sur": "Surprise",
-    "fea": "Fear",
-    "dis": "Disgust",
-    "oth": "Other",
-}
+NAMES = {code: name for code, (name, _) in CATEGORIES.items()}
 SCRIPTS = ["script01_1", "script01_2", "script01_3", "script02_1", "script02_2", "script03_1", "script03_2"]
 
 

@@ -11,7 +11,7 @@ import soundfile
 from ser.errors import WrongUse
 from ser.extract.corpora.counts import count_all, differences
 from ser.extract.corpora.demo import demo_vocabulary, write_demo
-from ser.extract.corpora.iemocap import LABELS
+from ser.extract.corpora.iemocap import DEMO_MARKER, LABELS
 from ser.extract.corpora.scan import Scan, read_corpus
 
 
@@ -41,25 +41,17 @@ def test_the_same_bytes_each_time(root: Path, tmp_path: Path) -> None:
     assert digests(tmp_path) == first
 
 
-def test_another_seed_is_another_corpus(root: Path, tmp_path: Path) -> None:
-    write_demo(tmp_path, seed=1)
-    shared = digests(tmp_path).keys() & digests(root).keys()
-    assert all(
-        digests(tmp_path)[name] != digests(root)[name]
-        for name in shared
-        if name.endswith("000.wav") and "/._" not in name
-    )
-    with pytest.raises(WrongUse, match="holds another demo corpus"):
-        write_demo(tmp_path, seed=2)
-
-
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(WrongUse, match="is no demo corpus"):
+    with pytest.raises(WrongUse, match="is not a demo corpus"):
         write_demo(tmp_path)
     with pytest.raises(WrongUse, match="is a file"):
         write_demo(tmp_path / "thesis.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / DEMO_MARKER).write_text('{"synthetic": true, "version": 0, "seed": 0}')
+    with pytest.raises(WrongUse, match="another version"):
+        write_demo(tmp_path / "older")
 
 
 def test_counts(scan: Scan) -> None:

@@ -9,9 +9,9 @@ import runpy
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import click
 import pytest
@@ -38,36 +38,23 @@ STAND_INS = {
 }
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, the file name above it, and its text."""
+FENCED = re.compile(r"(?:^`([\w./-]+)`:\n)?^```(\w*)\n(.*?)\n?^```$", re.MULTILINE | re.DOTALL)
 
-    page: str
-    line: int
+
+class Block(NamedTuple):
+    """A fenced block: page and line, its language, the file name above it, and its text."""
+
+    where: str
     language: str
     name: str | None
     text: str
 
-    @property
-    def where(self) -> str:
-        """For messages."""
-        return f"{self.page}:{self.line}"
-
 
 def blocks(page: str) -> Iterator[Block]:
-    lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
-    opened, above = None, ""
-    for number, line in enumerate(lines, 1):
-        if line.startswith("```") and opened is None:
-            named = re.fullmatch(r"`([\w./-]+)`:", above)
-            opened = (number, line[3:].strip(), named[1] if named else None)
-        elif line.startswith("```"):
-            assert opened is not None
-            text = "\n".join(lines[opened[0] : number - 1])
-            yield Block(page, opened[0], opened[1], opened[2], text)
-            opened, above = None, ""
-        elif line.strip() and opened is None:
-            above = line.strip()
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for found in FENCED.finditer(text):
+        line = text.count("\n", 0, found.start(3))
+        yield Block(f"{page}:{line}", found[2], found[1], found[3])
 
 
 def commands(text: str) -> list[list[str]]:
@@ -87,11 +74,8 @@ def ser(words: list[str], where: str) -> str:
 @pytest.fixture
 def registries() -> Iterator[None]:
     """What a page registers is gone after it."""
-    kept: list[tuple[dict[str, Any], dict[str, Any]]] = [(d, dict(d)) for d in (FEATURES, FUSIONS, FORMATS)]
-    yield
-    for registry, before in kept:
-        registry.clear()
-        registry.update(before)
+    with patch.dict(FEATURES), patch.dict(FUSIONS), patch.dict(FORMATS):
+        yield
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.language in RUN for b in blocks(page))])
@@ -125,7 +109,7 @@ def _stand_in(word: str) -> str:
 def test_blocks_run_or_say_why_not_and_would_be_understood() -> None:
     found = [block for page in PAGES for block in blocks(page)]
     for block in found:
-        assert block.language in RUN | {"text"}, f"{block.where}: what language is this?"
+        assert block.language in RUN | {"text", "mermaid"}, f"{block.where}: what language is this?"
         assert block.name or block.language not in ("toml", "csv"), (
             f"{block.where}: name the file above, as `mine.toml`:"
         )
@@ -153,6 +137,14 @@ def test_links_lead_somewhere_and_the_readme_leads_to_each_page() -> None:
         for target in re.findall(r"\]\(([^)#]+)", (DOCS / page).read_text(encoding="utf-8")):
             assert target.startswith("https://") or (DOCS / target).exists(), f"{page}: {target}"
         assert page == "README.md" or f"]({page})" in (DOCS / "README.md").read_text(), f"docs/README.md lacks {page}"
+
+
+def test_every_file_that_the_architecture_names_is_there() -> None:
+    named = re.findall(r"`([\w/]+\.(?:py|md)|[\w/]+/)`", (DOCS / "architecture.md").read_text(encoding="utf-8"))
+    rooms = [DOCS.parent, *(DOCS.parent / room for room in ("extract", "train", "cache", "engines", "weights"))]
+    assert len(named) > 60
+    for name in named:
+        assert any((room / name).exists() for room in rooms), f"there is no {name}"
 
 
 def test_the_commands_page_is_what_the_commands_say() -> None:

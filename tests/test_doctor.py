@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from ser import doctor
 from ser.cli import main
+from ser.engines.machine import memory
 from ser.weights.demo import write_random_checkpoint
 
 
@@ -39,7 +40,7 @@ def test_machine_is_told_as_it_is(tmp_path: Path) -> None:
 
 
 def test_memory_is_at_most_the_machines() -> None:
-    total, free = doctor.memory()
+    total, free = memory()
     assert total is not None and free is not None
     assert 0 < free <= total <= psutil.virtual_memory().total
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from ser.benchmarks.hops import MOST, trace_demo
+from ser.extract.corpora import DETECTORS, FORMATS
+from ser.extract.extractors import FEATURES
 from ser.tests.newcomer import shrink
 from ser.tests.tiny_store import make_store
 
@@ -30,11 +32,6 @@ MAY_IMPORT = {
     "commands": {"cache", "commands", "doctor", "engines", "extract", "predict", "train", "weights"},
     "cli": {"commands"},
     "__main__": {"cli"},
-}
-# Built-in extractors and corpora are reached through their registries, like those that users add.
-REGISTERED = {
-    "extract.extractors": {"extract.speech", "extract.text", "extract.smile", "extract.mel"},
-    "extract.corpora": {"extract.corpora.iemocap", "extract.corpora.emodb", "extract.corpora.table"},
 }
 FILES_OF_A_FOLDER = 16
 HEAVY = {"torch", "transformers", "librosa", "opensmile", "sklearn", "scipy", "zarr", "h5py"}
@@ -97,9 +94,13 @@ def test_nothing_private_is_imported() -> None:
 
 
 def test_extractors_and_corpora_are_reached_through_their_registries() -> None:
-    for registry, registered in REGISTERED.items():
-        for name in MODULES.keys() - registered:
-            assert name.startswith(registry) or not registered & set(needs(name)), f"{name} goes around {registry}"
+    """As those are that users add: none is imported by its name."""
+    registered = {(kind.code.__module__, kind.code.__name__) for kind in FEATURES.values()}
+    registered |= {tuple(place.split(":")) for place in [*FORMATS.values(), *DETECTORS.values()]}
+    assert len(registered) > 7
+    for name in MODULES:
+        taken = {(f"ser.{base}", one) for base, names in imports(name) for one in names}
+        assert not taken & registered, name
 
 
 def test_a_folder_reads_as_a_table_of_contents() -> None:

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from ser.cache.store import open_store
 from ser.errors import WrongUse
 from ser.tests.chromium import MISSING, Browser, open_browser
 from ser.tests.spoken_store import EVIL, spoken_manifest, spoken_store
 from ser.train.experiment import Experiment, run_experiment
-from ser.train.report.attention import SPECIAL, Attending
+from ser.train.report.attention import attend, weights_of
 from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.examples import wilson
 from ser.train.report.figures import figure, to_svg
@@ -122,7 +123,7 @@ def test_evil_texts_are_shown_as_they_are(page: Path, content: Page) -> None:
     text = page.read_text(encoding="utf-8")
     assert "<script" not in text and "<img" not in text
     table = next(table for table in content.tables if table.name == "hardest")
-    shown_texts = {row[1] for row in table.rows}
+    shown_texts = {row["text"] for row in table.rows}
     assert shown_texts & set(EVIL), "the fixture must show one of them"
 
 
@@ -210,29 +211,20 @@ def test_the_command_runs_the_cell_again(cells: list[Cell]) -> None:
         assert names == {run.path.name for run in cell.runs}
 
 
-def test_holm_is_the_step_down_correction() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([]) == []
-
-
-def test_wilson_is_scipys() -> None:
-    from scipy.stats import binomtest
-
+def test_holm_is_the_step_down_correction_and_wilson_is_scipys() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([]) == []
     theirs = binomtest(7, 20).proportion_ci(method="wilson")
     assert wilson(7 / 20, 20) == pytest.approx((35, 100 * theirs.low, 100 * theirs.high), abs=1e-4)
 
 
-def test_agreement_counts_every_rater(cells: list[Cell]) -> None:
+def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: list[Cell]) -> None:
     cell = next(cell for cell in cells if cell.label == "audio:utterance")
-    origin = find_origins([cell])[cell.label]
+    origin, p = find_origins([cell])[cell.label], cell.predictions
     named = {"ang": {"Anger"}, "hap": {"Happiness", "Excited"}, "neu": {"Neutral"}, "sad": {"Sadness"}}
-    for id_, k, share in zip(cell.predictions.ids, cell.predictions.truth, origin.agreement(cell), strict=True):
-        votes = [vote for rater in origin.of(id_, "votes") for vote in rater]
+    for id_, truth, share in zip(p.id, p.truth, origin.agreement(cell), strict=True):
+        votes = [vote for rater in origin.rows.votes[id_] for vote in rater]
         assert len(votes) == 3
-        assert share == pytest.approx(sum(vote in named[cell.classes[k]] for vote in votes) / 3)
-
-
-def test_style_is_told_by_iemocaps_ids_only() -> None:
+        assert share == pytest.approx(100 * sum(vote in named[truth] for vote in votes) / 3)
     assert style("Ses05M_script01_1b_M012") == "scripted" and style("Ses01F_impro05a_F000") == "improvised"
     assert style("03a01Fa") is None
 
@@ -254,30 +246,29 @@ def test_a_papers_cell_is_known_by_its_structure(cells: list[Cell]) -> None:
 
 
 def test_attention_is_the_models_own(cells: list[Cell]) -> None:
-    """The weights, written plainly from q, k and the model's tensors; and watching changes no number."""
+    """The weights, written plainly from q, k and the model's tensors; and reading them changes no number."""
     cell = next(cell for cell in cells if cell.label == "mit · queries 6")
     origin = find_origins([cell])[cell.label]
-    utterance = str(cell.predictions.ids[0])
-    attending = Attending(cell.runs[0], origin, [utterance])
-    one = attending(utterance)
+    utterance = cell.predictions.id[0]
+    other, one = attend(cell.runs[0], origin, [cell.predictions.id[1], utterance])
+    assert other.utterance == cell.predictions.id[1] and other.frames.shape != one.frames.shape
     assert one.frames.shape[0] == one.words.shape[0] == len(one.tokens) == 6
     np.testing.assert_allclose(one.frames.sum(1) + one.words.sum(1), 1, atol=1e-5)
     assert one.tokens.sum() == pytest.approx(1, abs=1e-5)
-    words = origin.of(utterance, "text").split()
-    assert list(one.texts) == [*words, SPECIAL]
+    assert list(one.texts) == [*origin.rows.text[utterance].split(), None], "the last one: special tokens"
     # The predictions of the run came from the plain model.
-    np.testing.assert_allclose(one.probabilities, cell.predictions.probabilities[0], atol=1e-5)
-    np.testing.assert_allclose(attending(utterance).frames, one.frames)
-
+    np.testing.assert_allclose(one.probabilities, cell.runs[0].predictions()["probabilities"][0].as_py(), atol=1e-5)
     fitted, _, _ = load_model(cell.runs[0])
     layer = fitted.model.interaction.decoder[-1].multihead_attn
-    assert "cross" not in vars(attending.interaction.decoder[-1].multihead_attn), "the watch must be taken off"
+    with weights_of(fitted.model.interaction):
+        assert "cross" in vars(layer)
+    assert "cross" not in vars(layer), "the hook must be taken off"
     captured: dict[str, torch.Tensor] = {}
     plain = layer.cross
 
-    def cross(x: torch.Tensor, plan: Any, memory: torch.Tensor, keys: Any) -> torch.Tensor:
+    def cross(x: torch.Tensor, layout: Any, memory: torch.Tensor, keys: Any) -> torch.Tensor:
         captured.update(x=x, memory=memory)
-        return plain(x, plan, memory, keys)
+        return plain(x, layout, memory, keys)
 
     layer.cross = cross
     store, manifest = open_store(cell.config["provenance"]["store"]), origin.manifest
@@ -285,7 +276,7 @@ def test_attention_is_the_models_own(cells: list[Cell]) -> None:
 
     inputs = {}
     for modality, name in (("audio", "hubert"), ("text", "mpnet")):
-        values = torch.from_numpy(store[name].load(manifest, [origin.row_of[utterance]]).values.astype(np.float32))
+        values = torch.from_numpy(store[name].load(manifest, [manifest.ids.index(utterance)]).values.astype(np.float32))
         inputs[modality] = Sequences(values, torch.tensor([len(values)]))
     zero = torch.zeros(1, dtype=torch.long)
     with torch.inference_mode():
@@ -309,17 +300,16 @@ def test_attention_is_the_models_own(cells: list[Cell]) -> None:
 TABLE = Table(
     "odd",
     "Odd & <b>100 %</b>",
-    {"cell": "text", "UA %": "interval", "runs": "spread", "n": "count", "p": "p"},
     [
-        ["=1+1", (50, 40, 60), (50, None), 1234, 0.0001],
-        ["a | b_c <i> $x$", None, (25, 1), None, 0.5],
+        {"cell": "=1+1", "UA %": (50, 40, 60), "runs": (50, None), "n": 1234, "p": 0.0001},
+        {"cell": "a | b_c <i> $x$", "runs": (25, 1), "p": 0.5},
     ],
     "A note of 5 %.",
 )
 
 
 def test_csv_reads_back_and_holds_no_formula() -> None:
-    lines = list(csv.reader(io.StringIO(to_csv(TABLE))))
+    _, *lines = csv.reader(io.StringIO(to_csv(TABLE)))
     assert lines[0] == ["cell", "UA %", "UA % low", "UA % high", "runs", "runs deviation", "n", "p"]
     assert lines[1] == ["'=1+1", "50.0000", "40.0000", "60.0000", "50.0000", "", "1234", "0.0001"]
     assert lines[2][1:4] == ["", "", ""]
@@ -339,7 +329,7 @@ def test_latex_is_booktabs_with_special_characters_escaped() -> None:
     text = to_latex(TABLE)
     assert r"\toprule" in text and r"\bottomrule" in text and r"\caption{Odd \& " in text
     assert r"b\_c" in text and r"\$x\$" in text and r"$\pm$" in text and "±" not in text
-    bracket = Table("b", "b", {"words": "text"}, [["[LAUGHTER]"]])
+    bracket = Table("b", "b", [{"words": "[LAUGHTER]"}])
     assert r"{}[LAUGHTER]" in to_latex(bracket)
     assert not re.search(r"(?<!\\)[%&](?!.*\\\\)", text.replace(" & ", " "))
 

@@ -68,16 +68,10 @@ def weights(fitted: Fitted) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("fusion", ["mit", "lgf-add", "ef-add", "audio", "cnn", "bc-lstm"])
 def test_the_same_seed_gives_the_same_bytes(store: Path, fusion: str) -> None:
-    first, again = (fit(*prepared(store, fusion)) for _ in range(2))
-    assert weights(first) == weights(again)
-    assert weights(first) != weights(fit(*prepared(store, fusion, seed=1)))
-
-
-def test_what_happened_before_does_not_matter(store: Path) -> None:
-    first = weights(fit(*prepared(store, "lgf-add")))
-    torch.manual_seed(99)
-    torch.rand(7)
-    assert first == weights(fit(*prepared(store, "lgf-add")))
+    first = weights(fit(*prepared(store, fusion)))
+    torch.manual_seed(99)  # what happened before does not matter
+    assert weights(fit(*prepared(store, fusion))) == first
+    assert weights(fit(*prepared(store, fusion, seed=1))) != first
 
 
 @pytest.mark.parametrize("fusion", ["mit", "lgf-add", "bc-lstm"])
@@ -114,13 +108,8 @@ def test_poison_in_the_test_part_changes_nothing_in_training(store: Path, select
         assert predict(bad.model, poisoned, fold.test, plan, bad.scaling)["logits"].tobytes() != (
             predict(clean.model, data, fold.test, plan, clean.scaling)["logits"].tobytes()
         ), "the poison does reach the test"
-
-
-def test_poison_in_the_training_part_does_change_training(store: Path) -> None:
-    data, fold, plan = prepared(store, "lgf-add")
-    clean = weights(fit(data, fold, plan))
-    data.utterances.labels[fold.train[0]] = 3 - data.utterances.labels[fold.train[0]]
-    assert weights(fit(data, fold, plan)) != clean
+        poisoned.utterances.labels[fold.train[0]] = 3 - poisoned.utterances.labels[fold.train[0]]
+        assert weights(fit(poisoned, fold, plan)) != weights(clean), "and the training part trains"
 
 
 def accuracy(store: Path, fusion: str, *more: str) -> float:
@@ -239,11 +228,10 @@ def test_frozen_parts_have_no_gradients(store: Path) -> None:
 def test_heads_that_nobody_asks_for_change_nothing_in_those_that_are_asked_for(store: Path, fusion: str) -> None:
     data, fold, plan = prepared(store, fusion)
     model = plan.fusion.build(plan.settings, data.dims, len(data.utterances.classes))
-    every = predict(model, data, fold.test, plan, fit_standardizers(data, fold, plan.settings))
+    standardizers = fit_standardizers(data, fold, plan.settings)
+    every = predict(model, data, fold.test, plan, standardizers)
     assert set(every) == {"logits", "audio", "text"}
-    alone = predict(
-        model, data, fold.test, plan, fit_standardizers(data, fold, plan.settings), heads=frozenset({"logits"})
-    )
+    alone = predict(model, data, fold.test, plan, standardizers, heads=frozenset({"logits"}))
     assert np.allclose(alone["logits"], every["logits"], atol=1e-6)
     assert ("audio" in alone) == (fusion in ("lgf-add", "bc-lstm"))  # there the fused logits are made of them
 

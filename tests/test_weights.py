@@ -3,9 +3,11 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,16 @@ def as_pickle(folder: Path, content: Any = None) -> Path:
     return folder
 
 
+def in_shards(folder: Path, tensors: dict[str, Any], suffix: str, save: Callable[[Any, Path], None]) -> None:
+    """Two files and an index in the place of a checkpoint's one."""
+    (folder / "model.safetensors").unlink()
+    stem, names = {".bin": "pytorch_model", ".safetensors": "model"}[suffix], sorted(tensors)
+    weight_map = {name: f"{stem}-{number % 2}{suffix}" for number, name in enumerate(names)}
+    for file in set(weight_map.values()):
+        save({name: tensors[name] for name in names if weight_map[name] == file}, folder / file)
+    (folder / f"{stem}{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
 class Canary:
     """Touches a file when unpickled."""
 
@@ -89,18 +101,11 @@ def test_one_bit_of_anything_changes_the_digest(copy: Path, bert: Path, tmp_path
 
 def test_the_digest_is_of_the_tensors_not_of_the_file(copy: Path) -> None:
     before = find_checkpoint(copy).digest
-    tensors = load_file(copy / "model.safetensors")
-    names = sorted(tensors)
-    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    (copy / "model.safetensors").unlink()
-    for file, mine in halves.items():
-        save_file({name: tensors[name] for name in mine}, copy / file)
-    index = {"metadata": {}, "weight_map": {name: file for file, mine in halves.items() for name in mine}}
-    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    in_shards(copy, load_file(copy / "model.safetensors"), ".safetensors", save_file)
     edit(copy / "config.json", transformers_version="0.0", _name_or_path="elsewhere")
     assert find_checkpoint(copy).digest == before
     load_encoder(find_checkpoint(copy))
-    (copy / "b.safetensors").unlink()
+    (copy / "model-1.safetensors").unlink()
     with pytest.raises(WeightsError, match="missing"):
         find_checkpoint(copy)
 
@@ -126,19 +131,18 @@ def test_refusals(copy: Path, tmp_path: Path) -> None:
         find_checkpoint(copy)
 
 
-def test_a_model_of_another_kind_is_told(copy: Path) -> None:
+def test_a_model_of_another_kind_is_refused(copy: Path) -> None:
     """T5, say, has a d_model where the encoders that ser knows have a hidden_size."""
-    config = json.loads((copy / "config.json").read_text())
-    del config["hidden_size"]
-    (copy / "config.json").write_text(json.dumps(config))
+    path = copy / "config.json"
+    path.write_text(path.read_text().replace('"hidden_size"', '"d_model"'))
     with pytest.raises(WeightsError, match=r"config\.json names no hidden_size"):
         resolve(["hubert"], {"hubert": str(copy)}, "float16")
 
 
-@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {"a": "gone.bin"}}'])
-def test_a_damaged_index_of_shards_is_told(copy: Path, tmp_path: Path, index: str) -> None:
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": "gone.bin"}}'])
+def test_a_damaged_index_of_shards_is_refused(copy: Path, tmp_path: Path, index: str) -> None:
     (copy / "pytorch_model.bin.index.json").write_text(index)
-    with pytest.raises(WrongUse, match=r"no JSON object|copy the whole folder"):
+    with pytest.raises(WrongUse, match=r"not a JSON object|copy the whole folder"):
         convert(copy, tmp_path / "converted")
 
 
@@ -149,7 +153,7 @@ def test_damaged_safetensors(copy: Path, damage: str) -> None:
     if damage == "header":
         data[:8] = (1 << 60).to_bytes(8, "little")
     file.write_bytes({"cut": data[:-10], "header": data, "empty": b""}[damage])
-    with pytest.raises(WeightsError, match="no readable safetensors"):
+    with pytest.raises(WeightsError, match="not a readable safetensors"):
         find_checkpoint(copy)
 
 
@@ -161,27 +165,28 @@ def test_a_missing_weight_is_never_filled_in_at_random(copy: Path) -> None:
         load_encoder(find_checkpoint(copy))
 
 
-def test_offline_and_without_a_network(tmp_path: Path) -> None:
+def child(code: str, **environment: str) -> str:
+    """What a fresh interpreter prints: Hugging Face reads its variables when it is imported."""
+    code = f"from ser.weights import *\n{code}"
+    environment = {**os.environ, "HF_HUB_DISABLE_XET": "1", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.mark.parametrize(("offline", "tried"), [("1", False), ("0", True)])
+def test_offline_and_without_a_network(tmp_path: Path, offline: str, tried: bool) -> None:
     """One sentence that says how to point at a local copy, and with HF_HUB_OFFLINE no connection is tried."""
     code = (
-        "import socket, sys\n"
+        "import socket\n"
         "def refuse(*a, **k): print('NETWORK'); raise OSError('no network')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
-        "from ser.weights import find_checkpoint, WeightsError\n"
         "try: find_checkpoint('facebook/hubert-base-ls960', '--model hubert=PATH')\n"
         "except WeightsError as fault: print(fault)\n"
     )
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
-    for offline, tried in (("1", False), ("0", True)):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**environment, "HF_HUB_OFFLINE": offline},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert "--model hubert=PATH" in done.stdout and "facebook/hubert-base-ls960" in done.stdout
-        assert ("NETWORK" in done.stdout) == tried
+    printed = child(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE=offline)
+    assert "--model hubert=PATH" in printed and "facebook/hubert-base-ls960" in printed
+    assert ("NETWORK" in printed) == tried
 
 
 def test_the_cache_of_hugging_face_is_found(copy: Path, tmp_path: Path) -> None:
@@ -190,20 +195,11 @@ def test_the_cache_of_hugging_face_is_found(copy: Path, tmp_path: Path) -> None:
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("a" * 40)
     code = (
-        "from ser.weights import *; c = find_checkpoint('some/hubert'); print(c.model, c.digest); "
+        "c = find_checkpoint('some/hubert'); print(c.model, c.digest)\n"
         "[found] = list_checkpoints(); print(found['model'], found['architecture'], found['fault'])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == [
-        *("some/hubert", find_checkpoint(copy).digest),
-        *("some/hubert", "hubert", "None"),
-    ]
+    printed = child(code, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1")
+    assert printed.split() == ["some/hubert", find_checkpoint(copy).digest, "some/hubert", "hubert", "None"]
 
 
 def test_convert_keeps_the_digest(copy: Path, tmp_path: Path) -> None:
@@ -218,19 +214,9 @@ def test_convert_shards_and_old_names(copy: Path, tmp_path: Path) -> None:
     """As published: in shards, and with the names that weight norm had before torch 2."""
     plain = load_encoder(find_checkpoint(copy))
     tensors = load_file(copy / "model.safetensors")
-    old = {
-        name.replace("parametrizations.weight.original0", "weight_g").replace(
-            "parametrizations.weight.original1", "weight_v"
-        ): tensor
-        for name, tensor in tensors.items()
-    }
-    names = sorted(old)
-    (copy / "model.safetensors").unlink()
-    shards = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
-    for file, mine in shards.items():
-        torch.save({name: old[name] for name in mine}, copy / file)
-    weight_map = {name: file for file, mine in shards.items() for name in mine}
-    (copy / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    modern = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    old = {re.sub("|".join(modern), lambda match: modern[match[0]], name): tensors[name] for name in tensors}
+    in_shards(copy, old, ".bin", torch.save)
     converted = load_encoder(find_checkpoint(convert(str(copy), tmp_path / "converted")))
     samples = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (1, 8000)).astype(np.float32))
     with torch.inference_mode():

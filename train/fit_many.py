@@ -53,7 +53,8 @@ def fit_many(
 ) -> list[Fitted | Diverged]:
     """Train one model per config; the configs differ in seed and loss alone, and `can_train_together` holds for them.
 
-    `on_epoch[i]` gets every epoch of run i. A run that diverged gives the fault in the place of its model. Raises `WrongUse` for a selection on a dev part that is empty.
+    `on_epoch[i]` gets every epoch of run i. A run that diverged gives the fault in the place of its model. Raises
+    `WrongUse` for a selection on a dev part that is empty.
     """
     config, settings, device = configs[0], configs[0].settings, configs[0].device
     [stage] = config.fusion.stages
@@ -68,8 +69,7 @@ def fit_many(
     for each in configs:
         torch.manual_seed(each.seed)
         models.append(config.fusion.build(settings, data.dims, len(data.utterances.classes)).to(device))
-        drawn = Generator(device)  # of dropout; on a CPU it goes on where that of the first weights stands
-        dropping.append(drawn.set_state(torch.get_rng_state()) if device == "cpu" else drawn.manual_seed(each.seed))
+        dropping.append(_dropping(each))
     shuffling = [Generator().manual_seed(each.seed) for each in configs]
     stack = Stack(models, settings.dropout, dropping)
     optimiser = make_optimiser(stack.weights, stage, settings)
@@ -130,6 +130,12 @@ def fit_many(
             Diverged(fault, snapshot(model), scaling) if fault else Fitted(model, scaling, selections[i].history)
         )
     return found
+
+
+def _dropping(config: TrainConfig) -> Generator:
+    """The generator of a run's dropout, which continues, on a CPU, that of its first weights."""
+    generator = Generator(config.device)
+    return generator.set_state(torch.get_rng_state()) if config.device == "cpu" else generator.manual_seed(config.seed)
 
 
 def _loss(name: str, reduction: Reduction, outputs: dict[str, Tensor], labels: Tensor) -> Tensor:

@@ -1,29 +1,15 @@
-"""Encoder checkpoints: find, check, hash and load them. `convert` and `random` are modules of their own."""
+"""Encoder checkpoints: find, check, hash and load them. `convert` and `demo` are modules of their own."""
 
-from .find import (
-    CONFIG_FILES,
-    INCIDENTAL,
-    MARK,
-    Checkpoint,
-    WeightsError,
-    digest,
-    find_checkpoint,
-    is_hub_id,
-    list_checkpoints,
-    load_encoder,
-    weight_files,
-)
+from ser.errors import WeightsError
+
+from .find import INCIDENTAL, MARK, Checkpoint, find_checkpoint, list_checkpoints, load_encoder
 
 __all__ = [
-    "CONFIG_FILES",
     "INCIDENTAL",
     "MARK",
     "Checkpoint",
     "WeightsError",
-    "digest",
     "find_checkpoint",
-    "is_hub_id",
     "list_checkpoints",
     "load_encoder",
-    "weight_files",
 ]

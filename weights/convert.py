@@ -16,7 +16,7 @@ from typing import Any
 
 from ser.errors import SerError, WrongUse
 
-from .find import CONFIG_FILES, WeightsError, find_checkpoint, is_hub_id, load_encoder, read_json
+from .find import CONFIG_FILES, check_config, fetch, find_checkpoint, load_encoder, shards
 
 TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
 SHARDS = "pytorch_model.bin.index.json"
@@ -55,29 +55,18 @@ def _source_folder(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if path.exists() or not is_hub_id(name):
+    if path.exists():
         raise WrongUse(f"{name}: give the folder that holds config.json and the weights, or a Hugging Face id")
-    from huggingface_hub import snapshot_download
-
-    wanted = ["pytorch_model*.bin", SHARDS, *CONFIG_FILES]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as fault:  # the Hub's client raises its own, requests', httpx' and OS errors
-        raise WeightsError(
-            f"{name} is no folder here and could not be fetched ({type(fault).__name__}); copy the model's folder here "
-            f"and convert that"
-        ) from fault
+    return fetch(name, ["pytorch_model*.bin", SHARDS], "and convert that")
 
 
 def _convert_folder(source: Path, name: str, made: Path) -> None:
-    if not (source / "config.json").exists():
-        raise WrongUse(f"{name} holds no config.json, so it is no checkpoint; give the folder that holds it")
+    check_config(source, name)
     pickles = _pickles(source, name)
     weight_map: dict[str, str] = {}
     for number, pickle in enumerate(pickles, start=1):
         file = "model.safetensors" if len(pickles) == 1 else f"model-{number:05}-of-{len(pickles):05}.safetensors"
-        for tensor in _child("pickle", str(pickle), made / file):
-            weight_map[tensor] = file
+        weight_map |= dict.fromkeys(_child("pickle", str(pickle), made / file), file)
     if len(pickles) > 1:
         (made / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     for file in CONFIG_FILES:
@@ -87,12 +76,7 @@ def _convert_folder(source: Path, name: str, made: Path) -> None:
 
 def _pickles(source: Path, name: str) -> list[Path]:
     if (source / SHARDS).exists():
-        shards = sorted({str(shard) for shard in read_json(source / SHARDS).get("weight_map", {}).values()})
-        if any(Path(shard).name != shard for shard in shards):
-            raise WrongUse(f"{name}: {SHARDS} names files outside the folder")
-        if not shards or not all((source / shard).is_file() for shard in shards):
-            raise WrongUse(f"{name}: a file that {SHARDS} should name is missing; copy the whole folder")
-        return [source / shard for shard in shards]
+        return shards(source / SHARDS, name)
     if (source / "pytorch_model.bin").exists():
         return [source / "pytorch_model.bin"]
     if any(source.glob("*.safetensors")):
@@ -137,7 +121,7 @@ def _open_pickle(source: Path) -> dict[str, Any]:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise SerError("it is no dictionary of tensors")
+        raise SerError("it is not a dictionary of tensors")
     # Tied tensors share memory, which safetensors does not hold.
     return {str(name): value.detach().contiguous().clone() for name, value in content.items()}
 
@@ -149,38 +133,32 @@ def _open_bundle(name: str, made: Path) -> dict[str, Any]:
     except (ImportError, OSError) as fault:  # OSError: a torchaudio built for another torch
         reason = f"torchaudio cannot be imported here ({type(fault).__name__}): pip install 'ser[torchaudio]'"
         raise SerError(reason) from fault
+    from transformers import Wav2Vec2FeatureExtractor
+
     bundle = getattr(torchaudio.pipelines, name, None)
     if bundle is None or not name.startswith("HUBERT"):
         known = [known for known in dir(torchaudio.pipelines) if known.startswith("HUBERT")]
         raise SerError(f"torchaudio has no HuBERT bundle {name}; known: {', '.join(known)}")
     model = bundle.get_model(dl_kwargs={"weights_only": True})
-    config = torchaudio_config(bundle._params)
-    (made / "config.json").write_text(json.dumps(config, indent=2))
-    preprocessor = {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "do_normalize": bool(bundle._normalize_waveform),
-        "feature_size": 1,
-        "padding_value": 0.0,
-        "padding_side": "right",
-        "return_attention_mask": True,
-        "sampling_rate": int(bundle.sample_rate),
-    }
-    (made / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
+    (made / "config.json").write_text(json.dumps(torchaudio_config(bundle._params), indent=2))
+    Wav2Vec2FeatureExtractor(
+        do_normalize=bool(bundle._normalize_waveform),
+        return_attention_mask=True,
+        sampling_rate=int(bundle.sample_rate),
+    ).save_pretrained(made)
     return torchaudio_names(model.state_dict())
 
 
 def torchaudio_names(state: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors of a `torchaudio.models.Wav2Vec2Model` under the names of `transformers.HubertModel`."""
-    renamed = {}
-    for name, tensor in state.items():
-        if name.startswith("aux."):  # the head of an ASR bundle
-            continue
-        new = name.replace("encoder.feature_projection.", "feature_projection.", 1)
-        new = new.replace("encoder.transformer.", "encoder.", 1)
-        new = new.replace(".conv.weight_g", ".conv.parametrizations.weight.original0")
-        new = new.replace(".conv.weight_v", ".conv.parametrizations.weight.original1")
-        renamed[new] = tensor.detach().contiguous().clone()
-    return renamed
+    return {
+        name.replace("encoder.feature_projection.", "feature_projection.", 1)
+        .replace("encoder.transformer.", "encoder.", 1)
+        .replace(".conv.weight_g", ".conv.parametrizations.weight.original0")
+        .replace(".conv.weight_v", ".conv.parametrizations.weight.original1"): tensor.detach().contiguous().clone()
+        for name, tensor in state.items()
+        if not name.startswith("aux.")  # the head of an ASR bundle
+    }
 
 
 def torchaudio_config(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +168,7 @@ def torchaudio_config(params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model_type": "hubert",
         "architectures": ["HubertModel"],
-        "feat_extract_norm": {"group_norm": "group", "layer_norm": "layer"}[params["extractor_mode"]],
+        "feat_extract_norm": params["extractor_mode"].removesuffix("_norm"),
         "conv_dim": dims,
         "conv_kernel": kernels,
         "conv_stride": strides,

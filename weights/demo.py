@@ -18,8 +18,10 @@ _SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "
 _SPEECH = {**_SMALL, "conv_dim": (32,) * 7, "num_conv_pos_embeddings": 32, "num_conv_pos_embedding_groups": 4}
 # The large models: layer norm in the convolutions, and a LayerNorm after the last layer instead of within each.
 _LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
-_BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-_MPNET_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"]  # the model takes <pad> to be 1
+SPECIAL = {
+    "Bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+    "MPNet": ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"],  # the model takes <pad> to be 1
+}
 
 # architecture → (class prefix, settings)
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,7 +32,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "wavlm": ("WavLM", _SPEECH),
     "wavlm-large": ("WavLM", {**_SPEECH, **_LARGE}),
     "bert": ("Bert", _SMALL),
-    "mpnet": ("MPNet", _SMALL),
+    "mpnet": ("MPNet", {**_SMALL, "max_position_embeddings": 514}),
 }
 
 
@@ -49,46 +51,35 @@ def write_random_checkpoint(
         raise unknown("architecture", architecture, ARCHITECTURES)
     prefix, small = ARCHITECTURES[architecture]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    text = _tokens(prefix, words)
-    if text:
-        settings = {"vocab_size": len(text), **settings}
-        if prefix == "MPNet":
-            settings = {"max_position_embeddings": 514, **settings}
+    tokens = _tokens(SPECIAL[prefix], words) if prefix in SPECIAL else []
+    if tokens:
+        settings = {"vocab_size": len(tokens), **settings}
     config = getattr(transformers, f"{prefix}Config")(**{**small, **settings, MARK: True})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, f"{prefix}Model")(config)
-        _randomise(model)
+        for module in model.modules():
+            if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):
+                torch.nn.init.normal_(module.weight, 1.0, 0.2)
+                torch.nn.init.normal_(module.bias, 0.0, 0.2)
+            elif getattr(module, "bias", None) is not None:
+                torch.nn.init.normal_(module.bias, 0.0, 0.05)
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(temporary)
-    if text:
-        vocabulary = {token: number for number, token in enumerate(text)}
-        getattr(transformers, f"{prefix}Tokenizer")(vocab=vocabulary, model_max_length=512).save_pretrained(temporary)
+    if tokens:
+        vocabulary = {token: number for number, token in enumerate(tokens)}
+        beside = getattr(transformers, f"{prefix}Tokenizer")(vocab=vocabulary, model_max_length=512)
     else:
-        normalize = bool(settings.get("do_normalize", True))
-        transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(temporary)
+        beside = transformers.Wav2Vec2FeatureExtractor(do_normalize=bool(settings.get("do_normalize", True)))
+    beside.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary.rename(folder)
     return folder
 
 
-def _randomise(model: Any) -> None:
-    import torch
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):
-            torch.nn.init.normal_(module.weight, 1.0, 0.2)
-            torch.nn.init.normal_(module.bias, 0.0, 0.2)
-        elif getattr(module, "bias", None) is not None:
-            torch.nn.init.normal_(module.bias, 0.0, 0.05)
-
-
-def _tokens(prefix: str, words: Iterable[str]) -> list[str]:
+def _tokens(special: list[str], words: Iterable[str]) -> list[str]:
     """A WordPiece vocabulary: the special tokens, every letter alone and within a word, and the words."""
-    special = {"Bert": _BERT_TOKENS, "MPNet": _MPNET_TOKENS}.get(prefix)
-    if special is None:
-        return []
     known = {word.lower() for word in words if word.strip()}
     letters = set("abcdefghijklmnopqrstuvwxyz0123456789'.,?!-;:\"[]()") | {letter for word in known for letter in word}
     pieces = letters | {f"##{letter}" for letter in letters}

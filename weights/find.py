@@ -5,10 +5,9 @@ Only safetensors are read. A pickle is opened by `ser weights convert` alone (se
 
 import hashlib
 import json
-import mmap
 import os
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,61 +24,7 @@ CONFIG_FILES = (
 # Where the file came from and what wrote it: the same model keeps its fingerprint when it is saved again.
 INCIDENTAL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "name_or_path", "_commit_hash"}
 MARK = "ser_random_weights"  # in config.json: these weights were never trained
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise WeightsError(f"{path} cannot be read as JSON ({fault})") from fault
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} is no JSON object")
-    return content
-
-
-def digest(path: Path, files: list[Path]) -> str:
-    """Sha256 over every tensor's name, dtype, shape and bytes, and over `CONFIG_FILES`: not over the file layout."""
-    tensors = {name: entry for file in files for name, entry in _hashed_tensors(file)}
-    beside: dict[str, Any] = {}
-    for file in CONFIG_FILES:
-        if not (path / file).exists():
-            continue
-        if file.endswith(".json"):
-            content = read_json(path / file)
-            beside[file] = {key: value for key, value in content.items() if key not in INCIDENTAL}
-        else:
-            beside[file] = hashlib.sha256((path / file).read_bytes()).hexdigest()
-    # allow_nan is off in canonical JSON, and tokenizers hold no floats that matter: dumps are compared as text.
-    return hashlib.sha256(canonical_json({"tensors": tensors, "files": _spelled(beside)})).hexdigest()
-
-
-def _spelled(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-def _hashed_tensors(file: Path) -> Iterator[tuple[str, list[Any]]]:
-    """`name, [dtype, shape, sha256 of the bytes]` of every tensor, straight from the file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "np"):  # its header checks: overlaps, holes, sizes that lie
-            pass
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            [size] = struct.unpack("<Q", content[:8])
-            header = json.loads(content[8 : 8 + size])
-            view = memoryview(content)
-            try:
-                for name in sorted(header.keys() - {"__metadata__"}):
-                    start, stop = header[name]["data_offsets"]
-                    piece = view[8 + size + start : 8 + size + stop]
-                    yield name, [header[name]["dtype"], header[name]["shape"], hashlib.sha256(piece).hexdigest()]
-                    piece.release()
-            finally:
-                view.release()
-    except (SafetensorError, ValueError, KeyError, struct.error) as fault:
-        raise WeightsError(f"{file} is no readable safetensors file ({fault}); copy it again") from fault
-
-
+SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -103,9 +48,9 @@ class Checkpoint:
         return read_json(path) if path.exists() else None
 
     def setting(self, name: str) -> Any:
-        """An entry of config.json. Raises `WeightsError` if it is not there: then this is no encoder that ser can run."""
+        """An entry of config.json. Raises `WeightsError` if it lacks: then this is not an encoder that ser can run."""
         if name not in self.config:
-            raise WeightsError(f"{self.path / 'config.json'} names no {name}: this is no encoder that ser knows")
+            raise WeightsError(f"{self.path / 'config.json'} names no {name}: this is not an encoder that ser knows")
         return self.config[name]
 
     @property
@@ -146,72 +91,65 @@ def find_checkpoint(id_or_folder: str | Path, option: str = "--model NAME=PATH")
         path, model = folder, folder.resolve().name
     elif folder.exists():
         raise WeightsError(f"{name} is a file; give the folder that holds config.json and model.safetensors")
-    elif is_hub_id(name):
-        path, model = _on_hub(name, option), name
     else:
-        raise WeightsError(f"{name}: there is no such folder, and it is no Hugging Face id either")
-    _refuse_code(path, name)
-    return Checkpoint(path, model, digest(path, weight_files(path, name)))
+        path, model = fetch(name, SAFETENSORS, f"and point at it with {option}"), name
+    check_config(path, name)
+    return Checkpoint(path, model, digest(path, _weight_files(path, name)))
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether `name` could be a Hugging Face id, such as `facebook/hubert-base-ls960`."""
+def fetch(name: str, weights: list[str], then: str) -> Path:
+    """The folder with the files `weights` (patterns) and `CONFIG_FILES` of a Hugging Face id, downloaded if need be.
+
+    With HF_HUB_OFFLINE=1 the network is never tried. Raises `WeightsError` with what to do; `then` ends that sentence.
+    """
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
-
-
-def _on_hub(name: str, option: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    weights = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
     wanted = [*weights, *CONFIG_FILES]
     try:
         path = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-        if (path / "config.json").exists() and any(path.glob("*.safetensors")):
+        if (path / "config.json").exists() and any(any(path.glob(pattern)) for pattern in weights):
             return path
+    except HFValidationError as fault:
+        raise WeightsError(f"{name}: there is no such folder, and it is not a Hugging Face id either") from fault
     except (OSError, ValueError):  # not in the cache
         pass
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
-    if not offline:
-        try:
-            return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))
-        except Exception as fault:  # the Hub's client raises its own, requests', httpx' and OS errors
-            why = f"is not in Hugging Face's cache and could not be fetched ({type(fault).__name__})"
-            raise WeightsError(_how_to(name, why, option)) from fault
-    raise WeightsError(_how_to(name, "is not in Hugging Face's cache, and HF_HUB_OFFLINE is set", option))
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))
+    except Exception as fault:  # the Hub's client raises its own, requests', httpx' and OS errors
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"could not be fetched ({type(fault).__name__})"
+        raise WeightsError(
+            f"the checkpoint {name} is not in Hugging Face's cache, and {why}; copy the model's folder here from a "
+            f"machine with a network, {then}"
+        ) from fault
 
 
-def _how_to(name: str, why: str, option: str) -> str:
-    return (
-        f"the checkpoint {name} {why}; copy the model's folder here from a machine with a network, and point at it "
-        f"with {option}"
-    )
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file. Raises `WeightsError`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:
+        raise WeightsError(f"{path} cannot be read as JSON ({fault})") from fault
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} is not a JSON object")
+    return content
 
 
-def _refuse_code(path: Path, name: str) -> None:
+def check_config(path: Path, name: str) -> None:
+    """Raises `WeightsError` for a folder without config.json, or one that wants its own code to be run."""
     if not (path / "config.json").exists():
-        raise WeightsError(f"{name} holds no config.json, so it is no checkpoint; give the folder that holds it")
+        raise WeightsError(f"{name} holds no config.json, so it is not a checkpoint; give the folder that holds it")
     for file in CONFIG_FILES:
         if file.endswith("config.json") and (path / file).exists() and "auto_map" in read_json(path / file):
             raise WeightsError(f"{name}: {file} asks to run the repository's own code (auto_map), which ser never does")
 
 
-def weight_files(path: Path, name: str) -> list[Path]:
-    """The safetensors of a checkpoint. Raises `WeightsError` where there are only pickles, or none."""
-    index = path / "model.safetensors.index.json"
+def _weight_files(path: Path, name: str) -> list[Path]:
+    """The safetensors of a checkpoint. Raises `WeightsError` if there are only pickles, or none."""
     if (path / "model.safetensors").exists():
         return [path / "model.safetensors"]
-    if index.exists():
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-        if any("/" in shard or "\\" in shard or not (path / shard).exists() for shard in shards) or not shards:
-            raise WeightsError(f"{name}: a file that {index.name} names is missing; copy the whole folder")
-        return [path / shard for shard in shards]
+    if (path / "model.safetensors.index.json").exists():
+        return shards(path / "model.safetensors.index.json", name)
     if any(entry.suffix in PICKLES for entry in path.iterdir()):
         raise WeightsError(
             f"{name} holds its weights as a pickle, which could run code; "
@@ -221,6 +159,52 @@ def weight_files(path: Path, name: str) -> list[Path]:
         f"{name} holds no model.safetensors; if it publishes pickles only, `ser weights convert {name} DIR` "
         "writes them as safetensors"
     )
+
+
+def shards(index: Path, name: str) -> list[Path]:
+    """The files that an index of shards names. Raises `WeightsError` unless all of them lie beside it."""
+    weight_map = read_json(index).get("weight_map")
+    names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+    if not names or not all(Path(shard).name == shard and (index.parent / shard).is_file() for shard in names):
+        raise WeightsError(f"{name}: a file that {index.name} should name is missing here; copy the whole folder")
+    return [index.parent / shard for shard in names]
+
+
+def digest(path: Path, files: list[Path]) -> str:
+    """Sha256 over every tensor's name, dtype, shape and bytes, and over `CONFIG_FILES`: not over the file layout."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
+        tensors = {name: entry for file in files for name, entry in _hashed_tensors(file, pool).items()}
+    beside: dict[str, Any] = {}
+    for file in CONFIG_FILES:
+        if file.endswith(".json") and (path / file).exists():
+            content = read_json(path / file)
+            beside[file] = {key: value for key, value in content.items() if key not in INCIDENTAL}
+        elif (path / file).exists():
+            beside[file] = hashlib.sha256((path / file).read_bytes()).hexdigest()
+    # The files as text: they may hold NaN, which canonical JSON does not allow.
+    return hashlib.sha256(canonical_json({"tensors": tensors, "files": json.dumps(beside, sort_keys=True)})).hexdigest()
+
+
+def _hashed_tensors(file: Path, pool: Executor) -> dict[str, list[Any]]:
+    """By name `[dtype, shape, sha256 of the bytes]` of every tensor, straight from the file."""
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np"):  # its header checks: overlaps, holes, sizes that lie
+            pass
+        content = np.memmap(file, mode="r")
+        begin = 8 + int(content[:8].view("<u8")[0])
+        header = json.loads(content[8:begin].tobytes())
+        header.pop("__metadata__", None)
+        pieces = [content[slice(*(begin + at for at in tensor["data_offsets"]))] for tensor in header.values()]
+        hashes = pool.map(lambda piece: hashlib.sha256(piece).hexdigest(), pieces)
+        return {
+            name: [tensor["dtype"], tensor["shape"], sha256]
+            for (name, tensor), sha256 in zip(header.items(), hashes, strict=True)
+        }
+    except (SafetensorError, ValueError, KeyError, OSError) as fault:
+        raise WeightsError(f"{file} is not a readable safetensors file ({fault}); copy it again") from fault
 
 
 def list_checkpoints() -> list[dict[str, Any]]:
@@ -237,23 +221,15 @@ def list_checkpoints() -> list[dict[str, Any]]:
         if repository.repo_type != "model" or not repository.revisions:
             continue
         path = max(repository.revisions, key=lambda revision: revision.last_modified).snapshot_path
+        entry = {"model": repository.repo_id, "path": str(path), "bytes": repository.size_on_disk}
         fault, architecture = None, "unknown"
         try:
-            _refuse_code(path, repository.repo_id)
-            weight_files(path, repository.repo_id)
+            check_config(path, repository.repo_id)
+            _weight_files(path, repository.repo_id)
             architecture = str(read_json(path / "config.json").get("model_type", architecture))
         except WeightsError as error:
             fault = str(error)
-        size = repository.size_on_disk
-        found.append(
-            {
-                "model": repository.repo_id,
-                "path": str(path),
-                "bytes": size,
-                "architecture": architecture,
-                "fault": fault,
-            }
-        )
+        found.append({**entry, "architecture": architecture, "fault": fault})
     return found
 
 

@@ -15,7 +15,7 @@ from ser.errors import WrongUse
 from .demo_voice import MANNERS, RATE, Speaker, speak
 from .iemocap import DEMO_MARKER, consensus
 
-VERSION = 1  # raised when the corpus' bytes change
+VERSION, SEED = 1, 0  # of the corpus' bytes
 Random = np.random.Generator
 
 # Said in any emotion.
@@ -97,24 +97,24 @@ class Line:
     intensity: float
 
 
-def write_demo(folder: str | Path, seed: int = 0) -> int:
+def write_demo(folder: str | Path) -> int:
     """Write the demo corpus into `folder` and return its number of utterances.
 
-    The same seed gives the same bytes. Raises `WrongUse` if the folder holds anything but this very demo corpus.
+    The bytes are the same each time. Raises `WrongUse` if the folder holds anything but this very demo corpus.
     """
     folder = Path(folder).expanduser()
-    marker, content = folder / DEMO_MARKER, json.dumps({"synthetic": True, "version": VERSION, "seed": seed}) + "\n"
+    marker, content = folder / DEMO_MARKER, json.dumps({"synthetic": True, "version": VERSION, "seed": SEED}) + "\n"
     if folder.exists() and not folder.is_dir():
         raise WrongUse(f"{folder} is a file; name a new or empty folder for the demo corpus")
     if marker.is_file() and marker.read_text() != content:
-        raise WrongUse(f"{folder} holds another demo corpus (other version or seed); remove it or name a new folder")
+        raise WrongUse(f"{folder} holds the demo corpus of another version; remove it or name a new folder")
     if folder.exists() and not marker.is_file() and any(folder.iterdir()):
         raise WrongUse(f"{folder} exists and is not a demo corpus; name a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text(content)  # first of all: generated speech never lies about unmarked
-    script = _script(seed)
+    script = _script()
     for dialogue, lines in script.items():
-        _write_dialogue(folder / f"Session{int(dialogue[3:5])}", dialogue, lines, seed)
+        _write_dialogue(folder / f"Session{int(dialogue[3:5])}", dialogue, lines)
     return sum(map(len, script.values()))
 
 
@@ -126,12 +126,12 @@ def demo_vocabulary() -> list[str]:
     return sorted(set(re.findall(r"\w+|[^\w\s]", f"{lower} {bare}")))
 
 
-def _script(seed: int) -> dict[str, list[Line]]:
+def _script() -> dict[str, list[Line]]:
     """The lines of every dialogue, in the order in which they are spoken."""
     script = {}
     for session in range(1, 6):
         for number, scene in enumerate(ARCS):
-            rng = np.random.default_rng([seed, session, number])
+            rng = np.random.default_rng([SEED, session, number])
             marked = "M" if (session, scene) in RENAMED or rng.random() < 0.5 else "F"
             if (session, scene) == (5, "script01_1"):
                 marked = "M"  # beside Ses05M_script01_1b
@@ -181,12 +181,12 @@ def _text(words: str | None, rng: Random) -> str:
     return " ".join(phrases)
 
 
-def _random(seed: int, of: str) -> Random:
-    return np.random.default_rng([seed, zlib.crc32(of.encode())])
+def _random(of: str) -> Random:
+    return np.random.default_rng([SEED, zlib.crc32(of.encode())])
 
 
-def _write_dialogue(session: Path, dialogue: str, lines: list[Line], seed: int) -> None:
-    rng = _random(seed, dialogue)
+def _write_dialogue(session: Path, dialogue: str, lines: list[Line]) -> None:
+    rng = _random(dialogue)
     wavs = session / "sentences" / "wav" / dialogue
     evaluations = session / "dialog" / "EmoEvaluation"
     transcriptions = session / "dialog" / "transcriptions"
@@ -196,7 +196,7 @@ def _write_dialogue(session: Path, dialogue: str, lines: list[Line], seed: int) 
     times = []
     now = float(rng.uniform(3, 8))
     for line in lines:
-        samples = speak(line.text, _speaker(line.id, seed), MANNERS[line.voice], line.intensity, _random(seed, line.id))
+        samples = speak(line.text, _speaker(line.id), MANNERS[line.voice], line.intensity, _random(line.id))
         soundfile.write(wavs / f"{line.id}.wav", samples, RATE, subtype="PCM_16")
         times.append((now, now + len(samples) / RATE))
         now = max(now + 0.1, times[-1][1] + float(rng.normal(0.4, 0.5)))  # people interrupt each other
@@ -213,11 +213,11 @@ def _write_dialogue(session: Path, dialogue: str, lines: list[Line], seed: int) 
         beside.with_name(f"._{beside.name}").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ")
 
 
-def _speaker(id: str, seed: int) -> Speaker:
+def _speaker(id: str) -> Speaker:
     """The voice of session and last letter; no two are alike."""
     gender = id.rpartition("_")[2][0]
     pitch, tract = ((185, 225), (1.10, 1.20)) if gender == "F" else ((100, 130), (0.94, 1.04))
-    rng = _random(seed, f"{id[:5]}{gender}")
+    rng = _random(f"{id[:5]}{gender}")
     return Speaker(*(float(rng.uniform(low, high)) for low, high in (pitch, tract, (0.8, 1.2))))
 
 

@@ -15,6 +15,7 @@ RATE = 16000
 SHORTEST, LONGEST = 0.62, 7.9  # seconds
 Random = np.random.Generator
 Signal = NDArray[np.float64]  # [samples]
+Edges = NDArray[np.int64]
 
 # Formants in Hz of a male voice (Peterson & Barney 1952, rounded).
 VOWELS = {
@@ -67,7 +68,7 @@ MANNERS = {  # pitch swing gain pace jitter tilt breath
 
 
 def speak(text: str, speaker: Speaker, full: Manner, intensity: float, rng: Random) -> NDArray[np.int16]:
-    """Say `text`: int16 `[samples]` at 16 kHz, 0.6 to 8 s long, in a voice `intensity` of the way from neutral to full."""
+    """Say `text`: int16 `[samples]` at 16 kHz, 0.6 to 8 s long. `intensity`: how far from neutral to `full`."""
     manner = Manner(*(n + intensity * (f - n) for n, f in zip(MANNERS["neu"], full, strict=True)))
     # The vowel of each syllable, roughly: one for each run of vowel letters outside tags. A tag alone is a sigh.
     vowels = [run[0] for run in re.findall(r"[aeiouy]+", re.sub(r"\[\w+\]", " ", text.lower()))] or ["a", "a"]
@@ -75,69 +76,51 @@ def speak(text: str, speaker: Speaker, full: Manner, intensity: float, rng: Rand
     pauses = np.where(rng.random(len(vowels)) < 0.08, 0.12, 0.03) / manner.pace
     total = float(np.sum(seconds + pauses))
     scale = float(np.clip(total, SHORTEST - 0.1, LONGEST - 0.1)) / total
-    spans = ((seconds + pauses) * scale * RATE).astype(int)
     voiced = (seconds * scale * RATE).astype(int)
-    edges = np.concatenate([[0], np.cumsum(spans)])
+    edges = np.concatenate(
+        [[0], np.cumsum(((seconds + pauses) * scale * RATE).astype(int))]
+    )  # of syllables, in samples
 
-    pitch = _pitch(edges, speaker, manner, rng)
-    loudness = _loudness(edges, voiced, rng)
-    sound = _tract(_source(pitch, manner, rng) * loudness, edges, vowels, speaker, rng)
-    sound += _consonants(edges, spans - voiced, rng)
+    sound = _tract(_source(edges, voiced, speaker.pitch, manner, rng), edges, vowels, speaker.tract, rng)
+    for end, gap in zip(edges[1:], np.diff(edges) - voiced, strict=True):
+        if gap > 2 and rng.random() < 0.6:  # a consonant: hiss between syllables
+            sound[end - gap : end] += 0.15 * np.diff(rng.normal(0, 1, gap + 1)) * np.hanning(gap)
     sound = np.pad(sound, int(0.05 * RATE))
     sound *= 0.06 * speaker.gain * manner.gain / (np.sqrt(np.mean(sound**2)) + 1e-9)
     sound += rng.normal(0, 0.0012, len(sound))  # the room
     return np.round(np.clip(sound, -0.98, 0.98) * 32767).astype(np.int16)
 
 
-def _pitch(edges: NDArray[np.int64], speaker: Speaker, manner: Manner, rng: Random) -> Signal:
-    """Fundamental frequency in Hz: accents on a falling line, with jitter."""
-    count, length = len(edges) - 1, int(edges[-1])
-    accents = rng.normal(0, manner.swing, count) - np.linspace(-0.06, 0.10, count)
-    knots = (edges[:-1] + edges[1:]) / 2
-    line = np.interp(np.arange(length), knots, accents)
-    steps = rng.normal(0, manner.jitter, length // 100 + 2)  # about one value per period
-    jitter = np.interp(np.arange(length), np.arange(len(steps)) * 100, steps)
-    return speaker.pitch * manner.pitch * np.exp(line + jitter)
-
-
-def _loudness(edges: NDArray[np.int64], voiced: NDArray[np.int64], rng: Random) -> Signal:
-    """The envelope of the voiced part of each syllable."""
-    envelope = np.zeros(int(edges[-1]))
-    for begin, span, level in zip(edges[:-1], voiced, rng.uniform(0.7, 1.0, len(voiced)), strict=True):
-        envelope[begin : begin + span] = level * np.sin(np.pi * (np.arange(span) + 0.5) / span) ** 0.6
-    return envelope
-
-
-def _source(pitch: Signal, manner: Manner, rng: Random) -> Signal:
+def _source(edges: Edges, voiced: Edges, pitch: float, manner: Manner, rng: Random) -> Signal:
     """Rosenberg (1971) pulses with an open quotient of 0.6, their derivative tilted, and breath."""
-    phase = np.cumsum(pitch / RATE) % 1.0
+    count, time = len(edges) - 1, np.arange(edges[-1])
+    # Fundamental frequency in Hz: accents on a falling line, with jitter.
+    accents = rng.normal(0, manner.swing, count) - np.linspace(-0.06, 0.10, count)
+    steps = rng.normal(0, manner.jitter, len(time) // 100 + 2)  # about one value per period
+    line = np.interp(time, (edges[:-1] + edges[1:]) / 2, accents)
+    frequency = pitch * manner.pitch * np.exp(line + np.interp(time, np.arange(len(steps)) * 100, steps))
+    loudness = np.zeros(len(time))
+    for begin, span, level in zip(edges[:-1], voiced, rng.uniform(0.7, 1.0, count), strict=True):
+        loudness[begin : begin + span] = level * np.sin(np.pi * (np.arange(span) + 0.5) / span) ** 0.6
+
+    phase = np.cumsum(frequency / RATE) % 1.0
     opening = 0.5 * (1 - np.cos(np.pi * phase / 0.4))
     closing = np.cos(np.pi * (phase - 0.4) / 0.4)
     flow = np.where(phase < 0.4, opening, np.where(phase < 0.6, closing, 0.0))
-    pulses = np.diff(flow, prepend=0.0)
-    pulses = lfilter([1 - manner.tilt], [1, -manner.tilt], pulses)
+    pulses = lfilter([1 - manner.tilt], [1, -manner.tilt], np.diff(flow, prepend=0.0))
     pulses /= np.std(pulses) + 1e-9
-    return pulses + manner.breath * 3 * rng.normal(0, 1, len(pitch))
+    return (pulses + manner.breath * 3 * rng.normal(0, 1, len(time))) * loudness
 
 
-def _tract(source: Signal, edges: NDArray[np.int64], vowels: list[str], speaker: Speaker, rng: Random) -> Signal:
-    """The source through three resonators that move from vowel to vowel."""
+def _tract(source: Signal, edges: Edges, vowels: list[str], scale: float, rng: Random) -> Signal:
+    """The source through three resonators that move from vowel to vowel; `scale` is that of the formants."""
     radius = np.exp(-np.pi * BANDWIDTHS / RATE)
     state = np.zeros((len(BANDWIDTHS), 2))
     pieces = []
     for begin, end, vowel in zip(edges[:-1], edges[1:], vowels, strict=True):
-        formants = np.array(VOWELS[vowel]) * speaker.tract * rng.normal(1, 0.03, 3)
+        formants = np.array(VOWELS[vowel]) * scale * rng.normal(1, 0.03, 3)
         poles = np.stack([np.ones(3), -2 * radius * np.cos(2 * np.pi * formants / RATE), radius**2], axis=1)
         zeros = np.stack([poles.sum(axis=1), np.zeros(3), np.zeros(3)], axis=1)  # unit gain at 0 Hz
         piece, state = sosfilt(np.concatenate([zeros, poles], axis=1), source[begin:end], zi=state)
         pieces.append(piece)
     return np.concatenate(pieces)
-
-
-def _consonants(edges: NDArray[np.int64], gaps: NDArray[np.int64], rng: Random) -> Signal:
-    """Hiss in some of the gaps between syllables."""
-    noise = np.zeros(int(edges[-1]))
-    for end, gap in zip(edges[1:], gaps, strict=True):
-        if gap > 2 and rng.random() < 0.6:
-            noise[end - gap : end] = 0.15 * np.diff(rng.normal(0, 1, gap + 1)) * np.hanning(gap)
-    return noise

@@ -12,7 +12,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +26,12 @@ DEMO_MARKER = "ser-demo.json"
 # Ses01F_impro01_M003: session, who wore the markers, scene, who speaks, turn of that speaker. Turns that are no
 # utterance are numbered FXX0 and MXX1, and fail to match.
 ID = re.compile(r"(?P<dialogue>Ses(?P<session>\d\d)[FM]_\w+)_(?P<gender>[FM])(?P<turn>\d{3})")
-BLOCK = re.compile(r"\[\s*([\d.]+)\s*-\s*([\d.]+)\s*\]\t(\S+)\t(\w+)\t\[\s*(.+?),\s*(.+?),\s*(.+?)\s*\]\s*")
+BLOCK = re.compile(
+    r"\[\s*(?P<start>[\d.]+)\s*-\s*(?P<end>[\d.]+)\s*\]\t(?P<id>\S+)\t(?P<label>\w+)\t"
+    r"\[\s*(?P<valence>.+?),\s*(?P<arousal>.+?),\s*(?P<dominance>.+?)\s*\]\s*"
+)
 VOTE = re.compile(r"C-(?P<rater>\w+):\s*(?P<categories>[^(]*)")
 TRANSCRIPT = re.compile(r"(\S+)\s*\[\s*[\d.]+\s*-\s*[\d.]+\s*\]:(.*)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One block of an EmoEvaluation file."""
-
-    id: str
-    start: float
-    end: float
-    label: str
-    vad: list[float]  # as they stand: seven lie outside [1, 5] in the release
-    votes: list[list[str]]  # of the external raters
 
 
 def is_iemocap(root: Path) -> bool:
@@ -89,61 +79,49 @@ def _read_dialogue(session: Path, dialogue: str) -> tuple[list[dict[str, Any]], 
     if not (session / evaluation).is_file():
         return [], [Problem(None, labels, f"the labels of dialogue {dialogue} are missing")]
     texts = _transcripts(session / transcription)
+    rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
-    blocks: list[Evaluation] = []
     for line, block in _evaluations(session / evaluation):
         if isinstance(block, str):
             problems.append(Problem(None, labels, f"line {line}: {block}"))
             continue
-        parts = ID.fullmatch(block.id)
+        id = block["id"]
+        parts = ID.fullmatch(id)
         if not parts or parts["dialogue"] != dialogue or f"Session{int(parts['session'])}" != session.name:
-            fault = f"line {line}: no utterance id of {dialogue} in {session.name}"
-            problems.append(Problem(block.id, labels, fault))
+            problems.append(Problem(id, labels, f"line {line}: no utterance id of {dialogue} in {session.name}"))
             continue
-        blocks.append(block)
-        if fault := _label_fault(block):
-            problems.append(Problem(block.id, labels, fault, "label"))
-        if not texts.get(block.id):
-            fault = "its transcript is empty" if block.id in texts else "its transcript is missing"
-            problems.append(Problem(block.id, transcripts, fault, "text"))
-    labelled = {block.id for block in blocks}
+        if fault := _label_fault(block["label"], block["votes"]):
+            problems.append(Problem(id, labels, fault, "label"))
+        if not texts.get(id):
+            fault = "its transcript is empty" if id in texts else "its transcript is missing"
+            problems.append(Problem(id, transcripts, fault, "text"))
+        row = {
+            "audio": f"{session.name}/sentences/wav/{dialogue}/{id}.wav",
+            "text": texts.get(id) or None,
+            "session": str(int(parts["session"])),
+            "dialogue": dialogue,
+            "speaker": dialogue[:5] + parts["gender"],  # not dialogue[:6]: that letter says who wore the markers
+            "gender": parts["gender"],
+        }
+        rows.append({**block, **row})
+    labelled = {row["id"] for row in rows}
     unlabelled = sorted((_turns(labelled) | texts.keys()) - labelled)
     problems += [Problem(id, labels, "this utterance has no label line") for id in unlabelled]
-    blocks.sort(key=lambda b: (b.start, b.end, b.id))
-    audio = f"{session.name}/sentences/wav/{dialogue}"
-    return [_row(block, turn, texts.get(block.id) or None, audio) for turn, block in enumerate(blocks)], problems
+    rows.sort(key=lambda row: (row["start"], row["end"], row["id"]))
+    return [{**row, "turn": turn} for turn, row in enumerate(rows)], problems
 
 
-def _row(block: Evaluation, turn: int, text: str | None, folder: str) -> dict[str, Any]:
-    dialogue, _, tail = block.id.rpartition("_")
-    return {
-        "id": block.id,
-        "audio": f"{folder}/{block.id}.wav",
-        "text": text,
-        "session": str(int(dialogue[3:5])),
-        "dialogue": dialogue,
-        "turn": turn,
-        "speaker": dialogue[:5] + tail[0],  # not dialogue[:6]: that letter says who wore the markers
-        "gender": tail[0],
-        "start": block.start,
-        "end": block.end,
-        "label": block.label,
-        "votes": block.votes,
-        **dict(zip(("valence", "arousal", "dominance"), block.vad, strict=True)),
-    }
-
-
-def _label_fault(block: Evaluation) -> str | None:
-    if block.label not in LABELS:
-        return f"the label {block.label} is none of IEMOCAP's"
-    if not block.votes:
+def _label_fault(label: str, votes: list[list[str]]) -> str | None:
+    if label not in LABELS:
+        return f"the label {label} is none of IEMOCAP's"
+    if not votes:
         return "no external rater's vote is there"
-    if (expected := consensus(block.votes)) != block.label:
-        return f"the label is {block.label}, but the raters' votes make it {expected}"
+    if (expected := consensus(votes)) != label:
+        return f"the label is {label}, but the raters' votes make it {expected}"
     return None
 
 
-def _evaluations(path: Path) -> Iterator[tuple[int, Evaluation | str]]:
+def _evaluations(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Each block of an EmoEvaluation file with its line number; a string in its place says why it cannot be read."""
     number = 1
     for block in re.split(r"^(?=\[)", read_text(path), flags=re.MULTILINE):  # a block begins with [start - end]
@@ -152,19 +130,19 @@ def _evaluations(path: Path) -> Iterator[tuple[int, Evaluation | str]]:
         number += block.count("\n")
 
 
-def _evaluation(head: str, *lines: str) -> Evaluation | str:
-    match = BLOCK.fullmatch(head.rstrip("\r"))
+def _evaluation(head: str, *lines: str) -> dict[str, Any] | str:
+    """A block's columns of the manifest. Attributes are as they stand: seven lie outside [1, 5] in the release."""
     unreadable = f"not readable as [start - end], id, label, [V, A, D]: {head.strip()[:80]}"
-    if not match:
+    if not (match := BLOCK.fullmatch(head.rstrip("\r"))):
         return unreadable
     try:
-        start, end, *vad = map(float, match.group(1, 2, 5, 6, 7))
+        row: dict[str, Any] = {k: v if k in ("id", "label") else float(v) for k, v in match.groupdict().items()}
     except ValueError:
         return unreadable
     # Raters F… and M… are the actors themselves. Categories are coded by their first three letters.
     votes = [vote["categories"] for line in lines if (vote := VOTE.match(line)) and vote["rater"].startswith("E")]
-    coded = [[c.strip().lower()[:3] for c in categories.split(";") if c.strip()] for categories in votes]
-    return Evaluation(match[3], start, end, match[4], vad, coded)
+    row["votes"] = [[c.strip().lower()[:3] for c in categories.split(";") if c.strip()] for categories in votes]
+    return row
 
 
 def _transcripts(path: Path) -> dict[str, str]:
