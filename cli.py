@@ -29,22 +29,17 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SerError as fault:
-            _fail(ctx, str(fault), fault.exit_code)
+            message, code = str(fault), fault.exit_code
         except BrokenPipeError:
             ctx.exit(1)
         except OSError as fault:
             if fault.errno in (None, errno.EPIPE):
                 raise
-            where = f"{fault.filename}: " if fault.filename else ""
-            _fail(ctx, f"{where}{fault.strerror}", 1)
+            message, code = f"{fault.filename}: {fault.strerror}" if fault.filename else str(fault.strerror), 1
         except KeyboardInterrupt:
-            _fail(ctx, "interrupted; what was finished is kept, and the same command goes on from there", 1)
-        return None
-
-
-def _fail(ctx: click.Context, message: str, code: int) -> None:
-    click.echo(f"ser: {message}", err=True)
-    ctx.exit(code)
+            message, code = "interrupted; what was finished is kept, and the same command goes on from there", 1
+        click.echo(f"ser: {message}", err=True)
+        ctx.exit(code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -13,7 +13,7 @@ import numpy as np
 
 from ser.extract.corpora.demo import demo_vocabulary, write_demo
 from ser.extract.run import ExtractionConfig, extract, plan
-from ser.train.data import Loader
+from ser.train.data import DataCache
 from ser.train.experiment import Experiment, run_experiment
 from ser.weights.demo import write_demo_checkpoints
 
@@ -46,9 +46,9 @@ def cases(rounds: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="ser-bench-") as name:
         folder = Path(name)
         make_store(folder)
-        loader = Loader()
+        cache = DataCache()
         fused, audio, text, masked, unmasked = (
-            scores(folder, system, loader) for system in (FUSED, AUDIO, TEXT, MASKED, UNMASKED)
+            scores(folder, system, cache) for system in (FUSED, AUDIO, TEXT, MASKED, UNMASKED)
         )
         return [
             difference("demo: fusion (lgf-add, is13 + bert) against audio alone", audio["both"], fused["both"]),
@@ -74,10 +74,10 @@ def make_store(folder: Path) -> None:
     )
 
 
-def scores(folder: Path, system: Experiment, loader: Loader) -> dict[str, list[float]]:
+def scores(folder: Path, system: Experiment, cache: DataCache) -> dict[str, list[float]]:
     """For each way of testing, the UA of each seed in percent: the mean over its folds."""
     asked = {"store": folder / "features", "out": folder / "runs", "seeds": SEEDS, "device": "cpu"}
-    runs = run_experiment(Experiment(**{**vars(system), **asked}), loader=loader)
+    runs = run_experiment(Experiment(**{**vars(system), **asked}), cache=cache)
     return {
         test: [
             100 * float(np.mean([r.result["tests"][test]["ua"] for r in runs if r.result["seed"] == seed]))

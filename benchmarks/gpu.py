@@ -26,7 +26,7 @@ from ser.train.fit import Diverged, Fitted, fit, predict
 from ser.train.fit_many import can_train_together, fit_many
 from ser.train.run import one_thread, train_runs
 from ser.train.run_folder import Run
-from ser.train.settings import Precision, TrainConfig
+from ser.train.settings import TrainConfig
 from ser.train.splits import Fold
 
 TOLERANCE = {"float32": 2e-3, "bf16": 5e-2}  # of probabilities, after two epochs without dropout
@@ -61,7 +61,7 @@ def sequences(n: int, *settings: str) -> tuple[Dataset, Fold, TrainConfig]:
     return replace(data, read=lambda: halved), fold, plan
 
 
-def parity(fusion: str, device: str, precision: Precision, *settings: str) -> list[Any]:
+def parity(fusion: str, device: str, precision: str, *settings: str) -> list[Any]:
     """A row: the largest difference of any probability, of models trained alike on the CPU and on the device."""
     wanted = ("epochs=2", "dropout=0", *settings)
     data, fold, plan = sequences(120, *wanted) if fusion == "mit" else vectors(480, *wanted, fusion=fusion)
@@ -82,7 +82,7 @@ def trained(data: Dataset, fold: Fold, plan: TrainConfig) -> list[Fitted]:
     return [each for each in found if not isinstance(each, Diverged)]
 
 
-def perspective(device: str, precision: Precision, small: bool, *settings: str) -> list[Any]:
+def perspective(device: str, precision: str, small: bool, *settings: str) -> list[Any]:
     """A row: seconds of the 480 runs, 40 at once (both losses), from three epochs of 4 of the 12 fusions.
 
     All is counted: beside the epochs, of which the fastest counts, what a run costs before and after them.
@@ -123,7 +123,7 @@ class Part:
     """A fold to time in a process of its own."""
 
     device: str
-    precision: Precision
+    precision: str
     utterances: int
     settings: tuple[str, ...]
 
@@ -136,7 +136,7 @@ def fold_seconds(part: Part) -> float:
     return max(line["seconds"] for line in fitted.history[1:])
 
 
-def msmser(device: str, precision: Precision, small: bool, *settings: str) -> list[Any]:
+def msmser(device: str, precision: str, small: bool, *settings: str) -> list[Any]:
     """A row: seconds of five folds side by side on the one device, as `ser sweep --workers 5` trains them."""
     part = Part(device, precision, 24 if small else 3319, settings)
     slowest = max(engines.run(fold_seconds, [part] * (2 if small else FOLDS), workers=2 if small else FOLDS))
@@ -149,7 +149,7 @@ def main(device: str = "cuda", small: str = "") -> int:
         print(f"no GPU here: not measured on {device}")
         return 1
     tiny = ("d_model=16", "heads=2") if small else ()
-    precisions: tuple[Precision, ...] = ("float32", "bf16")
+    precisions: tuple[str, ...] = ("float32", "bf16")
     checks = [parity(fusion, device, precision, *tiny) for fusion in ("lgf-add", "mit") for precision in precisions]
     print(tabulate(checks, ["CPU against " + device, "difference", "tolerance", "holds"], floatfmt=".2g"), flush=True)
     times = [work(device, precision, bool(small), *tiny) for work in (perspective, msmser) for precision in precisions]

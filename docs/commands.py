@@ -1,6 +1,7 @@
 """Write docs/commands.md from the commands themselves: .venv/bin/python docs/commands.py."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,31 +24,23 @@ def page() -> str:
 
 
 def sections(command: click.Command, name: str) -> Iterator[str]:
-    """The section of a command, and those of the commands in it."""
+    """The section of a command, or those of the commands in a group: usage, help, and a table of the options."""
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             yield from sections(inner, f"{name} {inner.name}")
         return
     context = click.Context(command, info_name=name, terminal_width=10_000, max_content_width=10_000)
     yield f"## {' '.join([name, *command.collect_usage_pieces(context)])}\n"
-    yield f"{body(command)}\n"
+    # Click keeps what follows a backspace verbatim: the examples, which name corpora and runs that the tests lack.
+    text, _, examples = inspect.cleandoc(command.help or "").partition("\b\n")
+    lines = [line.strip() for line in re.sub(r"^Examples?:\s*", "", examples).splitlines()]
+    yield "\n".join([text.strip(), "```text", *lines, "```", ""])
     rows = [row for option in command.params if (row := option.get_help_record(context))]
     if rows:
         yield "| option | |\n|---|---|"
-        yield from (f"| `{_cell(option)}` | {_cell(help_)} |" for option, help_ in rows)
+        for option, help_ in ((" ".join(cell.split()).replace("|", "\\|") for cell in row) for row in rows):
+            yield f"| `{option}` | {help_} |"
         yield ""
-
-
-def body(command: click.Command) -> str:
-    """A command's help as Markdown: its examples, which click keeps verbatim after a backspace, as a block."""
-    text, _, examples = inspect.cleandoc(command.help or "").partition("\b\n")
-    lines = [line.strip() for line in examples.removeprefix("Examples:").removeprefix("Example:").strip().splitlines()]
-    # Shown, not run: they name corpora and runs that the tests do not have.
-    return "\n".join([text.strip(), "```text", *lines, "```"]) if lines else text.strip()
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from .extractors import UtteranceError
+from ser.errors import UtteranceError
 
 RESAMPLER = "soxr-hq"  # stored in every acoustic config: another resampler gives other numbers
 CHANNELS = "mean, or the loudest where the mean loses 20 dB"  # stored too
@@ -66,7 +66,7 @@ def locate(root: Path, relative: str) -> Path:
 
 
 def decode(path: Path, sha256: str | None = None) -> Clip:
-    """Decode one file, and check it against `sha256` where given. Raises `UtteranceError` with a one-sentence reason."""
+    """Decode one file, and check it against `sha256` where given. Raises `UtteranceError` with the reason."""
     data = read_bytes(path)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise UtteranceError("the file changed after the corpus was read: run again")

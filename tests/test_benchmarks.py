@@ -8,19 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ser.benchmarks import costs
 from ser.benchmarks.__main__ import main, report
-from ser.benchmarks.costs import (
-    SEQUENCES,
-    VECTORS,
-    full_size,
-    grow,
-    growth,
-    least,
-    made_up,
-    started,
-    workers,
-    write_store,
-)
 from ser.benchmarks.demo import difference
 from ser.benchmarks.gpu import msmser, parity, perspective
 from ser.train.experiment import Experiment, run_experiment
@@ -43,40 +32,38 @@ def test_growth_is_measured_against_the_smaller_work() -> None:
         for _ in range(n * n):
             sum(range(200))
 
-    assert grow("x", squares, 50, 200, rounds=3)["ratio"] == pytest.approx(0.25, rel=0.4)  # 16 times the cost, not 4
+    # 16 times the cost, not 4.
+    assert costs.grow("x", squares, 50, 200, rounds=3)["ratio"] == pytest.approx(0.25, rel=0.4)
 
 
 def test_made_up_data_trains(tmp_path: Path) -> None:
-    fitted = fit(*made_up("lgf-add", {m: (5, np.ones(60, int)) for m in ("audio", "text")}, "epochs=2"))
+    fitted = fit(*costs.made_up("lgf-add", {m: (5, np.ones(60, int)) for m in ("audio", "text")}, "epochs=2"))
     assert len(fitted.history) == 2
-    for features, fusion, asked, rows in (
-        ("is13+bert", "lgf-add", VECTORS, 1),
-        ("hubert+mpnet", "concat", SEQUENCES, 3),
-    ):
-        store = write_store(tmp_path / fusion, asked, {name: np.full(400, rows) for name in asked}, rows_per_part=500)
-        settings = ("d_model=8",)
-        runs = run_experiment(
-            Experiment(features, fusion, store, folds=1, epochs=1, device="cpu", out=tmp_path / "runs", set=settings)
-        )
+    small = {"folds": 1, "epochs": 1, "device": "cpu", "out": tmp_path / "runs", "set": ("d_model=8",)}
+    vectors, sequences = ("is13+bert", "lgf-add", costs.VECTORS, 1), ("hubert+mpnet", "concat", costs.SEQUENCES, 3)
+    for features, fusion, asked, rows in (vectors, sequences):
+        counts = {name: np.full(400, rows) for name in asked}
+        store = costs.write_store(tmp_path / fusion, asked, counts, rows_per_part=500)
+        runs = run_experiment(Experiment(features, fusion, store, **small))
         assert runs[0].result["parts"] == {"train": 240, "dev": 80, "test": 80}
 
 
 def test_costs_at_small_size(tmp_path: Path) -> None:
     """All of `make bench ONLY=costs` but the two workers."""
-    store = write_store(tmp_path / "store", VECTORS, {name: np.ones(400, int) for name in VECTORS})
+    store = costs.write_store(tmp_path / "store", costs.VECTORS, {name: np.ones(400, int) for name in costs.VECTORS})
     tiny = ("d_model=8", "heads=2")
-    grown = growth(store, tmp_path, 1, *tiny)
+    grown = costs.growth(store, tmp_path, 1, *tiny)
     assert [row["target"] for row in grown] == [0.9, 0.9, 0.9, None] and all(row["ratio"] > 0.2 for row in grown)
-    [begun] = started(store, 1)
+    [begun] = costs.started(store, 1)
     assert 0.2 < begun["ours"] < 10
-    start, memory = full_size(tmp_path, 400, *tiny)
+    start, memory = costs.full_size(tmp_path, 400, *tiny)
     assert 0 < start["ours"] < 10 and start["plain"] == 10 and 0.2 < memory["ratio"] < 5
 
 
 @pytest.mark.slow
 def test_two_workers_at_small_size(tmp_path: Path) -> None:
-    store = write_store(tmp_path / "store", VECTORS, {name: np.ones(400, int) for name in VECTORS})
-    wall, cpu, start = workers(store, tmp_path, rounds=1, epochs=3)
+    store = costs.write_store(tmp_path / "store", costs.VECTORS, {name: np.ones(400, int) for name in costs.VECTORS})
+    wall, cpu, start = costs.workers(store, tmp_path, rounds=1, epochs=3)
     assert wall["ratio"] > 0.3 and start["target"] is None
     # The second process and the one that forks both must be counted: they import, load and test.
     assert cpu["ours"] > cpu["plain"] + 0.5 and start["ours"] > start["plain"] + 0.5
@@ -92,7 +79,7 @@ def test_the_least_of_interleaved_rounds() -> None:
 
         return run
 
-    found = least([way("a", [(3.0, 1.0), (2.0, 4.0)]), way("b", [(5.0, 5.0), (6.0, 4.0)])], rounds=2)
+    found = costs.least([way("a", [(3.0, 1.0), (2.0, 4.0)]), way("b", [(5.0, 5.0), (6.0, 4.0)])], rounds=2)
     assert found == [(2.0, 1.0), (5.0, 4.0)] and order == ["a", "b", "a", "b"]
 
 

@@ -4,10 +4,10 @@ import librosa
 import numpy as np
 import pytest
 
-from ser.errors import WrongUse
+from ser.errors import UtteranceError, WrongUse
 from ser.extract.audio import Clip
-from ser.extract.extractors import UtteranceError, load_extractors, resolve
-from ser.extract.mel import MelConfig
+from ser.extract.extractors import load_extractors, resolve
+from ser.extract.mel import MelConfig, MelExtractor
 
 CASES = ["logmel", "logmel:sampling_rate=22050", "logmel:bands=128,hop=0.0125,window=0.05,low=20,high=7600"]
 
@@ -58,6 +58,19 @@ def test_mfcc_equals_librosa_on_our_log_mel() -> None:
     plain = librosa.feature.mfcc(S=by_librosa(clip.samples, wanted.config), n_mfcc=40).T
     ours = run("mfcc", clip)
     assert ours.shape == plain.shape and np.abs(ours - plain).max() / np.abs(plain).max() < 1e-6
+
+
+def test_log_mel_and_mfcc_share_one_spectrogram(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = resolve(["logmel", "mfcc", "mfcc:coefficients=13", "logmel:bands=40"], {}, "float32")
+    shared, other = load_extractors(wanted, "cpu")
+    assert [len(shared.specs), len(other.specs)] == [3, 1]
+    calls, spectrogram = [], MelExtractor.spectrogram
+    monkeypatch.setattr(MelExtractor, "spectrogram", lambda self, x: calls.append(len(x)) or spectrogram(self, x))
+    clip = Clip(signal(1.0), 16000)
+    [outcome] = shared.run([clip])
+    assert calls == [16000] and not isinstance(outcome, UtteranceError)
+    for spec in shared.specs:
+        assert np.array_equal(outcome[spec.fingerprint].values, run(spec.name, clip)), "the same bits as alone"
 
 
 def test_long_clips_are_computed_in_stretches_without_seams() -> None:

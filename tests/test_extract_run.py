@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
+from click.testing import CliRunner
 
 from ser.cache.store import open_store
-from ser.errors import SerError, StoreError, WrongUse
+from ser.cli import main
+from ser.errors import StoreError, WrongUse
 from ser.extract import plan as planning
-from ser.extract.run import ENOUGH, ExtractionConfig, ExtractionStopped, Summary, about_seconds, extract, plan
+from ser.extract.run import ESTIMATED, ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan
 from ser.weights.demo import write_random_checkpoint
 
 TEXTS = ["Yeah.", "I don't know what you mean.", "Yeah.", "[LAUGHTER]", "oh " * 40, "Leave me alone!", "why?", "Yeah."]
-EVERYTHING = "hubert,hubert:layer=1,bert,mpnet,is13,logmel,mfcc"
+NAMES = ("hubert", "bert", "mpnet", "is13", "logmel", "mfcc")
+EVERYTHING = ",".join([*NAMES, "hubert:layer=1"])
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +85,6 @@ def test_however_it_is_run_the_rows_are_the_same(corpus: Path, tmp_path: Path, m
                     assert np.abs(ours - theirs).max() / np.abs(theirs).max() <= 1e-5
     stores = [open_store(tmp_path / name) for name in ("plain", "batched", "spread")]
     assert len({tuple(f.fingerprint for f in store.features()) for store in stores}) == 1
-
-
-def test_float16_is_the_default_for_frames_and_tokens(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    run(corpus, tmp_path / "store", models, "hubert,bert,is13,logmel")
-    store = open_store(tmp_path / "store")
-    assert {f.spec.feature: f.spec.dtype for f in store.features()} == {
-        **dict.fromkeys(("bert", "hubert", "logmel"), "float16"),
-        "is13": "float32",
-    }
-    packed = store.feature("bert").load(store.manifest())
-    assert packed.extras["word"].dtype == np.int32 and len(packed.extras["word"]) == len(packed.values)
 
 
 def test_nothing_is_computed_twice(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
@@ -156,11 +147,6 @@ def test_what_has_no_row_stops_or_is_named(corpus: Path, tmp_path: Path, models:
     assert not summary.whole and not summary.any_quarantined and summary.features["logmel"]["rows"] == 8
 
 
-def test_a_corpus_that_is_none_is_told_before_weights_are_sought(tmp_path: Path) -> None:
-    with pytest.raises(WrongUse, match="elsewhere does not exist"):
-        plan(ExtractionConfig(tmp_path / "elsewhere", "hubert", models={"hubert": "/no/weights"}))
-
-
 def test_skip_quarantines_by_name_and_retry_tries_again(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     store = tmp_path / "store"
     summary = run(broken(corpus), store, models, "is13,logmel,bert,hubert", on_error="skip")
@@ -182,6 +168,43 @@ def test_skip_quarantines_by_name_and_retry_tries_again(corpus: Path, tmp_path: 
     assert set(mended.quarantined["is13"]) == {"u4"} and mended.features["is13"]["computed"] == 1
 
 
+def test_a_trial_with_limit_leaves_the_corpus_whole(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    store = tmp_path / "store"
+    assert run(corpus, store, models, "is13", limit=3).features["is13"]["rows"] == 3
+    facts = run(corpus, store, models, "is13").features["is13"]
+    assert [facts[key] for key in ("rows", "computed", "reused", "quarantined")] == [8, 5, 3, 0]
+    assert run(corpus, store, models, "mfcc", limit=3).features["mfcc"]["rows"] == 3
+    assert len(open_store(store).manifest()) == 8
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_reaches_the_end_without_what_cannot_be_used(
+    corpus: Path, tmp_path: Path, models: dict[str, str], workers: int
+) -> None:
+    (corpus.parent / "2.wav").unlink()
+    seen: dict[str, list[tuple[int, int]]] = {}
+    config = ExtractionConfig(
+        corpus, EVERYTHING, store=tmp_path / "store", models=models, on_error="skip", workers=workers, part_seconds=9
+    )
+    summary = extract(plan(config), lambda stage, done, total: seen.setdefault(stage, []).append((done, total)))
+    last = {stage: (8, 8) if stage in ("bert", "mpnet") else (7, 7) for stage in ("decode", *NAMES)}
+    assert {stage: steps[-1] for stage, steps in seen.items()} == last
+    assert all(steps == sorted(steps) for steps in seen.values())
+    assert "limited by" in summary.sentence and set(summary.stages) >= set(seen)
+
+
+def test_missing_weights_stop_their_own_feature_alone(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    options = ["features", str(corpus), "--store", str(tmp_path / "store"), "--json"]
+    options += ["--model", "hubert=/nowhere", "--model", f"bert={models['bert']}", "--features"]
+    done = CliRunner().invoke(main, [*options, "hubert,hubert:layer=1,bert,is13"])
+    assert done.exit_code == 1 and done.stderr.splitlines()[-1].startswith(
+        "ser: hubert is left out: /nowhere: there is"
+    )
+    assert {name: facts["rows"] for name, facts in json.loads(done.stdout).items()} == {"bert": 8, "is13": 8}
+    alone = CliRunner().invoke(main, [*options, "hubert,hubert:layer=1"])
+    assert alone.exit_code == 2 and alone.stdout == "" and "/nowhere: there is no such folder" in alone.stderr
+
+
 def test_audio_that_changes_while_running_is_noticed(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     made = plan(ExtractionConfig(corpus, "logmel", store=tmp_path / "store"))
     sf.write(corpus.parent / "5.wav", np.zeros(16000), 16000)
@@ -195,26 +218,32 @@ def test_a_dry_plan_writes_nothing_and_estimates(corpus: Path, tmp_path: Path, m
     run(corpus, tmp_path / "store", models)
     written = sum(path.stat().st_size for path in (tmp_path / "store").rglob("c/*/*"))
     assert 0.7 < made.bytes / written < 1.3
-    assert [feature.missing for feature in plan(made.request).features] == [[]] * 7
+    assert [feature.missing for feature in plan(made.config).features] == [[]] * 7
+    store = open_store(tmp_path / "store")
+    float32 = {f.spec.feature for f in store.features() if f.spec.dtype == "float32"}
+    assert float32 == {"is13"}, "frames and tokens are float16 by default"
+    packed = store.feature("bert").load(store.manifest())
+    assert packed.extras["word"].dtype == np.int32 and len(packed.extras["word"]) == len(packed.values)
 
 
 def test_the_time_is_estimated_from_the_corpus_itself(tmp_path: Path, models: dict[str, str]) -> None:
     """Right to a factor of four: other processes share the machine. The encoders that it opened serve the run."""
     rng = np.random.default_rng(0)
-    lengths = np.linspace(0.6, 2.0, ENOUGH)
+    lengths = np.linspace(0.6, 2.0, ESTIMATED)
     for number, seconds in enumerate(lengths):
         sf.write(tmp_path / f"{number}.wav", rng.normal(0, 0.1, int(16000 * seconds)), 16000)
-    corpus = write_table(tmp_path, [f"{number} times" for number in range(ENOUGH)])
+    corpus = write_table(tmp_path, [f"{number} times" for number in range(ESTIMATED)])
     mine = {"hubert": models["hubert"]}
     request = ExtractionConfig(corpus, "hubert,is13", store=tmp_path / "store", models=mine)
-    assert about_seconds(plan(ExtractionConfig(corpus, "is13", limit=ENOUGH - 1))) is None
-    made = plan(request)
-    about = about_seconds(made)
-    [encoder] = [one for one in made.opened["audio"] if one.stage == "hubert"]
-    summary = extract(made)
+    assert ExtractionRun(plan(ExtractionConfig(corpus, "is13", limit=ESTIMATED - 1))).estimate() is None
+    with ExtractionRun(plan(request)) as run:
+        about = run.estimate()
+        opened = run.worker.extractors("audio")
+        summary = run.extract()
+        assert run.worker.extractors("audio") is opened
     assert about is not None and summary.seconds / 4 < about < summary.seconds * 4
-    assert encoder in made.opened["audio"] and summary.features["hubert"]["computed"] == ENOUGH
-    assert about_seconds(plan(request)) is None  # all is there
+    assert summary.features["hubert"]["computed"] == ESTIMATED
+    assert ExtractionRun(plan(request)).estimate() is None  # all is there
 
 
 def test_a_disk_too_small_is_refused_before_it_starts(
@@ -223,41 +252,6 @@ def test_a_disk_too_small_is_refused_before_it_starts(
     monkeypatch.setattr(planning, "_free", lambda path: 10_000)
     with pytest.raises(StoreError, match=r"about 0\.20 MB will be written and 0\.01 MB are free"):
         plan(ExtractionConfig(corpus, "is13", store=tmp_path / "store"))
-
-
-def test_limit(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    assert run(corpus, tmp_path / "store", models, "is13", limit=3).features["is13"]["rows"] == 3
-    facts = run(corpus, tmp_path / "store", models, "is13").features["is13"]
-    assert [facts[key] for key in ("rows", "computed", "reused", "quarantined")] == [8, 5, 3, 0]
-
-
-def test_a_trial_with_limit_leaves_the_corpus_whole(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    run(corpus, tmp_path / "store", models, "logmel")
-    summary = run(corpus, tmp_path / "store", models, "mfcc", limit=3)
-    assert summary.features["mfcc"]["rows"] == 3
-    assert len(open_store(tmp_path / "store").manifest()) == 8
-    assert run(corpus, tmp_path / "store", models, "mfcc").features["mfcc"]["computed"] == 5
-
-
-def test_progress_reaches_the_end_without_what_cannot_be_used(
-    corpus: Path, tmp_path: Path, models: dict[str, str]
-) -> None:
-    (corpus.parent / "2.wav").unlink()
-    seen: dict[str, tuple[int, int]] = {}
-    made = plan(ExtractionConfig(corpus, "logmel", store=tmp_path / "store", on_error="skip"))
-    extract(made, lambda stage, done, total: seen.__setitem__(stage, (done, total)))
-    assert seen == {"decode": (7, 7), "logmel": (7, 7)}
-
-
-def test_progress_reaches_the_end_of_each_stage(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    seen: dict[str, list[tuple[int, int]]] = {}
-    made = plan(ExtractionConfig(corpus, EVERYTHING, store=tmp_path / "store", models=models))
-    summary = extract(made, lambda stage, done, total: seen.setdefault(stage, []).append((done, total)))
-    assert {stage: steps[-1] for stage, steps in seen.items()} == dict.fromkeys(
-        ("decode", "hubert", "bert", "mpnet", "is13", "logmel", "mfcc"), (8, 8)
-    )
-    assert all(steps == sorted(steps) for steps in seen.values())
-    assert "limited by" in summary.sentence and set(summary.stages) >= set(seen)
 
 
 def test_check_records_the_deviation(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
@@ -305,34 +299,13 @@ def test_an_hour_is_cut_into_windows(tmp_path: Path, models: dict[str, str]) -> 
     (tmp_path / "corpus.csv").write_text("audio\nlong.wav\n")
     code = (
         "import resource; from pathlib import Path; from ser.extract.run import *\n"
-        f"extract(plan(ExtractionConfig(Path({str(tmp_path / 'corpus.csv')!r}), 'hubert', store=Path({str(tmp_path / 's')!r}), "
-        f"models={{'hubert': {models['hubert']!r}}})))\n"
+        f"folder, models = Path({str(tmp_path)!r}), {{'hubert': {models['hubert']!r}}}\n"
+        "extract(plan(ExtractionConfig(folder / 'corpus.csv', 'hubert', store=folder / 's', models=models)))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 2_000_000  # KiB
     assert rows(tmp_path / "s", "hubert")[0].shape == (3600 * 50 - 1, 64)
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    clean = run(corpus, tmp_path / "clean", models, "is13,hubert", part_seconds=1)
-    code = (
-        "from pathlib import Path; from ser.extract.run import *\n"
-        f"extract(plan(ExtractionConfig(Path({str(corpus)!r}), 'is13,hubert', store=Path({str(tmp_path / 'store')!r}), "
-        f"models={{'hubert': {models['hubert']!r}}}, part_seconds=1)))"
-    )
-    for delay in np.linspace(2, 8, 8):
-        process = subprocess.Popen([sys.executable, "-c", code])
-        time.sleep(delay)
-        process.kill()
-        process.wait()
-    done = run(corpus, tmp_path / "store", models, "is13,hubert", part_seconds=1)
-    for feature in clean.features:
-        assert done.features[feature]["rows"] == 8
-        for ours, theirs in zip(rows(tmp_path / "store", feature), rows(tmp_path / "clean", feature), strict=True):
-            assert np.array_equal(ours, theirs)
-    assert not list((tmp_path / "store" / "tmp").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -348,25 +321,17 @@ def test_a_killed_run_resumes(corpus: Path, tmp_path: Path, models: dict[str, st
         ({"features": "logmel:window=inf"}, "window is a number"),
         ({"features": "logmel", "device": "tpu"}, "cuda:N"),
         ({"features": "logmel:hop=nan"}, "hop is a number"),
+        (
+            {"features": "hubert", "models": {"hubert": "/no/weights"}, "corpus": Path("elsewhere")},
+            "elsewhere does not",
+        ),
+        ({"features": "is13", "store": Path(__file__).parent}, "no store"),
     ],
 )
 def test_wrong_requests(corpus: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(WrongUse, match=message):
-        plan(ExtractionConfig(corpus, store=tmp_path / "store", **options))
+        plan(ExtractionConfig(**{"corpus": corpus, "store": tmp_path / "store", **options}))
     assert not (tmp_path / "store").exists()
-
-
-def test_a_folder_that_is_no_store_is_left_alone(corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "thesis.txt").write_text("mine")
-    with pytest.raises(WrongUse, match="no store"):
-        plan(ExtractionConfig(corpus, "is13", store=tmp_path / "store"))
-    shutil.rmtree(tmp_path / "store")
-
-
-def test_no_device_of_that_name(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    with pytest.raises(SerError, match="--device"):
-        run(corpus, tmp_path / "store", models, "hubert", device="tpu")
 
 
 def test_a_text_beyond_512_tokens_is_cut_and_told(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:

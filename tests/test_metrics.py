@@ -1,12 +1,20 @@
-"""Metrics against their formulas written the slow way, and against scikit-learn where it has them."""
+"""Scores against their formulas written the slow way, and against scikit-learn where it has them."""
 
+import doctest
 import math
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
-from ser.train.scores import against, bootstrap, mcnemar, mean_std, paired_t, pooled, scores, wilcoxon
+from ser.errors import WrongUse
+from ser.train import scores as module
+from ser.train.run_folder import RESULT, Run, write_json, write_predictions
+from ser.train.scores import CellScores, against, confusions, mcnemar, paired_t, scores, wilcoxon
 
 CLASSES = ("ang", "hap", "neu", "sad")
 
@@ -18,13 +26,26 @@ def made(seed: int, n: int = 97, classes: int = 4) -> tuple[list[int], list[int]
     return truth.tolist(), predicted.tolist()
 
 
+def make_run(folder: Path, seed: int, fold: int, truth: list[int], predicted: list[int], speakers: list[Any]) -> Run:
+    """A finished run with these predictions; the utterances of a fold are the same for every seed."""
+    folder.mkdir()
+    run, found = Run(folder), scores(truth, predicted, CLASSES)
+    told = {"corpus": "c", "protocol": "session-out", "select": "val", "labels": "4class", "speaker_independent": True}
+    told |= {"synthetic": True, "random_weights": [], "left_out": {"label xxx is not in 4class": 3 + fold}}
+    tests = {"both": found, "only audio": scores(truth, truth, CLASSES)}
+    write_json(run, RESULT, {**found, **told, "seed": seed, "fold": str(fold), "classes": CLASSES, "tests": tests})
+    columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": speakers}
+    columns |= {name: [CLASSES[k] for k in rows] for name, rows in (("truth", truth), ("predicted", predicted))}
+    write_predictions(run, columns | {"probabilities only audio": list(np.eye(4)[truth])})
+    return run
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_scores_equal_the_slow_formulas(seed: int) -> None:
     truth, predicted = made(seed)
     found = scores(truth, predicted, CLASSES)
     right = [t == p for t, p in zip(truth, predicted, strict=True)]
     assert found["wa"] == pytest.approx(sum(right) / len(right), abs=1e-15)
-    assert found["wa"] == accuracy_score(truth, predicted)
     recall, f1, weight = [], [], []
     for k in sorted(set(truth)):
         hits = sum(t == p == k for t, p in zip(truth, predicted, strict=True))
@@ -32,7 +53,6 @@ def test_scores_equal_the_slow_formulas(seed: int) -> None:
         f1.append(2 * hits / (truth.count(k) + predicted.count(k)))
         weight.append(truth.count(k) / len(truth))
     assert found["ua"] == pytest.approx(sum(recall) / len(recall), abs=1e-15)
-    assert found["ua"] == pytest.approx(balanced_accuracy_score(truth, predicted))
     assert found["macro_f1"] == pytest.approx(sum(f1) / len(f1))
     assert found["weighted_f1"] == pytest.approx(sum(w * f for w, f in zip(weight, f1, strict=True)))
     assert list(found["per_class"].values()) == pytest.approx(recall)
@@ -46,10 +66,15 @@ def test_scores_equal_scikit_learn_s(seed: int) -> None:
     truth, predicted = made(seed, 5 + 3 * seed, 2 + seed % 3)
     found = scores(truth, predicted, CLASSES)
     present = sorted(set(truth))
-    assert found["confusion"] == confusion_matrix(truth, predicted, labels=range(4)).tolist()
+    matrix = confusion_matrix(truth, predicted, labels=range(4))
+    assert found["confusion"] == matrix.tolist()
+    assert found["wa"] == accuracy_score(truth, predicted)
+    assert found["ua"] == pytest.approx(balanced_accuracy_score(truth, predicted), abs=1e-15)
     for name in ("macro", "weighted"):
         f1 = f1_score(truth, predicted, labels=present, average=name, zero_division=0)
         assert found[f"{name}_f1"] == pytest.approx(f1, abs=1e-15)
+    both = confusions(np.array(truth), np.array([predicted, truth]), 4)
+    assert both.tolist() == [matrix.tolist(), np.diag(np.bincount(truth, minlength=4)).tolist()]
 
 
 def test_wa_and_ua_are_not_the_same_thing() -> None:
@@ -64,39 +89,112 @@ def test_a_class_that_does_not_occur_counts_nowhere() -> None:
     assert found["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_pooled_is_the_score_of_all_utterances_together() -> None:
-    first, second = made(1, 30), made(2, 61)
-    folds = [scores(*first, CLASSES), scores(*second, CLASSES)]
-    found, whole = pooled(folds, CLASSES), scores(first[0] + second[0], first[1] + second[1], CLASSES)
-    assert found.keys() == whole.keys()
-    for name, value in whole.items():
-        assert found[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+def test_the_examples_hold() -> None:
+    assert doctest.testmod(module).attempted > 8 and doctest.testmod(module).failed == 0
 
 
-def test_mean_std_is_the_sample_deviation() -> None:
-    mean, std = mean_std([1.0, 2.0, 4.0])
-    assert mean == pytest.approx(7 / 3)
-    assert std == pytest.approx(math.sqrt(((1 - 7 / 3) ** 2 + (2 - 7 / 3) ** 2 + (4 - 7 / 3) ** 2) / 2))
-    assert mean_std([0.5]) == (0.5, None)
+class Cell(SimpleNamespace):
+    """Two seeds × three folds of unequal size, and what was predicted."""
+
+    @cached_property
+    def scores(self) -> CellScores:
+        return CellScores(list(self.runs.values()))
 
 
-def test_bootstrap_agrees_with_resampling_by_hand() -> None:
-    truth, predicted = made(3, 200)
-    interval = bootstrap(truth, predicted, 4, "wa", resamples=4000)
-    rng = np.random.default_rng(9)
-    right = np.equal(truth, predicted)
-    by_hand = [right[rng.integers(200, size=200)].mean() for _ in range(4000)]
-    assert interval.value == right.mean()
-    assert [interval.low, interval.high] == pytest.approx(np.quantile(by_hand, [0.025, 0.975]), abs=0.012)
-    assert interval == bootstrap(truth, predicted, 4, "wa", resamples=4000)
+@pytest.fixture
+def cell(tmp_path: Path) -> Cell:
+    held, runs = {}, {}
+    for seed in range(2):
+        for fold in range(3):
+            truth, predicted = made(fold, 20 + 31 * fold)[0], made(10 * seed + fold, 20 + 31 * fold)[1]
+            speakers = [f"{fold}{'ab'[i % 2]}" for i in range(len(truth))]
+            held[seed, fold] = truth, predicted, speakers
+            runs[seed, fold] = make_run(tmp_path / f"{seed}{fold}", seed, fold, truth, predicted, speakers)
+    return Cell(held=held, runs=runs)
 
 
-def test_bootstrap_over_speakers_draws_speakers() -> None:
+@pytest.mark.parametrize("metric", ["wa", "ua", "macro_f1", "weighted_f1", "hap"])
+def test_a_score_is_pooled_over_the_folds_of_a_seed_then_averaged(cell: Cell, metric: str) -> None:
+    def one(pairs: list[tuple]) -> float:
+        found = scores([t for p in pairs for t in p[0]], [k for p in pairs for k in p[1]], CLASSES)
+        return 100 * (found[metric] if metric in found else found["per_class"][metric])
+
+    runs = [one([held]) for held in cell.held.values()]
+    mean = sum(runs) / 6
+    found = cell.scores.score(metric)
+    by_seed = [one([cell.held[seed, fold] for fold in range(3)]) for seed in range(2)]
+    assert found.pooled == pytest.approx(sum(by_seed) / 2)
+    assert found.mean == pytest.approx(mean) and found.n == 6
+    assert found.std == pytest.approx(math.sqrt(sum((value - mean) ** 2 for value in runs) / 5))
+    assert cell.scores.score(metric, "only audio").pooled == 100
+
+
+def test_a_cell_of_one_run_has_no_deviation(cell: Cell) -> None:
+    one = CellScores([cell.runs[0, 0]])
+    assert one.score("ua").std is None and one.score("ua").n == 1 and one.score("ua").pooled == one.score("ua").mean
+
+
+@pytest.mark.parametrize("over", ["speakers", "utterances"])
+def test_the_interval_draws_the_same_groups_for_every_seed(cell: Cell, over: str) -> None:
+    """By hand: groups drawn with replacement; of all their predictions UA per seed; the mean over the seeds."""
+    rng, values = np.random.default_rng(9), []
+    rows = [  # (group, seed, truth, predicted)
+        (speaker if over == "speakers" else (fold, i), seed, t, p)
+        for (seed, fold), held in cell.held.items()
+        for i, (t, p, speaker) in enumerate(zip(*held, strict=True))
+    ]
+    groups = sorted({row[0] for row in rows})
+    for _ in range(600):
+        times = np.bincount(rng.integers(len(groups), size=len(groups)), minlength=len(groups))
+        of = dict(zip(groups, times.tolist(), strict=True))
+        by_seed = []
+        for seed in range(2):
+            drawn = [row for row in rows if row[1] == seed for _ in range(of[row[0]])]
+            by_seed.append(balanced_accuracy_score([row[2] for row in drawn], [row[3] for row in drawn]))
+        values.append(100 * np.mean(by_seed))
+    found = cell.scores.interval("ua", over)
+    assert found is not None and found.over == over
+    assert [found.low, found.high] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1.5)
+    assert found == CellScores(list(cell.runs.values())).interval("ua", over)  # the same each time
+    assert (cell.scores.interval("ua") == found) == (over == "speakers")
+    certain = cell.scores.interval("wa", over, "only audio")
+    assert certain is not None and (certain.low, certain.high) == (100, 100)
+
+
+def test_speakers_of_one_kind_make_the_interval_wide(tmp_path: Path) -> None:
     # Speaker a is all right, speaker b all wrong: a resample is 0, ½ or 1 right, so the interval is everything.
-    truth, predicted, speakers = [0] * 100, [0] * 50 + [1] * 50, ["a"] * 50 + ["b"] * 50
-    assert (bootstrap(truth, predicted, 2, "wa").high - bootstrap(truth, predicted, 2, "wa").low) < 0.25
-    wide = bootstrap(truth, predicted, 2, "wa", groups=speakers)
-    assert (wide.low, wide.high) == (0.0, 1.0)
+    found = CellScores([make_run(tmp_path / "r", 0, 0, [0] * 100, [0] * 50 + [1] * 50, ["a"] * 50 + ["b"] * 50)])
+    wide, narrow = found.interval("wa"), found.interval("wa", "utterances")
+    assert wide is not None and (wide.low, wide.high, wide.over) == (0, 100, "speakers")
+    assert narrow is not None and narrow.high - narrow.low < 25
+    assert found.interval("sad") is None and found.score("sad").n == 0
+
+
+@pytest.mark.parametrize("speakers", [["a"] * 30, [None] * 30, ["a", None] * 15])
+def test_utterances_are_drawn_where_speakers_are_not_known(tmp_path: Path, speakers: list[Any]) -> None:
+    found = CellScores([make_run(tmp_path / "r", 0, 0, *made(0, 30), speakers)])
+    interval = found.interval("ua")
+    assert interval is not None and interval.over == "utterances" and found.interval("ua", "speakers") is None
+    assert list(found.to_json()["intervals"]) == ["ua over utterances", "wa over utterances"]
+
+
+def test_what_a_cell_says_of_itself(cell: Cell, tmp_path: Path) -> None:
+    found = cell.scores
+    assert found.classes == list(CLASSES) and found.tests == ["both", "only audio"]
+    assert found.confusion().sum() == 2 * (20 + 51 + 82)
+    assert found.conditions == "session-out · val · 4class" and found.left_out == {"label xxx is not in 4class": 5}
+    assert found.caveat == "synthetic corpus (c): no comparison with the paper is meant"
+    told = found.to_json()
+    ends = found.interval("ua", "speakers")
+    assert told["ua"] == found.score("ua").pooled and ends is not None
+    assert told["intervals"]["ua over speakers"] == [ends.low, ends.high]
+    for wrong in (
+        lambda: found.score("uaa"),
+        lambda: found.score("ua", "only video"),
+        lambda: CellScores([Run(tmp_path)]),
+    ):
+        with pytest.raises(WrongUse):
+            wrong()
 
 
 @pytest.mark.parametrize(("b", "c"), [(8, 2), (1, 1), (0, 6), (0, 0)])

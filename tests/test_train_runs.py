@@ -26,7 +26,7 @@ from ser.train.fit import predict
 from ser.train.models import FUSIONS
 from ser.train.run import load_model
 from ser.train.run_folder import find_runs, open_run, run_name
-from ser.train.scores import scores, summarise, summary_text
+from ser.train.scores import CellScores, scores, summary_text
 
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 
@@ -295,16 +295,15 @@ def test_wrong_experiments(store: Path, tmp_path: Path, options: dict, error: ty
 
 def test_the_summary_pools_folds_and_gives_intervals(store: Path, tmp_path: Path) -> None:
     runs = run_experiment(lgf(store, tmp_path))
-    summary = summarise(runs)
+    cell = CellScores(runs)
     tables = [run.predictions().to_pydict() for run in runs]
     right = [t == p for table in tables for t, p in zip(table["truth"], table["predicted"], strict=True)]
-    assert summary.wa.pooled == pytest.approx(100 * np.mean(right))
-    assert summary.wa.mean == pytest.approx(100 * np.mean([run.result["wa"] for run in runs])) and summary.wa.n == 5
-    assert summary.wa.std == pytest.approx(100 * np.std([run.result["wa"] for run in runs], ddof=1))
-    interval = summary.intervals["wa over utterances"]
-    assert interval.low < interval.value < interval.high and interval.value == pytest.approx(summary.wa.pooled)
-    assert "wa over speakers" in summary.intervals
-    text = summary_text(summary)
+    score, own = cell.score("wa"), [100 * run.result["wa"] for run in runs]
+    assert score.pooled == pytest.approx(100 * np.mean(right))
+    assert (score.mean, score.std, score.n) == (pytest.approx(np.mean(own)), pytest.approx(np.std(own, ddof=1)), 5)
+    for interval in (cell.interval("wa"), cell.interval("wa", "utterances")):
+        assert interval is not None and interval.low < score.pooled < interval.high
+    text = summary_text(cell)
     raw = make_manifest().column("label")
     assert f"left out: {raw.count('fru')} (label fru is not in 4class), {raw.count('xxx')} (label xxx" in text
     assert "session-out · val · 4class" in text
@@ -314,11 +313,11 @@ def test_the_summary_pools_folds_and_gives_intervals(store: Path, tmp_path: Path
 def test_best_test_and_speaker_dependent_say_so_everywhere(store: Path, tmp_path: Path) -> None:
     runs = run_experiment(lgf(store, tmp_path, select="best-test", folds=1))
     assert runs[0].result["select"] == "best-test"
-    assert "best-test (epoch chosen on the TEST part)" in summary_text(summarise(runs))
+    assert "best-test (epoch chosen on the TEST part)" in summary_text(CellScores(runs))
     big = make_store(tmp_path / "big", turns=48).path
     runs = run_experiment(lgf(big, tmp_path, protocol="random-70-20-10", epochs=1))
     assert runs[0].result["speaker_independent"] is False
-    assert "(speaker-dependent)" in summary_text(summarise(runs))
+    assert "(speaker-dependent)" in summary_text(CellScores(runs))
 
 
 def test_state_is_written_now_and_then(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,5 +387,7 @@ def test_memory_that_ends_is_told_in_one_sentence(store: Path, tmp_path: Path, m
     monkeypatch.setitem(FUSIONS, "concat:utterance", replace(FUSIONS["concat:utterance"], build=Greedy))
     experiment = Experiment("is13+bert", "concat:utterance", store, device="cpu", out=tmp_path / "runs")
     for work in (dry_run, run_experiment):
-        with pytest.raises(SerError, match=r"memory of cpu ended .* bf16 or --set batch_size=16, which change the num"):
+        with pytest.raises(
+            SerError, match=r"memory of cpu ran out .* bf16 or --set batch_size=16, which change the num"
+        ):
             work(experiment)

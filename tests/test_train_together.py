@@ -3,7 +3,6 @@
 # Attributes of torch's modules have no types.
 # mypy: ignore-errors
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +13,9 @@ import torch.nn.functional as F
 
 from ser.errors import SerError
 from ser.tests.tiny_store import make_store
-from ser.train import run
-from ser.train.experiment import Experiment, at_once, prepare, run_experiment, seconds_at_once, train_jobs
-from ser.train.fit import Diverged, fit, make_optimiser, predict, set_rate
+from ser.train import run as run_module
+from ser.train.experiment import Experiment, fit_groups, prepare, run_experiment, seconds_together, train_jobs
+from ser.train.fit import Diverged, fit, learning_rate, make_optimiser, predict
 from ser.train.fit_many import MOST, can_train_together, fit_many
 from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
@@ -24,8 +23,7 @@ from ser.train.models.ragged import Batch, Sequences
 from ser.train.models.stacked import NO_LABEL, Layout, Stack
 from ser.train.run import train_run
 from ser.train.run_folder import run_name
-from ser.train.scores import confusion, confusions
-from ser.train.sweep import Bundle, plan_sweep, train_bundle
+from ser.train.sweep import TaskGroup, plan_sweep, train_group
 
 STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
 SMALL = PerspectiveSettings(d_model=6, gru_hidden=4, heads=2, dropout=0.3)
@@ -83,44 +81,34 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(_double, name, he
     together = make_optimiser(stack.weights, stage, SMALL)
     apart = [make_optimiser(dict(model.named_parameters()), stage, SMALL) for model in models]
     random = np.random.default_rng(1)
-    for _ in range(12):
+    for update in range(12):
         chosen = np.stack([random.permutation(len(SIZES))[:4] for _ in range(RUNS)])
         layout = Layout.of(groups, chosen)
         outputs = stack(values, layout, training=True)
         each = [{h: x[r] for h, x in outputs.items()} for r in range(RUNS)]
-        sum(loss_of(one, truth(layout, labels, r), heads) for r, one in enumerate(each)).backward()
-        set_rate(together, SMALL)
-        together.step()
         together.zero_grad()
+        sum(loss_of(one, truth(layout, labels, r), heads) for r, one in enumerate(each)).backward()
+        gradients = {n: None if w.grad is None else w.grad.clone() for n, w in stack.weights.items()}
+        together.param_groups[0]["lr"] = learning_rate(SMALL, update)
+        together.step()
         for run, (model, optimiser) in enumerate(zip(models, apart, strict=True)):
             batch = batch_of(values, labels, [groups[i] for i in chosen[run]])
             torch.set_rng_state(generators[run].get_state())
             alone = model.train()(batch)
             generators[run].set_state(torch.get_rng_state())
+            optimiser.zero_grad()
             loss_of(alone, batch.labels, heads).backward()
+            for n, weight in model.named_parameters() if update == 0 else ():
+                if weight.grad is not None:
+                    torch.testing.assert_close(gradients[n][run], weight.grad, rtol=1e-12, atol=1e-12)
             assert alone.keys() == outputs.keys()
             for head, logits in alone.items():
                 torch.testing.assert_close(outputs[head][run, layout.real[run]], logits, rtol=0, atol=1e-9)
-            set_rate(optimiser, SMALL)
+            optimiser.param_groups[0]["lr"] = learning_rate(SMALL, update)
             optimiser.step()
-            optimiser.zero_grad()
     for run, model in enumerate(models):
         for weight_name, weight in model.named_parameters():
             torch.testing.assert_close(stack.weights[weight_name][run], weight, rtol=0, atol=1e-9)
-
-
-def test_first_gradients_agree_to_the_last_digits(_double):
-    models, generators, values, labels, groups = made("lgf-at")
-    layout = Layout.of(groups, np.array([[0, 5, 2], [3, 1, 4], [5, 4, 3]]))
-    stack = Stack(models, 0.3, [generator.clone_state() for generator in generators])
-    outputs = stack(values, layout, training=True)
-    sum(loss_of({h: x[r] for h, x in outputs.items()}, truth(layout, labels, r)) for r in range(RUNS)).backward()
-    for run, chosen in enumerate(([0, 5, 2], [3, 1, 4], [5, 4, 3])):
-        torch.set_rng_state(generators[run].get_state())
-        batch = batch_of(values, labels, [groups[i] for i in chosen])
-        loss_of(models[run].train()(batch), batch.labels).backward()
-        for name, weight in models[run].named_parameters():
-            torch.testing.assert_close(stack.weights[name].grad[run], weight.grad, rtol=1e-12, atol=1e-12)
 
 
 def test_a_run_that_is_no_number_leaves_the_others_alone():
@@ -139,13 +127,6 @@ def test_a_run_that_is_no_number_leaves_the_others_alone():
     assert poisoned["features.audio.weight"][0].isnan().any()
     for name, grad in clean.items():
         assert torch.equal(grad[1:], poisoned[name][1:]), name
-
-
-def test_confusions_are_scikit_learns():
-    random = np.random.default_rng(0)
-    labels, predicted = random.integers(4, size=50), random.integers(4, size=(3, 50))
-    found = confusions(labels, predicted, 5)
-    assert [matrix.tolist() for matrix in found] == [confusion(labels, one, 5).tolist() for one in predicted]
 
 
 # The loop ------------------------------------------------------------------------------------------------------------
@@ -220,15 +201,16 @@ def test_both_losses_at_once_and_what_a_loss_does_not_train_stays(store, tmp_pat
 
 def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
     def jobs(*more, on="cuda:0", **options):
-        asked = experiment(store, tmp_path, *more, folds="all", seeds=2, **options)
+        asked = experiment(store, tmp_path, *more, **{"folds": "all", "seeds": 2} | options)
         return [replace(job, plan=replace(job.plan, device=on)) for job in prepare(asked)]
 
-    assert at_once(jobs(on="cpu")) == [[i] for i in range(10)]
-    assert at_once(jobs()) == [[i, i + 5] for i in range(5)]
-    assert at_once([*jobs(), *jobs(loss="perspective")]) == [[i, i + 5, i + 10, i + 15] for i in range(5)]
-    assert at_once([*jobs(), *jobs("lr=0.5")]) == [[i + j, i + j + 5] for j in (0, 10) for i in range(5)]
+    assert fit_groups(jobs(on="cpu")) == [[i] for i in range(10)]
+    assert fit_groups(jobs()) == [[i, i + 5] for i in range(5)]
+    assert fit_groups([*jobs(), *jobs(loss="perspective")]) == [[i, i + 5, i + 10, i + 15] for i in range(5)]
+    assert fit_groups([*jobs(), *jobs("lr=0.5")]) == [[i + j, i + j + 5] for j in (0, 10) for i in range(5)]
+    assert [len(group) for group in fit_groups(jobs(folds=1, seeds=2 * MOST + 3))] == [MOST, MOST, 3]
     for setting in ("released=true", "soft_labels=true", "clip_norm=1"):
-        assert at_once(jobs(setting)) == [[i] for i in range(10)], setting
+        assert fit_groups(jobs(setting)) == [[i] for i in range(10)], setting
 
 
 def test_run_folders_are_those_of_single_runs(store, tmp_path):
@@ -264,7 +246,7 @@ def test_a_loss_that_is_no_number_is_told_with_epoch_and_batch(store, tmp_path):
 
 
 def test_the_estimate_of_what_is_trained_at_once(store, tmp_path):
-    one, four = (seconds_at_once(prepare(experiment(store, tmp_path / "no", epochs=n))) for n in (1000, 4_000_000))
+    one, four = (seconds_together(prepare(experiment(store, tmp_path / "no", epochs=n))) for n in (1000, 4_000_000))
     assert 0 < 40 * one < four, "two epochs are timed, however many there are to come"
     assert not (tmp_path / "no").exists()
 
@@ -279,14 +261,14 @@ def test_where_memory_ends_fewer_are_trained_at_once(store, tmp_path, monkeypatc
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return fit_many(data, fold, plans, on_epoch)
 
-    monkeypatch.setattr(run, "fit_many", small_gpu)
+    monkeypatch.setattr(run_module, "fit_many", small_gpu)
     jobs = prepare(experiment(store, tmp_path, seeds=5, epochs=1))
     most = 1
     runs = train_jobs(jobs, tmp_path, False)
     assert tried == [5, 2, 1, 1, 1, 1, 1] and all(run.finished for run in runs)
-    assert "begun anew with half as many" in (runs[0].path / "log").read_text()
+    assert "started anew with half as many" in (runs[0].path / "log").read_text()
     most = 0
-    with pytest.raises(SerError, match="memory of cpu ended while training lgf-add"):
+    with pytest.raises(SerError, match="memory of cpu ran out while training lgf-add"):
         train_jobs(prepare(experiment(store, tmp_path, "lr=0.5", epochs=1)), tmp_path, False)
 
 
@@ -306,14 +288,6 @@ def test_a_bundle_takes_no_state_of_a_run_alone_and_tells_of_an_interruption(sto
     assert all(run.finished for run in runs) and "interrupted" not in (folder / "log").read_text()
 
 
-def test_no_more_are_bundled_than_can_be_trained_at_once(store, tmp_path):
-    many = [
-        replace(job, plan=replace(job.plan, device="cuda:0"))
-        for job in prepare(experiment(store, tmp_path, seeds=2 * MOST + 3))
-    ]
-    assert [len(some) for some in at_once(many)] == [MOST, MOST, 3]
-
-
 def test_a_sweep_trains_a_bundle_at_once(store, tmp_path):
     from ser.train.recipe import read_recipe
 
@@ -321,19 +295,11 @@ def test_a_sweep_trains_a_bundle_at_once(store, tmp_path):
     recipe.write_text('[[cell]]\nname = "x"\nfeatures = "is13+bert"\nfusion = "lgf-add"\nseeds = 2\n')
     asked = {"store": store, "device": "cpu", "epochs": 3, "folds": 1, "set": OPTIONS}
     planned = plan_sweep(read_recipe(recipe, out=tmp_path / "runs", **asked))
-    outcomes = train_bundle(Bundle(planned.tasks))
+    outcomes = train_group(TaskGroup(planned.tasks))
     assert [outcome.task for outcome in outcomes] == list(planned.tasks) and not any(o.fault for o in outcomes)
     assert not planned.open_tasks
     alone = plan_sweep(read_recipe(recipe, out=tmp_path / "alone", **asked))
     for task, other in zip(planned.tasks, alone.tasks, strict=True):
-        train_bundle(Bundle((other,)))
+        train_group(TaskGroup((other,)))
         ours, theirs = ([line["loss"] for line in each.run.result["history"]] for each in (task, other))
         assert ours == pytest.approx(theirs, rel=1e-5) and len(set(ours)) == 3
-
-
-def test_the_dropout_of_a_run_does_not_depend_on_the_others(_double):
-    models, generators, values, _, groups = made("lgf-add")
-    layout, first = Layout.of(groups, np.array([[0, 5], [1, 2], [3, 4]])), Layout.of(groups, np.array([[0, 5]]))
-    three = Stack(models, 0.3, [generator.clone_state() for generator in generators])(values, layout, True)
-    one = Stack(copy.deepcopy(models[:1]), 0.3, [generators[0].clone_state()])(values, first, True)
-    torch.testing.assert_close(three["logits"][0, layout.real[0]], one["logits"][0, first.real[0]], rtol=0, atol=1e-12)

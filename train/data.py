@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -18,94 +17,11 @@ from ser.cache.spec import canonical_json
 from ser.cache.store import Feature, Store, open_store
 from ser.errors import MissingRows, WrongUse
 
-from .labels import Policy, Utterances, apply_policy, get_policy, soft_labels
+from .labels import Utterances, apply_policy, get_policy, soft_labels
 from .models import Fusion, get_fusion
 from .models.ragged import Batch, Sequences
 
 Pool = Literal["mean", "meanstd"]
-
-
-@dataclass(frozen=True)
-class FeatureSelection:
-    """A feature that training asks for, and how its frames become a vector where the fusion takes vectors.
-
-    `extra` names what is read of it in the place of its values, such as its token ids.
-    """
-
-    feature: Feature
-    pool: Pool = "mean"
-    extra: str | None = None
-
-    @property
-    def modality(self) -> str:
-        """Whether it is audio or text."""
-        return self.feature.spec.modality
-
-    def dim(self, vectors: bool) -> int:
-        """Dimension of what the model gets: frames as stored, or one vector for each utterance."""
-        both = vectors and self.pool == "meanstd" and self.feature.spec.level != "utterance"
-        return self.feature.spec.dim * (2 if both else 1)
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """What a run's config records of it."""
-        return {"feature": self.feature.spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool}
-
-
-def choose_features(store: Store, names: str, corpus: str) -> dict[str, FeatureSelection]:
-    """The features of `names` ("hubert+mpnet", "is13+bert:pool=meanstd") by modality; their order does not matter.
-
-    Raises `WrongUse` for two features of one modality, and what `store.feature` raises for one that is not there.
-    """
-    chosen: dict[str, FeatureSelection] = {}
-    for name in names.split("+"):
-        plain, pool = _split_pool(name.strip())
-        choice = FeatureSelection(store.feature(plain, corpus=corpus), pool)
-        if (other := chosen.get(choice.modality)) is not None:
-            raise WrongUse(
-                f"--features {names}: {other.feature.spec.name} and {choice.feature.spec.name} are both "
-                f"{choice.modality} features, and a fusion takes one of each; train one run for each of them"
-            )
-        chosen[choice.modality] = choice
-    return chosen
-
-
-def choose_views(
-    store: Store, names: str, chosen: Mapping[str, FeatureSelection], corpus: str
-) -> list[FeatureSelection]:
-    """The augmented features of `names` ("logmel:view=pitch-1+logmel:view=noise-1"), each beside the plain feature.
-
-    Raises `WrongUse` for one that cannot stand in the place of a feature of `chosen`.
-    """
-    views = []
-    for name in filter(None, names.split("+")):
-        plain, pool = _split_pool(name.strip())
-        view = FeatureSelection(store.feature(plain, corpus=corpus), pool)
-        beside = chosen.get(view.modality)
-        if beside is None or (beside.feature.spec.level, beside.feature.spec.dim, beside.pool) != (
-            view.feature.spec.level,
-            view.feature.spec.dim,
-            pool,
-        ):
-            plainly = beside.feature.spec.name if beside else "any feature that is trained on"
-            raise WrongUse(f"--views {name}: cannot stand in the place of {plainly}: another level, dimension or pool")
-        views.append(view)
-    return views
-
-
-def _split_pool(name: str) -> tuple[str, Pool]:
-    """`bert:layer=9,pool=meanstd@3f2a` → (`bert:layer=9@3f2a`, "meanstd")."""
-    body, at, fingerprint = name.partition("@")
-    feature, _, variant = body.partition(":")
-    settings = [item for item in variant.split(",") if item]
-    pools = [item.removeprefix("pool=") for item in settings if item.startswith("pool=")]
-    pool = pools[-1] if pools else "mean"
-    if pool not in ("mean", "meanstd"):
-        raise WrongUse(f"{name}: pool must be mean or meanstd")
-    kept = ",".join(item for item in settings if not item.startswith("pool="))
-    return f"{feature}{':' if kept else ''}{kept}{at}{fingerprint}", pool  # type: ignore[return-value]
-
-
 FITS = 0.5  # of a GPU's free memory may be inputs that stay there
 
 
@@ -159,6 +75,103 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class FeatureSelection:
+    """A feature to train on. If the fusion takes `vectors`, `pool` makes one of the frames of each utterance.
+
+    `extra` names what is read of the feature in the place of its values, such as its token ids.
+    """
+
+    feature: Feature
+    pool: Pool = "mean"
+    vectors: bool = False
+    extra: str | None = None
+
+    @property
+    def modality(self) -> str:
+        """Whether it is audio or text."""
+        return self.feature.spec.modality
+
+    @property
+    def pools(self) -> bool:
+        """Whether frames become one vector per utterance."""
+        return self.vectors and self.feature.spec.level != "utterance"
+
+    @property
+    def dim(self) -> int:
+        """Dimension of a row that the model gets."""
+        return self.feature.spec.dim * (2 if self.pools and self.pool == "meanstd" else 1)
+
+    @property
+    def form(self) -> tuple[str, int, Pool]:
+        """Level, dimension and pool, in which a view is as the feature beside it."""
+        return self.feature.spec.level, self.feature.spec.dim, self.pool
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a run's config records of it."""
+        return {"feature": self.feature.spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool}
+
+    def load(self, manifest: Manifest, rows: np.ndarray) -> Inputs:
+        """The feature of the manifest's rows. Raises what `Feature.load` raises, and `MissingRows`."""
+        packed, name = self.feature.load(manifest, rows.tolist()), self.feature.spec.name
+        if len(empty := np.flatnonzero(np.diff(packed.offsets) == 0)):
+            raise MissingRows(
+                f"{name}: utterance {packed.ids[empty[0]]} has no rows at all; "
+                "extract it again with `ser features --retry`"
+            )
+        if self.extra is not None and self.extra not in packed.extras:
+            raise MissingRows(
+                f"{name} holds rows without '{self.extra}'; run `ser cache remove "
+                f"{self.feature.spec.feature}@{self.feature.fingerprint}` and extract it again"
+            )
+        values = packed.values if self.extra is None else packed.extras[self.extra][:, None]
+        inputs = Inputs(torch.from_numpy(values), packed.offsets)
+        return inputs.pooled(self.pool) if self.pools else inputs
+
+
+def select_feature(store: Store, name: str, corpus: str) -> FeatureSelection:
+    """The feature of that name: `bert:layer=9,pool=meanstd@3f2a` is `bert:layer=9@3f2a`, pooled by "meanstd"."""
+    body, at, fingerprint = name.strip().partition("@")
+    feature, _, variant = body.partition(":")
+    options = [item for item in variant.split(",") if item]
+    pool = next((item.removeprefix("pool=") for item in reversed(options) if item.startswith("pool=")), "mean")
+    if pool not in ("mean", "meanstd"):
+        raise WrongUse(f"{name}: pool must be mean or meanstd")
+    kept = ",".join(item for item in options if not item.startswith("pool="))
+    plain = f"{feature}{':' if kept else ''}{kept}{at}{fingerprint}"
+    return FeatureSelection(store.feature(plain, corpus=corpus), pool)  # type: ignore[arg-type]
+
+
+def select_features(
+    store: Store, features: str, corpus: str, views: str = ""
+) -> tuple[dict[str, FeatureSelection], list[FeatureSelection]]:
+    """The features of "hubert+mpnet" by modality, whatever their order, and the augmented ones of `views`.
+
+    Raises `WrongUse` for two features of one modality, and for a view ("logmel:view=noise-1") that cannot stand in the
+    place of one of them, and what `store.feature` raises for one that is not there.
+    """
+    selected: dict[str, FeatureSelection] = {}
+    for name in features.split("+"):
+        one = select_feature(store, name, corpus)
+        if (other := selected.get(one.modality)) is not None:
+            raise WrongUse(
+                f"--features {features}: {other.feature.spec.name} and {one.feature.spec.name} are both "
+                f"{one.modality} features, and a fusion takes one of each; train one run for each of them"
+            )
+        selected[one.modality] = one
+    augmented = [select_feature(store, name, corpus) for name in views.split("+") if name]
+    for view in augmented:
+        plain = selected.get(view.modality)
+        if plain is None or plain.form != view.form:
+            beside = plain.feature.spec.name if plain else "any feature that is trained on"
+            raise WrongUse(
+                f"--views {views}: {view.feature.spec.name} cannot stand in the place of {beside}: another level, "
+                "dimension or pool"
+            )
+    return selected, augmented
+
+
+@dataclass(frozen=True)
 class Standardizer:
     """Z-score of one modality: (x − mean) / std, each [dim] float32."""
 
@@ -181,12 +194,8 @@ class Standardizer:
         std = torch.where((high > low) & (variance > 0), variance.sqrt(), 1.0)
         return cls(mean.float(), std.float())
 
-    def of_all(self, inputs: Inputs) -> Inputs:
-        """The same utterances with their values scaled, in float32."""
-        return replace(inputs, values=self(inputs.values))
-
     def __call__(self, values: Tensor) -> Tensor:
-        """Scaled values [rows, dim] in float32."""
+        """Standardised values [rows, dim] in float32."""
         return (values.float() - self.mean.to(values.device)) / self.std.to(values.device)
 
 
@@ -196,19 +205,13 @@ class Dataset:
 
     utterances: Utterances
     dims: dict[str, int]  # of each modality
-    read: Callable[..., Mapping[str, Inputs]]
+    read: Callable[..., Mapping[str, Inputs]]  # the values of each modality; takes `extras`, see `reading`
     described: Mapping[str, Any]  # corpus, manifest and features with their digests, for a run's config
     notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
     targets: Tensor | None = None  # soft labels [n, K]
-    views: tuple[Callable[[], Mapping[str, Inputs]], ...] = ()  # augmented copies of a modality, for training alone
+    views: tuple[tuple[str, Callable[[], Inputs]], ...] = ()  # augmented copies of a modality, for training alone
     device: str = "cpu"  # where batches are put together, see `on`
     _elsewhere: dict[str, "Dataset"] = field(init=False, default_factory=dict, repr=False)  # the same on other devices
-
-    @cached_property
-    def view_inputs(self) -> list[Mapping[str, Inputs]]:
-        """The values of each view, by the modality that it changes."""
-        with torch.inference_mode(False):
-            return [read() for read in self.views]
 
     @cached_property
     def inputs(self) -> Mapping[str, Inputs]:
@@ -225,22 +228,25 @@ class Dataset:
             self._elsewhere[device] = replace(self, read=lambda: inputs, device=device)
         return self._elsewhere[device]
 
-    def scaled(self, scaling: Mapping[str, Standardizer]) -> "Dataset":
-        """The same utterances with their inputs scaled once and for all, in float32."""
-        ready = {m: scaling[m].of_all(x) if m in scaling else x for m, x in self.inputs.items()}
-        return replace(self, read=lambda: ready)
-
-    def reading(self, extras: Mapping[str, str]) -> "Dataset":
-        """The same utterances with an extra of a modality's feature, such as "token", in the place of its values."""
-        features = {
-            m: {**about, "extra": extras[m]} if m in extras else about
-            for m, about in self.described["features"].items()
+    def scaled(self, standardizers: Mapping[str, Standardizer]) -> "Dataset":
+        """The same utterances with their inputs standardised once and for all, in float32."""
+        inputs = {
+            m: replace(stored, values=standardizers[m](stored.values)) if m in standardizers else stored
+            for m, stored in self.inputs.items()
         }
-        described = {**self.described, "features": features}
-        return replace(self, read=partial(self.read, extras), described=described)
+        return replace(self, read=lambda: inputs)
 
-    def batch(self, groups: Sequence[np.ndarray], scaling: Mapping[str, Standardizer], soft: bool = False) -> Batch:
-        """The batch of the given dialogues (arrays of rows in turn order), its inputs scaled and in float32.
+    def reading(self, modality: str, extra: str) -> "Dataset":
+        """The same utterances with an extra of a modality's feature, such as "token", in the place of its values."""
+        features = dict(self.described["features"])
+        features[modality] = {**features[modality], "extra": extra}
+        read = self.read
+        return replace(self, read=lambda: read({modality: extra}), described={**self.described, "features": features})
+
+    def batch(
+        self, groups: Sequence[np.ndarray], standardizers: Mapping[str, Standardizer], soft: bool = False
+    ) -> Batch:
+        """The batch of the given dialogues (arrays of rows in turn order), its inputs standardised and in float32.
 
         The stored dtype is what travels to a GPU.
         """
@@ -248,8 +254,8 @@ class Dataset:
         inputs = {}
         for modality, stored in self.inputs.items():
             taken = stored.take(rows).to(self.device)
-            scale = scaling.get(modality, Tensor.float)
-            inputs[modality] = Sequences(scale(taken.values), taken.lengths)
+            standardize = standardizers.get(modality, Tensor.float)
+            inputs[modality] = Sequences(standardize(taken.values), taken.lengths)
         return Batch(
             inputs=inputs,
             labels=torch.from_numpy(self.utterances.labels[rows]),
@@ -267,7 +273,7 @@ class Dataset:
         rows: np.ndarray,
         unit: str,
         size: int,
-        scaling: Mapping[str, Standardizer],
+        standardizers: Mapping[str, Standardizer],
         generator: torch.Generator | None = None,
         soft: bool = False,
     ) -> Iterator[Batch]:
@@ -275,66 +281,75 @@ class Dataset:
         groups = self.groups(rows, unit)
         order = torch.randperm(len(groups), generator=generator).tolist() if generator else range(len(groups))
         for start in range(0, len(groups), size):
-            yield self.batch([groups[i] for i in order[start : start + size]], scaling, soft)
+            yield self.batch([groups[i] for i in order[start : start + size]], standardizers, soft)
+
+
+def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:
+    """A dataset that holds every utterance once as it is and once per view, and the rows of `train` in all of them.
+
+    Row r of view v = 1, 2, … is v · n + r. A view's utterances keep their labels, in dialogues of their own.
+    """
+    if not data.views:
+        return data, train
+    n, copies = len(data.utterances), len(data.views) + 1
+    utterances = data.utterances.take(np.tile(np.arange(n), copies))
+    apart = np.repeat(np.arange(copies), n) * (int(utterances.dialogues.max()) + 1)
+    with torch.inference_mode(False):
+        views = [{modality: read()} for modality, read in data.views]
+    inputs = {m: _joined([plain, *(view.get(m, plain) for view in views)]) for m, plain in data.inputs.items()}
+    more = replace(
+        data,
+        utterances=replace(utterances, dialogues=utterances.dialogues + apart),
+        read=lambda: inputs,
+        targets=None if data.targets is None else data.targets.repeat(copies, 1),
+        views=(),
+    )
+    return more, np.concatenate([train + n * copy for copy in range(copies)])
+
+
+def _joined(parts: list[Inputs]) -> Inputs:
+    """One modality of all copies; a modality that no view changes is not copied in memory."""
+    n = len(parts[0].offsets) - 1
+    if all(part is parts[0] for part in parts):
+        return Inputs(parts[0].values, parts[0].offsets, repeats=len(parts))
+    starts = np.cumsum([0, *(len(part.values) for part in parts)])
+    offsets = [part.offsets[:n] + start for part, start in zip(parts, starts, strict=False)]
+    return Inputs(torch.cat([part.values for part in parts]), np.concatenate([*offsets, starts[-1:]]))
 
 
 @dataclass
-class Loader:
-    """What one run has loaded, the next runs share.
+class DataCache:
+    """What one experiment has loaded, for those that follow.
 
-    With a folder `shared`, so do other processes: the first that wants a feature leaves it there packed, and all map
-    the same pages of it.
+    With a folder `shared` it serves several processes: the first that needs a feature leaves it there packed, and all
+    map the same pages of it.
     """
 
     shared: Path | None = None
-    held: dict[str, Inputs] = field(default_factory=dict)
-    datasets: dict[tuple, "Dataset"] = field(default_factory=dict)
+    inputs: dict[str, Inputs] = field(default_factory=dict)
+    datasets: dict[bytes, Dataset] = field(default_factory=dict)
 
-    def inputs(self, choice: FeatureSelection, manifest: Manifest, rows: np.ndarray, vectors: bool) -> Inputs:
-        """The feature of the manifest's rows, pooled to vectors if asked. Raises what `Feature.load` raises."""
-        view = choice.extra or (choice.pool if vectors else "rows")
-        about = f"{choice.feature.path.resolve()} {manifest.digest} {view} ".encode()
+    def load(self, selection: FeatureSelection, manifest: Manifest, rows: np.ndarray) -> Inputs:
+        """As `selection.load`."""
+        what = selection.extra or (selection.pool if selection.vectors else "rows")
+        about = f"{selection.feature.path.resolve()} {manifest.digest} {what} ".encode()
         key = hashlib.sha256(about + rows.tobytes()).hexdigest()
-        if key not in self.held:
-            if self.shared is None:
-                self.held[key] = _read(choice, manifest, rows, vectors)
-            else:
-                self.held[key] = _read_shared(self.shared / key, choice, manifest, rows, vectors)
-        return self.held[key]
+        if key not in self.inputs:
+            read = lambda: selection.load(manifest, rows)  # noqa: E731
+            self.inputs[key] = _shared(self.shared / key, read) if self.shared else read()
+        return self.inputs[key]
 
 
-def _read(choice: FeatureSelection, manifest: Manifest, rows: np.ndarray, vectors: bool) -> Inputs:
-    packed = choice.feature.load(manifest, rows.tolist())
-    if len(empty := np.flatnonzero(np.diff(packed.offsets) == 0)):
-        raise MissingRows(
-            f"{choice.feature.spec.name}: utterance {packed.ids[empty[0]]} has no rows at all; "
-            "extract it again with `ser features --retry`"
-        )
-    values = packed.values
-    if choice.extra is not None:
-        if choice.extra not in packed.extras:
-            raise MissingRows(
-                f"{choice.feature.spec.name} holds rows without '{choice.extra}'; run `ser cache remove "
-                f"{choice.feature.spec.feature}@{choice.feature.fingerprint}` and extract it again"
-            )
-        values = packed.extras[choice.extra][:, None]
-    inputs = Inputs(torch.from_numpy(values), packed.offsets)
-    return inputs.pooled(choice.pool) if vectors and choice.feature.spec.level != "utterance" else inputs
-
-
-def _read_shared(path: Path, choice: FeatureSelection, manifest: Manifest, rows: np.ndarray, vectors: bool) -> Inputs:
-    """The same through `<path>.values.npy` and `<path>.offsets.npy`, written by whoever comes first."""
+def _shared(path: Path, read: Callable[[], Inputs]) -> Inputs:
+    """What `read` gives, through `<path>.values.npy` and `<path>.offsets.npy`, written by whoever comes first."""
     values, offsets = path.with_suffix(".values.npy"), path.with_suffix(".offsets.npy")
-    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
+    with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not offsets.exists():  # written last
-            inputs = _read(choice, manifest, rows, vectors)
+            inputs = read()
             np.save(values, inputs.values.numpy())
             np.save(path.with_suffix(".part.npy"), inputs.offsets)
             path.with_suffix(".part.npy").rename(offsets)
-    finally:
-        os.close(lock)
     # Copy on write: torch wants a writable array, nobody writes, so all processes read the same pages.
     mapped = np.load(values, mmap_mode="c", allow_pickle=False)
     return Inputs(torch.from_numpy(mapped), np.load(offsets, allow_pickle=False))
@@ -348,161 +363,96 @@ def load_dataset(
     labels: str = "4class",
     limit: int | None = None,
     allow_missing: bool = False,
-    loader: Loader | None = None,
+    cache: DataCache | None = None,
     views: str = "",
 ) -> tuple[Dataset, Fusion]:
     """The corpus's labelled utterances with the features that the fusion takes.
 
     `limit` keeps that many utterances, spread evenly over the corpus. `views` names augmented features, joined with
-    `+`, that training mixes in. A `loader` gives what it has made before. Raises `WrongUse` for names that do not fit
+    `+`, that training mixes in. A `cache` gives what it has made before. Raises `WrongUse` for names that do not fit
     together, `MissingRows` if an utterance lacks a feature (quarantined ones may be left out by `allow_missing`).
     """
-    loader = loader or Loader()
+    cache = cache or DataCache()
     store = open_store(store_path)
     manifest = store.manifest(corpus)
-    chosen = choose_features(store, features, manifest.corpus)
-    fusion = get_fusion(fusion_name, {modality: choice.feature.spec.level for modality, choice in chosen.items()})
-    augmented = choose_views(store, views, chosen, manifest.corpus)
+    selected, augmented = select_features(store, features, manifest.corpus, views)
+    fusion = get_fusion(fusion_name, {modality: one.feature.spec.level for modality, one in selected.items()})
     policy = get_policy(labels)
-    vectors = fusion.level == "vector"
-    features_read = tuple((str(choice.feature.path), choice.pool) for choice in [*chosen.values(), *augmented])
-    key = (manifest.digest, features_read, canonical_json(policy.described), limit, allow_missing, vectors)
-    if key not in loader.datasets:
-        loader.datasets[key] = _dataset(manifest, chosen, augmented, policy, limit, allow_missing, vectors, loader)
-    return loader.datasets[key], fusion
+    asked = [replace(one, vectors=fusion.level == "vector") for one in [*selected.values(), *augmented]]
+    about = [[str(one.feature.path), one.pool, one.vectors] for one in asked]
+    key = canonical_json([manifest.digest, about, policy.described, limit, allow_missing])
+    if key in cache.datasets:
+        return cache.datasets[key], fusion
 
-
-def _dataset(
-    manifest: Manifest,
-    chosen: Mapping[str, FeatureSelection],
-    augmented: Sequence[FeatureSelection],
-    policy: Policy,
-    limit: int | None,
-    allow_missing: bool,
-    vectors: bool,
-    loader: Loader,
-) -> Dataset:
-    labelled = apply_policy(policy, manifest)
+    utterances = apply_policy(policy, manifest)
     left_out: dict[str, Any] = {
-        f"label {raw} is not in {policy.name}": count for raw, count in labelled.left_out.items()
+        f"label {raw} is not in {policy.name}": count for raw, count in utterances.left_out.items()
     }
+    if limit is not None and limit < len(utterances):
+        left_out[f"--limit {limit}"] = len(utterances) - limit
+        utterances = utterances.take(np.linspace(0, len(utterances) - 1, limit).round().astype(int))
+    for one in asked:
+        utterances, quarantined = with_rows(one, manifest, utterances, allow_missing)
+        left_out |= {f"{one.feature.spec.name}: quarantined": list(quarantined)} if quarantined else {}
 
-    keep = np.ones(len(labelled.rows), dtype=bool)
-    if limit is not None and limit < len(keep):
-        keep[:] = False
-        keep[np.linspace(0, len(keep) - 1, limit).round().astype(int)] = True
-        left_out[f"--limit {limit}"] = int(np.sum(~keep))
-    for choice in [*chosen.values(), *augmented]:
-        keep &= ~_quarantined(choice, manifest, labelled.rows, keep, allow_missing, left_out)
-        _refuse_missing(choice, manifest, labelled.rows[keep])
-    labelled = type(labelled)(labelled.policy, labelled.rows[keep], labelled.labels[keep], labelled.left_out)
+    def load(one: FeatureSelection) -> Inputs:
+        return cache.load(one, manifest, utterances.rows)
 
     def read(extras: Mapping[str, str] | None = None) -> dict[str, Inputs]:
-        asked = {m: replace(choice, extra=(extras or {}).get(m)) for m, choice in sorted(chosen.items())}
-        return {m: loader.inputs(choice, manifest, labelled.rows, vectors) for m, choice in asked.items()}
+        return {m: load(replace(one, extra=(extras or {}).get(m))) for m, one in inputs.items()}
 
-    def reader(choice: FeatureSelection) -> Callable[[], dict[str, Inputs]]:
-        return lambda: {choice.modality: loader.inputs(choice, manifest, labelled.rows, vectors)}
-
-    specs = [choice.feature.spec for choice in chosen.values()]
+    inputs = {one.modality: one for one in sorted(asked[: len(selected)], key=lambda one: one.modality)}
+    specs = {modality: one.feature.spec for modality, one in inputs.items()}
     votes = manifest.column("votes")
-    targets = soft_labels(labelled.policy, [votes[row] for row in labelled.rows], labelled.labels)
-    return Dataset(
-        utterances=Utterances.of(manifest, labelled),
-        dims={modality: choice.dim(vectors) for modality, choice in sorted(chosen.items())},
+    data = cache.datasets[key] = Dataset(
+        utterances=utterances,
+        dims={modality: one.dim for modality, one in inputs.items()},
         read=read,
         described={
             "corpus": manifest.corpus,
             "manifest": manifest.digest,
             "labels": policy.described,
-            "features": {modality: choice.described for modality, choice in sorted(chosen.items())},
-            "views": [choice.described for choice in augmented],
+            "features": {modality: one.described for modality, one in inputs.items()},
+            "views": [one.described for one in augmented],
             "limit": limit,
         },
         notes={
             "synthetic": manifest.synthetic,
-            "random_weights": [spec.name for spec in specs if spec.random_weights],
+            "random_weights": [specs[modality].name for modality in selected if specs[modality].random_weights],
             # Whole, so that `ser predict` can compute the same features without the store.
-            "specs": {
-                modality: {**choice.feature.spec.identity(), "provenance": dict(choice.feature.spec.provenance)}
-                for modality, choice in sorted(chosen.items())
-            },
+            "specs": {m: {**spec.identity(), "provenance": dict(spec.provenance)} for m, spec in specs.items()},
             "left_out": left_out,
-            "store": str(next(iter(chosen.values())).feature.store.resolve()),
+            "store": str(store.path.resolve()),
         },
-        targets=torch.from_numpy(targets),
-        views=tuple(reader(choice) for choice in augmented),
+        targets=torch.from_numpy(soft_labels(policy, [votes[row] for row in utterances.rows], utterances.labels)),
+        views=tuple((one.modality, partial(load, one)) for one in asked[len(selected) :]),
     )
+    return data, fusion
 
 
-def _refuse_missing(choice: FeatureSelection, manifest: Manifest, rows: np.ndarray) -> None:
-    """Raise `MissingRows`, naming the command, if the feature lacks some of the rows."""
-    missing = set(choice.feature.missing(manifest)).intersection(rows.tolist())
-    if missing:
-        name = choice.feature.spec.name
+def with_rows(
+    selection: FeatureSelection, manifest: Manifest, utterances: Utterances, allow_missing: bool
+) -> tuple[Utterances, dict[str, str]]:
+    """The utterances that the feature has, and why the others are quarantined in it, by id.
+
+    Raises `MissingRows`, naming the command, for one that it lacks, and unless `allow_missing` for a quarantined one.
+    """
+    feature, name = selection.feature, selection.feature.spec.name
+    reasons = feature.quarantined(manifest)
+    held = {utterance: reasons[utterance] for utterance in utterances.ids if utterance in reasons}
+    if held and not allow_missing:
+        example, why = next(iter(held.items()))
         raise MissingRows(
-            f"{name} lacks {len(missing)} of the {len(rows)} labelled utterances of corpus {manifest.corpus}, such as "
-            f"{manifest.ids[min(missing)]}; run `ser features CORPUS --features {name} "
-            f"--store {choice.feature.path.parent.parent}`"
-        )
-
-
-def _quarantined(
-    choice: FeatureSelection,
-    manifest: Manifest,
-    rows: np.ndarray,
-    keep: np.ndarray,
-    allow_missing: bool,
-    left_out: dict[str, Any],
-) -> np.ndarray:
-    """Which of the rows are quarantined in this feature, noted in `left_out`; bool [n]."""
-    reasons = choice.feature.quarantined(manifest)
-    ids = [manifest.ids[row] for row in rows]
-    held = np.array([utterance in reasons for utterance in ids], dtype=bool)
-    names = [utterance for utterance, out in zip(ids, held & keep, strict=True) if out]
-    feature = choice.feature.spec.name
-    if names and not allow_missing:
-        raise MissingRows(
-            f"{feature}: {len(names)} labelled utterances are quarantined, such as {names[0]} ({reasons[names[0]]}); "
+            f"{name}: {len(held)} labelled utterances are quarantined, such as {example} ({why}); "
             "mend and extract them with `ser features --retry`, or leave them out with --allow-missing"
         )
-    left_out |= {f"{feature}: quarantined": names} if names else {}
-    return held
-
-
-def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:
-    """A dataset that holds every utterance once as it is and once per view, and the rows of `train` in all of them.
-
-    Row r of view v = 1, 2, … is v · n + r. A view's utterances keep their labels and form dialogues of their own.
-    """
-    if not data.views:
-        return data, train
-    copies, n = len(data.views) + 1, len(data.utterances)
-    plain = data.utterances
-    between = int(plain.dialogues.max()) + 1
-    utterances = Utterances(
-        ids=list(plain.ids) * copies,
-        labels=np.tile(plain.labels, copies),
-        classes=plain.classes,
-        sessions=list(plain.sessions) * copies,
-        speakers=list(plain.speakers) * copies,
-        dialogues=np.concatenate([plain.dialogues + between * copy for copy in range(copies)]),
-        turns=np.tile(plain.turns, copies),
-    )
-    inputs = {
-        modality: _joined([plainly, *(view.get(modality, plainly) for view in data.view_inputs)])
-        for modality, plainly in data.inputs.items()
-    }
-    targets = None if data.targets is None else data.targets.repeat(copies, 1)
-    rows = np.concatenate([train + n * copy for copy in range(copies)])
-    return replace(data, utterances=utterances, read=lambda: inputs, targets=targets, views=()), rows
-
-
-def _joined(parts: list[Inputs]) -> Inputs:
-    """One modality of all copies; a modality that no view changes is not copied in memory."""
-    n = len(parts[0].offsets) - 1
-    if all(part is parts[0] for part in parts):
-        return Inputs(parts[0].values, parts[0].offsets, repeats=len(parts))
-    starts = np.cumsum([0, *(len(part.values) for part in parts)])
-    offsets = [part.offsets[:n] + start for part, start in zip(parts, starts, strict=False)]
-    return Inputs(torch.cat([part.values for part in parts]), np.concatenate([*offsets, starts[-1:]]))
+    if held:
+        utterances = utterances.take(np.flatnonzero([utterance not in held for utterance in utterances.ids]))
+    missing = set(feature.missing(manifest)).intersection(utterances.rows.tolist())
+    if missing:
+        raise MissingRows(
+            f"{name} lacks {len(missing)} of the {len(utterances)} labelled utterances of corpus {manifest.corpus}, "
+            f"such as {manifest.ids[min(missing)]}; run `ser features CORPUS --features {name} "
+            f"--store {feature.path.parent.parent}`"
+        )
+    return utterances, held

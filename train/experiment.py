@@ -9,77 +9,30 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_origin
 
 import numpy as np
 import torch
 
-from ser.engines import is_out_of_memory
+from ser.engines.machine import choose_device, is_out_of_memory
 from ser.errors import SerError, WrongUse, unknown
 
-from .data import Dataset, Loader, load_dataset, with_views
+from .data import DataCache, Dataset, load_dataset, with_views
 from .finetune import with_encoder
 from .fit import LOSSES, Diverged, Epoch, fit_standardizers, make_optimiser
 from .fit_many import MOST, can_train_together, fit_many, runs_at_once
-from .models import Fusion
+from .options import Experiment
 from .run import check_log, one_thread, train_run, train_runs
 from .run_folder import CONFIG, Run, open_run, run_name
-from .settings import SELECTIONS, Precision, TrainConfig, has_setting, parse_settings
+from .settings import TrainConfig, has_setting, parse_settings
 from .splits import Cut, Fold, make_folds
 
-
-@dataclass(frozen=True)
-class Experiment:
-    """The options of `ser train`, under the same names."""
-
-    features: str
-    fusion: str
-    store: Path | str = "features"
-    corpus: str | None = None
-    labels: str = "4class"
-    protocol: str = "session-out"
-    select: str = "val"
-    loss: str = "single"
-    seeds: int = 1  # how many: 0, 1, …
-    folds: str | int = "all"  # or how many of the first
-    epochs: int | None = None  # None: the fusion's own
-    device: str = "auto"
-    precision: str = "float32"  # or bf16: faster, other numbers
-    set: tuple[str, ...] = ()  # key=value
-    also_set: tuple[str, ...] = ()  # the same, where the fusion has that setting: for sweeps over several fusions
-    resume: bool = False
-    log: str | None = None  # tensorboard: curves in each run folder
-    out: Path | str = "runs"
-    limit: int | None = None
-    allow_missing: bool = False
-    model: tuple[str, ...] = ()  # NAME=ID_OR_FOLDER: where the weights of an encoder lie that is to be trained
-    views: str = ""  # augmented features that training mixes in: logmel:view=pitch-1+logmel:view=noise-1
-
-
-@contextlib.contextmanager
-def oom_as_error(plan: TrainConfig) -> Iterator[None]:
-    """Raise `SerError`, saying what helps, where an allocation fails."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as fault:
-        if not is_out_of_memory(fault):
-            raise
-        size = f"--set batch_size={max(1, plan.settings.batch_size // 2)}"
-        raise SerError(
-            f"the memory of {plan.device} ended while training {plan.fusion.name} in batches of "
-            f"{plan.settings.batch_size}; what was finished is kept: run again while less else is running there (a "
-            f"sweep: fewer --workers), or with --precision bf16 or {size}, which change the numbers"
-        ) from fault
-
-
-# Raised when the same config would give other numbers than before.
-TRAIN_VERSION = 1
-
-T = TypeVar("T")
+TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
+ENOUGH = 0.5  # seconds of timed steps: one step of a large model says enough
 
 
 @dataclass(frozen=True)
@@ -91,10 +44,26 @@ class Job:
     plan: TrainConfig
     config: dict[str, Any]  # complete, with provenance
 
+    @property
+    def name(self) -> str:
+        """The name of its run folder."""
+        return run_name(self.config)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is fitted by `fit_many`: on a GPU, even alone, so that its numbers do not depend on the others."""
+        return torch.device(self.plan.device).type == "cuda" and can_train_together(self.data, self.plan)
+
+    @cached_property
+    def group(self) -> str:
+        """The same for jobs that can be fitted together: those that differ in seed and loss alone."""
+        apart = () if not self.stacked else ("seed", "loss")
+        return run_name({key: value for key, value in self.config.items() if key not in apart})
+
 
 @dataclass(frozen=True)
 class Progress:
-    """Told after each epoch and after each run (`epoch` is None then)."""
+    """Reported after each epoch, and after each run with `epoch` None."""
 
     run: int  # from 1
     runs: int
@@ -104,15 +73,10 @@ class Progress:
     seconds: float  # since the experiment started
 
 
-def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
+def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]:
     """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
-    if experiment.select not in SELECTIONS:
-        raise unknown("selection", experiment.select, SELECTIONS)
-    if experiment.precision not in get_args(Precision):
-        raise unknown("precision", experiment.precision, get_args(Precision))
+    _check_options(experiment)
     check_log(experiment.log)
-    if experiment.loss not in LOSSES:
-        raise unknown("loss", experiment.loss, LOSSES)
     data, fusion = load_dataset(
         experiment.store,
         experiment.features,
@@ -121,12 +85,13 @@ def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
         labels=experiment.labels,
         limit=experiment.limit,
         allow_missing=experiment.allow_missing,
-        loader=loader,
+        cache=cache,
         views=experiment.views,
     )
     also = [assignment for assignment in experiment.also_set if has_setting(fusion, assignment)]
     settings, training = parse_settings(fusion, [*experiment.set, *also], experiment.epochs)
-    fusion, data = with_encoder(fusion, settings, data, experiment.model)
+    if getattr(settings, "finetune_layers", 0) != 0:
+        fusion, data = with_encoder(fusion, settings, data, experiment.model)
     dev = training.dev
     if dev == "auto":  # a protocol that names its own dev part always has it
         dev = "next" if experiment.select == "val" or experiment.protocol.startswith("random") else "none"
@@ -136,22 +101,71 @@ def prepare(experiment: Experiment, loader: Loader | None = None) -> list[Job]:
         settings,
         training,
         experiment.loss,
-        experiment.select,  # type: ignore[arg-type]
-        device=_device(experiment.device),
-        precision=experiment.precision,  # type: ignore[arg-type]
+        experiment.select,
+        device=choose_device(experiment.device),
+        precision=experiment.precision,
         log=experiment.log,
     )
     return [
-        Job(data, fold, replace(plan, seed=seed), _config(experiment, data, fusion, fold, replace(plan, seed=seed)))
-        for seed in range(_count("seeds", experiment.seeds))
+        Job(data, fold, one, _config(experiment, data, fold, one))
+        for one in (replace(plan, seed=seed) for seed in range(experiment.seeds))
         for fold in folds[: _fold_count(experiment.folds, len(folds))]
     ]
+
+
+def _check_options(experiment: Experiment) -> None:
+    """Raise `WrongUse` for a value that its option does not take."""
+    for option in fields(experiment):
+        value, name, choices = getattr(experiment, option.name), option.name, option.metadata.get("choices")
+        kind: Any = option.type
+        if get_origin(kind) is not tuple and not isinstance(value, kind):
+            raise WrongUse(f"{name}={value!r}: must be {getattr(kind, '__name__', kind)}")
+        if choices and value is not None and value not in choices:
+            raise unknown(f"value of --{name}", value, choices)
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise WrongUse(f"--{name} {value}: must be at least 1")
+
+
+def _fold_count(folds: str | int, available: int) -> int:
+    if folds == "all":
+        return available
+    if not str(folds).isdecimal() or int(folds) < 1:
+        raise WrongUse(f"--folds {folds}: must be all, or how many of the first folds to run")
+    return int(folds)
+
+
+def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig) -> dict[str, Any]:
+    """The run's complete config: all that can change its numbers, and where it came from."""
+    ids = {part: [data.utterances.ids[row] for row in rows] for part, rows in fold.parts.items()}
+    protocol, colon, file = experiment.protocol.partition(":")
+    asked = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(experiment).items()}
+    return {
+        "version": TRAIN_VERSION,
+        **data.described,
+        "fusion": plan.fusion.name,
+        "settings": asdict(plan.settings),
+        "training": asdict(plan.training),
+        "loss": plan.loss,
+        "protocol": f"{protocol}:{Path(file).name}" if colon else protocol,  # wherever the file of folds lies
+        "fold": fold.name,
+        "cut": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+        "select": plan.select,
+        "seed": plan.seed,
+        "precision": plan.precision,
+        "dims": data.dims,
+        "provenance": {
+            **data.notes,
+            "asked": asked,
+            "device": plan.device,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        },
+    }
 
 
 def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
     """The experiment that a run folder was made for, and that run's job alone, to go on with.
 
-    Raises `WrongUse` if the folder is no run, or what it was made from is no longer the same.
+    Raises `WrongUse` if the folder is not a run, or what it was made from is no longer the same.
     """
     run = open_run(path)
     try:
@@ -166,7 +180,7 @@ def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
         raise WrongUse(
             f"{run.path / CONFIG}: does not say what the run was asked for; train it anew by the command that you want"
         ) from None
-    jobs = [job for job in prepare(experiment) if run_name(job.config) == run.path.name]
+    jobs = [job for job in prepare(experiment) if job.name == run.path.name]
     if not jobs:
         raise WrongUse(
             f"{run.path}: the store, the defaults or ser itself have changed since this run began, so it would be "
@@ -178,65 +192,48 @@ def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
 def run_experiment(
     experiment: Experiment,
     on_progress: Callable[[Progress], None] | None = None,
-    loader: Loader | None = None,
+    cache: DataCache | None = None,
 ) -> list[Run]:
     """Train every fold and seed; runs that are finished already are not trained again."""
-    return list(iterate(experiment, prepare(experiment, loader), on_progress))
+    return list(iterate(experiment, prepare(experiment, cache), on_progress))
 
 
 def iterate(
     experiment: Experiment, jobs: list[Job], on_progress: Callable[[Progress], None] | None = None
 ) -> Iterator[Run]:
     """Train the jobs one after the other, yielding each run as it is finished."""
-    tell = on_progress or (lambda progress: None)
+    report = on_progress or (lambda progress: None)
     started = time.monotonic()
-    for numbers in at_once(jobs):
-        some = [jobs[number] for number in numbers]
-        here = [Progress(n + 1, len(jobs), jobs[n].fold.name, jobs[n].plan.seed, None, 0.0) for n in numbers]
+    for numbers in fit_groups(jobs):
+        group = [jobs[number] for number in numbers]
+        lines = [Progress(n + 1, len(jobs), jobs[n].fold.name, jobs[n].plan.seed, None, 0.0) for n in numbers]
 
-        def on_epoch(i: int, epoch: Epoch, here: list[Progress] = here) -> None:
-            tell(replace(here[i], epoch=epoch, seconds=time.monotonic() - started))
+        def on_epoch(i: int, epoch: Epoch, lines: list[Progress] = lines) -> None:
+            report(replace(lines[i], epoch=epoch, seconds=time.monotonic() - started))
 
-        for progress, run in zip(
-            here, train_jobs(some, Path(experiment.out), experiment.resume, on_epoch), strict=True
-        ):
+        runs = train_jobs(group, Path(experiment.out), experiment.resume, on_epoch)
+        for line, run in zip(lines, runs, strict=True):
             if isinstance(run, Diverged):
                 raise run
-            tell(replace(progress, seconds=time.monotonic() - started))
+            report(replace(line, seconds=time.monotonic() - started))
             yield run
 
 
-def at_once(jobs: Sequence[Job]) -> list[list[int]]:
-    """Which jobs are trained at once, by number."""
-    return [[number for number, _ in some] for some in bundled(enumerate(jobs), lambda entry: bundle_name(entry[1]))]
-
-
-def bundled(things: Iterable[T], name: Callable[[T], str]) -> list[list[T]]:
-    """The things with the same name together, no more than can be trained at once."""
-    found: dict[str, list[T]] = {}
-    for thing in things:
-        found.setdefault(name(thing), []).append(thing)
-    return [some[first : first + MOST] for some in found.values() for first in range(0, len(some), MOST)]
-
-
-def bundle_name(job: Job) -> str:
-    """The same for jobs that can be trained at once: on a GPU those that differ in seed and loss alone."""
-    if not _stacked(job):
-        return run_name(job.config)
-    return run_name({key: value for key, value in job.config.items() if key not in ("seed", "loss")})
-
-
-def _stacked(job: Job) -> bool:
-    return torch.device(job.plan.device).type == "cuda" and can_train_together(job.data, job.plan)
+def fit_groups(runs: Sequence[Any]) -> list[list[int]]:
+    """The numbers of the runs that are fitted together: those of the same `group`, at most `MOST` of them."""
+    groups: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        groups.setdefault(run.group, []).append(number)
+    return [group[first : first + MOST] for group in groups.values() for first in range(0, len(group), MOST)]
 
 
 def train_jobs(
     jobs: Sequence[Job], out: Path, resume: bool, on_epoch: Callable[[int, Epoch], None] | None = None
 ) -> list[Run | Diverged]:
-    """The runs of jobs that are trained at once, or of one; a run whose loss diverged is given by its fault."""
+    """The runs of one group of jobs; in the place of a run whose loss diverged stands its fault."""
     job = jobs[0]
     with oom_as_error(job.plan):
-        if len(jobs) > 1 or _stacked(job):  # one alone too, so that a run's numbers do not hang on the others
+        if len(jobs) > 1 or job.stacked:
             plans, configs = [job.plan for job in jobs], [job.config for job in jobs]
             return train_runs(job.data, job.fold, plans, configs, out, on_epoch)
         try:
@@ -245,68 +242,20 @@ def train_jobs(
             return [fault]
 
 
-def _config(experiment: Experiment, data: Dataset, fusion: Fusion, fold: Fold, plan: TrainConfig) -> dict[str, Any]:
-    """The run's complete config: all that can change its numbers, and where it came from."""
-    ids = {part: [data.utterances.ids[row] for row in rows] for part, rows in fold.parts.items()}
-    return {
-        "version": TRAIN_VERSION,
-        **data.described,
-        "fusion": fusion.name,
-        "settings": asdict(plan.settings),
-        "training": asdict(plan.training),
-        "loss": plan.loss,
-        "protocol": _protocol_name(experiment.protocol),
-        "fold": fold.name,
-        "cut": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
-        "select": plan.select,
-        "seed": plan.seed,
-        "precision": plan.precision,
-        "dims": data.dims,
-        "provenance": {
-            **data.notes,
-            "asked": {
-                key: str(value) if isinstance(value, Path) else value for key, value in asdict(experiment).items()
-            },
-            "device": plan.device,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        },
-    }
-
-
-def _protocol_name(protocol: str) -> str:
-    """The protocol without the folder that a file of folds lies in."""
-    kind, colon, file = protocol.partition(":")
-    return f"{kind}:{Path(file).name}" if colon else kind
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+@contextlib.contextmanager
+def oom_as_error(plan: TrainConfig) -> Iterator[None]:
+    """Raise `SerError`, saying what helps, if an allocation fails."""
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise WrongUse(f"--device {name}: cannot be used here ({str(error).splitlines()[0]})") from None
-    return name
-
-
-def _count(option: str, value: int) -> int:
-    if value < 1:
-        raise WrongUse(f"--{option} {value}: must be at least 1")
-    return value
-
-
-def _fold_count(folds: str | int, available: int) -> int:
-    if folds == "all":
-        return available
-    try:
-        return _count("folds", int(folds))
-    except ValueError as error:
-        if isinstance(error, WrongUse):
+        yield
+    except (MemoryError, RuntimeError) as fault:
+        if not is_out_of_memory(fault):
             raise
-        raise WrongUse(f"--folds {folds}: must be all, or how many of the first folds to run") from None
-
-
-ENOUGH = 0.5  # seconds of timed steps: one step of a large model says enough
+        size = f"--set batch_size={max(1, plan.settings.batch_size // 2)}"
+        raise SerError(
+            f"the memory of {plan.device} ran out while training {plan.fusion.name} in batches of "
+            f"{plan.settings.batch_size}; what was finished is kept: run again while less else is running there (a "
+            f"sweep: fewer --workers), or with --precision bf16 or {size}, which change the numbers"
+        ) from fault
 
 
 @dataclass(frozen=True)
@@ -322,13 +271,13 @@ class Estimate:
 
     @property
     def seconds_per_run(self) -> float:
-        """On average; of runs that are trained at once, each its share."""
+        """On average; of runs that are fitted together, each its share."""
         return self.seconds / self.runs
 
 
-def dry_run(experiment: Experiment, loader: Loader | None = None, steps: int = 3) -> Estimate:
+def dry_run(experiment: Experiment, cache: DataCache | None = None, steps: int = 3) -> Estimate:
     """Parameters, steps and an estimate of the time, from at most `steps` timed steps of the first run."""
-    return estimate(prepare(experiment, loader), steps)
+    return estimate(prepare(experiment, cache), steps)
 
 
 def estimate(jobs: Sequence[Job], steps: int = 3) -> Estimate:
@@ -336,51 +285,47 @@ def estimate(jobs: Sequence[Job], steps: int = 3) -> Estimate:
     job = jobs[0]
     plan, settings = job.plan, job.plan.settings
     with oom_as_error(plan):
-        parameters, seconds = _timed(job, steps)
+        parameters, seconds = _time_steps(job, steps)
     rows = np.sum([np.diff(inputs.offsets) for inputs in job.data.inputs.values()], axis=0)  # of each utterance
     epochs = settings.epochs * len(plan.fusion.stages)
     copies = len(job.data.views) + 1
     units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * copies for j in jobs]
     updates = sum(-(-n // settings.batch_size) for n in units) * epochs
-    first = [jobs[number] for number in at_once(jobs)[0]]
+    first = [jobs[number] for number in fit_groups(jobs)[0]]
     if len(first) > 1:
-        whole = seconds_at_once(first) * len(jobs)
+        total = seconds_together(first) * len(jobs)
     else:
-        # A forward pass over the watched part costs about a third of a training step.
-        watched = [j.fold.test if plan.select == "best-test" else j.fold.dev for j in jobs]
+        # A forward pass over the evaluated part costs about a third of a training step.
+        evaluated = [j.fold.test if plan.select == "best-test" else j.fold.dev for j in jobs]
         work = sum(
-            rows[j.fold.train].sum() * copies + rows[part].sum() / 3 for j, part in zip(jobs, watched, strict=True)
+            rows[j.fold.train].sum() * copies + rows[part].sum() / 3 for j, part in zip(jobs, evaluated, strict=True)
         )
-        whole = float(seconds * work * epochs)
-    return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, whole)
+        total = float(seconds * work * epochs)
+    return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, total)
 
 
-def seconds_at_once(jobs: Sequence[Job]) -> float:
-    """Seconds of one of the runs that are trained at once, from two epochs of them, of which the first warms up."""
-
-    def short(plan: TrainConfig) -> TrainConfig:
-        return replace(plan, settings=replace(plan.settings, epochs=2))
-
-    some = jobs[: runs_at_once(jobs[0].data, jobs[0].fold, jobs[0].plan)]
-    with oom_as_error(jobs[0].plan):
-        found = fit_many(jobs[0].data, jobs[0].fold, [short(job.plan) for job in some])
-    epochs = [each.history[-1]["seconds"] for each in found if not isinstance(each, Diverged)]
-    return max(epochs, default=0.0) * jobs[0].plan.settings.epochs
+def seconds_together(jobs: Sequence[Job]) -> float:
+    """Seconds of one of the runs that are fitted together, from two epochs of them, of which the first warms up."""
+    job = jobs[0]
+    plans = [replace(one.plan, settings=replace(one.plan.settings, epochs=2)) for one in jobs]
+    with oom_as_error(job.plan):
+        fitted = fit_many(job.data, job.fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
+    epochs = [each.history[-1]["seconds"] for each in fitted if not isinstance(each, Diverged)]
+    return max(epochs, default=0.0) * job.plan.settings.epochs
 
 
-def _timed(job: Job, steps: int) -> tuple[int, float]:
+def _time_steps(job: Job, steps: int) -> tuple[int, float]:
     """The model's parameters, and seconds of training per row: a step's utterances may be long or short ones."""
     plan, settings = job.plan, job.plan.settings
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         model = plan.fusion.build(settings, job.data.dims, len(job.data.utterances.classes)).to(plan.device)
-        parameters = sum(weight.numel() for weight in model.parameters())
         optimiser = make_optimiser(dict(model.named_parameters()), plan.fusion.stages[-1], settings)
-        scaling = fit_standardizers(job.data, job.fold, settings)
+        standardizers = fit_standardizers(job.data, job.fold, settings)
         shuffling = torch.Generator().manual_seed(plan.seed)
-        lessons, rows = with_views(job.data, job.fold.train)
-        batches = lessons.batches(rows, plan.fusion.unit, settings.batch_size, scaling, shuffling)
-        taken, seconds = 0, 0.0
+        train_data, rows = with_views(job.data, job.fold.train)
+        batches = train_data.batches(rows, plan.fusion.unit, settings.batch_size, standardizers, shuffling)
+        timed_rows, seconds = 0, 0.0
         for number, batch in zip(range(steps + 1), batches, strict=False):
             held = sum(len(inputs.values) for inputs in batch.inputs.values())
             started = time.perf_counter()
@@ -394,9 +339,9 @@ def _timed(job: Job, steps: int) -> tuple[int, float]:
             optimiser.step()
             loss.item()
             if number or steps == 0:  # the first step warms up
-                taken, seconds = taken + held, seconds + time.perf_counter() - started
+                timed_rows, seconds = timed_rows + held, seconds + time.perf_counter() - started
             elif len(rows) == len(batch):  # and is the only one
-                taken, seconds = held, time.perf_counter() - started
+                timed_rows, seconds = held, time.perf_counter() - started
             if seconds > ENOUGH:
                 break
-    return parameters, seconds / taken
+    return sum(weight.numel() for weight in model.parameters()), seconds / timed_rows

@@ -4,16 +4,14 @@ USC §5.1 fine-tunes BERT. With `finetune_layers=n` its top n layers start from 
 `all` the whole encoder from the cached token ids; their first weights are those of the feature's own checkpoint.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ser.cache.spec import Spec
 from ser.errors import CorruptStore, WrongUse
-from ser.weights import INCIDENTAL, Checkpoint, find_checkpoint, load_encoder
+from ser.weights.find import INCIDENTAL, Checkpoint, find_checkpoint, load_encoder, parse_models
 
 from .data import Dataset
 from .models import Fusion
@@ -23,53 +21,19 @@ TOKENS = "token"  # the extra of a text feature that holds token ids
 
 
 def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[str] = ()) -> tuple[Fusion, Dataset]:
-    """The fusion with the encoder inside and the data that it starts from; both as they are without `finetune_layers`.
+    """The fusion with the encoder inside, of which `settings.finetune_layers` train, and the data that it starts from.
 
     `models` says where checkpoints lie now ("bert=PATH"); by default where extraction found them. Raises `WrongUse`
-    for a feature that the asked layers cannot start from, naming the one that they can.
+    for a feature that these layers cannot start from, naming the one that they can.
     """
-    layers: Layers = getattr(settings, "finetune_layers", 0)
-    if layers == 0:
-        return fusion, data
-    tune = fusion.tune
-    if tune is None:
+    layers: Layers = settings.finetune_layers
+    if fusion.tune is None:
         raise WrongUse(f"--set finetune_layers={layers}: {fusion.name} has no text encoder to train; leave it 0")
     if settings.standardise_text:
         raise WrongUse("finetune_layers needs the text features as the encoder gave them; use standardise_text=false")
-    if any("text" in view for view in data.view_inputs):
+    if any(modality == "text" for modality, _ in data.views):
         raise WrongUse("finetune_layers trains on one text feature, and --views names another; name audio views alone")
     spec = Spec.from_json(data.notes["specs"]["text"], str(data.notes["store"]))
-    _refuse_foreign(spec)
-    checkpoint = _checkpoint(spec, models)
-    _refuse_layer(spec, layers, int(checkpoint.config["num_hidden_layers"]))
-    config = {key: value for key, value in checkpoint.config.items() if key not in INCIDENTAL}
-    data = replace(data, notes={**data.notes, "encoders": {"text": config}})
-    if layers == "all":
-        data = data.reading({"text": TOKENS})
-
-    def build(settings: Any, dims: Mapping[str, int], classes: int) -> nn.Module:
-        return tune(settings, dims, classes, Encoder(load_encoder(checkpoint), layers))
-
-    return replace(fusion, build=build), data
-
-
-def reopened(fusion: Fusion, settings: Any, config: Mapping[str, Any]) -> Fusion:
-    """The fusion of a run's config, whose encoder comes without the checkpoint: its weights are in the run."""
-    layers: Layers = getattr(settings, "finetune_layers", 0)
-    tune = fusion.tune
-    if layers == 0 or tune is None:
-        return fusion
-    encoders = config["provenance"].get("encoders", {})
-    if "text" not in encoders:
-        raise CorruptStore("the run's config.json does not describe the encoder that it trained; train the run again")
-
-    def build(settings: Any, dims: Mapping[str, int], classes: int) -> nn.Module:
-        return tune(settings, dims, classes, untrained(encoders["text"], layers))
-
-    return replace(fusion, build=build)
-
-
-def _refuse_foreign(spec: Spec) -> None:
     if spec.extractor != "text" or not spec.checkpoint:
         raise WrongUse(f"finetune_layers trains the encoder of bert or mpnet tokens, and {spec.name} is none of these")
     if not spec.config["special"]:
@@ -77,11 +41,36 @@ def _refuse_foreign(spec: Spec) -> None:
             f"finetune_layers needs the special tokens too, which {spec.name} leaves out; "
             "extract it without special=false"
         )
-
-
-def _refuse_layer(spec: Spec, layers: Layers, depth: int) -> None:
+    checkpoint = _checkpoint(spec, parse_models(models))
     if layers == "all":
-        return
+        data = data.reading("text", TOKENS)
+    else:
+        _check_layer(spec, layers, int(checkpoint.config["num_hidden_layers"]))
+    config = {key: value for key, value in checkpoint.config.items() if key not in INCIDENTAL}
+    data = replace(data, notes={**data.notes, "encoders": {"text": config}})
+    return _tuned(fusion, lambda: Encoder(load_encoder(checkpoint), layers)), data
+
+
+def reopened(fusion: Fusion, settings: Any, config: Mapping[str, Any]) -> Fusion:
+    """The fusion of a run's config, whose encoder comes without the checkpoint: its weights are in the run."""
+    layers: Layers = getattr(settings, "finetune_layers", 0)
+    if layers == 0 or fusion.tune is None:
+        return fusion
+    encoders = config["provenance"].get("encoders", {})
+    if "text" not in encoders:
+        raise CorruptStore("the run's config.json does not describe the encoder that it trained; train the run again")
+    return _tuned(fusion, lambda: untrained(encoders["text"], layers))
+
+
+def _tuned(fusion: Fusion, encoder: Callable[[], Encoder]) -> Fusion:
+    """The fusion with that encoder inside each model."""
+    tune = fusion.tune
+    assert tune is not None
+    return replace(fusion, build=lambda settings, dims, classes: tune(settings, dims, classes, encoder()))
+
+
+def _check_layer(spec: Spec, layers: int, depth: int) -> None:
+    """Raise `WrongUse` unless the feature is the layer below the top `layers` of the encoder's `depth`."""
     if not 1 <= layers <= depth:
         raise WrongUse(f"finetune_layers={layers}: the encoder of {spec.name} has layers 1 to {depth}, or all")
     if spec.config["layer"] != depth - layers:
@@ -93,16 +82,15 @@ def _refuse_layer(spec: Spec, layers: Layers, depth: int) -> None:
         )
 
 
-def _checkpoint(spec: Spec, models: Sequence[str]) -> Checkpoint:
+def _checkpoint(spec: Spec, models: Mapping[str, str]) -> Checkpoint:
     """The checkpoint that the feature was computed with, wherever it lies now. Raises `WrongUse` for another one."""
-    given = dict(_split(model) for model in models)
     option = f"--model {spec.feature}=PATH"
     folder = spec.provenance.get("folder")
-    if spec.feature not in given and folder is not None and not Path(folder).is_dir():
+    if spec.feature not in models and folder is not None and not Path(folder).is_dir():
         raise WrongUse(
             f"the weights of {spec.feature} were in {folder}, which is not there any more; point at them with {option}"
         )
-    source = given.get(spec.feature) or folder or spec.provenance["model"]
+    source = models.get(spec.feature) or folder or spec.provenance["model"]
     found = find_checkpoint(source, option)
     if found.digest != spec.checkpoint["digest"]:
         raise WrongUse(
@@ -110,10 +98,3 @@ def _checkpoint(spec: Spec, models: Sequence[str]) -> Checkpoint:
             f"{str(spec.checkpoint['digest'])[:12]}…; here {found.digest[:12]}…); point at that one with {option}"
         )
     return found
-
-
-def _split(model: str) -> tuple[str, str]:
-    feature, equals, source = model.partition("=")
-    if not (feature and equals and source):
-        raise WrongUse(f"--model {model}: must be NAME=ID_OR_FOLDER, such as bert=/models/bert-base-cased")
-    return feature, source

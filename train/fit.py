@@ -1,18 +1,21 @@
 """The training loop: Adam over the batches, evaluation after each epoch, the epoch that the selection names is kept.
 
-One thread, one seed: the same seed gives the same bytes on one machine.
+One thread, one seed: the same seed gives the same bytes on one machine, also for a run that is resumed.
 """
 
 import inspect
+import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Generator, Tensor, nn
 
 from ser.errors import Diverged, WrongUse
@@ -25,11 +28,144 @@ from .settings import Reduction, TrainConfig
 from .splits import Fold
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """One line of a run's log; `wa` and `ua` of the part that is evaluated (dev, or test with best-test), if any."""
+
+    stage: str
+    epoch: int  # from 1
+    epochs: int
+    loss: float  # mean per utterance
+    wa: float | None
+    ua: float | None
+    seconds: float  # of runs that are trained at once, each its share
+    kept: bool  # whether this epoch is the one to keep so far
+
+
+@dataclass
+class Fitted:
+    """The model with the weights that the selection chose."""
+
+    model: nn.Module
+    scaling: dict[str, Standardizer]
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that was kept in the last stage, from 1."""
+        return [line["epoch"] for line in self.history if line["kept"]][-1]
+
+
+def fit(
+    data: Dataset,
+    fold: Fold,
+    config: TrainConfig,
+    on_epoch: Callable[[Epoch, Callable[[], "State"]], None] | None = None,
+    resume: "State | None" = None,
+) -> Fitted:
+    """Train one model on one fold.
+
+    `on_epoch` gets every epoch, and a function that takes the state after it, from which `resume` goes on. Raises
+    `Diverged` if the loss is no longer a number, naming epoch and batch.
+    """
+    fusion, settings = config.fusion, config.settings
+    eval_rows = rows_to_evaluate(fold, config)
+    scaling = fit_standardizers(data, fold, settings)
+    train_data, train_rows = with_views(shuffled(data, fold, config), fold.train)
+    per_batch = scaling
+    if fusion.level == "vector":  # small enough to be scaled once, instead of in every epoch
+        plain, per_batch = data, {}
+        data = data.scaled(scaling)
+        train_data = data if train_data is plain else train_data.scaled(scaling)
+    data, train_data = data.on(config.device), train_data.on(config.device)
+    updates = -(-len(train_data.groups(train_rows, fusion.unit)) // settings.batch_size)  # per epoch
+
+    torch.manual_seed(config.seed)  # initial weights, and dropout from here on
+    model = fusion.build(settings, data.dims, len(data.utterances.classes)).to(config.device)
+    random = {name: Generator().manual_seed(config.seed) for name in ("shuffling", "hiding")}
+    masking = fusion.masking(settings) if fusion.masking else None
+    trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    selection = Selection(config, snapshot(model))
+
+    for number, stage in enumerate(fusion.stages):
+        if resume and number < resume.stage:
+            continue
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name in trainable and name.startswith(stage.trains))
+        optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
+        selection.best, first = -math.inf, 0
+        if resume and number == resume.stage:
+            first = resume.epoch
+            selection = resume.restore(config, model, optimiser, random)
+        for epoch in range(first, settings.epochs):
+            started = time.perf_counter()
+            losses, sizes = [], []
+            model.train()
+            soft, size = config.training.soft_labels, settings.batch_size
+            batches = train_data.batches(train_rows, fusion.unit, size, per_batch, random["shuffling"], soft)
+            for update, batch in enumerate(batches, epoch * updates):
+                optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
+                if masking is not None:
+                    batch.hidden = masking.hide(len(batch), epoch, settings.epochs, random["hiding"])
+                batch.heads = config.heads(stage)
+                with config.autocast():
+                    outputs = {head: logits.float() for head, logits in model(batch).items()}
+                if stage.output == "logits":
+                    loss = LOSSES[config.loss](outputs, batch, config.reduction)
+                else:
+                    loss = cross_entropy(outputs[stage.output], batch, config.reduction)
+                losses.append(loss.detach())
+                sizes.append(1 if config.reduction == "sum" else len(batch))
+                if not loss.is_cuda and not math.isfinite(loss.item()):  # a GPU would have to wait for every loss
+                    break
+                optimiser.zero_grad()
+                loss.backward()
+                if config.training.clip_norm:
+                    nn.utils.clip_grad_norm_(model.parameters(), config.training.clip_norm)
+                optimiser.step()
+            values = torch.stack(losses).tolist()
+            if fault := divergence(values, stage, epoch):
+                raise Diverged(fault, selection.kept, scaling)
+            mean = sum(value * size for value, size in zip(values, sizes, strict=True)) / len(train_rows)
+            matrix = _evaluate(model, data, eval_rows, config, per_batch, stage.output)
+            line = selection.add(stage, epoch, mean, matrix, time.perf_counter() - started)
+            if line.kept:
+                selection.kept = snapshot(model)
+            if on_epoch:
+                on_epoch(line, partial(State.collect, number, epoch + 1, selection, model, optimiser, random))
+        model.load_state_dict(selection.kept)
+    return Fitted(model, scaling, selection.history)
+
+
+def rows_to_evaluate(fold: Fold, config: TrainConfig) -> np.ndarray:
+    """The rows that are scored after each epoch. Raises `WrongUse` for a selection on a dev part that is empty."""
+    if config.select == "val" and not len(fold.dev):
+        raise WrongUse("--select val needs a dev part, and dev=none leaves none; use --select last or another dev")
+    return fold.test if config.select == "best-test" else fold.dev
+
+
+def shuffled(data: Dataset, fold: Fold, config: TrainConfig) -> Dataset:
+    """With `shuffle_labels` the same utterances with the labels of the training part in random order, else `data`."""
+    if not config.training.shuffle_labels:
+        return data
+    labels = data.utterances.labels.copy()
+    labels[fold.train] = np.random.default_rng(config.seed).permutation(labels[fold.train])
+    return replace(data, utterances=replace(data.utterances, labels=labels), targets=None)
+
+
+def fit_standardizers(data: Dataset, fold: Fold, settings: Any) -> dict[str, Standardizer]:
+    """Z-scores of the modalities whose `standardise_…` is set, from the training part alone."""
+    return {
+        modality: Standardizer.of(inputs, fold.train)
+        for modality, inputs in data.inputs.items()
+        if getattr(settings, f"standardise_{modality}", False)
+    }
+
+
 class Adam(torch.optim.Adam):
     """The same Adam, which does not import torch's compiler: that takes each process most of a second of CPU.
 
-    torch wraps these methods in order to keep the compiler out of them, and imports it to do so. Here they stand
-    as they are within the wrapping.
+    torch wraps these methods to keep the compiler out of them, and imports it to do so. Here they are unwrapped.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
@@ -37,6 +173,18 @@ class Adam(torch.optim.Adam):
     state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
     load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
+def make_optimiser(weights: Mapping[str, Tensor], stage: Stage, settings: Any) -> torch.optim.Adam:
+    """Adam over the stage's parameters, with its L2 term in the gradient (Perspective §3.3, USC Table 2)."""
+    chosen = [weight for name, weight in weights.items() if weight.requires_grad and name.startswith(stage.trains)]
+    fused = chosen[0].device.type in ("cpu", "cuda")  # one kernel for all weights
+    return Adam(chosen, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+
+
+def learning_rate(settings: Any, update: int) -> float:
+    """That of a stage's update t = 0, 1, …: lr / (1 + lr_decay t), if the fusion has an `lr_decay`, else lr."""
+    return settings.lr / (1 + getattr(settings, "lr_decay", 0.0) * update)
 
 
 Loss = Callable[[Mapping[str, Tensor], Batch, Reduction], Tensor]
@@ -70,12 +218,38 @@ def perspective(outputs: Mapping[str, Tensor], batch: Batch, reduction: Reductio
 LOSSES: dict[str, Loss] = {"single": single, "perspective": perspective}
 
 
+def divergence(losses: Sequence[float], stage: Stage, epoch: int) -> str | None:
+    """The sentence for the first loss of an epoch (from 0) that is not a number, naming its batch; None if all are."""
+    for batch, loss in enumerate(losses, 1):
+        if not math.isfinite(loss):
+            return (
+                f"the loss became {loss} in epoch {epoch + 1}, batch {batch} (stage {stage.name}); the best weights "
+                "before it are kept; try a lower lr or --set clip_norm=1"
+            )
+    return None
+
+
+def _evaluate(
+    model: nn.Module,
+    data: Dataset,
+    rows: np.ndarray,
+    config: TrainConfig,
+    scaling: Mapping[str, Standardizer],
+    head: str,
+) -> np.ndarray | None:
+    """C [K, K] of the rows by one head's predictions; None without rows."""
+    if not len(rows):
+        return None
+    probabilities = predict(model, data, rows, config, scaling, heads=frozenset({head}))[head]
+    return confusions(data.utterances.labels[rows], probabilities.argmax(1)[None], len(data.utterances.classes))[0]
+
+
 @torch.inference_mode()
 def predict(
     model: nn.Module,
     data: Dataset,
     rows: np.ndarray,
-    plan: TrainConfig,
+    config: TrainConfig,
     scaling: Mapping[str, Standardizer],
     hide: str | None = None,
     heads: frozenset[str] | None = None,
@@ -88,27 +262,16 @@ def predict(
     found: dict[str, np.ndarray] = {}
     place = np.empty(len(data.utterances), dtype=np.int64)
     place[rows] = np.arange(len(rows))
-    for batch in data.batches(rows, plan.fusion.unit, plan.settings.batch_size, scaling):
+    for batch in data.batches(rows, config.fusion.unit, config.settings.batch_size, scaling):
         batch.heads = heads
         if hide:
             batch.hidden = {hide: torch.ones(len(batch), dtype=torch.bool)}
-        with plan.autocast():
-            outputs = model(batch.to(plan.device))
+        with config.autocast():
+            outputs = model(batch.to(config.device))
         for head, logits in outputs.items():
             probabilities = found.setdefault(head, np.empty((len(rows), logits.shape[1]), dtype=np.float32))
             probabilities[place[batch.utterances.numpy()]] = logits.float().softmax(1).cpu().numpy()
     return found
-
-
-@dataclass
-class State:
-    """The model, the weights kept so far, Adam's moments and every random generator, on the CPU."""
-
-    stage: int
-    epoch: int  # epochs done in this stage
-    best_score: float
-    history: list[dict[str, Any]]
-    tensors: dict[str, Tensor]  # model.*, kept.*, adam.<n>.*, random.*
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -116,248 +279,92 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
 
 
-def collect(
-    model: nn.Module, kept: Mapping[str, Tensor], optimiser: torch.optim.Adam, generators: Mapping[str, Generator]
-) -> dict[str, Tensor]:
-    """The tensors of a `State`."""
-    tensors = {f"model.{name}": value for name, value in snapshot(model).items()}
-    tensors |= {f"kept.{name}": value for name, value in kept.items()}
-    for number, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"adam.{number}.{name}": value.detach().to("cpu", copy=True) for name, value in moments.items()}
-    tensors |= {f"random.{name}": generator.get_state() for name, generator in generators.items()}
-    tensors["random.torch"] = torch.get_rng_state()
-    if torch.cuda.is_initialized():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    return tensors
-
-
-def restore(
-    tensors: Mapping[str, Tensor],
-    model: nn.Module,
-    optimiser: torch.optim.Adam,
-    generators: Mapping[str, Generator],
-) -> dict[str, Tensor]:
-    """Put everything back as `collect` found it. Returns the weights that were kept."""
-    model.load_state_dict(_below(tensors, "model"))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in _below(tensors, "adam").items():
-        number, _, moment = name.partition(".")
-        moments.setdefault(int(number), {})[moment] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-    for name, generator in generators.items():
-        generator.set_state(tensors[f"random.{name}"])
-    torch.set_rng_state(tensors["random.torch"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-    return _below(tensors, "kept")
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(f"{prefix}."): value for n, value in tensors.items() if n.startswith(f"{prefix}.")}
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of a run's log; `wa` and `ua` of the part that is watched (dev, or test with best-test), if any."""
-
-    stage: str
-    epoch: int  # from 1
-    epochs: int
-    loss: float  # mean per utterance
-    wa: float | None
-    ua: float | None
-    seconds: float  # of runs that are trained at once, each its share
-    kept: bool  # whether this epoch is the one to keep so far
-
-
 @dataclass
-class Fitted:
-    """The model with the weights that the selection chose."""
+class Selection:
+    """The epochs of one run so far, and the weights of the one to keep."""
 
-    model: nn.Module
-    scaling: dict[str, Standardizer]
+    config: TrainConfig
+    kept: dict[str, Tensor]
+    best: float = -math.inf  # score of this stage's epochs
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that was kept in the last stage, from 1."""
-        return [line["epoch"] for line in self.history if line["kept"]][-1]
-
-
-def fit(
-    data: Dataset,
-    fold: Fold,
-    plan: TrainConfig,
-    on_epoch: Callable[[Epoch], None] | None = None,
-    on_state: Callable[[Callable[[], State]], None] | None = None,
-    resume: State | None = None,
-) -> Fitted:
-    """Train one model on one fold.
-
-    `on_epoch` hears of every epoch; `on_state` gets a function that takes the state, to call when it wants to keep it.
-    `resume` goes on from a state. Raises `Diverged` when the loss is no longer a number, naming epoch and batch.
-    """
-    refuse_without_dev(fold, plan)
-    training = _Training(data, fold, plan)
-    return training.run(on_epoch or (lambda epoch: None), on_state or (lambda take: None), resume)
-
-
-def refuse_without_dev(fold: Fold, plan: TrainConfig) -> None:
-    """Raise `WrongUse` for a selection on a dev part that is empty."""
-    if plan.select == "val" and not len(fold.dev):
-        raise WrongUse("--select val needs a dev part, and dev=none leaves none; use --select last or another dev")
-
-
-class _Training:
-    """One run in the making."""
-
-    def __init__(self, data: Dataset, fold: Fold, plan: TrainConfig) -> None:
-        self.data, self.fold, self.plan = data, fold, plan
-        self.scaling = fit_standardizers(data, fold, plan.settings)
-        self.live = self.scaling  # what each batch still has to go through
-        lessons = shuffled(data, fold, plan.seed) if plan.training.shuffle_labels else data
-        self.lessons, self.rows = with_views(lessons, fold.train)
-        if plan.fusion.level == "vector":  # small enough to be scaled once, in place of in every epoch
-            self.data, self.live = data.scaled(self.scaling), {}
-            self.lessons = self.data if self.lessons is data else self.lessons.scaled(self.scaling)
-        self.data, self.lessons = self.data.on(plan.device), self.lessons.on(plan.device)
-        torch.manual_seed(plan.seed)  # initial weights, and dropout from here on
-        self.model = plan.fusion.build(plan.settings, data.dims, len(data.utterances.classes)).to(plan.device)
-        self.generators = {name: Generator().manual_seed(plan.seed) for name in ("shuffling", "hiding")}
-        self.trainable = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
-        self.masking = plan.fusion.masking(plan.settings) if plan.fusion.masking else None
-        self.history: list[dict[str, Any]] = []
-        self.kept = snapshot(self.model)
-        self.best_score = -math.inf
-
-    def run(
-        self,
-        on_epoch: Callable[[Epoch], None],
-        on_state: Callable[[Callable[[], State]], None],
-        resume: State | None,
-    ) -> Fitted:
-        for number, stage in enumerate(self.plan.fusion.stages):
-            if resume and number < resume.stage:
-                continue
-            for name, weight in self.model.named_parameters():
-                weight.requires_grad_(name in self.trainable and name.startswith(stage.trains))
-            optimiser = make_optimiser(dict(self.model.named_parameters()), stage, self.plan.settings)
-            self.best_score = -math.inf
-            first = 0
-            if resume and number == resume.stage:
-                self.kept = restore(resume.tensors, self.model, optimiser, self.generators)
-                self.history, self.best_score, first = list(resume.history), resume.best_score, resume.epoch
-            for epoch in range(first, self.plan.settings.epochs):
-                on_epoch(self._epoch(stage, epoch, optimiser))
-
-                def take(stage: int = number, done: int = epoch + 1, adam: torch.optim.Adam = optimiser) -> State:
-                    tensors = collect(self.model, self.kept, adam, self.generators)
-                    return State(stage, done, self.best_score, list(self.history), tensors)
-
-                on_state(take)
-            self.model.load_state_dict(self.kept)
-        return Fitted(self.model, self.scaling, self.history)
-
-    def _epoch(self, stage: Stage, epoch: int, optimiser: torch.optim.Adam) -> Epoch:
-        """Train on every batch once, then look at the watched part."""
-        plan, settings = self.plan, self.plan.settings
-        started = time.perf_counter()
-        losses, sizes = [], []
-        self.model.train()
-        batches = self.lessons.batches(
-            self.rows,
-            plan.fusion.unit,
-            settings.batch_size,
-            self.live,
-            generator=self.generators["shuffling"],
-            soft=plan.training.soft_labels,
+    def add(self, stage: Stage, epoch: int, loss: float, matrix: np.ndarray | None, seconds: float) -> Epoch:
+        """Note an epoch (from 0) with C [K, K] of the evaluated part, and say whether it is the one to keep so far."""
+        wa, ua = (
+            (None, None) if matrix is None else (float(f(matrix)) for f in (weighted_accuracy, unweighted_accuracy))
         )
-        for batch in batches:
-            if self.masking is not None:
-                batch.hidden = self.masking.hide(len(batch), epoch, settings.epochs, self.generators["hiding"])
-            batch.heads = plan.heads(stage)
-            with plan.autocast():
-                outputs = {head: logits.float() for head, logits in self.model(batch).items()}
-            if stage.output == "logits":
-                loss = LOSSES[plan.loss](outputs, batch, plan.reduction)
-            else:
-                loss = cross_entropy(outputs[stage.output], batch, plan.reduction)
-            losses.append(loss.detach())
-            sizes.append(1 if plan.reduction == "sum" else len(batch))
-            if not loss.is_cuda:  # there, to ask for every loss would have the GPU wait for the answer
-                self._refuse(stage, epoch, len(losses) - 1, loss.item())
-            optimiser.zero_grad()
-            loss.backward()
-            if plan.training.clip_norm:
-                nn.utils.clip_grad_norm_(self.model.parameters(), plan.training.clip_norm)
-            set_rate(optimiser, settings)
-            optimiser.step()
-        values = torch.stack(losses).tolist()
-        for number, value in enumerate(values):
-            self._refuse(stage, epoch, number, value)
-        total = sum(value * size for value, size in zip(values, sizes, strict=True))
-        return self._look(stage, epoch, total / len(self.rows), started)
-
-    def _refuse(self, stage: Stage, epoch: int, batch: int, loss: float) -> None:
-        """Raise `Diverged` unless the loss is a number."""
-        if not math.isfinite(loss):
-            raise Diverged(
-                f"the loss became {loss} in epoch {epoch + 1}, batch {batch + 1} (stage {stage.name}); the best "
-                "weights before it are kept; try a lower lr or --set clip_norm=1",
-                self.kept,
-                self.scaling,
-            )
-
-    def _look(self, stage: Stage, epoch: int, loss: float, started: float) -> Epoch:
-        """Score the watched part and keep the weights if the selection says so."""
-        plan = self.plan
-        watched = self.fold.test if plan.select == "best-test" else self.fold.dev
-        wa = ua = None
-        if len(watched):
-            heads = frozenset({stage.output})
-            probabilities = predict(self.model, self.data, watched, plan, self.live, heads=heads)[stage.output]
-            labels, classes = self.data.utterances.labels[watched], len(self.data.utterances.classes)
-            [matrix] = confusions(labels, probabilities.argmax(1)[None], classes)
-            wa, ua = weighted_accuracy(matrix), unweighted_accuracy(matrix)
-        score = (ua if plan.training.select_score == "ua" else wa) if plan.select != "last" else float(epoch)
-        kept = score is not None and score > self.best_score
-        if kept and score is not None:
-            self.best_score, self.kept = score, snapshot(self.model)
-        line = Epoch(stage.name, epoch + 1, plan.settings.epochs, loss, wa, ua, time.perf_counter() - started, kept)
+        score = ua if self.config.training.select_score == "ua" else wa
+        if self.config.select == "last":
+            score = float(epoch)
+        kept = score is not None and score > self.best
+        self.best = score if kept and score is not None else self.best
+        line = Epoch(stage.name, epoch + 1, self.config.settings.epochs, loss, wa, ua, seconds, kept)
         self.history.append(asdict(line))
         return line
 
 
-def shuffled(data: Dataset, fold: Fold, seed: int) -> Dataset:
-    """The same utterances with the labels of the training part in random order."""
-    labels = data.utterances.labels.copy()
-    labels[fold.train] = np.random.default_rng(seed).permutation(labels[fold.train])
-    return replace(data, utterances=replace(data.utterances, labels=labels), targets=None)
+@dataclass
+class State:
+    """Where an unfinished run stands; its tensors are on the CPU."""
 
+    stage: int
+    epoch: int  # epochs done in this stage
+    best_score: float
+    history: list[dict[str, Any]]
+    tensors: dict[str, Tensor]  # model.*, kept.*, adam.<n>.*, random.*
 
-def make_optimiser(weights: Mapping[str, Tensor], stage: Stage, settings: Any) -> torch.optim.Adam:
-    """Adam over the stage's parameters, with its L2 term in the gradient (Perspective §3.3, USC Table 2)."""
-    chosen = [weight for name, weight in weights.items() if weight.requires_grad and name.startswith(stage.trains)]
-    fused = chosen[0].device.type in ("cpu", "cuda")  # one kernel for all weights
-    return Adam(chosen, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    @classmethod
+    def collect(
+        cls,
+        stage: int,
+        epoch: int,
+        selection: Selection,
+        model: nn.Module,
+        optimiser: torch.optim.Adam,
+        random: Mapping[str, Generator],
+    ) -> "State":
+        """The model, the weights kept so far, Adam's moments and every random generator."""
+        adam = {f"{n}.{name}": x for n, of in optimiser.state_dict()["state"].items() for name, x in of.items()}
+        generators = {name: generator.get_state() for name, generator in random.items()}
+        generators["torch"] = torch.get_rng_state()
+        if torch.cuda.is_initialized():
+            generators["cuda"] = torch.cuda.get_rng_state()
+        parts = {"model": model.state_dict(), "kept": selection.kept, "adam": adam, "random": generators}
+        tensors = {
+            f"{part}.{name}": value.detach().to("cpu", copy=True)
+            for part, values in parts.items()
+            for name, value in values.items()
+        }
+        return cls(stage, epoch, selection.best, list(selection.history), tensors)
 
+    def restore(
+        self, config: TrainConfig, model: nn.Module, optimiser: torch.optim.Adam, random: Mapping[str, Generator]
+    ) -> Selection:
+        """Put everything back as `collect` found it. Returns the selection so far."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in self.tensors.items():
+            part, _, name = key.partition(".")
+            parts.setdefault(part, {})[name] = value
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in parts.get("adam", {}).items():
+            n, _, name = key.partition(".")
+            moments.setdefault(int(n), {})[name] = value
+        model.load_state_dict(parts["model"])
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+        for name, generator in random.items():
+            generator.set_state(parts["random"][name])
+        torch.set_rng_state(parts["random"]["torch"])
+        if "cuda" in parts["random"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(parts["random"]["cuda"])
+        return Selection(config, parts["kept"], self.best_score, list(self.history))
 
-def set_rate(optimiser: torch.optim.Adam, settings: Any) -> None:
-    """Before each update: that of t = 0, 1, … has the rate lr / (1 + lr_decay t), if the fusion has an `lr_decay`."""
-    decay = getattr(settings, "lr_decay", 0.0)
-    if decay:
-        group = optimiser.param_groups[0]
-        if "updates" not in group:  # asked once, as after a resume: to ask each time would have a GPU wait
-            first = group["params"][0]
-            group["updates"] = int(optimiser.state[first]["step"]) if first in optimiser.state else 0
-        group["lr"] = settings.lr / (1 + decay * group["updates"])
-        group["updates"] += 1
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        about = {"stage": self.stage, "epoch": self.epoch, "best_score": repr(self.best_score), "history": self.history}
+        return save({n: t.contiguous() for n, t in self.tensors.items()}, {"state": json.dumps(about)})
 
-
-def fit_standardizers(data: Dataset, fold: Fold, settings: Any) -> dict[str, Standardizer]:
-    """Z-scores of the modalities whose `standardise_…` is set, from the training part alone."""
-    return {
-        modality: Standardizer.of(inputs, fold.train)
-        for modality, inputs in data.inputs.items()
-        if getattr(settings, f"standardise_{modality}", False)
-    }
+    @classmethod
+    def of_file(cls, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> "State":
+        """From what such a file holds."""
+        about = json.loads(metadata["state"])
+        return cls(about["stage"], about["epoch"], float(about["best_score"]), about["history"], tensors)

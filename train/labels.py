@@ -1,11 +1,9 @@
 """Label policies: which raw consensus labels make which class, applied at training time and never in the store."""
 
-import logging
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import numpy as np
 from ser.cache.manifest import Manifest
 from ser.errors import CorpusError, WrongUse, unknown
 
-log = logging.getLogger("ser.train")
+from .options import read_toml
 
 # Every name under which corpora write a category, to IEMOCAP's short code.
 CODES = {
@@ -96,12 +94,7 @@ def get_policy(name: str) -> Policy:
 
 
 def _read_policy(path: Path) -> Policy:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WrongUse(f'{path}: no such label policy file; write lines such as `happy = ["hap", "exc"]`') from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise WrongUse(f'{path}: not a TOML file ({error}); write lines such as `happy = ["hap", "exc"]`') from None
+    table = read_toml(path, 'happy = ["hap", "exc"]')
     maps: dict[str, str] = {}
     for name, raws in table.items():
         if not isinstance(raws, list) or not raws or not all(isinstance(raw, str) for raw in raws):
@@ -115,17 +108,61 @@ def _read_policy(path: Path) -> Policy:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """The utterances that a policy keeps: `rows` [n] of the manifest, their `labels` [n], and what is left out."""
+class Utterances:
+    """Columns of n labelled utterances; sessions and speakers may be None.
 
-    policy: Policy
-    rows: np.ndarray
+    `dialogues` [n] numbers the dialogues; an utterance whose corpus names no dialogue is one by itself.
+    `turns` [n] orders the utterances of a dialogue. `rows` [n] are those of the manifest that they come from, if any,
+    and `left_out` counts the raw labels that the label policy leaves out.
+    """
+
+    ids: Sequence[str]
     labels: np.ndarray
-    left_out: Mapping[str, int]  # raw label → utterances
+    classes: tuple[str, ...]
+    sessions: Sequence[str | None]
+    speakers: Sequence[str | None]
+    dialogues: np.ndarray
+    turns: np.ndarray
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, which: np.ndarray) -> "Utterances":
+        """The utterances `which` [m], in that order; one may come several times."""
+        return replace(
+            self,
+            ids=[self.ids[row] for row in which],
+            labels=self.labels[which],
+            sessions=[self.sessions[row] for row in which],
+            speakers=[self.speakers[row] for row in which],
+            dialogues=_numbered(self.dialogues[which].tolist()),
+            turns=self.turns[which],
+            rows=self.rows[which] if len(self.rows) else self.rows,
+        )
+
+    @cached_property
+    def _turn_order(self) -> np.ndarray:
+        return np.lexsort((self.turns, self.dialogues))
+
+    def by_dialogue(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The given rows as one array per dialogue, each in turn order."""
+        chosen = np.zeros(len(self), dtype=bool)
+        chosen[rows] = True
+        order = self._turn_order[chosen[self._turn_order]]
+        starts = np.flatnonzero(np.diff(self.dialogues[order])) + 1
+        return [group for group in np.split(order, starts) if len(group)]
 
 
-def apply_policy(policy: Policy, manifest: Manifest) -> Labelled:
-    """Class numbers of the manifest's utterances, in its order.
+def _numbered(keys: Sequence[Any]) -> np.ndarray:
+    """Each key's number, counted by first appearance; int64 [n]."""
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], dtype=np.int64)
+
+
+def apply_policy(policy: Policy, manifest: Manifest) -> Utterances:
+    """The manifest's utterances that the policy keeps, in its order, with their class numbers.
 
     Raises `WrongUse` if fewer than two classes are left, `CorpusError` if a whole IEMOCAP release does not give its
     known counts.
@@ -140,32 +177,42 @@ def apply_policy(policy: Policy, manifest: Manifest) -> Labelled:
             f"label policy {policy.name} keeps fewer than two classes of corpus {manifest.corpus}, whose labels are "
             f"{held}; map them in a TOML file and pass it as --labels FILE.toml"
         )
-    check_iemocap(policy, manifest, rows, labels)
-    dropped = Counter(label or "none" for label, kept in zip(raw, index, strict=True) if kept is None)
-    return Labelled(policy, rows, labels, dict(dropped))
 
+    def column(name: str) -> list:
+        values = manifest.column(name)
+        return [values[row] for row in rows]
 
-def is_iemocap(manifest: Manifest) -> bool:
-    """Whether the manifest is the whole IEMOCAP release: all its utterances, under the release's ids."""
-    return (
-        not manifest.synthetic
-        and len(manifest) == IEMOCAP_UTTERANCES
-        and all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids)
+    # A dialogue's name counts within its session: tables may number dialogues from 1 in each.
+    ids, sessions, names = column("id"), column("session"), column("dialogue")
+    keys = [(s, d) if d is not None else (i,) for s, d, i in zip(sessions, names, ids, strict=True)]
+    turns = [row if turn is None else turn for row, turn in enumerate(column("turn"))]
+    found = Utterances(
+        ids=ids,
+        labels=labels,
+        classes=policy.classes,
+        sessions=sessions,
+        speakers=column("speaker"),
+        dialogues=_numbered(keys),
+        turns=np.array(turns, dtype=np.int64),
+        rows=rows,
+        left_out=Counter(label or "none" for label, kept in zip(raw, index, strict=True) if kept is None),
     )
+    _check_iemocap(policy, manifest, found)
+    return found
 
 
-def check_iemocap(policy: Policy, manifest: Manifest, rows: np.ndarray, labels: np.ndarray) -> None:
-    """Assert IEMOCAP's counts. Raises `CorpusError` naming each difference."""
-    if policy.name not in IEMOCAP_TOTALS or not is_iemocap(manifest):
+def _check_iemocap(policy: Policy, manifest: Manifest, found: Utterances) -> None:
+    """Raise `CorpusError` if this is the whole IEMOCAP release, under its ids, with other counts than its own."""
+    if policy.name not in IEMOCAP_TOTALS or manifest.synthetic or len(manifest) != IEMOCAP_UTTERANCES:
         return
-    found = {"all": (len(rows), IEMOCAP_TOTALS[policy.name])}
-    if policy.name == "4class":
-        sessions = np.array(manifest.column("session"), dtype=object)[rows]
-        for session, counts in IEMOCAP_4CLASS.items():
-            for number, (name, expected) in enumerate(zip(policy.classes, counts, strict=True)):
-                count = int(np.sum((sessions == session) & (labels == number)))
-                found[f"session {session} {name}"] = (count, expected)
-    wrong = [f"{what} {is_} instead of {should}" for what, (is_, should) in found.items() if is_ != should]
+    if not all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):
+        return
+    have = Counter(zip(found.sessions, (policy.classes[k] for k in found.labels), strict=True))
+    counts = {"all": (len(found), IEMOCAP_TOTALS[policy.name])}
+    for session, known in IEMOCAP_4CLASS.items() if policy.name == "4class" else ():
+        for name, expected in zip(policy.classes, known, strict=True):
+            counts[f"session {session} {name}"] = (have[session, name], expected)
+    wrong = [f"{what} {is_} instead of {should}" for what, (is_, should) in counts.items() if is_ != should]
     if wrong:
         raise CorpusError(
             f"corpus {manifest.corpus} has the utterances of the IEMOCAP release but not its {policy.name} counts: "
@@ -188,58 +235,3 @@ def soft_labels(policy: Policy, votes: Sequence[Sequence[Sequence[str]] | None],
         if targets[row].sum() == 0:
             targets[row, labels[row]] = 1
     return (targets / targets.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Utterances:
-    """Columns of n utterances; sessions and speakers may be None.
-
-    `dialogues` [n] numbers the dialogues; an utterance whose corpus names no dialogue is one by itself.
-    `turns` [n] orders the utterances of a dialogue.
-    """
-
-    ids: Sequence[str]
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    sessions: Sequence[str | None]
-    speakers: Sequence[str | None]
-    dialogues: np.ndarray
-    turns: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @classmethod
-    def of(cls, manifest: Manifest, labelled: Labelled) -> "Utterances":
-        """The manifest's utterances that the label policy keeps."""
-
-        def column(name: str) -> list:
-            values = manifest.column(name)
-            return [values[row] for row in labelled.rows]
-
-        # A dialogue's name counts within its session: tables may number dialogues from 1 in each.
-        ids, sessions, names = column("id"), column("session"), column("dialogue")
-        keys = [(s, d) if d is not None else (i,) for s, d, i in zip(sessions, names, ids, strict=True)]
-        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        turns = [row if turn is None else turn for row, turn in enumerate(column("turn"))]
-        return cls(
-            ids=ids,
-            labels=labelled.labels,
-            classes=labelled.policy.classes,
-            sessions=sessions,
-            speakers=column("speaker"),
-            dialogues=np.array([numbers[key] for key in keys], dtype=np.int64),
-            turns=np.array(turns, dtype=np.int64),
-        )
-
-    @cached_property
-    def _turn_order(self) -> np.ndarray:
-        return np.lexsort((self.turns, self.dialogues))
-
-    def by_dialogue(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The given rows as one array per dialogue, each in turn order."""
-        chosen = np.zeros(len(self), dtype=bool)
-        chosen[rows] = True
-        order = self._turn_order[chosen[self._turn_order]]
-        starts = np.flatnonzero(np.diff(self.dialogues[order])) + 1
-        return [group for group in np.split(order, starts) if len(group)]

@@ -10,18 +10,16 @@
 `paper` holds ua, wa, or recalls by class, each with its `_std` where the paper gives one.
 """
 
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from importlib.resources import files
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ser.errors import WrongUse, unknown
 
-from .experiment import Experiment
-from .settings import assignments
+from .options import Experiment, assignments, read_toml
 
+FOLDER = Path(__file__).parent / "recipes"
 TESTS = ("both", "only audio", "only text", "head audio", "head text")
 
 
@@ -50,7 +48,7 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """The recipes that come with ser."""
-    return sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def list_recipes() -> dict[str, dict[str, Any]]:
@@ -73,60 +71,40 @@ def read_recipe(name: str | Path, **options: Any) -> Recipe:
     An option `set` goes to the cells whose fusion has that setting. Raises `WrongUse` naming what is wrong.
     """
     path = Path(name)
-    if path.suffix == ".toml":
-        where = str(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise WrongUse(f"{path}: cannot be read ({error})") from None
-    else:
+    if path.suffix != ".toml":
         if str(name) not in recipe_names():
             raise unknown("recipe", str(name), [*recipe_names(), "FILE.toml"])
-        where, text = str(name), (_folder() / f"{name}.toml").read_text(encoding="utf-8")
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise WrongUse(f"{where}: not a TOML file ({error})") from None
-    return _recipe(where, path.stem, table, options)
-
-
-def _folder() -> Any:
-    return files("ser.train.recipes")
-
-
-def _recipe(where: str, name: str, table: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
-    strange = set(table) - {"title", "source", "note", "tested", "experiment", "cell", "quoted"}
-    if strange:
-        raise WrongUse(f"{where}: unknown key '{min(strange)}' in the recipe")
-    lines = table.get("cell", [])
-    if not isinstance(lines, list) or not lines:
-        raise WrongUse(f"{where}: a recipe needs [[cell]] tables")
-    cells = tuple(_cell(where, {**table.get("experiment", {}), **line}, options) for line in lines)
+        path = FOLDER / f"{name}.toml"
+    table = read_toml(path, "[[cell]]")
+    if strange := set(table) - {"title", "source", "note", "tested", "experiment", "cell", "quoted"}:
+        raise WrongUse(f"{path}: unknown key '{min(strange)}' in the recipe")
+    shared, lines = table.get("experiment", {}), table.get("cell", [])
+    if not isinstance(lines, list) or not lines or not all(isinstance(line, dict) for line in [shared, *lines]):
+        raise WrongUse(f"{path}: a recipe needs [[cell]] tables")
+    cells = tuple(_cell(path, {**shared, **line}, options) for line in lines)
     names = [cell.name for cell in cells]
     if twice := {cell for cell in names if names.count(cell) > 1}:
-        raise WrongUse(f"{where}: two cells are called '{min(twice)}'")
-    quoted = {line["name"]: line["paper"] for line in table.get("quoted", [])}
+        raise WrongUse(f"{path}: two cells are called '{min(twice)}'")
     tested = table.get("tested")
     if tested is not None and tested not in names:
-        raise unknown(f"cell to be tested in {where}", tested, names)
+        raise unknown(f"cell to be tested in {path}", tested, names)
     title, source, note = (str(table.get(key, "")) for key in ("title", "source", "note"))
-    return Recipe(name, title or name, source, note, cells, quoted, tested)
+    quoted = {line["name"]: line["paper"] for line in table.get("quoted", [])}
+    return Recipe(path.stem, title or path.stem, source, note, cells, quoted, tested)
 
 
-def _cell(where: str, line: Mapping[str, Any], options: Mapping[str, Any]) -> Cell:
-    known = {field.name for field in fields(Experiment)}
+def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Cell:
     asked = {key: value for key, value in line.items() if key not in ("name", "test", "paper")}
-    for key in asked:
-        if key not in known:
-            raise unknown(f"option in {where}", key, known)
+    known = [field.name for field in fields(Experiment)]
+    if strange := [key for key in asked if key not in known]:
+        raise unknown(f"option in {path}", strange[0], known)
     for key in ("name", "features", "fusion"):
         if key not in line:
-            raise WrongUse(f"{where}: cell {line.get('name', '?')} has no '{key}'")
+            raise WrongUse(f"{path}: cell {line.get('name', '?')} has no '{key}'")
     if (test := line.get("test", "both")) not in TESTS:
-        raise unknown(f"test in {where}", test, TESTS)
-    asked["set"] = assignments(asked.get("set", {}))
-    asked["model"] = tuple(asked.get("model", ()))
-    experiment = Experiment(**asked)
-    also = tuple(options.get("set", ()))
-    experiment = replace(experiment, **{key: value for key, value in options.items() if key != "set"}, also_set=also)
-    return Cell(line["name"], experiment, test, line.get("paper"))
+        raise unknown(f"test in {path}", test, TESTS)
+    if not isinstance(chosen := asked.get("set", {}), dict):
+        raise WrongUse(f"{path}: 'set' of cell {line['name']} must be a table, such as {{ lr = 1e-3 }}")
+    asked |= {"set": assignments(chosen), "model": tuple(asked.get("model", ()))}
+    asked |= {key: value for key, value in options.items() if key != "set"}
+    return Cell(line["name"], Experiment(**asked, also_set=tuple(options.get("set", ()))), test, line.get("paper"))

@@ -21,13 +21,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
 
-from ser.cache.atomic_io import make_folder, replace_file
+from ser.cache.atomic_io import make_folder, sync_folder, write_file
 from ser.cache.spec import canonical_json
 from ser.errors import CorruptStore, WrongUse
 
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
 PREDICTIONS = "predictions.parquet"
+NEEDED = ("seed", "fold", "classes", "tests")  # of a result, whatever wrote it
 
 
 def run_name(config: Mapping[str, Any]) -> str:
@@ -38,14 +40,14 @@ def run_name(config: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, finished or not."""
+    """A run folder, finished or not. What is read of it raises `CorruptStore` if the file is damaged."""
 
     path: Path
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """Everything that the run was asked for."""
-        return _read_json(self.path / CONFIG)
+        return self._json(CONFIG)
 
     @property
     def finished(self) -> bool:
@@ -56,15 +58,37 @@ class Run:
     def result(self) -> dict[str, Any]:
         """The scores. Raises `WrongUse` if the run is not finished."""
         if not self.finished:
-            raise WrongUse(f"{self.path}: this run is not finished; `ser train --resume {self.path}` goes on with it")
-        return _read_json(self.path / RESULT)
+            raise WrongUse(f"{self.path}: this run is not finished; `ser train --resume {self.path}` continues it")
+        found = self._json(RESULT)
+        if not isinstance(found, dict) or not found.keys() >= set(NEEDED):
+            raise CorruptStore(
+                f"{self.path / RESULT}: lacks one of {', '.join(NEEDED)}; remove the file and train again"
+            )
+        return found
 
     def predictions(self) -> pa.Table:
         """Predictions on the test part, one row per utterance."""
         try:
             return pq.read_table(self.path / PREDICTIONS)
         except (OSError, pa.ArrowInvalid) as error:
-            raise CorruptStore(f"{self.path / PREDICTIONS}: cannot be read ({error}); remove the run folder") from None
+            raise self._damaged(PREDICTIONS, error) from None
+
+    def tensors(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """The torch tensors of one of its safetensors files, and the file's metadata."""
+        try:
+            with safe_open(self.path / name, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise self._damaged(name, error) from None
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise self._damaged(name, error) from None
+
+    def _damaged(self, name: str, error: Exception) -> CorruptStore:
+        return CorruptStore(f"{self.path / name}: cannot be read ({error}); remove the run folder and train again")
 
 
 def open_run(path: Path | str) -> Run:
@@ -86,23 +110,6 @@ def find_runs(*paths: Path | str) -> list[Run]:
     return [Run(folder) for folder in found]
 
 
-def write(run: Run, name: str, content: bytes) -> None:
-    """Write one file of a run, whole or not at all."""
-    replace_file(run.path / name, content, run.path.parent)
-
-
-def write_json(run: Run, name: str, value: Mapping[str, Any]) -> None:
-    """Write one JSON file of a run, for people to read too."""
-    write(run, name, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def write_predictions(run: Run, columns: Mapping[str, Any]) -> None:
-    """Write `predictions.parquet`."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(dict(columns)), sink)
-    write(run, PREDICTIONS, sink.getvalue().to_pybytes())
-
-
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[Run]:
     """The run folder, made if needed, with nobody else at work in it: a second process waits for the first."""
@@ -115,8 +122,22 @@ def claimed(path: Path) -> Iterator[Run]:
         os.close(lock)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorruptStore(f"{path}: cannot be read ({error}); remove the run folder and train again") from None
+def write(run: Run, name: str, content: bytes) -> None:
+    """Write one file of a run that this process has claimed, whole or not at all."""
+    part = run.path / f".{name}.part"
+    part.unlink(missing_ok=True)  # of a process that was killed
+    write_file(part, [content])
+    part.replace(run.path / name)
+    sync_folder(run.path)
+
+
+def write_json(run: Run, name: str, value: Mapping[str, Any]) -> None:
+    """Write one JSON file of a run, for people to read too."""
+    write(run, name, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_predictions(run: Run, columns: Mapping[str, Any]) -> None:
+    """Write `predictions.parquet`."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(dict(columns)), sink)
+    write(run, PREDICTIONS, sink.getvalue().to_pybytes())

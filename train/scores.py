@@ -1,124 +1,334 @@
-"""What the runs of one experiment come to: pooled, mean and deviation, intervals, and under which conditions."""
+"""Every score, interval and test: the only place that computes them, and every table, page and line takes them here.
+
+A score is pooled over the folds of one seed, whose confusion matrices add up, and then averaged over the seeds. The
+mean ± standard deviation over the single runs stands beside it, under that name. Axis letters:
+
+    R  runs            S  seeds           K  classes
+    g  groups drawn by the bootstrap      B  resamples
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from ser.errors import WrongUse, unknown
+
 from .run_folder import Run
 
-
-def confusion(truth: Sequence[int], predicted: Sequence[int], classes: int) -> np.ndarray:
-    """C [K, K] int64: rows are true classes, columns predicted ones."""
-    from sklearn.metrics import confusion_matrix
-
-    return confusion_matrix(truth, predicted, labels=list(range(classes)))
+RESAMPLES = 2000
+AT_A_TIME = 50  # resamples drawn at once, so that memory stays small for a large corpus
+NO_COMPARISON = "no comparison with the paper is meant"
 
 
 def confusions(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """C [R, K, K] of many predictions [R, n] of the same utterances, whose true classes are [n].
+    """C `[R, K, K]` of the predictions `[R, n]` of the same utterances: rows are true classes `[n]`, columns predicted.
 
-    As `confusion`, for what is looked at after every epoch: that takes milliseconds, and its import most of a second.
+    >>> confusions(np.array([0, 0, 1]), np.array([[0, 1, 1]]), 2).tolist()
+    [[[1, 1], [0, 1]]]
     """
     cells = truth * classes + predicted + np.arange(len(predicted))[:, None] * classes**2
     return np.bincount(cells.ravel(), minlength=len(predicted) * classes**2).reshape(-1, classes, classes)
 
 
-def weighted_accuracy(matrix: np.ndarray) -> float:
-    """WA = Σ_k C[k, k] / n: the share of utterances that are right, so classes weigh by their size."""
-    return float(np.trace(matrix) / matrix.sum())
+def weighted_accuracy(matrix: np.ndarray) -> np.ndarray:
+    """WA = Σ_k C[k, k] / n: the share of utterances that are right, so classes weigh by their size.
+
+    As the next ones: of one matrix or many, `[…, K, K]` → `[…]` in [0, 1]; NaN without an utterance.
+
+    >>> float(weighted_accuracy(np.array([[9, 0], [1, 0]])))
+    0.9
+    """
+    return _ratio(np.trace(matrix, axis1=-2, axis2=-1), matrix.sum((-2, -1)))
 
 
-def recalls(matrix: np.ndarray) -> list[float | None]:
-    """C[k, k] / Σ_j C[k, j] of each class; None where the class has no utterance."""
-    return [float(row[k] / row.sum()) if row.sum() else None for k, row in enumerate(matrix)]
+def recalls(matrix: np.ndarray) -> np.ndarray:
+    """C[k, k] / Σ_j C[k, j] of each class, `[…, K]`; NaN for a class without an utterance.
+
+    >>> recalls(np.array([[9, 0], [1, 0]])).tolist()
+    [1.0, 0.0]
+    """
+    return _ratio(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1))
 
 
-def unweighted_accuracy(matrix: np.ndarray) -> float:
-    """UA = mean over the classes that occur of C[k, k] / Σ_j C[k, j]: every class weighs the same."""
-    return float(np.mean([recall for recall in recalls(matrix) if recall is not None]))
+def unweighted_accuracy(matrix: np.ndarray) -> np.ndarray:
+    """UA = mean of the recalls of the classes that occur: every class weighs the same.
+
+    >>> float(unweighted_accuracy(np.array([[9, 0], [1, 0]])))
+    0.5
+    """
+    return _mean_of_present(recalls(matrix))
+
+
+def f1_scores(matrix: np.ndarray) -> np.ndarray:
+    """F1_k = 2 C[k, k] / (Σ_j C[k, j] + Σ_j C[j, k]), `[…, K]`; NaN for a class without an utterance.
+
+    >>> f1_scores(np.array([[8, 0], [1, 1]])).round(3).tolist()
+    [0.941, 0.667]
+    """
+    sizes = matrix.sum(-1)
+    f1 = _ratio(2 * np.diagonal(matrix, axis1=-2, axis2=-1), sizes + matrix.sum(-2))
+    return np.where(sizes > 0, f1, np.nan)
+
+
+def macro_f1(matrix: np.ndarray) -> np.ndarray:
+    """The mean of F1_k over the classes that occur.
+
+    >>> float(macro_f1(np.array([[9, 0], [1, 0]])).round(3))
+    0.474
+    """
+    return _mean_of_present(f1_scores(matrix))
+
+
+def weighted_f1(matrix: np.ndarray) -> np.ndarray:
+    """The mean of F1_k, weighted by the classes' sizes.
+
+    >>> float(weighted_f1(np.array([[9, 0], [1, 0]])).round(3))
+    0.853
+    """
+    sizes = matrix.sum(-1)
+    return _ratio((np.nan_to_num(f1_scores(matrix)) * sizes).sum(-1), sizes.sum(-1))
+
+
+METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "wa": weighted_accuracy,
+    "ua": unweighted_accuracy,
+    "macro_f1": macro_f1,
+    "weighted_f1": weighted_f1,
+}
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.where(below > 0, above / np.maximum(below, 1), np.nan)
+
+
+def _mean_of_present(values: np.ndarray) -> np.ndarray:
+    present = ~np.isnan(values)
+    return _ratio(np.where(present, values, 0).sum(-1), present.sum(-1))
 
 
 def scores(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str]) -> dict[str, Any]:
-    """All scores of one set of predictions.
+    """All scores of one set of predictions, as a run's result.json holds them.
 
-    `wa`, `ua` as above; `macro_f1` and `weighted_f1` are the means of F1_k = 2 C[k, k] / (Σ_j C[k, j] + Σ_j C[j, k])
-    over the classes that occur, even or weighted by their size; `per_class` the recalls by name; `confusion` C.
+    `wa`, `ua`, `macro_f1` and `weighted_f1` as above; `per_class` the recalls by name, None for a class that does not
+    occur; `confusion` C.
+
+    >>> scores([0, 0, 1], [0, 1, 1], ("ang", "hap", "sad"))["per_class"]
+    {'ang': 0.5, 'hap': 1.0, 'sad': None}
     """
-    from sklearn.metrics import f1_score
-
-    matrix = confusion(truth, predicted, len(classes))
-    present = np.flatnonzero(matrix.sum(axis=1)).tolist()
+    [matrix] = confusions(np.asarray(truth), np.asarray(predicted)[None], len(classes))
+    own = [None if np.isnan(recall) else recall for recall in recalls(matrix).tolist()]
     return {
-        "wa": weighted_accuracy(matrix),
-        "ua": unweighted_accuracy(matrix),
-        "macro_f1": float(f1_score(truth, predicted, labels=present, average="macro", zero_division=0)),
-        "weighted_f1": float(f1_score(truth, predicted, labels=present, average="weighted", zero_division=0)),
-        "per_class": dict(zip(classes, recalls(matrix), strict=True)),
+        **{name: float(metric(matrix)) for name, metric in METRICS.items()},
+        "per_class": dict(zip(classes, own, strict=True)),
         "confusion": matrix.tolist(),
         "n": int(matrix.sum()),
     }
-
-
-def pooled(results: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
-    """The same scores of all folds' utterances taken together, from the folds' confusion matrices, which add up."""
-    matrix = np.sum([np.asarray(result["confusion"]) for result in results], axis=0)
-    sizes = matrix.sum(axis=1)
-    present = sizes > 0
-    f1 = 2 * matrix.diagonal() / np.maximum(sizes + matrix.sum(axis=0), 1)
-    return {
-        "wa": weighted_accuracy(matrix),
-        "ua": unweighted_accuracy(matrix),
-        "macro_f1": float(f1[present].mean()),
-        "weighted_f1": float(f1 @ sizes / sizes.sum()),
-        "per_class": dict(zip(classes, recalls(matrix), strict=True)),
-        "confusion": matrix.tolist(),
-        "n": int(matrix.sum()),
-    }
-
-
-def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n − 1); None for the deviation of a single value."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-SCORES: dict[str, Callable[[np.ndarray], float]] = {"wa": weighted_accuracy, "ua": unweighted_accuracy}
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A score with the ends of its 95 % interval."""
+    """The ends of a score's 95 % interval, in percent, and what was drawn for it: "speakers" or "utterances"."""
 
-    value: float
     low: float
     high: float
+    over: str
 
 
-def bootstrap(
-    truth: Sequence[int],
-    predicted: Sequence[int],
-    classes: int,
-    score: Literal["wa", "ua"],
-    groups: Sequence[str] | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap (Efron 1979) of a score: 2.5 and 97.5 % of its values on `resamples` drawn samples.
+@dataclass(frozen=True)
+class Score:
+    """One metric of one cell in percent."""
 
-    Draws utterances with replacement, or whole groups where `groups` [n] names one (such as the speaker) for each
-    utterance: utterances of a speaker are alike, so the interval over speakers is the wider and the honest one.
+    pooled: float  # over the folds of a seed, then the mean over the seeds: the score
+    mean: float  # over the n runs
+    std: float | None  # sample deviation over the runs; None for one
+    n: int  # runs
+
+
+class CellScores:
+    """The scores of the finished runs of one cell, which are its folds × seeds.
+
+    Reads the result.json of each; predictions only when an interval is asked for. A metric is "wa", "ua", "macro_f1",
+    "weighted_f1", or the name of a class for its recall. Raises `WrongUse` if no run is finished.
     """
-    names = np.arange(len(truth)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    # One confusion matrix per group [g, K, K]: a resample is a sum of matrices, whatever is drawn.
-    matrices = np.zeros((int(names.max()) + 1, classes, classes))
-    np.add.at(matrices, (names, np.asarray(truth), np.asarray(predicted)), 1)
-    rng = np.random.default_rng(seed)
-    flat = matrices.reshape(len(matrices), -1)
-    drawn = rng.multinomial(len(matrices), np.full(len(matrices), 1 / len(matrices)), size=resamples) @ flat
-    values = [SCORES[score](matrix) for matrix in drawn.reshape(-1, classes, classes)]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Interval(SCORES[score](confusion(truth, predicted, classes)), float(low), float(high))
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = [run for run in runs if run.finished]
+        if not self.runs:
+            raise WrongUse(
+                f"none of these {len(runs)} runs is finished; the same command with --resume goes on with them"
+            )
+        self.results = [run.result for run in self.runs]
+        self.classes: list[str] = self.results[0]["classes"]
+        tests = self.results[0]["tests"]
+        self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
+        self._resampled: dict[tuple[str, str], np.ndarray] = {}
+
+    def score(self, metric: str, test: str = "both") -> Score:
+        """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
+        measure, matrices = self._measure(metric), self._matrices(test)
+        own = 100 * measure(matrices)  # [R]
+        own = own[~np.isnan(own)]
+        if not len(own):
+            return Score(np.nan, np.nan, None, 0)
+        by_seed = 100 * measure(np.stack([matrices[self._seeds == seed].sum(0) for seed in np.unique(self._seeds)]))
+        std = float(np.std(own, ddof=1)) if len(own) > 1 else None
+        return Score(float(np.nanmean(by_seed)), float(own.mean()), std, len(own))
+
+    def confusion(self, test: str = "both") -> np.ndarray:
+        """C `[K, K]`, summed over the runs."""
+        return self._matrices(test).sum(0)
+
+    def interval(self, metric: str, over: str | None = None, test: str = "both") -> Interval | None:
+        """The percentile bootstrap interval (Efron 1979) of the pooled score: 2.5 and 97.5 % of its resampled values.
+
+        Draws utterances with replacement, or whole speakers: those of a speaker are alike, so the interval over
+        speakers is the wider and the honest one. It is the default where every utterance names its speaker and there
+        are two or more. One draw is applied to all seeds at once, each resample is scored like the score itself.
+        None where speakers are asked for and not known, and for the recall of a class that does not occur.
+        """
+        over = over or self.drawn[0]
+        if over not in self.drawn:
+            return None
+        if (over, test) not in self._resampled:
+            self._resampled[over, test] = self._resample(over, test)
+        values = self._measure(metric)(self._resampled[over, test])  # [B, S]
+        values = values[~np.isnan(values).all(1)]
+        if not len(values):
+            return None
+        low, high = np.quantile(100 * np.nanmean(values, 1), [0.025, 0.975])
+        return Interval(float(low), float(high), over)
+
+    @cached_property
+    def drawn(self) -> list[str]:
+        """What `interval` can draw, its default first."""
+        speakers = {name for column in self._columns["speaker"] for name in column}
+        return ["utterances"] if None in speakers or len(speakers) < 2 else ["speakers", "utterances"]
+
+    @property
+    def conditions(self) -> str:
+        """Protocol, selection and labels, with a warning where a number is easier to win."""
+        return conditions(self.results[0])
+
+    @property
+    def caveat(self) -> str | None:
+        """One line where the scores say nothing about people, else None."""
+        return caveat(self.results)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Why utterances stand in no part → how many; the most of any fold where the folds differ."""
+        found: dict[str, int] = {}
+        for result in self.results:
+            for why, which in result["left_out"].items():
+                count = len(which) if isinstance(which, list) else which
+                why = "shares dialogues with the test speaker" if why.startswith("shares dialogues") else why
+                found[why] = max(found.get(why, 0), count)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Pooled WA, UA and macro-F1 with the intervals of the first two, in percent, by "ua over speakers", …"""
+        pairs = [(metric, over) for over in reversed(self.drawn) for metric in ("ua", "wa")]
+        intervals = {f"{metric} over {over}": self.interval(metric, over) for metric, over in pairs}
+        return {
+            **{metric: self.score(metric).pooled for metric in ("wa", "ua", "macro_f1")},
+            "intervals": {name: [ends.low, ends.high] for name, ends in intervals.items() if ends},
+        }
+
+    @cached_property
+    def _seeds(self) -> np.ndarray:
+        return np.array([result["seed"] for result in self.results])
+
+    @cached_property
+    def _columns(self) -> dict[str, list[list[Any]]]:
+        tables = [run.predictions() for run in self.runs]
+        return {name: [table[name].to_pylist() for table in tables] for name in tables[0].column_names}
+
+    def _matrices(self, test: str) -> np.ndarray:
+        """C `[R, K, K]` of the runs."""
+        if test not in self.tests:
+            raise unknown("test", test, self.tests)
+        return np.array([result["tests"][test]["confusion"] for result in self.results])
+
+    def _measure(self, metric: str) -> Callable[[np.ndarray], np.ndarray]:
+        if metric in METRICS:
+            return METRICS[metric]
+        if metric not in self.classes:
+            raise unknown("metric", metric, [*METRICS, *self.classes])
+        place = self.classes.index(metric)
+        return lambda matrix: recalls(matrix)[..., place]
+
+    def _resample(self, over: str, test: str) -> np.ndarray:
+        """C `[B, S, K, K]`, each of as many groups as there are, drawn with replacement."""
+        number, columns = {name: k for k, name in enumerate(self.classes)}, self._columns
+        names, group = np.unique(
+            [name for column in columns["speaker" if over == "speakers" else "id"] for name in column],
+            return_inverse=True,
+        )
+        truth = [number[name] for column in columns["truth"] for name in column]
+        if test == "both":
+            predicted = [number[name] for column in columns["predicted"] for name in column]
+        else:
+            predicted = np.concatenate([np.argmax(column, 1) for column in columns[f"probabilities {test}"]]).tolist()
+        seeds, seed = np.unique(self._seeds, return_inverse=True)
+        seed_of = np.repeat(seed, list(map(len, columns["truth"])))
+        g, k = len(names), len(self.classes)
+        matrices = np.zeros((g, len(seeds), k, k))  # of each group and seed: a resample is a sum of these
+        np.add.at(matrices, (group, seed_of, truth, predicted), 1)
+        rng, drawn = np.random.default_rng(0), []
+        for start in range(0, RESAMPLES, AT_A_TIME):
+            size = min(AT_A_TIME, RESAMPLES - start)
+            of_all = rng.integers(g, size=(size, g)) + g * np.arange(size)[:, None]
+            times = np.bincount(of_all.ravel(), minlength=size * g).reshape(size, g)
+            drawn.append(times.astype(float) @ matrices.reshape(g, -1))
+        return np.concatenate(drawn).reshape(-1, *matrices.shape[1:])
+
+
+def conditions(result: Mapping[str, Any]) -> str:
+    """Protocol, selection and labels of a run, with a warning where a number is easier to win."""
+    selected = "best-test (epoch chosen on the TEST part)" if result["select"] == "best-test" else result["select"]
+    split = result["protocol"] if result["speaker_independent"] else f"{result['protocol']} (speaker-dependent)"
+    return " · ".join((split, selected, result["labels"]))
+
+
+def caveat(results: Iterable[Mapping[str, Any]]) -> str | None:
+    """One line for tables whose numbers say nothing about people, else None."""
+    results = list(results)
+    found = []
+    if names := sorted({name for result in results for name in result["random_weights"]}):
+        found.append(f"random weights ({', '.join(names)})")
+    if corpora := sorted({result["corpus"] for result in results if result["synthetic"]}):
+        found.append(f"synthetic corpus ({', '.join(corpora)})")
+    return f"{' and '.join(found)}: {NO_COMPARISON}" if found else None
+
+
+def summary_text(cell: CellScores) -> str:
+    """The scores of one cell for the terminal: what `ser train` ends with."""
+    from tabulate import tabulate
+
+    def line(name: str, score: Score) -> list[str]:
+        spread = f" ± {score.std:.2f}" if score.std is not None else ""
+        return [name, f"{score.pooled:.2f}", f"{score.mean:.2f}{spread}", str(score.n)]
+
+    lines = [line(name, cell.score(metric)) for name, metric in (("UA", "ua"), ("WA", "wa"), ("macro-F1", "macro_f1"))]
+    own = [(f"recall {name}", cell.score(name)) for name in cell.classes]
+    lines += [line(name, score) for name, score in own if score.n]
+    lines += [line(f"UA, {test}", cell.score("ua", test)) for test in cell.tests if test != "both"]
+    found = cell.to_json()
+    ends = [
+        f"{name}: {found[name[:2]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in found["intervals"].items()
+    ]
+    absent = ", ".join(f"{count} ({why})" for why, count in cell.left_out.items())
+    return "\n".join(
+        [
+            tabulate(lines, ["%", "pooled over folds", "mean over runs", "runs"], disable_numparse=True),
+            f"{cell.conditions}\n95 % bootstrap interval of {'; '.join(ends)}",
+            *([f"left out: {absent}"] if absent else []),
+            *filter(None, [cell.caveat]),
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -135,6 +345,9 @@ def mcnemar(truth: Sequence[int], first: Sequence[int], second: Sequence[int]) -
     """McNemar's exact test (1947) on the utterances that just one of two cells gets right.
 
     p = min(1, 2 · P(X ≤ min(b, c))), X ~ Binomial(b + c, ½), with b right in `first` alone and c in `second` alone.
+
+    >>> mcnemar([0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]).p  # b = 3, c = 0: 2 · ½³
+    0.25
     """
     from scipy.stats import binomtest
 
@@ -146,7 +359,13 @@ def mcnemar(truth: Sequence[int], first: Sequence[int], second: Sequence[int]) -
 
 
 def paired_t(first: Sequence[float], second: Sequence[float]) -> Comparison:
-    """Student's t on the differences of scores that share seed and fold; needs two pairs or more."""
+    """Student's t on the differences of scores that share seed and fold.
+
+    Raises `ValueError` for fewer than two pairs.
+
+    >>> round(paired_t([3, 5, 4], [1, 2, 3]).p, 4)  # t = 2 / (1 / √3), two degrees of freedom
+    0.0742
+    """
     from scipy.stats import ttest_rel
 
     differences = np.asarray(first) - np.asarray(second)
@@ -157,7 +376,11 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> Comparison:
 
 
 def wilcoxon(first: Sequence[float], second: Sequence[float]) -> Comparison:
-    """Wilcoxon's signed-rank test on the differences of scores that share seed and fold."""
+    """Wilcoxon's signed-rank test on the differences of scores that share seed and fold.
+
+    >>> wilcoxon([2, 3, 4, 5, 7], [1, 1, 1, 1, 1]).p  # all positive: 2 of 2⁵ sign patterns
+    0.0625
+    """
     from scipy.stats import wilcoxon as signed_rank
 
     differences = np.asarray(first) - np.asarray(second)
@@ -166,148 +389,14 @@ def wilcoxon(first: Sequence[float], second: Sequence[float]) -> Comparison:
 
 
 def against(scores: Sequence[float], quoted: float) -> Comparison:
-    """Student's t of the seeds' scores against one number that somebody else published (Perspective Table 4)."""
+    """Student's t of the seeds' scores against one number that somebody else published (Perspective Table 4).
+
+    >>> round(against([1, 2, 3], 0).p, 4)
+    0.0742
+    """
     from scipy.stats import ttest_1samp
 
     differences = np.asarray(scores) - quoted
-    if np.ptp(differences) == 0:  # the deviation is zero, so t is undefined
-        return Comparison("one-sample t", float(differences[0]), 1.0 if differences[0] == 0 else 0.0, len(differences))
-    return Comparison(
-        "one-sample t", float(differences.mean()), float(ttest_1samp(scores, quoted).pvalue), len(differences)
-    )
-
-
-NO_COMPARISON = "no comparison with the paper is meant"
-
-
-@dataclass(frozen=True)
-class Score:
-    """One metric of one cell in percent: mean and standard deviation over n runs, and pooled over the folds."""
-
-    mean: float
-    std: float | None
-    n: int
-    pooled: float  # all folds' utterances taken together, then the mean over seeds
-
-
-def conditions(result: Mapping[str, Any]) -> str:
-    """Protocol, selection and labels, with a warning where a number is easier to win."""
-    selected = (
-        f"{result['select']} (epoch chosen on the TEST part)" if result["select"] == "best-test" else result["select"]
-    )
-    split = result["protocol"] if result["speaker_independent"] else f"{result['protocol']} (speaker-dependent)"
-    return " · ".join((split, selected, result["labels"]))
-
-
-def caveat(results: Iterable[Mapping[str, Any]]) -> str | None:
-    """One line for tables whose numbers say nothing about people, else None."""
-    results = list(results)
-    found = []
-    if names := sorted({name for result in results for name in result["random_weights"]}):
-        found.append(f"random weights ({', '.join(names)})")
-    if corpora := sorted({result["corpus"] for result in results if result["synthetic"]}):
-        found.append(f"synthetic corpus ({', '.join(corpora)})")
-    return f"{' and '.join(found)}: {NO_COMPARISON}" if found else None
-
-
-def measure(results: Sequence[Mapping[str, Any]], metric: str, test: str = "both") -> Score:
-    """One metric ("wa", "ua", "macro_f1", or a class name for its recall) of one cell's runs, in percent."""
-    tested = [result["tests"][test] for result in results]
-    values = [100 * value for scores in tested if (value := _value(scores, metric)) is not None]
-    by_seed: dict[int, list[Mapping[str, Any]]] = {}
-    for result, scores in zip(results, tested, strict=True):
-        by_seed.setdefault(result["seed"], []).append(scores)
-    together = [_value(pooled(folds, results[0]["classes"]), metric) for folds in by_seed.values()]
-    mean, std = mean_std(values)
-    return Score(mean, std, len(values), 100 * float(np.mean([value for value in together if value is not None])))
-
-
-def _value(scores: Mapping[str, Any], metric: str) -> float | None:
-    return scores[metric] if metric in scores else scores["per_class"].get(metric)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What `ser train` ends with: the scores of one cell's runs."""
-
-    wa: Score
-    ua: Score
-    macro_f1: Score
-    per_class: Mapping[str, Score]
-    confusion: list[list[int]]  # summed over all runs
-    classes: Sequence[str]
-    intervals: Mapping[str, Interval]  # "ua over utterances", … in percent; of the lowest seed's folds together
-    tests: Mapping[str, Mapping[str, Score]]  # test → metric → score
-    conditions: str
-    left_out: Mapping[str, int]  # why → utterances that stand in no part
-    caveat: str | None
-
-
-def summarise(runs: Sequence[Run]) -> Summary:
-    """The scores of the finished runs of one experiment, with bootstrap intervals over utterances and speakers."""
-    results = [run.result for run in runs]
-    classes = results[0]["classes"]
-    return Summary(
-        wa=measure(results, "wa"),
-        ua=measure(results, "ua"),
-        macro_f1=measure(results, "macro_f1"),
-        per_class={name: measure(results, name) for name in classes if _occurs(results, name)},
-        confusion=np.sum([result["confusion"] for result in results], axis=0).tolist(),
-        classes=classes,
-        intervals=_intervals(runs, classes),
-        tests={test: {m: measure(results, m, test) for m in ("ua", "wa")} for test in results[0]["tests"]},
-        conditions=conditions(results[0]),
-        left_out=left_out(results),
-        caveat=caveat(results),
-    )
-
-
-def left_out(results: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Why utterances stand in no part → how many; of reasons that differ from fold to fold the most."""
-    found: dict[str, int] = {}
-    for result in results:
-        for why, which in result["left_out"].items():
-            count = len(which) if isinstance(which, list) else which
-            why = "shares dialogues with the test speaker" if why.startswith("shares dialogues") else why
-            found[why] = max(found.get(why, 0), count)
-    return found
-
-
-def _occurs(results: Sequence[Mapping[str, Any]], name: str) -> bool:
-    return any(result["per_class"][name] is not None for result in results)
-
-
-def _intervals(runs: Sequence[Run], classes: Sequence[str]) -> dict[str, Interval]:
-    seed = min(run.result["seed"] for run in runs)
-    tables = [run.predictions() for run in runs if run.result["seed"] == seed]
-    columns = {
-        name: [v for table in tables for v in table[name].to_pylist()] for name in ("truth", "predicted", "speaker")
-    }
-    truth, predicted = ([classes.index(name) for name in columns[key]] for key in ("truth", "predicted"))
-    groupings: dict[str, list[str] | None] = {"utterances": None}
-    if None not in columns["speaker"] and len(set(columns["speaker"])) > 1:
-        groupings["speakers"] = columns["speaker"]
-    found = {}
-    for over, groups in groupings.items():
-        for metric in ("ua", "wa"):
-            interval = bootstrap(truth, predicted, len(classes), metric, groups)
-            found[f"{metric} over {over}"] = Interval(100 * interval.value, 100 * interval.low, 100 * interval.high)
-    return found
-
-
-def summary_text(summary: Summary) -> str:
-    """A summary for the terminal."""
-    from tabulate import tabulate
-
-    def line(name: str, score: Score) -> list[str]:
-        spread = f"± {score.std:.2f}" if score.std is not None else ""
-        return [name, f"{score.pooled:.2f}", f"{score.mean:.2f} {spread}".strip(), str(score.n)]
-
-    lines = [line("UA", summary.ua), line("WA", summary.wa), line("macro-F1", summary.macro_f1)]
-    lines += [line(f"recall {name}", score) for name, score in summary.per_class.items()]
-    lines += [line(f"UA, {test}", scores["ua"]) for test, scores in summary.tests.items() if test != "both"]
-    table = tabulate(lines, ["%", "pooled over folds", "mean over runs", "runs"], disable_numparse=True)
-    intervals = [f"{name}: {i.value:.2f} [{i.low:.2f}, {i.high:.2f}]" for name, i in summary.intervals.items()]
-    told = f"{summary.conditions}\n95 % bootstrap interval of {'; '.join(intervals)}"
-    absent = ", ".join(f"{count} ({why})" for why, count in summary.left_out.items())
-    return "\n".join([table, told, *([f"left out: {absent}"] if absent else []), *filter(None, [summary.caveat])])
+    undefined = np.ptp(differences) == 0  # the deviation is zero
+    p = float(differences[0] == 0) if undefined else float(ttest_1samp(scores, quoted).pvalue)
+    return Comparison("one-sample t", float(differences.mean()), p, len(differences))

@@ -1,9 +1,9 @@
-"""Every setting of a fusion and of its training: defaults, sources, help, and `--set key=value`."""
+"""How one run trains: every setting of a fusion and of its training, with default, source and help."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -12,6 +12,7 @@ from ser.errors import WrongUse, unknown
 from .models import Fusion, Stage, setting
 
 OURS = "ours"
+Reduction = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,9 @@ def parse_settings(
         chosen[key] = _value(key, text.strip(), (own | common)[key])
     if epochs is not None:
         chosen["epochs"] = epochs
-    if chosen.get("epochs", 1) < 1:
-        raise WrongUse("epochs must be at least 1")
-    if chosen.get("batch_size", 1) < 1:
-        raise WrongUse("batch_size must be at least 1")
+    for key in ("epochs", "batch_size"):
+        if chosen.get(key, 1) < 1:
+            raise WrongUse(f"{key} must be at least 1")
     return (
         fusion.settings(**{key: value for key, value in chosen.items() if key in own}),
         TrainingSettings(**{key: value for key, value in chosen.items() if key in common}),
@@ -89,11 +89,6 @@ def has_setting(fusion: Fusion, assignment: str) -> bool:
     return assignment.partition("=")[0].strip() in _kinds(fusion.settings) | _kinds(TrainingSettings)
 
 
-def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:
-    """A TOML table as `key=value` assignments."""
-    return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items())
-
-
 def _kinds(owner: type) -> dict[str, Any]:
     hints = get_type_hints(owner)
     return {field.name: hints[field.name] for field in fields(owner)}
@@ -102,9 +97,7 @@ def _kinds(owner: type) -> dict[str, Any]:
 def _kind_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
-    if get_origin(kind) in (Union, UnionType):
-        return "|".join(map(_kind_name, get_args(kind)))
-    return kind.__name__ if isinstance(kind, type) else str(kind)
+    return "|".join(map(_kind_name, get_args(kind))) or kind.__name__
 
 
 def _value(key: str, text: str, kind: Any) -> Any:
@@ -114,10 +107,11 @@ def _value(key: str, text: str, kind: Any) -> Any:
         if text not in known:
             raise unknown(f"value of {key}", text, known)
         return known[text]
-    if NoneType in (choices := get_args(kind)):  # `int | None`
-        return None if text == "none" else _value(key, text, next(c for c in choices if c is not NoneType))
-    if len(choices) > 1:  # `int | str`: the first type that takes it
-        return _first(key, text, choices)
+    if kinds := get_args(kind):  # `int | Literal["all"]`: the first type that takes it
+        for first in kinds[:-1]:
+            with contextlib.suppress(WrongUse):
+                return _value(key, text, first)
+        return _value(key, text, kinds[-1])
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise WrongUse(f"--set {key}={text}: must be true or false")
@@ -128,25 +122,6 @@ def _value(key: str, text: str, kind: Any) -> Any:
         raise WrongUse(f"--set {key}={text}: must be {'a whole number' if kind is int else 'a number'}") from None
 
 
-def _first(key: str, text: str, kinds: Sequence[Any]) -> Any:
-    for kind in kinds[:-1]:
-        try:
-            return _value(key, text, kind)
-        except WrongUse:
-            continue
-    return _value(key, text, kinds[-1])
-
-
-Reduction = Literal["sum", "mean"]
-Select = Literal["val", "last", "best-test"]
-Precision = Literal["float32", "bf16"]
-SELECTIONS = {
-    "val": "the epoch with the best score on the dev part",
-    "last": "the last epoch",
-    "best-test": "the epoch with the best score on the TEST part, which lifts every number",
-}
-
-
 @dataclass(frozen=True)
 class TrainConfig:
     """How one run trains."""
@@ -155,10 +130,10 @@ class TrainConfig:
     settings: Any  # of the fusion
     training: TrainingSettings
     loss: str = "single"
-    select: Select = "val"
+    select: str = "val"
     seed: int = 0
     device: str = "cpu"
-    precision: Precision = "float32"
+    precision: str = "float32"
     log: str | None = None  # see `tensorboard`
 
     def autocast(self) -> torch.autocast:

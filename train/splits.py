@@ -13,6 +13,8 @@ from ser.errors import LeakageError, WrongUse, unknown
 
 from .labels import Utterances
 
+PARTS = ("train", "dev", "test")
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -30,7 +32,7 @@ class Fold:
     @property
     def parts(self) -> dict[str, np.ndarray]:
         """The three parts by name."""
-        return {"train": self.train, "dev": self.dev, "test": self.test}
+        return {part: getattr(self, part) for part in PARTS}
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,10 @@ def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], s
                 )
 
 
-@dataclass
-class ListedFold:
-    """The ids of each part of a fold."""
-
-    name: str
-    train: list[str] = field(default_factory=list)
-    dev: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
+Listed = tuple[str, dict[str, list[str]]]  # a fold's name, and the ids of each part
 
 
-def read_folds(path: Path) -> list[ListedFold]:
+def read_folds(path: Path) -> list[Listed]:
     """Folds in the file's order.
 
     - `.csv`, `.tsv` with columns `id,fold`: each utterance is tested in its fold and trains in the others; with a third
@@ -106,69 +101,62 @@ def read_folds(path: Path) -> list[ListedFold]:
 
     Raises `WrongUse` for anything else.
     """
-    if path.is_dir():
-        return _emobox(path)
-    readers = {".csv": _table, ".tsv": _table, ".json": _json}
-    if path.suffix not in readers:
+    readers = {".csv": _read_table, ".tsv": _read_table, ".json": _read_json}
+    read = _read_emobox if path.is_dir() else readers.get(path.suffix)
+    if read is None:
         raise WrongUse(f"{path}: folds come as .csv, .tsv or .json, or as a folder of EmoBox's fold_N")
     try:
-        folds = readers[path.suffix](path)
+        folds = read(path)
     except FileNotFoundError:
         raise WrongUse(f"{path}: no such file of folds") from None
     except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
         raise WrongUse(f"{path}: not a list of folds ({type(error).__name__}: {error})") from None
     if not folds:
-        raise WrongUse(f"{path}: holds no fold")
+        raise WrongUse(f"{path}: holds no fold; a folder holds fold_1, fold_2, … as EmoBox's do")
     return folds
 
 
-def _table(path: Path) -> list[ListedFold]:
+def _read_table(path: Path) -> list[Listed]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
     if not lines or not {"id", "fold"} <= lines[0].keys():
         raise WrongUse(f"{path}: needs the columns id and fold (and part, if each fold's parts are named)")
-    folds = {line["fold"]: ListedFold(line["fold"]) for line in lines}
+    folds: dict[str, dict[str, list[str]]] = {line["fold"]: {part: [] for part in PARTS} for line in lines}
     for line in lines:
         if "part" not in line:
-            for fold in folds.values():
-                (fold.test if fold.name == line["fold"] else fold.train).append(line["id"])
-        elif line["part"] in ("train", "dev", "test"):
-            getattr(folds[line["fold"]], line["part"]).append(line["id"])
+            for name, parts in folds.items():
+                parts["test" if name == line["fold"] else "train"].append(line["id"])
+        elif line["part"] in PARTS:
+            folds[line["fold"]][line["part"]].append(line["id"])
         else:
             raise WrongUse(f"{path}: part '{line['part']}' of {line['id']} must be train, dev or test")
-    return list(folds.values())
+    return list(folds.items())
 
 
-def _json(path: Path) -> list[ListedFold]:
-    folds = json.loads(path.read_text(encoding="utf-8"))
-    return [ListedFold(str(fold["name"]), fold["train"], fold.get("dev", []), fold["test"]) for fold in folds]
+def _read_json(path: Path) -> list[Listed]:
+    folds = [{"dev": [], **fold} for fold in json.loads(path.read_text(encoding="utf-8"))]
+    return [(str(fold["name"]), {part: [str(id_) for id_ in fold[part]] for part in PARTS}) for fold in folds]
 
 
-def _emobox(path: Path) -> list[ListedFold]:
+def _read_emobox(path: Path) -> list[Listed]:
+    def ids(folder: Path, word: str) -> list[str]:
+        files = sorted(folder.glob(f"*{word}*.jsonl"))
+        lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [json.loads(line)["key"] for line in lines]
+
+    words = {"train": "train", "dev": "valid", "test": "test"}
     folders = sorted(path.glob("fold_*"), key=lambda folder: int(re.sub(r"\D", "", folder.name) or 0))
-    if not folders:
-        raise WrongUse(f"{path}: a folder of folds must hold fold_1, fold_2, … as EmoBox's do")
-    folds = []
-    for folder in folders:
-        fold = ListedFold(folder.name.replace("_", " "))
-        for part, word in (("train", "train"), ("dev", "valid"), ("test", "test")):
-            for file in sorted(folder.glob(f"*{word}*.jsonl")):
-                lines = file.read_text(encoding="utf-8").splitlines()
-                getattr(fold, part).extend(json.loads(line)["key"] for line in lines if line.strip())
-        folds.append(fold)
-    return folds
+    return [(f.name.replace("_", " "), {part: ids(f, word) for part, word in words.items()}) for f in folders]
 
 
 def session_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     """Each session is the test part once (MSMSER §3.1)."""
     sessions = _named(utterances.sessions, "session")
     names = _natural(sessions)
-    folds = []
-    for position, name in enumerate(names):
-        following = names[(position + 1) % len(names)]
-        test, dev = _where(sessions, {name}), _where(sessions, {following})
-        folds.append(_fold(f"session {name}", utterances, test, dev, cut))
-    return folds
+    return [
+        _fold(f"session {name}", utterances, _where(sessions, {name}), _where(sessions, {following}), cut)
+        for name, following in zip(names, [*names[1:], names[0]], strict=True)
+    ]
 
 
 def speaker_out(utterances: Utterances, cut: Cut) -> list[Fold]:
@@ -178,14 +166,13 @@ def speaker_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     the next such group of speakers: a pair in IEMOCAP, one speaker where nobody shares a dialogue.
     """
     speakers = _named(utterances.speakers, "speaker")
-    circles = _circles(speakers, utterances.dialogues)
+    groups = _talking_together(speakers, utterances.dialogues)
     folds = []
-    for position, circle in enumerate(circles):
-        following = circles[(position + 1) % len(circles)]
-        for name in circle:
-            partners = _where(speakers, set(circle) - {name})
-            test, dev = _where(speakers, {name}), _where(speakers, set(following))
+    for group, following in zip(groups, [*groups[1:], groups[0]], strict=True):
+        for name in group:
+            partners = _where(speakers, {*group} - {name})
             left_out = {f"shares dialogues with speaker {name}": partners} if len(partners) else {}
+            test, dev = _where(speakers, {name}), _where(speakers, {*following})
             folds.append(_fold(f"speaker {name}", utterances, test, dev, cut, left_out))
     return folds
 
@@ -213,10 +200,10 @@ def random_70_20_10(utterances: Utterances, cut: Cut) -> list[Fold]:
         raise WrongUse(f"--protocol random-70-20-10 needs 10 utterances of each class; too few of {', '.join(few)}")
     rows = np.arange(len(utterances))
     rest, test = train_test_split(rows, test_size=0.1, stratify=utterances.labels, random_state=cut.seed)
-    share = 0.0 if cut.dev == "none" else cut.share or 2 / 9
-    if not share:
-        return [Fold("random", np.sort(rest), rows[:0], np.sort(test))]
-    train, dev = train_test_split(rest, test_size=share, stratify=utterances.labels[rest], random_state=cut.seed)
+    train, dev = rest, rows[:0]
+    if cut.dev != "none":
+        share = cut.share or 2 / 9
+        train, dev = train_test_split(rest, test_size=share, stratify=utterances.labels[rest], random_state=cut.seed)
     return [Fold("random", np.sort(train), np.sort(dev), np.sort(test))]
 
 
@@ -229,18 +216,18 @@ def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
         return np.array(sorted(row_of[i] for i in ids if i in row_of), dtype=np.int64)
 
     folds = []
-    for position, parts in enumerate(listed):
-        train, dev, test = rows(parts.train), rows(parts.dev), rows(parts.test)
+    for position, (name, parts) in enumerate(listed):
+        train, dev, test = (rows(parts[part]) for part in PARTS)
         if not len(test):
-            raise WrongUse(f"{path}: fold {parts.name} tests no labelled utterance of this corpus; are these its ids?")
-        check_leakage(Fold(parts.name, train, dev, test), utterances, ())
+            raise WrongUse(f"{path}: fold {name} tests no labelled utterance of this corpus; are these its ids?")
+        check_leakage(Fold(name, train, dev, test), utterances, ())
         absent = np.setdiff1d(np.arange(len(utterances)), np.concatenate([train, dev, test]))
         left_out = {f"in no part of {path.name}": absent} if len(absent) else {}
         if len(dev):
-            folds.append(Fold(parts.name, train, dev, test, left_out))
+            folds.append(Fold(name, train, dev, test, left_out))
         else:
-            following = rows(listed[(position + 1) % len(listed)].test)
-            folds.append(_fold(parts.name, utterances, test, np.intersect1d(following, train), cut, left_out))
+            following = rows(listed[(position + 1) % len(listed)][1]["test"])
+            folds.append(_fold(name, utterances, test, np.intersect1d(following, train), cut, left_out))
     return folds
 
 
@@ -250,11 +237,6 @@ class Protocol:
 
     cut: Callable[[Utterances, Cut], list[Fold]]
     separate: tuple[str, ...]  # of "dialogue" and "speaker"; an utterance never
-
-    @property
-    def speaker_independent(self) -> bool:
-        """Whether no speaker of the test part is heard in training."""
-        return "speaker" in self.separate
 
 
 PROTOCOLS = {
@@ -301,12 +283,9 @@ def _fold(
     """The rest of the rows as train and dev; `following` are those of dev = "next"."""
     away = [test, *(left_out or {}).values()]
     rest = np.setdiff1d(np.arange(len(utterances)), np.concatenate(away))
-    if cut.dev == "none":
-        dev = rest[:0]
-    elif cut.share is not None:
+    dev = following if cut.dev == "next" else rest[:0]
+    if cut.share is not None:
         dev = _share(utterances, rest, cut.share, cut.seed)
-    else:
-        dev = following
     return Fold(name, np.setdiff1d(rest, dev), dev, test, left_out or {})
 
 
@@ -342,14 +321,11 @@ def _where(column: np.ndarray, names: set[str]) -> np.ndarray:
     return np.flatnonzero([name in names for name in column])
 
 
-def _circles(speakers: np.ndarray, dialogues: np.ndarray) -> list[list[str]]:
+def _talking_together(speakers: np.ndarray, dialogues: np.ndarray) -> list[tuple[str, ...]]:
     """The speakers in groups that share no dialogue with one another."""
-    circle_of = {name: {name} for name in speakers}
+    group_of = {name: {name} for name in _natural(speakers)}
     first: dict[int, str] = {}
     for name, dialogue in zip(speakers, dialogues.tolist(), strict=True):
-        merged = circle_of[name] | circle_of[first.setdefault(dialogue, name)]
-        for member in merged:
-            circle_of[member] = merged
-    order = _natural(speakers)
-    circles = {min(circle_of[name], key=order.index): None for name in order}
-    return [sorted(circle_of[name], key=order.index) for name in circles]
+        merged = group_of[name] | group_of[first.setdefault(dialogue, name)]
+        group_of |= dict.fromkeys(merged, merged)
+    return list(dict.fromkeys(tuple(name for name in group_of if name in group) for group in group_of.values()))

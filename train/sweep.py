@@ -1,37 +1,35 @@
 """Run a recipe: every fold and seed of every cell once, in parallel, resumable at any moment."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from ser import engines
 from ser.cache.atomic_io import remove_leftovers, workspace
+from ser.engines.machine import choose_device
 from ser.errors import WrongUse
 
-from .data import Loader
-from .experiment import Estimate, Experiment, Job, at_once, bundle_name, bundled, estimate, prepare, train_jobs
-from .fit import Diverged, Epoch
+from .data import DataCache
+from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
+from .fit import Diverged
 from .recipe import Recipe
-from .run_folder import Run, run_name
+from .run_folder import Run
 from .settings import has_setting
 
 GPU_WORKERS = 2  # one prepares and writes while the other trains
+SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
 
 
 @dataclass(frozen=True)
-class Task:
+class SweepTask:
     """One run to train: job number `number` of that experiment, in the folder `<out>/<name>`."""
 
     name: str
     cell: str  # the first cell that needs it
     experiment: Experiment
     number: int
-    bundle: str = ""  # tasks of the same are trained at once
-    estimated: float | None = None  # seconds
+    group: str = ""  # the same for tasks that can be fitted together
     shared: Path | None = None  # where processes of one machine share what they have loaded
 
     @property
@@ -41,12 +39,28 @@ class Task:
 
 
 @dataclass(frozen=True)
+class TaskGroup:
+    """Tasks that are fitted together."""
+
+    tasks: tuple[SweepTask, ...]
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return ", ".join(task.name for task in self.tasks)
+
+    @classmethod
+    def all_of(cls, tasks: Sequence[SweepTask]) -> "list[TaskGroup]":
+        """The tasks in groups as large as can be."""
+        return [cls(tuple(tasks[number] for number in numbers)) for numbers in fit_groups(tasks)]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A task that is done: the run, or what went wrong."""
 
-    task: Task
+    task: SweepTask
     fault: str | None = None
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ class Sweep:
     """A recipe's runs: `tasks` are all that this shard trains, `runs` the folders that each cell needs."""
 
     recipe: Recipe
-    tasks: tuple[Task, ...]
+    tasks: tuple[SweepTask, ...]
     runs: dict[str, tuple[Run, ...]]
     on_gpu: bool = False
 
@@ -62,152 +76,134 @@ class Sweep:
         """How many processes serve it best: one per core, but few on a GPU, which all of them share."""
         return min(cores, GPU_WORKERS) if self.on_gpu else cores
 
-    def seconds(self, tasks: Sequence[Task], workers: int) -> float:
-        """The estimate of these tasks, run by so many processes."""
-        return sum(task.estimated or 0.0 for task in tasks) / (1 if self.on_gpu else workers)
-
     @property
-    def open_tasks(self) -> list[Task]:
+    def open_tasks(self) -> list[SweepTask]:
         """What is not finished yet."""
         return [task for task in self.tasks if not task.run.finished]
 
 
-def plan_sweep(
-    recipe: Recipe, shard: str | None = None, loader: Loader | None = None, elsewhere: bool = False
-) -> Sweep:
+@dataclass
+class JobCache:
+    """The jobs of experiments, each prepared once; what they read is kept."""
+
+    data: DataCache = field(default_factory=DataCache)
+    jobs: dict[Experiment, list[Job]] = field(default_factory=dict)
+
+    def of(self, experiment: Experiment) -> list[Job]:
+        if experiment not in self.jobs:
+            self.jobs[experiment] = prepare(experiment, self.data)
+        return self.jobs[experiment]
+
+
+def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False) -> Sweep:
     """Every run of the recipe, each once however many cells need it; `shard` "3/16" keeps every 16th from the third.
 
     With `elsewhere` the runs are for other machines to train, and this one need not have the device they are for.
     Reads what the store holds but loads no feature. Raises `WrongUse` naming the cell that cannot be run.
     """
-    loader = loader or Loader()
-    known: dict[Experiment, list[Job]] = {}
-    tasks: dict[str, Task] = {}
+    cache = JobCache()
+    tasks: dict[str, SweepTask] = {}
     runs: dict[str, tuple[Run, ...]] = {}
     for cell in recipe.cells:
-        if cell.experiment not in known:
-            try:
-                device = "cpu" if elsewhere else cell.experiment.device
-                known[cell.experiment] = prepare(replace(cell.experiment, resume=True, device=device), loader)
-            except (WrongUse, LookupError) as fault:
-                raise type(fault)(f"cell '{cell.name}': {fault}") from None
-        jobs = known[cell.experiment]
+        experiment = replace(cell.experiment, resume=True)
+        try:
+            device = choose_device(experiment.device, here=not elsewhere)
+            jobs = cache.of(replace(experiment, device="cpu" if elsewhere else device))
+        except (WrongUse, LookupError) as fault:
+            raise type(fault)(f"cell '{cell.name}': {fault}") from None
         if cell.test.startswith("only") and jobs[0].plan.fusion.masking is None:
             raise WrongUse(f"cell '{cell.name}': fusion {jobs[0].plan.fusion.name} cannot hide a modality")
-        names = [run_name(job.config) for job in jobs]
+        names = [job.name for job in jobs]
         for number, (name, job) in enumerate(zip(names, jobs, strict=True)):
-            tasks.setdefault(name, Task(name, cell.name, cell.experiment, number, bundle_name(job)))
+            tasks.setdefault(name, SweepTask(name, cell.name, experiment, number, job.group))
         runs[cell.name] = tuple(tasks[name].run for name in names)
-    _refuse_unused([jobs[0] for jobs in known.values()], recipe.cells[0].experiment.also_set)
-    chosen = [task for bundle in _shard(_bundles(list(tasks.values())), shard) for task in bundle.tasks]
-    on_gpu = any(torch.device(job.plan.device).type == "cuda" for jobs in known.values() for job in jobs)
-    return Sweep(recipe, tuple(chosen), runs, on_gpu)
+    firsts = [jobs[0] for jobs in cache.jobs.values()]
+    for assignment in recipe.cells[0].experiment.also_set:
+        if "=" not in assignment:
+            raise WrongUse(f"--set {assignment}: must be key=value")
+        if not any(has_setting(job.plan.fusion, assignment) for job in firsts):
+            raise WrongUse(f"--set {assignment}: no fusion of this recipe has that setting; see ser train --settings")
+    chosen = [task for group in _shard(TaskGroup.all_of(list(tasks.values())), shard) for task in group.tasks]
+    return Sweep(recipe, tuple(chosen), runs, any(job.plan.device.startswith("cuda") for job in firsts))
 
 
-def estimate_sweep(sweep: Sweep, loader: Loader | None = None) -> tuple[list[Task], dict[str, Estimate]]:
-    """The open tasks with their estimated seconds, and each experiment's estimate by the cell that asks first."""
-    loader = loader or Loader()
+def _shard(groups: Sequence[TaskGroup], shard: str | None) -> Sequence[TaskGroup]:
+    if shard is None:
+        return groups
+    number, slash, of = shard.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise WrongUse(f"--shard {shard}: must be I/N with I from 1 to N, such as 3/16")
+    return groups[int(number) - 1 :: int(of)]
+
+
+def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimate]]:
+    """Seconds of the open tasks with so many workers, and each experiment's estimate by the cell that asks first."""
+    cache = JobCache()
     found: dict[Experiment, Estimate] = {}
     cells: dict[str, Estimate] = {}
-    tasks = []
     for task in sweep.open_tasks:
         if task.experiment not in found:
-            jobs = prepare(task.experiment, loader)
-            first = [jobs[number] for number in at_once(jobs)[0]]
+            jobs = cache.of(task.experiment)
+            first = [jobs[number] for number in fit_groups(jobs)[0]]
             found[task.experiment] = cells[task.cell] = estimate(first, steps=2)
-        tasks.append(replace(task, estimated=found[task.experiment].seconds_per_run))
-    return tasks, cells
+    seconds = sum(found[task.experiment].seconds_per_run for task in sweep.open_tasks)
+    return seconds / (1 if sweep.on_gpu else workers), cells
 
 
 def run_sweep(
     sweep: Sweep,
     workers: int = 1,
     scheduler: str | None = None,
-    on_epoch: Callable[[Task, Epoch], None] | None = None,
     insecure: bool = False,
 ) -> Iterator[Outcome]:
-    """Train what is open, yielding each run as it is done; `on_epoch` is told of epochs if there is one worker.
+    """Train what is open, here or on the dask cluster at `scheduler`, yielding each run as it is done.
 
     A run whose loss diverges is an outcome with a fault: the others go on. So is one that kills its dask worker.
     """
-    bundles = _bundles(sweep.open_tasks)
-    if not bundles:
+    groups = TaskGroup.all_of(sweep.open_tasks)
+    if not groups:
         return
     if scheduler is not None:
-        tasks = [replace(task, experiment=_anywhere(task.experiment)) for task in sweep.open_tasks]
+        tasks = [replace(task, experiment=_with_absolute_paths(task.experiment)) for task in sweep.open_tasks]
         with engines.Cluster(scheduler, insecure) as cluster:
             gpu = {"GPU": 1.0} if "GPU" in cluster.offers else {}
             yield from cluster.run(
                 train_alone, tasks, needs=lambda task: {} if task.experiment.device == "cpu" else gpu, lost=Outcome
             )
     elif workers <= 1:
-        for bundle in bundles:
-            yield from train_bundle(bundle, on_epoch)
+        for group in groups:
+            yield from train_group(group)
     else:
-        out = Path(sweep.tasks[0].experiment.out)
+        out = Path(sweep.tasks[0].experiment.out) / SHARED
         remove_leftovers(out)
         with workspace(out) as folder:
-            shared = [Bundle(tuple(replace(task, shared=folder) for task in bundle.tasks)) for bundle in bundles]
-            for outcomes in engines.run(train_bundle, shared, workers):
+            shared = [TaskGroup(tuple(replace(task, shared=folder) for task in group.tasks)) for group in groups]
+            for outcomes in engines.run(train_group, shared, workers):
                 yield from outcomes
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """Tasks that are trained at once: on a GPU seeds and cells that differ in the loss alone, else one."""
-
-    tasks: tuple[Task, ...]
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return ", ".join(task.name for task in self.tasks)
-
-
-def _bundles(tasks: Sequence[Task]) -> list[Bundle]:
-    return [Bundle(tuple(some)) for some in bundled(tasks, lambda task: task.bundle)]
-
-
-@dataclass
-class _Known:
-    """What a worker has read and prepared for one task, for the tasks that follow."""
-
-    loader: Loader
-    jobs: dict[Experiment, list[Job]] = field(default_factory=dict)
-
-    def of(self, experiment: Experiment) -> list[Job]:
-        if experiment not in self.jobs:
-            self.jobs[experiment] = prepare(experiment, self.loader)
-        return self.jobs[experiment]
-
-
-def train_bundle(bundle: Bundle, on_epoch: Callable[[Task, Epoch], None] | None = None) -> list[Outcome]:
-    """Train tasks of one bundle at once. What they read is held by the worker for the tasks that follow."""
-    started = time.monotonic()
-    tasks = bundle.tasks
-    tell = (lambda i, epoch: on_epoch(tasks[i], epoch)) if on_epoch else None
-    with engines.held(("sweep", tasks[0].shared), lambda: _Known(Loader(tasks[0].shared))) as known:
-        jobs = [known.of(replace(task.experiment, resume=True))[task.number] for task in tasks]
-        runs = train_jobs(jobs, Path(tasks[0].experiment.out), True, tell)
-    seconds = (time.monotonic() - started) / len(tasks)
-    return [
-        Outcome(task, str(run) if isinstance(run, Diverged) else None, seconds)
-        for task, run in zip(tasks, runs, strict=True)
-    ]
+def train_group(group: TaskGroup) -> list[Outcome]:
+    """Fit the tasks of one group together. What they read is kept by the worker for the tasks that follow."""
+    first = group.tasks[0]
+    with engines.cached(("sweep", first.shared), lambda: JobCache(DataCache(first.shared))) as cache:
+        jobs = [cache.of(task.experiment)[task.number] for task in group.tasks]
+        runs = train_jobs(jobs, Path(first.experiment.out), resume=True)
+    faults = [str(run) if isinstance(run, Diverged) else None for run in runs]
+    return [Outcome(task, fault) for task, fault in zip(group.tasks, faults, strict=True)]
 
 
 _alone = threading.Lock()
 
 
-def train_alone(task: Task) -> Outcome:
+def train_alone(task: SweepTask) -> Outcome:
     """Train one task in a dask worker, which may have several threads: torch's seeds are the whole process's."""
     with _alone:
-        [outcome] = train_bundle(Bundle((task,)))
+        [outcome] = train_group(TaskGroup((task,)))
     return outcome
 
 
-def _anywhere(experiment: Experiment) -> Experiment:
-    """The experiment with its paths spelled out, for a process that works in another folder. Names stay the same."""
+def _with_absolute_paths(experiment: Experiment) -> Experiment:
+    """The experiment for a process that works in another folder. The names of its runs stay the same."""
 
     def absolute(path: Path | str) -> str:
         return str(Path(path).absolute())
@@ -222,20 +218,3 @@ def _anywhere(experiment: Experiment) -> Experiment:
         protocol=f"{kind}:{absolute(file)}" if colon else kind,
         model=tuple(f"{name}={absolute(at) if Path(at).is_dir() else at}" for name, _, at in models),
     )
-
-
-def _shard(bundles: Sequence[Bundle], shard: str | None) -> Sequence[Bundle]:
-    if shard is None:
-        return bundles
-    number, slash, of = shard.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise WrongUse(f"--shard {shard}: must be I/N with I from 1 to N, such as 3/16")
-    return bundles[int(number) - 1 :: int(of)]
-
-
-def _refuse_unused(jobs: Sequence[Job], assignments: Sequence[str]) -> None:
-    for assignment in assignments:
-        if "=" not in assignment:
-            raise WrongUse(f"--set {assignment}: must be key=value")
-        if not any(has_setting(job.plan.fusion, assignment) for job in jobs):
-            raise WrongUse(f"--set {assignment}: no fusion of this recipe has that setting; see ser train --settings")

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ser.cache.store import open_store
 
-from .labels import Labelled, Utterances, apply_policy, get_policy
+from .data import FeatureSelection, with_rows
+from .labels import apply_policy, get_policy
 from .splits import Cut, Fold, make_folds
 
 
@@ -34,19 +36,14 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
         opened = open_store(store)
         manifest = opened.manifest(corpus)
         names = features.split("+") if isinstance(features, str) else list(features)
-        chosen = {name: opened.feature(name, manifest.corpus) for name in names}
-        labelled = apply_policy(get_policy(labels), manifest)
-        held = {id_: why for feature in chosen.values() for id_, why in feature.quarantined(manifest).items()}
-        keep = [number for number, row in enumerate(labelled.rows) if manifest.ids[row] not in held]
-        rows = labelled.rows[keep]
-        self.left_out = {
-            manifest.ids[row]: held[manifest.ids[row]] for row in labelled.rows if manifest.ids[row] in held
-        }
-        self.utterances = Utterances.of(
-            manifest, Labelled(labelled.policy, rows, labelled.labels[keep], labelled.left_out)
-        )
-        self.features = {name: feature.load(manifest, rows.tolist()) for name, feature in chosen.items()}
-        self._vectors = {name for name, feature in chosen.items() if feature.spec.level == "utterance"}
+        selected = {name: FeatureSelection(opened.feature(name, manifest.corpus)) for name in names}
+        self.utterances = apply_policy(get_policy(labels), manifest)
+        self.left_out: dict[str, str] = {}
+        for one in selected.values():
+            self.utterances, quarantined = with_rows(one, manifest, self.utterances, allow_missing=True)
+            self.left_out |= quarantined
+        self.features = {name: one.load(manifest, self.utterances.rows) for name, one in selected.items()}
+        self._vectors = {name for name, one in selected.items() if one.feature.spec.level == "utterance"}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -58,8 +55,8 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item: dict[str, Any] = {"id": self.utterances.ids[index], "label": int(self.utterances.labels[index])}
-        for name, packed in self.features.items():
-            values = torch.tensor(packed[index]).float()
+        for name, inputs in self.features.items():
+            values = inputs.take(np.array([index])).values.float()
             item[name] = values[0] if name in self._vectors else values
         return item
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fusion import Fusion, Stage, setting
-from .layers import Attention
+from .layers import Attention, perceptron
 from .ragged import Batch, RaggedLayout, recurrent, vectors, visible
 
 OURS = "ours: not taken from the description"
@@ -44,9 +44,9 @@ class ContextualLstm(nn.Module):
         self.logits = nn.Linear(settings.dense, classes)
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, x: Tensor, plan: RaggedLayout) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, layout: RaggedLayout) -> tuple[Tensor, Tensor]:
         """Rows `[n, dim]` → features z `[n, dense]` and logits `[n, K]`."""
-        z = F.relu(self.dense(self.dropout(recurrent(self.lstm, x, plan))))
+        z = F.relu(self.dense(self.dropout(recurrent(self.lstm, x, layout))))
         return z, self.logits(self.dropout(z))
 
 
@@ -64,13 +64,13 @@ class BcLstm(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of level 2, and of the two of level 1."""
-        plan = RaggedLayout(batch.dialogues, batch.device)
+        layout = RaggedLayout(batch.dialogues, batch.device)
         levels = {"audio": self.audio, "text": self.text}
         asked = levels if batch.wants("logits") else filter(batch.wants, levels)  # or the stages that train one branch
-        found = {m: levels[m](vectors(batch, m, self.dims[m]), plan) for m in asked}
+        found = {m: levels[m](vectors(batch, m, self.dims[m]), layout) for m in asked}
         heads = {m: logits for m, (_, logits) in found.items()}
         if batch.wants("logits"):
-            heads["logits"] = self.fusion(torch.cat([found[m][0] for m in levels], 1), plan)[1]
+            heads["logits"] = self.fusion(torch.cat([found[m][0] for m in levels], 1), layout)[1]
         return heads
 
 
@@ -97,13 +97,8 @@ class Concat(nn.Module):
     def __init__(self, settings: ConcatSettings, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
         self.dims = {m: dims[m] for m in ("audio", "text")}
-        self.layers = nn.Sequential(
-            nn.Dropout(settings.dropout),
-            nn.Linear(sum(self.dims.values()), settings.hidden),
-            nn.ReLU(),
-            nn.Dropout(settings.dropout),
-            nn.Linear(settings.hidden, classes),
-        )
+        width = sum(self.dims.values())
+        self.layers = perceptron(width, settings.hidden, classes, settings.dropout, nn.ReLU())
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
@@ -147,46 +142,41 @@ class Cma(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`. Where one modality is hidden nothing is seen: the other has nothing to attend to."""
-        x, plan = {}, {}
+        x, layout = {}, {}
         for m, dim in self.dims.items():
-            rows, plan[m] = visible(batch, m, dim)
-            x[m] = self.dropout(recurrent(cast(nn.LSTM, self.encoder[m]), rows, plan[m]))
+            rows, layout[m] = visible(batch, m, dim)
+            x[m] = self.dropout(recurrent(cast(nn.LSTM, self.encoder[m]), rows, layout[m]))
         statistics: list[Tensor] = []
         for m, other in (("audio", "text"), ("text", "audio")):
-            seen = cast(Attention, self.attention[m]).cross(x[m], plan[m], x[other], plan[other])
-            statistics += mean_and_deviation(seen, plan[m])
+            seen = cast(Attention, self.attention[m]).cross(x[m], layout[m], x[other], layout[other])
+            statistics += mean_and_deviation(seen, layout[m])
         return {"logits": self.logits(self.dropout(torch.cat(statistics, 1)))}
 
 
-def mean_and_deviation(x: Tensor, plan: RaggedLayout) -> tuple[Tensor, Tensor]:
+def mean_and_deviation(x: Tensor, layout: RaggedLayout) -> tuple[Tensor, Tensor]:
     """Statistics over time of packed rows `[r, d]`: two of `[n, d]`; zeros for a sequence without rows."""
-    count = plan.lengths.clamp(min=1)[:, None].to(x.device, non_blocking=True)
+    count = layout.lengths.clamp(min=1)[:, None].to(x.device, non_blocking=True)
 
     def mean(values: Tensor) -> Tensor:
-        return values.new_zeros(len(count), values.shape[1]).index_add(0, plan.owner, values) / count
+        return values.new_zeros(len(count), values.shape[1]).index_add(0, layout.owner, values) / count
 
     centre = mean(x)
-    variance = mean((x - centre[plan.owner]).square())
+    variance = mean((x - centre[layout.owner]).square())
     return centre, (variance + 1e-8).sqrt()  # the root's slope at zero is infinite
 
 
+_BOTH = ("audio", "text")
 FUSIONS = {
     "bc-lstm": Fusion(
         name="bc-lstm",
         source="Poria et al., ACL 2017",
         settings=BcLstmSettings,
-        inputs=("audio", "text"),
+        inputs=_BOTH,
         level="vector",
         build=BcLstm,
         unit="dialogue",
-        stages=(
-            Stage("audio", output="audio", trains=("audio.",)),
-            Stage("text", output="text", trains=("text.",)),
-            Stage("fusion", trains=("fusion.",)),
-        ),
+        stages=(*(Stage(m, output=m, trains=(f"{m}.",)) for m in _BOTH), Stage("fusion", trains=("fusion.",))),
     ),
-    "concat:utterance": Fusion(
-        "concat:utterance", "concatenation baseline", ConcatSettings, ("audio", "text"), "vector", Concat
-    ),
-    "cma": Fusion("cma", "Krishna & Patil, Interspeech 2020", CmaSettings, ("audio", "text"), "sequence", Cma),
+    "concat:utterance": Fusion("concat:utterance", "concatenation baseline", ConcatSettings, _BOTH, "vector", Concat),
+    "cma": Fusion("cma", "Krishna & Patil, Interspeech 2020", CmaSettings, _BOTH, "sequence", Cma),
 }

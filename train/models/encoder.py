@@ -27,15 +27,15 @@ class Encoder(nn.Module):
         self.model = model.requires_grad_(False)
         (model if self.takes_tokens else model.encoder.layer).requires_grad_(True)
 
-    def forward(self, x: Tensor, plan: RaggedLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
         """Rows of the layer below `[r, d]`, or token ids `[r, 1]`, → rows of the last layer `[r, d]`."""
-        real = plan.attended
+        real = layout.attended
         if self.takes_tokens:
-            tokens = plan.pad(x[:, 0].long(), self.model.config.pad_token_id)
+            tokens = layout.pad(x[:, 0].long(), self.model.config.pad_token_id)
             states = self.model(input_ids=tokens, attention_mask=real.long())
         else:
-            states = self.model(inputs_embeds=plan.pad(x), attention_mask=real.long())
-        return plan.unpad(states.last_hidden_state)
+            states = self.model(inputs_embeds=layout.pad(x), attention_mask=real.long())
+        return layout.unpad(states.last_hidden_state)
 
 
 class _Given(nn.Module):

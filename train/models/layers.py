@@ -8,7 +8,7 @@ those of `nn.GRU`, whose parameters it uses:
     r = σ(W_ir x + b_ir + W_hr h + b_hr)          z = σ(W_iz x + b_iz + W_hz h + b_hz)
     n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))  h' = (1 − z) ⊙ n + z ⊙ h
 
-Axis letters beside those of `ser.train.batch`: g directions of all streams, s rows in step order, H the state's width.
+Axis letters beside those of `ragged.py`: g directions of all streams, s rows in step order, H the state's width.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .ragged import RaggedLayout, attention, check_heads, recurrent
+from ser.errors import WrongUse
+
+from .ragged import RaggedLayout, attention, recurrent
 
 
 class Attention(nn.Module):
@@ -31,7 +33,8 @@ class Attention(nn.Module):
 
     def __init__(self, d: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        check_heads(d, heads)
+        if d % heads:
+            raise WrongUse(f"attention of width {d} cannot be split into {heads} heads; change --set heads=…")
         self.heads, self.dropout = heads, dropout
         self.in_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * d, d)))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d))
@@ -48,15 +51,15 @@ class Attention(nn.Module):
         """The dropout probability of the weights: none outside training."""
         return self.dropout if self.training else 0.0
 
-    def forward(self, x: Tensor, plan: RaggedLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
         """Self-attention; rows `[r, d]` → `[r, d]`."""
         q, k, v = self.project(x).unbind(1)
-        return self.out_proj(attention(q, k, v, plan, plan, self.dropping).flatten(1))
+        return self.out_proj(attention(q, k, v, layout, layout, self.dropping).flatten(1))
 
-    def cross(self, x: Tensor, plan: RaggedLayout, memory: Tensor, keys: RaggedLayout) -> Tensor:
+    def cross(self, x: Tensor, layout: RaggedLayout, memory: Tensor, keys: RaggedLayout) -> Tensor:
         """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`; `[r, d]`."""
         (q,), (k, v) = self.project(x, slice(1)).unbind(1), self.project(memory, slice(1, 3)).unbind(1)
-        return self.out_proj(attention(q, k, v, plan, keys, self.dropping).flatten(1))
+        return self.out_proj(attention(q, k, v, layout, keys, self.dropping).flatten(1))
 
 
 class EncoderLayer(nn.Module):
@@ -72,9 +75,9 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, plan: RaggedLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
         """Rows `[r, d]` → `[r, d]`."""
-        x = self.norm1(x + self.dropout(self.self_attn(x, plan)))
+        x = self.norm1(x + self.dropout(self.self_attn(x, layout)))
         return self.norm2(x + self.dropout(self.linear2(F.relu(self.linear1(x)))))
 
 
@@ -89,19 +92,25 @@ class DecoderLayer(EncoderLayer):
         self.multihead_attn = Attention(d, heads)
         self.norm3 = nn.LayerNorm(d)
 
-    def forward(self, x: Tensor, plan: RaggedLayout, memory: Tensor, keys: RaggedLayout) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, layout: RaggedLayout, memory: Tensor, keys: RaggedLayout) -> Tensor:  # type: ignore[override]
         """Rows `[r, d]` attend to `memory` `[r_k, d]`; `[r, d]`."""
-        x = self.norm1(x + self.dropout(self.self_attn(x, plan)))
-        x = self.norm2(x + self.dropout(self.multihead_attn.cross(x, plan, memory, keys)))
+        x = self.norm1(x + self.dropout(self.self_attn(x, layout)))
+        x = self.norm2(x + self.dropout(self.multihead_attn.cross(x, layout, memory, keys)))
         return self.norm3(x + self.dropout(self.linear2(F.relu(self.linear1(x)))))
 
 
-def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], plan: RaggedLayout) -> dict[str, Tensor]:
-    """Each stream's one-layer bi-directional `nn.GRU` over its rows `[r, d]`, all laid out by `plan`; `[r, 2 H]`."""
+def perceptron(width: int, hidden: int, classes: int, dropout: float, activation: nn.Module) -> nn.Sequential:
+    """Two linear layers, with dropout before each; `[n, width]` → logits `[n, K]`."""
+    first, last = nn.Linear(width, hidden), nn.Linear(hidden, classes)
+    return nn.Sequential(nn.Dropout(dropout), first, activation, nn.Dropout(dropout), last)
+
+
+def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
+    """Each stream's one-layer bi-directional `nn.GRU` over its rows `[r, d]`, all laid out by `layout`; `[r, 2 H]`."""
     grus = [cast(nn.GRU, layers[name]) for name in x]
-    if plan.device.type == "cuda" and not plan.fixed:  # cuDNN has a kernel for the whole sequence
-        return {name: recurrent(gru, rows, plan) for gru, (name, rows) in zip(grus, x.items(), strict=True)}
-    forwards, backwards, alive = plan.steps
+    if layout.device.type == "cuda" and not layout.fixed:  # cuDNN has a kernel for the whole sequence
+        return {name: recurrent(gru, rows, layout) for gru, (name, rows) in zip(grus, x.items(), strict=True)}
+    forwards, backwards, alive = layout.steps
     inputs = torch.stack([rows.index_select(0, order) for rows in x.values() for order in (forwards, backwards)])
     w_i, w_h, b_i, b_h = (
         torch.stack([getattr(gru, f"{name}_l0{way}") for gru in grus for way in ("", "_reverse")])
@@ -130,11 +139,11 @@ def full_precision(x: dict[str, Tensor]) -> Iterator[None]:
         yield
 
 
-def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], plan: RaggedLayout) -> dict[str, Tensor]:
+def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
     """Each stream's `Attention` over the dialogues of its rows `[n, d]`, all streams as one batch; `[n, d]` each."""
     streams = [cast(Attention, layers[name]) for name in x]
     q, k, v = torch.cat([layer.project(rows) for layer, rows in zip(streams, x.values(), strict=True)]).unbind(1)
-    every = plan.repeat(len(streams))
+    every = layout.repeat(len(streams))
     context = attention(q, k, v, every, every, streams[0].dropping).flatten(1).chunk(len(streams))
     return {name: layer.out_proj(c) for name, layer, c in zip(x, streams, context, strict=True)}
 

@@ -3,7 +3,7 @@
 Given a_{1:T} (audio frames) and w_{1:N} (words) of one utterance, §2.1 refines each modality, §2.2 lets L emotion query
 tokens gather from both what tells the emotion, and §2.3 hides one modality of some training samples.
 
-Everything runs on packed rows (`packed.py`). A hidden modality's rows are left out at the entrance, which is what
+Everything runs on packed rows (`ragged.py`). A hidden modality's rows are left out at the entrance, which is what
 setting its attention mask to zero does: nothing that it holds, NaN included, reaches the result or a gradient.
 """
 
@@ -59,11 +59,11 @@ class Refinement(nn.Module):
         # "a two-layer Multilayer Perceptron (MLP) and a Sigmoid to obtain the scales for each frame"
         self.scales = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid()) if gate else None
 
-    def forward(self, x: Tensor, plan: RaggedLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
         """a_{1:T} → a'_{1:T} (or w → w'); rows `[r, dim]` → `[r, d_e]`."""
         x = self.project(x)
         for layer in self.encoder:
-            x = layer(x, plan)
+            x = layer(x, layout)
         return x if self.scales is None else self.scales(x) * x
 
 
@@ -87,20 +87,20 @@ class ModalityInteraction(nn.Module):
         w = w + positions(text, w) + self.types[1]
         memory, keys = interleave(a, audio, w, text)
         n, tokens = len(keys.lengths), len(self.queries)
-        plan = RaggedLayout(torch.full_like(keys.lengths, tokens), keys.device)
+        layout = RaggedLayout(torch.full_like(keys.lengths, tokens), keys.device)
         q = self.queries.repeat(n, 1)  # [n L, d_e]
         for layer in self.decoder:
-            q = layer(q, plan, memory, keys)
-        return self.pool(q, plan)
+            q = layer(q, layout, memory, keys)
+        return self.pool(q, layout)
 
 
-def positions(plan: RaggedLayout, like: Tensor) -> Tensor:
+def positions(layout: RaggedLayout, like: Tensor) -> Tensor:
     """Sinusoidal position encodings (Vaswani et al. 2017, §3.5) of packed rows, `[r, d]` as `like`."""
     d = like.shape[1]
-    t = torch.arange(plan.longest, device=like.device, dtype=torch.float64)[:, None]
+    t = torch.arange(layout.longest, device=like.device, dtype=torch.float64)[:, None]
     angle = t * torch.exp(torch.arange(0, d, 2, device=like.device, dtype=torch.float64) * (-math.log(10000.0) / d))
     table = torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :d]
-    return table.to(like.dtype).index_select(0, plan.position)
+    return table.to(like.dtype).index_select(0, layout.position)
 
 
 def classifier(settings: MsmserSettings, width: int, classes: int) -> nn.Sequential:
@@ -153,8 +153,8 @@ class Pooled(nn.Module):
         """Logits `[n, K]`."""
         pooled = []
         for modality, dim in self.dims.items():
-            x, plan = visible(batch, modality, dim)
-            pooled.append(self.pool[modality](self.refine[modality](x, plan), plan))
+            x, layout = visible(batch, modality, dim)
+            pooled.append(self.pool[modality](self.refine[modality](x, layout), layout))
         return {"logits": self.classifier(torch.cat(pooled, 1))}
 
 
@@ -176,27 +176,21 @@ class RandomModalityMasking:
         return {"audio": struck & ~text, "text": struck & text}
 
 
-def _entry(name: str, source: str, build: Callable[..., nn.Module], *inputs: str, masked: bool) -> Fusion:
-    return Fusion(
-        name=name,
-        source=source,
-        settings=MsmserSettings,
-        inputs=inputs,
-        level="sequence",
-        build=build,
-        masking=RandomModalityMasking if masked else None,
-    )
+def _entry(name: str, source: str, build: Callable[..., nn.Module], *inputs: str, masked: bool = False) -> Fusion:
+    masking = RandomModalityMasking if masked else None
+    return Fusion(name, source, MsmserSettings, inputs, "sequence", build, masking=masking)
 
 
+_BOTH = ("audio", "text")
 FUSIONS = {
     fusion.name: fusion
     for fusion in (
-        _entry("mit", "MSMSER §2", Msmser, "audio", "text", masked=True),
-        _entry("mit:no-encoder", "MSMSER §4.2", partial(Msmser, encode=False), "audio", "text", masked=True),
-        _entry("mit:no-selfatt", "MSMSER §4.2", partial(Msmser, gate=False), "audio", "text", masked=True),
+        _entry("mit", "MSMSER §2", Msmser, *_BOTH, masked=True),
+        _entry("mit:no-encoder", "MSMSER §4.2", partial(Msmser, encode=False), *_BOTH, masked=True),
+        _entry("mit:no-selfatt", "MSMSER §4.2", partial(Msmser, gate=False), *_BOTH, masked=True),
         # Masking needs the MIT's attention mask (§2.3), so the model without MIT trains without masking.
-        _entry("concat", "MSMSER §4.2", partial(Pooled, modalities=("audio", "text")), "audio", "text", masked=False),
-        _entry("audio:frame", "MSMSER §4.2", partial(Pooled, modalities=("audio",)), "audio", masked=False),
-        _entry("text:token", "MSMSER §4.2", partial(Pooled, modalities=("text",)), "text", masked=False),
+        _entry("concat", "MSMSER §4.2", partial(Pooled, modalities=_BOTH), *_BOTH),
+        _entry("audio:frame", "MSMSER §4.2", partial(Pooled, modalities=("audio",)), "audio"),
+        _entry("text:token", "MSMSER §4.2", partial(Pooled, modalities=("text",)), "text"),
     )
 }

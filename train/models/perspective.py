@@ -51,45 +51,35 @@ class PerspectiveSettings:
     released: bool = setting(False, OURS, "behave as the released code does (lgf-add and lgf-at)")
 
 
-class AddFusion(nn.Module):
-    """Eq. 1: z_i = a_i + t_i."""
+class Fuse(nn.Module):
+    """§2.3: z_i of a_i and t_i, `[n, width]` each, by one of the three methods.
 
-    def __init__(self, width: int) -> None:
+    add     z = a + t (eq. 1)
+    concat  z = W_f · [a; t] (eq. 2)
+    at      with B = [t; a] as columns, P = tanh(W B), α = softmax(wᵀ P), z = B αᵀ (Poria et al., ICDM 2017)
+    """
+
+    def __init__(self, method: str, width: int) -> None:
         super().__init__()
+        self.method = method
+        if method == "concat":
+            self.w_f = nn.Linear(2 * width, width, bias=False)
+        if method == "at":
+            self.w_matrix = nn.Linear(width, width, bias=False)
+            self.w_vector = nn.Linear(width, 1, bias=False)
 
     def forward(self, a: Tensor, t: Tensor) -> Tensor:
         """`[n, width]` twice → `[n, width]`."""
-        return a + t
-
-
-class ConcatFusion(nn.Module):
-    """Eq. 2: z_i = W_f · [a_i; t_i]."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.w_f = nn.Linear(2 * width, width, bias=False)
-
-    def forward(self, a: Tensor, t: Tensor) -> Tensor:
-        """`[n, width]` twice → `[n, width]`."""
-        return self.w_f(torch.cat([a, t], 1))
-
-
-class AtFusion(nn.Module):
-    """§2.3: with B = [t; a] as columns, P = tanh(W B), α = softmax(wᵀ P), z = B αᵀ (Poria et al., ICDM 2017)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.w_matrix = nn.Linear(width, width, bias=False)
-        self.w_vector = nn.Linear(width, 1, bias=False)
-
-    def forward(self, a: Tensor, t: Tensor) -> Tensor:
-        """`[n, width]` twice → `[n, width]`."""
+        if self.method == "add":
+            return a + t
+        if self.method == "concat":
+            return self.w_f(torch.cat([a, t], 1))
         b = torch.stack([t, a], 1)
         alpha = self.w_vector(self.w_matrix(b).tanh()).softmax(1)  # [n, 2, 1]
         return (alpha * b).sum(1)
 
 
-METHODS: dict[str, type[nn.Module]] = {"add": AddFusion, "concat": ConcatFusion, "at": AtFusion}
+METHODS = ("add", "concat", "at")
 POSITIONS = ("ef", "mf", "lf", "lgf")
 
 
@@ -123,23 +113,23 @@ class Perspective(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
         if position:
             width = {"ef": d, "mf": states, "lf": states, "lgf": classes}[position]
-            self.fusion = METHODS[method](width)
+            self.fusion: nn.Module = Fuse(method, width)
 
-    def forward(self, batch: Batch, plan: RaggedLayout | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, layout: RaggedLayout | None = None) -> dict[str, Tensor]:
         """Logits `[n, K]`: "logits" of the fusion (or of the one modality), and those of "audio" and "text".
 
-        `plan` says where the turns of the dialogues lie, where that is known already.
+        `layout` says where the turns of the dialogues lie, where that is known already.
         """
         x = {m: F.relu(self.features[m](vectors(batch, m, self.dims[m]))) for m in self.modalities}
         alone = not (batch.wants("audio") or batch.wants("text"))
         with full_precision(x):
-            return self._contextual(x, plan or RaggedLayout(batch.dialogues, batch.device), alone)
+            return self._contextual(x, layout or RaggedLayout(batch.dialogues, batch.device), alone)
 
-    def _contextual(self, x: dict[str, Tensor], plan: RaggedLayout, alone: bool = False) -> dict[str, Tensor]:
+    def _contextual(self, x: dict[str, Tensor], layout: RaggedLayout, alone: bool = False) -> dict[str, Tensor]:
         x = self._fuse("ef", x, alone)
-        x = bigru(self.gru, x, plan)
+        x = bigru(self.gru, x, layout)
         x = self._fuse("mf", {s: self.dropout(rows) for s, rows in x.items()}, alone)
-        x = self_attention(self.attention, x, plan)
+        x = self_attention(self.attention, x, layout)
         x = self._fuse("lf", {s: self.dropout(rows) for s, rows in x.items()}, alone)
         x = self._fuse("lgf", {s: self.logits[s](rows) for s, rows in x.items()})
         if not self.position:
@@ -183,38 +173,35 @@ class Released(Perspective):
         if method == "at":
             self.fusion = ReleasedAtFusion(classes, settings.dropout)
 
-    def forward(self, batch: Batch, plan: RaggedLayout | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, layout: RaggedLayout | None = None) -> dict[str, Tensor]:
         """Probabilities `[n, K]` in the place of logits: the loss that follows applies its softmax to them again."""
         x = {m: self.features[m](vectors(batch, m, self.dims[m])) for m in self.modalities}
         x["audio"] = x["audio"].relu()
         with full_precision(x):
-            return self._probabilities(x, plan or RaggedLayout(batch.dialogues, batch.device))
+            return self._probabilities(x, layout or RaggedLayout(batch.dialogues, batch.device))
 
-    def _probabilities(self, x: dict[str, Tensor], plan: RaggedLayout) -> dict[str, Tensor]:
-        x = bigru(self.gru, x, plan)
+    def _probabilities(self, x: dict[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
+        x = bigru(self.gru, x, layout)
         x = {m: self.dropout(rows) for m, rows in x.items()}
-        x = self_attention(self.attention, x, plan)
+        x = self_attention(self.attention, x, layout)
         x = {m: self.logits[m](self.dropout(self.dense[m](rows).tanh())) for m, rows in x.items()}
         x["logits"] = self.fusion(x["audio"], x["text"])
         return {head: logits.softmax(1) for head, logits in x.items()}
 
 
-def build(
-    settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, position: str, method: str
-) -> nn.Module:
-    """The fusion model. Raises `WrongUse` where the released code is asked for and has no such model."""
-    if not settings.released:
-        return Perspective(settings, dims, classes, position=position, method=method)
-    if position != "lgf" or method == "concat":
-        raise WrongUse(f"released=true knows lgf-add and lgf-at only, not {position}-{method}; leave it out")
-    return Released(settings, dims, classes, method)
+def build(settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, name: str) -> nn.Module:
+    """The model of that name: "audio" or "text" (§2.2), or a position and a method such as "lgf-add" (§2.3).
 
-
-def build_unimodal(settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, modality: str) -> nn.Module:
-    """§2.2 alone. Raises `WrongUse` if the released code is asked for."""
+    Raises `WrongUse` where the released code is asked for and has no such model.
+    """
+    position, _, method = name.partition("-")
     if settings.released:
-        raise WrongUse(f"released=true knows lgf-add and lgf-at only, not {modality} alone; leave it out")
-    return Perspective(settings, dims, classes, modalities=(modality,))
+        if name not in ("lgf-add", "lgf-at"):
+            raise WrongUse(f"released=true knows lgf-add and lgf-at only, not {name}; leave it out")
+        return Released(settings, dims, classes, method)
+    if not method:
+        return Perspective(settings, dims, classes, modalities=(name,))
+    return Perspective(settings, dims, classes, position=position, method=method)
 
 
 def stacks(settings: PerspectiveSettings) -> bool:
@@ -222,29 +209,21 @@ def stacks(settings: PerspectiveSettings) -> bool:
     return not settings.released
 
 
-FUSIONS = {
-    f"{modality}:utterance": Fusion(
-        name=f"{modality}:utterance",
-        source="Perspective §2.2",
+def _entry(name: str, source: str, model: str, *inputs: str) -> Fusion:
+    return Fusion(
+        name=name,
+        source=source,
         settings=PerspectiveSettings,
-        inputs=(modality,),
+        inputs=inputs,
         level="vector",
-        build=partial(build_unimodal, modality=modality),
+        build=partial(build, name=model),
         unit="dialogue",
         stacks=stacks,
     )
-    for modality in ("audio", "text")
-} | {
-    f"{position}-{method}": Fusion(
-        name=f"{position}-{method}",
-        source="Perspective §2.3",
-        settings=PerspectiveSettings,
-        inputs=("audio", "text"),
-        level="vector",
-        build=partial(build, position=position, method=method),
-        unit="dialogue",
-        stacks=stacks,
-    )
+
+
+FUSIONS = {f"{m}:utterance": _entry(f"{m}:utterance", "Perspective §2.2", m, m) for m in ("audio", "text")} | {
+    name: _entry(name, "Perspective §2.3", name, "audio", "text")
     for position in POSITIONS
-    for method in METHODS
+    for name in (f"{position}-{method}" for method in METHODS)
 }

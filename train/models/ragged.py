@@ -1,7 +1,12 @@
-"""Packed rows: linear maps and norms never see where an utterance ends; what does see it stands here."""
+"""Packed rows: linear maps and norms never see where an utterance ends; what does see it stands here.
 
-import warnings
-from dataclasses import dataclass, field
+Axis letters of all models (`[r, d]` is a shape):
+
+    n  utterances of a batch     m  dialogues      K  classes
+    r  rows: frames or tokens of all utterances    d  width      h  heads      t  places in the padded form
+"""
+
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -14,25 +19,16 @@ from ser.errors import WrongUse
 
 @dataclass
 class Sequences:
-    """One modality of a batch.
+    """One modality of a batch: `values` `[r, dim]`, and the rows of each utterance, `lengths` int64 `[n]`.
 
-    `values` has shape `[r, dim]`; `lengths`, int64 `[n]`, says how many rows each utterance has (all ones at
-    utterance level), so `lengths.sum() == r`.
+    At utterance level all lengths are one.
     """
 
     values: Tensor
     lengths: Tensor
 
-    @cached_property
-    def offsets(self) -> Tensor:
-        """Utterance i is `values[offsets[i]:offsets[i + 1]]`; int64 `[n + 1]`."""
-        return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0))
-
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Sequences":
-        """The values on `device`; `dtype`, where given, is theirs (stored as float16, computed in float32).
-
-        What says where the rows lie stays on the CPU, where the models' plans are made.
-        """
+        """The values on `device`, in `dtype` if given; the lengths stay on the CPU, where layouts are made."""
         return Sequences(self.values.to(device, dtype, non_blocking=True), self.lengths)
 
 
@@ -61,23 +57,16 @@ class Batch:
         return self.labels.device
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
-        """The inputs' values and the labels on `device`; `dtype`, where given, is that of the values.
+        """The inputs' values, in `dtype` if given, and the labels on `device`.
 
-        What says where rows and turns lie, and what is hidden, stays on the CPU, where the models' plans are made.
+        What says where rows and turns lie, and what is hidden, stays on the CPU, where the models' layouts are made.
         """
-        return Batch(
+        return replace(
+            self,
             inputs={modality: x.to(device, dtype) for modality, x in self.inputs.items()},
             labels=self.labels.to(device, non_blocking=True),
-            utterances=self.utterances,
-            dialogues=self.dialogues,
             targets=None if self.targets is None else self.targets.to(device, non_blocking=True),
-            hidden=self.hidden,
-            heads=self.heads,
         )
-
-    def float(self) -> "Batch":
-        """The same batch with its inputs' values in float32."""
-        return self.to(self.labels.device, torch.float32)
 
 
 LONG = 24  # rows of the longest sequence: above, one at a time beats a padded batch on a CPU
@@ -86,8 +75,20 @@ LONG = 24  # rows of the longest sequence: above, one at a time beats a padded b
 class RaggedLayout:
     """Where each of n sequences lies among r packed rows. Computed once per batch, used by every layer.
 
-    All is worked out where the lengths are, on the CPU, so that no layer has to wait for a GPU to tell a number; what
-    the layers index with is then sent to `device`.
+    Three sequences of lengths 2, 0 and 3, packed and padded (`pad`, and back by `unpad`):
+
+        rows       a0 a1 c0 c1 c2          a0 a1 ·        n = 3
+        owner       0  0  2  2  2          ·  ·  ·        longest = 3
+        position    0  1  0  1  2          c0 c1 c2
+        cells       0  1  6  7  8   (in the padded form, counted row by row)
+
+    and in the order in which a recurrent layer steps through them (`steps`), longer sequences first:
+
+        forwards   c0 a0 | c1 a1 | c2      2, 2 and 1 sequences are alive
+        backwards  c2 a1 | c1 a0 | c0
+
+    All is computed where the lengths are, on the CPU, so that no layer has to wait for a GPU to return a number; the
+    indices are then sent to `device`.
     """
 
     fixed = False  # whether the shapes are those of many batches at once, which only padded forms can be given
@@ -103,7 +104,7 @@ class RaggedLayout:
 
     @cached_property
     def longest(self) -> int:
-        """Rows of the longest sequence; at least 1, so that the padded form always has a cell to look at."""
+        """Rows of the longest sequence; at least 1, so that the padded form always has a cell to attend to."""
         return max(self.sizes, default=0) or 1
 
     @cached_property
@@ -128,14 +129,10 @@ class RaggedLayout:
         return self.owner * self.longest + self.position
 
     @cached_property
-    def real(self) -> Tensor:
-        """Which cells of the padded form hold a row; bool `[n, longest]`."""
-        return self._sent(torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None])
-
-    @cached_property
     def attended(self) -> Tensor:
-        """What attention looks at: the cells that are real, and all of a sequence without rows; bool `[n, longest]`."""
-        return self.real | self._sent(self.lengths == 0)[:, None]
+        """What attention takes in: the cells that hold a row, and all of a sequence without; bool `[n, longest]`."""
+        lengths = self._sent(self.lengths)[:, None]
+        return (torch.arange(self.longest, device=self.device) < lengths) | (lengths == 0)
 
     def first(self, count: int) -> Tensor:
         """The first `count` rows of each sequence; int64, at most `[r]`."""
@@ -155,7 +152,7 @@ class RaggedLayout:
         return x.flatten(0, 1).index_select(0, self.cells)
 
     def repeat(self, times: int) -> "RaggedLayout":
-        """The plan of `times` such batches, one after the other."""
+        """The layout of `times` such batches, one after the other."""
         return RaggedLayout(self.lengths.repeat(times), self.device)
 
     @cached_property
@@ -178,18 +175,16 @@ class RaggedLayout:
 
 
 def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout]:
-    """The rows `[r, dim]` of one modality and their plan, without those of utterances for which it is hidden.
+    """The rows `[r, dim]` of one modality and their layout, without those of utterances for which it is hidden.
 
     Leaving a row out is what an attention mask of zero does, and costs nothing. Raises `WrongUse` if the features
     have another dimension than the model was built for.
     """
-    x = batch.inputs[modality]
-    check_width(x.values, modality, dim)
-    hidden, device = batch.hidden.get(modality), x.values.device
+    x, hidden = _checked(batch, modality, dim), batch.hidden.get(modality)
+    layout = RaggedLayout(x.lengths, x.values.device)
     if hidden is None:
-        return x.values, RaggedLayout(x.lengths, device)
-    seen = RaggedLayout(x.lengths, device).rows_of(~hidden)
-    return x.values.index_select(0, seen), RaggedLayout(x.lengths * ~hidden, device)
+        return x.values, layout
+    return x.values.index_select(0, layout.rows_of(~hidden)), RaggedLayout(x.lengths * ~hidden, layout.device)
 
 
 def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
@@ -197,24 +192,17 @@ def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
 
     Raises `WrongUse` if the features have another dimension, or more than one row per utterance.
     """
-    x = batch.inputs[modality]
-    check_width(x.values, modality, dim)
-    if len(x.values) != len(batch):
+    x, hidden = _checked(batch, modality, dim).values, batch.hidden.get(modality)
+    if len(x) != len(batch):
         raise WrongUse(f"this model takes one {modality} vector per utterance, and got frames or tokens; pool them")
-    hidden = batch.hidden.get(modality)
-    return x.values if hidden is None else x.values.masked_fill(hidden.to(x.values.device)[:, None], 0.0)
+    return x if hidden is None else x.masked_fill(hidden.to(x.device)[:, None], 0.0)
 
 
-def check_width(x: Tensor, modality: str, dim: int) -> None:
-    """Raise `WrongUse` unless the rows of `x` have `dim` values."""
-    if x.shape[1] != dim:
-        raise WrongUse(f"this model was built for {modality} features of {dim} values, and got {x.shape[1]}")
-
-
-def check_heads(width: int, heads: int) -> None:
-    """Raise `WrongUse` unless attention of that width splits into that many heads."""
-    if width % heads:
-        raise WrongUse(f"attention of width {width} cannot be split into {heads} heads; change --set heads=…")
+def _checked(batch: Batch, modality: str, dim: int) -> Sequences:
+    x = batch.inputs[modality]
+    if x.values.shape[1] != dim:
+        raise WrongUse(f"this model was built for {modality} features of {dim} values, and got {x.values.shape[1]}")
+    return x
 
 
 def attention(
@@ -224,8 +212,6 @@ def attention(
 
     Where a sequence has queries and no keys, the result is zero. `dropout` is that of the weights.
     """
-    if q.is_cuda and not keys.fixed:
-        return ragged_attention(q, k, v, queries, keys, dropout)
     if q.is_cpu and keys.longest > LONG and not keys.fixed:
         parts = zip(q.split(queries.sizes), k.split(keys.sizes), v.split(keys.sizes), strict=True)
         return torch.cat(
@@ -238,38 +224,9 @@ def attention(
     return queries.unpad(_attend(queries.pad(q), keys.pad(k), keys.pad(v), mask, dropout))
 
 
-def ragged_attention(
-    q: Tensor, k: Tensor, v: Tensor, queries: RaggedLayout, keys: RaggedLayout, dropout: float = 0.0
-) -> Tensor:
-    """The same by torch's nested tensors, which on a GPU go to kernels for sequences of any lengths, unpadded.
-
-    Those kernels take no empty sequence, and heads whose width is a multiple of 8.
-    """
-    width = q.shape[-1]
-    wide = [F.pad(x, (0, -width % 8)).contiguous() for x in (q, k, v)]
-    with_both = (queries.lengths > 0) & (keys.lengths > 0)
-    if not with_both.any():
-        return torch.zeros_like(q)
-    seen = [queries.rows_of(with_both), keys.rows_of(with_both)]
-    if not with_both.all():
-        wide = [x.index_select(0, rows) for x, rows in zip(wide, (seen[0], seen[1], seen[1]), strict=True)]
-    plans = [RaggedLayout(plan.lengths[with_both], plan.device) for plan in (queries, keys)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The PyTorch API of nested tensors is in prototype stage")
-        q_n, k_n, v_n = (_nested(x, plan) for x, plan in zip(wide, (plans[0], plans[1], plans[1]), strict=True))
-        found = _attend(q_n, k_n, v_n, None, dropout, scale=width**-0.5).values()[..., :width]
-    return found if with_both.all() else torch.zeros_like(q).index_copy(0, seen[0], found)
-
-
-def _nested(x: Tensor, plan: RaggedLayout) -> Tensor:
-    offsets = F.pad(plan.lengths.cumsum(0), (1, 0)).to(plan.device, non_blocking=True)
-    return torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=min(plan.sizes), max_seqlen=plan.longest)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scale: float | None = None) -> Tensor:
-    # [n, t, h, d_head] → [n, h, t, d_head] and back
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale).transpose(1, 2)
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [n, t, h, d_head] → [n, h, t, d_head]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
 
 
 class SelfAttentionPooling(nn.Module):
@@ -279,26 +236,25 @@ class SelfAttentionPooling(nn.Module):
         super().__init__()
         self.score = nn.Linear(d, 1, bias=False)  # a bias would not change the softmax
 
-    def forward(self, x: Tensor, plan: RaggedLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
         """Rows `[r, d]` → `[n, d]`; zeros for a sequence without rows."""
         scores = self.score(x)[:, 0]
-        scores = plan.pad(scores, torch.finfo(scores.dtype).min)
-        weights = plan.unpad(scores.softmax(1))[:, None]
-        return x.new_zeros(len(plan.lengths), x.shape[1]).index_add(0, plan.owner, weights * x)
+        scores = layout.pad(scores, torch.finfo(scores.dtype).min)
+        weights = layout.unpad(scores.softmax(1))[:, None]
+        return x.new_zeros(len(layout.lengths), x.shape[1]).index_add(0, layout.owner, weights * x)
 
 
-def recurrent(layer: nn.RNNBase, x: Tensor, plan: RaggedLayout) -> Tensor:
+def recurrent(layer: nn.RNNBase, x: Tensor, layout: RaggedLayout) -> Tensor:
     """One of torch's recurrent layers over each sequence of packed rows `[r, d]`, without padding; `[r, 2 hidden]`."""
     if not len(x):
         return x.new_zeros(0, layer.hidden_size * (2 if layer.bidirectional else 1))
-    forwards, _, alive = plan.steps
+    forwards, _, alive = layout.steps
     y = layer(PackedSequence(x.index_select(0, forwards), torch.tensor(alive)))[0].data
     return torch.empty_like(y).index_copy(0, forwards, y)
 
 
-def interleave(a: Tensor, a_plan: RaggedLayout, b: Tensor, b_plan: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
-    """The rows of a and b concatenated utterance by utterance, `[r_a + r_b, d]`, and their plan."""
-    pairs = zip(a.split(a_plan.sizes), b.split(b_plan.sizes), strict=True)
-    return torch.cat([rows for pair in pairs for rows in pair]), RaggedLayout(
-        a_plan.lengths + b_plan.lengths, a_plan.device
-    )
+def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
+    """The rows of a and b concatenated utterance by utterance, `[r_a + r_b, d]`, and their layout."""
+    pairs = zip(a.split(of_a.sizes), b.split(of_b.sizes), strict=True)
+    rows = torch.cat([part for pair in pairs for part in pair])
+    return rows, RaggedLayout(of_a.lengths + of_b.lengths, of_a.device)

@@ -2,7 +2,8 @@
 
 The model's own code runs under `torch.func.vmap`, each run with its weights and its batch. Vmap wants the same shapes
 of all, so batches are laid out here in common ones, with a last dialogue of one turn that takes what is too much: it
-has a place in every step of every layer, and no part in any loss. Axis letters beside those of `ser.train.models.ragged`:
+has a place in every step of every layer, and no part in any loss. Axis letters beside those of
+`ser.train.models.ragged`:
 
     R  runs
 """
@@ -67,8 +68,8 @@ class Layout:
         return cls(rows, real, lengths, longest, cells, forwards, backwards, alive.tolist())
 
 
-class _Laid(RaggedLayout):
-    """A plan in the shapes that a `Layout` gives."""
+class _Given(RaggedLayout):
+    """A layout whose indices are given, in the shapes of a `Layout`."""
 
     fixed = True
 
@@ -78,7 +79,9 @@ class _Laid(RaggedLayout):
 
     def repeat(self, times: int) -> RaggedLayout:
         size = len(self.lengths) * self.longest
-        return _Laid(self.lengths.repeat(times), self.longest, torch.cat([self.cells + i * size for i in range(times)]))
+        return _Given(
+            self.lengths.repeat(times), self.longest, torch.cat([self.cells + i * size for i in range(times)])
+        )
 
 
 class _Drawn(nn.Module):
@@ -120,22 +123,18 @@ class Stack:
         self.model.train(training)
         weight = next(iter(self.weights.values()))
         device = weight.device
-
-        def there(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device, non_blocking=True)
-
         rows = torch.from_numpy(layout.rows)
         x = {m: whole[rows.to(whole.device, non_blocking=True)].to(device, weight.dtype) for m, whole in values.items()}
-        laid = tuple(map(there, (layout.lengths, layout.cells, layout.forwards, layout.backwards)))
-        call = partial(self._one, layout.longest, layout.alive)
-        state = (self.weights, self.buffers)
+        indices = (layout.lengths, layout.cells, layout.forwards, layout.backwards)
+        laid = tuple(torch.from_numpy(index).to(device, non_blocking=True) for index in indices)
+        call = vmap(partial(self._one, layout.longest, layout.alive))
+        inputs = (self.weights, self.buffers, x, laid)
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on every device
             if training and not self._drawn.widths:
                 self._drawn.masks = None
                 with torch.no_grad():
-                    vmap(call)(*state, x, *laid, [])
-            masks = self._draw(layout.real.sum(1).tolist(), layout.rows.shape[1], device) if training else []
-            return vmap(call)(*state, x, *laid, masks)
+                    call(*inputs, [])
+            return call(*inputs, self._draw(layout.real.sum(1).tolist(), rows.shape[1], device) if training else [])
 
     def _one(
         self,
@@ -144,20 +143,18 @@ class Stack:
         weights: dict[str, Tensor],
         buffers: dict[str, Tensor],
         x: dict[str, Tensor],
-        lengths: Tensor,
-        cells: Tensor,
-        forwards: Tensor,
-        backwards: Tensor,
+        laid: tuple[Tensor, ...],
         masks: list[Tensor],
     ) -> dict[str, Tensor]:
         """One run, as it is under vmap."""
         if masks:
             self._drawn.masks = list(masks)
+        lengths, cells, forwards, backwards = laid
         ones, none = torch.ones_like(cells), torch.zeros_like(cells)
         inputs = {modality: Sequences(rows, ones) for modality, rows in x.items()}
         batch = Batch(inputs, labels=none, utterances=none, dialogues=lengths)
-        plan = _Laid(lengths, longest, cells, (forwards, backwards, alive))
-        return functional_call(self.model, (weights, buffers), (batch, plan))
+        given = _Given(lengths, longest, cells, (forwards, backwards, alive))
+        return functional_call(self.model, (weights, buffers), (batch, given))
 
     def _draw(self, counts: list[int], r: int, device: torch.device) -> list[Tensor]:
         """Masks `[R, r, width]` for each call of dropout, drawn as torch's own dropout draws them."""

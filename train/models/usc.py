@@ -20,6 +20,7 @@ from ser.errors import WrongUse
 
 from .encoder import Encoder
 from .fusion import OURS, Fusion, Stage, setting
+from .layers import perceptron
 from .ragged import Batch, RaggedLayout, visible
 
 
@@ -51,39 +52,27 @@ class Cnn(nn.Module):
         super().__init__()
         self.bands, self.frames = dims["audio"], settings.frames
         channels = [1, *(settings.channels * times for times in (1, 2, 4, 8, 8))]
-        self.convolutions = nn.Sequential(
-            *(
-                layer
-                for before, after in pairwise(channels)
-                for layer in (
-                    nn.Conv2d(before, after, 3, padding=1),
-                    nn.LeakyReLU(),
-                    nn.MaxPool2d(2, ceil_mode=True),  # so that 13 MFCCs are enough for five
-                )
-            )
-        )
+        layers: list[nn.Module] = []
+        for before, after in pairwise(channels):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.LeakyReLU()]
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # so that 13 MFCCs are enough for five
+        self.convolutions = nn.Sequential(*layers)
         flat = channels[-1] * -(-self.bands // 32) * -(-self.frames // 32)  # five halvings, rounded up
-        self.linear = nn.Sequential(
-            nn.Dropout(settings.dropout),
-            nn.Linear(flat, settings.hidden),
-            nn.LeakyReLU(),
-            nn.Dropout(settings.dropout),
-            nn.Linear(settings.hidden, classes),
-        )
+        self.linear = perceptron(flat, settings.hidden, classes, settings.dropout, nn.LeakyReLU())
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of clips that are cropped, or padded with the training part's mean, to one length."""
-        x, plan = visible(batch, "audio", self.bands)
-        clips = to_one_length(x, plan, self.frames)  # [n, frames, bands]
+        x, layout = visible(batch, "audio", self.bands)
+        clips = to_one_length(x, layout, self.frames)  # [n, frames, bands]
         return {"logits": self.linear(self.convolutions(clips[:, None]).flatten(1))}
 
 
-def to_one_length(x: Tensor, plan: RaggedLayout, frames: int) -> Tensor:
+def to_one_length(x: Tensor, layout: RaggedLayout, frames: int) -> Tensor:
     """Packed rows `[r, dim]` → `[n, frames, dim]`: the first frames of each sequence, then zeros (§4)."""
-    inside = plan.first(frames)
-    cells = (plan.owner * frames + plan.position).index_select(0, inside)
-    clips = x.new_zeros(len(plan.lengths) * frames, x.shape[1]).index_copy(0, cells, x.index_select(0, inside))
-    return clips.unflatten(0, (len(plan.lengths), frames))
+    inside = layout.first(frames)
+    cells = (layout.owner * frames + layout.position).index_select(0, inside)
+    clips = x.new_zeros(len(layout.lengths) * frames, x.shape[1]).index_copy(0, cells, x.index_select(0, inside))
+    return clips.unflatten(0, (len(layout.lengths), frames))
 
 
 class Bert(nn.Module):
@@ -107,10 +96,10 @@ class Bert(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`; those of zeros where there is no token."""
-        x, plan = visible(batch, "text", self.dim)
+        x, layout = visible(batch, "text", self.dim)
         if self.encoder is not None:
-            x = self.encoder(x, plan)
-        first = to_one_length(x, plan, 1)[:, 0]
+            x = self.encoder(x, layout)
+        first = to_one_length(x, layout, 1)[:, 0]
         return {"logits": self.linear(first)}
 
 
@@ -126,18 +115,19 @@ class CnnBert(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of the sum, and of the two models. A hidden modality finds every class equally likely."""
+        fused = batch.wants("logits")  # else: the stages that train one branch
         branches = {"audio": self.audio, "text": self.text}
-        if not batch.wants("logits"):  # the stages that train one branch
-            return {m: branch(batch)["logits"] for m, branch in branches.items() if batch.wants(m)}
-        logits = {m: branch(batch)["logits"] for m, branch in branches.items()}
+        found = {m: branch(batch)["logits"] for m, branch in branches.items() if fused or batch.wants(m)}
+        if not fused:
+            return found
         summed = []
-        for modality, own in logits.items():
+        for modality, own in found.items():
             probabilities = F.softmax(own, 1)
             if modality in batch.hidden:
                 hidden = batch.hidden[modality][:, None].to(batch.device)
                 probabilities = probabilities.masked_fill(hidden, 1 / probabilities.shape[1])
             summed.append(self.linear[modality](probabilities))
-        return {"logits": torch.stack(summed).sum(0), **logits}
+        return {"logits": torch.stack(summed).sum(0), **found}
 
 
 FUSIONS = {

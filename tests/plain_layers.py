@@ -1,0 +1,121 @@
+"""The layers of the papers' models written plainly, for one sequence `[t, d]`: what the fast ones are held against."""
+
+# Attributes of torch's modules have no types.
+# mypy: ignore-errors
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ser.train.models import FUSIONS
+from ser.train.models.ragged import Batch, Sequences
+
+DIMS = {"audio": 9, "text": 7}
+# Small sizes, by the names that the fusions' settings share.
+TINY: dict[str, Any] = {"dropout": 0.0, "d_model": 8, "heads": 2, "queries": 3, "feed_forward": 2, "encoder_depth": 2}
+TINY |= {"decoder_depth": 2, "gru_hidden": 4, "lstm_hidden": 4, "dense": 4, "frames": 40, "channels": 2, "hidden": 5}
+FRAMES, TOKENS = [5, 1, 9, 4], [3, 2, 1, 6]
+LONG = [5, 140, 1, 20]  # more frames than ragged.LONG: attention goes utterance by utterance
+
+
+@pytest.fixture
+def double() -> Any:
+    """Everything in float64, from one seed."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def build(name: str, dims: dict[str, int] = DIMS, classes: int = 4, **settings: Any) -> nn.Module:
+    """The fusion at small sizes, without dropout."""
+    fusion = FUSIONS[name]
+    known = {field.name for field in dataclasses.fields(fusion.settings)}
+    chosen = fusion.settings(**{key: value for key, value in (TINY | settings).items() if key in known})
+    return fusion.build(chosen, {m: dims[m] for m in fusion.inputs}, classes).to(torch.get_default_dtype())
+
+
+def make_batch(name: str, frames: list[int] = FRAMES, dims: dict[str, int] = DIMS) -> Batch:
+    """Four random utterances of what the fusion takes: frames and tokens, or vectors in dialogues of 3 and 1."""
+    fusion = FUSIONS[name]
+    vectors = fusion.level == "vector"
+    lengths = {"audio": [1] * 4, "text": [1] * 4} if vectors else {"audio": frames, "text": TOKENS}
+    inputs = {m: Sequences(torch.randn(sum(lengths[m]), dims[m]), torch.tensor(lengths[m])) for m in fusion.inputs}
+    dialogues = torch.tensor([3, 1] if fusion.unit == "dialogue" else [1] * 4)
+    return Batch(inputs, torch.randint(4, (4,)), torch.arange(4), dialogues)
+
+
+def make_dialogues(sizes: list[int], dims: dict[str, int] = DIMS) -> Batch:
+    """Vectors of dialogues of these many turns."""
+    n = sum(sizes)
+    inputs = {m: Sequences(torch.randn(n, dim), torch.ones(n, dtype=torch.int64)) for m, dim in dims.items()}
+    return Batch(inputs, torch.randint(4, (n,)), torch.arange(n), torch.tensor(sizes))
+
+
+def parts(batch: Batch, sizes: list[int]) -> list[Batch]:
+    """The batch cut into batches of so many utterances."""
+    cut, start = [], 0
+    for size in sizes:
+        inputs = {}
+        for m, x in batch.inputs.items():
+            ends = [0, *x.lengths.cumsum(0).tolist()]
+            inputs[m] = Sequences(x.values[ends[start] : ends[start + size]], x.lengths[start : start + size])
+        hidden = {m: which[start : start + size] for m, which in batch.hidden.items()}
+        rows = slice(start, start + size)
+        cut.append(Batch(inputs, batch.labels[rows], batch.utterances[rows], torch.tensor([size]), hidden=hidden))
+        start += size
+    return cut
+
+
+def utterances(batch: Batch) -> list[dict[str, Tensor]]:
+    """The rows of each utterance, by modality."""
+    return [{m: x.values for m, x in one.inputs.items()} for one in parts(batch, [1] * len(batch))]
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """W x + b of each row."""
+    return x @ layer.weight.T + (0 if layer.bias is None else layer.bias)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Of the last axis."""
+    return x.exp() / x.exp().sum(-1, keepdim=True)
+
+
+def attend(layer: nn.Module, x: Tensor, memory: Tensor, heads: int = 2) -> Tensor:
+    """Vaswani et al. 2017, §3.2.2: rows of x `[t, d]` attend to those of memory, head by head."""
+    d = x.shape[1]
+    w, b = layer.in_proj_weight, layer.in_proj_bias
+    q, k, v = (y @ w[i * d : (i + 1) * d].T + b[i * d : (i + 1) * d] for i, y in enumerate((x, memory, memory)))
+    context = []
+    for h in range(heads):
+        cut = slice(h * d // heads, (h + 1) * d // heads)
+        context.append(softmax(q[:, cut] @ k[:, cut].T / math.sqrt(d // heads)) @ v[:, cut])
+    return linear(layer.out_proj, torch.cat(context, 1))
+
+
+def _one_way(layer: nn.RNNBase, x: Tensor, way: str) -> Tensor:
+    w_i, w_h, b_i, b_h = (getattr(layer, f"{p}_l0{way}") for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    h = c = torch.zeros(w_h.shape[1])
+    out = []
+    for x_t in x:
+        i, j = w_i @ x_t + b_i, w_h @ h + b_h
+        if isinstance(layer, nn.LSTM):
+            entry, forget, new, exit_ = (i + j).chunk(4)
+            c = forget.sigmoid() * c + entry.sigmoid() * new.tanh()
+            h = exit_.sigmoid() * c.tanh()
+        else:
+            (i_r, i_z, i_n), (j_r, j_z, j_n) = i.chunk(3), j.chunk(3)
+            z = 1 / (1 + torch.exp(-(i_z + j_z)))
+            h = (1 - z) * torch.tanh(i_n + j_n / (1 + torch.exp(-(i_r + j_r)))) + z * h
+        out.append(h)
+    return torch.stack(out)
+
+
+def both_ways(layer: nn.RNNBase, x: Tensor) -> Tensor:
+    """A bi-directional GRU or LSTM step by step: `[t, d]` → `[t, 2 H]`."""
+    return torch.cat([_one_way(layer, x, ""), _one_way(layer, x.flip(0), "_reverse").flip(0)], 1)

@@ -1,0 +1,77 @@
+"""The options of `ser train`, declared once: for the command line, for recipes and for Python. Imports nothing heavy.
+
+The commands make one click option of each field of `Experiment` that has a `help` (`fields(Experiment)`, in order):
+its name with `-` for `_`, its default, and from its `metadata` the `help`, `metavar` and `choices`. `field.type` says
+the rest: `bool` is a flag, `tuple[str, ...]` is repeatable, `int` and `int | None` are numbers from 1, `Path | str` is
+a path, and all else is text. What an option may hold is checked by `experiment.prepare`, whoever made the experiment.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ser.errors import WrongUse
+
+SELECTIONS = {  # which epoch counts
+    "val": "the epoch with the best score on the dev part",
+    "last": "the last epoch",
+    "best-test": "the epoch with the best score on the TEST part, which lifts every number",
+}
+PROTOCOL_HELP = "session-out, speaker-out, train1234-test5, random-70-20-10 or folds:FILE"
+
+
+def option(default: Any, metavar: str | None, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A field of `Experiment` that is an option of the commands; with `choices`, the only values that it takes."""
+    return field(default=default, metadata={"help": help, "metavar": metavar, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What `ser train` is asked for: every fold and seed of one configuration."""
+
+    features: str = field(metadata={"help": "Features in the store, joined with +, such as hubert+mpnet."})
+    fusion: str = field(metadata={"help": "The model, such as mit, lgf-add, cnn, audio or text."})
+    store: Path | str = option("features", "PATH", "The store that `ser features` made.")  # noqa: RUF009 (immutable)
+    corpus: str | None = option(None, "N", "The store's only corpus by default.")
+    labels: str = option("4class", "POLICY", "4class, 5class, 6class or a TOML file.")
+    protocol: str = option("session-out", "NAME", f"How train, dev and test are cut: {PROTOCOL_HELP}.")
+    select: str = option("val", "EPOCH", "Which epoch counts: val, last or best-test.", tuple(SELECTIONS))
+    loss: str = option("single", "LOSS", "single or perspective.", ("single", "perspective"))
+    seeds: int = option(1, "N", "How many seeds: 0, 1, … N-1.")
+    folds: str | int = option("all", "all|K", "All folds, or the first K.")
+    epochs: int | None = option(None, "N", "The fusion's own by default.")
+    device: str = option("auto", "DEVICE", "auto, cpu, cuda or cuda:N.")
+    precision: str = option(
+        "float32",
+        "TYPE",
+        "Of the model: float32 or bf16, which is faster and gives other numbers.",
+        ("float32", "bf16"),
+    )
+    set: tuple[str, ...] = option((), "KEY=VALUE", "A setting; see --settings. Repeatable.")
+    also_set: tuple[str, ...] = ()  # as `set`, where the fusion has that setting: for sweeps over several fusions
+    resume: bool = False
+    log: str | None = option(None, "KIND", "Curves of each run, in its folder: tensorboard.", ("tensorboard",))
+    out: Path | str = option("runs", "PATH", "Where the run folders are written.")  # noqa: RUF009
+    limit: int | None = option(None, "N", "N utterances, spread over the corpus.")
+    allow_missing: bool = option(False, None, "Leave quarantined utterances out, and say which.")
+    model: tuple[str, ...] = option(
+        (), "NAME=ID_OR_PATH", "Where the weights of an encoder lie that finetune_layers trains. Repeatable."
+    )
+    views: str = option("", "A+B", "Augmented views to train on too, such as logmel:view=noise+logmel:view=pitch-1.")
+
+
+def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:
+    """A TOML table as the `key=value` assignments of `--set`."""
+    return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items())
+
+
+def read_toml(path: Path, example: str) -> dict[str, Any]:
+    """An option that is a TOML file. Raises `WrongUse` with an `example` of what it holds if it is not one."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WrongUse(f"{path}: cannot be read ({error.strerror}); write lines such as `{example}` to it") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise WrongUse(f"{path}: not a TOML file ({error}); write lines such as `{example}`") from None

@@ -1,0 +1,277 @@
+"""Matplotlib's figures as inline SVG that follows the page's colours, and is the same bytes each time.
+
+Figures are 420 points wide, which is a phone's width and half a desktop's; text stays text. What they draw are points:
+the name of the series, a name or a number to place the point at, and its value or (value, low, high).
+"""
+
+import io
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+WIDTH = 420.0  # points
+
+# What is drawn in the colour on the left is shown in the page's variable on the right (style.css).
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+# Okabe & Ito's colours, safe for the colour-blind, in the order of use; markers tell the series apart as well.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)), (0, (8, 3)), "-")
+DASHED: Any = {"color": MUTED, "linewidth": 1, "linestyle": (0, (4, 3))}
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {colour: f"c{n}" for n, colour in enumerate(SERIES, 1)}
+
+Point = tuple[str, Any, Any]
+Limits = tuple[float | None, float | None]
+
+
+class Svg(NamedTuple):
+    """An SVG element's view box, and what it holds."""
+
+    view_box: str
+    inside: str
+
+
+@contextmanager
+def figure(height: float, **subplots: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure in the report's style, `height` points high, with its axes."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(fname=Path(__file__).with_name("report.mplstyle")):
+        drawing = Figure(figsize=(WIDTH / 72, height / 72))
+        yield drawing, drawing.subplots(**subplots)
+
+
+def to_svg(drawing: Any) -> Svg:
+    """The figure without dates, its colours as the page's variables; its ids are for the page to tell apart."""
+    sink = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has other fonts
+        drawing.savefig(sink, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    opening, _, svg = sink.getvalue().partition("<svg ")[2].partition(">")
+    needless = r"<metadata>.*?</metadata>|<style [^>]*>.*?</style>|<!--.*?-->"
+    svg = re.sub(needless, "", svg.removesuffix("</svg>\n"), flags=re.DOTALL)
+    svg = re.sub(r"<[^>]*>", lambda tag: _tidied(tag[0]), svg)
+    return Svg(opening.partition('viewBox="')[2].partition('"')[0], re.sub(r"\s*\n\s*", "\n", svg).strip())
+
+
+def _tidied(tag: str) -> str:
+    """One tag (never the text between tags, which is the reader's) without ids of groups and needless digits."""
+    tag = re.sub(r'^<g id="[^"]*"', "<g", tag).replace("xlink:href", "href")
+    tag = re.sub(r"(font: [^\"']*?[\d.]+px) [^\";]*", r"\1 inherit", tag)
+    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
+    for colour, variable in VARIABLES.items():
+        tag = tag.replace(colour, f"var(--{variable})")
+    return tag
+
+
+def _by_series(points: Sequence[Point]) -> dict[str, tuple[list[Any], np.ndarray]]:
+    """Where the points of each series are, and their values with the ends of their intervals [3, n], NaN for none."""
+    found: dict[str, list[tuple[Any, Any]]] = {}
+    for label, place, value in points:
+        found.setdefault(label, []).append((place, value if isinstance(value, tuple) else (value, None, None)))
+    return {
+        label: ([place for place, _ in both], np.array([value for _, value in both], dtype=float).T)
+        for label, both in found.items()
+    }
+
+
+def _wrapped(text: str, width: int) -> str:
+    """A label that fits the figure: cut in its middle, where two labels are most alike."""
+    half = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
+
+
+def _finished(drawing: Any, axes: Any, xlabel: str, ylabel: str, legend: int) -> Svg:
+    """Name the axes, and put a legend of so many columns below the whole figure, if any."""
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if legend:
+        handles, labels = axes.get_legend_handles_labels()
+        short = [_wrapped(label, 60 // legend) for label in labels]
+        drawing.legend(handles, short, loc="outside lower left", ncols=legend)
+    return to_svg(drawing)
+
+
+def dots(
+    points: Sequence[Point],
+    xlabel: str,
+    *,
+    above: bool = False,
+    baseline: float | None = None,
+    limits: Limits = (None, None),
+    first: int = 0,
+    legend: int = 0,
+) -> Svg:
+    """One line for each name, with a dot for each series' value and a bar for its interval.
+
+    Points are placed at names, or at (heading, name). `above` writes the names above their lines, so that long ones fit
+    on a phone; `baseline` is dashed; `first` is the colour of the first series; `legend` is its number of columns.
+    """
+    placed = [(label, at if isinstance(at, tuple) else ("", at), value) for label, at, value in points]
+    names, series = list(dict.fromkeys(at for _, at, _ in placed)), _by_series(placed)
+    headings = {heading for heading, _ in names} - {""}
+    beside = 0 if above else len(series) - 1  # series of one line are drawn beside each other
+    step = 36 + 4 * (legend > 0) if above else 21 + 4 * beside
+    height = 55 + step * len(names) + 30 * len(headings) + (22 * -(-len(series) // legend) if legend else 0)
+    with figure(height) as (drawing, axes):
+        edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
+        lines: dict[Any, float] = {}
+        end, last = 0.0, ""
+        for heading, name in names:
+            if heading != last:
+                end, last = end + 0.4 * bool(lines), heading
+                axes.annotate(heading, (0, end), (-4, 0), ha="right", fontsize=11, color=MUTED, **edge)
+                end += 1
+            if above:
+                axes.annotate(_wrapped(name, 54), (0, end), (0, 13), fontsize=12, **edge)
+            lines[heading, name], end = end, end + 1
+        for number, (label, (at, (values, low, high))) in enumerate(series.items()):
+            colour, marker = (styles[(first + number) % len(SERIES)] for styles in (SERIES, MARKERS))
+            y = np.array([lines[name] for name in at]) + (number - beside / 2) * 0.16 * (beside > 0)
+            axes.hlines(y, low, high, color=colour, linewidth=2.5, capstyle="round")
+            axes.plot(values, y, marker, color=colour, label=label)
+        axes.axvline(np.nan if baseline is None else baseline, **DASHED)
+        axes.set_yticks([] if above else list(lines.values()), [] if above else [name for _, name in names])
+        axes.set(xlim=limits, ylim=(end - 0.4, -0.8))
+        axes.grid(axis="y", visible=not above and not headings)
+        axes.spines["left"].set_visible(not above)
+        return _finished(drawing, axes, xlabel, "", legend)
+
+
+def lines(
+    points: Sequence[Point],
+    xlabel: str,
+    ylabel: str,
+    *,
+    ticks: Mapping[int, str] | None = None,
+    limits: Limits = (None, None),
+    band: bool = False,
+    joined: bool = True,
+    log: bool = False,
+    baseline: float | None = None,
+    legend: int = 1,
+) -> Svg:
+    """Values over x, with intervals as bars or, with `band`, as an area; not `joined` draws the dots alone."""
+    series = _by_series(points)
+    with figure(230 + (20 * -(-len(series) // legend) if legend else 20)) as (drawing, axes):
+        for number, (label, (x, (values, low, high))) in enumerate(series.items()):
+            colour, marker, dashes = (styles[number % len(SERIES)] for styles in (SERIES, MARKERS, DASHES))
+            if band:
+                axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+            else:
+                axes.vlines(x, low, high, color=colour, linewidth=1.5, alpha=1 if joined else 0.45)
+            shape = {"linestyle": dashes if joined else "", "marker": "" if band else marker}
+            axes.plot(x, values, color=colour, label=label, **shape)
+        axes.axhline(np.nan if baseline is None else baseline, **DASHED)
+        axes.set(ylim=limits, xscale="log" if log else "linear")
+        if ticks is None:
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        else:
+            axes.set_xticks(list(ticks), list(ticks.values()))
+            axes.minorticks_off()
+            axes.margins(x=0.12)
+        return _finished(drawing, axes, xlabel, ylabel, legend)
+
+
+def bars(points: Sequence[Point], xlabel: str) -> Svg:
+    """One bar for each name, cut into the series' shares, which sum to 100."""
+    series = _by_series(points)
+    names, _ = next(iter(series.values()))
+    left = np.zeros(len(names))
+    with figure(90 + 34 * len(names)) as (drawing, axes):
+        for (label, (_, (values, *_))), colour, hatch in zip(series.items(), SERIES, ("", "///"), strict=False):
+            axes.barh(names, values, 0.56, left, color=colour, hatch=hatch, edgecolor="none", label=label)
+            left += values
+        axes.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5))
+        axes.grid(axis="y", visible=False)
+        return _finished(drawing, axes, xlabel, "", len(series))
+
+
+def matrices(classes: Sequence[str], counts: Mapping[str, np.ndarray]) -> Svg:
+    """Confusion matrices [K, K] by title, in percent of each true class."""
+    across = min(len(counts), 2)
+    down = -(-len(counts) // across)
+    ticks, ends = range(len(classes)), (-0.5, len(classes) - 0.5)
+    with figure(down * (0.82 * WIDTH / across + 46), nrows=down, ncols=across, squeeze=False) as (drawing, grid):
+        for axes in grid.flat[len(counts) :]:
+            axes.set_axis_off()
+        for axes, (title, matrix) in zip(grid.flat, counts.items(), strict=False):
+            for (row, column), share in np.ndenumerate(100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)):
+                corners = [column - 0.5, column + 0.5], [row - 0.5] * 2, [row + 0.5] * 2
+                axes.fill_between(*corners, color=SERIES[0], alpha=0.04 + 0.006 * share, linewidth=0)
+                axes.text(column, row, f"{share:.0f}", ha="center", va="center")
+            axes.set(xlim=ends, ylim=ends[::-1], aspect="equal", xticks=ticks, yticks=ticks)
+            axes.set(xticklabels=classes, yticklabels=classes)
+            axes.tick_params(length=0)
+            axes.grid(visible=False)
+            axes.spines[:].set_visible(False)
+            short = textwrap.wrap(title, 44 // across, max_lines=2, placeholder=" …")
+            axes.set_title("\n".join(short), fontsize=11.5)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("true")
+        for axes in grid[-1, :]:
+            axes.set_xlabel("predicted")
+        return to_svg(drawing)
+
+
+def attention_maps(
+    frames: np.ndarray,
+    words: np.ndarray,
+    names: Sequence[str],
+    over_time: np.ndarray,
+    end: float,
+    unit: str,
+    energy: tuple[np.ndarray, float] | None,
+) -> Svg:
+    """Attention of L query tokens to spans of time [L, T] and to words [L, N], with `over_time` [T] above.
+
+    `end` is the last span's end in `unit`; `energy` are levels and the seconds between two of them, drawn in grey.
+    """
+    ratios = [0.7 if energy is None else 1.0, 2.2], [3.0, min(max(0.24 * len(names), 0.7), 2.4)]
+    with figure(330, nrows=2, ncols=2, height_ratios=ratios[0], width_ratios=ratios[1]) as (
+        drawing,
+        ((top, corner), (heat, beside)),
+    ):
+        corner.set_axis_off()
+        if energy is not None:
+            levels, hop = energy
+            levels = (levels - levels.min()) / max(float(np.ptp(levels)), 1e-9)
+            top.fill_between(np.arange(len(levels)) * hop, levels, color=MUTED, alpha=0.28, linewidth=0, step="mid")
+        x = (np.arange(len(over_time)) + 0.5) * end / len(over_time)
+        top.plot(x, over_time / max(over_time.max(), 1e-12), color=SERIES[0], linewidth=1.8)
+        top.set(ylim=(0, 1.06), xlim=(0, end), yticks=[], title=f"attention over the {unit}")
+        top.set_xticklabels([])
+        top.grid(visible=False)
+        top.spines["left"].set_visible(False)
+        _heat(heat, frames, SERIES[0], (0, end))
+        heat.set(xlabel=unit, ylabel="query token")
+        heat.yaxis.get_major_locator().set_params(integer=True)
+        _heat(beside, words, SERIES[1], (-0.5, len(names) - 0.5))
+        beside.set(yticks=[], title="words")
+        short = [name if len(name) < 11 else f"{name[:9]}…" for name in names]
+        beside.set_xticks(range(len(names)), short, rotation=90, fontsize=10.5)
+        return to_svg(drawing)
+
+
+def _heat(axes: Any, values: np.ndarray, colour: str, across: tuple[float, float]) -> None:
+    """A heat map in one colour of rising opacity, so that it stands on light and dark paper."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    ramp = LinearSegmentedColormap.from_list("ramp", [(colour, 0.0), (colour, 1.0)])
+    extent = (*across, len(values) + 0.5, 0.5)
+    axes.imshow(
+        values,
+        ramp,
+        aspect="auto",
+        vmin=0,
+        vmax=max(float(values.max()), 1e-12),
+        extent=extent,
+        interpolation="nearest",
+    )
+    axes.grid(visible=False)

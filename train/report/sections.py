@@ -1,0 +1,394 @@
+"""The report's sections about scores, and the page that all of its sections make."""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from ser.train.run_folder import Run
+from ser.train.scores import NO_COMPARISON, caveat, mcnemar, paired_t, wilcoxon
+
+from .cells import Cell, configuration
+from .examples import attended, errors
+from .figures import dots, lines, matrices
+from .html import Block, Group, Page, Plot, Section
+from .paper import changed_settings, others_quoted, quoted_for, quoted_spread
+from .provenance import what_was_run
+from .tables import Row, Table
+from .utterances import find_origins
+
+PLOTTED = 30  # cells in a plot of one line for each
+SERIES = 4  # cells in a plot where each is a series
+ALL_PAIRS = 5  # cells; with more, each is tested against the first only
+EPOCHS = 30  # of each cell in the table of learning curves
+Spread = tuple[float, float | None]  # mean, deviation
+TESTS = ("both", "only text", "only audio", "head text", "head audio")
+
+
+def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
+    """The report of these cells, highest UA first."""
+    origins = find_origins(cells)
+    sections = [
+        Section("what-was-run", "What was run", what_was_run(cells, origins, unfinished)),
+        Section("results", "Results", _results(cells)),
+        Section("significance", "Do the cells differ?", _significance(cells)),
+        Section("emotions", "Which emotions are recognised, and which are confused", _emotions(cells)),
+        Section("training", "How training went", _training(cells)),
+        Section("modalities", "What each modality brings", _modalities(cells)),
+        Section("query-tokens", "How many query tokens it takes", _queries(cells)),
+        Section("inside", "Looking inside: what the query tokens attend to", attended(cells, origins)),
+        Section("errors", "Where the errors are", errors(cells, origins)),
+    ]
+    best, several = cells[0], f"{len(cells)} cells" if len(cells) > 1 else ""
+    corpora = ", ".join(dict.fromkeys(cell.config["corpus"] for cell in cells))
+    lead = f"The highest of {several} is {best.label}" if several else best.label
+    lead += f" ({best.features}; {best.conditions}): {best.confusion().sum():,} predictions of "
+    lead += f"{_count(len(best.folds), 'fold')} and {_count(len(best.seeds), 'seed')}."
+    headline = []
+    for metric, meaning in {"UA": "mean recall of the classes", "WA": "share that is right"}.items():
+        value, low, high = _interval(best, metric.lower())
+        headline.append((f"{metric}, {meaning}", f"{value:.2f} %", f"95 % interval {low:.2f} to {high:.2f}"))
+    return Page(
+        title=f"{several} on {corpora}" if several else f"{best.label}, {corpora}",
+        kicker=f"Speech emotion recognition, {_count(sum(len(cell.runs) for cell in cells), 'run')}",
+        heading=f"{several or best.label} on corpus {corpora}",
+        scores=[*headline, ("Chance", f"{100 / len(best.classes):.0f} %", ", ".join(best.classes))],
+        lead=lead,
+        cautions=cautions(cells),
+        sections=[section for section in sections if section.blocks],
+    )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def _interval(cell: Cell, metric: str) -> tuple[float, float, float]:
+    """A score with the ends of its interval."""
+    ends = cell.interval(metric)
+    assert ends is not None, metric
+    return cell.score(metric).pooled, ends.low, ends.high
+
+
+def _spread(cell: Cell, metric: str) -> Spread:
+    score = cell.score(metric)
+    return score.mean, score.std
+
+
+def cautions(cells: Sequence[Cell]) -> list[str]:
+    """What a reader must know before comparing any number of the report."""
+    found = []
+    if unreal := _caveat(cells):
+        found.append(f"{unreal} The numbers show that everything works and say nothing about people.")
+    if tuned := [cell.label for cell in cells if cell.config["select"] == "best-test"]:
+        found.append(f"The epoch was chosen on the TEST part, which lifts every number: {_listed(tuned)}.")
+    if mixed := [c.label for c in cells if not all(result["speaker_independent"] for result in c.results)]:
+        found.append(f"Speakers of the test part are heard in training too, so scores are too high: {_listed(mixed)}.")
+    if len({cell.conditions for cell in cells}) > 1:
+        found.append("The cells differ in protocol, selection or labels: their numbers must not be compared.")
+    if len({tuple(cell.folds) for cell in cells}) > 1 and len({cell.config["protocol"] for cell in cells}) == 1:
+        found.append("The cells were not tested on the same folds: their numbers are of different utterances.")
+    return found
+
+
+def _caveat(cells: Sequence[Cell]) -> str:
+    """Why the scores say nothing about people, as a sentence; "" if they do."""
+    unreal = caveat(result for cell in cells for result in cell.results)
+    return f"{unreal[0].upper()}{unreal[1:]}." if unreal else ""
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
+
+
+def _drawn(cells: Sequence[Cell], most: int) -> str:
+    return f" Drawn: the {most} cells with the highest UA of {len(cells)}." if most < len(cells) else ""
+
+
+# --- results
+
+
+def _results(cells: Sequence[Cell]) -> list[Block]:
+    rows = [
+        {"table": quoted.recipe.title, "system": quoted.name}
+        | {f"{metric.upper()} %": quoted.numbers.get(metric) for metric in ("ua", "wa")}
+        | {"quoted from": quoted.recipe.source}
+        for quoted in others_quoted(cells)
+    ]
+    others = [Table("quoted", "Other systems, as the papers quote them", rows, folded=True)] if rows else []
+    compared = papers_table(cells)
+    plots = Group([_dot_plot(cells, "ua"), _dot_plot(cells, "wa")])
+    return [results_table(cells), plots, *([compared] if compared else []), *others]
+
+
+def results_table(cells: Sequence[Cell]) -> Table:
+    """One line per cell."""
+    alike = len({cell.conditions for cell in cells}) == 1
+    rows = []
+    for cell in cells:
+        row: Row = {"cell": cell.label, "UA %": _interval(cell, "ua"), "WA %": _interval(cell, "wa")}
+        row |= {"macro-F1 %": cell.score("macro_f1").pooled}
+        row |= {"UA of the runs %": _spread(cell, "ua"), "WA of the runs %": _spread(cell, "wa")}
+        row |= {"runs": f"{len(cell.folds)} × {len(cell.seeds)}", "n": int(cell.confusion().sum())}
+        rows.append(row if alike else {**row, "conditions": cell.conditions})
+    over = sorted({ends.over for cell in cells if (ends := cell.interval("ua"))})
+    note = "UA: mean recall of the classes; WA: share that is right; both pooled over the folds of a seed, then the "
+    note += f"mean over the seeds, with the 95 % bootstrap interval over {' or '.join(over)}. Of the runs: mean ± "
+    note += f"standard deviation. Runs: folds × seeds; n: predictions. {_caveat(cells)}"
+    where = f" ({cells[0].conditions})" if alike else ""
+    return Table("results", f"Scores of each cell{where}", rows, note.strip())
+
+
+def _dot_plot(cells: Sequence[Cell], metric: str) -> Plot:
+    """One line per cell: the score with its interval, and chance for the UA."""
+    name = metric.upper()
+    rows = [{"cell": cell.label, f"{name} %": _interval(cell, metric)} for cell in cells[:PLOTTED]]
+    points = [(name, row["cell"], row[f"{name} %"]) for row in rows]
+    chance = 100 / len(cells[0].classes) if metric == "ua" else None
+    note = f"Dashed: chance, {chance:.0f} %." if chance else ""
+    draw = partial(dots, points, f"{name} %", above=True, baseline=chance, first=int(metric == "wa"))
+    data = Table(f"{metric}-plot", f"{name} of each cell", rows)
+    return Plot(f"{name} with its 95 % interval", data, draw, f"{note}{_drawn(cells, PLOTTED)}")
+
+
+def papers_table(cells: Sequence[Cell]) -> Table | None:
+    """Ours beside the papers' numbers; without a difference where none is meant."""
+    real = [cell.caveat is None for cell in cells]
+    rows: list[Row] = []
+    changed: dict[str, list[str]] = {}
+    for cell in cells:
+        places: dict[Any, list[str]] = {}
+        for quoted in quoted_for(cell):
+            numbers = quoted_spread(quoted.numbers, "ua"), quoted_spread(quoted.numbers, "wa")
+            if any(numbers):
+                places.setdefault(numbers, []).append(quoted.where)
+        for numbers, where in places.items():
+            row: Row = {"cell": cell.label, "in the papers": _together(where)}
+            for name, paper in zip(("UA", "WA"), numbers, strict=True):
+                row |= beside(name, paper, _spread(cell, name.lower()), compared=cell.caveat is None)
+            rows.append(row)
+        if places and (settings := changed_settings(cell)):
+            text = ", ".join(f"{key} {value}" for key, value in settings.items())
+            changed.setdefault(text, []).append(cell.label)
+    note = "Ours: mean ± standard deviation over the runs, as the papers report."
+    note += " Differences in points." if any(real) else ""
+    if not all(real):
+        note += f" A synthetic corpus or random weights: {NO_COMPARISON}, so no difference is given."
+    for text, labels in changed.items():
+        note += f" Settings that are not the paper’s in {_listed(labels)}: {text}."
+    return Table("papers", "Beside the papers’ numbers", rows, note) if rows else None
+
+
+def beside(name: str, paper: Spread | None, ours: Spread | None, compared: bool) -> Row:
+    """A paper's number, ours, and the difference in points, if a comparison is meant."""
+    difference = ours[0] - paper[0] if compared and paper and ours else None
+    return {f"paper {name} %": paper, f"ours {name} %": ours, f"{name} difference": difference}
+
+
+def _together(places: Sequence[str]) -> str:
+    """Places in the papers, each paper named once: "MSMSER, Table 1: Ours; Table 2: Full"."""
+    papers = [place.partition(", ")[0] for place in places]
+    again = [before == paper for before, paper in zip(["", *papers], papers, strict=False)]
+    return "; ".join(p.partition(", ")[2] if known else p for p, known in zip(places, again, strict=True))
+
+
+# --- significance
+
+
+def _significance(cells: Sequence[Cell]) -> list[Block]:
+    found = significance_table(cells)
+    text = (
+        "McNemar’s exact test asks whether two cells are right on different utterances, with the predictions of the "
+        "lowest seed that both have; Holm’s correction accounts for the number of these tests in the table. The t-test "
+        "and Wilcoxon’s test compare the UA of the runs that share fold and seed. Folds share training data and seeds "
+        "share test data, so these runs are not independent, and their p are on the small side."
+    )
+    return [text, found] if found else []
+
+
+def significance_table(cells: Sequence[Cell]) -> Table | None:
+    """Every pair of up to five cells, else the first against each of the others; None for one cell."""
+    if len(cells) < 2:
+        return None
+    pairs = list(combinations(cells, 2)) if len(cells) <= ALL_PAIRS else [(cells[0], cell) for cell in cells[1:]]
+    rows = [{"cell": one.label, "against": other.label, **_mcnemar(one, other)} for one, other in pairs]
+    tested = [row for row in rows if row["McNemar p"] is not None]
+    for row, p in zip(tested, holm([row["McNemar p"] for row in tested]), strict=True):
+        row["Holm p"] = p
+    rows = [row | _paired(one, other) for row, (one, other) in zip(rows, pairs, strict=True)]
+    note = "Differences in points."
+    note += " –: the two share no utterances, or too few runs." if len(tested) < len(rows) else ""
+    if len(cells) > ALL_PAIRS:
+        note += f" The cell with the highest UA of {len(cells)} against each of the others."
+    return Table("significance", "Paired tests", rows, note)
+
+
+def _mcnemar(first: Cell, second: Cell) -> Row:
+    """On the utterances that both cells tested with the lowest seed that they share."""
+    found = dict.fromkeys(("utterances", "WA difference", "McNemar p", "Holm p"))
+    shared = sorted(set(first.seeds) & set(second.seeds))
+    if first.classes != second.classes or not shared:
+        return found
+    one, other = (
+        cell.predictions[cell.predictions.seed == shared[0]].drop_duplicates("id") for cell in (first, second)
+    )
+    both = one.merge(other, on="id", suffixes=(None, "_2"))
+    if len(both):
+        test = mcnemar(both.truth, both.predicted, both.predicted_2)
+        found |= {"utterances": test.n, "WA difference": 100 * test.difference, "McNemar p": test.p}
+    return found
+
+
+def _paired(first: Cell, second: Cell) -> Row:
+    """On the runs that share fold and seed."""
+    found = dict.fromkeys(("pairs of runs", "UA difference", "t-test p", "Wilcoxon p"))
+    ua = [
+        {(run.config["seed"], run.config["fold"], run.config["cut"]): 100 * run.result["ua"] for run in cell.runs}
+        for cell in (first, second)
+    ]
+    keys = sorted(ua[0].keys() & ua[1].keys())
+    if first.classes == second.classes and len(keys) > 1:
+        one, other = ([scores[key] for key in keys] for scores in ua)
+        test = paired_t(one, other)
+        found |= {"pairs of runs": test.n, "UA difference": test.difference, "Wilcoxon p": wilcoxon(one, other).p}
+        # Differences that are all the same have no spread to compare them with.
+        found["t-test p"] = test.p if np.ptp(np.subtract(one, other)) > 1e-7 else None
+    return found
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's (1979) step-down correction of several p values, in their order."""
+    order = np.argsort(values, kind="stable")
+    stepped = np.maximum.accumulate(np.minimum(1, np.array(values)[order] * np.arange(len(values), 0, -1)))
+    return stepped[np.argsort(order, kind="stable")].tolist()
+
+
+# --- classes and training
+
+
+def _emotions(cells: Sequence[Cell]) -> list[Block]:
+    classes = cells[0].classes
+    alike = [cell for cell in cells if cell.classes == classes]
+    drawn = alike[:SERIES]
+    note = f"{_drawn(cells, len(drawn))} All are in the numbers.".strip() if len(drawn) < len(cells) else ""
+    every = list(dict.fromkeys(name for cell in cells for name in cell.classes))
+    rows: list[Row] = []
+    for cell in cells:
+        rows.append({"cell": cell.label} | {f"{name} %": _recall(cell, name) for name in every})
+        for quoted in quoted_for(cell):
+            if quoted.numbers.keys() & set(every):
+                numbers = {f"{name} %": quoted.numbers.get(name) for name in every}
+                rows.append({"cell": f"{quoted.where} (paper)"} | numbers)
+    points = [(cell.label, name, _recall(cell, name)) for cell in drawn for name in classes]
+    draw = partial(dots, points, "recall %", limits=(-2, 102), legend=1)
+    recalls = Plot("Recall of each class", Table("recalls", "Recall of each class", rows), draw, note)
+    rows = [
+        {"cell": cell.label, "true class": name} | {f"as {k}": n for k, n in zip(classes, counts, strict=True)}
+        for cell in alike
+        for name, counts in zip(classes, cell.confusion().tolist(), strict=True)
+    ]
+    data = Table("confusion", "Confusion: utterances of each class by prediction", rows)
+    draw = partial(matrices, classes, {cell.label: cell.confusion() for cell in drawn})
+    return [Group([recalls, Plot("Confusion, in percent of each true class", data, draw, note)])]
+
+
+def _recall(cell: Cell, name: str) -> float | None:
+    return cell.score(name).pooled if name in cell.classes and cell.score(name).n else None
+
+
+def _training(cells: Sequence[Cell]) -> list[Block]:
+    kept = [result["epoch"] for result in cells[0].results]
+    note = "Line: mean of the runs; band: their lowest and highest."
+    plots = [_curves_plot(cells, "loss", "Training loss", f"{note}{_drawn(cells, SERIES)}")]
+    if any(np.isfinite(_curves(cell, "ua")).any() for cell in cells):
+        note += f" Dev, or test with best-test. {cells[0].label} kept epochs {min(kept)} to {max(kept)}."
+        plots.append(_curves_plot(cells, "ua", "UA of the evaluated part", note))
+    return [Group(plots)]
+
+
+def _curves(cell: Cell, name: str) -> np.ndarray:
+    """One line per run, one column per epoch of all stages [runs, epochs]; NaN where nothing was evaluated."""
+    histories = [result["history"] for result in cell.results]
+    table = np.full((len(histories), max(map(len, histories))), np.nan)
+    for row, history in zip(table, histories, strict=True):
+        row[: len(history)] = [np.nan if line[name] is None else line[name] for line in history]
+    return 100 * table if name == "ua" else table
+
+
+def _curves_plot(cells: Sequence[Cell], name: str, title: str, note: str) -> Plot:
+    heading, points, rows = "loss" if name == "loss" else "UA %", [], []
+    for number, cell in enumerate(cells):
+        table = _curves(cell, name)
+        counted = np.isfinite(table).sum(0)
+        mean = np.where(counted > 0, np.nansum(table, 0) / np.maximum(counted, 1), np.nan).tolist()
+        low, high = np.fmin.reduce(table).tolist(), np.fmax.reduce(table).tolist()
+        if number < SERIES and counted.any():
+            points += [(cell.label, e + 1, ends) for e, ends in enumerate(zip(mean, low, high, strict=True))]
+        for epoch in sorted({round(e) for e in np.linspace(0, len(mean) - 1, min(EPOCHS, len(mean)))}):
+            rows.append({"cell": cell.label, "epoch": epoch + 1, heading: mean[epoch] if counted[epoch] else None})
+    about = f"Mean of the runs; up to {EPOCHS} epochs of each cell, evenly spread; all are in the runs’ result.json."
+    data = Table(f"learning-{name}", title, rows, about)
+    return Plot(title, data, partial(lines, points, "epoch", heading, band=True), note)
+
+
+# --- modalities and query tokens
+
+
+def _modalities(cells: Sequence[Cell]) -> list[Block]:
+    """How much a model leans on one modality; nothing if no cell has more than one way of testing."""
+    able = [cell for cell in cells if _tests(cell) != ["both"]]
+    if not able:
+        return []
+    rows: list[Row] = []
+    for cell, test in [(one, test) for one in able for test in _tests(one)]:
+        quoted = next((q for q in quoted_for(cell, test) if q.numbers.keys() & {"ua", "wa"}), None)
+        row: Row = {"cell": cell.label, "tested with": test}
+        row |= {f"{metric.upper()} %": cell.score(metric, test).pooled for metric in ("ua", "wa")}
+        row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in ("ua", "wa")}
+        rows.append({**row, "in the papers": quoted and quoted.where})
+    drawn = {cell.label for cell in able[:12]}
+    points = [(row["tested with"], row["cell"], row["UA %"]) for row in rows if row["cell"] in drawn]
+    text = "Only text and only audio: the same trained model, with the other modality hidden in the test."
+    if any(row["tested with"].startswith("head") for row in rows):
+        text += " Heads: the model’s own classifiers of one modality, without the other."
+    first = ", ".join(f"{row['tested with']} {row['UA %']:.2f} %" for row in rows if row["cell"] == able[0].label)
+    note = _drawn(able, len(drawn))
+    if not all(cell.caveat is None for cell in able):
+        note += " Beside the papers’ numbers no comparison is meant."
+    data = Table("bias", "UA and WA by what the test shows the model", rows)
+    draw = partial(dots, points, "UA %", above=True, legend=3)
+    plot = Plot("UA by what the test shows the model", data, draw, note.strip())
+    return [Group([f"{text} {able[0].label}: {first}.", plot])]
+
+
+def _tests(cell: Cell) -> list[str]:
+    return [test for test in TESTS if test in cell.tests]
+
+
+def _queries(cells: Sequence[Cell]) -> list[Block]:
+    """UA against the number of query tokens, for cells that differ in it alone; nothing if there are none."""
+    families: dict[bytes, list[Cell]] = {}
+    for cell in cells:
+        if "queries" in cell.config["settings"]:
+            families.setdefault(configuration(cell.config, but="queries"), []).append(cell)
+    rows: list[Row] = []
+    for members in (members for members in families.values() if len(members) > 1):
+        pieces = [set(cell.label.split(" · ")) for cell in members]
+        label = " · ".join(piece for piece in members[0].label.split(" · ") if all(piece in one for one in pieces))
+        for cell in sorted(members, key=lambda cell: cell.config["settings"]["queries"]):
+            row = {"cells": label, "L": cell.config["settings"]["queries"]}
+            row |= {"UA %": _interval(cell, "ua"), "WA %": _interval(cell, "wa")}
+            rows.append(
+                row | {"paper UA %": next((q.numbers["ua"] for q in quoted_for(cell) if "ua" in q.numbers), None)}
+            )
+    if not rows:
+        return []
+    points = [(row["cells"], row["L"], row["UA %"]) for row in rows]
+    ticks = {number: str(number) for number in sorted({row["L"] for row in rows})}
+    title, best = "UA against the number of query tokens", max(rows, key=lambda row: row["UA %"])
+    text = "The cells differ in the number of query tokens alone. "
+    text += f"UA is highest with {best['L']} query tokens, {best['UA %'][0]:.2f} %."
+    draw = partial(lines, points, "query tokens L", "UA %", ticks=ticks, log=True)
+    return [Group([text, Plot(title, Table("queries", title, rows), draw, "With 95 % intervals; MSMSER’s figure 2.")])]
