@@ -24,16 +24,22 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any
       ser report runs --html report.html --latex tables.tex
       ser report runs/3f2a… runs/77b1… --paired
     """
-    from ser.train.report.page import report_tables, write_html, write_tables
+    from ser.train.report.cells import group_runs
     from ser.train.report.terminal import report_text
     from ser.train.run_folder import find_runs
 
-    found = find_runs(*runs)
-    click.echo(report_text(found, paired))
-    if html:
-        write_html(found, html)
-        click.echo(f"wrote {html}")
-    for form, path in files.items():
-        if path:
-            write_tables(report_tables(found), path, form)  # type: ignore[arg-type]
-            click.echo(f"wrote {path}")
+    cells, unfinished = group_runs(find_runs(*runs))
+    click.echo(report_text(cells, unfinished, paired))
+    if html or any(files.values()):
+        from ser.train.report.html import write_html
+        from ser.train.report.sections import make_page
+        from ser.train.report.tables import write_tables
+
+        page = make_page(cells, unfinished)
+        for form, path in {"html": html, **files}.items():
+            if path and form == "html":
+                write_html(page, path)
+            elif path:
+                write_tables(page.tables, path, form)  # type: ignore[arg-type]
+            if path:
+                click.echo(f"wrote {path}")

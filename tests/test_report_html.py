@@ -20,19 +20,19 @@ from ser.tests.chromium import MISSING, Browser, open_browser
 from ser.tests.spoken_store import EVIL, spoken_manifest, spoken_store
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.report.attention import SPECIAL, Attending
-from ser.train.report.cells import group, name_apart
-from ser.train.report.groups import wilson
-from ser.train.report.page import report_tables, write_html, write_tables
+from ser.train.report.cells import Cell, group_runs, name_apart
+from ser.train.report.examples import wilson
+from ser.train.report.figures import figure, to_svg
+from ser.train.report.html import Page, write_html
 from ser.train.report.paper import changed_settings, quoted_for
-from ser.train.report.plots import figure, to_svg
-from ser.train.report.significance import holm
-from ser.train.report.tables import Column, Table, harmless, shown, to_csv, to_latex, to_markdown
+from ser.train.report.provenance import command
+from ser.train.report.sections import holm, make_page
+from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.report.utterances import find_origins, style
-from ser.train.report.what_was_run import command
 from ser.train.run import load_model
 from ser.train.run_folder import CONFIG, PREDICTIONS, RESULT, Run, find_runs, run_name, write_json, write_predictions
-from ser.train.scores import Interval, pooled, scores
+from ser.train.scores import scores
 
 SMALL = ("d_model=16", "heads=2", "batch_size=16", "lr=0.003")
 needs_chromium = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -57,8 +57,18 @@ def runs(folder: Path) -> list[Run]:
 
 
 @pytest.fixture(scope="module")
-def page(folder: Path, runs: list[Run]) -> Path:
-    write_html(runs, folder / "report.html")
+def cells(runs: list[Run]) -> list[Cell]:
+    return group_runs(runs)[0]
+
+
+@pytest.fixture(scope="module")
+def content(cells: list[Cell]) -> Page:
+    return make_page(cells, [])
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path, content: Page) -> Path:
+    write_html(content, folder / "report.html")
     return folder / "report.html"
 
 
@@ -84,7 +94,7 @@ class _Tags(HTMLParser):
 
 
 def test_same_runs_give_the_same_bytes(page: Path, runs: list[Run], tmp_path: Path) -> None:
-    write_html(list(reversed(runs)), tmp_path / "again.html")
+    write_html(make_page(*group_runs(list(reversed(runs)))), tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
 
 
@@ -108,10 +118,10 @@ def test_ids_are_unique_and_all_references_lead_somewhere(page: Path) -> None:
     assert targets and labelled and set(targets) | set(labelled) <= set(ids)
 
 
-def test_evil_texts_are_shown_as_they_are(page: Path, runs: list[Run]) -> None:
+def test_evil_texts_are_shown_as_they_are(page: Path, content: Page) -> None:
     text = page.read_text(encoding="utf-8")
     assert "<script" not in text and "<img" not in text
-    table = next(table for table in report_tables(runs) if table.name == "hardest")
+    table = next(table for table in content.tables if table.name == "hardest")
     shown_texts = {row[1] for row in table.rows}
     assert shown_texts & set(EVIL), "the fixture must show one of them"
 
@@ -131,7 +141,7 @@ def test_words_in_pictures_are_left_alone() -> None:
     label = 'lr 0.01234 #0072b2 $x$ <b> & id="q" xlink:href'
     with figure(100) as (drawing, axes):
         axes.text(0.5, 0.5, label)
-        svg = to_svg(drawing)
+        svg = f"<svg>{to_svg(drawing).inside}</svg>"
     texts = [element.text for element in ElementTree.fromstring(svg).iter("text")]
     assert label in texts
     assert "0.01234" not in re.sub(r">[^<]*<", "><", svg) and "xlink" not in re.sub(r">[^<]*<", "><", svg)
@@ -158,16 +168,16 @@ def test_unfinished_runs_are_named_and_count_nowhere(folder: Path, runs: list[Ru
     open_run = Run(tmp_path / "runs" / "unfinished")
     open_run.path.mkdir(parents=True)
     write_json(open_run, CONFIG, runs[0].config)
-    write_html([*runs, open_run], tmp_path / "report.html")
+    write_html(make_page(*group_runs([*runs, open_run])), tmp_path / "report.html")
     assert "1 runs are not finished" in (tmp_path / "report.html").read_text(encoding="utf-8")
     with pytest.raises(WrongUse, match="none of these 1 runs is finished"):
-        write_html([open_run], tmp_path / "none.html")
+        group_runs([open_run])
 
 
 def test_without_its_store_the_report_says_so(folder: Path, runs: list[Run], tmp_path: Path) -> None:
     (folder / "store").rename(folder / "away")
     try:
-        write_html(runs, tmp_path / "report.html")
+        write_html(make_page(*group_runs(runs)), tmp_path / "report.html")
     finally:
         (folder / "away").rename(folder / "store")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -177,50 +187,19 @@ def test_without_its_store_the_report_says_so(folder: Path, runs: list[Run], tmp
 # --- numbers against the run folders
 
 
-def test_scores_are_those_of_the_runs(runs: list[Run]) -> None:
-    cells, _ = group(runs)
-    assert len(cells) == 4 and sum(len(cell.runs) for cell in cells) == len(runs)
-    table = next(table for table in report_tables(runs) if table.name == "results")
-    for cell in cells:
-        slow = one_by_one([run.result for run in cell.runs], cell.classes)
-        row = next(row for row in table.rows if row[0] == cell.label)
-        assert row[1].value == pytest.approx(slow["ua"]) and row[2].value == pytest.approx(slow["wa"])
-        assert row[3] == pytest.approx(slow["macro_f1"])
-        assert row[1].low <= row[1].value <= row[1].high
-        assert row[4][0] == pytest.approx(np.mean([run.result["ua"] for run in cell.runs]))
-
-
-def one_by_one(results: Sequence[Any], classes: Sequence[str]) -> dict[str, Any]:
-    """The scores of a list of utterances whose confusions these are."""
-    matrix = np.sum([np.asarray(result["confusion"]) for result in results], axis=0)
-    truth, predicted = np.divmod(np.repeat(np.arange(matrix.size), matrix.ravel()), len(classes))
-    return scores(truth.tolist(), predicted.tolist(), classes)
-
-
-def test_confusions_add_up_to_the_slow_scores() -> None:
-    rng = np.random.default_rng(0)
-    results = [scores(rng.integers(0, 3, 40).tolist(), rng.integers(0, 4, 40).tolist(), "abcd") for _ in range(3)]
-    fast, slow = pooled(results, "abcd"), one_by_one(results, "abcd")
-    for name in ("wa", "ua", "macro_f1", "weighted_f1"):
-        assert fast[name] == pytest.approx(slow[name])
-    for name in ("per_class", "confusion", "n"):
-        assert fast[name] == slow[name]
-
-
-def test_labels_name_what_differs(runs: list[Run]) -> None:
-    cells, _ = group(runs)
+def test_labels_name_what_differs(cells: list[Cell]) -> None:
     labels = {cell.label for cell in cells}
     assert labels == {"audio:utterance", "lgf-add · perspective", "mit · queries 3", "mit · queries 6"}
-    assert name_apart([cells[0].config] * 2) == ["audio:utterance", "audio:utterance (2)"]
+    config = next(cell.config for cell in cells if cell.label == "audio:utterance")
+    assert name_apart([config] * 2) == ["audio:utterance", "audio:utterance (2)"]
 
 
-def test_the_command_runs_the_cell_again(runs: list[Run]) -> None:
+def test_the_command_runs_the_cell_again(cells: list[Cell]) -> None:
     """The words of the command, as `ser train` reads them, give the cell's own run names."""
     import shlex
 
     from ser.train.experiment import prepare
 
-    cells, _ = group(runs)
     for cell in cells:
         words = shlex.split(command(cell))[2:]
         options: dict[str, Any] = {"set": ()}
@@ -239,12 +218,12 @@ def test_holm_is_the_step_down_correction() -> None:
 def test_wilson_is_scipys() -> None:
     from scipy.stats import binomtest
 
-    ours, theirs = wilson(7, 20), binomtest(7, 20).proportion_ci(method="wilson")
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+    theirs = binomtest(7, 20).proportion_ci(method="wilson")
+    assert wilson(7 / 20, 20) == pytest.approx((35, 100 * theirs.low, 100 * theirs.high), abs=1e-4)
 
 
-def test_agreement_counts_every_rater(runs: list[Run]) -> None:
-    cell = next(cell for cell in group(runs)[0] if cell.label == "audio:utterance")
+def test_agreement_counts_every_rater(cells: list[Cell]) -> None:
+    cell = next(cell for cell in cells if cell.label == "audio:utterance")
     origin = find_origins([cell])[cell.label]
     named = {"ang": {"Anger"}, "hap": {"Happiness", "Excited"}, "neu": {"Neutral"}, "sad": {"Sadness"}}
     for id_, k, share in zip(cell.predictions.ids, cell.predictions.truth, origin.agreement(cell), strict=True):
@@ -258,15 +237,15 @@ def test_style_is_told_by_iemocaps_ids_only() -> None:
     assert style("03a01Fa") is None
 
 
-def test_a_papers_cell_is_known_by_its_structure(folder: Path, runs: list[Run]) -> None:
-    by_label = {cell.label: cell for cell in group(runs)[0]}
+def test_a_papers_cell_is_known_by_its_structure(cells: list[Cell]) -> None:
+    by_label = {cell.label: cell for cell in cells}
     assert quoted_for(by_label["mit · queries 3"]) == [], "the paper has no cell with three query tokens"
     full = by_label["mit · queries 3"]
     config = {**full.config, "settings": {**full.config["settings"], "queries": 30}}
     run = Run(full.runs[0].path)
     run.__dict__["config"] = config
-    found = quoted_for(type(full)("mit", [run]))
-    assert {quoted.score("ua") for quoted in found} == {0.764}
+    found = quoted_for(Cell("mit", [run]))
+    assert {quoted.numbers["ua"] for quoted in found} == {76.4}
     assert found[0].where.startswith("MSMSER")
     assert changed_settings(full)["d_model"] == 16 and "queries" not in changed_settings(full)
 
@@ -274,9 +253,9 @@ def test_a_papers_cell_is_known_by_its_structure(folder: Path, runs: list[Run]) 
 # --- attention against the equations
 
 
-def test_attention_is_the_models_own(runs: list[Run]) -> None:
+def test_attention_is_the_models_own(cells: list[Cell]) -> None:
     """The weights, written plainly from q, k and the model's tensors; and watching changes no number."""
-    cell = next(cell for cell in group(runs)[0] if cell.label == "mit · queries 6")
+    cell = next(cell for cell in cells if cell.label == "mit · queries 6")
     origin = find_origins([cell])[cell.label]
     utterance = str(cell.predictions.ids[0])
     attending = Attending(cell.runs[0], origin, [utterance])
@@ -330,10 +309,10 @@ def test_attention_is_the_models_own(runs: list[Run]) -> None:
 TABLE = Table(
     "odd",
     "Odd & <b>100 %</b>",
-    [Column("cell"), Column("UA %", "interval"), Column("runs", "spread"), Column("n", "count"), Column("p", "p")],
+    {"cell": "text", "UA %": "interval", "runs": "spread", "n": "count", "p": "p"},
     [
-        ["=1+1", Interval(0.5, 0.4, 0.6), (0.5, None), 1234, 0.0001],
-        ["a | b_c <i> $x$", None, (0.25, 0.01), None, 0.5],
+        ["=1+1", (50, 40, 60), (50, None), 1234, 0.0001],
+        ["a | b_c <i> $x$", None, (25, 1), None, 0.5],
     ],
     "A note of 5 %.",
 )
@@ -353,20 +332,20 @@ def test_markdown_keeps_its_columns_and_no_markup() -> None:
     text = to_markdown(TABLE)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 4 and {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {6}
-    assert "<" not in text and "50.0 [40.0, 60.0]" not in text and r"50.0 \[40.0, 60.0\]" in text
+    assert "<" not in text and "50.00 [40.00, 60.00]" not in text and r"50.00 \[40.00, 60.00\]" in text
 
 
 def test_latex_is_booktabs_with_special_characters_escaped() -> None:
     text = to_latex(TABLE)
     assert r"\toprule" in text and r"\bottomrule" in text and r"\caption{Odd \& " in text
     assert r"b\_c" in text and r"\$x\$" in text and r"$\pm$" in text and "±" not in text
-    bracket = Table("b", "b", [Column("words")], [["[LAUGHTER]"]])
+    bracket = Table("b", "b", {"words": "text"}, [["[LAUGHTER]"]])
     assert r"{}[LAUGHTER]" in to_latex(bracket)
     assert not re.search(r"(?<!\\)[%&](?!.*\\\\)", text.replace(" & ", " "))
 
 
-def test_every_table_is_written_in_every_form(runs: list[Run], tmp_path: Path) -> None:
-    tables = report_tables(runs)
+def test_every_table_is_written_in_every_form(content: Page, tmp_path: Path) -> None:
+    tables = content.tables
     assert len({table.name for table in tables}) == len(tables) > 20
     for form in ("csv", "markdown", "latex"):
         write_tables(tables, tmp_path / form, form)  # type: ignore[arg-type]
@@ -376,7 +355,7 @@ def test_every_table_is_written_in_every_form(runs: list[Run], tmp_path: Path) -
 
 
 def test_values_are_shown_in_one_way() -> None:
-    assert shown(None, "percent") == "–" and shown(-0.0123, "points") == "−1.2" and shown(12345, "count") == "12,345"
+    assert shown(None, "percent") == "–" and shown(-1.234, "points") == "−1.23" and shown(12345, "count") == "12,345"
 
 
 # --- in a real browser
@@ -422,7 +401,7 @@ def test_the_runs_wa_stands_in_the_page(page: Path, browser: Browser, runs: list
     assert {line[0] for line in lines} == {run.path.name for run in runs}
     for line in lines:
         result = next(run for run in runs if run.path.name == line[0]).result
-        assert (line[4], line[5]) == (f"{100 * result['ua']:.1f}", f"{100 * result['wa']:.1f}")
+        assert (line[4], line[5]) == (f"{100 * result['ua']:.2f}", f"{100 * result['wa']:.2f}")
 
 
 @needs_chromium
@@ -496,7 +475,7 @@ def test_480_runs_stay_small_and_quick(folder: Path, tmp_path: Path) -> None:
     # The attention of a trained model stands in it too.
     runs += find_runs(folder / "runs")
     started, spent = time.perf_counter(), time.process_time()
-    write_html(runs, tmp_path / "report.html")
+    write_html(make_page(*group_runs(runs)), tmp_path / "report.html")
     seconds, cpu = time.perf_counter() - started, time.process_time() - spent
     size = (tmp_path / "report.html").stat().st_size
     print(f"{len(runs)} runs: {size / 1e6:.2f} MB, {seconds:.1f} s, {cpu:.1f} s of CPU")
@@ -507,13 +486,12 @@ def test_480_runs_stay_small_and_quick(folder: Path, tmp_path: Path) -> None:
 # --- on the terminal
 
 
-def test_the_terminal_says_the_same(runs: list[Run]) -> None:
-    text = report_text(runs)
-    for cell in group(runs)[0]:
+def test_the_terminal_says_the_same(cells: list[Cell]) -> None:
+    text = report_text(cells, [])
+    for cell in cells:
         line = next(line for line in text.splitlines() if line.startswith(f"{cell.label} "))
-        assert f"{100 * cell.pooled['ua']:.1f} [" in line
+        assert f"{cell.score('ua').pooled:.2f} [" in line
     assert "no comparison with the paper is meant" in text and "McNemar" not in text
-    assert "McNemar" in report_text(runs, paired=True)
-    alone = [run for run in runs if run.config["fusion"] == "audio:utterance"]
+    assert "McNemar" in report_text(cells, [], paired=True)
     with pytest.raises(WrongUse, match="one cell"):
-        report_text(alone, paired=True)
+        report_text(cells[:1], [], paired=True)

@@ -1,5 +1,6 @@
 """What the modality interaction transformer of a trained run attends to, taken from the model as it runs."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,15 +28,15 @@ SPECIAL = "special tokens"  # [CLS], [SEP] and their like
 class Attended:
     """One utterance: how strongly each of L query tokens attends to each audio frame and each word.
 
-    A query token's weights sum to 1 over `frames` and `words` together (mean over the heads, last layer). `pooled`
-    weighs the tokens as the model's pooling does: what reaches the classifier.
+    A query token's weights sum to 1 over `frames` and `words` together (mean over the heads, last layer). `tokens`
+    weighs the query tokens as the model's pooling does: what reaches the classifier.
     """
 
     utterance: str
     probabilities: np.ndarray  # [K]
     frames: np.ndarray  # [L, T]
     words: np.ndarray  # [L, N]
-    tokens: np.ndarray  # [L]: the pooling's weights, which sum to 1
+    tokens: np.ndarray  # [L], which sum to 1
     hop: float | None  # seconds between frames
     texts: Sequence[str]  # [N]
     even: float  # the audio's share if a query token attended to all frames and tokens alike
@@ -44,11 +45,6 @@ class Attended:
     def audio(self) -> np.ndarray:
         """The share of each query token's attention that goes to the audio [L]."""
         return self.frames.sum(1)
-
-
-def can_attend(run: Run) -> bool:
-    """Whether the run's model has a modality interaction transformer."""
-    return run.config["fusion"].partition(":")[0] == "mit"
 
 
 class Attending:
@@ -84,7 +80,7 @@ class Attending:
             inputs[modality] = Sequences(scale(values), torch.tensor([len(values)]))
             extras[modality] = {name: array[start:stop] for name, array in packed.extras.items()}
         one = torch.zeros(1, dtype=torch.long)
-        with _watched(self.interaction) as seen:
+        with _weights_of(self.interaction) as seen:
             logits = self.fitted.model(Batch(inputs, one, one, one + 1))["logits"]
         weights = seen["attention"].mean(0).numpy()  # [h, L, T + N] → [L, T + N]
         frames = len(inputs["audio"].values)
@@ -103,7 +99,7 @@ class Attending:
 
 
 @contextmanager
-def _watched(interaction: ModalityInteraction) -> Iterator[dict[str, Tensor]]:
+def _weights_of(interaction: ModalityInteraction) -> Iterator[dict[str, Tensor]]:
     """The weights of the last layer's attention to both modalities `[h, L, r]` and of the pooling `[L]`, for one
     utterance at a time. The model's own code and numbers stay as they are.
     """
@@ -130,23 +126,15 @@ def _watched(interaction: ModalityInteraction) -> Iterator[dict[str, Tensor]]:
 
 
 def _by_word(weights: np.ndarray, word: Any, text: str, config: Any) -> tuple[np.ndarray, list[str]]:
-    """Token columns summed into words, named by the transcript; tokens by number where the store has no map."""
+    """Token columns summed into words, named by the transcript; tokens by number where the store has no map.
+
+    The store's map counts what stands between spaces, without tags such as [LAUGHTER] where they were removed.
+    """
     if word is None:
         return weights, [f"token {number}" for number in range(weights.shape[1])]
-    names = _spoken(text, config)
-    columns = [*range(len(names))]
-    inside = [word == column for column in columns]
-    summed = [weights[:, where].sum(1) for where in inside]
+    names = (re.sub(r"\[[A-Za-z_]+\]", " ", text) if config.get("tags") == "remove" else text).split()
+    columns = [word == column for column in range(len(names))]
+    special = (word < 0) | (word >= len(names))
     if (word < 0).any() or not names:
-        names = [*names, SPECIAL]
-        summed.append(weights[:, (word < 0) | (word >= len(columns))].sum(1))
-    return np.stack(summed, axis=1), names
-
-
-def _spoken(text: str, config: Any) -> list[str]:
-    """The words that the store's token map counts: what stands between spaces, without tags where they were removed."""
-    if config.get("tags") == "remove":
-        import re
-
-        text = re.sub(r"\[[A-Za-z_]+\]", " ", text)
-    return text.split()
+        columns, names = [*columns, special], [*names, SPECIAL]
+    return np.stack([weights[:, column].sum(1) for column in columns], axis=1), names

@@ -12,12 +12,10 @@ from ser.cache.spec import canonical_json
 from ser.errors import WrongUse
 from ser.train.models import FUSIONS
 from ser.train.run_folder import Run
-from ser.train.scores import Interval, bootstrap, caveat, mean_std, pooled
+from ser.train.scores import CellScores
 
 # What tells the runs of one cell apart.
 OF_THE_RUN = ("fold", "seed", "cut", "provenance")
-# Fewer speakers than this say too little about speakers in general: utterances are drawn instead.
-SPEAKERS = 8
 
 
 @dataclass(frozen=True)
@@ -30,78 +28,37 @@ class Predictions:
     probabilities: np.ndarray  # [n, K]
     run: np.ndarray  # int [n]: which of the cell's runs
 
-    @property
+    @cached_property
     def predicted(self) -> np.ndarray:
         """The class with the highest probability; int [n]."""
         return self.probabilities.argmax(1)
 
-    @property
+    @cached_property
     def right(self) -> np.ndarray:
         """Bool [n]."""
         return self.predicted == self.truth
 
-    @property
+    @cached_property
     def of_truth(self) -> np.ndarray:
         """The probability that the true class was given [n]."""
         return self.probabilities[np.arange(len(self.truth)), self.truth]
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(CellScores):
     """One configuration with its finished runs, by seed and fold. `label` tells it from the report's other cells."""
 
-    label: str
-    runs: Sequence[Run]
+    def __init__(self, label: str, runs: Sequence[Run]) -> None:
+        super().__init__(sorted(runs, key=lambda run: (run.config["seed"], run.config["fold"])))
+        self.label = label
+        self.config = self.runs[0].config  # all but fold and seed is the same in all
+        self.folds = list(dict.fromkeys(run.config["fold"] for run in self.runs))
+        self.seeds = sorted({run.config["seed"] for run in self.runs})
+        self.features = "+".join(feature["feature"] for feature in self.config["features"].values())
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The config of its first run: all but fold and seed is the same in all."""
-        return self.runs[0].config
-
-    @property
-    def results(self) -> list[dict[str, Any]]:
-        """The result of each run."""
-        return [run.result for run in self.runs]
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names in the order of the class numbers."""
-        return self.config["labels"]["classes"]
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seeds of its runs."""
-        return sorted({run.config["seed"] for run in self.runs})
-
-    @property
-    def folds(self) -> list[str]:
-        """The folds of its runs."""
-        return list(dict.fromkeys(run.config["fold"] for run in self.runs))
-
-    @property
-    def features(self) -> str:
-        """Such as `hubert+mpnet`."""
-        return "+".join(feature["feature"] for feature in self.config["features"].values())
-
-    @property
-    def real(self) -> bool:
-        """Whether its scores say something about people: no synthetic corpus, no random weights."""
-        return caveat(self.results) is None
-
-    @cached_property
-    def pooled(self) -> dict[str, Any]:
-        """Scores of the utterances of all its runs taken together."""
-        return pooled(self.results, self.classes)
-
-    @cached_property
-    def tests(self) -> dict[str, dict[str, Any]]:
-        """The pooled scores of each way of testing that all its runs know, such as "only audio"."""
-        shared = [name for name in self.results[0]["tests"] if all(name in result["tests"] for result in self.results)]
-        return {name: pooled([result["tests"][name] for result in self.results], self.classes) for name in shared}
-
-    def spread(self, score: str) -> tuple[float, float | None]:
-        """Mean and standard deviation of a score over its runs."""
-        return mean_std([result[score] for result in self.results])
+    def settings(self) -> dict[str, Any]:
+        """The fusion's settings and the training's."""
+        return {**self.config["settings"], **self.config["training"]}
 
     @cached_property
     def predictions(self) -> Predictions:
@@ -110,68 +67,51 @@ class Cell:
         number = {name: k for k, name in enumerate(self.classes)}
 
         def joined(name: str) -> np.ndarray:
-            return np.concatenate([np.array(t.column(name).to_pylist(), dtype=object) for t in tables])
+            return np.concatenate([np.array(table.column(name).to_pylist(), dtype=object) for table in tables])
 
+        flat = [table.column("probabilities").combine_chunks().flatten().to_numpy() for table in tables]
         return Predictions(
             ids=joined("id"),
             speakers=joined("speaker"),
             truth=np.array([number[name] for name in joined("truth")], dtype=np.int64),
-            probabilities=np.concatenate([_matrix(table.column("probabilities")) for table in tables]),
+            probabilities=np.concatenate(flat).reshape(-1, len(number)),
             run=np.repeat(np.arange(len(tables)), [table.num_rows for table in tables]),
         )
 
-    @cached_property
-    def drawn(self) -> str:
-        """What the bootstrap draws: "speakers" where the cell tests enough of them, else "utterances"."""
-        speakers = set(self.predictions.speakers)
-        return "speakers" if None not in speakers and len(speakers) >= SPEAKERS else "utterances"
 
-    @cached_property
-    def intervals(self) -> dict[str, Interval]:
-        """UA and WA with their 95 % intervals; all seeds' predictions of what is drawn are drawn together."""
-        p = self.predictions
-        names = (p.speakers if self.drawn == "speakers" else p.ids).astype(str)
-        groups = np.unique(names, return_inverse=True)[1].tolist()
-        truth, predicted = p.truth.tolist(), p.predicted.tolist()
-        return {s: bootstrap(truth, predicted, len(self.classes), s, groups) for s in ("ua", "wa")}
+def group_runs(runs: Iterable[Run]) -> tuple[list[Cell], list[Run]]:
+    """The cells of the finished runs, highest UA first, and the runs that are not finished.
 
-
-def _matrix(column: Any) -> np.ndarray:
-    """A column of lists of equal length as an array [n, K]."""
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(column), -1)
-
-
-def group(runs: Iterable[Run]) -> tuple[list[Cell], list[Run]]:
-    """The cells of the finished runs, and the runs that are not finished."""
+    Raises `WrongUse` if no run is finished.
+    """
     members: dict[bytes, list[Run]] = {}
     unfinished = []
-    for run in runs:
-        if not run.finished:
+    for run in sorted(runs, key=lambda run: run.path.name):
+        if run.finished:
+            members.setdefault(configuration(run.config), []).append(run)
+        else:
             unfinished.append(run)
-            continue
-        config = {key: value for key, value in run.config.items() if key not in OF_THE_RUN}
-        members.setdefault(canonical_json(config), []).append(run)
+    if not members:
+        raise WrongUse(
+            f"none of these {len(unfinished)} runs is finished; the same command with --resume goes on with them"
+        )
     labels = name_apart([runs[0].config for runs in members.values()])
-    cells = [
-        Cell(label, sorted(runs, key=lambda run: (run.config["seed"], run.config["fold"])))
-        for label, runs in zip(labels, members.values(), strict=True)
-    ]
-    return sorted(cells, key=lambda cell: cell.label), unfinished
+    cells = [Cell(label, runs) for label, runs in zip(labels, members.values(), strict=True)]
+    return sorted(cells, key=lambda cell: (-cell.score("ua").pooled, cell.label)), unfinished
 
 
-def finished_cells(runs: Sequence[Run]) -> tuple[list[Cell], list[Run]]:
-    """`group`, highest UA first. Raises `WrongUse` if not one run is finished."""
-    cells, unfinished = group(runs)
-    if not cells:
-        raise WrongUse(f"none of these {len(runs)} runs is finished; the same command with --resume goes on with them")
-    return sorted(cells, key=lambda cell: -cell.pooled["ua"]), unfinished
+def configuration(config: Mapping[str, Any], but: str | None = None) -> bytes:
+    """What all runs of a cell share, but for one setting of the fusion."""
+    shared = {key: value for key, value in config.items() if key not in OF_THE_RUN}
+    shared["settings"] = {key: value for key, value in config["settings"].items() if key != but}
+    return canonical_json(shared)
 
 
 def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A label for each cell: its fusion and whatever else tells it from the others."""
     flat = [_flat(config) for config in configs]
-    labels = []
+    labels: list[str] = []
+    seen: Counter[str] = Counter()
     for one in flat:
         rivals = [other for other in flat if other["fusion"] == one["fusion"]]
         fusion = FUSIONS.get(one["fusion"])
@@ -181,11 +121,9 @@ def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         kept = [key for key in differing if not key.startswith("digest.")] or differing
         kept = [key for key in kept if key not in usual or one[key] != usual[key]]
         kept = [*(["loss"] if one["loss"] != "single" and "loss" not in kept else []), *kept]
-        labels.append(" · ".join([one["fusion"], *(_words(key, one[key]) for key in kept)]))
-    seen: Counter[str] = Counter()
-    for place, label in enumerate(labels):
+        label = " · ".join([one["fusion"], *(_named(key, one[key]) for key in kept)])
         seen[label] += 1
-        labels[place] = label if seen[label] == 1 else f"{label} ({seen[label]})"
+        labels.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
     return labels
 
 
@@ -197,9 +135,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "features": "+".join(f["feature"] for f in features),
         "corpus": config["corpus"],
         "labels": config["labels"]["policy"],
-        "protocol": config["protocol"],
-        "select": config["select"],
-        "loss": config["loss"],
+        **{key: config[key] for key in ("protocol", "select", "loss")},
         "precision": config.get("precision", "float32"),
         "limit": config["limit"],
         "pool": "+".join(f["pool"] for f in features),
@@ -210,7 +146,8 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _words(key: str, value: Any) -> str:
-    named = ("features", "corpus", "labels", "protocol", "select", "loss", "precision")
-    told = f"{value:g}" if isinstance(value, float) else str(value)
-    return told if key in named else f"{key.removeprefix('digest.')} {told}"
+def _named(key: str, value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    if key in ("features", "corpus", "labels", "protocol", "select", "loss", "precision"):
+        return text
+    return f"{key.removeprefix('digest.')} {text}"

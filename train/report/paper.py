@@ -19,7 +19,6 @@ class Quoted:
 
     recipe: Recipe
     name: str
-    test: str
     numbers: Mapping[str, float]
 
     @property
@@ -27,9 +26,9 @@ class Quoted:
         """Such as "MSMSER, Table 2: Full"."""
         return f"{self.recipe.title.partition(':')[0]}: {self.name}"
 
-    def score(self, metric: str) -> float | None:
-        """The paper's number as a share in [0, 1]."""
-        return self.numbers[metric] / 100 if metric in self.numbers else None
+    def spread(self, metric: str) -> tuple[float, float | None] | None:
+        """Mean and standard deviation, as far as the paper gives them."""
+        return (self.numbers[metric], self.numbers.get(f"{metric}_std")) if metric in self.numbers else None
 
 
 @cache
@@ -47,7 +46,7 @@ def _structural(fusion: str) -> frozenset[str]:
 def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
     """The papers' cells of this structure that were tested in that way and have numbers, in the recipes' order."""
     return [
-        Quoted(recipe, one.name, one.test, one.paper)
+        Quoted(recipe, one.name, one.paper)
         for recipe in _recipes()
         for one in recipe.cells
         if one.paper and one.test == test and _is(cell, one)
@@ -56,14 +55,13 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
 
 def _is(cell: Cell, one: RecipeCell) -> bool:
     config, asked = cell.config, one.experiment
-    if asked.fusion not in FUSIONS or asked.fusion != config["fusion"]:
-        return False
-    if {name.partition(":")[0] for name in asked.features.split("+")} != {
-        feature["feature"].partition(":")[0] for feature in config["features"].values()
-    }:
-        return False
-    same = (asked.labels, asked.protocol) == (config["labels"]["policy"], config["protocol"])
-    if not same or (asked.loss != config["loss"]):
+    names = {name.partition(":")[0] for name in asked.features.split("+")}
+    if (
+        asked.fusion not in FUSIONS
+        or (asked.fusion, asked.protocol, asked.loss) != (config["fusion"], config["protocol"], config["loss"])
+        or asked.labels != config["labels"]["policy"]
+        or names != {feature["feature"].partition(":")[0] for feature in config["features"].values()}
+    ):
         return False
     wanted, _ = parse_settings(FUSIONS[asked.fusion], asked.set)
     return all(config["settings"].get(key) == getattr(wanted, key, None) for key in _structural(asked.fusion))
@@ -74,21 +72,13 @@ def changed_settings(cell: Cell) -> dict[str, Any]:
     fusion = FUSIONS.get(cell.config["fusion"])
     if fusion is None:
         return {}
-    defaults, _ = parse_settings(fusion, ())
-    structural = _structural(fusion.name)
-    return {
-        key: value
-        for key, value in cell.config["settings"].items()
-        if key not in structural and value != getattr(defaults, key, None)
-    }
+    usual, _ = parse_settings(fusion, ())
+    own = {k: v for k, v in cell.config["settings"].items() if k not in _structural(fusion.name)}
+    return {key: value for key, value in own.items() if value != getattr(usual, key, None)}
 
 
-def others_quoted(cells: Sequence[Cell]) -> list[tuple[Recipe, str, Mapping[str, float]]]:
+def others_quoted(cells: Sequence[Cell]) -> list[Quoted]:
     """What the papers quote of other systems, for the recipes of which the report has a cell."""
     held = {quoted.recipe.name for cell in cells for quoted in quoted_for(cell)}
-    return [
-        (recipe, name, numbers)
-        for recipe in _recipes()
-        if recipe.name in held
-        for name, numbers in recipe.quoted.items()
-    ]
+    recipes = [recipe for recipe in _recipes() if recipe.name in held]
+    return [Quoted(recipe, name, numbers) for recipe in recipes for name, numbers in recipe.quoted.items()]

@@ -1,53 +1,49 @@
-"""Tables of a report: values with their kind, and the ways to write them down.
+"""Tables of a report: values with their kind, written for a terminal, Markdown, LaTeX and CSV.
 
-A score is a share in [0, 1] and is shown in percent. Text may come from anywhere: whoever writes a table escapes it.
+Every score and share is in percent and is shown with two decimals. Text may come from anywhere: whoever writes a table
+escapes it.
 """
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tabulate import tabulate
-
 from ser.errors import unknown
-from ser.train.scores import Interval
 
-# text: str · count: int · percent, points: float share · interval: Interval · spread: (mean, deviation | None) ·
-# p: probability of a test · number: float
-Kind = Literal["text", "count", "percent", "points", "interval", "spread", "p", "number"]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column's heading and what its values are."""
-
-    name: str
-    kind: Kind = "text"
+# The kinds of values: text: str · count: int · percent, points: float · interval: (value, low, high) ·
+# spread: (mean, deviation or None) · p: probability of a test · number: float
+_ENDINGS: Mapping[str, tuple[str, ...]] = {"interval": ("", " low", " high"), "spread": ("", " deviation")}
 
 
 @dataclass(frozen=True)
 class Table:
     """Rows of values, one per column; None where there is none."""
 
-    name: str  # of letters and hyphens: its file and its anchor
+    name: str  # of letters, digits and hyphens: its anchor and its label
     caption: str
-    columns: Sequence[Column]
+    columns: Mapping[str, str]  # heading → kind
     rows: Sequence[Sequence[Any]]
     note: str = ""
+    folded: bool = False  # behind its caption in the page
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.columns) for row in self.rows):
             raise ValueError(f"table {self.name}: a row has not one value for each of {len(self.columns)} columns")
 
+    @property
+    def texts(self) -> list[list[str]]:
+        """The rows as a reader sees them."""
+        return [[shown(v, kind) for v, kind in zip(row, self.columns.values(), strict=True)] for row in self.rows]
 
-def shown(value: Any, kind: Kind) -> str:
+
+def shown(value: Any, kind: str) -> str:
     """A value as a reader sees it.
 
-    >>> shown(0.76412, "percent"), shown((0.5, 0.011), "spread"), shown(0.0004, "p")
-    ('76.4', '50.0 ± 1.1', '< 0.001')
+    >>> shown(76.412, "percent"), shown((50.0, 1.1), "spread"), shown((50, 40, 60), "interval"), shown(0.0004, "p")
+    ('76.41', '50.00 ± 1.10', '50.00 [40.00, 60.00]', '< 0.001')
     """
     if value is None:
         return "–"
@@ -55,14 +51,14 @@ def shown(value: Any, kind: Kind) -> str:
         case "count":
             return f"{value:,}"
         case "percent":
-            return f"{100 * value:.1f}"
+            return f"{value:.2f}"
         case "points":
-            return f"{100 * value:+.1f}".replace("-", "−")
+            return f"{value:+.2f}".replace("-", "−")
         case "interval":
-            return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+            return "{:.2f} [{:.2f}, {:.2f}]".format(*value)
         case "spread":
             mean, deviation = value
-            return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+            return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
         case "p":
             return "< 0.001" if value < 0.001 else f"{value:.3f}"
         case "number":
@@ -71,112 +67,81 @@ def shown(value: Any, kind: Kind) -> str:
             return str(value)
 
 
-def percent(share: float) -> str:
-    """A share in running text.
-
-    >>> percent(0.7641)
-    '76 %'
-    """
-    return f"{100 * share:.0f} %"
-
-
-def _exact(value: Any, kind: Kind) -> list[str]:
-    """A value as the cells of a CSV file, scores in percent to four digits."""
-    width = {"interval": 3, "spread": 2}.get(kind, 1)
-    if value is None:
-        return [""] * width
-    match kind:
-        case "percent" | "points":
-            return [f"{100 * value:.4f}"]
-        case "interval":
-            return [f"{100 * end:.4f}" for end in (value.value, value.low, value.high)]
-        case "spread":
-            return [*_exact(value[0], "percent"), *_exact(value[1], "percent")]
-        case "count":
-            return [str(value)]
-        case "p" | "number":
-            return [f"{value:.6g}"]
-        case _:
-            return [harmless(str(value))]
-
-
 def harmless(text: str) -> str:
     """Text that a spreadsheet does not take for a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
-def to_csv(table: Table) -> str:
-    """One header line; intervals and spreads take a column for each of their numbers."""
+def _exact(value: Any, kind: str) -> list[str]:
+    """A value as the cells of a CSV file, percentages to four digits."""
+    if kind in _ENDINGS:
+        numbers = (None,) * len(_ENDINGS[kind]) if value is None else value
+        return ["" if number is None else f"{number:.4f}" for number in numbers]
+    if value is None:
+        return [""]
+    if kind in ("percent", "points"):
+        return [f"{value:.4f}"]
+    return [f"{value:.6g}" if kind in ("p", "number") else str(value) if kind == "count" else harmless(str(value))]
+
+
+def to_csv(table: Table, caption: bool = False) -> str:
+    """One header line, below the caption if asked; intervals and spreads take a column for each of their numbers."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    heading: list[str] = []
-    for column in table.columns:
-        name = harmless(column.name)
-        heading += {"interval": [name, f"{name} low", f"{name} high"], "spread": [name, f"{name} deviation"]}.get(
-            column.kind, [name]
-        )
-    writer.writerow(heading)
+    if caption:
+        writer.writerow([harmless(table.caption)])
+    columns = table.columns.items()
+    writer.writerow([f"{harmless(name)}{end}" for name, kind in columns for end in _ENDINGS.get(kind, ("",))])
     for row in table.rows:
-        cells = (_exact(value, column.kind) for value, column in zip(row, table.columns, strict=True))
-        writer.writerow([cell for group in cells for cell in group])
+        writer.writerow([cell for v, kind in zip(row, table.columns.values(), strict=True) for cell in _exact(v, kind)])
     return sink.getvalue()
 
 
 _MARKDOWN = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "} | {c: f"\\{c}" for c in "\\|`*_[]#~$"}
 )
-_LATEX: dict[str, str | int | None] = {
-    "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
-    "·": r"$\cdot$",
-    "×": r"$\times$",
-    "≤": r"$\le$",
-    "…": r"\dots{}",
-    "\u200b": "{}",
-}
+_LATEX = str.maketrans(
+    {"±": r"$\pm$", "·": r"$\cdot$", "×": r"$\times$", "≤": r"$\le$", "−": "$-$", "–": "--", "…": r"\dots{}"}
+    | {"\u200b": "{}"}
+)
+
+
+def tabulated(table: Table, style: str = "simple", escape: Callable[[str], str] = str) -> str:
+    """The table in one of tabulate's styles, numbers to the right."""
+    from tabulate import tabulate
+
+    return tabulate(
+        [[escape(text) for text in row] for row in table.texts] or [[""] * len(table.columns)],
+        headers=[escape(name) for name in table.columns],
+        tablefmt=style,
+        colalign=["left" if kind == "text" else "right" for kind in table.columns.values()],
+        disable_numparse=True,
+    )
 
 
 def to_markdown(table: Table) -> str:
     """A heading, the table and its note."""
-    body = _tabulated(table, "pipe", lambda text: text.translate(_MARKDOWN))
+    body = tabulated(table, "pipe", lambda text: text.translate(_MARKDOWN))
     note = f"\n{table.note.translate(_MARKDOWN)}\n" if table.note else ""
     return f"### {table.caption.translate(_MARKDOWN)}\n\n{body}\n{note}"
 
 
 def to_latex(table: Table) -> str:
-    """A `table` environment in booktabs' style."""
+    """A `table` environment in booktabs' style; tabulate escapes LaTeX's special characters."""
     # After a line's end, LaTeX takes a bracket for a length.
-    body = _tabulated(table, "latex_booktabs", lambda text: _unbracketed(" ".join(text.split())))
+    body = tabulated(table, "latex_booktabs", lambda text: ("\u200b" if text.startswith("[") else "") + _one_line(text))
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.caption)}}}", rf"\label{{tab:{table.name}}}"]
-    note = [rf"\par\small {_latex(table.note)}"] if table.note else []
-    text = "\n".join([*lines, body, *note, r"\end{table}"])
-    return text.translate(str.maketrans(_LATEX)) + "\n"
-
-
-def _unbracketed(text: str) -> str:
-    return f"\u200b{text}" if text.startswith("[") else text
+    lines += [body, *([rf"\par\small {_latex(table.note)}"] if table.note else []), r"\end{table}"]
+    return "\n".join(lines).translate(_LATEX) + "\n"
 
 
 def _latex(text: str) -> str:
-    """Text with LaTeX's special characters escaped, as tabulate does in the table's cells."""
-    return (
-        tabulate([[text]], tablefmt="latex_booktabs", disable_numparse=True).splitlines()[2].removesuffix(r"\\").strip()
-    )
+    """Text escaped as tabulate escapes a heading."""
+    return tabulated(Table("text", "", {_one_line(text): "text"}, []), "latex_booktabs").splitlines()[2][:-2].strip()
 
 
-def _tabulated(table: Table, style: str, escape: Callable[[str], str]) -> str:
-    rows = [
-        [escape(shown(value, column.kind)) for value, column in zip(row, table.columns, strict=True)]
-        for row in table.rows
-    ]
-    return tabulate(
-        rows,
-        headers=[escape(column.name) for column in table.columns],
-        tablefmt=style,
-        colalign=["left" if column.kind == "text" else "right" for column in table.columns] if rows else None,
-        disable_numparse=True,
-    )
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def write_tables(tables: Sequence[Table], path: Path, form: Literal["markdown", "latex", "csv"]) -> None:
@@ -187,27 +152,7 @@ def write_tables(tables: Sequence[Table], path: Path, form: Literal["markdown", 
         case "latex":
             text = "% needs \\usepackage{booktabs}\n\n" + "\n".join(map(to_latex, tables))
         case "csv":
-            text = "\n".join(f"{_csv_line(table.caption)}{to_csv(table)}" for table in tables)
+            text = "\n".join(to_csv(table, caption=True) for table in tables)
         case _:
             raise unknown("form of tables", form, ("markdown", "latex", "csv"))
     path.write_text(text, encoding="utf-8")
-
-
-def _csv_line(text: str) -> str:
-    sink = io.StringIO()
-    csv.writer(sink, lineterminator="\n").writerow([harmless(text)])
-    return sink.getvalue()
-
-
-__all__ = [
-    "Column",
-    "Interval",
-    "Kind",
-    "Table",
-    "percent",
-    "shown",
-    "to_csv",
-    "to_latex",
-    "to_markdown",
-    "write_tables",
-]

@@ -1,6 +1,7 @@
-"""What the store's manifest knows of the utterances that a cell was tested on."""
+"""What the store's manifest says about the utterances that a cell was tested on."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,20 +37,21 @@ class Origin:
 
     @cached_property
     def _columns(self) -> dict[str, list[Any]]:
-        return {}
+        names = ("text", "votes", "duration", "session", "gender")
+        return {} if self.manifest is None else {name: self.manifest.column(name) for name in names}
 
     def column(self, name: str, ids: Iterable[str]) -> list[Any]:
         """One manifest column for each of the utterances; None for those, or of a manifest, that are not there."""
-        if self.manifest is None:
-            return [None for _ in ids]
-        if name not in self._columns:
-            self._columns[name] = self.manifest.column(name)
-        values, rows = self._columns[name], self.row_of
-        return [values[rows[id_]] if id_ in rows else None for id_ in ids]
+        return [self._columns[name][self.row_of[id_]] if id_ in self.row_of else None for id_ in ids]
 
     def of(self, utterance: str, name: str) -> Any:
         """One value of the manifest."""
         return self.column(name, [utterance])[0]
+
+    def votes(self, utterance: str) -> str | None:
+        """The raters' categories by frequency, such as "Neutral 2, Anger"."""
+        counts = Counter(vote for rater in self.of(utterance, "votes") or () for vote in rater)
+        return ", ".join(f"{name} {n}" if n > 1 else name for name, n in counts.most_common()) or None
 
     def agreement(self, cell: Cell) -> np.ndarray:
         """The share of the raters that stand behind the label, of each prediction [n]; NaN without votes.
@@ -61,10 +63,8 @@ class Origin:
         shares = np.full(len(truth), np.nan)
         for row, raters in enumerate(self.column("votes", cell.predictions.ids)):
             if raters:
-                agreed = [
-                    sum(policy.index(raw) == truth[row] for raw in rater) / len(rater) for rater in raters if rater
-                ]
-                shares[row] = sum(agreed) / len(raters)
+                behind = [np.mean([policy.index(raw) == truth[row] for raw in rater]) for rater in raters if rater]
+                shares[row] = sum(behind) / len(raters)
         return shares
 
 
@@ -89,6 +89,6 @@ def _find(where: str, corpus: str, digest: str) -> Origin:
 
 
 def style(utterance: str) -> str | None:
-    """Whether an utterance was improvised or scripted, told by its id in IEMOCAP's way; None for other ids."""
+    """Whether an utterance was improvised or scripted, by its id in IEMOCAP's way; None for other ids."""
     found = _STYLE.match(utterance)
     return STYLES[found[1]] if found else None
