@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
@@ -16,32 +16,6 @@ from ser.train.scores import CellScores
 
 # What tells the runs of one cell apart.
 OF_THE_RUN = ("fold", "seed", "cut", "provenance")
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The predictions of all runs of a cell, one after the other; an utterance stands there once per seed."""
-
-    ids: np.ndarray  # [n] of str
-    speakers: np.ndarray  # [n] of str or None
-    truth: np.ndarray  # int [n]
-    probabilities: np.ndarray  # [n, K]
-    run: np.ndarray  # int [n]: which of the cell's runs
-
-    @cached_property
-    def predicted(self) -> np.ndarray:
-        """The class with the highest probability; int [n]."""
-        return self.probabilities.argmax(1)
-
-    @cached_property
-    def right(self) -> np.ndarray:
-        """Bool [n]."""
-        return self.predicted == self.truth
-
-    @cached_property
-    def of_truth(self) -> np.ndarray:
-        """The probability that the true class was given [n]."""
-        return self.probabilities[np.arange(len(self.truth)), self.truth]
 
 
 class Cell(CellScores):
@@ -61,22 +35,25 @@ class Cell(CellScores):
         return {**self.config["settings"], **self.config["training"]}
 
     @cached_property
-    def predictions(self) -> Predictions:
-        """Read from the run folders."""
-        tables = [run.predictions() for run in self.runs]
-        number = {name: k for k, name in enumerate(self.classes)}
+    def predictions(self) -> Any:
+        """A data frame with one row per prediction: an utterance is there once per seed.
 
-        def joined(name: str) -> np.ndarray:
-            return np.concatenate([np.array(table.column(name).to_pylist(), dtype=object) for table in tables])
+        Columns: `id`, `speaker`, the classes `truth` and `predicted`, `right`, `confidence` and `given` (the highest
+        probability and that of the true class, in percent), `run` (its place in `runs`) and `seed`.
+        """
+        import pandas
 
-        flat = [table.column("probabilities").combine_chunks().flatten().to_numpy() for table in tables]
-        return Predictions(
-            ids=joined("id"),
-            speakers=joined("speaker"),
-            truth=np.array([number[name] for name in joined("truth")], dtype=np.int64),
-            probabilities=np.concatenate(flat).reshape(-1, len(number)),
-            run=np.repeat(np.arange(len(tables)), [table.num_rows for table in tables]),
-        )
+        frames = []
+        for number, run in enumerate(self.runs):
+            table = run.predictions()
+            frame = table.select(["id", "speaker", "truth", "predicted"]).to_pandas()
+            flat = table.column("probabilities").combine_chunks().flatten().to_numpy()
+            percent = 100 * flat.astype(np.float64).reshape(len(frame), -1)
+            frame["right"] = frame.truth == frame.predicted
+            frame["confidence"] = percent.max(1)
+            frame["given"] = percent[np.arange(len(frame)), pandas.Index(self.classes).get_indexer(frame.truth)]
+            frames.append(frame.assign(run=number, seed=run.config["seed"]))
+        return pandas.concat(frames, ignore_index=True)
 
 
 def group_runs(runs: Iterable[Run]) -> tuple[list[Cell], list[Run]]:

@@ -1,16 +1,17 @@
-"""What a page is made of, and the page as one HTML file: page.html escapes all that it is given."""
+"""What a page is made of, and the page as one HTML file: its templates escape all that they are given."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .figures import Plot
+from .figures import Svg
 from .tables import Table
 
 LONG = 40  # rows: a longer table is folded
 SHORT, ROOMY = 18, 34  # letters: up to here words are not broken; from here on a column needs room
+SPOKEN = 6  # rows of a plot's table in its description
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,22 @@ class Weighed:
 
     caption: str
     words: Sequence[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure, drawn when the page is written, above its numbers."""
+
+    title: str
+    data: Table
+    draw: Callable[[], Svg]
+    note: str = ""
+
+    @property
+    def words(self) -> str:
+        """A description for those who do not see it: some of its numbers, evenly spread."""
+        rows = self.data.texts[:: -(-len(self.data.rows) // SPOKEN)]
+        return "; ".join(", ".join(map(" ".join, zip(self.data.columns, row, strict=True))) for row in rows)
 
 
 @dataclass(frozen=True)
@@ -77,8 +94,10 @@ class Page:
 def _tables(blocks: Sequence[Block]) -> Iterator[Table]:
     for block in blocks:
         match block:
-            case Table() | Plot(data=Table()):
-                yield block if isinstance(block, Table) else block.data
+            case Table():
+                yield block
+            case Plot(data=table):
+                yield table
             case Group(inner):
                 yield from _tables(inner)
 
@@ -101,7 +120,7 @@ def write_html(page: Page, path: Path) -> None:
 
 def _classes(table: Table) -> list[str]:
     """A class for each column: numbers to the right, short words unbroken, long texts with room."""
-    longest = [max(map(len, texts)) for texts in zip(*table.texts, strict=True)] or [0] * len(table.columns)
+    longest = [max(map(len, texts)) for texts in zip(*table.texts, strict=True)]
     kinds = zip(table.columns.values(), longest, strict=True)
     return ["n" if k != "text" else "short" if n <= SHORT else "long" if n > ROOMY else "" for k, n in kinds]
 

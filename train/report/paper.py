@@ -26,9 +26,10 @@ class Quoted:
         """Such as "MSMSER, Table 2: Full"."""
         return f"{self.recipe.title.partition(':')[0]}: {self.name}"
 
-    def spread(self, metric: str) -> tuple[float, float | None] | None:
-        """Mean and standard deviation, as far as the paper gives them."""
-        return (self.numbers[metric], self.numbers.get(f"{metric}_std")) if metric in self.numbers else None
+
+def quoted_spread(numbers: Mapping[str, float], metric: str) -> tuple[float, float | None] | None:
+    """A paper's mean and standard deviation, as far as it gives them."""
+    return (numbers[metric], numbers.get(f"{metric}_std")) if metric in numbers else None
 
 
 @cache

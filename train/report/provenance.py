@@ -6,18 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ser.cache.spec import Spec
 from ser.errors import SerError
-from ser.train.experiment import Experiment
 from ser.train.models import FUSIONS
-from ser.train.options import SELECTIONS, assignments
+from ser.train.options import SELECTIONS, Experiment
 from ser.train.run_folder import Run
 from ser.train.settings import Setting, settings
 from ser.train.splits import PROTOCOLS
 
 from .cells import Cell
 from .html import Block, Command, Warned
-from .tables import Table
+from .tables import Row, Table
 from .utterances import Origin
 
 COMMANDS = 6  # shown at once; more go into a table
@@ -30,87 +28,65 @@ def what_was_run(cells: Sequence[Cell], origins: Mapping[str, Origin], unfinishe
     for cell in cells:
         left_out |= Counter({(cell.config["corpus"], why): n for why, n in cell.left_out.items()})  # the most of any
     if left_out:
-        rows: list[list[Any]] = [[corpus, why, n] for (corpus, why), n in left_out.items()]
-        columns = {"corpus": "text", "left out because": "text", "utterances": "count"}
-        blocks.append(Table("left-out", f"Utterances left out: {left_out.total():,}", columns, rows, folded=True))
+        rows = [{"corpus": corpus, "left out because": why, "utterances": n} for (corpus, why), n in left_out.items()]
+        blocks.append(Table("left-out", f"Utterances left out: {left_out.total():,}", rows, folded=True))
     if unfinished:
         names = ", ".join(run.path.name for run in unfinished[:5]) + (" …" if len(unfinished) > 5 else "")
         blocks.append(Warned(f"{len(unfinished)} runs are not finished and count nowhere here: {names}"))
-    commands = [command(cell) for cell in cells]
-    shown = commands if len(cells) <= COMMANDS else commands[:1]
-    blocks += ["To run it again:", Command("\n".join(dict.fromkeys(shown)))]
+    commands = {cell.label: command(cell) for cell in cells}
+    shown = list(dict.fromkeys(commands.values()))[: COMMANDS if len(cells) <= COMMANDS else 1]
+    blocks += ["To run it again:", Command("\n".join(shown))]
     if len(cells) > COMMANDS:
-        rows = [[cell.label, text] for cell, text in zip(cells, commands, strict=True)]
-        blocks.append(_texts("commands", "The command of each cell", ("cell", "command"), rows, folded=True))
+        lines = [{"cell": label, "command": text} for label, text in commands.items()]
+        blocks.append(Table("commands", "The command of each cell", lines, folded=True))
     return [*blocks, _settings(cells), _versions(cells), _runs(cells)]
 
 
-def _texts(name: str, caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], folded: bool) -> Table:
-    return Table(name, caption, dict.fromkeys(columns, "text"), rows, folded=folded)
-
-
 def _features(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> Table:
-    rows: dict[str, list[Any]] = {}
+    rows: dict[str, Row] = {}
     for cell in cells:
         for modality, feature in cell.config["features"].items():
-            name = f"{feature['feature']}@{feature['fingerprint']}"
-            spec = _spec(origins[cell.label], name)
-            row = [
-                feature["feature"],
-                modality,
-                None,
-                None,
-                cell.config["dims"][modality],
-                None,
-                feature["fingerprint"],
-            ]
+            name, origin = f"{feature['feature']}@{feature['fingerprint']}", origins[cell.label]
+            row = {"feature": feature["feature"], "modality": modality, "from": None, "level": None}
+            row |= {"dim": cell.config["dims"][modality], "stored as": None, "fingerprint": feature["fingerprint"]}
+            try:
+                spec = origin.store.feature(name).spec if origin.store else None
+            except SerError:
+                spec = None
             if spec is not None:
                 model = str(spec.provenance.get("model") or spec.extractor)
                 model += " (random weights)" if spec.random_weights else ""
-                row = [spec.name, modality, model, spec.level, spec.dim, spec.dtype, spec.fingerprint]
+                row |= {"from": model, "level": spec.level, "dim": spec.dim, "stored as": spec.dtype}
             rows.setdefault(name, row)
-    names = ("feature", "modality", "from", "level", "dim", "stored as", "fingerprint")
-    return Table("features", "Features", dict.fromkeys(names, "text") | {"dim": "count"}, list(rows.values()))
-
-
-def _spec(origin: Origin, feature: str) -> Spec | None:
-    try:
-        return None if origin.store is None else origin.store.feature(feature).spec
-    except SerError:
-        return None
+    return Table("features", "Features", list(rows.values()))
 
 
 def _corpora(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> list[Table]:
     """One table for each set of utterances and labels."""
     firsts: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
-        config = cell.config
-        firsts.setdefault((config["corpus"], config["manifest"], config["labels"]["policy"], config["limit"]), cell)
+        key = (cell.config["corpus"], cell.config["manifest"], cell.config["labels"]["policy"], cell.config["limit"])
+        firsts.setdefault(key, cell)
     tables = []
     for number, ((corpus, digest, policy, _), cell) in enumerate(firsts.items(), 1):
-        p, origin = cell.predictions, origins[cell.label]
-        counts = Counter(k for _, k in set(zip(p.ids, p.truth.tolist(), strict=True)))
-        about = f"{counts.total():,} utterances tested"
+        origin, tested = origins[cell.label], cell.predictions.drop_duplicates("id")
+        note = f"{len(tested):,} utterances tested"
         if (manifest := origin.manifest) is not None:
             hours = sum(d or 0 for d in manifest.column("duration")) / 3600
             people = len(set(manifest.column("speaker")) - {None})
-            about += f", of {len(manifest):,} in the corpus ({hours:.2f} h, {people} speakers)"
-            about += ", generated speech" if manifest.synthetic else ""
+            note += f", of {len(manifest):,} in the corpus ({hours:.2f} h, {people} speakers)"
+            note += ", generated speech." if manifest.synthetic else "."
         else:
-            about += f"; the store is not at hand ({origin.lack})"
-        columns = {"manifest": "text", "labels": "text"} | {f"n {name}": "count" for name in cell.classes}
-        row = [digest[:16], policy, *(counts[k] for k in range(len(cell.classes)))]
-        note = f"{about}. {_merged(cell)}".strip()
-        tables.append(Table(f"corpus-{number}", f"Corpus {corpus}", columns, [row], note))
+            note += f"; the store is not at hand ({origin.lack})."
+        raw: dict[str, list[str]] = {name: [] for name in cell.classes}
+        for label, name in cell.config["labels"]["maps"].items():
+            raw[name].append(label)
+        merged = "; ".join(f"{name} is {' + '.join(labels)}" for name, labels in raw.items() if labels != [name])
+        row = {"manifest": digest[:16], "labels": policy}
+        row |= {f"n {name}": int((tested.truth == name).sum()) for name in cell.classes}
+        note += f" Labels: {merged}." if merged else ""
+        tables.append(Table(f"corpus-{number}", f"Corpus {corpus}", [row], note))
     return tables
-
-
-def _merged(cell: Cell) -> str:
-    merged: dict[str, list[str]] = {}
-    for raw, name in cell.config["labels"]["maps"].items():
-        merged.setdefault(name, []).append(raw)
-    named = [f"{name} is {' + '.join(raws)}" for name, raws in merged.items() if raws != [name]]
-    return f"Labels: {'; '.join(named)}." if named else ""
 
 
 def _protocols(cells: Sequence[Cell]) -> Table:
@@ -118,21 +94,18 @@ def _protocols(cells: Sequence[Cell]) -> Table:
     for protocol, select in dict.fromkeys((cell.config["protocol"], cell.config["select"]) for cell in cells):
         members = [c for c in cells if (c.config["protocol"], c.config["select"]) == (protocol, select)]
         known = PROTOCOLS.get(protocol)
-        cut = (known.cut.__doc__ or "").strip().split("\n")[0] if known else "folds from a file."
+        cut = (known.cut.__doc__ or "").strip().split("\n")[0] if known else "folds from a file"
         independent = all(result["speaker_independent"] for cell in members for result in cell.results)
         speakers = "are never heard in training" if independent else "are heard in training too"
-        rows.append(
-            [
-                protocol,
-                f"{cut.rstrip('.')}; speakers of the test part {speakers}.",
-                "; ".join(dict.fromkeys(_folds(cell.folds) for cell in members)),
-                f"{select}: {SELECTIONS[select]}",
-                ", ".join(dict.fromkeys(cell.config["loss"] for cell in members)),
-                _span(sorted({seed for cell in members for seed in cell.seeds})),
-            ]
-        )
-    names = ("protocol", "how it cuts", "folds tested", "selection", "loss", "seeds")
-    return _texts("protocol", "Protocol and selection", names, rows, folded=False)
+        row = {"protocol": protocol, "how it cuts": f"{cut.rstrip('.')}; speakers of the test part {speakers}."}
+        row["folds tested"] = "; ".join(dict.fromkeys(_folds(cell.folds) for cell in members))
+        row["selection"] = f"{select}: {SELECTIONS[select]}"
+        row["loss"] = ", ".join(dict.fromkeys(cell.config["loss"] for cell in members))
+        seeds = sorted({seed for cell in members for seed in cell.seeds})
+        whole = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
+        row["seeds"] = f"{seeds[0]}–{seeds[-1]}" if whole else ", ".join(map(str, seeds))
+        rows.append(row)
+    return Table("protocol", "Protocol and selection", rows)
 
 
 def _folds(folds: Sequence[str]) -> str:
@@ -141,12 +114,6 @@ def _folds(folds: Sequence[str]) -> str:
     if len(folds) > 1 and all(fold.startswith(f"{kind} ") for fold in folds):
         return f"{kind} " + ", ".join(fold.removeprefix(f"{kind} ") for fold in folds)
     return ", ".join(folds)
-
-
-def _span(numbers: Sequence[int]) -> str:
-    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]}–{numbers[-1]}"
-    return ", ".join(map(str, numbers))
 
 
 def _defaults(fusion: str) -> dict[str, Setting]:
@@ -164,8 +131,9 @@ def command(cell: Cell) -> str:
         names.append(f"{feature['feature']}{pool}@{feature['fingerprint'][:8]}")
     usual = {name: one.default for name, one in _defaults(config["fusion"]).items()}
     changed = {key: value for key, value in cell.settings.items() if key not in usual or value != usual[key]}
+    texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in changed.items()}
     chosen |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}
-    chosen |= {"set": assignments(changed), "epochs": None}  # epochs are among the settings
+    chosen |= {"set": [f"{key}={text}" for key, text in texts.items()], "epochs": None}  # epochs are a setting too
     words = ["ser", "train"]
     for key, value in chosen.items():
         option = f"--{key.replace('_', '-')}"
@@ -186,10 +154,10 @@ def _settings(cells: Sequence[Cell]) -> Table:
         known = _defaults(fusion)
         for key in members[0].settings:
             used = ", ".join(dict.fromkeys(str(cell.settings.get(key)) for cell in members))
-            about = known.get(key)
-            rows.append([fusion, key, used, *((about.default, about.source, about.help) if about else ("", "", ""))])
-    names = ("fusion", "setting", "used", "default", "source of the default", "what it is")
-    return _texts("settings", "All settings", names, rows, folded=True)
+            about = known.get(key, Setting(key, "", "", "", ""))
+            row = {"fusion": fusion, "setting": key, "used": used, "default": str(about.default)}
+            rows.append({**row, "source of the default": about.source, "what it is": about.help})
+    return Table("settings", "All settings", rows, folded=True)
 
 
 def _versions(cells: Sequence[Cell]) -> Table:
@@ -197,22 +165,17 @@ def _versions(cells: Sequence[Cell]) -> Table:
     for run in (run for cell in cells for run in cell.runs):
         provenance = run.config["provenance"]
         versions = {"ser's training": run.config["version"], **provenance.get("versions", {})}
-        found.update(
-            (what, str(version)) for what, version in [*versions.items(), ("device", provenance.get("device"))]
-        )
-    rows = [[what, version, n] for (what, version), n in found.items()]
-    columns = {"what": "text", "version": "text", "runs": "count"}
-    return Table("versions", "Versions and devices", columns, rows, folded=True)
+        versions["device"] = provenance.get("device")
+        found.update((what, str(version)) for what, version in versions.items())
+    rows = [{"what": what, "version": version, "runs": n} for (what, version), n in found.items()]
+    return Table("versions", "Versions and devices", rows, folded=True)
 
 
 def _runs(cells: Sequence[Cell]) -> Table:
-    rows = [
-        [run.path.name, cell.label, r["fold"], r["seed"]]
-        + [100 * r["ua"], 100 * r["wa"], 100 * r["macro_f1"], r["epoch"], r["n"], r["seconds"]]
-        for cell in cells
-        for run, r in zip(cell.runs, cell.results, strict=True)
-    ]
-    columns = {"run": "text", "cell": "text", "fold": "text", "seed": "count"}
-    columns |= {"UA %": "percent", "WA %": "percent", "macro-F1 %": "percent"}
-    columns |= {"epoch kept": "count", "n": "count", "seconds": "number"}
-    return Table("runs", "Every run", columns, rows, folded=True)
+    rows = []
+    for cell in cells:
+        for run, result in zip(cell.runs, cell.results, strict=True):
+            row = {"run": run.path.name, "cell": cell.label, "fold": result["fold"], "seed": result["seed"]}
+            row |= {"UA %": 100 * result["ua"], "WA %": 100 * result["wa"], "macro-F1 %": 100 * result["macro_f1"]}
+            rows.append(row | {"epoch kept": result["epoch"], "n": result["n"], "seconds": float(result["seconds"])})
+    return Table("runs", "Every run", rows, folded=True)

@@ -1,4 +1,4 @@
-"""Tables of a report: values with their kind, written for a terminal, Markdown, LaTeX and CSV.
+"""Tables of a report, written for a terminal, Markdown, LaTeX and CSV.
 
 Every score and share is in percent and is shown with two decimals. Text may come from anywhere: whoever writes a table
 escapes it.
@@ -8,35 +8,56 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
 from ser.errors import unknown
 
-# The kinds of values: text: str · count: int · percent, points: float · interval: (value, low, high) ·
-# spread: (mean, deviation or None) · p: probability of a test · number: float
+# How a float is shown follows from the last word of its heading; a tuple is an interval (value, low, high) or a spread
+# (mean, deviation or None), an int a count, the rest text.
+_FLOATS = {"%": "percent", "difference": "points", "p": "p"}
 _ENDINGS: Mapping[str, tuple[str, ...]] = {"interval": ("", " low", " high"), "spread": ("", " deviation")}
+
+
+Row = dict[str, Any]  # values by heading
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of values, one per column; None where there is none."""
+    """Rows of values; None, or no such heading, where there is none."""
 
     name: str  # of letters, digits and hyphens: its anchor and its label
     caption: str
-    columns: Mapping[str, str]  # heading → kind
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Row]
     note: str = ""
     folded: bool = False  # behind its caption in the page
 
-    def __post_init__(self) -> None:
-        if any(len(row) != len(self.columns) for row in self.rows):
-            raise ValueError(f"table {self.name}: a row has not one value for each of {len(self.columns)} columns")
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """Headings, and the kind of the values below."""
+        found = {heading: "" for row in self.rows for heading in row}
+        for heading in found:
+            found[heading] = _kind(heading, next((v for row in self.rows if (v := row.get(heading)) is not None), None))
+        return found
 
-    @property
+    @cached_property
     def texts(self) -> list[list[str]]:
         """The rows as a reader sees them."""
-        return [[shown(v, kind) for v, kind in zip(row, self.columns.values(), strict=True)] for row in self.rows]
+        return [[shown(row.get(heading), kind) for heading, kind in self.columns.items()] for row in self.rows]
+
+
+def _kind(heading: str, value: Any) -> str:
+    match value:
+        case Integral():
+            return "count"
+        case None | Real():
+            return _FLOATS.get(heading.rpartition(" ")[2], "text" if value is None else "number")
+        case tuple():
+            return "interval" if len(value) == 3 else "spread"
+        case _:
+            return "text"
 
 
 def shown(value: Any, kind: str) -> str:
@@ -84,16 +105,14 @@ def _exact(value: Any, kind: str) -> list[str]:
     return [f"{value:.6g}" if kind in ("p", "number") else str(value) if kind == "count" else harmless(str(value))]
 
 
-def to_csv(table: Table, caption: bool = False) -> str:
-    """One header line, below the caption if asked; intervals and spreads take a column for each of their numbers."""
+def to_csv(table: Table) -> str:
+    """A line with the caption, one with the headings; intervals and spreads take a column for each of their numbers."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    if caption:
-        writer.writerow([harmless(table.caption)])
     columns = table.columns.items()
-    writer.writerow([f"{harmless(name)}{end}" for name, kind in columns for end in _ENDINGS.get(kind, ("",))])
-    for row in table.rows:
-        writer.writerow([cell for v, kind in zip(row, table.columns.values(), strict=True) for cell in _exact(v, kind)])
+    writer.writerow([harmless(table.caption)])
+    writer.writerow([f"{harmless(heading)}{end}" for heading, kind in columns for end in _ENDINGS.get(kind, ("",))])
+    writer.writerows([cell for h, kind in columns for cell in _exact(row.get(h), kind)] for row in table.rows)
     return sink.getvalue()
 
 
@@ -111,8 +130,8 @@ def tabulated(table: Table, style: str = "simple", escape: Callable[[str], str] 
     from tabulate import tabulate
 
     return tabulate(
-        [[escape(text) for text in row] for row in table.texts] or [[""] * len(table.columns)],
-        headers=[escape(name) for name in table.columns],
+        [[escape(text) for text in row] for row in table.texts],
+        headers=[escape(heading) for heading in table.columns],
         tablefmt=style,
         colalign=["left" if kind == "text" else "right" for kind in table.columns.values()],
         disable_numparse=True,
@@ -137,7 +156,7 @@ def to_latex(table: Table) -> str:
 
 def _latex(text: str) -> str:
     """Text escaped as tabulate escapes a heading."""
-    return tabulated(Table("text", "", {_one_line(text): "text"}, []), "latex_booktabs").splitlines()[2][:-2].strip()
+    return tabulated(Table("", "", [{_one_line(text): ""}]), "latex_booktabs").splitlines()[2][:-2].strip()
 
 
 def _one_line(text: str) -> str:
@@ -145,14 +164,9 @@ def _one_line(text: str) -> str:
 
 
 def write_tables(tables: Sequence[Table], path: Path, form: Literal["markdown", "latex", "csv"]) -> None:
-    """Write all tables into one file; in CSV one after the other, each below a line with its caption."""
-    match form:
-        case "markdown":
-            text = "\n".join(map(to_markdown, tables))
-        case "latex":
-            text = "% needs \\usepackage{booktabs}\n\n" + "\n".join(map(to_latex, tables))
-        case "csv":
-            text = "\n".join(to_csv(table, caption=True) for table in tables)
-        case _:
-            raise unknown("form of tables", form, ("markdown", "latex", "csv"))
-    path.write_text(text, encoding="utf-8")
+    """Write all tables into one file, one after the other."""
+    writers = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv}
+    if form not in writers:
+        raise unknown("form of tables", form, writers)
+    opening = "% needs \\usepackage{booktabs}\n\n" if form == "latex" else ""
+    path.write_text(opening + "\n".join(map(writers[form], tables)), encoding="utf-8")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
+from typing import Any
 
 from ser.errors import WrongUse
 from ser.train.recipe import Recipe
@@ -10,8 +11,9 @@ from ser.train.run_folder import Run
 from ser.train.scores import METRICS, CellScores, Score, against, caveat
 
 from .cells import Cell
-from .sections import cautions, papers_table, results_table, significance_table
-from .tables import shown, tabulated
+from .paper import quoted_spread
+from .sections import beside, cautions, papers_table, results_table, significance_table
+from .tables import Table, tabulated
 
 
 @dataclass(frozen=True)
@@ -50,36 +52,23 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
     return rows
 
 
-def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]], tablefmt: str = "simple") -> str:
+def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     """The table that a sweep ends with: cell · paper · ours (mean ± std over n runs) · difference · protocol."""
-    from tabulate import tabulate
-
     rows = recipe_rows(recipe, runs)
     metrics = list(dict.fromkeys(metric for row in rows for metric in _metrics(row.paper))) or ["ua", "wa"]
     warning = caveat(run.result for cell in runs.values() for run in cell if run.finished)
-    with_p = any(row.p is not None for row in rows)
-    header = ["cell"]
-    for name in (metric.upper() if metric in ("ua", "wa") else metric for metric in metrics):
-        header += [f"paper {name}", f"ours {name}", "diff"]
-    header += ["runs", *(["p"] if with_p else []), "protocol"]
     lines = []
     for row in rows:
-        line = [row.cell, *(piece for metric in metrics for piece in _pieces(row, metric, warning is None))]
-        line.append("" if row.quoted else str(row.done) if row.done == row.runs else f"{row.done} of {row.runs}")
-        line += [f"{row.p:.2g}" if row.p is not None else ""] if with_p else []
-        lines.append([*line, row.conditions])
-    table = tabulate(lines, header, tablefmt=tablefmt, disable_numparse=True)
+        line: dict[str, Any] = {"cell": row.cell}
+        for metric in metrics:
+            name, ours = metric.upper() if metric in METRICS else metric, row.scores.get(metric)
+            line |= beside(name, quoted_spread(row.paper, metric), (ours.mean, ours.std) if ours else None, not warning)
+        line["runs"] = "" if row.quoted else str(row.done) if row.done == row.runs else f"{row.done} of {row.runs}"
+        line |= {"p": row.p} if any(row.p is not None for row in rows) else {}
+        lines.append({**line, "protocol": row.conditions})
     about = "ours: mean ± standard deviation over the runs (fold × seed), in percent; WA = accuracy, UA = mean recall"
+    table = tabulated(Table("recipe", recipe.title, lines))
     return "\n".join([recipe.title, "", table, "", *filter(None, [recipe.note, about, warning])])
-
-
-def _pieces(row: Row, metric: str, compared: bool) -> tuple[str, str, str]:
-    paper, score = row.paper.get(metric), row.scores.get(metric)
-    quoted = "–" if paper is None else shown((paper, row.paper.get(f"{metric}_std")), "spread")
-    ours = "" if score is None else shown((score.mean, score.std), "spread")
-    if score is None or paper is None:
-        return quoted, ours, ""
-    return quoted, ours, f"{score.mean - paper:+.2f}" if compared else "not meant"
 
 
 def _metrics(paper: Mapping[str, float]) -> list[str]:

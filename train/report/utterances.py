@@ -1,7 +1,6 @@
 """What the store's manifest says about the utterances that a cell was tested on."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import Manifest
+from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.store import Store, open_store
 from ser.errors import SerError
 from ser.train.labels import Policy
@@ -19,7 +18,6 @@ from .cells import Cell
 
 # Dialogue names of the IEMOCAP release: Ses01F_impro01_F000, Ses05M_script01_1b_M012.
 _STYLE = re.compile(r"Ses\d\d[FM]_(impro|script)")
-STYLES = {"impro": "improvised", "script": "scripted"}
 
 
 @dataclass(frozen=True)
@@ -31,40 +29,28 @@ class Origin:
     lack: str = ""  # why they are not
 
     @cached_property
-    def row_of(self) -> dict[str, int]:
-        """Manifest rows by id."""
-        return {} if self.manifest is None else {id_: row for row, id_ in enumerate(self.manifest.ids)}
+    def rows(self) -> Any:
+        """A data frame by id with what is known of each utterance; empty without a manifest."""
+        import pandas
 
-    @cached_property
-    def _columns(self) -> dict[str, list[Any]]:
-        names = ("text", "votes", "duration", "session", "gender")
-        return {} if self.manifest is None else {name: self.manifest.column(name) for name in names}
-
-    def column(self, name: str, ids: Iterable[str]) -> list[Any]:
-        """One manifest column for each of the utterances; None for those, or of a manifest, that are not there."""
-        return [self._columns[name][self.row_of[id_]] if id_ in self.row_of else None for id_ in ids]
-
-    def of(self, utterance: str, name: str) -> Any:
-        """One value of the manifest."""
-        return self.column(name, [utterance])[0]
-
-    def votes(self, utterance: str) -> str | None:
-        """The raters' categories by frequency, such as "Neutral 2, Anger"."""
-        counts = Counter(vote for rater in self.of(utterance, "votes") or () for vote in rater)
-        return ", ".join(f"{name} {n}" if n > 1 else name for name, n in counts.most_common()) or None
+        names = ["id", "text", "votes", "duration", "session", "gender"]
+        table = SCHEMA.empty_table() if self.manifest is None else self.manifest.table
+        columns = {name: table.column(name).to_pylist() for name in names}
+        return pandas.DataFrame(columns, dtype=object).set_index("id")
 
     def agreement(self, cell: Cell) -> np.ndarray:
-        """The share of the raters that stand behind the label, of each prediction [n]; NaN without votes.
+        """The share of the raters that stand behind the label, in percent, of each prediction; NaN without votes.
 
         A rater who gave several categories counts in parts; votes outside the label policy count against the label.
         """
-        described, truth = cell.config["labels"], cell.predictions.truth
+        described, p = cell.config["labels"], cell.predictions
         policy = Policy(described["policy"], tuple(described["classes"]), described["maps"])
-        shares = np.full(len(truth), np.nan)
-        for row, raters in enumerate(self.column("votes", cell.predictions.ids)):
-            if raters:
-                behind = [np.mean([policy.index(raw) == truth[row] for raw in rater]) for rater in raters if rater]
-                shares[row] = sum(behind) / len(raters)
+        shares = np.full(len(p), np.nan)
+        for row, (truth, raters) in enumerate(zip(p.truth, self.rows.votes.reindex(p.id), strict=True)):
+            if isinstance(raters, list) and raters:
+                k = cell.classes.index(truth)
+                behind = [np.mean([policy.index(raw) == k for raw in rater]) for rater in raters if rater]
+                shares[row] = 100 * sum(behind) / len(raters)
         return shares
 
 
@@ -91,4 +77,4 @@ def _find(where: str, corpus: str, digest: str) -> Origin:
 def style(utterance: str) -> str | None:
     """Whether an utterance was improvised or scripted, by its id in IEMOCAP's way; None for other ids."""
     found = _STYLE.match(utterance)
-    return STYLES[found[1]] if found else None
+    return {"impro": "improvised", "script": "scripted"}[found[1]] if found else None

@@ -1,0 +1,81 @@
+"""A score is the same number wherever it is read: training, sweep, report, its exports and its page."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ser.cli import main
+from ser.tests.tiny_store import make_store
+
+RECIPE = """
+title = "One cell"
+[experiment]
+features = "is13"
+fusion = "audio"
+folds = 2
+seeds = 3
+epochs = 3
+[[cell]]
+name = "mine"
+paper = { ua = 50.0, wa = 50.0 }
+"""
+
+
+def ser(*words: Any) -> str:
+    result = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def table_line(text: str, start: str) -> list[str]:
+    """The cells of the first line that begins with that name, split where the table has two spaces."""
+    return re.split(r"\s{2,}", next(line for line in text.splitlines() if line.startswith(start)).strip())
+
+
+def test_every_table_shows_the_same_digits(tmp_path: Path) -> None:
+    """Two folds and three seeds, so that pooled scores and means over runs differ."""
+    make_store(tmp_path / "store")
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    places = ("--store", tmp_path / "store", "--out", tmp_path / "runs", "--device", "cpu")
+    asked = ("--features", "is13", "--fusion", "audio", "--folds", 2, "--seeds", 3, "--epochs", 3, *places)
+    runs = json.loads(ser("train", *asked, "--json"))["runs"]
+    trained = ser("train", *asked)
+    swept = ser("sweep", tmp_path / "mine.toml", "--workers", 1, *places)
+    as_json = json.loads(ser("sweep", tmp_path / "mine.toml", "--workers", 1, *places, "--json"))["rows"][0]["scores"]
+    files = [word for form in ("csv", "html", "markdown", "latex") for word in (f"--{form}", tmp_path / form)]
+    reported = ser("report", tmp_path / "runs", *files)
+    lines = list(csv.reader((tmp_path / "csv").open(encoding="utf-8")))
+    place = next(n for n, line in enumerate(lines) if line and line[0] == "cell" and "macro-F1 %" in line)
+    exact = dict(zip(lines[place], lines[place + 1], strict=True))
+
+    assert len(runs) == 6
+    for metric in ("ua", "wa"):
+        name, own = metric.upper(), [100 * run[metric] for run in runs]
+        by_seed = [np.sum([run["confusion"] for run in runs if run["seed"] == seed], axis=0) for seed in range(3)]
+        right = [np.diag(matrix) / (matrix.sum(1) if metric == "ua" else matrix.sum()) for matrix in by_seed]
+        pooled = 100 * np.mean([np.mean(one) if metric == "ua" else np.sum(one) for one in right])
+        spread = f"{np.mean(own):.2f} ± {np.std(own, ddof=1):.2f}"
+        assert f"{pooled:.2f}" != f"{np.mean(own):.2f}", "the two must be told apart"
+
+        line = table_line(trained, name)
+        assert line[1:3] == [f"{pooled:.2f}", spread]
+        [low, high] = re.search(rf"{metric} over speakers: {pooled:.2f} \[([\d.]+), ([\d.]+)\]", trained).groups()
+        assert spread in table_line(swept, "mine")
+        assert as_json[metric]["pooled"] == pytest.approx(pooled) and as_json[metric]["mean"] == pytest.approx(
+            np.mean(own)
+        )
+        interval = f"{pooled:.2f} [{low}, {high}]"
+        line = table_line(reported, "audio")
+        assert interval in line and spread in line
+        assert float(exact[f"{name} %"]) == pytest.approx(pooled, abs=1e-4)
+        assert float(exact[f"{name} of the runs %"]) == pytest.approx(np.mean(own), abs=1e-4)
+        for form in ("html", "markdown", "latex"):
+            text = (tmp_path / form).read_text(encoding="utf-8").replace("\\", "").replace("$pm$", "±")
+            assert interval in text and spread in text, form
+        assert f"{pooled:.2f} %" in (tmp_path / "html").read_text(encoding="utf-8")
