@@ -32,6 +32,7 @@ def test_an_entry_is_complete(name):
 
 
 @every_fusion
+@in_float64
 def test_heads_and_stages(name):
     fusion, model, batch = FUSIONS[name], build(name), make_batch(name)
     outputs = model(batch)
