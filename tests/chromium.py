@@ -1,6 +1,6 @@
 """A real headless Chromium, driven over chromedriver's HTTP protocol with nothing but the standard library."""
 
-import base64
+import contextlib
 import json
 import shutil
 import socket
@@ -9,7 +9,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 DRIVER = shutil.which("chromedriver")
 MISSING = None if CHROMIUM and DRIVER else "no Chromium here: apt-get install chromium chromium-driver"
 
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--hide-scrollbars",
+FLAGS = ["--headless=new", "--no-sandbox", "--no-first-run", "--hide-scrollbars"] + [
+    f"--disable-{what}"
+    for what in ("gpu", "quic", "background-networking", "component-update", "sync", "dev-shm-usage")
 ]
 
 
@@ -78,19 +69,12 @@ class Browser:
         sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return [url for url in sent if not url.startswith("data:")]
 
-    def screenshot(self, path: Path) -> None:
-        """The whole page as a PNG."""
-        size = self.devtools("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        shot = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
-        path.write_bytes(base64.b64decode(shot["data"]))
-
     def close(self) -> None:
         """End the session."""
         self._call("DELETE", self.session)
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_browser(folder: Path) -> Iterator[Browser]:
     """A browser with a profile of its own below `folder`."""
     with socket.socket() as probe:
@@ -98,9 +82,13 @@ def open_browser(folder: Path) -> Iterator[Browser]:
         port = probe.getsockname()[1]
     assert DRIVER is not None
     driver = subprocess.Popen([DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
     try:
-        url = f"http://127.0.0.1:{port}"
-        _wait(url)
+        for _ in range(200):
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                if json.load(urllib.request.urlopen(f"{url}/status", timeout=5))["value"]["ready"]:
+                    break
+            time.sleep(0.1)
         browser = Browser(url, folder / "profile")
         try:
             yield browser
@@ -109,14 +97,3 @@ def open_browser(folder: Path) -> Iterator[Browser]:
     finally:
         driver.terminate()
         driver.wait(20)
-
-
-def _wait(url: str) -> None:
-    for _ in range(200):
-        try:
-            with urllib.request.urlopen(f"{url}/status", timeout=5) as answer:
-                if json.load(answer)["value"]["ready"]:
-                    return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.1)
-    raise RuntimeError(f"chromedriver does not answer at {url}")

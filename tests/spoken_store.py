@@ -45,22 +45,10 @@ def spoken_manifest(turns: int = 12, corpus: str = "spoken") -> Manifest:
                     text = EVIL[(int(session) + turn // 2) % len(EVIL)]
                 sure = int(rng.integers(1, 4))
                 votes = [[NAMES[label]]] * sure + [["Frustration"], ["Neutral"]][: 3 - sure]
-                rows.append(
-                    {
-                        "id": utterance,
-                        "audio": f"{utterance}.wav",
-                        "audio_sha256": hashlib.sha256(utterance.encode()).hexdigest(),
-                        "text": text,
-                        "session": session,
-                        "dialogue": name,
-                        "turn": turn,
-                        "speaker": f"{session}{gender}",
-                        "gender": gender,
-                        "duration": round(float(rng.uniform(0.7, 5.0)), 2),
-                        "label": label,
-                        "votes": votes,
-                    }
-                )
+                row = {"id": utterance, "audio": f"{utterance}.wav", "text": text, "label": label, "votes": votes}
+                row |= {"session": session, "dialogue": name, "turn": turn, "speaker": f"{session}{gender}"}
+                row |= {"audio_sha256": hashlib.sha256(utterance.encode()).hexdigest(), "gender": gender}
+                rows.append({**row, "duration": round(float(rng.uniform(0.7, 5.0)), 2)})
     return Manifest.from_rows(corpus, rows, synthetic=True)
 
 

@@ -35,8 +35,7 @@ def ser(*words: Any) -> str:
 
 def table_line(text: str, start: str) -> list[str]:
     """The cells of the first line that begins with that name, split where the table has two spaces."""
-    line = next(line for line in text.splitlines() if line.startswith(start))
-    return re.split(r"\s{2,}", line.strip())
+    return re.split(r"\s{2,}", next(line for line in text.splitlines() if line.startswith(start)).strip())
 
 
 def test_every_table_shows_the_same_digits(tmp_path: Path) -> None:

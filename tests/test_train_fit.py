@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,19 @@ from ser.errors import WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store
 from ser.train.data import Dataset, Inputs, load_dataset
 from ser.train.fit import (
-    LOSSES,
     Adam,
     Diverged,
     Epoch,
     Fitted,
     State,
-    cross_entropy,
     fit,
     fit_standardizers,
     learning_rate,
     predict,
     snapshot,
+    training_loss,
 )
+from ser.train.models import Stage
 from ser.train.models.ragged import Batch
 from ser.train.run_folder import Run
 from ser.train.scores import scores
@@ -276,33 +277,30 @@ def slow(logits: torch.Tensor, batch: Batch) -> float:
     return total
 
 
-def test_single_is_equation_3() -> None:
+def loss_of(
+    outputs: dict[str, Tensor], batch: Batch, kind: str, reduction: str = "sum", output: str = "logits"
+) -> float:
+    config: Any = SimpleNamespace(loss=kind, reduction=reduction)
+    return training_loss(outputs, batch, config, Stage("x", output)).item()
+
+
+def test_the_losses_are_equations_3_and_6() -> None:
     outputs, batch = made()
-    assert LOSSES["single"](outputs, batch, "sum").item() == pytest.approx(slow(outputs["logits"], batch), abs=1e-12)
-    assert LOSSES["single"](outputs, batch, "mean").item() == pytest.approx(
-        slow(outputs["logits"], batch) / 7, abs=1e-12
-    )
-
-
-def test_perspective_is_equation_6() -> None:
-    outputs, batch = made()
-    wanted = sum(slow(outputs[head], batch) for head in ("audio", "text", "logits"))
-    assert LOSSES["perspective"](outputs, batch, "sum").item() == pytest.approx(wanted, abs=1e-12)
-
-
-def test_perspective_needs_the_heads() -> None:
-    outputs, batch = made()
+    of = {head: slow(logits, batch) for head, logits in outputs.items()}
+    assert loss_of(outputs, batch, "single") == pytest.approx(of["logits"], abs=1e-12)
+    assert loss_of(outputs, batch, "single", "mean") == pytest.approx(of["logits"] / 7, abs=1e-12)
+    assert loss_of(outputs, batch, "perspective") == pytest.approx(sum(of.values()), abs=1e-12)
+    assert loss_of(outputs, batch, "perspective", output="text") == pytest.approx(of["text"], abs=1e-12)
     with pytest.raises(WrongUse, match="--loss perspective needs audio and text heads"):
-        LOSSES["perspective"]({"logits": outputs["logits"]}, batch, "sum")
+        loss_of({"logits": outputs["logits"]}, batch, "perspective")
 
 
 def test_soft_labels_weigh_the_classes() -> None:
     outputs, batch = made(3)
     batch.targets = torch.tensor([[2 / 3, 1 / 3, 0, 0], [0, 0, 1, 0], [0.25] * 4]).double()
-    wanted = -sum(
-        batch.targets[i, k].item() * math.log(probability(outputs["logits"][i], k)) for i in range(3) for k in range(4)
-    )
-    assert cross_entropy(outputs["logits"], batch, "sum").item() == pytest.approx(wanted, abs=1e-12)
+    pairs = [(i, k) for i in range(3) for k in range(4)]
+    wanted = -sum(batch.targets[i, k].item() * math.log(probability(outputs["logits"][i], k)) for i, k in pairs)
+    assert loss_of(outputs, batch, "single") == pytest.approx(wanted, abs=1e-12)
 
 
 # Our Adam against torch's own: the same bytes, without torch's compiler ------------------------------------------
