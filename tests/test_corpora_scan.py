@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from ser.cli import main
 from ser.errors import SerError, WrongUse
+from ser.extract.corpora import FORMATS
 from ser.extract.corpora.counts import differences, summary
-from ser.extract.corpora.scan import Scan, probe, read_corpus
+from ser.extract.corpora.scan import Reading, Scan, probe, read_corpus
 
 TONE = 0.3 * np.sin(np.arange(1600) / 5)
 
@@ -178,6 +179,15 @@ def test_ids_that_cannot_be_keys_are_refused(tmp_path: Path, id: str, reason: st
     assert len(scan.problems) == 1
     assert reason in scan.problems[0].reason
     assert str(scan.problems[0]).isprintable()
+
+
+def test_a_reader_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a name of its own; a column that it leaves out is null, and counted as nothing."""
+    write(tmp_path / "a.wav")
+    monkeypatch.setitem(FORMATS, "flat", lambda path: Reading("flat", path, [{"id": "a", "audio": "a.wav"}]))
+    scan = read_corpus(tmp_path, format="flat")
+    assert (scan.manifest.corpus, scan.manifest.ids, scan.problems) == ("flat", ["a"], [])
+    assert (summary(scan)["dialogues"], summary(scan)["labels"]) == (0, {})
 
 
 def test_a_linked_corpus_folder_is_followed(tmp_path: Path) -> None:

@@ -28,12 +28,12 @@ def convert(source: str | Path, folder: Path) -> Path:
     """Write `source` to `folder` as safetensors with its config, tokenizer and preprocessor files.
 
     `source` is a folder, a Hugging Face id, or a torchaudio bundle such as `torchaudio:HUBERT_BASE`. The folder
-    appears whole or not at all, and has been loaded once. Raises `WrongUse` for a source that is no checkpoint or a
+    appears whole or not at all, and has been loaded once. Raises `WrongUse` for a source that is not a checkpoint or a
     folder that is not empty, and `SerError` for a pickle that would run code.
     """
     name = str(source)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WrongUse(f"{folder} is there already and not empty; name a new folder")
+        raise WrongUse(f"{folder} exists and is not empty; name a new folder")
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as temporary:
         made = Path(temporary) / "made"
@@ -41,7 +41,7 @@ def convert(source: str | Path, folder: Path) -> Path:
         if name.startswith(TORCHAUDIO):
             _child("torchaudio", name.removeprefix(TORCHAUDIO), made)
         else:
-            _convert_folder(_source_folder(name), name, made)
+            _convert_folder(name, made)
         checkpoint = find_checkpoint(made)
         if checkpoint.architecture in CONVERTED:
             load_encoder(checkpoint)
@@ -51,18 +51,20 @@ def convert(source: str | Path, folder: Path) -> Path:
     return folder
 
 
-def _source_folder(name: str) -> Path:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+def _convert_folder(name: str, made: Path) -> None:
+    source = Path(name).expanduser()
+    if source.exists() and not source.is_dir():
         raise WrongUse(f"{name}: give the folder that holds config.json and the weights, or a Hugging Face id")
-    return fetch(name, ["pytorch_model*.bin", SHARDS], "and convert that")
-
-
-def _convert_folder(source: Path, name: str, made: Path) -> None:
+    if not source.exists():
+        source = fetch(name, ["pytorch_model*.bin", SHARDS], "and convert that")
     check_config(source, name)
-    pickles = _pickles(source, name)
+    pickles = [source / "pytorch_model.bin"]
+    if (source / SHARDS).exists():
+        pickles = shards(source / SHARDS, name)
+    elif not pickles[0].exists():
+        converted = any(source.glob("*.safetensors"))
+        fault = "safetensors already: use it as it is" if converted else "no pytorch_model.bin to convert"
+        raise WrongUse(f"{name} holds {fault}")
     weight_map: dict[str, str] = {}
     for number, pickle in enumerate(pickles, start=1):
         file = "model.safetensors" if len(pickles) == 1 else f"model-{number:05}-of-{len(pickles):05}.safetensors"
@@ -72,16 +74,6 @@ def _convert_folder(source: Path, name: str, made: Path) -> None:
     for file in CONFIG_FILES:
         if (source / file).exists():
             shutil.copyfile(source / file, made / file)
-
-
-def _pickles(source: Path, name: str) -> list[Path]:
-    if (source / SHARDS).exists():
-        return shards(source / SHARDS, name)
-    if (source / "pytorch_model.bin").exists():
-        return [source / "pytorch_model.bin"]
-    if any(source.glob("*.safetensors")):
-        raise WrongUse(f"{name} holds safetensors already: use it as it is")
-    raise WrongUse(f"{name} holds no pytorch_model.bin to convert")
 
 
 def _child(kind: str, source: str, target: Path) -> list[str]:
@@ -101,8 +93,7 @@ def _child(kind: str, source: str, target: Path) -> list[str]:
         raise SerError(f"{source}: the converting process ended with {how}; nothing was written") from None
     if "fault" in answer:
         raise SerError(f"{source}: {answer['fault']}; nothing was written")
-    names: list[str] = answer["tensors"]
-    return names
+    return list(answer["tensors"])
 
 
 def _open_pickle(source: Path) -> dict[str, Any]:
@@ -131,8 +122,9 @@ def _open_bundle(name: str, made: Path) -> dict[str, Any]:
     try:
         import torchaudio
     except (ImportError, OSError) as fault:  # OSError: a torchaudio built for another torch
-        reason = f"torchaudio cannot be imported here ({type(fault).__name__}): pip install 'ser[torchaudio]'"
-        raise SerError(reason) from fault
+        raise SerError(
+            f"torchaudio cannot be imported here ({type(fault).__name__}): pip install 'ser[torchaudio]'"
+        ) from fault
     from transformers import Wav2Vec2FeatureExtractor
 
     bundle = getattr(torchaudio.pipelines, name, None)

@@ -59,7 +59,8 @@ def count_all(manifest: Manifest) -> dict[str, Any]:
     four = {raw: name for name, raws in POLICIES["4class"].items() for raw in raws}
     pairs = Counter(zip(manifest.column("session"), map(four.get, labels), strict=True))
     seconds = [s or 0.0 for s in manifest.column("duration")]
-    scripted = sum("_script" in d for d in manifest.column("dialogue"))
+    scripted = sum("_script" in (d or "") for d in manifest.column("dialogue"))
+    sizes = by["dialogue"].values() or [0]
     return {
         "utterances": len(manifest),
         "dialogues": len(by["dialogue"]),
@@ -76,7 +77,7 @@ def count_all(manifest: Manifest) -> dict[str, Any]:
         },
         "4class hours": sum(s for s, label in zip(seconds, labels, strict=True) if label in four) / 3600,
         "4class per session": {s: {name: pairs[s, name] for name in POLICIES["4class"]} for s in by["session"]},
-        "utterances per dialogue": {"fewest": min(by["dialogue"].values()), "most": max(by["dialogue"].values())},
+        "utterances per dialogue": {"fewest": min(sizes), "most": max(sizes)},
         "durations": _percentiles([s for s in manifest.column("duration") if s is not None]),
     }
 

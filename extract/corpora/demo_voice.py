@@ -77,12 +77,11 @@ def speak(text: str, speaker: Speaker, full: Manner, intensity: float, rng: Rand
     total = float(np.sum(seconds + pauses))
     scale = float(np.clip(total, SHORTEST - 0.1, LONGEST - 0.1)) / total
     voiced = (seconds * scale * RATE).astype(int)
-    edges = np.concatenate(
-        [[0], np.cumsum(((seconds + pauses) * scale * RATE).astype(int))]
-    )  # of syllables, in samples
+    spans = ((seconds + pauses) * scale * RATE).astype(int)
+    edges = np.concatenate([[0], np.cumsum(spans)])  # of syllables, in samples
 
     sound = _tract(_source(edges, voiced, speaker.pitch, manner, rng), edges, vowels, speaker.tract, rng)
-    for end, gap in zip(edges[1:], np.diff(edges) - voiced, strict=True):
+    for end, gap in zip(edges[1:], spans - voiced, strict=True):
         if gap > 2 and rng.random() < 0.6:  # a consonant: hiss between syllables
             sound[end - gap : end] += 0.15 * np.diff(rng.normal(0, 1, gap + 1)) * np.hanning(gap)
     sound = np.pad(sound, int(0.05 * RATE))

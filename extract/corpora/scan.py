@@ -22,8 +22,6 @@ from ser.errors import CorpusError, SerError, UtteranceError, WrongUse, unknown
 from ..audio import check_wav, open_audio, read_bytes
 from . import DETECTORS, FORMATS, TRANSCRIPTS
 
-LONGEST_NAME = 64  # of a corpus in the store
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -112,19 +110,18 @@ def read_corpus(
         kept = {row["id"] for row in rows}
         # Problems of utterances beyond the limit are no news to someone who asked for a few.
         problems = [p for p in problems if p.id is None or p.id in kept]
-    corpus = _name_from(reading.corpus)
     if text is not None:
         text = Path(text).expanduser()
         texts, faults = _resolve(TRANSCRIPTS)(text, [row["id"] for row in rows], complete=limit is None)
         problems = [*(p for p in problems if p.kind != "text"), *faults]
         rows = [{**row, "text": texts.get(row["id"])} for row in rows]
-        corpus = f"{corpus}-{_name_from(text.stem)}"
+        if name is None:
+            name = check_name("corpus", f"{_name_from(reading.corpus)}-{_name_from(text.stem)}")
     if not rows:
         first = f"; first problem: {problems[0]}" if problems else ""
         raise WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
-    name = name if name is not None else check_name("corpus", corpus)
     rows, faults = _measure(rows, reading.root)
-    manifest = Manifest.from_rows(name, rows, reading.synthetic)
+    manifest = Manifest.from_rows(_name_from(reading.corpus) if name is None else name, rows, reading.synthetic)
     return Scan(manifest, reading.root, format, [*problems, *faults], reading.warnings)
 
 
@@ -181,7 +178,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _name_from(stem: str) -> str:
     """A corpus name made from a file's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:LONGEST_NAME] or "corpus"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64] or "corpus"  # as long as `check_name` allows
 
 
 def _admit(reading: Reading, follow_links: bool) -> tuple[list[dict[str, Any]], list[Problem]]:
