@@ -34,7 +34,7 @@ def open_plain(path: Path | str) -> int:
     Raises `CorruptStore` if it is missing, a link or a special file, and `StoreError` if it cannot be opened.
     """
     try:
-        # O_NONBLOCK: opening a pipe must not wait for somebody to write into it.
+        # O_NONBLOCK: opening a pipe must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptStore(f"{path}: is missing; {REPAIR}") from None
@@ -160,7 +160,7 @@ def replace_file(path: Path, content: bytes, store: Path) -> None:
 
 @contextlib.contextmanager
 def workspace(store: Path) -> Iterator[Path]:
-    """A fresh folder under `<store>/tmp/`, removed at the end; a lock beside it says that its owner lives."""
+    """A fresh folder under `<store>/tmp/`, removed at the end; a lock beside it says that its owner is alive."""
     make_folder(store / "tmp")
     lock = None
     while lock is None:  # another process may take a lock file that is not locked yet for a leftover, and unlink it
@@ -197,7 +197,7 @@ def _lock(folder: Path, new: bool) -> int | None:
 
 
 def remove_leftovers(store: Path) -> list[str]:
-    """Remove what killed writers left under `tmp/`; what belongs to a living one stays. Returns the removed names."""
+    """Remove what killed writers left under `tmp/`; what a live process holds stays. Returns the removed names."""
     tmp = store / "tmp"
     removed = []
     for folder in sorted({entry.with_suffix("") for entry in tmp.iterdir()}) if tmp.is_dir() else ():
@@ -228,7 +228,7 @@ def explain_disk_errors(doing: str, store: Path, needed: int | None = None) -> I
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(store).free if store.exists() else 0
-            # Rounded apart, so that what did not fit never looks as if it did.
+            # Rounded apart, so that what did not fit never seems to fit.
             up, down = math.ceil((needed or 0) / 1e4) / 100, free // 10_000 / 100
             need = f" ({up:.2f} MB needed, {down:.2f} MB free)" if needed else ""
             raise StoreError(

@@ -1,7 +1,7 @@
 """Blocks: the stretches of bytes, 1 to 2 MB each, that arrays are read and checked in.
 
 One reader serves every backend. It reads straight into where the rows belong and runs the checksum over them there;
-a byte that nobody asked for goes to a scratch area, because the checksum needs it too.
+bytes between the rows asked for go to a scratch area, because the checksum needs them too.
 """
 
 import math

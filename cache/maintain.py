@@ -265,7 +265,7 @@ def _check_feature(store: Store, folder: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Removed:
-    """What has gone."""
+    """What was removed."""
 
     path: str  # relative to the store
     bytes: int
@@ -273,7 +273,7 @@ class Removed:
 
 
 def _drop(store: Store, folder: Path) -> None:
-    """Move a folder out of the store, then delete it. One that has gone already is fine."""
+    """Move a folder out of the store, then delete it. One that is not there any more is fine."""
     with workspace(store.path) as aside:
         with contextlib.suppress(FileNotFoundError):
             os.rename(folder, aside / folder.name)  # noqa: PTH104
@@ -307,7 +307,7 @@ def remove_feature(store: Store, feature: Feature) -> Removed:
 def remove_superseded(store: Store, features: list[Feature] | None = None) -> Iterator[Removed]:
     """Rewrite the parts that hold rows which no corpus's latest manifest asks for, or which stand twice.
 
-    What is kept is published before what holds it is dropped, so that no row is ever away.
+    What is kept is published before what holds it is dropped, so that no row is ever missing.
     """
     manifests = [store.manifest(corpus) for corpus in store.corpora()]
     for feature in store.features() if features is None else features:

@@ -38,7 +38,7 @@ INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def invisible(text: str) -> bool:
-    """Whether a text holds what nobody sees on a page."""
+    """Whether a text holds characters that do not show on a page."""
     return any(unicodedata.category(character) in INVISIBLE for character in text)
 
 

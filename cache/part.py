@@ -56,7 +56,7 @@ class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for what types cannot say; nothing in a store need be written by a friend."""
+        """Raise `ValueError` for what types cannot say. A store may come from anywhere: nothing in it is trusted."""
         if len(set(self.ids)) != len(self.ids) or len(self.ids) != len(self.inputs):
             raise ValueError("ids stand twice, or have no input digest each")
         for name in self.files:
@@ -81,7 +81,7 @@ class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_part_record(folder: Path) -> PartRecord:
-    """What a part's `part.json` says, files not looked at. Raises `CorruptStore` if it cannot be trusted."""
+    """What a part's `part.json` says, whatever its files are. Raises `CorruptStore` if it cannot be trusted."""
     return read_checksummed(folder / "part.json", PartRecord)
 
 
@@ -138,7 +138,7 @@ class Part:
 
 
 def _files_below(folder: Path, inside: str = "") -> Iterable[tuple[str, int]]:
-    """Every file below a folder with its size, but for hidden ones (`.nfs0001`, `.DS_Store`), which nobody reads.
+    """Every file below a folder with its size, but for hidden ones (`.nfs0001`, `.DS_Store`), which are never read.
 
     Raises `CorruptStore` at a link or special file.
     """
@@ -175,10 +175,7 @@ class Packed:
 
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
         """The rows of utterance `index`, `[n, dim]`: a view."""
-        if index < 0:
-            index += len(self.ids)
-        if not 0 <= index < len(self.ids):
-            raise IndexError(index)
+        index = range(len(self.ids))[index]
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
 

@@ -55,7 +55,7 @@ def read_checksummed(path: Path, kind: type[Json]) -> Json:
         check_version(msgspec.json.decode(body, type=_Version).format_version, str(path))
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CorruptStore(f"{path}: not a {kind.__name__} of a store ({error}); {REPAIR}") from None
+        raise CorruptStore(f"{path}: not a record of a store ({error}); {REPAIR}") from None
 
 
 class _Version(msgspec.Struct):

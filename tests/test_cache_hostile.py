@@ -1,4 +1,4 @@
-"""Stores that lie on purpose: sealed as they should be, and false."""
+"""Stores that lie on purpose: every checksum right, and false."""
 
 import hashlib
 import os
@@ -92,6 +92,17 @@ def test_json_that_is_none(tmp_path: Path) -> None:
         (folder / "part.json").write_bytes(sealed)
         with pytest.raises(CorruptStore, match=str(folder)):
             open_store(tmp_path / "s")["frames"].load(manifest)
+
+
+def test_a_manifest_that_lies(tmp_path: Path) -> None:
+    sample(tmp_path / "s", "zarr")
+    folder = tmp_path / "s" / "manifests" / "toy"
+    for content in (b"PAR1 and then nothing", Manifest.from_rows("other", [{"id": "a"}]).content):
+        digest = hashlib.sha256(content).hexdigest()
+        (folder / f"{digest}.parquet").write_bytes(content)
+        (folder / "latest").write_text(f"{digest}\n")
+        with pytest.raises(CorruptStore, match=r"not a manifest of a store|is the manifest of corpus 'other'"):
+            open_store(tmp_path / "s").manifest()
 
 
 def test_a_link_in_place_of_a_folder(tmp_path: Path) -> None:
