@@ -182,8 +182,8 @@ def errors(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> list[Block]:
         blocks.append(f"Errors by group and agreement are those of the cell with the highest UA, {cell.label}.")
     if origin.manifest is None:
         blocks.append(f"Texts, durations and votes are not at hand: {origin.lack}")
-    hardest = _hardest(cells, origin)
-    return [*blocks, Group([_groups(cell, origin), *_agreement(cell, origin)]), *([hardest] if hardest.rows else [])]
+    plots, hardest = [*_groups(cell, origin), *_agreement(cell, origin)], _hardest(cells, origin)
+    return [*blocks, *([Group(plots)] if plots else []), *([hardest] if hardest.rows else [])]
 
 
 def _hardest(cells: Sequence[Cell], origin: Origin) -> Table:
@@ -216,8 +216,8 @@ def _known(value: Any) -> Any:
     return None if value != value else value
 
 
-def _groups(cell: Cell, origin: Origin) -> Plot:
-    """The share of wrong predictions in each group."""
+def _groups(cell: Cell, origin: Origin) -> list[Plot]:
+    """The share of wrong predictions in each group; nothing where no group is known."""
     import pandas
 
     p = cell.predictions.join(origin.rows, on="id")
@@ -244,7 +244,7 @@ def _groups(cell: Cell, origin: Origin) -> Plot:
     note += "seeds are averaged."
     note += "" if len(drawn) == len(rows) else f" Groupings of more than {GROUPS} groups are only in the numbers."
     draw = partial(dots, points, "wrong %", baseline=every, limits=(0, None))
-    return Plot("Errors by group", Table("groups", "Errors by group", rows), draw, note)
+    return [Plot("Errors by group", Table("groups", "Errors by group", rows), draw, note)] if rows else []
 
 
 def wilson(share: float, n: int) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ from ser.train.settings import Setting, settings
 from ser.train.splits import PROTOCOLS
 
 from .cells import Cell
-from .html import Block, Command, Warned
+from .html import Block, Text
 from .tables import Row, Table
 from .utterances import Origin
 
@@ -32,10 +32,10 @@ def what_was_run(cells: Sequence[Cell], origins: Mapping[str, Origin], unfinishe
         blocks.append(Table("left-out", f"Utterances left out: {left_out.total():,}", rows, folded=True))
     if unfinished:
         names = ", ".join(run.path.name for run in unfinished[:5]) + (" …" if len(unfinished) > 5 else "")
-        blocks.append(Warned(f"{len(unfinished)} runs are not finished and count nowhere here: {names}"))
+        blocks.append(Text("warned", f"{len(unfinished)} runs are not finished and count nowhere here: {names}"))
     commands = {cell.label: command(cell) for cell in cells}
     shown = list(dict.fromkeys(commands.values()))[: COMMANDS if len(cells) <= COMMANDS else 1]
-    blocks += ["To run it again:", Command("\n".join(shown))]
+    blocks += ["To run it again:", Text("command", "\n".join(shown))]
     if len(cells) > COMMANDS:
         lines = [{"cell": label, "command": text} for label, text in commands.items()]
         blocks.append(Table("commands", "The command of each cell", lines, folded=True))
