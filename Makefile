@@ -6,12 +6,13 @@ STORE ?= features
 ONLY ?=
 SMALL := --epochs 30 $(foreach s,d_model=64 heads=4 queries=8 lr=1e-3 standardise_audio=true standardise_text=true,--set $(s))
 
-.PHONY: help install demo demo-features features test test-slow check bench clean
+.PHONY: help install demo demo-features features test test-fast test-slow check bench clean
 
 help:
 	@echo "make demo                           five features, two trained models and a table, under demo/"
 	@echo "make features IEMOCAP=/path/to/it   the real job (CORPUS=... for other corpora)"
-	@echo "make test | test-slow | check       tests, torture tests, linters"
+	@echo "make test-fast | test | test-slow   unit tests, all tests, torture that takes minutes"
+	@echo "make check                          linters and types"
 	@echo "make bench [ONLY=store]             ours against the plain way, side by side"
 
 # torch goes first: with a CPU build in place nothing pulls the CUDA packages in.
@@ -35,7 +36,6 @@ demo-features: install
 	$(SER) weights demo demo/checkpoints
 	$(SER) features demo/corpus --store demo/features $(foreach m,hubert mpnet bert,--model $(m)=demo/checkpoints/$(m)-random)
 
-
 # With neither IEMOCAP nor CORPUS this is the demo corpus, and says so.
 ifneq ($(IEMOCAP),)
 features: install
@@ -47,6 +47,10 @@ else
 features: demo-features
 	@echo "Neither IEMOCAP=... nor CORPUS=... was given: these are the features of the synthetic demo corpus, with random weights."
 endif
+
+# Unit tests: no processes, no browser, no dask, no training of the demo.
+test-fast: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not heavy" $(ARGS)
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)

@@ -8,7 +8,7 @@ extracted. A feature is computed in exactly that way or not at all; only the enc
 digest must be the recorded one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ser.cache.spec import Spec
+from ser.engines.machine import choose_device
 from ser.errors import CorpusError, CorruptStore, WrongUse, unknown
 from ser.extract.audio import locate
 from ser.extract.corpora.scan import read_corpus
@@ -30,6 +31,7 @@ from ser.train.models import Fusion
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, open_run
 from ser.train.settings import TrainConfig, TrainingSettings
+from ser.weights.find import parse_models
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,13 @@ def predict(
     audio: Sequence[str | Path] = (),
     text: str | None = None,
     table: str | Path | None = None,
-    models: Mapping[str, str] | None = None,
+    models: Mapping[str, str] | Iterable[str] = (),
     device: str = "auto",
 ) -> Answer:
     """Classify audio files, one of them with its transcript `text`, or the turns of a table.
 
-    `models` says where encoder weights lie now ({"hubert": folder}); by default where the run's features found them.
-    Raises `WrongUse` for what the run cannot take, naming the reason.
+    `models` says where encoder weights lie now ({"hubert": folder}, or "hubert=FOLDER" entries); by default where the
+    run's features found them. Raises `WrongUse` for what the run cannot take, naming the reason.
     """
     if table is not None and text is not None:
         raise WrongUse("--text is the transcript of one audio file; in a table transcripts stand in the column text")
@@ -84,7 +86,7 @@ def predict(
         raise WrongUse(f"--text is the transcript of one audio file, and here are {len(audio)}; give a table of turns")
     predictor = Predictor(run, models, device)
     if table is not None:
-        return predictor(read_turns(Path(table), predictor.takes_audio))
+        return predictor(read_turns(Path(table), "audio" in predictor.fusion.inputs))
     files = [Turn(str(path), Path(path), text) for path in audio]
     return predictor(files or [Turn("text", None, text)])
 
@@ -92,131 +94,107 @@ def predict(
 class Predictor:
     """A trained run, opened once for many calls. Raises `WrongUse` if this machine cannot compute its features."""
 
-    def __init__(self, run: str | Path, models: Mapping[str, str] | None = None, device: str = "auto") -> None:
+    def __init__(self, run: str | Path, models: Mapping[str, str] | Iterable[str] = (), device: str = "auto") -> None:
+        self.device = choose_device(device)
         self.run = _finished(Path(run))
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         fitted, self.fusion, self.settings = load_model(self.run)
         self.model, self.scaling = fitted.model.to(self.device), fitted.scaling
-        self.wanted = _wanted(self.run, models or {})
-        self._direct = OnlineExtractor(self.device)
+        self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
+        self._features = _features_of(self.run, parse_models(models))
+        self._extractor = OnlineExtractor(self.device)
         self._can_hide = hidden_in_training(self.fusion, self.settings)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The labels that it tells apart."""
-        return tuple(self.run.config["labels"]["classes"])
-
-    @property
-    def takes_audio(self) -> bool:
-        """Whether audio is among its inputs."""
-        return "audio" in self.fusion.inputs
 
     def __call__(self, turns: Sequence[Turn]) -> Answer:
         """Classify the turns. Those that cannot be read stand in `unusable` with the reason, as in extraction."""
         turns = [replace(turn, text=turn.text if turn.text and turn.text.strip() else None) for turn in turns]
         without = [tuple(m for m in self.fusion.inputs if getattr(turn, m) is None) for turn in turns]
-        self._refuse(turns, without)
-        notes = self._notes(turns)
-        with one_thread():  # as extraction and training compute
-            rows = [self._features(turn, notes) for turn in turns]
-        unusable = {
-            turn.id: str(found) for turn, found in zip(turns, rows, strict=True) if isinstance(found, UtteranceError)
-        }
-        good = [number for number, found in enumerate(rows) if not isinstance(found, UtteranceError)]
-        if not good:
-            raise CorpusError("; ".join(f"{name}: {reason}" for name, reason in unusable.items()))
-        if unusable and self.fusion.unit == "dialogue":
-            notes.append("the turns that cannot be used are missing from the context of their dialogues")
-        kept = [turns[number] for number in good]
-        hidden = [without[number] for number in good]
-        probabilities = self._probabilities(kept, hidden, [rows[number] for number in good])  # type: ignore[misc]
-        return Answer(
-            [
-                Prediction(
-                    turn.id,
-                    self.classes[int(row.argmax())],
-                    dict(zip(self.classes, (float(p) for p in row), strict=True)),
-                    lacking,
-                )
-                for turn, row, lacking in zip(kept, probabilities, hidden, strict=True)
-            ],
-            unusable,
-            notes,
-        )
-
-    def _refuse(self, turns: Sequence[Turn], without: Sequence[tuple[str, ...]]) -> None:
-        name = self.fusion.name
         for turn, lacking in zip(turns, without, strict=True):
-            if len(lacking) == len(self.fusion.inputs):
-                raise WrongUse(f"{turn.id}: has no {' and no '.join(lacking)}, and {name} takes nothing else")
-            for modality in lacking:
-                if modality not in self._can_hide:
-                    how = "--text, or a column text in the table" if modality == "text" else "its audio"
-                    raise WrongUse(
-                        f"{turn.id}: has no {modality}, and {name} was trained without random modality masking, so it "
-                        f"has never seen an utterance without {modality}; give {how}"
-                    )
+            self._check_inputs(turn.id, lacking)
+        notes = self._notes(turns)
+        unusable: dict[str, str] = {}
+        usable: list[tuple[Turn, tuple[str, ...], dict[str, np.ndarray]]] = []
+        with one_thread():  # as extraction and training compute
+            for turn, lacking in zip(turns, without, strict=True):
+                rows = self._rows(turn, notes)
+                if isinstance(rows, UtteranceError):
+                    unusable[turn.id] = str(rows)
+                else:
+                    usable.append((turn, lacking, rows))
+            if not usable:
+                raise CorpusError("; ".join(f"{name}: {reason}" for name, reason in unusable.items()))
+            if unusable and self.fusion.unit == "dialogue":
+                notes.append("the turns that cannot be used are missing from the context of their dialogues")
+            probabilities = self._probabilities(*zip(*usable, strict=True))
+        predictions = []
+        for (turn, lacking, _), row in zip(usable, probabilities, strict=True):
+            of_class = dict(zip(self.classes, map(float, row), strict=True))
+            predictions.append(Prediction(turn.id, self.classes[int(row.argmax())], of_class, lacking))
+        return Answer(predictions, unusable, notes)
+
+    def _check_inputs(self, id_: str, without: tuple[str, ...]) -> None:
+        if len(without) == len(self.fusion.inputs):
+            raise WrongUse(f"{id_}: has no {' and no '.join(without)}, and {self.fusion.name} takes nothing else")
+        for modality in without:
+            if modality not in self._can_hide:
+                how = "--text, or a column text in the table" if modality == "text" else "its audio"
+                raise WrongUse(
+                    f"{id_}: has no {modality}, and {self.fusion.name} was trained without random modality masking, so "
+                    f"it has never seen an utterance without {modality}; give {how}"
+                )
 
     def _notes(self, turns: Sequence[Turn]) -> list[str]:
         notes = []
-        result = self.run.result
+        name, inputs, result = self.fusion.name, self.fusion.inputs, self.run.result
         if result["synthetic"]:
             notes.append("trained on synthetic speech: shows that the pipeline works, and says nothing about people")
         if result["random_weights"]:
             notes.append(f"computed with random weights: {', '.join(result['random_weights'])}")
-        if unused := [
-            m for m in ("audio", "text") if m not in self.fusion.inputs and any(getattr(t, m) for t in turns)
-        ]:
-            notes.append(f"{' and '.join(unused)} not used: {self.fusion.name} takes {self.fusion.inputs[0]} alone")
+        if unused := [m for m in ("audio", "text") if m not in inputs and any(getattr(t, m) for t in turns)]:
+            notes.append(f"{' and '.join(unused)} not used: {name} takes {inputs[0]} alone")
         if self.fusion.unit == "dialogue" and all(turn.dialogue in (None, turn.id) for turn in turns):
             notes.append(
-                f"{self.fusion.name} reads whole dialogues, and here each utterance is one by itself; "
+                f"{name} reads whole dialogues, and here each utterance is one by itself; "
                 "if they belong together, give the turns in a table with a column dialogue"
             )
         return notes
 
-    def _features(self, turn: Turn, notes: list[str]) -> dict[str, np.ndarray] | UtteranceError:
+    def _rows(self, turn: Turn, notes: list[str]) -> dict[str, np.ndarray] | UtteranceError:
         """The rows of each modality `[n, dim]` as the store would hold them; a missing one has none."""
         found: dict[str, np.ndarray] = {}
-        for modality, wanted in self.wanted.items():
+        for modality, feature in self._features.items():
             given = turn.audio if modality == "audio" else turn.text
-            extra = self.run.config["features"][modality].get("extra")  # token ids, where the run trained the encoder
+            extra = self.run.config["features"][modality].get("extra")  # token ids, if the run trained the encoder
             if given is None:
-                found[modality] = np.empty((0, wanted.spec.dim if extra is None else 1), np.float32)
+                found[modality] = np.empty((0, feature.spec.dim if extra is None else 1), np.float32)
                 continue
-            rows, warnings = self._direct.rows(wanted, given, turn.sha256)
+            rows, warnings = self._extractor.rows(feature, given, turn.sha256)
             notes += [f"{turn.id}: {warning}" for warning in warnings]
             if isinstance(rows, UtteranceError):
                 return rows
-            found[modality] = rows.values if extra is None else rows.extras[extra][:, None]
+            found[modality] = np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
         return found
 
     def _probabilities(
-        self, turns: Sequence[Turn], hidden: Sequence[tuple[str, ...]], rows: Sequence[Mapping[str, np.ndarray]]
+        self, turns: Sequence[Turn], without: Sequence[tuple[str, ...]], rows: Sequence[Mapping[str, np.ndarray]]
     ) -> np.ndarray:
         """Probabilities `[n, K]`."""
-        data = Dataset(_utterances(turns, self.classes), self.run.config["dims"], lambda: self._inputs(rows), {})
-        plan = TrainConfig(
-            self.fusion, self.settings, TrainingSettings(**self.run.config["training"]), device=self.device
-        )
+        inputs = {modality: self._inputs(modality, [found[modality] for found in rows]) for modality in self._features}
+        data = Dataset(_utterances(turns, self.classes), self.run.config["dims"], lambda: inputs, {})
+        training = TrainingSettings(**self.run.config["training"])
+        plan = TrainConfig(self.fusion, self.settings, training, device=self.device)
         found = np.empty((len(turns), len(self.classes)), np.float32)
-        with one_thread():
-            for lacking in sorted(set(hidden)):
-                same = np.flatnonzero([other == lacking for other in hidden])
-                hide = lacking[0] if lacking else None
-                found[same] = probabilities_of(self.model, data, same, plan, self.scaling, hide)["logits"]
+        for lacking in sorted(set(without)):
+            same = np.flatnonzero([other == lacking for other in without])
+            hide = lacking[0] if lacking else None
+            found[same] = probabilities_of(self.model, data, same, plan, self.scaling, hide)["logits"]
         return found
 
-    def _inputs(self, rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Inputs]:
-        made = {}
-        for modality, wanted in self.wanted.items():
-            pieces = [np.atleast_2d(found[modality]) for found in rows]
-            offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
-            inputs = Inputs(torch.from_numpy(np.concatenate(pieces)), offsets)
-            if self.fusion.level == "vector" and wanted.spec.level != "utterance":
-                inputs = inputs.pooled(self.run.config["features"][modality]["pool"])
-            made[modality] = inputs
-        return made
+    def _inputs(self, modality: str, pieces: Sequence[np.ndarray]) -> Inputs:
+        offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
+        inputs = Inputs(torch.from_numpy(np.concatenate(pieces)), offsets)
+        if self.fusion.level == "vector" and self._features[modality].spec.level != "utterance":
+            return inputs.pooled(self.run.config["features"][modality]["pool"])
+        return inputs
 
 
 def read_turns(table: Path, audio: bool = True) -> list[Turn]:
@@ -257,7 +235,7 @@ def _finished(path: Path) -> Run:
     return run
 
 
-def _wanted(run: Run, models: Mapping[str, str]) -> dict[str, ResolvedFeature]:
+def _features_of(run: Run, models: Mapping[str, str]) -> dict[str, ResolvedFeature]:
     """What to compute for each modality, by the very specs that the run records."""
     where = str(run.path / CONFIG)
     recorded = run.config["provenance"].get("specs", {})

@@ -20,7 +20,7 @@ from benchmarks.compare import compare
 from ser import engines
 from ser.extract.audio import Clip, decode
 from ser.extract.extractors import ResolvedFeature, load_extractors, resolve
-from ser.extract.run import ExtractionConfig, Plan, extract, plan
+from ser.extract.run import ExtractionConfig, ExtractionRun, extract, plan
 from ser.weights.demo import write_random_checkpoint
 
 UTTERANCES = 48
@@ -185,22 +185,21 @@ def _hubert(folder: Path, checkpoint: Path, files: list[Path], rounds: int) -> l
 
         return run
 
-    def planned() -> Plan:
-        made = plan(
-            ExtractionConfig(table, "hubert", store=folder / f"store-{next(stores)}", models=models, dtype="float32")
-        )
-        made.opened["audio"] = load_extractors([feature.wanted for feature in made.features], "cpu")
-        return made
+    def opened() -> ExtractionRun:
+        store = folder / f"store-{next(stores)}"
+        run = ExtractionRun(plan(ExtractionConfig(table, "hubert", store=store, models=models, dtype="float32")))
+        run.worker.extractors("audio")
+        return run
 
     models = {"hubert": str(checkpoint)}
-    loaded, ready = load(), iter([planned() for _ in range(max(rounds, 1))])
+    loaded, ready = load(), iter([opened() for _ in range(max(rounds, 1))])
     wall: dict[str, Any] = {"rounds": rounds, "clock": time.perf_counter, "unit": "s"}
     fast = _has_bfloat16()
     return [
         compare(
             "hubert base into a store, both with the model loaded: wall clock of a loop, batch 1, .npy each",
             lambda: plain(loaded),
-            lambda: extract(next(ready)),
+            lambda: next(ready).extract(),
             0.95,
             **wall,
         ),

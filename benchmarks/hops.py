@@ -1,20 +1,23 @@
-"""How many of our files a command runs through: `python -m benchmarks.hops` traces `make demo`'s commands at small size.
+"""How many of our files a command runs through: `python -m benchmarks.hops` traces the commands of `make demo`.
+
+`--write docs/architecture.md` puts the lists between that page's `<!-- hops -->` markers.
 
 A file counts when a function of it is called, a hop when a function of one file calls a function of another. Running
 a module's or a class's body is an import, not a hop.
 """
 
 import inspect
-import json
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = 24  # files of each command
+MARKER = "<!-- hops -->"
 ENCODERS = ("hubert", "mpnet", "bert")
 
 
@@ -72,11 +75,16 @@ def trace(arguments: list[str]) -> Tracer:
     return tracer
 
 
-def trace_demo(folder: Path) -> dict[str, Tracer]:
-    """`ser features` with the five default features, and both of the demo's `ser train`, by name."""
+def trace_demo(folder: Path, shrink: Callable[[Path], None] | None = None) -> dict[str, Tracer]:
+    """`ser features` with the five default features, and both of the demo's `ser train`, by name.
+
+    `shrink` makes the corpus in a folder smaller before features are extracted from it.
+    """
     corpus, store, weights = folder / "corpus", folder / "features", folder / "checkpoints"
     trace(["corpus", "demo", str(corpus)])
     trace(["weights", "demo", str(weights)])
+    if shrink:
+        shrink(corpus)
     models = [f"--model={name}={weights}/{name}-random" for name in ENCODERS]
     small = ["--epochs=2", "--set=d_model=16", "--set=heads=2", "--set=queries=4", "--set=standardise_audio=true"]
     train = ["train", f"--store={store}", f"--out={folder}/runs"]
@@ -89,18 +97,29 @@ def trace_demo(folder: Path) -> dict[str, Tracer]:
     }
 
 
-def main() -> int:
-    """Print the hop lists; exit 1 if a command runs through more than `MOST` files."""
-    with tempfile.TemporaryDirectory() as folder:
-        traced = trace_demo(Path(folder))
+def listing(traced: dict[str, Tracer]) -> str:
+    """The files of each command in the order in which they are first called, and which files each calls."""
+    lines = []
     for command, tracer in traced.items():
-        print(f"{command}: {len(tracer.files)} files, {len(tracer.hops)} hops")
+        lines.append(f"{command}: {len(tracer.files)} files, {len(tracer.hops)} hops")
         for caller in tracer.files:
             called = [callee for first, callee in tracer.hops if first == caller]
-            print(f"  {caller}{' → ' if called else ''}{', '.join(called)}")
-    print(json.dumps({command: len(tracer.files) for command, tracer in traced.items()}))
+            lines.append(f"  {caller}{' → ' if called else ''}{', '.join(called)}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Print the hop lists, or write them into a page; exit 1 if a command runs through more than `MOST` files."""
+    with tempfile.TemporaryDirectory() as folder:
+        traced = trace_demo(Path(folder))
+    print(listing(traced))
+    if arguments[:1] == ["--write"]:
+        page = Path(arguments[1])
+        before, _, after = page.read_text(encoding="utf-8").partition(MARKER)
+        after = after.partition(MARKER)[2]
+        page.write_text(f"{before}{MARKER}\n```text\n{listing(traced)}\n```\n{MARKER}{after}", encoding="utf-8")
     return int(any(len(tracer.files) > MOST for tracer in traced.values()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

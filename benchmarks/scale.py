@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.scale [UTTERANCES …]      by default 250000 500000 1000000
 
-For each size: how long the planner takes and how much memory; then a process of its own plans, and hands leases to a
+For each size: how long the planner takes and how much memory; then a process of its own plans, and hands tasks to a
 cluster of two workers (each computes and publishes a real part, with fsync and reading back), counting what the store
 holds as `ser features` does: tasks per second, what a task costs that process in CPU time and memory, what it costs the
 workers, and what counting costs. When an eighth of the parts is there that process is killed by SIGKILL, and the same
-plan is made again: how long it takes to find what is missing. Each lease looks twice at what others have published, and
+plan is made again: how long it takes to find what is missing. Each task looks twice at what others have published, and
 lists a folder of up to all parts: what that costs where they are all there. Times are CPU time, but for tasks per
 second. If any of these grows faster than the corpus, or the cost of a task at all (but for that look), the exit code is
 1.
@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +30,12 @@ import pyarrow as pa
 from tabulate import tabulate
 
 from ser.cache.manifest import SCHEMA, Manifest
-from ser.cache.spec import Modality, Spec
 from ser.cache.store import open_store
-from ser.extract.cluster_tasks import StoreProgress, run_leases
+from ser.extract.cluster_tasks import StoreProgress, run_on_cluster
 from ser.extract.corpora.scan import Scan
-from ser.extract.extractors import EXTRACTORS, FEATURES, ExtractorKind, Family, Outcome, ResolvedFeature, Rows, resolve
+from ser.extract.extractors import FEATURES, Extractor, FeatureKind, ResolvedFeature, resolve
 from ser.extract.plan import ExtractionConfig, plan_scan
-from ser.extract.worker import PartWatcher, Setup
+from ser.extract.worker import PartWatcher
 
 SIZES = (250_000, 500_000, 1_000_000)
 PART_SECONDS = 47.0  # of the text's own reckoning: 138 utterances a part, close to 133 of 4.5 s in 600 s of audio
@@ -52,23 +50,24 @@ class NothingConfig:
     """It has no settings."""
 
 
-class Nothing:
+class Nothing(Extractor):
     """One row of zeros for each transcript."""
 
-    modality: Modality = "text"
-    batched, stage = True, "nothing"
+    name, version, Config = "nothing", 1, NothingConfig
+    batched = True
 
-    def __init__(self, spec: Spec) -> None:
-        self.specs: tuple[Spec, ...] = (spec,)
+    @classmethod
+    def dim(cls, config: NothingConfig, checkpoint: object) -> int:
+        """A few zeros."""
+        return DIM
 
-    def run(self, batch: Sequence[str]) -> list[Outcome]:
-        """The rows."""
-        return [{self.specs[0].fingerprint: Rows(np.zeros((1, DIM), np.float32))} for _ in batch]
+    def extract(self, item: str) -> list[np.ndarray]:
+        """The row."""
+        return [np.zeros((1, DIM), np.float32)]
 
 
 # Importing this module registers it: so does a worker that unpickles its config.
-FEATURES["nothing"] = Family("text", "utterance", "nothing", "zeros", {})
-EXTRACTORS["nothing"] = ExtractorKind(NothingConfig, 1, lambda config: DIM, lambda config, spec: Nothing(spec))
+FEATURES["nothing"] = FeatureKind("text", "utterance", "zeros", Nothing)
 
 
 def manifest(count: int) -> Manifest:
@@ -87,7 +86,14 @@ def manifest(count: int) -> Manifest:
 
 def asked(count: int, folder: Path) -> tuple[ExtractionConfig, Scan, list[ResolvedFeature]]:
     """What would be read from the command line and the corpus."""
-    request = ExtractionConfig(Path("nowhere"), "nothing", store=folder / "store", part_seconds=PART_SECONDS)
+    request = ExtractionConfig(
+        Path("nowhere"),
+        "nothing",
+        store=folder / "store",
+        part_seconds=PART_SECONDS,
+        batch_seconds=PART_SECONDS,
+        on_error="skip",
+    )
     return request, Scan(manifest(count), folder, "table"), resolve(["nothing"], {}, "float16")
 
 
@@ -99,7 +105,7 @@ def measure(count: int, folder: Path) -> dict[str, float]:
     store.add(wanted[0].spec)
     me = psutil.Process()
     idle, begun = me.memory_info().rss, time.process_time()
-    parts = plan_scan(request, scan, wanted).parts()
+    parts = plan_scan(request, scan, wanted).tasks()
     planned = time.process_time() - begun
     found = {"utterances": count, "parts": len(parts), "plan s": planned, "plan MB": _more(me, idle)}
 
@@ -123,7 +129,7 @@ def measure(count: int, folder: Path) -> dict[str, float]:
     found["there"] = sum(1 for _ in there.new())  # with those that were published while it died
 
     begun = time.process_time()
-    missing = plan_scan(request, scan, wanted).parts()
+    missing = plan_scan(request, scan, wanted).tasks()
     found["resume s"] = time.process_time() - begun
     if len(missing) != len(parts) - found["there"]:
         raise SystemExit(f"{found['there']} of {len(parts)} parts are published, and {len(missing)} are planned again")
@@ -132,7 +138,7 @@ def measure(count: int, folder: Path) -> dict[str, float]:
 
 
 def look(parts: int, folder: Path) -> float:
-    """Milliseconds of a lease's two looks at a folder that has so many parts, and one more at the second look."""
+    """Milliseconds of a task's two looks at a folder that has so many parts, and one more at the second look."""
     for number in range(parts):
         (folder / "parts" / hashlib.sha256(str(number).encode()).hexdigest()).mkdir(parents=True)
     begun = time.process_time()
@@ -148,19 +154,13 @@ def publish(count: int, folder: Path) -> None:
     me = psutil.Process()
     request, scan, wanted = asked(count, folder)
     plan = plan_scan(request, scan, wanted)
-    parts = plan.parts()
-    setup = Setup(
-        *(request.store, folder, scan.manifest.corpus, tuple(wanted), "zarr", "cpu", 1),
-        batch_seconds=PART_SECONDS,
-        keep_quarantine=True,
-        written_by=(("ser", version("ser")),),
-    )
+    tasks = plan.tasks()
     idle = me.memory_info().rss
-    seen = StoreProgress(plan, parts, None)
+    seen = StoreProgress(plan, tasks, None)
     counting = _more(me, idle)
     idle, begun, busy, worked = 0, time.perf_counter(), time.process_time(), 0.0
     peak = 0.0
-    for done, record in enumerate(run_leases(setup, seen.left(parts), "local:2", False, seen.look)):
+    for done, record in enumerate(run_on_cluster(seen.left(tasks), "local:2", False, seen.update)):
         seen.add(record)
         if not done:
             idle, begun, busy, worked = me.memory_info().rss, time.perf_counter(), time.process_time(), _spent(me)
@@ -173,7 +173,7 @@ def publish(count: int, folder: Path) -> None:
                 "worker ms/task": 1e3 * (_spent(me) - worked) / done,
             }
             looking = time.process_time()
-            seen.look(anew=True)
+            seen.update(anew=True)
             figures |= {"count MB": counting, "count ms": 1e3 * (time.process_time() - looking), "there": done}
             print(json.dumps(figures), flush=True)
 

@@ -1,23 +1,19 @@
-"""`ser cache`: what a store holds, and how it got there."""
+"""`ser cache`: what a store holds, and how it was made."""
 
-import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .progress import progress
+from .options import BACKENDS, FILE, backend_option, corpus_option, json_option, store_option
+from .output import answer, progress
 
 if TYPE_CHECKING:
     from ser.cache.maintain import Listing
-
-_file = click.Path(path_type=Path)
-store_option = click.option("--store", type=_file, default=Path("features"), show_default=True)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-corpus_option = click.option("--corpus", metavar="N", help="The store's only corpus by default.")
 
 
 @click.group()
@@ -40,28 +36,22 @@ def list_(store: Path, as_json: bool) -> None:
     from ser.cache.store import open_store
 
     found = list_features(open_store(store))
-    if as_json:
-        click.echo(json.dumps([asdict(one) for one in found]))
-        return
-    rows = [
-        [
-            one.feature,
-            one.fingerprint,
-            one.corpus or "–",
-            f"{one.rows} of {one.of}" if one.of is not None else one.rows,
-            f"{one.bytes / 1e6:.1f} MB",
-            f"{one.level} × {one.dim} {one.dtype}" if one.level else "",
-            f"{one.model or '–'}{' (random weights)' if one.random_weights else ''}",
-            one.problem or _state(one),
-        ]
-        for one in found
-    ]
-    click.echo(tabulate(rows, ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"]))
+    columns = ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"]
+    answer([asdict(one) for one in found] if as_json else tabulate([_row(one) for one in found], columns))
 
 
-def _state(one: "Listing") -> str:
+def _row(one: "Listing") -> list[Any]:
     state = "complete" if one.complete else "incomplete"
-    return f"{state}, {one.quarantined} quarantined" if one.quarantined else state
+    return [
+        one.feature,
+        one.fingerprint,
+        one.corpus or "–",
+        f"{one.rows} of {one.of}" if one.of is not None else one.rows,
+        f"{one.bytes / 1e6:.1f} MB",
+        f"{one.level} × {one.dim} {one.dtype}" if one.level else "",
+        f"{one.model or '–'}{' (random weights)' if one.random_weights else ''}",
+        one.problem or (f"{state}, {one.quarantined} quarantined" if one.quarantined else state),
+    ]
 
 
 @cache.command()
@@ -80,26 +70,20 @@ def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
 
     opened = open_store(store)
     facts = feature_info(opened, opened.feature(name, corpus))
-    if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
-    else:
-        click.echo("\n".join(_lines(facts)))
+    answer(facts if as_json else "\n".join(_lines(facts)))
 
 
-def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
-    lines = []
+def _lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
     for key, value in facts.items():
         if isinstance(value, dict) and value:
-            lines += [f"{indent}{key}", *_lines(value, indent + "  ")]
+            yield f"{indent}{key}"
+            yield from _lines(value, indent + "  ")
         else:
-            lines.append(f"{indent}{key:<{max(24 - len(indent), 1)}} {value}")
-    return lines
+            yield f"{indent}{key:<{max(24 - len(indent), 1)}} {value}"
 
 
 @cache.command()
-@click.option(
-    "--repair", is_flag=True, help="Drop the parts that cannot be trusted, so that `ser features` recomputes them."
-)
+@click.option("--repair", is_flag=True, help="Drop untrusted parts, so that `ser features` computes them again.")
 @store_option
 @json_option
 @click.pass_context
@@ -109,14 +93,13 @@ def verify(ctx: click.Context, repair: bool, store: Path, as_json: bool) -> None
     \b
     Example: ser cache verify --repair
     """
-    from ser.cache.maintain import Checked
-    from ser.cache.maintain import verify as verify_store
+    from ser.cache import maintain
     from ser.cache.store import open_store
 
-    checked: list[Checked] = []
+    checked: list[maintain.Checked] = []
     size, start = 0, time.perf_counter()
     with progress(None, "verify") as bar:
-        for one in verify_store(open_store(store), repair):
+        for one in maintain.verify(open_store(store), repair):
             checked.append(one)
             size += one.bytes
             rate = size / 1e9 / (time.perf_counter() - start)
@@ -127,30 +110,28 @@ def verify(ctx: click.Context, repair: bool, store: Path, as_json: bool) -> None
                 dropped = " (dropped; `ser features` computes it again)" if one.repaired else ""
                 bar.write(f"{one.path}: {one.problem or one.note}{dropped}", file=sys.stderr)
     bad = [one for one in checked if one.problem]
-    if as_json:
-        click.echo(json.dumps({"checked": len(checked), "bytes": size, "bad": [asdict(one) for one in bad]}))
-    else:
-        said = f", {size / 1e6:.1f} MB at {rate:.2f} GB/s" if checked else ""
-        click.echo(f"{len(checked)} things checked{said}: {len(bad)} bad")
+    measured = f", {size / 1e6:.1f} MB at {rate:.2f} GB/s" if checked else ""
+    facts = {"checked": len(checked), "bytes": size, "bad": [asdict(one) for one in bad]}
+    answer(facts if as_json else f"{len(checked)} things checked{measured}: {len(bad)} bad")
     ctx.exit(1 if any(not one.repaired for one in bad) else 0)
 
 
 @cache.command("import")
 @click.argument("name")
-@click.argument("file", type=_file)
+@click.argument("file", type=FILE)
 @click.option("--modality", type=click.Choice(["audio", "text"]), required=True)
-@click.option("--ids", type=_file, metavar="FILE", help="Ids of the rows: one per line, or a JSON list.")
+@click.option("--ids", type=FILE, metavar="FILE", help="Ids of the rows: one per line, or a JSON list.")
 @click.option(
     "--manifest",
     "table",
-    type=_file,
+    type=FILE,
     metavar="TABLE",
     help="CSV, TSV or Parquet with the manifest's columns, where there is no audio at hand.",
 )
 @click.option(
     "--corpus-name", metavar="N", help="The store's only corpus by default; with --manifest the table's name."
 )
-@click.option("--backend", type=click.Choice(["zarr", "hdf5"]), default="zarr", show_default=True)
+@backend_option
 @store_option
 @json_option
 def import_(
@@ -177,18 +158,16 @@ def import_(
     opened = open_store(store, create=table is not None)
     manifest = read_manifest_table(table, corpus_name or table.stem) if table else opened.manifest(corpus_name)
     done = import_feature(opened, name, file, modality, manifest, read_ids(ids) if ids else None, backend)
-    if as_json:
-        click.echo(json.dumps(asdict(done)))
-    else:
-        click.echo(f"{done.feature}@{done.fingerprint}: {done.rows} rows of {len(manifest)}, {done.missing} missing")
+    text = f"{done.feature}@{done.fingerprint}: {done.rows} rows of {len(manifest)}, {done.missing} missing"
+    answer(asdict(done) if as_json else text)
 
 
 @cache.command()
 @click.argument("name")
-@click.argument("file", type=_file)
+@click.argument("file", type=FILE)
 @click.option(
     "--backend",
-    type=click.Choice(["zarr", "hdf5"]),
+    type=BACKENDS,
     help="FILE is a store, new or not: copy the feature into it, its parts in this backend, bit for bit.",
 )
 @corpus_option
@@ -201,19 +180,18 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
       ser cache export hubert hubert.h5
       ser cache export hubert features-hdf5 --backend hdf5
     """
+    from ser.cache import transfer
     from ser.cache.store import open_store
-    from ser.cache.transfer import copy
-    from ser.cache.transfer import export as export_feature
 
     opened = open_store(store)
     manifest = opened.manifest(corpus)
     feature = opened.feature(name, manifest.corpus)
     if backend:
-        copied = copy(feature, open_store(file, create=True), backend)
+        copied = transfer.copy(feature, open_store(file, create=True), backend)
         there = len(feature.parts()) - len(copied)
-        click.echo(f"copied {len(copied)} parts to {file}" + (f"; {there} are there already" if there else ""))
+        answer(f"copied {len(copied)} parts to {file}" + (f"; {there} are there already" if there else ""))
     else:
-        click.echo(f"wrote {export_feature(feature, manifest, file)}")
+        answer(f"wrote {transfer.export(feature, manifest, file)}")
 
 
 @cache.command()
@@ -244,4 +222,4 @@ def remove(name: str | None, superseded: bool, yes: bool, store: Path) -> None:
     removed = (
         list(remove_superseded(opened, features)) if superseded else [remove_feature(opened, f) for f in features or []]
     )
-    click.echo(f"removed {sum(r.rows for r in removed)} rows, {sum(r.bytes for r in removed) / 1e6:.1f} MB")
+    answer(f"removed {sum(r.rows for r in removed)} rows, {sum(r.bytes for r in removed) / 1e6:.1f} MB")

@@ -1,6 +1,5 @@
-"""`ser corpus`: look at a corpus before extracting from it, or write the synthetic one."""
+"""`ser corpus`: inspect a corpus before extracting from it, or write the synthetic one."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,17 @@ import click
 
 from ser.extract.corpora import FORMATS
 
+from .options import FILE, json_option
+from .output import answer
+
 
 @click.group()
 def corpus() -> None:
-    """Look at a corpus, or write a small synthetic one."""
+    """Inspect a corpus, or write a small synthetic one."""
 
 
 @corpus.command()
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", type=FILE, metavar="DIR")
 def demo(folder: Path) -> None:
     """Write a small synthetic corpus to DIR in the IEMOCAP release layout.
 
@@ -27,13 +29,13 @@ def demo(folder: Path) -> None:
     from ser.extract.corpora.demo import write_demo
 
     write_demo(folder)
-    click.echo(f"wrote the synthetic demo corpus to {folder}; next: ser corpus show {folder}")
+    answer(f"wrote the synthetic demo corpus to {folder}; next: ser corpus show {folder}")
 
 
 @corpus.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=FILE)
 @click.option("--format", type=click.Choice(FORMATS), help="Layout on disk; detected by default.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 @click.pass_context
 def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> None:
     """Count a corpus and name every problem in it; exit 1 if IEMOCAP's known counts are not met.
@@ -45,27 +47,18 @@ def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> N
     from ser.extract.corpora.scan import read_corpus
 
     scan = read_corpus(path, format)
-    facts = summary(scan)
-    differs = differences(scan)
+    facts, differs = summary(scan), differences(scan)
     if as_json:
-        click.echo(json.dumps({**facts, "differences": differs}, ensure_ascii=False))
+        answer({**facts, "differences": differs})
     else:
-        _print(facts)
-        for problem in scan.problems:
-            click.echo(f"problem      {problem}")
-        click.echo(f"{len(scan.problems)} problems")
-        for line in differs:
-            click.echo(f"differs from the IEMOCAP release: {line}")
-    if differs or facts["problems"]:
-        ctx.exit(1)
+        lines = [f"{name:<12} {_words(value)}" for name, value in facts.items() if name != "problems"]
+        lines += [f"problem      {problem}" for problem in scan.problems]
+        lines += [f"{len(scan.problems)} problems", *(f"differs from the IEMOCAP release: {line}" for line in differs)]
+        answer("\n".join(lines))
+    ctx.exit(1 if differs or facts["problems"] else 0)
 
 
-def _print(facts: dict[str, Any]) -> None:
-    for name, value in facts.items():
-        if name == "problems":
-            continue
-        if isinstance(value, dict):
-            value = " · ".join(f"{k} {v}" for k, v in value.items())
-        if isinstance(value, list):
-            value = "; ".join(map(str, value)) or "none"
-        click.echo(f"{name:<12} {value}")
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return " · ".join(f"{key} {count}" for key, count in value.items())
+    return "; ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

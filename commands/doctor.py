@@ -1,23 +1,19 @@
 """`ser doctor`: what this machine has for ser, and what to do about what it lacks."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from .options import json_option, store_option
+from .output import answer
+
 
 @click.command()
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    default=Path("features"),
-    show_default=True,
-    help="Where features will lie: whose disk is looked at.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@store_option
+@json_option
 def doctor(store: Path, as_json: bool) -> None:
-    """Say what this machine has (cores, memory, GPU, disk, weights, packages), and what to do about what it lacks.
+    """Say what this machine has (cores, memory, GPU, the store's disk, weights, packages), and how to get the rest.
 
     \b
     Example: ser doctor --store /scratch/features
@@ -26,10 +22,8 @@ def doctor(store: Path, as_json: bool) -> None:
 
     findings = examine(store)
     if as_json:
-        click.echo(json.dumps({one.what: asdict(one) for one in findings}, ensure_ascii=False))
+        answer({one.what: asdict(one) for one in findings})
         return
     for one in findings:
         mark = click.style("ok     ", fg="green") if one.fine else click.style("lacking", fg="yellow")
-        click.echo(f"{mark} {one.what:<20} {one.found}")
-        if one.advice:
-            click.echo(f"{'':<28} → {one.advice}")
+        answer(f"{mark} {one.what:<20} {one.found}" + (f"\n{'':<28} → {one.advice}" if one.advice else ""))

@@ -13,13 +13,6 @@ if TYPE_CHECKING:
 _file = click.Path(path_type=Path)
 
 
-def _models(ctx: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    pairs = [entry.partition("=") for entry in given]
-    if wrong := next((entry for entry, (_, _, value) in zip(given, pairs, strict=True) if not value), None):
-        raise click.BadParameter(f"{wrong}: write NAME=ID_OR_PATH")
-    return {name: value for name, _, value in pairs}
-
-
 @click.command()
 @click.argument("run", type=_file)
 @click.argument("audio", nargs=-1, type=_file)
@@ -35,7 +28,6 @@ def _models(ctx: click.Context, option: click.Parameter, given: tuple[str, ...])
     "models",
     multiple=True,
     metavar="NAME=ID_OR_PATH",
-    callback=_models,
     help="Where an encoder's weights are now; their digest must be the run's. Repeatable.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")

@@ -1,29 +1,33 @@
 """`ser sweep`: a paper's table, or one's own set of cells, each run trained once."""
 
-import json
+from dataclasses import asdict
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from .progress import progress
-from .train import duration, training_options
+from ser.train.options import Experiment
+
+from .options import COUNT, config_options, insecure_option, json_option, scheduler_option
+from .output import answer, duration, progress
 
 
 @click.command()
 @click.argument("recipe", required=False)
 @click.option("--list", "list_", is_flag=True, help="List the recipes with the papers' numbers.")
-@training_options
+@config_options(Experiment, "features", "fusion", show_defaults=False)  # the recipe's come first
+@click.option("--dry-run", is_flag=True, help="Print parameters, runs and an estimate, and stop.")
+@json_option
 @click.option("--resume", is_flag=True, help="As a sweep does anyhow: go on with unfinished runs.")
 @click.option("--shard", metavar="I/N", help="Run every N-th run from the I-th, such as 3/16: for a Slurm array.")
 @click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=COUNT,
     metavar="N",
     help="Processes of one thread here; one per core by default, two on a GPU.",
 )
-@click.option("--scheduler", metavar="ADDRESS", help="Run on dask: tcp://127.0.0.1:8786, a scheduler file, or local:4.")
-@click.option("--insecure", is_flag=True, help="Allow a plain --scheduler on another machine.")
+@scheduler_option
+@insecure_option
 @click.pass_context
 def sweep(
     ctx: click.Context,
@@ -48,7 +52,10 @@ def sweep(
       ser sweep mine.toml --shard 3/16
     """
     if list_:
-        _list(as_json)
+        from ser.train.recipe import list_recipes
+
+        recipes = list_recipes()
+        answer(recipes if as_json else "\n".join(f"{name}: {_recipe_text(facts)}" for name, facts in recipes.items()))
         return
     if recipe is None:
         raise click.UsageError("name a recipe, or a TOML file; --list shows the recipes")
@@ -57,21 +64,20 @@ def sweep(
             "--workers starts processes here, and --scheduler uses the workers of a cluster: give one"
         )
     from ser import engines
-    from ser.engines.cluster import check_scheduler
-    from ser.engines.processes import started_early
+    from ser.engines.processes import fork_server
+    from ser.engines.scheduler_address import check_scheduler
 
     most = workers or engines.cores()
     if most > 1 and scheduler is None and not dry_run:
-        ctx.with_resource(started_early("ser.train.sweep", most))  # they import torch while this process does
+        ctx.with_resource(fork_server("ser.train.sweep"))  # they import torch while this process does
     if scheduler is not None:
         check_scheduler(scheduler, insecure)
     from ser.train.recipe import read_recipe
     from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep
 
-    # What is not said here is for the recipe to say: a default of ours must not override its store.
+    # Only options that were given: our defaults must not override the recipe's. A sweep always resumes.
     given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) is not ParameterSource.DEFAULT}
-    given["set"] = given.pop("set_", ())
-    given.pop("resume", None)  # a sweep always goes on
+    given.pop("resume", None)
     planned = plan_sweep(read_recipe(recipe, **given), shard, elsewhere=scheduler is not None)
     tasks = planned.open_tasks
     there = len(planned.tasks) - len(tasks)
@@ -79,49 +85,37 @@ def sweep(
     if scheduler is None:
         workers = workers or planned.workers(most)
         seconds, cells = estimate_sweep(planned, workers)
-        told = f"{len(tasks)} runs to train with {workers} workers, about {duration(seconds)}"
-    else:  # how fast others are cannot be measured here
-        seconds, cells, told = None, {}, f"{len(tasks)} runs to train at {scheduler}"
+        where = f"with {workers} workers, about {duration(seconds)}"
+    else:  # the speed of other machines cannot be measured here
+        seconds, cells, where = None, {}, f"at {scheduler}"
     if tasks:
-        click.echo(told, err=not dry_run or as_json)
+        click.echo(f"{len(tasks)} runs to train {where}", err=not dry_run or as_json)
     if dry_run:
         if as_json:
-            click.echo(json.dumps({"runs": len(tasks), "finished": there, "workers": workers, "seconds": seconds}))
+            answer({"runs": len(tasks), "finished": there, "workers": workers, "seconds": seconds})
         for cell, ahead in cells.items() if not as_json else ():
-            click.echo(f"  {cell}: {ahead.parameters:,} parameters, about {duration(ahead.seconds_per_run)} a run")
+            answer(f"  {cell}: {ahead.parameters:,} parameters, about {duration(ahead.seconds_per_run)} a run")
         return
-    faults = []
+    failed = False
     with progress(len(tasks), planned.recipe.name, "run") as bar:
         for outcome in run_sweep(planned, workers or 1, scheduler, insecure=insecure):
             bar.update()
             if outcome.fault:
-                faults.append(outcome)
+                failed = True
                 bar.write(f"{outcome.task.cell}: {outcome.fault}", file=bar.fp)
-    _print(planned, as_json)
-    ctx.exit(1 if faults else 0)
-
-
-def _print(planned: Any, as_json: bool) -> None:
-    from dataclasses import asdict
-
     from ser.train.report.terminal import recipe_rows, recipe_table
 
     if as_json:
         rows = [asdict(row) for row in recipe_rows(planned.recipe, planned.runs)]
-        click.echo(json.dumps({"recipe": planned.recipe.name, "rows": rows}))
+        answer({"recipe": planned.recipe.name, "rows": rows})
     else:
-        click.echo(recipe_table(planned.recipe, planned.runs))
+        answer(recipe_table(planned.recipe, planned.runs))
+    ctx.exit(1 if failed else 0)
 
 
-def _list(as_json: bool) -> None:
-    from ser.train.recipe import list_recipes
-
-    recipes = list_recipes()
-    if as_json:
-        click.echo(json.dumps(recipes))
-        return
-    for name, facts in recipes.items():
-        click.echo(f"{name}: {facts['title']} ({facts['cells']} cells)")
-        for cell, paper in facts["paper"].items():
-            numbers = ", ".join(f"{metric} {value}" for metric, value in paper.items())
-            click.echo(f"    {cell}{': ' if numbers else ''}{numbers}")
+def _recipe_text(facts: dict[str, Any]) -> str:
+    lines = [f"{facts['title']} ({facts['cells']} cells)"]
+    for cell, paper in facts["paper"].items():
+        numbers = ", ".join(f"{metric} {value}" for metric, value in paper.items())
+        lines.append(f"    {cell}{': ' if numbers else ''}{numbers}")
+    return "\n".join(lines)

@@ -1,9 +1,11 @@
 """`ser weights`: find and convert encoder checkpoints."""
 
-import json
 from pathlib import Path
 
 import click
+
+from .options import FILE, json_option
+from .output import answer
 
 
 @click.group()
@@ -12,7 +14,7 @@ def weights() -> None:
 
 
 @weights.command()
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", type=FILE, metavar="DIR")
 def demo(folder: Path) -> None:
     """Write small HuBERT, MPNet and BERT checkpoints with RANDOM weights to DIR, to try the pipeline without a network.
 
@@ -23,11 +25,11 @@ def demo(folder: Path) -> None:
     from ser.weights.demo import write_demo_checkpoints
 
     for name, path in write_demo_checkpoints(folder, demo_vocabulary()).items():
-        click.echo(f"{name}: {path} (random weights: shows that the pipeline works, no more)")
+        answer(f"{name}: {path} (random weights: shows that the pipeline works, no more)")
 
 
 @weights.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@json_option
 def list_(as_json: bool) -> None:
     """What lies in Hugging Face's cache, and what keeps ser from using it.
 
@@ -39,20 +41,16 @@ def list_(as_json: bool) -> None:
     from ser.weights import list_checkpoints
 
     found = list_checkpoints()
-    if as_json:
-        click.echo(json.dumps(found))
-    elif not found:
-        click.echo("Hugging Face's cache holds no model; `ser doctor` looks elsewhere too")
-    else:
-        rows = [
-            [one["model"], one["architecture"], f"{one['bytes'] / 1e6:.0f} MB", one["fault"] or "ok"] for one in found
-        ]
-        click.echo(tabulate(rows, ["model", "architecture", "size", "state"]))
+    if not found and not as_json:
+        answer("Hugging Face's cache holds no model; `ser doctor` looks elsewhere too")
+        return
+    rows = [[one["model"], one["architecture"], f"{one['bytes'] / 1e6:.0f} MB", one["fault"] or "ok"] for one in found]
+    answer(found if as_json else tabulate(rows, ["model", "architecture", "size", "state"]))
 
 
 @weights.command()
 @click.argument("source", metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", type=FILE, metavar="DIR")
 def convert(source: str, folder: Path) -> None:
     """Write the pickled weights of SRC (a folder, a Hugging Face id, or torchaudio:HUBERT_BASE) to DIR as safetensors.
 
@@ -63,4 +61,4 @@ def convert(source: str, folder: Path) -> None:
     """
     from ser.weights.convert import convert as convert_weights
 
-    click.echo(f"wrote {convert_weights(source, folder)}")
+    answer(f"wrote {convert_weights(source, folder)}")

@@ -1,4 +1,4 @@
-"""Run tasks inline, in processes forked from one that is spawned, or on a dask cluster. Knows no task."""
+"""Run tasks inline, in processes of this machine, or on a dask cluster (`Cluster`). Knows no task."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -6,38 +6,25 @@ from typing import TypeVar
 from .cluster import Cluster
 from .machine import cores, is_out_of_memory
 from .processes import in_processes
-from .worker_cache import held, here, resources
+from .worker_cache import cached, here, resources
 
-__all__ = ["Cluster", "cores", "held", "here", "is_out_of_memory", "resources", "run"]
+__all__ = ["Cluster", "cached", "cores", "here", "is_out_of_memory", "resources", "run"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def run(
-    function: Callable[[T], R],
-    tasks: Iterable[T],
-    workers: int = 1,
-    scheduler: str | None = None,
-    insecure: bool = False,
-    lost: Callable[[T, str], R] | None = None,
-) -> Iterator[R]:
+def run(function: Callable[[T], R], tasks: Iterable[T], workers: int = 1) -> Iterator[R]:
     """`function(task)` for every task, results as they come.
 
     With one worker inline and lazily; with more, in that many processes here, each holding one task at a time (so
     `tasks` may be a generator, and is read no further than needed). `function`, tasks and results must pickle.
-    `scheduler` names a dask cluster (see `Cluster`) whose workers see the same files; there `lost(task, reason)` gives
-    the result of a task that kills whatever worker has it in hand. What a function takes from `held` stays open for
-    the next tasks of the same worker.
+    What a function takes from `cached` stays open for the next tasks of the same worker.
 
-    Raises what the function raises, and `SerError` naming the task whose process died. Nothing is left running when
-    the iterator ends, fails or is closed.
+    Raises what the function raises (`SerError` as itself, others from a process as `RuntimeError` with their
+    traceback), and `SerError` naming the task whose process died. Nothing is left running when the iterator ends,
+    fails or is closed.
     """
-    if scheduler is not None:
-        with Cluster(scheduler, insecure) as cluster:
-            yield from cluster.run(function, tasks, lost=lost)
-    elif workers <= 1:
-        for task in tasks:
-            yield function(task)
-    else:
-        yield from in_processes(function, tasks, workers)
+    if workers <= 1:
+        return map(function, tasks)
+    return in_processes(function, tasks, workers)

@@ -35,6 +35,24 @@ def is_out_of_memory(fault: BaseException) -> bool:
     return isinstance(fault, MemoryError) or any(sign in str(fault) for sign in SIGNS)
 
 
+def memory() -> tuple[int | None, int | None]:
+    """Bytes of memory that this process may use, and of those that are free now; None if the system does not say.
+
+    The smaller of the machine's and the container's (cgroup's).
+    """
+    total = free = None
+    try:
+        lines = dict(line.split(":", 1) for line in _read(Path("/proc/meminfo")).splitlines())
+        total, free = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    except (KeyError, ValueError):
+        pass
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        most = _read(Path(limit)).strip()
+        if most.isdecimal() and total is not None and int(most) < total:  # it may be "max"
+            total, free = int(most), min(free or int(most), int(most))
+    return total, free
+
+
 def cores(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
     """CPU cores that this process may use: fewer than the machine has, under taskset or in a container with a quota."""
     may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,52 +1,27 @@
 """Tasks in processes of this machine, each holding one task at a time.
 
-A spawned process, the nursery, imports what the tasks need and forks the workers from itself: so torch is imported
-once for all of them, and no thread, lock or CUDA context of the calling process is copied.
+multiprocessing's fork server imports what the tasks need and forks the workers from itself: so torch is imported once
+for all of them, and no thread, lock or CUDA context of the calling process is copied.
 """
 
-import atexit
 import contextlib
-import importlib
 import multiprocessing
+import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkProcess
 from typing import Any, TypeVar
 
 from ser.errors import SerError
 
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """In the context Ctrl-C waits for its end. Threads and processes that are begun in it never hear it, nor do theirs.
-
-    Where another thread than the main one does this, Ctrl-C reaches the main thread as ever.
-    """
-    heard: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)
-    ours = callable(handler) and threading.current_thread() is threading.main_thread()
-    if ours:  # a signal that one thread blocks may still come to another
-        signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if ours:
-            signal.signal(signal.SIGINT, handler)
-    if heard and callable(handler):
-        handler(heard[0], None)
-
-
 T = TypeVar("T")
 R = TypeVar("R")
-STOPPING = {signal.SIGINT, signal.SIGTERM}
+_context = multiprocessing.get_context("forkserver")
 
 
 def in_processes(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:
@@ -55,178 +30,153 @@ def in_processes(function: Callable[[T], R], tasks: Iterable[T], workers: int) -
     first = list(islice(remaining, workers))
     if not first:
         return
-    early = bool(_early) and len(_early[-1].workers) >= len(first)
-    with _early.pop() if early else _Nursery(function.__module__, len(first)) as nursery:
-        at_work = nursery.workers[: len(first)]
-        busy = {worker.pipe: worker for worker in at_work}
-        for worker, task in zip(at_work, first, strict=True):
-            worker.give(function, task)
-        while busy:
-            for pipe in wait(list(busy)):
-                worker = busy[pipe]  # type: ignore[index]
-                result = worker.take()
-                for task in remaining:
-                    worker.give(function, task)
-                    break
-                else:
-                    del busy[worker.pipe]
-                    worker.pipe.close()
-                yield result
-
-
-_early: list["_Nursery"] = []
+    with fork_server(function.__module__):
+        busy: dict[Connection, _Worker] = {}
+        try:
+            for task in first:
+                worker = _Worker()
+                busy[worker.pipe] = worker
+                worker.give(function, task)
+            while busy:
+                for pipe in wait(list(busy)):
+                    worker = busy[pipe]  # type: ignore[index]
+                    result = worker.take()
+                    for task in remaining:
+                        worker.give(function, task)
+                        break
+                    else:
+                        del busy[worker.pipe]
+                        worker.end()
+                    yield result
+        finally:
+            for worker in busy.values():
+                worker.process.kill()
+            for worker in busy.values():
+                worker.end()
 
 
 @contextlib.contextmanager
-def started_early(module: str, workers: int) -> Iterator[None]:
-    """In the context, the next tasks in up to `workers` processes find them started: they import `module` meanwhile."""
-    with _Nursery(module, workers) as nursery:
-        _early.append(nursery)
-        try:
-            yield
-        finally:
-            if nursery in _early:  # nobody wanted it
-                _early.remove(nursery)
-                nursery.process.kill()
+def fork_server(module: str) -> Iterator[None]:
+    """In the context the fork server runs, and imports `module` while this process goes on with its own work.
 
-
-class _Nursery:
-    """The process that the workers are forked from. Leaving the context by an exception ends them at once."""
-
-    def __init__(self, module: str, workers: int) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork of this process would copy torch's locked threads
-        ours, theirs = zip(*(context.Pipe() for _ in range(workers)), strict=True)
-        self.ends, told = context.Pipe(duplex=False)
-        self.exit_codes: dict[int, int] = {}
-        self.workers = [_Worker(self, number, pipe) for number, pipe in enumerate(ours)]
-        self.process = context.Process(target=_raise_workers, args=(module, theirs, told))
-        resource_tracker.ensure_running()  # it would unblock them
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until the nursery can heed them, it inherits
-        try:
-            self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for pipe in (*theirs, told):  # so that a pipe ends when its process does
-            pipe.close()
-
-    def __enter__(self) -> "_Nursery":
-        atexit.register(self.process.terminate)  # an iterator that is never closed must not keep this process
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        for worker in self.workers:
-            worker.pipe.close()
-        if kind:
-            self.process.terminate()
-            self.process.join(10)
-            if self.process.is_alive():
-                self.process.kill()
-        self.process.join()
-        atexit.unregister(self.process.terminate)
-
-    def exit_code(self, number: int) -> int | None:
-        """How that worker ended; how the nursery did, if it cannot say."""
-        while number not in self.exit_codes:
-            try:
-                ended, code = self.ends.recv()
-            except EOFError:
-                self.process.join()
-                return self.process.exitcode
-            self.exit_codes[ended] = code
-        return self.exit_codes[number]
+    A server that runs already is used as it is, and left to whoever started it.
+    """
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        yield
+        return
+    _context.set_forkserver_preload(["__main__", module])
+    resource_tracker.ensure_running()  # started later, it would unblock what is blocked next
+    environment = dict(os.environ)
+    try:
+        with defer_sigint():  # Ctrl-C reaches the whole group: this process alone decides
+            # It imports from where this process does: never first from the current folder, as `python -c` would.
+            os.environ.update(PYTHONPATH=os.pathsep.join(sys.path), PYTHONSAFEPATH="1")
+            server.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+    try:
+        yield
+    finally:
+        if not multiprocessing.active_children():  # else somebody else uses it too, and it ends with this process
+            os.kill(server._forkserver_pid, signal.SIGKILL)  # it may be importing still
+            with contextlib.suppress(FileNotFoundError):  # at the interpreter's exit its socket is gone before it
+                server._stop()  # waits for it, which counts the workers' processor time as this process's
 
 
 class _Worker:
-    """A process of the nursery, seen from here: its pipe, and the task that it has in hand."""
+    """A worker process, seen from the process that gives it tasks."""
 
-    def __init__(self, nursery: _Nursery, number: int, pipe: Connection) -> None:
-        self.nursery, self.number, self.pipe = nursery, number, pipe
+    def __init__(self) -> None:
         self.task: Any = None
+        self.pipe, theirs = _context.Pipe()
+        self.process = _context.Process(target=_work, args=(theirs, dict(os.environ)), daemon=True)
+        try:
+            self.process.start()
+        except (EOFError, OSError) as fault:
+            raise SerError(f"the worker processes did not start ({fault}); run again") from fault
+        theirs.close()  # so that the pipe ends when the process does
 
     def give(self, function: Callable[[Any], Any], task: Any) -> None:
         self.task = task
-        # Should it have died: the pipe's end, read next, says so with the task's name.
+        # If it has died, the end of the pipe, read next, says so with the task's name.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.pipe.send((function, task))
 
     def take(self) -> Any:
-        """The result of the task in hand. Raises what it raised."""
+        """The result of its task. Raises what the task raised, and `SerError` if the process has died."""
         try:
             done, value = self.pipe.recv()
         except (EOFError, ConnectionResetError):
-            raise SerError(_death(self.nursery.exit_code(self.number), self.task)) from None
+            self.process.join()
+            raise SerError(_death(self.process.exitcode, self.task)) from None
         if not done:
             raise value
         return value
 
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.join()
 
-def _raise_workers(module: str, pipes: Sequence[Connection], told: Connection) -> None:
-    """In the nursery: import, fork a worker per pipe, tell how each ends, and end all when the parent dies."""
-    with contextlib.suppress(ImportError):  # the worker that needs it says so
-        importlib.import_module(module)
-    context = multiprocessing.get_context("fork")
-    workers: list[ForkProcess] = []
+
+def _work(pipe: Connection, environment: dict[str, str]) -> None:
+    """In a worker process: task by task, until the pipe or the parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.clear()
+    os.environ.update(environment)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            function, task = pipe.recv()
+            try:
+                answer: tuple[bool, Any] = (True, function(task))
+            except SerError as fault:
+                answer = (False, fault)
+            except Exception:
+                answer = (False, RuntimeError(f"in a worker process, on {task_name(task)}:\n{traceback.format_exc()}"))
+            pipe.send(answer)
+
+
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent alone decides
-    try:
-        for pipe in pipes:
-            worker = context.Process(target=_serve, args=(pipe, {*pipes, told} - {pipe}), daemon=True)
-            worker.start()
-            workers.append(worker)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-        for pipe in pipes:
-            pipe.close()
-        living = {worker.sentinel: number for number, worker in enumerate(workers)}
-        while living:
-            for ended in wait([*living, parent.sentinel]):
-                if ended == parent.sentinel:
-                    return
-                number = living.pop(ended)  # type: ignore[arg-type]
-                workers[number].join()
-                with contextlib.suppress(BrokenPipeError):
-                    told.send((number, workers[number].exitcode))
-    finally:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join(5)
-            worker.kill()
-
-
-def _serve(pipe: Connection, others: Iterable[Connection]) -> None:
-    """In a worker: task by task, until the pipe ends."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-    for other in others:
-        other.close()
-    while True:
-        try:
-            function, task = pipe.recv()
-        except (EOFError, ConnectionResetError):
-            return
-        try:
-            answer: tuple[bool, Any] = (True, function(task))
-        except SerError as fault:
-            answer = (False, fault)
-        except Exception:
-            answer = (False, RuntimeError(f"in a worker process, on {task_name(task)}:\n{traceback.format_exc()}"))
-        try:
-            pipe.send(answer)
-        except (BrokenPipeError, ConnectionResetError):
-            return
+    parent.join()
+    os._exit(1)
 
 
 def _death(exit_code: int | None, task: Any) -> str:
+    how, way_out = f"ended with code {exit_code}", "run again"
     if exit_code is not None and exit_code < 0:
-        number = -exit_code
-        how = f"was killed by {signal.Signals(number).name}" if number in set(signal.Signals) else f"by signal {number}"
-        why = " (out of memory?)" if number == signal.SIGKILL else ""
-        kept = "what was finished is kept: run again, with fewer workers"
-        return f"a worker process {how}{why} on {task_name(task)}; {kept}"
-    return f"a worker process ended with code {exit_code} on {task_name(task)}; what was finished is kept: run again"
+        known = -exit_code in set(signal.Signals)
+        how = f"was killed by {signal.Signals(-exit_code).name if known else f'signal {-exit_code}'}"
+        if exit_code == -signal.SIGKILL:
+            how, way_out = f"{how} (out of memory?)", "run again, with fewer workers"
+    return f"a worker process {how} on {task_name(task)}; what was finished is kept: {way_out}"
 
 
 def task_name(task: Any) -> str:
     """What a message calls a task."""
     return str(getattr(task, "name", None) or task)[:200]
+
+
+@contextlib.contextmanager
+def defer_sigint() -> Iterator[None]:
+    """In the context Ctrl-C waits for its end. Threads and processes that start in it ignore it, and so do theirs.
+
+    In another thread than the main one, Ctrl-C reaches the main thread as ever.
+    """
+    received: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    ours = callable(handler) and threading.current_thread() is threading.main_thread()
+    if ours:  # a signal that one thread blocks may still come to another
+        signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if ours:
+            signal.signal(signal.SIGINT, handler)
+    if received and callable(handler):
+        handler(received[0], None)

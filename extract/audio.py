@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import stat
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -16,7 +17,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from .extractors import UtteranceError
+from ser.errors import UtteranceError
 
 RESAMPLER = "soxr-hq"  # stored in every acoustic config: another resampler gives other numbers
 CHANNELS = "mean, or the loudest where the mean loses 20 dB"  # stored too
@@ -29,6 +30,8 @@ NOT_AUDIO = {
     b"<html": "is an HTML page, not audio",
     b"version https://git-lfs": "is a git-LFS pointer: run `git lfs pull` in the corpus",
 }
+PLAIN = {1, 3, 6, 7, 0xFFFE}  # WAVE format tags whose samples have one size: PCM, float, A-law, µ-law, extensible
+_UNDECODABLE = (sf.LibsndfileError, RuntimeError, ValueError, MemoryError, OverflowError)
 
 
 @dataclass
@@ -63,29 +66,19 @@ def locate(root: Path, relative: str) -> Path:
 
 
 def decode(path: Path, sha256: str | None = None) -> Clip:
-    """Decode one file, and check it against `sha256` where given. Raises `UtteranceError` with a one-sentence reason."""
+    """Decode one file, and check it against `sha256` where given. Raises `UtteranceError` with the reason."""
     data = read_bytes(path)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise UtteranceError("the file changed after the corpus was read: run again")
-    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for magic, reason in NOT_AUDIO.items():
-        if start.startswith(magic):
-            raise UtteranceError(reason)
-    warnings = _check_riff(data)
+    file, warnings = open_audio(data)
     try:
-        with sf.SoundFile(io.BytesIO(data)) as file:
+        with file:
             rate, promised, kind, subtype = file.samplerate, file.frames, file.format, file.subtype
-            if promised > LONGEST * rate:
-                raise UtteranceError(_too_long(promised, rate, len(data)))
             channels = file.read(dtype="float32", always_2d=True)
-    except UtteranceError:  # a ValueError too
-        raise
-    except (sf.LibsndfileError, RuntimeError, ValueError, MemoryError, OverflowError) as fault:
+    except _UNDECODABLE as fault:
         raise UtteranceError(f"cannot be decoded as audio ({_first_line(fault)})") from fault
     if len(channels) < promised:
         raise UtteranceError(f"is cut short: the header says {promised} samples, {len(channels)} can be decoded")
-    if len(channels) == 0:
-        raise UtteranceError("holds no samples")
     if not np.isfinite(channels).all():
         raise UtteranceError(f"holds NaN or infinite samples ({np.count_nonzero(~np.isfinite(channels))})")
     if path.suffix.lower() == ".wav" and kind not in {"WAV", "WAVEX", "RF64"}:
@@ -105,6 +98,27 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
     return Clip(samples, rate, warnings)
 
 
+def open_audio(data: bytes) -> tuple[sf.SoundFile, list[str]]:
+    """The decoder of a file's bytes, and what is odd about them, so far as the header tells.
+
+    Raises `UtteranceError` for what is not audio, holds less than its header says, nothing, or over an hour.
+    """
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for magic, reason in NOT_AUDIO.items():
+        if start.startswith(magic):
+            raise UtteranceError(reason)
+    _, warnings = check_wav(data)
+    try:
+        file = sf.SoundFile(io.BytesIO(data))
+    except _UNDECODABLE as fault:
+        raise UtteranceError(f"cannot be decoded as audio ({_first_line(fault)})") from fault
+    if file.frames > LONGEST * file.samplerate:
+        raise UtteranceError(_too_long(file.frames, file.samplerate, len(data)))
+    if file.frames <= 0:
+        raise UtteranceError("holds no samples")
+    return file, warnings
+
+
 def read_bytes(path: Path) -> bytes:
     """The bytes of a regular file. Raises `UtteranceError` for anything else, without ever waiting on it."""
     try:
@@ -116,7 +130,7 @@ def read_bytes(path: Path) -> bytes:
     if stat.S_ISDIR(status.st_mode):
         os.close(descriptor)
         raise UtteranceError("is a directory, not a file")
-    with os.fdopen(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
         if not stat.S_ISREG(status.st_mode):
             raise UtteranceError("is no regular file (a pipe, socket or device)")
         if status.st_size == 0:
@@ -143,21 +157,28 @@ def _one_channel(channels: np.ndarray, warnings: list[str]) -> np.ndarray:
     return mean
 
 
-def _check_riff(data: bytes) -> list[str]:
-    """Compare a WAV file's data chunk with the bytes that are there: libsndfile reads short without a word."""
+def check_wav(data: bytes) -> tuple[float | None, list[str]]:
+    """Seconds of audio by a WAV file's header (None where only a decoder can tell), and what is odd about it.
+
+    Raises `UtteranceError` if the file holds less than its header says: libsndfile reads short without a word.
+    """
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return []
-    at = 12
+        return None, []
+    at, tag, rate, block = 12, 0, 0, 0
     while at + 8 <= len(data):
-        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        there = len(data) - at - 8
+        name, size = struct.unpack_from("<4sI", data, at)
+        at += 8
+        there = len(data) - at
+        if name == b"fmt " and there >= 16:
+            tag, _, rate, _, block = struct.unpack_from("<HHIIH", data, at)
         if name == b"data":
             if size in (0, 0xFFFFFFFF) and there:
-                return ["data chunk of unknown length, as a pipe writes it"]
+                return None, ["data chunk of unknown length, as a pipe writes it"]
             if size > there:
                 raise UtteranceError(f"is cut short: its data chunk says {size} bytes, the file holds {there}")
-            return []
-        at += 8 + size + size % 2  # chunks are padded to even lengths
+            plain = tag in PLAIN and rate and block
+            return size // block / rate if plain else None, []
+        at += size + size % 2  # chunks are padded to even lengths
     raise UtteranceError("is a WAV file without a data chunk: cut short, or its header is wrong")
 
 

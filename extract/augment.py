@@ -56,7 +56,7 @@ VIEWS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] =
 }
 
 
-def check(view: str) -> None:
+def check_view(view: str) -> None:
     """Raises `WrongUse` for a view that is not written KIND-NUMBER, such as pitch-1."""
     kind, _, number = view.partition("-")
     if kind not in VIEWS:

@@ -1,16 +1,23 @@
 """`--check N`: our path against the plainest one, on the user's own corpus and model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from .audio import Clip, decode, locate
-from .extractors import GPU_SECONDS, Outcome, ResolvedFeature, UtteranceError, batches, load_extractors
-from .plan import Plan, Utterance
+from ser.cache.spec import Modality
+from ser.errors import UtteranceError
+
+from .audio import Clip
+from .augment import change
+from .extractors import GPU_SECONDS, ResolvedFeature, batches, load_extractors
+from .plan import ExtractionPlan
+from .text import cleaned
+from .worker import read_input
 
 
-def deviations(plan: Plan, count: int, device: str) -> dict[str, float]:
+def deviations(plan: ExtractionPlan, count: int, device: str) -> dict[str, float]:
     """Feature name → max |difference| / max |reference| over `count` utterances spread from shortest to longest.
 
     Ours: in batches, as the run does it (on a CPU, where it goes one by one, in batches all the same). The reference:
@@ -18,104 +25,63 @@ def deviations(plan: Plan, count: int, device: str) -> dict[str, float]:
     store's dtype rounds them. A feature that none of them has (all too short, say) is left out.
     """
     found: dict[str, float] = {}
-    for modality in ("audio", "text"):
-        wanted = [f.wanted for f in plan.features if f.wanted.spec.modality == modality]
-        if not wanted:
-            continue
-        chosen = _spread([u for u in plan.utterances(modality) if u.problem is None], count)
-        inputs = [_input(plan, utterance, modality) for utterance in chosen]
-        usable = [value for value in inputs if not isinstance(value, UtteranceError)]
-        ours = _ours(wanted, usable, device, plan.request.batch_seconds)
-        models: dict[str, Any] = {}  # by checkpoint: layers of one encoder share it
-        for one in wanted:
-            reference = _Reference(one, device, models)
-            compared = [
-                _relative(outcome[one.spec.fingerprint], reference(value))
-                for value, outcome in zip(usable, ours, strict=True)
-                if one.spec.fingerprint in outcome
-            ]
-            if compared:
-                found[one.spec.name] = max(compared)
+    most = plan.config.batch_seconds or GPU_SECONDS
+    models: dict[str, Any] = {}  # by checkpoint: layers of one encoder share it
+    modalities: tuple[Modality, ...] = ("audio", "text")
+    for modality in modalities:
+        asked = [f.wanted for f in plan.features if f.wanted.spec.modality == modality]
+        exact = [replace(one, spec=replace(one.spec, dtype="float32")) for one in asked]
+        names = {one.spec.fingerprint: original.spec.name for one, original in zip(exact, asked, strict=True)}
+        utterances = [u for u in plan.utterances(modality) if u.problem is None] if exact else []
+        utterances.sort(key=lambda utterance: (-utterance.length, utterance.id))
+        spread = {round(i) for i in np.linspace(0, len(utterances) - 1, min(count, len(utterances)))}
+        chosen = [utterances[i] for i in sorted(spread)]
+        read = [(one.length, read_input(one, modality, plan.scan.root)) for one in chosen]
+        inputs = [(length, value) for length, value in read if not isinstance(value, UtteranceError)]
+        references = {
+            one.spec.fingerprint: REFERENCES[one.spec.extractor](one, device, models)
+            for one in exact
+            if one.spec.extractor in REFERENCES
+        }
+        for extractor in load_extractors(exact, device, most):
+            for batch in batches([length for length, _ in inputs], most):
+                values = [inputs[row][1] for row in batch]
+                for value, outcome in zip(values, extractor.run(values), strict=True):
+                    for fingerprint, rows in {} if isinstance(outcome, UtteranceError) else outcome.items():
+                        if fingerprint in references:
+                            deviation = relative(rows.values, references[fingerprint](value))
+                            name = names[fingerprint]
+                            found[name] = max(found.get(name, 0.0), deviation)
     return found
 
 
-def _spread(utterances: list[Utterance], count: int) -> list[Utterance]:
-    ordered = sorted(utterances, key=lambda utterance: (-utterance.length, utterance.id))
-    if len(ordered) <= count:
-        return ordered
-    return [ordered[round(i)] for i in np.linspace(0, len(ordered) - 1, count)]
-
-
-def _input(plan: Plan, utterance: Utterance, modality: str) -> Any:
-    if modality == "text":
-        return utterance.text
-    try:
-        return decode(locate(plan.scan.root, utterance.audio or ""), utterance.digest)
-    except UtteranceError as fault:
-        return fault
-
-
-def _ours(
-    wanted: Sequence[ResolvedFeature], inputs: Sequence[Any], device: str, batch_seconds: float | None
-) -> list[dict[str, np.ndarray]]:
-    found: list[dict[str, np.ndarray]] = [{} for _ in inputs]
-    most = batch_seconds or GPU_SECONDS
-    for one in load_extractors([_in_float32(w) for w in wanted], device, most):
-        lengths = [value.seconds if isinstance(value, Clip) else 1.0 for value in inputs]
-        for batch in batches(lengths, most):
-            outcomes: list[Outcome] = one.run([inputs[row] for row in batch])
-            for row, outcome in zip(batch, outcomes, strict=True):
-                if not isinstance(outcome, UtteranceError):
-                    for original, spec in _pairs(wanted, one.specs):
-                        found[row][original] = outcome[spec].values
-    return found
-
-
-def _in_float32(wanted: ResolvedFeature) -> ResolvedFeature:
-    from dataclasses import replace
-
-    return replace(wanted, spec=replace(wanted.spec, dtype="float32"))
-
-
-def _pairs(wanted: Sequence[ResolvedFeature], specs: Sequence[Any]) -> list[tuple[str, str]]:
-    """The fingerprints of the wanted features, and those that they have in float32."""
-    in_float32 = {_in_float32(w).spec.fingerprint: w.spec.fingerprint for w in wanted}
-    return [(in_float32[spec.fingerprint], spec.fingerprint) for spec in specs]
-
-
-def _relative(ours: np.ndarray, reference: np.ndarray) -> float:
+def relative(ours: np.ndarray, reference: np.ndarray) -> float:
+    """Max |difference| / max |reference|."""
     if ours.shape != reference.shape:
         return float("inf")
     return float(np.abs(ours - reference).max() / max(float(np.abs(reference).max()), 1e-30))
 
 
-class _Reference:
-    """One feature of one utterance, in the way its documentation shows."""
+Reference = Callable[[Any], np.ndarray]  # one utterance, in the way that the library's documentation shows
 
-    def __init__(self, wanted: ResolvedFeature, device: str, models: dict[str, Any]) -> None:
-        self.wanted, self.config, self.device, self.models = wanted, wanted.config, device, models
 
-    def __call__(self, value: Any) -> np.ndarray:
-        return np.asarray(getattr(self, f"_{self.wanted.spec.extractor}")(value))
+def _smile(wanted: ResolvedFeature, device: str, models: dict[str, Any]) -> Reference:
+    import opensmile
 
-    def _smile(self, clip: Clip) -> np.ndarray:
-        import opensmile
+    smile = opensmile.Smile(opensmile.FeatureSet.IS13, opensmile.FeatureLevel.Functionals)
+    rate, largest = wanted.config.sampling_rate, wanted.config.clip
+    return lambda clip: np.asarray(smile.process_signal(np.clip(clip.at(rate), -1.0, largest), rate))
 
-        smile = opensmile.Smile(opensmile.FeatureSet.IS13, opensmile.FeatureLevel.Functionals)
-        samples = np.clip(clip.at(self.config.sampling_rate), -1.0, self.config.clip)
-        return np.asarray(smile.process_signal(samples, self.config.sampling_rate))
 
-    def _mel(self, clip: Clip) -> np.ndarray:
-        import librosa
+def _mel(wanted: ResolvedFeature, device: str, models: dict[str, Any]) -> Reference:
+    import librosa
 
-        c = self.config
+    c = wanted.config
+
+    def reference(clip: Clip) -> np.ndarray:
         samples = clip.at(c.sampling_rate)
-        if c.view:
-            from .augment import change
-
-            samples = change(samples, c.sampling_rate, c.view)
         power = librosa.feature.melspectrogram(
-            y=samples,
+            y=change(samples, c.sampling_rate, c.view) if c.view else samples,
             sr=c.sampling_rate,
             n_fft=c.window_samples,
             hop_length=c.hop_samples,
@@ -127,40 +93,57 @@ class _Reference:
         logmel = np.log(np.maximum(power, c.floor))
         return np.asarray((librosa.feature.mfcc(S=logmel, n_mfcc=c.coefficients) if c.coefficients else logmel).T)
 
-    def _hidden(self, **inputs: Any) -> np.ndarray:
-        import torch
+    return reference
 
-        from ser.weights import load_encoder
 
-        checkpoint = self.wanted.checkpoint
-        assert checkpoint is not None
-        if checkpoint.digest not in self.models:
-            self.models[checkpoint.digest] = load_encoder(checkpoint).to(self.device)
-        # Always float32: where bfloat16 is asked for, the figure is what that choice costs.
-        with torch.inference_mode():
-            output = self.models[checkpoint.digest](**inputs, output_hidden_states=True)
-        if getattr(self.config, "norm", "") == "after":
-            return np.asarray(output.last_hidden_state[0].float().cpu())
-        return np.asarray(output.hidden_states[self.config.layer][0].float().cpu())
+def _hidden(wanted: ResolvedFeature, device: str, models: dict[str, Any], inputs: Any) -> np.ndarray:
+    import torch
 
-    def _speech(self, clip: Clip) -> np.ndarray:
-        import transformers
+    from ser.weights import load_encoder
 
-        extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=self.config.normalize)
-        values = extractor(clip.at(self.config.sampling_rate), sampling_rate=16000, return_tensors="pt").input_values
-        return self._hidden(input_values=values.to(self.device))
+    assert wanted.checkpoint is not None
+    if wanted.checkpoint.digest not in models:
+        models[wanted.checkpoint.digest] = load_encoder(wanted.checkpoint).to(device)
+    # Always float32: where bfloat16 is asked for, the figure is what that choice costs.
+    with torch.inference_mode():
+        output = models[wanted.checkpoint.digest](**inputs.to(device), output_hidden_states=True)
+    after = getattr(wanted.config, "norm", "") == "after"
+    layer = output.last_hidden_state if after else output.hidden_states[wanted.config.layer]
+    return np.asarray(layer[0].float().cpu())
 
-    def _text(self, text: str) -> np.ndarray:
-        import transformers
 
-        from .text import TAG
+def _speech(wanted: ResolvedFeature, device: str, models: dict[str, Any]) -> Reference:
+    import transformers
 
-        assert self.wanted.checkpoint is not None
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self.wanted.checkpoint.path, local_files_only=True)
-        cleaned = " ".join(TAG.sub(" ", text).split()) if self.config.tags == "remove" else text
-        tokens = tokenizer(
-            cleaned, return_tensors="pt", truncation=True, max_length=self.config.most, return_special_tokens_mask=True
-        )
+    rate = wanted.config.sampling_rate
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=wanted.config.normalize)
+
+    def reference(clip: Clip) -> np.ndarray:
+        inputs = extractor(clip.at(rate), sampling_rate=rate, return_attention_mask=False, return_tensors="pt")
+        return _hidden(wanted, device, models, inputs)
+
+    return reference
+
+
+def _text(wanted: ResolvedFeature, device: str, models: dict[str, Any]) -> Reference:
+    import transformers
+
+    assert wanted.checkpoint is not None
+    tokenizer = transformers.AutoTokenizer.from_pretrained(wanted.checkpoint.path, local_files_only=True)
+    options = {"truncation": True, "max_length": wanted.config.most, "return_special_tokens_mask": True}
+
+    def reference(text: str) -> np.ndarray:
+        tokens = tokenizer(cleaned(text, wanted.config.tags), return_tensors="pt", **options)
         special = tokens.pop("special_tokens_mask")[0].bool().numpy()
-        hidden = self._hidden(**tokens.to(self.device))
-        return hidden if self.config.special else hidden[~special]
+        hidden = _hidden(wanted, device, models, tokens)
+        return hidden if wanted.config.special else hidden[~special]
+
+    return reference
+
+
+REFERENCES: dict[str, Callable[[ResolvedFeature, str, dict[str, Any]], Reference]] = {
+    "smile": _smile,
+    "mel": _mel,
+    "speech": _speech,
+    "text": _text,
+}

@@ -1,45 +1,244 @@
-"""From wanted features to the passes that compute them: those that can share a forward pass share it."""
+"""Extractors: the interface of what computes features, the names that users ask for, and what a name resolves to.
+
+Built-in extractors and a user's own stand in one registry, `FEATURES`, and are imported when they are first needed:
+torch and transformers are slow to import.
+"""
 
 import dataclasses
 import math
+import pkgutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from importlib.metadata import version
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
-from torch import Tensor, nn
 
 from ser.cache.spec import Level, Modality, Spec
 from ser.engines import is_out_of_memory
-from ser.errors import UtteranceError, WrongUse, unknown
-
-if TYPE_CHECKING:
-    from ser.weights import Checkpoint
-
+from ser.errors import UtteranceError, WeightsError, WrongUse, unknown
+from ser.weights import Checkpoint, find_checkpoint, load_encoder
 
 GPU_SECONDS = 300.0  # padded audio per batch; sorted lengths waste ~1 % of it
 TOKENS_PER_SECOND = 50.0  # a token costs an encoder what a frame does: 300 s of audio are as much as 15,000 tokens
 CHARACTERS_PER_TOKEN = 4.0
+FLOAT16_MAX = 65504.0
+DType = Literal["float16", "float32"]
 
 
-def batches(lengths: Sequence[float], most: float | None) -> list[list[int]]:
-    """Indices in order, grouped so that longest × count ≤ `most`; None: one by one. A longer one stands alone."""
-    groups: list[list[int]] = []
-    longest = 0.0
-    for index, length in enumerate(lengths):
-        longest = max(longest, length)
-        if most is None or not groups or longest * (len(groups[-1]) + 1) > most:
-            groups.append([])
-            longest = length
-        groups[-1].append(index)
-    return groups
+@dataclass(frozen=True)
+class ResolvedFeature:
+    """One feature to compute: its spec, the extractor's config, and the checkpoint that it reads."""
+
+    spec: Spec
+    config: Any
+    checkpoint: Checkpoint | None = None
 
 
-def text_seconds(text: str) -> float:
-    """What a transcript costs an encoder, in seconds of audio."""
-    return (2 + len(text) / CHARACTERS_PER_TOKEN) / TOKENS_PER_SECOND
+@dataclass(frozen=True)
+class Rows:
+    """One feature of one utterance: `values` `[rows, dim]` and, where the extractor has any, `extras` `[rows]`."""
+
+    values: np.ndarray
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+Outcome = dict[str, Rows] | UtteranceError  # fingerprint → rows
+
+
+class Extractor:
+    """Computes features that share their work. `run` is called from several threads at once.
+
+    A subclass names its frozen dataclass of settings (`Config`, hashed into the fingerprint; a field with `init=False`
+    is fixed), its `dim`, and `extract`. An encoder that computes a batch at once overrides `run` instead. What is
+    returned for an utterance must not depend on the other utterances of its batch.
+    """
+
+    name: ClassVar[str]  # of this code, in the spec
+    version: ClassVar[int]  # raised when its numbers change: old rows are never mixed with new ones
+    Config: ClassVar[type]
+    packages: ClassVar[tuple[str, ...]] = ()  # whose versions are noted beside the feature
+    batched: ClassVar[bool] = False  # whether one call on many utterances is cheaper than many calls
+
+    @classmethod
+    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint | None) -> Any:
+        """The complete `Config`. Raises `WrongUse` for settings that cannot be."""
+        return cls.Config(**settings)
+
+    @classmethod
+    def dim(cls, config: Any, checkpoint: Checkpoint | None) -> int:
+        """Values per row."""
+        raise NotImplementedError
+
+    @classmethod
+    def hop(cls, config: Any, checkpoint: Checkpoint | None) -> float | None:
+        """Seconds between frames; None where rows are no frames."""
+        return None
+
+    @classmethod
+    def shares(cls, feature: ResolvedFeature) -> Hashable:
+        """Features for which this is equal are computed together, by one extractor."""
+        return feature.spec.fingerprint
+
+    def __init__(
+        self, features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
+    ) -> None:
+        self.specs = tuple(feature.spec for feature in features)
+        self.configs = tuple(feature.config for feature in features)
+        self.config = self.configs[0]
+        self.device, self.batch_seconds = device, batch_seconds
+        self.label = "+".join(dict.fromkeys(spec.feature for spec in self.specs))  # for messages
+
+    def run(self, batch: Sequence[Any]) -> list[Outcome]:
+        """The features of each `Clip` (audio) or transcript (text), in order; `UtteranceError` where there are none."""
+        return [self._one(item) for item in batch]
+
+    def _one(self, item: Any) -> Outcome:
+        try:
+            return self.outcome(self.extract(item))
+        except UtteranceError as fault:
+            return fault
+
+    def extract(self, item: Any) -> Sequence[np.ndarray]:
+        """The values `[rows, dim]` of one utterance for each of `specs`. Raises `UtteranceError` with the reason."""
+        raise NotImplementedError
+
+    def outcome(self, arrays: Sequence[np.ndarray], extras: Any = None, warnings: tuple[str, ...] = ()) -> Outcome:
+        """The arrays, one for each of `specs`, in the dtype of the store. Raises `UtteranceError`."""
+        return {
+            spec.fingerprint: Rows(as_stored(values, spec.dtype), extras or {}, warnings)
+            for spec, values in zip(self.specs, arrays, strict=True)
+        }
+
+
+def as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    """`values` in the dtype of the store. Raises `UtteranceError` for numbers that it cannot hold."""
+    if not np.isfinite(values).all():
+        raise UtteranceError("the extractor gave NaN or infinite values")
+    if dtype == "float16" and values.size and np.abs(values).max() > FLOAT16_MAX:
+        raise UtteranceError("a value is beyond what float16 holds (65504): use --dtype float32")
+    return np.ascontiguousarray(values, dtype=dtype)
+
+
+class Encoder(Extractor):
+    """Several layers of one pretrained encoder from one forward pass.
+
+    Layer k is the output of the k-th transformer layer, 0 the input of the first. A batch is padded and masked so that
+    each row equals the one computed alone, and halved when memory runs out.
+    """
+
+    batched = True
+    architectures: ClassVar[tuple[str, ...]]
+    layers: ClassVar[str]  # the attribute of the model's encoder that holds its layers
+    padding: float = 0
+    mask_always = False  # with a mask of ones, a model may take another kernel than without any
+    own: ClassVar[frozenset[str]] = frozenset({"layer"})  # settings in which features of one forward pass may differ
+
+    @classmethod
+    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint | None) -> Any:
+        """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
+        assert checkpoint is not None
+        model = checkpoint.model
+        if checkpoint.architecture not in cls.architectures:
+            known = ", ".join(cls.architectures)
+            raise WrongUse(f"{model} is a {checkpoint.architecture} model, not a {cls.name} encoder of {known}")
+        last = int(checkpoint.setting("num_hidden_layers"))
+        if not 0 <= (layer := settings.get("layer", last)) <= last:
+            raise WrongUse(f"layer={layer}: {model} has layers 0 to {last}")
+        config = cls.complete({"layer": last, **settings}, checkpoint, "layer" in settings)
+        if config.precision not in ("float32", "bfloat16"):
+            raise WrongUse(f"precision={config.precision}: it is float32 or bfloat16")
+        return config
+
+    @classmethod
+    def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> Any:
+        """The config of `settings`, whose layer is in range; `named` says whether the user named the layer."""
+        raise NotImplementedError
+
+    @classmethod
+    def dim(cls, config: Any, checkpoint: Checkpoint | None) -> int:
+        """The model's hidden size."""
+        assert checkpoint is not None
+        return int(checkpoint.setting("hidden_size"))
+
+    @classmethod
+    def shares(cls, feature: ResolvedFeature) -> Hashable:
+        """Layers of one checkpoint share a forward pass where all other settings are equal."""
+        assert feature.checkpoint is not None
+        same = {key: value for key, value in asdict(feature.config).items() if key not in cls.own}
+        return feature.checkpoint.digest, *same.items()
+
+    def __init__(
+        self, features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
+    ) -> None:
+        import torch
+
+        super().__init__(features, device, batch_seconds)
+        if device.startswith("cuda"):  # TF32 keeps ten bits of the mantissa
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        assert features[0].checkpoint is not None
+        self.checkpoint = features[0].checkpoint
+        self.model = load_encoder(self.checkpoint).to(device)
+        self.state = threading.local()  # of one forward pass: `lengths` of the rows, and `taken`, the layers' outputs
+        self._take({config.layer for config in self.configs})
+
+    def _take(self, wanted: set[int]) -> None:
+        """Keep the outputs `[batch, time, dim]` of the `wanted` layers, by number, in `state.taken`."""
+
+        def hook(number: int) -> Callable[..., None]:
+            def take(_module: Any, args: Any, output: Any = None) -> None:
+                hidden = args if output is None else output
+                self.state.taken[number] = hidden[0] if isinstance(hidden, tuple) else hidden
+
+            return take
+
+        # Layers above the deepest wanted one cost time and change nothing: they are dropped. One always stays.
+        layers = getattr(self.model.encoder, self.layers)[: max(*wanted, 1)]
+        setattr(self.model.encoder, self.layers, layers)
+        for number in wanted:
+            if number:
+                layers[number - 1].register_forward_hook(hook(number))
+            else:
+                layers[0].register_forward_pre_hook(hook(0))
+
+    def hidden(self, config: Any, output: Any) -> Any:
+        """The layer `[batch, time, dim]` that `config` names, of the forward pass that gave `output`."""
+        return self.state.taken[config.layer]
+
+    def rows(self, length: int) -> int:
+        """How many rows an input of this length has."""
+        return length
+
+    def forward(self, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """Hidden states of each input `[n]` (samples or token ids): one `[rows, dim]` float32 per spec."""
+        return in_halves(self._forward, inputs)
+
+    def _forward(self, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        import torch
+
+        lengths = [len(one) for one in inputs]
+        shape, on_gpu = (len(inputs), max(lengths)), self.device.startswith("cuda")
+        padded = torch.full(shape, self.padding, dtype=torch.from_numpy(inputs[0]).dtype, pin_memory=on_gpu)
+        mask = torch.zeros(shape, dtype=torch.long)
+        for row, one in enumerate(inputs):
+            padded[row, : len(one)] = torch.from_numpy(one)
+            mask[row, : len(one)] = 1
+        masked = self.mask_always or min(lengths) < max(lengths)
+        self.state.lengths, self.state.taken = lengths, {}
+        device = torch.device(self.device)
+        bfloat16 = self.config.precision == "bfloat16"
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            output = self.model(
+                padded.to(device, non_blocking=True),
+                attention_mask=mask.to(device, non_blocking=True) if masked else None,
+            )
+            arrays = [self.hidden(config, output).float().cpu().numpy() for config in self.configs]
+        self.state.taken = {}
+        return [[array[row, : self.rows(length)] for array in arrays] for row, length in enumerate(lengths)]
 
 
 In = TypeVar("In")
@@ -47,7 +246,7 @@ Out = TypeVar("Out")
 
 
 def in_halves(forward: Callable[[Sequence[In]], list[Out]], batch: Sequence[In]) -> list[Out]:
-    """`forward(batch)`, one result per item; where memory ends, that of each half alone, down to one item."""
+    """`forward(batch)`, one result per item; if memory runs out, that of each half alone, down to one item."""
     try:
         return forward(batch)
     except RuntimeError as fault:
@@ -61,150 +260,61 @@ def in_halves(forward: Callable[[Sequence[In]], list[Out]], batch: Sequence[In])
     return in_halves(forward, batch[:half]) + in_halves(forward, batch[half:])
 
 
-class Layers:
-    """The outputs of a model's layers during one forward pass, per thread.
+def batches(lengths: Sequence[float], most: float | None, padded: bool = True) -> list[list[int]]:
+    """Indices in order, in groups whose size is at most `most`; None: one by one. A longer one stands alone.
 
-    `taken[k]` is the output of the k-th layer, `taken[0]` the input of the first; `[batch, time, dim]`.
+    The size of a group is longest × count, or the sum of the lengths if they are not `padded`.
     """
-
-    def __init__(self) -> None:
-        self._state = threading.local()
-
-    def watch(self, owner: nn.Module, attribute: str, wanted: set[int]) -> None:
-        """Watch the `wanted` layers of the ModuleList `owner.attribute`.
-
-        Layers above the deepest wanted one cost time and change nothing: they are dropped. One always stays.
-        """
-        layers: Any = getattr(owner, attribute)[: max(*wanted, 1)]
-        setattr(owner, attribute, layers)
-        if 0 in wanted:
-            layers[0].register_forward_pre_hook(lambda _module, args: self._take(0, args[0]))
-        for number in wanted - {0}:
-            layers[number - 1].register_forward_hook(
-                lambda _module, _args, output, number=number: self._take(
-                    number, output[0] if isinstance(output, tuple) else output
-                )
-            )
-
-    def _take(self, number: int, hidden: Tensor) -> None:
-        self.taken[number] = hidden
-
-    @property
-    def taken(self) -> dict[int, Tensor]:
-        """What this thread's forward pass has given so far; clear it before and after."""
-        if not hasattr(self._state, "taken"):
-            self._state.taken = {}
-        return self._state.taken
+    groups: list[list[int]] = []
+    longest = total = 0.0
+    for index, length in enumerate(lengths):
+        longest, total = max(longest, length), total + length
+        if most is None or not groups or (longest * (len(groups[-1]) + 1) if padded else total) > most:
+            groups.append([])
+            longest = total = length
+        groups[-1].append(index)
+    return groups
 
 
-FLOAT16_MAX = 65504.0
+def text_seconds(text: str) -> float:
+    """What a transcript costs an encoder, in seconds of audio."""
+    return (2 + len(text) / CHARACTERS_PER_TOKEN) / TOKENS_PER_SECOND
 
 
 @dataclass(frozen=True)
-class Rows:
-    """One feature of one utterance: `values` `[rows, dim]` and, where the extractor has any, `extras` `[rows]`."""
-
-    values: np.ndarray
-    extras: dict[str, np.ndarray] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()  # what is odd about them
-
-
-Outcome = dict[str, Rows] | UtteranceError  # fingerprint → rows
-
-
-class Extractor(Protocol):
-    """Computes the features `specs` of a batch together; safe to call from several threads at once.
-
-    `stage` names it in the summary. `batched` says whether one call on many utterances is cheaper than many calls:
-    only then are batches made. What a pass returns for an utterance does not depend on its batch.
-    """
-
-    modality: Modality
-    batched: bool
-    stage: str
-
-    @property
-    def specs(self) -> tuple[Spec, ...]:
-        """What it computes."""
-        ...
-
-    def run(self, batch: Sequence[Any]) -> list[Outcome]:
-        """The features of each `Clip` (audio) or transcript (text), in order; `UtteranceError` where there are none."""
-        ...
-
-
-def as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
-    """`values` in the dtype of the store. Raises `UtteranceError` for numbers that it cannot hold."""
-    if not np.isfinite(values).all():
-        raise UtteranceError("the extractor gave NaN or infinite values")
-    if dtype == "float16" and values.size and np.abs(values).max() > FLOAT16_MAX:
-        raise UtteranceError("a value is beyond what float16 holds (65504): use --dtype float32")
-    return np.ascontiguousarray(values, dtype=dtype)
-
-
-DType = Literal["float16", "float32"]
-DEFAULT = ("hubert", "mpnet", "bert", "is13", "logmel")
-
-
-@dataclass(frozen=True)
-class Family:
-    """What a feature name stands for. `settings` are those that may follow the name, with their types."""
+class FeatureKind:
+    """What a feature name stands for."""
 
     modality: Modality
     level: Level
-    extractor: str  # the module that computes it
     summary: str
-    settings: Mapping[str, type]
-    model: str | None = None  # default checkpoint
-    preset: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    extractor: str | type[Extractor]  # the class, or where it is: "package.module:Class"
+    model: str | None = None  # default checkpoint; None: computed without weights
+
+    @property
+    def code(self) -> type[Extractor]:
+        """The extractor's class, imported now if it was not before."""
+        return pkgutil.resolve_name(self.extractor) if isinstance(self.extractor, str) else self.extractor
+
+    @property
+    def settings(self) -> dict[str, type]:
+        """The settings that may follow the feature's name, with their types: the fields of the extractor's config."""
+        types = typing.get_type_hints(self.code.Config)
+        return {one.name: types[one.name] for one in dataclasses.fields(self.code.Config) if one.init}
 
 
-_SPEECH = {"layer": int, "norm": str, "normalize": bool, "precision": str, "window": float, "context": float}
-_TEXT = {"layer": int, "special": bool, "tags": str, "most": int, "precision": str}
-_FRAMES = {"sampling_rate": int, "window": float, "hop": float, "view": str}
-_MEL = {**_FRAMES, "bands": int, "low": float, "high": float, "floor": float}
-
-FEATURES: dict[str, Family] = {
-    "hubert": Family("audio", "frame", "speech", "HuBERT frames, 50 a second", _SPEECH, "facebook/hubert-base-ls960"),
-    "wav2vec2": Family("audio", "frame", "speech", "wav2vec 2.0 frames", _SPEECH, "facebook/wav2vec2-base"),
-    "wavlm": Family("audio", "frame", "speech", "WavLM frames", _SPEECH, "microsoft/wavlm-base-plus"),
-    "mpnet": Family("text", "token", "text", "MPNet tokens", _TEXT, "microsoft/mpnet-base"),
-    "bert": Family("text", "token", "text", "BERT tokens", _TEXT, "bert-base-uncased"),
-    "is13": Family("audio", "utterance", "smile", "openSMILE's IS13_ComParE, 6373 functionals", {}),
-    "logmel": Family("audio", "frame", "mel", "log-mel spectrogram, 100 frames a second", _MEL),
-    "mfcc": Family(
-        *("audio", "frame", "mel", "MFCC of the log-mel spectrogram", {**_MEL, "coefficients": int}),
-        preset={"coefficients": 40},
-    ),
+_SPEECH, _TEXT = "ser.extract.speech:SpeechExtractor", "ser.extract.text:TextExtractor"
+_MEL, _SMILE = "ser.extract.mel:MelExtractor", "ser.extract.smile:SmileExtractor"
+FEATURES: dict[str, FeatureKind] = {
+    "hubert": FeatureKind("audio", "frame", "HuBERT frames, 50 a second", _SPEECH, "facebook/hubert-base-ls960"),
+    "wav2vec2": FeatureKind("audio", "frame", "wav2vec 2.0 frames", _SPEECH, "facebook/wav2vec2-base"),
+    "wavlm": FeatureKind("audio", "frame", "WavLM frames", _SPEECH, "microsoft/wavlm-base-plus"),
+    "mpnet": FeatureKind("text", "token", "MPNet tokens", _TEXT, "microsoft/mpnet-base"),
+    "bert": FeatureKind("text", "token", "BERT tokens", _TEXT, "bert-base-uncased"),
+    "is13": FeatureKind("audio", "utterance", "openSMILE's IS13_ComParE, 6373 functionals", _SMILE),
+    "logmel": FeatureKind("audio", "frame", "log-mel spectrogram, 100 frames a second", _MEL),
+    "mfcc": FeatureKind("audio", "frame", "MFCC of the log-mel spectrogram", "ser.extract.mel:MfccExtractor"),
 }
-
-
-@dataclass(frozen=True)
-class ExtractorKind:
-    """Code of one's own that computes features, under the name that `Family.extractor` gives it.
-
-    `config` is a frozen dataclass with a default for each field: what it holds is hashed into the fingerprint. `open`
-    makes the pass that computes a spec (see `passes.Extractor`).
-    """
-
-    config: type
-    version: int  # raised when its numbers change
-    dim: Callable[[Any], int]
-    open: "Callable[[Any, Spec], Extractor]"
-    hop: Callable[[Any], float | None] = lambda config: None  # seconds between frames
-    packages: tuple[str, ...] = ()  # whose versions are noted beside the feature
-
-
-EXTRACTORS: dict[str, ExtractorKind] = {}  # beside the built-in speech, text, smile and mel
-
-
-@dataclass(frozen=True)
-class ResolvedFeature:
-    """One feature to compute: its spec, the extractor's config, and the checkpoint that it reads."""
-
-    spec: Spec
-    config: Any
-    checkpoint: "Checkpoint | None" = None
 
 
 def split_names(features: str | Sequence[str]) -> list[str]:
@@ -229,8 +339,9 @@ def parse(name: str) -> tuple[str, dict[str, str]]:
     settings: dict[str, str] = {}
     for piece in variant.split(",") if variant else []:
         key, equals, value = piece.partition("=")
-        if key not in {*FEATURES[feature].settings, "layers"} or (key == "layers" and not _is_encoder(feature)):
-            raise unknown(f"setting of {feature}", key, FEATURES[feature].settings)
+        known = FEATURES[feature].settings
+        if key not in known and not (key == "layers" and FEATURES[feature].model):
+            raise unknown(f"setting of {feature}", key, known)
         if not equals or not value or key in settings:
             raise WrongUse(f"{name}: settings are written {feature}:{key}=VALUE, each once")
         settings[key] = value
@@ -240,33 +351,43 @@ def parse(name: str) -> tuple[str, dict[str, str]]:
 def resolve(names: Sequence[str], models: Mapping[str, str], dtype: DType) -> list[ResolvedFeature]:
     """Everything that `names` ask for, each spec complete. Finds and hashes the checkpoints.
 
-    Raises `WrongUse` for an unknown name, a setting that cannot be, or a checkpoint that is not here.
+    Raises `WrongUse` for an unknown name or a setting that cannot be, and `WeightsError` for a checkpoint that is not
+    here.
     """
+    found, missing = resolve_available(names, models, dtype)
+    for fault in missing.values():
+        raise fault
+    return found
+
+
+def resolve_available(
+    names: Sequence[str], models: Mapping[str, str], dtype: DType
+) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
+    """As `resolve`, but with what is wrong with the checkpoints of the features that cannot be computed, by feature."""
     asked = [parse(name) for name in names]
     for feature in models:
         if feature not in FEATURES:
             raise unknown("feature in --model", feature, FEATURES)
-        if not _is_encoder(feature):
+        if not FEATURES[feature].model:
             raise WrongUse(f"--model {feature}=…: {feature} is computed without weights")
-    checkpoints: dict[str, Checkpoint] = {}
+    checkpoints: dict[str, Checkpoint | None] = {}
+    missing: dict[str, WeightsError] = {}
     wanted: dict[str, ResolvedFeature] = {}
+    for feature in dict.fromkeys(feature for feature, _ in asked):
+        checkpoints[feature] = None
+        if model := FEATURES[feature].model:
+            try:
+                checkpoints[feature] = find_checkpoint(models.get(feature, model), f"--model {feature}=PATH")
+            except WeightsError as fault:
+                missing[feature] = fault
     for feature, settings in asked:
-        if _is_encoder(feature) and feature not in checkpoints:
-            from ser.weights import find_checkpoint
-
-            default = FEATURES[feature].model or ""
-            checkpoints[feature] = find_checkpoint(models.get(feature, default), option=f"--model {feature}=PATH")
-        for single in _expand(settings, checkpoints.get(feature)):
-            one = _wanted(feature, single, checkpoints.get(feature), dtype)
+        for single in _expand(settings, checkpoints[feature]) if feature not in missing else []:
+            one = _resolved(feature, single, checkpoints[feature], dtype)
             wanted.setdefault(one.spec.fingerprint, one)
-    return list(wanted.values())
+    return list(wanted.values()), missing
 
 
-def _is_encoder(feature: str) -> bool:
-    return FEATURES[feature].model is not None
-
-
-def _expand(settings: dict[str, str], checkpoint: "Checkpoint | None") -> list[dict[str, str]]:
+def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dict[str, str]]:
     """`layers=all` and `layers=6-9` to one set of settings per layer."""
     if "layers" not in settings or checkpoint is None:
         return [settings]
@@ -281,58 +402,41 @@ def _expand(settings: dict[str, str], checkpoint: "Checkpoint | None") -> list[d
     return [{**rest, "layer": str(layer)} for layer in range(int(first), int(last) + 1)]
 
 
-def _wanted(feature: str, settings: dict[str, str], checkpoint: "Checkpoint | None", dtype: DType) -> ResolvedFeature:
-    family = FEATURES[feature]
+def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: DType) -> ResolvedFeature:
+    kind = FEATURES[feature]
+    code = kind.code
+    typed = {key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()}
+    config = code.resolve(typed, checkpoint)
     variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
-    typed = {key: _typed(feature, key, value) for key, value in settings.items()}
-    config, dim, version, hop = _configure(family, typed, checkpoint)
+    provenance: dict[str, Any] = {
+        "versions": {package: version(package) for package in ("ser", "numpy", *code.packages)},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        # No paths, no environment: nothing private.
+        "command": f"ser features CORPUS --features {feature}{':' if variant else ''}{variant}",
+    }
+    if checkpoint:
+        provenance["model"] = checkpoint.model
+        folder = checkpoint.path.resolve()
+        if checkpoint.model == folder.name:  # not an id of the Hub: `ser predict` looks for the folder
+            provenance["folder"] = str(folder)
     spec = Spec(
         feature=feature,
-        modality=family.modality,
-        level=family.level,
-        dim=dim,
-        dtype="float32" if family.level == "utterance" else dtype,
-        extractor=family.extractor,
-        version=version,
+        modality=kind.modality,
+        level=kind.level,
+        dim=code.dim(config, checkpoint),
+        dtype="float32" if kind.level == "utterance" else dtype,
+        extractor=code.name,
+        version=code.version,
         variant=variant,
-        hop=hop,
+        hop=code.hop(config, checkpoint),
         config=asdict(config),
         checkpoint={"digest": checkpoint.digest, "random": checkpoint.random} if checkpoint else {},
-        provenance=_provenance(f"{feature}:{variant}" if variant else feature, family, checkpoint),
+        provenance=provenance,
     )
     return ResolvedFeature(spec, config, checkpoint)
 
 
-def _configure(
-    family: Family, settings: dict[str, Any], checkpoint: "Checkpoint | None"
-) -> tuple[Any, int, int, float | None]:
-    """The extractor's complete config, and its dim, version and hop."""
-    if (own := EXTRACTORS.get(family.extractor)) is not None:
-        config = own.config(**{**family.preset, **settings})
-        return config, own.dim(config), own.version, own.hop(config)
-    # Each extractor is imported only where it is asked for: torch and transformers are slow to import.
-    if family.extractor == "smile":
-        from . import smile
-
-        return smile.SmileConfig(), smile.DIM, smile.VERSION, None
-    if family.extractor == "mel":
-        from . import mel
-
-        config = mel.resolve({**family.preset, **settings})
-        return config, config.dim, mel.VERSION, mel.hop_seconds(config)
-    assert checkpoint is not None
-    dim = int(checkpoint.setting("hidden_size"))
-    if family.extractor == "speech":
-        from . import speech
-
-        return speech.resolve(settings, checkpoint), dim, speech.VERSION, speech.hop_seconds(checkpoint)
-    from . import text
-
-    return text.resolve(settings, checkpoint), dim, text.VERSION, None
-
-
-def _typed(feature: str, key: str, value: str) -> Any:
-    kind = FEATURES[feature].settings[key]
+def _typed(feature: str, key: str, value: str, kind: type) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False}[value.lower()]
@@ -345,87 +449,12 @@ def _typed(feature: str, key: str, value: str) -> Any:
         raise WrongUse(f"{feature}:{key}={value}: {key} is {what}") from None
 
 
-def _provenance(name: str, family: Family, checkpoint: "Checkpoint | None") -> dict[str, Any]:
-    from importlib.metadata import version
-
-    packages = {
-        "smile": ("opensmile", "soundfile", "soxr"),
-        "mel": ("torch", "librosa", "soundfile", "soxr"),
-        "speech": ("torch", "transformers", "soundfile", "soxr"),
-        "text": ("torch", "transformers", "tokenizers"),
-        **{name: own.packages for name, own in EXTRACTORS.items()},
-    }[family.extractor]
-    found: dict[str, Any] = {
-        "versions": {name: version(name) for name in ("ser", "numpy", *packages)},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"ser features CORPUS --features {name}",  # no paths, no environment: nothing private
-    }
-    if checkpoint:
-        found["model"] = checkpoint.model
-        if (
-            checkpoint.model == (folder := checkpoint.path.resolve()).name
-        ):  # no id of the Hub: where `ser predict` looks
-            found["folder"] = str(folder)
-    return found
-
-
-def choose_device(name: str, wanted: Sequence[ResolvedFeature]) -> str:
-    """The device by name: `auto` is the first GPU, if any model needs one and there is one. Raises `WrongUse`."""
-    if not any(one.checkpoint for one in wanted):
-        return "cpu"
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise WrongUse(f"--device {name}: it is auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise WrongUse(f"--device {name}: torch finds no such device here; leave it auto")
-    return str(device)
-
-
 def load_extractors(
-    wanted: Sequence[ResolvedFeature], device: str, batch_seconds: float | None = None
+    features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
 ) -> list[Extractor]:
-    """One pass per extractor; features that can share a forward pass share it."""
-    passes: list[Extractor] = []
-    shared: dict[tuple[Any, ...], list[ResolvedFeature]] = {}
-    for one in wanted:
-        if one.spec.extractor in EXTRACTORS:
-            passes.append(EXTRACTORS[one.spec.extractor].open(one.config, one.spec))
-        elif one.spec.extractor == "smile":
-            from .smile import SmileExtractor
-
-            passes.append(SmileExtractor(one.config, one.spec))
-        elif one.spec.extractor == "mel":
-            from .mel import MelExtractor
-
-            passes.append(MelExtractor(one.config, one.spec))
-        else:
-            assert one.checkpoint is not None
-            own = {key: value for key, value in one.spec.config.items() if key not in {"layer", "norm"}}
-            shared.setdefault((one.checkpoint.digest, *sorted(own.items())), []).append(one)
-    for group in shared.values():
-        passes.append(_model_pass(group, device, batch_seconds))
-    return passes
-
-
-def _model_pass(group: Sequence[ResolvedFeature], device: str, batch_seconds: float | None) -> Extractor:
-    import torch
-
-    if device.startswith("cuda"):
-        # TF32 keeps ten bits of the mantissa: float32 is meant where float32 is said.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
-    configs, specs = [one.config for one in group], [one.spec for one in group]
-    checkpoint = group[0].checkpoint
-    assert checkpoint is not None
-    if group[0].spec.extractor == "speech":
-        from .speech import SpeechExtractor
-
-        return SpeechExtractor(configs, specs, checkpoint, torch.device(device), batch_seconds)
-    from .text import TextExtractor
-
-    return TextExtractor(configs, specs, checkpoint, torch.device(device))
+    """One extractor for each group of features that share their work; opens their models on `device`."""
+    groups: dict[Hashable, list[ResolvedFeature]] = {}
+    for feature in features:
+        code = FEATURES[feature.spec.feature].code
+        groups.setdefault((code.name, code.shares(feature)), []).append(feature)
+    return [FEATURES[group[0].spec.feature].code(group, device, batch_seconds) for group in groups.values()]

@@ -1,23 +1,22 @@
 """Log-mel spectrogram and the MFCC made from it: librosa's numbers, by torch's FFT."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import librosa
 import numpy as np
 import scipy.fft
 import torch
 
-from ser.cache.spec import Modality, Spec
-from ser.errors import WrongUse
+from ser.errors import UtteranceError, WrongUse
 
 from .audio import CHANNELS, RESAMPLER, Clip
-from .extractors import Outcome, Rows, UtteranceError, as_stored
+from .augment import change, check_view
+from .extractors import Extractor, ResolvedFeature
 
-VERSION = 1
 FRAMES_AT_ONCE = 4096  # an hour has 360,000: this bounds the spectrum in memory
 
 
@@ -35,11 +34,11 @@ class MelConfig:
     low: float = 0.0  # Hz
     high: float = 0.0  # Hz; 0 is half the sampling rate
     floor: float = 1e-10  # of power, before the logarithm
-    coefficients: int = 0  # 0: log-mel; else MFCC, the orthonormal DCT-II of it, with that many coefficients
-    padding: str = "constant"  # half a window of zeros at each end: frame t is centred on sample t * hop
-    resampler: str = RESAMPLER
-    channels: str = CHANNELS
-    view: str = ""  # an augmented copy, such as "pitch-1" (see views.py)
+    coefficients: int = field(default=0, init=False)  # 0: log-mel
+    padding: str = field(default="constant", init=False)  # half a window of zeros at each end: frame t at t * hop
+    resampler: str = field(default=RESAMPLER, init=False)
+    channels: str = field(default=CHANNELS, init=False)
+    view: str = ""  # an augmented copy, such as "pitch-1" (see augment.py)
 
     @property
     def window_samples(self) -> int:
@@ -51,20 +50,53 @@ class MelConfig:
         """160 at 16 kHz, 220 at 22.05 kHz."""
         return round(self.hop * self.sampling_rate)
 
-    @property
-    def dim(self) -> int:
-        """Values per frame."""
-        return self.coefficients or self.bands
+
+@dataclass(frozen=True)
+class MfccConfig(MelConfig):
+    """MFCC: the orthonormal DCT-II of the log-mel spectrogram, its first `coefficients`."""
+
+    coefficients: int = 40
 
 
-class MelExtractor:
-    """One row per hop; an utterance's rows are the same bits whatever is computed beside it."""
+class MelExtractor(Extractor):
+    """One row per hop. Log-mel and MFCC of the same spectrogram compute it once."""
 
-    modality: Modality = "audio"
-    batched = False
+    name, version = "mel", 1
+    Config: ClassVar[type[MelConfig]] = MelConfig
+    packages = ("torch", "librosa", "soundfile", "soxr")
 
-    def __init__(self, config: MelConfig, spec: Spec) -> None:
-        self.config, self.specs, self.stage = config, (spec,), spec.feature
+    @classmethod
+    def resolve(cls, settings: dict[str, Any], checkpoint: Any) -> MelConfig:
+        """The complete config. Raises `WrongUse` for settings that cannot be."""
+        config: MelConfig = cls.Config(**settings)
+        if not 0 < config.floor < math.inf:
+            raise WrongUse(f"floor={config.floor}: it must be above 0")
+        if not 1000 <= config.sampling_rate <= 192000:
+            raise WrongUse(f"sampling_rate={config.sampling_rate}: it is in Hz, such as 16000")
+        if min(config.window_samples, config.hop_samples, config.bands) < 1:
+            raise WrongUse("window, hop and bands must be above 0; window and hop are in seconds, such as 0.025")
+        if not 0 <= config.low < (config.high or config.sampling_rate / 2) <= config.sampling_rate / 2:
+            raise WrongUse("low and high are in Hz, low below high, and high at most half the sampling rate")
+        if not 0 <= config.coefficients <= config.bands:
+            raise WrongUse(f"{config.coefficients} coefficients cannot come from {config.bands} bands")
+        if config.view:
+            check_view(config.view)
+        return config
+
+    @classmethod
+    def dim(cls, config: MelConfig, checkpoint: Any) -> int:
+        """Bands or coefficients."""
+        return config.coefficients or config.bands
+
+    @classmethod
+    def hop(cls, config: MelConfig, checkpoint: Any) -> float:
+        """Seconds between frames, as the samples have it: 0.01 at 16 kHz, 0.009977 at 22.05 kHz."""
+        return config.hop_samples / config.sampling_rate
+
+    @classmethod
+    def shares(cls, feature: ResolvedFeature) -> Hashable:
+        """All that the log-mel spectrogram depends on."""
+        return tuple((key, value) for key, value in asdict(feature.config).items() if key != "coefficients")
 
     @cached_property
     def _bank(self) -> torch.Tensor:
@@ -75,26 +107,25 @@ class MelExtractor:
             librosa.filters.mel(sr=c.sampling_rate, n_fft=c.window_samples, n_mels=c.bands, fmin=c.low, fmax=high).T
         ).contiguous()
 
-    def run(self, batch: Sequence[Clip]) -> list[Outcome]:
-        """The spectrogram of each clip, `[1 + n // hop, dim]`, n samples long."""
-        return [self._one(clip) for clip in batch]
-
-    def _one(self, clip: Clip) -> Outcome:
-        samples = clip.at(self.config.sampling_rate)
-        if self.config.view:
-            from .augment import change
-
-            samples = change(samples, self.config.sampling_rate, self.config.view)
-        if len(samples) < self.config.window_samples:
-            return UtteranceError(f"is too short for {self.stage} ({clip.seconds * 1000:.0f} ms; one window is needed)")
-        [spec] = self.specs
-        try:
-            return {spec.fingerprint: Rows(as_stored(self.spectrogram(samples), spec.dtype))}
-        except UtteranceError as fault:
-            return fault
+    def extract(self, item: Clip) -> list[np.ndarray]:
+        """Log-mel or MFCC of a clip, `[1 + n // hop, dim]` float32 each, n samples long."""
+        c = self.config
+        samples = item.at(c.sampling_rate)
+        if c.view:
+            samples = change(samples, c.sampling_rate, c.view)
+        if len(samples) < c.window_samples:
+            milliseconds = item.seconds * 1000
+            raise UtteranceError(f"is too short for {self.label} ({milliseconds:.0f} ms; one window is needed)")
+        logmel = self.spectrogram(samples)
+        return [
+            scipy.fft.dct(logmel, type=2, norm="ortho", axis=1)[:, : config.coefficients]
+            if config.coefficients
+            else logmel
+            for config in self.configs
+        ]
 
     def spectrogram(self, samples: np.ndarray) -> np.ndarray:
-        """Log-mel or MFCC of `samples` `[n]`: `[1 + n // hop, dim]` float32."""
+        """Log-mel of `samples` `[n]`: `[1 + n // hop, bands]` float32."""
         c = self.config
         side = c.window_samples // 2
         # In float64, as librosa: the rounding of a float32 FFT would show in the logarithm of quiet bands.
@@ -111,32 +142,10 @@ class MelExtractor:
                 )  # [1 + n_fft // 2, last - first]
                 power = spectrum.real.float().square() + spectrum.imag.float().square()
                 bands[first:last] = power.T @ self._bank
-        logmel = bands.clamp_(min=c.floor).log_().numpy()
-        if not c.coefficients:
-            return logmel
-        return np.asarray(scipy.fft.dct(logmel, type=2, norm="ortho", axis=1)[:, : c.coefficients])
+        return bands.clamp_(min=c.floor).log_().numpy()
 
 
-def hop_seconds(config: MelConfig) -> float:
-    """Seconds between frames, as the samples have it: 0.01 at 16 kHz, 0.009977 at 22.05 kHz."""
-    return config.hop_samples / config.sampling_rate
+class MfccExtractor(MelExtractor):
+    """MFCC, under the same code and version as the log-mel spectrogram."""
 
-
-def resolve(settings: dict[str, Any]) -> MelConfig:
-    """The complete config. Raises `WrongUse` for settings that cannot be."""
-    config = MelConfig(**settings)
-    if not 0 < config.floor < math.inf:
-        raise WrongUse(f"floor={config.floor}: it must be above 0")
-    if not 1000 <= config.sampling_rate <= 192000:
-        raise WrongUse(f"sampling_rate={config.sampling_rate}: it is in Hz, such as 16000")
-    if min(config.window_samples, config.hop_samples, config.bands) < 1:
-        raise WrongUse("window, hop and bands must be above 0; window and hop are in seconds, such as 0.025")
-    if not 0 <= config.low < (config.high or config.sampling_rate / 2) <= config.sampling_rate / 2:
-        raise WrongUse("low and high are in Hz, low below high, and high at most half the sampling rate")
-    if not 0 <= config.coefficients <= config.bands:
-        raise WrongUse(f"{config.coefficients} coefficients cannot come from {config.bands} bands")
-    if config.view:
-        from .augment import check
-
-        check(config.view)
-    return config
+    Config = MfccConfig

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ser.cache.spec import Spec
-from ser.errors import WrongUse
+from ser.errors import UtteranceError, WrongUse
 
 from .audio import Clip, decode
-from .extractors import FEATURES, Extractor, ResolvedFeature, Rows, UtteranceError, load_extractors, resolve
+from .extractors import FEATURES, Extractor, ResolvedFeature, Rows, load_extractors, resolve
 
 
 def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> ResolvedFeature:
@@ -53,16 +52,16 @@ def _difference(spec: Spec, made: Spec, source: str | None) -> str:
     ours, theirs = made.identity(), spec.identity()
     ours, theirs = {**ours, **ours.pop("config")}, {**theirs, **theirs.pop("config")}
     keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-    told = "; ".join(f"{key} {theirs.get(key)!r}, here {ours.get(key)!r}" for key in keys)
-    return f"{spec.name} would be computed otherwise than for training (differs in {told})"
+    differences = "; ".join(f"{key} {theirs.get(key)!r}, here {ours.get(key)!r}" for key in keys)
+    return f"{spec.name} would be computed otherwise than for training (differs in {differences})"
 
 
 class OnlineExtractor:
-    """Computes wanted features for one utterance after the other. An encoder is loaded when it is first needed."""
+    """Computes features for one utterance after the other. An encoder is loaded when it is first needed."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
-        self._passes: dict[str, Extractor] = {}
+        self._extractors: dict[str, Extractor] = {}
 
     def rows(
         self, wanted: ResolvedFeature, given: Path | str, sha256: str | None = None
@@ -71,15 +70,13 @@ class OnlineExtractor:
 
         `sha256` is what the file must have, where given.
         """
-        source: Any = given
-        if isinstance(given, Path):
-            try:
-                source = decode(given, sha256)
-            except UtteranceError as fault:
-                return fault, []
+        try:
+            source: Clip | str = decode(given, sha256) if isinstance(given, Path) else given
+        except UtteranceError as fault:
+            return fault, []
         name = wanted.spec.fingerprint
-        if name not in self._passes:
-            [self._passes[name]] = load_extractors([wanted], self.device)
-        [outcome] = self._passes[name].run([source])
+        if name not in self._extractors:
+            [self._extractors[name]] = load_extractors([wanted], self.device)
+        [outcome] = self._extractors[name].run([source])
         warnings = list(dict.fromkeys(source.warnings)) if isinstance(source, Clip) else []
         return outcome if isinstance(outcome, UtteranceError) else outcome[name], warnings

@@ -1,87 +1,38 @@
-"""What `ser features` will compute: which rows are there already, how the rest is cut into parts, and its size."""
+"""What `ser features` will compute: which rows are there already, how the rest is cut into tasks, and its size."""
 
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ser.cache.manifest import Manifest
-from ser.cache.spec import Modality
+from ser.cache.spec import Modality, Spec
 from ser.cache.store import Feature, Store, open_store
-from ser.engines.cluster import check_scheduler
-from ser.errors import CorruptStore, StoreError, WrongUse
+from ser.engines.scheduler_address import check_scheduler
+from ser.engines.machine import choose_device
+from ser.errors import CorruptStore, StoreError, WeightsError, WrongUse
+from ser.weights.find import parse_models
 
 from .corpora.scan import Scan, find_format, read_corpus
-from .extractors import CHARACTERS_PER_TOKEN, Extractor, ResolvedFeature, resolve, split_names, text_seconds
+from .extractors import (
+    CHARACTERS_PER_TOKEN,
+    ResolvedFeature,
+    batches,
+    resolve_available,
+    split_names,
+    text_seconds,
+)
+from .options import ExtractionConfig
+
+PART_BYTES = 256 << 20
+ROWS_PER_SECOND = {"frame": 50.0, "token": 50.0, "utterance": 2.0}  # unless a hop is known; 2: the shortest utterances
 
 
 @dataclass(frozen=True)
-class ExtractionConfig:
-    """The options of `ser features`, under the same names."""
-
-    corpus: Path
-    features: str | Sequence[str] = "hubert,mpnet,bert,is13,logmel"
-    format: str | None = None
-    corpus_name: str | None = None
-    text: Path | None = None
-    store: Path = Path("features")
-    backend: str = "zarr"
-    dtype: str = "float16"
-    device: str = "auto"
-    models: Mapping[str, str] | Sequence[str] = ()  # {"hubert": ID_OR_PATH} or ["hubert=ID_OR_PATH"]
-    workers: int | None = None
-    batch_seconds: float | None = None
-    part_seconds: float = 600.0
-    limit: int | None = None
-    scheduler: str | None = None
-    insecure: bool = False
-    on_error: str = "fail"
-    retry: bool = False
-    check: int | None = None
-
-    def check_options(self) -> None:
-        """Before anything is read. Raises `WrongUse` for a value that cannot be, or two that do not go together."""
-        for name, value, known in (
-            ("--backend", self.backend, ("zarr", "hdf5")),
-            ("--dtype", self.dtype, ("float16", "float32")),
-            ("--on-error", self.on_error, ("fail", "skip")),
-        ):
-            if value not in known:
-                raise WrongUse(f"{name} {value}: it is {' or '.join(known)}")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):  # whether it is here is seen when a model needs it
-            raise WrongUse(f"--device {self.device}: it is auto, cpu, cuda or cuda:N")
-        if not self.part_seconds > 0 or (self.batch_seconds is not None and not self.batch_seconds > 0):
-            raise WrongUse("--part-seconds and --batch-seconds must be above 0")
-        if self.scheduler is not None:
-            if self.workers is not None:
-                raise WrongUse(
-                    "--workers starts processes here, and --scheduler uses the workers of a cluster: give one"
-                )
-            check_scheduler(self.scheduler, self.insecure)
-
-    @property
-    def checkpoints(self) -> dict[str, str]:
-        """`models` by feature name. Raises `WrongUse` for an entry that is not NAME=ID_OR_PATH."""
-        if isinstance(self.models, Mapping):
-            return dict(self.models)
-        found: dict[str, str] = {}
-        for entry in self.models:
-            name, equals, value = entry.partition("=")
-            if not equals or not value or name in found:
-                raise WrongUse(f"--model {entry}: write --model NAME=ID_OR_PATH, each name once")
-            found[name] = value
-        return found
-
-
-OnProgress = Callable[[str, int, int], None]  # stage, utterances done, of how many
-PART_BYTES = 256 << 20
-
-
-@dataclass
 class FeaturePlan:
     """One feature: how many rows the corpus has, and the manifest rows that are still to be computed."""
 
@@ -89,7 +40,7 @@ class FeaturePlan:
     rows: int
     missing: list[int]
     bytes: int
-    parts: frozenset[str] = frozenset()  # names of those in the store that `missing` reckons with
+    parts: frozenset[str] = frozenset()  # names of those in the store when `missing` was found
 
     @property
     def there(self) -> int:
@@ -111,9 +62,30 @@ class Utterance:
 
 
 @dataclass(frozen=True)
-class Part:
+class WorkerConfig:
+    """What all tasks of a run share."""
+
+    store: Path
+    root: Path
+    corpus: str
+    wanted: tuple[ResolvedFeature, ...]
+    backend: str = "zarr"
+    device: str = "cpu"
+    threads: int = 1
+    batch_seconds: float | None = None
+    keep_quarantine: bool = False  # publish what cannot be used as quarantined; else leave it out, to be tried again
+    written_by: tuple[tuple[str, Any], ...] = ()
+
+    def folder(self, spec: Spec) -> Path:
+        """The feature's folder in the store."""
+        return self.store / spec.feature / spec.fingerprint
+
+
+@dataclass(frozen=True)
+class ExtractionTask:
     """The utterances of one modality that are computed and published together."""
 
+    config: WorkerConfig
     modality: Modality
     utterances: tuple[Utterance, ...]
     missing: Mapping[str, frozenset[str]]  # fingerprint → ids
@@ -123,25 +95,24 @@ class Part:
         """For messages."""
         return f"{len(self.utterances)} utterances ({self.modality}, from {self.utterances[0].id})"
 
-    def only(self, missing: Mapping[str, frozenset[str]]) -> "Part | None":
-        """The part with less to do, or None if nothing is left."""
+    def only(self, missing: Mapping[str, frozenset[str]]) -> "ExtractionTask | None":
+        """The task with less to do, or None if nothing is left."""
         some = frozenset().union(*missing.values())
         if not some:
             return None
         utterances = tuple(u for u in self.utterances if u.id in some)
-        return Part(self.modality, utterances, {name: ids for name, ids in missing.items() if ids})
+        return replace(self, utterances=utterances, missing={name: ids for name, ids in missing.items() if ids})
 
 
-@dataclass
-class Plan:
+@dataclass(frozen=True)
+class ExtractionPlan:
     """All that `extract` needs. Nothing is written yet."""
 
-    request: ExtractionConfig
+    config: ExtractionConfig
     scan: Scan
     features: list[FeaturePlan]
     free: int
-    warnings: list[str] = field(default_factory=list)
-    opened: dict[Modality, list[Extractor]] = field(default_factory=dict, repr=False)  # by an estimate, for the run
+    unavailable: dict[str, WeightsError] = field(default_factory=dict)  # features whose weights are not here
 
     @property
     def manifest(self) -> Manifest:
@@ -158,39 +129,54 @@ class Plan:
         """Whether any feature comes from an untrained encoder."""
         return any(feature.wanted.spec.random_weights for feature in self.features)
 
-    def parts(self) -> list[Part]:
-        """The work, cut from the whole length-sorted manifest, so that the cut does not depend on what is there."""
-        return [*self._parts("audio"), *self._parts("text")]
+    def worker_config(self) -> WorkerConfig:
+        """What the tasks share; the device as it was asked for."""
+        return WorkerConfig(
+            store=self.config.store,
+            root=self.scan.root,
+            corpus=self.manifest.corpus,
+            wanted=tuple(feature.wanted for feature in self.features if feature.missing),
+            backend=self.config.backend,
+            device=self.config.device,
+            batch_seconds=self.config.batch_seconds,
+            keep_quarantine=self.config.on_error == "skip",
+            written_by=(("ser", version("ser")),),
+        )
 
-    def _parts(self, modality: Modality) -> Iterator[Part]:
+    def tasks(self) -> list[ExtractionTask]:
+        """The work, cut from the whole length-sorted manifest, so that the cut does not depend on what is there."""
+        return [*self._tasks("audio"), *self._tasks("text")]
+
+    def _tasks(self, modality: Modality) -> Iterator[ExtractionTask]:
         mine = [feature for feature in self.features if feature.wanted.spec.modality == modality]
-        missing = {feature.wanted.spec.fingerprint: set(feature.missing) for feature in mine}
+        ids = self.manifest.ids
+        missing = {feature.wanted.spec.fingerprint: {ids[row] for row in feature.missing} for feature in mine}
         if not any(missing.values()):
             return
         utterances = self.utterances(modality)
         if modality == "audio":
-            order = sorted(range(len(utterances)), key=lambda row: (-utterances[row].length, utterances[row].id))
+            utterances.sort(key=lambda one: (-one.length, one.id))
         else:  # equal transcripts stand together, and are computed once
-            order = sorted(range(len(utterances)), key=lambda row: _text_key(utterances[row]))
-        widest = max(_row_bytes(feature.wanted) * _rows_per_second(feature.wanted) for feature in mine)
-        most = min(self.request.part_seconds, PART_BYTES / widest)
-        for rows in _cut(order, [u.length for u in utterances], most):
-            wanted = {name: frozenset(utterances[row].id for row in rows if row in of) for name, of in missing.items()}
-            some = frozenset().union(*wanted.values())
-            if some:
-                yield Part(modality, tuple(utterances[row] for row in rows if utterances[row].id in some), wanted)
+            utterances.sort(key=lambda one: (-len(one.text or ""), one.text or "", one.id))
+        widest = max(_row_bytes(one.wanted.spec) * _rows_per_second(one.wanted.spec) for one in mine)
+        most = min(self.config.part_seconds, PART_BYTES / widest)
+        config = self.worker_config()
+        for group in batches([one.length for one in utterances], most, padded=False):
+            whole = ExtractionTask(config, modality, tuple(utterances[index] for index in group), {})
+            left = {name: frozenset(u.id for u in whole.utterances if u.id in of) for name, of in missing.items()}
+            if task := whole.only(left):
+                yield task
 
     def utterances(self, modality: Modality) -> list[Utterance]:
         """Every manifest row as this modality sees it."""
-        manifest = self.manifest
         problems = self.scan.unusable(modality)
         found = []
         for id_, audio, text, digest, seconds in zip(
-            manifest.ids,
-            manifest.column("audio"),
-            manifest.column("text"),
-            manifest.inputs(modality),
-            manifest.column("duration"),
+            self.manifest.ids,
+            self.manifest.column("audio"),
+            self.manifest.column("text"),
+            self.manifest.inputs(modality),
+            self.manifest.column("duration"),
             strict=True,
         ):
             known = problems.get(id_)
@@ -203,98 +189,93 @@ class Plan:
         return found
 
 
-def plan(request: ExtractionConfig) -> Plan:
+def plan(config: ExtractionConfig) -> ExtractionPlan:
     """Read the corpus, find the weights, and look up what the store has.
 
-    Raises `WrongUse` for a corpus, feature, model or setting that cannot be, and `StoreError` if the disk is too
-    small for the estimated size.
+    Features whose weights are not here are left out of the plan and named in `unavailable`. Raises `WrongUse` for a
+    corpus, feature, model or setting that cannot be, `WeightsError` if no feature is left, and `StoreError` if the disk
+    is too small for the estimated size.
     """
-    request.check_options()
-    names = split_names(request.features)
-    find_format(request.corpus, request.format)  # before the weights, which may come over the network
-    wanted = resolve(names, request.checkpoints, request.dtype)  # type: ignore[arg-type]
-    scan = read_corpus(request.corpus, request.format, request.corpus_name, request.text, request.limit)
-    return plan_scan(request, scan, wanted)
+    _check_options(config)
+    names = split_names(config.features)
+    find_format(config.corpus, config.format)  # before the weights, which may come over the network
+    wanted, unavailable = resolve_available(names, parse_models(config.models), config.dtype)
+    if not wanted:
+        raise next(iter(unavailable.values()))
+    scan = read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)
+    return plan_scan(config, scan, wanted, unavailable)
 
 
-def plan_scan(request: ExtractionConfig, scan: Scan, wanted: list[ResolvedFeature]) -> Plan:
+def _check_options(config: ExtractionConfig) -> None:
+    """Raise `WrongUse` for a value that cannot be, or two that do not go together: before anything is read."""
+    for option in fields(config):
+        value, known = getattr(config, option.name), option.metadata.get("choices")
+        if known and option.name != "format" and value not in known:  # `find_format` knows formats registered since
+            raise WrongUse(f"--{option.name.replace('_', '-')} {value}: it is {' or '.join(known)}")
+    choose_device(config.device, here=False)  # whether it is here is seen when a model needs it
+    if not config.part_seconds > 0 or (config.batch_seconds is not None and not config.batch_seconds > 0):
+        raise WrongUse("--part-seconds and --batch-seconds must be above 0")
+    if config.scheduler is not None:
+        if config.workers is not None:
+            raise WrongUse("--workers starts processes here, and --scheduler uses the workers of a cluster: give one")
+        check_scheduler(config.scheduler, config.insecure)
+
+
+def plan_scan(
+    config: ExtractionConfig,
+    scan: Scan,
+    wanted: Sequence[ResolvedFeature],
+    unavailable: Mapping[str, WeightsError] | None = None,
+) -> ExtractionPlan:
     """The plan for a corpus that is read already. Raises `StoreError` if the disk is too small."""
-    store = _store_there(request.store)
-    features = [_feature_plan(one, scan.manifest, store, request) for one in wanted]
-    made = Plan(request, scan, features, _free(request.store), list(scan.warnings))
+    store = _existing_store(config.store)
+    features = [_feature_plan(one, scan.manifest, store, config.retry) for one in wanted]
+    made = ExtractionPlan(config, scan, features, _free(config.store), dict(unavailable or {}))
     if made.bytes > made.free:
         unit, name = (1e9, "GB") if made.bytes >= 1e9 else (1e6, "MB")
         raise StoreError(
-            f"{request.store}: about {made.bytes / unit:.2f} {name} will be written and "
+            f"{config.store}: about {made.bytes / unit:.2f} {name} will be written and "
             f"{made.free / unit:.2f} {name} are free; make room, name another --store, or ask for fewer features"
         )
     return made
 
 
-def _store_there(path: Path) -> Store | None:
+def _existing_store(path: Path) -> Store | None:
     try:
         return open_store(path)
     except WrongUse:
         if path.exists() and (not path.is_dir() or any(entry.name != "tmp" for entry in path.iterdir())):
-            raise  # something that is no store stands there
+            raise  # something else is there
         return None
 
 
-def existing(store: Store, wanted: ResolvedFeature) -> Feature | None:
-    """The feature in the store, if its folder is there."""
-    folder = store.path / wanted.spec.feature / wanted.spec.fingerprint
-    if not folder.exists():
-        return None
-    try:
-        return Feature(store.path, folder)
-    except CorruptStore:  # the folder's name vouches for what spec.json must say, and `Store.add` writes it again
-        return Feature(store.path, folder, wanted.spec)
-
-
-def _feature_plan(
-    wanted: ResolvedFeature, manifest: Manifest, store: Store | None, request: ExtractionConfig
-) -> FeaturePlan:
-    feature = existing(store, wanted) if store else None
-    parts = frozenset(part.name for part in feature.parts()) if feature else frozenset()
-    missing = feature.missing(manifest, request.retry) if feature else list(range(len(manifest)))
-    return FeaturePlan(wanted, len(manifest), missing, _bytes(wanted, manifest, missing), parts)
-
-
-def _bytes(wanted: ResolvedFeature, manifest: Manifest, rows: list[int]) -> int:
-    if wanted.spec.level == "utterance":
-        return len(rows) * _row_bytes(wanted)
-    column = manifest.column("duration" if wanted.spec.modality == "audio" else "text")
-    if wanted.spec.modality == "audio":
-        count = sum((column[row] or 0.0) * _rows_per_second(wanted) + 1 for row in rows)
+def _feature_plan(wanted: ResolvedFeature, manifest: Manifest, store: Store | None, retry: bool) -> FeaturePlan:
+    spec = wanted.spec
+    parts, missing = frozenset[str](), list(range(len(manifest)))
+    if store and (folder := store.path / spec.feature / spec.fingerprint).exists():
+        try:
+            feature = Feature(store.path, folder)
+        except CorruptStore:  # the folder's name vouches for what spec.json must say, and `Store.add` writes it again
+            feature = Feature(store.path, folder, spec)
+        parts, missing = frozenset(part.name for part in feature.parts()), feature.missing(manifest, retry)
+    if spec.level == "utterance":
+        count: float = len(missing)
+    elif spec.modality == "audio":
+        seconds = manifest.column("duration")
+        count = sum((seconds[row] or 0.0) * _rows_per_second(spec) + 1 for row in missing)
     else:
-        count = sum(2 + len(column[row] or "") / CHARACTERS_PER_TOKEN for row in rows)
-    return int(count * _row_bytes(wanted))
+        texts = manifest.column("text")
+        count = sum(2 + len(texts[row] or "") / CHARACTERS_PER_TOKEN for row in missing)
+    return FeaturePlan(wanted, len(manifest), missing, int(count * _row_bytes(spec)), parts)
 
 
-def _row_bytes(wanted: ResolvedFeature) -> int:
-    return wanted.spec.dim * np.dtype(wanted.spec.dtype).itemsize
+def _row_bytes(spec: Spec) -> int:
+    return spec.dim * np.dtype(spec.dtype).itemsize
 
 
-def _rows_per_second(wanted: ResolvedFeature) -> float:
-    """Rows per second of `Utterance.length`; at utterance level the shortest utterances bound it."""
-    return 1 / wanted.spec.hop if wanted.spec.hop else 2.0 if wanted.spec.level == "utterance" else 50.0
-
-
-def _text_key(utterance: Utterance) -> tuple[Any, ...]:
-    return (-len(utterance.text or ""), utterance.text or "", utterance.id)
-
-
-def _cut(order: list[int], lengths: list[float], most: float) -> Iterator[list[int]]:
-    rows: list[int] = []
-    filled = 0.0
-    for row in order:
-        if rows and filled + lengths[row] > most:
-            yield rows
-            rows, filled = [], 0.0
-        rows.append(row)
-        filled += lengths[row]
-    if rows:
-        yield rows
+def _rows_per_second(spec: Spec) -> float:
+    """Rows per second of `Utterance.length`, at most."""
+    return 1 / spec.hop if spec.hop else ROWS_PER_SECOND[spec.level]
 
 
 def _free(path: Path) -> int:

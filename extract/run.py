@@ -1,96 +1,208 @@
-"""`ser features`: carry out a plan, as in `extract(plan(ExtractionConfig(Path("/data/IEMOCAP"), features="hubert,is13")))`."""
+"""`ser features`: carry out a plan, as in `extract(plan(ExtractionConfig(Path("corpus"), features="hubert,is13")))`."""
 
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
-from importlib.metadata import version
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import TracebackType
+from typing import Any
 
 from ser import engines
 from ser.cache.part import Quarantine
 from ser.cache.spec import Modality
 from ser.cache.store import Store, open_store
-from ser.errors import ExtractionStopped, SerError
+from ser.engines.machine import choose_device
+from ser.errors import ExtractionStopped, SerError, UtteranceError
 
-from .audio import decode, locate
-from .cluster_tasks import StoreProgress, Task, extract_part, run_leases
-from .extractors import GPU_SECONDS, Extractor, UtteranceError, batches, choose_device, load_extractors
-from .plan import ExtractionConfig, OnProgress, Part, Plan, Utterance, plan
-from .worker import Record, Setup, Worker, one_thread
+from .cluster_tasks import OnProgress, StoreProgress, extract_task, run_on_cluster
+from .extractors import Extractor, batches
+from .plan import ExtractionConfig, ExtractionPlan, ExtractionTask, Utterance, plan
+from .worker import TaskResult, Worker, one_thread, read_input
 
+__all__ = ["ExtractionConfig", "ExtractionPlan", "ExtractionRun", "ExtractionStopped", "Summary", "extract", "plan"]
 
-class Told:
-    """Counts the utterances of each stage as they are done, and passes them on."""
-
-    def __init__(self, plan: Plan, parts: list[Part], report: OnProgress | None) -> None:
-        self.report = report
-        self.done: Counter[str] = Counter()
-        self.total: Counter[str] = Counter()
-        for part in parts:
-            known = {utterance.id for utterance in part.utterances if utterance.problem}  # nothing to do for these
-            if part.modality == "audio":
-                self.total["decode"] += len(part.utterances) - len(known)
-            stages: dict[str, set[str]] = {}
-            for feature in plan.features:
-                spec = feature.wanted.spec
-                stages.setdefault(spec.feature, set()).update(part.missing.get(spec.fingerprint, ()))
-            for stage, ids in stages.items():
-                self.total[stage] += len(ids - known)
-
-    def stage(self, stage: str, count: int) -> None:
-        """One more batch of a stage is done."""
-        self.done[stage] += count
-        if self.report:
-            self.report(stage, min(self.done[stage], self.total[stage]), self.total[stage])
+NAMED = 5  # faults that a message names before it counts the rest
+ESTIMATED = 100  # utterances to compute: fewer are done before they are estimated
+TIMED = (1 / 6, 1 / 2, 5 / 6)  # of the utterances by length, those that are timed for an estimate
 
 
-T = TypeVar("T")
+@dataclass
+class Summary:
+    """What a run did. `features` has one entry per feature name, with the keys that `--json` prints."""
 
-ENOUGH = 100  # utterances to compute: fewer are done before they are estimated
-AT = (1 / 6, 1 / 2, 5 / 6)  # of the utterances by length, those that are timed
+    store: str
+    corpus: str
+    features: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quarantined: dict[str, dict[str, str]] = field(default_factory=dict)  # feature → id → reason
+    refused: list[str] = field(default_factory=list)  # what of the corpus has no row: a missing session, a bad line
+    unavailable: dict[str, str] = field(default_factory=dict)  # features that have no weights here, and why
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0  # wall clock
+    audio_seconds: float = 0.0  # decoded
+    stages: dict[str, float] = field(default_factory=dict)  # seconds of all its threads busy, slowest first
+    check: dict[str, float] = field(default_factory=dict)  # feature → max relative deviation from one by one
+
+    @property
+    def any_quarantined(self) -> bool:
+        """Whether any utterance is left out of any feature."""
+        return any(self.quarantined.values())
+
+    @property
+    def whole(self) -> bool:
+        """Whether every feature has every utterance of the corpus; if not, the run ends with exit code 3."""
+        return not self.any_quarantined and not self.refused
+
+    @property
+    def sentence(self) -> str:
+        """The closing line, such as "42.0 min of audio in 55.2 s: 46× real time; limited by is13"."""
+        slowest = f"; limited by {next(iter(self.stages))}" if self.stages else ""
+        if not self.audio_seconds:
+            return f"done in {self.seconds:.1f} s{slowest}"
+        speed = self.audio_seconds / max(self.seconds, 1e-9)
+        return f"{self.audio_seconds / 60:.1f} min of audio in {self.seconds:.1f} s: {speed:.0f}× real time{slowest}"
 
 
-def about_seconds(plan: Plan) -> float | None:
-    """The seconds that the plan will take on this machine, as far as a few utterances can tell.
+def extract(plan: ExtractionPlan, on_progress: OnProgress | None = None) -> Summary:
+    """Compute and publish all that is missing; see `ExtractionRun.extract`."""
+    with ExtractionRun(plan) as run:
+        return run.extract(on_progress)
 
-    None if there is little to do, or if other machines do it. Opens the encoders and leaves them open for the run.
+
+class ExtractionRun:
+    """Carries out a plan in this process or in those that the plan names. The models that it opens are held until it
+    is closed, so that an estimate and the extraction after it load each only once.
     """
-    request = plan.request
-    if request.scheduler is not None or max((len(f.missing) for f in plan.features), default=0) < ENOUGH:
-        return None
-    device = choose_device(request.device, [feature.wanted for feature in plan.features])
-    on_gpu = device.startswith("cuda")
-    most = request.batch_seconds or (GPU_SECONDS if on_gpu else None)
-    if not on_gpu:
-        one_thread()
-    cores_busy = device_busy = 0.0
-    modalities: tuple[Modality, ...] = ("audio", "text")
-    for modality in modalities:
-        wanted = [feature.wanted for feature in plan.features if feature.wanted.spec.modality == modality]
-        left = _left(plan, modality, {one.spec.fingerprint for one in wanted})
-        if not left:
-            continue
-        passes = load_extractors(wanted, device, most)
-        if (request.workers or 1) == 1:
-            plan.opened[modality] = passes
-        start = time.perf_counter()
-        timed = _inputs(plan, _chosen(left, most if on_gpu else None), modality)
-        cores_busy += (time.perf_counter() - start) / max(sum(u.length for u, _ in timed), 1e-9) * _seconds(left)
-        for one in passes:
-            alone = on_gpu and one.batched
-            rate = _rate(one, timed, most, 1) if alone else _rate(one, _spread(timed), most, engines.cores())
-            busy = rate * _seconds(_left(plan, modality, {spec.fingerprint for spec in one.specs}))
-            if alone:
-                device_busy += busy
-            else:
-                cores_busy += busy
-    return max(cores_busy / engines.cores(), device_busy)
+
+    def __init__(self, plan: ExtractionPlan) -> None:
+        self.plan = plan
+
+    @cached_property
+    def worker(self) -> Worker:
+        """What computes in this process. Raises `WrongUse` for a device that is not here."""
+        workers = self.plan.config.workers or 1
+        config, device = self.plan.worker_config(), "cpu"
+        if any(one.checkpoint for one in config.wanted):
+            device = choose_device(config.device)
+        return Worker(replace(config, device=device, threads=max(1, engines.cores() // workers)))
+
+    def __enter__(self) -> "ExtractionRun":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if "worker" in self.__dict__:
+            self.worker.close()
+
+    def extract(self, on_progress: OnProgress | None = None) -> Summary:
+        """Compute and publish all that is missing. What is there already is not touched, so a killed run resumes.
+
+        Raises `ExtractionStopped` for a corpus that is not whole, and at the first part with unusable utterances,
+        unless the config says `on_error="skip"`; that part's good rows are kept. Raises `StoreError` when the disk is
+        full, and `SerError` when a worker process dies.
+        """
+        begun = time.perf_counter()
+        plan, config = self.plan, self.plan.config
+        stop_if_unusable(plan)
+        store = open_store(config.store, create=True)
+        corpus = plan.manifest.corpus
+        # A trial with `--limit` must not shrink the latest manifest.
+        known = set(store.manifest(corpus).ids) if config.limit is not None and corpus in store.corpora() else set()
+        if not known.issuperset(plan.manifest.ids):
+            store.put_manifest(plan.manifest)
+        for feature in plan.features:
+            store.add(feature.wanted.spec)
+        deviations = self._check(store)
+        total = TaskResult()
+        # Closed at once when this fails: else its threads would go on through all tasks before the message is seen.
+        with closing(self._results(plan.tasks(), on_progress)) as results:
+            for result in results:
+                total.add(result)
+                if result.quarantined and config.on_error == "fail":
+                    names = {feature.wanted.spec.fingerprint: feature.wanted.spec.name for feature in plan.features}
+                    raise _stopped({names[key]: found for key, found in result.quarantined.items()})
+        return _summary(plan, store, total, time.perf_counter() - begun, deviations)
+
+    def _check(self, store: Store) -> dict[str, float]:
+        """`--check N`: measure, and note the figures in each spec's provenance."""
+        if not (count := self.plan.config.check):
+            return {}
+        from .check import deviations
+
+        device = "cpu"
+        if any(feature.wanted.checkpoint for feature in self.plan.features):
+            device = choose_device(self.plan.config.device)
+        found = deviations(self.plan, count, device)
+        for feature in self.plan.features:
+            spec = feature.wanted.spec
+            if spec.name in found:
+                store.add(spec).annotate(check={"utterances": count, "max_relative": found[spec.name]})
+        return found
+
+    def _results(self, tasks: list[ExtractionTask], report: OnProgress | None) -> Generator[TaskResult]:
+        config = self.plan.config
+        if not tasks:
+            return
+        if config.scheduler is not None:
+            seen = StoreProgress(self.plan, tasks, report)
+            for result in run_on_cluster(seen.left(tasks), config.scheduler, config.insecure, seen.update):
+                seen.add(result)
+                yield result
+            seen.update(anew=True)
+            return
+        progress = _Progress(self.plan, tasks, report)
+        worker, workers = self.worker, min(config.workers or 1, len(tasks))
+        if workers == 1:
+            worker.on_stage = progress.add
+            yield from worker.run(tasks)
+            return
+        for result in engines.run(extract_task, [replace(task, config=worker.config) for task in tasks], workers):
+            for stage, count in result.stages.items():
+                progress.add(stage, count)
+            yield result
+
+    def estimate(self) -> float | None:
+        """The seconds that the plan will take on this machine, as far as a few utterances can tell.
+
+        None if there is little to do, or if other machines do it.
+        """
+        plan, config = self.plan, self.plan.config
+        if config.scheduler is not None or max((len(f.missing) for f in plan.features), default=0) < ESTIMATED:
+            return None
+        worker = self.worker
+        if not worker.on_gpu:
+            one_thread()
+        cores_busy = device_busy = 0.0
+        modalities: tuple[Modality, ...] = ("audio", "text")
+        for modality in modalities:
+            fingerprints = {one.spec.fingerprint for one in worker.config.wanted if one.spec.modality == modality}
+            if not (left := _left(plan, modality, fingerprints)):
+                continue
+            extractors = worker.extractors(modality)
+            chosen = _spread(left)
+            if worker.on_gpu:  # which a few leave idle: a batch from the middle
+                groups = batches([one.length for one in left], worker.most)
+                chosen = [left[index] for index in groups[len(groups) // 2]]
+            start = time.perf_counter()
+            read = [(one, read_input(one, modality, plan.scan.root)) for one in chosen]
+            timed = [(one, value) for one, value in read if not isinstance(value, UtteranceError)]
+            seconds = _seconds([one for one, _ in timed])
+            cores_busy += (time.perf_counter() - start) / max(seconds, 1e-9) * _seconds(left)
+            for one in extractors:
+                alone = worker.on_gpu and one.batched
+                rate = _rate(one, timed if alone else _spread(timed), worker.most, 1 if alone else engines.cores())
+                busy = rate * _seconds(_left(plan, modality, {spec.fingerprint for spec in one.specs}))
+                if alone:
+                    device_busy += busy
+                else:
+                    cores_busy += busy
+        return max(cores_busy / engines.cores(), device_busy)
 
 
-def _left(plan: Plan, modality: Modality, fingerprints: set[str]) -> list[Utterance]:
+def _left(plan: ExtractionPlan, modality: Modality, fingerprints: set[str]) -> list[Utterance]:
     """The usable utterances that lack one of these features, longest first; equal transcripts once."""
     rows = set[int]().union(*(f.missing for f in plan.features if f.wanted.spec.fingerprint in fingerprints))
     utterances = plan.utterances(modality) if rows else []
@@ -103,29 +215,8 @@ def _seconds(utterances: Sequence[Utterance]) -> float:
     return sum(utterance.length for utterance in utterances)
 
 
-def _spread(some: list[T]) -> list[T]:
-    return [some[int(part * len(some))] for part in AT] if some else []
-
-
-def _chosen(left: list[Utterance], most: float | None) -> list[Utterance]:
-    """Three of different lengths; on a GPU, which a few leave idle, a batch from the middle."""
-    if most is None:
-        return _spread(left)
-    groups = batches([utterance.length for utterance in left], most)
-    return [left[index] for index in groups[len(groups) // 2]]
-
-
-def _inputs(plan: Plan, utterances: list[Utterance], modality: Modality) -> list[tuple[Utterance, Any]]:
-    """What a pass takes of each utterance that can be decoded."""
-    if modality == "text":
-        return [(utterance, utterance.text) for utterance in utterances]
-    found: list[tuple[Utterance, Any]] = []
-    for utterance in utterances:
-        try:
-            found.append((utterance, decode(locate(plan.scan.root, utterance.audio or ""), utterance.digest)))
-        except UtteranceError:
-            continue
-    return found
+def _spread(some: list[Any]) -> list[Any]:
+    return [some[int(part * len(some))] for part in TIMED] if some else []
 
 
 def _rate(one: Extractor, timed: list[tuple[Utterance, Any]], most: float | None, threads: int) -> float:
@@ -147,127 +238,35 @@ def _rate(one: Extractor, timed: list[tuple[Utterance, Any]], most: float | None
     return sum(busy) / threads / max(_seconds([utterance for utterance, _ in timed]), 1e-9)
 
 
-__all__ = ["ExtractionConfig", "Plan", "ExtractionStopped", "Summary", "extract", "plan"]
+class _Progress:
+    """Counts the utterances of each stage as they are done, and reports them."""
 
-NAMED = 5  # faults that a message names before it counts the rest
+    def __init__(self, plan: ExtractionPlan, tasks: list[ExtractionTask], report: OnProgress | None) -> None:
+        self.report = report
+        self.done: Counter[str] = Counter()
+        self.total: Counter[str] = Counter()
+        names = {feature.wanted.spec.fingerprint: feature.wanted.spec.feature for feature in plan.features}
+        for task in tasks:
+            known = {utterance.id for utterance in task.utterances if utterance.problem}  # nothing to do for these
+            if task.modality == "audio":
+                self.total["decode"] += len(task.utterances) - len(known)
+            stages: dict[str, set[str]] = {}
+            for fingerprint, ids in task.missing.items():
+                stages.setdefault(names[fingerprint], set()).update(ids)
+            for stage, union in stages.items():
+                self.total[stage] += len(union - known)
 
-
-@dataclass
-class Summary:
-    """What a run did. `features` has one entry per feature name, with the keys that `--json` prints."""
-
-    store: str
-    corpus: str
-    features: dict[str, dict[str, Any]] = field(default_factory=dict)
-    quarantined: dict[str, dict[str, str]] = field(default_factory=dict)  # feature → id → reason
-    refused: list[str] = field(default_factory=list)  # what of the corpus has no row: a missing session, a bad line
-    warnings: list[str] = field(default_factory=list)
-    seconds: float = 0.0  # wall clock
-    audio_seconds: float = 0.0  # decoded
-    stages: dict[str, float] = field(default_factory=dict)  # seconds of all its threads busy, slowest first
-    check: dict[str, float] = field(default_factory=dict)  # feature → max relative deviation from one by one
-
-    @property
-    def any_quarantined(self) -> bool:
-        """Whether any utterance is left out of any feature."""
-        return any(self.quarantined.values())
-
-    @property
-    def whole(self) -> bool:
-        """Whether every feature has every utterance of the corpus; if not, the run ends with exit code 3."""
-        return not self.any_quarantined and not self.refused
-
-    @property
-    def sentence(self) -> str:
-        """The closing line, such as "42 min of audio in 55 s: 46× real time; limited by is13"."""
-        slowest = f"; limited by {next(iter(self.stages))}" if self.stages else ""
-        if not self.audio_seconds:
-            return f"done in {self.seconds:.1f} s{slowest}"
-        speed = self.audio_seconds / max(self.seconds, 1e-9)
-        return f"{spoken(self.audio_seconds)} of audio in {spoken(self.seconds)}: {speed:.0f}× real time{slowest}"
+    def add(self, stage: str, count: int) -> None:
+        """So many utterances more of a stage are done."""
+        self.done[stage] += count
+        if self.report:
+            self.report(stage, min(self.done[stage], self.total[stage]), self.total[stage])
 
 
-def extract(plan: Plan, on_progress: OnProgress | None = None) -> Summary:
-    """Compute and publish all that is missing. What is there already is not touched, so a killed run resumes.
-
-    Raises `ExtractionStopped` for a corpus that is not whole, and at the first part with unusable utterances, unless the
-    request says `on_error="skip"`; that part's good rows are kept. Raises `StoreError` when the disk is full, and
-    `SerError` when a worker process dies.
-    """
-    begun = time.perf_counter()
-    request = plan.request
-    stop_if_unusable(plan)
-    store = open_store(request.store, create=True)
-    if request.limit is None or not _known_already(store, plan):
-        store.put_manifest(plan.manifest)
-    for feature in plan.features:
-        store.add(feature.wanted.spec)
-    deviations = _check(plan, store)
-    parts = plan.parts()
-    total = Record("all")
-    # Closed at once when this fails: else its threads would go on through all parts before the message is seen.
-    with closing(_records(plan, parts, on_progress)) as records:
-        for record in records:
-            _add(total, record)
-            if record.quarantined and request.on_error == "fail":
-                names = {feature.wanted.spec.fingerprint: feature.wanted.spec.name for feature in plan.features}
-                raise _stopped({names[key]: found for key, found in record.quarantined.items()})
-    return _summary(plan, store, total, time.perf_counter() - begun, deviations)
-
-
-def stop_if_unusable(plan: Plan) -> None:
-    """Raises `ExtractionStopped` for all that the scan found unusable, unless the request says `on_error="skip"`."""
-    if plan.request.on_error == "fail" and ((known := _known_problems(plan)) or plan.scan.refused):
-        raise _stopped(known, [str(problem) for problem in plan.scan.refused])
-
-
-def _known_already(store: Store, plan: Plan) -> bool:
-    """Whether the corpus's latest manifest has these utterances too: a trial with `--limit` must not shrink it."""
-    corpus = plan.manifest.corpus
-    return corpus in store.corpora() and set(plan.manifest.ids) <= set(store.manifest(corpus).ids)
-
-
-def device_of(plan: Plan) -> str:
-    """Where this process computes the plan. Raises `WrongUse` for a device that is not here."""
-    return choose_device(plan.request.device, [feature.wanted for feature in plan.features])
-
-
-def _records(plan: Plan, parts: list[Part], on_progress: OnProgress | None) -> Generator[Record]:
-    if not parts:
+def stop_if_unusable(plan: ExtractionPlan) -> None:
+    """Raises `ExtractionStopped` for all that the scan found unusable, unless the config says `on_error="skip"`."""
+    if plan.config.on_error == "skip":
         return
-    request = plan.request
-    workers = min(request.workers or 1, len(parts))
-    setup = Setup(
-        store=request.store,
-        root=plan.scan.root,
-        corpus=plan.manifest.corpus,
-        wanted=tuple(feature.wanted for feature in plan.features),
-        backend=request.backend,
-        device=request.device if request.scheduler else device_of(plan),  # a cluster's workers look for themselves
-        threads=max(1, engines.cores() // workers),
-        batch_seconds=request.batch_seconds,
-        keep_quarantine=request.on_error == "skip",
-        written_by=(("ser", version("ser")),),
-    )
-    if request.scheduler is not None:
-        seen = StoreProgress(plan, parts, on_progress)
-        for record in run_leases(setup, seen.left(parts), request.scheduler, request.insecure, seen.look):
-            seen.add(record)
-            yield record
-        seen.look(anew=True)
-        return
-    told = Told(plan, parts, on_progress)
-    if workers == 1:
-        yield from Worker(setup, told.stage, plan.opened).run(parts)
-        return
-    for record in engines.run(extract_part, [Task(setup, part) for part in parts], workers):
-        for stage, count in record.stages.items():
-            told.stage(stage, count)
-        yield record
-
-
-def _known_problems(plan: Plan) -> dict[str, list[Quarantine]]:
-    """What the scan knows to be unusable among the rows that would be computed, by feature name."""
     found: dict[str, list[Quarantine]] = {}
     for feature in plan.features:
         spec = feature.wanted.spec
@@ -275,17 +274,18 @@ def _known_problems(plan: Plan) -> dict[str, list[Quarantine]]:
         bad = [utterances[row] for row in feature.missing if utterances[row].problem]
         if bad:
             found[spec.name] = [Quarantine(u.id, u.digest, u.file, u.problem or "") for u in bad]
-    return found
+    if found or plan.scan.refused:
+        raise _stopped(found, [str(problem) for problem in plan.scan.refused])
 
 
 def _stopped(quarantined: dict[str, list[Quarantine]], refused: list[str] | None = None) -> ExtractionStopped:
-    told = [f"{_count(refused, 'problem')} with the corpus: {_listed(refused)}"] if refused else []
+    clauses = [f"{_count(refused, 'problem')} with the corpus: {_listed(refused)}"] if refused else []
     unique = list({(q.id, q.reason): q for found in quarantined.values() for q in found}.values())
     if unique:
         named = [f"{q.id} ({q.path}): {q.reason}" if q.path else f"{q.id}: {q.reason}" for q in unique]
-        told.append(f"{_count(unique, 'utterance')} cannot be used for {', '.join(quarantined)}: {_listed(named)}")
+        clauses.append(f"{_count(unique, 'utterance')} cannot be used for {', '.join(quarantined)}: {_listed(named)}")
     way_out = "mend the corpus, or go on without them by --on-error skip"
-    return ExtractionStopped("; ".join([*told, way_out]), quarantined)
+    return ExtractionStopped("; ".join([*clauses, way_out]), quarantined)
 
 
 def _count(things: Sized, what: str) -> str:
@@ -297,19 +297,10 @@ def _listed(faults: list[str]) -> str:
     return "; ".join(faults[:NAMED]) + more
 
 
-def _add(total: Record, record: Record) -> None:
-    total.computed += record.computed
-    total.batches += record.batches
-    for stage, seconds in record.seconds.items():
-        total.seconds[stage] += seconds
-    total.audio_seconds += record.audio_seconds
-    total.warnings += record.warnings
-    for name, found in record.quarantined.items():
-        total.quarantined.setdefault(name, []).extend(found)
-
-
-def _summary(plan: Plan, store: Store, total: Record, seconds: float, deviations: dict[str, float]) -> Summary:
-    summary = Summary(str(plan.request.store), plan.manifest.corpus, seconds=seconds, check=deviations)
+def _summary(
+    plan: ExtractionPlan, store: Store, total: TaskResult, seconds: float, deviations: dict[str, float]
+) -> Summary:
+    summary = Summary(str(plan.config.store), plan.manifest.corpus, seconds=seconds, check=deviations)
     summary.audio_seconds = total.audio_seconds
     summary.stages = dict(sorted(total.seconds.items(), key=lambda entry: -entry[1]))
     for feature in plan.features:
@@ -331,37 +322,12 @@ def _summary(plan: Plan, store: Store, total: Record, seconds: float, deviations
         }
         summary.quarantined[spec.name] = quarantined
     summary.refused = [str(problem) for problem in plan.scan.refused]
-    summary.warnings = [*plan.warnings, *_counted(total.warnings)]
-    return summary
-
-
-def _counted(warnings: list[tuple[str, str]]) -> list[str]:
-    """One line per kind of warning, with its count and first utterance."""
-    ids: dict[str, list[str]] = {}
-    for what, utterance in dict.fromkeys(warnings):
+    summary.unavailable = {name: str(fault) for name, fault in plan.unavailable.items()}
+    ids: dict[str, list[str]] = {}  # by warning: one line each, with its count and first utterance
+    for what, utterance in dict.fromkeys(total.warnings):
         ids.setdefault(what, []).append(utterance)
-    return [
-        f"{found[0]}: {what}" if len(found) == 1 else f"{len(found)} utterances ({found[0]}, …): {what}"
-        for what, found in sorted(ids.items())
-    ]
-
-
-def _check(plan: Plan, store: Store) -> dict[str, float]:
-    """`--check N`: measure, and note the figures in each spec's provenance."""
-    if not plan.request.check:
-        return {}
-    from .check import deviations
-
-    found = deviations(plan, plan.request.check, device_of(plan))
-    for feature in plan.features:
-        spec = feature.wanted.spec
-        if spec.name in found:
-            store.add(spec).annotate(check={"utterances": plan.request.check, "max_relative": found[spec.name]})
-    return found
-
-
-def spoken(seconds: float) -> str:
-    """A duration for people: "55 s", "42 min", "12.4 h"."""
-    if seconds < 90:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    summary.warnings = [*plan.scan.warnings]
+    for what, found in sorted(ids.items()):
+        whose = found[0] if len(found) == 1 else f"{len(found)} utterances ({found[0]}, …)"
+        summary.warnings.append(f"{whose}: {what}")
+    return summary

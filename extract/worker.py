@@ -1,6 +1,6 @@
-"""Compute one part at a time: decode → extractors in threads → model passes → publish.
+"""Compute one task at a time: decode → extractors in threads → publish.
 
-Arrays never leave the process that made them: a part is published where it is computed, and only a small record of it
+Arrays never leave the process that made them: a part is published where it is computed, and only a small `TaskResult`
 goes back.
 """
 
@@ -13,28 +13,31 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ser.cache.part import PartRecord, PartRows, Quarantine, read_small
 from ser.cache.spec import Modality, unseal
-from ser.cache.store import open_store
+from ser.cache.store import Store, open_store
 from ser.engines import is_out_of_memory
-from ser.errors import SerError
+from ser.errors import SerError, UtteranceError
 
 from .audio import Clip, decode, locate
-from .extractors import GPU_SECONDS, Extractor, Outcome, ResolvedFeature, Rows, UtteranceError, batches, load_extractors
-from .plan import Part, Utterance
+from .extractors import GPU_SECONDS, Extractor, Outcome, Rows, batches, load_extractors
+from .plan import ExtractionTask, Utterance, WorkerConfig
 
-SETTLED = 3.0  # seconds after which a folder's time of change says so if it changes again: some clocks tick every two
+SETTLED = 3.0  # seconds; a change of a folder within two seconds of another may leave its time as it was: some clocks
+AHEAD = 2  # tasks in work at once, so that no core waits at the end of one
+
+OnStage = Callable[[str, int], None]  # stage, utterances done
 
 
 class PartWatcher:
     """What is published in `<store>/<feature>/<fingerprint>/` from now on, or beside the parts that are `known`.
 
-    A look lists the folder, unless it has not changed since the last one, and reads each new `part.json` once.
+    The folder is listed only if it has changed since the last call, and each new `part.json` is read once.
     """
 
     def __init__(self, folder: Path, known: Iterable[str] | None = None) -> None:
@@ -43,7 +46,7 @@ class PartWatcher:
         self._known = set(self._listed() if known is None else known)
 
     def new(self) -> Iterator[PartRecord]:
-        """What every part says that has come since the last look; `Feature.parts` names those that make no sense."""
+        """The records of parts that came since the last call; `Feature.parts` names unreadable ones."""
         names = [name for name in self._listed() if name not in self._known and not name.startswith(".")]
         self._known.update(names)
         for name in names:
@@ -52,10 +55,10 @@ class PartWatcher:
                 yield PartRecord.from_json(unseal(read_small(path), str(path)), str(path))
 
     def _listed(self) -> list[str]:
-        """All names in the folder; none at all where it is as it was."""
+        """All names in the folder; none at all if it has not changed."""
         begun = time.time()
         try:
-            opened = os.open(self.folder, os.O_RDONLY)  # NFS looks at the server when a folder is opened, not at `stat`
+            opened = os.open(self.folder, os.O_RDONLY)  # NFS asks the server when a folder is opened, not at `stat`
         except FileNotFoundError:
             return []
         try:
@@ -68,171 +71,10 @@ class PartWatcher:
             os.close(opened)
 
 
-class Pool(ThreadPoolExecutor):
-    """A pool that knows its width."""
-
-    def __init__(self, width: int, name: str) -> None:
-        super().__init__(width, name)
-        self.width = width
-
-
-@dataclass(frozen=True)
-class Pools:
-    """Where decoding, the CPU's extractors, the models and publishing run; the first three may be one."""
-
-    decoders: Pool
-    cpu: Pool
-    models: Pool
-    writer: Pool
-
-
-class PartPipeline:
-    """One part in the pools: the future of every outcome."""
-
-    def __init__(self, worker: "Worker", part: Part, record: "Record", passes: list[Extractor], pools: Pools) -> None:
-        self.worker, self.part, self.record, self.pools = worker, part, record, pools
-        self.inputs: dict[str, Future[Any]] = {}
-        self.outcomes: list[tuple[Extractor, list[Utterance], Future[list[Outcome]], int]] = []
-        self.arrivals = {
-            one.spec.fingerprint: PartWatcher(worker.store.path / one.spec.feature / one.spec.fingerprint)
-            for one in worker.setup.wanted
-            if one.spec.fingerprint in part.missing
-        }
-        # First in, first out: whatever an extractor waits for was submitted before it.
-        for utterance in part.utterances:
-            self.inputs[utterance.id] = self._input(utterance)
-        for batched in (False, True):
-            for one in passes:
-                if one.batched is batched:
-                    self._submit(one)
-
-    def _input(self, utterance: Utterance) -> Future[Any]:
-        if utterance.problem is None and self.part.modality == "audio":
-            return self.pools.decoders.submit(self._decode, utterance)
-        known: Future[Any] = Future()
-        known.set_result(UtteranceError(utterance.problem) if utterance.problem else utterance.text)
-        return known
-
-    def _decode(self, utterance: Utterance) -> Clip | UtteranceError:
-        def once() -> Clip | UtteranceError:
-            try:
-                return decode(locate(self.worker.setup.root, utterance.audio or ""), utterance.digest)
-            except UtteranceError as fault:
-                return fault
-
-        clip: Clip | UtteranceError = self.worker.timed(self.record, "decode", 1, self.pools.decoders.width, once)
-        return clip
-
-    def _submit(self, one: Extractor) -> None:
-        asked = frozenset().union(*(self.part.missing.get(spec.fingerprint, frozenset()) for spec in one.specs))
-        utterances = [utterance for utterance in self.part.utterances if utterance.id in asked]
-        # Equal transcripts are computed once; no two audio files are taken to be equal.
-        groups: dict[str, list[Utterance]] = {}
-        for utterance in utterances:
-            same = utterance.text or "" if self.part.modality == "text" and not utterance.problem else utterance.id
-            groups.setdefault(same, []).append(utterance)
-        units = list(groups.values())
-        pool = self.pools.models if one.batched else self.pools.cpu
-        for batch in batches([unit[0].length for unit in units], self.worker.most if one.batched else None):
-            chosen = [units[index] for index in batch]
-            future = pool.submit(self._compute, one, [unit[0] for unit in chosen], sum(map(len, chosen)))
-            for position, unit in enumerate(chosen):
-                self.outcomes.append((one, unit, future, position))
-
-    def _compute(self, one: Extractor, utterances: list[Utterance], count: int) -> list[Outcome]:
-        inputs = [self.inputs[utterance.id].result() for utterance in utterances]
-        usable = [row for row, value in enumerate(inputs) if not isinstance(value, UtteranceError)]
-        outcomes: list[Outcome] = list(inputs)
-        if usable:
-            threads = (self.pools.models if one.batched else self.pools.cpu).width
-            made = self.worker.timed(
-                self.record, one.stage, count, threads, lambda: self._run(one, utterances, inputs, usable)
-            )
-            for row, outcome in zip(usable, made, strict=True):
-                outcomes[row] = outcome
-        return outcomes
-
-    def _run(self, one: Extractor, utterances: list[Utterance], inputs: list[Any], usable: list[int]) -> list[Outcome]:
-        self.worker.count_batch(self.record, one)
-        if not self.worker.on_gpu:
-            one_thread()
-        try:
-            return one.run([inputs[row] for row in usable])
-        except (MemoryError, RuntimeError) as fault:
-            if is_out_of_memory(fault):
-                raise _out_of_memory(one, utterances[usable[0]]) from fault
-            raise
-
-    def there_by_now(self, fingerprint: str) -> set[tuple[str, str | None]]:
-        """Id and digest of the rows that others have published since the part was begun.
-
-        A process that is stopped for a while may find that its part was given away, cut up (what kills a worker is cut)
-        and published under other names. If it is stopped again between this look and the rename of what it writes, or
-        two look at the same moment, rows do stand twice: they are equal, and the first by name counts.
-        """
-        new = self.arrivals[fingerprint].new()
-        mine = (record for record in new if record.corpus == self.worker.setup.corpus)
-        return {pair for record in mine for pair in zip(record.ids, record.inputs, strict=True)}
-
-    def results(self) -> dict[str, dict[str, Rows | UtteranceError]]:
-        """Fingerprint → id → rows, when all is done."""
-        found: dict[str, dict[str, Rows | UtteranceError]] = {name: {} for name in self.part.missing}
-        for one, unit, future, position in self.outcomes:
-            outcome = future.result()[position]
-            for spec in one.specs:
-                for utterance in unit:
-                    rows = outcome if isinstance(outcome, UtteranceError) else outcome[spec.fingerprint]
-                    found[spec.fingerprint][utterance.id] = rows
-                    if isinstance(rows, Rows):
-                        self.record.warnings += [(warning, utterance.id) for warning in rows.warnings]
-        for utterance in self.part.utterances:
-            clip = self.inputs[utterance.id].result()
-            if isinstance(clip, Clip):
-                self.record.audio_seconds += clip.seconds
-                self.record.warnings += [(warning, utterance.id) for warning in dict.fromkeys(clip.warnings)]
-        self.inputs.clear()
-        return found
-
-
-def _out_of_memory(one: Extractor, utterance: Utterance) -> SerError:
-    way_out = "lower --batch-seconds" if one.batched else "cut it into shorter utterances"
-    if one.batched and one.modality == "audio":
-        way_out += f", or ask for {one.stage}:window=30"
-    return SerError(f"memory ran out in {one.stage} on {utterance.id}; {way_out}")
-
-
-def one_thread() -> None:
-    """The pool has a thread per core: torch shall not start more of its own in each."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-
-
-AHEAD = 2  # parts in hand at once, so that no core waits at the end of one
-
-OnStage = Callable[[str, int], None]  # stage, utterances done
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all parts of a run share."""
-
-    store: Path
-    root: Path
-    corpus: str
-    wanted: tuple[ResolvedFeature, ...]
-    backend: str
-    device: str
-    threads: int
-    batch_seconds: float | None
-    keep_quarantine: bool  # publish what cannot be used as quarantined; else leave it out, to be tried again
-    written_by: tuple[tuple[str, Any], ...] = ()
-
-
 @dataclass
-class Record:
-    """What became of one part: counts by fingerprint, and by stage the seconds that it kept its threads busy."""
+class TaskResult:
+    """What became of one task, or of several: counts by fingerprint, and by stage the share of the clock it took."""
 
-    part: str
     computed: Counter[str] = field(default_factory=Counter)
     batches: Counter[str] = field(default_factory=Counter)
     quarantined: dict[str, list[Quarantine]] = field(default_factory=dict)
@@ -241,118 +83,250 @@ class Record:
     warnings: list[tuple[str, str]] = field(default_factory=list)  # what, utterance
     stages: Counter[str] = field(default_factory=Counter)  # utterances done
 
+    def add(self, other: "TaskResult") -> None:
+        """Count another task in."""
+        self.computed += other.computed
+        self.batches += other.batches
+        self.audio_seconds += other.audio_seconds
+        self.warnings += other.warnings
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] += seconds
+        for name, found in other.quarantined.items():
+            self.quarantined.setdefault(name, []).extend(found)
+
+
+def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | str | UtteranceError:
+    """What an extractor takes of an utterance: its decoded audio or its transcript, or why it cannot be used."""
+    if utterance.problem:
+        return UtteranceError(utterance.problem)
+    if modality == "text":
+        return utterance.text or ""
+    try:
+        return decode(locate(root, utterance.audio or ""), utterance.digest)
+    except UtteranceError as fault:
+        return fault
+
+
+def one_thread() -> None:
+    """The pool has a thread per core: torch must not start more of its own in each."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+class Pool(ThreadPoolExecutor):
+    """Threads, and how many."""
+
+    def __init__(self, width: int, name: str) -> None:
+        super().__init__(width, name)
+        self.width = width
+
+
+class PartPipeline:
+    """One task in a worker's pools: a future for every input, and for every batch of every extractor."""
+
+    def __init__(self, worker: "Worker", task: ExtractionTask) -> None:
+        self.worker, self.task, self.result = worker, task, TaskResult()
+        self.watchers = {
+            one.spec.fingerprint: PartWatcher(worker.config.folder(one.spec))
+            for one in worker.config.wanted
+            if one.spec.fingerprint in task.missing
+        }
+        # First in, first out: whatever an extractor waits for was submitted before it.
+        self.inputs = {one.id: worker.decoders.submit(self._read, one) for one in task.utterances}
+        self.batches: list[tuple[Extractor, list[list[Utterance]], Future[list[Outcome]]]] = []
+        for extractor in sorted(worker.extractors(task.modality), key=lambda one: one.batched):
+            self._submit(extractor)
+
+    def _read(self, utterance: Utterance) -> Clip | str | UtteranceError:
+        start = time.perf_counter()
+        found = read_input(utterance, self.task.modality, self.worker.config.root)
+        if self.task.modality == "audio" and not utterance.problem:
+            self.worker.note(self.result, {"decode": 1}, (time.perf_counter() - start) / self.worker.decoders.width)
+        return found
+
+    def _submit(self, extractor: Extractor) -> None:
+        lacking: dict[str, frozenset[str]] = {}  # feature name → ids
+        for spec in extractor.specs:
+            ids = self.task.missing.get(spec.fingerprint, frozenset())
+            lacking[spec.feature] = lacking.get(spec.feature, frozenset()) | ids
+        asked = frozenset().union(*lacking.values())
+        groups: dict[str, list[Utterance]] = {}
+        for one in self.task.utterances:
+            if one.id in asked:  # equal transcripts are computed once; no two audio files are taken to be equal
+                same = one.text or "" if self.task.modality == "text" and not one.problem else one.id
+                groups.setdefault(same, []).append(one)
+        units = list(groups.values())
+        pool = self.worker.models if extractor.batched else self.worker.cpu
+        most = self.worker.most if extractor.batched else None
+        for indices in batches([unit[0].length for unit in units], most):
+            chosen = [units[index] for index in indices]
+            self.batches.append((extractor, chosen, pool.submit(self._compute, extractor, chosen, lacking, pool.width)))
+
+    def _compute(
+        self, extractor: Extractor, units: list[list[Utterance]], lacking: Mapping[str, frozenset[str]], threads: int
+    ) -> list[Outcome]:
+        inputs: list[Any] = [self.inputs[unit[0].id].result() for unit in units]
+        usable = [row for row, value in enumerate(inputs) if not isinstance(value, UtteranceError)]
+        outcomes: list[Outcome] = list(inputs)
+        start = time.perf_counter()
+        if usable:
+            made = self._run(extractor, [inputs[row] for row in usable], units[usable[0]][0].id)
+            for row, outcome in zip(usable, made, strict=True):
+                outcomes[row] = outcome
+        seconds = (time.perf_counter() - start) / threads
+        done = [one.id for unit in units for one in unit if not one.problem]
+        counts = {stage: sum(id_ in ids for id_ in done) for stage, ids in lacking.items()}
+        self.worker.note(self.result, counts, seconds, extractor if usable else None)
+        return outcomes
+
+    def _run(self, extractor: Extractor, inputs: list[Any], first: str) -> list[Outcome]:
+        if not self.worker.on_gpu:
+            one_thread()
+        try:
+            return extractor.run(inputs)
+        except (MemoryError, RuntimeError) as fault:
+            if not is_out_of_memory(fault):
+                raise
+            way_out = "lower --batch-seconds" if extractor.batched else "cut it into shorter utterances"
+            if extractor.batched and self.task.modality == "audio":
+                way_out += f", or ask for {extractor.specs[0].feature}:window=30"
+            raise SerError(f"memory ran out in {extractor.label} on {first}; {way_out}") from fault
+
+    def outcomes(self) -> dict[str, dict[str, Rows | UtteranceError]]:
+        """Fingerprint → id → rows, when all is done."""
+        found: dict[str, dict[str, Rows | UtteranceError]] = {name: {} for name in self.task.missing}
+        for extractor, units, future in self.batches:
+            for unit, outcome in zip(units, future.result(), strict=True):
+                for spec in extractor.specs:
+                    rows = outcome if isinstance(outcome, UtteranceError) else outcome[spec.fingerprint]
+                    for utterance in unit if spec.fingerprint in found else []:
+                        found[spec.fingerprint][utterance.id] = rows
+                        if isinstance(rows, Rows):
+                            self.result.warnings += [(warning, utterance.id) for warning in rows.warnings]
+        for id_, future_input in self.inputs.items():
+            if isinstance(clip := future_input.result(), Clip):
+                self.result.audio_seconds += clip.seconds
+                self.result.warnings += [(warning, id_) for warning in dict.fromkeys(clip.warnings)]
+        self.inputs.clear()
+        return found
+
+    def publish(self) -> TaskResult:
+        """Wait for all rows and write one part per feature."""
+        config, outcomes = self.worker.config, self.outcomes()
+        start = time.perf_counter()
+        for one in config.wanted:
+            name = one.spec.fingerprint
+            if not (missing := self.task.missing.get(name)):
+                continue
+            there = self._published(name)
+            left = [u for u in self.task.utterances if u.id in missing and (u.id, u.digest) not in there]
+            inputs, bad = list[str](), list[Quarantine]()
+            rows = PartRows(config.corpus, inputs=inputs)
+            for utterance in left:
+                outcome = outcomes[name][utterance.id]
+                if isinstance(outcome, UtteranceError):
+                    bad.append(Quarantine(utterance.id, utterance.digest, utterance.file, str(outcome)))
+                    continue
+                rows.ids.append(utterance.id)
+                inputs.append(utterance.digest or "")
+                rows.arrays.append(outcome.values)
+                for key, extra in outcome.extras.items():
+                    rows.extras.setdefault(key, []).append(extra)
+            if config.keep_quarantine:
+                rows.quarantined = bad
+            if rows.ids or rows.quarantined:
+                self.worker.store.add(one.spec).publish(rows, config.backend, dict(config.written_by))
+            self.result.computed[name] += len(rows.ids)
+            if bad:
+                self.result.quarantined[name] = bad
+        self.result.seconds["write"] += time.perf_counter() - start
+        return self.result
+
+    def _published(self, fingerprint: str) -> set[tuple[str, str | None]]:
+        """Id and digest of the rows that others have published since the task was begun.
+
+        A process that is stopped for a while may find that its task was given to others, cut up and published under
+        other names. If it is stopped again between this look and the rename of what it writes, or if two look at the
+        same moment, rows do stand twice: they are equal, and the first by name counts.
+        """
+        mine = [one for one in self.watchers[fingerprint].new() if one.corpus == self.worker.config.corpus]
+        return {pair for one in mine for pair in zip(one.ids, one.inputs, strict=True)}
+
 
 class Worker:
-    """Computes parts with one set of open passes.
+    """Computes tasks with one set of open extractors.
 
     On a CPU every stage shares one pool with a thread per core, and each thread computes alone: utterances are
     independent, so this scales where threads within one small operation do not. On a GPU the models have threads of
     their own, fed by decoding threads that never wait behind the slower CPU extractors.
     """
 
-    def __init__(
-        self, setup: Setup, on_stage: OnStage | None = None, opened: Mapping[Modality, list[Extractor]] | None = None
-    ) -> None:
-        self.setup, self.on_stage = setup, on_stage or (lambda _stage, _count: None)
-        self.on_gpu = setup.device.startswith("cuda")
-        self.most = setup.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
-        self.store = open_store(setup.store)
-        self.passes: dict[Modality, list[Extractor]] = dict(opened or {})
-        self._lock, self._opening = threading.Lock(), threading.Lock()
+    def __init__(self, config: WorkerConfig, on_stage: OnStage | None = None) -> None:
+        self.config, self.on_stage = config, on_stage
+        self.on_gpu = config.device.startswith("cuda")
+        self.most = config.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
+        self._extractors: dict[Modality, list[Extractor]] = {}
+        self._lock = threading.Lock()
+
+    @cached_property
+    def store(self) -> Store:
+        """Where it publishes."""
+        return open_store(self.config.store)
 
     def close(self) -> None:
-        """Let the passes go, and the memory of a GPU that they took."""
-        self.passes.clear()
+        """Let the extractors go, and the memory of a GPU that they took."""
+        self._extractors.clear()
         if self.on_gpu:
             import torch
 
             gc.collect()  # a module and its hooks know each other
             torch.cuda.empty_cache()
 
-    def _passes(self, modality: Modality) -> list[Extractor]:
-        with self._opening:
-            if modality not in self.passes:  # an all-text run loads no speech model
-                mine = [one for one in self.setup.wanted if one.spec.modality == modality]
-                self.passes[modality] = load_extractors(mine, self.setup.device, self.most)
-            return self.passes[modality]
+    def extractors(self, modality: Modality) -> list[Extractor]:
+        """Those of one modality, opened when they are first needed: an all-text run loads no speech model."""
+        if modality not in self._extractors:
+            mine = [one for one in self.config.wanted if one.spec.modality == modality]
+            self._extractors[modality] = load_extractors(mine, self.config.device, self.most)
+        return self._extractors[modality]
 
-    def run(self, parts: Iterable[Part]) -> Iterator[Record]:
-        """Compute and publish parts, yielding each record when its part is safe on disk."""
-        with self._pools() as pools:
-            ahead: deque[PartPipeline] = deque()
-            published: deque[Future[Record]] = deque()
-            for part in parts:
-                ahead.append(PartPipeline(self, part, Record(part.name), self._passes(part.modality), pools))
+    def run(self, tasks: Iterable[ExtractionTask]) -> Iterator[TaskResult]:
+        """Compute and publish tasks, yielding each result when its parts are safe on disk."""
+        self.cpu = Pool(self.config.threads, "ser-cpu")
+        # Two, so that one batch's rows are taken from the GPU while the next is computed.
+        self.models = Pool(2, "ser-gpu") if self.on_gpu else self.cpu
+        self.decoders = Pool(max(2, self.config.threads // 4), "ser-decode") if self.on_gpu else self.cpu
+        writer = Pool(1, "ser-write")
+        ahead: deque[PartPipeline] = deque()
+        published: deque[Future[TaskResult]] = deque()
+        try:
+            for task in tasks:
+                ahead.append(PartPipeline(self, task))
                 if len(ahead) > AHEAD:
-                    published.append(pools.writer.submit(self._publish, ahead.popleft()))
+                    published.append(writer.submit(ahead.popleft().publish))
                 while len(published) > AHEAD or (published and published[0].done()):
                     yield published.popleft().result()
-            published += [pools.writer.submit(self._publish, running) for running in ahead]
+            published += [writer.submit(pipeline.publish) for pipeline in ahead]
             ahead.clear()
-            for future in published:
-                yield future.result()
-
-    @contextmanager
-    def _pools(self) -> Iterator[Pools]:
-        threads = self.setup.threads
-        cpu = Pool(threads, "ser-cpu")
-        # Two, so that one batch's rows are taken from the GPU while the next is computed.
-        gpu = Pool(2, "ser-gpu") if self.on_gpu else cpu
-        decoders = Pool(max(2, threads // 4), "ser-decode") if self.on_gpu else cpu
-        pools = Pools(decoders, cpu, gpu, Pool(1, "ser-write"))
-        try:
-            yield pools
+            while published:
+                yield published.popleft().result()
         finally:
             # On Ctrl-C: what runs ends (an utterance, a publication), what waits never starts.
-            for pool in (decoders, cpu, gpu, pools.writer):
+            pools = (self.decoders, self.cpu, self.models, writer)
+            for pool in pools:
                 pool.shutdown(wait=False, cancel_futures=True)
-            for pool in (decoders, cpu, gpu, pools.writer):
+            for pool in pools:
                 pool.shutdown(wait=True)
 
-    def _publish(self, running: PartPipeline) -> Record:
-        record, part = running.record, running.part
-        results = running.results()
-        start = time.perf_counter()
-        for one in self.setup.wanted:
-            name, missing = one.spec.fingerprint, part.missing.get(one.spec.fingerprint, frozenset())
-            if not missing:
-                continue
-            rows, inputs, bad = PartRows(self.setup.corpus), list[str](), list[Quarantine]()
-            there = running.there_by_now(name)
-            for utterance in part.utterances:
-                if utterance.id not in missing or (utterance.id, utterance.digest) in there:
-                    continue
-                outcome = results[name][utterance.id]
-                if isinstance(outcome, UtteranceError):
-                    bad.append(Quarantine(utterance.id, utterance.digest, utterance.file, str(outcome)))
-                else:
-                    rows.ids.append(utterance.id)
-                    inputs.append(utterance.digest or "")
-                    rows.arrays.append(outcome.values)
-                    for key, extra in outcome.extras.items():
-                        rows.extras.setdefault(key, []).append(extra)
-            rows.inputs = inputs
-            if self.setup.keep_quarantine:
-                rows.quarantined = bad
-            if rows.ids or rows.quarantined:
-                self.store.add(one.spec).publish(rows, self.setup.backend, dict(self.setup.written_by))
-            record.computed[name] += len(rows.ids)
-            if bad:
-                record.quarantined[name] = bad
-        record.seconds["write"] += time.perf_counter() - start
-        return record
-
-    def timed(self, record: Record, stage: str, count: int, threads: int, function: Callable[[], Any]) -> Any:
-        """Run a stage that has so many threads, and add its share of the clock to the part's record."""
-        start = time.perf_counter()
-        value = function()
+    def note(
+        self, result: TaskResult, counts: Mapping[str, int], seconds: float, extractor: Extractor | None = None
+    ) -> None:
+        """One more batch is done: count its utterances by stage, and share its seconds among the stages."""
+        counts = {stage: count for stage, count in counts.items() if count}
         with self._lock:
-            record.seconds[stage] += (time.perf_counter() - start) / threads
-            record.stages[stage] += count
-            self.on_stage(stage, count)
-        return value
-
-    def count_batch(self, record: Record, one: Extractor) -> None:
-        """One more batch of each feature that a pass computes."""
-        with self._lock:
-            record.batches.update(spec.fingerprint for spec in one.specs)
+            for stage, count in counts.items():
+                result.seconds[stage] += seconds / len(counts)
+                result.stages[stage] += count
+                if self.on_stage:
+                    self.on_stage(stage, count)
+            if extractor:
+                result.batches.update(spec.fingerprint for spec in extractor.specs)

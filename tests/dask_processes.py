@@ -14,21 +14,16 @@ import psutil
 import pytest
 
 HERE = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")  # with --no-dashboard it listens on 0.0.0.0
-QUICK = {"SCHEDULER__ALLOWED_FAILURES": "1", "SCHEDULER__WORKER_TTL": "1s"}
 
 
 class DaskProcesses:
     """Every process that a test starts, and their end."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.started: list[subprocess.Popen[str]] = []
-        # Blame and the death of a silent worker come soon: dask's own are 3 deaths and 5 minutes.
-        self.environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            **{f"DASK_DISTRIBUTED__{k}": v for k, v in settings.items()},
-        }
+        blame = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}  # soon: dask's own are 3 deaths
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **blame}
         self.address = ""
 
     def _start(self, *words: str, **environment: str) -> tuple[subprocess.Popen[str], Path]:
@@ -77,7 +72,7 @@ class DaskProcesses:
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[DaskProcesses]:
     """None yet."""
-    made = DaskProcesses(tmp_path, **QUICK)
+    made = DaskProcesses(tmp_path)
     yield made
     made.stop()
 

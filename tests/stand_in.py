@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ser.cache.spec import Modality, Spec
-from ser.engines import held, here
-from ser.extract.extractors import EXTRACTORS, FEATURES, ExtractorKind, Family, Outcome, Rows, UtteranceError
+from ser.engines import cached, here
+from ser.engines.worker_cache import CACHE
+from ser.errors import UtteranceError
+from ser.extract.extractors import FEATURES, Extractor, FeatureKind, Outcome, ResolvedFeature, Rows
 
 DIM = 8
 OPEN: "weakref.WeakSet[object]" = weakref.WeakSet()  # extractors that this process has and nobody let go
@@ -31,16 +32,19 @@ class StandInConfig:
     shift: float = 0.0
 
 
-class StandInExtractor:
+class StandInExtractor(Extractor):
     """Numbers made from the sha256 of a transcript; "[kill]", "[sleep 0.5]" and "[bad]" in it are obeyed."""
 
-    modality: Modality = "text"
-    batched = False
+    name, version, Config = "standin", 1, StandInConfig
+    packages = ("numpy",)
 
-    def __init__(self, config: StandInConfig, spec: Spec) -> None:
-        self.config = config
-        self.specs: tuple[Spec, ...] = (spec,)
-        self.stage = spec.feature
+    @classmethod
+    def dim(cls, config: StandInConfig, checkpoint: object) -> int:
+        """A few bytes of the hash."""
+        return DIM
+
+    def __init__(self, features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: object = None) -> None:
+        super().__init__(features)
         OPEN.add(self)
         _note("opened")
 
@@ -73,8 +77,7 @@ def _note(what: str) -> None:
 
 
 for _name in ("standin", "standin2"):
-    FEATURES[_name] = Family("text", "utterance", "standin", "numbers from a hash", {"shift": float})
-EXTRACTORS["standin"] = ExtractorKind(StandInConfig, 1, lambda config: DIM, StandInExtractor, packages=("numpy",))
+    FEATURES[_name] = FeatureKind("text", "utterance", "numbers from a hash", StandInExtractor)
 
 
 def worker_name(task: object) -> str:
@@ -97,18 +100,18 @@ class Thing:
 
 def with_thing(task: object) -> int:
     """Which process has this task, and the thing in hand."""
-    with held("thing", Thing):
+    with cached("thing", Thing):
         time.sleep(0.05)
     return os.getpid()
 
 
-def left_open(dask_worker: object) -> tuple[int, list[str]]:
-    """How much this worker holds open, and the plugins of ours that it has."""
+def left_open() -> int:
+    """How much this worker keeps open."""
     gc.collect()
-    return len(OPEN), [name for name in dask_worker.plugins if name == "ser"]
+    return len(OPEN)
 
 
-def loaded(dask_worker: object) -> tuple[int, int]:
+def loaded() -> tuple[int, int]:
     """How many loaders this worker has made for sweeps, and how many features the one holds."""
-    things = [thing.value for thing in dask_worker.plugins["ser"].held._things]
-    return len(things), sum(len(known.loader.held) for known in things)
+    things = [entry.value for entry in CACHE.entries]
+    return len(things), sum(len(known.cache.inputs) for known in things)

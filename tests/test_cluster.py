@@ -14,7 +14,7 @@ import pytest
 from ser import engines
 from ser.errors import SerError, WrongUse
 from ser.extract.run import ExtractionStopped
-from ser.tests.dask_processes import QUICK, DaskProcesses, processes
+from ser.tests.dask_processes import DaskProcesses, processes
 from ser.tests.stand_in import left_open, loaded, with_thing, worker_name
 from ser.tests.stand_in_corpus import (
     contents,
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(folder: Path) -> Iterator[str]:
     """A scheduler and two workers; "b" says that it has a GPU and eight CPUs, as docs/scaling.md would have it."""
-    made = DaskProcesses(folder, **QUICK)
+    made = DaskProcesses(folder)
     made.environment["SER_STAND_IN_LOG"] = str(folder / "log")
     (folder / "log").touch()
     file = ("--scheduler-file", str(folder / "scheduler.json"))
@@ -53,7 +53,7 @@ def cluster(folder: Path) -> Iterator[str]:
     made.worker("a", *file)
     made.worker("b", "--resources", "GPU=1 CPU=8")
     with engines.Cluster(made.address) as waiting:
-        wait_for(lambda: len(waiting.crew.workers(anew=True)) == 2)
+        wait_for(lambda: len(waiting.workers(anew=True)) == 2)
     yield made.address
     made.stop()
 
@@ -123,7 +123,7 @@ def test_extractors_open_once_per_worker_and_are_let_go(cluster: str, folder: Pa
         opened = [line for line in log.read_text().splitlines()[before:] if line.startswith("opened")]
         assert len(opened) == len(set(opened)) == 2, "ten leases, two workers"
         with Client(cluster, set_as_default=False) as client:
-            assert list(client.run(left_open).values()) == [(0, []), (0, [])]
+            assert list(client.run(left_open).values()) == [0, 0]
 
 
 def test_one_run_lets_go_what_another_holds(cluster: str, folder: Path) -> None:
@@ -140,19 +140,19 @@ def test_one_run_lets_go_what_another_holds(cluster: str, folder: Path) -> None:
             with engines.Cluster(cluster) as short:
                 assert len(set(short.run(with_thing, range(8)))) == 2 and opened() == before + 4
                 assert set(long.run(with_thing, range(8))) and opened() == before + 4
-            assert list(client.run(left_open).values()) == [(0, []), (0, [])]
+            assert list(client.run(left_open).values()) == [0, 0]
             assert set(long.run(with_thing, range(8))) and opened() == before + 6
-        assert list(client.run(left_open).values()) == [(0, []), (0, [])]
+        assert list(client.run(left_open).values()) == [0, 0]
         closed = (folder / "log").read_text().count("closed")
         killed = (
             f"import os; from ser import engines; from ser.tests.stand_in import with_thing\n"
             f"cluster = engines.Cluster({cluster!r}).__enter__(); list(cluster.run(with_thing, range(8))); os._exit(9)"
         )
         assert subprocess.run([sys.executable, "-c", killed]).returncode == 9
-        assert list(client.run(left_open).values()) == [(1, ["ser"]), (1, ["ser"])]
+        assert list(client.run(left_open).values()) == [1, 1]
         with engines.Cluster(cluster):
-            assert list(client.run(left_open).values()) == [(0, ["ser"]), (0, ["ser"])]
-        assert list(client.run(left_open).values()) == [(0, []), (0, [])]
+            assert list(client.run(left_open).values()) == [0, 0]
+        assert list(client.run(left_open).values()) == [0, 0]
         assert (folder / "log").read_text().count("closed") == closed + 2
 
 
@@ -222,7 +222,7 @@ def test_a_sweep_trains_on_the_workers(cluster: str, tmp_path: Path, monkeypatch
             outcomes.append(outcome)
             held = list(client.run(loaded).values())
         assert held and all(made <= 1 and features <= 2 for made, features in held) and (1, 2) in held
-        assert list(client.run(left_open).values()) == [(0, []), (0, [])]
+        assert list(client.run(left_open).values()) == [0, 0]
     assert len(outcomes) == 4 and not any(outcome.fault for outcome in outcomes)
     names = {path.parent.name for path in Path("near").glob("*/result.json")}
     assert names == {path.parent.name for path in Path("far").glob("*/result.json")} and len(names) == 4

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ser.engines import Cluster
-from ser.engines.cluster import check_scheduler, checked_address, local_workers
+from ser.engines.scheduler_address import check_scheduler, local_workers
 from ser.errors import WrongUse
 from ser.extract.run import ExtractionConfig, plan
 
@@ -16,13 +16,13 @@ from ser.extract.run import ExtractionConfig, plan
     "address", ["tcp://127.0.0.1:8786", "tcp://127.1.2.3:1", "tcp://[::1]:8786", "tcp://localhost:8786", "tls://far:1"]
 )
 def test_this_machine_and_encrypted_ones(address: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert checked_address(address) == address and not caplog.records
+    assert check_scheduler(address) == address and not caplog.records
 
 
 def test_without_a_scheme_it_is_tcp() -> None:
-    assert checked_address("127.0.0.1:8786") == "tcp://127.0.0.1:8786"
+    assert check_scheduler("127.0.0.1:8786") == "tcp://127.0.0.1:8786"
     with pytest.raises(WrongUse, match="--insecure"):
-        checked_address("node17:8786")
+        check_scheduler("node17:8786")
 
 
 @pytest.mark.parametrize(
@@ -32,29 +32,30 @@ def test_without_a_scheme_it_is_tcp() -> None:
 )  # fmt: skip
 def test_plain_ones_elsewhere(address: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(WrongUse, match=r"dask runs whatever it is sent.*--insecure"):
-        checked_address(address)
+        check_scheduler(address)
     with caplog.at_level(logging.WARNING):
-        assert checked_address(address, insecure=True) == address
-    assert "dask runs whatever it is sent" in caplog.text
+        assert check_scheduler(address, insecure=True) == address and not caplog.records
+        Cluster(address, insecure=True)  # who connects warns, not who asks first
+    assert "dask runs whatever anyone on the network sends" in caplog.text and len(caplog.records) == 1
 
 
 def test_a_scheduler_file_obeys_the_same_rule(tmp_path: Path) -> None:
     file = tmp_path / "scheduler.json"
     file.write_text(json.dumps({"type": "Scheduler", "address": "tcp://127.0.0.1:4242"}))
-    assert checked_address(str(file)) == "tcp://127.0.0.1:4242"
+    assert check_scheduler(str(file)) == "tcp://127.0.0.1:4242"
     file.write_text(json.dumps({"address": "tcp://10.0.0.1:4242"}))
     with pytest.raises(WrongUse, match="--insecure"):
-        checked_address(str(file))
-    assert checked_address(str(file), insecure=True) == "tcp://10.0.0.1:4242"
+        check_scheduler(str(file))
+    assert check_scheduler(str(file), insecure=True) == "tcp://10.0.0.1:4242"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"address": 3}', '{"address": "/etc/passwd"}'])
 def test_what_is_no_scheduler_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "scheduler.json").write_text(text)
-    with pytest.raises(WrongUse, match="no scheduler file"):
-        checked_address(str(tmp_path / "scheduler.json"))
+    with pytest.raises(WrongUse, match="not a scheduler file"):
+        check_scheduler(str(tmp_path / "scheduler.json"))
     with pytest.raises(WrongUse, match="No such file"):
-        checked_address(str(tmp_path / "none.json"))
+        check_scheduler(str(tmp_path / "none.json"))
 
 
 def test_a_cluster_of_its_own() -> None:
@@ -67,7 +68,7 @@ def test_a_cluster_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheduler": "foo"}, "--scheduler foo: is no address"),
+        ({"scheduler": "foo"}, "--scheduler foo: is not an address"),
         ({"scheduler": "local:0"}, "local:4"),
         ({"scheduler": "tcp://10.0.0.1:8786"}, "--insecure"),
         ({"scheduler": "local:2", "workers": 4}, "--workers starts processes here.*give one"),
@@ -79,11 +80,3 @@ def test_a_wrong_one_is_refused_before_the_corpus_is_read(
     with pytest.raises(WrongUse, match=message):
         plan(ExtractionConfig(tmp_path / "no corpus", "standin", store=tmp_path / "store", **options))
     assert not list(tmp_path.iterdir())
-
-
-def test_one_that_is_allowed_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """By who connects, not by who asks first."""
-    check_scheduler("tcp://10.0.0.1:8786", insecure=True)
-    assert not caplog.records
-    Cluster("tcp://10.0.0.1:8786", insecure=True)
-    assert len(caplog.records) == 1

@@ -1,5 +1,6 @@
 """`--scheduler` with processes that die, freeze and wake: nothing lost, nothing twice, nothing wrong."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -22,14 +25,26 @@ from ser.tests.stand_in import with_thing, worker_name
 from ser.tests.stand_in_corpus import DRIVER, contents, part_seconds, parts, run, slow_texts, wait_for, write_corpus
 
 __all__ = ["processes"]  # a fixture
+MISSED_SOON = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s"}  # a worker that is silent; dask's own are 5 minutes
 pytest.importorskip("distributed")
+
+
+@contextlib.contextmanager
+def meanwhile(harm: Callable[[], None]) -> Iterator[None]:
+    """In the context `harm` runs in a thread; at its end both are done."""
+    harming = threading.Thread(target=harm)
+    harming.start()
+    try:
+        yield
+    finally:
+        harming.join()
 
 
 def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(processes: DaskProcesses, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", slow_texts(20, 0.15))
     run(corpus, tmp_path / "near")
     log = tmp_path / "log"
-    processes.environment["SER_STAND_IN_LOG"] = str(log)
+    processes.environment |= {"SER_STAND_IN_LOG": str(log), **MISSED_SOON}
     processes.scheduler()
     nanny, frozen = processes.worker("killed"), processes.worker("frozen", "--no-nanny")
     far = tmp_path / "far"
@@ -44,10 +59,8 @@ def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(processes: DaskProc
         assert worker is not None
         worker.kill()
 
-    harming = threading.Thread(target=harm)
-    harming.start()
-    summary = run(corpus, far, scheduler=processes.address)
-    harming.join()
+    with meanwhile(harm):
+        summary = run(corpus, far, scheduler=processes.address)
     assert summary.features["standin"]["rows"] == 20 and not summary.any_quarantined
     before, whole = parts(far), contents(tmp_path / "near")
     then = computed(frozen.pid)
@@ -64,7 +77,8 @@ def test_a_frozen_worker_wakes_after_its_lease_was_cut_up(processes: DaskProcess
     """Its lease kills all others, so it is cut in two and published under other names: it must not publish it again."""
     corpus = write_corpus(tmp_path / "corpus", ["[kill] me        ", "words [sleep 1.0]"])
     log = tmp_path / "log"
-    processes.environment |= {"SER_STAND_IN_LOG": str(log), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+    unforgiving = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+    processes.environment |= {"SER_STAND_IN_LOG": str(log), **MISSED_SOON, **unforgiving}
     processes.scheduler()
     frozen = processes.worker("frozen", "--no-nanny", SER_STAND_IN_SPARED="1")
     far = tmp_path / "far"
@@ -74,10 +88,8 @@ def test_a_frozen_worker_wakes_after_its_lease_was_cut_up(processes: DaskProcess
         frozen.send_signal(signal.SIGSTOP)
         processes.worker("mortal")
 
-    harming = threading.Thread(target=harm)
-    harming.start()
-    summary = run(corpus, far, scheduler=processes.address, on_error="skip")
-    harming.join()
+    with meanwhile(harm):
+        summary = run(corpus, far, scheduler=processes.address, on_error="skip")
     assert set(summary.quarantined["standin"]) == {"u000"} and summary.features["standin"]["rows"] == 1
     before = parts(far)
     assert len(before) == 2, "its lease was cut in two"
@@ -148,11 +160,8 @@ def test_the_scheduler_dies_and_the_command_runs_again(processes: DaskProcesses,
         wait_for(lambda: parts(far))
         scheduler.kill()
 
-    harming = threading.Thread(target=harm)
-    harming.start()
-    with pytest.raises(SerError, match="is gone; what was finished is kept") as fault:
+    with meanwhile(harm), pytest.raises(SerError, match="is gone; what was finished is kept") as fault:
         run(corpus, far, per_part=2, scheduler=processes.address)
-    harming.join()
     assert "\n" not in str(fault.value)
     there = parts(far)
     assert there
@@ -211,7 +220,7 @@ def test_what_is_missing_is_waited_for_and_then_named(processes: DaskProcesses) 
     with Cluster(processes.address) as cluster:
 
         def there(*names: str) -> bool:
-            return {worker["name"] for worker in cluster.crew.workers(anew=True).values()} == set(names)
+            return {worker["name"] for worker in cluster.workers(anew=True)} == set(names)
 
         wait_for(lambda: there("plain", "gpu"))
         gpu.kill()
@@ -297,10 +306,8 @@ def test_leases_that_dask_forgets_are_taken_anew(processes: DaskProcesses, tmp_p
         with Client(processes.address, set_as_default=False) as client:
             client.restart()
 
-    harming = threading.Thread(target=harm)
-    harming.start()
-    summary = run(corpus, far, scheduler=processes.address)
-    harming.join()
+    with meanwhile(harm):
+        summary = run(corpus, far, scheduler=processes.address)
     assert summary.features["standin"]["rows"] == 24
     run(corpus, tmp_path / "near")
     assert contents(far) == contents(tmp_path / "near")
@@ -314,6 +321,7 @@ def test_torture(processes: DaskProcesses, tmp_path: Path, seed: int) -> None:
 
     When is told by what is published, so that on a quiet machine too the harm comes before the end of the work.
     """
+    processes.environment |= MISSED_SOON
     rng = random.Random(seed)
     corpus = write_corpus(tmp_path / "corpus", slow_texts(160, 0.15))  # 40 parts
     far, stop, counts = tmp_path / "far", threading.Event(), {"killed": 0, "frozen": 0, "schedulers": 0, "commands": 0}
@@ -356,31 +364,25 @@ def test_torture(processes: DaskProcesses, tmp_path: Path, seed: int) -> None:
             counts["schedulers"] += 1
 
     scheduler = start()
-    harming = threading.Thread(target=harm)
-    harming.start()
     ends = [rng.randint(6, 14), rng.randint(18, 26)]
-    try:
-        known: dict[str, int] = {}
+    known: dict[str, int] = {}
+    with meanwhile(harm), contextlib.ExitStack() as stack:
+        stack.callback(stop.set)
         while True:
             counts["commands"] += 1
-            over = threading.Event()
-            ending = threading.Thread(target=end, args=(scheduler, ends.pop(0) if ends else 1000, over))
-            ending.start()
-            try:
-                summary = run(corpus, far, scheduler=processes.address)
-                break
-            except SerError as fault:
-                assert "is gone" in str(fault) or "no worker" in str(fault) or "no dask" in str(fault), fault
-            finally:
-                over.set()
-                ending.join()
+            over, target = threading.Event(), ends.pop(0) if ends else 1000
+            with meanwhile(partial(end, scheduler, target, over)):
+                try:
+                    summary = run(corpus, far, scheduler=processes.address)
+                    break
+                except SerError as fault:
+                    assert "is gone" in str(fault) or "no worker" in str(fault) or "no dask" in str(fault), fault
+                finally:
+                    over.set()
             assert known.items() <= parts(far).items()
             known = parts(far)
             scheduler.kill()
             scheduler = start()
-    finally:
-        stop.set()
-        harming.join()
     print(counts)
     run(corpus, tmp_path / "near")
     assert not summary.any_quarantined and known.items() <= parts(far).items()

@@ -7,34 +7,34 @@ from pathlib import Path
 
 import pytest
 
-from ser.extract.cluster_tasks import StoreProgress, extract_part, leases
-from ser.extract.plan import Plan
+from ser.extract.cluster_tasks import StoreProgress, extract_task
+from ser.extract.plan import ExtractionPlan
 from ser.extract.run import ExtractionConfig, plan
-from ser.extract.worker import PartWatcher, Record, Setup
+from ser.extract.worker import PartWatcher
 from ser.tests.stand_in_corpus import contents, part_seconds, run, slow_texts, write_corpus
 
 
-def planned(corpus: Path, store: Path, features: str, per_part: float = 2, **options: object) -> Plan:
+def planned(corpus: Path, store: Path, features: str, per_part: float = 2, **options: object) -> ExtractionPlan:
     return plan(ExtractionConfig(corpus, features, store=store, part_seconds=part_seconds(corpus, per_part), **options))
 
 
 class Watched:
     """A plan, and all that is told of it."""
 
-    def __init__(self, made: Plan) -> None:
+    def __init__(self, made: ExtractionPlan) -> None:
         self.told: dict[str, list[int]] = {}
-        self.parts = made.parts()
+        self.tasks = made.tasks()
         self.seen = StoreProgress(
-            made, self.parts, lambda stage, done, total: self.told.setdefault(stage, []).append(done)
+            made, self.tasks, lambda stage, done, total: self.told.setdefault(stage, []).append(done)
         )
 
     def look(self) -> dict[str, int]:
-        self.seen.look(anew=True)
+        self.seen.update(anew=True)
         assert all(steps == sorted(set(steps)) for steps in self.told.values()), "it goes up, and is told once"
         return {stage: steps[-1] for stage, steps in self.told.items()}
 
     def left(self) -> list[int]:
-        return [len(part.utterances) for part in self.seen.left(self.parts)]
+        return [len(task.utterances) for task in self.seen.left(self.tasks)]
 
 
 def test_whoever_publishes_counts(tmp_path: Path) -> None:
@@ -81,11 +81,8 @@ def test_what_is_tried_again_counts_when_it_comes_back(tmp_path: Path) -> None:
     made = planned(corpus, store, "standin", on_error="skip", retry=True)
     watched = Watched(made)
     assert watched.look() == {"standin": 0} and watched.seen.total == {"standin": 2}
-    [wanted] = [feature.wanted for feature in made.features]
-    setup = Setup(store, made.scan.root, made.manifest.corpus, (wanted,), "zarr", "cpu", 1, None, True)
-    for lease in leases(setup, made.parts(), on_gpu=False):
-        record: Record = extract_part(lease)
-        watched.seen.add(record)
+    for task in made.tasks():
+        watched.seen.add(extract_task(task))
     assert watched.look() == {"standin": 2}
 
 

@@ -123,11 +123,11 @@ def test_bad_json_lines(folder: Path) -> None:
     scan = read_corpus(path)
     assert scan.manifest.ids == ["wav/a"]
     assert [p.reason for p in scan.problems] == [
-        "line 2: is no JSON",
-        "line 3: is no JSON object",
+        "line 2: is not JSON",
+        "line 3: is not a JSON object",
         "line 4: the audio '\\ud800.wav' is not valid Unicode",
         "line 5: has no audio",
-        "line 6: is no JSON",
+        "line 6: is not JSON",
     ]
 
 
@@ -139,7 +139,7 @@ def test_bad_json_lines(folder: Path) -> None:
         ("t.csv", b'audio,text\nwav/a.wav,"never closed\n', "line 2: not readable as a table"),
         ("t.csv", b"audio,text\nwav/a.wav," + b"x" * 200_000 + b"\n", "not readable as a table"),
         ("t.parquet", b"PAR1 not really", "cannot be read as parquet"),
-        ("t.xlsx", b"PK", "is no table that ser can read"),
+        ("t.xlsx", b"PK", "is not a table that ser can read"),
     ],
 )
 def test_files_that_are_no_table(folder: Path, name: str, content: bytes, expected: str) -> None:

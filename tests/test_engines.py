@@ -1,17 +1,20 @@
 """Tasks run inline and in processes: results, failures, deaths."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ser import engines
-from ser.engines.processes import started_early
+from ser.engines.processes import fork_server
 from ser.errors import SerError, WrongUse
 from ser.tests.dask_processes import listening
 
@@ -61,11 +64,15 @@ def variable(number: int) -> str | None:
     return os.environ.get("SER_TEST_VARIABLE")
 
 
-def kill_nursery(number: int) -> int:
+def kill_fork_server(number: int) -> int:
     if number == 3:
         os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
     return number
+
+
+def parent_of(number: int) -> int:
+    return os.getppid()
 
 
 def wait_long(number: int) -> int:
@@ -97,7 +104,7 @@ def test_tasks_are_read_no_further_than_needed(workers: int) -> None:
 
     results = engines.run(square, tasks(), workers)
     next(results)
-    results.close()  # type: ignore[attr-defined]
+    del results
     assert len(read) <= workers + 1
 
 
@@ -123,7 +130,7 @@ def test_nothing_is_left_running() -> None:
     results = engines.run(wait_long, [0, 1, 2], 2)
     assert next(results) == 0
     started = descendants(os.getpid())
-    assert len(started) >= 3  # the nursery and two workers
+    assert len(started) >= 3  # the fork server and two workers
     start = time.monotonic()
     results.close()  # type: ignore[attr-defined]
     assert time.monotonic() - start < 15
@@ -138,7 +145,11 @@ def descendants(pid: int) -> list[int]:
     rows = [line.split(maxsplit=3) for line in listed.splitlines()]
     found = [pid]
     for parent in found:
-        found += [int(row[0]) for row in rows if int(row[1]) == parent and row[2][0] != "Z" and "spawn_main" in row[3]]
+        found += [
+            int(row[0])
+            for row in rows
+            if int(row[1]) == parent and row[2][0] != "Z" and ("spawn_main" in row[3] or "forkserver" in row[3])
+        ]
     return found[1:]
 
 
@@ -181,29 +192,43 @@ def test_what_is_imported_before_the_fork_starts_nothing(module: str) -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_workers_started_early_are_those_that_work() -> None:
-    with started_early("ser.tests.test_engines", 3):
-        deadline = time.monotonic() + 30
-        while len(early := descendants(os.getpid())) < 4 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert set(engines.run(where, range(8), 2)) <= set(early)
-        assert running(early) == []
-        assert not set(engines.run(where, range(8), 2)) & set(early)
-    with started_early("ser.tests.test_engines", 2):  # more are wanted than there are
-        assert len(set(engines.run(slow_where, range(6), 3))) == 3
+def test_a_fork_server_that_was_started_early_is_the_one_that_forks() -> None:
+    with fork_server("ser.tests.test_engines"):
+        [early] = descendants(os.getpid())
+        assert set(engines.run(parent_of, range(3), 2)) == set(engines.run(parent_of, range(3), 3)) == {early}
+    assert running([early]) == [] and early not in engines.run(parent_of, range(3), 2)
 
 
-def test_workers_that_nobody_wanted_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", ["slow_import", "ser.tests.test_engines", "no_such_module"])
+def test_a_fork_server_that_nobody_wanted_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(30)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    for module in ("slow_import", "ser.tests.test_engines", "no_such_module"):
-        start = time.monotonic()
-        with pytest.raises(ZeroDivisionError), started_early(module, 2):
-            begun = descendants(os.getpid())
-            raise ZeroDivisionError
-        assert begun and time.monotonic() - start < 10
-        time.sleep(0.2)  # those that had been forked see the end of their pipes
-        assert running(begun) == [] and descendants(os.getpid()) == []
+    start = time.monotonic()
+    with pytest.raises(ZeroDivisionError), fork_server(module):
+        [begun] = descendants(os.getpid())
+        raise ZeroDivisionError
+    assert time.monotonic() - start < 10 and running([begun]) == []
+
+
+def test_what_is_imported_does_not_come_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `ser` itself: a user's random.py is not for us."""
+    (tmp_path / "random.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.chdir(tmp_path)
+    assert sorted(engines.run(square, range(3), 2)) == [0, 1, 4]
+
+
+def test_a_fork_server_that_somebody_else_uses_too_stays() -> None:
+    other = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,))
+    with fork_server("ser.tests.test_engines"):
+        other.start()
+    assert sorted(engines.run(square, range(3), 2)) == [0, 1, 4] and other.is_alive()
+    other.terminate()
+    other.join()
+    assert other.exitcode == -signal.SIGTERM
+    server: Any = forkserver._forkserver
+    server._stop()
 
 
 def test_processor_time_of_the_workers_is_this_process_s() -> None:
@@ -221,10 +246,10 @@ def test_workers_see_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> 
         assert set(engines.run(variable, range(3), 2)) == {value}
 
 
-def test_the_death_of_the_process_that_forks_them_names_a_task() -> None:
-    # Any of those in hand: the first worker may kill it before it has forked the second.
-    with pytest.raises(SerError, match=r"killed by SIGKILL.* on [34];"):
-        list(engines.run(kill_nursery, range(3, 6), 2))
+def test_the_death_of_the_fork_server_hangs_nothing() -> None:
+    with pytest.raises(SerError, match="ended with code 255 on 3;"):  # nobody is left who could tell how it ended
+        list(engines.run(kill_fork_server, range(6), 2))
+    assert sorted(engines.run(square, range(3), 2)) == [0, 1, 4]
 
 
 PARENT = """
@@ -312,17 +337,18 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
     assert [line for line in listed.stdout.splitlines() if not line.startswith("Z")] == []
 
 
-def test_on_a_dask_scheduler() -> None:
+def test_on_a_dask_scheduler_in_this_process() -> None:
     distributed = pytest.importorskip("distributed")
     here = {"worker_dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, **here) as cluster:
         assert listening([os.getpid()]) <= {"127.0.0.1"}
-        assert sorted(engines.run(square, range(4), scheduler=cluster.scheduler_address)) == [0, 1, 4, 9]
+        with engines.Cluster(cluster.scheduler_address) as there:
+            assert sorted(there.run(square, range(4))) == [0, 1, 4, 9]
 
 
 def test_no_scheduler_there() -> None:
-    with pytest.raises(SerError, match="no dask scheduler answers"):
-        list(engines.run(square, range(4), scheduler="tcp://127.0.0.1:1"))
+    with pytest.raises(SerError, match="no dask scheduler answers"), engines.Cluster("tcp://127.0.0.1:1"):
+        pass
 
 
 def test_cores_respect_the_affinity() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from ser.errors import UtteranceError
 from ser.extract.audio import Clip, decode, locate
-from ser.extract.extractors import UtteranceError
 
 RATE = 16000
 

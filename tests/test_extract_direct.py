@@ -8,8 +8,8 @@ import pytest
 import soundfile as sf
 
 from ser.cache.store import open_store
-from ser.errors import WrongUse
-from ser.extract.extractors import Rows, UtteranceError
+from ser.errors import UtteranceError, WrongUse
+from ser.extract.extractors import Rows
 from ser.extract.online import OnlineExtractor, resolve_again
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.weights.demo import write_random_checkpoint

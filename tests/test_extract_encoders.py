@@ -8,9 +8,9 @@ import pytest
 import torch
 import transformers
 
-from ser.errors import WrongUse
+from ser.errors import UtteranceError, WrongUse
 from ser.extract.audio import Clip
-from ser.extract.extractors import UtteranceError, as_stored, batches, in_halves, load_extractors, resolve
+from ser.extract.extractors import as_stored, batches, in_halves, load_extractors, resolve
 from ser.weights.demo import write_random_checkpoint
 
 SPEECH = ("hubert", "hubert-large", "wav2vec2", "wav2vec2-large", "wavlm", "wavlm-large")
@@ -142,9 +142,9 @@ def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path) -> None:
     [one] = load_extractors(wanted, "cpu", 300)
     pieces = one.cut(0, np.zeros(16000 * 3600, np.float32))  # type: ignore[attr-defined]
     kept = [piece.keep.stop - piece.keep.start for piece in pieces]
-    assert sum(kept) == one.frames(16000 * 3600) == 179999  # type: ignore[attr-defined]
+    assert sum(kept) == one.rows(16000 * 3600) == 179999  # type: ignore[attr-defined]
     assert max(len(piece.samples) for piece in pieces) <= 60.1 * 16000
-    groups = one._groups(pieces)  # type: ignore[attr-defined]
+    groups = one.groups(pieces)  # type: ignore[attr-defined]
     assert all(len(group) * max(len(p.samples) for p in group) <= 300 * 16000 for group in groups)
 
 

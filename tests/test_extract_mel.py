@@ -4,9 +4,9 @@ import librosa
 import numpy as np
 import pytest
 
-from ser.errors import WrongUse
+from ser.errors import UtteranceError, WrongUse
 from ser.extract.audio import Clip
-from ser.extract.extractors import UtteranceError, load_extractors, resolve
+from ser.extract.extractors import load_extractors, resolve
 from ser.extract.mel import MelConfig
 
 CASES = ["logmel", "logmel:sampling_rate=22050", "logmel:bands=128,hop=0.0125,window=0.05,low=20,high=7600"]

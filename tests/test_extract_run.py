@@ -19,7 +19,7 @@ import soundfile as sf
 from ser.cache.store import open_store
 from ser.errors import SerError, StoreError, WrongUse
 from ser.extract import plan as planning
-from ser.extract.run import ENOUGH, ExtractionConfig, ExtractionStopped, Summary, about_seconds, extract, plan
+from ser.extract.run import ESTIMATED, ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan
 from ser.weights.demo import write_random_checkpoint
 
 TEXTS = ["Yeah.", "I don't know what you mean.", "Yeah.", "[LAUGHTER]", "oh " * 40, "Leave me alone!", "why?", "Yeah."]
@@ -170,7 +170,7 @@ def test_skip_quarantines_by_name_and_retry_tries_again(corpus: Path, tmp_path: 
         "hubert": {"u2"},
         "bert": {"u6"},
     }
-    assert summary.any_quarantined and "truncated" in summary.quarantined["is13"]["u2"]
+    assert summary.any_quarantined and "cut short" in summary.quarantined["is13"]["u2"]
     assert summary.quarantined["bert"]["u6"] == "no transcript"
     assert all(facts["rows"] + facts["quarantined"] == 8 for facts in summary.features.values())
     again = run(corpus, store, models, "is13,logmel,bert,hubert", on_error="skip")
@@ -195,26 +195,27 @@ def test_a_dry_plan_writes_nothing_and_estimates(corpus: Path, tmp_path: Path, m
     run(corpus, tmp_path / "store", models)
     written = sum(path.stat().st_size for path in (tmp_path / "store").rglob("c/*/*"))
     assert 0.7 < made.bytes / written < 1.3
-    assert [feature.missing for feature in plan(made.request).features] == [[]] * 7
+    assert [feature.missing for feature in plan(made.config).features] == [[]] * 7
 
 
 def test_the_time_is_estimated_from_the_corpus_itself(tmp_path: Path, models: dict[str, str]) -> None:
     """Right to a factor of four: other processes share the machine. The encoders that it opened serve the run."""
     rng = np.random.default_rng(0)
-    lengths = np.linspace(0.6, 2.0, ENOUGH)
+    lengths = np.linspace(0.6, 2.0, ESTIMATED)
     for number, seconds in enumerate(lengths):
         sf.write(tmp_path / f"{number}.wav", rng.normal(0, 0.1, int(16000 * seconds)), 16000)
-    corpus = write_table(tmp_path, [f"{number} times" for number in range(ENOUGH)])
+    corpus = write_table(tmp_path, [f"{number} times" for number in range(ESTIMATED)])
     mine = {"hubert": models["hubert"]}
     request = ExtractionConfig(corpus, "hubert,is13", store=tmp_path / "store", models=mine)
-    assert about_seconds(plan(ExtractionConfig(corpus, "is13", limit=ENOUGH - 1))) is None
-    made = plan(request)
-    about = about_seconds(made)
-    [encoder] = [one for one in made.opened["audio"] if one.stage == "hubert"]
-    summary = extract(made)
+    assert ExtractionRun(plan(ExtractionConfig(corpus, "is13", limit=ESTIMATED - 1))).estimate() is None
+    with ExtractionRun(plan(request)) as run:
+        about = run.estimate()
+        opened = run.worker.extractors("audio")
+        summary = run.extract()
+        assert run.worker.extractors("audio") is opened
     assert about is not None and summary.seconds / 4 < about < summary.seconds * 4
-    assert encoder in made.opened["audio"] and summary.features["hubert"]["computed"] == ENOUGH
-    assert about_seconds(plan(request)) is None  # all is there
+    assert summary.features["hubert"]["computed"] == ESTIMATED
+    assert ExtractionRun(plan(request)).estimate() is None  # all is there
 
 
 def test_a_disk_too_small_is_refused_before_it_starts(

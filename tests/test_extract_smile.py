@@ -7,8 +7,9 @@ import numpy as np
 import opensmile
 import pytest
 
+from ser.errors import UtteranceError
 from ser.extract.audio import Clip, decode
-from ser.extract.extractors import UtteranceError, load_extractors, resolve
+from ser.extract.extractors import load_extractors, resolve
 from ser.tests.shared_data import emodb
 
 

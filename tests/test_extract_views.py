@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ser.errors import WrongUse
+from ser.errors import UtteranceError, WrongUse
 from ser.extract.audio import Clip
 from ser.extract.augment import VIEWS, change
-from ser.extract.extractors import UtteranceError, load_extractors, resolve
+from ser.extract.extractors import load_extractors, resolve
 
 RATE = 16000
 

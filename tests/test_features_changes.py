@@ -17,7 +17,10 @@ from click.testing import CliRunner
 
 from ser.cache.store import open_store
 from ser.cli import main
-from ser.extract import mel, smile, speech, text
+from ser.extract.mel import MelExtractor
+from ser.extract.smile import SmileExtractor
+from ser.extract.speech import SpeechExtractor
+from ser.extract.text import TextExtractor
 from ser.weights.demo import write_random_checkpoint
 
 TEXTS = ["Yeah.", "I don't know.", "[LAUGHTER]", "Leave me alone!", "why?", "Yeah."]
@@ -151,12 +154,14 @@ def test_another_way(folder: Path, feature: str, options: tuple[str, ...]) -> No
     assert run(folder) == dict.fromkeys(FEATURES.split(","), 0)
 
 
-@pytest.mark.parametrize(("module", "feature"), [(speech, "hubert"), (text, "bert"), (smile, "is13"), (mel, "logmel")])
+@pytest.mark.parametrize(
+    ("code", "feature"), zip((SpeechExtractor, TextExtractor, SmileExtractor, MelExtractor), FEATURES.split(","))
+)
 def test_another_version_of_an_extractor(
-    folder: Path, module: Any, feature: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, code: Any, feature: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = files(folder)
-    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    monkeypatch.setattr(code, "version", code.version + 1)
     assert run(folder) == {name: 6 * (name == feature) for name in FEATURES.split(",")}
     assert before.items() <= files(folder).items(), "what was there is altered"
 

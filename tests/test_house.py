@@ -5,13 +5,19 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from ser.benchmarks.hops import MOST, trace_demo
+from ser.tests.newcomer import shrink
 from ser.tests.tiny_store import make_store
 
 ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("cache", "commands", "engines", "extract", "train", "weights")
 MAY_IMPORT = {
     "errors": set(),
     "cache": {"cache"},
@@ -22,40 +28,16 @@ MAY_IMPORT = {
     "predict": {"cache", "engines", "weights", "extract", "train"},
     "doctor": {"cache", "engines", "weights", "extract", "train"},
     "commands": {"cache", "commands", "doctor", "engines", "extract", "predict", "train", "weights"},
-    "cli": {"cache", "commands"},
+    "cli": {"commands"},
     "__main__": {"cli"},
-    "docs": {"cli"},
 }
-
-
-def sources() -> list[Path]:
-    """Every module of the package, but not tests and benchmarks."""
-    folders = ("cache", "commands", "engines", "extract", "train", "weights")
-    return [*ROOT.glob("*.py"), *(p for folder in folders for p in (ROOT / folder).rglob("*.py"))]
-
-
-def room(path: Path) -> str:
-    """The part of the house that a module stands in: `cache`, `extract`, `engines`, …"""
-    relative = path.relative_to(ROOT)
-    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
-
-
-def imports(path: Path) -> set[str]:
-    """The dotted names under `ser.` that a module imports absolutely."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add(node.module)
-    return {name.removeprefix("ser.") for name in found if name.startswith("ser.")}
-
-
-@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_follow_the_direction(path: Path) -> None:
-    allowed = MAY_IMPORT[room(path)] | {"errors"}
-    for name in imports(path):
-        assert any(name == a or name.startswith(a + ".") for a in allowed), f"{path.name} imports ser.{name}"
+# Built-in extractors and corpora are reached through their registries, like those that users add.
+REGISTERED = {
+    "extract.extractors": {"extract.speech", "extract.text", "extract.smile", "extract.mel"},
+    "extract.corpora": {"extract.corpora.iemocap", "extract.corpora.emodb", "extract.corpora.table"},
+}
+FILES_OF_A_FOLDER = 16
+HEAVY = {"torch", "transformers", "librosa", "opensmile", "sklearn", "scipy", "zarr", "h5py"}
 
 
 def module(path: Path) -> str:
@@ -63,99 +45,122 @@ def module(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+# Every module of the package, but not tests, benchmarks and docs.
+PATHS = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
+MODULES = {module(path): path for path in PATHS}
+
+
+@cache
+def imports(name: str) -> list[tuple[str, list[str]]]:
+    """Each import of ours, at the top, in a function or for a type checker: the module below `ser`, the names taken."""
+    path = MODULES[name]
+    package = ["ser", *(name if path.name == "__init__.py" else name.rpartition(".")[0]).split(".")]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, []) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found.append((base, [alias.name for alias in node.names]))
+    return [(base[4:], names) for base, names in found if f"{base}.".startswith("ser.")]
+
+
+def needs(name: str) -> Iterator[str]:
+    """The modules of ours that a module imports."""
+    for base, names in imports(name):
+        inside = {f"{base}.{one}".strip(".") for one in names} & MODULES.keys()
+        yield from (inside or {base}) - {name}
+
+
+def test_imports_follow_the_direction() -> None:
+    for name in MODULES:
+        room = name.partition(".")[0]
+        wrong = [other for other in needs(name) if other.partition(".")[0] not in MAY_IMPORT[room] | {"errors"}]
+        assert not wrong, f"{name} imports {wrong}"
+
+
 def test_no_circle_of_imports() -> None:
-    """Between modules, whether a name is imported at the top of a file, in a function, or for a type checker alone."""
-    modules = {module(path): path for path in sources()}
-    edges: dict[str, set[str]] = {}
-    for name, path in modules.items():
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        found = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.removeprefix("ser.") for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-                base = ".".join([*above, *([node.module] if node.module else [])]).removeprefix("ser.")
-                inside = {f"{base}.{alias.name}" for alias in node.names} & modules.keys()
-                found |= inside or {base}
-        edges[name] = (found & modules.keys()) - {name}
-    left = dict(edges)
-    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+    left = {name: set(needs(name)) & MODULES.keys() for name in MODULES}
+    while free := [name for name, others in left.items() if not others & left.keys()]:
         for name in free:
             del left[name]
-    while bound := [name for name in left if not any(name in needs for needs in left.values())]:
+    while bound := [name for name in left if not any(name in others for others in left.values())]:
         for name in bound:
             del left[name]
     assert not left, f"circles among {sorted(left)}"
 
 
-def test_cache_needs_no_torch() -> None:
-    code = "import sys, ser.cache.store; sys.exit('torch' in sys.modules or 'zarr' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd="/").returncode == 0
+def test_nothing_private_is_imported() -> None:
+    taken = {f"{name}: {base}.{one}" for name in MODULES for base, names in imports(name) for one in names}
+    assert not {line for line in taken if line.rpartition(".")[2].startswith("_")}
 
 
-def test_help_imports_nothing_heavy() -> None:
-    heavy = {"torch", "transformers", "librosa", "opensmile", "sklearn", "scipy", "zarr", "h5py", "numpy", "pyarrow"}
-    code = (
-        "import sys\nfrom ser.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-        f"sys.exit(','.join({heavy!r} & set(sys.modules)) or 0)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+def test_extractors_and_corpora_are_reached_through_their_registries() -> None:
+    for registry, registered in REGISTERED.items():
+        for name in MODULES.keys() - registered:
+            assert name.startswith(registry) or not registered & set(needs(name)), f"{name} goes around {registry}"
 
 
-def test_cache_list_imports_nothing_slow(tmp_path: Path) -> None:
-    """It has half a second of CPU for IEMOCAP times five features; imports take most of it."""
+def test_a_folder_reads_as_a_table_of_contents() -> None:
+    counts = Counter(path.parent.relative_to(ROOT) for path in PATHS)
+    assert not {str(folder): files for folder, files in counts.items() if files > FILES_OF_A_FOLDER}
+
+
+def test_a_command_runs_through_few_files(tmp_path: Path) -> None:
+    traced = trace_demo(tmp_path, shrink)
+    counts = {command: len(tracer.files) for command, tracer in traced.items()}
+    assert len(counts) == 3 and max(counts.values()) <= MOST, counts
+    for command, tracer in traced.items():
+        own = [file for file in tracer.files if file.split("/")[0] in ("cli.py", "commands")]
+        assert len(own) <= 3, f"{command}: {own}"
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy", "says"),
+    [
+        ("import ser.cache.store", {"torch", "zarr"}, ""),
+        ("main(['--help'])", HEAVY | {"numpy", "pyarrow"}, "features"),
+        ("main(['train', '--help'])", HEAVY | {"numpy", "pyarrow"}, "--fusion"),
+        # Half a second of CPU for IEMOCAP times five features; imports take most of it.
+        ("main(['cache', 'list', '--store', 'store'])", HEAVY | {"pyarrow.compute"}, "is13"),
+        # Each would take a third of a second or more of CPU.
+        (
+            "main('train --features is13+bert --fusion lgf-add --dry-run --device cpu --store store'.split())",
+            HEAVY - {"torch"} | {"torch._dynamo", "sympy", "soundfile", "distributed"},
+            "updates, about",
+        ),
+    ],
+)
+def test_nothing_heavy_is_imported(code: str, heavy: set[str], says: str, tmp_path: Path) -> None:
     make_store(tmp_path / "store")
-    slow = {"torch", "transformers", "librosa", "opensmile", "sklearn", "scipy", "zarr", "h5py", "pyarrow.compute"}
-    code = (
-        "import sys\nfrom ser.cli import main\n"
-        f"try: main(['cache', 'list', '--store', {str(tmp_path / 'store')!r}])\nexcept SystemExit: pass\n"
-        f"sys.exit(','.join({slow!r} & set(sys.modules)) or 0)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
-    assert run.returncode == 0 and "is13" in run.stdout, run.stderr
-
-
-def test_training_starts_without_importing_anything_slow_but_torch(tmp_path: Path) -> None:
-    """Each would take a third of a second or more of CPU; the final scores are scikit-learn's, and pay for it."""
-    make_store(tmp_path / "store")
-    slow = {"torch._dynamo", "sklearn", "scipy", "sympy", "transformers", "librosa", "soundfile", "zarr", "distributed"}
-    places = f"'--store', {str(tmp_path / 'store')!r}, '--out', {str(tmp_path / 'runs')!r}"
-    asked = f"'--features', 'is13+bert', '--fusion', 'lgf-add', '--dry-run', '--device', 'cpu', {places}"
-    code = (
-        "import sys\nfrom ser.cli import main\n"
-        f"try: main(['train', {asked}])\nexcept SystemExit: pass\n"
-        f"sys.exit(','.join({slow!r} & set(sys.modules)) or 0)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
-    assert run.returncode == 0 and "updates, about" in run.stdout, run.stderr
+    code = f"import sys\nfrom ser.cli import main\ntry: {code}\nexcept SystemExit: pass\n"
+    code += f"sys.exit(','.join({heavy!r} & set(sys.modules)) or 0)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0 and says in run.stdout, run.stderr
 
 
 def test_every_package_is_named_in_pyproject() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    named = set(settings["packages"])
-    found = {".".join(["ser", *p.parent.relative_to(ROOT).parts]) for p in sources() if p.parent != ROOT}
-    assert named == found | {"ser"}
+    found = {".".join(["ser", *path.parent.relative_to(ROOT).parts]) for path in PATHS}
+    assert set(settings["packages"]) == found
 
 
 def test_wheel_alone_runs(tmp_path: Path) -> None:
     """The built wheel, unpacked away from the checkout, has every package, recipe and the command."""
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
-    copy = tmp_path / "checkout"
+    copy, site = tmp_path / "checkout", tmp_path / "site"
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in filter(None, names):
-        if not (ROOT / name).is_file():
-            continue
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).write_bytes((ROOT / name).read_bytes())
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
     subprocess.run(build, cwd=copy, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("ser-*.whl")
-    site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    recipes = {p.name for p in (ROOT / "train" / "recipes").glob("*.toml")}
-    assert {p.name for p in (site / "ser" / "train" / "recipes").glob("*.toml")} == recipes
+    recipes = {path.name for path in (ROOT / "train" / "recipes").glob("*.toml")}
+    assert {path.name for path in (site / "ser" / "train" / "recipes").glob("*.toml")} == recipes
     assert not (site / "ser" / "tests").exists()
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"

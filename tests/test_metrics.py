@@ -36,7 +36,8 @@ def make_run(folder: Path, seed: int, fold: int, truth: list[int], predicted: li
     write_json(run, RESULT, {**found, **told, "seed": seed, "fold": str(fold), "classes": CLASSES, "tests": tests})
     columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": speakers}
     columns |= {name: [CLASSES[k] for k in rows] for name, rows in (("truth", truth), ("predicted", predicted))}
-    write_predictions(run, columns | {"probabilities only audio": list(np.eye(4)[truth])})
+    columns |= {"probabilities": list(np.eye(4)[predicted]), "probabilities only audio": list(np.eye(4)[truth])}
+    write_predictions(run, columns)
     return run
 
 

@@ -14,9 +14,8 @@ from click.testing import CliRunner
 
 from ser.cache.store import PartRows, Store, open_store
 from ser.cli import main
-from ser.errors import MissingRows, WrongUse
-from ser.extract.extractors import UtteranceError, resolve
-from ser.extract.worker import load_extractors
+from ser.errors import MissingRows, UtteranceError, WrongUse
+from ser.extract.extractors import load_extractors, resolve
 from ser.predict import Predictor, Turn
 from ser.tests.spoken_store import spoken_manifest
 from ser.train.experiment import Experiment, Job, prepare, run_experiment
@@ -186,7 +185,7 @@ def test_what_does_not_go_together(made: Path, tmp_path: Path) -> None:
         prepared(made, "bert:layer=2", 1, model=(f"bert={other}",))
     shutil.copytree(made / "bert", tmp_path / "moved")
     prepared(made, "bert:layer=2", 1, model=(f"bert={tmp_path / 'moved'}",))
-    with pytest.raises(WrongUse, match="must be NAME=ID_OR_FOLDER"):
+    with pytest.raises(WrongUse, match="write --model NAME=ID_OR_PATH"):
         prepared(made, "bert:layer=2", 1, model=("bert",))
 
 

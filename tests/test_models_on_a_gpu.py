@@ -15,7 +15,7 @@ from torch import Tensor
 from ser.tests.tiny_store import make_store
 from ser.train import fit_many
 from ser.train.data import Inputs, load_dataset
-from ser.train.fit import LOSSES, make_optimiser
+from ser.train.fit import make_optimiser, training_loss
 from ser.train.models import FUSIONS
 from ser.train.models.ragged import RaggedLayout
 from ser.train.models.stacked import Stack
@@ -39,7 +39,7 @@ def test_a_training_step_asks_the_gpu_for_nothing(store: Path, name: str) -> Non
     known = set(fusion.settings.__dataclass_fields__)
     settings, training = parse_settings(fusion, [s for s in TINY if s.partition("=")[0] in known])
     plan = TrainConfig(
-        fusion, settings, training, loss="perspective" if fusion.stacks and len(features) == 2 else "single"
+        fusion, settings, training, loss="perspective" if fusion.stacks and len(fusion.inputs) == 2 else "single"
     )
     there = data.on("meta")
     assert there is data.on("meta") and data.on("cpu") is data
@@ -52,7 +52,7 @@ def test_a_training_step_asks_the_gpu_for_nothing(store: Path, name: str) -> Non
             batch.hidden = fusion.masking(settings).hide(len(batch), 0, 10, torch.Generator().manual_seed(0))
         batch.heads = plan.heads(stage)
         outputs = model(batch)
-        loss = LOSSES["single"]({"logits": outputs[stage.output]}, batch, "sum")
+        loss = training_loss(outputs, batch, plan, stage)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

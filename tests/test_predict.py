@@ -209,3 +209,16 @@ def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
     (tmp_path / "turns.csv").write_text("audio,text\n../../etc/passwd,hello\na.wav,there\n")
     with pytest.raises(SerError, match=r"line 2.*leaves the corpus"):
         read_turns(tmp_path / "turns.csv")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--device", "foo"], "--device foo: it is auto, cpu, cuda or cuda:N"),
+        (["--device", "cuda:7"], "--device cuda:7: torch finds no such device here"),
+        (["--model", "hubert"], "--model hubert: write --model NAME=ID_OR_PATH"),
+    ],
+)
+def test_a_wrong_device_or_model_is_one_sentence(newcomer: Path, words: list[str], told: str) -> None:
+    done = ser("predict", run_of(newcomer, "mit").path, "a.wav", *words)
+    assert done.exit_code == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1

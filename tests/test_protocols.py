@@ -1,6 +1,7 @@
 """Protocols: what stands in which part, and a guard that lets nothing through."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,59 +94,36 @@ def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
     assert is_speaker_independent(make_folds("session-out", utterances)[0], utterances)
 
 
-@pytest.mark.parametrize("protocol", ["session-out", "train1234-test5"])
-def test_a_corpus_without_sessions_is_told_what_to_use(protocol: str) -> None:
-    with pytest.raises(WrongUse, match="--protocol speaker-out"):
-        make_folds(protocol, alone())
+@pytest.mark.parametrize(
+    ("protocol", "cut", "says"),
+    [
+        ("sessions-out", Cut(), "did you mean session-out"),
+        ("speaker-out", Cut(dev="some"), "next, none, or a share"),
+        ("speaker-out", Cut(dev="0.9"), r"at most 0\.5"),
+        ("session-out", Cut(), "--protocol speaker-out"),  # without sessions
+        ("train1234-test5", Cut(), "--protocol speaker-out"),
+    ],
+)
+def test_wrong_words_and_corpora(protocol: str, cut: Cut, says: str) -> None:
+    with pytest.raises(WrongUse, match=says):
+        make_folds(protocol, alone(), cut)
 
 
-def test_wrong_words(utterances: Utterances) -> None:
-    with pytest.raises(WrongUse, match="did you mean session-out"):
-        make_folds("sessions-out", utterances)
-    with pytest.raises(WrongUse, match="next, none, or a share"):
-        make_folds("session-out", utterances, Cut(dev="some"))
-    with pytest.raises(WrongUse, match=r"at most 0\.5"):
-        make_folds("session-out", utterances, Cut(dev="0.9"))
-
-
-def test_two_sessions_leave_nothing_to_train_on() -> None:
-    manifest = make_manifest()
-    two = apply_policy(get_policy("4class"), manifest)
-    rows = [row for row, session in enumerate(two.sessions) if session in "12"]
-    two = Utterances(
-        ids=[two.ids[r] for r in rows],
-        labels=two.labels[rows],
-        classes=two.classes,
-        sessions=[two.sessions[r] for r in rows],
-        speakers=[two.speakers[r] for r in rows],
-        dialogues=two.dialogues[rows],
-        turns=two.turns[rows],
-    )
+def test_two_sessions_leave_nothing_to_train_on(utterances: Utterances) -> None:
+    two = utterances.take(np.flatnonzero([session in "12" for session in utterances.sessions]))
     with pytest.raises(WrongUse, match="nothing is left to train on"):
         make_folds("session-out", two)
     assert len(make_folds("session-out", two, Cut(dev="none"))) == 2
 
 
-# The check_leakage, on folds that are wrong in one way each.
+# check_leakage, on folds that are wrong in one way each.
 
 
 def test_guard_finds_an_utterance_in_two_parts(utterances: Utterances) -> None:
     fold = make_folds("session-out", utterances)[0]
     with pytest.raises(LeakageError, match=r"1 utterance\(s\) stand in both train and test"):
-        check_leakage(Fold("bad", np.append(fold.train, fold.test[0]), fold.dev, fold.test), utterances, ())
-
-
-def test_guard_finds_the_same_id_under_two_rows() -> None:
-    twice = alone()
-    twice = Utterances(
-        ids=["u39" if i == 0 else name for i, name in enumerate(twice.ids)],
-        labels=twice.labels,
-        classes=twice.classes,
-        sessions=twice.sessions,
-        speakers=twice.speakers,
-        dialogues=twice.dialogues,
-        turns=twice.turns,
-    )
+        check_leakage(replace(fold, train=np.append(fold.train, fold.test[0])), utterances, ())
+    twice = replace(alone(), ids=["u39", *alone().ids[1:]])  # the same id under two rows
     with pytest.raises(LeakageError, match="u39"):
         check_leakage(Fold("bad", np.array([0, 1]), np.array([2]), np.array([39])), twice, ())
 

@@ -12,11 +12,11 @@ import soundfile as sf
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from ser.cache.spec import Modality, Spec
+from ser.cache.spec import Spec
 from ser.cache.store import PartRows, Quarantine, open_store
 from ser.cache.transfer import pooled, utterances
 from ser.errors import MissingRows, WrongUse
-from ser.extract.extractors import EXTRACTORS, FEATURES, ExtractorKind, Family, Rows
+from ser.extract.extractors import FEATURES, Extractor, FeatureKind
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.tests.newcomer import newcomer
 from ser.tests.tiny_store import make_manifest, make_store
@@ -102,29 +102,27 @@ class PeakConfig:
     power: float = 1.0
 
 
-class PeakPass:
+class PeakExtractor(Extractor):
     """The largest sample."""
 
-    modality: Modality = "audio"
-    batched, stage = False, "peak"
+    name, version, Config = "peak", 1, PeakConfig
+    packages = ("numpy",)
 
-    def __init__(self, config: PeakConfig, spec: Spec) -> None:
-        self.config = config
-        self.specs: tuple[Spec, ...] = (spec,)
+    @classmethod
+    def dim(cls, config, checkpoint):  # type: ignore[no-untyped-def]
+        """One value."""
+        return 1
 
-    def run(self, batch):  # type: ignore[no-untyped-def]
+    def extract(self, item):  # type: ignore[no-untyped-def]
         """One value per clip."""
-        return [
-            {self.specs[0].fingerprint: Rows(c.samples.max(keepdims=True)[None] ** self.config.power)} for c in batch
-        ]
+        return [item.samples.max(keepdims=True)[None] ** self.config.power]
 
 
 @pytest.fixture
 def peak() -> Iterator[None]:
-    FEATURES["peak"] = Family("audio", "utterance", "peak", "the largest sample", {"power": float})
-    EXTRACTORS["peak"] = ExtractorKind(PeakConfig, 1, lambda config: 1, PeakPass, packages=("numpy",))
+    FEATURES["peak"] = FeatureKind("audio", "utterance", "the largest sample", PeakExtractor)
     yield
-    del FEATURES["peak"], EXTRACTORS["peak"]
+    del FEATURES["peak"]
 
 
 def test_an_extractor_of_ones_own(tmp_path: Path, peak: None) -> None:

@@ -15,7 +15,7 @@ from ser.errors import SerError, WrongUse
 from ser.tests.demo_store import demo_store
 from ser.tests.tiny_store import make_store
 from ser.train.experiment import prepare
-from ser.train.recipe import list_recipes, read_recipe, recipe_names
+from ser.train.recipe import list_recipes, read_recipe
 from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import find_runs
 from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep
@@ -33,6 +33,7 @@ RECIPES = {
     "perspective-table4": 2,
     "usc-table3": 3,
 }
+CELL = "[[cell]]\nname = 'a'\nfeatures = 'is13'\n"
 TINY = ("d_model=16", "gru_hidden=8", "heads=2", "frames=48", "channels=2", "lstm_hidden=8", "batch_size=8")
 
 
@@ -54,11 +55,8 @@ def tiny(name: str | Path, store: Path, out: Path, known: tuple[str, ...] = TINY
     return read_recipe(name, set=tuple(used), **asked)
 
 
-def test_the_recipes_are_those_of_the_papers() -> None:
-    assert {name: recipe["cells"] for name, recipe in list_recipes().items()} == RECIPES
-
-
 def test_the_papers_numbers() -> None:
+    assert {name: recipe["cells"] for name, recipe in list_recipes().items()} == RECIPES
     paper = {name: recipe["paper"] for name, recipe in list_recipes().items()}
     quoted = {name: recipe["quoted"] for name, recipe in list_recipes().items()}
     assert paper["msmser-table2"] == {
@@ -96,23 +94,15 @@ def test_the_papers_numbers() -> None:
 
 
 def test_the_papers_protocols() -> None:
-    for name in recipe_names():
-        for cell in read_recipe(name).cells:
-            asked = (cell.experiment.protocol, cell.experiment.labels, cell.experiment.seeds)
-            assert (
-                asked
-                == {
-                    "msmser": ("session-out", "4class", 1),
-                    "perspective": ("train1234-test5", "4class", 20),
-                    "usc": ("random-70-20-10", "5class", 1),
-                }[name.partition("-")[0]]
-            )
-            assert cell.experiment.select == "val"  # the honest one
-
-
-def test_perspective_table2_is_480_runs(store: Path, tmp_path: Path) -> None:
-    sweep = plan_sweep(read_recipe("perspective-table2", store=store, out=tmp_path))
-    assert len(sweep.tasks) == len({task.name for task in sweep.tasks}) == 480
+    protocols = {
+        "msmser": ("session-out", "4class", 1),
+        "perspective": ("train1234-test5", "4class", 20),
+        "usc": ("random-70-20-10", "5class", 1),
+    }
+    for name in RECIPES:
+        for asked in (cell.experiment for cell in read_recipe(name).cells):
+            assert (asked.protocol, asked.labels, asked.seeds) == protocols[name.partition("-")[0]]
+            assert asked.select == "val"  # the honest one
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -137,18 +127,16 @@ def test_every_cell_of_every_recipe_runs(name: str, demo_store: Path, tmp_path: 
 
 
 def test_usc_trains_the_encoder_unless_told_otherwise(demo_store: Path, tmp_path: Path) -> None:
-    by_cell = {}
-    for layers in ("all", "0"):
-        known = TINY if layers == "all" else (*TINY, "finetune_layers=0")
-        sweep = plan_sweep(tiny("usc-table3", demo_store, tmp_path, known))
-        by_cell[layers] = {cell: runs[0].path.name for cell, runs in sweep.runs.items()}
-        for cell, experiment in ((cell.name, cell.experiment) for cell in sweep.recipe.cells if cell.name != "Audio"):
-            [job] = prepare(experiment)
+    names = {}
+    for layers, settings in (("all", TINY), ("0", (*TINY, "finetune_layers=0"))):
+        sweep = plan_sweep(tiny("usc-table3", demo_store, tmp_path, settings))
+        names[layers] = {cell: runs[0].path.name for cell, runs in sweep.runs.items()}
+        for cell in (cell for cell in sweep.recipe.cells if cell.name != "Audio"):
+            [job] = prepare(cell.experiment)
             model = job.plan.fusion.build(job.plan.settings, job.data.dims, len(job.data.utterances.classes))
-            names = [name for name, _ in model.named_parameters()]
-            assert any("encoder.model.embeddings" in weight for weight in names) == (layers == "all"), cell
-    assert by_cell["all"]["Audio"] == by_cell["0"]["Audio"]
-    assert by_cell["all"]["Text"] != by_cell["0"]["Text"]
+            trained = any("encoder.model.embeddings" in name for name, _ in model.named_parameters())
+            assert trained == (layers == "all"), cell.name
+    assert names["all"]["Audio"] == names["0"]["Audio"] and names["all"]["Text"] != names["0"]["Text"]
 
 
 def test_a_cell_that_stands_in_three_recipes_trains_once(store: Path, tmp_path: Path) -> None:
@@ -173,8 +161,9 @@ def test_the_tests_of_one_model_share_its_run(store: Path, tmp_path: Path) -> No
 
 
 def test_shards_split_all_runs_without_overlap(store: Path, tmp_path: Path) -> None:
-    recipe = read_recipe("perspective-table2", store=store, out=tmp_path, seeds=3)
+    recipe = read_recipe("perspective-table2", store=store, out=tmp_path)
     whole = [task.name for task in plan_sweep(recipe).tasks]
+    assert len(whole) == len(set(whole)) == 480
     shards = [[task.name for task in plan_sweep(recipe, f"{i}/7").tasks] for i in range(1, 8)]
     assert shards[2] == whole[2::7]
     assert sorted(name for shard in shards for name in shard) == sorted(whole)
@@ -218,38 +207,30 @@ for outcome in run_sweep(plan_sweep(recipe)):
 
 
 def test_a_killed_sweep_goes_on_where_it_stopped(store: Path, tmp_path: Path) -> None:
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(store), str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    def stamps() -> dict[str, int]:
+        return {name: (tmp_path / name / "result.json").stat().st_mtime_ns for name in done}
+
+    command = [sys.executable, "-c", CHILD, str(store), str(tmp_path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     done = [child.stdout.readline().strip() for _ in range(3)]
     os.kill(child.pid, signal.SIGKILL)
     child.wait(60)
-    stamps = {name: (tmp_path / name / "result.json").stat().st_mtime_ns for name in done}
+    before = stamps()
     recipe = read_recipe("perspective-table1", store=store, out=tmp_path, epochs=3, seeds=6, set=("d_model=16",))
     sweep = plan_sweep(recipe)
     assert len(sweep.tasks) == 12 and len(sweep.open_tasks) <= 9
     rest = [outcome.task.name for outcome in run_sweep(sweep)]
-    assert not set(rest) & set(done) and not sweep.open_tasks
-    assert {name: (tmp_path / name / "result.json").stat().st_mtime_ns for name in done} == stamps
+    assert not set(rest) & set(done) and not sweep.open_tasks and stamps() == before
 
 
 def test_a_diverged_run_is_told_and_the_others_go_on(store: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
-        """
-        [experiment]
-        features = "is13"
-        fusion = "audio"
-        epochs = 2
-        folds = 1
-        set = { d_model = 16, batch_size = 2 }
-        [[cell]]
-        name = "wild"
-        set = { lr = 1e30, batch_size = 2 }
-        [[cell]]
-        name = "tame"
-        """
+        f"[experiment]\nepochs = 2\nfolds = 1\n{CELL}fusion = 'audio'\n"
+        "set = { d_model = 16, batch_size = 2, lr = 1e30 }\n"
+        + CELL.replace("'a'", "'tame'")
+        + "fusion = 'audio'\nset = { d_model = 16, batch_size = 2 }\n"
     )
     recipe = read_recipe(file, store=store, out=tmp_path / "runs")
     sweep = plan_sweep(recipe)
@@ -261,14 +242,17 @@ def test_a_diverged_run_is_told_and_the_others_go_on(store: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[[cell]]\nname = 'a'\nfeatures = 'is13'", "no 'fusion'"),
-        ("[[cell]]\nname = 'a'\nfeatures = 'is13'\nfusion = 'audio'\nprotokol = 'x'", "did you mean protocol"),
-        ("[[cell]]\nname = 'a'\nfeatures = 'is13'\nfusion = 'audio'\ntest = 'only'", "unknown test"),
+        (CELL, "no 'fusion'"),
+        (CELL + "fusion = 'audio'\nprotokol = 'x'", "did you mean protocol"),
+        (CELL + "fusion = 'audio'\ntest = 'only'", "unknown test"),
+        (CELL + "fusion = 'audio'\nset = ['lr=1']", "must be a table"),
+        (CELL + "fusion = 'audio'\nseeds = '3'", "cell 'a': seeds='3': must be int"),
+        (CELL + "fusion = 'audio'\nselect = 'vla'", r"unknown value of --select 'vla' \(did you mean val\?\)"),
+        (CELL + "fusion = 'audio'\ntest = 'only text'", "cannot hide a modality"),
+        (CELL.replace("is13", "egemaps") + "fusion = 'audio'", "cell 'a'.*ser features"),
         ("title = 'x'", r"needs \[\[cell\]\]"),
         ("cells = 3", "unknown key 'cells'"),
         ("[[cell", "not a TOML file"),
-        ("[[cell]]\nname = 'a'\nfeatures = 'egemaps'\nfusion = 'audio'", "cell 'a'.*ser features"),
-        ("[[cell]]\nname = 'a'\nfeatures = 'is13'\nfusion = 'audio'\ntest = 'only text'", "cannot hide a modality"),
     ],
 )
 def test_wrong_recipes(store: Path, tmp_path: Path, text: str, says: str) -> None:
@@ -294,12 +278,8 @@ def test_a_sweep_for_other_machines_asks_nothing_of_this_one(store: Path, tmp_pa
     ahead = ser(*far, "--dry-run")
     assert ahead.exit_code == 0 and "about" not in ahead.output
     assert "2 runs to train at tcp://127.0.0.1:1" in ahead.output
-    assert json.loads(ser(*far, "--dry-run", "--json").stdout) == {
-        "runs": 2,
-        "finished": 0,
-        "workers": None,
-        "seconds": None,
-    }
+    told = json.loads(ser(*far, "--dry-run", "--json").stdout)
+    assert told == {"runs": 2, "finished": 0, "workers": None, "seconds": None}
     assert "finds no such device here" in ser("--device", "cuda:7", "--dry-run").output
     refused = ser(*far, "--workers", "2")
     assert refused.exit_code == 2 and "--scheduler uses the workers of a cluster" in refused.output

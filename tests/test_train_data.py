@@ -9,11 +9,8 @@ import pytest
 import torch
 
 from ser.cache.manifest import Manifest
-from ser.cache.part import Quarantine
-from ser.cache.spec import Spec
-from ser.cache.store import PartRows, open_store
 from ser.errors import MissingRows, WrongUse
-from ser.tests.tiny_store import FEATURES, add_feature, make_manifest, make_rows, make_store
+from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
 from ser.train.data import DataCache, Standardizer, load_dataset, with_views
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.run import load_model
@@ -62,9 +59,7 @@ def test_dialogues_come_whole_and_in_turn_order(tmp_path: Path) -> None:
     plain = make_manifest()
     order = np.random.default_rng(0).permutation(len(plain))
     manifest = Manifest(plain.corpus, plain.table.take(order), plain.synthetic)
-    store = open_store(tmp_path / "s", create=True)
-    store.put_manifest(manifest)
-    add_feature(store, manifest, "is13", make_rows(manifest, "is13"))
+    add_feature(new_store(tmp_path / "s", manifest), manifest, "is13", make_rows(manifest, "is13"))
     data, _ = load_dataset(tmp_path / "s", "is13", "audio")
     (batch,) = data.batches(np.arange(len(data.utterances)), "dialogue", 100, {})
     assert len(batch.dialogues) == 10 and batch.dialogues.sum() == len(batch) == len(data.utterances)
@@ -104,12 +99,10 @@ def test_scaling_is_that_of_the_given_rows_written_plainly(store: Path) -> None:
 
 def test_what_is_constant_in_training_is_not_divided_by_zero(tmp_path: Path) -> None:
     manifest = make_manifest()
-    store = open_store(tmp_path / "s", create=True)
-    store.put_manifest(manifest)
     rows = make_rows(manifest, "is13")
     for values in rows:
         values[:, 3] = 1e7 / 3
-    add_feature(store, manifest, "is13", rows)
+    add_feature(new_store(tmp_path / "s", manifest), manifest, "is13", rows)
     data, _ = load_dataset(tmp_path / "s", "is13", "audio")
     scaling = Standardizer.of(data.inputs["audio"], np.arange(20))
     assert scaling.std[3] == 1 and torch.isfinite(scaling(data.inputs["audio"].values)).all()
@@ -138,51 +131,33 @@ def test_limit_is_spread_over_the_corpus(store: Path) -> None:
         ("is13+mpnet", "mit", "one vector per utterance"),
         ("hubert+mpnet", "mitt", "did you mean mit"),
         ("bert:pool=max", "text", "pool must be mean or meanstd"),
+        ("logmel & hubert", "cnn", "cannot stand in the place of logmel"),
+        ("logmel & bert", "cnn", "cannot stand in the place of any feature"),
     ],
 )
 def test_names_that_do_not_fit(store: Path, features: str, fusion: str, says: str) -> None:
+    plain, _, views = features.partition(" & ")
     with pytest.raises(WrongUse, match=says):
-        load_dataset(store, features, fusion)
+        load_dataset(store, plain, fusion, views=views)
 
 
 def test_a_feature_that_is_not_there_names_the_command(store: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingRows, match="ser features CORPUS --features wavlm"):
         load_dataset(store, "wavlm", "audio")
     manifest = make_manifest()
-    half = open_store(tmp_path / "half", create=True)
-    half.put_manifest(manifest)
-    rows = make_rows(manifest, "is13")[:50]
-    half.add(Spec("is13", "audio", "utterance", FEATURES["is13"][2], "float32", "made-up", 1)).publish(
-        PartRows(manifest.corpus, manifest.ids[:50], manifest.inputs("audio")[:50], rows, {}, []), "zarr", {}
-    )
+    rows = make_rows(manifest, "is13")
+    add_feature(new_store(tmp_path / "half", manifest), manifest, "is13", rows, of=range(50))
     with pytest.raises(MissingRows, match=r"lacks \d+ of the \d+ labelled .*ser features CORPUS --features is13"):
         load_dataset(tmp_path / "half", "is13", "audio")
 
 
 def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:
     manifest = make_manifest()
-    store = open_store(tmp_path / "s", create=True)
-    store.put_manifest(manifest)
-    rows, inputs = make_rows(manifest, "is13"), manifest.inputs("audio")
     labels = manifest.column("label")
-    bad = next(i for i, label in enumerate(labels) if label == "ang")
-    unlabelled = next(i for i, label in enumerate(labels) if label == "xxx")
+    bad, unlabelled = labels.index("ang"), labels.index("xxx")
     kept = [i for i in range(len(manifest)) if i not in (bad, unlabelled)]
-    quarantined = [
-        Quarantine(manifest.ids[i], inputs[i], manifest.column("audio")[i], "empty file") for i in (bad, unlabelled)
-    ]
-    store.add(Spec("is13", "audio", "utterance", FEATURES["is13"][2], "float32", "made-up", 1)).publish(
-        PartRows(
-            manifest.corpus,
-            [manifest.ids[i] for i in kept],
-            [inputs[i] for i in kept],
-            [rows[i] for i in kept],
-            {},
-            quarantined,
-        ),
-        "zarr",
-        {},
-    )
+    store = new_store(tmp_path / "s", manifest)
+    add_feature(store, manifest, "is13", make_rows(manifest, "is13"), of=kept, empty=(bad, unlabelled))
     with pytest.raises(MissingRows, match=rf"1 labelled .* quarantined, such as {manifest.ids[bad]} \(empty"):
         load_dataset(tmp_path / "s", "is13", "audio")
     data, _ = load_dataset(tmp_path / "s", "is13", "audio", allow_missing=True)
@@ -190,15 +165,12 @@ def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:
     assert data.notes["left_out"]["is13: quarantined"] == [manifest.ids[bad]]
 
 
-def shifted(manifest: Manifest, by: float) -> list[np.ndarray]:
-    return [values + np.float16(by) for values in make_rows(manifest, "logmel")]
-
-
 @pytest.fixture
 def with_view(tmp_path: Path) -> Path:
     manifest = make_manifest()
     store = make_store(tmp_path / "views")
-    add_feature(store, manifest, "logmel", shifted(manifest, 8), variant="view=pitch-1")
+    rows = [values + np.float16(8) for values in make_rows(manifest, "logmel")]
+    add_feature(store, manifest, "logmel", rows, variant="view=pitch-1")
     return store.path
 
 
@@ -230,13 +202,6 @@ def test_views_do_not_touch_the_statistics_nor_the_other_parts(with_view: Path) 
     assert torch.equal(scalings[0].mean, scalings[1].mean) and torch.equal(scalings[0].std, scalings[1].std)
 
 
-def test_what_is_no_view_is_refused(store: Path) -> None:
-    with pytest.raises(WrongUse, match="cannot stand in the place of logmel"):
-        load_dataset(store, "logmel", "cnn", views="hubert")
-    with pytest.raises(WrongUse, match="cannot stand in the place of any feature"):
-        load_dataset(store, "logmel", "cnn", views="bert")
-
-
 def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s")
     (tmp_path / "shared").mkdir()
@@ -249,7 +214,6 @@ def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
         for modality in ("audio", "text"):
             assert torch.equal(data.inputs[modality].values, plain.inputs[modality].values)
             assert np.array_equal(data.inputs[modality].offsets, plain.inputs[modality].offsets)
-    pooled, _ = load_dataset(
-        make_store(tmp_path / "t").path, "is13+bert", "lgf-add", cache=DataCache(tmp_path / "shared")
-    )
+    whole = make_store(tmp_path / "t")
+    pooled, _ = load_dataset(whole.path, "is13+bert", "lgf-add", cache=DataCache(tmp_path / "shared"))
     assert pooled.inputs["text"].values.dtype == torch.float32

@@ -5,13 +5,16 @@ odd ones, so that each modality knows half and both together know all.
 """
 
 import hashlib
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
-from ser.cache.store import PartRows, Store, open_store
+from ser.cache.store import PartRows, Quarantine, Store, open_store
 
 LABELS = ("ang", "hap", "neu", "sad", "exc", "fru", "xxx", "neu")
 NAMES = {
@@ -36,29 +39,26 @@ FEATURES = {
 def make_manifest(turns: int = 12, corpus: str = "tiny") -> Manifest:
     """10 dialogues of `turns` utterances."""
     rows = []
-    for session in "12345":
-        for dialogue in ("impro01", "impro02"):
-            name = f"Ses0{session}F_{dialogue}"
-            for turn in range(turns):
-                gender = "FM"[turn % 2]
-                label = LABELS[(turn + int(session) * 3 + (dialogue == "impro02")) % len(LABELS)]
-                utterance = f"{name}_{gender}{turn // 2:03d}"
-                rows.append(
-                    {
-                        "id": utterance,
-                        "audio": f"{utterance}.wav",
-                        "audio_sha256": hashlib.sha256(utterance.encode()).hexdigest(),
-                        "text": f"words of {utterance}",
-                        "session": session,
-                        "dialogue": name,
-                        "turn": turn,
-                        "speaker": f"{session}{gender}",
-                        "gender": gender,
-                        "duration": 2.0,
-                        "label": label,
-                        "votes": [[NAMES[label]], [NAMES[label]], ["Neutral", "Anger"]],
-                    }
-                )
+    for session, dialogue, turn in product("12345", ("impro01", "impro02"), range(turns)):
+        name, gender = f"Ses0{session}F_{dialogue}", "FM"[turn % 2]
+        label = LABELS[(turn + int(session) * 3 + (dialogue == "impro02")) % len(LABELS)]
+        utterance = f"{name}_{gender}{turn // 2:03d}"
+        rows.append(
+            {
+                "id": utterance,
+                "audio": f"{utterance}.wav",
+                "audio_sha256": hashlib.sha256(utterance.encode()).hexdigest(),
+                "text": f"words of {utterance}",
+                "session": session,
+                "dialogue": name,
+                "turn": turn,
+                "speaker": f"{session}{gender}",
+                "gender": gender,
+                "duration": 2.0,
+                "label": label,
+                "votes": [[NAMES[label]], [NAMES[label]], ["Neutral", "Anger"]],
+            }
+        )
     return Manifest.from_rows(corpus, rows, synthetic=True)
 
 
@@ -78,18 +78,36 @@ def make_rows(manifest: Manifest, feature: str, seed: int = 0) -> list[np.ndarra
     return rows
 
 
-def add_feature(store: Store, manifest: Manifest, feature: str, rows: list[np.ndarray], **spec: object) -> None:
-    """Publish rows as that feature."""
+def new_store(path: Path, manifest: Manifest) -> Store:
+    """A store of that manifest without features."""
+    store = open_store(path, create=True)
+    store.put_manifest(manifest)
+    return store
+
+
+def add_feature(
+    store: Store,
+    manifest: Manifest,
+    feature: str,
+    rows: list[np.ndarray],
+    of: Sequence[int] | None = None,
+    empty: Sequence[int] = (),
+    **spec: Any,
+) -> None:
+    """Publish rows as that feature: those `of` some utterances (all by default), and some quarantined as `empty`."""
     modality, level, dim, dtype, _ = FEATURES[feature]
-    made = store.add(Spec(feature, modality, level, dim, dtype, "made-up", 1, **spec))  # type: ignore[arg-type]
-    made.publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs(modality), rows, {}, []), "zarr", {})  # type: ignore[arg-type]
+    ids, inputs, of = manifest.ids, manifest.inputs(modality), range(len(manifest)) if of is None else of
+    quarantined = [Quarantine(ids[i], inputs[i], f"{ids[i]}.wav", "empty file") for i in empty]
+    kept = PartRows(
+        manifest.corpus, [ids[i] for i in of], [inputs[i] for i in of], [rows[i] for i in of], {}, quarantined
+    )
+    store.add(Spec(feature, modality, level, dim, dtype, "made-up", 1, **spec)).publish(kept)
 
 
 def make_store(path: Path, turns: int = 12) -> Store:
     """The store with all five features."""
-    store = open_store(path, create=True)
     manifest = make_manifest(turns)
-    store.put_manifest(manifest)
+    store = new_store(path, manifest)
     for feature in FEATURES:
         add_feature(store, manifest, feature, make_rows(manifest, feature), checkpoint={"random": feature != "is13"})
     return store

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from ser.cache.spec import canonical_json
 from ser.cache.store import Feature, Store, open_store
 from ser.errors import MissingRows, WrongUse
 
-from .labels import Policy, Utterances, apply_policy, get_policy, soft_labels
+from .labels import Utterances, apply_policy, get_policy, soft_labels
 from .models import Fusion, get_fusion
 from .models.ragged import Batch, Sequences
 
@@ -102,6 +102,11 @@ class FeatureSelection:
         return self.feature.spec.dim * (2 if self.pools and self.pool == "meanstd" else 1)
 
     @property
+    def form(self) -> tuple[str, int, Pool]:
+        """Level, dimension and pool, in which a view is as the feature beside it."""
+        return self.feature.spec.level, self.feature.spec.dim, self.pool
+
+    @property
     def described(self) -> dict[str, Any]:
         """What a run's config records of it."""
         return {"feature": self.feature.spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool}
@@ -137,43 +142,33 @@ def select_feature(store: Store, name: str, corpus: str) -> FeatureSelection:
     return FeatureSelection(store.feature(plain, corpus=corpus), pool)  # type: ignore[arg-type]
 
 
-def select_features(store: Store, names: str, corpus: str) -> dict[str, FeatureSelection]:
-    """The features of `names` ("hubert+mpnet", "is13+bert:pool=meanstd") by modality; their order does not matter.
+def select_features(
+    store: Store, features: str, corpus: str, views: str = ""
+) -> tuple[dict[str, FeatureSelection], list[FeatureSelection]]:
+    """The features of "hubert+mpnet" by modality, whatever their order, and the augmented ones of `views`.
 
-    Raises `WrongUse` for two features of one modality, and what `store.feature` raises for one that is not there.
+    Raises `WrongUse` for two features of one modality, and for a view ("logmel:view=noise-1") that cannot stand in the
+    place of one of them, and what `store.feature` raises for one that is not there.
     """
     selected: dict[str, FeatureSelection] = {}
-    for name in names.split("+"):
+    for name in features.split("+"):
         one = select_feature(store, name, corpus)
         if (other := selected.get(one.modality)) is not None:
             raise WrongUse(
-                f"--features {names}: {other.feature.spec.name} and {one.feature.spec.name} are both "
+                f"--features {features}: {other.feature.spec.name} and {one.feature.spec.name} are both "
                 f"{one.modality} features, and a fusion takes one of each; train one run for each of them"
             )
         selected[one.modality] = one
-    return selected
-
-
-def select_views(
-    store: Store, names: str, selected: Mapping[str, FeatureSelection], corpus: str
-) -> list[FeatureSelection]:
-    """The augmented features of `names` ("logmel:view=pitch-1+logmel:view=noise-1"), each beside the plain feature.
-
-    Raises `WrongUse` for one that cannot stand in the place of a feature of `selected`.
-    """
-
-    def shape(one: FeatureSelection) -> tuple[str, int, Pool]:
-        return one.feature.spec.level, one.feature.spec.dim, one.pool
-
-    views = []
-    for name in filter(None, names.split("+")):
-        view = select_feature(store, name, corpus)
+    augmented = [select_feature(store, name, corpus) for name in views.split("+") if name]
+    for view in augmented:
         plain = selected.get(view.modality)
-        if plain is None or shape(plain) != shape(view):
+        if plain is None or plain.form != view.form:
             beside = plain.feature.spec.name if plain else "any feature that is trained on"
-            raise WrongUse(f"--views {name}: cannot stand in the place of {beside}: another level, dimension or pool")
-        views.append(view)
-    return views
+            raise WrongUse(
+                f"--views {views}: {view.feature.spec.name} cannot stand in the place of {beside}: another level, "
+                "dimension or pool"
+            )
+    return selected, augmented
 
 
 @dataclass(frozen=True)
@@ -380,28 +375,15 @@ def load_dataset(
     cache = cache or DataCache()
     store = open_store(store_path)
     manifest = store.manifest(corpus)
-    plain = select_features(store, features, manifest.corpus)
-    fusion = get_fusion(fusion_name, {modality: one.feature.spec.level for modality, one in plain.items()})
-    vectors = fusion.level == "vector"
-    selected = {modality: replace(one, vectors=vectors) for modality, one in plain.items()}
-    augmented = [replace(one, vectors=vectors) for one in select_views(store, views, plain, manifest.corpus)]
+    selected, augmented = select_features(store, features, manifest.corpus, views)
+    fusion = get_fusion(fusion_name, {modality: one.feature.spec.level for modality, one in selected.items()})
     policy = get_policy(labels)
-    places = [[str(one.feature.path), one.pool] for one in [*selected.values(), *augmented]]
-    key = canonical_json([manifest.digest, places, policy.described, limit, allow_missing, vectors])
-    if key not in cache.datasets:
-        cache.datasets[key] = _dataset(manifest, policy, selected, augmented, limit, allow_missing, cache)
-    return cache.datasets[key], fusion
+    asked = [replace(one, vectors=fusion.level == "vector") for one in [*selected.values(), *augmented]]
+    about = [[str(one.feature.path), one.pool, one.vectors] for one in asked]
+    key = canonical_json([manifest.digest, about, policy.described, limit, allow_missing])
+    if key in cache.datasets:
+        return cache.datasets[key], fusion
 
-
-def _dataset(
-    manifest: Manifest,
-    policy: Policy,
-    selected: Mapping[str, FeatureSelection],
-    augmented: Sequence[FeatureSelection],
-    limit: int | None,
-    allow_missing: bool,
-    cache: DataCache,
-) -> Dataset:
     utterances = apply_policy(policy, manifest)
     left_out: dict[str, Any] = {
         f"label {raw} is not in {policy.name}": count for raw, count in utterances.left_out.items()
@@ -409,45 +391,43 @@ def _dataset(
     if limit is not None and limit < len(utterances):
         left_out[f"--limit {limit}"] = len(utterances) - limit
         utterances = utterances.take(np.linspace(0, len(utterances) - 1, limit).round().astype(int))
-    for one in [*selected.values(), *augmented]:
+    for one in asked:
         utterances, quarantined = with_rows(one, manifest, utterances, allow_missing)
         left_out |= {f"{one.feature.spec.name}: quarantined": list(quarantined)} if quarantined else {}
-    in_order = dict(sorted(selected.items()))
+
+    def load(one: FeatureSelection) -> Inputs:
+        return cache.load(one, manifest, utterances.rows)
 
     def read(extras: Mapping[str, str] | None = None) -> dict[str, Inputs]:
-        asked = {modality: replace(one, extra=(extras or {}).get(modality)) for modality, one in in_order.items()}
-        return {modality: cache.load(one, manifest, utterances.rows) for modality, one in asked.items()}
+        return {m: load(replace(one, extra=(extras or {}).get(m))) for m, one in inputs.items()}
 
-    def reader(view: FeatureSelection) -> tuple[str, Callable[[], Inputs]]:
-        return view.modality, lambda: cache.load(view, manifest, utterances.rows)
-
+    inputs = {one.modality: one for one in sorted(asked[: len(selected)], key=lambda one: one.modality)}
+    specs = {modality: one.feature.spec for modality, one in inputs.items()}
     votes = manifest.column("votes")
-    return Dataset(
+    data = cache.datasets[key] = Dataset(
         utterances=utterances,
-        dims={modality: one.dim for modality, one in in_order.items()},
+        dims={modality: one.dim for modality, one in inputs.items()},
         read=read,
         described={
             "corpus": manifest.corpus,
             "manifest": manifest.digest,
             "labels": policy.described,
-            "features": {modality: one.described for modality, one in in_order.items()},
+            "features": {modality: one.described for modality, one in inputs.items()},
             "views": [one.described for one in augmented],
             "limit": limit,
         },
         notes={
             "synthetic": manifest.synthetic,
-            "random_weights": [s.feature.spec.name for s in selected.values() if s.feature.spec.random_weights],
+            "random_weights": [specs[modality].name for modality in selected if specs[modality].random_weights],
             # Whole, so that `ser predict` can compute the same features without the store.
-            "specs": {
-                modality: {**one.feature.spec.identity(), "provenance": dict(one.feature.spec.provenance)}
-                for modality, one in in_order.items()
-            },
+            "specs": {m: {**spec.identity(), "provenance": dict(spec.provenance)} for m, spec in specs.items()},
             "left_out": left_out,
-            "store": str(next(iter(selected.values())).feature.store.resolve()),
+            "store": str(store.path.resolve()),
         },
         targets=torch.from_numpy(soft_labels(policy, [votes[row] for row in utterances.rows], utterances.labels)),
-        views=tuple(reader(one) for one in augmented),
+        views=tuple((one.modality, partial(load, one)) for one in asked[len(selected) :]),
     )
+    return data, fusion
 
 
 def with_rows(

@@ -23,7 +23,7 @@ from ser.errors import SerError, WrongUse, unknown
 
 from .data import DataCache, Dataset, load_dataset, with_views
 from .finetune import with_encoder
-from .fit import LOSSES, Diverged, Epoch, fit_standardizers, make_optimiser
+from .fit import Diverged, Epoch, fit_standardizers, make_optimiser, training_loss
 from .fit_many import MOST, can_train_together, fit_many, runs_at_once
 from .options import Experiment
 from .run import check_log, one_thread, train_run, train_runs
@@ -333,7 +333,7 @@ def _time_steps(job: Job, steps: int) -> tuple[int, float]:
             batch = batch.to(plan.device)
             with plan.autocast():
                 outputs = model(batch)
-            loss = LOSSES[plan.loss](outputs, batch, plan.reduction)
+            loss = training_loss(outputs, batch, plan, plan.fusion.stages[-1])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -4,12 +4,10 @@ USC §5.1 fine-tunes BERT. With `finetune_layers=n` its top n layers start from 
 `all` the whole encoder from the cached token ids; their first weights are those of the feature's own checkpoint.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from ser.cache.spec import Spec
 from ser.errors import CorruptStore, WrongUse
@@ -29,8 +27,7 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
     for a feature that these layers cannot start from, naming the one that they can.
     """
     layers: Layers = settings.finetune_layers
-    tune = fusion.tune
-    if tune is None:
+    if fusion.tune is None:
         raise WrongUse(f"--set finetune_layers={layers}: {fusion.name} has no text encoder to train; leave it 0")
     if settings.standardise_text:
         raise WrongUse("finetune_layers needs the text features as the encoder gave them; use standardise_text=false")
@@ -51,27 +48,25 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
         _check_layer(spec, layers, int(checkpoint.config["num_hidden_layers"]))
     config = {key: value for key, value in checkpoint.config.items() if key not in INCIDENTAL}
     data = replace(data, notes={**data.notes, "encoders": {"text": config}})
-
-    def build(settings: Any, dims: Mapping[str, int], classes: int) -> nn.Module:
-        return tune(settings, dims, classes, Encoder(load_encoder(checkpoint), layers))
-
-    return replace(fusion, build=build), data
+    return _tuned(fusion, lambda: Encoder(load_encoder(checkpoint), layers)), data
 
 
 def reopened(fusion: Fusion, settings: Any, config: Mapping[str, Any]) -> Fusion:
     """The fusion of a run's config, whose encoder comes without the checkpoint: its weights are in the run."""
     layers: Layers = getattr(settings, "finetune_layers", 0)
-    tune = fusion.tune
-    if layers == 0 or tune is None:
+    if layers == 0 or fusion.tune is None:
         return fusion
     encoders = config["provenance"].get("encoders", {})
     if "text" not in encoders:
         raise CorruptStore("the run's config.json does not describe the encoder that it trained; train the run again")
+    return _tuned(fusion, lambda: untrained(encoders["text"], layers))
 
-    def build(settings: Any, dims: Mapping[str, int], classes: int) -> nn.Module:
-        return tune(settings, dims, classes, untrained(encoders["text"], layers))
 
-    return replace(fusion, build=build)
+def _tuned(fusion: Fusion, encoder: Callable[[], Encoder]) -> Fusion:
+    """The fusion with that encoder inside each model."""
+    tune = fusion.tune
+    assert tune is not None
+    return replace(fusion, build=lambda settings, dims, classes: tune(settings, dims, classes, encoder()))
 
 
 def _check_layer(spec: Spec, layers: int, depth: int) -> None:

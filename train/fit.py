@@ -24,7 +24,7 @@ from .data import Dataset, Standardizer, with_views
 from .models import Stage
 from .models.ragged import Batch
 from .scores import confusions, unweighted_accuracy, weighted_accuracy
-from .settings import Reduction, TrainConfig
+from .settings import TrainConfig
 from .splits import Fold
 
 
@@ -70,6 +70,7 @@ def fit(
     """
     fusion, settings = config.fusion, config.settings
     eval_rows = rows_to_evaluate(fold, config)
+    eval_labels = data.utterances.labels[eval_rows]
     scaling = fit_standardizers(data, fold, settings)
     train_data, train_rows = with_views(shuffled(data, fold, config), fold.train)
     per_batch = scaling
@@ -110,10 +111,7 @@ def fit(
                 batch.heads = config.heads(stage)
                 with config.autocast():
                     outputs = {head: logits.float() for head, logits in model(batch).items()}
-                if stage.output == "logits":
-                    loss = LOSSES[config.loss](outputs, batch, config.reduction)
-                else:
-                    loss = cross_entropy(outputs[stage.output], batch, config.reduction)
+                loss = training_loss(outputs, batch, config, stage)
                 losses.append(loss.detach())
                 sizes.append(1 if config.reduction == "sum" else len(batch))
                 if not loss.is_cuda and not math.isfinite(loss.item()):  # a GPU would have to wait for every loss
@@ -127,7 +125,10 @@ def fit(
             if fault := divergence(values, stage, epoch):
                 raise Diverged(fault, selection.kept, scaling)
             mean = sum(value * size for value, size in zip(values, sizes, strict=True)) / len(train_rows)
-            matrix = _evaluate(model, data, eval_rows, config, per_batch, stage.output)
+            matrix, head = None, stage.output
+            if len(eval_rows):
+                found = predict(model, data, eval_rows, config, per_batch, heads=frozenset({head}))[head]
+                [matrix] = confusions(eval_labels, found.argmax(1)[None], len(data.utterances.classes))
             line = selection.add(stage, epoch, mean, matrix, time.perf_counter() - started)
             if line.kept:
                 selection.kept = snapshot(model)
@@ -187,35 +188,23 @@ def learning_rate(settings: Any, update: int) -> float:
     return settings.lr / (1 + getattr(settings, "lr_decay", 0.0) * update)
 
 
-Loss = Callable[[Mapping[str, Tensor], Batch, Reduction], Tensor]
+# The heads whose cross-entropies add up: L_s (Perspective eq. 3), and L_p = L_a + L_t + L_s (eq. 4–6), with which the
+# unimodal heads learn beside the fused one.
+LOSSES: dict[str, tuple[str, ...]] = {"single": ("logits",), "perspective": ("audio", "text", "logits")}
 
 
-def cross_entropy(logits: Tensor, batch: Batch, reduction: Reduction) -> Tensor:
-    """Σ_i −log P(ŷ_i = y_i) over the utterances, or its mean; logits [n, K].
+def training_loss(outputs: Mapping[str, Tensor], batch: Batch, config: TrainConfig, stage: Stage) -> Tensor:
+    """The sum over the heads, by `config.loss` or of the stage's one, of Σ_i −log P(ŷ_i = y_i), or of its mean over i.
 
-    With soft targets p [n, K] (USC §3.2): Σ_i Σ_k −p_ik log P(ŷ_i = k).
+    Logits are [n, K] each. With soft targets p [n, K] (USC §3.2): Σ_i Σ_k −p_ik log P(ŷ_i = k). Raises `WrongUse` for
+    a model without the heads of the loss.
     """
+    heads = LOSSES[config.loss] if stage.output == "logits" else (stage.output,)
+    if not outputs.keys() >= set(heads):
+        raise WrongUse(f"--loss {config.loss} needs audio and text heads, as lgf-add has them; use --loss single")
     truth = batch.labels if batch.targets is None else batch.targets
-    return F.cross_entropy(logits, truth, reduction=reduction)
-
-
-def single(outputs: Mapping[str, Tensor], batch: Batch, reduction: Reduction) -> Tensor:
-    """L_s of the fused logits (Perspective eq. 3)."""
-    return cross_entropy(outputs["logits"], batch, reduction)
-
-
-def perspective(outputs: Mapping[str, Tensor], batch: Batch, reduction: Reduction) -> Tensor:
-    """L_p = L_a + L_t + L_s: the unimodal heads learn beside the fused one (Perspective eq. 4–6).
-
-    Raises `WrongUse` for a model without the two heads.
-    """
-    if not {"audio", "text"} <= outputs.keys():
-        raise WrongUse("--loss perspective needs audio and text heads, as lgf-add has them; use --loss single")
-    audio, text, fused = (cross_entropy(outputs[head], batch, reduction) for head in ("audio", "text", "logits"))
-    return audio + text + fused
-
-
-LOSSES: dict[str, Loss] = {"single": single, "perspective": perspective}
+    losses = [F.cross_entropy(outputs[head], truth, reduction=config.reduction) for head in heads]
+    return sum(losses[1:], start=losses[0])
 
 
 def divergence(losses: Sequence[float], stage: Stage, epoch: int) -> str | None:
@@ -227,21 +216,6 @@ def divergence(losses: Sequence[float], stage: Stage, epoch: int) -> str | None:
                 "before it are kept; try a lower lr or --set clip_norm=1"
             )
     return None
-
-
-def _evaluate(
-    model: nn.Module,
-    data: Dataset,
-    rows: np.ndarray,
-    config: TrainConfig,
-    scaling: Mapping[str, Standardizer],
-    head: str,
-) -> np.ndarray | None:
-    """C [K, K] of the rows by one head's predictions; None without rows."""
-    if not len(rows):
-        return None
-    probabilities = predict(model, data, rows, config, scaling, heads=frozenset({head}))[head]
-    return confusions(data.utterances.labels[rows], probabilities.argmax(1)[None], len(data.utterances.classes))[0]
 
 
 @torch.inference_mode()
@@ -341,22 +315,19 @@ class State:
         self, config: TrainConfig, model: nn.Module, optimiser: torch.optim.Adam, random: Mapping[str, Generator]
     ) -> Selection:
         """Put everything back as `collect` found it. Returns the selection so far."""
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, value in self.tensors.items():
-            part, _, name = key.partition(".")
-            parts.setdefault(part, {})[name] = value
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in parts.get("adam", {}).items():
-            n, _, name = key.partition(".")
-            moments.setdefault(int(n), {})[name] = value
-        model.load_state_dict(parts["model"])
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+
+        def below(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): x for n, x in self.tensors.items() if n.startswith(prefix)}
+
+        generators, numbers = below("random."), {int(name.split(".")[0]) for name in below("adam.")}
+        model.load_state_dict(below("model."))
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": {n: below(f"adam.{n}.") for n in numbers}})
         for name, generator in random.items():
-            generator.set_state(parts["random"][name])
-        torch.set_rng_state(parts["random"]["torch"])
-        if "cuda" in parts["random"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state(parts["random"]["cuda"])
-        return Selection(config, parts["kept"], self.best_score, list(self.history))
+            generator.set_state(generators[name])
+        torch.set_rng_state(generators["torch"])
+        if "cuda" in generators and torch.cuda.is_available():
+            torch.cuda.set_rng_state(generators["cuda"])
+        return Selection(config, below("kept."), self.best_score, list(self.history))
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""

@@ -8,6 +8,7 @@ computed here); a GPU's own dropout draws otherwise. A run that diverges is repo
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,7 +20,6 @@ from ser.errors import Diverged
 
 from .data import Dataset
 from .fit import (
-    LOSSES,
     Epoch,
     Fitted,
     Selection,
@@ -30,11 +30,12 @@ from .fit import (
     rows_to_evaluate,
     shuffled,
     snapshot,
+    training_loss,
 )
 from .models.ragged import Batch
 from .models.stacked import NO_LABEL, Layout, Stack
 from .scores import confusions
-from .settings import Reduction, TrainConfig
+from .settings import TrainConfig
 from .splits import Fold
 
 MOST = 64  # runs at once: beyond, even a large GPU has enough to do
@@ -73,8 +74,8 @@ def fit_many(
     shuffling = [Generator().manual_seed(each.seed) for each in configs]
     stack = Stack(models, settings.dropout, dropping)
     optimiser = make_optimiser(stack.weights, stage, settings)
-    names = sorted({each.loss for each in configs})
-    own = torch.tensor([[names.index(each.loss) for each in configs]], device=device)  # [1, R]
+    kinds = sorted({each.loss for each in configs})
+    own = torch.tensor([[kinds.index(each.loss) for each in configs]], device=device)  # [1, R]
     kept = {name: weight.detach().clone() for name, weight in stack.weights.items()}
     selections = [Selection(each, {}) for each in configs]
     faults: dict[int, str] = {}
@@ -90,8 +91,8 @@ def fit_many(
             there = torch.from_numpy(truth).to(device, non_blocking=True)
             with config.autocast():
                 outputs = {head: x.float() for head, x in stack(values, layout, training=True).items()}
-            by_name = [vmap(partial(_loss, name, config.reduction))(outputs, there) for name in names]
-            losses = torch.stack(by_name).gather(0, own)[0]  # [R]: each run's own
+            by_kind = [vmap(partial(_loss, replace(config, loss=kind)))(outputs, there) for kind in kinds]
+            losses = torch.stack(by_kind).gather(0, own)[0]  # [R]: each run's own
             every.append(losses.detach())
             size = 1 if config.reduction == "sum" else torch.from_numpy(layout.real.sum(1)).to(device)
             total += losses.detach() * size
@@ -138,16 +139,18 @@ def _dropping(config: TrainConfig) -> Generator:
     return generator.set_state(torch.get_rng_state()) if config.device == "cpu" else generator.manual_seed(config.seed)
 
 
-def _loss(name: str, reduction: Reduction, outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+def _loss(config: TrainConfig, outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
     """One run's loss, as it is under vmap."""
-    return LOSSES[name](outputs, Batch({}, labels=labels, utterances=labels, dialogues=labels), reduction)
+    batch = Batch({}, labels=labels, utterances=labels, dialogues=labels)
+    return training_loss(outputs, batch, config, config.fusion.stages[0])
 
 
 def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.ndarray) -> set[str]:
     """The weights that a run by itself would leave as they are, since its loss does not depend on them."""
     [batch] = data.on(config.device).batches(dialogue, config.fusion.unit, 1, {})
-    batch.heads = config.heads(config.fusion.stages[0])
-    LOSSES[config.loss](model(batch), batch, config.reduction).backward()
+    [stage] = config.fusion.stages
+    batch.heads = config.heads(stage)
+    training_loss(model(batch), batch, config, stage).backward()
     return {name for name, weight in model.named_parameters() if weight.grad is None}
 
 

@@ -207,14 +207,11 @@ def _check_iemocap(policy: Policy, manifest: Manifest, found: Utterances) -> Non
         return
     if not all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):
         return
+    have = Counter(zip(found.sessions, (policy.classes[k] for k in found.labels), strict=True))
     counts = {"all": (len(found), IEMOCAP_TOTALS[policy.name])}
-    if policy.name == "4class":
-        have = Counter(zip(found.sessions, found.labels.tolist(), strict=True))
-        counts |= {
-            f"session {session} {name}": (have[session, number], expected)
-            for session, known in IEMOCAP_4CLASS.items()
-            for number, (name, expected) in enumerate(zip(policy.classes, known, strict=True))
-        }
+    for session, known in IEMOCAP_4CLASS.items() if policy.name == "4class" else ():
+        for name, expected in zip(policy.classes, known, strict=True):
+            counts[f"session {session} {name}"] = (have[session, name], expected)
     wrong = [f"{what} {is_} instead of {should}" for what, (is_, should) in counts.items() if is_ != should]
     if wrong:
         raise CorpusError(

@@ -7,6 +7,7 @@ a path, and all else is text. What an option may hold is checked by `experiment.
 """
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ class Experiment:
         (), "NAME=ID_OR_PATH", "Where the weights of an encoder lie that finetune_layers trains. Repeatable."
     )
     views: str = option("", "A+B", "Augmented views to train on too, such as logmel:view=noise+logmel:view=pitch-1.")
+
+
+def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:
+    """A TOML table as the `key=value` assignments of `--set`."""
+    return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items())
 
 
 def read_toml(path: Path, example: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ser.errors import WrongUse, unknown
 
-from .options import Experiment, read_toml
+from .options import Experiment, assignments, read_toml
 
 FOLDER = Path(__file__).parent / "recipes"
 TESTS = ("both", "only audio", "only text", "head audio", "head text")
@@ -105,7 +105,6 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Ce
         raise unknown(f"test in {path}", test, TESTS)
     if not isinstance(chosen := asked.get("set", {}), dict):
         raise WrongUse(f"{path}: 'set' of cell {line['name']} must be a table, such as {{ lr = 1e-3 }}")
-    settings = {key: str(value).lower() if isinstance(value, bool) else value for key, value in chosen.items()}
-    asked |= {"set": tuple(f"{key}={value}" for key, value in settings.items()), "model": tuple(asked.get("model", ()))}
+    asked |= {"set": assignments(chosen), "model": tuple(asked.get("model", ()))}
     asked |= {key: value for key, value in options.items() if key != "set"}
     return Cell(line["name"], Experiment(**asked, also_set=tuple(options.get("set", ()))), test, line.get("paper"))

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from ser.engines import is_out_of_memory
-from ser.errors import CorruptStore, WrongUse, unknown
+from ser.errors import CorruptStore, WrongUse
 
 from .data import Dataset, Standardizer
 from .finetune import reopened
@@ -127,23 +127,20 @@ def train_runs(
 
 
 def check_log(log: str | None) -> None:
-    """Raise `WrongUse` if runs cannot be logged that way here."""
-    if log is None:
-        return
-    if log != "tensorboard":
-        raise unknown("log", log, ["tensorboard"])
-    if find_spec("tensorboard") is None:
+    """Raise `WrongUse` if TensorBoard is asked for and not installed."""
+    if log == "tensorboard" and find_spec("tensorboard") is None:
         raise WrongUse(
             "--log tensorboard: TensorBoard is not installed; `pip install 'ser[tensorboard]'` adds it, and without "
             "--log every run still writes its epochs to its file `log`"
         )
 
 
+Log = Callable[[Epoch | str], None]
+
+
 @contextlib.contextmanager
-def _log(
-    run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None, append: bool = False
-) -> Iterator[Callable[[Epoch | str], None]]:
-    """What takes a run's epochs to its log, to TensorBoard if asked and to `on_epoch`, and other lines to its log."""
+def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None, append: bool = False) -> Iterator[Log]:
+    """What takes epochs to a run's log, to TensorBoard if asked and to `on_epoch`, and other lines to the log alone."""
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context((run.path / LOG).open("a" if append else "w", encoding="utf-8"))
         curves: Any = None
@@ -153,17 +150,15 @@ def _log(
             curves = stack.enter_context(SummaryWriter(str(run.path / "tensorboard")))
 
         def log(event: Epoch | str) -> None:
-            told = {} if isinstance(event, str) else {k: v for k, v in asdict(event).items() if v is not None}
-            shown = [
-                f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items()
-            ]
-            lines.write(f"{event if isinstance(event, str) else ' · '.join(shown)}\n")
-            lines.flush()
             if isinstance(event, str):
+                lines.write(f"{event}\n")
+                lines.flush()
                 return
+            values = {name: value for name, value in asdict(event).items() if value is not None}
+            log(" · ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()))
             if curves is not None:
-                for name in told.keys() & {"loss", "wa", "ua"}:
-                    curves.add_scalar(f"{event.stage}/{name}", told[name], event.epoch)
+                for name in values.keys() & {"loss", "wa", "ua"}:
+                    curves.add_scalar(f"{event.stage}/{name}", values[name], event.epoch)
                 curves.flush()
             if on_epoch:
                 on_epoch(event)
@@ -171,7 +166,7 @@ def _log(
         yield log
 
 
-def _diverged(run: Run, fault: Diverged, log: Callable[[Epoch | str], None]) -> Diverged:
+def _diverged(run: Run, fault: Diverged, log: Log) -> Diverged:
     """The fault with the run's name; what was good stays in its folder."""
     write_model(run, fault.kept, fault.standardizers)
     log(str(fault))
@@ -179,13 +174,7 @@ def _diverged(run: Run, fault: Diverged, log: Callable[[Epoch | str], None]) -> 
 
 
 def _finish(
-    run: Run,
-    data: Dataset,
-    fold: Fold,
-    plan: TrainConfig,
-    config: Mapping[str, Any],
-    fitted: Fitted,
-    seconds: float,
+    run: Run, data: Dataset, fold: Fold, plan: TrainConfig, config: Mapping[str, Any], fitted: Fitted, seconds: float
 ) -> None:
     """Test the model and write what the run leaves; `result.json` comes last."""
     utterances, rows = data.utterances, fold.test

@@ -157,9 +157,8 @@ class CellScores:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = [run for run in runs if run.finished]
         if not self.runs:
-            raise WrongUse(
-                f"none of these {len(runs)} runs is finished; the same command with --resume goes on with them"
-            )
+            hint = "the same command with --resume goes on with them"
+            raise WrongUse(f"none of these {len(runs)} runs is finished; {hint}")
         self.results = [run.result for run in self.runs]
         self.classes: list[str] = self.results[0]["classes"]
         tests = self.results[0]["tests"]
@@ -204,13 +203,16 @@ class CellScores:
     @cached_property
     def drawn(self) -> list[str]:
         """What `interval` can draw, its default first."""
-        speakers = {name for column in self._columns["speaker"] for name in column}
+        speakers = set(self._column("speaker"))
         return ["utterances"] if None in speakers or len(speakers) < 2 else ["speakers", "utterances"]
 
     @property
     def conditions(self) -> str:
         """Protocol, selection and labels, with a warning where a number is easier to win."""
-        return conditions(self.results[0])
+        first = self.results[0]
+        selected = "best-test (epoch chosen on the TEST part)" if first["select"] == "best-test" else first["select"]
+        split = first["protocol"] if first["speaker_independent"] else f"{first['protocol']} (speaker-dependent)"
+        return " · ".join((split, selected, first["labels"]))
 
     @property
     def caveat(self) -> str | None:
@@ -242,9 +244,11 @@ class CellScores:
         return np.array([result["seed"] for result in self.results])
 
     @cached_property
-    def _columns(self) -> dict[str, list[list[Any]]]:
-        tables = [run.predictions() for run in self.runs]
-        return {name: [table[name].to_pylist() for table in tables] for name in tables[0].column_names}
+    def _tables(self) -> list[Any]:
+        return [run.predictions() for run in self.runs]
+
+    def _column(self, name: str) -> list[Any]:
+        return [value for table in self._tables for value in table[name].to_pylist()]
 
     def _matrices(self, test: str) -> np.ndarray:
         """C `[R, K, K]` of the runs."""
@@ -262,21 +266,15 @@ class CellScores:
 
     def _resample(self, over: str, test: str) -> np.ndarray:
         """C `[B, S, K, K]`, each of as many groups as there are, drawn with replacement."""
-        number, columns = {name: k for k, name in enumerate(self.classes)}, self._columns
-        names, group = np.unique(
-            [name for column in columns["speaker" if over == "speakers" else "id"] for name in column],
-            return_inverse=True,
-        )
-        truth = [number[name] for column in columns["truth"] for name in column]
-        if test == "both":
-            predicted = [number[name] for column in columns["predicted"] for name in column]
-        else:
-            predicted = np.concatenate([np.argmax(column, 1) for column in columns[f"probabilities {test}"]]).tolist()
+        names, group = np.unique(self._column("speaker" if over == "speakers" else "id"), return_inverse=True)
+        number = {name: k for k, name in enumerate(self.classes)}
+        truth = np.array([number[name] for name in self._column("truth")])
+        predicted = np.argmax(self._column("probabilities" if test == "both" else f"probabilities {test}"), 1)
         seeds, seed = np.unique(self._seeds, return_inverse=True)
-        seed_of = np.repeat(seed, list(map(len, columns["truth"])))
+        of_seed = np.repeat(seed, [table.num_rows for table in self._tables])
         g, k = len(names), len(self.classes)
         matrices = np.zeros((g, len(seeds), k, k))  # of each group and seed: a resample is a sum of these
-        np.add.at(matrices, (group, seed_of, truth, predicted), 1)
+        np.add.at(matrices, (group, of_seed, truth, predicted), 1)
         rng, drawn = np.random.default_rng(0), []
         for start in range(0, RESAMPLES, AT_A_TIME):
             size = min(AT_A_TIME, RESAMPLES - start)
@@ -284,13 +282,6 @@ class CellScores:
             times = np.bincount(of_all.ravel(), minlength=size * g).reshape(size, g)
             drawn.append(times.astype(float) @ matrices.reshape(g, -1))
         return np.concatenate(drawn).reshape(-1, *matrices.shape[1:])
-
-
-def conditions(result: Mapping[str, Any]) -> str:
-    """Protocol, selection and labels of a run, with a warning where a number is easier to win."""
-    selected = "best-test (epoch chosen on the TEST part)" if result["select"] == "best-test" else result["select"]
-    split = result["protocol"] if result["speaker_independent"] else f"{result['protocol']} (speaker-dependent)"
-    return " · ".join((split, selected, result["labels"]))
 
 
 def caveat(results: Iterable[Mapping[str, Any]]) -> str | None:
@@ -308,27 +299,23 @@ def summary_text(cell: CellScores) -> str:
     """The scores of one cell for the terminal: what `ser train` ends with."""
     from tabulate import tabulate
 
-    def line(name: str, score: Score) -> list[str]:
+    asked = [("UA", "ua", "both"), ("WA", "wa", "both"), ("macro-F1", "macro_f1", "both")]
+    asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).n]
+    asked += [(f"UA, {test}", "ua", test) for test in cell.tests if test != "both"]
+    lines = []
+    for name, metric, test in asked:
+        score = cell.score(metric, test)
         spread = f" ± {score.std:.2f}" if score.std is not None else ""
-        return [name, f"{score.pooled:.2f}", f"{score.mean:.2f}{spread}", str(score.n)]
-
-    lines = [line(name, cell.score(metric)) for name, metric in (("UA", "ua"), ("WA", "wa"), ("macro-F1", "macro_f1"))]
-    own = [(f"recall {name}", cell.score(name)) for name in cell.classes]
-    lines += [line(name, score) for name, score in own if score.n]
-    lines += [line(f"UA, {test}", cell.score("ua", test)) for test in cell.tests if test != "both"]
+        lines.append([name, f"{score.pooled:.2f}", f"{score.mean:.2f}{spread}", str(score.n)])
+    table = tabulate(lines, ["%", "pooled over folds", "mean over runs", "runs"], disable_numparse=True)
     found = cell.to_json()
     ends = [
         f"{name}: {found[name[:2]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in found["intervals"].items()
     ]
-    absent = ", ".join(f"{count} ({why})" for why, count in cell.left_out.items())
-    return "\n".join(
-        [
-            tabulate(lines, ["%", "pooled over folds", "mean over runs", "runs"], disable_numparse=True),
-            f"{cell.conditions}\n95 % bootstrap interval of {'; '.join(ends)}",
-            *([f"left out: {absent}"] if absent else []),
-            *filter(None, [cell.caveat]),
-        ]
-    )
+    notes = [cell.conditions, f"95 % bootstrap interval of {'; '.join(ends)}"]
+    if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
+        notes.append(f"left out: {absent}")
+    return "\n".join([table, *notes, *filter(None, [cell.caveat])])
 
 
 @dataclass(frozen=True)
@@ -368,7 +355,7 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> Comparison:
     """
     from scipy.stats import ttest_rel
 
-    differences = np.asarray(first) - np.asarray(second)
+    differences = np.subtract(first, second)
     if len(differences) < 2:
         raise ValueError("a paired t-test needs two pairs of scores or more")
     p = float(ttest_rel(first, second).pvalue) if np.any(differences) else 1.0
@@ -383,7 +370,7 @@ def wilcoxon(first: Sequence[float], second: Sequence[float]) -> Comparison:
     """
     from scipy.stats import wilcoxon as signed_rank
 
-    differences = np.asarray(first) - np.asarray(second)
+    differences = np.subtract(first, second)
     p = float(signed_rank(differences).pvalue) if np.any(differences) else 1.0
     return Comparison("Wilcoxon", float(differences.mean()), p, len(differences))
 

@@ -1,6 +1,5 @@
 """Run a recipe: every fold and seed of every cell once, in parallel, resumable at any moment."""
 
-import multiprocessing
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +16,6 @@ from .fit import Diverged
 from .recipe import Recipe
 from .run_folder import Run
 from .settings import has_setting
-
-if multiprocessing.parent_process() is not None:  # its workers are forked from it: let them have all that they need
-    import sklearn.metrics  # noqa: F401  (for the final scores; importing it takes most of a second)
 
 GPU_WORKERS = 2  # one prepares and writes while the other trains
 SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
@@ -189,7 +185,7 @@ def run_sweep(
 def train_group(group: TaskGroup) -> list[Outcome]:
     """Fit the tasks of one group together. What they read is kept by the worker for the tasks that follow."""
     first = group.tasks[0]
-    with engines.held(("sweep", first.shared), lambda: JobCache(DataCache(first.shared))) as cache:
+    with engines.cached(("sweep", first.shared), lambda: JobCache(DataCache(first.shared))) as cache:
         jobs = [cache.of(task.experiment)[task.number] for task in group.tasks]
         runs = train_jobs(jobs, Path(first.experiment.out), resume=True)
     faults = [str(run) if isinstance(run, Diverged) else None for run in runs]

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from ser.cache.manifest import Manifest
 
 from .scan import Scan
@@ -50,61 +52,43 @@ KNOWN: dict[str, Any] = {
 ROUNDING = {"min": 0.0006, "p95": 0.03, "p99": 0.1}
 
 
-def count_by(manifest: Manifest, column: str) -> dict[str, int]:
-    """How many utterances have each value of a column, nulls left out, by value."""
-    return dict(sorted(Counter(v for v in manifest.column(column) if v is not None).items()))
-
-
-def count_policies(manifest: Manifest) -> dict[str, int]:
-    """How many utterances each label policy takes."""
-    labels = count_by(manifest, "label")
-    return {name: sum(labels.get(raw, 0) for raws in p.values() for raw in raws) for name, p in POLICIES.items()}
-
-
-def count_classes(manifest: Manifest, policy: str = "4class") -> dict[str, dict[str, int]]:
-    """Utterances per session and class of a label policy."""
-    class_of = {raw: name for name, raws in POLICIES[policy].items() for raw in raws}
-    counts: dict[str, dict[str, int]] = {}
-    for session, label in zip(manifest.column("session"), manifest.column("label"), strict=True):
-        if session is not None:
-            row = counts.setdefault(session, dict.fromkeys(POLICIES[policy], 0))
-            if label in class_of:
-                row[class_of[label]] += 1
-    return dict(sorted(counts.items()))
-
-
-def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Min, median, p95, p99 and max of durations in seconds; empty without any."""
-    import numpy as np
-
-    if not seconds:
-        return {}
-    points = {"min": 0, "median": 50, "p95": 95, "p99": 99, "max": 100}
-    return {name: round(float(np.percentile(seconds, q)), 4) for name, q in points.items()}
-
-
 def count_all(manifest: Manifest) -> dict[str, Any]:
-    """The counts of `KNOWN`, of this manifest."""
-    labels, seconds = manifest.column("label"), manifest.column("duration")
-    four = {raw for raws in POLICIES["4class"].values() for raw in raws}
-    per_dialogue = count_by(manifest, "dialogue")
+    """The counts of `KNOWN`, of this manifest; durations in seconds."""
+    by = {name: _tally(manifest.column(name)) for name in ("dialogue", "speaker", "gender", "session", "label")}
+    labels = manifest.column("label")
+    four = {raw: name for name, raws in POLICIES["4class"].items() for raw in raws}
+    pairs = Counter(zip(manifest.column("session"), map(four.get, labels), strict=True))
+    seconds = [s or 0.0 for s in manifest.column("duration")]
     scripted = sum("_script" in d for d in manifest.column("dialogue"))
     return {
         "utterances": len(manifest),
-        "dialogues": len(per_dialogue),
-        "speakers": len(count_by(manifest, "speaker")),
-        "hours": sum(s or 0.0 for s in seconds) / 3600,
+        "dialogues": len(by["dialogue"]),
+        "speakers": len(by["speaker"]),
+        "hours": sum(seconds) / 3600,
         "improvised": len(manifest) - scripted,
         "scripted": scripted,
-        "genders": count_by(manifest, "gender"),
-        "sessions": count_by(manifest, "session"),
-        "labels": count_by(manifest, "label"),
-        "policies": count_policies(manifest),
-        "4class hours": sum(s or 0.0 for s, label in zip(seconds, labels, strict=True) if label in four) / 3600,
-        "4class per session": count_classes(manifest),
-        "utterances per dialogue": {"fewest": min(per_dialogue.values()), "most": max(per_dialogue.values())},
-        "durations": percentiles([s for s in seconds if s is not None]),
+        "genders": by["gender"],
+        "sessions": by["session"],
+        "labels": by["label"],
+        "policies": {
+            name: sum(by["label"].get(raw, 0) for raws in classes.values() for raw in raws)
+            for name, classes in POLICIES.items()
+        },
+        "4class hours": sum(s for s, label in zip(seconds, labels, strict=True) if label in four) / 3600,
+        "4class per session": {s: {name: pairs[s, name] for name in POLICIES["4class"]} for s in by["session"]},
+        "utterances per dialogue": {"fewest": min(by["dialogue"].values()), "most": max(by["dialogue"].values())},
+        "durations": _percentiles([s for s in manifest.column("duration") if s is not None]),
     }
+
+
+def _tally(values: list[Any]) -> dict[str, int]:
+    """How many there are of each value, nulls left out, by value."""
+    return dict(sorted(Counter(v for v in values if v is not None).items()))
+
+
+def _percentiles(seconds: list[float]) -> dict[str, float]:
+    points = {"min": 0, "median": 50, "p95": 95, "p99": 99, "max": 100}
+    return {name: round(float(np.percentile(seconds, q)), 4) for name, q in points.items()} if seconds else {}
 
 
 def compare(found: Mapping[str, Any], known: Mapping[str, Any] = KNOWN, under: str = "") -> list[str]:
@@ -125,21 +109,14 @@ def compare(found: Mapping[str, Any], known: Mapping[str, Any] = KNOWN, under: s
 
 def summary(scan: Scan) -> dict[str, Any]:
     """The counts of a corpus, and its problems, ready for JSON. Durations are in seconds."""
-    manifest = scan.manifest
-    seconds = [s for s in manifest.column("duration") if s is not None]
+    counts = count_all(scan.manifest)
+    shown = ("utterances", "dialogues", "speakers", "hours", "durations", "genders", "labels", "sessions", "policies")
     return {
-        "corpus": manifest.corpus,
+        "corpus": scan.manifest.corpus,
         "format": scan.format,
-        "synthetic": manifest.synthetic,
-        "utterances": len(manifest),
-        "dialogues": len(count_by(manifest, "dialogue")),
-        "speakers": len(count_by(manifest, "speaker")),
-        "hours": round(sum(seconds) / 3600, 4),
-        "durations": percentiles(seconds),
-        "genders": count_by(manifest, "gender"),
-        "labels": count_by(manifest, "label"),
-        "sessions": count_by(manifest, "session"),
-        "policies": count_policies(manifest),
+        "synthetic": scan.manifest.synthetic,
+        **{name: counts[name] for name in shown},
+        "hours": round(counts["hours"], 4),
         "problems": [asdict(problem) for problem in scan.problems],
         "warnings": scan.warnings,
     }

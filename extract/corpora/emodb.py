@@ -7,7 +7,7 @@ sentence is spoken in every emotion: a model on text alone belongs at chance her
 import re
 from pathlib import Path
 
-from .reading import Problem, Reading, visible
+from .scan import Problem, Reading, visible
 
 NAME = re.compile(r"(?P<speaker>\d{2})(?P<text>[ab]\d{2})(?P<emotion>[A-Z])(?P<take>[a-z])")
 FULL_SIZE = 535  # recordings in the complete database; copies with fewer are fine
@@ -27,26 +27,24 @@ TEXTS = {
 # The letters stand for the German words (Wut, Langeweile, Ekel, Angst, Freude, Trauer); the labels are IEMOCAP's,
 # so that the same label policies apply, and `bor` for boredom, which IEMOCAP does not have.
 EMOTIONS = {"W": "ang", "L": "bor", "E": "dis", "A": "fea", "F": "hap", "T": "sad", "N": "neu"}
-MEN = {"03", "10", "11", "12", "15"}
-WOMEN = {"08", "09", "13", "14", "16"}
+GENDERS = dict.fromkeys(("03", "10", "11", "12", "15"), "M") | dict.fromkeys(("08", "09", "13", "14", "16"), "F")
 
 
-def audio_folder(root: Path) -> Path:
-    """Where the recordings lie: the download keeps them in `wav/`."""
-    return root / "wav" if (root / "wav").is_dir() else root
+def recordings(root: Path) -> list[Path]:
+    """The WAV files, by name: the download keeps them in `wav/`."""
+    return visible(root / "wav" if (root / "wav").is_dir() else root, ".wav")
 
 
 def is_emodb(root: Path) -> bool:
     """Whether a folder holds recordings, most of them named by EmoDB's convention."""
-    stems = [p.stem for p in visible(audio_folder(root), ".wav")]
-    return 2 * sum(NAME.fullmatch(s) is not None for s in stems) > len(stems)
+    matches = [NAME.fullmatch(path.stem) is not None for path in recordings(root)]
+    return 2 * sum(matches) > len(matches)
 
 
 def read_emodb(root: Path) -> Reading:
     """Read EmoDB's file names. A recording is its own dialogue, and its speaker is its session."""
-    rows = []
-    problems = []
-    for path in visible(audio_folder(root), ".wav"):
+    rows, problems = [], []
+    for path in recordings(root):
         audio = path.relative_to(root).as_posix()
         parts = NAME.fullmatch(path.stem)
         if not parts or parts["text"] not in TEXTS or parts["emotion"] not in EMOTIONS:
@@ -63,8 +61,9 @@ def read_emodb(root: Path) -> Reading:
                 "dialogue": path.stem,
                 "turn": 0,
                 "speaker": speaker,
-                "gender": "M" if speaker in MEN else "F" if speaker in WOMEN else None,
+                "gender": GENDERS.get(speaker),
                 "label": EMOTIONS[parts["emotion"]],
             }
         )
-    return Reading("emodb", root, rows, problems)
+    missing = [f"{len(rows)} of EmoDB's {FULL_SIZE} recordings are here"] if len(rows) != FULL_SIZE else []
+    return Reading("emodb", root, rows, problems, warnings=missing)

@@ -12,13 +12,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ser.errors import CorpusError, WrongUse
 
-from .reading import Problem, Reading, read_text, visible
+from .scan import Problem, Reading, read_text, visible
 
 SESSIONS = range(1, 6)
 LABELS = ("ang", "hap", "exc", "neu", "sad", "fru", "sur", "fea", "dis", "oth", "xxx")
@@ -29,10 +29,10 @@ DEMO_MARKER = "ser-demo.json"
 ID = re.compile(r"(?P<dialogue>Ses(?P<session>\d\d)[FM]_\w+)_(?P<gender>[FM])(?P<turn>\d{3})")
 BLOCK = re.compile(r"\[\s*([\d.]+)\s*-\s*([\d.]+)\s*\]\t(\S+)\t(\w+)\t\[\s*(.+?),\s*(.+?),\s*(.+?)\s*\]\s*")
 VOTE = re.compile(r"C-(?P<rater>\w+):\s*(?P<categories>[^(]*)")
-TRANSCRIPT = re.compile(r"(?P<id>\S+)\s*\[\s*[\d.]+\s*-\s*[\d.]+\s*\]:(?P<text>.*)", re.DOTALL)
+TRANSCRIPT = re.compile(r"(\S+)\s*\[\s*[\d.]+\s*-\s*[\d.]+\s*\]:(.*)", re.DOTALL)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluation:
     """One block of an EmoEvaluation file."""
 
@@ -40,8 +40,8 @@ class Evaluation:
     start: float
     end: float
     label: str
-    vad: tuple[float, float, float]  # as they stand: seven lie outside [1, 5] in the release
-    votes: list[list[str]] = field(default_factory=list)  # of the external raters
+    vad: list[float]  # as they stand: seven lie outside [1, 5] in the release
+    votes: list[list[str]]  # of the external raters
 
 
 def is_iemocap(root: Path) -> bool:
@@ -64,7 +64,9 @@ def read_iemocap(root: Path) -> Reading:
         dialogues = {p.stem for folder in folders for p in visible(folder, ".txt")}
         dialogues |= {p.name for p in visible(session / "sentences" / "wav", "") if p.is_dir()}
         for dialogue in sorted(dialogues):
-            _read_dialogue(root, number, dialogue, rows, problems)
+            of_dialogue, faults = _read_dialogue(session, dialogue)
+            rows += of_dialogue
+            problems += faults
     synthetic = _is_demo(root)
     return Reading("demo" if synthetic else "iemocap", root, rows, problems, synthetic=synthetic)
 
@@ -80,46 +82,36 @@ def consensus(votes: list[list[str]]) -> str:
     return ranked[0][0]
 
 
-def _read_dialogue(
-    root: Path, session: int, dialogue: str, rows: list[dict[str, Any]], problems: list[Problem]
-) -> None:
-    """Append a dialogue's utterances, in turn order, and whatever is wrong with them."""
-    folder = root / f"Session{session}"
-    evaluation = folder / "dialog" / "EmoEvaluation" / f"{dialogue}.txt"
-    transcription = folder / "dialog" / "transcriptions" / f"{dialogue}.txt"
-    evaluation_name, transcription_name = (p.relative_to(root).as_posix() for p in (evaluation, transcription))
-    if not evaluation.is_file():
-        problems.append(Problem(None, evaluation_name, f"the labels of dialogue {dialogue} are missing"))
-        return
-    texts = dict(_transcripts(transcription)) if transcription.is_file() else {}
-    blocks = []
-    for number, block in _evaluations(evaluation):
+def _read_dialogue(session: Path, dialogue: str) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """A dialogue's utterances, in turn order, and whatever is wrong with them."""
+    evaluation, transcription = (f"dialog/{kind}/{dialogue}.txt" for kind in ("EmoEvaluation", "transcriptions"))
+    labels, transcripts = f"{session.name}/{evaluation}", f"{session.name}/{transcription}"
+    if not (session / evaluation).is_file():
+        return [], [Problem(None, labels, f"the labels of dialogue {dialogue} are missing")]
+    texts = _transcripts(session / transcription)
+    problems: list[Problem] = []
+    blocks: list[Evaluation] = []
+    for line, block in _evaluations(session / evaluation):
         if isinstance(block, str):
-            problems.append(Problem(None, evaluation_name, f"line {number}: {block}"))
+            problems.append(Problem(None, labels, f"line {line}: {block}"))
             continue
         parts = ID.fullmatch(block.id)
-        if not parts or parts["dialogue"] != dialogue or int(parts["session"]) != session:
-            problems.append(
-                Problem(block.id, evaluation_name, f"line {number}: no utterance id of {dialogue} in Session{session}")
-            )
+        if not parts or parts["dialogue"] != dialogue or f"Session{int(parts['session'])}" != session.name:
+            fault = f"line {line}: no utterance id of {dialogue} in {session.name}"
+            problems.append(Problem(block.id, labels, fault))
             continue
         blocks.append(block)
-        fault = None
-        if block.label not in LABELS:
-            fault = f"the label {block.label} is none of IEMOCAP's"
-        elif block.votes and (expected := consensus(block.votes)) != block.label:
-            fault = f"the label is {block.label}, but the raters' votes make it {expected}"
-        elif not block.votes:
-            fault = "no external rater's vote is there"
-        if fault:
-            problems.append(Problem(block.id, evaluation_name, fault, "label"))
+        if fault := _label_fault(block):
+            problems.append(Problem(block.id, labels, fault, "label"))
         if not texts.get(block.id):
-            gone = "its transcript is empty" if block.id in texts else "its transcript is missing"
-            problems.append(Problem(block.id, transcription_name, gone, "text"))
-    for id in sorted(_expected({b.id for b in blocks}, texts) - {b.id for b in blocks}):
-        problems.append(Problem(id, evaluation_name, "this utterance has no label line"))
-    for turn, block in enumerate(sorted(blocks, key=lambda b: (b.start, b.end, b.id))):
-        rows.append(_row(block, turn, texts.get(block.id) or None, f"Session{session}/sentences/wav/{dialogue}"))
+            fault = "its transcript is empty" if block.id in texts else "its transcript is missing"
+            problems.append(Problem(block.id, transcripts, fault, "text"))
+    labelled = {block.id for block in blocks}
+    unlabelled = sorted((_turns(labelled) | texts.keys()) - labelled)
+    problems += [Problem(id, labels, "this utterance has no label line") for id in unlabelled]
+    blocks.sort(key=lambda b: (b.start, b.end, b.id))
+    audio = f"{session.name}/sentences/wav/{dialogue}"
+    return [_row(block, turn, texts.get(block.id) or None, audio) for turn, block in enumerate(blocks)], problems
 
 
 def _row(block: Evaluation, turn: int, text: str | None, folder: str) -> dict[str, Any]:
@@ -137,51 +129,59 @@ def _row(block: Evaluation, turn: int, text: str | None, folder: str) -> dict[st
         "end": block.end,
         "label": block.label,
         "votes": block.votes,
-        "valence": block.vad[0],
-        "arousal": block.vad[1],
-        "dominance": block.vad[2],
+        **dict(zip(("valence", "arousal", "dominance"), block.vad, strict=True)),
     }
+
+
+def _label_fault(block: Evaluation) -> str | None:
+    if block.label not in LABELS:
+        return f"the label {block.label} is none of IEMOCAP's"
+    if not block.votes:
+        return "no external rater's vote is there"
+    if (expected := consensus(block.votes)) != block.label:
+        return f"the label is {block.label}, but the raters' votes make it {expected}"
+    return None
 
 
 def _evaluations(path: Path) -> Iterator[tuple[int, Evaluation | str]]:
     """Each block of an EmoEvaluation file with its line number; a string in its place says why it cannot be read."""
-    block: Evaluation | None = None
-    begun = 0
-    for number, line in enumerate([*read_text(path).split("\n"), "["], 1):
-        if line.startswith("["):
-            if block:
-                yield begun, block
-            match = BLOCK.fullmatch(line.rstrip("\r"))
-            block, begun = None, number
-            if match:
-                try:
-                    start, end, v, a, d = (float(match[i]) for i in (1, 2, 5, 6, 7))
-                    block = Evaluation(match[3], start, end, match[4], (v, a, d))
-                except ValueError:
-                    match = None
-            if not match and line != "[":
-                yield number, f"not readable as [start - end], id, label, [V, A, D]: {line.strip()[:80]}"
-        elif block and (vote := VOTE.match(line)) and vote["rater"].startswith("E"):
-            # Raters F… and M… are the actors themselves. Categories are coded by their first three letters.
-            categories = [c.strip().lower()[:3] for c in vote["categories"].split(";")]
-            block.votes.append([c for c in categories if c])
+    number = 1
+    for block in re.split(r"^(?=\[)", read_text(path), flags=re.MULTILINE):  # a block begins with [start - end]
+        if block.startswith("["):
+            yield number, _evaluation(*block.split("\n"))
+        number += block.count("\n")
 
 
-def _transcripts(path: Path) -> Iterator[tuple[str, str]]:
-    """The id and text of each line that belongs to an utterance."""
+def _evaluation(head: str, *lines: str) -> Evaluation | str:
+    match = BLOCK.fullmatch(head.rstrip("\r"))
+    unreadable = f"not readable as [start - end], id, label, [V, A, D]: {head.strip()[:80]}"
+    if not match:
+        return unreadable
+    try:
+        start, end, *vad = map(float, match.group(1, 2, 5, 6, 7))
+    except ValueError:
+        return unreadable
+    # Raters F… and M… are the actors themselves. Categories are coded by their first three letters.
+    votes = [vote["categories"] for line in lines if (vote := VOTE.match(line)) and vote["rater"].startswith("E")]
+    coded = [[c.strip().lower()[:3] for c in categories.split(";") if c.strip()] for categories in votes]
+    return Evaluation(match[3], start, end, match[4], vad, coded)
+
+
+def _transcripts(path: Path) -> dict[str, str]:
+    """The text of each utterance, by id; other lines are left out."""
+    if not path.is_file():
+        return {}
     # Not splitlines(): it also breaks at bytes that a text may hold.
-    for line in read_text(path).split("\n"):
-        if (match := TRANSCRIPT.match(line)) and ID.fullmatch(match["id"]):
-            yield match["id"], match["text"].strip()
+    matches = filter(None, map(TRANSCRIPT.match, read_text(path).split("\n")))
+    return {match[1]: match[2].strip() for match in matches if ID.fullmatch(match[1])}
 
 
-def _expected(labelled: set[str], texts: dict[str, str]) -> set[str]:
-    """The ids a dialogue should have: all that are transcribed, and no gap in either speaker's turns."""
-    expected = set(texts)
+def _turns(ids: set[str]) -> set[str]:
+    """The ids of all turns of each speaker up to the last, without a gap."""
     last: dict[str, int] = {}
-    for id in labelled:
+    for id in ids:
         last[id[:-3]] = max(int(id[-3:]), last.get(id[:-3], 0))
-    return expected | {f"{speaker}{turn:03d}" for speaker, end in last.items() for turn in range(end)}
+    return {f"{speaker}{turn:03d}" for speaker, end in last.items() for turn in range(end)}
 
 
 def _is_demo(root: Path) -> bool:

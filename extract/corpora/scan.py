@@ -1,12 +1,14 @@
-"""From a path to a manifest: find the format, read it, hash every audio file, and name every problem."""
+"""From a path to a manifest: find the layout, read it, hash every audio file, and name every problem.
+
+Each layout has a reader, a function from a path to a `Reading`, which `FORMATS` names. Readers import from here, and
+are imported by their names alone.
+"""
 
 import hashlib
 import os
 import pkgutil
 import re
-import stat
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,179 +16,48 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ser.cache.manifest import LONGEST_ID, IdsSeen, Manifest, id_fault, invisible
-from ser.errors import CorpusError, SerError, WrongUse, unknown
+from ser.cache.store import check_name
+from ser.errors import CorpusError, SerError, UtteranceError, WrongUse, unknown
 
-from . import FORMATS
-from .emodb import FULL_SIZE, is_emodb
-from .iemocap import is_iemocap
-from .reading import Problem, Reading, printable
-from .table import SUFFIXES, records
+from ..audio import check_wav, open_audio, read_bytes
+from . import DETECTORS, FORMATS, TRANSCRIPTS
 
-
-def path_fault(audio: str, root: Path, follow_links: bool) -> str | None:
-    """Why this path cannot be an utterance's audio, or None. `audio` is relative to `root`.
-
-    `follow_links`: whoever laid out a corpus folder may have linked parts of it from another disk, but the paths that
-    a table names stay under its folder, links included.
-    """
-    if invisible(audio):
-        return f"the audio path {audio!a} holds a control character or is not valid Unicode"
-    pure = PurePosixPath(audio.replace("\\", "/"))
-    if pure.is_absolute() or audio[1:2] == ":":
-        return f"the audio path {audio} is absolute; give it relative to {root}"
-    if ".." in pure.parts:
-        return f"the audio path {audio} leaves the corpus with '..'; move the file under {root}"
-    if not follow_links and not (root / audio).resolve().is_relative_to(root.resolve()):
-        return f"the audio path {audio} is a link that leaves the corpus; move the file under {root}"
-    return None
-
-
-def replace_transcripts(
-    rows: list[dict[str, Any]], problems: list[Problem], path: Path, complete: bool = True
-) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """The rows with the texts of `path`, a table with columns `id` and `text`, and the problems that then remain.
-
-    The corpus' own transcripts are gone entirely: an utterance that `path` does not name has no text, and is named in
-    the problems. Ids of `path` that the corpus lacks are problems as well, if the corpus is `complete`. Raises
-    `WrongUse` if the file has not those columns.
-    """
-    if not path.is_file():
-        raise WrongUse(f"{path} is no file; give a CSV, TSV or JSONL file with the columns id and text")
-    known = {row["id"] for row in rows}
-    texts: dict[str, str] = {}
-    problems = [p for p in problems if p.kind != "text"]
-    columns: set[str] = set()
-    for line, record in records(path):
-        columns.update(record if isinstance(record, dict) else ())
-        fault = _fault(record, known, texts, complete)
-        if fault:
-            problems.append(Problem(None, str(path), f"{line}: {fault}"))
-        elif isinstance(record, dict) and record["id"] in known:
-            texts[record["id"]] = record.get("text") or ""
-    if not {"id", "text"} <= columns:
-        raise WrongUse(f"{path} lacks the columns id and text; it has {', '.join(sorted(columns)) or 'none'}")
-    silent = [id for row in rows if (id := row["id"]) not in texts]
-    problems += [Problem(id, str(path), "no transcript of this utterance", "text") for id in silent]
-    return [{**row, "text": texts.get(row["id"])} for row in rows], problems
-
-
-def _fault(record: dict[str, Any] | str, known: set[str], texts: dict[str, str], complete: bool) -> str | None:
-    """Why a record is no transcript, or None."""
-    if isinstance(record, str):
-        return record
-    id, text = record.get("id"), record.get("text")
-    if not isinstance(id, str):
-        return "has no id"
-    if text is not None and not isinstance(text, str):
-        return f"the text {ascii(text)[:60]} is not a string"
-    if text is not None and any("\ud800" <= c <= "\udfff" for c in text):
-        return f"the text of {id!a} is not valid Unicode"
-    if id in texts:
-        return f"the id {id!a} is there twice"
-    if id not in known and complete:
-        return f"the id {id!a} is not in the corpus"
-    return None
-
-
-# WAVE format tags whose blocks have one size: PCM, float, A-law, µ-law, extensible.
-FIXED_BLOCKS = {1, 3, 6, 7, 0xFFFE}
-STREAMED = 0xFFFFFFFF  # the data size that a writer into a pipe leaves behind: unknown
-MOST_PER_BYTE = 8192  # samples: FLAC's longest block of silence, 65,535 samples, takes about ten bytes
-CHUNK = 1 << 22
+LONGEST_NAME = 64  # of a corpus in the store
 
 
 @dataclass(frozen=True)
-class Probe:
-    """`sha256` is None where no file could be read, `duration` (seconds) where nobody can tell; `fault` is a reason."""
+class Problem:
+    """Something wrong with a corpus, in one sentence.
 
-    sha256: str | None = None
-    duration: float | None = None
-    fault: str | None = None
-
-
-def probe(path: Path) -> Probe:
-    """Hash an audio file and measure it. Never raises: what is wrong stands in `fault`.
-
-    The whole file is read every time, since size and modification time do not notice changed bytes. soundfile reads
-    a cut-off file short without a word, hence the header is compared with the bytes that are there.
+    `kind` says what it touches: `audio` and `text` problems belong to a manifest row whose audio or transcript cannot
+    be used, `label` problems to a row whose annotation is odd (its features can be computed), and `corpus` problems
+    to something that is not in the manifest at all: a missing session, a refused row.
     """
-    try:
-        # O_NONBLOCK: opening a FIFO would otherwise wait for its writer for ever.
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError:
-        return Probe(fault="the audio file is missing")
-    except (OSError, ValueError) as error:
-        return Probe(fault=f"the audio file cannot be opened ({getattr(error, 'strerror', None) or error})")
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(handle)
-        return Probe(fault="this is a folder or a device, not an audio file")
-    with os.fdopen(handle, "rb", buffering=0) as file:
-        if not status.st_size:
-            return Probe(hashlib.sha256().hexdigest(), 0.0, "the audio file is empty (0 bytes)")
-        try:
-            head = block = file.read(CHUNK)
-            digest = hashlib.sha256(block)
-            while block := file.read(CHUNK):
-                digest.update(block)
-        except OSError as error:
-            return Probe(fault=f"the audio file cannot be read ({error.strerror})")
-    return Probe(digest.hexdigest(), *_measure(path, head, status.st_size))
+
+    id: str | None
+    path: str
+    reason: str
+    kind: Literal["audio", "text", "label", "corpus"] = "corpus"
+
+    def __str__(self) -> str:
+        return printable(f"{self.path}: {self.id + ': ' if self.id else ''}{self.reason}")
 
 
-def _measure(path: Path, head: bytes, size: int) -> tuple[float | None, str | None]:
-    """Seconds of audio in the file, and what is wrong with it."""
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-        return _measure_other(path, head, size)
-    rate = block = tag = 0
-    at = 12
-    while at + 8 <= len(head):
-        name, promised = struct.unpack_from("<4sI", head, at)
-        at += 8
-        if name == b"fmt " and at + 16 <= len(head):
-            tag, _, rate, _, block = struct.unpack_from("<HHIIH", head, at)
-        if name == b"data":
-            break
-        at += promised + promised % 2
-    else:
-        if at < size:  # more metadata than `head` holds
-            return _measure_other(path, head, size)
-        return None, "truncated: the WAV file ends before its audio begins"
-    if not rate or not block:
-        return None, "the WAV file's header gives no sampling rate"
-    there = size - at
-    held = there if promised == STREAMED else min(there, promised)
-    if tag not in FIXED_BLOCKS:
-        seconds, fault = _measure_other(path, head, size)
-    else:
-        seconds, fault = held // block / rate, None
-    if promised > there and promised != STREAMED:
-        fault = f"truncated: the header promises {promised} bytes of audio, the file holds {there}"
-    elif seconds == 0:
-        fault = "the audio file holds no samples"
-    return seconds, fault
+@dataclass(frozen=True)
+class Reading:
+    """A corpus as its reader found it, before audio is hashed and ids are checked.
 
+    `rows` have the manifest's columns (`audio` a path under `root` with forward slashes); `where` says where each row
+    came from ("line 7"), or is empty. `synthetic` marks generated speech.
+    """
 
-def _measure_other(path: Path, head: bytes, size: int) -> tuple[float | None, str | None]:
-    """The same for everything that is no plain WAV, by soundfile's reading of the header."""
-    import soundfile
-
-    if head.startswith(b"version https://git-lfs"):
-        return None, "this is a git-LFS pointer, not audio: run `git lfs pull`"
-    try:
-        info = soundfile.info(path)
-    except (soundfile.SoundFileError, OSError) as error:
-        return None, f"not readable as audio ({str(error).rpartition(': ')[2].strip().rstrip('.')})"
-    if not info.frames or not info.samplerate:
-        return 0.0, "the audio file holds no samples"
-    if info.frames > size * MOST_PER_BYTE:
-        return None, f"the header promises {info.frames} samples, more than the file's {size} bytes can hold"
-    return info.frames / info.samplerate, None
-
-
-__all__ = ["FORMATS", "Problem", "Scan", "find_format", "read_corpus"]
-
-CORPUS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+    corpus: str
+    root: Path
+    rows: list[dict[str, Any]]
+    problems: list[Problem] = field(default_factory=list)
+    where: list[str] = field(default_factory=list)
+    synthetic: bool = False
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,11 +76,7 @@ class Scan:
 
     def unusable(self, modality: Literal["audio", "text"]) -> dict[str, Problem]:
         """The manifest's ids whose audio (or text) cannot be used, each with its first problem."""
-        found: dict[str, Problem] = {}
-        for problem in self.problems:
-            if problem.kind == modality and problem.id is not None:
-                found.setdefault(problem.id, problem)
-        return found
+        return {p.id: p for p in reversed(self.problems) if p.kind == modality and p.id is not None}
 
     @property
     def refused(self) -> list[Problem]:
@@ -226,31 +93,39 @@ def read_corpus(
 ) -> Scan:
     """Scan a corpus.
 
-    `format` is found out when None. `name` is the corpus' name in the store. `text` is a CSV, TSV or JSONL file
-    with columns `id` and `text` whose transcripts take the place of the corpus' own, under another corpus name.
+    `format` is detected when None. `name` is the corpus' name in the store. `text` is a CSV, TSV or JSONL file
+    with columns `id` and `text` whose transcripts take the place of the corpus' own, under another corpus name: an
+    utterance that it does not name has no text, and is named in the problems.
     `limit` keeps the first utterances only. Raises `WrongUse` if the path is no corpus of that format.
     """
     path = Path(path).expanduser()
     if limit is not None and limit < 1:
         raise WrongUse(f"a limit of {limit} leaves no utterance; give 1 or more")
+    if name is not None:
+        check_name("corpus", name)
     format = find_format(path, format)
     with _readable(path):
-        reading = pkgutil.resolve_name(FORMATS[format])(path)
+        reading: Reading = _resolve(FORMATS[format])(path)
     rows, problems = _admit(reading, follow_links=format != "table")
     if limit is not None:
         rows = rows[:limit]
         kept = {row["id"] for row in rows}
         # Problems of utterances beyond the limit are no news to someone who asked for a few.
         problems = [p for p in problems if p.id is None or p.id in kept]
+    corpus = _name_from(reading.corpus)
     if text is not None:
-        rows, problems = replace_transcripts(rows, problems, Path(text).expanduser(), complete=limit is None)
-        name = name if name is not None else f"{_name_from(reading.corpus)}-{_name_from(Path(text).stem)}"
+        text = Path(text).expanduser()
+        texts, faults = _resolve(TRANSCRIPTS)(text, [row["id"] for row in rows], complete=limit is None)
+        problems = [*(p for p in problems if p.kind != "text"), *faults]
+        rows = [{**row, "text": texts.get(row["id"])} for row in rows]
+        corpus = f"{corpus}-{_name_from(text.stem)}"
     if not rows:
-        raise _no_utterances(path, format, problems)
-    rows, faults = _probe_audio(rows, reading.root)
-    name = _checked_name(name) if name is not None else _name_from(reading.corpus)
+        first = f"; first problem: {problems[0]}" if problems else ""
+        raise WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
+    name = name if name is not None else check_name("corpus", corpus)
+    rows, faults = _measure(rows, reading.root)
     manifest = Manifest.from_rows(name, rows, reading.synthetic)
-    return Scan(manifest, reading.root, format, [*problems, *faults], _warnings(format, rows))
+    return Scan(manifest, reading.root, format, [*problems, *faults], reading.warnings)
 
 
 def find_format(path: str | Path, format: str | None = None) -> str:
@@ -262,10 +137,33 @@ def find_format(path: str | Path, format: str | None = None) -> str:
     with _readable(path):
         if not path.exists():
             raise WrongUse(f"{path} does not exist; give the folder of a corpus, or a table file")
-        format = format or detect(path)
+        format = format or _detect(path)
     if format not in FORMATS:
         raise unknown("corpus format", format, FORMATS)
     return format
+
+
+def _detect(path: Path) -> str:
+    if path.is_file():
+        return "table"
+    detectors = {format: _resolve(reference) for format, reference in DETECTORS.items()}
+    for format, detects in detectors.items():
+        if detects(path):
+            return format
+    entries = sorted(path.iterdir())
+    for inner in (entry for entry in entries if entry.is_dir()):
+        if detectors["iemocap"](inner):
+            raise WrongUse(f"{path} is no corpus, but the folder inside it is: give {inner}")
+    tables = [p.name for p in entries if p.suffix.lower() in {".csv", ".tsv", ".jsonl", ".parquet"}]
+    hint = f"it holds {tables[0]}: give that file to read it as a table" if tables else ""
+    raise WrongUse(
+        f"{path} is no corpus that ser knows: it has neither IEMOCAP's Session1 … Session5 nor recordings named as "
+        f"in EmoDB; {hint or 'other corpora are read from a CSV, TSV, Parquet or JSONL file'}"
+    )
+
+
+def _resolve(reference: str | Callable[..., Any]) -> Callable[..., Any]:
+    return pkgutil.resolve_name(reference) if isinstance(reference, str) else reference
 
 
 @contextmanager
@@ -281,23 +179,9 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def detect(path: Path) -> str:
-    """The format of the corpus at `path`. Raises `WrongUse` if it looks like none."""
-    if path.is_file():
-        return "table"
-    if is_iemocap(path):
-        return "iemocap"
-    for inner in sorted(p for p in path.iterdir() if p.is_dir()):
-        if is_iemocap(inner):
-            raise WrongUse(f"{path} is no corpus, but the folder inside it is: give {inner}")
-    if is_emodb(path):
-        return "emodb"
-    tables = sorted(p.name for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-    hint = f"; it holds {tables[0]}: give that file to read it as a table" if tables else ""
-    raise WrongUse(
-        f"{path} is no corpus that ser knows: it has neither IEMOCAP's Session1 … Session5 nor recordings named as "
-        f"in EmoDB{hint or '; other corpora are read from a CSV, TSV, Parquet or JSONL file'}"
-    )
+def _name_from(stem: str) -> str:
+    """A corpus name made from a file's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:LONGEST_NAME] or "corpus"
 
 
 def _admit(reading: Reading, follow_links: bool) -> tuple[list[dict[str, Any]], list[Problem]]:
@@ -307,16 +191,35 @@ def _admit(reading: Reading, follow_links: bool) -> tuple[list[dict[str, Any]], 
     for row, where in zip(reading.rows, reading.where or [""] * len(reading.rows), strict=True):
         id, audio = row["id"], row.get("audio")
         fault = id_fault(id) or seen.fault(id)
-        fault = fault or (path_fault(audio, reading.root, follow_links) if audio is not None else None)
+        fault = fault or (_path_fault(audio, reading.root, follow_links) if audio is not None else None)
         if fault:
-            said = f"{where}: {fault}" if where else fault
-            problems.append(Problem(printable(id[:LONGEST_ID]), printable(audio or ""), said))
+            problems.append(
+                Problem(printable(id[:LONGEST_ID]), printable(audio or ""), f"{where}: {fault}".removeprefix(": "))
+            )
         else:
             rows.append(row)
     return rows, problems
 
 
-def _probe_audio(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any]], list[Problem]]:
+def _path_fault(audio: str, root: Path, follow_links: bool) -> str | None:
+    """Why this path, relative to `root`, cannot be an utterance's audio, or None.
+
+    `follow_links`: whoever laid out a corpus folder may have linked parts of it from another disk, but the paths that
+    a table names stay under its folder, links included.
+    """
+    if invisible(audio):
+        return f"the audio path {audio!a} holds a control character or is not valid Unicode"
+    pure = PurePosixPath(audio.replace("\\", "/"))
+    if pure.is_absolute() or audio[1:2] == ":":
+        return f"the audio path {audio} is absolute; give it relative to {root}"
+    if ".." in pure.parts:
+        return f"the audio path {audio} leaves the corpus with '..'; move the file under {root}"
+    if not follow_links and not (root / audio).resolve().is_relative_to(root.resolve()):
+        return f"the audio path {audio} is a link that leaves the corpus; move the file under {root}"
+    return None
+
+
+def _measure(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any]], list[Problem]]:
     """The rows with `audio_sha256` and `duration` from the files themselves, and what is wrong with those."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing release the GIL
         probes = list(pool.map(lambda row: probe(root / row["audio"]), rows))
@@ -325,24 +228,52 @@ def _probe_audio(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str,
     return measured, faults
 
 
-def _checked_name(name: str) -> str:
-    """A corpus' name becomes a folder of the store."""
-    if not CORPUS_NAME.fullmatch(name):
-        raise WrongUse(f"'{name}' cannot be a corpus name: use letters, digits, '.', '_' and '-', such as iemocap-asr")
-    return name
+@dataclass(frozen=True)
+class Probe:
+    """`sha256` is None if the file cannot be read, `duration` (seconds) if its header is wrong; `fault` says why."""
+
+    sha256: str | None = None
+    duration: float | None = None
+    fault: str | None = None
 
 
-def _name_from(stem: str) -> str:
-    """A corpus name made from a file's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:80] or "corpus"
+def probe(path: Path) -> Probe:
+    """Hash an audio file and measure it by its header. What is wrong with it is the probe's `fault`, never raised.
+
+    The whole file is read every time: size and modification time do not show changed bytes.
+    """
+    sha256 = None
+    try:
+        data = read_bytes(path)
+        sha256 = hashlib.sha256(data).hexdigest()
+        seconds, _ = check_wav(data)
+        if not seconds:
+            file, _ = open_audio(data)  # slower by half
+            with file:
+                seconds = file.frames / file.samplerate
+    except UtteranceError as fault:
+        return Probe(sha256, fault=str(fault))
+    return Probe(sha256, seconds)
 
 
-def _no_utterances(path: Path, format: str, problems: Iterable[Problem]) -> WrongUse:
-    first = next((f"; first problem: {p}" for p in problems), "")
-    return WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
+def visible(folder: Path, suffix: str) -> list[Path]:
+    """The entries of `folder` with that suffix, by name, without the `._*` files that a Mac leaves beside real ones."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() == suffix and not p.name.startswith("."))
 
 
-def _warnings(format: str, rows: list[dict[str, Any]]) -> list[str]:
-    if format == "emodb" and len(rows) != FULL_SIZE:
-        return [f"{len(rows)} of EmoDB's {FULL_SIZE} recordings are here"]
-    return []
+def read_text(path: Path) -> str:
+    """The text of a file that may not be UTF-8: then it is read as Windows-1252, undefined bytes as Latin-1."""
+    raw = path.read_bytes()
+    for encoding in ("utf-8-sig", "cp1252"):
+        try:
+            return raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return raw.decode("latin-1")
+
+
+def printable(text: str) -> str:
+    """`text` with what could steer a terminal escaped: ids and paths are someone else's data."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -9,6 +9,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from ser.cache.manifest import SCHEMA, IdsSeen, Manifest, id_fault
 from ser.errors import CorpusError, WrongUse
 
-from .reading import Problem, Reading, read_text
+from .scan import Problem, Reading, read_text
 
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".parquet"}
 ALIASES = {"file": "audio", "wav": "audio", "emotion": "label", "emo": "label", "key": "id", "spk": "speaker"}
@@ -28,9 +29,8 @@ MEASURED = ("audio_sha256", "text_sha256", "duration")  # taken from the files, 
 
 def read_table(path: Path) -> Reading:
     """Read a corpus from a table file. A bad row becomes a `Problem` with its line number, and no row."""
-    rows, problems, where = _rows(path, need="audio")
-    rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
-    return Reading(path.stem, path.parent, rows, problems, where)
+    reading = _read(path, need="audio")
+    return replace(reading, rows=[{k: v for k, v in row.items() if k not in MEASURED} for row in reading.rows])
 
 
 def read_manifest(path: Path, corpus: str) -> Manifest:
@@ -39,24 +39,46 @@ def read_manifest(path: Path, corpus: str) -> Manifest:
     Raises `CorpusError` at the first bad row: features that are imported in the manifest's order stand or fall with
     every one of its rows.
     """
-    rows, problems, where = _rows(path, need="id")
-    if problems:
-        raise CorpusError(f"{problems[0]}; mend the table and run again")
+    reading = _read(path, need="id")
+    if reading.problems:
+        raise CorpusError(f"{reading.problems[0]}; mend the table and run again")
     seen = IdsSeen()
-    for row, line in zip(rows, where, strict=True):
+    for row, line in zip(reading.rows, reading.where, strict=True):
         if fault := id_fault(row["id"]) or seen.fault(row["id"]):
             raise CorpusError(f"{path}: {line}: {fault}")
-    return Manifest.from_rows(corpus, rows)
+    return Manifest.from_rows(corpus, reading.rows)
 
 
-def records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def read_transcripts(path: Path, ids: list[str], complete: bool = True) -> tuple[dict[str, str], list[Problem]]:
+    """The texts of `path`, a table with columns `id` and `text`, by id, and a problem for each of `ids` without one.
+
+    Ids of `path` that are not among `ids` are problems as well, if those are `complete`. Raises `WrongUse` if the file
+    lacks those columns.
+    """
+    if not path.is_file():
+        raise WrongUse(f"{path} is not a file; give a CSV, TSV or JSONL file with the columns id and text")
+    reading = _read(path, need="id", columns=["id", "text"])
+    if not any("text" in row for row in reading.rows):
+        raise WrongUse(f"{path} has no text in any row; give a file with the columns id and text")
+    known, texts, problems = set(ids), {}, list(reading.problems)
+    for row, line in zip(reading.rows, reading.where, strict=True):
+        if (id := row["id"]) in known and id not in texts:
+            texts[id] = row.get("text", "")
+        elif id in known or complete:
+            fault = "is there twice" if id in known else "is not in the corpus"
+            problems.append(Problem(None, str(path), f"{line}: the id {id!a} {fault}"))
+    problems += [Problem(id, str(path), "no transcript of this utterance", "text") for id in ids if id not in texts]
+    return texts, problems
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Each record of a table file with where it stands ("line 7"); a string in its place says why there is none.
 
     Raises `WrongUse` if the file is of no known kind, `CorpusError` if it cannot be read as what its name says.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise WrongUse(f"{path} is no table that ser can read; its name should end in {', '.join(sorted(SUFFIXES))}")
+        raise WrongUse(f"{path} is not a table that ser can read; its name should end in {', '.join(sorted(SUFFIXES))}")
     try:
         if suffix == ".parquet":
             for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
@@ -93,43 +115,41 @@ def _json_lines(text: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
         try:
             record = json.loads(line)
         except (json.JSONDecodeError, RecursionError):
-            yield f"line {number}", "is no JSON"
+            yield f"line {number}", "is not JSON"
             continue
-        yield f"line {number}", record if isinstance(record, dict) else "is no JSON object"
+        yield f"line {number}", record if isinstance(record, dict) else "is not a JSON object"
 
 
-def _rows(path: Path, need: str) -> tuple[list[dict[str, Any]], list[Problem], list[str]]:
-    """The table's good rows in the manifest's columns, a problem for each bad row, and where each good row stood."""
-    rows: list[dict[str, Any]] = []
-    problems: list[Problem] = []
-    where: list[str] = []
-    columns: set[str] = set()
+def _read(path: Path, need: str, columns: list[str] = SCHEMA.names) -> Reading:
+    """The table's good rows in the manifest's `columns`, and a problem for each bad row."""
+    reading = Reading(path.stem, path.parent, [])
+    names: set[str] = set()
     turns: dict[str, int] = {}
-    for line, record in records(path):
+    for line, record in _records(path):
         try:
             if isinstance(record, str):
                 raise ValueError(record)
-            columns.update(record)
-            row = _row(record, need)
+            names.update(record)
+            row = _row(record, need, columns)
         except ValueError as error:
-            problems.append(Problem(None, str(path), f"{line}: {error}"))
+            reading.problems.append(Problem(None, str(path), f"{line}: {error}"))
             continue
         row.setdefault("turn", turns.get(row["dialogue"], 0))
         turns[row["dialogue"]] = row["turn"] + 1
-        rows.append(row)
-        where.append(line)
-    if not rows and need not in {ALIASES.get(c, c) for c in columns}:
+        reading.rows.append(row)
+        reading.where.append(line)
+    if not reading.rows and need not in {ALIASES.get(c, c) for c in names}:
         wanted = [need, *(a for a, name in ALIASES.items() if name == need)]
         raise WrongUse(f"{path} has no {need} column; name one of its columns {' or '.join(wanted)}")
-    return rows, problems, where
+    return reading
 
 
-def _row(record: dict[str, Any], need: str) -> dict[str, Any]:
+def _row(record: dict[str, Any], need: str, columns: list[str]) -> dict[str, Any]:
     """One record in the manifest's columns. Raises `ValueError` with the reason why it cannot be one."""
     row: dict[str, Any] = {}
     for name, value in record.items():
         column = ALIASES.get(name, name)
-        if value is not None and column in SCHEMA.names and (column == name or column not in record):
+        if value is not None and column in columns and (column == name or column not in record):
             row[column] = _value(column, value)
     if need not in row:
         raise ValueError(f"has no {need}")
@@ -156,7 +176,7 @@ def _value(column: str, value: Any) -> Any:
             raise ValueError
         if isinstance(converted, str):
             converted.encode()
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         wanted = {"votes": 'JSON such as [["ang"], ["neu", "sad"]]', "turn": "a number from 0"}
         known = wanted.get(column, "valid Unicode" if kind == pa.string() else "a number")
         raise ValueError(f"the {column} {ascii(value)[:60]} is not {known}") from None

@@ -135,13 +135,13 @@ def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence
 
 def _words(one: Attended, classes: Sequence[str]) -> list[Block]:
     """What the model predicts, and the words by attention."""
-    weights = {n: float(w) for n, w in enumerate(one.tokens @ one.words) if one.texts[n] is not None}
-    most = max([*weights.values(), 1e-9])
+    weights = [(text, float(w)) for text, w in zip(one.texts, one.tokens @ one.words, strict=True) if text is not None]
+    most = max([weight for _, weight in weights], default=0.0) or 1.0
     share, surest = 100 * float(one.audio @ one.tokens), int(one.probabilities.argmax())
     caption = f"Words by attention; {100 - share:.0f} % of it goes to the text, {share:.0f} % to the audio"
     return [
         f"Predicted {classes[surest]} with {100 * one.probabilities[surest]:.0f} %.",
-        Weighed(caption, [(one.texts[n], weight / most) for n, weight in weights.items()]),
+        Weighed(caption, [(text, weight / most) for text, weight in weights]),
     ]
 
 

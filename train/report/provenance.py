@@ -8,7 +8,7 @@ from typing import Any
 
 from ser.errors import SerError
 from ser.train.models import FUSIONS
-from ser.train.options import SELECTIONS, Experiment
+from ser.train.options import SELECTIONS, Experiment, assignments
 from ser.train.run_folder import Run
 from ser.train.settings import Setting, settings
 from ser.train.splits import PROTOCOLS
@@ -131,9 +131,8 @@ def command(cell: Cell) -> str:
         names.append(f"{feature['feature']}{pool}@{feature['fingerprint'][:8]}")
     usual = {name: one.default for name, one in _defaults(config["fusion"]).items()}
     changed = {key: value for key, value in cell.settings.items() if key not in usual or value != usual[key]}
-    texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in changed.items()}
     chosen |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}
-    chosen |= {"set": [f"{key}={text}" for key, text in texts.items()], "epochs": None}  # epochs are a setting too
+    chosen |= {"set": assignments(changed), "epochs": None}  # epochs are among the settings
     words = ["ser", "train"]
     for key, value in chosen.items():
         option = f"--{key.replace('_', '-')}"

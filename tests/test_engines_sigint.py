@@ -8,13 +8,13 @@ import threading
 
 import pytest
 
-from ser.engines.processes import undisturbed
+from ser.engines.processes import defer_sigint
 
 
 def test_it_comes_at_the_end_and_then_as_ever() -> None:
     done = []
     with pytest.raises(KeyboardInterrupt):
-        with undisturbed():
+        with defer_sigint():
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
             done.append("all of it")
@@ -27,7 +27,7 @@ def test_it_comes_at_the_end_and_then_as_ever() -> None:
 
 def test_what_is_begun_in_it_never_hears_it() -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('on')"
-    with undisturbed():
+    with defer_sigint():
         begun = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert begun.communicate()[0] == "on\n"
     assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE).returncode == -signal.SIGINT
@@ -35,11 +35,11 @@ def test_what_is_begun_in_it_never_hears_it() -> None:
 
 def test_nobody_presses_anything() -> None:
     handler, mask = signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with pytest.raises(ZeroDivisionError), undisturbed():
+    with pytest.raises(ZeroDivisionError), defer_sigint():
         raise ZeroDivisionError
-    with undisturbed():
+    with defer_sigint():
         pass
-    aside = threading.Thread(target=lambda: undisturbed().__enter__())  # no main thread: it may set no handler
+    aside = threading.Thread(target=lambda: defer_sigint().__enter__())  # no main thread: it may set no handler
     aside.start()
     aside.join()
     assert signal.getsignal(signal.SIGINT) is handler and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask

@@ -1,5 +1,9 @@
-"""Progress on standard error: a bar on a terminal, one line a minute elsewhere."""
+"""What commands write: one answer on standard output, and progress on standard error.
 
+Progress is a bar on a terminal, and one line a minute elsewhere.
+"""
+
+import json
 import sys
 from typing import Any
 
@@ -7,11 +11,25 @@ import click
 from tqdm import tqdm
 
 
-class _Lines:
+def answer(value: Any) -> None:
+    """Print text as it is, and anything else as one JSON value."""
+    click.echo(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def duration(seconds: float) -> str:
+    """A duration to read, in its two largest units: "3.2 s", "5 min 20 s", "12 h 26 min"."""
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+class _LogStream:
     """A stream that turns the redrawing of a bar into lines of a log."""
 
     def write(self, text: str) -> None:
-        if text := text.replace("\x1b[A", "").strip("\r\n "):  # tqdm steers the cursor between its bars
+        if text := text.replace("\x1b[A", "").strip("\r\n "):  # tqdm moves the cursor between its bars
             click.echo(text, err=True)
 
     def flush(self) -> None:
@@ -22,18 +40,18 @@ def progress(total: float | None, what: str, unit: str = "it", **options: Any) -
     """A `tqdm` bar of `total` steps on standard error; `what` names the stage."""
     if sys.stderr.isatty():
         return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, **options)
-    lines: Any = _Lines()
-    return tqdm(total=total, desc=what, unit=unit, file=lines, mininterval=60, maxinterval=60, ascii=True, **options)
+    log: Any = _LogStream()
+    return tqdm(total=total, desc=what, unit=unit, file=log, mininterval=60, maxinterval=60, ascii=True, **options)
 
 
-class Stages:
+class StageBars:
     """One bar per stage of a run, made when the stage first reports."""
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
         self.bars: dict[str, tqdm[Any]] = {}
 
-    def __enter__(self) -> "Stages":
+    def __enter__(self) -> "StageBars":
         return self
 
     def __exit__(self, *fault: object) -> None:

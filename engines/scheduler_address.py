@@ -1,0 +1,80 @@
+"""What `--scheduler` may name: `local:N`, the address of a running dask scheduler, or the file that it wrote."""
+
+import ipaddress
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ser.errors import SerError, WrongUse
+
+ENCRYPTED = ("tls", "wss", "inproc")  # with certificates; inproc: within this process
+
+
+def check_scheduler(scheduler: str, insecure: bool = False) -> str:
+    """The address, or `local:N` as it is. Asks nobody, so a command can begin with it.
+
+    Raises `WrongUse` for what cannot be a scheduler, and, unless `insecure`, for a plain connection to another
+    machine; `SerError` if dask is not installed.
+    """
+    address = scheduler
+    if local_workers(scheduler) is None:
+        if "://" not in scheduler:
+            plain = re.fullmatch(r"[\w.\[\]:-]+:\d+", scheduler)
+            address = f"tcp://{scheduler}" if plain else _from_file(Path(scheduler))
+        try:
+            parts = urlsplit(address)
+            _ = parts.hostname, parts.port
+        except ValueError:
+            raise WrongUse(
+                f"--scheduler {scheduler}: {address!r} is not an address such as tcp://127.0.0.1:8786"
+            ) from None
+        if not insecure and not is_protected(address):
+            raise WrongUse(
+                f"--scheduler {scheduler}: {address} is plain and leads to another machine, and dask runs whatever it "
+                "is sent; use tls:// or an ssh tunnel to 127.0.0.1, or say --insecure where you trust everyone on the "
+                "network"
+            )
+    if find_spec("distributed") is None:
+        raise SerError("--scheduler needs dask: pip install 'ser[cluster]'")
+    return address
+
+
+def local_workers(scheduler: str) -> int | None:
+    """N of `local:N`; None for anything else. Raises `WrongUse` if N is not a number of workers."""
+    kind, _, number = scheduler.partition(":")
+    if kind != "local":
+        return None
+    if not number.isdecimal() or not int(number):
+        raise WrongUse(f"--scheduler {scheduler}: write local:N with N workers, such as local:4")
+    return int(number)
+
+
+def is_protected(address: str) -> bool:
+    """Whether nobody on the network can read or alter what is sent there."""
+    return urlsplit(address).scheme in ENCRYPTED or on_this_machine(address)
+
+
+def on_this_machine(address: str) -> bool:
+    """Whether it is a loopback address: no other machine can reach what listens there, or be reached."""
+    host = urlsplit(address).hostname
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _from_file(path: Path) -> str:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WrongUse(
+            f"--scheduler {path}: is not an address such as tcp://127.0.0.1:8786, not local:N, and not a scheduler "
+            f"file ({error.strerror})"
+        ) from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("address"), str) or "://" not in found["address"]:
+        raise WrongUse(f"--scheduler {path}: is not a scheduler file; `dask scheduler --scheduler-file` writes one")
+    return found["address"]

@@ -1,0 +1,41 @@
+"""Which tests are heavy, and fixtures that several files use.
+
+A heavy test starts processes, a browser or a dask cluster, builds the wheel, or extracts and trains the demo.
+`make test-fast` leaves them out.
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import pytest
+
+HEAVY_FILES = ("test_cluster", "test_engines", "test_features_disk", "test_features_killed", "test_report_html")
+HEAVY_TESTS = {"test_a_command_runs_through_few_files", "test_wheel_alone_runs"}
+HEAVY_FIXTURES = {"browser", "demo_store", "newcomer", "processes"}
+PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "in_processes", "fork_server"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark what is heavy, by name or because it starts processes."""
+    for item in items:
+        named = item.path.name.startswith(HEAVY_FILES) or item.originalname in HEAVY_TESTS
+        if named or HEAVY_FIXTURES & set(item.fixturenames) or starts_processes(item.function, set()):
+            item.add_marker(pytest.mark.heavy)
+
+
+def starts_processes(function: Callable[..., Any], seen: set[str]) -> bool:
+    """Whether a test, or a function of its own module that it calls, names one of `PROCESSES`."""
+    seen.add(function.__name__)
+    names, codes = set(), [function.__code__]
+    while codes:
+        code = codes.pop()
+        names |= set(code.co_names)
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    called = [function.__globals__.get(name) for name in names - seen]
+    return bool(names & PROCESSES) or any(
+        starts_processes(one, seen) for one in called if inspect.isfunction(one) and one.__module__ == function.__module__
+    )

@@ -1,0 +1,97 @@
+"""What a worker keeps between tasks: opened once, at most two, closed when nobody uses it any more."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ser import engines
+from ser.engines.worker_cache import WorkerCache
+
+
+class Thing:
+    """Counts how often it is closed."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        Thing.made += 1
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_it_is_opened_once_and_two_are_kept() -> None:
+    cache, things = WorkerCache(), {}
+    for key in ("a", "b", "a", "b", "a", "c", "a"):
+        with cache.use(key, Thing) as thing:
+            assert things.setdefault(key, thing) is thing and not thing.closed
+    assert things["b"].closed == 1, "asked for longest ago, it made room for c"
+    assert things["a"].closed == things["c"].closed == 0
+    cache.clear()
+    assert [thing.closed for thing in things.values()] == [1, 1, 1]
+    with cache.use("a", Thing) as thing:
+        assert thing is not things["a"] and not thing.closed
+
+
+def test_what_is_in_use_is_closed_by_its_last_user() -> None:
+    cache = WorkerCache()
+    with cache.use("a", Thing) as thing:
+        with cache.use("a", Thing) as same:
+            cache.clear()
+            assert same is thing
+        assert not thing.closed
+    assert thing.closed == 1
+
+
+def test_it_is_cleared_while_it_opens() -> None:
+    cache, begun, go_on = WorkerCache(), threading.Event(), threading.Event()
+
+    def slowly() -> Thing:
+        begun.set()
+        go_on.wait(10)
+        return Thing()
+
+    def task() -> Thing:
+        with cache.use("a", slowly) as thing:
+            assert not thing.closed
+        return thing
+
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(task)
+        begun.wait(10)
+        before = time.monotonic()
+        cache.clear()
+        assert time.monotonic() - before < 1, "dask's event loop does not wait for a model"
+        go_on.set()
+        assert running.result(10).closed == 1
+
+
+def test_many_threads_open_it_once() -> None:
+    cache, before = WorkerCache(), Thing.made
+
+    def task(number: int) -> None:
+        with cache.use(f"{number % 2}", Thing) as thing:
+            time.sleep(0.001)
+            assert not thing.closed
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(task, range(200)))
+    assert Thing.made == before + 2
+
+
+def test_what_cannot_be_opened_leaves_nothing() -> None:
+    cache = WorkerCache()
+    with pytest.raises(ZeroDivisionError), cache.use("a", lambda: 1 // 0):
+        pass
+    with cache.use("a", Thing) as thing:
+        assert not thing.closed
+
+
+def test_without_a_cluster_the_process_keeps_it() -> None:
+    with engines.cached(("test", 1), Thing) as thing:
+        pass
+    with engines.cached(("test", 1), Thing) as same:
+        assert same is thing and not thing.closed
