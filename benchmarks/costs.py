@@ -177,9 +177,9 @@ def timed(commands: list[list[str]]) -> tuple[float, float]:
         for command in commands
     ]
     for child in children:
-        _, told = child.communicate()
+        _, output = child.communicate()
         if child.returncode:
-            raise RuntimeError(f"ser {child.args!r}: exit {child.returncode}\n{told}")
+            raise RuntimeError(f"ser {child.args!r}: exit {child.returncode}\n{output}")
     return time.perf_counter() - started, children_time() - used
 
 
@@ -210,8 +210,8 @@ def full_size(folder: Path, utterances: int = 5531, *settings: str) -> list[dict
     store = write_store(folder / "full", SEQUENCES, lengths)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     measure = [sys.executable, "-c", MEASURE, str(store), *settings]
-    told = subprocess.run(measure, env=env, check=True, stdout=subprocess.PIPE)
-    found = json.loads(told.stdout)
+    output = subprocess.run(measure, env=env, check=True, stdout=subprocess.PIPE)
+    found = json.loads(output.stdout)
     model = 16 * found["parameters"]  # float32 weights, their gradients, Adam's two moments
     allowed = found["bare"] + 1.3 * found["size"] + model
     what = f"full size, {lengths['hubert'].sum():,} frames × 768"

@@ -94,10 +94,10 @@ def difference(what: str, plain: list[float], ours: list[float]) -> dict[str, An
     differences = np.array(ours) - np.array(plain)
     mean = float(differences.mean())
     half = float(t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5)
-    told = f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}] over {len(differences)} seeds"
-    verdict = "holds" if mean - half > 0 else "does not hold" if mean + half < 0 else "cannot be told"
+    measured = f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}] over {len(differences)} seeds"
+    verdict = "holds" if mean - half > 0 else "does not hold" if mean + half < 0 else "cannot be decided"
     return {
-        "what": f"{what}: {told}: {verdict}",
+        "what": f"{what}: {measured}: {verdict}",
         "plain": float(np.mean(plain)),
         "ours": float(np.mean(ours)),
         "unit": "% UA",

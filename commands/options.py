@@ -15,6 +15,7 @@ BACKENDS = click.Choice(["zarr", "hdf5"])
 store_option = click.option("--store", type=FILE, default=Path("features"), show_default=True)
 corpus_option = click.option("--corpus", metavar="N", help="The store's only corpus by default.")
 backend_option = click.option("--backend", type=BACKENDS, default="zarr", show_default=True)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 scheduler_option = click.option(
     "--scheduler",
     metavar="ADDRESS",

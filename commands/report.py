@@ -5,15 +5,16 @@ from typing import Any
 
 import click
 
-_file = click.Path(path_type=Path)
+from .options import FILE
+from .output import answer
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=_file)
-@click.option("--html", type=_file, metavar="FILE", help="Write one self-contained page: tables, plots, a look inside.")
-@click.option("--latex", type=_file, metavar="FILE", help="Write every table for LaTeX (booktabs).")
-@click.option("--markdown", type=_file, metavar="FILE", help="Write every table as Markdown.")
-@click.option("--csv", type=_file, metavar="FILE", help="Write every table as CSV.")
+@click.argument("runs", nargs=-1, required=True, type=FILE)
+@click.option("--html", type=FILE, metavar="FILE", help="Write one self-contained page: tables, plots and attention.")
+@click.option("--latex", type=FILE, metavar="FILE", help="Write every table for LaTeX (booktabs).")
+@click.option("--markdown", type=FILE, metavar="FILE", help="Write every table as Markdown.")
+@click.option("--csv", type=FILE, metavar="FILE", help="Write every table as CSV.")
 @click.option("--paired", is_flag=True, help="Test whether the cells differ: McNemar, paired t and Wilcoxon.")
 def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any) -> None:
     """Tables of RUNS (run folders, or folders of them), one line per configuration, with 95 % intervals.
@@ -29,7 +30,7 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any
     from ser.train.run_folder import find_runs
 
     cells, unfinished = group_runs(find_runs(*runs))
-    click.echo(report_text(cells, unfinished, paired))
+    answer(report_text(cells, unfinished, paired))
     if html or any(files.values()):
         from ser.train.report.html import write_html
         from ser.train.report.sections import make_page
@@ -42,4 +43,4 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any
             elif path:
                 write_tables(page.tables, path, form)  # type: ignore[arg-type]
             if path:
-                click.echo(f"wrote {path}")
+                answer(f"wrote {path}")

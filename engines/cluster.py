@@ -171,7 +171,9 @@ class Cluster:
             except (OSError, RuntimeError, TimeoutError) as fault:
                 raise self._gone() from fault
             self._asked = time.monotonic()
-            self.kinds += [worker["resources"] for worker in self._workers if worker["resources"] not in self.kinds]
+            for worker in self._workers:
+                if worker["resources"] not in self.kinds:
+                    self.kinds.append(worker["resources"])
         return self._workers
 
     @property

@@ -79,10 +79,20 @@ class ExtractionRun:
         self.plan = plan
 
     @cached_property
+    def tasks(self) -> list[ExtractionTask]:
+        """What is to be computed."""
+        return self.plan.tasks()
+
+    @property
+    def processes(self) -> int:
+        """How many processes of this machine compute it."""
+        return max(1, min(self.plan.config.workers or 1, len(self.tasks)))
+
+    @cached_property
     def worker(self) -> Worker:
         """What computes in this process. Raises `WrongUse` for a device that is not here."""
-        config, workers = self.plan.worker_config(), self.plan.config.workers or 1
-        return Worker(replace(config.here(), threads=max(1, engines.cores() // workers)))
+        threads = max(1, engines.cores() // self.processes)
+        return Worker(replace(self.plan.worker_config().here(), threads=threads))
 
     def __enter__(self) -> "ExtractionRun":
         return self
@@ -114,7 +124,7 @@ class ExtractionRun:
         deviations = self._check(store)
         total = TaskResult()
         # Closed at once when this fails: else its threads would go on through all tasks before the message is seen.
-        with closing(self._results(plan.tasks(), on_progress)) as results:
+        with closing(self._results(on_progress)) as results:
             for result in results:
                 total.add(result)
                 if result.quarantined and config.on_error == "fail":
@@ -135,8 +145,8 @@ class ExtractionRun:
                 store.add(spec).annotate(check={"utterances": count, "max_relative": found[spec.name]})
         return found
 
-    def _results(self, tasks: list[ExtractionTask], report: OnProgress | None) -> Generator[TaskResult]:
-        config = self.plan.config
+    def _results(self, report: OnProgress | None) -> Generator[TaskResult]:
+        config, tasks = self.plan.config, self.tasks
         if not tasks:
             return
         if config.scheduler is not None:
@@ -147,12 +157,13 @@ class ExtractionRun:
             seen.update(anew=True)
             return
         progress = _Progress(self.plan, tasks, report)
-        worker, workers = self.worker, min(config.workers or 1, len(tasks))
-        if workers == 1:
+        worker = self.worker
+        if self.processes == 1:
             worker.on_stage = progress.add
             yield from worker.run(tasks)
             return
-        for result in engines.run(extract_task, [replace(task, config=worker.config) for task in tasks], workers):
+        here = [replace(task, config=worker.config) for task in tasks]
+        for result in engines.run(extract_task, here, self.processes):
             for stage, count in result.stages.items():
                 progress.add(stage, count)
             yield result

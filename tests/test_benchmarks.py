@@ -24,7 +24,7 @@ def test_the_interval_of_a_paired_difference() -> None:
     assert row["difference"]["high"] == pytest.approx(interval.high)
     assert row["difference"]["mean"] == pytest.approx(2.8) and row["what"].endswith("holds")
     assert difference("x", ours, plain)["what"].endswith("does not hold")
-    assert difference("x", plain, [51.0, 50.0, 52.0, 48.0, 56.0])["what"].endswith("cannot be told")
+    assert difference("x", plain, [51.0, 50.0, 52.0, 48.0, 56.0])["what"].endswith("cannot be decided")
 
 
 def test_growth_is_measured_against_the_smaller_work() -> None:

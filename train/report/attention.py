@@ -98,7 +98,7 @@ def weights_of(interaction: ModalityInteraction) -> Iterator[dict[str, Tensor]]:
     def pooled(pool: SelfAttentionPooling, taken: tuple[Tensor, RaggedLayout], _: Tensor) -> None:
         seen["pooling"] = pool.score(taken[0])[:, 0].softmax(0)
 
-    attention.cross = cross  # type: ignore[method-assign, assignment]
+    attention.cross = cross  # type: ignore[method-assign]
     handle = interaction.pool.register_forward_hook(pooled)
     try:
         yield seen

@@ -135,13 +135,13 @@ def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence
 
 def _words(one: Attended, classes: Sequence[str]) -> list[Block]:
     """What the model predicts, and the words by attention."""
-    weights = {n: float(w) for n, w in enumerate(one.tokens @ one.words) if one.texts[n] is not None}
-    most = max([*weights.values(), 1e-9])
+    weights = [(text, float(w)) for text, w in zip(one.texts, one.tokens @ one.words, strict=True) if text is not None]
+    most = max([weight for _, weight in weights], default=0.0) or 1.0
     share, surest = 100 * float(one.audio @ one.tokens), int(one.probabilities.argmax())
     caption = f"Words by attention; {100 - share:.0f} % of it goes to the text, {share:.0f} % to the audio"
     return [
         f"Predicted {classes[surest]} with {100 * one.probabilities[surest]:.0f} %.",
-        Weighed(caption, [(one.texts[n], weight / most) for n, weight in weights.items()]),
+        Weighed(caption, [(text, weight / most) for text, weight in weights]),
     ]
 
 
@@ -182,8 +182,8 @@ def errors(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> list[Block]:
         blocks.append(f"Errors by group and agreement are those of the cell with the highest UA, {cell.label}.")
     if origin.manifest is None:
         blocks.append(f"Texts, durations and votes are not at hand: {origin.lack}")
-    hardest = _hardest(cells, origin)
-    return [*blocks, Group([_groups(cell, origin), *_agreement(cell, origin)]), *([hardest] if hardest.rows else [])]
+    plots, hardest = [*_groups(cell, origin), *_agreement(cell, origin)], _hardest(cells, origin)
+    return [*blocks, *([Group(plots)] if plots else []), *([hardest] if hardest.rows else [])]
 
 
 def _hardest(cells: Sequence[Cell], origin: Origin) -> Table:
@@ -216,8 +216,8 @@ def _known(value: Any) -> Any:
     return None if value != value else value
 
 
-def _groups(cell: Cell, origin: Origin) -> Plot:
-    """The share of wrong predictions in each group."""
+def _groups(cell: Cell, origin: Origin) -> list[Plot]:
+    """The share of wrong predictions in each group; nothing where no group is known."""
     import pandas
 
     p = cell.predictions.join(origin.rows, on="id")
@@ -244,7 +244,7 @@ def _groups(cell: Cell, origin: Origin) -> Plot:
     note += "seeds are averaged."
     note += "" if len(drawn) == len(rows) else f" Groupings of more than {GROUPS} groups are only in the numbers."
     draw = partial(dots, points, "wrong %", baseline=every, limits=(0, None))
-    return Plot("Errors by group", Table("groups", "Errors by group", rows), draw, note)
+    return [Plot("Errors by group", Table("groups", "Errors by group", rows), draw, note)] if rows else []
 
 
 def wilson(share: float, n: int) -> tuple[float, float, float]:

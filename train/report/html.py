@@ -4,27 +4,21 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .figures import Svg
 from .tables import Table
 
 LONG = 40  # rows: a longer table is folded
 SHORT, ROOMY = 18, 34  # letters: up to here words are not broken; from here on a column needs room
-SPOKEN = 6  # rows of a plot's table in its description
+DESCRIBED = 6  # rows of a plot's table in its description
 
 
 @dataclass(frozen=True)
-class Command:
-    """Something to type into a shell."""
+class Text:
+    """Something to type into a shell ("command"), or a sentence that must not be missed ("warned")."""
 
-    text: str
-
-
-@dataclass(frozen=True)
-class Warned:
-    """A sentence that must not be missed."""
-
+    role: Literal["command", "warned"]
     text: str
 
 
@@ -48,7 +42,7 @@ class Plot:
     @property
     def words(self) -> str:
         """A description for those who do not see it: some of its numbers, evenly spread."""
-        rows = self.data.texts[:: -(-len(self.data.rows) // SPOKEN)]
+        rows = self.data.texts[:: -(-len(self.data.rows) // DESCRIBED)]
         return "; ".join(", ".join(map(" ".join, zip(self.data.columns, row, strict=True))) for row in rows)
 
 
@@ -61,7 +55,7 @@ class Group:
 
 
 # A plain `str` is a paragraph.
-Block = str | Command | Warned | Weighed | Table | Plot | Group
+Block = str | Text | Weighed | Table | Plot | Group
 
 
 @dataclass(frozen=True)

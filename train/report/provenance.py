@@ -8,13 +8,13 @@ from typing import Any
 
 from ser.errors import SerError
 from ser.train.models import FUSIONS
-from ser.train.options import SELECTIONS, Experiment
+from ser.train.options import SELECTIONS, Experiment, assignments
 from ser.train.run_folder import Run
 from ser.train.settings import Setting, settings
 from ser.train.splits import PROTOCOLS
 
 from .cells import Cell
-from .html import Block, Command, Warned
+from .html import Block, Text
 from .tables import Row, Table
 from .utterances import Origin
 
@@ -32,10 +32,10 @@ def what_was_run(cells: Sequence[Cell], origins: Mapping[str, Origin], unfinishe
         blocks.append(Table("left-out", f"Utterances left out: {left_out.total():,}", rows, folded=True))
     if unfinished:
         names = ", ".join(run.path.name for run in unfinished[:5]) + (" …" if len(unfinished) > 5 else "")
-        blocks.append(Warned(f"{len(unfinished)} runs are not finished and count nowhere here: {names}"))
+        blocks.append(Text("warned", f"{len(unfinished)} runs are not finished and count nowhere here: {names}"))
     commands = {cell.label: command(cell) for cell in cells}
     shown = list(dict.fromkeys(commands.values()))[: COMMANDS if len(cells) <= COMMANDS else 1]
-    blocks += ["To run it again:", Command("\n".join(shown))]
+    blocks += ["To run it again:", Text("command", "\n".join(shown))]
     if len(cells) > COMMANDS:
         lines = [{"cell": label, "command": text} for label, text in commands.items()]
         blocks.append(Table("commands", "The command of each cell", lines, folded=True))
@@ -131,9 +131,8 @@ def command(cell: Cell) -> str:
         names.append(f"{feature['feature']}{pool}@{feature['fingerprint'][:8]}")
     usual = {name: one.default for name, one in _defaults(config["fusion"]).items()}
     changed = {key: value for key, value in cell.settings.items() if key not in usual or value != usual[key]}
-    texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in changed.items()}
     chosen |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}
-    chosen |= {"set": [f"{key}={text}" for key, text in texts.items()], "epochs": None}  # epochs are a setting too
+    chosen |= {"set": assignments(changed), "epochs": None}  # epochs are among the settings
     words = ["ser", "train"]
     for key, value in chosen.items():
         option = f"--{key.replace('_', '-')}"

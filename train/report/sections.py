@@ -12,7 +12,7 @@ from ser.train.scores import NO_COMPARISON, caveat, mcnemar, paired_t, wilcoxon
 
 from .cells import Cell, configuration
 from .examples import attended, errors
-from .figures import dots, lines, matrices
+from .figures import Point, dots, lines, matrices
 from .html import Block, Group, Page, Plot, Section
 from .paper import changed_settings, others_quoted, quoted_for, quoted_spread
 from .provenance import what_was_run
@@ -301,33 +301,27 @@ def _recall(cell: Cell, name: str) -> float | None:
 def _training(cells: Sequence[Cell]) -> list[Block]:
     kept = [result["epoch"] for result in cells[0].results]
     note = "Line: mean of the runs; band: their lowest and highest."
-    plots = [_curves_plot(cells, "loss", "Training loss", f"{note}{_drawn(cells, SERIES)}")]
-    if any(np.isfinite(_curves(cell, "ua")).any() for cell in cells):
-        note += f" Dev, or test with best-test. {cells[0].label} kept epochs {min(kept)} to {max(kept)}."
-        plots.append(_curves_plot(cells, "ua", "UA of the evaluated part", note))
-    return [Group(plots)]
+    loss = _curves(cells, "loss", "Training loss", f"{note}{_drawn(cells, SERIES)}")
+    note += f" Dev, or test with best-test. {cells[0].label} kept epochs {min(kept)} to {max(kept)}."
+    ua = _curves(cells, "ua", "UA of the evaluated part", note)
+    return [Group([loss, ua] if any(row["UA %"] is not None for row in ua.data.rows) else [loss])]
 
 
-def _curves(cell: Cell, name: str) -> np.ndarray:
-    """One line per run, one column per epoch of all stages [runs, epochs]; NaN where nothing was evaluated."""
-    histories = [result["history"] for result in cell.results]
-    table = np.full((len(histories), max(map(len, histories))), np.nan)
-    for row, history in zip(table, histories, strict=True):
-        row[: len(history)] = [np.nan if line[name] is None else line[name] for line in history]
-    return 100 * table if name == "ua" else table
+def _curves(cells: Sequence[Cell], name: str, title: str, note: str) -> Plot:
+    """A score over the epochs of all stages; None where nothing was evaluated."""
+    import pandas
 
-
-def _curves_plot(cells: Sequence[Cell], name: str, title: str, note: str) -> Plot:
-    heading, points, rows = "loss" if name == "loss" else "UA %", [], []
+    heading, scale = ("loss", 1) if name == "loss" else ("UA %", 100)
+    points: list[Point] = []
+    rows: list[Row] = []
     for number, cell in enumerate(cells):
-        table = _curves(cell, name)
-        counted = np.isfinite(table).sum(0)
-        mean = np.where(counted > 0, np.nansum(table, 0) / np.maximum(counted, 1), np.nan).tolist()
-        low, high = np.fmin.reduce(table).tolist(), np.fmax.reduce(table).tolist()
-        if number < SERIES and counted.any():
-            points += [(cell.label, e + 1, ends) for e, ends in enumerate(zip(mean, low, high, strict=True))]
-        for epoch in sorted({round(e) for e in np.linspace(0, len(mean) - 1, min(EPOCHS, len(mean)))}):
-            rows.append({"cell": cell.label, "epoch": epoch + 1, heading: mean[epoch] if counted[epoch] else None})
+        runs = [pandas.Series([line[name] for line in result["history"]], dtype=float) for result in cell.results]
+        curve = scale * pandas.concat(runs, axis=1).agg(["mean", "min", "max"], axis=1)
+        if number < SERIES and curve["mean"].notna().any():
+            points += [(cell.label, epoch, tuple(ends)) for epoch, ends in enumerate(curve.to_numpy(), 1)]
+        for epoch in sorted({round(e) for e in np.linspace(0, len(curve) - 1, min(EPOCHS, len(curve)))}):
+            mean = float(curve["mean"][epoch])
+            rows.append({"cell": cell.label, "epoch": epoch + 1, heading: None if np.isnan(mean) else mean})
     about = f"Mean of the runs; up to {EPOCHS} epochs of each cell, evenly spread; all are in the runs’ result.json."
     data = Table(f"learning-{name}", title, rows, about)
     return Plot(title, data, partial(lines, points, "epoch", heading, band=True), note)

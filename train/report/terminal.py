@@ -61,7 +61,7 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     for row in rows:
         line: dict[str, Any] = {"cell": row.cell}
         for metric in metrics:
-            name, ours = metric.upper() if metric in METRICS else metric, row.scores.get(metric)
+            name, ours = metric.upper() if metric in ("ua", "wa") else metric, row.scores.get(metric)
             line |= beside(name, quoted_spread(row.paper, metric), (ours.mean, ours.std) if ours else None, not warning)
         line["runs"] = "" if row.quoted else str(row.done) if row.done == row.runs else f"{row.done} of {row.runs}"
         line |= {"p": row.p} if any(row.p is not None for row in rows) else {}

@@ -59,19 +59,19 @@ def find_origins(cells: Iterable[Cell]) -> dict[str, Origin]:
     found: dict[tuple[str, str, str], Origin] = {}
     by_label = {}
     for cell in cells:
-        key = (cell.config["provenance"].get("store", ""), cell.config["corpus"], cell.config["manifest"])
-        if key not in found:
-            found[key] = _find(*key)
-        by_label[cell.label] = found[key]
+        where, corpus, digest = (
+            cell.config["provenance"].get("store", ""),
+            cell.config["corpus"],
+            cell.config["manifest"],
+        )
+        if (where, corpus, digest) not in found:
+            try:
+                store = open_store(Path(where))
+                found[where, corpus, digest] = Origin(store, store.manifest(corpus, digest))
+            except (SerError, OSError) as fault:
+                found[where, corpus, digest] = Origin(None, None, str(fault))
+        by_label[cell.label] = found[where, corpus, digest]
     return by_label
-
-
-def _find(where: str, corpus: str, digest: str) -> Origin:
-    try:
-        store = open_store(Path(where))
-        return Origin(store, store.manifest(corpus, digest))
-    except (SerError, OSError) as fault:
-        return Origin(None, None, str(fault))
 
 
 def style(utterance: str) -> str | None:
