@@ -1,6 +1,6 @@
 """A small store for tests of the report: texts with words, frames with seconds, and ids and texts that mean harm.
 
-Emotions are told by the middle seconds of the audio and by one word of the text, so that there is something to see.
+The middle seconds of the audio and one word of the text carry the emotion, so that there is something to see.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ def spoken_store(path: Path, turns: int = 12, real: bool = False) -> Store:
     frames, mels, tokens, words, vectors = [], [], [], [], []
     for number, (label, text, seconds) in enumerate(zip(*columns, strict=True)):
         point = points[POINT[label]]
-        audible, told = number % 3 != 0, number % 3 != 1
+        audible, legible = number % 3 != 0, number % 3 != 1
         spoken = rng.normal(size=(max(3, round(seconds / HOP)), 16))
         third = len(spoken) // 3
         spoken[third : 2 * third] += point * audible
@@ -74,7 +74,7 @@ def spoken_store(path: Path, turns: int = 12, real: bool = False) -> Store:
         mels.append(loud.astype(np.float16))
         word = np.array([-1, *(w for w in range(len(text.split())) for _ in range(2)), -1], dtype=np.int32)
         read = rng.normal(size=(len(word), 16))
-        read[word == len(text.split()) // 2] += point * told
+        read[word == len(text.split()) // 2] += point * legible
         tokens.append(read.astype(np.float16))
         words.append(word)
         vectors.append((rng.normal(size=16) + point * audible).astype(np.float32))

@@ -61,7 +61,7 @@ def test_every_table_shows_the_same_digits(tmp_path: Path) -> None:
         right = [np.diag(matrix) / (matrix.sum(1) if metric == "ua" else matrix.sum()) for matrix in by_seed]
         pooled = 100 * np.mean([np.mean(one) if metric == "ua" else np.sum(one) for one in right])
         spread = f"{np.mean(own):.2f} ± {np.std(own, ddof=1):.2f}"
-        assert f"{pooled:.2f}" != f"{np.mean(own):.2f}", "the two must be told apart"
+        assert f"{pooled:.2f}" != f"{np.mean(own):.2f}", "the two must differ"
 
         line = table_line(trained, name)
         assert line[1:3] == [f"{pooled:.2f}", spread]
