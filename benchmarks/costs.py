@@ -197,7 +197,7 @@ bare, imported = peak(), time.process_time()
 inputs = jobs[0].data.inputs
 loaded = time.process_time()
 size = sum(x.values.nbytes for x in inputs.values())
-parameters = estimate(jobs, steps=2).parameters
+parameters = estimate(jobs).parameters
 print(json.dumps({"bare": bare, "peak": peak(), "size": size, "parameters": parameters, "loaded": loaded}))
 """
 

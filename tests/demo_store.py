@@ -17,7 +17,6 @@ FEATURES = "hubert,mpnet,bert,is13,logmel"
 
 
 def make(folder: Path) -> None:
-    """Write `corpus`, `checkpoints` and `features` under `folder`."""
     write_demo(folder / "corpus")
     checkpoints = write_demo_checkpoints(folder / "checkpoints", demo_vocabulary())
     models = {name: str(path) for name, path in checkpoints.items()}
@@ -40,5 +39,4 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
 
 @pytest.fixture(scope="session")
 def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store."""
     return once(tmp_path_factory, "demo", make) / "features"

@@ -12,7 +12,7 @@ import torch
 import transformers
 from click.testing import CliRunner
 
-from ser.cache.store import PartRows, Store, open_store
+from ser.cache.store import PartRows, open_store
 from ser.cli import main
 from ser.errors import MissingRows, UtteranceError, WrongUse
 from ser.extract.extractors import load_extractors, resolve
@@ -121,9 +121,7 @@ def test_only_the_top_layers_train(made: Path, encoder: str) -> None:
     assert {name.split(".")[2] for name in moved} == {"0", "1"}
     assert all(name.startswith("encoder.layer.") for name in moved)
     top = load_encoder(resolve([encoder], {encoder: str(made / encoder)}, "float32")[0].checkpoint).encoder.layer[-2:]
-    assert len(moved) >= len(
-        [name for name, _ in top.named_parameters() if "key.bias" not in name and "k.bias" not in name]
-    )
+    assert len(moved) >= sum(not name.endswith(("key.bias", "k.bias")) for name, _ in top.named_parameters())
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -166,7 +164,7 @@ def test_hidden_text_has_no_influence(made: Path) -> None:
         ("bert:layer=1", 1, r"bert:layer=1 is layer 1; run `ser features CORPUS --features bert:layer=2`"),
         ("bert:layer=2", 4, "has layers 1 to 3, or all"),
         ("bert:layer=2", -1, "has layers 1 to 3, or all"),
-        ("bert:layer=2", "some", "known: all"),
+        ("bert:layer=2", "some", "must be int.all"),
         ("bert:layer=2,special=false", 1, "needs the special tokens"),
     ],
 )
@@ -189,20 +187,14 @@ def test_what_does_not_go_together(made: Path, tmp_path: Path) -> None:
         prepared(made, "bert:layer=2", 1, model=("bert",))
 
 
-def without_tokens(made: Path, path: Path) -> Store:
-    """A store as an earlier version left it."""
+def test_rows_of_an_earlier_version_without_token_ids_are_named(made: Path, tmp_path: Path) -> None:
     old = open_store(made / "features")
     manifest, feature = old.manifest(), old.feature("bert")
-    store = open_store(path / "features", create=True)
+    store = open_store(tmp_path / "features", create=True)
     store.put_manifest(manifest)
     packed = feature.load(manifest)
     del packed.extras["token"]
     store.add(feature.spec).publish(PartRows.from_packed(manifest.corpus, manifest.inputs("text"), packed))
-    return store
-
-
-def test_rows_without_token_ids_are_named(made: Path, tmp_path: Path) -> None:
-    without_tokens(made, tmp_path)
     job = prepared(tmp_path, "bert", "all")
     with pytest.raises(MissingRows, match=r"without 'token'; run `ser cache remove bert@"):
         _ = job.data.inputs
@@ -213,11 +205,10 @@ def test_rows_without_token_ids_are_named(made: Path, tmp_path: Path) -> None:
     [("bert:layer=2", "bert", 1), ("mpnet:layer=0", "bert", "all"), ("logmel+mpnet:layer=1", "cnn+bert", 2)],
 )
 def test_from_the_command_line_and_back(made: Path, tmp_path: Path, features: str, fusion: str, layers: object) -> None:
-    options = ["--store", made / "features", "--out", tmp_path / "runs", "--folds", 1, "--epochs", 2, "--json"]
     settings = [part for one in (*SMALL, f"finetune_layers={layers}") for part in ("--set", one)]
-    done = CliRunner().invoke(
-        main, [str(a) for a in ["train", "--features", features, "--fusion", fusion, *options, *settings]]
-    )
+    where = ["--store", str(made / "features"), "--out", str(tmp_path / "runs")]
+    asked = ["train", "--features", features, "--fusion", fusion, "--folds", "1", "--epochs", "2", "--json"]
+    done = CliRunner().invoke(main, [*asked, *where, *settings])
     assert done.exit_code == 0, done.output
     [result] = json.loads(done.stdout)["runs"]
     run = Run(Path(result["path"]))
@@ -233,9 +224,8 @@ def test_from_the_command_line_and_back(made: Path, tmp_path: Path, features: st
 
 
 def test_the_same_seed_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
-    experiment = Experiment(
-        *("bert:layer=2", "bert"), store=made / "features", folds=1, epochs=2, set=("finetune_layers=1",)
-    )
+    asked = {"folds": 1, "epochs": 2, "set": ("finetune_layers=1",)}
+    experiment = Experiment("bert:layer=2", "bert", store=made / "features", **asked)
     first, second = (run_experiment(replace(experiment, out=tmp_path / name))[0] for name in "ab")
     assert first.path.name == second.path.name
     assert (first.path / "model.safetensors").read_bytes() == (second.path / "model.safetensors").read_bytes()

@@ -15,8 +15,7 @@ from ser.train.splits import Cut, Fold, LeakageError, check_leakage, is_speaker_
 
 @pytest.fixture(scope="module")
 def utterances() -> Utterances:
-    manifest = make_manifest(turns=24)
-    return apply_policy(get_policy("4class"), manifest)
+    return apply_policy(get_policy("4class"), make_manifest(turns=24))
 
 
 def alone(n: int = 40, speakers: int = 4) -> Utterances:
@@ -147,13 +146,11 @@ def test_guard_finds_a_dialogue_and_a_speaker_in_two_parts(utterances: Utterance
 
 def test_folds_of_a_table(tmp_path: Path, utterances: Utterances) -> None:
     file = tmp_path / "folds.csv"
-    file.write_text(
-        "id,fold\n" + "".join(f"{i},{s}\n" for i, s in zip(utterances.ids, utterances.sessions, strict=True))
-    )
+    lines = [f"{i},{s}" for i, s in zip(utterances.ids, utterances.sessions, strict=True)]
+    file.write_text("\n".join(["id,fold", *lines]))
     ours, theirs = make_folds("session-out", utterances), make_folds(f"folds:{file}", utterances)
     for one, other in zip(ours, theirs, strict=True):
-        for part in ("train", "dev", "test"):
-            assert one.parts[part].tolist() == other.parts[part].tolist()
+        assert all(np.array_equal(rows, other.parts[part]) for part, rows in one.parts.items())
 
 
 def test_folds_with_named_parts_and_what_they_leave_out(tmp_path: Path, utterances: Utterances) -> None:

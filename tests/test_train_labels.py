@@ -9,21 +9,21 @@ from ser.cache.manifest import Manifest
 from ser.errors import CorpusError, WrongUse
 from ser.train.labels import apply_policy, get_policy, soft_labels
 
-# The release's counts per session: ang, hap, exc, neu, sad, fru (4-class rows of papers/IEMOCAP.md; the split of
-# hap+exc and the 1,849 fru over sessions does not matter to the policies).
+# The release's counts per session of ang, hap + exc, neu, sad (papers/IEMOCAP.md). How hap + exc and the 1,849 fru are
+# spread over sessions does not matter to the policies.
 SESSIONS = {"1": (229, 278, 384, 194), "2": (137, 327, 362, 197), "3": (240, 286, 320, 305)}
 SESSIONS |= {"4": (327, 303, 258, 143), "5": (170, 442, 384, 245)}
 
 
 def release(change: int = 0) -> Manifest:
     """A manifest with IEMOCAP's ids and label counts; `change` turns that many of session 5's sad into xxx."""
-    labels: list[tuple[str, str]] = []
+    labels = [("1", "fru")] * 1849
     for session, (ang, hap, neu, sad) in SESSIONS.items():
         moved = change if session == "5" else 0
-        for name, n in (("ang", ang), ("exc", hap - 119), ("hap", 119), ("neu", neu), ("sad", sad - moved)):
+        for name, n in zip(
+            ("ang", "exc", "hap", "neu", "sad", "xxx"), (ang, hap - 119, 119, neu, sad - moved, moved), strict=True
+        ):
             labels += [(session, name)] * n
-        labels += [(session, "xxx")] * moved
-    labels += [("1", "fru")] * 1849
     labels += [("2", "xxx")] * (10_039 - len(labels))
     rows = [
         {"id": f"Ses0{session}F_impro{i // 1000 + 1:02d}_F{i % 1000:03d}", "session": session, "label": label}

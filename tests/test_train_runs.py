@@ -21,7 +21,7 @@ from ser.cli import main
 from ser.errors import CorruptStore, MissingRows, SerError, WrongUse
 from ser.tests.tiny_store import make_manifest, make_store
 from ser.train import run
-from ser.train.experiment import Experiment, Progress, dry_run, prepare, run_experiment
+from ser.train.experiment import Experiment, Progress, estimate, prepare, run_experiment
 from ser.train.fit import predict
 from ser.train.models import FUSIONS
 from ser.train.run import load_model
@@ -166,7 +166,7 @@ def test_soft_labels_train_on_the_votes(store: Path, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
-    found = dry_run(lgf(store, tmp_path / "out", epochs=10, seeds=3))
+    found = estimate(prepare(lgf(store, tmp_path / "out", epochs=10, seeds=3)))
     assert found.runs == 15 and found.parameters > 1000 and found.seconds > 0
     assert found.updates == 15 * 10 * 3  # three sessions of two dialogues, two dialogues a batch
     assert not (tmp_path / "out").exists()
@@ -386,7 +386,7 @@ def test_memory_that_ends_is_told_in_one_sentence(store: Path, tmp_path: Path, m
     """A real allocation that fails: torch's own words for it are a page."""
     monkeypatch.setitem(FUSIONS, "concat:utterance", replace(FUSIONS["concat:utterance"], build=Greedy))
     experiment = Experiment("is13+bert", "concat:utterance", store, device="cpu", out=tmp_path / "runs")
-    for work in (dry_run, run_experiment):
+    for work in (lambda asked: estimate(prepare(asked)), run_experiment):
         with pytest.raises(
             SerError, match=r"memory of cpu ran out .* bf16 or --set batch_size=16, which change the num"
         ):

@@ -17,15 +17,8 @@ from ser.cache.spec import Spec
 from ser.cache.store import PartRows, Quarantine, Store, open_store
 
 LABELS = ("ang", "hap", "neu", "sad", "exc", "fru", "xxx", "neu")
-NAMES = {
-    "ang": "Anger",
-    "hap": "Happiness",
-    "exc": "Excited",
-    "neu": "Neutral",
-    "sad": "Sadness",
-    "fru": "Frustration",
-    "xxx": "Other",
-}
+NAMES = {"ang": "Anger", "hap": "Happiness", "exc": "Excited", "neu": "Neutral", "sad": "Sadness"}
+NAMES |= {"fru": "Frustration", "xxx": "Other"}
 # feature: modality, level, dim, dtype, mean number of rows
 FEATURES = {
     "is13": ("audio", "utterance", 24, "float32", 1),
@@ -37,7 +30,6 @@ FEATURES = {
 
 
 def make_manifest(turns: int = 12, corpus: str = "tiny") -> Manifest:
-    """10 dialogues of `turns` utterances."""
     rows = []
     for session, dialogue, turn in product("12345", ("impro01", "impro02"), range(turns)):
         name, gender = f"Ses0{session}F_{dialogue}", "FM"[turn % 2]
@@ -79,7 +71,6 @@ def make_rows(manifest: Manifest, feature: str, seed: int = 0) -> list[np.ndarra
 
 
 def new_store(path: Path, manifest: Manifest) -> Store:
-    """A store of that manifest without features."""
     store = open_store(path, create=True)
     store.put_manifest(manifest)
     return store
@@ -105,7 +96,6 @@ def add_feature(
 
 
 def make_store(path: Path, turns: int = 12) -> Store:
-    """The store with all five features."""
     manifest = make_manifest(turns)
     store = new_store(path, manifest)
     for feature in FEATURES:

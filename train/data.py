@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ser.cache.manifest import Manifest
@@ -29,12 +30,11 @@ FITS = 0.5  # of a GPU's free memory may be inputs that stay there
 class Inputs:
     """One modality of all n utterances: values [rows, dim] as stored, `offsets` [n + 1] int64.
 
-    With `repeats`, utterances n, n + 1, … are the same ones again.
+    Utterances n, n + 1, … are the same ones again: so a view that leaves a modality as it is takes no memory for it.
     """
 
     values: Tensor
     offsets: np.ndarray
-    repeats: int = 1
 
     @property
     def dim(self) -> int:
@@ -43,8 +43,7 @@ class Inputs:
 
     def take(self, utterances: np.ndarray) -> Sequences:
         """The rows of the given utterances, one after the other, in the stored dtype."""
-        if self.repeats > 1:
-            utterances = utterances % (len(self.offsets) - 1)
+        utterances = utterances % (len(self.offsets) - 1)
         starts, lengths = self.offsets[utterances], np.diff(self.offsets)[utterances]
         before = np.cumsum(lengths) - lengths
         rows = torch.from_numpy(np.arange(lengths.sum()) + np.repeat(starts - before, lengths))
@@ -63,11 +62,10 @@ class Inputs:
 
     def pooled(self, pool: Pool) -> "Inputs":
         """One float32 vector per utterance: the mean over its rows, or mean and standard deviation [n, 2 dim]."""
-        pieces = self.values.numpy()
-        bounds = zip(self.offsets[:-1].tolist(), self.offsets[1:].tolist(), strict=True)
+        values = self.values.numpy()
         vectors = np.empty((len(self.offsets) - 1, self.dim * (2 if pool == "meanstd" else 1)), dtype=np.float32)
-        for vector, (start, end) in zip(vectors, bounds, strict=True):
-            rows = pieces[start:end].astype(np.float32)
+        for vector, start, end in zip(vectors, self.offsets[:-1], self.offsets[1:], strict=True):
+            rows = values[start:end].astype(np.float32)
             vector[: self.dim] = rows.mean(axis=0)
             if pool == "meanstd":
                 vector[self.dim :] = rows.std(axis=0)
@@ -102,11 +100,6 @@ class FeatureSelection:
         return self.feature.spec.dim * (2 if self.pools and self.pool == "meanstd" else 1)
 
     @property
-    def form(self) -> tuple[str, int, Pool]:
-        """Level, dimension and pool, in which a view is as the feature beside it."""
-        return self.feature.spec.level, self.feature.spec.dim, self.pool
-
-    @property
     def described(self) -> dict[str, Any]:
         """What a run's config records of it."""
         return {"feature": self.feature.spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool}
@@ -134,12 +127,11 @@ def select_feature(store: Store, name: str, corpus: str) -> FeatureSelection:
     body, at, fingerprint = name.strip().partition("@")
     feature, _, variant = body.partition(":")
     options = [item for item in variant.split(",") if item]
-    pool = next((item.removeprefix("pool=") for item in reversed(options) if item.startswith("pool=")), "mean")
-    if pool not in ("mean", "meanstd"):
-        raise WrongUse(f"{name}: pool must be mean or meanstd")
+    pool: Any = ["mean", *(item.removeprefix("pool=") for item in options if item.startswith("pool="))][-1]
+    if pool not in get_args(Pool):
+        raise WrongUse(f"{name}: pool must be {' or '.join(get_args(Pool))}")
     kept = ",".join(item for item in options if not item.startswith("pool="))
-    plain = f"{feature}{':' if kept else ''}{kept}{at}{fingerprint}"
-    return FeatureSelection(store.feature(plain, corpus=corpus), pool)  # type: ignore[arg-type]
+    return FeatureSelection(store.feature(f"{feature}{':' if kept else ''}{kept}{at}{fingerprint}", corpus), pool)
 
 
 def select_features(
@@ -162,11 +154,12 @@ def select_features(
     augmented = [select_feature(store, name, corpus) for name in views.split("+") if name]
     for view in augmented:
         plain = selected.get(view.modality)
-        if plain is None or plain.form != view.form:
-            beside = plain.feature.spec.name if plain else "any feature that is trained on"
+        forms = {(one.feature.spec.level, one.feature.spec.dim, one.pool) for one in (plain, view) if one}
+        if plain is None or len(forms) > 1:
             raise WrongUse(
-                f"--views {views}: {view.feature.spec.name} cannot stand in the place of {beside}: another level, "
-                "dimension or pool"
+                f"--views {views}: {view.feature.spec.name} cannot stand in the place of "
+                f"{plain.feature.spec.name if plain else 'any feature that is trained on'}: another level, dimension "
+                "or pool"
             )
     return selected, augmented
 
@@ -308,13 +301,10 @@ def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:
 
 
 def _joined(parts: list[Inputs]) -> Inputs:
-    """One modality of all copies; a modality that no view changes is not copied in memory."""
-    n = len(parts[0].offsets) - 1
     if all(part is parts[0] for part in parts):
-        return Inputs(parts[0].values, parts[0].offsets, repeats=len(parts))
-    starts = np.cumsum([0, *(len(part.values) for part in parts)])
-    offsets = [part.offsets[:n] + start for part, start in zip(parts, starts, strict=False)]
-    return Inputs(torch.cat([part.values for part in parts]), np.concatenate([*offsets, starts[-1:]]))
+        return parts[0]
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    return Inputs(torch.cat([part.values for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
 
 
 @dataclass
@@ -335,24 +325,22 @@ class DataCache:
         about = f"{selection.feature.path.resolve()} {manifest.digest} {what} ".encode()
         key = hashlib.sha256(about + rows.tobytes()).hexdigest()
         if key not in self.inputs:
-            read = lambda: selection.load(manifest, rows)  # noqa: E731
-            self.inputs[key] = _shared(self.shared / key, read) if self.shared else read()
+            load = partial(selection.load, manifest, rows)
+            self.inputs[key] = load() if self.shared is None else _shared(self.shared / key, load)
         return self.inputs[key]
 
 
-def _shared(path: Path, read: Callable[[], Inputs]) -> Inputs:
-    """What `read` gives, through `<path>.values.npy` and `<path>.offsets.npy`, written by whoever comes first."""
-    values, offsets = path.with_suffix(".values.npy"), path.with_suffix(".offsets.npy")
+def _shared(path: Path, load: Callable[[], Inputs]) -> Inputs:
+    """What `load` gives, through a file, which all processes map, written by whoever comes first."""
+    file, begun = path.with_suffix(".safetensors"), path.with_suffix(".part")
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not offsets.exists():  # written last
-            inputs = read()
-            np.save(values, inputs.values.numpy())
-            np.save(path.with_suffix(".part.npy"), inputs.offsets)
-            path.with_suffix(".part.npy").rename(offsets)
-    # Copy on write: torch wants a writable array, nobody writes, so all processes read the same pages.
-    mapped = np.load(values, mmap_mode="c", allow_pickle=False)
-    return Inputs(torch.from_numpy(mapped), np.load(offsets, allow_pickle=False))
+        if not file.exists():
+            inputs = load()
+            save_file({"values": inputs.values, "offsets": torch.from_numpy(inputs.offsets)}, begun)
+            begun.rename(file)
+    tensors = load_file(file)
+    return Inputs(tensors["values"], tensors["offsets"].numpy())
 
 
 def load_dataset(
@@ -391,19 +379,15 @@ def load_dataset(
     if limit is not None and limit < len(utterances):
         left_out[f"--limit {limit}"] = len(utterances) - limit
         utterances = utterances.take(np.linspace(0, len(utterances) - 1, limit).round().astype(int))
-    for one in asked:
-        utterances, quarantined = with_rows(one, manifest, utterances, allow_missing)
-        left_out |= {f"{one.feature.spec.name}: quarantined": list(quarantined)} if quarantined else {}
-
-    def load(one: FeatureSelection) -> Inputs:
-        return cache.load(one, manifest, utterances.rows)
-
-    def read(extras: Mapping[str, str] | None = None) -> dict[str, Inputs]:
-        return {m: load(replace(one, extra=(extras or {}).get(m))) for m, one in inputs.items()}
-
+    utterances, quarantined = with_rows([one.feature for one in asked], manifest, utterances, allow_missing)
+    left_out |= {f"{name}: quarantined": list(held) for name, held in quarantined.items()}
     inputs = {one.modality: one for one in sorted(asked[: len(selected)], key=lambda one: one.modality)}
     specs = {modality: one.feature.spec for modality, one in inputs.items()}
-    votes = manifest.column("votes")
+    rows, votes = utterances.rows, manifest.column("votes")
+
+    def read(extras: Mapping[str, str] | None = None) -> dict[str, Inputs]:
+        return {m: cache.load(replace(one, extra=(extras or {}).get(m)), manifest, rows) for m, one in inputs.items()}
+
     data = cache.datasets[key] = Dataset(
         utterances=utterances,
         dims={modality: one.dim for modality, one in inputs.items()},
@@ -424,35 +408,36 @@ def load_dataset(
             "left_out": left_out,
             "store": str(store.path.resolve()),
         },
-        targets=torch.from_numpy(soft_labels(policy, [votes[row] for row in utterances.rows], utterances.labels)),
-        views=tuple((one.modality, partial(load, one)) for one in asked[len(selected) :]),
+        targets=torch.from_numpy(soft_labels(policy, [votes[row] for row in rows], utterances.labels)),
+        views=tuple((one.modality, partial(cache.load, one, manifest, rows)) for one in asked[len(selected) :]),
     )
     return data, fusion
 
 
 def with_rows(
-    selection: FeatureSelection, manifest: Manifest, utterances: Utterances, allow_missing: bool
-) -> tuple[Utterances, dict[str, str]]:
-    """The utterances that the feature has, and why the others are quarantined in it, by id.
+    features: Sequence[Feature], manifest: Manifest, utterances: Utterances, allow_missing: bool
+) -> tuple[Utterances, dict[str, dict[str, str]]]:
+    """The utterances that every feature has, and by feature why others are quarantined in it, by id.
 
-    Raises `MissingRows`, naming the command, for one that it lacks, and unless `allow_missing` for a quarantined one.
+    Raises `MissingRows`, naming the command, for one that is lacking, and unless `allow_missing` for a quarantined one.
     """
-    feature, name = selection.feature, selection.feature.spec.name
-    reasons = feature.quarantined(manifest)
-    held = {utterance: reasons[utterance] for utterance in utterances.ids if utterance in reasons}
-    if held and not allow_missing:
-        example, why = next(iter(held.items()))
-        raise MissingRows(
-            f"{name}: {len(held)} labelled utterances are quarantined, such as {example} ({why}); "
-            "mend and extract them with `ser features --retry`, or leave them out with --allow-missing"
-        )
-    if held:
-        utterances = utterances.take(np.flatnonzero([utterance not in held for utterance in utterances.ids]))
-    missing = set(feature.missing(manifest)).intersection(utterances.rows.tolist())
-    if missing:
-        raise MissingRows(
-            f"{name} lacks {len(missing)} of the {len(utterances)} labelled utterances of corpus {manifest.corpus}, "
-            f"such as {manifest.ids[min(missing)]}; run `ser features CORPUS --features {name} "
-            f"--store {feature.path.parent.parent}`"
-        )
-    return utterances, held
+    quarantined = {}
+    for feature in features:
+        name, reasons = feature.spec.name, feature.quarantined(manifest)
+        held = {utterance: reasons[utterance] for utterance in utterances.ids if utterance in reasons}
+        if held and not allow_missing:
+            example, why = next(iter(held.items()))
+            raise MissingRows(
+                f"{name}: {len(held)} labelled utterances are quarantined, such as {example} ({why}); "
+                "mend and extract them with `ser features --retry`, or leave them out with --allow-missing"
+            )
+        if held:
+            quarantined[name] = held
+            utterances = utterances.take(np.flatnonzero([utterance not in held for utterance in utterances.ids]))
+        if missing := set(feature.missing(manifest)).intersection(utterances.rows.tolist()):
+            raise MissingRows(
+                f"{name} lacks {len(missing)} of the {len(utterances)} labelled utterances of corpus "
+                f"{manifest.corpus}, such as {manifest.ids[min(missing)]}; run `ser features CORPUS --features {name} "
+                f"--store {feature.path.parent.parent}`"
+            )
+    return utterances, quarantined

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -32,6 +33,7 @@ from .settings import TrainConfig, has_setting, parse_settings
 from .splits import Cut, Fold, make_folds
 
 TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
+STEPS = 3  # timed for an estimate, after one that warms up
 ENOUGH = 0.5  # seconds of timed steps: one step of a large model says enough
 
 
@@ -77,17 +79,8 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
     _check_options(experiment)
     check_log(experiment.log)
-    data, fusion = load_dataset(
-        experiment.store,
-        experiment.features,
-        experiment.fusion,
-        corpus=experiment.corpus,
-        labels=experiment.labels,
-        limit=experiment.limit,
-        allow_missing=experiment.allow_missing,
-        cache=cache,
-        views=experiment.views,
-    )
+    asked = {name: getattr(experiment, name) for name in ("corpus", "labels", "limit", "allow_missing", "views")}
+    data, fusion = load_dataset(experiment.store, experiment.features, experiment.fusion, cache=cache, **asked)
     also = [assignment for assignment in experiment.also_set if has_setting(fusion, assignment)]
     settings, training = parse_settings(fusion, [*experiment.set, *also], experiment.epochs)
     if getattr(settings, "finetune_layers", 0) != 0:
@@ -96,6 +89,10 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     if dev == "auto":  # a protocol that names its own dev part always has it
         dev = "next" if experiment.select == "val" or experiment.protocol.startswith("random") else "none"
     folds = make_folds(experiment.protocol, data.utterances, Cut(dev, training.cut_seed))
+    if experiment.folds != "all":
+        if not str(experiment.folds).isdecimal() or int(experiment.folds) < 1:
+            raise WrongUse(f"--folds {experiment.folds}: must be all, or how many of the first folds to run")
+        folds = folds[: int(experiment.folds)]
     plan = TrainConfig(
         fusion,
         settings,
@@ -109,7 +106,7 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     return [
         Job(data, fold, one, _config(experiment, data, fold, one))
         for one in (replace(plan, seed=seed) for seed in range(experiment.seeds))
-        for fold in folds[: _fold_count(experiment.folds, len(folds))]
+        for fold in folds
     ]
 
 
@@ -124,14 +121,6 @@ def _check_options(experiment: Experiment) -> None:
             raise unknown(f"value of --{name}", value, choices)
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise WrongUse(f"--{name} {value}: must be at least 1")
-
-
-def _fold_count(folds: str | int, available: int) -> int:
-    if folds == "all":
-        return available
-    if not str(folds).isdecimal() or int(folds) < 1:
-        raise WrongUse(f"--folds {folds}: must be all, or how many of the first folds to run")
-    return int(folds)
 
 
 def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig) -> dict[str, Any]:
@@ -202,20 +191,23 @@ def iterate(
     experiment: Experiment, jobs: list[Job], on_progress: Callable[[Progress], None] | None = None
 ) -> Iterator[Run]:
     """Train the jobs one after the other, yielding each run as it is finished."""
-    report = on_progress or (lambda progress: None)
     started = time.monotonic()
+
+    def report(number: int, epoch: Epoch | None = None) -> None:
+        if on_progress is not None:
+            job, seconds = jobs[number], time.monotonic() - started
+            on_progress(Progress(number + 1, len(jobs), job.fold.name, job.plan.seed, epoch, seconds))
+
+    def on_epoch(numbers: list[int], i: int, epoch: Epoch) -> None:
+        report(numbers[i], epoch)
+
     for numbers in fit_groups(jobs):
         group = [jobs[number] for number in numbers]
-        lines = [Progress(n + 1, len(jobs), jobs[n].fold.name, jobs[n].plan.seed, None, 0.0) for n in numbers]
-
-        def on_epoch(i: int, epoch: Epoch, lines: list[Progress] = lines) -> None:
-            report(replace(lines[i], epoch=epoch, seconds=time.monotonic() - started))
-
-        runs = train_jobs(group, Path(experiment.out), experiment.resume, on_epoch)
-        for line, run in zip(lines, runs, strict=True):
+        runs = train_jobs(group, Path(experiment.out), experiment.resume, partial(on_epoch, numbers))
+        for number, run in zip(numbers, runs, strict=True):
             if isinstance(run, Diverged):
                 raise run
-            report(replace(line, seconds=time.monotonic() - started))
+            report(number)
             yield run
 
 
@@ -275,32 +267,25 @@ class Estimate:
         return self.seconds / self.runs
 
 
-def dry_run(experiment: Experiment, cache: DataCache | None = None, steps: int = 3) -> Estimate:
-    """Parameters, steps and an estimate of the time, from at most `steps` timed steps of the first run."""
-    return estimate(prepare(experiment, cache), steps)
-
-
-def estimate(jobs: Sequence[Job], steps: int = 3) -> Estimate:
-    """The estimate for jobs that are prepared already."""
+def estimate(jobs: Sequence[Job]) -> Estimate:
+    """Parameters, updates and an estimate of the time, from a few timed steps of the first of the jobs."""
     job = jobs[0]
     plan, settings = job.plan, job.plan.settings
-    with oom_as_error(plan):
-        parameters, seconds = _time_steps(job, steps)
-    rows = np.sum([np.diff(inputs.offsets) for inputs in job.data.inputs.values()], axis=0)  # of each utterance
     epochs = settings.epochs * len(plan.fusion.stages)
     copies = len(job.data.views) + 1
     units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * copies for j in jobs]
     updates = sum(-(-n // settings.batch_size) for n in units) * epochs
     first = [jobs[number] for number in fit_groups(jobs)[0]]
-    if len(first) > 1:
-        total = seconds_together(first) * len(jobs)
-    else:
-        # A forward pass over the evaluated part costs about a third of a training step.
-        evaluated = [j.fold.test if plan.select == "best-test" else j.fold.dev for j in jobs]
-        work = sum(
-            rows[j.fold.train].sum() * copies + rows[part].sum() / 3 for j, part in zip(jobs, evaluated, strict=True)
-        )
-        total = float(seconds * work * epochs)
+    with oom_as_error(plan):
+        parameters, seconds = _time_steps(job)
+        if len(first) > 1:
+            total = seconds_together(first) * len(jobs)
+        else:
+            rows = np.sum([np.diff(inputs.offsets) for inputs in job.data.inputs.values()], axis=0)  # of each utterance
+            # A forward pass over the evaluated part costs about a third of a training step.
+            evaluated = [j.fold.test if plan.select == "best-test" else j.fold.dev for j in jobs]
+            work = [rows[j.fold.train].sum() * copies + rows[e].sum() / 3 for j, e in zip(jobs, evaluated, strict=True)]
+            total = float(seconds * sum(work) * epochs)
     return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, total)
 
 
@@ -308,40 +293,37 @@ def seconds_together(jobs: Sequence[Job]) -> float:
     """Seconds of one of the runs that are fitted together, from two epochs of them, of which the first warms up."""
     job = jobs[0]
     plans = [replace(one.plan, settings=replace(one.plan.settings, epochs=2)) for one in jobs]
-    with oom_as_error(job.plan):
-        fitted = fit_many(job.data, job.fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
+    fitted = fit_many(job.data, job.fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
     epochs = [each.history[-1]["seconds"] for each in fitted if not isinstance(each, Diverged)]
     return max(epochs, default=0.0) * job.plan.settings.epochs
 
 
-def _time_steps(job: Job, steps: int) -> tuple[int, float]:
+def _time_steps(job: Job) -> tuple[int, float]:
     """The model's parameters, and seconds of training per row: a step's utterances may be long or short ones."""
-    plan, settings = job.plan, job.plan.settings
+    plan, settings, stage = job.plan, job.plan.settings, job.plan.fusion.stages[-1]
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         model = plan.fusion.build(settings, job.data.dims, len(job.data.utterances.classes)).to(plan.device)
-        optimiser = make_optimiser(dict(model.named_parameters()), plan.fusion.stages[-1], settings)
+        optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
         standardizers = fit_standardizers(job.data, job.fold, settings)
         shuffling = torch.Generator().manual_seed(plan.seed)
-        train_data, rows = with_views(job.data, job.fold.train)
-        batches = train_data.batches(rows, plan.fusion.unit, settings.batch_size, standardizers, shuffling)
-        timed_rows, seconds = 0, 0.0
-        for number, batch in zip(range(steps + 1), batches, strict=False):
-            held = sum(len(inputs.values) for inputs in batch.inputs.values())
+        data, rows = with_views(job.data, job.fold.train)
+        batches = data.batches(rows, plan.fusion.unit, settings.batch_size, standardizers, shuffling)
+        timed = []  # rows and seconds of each step
+        for batch in islice(batches, STEPS + 1):
             started = time.perf_counter()
-            batch.heads = plan.heads(plan.fusion.stages[-1])
+            batch.heads = plan.heads(stage)
             batch = batch.to(plan.device)
             with plan.autocast():
                 outputs = model(batch)
-            loss = training_loss(outputs, batch, plan, plan.fusion.stages[-1])
+            loss = training_loss(outputs, batch, plan, stage)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             loss.item()
-            if number or steps == 0:  # the first step warms up
-                timed_rows, seconds = timed_rows + held, seconds + time.perf_counter() - started
-            elif len(rows) == len(batch):  # and is the only one
-                timed_rows, seconds = held, time.perf_counter() - started
-            if seconds > ENOUGH:
+            held = sum(len(inputs.values) for inputs in batch.inputs.values())
+            timed.append((held, time.perf_counter() - started))
+            if sum(seconds for _, seconds in timed[1:]) > ENOUGH:
                 break
-    return sum(weight.numel() for weight in model.parameters()), seconds / timed_rows
+    held, seconds = np.sum(timed[1:] or timed, axis=0)  # the first step warms up, unless it is the only one
+    return sum(weight.numel() for weight in model.parameters()), seconds / held

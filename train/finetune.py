@@ -42,10 +42,18 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
             "extract it without special=false"
         )
     checkpoint = _checkpoint(spec, parse_models(models))
+    depth, layer = int(checkpoint.config["num_hidden_layers"]), spec.config["layer"]
     if layers == "all":
         data = data.reading("text", TOKENS)
-    else:
-        _check_layer(spec, layers, int(checkpoint.config["num_hidden_layers"]))
+    elif not 1 <= layers <= depth:
+        raise WrongUse(f"finetune_layers={layers}: the encoder of {spec.name} has layers 1 to {depth}, or all")
+    elif layer != (below := depth - layers):
+        options = [option for option in spec.variant.split(",") if option and not option.startswith("layer=")]
+        name = f"{spec.feature}:{','.join(sorted([*options, f'layer={below}']))}"
+        raise WrongUse(
+            f"finetune_layers={layers} starts from layer {below} of {spec.feature}'s {depth}, and {spec.name} is layer "
+            f"{layer}; run `ser features CORPUS --features {name}`, and train on {name}"
+        )
     config = {key: value for key, value in checkpoint.config.items() if key not in INCIDENTAL}
     data = replace(data, notes={**data.notes, "encoders": {"text": config}})
     return _tuned(fusion, lambda: Encoder(load_encoder(checkpoint), layers)), data
@@ -67,19 +75,6 @@ def _tuned(fusion: Fusion, encoder: Callable[[], Encoder]) -> Fusion:
     tune = fusion.tune
     assert tune is not None
     return replace(fusion, build=lambda settings, dims, classes: tune(settings, dims, classes, encoder()))
-
-
-def _check_layer(spec: Spec, layers: int, depth: int) -> None:
-    """Raise `WrongUse` unless the feature is the layer below the top `layers` of the encoder's `depth`."""
-    if not 1 <= layers <= depth:
-        raise WrongUse(f"finetune_layers={layers}: the encoder of {spec.name} has layers 1 to {depth}, or all")
-    if spec.config["layer"] != depth - layers:
-        others = [piece for piece in spec.variant.split(",") if piece and not piece.startswith("layer=")]
-        name = f"{spec.feature}:{','.join(sorted([*others, f'layer={depth - layers}']))}"
-        raise WrongUse(
-            f"finetune_layers={layers} starts from layer {depth - layers} of {spec.feature}'s {depth}, and {spec.name} "
-            f"is layer {spec.config['layer']}; run `ser features CORPUS --features {name}`, and train on {name}"
-        )
 
 
 def _checkpoint(spec: Spec, models: Mapping[str, str]) -> Checkpoint:

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,25 +56,23 @@ class Policy:
         return None if kept is None else self.classes.index(kept)
 
 
-def _built_in(name: str, *classes: str, **merged: str) -> Policy:
-    return Policy(name, classes, {**{c: c for c in classes}, **merged})
-
-
+_FOUR, _SIX = ("ang", "hap", "neu", "sad"), ("ang", "exc", "fru", "hap", "neu", "sad")
+_FIVE = ("ang", "fru", "hap", "neu", "sad")
 POLICIES = {
-    "4class": _built_in("4class", "ang", "hap", "neu", "sad", exc="hap"),  # MSMSER §3.1, Perspective §3.1
-    "5class": _built_in("5class", "ang", "fru", "hap", "neu", "sad", exc="hap"),  # USC §3.2
-    "6class": _built_in("6class", "ang", "exc", "fru", "hap", "neu", "sad"),
+    "4class": Policy("4class", _FOUR, {**{c: c for c in _FOUR}, "exc": "hap"}),  # MSMSER §3.1, Perspective §3.1
+    "5class": Policy("5class", _FIVE, {**{c: c for c in _FIVE}, "exc": "hap"}),  # USC §3.2
+    "6class": Policy("6class", _SIX, {c: c for c in _SIX}),
 }
 
-# IEMOCAP's own counts, per session 1–5 (papers/IEMOCAP.md); 4class also per class.
+# IEMOCAP's own counts (papers/IEMOCAP.md): of all utterances, by policy, and of 4class by session and class.
 IEMOCAP_UTTERANCES = 10_039
 IEMOCAP_TOTALS = {"4class": 5531, "5class": 7380, "6class": 7380}
 IEMOCAP_4CLASS = {
-    "1": (229, 278, 384, 194),
-    "2": (137, 327, 362, 197),
-    "3": (240, 286, 320, 305),
-    "4": (327, 303, 258, 143),
-    "5": (170, 442, 384, 245),
+    "1": {"ang": 229, "hap": 278, "neu": 384, "sad": 194},
+    "2": {"ang": 137, "hap": 327, "neu": 362, "sad": 197},
+    "3": {"ang": 240, "hap": 286, "neu": 320, "sad": 305},
+    "4": {"ang": 327, "hap": 303, "neu": 258, "sad": 143},
+    "5": {"ang": 170, "hap": 442, "neu": 384, "sad": 245},
 }
 _IEMOCAP_ID = re.compile(r"Ses0[1-5][FM]_(impro|script)\d\d\w*_[FM]\d{3}")
 
@@ -88,20 +85,16 @@ def get_policy(name: str) -> Policy:
     """
     if name in POLICIES:
         return POLICIES[name]
-    if name.endswith(".toml"):
-        return _read_policy(Path(name))
-    raise unknown("label policy", name, [*POLICIES, "FILE.toml"])
-
-
-def _read_policy(path: Path) -> Policy:
+    if not name.endswith(".toml"):
+        raise unknown("label policy", name, [*POLICIES, "FILE.toml"])
+    path, maps = Path(name), dict[str, str]()
     table = read_toml(path, 'happy = ["hap", "exc"]')
-    maps: dict[str, str] = {}
-    for name, raws in table.items():
+    for kept, raws in table.items():
         if not isinstance(raws, list) or not raws or not all(isinstance(raw, str) for raw in raws):
-            raise WrongUse(f'{path}: \'{name}\' must be a list of raw labels, such as {name} = ["hap", "exc"]')
+            raise WrongUse(f'{path}: \'{kept}\' must be a list of raw labels, such as {kept} = ["hap", "exc"]')
         for raw in raws:
-            if maps.setdefault(code(raw), name) != name:
-                raise WrongUse(f"{path}: '{raw}' stands in two classes, {maps[code(raw)]} and {name}; keep one")
+            if maps.setdefault(code(raw), kept) != kept:
+                raise WrongUse(f"{path}: '{raw}' stands in two classes, {maps[code(raw)]} and {kept}; keep one")
     if len(table) < 2:
         raise WrongUse(f"{path}: a label policy needs two classes or more, here is {len(table)}")
     return Policy(path.name, tuple(table), maps)
@@ -142,15 +135,10 @@ class Utterances:
             rows=self.rows[which] if len(self.rows) else self.rows,
         )
 
-    @cached_property
-    def _turn_order(self) -> np.ndarray:
-        return np.lexsort((self.turns, self.dialogues))
-
     def by_dialogue(self, rows: np.ndarray) -> list[np.ndarray]:
         """The given rows as one array per dialogue, each in turn order."""
-        chosen = np.zeros(len(self), dtype=bool)
-        chosen[rows] = True
-        order = self._turn_order[chosen[self._turn_order]]
+        rows = np.sort(rows)
+        order = rows[np.lexsort((self.turns[rows], self.dialogues[rows]))]
         starts = np.flatnonzero(np.diff(self.dialogues[order])) + 1
         return [group for group in np.split(order, starts) if len(group)]
 
@@ -197,25 +185,22 @@ def apply_policy(policy: Policy, manifest: Manifest) -> Utterances:
         rows=rows,
         left_out=Counter(label or "none" for label, kept in zip(raw, index, strict=True) if kept is None),
     )
-    _check_iemocap(policy, manifest, found)
+    known = policy.name in IEMOCAP_TOTALS and len(manifest) == IEMOCAP_UTTERANCES and not manifest.synthetic
+    if known and all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):
+        _check_iemocap(policy, manifest.corpus, found)
     return found
 
 
-def _check_iemocap(policy: Policy, manifest: Manifest, found: Utterances) -> None:
-    """Raise `CorpusError` if this is the whole IEMOCAP release, under its ids, with other counts than its own."""
-    if policy.name not in IEMOCAP_TOTALS or manifest.synthetic or len(manifest) != IEMOCAP_UTTERANCES:
-        return
-    if not all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):
-        return
+def _check_iemocap(policy: Policy, corpus: str, found: Utterances) -> None:
+    """Raise `CorpusError` if these utterances, which have the ids of IEMOCAP's release, have other counts than its."""
     have = Counter(zip(found.sessions, (policy.classes[k] for k in found.labels), strict=True))
     counts = {"all": (len(found), IEMOCAP_TOTALS[policy.name])}
     for session, known in IEMOCAP_4CLASS.items() if policy.name == "4class" else ():
-        for name, expected in zip(policy.classes, known, strict=True):
-            counts[f"session {session} {name}"] = (have[session, name], expected)
+        counts |= {f"session {session} {name}": (have[session, name], n) for name, n in known.items()}
     wrong = [f"{what} {is_} instead of {should}" for what, (is_, should) in counts.items() if is_ != should]
     if wrong:
         raise CorpusError(
-            f"corpus {manifest.corpus} has the utterances of the IEMOCAP release but not its {policy.name} counts: "
+            f"corpus {corpus} has the utterances of the IEMOCAP release but not its {policy.name} counts: "
             f"{', '.join(wrong)}; run `ser corpus show` on it to see which files differ"
         )
 

@@ -53,15 +53,14 @@ def recipe_names() -> list[str]:
 
 def list_recipes() -> dict[str, dict[str, Any]]:
     """What `ser sweep --list --json` prints: the cells of each recipe and the paper's numbers, in percent."""
-    recipes = {name: read_recipe(name) for name in recipe_names()}
     return {
-        name: {
+        recipe.name: {
             "cells": len(recipe.cells),
             "title": recipe.title,
             "paper": {cell.name: dict(cell.paper or {}) for cell in recipe.cells},
             "quoted": {quoted: dict(numbers) for quoted, numbers in recipe.quoted.items()},
         }
-        for name, recipe in recipes.items()
+        for recipe in map(read_recipe, recipe_names())
     }
 
 

@@ -1,10 +1,10 @@
 """How one run trains: every setting of a fusion and of its training, with default, source and help."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import msgspec
 import torch
 
 from ser.errors import WrongUse, unknown
@@ -12,7 +12,6 @@ from ser.errors import WrongUse, unknown
 from .models import Fusion, Stage, setting
 
 OURS = "ours"
-Reduction = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class Setting:
 def settings(fusion: Fusion) -> list[Setting]:
     """All settings of a fusion, its own first."""
     return [
-        Setting(f.name, f.default, _kind_name(kind), f.metadata["source"], f.metadata["help"])
+        Setting(field.name, field.default, _kind_name(kind), field.metadata["source"], field.metadata["help"])
         for owner in (fusion.settings, TrainingSettings)
-        for f, kind in zip(fields(owner), _kinds(owner).values(), strict=True)
+        for field, kind in zip(fields(owner), get_type_hints(owner).values(), strict=True)
     ]
 
 
@@ -63,16 +62,18 @@ def parse_settings(
 
     Raises `WrongUse` for an unknown key (naming the nearest) or a value of the wrong type.
     """
-    own, common = _kinds(fusion.settings), _kinds(TrainingSettings)
+    own, common = get_type_hints(fusion.settings), get_type_hints(TrainingSettings)
     chosen: dict[str, Any] = {}
     for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        key = key.strip()
+        key, equals, text = (piece.strip() for piece in assignment.partition("="))
         if not equals:
             raise WrongUse(f"--set {assignment}: must be key=value")
-        if key not in own | common:
+        if (kind := (own | common).get(key)) is None:
             raise unknown(f"setting of fusion {fusion.name}", key, own | common)
-        chosen[key] = _value(key, text.strip(), (own | common)[key])
+        try:
+            chosen[key] = msgspec.convert(text, kind, strict=False)
+        except msgspec.ValidationError:
+            raise WrongUse(f"--set {assignment}: must be {_WORDS.get(kind, _kind_name(kind))}") from None
     if epochs is not None:
         chosen["epochs"] = epochs
     for key in ("epochs", "batch_size"):
@@ -86,40 +87,16 @@ def parse_settings(
 
 def has_setting(fusion: Fusion, assignment: str) -> bool:
     """Whether `key=value` names a setting of that fusion or of any training."""
-    return assignment.partition("=")[0].strip() in _kinds(fusion.settings) | _kinds(TrainingSettings)
+    return assignment.partition("=")[0].strip() in get_type_hints(fusion.settings) | get_type_hints(TrainingSettings)
 
 
-def _kinds(owner: type) -> dict[str, Any]:
-    hints = get_type_hints(owner)
-    return {field.name: hints[field.name] for field in fields(owner)}
+_WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def _kind_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     return "|".join(map(_kind_name, get_args(kind))) or kind.__name__
-
-
-def _value(key: str, text: str, kind: Any) -> Any:
-    """`text` as a value of that type."""
-    if get_origin(kind) is Literal:
-        known = {str(choice): choice for choice in get_args(kind)}
-        if text not in known:
-            raise unknown(f"value of {key}", text, known)
-        return known[text]
-    if kinds := get_args(kind):  # `int | Literal["all"]`: the first type that takes it
-        for first in kinds[:-1]:
-            with contextlib.suppress(WrongUse):
-                return _value(key, text, first)
-        return _value(key, text, kinds[-1])
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise WrongUse(f"--set {key}={text}: must be true or false")
-        return text.lower() == "true"
-    try:
-        return kind(text)
-    except ValueError:
-        raise WrongUse(f"--set {key}={text}: must be {'a whole number' if kind is int else 'a number'}") from None
 
 
 @dataclass(frozen=True)
@@ -145,7 +122,7 @@ class TrainConfig:
         return None if stage.output == "logits" and self.loss != "single" else frozenset({stage.output})
 
     @property
-    def reduction(self) -> Reduction:
+    def reduction(self) -> Literal["sum", "mean"]:
         """Sum over the utterances of a batch of dialogues (Perspective eq. 3), mean elsewhere, unless set."""
         if self.training.reduction == "auto":
             return "sum" if self.fusion.unit == "dialogue" else "mean"

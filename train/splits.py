@@ -1,9 +1,8 @@
 """Protocols: how the utterances are cut into train, dev and test."""
 
-import csv
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,9 +71,8 @@ def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], s
 
     `shared_dev` allows train and dev to have speakers in common: a dev share is cut from the training speakers.
     """
-    columns: dict[str, Sequence] = {"utterance": utterances.ids}
-    columns |= {"dialogue": utterances.dialogues.tolist()} if "dialogue" in separate else {}
-    columns |= {"speaker": utterances.speakers} if "speaker" in separate else {}
+    names = {"dialogue": utterances.dialogues.tolist(), "speaker": utterances.speakers}
+    columns: dict[str, Sequence] = {"utterance": utterances.ids, **{kind: names[kind] for kind in separate}}
     for kind, column in columns.items():
         held = {part: {column[row] for row in rows} - {None} for part, rows in fold.parts.items()}
         for first, second in (("train", "test"), ("dev", "test"), ("train", "dev")):
@@ -101,15 +99,21 @@ def read_folds(path: Path) -> list[Listed]:
 
     Raises `WrongUse` for anything else.
     """
-    readers = {".csv": _read_table, ".tsv": _read_table, ".json": _read_json}
-    read = _read_emobox if path.is_dir() else readers.get(path.suffix)
-    if read is None:
-        raise WrongUse(f"{path}: folds come as .csv, .tsv or .json, or as a folder of EmoBox's fold_N")
     try:
-        folds = read(path)
+        if path.is_dir():
+            folds = _read_emobox(path)
+        elif path.suffix == ".json":
+            found = [{"dev": [], **fold} for fold in json.loads(path.read_text(encoding="utf-8"))]
+            folds = [(str(fold["name"]), {part: list(map(str, fold[part])) for part in PARTS}) for fold in found]
+        elif path.suffix in (".csv", ".tsv"):
+            folds = _read_table(path)
+        else:
+            raise WrongUse(f"{path}: folds come as .csv, .tsv or .json, or as a folder of EmoBox's fold_N")
     except FileNotFoundError:
         raise WrongUse(f"{path}: no such file of folds") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
+    except WrongUse:
+        raise
+    except (ValueError, TypeError, KeyError) as error:
         raise WrongUse(f"{path}: not a list of folds ({type(error).__name__}: {error})") from None
     if not folds:
         raise WrongUse(f"{path}: holds no fold; a folder holds fold_1, fold_2, … as EmoBox's do")
@@ -117,36 +121,33 @@ def read_folds(path: Path) -> list[Listed]:
 
 
 def _read_table(path: Path) -> list[Listed]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-    if not lines or not {"id", "fold"} <= lines[0].keys():
+    import pandas as pd
+
+    separator = "\t" if path.suffix == ".tsv" else ","
+    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    if not {"id", "fold"} <= set(table):
         raise WrongUse(f"{path}: needs the columns id and fold (and part, if each fold's parts are named)")
-    folds: dict[str, dict[str, list[str]]] = {line["fold"]: {part: [] for part in PARTS} for line in lines}
-    for line in lines:
-        if "part" not in line:
-            for name, parts in folds.items():
-                parts["test" if name == line["fold"] else "train"].append(line["id"])
-        elif line["part"] in PARTS:
-            folds[line["fold"]][line["part"]].append(line["id"])
-        else:
-            raise WrongUse(f"{path}: part '{line['part']}' of {line['id']} must be train, dev or test")
-    return list(folds.items())
-
-
-def _read_json(path: Path) -> list[Listed]:
-    folds = [{"dev": [], **fold} for fold in json.loads(path.read_text(encoding="utf-8"))]
-    return [(str(fold["name"]), {part: [str(id_) for id_ in fold[part]] for part in PARTS}) for fold in folds]
+    if "part" not in table:
+        tests = table.groupby("fold", sort=False)["id"]
+        return [
+            (name, {"train": list(table["id"].drop(ids.index)), "dev": [], "test": list(ids)}) for name, ids in tests
+        ]
+    for part, id_ in zip(table["part"], table["id"], strict=True):
+        if part not in PARTS:
+            raise WrongUse(f"{path}: part '{part}' of {id_} must be train, dev or test")
+    folds = table.groupby("fold", sort=False)
+    return [(name, {part: list(fold["id"][fold["part"] == part]) for part in PARTS}) for name, fold in folds]
 
 
 def _read_emobox(path: Path) -> list[Listed]:
-    def ids(folder: Path, word: str) -> list[str]:
-        files = sorted(folder.glob(f"*{word}*.jsonl"))
-        lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [json.loads(line)["key"] for line in lines]
-
-    words = {"train": "train", "dev": "valid", "test": "test"}
-    folders = sorted(path.glob("fold_*"), key=lambda folder: int(re.sub(r"\D", "", folder.name) or 0))
-    return [(f.name.replace("_", " "), {part: ids(f, word) for part, word in words.items()}) for f in folders]
+    folds = []
+    for folder in sorted(path.glob("fold_*"), key=lambda folder: int(re.sub(r"\D", "", folder.name) or 0)):
+        parts = {}
+        for part, word in (("train", "train"), ("dev", "valid"), ("test", "test")):
+            texts = [file.read_text(encoding="utf-8") for file in sorted(folder.glob(f"*{word}*.jsonl"))]
+            parts[part] = [json.loads(line)["key"] for text in texts for line in text.splitlines() if line.strip()]
+        folds.append((folder.name.replace("_", " "), parts))
+    return folds
 
 
 def session_out(utterances: Utterances, cut: Cut) -> list[Fold]:
@@ -231,19 +232,11 @@ def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
     return folds
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """A way of cutting, and what must not stand in two parts of its folds."""
-
-    cut: Callable[[Utterances, Cut], list[Fold]]
-    separate: tuple[str, ...]  # of "dialogue" and "speaker"; an utterance never
-
-
 PROTOCOLS = {
-    "session-out": Protocol(session_out, ("dialogue", "speaker")),
-    "speaker-out": Protocol(speaker_out, ("dialogue", "speaker")),
-    "train1234-test5": Protocol(train1234_test5, ("dialogue", "speaker")),
-    "random-70-20-10": Protocol(random_70_20_10, ()),
+    "session-out": session_out,
+    "speaker-out": speaker_out,
+    "train1234-test5": train1234_test5,
+    "random-70-20-10": random_70_20_10,
 }
 
 
@@ -253,22 +246,21 @@ def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) ->
     Raises `WrongUse` for a protocol that does not fit the corpus, `LeakageError` if a fold leaks.
     """
     cut = cut or Cut()
-    cut.share  # noqa: B018 (refuses a wrong share before anything is cut)
+    shared_dev = cut.share is not None  # and a wrong share is refused before anything is cut
     if protocol.startswith("folds:"):
         folds = from_file(utterances, cut, Path(protocol.removeprefix("folds:")))
-        separate: tuple[str, ...] = ()
     elif protocol in PROTOCOLS:
-        folds = PROTOCOLS[protocol].cut(utterances, cut)
-        separate = PROTOCOLS[protocol].separate
+        folds = PROTOCOLS[protocol](utterances, cut)
     else:
         raise unknown("protocol", protocol, [*PROTOCOLS, "folds:FILE"])
+    apart = () if protocol == "random-70-20-10" or protocol.startswith("folds:") else ("dialogue", "speaker")
     for fold in folds:
         if not len(fold.train):
             raise WrongUse(
                 f"--protocol {protocol}: nothing is left to train on in fold '{fold.name}'; "
                 "use --select last, a dev share such as --set dev=0.2, or another protocol"
             )
-        check_leakage(fold, utterances, separate, shared_dev=cut.share is not None)
+        check_leakage(fold, utterances, apart, shared_dev)
     return folds
 
 
@@ -280,25 +272,22 @@ def _fold(
     cut: Cut,
     left_out: Mapping[str, np.ndarray] | None = None,
 ) -> Fold:
-    """The rest of the rows as train and dev; `following` are those of dev = "next"."""
-    away = [test, *(left_out or {}).values()]
-    rest = np.setdiff1d(np.arange(len(utterances)), np.concatenate(away))
+    """The rest of the rows as train and dev. `following` are the dev part if that is "next"; a share of the rest comes
+    in whole dialogues, with the classes in about equal shares.
+    """
+    left_out = left_out or {}
+    rest = np.setdiff1d(np.arange(len(utterances)), np.concatenate([test, *left_out.values()]))
     dev = following if cut.dev == "next" else rest[:0]
     if cut.share is not None:
-        dev = _share(utterances, rest, cut.share, cut.seed)
-    return Fold(name, np.setdiff1d(rest, dev), dev, test, left_out or {})
+        from sklearn.model_selection import StratifiedGroupKFold
 
-
-def _share(utterances: Utterances, rest: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """About that share of the rows, in whole dialogues, with the classes in about equal shares."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    splits = round(1 / share)
-    if len(set(utterances.dialogues[rest].tolist())) < splits:
-        raise WrongUse(f"dev={share}: the training part has fewer than {splits} dialogues to cut from; use dev=next")
-    splitter = StratifiedGroupKFold(splits, shuffle=True, random_state=seed)
-    _, dev = next(splitter.split(rest, utterances.labels[rest], utterances.dialogues[rest]))
-    return rest[np.sort(dev)]
+        splits, dialogues = round(1 / cut.share), utterances.dialogues[rest]
+        if len(set(dialogues.tolist())) < splits:
+            raise WrongUse(f"dev={cut.dev}: the training part has fewer than {splits} dialogues to cut; use dev=next")
+        splitter = StratifiedGroupKFold(splits, shuffle=True, random_state=cut.seed)
+        _, chosen = next(splitter.split(rest, utterances.labels[rest], dialogues))
+        dev = rest[np.sort(chosen)]
+    return Fold(name, np.setdiff1d(rest, dev), dev, test, left_out)
 
 
 def _named(values: Sequence[str | None], kind: str) -> np.ndarray:

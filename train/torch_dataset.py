@@ -37,11 +37,9 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
         manifest = opened.manifest(corpus)
         names = features.split("+") if isinstance(features, str) else list(features)
         selected = {name: FeatureSelection(opened.feature(name, manifest.corpus)) for name in names}
-        self.utterances = apply_policy(get_policy(labels), manifest)
-        self.left_out: dict[str, str] = {}
-        for one in selected.values():
-            self.utterances, quarantined = with_rows(one, manifest, self.utterances, allow_missing=True)
-            self.left_out |= quarantined
+        labelled, wanted = apply_policy(get_policy(labels), manifest), [one.feature for one in selected.values()]
+        self.utterances, quarantined = with_rows(wanted, manifest, labelled, allow_missing=True)
+        self.left_out = {id_: why for held in quarantined.values() for id_, why in held.items()}
         self.features = {name: one.load(manifest, self.utterances.rows) for name, one in selected.items()}
         self._vectors = {name for name, one in selected.items() if one.feature.spec.level == "utterance"}
 

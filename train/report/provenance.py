@@ -94,7 +94,7 @@ def _protocols(cells: Sequence[Cell]) -> Table:
     for protocol, select in dict.fromkeys((cell.config["protocol"], cell.config["select"]) for cell in cells):
         members = [c for c in cells if (c.config["protocol"], c.config["select"]) == (protocol, select)]
         known = PROTOCOLS.get(protocol)
-        cut = (known.cut.__doc__ or "").strip().split("\n")[0] if known else "folds from a file"
+        cut = (known.__doc__ or "").strip().split("\n")[0] if known else "folds from a file"
         independent = all(result["speaker_independent"] for cell in members for result in cell.results)
         speakers = "are never heard in training" if independent else "are heard in training too"
         row = {"protocol": protocol, "how it cuts": f"{cut.rstrip('.')}; speakers of the test part {speakers}."}
