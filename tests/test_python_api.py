@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,14 +117,8 @@ class PeakExtractor(Extractor):
         return [item.samples.max(keepdims=True)[None] ** self.config.power]
 
 
-@pytest.fixture
-def peak() -> Iterator[None]:
-    FEATURES["peak"] = FeatureKind("audio", "utterance", "the largest sample", PeakExtractor)
-    yield
-    del FEATURES["peak"]
-
-
-def test_an_extractor_of_ones_own(tmp_path: Path, peak: None) -> None:
+def test_an_extractor_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FEATURES, "peak", FeatureKind("audio", "utterance", "the largest sample", PeakExtractor))
     rng = np.random.default_rng(0)
     (tmp_path / "c.csv").write_text("id,audio\na,a.wav\nb,b.wav\n")
     for name in "ab":

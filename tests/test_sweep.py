@@ -14,10 +14,12 @@ from ser.cli import main
 from ser.errors import SerError, WrongUse
 from ser.tests.demo_store import demo_store
 from ser.tests.tiny_store import make_store
+from ser.train.data import DataCache
 from ser.train.experiment import prepare
 from ser.train.recipe import list_recipes, read_recipe
 from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import find_runs
+from ser.train.settings import has_setting
 from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep
 
 __all__ = ["demo_store"]  # a fixture
@@ -49,13 +51,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(name: str | Path, store: Path, out: Path, known: tuple[str, ...] = TINY, **options):
     """The recipe at tiny sizes: one epoch, one fold, one seed."""
     asked = {"store": store, "out": out, "epochs": 1, "folds": 1, "seeds": 1, "device": "cpu", **options}
-    used = []
-    for assignment in known:
-        try:
-            plan_sweep(read_recipe(name, set=(assignment,), **asked))
-            used.append(assignment)
-        except WrongUse as fault:
-            assert "no fusion of this recipe has that setting" in str(fault)
+    cache = DataCache()
+    fusions = [prepare(cell.experiment, cache)[0].plan.fusion for cell in read_recipe(name, **asked).cells]
+    used = [assignment for assignment in known if any(has_setting(fusion, assignment) for fusion in fusions)]
     return read_recipe(name, set=tuple(used), **asked)
 
 
@@ -179,11 +177,10 @@ def test_two_workers_give_the_same_bytes_as_one(store: Path, tmp_path: Path) -> 
     for out, workers in (("one", 1), ("two", 2)):
         recipe = tiny("perspective-table1", store, tmp_path / out, known=("d_model=16",), seeds=2, epochs=2)
         assert len(list(run_sweep(plan_sweep(recipe), workers))) == 4
-    names = {run.path.name for run in find_runs(tmp_path / "one")}
-    assert names == {run.path.name for run in find_runs(tmp_path / "two")} and len(names) == 4
-    for name in names:
-        first, second = (tmp_path / out / name / "model.safetensors" for out in ("one", "two"))
-        assert first.read_bytes() == second.read_bytes()
+    one, two = ({run.path.name: run.path for run in find_runs(tmp_path / out)} for out in ("one", "two"))
+    assert one.keys() == two.keys() and len(one) == 4
+    for name, path in one.items():
+        assert (path / "model.safetensors").read_bytes() == (two[name] / "model.safetensors").read_bytes()
 
 
 CHILD = """
@@ -216,12 +213,10 @@ def test_a_killed_sweep_goes_on_where_it_stopped(store: Path, tmp_path: Path) ->
 
 def test_a_diverged_run_is_told_and_the_others_go_on(store: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text(
-        f"[experiment]\nepochs = 2\nfolds = 1\n{CELL}fusion = 'audio'\n"
-        "set = { d_model = 16, batch_size = 2, lr = 1e30 }\n"
-        + CELL.replace("'a'", "'tame'")
-        + "fusion = 'audio'\nset = { d_model = 16, batch_size = 2 }\n"
+    wild, tame = (
+        f"{CELL}fusion = 'audio'\nset = {{ d_model = 16, batch_size = 2{more} }}\n" for more in (", lr = 1e30", "")
     )
+    file.write_text("[experiment]\nepochs = 2\nfolds = 1\n" + wild + tame.replace("'a'", "'tame'"))
     recipe = read_recipe(file, store=store, out=tmp_path / "runs")
     sweep = plan_sweep(recipe)
     first, second = run_sweep(sweep)
@@ -252,6 +247,11 @@ def test_wrong_recipes(store: Path, tmp_path: Path, text: str, says: str) -> Non
         plan_sweep(read_recipe(file, store=store, out=tmp_path))
     with pytest.raises(WrongUse, match="did you mean msmser-table2"):
         read_recipe("msmser-tabel2")
+
+
+def test_a_setting_that_no_fusion_of_the_recipe_has(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match="no fusion of this recipe has that setting"):
+        plan_sweep(read_recipe("perspective-table1", store=store, out=tmp_path, set=("queries=3",)))
 
 
 def test_a_sweep_for_other_machines_asks_nothing_of_this_one(store: Path, tmp_path: Path) -> None:

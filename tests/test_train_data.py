@@ -202,7 +202,7 @@ def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s")
     plain, _ = load_dataset(store.path, "hubert+bert", "mit")
     first, second = (load_dataset(store.path, "hubert+bert", "mit", cache=DataCache(tmp_path))[0] for _ in range(2))
-    assert first.inputs.keys() == {"audio", "text"}
+    assert plain.inputs.keys() == first.inputs.keys() == {"audio", "text"}  # read now
     for part in tmp_path.glob("s/*/*/parts/*/data.zarr"):  # the second reads no values from the store
         shutil.rmtree(part)
     for modality, expected in plain.inputs.items():

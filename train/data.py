@@ -74,14 +74,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class FeatureSelection:
-    """A feature to train on. If the fusion takes `vectors`, `pool` makes one of the frames of each utterance.
+    """A feature to train on; if it is `pooled`, `pool` makes one vector of the rows of each utterance.
 
     `extra` names what is read of the feature in the place of its values, such as its token ids.
     """
 
     feature: Feature
     pool: Pool = "mean"
-    vectors: bool = False
+    pooled: bool = False
     extra: str | None = None
 
     @property
@@ -90,14 +90,9 @@ class FeatureSelection:
         return self.feature.spec.modality
 
     @property
-    def pools(self) -> bool:
-        """Whether frames become one vector per utterance."""
-        return self.vectors and self.feature.spec.level != "utterance"
-
-    @property
     def dim(self) -> int:
         """Dimension of a row that the model gets."""
-        return self.feature.spec.dim * (2 if self.pools and self.pool == "meanstd" else 1)
+        return self.feature.spec.dim * (2 if self.pooled and self.pool == "meanstd" else 1)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -119,7 +114,7 @@ class FeatureSelection:
             )
         values = packed.values if self.extra is None else packed.extras[self.extra][:, None]
         inputs = Inputs(torch.from_numpy(values), packed.offsets)
-        return inputs.pooled(self.pool) if self.pools else inputs
+        return inputs.pooled(self.pool) if self.pooled else inputs
 
 
 def select_feature(store: Store, name: str, corpus: str) -> FeatureSelection:
@@ -198,7 +193,7 @@ class Dataset:
 
     utterances: Utterances
     dims: dict[str, int]  # of each modality
-    read: Callable[..., Mapping[str, Inputs]]  # the values of each modality; takes `extras`, see `reading`
+    read: Callable[..., Mapping[str, Inputs]]  # the values of each modality, or the extras that it names
     described: Mapping[str, Any]  # corpus, manifest and features with their digests, for a run's config
     notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
     targets: Tensor | None = None  # soft labels [n, K]
@@ -228,13 +223,6 @@ class Dataset:
             for m, stored in self.inputs.items()
         }
         return replace(self, read=lambda: inputs)
-
-    def reading(self, modality: str, extra: str) -> "Dataset":
-        """The same utterances with an extra of a modality's feature, such as "token", in the place of its values."""
-        features = dict(self.described["features"])
-        features[modality] = {**features[modality], "extra": extra}
-        read = self.read
-        return replace(self, read=lambda: read({modality: extra}), described={**self.described, "features": features})
 
     def batch(
         self, groups: Sequence[np.ndarray], standardizers: Mapping[str, Standardizer], soft: bool = False
@@ -289,7 +277,13 @@ def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:
     apart = np.repeat(np.arange(copies), n) * (int(utterances.dialogues.max()) + 1)
     with torch.inference_mode(False):
         views = [{modality: read()} for modality, read in data.views]
-    inputs = {m: _joined([plain, *(view.get(m, plain) for view in views)]) for m, plain in data.inputs.items()}
+    inputs = dict(data.inputs)
+    for modality in {modality for modality, _ in data.views}:
+        plain = inputs[modality]
+        parts = [plain, *(view.get(modality, plain) for view in views)]
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        values = torch.cat([part.values for part in parts])
+        inputs[modality] = Inputs(values, np.concatenate([[0], np.cumsum(lengths)]))
     more = replace(
         data,
         utterances=replace(utterances, dialogues=utterances.dialogues + apart),
@@ -298,13 +292,6 @@ def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:
         views=(),
     )
     return more, np.concatenate([train + n * copy for copy in range(copies)])
-
-
-def _joined(parts: list[Inputs]) -> Inputs:
-    if all(part is parts[0] for part in parts):
-        return parts[0]
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    return Inputs(torch.cat([part.values for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
 
 
 @dataclass
@@ -321,7 +308,7 @@ class DataCache:
 
     def load(self, selection: FeatureSelection, manifest: Manifest, rows: np.ndarray) -> Inputs:
         """As `selection.load`."""
-        what = selection.extra or (selection.pool if selection.vectors else "rows")
+        what = selection.extra or (selection.pool if selection.pooled else "rows")
         about = f"{selection.feature.path.resolve()} {manifest.digest} {what} ".encode()
         key = hashlib.sha256(about + rows.tobytes()).hexdigest()
         if key not in self.inputs:
@@ -366,8 +353,10 @@ def load_dataset(
     selected, augmented = select_features(store, features, manifest.corpus, views)
     fusion = get_fusion(fusion_name, {modality: one.feature.spec.level for modality, one in selected.items()})
     policy = get_policy(labels)
-    asked = [replace(one, vectors=fusion.level == "vector") for one in [*selected.values(), *augmented]]
-    about = [[str(one.feature.path), one.pool, one.vectors] for one in asked]
+    asked = [*selected.values(), *augmented]
+    if fusion.level == "vector":
+        asked = [replace(one, pooled=one.feature.spec.level != "utterance") for one in asked]
+    about = [[str(one.feature.path), one.pool, one.pooled] for one in asked]
     key = canonical_json([manifest.digest, about, policy.described, limit, allow_missing])
     if key in cache.datasets:
         return cache.datasets[key], fusion
@@ -385,8 +374,8 @@ def load_dataset(
     specs = {modality: one.feature.spec for modality, one in inputs.items()}
     rows, votes = utterances.rows, manifest.column("votes")
 
-    def read(extras: Mapping[str, str] | None = None) -> dict[str, Inputs]:
-        return {m: cache.load(replace(one, extra=(extras or {}).get(m)), manifest, rows) for m, one in inputs.items()}
+    def read(**extras: str) -> dict[str, Inputs]:
+        return {m: cache.load(replace(one, extra=extras.get(m)), manifest, rows) for m, one in inputs.items()}
 
     data = cache.datasets[key] = Dataset(
         utterances=utterances,

@@ -6,6 +6,7 @@ USC §5.1 fine-tunes BERT. With `finetune_layers=n` its top n layers start from 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
     checkpoint = _checkpoint(spec, parse_models(models))
     depth, layer = int(checkpoint.config["num_hidden_layers"]), spec.config["layer"]
     if layers == "all":
-        data = data.reading("text", TOKENS)
+        features = data.described["features"]
+        described = {**data.described, "features": features | {"text": features["text"] | {"extra": TOKENS}}}
+        data = replace(data, read=partial(data.read, text=TOKENS), described=described)
     elif not 1 <= layers <= depth:
         raise WrongUse(f"finetune_layers={layers}: the encoder of {spec.name} has layers 1 to {depth}, or all")
     elif layer != (below := depth - layers):
