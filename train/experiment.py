@@ -93,16 +93,8 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         if not str(experiment.folds).isdecimal() or int(experiment.folds) < 1:
             raise WrongUse(f"--folds {experiment.folds}: must be all, or how many of the first folds to run")
         folds = folds[: int(experiment.folds)]
-    plan = TrainConfig(
-        fusion,
-        settings,
-        training,
-        experiment.loss,
-        experiment.select,
-        device=choose_device(experiment.device),
-        precision=experiment.precision,
-        log=experiment.log,
-    )
+    how = {name: getattr(experiment, name) for name in ("loss", "select", "precision", "log")}
+    plan = TrainConfig(fusion, settings, training, device=choose_device(experiment.device), **how)
     return [
         Job(data, fold, one, _config(experiment, data, fold, one))
         for one in (replace(plan, seed=seed) for seed in range(experiment.seeds))
