@@ -63,7 +63,7 @@ class Feature:
             raise CorruptStore(f"{folder}: is missing; {REPAIR}") from None
         if names != list(self._parts):
             known = self._parts
-            self._parts = {name: known.get(name) or Part.open(folder / name, self.fingerprint) for name in names}
+            self._parts = {name: known.get(name) or Part(folder / name, self.fingerprint) for name in names}
             self._rows, self._quarantined, self._latest = {}, {}, {}
             for part in self._parts.values():
                 # Should two parts hold the same row, the first by name counts.

@@ -218,7 +218,7 @@ def _repair(store: Store, path: Path) -> bool:
 
 def check_part(folder: Path, fingerprint: str) -> int:
     """Check a part down to its last byte, reading it once. Returns how many it has; raises `CorruptStore`."""
-    part = Part.open(folder, fingerprint)
+    part = Part(folder, fingerprint)
     blocks = defaultdict[str, list[Block]](list)
     for array in part.record.arrays.values():
         for block in array.blocks:
