@@ -75,8 +75,7 @@ def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | No
     spec = feature.spec
     parts = [part for part in feature.parts() if part.record.corpus == corpus]
     known = manifest if isinstance(manifest, Manifest) else None
-    rows = feature.rows(known) if known else 0
-    quarantined = len(feature.quarantined(known)) if known else 0
+    rows, quarantined = (feature.rows(known), len(feature.quarantined(known))) if known else (0, 0)
     return Listing(
         feature=spec.name,
         fingerprint=feature.fingerprint,
@@ -143,10 +142,9 @@ def verify(store: Store, repair: bool = False, resume: bool = True) -> Iterator[
     todo = [path for path in _things(store) if not done or _stamp(store, path) not in done]
     pool = ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))))
     log = None
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if done else os.O_TRUNC)
     with contextlib.suppress(OSError):
-        log = os.open(
-            journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if done else os.O_TRUNC), 0o644
-        )
+        log = os.open(journal, flags, 0o644)
     try:
         for number, checked in enumerate(pool.map(lambda path: _check(store, path, repair), todo), 1):
             if log is not None and checked.problem is None:
