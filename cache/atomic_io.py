@@ -186,15 +186,15 @@ def _lock(folder: Path, new: bool) -> int | None:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if new else 0)
     descriptor = os.open(folder.with_suffix(".lock"), flags, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
     except OSError as error:
-        if not (new and error.errno in _UNLOCKABLE):
-            os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                return None
-            raise
-    if os.fstat(descriptor).st_nlink:
-        return descriptor
+        if new and error.errno in _UNLOCKABLE:
+            return descriptor
+        os.close(descriptor)
+        raise
     os.close(descriptor)
     return None
 

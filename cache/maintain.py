@@ -128,16 +128,16 @@ class Checked:
     note: str | None = None  # no fault, but worth knowing
 
 
-def verify(store: Store, repair: bool = False, resume: bool = True) -> Iterator[Checked]:
+def verify(store: Store, repair: bool = False) -> Iterator[Checked]:
     """Check everything in a store, yielding a record for each manifest, spec and part.
 
     With `repair`, a part that cannot be trusted is dropped, and nothing else. A pass that was interrupted is resumed
-    where it stopped, unless `resume` is false; in a read-only store each pass starts anew.
+    where it stopped, within a day; in a read-only store each pass starts anew.
     """
     journal = store.path / JOURNAL
     done: set[str] = set()
     with contextlib.suppress(OSError):
-        if resume and time.time() - journal.stat().st_mtime < _DAY:  # what was good days ago may be bad now
+        if time.time() - journal.stat().st_mtime < _DAY:  # what was good days ago may be bad now
             done = set(journal.read_text(errors="replace").splitlines())
     todo = [path for path in _things(store) if not done or _stamp(store, path) not in done]
     pool = ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))))

@@ -64,7 +64,6 @@ def import_feature(
     manifest: Manifest,
     ids: Sequence[str] | None = None,
     backend: str = "zarr",
-    **provenance: Any,
 ) -> Imported:
     """Publish the rows of a feature file.
 
@@ -99,11 +98,7 @@ def import_feature(
             "ids_sha256": hashlib.sha256(canonical_json(packed.ids)).hexdigest(),
             "joined_by": "id" if by_id else "manifest order",
         },
-        provenance={
-            "file": path.name,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            **provenance,
-        },
+        provenance={"file": path.name, "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},
     )
     feature = store.add(spec)
     store.put_manifest(manifest)
@@ -235,8 +230,8 @@ def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
     return path
 
 
-def copy(feature: Feature, target: Store, backend: str | None = None) -> list[str]:
-    """Copy all parts of a feature into another store, in another backend if one is named.
+def copy(feature: Feature, target: Store, backend: str) -> list[str]:
+    """Copy all parts of a feature into another store, in this backend.
 
     Bit for bit, rows that no manifest asks for and quarantined utterances included; the fingerprint stays. Returns the
     names of the parts that were not there yet. Manifests are copied too where the target lacks them. Raises `WrongUse`
@@ -253,7 +248,7 @@ def copy(feature: Feature, target: Store, backend: str | None = None) -> list[st
             target.put_manifest(source.manifest(record.corpus))
         packed = feature.gather([(part, i) for i in range(len(record.ids))], list(record.ids))
         rows = PartRows.from_packed(record.corpus, record.inputs, packed, record.quarantined)
-        copied.append(made.publish(rows, backend or record.backend, record.written_by))
+        copied.append(made.publish(rows, backend, record.written_by))
     return [name for name in copied if name]
 
 

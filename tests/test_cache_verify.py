@@ -7,14 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ser.cache.maintain import (
-    JOURNAL,
-    feature_info,
-    list_features,
-    remove_feature,
-    remove_superseded,
-    verify,
-)
+from ser.cache.maintain import JOURNAL, feature_info, list_features, remove_feature, remove_superseded, verify
 from ser.cache.store import Manifest, Quarantine, open_store
 from ser.cache.transfer import copy
 from ser.errors import CorruptStore, StoreError, WrongUse
@@ -105,7 +98,6 @@ def test_verify_is_taken_up_where_it_stopped(tmp_path: Path) -> None:
     os.utime(store.path / JOURNAL, (0, 0))
     assert [checked.path for checked in verify(store)] == whole  # what was good long ago may be bad now
     assert not (store.path / JOURNAL).exists()
-    assert [checked.path for checked in verify(store, resume=False)] == whole
 
 
 def test_listing(tmp_path: Path) -> None:
