@@ -42,7 +42,7 @@ class Feature:
 
     def _read_spec(self) -> Spec:
         path = self.path / "spec.json"
-        spec = Spec.from_json(read_checksummed(path, dict), str(path))
+        spec = read_checksummed(path, Spec)
         if (spec.feature, spec.fingerprint) != (self.path.parent.name, self.path.name):
             raise CorruptStore(f"{path}: stands in the folder of another feature or fingerprint; {REPAIR}")
         return spec
@@ -148,7 +148,7 @@ class Feature:
         offsets = [0]
         for number, place in enumerate(places):
             part, row = place
-            start, stop = part.offsets[row : row + 2].tolist()
+            start, stop = part.offsets[row], part.offsets[row + 1]
             if (same := first.setdefault(place, number)) != number:
                 copies.append((number, same))  # asked for twice: read once
             elif stop > start:

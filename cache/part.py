@@ -114,13 +114,13 @@ class Part:
         return [(self.record.corpus, *pair) for pair in zip(self.record.ids, self.record.inputs, strict=True)]
 
     @cached_property
-    def offsets(self) -> npt.NDArray[np.int64]:
+    def offsets(self) -> list[int]:
         """Utterance i is rows `offsets[i]:offsets[i + 1]` of the values. Raises `CorruptStore` if it cannot be."""
         offsets = np.empty(len(self.record.ids) + 1, np.int64)
         read_stretches([(self.folder, self.record.arrays["offsets"], [(0, len(offsets), 0)])], offsets)
         if offsets[0] != 0 or offsets[-1] != self.record.arrays["values"].shape[0] or (np.diff(offsets) < 0).any():
             raise CorruptStore(f"{self.folder}: its offsets do not fit its rows; {REPAIR}")
-        return offsets
+        return offsets.tolist()
 
 
 def _files_below(folder: Path, inside: str = "") -> Iterable[tuple[str, int]]:

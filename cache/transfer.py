@@ -125,9 +125,8 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
         for id_, piece in pieces.items():
             if piece.ndim != 2 or piece.shape[1] != dim:
                 raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)}, not [rows, {dim}]")
-        lengths = [len(piece) for piece in pieces.values()]
-        arrays = {"values": np.concatenate(list(pieces.values())), "offsets": np.cumsum([0, *lengths])}
-        ids = list(pieces)
+        offsets = np.cumsum([0, *(len(piece) for piece in pieces.values())])
+        arrays, ids = {"values": np.concatenate(list(pieces.values())), "offsets": offsets}, list(pieces)
     elif ids is None and "ids" in arrays:
         ids = [str(id_) for id_ in arrays["ids"].reshape(-1)]
     names = list(manifest.ids if ids is None else ids)

@@ -132,6 +132,9 @@ def test_ids_in_another_order_and_some_missing(tmp_path: Path, empty: Store) -> 
     assert empty["mine"].missing(manifest) == [0, 1, 2, 3, 4]
 
 
+SPOT = np.arange(60).reshape(12, 5) == 33
+
+
 @pytest.mark.parametrize(
     ("arrays", "ids", "match"),
     [
@@ -142,12 +145,8 @@ def test_ids_in_another_order_and_some_missing(tmp_path: Path, empty: Store) -> 
         ({"values": VALUES.reshape(-1)}, None, "shape"),
         ({"values": VALUES.astype("c8")}, None, "not numbers"),
         ({"values": np.array([["a"] * 5] * 12)}, None, "not numbers"),
-        ({"values": np.where(np.arange(60).reshape(12, 5) == 33, np.nan, VALUES)}, None, "'u006'.*not finite"),
-        (
-            {"values": np.where(np.arange(60).reshape(12, 5) == 33, np.float64(1e300), VALUES)},
-            None,
-            "'u006'.*not finite",
-        ),
+        ({"values": np.where(SPOT, np.nan, VALUES)}, None, "'u006'.*not finite"),
+        ({"values": np.where(SPOT, np.float64(1e300), VALUES)}, None, "'u006'.*not finite"),
         ({"values": VALUES, "offsets": np.arange(12)}, None, "offsets"),
         ({"values": VALUES, "offsets": np.array([0, 9, 5, 12])}, ["u000", "u001", "u002"], "offsets"),
         ({"values": VALUES, "offsets": np.array([0, 5, 5, 12])}, ["u000", "u001", "u002"], "'u001' has no rows"),

@@ -11,16 +11,7 @@ from ser.cache.maintain import JOURNAL, feature_info, list_features, remove_feat
 from ser.cache.store import Manifest, Quarantine, open_store
 from ser.cache.transfer import copy
 from ser.errors import CorruptStore, StoreError, WrongUse
-from ser.tests.store_samples import (
-    check_whole,
-    fill,
-    manifest_of,
-    part_rows,
-    rewrite_record,
-    sample_store,
-    spec_of,
-    values_of,
-)
+from ser.tests.store_samples import check_whole, fill, manifest_of, part_rows, sample_store, spec_of, values_of
 
 BACKENDS = ["zarr", "hdf5"]
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -55,15 +46,6 @@ def test_repair_drops_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
     check_whole(feature, manifest, arrays)
     assert not [checked for checked in verify(store) if checked.problem]
     assert not list((store.path / "tmp").iterdir())
-
-
-def test_repair_leaves_what_a_newer_ser_wrote(tmp_path: Path) -> None:
-    store, feature, _, _ = sample_store(tmp_path / "s", "zarr")
-    part = feature.parts()[0].folder
-    rewrite_record(part / "part.json", lambda record: record.update(format_version=2))
-    problems = [checked for checked in verify(store, repair=True) if checked.problem]
-    assert len(problems) == 1 and "update ser" in str(problems[0].problem) and not problems[0].repaired
-    assert part.exists()
 
 
 def test_a_bad_spec_costs_no_rows(tmp_path: Path) -> None:

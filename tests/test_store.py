@@ -13,16 +13,7 @@ import zarr
 
 from ser.cache.store import Manifest, PartRows, Quarantine, open_store
 from ser.errors import MissingRows, StoreError, WrongUse
-from ser.tests.store_samples import (
-    check_whole,
-    fill,
-    manifest_of,
-    part_rows,
-    rewrite_record,
-    sample_store,
-    spec_of,
-    values_of,
-)
+from ser.tests.store_samples import check_whole, fill, manifest_of, part_rows, sample_store, spec_of, values_of
 
 BACKENDS = ["zarr", "hdf5"]
 LEVELS = ["frame", "token", "utterance"]
@@ -327,14 +318,3 @@ def test_any_setting_makes_another_fingerprint() -> None:
               spec_of(checkpoint={"digest": "1"}), spec_of(hop=0.01), spec_of(variant="layer=9")]  # fmt: skip
     assert len({spec.fingerprint for spec in [base, *others]}) == 8
     assert spec_of(provenance={"date": "today"}).fingerprint == base.fingerprint
-
-
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    _store, feature, manifest, _ = sample_store(tmp_path / "s", "zarr")
-    for path in (feature.path / "spec.json", next((feature.path / "parts").iterdir()) / "part.json"):
-        content = path.read_bytes()
-        rewrite_record(path, lambda record: record.update(format_version=2))
-        with pytest.raises(StoreError, match=r"format version 2.*update ser"):
-            open_store(tmp_path / "s")["frames"].load(manifest)
-        path.write_bytes(content)
-    open_store(tmp_path / "s")["frames"].load(manifest)
