@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ser.errors import CorruptStore, StoreError
@@ -76,17 +76,13 @@ def write_file(path: Path, buffers: Sequence[Buffer]) -> tuple[int, str]:
             while len(view):
                 view = view[os.write(file.fileno(), view) :]
         os.fsync(file.fileno())
-    if _on_disk(path) != (size, digest.digest()):
+    if _on_disk(path) != digest.digest():
         raise StoreError(f"{path}: the disk gave back other bytes than were written; check the disk")
     return size, digest.hexdigest()
 
 
-def _on_disk(path: Path) -> tuple[int, bytes]:
-    """Size and sha256 of a file, read past the page cache.
-
-    What the cache holds was never in doubt, and what was written stays in it, in the large pages that make the next
-    reader three times as fast.
-    """
+def _on_disk(path: Path) -> bytes:
+    """The sha256 of a file as read past the page cache, which stays as it is for the next reader."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError as error:
@@ -94,25 +90,24 @@ def _on_disk(path: Path) -> tuple[int, bytes]:
             raise
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        size, digest = 0, hashlib.sha256()
+        at, digest = 0, hashlib.sha256()
         page = memoryview(mmap.mmap(-1, _PIECE))  # aligned, as O_DIRECT demands
         read = _PIECE
         while read == _PIECE:
-            read = os.preadv(descriptor, [page], size)
-            size += read
+            read = os.preadv(descriptor, [page], at)
+            at += read
             digest.update(page[:read])
-        return size, digest.digest()
+        return digest.digest()
     finally:
         os.close(descriptor)
 
 
-def write_folder(
-    folder: Path, files: Mapping[str, Sequence[Buffer]], inside: Iterable[str] = ()
-) -> dict[str, tuple[int, str]]:
-    """Write a new folder of files, by their paths in it, and of folders `inside` it. Returns their sizes and sha256."""
-    for below in sorted({folder, *((folder / name).parent for name in files), *(folder / name for name in inside)}):
-        below.mkdir(parents=True, exist_ok=True)
-    written = {name: write_file(folder / name, buffers) for name, buffers in files.items()}
+def write_folder(folder: Path, files: Mapping[str, Sequence[Buffer]]) -> dict[str, tuple[int, str]]:
+    """Write files, by their paths in a folder that nobody sees yet, durably. Returns their sizes and sha256."""
+    written = {}
+    for name, buffers in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        written[name] = write_file(folder / name, buffers)
     for root, _, _ in os.walk(folder):
         sync_folder(Path(root))
     return written
@@ -150,6 +145,14 @@ def move_into_place(source: Path, target: Path) -> bool:
     return True
 
 
+def new_folder(store: Path, folder: Path, files: Mapping[str, bytes], inside: str = "") -> bool:
+    """Make a folder, with its files and a folder `inside`, in one step. False if another process has just made it."""
+    with workspace(store) as temporary:
+        make_folder(temporary / folder.name / inside)
+        write_folder(temporary / folder.name, {name: [content] for name, content in files.items()})
+        return move_into_place(temporary / folder.name, folder)
+
+
 def replace_file(path: Path, content: bytes, store: Path) -> None:
     """Write `path`, or put new content in its place: readers see the old one or the new one."""
     with workspace(store) as folder:
@@ -183,15 +186,15 @@ def _lock(folder: Path, new: bool) -> int | None:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if new else 0)
     descriptor = os.open(folder.with_suffix(".lock"), flags, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
     except OSError as error:
-        if not (new and error.errno in _UNLOCKABLE):
-            os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                return None
-            raise
-    if os.fstat(descriptor).st_nlink:
-        return descriptor
+        if new and error.errno in _UNLOCKABLE:
+            return descriptor
+        os.close(descriptor)
+        raise
     os.close(descriptor)
     return None
 
@@ -229,16 +232,11 @@ def explain_disk_errors(doing: str, store: Path, needed: int | None = None) -> I
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(store).free if store.exists() else 0
             # Rounded apart, so that what did not fit never seems to fit.
-            up, down = math.ceil((needed or 0) / 1e4) / 100, free // 10_000 / 100
+            up, down = math.ceil((needed or 0) / 1e4) / 100, free // 1e4 / 100
             need = f" ({up:.2f} MB needed, {down:.2f} MB free)" if needed else ""
-            raise StoreError(
-                f"{store}: the disk is full{need} while {doing}; free some space and run the same command again, "
-                "what is published stays"
-            ) from error
+            remedy = "free some space and run the same command again, what is published stays"
+            raise StoreError(f"{store}: the disk is full{need} while {doing}; {remedy}") from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StoreError(f"{store}: may not be written to ({error.strerror}) while {doing}") from error
-        where = error.filename or store
-        raise StoreError(
-            f"{where}: {error.strerror or error} while {doing}; nothing half-written was kept, "
-            "run the same command again"
-        ) from error
+        fault = f"{error.filename or store}: {error.strerror or error} while {doing}"
+        raise StoreError(f"{fault}; nothing half-written was kept, run the same command again") from error

@@ -66,7 +66,7 @@ def _chunk_file(name: str, number: int, axes: int) -> str:
     return f"{ZARR}/{name}/c/{number}" + "/0" * (axes - 1)
 
 
-def encode_zarr(arrays: Arrays) -> tuple[Files, dict[str, list[Block]]]:
+def _encode_zarr(arrays: Arrays) -> tuple[Files, dict[str, list[Block]]]:
     """A Zarr v3 group: uncompressed chunks of whole rows, each followed by its CRC-32C."""
     files: Files = {f"{ZARR}/zarr.json": [_GROUP]}
     blocks: dict[str, list[Block]] = {}
@@ -79,17 +79,15 @@ def encode_zarr(arrays: Arrays) -> tuple[Files, dict[str, list[Block]]]:
             stop = min(start + each, rows)
             path = _chunk_file(name, number, array.ndim)
             chunk = bytes_of(array[start:stop])
-            padding = bytes_of(
-                np.full((each - (stop - start), *array.shape[1:]), _fill_value(array.dtype), array.dtype)
-            )
+            shape = (each - (stop - start), *array.shape[1:])
+            padding = bytes_of(np.full(shape, _fill_value(array.dtype), array.dtype))
             checksum = crc32c.crc32c(padding, crc32c.crc32c(chunk))
             files[path] = [chunk, padding, checksum.to_bytes(4, "little")]
             blocks[name] += cut_into_blocks(chunk, row_bytes, path, 0)
     return files, blocks
 
 
-def inspect_zarr(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None:
-    """What a plain Zarr reader would see differently from the blocks, or None."""
+def _inspect_zarr(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None:
     metadata = {f"{ZARR}/zarr.json": _GROUP}
     for name, array in arrays.items():
         metadata[f"{ZARR}/{name}/zarr.json"] = _array_metadata(array.shape, np.dtype(array.dtype))
@@ -110,7 +108,7 @@ HDF5 = "data.h5"
 _FILTERS = {1, 2, 3}  # HDF5's own deflate, shuffle, fletcher32
 
 
-def encode_hdf5(arrays: Arrays) -> tuple[Files, dict[str, list[Block]]]:
+def _encode_hdf5(arrays: Arrays) -> tuple[Files, dict[str, list[Block]]]:
     """One file of contiguous, unfiltered datasets.
 
     It is made in memory, because the HDF5 library reports a full disk late or not at all.
@@ -128,8 +126,7 @@ def encode_hdf5(arrays: Arrays) -> tuple[Files, dict[str, list[Block]]]:
     return {HDF5: [image.getbuffer()]}, blocks
 
 
-def inspect_hdf5(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None:
-    """What a plain HDF5 reader would see differently from the blocks, or None."""
+def _inspect_hdf5(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None:
     import h5py
 
     with h5py.File(folder / HDF5, "r") as file:
@@ -168,4 +165,4 @@ def foreign_hdf5(file: Any, name: str) -> str | None:
     return None
 
 
-BACKENDS = {"zarr": Backend(encode_zarr, inspect_zarr), "hdf5": Backend(encode_hdf5, inspect_hdf5)}
+BACKENDS = {"zarr": Backend(_encode_zarr, _inspect_zarr), "hdf5": Backend(_encode_hdf5, _inspect_hdf5)}

@@ -6,7 +6,7 @@ bytes between the rows asked for go to a scratch area, because the checksum need
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -76,13 +76,11 @@ def bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return memoryview(cast(Buffer, array.reshape(-1).view(np.uint8)))
 
 
-# [k, 3]: first row in the array, row after the last, first row in the target
-Stretches = npt.NDArray[np.int64]
-# A file, a block in it, the row that it starts with, and the stretches within it
-BlockRead = tuple[str, Block, int, list[list[int]]]
+Stretch = tuple[int, int, int]  # first row in the array, row after the last, first row in the target
+BlockRead = tuple[str, Block, int, list[Stretch]]  # file, a block in it, the row that it starts with, what is within it
 
 
-def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Stretches]], target: npt.NDArray[Any]) -> None:
+def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], target: npt.NDArray[Any]) -> None:
     """Read stretches of rows from the same array of several parts (folders) into `target`, each block verified.
 
     `target` is C-contiguous `[rows, …]`. The stretches of a part are sorted, not empty, and do not overlap.
@@ -100,25 +98,21 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Stretches]], target: 
         _read_blocks(reads, view, size)
 
 
-def _by_block(folder: Path, array: ArrayRecord, stretches: Stretches) -> list[BlockRead]:
+def _by_block(folder: Path, array: ArrayRecord, stretches: Sequence[Stretch]) -> Iterator[BlockRead]:
     """Cut stretches where blocks end."""
-    if not len(stretches):
-        return []
-    firsts = np.cumsum([0, *(block.bytes // array.row_bytes for block in array.blocks)])
-    starts, stops, to = stretches.T
-    block = np.searchsorted(firsts, starts, side="right") - 1
-    count = np.searchsorted(firsts, stops - 1, side="right") - block
-    whole = np.repeat(np.arange(len(starts)), count)
-    block = block[whole] + np.arange(len(whole)) - np.repeat(np.cumsum(count) - count, count)
-    start = np.maximum(starts[whole], firsts[block])
-    stop = np.minimum(stops[whole], firsts[block + 1])
-    pieces = np.stack([start, stop, to[whole] + start - starts[whole]], axis=1)
-    cuts = np.flatnonzero(np.diff(block)) + 1
-    numbers = block[np.concatenate([[0], cuts])].tolist()
-    return [
-        (f"{folder}/{array.blocks[number].file}", array.blocks[number], int(firsts[number]), group.tolist())
-        for number, group in zip(numbers, np.split(pieces, cuts), strict=True)
-    ]
+    rest = iter(stretches)
+    start, stop, to = next(rest, (0, 0, 0))
+    first = 0
+    for block in array.blocks:
+        end = first + block.bytes // array.row_bytes
+        pieces = []
+        while start < min(stop, end):
+            cut = min(stop, end)
+            pieces.append((start, cut, to))
+            start, stop, to = (cut, stop, to + cut - start) if cut < stop else next(rest, (0, 0, 0))
+        if pieces:
+            yield f"{folder}/{block.file}", block, first, pieces
+        first = end
 
 
 def _read_blocks(reads: Sequence[BlockRead], target: memoryview, size: int) -> None:

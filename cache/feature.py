@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ser.errors import CorruptStore, MissingRows, StoreError
 
 from .atomic_io import REPAIR, explain_disk_errors, replace_file
-from .blocks import read_stretches
+from .blocks import Stretch, read_stretches
 from .manifest import Key, Manifest, list_corpora, read_manifest
 from .part import Packed, Part, PartRows, publish
 from .spec import Spec, checksummed_json, read_checksummed
@@ -42,7 +42,7 @@ class Feature:
 
     def _read_spec(self) -> Spec:
         path = self.path / "spec.json"
-        spec = Spec.from_json(read_checksummed(path, dict), str(path))
+        spec = read_checksummed(path, Spec)
         if (spec.feature, spec.fingerprint) != (self.path.parent.name, self.path.name):
             raise CorruptStore(f"{path}: stands in the folder of another feature or fingerprint; {REPAIR}")
         return spec
@@ -63,7 +63,7 @@ class Feature:
             raise CorruptStore(f"{folder}: is missing; {REPAIR}") from None
         if names != list(self._parts):
             known = self._parts
-            self._parts = {name: known.get(name) or Part.open(folder / name, self.fingerprint) for name in names}
+            self._parts = {name: known.get(name) or Part(folder / name, self.fingerprint) for name in names}
             self._rows, self._quarantined, self._latest = {}, {}, {}
             for part in self._parts.values():
                 # Should two parts hold the same row, the first by name counts.
@@ -118,11 +118,9 @@ class Feature:
         if lacking := [key for key in wanted if key not in self._rows]:
             known = sum(key in self._quarantined for key in lacking)
             quarantined, retry = (f", {known} of them quarantined", " --retry") if known else ("", "")
-            raise MissingRows(
-                f"{self.spec.name} lacks {len(lacking)} of {len(wanted)} utterances of corpus {manifest.corpus}"
-                f"{quarantined} (such as {lacking[0][1]!r}); run `ser features CORPUS --features {self.spec.name} "
-                f"--store {self.store}`{retry}"
-            )
+            fault = f"{len(lacking)} of {len(wanted)} utterances of corpus {manifest.corpus}{quarantined}"
+            command = f"ser features CORPUS --features {self.spec.name} --store {self.store}{retry}"
+            raise MissingRows(f"{self.spec.name} lacks {fault} (such as {lacking[0][1]!r}); run `{command}`")
         return self.gather([self._rows[key] for key in wanted], [key[1] for key in wanted])
 
     def __getitem__(self, id_: str) -> npt.NDArray[Any]:
@@ -144,49 +142,39 @@ class Feature:
     def gather(self, places: Sequence[Place], ids: list[str], extras: bool = True) -> Packed:
         """Utterances by their places, in the order given, each block verified. Extras are those that all parts have."""
         parts = list(dict.fromkeys(part for part, _ in places))
-        numbers = {part: number for number, part in enumerate(parts)}
-        which = np.fromiter((numbers[part] for part, _ in places), np.int64, len(places))
-        rows = np.fromiter((row for _, row in places), np.int64, len(places))
-        starts, stops = np.empty_like(rows), np.empty_like(rows)
-        for number, part in enumerate(parts):
-            mine = which == number
-            starts[mine], stops[mine] = part.offsets[rows[mine]], part.offsets[rows[mine] + 1]
-        offsets = np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64)
-        # An utterance that is asked for twice is read once and copied.
-        _, firsts, inverse = np.unique(which << 32 | rows, return_index=True, return_inverse=True)
-        original = firsts[inverse]
-        copies = np.flatnonzero(original != np.arange(len(places)))
-        stretches = np.stack([starts, stops, offsets[:-1]], axis=1)
-        read = stops > starts
-        read[copies] = False
-        jobs = []
-        for number in range(len(parts)):
-            mine = stretches[read & (which == number)]
-            jobs.append(mine[np.argsort(mine[:, 0])])
+        stretches: dict[Part, list[Stretch]] = {part: [] for part in parts}
+        first: dict[Place, int] = {}
+        copies = []
+        offsets = [0]
+        for number, place in enumerate(places):
+            part, row = place
+            start, stop = part.offsets[row], part.offsets[row + 1]
+            if (same := first.setdefault(place, number)) != number:
+                copies.append((number, same))  # asked for twice: read once
+            elif stop > start:
+                stretches[part].append((start, stop, offsets[-1]))
+            offsets.append(offsets[-1] + stop - start)
         shared = [part.record.arrays.keys() - {"offsets"} for part in parts]
         names = set.intersection(*shared) if shared and extras else {"values"}
         arrays = {}
         for name in sorted(names):
-            arrays[name] = array = self._allocate(name, parts, int(offsets[-1]))
-            read_stretches([(p.folder, p.record.arrays[name], job) for p, job in zip(parts, jobs, strict=True)], array)
-            for i in copies:
-                array[offsets[i] : offsets[i + 1]] = array[offsets[original[i]] : offsets[original[i] + 1]]
-        return Packed(arrays.pop("values"), offsets, ids, arrays)
+            arrays[name] = array = self._allocate(name, parts, offsets[-1])
+            read_stretches([(p.folder, p.record.arrays[name], sorted(stretches[p])) for p in parts], array)
+            for number, same in copies:
+                array[offsets[number] : offsets[number + 1]] = array[offsets[same] : offsets[same + 1]]
+        return Packed(arrays.pop("values"), np.array(offsets), ids, arrays)
 
     def _allocate(self, name: str, parts: Sequence[Part], rows: int) -> npt.NDArray[Any]:
         kinds = {(part.record.arrays[name].dtype, part.record.arrays[name].shape[1:]) for part in parts}
         if name == "values":
             kinds.add((self.spec.dtype, (self.spec.dim,)))
         if len(kinds) > 1:
-            where = self.path / "parts"
-            raise CorruptStore(
-                f"{where}: array '{name}' has another dtype or dimension than its spec or in other parts; {REPAIR}"
-            )
+            fault = f"array '{name}' has another dtype or dimension than its spec or in other parts"
+            raise CorruptStore(f"{self.path / 'parts'}: {fault}; {REPAIR}")
         dtype, shape = kinds.pop()
         try:
             return np.empty((rows, *shape), dtype)
         except MemoryError:
             size = rows * math.prod(shape) * np.dtype(dtype).itemsize / 1e9
-            raise StoreError(
-                f"{self.spec.name}: {size:.1f} GB do not fit into memory; load fewer utterances at once"
-            ) from None
+            fault = f"{size:.1f} GB do not fit into memory; load fewer utterances at once"
+            raise StoreError(f"{self.spec.name}: {fault}") from None

@@ -41,15 +41,18 @@ def read_arrays(path: Path) -> Arrays:
         raise
     except Exception as error:  # these libraries raise nearly every kind
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise StoreError(
-            f"{path}: cannot be read as {suffix[1:]} ({reason}); save it again, or in another format"
-        ) from error
+        fault = f"cannot be read as {suffix[1:]} ({reason}); save it again, or in another format"
+        raise StoreError(f"{path}: {fault}") from error
 
 
 def _check_size(path: Path, size: int) -> None:
     """Refuse what could not be held in memory anyway."""
     if size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise StoreError(f"{path}: claims {size / 1e9:.0f} GB of values, more than this machine's memory")
+
+
+def _chunks(array: Any) -> int:
+    return math.prod(math.ceil(size / chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
 
 
 def _read_npy(path: Path) -> Arrays:
@@ -77,13 +80,11 @@ def _read_hdf5(path: Path) -> Arrays:
             if fault := foreign_hdf5(file, name):
                 raise StoreError(f"{path}: {fault}; copy its values into plain datasets first")
             dataset = file[name]
-            # HDF5 reads values that were never written as zeros.
             if dataset.chunks is None:
                 whole = dataset.id.get_storage_size() >= dataset.nbytes
             else:
-                grid = zip(dataset.shape, dataset.chunks, strict=True)
-                whole = dataset.id.get_num_chunks() == math.prod(math.ceil(size / chunk) for size, chunk in grid)
-            if dataset.size and not whole:
+                whole = dataset.id.get_num_chunks() == _chunks(dataset)
+            if dataset.size and not whole:  # HDF5 reads values that were never written as zeros
                 raise StoreError(f"{path}: '{name}' claims {dataset.size} values that the file does not hold")
             _check_size(path, dataset.nbytes)
             text = h5py.check_string_dtype(dataset.dtype) is not None
@@ -108,18 +109,13 @@ def _read_safetensors(path: Path) -> Arrays:
 def _read_csv(path: Path) -> Arrays:
     import pyarrow.csv as csv
 
-    def read(headed: bool) -> pa.Table:
-        return csv.read_csv(
-            path,
-            csv.ReadOptions(autogenerate_column_names=not headed),
-            csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ","),
-            csv.ConvertOptions(column_types={name: pa.string() for name in ("id", "ID", "Id")}),
-        )
-
-    table = read(headed=True)
+    layout = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    kinds = csv.ConvertOptions(column_types={name: pa.string() for name in ("id", "ID", "Id")})
+    table = csv.read_csv(path, parse_options=layout, convert_options=kinds)
     with contextlib.suppress(ValueError):
         _ = [float(name) for name in table.column_names]
-        table = read(headed=False)  # what seemed to be names are numbers
+        # What seemed to be names are numbers.
+        table = csv.read_csv(path, csv.ReadOptions(autogenerate_column_names=True), layout, kinds)
     ids = table.column(0) if table.column_names[0].lower() == "id" else None
     numbers = table if ids is None else table.remove_column(0)
     for name, column in zip(numbers.column_names, numbers.columns, strict=True):
@@ -143,9 +139,8 @@ def _read_zarr(path: Path) -> Arrays:
         if codecs - _CODECS:
             raise StoreError(f"{folder}: uses codec {sorted(codecs - _CODECS)}; allowed: {', '.join(sorted(_CODECS))}")
         _check_size(folder, max(math.prod(array.shape), math.prod(array.chunks)) * array.dtype.itemsize)
-        chunks = math.prod(-(-size // each) for size, each in zip(array.shape, array.chunks, strict=True))
-        if (held := sum(entry.is_file() for entry in (folder / "c").rglob("*"))) != chunks:
-            raise StoreError(f"{folder}: has {held} of {chunks} chunks; Zarr would fill the rest silently")
+        if (held := sum(entry.is_file() for entry in (folder / "c").rglob("*"))) != _chunks(array):
+            raise StoreError(f"{folder}: has {held} of {_chunks(array)} chunks; Zarr would fill the rest silently")
         arrays[folder.name] = np.asarray(array[...])
     return arrays
 

@@ -75,8 +75,7 @@ def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | No
     spec = feature.spec
     parts = [part for part in feature.parts() if part.record.corpus == corpus]
     known = manifest if isinstance(manifest, Manifest) else None
-    rows = feature.rows(known) if known else 0
-    quarantined = len(feature.quarantined(known)) if known else 0
+    rows, quarantined = (feature.rows(known), len(feature.quarantined(known))) if known else (0, 0)
     return Listing(
         feature=spec.name,
         fingerprint=feature.fingerprint,
@@ -129,24 +128,23 @@ class Checked:
     note: str | None = None  # no fault, but worth knowing
 
 
-def verify(store: Store, repair: bool = False, resume: bool = True) -> Iterator[Checked]:
+def verify(store: Store, repair: bool = False) -> Iterator[Checked]:
     """Check everything in a store, yielding a record for each manifest, spec and part.
 
     With `repair`, a part that cannot be trusted is dropped, and nothing else. A pass that was interrupted is resumed
-    where it stopped, unless `resume` is false; in a read-only store each pass starts anew.
+    where it stopped, within a day; in a read-only store each pass starts anew.
     """
     journal = store.path / JOURNAL
     done: set[str] = set()
     with contextlib.suppress(OSError):
-        if resume and time.time() - journal.stat().st_mtime < _DAY:  # what was good days ago may be bad now
+        if time.time() - journal.stat().st_mtime < _DAY:  # what was good days ago may be bad now
             done = set(journal.read_text(errors="replace").splitlines())
     todo = [path for path in _things(store) if not done or _stamp(store, path) not in done]
     pool = ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))))
     log = None
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if done else os.O_TRUNC)
     with contextlib.suppress(OSError):
-        log = os.open(
-            journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if done else os.O_TRUNC), 0o644
-        )
+        log = os.open(journal, flags, 0o644)
     try:
         for number, checked in enumerate(pool.map(lambda path: _check(store, path, repair), todo), 1):
             if log is not None and checked.problem is None:
@@ -218,7 +216,7 @@ def _repair(store: Store, path: Path) -> bool:
 
 def check_part(folder: Path, fingerprint: str) -> int:
     """Check a part down to its last byte, reading it once. Returns how many it has; raises `CorruptStore`."""
-    part = Part.open(folder, fingerprint)
+    part = Part(folder, fingerprint)
     blocks = defaultdict[str, list[Block]](list)
     for array in part.record.arrays.values():
         for block in array.blocks:

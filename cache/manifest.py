@@ -98,11 +98,6 @@ SCHEMA = pa.schema(
 )
 
 
-def text_digest(text: str) -> str:
-    """Sha256 of the transcript's UTF-8 bytes: the input digest of every text feature."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 @dataclass(frozen=True, eq=False)
 class Manifest:
     """The utterances of one corpus, in corpus order.
@@ -117,8 +112,14 @@ class Manifest:
 
     @classmethod
     def from_rows(cls, corpus: str, rows: Iterable[Mapping[str, Any]], synthetic: bool = False) -> "Manifest":
-        """Build a manifest from mappings; columns that a row lacks are null, `text_sha256` is filled in."""
-        filled = [{**r, "text_sha256": text_digest(r["text"])} if r.get("text") is not None else dict(r) for r in rows]
+        """Build a manifest from mappings; columns that a row lacks are null.
+
+        `text_sha256`, the sha256 of the transcript's UTF-8 bytes, is filled in.
+        """
+        filled = [dict(row) for row in rows]
+        for row in filled:
+            if row.get("text") is not None:
+                row["text_sha256"] = hashlib.sha256(row["text"].encode()).hexdigest()
         return cls(corpus, pa.Table.from_pylist(filled, schema=SCHEMA), synthetic)
 
     def __len__(self) -> int:

@@ -22,7 +22,6 @@ from .blocks import ArrayDtype, ArrayRecord, Count, bytes_of, check_block, read_
 from .spec import FORMAT_VERSION, Spec, canonical_json, checksummed_json, read_checksummed
 
 _FILE = re.compile(r"data\.h5|data\.zarr/(zarr\.json|[A-Za-z_][A-Za-z0-9_-]{0,63}/(zarr\.json|c/\d{1,9}(/0)?))")
-_FLOAT16_LIMIT = 65504
 
 
 class Quarantine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,37 +79,24 @@ class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 ends[block.file] = block.offset + block.bytes
 
 
-def read_part_record(folder: Path) -> PartRecord:
-    """What a part's `part.json` says, whatever its files are. Raises `CorruptStore` if it cannot be trusted."""
-    return read_checksummed(folder / "part.json", PartRecord)
-
-
 class Part:
-    """A published part: its record, checked against the files that are really there."""
+    """A published part: its record, checked against the names, sizes and kinds of the files that are really there.
 
-    def __init__(self, folder: Path, record: PartRecord) -> None:
+    Raises `CorruptStore` naming the first file that is missing, too many, cut short or not a plain file.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder = folder
-        self.record = record
-
-    @classmethod
-    def open(cls, folder: Path, fingerprint: str) -> "Part":
-        """Read and check `part.json`, and the names, sizes and kinds of all files.
-
-        Raises `CorruptStore` naming the first file that is missing, too many, cut short or not a plain file.
-        """
-        record = read_part_record(folder)
-        if record.fingerprint != fingerprint:
-            raise CorruptStore(f"{folder}: belongs to fingerprint {record.fingerprint}, not {fingerprint}; {REPAIR}")
-        found = dict(_files_below(folder))
-        found.pop("part.json", None)
-        sizes = {name: file.bytes for name, file in record.files.items()}
-        for name in sorted(dict(found.items() ^ sizes.items())):
-            if name in found and name in sizes:
-                fault = f"has {found[name]} bytes and should have {sizes[name]}"
-            else:
-                fault = "does not belong to this part" if name in found else "is missing"
-            raise CorruptStore(f"{str(folder / name)!r}: {fault}; {REPAIR}")
-        return cls(folder, record)
+        self.record = read_checksummed(folder / "part.json", PartRecord)
+        if self.record.fingerprint != fingerprint:
+            raise CorruptStore(f"{folder}: belongs to another fingerprint, {self.record.fingerprint}; {REPAIR}")
+        found = {name: size for name, size in _files_below(folder) if name != "part.json"}
+        sizes = {name: file.bytes for name, file in self.record.files.items()}
+        for name in sorted(found.keys() | sizes.keys()):
+            if found.get(name) != sizes.get(name):
+                has = f"has {found[name]} bytes" if name in found else "is missing"
+                recorded = sizes.get(name, "no such file")
+                raise CorruptStore(f"{str(folder / name)!r}: {has}, part.json records {recorded}; {REPAIR}")
 
     @property
     def name(self) -> str:
@@ -128,13 +114,13 @@ class Part:
         return [(self.record.corpus, *pair) for pair in zip(self.record.ids, self.record.inputs, strict=True)]
 
     @cached_property
-    def offsets(self) -> npt.NDArray[np.int64]:
+    def offsets(self) -> list[int]:
         """Utterance i is rows `offsets[i]:offsets[i + 1]` of the values. Raises `CorruptStore` if it cannot be."""
         offsets = np.empty(len(self.record.ids) + 1, np.int64)
-        read_stretches([(self.folder, self.record.arrays["offsets"], np.array([[0, len(offsets), 0]]))], offsets)
+        read_stretches([(self.folder, self.record.arrays["offsets"], [(0, len(offsets), 0)])], offsets)
         if offsets[0] != 0 or offsets[-1] != self.record.arrays["values"].shape[0] or (np.diff(offsets) < 0).any():
             raise CorruptStore(f"{self.folder}: its offsets do not fit its rows; {REPAIR}")
-        return offsets
+        return offsets.tolist()
 
 
 def _files_below(folder: Path, inside: str = "") -> Iterable[tuple[str, int]]:
@@ -196,13 +182,19 @@ class PartRows:
 
     @classmethod
     def from_packed(
-        cls, corpus: str, inputs: Sequence[str | None], packed: Packed, quarantined: Sequence[Quarantine] = ()
+        cls,
+        corpus: str,
+        inputs: Sequence[str | None],
+        packed: Packed,
+        quarantined: Sequence[Quarantine] = (),
+        start: int = 0,
+        stop: int | None = None,
     ) -> "PartRows":
-        """Rows that lie in memory already."""
-        cuts = packed.offsets[1:-1]
-        extras = {name: np.split(array, cuts) if packed.ids else [] for name, array in packed.extras.items()}
-        arrays = [packed[i] for i in range(len(packed))]
-        return cls(corpus, packed.ids, inputs, arrays, extras, list(quarantined))
+        """Utterances `start` to `stop` of rows that lie in memory already."""
+        ids = packed.ids[start:stop]
+        spans = [slice(*packed.offsets[i : i + 2]) for i in range(start, start + len(ids))]
+        extras = {name: [array[span] for span in spans] for name, array in packed.extras.items()}
+        return cls(corpus, ids, inputs[start:stop], [packed.values[span] for span in spans], extras, list(quarantined))
 
 
 def part_name(
@@ -247,25 +239,8 @@ def _checked(id_: str, array: npt.NDArray[Any], spec: Spec) -> npt.NDArray[Any]:
     with np.errstate(over="ignore"):
         stored = array.astype(spec.dtype, copy=False)
     if stored.dtype != array.dtype and not np.isfinite(stored).all():
-        raise StoreError(
-            f"{spec.name}: utterance {id_!r} has values beyond {_FLOAT16_LIMIT} that float16 cannot hold; "
-            "use --dtype float32"
-        )
+        raise StoreError(f"{spec.name}: utterance {id_!r} has values too large for float16; use --dtype float32")
     return stored
-
-
-def _check_ids(rows: PartRows) -> None:
-    """Raise `StoreError` unless each id is a text, stands once, and has one digest and one array."""
-    every = Counter([*rows.ids, *(entry.id for entry in rows.quarantined)])
-    for id_, times in every.items():
-        if not isinstance(id_, str):
-            raise StoreError(f"corpus {rows.corpus}: an utterance's id is not a text")
-        if not id_.isascii() and id_.encode(errors="replace").decode() != id_:
-            raise StoreError(f"corpus {rows.corpus}: utterance {id_!r} has an id that is not valid Unicode")
-        if times > 1:
-            raise StoreError(f"corpus {rows.corpus}: utterance {id_!r} stands twice in one part")
-    if not len(rows.ids) == len(rows.inputs) == len(rows.arrays):
-        raise StoreError(f"corpus {rows.corpus}: a part needs one input digest and one array per utterance")
 
 
 def publish(
@@ -277,7 +252,11 @@ def publish(
     """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
-    _check_ids(rows)
+    for id_, times in Counter([*rows.ids, *(entry.id for entry in rows.quarantined)]).items():
+        if times > 1:
+            raise StoreError(f"corpus {rows.corpus}: utterance {id_!r} stands twice in one part")
+        if id_.encode(errors="replace").decode() != id_:
+            raise StoreError(f"corpus {rows.corpus}: utterance {id_!r} has an id that is not valid Unicode")
     name = part_name(rows.corpus, rows.ids, rows.inputs, [(entry.id, entry.input) for entry in rows.quarantined])
     if (parent / name / "part.json").exists():
         return None
@@ -300,7 +279,7 @@ def publish(
         )
         write_file(folder / "part.json", [checksummed_json(record)])
         sync_folder(folder)
-        _prove(Part.open(folder, spec.fingerprint), arrays, files)
+        _prove(Part(folder, spec.fingerprint), arrays, files)
         return name if move_into_place(folder, parent / name) else None
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -26,13 +26,9 @@ _LENGTH = len(_CHECKSUM % (b"0" * 64))
 
 def canonical_json(value: Any) -> bytes:
     """UTF-8 JSON with sorted keys, no spaces, and no NaN: equal values give equal bytes."""
+    plain = msgspec.structs.asdict
     return json.dumps(
-        value,
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=False,
-        allow_nan=False,
-        default=msgspec.structs.asdict,
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=plain
     ).encode()
 
 
@@ -52,22 +48,17 @@ def read_checksummed(path: Path, kind: type[Json]) -> Json:
     if content[-_LENGTH:] != _CHECKSUM % hashlib.sha256(body).hexdigest().encode():
         raise CorruptStore(f"{path}: altered or cut short (its checksum is wrong); {REPAIR}")
     try:
-        check_version(msgspec.json.decode(body, type=_Version).format_version, str(path))
-        return msgspec.json.decode(body, type=kind)
+        record = msgspec.json.decode(body, type=dict)
+        check_version(record.get("format_version"), str(path))
+        return msgspec.convert(record, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CorruptStore(f"{path}: not a record of a store ({error}); {REPAIR}") from None
-
-
-class _Version(msgspec.Struct):
-    format_version: Any = None
 
 
 def check_version(version: Any, where: str) -> None:
     """Raise `StoreError` unless this version of ser reads that version of the format."""
     if type(version) is int and version > FORMAT_VERSION:
-        raise StoreError(
-            f"{where}: is of format version {version}, and this ser reads up to {FORMAT_VERSION}; update ser"
-        )
+        raise StoreError(f"{where}: has format version {version}, newer than this ser's {FORMAT_VERSION}; update ser")
     if version != FORMAT_VERSION:
         raise CorruptStore(f"{where}: says no format version; run `ser cache verify`")
 
@@ -100,9 +91,9 @@ class Spec:
 
     def identity(self) -> dict[str, Any]:
         """What the fingerprint hashes."""
-        values = asdict(self)
+        values = {"format_version": FORMAT_VERSION, **asdict(self)}
         del values["provenance"]
-        return {"format_version": FORMAT_VERSION, **values}
+        return values
 
     @property
     def fingerprint(self) -> str:
@@ -117,8 +108,6 @@ class Spec:
     def from_json(cls, record: Mapping[str, Any], where: str) -> "Spec":
         """Read back what `to_json` gave. Raises `StoreError`."""
         check_version(record.get("format_version"), where)
-        if strange := record.keys() ^ {"format_version", *(f.name for f in fields(cls))}:
-            raise CorruptStore(f"{where}: not a spec (keys {sorted(strange)} are missing or unknown); {REPAIR}")
         try:
             return msgspec.convert(record, cls)
         except msgspec.ValidationError as error:

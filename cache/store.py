@@ -10,21 +10,12 @@ What lies where, key by key, is in FORMAT.md.
 import contextlib
 import difflib
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 
-from .atomic_io import (
-    explain_disk_errors,
-    folders_in,
-    make_folder,
-    move_into_place,
-    remove_leftovers,
-    replace_file,
-    workspace,
-    write_folder,
-)
+from . import atomic_io
+from .atomic_io import explain_disk_errors, folders_in, make_folder, replace_file
 from .feature import Feature
 from .manifest import RESERVED, Manifest, check_name, list_corpora, read_manifest
 from .part import Packed, PartRows, Quarantine
@@ -64,7 +55,7 @@ class Store:
     def remove_leftovers(self) -> list[str]:
         """Remove what killed writers left under `tmp/`. Returns the names that went."""
         self._cleaned = True
-        return remove_leftovers(self.path)
+        return atomic_io.remove_leftovers(self.path)
 
     def corpora(self) -> list[str]:
         """The names of the corpora that have a manifest."""
@@ -105,23 +96,15 @@ class Store:
                 return latest.digest
         files = {f"{manifest.digest}.parquet": manifest.content, "latest": f"{manifest.digest}\n".encode()}
         with explain_disk_errors("writing a manifest", self.path, len(manifest.content)):
-            if folder.exists() or not self._new_folder(folder, files):
+            if folder.exists() or not atomic_io.new_folder(self.path, folder, files):
                 for name, content in files.items():
                     replace_file(folder / name, content, self.path)
         return manifest.digest
 
-    def _new_folder(self, folder: Path, files: Mapping[str, bytes], *inside: str) -> bool:
-        """Make a folder with all its files in one step. False if another process has just made it."""
-        with workspace(self.path) as temporary:
-            write_folder(temporary / folder.name, {name: [content] for name, content in files.items()}, inside)
-            return move_into_place(temporary / folder.name, folder)
-
     def folders(self) -> list[Path]:
         """Every folder `<feature>/<fingerprint>`, whether its content can be trusted or not."""
-        return [folder for feature in self._feature_folders() for folder in folders_in(feature)]
-
-    def _feature_folders(self) -> list[Path]:
-        return [folder for folder in folders_in(self.path) if folder.name not in RESERVED]
+        features = [folder for folder in folders_in(self.path) if folder.name not in RESERVED]
+        return [folder for feature in features for folder in folders_in(feature)]
 
     def features(self) -> list[Feature]:
         """Every feature in the store, one per fingerprint. Raises `CorruptStore` for one that cannot be trusted."""
@@ -133,7 +116,7 @@ class Store:
         folder = self.path / check_name("feature", spec.feature) / spec.fingerprint
         if not folder.exists():
             with explain_disk_errors(f"adding feature {spec.name}", self.path):
-                self._new_folder(folder, {"spec.json": checksummed_json(spec.to_json())}, "parts")
+                atomic_io.new_folder(self.path, folder, {"spec.json": checksummed_json(spec.to_json())}, "parts")
         try:
             return Feature(self.path, folder)
         except CorruptStore:
@@ -171,23 +154,15 @@ class Store:
         ways = [Feature(self.path, folder) for folder in near if folder.name.startswith(prefix)]
         found = [feature for feature in ways if feature.spec.name == wanted]
         if not found:
-            raise self._no_feature(name, near)
+            others = sorted({Feature(self.path, folder).spec.name + f"@{folder.name[:8]}" for folder in near})
+            alike = difflib.get_close_matches(name.partition(":")[0], [f.parent.name for f in self.folders()], n=1)
+            there = f" (there is {', '.join(others)})" if others else f" (did you mean {alike[0]}?)" if alike else ""
+            command = f"ser features CORPUS --features {name.partition('@')[0]} --store {self.path}"
+            raise MissingRows(f"{self.path}: has no feature {name!r}{there}; run `{command}`")
         return found
-
-    def _no_feature(self, name: str, near: list[Path]) -> MissingRows:
-        others = sorted({Feature(self.path, folder).spec.name + f"@{folder.name[:8]}" for folder in near})
-        asked = name.partition("@")[0]
-        known = [folder.name for folder in self._feature_folders()]
-        alike = difflib.get_close_matches(asked.partition(":")[0], known, n=1)
-        there = f" (there is {', '.join(others)})" if others else f" (did you mean {alike[0]}?)" if alike else ""
-        return MissingRows(
-            f"{self.path}: has no feature {name!r}{there}; "
-            f"run `ser features CORPUS --features {asked} --store {self.path}`"
-        )
 
 
 def listed(features: list[Feature]) -> str:
     """Features by fingerprint, each with where it comes from, for a message."""
     specs = [feature.spec for feature in features]
-    origins = [spec.provenance.get("model") or spec.extractor for spec in specs]
-    return ", ".join(f"{s.name}@{s.fingerprint[:8]} ({origin})" for s, origin in zip(specs, origins, strict=True))
+    return ", ".join(f"{s.name}@{s.fingerprint[:8]} ({s.provenance.get('model') or s.extractor})" for s in specs)

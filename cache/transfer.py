@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import numpy as np
 
-from ser.errors import SerError, StoreError, WrongUse, unknown
+from ser.errors import StoreError, WrongUse, unknown
 
 from .atomic_io import explain_disk_errors, sync_folder
 from .feature import Feature
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _PART_BYTES = 64 << 20
 _BESIDE = {"values", "offsets", "ids", "about"}
+_EXPORTS = (".h5", ".hdf5", ".zarr", ".npz", ".safetensors")
 
 
 def read_ids(path: Path) -> list[str]:
@@ -63,7 +64,6 @@ def import_feature(
     manifest: Manifest,
     ids: Sequence[str] | None = None,
     backend: str = "zarr",
-    **provenance: Any,
 ) -> Imported:
     """Publish the rows of a feature file.
 
@@ -82,10 +82,13 @@ def import_feature(
                 "--corpus-name"
             )
     packed, by_id = _arrange(path, read_arrays(path), manifest, ids)
+    level: Level = "frame" if modality == "audio" else "token"
+    if (np.diff(packed.offsets) == 1).all():
+        level = "utterance"
     spec = Spec(
         feature=name,
         modality=modality,
-        level=_checked_level(path, packed, modality),
+        level=level,
         dim=packed.values.shape[1],
         dtype="float16" if packed.values.dtype == np.float16 else "float32",
         extractor="import",
@@ -95,23 +98,35 @@ def import_feature(
             "ids_sha256": hashlib.sha256(canonical_json(packed.ids)).hexdigest(),
             "joined_by": "id" if by_id else "manifest order",
         },
-        provenance={
-            "file": path.name,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            **provenance,
-        },
+        provenance={"file": path.name, "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},
     )
     feature = store.add(spec)
     store.put_manifest(manifest)
     digests = dict(zip(manifest.ids, manifest.inputs(modality), strict=True))
-    parts = _publish(feature, manifest.corpus, packed, [digests[id_] for id_ in packed.ids], backend)
+    inputs = [digests[id_] for id_ in packed.ids]
+    parts = start = 0
+    row_bytes = packed.values.shape[1] * packed.values.itemsize
+    while start < len(packed):
+        most = packed.offsets[start] + _PART_BYTES // row_bytes
+        stop = max(start + 1, int(np.searchsorted(packed.offsets, most, side="right")) - 1)
+        rows = PartRows.from_packed(manifest.corpus, inputs, packed, start=start, stop=stop)
+        parts += feature.publish(rows, backend, {"command": "import"}) is not None
+        start = stop
     return Imported(spec.name, spec.fingerprint, len(packed), len(manifest) - len(packed), parts)
 
 
 def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] | None) -> tuple[Packed, bool]:
     """The file's arrays as packed utterances, and whether ids name them."""
-    if "values" not in arrays:
-        arrays, ids = _joined(path, arrays), list(arrays)
+    if "values" not in arrays:  # one array per utterance
+        pieces = {id_: np.atleast_2d(array) for id_, array in arrays.items()}
+        if not pieces:
+            raise StoreError(f"{path}: holds no arrays")
+        dim = next(iter(pieces.values())).shape[-1]
+        for id_, piece in pieces.items():
+            if piece.ndim != 2 or piece.shape[1] != dim:
+                raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)}, not [rows, {dim}]")
+        offsets = np.cumsum([0, *(len(piece) for piece in pieces.values())])
+        arrays, ids = {"values": np.concatenate(list(pieces.values())), "offsets": offsets}, list(pieces)
     elif ids is None and "ids" in arrays:
         ids = [str(id_) for id_ in arrays["ids"].reshape(-1)]
     names = list(manifest.ids if ids is None else ids)
@@ -132,57 +147,19 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
         raise StoreError(
             f"{path}: {len(strange)} of {len(names)} ids are not in corpus {manifest.corpus} (such as {strange[0]!r})"
         )
+    if not (lengths := np.diff(offsets)).all():
+        raise StoreError(f"{path}: utterance {names[int(lengths.argmin())]!r} has no rows")
+    with np.errstate(over="ignore"):
+        values = values if values.dtype in (np.float16, np.float32) else values.astype(np.float32)
+    if len(bad := np.flatnonzero(~np.isfinite(values).all(axis=1))):
+        number = int(np.searchsorted(offsets, bad[0], side="right")) - 1
+        raise StoreError(f"{path}: utterance {names[number]!r} has values that are not finite")
     extras = {
         name: array
         for name, array in arrays.items()
         if name not in _BESIDE and array.shape == values.shape[:1] and name.isidentifier()
     }
-    with np.errstate(over="ignore"):
-        values = values if values.dtype in (np.float16, np.float32) else values.astype(np.float32)
     return Packed(values, offsets.astype(np.int64), names, extras), ids is not None
-
-
-def _joined(path: Path, arrays: Arrays) -> Arrays:
-    """One array per utterance, end to end."""
-    pieces = {id_: np.atleast_2d(array) for id_, array in arrays.items()}
-    if not pieces:
-        raise StoreError(f"{path}: holds no arrays")
-    dim = next(iter(pieces.values())).shape[-1]
-    for id_, piece in pieces.items():
-        if piece.ndim != 2 or piece.shape[1] != dim or piece.dtype.kind not in "fiu":
-            raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)} ({piece.dtype}), not numbers [rows, dim]")
-    lengths = [len(piece) for piece in pieces.values()]
-    return {"values": np.concatenate(list(pieces.values())), "offsets": np.cumsum([0, *lengths])}
-
-
-def _checked_level(path: Path, packed: Packed, modality: Modality) -> Level:
-    """What one utterance has: one vector, or several. Raises `StoreError` if it has none, or one that is not finite."""
-    bad = np.flatnonzero(~np.isfinite(packed.values).all(axis=1))
-    if len(bad):
-        number = int(np.searchsorted(packed.offsets, bad[0], side="right")) - 1
-        raise StoreError(f"{path}: utterance {packed.ids[number]!r} has values that are not finite")
-    lengths = np.diff(packed.offsets)
-    if not lengths.all():
-        raise StoreError(f"{path}: utterance {packed.ids[int(lengths.argmin())]!r} has no rows")
-    if (lengths == 1).all():
-        return "utterance"
-    return "frame" if modality == "audio" else "token"
-
-
-def _publish(feature: Feature, corpus: str, packed: Packed, inputs: list[str | None], backend: str) -> int:
-    published = start = 0
-    row_bytes = packed.values.shape[1] * packed.values.itemsize
-    while start < len(packed):
-        most = packed.offsets[start] + _PART_BYTES // row_bytes
-        stop = max(start + 1, int(np.searchsorted(packed.offsets, most, side="right")) - 1)
-        first, last = packed.offsets[start], packed.offsets[stop]
-        extras = {name: array[first:last] for name, array in packed.extras.items()}
-        offsets = packed.offsets[start : stop + 1] - first
-        piece = Packed(packed.values[first:last], offsets, packed.ids[start:stop], extras)
-        rows = PartRows.from_packed(corpus, inputs[start:stop], piece)
-        published += feature.publish(rows, backend, {"command": "import"}) is not None
-        start = stop
-    return published
 
 
 def _file_digest(path: Path) -> str:
@@ -195,44 +172,31 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_hdf5(path: Path, arrays: Arrays, ids: list[str], about: Mapping[str, Any]) -> None:
-    import h5py
+def _write(path: Path, arrays: Arrays, ids: list[str], about: Mapping[str, Any]) -> None:
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        with path.open("xb") as file:
+            np.savez(file, allow_pickle=False, ids=np.array(ids, str), about=json.dumps(about), **arrays)
+    elif suffix == ".safetensors":
+        from safetensors.numpy import save_file
 
-    with h5py.File(path, "w") as file:
+        save_file(arrays, path)
+        index_of(path).write_text(json.dumps({"ids": ids, **about}))
+    elif suffix == ".zarr":
+        import zarr
+
+        group = zarr.create_group(path, attributes={"ids": ids, **about})
         for name, array in arrays.items():
-            file.create_dataset(name, data=array)
-        file.create_dataset("ids", data=ids, dtype=h5py.string_dtype(), shape=(len(ids),))
-        # A dataset, since an attribute may hold no more than 64 KB.
-        file.create_dataset("about", data=json.dumps(about), dtype=h5py.string_dtype())
+            group.create_array(name, data=array)
+    else:
+        import h5py
 
-
-def _write_zarr(path: Path, arrays: Arrays, ids: list[str], about: Mapping[str, Any]) -> None:
-    import zarr
-
-    group = zarr.create_group(path, attributes={"ids": ids, **about})
-    for name, array in arrays.items():
-        group.create_array(name, data=array)
-
-
-def _write_npz(path: Path, arrays: Arrays, ids: list[str], about: Mapping[str, Any]) -> None:
-    with path.open("xb") as file:
-        np.savez(file, allow_pickle=False, ids=np.array(ids, str), about=json.dumps(about), **arrays)
-
-
-def _write_safetensors(path: Path, arrays: Arrays, ids: list[str], about: Mapping[str, Any]) -> None:
-    from safetensors.numpy import save_file
-
-    save_file(arrays, path)
-    index_of(path).write_text(json.dumps({"ids": ids, **about}))
-
-
-_WRITERS: dict[str, Callable[[Path, Arrays, list[str], Mapping[str, Any]], None]] = {
-    ".h5": _write_hdf5,
-    ".hdf5": _write_hdf5,
-    ".zarr": _write_zarr,
-    ".npz": _write_npz,
-    ".safetensors": _write_safetensors,
-}
+        with h5py.File(path, "w") as hdf5:
+            for name, array in arrays.items():
+                hdf5.create_dataset(name, data=array)
+            hdf5.create_dataset("ids", data=ids, dtype=h5py.string_dtype(), shape=(len(ids),))
+            # A dataset, since an attribute may hold no more than 64 KB.
+            hdf5.create_dataset("about", data=json.dumps(about), dtype=h5py.string_dtype())
 
 
 def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
@@ -242,9 +206,8 @@ def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
     .zarr is a folder, and .safetensors keeps ids and spec in `<path>.json`.
     Raises `WrongUse` if `path` exists, `MissingRows` if an utterance is not in the store.
     """
-    suffix = path.suffix.lower()
-    if suffix not in _WRITERS:
-        raise unknown("export format", suffix or path.name, _WRITERS)
+    if path.suffix.lower() not in _EXPORTS:
+        raise unknown("export format", path.suffix or path.name, _EXPORTS)
     if not path.parent.is_dir():
         raise WrongUse(f"{path.parent}: there is no such folder; make it first, or name another file")
     if path.exists() or index_of(path).exists():
@@ -259,15 +222,15 @@ def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
         explain_disk_errors(f"exporting to {path}", path.parent, packed.values.nbytes),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as partial,
     ):
-        _WRITERS[suffix](Path(partial) / path.name, arrays, packed.ids, about)
+        _write(Path(partial) / path.name, arrays, packed.ids, about)
         for file in sorted(Path(partial).iterdir(), reverse=True):  # an index comes before its file
             os.rename(file, path.with_name(file.name))  # noqa: PTH104
         sync_folder(path.parent)
     return path
 
 
-def copy(feature: Feature, target: Store, backend: str | None = None) -> list[str]:
-    """Copy all parts of a feature into another store, in another backend if one is named.
+def copy(feature: Feature, target: Store, backend: str) -> list[str]:
+    """Copy all parts of a feature into another store, in this backend.
 
     Bit for bit, rows that no manifest asks for and quarantined utterances included; the fingerprint stays. Returns the
     names of the parts that were not there yet. Manifests are copied too where the target lacks them. Raises `WrongUse`
@@ -284,15 +247,12 @@ def copy(feature: Feature, target: Store, backend: str | None = None) -> list[st
             target.put_manifest(source.manifest(record.corpus))
         packed = feature.gather([(part, i) for i in range(len(record.ids))], list(record.ids))
         rows = PartRows.from_packed(record.corpus, record.inputs, packed, record.quarantined)
-        name = made.publish(rows, backend or record.backend, record.written_by)
-        if name is not None:
-            copied.append(name)
-    return copied
+        copied.append(made.publish(rows, backend, record.written_by))
+    return [name for name in copied if name]
 
 
 def utterances(manifest: Manifest) -> "pd.DataFrame":
-    """The manifest's columns, indexed by `id`. Raises `SerError` where pandas is not installed."""
-    _pandas()
+    """The manifest's columns, indexed by `id`."""
     return manifest.table.to_pandas().set_index("id")
 
 
@@ -302,23 +262,17 @@ def pooled(feature: Feature, manifest: Manifest, pool: Literal["mean", "meanstd"
     Columns are `mean.0`, `mean.1`, … (and `std.0`, …), or `0`, `1`, … of a feature that is one vector already; the
     index holds the ids in the manifest's order, quarantined ones left out. Raises `MissingRows` if others lack.
     """
-    pandas = _pandas()
+    import pandas as pd
+
     held = feature.quarantined(manifest)
     packed = feature.load(manifest, [row for row, id_ in enumerate(manifest.ids) if id_ not in held])
-    ids = pandas.Index(packed.ids, name="id")
+    ids = pd.Index(packed.ids, name="id")
+    columns = [str(k) for k in range(feature.spec.dim)]
     if feature.spec.level == "utterance":
-        return pandas.DataFrame(packed.values.astype(np.float32), ids, [str(k) for k in range(feature.spec.dim)])
-    statistics = ("mean", "std")[: 2 if pool == "meanstd" else 1]
+        return pd.DataFrame(packed.values.astype(np.float32), ids, columns)
+    statistics = ("mean", "std") if pool == "meanstd" else ("mean",)
     table = np.empty((len(packed), len(statistics) * feature.spec.dim), np.float32)
     for number, row in enumerate(table):
         values = packed[number].astype(np.float32)
         row[:] = np.concatenate([getattr(values, statistic)(axis=0) for statistic in statistics])
-    return pandas.DataFrame(table, ids, [f"{name}.{k}" for name in statistics for k in range(feature.spec.dim)])
-
-
-def _pandas():  # type: ignore[no-untyped-def]  # a module
-    try:
-        import pandas
-    except ImportError:
-        raise SerError("tables need pandas: pip install pandas") from None
-    return pandas
+    return pd.DataFrame(table, ids, [f"{name}.{k}" for name in statistics for k in columns])

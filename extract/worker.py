@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ser.cache.part import PartRecord, PartRows, Quarantine, read_part_record
-from ser.cache.spec import Modality
+from ser.cache.part import PartRecord, PartRows, Quarantine
+from ser.cache.spec import Modality, read_checksummed
 from ser.cache.store import Store, open_store
 from ser.engines import is_out_of_memory
 from ser.errors import SerError, UtteranceError
@@ -51,7 +51,7 @@ class PartWatcher:
         self._known.update(names)
         for name in names:
             with contextlib.suppress(SerError):
-                yield read_part_record(self.folder / name)
+                yield read_checksummed(self.folder / name / "part.json", PartRecord)
 
     def _listed(self) -> list[str]:
         """All names in the folder; none at all if it has not changed."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,19 @@ def part_rows(manifest: Manifest, spec: Spec, arrays: Arrays, rows: list[int]) -
     return PartRows(manifest.corpus, ids, [digests[row] for row in rows], [arrays[id_] for id_ in ids], words)
 
 
-def fill(feature: Feature, manifest: Manifest, arrays: Arrays, backend: str, per_part: int = 4) -> list[str]:
-    """Publish what is missing, in parts of a few utterances. Returns the names of the parts that were published."""
+def publish_missing(
+    feature: Feature, manifest: Manifest, arrays: Arrays, backend: str, per_part: int
+) -> Iterator[str | None]:
+    """Publish what is missing, in parts of a few utterances. Yields the name of each part, None if it was there."""
     lacking = set(feature.missing(manifest))
-    names = []
     for start in range(0, len(manifest), per_part):
-        rows = [row for row in range(start, min(start + per_part, len(manifest))) if row in lacking]
-        if rows:
-            names.append(feature.publish(part_rows(manifest, feature.spec, arrays, rows), backend, {"test": "fill"}))
-    return [name for name in names if name]
+        if rows := [row for row in range(start, min(start + per_part, len(manifest))) if row in lacking]:
+            yield feature.publish(part_rows(manifest, feature.spec, arrays, rows), backend, {"test": "fill"})
+
+
+def fill(feature: Feature, manifest: Manifest, arrays: Arrays, backend: str, per_part: int = 4) -> list[str]:
+    """Publish what is missing. Returns the names of the parts that were published."""
+    return [name for name in publish_missing(feature, manifest, arrays, backend, per_part) if name]
 
 
 def sample_store(

@@ -10,7 +10,7 @@ import time
 
 from ser.cache.store import open_store
 from ser.errors import SerError
-from ser.tests.store_samples import manifest_of, part_rows, spec_of, values_of
+from ser.tests.store_samples import manifest_of, publish_missing, spec_of, values_of
 
 COUNT = 24
 
@@ -21,14 +21,9 @@ def main(path: str, backend: str, per_part: int = 2, pause: float = 0.0) -> None
     manifest = manifest_of(COUNT)
     store.put_manifest(manifest)
     feature = store.add(spec_of("token", dim=16))
-    arrays = values_of(manifest, feature.spec)
-    lacking = set(feature.missing(manifest))
-    for start in range(0, COUNT, per_part):
-        rows = [row for row in range(start, start + per_part) if row in lacking]
-        if rows:
-            name = feature.publish(part_rows(manifest, feature.spec, arrays, rows), backend, {"test": "writer"})
-            print(name, flush=True)
-            time.sleep(pause)
+    for name in publish_missing(feature, manifest, values_of(manifest, feature.spec), backend, per_part):
+        print(name, flush=True)
+        time.sleep(pause)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from ser.cache.maintain import check_part
+from ser.cache.maintain import check_part, verify
 from ser.cache.store import Feature, Manifest, open_store
-from ser.errors import CorruptStore, SerError
+from ser.errors import CorruptStore, SerError, StoreError
 from ser.tests.store_samples import rewrite_record, sample_store
 
 Change = Callable[[dict[str, Any]], Any]
@@ -81,8 +81,21 @@ def test_a_part_that_lies(tmp_path: Path, backend: str, lie: str) -> None:
 def test_a_spec_that_lies(tmp_path: Path, key: str, value: Any) -> None:
     feature, _, _ = sample(tmp_path / "s", "zarr")
     rewrite_record(feature.path / "spec.json", lambda record: record.__setitem__(key, value))
-    with pytest.raises(CorruptStore, match=rf"not a spec \(.*`\$\.{key}`"):
+    with pytest.raises(CorruptStore, match=rf"spec\.json: not a record of a store \(.*`\$\.{key}`"):
         open_store(tmp_path / "s").features()
+
+
+def test_what_a_newer_ser_wrote_is_refused_and_left(tmp_path: Path) -> None:
+    feature, manifest, folder = sample(tmp_path / "s", "zarr")
+    for path in (feature.path / "spec.json", folder / "part.json"):
+        content = path.read_bytes()
+        rewrite_record(path, lambda record: record.update(format_version=2))
+        with pytest.raises(StoreError, match=r"format version 2.*update ser"):
+            open_store(tmp_path / "s")["frames"].load(manifest)
+        problems = [checked for checked in verify(open_store(tmp_path / "s"), repair=True) if checked.problem]
+        assert problems and all("update ser" in str(one.problem) and not one.repaired for one in problems)
+        path.write_bytes(content)
+    open_store(tmp_path / "s")["frames"].load(manifest)
 
 
 def test_json_that_is_none(tmp_path: Path) -> None:

@@ -7,27 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ser.cache.maintain import (
-    JOURNAL,
-    feature_info,
-    list_features,
-    remove_feature,
-    remove_superseded,
-    verify,
-)
+from ser.cache.maintain import JOURNAL, feature_info, list_features, remove_feature, remove_superseded, verify
 from ser.cache.store import Manifest, Quarantine, open_store
 from ser.cache.transfer import copy
 from ser.errors import CorruptStore, StoreError, WrongUse
-from ser.tests.store_samples import (
-    check_whole,
-    fill,
-    manifest_of,
-    part_rows,
-    rewrite_record,
-    sample_store,
-    spec_of,
-    values_of,
-)
+from ser.tests.store_samples import check_whole, fill, manifest_of, part_rows, sample_store, spec_of, values_of
 
 BACKENDS = ["zarr", "hdf5"]
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -64,15 +48,6 @@ def test_repair_drops_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
     assert not list((store.path / "tmp").iterdir())
 
 
-def test_repair_leaves_what_a_newer_ser_wrote(tmp_path: Path) -> None:
-    store, feature, _, _ = sample_store(tmp_path / "s", "zarr")
-    part = feature.parts()[0].folder
-    rewrite_record(part / "part.json", lambda record: record.update(format_version=2))
-    problems = [checked for checked in verify(store, repair=True) if checked.problem]
-    assert len(problems) == 1 and "update ser" in str(problems[0].problem) and not problems[0].repaired
-    assert part.exists()
-
-
 def test_a_bad_spec_costs_no_rows(tmp_path: Path) -> None:
     store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr")
     (feature.path / "spec.json").write_text("{}")
@@ -105,7 +80,6 @@ def test_verify_is_taken_up_where_it_stopped(tmp_path: Path) -> None:
     os.utime(store.path / JOURNAL, (0, 0))
     assert [checked.path for checked in verify(store)] == whole  # what was good long ago may be bad now
     assert not (store.path / JOURNAL).exists()
-    assert [checked.path for checked in verify(store, resume=False)] == whole
 
 
 def test_listing(tmp_path: Path) -> None:
