@@ -112,6 +112,8 @@ def left_open() -> int:
 
 
 def loaded() -> tuple[int, int]:
-    """How many loaders this worker has made for sweeps, and how many features the one holds."""
-    things = [entry.value for entry in CACHE.entries]
-    return len(things), sum(len(known.cache.inputs) for known in things)
+    """How many things this worker keeps for sweeps, and how many features their caches hold."""
+    from ser.train.data import DataCache
+
+    caches = [found for found in gc.get_objects() if isinstance(found, DataCache)]
+    return len(CACHE.entries), sum(len(cache.inputs) for cache in caches)

@@ -269,6 +269,11 @@ def test_check_says_nothing_of_what_it_could_not_compare(tmp_path: Path, models:
     assert set(summary.check) == {"bert"}
 
 
+def children_of(pid: int, named: str = "") -> list[int]:
+    listed = subprocess.run(["pgrep", "-P", str(pid), "-f", named], capture_output=True, text=True)
+    return [int(child) for child in listed.stdout.split()]
+
+
 def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     """A process killed by the kernel: one sentence, and what was published stays."""
     code = (
@@ -279,13 +284,12 @@ def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[
     )
     (tmp_path / "main.py").write_text(code)
     process = subprocess.Popen([sys.executable, str(tmp_path / "main.py")], stderr=subprocess.PIPE, text=True)
-    children: list[int] = []
+    workers: list[int] = []
     deadline = time.monotonic() + 60
-    while not children and time.monotonic() < deadline:
-        listed = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
-        children = [int(child) for child in listed.stdout.split()]
+    while not workers and time.monotonic() < deadline:
+        workers = [worker for server in children_of(process.pid, "forkserver") for worker in children_of(server)]
         time.sleep(0.05)
-    os.kill(children[0], signal.SIGKILL)
+    os.kill(workers[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "SIGKILL" in errors and "what was finished is kept" in errors
     assert run(corpus, tmp_path / "store", models, "is13", part_seconds=1).features["is13"]["rows"] == 8
