@@ -26,7 +26,7 @@ from ser.train.models.ragged import Batch, Sequences
 from ser.train.options import Experiment
 from ser.train.report.attention import attend, weights_of
 from ser.train.report.cells import Cell, group_runs, name_apart
-from ser.train.report.examples import wilson
+from ser.train.report.examples import agreement, wilson
 from ser.train.report.figures import figure, to_svg
 from ser.train.report.html import Page, write_html
 from ser.train.report.paper import changed_settings, quoted_for
@@ -34,7 +34,6 @@ from ser.train.report.provenance import command
 from ser.train.report.sections import holm, make_page
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
-from ser.train.report.utterances import find_origins, style
 from ser.train.run import load_model
 from ser.train.run_folder import CONFIG, RESULT, Run, find_runs, run_name, write_json, write_predictions
 from ser.train.scores import scores
@@ -210,16 +209,18 @@ def test_holm_is_the_step_down_correction_and_wilson_is_scipys() -> None:
     assert wilson(7 / 20, 20) == pytest.approx((35, 100 * theirs.low, 100 * theirs.high), abs=1e-4)
 
 
-def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: list[Cell]) -> None:
+def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: list[Cell], content: Page) -> None:
     cell = next(cell for cell in cells if cell.label == "audio:utterance")
-    origin, p = find_origins([cell])[cell.label], cell.predictions
+    p = cell.predictions
     named = {"ang": {"Anger"}, "hap": {"Happiness", "Excited"}, "neu": {"Neutral"}, "sad": {"Sadness"}}
-    for id_, truth, share in zip(p.id, p.truth, origin.agreement(cell), strict=True):
-        votes = [vote for rater in origin.rows.votes[id_] for vote in rater]
+    for id_, truth, share in zip(p.id, p.truth, agreement(cell), strict=True):
+        votes = [vote for rater in cell.utterances.votes[id_] for vote in rater]
         assert len(votes) == 3
         assert share == pytest.approx(100 * sum(vote in named[truth] for vote in votes) / 3)
-    assert style("Ses05M_script01_1b_M012") == "scripted" and style("Ses01F_impro05a_F000") == "improvised"
-    assert style("03a01Fa") is None
+    [groups] = [table.rows for table in content.tables if table.name == "groups"]
+    styles = {row["group"]: row["utterances"] for row in groups if row["by"] == "scripted or improvised"}
+    scripted = cells[0].predictions.drop_duplicates("id").id.str.contains("_script")
+    assert styles == {"improvised": (~scripted).sum(), "scripted": scripted.sum()}
 
 
 def test_a_papers_cell_is_known_by_its_structure(cells: list[Cell]) -> None:
@@ -241,14 +242,13 @@ def test_a_papers_cell_is_known_by_its_structure(cells: list[Cell]) -> None:
 def test_attention_is_the_models_own(cells: list[Cell]) -> None:
     """The weights, written plainly from q, k and the model's tensors; and reading them changes no number."""
     cell = next(cell for cell in cells if cell.label == "mit · queries 6")
-    origin = find_origins([cell])[cell.label]
     utterance = cell.predictions.id[0]
-    other, one = attend(cell.runs[0], origin, [cell.predictions.id[1], utterance])
+    other, one = attend(cell, [cell.predictions.id[1], utterance])
     assert other.utterance == cell.predictions.id[1] and other.frames.shape != one.frames.shape
     assert one.frames.shape[0] == one.words.shape[0] == len(one.tokens) == 6
     np.testing.assert_allclose(one.frames.sum(1) + one.words.sum(1), 1, atol=1e-5)
     assert one.tokens.sum() == pytest.approx(1, abs=1e-5)
-    assert list(one.texts) == [*origin.rows.text[utterance].split(), None], "the last one: special tokens"
+    assert list(one.texts) == [*cell.utterances.text[utterance].split(), None], "the last one: special tokens"
     # The predictions of the run came from the plain model.
     np.testing.assert_allclose(one.probabilities, cell.runs[0].predictions()["probabilities"][0].as_py(), atol=1e-5)
     fitted, _, _ = load_model(cell.runs[0])
@@ -264,7 +264,7 @@ def test_attention_is_the_models_own(cells: list[Cell]) -> None:
         return plain(x, layout, memory, keys)
 
     layer.cross = cross
-    store, manifest = open_store(cell.config["provenance"]["store"]), origin.manifest
+    store, manifest = open_store(cell.config["provenance"]["store"]), cell.origin.manifest
     inputs = {}
     for modality, name in (("audio", "hubert"), ("text", "mpnet")):
         values = torch.from_numpy(store[name].load(manifest, [manifest.ids.index(utterance)]).values.astype(np.float32))

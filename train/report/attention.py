@@ -15,9 +15,8 @@ from ser.train.models.layers import Attention
 from ser.train.models.msmser import ModalityInteraction
 from ser.train.models.ragged import Batch, RaggedLayout, SelfAttentionPooling, Sequences
 from ser.train.run import load_model
-from ser.train.run_folder import Run
 
-from .utterances import Origin
+from .cells import Cell
 
 
 @dataclass(frozen=True)
@@ -42,24 +41,30 @@ class Attended:
         """The share of each query token's attention that goes to the audio [L]."""
         return self.frames.sum(1)
 
+    @property
+    def to_audio(self) -> float:
+        """The share of the audio in what reaches the classifier."""
+        return float(self.audio @ self.tokens)
+
 
 @torch.inference_mode()
-def attend(run: Run, origin: Origin, utterances: Sequence[str]) -> list[Attended]:
-    """The attention of a trained run in each utterance, both modalities shown.
+def attend(cell: Cell, utterances: Sequence[str]) -> list[Attended]:
+    """The attention of a cell's first run in each utterance, both modalities shown.
 
     Raises `SerError` if the run, its store or a feature cannot be read.
     """
-    if origin.store is None or origin.manifest is None:
-        raise SerError(origin.lack)
+    run, (store, manifest, lack) = cell.runs[0], cell.origin
+    if store is None or manifest is None:
+        raise SerError(lack)
     fitted, _, _ = load_model(run)
     interaction = next((part for part in fitted.model.modules() if isinstance(part, ModalityInteraction)), None)
     if interaction is None:
         raise SerError(f"{run.path}: its model has no modality interaction transformer")
-    rows = [origin.manifest.ids.index(utterance) for utterance in utterances]
+    rows = [manifest.ids.index(utterance) for utterance in utterances]
     specs, packed = {}, {}
     for modality, described in run.config["features"].items():
-        feature = origin.store.feature(f"{described['feature']}@{described['fingerprint']}")
-        specs[modality], packed[modality] = feature.spec, feature.load(origin.manifest, rows)
+        feature = store.feature(f"{described['feature']}@{described['fingerprint']}")
+        specs[modality], packed[modality] = feature.spec, feature.load(manifest, rows)
     found, one = [], torch.zeros(1, dtype=torch.long)
     with weights_of(interaction) as seen:
         for number, utterance in enumerate(utterances):
@@ -72,7 +77,7 @@ def attend(run: Run, origin: Origin, utterances: Sequence[str]) -> list[Attended
                 extras[modality] = {name: array[start:stop] for name, array in features.extras.items()}
             logits = fitted.model(Batch(inputs, one, one, one + 1))["logits"]
             weights = seen["attention"].mean(0).numpy()  # [h, L, T + N] → [L, T + N]
-            frames, text = len(inputs["audio"].values), origin.rows.text[utterance] or ""
+            frames, text = len(inputs["audio"].values), cell.utterances.text[utterance] or ""
             words, names = _by_word(weights[:, frames:], extras["text"].get("word"), text, specs["text"].config)
             tokens, probabilities = seen["pooling"].numpy(), logits[0].softmax(0).numpy()
             even, hop = frames / weights.shape[1], specs["audio"].hop

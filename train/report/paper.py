@@ -12,6 +12,8 @@ from ser.train.settings import parse_settings
 
 from .cells import Cell
 
+Spread = tuple[float, float | None]  # mean, deviation
+
 
 @dataclass(frozen=True)
 class Quoted:
@@ -27,7 +29,7 @@ class Quoted:
         return f"{self.recipe.title.partition(':')[0]}: {self.name}"
 
 
-def quoted_spread(numbers: Mapping[str, float], metric: str) -> tuple[float, float | None] | None:
+def quoted_spread(numbers: Mapping[str, float], metric: str) -> Spread | None:
     """A paper's mean and standard deviation, as far as it gives them."""
     return (numbers[metric], numbers.get(f"{metric}_std")) if metric in numbers else None
 

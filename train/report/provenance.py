@@ -2,7 +2,8 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -14,54 +15,51 @@ from ser.train.settings import Setting, settings
 from ser.train.splits import PROTOCOLS
 
 from .cells import Cell
-from .html import Block, Text
+from .html import Part
 from .tables import Row, Table
-from .utterances import Origin
 
 COMMANDS = 6  # shown at once; more go into a table
 
 
-def what_was_run(cells: Sequence[Cell], origins: Mapping[str, Origin], unfinished: Sequence[Run]) -> list[Block]:
+def what_was_run(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Part:
     """The section, for all cells of the report."""
-    blocks: list[Block] = [_features(cells, origins), *_corpora(cells, origins), _protocols(cells)]
     left_out: Counter[tuple[str, str]] = Counter()
     for cell in cells:
         left_out |= Counter({(cell.config["corpus"], why): n for why, n in cell.left_out.items()})  # the most of any
-    if left_out:
-        rows = [{"corpus": corpus, "left out because": why, "utterances": n} for (corpus, why), n in left_out.items()]
-        blocks.append(Table("left-out", f"Utterances left out: {left_out.total():,}", rows, folded=True))
-    if unfinished:
-        names = ", ".join(run.path.name for run in unfinished[:5]) + (" …" if len(unfinished) > 5 else "")
-        blocks.append(Text("warned", f"{len(unfinished)} runs are not finished and count nowhere here: {names}"))
+    rows = [{"corpus": corpus, "left out because": why, "utterances": n} for (corpus, why), n in left_out.items()]
+    absent = Table("left-out", f"Utterances left out: {left_out.total():,}", rows, folded=True)
+    names = ", ".join(run.path.name for run in unfinished[:5]) + (" …" if len(unfinished) > 5 else "")
+    warning = f"{len(unfinished)} runs are not finished and count nowhere here: {names}" if unfinished else ""
     commands = {cell.label: command(cell) for cell in cells}
-    shown = list(dict.fromkeys(commands.values()))[: COMMANDS if len(cells) <= COMMANDS else 1]
-    blocks += ["To run it again:", Text("command", "\n".join(shown))]
-    if len(cells) > COMMANDS:
-        lines = [{"cell": label, "command": text} for label, text in commands.items()]
-        blocks.append(Table("commands", "The command of each cell", lines, folded=True))
-    return [*blocks, _settings(cells), _versions(cells), _runs(cells)]
+    few = len(cells) <= COMMANDS
+    lines = [] if few else [{"cell": label, "command": text} for label, text in commands.items()]
+    every = Table("commands", "The command of each cell", lines, folded=True)
+    return {
+        "tables": [_features(cells), *_corpora(cells), _protocols(cells), absent],
+        "unfinished": warning,
+        "commands": list(dict.fromkeys(commands.values()))[: COMMANDS if few else 1],
+        "more": [every, _settings(cells), _versions(cells), _runs(cells)],
+    }
 
 
-def _features(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> Table:
+def _features(cells: Sequence[Cell]) -> Table:
     rows: dict[str, Row] = {}
     for cell in cells:
         for modality, feature in cell.config["features"].items():
-            name, origin = f"{feature['feature']}@{feature['fingerprint']}", origins[cell.label]
+            name, store = f"{feature['feature']}@{feature['fingerprint']}", cell.origin.store
             row = {"feature": feature["feature"], "modality": modality, "from": None, "level": None}
             row |= {"dim": cell.config["dims"][modality], "stored as": None, "fingerprint": feature["fingerprint"]}
-            try:
-                spec = origin.store.feature(name).spec if origin.store else None
-            except SerError:
-                spec = None
-            if spec is not None:
-                model = str(spec.provenance.get("model") or spec.extractor)
-                model += " (random weights)" if spec.random_weights else ""
-                row |= {"from": model, "level": spec.level, "dim": spec.dim, "stored as": spec.dtype}
+            with suppress(SerError):
+                if store is not None:
+                    spec = store.feature(name).spec
+                    model = str(spec.provenance.get("model") or spec.extractor)
+                    model += " (random weights)" if spec.random_weights else ""
+                    row |= {"from": model, "level": spec.level, "dim": spec.dim, "stored as": spec.dtype}
             rows.setdefault(name, row)
     return Table("features", "Features", list(rows.values()))
 
 
-def _corpora(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> list[Table]:
+def _corpora(cells: Sequence[Cell]) -> list[Table]:
     """One table for each set of utterances and labels."""
     firsts: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
@@ -69,22 +67,22 @@ def _corpora(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> list[Table
         firsts.setdefault(key, cell)
     tables = []
     for number, ((corpus, digest, policy, _), cell) in enumerate(firsts.items(), 1):
-        origin, tested = origins[cell.label], cell.predictions.drop_duplicates("id")
+        manifest, tested = cell.origin.manifest, cell.predictions.drop_duplicates("id")
         note = f"{len(tested):,} utterances tested"
-        if (manifest := origin.manifest) is not None:
+        if manifest is not None:
             hours = sum(d or 0 for d in manifest.column("duration")) / 3600
             people = len(set(manifest.column("speaker")) - {None})
             note += f", of {len(manifest):,} in the corpus ({hours:.2f} h, {people} speakers)"
             note += ", generated speech." if manifest.synthetic else "."
         else:
-            note += f"; the store is not at hand ({origin.lack})."
+            note += f"; the store is not at hand ({cell.origin.lack})."
         raw: dict[str, list[str]] = {name: [] for name in cell.classes}
         for label, name in cell.config["labels"]["maps"].items():
             raw[name].append(label)
         merged = "; ".join(f"{name} is {' + '.join(labels)}" for name, labels in raw.items() if labels != [name])
+        note += f" Labels: {merged}." if merged else ""
         row = {"manifest": digest[:16], "labels": policy}
         row |= {f"n {name}": int((tested.truth == name).sum()) for name in cell.classes}
-        note += f" Labels: {merged}." if merged else ""
         tables.append(Table(f"corpus-{number}", f"Corpus {corpus}", [row], note))
     return tables
 

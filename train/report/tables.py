@@ -26,13 +26,16 @@ Row = dict[str, Any]  # values by heading
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of values; None, or no such heading, where there is none."""
+    """Rows of values; None, or no such heading, where there is none. A table without rows is false."""
 
     name: str  # of letters, digits and hyphens: its anchor and its label
     caption: str
     rows: Sequence[Row]
     note: str = ""
     folded: bool = False  # behind its caption in the page
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
 
     @cached_property
     def columns(self) -> dict[str, str]:

@@ -80,10 +80,10 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
 
     Raises `WrongUse` if tests are asked for and there is one cell only.
     """
-    tables = [results_table(cells), papers_table(cells), significance_table(cells) if paired else None]
     if paired and len(cells) < 2:
         raise WrongUse("--paired compares cells, and these runs are one cell; name the runs of another one too")
     pieces = [fill(caution, 110) for caution in cautions(cells)]
+    tables = [results_table(cells), papers_table(cells), *([significance_table(cells)] if paired else [])]
     for table in filter(None, tables):
         pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
     if unfinished:
