@@ -243,7 +243,10 @@ def test_attention_is_the_models_own(cells: list[Cell]) -> None:
     """The weights, written plainly from q, k and the model's tensors; and reading them changes no number."""
     cell = next(cell for cell in cells if cell.label == "mit · queries 6")
     utterance = cell.predictions.id[0]
-    other, one = attend(cell, [cell.predictions.id[1], utterance])
+    store, manifest, _ = cell.origin
+    assert store is not None
+    assert manifest is not None
+    other, one = attend(cell.runs[0], store, manifest, [cell.predictions.id[1], utterance])
     assert other.utterance == cell.predictions.id[1] and other.frames.shape != one.frames.shape
     assert one.frames.shape[0] == one.words.shape[0] == len(one.tokens) == 6
     np.testing.assert_allclose(one.frames.sum(1) + one.words.sum(1), 1, atol=1e-5)
@@ -264,7 +267,6 @@ def test_attention_is_the_models_own(cells: list[Cell]) -> None:
         return plain(x, layout, memory, keys)
 
     layer.cross = cross
-    store, manifest = open_store(cell.config["provenance"]["store"]), cell.origin.manifest
     inputs = {}
     for modality, name in (("audio", "hubert"), ("text", "mpnet")):
         values = torch.from_numpy(store[name].load(manifest, [manifest.ids.index(utterance)]).values.astype(np.float32))

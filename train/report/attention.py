@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser.cache.manifest import Manifest
+from ser.cache.store import Store
 from ser.errors import SerError
 from ser.train.models.layers import Attention
 from ser.train.models.msmser import ModalityInteraction
 from ser.train.models.ragged import Batch, RaggedLayout, SelfAttentionPooling, Sequences
 from ser.train.run import load_model
-
-from .cells import Cell
+from ser.train.run_folder import Run
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,11 @@ class Attended:
 
 
 @torch.inference_mode()
-def attend(cell: Cell, utterances: Sequence[str]) -> list[Attended]:
-    """The attention of a cell's first run in each utterance, both modalities shown.
+def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]) -> list[Attended]:
+    """The attention of a trained run in each utterance, both modalities shown.
 
-    Raises `SerError` if the run, its store or a feature cannot be read.
+    Raises `SerError` if the run or a feature cannot be read.
     """
-    run, (store, manifest, lack) = cell.runs[0], cell.origin
-    if store is None or manifest is None:
-        raise SerError(lack)
     fitted, _, _ = load_model(run)
     interaction = next((part for part in fitted.model.modules() if isinstance(part, ModalityInteraction)), None)
     if interaction is None:
@@ -77,7 +75,7 @@ def attend(cell: Cell, utterances: Sequence[str]) -> list[Attended]:
                 extras[modality] = {name: array[start:stop] for name, array in features.extras.items()}
             logits = fitted.model(Batch(inputs, one, one, one + 1))["logits"]
             weights = seen["attention"].mean(0).numpy()  # [h, L, T + N] → [L, T + N]
-            frames, text = len(inputs["audio"].values), cell.utterances.text[utterance] or ""
+            frames, text = len(inputs["audio"].values), manifest.column("text")[rows[number]] or ""
             words, names = _by_word(weights[:, frames:], extras["text"].get("word"), text, specs["text"].config)
             tokens, probabilities = seen["pooling"].numpy(), logits[0].softmax(0).numpy()
             even, hop = frames / weights.shape[1], specs["audio"].hop

@@ -104,16 +104,12 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Cell], list[Run]]:
     Raises `WrongUse` if no run is finished.
     """
     members: dict[bytes, list[Run]] = {}
-    unfinished = []
+    unfinished: list[Run] = []
     for run in sorted(runs, key=lambda run: run.path.name):
-        if run.finished:
-            members.setdefault(configuration(run.config), []).append(run)
-        else:
-            unfinished.append(run)
+        (members.setdefault(configuration(run.config), []) if run.finished else unfinished).append(run)
     if not members:
-        raise WrongUse(
-            f"none of these {len(unfinished)} runs is finished; the same command with --resume goes on with them"
-        )
+        hint = "the same command with --resume goes on with them"
+        raise WrongUse(f"none of these {len(unfinished)} runs is finished; {hint}")
     labels = name_apart([runs[0].config for runs in members.values()])
     cells = [Cell(label, runs) for label, runs in zip(labels, members.values(), strict=True)]
     return sorted(cells, key=lambda cell: (-cell.score("ua").pooled, cell.label)), unfinished

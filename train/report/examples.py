@@ -2,19 +2,21 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from ser.cache.manifest import Manifest
 from ser.cache.store import Feature
 from ser.errors import SerError
 from ser.train.labels import Policy
 from ser.train.scores import unweighted_accuracy
 
 from .attention import Attended, attend
-from .cells import Cell, Origin
+from .cells import Cell
 from .figures import attention_maps, bars, dots, lines
 from .html import Part, Plot
 from .tables import Row, Table
@@ -36,13 +38,17 @@ def attended(cells: Sequence[Cell]) -> Part:
     cell = next((cell for cell in cells if cell.config["fusion"].partition(":")[0] == "mit"), None)
     if cell is None:
         return {}
+    store, manifest, lack = cell.origin
+    if store is None or manifest is None:
+        return {"cell": cell, "fault": lack}
     p = cell.predictions
     mine = p[p.run == 0].join(cell.utterances.text, on="id")
     sampled = mine.iloc[np.linspace(0, len(mine) - 1, min(SAMPLED, len(mine))).round().astype(int)]
     chosen = _chosen(cell, mine)
     try:
-        seen = attend(cell, [*sampled.id, *chosen])
-        logmel = _logmel(cell.origin)
+        seen = attend(cell.runs[0], store, manifest, [*sampled.id, *chosen])
+        levels = (one for one in store.features() if (one.spec.feature, one.spec.level) == ("logmel", "frame"))
+        logmel = next((feature for feature in levels if feature.rows(manifest)), None)
     except SerError as fault:
         return {"cell": cell, "fault": fault}
     average, single = seen[: len(sampled)], seen[len(sampled) :]
@@ -52,7 +58,7 @@ def attended(cells: Sequence[Cell]) -> Part:
         weights = [(text, float(weight)) for text, weight in pairs if text is not None]
         most = max([weight for _, weight in weights], default=0.0) or 1.0
         words = [(text, weight / most) for text, weight in weights]
-        plot = _maps(f"attention-{number}", one, _energy(logmel, cell.origin, one))
+        plot = _maps(f"attention-{number}", one, _energy(logmel, manifest, one))
         cards.append({"attended": one, "why": why, "words": words, "plot": plot})
     plots = [_by_token(average), _by_class(average, list(sampled.truth), cell.classes)]
     return {"cell": cell, "energy": logmel is not None, "plots": plots, "cards": cards}
@@ -69,23 +75,13 @@ def _chosen(cell: Cell, mine: Any) -> dict[str, str]:
     return found | {one.id: f"{one.truth}, taken for {one.predicted}" for one in wrong.itertuples()}
 
 
-def _logmel(origin: Origin) -> Feature | None:
-    """The store's log-mel frames of this corpus."""
-    if origin.store is None or origin.manifest is None:
-        return None
-    found = (one for one in origin.store.features() if (one.spec.feature, one.spec.level) == ("logmel", "frame"))
-    return next((feature for feature in found if feature.rows(origin.manifest)), None)
-
-
-def _energy(logmel: Feature | None, origin: Origin, one: Attended) -> tuple[np.ndarray, float] | None:
+def _energy(logmel: Feature | None, manifest: Manifest, one: Attended) -> tuple[np.ndarray, float] | None:
     """Mean over the bands of each frame [T], and the seconds between frames; None where the attention has no clock."""
-    if logmel is None or origin.manifest is None or not one.hop:
-        return None
-    try:
-        packed = logmel.load(origin.manifest, [origin.manifest.ids.index(one.utterance)])
-    except SerError:
-        return None
-    return packed.values.astype(np.float64).mean(1), logmel.spec.hop or 0.01
+    if logmel is not None and one.hop:
+        with suppress(SerError):
+            packed = logmel.load(manifest, [manifest.ids.index(one.utterance)])
+            return packed.values.astype(np.float64).mean(1), logmel.spec.hop or 0.01
+    return None
 
 
 def _by_token(seen: Sequence[Attended]) -> Plot:

@@ -11,7 +11,6 @@ from .figures import Svg
 from .tables import Table
 
 SHORT, ROOMY = 18, 34  # letters: up to here words are not broken; from here on a column needs room
-DESCRIBED = 6  # rows of a plot's table in its description
 Part = Mapping[str, Any]  # tables, plots and plain data of a section, in reading order; empty: nothing to say
 
 
@@ -23,12 +22,6 @@ class Plot:
     data: Table
     draw: Callable[[], Svg]
     note: str = ""
-
-    @property
-    def words(self) -> str:
-        """A description for those who do not see it: some of its numbers, evenly spread."""
-        rows = self.data.texts[:: -(-len(self.data.rows) // DESCRIBED)]
-        return "; ".join(", ".join(map(" ".join, zip(self.data.columns, row, strict=True))) for row in rows)
 
 
 @dataclass(frozen=True)

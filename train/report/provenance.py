@@ -88,9 +88,11 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
 
 
 def _protocols(cells: Sequence[Cell]) -> Table:
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.config["protocol"], cell.config["select"]), []).append(cell)
     rows = []
-    for protocol, select in dict.fromkeys((cell.config["protocol"], cell.config["select"]) for cell in cells):
-        members = [c for c in cells if (c.config["protocol"], c.config["select"]) == (protocol, select)]
+    for (protocol, select), members in groups.items():
         known = PROTOCOLS.get(protocol)
         cut = (known.cut.__doc__ or "").strip().split("\n")[0] if known else "folds from a file"
         independent = all(result["speaker_independent"] for cell in members for result in cell.results)
@@ -101,17 +103,16 @@ def _protocols(cells: Sequence[Cell]) -> Table:
         row["loss"] = ", ".join(dict.fromkeys(cell.config["loss"] for cell in members))
         seeds = sorted({seed for cell in members for seed in cell.seeds})
         whole = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
-        row["seeds"] = f"{seeds[0]}–{seeds[-1]}" if whole else ", ".join(map(str, seeds))
-        rows.append(row)
+        rows.append({**row, "seeds": f"{seeds[0]}–{seeds[-1]}" if whole else ", ".join(map(str, seeds))})
     return Table("protocol", "Protocol and selection", rows)
 
 
 def _folds(folds: Sequence[str]) -> str:
     """Such as "session 1, 2, 3"."""
-    kind = folds[0].partition(" ")[0]
-    if len(folds) > 1 and all(fold.startswith(f"{kind} ") for fold in folds):
-        return f"{kind} " + ", ".join(fold.removeprefix(f"{kind} ") for fold in folds)
-    return ", ".join(folds)
+    kinds = {fold.partition(" ")[0] for fold in folds}
+    if len(kinds) > 1:
+        return ", ".join(folds)
+    return f"{kinds.pop()} {', '.join(fold.partition(' ')[2] for fold in folds)}".strip()
 
 
 def _defaults(fusion: str) -> dict[str, Setting]:
@@ -127,8 +128,8 @@ def command(cell: Cell) -> str:
     for feature in config["features"].values():
         pool = "" if feature["pool"] == "mean" else f"{',' if ':' in feature['feature'] else ':'}pool={feature['pool']}"
         names.append(f"{feature['feature']}{pool}@{feature['fingerprint'][:8]}")
-    usual = {name: one.default for name, one in _defaults(config["fusion"]).items()}
-    changed = {key: value for key, value in cell.settings.items() if key not in usual or value != usual[key]}
+    usual = _defaults(config["fusion"])
+    changed = {key: value for key, value in cell.settings.items() if key not in usual or value != usual[key].default}
     chosen |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}
     chosen |= {"set": assignments(changed), "epochs": None}  # epochs are among the settings
     words = ["ser", "train"]
@@ -147,10 +148,10 @@ def _settings(cells: Sequence[Cell]) -> Table:
     """Every setting of every fusion in the report, with its source."""
     rows = []
     for fusion in dict.fromkeys(cell.config["fusion"] for cell in cells):
-        members = [cell for cell in cells if cell.config["fusion"] == fusion]
+        members = [cell.settings for cell in cells if cell.config["fusion"] == fusion]
         known = _defaults(fusion)
-        for key in members[0].settings:
-            used = ", ".join(dict.fromkeys(str(cell.settings.get(key)) for cell in members))
+        for key in members[0]:
+            used = ", ".join(dict.fromkeys(str(settings.get(key)) for settings in members))
             about = known.get(key, Setting(key, "", "", "", ""))
             row = {"fusion": fusion, "setting": key, "used": used, "default": str(about.default)}
             rows.append({**row, "source of the default": about.source, "what it is": about.help})
@@ -159,20 +160,20 @@ def _settings(cells: Sequence[Cell]) -> Table:
 
 def _versions(cells: Sequence[Cell]) -> Table:
     found: Counter[tuple[str, str]] = Counter()
-    for run in (run for cell in cells for run in cell.runs):
-        provenance = run.config["provenance"]
-        versions = {"ser's training": run.config["version"], **provenance.get("versions", {})}
-        versions["device"] = provenance.get("device")
+    for config in (run.config for cell in cells for run in cell.runs):
+        versions = {"ser's training": config["version"], **config["provenance"].get("versions", {})}
+        versions["device"] = config["provenance"].get("device")
         found.update((what, str(version)) for what, version in versions.items())
     rows = [{"what": what, "version": version, "runs": n} for (what, version), n in found.items()]
     return Table("versions", "Versions and devices", rows, folded=True)
 
 
 def _runs(cells: Sequence[Cell]) -> Table:
-    rows = []
-    for cell in cells:
-        for run, result in zip(cell.runs, cell.results, strict=True):
-            row = {"run": run.path.name, "cell": cell.label, "fold": result["fold"], "seed": result["seed"]}
-            row |= {"UA %": 100 * result["ua"], "WA %": 100 * result["wa"], "macro-F1 %": 100 * result["macro_f1"]}
-            rows.append(row | {"epoch kept": result["epoch"], "n": result["n"], "seconds": float(result["seconds"])})
+    rows = [
+        {"run": run.path.name, "cell": cell.label, "fold": result["fold"], "seed": result["seed"]}
+        | {"UA %": 100 * result["ua"], "WA %": 100 * result["wa"], "macro-F1 %": 100 * result["macro_f1"]}
+        | {"epoch kept": result["epoch"], "n": result["n"], "seconds": float(result["seconds"])}
+        for cell in cells
+        for run, result in zip(cell.runs, cell.results, strict=True)
+    ]
     return Table("runs", "Every run", rows, folded=True)

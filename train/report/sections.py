@@ -133,10 +133,10 @@ def papers_table(cells: Sequence[Cell]) -> Table:
         if places and (settings := changed_settings(cell)):
             text = ", ".join(f"{key} {value}" for key, value in settings.items())
             changed.setdefault(text, []).append(cell.label)
-    real = [cell.caveat is None for cell in cells]
+    unreal = [cell.caveat for cell in cells]
     note = "Ours: mean ± standard deviation over the runs, as the papers report."
-    note += " Differences in points." if any(real) else ""
-    if not all(real):
+    note += "" if all(unreal) else " Differences in points."
+    if any(unreal):
         note += f" A synthetic corpus or random weights: {NO_COMPARISON}, so no difference is given."
     for text, labels in changed.items():
         note += f" Settings that are not the paper’s in {_listed(labels)}: {text}."
@@ -282,7 +282,7 @@ def _modalities(cells: Sequence[Cell]) -> Part:
     points = [(row["tested with"], row["cell"], row["UA %"]) for row in rows if row["cell"] in drawn]
     first = ", ".join(f"{row['tested with']} {row['UA %']:.2f} %" for row in rows if row["cell"] == able[0].label)
     note = _drawn(able, len(drawn))
-    if not all(cell.caveat is None for cell in able):
+    if any(cell.caveat for cell in able):
         note += " Beside the papers’ numbers no comparison is meant."
     title = "by what the test shows the model"
     draw = partial(dots, points, "UA %", above=True, legend=3)

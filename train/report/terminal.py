@@ -39,10 +39,8 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
             rows.append(Row(cell.name, paper, {}, len(mine), 0, "no run finished"))
             continue
         ours = CellScores(mine)
-        known = [
-            metric for metric in dict.fromkeys([*_metrics(paper), "ua", "wa"]) if metric in {*METRICS, *ours.classes}
-        ]
-        found = {metric: ours.score(metric, cell.test) for metric in known}
+        asked, known = [*_metrics(paper), "ua", "wa"], {*METRICS, *ours.classes}
+        found = {metric: ours.score(metric, cell.test) for metric in asked if metric in known}
         rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions))
         if cell.name == recipe.tested and not ours.caveat:
             tested = [100 * result["wa"] for result in ours.results]
