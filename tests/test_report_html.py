@@ -61,19 +61,24 @@ def runs(folder: Path) -> list[Run]:
 
 
 @pytest.fixture(scope="module")
-def cells(runs: list[Run]) -> list[Cell]:
-    return group_runs(runs)[0]
+def content(runs: list[Run]) -> Page:
+    return make_page(*group_runs(runs))
 
 
 @pytest.fixture(scope="module")
-def content(cells: list[Cell]) -> Page:
-    return make_page(cells, [])
+def cells(content: Page) -> dict[str, Cell]:
+    return {cell.label: cell for cell in content.cells}
 
 
 @pytest.fixture(scope="module")
 def page(folder: Path, content: Page) -> Path:
     write_html(content, folder / "report.html")
     return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +107,8 @@ def test_same_runs_give_the_same_bytes(page: Path, runs: list[Run], tmp_path: Pa
     assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
 
 
-def test_nothing_in_the_page_comes_from_elsewhere(page: Path) -> None:
-    tags = _Tags(page.read_text(encoding="utf-8")).found
+def test_nothing_in_the_page_comes_from_elsewhere(text: str) -> None:
+    tags = _Tags(text).found
     assert not {tag for tag, _ in tags} & {"script", "iframe", "object", "embed", "img", "form", "base"}
     for tag, attributes in tags:
         assert not [name for name in attributes if name.startswith("on")], tag
@@ -113,8 +118,7 @@ def test_nothing_in_the_page_comes_from_elsewhere(page: Path) -> None:
             assert "url(" not in value or "url(#" in value, value
 
 
-def test_ids_are_unique_and_all_references_lead_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+def test_ids_are_unique_and_all_references_lead_somewhere(text: str) -> None:
     ids = [a["id"] for _, a in _Tags(text).found if "id" in a]
     assert len(ids) == len(set(ids))
     targets = re.findall(r'(?:href="#|url\(#)([^")]+)', text)
@@ -122,8 +126,7 @@ def test_ids_are_unique_and_all_references_lead_somewhere(page: Path) -> None:
     assert targets and labelled and set(targets) | set(labelled) <= set(ids)
 
 
-def test_evil_texts_are_shown_as_they_are_and_colours_follow_the_scheme(page: Path, content: Page) -> None:
-    text = page.read_text(encoding="utf-8")
+def test_evil_texts_are_shown_as_they_are_and_colours_follow_the_scheme(text: str, content: Page) -> None:
     assert "<script" not in text and "<img" not in text
     [hardest] = [table for table in content.tables if table.name == "hardest"]
     assert {row["text"] for row in hardest.rows} & set(EVIL), "the fixture must show one of them"
@@ -144,20 +147,9 @@ def test_words_in_pictures_are_left_alone() -> None:
     assert "0.01234" not in re.sub(r">[^<]*<", "><", svg) and "xlink" not in re.sub(r">[^<]*<", "><", svg)
 
 
-def test_each_answer_stands_in_the_page(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    expected = [
-        "what-was-run",
-        "results",
-        "significance",
-        "emotions",
-        "training",
-        "modalities",
-        "query-tokens",
-        "inside",
-        "errors",
-    ]
-    assert re.findall(r'<section id="([^"]+)"', text) == expected
+def test_each_answer_stands_in_the_page(text: str) -> None:
+    of_scores = ["results", "significance", "emotions", "training", "modalities", "query-tokens"]
+    assert re.findall(r'<section id="([^"]+)"', text) == ["what-was-run", *of_scores, "inside", "errors"]
     assert "no comparison with the paper is meant" in text
 
 
@@ -184,16 +176,14 @@ def test_without_its_store_the_report_says_so(folder: Path, runs: list[Run], tmp
 # --- numbers against the run folders
 
 
-def test_labels_name_what_differs(cells: list[Cell]) -> None:
-    labels = {cell.label for cell in cells}
-    assert labels == {"audio:utterance", "lgf-add · perspective", "mit · queries 3", "mit · queries 6"}
-    config = next(cell.config for cell in cells if cell.label == "audio:utterance")
-    assert name_apart([config] * 2) == ["audio:utterance", "audio:utterance (2)"]
+def test_labels_name_what_differs(cells: dict[str, Cell]) -> None:
+    assert cells.keys() == {"audio:utterance", "lgf-add · perspective", "mit · queries 3", "mit · queries 6"}
+    assert name_apart([cells["audio:utterance"].config] * 2) == ["audio:utterance", "audio:utterance (2)"]
 
 
-def test_the_command_runs_the_cell_again(cells: list[Cell]) -> None:
+def test_the_command_runs_the_cell_again(cells: dict[str, Cell]) -> None:
     """The words of the command, as `ser train` reads them, give the cell's own run names."""
-    for cell in cells:
+    for cell in cells.values():
         words = shlex.split(command(cell))[2:]
         options: dict[str, Any] = {"set": ()}
         for key, value in zip(words[::2], words[1::2], strict=True):
@@ -209,8 +199,8 @@ def test_holm_is_the_step_down_correction_and_wilson_is_scipys() -> None:
     assert wilson(7 / 20, 20) == pytest.approx((35, 100 * theirs.low, 100 * theirs.high), abs=1e-4)
 
 
-def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: list[Cell], content: Page) -> None:
-    cell = next(cell for cell in cells if cell.label == "audio:utterance")
+def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: dict[str, Cell], content: Page) -> None:
+    cell = cells["audio:utterance"]
     p = cell.predictions
     named = {"ang": {"Anger"}, "hap": {"Happiness", "Excited"}, "neu": {"Neutral"}, "sad": {"Sadness"}}
     for id_, truth, share in zip(p.id, p.truth, agreement(cell), strict=True):
@@ -219,14 +209,13 @@ def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: list[Cell], 
         assert share == pytest.approx(100 * sum(vote in named[truth] for vote in votes) / 3)
     [groups] = [table.rows for table in content.tables if table.name == "groups"]
     styles = {row["group"]: row["utterances"] for row in groups if row["by"] == "scripted or improvised"}
-    scripted = cells[0].predictions.drop_duplicates("id").id.str.contains("_script")
+    scripted = content.cells[0].predictions.drop_duplicates("id").id.str.contains("_script")
     assert styles == {"improvised": (~scripted).sum(), "scripted": scripted.sum()}
 
 
-def test_a_papers_cell_is_known_by_its_structure(cells: list[Cell]) -> None:
-    by_label = {cell.label: cell for cell in cells}
-    assert quoted_for(by_label["mit · queries 3"]) == [], "the paper has no cell with three query tokens"
-    full = by_label["mit · queries 3"]
+def test_a_papers_cell_is_known_by_its_structure(cells: dict[str, Cell]) -> None:
+    full = cells["mit · queries 3"]
+    assert quoted_for(full) == [], "the paper has no cell with three query tokens"
     config = {**full.config, "settings": {**full.config["settings"], "queries": 30}}
     run = Run(full.runs[0].path)
     run.__dict__["config"] = config
@@ -239,9 +228,9 @@ def test_a_papers_cell_is_known_by_its_structure(cells: list[Cell]) -> None:
 # --- attention against the equations
 
 
-def test_attention_is_the_models_own(cells: list[Cell]) -> None:
+def test_attention_is_the_models_own(cells: dict[str, Cell]) -> None:
     """The weights, written plainly from q, k and the model's tensors; and reading them changes no number."""
-    cell = next(cell for cell in cells if cell.label == "mit · queries 6")
+    cell = cells["mit · queries 6"]
     utterance = cell.predictions.id[0]
     store, manifest, _ = cell.origin
     assert store is not None
@@ -405,9 +394,8 @@ def many_runs(folder: Path, template: Run, cells: int, seeds: int) -> None:
     rng, classes = np.random.default_rng(0), template.result["classes"]
     truth = rng.integers(0, 4, len(manifest.ids))
     known = {"id": manifest.ids, "speaker": manifest.column("speaker"), "truth": [classes[k] for k in truth]}
-    lines = [
-        {**template.result["history"][0], "epoch": epoch, "loss": 1.4 / epoch, "ua": 0.5} for epoch in range(1, 151)
-    ]
+    one = {**template.result["history"][0], "ua": 0.5}
+    lines = [{**one, "epoch": epoch, "loss": 1.4 / epoch} for epoch in range(1, 151)]
     for cell, seed in itertools.product(range(cells), range(seeds)):
         config = {**template.config, "corpus": manifest.corpus, "manifest": manifest.digest, "seed": seed}
         config["settings"] = {**config["settings"], "lr": 0.001 * (cell + 1)}
@@ -438,7 +426,8 @@ def test_480_runs_stay_small_and_quick(runs: list[Run], tmp_path: Path) -> None:
 # --- on the terminal
 
 
-def test_the_terminal_says_the_same(cells: list[Cell]) -> None:
+def test_the_terminal_says_the_same(content: Page) -> None:
+    cells = content.cells
     text = report_text(cells, [])
     for cell in cells:
         line = next(line for line in text.splitlines() if line.startswith(f"{cell.label} "))

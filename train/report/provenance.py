@@ -76,9 +76,8 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
             note += ", generated speech." if manifest.synthetic else "."
         else:
             note += f"; the store is not at hand ({cell.origin.lack})."
-        raw: dict[str, list[str]] = {name: [] for name in cell.classes}
-        for label, name in cell.config["labels"]["maps"].items():
-            raw[name].append(label)
+        maps = cell.config["labels"]["maps"]
+        raw = {name: [label for label, mapped in maps.items() if mapped == name] for name in cell.classes}
         merged = "; ".join(f"{name} is {' + '.join(labels)}" for name, labels in raw.items() if labels != [name])
         note += f" Labels: {merged}." if merged else ""
         row = {"manifest": digest[:16], "labels": policy}
