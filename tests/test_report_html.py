@@ -235,8 +235,8 @@ def test_attention_is_the_models_own(cells: dict[str, Cell]) -> None:
     store, manifest, _ = cell.origin
     assert store is not None
     assert manifest is not None
-    other, one = attend(cell.runs[0], store, manifest, [cell.predictions.id[1], utterance])
-    assert other.utterance == cell.predictions.id[1] and other.frames.shape != one.frames.shape
+    first, one = attend(cell.runs[0], store, manifest, [cell.predictions.id[1], utterance])
+    assert first.utterance == cell.predictions.id[1] and first.frames.shape != one.frames.shape
     assert one.frames.shape[0] == one.words.shape[0] == len(one.tokens) == 6
     np.testing.assert_allclose(one.frames.sum(1) + one.words.sum(1), 1, atol=1e-5)
     assert one.tokens.sum() == pytest.approx(1, abs=1e-5)
@@ -263,15 +263,11 @@ def test_attention_is_the_models_own(cells: dict[str, Cell]) -> None:
     zero = torch.zeros(1, dtype=torch.long)
     with torch.inference_mode():
         fitted.model(Batch(inputs, zero, zero, zero + 1))
-        d = captured["x"].shape[1]
         w_q, w_k, _ = layer.in_proj_weight.chunk(3)
         b_q, b_k, _ = layer.in_proj_bias.chunk(3)
         q, k = captured["x"] @ w_q.T + b_q, captured["memory"] @ w_k.T + b_k
-        size = d // layer.heads
-        heads = [
-            ((q[:, i * size : (i + 1) * size] @ k[:, i * size : (i + 1) * size].T) / size**0.5).softmax(1)
-            for i in range(layer.heads)
-        ]
+        pairs = zip(q.chunk(layer.heads, 1), k.chunk(layer.heads, 1), strict=True)
+        heads = [(own @ other.T / own.shape[1] ** 0.5).softmax(1) for own, other in pairs]
         expected = torch.stack(heads).mean(0).numpy()
     np.testing.assert_allclose(one.frames, expected[:, : one.frames.shape[1]], atol=1e-6)
 

@@ -117,8 +117,7 @@ def _by_word(weights: np.ndarray, word: Any, text: str, config: Any) -> tuple[np
     """
     if word is None:
         return weights, [f"token {number}" for number in range(weights.shape[1])]
-    names: list[str | None] = []
-    names += (re.sub(r"\[[A-Za-z_]+\]", " ", text) if config.get("tags") == "remove" else text).split()
+    names: list[Any] = (re.sub(r"\[[A-Za-z_]+\]", " ", text) if config.get("tags") == "remove" else text).split()
     columns = [word == column for column in range(len(names))]
     special = (word < 0) | (word >= len(names))
     if (word < 0).any() or not names:

@@ -106,7 +106,8 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Cell], list[Run]]:
     members: dict[bytes, list[Run]] = {}
     unfinished: list[Run] = []
     for run in sorted(runs, key=lambda run: run.path.name):
-        (members.setdefault(configuration(run.config), []) if run.finished else unfinished).append(run)
+        same = members.setdefault(configuration(run.config), []) if run.finished else unfinished
+        same.append(run)
     if not members:
         hint = "the same command with --resume goes on with them"
         raise WrongUse(f"none of these {len(unfinished)} runs is finished; {hint}")
