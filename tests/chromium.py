@@ -2,11 +2,9 @@
 
 import contextlib
 import json
+import re
 import shutil
-import socket
 import subprocess
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,15 +26,13 @@ class Browser:
     def __init__(self, url: str, profile: Path) -> None:
         self.url = url
         options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}"]}
-        wanted = {
-            "browserName": "chrome",
-            "goog:chromeOptions": options,
-            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
-        }
-        found = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        wanted: dict[str, Any] = {"browserName": "chrome", "goog:chromeOptions": options}
+        wanted["goog:loggingPrefs"] = {"browser": "ALL", "performance": "ALL"}
+        found = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self.session = f"/session/{found['sessionId']}"
 
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """The driver's answer."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -44,24 +40,24 @@ class Browser:
 
     def devtools(self, command: str, **parameters: Any) -> Any:
         """One command of the DevTools protocol."""
-        return self._call("POST", f"{self.session}/goog/cdp/execute", {"cmd": command, "params": parameters})
+        return self.call("POST", f"{self.session}/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def show(self, path: Path, width: int = 1280, scheme: str = "light") -> None:
         """Open a file at that width, in the light or the dark scheme."""
-        self._call("POST", f"{self.session}/url", {"url": "about:blank"})
+        self.call("POST", f"{self.session}/url", {"url": "about:blank"})
         for kind in ("browser", "performance"):
             self.log(kind)
         self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self._call("POST", f"{self.session}/url", {"url": path.resolve().as_uri()})
+        self.call("POST", f"{self.session}/url", {"url": path.resolve().as_uri()})
 
     def evaluate(self, script: str) -> Any:
         """What a function body returns in the page."""
-        return self._call("POST", f"{self.session}/execute/sync", {"script": script, "args": []})
+        return self.call("POST", f"{self.session}/execute/sync", {"script": script, "args": []})
 
     def log(self, kind: str) -> list[dict[str, Any]]:
         """Entries since the last call, of the console ("browser") or the network ("performance")."""
-        return self._call("POST", f"{self.session}/se/log", {"type": kind})
+        return self.call("POST", f"{self.session}/se/log", {"type": kind})
 
     def requests(self) -> list[str]:
         """Every address that the page asked for since `show`."""
@@ -69,31 +65,20 @@ class Browser:
         sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return [url for url in sent if not url.startswith("data:")]
 
-    def close(self) -> None:
-        """End the session."""
-        self._call("DELETE", self.session)
-
 
 @contextlib.contextmanager
 def open_browser(folder: Path) -> Iterator[Browser]:
     """A browser with a profile of its own below `folder`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     assert DRIVER is not None
-    driver = subprocess.Popen([DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
+    driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert driver.stdout is not None
     try:
-        for _ in range(200):
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                if json.load(urllib.request.urlopen(f"{url}/status", timeout=5))["value"]["ready"]:
-                    break
-            time.sleep(0.1)
-        browser = Browser(url, folder / "profile")
+        found = next(filter(None, (re.search(r"successfully on port (\d+)", line) for line in driver.stdout)))
+        browser = Browser(f"http://127.0.0.1:{found[1]}", folder / "profile")
         try:
             yield browser
         finally:
-            browser.close()
+            browser.call("DELETE", browser.session)
     finally:
         driver.terminate()
-        driver.wait(20)
+        driver.communicate(timeout=20)

@@ -4,6 +4,7 @@ The middle seconds of the audio and one word of the text carry the emotion, so t
 """
 
 import hashlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +28,29 @@ EVIL = (
 HOP = 0.02
 
 
-def spoken_manifest(turns: int = 12, corpus: str = "spoken") -> Manifest:
+def spoken_manifest(turns: int = 12) -> Manifest:
     """Five sessions of two dialogues, improvised and scripted."""
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
-    for session in "12345":
-        for dialogue in ("impro01", "script01_1"):
-            name = f"Ses0{session}F_{dialogue}"
-            for turn in range(turns):
-                gender = "FM"[turn % 2]
-                label = LABELS[(turn + int(session)) % len(LABELS)]
-                utterance = f"{name}_{gender}{turn // 2:03d}"
-                words = rng.choice(PLAIN, int(rng.integers(3, 10))).tolist()
-                words[len(words) // 2] = WORDS[label]
-                text = " ".join(words)
-                if turn % 2 == 0:
-                    text = EVIL[(int(session) + turn // 2) % len(EVIL)]
-                sure = int(rng.integers(1, 4))
-                votes = [[NAMES[label]]] * sure + [["Frustration"], ["Neutral"]][: 3 - sure]
-                row = {"id": utterance, "audio": f"{utterance}.wav", "text": text, "label": label, "votes": votes}
-                row |= {"session": session, "dialogue": name, "turn": turn, "speaker": f"{session}{gender}"}
-                row |= {"audio_sha256": hashlib.sha256(utterance.encode()).hexdigest(), "gender": gender}
-                rows.append({**row, "duration": round(float(rng.uniform(0.7, 5.0)), 2)})
-    return Manifest.from_rows(corpus, rows, synthetic=True)
+    for session, dialogue, turn in itertools.product("12345", ("impro01", "script01_1"), range(turns)):
+        name, gender = f"Ses0{session}F_{dialogue}", "FM"[turn % 2]
+        label = LABELS[(turn + int(session)) % len(LABELS)]
+        utterance = f"{name}_{gender}{turn // 2:03d}"
+        words = rng.choice(PLAIN, int(rng.integers(3, 10))).tolist()
+        words[len(words) // 2] = WORDS[label]
+        text = " ".join(words) if turn % 2 else EVIL[(int(session) + turn // 2) % len(EVIL)]
+        sure = int(rng.integers(1, 4))
+        votes = [[NAMES[label]]] * sure + [["Frustration"], ["Neutral"]][: 3 - sure]
+        row = {"id": utterance, "audio": f"{utterance}.wav", "text": text, "label": label, "votes": votes}
+        row |= {"session": session, "dialogue": name, "turn": turn, "speaker": f"{session}{gender}"}
+        row |= {"audio_sha256": hashlib.sha256(utterance.encode()).hexdigest(), "gender": gender}
+        rows.append({**row, "duration": round(float(rng.uniform(0.7, 5.0)), 2)})
+    return Manifest.from_rows("spoken", rows, synthetic=True)
 
 
-def spoken_store(path: Path, turns: int = 12, real: bool = False) -> Store:
+def spoken_store(path: Path) -> Store:
     """HuBERT frames, mpnet tokens with their words, log-mel frames, is13 and bert vectors."""
-    manifest = spoken_manifest(turns)
-    if real:
-        manifest = Manifest(manifest.corpus, manifest.table, synthetic=False)
+    manifest = spoken_manifest()
     store = open_store(path, create=True)
     store.put_manifest(manifest)
     rng = np.random.default_rng(1)
@@ -78,20 +72,16 @@ def spoken_store(path: Path, turns: int = 12, real: bool = False) -> Store:
         tokens.append(read.astype(np.float16))
         words.append(word)
         vectors.append((rng.normal(size=16) + point * audible).astype(np.float32))
-    made: dict[str, tuple[Spec, list[np.ndarray], dict[str, list[np.ndarray]]]] = {}
-    random = {"random": not real}
-
-    def add(feature: str, modality: Any, level: Any, dim: int, rows: list[np.ndarray], **more: Any) -> None:
-        extras = more.pop("extras", {})
-        dtype: Any = "float32" if level == "utterance" else "float16"
-        made[feature] = (Spec(feature, modality, level, dim, dtype, "made-up", 1, **more), rows, extras)
-
-    add("hubert", "audio", "frame", 16, frames, hop=HOP, checkpoint=random, provenance={"model": "made/hubert"})
-    add("logmel", "audio", "frame", 20, mels, hop=0.01)
-    add("mpnet", "text", "token", 16, tokens, checkpoint=random, extras={"word": words})
-    add("is13", "audio", "utterance", 16, vectors)
-    add("bert", "text", "token", 16, tokens, checkpoint=random, extras={"word": words})
-    for spec, rows, extras in made.values():
+    by: Any = ("made-up", 1)
+    random: Any = {"checkpoint": {"random": True}}
+    hubert = Spec(
+        "hubert", "audio", "frame", 16, "float16", *by, hop=HOP, provenance={"model": "made/hubert"}, **random
+    )
+    mpnet, bert = (Spec(name, "text", "token", 16, "float16", *by, **random) for name in ("mpnet", "bert"))
+    is13 = Spec("is13", "audio", "utterance", 16, "float32", *by)
+    logmel = Spec("logmel", "audio", "frame", 20, "float16", *by, hop=0.01)
+    for spec, rows in zip((hubert, logmel, mpnet, is13, bert), (frames, mels, tokens, vectors, tokens), strict=True):
+        extras = {"word": words} if spec.modality == "text" else {}
         inputs = manifest.inputs(spec.modality)
         store.add(spec).publish(PartRows(manifest.corpus, manifest.ids, inputs, rows, extras), "zarr", {})
     return store

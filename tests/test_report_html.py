@@ -7,6 +7,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from scipy.stats import binomtest
 
 from ser.cache.store import open_store
+from ser.commands.train import train
 from ser.errors import WrongUse
 from ser.tests.chromium import MISSING, Browser, open_browser
 from ser.tests.spoken_store import EVIL, spoken_manifest, spoken_store
@@ -26,7 +28,7 @@ from ser.train.models.ragged import Batch, Sequences
 from ser.train.options import Experiment
 from ser.train.report.attention import attend, weights_of
 from ser.train.report.cells import Cell, group_runs, name_apart
-from ser.train.report.examples import wilson
+from ser.train.report.examples import agreement, wilson
 from ser.train.report.figures import figure, to_svg
 from ser.train.report.html import Page, write_html
 from ser.train.report.paper import changed_settings, quoted_for
@@ -34,7 +36,6 @@ from ser.train.report.provenance import command
 from ser.train.report.sections import holm, make_page
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
-from ser.train.report.utterances import find_origins, style
 from ser.train.run import load_model
 from ser.train.run_folder import CONFIG, RESULT, Run, find_runs, run_name, write_json, write_predictions
 from ser.train.scores import scores
@@ -62,19 +63,24 @@ def runs(folder: Path) -> list[Run]:
 
 
 @pytest.fixture(scope="module")
-def cells(runs: list[Run]) -> list[Cell]:
-    return group_runs(runs)[0]
+def content(runs: list[Run]) -> Page:
+    return make_page(*group_runs(runs))
 
 
 @pytest.fixture(scope="module")
-def content(cells: list[Cell]) -> Page:
-    return make_page(cells, [])
+def cells(content: Page) -> dict[str, Cell]:
+    return {cell.label: cell for cell in content.cells}
 
 
 @pytest.fixture(scope="module")
 def page(folder: Path, content: Page) -> Path:
     write_html(content, folder / "report.html")
     return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +109,8 @@ def test_same_runs_give_the_same_bytes(page: Path, runs: list[Run], tmp_path: Pa
     assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
 
 
-def test_nothing_in_the_page_comes_from_elsewhere(page: Path) -> None:
-    tags = _Tags(page.read_text(encoding="utf-8")).found
+def test_nothing_in_the_page_comes_from_elsewhere(text: str) -> None:
+    tags = _Tags(text).found
     assert not {tag for tag, _ in tags} & {"script", "iframe", "object", "embed", "img", "form", "base"}
     for tag, attributes in tags:
         assert not [name for name in attributes if name.startswith("on")], tag
@@ -114,8 +120,7 @@ def test_nothing_in_the_page_comes_from_elsewhere(page: Path) -> None:
             assert "url(" not in value or "url(#" in value, value
 
 
-def test_ids_are_unique_and_all_references_lead_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+def test_ids_are_unique_and_all_references_lead_somewhere(text: str) -> None:
     ids = [a["id"] for _, a in _Tags(text).found if "id" in a]
     assert len(ids) == len(set(ids))
     targets = re.findall(r'(?:href="#|url\(#)([^")]+)', text)
@@ -123,8 +128,7 @@ def test_ids_are_unique_and_all_references_lead_somewhere(page: Path) -> None:
     assert targets and labelled and set(targets) | set(labelled) <= set(ids)
 
 
-def test_evil_texts_are_shown_as_they_are_and_colours_follow_the_scheme(page: Path, content: Page) -> None:
-    text = page.read_text(encoding="utf-8")
+def test_evil_texts_are_shown_as_they_are_and_colours_follow_the_scheme(text: str, content: Page) -> None:
     assert "<script" not in text and "<img" not in text
     [hardest] = [table for table in content.tables if table.name == "hardest"]
     assert {row["text"] for row in hardest.rows} & set(EVIL), "the fixture must show one of them"
@@ -145,20 +149,9 @@ def test_words_in_pictures_are_left_alone() -> None:
     assert "0.01234" not in re.sub(r">[^<]*<", "><", svg) and "xlink" not in re.sub(r">[^<]*<", "><", svg)
 
 
-def test_each_answer_stands_in_the_page(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    expected = [
-        "what-was-run",
-        "results",
-        "significance",
-        "emotions",
-        "training",
-        "modalities",
-        "query-tokens",
-        "inside",
-        "errors",
-    ]
-    assert re.findall(r'<section id="([^"]+)"', text) == expected
+def test_each_answer_stands_in_the_page(text: str) -> None:
+    of_scores = ["results", "significance", "emotions", "training", "modalities", "query-tokens"]
+    assert re.findall(r'<section id="([^"]+)"', text) == ["what-was-run", *of_scores, "inside", "errors"]
     assert "no comparison with the paper is meant" in text
 
 
@@ -185,21 +178,17 @@ def test_without_its_store_the_report_says_so(folder: Path, runs: list[Run], tmp
 # --- numbers against the run folders
 
 
-def test_labels_name_what_differs(cells: list[Cell]) -> None:
-    labels = {cell.label for cell in cells}
-    assert labels == {"audio:utterance", "lgf-add · perspective", "mit · queries 3", "mit · queries 6"}
-    config = next(cell.config for cell in cells if cell.label == "audio:utterance")
-    assert name_apart([config] * 2) == ["audio:utterance", "audio:utterance (2)"]
+def test_labels_name_what_differs(cells: dict[str, Cell]) -> None:
+    assert cells.keys() == {"audio:utterance", "lgf-add · perspective", "mit · queries 3", "mit · queries 6"}
+    assert name_apart([cells["audio:utterance"].config] * 2) == ["audio:utterance", "audio:utterance (2)"]
 
 
-def test_the_command_runs_the_cell_again(cells: list[Cell]) -> None:
+def test_the_command_runs_the_cell_again(cells: dict[str, Cell]) -> None:
     """The words of the command, as `ser train` reads them, give the cell's own run names."""
-    for cell in cells:
-        words = shlex.split(command(cell))[2:]
-        options: dict[str, Any] = {"set": ()}
-        for key, value in zip(words[::2], words[1::2], strict=True):
-            name = key.removeprefix("--")
-            options[name] = (*options["set"], value) if name == "set" else int(value) if name == "seeds" else value
+    for cell in cells.values():
+        options = train.make_context("train", shlex.split(command(cell))[2:]).params
+        known = {field.name for field in fields(Experiment)} - {"resume"}
+        options = {name: value for name, value in options.items() if name in known}
         names = {run_name(job.config) for job in prepare(Experiment(**options))}
         assert names == {run.path.name for run in cell.runs}
 
@@ -210,22 +199,23 @@ def test_holm_is_the_step_down_correction_and_wilson_is_scipys() -> None:
     assert wilson(7 / 20, 20) == pytest.approx((35, 100 * theirs.low, 100 * theirs.high), abs=1e-4)
 
 
-def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: list[Cell]) -> None:
-    cell = next(cell for cell in cells if cell.label == "audio:utterance")
-    origin, p = find_origins([cell])[cell.label], cell.predictions
+def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: dict[str, Cell], content: Page) -> None:
+    cell = cells["audio:utterance"]
+    p = cell.predictions
     named = {"ang": {"Anger"}, "hap": {"Happiness", "Excited"}, "neu": {"Neutral"}, "sad": {"Sadness"}}
-    for id_, truth, share in zip(p.id, p.truth, origin.agreement(cell), strict=True):
-        votes = [vote for rater in origin.rows.votes[id_] for vote in rater]
+    for id_, truth, share in zip(p.id, p.truth, agreement(cell), strict=True):
+        votes = [vote for rater in cell.utterances.votes[id_] for vote in rater]
         assert len(votes) == 3
         assert share == pytest.approx(100 * sum(vote in named[truth] for vote in votes) / 3)
-    assert style("Ses05M_script01_1b_M012") == "scripted" and style("Ses01F_impro05a_F000") == "improvised"
-    assert style("03a01Fa") is None
+    [groups] = [table.rows for table in content.tables if table.name == "groups"]
+    styles = {row["group"]: row["utterances"] for row in groups if row["by"] == "scripted or improvised"}
+    scripted = content.cells[0].predictions.drop_duplicates("id").id.str.contains("_script")
+    assert styles == {"improvised": (~scripted).sum(), "scripted": scripted.sum()}
 
 
-def test_a_papers_cell_is_known_by_its_structure(cells: list[Cell]) -> None:
-    by_label = {cell.label: cell for cell in cells}
-    assert quoted_for(by_label["mit · queries 3"]) == [], "the paper has no cell with three query tokens"
-    full = by_label["mit · queries 3"]
+def test_a_papers_cell_is_known_by_its_structure(cells: dict[str, Cell]) -> None:
+    full = cells["mit · queries 3"]
+    assert quoted_for(full) == [], "the paper has no cell with three query tokens"
     config = {**full.config, "settings": {**full.config["settings"], "queries": 30}}
     run = Run(full.runs[0].path)
     run.__dict__["config"] = config
@@ -238,17 +228,19 @@ def test_a_papers_cell_is_known_by_its_structure(cells: list[Cell]) -> None:
 # --- attention against the equations
 
 
-def test_attention_is_the_models_own(cells: list[Cell]) -> None:
+def test_attention_is_the_models_own(cells: dict[str, Cell]) -> None:
     """The weights, written plainly from q, k and the model's tensors; and reading them changes no number."""
-    cell = next(cell for cell in cells if cell.label == "mit · queries 6")
-    origin = find_origins([cell])[cell.label]
+    cell = cells["mit · queries 6"]
     utterance = cell.predictions.id[0]
-    other, one = attend(cell.runs[0], origin, [cell.predictions.id[1], utterance])
-    assert other.utterance == cell.predictions.id[1] and other.frames.shape != one.frames.shape
+    store, manifest, _ = cell.origin
+    assert store is not None
+    assert manifest is not None
+    first, one = attend(cell.runs[0], store, manifest, [cell.predictions.id[1], utterance])
+    assert first.utterance == cell.predictions.id[1] and first.frames.shape != one.frames.shape
     assert one.frames.shape[0] == one.words.shape[0] == len(one.tokens) == 6
     np.testing.assert_allclose(one.frames.sum(1) + one.words.sum(1), 1, atol=1e-5)
     assert one.tokens.sum() == pytest.approx(1, abs=1e-5)
-    assert list(one.texts) == [*origin.rows.text[utterance].split(), None], "the last one: special tokens"
+    assert list(one.texts) == [*cell.utterances.text[utterance].split(), None], "the last one: special tokens"
     # The predictions of the run came from the plain model.
     np.testing.assert_allclose(one.probabilities, cell.runs[0].predictions()["probabilities"][0].as_py(), atol=1e-5)
     fitted, _, _ = load_model(cell.runs[0])
@@ -264,7 +256,6 @@ def test_attention_is_the_models_own(cells: list[Cell]) -> None:
         return plain(x, layout, memory, keys)
 
     layer.cross = cross
-    store, manifest = open_store(cell.config["provenance"]["store"]), origin.manifest
     inputs = {}
     for modality, name in (("audio", "hubert"), ("text", "mpnet")):
         values = torch.from_numpy(store[name].load(manifest, [manifest.ids.index(utterance)]).values.astype(np.float32))
@@ -272,15 +263,11 @@ def test_attention_is_the_models_own(cells: list[Cell]) -> None:
     zero = torch.zeros(1, dtype=torch.long)
     with torch.inference_mode():
         fitted.model(Batch(inputs, zero, zero, zero + 1))
-        d = captured["x"].shape[1]
         w_q, w_k, _ = layer.in_proj_weight.chunk(3)
         b_q, b_k, _ = layer.in_proj_bias.chunk(3)
         q, k = captured["x"] @ w_q.T + b_q, captured["memory"] @ w_k.T + b_k
-        size = d // layer.heads
-        heads = [
-            ((q[:, i * size : (i + 1) * size] @ k[:, i * size : (i + 1) * size].T) / size**0.5).softmax(1)
-            for i in range(layer.heads)
-        ]
+        pairs = zip(q.chunk(layer.heads, 1), k.chunk(layer.heads, 1), strict=True)
+        heads = [(own @ other.T / own.shape[1] ** 0.5).softmax(1) for own, other in pairs]
         expected = torch.stack(heads).mean(0).numpy()
     np.testing.assert_allclose(one.frames, expected[:, : one.frames.shape[1]], atol=1e-6)
 
@@ -396,23 +383,24 @@ def test_text_has_contrast_in_both_schemes(page: Path, browser: Browser) -> None
 # --- full size
 
 
-def many_runs(folder: Path, template: Run, cells: int, seeds: int) -> None:
+@pytest.mark.slow
+def test_480_runs_stay_small_and_quick(runs: list[Run], tmp_path: Path) -> None:
     """Run folders as a sweep leaves them, with made-up predictions of the Perspective protocol's size."""
+    template = next(run for run in runs if run.config["fusion"] == "lgf-add")
     manifest = spoken_manifest(turns=124)
-    open_store(folder / "store", create=True).put_manifest(manifest)
+    open_store(tmp_path / "store", create=True).put_manifest(manifest)
     rng, classes = np.random.default_rng(0), template.result["classes"]
     truth = rng.integers(0, 4, len(manifest.ids))
     known = {"id": manifest.ids, "speaker": manifest.column("speaker"), "truth": [classes[k] for k in truth]}
-    lines = [
-        {**template.result["history"][0], "epoch": epoch, "loss": 1.4 / epoch, "ua": 0.5} for epoch in range(1, 151)
-    ]
-    for cell, seed in itertools.product(range(cells), range(seeds)):
+    one = {**template.result["history"][0], "ua": 0.5}
+    lines = [{**one, "epoch": epoch, "loss": 1.4 / epoch} for epoch in range(1, 151)]
+    for cell, seed in itertools.product(range(24), range(20)):
         config = {**template.config, "corpus": manifest.corpus, "manifest": manifest.digest, "seed": seed}
         config["settings"] = {**config["settings"], "lr": 0.001 * (cell + 1)}
-        config["provenance"] = {**config["provenance"], "store": str(folder / "store")}
+        config["provenance"] = {**config["provenance"], "store": str(tmp_path / "store")}
         shares = rng.dirichlet(np.ones(4), len(truth)).astype(np.float32)
         predicted = shares.argmax(1)
-        run = Run(folder / "runs" / run_name(config))
+        run = Run(tmp_path / "runs" / run_name(config))
         run.path.mkdir(parents=True)
         write_json(run, CONFIG, config)
         named = [classes[k] for k in predicted]
@@ -420,11 +408,6 @@ def many_runs(folder: Path, template: Run, cells: int, seeds: int) -> None:
         found = scores(truth.tolist(), predicted.tolist(), classes)
         tests = dict.fromkeys(template.result["tests"], found)
         write_json(run, RESULT, {**template.result, **found, "seed": seed, "tests": tests, "history": lines})
-
-
-@pytest.mark.slow
-def test_480_runs_stay_small_and_quick(runs: list[Run], tmp_path: Path) -> None:
-    many_runs(tmp_path, next(run for run in runs if run.config["fusion"] == "lgf-add"), cells=24, seeds=20)
     started = time.process_time()
     # The attention of a trained model is in it too.
     write_html(make_page(*group_runs([*find_runs(tmp_path / "runs"), *runs])), tmp_path / "report.html")
@@ -436,7 +419,8 @@ def test_480_runs_stay_small_and_quick(runs: list[Run], tmp_path: Path) -> None:
 # --- on the terminal
 
 
-def test_the_terminal_says_the_same(cells: list[Cell]) -> None:
+def test_the_terminal_says_the_same(content: Page) -> None:
+    cells = content.cells
     text = report_text(cells, [])
     for cell in cells:
         line = next(line for line in text.splitlines() if line.startswith(f"{cell.label} "))

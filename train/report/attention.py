@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser.cache.manifest import Manifest
+from ser.cache.store import Store
 from ser.errors import SerError
 from ser.train.models.layers import Attention
 from ser.train.models.msmser import ModalityInteraction
 from ser.train.models.ragged import Batch, RaggedLayout, SelfAttentionPooling, Sequences
 from ser.train.run import load_model
 from ser.train.run_folder import Run
-
-from .utterances import Origin
 
 
 @dataclass(frozen=True)
@@ -42,24 +42,27 @@ class Attended:
         """The share of each query token's attention that goes to the audio [L]."""
         return self.frames.sum(1)
 
+    @property
+    def to_audio(self) -> float:
+        """The share of the audio in what reaches the classifier."""
+        return float(self.audio @ self.tokens)
+
 
 @torch.inference_mode()
-def attend(run: Run, origin: Origin, utterances: Sequence[str]) -> list[Attended]:
+def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]) -> list[Attended]:
     """The attention of a trained run in each utterance, both modalities shown.
 
-    Raises `SerError` if the run, its store or a feature cannot be read.
+    Raises `SerError` if the run or a feature cannot be read.
     """
-    if origin.store is None or origin.manifest is None:
-        raise SerError(origin.lack)
     fitted, _, _ = load_model(run)
     interaction = next((part for part in fitted.model.modules() if isinstance(part, ModalityInteraction)), None)
     if interaction is None:
         raise SerError(f"{run.path}: its model has no modality interaction transformer")
-    rows = [origin.manifest.ids.index(utterance) for utterance in utterances]
+    rows = [manifest.ids.index(utterance) for utterance in utterances]
     specs, packed = {}, {}
     for modality, described in run.config["features"].items():
-        feature = origin.store.feature(f"{described['feature']}@{described['fingerprint']}")
-        specs[modality], packed[modality] = feature.spec, feature.load(origin.manifest, rows)
+        feature = store.feature(f"{described['feature']}@{described['fingerprint']}")
+        specs[modality], packed[modality] = feature.spec, feature.load(manifest, rows)
     found, one = [], torch.zeros(1, dtype=torch.long)
     with weights_of(interaction) as seen:
         for number, utterance in enumerate(utterances):
@@ -72,7 +75,7 @@ def attend(run: Run, origin: Origin, utterances: Sequence[str]) -> list[Attended
                 extras[modality] = {name: array[start:stop] for name, array in features.extras.items()}
             logits = fitted.model(Batch(inputs, one, one, one + 1))["logits"]
             weights = seen["attention"].mean(0).numpy()  # [h, L, T + N] → [L, T + N]
-            frames, text = len(inputs["audio"].values), origin.rows.text[utterance] or ""
+            frames, text = len(inputs["audio"].values), manifest.column("text")[rows[number]] or ""
             words, names = _by_word(weights[:, frames:], extras["text"].get("word"), text, specs["text"].config)
             tokens, probabilities = seen["pooling"].numpy(), logits[0].softmax(0).numpy()
             even, hop = frames / weights.shape[1], specs["audio"].hop
@@ -114,8 +117,7 @@ def _by_word(weights: np.ndarray, word: Any, text: str, config: Any) -> tuple[np
     """
     if word is None:
         return weights, [f"token {number}" for number in range(weights.shape[1])]
-    names: list[str | None] = []
-    names += (re.sub(r"\[[A-Za-z_]+\]", " ", text) if config.get("tags") == "remove" else text).split()
+    names: list[Any] = (re.sub(r"\[[A-Za-z_]+\]", " ", text) if config.get("tags") == "remove" else text).split()
     columns = [word == column for column in range(len(names))]
     special = (word < 0) | (word >= len(names))
     if (word < 0).any() or not names:

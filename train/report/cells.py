@@ -4,18 +4,32 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.spec import canonical_json
-from ser.errors import WrongUse
+from ser.cache.store import Store, open_store
+from ser.errors import SerError, WrongUse
 from ser.train.models import FUSIONS
 from ser.train.run_folder import Run
 from ser.train.scores import CellScores
 
 # What tells the runs of one cell apart.
 OF_THE_RUN = ("fold", "seed", "cut", "provenance")
+# What stands in a label without its name.
+UNNAMED = ("features", "corpus", "labels", "protocol", "select", "loss", "precision")
+KNOWN = ("id", "text", "votes", "duration", "session", "gender")  # columns of the manifest
+
+
+class Origin(NamedTuple):
+    """The store and manifest that a cell was trained from; `lack` says why they are not there."""
+
+    store: Store | None = None
+    manifest: Manifest | None = None
+    lack: str = ""
 
 
 class Cell(CellScores):
@@ -27,12 +41,40 @@ class Cell(CellScores):
         self.config = self.runs[0].config  # all but fold and seed is the same in all
         self.folds = list(dict.fromkeys(run.config["fold"] for run in self.runs))
         self.seeds = sorted({run.config["seed"] for run in self.runs})
-        self.features = "+".join(feature["feature"] for feature in self.config["features"].values())
 
     @property
     def settings(self) -> dict[str, Any]:
         """The fusion's settings and the training's."""
         return {**self.config["settings"], **self.config["training"]}
+
+    def with_interval(self, metric: str) -> tuple[float, float, float]:
+        """A pooled score with the ends of its 95 % interval, in percent."""
+        ends = self.interval(metric)
+        assert ends is not None, metric
+        return self.score(metric).pooled, ends.low, ends.high
+
+    def spread(self, metric: str) -> tuple[float, float | None]:
+        """Mean and standard deviation of the runs' scores, in percent."""
+        score = self.score(metric)
+        return score.mean, score.std
+
+    @cached_property
+    def origin(self) -> Origin:
+        """Where its features came from, as far as it is still there."""
+        try:
+            store = open_store(Path(self.config["provenance"].get("store", "")))
+            return Origin(store, store.manifest(self.config["corpus"], self.config["manifest"]))
+        except (SerError, OSError) as fault:
+            return Origin(lack=str(fault))
+
+    @cached_property
+    def utterances(self) -> Any:
+        """A data frame by id with what the manifest says of each utterance; empty without a manifest."""
+        import pandas
+
+        table = self.origin.manifest.table if self.origin.manifest else SCHEMA.empty_table()
+        columns = {name: table.column(name).to_pylist() for name in KNOWN}
+        return pandas.DataFrame(columns, dtype=object).set_index("id")
 
     @cached_property
     def predictions(self) -> Any:
@@ -62,16 +104,13 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Cell], list[Run]]:
     Raises `WrongUse` if no run is finished.
     """
     members: dict[bytes, list[Run]] = {}
-    unfinished = []
+    unfinished: list[Run] = []
     for run in sorted(runs, key=lambda run: run.path.name):
-        if run.finished:
-            members.setdefault(configuration(run.config), []).append(run)
-        else:
-            unfinished.append(run)
+        same = members.setdefault(configuration(run.config), []) if run.finished else unfinished
+        same.append(run)
     if not members:
-        raise WrongUse(
-            f"none of these {len(unfinished)} runs is finished; the same command with --resume goes on with them"
-        )
+        hint = "the same command with --resume goes on with them"
+        raise WrongUse(f"none of these {len(unfinished)} runs is finished; {hint}")
     labels = name_apart([runs[0].config for runs in members.values()])
     cells = [Cell(label, runs) for label, runs in zip(labels, members.values(), strict=True)]
     return sorted(cells, key=lambda cell: (-cell.score("ua").pooled, cell.label)), unfinished
@@ -98,7 +137,10 @@ def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         kept = [key for key in differing if not key.startswith("digest.")] or differing
         kept = [key for key in kept if key not in usual or one[key] != usual[key]]
         kept = [*(["loss"] if one["loss"] != "single" and "loss" not in kept else []), *kept]
-        label = " · ".join([one["fusion"], *(_named(key, one[key]) for key in kept)])
+        label = one["fusion"]
+        for key in kept:
+            name = "" if key in UNNAMED else f"{key.removeprefix('digest.')} "
+            label += f" · {name}{one[key]:g}" if isinstance(one[key], float) else f" · {name}{one[key]}"
         seen[label] += 1
         labels.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
     return labels
@@ -121,10 +163,3 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "digest.features": "+".join(f["fingerprint"][:8] for f in features),
         "digest.manifest": config["manifest"][:8],
     }
-
-
-def _named(key: str, value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    if key in ("features", "corpus", "labels", "protocol", "select", "loss", "precision"):
-        return text
-    return f"{key.removeprefix('digest.')} {text}"

@@ -1,71 +1,67 @@
 """The report's sections about single utterances: what the model attends to, and where its errors are."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from ser.cache.manifest import Manifest
 from ser.cache.store import Feature
 from ser.errors import SerError
-from ser.train.scores import confusions, unweighted_accuracy
+from ser.train.labels import Policy
+from ser.train.scores import unweighted_accuracy
 
 from .attention import Attended, attend
 from .cells import Cell
 from .figures import attention_maps, bars, dots, lines
-from .html import Block, Group, Plot, Weighed
+from .html import Part, Plot
 from .tables import Row, Table
-from .utterances import Origin, style
 
 SPECIAL = "special tokens"  # [CLS], [SEP] and their like
 SAMPLED = 40  # utterances behind the averages of attention
 STEPS, ROWS = 60, 12  # spans of time in a heat map, and in its table
 HARDEST = 12  # utterances
 GROUPS = 12  # of one grouping in the plot
+# Dialogue names of the IEMOCAP release: Ses01F_impro01_F000, Ses05M_script01_1b_M012.
+STYLE = r"^Ses\d\d[FM]_(impro|script)"
 SECONDS = (0.0, 1.5, 3.0, 5.0, 8.0, np.inf)
 # Shares of the raters behind the label, in percent: from, below. Two of three raters are in the second.
 AGREEMENT = {"under 60 %": (0, 60), "60–79 %": (60, 80), "80–99 %": (80, 99.9), "all": (99.9, 101)}
 
 
-# --- attention
-
-
-def attended(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> list[Block]:
+def attended(cells: Sequence[Cell]) -> Part:
     """What the query tokens attend to, for the cell with the highest UA that has any; nothing if there is none."""
     cell = next((cell for cell in cells if cell.config["fusion"].partition(":")[0] == "mit"), None)
     if cell is None:
-        return []
-    try:
-        return _attended(cell, origins[cell.label])
-    except SerError as fault:
-        return [f"The attention of {cell.label} cannot be shown: {fault}"]
-
-
-def _attended(cell: Cell, origin: Origin) -> list[Block]:
-    run, p = cell.runs[0], cell.predictions
-    mine = p[p.run == 0].join(origin.rows.text, on="id")
+        return {}
+    store, manifest, lack = cell.origin
+    if store is None or manifest is None:
+        return {"cell": cell, "fault": lack}
+    p = cell.predictions
+    mine = p[p.run == 0].join(cell.utterances.text, on="id")
     sampled = mine.iloc[np.linspace(0, len(mine) - 1, min(SAMPLED, len(mine))).round().astype(int)]
     chosen = _chosen(cell, mine)
-    seen = attend(run, origin, [*sampled.id, *chosen])
-    logmel = _logmel(origin)
+    try:
+        seen = attend(cell.runs[0], store, manifest, [*sampled.id, *chosen])
+        levels = (one for one in store.features() if (one.spec.feature, one.spec.level) == ("logmel", "frame"))
+        logmel = next((feature for feature in levels if feature.rows(manifest)), None)
+    except SerError as fault:
+        return {"cell": cell, "fault": fault}
+    average, single = seen[: len(sampled)], seen[len(sampled) :]
     cards = []
-    for number, (one, why) in enumerate(zip(seen[len(sampled) :], chosen.values(), strict=True), 1):
-        plot = _maps(f"attention-{number}", one, _energy(logmel, origin, one))
-        cards.append(Group([*_words(one, cell.classes), plot], f"{one.utterance}: {why}"))
-    energy = "The grey area above the seconds is the energy, the mean log-mel band in the store"
-    if logmel is None:
-        energy = "No energy is drawn, since the store holds no log-mel features of this corpus"
-    return [
-        f"One trained model of {cell.label} (seed {run.config['seed']}, fold {run.config['fold']}): the attention of "
-        "its interaction transformer, mean over the heads of its last layer. The tokens have no fixed meaning, so "
-        "another seed has other ones.",
-        Group([_by_token(seen[: len(sampled)]), _by_class(seen, list(sampled.truth), cell.classes)]),
-        f"Below, single utterances: the surest right answer of each class, and the surest wrong ones. {energy}; "
-        "training and reports never read audio.",
-        Group(cards),
-    ]
+    for number, (one, why) in enumerate(zip(single, chosen.values(), strict=True), 1):
+        pairs = zip(one.texts, one.tokens @ one.words, strict=True)
+        weights = [(text, float(weight)) for text, weight in pairs if text is not None]
+        most = max([weight for _, weight in weights], default=0.0) or 1.0
+        words = [(text, weight / most) for text, weight in weights]
+        plot = _maps(f"attention-{number}", one, _energy(logmel, manifest, one))
+        cards.append({"attended": one, "why": why, "words": words, "plot": plot})
+    plots = [_by_token(average), _by_class(average, list(sampled.truth), cell.classes)]
+    return {"cell": cell, "energy": logmel is not None, "plots": plots, "cards": cards}
 
 
 def _chosen(cell: Cell, mine: Any) -> dict[str, str]:
@@ -79,23 +75,13 @@ def _chosen(cell: Cell, mine: Any) -> dict[str, str]:
     return found | {one.id: f"{one.truth}, taken for {one.predicted}" for one in wrong.itertuples()}
 
 
-def _logmel(origin: Origin) -> Feature | None:
-    """The store's log-mel frames of this corpus."""
-    if origin.store is None or origin.manifest is None:
-        return None
-    found = (one for one in origin.store.features() if (one.spec.feature, one.spec.level) == ("logmel", "frame"))
-    return next((feature for feature in found if feature.rows(origin.manifest)), None)
-
-
-def _energy(logmel: Feature | None, origin: Origin, one: Attended) -> tuple[np.ndarray, float] | None:
+def _energy(logmel: Feature | None, manifest: Manifest, one: Attended) -> tuple[np.ndarray, float] | None:
     """Mean over the bands of each frame [T], and the seconds between frames; None where the attention has no clock."""
-    if logmel is None or origin.manifest is None or not one.hop:
-        return None
-    try:
-        packed = logmel.load(origin.manifest, [origin.manifest.ids.index(one.utterance)])
-    except SerError:
-        return None
-    return packed.values.astype(np.float64).mean(1), logmel.spec.hop or 0.01
+    if logmel is not None and one.hop:
+        with suppress(SerError):
+            packed = logmel.load(manifest, [manifest.ids.index(one.utterance)])
+            return packed.values.astype(np.float64).mean(1), logmel.spec.hop or 0.01
+    return None
 
 
 def _by_token(seen: Sequence[Attended]) -> Plot:
@@ -110,9 +96,8 @@ def _by_token(seen: Sequence[Attended]) -> Plot:
         for number, values in enumerate(zip(*columns, strict=True), 1)
     ]
     points = [("audio", number, tuple(row[name] for name in names[:3])) for number, row in enumerate(rows, 1)]
-    draw = partial(
-        lines, points, "query token", "audio’s share %", limits=(-2, 102), joined=False, baseline=even, legend=0
-    )
+    shape: dict[str, Any] = {"limits": (-2, 102), "joined": False, "baseline": even, "legend": 0}
+    draw = partial(lines, points, "query token", "audio’s share %", **shape)
     note = f"Mean of {len(seen)} test utterances; bars: the middle 80 %. The rest goes to the words. "
     note += f"Dashed: {even:.0f} %, attention spread evenly over all frames and tokens."
     data = Table("tokens", "Attention to audio of each query token", rows)
@@ -121,28 +106,14 @@ def _by_token(seen: Sequence[Attended]) -> Plot:
 
 def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence[str]) -> Plot:
     """Both modalities' shares in the utterances of each class."""
-    pooled: dict[str, list[float]] = {name: [] for name in classes if name in truths}
-    for one, truth in zip(seen, truths, strict=False):
-        pooled[truth].append(100 * float(one.audio @ one.tokens))
-    rows = []
-    for name, values in pooled.items():
-        share = float(np.mean(values))
-        rows.append({"true class": name, "utterances": len(values), "audio %": share, "text %": 100 - share})
+    rows: list[Row] = []
+    for name in (name for name in classes if name in truths):
+        shares = [100 * one.to_audio for one, truth in zip(seen, truths, strict=True) if truth == name]
+        audio = float(np.mean(shares))
+        rows.append({"true class": name, "utterances": len(shares), "audio %": audio, "text %": 100 - audio})
     points = [(part, row["true class"], row[f"{part} %"]) for part in ("audio", "text") for row in rows]
     data = Table("attention-classes", "Attention to each modality by emotion", rows)
     return Plot("By emotion, as the pooling weighs the tokens", data, partial(bars, points, "share of the attention %"))
-
-
-def _words(one: Attended, classes: Sequence[str]) -> list[Block]:
-    """What the model predicts, and the words by attention."""
-    weights = [(text, float(w)) for text, w in zip(one.texts, one.tokens @ one.words, strict=True) if text is not None]
-    most = max([weight for _, weight in weights], default=0.0) or 1.0
-    share, surest = 100 * float(one.audio @ one.tokens), int(one.probabilities.argmax())
-    caption = f"Words by attention; {100 - share:.0f} % of it goes to the text, {share:.0f} % to the audio"
-    return [
-        f"Predicted {classes[surest]} with {100 * one.probabilities[surest]:.0f} %.",
-        Weighed(caption, [(text, weight / most) for text, weight in weights]),
-    ]
 
 
 def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> Plot:
@@ -171,22 +142,12 @@ def _binned(frames: np.ndarray, steps: int) -> np.ndarray:
     return np.add.reduceat(frames, cuts[:-1], axis=1)
 
 
-# --- errors
-
-
-def errors(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> list[Block]:
+def errors(cells: Sequence[Cell]) -> Part:
     """The hardest utterances of all cells; the groups and the raters' agreement of the first."""
-    cell, origin = cells[0], origins[cells[0].label]
-    blocks: list[Block] = []
-    if len(cells) > 1:
-        blocks.append(f"Errors by group and agreement are those of the cell with the highest UA, {cell.label}.")
-    if origin.manifest is None:
-        blocks.append(f"Texts, durations and votes are not at hand: {origin.lack}")
-    plots, hardest = [*_groups(cell, origin), *_agreement(cell, origin)], _hardest(cells, origin)
-    return [*blocks, *([Group(plots)] if plots else []), *([hardest] if hardest.rows else [])]
+    return {"plots": [*_groups(cells[0]), *_agreement(cells[0])], "hardest": _hardest(cells)}
 
 
-def _hardest(cells: Sequence[Cell], origin: Origin) -> Table:
+def _hardest(cells: Sequence[Cell]) -> Table:
     """Wrong in the largest share of all runs on this corpus; of equals, where the truth was given least."""
     import pandas
 
@@ -197,52 +158,43 @@ def _hardest(cells: Sequence[Cell], origin: Origin) -> Table:
         truth=("truth", "first"), right=("right", "mean"), runs=("run", "size"), given=("given", "mean")
     )
     found = found[found.right < 1].reset_index().sort_values(["right", "given", "id"])[:HARDEST]
+    found = found.join(cells[0].utterances, on="id")
     rows = []
-    for one in found.join(origin.rows, on="id").itertuples():
+    for one in found.astype(object).where(found.notna(), None).itertuples():
         often = ", ".join(wrong.get_group(one.id).value_counts().index[:2])
-        row = {"utterance": one.id, "text": _known(one.text), "label": one.truth, "taken for": often}
+        row = {"utterance": one.id, "text": one.text, "label": one.truth, "taken for": often}
         row |= {"wrong %": 100 * (1 - one.right), "runs": one.runs, "given to the truth %": float(one.given)}
-        counts = Counter(vote for rater in _known(one.votes) or () for vote in rater)
+        counts = Counter(vote for rater in one.votes or () for vote in rater)
         votes = ", ".join(f"{name} {n}" if n > 1 else name for name, n in counts.most_common())
-        rows.append({**row, "votes": votes or None, "seconds": _known(one.duration)})
-    note = f"Wrong in the largest share of the runs that tested it{', of all cells' if len(same) > 1 else ''}; "
-    return Table(
-        "hardest", f"The {len(rows)} hardest utterances", rows, f"{note}of equals, the one whose truth got least."
-    )
+        rows.append({**row, "votes": votes or None, "seconds": one.duration})
+    where = ", of all cells" if len(same) > 1 else ""
+    note = f"Wrong in the largest share of the runs that tested it{where}; of equals, the one whose truth got least."
+    return Table("hardest", f"The {len(rows)} hardest utterances", rows, note)
 
 
-def _known(value: Any) -> Any:
-    """None for what pandas calls NaN, where the manifest has no such row."""
-    return None if value != value else value
-
-
-def _groups(cell: Cell, origin: Origin) -> list[Plot]:
+def _groups(cell: Cell) -> list[Plot]:
     """The share of wrong predictions in each group; nothing where no group is known."""
     import pandas
 
-    p = cell.predictions.join(origin.rows, on="id")
-    names = [
-        f"under {to:g} s" if not low else f"from {low:g} s" if np.isinf(to) else f"{low:g}–{to:g} s"
-        for low, to in pairwise(SECONDS)
-    ]
+    p = cell.predictions.join(cell.utterances, on="id")
+    names = [f"under {SECONDS[1]:g} s", *(f"{low:g}–{to:g} s" for low, to in pairwise(SECONDS[1:-1]))]
+    names.append(f"from {SECONDS[-2]:g} s")
     p["duration"] = pandas.cut(p.duration.astype(float), SECONDS, right=False, labels=names)
-    p["scripted or improvised"] = p.id.map(style)
-    codes = {name: k for k, name in enumerate(cell.classes)}
+    p["scripted or improvised"] = p.id.str.extract(STYLE)[0].map({"impro": "improvised", "script": "scripted"})
     rows: list[Row] = []
     for by in ("session", "speaker", "gender", "duration", "scripted or improvised"):
         groups = p.groupby(by, observed=True)
         for group, part in sorted(groups, key=lambda pair: int(pair[0]) if pair[0].isdigit() else 0):
-            n, predicted = part.id.nunique(), part.predicted.map(codes).to_numpy()
-            [matrix] = confusions(part.truth.map(codes).to_numpy(), predicted[None], len(codes))
+            n, matrix = part.id.nunique(), pandas.crosstab(part.truth, part.predicted)
+            ua = unweighted_accuracy(matrix.reindex(index=cell.classes, columns=cell.classes, fill_value=0).to_numpy())
             row = {"by": by, "group": group, "utterances": n, "wrong %": wilson(1 - part.right.mean(), n)}
-            rows.append({**row, "UA %": 100 * float(unweighted_accuracy(matrix))})
+            rows.append({**row, "UA %": 100 * float(ua)})
     counts = Counter(row["by"] for row in rows)
-    drawn = [row for row in rows if counts[row["by"]] <= GROUPS]
-    points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in drawn]
+    points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in rows if counts[row["by"]] <= GROUPS]
     every = 100 * (1 - p.right.mean())
     note = f"Dashed: {every:.0f} %, over all utterances. Bars: Wilson’s 95 % interval for the number of utterances; "
     note += "seeds are averaged."
-    note += "" if len(drawn) == len(rows) else f" Groupings of more than {GROUPS} groups are only in the numbers."
+    note += "" if len(points) == len(rows) else f" Groupings of more than {GROUPS} groups are only in the numbers."
     draw = partial(dots, points, "wrong %", baseline=every, limits=(0, None))
     return [Plot("Errors by group", Table("groups", "Errors by group", rows), draw, note)] if rows else []
 
@@ -255,11 +207,27 @@ def wilson(share: float, n: int) -> tuple[float, float, float]:
     return 100 * float(share), float(max(0.0, 100 * (centre - half))), float(min(100.0, 100 * (centre + half)))
 
 
-def _agreement(cell: Cell, origin: Origin) -> list[Plot]:
+def agreement(cell: Cell) -> np.ndarray:
+    """The share of the raters that stand behind the label, in percent, of each prediction; NaN without votes.
+
+    A rater who gave several categories counts in parts; votes outside the label policy count against the label.
+    """
+    described, p = cell.config["labels"], cell.predictions
+    policy = Policy(described["policy"], tuple(described["classes"]), described["maps"])
+    shares = np.full(len(p), np.nan)
+    for row, (truth, raters) in enumerate(zip(p.truth, cell.utterances.votes.reindex(p.id), strict=True)):
+        if isinstance(raters, list) and raters:
+            k = cell.classes.index(truth)
+            behind = [np.mean([policy.index(raw) == k for raw in rater]) for rater in raters if rater]
+            shares[row] = 100 * sum(behind) / len(raters)
+    return shares
+
+
+def _agreement(cell: Cell) -> list[Plot]:
     """Confidence and recall by the share of the raters' votes that stand behind the label; nothing without votes."""
     from scipy.stats import spearmanr
 
-    p, behind = cell.predictions, origin.agreement(cell)
+    p, behind = cell.predictions, agreement(cell)
     voted = np.isfinite(behind)
     rows: list[Row] = []
     for name, (low, high) in AGREEMENT.items():

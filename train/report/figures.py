@@ -71,15 +71,14 @@ def _tidied(tag: str) -> str:
     return tag
 
 
-def _by_series(points: Sequence[Point]) -> dict[str, tuple[list[Any], np.ndarray]]:
-    """Where the points of each series are, and their values with the ends of their intervals [3, n], NaN for none."""
-    found: dict[str, list[tuple[Any, Any]]] = {}
-    for label, place, value in points:
-        found.setdefault(label, []).append((place, value if isinstance(value, tuple) else (value, None, None)))
-    return {
-        label: ([place for place, _ in both], np.array([value for _, value in both], dtype=float).T)
-        for label, both in found.items()
-    }
+def _series(points: Sequence[Point], first: int = 0) -> Iterator[tuple[list[Any], np.ndarray, dict[str, Any]]]:
+    """Where each series' points are, their values with the ends of their intervals [3, n] (NaN for none), its style."""
+    for number, label in enumerate(dict.fromkeys(label for label, _, _ in points)):
+        mine = [(at, value) for name, at, value in points if name == label]
+        values = [value if isinstance(value, tuple) else (value, None, None) for _, value in mine]
+        k = (first + number) % len(SERIES)
+        style = {"label": label, "color": SERIES[k], "marker": MARKERS[k], "linestyle": DASHES[k]}
+        yield [at for at, _ in mine], np.array(values, dtype=float).T, style
 
 
 def _wrapped(text: str, width: int) -> str:
@@ -114,7 +113,7 @@ def dots(
     on a phone; `baseline` is dashed; `first` is the colour of the first series; `legend` is its number of columns.
     """
     placed = [(label, at if isinstance(at, tuple) else ("", at), value) for label, at, value in points]
-    names, series = list(dict.fromkeys(at for _, at, _ in placed)), _by_series(placed)
+    names, series = list(dict.fromkeys(at for _, at, _ in placed)), list(_series(placed, first))
     headings = {heading for heading, _ in names} - {""}
     beside = 0 if above else len(series) - 1  # series of one line are drawn beside each other
     step = 36 + 4 * (legend > 0) if above else 21 + 4 * beside
@@ -131,11 +130,10 @@ def dots(
             if above:
                 axes.annotate(_wrapped(name, 54), (0, end), (0, 13), fontsize=12, **edge)
             lines[heading, name], end = end, end + 1
-        for number, (label, (at, (values, low, high))) in enumerate(series.items()):
-            colour, marker = (styles[(first + number) % len(SERIES)] for styles in (SERIES, MARKERS))
+        for number, (at, (values, low, high), style) in enumerate(series):
             y = np.array([lines[name] for name in at]) + (number - beside / 2) * 0.16 * (beside > 0)
-            axes.hlines(y, low, high, color=colour, linewidth=2.5, capstyle="round")
-            axes.plot(values, y, marker, color=colour, label=label)
+            axes.hlines(y, low, high, color=style["color"], linewidth=2.5, capstyle="round")
+            axes.plot(values, y, **style | {"linestyle": ""})
         axes.axvline(np.nan if baseline is None else baseline, **DASHED)
         axes.set_yticks([] if above else list(lines.values()), [] if above else [name for _, name in names])
         axes.set(xlim=limits, ylim=(end - 0.4, -0.8))
@@ -158,16 +156,15 @@ def lines(
     legend: int = 1,
 ) -> Svg:
     """Values over x, with intervals as bars or, with `band`, as an area; not `joined` draws the dots alone."""
-    series = _by_series(points)
+    series = list(_series(points))
     with figure(230 + (20 * -(-len(series) // legend) if legend else 20)) as (drawing, axes):
-        for number, (label, (x, (values, low, high))) in enumerate(series.items()):
-            colour, marker, dashes = (styles[number % len(SERIES)] for styles in (SERIES, MARKERS, DASHES))
+        for x, (values, low, high), style in series:
             if band:
-                axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+                axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
+                style["marker"] = ""
             else:
-                axes.vlines(x, low, high, color=colour, linewidth=1.5, alpha=1 if joined else 0.45)
-            shape = {"linestyle": dashes if joined else "", "marker": "" if band else marker}
-            axes.plot(x, values, color=colour, label=label, **shape)
+                axes.vlines(x, low, high, color=style["color"], linewidth=1.5, alpha=1 if joined else 0.45)
+            axes.plot(x, values, **style if joined else style | {"linestyle": ""})
         axes.axhline(np.nan if baseline is None else baseline, **DASHED)
         axes.set(ylim=limits, xscale="log" if log else "linear")
         if ticks is None:
@@ -181,12 +178,13 @@ def lines(
 
 def bars(points: Sequence[Point], xlabel: str) -> Svg:
     """One bar for each name, cut into the series' shares, which sum to 100."""
-    series = _by_series(points)
-    names, _ = next(iter(series.values()))
+    series = list(_series(points))
+    names = series[0][0]
     left = np.zeros(len(names))
     with figure(90 + 34 * len(names)) as (drawing, axes):
-        for (label, (_, (values, *_))), colour, hatch in zip(series.items(), SERIES, ("", "///"), strict=False):
-            axes.barh(names, values, 0.56, left, color=colour, hatch=hatch, edgecolor="none", label=label)
+        for (_, (values, *_), style), hatch in zip(series, ("", "///"), strict=False):
+            look = {"color": style["color"], "label": style["label"], "hatch": hatch, "edgecolor": "none"}
+            axes.barh(names, values, 0.56, left, **look)
             left += values
         axes.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5))
         axes.grid(axis="y", visible=False)
@@ -233,11 +231,9 @@ def attention_maps(
 
     `end` is the last span's end in `unit`; `energy` are levels and the seconds between two of them, drawn in grey.
     """
-    ratios = [0.7 if energy is None else 1.0, 2.2], [3.0, min(max(0.24 * len(names), 0.7), 2.4)]
-    with figure(330, nrows=2, ncols=2, height_ratios=ratios[0], width_ratios=ratios[1]) as (
-        drawing,
-        ((top, corner), (heat, beside)),
-    ):
+    rows = {"nrows": 2, "height_ratios": [0.7 if energy is None else 1.0, 2.2]}
+    columns = {"ncols": 2, "width_ratios": [3.0, min(max(0.24 * len(names), 0.7), 2.4)]}
+    with figure(330, **rows, **columns) as (drawing, ((top, corner), (heat, beside))):
         corner.set_axis_off()
         if energy is not None:
             levels, hop = energy
@@ -249,29 +245,21 @@ def attention_maps(
         top.set_xticklabels([])
         top.grid(visible=False)
         top.spines["left"].set_visible(False)
-        _heat(heat, frames, SERIES[0], (0, end))
+        _heat(heat, frames, SERIES[0], 0, end)
         heat.set(xlabel=unit, ylabel="query token")
         heat.yaxis.get_major_locator().set_params(integer=True)
-        _heat(beside, words, SERIES[1], (-0.5, len(names) - 0.5))
+        _heat(beside, words, SERIES[1], -0.5, len(names) - 0.5)
         beside.set(yticks=[], title="words")
         short = [name if len(name) < 11 else f"{name[:9]}…" for name in names]
         beside.set_xticks(range(len(names)), short, rotation=90, fontsize=10.5)
         return to_svg(drawing)
 
 
-def _heat(axes: Any, values: np.ndarray, colour: str, across: tuple[float, float]) -> None:
+def _heat(axes: Any, values: np.ndarray, colour: str, left: float, right: float) -> None:
     """A heat map in one colour of rising opacity, so that it stands on light and dark paper."""
     from matplotlib.colors import LinearSegmentedColormap
 
     ramp = LinearSegmentedColormap.from_list("ramp", [(colour, 0.0), (colour, 1.0)])
-    extent = (*across, len(values) + 0.5, 0.5)
-    axes.imshow(
-        values,
-        ramp,
-        aspect="auto",
-        vmin=0,
-        vmax=max(float(values.max()), 1e-12),
-        extent=extent,
-        interpolation="nearest",
-    )
+    place = {"extent": (left, right, len(values) + 0.5, 0.5), "aspect": "auto", "interpolation": "nearest"}
+    axes.imshow(values, ramp, vmin=0, vmax=max(float(values.max()), 1e-12), **place)
     axes.grid(visible=False)

@@ -1,33 +1,17 @@
-"""What a page is made of, and the page as one HTML file: its templates escape all that they are given."""
+"""The page as one HTML file: page.html lays out what the sections found, and escapes all that it is given."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from .cells import Cell
 from .figures import Svg
 from .tables import Table
 
-LONG = 40  # rows: a longer table is folded
 SHORT, ROOMY = 18, 34  # letters: up to here words are not broken; from here on a column needs room
-DESCRIBED = 6  # rows of a plot's table in its description
-
-
-@dataclass(frozen=True)
-class Text:
-    """Something to type into a shell ("command"), or a sentence that must not be missed ("warned")."""
-
-    role: Literal["command", "warned"]
-    text: str
-
-
-@dataclass(frozen=True)
-class Weighed:
-    """Words, each with a weight in [0, 1] that is shown as the strength of its colour."""
-
-    caption: str
-    words: Sequence[tuple[str, float]]
+Part = Mapping[str, Any]  # tables, plots and plain data of a section, in reading order; empty: nothing to say
 
 
 @dataclass(frozen=True)
@@ -39,60 +23,29 @@ class Plot:
     draw: Callable[[], Svg]
     note: str = ""
 
-    @property
-    def words(self) -> str:
-        """A description for those who do not see it: some of its numbers, evenly spread."""
-        rows = self.data.texts[:: -(-len(self.data.rows) // DESCRIBED)]
-        return "; ".join(", ".join(map(" ".join, zip(self.data.columns, row, strict=True))) for row in rows)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Blocks side by side where the page is wide enough; with a title, blocks on a card below a small heading."""
-
-    blocks: Sequence["Block"]
-    title: str = ""
-
-
-# A plain `str` is a paragraph.
-Block = str | Text | Weighed | Table | Plot | Group
-
-
-@dataclass(frozen=True)
-class Section:
-    """One of the reader's questions with its answer; `name` is its anchor."""
-
-    name: str
-    title: str
-    blocks: Sequence[Block]
-
 
 @dataclass(frozen=True)
 class Page:
-    """A report: its headline, and its sections."""
+    """A report of cells, highest UA first."""
 
-    title: str
-    kicker: str
-    heading: str
-    scores: Sequence[tuple[str, str, str]]  # name, value, what else to know
-    lead: str
+    cells: Sequence[Cell]
     cautions: Sequence[str]
-    sections: Sequence[Section]
+    sections: Mapping[str, Part]  # by anchor; page.html says what each of them holds
 
     @property
     def tables(self) -> list[Table]:
         """All tables in reading order, those behind plots included."""
-        return [table for section in self.sections for table in _tables(section.blocks)]
+        return [table for table in _tables(self.sections) if table]
 
 
-def _tables(blocks: Sequence[Block]) -> Iterator[Table]:
-    for block in blocks:
-        match block:
-            case Table():
-                yield block
-            case Plot(data=table):
-                yield table
-            case Group(inner):
+def _tables(part: Any) -> Iterator[Table]:
+    match part:
+        case Table():
+            yield part
+        case Plot(data=table):
+            yield table
+        case dict() | list():
+            for inner in part.values() if isinstance(part, dict) else part:
                 yield from _tables(inner)
 
 
@@ -100,15 +53,11 @@ def write_html(page: Page, path: Path) -> None:
     """Write the page as one file that needs no other."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"kind": lambda block: type(block).__name__, "classes": _classes, "own_ids": _own_ids}
-    environment.globals["LONG"] = LONG
+    environment.filters |= {"classes": _classes, "own_ids": _own_ids}
     path.write_text(environment.get_template("page.html").render(page=page), encoding="utf-8")
 
 

@@ -12,6 +12,8 @@ from ser.train.settings import parse_settings
 
 from .cells import Cell
 
+Spread = tuple[float, float | None]  # mean, deviation
+
 
 @dataclass(frozen=True)
 class Quoted:
@@ -27,7 +29,7 @@ class Quoted:
         return f"{self.recipe.title.partition(':')[0]}: {self.name}"
 
 
-def quoted_spread(numbers: Mapping[str, float], metric: str) -> tuple[float, float | None] | None:
+def quoted_spread(numbers: Mapping[str, float], metric: str) -> Spread | None:
     """A paper's mean and standard deviation, as far as it gives them."""
     return (numbers[metric], numbers.get(f"{metric}_std")) if metric in numbers else None
 
@@ -56,13 +58,11 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
 
 def _is(cell: Cell, one: RecipeCell) -> bool:
     config, asked = cell.config, one.experiment
+    ours = [config["fusion"], config["protocol"], config["loss"], config["labels"]["policy"]]
     names = {name.partition(":")[0] for name in asked.features.split("+")}
-    if (
-        asked.fusion not in FUSIONS
-        or (asked.fusion, asked.protocol, asked.loss) != (config["fusion"], config["protocol"], config["loss"])
-        or asked.labels != config["labels"]["policy"]
-        or names != {feature["feature"].partition(":")[0] for feature in config["features"].values()}
-    ):
+    if asked.fusion not in FUSIONS or ours != [asked.fusion, asked.protocol, asked.loss, asked.labels]:
+        return False
+    if names != {feature["feature"].partition(":")[0] for feature in config["features"].values()}:
         return False
     wanted, _ = parse_settings(FUSIONS[asked.fusion], asked.set)
     return all(config["settings"].get(key) == getattr(wanted, key, None) for key in _structural(asked.fusion))
@@ -70,16 +70,13 @@ def _is(cell: Cell, one: RecipeCell) -> bool:
 
 def changed_settings(cell: Cell) -> dict[str, Any]:
     """The fusion's settings that are not those of the paper (or our documented defaults)."""
-    fusion = FUSIONS.get(cell.config["fusion"])
-    if fusion is None:
-        return {}
-    usual, _ = parse_settings(fusion, ())
-    own = {k: v for k, v in cell.config["settings"].items() if k not in _structural(fusion.name)}
-    return {key: value for key, value in own.items() if value != getattr(usual, key, None)}
+    name, own = cell.config["fusion"], cell.config["settings"]
+    usual = FUSIONS[name].settings() if name in FUSIONS else None
+    known = _structural(name)
+    return {k: v for k, v in own.items() if usual and k not in known and v != getattr(usual, k, None)}
 
 
 def others_quoted(cells: Sequence[Cell]) -> list[Quoted]:
     """What the papers quote of other systems, for the recipes of which the report has a cell."""
     held = {quoted.recipe.name for cell in cells for quoted in quoted_for(cell)}
-    recipes = [recipe for recipe in _recipes() if recipe.name in held]
-    return [Quoted(recipe, name, numbers) for recipe in recipes for name, numbers in recipe.quoted.items()]
+    return [Quoted(one, *pair) for one in _recipes() if one.name in held for pair in one.quoted.items()]

@@ -2,7 +2,8 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -14,54 +15,51 @@ from ser.train.settings import Setting, settings
 from ser.train.splits import PROTOCOLS
 
 from .cells import Cell
-from .html import Block, Text
+from .html import Part
 from .tables import Row, Table
-from .utterances import Origin
 
 COMMANDS = 6  # shown at once; more go into a table
 
 
-def what_was_run(cells: Sequence[Cell], origins: Mapping[str, Origin], unfinished: Sequence[Run]) -> list[Block]:
+def what_was_run(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Part:
     """The section, for all cells of the report."""
-    blocks: list[Block] = [_features(cells, origins), *_corpora(cells, origins), _protocols(cells)]
     left_out: Counter[tuple[str, str]] = Counter()
     for cell in cells:
         left_out |= Counter({(cell.config["corpus"], why): n for why, n in cell.left_out.items()})  # the most of any
-    if left_out:
-        rows = [{"corpus": corpus, "left out because": why, "utterances": n} for (corpus, why), n in left_out.items()]
-        blocks.append(Table("left-out", f"Utterances left out: {left_out.total():,}", rows, folded=True))
-    if unfinished:
-        names = ", ".join(run.path.name for run in unfinished[:5]) + (" …" if len(unfinished) > 5 else "")
-        blocks.append(Text("warned", f"{len(unfinished)} runs are not finished and count nowhere here: {names}"))
+    rows = [{"corpus": corpus, "left out because": why, "utterances": n} for (corpus, why), n in left_out.items()]
+    absent = Table("left-out", f"Utterances left out: {left_out.total():,}", rows, folded=True)
+    names = ", ".join(run.path.name for run in unfinished[:5]) + (" …" if len(unfinished) > 5 else "")
+    warning = f"{len(unfinished)} runs are not finished and count nowhere here: {names}" if unfinished else ""
     commands = {cell.label: command(cell) for cell in cells}
-    shown = list(dict.fromkeys(commands.values()))[: COMMANDS if len(cells) <= COMMANDS else 1]
-    blocks += ["To run it again:", Text("command", "\n".join(shown))]
-    if len(cells) > COMMANDS:
-        lines = [{"cell": label, "command": text} for label, text in commands.items()]
-        blocks.append(Table("commands", "The command of each cell", lines, folded=True))
-    return [*blocks, _settings(cells), _versions(cells), _runs(cells)]
+    few = len(cells) <= COMMANDS
+    lines = [] if few else [{"cell": label, "command": text} for label, text in commands.items()]
+    every = Table("commands", "The command of each cell", lines, folded=True)
+    return {
+        "tables": [_features(cells), *_corpora(cells), _protocols(cells), absent],
+        "unfinished": warning,
+        "commands": list(dict.fromkeys(commands.values()))[: COMMANDS if few else 1],
+        "more": [every, _settings(cells), _versions(cells), _runs(cells)],
+    }
 
 
-def _features(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> Table:
+def _features(cells: Sequence[Cell]) -> Table:
     rows: dict[str, Row] = {}
     for cell in cells:
         for modality, feature in cell.config["features"].items():
-            name, origin = f"{feature['feature']}@{feature['fingerprint']}", origins[cell.label]
+            name, store = f"{feature['feature']}@{feature['fingerprint']}", cell.origin.store
             row = {"feature": feature["feature"], "modality": modality, "from": None, "level": None}
             row |= {"dim": cell.config["dims"][modality], "stored as": None, "fingerprint": feature["fingerprint"]}
-            try:
-                spec = origin.store.feature(name).spec if origin.store else None
-            except SerError:
-                spec = None
-            if spec is not None:
-                model = str(spec.provenance.get("model") or spec.extractor)
-                model += " (random weights)" if spec.random_weights else ""
-                row |= {"from": model, "level": spec.level, "dim": spec.dim, "stored as": spec.dtype}
+            with suppress(SerError):
+                if store is not None:
+                    spec = store.feature(name).spec
+                    model = str(spec.provenance.get("model") or spec.extractor)
+                    model += " (random weights)" if spec.random_weights else ""
+                    row |= {"from": model, "level": spec.level, "dim": spec.dim, "stored as": spec.dtype}
             rows.setdefault(name, row)
     return Table("features", "Features", list(rows.values()))
 
 
-def _corpora(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> list[Table]:
+def _corpora(cells: Sequence[Cell]) -> list[Table]:
     """One table for each set of utterances and labels."""
     firsts: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
@@ -69,30 +67,31 @@ def _corpora(cells: Sequence[Cell], origins: Mapping[str, Origin]) -> list[Table
         firsts.setdefault(key, cell)
     tables = []
     for number, ((corpus, digest, policy, _), cell) in enumerate(firsts.items(), 1):
-        origin, tested = origins[cell.label], cell.predictions.drop_duplicates("id")
+        manifest, tested = cell.origin.manifest, cell.predictions.drop_duplicates("id")
         note = f"{len(tested):,} utterances tested"
-        if (manifest := origin.manifest) is not None:
+        if manifest is not None:
             hours = sum(d or 0 for d in manifest.column("duration")) / 3600
             people = len(set(manifest.column("speaker")) - {None})
             note += f", of {len(manifest):,} in the corpus ({hours:.2f} h, {people} speakers)"
             note += ", generated speech." if manifest.synthetic else "."
         else:
-            note += f"; the store is not at hand ({origin.lack})."
-        raw: dict[str, list[str]] = {name: [] for name in cell.classes}
-        for label, name in cell.config["labels"]["maps"].items():
-            raw[name].append(label)
+            note += f"; the store is not at hand ({cell.origin.lack})."
+        maps = cell.config["labels"]["maps"]
+        raw = {name: [label for label, mapped in maps.items() if mapped == name] for name in cell.classes}
         merged = "; ".join(f"{name} is {' + '.join(labels)}" for name, labels in raw.items() if labels != [name])
+        note += f" Labels: {merged}." if merged else ""
         row = {"manifest": digest[:16], "labels": policy}
         row |= {f"n {name}": int((tested.truth == name).sum()) for name in cell.classes}
-        note += f" Labels: {merged}." if merged else ""
         tables.append(Table(f"corpus-{number}", f"Corpus {corpus}", [row], note))
     return tables
 
 
 def _protocols(cells: Sequence[Cell]) -> Table:
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.config["protocol"], cell.config["select"]), []).append(cell)
     rows = []
-    for protocol, select in dict.fromkeys((cell.config["protocol"], cell.config["select"]) for cell in cells):
-        members = [c for c in cells if (c.config["protocol"], c.config["select"]) == (protocol, select)]
+    for (protocol, select), members in groups.items():
         known = PROTOCOLS.get(protocol)
         cut = (known.__doc__ or "").strip().split("\n")[0] if known else "folds from a file"
         independent = all(result["speaker_independent"] for cell in members for result in cell.results)
@@ -103,17 +102,16 @@ def _protocols(cells: Sequence[Cell]) -> Table:
         row["loss"] = ", ".join(dict.fromkeys(cell.config["loss"] for cell in members))
         seeds = sorted({seed for cell in members for seed in cell.seeds})
         whole = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
-        row["seeds"] = f"{seeds[0]}–{seeds[-1]}" if whole else ", ".join(map(str, seeds))
-        rows.append(row)
+        rows.append({**row, "seeds": f"{seeds[0]}–{seeds[-1]}" if whole else ", ".join(map(str, seeds))})
     return Table("protocol", "Protocol and selection", rows)
 
 
 def _folds(folds: Sequence[str]) -> str:
     """Such as "session 1, 2, 3"."""
-    kind = folds[0].partition(" ")[0]
-    if len(folds) > 1 and all(fold.startswith(f"{kind} ") for fold in folds):
-        return f"{kind} " + ", ".join(fold.removeprefix(f"{kind} ") for fold in folds)
-    return ", ".join(folds)
+    kinds = {fold.partition(" ")[0] for fold in folds}
+    if len(kinds) > 1:
+        return ", ".join(folds)
+    return f"{kinds.pop()} {', '.join(fold.partition(' ')[2] for fold in folds)}".strip()
 
 
 def _defaults(fusion: str) -> dict[str, Setting]:
@@ -129,8 +127,8 @@ def command(cell: Cell) -> str:
     for feature in config["features"].values():
         pool = "" if feature["pool"] == "mean" else f"{',' if ':' in feature['feature'] else ':'}pool={feature['pool']}"
         names.append(f"{feature['feature']}{pool}@{feature['fingerprint'][:8]}")
-    usual = {name: one.default for name, one in _defaults(config["fusion"]).items()}
-    changed = {key: value for key, value in cell.settings.items() if key not in usual or value != usual[key]}
+    usual = _defaults(config["fusion"])
+    changed = {key: value for key, value in cell.settings.items() if key not in usual or value != usual[key].default}
     chosen |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}
     chosen |= {"set": assignments(changed), "epochs": None}  # epochs are among the settings
     words = ["ser", "train"]
@@ -149,10 +147,10 @@ def _settings(cells: Sequence[Cell]) -> Table:
     """Every setting of every fusion in the report, with its source."""
     rows = []
     for fusion in dict.fromkeys(cell.config["fusion"] for cell in cells):
-        members = [cell for cell in cells if cell.config["fusion"] == fusion]
+        members = [cell.settings for cell in cells if cell.config["fusion"] == fusion]
         known = _defaults(fusion)
-        for key in members[0].settings:
-            used = ", ".join(dict.fromkeys(str(cell.settings.get(key)) for cell in members))
+        for key in members[0]:
+            used = ", ".join(dict.fromkeys(str(settings.get(key)) for settings in members))
             about = known.get(key, Setting(key, "", "", "", ""))
             row = {"fusion": fusion, "setting": key, "used": used, "default": str(about.default)}
             rows.append({**row, "source of the default": about.source, "what it is": about.help})
@@ -161,20 +159,20 @@ def _settings(cells: Sequence[Cell]) -> Table:
 
 def _versions(cells: Sequence[Cell]) -> Table:
     found: Counter[tuple[str, str]] = Counter()
-    for run in (run for cell in cells for run in cell.runs):
-        provenance = run.config["provenance"]
-        versions = {"ser's training": run.config["version"], **provenance.get("versions", {})}
-        versions["device"] = provenance.get("device")
+    for config in (run.config for cell in cells for run in cell.runs):
+        versions = {"ser's training": config["version"], **config["provenance"].get("versions", {})}
+        versions["device"] = config["provenance"].get("device")
         found.update((what, str(version)) for what, version in versions.items())
     rows = [{"what": what, "version": version, "runs": n} for (what, version), n in found.items()]
     return Table("versions", "Versions and devices", rows, folded=True)
 
 
 def _runs(cells: Sequence[Cell]) -> Table:
-    rows = []
-    for cell in cells:
-        for run, result in zip(cell.runs, cell.results, strict=True):
-            row = {"run": run.path.name, "cell": cell.label, "fold": result["fold"], "seed": result["seed"]}
-            row |= {"UA %": 100 * result["ua"], "WA %": 100 * result["wa"], "macro-F1 %": 100 * result["macro_f1"]}
-            rows.append(row | {"epoch kept": result["epoch"], "n": result["n"], "seconds": float(result["seconds"])})
+    rows = [
+        {"run": run.path.name, "cell": cell.label, "fold": result["fold"], "seed": result["seed"]}
+        | {"UA %": 100 * result["ua"], "WA %": 100 * result["wa"], "macro-F1 %": 100 * result["macro_f1"]}
+        | {"epoch kept": result["epoch"], "n": result["n"], "seconds": float(result["seconds"])}
+        for cell in cells
+        for run, result in zip(cell.runs, cell.results, strict=True)
+    ]
     return Table("runs", "Every run", rows, folded=True)

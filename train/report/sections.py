@@ -13,68 +13,36 @@ from ser.train.scores import NO_COMPARISON, caveat, mcnemar, paired_t, wilcoxon
 from .cells import Cell, configuration
 from .examples import attended, errors
 from .figures import Point, dots, lines, matrices
-from .html import Block, Group, Page, Plot, Section
-from .paper import changed_settings, others_quoted, quoted_for, quoted_spread
+from .html import Page, Part, Plot
+from .paper import Spread, changed_settings, others_quoted, quoted_for, quoted_spread
 from .provenance import what_was_run
 from .tables import Row, Table
-from .utterances import find_origins
 
 PLOTTED = 30  # cells in a plot of one line for each
 SERIES = 4  # cells in a plot where each is a series
 ALL_PAIRS = 5  # cells; with more, each is tested against the first only
 EPOCHS = 30  # of each cell in the table of learning curves
-Spread = tuple[float, float | None]  # mean, deviation
 TESTS = ("both", "only text", "only audio", "head text", "head audio")
 
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
     """The report of these cells, highest UA first."""
-    origins = find_origins(cells)
-    sections = [
-        Section("what-was-run", "What was run", what_was_run(cells, origins, unfinished)),
-        Section("results", "Results", _results(cells)),
-        Section("significance", "Do the cells differ?", _significance(cells)),
-        Section("emotions", "Which emotions are recognised, and which are confused", _emotions(cells)),
-        Section("training", "How training went", _training(cells)),
-        Section("modalities", "What each modality brings", _modalities(cells)),
-        Section("query-tokens", "How many query tokens it takes", _queries(cells)),
-        Section("inside", "Looking inside: what the query tokens attend to", attended(cells, origins)),
-        Section("errors", "Where the errors are", errors(cells, origins)),
-    ]
-    best, several = cells[0], f"{len(cells)} cells" if len(cells) > 1 else ""
-    corpora = ", ".join(dict.fromkeys(cell.config["corpus"] for cell in cells))
-    lead = f"The highest of {several} is {best.label}" if several else best.label
-    lead += f" ({best.features}; {best.conditions}): {best.confusion().sum():,} predictions of "
-    lead += f"{_count(len(best.folds), 'fold')} and {_count(len(best.seeds), 'seed')}."
-    headline = []
-    for metric, meaning in {"UA": "mean recall of the classes", "WA": "share that is right"}.items():
-        value, low, high = _interval(best, metric.lower())
-        headline.append((f"{metric}, {meaning}", f"{value:.2f} %", f"95 % interval {low:.2f} to {high:.2f}"))
-    return Page(
-        title=f"{several} on {corpora}" if several else f"{best.label}, {corpora}",
-        kicker=f"Speech emotion recognition, {_count(sum(len(cell.runs) for cell in cells), 'run')}",
-        heading=f"{several or best.label} on corpus {corpora}",
-        scores=[*headline, ("Chance", f"{100 / len(best.classes):.0f} %", ", ".join(best.classes))],
-        lead=lead,
-        cautions=cautions(cells),
-        sections=[section for section in sections if section.blocks],
-    )
+    sections = {
+        "what-was-run": what_was_run(cells, unfinished),
+        "results": _results(cells),
+        "significance": {"tests": tests} if (tests := significance_table(cells)) else {},
+        "emotions": _emotions(cells),
+        "training": _training(cells),
+        "modalities": _modalities(cells),
+        "query-tokens": _queries(cells),
+        "inside": attended(cells),
+        "errors": errors(cells),
+    }
+    return Page(cells, cautions(cells), {name: part for name, part in sections.items() if part})
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
-
-
-def _interval(cell: Cell, metric: str) -> tuple[float, float, float]:
-    """A score with the ends of its interval."""
-    ends = cell.interval(metric)
-    assert ends is not None, metric
-    return cell.score(metric).pooled, ends.low, ends.high
-
-
-def _spread(cell: Cell, metric: str) -> Spread:
-    score = cell.score(metric)
-    return score.mean, score.std
+def _scores(cell: Cell) -> Row:
+    return {"UA %": cell.with_interval("ua"), "WA %": cell.with_interval("wa")}
 
 
 def cautions(cells: Sequence[Cell]) -> list[str]:
@@ -107,20 +75,16 @@ def _drawn(cells: Sequence[Cell], most: int) -> str:
     return f" Drawn: the {most} cells with the highest UA of {len(cells)}." if most < len(cells) else ""
 
 
-# --- results
-
-
-def _results(cells: Sequence[Cell]) -> list[Block]:
+def _results(cells: Sequence[Cell]) -> Part:
     rows = [
         {"table": quoted.recipe.title, "system": quoted.name}
         | {f"{metric.upper()} %": quoted.numbers.get(metric) for metric in ("ua", "wa")}
         | {"quoted from": quoted.recipe.source}
         for quoted in others_quoted(cells)
     ]
-    others = [Table("quoted", "Other systems, as the papers quote them", rows, folded=True)] if rows else []
-    compared = papers_table(cells)
-    plots = Group([_dot_plot(cells, "ua"), _dot_plot(cells, "wa")])
-    return [results_table(cells), plots, *([compared] if compared else []), *others]
+    others = Table("quoted", "Other systems, as the papers quote them", rows, folded=True)
+    plots = [_dot_plot(cells, "ua"), _dot_plot(cells, "wa")]
+    return {"scores": results_table(cells), "plots": plots, "more": [papers_table(cells), others]}
 
 
 def results_table(cells: Sequence[Cell]) -> Table:
@@ -128,15 +92,14 @@ def results_table(cells: Sequence[Cell]) -> Table:
     alike = len({cell.conditions for cell in cells}) == 1
     rows = []
     for cell in cells:
-        row: Row = {"cell": cell.label, "UA %": _interval(cell, "ua"), "WA %": _interval(cell, "wa")}
-        row |= {"macro-F1 %": cell.score("macro_f1").pooled}
-        row |= {"UA of the runs %": _spread(cell, "ua"), "WA of the runs %": _spread(cell, "wa")}
+        row: Row = {"cell": cell.label, **_scores(cell), "macro-F1 %": cell.score("macro_f1").pooled}
+        row |= {"UA of the runs %": cell.spread("ua"), "WA of the runs %": cell.spread("wa")}
         row |= {"runs": f"{len(cell.folds)} × {len(cell.seeds)}", "n": int(cell.confusion().sum())}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
-    over = sorted({ends.over for cell in cells if (ends := cell.interval("ua"))})
+    over = " or ".join(sorted({cell.drawn[0] for cell in cells}))
     note = "UA: mean recall of the classes; WA: share that is right; both pooled over the folds of a seed, then the "
-    note += f"mean over the seeds, with the 95 % bootstrap interval over {' or '.join(over)}. Of the runs: mean ± "
-    note += f"standard deviation. Runs: folds × seeds; n: predictions. {_caveat(cells)}"
+    note += f"mean over the seeds, with the 95 % bootstrap interval over {over}. Of the runs: mean ± standard "
+    note += f"deviation. Runs: folds × seeds; n: predictions. {_caveat(cells)}"
     where = f" ({cells[0].conditions})" if alike else ""
     return Table("results", f"Scores of each cell{where}", rows, note.strip())
 
@@ -144,7 +107,7 @@ def results_table(cells: Sequence[Cell]) -> Table:
 def _dot_plot(cells: Sequence[Cell], metric: str) -> Plot:
     """One line per cell: the score with its interval, and chance for the UA."""
     name = metric.upper()
-    rows = [{"cell": cell.label, f"{name} %": _interval(cell, metric)} for cell in cells[:PLOTTED]]
+    rows = [{"cell": cell.label, f"{name} %": cell.with_interval(metric)} for cell in cells[:PLOTTED]]
     points = [(name, row["cell"], row[f"{name} %"]) for row in rows]
     chance = 100 / len(cells[0].classes) if metric == "ua" else None
     note = f"Dashed: chance, {chance:.0f} %." if chance else ""
@@ -153,9 +116,8 @@ def _dot_plot(cells: Sequence[Cell], metric: str) -> Plot:
     return Plot(f"{name} with its 95 % interval", data, draw, f"{note}{_drawn(cells, PLOTTED)}")
 
 
-def papers_table(cells: Sequence[Cell]) -> Table | None:
-    """Ours beside the papers' numbers; without a difference where none is meant."""
-    real = [cell.caveat is None for cell in cells]
+def papers_table(cells: Sequence[Cell]) -> Table:
+    """Ours beside the papers' numbers, as far as they have any; without a difference where none is meant."""
     rows: list[Row] = []
     changed: dict[str, list[str]] = {}
     for cell in cells:
@@ -164,21 +126,21 @@ def papers_table(cells: Sequence[Cell]) -> Table | None:
             numbers = quoted_spread(quoted.numbers, "ua"), quoted_spread(quoted.numbers, "wa")
             if any(numbers):
                 places.setdefault(numbers, []).append(quoted.where)
-        for numbers, where in places.items():
+        for (ua, wa), where in places.items():
             row: Row = {"cell": cell.label, "in the papers": _together(where)}
-            for name, paper in zip(("UA", "WA"), numbers, strict=True):
-                row |= beside(name, paper, _spread(cell, name.lower()), compared=cell.caveat is None)
-            rows.append(row)
+            row |= beside("UA", ua, cell.spread("ua"), compared=cell.caveat is None)
+            rows.append(row | beside("WA", wa, cell.spread("wa"), compared=cell.caveat is None))
         if places and (settings := changed_settings(cell)):
             text = ", ".join(f"{key} {value}" for key, value in settings.items())
             changed.setdefault(text, []).append(cell.label)
+    unreal = [cell.caveat for cell in cells]
     note = "Ours: mean ± standard deviation over the runs, as the papers report."
-    note += " Differences in points." if any(real) else ""
-    if not all(real):
+    note += "" if all(unreal) else " Differences in points."
+    if any(unreal):
         note += f" A synthetic corpus or random weights: {NO_COMPARISON}, so no difference is given."
     for text, labels in changed.items():
         note += f" Settings that are not the paper’s in {_listed(labels)}: {text}."
-    return Table("papers", "Beside the papers’ numbers", rows, note) if rows else None
+    return Table("papers", "Beside the papers’ numbers", rows, note)
 
 
 def beside(name: str, paper: Spread | None, ours: Spread | None, compared: bool) -> Row:
@@ -194,30 +156,13 @@ def _together(places: Sequence[str]) -> str:
     return "; ".join(p.partition(", ")[2] if known else p for p, known in zip(places, again, strict=True))
 
 
-# --- significance
-
-
-def _significance(cells: Sequence[Cell]) -> list[Block]:
-    found = significance_table(cells)
-    text = (
-        "McNemar’s exact test asks whether two cells are right on different utterances, with the predictions of the "
-        "lowest seed that both have; Holm’s correction accounts for the number of these tests in the table. The t-test "
-        "and Wilcoxon’s test compare the UA of the runs that share fold and seed. Folds share training data and seeds "
-        "share test data, so these runs are not independent, and their p are on the small side."
-    )
-    return [text, found] if found else []
-
-
-def significance_table(cells: Sequence[Cell]) -> Table | None:
-    """Every pair of up to five cells, else the first against each of the others; None for one cell."""
-    if len(cells) < 2:
-        return None
-    pairs = list(combinations(cells, 2)) if len(cells) <= ALL_PAIRS else [(cells[0], cell) for cell in cells[1:]]
-    rows = [{"cell": one.label, "against": other.label, **_mcnemar(one, other)} for one, other in pairs]
+def significance_table(cells: Sequence[Cell]) -> Table:
+    """Every pair of up to five cells, else the first against each of the others; no row for one cell."""
+    pairs = combinations(cells, 2) if len(cells) <= ALL_PAIRS else ((cells[0], cell) for cell in cells[1:])
+    rows = [_tested(one, other) for one, other in pairs]
     tested = [row for row in rows if row["McNemar p"] is not None]
     for row, p in zip(tested, holm([row["McNemar p"] for row in tested]), strict=True):
         row["Holm p"] = p
-    rows = [row | _paired(one, other) for row, (one, other) in zip(rows, pairs, strict=True)]
     note = "Differences in points."
     note += " –: the two share no utterances, or too few runs." if len(tested) < len(rows) else ""
     if len(cells) > ALL_PAIRS:
@@ -225,37 +170,34 @@ def significance_table(cells: Sequence[Cell]) -> Table | None:
     return Table("significance", "Paired tests", rows, note)
 
 
-def _mcnemar(first: Cell, second: Cell) -> Row:
-    """On the utterances that both cells tested with the lowest seed that they share."""
-    found = dict.fromkeys(("utterances", "WA difference", "McNemar p", "Holm p"))
-    shared = sorted(set(first.seeds) & set(second.seeds))
-    if first.classes != second.classes or not shared:
-        return found
-    one, other = (
-        cell.predictions[cell.predictions.seed == shared[0]].drop_duplicates("id") for cell in (first, second)
-    )
-    both = one.merge(other, on="id", suffixes=(None, "_2"))
-    if len(both):
-        test = mcnemar(both.truth, both.predicted, both.predicted_2)
-        found |= {"utterances": test.n, "WA difference": 100 * test.difference, "McNemar p": test.p}
-    return found
+def _tested(first: Cell, second: Cell) -> Row:
+    """McNemar's test on the utterances of the lowest seed that both have, the others on runs of the same fold and seed.
 
-
-def _paired(first: Cell, second: Cell) -> Row:
-    """On the runs that share fold and seed."""
-    found = dict.fromkeys(("pairs of runs", "UA difference", "t-test p", "Wilcoxon p"))
-    ua = [
+    None where there is nothing to compare.
+    """
+    row: Row = {"cell": first.label, "against": second.label}
+    row |= dict.fromkeys(("utterances", "WA difference", "McNemar p", "Holm p"))
+    row |= dict.fromkeys(("pairs of runs", "UA difference", "t-test p", "Wilcoxon p"))
+    if first.classes != second.classes:
+        return row
+    if seeds := set(first.seeds) & set(second.seeds):
+        one, other = (p[p.seed == min(seeds)].drop_duplicates("id") for p in (first.predictions, second.predictions))
+        both = one.merge(other, on="id", suffixes=(None, "_2"))
+        if len(both):
+            test = mcnemar(both.truth, both.predicted, both.predicted_2)
+            row |= {"utterances": test.n, "WA difference": 100 * test.difference, "McNemar p": test.p}
+    by_run = [
         {(run.config["seed"], run.config["fold"], run.config["cut"]): 100 * run.result["ua"] for run in cell.runs}
         for cell in (first, second)
     ]
-    keys = sorted(ua[0].keys() & ua[1].keys())
-    if first.classes == second.classes and len(keys) > 1:
-        one, other = ([scores[key] for key in keys] for scores in ua)
-        test = paired_t(one, other)
-        found |= {"pairs of runs": test.n, "UA difference": test.difference, "Wilcoxon p": wilcoxon(one, other).p}
+    keys = sorted(by_run[0].keys() & by_run[1].keys())
+    if len(keys) > 1:
+        ours, theirs = ([ua[key] for key in keys] for ua in by_run)
+        test = paired_t(ours, theirs)
+        row |= {"pairs of runs": test.n, "UA difference": test.difference, "Wilcoxon p": wilcoxon(ours, theirs).p}
         # Differences that are all the same have no spread to compare them with.
-        found["t-test p"] = test.p if np.ptp(np.subtract(one, other)) > 1e-7 else None
-    return found
+        row["t-test p"] = test.p if np.ptp(np.subtract(ours, theirs)) > 1e-7 else None
+    return row
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -265,10 +207,7 @@ def holm(values: Sequence[float]) -> list[float]:
     return stepped[np.argsort(order, kind="stable")].tolist()
 
 
-# --- classes and training
-
-
-def _emotions(cells: Sequence[Cell]) -> list[Block]:
+def _emotions(cells: Sequence[Cell]) -> Part:
     classes = cells[0].classes
     alike = [cell for cell in cells if cell.classes == classes]
     drawn = alike[:SERIES]
@@ -291,20 +230,20 @@ def _emotions(cells: Sequence[Cell]) -> list[Block]:
     ]
     data = Table("confusion", "Confusion: utterances of each class by prediction", rows)
     draw = partial(matrices, classes, {cell.label: cell.confusion() for cell in drawn})
-    return [Group([recalls, Plot("Confusion, in percent of each true class", data, draw, note)])]
+    return {"plots": [recalls, Plot("Confusion, in percent of each true class", data, draw, note)]}
 
 
 def _recall(cell: Cell, name: str) -> float | None:
     return cell.score(name).pooled if name in cell.classes and cell.score(name).n else None
 
 
-def _training(cells: Sequence[Cell]) -> list[Block]:
+def _training(cells: Sequence[Cell]) -> Part:
     kept = [result["epoch"] for result in cells[0].results]
     note = "Line: mean of the runs; band: their lowest and highest."
     loss = _curves(cells, "loss", "Training loss", f"{note}{_drawn(cells, SERIES)}")
     note += f" Dev, or test with best-test. {cells[0].label} kept epochs {min(kept)} to {max(kept)}."
     ua = _curves(cells, "ua", "UA of the evaluated part", note)
-    return [Group([loss, ua] if any(row["UA %"] is not None for row in ua.data.rows) else [loss])]
+    return {"plots": [loss, ua] if any(row["UA %"] is not None for row in ua.data.rows) else [loss]}
 
 
 def _curves(cells: Sequence[Cell], name: str, title: str, note: str) -> Plot:
@@ -315,8 +254,8 @@ def _curves(cells: Sequence[Cell], name: str, title: str, note: str) -> Plot:
     points: list[Point] = []
     rows: list[Row] = []
     for number, cell in enumerate(cells):
-        runs = [pandas.Series([line[name] for line in result["history"]], dtype=float) for result in cell.results]
-        curve = scale * pandas.concat(runs, axis=1).agg(["mean", "min", "max"], axis=1)
+        histories = [[line[name] for line in result["history"]] for result in cell.results]
+        curve = scale * pandas.DataFrame(histories, dtype=float).agg(["mean", "min", "max"]).T
         if number < SERIES and curve["mean"].notna().any():
             points += [(cell.label, epoch, tuple(ends)) for epoch, ends in enumerate(curve.to_numpy(), 1)]
         for epoch in sorted({round(e) for e in np.linspace(0, len(curve) - 1, min(EPOCHS, len(curve)))}):
@@ -327,41 +266,32 @@ def _curves(cells: Sequence[Cell], name: str, title: str, note: str) -> Plot:
     return Plot(title, data, partial(lines, points, "epoch", heading, band=True), note)
 
 
-# --- modalities and query tokens
-
-
-def _modalities(cells: Sequence[Cell]) -> list[Block]:
+def _modalities(cells: Sequence[Cell]) -> Part:
     """How much a model leans on one modality; nothing if no cell has more than one way of testing."""
-    able = [cell for cell in cells if _tests(cell) != ["both"]]
-    if not able:
-        return []
+    able = [cell for cell in cells if set(cell.tests) & set(TESTS[1:])]
     rows: list[Row] = []
-    for cell, test in [(one, test) for one in able for test in _tests(one)]:
+    for cell, test in [(one, test) for one in able for test in TESTS if test in one.tests]:
         quoted = next((q for q in quoted_for(cell, test) if q.numbers.keys() & {"ua", "wa"}), None)
         row: Row = {"cell": cell.label, "tested with": test}
         row |= {f"{metric.upper()} %": cell.score(metric, test).pooled for metric in ("ua", "wa")}
         row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in ("ua", "wa")}
         rows.append({**row, "in the papers": quoted and quoted.where})
+    if not rows:
+        return {}
     drawn = {cell.label for cell in able[:12]}
     points = [(row["tested with"], row["cell"], row["UA %"]) for row in rows if row["cell"] in drawn]
-    text = "Only text and only audio: the same trained model, with the other modality hidden in the test."
-    if any(row["tested with"].startswith("head") for row in rows):
-        text += " Heads: the model’s own classifiers of one modality, without the other."
     first = ", ".join(f"{row['tested with']} {row['UA %']:.2f} %" for row in rows if row["cell"] == able[0].label)
     note = _drawn(able, len(drawn))
-    if not all(cell.caveat is None for cell in able):
+    if any(cell.caveat for cell in able):
         note += " Beside the papers’ numbers no comparison is meant."
-    data = Table("bias", "UA and WA by what the test shows the model", rows)
+    title = "by what the test shows the model"
     draw = partial(dots, points, "UA %", above=True, legend=3)
-    plot = Plot("UA by what the test shows the model", data, draw, note.strip())
-    return [Group([f"{text} {able[0].label}: {first}.", plot])]
+    plot = Plot(f"UA {title}", Table("bias", f"UA and WA {title}", rows), draw, note.strip())
+    heads = any(row["tested with"].startswith("head") for row in rows)
+    return {"heads": heads, "first": f"{able[0].label}: {first}", "plots": [plot]}
 
 
-def _tests(cell: Cell) -> list[str]:
-    return [test for test in TESTS if test in cell.tests]
-
-
-def _queries(cells: Sequence[Cell]) -> list[Block]:
+def _queries(cells: Sequence[Cell]) -> Part:
     """UA against the number of query tokens, for cells that differ in it alone; nothing if there are none."""
     families: dict[bytes, list[Cell]] = {}
     for cell in cells:
@@ -369,20 +299,17 @@ def _queries(cells: Sequence[Cell]) -> list[Block]:
             families.setdefault(configuration(cell.config, but="queries"), []).append(cell)
     rows: list[Row] = []
     for members in (members for members in families.values() if len(members) > 1):
-        pieces = [set(cell.label.split(" · ")) for cell in members]
-        label = " · ".join(piece for piece in members[0].label.split(" · ") if all(piece in one for one in pieces))
+        pieces = [cell.label.split(" · ") for cell in members]
+        label = " · ".join(piece for piece in pieces[0] if all(piece in one for one in pieces))
         for cell in sorted(members, key=lambda cell: cell.config["settings"]["queries"]):
-            row = {"cells": label, "L": cell.config["settings"]["queries"]}
-            row |= {"UA %": _interval(cell, "ua"), "WA %": _interval(cell, "wa")}
-            rows.append(
-                row | {"paper UA %": next((q.numbers["ua"] for q in quoted_for(cell) if "ua" in q.numbers), None)}
-            )
+            paper = next((q.numbers["ua"] for q in quoted_for(cell) if "ua" in q.numbers), None)
+            queries = cell.config["settings"]["queries"]
+            rows.append({"cells": label, "L": queries, **_scores(cell), "paper UA %": paper})
     if not rows:
-        return []
+        return {}
     points = [(row["cells"], row["L"], row["UA %"]) for row in rows]
     ticks = {number: str(number) for number in sorted({row["L"] for row in rows})}
-    title, best = "UA against the number of query tokens", max(rows, key=lambda row: row["UA %"])
-    text = "The cells differ in the number of query tokens alone. "
-    text += f"UA is highest with {best['L']} query tokens, {best['UA %'][0]:.2f} %."
     draw = partial(lines, points, "query tokens L", "UA %", ticks=ticks, log=True)
-    return [Group([text, Plot(title, Table("queries", title, rows), draw, "With 95 % intervals; MSMSER’s figure 2.")])]
+    title = "UA against the number of query tokens"
+    plot = Plot(title, Table("queries", title, rows), draw, "With 95 % intervals; MSMSER’s figure 2.")
+    return {"best": max(rows, key=lambda row: row["UA %"]), "plots": [plot]}

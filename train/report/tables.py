@@ -13,12 +13,12 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
-from ser.errors import unknown
-
 # How a float is shown follows from the last word of its heading; a tuple is an interval (value, low, high) or a spread
 # (mean, deviation or None), an int a count, the rest text.
 _FLOATS = {"%": "percent", "difference": "points", "p": "p"}
 _ENDINGS: Mapping[str, tuple[str, ...]] = {"interval": ("", " low", " high"), "spread": ("", " deviation")}
+_SHOWN = {"count": "{:,}", "percent": "{:.2f}", "points": "{:+.2f}", "p": "{:.3f}", "number": "{:.3g}"}
+_EXACT = {"count": "{}", "p": "{:.6g}", "number": "{:.6g}"}  # in a CSV file; the others to four digits
 
 
 Row = dict[str, Any]  # values by heading
@@ -26,7 +26,7 @@ Row = dict[str, Any]  # values by heading
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of values; None, or no such heading, where there is none."""
+    """Rows of values; None, or no such heading, where there is none. A table without rows is false."""
 
     name: str  # of letters, digits and hyphens: its anchor and its label
     caption: str
@@ -34,30 +34,27 @@ class Table:
     note: str = ""
     folded: bool = False  # behind its caption in the page
 
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
     @cached_property
     def columns(self) -> dict[str, str]:
         """Headings, and the kind of the values below."""
-        found = {heading: "" for row in self.rows for heading in row}
+        found = {heading: "text" for row in self.rows for heading in row}
         for heading in found:
-            found[heading] = _kind(heading, next((v for row in self.rows if (v := row.get(heading)) is not None), None))
+            value = next((row[heading] for row in self.rows if row.get(heading) is not None), None)
+            if isinstance(value, Integral):
+                found[heading] = "count"
+            elif isinstance(value, tuple):
+                found[heading] = "interval" if len(value) == 3 else "spread"
+            elif value is None or isinstance(value, Real):
+                found[heading] = _FLOATS.get(heading.rpartition(" ")[2], "text" if value is None else "number")
         return found
 
     @cached_property
     def texts(self) -> list[list[str]]:
         """The rows as a reader sees them."""
         return [[shown(row.get(heading), kind) for heading, kind in self.columns.items()] for row in self.rows]
-
-
-def _kind(heading: str, value: Any) -> str:
-    match value:
-        case Integral():
-            return "count"
-        case None | Real():
-            return _FLOATS.get(heading.rpartition(" ")[2], "text" if value is None else "number")
-        case tuple():
-            return "interval" if len(value) == 3 else "spread"
-        case _:
-            return "text"
 
 
 def shown(value: Any, kind: str) -> str:
@@ -68,24 +65,14 @@ def shown(value: Any, kind: str) -> str:
     """
     if value is None:
         return "–"
-    match kind:
-        case "count":
-            return f"{value:,}"
-        case "percent":
-            return f"{value:.2f}"
-        case "points":
-            return f"{value:+.2f}".replace("-", "−")
-        case "interval":
-            return "{:.2f} [{:.2f}, {:.2f}]".format(*value)
-        case "spread":
-            mean, deviation = value
-            return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
-        case "p":
-            return "< 0.001" if value < 0.001 else f"{value:.3f}"
-        case "number":
-            return f"{value:.3g}"
-        case _:
-            return str(value)
+    if kind == "interval":
+        return "{:.2f} [{:.2f}, {:.2f}]".format(*value)
+    if kind == "spread":
+        return " ± ".join(f"{number:.2f}" for number in value if number is not None)
+    if kind == "p" and value < 0.001:
+        return "< 0.001"
+    text = _SHOWN.get(kind, "{}").format(value)
+    return text.replace("-", "−") if kind == "points" else text
 
 
 def harmless(text: str) -> str:
@@ -94,15 +81,11 @@ def harmless(text: str) -> str:
 
 
 def _exact(value: Any, kind: str) -> list[str]:
-    """A value as the cells of a CSV file, percentages to four digits."""
-    if kind in _ENDINGS:
-        numbers = (None,) * len(_ENDINGS[kind]) if value is None else value
-        return ["" if number is None else f"{number:.4f}" for number in numbers]
-    if value is None:
-        return [""]
-    if kind in ("percent", "points"):
-        return [f"{value:.4f}"]
-    return [f"{value:.6g}" if kind in ("p", "number") else str(value) if kind == "count" else harmless(str(value))]
+    """A value as the cells of a CSV file."""
+    values = value if isinstance(value, tuple) else [value] * len(_ENDINGS.get(kind, [""]))
+    if kind == "text":
+        return ["" if value is None else harmless(str(value))]
+    return ["" if one is None else _EXACT.get(kind, "{:.4f}").format(one) for one in values]
 
 
 def to_csv(table: Table) -> str:
@@ -146,7 +129,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A `table` environment in booktabs' style; tabulate escapes LaTeX's special characters."""
+    """A `table` environment in booktabs' style; tabulate escapes LaTeX's special characters in its cells."""
     # After a line's end, LaTeX takes a bracket for a length.
     body = tabulated(table, "latex_booktabs", lambda text: ("\u200b" if text.startswith("[") else "") + _one_line(text))
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.caption)}}}", rf"\label{{tab:{table.name}}}"]
@@ -155,8 +138,9 @@ def to_latex(table: Table) -> str:
 
 
 def _latex(text: str) -> str:
-    """Text escaped as tabulate escapes a heading."""
-    return tabulated(Table("", "", [{_one_line(text): ""}]), "latex_booktabs").splitlines()[2][:-2].strip()
+    from tabulate import LATEX_ESCAPE_RULES
+
+    return "".join(LATEX_ESCAPE_RULES.get(letter, letter) for letter in _one_line(text))
 
 
 def _one_line(text: str) -> str:
@@ -165,8 +149,6 @@ def _one_line(text: str) -> str:
 
 def write_tables(tables: Sequence[Table], path: Path, form: Literal["markdown", "latex", "csv"]) -> None:
     """Write all tables into one file, one after the other."""
-    writers = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv}
-    if form not in writers:
-        raise unknown("form of tables", form, writers)
+    write = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv}[form]
     opening = "% needs \\usepackage{booktabs}\n\n" if form == "latex" else ""
-    path.write_text(opening + "\n".join(map(writers[form], tables)), encoding="utf-8")
+    path.write_text(opening + "\n".join(map(write, tables)), encoding="utf-8")

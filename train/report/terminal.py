@@ -39,10 +39,8 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
             rows.append(Row(cell.name, paper, {}, len(mine), 0, "no run finished"))
             continue
         ours = CellScores(mine)
-        known = [
-            metric for metric in dict.fromkeys([*_metrics(paper), "ua", "wa"]) if metric in {*METRICS, *ours.classes}
-        ]
-        found = {metric: ours.score(metric, cell.test) for metric in known}
+        asked, known = [*_metrics(paper), "ua", "wa"], {*METRICS, *ours.classes}
+        found = {metric: ours.score(metric, cell.test) for metric in asked if metric in known}
         rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions))
         if cell.name == recipe.tested and not ours.caveat:
             tested = [100 * result["wa"] for result in ours.results]
@@ -80,10 +78,10 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
 
     Raises `WrongUse` if tests are asked for and there is one cell only.
     """
-    tables = [results_table(cells), papers_table(cells), significance_table(cells) if paired else None]
     if paired and len(cells) < 2:
         raise WrongUse("--paired compares cells, and these runs are one cell; name the runs of another one too")
     pieces = [fill(caution, 110) for caution in cautions(cells)]
+    tables = [results_table(cells), papers_table(cells), *([significance_table(cells)] if paired else [])]
     for table in filter(None, tables):
         pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
     if unfinished:
