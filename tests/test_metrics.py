@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 from ser.errors import WrongUse
 from ser.train import scores as module
 from ser.train.run_folder import RESULT, Run, write_json, write_predictions
-from ser.train.scores import CellScores, against, confusions, mcnemar, paired_t, scores, wilcoxon
+from ser.train.scores import CellScores, confusions, mcnemar, paired_t, scores, wilcoxon
 
 CLASSES = ("ang", "hap", "neu", "sad")
 
@@ -91,7 +91,7 @@ def test_a_class_that_does_not_occur_counts_nowhere() -> None:
 
 
 def test_the_examples_hold() -> None:
-    assert doctest.testmod(module).attempted > 8 and doctest.testmod(module).failed == 0
+    assert doctest.testmod(module).attempted >= 6 and doctest.testmod(module).failed == 0
 
 
 class Cell(SimpleNamespace):
@@ -224,9 +224,7 @@ def test_paired_tests() -> None:
     assert wilcoxon([2, 3, 4, 5, 7], [1, 1, 1, 1, 1]).p == pytest.approx(2 / 32)
     with pytest.raises(ValueError, match="two pairs"):
         paired_t([1.0], [2.0])
-
-
-def test_against_a_quoted_number() -> None:
-    assert against([85.4, 85.0, 85.8], 75.6).p < 0.01
-    assert against([85.4, 85.0, 85.8], 85.4).p == pytest.approx(1.0)
-    assert against([80.0, 80.0], 80.0).p == 1.0
+    # Against one number that somebody quotes.
+    assert paired_t([85.4, 85.0, 85.8], 75.6).p < 0.01
+    assert paired_t([85.4, 85.0, 85.8], 85.4).p == pytest.approx(1.0)
+    assert paired_t([80.0, 80.0], 80.0).p == 1.0

@@ -23,7 +23,7 @@ from ser.errors import Diverged, WrongUse
 from .data import Dataset, Standardizer, with_views
 from .models import Stage
 from .models.ragged import Batch
-from .scores import confusions, unweighted_accuracy, weighted_accuracy
+from .scores import confusions, metrics
 from .settings import TrainConfig
 from .splits import Fold
 
@@ -264,9 +264,8 @@ class Selection:
 
     def add(self, stage: Stage, epoch: int, loss: float, matrix: np.ndarray | None, seconds: float) -> Epoch:
         """Note an epoch (from 0) with C [K, K] of the evaluated part, and say whether it is the one to keep so far."""
-        wa, ua = (
-            (None, None) if matrix is None else (float(f(matrix)) for f in (weighted_accuracy, unweighted_accuracy))
-        )
+        found = {} if matrix is None else metrics(matrix)
+        wa, ua = (float(found[name]) if name in found else None for name in ("wa", "ua"))
         score = ua if self.config.training.select_score == "ua" else wa
         if self.config.select == "last":
             score = float(epoch)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ser.cache.store import Feature
 from ser.errors import SerError
-from ser.train.scores import confusions, unweighted_accuracy
+from ser.train.scores import confusions, metrics
 
 from .attention import Attended, attend
 from .cells import Cell
@@ -235,7 +235,7 @@ def _groups(cell: Cell, origin: Origin) -> list[Plot]:
             n, predicted = part.id.nunique(), part.predicted.map(codes).to_numpy()
             [matrix] = confusions(part.truth.map(codes).to_numpy(), predicted[None], len(codes))
             row = {"by": by, "group": group, "utterances": n, "wrong %": wilson(1 - part.right.mean(), n)}
-            rows.append({**row, "UA %": 100 * float(unweighted_accuracy(matrix))})
+            rows.append({**row, "UA %": 100 * float(metrics(matrix)["ua"])})
     counts = Counter(row["by"] for row in rows)
     drawn = [row for row in rows if counts[row["by"]] <= GROUPS]
     points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in drawn]
