@@ -26,7 +26,7 @@ from ser.tests.plain_layers import (  # noqa: F401
     utterances,
 )
 from ser.train.models import FUSIONS
-from ser.train.models.msmser import MsmserSettings, RandomModalityMasking
+from ser.train.models.msmser import MsmserSettings, random_modality_masking
 from ser.train.models.ragged import Batch
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -189,25 +189,24 @@ def test_hidden_is_an_attention_mask_of_zero(frames, hidden):
 
 
 def test_masking_frequencies_are_the_stated_ones():
-    rmm = RandomModalityMasking(MsmserSettings())
-    generator = torch.Generator().manual_seed(1)
-    n = 200_000
+    generator, n = torch.Generator().manual_seed(1), 200_000
     for epoch, p in [(0, 0.8), (7, 0.72), (35, 0.4), (63, 0.08), (70, 0.0), (99, 0.0)]:
-        assert rmm.probability(epoch, 100) == pytest.approx(p)
-        assert rmm.probability(epoch * 2, 200) == pytest.approx(p)  # scaled with the epochs
-        hidden = rmm.hide(n, epoch, 100, generator)
-        text, audio = hidden["text"], hidden["audio"]
-        assert not (text & audio).any()
-        tolerance = 4 * math.sqrt(0.25 / n)
-        assert text.double().mean().item() == pytest.approx(0.6 * p, abs=tolerance)
-        assert audio.double().mean().item() == pytest.approx(0.4 * p, abs=tolerance)
-        assert (text | audio).any() == (p > 0)
+        for times in (1, 2):  # scaled with the epochs
+            settings = MsmserSettings(epochs=100 * times)
+            hidden = random_modality_masking(settings, n, epoch * times, generator)
+            text, audio = hidden["text"], hidden["audio"]
+            assert not (text & audio).any()
+            tolerance = 4 * math.sqrt(0.25 / n)
+            assert text.double().mean().item() == pytest.approx(0.6 * p, abs=tolerance)
+            assert audio.double().mean().item() == pytest.approx(0.4 * p, abs=tolerance)
+            assert (text | audio).any() == (p > 0)
 
 
 def test_masking_follows_its_generator_and_can_be_off():
-    rmm = RandomModalityMasking(MsmserSettings())
-    one, two = (rmm.hide(100, 0, 10, torch.Generator().manual_seed(5)) for _ in range(2))
+    one, two, off = (
+        random_modality_masking(MsmserSettings(rmm_start=start), 100, 0, torch.Generator().manual_seed(5))
+        for start in (0.8, 0.8, 0.0)
+    )
     assert all(torch.equal(one[m], two[m]) for m in ("audio", "text"))
-    off = RandomModalityMasking(MsmserSettings(rmm_start=0.0)).hide(100, 0, 10, torch.Generator().manual_seed(5))
     assert not off["audio"].any() and not off["text"].any()
-    assert FUSIONS["mit"].masking is not None and FUSIONS["concat"].masking is None
+    assert FUSIONS["mit"].hide is not None and FUSIONS["concat"].hide is None

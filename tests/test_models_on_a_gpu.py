@@ -48,8 +48,8 @@ def test_a_training_step_asks_the_gpu_for_nothing(store: Path, name: str) -> Non
         optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
         [batch, *_] = there.batches(np.arange(12), fusion.unit, 4, {})
         assert {x.values.device.type for x in batch.inputs.values()} == {batch.device.type} == {"meta"}
-        if fusion.masking:
-            batch.hidden = fusion.masking(settings).hide(len(batch), 0, 10, torch.Generator().manual_seed(0))
+        if fusion.hide:
+            batch.hidden = fusion.hide(settings, len(batch), 0, torch.Generator().manual_seed(0))
         batch.heads = plan.heads(stage)
         outputs = model(batch)
         loss = training_loss(outputs, batch, plan, stage)

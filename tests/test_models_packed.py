@@ -67,7 +67,7 @@ def test_attention_has_the_parameters_of_torchs_own():
     x, memory = torch.randn(3, 8), torch.randn(5, 8)
     plan, keys = RaggedLayout(torch.tensor([3])), RaggedLayout(torch.tensor([5]))
     torch.testing.assert_close(ours(x, plan), theirs(x, x, x)[0])
-    torch.testing.assert_close(ours.cross(x, plan, memory, keys), theirs(x, memory, memory)[0])
+    torch.testing.assert_close(ours(x, plan, memory, keys), theirs(x, memory, memory)[0])
 
 
 def test_attention_drops_only_in_training():

@@ -84,7 +84,6 @@ def fit(
     torch.manual_seed(config.seed)  # initial weights, and dropout from here on
     model = fusion.build(settings, data.dims, len(data.utterances.classes)).to(config.device)
     random = {name: Generator().manual_seed(config.seed) for name in ("shuffling", "hiding")}
-    masking = fusion.masking(settings) if fusion.masking else None
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
     selection = Selection(config, snapshot(model))
 
@@ -106,8 +105,8 @@ def fit(
             batches = train_data.batches(train_rows, fusion.unit, size, per_batch, random["shuffling"], soft)
             for update, batch in enumerate(batches, epoch * updates):
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
-                if masking is not None:
-                    batch.hidden = masking.hide(len(batch), epoch, settings.epochs, random["hiding"])
+                if fusion.hide is not None:
+                    batch.hidden = fusion.hide(settings, len(batch), epoch, random["hiding"])
                 batch.heads = config.heads(stage)
                 with config.autocast():
                     outputs = {head: logits.float() for head, logits in model(batch).items()}

@@ -217,7 +217,7 @@ def predict_tests(fitted: Fitted, data: Dataset, rows: np.ndarray, plan: TrainCo
     """
     heads = predict(fitted.model, data, rows, plan, fitted.scaling)
     tests = {"both": heads.pop("logits")}
-    if plan.fusion.masking is not None:
+    if plan.fusion.hide is not None:
         for shown, hidden in (("audio", "text"), ("text", "audio")):
             tests[f"only {shown}"] = predict(fitted.model, data, rows, plan, fitted.scaling, hide=hidden)["logits"]
     return tests | {f"head {head}": probabilities for head, probabilities in heads.items()}

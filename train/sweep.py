@@ -111,7 +111,7 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
             jobs = cache.of(replace(experiment, device="cpu" if elsewhere else device))
         except (WrongUse, LookupError) as fault:
             raise type(fault)(f"cell '{cell.name}': {fault}") from None
-        if cell.test.startswith("only") and jobs[0].plan.fusion.masking is None:
+        if cell.test.startswith("only") and jobs[0].plan.fusion.hide is None:
             raise WrongUse(f"cell '{cell.name}': fusion {jobs[0].plan.fusion.name} cannot hide a modality")
         names = [job.name for job in jobs]
         for number, (name, job) in enumerate(zip(names, jobs, strict=True)):
