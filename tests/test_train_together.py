@@ -21,7 +21,6 @@ from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch, Sequences
 from ser.train.models.stacked import NO_LABEL, Layout, Stack
-from ser.train.run import train_run
 from ser.train.run_folder import run_name
 from ser.train.sweep import TaskGroup, plan_sweep, train_group
 
@@ -216,7 +215,7 @@ def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
 def test_run_folders_are_those_of_single_runs(store, tmp_path):
     jobs = prepare(experiment(store, tmp_path / "together"))
     names = [run_name(job.config) for job in jobs]
-    before = train_run(jobs[1].data, jobs[1].fold, jobs[1].plan, jobs[1].config, tmp_path / "together")
+    [before] = train_jobs(jobs[1:2], tmp_path / "together", True)
     stamp = (before.path / "result.json").stat().st_mtime_ns
     heard = []
     runs = train_jobs(jobs, tmp_path / "together", True, lambda i, epoch: heard.append((i, epoch.epoch)))
