@@ -19,6 +19,8 @@ from ser.tests.plain_layers import (  # noqa: F401
     TINY,
     attend,
     build,
+    check_first_step,
+    check_updates,
     double,
     linear,
     make_batch,
@@ -130,16 +132,7 @@ def packed_loss(model: nn.Module, batch: Batch) -> Tensor:
 def test_twelve_updates_equal_the_plain_model(frames):
     ours, plain = build("mit"), PlainMsmser(MsmserSettings(**SIZES), DIMS, 4)
     plain.load_state_dict(ours.state_dict())
-    adams = [torch.optim.Adam(model.parameters(), 1e-3) for model in (ours, plain)]
-    for _ in range(12):
-        batch = make_batch("mit", frames)
-        losses = []
-        for adam, loss in zip(adams, (packed_loss(ours, batch), plain_loss(plain, batch)), strict=True):
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            losses.append(loss.item())
-        assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    check_updates([(ours, packed_loss), (plain, plain_loss)], lambda: make_batch("mit", frames))
 
 
 def test_first_step_in_float32():
@@ -148,14 +141,7 @@ def test_first_step_in_float32():
     ours, plain = build("mit", **sizes), PlainMsmser(MsmserSettings(**SIZES | sizes), DIMS, 4)
     plain.load_state_dict(ours.state_dict())
     batch = make_batch("mit", [150, 60, 220, 31])
-    a, b = packed_loss(ours, batch), plain_loss(plain, batch)
-    assert a.item() == pytest.approx(b.item(), rel=1e-5)
-    a.backward()
-    b.backward()
-    theirs = dict(plain.named_parameters())
-    for name, p in ours.named_parameters():
-        q = theirs[name]
-        assert torch.linalg.norm(p.grad - q.grad) <= 1e-4 * torch.linalg.norm(q.grad) + 1e-6, name
+    check_first_step([(ours, packed_loss), (plain, plain_loss)], batch)
 
 
 def test_structure_is_the_papers():

@@ -7,16 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ser.tests.plain_layers import double  # noqa: F401
 from ser.train.models.layers import Attention, bigru
 from ser.train.models.ragged import RaggedLayout, SelfAttentionPooling, attention, interleave, recurrent
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def test_plan_of_a_small_batch():

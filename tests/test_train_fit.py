@@ -280,7 +280,7 @@ def loss_of(
     outputs: dict[str, Tensor], batch: Batch, kind: str, reduction: str = "sum", output: str = "logits"
 ) -> float:
     config: Any = SimpleNamespace(loss=kind, reduction=reduction)
-    return training_loss(outputs, batch, config, Stage("x", output)).item()
+    return training_loss(outputs, batch.truth, config, Stage("x", output)).item()
 
 
 def test_the_losses_are_equations_3_and_6() -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ser.errors import SerError
+from ser.tests.plain_layers import double  # noqa: F401
 from ser.tests.tiny_store import make_store
 from ser.train import run as run_module
 from ser.train.experiment import Experiment, fit_groups, prepare, run_experiment, seconds_together, train_jobs
@@ -28,13 +29,6 @@ STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
 SMALL = PerspectiveSettings(d_model=6, gru_hidden=4, heads=2, dropout=0.3)
 SIZES = [3, 1, 7, 5, 2, 30]  # turns of the dialogues; 30 is long enough for attention one dialogue at a time
 RUNS = 3
-
-
-@pytest.fixture
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def test_which_fusions_can_be_stacked():
@@ -72,7 +66,8 @@ def truth(layout, labels, run):
 
 @pytest.mark.parametrize("name", STACKABLE)
 @pytest.mark.parametrize("heads", [("logits", "audio", "text"), ("logits",)], ids=["all heads", "the fused head"])
-def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(_double, name, heads):
+@pytest.mark.usefixtures("double")
+def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name, heads):
     """Other dialogues in every batch of every run, dropout on, in float64."""
     models, generators, values, labels, groups = made(name)
     stack = Stack(models, SMALL.dropout, [generator.clone_state() for generator in generators])

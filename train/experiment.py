@@ -328,7 +328,7 @@ def _time_steps(job: Job, steps: int) -> tuple[int, float]:
             batch = batch.to(plan.device)
             with plan.autocast():
                 outputs = model(batch)
-            loss = training_loss(outputs, batch, plan, plan.fusion.stages[-1])
+            loss = training_loss(outputs, batch.truth, plan, plan.fusion.stages[-1])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

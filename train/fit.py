@@ -22,7 +22,6 @@ from ser.errors import Diverged, WrongUse
 
 from .data import Dataset, Standardizer, with_views
 from .models import Stage
-from .models.ragged import Batch
 from .scores import confusions, metrics
 from .settings import TrainConfig
 from .splits import Fold
@@ -111,7 +110,7 @@ def fit(
                 batch.heads = config.heads(stage)
                 with config.autocast():
                     outputs = {head: logits.float() for head, logits in model(batch).items()}
-                loss = training_loss(outputs, batch, config, stage)
+                loss = training_loss(outputs, batch.truth, config, stage)
                 losses.append(loss.detach())
                 sizes.append(1 if config.reduction == "sum" else len(batch))
                 if not loss.is_cuda and not math.isfinite(loss.item()):  # a GPU would have to wait for every loss
@@ -193,16 +192,15 @@ def learning_rate(settings: Any, update: int) -> float:
 LOSSES: dict[str, tuple[str, ...]] = {"single": ("logits",), "perspective": ("audio", "text", "logits")}
 
 
-def training_loss(outputs: Mapping[str, Tensor], batch: Batch, config: TrainConfig, stage: Stage) -> Tensor:
+def training_loss(outputs: Mapping[str, Tensor], truth: Tensor, config: TrainConfig, stage: Stage) -> Tensor:
     """The sum over the heads, by `config.loss` or of the stage's one, of Σ_i −log P(ŷ_i = y_i), or of its mean over i.
 
-    Logits are [n, K] each. With soft targets p [n, K] (USC §3.2): Σ_i Σ_k −p_ik log P(ŷ_i = k). Raises `WrongUse` for
-    a model without the heads of the loss.
+    Logits are [n, K] each, the truth classes [n], or soft labels p [n, K] (USC §3.2): Σ_i Σ_k −p_ik log P(ŷ_i = k).
+    Raises `WrongUse` for a model without the heads of the loss.
     """
     heads = LOSSES[config.loss] if stage.output == "logits" else (stage.output,)
     if not outputs.keys() >= set(heads):
         raise WrongUse(f"--loss {config.loss} needs audio and text heads, as lgf-add has them; use --loss single")
-    truth = batch.labels if batch.targets is None else batch.targets
     losses = [F.cross_entropy(outputs[head], truth, reduction=config.reduction) for head in heads]
     return sum(losses[1:], start=losses[0])
 

@@ -48,6 +48,11 @@ class Batch:
         """Whether any of these outputs is wanted."""
         return self.heads is None or not self.heads.isdisjoint(heads)
 
+    @property
+    def truth(self) -> Tensor:
+        """What the loss compares with: the soft labels if asked for, else the classes."""
+        return self.labels if self.targets is None else self.targets
+
     def __len__(self) -> int:
         return len(self.labels)
 
