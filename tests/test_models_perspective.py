@@ -27,7 +27,7 @@ from ser.tests.plain_layers import (  # noqa: F401
     softmax,
 )
 from ser.train.models import FUSIONS
-from ser.train.models.perspective import Fuse, PerspectiveSettings
+from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -137,27 +137,11 @@ def test_structure_is_the_papers():
     assert concat.fusion.w_f.bias is None
 
 
-BEHIND = {"ef": {"gru", "attention", "logits"}, "mf": {"attention", "logits"}, "lf": {"logits"}, "lgf": set()}
-
-
-@pytest.mark.parametrize("position", BEHIND)
-def test_what_stands_behind_the_fusion_is_there_a_third_time(position):
-    model = build(f"{position}-add")
-    assert {name for name in ("gru", "attention", "logits") if "fused" in getattr(model, name)} == BEHIND[position]
-
-
 def test_single_loss_leaves_the_branches_behind_an_early_fusion_untrained():
     model, batch = build("ef-add"), make_dialogues([5, 3])
     F.cross_entropy(model(batch)["logits"], batch.labels).backward()
     untrained = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
     assert untrained == {n for n, _ in model.named_parameters() if n.split(".")[0] != "features" and "fused" not in n}
-
-
-def test_at_fusion_weighs_the_unmapped_vectors():
-    fusion = Fuse("at", 3)
-    fusion.w_vector.weight.data.zero_()  # equal scores
-    a, t = torch.randn(5, 3), torch.randn(5, 3)
-    torch.testing.assert_close(fusion(a, t), (a + t) / 2)
 
 
 # The released code ----------------------------------------------------------------------------------------------------

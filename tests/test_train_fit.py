@@ -216,14 +216,6 @@ def test_stages_train_only_what_they_name(store: Path) -> None:
         assert all(weight.startswith(stage.trains) for weight in moved)
 
 
-def test_frozen_parts_have_no_gradients(store: Path) -> None:
-    data, fold, plan = prepared(store, "bc-lstm", "epochs=1")
-    fitted = fit(data, fold, plan)
-    [last] = plan.fusion.stages[-1:]
-    for name, weight in fitted.model.named_parameters():
-        assert weight.requires_grad == name.startswith(last.trains), name
-
-
 @pytest.mark.parametrize("fusion", ["ef-add", "mf-concat", "lf-at", "lgf-add", "bc-lstm"])
 def test_heads_that_nobody_asks_for_change_nothing_in_those_that_are_asked_for(store: Path, fusion: str) -> None:
     data, fold, plan = prepared(store, fusion)
@@ -329,15 +321,6 @@ def test_the_same_bytes_as_torch_s(fused: bool) -> None:
     assert state["param_groups"] == other["param_groups"]
     for number, moments in state["state"].items():
         assert all(torch.equal(value, other["state"][number][name]) for name, value in moments.items())
-
-
-def test_a_step_leaves_no_graph_and_hooks_are_called() -> None:
-    weight = nn.Parameter(torch.ones(3))
-    adam, called = Adam([weight], fused=True), []
-    adam.register_step_post_hook(lambda *_: called.append(torch.is_grad_enabled()))
-    weight.sum().backward()
-    adam.step()
-    assert called == [True] and weight.grad_fn is None and weight.requires_grad
 
 
 def test_the_compiler_is_not_imported() -> None:

@@ -87,7 +87,7 @@ def fit(
     random = {name: Generator().manual_seed(config.seed) for name in ("shuffling", "hiding")}
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
     selection = Selection(config, snapshot(model))
-    about = json.loads(resume[1]["state"]) if resume else {"stage": 0}
+    about: dict[str, Any] = json.loads(resume[1]["state"]) if resume else {"stage": 0}
 
     for number, stage in enumerate(fusion.stages[about["stage"] :], about["stage"]):
         for name, weight in model.named_parameters():

@@ -150,17 +150,15 @@ def _evaluate(
     """C `[R, K, K]` of the rows."""
     size, runs = config.settings.batch_size, len(stack.generators)
     groups = data.groups(rows, config.fusion.unit)
-    truth, predicted = [], []
+    predicted = []
     for start in range(0, len(groups), size):
         of_one = np.arange(start, min(start + size, len(groups)))
         layout = Layout.of(groups, np.tile(of_one, (runs, 1)))
         with config.autocast():
             logits = stack(values, layout, training=False)["logits"]
-        real = layout.real[0]
-        truth.append(data.utterances.labels[layout.rows[0, real]])
-        predicted.append(logits.argmax(2)[:, torch.from_numpy(real)])
-    classes = len(data.utterances.classes)
-    return confusions(np.concatenate(truth), torch.cat(predicted, 1).cpu().numpy(), classes)
+        predicted.append(logits.argmax(2)[:, torch.from_numpy(layout.real[0])])
+    truth = data.utterances.labels[np.concatenate(groups)]
+    return confusions(truth, torch.cat(predicted, 1).cpu().numpy(), len(data.utterances.classes))
 
 
 def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:
