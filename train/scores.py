@@ -110,9 +110,9 @@ class CellScores:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = [run for run in runs if run.finished]
         if not self.runs:
-            hint = "the same command with --resume goes on with them"
-            raise WrongUse(f"none of these {len(runs)} runs is finished; {hint}")
+            raise WrongUse(f"none of these {len(runs)} runs is finished; the same command with --resume goes on")
         self.results = [run.result for run in self.runs]
+        self._seeds = np.array([result["seed"] for result in self.results])
         self.classes: list[str] = self.results[0]["classes"]
         tests = self.results[0]["tests"]
         self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
@@ -191,10 +191,6 @@ class CellScores:
         }
 
     @cached_property
-    def _seeds(self) -> np.ndarray:
-        return np.array([result["seed"] for result in self.results])
-
-    @cached_property
     def _tables(self) -> list[Any]:
         return [run.predictions() for run in self.runs]
 
@@ -258,10 +254,8 @@ def summary_text(cell: CellScores) -> str:
         spread = f" ± {score.std:.2f}" if score.std is not None else ""
         lines.append([name, f"{score.pooled:.2f}", f"{score.mean:.2f}{spread}", str(score.n)])
     table = tabulate(lines, ["%", "pooled over folds", "mean over runs", "runs"], disable_numparse=True)
-    found = cell.to_json()
-    ends = [
-        f"{name}: {found[name[:2]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in found["intervals"].items()
-    ]
+    ours = cell.to_json()
+    ends = [f"{name}: {ours[name[:2]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in ours["intervals"].items()]
     notes = [cell.conditions, f"95 % bootstrap interval of {'; '.join(ends)}"]
     if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
         notes.append(f"left out: {absent}")
