@@ -218,9 +218,9 @@ def read_turns(table: Path, audio: bool = True) -> list[Turn]:
 
 def hidden_in_training(fusion: Fusion, settings: Any) -> set[str]:
     """The modalities that training hid from the model now and then, so that it can do without."""
-    if fusion.masking is None:
+    if fusion.hide is None:
         return set()
-    first = fusion.masking(settings).hide(4096, 0, settings.epochs, torch.Generator().manual_seed(0))
+    first = fusion.hide(settings, 4096, 0, torch.Generator().manual_seed(0))
     return {modality for modality, rows in first.items() if rows.any()}
 
 

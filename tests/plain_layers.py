@@ -5,6 +5,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -74,6 +75,30 @@ def parts(batch: Batch, sizes: list[int]) -> list[Batch]:
 def utterances(batch: Batch) -> list[dict[str, Tensor]]:
     """The rows of each utterance, by modality."""
     return [{m: x.values for m, x in one.inputs.items()} for one in parts(batch, [1] * len(batch))]
+
+
+def check_updates(pairs: list[tuple], make: Callable[[], Batch], steps: int = 12, weight_decay: float = 0.0) -> None:
+    """Two models, each with its loss of a model and a batch, have the same losses at every step of training."""
+    adams = [torch.optim.Adam(model.parameters(), 1e-3, weight_decay=weight_decay) for model, _ in pairs]
+    for _ in range(steps):
+        batch, losses = make(), []
+        for adam, (model, loss_of) in zip(adams, pairs, strict=True):
+            loss = loss_of(model, batch)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            losses.append(loss.item())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def check_first_step(pairs: list[tuple], batch: Batch) -> None:
+    """Two such models have the same loss and the same gradients, as far as float32 goes."""
+    a, b = (loss_of(model, batch) for model, loss_of in pairs)
+    assert a.item() == pytest.approx(b.item(), rel=1e-5)
+    a.backward()
+    b.backward()
+    for (name, p), (_, q) in zip(*(sorted(model.named_parameters()) for model, _ in pairs), strict=True):
+        assert torch.linalg.norm(p.grad - q.grad) <= 1e-4 * torch.linalg.norm(q.grad) + 1e-6, name
 
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:

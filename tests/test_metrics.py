@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 from ser.errors import WrongUse
 from ser.train import scores as module
 from ser.train.run_folder import RESULT, Run, write_json, write_predictions
-from ser.train.scores import CellScores, against, confusions, mcnemar, paired_t, scores, wilcoxon
+from ser.train.scores import CellScores, confusions, mcnemar, paired_t, scores, wilcoxon
 
 CLASSES = ("ang", "hap", "neu", "sad")
 
@@ -78,20 +78,8 @@ def test_scores_equal_scikit_learn_s(seed: int) -> None:
     assert both.tolist() == [matrix.tolist(), np.diag(np.bincount(truth, minlength=4)).tolist()]
 
 
-def test_wa_and_ua_are_not_the_same_thing() -> None:
-    found = scores([0] * 9 + [1], [0] * 10, ("neu", "ang"))
-    assert found["wa"] == 0.9 and found["ua"] == 0.5
-
-
-def test_a_class_that_does_not_occur_counts_nowhere() -> None:
-    found = scores([0, 0, 1], [0, 2, 1], CLASSES)
-    assert found["per_class"] == {"ang": 0.5, "hap": 1.0, "neu": None, "sad": None}
-    assert found["ua"] == 0.75
-    assert found["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
-
-
 def test_the_examples_hold() -> None:
-    assert doctest.testmod(module).attempted > 8 and doctest.testmod(module).failed == 0
+    assert doctest.testmod(module).attempted >= 6 and doctest.testmod(module).failed == 0
 
 
 class Cell(SimpleNamespace):
@@ -130,11 +118,6 @@ def test_a_score_is_pooled_over_the_folds_of_a_seed_then_averaged(cell: Cell, me
     assert cell.scores.score(metric, "only audio").pooled == 100
 
 
-def test_a_cell_of_one_run_has_no_deviation(cell: Cell) -> None:
-    one = CellScores([cell.runs[0, 0]])
-    assert one.score("ua").std is None and one.score("ua").n == 1 and one.score("ua").pooled == one.score("ua").mean
-
-
 @pytest.mark.parametrize("over", ["speakers", "utterances"])
 def test_the_interval_draws_the_same_groups_for_every_seed(cell: Cell, over: str) -> None:
     """By hand: groups drawn with replacement; of all their predictions UA per seed; the mean over the seeds."""
@@ -169,6 +152,8 @@ def test_speakers_of_one_kind_make_the_interval_wide(tmp_path: Path) -> None:
     assert wide is not None and (wide.low, wide.high, wide.over) == (0, 100, "speakers")
     assert narrow is not None and narrow.high - narrow.low < 25
     assert found.interval("sad") is None and found.score("sad").n == 0
+    score = found.score("wa")  # of one run
+    assert (score.std, score.n, score.pooled) == (None, 1, score.mean)
 
 
 @pytest.mark.parametrize("speakers", [["a"] * 30, [None] * 30, ["a", None] * 15])
@@ -224,9 +209,7 @@ def test_paired_tests() -> None:
     assert wilcoxon([2, 3, 4, 5, 7], [1, 1, 1, 1, 1]).p == pytest.approx(2 / 32)
     with pytest.raises(ValueError, match="two pairs"):
         paired_t([1.0], [2.0])
-
-
-def test_against_a_quoted_number() -> None:
-    assert against([85.4, 85.0, 85.8], 75.6).p < 0.01
-    assert against([85.4, 85.0, 85.8], 85.4).p == pytest.approx(1.0)
-    assert against([80.0, 80.0], 80.0).p == 1.0
+    # Against one number that somebody quotes.
+    assert paired_t([85.4, 85.0, 85.8], 75.6).p < 0.01
+    assert paired_t([85.4, 85.0, 85.8], 85.4).p == pytest.approx(1.0)
+    assert paired_t([80.0, 80.0], 80.0).p == 1.0

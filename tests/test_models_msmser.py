@@ -19,6 +19,8 @@ from ser.tests.plain_layers import (  # noqa: F401
     TINY,
     attend,
     build,
+    check_first_step,
+    check_updates,
     double,
     linear,
     make_batch,
@@ -26,7 +28,7 @@ from ser.tests.plain_layers import (  # noqa: F401
     utterances,
 )
 from ser.train.models import FUSIONS
-from ser.train.models.msmser import MsmserSettings, RandomModalityMasking
+from ser.train.models.msmser import MsmserSettings, random_modality_masking
 from ser.train.models.ragged import Batch
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -130,16 +132,7 @@ def packed_loss(model: nn.Module, batch: Batch) -> Tensor:
 def test_twelve_updates_equal_the_plain_model(frames):
     ours, plain = build("mit"), PlainMsmser(MsmserSettings(**SIZES), DIMS, 4)
     plain.load_state_dict(ours.state_dict())
-    adams = [torch.optim.Adam(model.parameters(), 1e-3) for model in (ours, plain)]
-    for _ in range(12):
-        batch = make_batch("mit", frames)
-        losses = []
-        for adam, loss in zip(adams, (packed_loss(ours, batch), plain_loss(plain, batch)), strict=True):
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            losses.append(loss.item())
-        assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    check_updates([(ours, packed_loss), (plain, plain_loss)], lambda: make_batch("mit", frames))
 
 
 def test_first_step_in_float32():
@@ -148,14 +141,7 @@ def test_first_step_in_float32():
     ours, plain = build("mit", **sizes), PlainMsmser(MsmserSettings(**SIZES | sizes), DIMS, 4)
     plain.load_state_dict(ours.state_dict())
     batch = make_batch("mit", [150, 60, 220, 31])
-    a, b = packed_loss(ours, batch), plain_loss(plain, batch)
-    assert a.item() == pytest.approx(b.item(), rel=1e-5)
-    a.backward()
-    b.backward()
-    theirs = dict(plain.named_parameters())
-    for name, p in ours.named_parameters():
-        q = theirs[name]
-        assert torch.linalg.norm(p.grad - q.grad) <= 1e-4 * torch.linalg.norm(q.grad) + 1e-6, name
+    check_first_step([(ours, packed_loss), (plain, plain_loss)], batch)
 
 
 def test_structure_is_the_papers():
@@ -189,25 +175,24 @@ def test_hidden_is_an_attention_mask_of_zero(frames, hidden):
 
 
 def test_masking_frequencies_are_the_stated_ones():
-    rmm = RandomModalityMasking(MsmserSettings())
-    generator = torch.Generator().manual_seed(1)
-    n = 200_000
+    generator, n = torch.Generator().manual_seed(1), 200_000
     for epoch, p in [(0, 0.8), (7, 0.72), (35, 0.4), (63, 0.08), (70, 0.0), (99, 0.0)]:
-        assert rmm.probability(epoch, 100) == pytest.approx(p)
-        assert rmm.probability(epoch * 2, 200) == pytest.approx(p)  # scaled with the epochs
-        hidden = rmm.hide(n, epoch, 100, generator)
-        text, audio = hidden["text"], hidden["audio"]
-        assert not (text & audio).any()
-        tolerance = 4 * math.sqrt(0.25 / n)
-        assert text.double().mean().item() == pytest.approx(0.6 * p, abs=tolerance)
-        assert audio.double().mean().item() == pytest.approx(0.4 * p, abs=tolerance)
-        assert (text | audio).any() == (p > 0)
+        for times in (1, 2):  # scaled with the epochs
+            settings = MsmserSettings(epochs=100 * times)
+            hidden = random_modality_masking(settings, n, epoch * times, generator)
+            text, audio = hidden["text"], hidden["audio"]
+            assert not (text & audio).any()
+            tolerance = 4 * math.sqrt(0.25 / n)
+            assert text.double().mean().item() == pytest.approx(0.6 * p, abs=tolerance)
+            assert audio.double().mean().item() == pytest.approx(0.4 * p, abs=tolerance)
+            assert (text | audio).any() == (p > 0)
 
 
 def test_masking_follows_its_generator_and_can_be_off():
-    rmm = RandomModalityMasking(MsmserSettings())
-    one, two = (rmm.hide(100, 0, 10, torch.Generator().manual_seed(5)) for _ in range(2))
+    one, two, off = (
+        random_modality_masking(MsmserSettings(rmm_start=start), 100, 0, torch.Generator().manual_seed(5))
+        for start in (0.8, 0.8, 0.0)
+    )
     assert all(torch.equal(one[m], two[m]) for m in ("audio", "text"))
-    off = RandomModalityMasking(MsmserSettings(rmm_start=0.0)).hide(100, 0, 10, torch.Generator().manual_seed(5))
     assert not off["audio"].any() and not off["text"].any()
-    assert FUSIONS["mit"].masking is not None and FUSIONS["concat"].masking is None
+    assert FUSIONS["mit"].hide is not None and FUSIONS["concat"].hide is None

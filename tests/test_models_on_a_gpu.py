@@ -48,11 +48,11 @@ def test_a_training_step_asks_the_gpu_for_nothing(store: Path, name: str) -> Non
         optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
         [batch, *_] = there.batches(np.arange(12), fusion.unit, 4, {})
         assert {x.values.device.type for x in batch.inputs.values()} == {batch.device.type} == {"meta"}
-        if fusion.masking:
-            batch.hidden = fusion.masking(settings).hide(len(batch), 0, 10, torch.Generator().manual_seed(0))
+        if fusion.hide:
+            batch.hidden = fusion.hide(settings, len(batch), 0, torch.Generator().manual_seed(0))
         batch.heads = plan.heads(stage)
         outputs = model(batch)
-        loss = training_loss(outputs, batch, plan, stage)
+        loss = training_loss(outputs, batch.truth, plan, stage)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -78,7 +78,7 @@ def test_a_step_of_many_runs_asks_the_gpu_for_nothing(
         return [torch.ones(len(counts), r, width, device=device) for width in self._drawn.widths]
 
     monkeypatch.setattr(Stack, "_draw", draw)
-    monkeypatch.setattr(fit_many, "_dropping", lambda config: torch.Generator())
+    monkeypatch.setattr(fit_many, "Generator", lambda device="cpu": torch.Generator())
     monkeypatch.setattr(TrainConfig, "autocast", lambda plan: contextlib.nullcontext())  # the meta device has none
     data, found = load_dataset(store, "is13+bert" if "-" in fusion else "is13", fusion)
     settings, training = parse_settings(found, ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2"))

@@ -7,16 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ser.tests.plain_layers import double  # noqa: F401
 from ser.train.models.layers import Attention, bigru
 from ser.train.models.ragged import RaggedLayout, SelfAttentionPooling, attention, interleave, recurrent
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def test_plan_of_a_small_batch():
@@ -67,7 +62,7 @@ def test_attention_has_the_parameters_of_torchs_own():
     x, memory = torch.randn(3, 8), torch.randn(5, 8)
     plan, keys = RaggedLayout(torch.tensor([3])), RaggedLayout(torch.tensor([5]))
     torch.testing.assert_close(ours(x, plan), theirs(x, x, x)[0])
-    torch.testing.assert_close(ours.cross(x, plan, memory, keys), theirs(x, memory, memory)[0])
+    torch.testing.assert_close(ours(x, plan, memory, keys), theirs(x, memory, memory)[0])
 
 
 def test_attention_drops_only_in_training():

@@ -13,9 +13,21 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser.benchmarks.train import PlainPerspective
 from ser.errors import WrongUse
-from ser.tests.plain_layers import DIMS, attend, both_ways, build, double, linear, make_dialogues, parts, softmax  # noqa: F401
+from ser.tests.plain_layers import (  # noqa: F401
+    DIMS,
+    attend,
+    both_ways,
+    build,
+    check_first_step,
+    check_updates,
+    double,
+    linear,
+    make_dialogues,
+    parts,
+    softmax,
+)
 from ser.train.models import FUSIONS
-from ser.train.models.perspective import Fuse, PerspectiveSettings
+from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -69,18 +81,13 @@ def test_forward_is_the_papers_equations(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_training_follows_the_equations_step_by_step(name):
     fast = build(name)
-    slow = copy.deepcopy(fast)
-    adams = [torch.optim.Adam(model.parameters(), 1e-3, weight_decay=1e-5) for model in (fast, slow)]
-    for _ in range(3):
-        batch = make_dialogues([3, 1, 4])
-        losses = []
-        for adam, outputs in zip(adams, (fast(batch), equations(slow, batch, name)), strict=True):
-            loss = sum(F.cross_entropy(logits, batch.labels, reduction="sum") for logits in outputs.values())
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            losses.append(loss.item())
-        assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+    def slow_loss(model: nn.Module, batch: Batch) -> Tensor:
+        outputs = equations(model, batch, name)
+        return sum(F.cross_entropy(logits, batch.labels, reduction="sum") for logits in outputs.values())
+
+    pairs = [(fast, packed_loss), (copy.deepcopy(fast), slow_loss)]
+    check_updates(pairs, lambda: make_dialogues([3, 1, 4]), steps=3, weight_decay=1e-5)
 
 
 def plain_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -100,16 +107,7 @@ def test_twelve_updates_equal_the_plain_model(sizes):
     settings = {"d_model": 16, "gru_hidden": 8, "heads": 4, "dropout": 0.0}
     ours, plain = build("lgf-add", **settings), PlainPerspective(PerspectiveSettings(**settings), DIMS, 4)
     plain.load_state_dict(ours.state_dict())
-    adams = [torch.optim.Adam(model.parameters(), 1e-3, weight_decay=1e-5) for model in (ours, plain)]
-    for _ in range(12):
-        batch = make_dialogues(sizes)
-        losses = []
-        for adam, loss in zip(adams, (packed_loss(ours, batch), plain_loss(plain, batch)), strict=True):
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            losses.append(loss.item())
-        assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    check_updates([(ours, packed_loss), (plain, plain_loss)], lambda: make_dialogues(sizes), weight_decay=1e-5)
 
 
 def test_first_step_in_float32():
@@ -118,14 +116,7 @@ def test_first_step_in_float32():
     ours, plain = FUSIONS["lgf-add"].build(settings, dims, 4), PlainPerspective(settings, dims, 4)
     plain.load_state_dict(ours.state_dict())
     batch = make_dialogues([37, 12, 60, 25], dims)
-    a, b = packed_loss(ours, batch), plain_loss(plain, batch)
-    assert a.item() == pytest.approx(b.item(), rel=1e-5)
-    a.backward()
-    b.backward()
-    theirs = dict(plain.named_parameters())
-    for name, p in ours.named_parameters():
-        q = theirs[name]
-        assert torch.linalg.norm(p.grad - q.grad) <= 1e-4 * torch.linalg.norm(q.grad) + 1e-6, name
+    check_first_step([(ours, packed_loss), (plain, plain_loss)], batch)
 
 
 def test_structure_is_the_papers():
@@ -146,27 +137,11 @@ def test_structure_is_the_papers():
     assert concat.fusion.w_f.bias is None
 
 
-BEHIND = {"ef": {"gru", "attention", "logits"}, "mf": {"attention", "logits"}, "lf": {"logits"}, "lgf": set()}
-
-
-@pytest.mark.parametrize("position", BEHIND)
-def test_what_stands_behind_the_fusion_is_there_a_third_time(position):
-    model = build(f"{position}-add")
-    assert {name for name in ("gru", "attention", "logits") if "fused" in getattr(model, name)} == BEHIND[position]
-
-
 def test_single_loss_leaves_the_branches_behind_an_early_fusion_untrained():
     model, batch = build("ef-add"), make_dialogues([5, 3])
     F.cross_entropy(model(batch)["logits"], batch.labels).backward()
     untrained = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
     assert untrained == {n for n, _ in model.named_parameters() if n.split(".")[0] != "features" and "fused" not in n}
-
-
-def test_at_fusion_weighs_the_unmapped_vectors():
-    fusion = Fuse("at", 3)
-    fusion.w_vector.weight.data.zero_()  # equal scores
-    a, t = torch.randn(5, 3), torch.randn(5, 3)
-    torch.testing.assert_close(fusion(a, t), (a + t) / 2)
 
 
 # The released code ----------------------------------------------------------------------------------------------------

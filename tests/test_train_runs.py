@@ -43,14 +43,8 @@ def lgf(store: Path, out: Path, **options) -> Experiment:
 
 def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path: Path) -> None:
     (run,) = run_experiment(lgf(store, tmp_path, folds=1))
-    assert sorted(p.name for p in run.path.iterdir()) == [
-        "config.json",
-        "lock",
-        "log",
-        "model.safetensors",
-        "predictions.parquet",
-        "result.json",
-    ]
+    files = "config.json lock log model.safetensors predictions.parquet result.json"
+    assert sorted(p.name for p in run.path.iterdir()) == files.split()
     config = json.loads((run.path / "config.json").read_text())
     assert config["settings"]["d_model"] == 16 and config["settings"]["dropout"] == 0.2  # complete, defaults too
     assert config["features"]["audio"]["feature"] == "is13" and len(config["features"]["audio"]["fingerprint"]) == 16
@@ -186,7 +180,6 @@ CHILD = """
 import sys
 from pathlib import Path
 from ser.train import run
-from ser.train.fit import predict
 from ser.train.experiment import Experiment, run_experiment
 run.STATE_SECONDS = 0.0
 store, out, resume = sys.argv[1], sys.argv[2], sys.argv[3] == "resume"

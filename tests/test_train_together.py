@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ser.errors import SerError
+from ser.tests.plain_layers import double  # noqa: F401
 from ser.tests.tiny_store import make_store
 from ser.train import run as run_module
 from ser.train.experiment import Experiment, fit_groups, prepare, run_experiment, seconds_together, train_jobs
@@ -21,7 +22,6 @@ from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch, Sequences
 from ser.train.models.stacked import NO_LABEL, Layout, Stack
-from ser.train.run import train_run
 from ser.train.run_folder import run_name
 from ser.train.sweep import TaskGroup, plan_sweep, train_group
 
@@ -29,13 +29,6 @@ STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
 SMALL = PerspectiveSettings(d_model=6, gru_hidden=4, heads=2, dropout=0.3)
 SIZES = [3, 1, 7, 5, 2, 30]  # turns of the dialogues; 30 is long enough for attention one dialogue at a time
 RUNS = 3
-
-
-@pytest.fixture
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def test_which_fusions_can_be_stacked():
@@ -73,7 +66,8 @@ def truth(layout, labels, run):
 
 @pytest.mark.parametrize("name", STACKABLE)
 @pytest.mark.parametrize("heads", [("logits", "audio", "text"), ("logits",)], ids=["all heads", "the fused head"])
-def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(_double, name, heads):
+@pytest.mark.usefixtures("double")
+def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name, heads):
     """Other dialogues in every batch of every run, dropout on, in float64."""
     models, generators, values, labels, groups = made(name)
     stack = Stack(models, SMALL.dropout, [generator.clone_state() for generator in generators])
@@ -216,7 +210,7 @@ def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
 def test_run_folders_are_those_of_single_runs(store, tmp_path):
     jobs = prepare(experiment(store, tmp_path / "together"))
     names = [run_name(job.config) for job in jobs]
-    before = train_run(jobs[1].data, jobs[1].fold, jobs[1].plan, jobs[1].config, tmp_path / "together")
+    [before] = train_jobs(jobs[1:2], tmp_path / "together", True)
     stamp = (before.path / "result.json").stat().st_mtime_ns
     heard = []
     runs = train_jobs(jobs, tmp_path / "together", True, lambda i, epoch: heard.append((i, epoch.epoch)))

@@ -27,7 +27,7 @@ from .finetune import with_encoder
 from .fit import Diverged, Epoch, fit_standardizers, make_optimiser, training_loss
 from .fit_many import MOST, can_train_together, fit_many, runs_at_once
 from .options import Experiment
-from .run import check_log, one_thread, train_run, train_runs
+from .run import check_log, one_thread, train_runs
 from .run_folder import CONFIG, Run, open_run, run_name
 from .settings import TrainConfig, has_setting, parse_settings
 from .splits import Cut, Fold, make_folds
@@ -217,13 +217,8 @@ def train_jobs(
     """The runs of one group of jobs; in the place of a run whose loss diverged stands its fault."""
     job = jobs[0]
     with oom_as_error(job.plan):
-        if len(jobs) > 1 or job.stacked:
-            plans, configs = [job.plan for job in jobs], [job.config for job in jobs]
-            return train_runs(job.data, job.fold, plans, configs, out, on_epoch)
-        try:
-            return [train_run(job.data, job.fold, job.plan, job.config, out, resume, on_epoch and partial(on_epoch, 0))]
-        except Diverged as fault:
-            return [fault]
+        plans, configs = [job.plan for job in jobs], [job.config for job in jobs]
+        return train_runs(job.data, job.fold, plans, configs, out, on_epoch, resume, len(jobs) > 1 or job.stacked)
 
 
 @contextlib.contextmanager
@@ -308,7 +303,7 @@ def _time_steps(job: Job) -> tuple[int, float]:
             batch = batch.to(plan.device)
             with plan.autocast():
                 outputs = model(batch)
-            loss = training_loss(outputs, batch, plan, stage)
+            loss = training_loss(outputs, batch.truth, plan, stage)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -22,8 +22,7 @@ from ser.errors import Diverged, WrongUse
 
 from .data import Dataset, Standardizer, with_views
 from .models import Stage
-from .models.ragged import Batch
-from .scores import confusions, unweighted_accuracy, weighted_accuracy
+from .scores import confusions, metrics
 from .settings import TrainConfig
 from .splits import Fold
 
@@ -56,17 +55,19 @@ class Fitted:
         return [line["epoch"] for line in self.history if line["kept"]][-1]
 
 
+@torch.random.fork_rng(devices=[])
 def fit(
     data: Dataset,
     fold: Fold,
     config: TrainConfig,
-    on_epoch: Callable[[Epoch, Callable[[], "State"]], None] | None = None,
-    resume: "State | None" = None,
+    on_epoch: Callable[[Epoch, Callable[[], bytes]], None] | None = None,
+    resume: tuple[Mapping[str, Tensor], Mapping[str, str]] | None = None,
 ) -> Fitted:
     """Train one model on one fold.
 
-    `on_epoch` gets every epoch, and a function that takes the state after it, from which `resume` goes on. Raises
-    `Diverged` if the loss is no longer a number, naming epoch and batch.
+    `on_epoch` gets every epoch, and a function that makes the `state_bytes` after it; `resume` is what such a file
+    holds, tensors and metadata, to go on from. Raises `Diverged` if the loss is no longer a number, naming epoch and
+    batch.
     """
     fusion, settings = config.fusion, config.settings
     eval_rows = rows_to_evaluate(fold, config)
@@ -84,20 +85,18 @@ def fit(
     torch.manual_seed(config.seed)  # initial weights, and dropout from here on
     model = fusion.build(settings, data.dims, len(data.utterances.classes)).to(config.device)
     random = {name: Generator().manual_seed(config.seed) for name in ("shuffling", "hiding")}
-    masking = fusion.masking(settings) if fusion.masking else None
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
     selection = Selection(config, snapshot(model))
+    about: dict[str, Any] = json.loads(resume[1]["state"]) if resume else {"stage": 0}
 
-    for number, stage in enumerate(fusion.stages):
-        if resume and number < resume.stage:
-            continue
+    for number, stage in enumerate(fusion.stages[about["stage"] :], about["stage"]):
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in trainable and name.startswith(stage.trains))
         optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
         selection.best, first = -math.inf, 0
-        if resume and number == resume.stage:
-            first = resume.epoch
-            selection = resume.restore(config, model, optimiser, random)
+        if resume and number == about["stage"]:
+            first, selection.best, selection.history = about["epoch"], float(about["best_score"]), about["history"]
+            restore(resume[0], selection, model, optimiser, random)
         for epoch in range(first, settings.epochs):
             started = time.perf_counter()
             losses, sizes = [], []
@@ -106,12 +105,12 @@ def fit(
             batches = train_data.batches(train_rows, fusion.unit, size, per_batch, random["shuffling"], soft)
             for update, batch in enumerate(batches, epoch * updates):
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
-                if masking is not None:
-                    batch.hidden = masking.hide(len(batch), epoch, settings.epochs, random["hiding"])
+                if fusion.hide is not None:
+                    batch.hidden = fusion.hide(settings, len(batch), epoch, random["hiding"])
                 batch.heads = config.heads(stage)
                 with config.autocast():
                     outputs = {head: logits.float() for head, logits in model(batch).items()}
-                loss = training_loss(outputs, batch, config, stage)
+                loss = training_loss(outputs, batch.truth, config, stage)
                 losses.append(loss.detach())
                 sizes.append(1 if config.reduction == "sum" else len(batch))
                 if not loss.is_cuda and not math.isfinite(loss.item()):  # a GPU would have to wait for every loss
@@ -133,7 +132,7 @@ def fit(
             if line.kept:
                 selection.kept = snapshot(model)
             if on_epoch:
-                on_epoch(line, partial(State.collect, number, epoch + 1, selection, model, optimiser, random))
+                on_epoch(line, partial(state_bytes, number, epoch + 1, selection, model, optimiser, random))
         model.load_state_dict(selection.kept)
     return Fitted(model, scaling, selection.history)
 
@@ -193,16 +192,15 @@ def learning_rate(settings: Any, update: int) -> float:
 LOSSES: dict[str, tuple[str, ...]] = {"single": ("logits",), "perspective": ("audio", "text", "logits")}
 
 
-def training_loss(outputs: Mapping[str, Tensor], batch: Batch, config: TrainConfig, stage: Stage) -> Tensor:
+def training_loss(outputs: Mapping[str, Tensor], truth: Tensor, config: TrainConfig, stage: Stage) -> Tensor:
     """The sum over the heads, by `config.loss` or of the stage's one, of Σ_i −log P(ŷ_i = y_i), or of its mean over i.
 
-    Logits are [n, K] each. With soft targets p [n, K] (USC §3.2): Σ_i Σ_k −p_ik log P(ŷ_i = k). Raises `WrongUse` for
-    a model without the heads of the loss.
+    Logits are [n, K] each, the truth classes [n], or soft labels p [n, K] (USC §3.2): Σ_i Σ_k −p_ik log P(ŷ_i = k).
+    Raises `WrongUse` for a model without the heads of the loss.
     """
     heads = LOSSES[config.loss] if stage.output == "logits" else (stage.output,)
     if not outputs.keys() >= set(heads):
         raise WrongUse(f"--loss {config.loss} needs audio and text heads, as lgf-add has them; use --loss single")
-    truth = batch.labels if batch.targets is None else batch.targets
     losses = [F.cross_entropy(outputs[head], truth, reduction=config.reduction) for head in heads]
     return sum(losses[1:], start=losses[0])
 
@@ -264,9 +262,8 @@ class Selection:
 
     def add(self, stage: Stage, epoch: int, loss: float, matrix: np.ndarray | None, seconds: float) -> Epoch:
         """Note an epoch (from 0) with C [K, K] of the evaluated part, and say whether it is the one to keep so far."""
-        wa, ua = (
-            (None, None) if matrix is None else (float(f(matrix)) for f in (weighted_accuracy, unweighted_accuracy))
-        )
+        found = {} if matrix is None else metrics(matrix)
+        wa, ua = (float(found[name]) if name in found else None for name in ("wa", "ua"))
         score = ua if self.config.training.select_score == "ua" else wa
         if self.config.select == "last":
             score = float(epoch)
@@ -277,65 +274,52 @@ class Selection:
         return line
 
 
-@dataclass
-class State:
-    """Where an unfinished run stands; its tensors are on the CPU."""
+def state_bytes(
+    stage: int,
+    epoch: int,
+    selection: Selection,
+    model: nn.Module,
+    optimiser: torch.optim.Adam,
+    random: Mapping[str, Generator],
+) -> bytes:
+    """Where an unfinished run stands after so many epochs of a stage, as a safetensors file.
 
-    stage: int
-    epoch: int  # epochs done in this stage
-    best_score: float
-    history: list[dict[str, Any]]
-    tensors: dict[str, Tensor]  # model.*, kept.*, adam.<n>.*, random.*
+    The model, the weights kept so far, Adam's moments and every random generator: `model.*`, `kept.*`, `adam.<n>.*`
+    and `random.*`; stage, epoch and the scores so far in the metadata.
+    """
+    adam = {f"{n}.{name}": x for n, of in optimiser.state_dict()["state"].items() for name, x in of.items()}
+    generators = {name: generator.get_state() for name, generator in random.items()}
+    generators["torch"] = torch.get_rng_state()
+    if torch.cuda.is_initialized():
+        generators["cuda"] = torch.cuda.get_rng_state()
+    parts = {"model": model.state_dict(), "kept": selection.kept, "adam": adam, "random": generators}
+    tensors = {
+        f"{part}.{name}": value.detach().to("cpu", copy=True).contiguous()
+        for part, values in parts.items()
+        for name, value in values.items()
+    }
+    about = {"stage": stage, "epoch": epoch, "best_score": repr(selection.best), "history": selection.history}
+    return save(tensors, {"state": json.dumps(about)})
 
-    @classmethod
-    def collect(
-        cls,
-        stage: int,
-        epoch: int,
-        selection: Selection,
-        model: nn.Module,
-        optimiser: torch.optim.Adam,
-        random: Mapping[str, Generator],
-    ) -> "State":
-        """The model, the weights kept so far, Adam's moments and every random generator."""
-        adam = {f"{n}.{name}": x for n, of in optimiser.state_dict()["state"].items() for name, x in of.items()}
-        generators = {name: generator.get_state() for name, generator in random.items()}
-        generators["torch"] = torch.get_rng_state()
-        if torch.cuda.is_initialized():
-            generators["cuda"] = torch.cuda.get_rng_state()
-        parts = {"model": model.state_dict(), "kept": selection.kept, "adam": adam, "random": generators}
-        tensors = {
-            f"{part}.{name}": value.detach().to("cpu", copy=True)
-            for part, values in parts.items()
-            for name, value in values.items()
-        }
-        return cls(stage, epoch, selection.best, list(selection.history), tensors)
 
-    def restore(
-        self, config: TrainConfig, model: nn.Module, optimiser: torch.optim.Adam, random: Mapping[str, Generator]
-    ) -> Selection:
-        """Put everything back as `collect` found it. Returns the selection so far."""
+def restore(
+    tensors: Mapping[str, Tensor],
+    selection: Selection,
+    model: nn.Module,
+    optimiser: torch.optim.Adam,
+    random: Mapping[str, Generator],
+) -> None:
+    """Put everything back as `state_bytes` found it."""
 
-        def below(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): x for n, x in self.tensors.items() if n.startswith(prefix)}
+    def below(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
 
-        generators, numbers = below("random."), {int(name.split(".")[0]) for name in below("adam.")}
-        model.load_state_dict(below("model."))
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": {n: below(f"adam.{n}.") for n in numbers}})
-        for name, generator in random.items():
-            generator.set_state(generators[name])
-        torch.set_rng_state(generators["torch"])
-        if "cuda" in generators and torch.cuda.is_available():
-            torch.cuda.set_rng_state(generators["cuda"])
-        return Selection(config, below("kept."), self.best_score, list(self.history))
-
-    def to_bytes(self) -> bytes:
-        """As a safetensors file."""
-        about = {"stage": self.stage, "epoch": self.epoch, "best_score": repr(self.best_score), "history": self.history}
-        return save({n: t.contiguous() for n, t in self.tensors.items()}, {"state": json.dumps(about)})
-
-    @classmethod
-    def of_file(cls, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> "State":
-        """From what such a file holds."""
-        about = json.loads(metadata["state"])
-        return cls(about["stage"], about["epoch"], float(about["best_score"]), about["history"], tensors)
+    generators, numbers = below("random."), {int(name.split(".")[0]) for name in below("adam.")}
+    selection.kept = below("kept.")
+    model.load_state_dict(below("model."))
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": {n: below(f"adam.{n}.") for n in numbers}})
+    for name, generator in random.items():
+        generator.set_state(generators[name])
+    torch.set_rng_state(generators["torch"])
+    if "cuda" in generators and torch.cuda.is_available():
+        torch.cuda.set_rng_state(generators["cuda"])

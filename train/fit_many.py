@@ -32,7 +32,6 @@ from .fit import (
     snapshot,
     training_loss,
 )
-from .models.ragged import Batch
 from .models.stacked import NO_LABEL, Layout, Stack
 from .scores import confusions
 from .settings import TrainConfig
@@ -70,12 +69,14 @@ def fit_many(
     for each in configs:
         torch.manual_seed(each.seed)
         models.append(config.fusion.build(settings, data.dims, len(data.utterances.classes)).to(device))
-        dropping.append(_dropping(each))
+        own = Generator(device).manual_seed(each.seed)
+        dropping.append(own.set_state(torch.get_rng_state()) if device == "cpu" else own)  # as in `fit`
     shuffling = [Generator().manual_seed(each.seed) for each in configs]
     stack = Stack(models, settings.dropout, dropping)
     optimiser = make_optimiser(stack.weights, stage, settings)
     kinds = sorted({each.loss for each in configs})
-    own = torch.tensor([[kinds.index(each.loss) for each in configs]], device=device)  # [1, R]
+    kind = torch.tensor([[kinds.index(each.loss) for each in configs]], device=device)  # [1, R]
+    losses_of = [partial(training_loss, config=replace(config, loss=name), stage=stage) for name in kinds]
     kept = {name: weight.detach().clone() for name, weight in stack.weights.items()}
     selections = [Selection(each, {}) for each in configs]
     faults: dict[int, str] = {}
@@ -91,8 +92,8 @@ def fit_many(
             there = torch.from_numpy(truth).to(device, non_blocking=True)
             with config.autocast():
                 outputs = {head: x.float() for head, x in stack(values, layout, training=True).items()}
-            by_kind = [vmap(partial(_loss, replace(config, loss=kind)))(outputs, there) for kind in kinds]
-            losses = torch.stack(by_kind).gather(0, own)[0]  # [R]: each run's own
+            by_kind = [vmap(loss)(outputs, there) for loss in losses_of]
+            losses = torch.stack(by_kind).gather(0, kind)[0]  # [R]: each run's own
             every.append(losses.detach())
             size = 1 if config.reduction == "sum" else torch.from_numpy(layout.real.sum(1)).to(device)
             total += losses.detach() * size
@@ -126,23 +127,11 @@ def fit_many(
     for i, (each, model) in enumerate(zip(configs, models, strict=True)):
         own_weights = {name: weight[i] for name, weight in kept.items() if name not in idle[each.loss]}
         model.load_state_dict(own_weights, strict=False)
-        fault = faults.get(i)
-        found.append(
-            Diverged(fault, snapshot(model), scaling) if fault else Fitted(model, scaling, selections[i].history)
-        )
+        if fault := faults.get(i):
+            found.append(Diverged(fault, snapshot(model), scaling))
+        else:
+            found.append(Fitted(model, scaling, selections[i].history))
     return found
-
-
-def _dropping(config: TrainConfig) -> Generator:
-    """The generator of a run's dropout, which continues, on a CPU, that of its first weights."""
-    generator = Generator(config.device)
-    return generator.set_state(torch.get_rng_state()) if config.device == "cpu" else generator.manual_seed(config.seed)
-
-
-def _loss(config: TrainConfig, outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """One run's loss, as it is under vmap."""
-    batch = Batch({}, labels=labels, utterances=labels, dialogues=labels)
-    return training_loss(outputs, batch, config, config.fusion.stages[0])
 
 
 def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.ndarray) -> set[str]:
@@ -150,7 +139,7 @@ def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.nda
     [batch] = data.on(config.device).batches(dialogue, config.fusion.unit, 1, {})
     [stage] = config.fusion.stages
     batch.heads = config.heads(stage)
-    training_loss(model(batch), batch, config, stage).backward()
+    training_loss(model(batch), batch.truth, config, stage).backward()
     return {name for name, weight in model.named_parameters() if weight.grad is None}
 
 
@@ -161,17 +150,15 @@ def _evaluate(
     """C `[R, K, K]` of the rows."""
     size, runs = config.settings.batch_size, len(stack.generators)
     groups = data.groups(rows, config.fusion.unit)
-    truth, predicted = [], []
+    predicted = []
     for start in range(0, len(groups), size):
         of_one = np.arange(start, min(start + size, len(groups)))
         layout = Layout.of(groups, np.tile(of_one, (runs, 1)))
         with config.autocast():
             logits = stack(values, layout, training=False)["logits"]
-        real = layout.real[0]
-        truth.append(data.utterances.labels[layout.rows[0, real]])
-        predicted.append(logits.argmax(2)[:, torch.from_numpy(real)])
-    classes = len(data.utterances.classes)
-    return confusions(np.concatenate(truth), torch.cat(predicted, 1).cpu().numpy(), classes)
+        predicted.append(logits.argmax(2)[:, torch.from_numpy(layout.real[0])])
+    truth = data.utterances.labels[np.concatenate(groups)]
+    return confusions(truth, torch.cat(predicted, 1).cpu().numpy(), len(data.utterances.classes))
 
 
 def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:

@@ -18,7 +18,7 @@ from ser.errors import CorruptStore, WrongUse
 
 from .data import Dataset, Standardizer
 from .finetune import reopened
-from .fit import Diverged, Epoch, Fitted, State, fit, predict, snapshot
+from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
 from .models import FUSIONS, Fusion
 from .run_folder import CONFIG, LOG, MODEL, RESULT, STATE, Run, claimed, run_name, write, write_json, write_predictions
@@ -29,48 +29,6 @@ from .splits import Fold, is_speaker_independent
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
 
 
-def train_run(
-    data: Dataset,
-    fold: Fold,
-    plan: TrainConfig,
-    config: Mapping[str, Any],
-    out: Path,
-    resume: bool = False,
-    on_epoch: Callable[[Epoch], None] | None = None,
-) -> Run:
-    """Train one fold with one seed into `<out>/<hash of config>`; a finished run is returned as it is.
-
-    An unfinished one starts anew, or continues from its last state with `resume`. Raises `Diverged` if the loss is no
-    longer a number; the folder then holds the weights of the last good epoch.
-    """
-    with claimed(out / run_name(config)) as run:
-        if run.finished:
-            return run
-        resume = resume and (run.path / STATE).exists()
-        state = State.of_file(*run.tensors(STATE)) if resume else None
-        write_json(run, CONFIG, config)
-        with _log(run, plan, on_epoch, append=resume) as log, one_thread():
-            started = written = time.monotonic()
-
-            def after_epoch(epoch: Epoch, state: Callable[[], State]) -> None:
-                nonlocal written
-                log(epoch)
-                if time.monotonic() - written >= STATE_SECONDS:
-                    write(run, STATE, state().to_bytes())
-                    written = time.monotonic()
-
-            try:
-                with torch.random.fork_rng(devices=[]):
-                    fitted = fit(data, fold, plan, after_epoch, state)
-            except Diverged as fault:
-                raise _diverged(run, fault, log) from None
-            except KeyboardInterrupt:
-                log(f"interrupted; `ser train --resume {run.path}` goes on from the last state")
-                raise
-            _finish(run, data.on(plan.device), fold, plan, config, fitted, time.monotonic() - started)
-        return run
-
-
 def train_runs(
     data: Dataset,
     fold: Fold,
@@ -78,11 +36,15 @@ def train_runs(
     configs: Sequence[Mapping[str, Any]],
     out: Path,
     on_epoch: Callable[[int, Epoch], None] | None = None,
+    resume: bool = False,
+    together: bool = True,
 ) -> list[Run | Diverged]:
-    """As `train_run`, for plans that differ in seed and loss alone and are trained at once; see `fit_many`.
+    """Train one fold into `<out>/<hash of config>`, once per config; a finished run is returned as it is.
 
-    They keep no states: one that is killed or interrupted starts anew. One that diverged gives the fault in the place
-    of its run. If memory runs out, half as many are trained at once, down to one.
+    Plans that differ in seed and loss alone are trained at once (`fit_many`): if memory runs out, half as many, down to
+    one. One that is not trained `together` keeps states, and an unfinished one continues from its last with `resume`;
+    without states it starts anew. One that diverged gives the fault in the place of its run, and its folder holds the
+    weights of the last good epoch.
     """
     names = [run_name(config) for config in configs]
     with contextlib.ExitStack() as stack:
@@ -92,38 +54,61 @@ def train_runs(
         left = [i for i in range(len(names)) if i not in found]
         logs = {}
         for i in left:
-            (runs[i].path / STATE).unlink(missing_ok=True)
+            if together or not resume:
+                (runs[i].path / STATE).unlink(missing_ok=True)
             write_json(runs[i], CONFIG, configs[i])
             logs[i] = stack.enter_context(_log(runs[i], plans[i], on_epoch and partial(on_epoch, i)))
         stack.enter_context(one_thread())
-        most = min(len(left), runs_at_once(data, fold, plans[0]))
+        most = min(len(left), runs_at_once(data, fold, plans[0])) if together else 1
         while left:
             now = left[:most]
-            started = time.monotonic()
+            started, fitted = time.monotonic(), None
             try:
-                fitted = fit_many(data, fold, [plans[i] for i in now], [logs[i] for i in now])
+                if together:
+                    fitted = fit_many(data, fold, [plans[i] for i in now], [logs[i] for i in now])
+                else:
+                    fitted = [_fit_with_states(data, fold, plans[now[0]], runs[now[0]], logs[now[0]])]
             except KeyboardInterrupt:
                 for i in now:
-                    logs[i]("interrupted; the same command starts this run anew")
+                    logs[i](f"interrupted; `ser train --resume {runs[i].path}` goes on with this run")
                 raise
             except (MemoryError, RuntimeError) as fault:
                 if len(now) == 1 or not is_out_of_memory(fault):
                     raise
                 for i in now:
                     logs[i](f"memory ran out with {len(now)} runs at once; started anew with half as many")
-                most, fitted = len(now) // 2, None
+                most = len(now) // 2
             if fitted is None:  # the fault and what it held are gone
                 torch.cuda.empty_cache()
                 continue
             seconds = (time.monotonic() - started) / len(now)
             for i, one in zip(now, fitted, strict=True):
+                found[i] = runs[i]
                 if isinstance(one, Diverged):
-                    found[i] = _diverged(runs[i], one, logs[i])
+                    write_model(runs[i], one.kept, one.standardizers)
+                    logs[i](str(one))
+                    found[i] = Diverged(f"{runs[i].path}: {one}", one.kept, one.standardizers)
                 else:
                     _finish(runs[i], data.on(plans[i].device), fold, plans[i], configs[i], one, seconds)
-                    found[i] = runs[i]
             left = left[most:]
     return [found[i] for i in range(len(names))]
+
+
+def _fit_with_states(data: Dataset, fold: Fold, plan: TrainConfig, run: Run, log: "Log") -> Fitted | Diverged:
+    """`fit` from the run's last state, if there is one, writing a new one now and then."""
+    written = time.monotonic()
+
+    def after_epoch(epoch: Epoch, state: Callable[[], bytes]) -> None:
+        nonlocal written
+        log(epoch)
+        if time.monotonic() - written >= STATE_SECONDS:
+            write(run, STATE, state())
+            written = time.monotonic()
+
+    try:
+        return fit(data, fold, plan, after_epoch, run.tensors(STATE) if (run.path / STATE).exists() else None)
+    except Diverged as fault:
+        return fault
 
 
 def check_log(log: str | None) -> None:
@@ -139,10 +124,11 @@ Log = Callable[[Epoch | str], None]
 
 
 @contextlib.contextmanager
-def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None, append: bool = False) -> Iterator[Log]:
+def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) -> Iterator[Log]:
     """What takes epochs to a run's log, to TensorBoard if asked and to `on_epoch`, and other lines to the log alone."""
     with contextlib.ExitStack() as stack:
-        lines = stack.enter_context((run.path / LOG).open("a" if append else "w", encoding="utf-8"))
+        mode = "a" if (run.path / STATE).exists() else "w"
+        lines = stack.enter_context((run.path / LOG).open(mode, encoding="utf-8"))
         curves: Any = None
         if plan.log == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
@@ -164,13 +150,6 @@ def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None, 
                 on_epoch(event)
 
         yield log
-
-
-def _diverged(run: Run, fault: Diverged, log: Log) -> Diverged:
-    """The fault with the run's name; what was good stays in its folder."""
-    write_model(run, fault.kept, fault.standardizers)
-    log(str(fault))
-    return Diverged(f"{run.path}: {fault}", fault.kept, fault.standardizers)
 
 
 def _finish(
@@ -217,7 +196,7 @@ def predict_tests(fitted: Fitted, data: Dataset, rows: np.ndarray, plan: TrainCo
     """
     heads = predict(fitted.model, data, rows, plan, fitted.scaling)
     tests = {"both": heads.pop("logits")}
-    if plan.fusion.masking is not None:
+    if plan.fusion.hide is not None:
         for shown, hidden in (("audio", "text"), ("text", "audio")):
             tests[f"only {shown}"] = predict(fitted.model, data, rows, plan, fitted.scaling, hide=hidden)["logits"]
     return tests | {f"head {head}": probabilities for head, probabilities in heads.items()}

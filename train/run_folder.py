@@ -61,34 +61,31 @@ class Run:
             raise WrongUse(f"{self.path}: this run is not finished; `ser train --resume {self.path}` continues it")
         found = self._json(RESULT)
         if not isinstance(found, dict) or not found.keys() >= set(NEEDED):
-            raise CorruptStore(
-                f"{self.path / RESULT}: lacks one of {', '.join(NEEDED)}; remove the file and train again"
-            )
+            lacking = f"lacks one of {', '.join(NEEDED)}"
+            raise CorruptStore(f"{self.path / RESULT}: {lacking}; remove the file and train again")
         return found
 
     def predictions(self) -> pa.Table:
         """Predictions on the test part, one row per utterance."""
-        try:
-            return pq.read_table(self.path / PREDICTIONS)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise self._damaged(PREDICTIONS, error) from None
+        with self._reading(PREDICTIONS) as path:
+            return pq.read_table(path)
 
     def tensors(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
         """The torch tensors of one of its safetensors files, and the file's metadata."""
-        try:
-            with safe_open(self.path / name, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise self._damaged(name, error) from None
+        with self._reading(name) as path, safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
     def _json(self, name: str) -> Any:
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise self._damaged(name, error) from None
+        with self._reading(name) as path:
+            return json.loads(path.read_text(encoding="utf-8"))
 
-    def _damaged(self, name: str, error: Exception) -> CorruptStore:
-        return CorruptStore(f"{self.path / name}: cannot be read ({error}); remove the run folder and train again")
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
+        path = self.path / name
+        try:
+            yield path
+        except (OSError, ValueError, SafetensorError) as error:  # of JSON, UTF-8 and Arrow: ValueError
+            raise CorruptStore(f"{path}: cannot be read ({error}); remove the run folder and train again") from None
 
 
 def open_run(path: Path | str) -> Run:

@@ -7,7 +7,7 @@ mean ± standard deviation over the single runs stands beside it, under that nam
     g  groups drawn by the bootstrap      B  resamples
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from ser.errors import WrongUse, unknown
 from .run_folder import Run
 
 RESAMPLES = 2000
+METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
 AT_A_TIME = 50  # resamples drawn at once, so that memory stays small for a large corpus
 NO_COMPARISON = "no comparison with the paper is meant"
 
@@ -33,96 +34,48 @@ def confusions(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
     return np.bincount(cells.ravel(), minlength=len(predicted) * classes**2).reshape(-1, classes, classes)
 
 
-def weighted_accuracy(matrix: np.ndarray) -> np.ndarray:
-    """WA = Σ_k C[k, k] / n: the share of utterances that are right, so classes weigh by their size.
+def metrics(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores of one matrix C or many, `[…, K, K]` → `[…]` in [0, 1]; NaN where there is nothing to count.
 
-    As the next ones: of one matrix or many, `[…, K, K]` → `[…]` in [0, 1]; NaN without an utterance.
+    recalls      `[…, K]`: C[k, k] / Σ_j C[k, j]; NaN for a class without an utterance
+    wa           Σ_k C[k, k] / n: the share of utterances that are right, so classes weigh by their size
+    ua           the mean recall of the classes that occur: every class weighs the same
+    macro_f1     the mean over the classes that occur of F1_k = 2 C[k, k] / (Σ_j C[k, j] + Σ_j C[j, k])
+    weighted_f1  the mean of F1_k, weighted by the classes' sizes
 
-    >>> float(weighted_accuracy(np.array([[9, 0], [1, 0]])))
-    0.9
+    >>> {name: values.round(3).tolist() for name, values in metrics(np.array([[9, 0], [1, 0]])).items()}
+    {'recalls': [1.0, 0.0], 'wa': 0.9, 'ua': 0.5, 'macro_f1': 0.474, 'weighted_f1': 0.853}
     """
-    return _ratio(np.trace(matrix, axis1=-2, axis2=-1), matrix.sum((-2, -1)))
 
+    def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+        return np.where(below > 0, above / np.maximum(below, 1), np.nan)
 
-def recalls(matrix: np.ndarray) -> np.ndarray:
-    """C[k, k] / Σ_j C[k, j] of each class, `[…, K]`; NaN for a class without an utterance.
-
-    >>> recalls(np.array([[9, 0], [1, 0]])).tolist()
-    [1.0, 0.0]
-    """
-    return _ratio(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1))
-
-
-def unweighted_accuracy(matrix: np.ndarray) -> np.ndarray:
-    """UA = mean of the recalls of the classes that occur: every class weighs the same.
-
-    >>> float(unweighted_accuracy(np.array([[9, 0], [1, 0]])))
-    0.5
-    """
-    return _mean_of_present(recalls(matrix))
-
-
-def f1_scores(matrix: np.ndarray) -> np.ndarray:
-    """F1_k = 2 C[k, k] / (Σ_j C[k, j] + Σ_j C[j, k]), `[…, K]`; NaN for a class without an utterance.
-
-    >>> f1_scores(np.array([[8, 0], [1, 1]])).round(3).tolist()
-    [0.941, 0.667]
-    """
-    sizes = matrix.sum(-1)
-    f1 = _ratio(2 * np.diagonal(matrix, axis1=-2, axis2=-1), sizes + matrix.sum(-2))
-    return np.where(sizes > 0, f1, np.nan)
-
-
-def macro_f1(matrix: np.ndarray) -> np.ndarray:
-    """The mean of F1_k over the classes that occur.
-
-    >>> float(macro_f1(np.array([[9, 0], [1, 0]])).round(3))
-    0.474
-    """
-    return _mean_of_present(f1_scores(matrix))
-
-
-def weighted_f1(matrix: np.ndarray) -> np.ndarray:
-    """The mean of F1_k, weighted by the classes' sizes.
-
-    >>> float(weighted_f1(np.array([[9, 0], [1, 0]])).round(3))
-    0.853
-    """
-    sizes = matrix.sum(-1)
-    return _ratio((np.nan_to_num(f1_scores(matrix)) * sizes).sum(-1), sizes.sum(-1))
-
-
-METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "wa": weighted_accuracy,
-    "ua": unweighted_accuracy,
-    "macro_f1": macro_f1,
-    "weighted_f1": weighted_f1,
-}
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.where(below > 0, above / np.maximum(below, 1), np.nan)
-
-
-def _mean_of_present(values: np.ndarray) -> np.ndarray:
-    present = ~np.isnan(values)
-    return _ratio(np.where(present, values, 0).sum(-1), present.sum(-1))
+    sizes, right = matrix.sum(-1), np.diagonal(matrix, axis1=-2, axis2=-1)  # […, K]
+    n, present = sizes.sum(-1), (sizes > 0).sum(-1)
+    recalls, f1 = ratio(right, sizes), np.where(sizes > 0, ratio(2 * right, sizes + matrix.sum(-2)), 0)
+    return {
+        "recalls": recalls,
+        "wa": ratio(right.sum(-1), n),
+        "ua": ratio(np.nan_to_num(recalls).sum(-1), present),
+        "macro_f1": ratio(f1.sum(-1), present),
+        "weighted_f1": ratio((f1 * sizes).sum(-1), n),
+    }
 
 
 def scores(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str]) -> dict[str, Any]:
     """All scores of one set of predictions, as a run's result.json holds them.
 
-    `wa`, `ua`, `macro_f1` and `weighted_f1` as above; `per_class` the recalls by name, None for a class that does not
-    occur; `confusion` C.
+    `METRICS`; `per_class`, the recalls by name, None for a class that does not occur; `confusion` C; `n`.
 
     >>> scores([0, 0, 1], [0, 1, 1], ("ang", "hap", "sad"))["per_class"]
     {'ang': 0.5, 'hap': 1.0, 'sad': None}
     """
     [matrix] = confusions(np.asarray(truth), np.asarray(predicted)[None], len(classes))
-    own = [None if np.isnan(recall) else recall for recall in recalls(matrix).tolist()]
+    found = metrics(matrix)
+    recalls = [None if np.isnan(recall) else recall for recall in found["recalls"].tolist()]
     return {
-        **{name: float(metric(matrix)) for name, metric in METRICS.items()},
-        "per_class": dict(zip(classes, own, strict=True)),
+        **{name: float(found[name]) for name in METRICS},
+        "per_class": dict(zip(classes, recalls, strict=True)),
         "confusion": matrix.tolist(),
         "n": int(matrix.sum()),
     }
@@ -157,9 +110,9 @@ class CellScores:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = [run for run in runs if run.finished]
         if not self.runs:
-            hint = "the same command with --resume goes on with them"
-            raise WrongUse(f"none of these {len(runs)} runs is finished; {hint}")
+            raise WrongUse(f"none of these {len(runs)} runs is finished; the same command with --resume goes on")
         self.results = [run.result for run in self.runs]
+        self._seeds = np.array([result["seed"] for result in self.results])
         self.classes: list[str] = self.results[0]["classes"]
         tests = self.results[0]["tests"]
         self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
@@ -167,12 +120,12 @@ class CellScores:
 
     def score(self, metric: str, test: str = "both") -> Score:
         """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
-        measure, matrices = self._measure(metric), self._matrices(test)
-        own = 100 * measure(matrices)  # [R]
+        matrices = self._matrices(test)
+        own = self._measure(metric, matrices)  # [R]
         own = own[~np.isnan(own)]
         if not len(own):
             return Score(np.nan, np.nan, None, 0)
-        by_seed = 100 * measure(np.stack([matrices[self._seeds == seed].sum(0) for seed in np.unique(self._seeds)]))
+        by_seed = self._measure(metric, np.stack([matrices[self._seeds == s].sum(0) for s in np.unique(self._seeds)]))
         std = float(np.std(own, ddof=1)) if len(own) > 1 else None
         return Score(float(np.nanmean(by_seed)), float(own.mean()), std, len(own))
 
@@ -193,11 +146,11 @@ class CellScores:
             return None
         if (over, test) not in self._resampled:
             self._resampled[over, test] = self._resample(over, test)
-        values = self._measure(metric)(self._resampled[over, test])  # [B, S]
+        values = self._measure(metric, self._resampled[over, test])  # [B, S]
         values = values[~np.isnan(values).all(1)]
         if not len(values):
             return None
-        low, high = np.quantile(100 * np.nanmean(values, 1), [0.025, 0.975])
+        low, high = np.quantile(np.nanmean(values, 1), [0.025, 0.975])
         return Interval(float(low), float(high), over)
 
     @cached_property
@@ -223,11 +176,9 @@ class CellScores:
     def left_out(self) -> dict[str, int]:
         """Why utterances stand in no part → how many; the most of any fold where the folds differ."""
         found: dict[str, int] = {}
-        for result in self.results:
-            for why, which in result["left_out"].items():
-                count = len(which) if isinstance(which, list) else which
-                why = "shares dialogues with the test speaker" if why.startswith("shares dialogues") else why
-                found[why] = max(found.get(why, 0), count)
+        for why, which in (item for result in self.results for item in result["left_out"].items()):
+            why = "shares dialogues with the test speaker" if why.startswith("shares dialogues") else why
+            found[why] = max(found.get(why, 0), len(which) if isinstance(which, list) else which)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -238,10 +189,6 @@ class CellScores:
             **{metric: self.score(metric).pooled for metric in ("wa", "ua", "macro_f1")},
             "intervals": {name: [ends.low, ends.high] for name, ends in intervals.items() if ends},
         }
-
-    @cached_property
-    def _seeds(self) -> np.ndarray:
-        return np.array([result["seed"] for result in self.results])
 
     @cached_property
     def _tables(self) -> list[Any]:
@@ -256,13 +203,12 @@ class CellScores:
             raise unknown("test", test, self.tests)
         return np.array([result["tests"][test]["confusion"] for result in self.results])
 
-    def _measure(self, metric: str) -> Callable[[np.ndarray], np.ndarray]:
-        if metric in METRICS:
-            return METRICS[metric]
-        if metric not in self.classes:
+    def _measure(self, metric: str, matrices: np.ndarray) -> np.ndarray:
+        """The metric of C `[…, K, K]` in percent, `[…]`."""
+        if metric not in METRICS and metric not in self.classes:
             raise unknown("metric", metric, [*METRICS, *self.classes])
-        place = self.classes.index(metric)
-        return lambda matrix: recalls(matrix)[..., place]
+        found = metrics(matrices)
+        return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
 
     def _resample(self, over: str, test: str) -> np.ndarray:
         """C `[B, S, K, K]`, each of as many groups as there are, drawn with replacement."""
@@ -308,10 +254,8 @@ def summary_text(cell: CellScores) -> str:
         spread = f" ± {score.std:.2f}" if score.std is not None else ""
         lines.append([name, f"{score.pooled:.2f}", f"{score.mean:.2f}{spread}", str(score.n)])
     table = tabulate(lines, ["%", "pooled over folds", "mean over runs", "runs"], disable_numparse=True)
-    found = cell.to_json()
-    ends = [
-        f"{name}: {found[name[:2]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in found["intervals"].items()
-    ]
+    ours = cell.to_json()
+    ends = [f"{name}: {ours[name[:2]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in ours["intervals"].items()]
     notes = [cell.conditions, f"95 % bootstrap interval of {'; '.join(ends)}"]
     if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
         notes.append(f"left out: {absent}")
@@ -322,13 +266,12 @@ def summary_text(cell: CellScores) -> str:
 class Comparison:
     """A paired test: `difference` = first − second; `p` of the null hypothesis that the two do not differ."""
 
-    test: str
     difference: float
     p: float
     n: int
 
 
-def mcnemar(truth: Sequence[int], first: Sequence[int], second: Sequence[int]) -> Comparison:
+def mcnemar(truth: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> Comparison:
     """McNemar's exact test (1947) on the utterances that just one of two cells gets right.
 
     p = min(1, 2 · P(X ≤ min(b, c))), X ~ Binomial(b + c, ½), with b right in `first` alone and c in `second` alone.
@@ -338,28 +281,29 @@ def mcnemar(truth: Sequence[int], first: Sequence[int], second: Sequence[int]) -
     """
     from scipy.stats import binomtest
 
-    right_first = np.asarray(first) == np.asarray(truth)
-    right_second = np.asarray(second) == np.asarray(truth)
-    b, c = int(np.sum(right_first & ~right_second)), int(np.sum(~right_first & right_second))
+    right, other = (np.asarray(predicted) == np.asarray(truth) for predicted in (first, second))
+    b, c = int(np.sum(right & ~other)), int(np.sum(~right & other))
     p = float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
-    return Comparison("McNemar", (b - c) / len(right_first), p, len(right_first))
+    return Comparison((b - c) / len(right), p, len(right))
 
 
-def paired_t(first: Sequence[float], second: Sequence[float]) -> Comparison:
+def paired_t(first: Sequence[float], second: Sequence[float] | float) -> Comparison:
     """Student's t on the differences of scores that share seed and fold.
 
-    Raises `ValueError` for fewer than two pairs.
+    Or on those of the seeds' scores and the one number that somebody else published (Perspective Table 4). Raises
+    `ValueError` for fewer than two differences.
 
-    >>> round(paired_t([3, 5, 4], [1, 2, 3]).p, 4)  # t = 2 / (1 / √3), two degrees of freedom
-    0.0742
+    >>> round(paired_t([3, 5, 4], [1, 2, 3]).p, 4), round(paired_t([1, 2, 3], 0).p, 4)  # t = 2 / (1 / √3), df = 2
+    (0.0742, 0.0742)
     """
-    from scipy.stats import ttest_rel
+    from scipy.stats import ttest_1samp
 
     differences = np.subtract(first, second)
     if len(differences) < 2:
         raise ValueError("a paired t-test needs two pairs of scores or more")
-    p = float(ttest_rel(first, second).pvalue) if np.any(differences) else 1.0
-    return Comparison("paired t", float(differences.mean()), p, len(differences))
+    constant = np.ptp(differences) == 0  # the deviation is zero
+    p = float(differences[0] == 0) if constant else float(ttest_1samp(differences, 0).pvalue)
+    return Comparison(float(differences.mean()), p, len(differences))
 
 
 def wilcoxon(first: Sequence[float], second: Sequence[float]) -> Comparison:
@@ -372,18 +316,4 @@ def wilcoxon(first: Sequence[float], second: Sequence[float]) -> Comparison:
 
     differences = np.subtract(first, second)
     p = float(signed_rank(differences).pvalue) if np.any(differences) else 1.0
-    return Comparison("Wilcoxon", float(differences.mean()), p, len(differences))
-
-
-def against(scores: Sequence[float], quoted: float) -> Comparison:
-    """Student's t of the seeds' scores against one number that somebody else published (Perspective Table 4).
-
-    >>> round(against([1, 2, 3], 0).p, 4)
-    0.0742
-    """
-    from scipy.stats import ttest_1samp
-
-    differences = np.asarray(scores) - quoted
-    undefined = np.ptp(differences) == 0  # the deviation is zero
-    p = float(differences[0] == 0) if undefined else float(ttest_1samp(scores, quoted).pvalue)
-    return Comparison("one-sample t", float(differences.mean()), p, len(differences))
+    return Comparison(float(differences.mean()), p, len(differences))

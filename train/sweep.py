@@ -101,7 +101,7 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
         except (WrongUse, LookupError) as fault:
             raise type(fault)(f"cell '{cell.name}': {fault}") from None
         plans.append(jobs[0].plan)
-        if cell.test.startswith("only") and plans[-1].fusion.masking is None:
+        if cell.test.startswith("only") and plans[-1].fusion.hide is None:
             raise WrongUse(f"cell '{cell.name}': fusion {plans[-1].fusion.name} cannot hide a modality")
         names = [job.name for job in jobs]
         for number, (name, job) in enumerate(zip(names, jobs, strict=True)):

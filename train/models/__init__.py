@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from ser.errors import WrongUse, unknown
 
 from . import baselines, msmser, perspective, usc
-from .fusion import Fusion, Masking, Stage, setting
+from .fusion import Fusion, Stage, setting
 
-__all__ = ["FUSIONS", "Fusion", "Masking", "Stage", "get_fusion", "setting"]
+__all__ = ["FUSIONS", "Fusion", "Stage", "get_fusion", "setting"]
 
 FUSIONS: dict[str, Fusion] = {**msmser.FUSIONS, **perspective.FUSIONS, **usc.FUSIONS, **baselines.FUSIONS}
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fusion import Fusion, Stage, setting
+from .fusion import BOTH, Fusion, Stage, setting
 from .layers import Attention, perceptron
 from .ragged import Batch, RaggedLayout, recurrent, vectors, visible
 
@@ -57,19 +57,18 @@ class BcLstm(nn.Module):
 
     def __init__(self, settings: BcLstmSettings, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
-        self.dims = {m: dims[m] for m in ("audio", "text")}
-        self.audio = ContextualLstm(settings, dims["audio"], classes)
-        self.text = ContextualLstm(settings, dims["text"], classes)
+        self.dims = {m: dims[m] for m in BOTH}
+        self.audio, self.text = (ContextualLstm(settings, dims[m], classes) for m in BOTH)
         self.fusion = ContextualLstm(settings, 2 * settings.dense, classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of level 2, and of the two of level 1."""
         layout = RaggedLayout(batch.dialogues, batch.device)
         levels = {"audio": self.audio, "text": self.text}
-        asked = levels if batch.wants("logits") else filter(batch.wants, levels)  # or the stages that train one branch
+        asked = [m for m in levels if batch.wants("logits", m)]
         found = {m: levels[m](vectors(batch, m, self.dims[m]), layout) for m in asked}
         heads = {m: logits for m, (_, logits) in found.items()}
-        if batch.wants("logits"):
+        if batch.wants("logits"):  # and not only what the stages that train one branch do
             heads["logits"] = self.fusion(torch.cat([found[m][0] for m in levels], 1), layout)[1]
         return heads
 
@@ -96,7 +95,7 @@ class Concat(nn.Module):
 
     def __init__(self, settings: ConcatSettings, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
-        self.dims = {m: dims[m] for m in ("audio", "text")}
+        self.dims = {m: dims[m] for m in BOTH}
         width = sum(self.dims.values())
         self.layers = perceptron(width, settings.hidden, classes, settings.dropout, nn.ReLU())
 
@@ -131,11 +130,9 @@ class Cma(nn.Module):
 
     def __init__(self, settings: CmaSettings, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
-        self.dims = {m: dims[m] for m in ("audio", "text")}
+        self.dims = {m: dims[m] for m in BOTH}
         d = 2 * settings.lstm_hidden
-        self.encoder = nn.ModuleDict(
-            {m: nn.LSTM(dim, settings.lstm_hidden, bidirectional=True) for m, dim in self.dims.items()}
-        )
+        self.encoder = nn.ModuleDict({m: nn.LSTM(dims[m], settings.lstm_hidden, bidirectional=True) for m in BOTH})
         self.attention = nn.ModuleDict({m: Attention(d, settings.heads) for m in self.dims})
         self.dropout = nn.Dropout(settings.dropout)
         self.logits = nn.Linear(4 * d, classes)
@@ -148,7 +145,7 @@ class Cma(nn.Module):
             x[m] = self.dropout(recurrent(cast(nn.LSTM, self.encoder[m]), rows, layout[m]))
         statistics: list[Tensor] = []
         for m, other in (("audio", "text"), ("text", "audio")):
-            seen = cast(Attention, self.attention[m]).cross(x[m], layout[m], x[other], layout[other])
+            seen = cast(Attention, self.attention[m])(x[m], layout[m], x[other], layout[other])
             statistics += mean_and_deviation(seen, layout[m])
         return {"logits": self.logits(self.dropout(torch.cat(statistics, 1)))}
 
@@ -165,18 +162,17 @@ def mean_and_deviation(x: Tensor, layout: RaggedLayout) -> tuple[Tensor, Tensor]
     return centre, (variance + 1e-8).sqrt()  # the root's slope at zero is infinite
 
 
-_BOTH = ("audio", "text")
 FUSIONS = {
     "bc-lstm": Fusion(
         name="bc-lstm",
         source="Poria et al., ACL 2017",
         settings=BcLstmSettings,
-        inputs=_BOTH,
+        inputs=BOTH,
         level="vector",
         build=BcLstm,
         unit="dialogue",
-        stages=(*(Stage(m, output=m, trains=(f"{m}.",)) for m in _BOTH), Stage("fusion", trains=("fusion.",))),
+        stages=(*(Stage(m, output=m, trains=(f"{m}.",)) for m in BOTH), Stage("fusion", trains=("fusion.",))),
     ),
-    "concat:utterance": Fusion("concat:utterance", "concatenation baseline", ConcatSettings, _BOTH, "vector", Concat),
-    "cma": Fusion("cma", "Krishna & Patil, Interspeech 2020", CmaSettings, _BOTH, "sequence", Cma),
+    "concat:utterance": Fusion("concat:utterance", "concatenation baseline", ConcatSettings, BOTH, "vector", Concat),
+    "cma": Fusion("cma", "Krishna & Patil, Interspeech 2020", CmaSettings, BOTH, "sequence", Cma),
 }

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Generator, Tensor, nn
 
 from .encoder import Encoder
 
 OURS = "ours: not stated in the paper"
+BOTH = ("audio", "text")
 
 
 def setting(default: Any, source: str, help: str) -> Any:
@@ -30,13 +31,6 @@ class Stage:
     trains: tuple[str, ...] = ("",)
 
 
-class Masking(Protocol):
-    """Chooses, for each training batch, which utterances do without which modality."""
-
-    def hide(self, n: int, epoch: int, epochs: int, generator: Generator) -> dict[str, Tensor]:
-        """For `Batch.hidden`: modality → bool `[n]`. `epoch` counts from 0, `epochs` is the run's number of them."""
-
-
 @dataclass(frozen=True)
 class Fusion:
     """An entry of `FUSIONS`.
@@ -50,13 +44,15 @@ class Fusion:
     `[n, K]`, before the softmax; it may run under `torch.autocast`. Raises `WrongUse` if the
     settings contradict each other.
 
-    `masking(settings)`, where there is one, gives the `Masking` of training batches. `stages` are trained one after
-    the other on the same module, each starting from the weights that the one before it kept; the model of the run is
-    that of the last, and its scores are those of "logits". The stages of most models are one.
+    `hide(settings, n, epoch, generator)`, where there is one, chooses which of the n utterances of a training batch do
+    without which modality, modality → bool `[n]`, in an epoch counted from 0.
+
+    `stages` are trained one after the other on the same module, each starting from the weights that the one before it
+    kept; the model of the run is that of the last, and its scores are those of "logits". Most models have one.
 
     `stacks(settings)`, where there is one, says whether many runs can be trained at once (`stacked.Stack`): the model
-    takes vectors of whole dialogues, may be given their plan, is deterministic but for `nn.Dropout`, has one stage and
-    no masking.
+    takes vectors of whole dialogues, may be given their layout, is deterministic but for `nn.Dropout`, has one stage
+    and no `hide`.
 
     `tune`, where there is one, makes the module with a text encoder inside, which `finetune_layers`, another setting,
     trains with it.
@@ -69,7 +65,7 @@ class Fusion:
     level: Literal["sequence", "vector"]  # frames or tokens, or one vector per utterance
     build: Callable[[Any, Mapping[str, int], int], nn.Module]
     unit: Literal["utterance", "dialogue"] = "utterance"  # what a batch counts
-    masking: Callable[[Any], Masking] | None = None
+    hide: Callable[[Any, int, int, Generator], dict[str, Tensor]] | None = None
     stages: tuple[Stage, ...] = (Stage("train"),)
     stacks: Callable[[Any], bool] | None = None
     tune: Callable[[Any, Mapping[str, int], int, Encoder], nn.Module] | None = None

@@ -46,20 +46,16 @@ class Attention(nn.Module):
         w, b = self.in_proj_weight.unflatten(0, (3, -1))[which], self.in_proj_bias.unflatten(0, (3, -1))[which]
         return F.linear(x, w.flatten(0, 1), b.flatten()).unflatten(1, (len(w), self.heads, -1))
 
-    @property
-    def dropping(self) -> float:
-        """The dropout probability of the weights: none outside training."""
-        return self.dropout if self.training else 0.0
-
-    def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
-        """Self-attention; rows `[r, d]` → `[r, d]`."""
-        q, k, v = self.project(x).unbind(1)
-        return self.out_proj(attention(q, k, v, layout, layout, self.dropping).flatten(1))
-
-    def cross(self, x: Tensor, layout: RaggedLayout, memory: Tensor, keys: RaggedLayout) -> Tensor:
-        """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`; `[r, d]`."""
-        (q,), (k, v) = self.project(x, slice(1)).unbind(1), self.project(memory, slice(1, 3)).unbind(1)
-        return self.out_proj(attention(q, k, v, layout, keys, self.dropping).flatten(1))
+    def forward(
+        self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, keys: RaggedLayout | None = None
+    ) -> Tensor:
+        """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`, or to each other; `[r, d]`."""
+        if memory is None or keys is None:
+            (q, k, v), keys = self.project(x).unbind(1), layout
+        else:
+            (q,), (k, v) = self.project(x, slice(1)).unbind(1), self.project(memory, slice(1, 3)).unbind(1)
+        dropout = self.dropout if self.training else 0.0
+        return self.out_proj(attention(q, k, v, layout, keys, dropout).flatten(1))
 
 
 class EncoderLayer(nn.Module):
@@ -95,7 +91,7 @@ class DecoderLayer(EncoderLayer):
     def forward(self, x: Tensor, layout: RaggedLayout, memory: Tensor, keys: RaggedLayout) -> Tensor:  # type: ignore[override]
         """Rows `[r, d]` attend to `memory` `[r_k, d]`; `[r, d]`."""
         x = self.norm1(x + self.dropout(self.self_attn(x, layout)))
-        x = self.norm2(x + self.dropout(self.multihead_attn.cross(x, layout, memory, keys)))
+        x = self.norm2(x + self.dropout(self.multihead_attn(x, layout, memory, keys)))
         return self.norm3(x + self.dropout(self.linear2(F.relu(self.linear1(x)))))
 
 
@@ -144,7 +140,8 @@ def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: Ragge
     streams = [cast(Attention, layers[name]) for name in x]
     q, k, v = torch.cat([layer.project(rows) for layer, rows in zip(streams, x.values(), strict=True)]).unbind(1)
     every = layout.repeat(len(streams))
-    context = attention(q, k, v, every, every, streams[0].dropping).flatten(1).chunk(len(streams))
+    dropout = streams[0].dropout if streams[0].training else 0.0
+    context = attention(q, k, v, every, every, dropout).flatten(1).chunk(len(streams))
     return {name: layer.out_proj(c) for name, layer, c in zip(x, streams, context, strict=True)}
 
 

@@ -8,14 +8,14 @@ setting its attention mask to zero does: nothing that it holds, NaN included, re
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
 
-from .fusion import OURS, Fusion, setting
+from .fusion import BOTH, OURS, Fusion, setting
 from .layers import DecoderLayer, EncoderLayer
 from .ragged import Batch, RaggedLayout, SelfAttentionPooling, interleave, visible
 
@@ -158,39 +158,27 @@ class Pooled(nn.Module):
         return {"logits": self.classifier(torch.cat(pooled, 1))}
 
 
-class RandomModalityMasking:
-    """§2.3: strikes each training sample with probability p, and then hides its text or its audio, never both."""
+def random_modality_masking(settings: MsmserSettings, n: int, epoch: int, generator: Generator) -> dict[str, Tensor]:
+    """§2.3: strikes each of n training samples with probability p, and then hides its text or its audio, never both.
 
-    def __init__(self, settings: MsmserSettings) -> None:
-        self.settings = settings
-
-    def probability(self, epoch: int, epochs: int) -> float:
-        """The p of an epoch, counted from 0: falls linearly to 0, which it reaches after `rmm_end` of the epochs."""
-        end = self.settings.rmm_end * epochs
-        return self.settings.rmm_start * max(0.0, 1 - epoch / end) if end > 0 else 0.0
-
-    def hide(self, n: int, epoch: int, epochs: int, generator: Generator) -> dict[str, Tensor]:
-        """Which of n samples do without which modality: modality → bool `[n]`."""
-        struck = torch.rand(n, generator=generator) < self.probability(epoch, epochs)
-        text = torch.rand(n, generator=generator) < self.settings.rmm_text
-        return {"audio": struck & ~text, "text": struck & text}
+    p falls linearly to 0, which it reaches after `rmm_end` of the epochs. Modality → bool `[n]`, true where hidden.
+    """
+    end = settings.rmm_end * settings.epochs
+    p = settings.rmm_start * max(0.0, 1 - epoch / end) if end > 0 else 0.0
+    struck = torch.rand(n, generator=generator) < p
+    text = torch.rand(n, generator=generator) < settings.rmm_text
+    return {"audio": struck & ~text, "text": struck & text}
 
 
-def _entry(name: str, source: str, build: Callable[..., nn.Module], *inputs: str, masked: bool = False) -> Fusion:
-    masking = RandomModalityMasking if masked else None
-    return Fusion(name, source, MsmserSettings, inputs, "sequence", build, masking=masking)
-
-
-_BOTH = ("audio", "text")
 FUSIONS = {
-    fusion.name: fusion
-    for fusion in (
-        _entry("mit", "MSMSER §2", Msmser, *_BOTH, masked=True),
-        _entry("mit:no-encoder", "MSMSER §4.2", partial(Msmser, encode=False), *_BOTH, masked=True),
-        _entry("mit:no-selfatt", "MSMSER §4.2", partial(Msmser, gate=False), *_BOTH, masked=True),
+    name: Fusion(name, source, MsmserSettings, inputs, "sequence", build, hide=hide)
+    for name, source, inputs, build, hide in (
+        ("mit", "MSMSER §2", BOTH, Msmser, random_modality_masking),
+        ("mit:no-encoder", "MSMSER §4.2", BOTH, partial(Msmser, encode=False), random_modality_masking),
+        ("mit:no-selfatt", "MSMSER §4.2", BOTH, partial(Msmser, gate=False), random_modality_masking),
         # Masking needs the MIT's attention mask (§2.3), so the model without MIT trains without masking.
-        _entry("concat", "MSMSER §4.2", partial(Pooled, modalities=_BOTH), *_BOTH),
-        _entry("audio:frame", "MSMSER §4.2", partial(Pooled, modalities=("audio",)), "audio"),
-        _entry("text:token", "MSMSER §4.2", partial(Pooled, modalities=("text",)), "text"),
+        ("concat", "MSMSER §4.2", BOTH, partial(Pooled, modalities=BOTH), None),
+        ("audio:frame", "MSMSER §4.2", ("audio",), partial(Pooled, modalities=("audio",)), None),
+        ("text:token", "MSMSER §4.2", ("text",), partial(Pooled, modalities=("text",)), None),
     )
 }

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
-from .fusion import OURS, Fusion, setting
+from .fusion import BOTH, OURS, Fusion, setting
 from .layers import Attention, bigru, full_precision, self_attention
 from .ragged import Batch, RaggedLayout, vectors
 
@@ -79,10 +79,6 @@ class Fuse(nn.Module):
         return (alpha * b).sum(1)
 
 
-METHODS = ("add", "concat", "at")
-POSITIONS = ("ef", "mf", "lf", "lgf")
-
-
 class Perspective(nn.Module):
     """§2.2 for one modality, or §2.2 for both and §2.3 between them.
 
@@ -95,7 +91,7 @@ class Perspective(nn.Module):
         settings: PerspectiveSettings,
         dims: Mapping[str, int],
         classes: int,
-        modalities: Sequence[str] = ("audio", "text"),
+        modalities: Sequence[str] = BOTH,
         position: str = "",
         method: str = "",
     ) -> None:
@@ -120,29 +116,23 @@ class Perspective(nn.Module):
 
         `layout` says where the turns of the dialogues lie, where that is known already.
         """
+        layout = layout or RaggedLayout(batch.dialogues, batch.device)
+        alone = self.position != "lgf" and not batch.wants("audio", "text")
+
+        def fuse(position: str, x: dict[str, Tensor]) -> dict[str, Tensor]:
+            if position != self.position:
+                return x
+            return ({} if alone else x) | {"fused": self.fusion(x["audio"], x["text"])}
+
         x = {m: F.relu(self.features[m](vectors(batch, m, self.dims[m]))) for m in self.modalities}
-        alone = not (batch.wants("audio") or batch.wants("text"))
         with full_precision(x):
-            return self._contextual(x, layout or RaggedLayout(batch.dialogues, batch.device), alone)
-
-    def _contextual(self, x: dict[str, Tensor], layout: RaggedLayout, alone: bool = False) -> dict[str, Tensor]:
-        x = self._fuse("ef", x, alone)
-        x = bigru(self.gru, x, layout)
-        x = self._fuse("mf", {s: self.dropout(rows) for s, rows in x.items()}, alone)
-        x = self_attention(self.attention, x, layout)
-        x = self._fuse("lf", {s: self.dropout(rows) for s, rows in x.items()}, alone)
-        x = self._fuse("lgf", {s: self.logits[s](rows) for s, rows in x.items()})
-        if not self.position:
-            return {"logits": x[self.modalities[0]]}
-        x["logits"] = x.pop("fused")
+            x = bigru(self.gru, fuse("ef", x), layout)
+            x = fuse("mf", {s: self.dropout(rows) for s, rows in x.items()})
+            x = self_attention(self.attention, x, layout)
+            x = fuse("lf", {s: self.dropout(rows) for s, rows in x.items()})
+            x = fuse("lgf", {s: self.logits[s](rows) for s, rows in x.items()})
+        x["logits"] = x.pop("fused" if self.position else self.modalities[0])
         return x
-
-    def _fuse(self, position: str, x: dict[str, Tensor], alone: bool = False) -> dict[str, Tensor]:
-        """The streams behind that position; the fused one `alone` where nobody asks for the others' predictions."""
-        if position != self.position:
-            return x
-        fused = {"fused": self.fusion(x["audio"], x["text"])}
-        return fused if alone else {**x, **fused}
 
 
 class ReleasedAtFusion(nn.Module):
@@ -177,16 +167,13 @@ class Released(Perspective):
         """Probabilities `[n, K]` in the place of logits: the loss that follows applies its softmax to them again."""
         x = {m: self.features[m](vectors(batch, m, self.dims[m])) for m in self.modalities}
         x["audio"] = x["audio"].relu()
+        layout = layout or RaggedLayout(batch.dialogues, batch.device)
         with full_precision(x):
-            return self._probabilities(x, layout or RaggedLayout(batch.dialogues, batch.device))
-
-    def _probabilities(self, x: dict[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
-        x = bigru(self.gru, x, layout)
-        x = {m: self.dropout(rows) for m, rows in x.items()}
-        x = self_attention(self.attention, x, layout)
-        x = {m: self.logits[m](self.dropout(self.dense[m](rows).tanh())) for m, rows in x.items()}
-        x["logits"] = self.fusion(x["audio"], x["text"])
-        return {head: logits.softmax(1) for head, logits in x.items()}
+            x = bigru(self.gru, x, layout)
+            x = self_attention(self.attention, {m: self.dropout(rows) for m, rows in x.items()}, layout)
+            x = {m: self.logits[m](self.dropout(self.dense[m](rows).tanh())) for m, rows in x.items()}
+            x["logits"] = self.fusion(x["audio"], x["text"])
+            return {head: logits.softmax(1) for head, logits in x.items()}
 
 
 def build(settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, name: str) -> nn.Module:
@@ -204,26 +191,20 @@ def build(settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, 
     return Perspective(settings, dims, classes, position=position, method=method)
 
 
-def stacks(settings: PerspectiveSettings) -> bool:
-    """Whether many runs can be trained at once; the released code drops attention weights, which cannot."""
-    return not settings.released
-
-
-def _entry(name: str, source: str, model: str, *inputs: str) -> Fusion:
-    return Fusion(
+FUSIONS = {
+    name: Fusion(
         name=name,
-        source=source,
+        source="Perspective §2.3" if len(inputs) > 1 else "Perspective §2.2",
         settings=PerspectiveSettings,
         inputs=inputs,
         level="vector",
-        build=partial(build, name=model),
+        build=partial(build, name=name.removesuffix(":utterance")),
         unit="dialogue",
-        stacks=stacks,
+        stacks=lambda settings: not settings.released,  # the released code drops attention weights
     )
-
-
-FUSIONS = {f"{m}:utterance": _entry(f"{m}:utterance", "Perspective §2.2", m, m) for m in ("audio", "text")} | {
-    name: _entry(name, "Perspective §2.3", name, "audio", "text")
-    for position in POSITIONS
-    for name in (f"{position}-{method}" for method in METHODS)
+    for name, inputs in (
+        ("audio:utterance", ("audio",)),
+        ("text:utterance", ("text",)),
+        *((f"{p}-{method}", BOTH) for p in ("ef", "mf", "lf", "lgf") for method in ("add", "concat", "at")),
+    )
 }

@@ -27,9 +27,9 @@ class Sequences:
     values: Tensor
     lengths: Tensor
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Sequences":
-        """The values on `device`, in `dtype` if given; the lengths stay on the CPU, where layouts are made."""
-        return Sequences(self.values.to(device, dtype, non_blocking=True), self.lengths)
+    def to(self, device: torch.device | str) -> "Sequences":
+        """The values on `device`; the lengths stay on the CPU, where layouts are made."""
+        return Sequences(self.values.to(device, non_blocking=True), self.lengths)
 
 
 @dataclass
@@ -44,9 +44,14 @@ class Batch:
     hidden: dict[str, Tensor] = field(default_factory=dict)  # by modality, bool [n]: not to be seen by the model
     heads: frozenset[str] | None = None  # the outputs that are wanted, so that a model can leave out the rest; or all
 
-    def wants(self, head: str) -> bool:
-        """Whether that output is wanted."""
-        return self.heads is None or head in self.heads
+    def wants(self, *heads: str) -> bool:
+        """Whether any of these outputs is wanted."""
+        return self.heads is None or not self.heads.isdisjoint(heads)
+
+    @property
+    def truth(self) -> Tensor:
+        """What the loss compares with: the soft labels if asked for, else the classes."""
+        return self.labels if self.targets is None else self.targets
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,14 +61,14 @@ class Batch:
         """Where the batch is computed."""
         return self.labels.device
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
-        """The inputs' values, in `dtype` if given, and the labels on `device`.
+    def to(self, device: torch.device | str) -> "Batch":
+        """The inputs' values and the labels on `device`.
 
         What says where rows and turns lie, and what is hidden, stays on the CPU, where the models' layouts are made.
         """
         return replace(
             self,
-            inputs={modality: x.to(device, dtype) for modality, x in self.inputs.items()},
+            inputs={modality: x.to(device) for modality, x in self.inputs.items()},
             labels=self.labels.to(device, non_blocking=True),
             targets=None if self.targets is None else self.targets.to(device, non_blocking=True),
         )

@@ -85,20 +85,19 @@ class _Given(RaggedLayout):
 
 
 class _Drawn(nn.Module):
-    """Dropout by given masks, in the order of the calls; before there are any, it notes the widths that are asked."""
+    """Dropout by given masks, in the order of the calls; without any, it notes the widths that are asked."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.masks: list[Tensor] | None = None
+        self.masks: list[Tensor] = []
         self.widths: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        if self.masks is None:
+        if self.training and self.masks:
+            return x * self.masks.pop(0)
+        if self.training:
             self.widths.append(x.shape[-1])
-            return x
-        return x * self.masks.pop(0)
+        return x
 
 
 class Stack:
@@ -127,33 +126,24 @@ class Stack:
         x = {m: whole[rows.to(whole.device, non_blocking=True)].to(device, weight.dtype) for m, whole in values.items()}
         indices = (layout.lengths, layout.cells, layout.forwards, layout.backwards)
         laid = tuple(torch.from_numpy(index).to(device, non_blocking=True) for index in indices)
-        call = vmap(partial(self._one, layout.longest, layout.alive))
+        call = vmap(partial(self._one, layout))
         inputs = (self.weights, self.buffers, x, laid)
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on every device
             if training and not self._drawn.widths:
-                self._drawn.masks = None
                 with torch.no_grad():
                     call(*inputs, [])
             return call(*inputs, self._draw(layout.real.sum(1).tolist(), rows.shape[1], device) if training else [])
 
     def _one(
-        self,
-        longest: int,
-        alive: list[int],
-        weights: dict[str, Tensor],
-        buffers: dict[str, Tensor],
-        x: dict[str, Tensor],
-        laid: tuple[Tensor, ...],
-        masks: list[Tensor],
+        self, layout: Layout, weights: Any, buffers: Any, x: dict[str, Tensor], laid: Any, masks: list[Tensor]
     ) -> dict[str, Tensor]:
         """One run, as it is under vmap."""
-        if masks:
-            self._drawn.masks = list(masks)
+        self._drawn.masks = list(masks)
         lengths, cells, forwards, backwards = laid
         ones, none = torch.ones_like(cells), torch.zeros_like(cells)
         inputs = {modality: Sequences(rows, ones) for modality, rows in x.items()}
         batch = Batch(inputs, labels=none, utterances=none, dialogues=lengths)
-        given = _Given(lengths, longest, cells, (forwards, backwards, alive))
+        given = _Given(lengths, layout.longest, cells, (forwards, backwards, layout.alive))
         return functional_call(self.model, (weights, buffers), (batch, given))
 
     def _draw(self, counts: list[int], r: int, device: torch.device) -> list[Tensor]:

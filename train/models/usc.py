@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ser.errors import WrongUse
 
 from .encoder import Encoder
-from .fusion import OURS, Fusion, Stage, setting
+from .fusion import BOTH, OURS, Fusion, Stage, setting
 from .layers import perceptron
 from .ragged import Batch, RaggedLayout, visible
 
@@ -115,10 +115,9 @@ class CnnBert(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of the sum, and of the two models. A hidden modality finds every class equally likely."""
-        fused = batch.wants("logits")  # else: the stages that train one branch
         branches = {"audio": self.audio, "text": self.text}
-        found = {m: branch(batch)["logits"] for m, branch in branches.items() if fused or batch.wants(m)}
-        if not fused:
+        found = {m: branch(batch)["logits"] for m, branch in branches.items() if batch.wants("logits", m)}
+        if not batch.wants("logits"):  # but the stages that train one branch
             return found
         summed = []
         for modality, own in found.items():
@@ -130,21 +129,13 @@ class CnnBert(nn.Module):
         return {"logits": torch.stack(summed).sum(0), **found}
 
 
+STAGES = (
+    Stage("cnn", output="audio", trains=("audio.",)),
+    Stage("bert", output="text", trains=("text.",)),
+    Stage("cnn+bert"),  # "This multimodal architecture is trained again"
+)
 FUSIONS = {
     "cnn": Fusion("cnn", "USC §5.2", UscSettings, ("audio",), "sequence", Cnn),
     "bert": Fusion("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert, tune=Bert),
-    "cnn+bert": Fusion(
-        name="cnn+bert",
-        source="USC §5.3",
-        settings=UscSettings,
-        inputs=("audio", "text"),
-        level="sequence",
-        build=CnnBert,
-        tune=CnnBert,
-        stages=(
-            Stage("cnn", output="audio", trains=("audio.",)),
-            Stage("bert", output="text", trains=("text.",)),
-            Stage("cnn+bert"),  # "This multimodal architecture is trained again"
-        ),
-    ),
+    "cnn+bert": Fusion("cnn+bert", "USC §5.3", UscSettings, BOTH, "sequence", CnnBert, tune=CnnBert, stages=STAGES),
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 from ser.cache.manifest import Manifest
 from ser.cache.store import Store
 from ser.errors import SerError
-from ser.train.models.layers import Attention
+from ser.train.models.layers import Attention, DecoderLayer
 from ser.train.models.msmser import ModalityInteraction
 from ser.train.models.ragged import Batch, RaggedLayout, SelfAttentionPooling, Sequences
 from ser.train.run import load_model
@@ -89,25 +89,23 @@ def weights_of(interaction: ModalityInteraction) -> Iterator[dict[str, Tensor]]:
     utterance at a time. The model's own code and numbers stay as they are.
     """
     seen: dict[str, Tensor] = {}
-    attention: Attention = interaction.decoder[-1].multihead_attn  # type: ignore[assignment]
-    plain = attention.cross
 
-    def cross(x: Tensor, layout: RaggedLayout, memory: Tensor, keys: RaggedLayout) -> Tensor:
+    def attended(attention: Attention, taken: tuple[Any, ...], _: Tensor) -> None:
+        x, _, memory, _ = taken
         q = attention.project(x, slice(1))[:, 0].transpose(0, 1)  # [h, L, d / h]
         k = attention.project(memory, slice(1, 2))[:, 0].transpose(0, 1)  # [h, r, d / h]
         seen["attention"] = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).softmax(2)
-        return plain(x, layout, memory, keys)
 
     def pooled(pool: SelfAttentionPooling, taken: tuple[Tensor, RaggedLayout], _: Tensor) -> None:
         seen["pooling"] = pool.score(taken[0])[:, 0].softmax(0)
 
-    attention.cross = cross  # type: ignore[method-assign]
-    handle = interaction.pool.register_forward_hook(pooled)
+    last: DecoderLayer = interaction.decoder[-1]  # type: ignore[assignment]
+    handles = last.multihead_attn.register_forward_hook(attended), interaction.pool.register_forward_hook(pooled)
     try:
         yield seen
     finally:
-        handle.remove()
-        del attention.cross
+        for handle in handles:
+            handle.remove()
 
 
 def _by_word(weights: np.ndarray, word: Any, text: str, config: Any) -> tuple[np.ndarray, list[str | None]]:

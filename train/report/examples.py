@@ -13,7 +13,7 @@ from ser.cache.manifest import Manifest
 from ser.cache.store import Feature
 from ser.errors import SerError
 from ser.train.labels import Policy
-from ser.train.scores import unweighted_accuracy
+from ser.train.scores import metrics
 
 from .attention import Attended, attend
 from .cells import Cell
@@ -186,7 +186,7 @@ def _groups(cell: Cell) -> list[Plot]:
         groups = p.groupby(by, observed=True)
         for group, part in sorted(groups, key=lambda pair: int(pair[0]) if pair[0].isdigit() else 0):
             n, matrix = part.id.nunique(), pandas.crosstab(part.truth, part.predicted)
-            ua = unweighted_accuracy(matrix.reindex(index=cell.classes, columns=cell.classes, fill_value=0).to_numpy())
+            ua = metrics(matrix.reindex(index=cell.classes, columns=cell.classes, fill_value=0).to_numpy())["ua"]
             row = {"by": by, "group": group, "utterances": n, "wrong %": wilson(1 - part.right.mean(), n)}
             rows.append({**row, "UA %": 100 * float(ua)})
     counts = Counter(row["by"] for row in rows)

@@ -8,7 +8,7 @@ from typing import Any
 from ser.errors import WrongUse
 from ser.train.recipe import Recipe
 from ser.train.run_folder import Run
-from ser.train.scores import METRICS, CellScores, Score, against, caveat
+from ser.train.scores import METRICS, CellScores, Score, caveat, paired_t
 
 from .cells import Cell
 from .paper import quoted_spread
@@ -45,7 +45,7 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         if cell.name == recipe.tested and not ours.caveat:
             tested = [100 * result["wa"] for result in ours.results]
     for name, paper in recipe.quoted.items():
-        p = against(tested, paper["wa"]).p if len(tested) > 1 and "wa" in paper else None
+        p = paired_t(tested, paper["wa"]).p if len(tested) > 1 and "wa" in paper else None
         rows.append(Row(name, paper, {}, 0, 0, "quoted by the paper", quoted=True, p=p))
     return rows
 
