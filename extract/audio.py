@@ -113,7 +113,11 @@ def open_audio(data: bytes) -> tuple[sf.SoundFile, list[str]]:
     except _UNDECODABLE as fault:
         raise UtteranceError(f"cannot be decoded as audio ({_first_line(fault)})") from fault
     if file.frames > LONGEST * file.samplerate:
-        raise UtteranceError(_too_long(file.frames, file.samplerate, len(data)))
+        hours = file.frames / file.samplerate / 3600
+        raise UtteranceError(
+            f"is {hours:.1f} hours long: its header claims {file.frames} samples in {len(data)} bytes; "
+            "at most one hour is an utterance: cut it"
+        )
     if file.frames <= 0:
         raise UtteranceError("holds no samples")
     return file, warnings
@@ -180,13 +184,6 @@ def check_wav(data: bytes) -> tuple[float | None, list[str]]:
             return size // block / rate if plain else None, []
         at += size + size % 2  # chunks are padded to even lengths
     raise UtteranceError("is a WAV file without a data chunk: cut short, or its header is wrong")
-
-
-def _too_long(frames: int, rate: int, size: int) -> str:
-    hours = frames / rate / 3600
-    if frames > 1000 * size:  # no codec packs a thousand samples into a byte
-        return f"its header claims {frames} samples in {size} bytes"
-    return f"is {hours:.1f} hours long; at most one hour is an utterance: cut it"
 
 
 def _first_line(fault: BaseException) -> str:

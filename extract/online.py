@@ -20,25 +20,18 @@ def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> Resolv
             f"{spec.name} was imported from {spec.provenance.get('file', 'a file')}, and cannot be computed for new "
             "speech; train on a feature that `ser features` extracts"
         )
-    source = (models or {}).get(spec.feature) or _recorded_weights(spec)
+    folder = spec.provenance.get("folder")  # where extraction found the weights, if not under an id of the Hub
+    source = (models or {}).get(spec.feature) or folder or spec.provenance.get("model")
+    if source and source == folder and not Path(folder).is_dir():
+        raise WrongUse(
+            f"the weights of {spec.feature} were in {folder}, which is not there any more; "
+            f"point at them with --model {spec.feature}=PATH"
+        )
     # resolve() spells the variant out again; a name that stands for several layers has one of them in each spec.
     [wanted] = resolve([spec.name], {spec.feature: source} if source else {}, spec.dtype)
     if wanted.spec.fingerprint != spec.fingerprint:
         raise WrongUse(_difference(spec, wanted.spec, source))
     return wanted
-
-
-def _recorded_weights(spec: Spec) -> str | None:
-    """Where extraction found the weights: a folder, or an id of the Hub."""
-    if not spec.checkpoint:
-        return None
-    folder = spec.provenance.get("folder")
-    if folder is not None and not Path(folder).is_dir():
-        raise WrongUse(
-            f"the weights of {spec.feature} were in {folder}, which is not there any more; "
-            f"point at them with --model {spec.feature}=PATH"
-        )
-    return folder or spec.provenance.get("model")
 
 
 def _difference(spec: Spec, made: Spec, source: str | None) -> str:

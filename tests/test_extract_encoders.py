@@ -1,6 +1,5 @@
 """Batched equals one by one through the plain Hugging Face model, for every architecture and layer."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import transformers
 
 from ser.errors import UtteranceError, WrongUse
 from ser.extract.audio import Clip
-from ser.extract.extractors import as_stored, batches, in_halves, load_extractors, resolve
+from ser.extract.extractors import as_stored, batches, load_extractors, resolve
 from ser.weights.demo import write_random_checkpoint
 
 SPEECH = ("hubert", "hubert-large", "wav2vec2", "wav2vec2-large", "wavlm", "wavlm-large")
@@ -137,15 +136,23 @@ def test_long_utterances_are_cut_with_context(checkpoints: Path) -> None:
     assert relative(*rows) <= RTOL
 
 
-def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path) -> None:
+def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")
     [one] = load_extractors(wanted, "cpu", 300)
     pieces = one.cut(0, np.zeros(16000 * 3600, np.float32))  # type: ignore[attr-defined]
     kept = [piece.keep.stop - piece.keep.start for piece in pieces]
     assert sum(kept) == one.rows(16000 * 3600) == 179999  # type: ignore[attr-defined]
     assert max(len(piece.samples) for piece in pieces) <= 60.1 * 16000
-    groups = one.groups(pieces)  # type: ignore[attr-defined]
-    assert all(len(group) * max(len(p.samples) for p in group) <= 300 * 16000 for group in groups)
+    sizes: list[int] = []
+
+    def nothing(waves: list[np.ndarray]) -> list[list[np.ndarray]]:
+        sizes.append(len(waves) * max(len(samples) for samples in waves))
+        return [[np.zeros((one.rows(len(samples)), 64), np.float32)] for samples in waves]  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(one, "_forward", nothing)
+    [outcome] = one.run([Clip(np.zeros(16000 * 3600, np.float32), 16000)])
+    assert not isinstance(outcome, UtteranceError) and outcome[one.specs[0].fingerprint].values.shape == (179999, 64)
+    assert len(sizes) > 10 and max(sizes) <= 300 * 16000
 
 
 @pytest.mark.parametrize(
@@ -231,7 +238,7 @@ def test_out_of_memory_halves_the_batch(
     """The GPU's memory ends at three utterances: the run goes on, with the same rows."""
     wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")
     [one] = load_extractors(wanted, "cpu", batch_seconds=1000)
-    sizes: list[int] = []
+    sizes: list[int] = []  # of the batches
     whole, plain = one._forward, one.run(clips[1:])  # type: ignore[attr-defined]
 
     def small_memory(waves: list[np.ndarray]) -> list[list[np.ndarray]]:
@@ -247,17 +254,15 @@ def test_out_of_memory_halves_the_batch(
         assert relative(ours[name].values, before[name].values) <= RTOL
     assert sizes == [5, 2, 3, 1, 2]
 
-
-def test_what_is_no_lack_of_memory_is_no_reason_to_halve() -> None:
-    calls: list[int] = []
-
-    def broken(batch: Sequence[int]) -> list[int]:
-        calls.append(len(batch))
+    def broken(waves: list[np.ndarray]) -> list[list[np.ndarray]]:
+        sizes.append(len(waves))
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
+    sizes.clear()
+    monkeypatch.setattr(one, "_forward", broken)
     with pytest.raises(RuntimeError, match="illegal"):
-        in_halves(broken, [1, 2, 3, 4])
-    assert calls == [4]
+        one.run(clips)
+    assert sizes == [5]  # what is no lack of memory is no reason to halve
 
 
 def test_values_beyond_float16_are_named(checkpoints: Path) -> None:
