@@ -13,7 +13,7 @@ from ser.weights import load_encoder
 from .audio import Clip
 from .augment import change
 from .extractors import GPU_SECONDS, ResolvedFeature, batches, load_extractors
-from .plan import ExtractionPlan, compute_device
+from .plan import ExtractionPlan
 from .text import cleaned
 from .worker import read_input
 
@@ -27,7 +27,7 @@ def deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     most = plan.config.batch_seconds or GPU_SECONDS
-    device = compute_device(plan.config.device, [feature.wanted for feature in plan.features])
+    device = replace(plan.worker_config(), wanted=tuple(feature.wanted for feature in plan.features)).here().device
     models: dict[str, Any] = {}  # by checkpoint: layers of one encoder share it
     modalities: tuple[Modality, ...] = ("audio", "text")
     for modality in modalities:

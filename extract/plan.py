@@ -66,7 +66,8 @@ class WorkerConfig:
 
     def here(self) -> "WorkerConfig":
         """With the device of this machine. Raises `WrongUse` for one that is not here."""
-        return replace(self, device=compute_device(self.device, self.wanted))
+        needed = any(one.checkpoint for one in self.wanted)  # by a model; all else is computed by the CPU
+        return replace(self, device=choose_device(self.device) if needed else "cpu")
 
     def folder(self, spec: Spec) -> Path:
         """The feature's folder in the store."""
@@ -167,11 +168,6 @@ class ExtractionPlan:
             length = _length(seconds if acoustic else text, modality)
             found.append(Utterance(id_, audio, text, digest, length, problem, file or (acoustic and audio) or ""))
         return found
-
-
-def compute_device(name: str, wanted: Sequence[ResolvedFeature]) -> str:
-    """The device that `--device` names on this machine; the CPU if no feature needs a model."""
-    return choose_device(name) if any(one.checkpoint for one in wanted) else "cpu"
 
 
 def plan(config: ExtractionConfig) -> ExtractionPlan:

@@ -155,7 +155,8 @@ def test_another_way(folder: Path, feature: str, options: tuple[str, ...]) -> No
 
 
 @pytest.mark.parametrize(
-    ("code", "feature"), zip((SpeechExtractor, TextExtractor, SmileExtractor, MelExtractor), FEATURES.split(","))
+    ("code", "feature"),
+    zip((SpeechExtractor, TextExtractor, SmileExtractor, MelExtractor), FEATURES.split(","), strict=True),
 )
 def test_another_version_of_an_extractor(
     folder: Path, code: Any, feature: str, monkeypatch: pytest.MonkeyPatch
