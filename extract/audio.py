@@ -140,6 +140,8 @@ def read_bytes(path: Path) -> bytes:
             if status.st_size > LARGEST:
                 raise UtteranceError(f"is too large ({status.st_size / 1e9:.1f} GB): cut it into utterances")
             return file.read()
+    except UtteranceError:
+        raise
     except (OSError, ValueError) as fault:
         raise UtteranceError(f"cannot be opened ({getattr(fault, 'strerror', None) or fault})") from fault
 

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from ser.cache.spec import Modality
 from ser.errors import UtteranceError
 from ser.weights import load_encoder
 
 from .audio import Clip
 from .augment import change
 from .extractors import GPU_SECONDS, ResolvedFeature, batches, load_extractors
-from .plan import ExtractionPlan
+from .plan import MODALITIES, ExtractionPlan
 from .text import cleaned
 from .worker import read_input
 
@@ -29,8 +29,7 @@ def deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:
     most = plan.config.batch_seconds or GPU_SECONDS
     device = replace(plan.worker_config(), wanted=tuple(feature.wanted for feature in plan.features)).here().device
     models: dict[str, Any] = {}  # by checkpoint: layers of one encoder share it
-    modalities: tuple[Modality, ...] = ("audio", "text")
-    for modality in modalities:
+    for modality in MODALITIES:
         asked = [f.wanted for f in plan.features if f.wanted.spec.modality == modality]
         if not asked:
             continue
@@ -50,8 +49,8 @@ def deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:
         read = [(one.length, read_input(one, modality, plan.scan.root)) for one in chosen]
         inputs = [(length, value) for length, value in read if not isinstance(value, UtteranceError)]
         for extractor in load_extractors(exact, device, most):
-            for batch in batches([length for length, _ in inputs], most):
-                values = [inputs[row][1] for row in batch]
+            for batch in batches(inputs, itemgetter(0), most):
+                values = [value for _, value in batch]
                 for value, outcome in zip(values, extractor.run(values), strict=True):
                     for fingerprint, rows in {} if isinstance(outcome, UtteranceError) else outcome.items():
                         if fingerprint in compared:

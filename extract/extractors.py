@@ -8,12 +8,12 @@ import math
 import pkgutil
 import threading
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ TOKENS_PER_SECOND = 50.0  # a token costs an encoder what a frame does: 300 s of
 CHARACTERS_PER_TOKEN = 4.0
 FLOAT16_MAX = 65504.0
 DType = Literal["float16", "float32"]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -115,22 +116,14 @@ class Extractor:
 
     def outcome(self, arrays: Sequence[np.ndarray], extras: Any = None, warnings: tuple[str, ...] = ()) -> Outcome:
         """The arrays, one for each of `specs`, in the store's dtype; `UtteranceError` where it cannot hold them."""
-        try:
-            return {
-                spec.fingerprint: Rows(as_stored(values, spec.dtype), extras or {}, warnings)
-                for spec, values in zip(self.specs, arrays, strict=True)
-            }
-        except UtteranceError as fault:
-            return fault
-
-
-def as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
-    """`values` in the dtype of the store. Raises `UtteranceError` for numbers that it cannot hold."""
-    if not np.isfinite(values).all():
-        raise UtteranceError("the extractor gave NaN or infinite values")
-    if dtype == "float16" and values.size and np.abs(values).max() > FLOAT16_MAX:
-        raise UtteranceError("a value is beyond what float16 holds (65504): use --dtype float32")
-    return np.ascontiguousarray(values, dtype=dtype)
+        found: dict[str, Rows] = {}
+        for spec, values in zip(self.specs, arrays, strict=True):
+            if not np.isfinite(values).all():
+                return UtteranceError("the extractor gave NaN or infinite values")
+            if spec.dtype == "float16" and values.size and np.abs(values).max() > FLOAT16_MAX:
+                return UtteranceError("a value is beyond what float16 holds (65504): use --dtype float32")
+            found[spec.fingerprint] = Rows(np.ascontiguousarray(values, dtype=spec.dtype), extras or {}, warnings)
+        return found
 
 
 class Encoder(Extractor):
@@ -252,19 +245,22 @@ class Encoder(Extractor):
         return [[array[row, : self.rows(length)] for array in arrays] for row, length in enumerate(lengths)]
 
 
-def batches(lengths: Sequence[float], most: float | None, padded: bool = True) -> list[list[int]]:
-    """Indices in order, in groups whose size is at most `most`; None: one by one. A longer one stands alone.
+def batches(
+    items: Iterable[Item], length: Callable[[Item], float], most: float | None, padded: bool = True
+) -> list[list[Item]]:
+    """The items in order, in groups whose size is at most `most`; None: one by one. A longer one stands alone.
 
     The size of a group is longest × count, or the sum of the lengths if they are not `padded`.
     """
-    groups: list[list[int]] = []
+    groups: list[list[Item]] = []
     longest = total = 0.0
-    for index, length in enumerate(lengths):
-        longest, total = max(longest, length), total + length
+    for item in items:
+        size = length(item)
+        longest, total = max(longest, size), total + size
         if most is None or not groups or (longest * (len(groups[-1]) + 1) if padded else total) > most:
             groups.append([])
-            longest = total = length
-        groups[-1].append(index)
+            longest = total = size
+        groups[-1].append(item)
     return groups
 
 

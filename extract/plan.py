@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .corpora.scan import Scan, find_format, read_corpus
 from .extractors import ResolvedFeature, batches, resolve_available, split_names, text_seconds
 from .options import ExtractionConfig
 
+MODALITIES: tuple[Modality, ...] = ("audio", "text")
 PART_BYTES = 256 << 20
 ROWS_PER_SECOND = {"frame": 50.0, "token": 50.0, "utterance": 2.0}  # unless a hop is known; 2: the shortest utterances
 
@@ -134,8 +136,7 @@ class ExtractionPlan:
     def tasks(self) -> list[ExtractionTask]:
         """The work, cut from the whole length-sorted manifest, so that the cut does not depend on what is there."""
         config, ids, found = self.worker_config(), self.manifest.ids, list[ExtractionTask]()
-        modalities: tuple[Modality, ...] = ("audio", "text")
-        for modality in modalities:
+        for modality in MODALITIES:
             mine = [feature for feature in self.features if feature.wanted.spec.modality == modality]
             missing = {feature.wanted.spec.fingerprint: {ids[row] for row in feature.missing} for feature in mine}
             if not any(missing.values()):
@@ -147,8 +148,8 @@ class ExtractionPlan:
                 utterances.sort(key=lambda one: (-len(one.text or ""), one.text or "", one.id))
             widest = max(_row_bytes(one.wanted.spec) * _rows_per_second(one.wanted.spec) for one in mine)
             most = min(self.config.part_seconds, PART_BYTES / widest)
-            for group in batches([one.length for one in utterances], most, padded=False):
-                whole = ExtractionTask(config, modality, tuple(utterances[index] for index in group), {})
+            for group in batches(utterances, attrgetter("length"), most, padded=False):
+                whole = ExtractionTask(config, modality, tuple(group), {})
                 left = {name: frozenset(u.id for u in whole.utterances if u.id in of) for name, of in missing.items()}
                 if task := whole.only(left):
                     found.append(task)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from ser import engines
@@ -17,7 +18,7 @@ from ser.errors import ExtractionStopped, SerError, UtteranceError
 
 from .cluster_tasks import OnProgress, StoreProgress, extract_task, run_on_cluster
 from .extractors import Extractor, batches
-from .plan import ExtractionConfig, ExtractionPlan, ExtractionTask, Utterance, plan
+from .plan import ExtractionConfig, ExtractionPlan, Utterance, plan
 from .worker import TaskResult, Worker, one_thread, read_input
 
 __all__ = ["ExtractionConfig", "ExtractionPlan", "ExtractionRun", "ExtractionStopped", "Summary", "extract", "plan"]
@@ -70,17 +71,8 @@ class ExtractionRun:
     """
 
     def __init__(self, plan: ExtractionPlan) -> None:
-        self.plan = plan
-
-    @cached_property
-    def tasks(self) -> list[ExtractionTask]:
-        """What is to be computed."""
-        return self.plan.tasks()
-
-    @property
-    def processes(self) -> int:
-        """How many processes of this machine compute it."""
-        return max(1, min(self.plan.config.workers or 1, len(self.tasks)))
+        self.plan, self.tasks = plan, plan.tasks()
+        self.processes = max(1, min(plan.config.workers or 1, len(self.tasks)))  # of this machine
 
     @cached_property
     def worker(self) -> Worker:
@@ -224,10 +216,10 @@ class ExtractionRun:
         wanted = {one.spec.fingerprint for one in worker.config.wanted if one.spec.modality == modality}
         if not (left := _left(self.plan, modality, wanted)):
             return 0.0, 0.0
-        extractors, groups = worker.extractors(modality), batches([one.length for one in left], worker.most)
+        extractors, groups = worker.extractors(modality), batches(left, attrgetter("length"), worker.most)
         # Three of different lengths; for a GPU, which they would leave idle, a batch from the middle.
         spread = [left[int(part * len(left))] for part in TIMED]
-        middle = [left[index] for index in groups[len(groups) // 2]] if worker.on_gpu else spread
+        middle = groups[len(groups) // 2] if worker.on_gpu else spread
 
         def read(one: Utterance) -> Any:
             return read_input(one, modality, self.plan.scan.root)
@@ -237,12 +229,12 @@ class ExtractionRun:
         for extractor in extractors:
             alone = worker.on_gpu and extractor.batched
             some = [one for one in (middle if alone else spread) if one in inputs]
-            together = batches([one.length for one in some], worker.most if extractor.batched else None)
+            together = batches(some, attrgetter("length"), worker.most if extractor.batched else None)
 
             def run(batch: list[Utterance], extractor: Extractor = extractor) -> None:
                 extractor.run([inputs[one] for one in batch])
 
-            rate = _rate(run, [[some[i] for i in group] for group in together], 1 if alone else engines.cores())
+            rate = _rate(run, together, 1 if alone else engines.cores())
             busy = rate * _length(_left(self.plan, modality, {spec.fingerprint for spec in extractor.specs}))
             cores, device = cores + busy * (not alone), device + busy * alone
         return cores, device

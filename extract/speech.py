@@ -161,9 +161,8 @@ class SpeechExtractor(Encoder):
                 pieces += self.cut(row, samples)
         # An hour has many windows: they too go in calls of at most `batch_seconds`, padded.
         most = max(self.batch_seconds, self.config.window) * RATE if self.batch_seconds else None
-        for group in batches([len(piece.samples) for piece in pieces], most):
-            chosen = [pieces[index] for index in group]
-            for piece, layers in zip(chosen, self.forward([piece.samples for piece in chosen]), strict=True):
+        for group in batches(pieces, lambda piece: len(piece.samples), most):
+            for piece, layers in zip(group, self.forward([piece.samples for piece in group]), strict=True):
                 stored[piece.utterance].append(self.outcome([values[piece.keep] for values in layers]))
         return [self.joined(windows) for windows in stored]
 

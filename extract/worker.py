@@ -155,8 +155,7 @@ class PartPipeline:
         units = list(groups.values())
         worker = self.worker
         pool, most = (worker.models, worker.most) if extractor.batched else (worker.cpu, None)
-        for indices in batches([unit[0].length for unit in units], most):
-            chosen = [units[index] for index in indices]
+        for chosen in batches(units, lambda unit: unit[0].length, most):
             self.computing.append(pool.submit(self._compute, extractor, chosen, lacking, pool.width))
 
     def _compute(
