@@ -113,7 +113,11 @@ def open_audio(data: bytes) -> tuple[sf.SoundFile, list[str]]:
     except _UNDECODABLE as fault:
         raise UtteranceError(f"cannot be decoded as audio ({_first_line(fault)})") from fault
     if file.frames > LONGEST * file.samplerate:
-        raise UtteranceError(_too_long(file.frames, file.samplerate, len(data)))
+        hours = file.frames / file.samplerate / 3600
+        raise UtteranceError(
+            f"is {hours:.1f} hours long: its header claims {file.frames} samples in {len(data)} bytes; "
+            "at most one hour is an utterance: cut it"
+        )
     if file.frames <= 0:
         raise UtteranceError("holds no samples")
     return file, warnings
@@ -121,26 +125,25 @@ def open_audio(data: bytes) -> tuple[sf.SoundFile, list[str]]:
 
 def read_bytes(path: Path) -> bytes:
     """The bytes of a regular file. Raises `UtteranceError` for anything else, without ever waiting on it."""
-    try:
+
+    def opener(name: str, flags: int) -> int:
         # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    try:
+        with open(path, "rb", buffering=0, opener=opener) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UtteranceError("is not a regular file (a pipe, socket or device)")
+            if status.st_size == 0:
+                raise UtteranceError("is empty")
+            if status.st_size > LARGEST:
+                raise UtteranceError(f"is too large ({status.st_size / 1e9:.1f} GB): cut it into utterances")
+            return file.read()
+    except UtteranceError:
+        raise
     except (OSError, ValueError) as fault:
         raise UtteranceError(f"cannot be opened ({getattr(fault, 'strerror', None) or fault})") from fault
-    status = os.fstat(descriptor)
-    if stat.S_ISDIR(status.st_mode):
-        os.close(descriptor)
-        raise UtteranceError("is a directory, not a file")
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(status.st_mode):
-            raise UtteranceError("is no regular file (a pipe, socket or device)")
-        if status.st_size == 0:
-            raise UtteranceError("is empty")
-        if status.st_size > LARGEST:
-            raise UtteranceError(f"is too large ({status.st_size / 1e9:.1f} GB): cut it into utterances")
-        try:
-            return file.read()
-        except OSError as fault:
-            raise UtteranceError(f"cannot be read ({fault.strerror})") from fault
 
 
 def _one_channel(channels: np.ndarray, warnings: list[str]) -> np.ndarray:
@@ -180,13 +183,6 @@ def check_wav(data: bytes) -> tuple[float | None, list[str]]:
             return size // block / rate if plain else None, []
         at += size + size % 2  # chunks are padded to even lengths
     raise UtteranceError("is a WAV file without a data chunk: cut short, or its header is wrong")
-
-
-def _too_long(frames: int, rate: int, size: int) -> str:
-    hours = frames / rate / 3600
-    if frames > 1000 * size:  # no codec packs a thousand samples into a byte
-        return f"its header claims {frames} samples in {size} bytes"
-    return f"is {hours:.1f} hours long; at most one hour is an utterance: cut it"
 
 
 def _first_line(fault: BaseException) -> str:

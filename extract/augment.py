@@ -7,7 +7,6 @@ copy, and `pitch-1`, `pitch-2` are two.
 
 import hashlib
 import re
-from collections.abc import Callable
 
 import numpy as np
 
@@ -48,12 +47,7 @@ def shift(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarra
     return moved
 
 
-VIEWS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] = {
-    "noise": noise,
-    "pitch": pitch,
-    "stretch": stretch,
-    "shift": shift,
-}
+VIEWS = {view.__name__: view for view in (noise, pitch, stretch, shift)}
 
 
 def check_view(view: str) -> None:

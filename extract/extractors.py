@@ -4,14 +4,14 @@ Built-in extractors and a user's own stand in one registry, `FEATURES`, and are 
 torch and transformers are slow to import.
 """
 
-import dataclasses
 import math
 import pkgutil
 import threading
 import typing
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -27,6 +27,7 @@ TOKENS_PER_SECOND = 50.0  # a token costs an encoder what a frame does: 300 s of
 CHARACTERS_PER_TOKEN = 4.0
 FLOAT16_MAX = 65504.0
 DType = Literal["float16", "float32"]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -100,33 +101,29 @@ class Extractor:
 
     def run(self, batch: Sequence[Any]) -> list[Outcome]:
         """The features of each `Clip` (audio) or transcript (text), in order; `UtteranceError` where there are none."""
-        return [self._one(item) for item in batch]
 
-    def _one(self, item: Any) -> Outcome:
-        try:
-            return self.outcome(self.extract(item))
-        except UtteranceError as fault:
-            return fault
+        def one(item: Any) -> Outcome:
+            try:
+                return self.outcome(self.extract(item))
+            except UtteranceError as fault:
+                return fault
+
+        return [one(item) for item in batch]
 
     def extract(self, item: Any) -> Sequence[np.ndarray]:
         """The values `[rows, dim]` of one utterance for each of `specs`. Raises `UtteranceError` with the reason."""
         raise NotImplementedError
 
     def outcome(self, arrays: Sequence[np.ndarray], extras: Any = None, warnings: tuple[str, ...] = ()) -> Outcome:
-        """The arrays, one for each of `specs`, in the dtype of the store. Raises `UtteranceError`."""
-        return {
-            spec.fingerprint: Rows(as_stored(values, spec.dtype), extras or {}, warnings)
-            for spec, values in zip(self.specs, arrays, strict=True)
-        }
-
-
-def as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
-    """`values` in the dtype of the store. Raises `UtteranceError` for numbers that it cannot hold."""
-    if not np.isfinite(values).all():
-        raise UtteranceError("the extractor gave NaN or infinite values")
-    if dtype == "float16" and values.size and np.abs(values).max() > FLOAT16_MAX:
-        raise UtteranceError("a value is beyond what float16 holds (65504): use --dtype float32")
-    return np.ascontiguousarray(values, dtype=dtype)
+        """The arrays, one for each of `specs`, in the store's dtype; `UtteranceError` where it cannot hold them."""
+        found: dict[str, Rows] = {}
+        for spec, values in zip(self.specs, arrays, strict=True):
+            if not np.isfinite(values).all():
+                return UtteranceError("the extractor gave NaN or infinite values")
+            if spec.dtype == "float16" and values.size and np.abs(values).max() > FLOAT16_MAX:
+                return UtteranceError("a value is beyond what float16 holds (65504): use --dtype float32")
+            found[spec.fingerprint] = Rows(np.ascontiguousarray(values, dtype=spec.dtype), extras or {}, warnings)
+        return found
 
 
 class Encoder(Extractor):
@@ -188,21 +185,16 @@ class Encoder(Extractor):
         self.state = threading.local()  # of one forward pass: `lengths` of the rows, and `taken` `[batch, time, dim]`
         wanted = {config.layer for config in self.configs}
 
-        def hook(number: int) -> Callable[..., None]:
-            def take(_module: Any, args: Any, output: Any = None) -> None:
-                hidden = args if output is None else output
-                self.state.taken[number] = hidden[0] if isinstance(hidden, tuple) else hidden
-
-            return take
+        def take(number: int, _module: Any, args: Any, output: Any = None) -> None:
+            hidden = args if output is None else output
+            self.state.taken[number] = hidden[0] if isinstance(hidden, tuple) else hidden
 
         # Layers above the deepest wanted one cost time and change nothing: they are dropped. One always stays.
         layers = getattr(self.model.encoder, self.layers)[: max(*wanted, 1)]
         setattr(self.model.encoder, self.layers, layers)
         for number in wanted:
-            if number:
-                layers[number - 1].register_forward_hook(hook(number))
-            else:
-                layers[0].register_forward_pre_hook(hook(0))
+            register = layers[number - 1].register_forward_hook if number else layers[0].register_forward_pre_hook
+            register(partial(take, number))
 
     def hidden(self, config: Any, output: Any) -> Any:
         """The layer `[batch, time, dim]` that `config` names, of the forward pass that gave `output`."""
@@ -213,8 +205,21 @@ class Encoder(Extractor):
         return length
 
     def forward(self, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        """Hidden states of each input `[n]` (samples or token ids): one `[rows, dim]` float32 per spec."""
-        return in_halves(self._forward, inputs)
+        """Hidden states of each input `[n]` (samples or token ids): one `[rows, dim]` float32 per spec.
+
+        If memory runs out, each half is computed alone, down to one input.
+        """
+        try:
+            return self._forward(inputs)
+        except RuntimeError as fault:
+            if len(inputs) == 1 or not is_out_of_memory(fault):
+                raise
+        # Not above: there the fault's traceback still holds the tensors that did not fit.
+        import torch
+
+        torch.cuda.empty_cache()
+        half = len(inputs) // 2
+        return self.forward(inputs[:half]) + self.forward(inputs[half:])
 
     def _forward(self, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         import torch
@@ -240,38 +245,22 @@ class Encoder(Extractor):
         return [[array[row, : self.rows(length)] for array in arrays] for row, length in enumerate(lengths)]
 
 
-In = TypeVar("In")
-Out = TypeVar("Out")
-
-
-def in_halves(forward: Callable[[Sequence[In]], list[Out]], batch: Sequence[In]) -> list[Out]:
-    """`forward(batch)`, one result per item; if memory runs out, that of each half alone, down to one item."""
-    try:
-        return forward(batch)
-    except RuntimeError as fault:
-        if len(batch) == 1 or not is_out_of_memory(fault):
-            raise
-    # Not above: there the fault's traceback still holds the tensors that did not fit.
-    import torch
-
-    torch.cuda.empty_cache()
-    half = len(batch) // 2
-    return in_halves(forward, batch[:half]) + in_halves(forward, batch[half:])
-
-
-def batches(lengths: Sequence[float], most: float | None, padded: bool = True) -> list[list[int]]:
-    """Indices in order, in groups whose size is at most `most`; None: one by one. A longer one stands alone.
+def batches(
+    items: Iterable[Item], length: Callable[[Item], float], most: float | None, padded: bool = True
+) -> list[list[Item]]:
+    """The items in order, in groups whose size is at most `most`; None: one by one. A longer one stands alone.
 
     The size of a group is longest × count, or the sum of the lengths if they are not `padded`.
     """
-    groups: list[list[int]] = []
+    groups: list[list[Item]] = []
     longest = total = 0.0
-    for index, length in enumerate(lengths):
-        longest, total = max(longest, length), total + length
+    for item in items:
+        size = length(item)
+        longest, total = max(longest, size), total + size
         if most is None or not groups or (longest * (len(groups[-1]) + 1) if padded else total) > most:
             groups.append([])
-            longest = total = length
-        groups[-1].append(index)
+            longest = total = size
+        groups[-1].append(item)
     return groups
 
 
@@ -299,7 +288,7 @@ class FeatureKind:
     def settings(self) -> dict[str, type]:
         """The settings that may follow the feature's name, with their types: the fields of the extractor's config."""
         types = typing.get_type_hints(self.code.Config)
-        return {one.name: types[one.name] for one in dataclasses.fields(self.code.Config) if one.init}
+        return {one.name: types[one.name] for one in fields(self.code.Config) if one.init}
 
 
 _SPEECH, _TEXT = "ser.extract.speech:SpeechExtractor", "ser.extract.text:TextExtractor"
@@ -369,19 +358,19 @@ def resolve_available(
             raise unknown("feature in --model", feature, FEATURES)
         if not FEATURES[feature].model:
             raise WrongUse(f"--model {feature}=…: {feature} is computed without weights")
-    checkpoints: dict[str, Checkpoint | None] = {}
+    checkpoints: dict[str, Checkpoint] = {}
     missing: dict[str, WeightsError] = {}
-    wanted: dict[str, ResolvedFeature] = {}
     for feature in dict.fromkeys(feature for feature, _ in asked):
-        checkpoints[feature] = None
         if model := FEATURES[feature].model:
             try:
                 checkpoints[feature] = find_checkpoint(models.get(feature, model), f"--model {feature}=PATH")
             except WeightsError as fault:
                 missing[feature] = fault
+    wanted: dict[str, ResolvedFeature] = {}
     for feature, settings in asked:
-        for single in _expand(settings, checkpoints[feature]) if feature not in missing else []:
-            one = _resolved(feature, single, checkpoints[feature], dtype)
+        checkpoint = checkpoints.get(feature)
+        for single in _expand(settings, checkpoint) if feature not in missing else []:
+            one = _resolved(feature, single, checkpoint, dtype)
             wanted.setdefault(one.spec.fingerprint, one)
     return list(wanted.values()), missing
 

@@ -20,40 +20,27 @@ def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> Resolv
             f"{spec.name} was imported from {spec.provenance.get('file', 'a file')}, and cannot be computed for new "
             "speech; train on a feature that `ser features` extracts"
         )
-    source = (models or {}).get(spec.feature) or _recorded_weights(spec)
-    # resolve() spells the variant out again; a name that stands for several layers has one of them in each spec.
-    [wanted] = resolve([spec.name], {spec.feature: source} if source else {}, spec.dtype)
-    if wanted.spec.fingerprint != spec.fingerprint:
-        raise WrongUse(_difference(spec, wanted.spec, source))
-    return wanted
-
-
-def _recorded_weights(spec: Spec) -> str | None:
-    """Where extraction found the weights: a folder, or an id of the Hub."""
-    if not spec.checkpoint:
-        return None
-    folder = spec.provenance.get("folder")
-    if folder is not None and not Path(folder).is_dir():
+    folder = spec.provenance.get("folder")  # where extraction found the weights, if not under an id of the Hub
+    source = (models or {}).get(spec.feature) or folder or spec.provenance.get("model")
+    if source and source == folder and not Path(folder).is_dir():
         raise WrongUse(
             f"the weights of {spec.feature} were in {folder}, which is not there any more; "
             f"point at them with --model {spec.feature}=PATH"
         )
-    return folder or spec.provenance.get("model")
-
-
-def _difference(spec: Spec, made: Spec, source: str | None) -> str:
-    """One sentence: why features computed here would not be those that the run was trained on."""
-    if spec.checkpoint.get("digest") != made.checkpoint.get("digest"):
-        return (
+    # resolve() spells the variant out again; a name that stands for several layers has one of them in each spec.
+    [wanted] = resolve([spec.name], {spec.feature: source} if source else {}, spec.dtype)
+    if spec.checkpoint.get("digest") != wanted.spec.checkpoint.get("digest"):
+        theirs, ours = (str(one.checkpoint.get("digest"))[:12] for one in (spec, wanted.spec))
+        raise WrongUse(
             f"{source}: is not the checkpoint that {spec.name} was trained on ({spec.provenance.get('model')}, digest "
-            f"{str(spec.checkpoint.get('digest'))[:12]}…; here {str(made.checkpoint.get('digest'))[:12]}…); "
-            f"point at that one with --model {spec.feature}=PATH"
+            f"{theirs}…; here {ours}…); point at that one with --model {spec.feature}=PATH"
         )
-    ours, theirs = made.identity(), spec.identity()
-    ours, theirs = {**ours, **ours.pop("config")}, {**theirs, **theirs.pop("config")}
-    keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-    differences = "; ".join(f"{key} {theirs.get(key)!r}, here {ours.get(key)!r}" for key in keys)
-    return f"{spec.name} would be computed otherwise than for training (differs in {differences})"
+    if wanted.spec.fingerprint != spec.fingerprint:
+        then, now = (one.pop("config") | one for one in (spec.identity(), wanted.spec.identity()))
+        keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
+        differences = "; ".join(f"{key} {then.get(key)!r}, here {now.get(key)!r}" for key in keys)
+        raise WrongUse(f"{spec.name} would be computed otherwise than for training (differs in {differences})")
+    return wanted
 
 
 class OnlineExtractor:

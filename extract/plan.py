@@ -1,9 +1,10 @@
 """What `ser features` will compute: which rows are there already, how the rest is cut into tasks, and its size."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .corpora.scan import Scan, find_format, read_corpus
 from .extractors import ResolvedFeature, batches, resolve_available, split_names, text_seconds
 from .options import ExtractionConfig
 
+MODALITIES: tuple[Modality, ...] = ("audio", "text")
 PART_BYTES = 256 << 20
 ROWS_PER_SECOND = {"frame": 50.0, "token": 50.0, "utterance": 2.0}  # unless a hop is known; 2: the shortest utterances
 
@@ -31,14 +33,9 @@ class FeaturePlan:
 
     wanted: ResolvedFeature
     rows: int
-    missing: list[int]
+    missing: list[int]  # the others were computed before, or are quarantined
     bytes: int
     parts: frozenset[str] = frozenset()  # names of those in the store when `missing` was found
-
-    @property
-    def there(self) -> int:
-        """Rows that need no work: computed before, or quarantined."""
-        return self.rows - len(self.missing)
 
 
 @dataclass(frozen=True, slots=True)  # there are millions, and without slots each has a dict once it was pickled
@@ -71,7 +68,8 @@ class WorkerConfig:
 
     def here(self) -> "WorkerConfig":
         """With the device of this machine. Raises `WrongUse` for one that is not here."""
-        return replace(self, device=compute_device(self.device, self.wanted))
+        needed = any(one.checkpoint for one in self.wanted)  # by a model; all else is computed by the CPU
+        return replace(self, device=choose_device(self.device) if needed else "cpu")
 
     def folder(self, spec: Spec) -> Path:
         """The feature's folder in the store."""
@@ -121,11 +119,6 @@ class ExtractionPlan:
         """Estimated size of what will be computed."""
         return sum(feature.bytes for feature in self.features)
 
-    @property
-    def random_weights(self) -> bool:
-        """Whether any feature comes from an untrained encoder."""
-        return any(feature.wanted.spec.random_weights for feature in self.features)
-
     def worker_config(self) -> WorkerConfig:
         """What the tasks share; the device as it was asked for."""
         return WorkerConfig(
@@ -142,53 +135,40 @@ class ExtractionPlan:
 
     def tasks(self) -> list[ExtractionTask]:
         """The work, cut from the whole length-sorted manifest, so that the cut does not depend on what is there."""
-        return [*self._tasks("audio"), *self._tasks("text")]
-
-    def _tasks(self, modality: Modality) -> Iterator[ExtractionTask]:
-        mine = [feature for feature in self.features if feature.wanted.spec.modality == modality]
-        ids = self.manifest.ids
-        missing = {feature.wanted.spec.fingerprint: {ids[row] for row in feature.missing} for feature in mine}
-        if not any(missing.values()):
-            return
-        utterances = self.utterances(modality)
-        if modality == "audio":
-            utterances.sort(key=lambda one: (-one.length, one.id))
-        else:  # equal transcripts stand together, and are computed once
-            utterances.sort(key=lambda one: (-len(one.text or ""), one.text or "", one.id))
-        widest = max(_row_bytes(one.wanted.spec) * _rows_per_second(one.wanted.spec) for one in mine)
-        most = min(self.config.part_seconds, PART_BYTES / widest)
-        config = self.worker_config()
-        for group in batches([one.length for one in utterances], most, padded=False):
-            whole = ExtractionTask(config, modality, tuple(utterances[index] for index in group), {})
-            left = {name: frozenset(u.id for u in whole.utterances if u.id in of) for name, of in missing.items()}
-            if task := whole.only(left):
-                yield task
+        config, ids, found = self.worker_config(), self.manifest.ids, list[ExtractionTask]()
+        for modality in MODALITIES:
+            mine = [feature for feature in self.features if feature.wanted.spec.modality == modality]
+            missing = {feature.wanted.spec.fingerprint: {ids[row] for row in feature.missing} for feature in mine}
+            if not any(missing.values()):
+                continue
+            utterances = self.utterances(modality)
+            if modality == "audio":
+                utterances.sort(key=lambda one: (-one.length, one.id))
+            else:  # equal transcripts stand together, and are computed once
+                utterances.sort(key=lambda one: (-len(one.text or ""), one.text or "", one.id))
+            widest = max(_row_bytes(one.wanted.spec) * _rows_per_second(one.wanted.spec) for one in mine)
+            most = min(self.config.part_seconds, PART_BYTES / widest)
+            for group in batches(utterances, attrgetter("length"), most, padded=False):
+                whole = ExtractionTask(config, modality, tuple(group), {})
+                left = {name: frozenset(u.id for u in whole.utterances if u.id in of) for name, of in missing.items()}
+                if task := whole.only(left):
+                    found.append(task)
+        return found
 
     def utterances(self, modality: Modality) -> list[Utterance]:
         """Every manifest row as this modality sees it."""
         problems = self.scan.unusable(modality)
         found = []
-        for id_, audio, text, digest, seconds in zip(
-            self.manifest.ids,
-            self.manifest.column("audio"),
-            self.manifest.column("text"),
-            self.manifest.inputs(modality),
-            self.manifest.column("duration"),
-            strict=True,
-        ):
+        columns = (self.manifest.column(name) for name in ("audio", "text", "duration", f"{modality}_sha256"))
+        for id_, audio, text, seconds, digest in zip(self.manifest.ids, *columns, strict=True):
+            acoustic = modality == "audio"
             known = problems.get(id_)
             problem, file = (known.reason, known.path) if known else (None, "")
             if digest is None and problem is None:
-                problem = "no transcript" if modality == "text" else "no audio file"
-            length = _length(seconds if modality == "audio" else text, modality)
-            file = file or ((audio or "") if modality == "audio" else "")
-            found.append(Utterance(id_, audio, text, digest, length, problem, file))
+                problem = "no audio file" if acoustic else "no transcript"
+            length = _length(seconds if acoustic else text, modality)
+            found.append(Utterance(id_, audio, text, digest, length, problem, file or (acoustic and audio) or ""))
         return found
-
-
-def compute_device(name: str, wanted: Sequence[ResolvedFeature]) -> str:
-    """The device that `--device` names on this machine; the CPU if no feature needs a model."""
-    return choose_device(name) if any(one.checkpoint for one in wanted) else "cpu"
 
 
 def plan(config: ExtractionConfig) -> ExtractionPlan:
@@ -198,18 +178,6 @@ def plan(config: ExtractionConfig) -> ExtractionPlan:
     corpus, feature, model or setting that cannot be, `WeightsError` if no feature is left, and `StoreError` if the disk
     is too small for the estimated size.
     """
-    _check_options(config)
-    names = split_names(config.features)
-    find_format(config.corpus, config.format)  # before the weights, which may come over the network
-    wanted, unavailable = resolve_available(names, parse_models(config.models), config.dtype)
-    if not wanted:
-        raise next(iter(unavailable.values()))
-    scan = read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)
-    return plan_scan(config, scan, wanted, unavailable)
-
-
-def _check_options(config: ExtractionConfig) -> None:
-    """Raise `WrongUse` for a value that cannot be, or two that do not go together: before anything is read."""
     for option in fields(config):
         value, known = getattr(config, option.name), option.metadata.get("choices")
         if known and option.name != "format" and value not in known:  # `find_format` knows formats registered since
@@ -221,6 +189,13 @@ def _check_options(config: ExtractionConfig) -> None:
         if config.workers is not None:
             raise WrongUse("--workers starts processes here, and --scheduler uses the workers of a cluster: give one")
         check_scheduler(config.scheduler, config.insecure)
+    names = split_names(config.features)
+    find_format(config.corpus, config.format)  # before the weights, which may come over the network
+    wanted, unavailable = resolve_available(names, parse_models(config.models), config.dtype)
+    if not wanted:
+        raise next(iter(unavailable.values()))
+    scan = read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)
+    return plan_scan(config, scan, wanted, unavailable)
 
 
 def plan_scan(
@@ -230,9 +205,13 @@ def plan_scan(
     unavailable: Mapping[str, WeightsError] | None = None,
 ) -> ExtractionPlan:
     """The plan for a corpus that is read already. Raises `StoreError` if the disk is too small."""
-    store = _existing_store(config.store)
+    path = config.store.absolute()
+    # A folder that another command is about to make a store holds tmp/ alone.
+    there = path.exists() and (not path.is_dir() or any(entry.name != "tmp" for entry in path.iterdir()))
+    store = open_store(config.store) if there else None
     features = [_feature_plan(one, scan.manifest, store, config.retry) for one in wanted]
-    made = ExtractionPlan(config, scan, features, _free(config.store), dict(unavailable or {}))
+    free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+    made = ExtractionPlan(config, scan, features, free, dict(unavailable or {}))
     if made.bytes > made.free:
         unit, name = (1e9, "GB") if made.bytes >= 1e9 else (1e6, "MB")
         raise StoreError(
@@ -240,15 +219,6 @@ def plan_scan(
             f"{made.free / unit:.2f} {name} are free; make room, name another --store, or ask for fewer features"
         )
     return made
-
-
-def _existing_store(path: Path) -> Store | None:
-    try:
-        return open_store(path)
-    except WrongUse:
-        if path.exists() and (not path.is_dir() or any(entry.name != "tmp" for entry in path.iterdir())):
-            raise  # something else is there
-        return None
 
 
 def _feature_plan(wanted: ResolvedFeature, manifest: Manifest, store: Store | None, retry: bool) -> FeaturePlan:
@@ -280,10 +250,3 @@ def _row_bytes(spec: Spec) -> int:
 def _rows_per_second(spec: Spec) -> float:
     """Rows per second of `Utterance.length`, at most."""
     return 1 / spec.hop if spec.hop else ROWS_PER_SECOND[spec.level]
-
-
-def _free(path: Path) -> int:
-    there = path.absolute()
-    while not there.exists():
-        there = there.parent
-    return shutil.disk_usage(there).free

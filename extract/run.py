@@ -2,23 +2,23 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sized
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import TracebackType
+from operator import attrgetter
 from typing import Any
 
 from ser import engines
 from ser.cache.part import Quarantine
 from ser.cache.spec import Modality
-from ser.cache.store import Store, open_store
+from ser.cache.store import open_store
 from ser.errors import ExtractionStopped, SerError, UtteranceError
 
 from .cluster_tasks import OnProgress, StoreProgress, extract_task, run_on_cluster
 from .extractors import Extractor, batches
-from .plan import ExtractionConfig, ExtractionPlan, ExtractionTask, Utterance, plan
+from .plan import ExtractionConfig, ExtractionPlan, Utterance, plan
 from .worker import TaskResult, Worker, one_thread, read_input
 
 __all__ = ["ExtractionConfig", "ExtractionPlan", "ExtractionRun", "ExtractionStopped", "Summary", "extract", "plan"]
@@ -45,14 +45,9 @@ class Summary:
     check: dict[str, float] = field(default_factory=dict)  # feature → max relative deviation from one by one
 
     @property
-    def any_quarantined(self) -> bool:
-        """Whether any utterance is left out of any feature."""
-        return any(self.quarantined.values())
-
-    @property
     def whole(self) -> bool:
         """Whether every feature has every utterance of the corpus; if not, the run ends with exit code 3."""
-        return not self.any_quarantined and not self.refused
+        return not any(self.quarantined.values()) and not self.refused
 
     @property
     def sentence(self) -> str:
@@ -76,17 +71,8 @@ class ExtractionRun:
     """
 
     def __init__(self, plan: ExtractionPlan) -> None:
-        self.plan = plan
-
-    @cached_property
-    def tasks(self) -> list[ExtractionTask]:
-        """What is to be computed."""
-        return self.plan.tasks()
-
-    @property
-    def processes(self) -> int:
-        """How many processes of this machine compute it."""
-        return max(1, min(self.plan.config.workers or 1, len(self.tasks)))
+        self.plan, self.tasks = plan, plan.tasks()
+        self.processes = max(1, min(plan.config.workers or 1, len(self.tasks)))  # of this machine
 
     @cached_property
     def worker(self) -> Worker:
@@ -97,9 +83,7 @@ class ExtractionRun:
     def __enter__(self) -> "ExtractionRun":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *fault: object) -> None:
         if "worker" in self.__dict__:
             self.worker.close()
 
@@ -119,9 +103,14 @@ class ExtractionRun:
         known = set(store.manifest(corpus).ids) if config.limit is not None and corpus in store.corpora() else set()
         if not known.issuperset(plan.manifest.ids):
             store.put_manifest(plan.manifest)
-        for feature in plan.features:
-            store.add(feature.wanted.spec)
-        deviations = self._check(store)
+        opened = {feature.wanted.spec.name: store.add(feature.wanted.spec) for feature in plan.features}
+        deviations: dict[str, float] = {}
+        if config.check:
+            from .check import deviations as measure
+
+            deviations = measure(plan, config.check)
+            for name, most in deviations.items():
+                opened[name].annotate(check={"utterances": config.check, "max_relative": most})
         total = TaskResult()
         # Closed at once when this fails: else its threads would go on through all tasks before the message is seen.
         with closing(self._results(on_progress)) as results:
@@ -130,20 +119,42 @@ class ExtractionRun:
                 if result.quarantined and config.on_error == "fail":
                     names = {feature.wanted.spec.fingerprint: feature.wanted.spec.name for feature in plan.features}
                     raise _stopped({names[key]: found for key, found in result.quarantined.items()})
-        return _summary(plan, store, total, time.perf_counter() - begun, deviations)
-
-    def _check(self, store: Store) -> dict[str, float]:
-        """`--check N`: measure, and note the figures in each spec's provenance."""
-        if not (count := self.plan.config.check):
-            return {}
-        from .check import deviations
-
-        found = deviations(self.plan, count)
-        for feature in self.plan.features:
+        summary = Summary(
+            store=str(config.store),
+            corpus=corpus,
+            refused=[str(problem) for problem in plan.scan.refused],
+            unavailable={name: str(fault) for name, fault in plan.unavailable.items()},
+            warnings=[*plan.scan.warnings],
+            seconds=time.perf_counter() - begun,
+            audio_seconds=total.audio_seconds,
+            stages=dict(sorted(total.seconds.items(), key=lambda entry: -entry[1])),
+            check=deviations,
+        )
+        for feature in plan.features:
             spec = feature.wanted.spec
-            if spec.name in found:
-                store.add(spec).annotate(check={"utterances": count, "max_relative": found[spec.name]})
-        return found
+            there = store.add(spec)
+            quarantined = there.quarantined(plan.manifest)
+            rows, computed = there.rows(plan.manifest), total.computed[spec.fingerprint]
+            if rows + len(quarantined) != len(plan.manifest):
+                raise SerError(f"{spec.name}: {len(plan.manifest) - rows - len(quarantined)} rows are unaccounted for")
+            summary.features[spec.name] = {
+                "rows": rows,
+                "computed": computed,
+                "reused": rows - computed,
+                "quarantined": len(quarantined),
+                "batches": total.batches[spec.fingerprint],
+                "seconds": round(total.seconds[spec.feature], 3),
+                "fingerprint": spec.fingerprint,
+                "random_weights": spec.random_weights,
+            }
+            summary.quarantined[spec.name] = quarantined
+        ids: dict[str, list[str]] = {}  # by warning: one line each, with its count and first utterance
+        for what, utterance in dict.fromkeys(total.warnings):
+            ids.setdefault(what, []).append(utterance)
+        for what, found in sorted(ids.items()):
+            whose = found[0] if len(found) == 1 else f"{len(found)} utterances ({found[0]}, …)"
+            summary.warnings.append(f"{whose}: {what}")
+        return summary
 
     def _results(self, report: OnProgress | None) -> Generator[TaskResult]:
         config, tasks = self.plan.config, self.tasks
@@ -156,17 +167,35 @@ class ExtractionRun:
                 yield result
             seen.update(anew=True)
             return
-        progress = _Progress(self.plan, tasks, report)
+        done, total = Counter[str](), self._totals()
+
+        def progress(stage: str, count: int) -> None:
+            done[stage] += count
+            if report:
+                report(stage, min(done[stage], total[stage]), total[stage])
+
         worker = self.worker
         if self.processes == 1:
-            worker.on_stage = progress.add
+            worker.on_stage = progress
             yield from worker.run(tasks)
             return
         here = [replace(task, config=worker.config) for task in tasks]
         for result in engines.run(extract_task, here, self.processes):
             for stage, count in result.stages.items():
-                progress.add(stage, count)
+                progress(stage, count)
             yield result
+
+    def _totals(self) -> Counter[str]:
+        """By stage, how many utterances it has to do: without those that the scan found unusable."""
+        total = Counter[str]()
+        names = {feature.wanted.spec.fingerprint: feature.wanted.spec.feature for feature in self.plan.features}
+        for task in self.tasks:
+            usable = {utterance.id for utterance in task.utterances if not utterance.problem}
+            stages = {"decode": usable} if task.modality == "audio" else {}
+            for fingerprint, ids in task.missing.items():
+                stages[names[fingerprint]] = stages.get(names[fingerprint], set()) | (ids & usable)
+            total.update({stage: len(ids) for stage, ids in stages.items()})
+        return total
 
     def estimate(self) -> float | None:
         """The seconds that the plan will take on this machine, as far as a few utterances can tell.
@@ -187,26 +216,26 @@ class ExtractionRun:
         wanted = {one.spec.fingerprint for one in worker.config.wanted if one.spec.modality == modality}
         if not (left := _left(self.plan, modality, wanted)):
             return 0.0, 0.0
-        extractors, groups = worker.extractors(modality), batches([one.length for one in left], worker.most)
+        extractors, groups = worker.extractors(modality), batches(left, attrgetter("length"), worker.most)
         # Three of different lengths; for a GPU, which they would leave idle, a batch from the middle.
         spread = [left[int(part * len(left))] for part in TIMED]
-        middle = [left[index] for index in groups[len(groups) // 2]] if worker.on_gpu else spread
+        middle = groups[len(groups) // 2] if worker.on_gpu else spread
 
         def read(one: Utterance) -> Any:
             return read_input(one, modality, self.plan.scan.root)
 
-        cores += _rate(lambda batch: list(map(read, batch)), [[one] for one in spread], 1) * _sum(left)
+        cores += _rate(lambda batch: list(map(read, batch)), [[one] for one in spread], 1) * _length(left)
         inputs = {one: value for one in {*spread, *middle} if not isinstance(value := read(one), UtteranceError)}
         for extractor in extractors:
             alone = worker.on_gpu and extractor.batched
             some = [one for one in (middle if alone else spread) if one in inputs]
-            together = batches([one.length for one in some], worker.most if extractor.batched else None)
+            together = batches(some, attrgetter("length"), worker.most if extractor.batched else None)
 
             def run(batch: list[Utterance], extractor: Extractor = extractor) -> None:
                 extractor.run([inputs[one] for one in batch])
 
-            rate = _rate(run, [[some[i] for i in group] for group in together], 1 if alone else engines.cores())
-            busy = rate * _sum(_left(self.plan, modality, {spec.fingerprint for spec in extractor.specs}))
+            rate = _rate(run, together, 1 if alone else engines.cores())
+            busy = rate * _length(_left(self.plan, modality, {spec.fingerprint for spec in extractor.specs}))
             cores, device = cores + busy * (not alone), device + busy * alone
         return cores, device
 
@@ -220,7 +249,7 @@ def _left(plan: ExtractionPlan, modality: Modality, fingerprints: set[str]) -> l
     return sorted(found.values(), key=lambda utterance: -utterance.length)
 
 
-def _sum(utterances: Iterable[Utterance]) -> float:
+def _length(utterances: Iterable[Utterance]) -> float:
     return sum(utterance.length for utterance in utterances)
 
 
@@ -238,32 +267,7 @@ def _rate(compute: Callable[[list[Utterance]], Any], groups: list[list[Utterance
 
     # As many at once as in the run: cores share their memory, and often this machine with others.
     with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(once, range(threads))) / threads / max(sum(map(_sum, groups)), 1e-9)
-
-
-class _Progress:
-    """Counts the utterances of each stage as they are done, and reports them."""
-
-    def __init__(self, plan: ExtractionPlan, tasks: list[ExtractionTask], report: OnProgress | None) -> None:
-        self.report = report
-        self.done: Counter[str] = Counter()
-        self.total: Counter[str] = Counter()
-        names = {feature.wanted.spec.fingerprint: feature.wanted.spec.feature for feature in plan.features}
-        for task in tasks:
-            known = {utterance.id for utterance in task.utterances if utterance.problem}  # nothing to do for these
-            if task.modality == "audio":
-                self.total["decode"] += len(task.utterances) - len(known)
-            stages: dict[str, set[str]] = {}
-            for fingerprint, ids in task.missing.items():
-                stages.setdefault(names[fingerprint], set()).update(ids)
-            for stage, union in stages.items():
-                self.total[stage] += len(union - known)
-
-    def add(self, stage: str, count: int) -> None:
-        """So many utterances more of a stage are done."""
-        self.done[stage] += count
-        if self.report:
-            self.report(stage, min(self.done[stage], self.total[stage]), self.total[stage])
+        return sum(pool.map(once, range(threads))) / threads / max(sum(map(_length, groups)), 1e-9)
 
 
 def stop_if_unusable(plan: ExtractionPlan) -> None:
@@ -282,55 +286,16 @@ def stop_if_unusable(plan: ExtractionPlan) -> None:
 
 
 def _stopped(quarantined: dict[str, list[Quarantine]], refused: list[str] | None = None) -> ExtractionStopped:
-    clauses = [f"{_count(refused, 'problem')} with the corpus: {_listed(refused)}"] if refused else []
     unique = list({(q.id, q.reason): q for found in quarantined.values() for q in found}.values())
-    if unique:
-        named = [f"{q.id} ({q.path}): {q.reason}" if q.path else f"{q.id}: {q.reason}" for q in unique]
-        clauses.append(f"{_count(unique, 'utterance')} cannot be used for {', '.join(quarantined)}: {_listed(named)}")
-    way_out = "mend the corpus, or go on without them by --on-error skip"
-    return ExtractionStopped("; ".join([*clauses, way_out]), quarantined)
-
-
-def _count(things: Sized, what: str) -> str:
-    return f"{len(things)} {what}{'s' * (len(things) > 1)}"
-
-
-def _listed(faults: list[str]) -> str:
-    more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-    return "; ".join(faults[:NAMED]) + more
-
-
-def _summary(
-    plan: ExtractionPlan, store: Store, total: TaskResult, seconds: float, deviations: dict[str, float]
-) -> Summary:
-    summary = Summary(str(plan.config.store), plan.manifest.corpus, seconds=seconds, check=deviations)
-    summary.audio_seconds = total.audio_seconds
-    summary.stages = dict(sorted(total.seconds.items(), key=lambda entry: -entry[1]))
-    for feature in plan.features:
-        spec = feature.wanted.spec
-        there = store.add(spec)
-        quarantined = there.quarantined(plan.manifest)
-        rows, computed = there.rows(plan.manifest), total.computed[spec.fingerprint]
-        if rows + len(quarantined) != len(plan.manifest):
-            raise SerError(f"{spec.name}: {len(plan.manifest) - rows - len(quarantined)} rows are unaccounted for")
-        summary.features[spec.name] = {
-            "rows": rows,
-            "computed": computed,
-            "reused": rows - computed,
-            "quarantined": len(quarantined),
-            "batches": total.batches[spec.fingerprint],
-            "seconds": round(total.seconds[spec.feature], 3),
-            "fingerprint": spec.fingerprint,
-            "random_weights": spec.random_weights,
-        }
-        summary.quarantined[spec.name] = quarantined
-    summary.refused = [str(problem) for problem in plan.scan.refused]
-    summary.unavailable = {name: str(fault) for name, fault in plan.unavailable.items()}
-    ids: dict[str, list[str]] = {}  # by warning: one line each, with its count and first utterance
-    for what, utterance in dict.fromkeys(total.warnings):
-        ids.setdefault(what, []).append(utterance)
-    summary.warnings = [*plan.scan.warnings]
-    for what, found in sorted(ids.items()):
-        whose = found[0] if len(found) == 1 else f"{len(found)} utterances ({found[0]}, …)"
-        summary.warnings.append(f"{whose}: {what}")
-    return summary
+    named = [f"{q.id} ({q.path}): {q.reason}" if q.path else f"{q.id}: {q.reason}" for q in unique]
+    clauses = []
+    for what, whose, faults in (
+        ("problem", "with the corpus", refused or []),
+        ("utterance", f"cannot be used for {', '.join(quarantined)}", named),
+    ):
+        if faults:
+            more = [f"and {len(faults) - NAMED} more"] if len(faults) > NAMED else []
+            listed = "; ".join([*faults[:NAMED], *more])
+            clauses.append(f"{len(faults)} {what}{'s' * (len(faults) > 1)} {whose}: {listed}")
+    clauses.append("mend the corpus, or go on without them by --on-error skip")
+    return ExtractionStopped("; ".join(clauses), quarantined)

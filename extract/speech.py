@@ -21,7 +21,7 @@ from ser.errors import UtteranceError, WrongUse
 from ser.weights import Checkpoint
 
 from .audio import CHANNELS, RESAMPLER, Clip
-from .extractors import Encoder, Outcome, Rows, as_stored, batches
+from .extractors import Encoder, Outcome, Rows, batches
 
 RATE = 16000  # Hz, of every encoder of these families
 # WavLM hands torch a boolean mask beside a float one, as it means to.
@@ -148,31 +148,34 @@ class SpeechExtractor(Encoder):
 
     def run(self, batch: Sequence[Clip]) -> list[Outcome]:
         """The frames of each clip, `[frames, dim]` of each spec."""
-        faults: dict[int, UtteranceError] = {}
+        stored: list[list[Outcome]] = [[] for _ in batch]  # of each window of each clip
         pieces: list[Piece] = []
         for row, clip in enumerate(batch):
             samples = clip.at(RATE)
             if len(samples) < self.field:
                 reason = f"is too short for {self.label} ({len(samples)} of {self.field} samples)"
-                faults[row] = UtteranceError(reason)
+                stored[row].append(UtteranceError(reason))
             else:
-                pieces += self.cut(row, normalised(samples) if self.config.normalize else samples)
-        stored: list[list[list[np.ndarray]]] = [[[] for _ in self.specs] for _ in batch]
-        for group in self.groups(pieces):
+                if self.config.normalize:  # as the Wav2Vec2 feature extractor computes it
+                    samples = ((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)).astype(np.float32)
+                pieces += self.cut(row, samples)
+        # An hour has many windows: they too go in calls of at most `batch_seconds`, padded.
+        most = max(self.batch_seconds, self.config.window) * RATE if self.batch_seconds else None
+        for group in batches(pieces, lambda piece: len(piece.samples), most):
             for piece, layers in zip(group, self.forward([piece.samples for piece in group]), strict=True):
-                try:
-                    for into, spec, values in zip(stored[piece.utterance], self.specs, layers, strict=True):
-                        into.append(as_stored(values[piece.keep], spec.dtype))
-                except UtteranceError as fault:
-                    faults[piece.utterance] = fault
-        return [
-            faults.get(row)
-            or {
-                spec.fingerprint: Rows(parts[0] if len(parts) == 1 else np.concatenate(parts))
-                for spec, parts in zip(self.specs, stored[row], strict=True)
-            }
-            for row in range(len(batch))
-        ]
+                stored[piece.utterance].append(self.outcome([values[piece.keep] for values in layers]))
+        return [self.joined(windows) for windows in stored]
+
+    def joined(self, windows: list[Outcome]) -> Outcome:
+        """The rows of one utterance, or the fault of a window of it."""
+        found: list[dict[str, Rows]] = []
+        for window in windows:
+            if isinstance(window, UtteranceError):
+                return window
+            found.append(window)
+        if len(found) == 1:
+            return found[0]
+        return {name: Rows(np.concatenate([rows[name].values for rows in found])) for name in found[0]}
 
     def cut(self, utterance: int, samples: np.ndarray) -> list[Piece]:
         """One piece, or the overlapping windows of a long utterance."""
@@ -189,13 +192,3 @@ class SpeechExtractor(Encoder):
             keep = slice(context if first else 0, last - first - (context if last < total else 0))
             pieces.append(Piece(utterance, stretch, keep))
         return pieces
-
-    def groups(self, pieces: Sequence[Piece]) -> list[list[Piece]]:
-        """A batch's pieces in calls of at most `batch_seconds` padded: an hour has many windows. None: one by one."""
-        most = max(self.batch_seconds, self.config.window) * RATE if self.batch_seconds else None
-        return [[pieces[i] for i in group] for group in batches([len(piece.samples) for piece in pieces], most)]
-
-
-def normalised(samples: np.ndarray) -> np.ndarray:
-    """`(x - mean) / sqrt(var + 1e-7)` over one utterance, as the Wav2Vec2 feature extractor computes it."""
-    return ((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)).astype(np.float32)

@@ -84,31 +84,24 @@ class TextExtractor(Encoder):
         """The tokens of each transcript, `[tokens, dim]` of each spec."""
         why = ("its transcript is empty", "its transcript is empty without its tags")
         outcomes: list[Outcome] = [UtteranceError(why[bool(text.strip())]) for text in batch]
-        texts = {row: cleaned(text, self.config.tags) for row, text in enumerate(batch)}
-        texts = {row: text for row, text in texts.items() if text.strip()}
+        texts = {row: text for row, raw in enumerate(batch) if (text := cleaned(raw, self.config.tags)).strip()}
+        ask = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
         with self._tokenizing:
-            tokens = [
-                self.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-                for text in texts.values()
-            ]
+            tokens = [self.tokenizer(text, **ask) for text in texts.values()]
         ids = [np.array(self._cut(one["input_ids"]), dtype=np.int64) for one in tokens]
         arrays = self.forward(ids) if ids else []
         for (row, text), one, numbers, layers in zip(texts.items(), tokens, ids, arrays, strict=True):
             special = np.array(self._cut(one["special_tokens_mask"]), dtype=bool)
             keep = slice(None) if self.config.special else ~special
-            extras = {
-                "word": words(text, self._cut(one["offset_mapping"]), special)[keep],
-                "token": numbers.astype(np.int32)[keep],
-            }
+            word = words(text, self._cut(one["offset_mapping"]), special)[keep]
+            if not word.size:
+                outcomes[row] = UtteranceError("its transcript has no token")
+                continue
             total = len(one["input_ids"])
             warning = f"its transcript of {total} tokens is cut to {len(numbers)} for {self.label}"
-            try:
-                if not extras["word"].size:
-                    raise UtteranceError("its transcript has no token")
-                kept = [values[keep] for values in layers]
-                outcomes[row] = self.outcome(kept, extras, (warning,) if total > len(numbers) else ())
-            except UtteranceError as fault:
-                outcomes[row] = fault
+            extras = {"word": word, "token": numbers.astype(np.int32)[keep]}
+            kept = [values[keep] for values in layers]
+            outcomes[row] = self.outcome(kept, extras, (warning,) if total > len(numbers) else ())
         return outcomes
 
     def _cut(self, tokens: list[Any]) -> list[Any]:

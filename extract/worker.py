@@ -31,8 +31,6 @@ from .plan import ExtractionTask, Utterance, WorkerConfig
 SETTLED = 3.0  # seconds; a change of a folder within two seconds of another may leave its time as it was: some clocks
 AHEAD = 2  # tasks in work at once, so that no core waits at the end of one
 
-OnStage = Callable[[str, int], None]  # stage, utterances done
-
 
 class PartWatcher:
     """What is published in `<store>/<feature>/<fingerprint>/` from now on, or beside the parts that are `known`.
@@ -145,30 +143,38 @@ class PartPipeline:
         return found
 
     def _submit(self, extractor: Extractor) -> None:
-        lacking: dict[str, frozenset[str]] = {}  # feature name → ids
+        lacking: dict[str, set[str]] = {}  # feature name → ids
         for spec in extractor.specs:
-            ids = self.task.missing.get(spec.fingerprint, frozenset())
-            lacking[spec.feature] = lacking.get(spec.feature, frozenset()) | ids
-        asked = frozenset().union(*lacking.values())
+            lacking.setdefault(spec.feature, set()).update(self.task.missing.get(spec.fingerprint, ()))
+        asked = set[str]().union(*lacking.values())
         groups: dict[str, list[Utterance]] = {}
         for one in self.task.utterances:
             if one.id in asked:  # equal transcripts are computed once; no two audio files are taken to be equal
                 same = one.text or "" if self.task.modality == "text" and not one.problem else one.id
                 groups.setdefault(same, []).append(one)
         units = list(groups.values())
-        pool = self.worker.models if extractor.batched else self.worker.cpu
-        most = self.worker.most if extractor.batched else None
-        for indices in batches([unit[0].length for unit in units], most):
-            chosen = [units[index] for index in indices]
+        worker = self.worker
+        pool, most = (worker.models, worker.most) if extractor.batched else (worker.cpu, None)
+        for chosen in batches(units, lambda unit: unit[0].length, most):
             self.computing.append(pool.submit(self._compute, extractor, chosen, lacking, pool.width))
 
     def _compute(
-        self, extractor: Extractor, units: list[list[Utterance]], lacking: Mapping[str, frozenset[str]], threads: int
+        self, extractor: Extractor, units: list[list[Utterance]], lacking: Mapping[str, set[str]], threads: int
     ) -> None:
         inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
         usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
         start = time.perf_counter()
-        made = dict(zip(usable, self._run(extractor, usable), strict=True)) if usable else {}
+        if not self.worker.on_gpu:
+            one_thread()
+        try:
+            made = dict(zip(usable, extractor.run(list(usable.values())), strict=True)) if usable else {}
+        except (MemoryError, RuntimeError) as fault:
+            if not is_out_of_memory(fault):
+                raise
+            raise SerError(
+                f"memory ran out in {extractor.label} on {next(iter(usable))}; lower --batch-seconds, or cut the "
+                "utterance into shorter ones (a speech encoder does that by itself: ask for hubert:window=30)"
+            ) from fault
         seconds = (time.perf_counter() - start) / threads
         done = [one.id for unit in units for one in unit if not one.problem]
         counts = {stage: sum(id_ in ids for id_ in done) for stage, ids in lacking.items()}
@@ -178,19 +184,6 @@ class PartPipeline:
             for spec in extractor.specs:
                 rows = outcome if isinstance(outcome, UtteranceError) else outcome[spec.fingerprint]
                 self.outcomes.update({(spec.fingerprint, utterance.id): rows for utterance in unit})
-
-    def _run(self, extractor: Extractor, inputs: Mapping[str, Any]) -> list[Outcome]:
-        if not self.worker.on_gpu:
-            one_thread()
-        try:
-            return extractor.run(list(inputs.values()))
-        except (MemoryError, RuntimeError) as fault:
-            if not is_out_of_memory(fault):
-                raise
-            way_out = "lower --batch-seconds" if extractor.batched else "cut it into shorter utterances"
-            if extractor.batched and self.task.modality == "audio":
-                way_out += f", or ask for {extractor.specs[0].feature}:window=30"
-            raise SerError(f"memory ran out in {extractor.label} on {next(iter(inputs))}; {way_out}") from fault
 
     def publish(self) -> TaskResult:
         """Wait for all rows and write one part per feature."""
@@ -252,7 +245,7 @@ class Worker:
     their own, fed by decoding threads that never wait behind the slower CPU extractors.
     """
 
-    def __init__(self, config: WorkerConfig, on_stage: OnStage | None = None) -> None:
+    def __init__(self, config: WorkerConfig, on_stage: Callable[[str, int], None] | None = None) -> None:
         self.config, self.on_stage = config, on_stage
         self.on_gpu = config.device.startswith("cuda")
         self.most = config.batch_seconds or (GPU_SECONDS if self.on_gpu else None)

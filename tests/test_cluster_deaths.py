@@ -61,7 +61,7 @@ def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(processes: DaskProc
 
     with meanwhile(harm):
         summary = run(corpus, far, scheduler=processes.address)
-    assert summary.features["standin"]["rows"] == 20 and not summary.any_quarantined
+    assert summary.features["standin"]["rows"] == 20 and summary.whole
     before, whole = parts(far), contents(tmp_path / "near")
     then = computed(frozen.pid)
     frozen.send_signal(signal.SIGCONT)  # it goes on with a lease that another has fulfilled
@@ -357,6 +357,6 @@ def test_torture(processes: DaskProcesses, tmp_path: Path, seed: int) -> None:
             scheduler = start()
     print(counts)
     run(corpus, tmp_path / "near")
-    assert not summary.any_quarantined and known.items() <= parts(far).items()
+    assert summary.whole and known.items() <= parts(far).items()
     assert contents(far) == contents(tmp_path / "near")
     assert counts["killed"] >= 3 and counts["schedulers"] >= 1, counts

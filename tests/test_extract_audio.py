@@ -75,15 +75,13 @@ def test_resampling_does_not_alias(tmp_path: Path) -> None:
     assert np.abs(clip.at(RATE)[1000:-1000]).max() < 1e-3
 
 
-def test_stereo_is_averaged(tmp_path: Path) -> None:
-    clip = decode(wav(tmp_path / "a.wav", np.stack([tone(), np.zeros(RATE, np.float32)], 1)))
-    assert np.abs(clip.samples - tone() / 2).max() < 1e-4 and any("2 channels" in w for w in clip.warnings)
-
-
-def test_antiphase_stereo_does_not_cancel(tmp_path: Path) -> None:
-    clip = decode(wav(tmp_path / "a.wav", np.stack([0.9 * tone(), -tone()], 1)))
-    assert np.abs(clip.samples + tone()).max() < 1e-4  # the loudest channel
-    assert any("cancel" in warning for warning in clip.warnings)
+@pytest.mark.parametrize(
+    ("left", "right", "mono", "warned"),
+    [(1.0, 0.0, 0.5, "2 channels"), (0.9, -1.0, -1.0, "cancel")],  # the mean; the loudest channel
+)
+def test_stereo(tmp_path: Path, left: float, right: float, mono: float, warned: str) -> None:
+    clip = decode(wav(tmp_path / "a.wav", np.stack([left * tone(), right * tone()], 1)))
+    assert np.abs(clip.samples - mono * tone()).max() < 1e-4 and any(warned in warning for warning in clip.warnings)
 
 
 def test_full_scale_silence_and_dc_warn(tmp_path: Path) -> None:
@@ -93,18 +91,14 @@ def test_full_scale_silence_and_dc_warn(tmp_path: Path) -> None:
     assert decode(wav(tmp_path / "d.wav", np.full(RATE, 0.5, np.float32))).warnings == ["constant (DC) samples"]
 
 
-def test_truncated_data_chunk(tmp_path: Path) -> None:
-    path = wav(tmp_path / "a.wav", tone())
-    path.write_bytes(path.read_bytes()[:-1000])
-    assert len(sf.read(path)[0]) < RATE  # soundfile alone reads short, without a word
-    assert "cut short" in reason(path)
-
-
-@pytest.mark.parametrize("kind", ["FLAC", "OGG"])
-def test_truncated_compressed_file(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG"])
+def test_truncated_file(tmp_path: Path, kind: str) -> None:
     path = wav(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32), format=kind)
     path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
-    reason(path)
+    said = reason(path)
+    if kind == "WAV":
+        assert len(sf.read(path)[0]) < RATE  # soundfile alone reads short, without a word
+        assert "cut short" in said
 
 
 @pytest.mark.parametrize("claimed", [0, 0xFFFFFFFF])
@@ -121,18 +115,9 @@ def test_a_pipe_wrote_it(tmp_path: Path, claimed: int) -> None:
         assert "no samples" in str(fault)
 
 
-def test_header_claims_two_to_the_36_samples(tmp_path: Path) -> None:
-    path = wav(tmp_path / "a.wav", tone(), format="FLAC")
-    data = bytearray(path.read_bytes())
-    data[21] |= 0x0F  # STREAMINFO's 36-bit count of samples
-    data[22:26] = b"\xff\xff\xff\xff"
-    path.write_bytes(data)
-    assert "claims" in reason(path)
-
-
 def test_more_than_an_hour(tmp_path: Path) -> None:
     path = wav(tmp_path / "a.wav", np.zeros(3700 * 100, np.int16), 100)
-    assert reason(path).startswith("is 1.0 hours long")  # and nothing of how it was found out
+    assert reason(path).startswith("is 1.0 hours long")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -10,7 +10,7 @@ import transformers
 
 from ser.errors import UtteranceError, WrongUse
 from ser.extract.audio import Clip
-from ser.extract.extractors import as_stored, batches, in_halves, load_extractors, resolve
+from ser.extract.extractors import Extractor, batches, load_extractors, resolve
 from ser.weights.demo import write_random_checkpoint
 
 SPEECH = ("hubert", "hubert-large", "wav2vec2", "wav2vec2-large", "wavlm", "wavlm-large")
@@ -48,8 +48,11 @@ def relative(ours: np.ndarray, plain: np.ndarray) -> float:
     return float(np.abs(ours - plain).max() / np.abs(plain).max())
 
 
-def family(architecture: str) -> str:
-    return architecture.removesuffix("-large")
+def rows_of(one: Extractor, items: Sequence[object]) -> list[np.ndarray]:
+    """The first feature of each item."""
+    outcomes = one.run(items)
+    assert not any(isinstance(outcome, UtteranceError) for outcome in outcomes)
+    return [outcome[one.specs[0].fingerprint].values for outcome in outcomes]  # type: ignore[index]
 
 
 def plain_speech(folder: Path, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
@@ -64,7 +67,7 @@ def plain_speech(folder: Path, samples: np.ndarray) -> tuple[list[np.ndarray], n
 
 @pytest.mark.parametrize("architecture", SPEECH)
 def test_speech_batched_equals_plain(checkpoints: Path, clips: list[Clip], architecture: str) -> None:
-    name, folder = family(architecture), checkpoints / architecture
+    name, folder = architecture.removesuffix("-large"), checkpoints / architecture
     wanted = resolve([name, f"{name}:layers=all"], {name: str(folder)}, "float32")
     [together] = load_extractors(wanted, "cpu", batch_seconds=1000)
     assert len(together.specs) == 4  # the last layer, and layers 0, 1, 2: one forward pass
@@ -105,10 +108,8 @@ def test_waveform_is_normalised_only_where_the_preprocessor_says(tmp_path: Path,
     wanted = resolve(["hubert"], {"hubert": str(folder)}, "float32")
     assert wanted[0].config.normalize is False
     [one] = load_extractors(wanted, "cpu", 100)
-    outcomes = one.run(clips)
-    for clip, outcome in zip(clips, outcomes, strict=True):
-        assert not isinstance(outcome, UtteranceError)
-        assert relative(outcome[one.specs[0].fingerprint].values, plain_speech(folder, clip.samples)[1]) <= RTOL
+    for clip, ours in zip(clips, rows_of(one, clips), strict=True):
+        assert relative(ours, plain_speech(folder, clip.samples)[1]) <= RTOL
 
 
 def test_too_short_for_one_frame(checkpoints: Path) -> None:
@@ -125,27 +126,28 @@ def test_long_utterances_are_cut_with_context(checkpoints: Path) -> None:
     folder = checkpoints / "hubert-large"
     name = "hubert:layer=0,window=4,context=1"  # layer 0 sees the convolutions and 0.32 s of position embedding
     samples = np.random.default_rng(1).normal(0, 0.1, int(16000 * 11.3)).astype(np.float32)
-    cut, whole = (
-        resolve([one], {"hubert": str(folder)}, "float32") for one in (name, "hubert:layer=0,window=60,context=1")
-    )
-    rows = []
-    for wanted in (cut, whole):
-        [one] = load_extractors(wanted, "cpu", None)
-        [outcome] = one.run([Clip(samples, 16000)])
-        assert not isinstance(outcome, UtteranceError)
-        rows.append(outcome[one.specs[0].fingerprint].values)
-    assert relative(*rows) <= RTOL
+    both = load_extractors(resolve([name, "hubert:layer=0,context=1"], {"hubert": str(folder)}, "float32"))
+    [cut], [whole] = (rows_of(one, [Clip(samples, 16000)]) for one in both)
+    assert relative(cut, whole) <= RTOL
 
 
-def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path) -> None:
+def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")
     [one] = load_extractors(wanted, "cpu", 300)
     pieces = one.cut(0, np.zeros(16000 * 3600, np.float32))  # type: ignore[attr-defined]
     kept = [piece.keep.stop - piece.keep.start for piece in pieces]
     assert sum(kept) == one.rows(16000 * 3600) == 179999  # type: ignore[attr-defined]
     assert max(len(piece.samples) for piece in pieces) <= 60.1 * 16000
-    groups = one.groups(pieces)  # type: ignore[attr-defined]
-    assert all(len(group) * max(len(p.samples) for p in group) <= 300 * 16000 for group in groups)
+    sizes: list[int] = []
+
+    def nothing(waves: list[np.ndarray]) -> list[list[np.ndarray]]:
+        sizes.append(len(waves) * max(len(samples) for samples in waves))
+        return [[np.zeros((one.rows(len(samples)), 64), np.float32)] for samples in waves]  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(one, "_forward", nothing)
+    [rows] = rows_of(one, [Clip(np.zeros(16000 * 3600, np.float32), 16000)])
+    assert rows.shape == (179999, 64)
+    assert len(sizes) > 10 and max(sizes) <= 300 * 16000
 
 
 @pytest.mark.parametrize(
@@ -210,17 +212,17 @@ def test_words_and_settings_of_text(checkpoints: Path, name: str) -> None:
 
 
 def test_batches_are_capped_by_padded_size() -> None:
-    assert batches([30, 20, 10, 10, 1], 60) == [[0, 1], [2, 3, 4]]
-    assert batches([90, 20], 60) == [[0], [1]]
-    assert batches([3, 2, 1], None) == [[0], [1], [2]]
-    assert batches([], 60) == []
+    assert batches([30, 20, 10, 10, 1], float, 60) == [[30, 20], [10, 10, 1]]
+    assert batches([90, 20], float, 60) == [[90], [20]]
+    assert batches([3, 2, 1], float, None) == [[3], [2], [1]]
+    assert batches(list[int](), float, 60) == []
 
 
 def test_bfloat16_is_another_feature_and_near(checkpoints: Path, clips: list[Clip]) -> None:
     wanted = resolve(["hubert", "hubert:precision=bfloat16"], {"hubert": str(checkpoints / "hubert")}, "float32")
     exact, fast = load_extractors(wanted, "cpu", None)
     assert exact.specs[0].fingerprint != fast.specs[0].fingerprint
-    ours, near = (one.run(clips[1:2])[0][one.specs[0].fingerprint].values for one in (exact, fast))  # type: ignore[index]
+    [ours], [near] = (rows_of(one, clips[1:2]) for one in (exact, fast))
     assert 0 < relative(near, ours) < 0.1
 
 
@@ -231,8 +233,8 @@ def test_out_of_memory_halves_the_batch(
     """The GPU's memory ends at three utterances: the run goes on, with the same rows."""
     wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")
     [one] = load_extractors(wanted, "cpu", batch_seconds=1000)
-    sizes: list[int] = []
-    whole, plain = one._forward, one.run(clips[1:])  # type: ignore[attr-defined]
+    sizes: list[int] = []  # of the batches
+    whole, plain = one._forward, rows_of(one, clips[1:])  # type: ignore[attr-defined]
 
     def small_memory(waves: list[np.ndarray]) -> list[list[np.ndarray]]:
         sizes.append(len(waves))
@@ -241,27 +243,24 @@ def test_out_of_memory_halves_the_batch(
         return whole(waves)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(one, "_forward", small_memory)
-    for ours, before in zip(one.run([*clips[1:], clips[1]]), [*plain, plain[0]], strict=True):
-        assert not isinstance(ours, UtteranceError) and not isinstance(before, UtteranceError)
-        [name] = ours
-        assert relative(ours[name].values, before[name].values) <= RTOL
+    for ours, before in zip(rows_of(one, [*clips[1:], clips[1]]), [*plain, plain[0]], strict=True):
+        assert relative(ours, before) <= RTOL
     assert sizes == [5, 2, 3, 1, 2]
 
-
-def test_what_is_no_lack_of_memory_is_no_reason_to_halve() -> None:
-    calls: list[int] = []
-
-    def broken(batch: Sequence[int]) -> list[int]:
-        calls.append(len(batch))
+    def broken(waves: list[np.ndarray]) -> list[list[np.ndarray]]:
+        sizes.append(len(waves))
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
+    sizes.clear()
+    monkeypatch.setattr(one, "_forward", broken)
     with pytest.raises(RuntimeError, match="illegal"):
-        in_halves(broken, [1, 2, 3, 4])
-    assert calls == [4]
+        one.run(clips)
+    assert sizes == [5]  # what is no lack of memory is no reason to halve
 
 
 def test_values_beyond_float16_are_named(checkpoints: Path) -> None:
-    assert as_stored(np.array([[65504.0]]), "float16").dtype == np.float16
+    [one] = load_extractors(resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float16"))
+    [rows] = one.outcome([np.array([[65504.0]])]).values()  # type: ignore[union-attr]
+    assert rows.values.dtype == np.float16
     for value, said in ((65520.0, "--dtype float32"), (np.inf, "NaN or infinite"), (np.nan, "NaN or infinite")):
-        with pytest.raises(UtteranceError, match=said):
-            as_stored(np.array([[value]], np.float32), "float16")
+        assert said in str(one.outcome([np.array([[value]], np.float32)]))

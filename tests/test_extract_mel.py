@@ -42,10 +42,11 @@ def run(name: str, clip: Clip) -> np.ndarray:
     return values
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_equals_librosa(name: str) -> None:
+@pytest.mark.parametrize(("name", "seconds"), [*((name, 3.21) for name in CASES), ("logmel", 60.0)])
+def test_equals_librosa(name: str, seconds: float) -> None:
+    """A minute has 6001 frames: they are computed in two stretches."""
     [wanted] = resolve([name], {}, "float32")
-    clip = Clip(signal(3.21), 16000)
+    clip = Clip(signal(seconds), 16000)
     plain = by_librosa(clip.at(wanted.config.sampling_rate), wanted.config).T
     ours = run(name, clip)
     assert ours.shape == plain.shape
@@ -73,20 +74,13 @@ def test_log_mel_and_mfcc_share_one_spectrogram(monkeypatch: pytest.MonkeyPatch)
         assert np.array_equal(outcome[spec.fingerprint].values, run(spec.name, clip)), "the same bits as alone"
 
 
-def test_long_clips_are_computed_in_stretches_without_seams() -> None:
-    clip = Clip(signal(60.0), 16000)  # 6001 frames: two stretches
-    plain = by_librosa(clip.samples, MelConfig()).T
-    assert np.abs(run("logmel", clip) - plain).max() / np.abs(plain).max() < 1e-6
-
-
 def test_silence_is_at_the_floor() -> None:
     assert np.allclose(run("logmel", Clip(np.zeros(8000, np.float32), 16000)), np.log(1e-10))
     assert np.allclose(run("logmel:floor=1e-5", Clip(np.zeros(8000, np.float32), 16000)), np.log(1e-5))
 
 
 def test_shorter_than_a_window() -> None:
-    [wanted] = resolve(["logmel"], {}, "float32")
-    [one] = load_extractors([wanted], "cpu")
+    [one] = load_extractors(resolve(["logmel"], {}, "float32"))
     short, least = one.run([Clip(signal(0.02499), 16000), Clip(signal(0.025), 16000)])
     assert isinstance(short, UtteranceError) and "too short" in str(short)
     assert not isinstance(least, UtteranceError)

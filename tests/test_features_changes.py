@@ -198,14 +198,6 @@ def two_wavs_change_places(folder: Path) -> None:
     keep_time(two, lambda: two.write_bytes(first))
 
 
-def one_transcript(folder: Path) -> None:
-    keep_time(folder / "corpus.csv", lambda: write_table(folder, [*TEXTS[:4], "who?", TEXTS[5]]))
-
-
-def two_transcripts_change_places(folder: Path) -> None:
-    write_table(folder, [TEXTS[1], TEXTS[0], *TEXTS[2:]])
-
-
 def two_more(folder: Path) -> None:
     rng = np.random.default_rng(1)
     for number in (6, 7):
@@ -213,17 +205,21 @@ def two_more(folder: Path) -> None:
     write_table(folder, [*TEXTS, "Yeah.", "Leave me!"])
 
 
-def one_less(folder: Path) -> None:
-    write_table(folder, TEXTS[:5])
-
-
 WHAT: dict[str, tuple[Callable[[Path], None], set[str], set[str]]] = {
     "one wav": (one_wav, {"u3"}, AUDIO),
     "two wavs change places": (two_wavs_change_places, {"u1", "u2"}, AUDIO),
-    "one transcript": (one_transcript, {"u4"}, {"bert"}),
-    "two transcripts change places": (two_transcripts_change_places, {"u0", "u1"}, {"bert"}),
+    "one transcript": (
+        lambda folder: keep_time(folder / "corpus.csv", lambda: write_table(folder, [*TEXTS[:4], "who?", TEXTS[5]])),
+        {"u4"},
+        {"bert"},
+    ),
+    "two transcripts change places": (
+        lambda folder: write_table(folder, [TEXTS[1], TEXTS[0], *TEXTS[2:]]),
+        {"u0", "u1"},
+        {"bert"},
+    ),
     "two more utterances": (two_more, {"u6", "u7"}, {*AUDIO, "bert"}),
-    "one less": (one_less, set(), set()),
+    "one less": (lambda folder: write_table(folder, TEXTS[:5]), set(), set()),
 }
 
 

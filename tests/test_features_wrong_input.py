@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -21,37 +22,17 @@ TRANSCRIPTS = "Session2/dialog/transcriptions/Ses02F_impro02.txt"
 LABELS = "Session2/dialog/EmoEvaluation/Ses02F_impro02.txt"
 
 
-def no_session(corpus: Path) -> None:
-    shutil.rmtree(corpus / "Session3")
+def no_transcript(path: Path) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith(f"{ID} ")))
 
 
-def no_labels(corpus: Path) -> None:
-    (corpus / LABELS).unlink()
-
-
-def no_wav(corpus: Path) -> None:
-    (corpus / WAV).unlink()
-
-
-def empty_wav(corpus: Path) -> None:
-    (corpus / WAV).write_bytes(b"")
-
-
-def truncated_wav(corpus: Path) -> None:
-    (corpus / WAV).write_bytes((corpus / WAV).read_bytes()[:5000])
-
-
-def no_transcript(corpus: Path) -> None:
-    lines = (corpus / TRANSCRIPTS).read_text().splitlines(keepends=True)
-    (corpus / TRANSCRIPTS).write_text("".join(line for line in lines if not line.startswith(f"{ID} ")))
-
-
-BREAK: list[tuple[Callable[[Path], None], str, str]] = [  # what is done, the file and the reason that are named
-    (no_session, "Session3", "Session3 is missing from this copy of the corpus"),
-    (no_labels, LABELS, "the labels of dialogue Ses02F_impro02 are missing"),
-    (no_wav, WAV, "cannot be opened (No such file"),
-    (empty_wav, WAV, "is empty"),
-    (truncated_wav, WAV, "is cut short: its data chunk says"),
+BREAK: list[tuple[Callable[[Path], Any], str, str]] = [  # what is done, the file and the reason that are named
+    (shutil.rmtree, "Session3", "Session3 is missing from this copy of the corpus"),
+    (Path.unlink, LABELS, "the labels of dialogue Ses02F_impro02 are missing"),
+    (Path.unlink, WAV, "cannot be opened (No such file"),
+    (lambda path: path.write_bytes(b""), WAV, "is empty"),
+    (lambda path: path.write_bytes(path.read_bytes()[:5000]), WAV, "is cut short: its data chunk says"),
     (no_transcript, TRANSCRIPTS, "its transcript is missing"),
 ]
 
@@ -68,11 +49,11 @@ def features(newcomer: Path, corpus: Path, *options: str) -> Result:
     return CliRunner().invoke(main, command)
 
 
-@pytest.mark.parametrize(("spoil", "file", "reason"), BREAK, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(("spoil", "file", "reason"), BREAK)
 def test_it_stops_with_one_sentence_or_leaves_nothing_out_in_silence(
-    newcomer: Path, corpus: Path, spoil: Callable[[Path], None], file: str, reason: str
+    newcomer: Path, corpus: Path, spoil: Callable[[Path], Any], file: str, reason: str
 ) -> None:
-    spoil(corpus)
+    spoil(corpus / file)
     done = features(newcomer, corpus)
     assert done.exit_code == 1 and done.stdout == "" and not (corpus.parent / "store").exists()
     assert done.stderr.count("\n") == 1 and file in done.stderr and reason in done.stderr
