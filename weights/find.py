@@ -150,14 +150,10 @@ def _weight_files(path: Path, name: str) -> list[Path]:
         return [path / "model.safetensors"]
     if (path / "model.safetensors.index.json").exists():
         return shards(path / "model.safetensors.index.json", name)
-    if any(entry.suffix in PICKLES for entry in path.iterdir()):
-        raise WeightsError(
-            f"{name} holds its weights as a pickle, which could run code; "
-            f"`ser weights convert {name} DIR` writes them as safetensors, then point at DIR"
-        )
+    pickled = any(entry.suffix in PICKLES for entry in path.iterdir())
+    fault = "its weights as a pickle, which could run code" if pickled else "no model.safetensors, and perhaps a pickle"
     raise WeightsError(
-        f"{name} holds no model.safetensors; if it publishes pickles only, `ser weights convert {name} DIR` "
-        "writes them as safetensors"
+        f"{name} holds {fault}; `ser weights convert {name} DIR` writes a pickle as safetensors, then point at DIR"
     )
 
 
@@ -175,12 +171,11 @@ def digest(path: Path, files: list[Path]) -> str:
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
         tensors = {name: entry for file in files for name, entry in _hashed_tensors(file, pool).items()}
     beside: dict[str, Any] = {}
-    for file in CONFIG_FILES:
-        if file.endswith(".json") and (path / file).exists():
-            content = read_json(path / file)
-            beside[file] = {key: value for key, value in content.items() if key not in INCIDENTAL}
-        elif (path / file).exists():
-            beside[file] = hashlib.sha256((path / file).read_bytes()).hexdigest()
+    for file in filter(Path.exists, map(path.joinpath, CONFIG_FILES)):
+        if file.suffix == ".json":
+            beside[file.name] = {key: value for key, value in read_json(file).items() if key not in INCIDENTAL}
+        else:
+            beside[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
     # The files as text: they may hold NaN, which canonical JSON does not allow.
     return hashlib.sha256(canonical_json({"tensors": tensors, "files": json.dumps(beside, sort_keys=True)})).hexdigest()
 
@@ -222,14 +217,14 @@ def list_checkpoints() -> list[dict[str, Any]]:
             continue
         path = max(repository.revisions, key=lambda revision: revision.last_modified).snapshot_path
         entry = {"model": repository.repo_id, "path": str(path), "bytes": repository.size_on_disk}
-        fault, architecture = None, "unknown"
+        entry |= {"architecture": "unknown", "fault": None}
         try:
             check_config(path, repository.repo_id)
             _weight_files(path, repository.repo_id)
-            architecture = str(read_json(path / "config.json").get("model_type", architecture))
+            entry["architecture"] = Checkpoint(path, repository.repo_id, "").architecture
         except WeightsError as error:
-            fault = str(error)
-        found.append({**entry, "architecture": architecture, "fault": fault})
+            entry["fault"] = str(error)
+        found.append(entry)
     return found
 
 
