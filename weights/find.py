@@ -151,9 +151,9 @@ def _weight_files(path: Path, name: str) -> list[Path]:
     if (path / "model.safetensors.index.json").exists():
         return shards(path / "model.safetensors.index.json", name)
     pickled = any(entry.suffix in PICKLES for entry in path.iterdir())
-    fault = "its weights as a pickle, which could run code" if pickled else "no model.safetensors, and perhaps a pickle"
+    fault = "holds its weights as a pickle, which could run code" if pickled else "holds no model.safetensors"
     raise WeightsError(
-        f"{name} holds {fault}; `ser weights convert {name} DIR` writes a pickle as safetensors, then point at DIR"
+        f"{name} {fault}; `ser weights convert {name} DIR` writes a pickle as safetensors, then point at DIR"
     )
 
 
