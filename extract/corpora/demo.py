@@ -157,12 +157,12 @@ def _write_dialogue(session: Path, dialogue: str, lines: list[Line]) -> None:
 def _spoken(line: Line) -> np.ndarray:
     """The line in the voice of its session and gender; no two are alike."""
     gender = line.id.rpartition("_")[2][0]
-    pitch, tract = ((185, 225), (1.10, 1.20)) if gender == "F" else ((100, 130), (0.94, 1.04))
+    pitches, tracts = ((185, 225), (1.10, 1.20)) if gender == "F" else ((100, 130), (0.94, 1.04))
     rng = _random(f"{line.id[:5]}{gender}")
-    voice = [float(rng.uniform(low, high)) for low, high in (pitch, tract, (0.8, 1.2))]
+    pitch, tract, gain = (float(rng.uniform(low, high)) for low, high in (pitches, tracts, (0.8, 1.2)))
     neutral, full = DATA["manners"]["neu"], DATA["manners"][line.voice]
     manner = Manner(*(n + line.intensity * (f - n) for n, f in zip(neutral, full, strict=True)))
-    return speak(line.text, *voice, manner, _random(line.id))
+    return speak(line.text, pitch, tract, gain, manner, _random(line.id))
 
 
 def _category(line: Line) -> tuple[str, list[float]]:
