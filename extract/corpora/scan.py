@@ -198,9 +198,9 @@ def _measure(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any
     """The rows with `audio_sha256` and `duration` from the files themselves, and what is wrong with those."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing release the GIL
         probes = list(pool.map(lambda row: probe(root / row["audio"]), rows))
-    measured = [{**r, "audio_sha256": p.sha256, "duration": p.duration} for r, p in zip(rows, probes, strict=True)]
-    faults = [Problem(r["id"], r["audio"], p.fault, "audio") for r, p in zip(rows, probes, strict=True) if p.fault]
-    return measured, faults
+    pairs = list(zip(rows, probes, strict=True))
+    faults = [Problem(row["id"], row["audio"], one.fault, "audio") for row, one in pairs if one.fault]
+    return [{**row, "audio_sha256": one.sha256, "duration": one.duration} for row, one in pairs], faults
 
 
 @dataclass(frozen=True)

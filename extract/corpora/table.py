@@ -9,7 +9,6 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,8 +29,7 @@ MEASURED = ("audio_sha256", "text_sha256", "duration")  # taken from the files, 
 
 def read_table(path: Path) -> Reading:
     """Read a corpus from a table file. A bad row becomes a `Problem` with its line number, and no row."""
-    reading = _read(path, need="audio")
-    return replace(reading, rows=[{k: v for k, v in row.items() if k not in MEASURED} for row in reading.rows])
+    return _read(path, need="audio", columns=[name for name in SCHEMA.names if name not in MEASURED])
 
 
 def read_manifest(path: Path, corpus: str) -> Manifest:
