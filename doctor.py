@@ -20,7 +20,6 @@ IEMOCAP_BYTES = 5e9  # its 12.4 h in the five default features, float16: HuBERT-
 PACKAGES = {
     "dask": ("several machines (--scheduler)", "pip install 'ser[cluster]'"),
     "torchaudio": ("converting torchaudio's HuBERT bundles", "pip install torchaudio, of the version of your torch"),
-    "pandas": ("tables of features in Python", "pip install pandas"),
 }
 LICENCES = (
     "openSMILE (is13): research and non-commercial use, features included · IEMOCAP: by its own agreement with USC · "

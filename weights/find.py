@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -107,15 +108,13 @@ def fetch(name: str, weights: list[str], then: str) -> Path:
 
     wanted = [*weights, *CONFIG_FILES]
     try:
-        path = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-        if (path / "config.json").exists() and any(any(path.glob(pattern)) for pattern in weights):
-            return path
+        with suppress(OSError):  # not in the cache
+            path = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+            if (path / "config.json").exists() and any(any(path.glob(pattern)) for pattern in weights):
+                return path
+        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))
     except HFValidationError as fault:
         raise WeightsError(f"{name}: there is no such folder, and it is not a Hugging Face id either") from fault
-    except (OSError, ValueError):  # not in the cache
-        pass
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))
     except Exception as fault:  # the Hub's client raises its own, requests', httpx' and OS errors
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"could not be fetched ({type(fault).__name__})"
         raise WeightsError(
@@ -168,8 +167,7 @@ def shards(index: Path, name: str) -> list[Path]:
 
 def digest(path: Path, files: list[Path]) -> str:
     """Sha256 over every tensor's name, dtype, shape and bytes, and over `CONFIG_FILES`: not over the file layout."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
-        tensors = {name: entry for file in files for name, entry in _hashed_tensors(file, pool).items()}
+    tensors = {name: entry for file in files for name, entry in _hashed_tensors(file).items()}
     beside: dict[str, Any] = {}
     for file in filter(Path.exists, map(path.joinpath, CONFIG_FILES)):
         if file.suffix == ".json":
@@ -180,7 +178,7 @@ def digest(path: Path, files: list[Path]) -> str:
     return hashlib.sha256(canonical_json({"tensors": tensors, "files": json.dumps(beside, sort_keys=True)})).hexdigest()
 
 
-def _hashed_tensors(file: Path, pool: Executor) -> dict[str, list[Any]]:
+def _hashed_tensors(file: Path) -> dict[str, list[Any]]:
     """By name `[dtype, shape, sha256 of the bytes]` of every tensor, straight from the file."""
     import numpy as np
     from safetensors import SafetensorError, safe_open
@@ -192,12 +190,13 @@ def _hashed_tensors(file: Path, pool: Executor) -> dict[str, list[Any]]:
         begin = 8 + int(content[:8].view("<u8")[0])
         header = json.loads(content[8:begin].tobytes())
         header.pop("__metadata__", None)
-        pieces = [content[slice(*(begin + at for at in tensor["data_offsets"]))] for tensor in header.values()]
-        hashes = pool.map(lambda piece: hashlib.sha256(piece).hexdigest(), pieces)
-        return {
-            name: [tensor["dtype"], tensor["shape"], sha256]
-            for (name, tensor), sha256 in zip(header.items(), hashes, strict=True)
-        }
+
+        def entry(tensor: dict[str, Any]) -> list[Any]:
+            start, end = tensor["data_offsets"]
+            return [tensor["dtype"], tensor["shape"], hashlib.sha256(content[begin + start : begin + end]).hexdigest()]
+
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
+            return dict(zip(header, pool.map(entry, header.values()), strict=True))
     except (SafetensorError, ValueError, KeyError, OSError) as fault:
         raise WeightsError(f"{file} is not a readable safetensors file ({fault}); copy it again") from fault
 
