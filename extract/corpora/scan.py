@@ -137,8 +137,8 @@ def find_format(path: str | Path, format: str | None = None) -> str:
     if format is not None or path.is_file():
         return format or "table"
     detectors = {format: _resolve(reference) for format, reference in DETECTORS.items()}
-    if found := [format for format, detects in detectors.items() if detects(path)]:
-        return found[0]
+    if found := next((format for format, detects in detectors.items() if detects(path)), None):
+        return found
     entries = sorted(path.iterdir())
     for inner in (entry for entry in entries if entry.is_dir()):
         if detectors["iemocap"](inner):
