@@ -31,7 +31,7 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any
 
     cells, unfinished = group_runs(find_runs(*runs))
     answer(report_text(cells, unfinished, paired))
-    wanted = {form: path for form, path in {"html": html, **files}.items() if path}
+    wanted: dict[Any, Path] = {form: path for form, path in {"html": html, **files}.items() if path}
     if wanted:
         from ser.train.report.html import write_html
         from ser.train.report.sections import make_page

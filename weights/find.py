@@ -193,7 +193,11 @@ def _hashed_tensors(file: Path) -> dict[str, list[Any]]:
 
         def entry(tensor: dict[str, Any]) -> list[Any]:
             start, end = tensor["data_offsets"]
-            return [tensor["dtype"], tensor["shape"], hashlib.sha256(content[begin + start : begin + end]).hexdigest()]
+            return [
+                tensor["dtype"],
+                tensor["shape"],
+                hashlib.sha256(content.data[begin + start : begin + end]).hexdigest(),
+            ]
 
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
             return dict(zip(header, pool.map(entry, header.values()), strict=True))
