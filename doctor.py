@@ -1,18 +1,18 @@
 """What this machine has for `ser`, and what to do about what it lacks."""
 
 import importlib.util
-import json
 import os
 import platform
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from ser.engines.machine import cores, memory
 from ser.extract.extractors import FEATURES
-from ser.weights import MARK, list_checkpoints
+from ser.weights import Checkpoint, WeightsError, list_checkpoints
 
 # Where people keep models, beside Hugging Face's cache.
 FOLDERS = ("models", "checkpoints", "demo/checkpoints", "~/models", "~/checkpoints", "/models", "/data/models")
@@ -20,7 +20,6 @@ IEMOCAP_BYTES = 5e9  # its 12.4 h in the five default features, float16: HuBERT-
 PACKAGES = {
     "dask": ("several machines (--scheduler)", "pip install 'ser[cluster]'"),
     "torchaudio": ("converting torchaudio's HuBERT bundles", "pip install torchaudio, of the version of your torch"),
-    "pandas": ("tables of features in Python", "pip install pandas"),
 }
 LICENCES = (
     "openSMILE (is13): research and non-commercial use, features included · IEMOCAP: by its own agreement with USC · "
@@ -40,39 +39,31 @@ class Finding:
 
 def examine(store: Path = Path("features")) -> list[Finding]:
     """Everything, in the order in which it is printed. Touches no network and writes nothing."""
+    import torch
+
+    usable, all_ = cores(), os.cpu_count() or 1
     found = [
-        ("software", _software(), ""),
-        ("cores", _cores(), ""),
+        # torch's own version names its build too, such as +cu130; its package's may not.
+        ("software", f"ser {version('ser')}, Python {platform.python_version()}, torch {torch.__version__}", ""),
+        ("cores", f"{usable} (of the machine's {all_})" if usable < all_ else str(usable), ""),
         ("memory", *_memory()),
         ("GPU", *_gpu()),
         ("disk", *_disk(store)),
         *_weights(),
-        *_packages(),
-        ("licences", LICENCES, ""),
     ]
+    for name, (use, advice) in PACKAGES.items():
+        here = importlib.util.find_spec(name) is not None
+        found.append((f"package {name}", "installed" if here else f"not installed: {use}", "" if here else advice))
+    found.append(("licences", LICENCES, ""))
     return [Finding(what, text, not advice, advice) for what, text, advice in found]
-
-
-def _software() -> str:
-    import torch
-
-    # torch's own version names its build too, such as +cu130; its package's may not.
-    return f"ser {version('ser')}, Python {platform.python_version()}, torch {torch.__version__}"
-
-
-def _cores() -> str:
-    usable, all_ = cores(), os.cpu_count() or 1
-    return f"{usable} (of the machine's {all_})" if usable < all_ else str(usable)
 
 
 def _memory() -> tuple[str, str]:
     total, free = memory()
     if total is None:
         return "unknown on this system", ""
-    if total < 8e9:
-        advice = "choose utterance-level features, or train with --limit"
-        return f"{total / 1e9:.1f} GB", f"IEMOCAP's HuBERT frames take 3.4 GB in training; {advice}"
-    return f"{total / 1e9:.1f} GB" + (f", {free / 1e9:.1f} GB free" if free else ""), ""
+    needed = "IEMOCAP's HuBERT frames take 3.4 GB in training; choose utterance-level features, or train with --limit"
+    return f"{total / 1e9:.1f} GB" + (f", {free / 1e9:.1f} GB free" if free else ""), needed if total < 8e9 else ""
 
 
 def _gpu() -> tuple[str, str]:
@@ -94,9 +85,8 @@ def _disk(store: Path) -> tuple[str, str]:
     found = f"{free / 1e9:.1f} GB free for {store}"
     if not os.access(there, os.W_OK):
         return f"{found}, not writable", "name a folder that you may write to with --store"
-    if free < IEMOCAP_BYTES:
-        return found, f"IEMOCAP's features need about {IEMOCAP_BYTES / 1e9:.0f} GB: --store elsewhere"
-    return found, ""
+    needed = f"IEMOCAP's features need about {IEMOCAP_BYTES / 1e9:.0f} GB: --store elsewhere"
+    return found, needed if free < IEMOCAP_BYTES else ""
 
 
 def _weights() -> Iterator[tuple[str, str, str]]:
@@ -105,38 +95,28 @@ def _weights() -> Iterator[tuple[str, str, str]]:
     for feature, family in FEATURES.items():
         if family.model is None:
             continue
-        what = f"weights of {feature}"
         here = cached.pop(family.model, None)
-        local = [(path, random) for path, kind, random in folders if kind == feature]
+        local = [text for kind, text in folders if kind == feature]
+        advice = ""
         if here is not None and here["fault"] is None:
-            yield what, f"{family.model} in Hugging Face's cache", ""
+            found = f"{family.model} in Hugging Face's cache"
         elif local:
-            path, random = local[0]
-            yield what, f"--model {feature}={path}{' (random weights)' if random else ''}", ""
+            found = f"--model {feature}={local[0]}"
         elif here is not None:
-            yield what, str(here["fault"]), f"ser weights convert {here['path']} DIR, then --model {feature}=DIR"
+            found, advice = here["fault"], f"ser weights convert {here['path']} DIR, then --model {feature}=DIR"
         else:
+            found = f"{family.model} is not on this machine"
             advice = f"fetched when first used if there is a network; else copy its folder here: --model {feature}=PATH"
-            yield what, f"{family.model} is not on this machine", advice
+        yield f"weights of {feature}", found, advice
     others = [name for name, entry in cached.items() if entry["architecture"] in FEATURES]
     if others:
         yield "other weights", ", ".join(others), ""
 
 
-def _in_folders() -> Iterator[tuple[str, str, bool]]:
-    """Checkpoints in the usual folders: path, architecture, and whether the weights were never trained."""
-    for name in FOLDERS:
-        for config in sorted(Path(name).expanduser().glob("*/config.json")):
-            try:
-                content = json.loads(config.read_text(encoding="utf-8"))
-                kind = content.get("model_type")
-            except (OSError, ValueError, AttributeError):
-                continue
-            if kind in FEATURES and any(config.parent.glob("*.safetensors")):
-                yield str(config.parent), kind, bool(content.get(MARK))
-
-
-def _packages() -> Iterator[tuple[str, str, str]]:
-    for name, (use, advice) in PACKAGES.items():
-        here = importlib.util.find_spec(name) is not None
-        yield f"package {name}", "installed" if here else f"not installed: {use}", "" if here else advice
+def _in_folders() -> Iterator[tuple[str, str]]:
+    """Checkpoints in the usual folders: architecture, and path with a note if the weights were never trained."""
+    for path in (path for name in FOLDERS for path in sorted(Path(name).expanduser().glob("*/"))):
+        checkpoint = Checkpoint(path, path.name, "")
+        with suppress(WeightsError):
+            if checkpoint.architecture in FEATURES and any(path.glob("*.safetensors")):
+                yield checkpoint.architecture, f"{path}{' (random weights)' if checkpoint.random else ''}"

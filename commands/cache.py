@@ -5,15 +5,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from .options import BACKENDS, FILE, backend_option, corpus_option, json_option, store_option
+from .options import BACKENDS, FILE, corpus_option, json_option, store_option
 from .output import answer, progress
-
-if TYPE_CHECKING:
-    from ser.cache.maintain import Listing
 
 
 @click.group()
@@ -30,28 +27,23 @@ def list_(store: Path, as_json: bool) -> None:
     \b
     Example: ser cache list --store features
     """
-    from tabulate import tabulate
-
     from ser.cache.maintain import list_features
     from ser.cache.store import open_store
 
     found = list_features(open_store(store))
-    columns = ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"]
-    answer([asdict(one) for one in found] if as_json else tabulate([_row(one) for one in found], columns))
-
-
-def _row(one: "Listing") -> list[Any]:
-    state = "complete" if one.complete else "incomplete"
-    return [
-        one.feature,
-        one.fingerprint,
-        one.corpus or "–",
-        f"{one.rows} of {one.of}" if one.of is not None else one.rows,
-        f"{one.bytes / 1e6:.1f} MB",
-        f"{one.level} × {one.dim} {one.dtype}" if one.level else "",
-        f"{one.model or '–'}{' (random weights)' if one.random_weights else ''}",
-        one.problem or (f"{state}, {one.quarantined} quarantined" if one.quarantined else state),
-    ]
+    if as_json:
+        answer([asdict(one) for one in found])
+        return
+    rows = []
+    for one in found:
+        count = f"{one.rows} of {one.of}" if one.of is not None else one.rows
+        values = f"{one.level} × {one.dim} {one.dtype}" if one.level else ""
+        model = f"{one.model or '–'}{' (random weights)' if one.random_weights else ''}"
+        state = "complete" if one.complete else "incomplete"
+        state = one.problem or (f"{state}, {one.quarantined} quarantined" if one.quarantined else state)
+        size = f"{one.bytes / 1e6:.1f} MB"
+        rows.append([one.feature, one.fingerprint, one.corpus or "–", count, size, values, model, state])
+    answer(rows, ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"])
 
 
 @cache.command()
@@ -96,8 +88,7 @@ def verify(ctx: click.Context, repair: bool, store: Path, as_json: bool) -> None
     from ser.cache import maintain
     from ser.cache.store import open_store
 
-    checked: list[maintain.Checked] = []
-    size, start = 0, time.perf_counter()
+    checked, size, start = [], 0, time.perf_counter()
     with progress(None, "verify") as bar:
         for one in maintain.verify(open_store(store), repair):
             checked.append(one)
@@ -121,30 +112,12 @@ def verify(ctx: click.Context, repair: bool, store: Path, as_json: bool) -> None
 @click.argument("file", type=FILE)
 @click.option("--modality", type=click.Choice(["audio", "text"]), required=True)
 @click.option("--ids", type=FILE, metavar="FILE", help="Ids of the rows: one per line, or a JSON list.")
-@click.option(
-    "--manifest",
-    "table",
-    type=FILE,
-    metavar="TABLE",
-    help="CSV, TSV or Parquet with the manifest's columns, where there is no audio at hand.",
-)
-@click.option(
-    "--corpus-name", metavar="N", help="The store's only corpus by default; with --manifest the table's name."
-)
-@backend_option
+@click.option("--manifest", type=FILE, metavar="TABLE", help="CSV, TSV or Parquet with the manifest's columns.")
+@click.option("--corpus-name", metavar="N", help="The store's only corpus by default, or the table's name.")
+@click.option("--backend", type=BACKENDS, default="zarr", show_default=True)
 @store_option
 @json_option
-def import_(
-    name: str,
-    file: Path,
-    modality: Any,
-    ids: Path | None,
-    table: Path | None,
-    corpus_name: str | None,
-    backend: str,
-    store: Path,
-    as_json: bool,
-) -> None:
+def import_(name: str, file: Path, store: Path, as_json: bool, manifest: Path | None, **options: Any) -> None:
     """Bring your own features: FILE (npy, npz, HDF5, safetensors or CSV) becomes feature NAME of a corpus.
 
     Without ids the rows are in the manifest's order. Frame-level files carry `values` and `offsets`.
@@ -156,21 +129,19 @@ def import_(
     from ser.cache.transfer import import_feature, read_ids
     from ser.extract.corpora.table import read_manifest
 
-    opened = open_store(store, create=table is not None)
-    manifest = read_manifest(table, corpus_name or table.stem) if table else opened.manifest(corpus_name)
-    done = import_feature(opened, name, file, modality, manifest, read_ids(ids) if ids else None, backend)
-    text = f"{done.feature}@{done.fingerprint}: {done.rows} rows of {len(manifest)}, {done.missing} missing"
+    opened = open_store(store, create=manifest is not None)
+    corpus = options["corpus_name"]
+    rows = read_manifest(manifest, corpus or manifest.stem) if manifest else opened.manifest(corpus)
+    ids = read_ids(options["ids"]) if options["ids"] else None
+    done = import_feature(opened, name, file, options["modality"], rows, ids, options["backend"])
+    text = f"{done.feature}@{done.fingerprint}: {done.rows} rows of {len(rows)}, {done.missing} missing"
     answer(asdict(done) if as_json else text)
 
 
 @cache.command()
 @click.argument("name")
 @click.argument("file", type=FILE)
-@click.option(
-    "--backend",
-    type=BACKENDS,
-    help="FILE is a store, new or not: copy the feature into it, its parts in this backend, bit for bit.",
-)
+@click.option("--backend", type=BACKENDS, help="FILE is a store, new or not: copy the parts to it in this backend.")
 @corpus_option
 @store_option
 def export(name: str, file: Path, backend: str | None, corpus: str | None, store: Path) -> None:
@@ -197,9 +168,7 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
 
 @cache.command()
 @click.argument("name", required=False)
-@click.option(
-    "--superseded", is_flag=True, help="Only rows that no corpus's latest manifest asks for, or that stand twice."
-)
+@click.option("--superseded", is_flag=True, help="Only rows that no latest manifest asks for, or that stand twice.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @store_option
 def remove(name: str | None, superseded: bool, yes: bool, store: Path) -> None:
@@ -216,11 +185,9 @@ def remove(name: str | None, superseded: bool, yes: bool, store: Path) -> None:
     opened = open_store(store)
     if name is None and not superseded:
         raise click.UsageError("name a feature, or say --superseded")
-    features = [only_feature(opened, name)] if name else None
-    what = f"{features[0].path}" if features and not superseded else f"superseded rows of {name or 'every feature'}"
+    features = [only_feature(opened, name)] if name else opened.features()
+    what = f"superseded rows of {name or 'every feature'}" if superseded else str(features[0].path)
     if not yes:
         click.confirm(f"remove {what}?", abort=True)
-    removed = (
-        list(remove_superseded(opened, features)) if superseded else [remove_feature(opened, f) for f in features or []]
-    )
+    removed = list(remove_superseded(opened, features)) if superseded else [remove_feature(opened, features[0])]
     answer(f"removed {sum(r.rows for r in removed)} rows, {sum(r.bytes for r in removed) / 1e6:.1f} MB")

@@ -14,6 +14,8 @@ from .output import StageBars, answer, duration
 if TYPE_CHECKING:
     from ser.extract.run import ExtractionPlan, Summary
 
+COLUMNS = ("rows", "computed", "reused", "quarantined", "seconds")
+
 
 @click.command()
 @click.argument("corpus", type=FILE)
@@ -33,28 +35,25 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
     from ser.extract.run import ExtractionRun, plan, stop_if_unusable
 
     planned = plan(ExtractionConfig(**options))
+    whole = True
     with ExtractionRun(planned) as run:
         if dry_run:
             seconds = run.estimate()
             answer(_ahead(planned, seconds) if as_json else _ahead_text(planned) + _about(seconds))
-            _stop_if_unavailable(planned)
-            return
-        stop_if_unusable(planned)
-        click.echo(_ahead_text(planned), err=True, nl=False)
-        click.echo(_about(run.estimate()), err=True)
-        with StageBars("utt") as bars:
-            summary = run.extract(bars.update)
-    answer(summary.features if as_json else _table(summary))
-    for line in _notes(summary):
-        click.echo(line, err=as_json)
-    _stop_if_unavailable(planned)
-    ctx.exit(0 if summary.whole else 3)
-
-
-def _stop_if_unavailable(plan: "ExtractionPlan") -> None:
-    """Raises `SerError` for the features that were left out because their weights are not here."""
-    if plan.unavailable:
-        raise SerError("; ".join(f"{feature} is left out: {fault}" for feature, fault in plan.unavailable.items()))
+        else:
+            stop_if_unusable(planned)
+            click.echo(_ahead_text(planned), err=True, nl=False)
+            click.echo(_about(run.estimate()), err=True)
+            with StageBars("utt") as bars:
+                summary = run.extract(bars.update)
+            rows = [[name, *(facts[column] for column in COLUMNS)] for name, facts in summary.features.items()]
+            answer(summary.features) if as_json else answer(rows, ["feature", *COLUMNS[:-1], "s"])
+            for line in _notes(summary):
+                click.echo(line, err=as_json)
+            whole = summary.whole
+    if planned.unavailable:
+        raise SerError("; ".join(f"{feature} is left out: {fault}" for feature, fault in planned.unavailable.items()))
+    ctx.exit(0 if whole else 3)
 
 
 def _ahead(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:
@@ -73,10 +72,9 @@ def _ahead_text(plan: "ExtractionPlan") -> str:
     lines = [f"{plan.manifest.corpus}: {len(plan.manifest)} utterances → {plan.config.store}"]
     for feature in plan.features:
         spec = feature.wanted.spec
-        random = " (random weights)" if spec.random_weights else ""
         lines.append(
-            f"  {spec.name}@{spec.fingerprint}{random}: {len(feature.missing)} to compute, "
-            f"{feature.rows - len(feature.missing)} there, about {feature.bytes / 1e6:.1f} MB"
+            f"  {spec.name}@{spec.fingerprint}{' (random weights)' if spec.random_weights else ''}: "
+            f"{len(feature.missing)} to compute, {feature.rows - len(feature.missing)} there, about {feature.bytes / 1e6:.1f} MB"
         )
     lines += [f"  {feature}: left out, its weights are not here" for feature in plan.unavailable]
     lines += [f"  not in the corpus as read: {problem}" for problem in plan.scan.refused]
@@ -87,14 +85,6 @@ def _ahead_text(plan: "ExtractionPlan") -> str:
 def _about(seconds: float | None) -> str:
     """The estimate, to the two digits that it is good for."""
     return f"; about {duration(float(f'{seconds:.2g}'))}, going by a few utterances" if seconds is not None else ""
-
-
-def _table(summary: "Summary") -> str:
-    from tabulate import tabulate
-
-    columns = ("rows", "computed", "reused", "quarantined", "seconds")
-    rows = [[name, *(facts[column] for column in columns)] for name, facts in summary.features.items()]
-    return tabulate(rows, headers=["feature", *columns[:-1], "s"])
 
 
 def _notes(summary: "Summary") -> Iterator[str]:

@@ -3,8 +3,10 @@
 Progress is a bar on a terminal, and one line a minute elsewhere.
 """
 
+import io
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,8 +14,12 @@ import click
 from tqdm import tqdm
 
 
-def answer(value: Any) -> None:
-    """Print text as it is, and anything else as one JSON value."""
+def answer(value: Any, columns: Sequence[str] = (), **style: Any) -> None:
+    """Print text as it is, rows under `columns` as a table in a `style` of tabulate, all else as one JSON value."""
+    if columns:
+        from tabulate import tabulate
+
+        value = tabulate(value, columns, **style)
     click.echo(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
@@ -26,15 +32,13 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
-class _LogStream:
+class _LogStream(io.StringIO):
     """A stream that turns the redrawing of a bar into lines of a log."""
 
-    def write(self, text: str) -> None:
-        if text := text.replace("\x1b[A", "").strip("\r\n "):  # tqdm moves the cursor between its bars
-            click.echo(text, err=True)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
+    def write(self, text: str) -> int:
+        if line := text.replace("\x1b[A", "").strip("\r\n "):  # tqdm moves the cursor between its bars
+            click.echo(line, err=True)
+        return len(text)
 
 
 def progress(total: float | None, what: str, unit: str = "it", **options: Any) -> "tqdm[Any]":

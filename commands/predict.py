@@ -2,35 +2,22 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from .options import FILE, device_option, json_option
-from .output import answer
+from ser.extract.options import ExtractionConfig
 
-if TYPE_CHECKING:
-    from ser.predict import Answer
+from .options import FILE, config_options, json_option
+from .output import answer
 
 
 @click.command()
 @click.argument("run", type=FILE)
 @click.argument("audio", nargs=-1, type=FILE)
 @click.option("--text", metavar="TEXT", help="Transcript of the one audio file.")
-@click.option(
-    "--table",
-    type=FILE,
-    metavar="FILE",
-    help="CSV, TSV, Parquet or JSONL with columns audio, text, dialogue, turn; paths are relative to it.",
-)
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="NAME=ID_OR_PATH",
-    help="Where an encoder's weights are now; their digest must be the run's. Repeatable.",
-)
-@device_option
+@click.option("--table", type=FILE, metavar="FILE", help="CSV, TSV, Parquet or JSONL of audio, text, dialogue, turn.")
+@config_options(ExtractionConfig, "models", "device")
 @json_option
 @click.pass_context
 def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> None:
@@ -47,22 +34,15 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
     from ser.predict import predict as classify
 
     found = classify(run, **options)
-    predictions = [asdict(one) for one in found.predictions]
-    facts = {"run": str(run), "predictions": predictions, "unusable": found.unusable, "notes": found.notes}
-    answer(facts if as_json else _table(found))
-    if not as_json:
-        for id_, reason in found.unusable.items():
-            click.echo(f"cannot be used: {id_}: {reason}", err=True)
-        for note in found.notes:
-            click.echo(f"note: {note}", err=True)
+    if as_json:
+        answer({"run": str(run), **asdict(found)})
+    else:
+        rows = [
+            [one.id, one.label, *one.probabilities.values(), f"without {', '.join(one.without)}" if one.without else ""]
+            for one in found.predictions
+        ]
+        answer(rows, ["", "emotion", *found.predictions[0].probabilities, ""], floatfmt=".3f")
+        notes = [f"cannot be used: {id_}: {reason}" for id_, reason in found.unusable.items()]
+        for line in [*notes, *(f"note: {note}" for note in found.notes)]:
+            click.echo(line, err=True)
     ctx.exit(3 if found.unusable else 0)
-
-
-def _table(found: "Answer") -> str:
-    from tabulate import tabulate
-
-    rows = [
-        [one.id, one.label, *one.probabilities.values(), f"without {', '.join(one.without)}" if one.without else ""]
-        for one in found.predictions
-    ]
-    return tabulate(rows, ["", "emotion", *found.predictions[0].probabilities, ""], floatfmt=".3f")

@@ -31,16 +31,13 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any
 
     cells, unfinished = group_runs(find_runs(*runs))
     answer(report_text(cells, unfinished, paired))
-    if html or any(files.values()):
+    wanted: dict[Any, Path] = {form: path for form, path in {"html": html, **files}.items() if path}
+    if wanted:
         from ser.train.report.html import write_html
         from ser.train.report.sections import make_page
         from ser.train.report.tables import write_tables
 
         page = make_page(cells, unfinished)
-        for form, path in {"html": html, **files}.items():
-            if path and form == "html":
-                write_html(page, path)
-            elif path:
-                write_tables(page.tables, path, form)  # type: ignore[arg-type]
-            if path:
-                answer(f"wrote {path}")
+    for form, path in wanted.items():
+        write_html(page, path) if form == "html" else write_tables(page.tables, path, form)
+        answer(f"wrote {path}")

@@ -1,33 +1,31 @@
 """`ser sweep`: a paper's table, or one's own set of cells, each run trained once."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from ser.extract.options import ExtractionConfig
 from ser.train.options import Experiment
 
-from .options import COUNT, config_options, insecure_option, json_option, scheduler_option
+from .options import COUNT, config_options, json_option
 from .output import answer, duration, progress
+
+# Of the cells: the recipe says the rest.
+OPTIONS = [field.name for field in fields(Experiment) if field.metadata and field.name not in ("features", "fusion")]
 
 
 @click.command()
 @click.argument("recipe", required=False)
 @click.option("--list", "list_", is_flag=True, help="List the recipes with the papers' numbers.")
-@config_options(Experiment, "features", "fusion", show_defaults=False)  # the recipe's come first
+@config_options(Experiment, *OPTIONS, show_defaults=False)  # the recipe's come first
 @click.option("--dry-run", is_flag=True, help="Print parameters, runs and an estimate, and stop.")
 @json_option
 @click.option("--resume", is_flag=True, help="As a sweep does anyhow: go on with unfinished runs.")
 @click.option("--shard", metavar="I/N", help="Run every N-th run from the I-th, such as 3/16: for a Slurm array.")
-@click.option(
-    "--workers",
-    type=COUNT,
-    metavar="N",
-    help="Processes of one thread here; one per core by default, two on a GPU.",
-)
-@scheduler_option
-@insecure_option
+@click.option("--workers", type=COUNT, metavar="N", help="Processes here, of one thread; one per core, two on a GPU.")
+@config_options(ExtractionConfig, "scheduler", "insecure")
 @click.pass_context
 def sweep(
     ctx: click.Context,
@@ -60,9 +58,7 @@ def sweep(
     if recipe is None:
         raise click.UsageError("name a recipe, or a TOML file; --list shows the recipes")
     if workers and scheduler:
-        raise click.UsageError(
-            "--workers starts processes here, and --scheduler uses the workers of a cluster: give one"
-        )
+        raise click.UsageError("--workers starts processes here, --scheduler uses a cluster's workers: give one")
     from ser import engines
     from ser.engines.processes import fork_server
     from ser.engines.scheduler_address import check_scheduler
@@ -116,6 +112,5 @@ def sweep(
 def _recipe_text(facts: dict[str, Any]) -> str:
     lines = [f"{facts['title']} ({facts['cells']} cells)"]
     for cell, paper in facts["paper"].items():
-        numbers = ", ".join(f"{metric} {value}" for metric, value in paper.items())
-        lines.append(f"    {cell}{': ' if numbers else ''}{numbers}")
+        lines.append(f"    {cell}: {', '.join(f'{metric} {value}' for metric, value in paper.items())}".rstrip(": "))
     return "\n".join(lines)

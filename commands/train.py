@@ -3,6 +3,7 @@
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ser.train.options import Experiment
 
@@ -40,17 +41,19 @@ def train(
       ser train --resume runs/3f2a91c07b5e8d64
     """
     one_run = None if resume == UNFINISHED else resume
-    if options["fusion"] is None and one_run is None:
-        raise click.UsageError("--fusion is missing, such as --fusion mit")
     if show_settings and options["fusion"] is not None:
         _print_settings(options["fusion"], as_json)
         return
-    if options["features"] is None and one_run is None:
-        raise click.UsageError("--features is missing, such as --features hubert+mpnet")
+    for name, example in (("fusion", "mit"), ("features", "hubert+mpnet")):
+        if options[name] is None and one_run is None:
+            raise click.UsageError(f"--{name} is missing, such as --{name} {example}")
     from ser.train.experiment import estimate, iterate, prepare, resumed
 
     if one_run is not None:
-        _refuse_other_options(ctx)
+        for option in ctx.command.params:
+            given = ctx.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+            if given and option.name not in ("resume", "dry_run", "as_json"):
+                raise click.UsageError(f"--resume RUN goes on as that run was asked for; leave out {option.opts[0]}")
         experiment, jobs = resumed(one_run)
     else:
         experiment = Experiment(**options, resume=resume is not None)
@@ -75,9 +78,8 @@ def train(
                 finished[step.run] = finished.get(step.run, 0) + 1
                 e = step.epoch
                 dev = f" wa {e.wa:.3f} ua {e.ua:.3f}" if e.wa is not None else ""
-                bar.set_postfix_str(
-                    f"run {step.run}/{step.runs} fold {step.fold} loss {e.loss:.3f}{dev}", refresh=False
-                )
+                place = f"run {step.run}/{step.runs} fold {step.fold}"
+                bar.set_postfix_str(f"{place} loss {e.loss:.3f}{dev}", refresh=False)
             bar.update(sum(finished.values()) - bar.n)
 
         runs = list(iterate(experiment, jobs, show))
@@ -91,35 +93,19 @@ def train(
         answer(f"{summary_text(scores)}\nruns: {shown}{', …' if len(runs) > 3 else ''}")
 
 
-def _refuse_other_options(ctx: click.Context) -> None:
-    """`--resume RUN` takes its options from the run; only how the answer is printed can be chosen anew."""
-    given = [
-        option
-        for option in ctx.command.params
-        if option.name not in ("resume", "dry_run", "as_json")
-        and ctx.get_parameter_source(option.name or "") is click.core.ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(f"--resume RUN goes on with the run as it was asked for; leave out {given[0].opts[0]}")
-
-
 def _print_settings(name: str, as_json: bool) -> None:
-    from tabulate import tabulate
-
     from ser.errors import unknown
     from ser.train.models import FUSIONS
     from ser.train.settings import settings
 
-    found = [
-        fusion for fusion in FUSIONS if fusion == name or (fusion.startswith(f"{name}:") and name in ("audio", "text"))
-    ]
-    if not found:
+    kinds = [fusion for fusion in FUSIONS if name in ("audio", "text") and fusion.startswith(f"{name}:")]
+    if not kinds and name not in FUSIONS:
         raise unknown("fusion", name, [*FUSIONS, "audio", "text"])
-    for fusion in found:
+    for fusion in kinds or [name]:
         rows = [vars(one) for one in settings(FUSIONS[fusion])]
         if as_json:
             answer({"fusion": fusion, "source": FUSIONS[fusion].source, "settings": rows})
             continue
+        answer(f"{fusion}: {FUSIONS[fusion].source}")
         lines = [[row["name"], row["default"], row["source"], row["help"]] for row in rows]
-        table = tabulate(lines, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56])
-        answer(f"{fusion}: {FUSIONS[fusion].source}\n{table}")
+        answer(lines, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56])

@@ -36,16 +36,16 @@ def list_(as_json: bool) -> None:
     \b
     Example: ser weights list
     """
-    from tabulate import tabulate
-
     from ser.weights import list_checkpoints
 
     found = list_checkpoints()
-    if not found and not as_json:
-        answer("Hugging Face's cache holds no model; `ser doctor` looks elsewhere too")
-        return
     rows = [[one["model"], one["architecture"], f"{one['bytes'] / 1e6:.0f} MB", one["fault"] or "ok"] for one in found]
-    answer(found if as_json else tabulate(rows, ["model", "architecture", "size", "state"]))
+    if as_json:
+        answer(found)
+    elif found:
+        answer(rows, ["model", "architecture", "size", "state"])
+    else:
+        answer("Hugging Face's cache holds no model; `ser doctor` looks elsewhere too")
 
 
 @weights.command()

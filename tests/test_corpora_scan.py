@@ -11,7 +11,7 @@ import soundfile
 from click.testing import CliRunner
 
 from ser.cli import main
-from ser.errors import SerError, WrongUse
+from ser.errors import WrongUse
 from ser.extract.corpora import FORMATS
 from ser.extract.corpora.counts import differences, summary
 from ser.extract.corpora.scan import Reading, Scan, probe, read_corpus
@@ -308,6 +308,6 @@ def test_an_unreadable_folder_is_an_error_with_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "Session1" / "dialog"
     folder.mkdir(parents=True)
     folder.chmod(0)
-    with pytest.raises(SerError, match="Session1"):
+    with pytest.raises(PermissionError, match="Session1"):
         read_corpus(tmp_path)
     folder.chmod(0o755)

@@ -99,6 +99,7 @@ def test_every_bad_row_is_named_by_its_line(folder: Path) -> None:
         "d,wav/b.wav,bad turn,first,2.5,",
         "e,wav/b.wav,bad valence,0,nan,",
         "f,wav/b.wav,bad votes,0,2.5," + "[" * 5000,
+        "f,wav/b.wav,bad votes,0,2.5,[1]",
         'g,wav/b.wav,"two',
         'lines",0,inf,',
         "",
@@ -113,7 +114,8 @@ def test_every_bad_row_is_named_by_its_line(folder: Path) -> None:
         "line 5: the turn 'first' is not a number from 0",
         "line 6: the valence 'nan' is not a number",
         f'line 7: the votes \'{"[" * 59} is not JSON such as [["ang"], ["neu", "sad"]]',
-        "line 9: the valence 'inf' is not a number",
+        'line 8: the votes \'[1]\' is not JSON such as [["ang"], ["neu", "sad"]]',
+        "line 10: the valence 'inf' is not a number",
     ]
 
 
@@ -136,8 +138,8 @@ def test_bad_json_lines(folder: Path) -> None:
     [
         ("t.csv", b"speaker,emotion\ns1,anger\n", "has no audio column"),
         ("t.csv", b"", "has no audio column"),
-        ("t.csv", b'audio,text\nwav/a.wav,"never closed\n', "line 2: not readable as a table"),
-        ("t.csv", b"audio,text\nwav/a.wav," + b"x" * 200_000 + b"\n", "not readable as a table"),
+        ("t.csv", b'audio,text\nwav/a.wav,"never closed\n', "cannot be read as csv: line 2: "),
+        ("t.csv", b"audio,text\nwav/a.wav," + b"x" * 200_000 + b"\n", "cannot be read as csv: line 2: "),
         ("t.parquet", b"PAR1 not really", "cannot be read as parquet"),
         ("t.xlsx", b"PK", "is not a table that ser can read"),
     ],

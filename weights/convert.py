@@ -14,13 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from ser.errors import SerError, WrongUse
 
 from .find import CONFIG_FILES, check_config, fetch, find_checkpoint, load_encoder, shards
 
 TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
 SHARDS = "pytorch_model.bin.index.json"
-KEPT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "HOME", "TORCH_HOME", "SYSTEMROOT")  # no tokens
+# Of the environment: no tokens.
+KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "HOME", "TORCH_HOME", "SYSTEMROOT")
 CONVERTED = {"hubert", "wav2vec2", "wavlm", "bert", "mpnet"}
 
 
@@ -39,7 +42,7 @@ def convert(source: str | Path, folder: Path) -> Path:
         made = Path(temporary) / "made"
         made.mkdir()
         if name.startswith(TORCHAUDIO):
-            _child("torchaudio", name.removeprefix(TORCHAUDIO), made)
+            _convert_apart(name, made / "model.safetensors")
         else:
             _convert_folder(name, made)
         checkpoint = find_checkpoint(made)
@@ -68,7 +71,9 @@ def _convert_folder(name: str, made: Path) -> None:
     weight_map: dict[str, str] = {}
     for number, pickle in enumerate(pickles, start=1):
         file = "model.safetensors" if len(pickles) == 1 else f"model-{number:05}-of-{len(pickles):05}.safetensors"
-        weight_map |= dict.fromkeys(_child("pickle", str(pickle), made / file), file)
+        _convert_apart(str(pickle), made / file)
+        with safe_open(made / file, "np") as tensors:
+            weight_map |= dict.fromkeys(tensors.keys(), file)
     if len(pickles) > 1:
         (made / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     for file in CONFIG_FILES:
@@ -76,27 +81,18 @@ def _convert_folder(name: str, made: Path) -> None:
             shutil.copyfile(source / file, made / file)
 
 
-def _child(kind: str, source: str, target: Path) -> list[str]:
-    """Convert in a process of its own. Returns the tensors' names; raises what it reports in one sentence."""
+def _convert_apart(source: str, target: Path) -> None:
+    """Convert one pickle or torchaudio bundle in a process of its own; raises what that reports in one sentence."""
+    command = [sys.executable, "-m", "ser.weights.convert", source, str(target)]
     environment = {key: value for key, value in os.environ.items() if key in KEPT}
-    done = subprocess.run(
-        [sys.executable, "-m", "ser.weights.convert", kind, source, str(target)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        how = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
-        raise SerError(f"{source}: the converting process ended with {how}; nothing was written") from None
-    if "fault" in answer:
-        raise SerError(f"{source}: {answer['fault']}; nothing was written")
-    return list(answer["tensors"])
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() if done.returncode == 1 else []
+        fault = said[-1] if said else f"the converting process ended with code {done.returncode}"
+        raise SerError(f"{source}: {fault}; nothing was written")
 
 
-def _open_pickle(source: Path) -> dict[str, Any]:
+def _open_pickle(source: str) -> dict[str, Any]:
     """In the child: the tensors of one pickle."""
     import pickle
 
@@ -113,8 +109,7 @@ def _open_pickle(source: Path) -> dict[str, Any]:
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise SerError("it is not a dictionary of tensors")
-    # Tied tensors share memory, which safetensors does not hold.
-    return {str(name): value.detach().contiguous().clone() for name, value in content.items()}
+    return content
 
 
 def _open_bundle(name: str, made: Path) -> dict[str, Any]:
@@ -122,9 +117,8 @@ def _open_bundle(name: str, made: Path) -> dict[str, Any]:
     try:
         import torchaudio
     except (ImportError, OSError) as fault:  # OSError: a torchaudio built for another torch
-        raise SerError(
-            f"torchaudio cannot be imported here ({type(fault).__name__}): pip install 'ser[torchaudio]'"
-        ) from fault
+        kind = type(fault).__name__
+        raise SerError(f"torchaudio cannot be imported here ({kind}): pip install 'ser[torchaudio]'") from fault
     from transformers import Wav2Vec2FeatureExtractor
 
     bundle = getattr(torchaudio.pipelines, name, None)
@@ -147,7 +141,7 @@ def torchaudio_names(state: Mapping[str, Any]) -> dict[str, Any]:
         name.replace("encoder.feature_projection.", "feature_projection.", 1)
         .replace("encoder.transformer.", "encoder.", 1)
         .replace(".conv.weight_g", ".conv.parametrizations.weight.original0")
-        .replace(".conv.weight_v", ".conv.parametrizations.weight.original1"): tensor.detach().contiguous().clone()
+        .replace(".conv.weight_v", ".conv.parametrizations.weight.original1"): tensor
         for name, tensor in state.items()
         if not name.startswith("aux.")  # the head of an ASR bundle
     }
@@ -177,24 +171,21 @@ def torchaudio_config(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _main(kind: str, source: str, target: str) -> None:
+def _main(source: str, target: Path) -> None:
+    """The child: write `source` to `target`, or leave with one sentence on standard error and code 1."""
     from safetensors.torch import save_file
 
     try:
-        if kind == "torchaudio":
-            tensors, file = _open_bundle(source, Path(target)), Path(target) / "model.safetensors"
-        else:
-            tensors, file = _open_pickle(Path(source)), Path(target)
-        save_file(tensors, file, {"format": "pt"})
-        answer: dict[str, Any] = {"tensors": sorted(tensors)}
+        bundle = source.startswith(TORCHAUDIO)
+        tensors = _open_bundle(source.removeprefix(TORCHAUDIO), target.parent) if bundle else _open_pickle(source)
+        # Tied tensors share memory, which safetensors does not hold.
+        copies = {str(name): value.detach().contiguous().clone() for name, value in tensors.items()}
+        save_file(copies, target, {"format": "pt"})
     except SerError as fault:
-        answer = {"fault": str(fault)}
+        sys.exit(str(fault))
     except Exception as fault:
-        answer = {"fault": f"cannot be read ({type(fault).__name__}: {(str(fault).splitlines() or [''])[0]})"}
-    print(json.dumps(answer))
+        sys.exit(f"cannot be read ({type(fault).__name__}: {(str(fault).splitlines() or [''])[0]})")
 
-
-__all__ = ["convert", "torchaudio_config", "torchaudio_names"]
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    _main(sys.argv[1], Path(sys.argv[2]))

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -107,15 +108,13 @@ def fetch(name: str, weights: list[str], then: str) -> Path:
 
     wanted = [*weights, *CONFIG_FILES]
     try:
-        path = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-        if (path / "config.json").exists() and any(any(path.glob(pattern)) for pattern in weights):
-            return path
+        with suppress(OSError):  # not in the cache
+            path = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+            if (path / "config.json").exists() and any(any(path.glob(pattern)) for pattern in weights):
+                return path
+        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))
     except HFValidationError as fault:
         raise WeightsError(f"{name}: there is no such folder, and it is not a Hugging Face id either") from fault
-    except (OSError, ValueError):  # not in the cache
-        pass
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))
     except Exception as fault:  # the Hub's client raises its own, requests', httpx' and OS errors
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"could not be fetched ({type(fault).__name__})"
         raise WeightsError(
@@ -150,14 +149,10 @@ def _weight_files(path: Path, name: str) -> list[Path]:
         return [path / "model.safetensors"]
     if (path / "model.safetensors.index.json").exists():
         return shards(path / "model.safetensors.index.json", name)
-    if any(entry.suffix in PICKLES for entry in path.iterdir()):
-        raise WeightsError(
-            f"{name} holds its weights as a pickle, which could run code; "
-            f"`ser weights convert {name} DIR` writes them as safetensors, then point at DIR"
-        )
+    pickled = any(entry.suffix in PICKLES for entry in path.iterdir())
+    fault = "holds its weights as a pickle, which could run code" if pickled else "holds no model.safetensors"
     raise WeightsError(
-        f"{name} holds no model.safetensors; if it publishes pickles only, `ser weights convert {name} DIR` "
-        "writes them as safetensors"
+        f"{name} {fault}; `ser weights convert {name} DIR` writes a pickle as safetensors, then point at DIR"
     )
 
 
@@ -172,20 +167,18 @@ def shards(index: Path, name: str) -> list[Path]:
 
 def digest(path: Path, files: list[Path]) -> str:
     """Sha256 over every tensor's name, dtype, shape and bytes, and over `CONFIG_FILES`: not over the file layout."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
-        tensors = {name: entry for file in files for name, entry in _hashed_tensors(file, pool).items()}
+    tensors = {name: entry for file in files for name, entry in _hashed_tensors(file).items()}
     beside: dict[str, Any] = {}
-    for file in CONFIG_FILES:
-        if file.endswith(".json") and (path / file).exists():
-            content = read_json(path / file)
-            beside[file] = {key: value for key, value in content.items() if key not in INCIDENTAL}
-        elif (path / file).exists():
-            beside[file] = hashlib.sha256((path / file).read_bytes()).hexdigest()
+    for file in filter(Path.exists, map(path.joinpath, CONFIG_FILES)):
+        if file.suffix == ".json":
+            beside[file.name] = {key: value for key, value in read_json(file).items() if key not in INCIDENTAL}
+        else:
+            beside[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
     # The files as text: they may hold NaN, which canonical JSON does not allow.
     return hashlib.sha256(canonical_json({"tensors": tensors, "files": json.dumps(beside, sort_keys=True)})).hexdigest()
 
 
-def _hashed_tensors(file: Path, pool: Executor) -> dict[str, list[Any]]:
+def _hashed_tensors(file: Path) -> dict[str, list[Any]]:
     """By name `[dtype, shape, sha256 of the bytes]` of every tensor, straight from the file."""
     import numpy as np
     from safetensors import SafetensorError, safe_open
@@ -197,12 +190,17 @@ def _hashed_tensors(file: Path, pool: Executor) -> dict[str, list[Any]]:
         begin = 8 + int(content[:8].view("<u8")[0])
         header = json.loads(content[8:begin].tobytes())
         header.pop("__metadata__", None)
-        pieces = [content[slice(*(begin + at for at in tensor["data_offsets"]))] for tensor in header.values()]
-        hashes = pool.map(lambda piece: hashlib.sha256(piece).hexdigest(), pieces)
-        return {
-            name: [tensor["dtype"], tensor["shape"], sha256]
-            for (name, tensor), sha256 in zip(header.items(), hashes, strict=True)
-        }
+
+        def entry(tensor: dict[str, Any]) -> list[Any]:
+            start, end = tensor["data_offsets"]
+            return [
+                tensor["dtype"],
+                tensor["shape"],
+                hashlib.sha256(content.data[begin + start : begin + end]).hexdigest(),
+            ]
+
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
+            return dict(zip(header, pool.map(entry, header.values()), strict=True))
     except (SafetensorError, ValueError, KeyError, OSError) as fault:
         raise WeightsError(f"{file} is not a readable safetensors file ({fault}); copy it again") from fault
 
@@ -222,14 +220,14 @@ def list_checkpoints() -> list[dict[str, Any]]:
             continue
         path = max(repository.revisions, key=lambda revision: revision.last_modified).snapshot_path
         entry = {"model": repository.repo_id, "path": str(path), "bytes": repository.size_on_disk}
-        fault, architecture = None, "unknown"
+        entry |= {"architecture": "unknown", "fault": None}
         try:
             check_config(path, repository.repo_id)
             _weight_files(path, repository.repo_id)
-            architecture = str(read_json(path / "config.json").get("model_type", architecture))
+            entry["architecture"] = Checkpoint(path, repository.repo_id, "").architecture
         except WeightsError as error:
-            fault = str(error)
-        found.append({**entry, "architecture": architecture, "fault": fault})
+            entry["fault"] = str(error)
+        found.append(entry)
     return found
 
 

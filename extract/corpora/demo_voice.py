@@ -18,23 +18,9 @@ Signal = NDArray[np.float64]  # [samples]
 Edges = NDArray[np.int64]
 
 # Formants in Hz of a male voice (Peterson & Barney 1952, rounded).
-VOWELS = {
-    "a": (730, 1090, 2440),
-    "e": (530, 1840, 2480),
-    "i": (300, 2250, 2950),
-    "o": (500, 900, 2400),
-    "u": (320, 900, 2240),
-    "y": (390, 1990, 2550),
-}
+VOWELS = {"a": (730, 1090, 2440), "e": (530, 1840, 2480), "i": (300, 2250, 2950)}
+VOWELS |= {"o": (500, 900, 2400), "u": (320, 900, 2240), "y": (390, 1990, 2550)}
 BANDWIDTHS = np.array([80, 110, 160])  # Hz
-
-
-class Speaker(NamedTuple):
-    """`pitch` in Hz; `tract` scales the formants; `gain` is the distance to the microphone, as it were."""
-
-    pitch: float
-    tract: float
-    gain: float
 
 
 class Manner(NamedTuple):
@@ -53,23 +39,11 @@ class Manner(NamedTuple):
     breath: float
 
 
-MANNERS = {  # pitch swing gain pace jitter tilt breath
-    "neu": Manner(1.00, 0.07, 1.00, 1.00, 0.010, 0.80, 0.05),
-    "ang": Manner(1.20, 0.15, 2.30, 1.20, 0.030, 0.45, 0.06),
-    "hap": Manner(1.28, 0.20, 1.25, 1.05, 0.008, 0.72, 0.07),
-    "exc": Manner(1.45, 0.24, 1.60, 1.20, 0.012, 0.66, 0.08),
-    "sad": Manner(0.90, 0.03, 0.50, 0.78, 0.022, 0.90, 0.16),
-    "fru": Manner(1.08, 0.10, 1.40, 0.95, 0.022, 0.66, 0.07),
-    "sur": Manner(1.50, 0.28, 1.20, 1.00, 0.012, 0.75, 0.12),
-    "fea": Manner(1.40, 0.10, 0.70, 1.25, 0.040, 0.82, 0.22),
-    "dis": Manner(0.95, 0.12, 1.10, 0.85, 0.035, 0.70, 0.10),
-    "oth": Manner(1.05, 0.18, 0.90, 0.90, 0.015, 0.78, 0.10),
-}
+def speak(text: str, pitch: float, tract: float, gain: float, manner: Manner, rng: Random) -> NDArray[np.int16]:
+    """Say `text`: int16 `[samples]` at 16 kHz, 0.6 to 8 s long.
 
-
-def speak(text: str, speaker: Speaker, full: Manner, intensity: float, rng: Random) -> NDArray[np.int16]:
-    """Say `text`: int16 `[samples]` at 16 kHz, 0.6 to 8 s long. `intensity`: how far from neutral to `full`."""
-    manner = Manner(*(n + intensity * (f - n) for n, f in zip(MANNERS["neu"], full, strict=True)))
+    Of the speaker, `pitch` is in Hz; `tract` scales the formants; `gain` is the distance to the microphone, as it were.
+    """
     # The vowel of each syllable, roughly: one for each run of vowel letters outside tags. A tag alone is a sigh.
     vowels = [run[0] for run in re.findall(r"[aeiouy]+", re.sub(r"\[\w+\]", " ", text.lower()))] or ["a", "a"]
     seconds = np.clip(rng.normal(0.17, 0.03, len(vowels)) / manner.pace, 0.08, 0.4)
@@ -80,12 +54,12 @@ def speak(text: str, speaker: Speaker, full: Manner, intensity: float, rng: Rand
     spans = ((seconds + pauses) * scale * RATE).astype(int)
     edges = np.concatenate([[0], np.cumsum(spans)])  # of syllables, in samples
 
-    sound = _tract(_source(edges, voiced, speaker.pitch, manner, rng), edges, vowels, speaker.tract, rng)
+    sound = _tract(_source(edges, voiced, pitch, manner, rng), edges, vowels, tract, rng)
     for end, gap in zip(edges[1:], spans - voiced, strict=True):
         if gap > 2 and rng.random() < 0.6:  # a consonant: hiss between syllables
             sound[end - gap : end] += 0.15 * np.diff(rng.normal(0, 1, gap + 1)) * np.hanning(gap)
     sound = np.pad(sound, int(0.05 * RATE))
-    sound *= 0.06 * speaker.gain * manner.gain / (np.sqrt(np.mean(sound**2)) + 1e-9)
+    sound *= 0.06 * gain * manner.gain / (np.sqrt(np.mean(sound**2)) + 1e-9)
     sound += rng.normal(0, 0.0012, len(sound))  # the room
     return np.round(np.clip(sound, -0.98, 0.98) * 32767).astype(np.int16)
 

@@ -5,25 +5,14 @@ sentence is spoken in every emotion: a model on text alone belongs at chance her
 """
 
 import re
+import tomllib
 from pathlib import Path
 
 from .scan import Problem, Reading, visible
 
 NAME = re.compile(r"(?P<speaker>\d{2})(?P<text>[ab]\d{2})(?P<emotion>[A-Z])(?P<take>[a-z])")
 FULL_SIZE = 535  # recordings in the complete database; copies with fewer are fine
-
-TEXTS = {
-    "a01": "Der Lappen liegt auf dem Eisschrank.",
-    "a02": "Das will sie am Mittwoch abgeben.",
-    "a04": "Heute abend könnte ich es ihm sagen.",
-    "a05": "Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.",
-    "a07": "In sieben Stunden wird es soweit sein.",
-    "b01": "Was sind denn das für Tüten, die da unter dem Tisch stehen?",
-    "b02": "Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.",
-    "b03": "An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.",
-    "b09": "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
-    "b10": "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
-}
+TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 # The letters stand for the German words (Wut, Langeweile, Ekel, Angst, Freude, Trauer); the labels are IEMOCAP's,
 # so that the same label policies apply, and `bor` for boredom, which IEMOCAP does not have.
 EMOTIONS = {"W": "ang", "L": "bor", "E": "dis", "A": "fea", "F": "hap", "T": "sad", "N": "neu"}
@@ -52,18 +41,8 @@ def read_emodb(root: Path) -> Reading:
             problems.append(Problem(None, audio, reason))
             continue
         speaker = parts["speaker"]
-        rows.append(
-            {
-                "id": path.stem,
-                "audio": audio,
-                "text": TEXTS[parts["text"]],
-                "session": speaker,
-                "dialogue": path.stem,
-                "turn": 0,
-                "speaker": speaker,
-                "gender": GENDERS.get(speaker),
-                "label": EMOTIONS[parts["emotion"]],
-            }
-        )
+        who = {"session": speaker, "speaker": speaker, "gender": GENDERS.get(speaker)}
+        said = {"text": TEXTS[parts["text"]], "label": EMOTIONS[parts["emotion"]]}
+        rows.append({"id": path.stem, "audio": audio, "dialogue": path.stem, "turn": 0, **who, **said})
     missing = [f"{len(rows)} of EmoDB's {FULL_SIZE} recordings are here"] if len(rows) != FULL_SIZE else []
     return Reading("emodb", root, rows, problems, warnings=missing)

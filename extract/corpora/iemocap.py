@@ -57,7 +57,11 @@ def read_iemocap(root: Path) -> Reading:
             of_dialogue, faults = _read_dialogue(session, dialogue)
             rows += of_dialogue
             problems += faults
-    synthetic = _is_demo(root)
+    marker = root / DEMO_MARKER
+    try:
+        synthetic = marker.is_file() and bool(json.loads(marker.read_text())["synthetic"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorpusError(f"{marker} is damaged; write the demo corpus again with `ser corpus demo`") from error
     return Reading("demo" if synthetic else "iemocap", root, rows, problems, synthetic=synthetic)
 
 
@@ -74,14 +78,19 @@ def consensus(votes: list[list[str]]) -> str:
 
 def _read_dialogue(session: Path, dialogue: str) -> tuple[list[dict[str, Any]], list[Problem]]:
     """A dialogue's utterances, in turn order, and whatever is wrong with them."""
-    evaluation, transcription = (f"dialog/{kind}/{dialogue}.txt" for kind in ("EmoEvaluation", "transcriptions"))
-    labels, transcripts = f"{session.name}/{evaluation}", f"{session.name}/{transcription}"
-    if not (session / evaluation).is_file():
+    evaluation = session / "dialog" / "EmoEvaluation" / f"{dialogue}.txt"
+    transcription = session / "dialog" / "transcriptions" / f"{dialogue}.txt"
+    labels, transcripts = (path.relative_to(session.parent).as_posix() for path in (evaluation, transcription))
+    if not evaluation.is_file():
         return [], [Problem(None, labels, f"the labels of dialogue {dialogue} are missing")]
-    texts = _transcripts(session / transcription)
+    texts = {}
+    if transcription.is_file():
+        # Lines that are no utterance are left out. Not splitlines(): it also breaks at bytes that a text may hold.
+        matches = filter(None, map(TRANSCRIPT.match, read_text(transcription).split("\n")))
+        texts = {match[1]: match[2].strip() for match in matches if ID.fullmatch(match[1])}
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
-    for line, block in _evaluations(session / evaluation):
+    for line, block in _evaluations(evaluation):
         if isinstance(block, str):
             problems.append(Problem(None, labels, f"line {line}: {block}"))
             continue
@@ -105,7 +114,9 @@ def _read_dialogue(session: Path, dialogue: str) -> tuple[list[dict[str, Any]], 
         }
         rows.append({**block, **row})
     labelled = {row["id"] for row in rows}
-    unlabelled = sorted((_turns(labelled) | texts.keys()) - labelled)
+    # Each speaker's turns are numbered without a gap.
+    turns = {f"{id[:-3]}{turn:03d}" for id in labelled for turn in range(int(id[-3:]))}
+    unlabelled = sorted((turns | texts.keys()) - labelled)
     problems += [Problem(id, labels, "this utterance has no label line") for id in unlabelled]
     rows.sort(key=lambda row: (row["start"], row["end"], row["id"]))
     return [{**row, "turn": turn} for turn, row in enumerate(rows)], problems
@@ -143,30 +154,3 @@ def _evaluation(head: str, *lines: str) -> dict[str, Any] | str:
     votes = [vote["categories"] for line in lines if (vote := VOTE.match(line)) and vote["rater"].startswith("E")]
     row["votes"] = [[c.strip().lower()[:3] for c in categories.split(";") if c.strip()] for categories in votes]
     return row
-
-
-def _transcripts(path: Path) -> dict[str, str]:
-    """The text of each utterance, by id; other lines are left out."""
-    if not path.is_file():
-        return {}
-    # Not splitlines(): it also breaks at bytes that a text may hold.
-    matches = filter(None, map(TRANSCRIPT.match, read_text(path).split("\n")))
-    return {match[1]: match[2].strip() for match in matches if ID.fullmatch(match[1])}
-
-
-def _turns(ids: set[str]) -> set[str]:
-    """The ids of all turns of each speaker up to the last, without a gap."""
-    last: dict[str, int] = {}
-    for id in ids:
-        last[id[:-3]] = max(int(id[-3:]), last.get(id[:-3], 0))
-    return {f"{speaker}{turn:03d}" for speaker, end in last.items() for turn in range(end)}
-
-
-def _is_demo(root: Path) -> bool:
-    marker = root / DEMO_MARKER
-    if not marker.is_file():
-        return False
-    try:
-        return bool(json.loads(marker.read_text())["synthetic"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorpusError(f"{marker} is damaged; write the demo corpus again with `ser corpus demo`") from error

@@ -8,16 +8,16 @@ import hashlib
 import os
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ser.cache.manifest import LONGEST_ID, IdsSeen, Manifest, id_fault, invisible
 from ser.cache.store import check_name
-from ser.errors import CorpusError, SerError, UtteranceError, WrongUse, unknown
+from ser.errors import UtteranceError, WrongUse, unknown
 
 from ..audio import check_wav, open_audio, read_bytes
 from . import DETECTORS, FORMATS, TRANSCRIPTS
@@ -102,8 +102,7 @@ def read_corpus(
     if name is not None:
         check_name("corpus", name)
     format = find_format(path, format)
-    with _readable(path):
-        reading: Reading = _resolve(FORMATS[format])(path)
+    reading: Reading = _resolve(FORMATS[format])(path)
     rows, problems = _admit(reading, follow_links=format != "table")
     if limit is not None:
         rows = rows[:limit]
@@ -131,31 +130,24 @@ def find_format(path: str | Path, format: str | None = None) -> str:
     Raises `WrongUse` if nothing is there, if it looks like no corpus, or for an unknown format.
     """
     path = Path(path).expanduser()
-    with _readable(path):
-        if not path.exists():
-            raise WrongUse(f"{path} does not exist; give the folder of a corpus, or a table file")
-        format = format or _detect(path)
-    if format not in FORMATS:
+    if not path.exists():
+        raise WrongUse(f"{path} does not exist; give the folder of a corpus, or a table file")
+    if format is not None and format not in FORMATS:
         raise unknown("corpus format", format, FORMATS)
-    return format
-
-
-def _detect(path: Path) -> str:
-    if path.is_file():
-        return "table"
+    if format is not None or path.is_file():
+        return format or "table"
     detectors = {format: _resolve(reference) for format, reference in DETECTORS.items()}
-    for format, detects in detectors.items():
-        if detects(path):
-            return format
+    if found := next((format for format, detects in detectors.items() if detects(path)), None):
+        return found
     entries = sorted(path.iterdir())
     for inner in (entry for entry in entries if entry.is_dir()):
         if detectors["iemocap"](inner):
             raise WrongUse(f"{path} is no corpus, but the folder inside it is: give {inner}")
     tables = [p.name for p in entries if p.suffix.lower() in {".csv", ".tsv", ".jsonl", ".parquet"}]
-    hint = f"it holds {tables[0]}: give that file to read it as a table" if tables else ""
+    hint = f"it holds {tables[0]}: give that file" if tables else "give a CSV, TSV, Parquet or JSONL file"
     raise WrongUse(
         f"{path} is no corpus that ser knows: it has neither IEMOCAP's Session1 … Session5 nor recordings named as "
-        f"in EmoDB; {hint or 'other corpora are read from a CSV, TSV, Parquet or JSONL file'}"
+        f"in EmoDB; to read it as a table, {hint}"
     )
 
 
@@ -163,21 +155,7 @@ def _resolve(reference: str | Callable[..., Any]) -> Callable[..., Any]:
     return pkgutil.resolve_name(reference) if isinstance(reference, str) else reference
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turns what the file system refuses into a `CorpusError`."""
-    try:
-        yield
-    except SerError:
-        raise
-    except OSError as error:
-        raise CorpusError(
-            f"{error.filename or path} cannot be read ({error.strerror}); see to that and run again"
-        ) from error
-
-
 def _name_from(stem: str) -> str:
-    """A corpus name made from a file's name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64] or "corpus"  # as long as `check_name` allows
 
 
@@ -188,11 +166,11 @@ def _admit(reading: Reading, follow_links: bool) -> tuple[list[dict[str, Any]], 
     for row, where in zip(reading.rows, reading.where or [""] * len(reading.rows), strict=True):
         id, audio = row["id"], row.get("audio")
         fault = id_fault(id) or seen.fault(id)
-        fault = fault or (_path_fault(audio, reading.root, follow_links) if audio is not None else None)
+        if not fault and audio is not None:
+            fault = _path_fault(audio, reading.root, follow_links)
         if fault:
-            problems.append(
-                Problem(printable(id[:LONGEST_ID]), printable(audio or ""), f"{where}: {fault}".removeprefix(": "))
-            )
+            reason = f"{where}: {fault}".removeprefix(": ")
+            problems.append(Problem(printable(id[:LONGEST_ID]), printable(audio or ""), reason))
         else:
             rows.append(row)
     return rows, problems
@@ -220,9 +198,9 @@ def _measure(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any
     """The rows with `audio_sha256` and `duration` from the files themselves, and what is wrong with those."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing release the GIL
         probes = list(pool.map(lambda row: probe(root / row["audio"]), rows))
-    measured = [{**r, "audio_sha256": p.sha256, "duration": p.duration} for r, p in zip(rows, probes, strict=True)]
-    faults = [Problem(r["id"], r["audio"], p.fault, "audio") for r, p in zip(rows, probes, strict=True) if p.fault]
-    return measured, faults
+    pairs = list(zip(rows, probes, strict=True))
+    faults = [Problem(row["id"], row["audio"], one.fault, "audio") for row, one in pairs if one.fault]
+    return [{**row, "audio_sha256": one.sha256, "duration": one.duration} for row, one in pairs], faults
 
 
 @dataclass(frozen=True)
@@ -255,19 +233,16 @@ def probe(path: Path) -> Probe:
 
 def visible(folder: Path, suffix: str) -> list[Path]:
     """The entries of `folder` with that suffix, by name, without the `._*` files that a Mac leaves beside real ones."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() == suffix and not p.name.startswith("."))
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in entries if p.suffix.lower() == suffix and not p.name.startswith("."))
 
 
 def read_text(path: Path) -> str:
     """The text of a file that may not be UTF-8: then it is read as Windows-1252, undefined bytes as Latin-1."""
     raw = path.read_bytes()
     for encoding in ("utf-8-sig", "cp1252"):
-        try:
+        with suppress(UnicodeDecodeError):
             return raw.decode(encoding)
-        except UnicodeDecodeError:
-            continue
     return raw.decode("latin-1")
 
 

@@ -9,10 +9,10 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,8 +29,7 @@ MEASURED = ("audio_sha256", "text_sha256", "duration")  # taken from the files, 
 
 def read_table(path: Path) -> Reading:
     """Read a corpus from a table file. A bad row becomes a `Problem` with its line number, and no row."""
-    reading = _read(path, need="audio")
-    return replace(reading, rows=[{k: v for k, v in row.items() if k not in MEASURED} for row in reading.rows])
+    return _read(path, need="audio", columns=[name for name in SCHEMA.names if name not in MEASURED])
 
 
 def read_manifest(path: Path, corpus: str) -> Manifest:
@@ -84,40 +83,38 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
             for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
                 yield f"row {number}", row
         elif suffix == ".jsonl":
-            yield from _json_lines(read_text(path))
+            for number, line in enumerate(read_text(path).split("\n"), 1):
+                if line.strip():
+                    yield f"line {number}", _json_object(line)
         else:
-            yield from _csv_lines(read_text(path), path)
-    except (pa.ArrowException, OSError) as error:
+            yield from _csv_lines(read_text(path), suffix)
+    except (pa.ArrowException, csv.Error, OSError) as error:
         raise CorpusError(f"{path} cannot be read as {suffix[1:]}: {' '.join(str(error).split())}") from error
 
 
-def _csv_lines(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def _csv_lines(text: str, suffix: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
     header = text.partition("\n")[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+    delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=header.count)
     # StringIO without newline translation: a quoted cell may hold line ends, and str.splitlines knows too many of them.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in next(reader, [])]
-        for cells in reader:
+        for cells in filter(None, reader):
             where = f"line {reader.line_num}"
-            if cells and len(cells) != len(names):
+            if len(cells) != len(names):
                 yield where, f"has {len(cells)} columns where the header has {len(names)}"
-            elif cells:
+            else:
                 yield where, {name: cell for name, cell in zip(names, cells, strict=True) if cell != ""}
     except csv.Error as error:
-        raise CorpusError(f"{path}: line {reader.line_num}: not readable as a table ({error})") from error
+        raise csv.Error(f"line {reader.line_num}: {error}") from error
 
 
-def _json_lines(text: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            yield f"line {number}", "is not JSON"
-            continue
-        yield f"line {number}", record if isinstance(record, dict) else "is not a JSON object"
+def _json_object(line: str) -> dict[str, Any] | str:
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        return "is not JSON"
+    return record if isinstance(record, dict) else "is not a JSON object"
 
 
 def _read(path: Path, need: str, columns: list[str] = SCHEMA.names) -> Reading:
@@ -163,28 +160,18 @@ def _row(record: dict[str, Any], need: str, columns: list[str]) -> dict[str, Any
 
 
 def _value(column: str, value: Any) -> Any:
-    """One cell, in its column's type."""
     kind = SCHEMA.field(column).type
     try:
         if column == "votes":
-            return _votes(json.loads(value) if isinstance(value, str) else value)
+            return msgspec.convert(json.loads(value) if isinstance(value, str) else value, list[list[str]])
         convert: Callable[[Any], Any] = int if kind == pa.int32() else float if kind == pa.float64() else str
         converted = convert(value)
-        if isinstance(converted, float) and not math.isfinite(converted):
-            raise ValueError
-        if isinstance(converted, int) and not 0 <= converted < 1 << 31:
-            raise ValueError
         if isinstance(converted, str):
             converted.encode()
-    except (ValueError, TypeError, OverflowError, RecursionError):
+        elif not math.isfinite(converted) or (isinstance(converted, int) and not 0 <= converted < 1 << 31):
+            raise ValueError
+    except (ValueError, TypeError, OverflowError, RecursionError, msgspec.ValidationError):
         wanted = {"votes": 'JSON such as [["ang"], ["neu", "sad"]]', "turn": "a number from 0"}
         known = wanted.get(column, "valid Unicode" if kind == pa.string() else "a number")
         raise ValueError(f"the {column} {ascii(value)[:60]} is not {known}") from None
     return converted
-
-
-def _votes(value: Any) -> list[list[str]]:
-    """Votes: one list of categories per rater."""
-    if not (isinstance(value, list) and all(isinstance(r, list) and all(isinstance(c, str) for c in r) for r in value)):
-        raise ValueError
-    return value
