@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ser.engines import cached, here
-from ser.engines.worker_cache import CACHE
+from ser.engines.worker_cache import entries
 from ser.errors import UtteranceError
 from ser.extract.extractors import FEATURES, Extractor, FeatureKind, Outcome, Rows
 
@@ -113,5 +113,5 @@ def left_open() -> int:
 
 def loaded() -> tuple[int, int]:
     """How many loaders this worker has made for sweeps, and how many features the one holds."""
-    things = [entry.value for entry in CACHE.entries]
+    things = [entry.value for entry in entries]
     return len(things), sum(len(known.cache.inputs) for known in things)

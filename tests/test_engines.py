@@ -7,14 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ser import engines
-from ser.engines.processes import fork_server
 from ser.errors import SerError, WrongUse
 from ser.tests.dask_processes import listening
 
@@ -24,11 +21,6 @@ def square(number: int) -> int:
 
 
 def where(number: int) -> int:
-    return os.getpid()
-
-
-def slow_where(number: int) -> int:
-    time.sleep(0.2)
     return os.getpid()
 
 
@@ -52,14 +44,6 @@ def leave(number: int) -> int:
     os._exit(7)
 
 
-def spend(number: int) -> float:
-    """Half a second of CPU; returns what this process has spent so far."""
-    start = time.process_time()
-    while time.process_time() < start + 0.5:
-        pass
-    return time.process_time()
-
-
 def variable(number: int) -> str | None:
     return os.environ.get("SER_TEST_VARIABLE")
 
@@ -69,10 +53,6 @@ def kill_fork_server(number: int) -> int:
         os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
     return number
-
-
-def parent_of(number: int) -> int:
-    return os.getppid()
 
 
 def wait_long(number: int) -> int:
@@ -126,15 +106,15 @@ def test_a_death_names_its_task() -> None:
         list(engines.run(leave, [0], 2))
 
 
-def test_nothing_is_left_running() -> None:
+def test_no_worker_is_left_running() -> None:
     results = engines.run(wait_long, [0, 1, 2], 2)
     assert next(results) == 0
-    started = descendants(os.getpid())
-    assert len(started) >= 3  # the fork server and two workers
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
     start = time.monotonic()
     results.close()  # type: ignore[attr-defined]
     assert time.monotonic() - start < 15
-    assert running(started) == descendants(os.getpid()) == []
+    assert running([worker.pid or 0 for worker in workers]) == multiprocessing.active_children() == []
 
 
 def descendants(pid: int) -> list[int]:
@@ -167,17 +147,24 @@ def gone(pids: list[int]) -> bool:
     return not running(pids)
 
 
-def test_what_tasks_need_is_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("early", [False, True])
+def test_what_tasks_need_is_imported_once(tmp_path: Path, early: bool) -> None:
+    """Also in a second run, and where the fork server was started before there are tasks."""
     (tmp_path / "counted_import.py").write_text(
         f"import os\nwith open({str(tmp_path / 'imports')!r}, 'a') as f:\n    f.write(f'{{os.getpid()}}\\n')\n"
-        "def where(n):\n    import time\n    time.sleep(0.2)\n    return os.getpid()\n"
+        "def where(n):\n    import time\n    time.sleep(0.2)\n    return os.getpid(), os.getppid()\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    from counted_import import where  # type: ignore[import-not-found]
-
-    workers = set(engines.run(where, range(6), 3))
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from ser import engines; from ser.engines.processes import start_fork_server\n"
+        f"if {early}: start_fork_server('counted_import')\n"
+        "from counted_import import where\n"
+        "print([*engines.run(where, range(6), 3), *engines.run(where, range(6), 2)])"
+    )
+    workers, servers = map(set, zip(*eval(subprocess.check_output([sys.executable, "-c", code])), strict=True))
     imported = {int(line) for line in (tmp_path / "imports").read_text().split()}
-    assert len(workers) == 3 and len(imported) == 2 and os.getpid() in imported and not imported & workers
+    assert len(workers) == 5 and len(servers) == 1 and len(imported) == 2
+    assert servers < imported and not imported & workers and gone([*servers])
 
 
 @pytest.mark.parametrize("module", ["ser.train.sweep", "ser.extract.cluster_tasks"])
@@ -198,22 +185,16 @@ def test_what_is_imported_before_the_fork_starts_nothing(module: str) -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_a_fork_server_that_was_started_early_is_the_one_that_forks() -> None:
-    with fork_server("ser.tests.test_engines"):
-        [early] = descendants(os.getpid())
-        assert set(engines.run(parent_of, range(3), 2)) == set(engines.run(parent_of, range(3), 3)) == {early}
-    assert running([early]) == [] and early not in engines.run(parent_of, range(3), 2)
-
-
-@pytest.mark.parametrize("module", ["slow_import", "ser.tests.test_engines", "no_such_module"])
-def test_a_fork_server_that_nobody_wanted_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-    (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(30)\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    start = time.monotonic()
-    with pytest.raises(ZeroDivisionError), fork_server(module):
-        [begun] = descendants(os.getpid())
-        raise ZeroDivisionError
-    assert time.monotonic() - start < 10 and running([begun]) == []
+def test_a_fork_server_that_nobody_wanted_ends(tmp_path: Path) -> None:
+    """With the process that started it, in the middle of its imports or not; and nobody hears of it."""
+    (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(3)\n")
+    for module in ("slow_import", "json", "no_such_module"):
+        code = (
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from ser.engines.processes import start_fork_server\n"
+            f"start_fork_server({module!r}); 1 // 0"
+        )
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert run.returncode == 1 and run.stderr.count("Traceback") == 1, run.stderr
 
 
 def test_what_is_imported_does_not_come_from_the_current_folder(
@@ -223,27 +204,6 @@ def test_what_is_imported_does_not_come_from_the_current_folder(
     (tmp_path / "random.py").write_text("raise RuntimeError('imported')\n")
     monkeypatch.chdir(tmp_path)
     assert sorted(engines.run(square, range(3), 2)) == [0, 1, 4]
-
-
-def test_a_fork_server_that_somebody_else_uses_too_stays() -> None:
-    other = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,))
-    with fork_server("ser.tests.test_engines"):
-        other.start()
-    assert sorted(engines.run(square, range(3), 2)) == [0, 1, 4] and other.is_alive()
-    other.terminate()
-    other.join()
-    assert other.exitcode == -signal.SIGTERM
-    server: Any = forkserver._forkserver
-    server._stop()
-
-
-def test_processor_time_of_the_workers_is_this_process_s() -> None:
-    """So that `time ser sweep` tells all of it."""
-    before = os.times()
-    spent = list(engines.run(spend, range(4), 2))
-    after = os.times()
-    assert after.children_user + after.children_system - before.children_user - before.children_system > 2.0
-    assert max(spent) > 0.5
 
 
 def test_workers_see_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
