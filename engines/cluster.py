@@ -94,11 +94,14 @@ class Cluster:
             log.warning("%s: dask runs whatever anyone on the network sends; --insecure accepts that", self.address)
 
     def __enter__(self) -> "Cluster":
-        from distributed.utils import silence_logging_cmgr
+        import distributed  # noqa: F401 (makes its loggers)
 
         try:
-            for logger in ("distributed", "tornado"):  # deaths and lost connections are reported in our own words
-                self._stack.enter_context(silence_logging_cmgr(logging.CRITICAL, logger))
+            for name in list(logging.root.manager.loggerDict):
+                if name.partition(".")[0] in ("distributed", "tornado", "asyncio"):
+                    logger = logging.getLogger(name)  # deaths and lost connections are reported in our own words
+                    self._stack.callback(logger.setLevel, logger.level)
+                    logger.setLevel(logging.CRITICAL)
             self._client = self._stack.enter_context(self._own() if self.own else self._connected())
             if self.own is None:
                 self._clear_caches()  # of what a run that was killed left there

@@ -114,4 +114,4 @@ def left_open() -> int:
 def loaded() -> tuple[int, int]:
     """How many loaders this worker has made for sweeps, and how many features the one holds."""
     things = [entry.value for entry in entries]
-    return len(things), sum(len(known.cache.inputs) for known in things)
+    return len(things), sum(len(known.data.inputs) for known in things)

@@ -1,6 +1,6 @@
 """Tasks run inline and in processes: results, failures, deaths."""
 
-import multiprocessing
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ser import engines
 from ser.errors import SerError, WrongUse
-from ser.tests.dask_processes import listening
+from ser.tests.dask_processes import listening, workers_of
 
 
 def square(number: int) -> int:
@@ -109,42 +110,26 @@ def test_a_death_names_its_task() -> None:
 def test_no_worker_is_left_running() -> None:
     results = engines.run(wait_long, [0, 1, 2], 2)
     assert next(results) == 0
-    workers = multiprocessing.active_children()
+    server, *workers = workers_of(os.getpid())
     assert len(workers) == 2
     start = time.monotonic()
     results.close()  # type: ignore[attr-defined]
     assert time.monotonic() - start < 15
-    assert running([worker.pid or 0 for worker in workers]) == multiprocessing.active_children() == []
+    assert workers_of(os.getpid()) == [server] and gone(workers)
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes that this one started, and that those did; multiprocessing's resource tracker lives on, so is none."""
-    listed = subprocess.check_output(["ps", "-eww", "-o", "pid=,ppid=,stat=,args="], text=True)
-    rows = [line.split(maxsplit=3) for line in listed.splitlines()]
-    found = [pid]
-    for parent in found:
-        found += [
-            int(row[0])
-            for row in rows
-            if int(row[1]) == parent and row[2][0] != "Z" and ("spawn_main" in row[3] or "forkserver" in row[3])
-        ]
-    return found[1:]
-
-
-def running(pids: list[int]) -> list[str]:
-    """Those of the processes that are still there."""
-    listed = subprocess.run(
-        ["ps", "-wwo", "stat=,args=", "-p", ",".join(map(str, pids))], capture_output=True, text=True
-    )
-    return [line for line in listed.stdout.splitlines() if not line.startswith("Z")]
-
-
-def gone(pids: list[int]) -> bool:
+def gone(processes: list[psutil.Process]) -> bool:
     """Whether none is there in a while: a fork server ends a moment after its owner."""
+
+    def runs(one: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return one.status() != psutil.STATUS_ZOMBIE
+        return False
+
     deadline = time.monotonic() + 20
-    while running(pids) and time.monotonic() < deadline:
+    while any(map(runs, processes)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return not running(pids)
+    return not any(map(runs, processes))
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -164,7 +149,7 @@ def test_what_tasks_need_is_imported_once(tmp_path: Path, early: bool) -> None:
     workers, servers = map(set, zip(*eval(subprocess.check_output([sys.executable, "-c", code])), strict=True))
     imported = {int(line) for line in (tmp_path / "imports").read_text().split()}
     assert len(workers) == 5 and len(servers) == 1 and len(imported) == 2
-    assert servers < imported and not imported & workers and gone([*servers])
+    assert servers < imported and not imported & workers
 
 
 @pytest.mark.parametrize("module", ["ser.train.sweep", "ser.extract.cluster_tasks"])
@@ -242,7 +227,7 @@ def started(tmp_path: Path, then: str, sleepy: str = SLEEPY) -> subprocess.Popen
 def test_a_killed_parent_leaves_nothing_running(tmp_path: Path) -> None:
     process = started(tmp_path, "time.sleep(60)")
     assert process.stdout is not None and process.stdout.readline() == "go\n"
-    workers = descendants(process.pid)
+    workers = workers_of(process.pid)
     assert len(workers) == 3
     process.kill()
     process.wait()
@@ -252,7 +237,7 @@ def test_a_killed_parent_leaves_nothing_running(tmp_path: Path) -> None:
 def test_an_iterator_that_is_never_closed_does_not_keep_the_process(tmp_path: Path) -> None:
     process = started(tmp_path, "sys.modules['keep'] = results")
     assert process.stdout is not None and process.stdout.readline() == "go\n"
-    workers = descendants(process.pid)
+    workers = workers_of(process.pid)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0 and errors == "" and gone(workers)
 
@@ -264,7 +249,7 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path, then: str, importing: str) -> N
     if then:
         assert process.stdout is not None and process.stdout.readline() == "go\n"
     deadline = time.monotonic() + 30
-    while not (begun := descendants(process.pid)) and time.monotonic() < deadline:
+    while not (begun := workers_of(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
@@ -298,11 +283,3 @@ def test_on_a_dask_scheduler_in_this_process() -> None:
 def test_no_scheduler_there() -> None:
     with pytest.raises(SerError, match="no dask scheduler answers"), engines.Cluster("tcp://127.0.0.1:1"):
         pass
-
-
-def test_cores_respect_the_affinity() -> None:
-    code = (
-        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
-        "from ser import engines; print(engines.cores())"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1\n"
