@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from ser.cli import main
 from ser.errors import StoreError, WrongUse
 from ser.extract import plan as planning
 from ser.extract.run import ESTIMATED, ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan
+from ser.tests.dask_processes import workers_of
 from ser.weights.demo import write_random_checkpoint
 
 TEXTS = ["Yeah.", "I don't know what you mean.", "Yeah.", "[LAUGHTER]", "oh " * 40, "Leave me alone!", "why?", "Yeah."]
@@ -279,13 +279,10 @@ def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[
     )
     (tmp_path / "main.py").write_text(code)
     process = subprocess.Popen([sys.executable, str(tmp_path / "main.py")], stderr=subprocess.PIPE, text=True)
-    children: list[int] = []
     deadline = time.monotonic() + 60
-    while not children and time.monotonic() < deadline:
-        listed = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
-        children = [int(child) for child in listed.stdout.split()]
+    while len(found := workers_of(process.pid)) < 2 and time.monotonic() < deadline:  # one that forks the others
         time.sleep(0.05)
-    os.kill(children[0], signal.SIGKILL)
+    found[1].kill()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "SIGKILL" in errors and "what was finished is kept" in errors
     assert run(corpus, tmp_path / "store", models, "is13", part_seconds=1).features["is13"]["rows"] == 8
