@@ -198,8 +198,11 @@ def test_workers_see_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_death_of_the_fork_server_hangs_nothing() -> None:
+    assert list(engines.run(square, [2], 2)) == [4]
+    [server] = workers_of(os.getpid())
     with pytest.raises(SerError, match="ended with code 255 on 3;"):  # nobody is left who could tell how it ended
         list(engines.run(kill_fork_server, range(6), 2))
+    assert gone([server])  # until the kernel has ended it, the next run would say that its workers do not start
     assert sorted(engines.run(square, range(3), 2)) == [0, 1, 4]
 
 
