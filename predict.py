@@ -11,7 +11,6 @@ digest must be the recorded one.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from ser.extract.online import OnlineExtractor, resolve_again
 from ser.train.data import Dataset, Inputs
 from ser.train.fit import predict as probabilities_of
 from ser.train.labels import Utterances
-from ser.train.models import Fusion
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, open_run
 from ser.train.settings import TrainConfig, TrainingSettings
@@ -78,12 +76,8 @@ def predict(
     `models` says where encoder weights lie now ({"hubert": folder}, or "hubert=FOLDER" entries); by default where the
     run's features found them. Raises `WrongUse` for what the run cannot take, naming the reason.
     """
-    if table is not None and text is not None:
-        raise WrongUse("--text is the transcript of one audio file; in a table transcripts stand in the column text")
-    if (table is None) == (not audio and text is None):
-        raise WrongUse("give audio files (and the transcript of one), or a table of turns, and not both")
-    if text is not None and len(audio) > 1:
-        raise WrongUse(f"--text is the transcript of one audio file, and here are {len(audio)}; give a table of turns")
+    if (table is None) == (not audio and text is None) or (text is not None and len(audio) > 1):
+        raise WrongUse("give audio files (with --text one alone), or a table of turns with a column text, and not both")
     predictor = Predictor(run, models, device)
     if table is not None:
         return predictor(read_turns(Path(table), "audio" in predictor.fusion.inputs))
@@ -100,16 +94,44 @@ class Predictor:
         fitted, self.fusion, self.settings = load_model(self.run)
         self.model, self.scaling = fitted.model.to(self.device), fitted.scaling
         self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
-        self._features = _features_of(self.run, parse_models(models))
+        self._features = self._resolve(parse_models(models))
         self._extractor = OnlineExtractor(self.device)
-        self._can_hide = hidden_in_training(self.fusion, self.settings)
+
+    def _resolve(self, models: Mapping[str, str]) -> dict[str, ResolvedFeature]:
+        """What to compute for each modality, by the very specs that the run records."""
+        where, recorded = str(self.run.path / CONFIG), self.run.config["provenance"].get("specs", {})
+        specs: dict[str, Spec] = {}
+        for modality, feature in self.run.config["features"].items():
+            if modality not in recorded:
+                raise CorruptStore(f"{where}: does not say how {feature['feature']} was computed; train the run again")
+            specs[modality] = Spec.from_json(recorded[modality], where)
+            if specs[modality].fingerprint != feature["fingerprint"]:
+                raise CorruptStore(f"{where}: its spec of {feature['feature']} was altered; train the run again")
+        known = [spec.feature for spec in specs.values()]
+        for name in sorted(models.keys() - known):
+            raise unknown("feature of this run in --model", name, known)
+        return {modality: resolve_again(spec, models) for modality, spec in specs.items()}
 
     def __call__(self, turns: Sequence[Turn]) -> Answer:
-        """Classify the turns. Those that cannot be read stand in `unusable` with the reason, as in extraction."""
+        """Classify the turns. Those that cannot be read stand in `unusable` with the reason, as in extraction.
+
+        Raises `WrongUse` for a turn that lacks a modality which training never hid from the model.
+        """
         turns = [replace(turn, text=turn.text if turn.text and turn.text.strip() else None) for turn in turns]
         without = [tuple(m for m in self.fusion.inputs if getattr(turn, m) is None) for turn in turns]
+        hidden: dict[str, torch.Tensor] = {}  # in training, now and then
+        if self.fusion.hide is not None:
+            hidden = self.fusion.hide(self.settings, 4096, 0, torch.Generator().manual_seed(0))
         for turn, lacking in zip(turns, without, strict=True):
-            self._check_inputs(turn.id, lacking)
+            if len(lacking) == len(self.fusion.inputs):
+                missing = " and no ".join(lacking)
+                raise WrongUse(f"{turn.id}: has no {missing}, and {self.fusion.name} takes nothing else")
+            if never_hidden := [m for m in lacking if m not in hidden or not hidden[m].any()]:
+                raise WrongUse(
+                    f"{turn.id}: has no {never_hidden[0]}, and {self.fusion.name} was trained without random modality "
+                    "masking, so it has never seen an utterance without it; give its audio file, and its transcript by "
+                    "--text or a column text in the table"
+                )
         notes = self._notes(turns)
         unusable: dict[str, str] = {}
         usable: list[tuple[Turn, tuple[str, ...], dict[str, np.ndarray]]] = []
@@ -125,22 +147,11 @@ class Predictor:
             if unusable and self.fusion.unit == "dialogue":
                 notes.append("the turns that cannot be used are missing from the context of their dialogues")
             probabilities = self._probabilities(*zip(*usable, strict=True))
-        predictions = []
-        for (turn, lacking, _), row in zip(usable, probabilities, strict=True):
-            of_class = dict(zip(self.classes, map(float, row), strict=True))
-            predictions.append(Prediction(turn.id, self.classes[int(row.argmax())], of_class, lacking))
+        predictions = [
+            Prediction(turn.id, self.classes[row.argmax()], dict(zip(self.classes, row.tolist(), strict=True)), lacking)
+            for (turn, lacking, _), row in zip(usable, probabilities, strict=True)
+        ]
         return Answer(predictions, unusable, notes)
-
-    def _check_inputs(self, id_: str, without: tuple[str, ...]) -> None:
-        if len(without) == len(self.fusion.inputs):
-            raise WrongUse(f"{id_}: has no {' and no '.join(without)}, and {self.fusion.name} takes nothing else")
-        for modality in without:
-            if modality not in self._can_hide:
-                how = "--text, or a column text in the table" if modality == "text" else "its audio"
-                raise WrongUse(
-                    f"{id_}: has no {modality}, and {self.fusion.name} was trained without random modality masking, so "
-                    f"it has never seen an utterance without {modality}; give {how}"
-                )
 
     def _notes(self, turns: Sequence[Turn]) -> list[str]:
         notes = []
@@ -178,8 +189,25 @@ class Predictor:
         self, turns: Sequence[Turn], without: Sequence[tuple[str, ...]], rows: Sequence[Mapping[str, np.ndarray]]
     ) -> np.ndarray:
         """Probabilities `[n, K]`."""
-        inputs = {modality: self._inputs(modality, [found[modality] for found in rows]) for modality in self._features}
-        data = Dataset(_utterances(turns, self.classes), self.run.config["dims"], lambda: inputs, {})
+        inputs: dict[str, Inputs] = {}
+        for modality, feature in self._features.items():
+            pieces = [found[modality] for found in rows]
+            offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
+            inputs[modality] = Inputs(torch.from_numpy(np.concatenate(pieces)), offsets)
+            if self.fusion.level == "vector" and feature.spec.level != "utterance":
+                inputs[modality] = inputs[modality].pooled(self.run.config["features"][modality]["pool"])
+        dialogues = [row if turn.dialogue is None else turn.dialogue for row, turn in enumerate(turns)]
+        numbers = {dialogue: number for number, dialogue in enumerate(dict.fromkeys(dialogues))}
+        utterances = Utterances(
+            ids=[turn.id for turn in turns],
+            labels=np.zeros(len(turns), np.int64),
+            classes=self.classes,
+            sessions=[None] * len(turns),
+            speakers=[None] * len(turns),
+            dialogues=np.array([numbers[dialogue] for dialogue in dialogues], np.int64),
+            turns=np.array([row if turn.turn is None else turn.turn for row, turn in enumerate(turns)], np.int64),
+        )
+        data = Dataset(utterances, self.run.config["dims"], lambda: inputs, {})
         training = TrainingSettings(**self.run.config["training"])
         plan = TrainConfig(self.fusion, self.settings, training, device=self.device)
         found = np.empty((len(turns), len(self.classes)), np.float32)
@@ -188,13 +216,6 @@ class Predictor:
             hide = lacking[0] if lacking else None
             found[same] = probabilities_of(self.model, data, same, plan, self.scaling, hide)["logits"]
         return found
-
-    def _inputs(self, modality: str, pieces: Sequence[np.ndarray]) -> Inputs:
-        offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
-        inputs = Inputs(torch.from_numpy(np.concatenate(pieces)), offsets)
-        if self.fusion.level == "vector" and self._features[modality].spec.level != "utterance":
-            return inputs.pooled(self.run.config["features"][modality]["pool"])
-        return inputs
 
 
 def read_turns(table: Path, audio: bool = True) -> list[Turn]:
@@ -216,14 +237,6 @@ def read_turns(table: Path, audio: bool = True) -> list[Turn]:
     ]
 
 
-def hidden_in_training(fusion: Fusion, settings: Any) -> set[str]:
-    """The modalities that training hid from the model now and then, so that it can do without."""
-    if fusion.hide is None:
-        return set()
-    first = fusion.hide(settings, 4096, 0, torch.Generator().manual_seed(0))
-    return {modality for modality, rows in first.items() if rows.any()}
-
-
 def _finished(path: Path) -> Run:
     """The run in that folder, or the only one inside it."""
     inside = [] if (path / CONFIG).is_file() else sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
@@ -233,35 +246,3 @@ def _finished(path: Path) -> Run:
     run = open_run(*inside or [path])
     _ = run.result  # raises if it is not finished
     return run
-
-
-def _features_of(run: Run, models: Mapping[str, str]) -> dict[str, ResolvedFeature]:
-    """What to compute for each modality, by the very specs that the run records."""
-    where = str(run.path / CONFIG)
-    recorded = run.config["provenance"].get("specs", {})
-    specs: dict[str, Spec] = {}
-    for modality, feature in run.config["features"].items():
-        if modality not in recorded:
-            raise CorruptStore(f"{where}: does not say how {feature['feature']} was computed; train the run again")
-        specs[modality] = Spec.from_json(recorded[modality], where)
-        if specs[modality].fingerprint != feature["fingerprint"]:
-            raise CorruptStore(f"{where}: its spec of {feature['feature']} was altered; train the run again")
-    for name in models:
-        if name not in (known := [spec.feature for spec in specs.values()]):
-            raise unknown("feature of this run in --model", name, known)
-    return {modality: resolve_again(spec, models) for modality, spec in specs.items()}
-
-
-def _utterances(turns: Sequence[Turn], classes: tuple[str, ...]) -> Utterances:
-    keys = [(turn.dialogue,) if turn.dialogue is not None else (None, row) for row, turn in enumerate(turns)]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    nobody = [None] * len(turns)
-    return Utterances(
-        ids=[turn.id for turn in turns],
-        labels=np.zeros(len(turns), np.int64),
-        classes=classes,
-        sessions=nobody,
-        speakers=nobody,
-        dialogues=np.array([numbers[key] for key in keys], np.int64),
-        turns=np.array([row if turn.turn is None else turn.turn for row, turn in enumerate(turns)], np.int64),
-    )

@@ -74,7 +74,8 @@ def _ahead_text(plan: "ExtractionPlan") -> str:
         spec = feature.wanted.spec
         lines.append(
             f"  {spec.name}@{spec.fingerprint}{' (random weights)' if spec.random_weights else ''}: "
-            f"{len(feature.missing)} to compute, {feature.rows - len(feature.missing)} there, about {feature.bytes / 1e6:.1f} MB"
+            f"{len(feature.missing)} to compute, {feature.rows - len(feature.missing)} there, "
+            f"about {feature.bytes / 1e6:.1f} MB"
         )
     lines += [f"  {feature}: left out, its weights are not here" for feature in plan.unavailable]
     lines += [f"  not in the corpus as read: {problem}" for problem in plan.scan.refused]

@@ -60,12 +60,12 @@ def sweep(
     if workers and scheduler:
         raise click.UsageError("--workers starts processes here, --scheduler uses a cluster's workers: give one")
     from ser import engines
-    from ser.engines.processes import fork_server
+    from ser.engines.processes import start_fork_server
     from ser.engines.scheduler_address import check_scheduler
 
     most = workers or engines.cores()
     if most > 1 and scheduler is None and not dry_run:
-        ctx.with_resource(fork_server("ser.train.sweep"))  # they import torch while this process does
+        start_fork_server("ser.train.sweep")  # it imports torch while this process does
     if scheduler is not None:
         check_scheduler(scheduler, insecure)
     from ser.train.recipe import read_recipe

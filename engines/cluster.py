@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ser.errors import SerError, WrongUse
 
@@ -49,24 +49,27 @@ def most(kinds: Iterable[Needs]) -> dict[str, float]:
     return {name: amount for amount, name in pairs}
 
 
-def lacking(address: str, kinds: Sequence[Needs], needs: Needs) -> str:
-    """What is missing where these workers are, for the beginning of a sentence."""
-    if not needs or not kinds:
-        return f"no worker has come to the dask scheduler at {address}"
-    return f"no dask worker at {address} offers {_listed(needs)} (they offer {_listed(most(kinds)) or 'nothing'})"
+def no_worker(address: str, kinds: Sequence[Needs], needs: Needs) -> str:
+    """One sentence: what the workers, which offer these `kinds` of resources, do not offer, and how to start one.
 
+    The command that it names starts a worker that listens no wider than the scheduler.
+    """
 
-def how_to_start(address: str, needs: Needs) -> str:
-    """A command that starts a worker which offers it, and which listens no wider than the scheduler."""
+    def listed(resources: Needs) -> str:
+        return ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
+
+    missing = f"no worker has come to the dask scheduler at {address}"
+    if needs and kinds:
+        missing = f"no dask worker at {address} offers {listed(needs)} (they offer {listed(most(kinds)) or 'nothing'})"
+    if local_workers(address):
+        return f"{missing}; what was finished is kept: run again"
     host = "127.0.0.1" if on_this_machine(address) else "ITS_ADDRESS"
     command = f"dask worker {address} --host {host} --dashboard-address 127.0.0.1:0 --nthreads 1"
     if address.startswith("tls:"):
         command += " --tls-ca-file FILE --tls-cert FILE --tls-key FILE"
-    return f'start one by `{command} --resources "{_listed(needs)}"`' if needs else f"start some by `{command}`"
-
-
-def _listed(resources: Needs) -> str:
-    return ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
+    if needs:
+        command += f' --resources "{listed(needs)}"'
+    return f"{missing}; what was finished is kept: start one by `{command}` and run again"
 
 
 class Cluster:
@@ -91,8 +94,14 @@ class Cluster:
             log.warning("%s: dask runs whatever anyone on the network sends; --insecure accepts that", self.address)
 
     def __enter__(self) -> "Cluster":
+        import distributed  # noqa: F401 (makes its loggers)
+
         try:
-            self._stack.enter_context(_quiet())
+            for name in list(logging.root.manager.loggerDict):
+                if name.partition(".")[0] in ("distributed", "tornado", "asyncio"):
+                    logger = logging.getLogger(name)  # deaths and lost connections are reported in our own words
+                    self._stack.callback(logger.setLevel, logger.level)
+                    logger.setLevel(logging.CRITICAL)
             self._client = self._stack.enter_context(self._own() if self.own else self._connected())
             if self.own is None:
                 self._clear_caches()  # of what a run that was killed left there
@@ -100,8 +109,7 @@ class Cluster:
             deadline = time.monotonic() + self.patience
             while not self.workers(anew=True):
                 if time.monotonic() > deadline:
-                    missing, start = self._missing({})
-                    raise SerError(f"{missing} in {self.patience:.0f} s; {start} and run again")
+                    raise SerError(self._no_worker({}))
                 time.sleep(0.2)
         except BaseException:
             self.__exit__()
@@ -165,10 +173,10 @@ class Cluster:
         if anew or time.monotonic() - self._asked > POLL_SECONDS:
             try:
                 if self._client.status != "running":
-                    raise self._gone()
+                    raise OSError("disconnected")
                 # Some versions of dask give five workers by default.
                 self._workers = list(self._client.scheduler_info(n_workers=-1)["workers"].values())
-            except (OSError, RuntimeError, TimeoutError) as fault:
+            except (OSError, RuntimeError) as fault:
                 raise self._gone() from fault
             self._asked = time.monotonic()
             for worker in self._workers:
@@ -199,40 +207,25 @@ class Cluster:
         Raises what the function raises, `WrongUse` at once for resources that no worker has had since the run began,
         and `SerError` if the scheduler is gone, or for longer than `patience` every worker that could do what is left.
         """
-        deadly: deque[T] = deque()  # tried one by one, after all others
-        for task, state, result in self._each(function, tasks, needs, meanwhile):
-            if state == "died":
-                deadly.append(task)
-            else:
-                yield result
-        while deadly:
-            task = deadly.popleft()
-            [(_, state, result)] = self._each(function, [task], needs, meanwhile)
-            if state != "died":
-                yield result
-            elif (pieces := split(task)) is not None:
-                deadly.extendleft(reversed(pieces))
-            elif lost is not None:
-                yield lost(task, result)
-            else:
-                raise SerError(f"{result} on {task_name(task)}; what was finished is kept")
+        from distributed import CancelledError, KilledWorker
 
-    def _each(
-        self,
-        function: Callable[[T], R],
-        tasks: Iterable[T],
-        needs: Callable[[T], Needs],
-        meanwhile: Callable[[], None],
-    ) -> Iterator[tuple[T, str, Any]]:
-        """Each task with "done" and its result, or with "died" and how it dies."""
         remaining = iter(tasks)
+        deadly: deque[T] = deque()  # what has killed its workers, tried one by one after all others
+        one_by_one = False
         finished: SimpleQueue[Future] = SimpleQueue()
         pending: dict[Any, tuple[T, Needs, Future]] = {}  # by dask's key
         alone_since: float | None = None  # since when no worker is there that could do any of it
 
         def submit(task: T) -> None:
             needed = needs(task)
-            future = self._submit(function, task, needed)
+            # One that is not known may have come in this moment.
+            if not able(self.kinds, needed) and self.workers(anew=True) and not able(self.kinds, needed):
+                raise WrongUse(self._no_worker(needed))
+            try:
+                # pure=False: a task that ran before and is asked for again shall run again.
+                future = self._client.submit(function, task, pure=False, resources=dict(needed) or None)
+            except (OSError, RuntimeError) as fault:
+                raise self._gone() from fault
             pending[future.key] = (task, needed, future)
             future.add_done_callback(finished.put)
 
@@ -241,93 +234,71 @@ class Cluster:
                 threads = max(1, sum(worker["nthreads"] for worker in self.workers()))
                 for task in islice(remaining, max(0, PER_THREAD * threads - len(pending))):
                     submit(task)
+                if not pending and deadly:
+                    one_by_one = True
+                    submit(deadly.popleft())
                 if not pending:
                     return
                 meanwhile()
                 try:
-                    key = finished.get(timeout=POLL_SECONDS).key
+                    task, _, future = pending.pop(finished.get(timeout=POLL_SECONDS).key)
                 except Empty:
                     there = [worker["resources"] for worker in self.workers()]
                     hopeful = any(able(there, needed) for _, needed, _ in pending.values())
                     alone_since = None if hopeful else alone_since or time.monotonic()
                     if alone_since and time.monotonic() - alone_since > self.patience:
-                        missing, start = self._missing(next(iter(pending.values()))[1])
-                        start = "" if self.own else f"{start} and "
-                        raise SerError(
-                            f"{missing} for {self.patience:.0f} s; what was finished is kept: {start}run again"
-                        ) from None
+                        raise SerError(self._no_worker(next(iter(pending.values()))[1])) from None
                     continue
                 alone_since = None
-                task, _, future = pending.pop(key)
-                state, result = self._outcome(task, future)
-                if state == "forgotten":
+                try:
+                    result = self._result(task, future)
+                except CancelledError:
+                    self.workers(anew=True)
                     submit(task)
-                else:
-                    future.release()  # else the scheduler keeps every task until Python collects garbage
-                    yield task, state, result
+                    continue
+                except KilledWorker as killed:
+                    reason = f"the process that computes it dies, {killed.allowed_failures + 1} times in a row"
+                    if not one_by_one:
+                        deadly.append(task)
+                        continue
+                    if (pieces := split(task)) is not None:
+                        deadly.extendleft(reversed(pieces))
+                        continue
+                    if lost is None:
+                        raise SerError(f"{reason} on {task_name(task)}; what was finished is kept") from None
+                    result = lost(task, reason)
+                yield result
         finally:
             with contextlib.suppress(Exception):  # the scheduler may be gone; what runs there ends by itself
                 self._client.cancel([future for _, _, future in pending.values()])
 
-    def _submit(self, function: Callable[[T], R], task: T, needs: Needs) -> "Future":
-        if needs and not able(self.kinds, needs):
-            self.workers(anew=True)  # it may have come in this moment
-            if not able(self.kinds, needs):
-                missing, start = self._missing(needs)
-                raise WrongUse(f"{missing}, and dask would wait for ever; {start} and run again")
-        try:
-            # pure=False: a task that ran before and is asked for again shall run again.
-            return self._client.submit(function, task, pure=False, resources=dict(needs) or None)
-        except (OSError, RuntimeError) as fault:
-            raise self._gone() from fault
-
-    def _outcome(self, task: T, future: "Future") -> tuple[Literal["done", "died", "forgotten"], Any]:
-        """What has come of it; "forgotten" if dask no longer has the result, as after a restart."""
+    def _result(self, task: T, future: "Future") -> Any:
+        """Raises what the task raised, `KilledWorker`, or `CancelledError` if dask forgot it, as after a restart."""
         from distributed import CancelledError, KilledWorker
 
-        fault = future.exception() if future.status == "error" else None
-        if fault is None and future.status == "finished":
-            try:
-                return "done", future.result(timeout=self.patience)
-            except KilledWorker as killed:
-                fault = killed
-            # Its worker died before it could be fetched. UnboundLocalError: what distributed makes of a cancellation.
-            except (CancelledError, TimeoutError, OSError, UnboundLocalError):
-                pass
+        try:
+            fault = future.exception() if future.status == "error" else None
+            if fault is None and future.status == "finished":
+                return future.result(timeout=self.patience)
+        # Its worker died before it could be fetched. UnboundLocalError: what distributed makes of a cancellation.
+        except (CancelledError, TimeoutError, OSError, UnboundLocalError):
+            fault = None
+        finally:
+            future.release()  # else the scheduler keeps every task until Python collects garbage
         if fault is None:
-            self.workers(anew=True)
-            return "forgotten", None
-        if isinstance(fault, KilledWorker):
-            return "died", f"the process that computes it dies, {fault.allowed_failures + 1} times in a row"
-        if isinstance(fault, SerError):
+            raise CancelledError
+        if isinstance(fault, (SerError, KilledWorker)):
             raise fault
         trace = "".join(traceback.format_exception(fault))
         if "ModuleNotFoundError: No module named 'ser" in trace:
             raise SerError(f"the dask workers at {self.address} have no ser: install the same version there")
         raise RuntimeError(f"in a dask worker, on {task_name(task)}:\n{trace}")
 
-    def _missing(self, needs: Needs) -> tuple[str, str]:
-        kinds = [worker["resources"] for worker in self._workers]
-        return lacking(self.address, kinds, needs), how_to_start(self.address, needs)
+    def _no_worker(self, needs: Needs) -> str:
+        return no_worker(self.address, [worker["resources"] for worker in self._workers], needs)
 
     def _gone(self) -> SerError:
         return SerError(
             f"the dask scheduler at {self.address} is gone; what was finished is kept: "
             "start it and its workers again, and run the same command"
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Deaths and lost connections are reported in our own words, once."""
-    import distributed  # noqa: F401 (makes its loggers)
-
-    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("distributed", "tornado")]
-    before = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)

@@ -3,7 +3,6 @@
 import math
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from ser.errors import WrongUse
@@ -56,21 +55,16 @@ def memory() -> tuple[int | None, int | None]:
 def cores(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
     """CPU cores that this process may use: fewer than the machine has, under taskset or in a container with a quota."""
     may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([may, *(math.ceil(quota) for quota in _quotas(groups, mine))]))
-
-
-def _quotas(groups: Path, mine: Path) -> Iterator[float]:
-    """CPUs that each control group around this process allows: version 2 has a tree of them, version 1 one folder."""
+    # Control groups of version 1 have one folder; those of version 2 are a tree, in which every one counts.
+    quotas = [[_read(groups / "cpu" / f"cpu.cfs_{what}_us").strip() for what in ("quota", "period")]]
     for line in _read(mine).splitlines():
         if line.startswith("0::/"):
             inside = Path(line.removeprefix("0::/"))
-            for group in (inside, *inside.parents):
-                quota, _, period = _read(groups / group / "cpu.max").partition(" ")
-                if quota.isdecimal():
-                    yield int(quota) / int(period)
-    quota, period = (_read(groups / "cpu" / f"cpu.cfs_{what}_us").strip() for what in ("quota", "period"))
-    if quota.isdecimal() and period.isdecimal():  # -1: no limit
-        yield int(quota) / int(period)
+            quotas += [_read(groups / group / "cpu.max").split() for group in (inside, *inside.parents)]
+    numbers = [
+        tuple(map(int, quota)) for quota in quotas if quota and all(map(str.isdecimal, quota))
+    ]  # "max", -1: none
+    return max(1, min([may, *(math.ceil(quota / period) for quota, period in numbers)]))
 
 
 def _read(file: Path) -> str:

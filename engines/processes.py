@@ -1,7 +1,7 @@
 """Tasks in processes of this machine, each holding one task at a time.
 
 multiprocessing's fork server imports what the tasks need and forks the workers from itself: so torch is imported once
-for all of them, and no thread, lock or CUDA context of the calling process is copied.
+for all of them, and no thread, lock or CUDA context of the calling process is copied. It ends with this process.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeVar
 
 from ser.errors import SerError
@@ -24,108 +25,94 @@ R = TypeVar("R")
 _context = multiprocessing.get_context("forkserver")
 
 
-def in_processes(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:
-    """The results as they come. Raises what `function` raises, and `SerError` for a process that dies."""
-    remaining = iter(tasks)
-    first = list(islice(remaining, workers))
-    if not first:
-        return
-    with fork_server(function.__module__):
-        busy: dict[Connection, _Worker] = {}
-        try:
-            for task in first:
-                worker = _Worker()
-                busy[worker.pipe] = worker
-                worker.give(function, task)
-            while busy:
-                for pipe in wait(list(busy)):
-                    worker = busy[pipe]  # type: ignore[index]
-                    result = worker.take()
-                    for task in remaining:
-                        worker.give(function, task)
-                        break
-                    else:
-                        del busy[worker.pipe]
-                        worker.end()
-                    yield result
-        finally:
-            for worker in busy.values():
-                worker.process.kill()
-            for worker in busy.values():
-                worker.end()
+def run(function: Callable[[T], R], tasks: Iterable[T], workers: int = 1) -> Iterator[R]:
+    """`function(task)` for every task, results as they come.
 
+    With one worker inline and lazily; with more, in that many processes here, each holding one task at a time (so
+    `tasks` may be a generator, and is read no further than needed). `function`, tasks and results must pickle.
+    What a function takes from `cached` stays open for the next tasks of the same worker.
 
-@contextlib.contextmanager
-def fork_server(module: str) -> Iterator[None]:
-    """In the context the fork server runs, and imports `module` while this process goes on with its own work.
-
-    A server that runs already is used as it is, and left to whoever started it.
+    Raises what the function raises (`SerError` as itself, others from a process as `RuntimeError` with their
+    traceback), and `SerError` naming the task whose process died. No worker is left running when the iterator ends,
+    fails or is closed.
     """
-    server: Any = forkserver._forkserver
-    runs_already = server._forkserver_pid is not None
-    if runs_already:
-        yield
+    if workers <= 1:
+        yield from map(function, tasks)
         return
-    _context.set_forkserver_preload(["__main__", module])
+    remaining = iter(tasks)
+    if not (first := list(islice(remaining, workers))):
+        return
+    start_fork_server(function.__module__)
+    busy: dict[Connection, tuple[ForkServerProcess, T]] = {}
+
+    def give(pipe: Connection, process: ForkServerProcess, task: T) -> None:
+        busy[pipe] = process, task
+        # If it has died, the end of the pipe, read next, says so with the task's name.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            pipe.send((function, task))
+
+    try:
+        for task in first:
+            ours, theirs = _context.Pipe()
+            process = _context.Process(target=_work, args=(theirs, dict(os.environ)), daemon=True)
+            try:
+                process.start()
+            except (EOFError, OSError) as fault:
+                raise SerError(f"the worker processes did not start ({fault}); run again") from fault
+            theirs.close()  # so that the pipe ends when the process does
+            give(ours, process, task)
+        while busy:
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection)
+                process, task = busy[pipe]
+                try:
+                    done, result = pipe.recv()
+                except (EOFError, ConnectionResetError):
+                    process.join()
+                    raise SerError(_death(process.exitcode, task)) from None
+                if not done:
+                    raise result
+                if following := list(islice(remaining, 1)):
+                    give(pipe, process, *following)
+                else:
+                    del busy[pipe]
+                    pipe.close()
+                    process.join()
+                yield result
+    finally:
+        for process, _ in busy.values():
+            process.kill()
+        for pipe, (process, _) in busy.items():
+            pipe.close()
+            process.join()
+
+
+def start_fork_server(module: str) -> None:
+    """Start the fork server, which imports `module` while this process goes on with its own work.
+
+    One that runs already is used as it is: workers then import what it has not.
+    """
+    forkserver.set_forkserver_preload(["__main__", module])
     resource_tracker.ensure_running()  # started later, it would unblock what is blocked next
     environment = dict(os.environ)
     try:
         with defer_sigint():  # Ctrl-C reaches the whole group: this process alone decides
             # It imports from where this process does: never first from the current folder, as `python -c` would.
             os.environ.update(PYTHONPATH=os.pathsep.join(sys.path), PYTHONSAFEPATH="1")
-            server.ensure_running()
+            forkserver.ensure_running()
     finally:
-        os.environ.clear()
-        os.environ.update(environment)
-    try:
-        yield
-    finally:
-        if not multiprocessing.active_children():  # else somebody else uses it too, and it ends with this process
-            os.kill(server._forkserver_pid, signal.SIGKILL)  # it may be importing still
-            with contextlib.suppress(FileNotFoundError):  # at the interpreter's exit its socket is gone before it
-                server._stop()  # waits for it, which counts the workers' processor time as this process's
+        _set_environment(environment)
 
 
-class _Worker:
-    """A worker process, seen from the process that gives it tasks."""
-
-    def __init__(self) -> None:
-        self.task: Any = None
-        self.pipe, theirs = _context.Pipe()
-        self.process = _context.Process(target=_work, args=(theirs, dict(os.environ)), daemon=True)
-        try:
-            self.process.start()
-        except (EOFError, OSError) as fault:
-            raise SerError(f"the worker processes did not start ({fault}); run again") from fault
-        theirs.close()  # so that the pipe ends when the process does
-
-    def give(self, function: Callable[[Any], Any], task: Any) -> None:
-        self.task = task
-        # If it has died, the end of the pipe, read next, says so with the task's name.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.pipe.send((function, task))
-
-    def take(self) -> Any:
-        """The result of its task. Raises what the task raised, and `SerError` if the process has died."""
-        try:
-            done, value = self.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-            raise SerError(_death(self.process.exitcode, self.task)) from None
-        if not done:
-            raise value
-        return value
-
-    def end(self) -> None:
-        self.pipe.close()
-        self.process.join()
+def _set_environment(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def _work(pipe: Connection, environment: dict[str, str]) -> None:
     """In a worker process: task by task, until the pipe or the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.clear()
-    os.environ.update(environment)
+    _set_environment(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
@@ -147,13 +134,10 @@ def _end_with_parent() -> None:
 
 
 def _death(exit_code: int | None, task: Any) -> str:
-    how, way_out = f"ended with code {exit_code}", "run again"
-    if exit_code is not None and exit_code < 0:
-        known = -exit_code in set(signal.Signals)
-        how = f"was killed by {signal.Signals(-exit_code).name if known else f'signal {-exit_code}'}"
-        if exit_code == -signal.SIGKILL:
-            how, way_out = f"{how} (out of memory?)", "run again, with fewer workers"
-    return f"a worker process {how} on {task_name(task)}; what was finished is kept: {way_out}"
+    killed = {-number: f"was killed by {number.name}" for number in signal.Signals}
+    how = killed.get(exit_code or 0, f"ended with code {exit_code}")
+    fewer = ", with fewer workers if memory ran out" if exit_code == -signal.SIGKILL else ""
+    return f"a worker process {how} on {task_name(task)}; what was finished is kept: run again{fewer}"
 
 
 def task_name(task: Any) -> str:

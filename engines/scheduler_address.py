@@ -1,15 +1,23 @@
 """What `--scheduler` may name: `local:N`, the address of a running dask scheduler, or the file that it wrote."""
 
 import ipaddress
-import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
+
+import msgspec
 
 from ser.errors import SerError, WrongUse
 
 ENCRYPTED = ("tls", "wss", "inproc")  # with certificates; inproc: within this process
+
+
+class SchedulerFile(msgspec.Struct):
+    """What we read of the file that `dask scheduler --scheduler-file` writes."""
+
+    address: Annotated[str, msgspec.Meta(pattern="://")]
 
 
 def check_scheduler(scheduler: str, insecure: bool = False) -> str:
@@ -20,9 +28,21 @@ def check_scheduler(scheduler: str, insecure: bool = False) -> str:
     """
     address = scheduler
     if local_workers(scheduler) is None:
-        if "://" not in scheduler:
-            plain = re.fullmatch(r"[\w.\[\]:-]+:\d+", scheduler)
-            address = f"tcp://{scheduler}" if plain else _from_file(Path(scheduler))
+        if re.fullmatch(r"[\w.\[\]:-]+:\d+", scheduler):
+            address = f"tcp://{scheduler}"
+        elif "://" not in scheduler:
+            try:
+                address = msgspec.json.decode(Path(scheduler).read_bytes(), type=SchedulerFile).address
+            except OSError as fault:
+                raise WrongUse(
+                    f"--scheduler {scheduler}: is not an address such as tcp://127.0.0.1:8786, not local:N, and not a "
+                    f"scheduler file ({fault.strerror})"
+                ) from None
+            except msgspec.DecodeError as fault:
+                raise WrongUse(
+                    f"--scheduler {scheduler}: is not a scheduler file, as `dask scheduler --scheduler-file` writes "
+                    f"one ({fault})"
+                ) from None
         try:
             parts = urlsplit(address)
             _ = parts.hostname, parts.port
@@ -63,18 +83,3 @@ def on_this_machine(address: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return False
-
-
-def _from_file(path: Path) -> str:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WrongUse(
-            f"--scheduler {path}: is not an address such as tcp://127.0.0.1:8786, not local:N, and not a scheduler "
-            f"file ({error.strerror})"
-        ) from None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("address"), str) or "://" not in found["address"]:
-        raise WrongUse(f"--scheduler {path}: is not a scheduler file; `dask scheduler --scheduler-file` writes one")
-    return found["address"]

@@ -19,6 +19,61 @@ T = TypeVar("T")
 MOST = 2  # things that one worker keeps, such as the extractors of features with a model and of those without
 
 
+@dataclass(eq=False)
+class Entry:
+    """A thing that is kept, and how many use it: the cache is one, as long as it keeps it."""
+
+    key: Any
+    value: Any = None
+    users: int = 1
+
+
+entries: list[Entry] = []  # the one that was asked for last is the last
+_lock = threading.Lock()  # held for a moment only: `clear` runs in a dask worker's event loop
+_opening = threading.Lock()  # a dask worker may have several threads: nothing is opened twice
+
+
+@contextlib.contextmanager
+def cached(key: Any, open: Callable[[], T]) -> Iterator[T]:
+    """What `open()` gave the first task of this worker that asked for `key`, which is compared by `==`.
+
+    At most `MOST` things are kept. What is dropped is closed, if it has a `close`, when the last task that uses it is
+    done with it.
+    """
+    with contextlib.ExitStack() as stack:
+        with _opening:
+            with _lock:
+                entry = next((entry for entry in entries if entry.key == key), None) or Entry(key)
+                entry.users += 1
+                entries[:] = [*(other for other in entries if other is not entry), entry]
+            stack.callback(_release, entry)
+            _drop(MOST)  # before there is a third: memory may hold two only
+            if entry.value is None:
+                entry.value = open()
+        yield entry.value
+
+
+def clear() -> None:
+    """Empty this process's cache: what is in use, or is being opened, is closed when its last user is done."""
+    _drop(0)
+
+
+def _drop(keep: int) -> None:
+    with _lock:
+        going = entries[: max(0, len(entries) - keep)]
+        del entries[: len(going)]
+    for entry in going:
+        _release(entry)
+
+
+def _release(entry: Entry) -> None:
+    with _lock:
+        entry.users -= 1
+        unused = not entry.users
+    if unused and hasattr(entry.value, "close"):
+        entry.value.close()
+
+
 def this_worker() -> "Worker | None":
     """The dask worker that runs the task of this thread."""
     if "distributed" not in sys.modules:
@@ -42,78 +97,3 @@ def resources() -> dict[str, float]:
     """What this dask worker declares to have, as in `dask worker --resources "GPU=1 CPU=8"`."""
     worker = this_worker()
     return dict(worker.state.total_resources) if worker else {}
-
-
-@dataclass(eq=False)
-class _Entry:
-    key: Any
-    value: Any
-    users: int = 1  # the cache is one, as long as it keeps the value
-
-
-class WorkerCache:
-    """At most `MOST` things; the one that was asked for longest ago makes room."""
-
-    def __init__(self) -> None:
-        self.entries: list[_Entry] = []
-        self._cleared = 0
-        self._lock = threading.Lock()  # held for a moment only: `clear` runs in a dask worker's event loop
-        self._opening = threading.Lock()  # a dask worker may have several threads: nothing is opened twice
-
-    @contextlib.contextmanager
-    def use(self, key: Any, open: Callable[[], T]) -> Iterator[T]:
-        """As `cached`."""
-        with self._opening:
-            with self._lock:
-                entry = next((entry for entry in self.entries if entry.key == key), None)
-                if entry is not None:
-                    entry.users += 1
-                    self.entries.sort(key=lambda other: other is entry)
-                cleared = self._cleared
-            if entry is None:
-                self._drop(MOST - 1)  # before there is a third: memory may hold two only
-                entry = _Entry(key, open())
-                with self._lock:
-                    if cleared == self._cleared:
-                        entry.users += 1
-                        self.entries.append(entry)
-        try:
-            yield entry.value
-        finally:
-            self._release(entry)
-
-    def clear(self) -> None:
-        """Close everything: what is in use, or is being opened, when its last user is done."""
-        with self._lock:
-            self._cleared += 1
-        self._drop(0)
-
-    def _drop(self, keep: int) -> None:
-        with self._lock:
-            going = self.entries[: max(0, len(self.entries) - keep)]
-            del self.entries[: len(going)]
-        for entry in going:
-            self._release(entry)
-
-    def _release(self, entry: _Entry) -> None:
-        with self._lock:
-            entry.users -= 1
-            unused = not entry.users
-        if unused and hasattr(entry.value, "close"):
-            entry.value.close()
-
-
-CACHE = WorkerCache()
-
-
-def cached(key: Any, open: Callable[[], T]) -> contextlib.AbstractContextManager[T]:
-    """What `open()` gave the first task of this worker that asked for `key`, which is compared by `==`.
-
-    What is dropped is closed, if it has a `close`, when the last task that uses it is done with it.
-    """
-    return CACHE.use(key, open)
-
-
-def clear() -> None:
-    """Empty this process's cache."""
-    CACHE.clear()

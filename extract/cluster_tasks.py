@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
@@ -21,8 +20,7 @@ from ser.cache.store import Feature, open_store
 from ser.engines.cluster import POLL_SECONDS
 from ser.errors import SerError
 
-from .extractors import ResolvedFeature
-from .plan import ExtractionPlan, ExtractionTask, Utterance, WorkerConfig
+from .plan import ExtractionPlan, ExtractionTask, WorkerConfig
 from .worker import PartWatcher, TaskResult, Worker
 
 SHARE = 20  # the store is listed again after so many times what the last listing took, to spare a slow disk
@@ -45,26 +43,26 @@ class StoreProgress:
         self._reported: dict[str, int] = {}
         self._next = 0.0
         self._numbers = {id_: number for number, id_ in enumerate(plan.manifest.ids)}
-        wanted = {f.wanted.spec.fingerprint: f for f in plan.features if f.missing}
-        self._keys = {name: plan.manifest.keys(f.wanted.spec.modality) for name, f in wanted.items()}
-        self._watchers = {
-            name: PartWatcher(plan.worker_config().folder(f.wanted.spec), f.parts) for name, f in wanted.items()
-        }
+        self._watchers: dict[str, PartWatcher] = {}
+        self._digests: dict[str, list[str | None]] = {}
+        self._stages: dict[str, list[str]] = {}
+        for feature in (one for one in plan.features if one.missing):
+            spec = feature.wanted.spec
+            self._watchers[spec.fingerprint] = PartWatcher(plan.worker_config().folder(spec), feature.parts)
+            self._digests[spec.fingerprint] = plan.manifest.inputs(spec.modality)
+            self._stages.setdefault(spec.feature, []).append(spec.fingerprint)
         # A byte for each utterance and feature: a million of them in five features must cost little.
-        self._lacking = {name: np.zeros(len(plan.manifest), bool) for name in wanted}
+        self._wanted = {name: np.zeros(len(plan.manifest), bool) for name in self._watchers}
+        self._arrived = {name: np.zeros(len(plan.manifest), bool) for name in self._watchers}
         for task in tasks:
             known = {utterance.id for utterance in task.utterances if utterance.problem}  # nothing to do for these
             for name, ids in task.missing.items():
-                self._lacking[name][[self._numbers[id_] for id_ in ids - known]] = True
-        self._arrived = {name: np.zeros(len(plan.manifest), bool) for name in wanted}
-        self._stages: dict[str, list[str]] = {}
-        for name, f in wanted.items():
-            self._stages.setdefault(f.wanted.spec.feature, []).append(name)
+                self._wanted[name][[self._numbers[id_] for id_ in ids - known]] = True
         self.total = self._open()
 
     def _open(self) -> Counter[str]:
         """By stage, the utterances that lack one of its features."""
-        lacking = self._lacking
+        lacking = {name: wanted & ~self._arrived[name] for name, wanted in self._wanted.items()}
         return Counter({s: int(np.any([lacking[n] for n in names], axis=0).sum()) for s, names in self._stages.items()})
 
     def update(self, anew: bool = False) -> None:
@@ -75,10 +73,8 @@ class StoreProgress:
         for name, watcher in self._watchers.items():
             for record in watcher.new():
                 if record.corpus == self.corpus:
-                    for id_, digest in zip(record.ids, record.inputs, strict=True):
-                        self._arrive(name, id_, digest)
-                    for entry in record.quarantined:
-                        self._arrive(name, entry.id, entry.input)
+                    self._arrive(name, zip(record.ids, record.inputs, strict=True))
+                    self._arrive(name, ((entry.id, entry.input) for entry in record.quarantined))
         for stage, left in self._open().items():
             if self.total[stage] and self._reported.get(stage) != left:
                 self._reported[stage] = left
@@ -88,13 +84,13 @@ class StoreProgress:
     def add(self, result: TaskResult) -> None:
         """A task that is done: what is quarantined again stands in a part that was there before."""
         for name, found in result.quarantined.items():
-            for entry in found:
-                self._arrive(name, entry.id, entry.input)
+            self._arrive(name, ((entry.id, entry.input) for entry in found))
 
-    def _arrive(self, name: str, id_: str, digest: str | None) -> None:
-        number = self._numbers.get(id_)
-        if number is not None and self._lacking[name][number] and self._keys[name][number][2] == digest:
-            self._lacking[name][number], self._arrived[name][number] = False, True
+    def _arrive(self, name: str, rows: Iterable[tuple[str, str | None]]) -> None:
+        for id_, digest in rows:
+            number = self._numbers.get(id_)
+            if number is not None and self._wanted[name][number] and self._digests[name][number] == digest:
+                self._arrived[name][number] = True
 
     def left(self, tasks: Iterable[ExtractionTask]) -> Iterator[ExtractionTask]:
         """The tasks as they are taken, each without what had come into the store at the last update."""
@@ -151,7 +147,10 @@ def cpu_needs(kinds: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 def for_workers(task: ExtractionTask, on_gpu: bool) -> Iterator[ExtractionTask]:
     """The task with absolute paths; with `on_gpu`, features that need a model apart from those that a CPU computes."""
-    wanted = [_with_absolute_path(one) for one in task.config.wanted]
+    wanted = [
+        replace(one, checkpoint=one.checkpoint and replace(one.checkpoint, path=one.checkpoint.path.absolute()))
+        for one in task.config.wanted
+    ]
     here = replace(task.config, store=task.config.store.absolute(), root=task.config.root.absolute())
     groups = [[one for one in wanted if one.checkpoint], [one for one in wanted if not one.checkpoint]]
     for group in groups if on_gpu else [wanted]:
@@ -161,12 +160,6 @@ def for_workers(task: ExtractionTask, on_gpu: bool) -> Iterator[ExtractionTask]:
             yield replace(some, config=replace(here, wanted=tuple(group)))
 
 
-def _with_absolute_path(wanted: ResolvedFeature) -> ResolvedFeature:
-    if wanted.checkpoint is None:
-        return wanted
-    return replace(wanted, checkpoint=replace(wanted.checkpoint, path=wanted.checkpoint.path.absolute()))
-
-
 def extract_on_worker(task: ExtractionTask) -> TaskResult:
     """Compute and publish, on a dask worker, what no worker has published before."""
     config = task.config
@@ -174,8 +167,14 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
         raise SerError(f"a dask worker sees no {config.store}; workers need the same files under the same paths")
     if dict(config.written_by).get("ser") != version("ser"):
         raise SerError(f"a dask worker has ser {version('ser')}; install the version that this command has")
-    left = task.only({name: ids for name, ids in task.missing.items() if not _published(task, name)})
-    if left is None:
+    missing = {}
+    for spec in (one.spec for one in config.wanted if one.spec.fingerprint in task.missing):
+        mine = [u for u in task.utterances if u.id in task.missing[spec.fingerprint]]
+        # The part that comes of it if no utterance is quarantined.
+        part = part_name(config.corpus, [u.id for u in mine], [u.digest or "" for u in mine])
+        if not (config.folder(spec) / "parts" / part / "part.json").exists():
+            missing[spec.fingerprint] = task.missing[spec.fingerprint]
+    if (left := task.only(missing)) is None:
         return TaskResult()
     here, threads = config.here(), 1  # dask has a thread per core already
     if here.device.startswith("cuda"):
@@ -184,14 +183,21 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
     return extract_task(left, replace(here, threads=threads, written_by=written_by))
 
 
-def split(task: ExtractionTask, known: dict[Path, Feature] | None = None) -> list[ExtractionTask] | None:
+def split(task: ExtractionTask, known: dict[str, Feature]) -> list[ExtractionTask] | None:
     """A task that kills, cut in two; None if it cannot be cut. What the store has by now is left out.
 
-    `known` keeps features by folder, and what they know of their parts, from one call to the next.
+    `known` keeps features by fingerprint, and what they know of their parts, from one call to the next.
     """
-    known = {} if known is None else known
-    left = task.only({name: _not_there(task, name, known) for name in task.missing})
-    if left is None:
+    config, missing = task.config, {}
+    for spec in (one.spec for one in config.wanted if one.spec.fingerprint in task.missing):
+        feature = known.setdefault(spec.fingerprint, Feature(config.store, config.folder(spec)))
+        feature.parts()
+        missing[spec.fingerprint] = frozenset(
+            u.id
+            for u in task.utterances
+            if u.id in task.missing[spec.fingerprint] and feature.place((config.corpus, u.id, u.digest)) is None
+        )
+    if (left := task.only(missing)) is None:
         return []
     if left != task:
         return [left]
@@ -209,39 +215,11 @@ def split(task: ExtractionTask, known: dict[Path, Feature] | None = None) -> lis
 def give_up(task: ExtractionTask, reason: str) -> TaskResult:
     """The result of one utterance that kills whoever computes it; quarantined in the store if the run says so."""
     config, result = task.config, TaskResult()
-    for one in config.wanted:
-        missing = task.missing.get(one.spec.fingerprint, ())
-        bad = [Quarantine(u.id, u.digest, u.file, reason) for u in task.utterances if u.id in missing]
-        if not bad:
-            continue
+    for spec in (one.spec for one in config.wanted if one.spec.fingerprint in task.missing):
+        ids = task.missing[spec.fingerprint]
+        bad = [Quarantine(u.id, u.digest, u.file, reason) for u in task.utterances if u.id in ids]
         if config.keep_quarantine:
-            feature = open_store(config.store).add(one.spec)
+            feature = open_store(config.store).add(spec)
             feature.publish(PartRows(config.corpus, quarantined=bad), config.backend, dict(config.written_by))
-        result.quarantined[one.spec.fingerprint] = bad
+        result.quarantined[spec.fingerprint] = bad
     return result
-
-
-def _folder(config: WorkerConfig, fingerprint: str) -> Path:
-    [spec] = [one.spec for one in config.wanted if one.spec.fingerprint == fingerprint]
-    return config.folder(spec)
-
-
-def _published(task: ExtractionTask, fingerprint: str) -> bool:
-    """Whether exactly this part is there: the one that comes of it if no utterance is quarantined."""
-    mine = [u for u in task.utterances if u.id in task.missing[fingerprint]]
-    name = part_name(task.config.corpus, [u.id for u in mine], [u.digest or "" for u in mine])
-    return (_folder(task.config, fingerprint) / "parts" / name / "part.json").exists()
-
-
-def _not_there(task: ExtractionTask, fingerprint: str, known: dict[Path, Feature]) -> frozenset[str]:
-    """The ids of a task that the store still lacks, however the parts that hold them were cut."""
-    folder = _folder(task.config, fingerprint)
-    if folder not in known:
-        known[folder] = Feature(task.config.store, folder)
-    feature = known[folder]
-    feature.parts()
-
-    def lacks(utterance: Utterance) -> bool:
-        return feature.place((task.config.corpus, utterance.id, utterance.digest)) is None
-
-    return frozenset(u.id for u in task.utterances if u.id in task.missing[fingerprint] and lacks(u))

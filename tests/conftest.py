@@ -28,7 +28,7 @@ HEAVY_TESTS = {
     "test_wheel_alone_runs",
 }
 HEAVY_FIXTURES = {"browser", "demo_store", "newcomer", "processes"}
-PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "in_processes", "fork_server"}
+PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "start_fork_server"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -98,11 +98,11 @@ def worker_of(nanny: subprocess.Popen[str]) -> psutil.Process | None:
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    """The living processes that compute, under the one that watches them."""
+    """The living processes that multiprocessing has started under this one, to compute or to fork those that do."""
     found = []
     for process in tree(pid):
         with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is none either
-            if process.pid != pid and "spawn_main" in " ".join(process.cmdline()):
+            if process.pid != pid and re.search("spawn_main|forkserver", " ".join(process.cmdline())):
                 found.append(process)
     return found
 

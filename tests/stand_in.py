@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ser.engines import cached, here
-from ser.engines.worker_cache import CACHE
+from ser.engines.worker_cache import entries
 from ser.errors import UtteranceError
 from ser.extract.extractors import FEATURES, Extractor, FeatureKind, Outcome, Rows
 
@@ -116,4 +116,4 @@ def loaded() -> tuple[int, int]:
     from ser.train.data import DataCache
 
     caches = [found for found in gc.get_objects() if isinstance(found, DataCache)]
-    return len(CACHE.entries), sum(len(cache.inputs) for cache in caches)
+    return len(entries), sum(len(cache.inputs) for cache in caches)

@@ -236,7 +236,7 @@ def test_a_sweep_trains_on_the_workers(cluster: str, tmp_path: Path, monkeypatch
 def test_nobody_there(processes: DaskProcesses) -> None:
     processes.scheduler()
     with (
-        pytest.raises(SerError, match=r"no worker has come .* in 1 s; start some by `dask worker tcp://127"),
+        pytest.raises(SerError, match=r"no worker has come .*: start one by `dask worker tcp://127"),
         engines.Cluster(processes.address, patience=1),
     ):
         pass

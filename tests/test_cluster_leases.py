@@ -57,12 +57,12 @@ def test_a_task_that_was_sent_leaves_nothing_in_the_plan(tmp_path: Path) -> None
 def test_a_task_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", ["a", "bb", "ccc"])
     whole = one_task(corpus, tmp_path / "store", "standin,standin2")
-    pieces = split(whole)
+    pieces = split(whole, {})
     assert pieces is not None
     assert [[u.id for u in piece.utterances] for piece in pieces] == [["u002"], ["u001", "u000"]]
-    by_feature = split(pieces[0])
+    by_feature = split(pieces[0], {})
     assert by_feature is not None and [len(piece.missing) for piece in by_feature] == [1, 1]
-    assert split(by_feature[0]) is None
+    assert split(by_feature[0], {}) is None
     record = give_up(by_feature[0], "it kills")
     assert [q.id for [q] in record.quarantined.values()] == ["u002"]
     extract_task(by_feature[1])
@@ -72,11 +72,11 @@ def test_a_task_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) -
         {},
     ]
     # What has come into the store meanwhile, cut in whatever way, is not a task again.
-    [rest] = split(whole) or []
+    [rest] = split(whole, {}) or []
     assert {u.id for u in rest.utterances} == {"u000", "u001", "u002"}
     assert sorted(map(len, rest.missing.values())) == [2, 3]
     extract_task(rest)
-    assert split(whole) == []
+    assert split(whole, {}) == []
 
 
 def test_what_is_given_up_is_quarantined_with_its_file(tmp_path: Path) -> None:

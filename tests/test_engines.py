@@ -1,22 +1,20 @@
 """Tasks run inline and in processes: results, failures, deaths."""
 
-import multiprocessing
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 
 from ser import engines
-from ser.engines.processes import fork_server
 from ser.errors import SerError, WrongUse
-from ser.tests.dask_processes import listening
+from ser.tests.dask_processes import listening, workers_of
 
 
 def square(number: int) -> int:
@@ -24,11 +22,6 @@ def square(number: int) -> int:
 
 
 def where(number: int) -> int:
-    return os.getpid()
-
-
-def slow_where(number: int) -> int:
-    time.sleep(0.2)
     return os.getpid()
 
 
@@ -52,14 +45,6 @@ def leave(number: int) -> int:
     os._exit(7)
 
 
-def spend(number: int) -> float:
-    """Half a second of CPU; returns what this process has spent so far."""
-    start = time.process_time()
-    while time.process_time() < start + 0.5:
-        pass
-    return time.process_time()
-
-
 def variable(number: int) -> str | None:
     return os.environ.get("SER_TEST_VARIABLE")
 
@@ -69,10 +54,6 @@ def kill_fork_server(number: int) -> int:
         os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
     return number
-
-
-def parent_of(number: int) -> int:
-    return os.getppid()
 
 
 def wait_long(number: int) -> int:
@@ -126,58 +107,49 @@ def test_a_death_names_its_task() -> None:
         list(engines.run(leave, [0], 2))
 
 
-def test_nothing_is_left_running() -> None:
+def test_no_worker_is_left_running() -> None:
     results = engines.run(wait_long, [0, 1, 2], 2)
     assert next(results) == 0
-    started = descendants(os.getpid())
-    assert len(started) >= 3  # the fork server and two workers
+    server, *workers = workers_of(os.getpid())
+    assert len(workers) == 2
     start = time.monotonic()
     results.close()  # type: ignore[attr-defined]
     assert time.monotonic() - start < 15
-    assert running(started) == descendants(os.getpid()) == []
+    assert workers_of(os.getpid()) == [server] and gone(workers)
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes that this one started, and that those did; multiprocessing's resource tracker lives on, so is none."""
-    listed = subprocess.check_output(["ps", "-eww", "-o", "pid=,ppid=,stat=,args="], text=True)
-    rows = [line.split(maxsplit=3) for line in listed.splitlines()]
-    found = [pid]
-    for parent in found:
-        found += [
-            int(row[0])
-            for row in rows
-            if int(row[1]) == parent and row[2][0] != "Z" and ("spawn_main" in row[3] or "forkserver" in row[3])
-        ]
-    return found[1:]
-
-
-def running(pids: list[int]) -> list[str]:
-    """Those of the processes that are still there."""
-    listed = subprocess.run(
-        ["ps", "-wwo", "stat=,args=", "-p", ",".join(map(str, pids))], capture_output=True, text=True
-    )
-    return [line for line in listed.stdout.splitlines() if not line.startswith("Z")]
-
-
-def gone(pids: list[int]) -> bool:
+def gone(processes: list[psutil.Process]) -> bool:
     """Whether none is there in a while: a fork server ends a moment after its owner."""
+
+    def runs(one: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return one.status() != psutil.STATUS_ZOMBIE
+        return False
+
     deadline = time.monotonic() + 20
-    while running(pids) and time.monotonic() < deadline:
+    while any(map(runs, processes)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return not running(pids)
+    return not any(map(runs, processes))
 
 
-def test_what_tasks_need_is_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("early", [False, True])
+def test_what_tasks_need_is_imported_once(tmp_path: Path, early: bool) -> None:
+    """Also in a second run, and where the fork server was started before there are tasks."""
     (tmp_path / "counted_import.py").write_text(
         f"import os\nwith open({str(tmp_path / 'imports')!r}, 'a') as f:\n    f.write(f'{{os.getpid()}}\\n')\n"
-        "def where(n):\n    import time\n    time.sleep(0.2)\n    return os.getpid()\n"
+        "def where(n):\n    import time\n    time.sleep(0.2)\n    return os.getpid(), os.getppid()\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    from counted_import import where  # type: ignore[import-not-found]
-
-    workers = set(engines.run(where, range(6), 3))
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from ser import engines; from ser.engines.processes import start_fork_server\n"
+        f"if {early}: start_fork_server('counted_import')\n"
+        "from counted_import import where\n"
+        "print([*engines.run(where, range(6), 3), *engines.run(where, range(6), 2)])"
+    )
+    workers, servers = map(set, zip(*eval(subprocess.check_output([sys.executable, "-c", code])), strict=True))
     imported = {int(line) for line in (tmp_path / "imports").read_text().split()}
-    assert len(workers) == 3 and len(imported) == 2 and os.getpid() in imported and not imported & workers
+    assert len(workers) == 5 and len(servers) == 1 and len(imported) == 2
+    assert servers < imported and not imported & workers
 
 
 @pytest.mark.parametrize("module", ["ser.train.sweep", "ser.extract.cluster_tasks"])
@@ -198,22 +170,16 @@ def test_what_is_imported_before_the_fork_starts_nothing(module: str) -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_a_fork_server_that_was_started_early_is_the_one_that_forks() -> None:
-    with fork_server("ser.tests.test_engines"):
-        [early] = descendants(os.getpid())
-        assert set(engines.run(parent_of, range(3), 2)) == set(engines.run(parent_of, range(3), 3)) == {early}
-    assert running([early]) == [] and early not in engines.run(parent_of, range(3), 2)
-
-
-@pytest.mark.parametrize("module", ["slow_import", "ser.tests.test_engines", "no_such_module"])
-def test_a_fork_server_that_nobody_wanted_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-    (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(30)\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    start = time.monotonic()
-    with pytest.raises(ZeroDivisionError), fork_server(module):
-        [begun] = descendants(os.getpid())
-        raise ZeroDivisionError
-    assert time.monotonic() - start < 10 and running([begun]) == []
+def test_a_fork_server_that_nobody_wanted_ends(tmp_path: Path) -> None:
+    """With the process that started it, in the middle of its imports or not; and nobody hears of it."""
+    (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(3)\n")
+    for module in ("slow_import", "json", "no_such_module"):
+        code = (
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from ser.engines.processes import start_fork_server\n"
+            f"start_fork_server({module!r}); 1 // 0"
+        )
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert run.returncode == 1 and run.stderr.count("Traceback") == 1, run.stderr
 
 
 def test_what_is_imported_does_not_come_from_the_current_folder(
@@ -225,27 +191,6 @@ def test_what_is_imported_does_not_come_from_the_current_folder(
     assert sorted(engines.run(square, range(3), 2)) == [0, 1, 4]
 
 
-def test_a_fork_server_that_somebody_else_uses_too_stays() -> None:
-    other = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,))
-    with fork_server("ser.tests.test_engines"):
-        other.start()
-    assert sorted(engines.run(square, range(3), 2)) == [0, 1, 4] and other.is_alive()
-    other.terminate()
-    other.join()
-    assert other.exitcode == -signal.SIGTERM
-    server: Any = forkserver._forkserver
-    server._stop()
-
-
-def test_processor_time_of_the_workers_is_this_process_s() -> None:
-    """So that `time ser sweep` tells all of it."""
-    before = os.times()
-    spent = list(engines.run(spend, range(4), 2))
-    after = os.times()
-    assert after.children_user + after.children_system - before.children_user - before.children_system > 2.0
-    assert max(spent) > 0.5
-
-
 def test_workers_see_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("first", "second"):
         monkeypatch.setenv("SER_TEST_VARIABLE", value)
@@ -253,8 +198,11 @@ def test_workers_see_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_death_of_the_fork_server_hangs_nothing() -> None:
+    assert list(engines.run(square, [2], 2)) == [4]
+    [server] = workers_of(os.getpid())
     with pytest.raises(SerError, match="ended with code 255 on 3;"):  # nobody is left who could tell how it ended
         list(engines.run(kill_fork_server, range(6), 2))
+    assert gone([server])  # until the kernel has ended it, the next run would say that its workers do not start
     assert sorted(engines.run(square, range(3), 2)) == [0, 1, 4]
 
 
@@ -282,7 +230,7 @@ def started(tmp_path: Path, then: str, sleepy: str = SLEEPY) -> subprocess.Popen
 def test_a_killed_parent_leaves_nothing_running(tmp_path: Path) -> None:
     process = started(tmp_path, "time.sleep(60)")
     assert process.stdout is not None and process.stdout.readline() == "go\n"
-    workers = descendants(process.pid)
+    workers = workers_of(process.pid)
     assert len(workers) == 3
     process.kill()
     process.wait()
@@ -292,7 +240,7 @@ def test_a_killed_parent_leaves_nothing_running(tmp_path: Path) -> None:
 def test_an_iterator_that_is_never_closed_does_not_keep_the_process(tmp_path: Path) -> None:
     process = started(tmp_path, "sys.modules['keep'] = results")
     assert process.stdout is not None and process.stdout.readline() == "go\n"
-    workers = descendants(process.pid)
+    workers = workers_of(process.pid)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0 and errors == "" and gone(workers)
 
@@ -304,7 +252,7 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path, then: str, importing: str) -> N
     if then:
         assert process.stdout is not None and process.stdout.readline() == "go\n"
     deadline = time.monotonic() + 30
-    while not (begun := descendants(process.pid)) and time.monotonic() < deadline:
+    while not (begun := workers_of(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
@@ -338,11 +286,3 @@ def test_on_a_dask_scheduler_in_this_process() -> None:
 def test_no_scheduler_there() -> None:
     with pytest.raises(SerError, match="no dask scheduler answers"), engines.Cluster("tcp://127.0.0.1:1"):
         pass
-
-
-def test_cores_respect_the_affinity() -> None:
-    code = (
-        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
-        "from ser import engines; print(engines.cores())"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1\n"

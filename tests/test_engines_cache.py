@@ -6,8 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ser import engines
-from ser.engines.worker_cache import WorkerCache
+from ser.engines.worker_cache import cached, clear
 
 
 class Thing:
@@ -23,31 +22,36 @@ class Thing:
         self.closed += 1
 
 
+@pytest.fixture(autouse=True)
+def empty() -> None:
+    """As in a process that has just begun."""
+    clear()
+
+
 def test_it_is_opened_once_and_two_are_kept() -> None:
-    cache, things = WorkerCache(), {}
+    things: dict[str, Thing] = {}
     for key in ("a", "b", "a", "b", "a", "c", "a"):
-        with cache.use(key, Thing) as thing:
+        with cached(key, Thing) as thing:
             assert things.setdefault(key, thing) is thing and not thing.closed
     assert things["b"].closed == 1, "asked for longest ago, it made room for c"
     assert things["a"].closed == things["c"].closed == 0
-    cache.clear()
+    clear()
     assert [thing.closed for thing in things.values()] == [1, 1, 1]
-    with cache.use("a", Thing) as thing:
+    with cached("a", Thing) as thing:
         assert thing is not things["a"] and not thing.closed
 
 
 def test_what_is_in_use_is_closed_by_its_last_user() -> None:
-    cache = WorkerCache()
-    with cache.use("a", Thing) as thing:
-        with cache.use("a", Thing) as same:
-            cache.clear()
+    with cached("a", Thing) as thing:
+        with cached("a", Thing) as same:
+            clear()
             assert same is thing
         assert not thing.closed
     assert thing.closed == 1
 
 
 def test_it_is_cleared_while_it_opens() -> None:
-    cache, begun, go_on = WorkerCache(), threading.Event(), threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     def slowly() -> Thing:
         begun.set()
@@ -55,7 +59,7 @@ def test_it_is_cleared_while_it_opens() -> None:
         return Thing()
 
     def task() -> Thing:
-        with cache.use("a", slowly) as thing:
+        with cached("a", slowly) as thing:
             assert not thing.closed
         return thing
 
@@ -63,17 +67,17 @@ def test_it_is_cleared_while_it_opens() -> None:
         running = pool.submit(task)
         begun.wait(10)
         before = time.monotonic()
-        cache.clear()
+        clear()
         assert time.monotonic() - before < 1, "dask's event loop does not wait for a model"
         go_on.set()
         assert running.result(10).closed == 1
 
 
 def test_many_threads_open_it_once() -> None:
-    cache, before = WorkerCache(), Thing.made
+    before = Thing.made
 
     def task(number: int) -> None:
-        with cache.use(f"{number % 2}", Thing) as thing:
+        with cached(f"{number % 2}", Thing) as thing:
             time.sleep(0.001)
             assert not thing.closed
 
@@ -83,15 +87,7 @@ def test_many_threads_open_it_once() -> None:
 
 
 def test_what_cannot_be_opened_leaves_nothing() -> None:
-    cache = WorkerCache()
-    with pytest.raises(ZeroDivisionError), cache.use("a", lambda: 1 // 0):
+    with pytest.raises(ZeroDivisionError), cached("a", lambda: 1 // 0):
         pass
-    with cache.use("a", Thing) as thing:
+    with cached("a", Thing) as thing:
         assert not thing.closed
-
-
-def test_without_a_cluster_the_process_keeps_it() -> None:
-    with engines.cached(("test", 1), Thing) as thing:
-        pass
-    with engines.cached(("test", 1), Thing) as same:
-        assert same is thing and not thing.closed

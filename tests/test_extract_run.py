@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -22,6 +20,7 @@ from ser.cache.store import open_store
 from ser.cli import main
 from ser.errors import StoreError, WrongUse
 from ser.extract.run import ESTIMATED, ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan
+from ser.tests.dask_processes import workers_of
 from ser.weights.demo import write_random_checkpoint
 
 TEXTS = ["Yeah.", "I don't know what you mean.", "Yeah.", "[LAUGHTER]", "oh " * 40, "Leave me alone!", "why?", "Yeah."]
@@ -270,17 +269,10 @@ def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[
     )
     (tmp_path / "main.py").write_text(code)
     process = subprocess.Popen([sys.executable, str(tmp_path / "main.py")], stderr=subprocess.PIPE, text=True)
-
-    def children(parent: int, named: str) -> list[int]:
-        listed = subprocess.run(["pgrep", "-P", str(parent), "-f", named], capture_output=True, text=True)
-        return [int(child) for child in listed.stdout.split()]
-
-    workers: list[int] = []  # children of the fork server
     deadline = time.monotonic() + 60
-    while not workers and time.monotonic() < deadline:
-        workers = [pid for server in children(process.pid, "forkserver") for pid in children(server, "forkserver")]
+    while len(found := workers_of(process.pid)) < 2 and time.monotonic() < deadline:  # one that forks the others
         time.sleep(0.05)
-    os.kill(workers[0], signal.SIGKILL)
+    found[1].kill()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "SIGKILL" in errors and "what was finished is kept" in errors
     assert run(corpus, tmp_path / "store", models, "is13", part_seconds=1).features["is13"]["rows"] == 8

@@ -14,7 +14,7 @@ from ser.cache.manifest import Manifest
 from ser.cache.store import open_store
 from ser.cli import main
 from ser.errors import CorruptStore, SerError, WrongUse
-from ser.predict import Predictor, Turn, predict, read_turns
+from ser.predict import Prediction, Predictor, Turn, predict, read_turns
 from ser.tests.newcomer import newcomer, run_of
 from ser.train.run_folder import Run
 from ser.weights.demo import write_random_checkpoint
@@ -50,6 +50,12 @@ def ser(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+def far_from(predictions: list[Prediction], run: Run, column: str = "probabilities") -> np.ndarray:
+    """How far the probabilities of each are from those that the run was tested with."""
+    found = np.array([list(one.probabilities.values()) for one in predictions])
+    return np.abs(found - np.array(run.predictions().column(column).to_pylist())).max(axis=1)
+
+
 @pytest.mark.parametrize("name", ["mit", "mit-no-rmm", "lgf-add", "text", "finetuned"])
 def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: str) -> None:
     run = run_of(newcomer, name)
@@ -57,32 +63,23 @@ def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: st
     answer = Predictor(run.path)(turns_of(newcomer, run))
     assert [one.id for one in answer.predictions] == tested.column("id").to_pylist()
     assert [one.label for one in answer.predictions] == tested.column("predicted").to_pylist()
-    found = np.array([list(one.probabilities.values()) for one in answer.predictions])
-    assert np.abs(found - np.array(tested.column("probabilities").to_pylist())).max() < 2e-6
+    assert far_from(answer.predictions, run).max() < 2e-6
     assert list(answer.predictions[0].probabilities) == run.result["classes"]
     assert any("synthetic" in note for note in answer.notes)
     assert any("random weights" in note for note in answer.notes)
 
 
-def test_without_text_equals_the_test_with_audio_alone(newcomer: Path) -> None:
+def test_without_a_modality_equals_the_test_with_the_other_alone(newcomer: Path) -> None:
     run = run_of(newcomer, "mit")
-    turns = turns_of(newcomer, run)
+    predictor, turns = Predictor(run.path), turns_of(newcomer, run)
     bare = [replace(turn, text=None) if number % 2 else turn for number, turn in enumerate(turns)]
     bare[1] = replace(bare[1], text="  \n")
-    answer = Predictor(run.path)(bare)
-    tested = run.predictions()
-    both, alone = (np.array(tested.column(c).to_pylist()) for c in ("probabilities", "probabilities only audio"))
-    found = np.array([list(one.probabilities.values()) for one in answer.predictions])
-    assert np.abs(found[1::2] - alone[1::2]).max() < 2e-6 and np.abs(found[::2] - both[::2]).max() < 2e-6
-    assert [one.without for one in answer.predictions[:2]] == [(), ("text",)]
-
-
-def test_without_audio_equals_the_test_with_text_alone(newcomer: Path) -> None:
-    run = run_of(newcomer, "mit")
-    turns = [replace(turn, audio=None) for turn in turns_of(newcomer, run)]
-    found = [list(one.probabilities.values()) for one in Predictor(run.path)(turns).predictions]
-    alone = run.predictions().column("probabilities only text").to_pylist()
-    assert np.abs(np.array(found) - np.array(alone)).max() < 2e-6
+    found = predictor(bare).predictions
+    assert far_from(found, run, "probabilities only audio")[1::2].max() < 2e-6
+    assert far_from(found, run)[::2].max() < 2e-6
+    assert [one.without for one in found[:2]] == [(), ("text",)]
+    mute = predictor([replace(turn, audio=None) for turn in turns]).predictions
+    assert far_from(mute, run, "probabilities only text").max() < 2e-6
 
 
 @pytest.mark.parametrize("name", ["mit-no-rmm", "lgf-add"])
@@ -163,38 +160,39 @@ def test_other_weights_are_refused(newcomer: Path, tmp_path: Path) -> None:
         Predictor(run.path, {"huber": str(same)})
 
 
-def test_weights_that_are_gone_are_named(newcomer: Path, tmp_path: Path) -> None:
-    run = altered(newcomer, tmp_path, lambda specs: specs["audio"]["provenance"].update(folder="/nowhere/hubert"))
-    with pytest.raises(WrongUse, match=r"/nowhere/hubert, which is not there any more.*--model hubert=PATH"):
-        Predictor(run)
-
-
-def test_an_altered_spec_is_refused(newcomer: Path, tmp_path: Path) -> None:
-    run = altered(newcomer, tmp_path, lambda specs: specs["text"].update(dim=17))
-    with pytest.raises(CorruptStore, match="mpnet was altered"):
-        Predictor(run)
-
-
-def altered(newcomer: Path, tmp_path: Path, change: Any) -> Path:
-    path = tmp_path / "run"
-    shutil.copytree(run_of(newcomer, "mit").path, path)
-    record = json.loads((path / "config.json").read_text())
-    change(record["provenance"]["specs"])
-    (path / "config.json").write_text(json.dumps(record))
-    return path
+@pytest.mark.parametrize(
+    ("modality", "change", "message"),
+    [
+        (
+            "audio",
+            {"provenance": {"folder": "/nowhere/hubert"}},
+            r"/nowhere/hubert, which is not.*--model hubert=",
+        ),
+        ("text", {"dim": 17}, "mpnet was altered"),
+    ],
+)
+def test_weights_that_are_gone_and_an_altered_spec_are_refused(
+    newcomer: Path, tmp_path: Path, modality: str, change: dict[str, Any], message: str
+) -> None:
+    shutil.copytree(run_of(newcomer, "mit").path, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    record["provenance"]["specs"][modality].update(change)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    with pytest.raises(WrongUse if modality == "audio" else CorruptStore, match=message):
+        Predictor(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    "arguments",
     [
-        ({}, "give audio files"),
-        ({"audio": ["a.wav", "b.wav"], "text": "x"}, "here are 2"),
-        ({"table": "t.csv", "text": "x"}, "column text"),
-        ({"table": "t.csv", "audio": ["a.wav"]}, "not both"),
+        {},
+        {"audio": ["a.wav", "b.wav"], "text": "x"},
+        {"table": "t.csv", "text": "x"},
+        {"table": "t.csv", "audio": ["a.wav"]},
     ],
 )
-def test_contradictions_are_refused(newcomer: Path, arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(WrongUse, match=told):
+def test_contradictions_are_refused(newcomer: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(WrongUse, match=r"give audio files .*, or a table of turns with a column text, and not both"):
         predict(run_of(newcomer, "mit").path, **arguments)
 
 
