@@ -226,7 +226,7 @@ def read_turns(table: Path, audio: bool = True) -> list[Turn]:
     if audio:
         scan = read_corpus(table, "table", name="new")
         if scan.refused:
-            raise CorpusError(f"{scan.refused[0]}; mend the table and run again")
+            raise CorpusError(f"{scan.refused[0]}; correct the table and run again")
         manifest, root = scan.manifest, scan.root
     else:
         manifest, root = read_manifest(table, "new"), table.parent

@@ -237,6 +237,6 @@ def explain_disk_errors(doing: str, store: Path, needed: int | None = None) -> I
             remedy = "free some space and run the same command again, what is published stays"
             raise StoreError(f"{store}: the disk is full{need} while {doing}; {remedy}") from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StoreError(f"{store}: may not be written to ({error.strerror}) while {doing}") from error
+            raise StoreError(f"{store}: is not writable ({error.strerror}) while {doing}") from error
         fault = f"{error.filename or store}: {error.strerror or error} while {doing}"
         raise StoreError(f"{fault}; nothing half-written was kept, run the same command again") from error

@@ -250,7 +250,7 @@ def _check_blocks(path: Path, blocks: list[Block]) -> str:
 
 
 def _check_feature(store: Store, folder: Path) -> str | None:
-    """The spec, and whether rows stand twice."""
+    """The spec, and whether rows appear twice."""
     feature = Feature(store.path, folder)
     if not (folder / "parts").is_dir():
         raise CorruptStore(f"{folder / 'parts'}: is missing; {REPAIR}")
@@ -303,7 +303,7 @@ def remove_feature(store: Store, feature: Feature) -> Removed:
 
 
 def remove_superseded(store: Store, features: list[Feature] | None = None) -> Iterator[Removed]:
-    """Rewrite the parts that hold rows which no corpus's latest manifest asks for, or which stand twice.
+    """Rewrite the parts that hold rows which no corpus's latest manifest asks for, or which appear twice.
 
     What is kept is published before what holds it is dropped, so that no row is ever missing.
     """

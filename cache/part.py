@@ -57,7 +57,7 @@ class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Raise `ValueError` for what types cannot say. A store may come from anywhere: nothing in it is trusted."""
         if len(set(self.ids)) != len(self.ids) or len(self.ids) != len(self.inputs):
-            raise ValueError("ids stand twice, or have no input digest each")
+            raise ValueError("ids appear twice, or have no input digest each")
         for name in self.files:
             if not _FILE.fullmatch(name) or name.startswith("data.h5") != (self.backend == "hdf5"):
                 raise ValueError(f"file name {name!r}")
@@ -254,7 +254,7 @@ def publish(
         raise unknown("backend", backend, BACKENDS)
     for id_, times in Counter([*rows.ids, *(entry.id for entry in rows.quarantined)]).items():
         if times > 1:
-            raise StoreError(f"corpus {rows.corpus}: utterance {id_!r} stands twice in one part")
+            raise StoreError(f"corpus {rows.corpus}: utterance {id_!r} appears twice in one part")
         if id_.encode(errors="replace").decode() != id_:
             raise StoreError(f"corpus {rows.corpus}: utterance {id_!r} has an id that is not valid Unicode")
     name = part_name(rows.corpus, rows.ids, rows.inputs, [(entry.id, entry.input) for entry in rows.quarantined])

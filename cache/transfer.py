@@ -142,7 +142,7 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
         order = "utterances in the manifest; give ids with --ids" if ids is None else "ids"
         raise StoreError(f"{path}: has {len(offsets) - 1} rows for {len(names)} {order}")
     if twice := [id_ for id_, times in Counter(names).items() if times > 1]:
-        raise StoreError(f"{path}: id {twice[0]!r} stands twice")
+        raise StoreError(f"{path}: id {twice[0]!r} appears twice")
     if strange := sorted(set(names) - set(manifest.ids)):
         raise StoreError(
             f"{path}: {len(strange)} of {len(names)} ids are not in corpus {manifest.corpus} (such as {strange[0]!r})"
@@ -209,7 +209,7 @@ def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
     if path.suffix.lower() not in _EXPORTS:
         raise unknown("export format", path.suffix or path.name, _EXPORTS)
     if not path.parent.is_dir():
-        raise WrongUse(f"{path.parent}: there is no such folder; make it first, or name another file")
+        raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
     if path.exists() or index_of(path).exists():
         raise WrongUse(f"{path}: exists already; name another file")
     packed = feature.load(manifest)

@@ -112,7 +112,9 @@ def verify(ctx: click.Context, repair: bool, store: Path, as_json: bool) -> None
 @click.argument("file", type=FILE)
 @click.option("--modality", type=click.Choice(["audio", "text"]), required=True)
 @click.option("--ids", type=FILE, metavar="FILE", help="Ids of the rows: one per line, or a JSON list.")
-@click.option("--manifest", type=FILE, metavar="TABLE", help="CSV, TSV or Parquet with the manifest's columns.")
+@click.option(
+    "--manifest", type=FILE, metavar="TABLE", help="Table with the manifest's columns, where there is no audio at hand."
+)
 @click.option("--corpus-name", metavar="N", help="The store's only corpus by default, or the table's name.")
 @click.option("--backend", type=BACKENDS, default="zarr", show_default=True)
 @store_option
@@ -141,7 +143,7 @@ def import_(name: str, file: Path, store: Path, as_json: bool, manifest: Path | 
 @cache.command()
 @click.argument("name")
 @click.argument("file", type=FILE)
-@click.option("--backend", type=BACKENDS, help="FILE is a store, new or not: copy the parts to it in this backend.")
+@click.option("--backend", type=BACKENDS, help="FILE is a store: copy the parts to it, bit for bit.")
 @corpus_option
 @store_option
 def export(name: str, file: Path, backend: str | None, corpus: str | None, store: Path) -> None:
@@ -168,7 +170,7 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
 
 @cache.command()
 @click.argument("name", required=False)
-@click.option("--superseded", is_flag=True, help="Only rows that no latest manifest asks for, or that stand twice.")
+@click.option("--superseded", is_flag=True, help="Only rows that no latest manifest asks for, or that appear twice.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @store_option
 def remove(name: str | None, superseded: bool, yes: bool, store: Path) -> None:

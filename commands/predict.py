@@ -16,15 +16,21 @@ from .output import answer
 @click.argument("run", type=FILE)
 @click.argument("audio", nargs=-1, type=FILE)
 @click.option("--text", metavar="TEXT", help="Transcript of the one audio file.")
-@click.option("--table", type=FILE, metavar="FILE", help="CSV, TSV, Parquet or JSONL of audio, text, dialogue, turn.")
+@click.option(
+    "--table",
+    type=FILE,
+    metavar="FILE",
+    help="CSV, TSV, Parquet or JSONL with columns audio, text, dialogue, turn; paths are relative to it.",
+)
 @config_options(ExtractionConfig, "models", "device")
 @json_option
 @click.pass_context
 def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> None:
     """Tell the emotion of new speech with the trained RUN, a folder that `ser train` wrote.
 
-    Features are computed with the models and settings that the run records, or not at all. A model trained with random
-    modality masking does without a transcript; a model of dialogues takes its turns from a table.
+    Features are computed with the models and settings that the run records, or not at all: weights that --model names
+    must have the run's digest. A model trained with random modality masking does without a transcript; a model of
+    dialogues takes its turns from a table.
 
     \b
     Examples:

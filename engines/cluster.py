@@ -222,7 +222,7 @@ class Cluster:
             if not able(self.kinds, needed) and self.workers(anew=True) and not able(self.kinds, needed):
                 raise WrongUse(self._no_worker(needed))
             try:
-                # pure=False: a task that ran before and is asked for again shall run again.
+                # pure=False: a task that ran before and is asked for again must run again.
                 future = self._client.submit(function, task, pure=False, resources=dict(needed) or None)
             except (OSError, RuntimeError) as fault:
                 raise self._gone() from fault

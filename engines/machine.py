@@ -17,7 +17,7 @@ def choose_device(name: str, here: bool = True) -> str:
     no device, or for one that torch does not find here.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise WrongUse(f"--device {name}: it is auto, cpu, cuda or cuda:N")
+        raise WrongUse(f"--device {name}: must be auto, cpu, cuda or cuda:N")
     if name == "cpu" or not here:
         return name
     import torch
@@ -25,7 +25,7 @@ def choose_device(name: str, here: bool = True) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not torch.cuda.is_available() or int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise WrongUse(f"--device {name}: torch finds no such device here; leave it auto")
+        raise WrongUse(f"--device {name}: torch finds no such device here; use --device auto")
     return name
 
 

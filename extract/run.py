@@ -297,5 +297,5 @@ def _stopped(quarantined: dict[str, list[Quarantine]], refused: list[str] | None
             more = [f"and {len(faults) - NAMED} more"] if len(faults) > NAMED else []
             listed = "; ".join([*faults[:NAMED], *more])
             clauses.append(f"{len(faults)} {what}{'s' * (len(faults) > 1)} {whose}: {listed}")
-    clauses.append("mend the corpus, or go on without them by --on-error skip")
+    clauses.append("correct the corpus, or go on without them by --on-error skip")
     return ExtractionStopped("; ".join(clauses), quarantined)

@@ -3,7 +3,7 @@
 Three things make padding leak into other rows, and each is closed here:
 - base models normalise the first convolution over *time* (GroupNorm): `RowwiseNorm` takes each row's statistics from
   its own frames;
-- the transformer attends to padding: the attention mask goes in, always;
+- the transformer attends to padding: the attention mask goes in whenever the batch has padding;
 - Hugging Face's batch normaliser averages over the padding too: each waveform is normalised alone, before padding.
 """
 

@@ -231,7 +231,7 @@ class PartPipeline:
 
         A process that is stopped for a while may find that its task was given to others, cut up and published under
         other names. If it is stopped again between this look and the rename of what it writes, or if two look at the
-        same moment, rows do stand twice: they are equal, and the first by name counts.
+        same moment, rows do appear twice: they are equal, and the first by name counts.
         """
         mine = [one for one in self.watchers[fingerprint].new() if one.corpus == self.worker.config.corpus]
         return {pair for one in mine for pair in zip(one.ids, one.inputs, strict=True)}

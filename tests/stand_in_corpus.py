@@ -49,7 +49,7 @@ def run(corpus: Path, store: Path, features: str = "standin", per_part: float = 
 
 
 def contents(path: Path) -> dict[str, tuple[bytes, ...]]:
-    """Every row that every feature holds, and a proof that none stands twice and all files are whole."""
+    """Every row that every feature holds, and a proof that none appears twice and all files are whole."""
     store = open_store(path)
     found = {}
     for feature in store.features():

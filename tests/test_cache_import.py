@@ -140,7 +140,7 @@ SPOT = np.arange(60).reshape(12, 5) == 33
     [
         ({"values": VALUES[:11]}, None, "11 rows for 12 utterances in the manifest"),
         ({"values": VALUES}, ["a"], "12 rows for 1 ids"),
-        ({"values": VALUES[:2]}, ["u000", "u000"], "'u000' stands twice"),
+        ({"values": VALUES[:2]}, ["u000", "u000"], "'u000' appears twice"),
         ({"values": VALUES[:2]}, ["u000", "who"], "1 of 2 ids are not in corpus toy.*'who'"),
         ({"values": VALUES.reshape(-1)}, None, "shape"),
         ({"values": VALUES.astype("c8")}, None, "not numbers"),

@@ -122,7 +122,7 @@ def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
     rows[2]["text"] = "changed"
     changed = Manifest.from_rows("toy", [row for row in rows if row["id"] != "u009"])
     store.put_manifest(changed)
-    again = part_rows(changed, feature.spec, arrays, [0, 1, 2])  # 0 and 1 stand twice now
+    again = part_rows(changed, feature.spec, arrays, [0, 1, 2])  # 0 and 1 appear twice now
     gone = [Quarantine("u001", changed.inputs("text")[1], "", "was bad"), Quarantine("x", "y", "", "unknown")]
     again.quarantined = [gone[1]]
     feature.publish(again, backend, {})
@@ -203,7 +203,7 @@ def test_a_read_only_store(tmp_path: Path, backend: str) -> None:
                 lambda: store.add(spec_of(dim=99)),
                 lambda: store["frames"].publish(part_rows(manifest, feature.spec, arrays, [1]), backend, {}),
             ):
-                with pytest.raises(StoreError, match="may not be written to"):
+                with pytest.raises(StoreError, match="is not writable"):
                     write()
             code = 0
         finally:

@@ -207,13 +207,13 @@ def test_wrong_paths_are_one_sentence(tmp_path: Path) -> None:
     table(tmp_path / "tables", "audio", "a.wav")
     for path, format, expected in [
         (tmp_path / "gone", None, "does not exist"),
-        (empty, None, "is no corpus that ser knows"),
-        (tmp_path / "music", None, "is no corpus that ser knows"),
+        (empty, None, "is not a corpus that ser knows"),
+        (tmp_path / "music", None, "is not a corpus that ser knows"),
         (tmp_path / "tables", None, "it holds corpus.csv: give that file"),
         (tmp_path / "notes.txt", None, "is not a table that ser can read"),
         (empty, "emodb", "holds no utterance"),
         (empty, "table", "is not a table"),
-        (tmp_path / "notes.txt", "iemocap", "is no IEMOCAP release"),
+        (tmp_path / "notes.txt", "iemocap", "is not an IEMOCAP release"),
         (tmp_path / "notes.txt", "emodb", "holds no utterance"),
         (empty, "iemocup", "did you mean iemocap?"),
     ]:

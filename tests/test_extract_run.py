@@ -129,7 +129,7 @@ def test_what_has_no_row_stops_or_is_named(corpus: Path, tmp_path: Path, models:
     with corpus.open("a") as table:
         table.write("u0,0.wav,again\n")
     refused = "1 problem with the corpus: 0.wav: u0: line 10: the id u0 is there twice"
-    with pytest.raises(ExtractionStopped, match=f"^{re.escape(refused)}; mend the corpus.*--on-error skip$"):
+    with pytest.raises(ExtractionStopped, match=f"^{re.escape(refused)}; correct the corpus.*--on-error skip$"):
         run(corpus, tmp_path / "store", models, "logmel")
     assert not (tmp_path / "store").exists()
     summary = run(corpus, tmp_path / "store", models, "logmel", on_error="skip")
@@ -192,7 +192,7 @@ def test_missing_weights_stop_their_own_feature_alone(corpus: Path, tmp_path: Pa
     )
     assert {name: facts["rows"] for name, facts in json.loads(done.stdout).items()} == {"bert": 8, "is13": 8}
     alone = CliRunner().invoke(main, [*options, "hubert,hubert:layer=1"])
-    assert alone.exit_code == 2 and alone.stdout == "" and "/nowhere: there is no such folder" in alone.stderr
+    assert alone.exit_code == 2 and alone.stdout == "" and "/nowhere: no such folder" in alone.stderr
 
 
 def test_audio_that_changes_while_running_is_noticed(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:

@@ -202,7 +202,7 @@ def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
         shutil.copytree(run_of(newcomer, name).path, tmp_path / "both" / name)
     with pytest.raises(WrongUse, match=r"both: holds 2 runs; name one of them, such as .*both/mit"):
         predict(tmp_path / "both", ["a.wav"])
-    with pytest.raises(WrongUse, match="is no run folder"):
+    with pytest.raises(WrongUse, match="is not a run folder"):
         predict(tmp_path, ["a.wav"])
     (tmp_path / "turns.csv").write_text("audio,text\n../../etc/passwd,hello\na.wav,there\n")
     with pytest.raises(SerError, match=r"line 2.*leaves the corpus"):
@@ -212,7 +212,7 @@ def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--device", "foo"], "--device foo: it is auto, cpu, cuda or cuda:N"),
+        (["--device", "foo"], "--device foo: must be auto, cpu, cuda or cuda:N"),
         (["--device", "cuda:7"], "--device cuda:7: torch finds no such device here"),
         (["--model", "hubert"], "--model hubert: write --model NAME=ID_OR_PATH"),
     ],

@@ -252,7 +252,7 @@ def test_a_diverged_run_leaves_its_last_good_weights(store: Path, tmp_path: Path
 
 def test_damaged_run_folders_say_so(store: Path, tmp_path: Path) -> None:
     (run,) = run_experiment(lgf(store, tmp_path, folds=1))
-    with pytest.raises(WrongUse, match="is no run folder"):
+    with pytest.raises(WrongUse, match="is not a run folder"):
         open_run(tmp_path / "nothing")
     with pytest.raises(WrongUse, match="holds no runs"):
         find_runs(tmp_path / "nothing")
@@ -354,7 +354,7 @@ def test_a_run_is_gone_on_with_by_its_folder(store: Path, tmp_path: Path) -> Non
     assert {name for name in before if before[name] != after[name]} == {wanted.name}
     assert (wanted / "model.safetensors").read_bytes() == bytes_before
     assert "leave out --epochs" in ser("--resume", wanted, "--epochs", 3).output
-    assert "is no run folder" in ser("--resume", tmp_path / "nowhere").output
+    assert "is not a run folder" in ser("--resume", tmp_path / "nowhere").output
     assert "--fusion is missing" in ser("--resume").output
     config = json.loads((wanted / "config.json").read_text())
     config["provenance"]["asked"]["epochs"] = 99

@@ -22,7 +22,7 @@ SELECTIONS = {  # which epoch counts
 PROTOCOL_HELP = "session-out, speaker-out, train1234-test5, random-70-20-10 or folds:FILE"
 
 
-def option(default: Any, metavar: str | None, help: str, choices: tuple[str, ...] = ()) -> Any:
+def option(default: Any, help: str, metavar: str | None = None, choices: tuple[str, ...] = ()) -> Any:
     """A field of `Experiment` that is an option of the commands; with `choices`, the only values that it takes."""
     return field(default=default, metadata={"help": help, "metavar": metavar, "choices": choices})
 
@@ -33,33 +33,33 @@ class Experiment:
 
     features: str = field(metadata={"help": "Features in the store, joined with +, such as hubert+mpnet."})
     fusion: str = field(metadata={"help": "The model, such as mit, lgf-add, cnn, audio or text."})
-    store: Path | str = option("features", "PATH", "The store that `ser features` made.")  # noqa: RUF009 (immutable)
-    corpus: str | None = option(None, "N", "The store's only corpus by default.")
-    labels: str = option("4class", "POLICY", "4class, 5class, 6class or a TOML file.")
-    protocol: str = option("session-out", "NAME", f"How train, dev and test are cut: {PROTOCOL_HELP}.")
-    select: str = option("val", "EPOCH", "Which epoch counts: val, last or best-test.", tuple(SELECTIONS))
-    loss: str = option("single", "LOSS", "single or perspective.", ("single", "perspective"))
-    seeds: int = option(1, "N", "How many seeds: 0, 1, … N-1.")
-    folds: str | int = option("all", "all|K", "All folds, or the first K.")
-    epochs: int | None = option(None, "N", "The fusion's own by default.")
-    device: str = option("auto", "DEVICE", "auto, cpu, cuda or cuda:N.")
+    store: Path | str = option("features", "The store that `ser features` made.", "PATH")  # noqa: RUF009 (immutable)
+    corpus: str | None = option(None, "The store's only corpus by default.", "N")
+    labels: str = option("4class", "4class, 5class, 6class or a TOML file.", "POLICY")
+    protocol: str = option("session-out", f"How train, dev and test are cut: {PROTOCOL_HELP}.", "NAME")
+    select: str = option("val", "Which epoch counts: val, last or best-test.", "EPOCH", tuple(SELECTIONS))
+    loss: str = option("single", "single or perspective.", "LOSS", ("single", "perspective"))
+    seeds: int = option(1, "How many seeds: 0, 1, … N-1.", "N")
+    folds: str | int = option("all", "All folds, or the first K.", "all|K")
+    epochs: int | None = option(None, "The fusion's own by default.", "N")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", "DEVICE")
     precision: str = option(
         "float32",
-        "TYPE",
         "Of the model: float32 or bf16, which is faster and gives other numbers.",
+        "TYPE",
         ("float32", "bf16"),
     )
-    set: tuple[str, ...] = option((), "KEY=VALUE", "A setting; see --settings. Repeatable.")
+    set: tuple[str, ...] = option((), "A setting; see --settings. Repeatable.", "KEY=VALUE")
     also_set: tuple[str, ...] = ()  # as `set`, where the fusion has that setting: for sweeps over several fusions
     resume: bool = False
-    log: str | None = option(None, "KIND", "Curves of each run, in its folder: tensorboard.", ("tensorboard",))
-    out: Path | str = option("runs", "PATH", "Where the run folders are written.")  # noqa: RUF009
-    limit: int | None = option(None, "N", "N utterances, spread over the corpus.")
-    allow_missing: bool = option(False, None, "Leave quarantined utterances out, and say which.")
+    log: str | None = option(None, "Curves of each run, in its folder: tensorboard.", "KIND", ("tensorboard",))
+    out: Path | str = option("runs", "Where the run folders are written.", "PATH")  # noqa: RUF009
+    limit: int | None = option(None, "N utterances, spread over the corpus.", "N")
+    allow_missing: bool = option(False, "Leave quarantined utterances out, and say which.", None)
     model: tuple[str, ...] = option(
-        (), "NAME=ID_OR_PATH", "Where the weights of an encoder lie that finetune_layers trains. Repeatable."
+        (), "Where the weights of an encoder lie that finetune_layers trains. Repeatable.", "NAME=ID_OR_PATH"
     )
-    views: str = option("", "A+B", "Augmented views to train on too, such as logmel:view=noise+logmel:view=pitch-1.")
+    views: str = option("", "Augmented views to train on too, such as logmel:view=noise+logmel:view=pitch-1.", "A+B")
 
 
 def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:

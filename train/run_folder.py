@@ -92,7 +92,7 @@ def open_run(path: Path | str) -> Run:
     """The run in that folder. Raises `WrongUse` if it is none."""
     path = Path(path)
     if not (path / CONFIG).is_file():
-        raise WrongUse(f"{path}: is no run folder (no {CONFIG}); `ser train` writes them under runs/")
+        raise WrongUse(f"{path}: is not a run folder (no {CONFIG}); `ser train` writes them under runs/")
     return Run(path)
 
 

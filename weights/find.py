@@ -68,7 +68,7 @@ class Checkpoint:
 def parse_models(models: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
     """`--model NAME=ID_OR_PATH` entries (or a mapping already) by feature name.
 
-    Raises `WrongUse` for an entry that is not written so, or a name that stands twice.
+    Raises `WrongUse` for an entry that is not written so, or a name that appears twice.
     """
     if isinstance(models, Mapping):
         return dict(models)
@@ -114,7 +114,7 @@ def fetch(name: str, weights: list[str], then: str) -> Path:
                 return path
         return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))
     except HFValidationError as fault:
-        raise WeightsError(f"{name}: there is no such folder, and it is not a Hugging Face id either") from fault
+        raise WeightsError(f"{name}: no such folder, and it is not a Hugging Face id either") from fault
     except Exception as fault:  # the Hub's client raises its own, requests', httpx' and OS errors
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"could not be fetched ({type(fault).__name__})"
         raise WeightsError(

@@ -4,7 +4,7 @@
     Session{1..5}/dialog/transcriptions/<dialogue>.txt    what was said
     Session{1..5}/sentences/wav/<dialogue>/<utterance>.wav
 
-An utterance is what EmoEvaluation lists: transcriptions also hold lines that are no utterance, and times differ
+An utterance is what EmoEvaluation lists: transcriptions also hold lines that are not utterances, and times differ
 between the two in places, so the two are joined on the id alone.
 """
 
@@ -42,7 +42,9 @@ def is_iemocap(root: Path) -> bool:
 def read_iemocap(root: Path) -> Reading:
     """Read the release at `root`. Raises `WrongUse` if there is none."""
     if not is_iemocap(root):
-        raise WrongUse(f"{root} is no IEMOCAP release: it holds no Session1/dialog; give the folder of Session1 … 5")
+        raise WrongUse(
+            f"{root} is not an IEMOCAP release: it holds no Session1/dialog; give the folder of Session1 … 5"
+        )
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
     for number in SESSIONS:
@@ -85,7 +87,7 @@ def _read_dialogue(session: Path, dialogue: str) -> tuple[list[dict[str, Any]], 
         return [], [Problem(None, labels, f"the labels of dialogue {dialogue} are missing")]
     texts = {}
     if transcription.is_file():
-        # Lines that are no utterance are left out. Not splitlines(): it also breaks at bytes that a text may hold.
+        # Lines that are not utterances are left out. Not splitlines(): it also breaks at bytes that a text may hold.
         matches = filter(None, map(TRANSCRIPT.match, read_text(transcription).split("\n")))
         texts = {match[1]: match[2].strip() for match in matches if ID.fullmatch(match[1])}
     rows: list[dict[str, Any]] = []
@@ -124,7 +126,7 @@ def _read_dialogue(session: Path, dialogue: str) -> tuple[list[dict[str, Any]], 
 
 def _label_fault(label: str, votes: list[list[str]]) -> str | None:
     if label not in LABELS:
-        return f"the label {label} is none of IEMOCAP's"
+        return f"the label {label} is not one of IEMOCAP's"
     if not votes:
         return "no external rater's vote is there"
     if (expected := consensus(votes)) != label:

@@ -94,7 +94,7 @@ def read_corpus(
     `format` is detected when None. `name` is the corpus' name in the store. `text` is a CSV, TSV or JSONL file
     with columns `id` and `text` whose transcripts take the place of the corpus' own, under another corpus name: an
     utterance that it does not name has no text, and is named in the problems.
-    `limit` keeps the first utterances only. Raises `WrongUse` if the path is no corpus of that format.
+    `limit` keeps the first utterances only. Raises `WrongUse` if the path is not a corpus of that format.
     """
     path = Path(path).expanduser()
     if limit is not None and limit < 1:
@@ -142,11 +142,11 @@ def find_format(path: str | Path, format: str | None = None) -> str:
     entries = sorted(path.iterdir())
     for inner in (entry for entry in entries if entry.is_dir()):
         if detectors["iemocap"](inner):
-            raise WrongUse(f"{path} is no corpus, but the folder inside it is: give {inner}")
+            raise WrongUse(f"{path} is not a corpus, but the folder inside it is: give {inner}")
     tables = [p.name for p in entries if p.suffix.lower() in {".csv", ".tsv", ".jsonl", ".parquet"}]
     hint = f"it holds {tables[0]}: give that file" if tables else "give a CSV, TSV, Parquet or JSONL file"
     raise WrongUse(
-        f"{path} is no corpus that ser knows: it has neither IEMOCAP's Session1 … Session5 nor recordings named as "
+        f"{path} is not a corpus that ser knows: it has neither IEMOCAP's Session1 … Session5 nor recordings named as "
         f"in EmoDB; to read it as a table, {hint}"
     )
 

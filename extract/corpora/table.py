@@ -40,7 +40,7 @@ def read_manifest(path: Path, corpus: str) -> Manifest:
     """
     reading = _read(path, need="id")
     if reading.problems:
-        raise CorpusError(f"{reading.problems[0]}; mend the table and run again")
+        raise CorpusError(f"{reading.problems[0]}; correct the table and run again")
     seen = IdsSeen()
     for row, line in zip(reading.rows, reading.where, strict=True):
         if fault := id_fault(row["id"]) or seen.fault(row["id"]):

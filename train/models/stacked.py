@@ -85,17 +85,18 @@ class _Given(RaggedLayout):
 
 
 class _Drawn(nn.Module):
-    """Dropout by given masks, in the order of the calls; before there are any, it notes the widths that are asked."""
+    """Dropout by given masks, in the order of the calls; while it counts, it notes the widths that are asked."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.masks: list[Tensor] | None = None
+        self.masks: list[Tensor] = []
+        self.counting = False
         self.widths: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        if self.masks is None:
+        if self.counting:
             self.widths.append(x.shape[-1])
             return x
         return x * self.masks.pop(0)
@@ -131,15 +132,17 @@ class Stack:
         inputs = (self.weights, self.buffers, x, laid)
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on every device
             if training and not self._drawn.widths:
+                self._drawn.counting = True
                 with torch.no_grad():
-                    call(*inputs, None)
-            return call(*inputs, self._draw(layout.real.sum(1).tolist(), rows.shape[1], device) if training else None)
+                    call(*inputs, [])
+                self._drawn.counting = False
+            return call(*inputs, self._draw(layout.real.sum(1).tolist(), rows.shape[1], device) if training else [])
 
     def _one(
-        self, layout: Layout, weights: Any, buffers: Any, x: dict[str, Tensor], laid: Any, masks: list[Tensor] | None
+        self, layout: Layout, weights: Any, buffers: Any, x: dict[str, Tensor], laid: Any, masks: list[Tensor]
     ) -> dict[str, Tensor]:
         """One run, as it is under vmap."""
-        self._drawn.masks = None if masks is None else list(masks)
+        self._drawn.masks = list(masks)
         lengths, cells, forwards, backwards = laid
         ones, none = torch.ones_like(cells), torch.zeros_like(cells)
         inputs = {modality: Sequences(rows, ones) for modality, rows in x.items()}
