@@ -68,7 +68,10 @@ def _read_npz(path: Path) -> Arrays:
         for name, times in names.items():
             if not name.endswith(".npy") or times > 1:
                 raise StoreError(f"{path}: holds {name!r}, which is not a single .npy member")
-        return {name.removesuffix(".npy"): archive[name] for name in names}
+        arrays = {name.removesuffix(".npy"): archive[name] for name in names}
+    if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise StoreError(f"{path}: its member {strange[0]!r} is not an array")
+    return arrays
 
 
 def _read_hdf5(path: Path) -> Arrays:

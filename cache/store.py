@@ -123,7 +123,7 @@ class Store:
             # The folder's name vouches for what spec.json must say, so the parts beside it stay good.
             with explain_disk_errors("writing spec.json again", self.path):
                 replace_file(folder / "spec.json", checksummed_json(spec.to_json()), self.path)
-                (folder / "parts").mkdir(exist_ok=True)
+                make_folder(folder / "parts")
             return Feature(self.path, folder)
 
     def __getitem__(self, name: str) -> Feature:

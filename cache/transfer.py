@@ -123,8 +123,8 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
             raise StoreError(f"{path}: holds no arrays")
         dim = next(iter(pieces.values())).shape[-1]
         for id_, piece in pieces.items():
-            if piece.ndim != 2 or piece.shape[1] != dim:
-                raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)}, not [rows, {dim}]")
+            if piece.ndim != 2 or piece.shape[1] != dim or piece.dtype.kind not in "fiu":
+                raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)} ({piece.dtype}), not [rows, {dim}]")
         offsets = np.cumsum([0, *(len(piece) for piece in pieces.values())])
         arrays, ids = {"values": np.concatenate(list(pieces.values())), "offsets": offsets}, list(pieces)
     elif ids is None and "ids" in arrays:
@@ -187,7 +187,9 @@ def _write(path: Path, arrays: Arrays, ids: list[str], about: Mapping[str, Any])
 
         group = zarr.create_group(path, attributes={"ids": ids, **about})
         for name, array in arrays.items():
-            group.create_array(name, data=array)
+            # What nobody wrote must not read as zeros: a fill value that no offset or word has, and no chunk left out.
+            fill = np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).max
+            group.create_array(name, data=array, fill_value=fill, config={"write_empty_chunks": True})
     else:
         import h5py
 

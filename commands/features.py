@@ -57,7 +57,9 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
 
 
 def _ahead(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:
-    missing = {f.wanted.spec.name: {"rows": f.rows, "missing": len(f.missing), "bytes": f.bytes} for f in plan.features}
+    missing = {
+        f.resolved.spec.name: {"rows": f.rows, "missing": len(f.missing), "bytes": f.bytes} for f in plan.features
+    }
     return {
         "features": missing,
         "bytes": plan.bytes,
@@ -71,7 +73,7 @@ def _ahead(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:
 def _ahead_text(plan: "ExtractionPlan") -> str:
     lines = [f"{plan.manifest.corpus}: {len(plan.manifest)} utterances → {plan.config.store}"]
     for feature in plan.features:
-        spec = feature.wanted.spec
+        spec = feature.resolved.spec
         lines.append(
             f"  {spec.name}@{spec.fingerprint}{' (random weights)' if spec.random_weights else ''}: "
             f"{len(feature.missing)} to compute, {feature.rows - len(feature.missing)} there, "

@@ -38,7 +38,7 @@ def check_scheduler(scheduler: str, insecure: bool = False) -> str:
                     f"--scheduler {scheduler}: is not an address such as tcp://127.0.0.1:8786, not local:N, and not a "
                     f"scheduler file ({fault.strerror})"
                 ) from None
-            except msgspec.DecodeError as fault:
+            except (msgspec.DecodeError, ValueError, RecursionError) as fault:
                 raise WrongUse(
                     f"--scheduler {scheduler}: is not a scheduler file, as `dask scheduler --scheduler-file` writes "
                     f"one ({fault})"

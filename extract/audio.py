@@ -142,6 +142,8 @@ def read_bytes(path: Path) -> bytes:
             return file.read()
     except UtteranceError:
         raise
+    except MemoryError as fault:
+        raise UtteranceError("does not fit into memory: cut it into utterances") from fault
     except (OSError, ValueError) as fault:
         raise UtteranceError(f"cannot be opened ({getattr(fault, 'strerror', None) or fault})") from fault
 

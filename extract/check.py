@@ -27,10 +27,10 @@ def deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     most = plan.config.batch_seconds or GPU_SECONDS
-    device = replace(plan.worker_config(), wanted=tuple(feature.wanted for feature in plan.features)).here().device
+    device = replace(plan.worker_config(), resolved=tuple(feature.resolved for feature in plan.features)).here().device
     models: dict[str, Any] = {}  # by checkpoint: layers of one encoder share it
     for modality in MODALITIES:
-        asked = [f.wanted for f in plan.features if f.wanted.spec.modality == modality]
+        asked = [f.resolved for f in plan.features if f.resolved.spec.modality == modality]
         if not asked:
             continue
         exact = [replace(one, spec=replace(one.spec, dtype="float32")) for one in asked]

@@ -47,7 +47,7 @@ class StoreProgress:
         self._digests: dict[str, list[str | None]] = {}
         self._stages: dict[str, list[str]] = {}
         for feature in (one for one in plan.features if one.missing):
-            spec = feature.wanted.spec
+            spec = feature.resolved.spec
             self._watchers[spec.fingerprint] = PartWatcher(plan.worker_config().folder(spec), feature.parts)
             self._digests[spec.fingerprint] = plan.manifest.inputs(spec.modality)
             self._stages.setdefault(spec.feature, []).append(spec.fingerprint)
@@ -126,7 +126,7 @@ def run_on_cluster(
         def on_gpu(task: ExtractionTask) -> bool:
             device = task.config.device
             asked = device.startswith("cuda") or (device == "auto" and "GPU" in cluster.offers)
-            return asked and not cluster.own and any(one.checkpoint for one in task.config.wanted)
+            return asked and not cluster.own and any(one.checkpoint for one in task.config.resolved)
 
         def needs(task: ExtractionTask) -> Mapping[str, float]:
             return {"GPU": 1.0} if on_gpu(task) else cpu_needs(cluster.kinds)
@@ -149,7 +149,7 @@ def for_workers(task: ExtractionTask, on_gpu: bool) -> Iterator[ExtractionTask]:
     """The task with absolute paths; with `on_gpu`, features that need a model apart from those that a CPU computes."""
     wanted = [
         replace(one, checkpoint=one.checkpoint and replace(one.checkpoint, path=one.checkpoint.path.absolute()))
-        for one in task.config.wanted
+        for one in task.config.resolved
     ]
     here = replace(task.config, store=task.config.store.absolute(), root=task.config.root.absolute())
     groups = [[one for one in wanted if one.checkpoint], [one for one in wanted if not one.checkpoint]]
@@ -157,7 +157,7 @@ def for_workers(task: ExtractionTask, on_gpu: bool) -> Iterator[ExtractionTask]:
         mine = {one.spec.fingerprint for one in group}
         some = task.only({name: ids for name, ids in task.missing.items() if name in mine})
         if some is not None:
-            yield replace(some, config=replace(here, wanted=tuple(group)))
+            yield replace(some, config=replace(here, resolved=tuple(group)))
 
 
 def extract_on_worker(task: ExtractionTask) -> TaskResult:
@@ -168,7 +168,7 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
     if dict(config.written_by).get("ser") != version("ser"):
         raise SerError(f"a dask worker has ser {version('ser')}; install the version that this command has")
     missing = {}
-    for spec in (one.spec for one in config.wanted if one.spec.fingerprint in task.missing):
+    for spec in (one.spec for one in config.resolved if one.spec.fingerprint in task.missing):
         mine = [u for u in task.utterances if u.id in task.missing[spec.fingerprint]]
         # The part that comes of it if no utterance is quarantined.
         part = part_name(config.corpus, [u.id for u in mine], [u.digest or "" for u in mine])
@@ -189,8 +189,10 @@ def split(task: ExtractionTask, known: dict[str, Feature]) -> list[ExtractionTas
     `known` keeps features by fingerprint, and what they know of their parts, from one call to the next.
     """
     config, missing = task.config, {}
-    for spec in (one.spec for one in config.wanted if one.spec.fingerprint in task.missing):
-        feature = known.setdefault(spec.fingerprint, Feature(config.store, config.folder(spec)))
+    for spec in (one.spec for one in config.resolved if one.spec.fingerprint in task.missing):
+        if spec.fingerprint not in known:
+            known[spec.fingerprint] = Feature(config.store, config.folder(spec))
+        feature = known[spec.fingerprint]
         feature.parts()
         missing[spec.fingerprint] = frozenset(
             u.id
@@ -215,7 +217,7 @@ def split(task: ExtractionTask, known: dict[str, Feature]) -> list[ExtractionTas
 def give_up(task: ExtractionTask, reason: str) -> TaskResult:
     """The result of one utterance that kills whoever computes it; quarantined in the store if the run says so."""
     config, result = task.config, TaskResult()
-    for spec in (one.spec for one in config.wanted if one.spec.fingerprint in task.missing):
+    for spec in (one.spec for one in config.resolved if one.spec.fingerprint in task.missing):
         ids = task.missing[spec.fingerprint]
         bad = [Quarantine(u.id, u.digest, u.file, reason) for u in task.utterances if u.id in ids]
         if config.keep_quarantine:

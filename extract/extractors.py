@@ -366,13 +366,13 @@ def resolve_available(
                 checkpoints[feature] = find_checkpoint(models.get(feature, model), f"--model {feature}=PATH")
             except WeightsError as fault:
                 missing[feature] = fault
-    wanted: dict[str, ResolvedFeature] = {}
+    found: dict[str, ResolvedFeature] = {}
     for feature, settings in asked:
         checkpoint = checkpoints.get(feature)
         for single in _expand(settings, checkpoint) if feature not in missing else []:
             one = _resolved(feature, single, checkpoint, dtype)
-            wanted.setdefault(one.spec.fingerprint, one)
-    return list(wanted.values()), missing
+            found.setdefault(one.spec.fingerprint, one)
+    return list(found.values()), missing
 
 
 def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dict[str, str]]:

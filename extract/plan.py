@@ -31,7 +31,7 @@ ROWS_PER_SECOND = {"frame": 50.0, "token": 50.0, "utterance": 2.0}  # unless a h
 class FeaturePlan:
     """One feature: how many rows the corpus has, and the manifest rows that are still to be computed."""
 
-    wanted: ResolvedFeature
+    resolved: ResolvedFeature
     rows: int
     missing: list[int]  # the others were computed before, or are quarantined
     bytes: int
@@ -58,7 +58,7 @@ class WorkerConfig:
     store: Path
     root: Path
     corpus: str
-    wanted: tuple[ResolvedFeature, ...]
+    resolved: tuple[ResolvedFeature, ...]
     backend: str = "zarr"
     device: str = "cpu"
     threads: int = 1
@@ -68,7 +68,7 @@ class WorkerConfig:
 
     def here(self) -> "WorkerConfig":
         """With the device of this machine. Raises `WrongUse` for one that is not here."""
-        needed = any(one.checkpoint for one in self.wanted)  # by a model; all else is computed by the CPU
+        needed = any(one.checkpoint for one in self.resolved)  # by a model; all else is computed by the CPU
         return replace(self, device=choose_device(self.device) if needed else "cpu")
 
     def folder(self, spec: Spec) -> Path:
@@ -125,7 +125,7 @@ class ExtractionPlan:
             store=self.config.store,
             root=self.scan.root,
             corpus=self.manifest.corpus,
-            wanted=tuple(feature.wanted for feature in self.features if feature.missing),
+            resolved=tuple(feature.resolved for feature in self.features if feature.missing),
             backend=self.config.backend,
             device=self.config.device,
             batch_seconds=self.config.batch_seconds,
@@ -137,8 +137,8 @@ class ExtractionPlan:
         """The work, cut from the whole length-sorted manifest, so that the cut does not depend on what is there."""
         config, ids, found = self.worker_config(), self.manifest.ids, list[ExtractionTask]()
         for modality in MODALITIES:
-            mine = [feature for feature in self.features if feature.wanted.spec.modality == modality]
-            missing = {feature.wanted.spec.fingerprint: {ids[row] for row in feature.missing} for feature in mine}
+            mine = [feature for feature in self.features if feature.resolved.spec.modality == modality]
+            missing = {feature.resolved.spec.fingerprint: {ids[row] for row in feature.missing} for feature in mine}
             if not any(missing.values()):
                 continue
             utterances = self.utterances(modality)
@@ -146,7 +146,7 @@ class ExtractionPlan:
                 utterances.sort(key=lambda one: (-one.length, one.id))
             else:  # equal transcripts stand together, and are computed once
                 utterances.sort(key=lambda one: (-len(one.text or ""), one.text or "", one.id))
-            widest = max(_row_bytes(one.wanted.spec) * _rows_per_second(one.wanted.spec) for one in mine)
+            widest = max(_row_bytes(one.resolved.spec) * _rows_per_second(one.resolved.spec) for one in mine)
             most = min(self.config.part_seconds, PART_BYTES / widest)
             for group in batches(utterances, attrgetter("length"), most, padded=False):
                 whole = ExtractionTask(config, modality, tuple(group), {})
@@ -201,7 +201,7 @@ def plan(config: ExtractionConfig) -> ExtractionPlan:
 def plan_scan(
     config: ExtractionConfig,
     scan: Scan,
-    wanted: Sequence[ResolvedFeature],
+    resolved: Sequence[ResolvedFeature],
     unavailable: Mapping[str, WeightsError] | None = None,
 ) -> ExtractionPlan:
     """The plan for a corpus that is read already. Raises `StoreError` if the disk is too small."""
@@ -209,7 +209,7 @@ def plan_scan(
     # A folder that another command is about to make a store holds tmp/ alone.
     there = path.exists() and (not path.is_dir() or any(entry.name != "tmp" for entry in path.iterdir()))
     store = open_store(config.store) if there else None
-    features = [_feature_plan(one, scan.manifest, store, config.retry) for one in wanted]
+    features = [_feature_plan(one, scan.manifest, store, config.retry) for one in resolved]
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
     made = ExtractionPlan(config, scan, features, free, dict(unavailable or {}))
     if made.bytes > made.free:

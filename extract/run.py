@@ -103,7 +103,7 @@ class ExtractionRun:
         known = set(store.manifest(corpus).ids) if config.limit is not None and corpus in store.corpora() else set()
         if not known.issuperset(plan.manifest.ids):
             store.put_manifest(plan.manifest)
-        opened = {feature.wanted.spec.name: store.add(feature.wanted.spec) for feature in plan.features}
+        opened = {feature.resolved.spec.name: store.add(feature.resolved.spec) for feature in plan.features}
         deviations: dict[str, float] = {}
         if config.check:
             from .check import deviations as measure
@@ -117,7 +117,7 @@ class ExtractionRun:
             for result in results:
                 total.add(result)
                 if result.quarantined and config.on_error == "fail":
-                    names = {feature.wanted.spec.fingerprint: feature.wanted.spec.name for feature in plan.features}
+                    names = {feature.resolved.spec.fingerprint: feature.resolved.spec.name for feature in plan.features}
                     raise _stopped({names[key]: found for key, found in result.quarantined.items()})
         summary = Summary(
             store=str(config.store),
@@ -131,7 +131,7 @@ class ExtractionRun:
             check=deviations,
         )
         for feature in plan.features:
-            spec = feature.wanted.spec
+            spec = feature.resolved.spec
             there = store.add(spec)
             quarantined = there.quarantined(plan.manifest)
             rows, computed = there.rows(plan.manifest), total.computed[spec.fingerprint]
@@ -179,6 +179,7 @@ class ExtractionRun:
             worker.on_stage = progress
             yield from worker.run(tasks)
             return
+        worker.close()  # the processes open extractors of their own
         here = [replace(task, config=worker.config) for task in tasks]
         for result in engines.run(extract_task, here, self.processes):
             for stage, count in result.stages.items():
@@ -188,7 +189,7 @@ class ExtractionRun:
     def _totals(self) -> Counter[str]:
         """By stage, how many utterances it has to do: without those that the scan found unusable."""
         total = Counter[str]()
-        names = {feature.wanted.spec.fingerprint: feature.wanted.spec.feature for feature in self.plan.features}
+        names = {feature.resolved.spec.fingerprint: feature.resolved.spec.feature for feature in self.plan.features}
         for task in self.tasks:
             usable = {utterance.id for utterance in task.utterances if not utterance.problem}
             stages = {"decode": usable} if task.modality == "audio" else {}
@@ -213,7 +214,7 @@ class ExtractionRun:
     def _busy(self, modality: Modality) -> tuple[float, float]:
         """The seconds of all cores together, and of the GPU, that one modality takes."""
         worker, cores, device = self.worker, 0.0, 0.0
-        wanted = {one.spec.fingerprint for one in worker.config.wanted if one.spec.modality == modality}
+        wanted = {one.spec.fingerprint for one in worker.config.resolved if one.spec.modality == modality}
         if not (left := _left(self.plan, modality, wanted)):
             return 0.0, 0.0
         extractors, groups = worker.extractors(modality), batches(left, attrgetter("length"), worker.most)
@@ -242,7 +243,7 @@ class ExtractionRun:
 
 def _left(plan: ExtractionPlan, modality: Modality, fingerprints: set[str]) -> list[Utterance]:
     """The usable utterances that lack one of these features, longest first; equal transcripts once."""
-    rows = set[int]().union(*(f.missing for f in plan.features if f.wanted.spec.fingerprint in fingerprints))
+    rows = set[int]().union(*(f.missing for f in plan.features if f.resolved.spec.fingerprint in fingerprints))
     utterances = plan.utterances(modality) if rows else []
     usable = [utterances[row] for row in sorted(rows) if not utterances[row].problem]
     found = {(u.text if modality == "text" else u.id): u for u in usable}
@@ -276,7 +277,7 @@ def stop_if_unusable(plan: ExtractionPlan) -> None:
         return
     found: dict[str, list[Quarantine]] = {}
     for feature in plan.features:
-        spec = feature.wanted.spec
+        spec = feature.resolved.spec
         utterances = plan.utterances(spec.modality) if feature.missing else []
         bad = [utterances[row] for row in feature.missing if utterances[row].problem]
         if bad:

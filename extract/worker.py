@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ser.cache.part import PartRecord, PartRows, Quarantine
 from ser.cache.spec import Modality, read_checksummed
@@ -118,18 +118,27 @@ class Pool(ThreadPoolExecutor):
         self.width = width
 
 
+class Pools(NamedTuple):
+    """Where the stages of one run compute; on a CPU the first three are one."""
+
+    cpu: Pool
+    models: Pool
+    decoders: Pool
+    writer: Pool
+
+
 class PartPipeline:
     """One task in a worker's pools: a future for every input, and for every batch of every extractor."""
 
-    def __init__(self, worker: "Worker", task: ExtractionTask) -> None:
-        self.worker, self.task, self.result = worker, task, TaskResult()
+    def __init__(self, worker: "Worker", task: ExtractionTask, pools: Pools) -> None:
+        self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult()
         self.watchers = {
             one.spec.fingerprint: PartWatcher(worker.config.folder(one.spec))
-            for one in worker.config.wanted
+            for one in worker.config.resolved
             if one.spec.fingerprint in task.missing
         }
         # First in, first out: whatever an extractor waits for was submitted before it.
-        self.inputs = {one.id: worker.decoders.submit(self._read, one) for one in task.utterances}
+        self.inputs = {one.id: pools.decoders.submit(self._read, one) for one in task.utterances}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
         self.computing: list[Future[None]] = []
         for extractor in sorted(worker.extractors(task.modality), key=lambda one: one.batched):
@@ -139,7 +148,7 @@ class PartPipeline:
         start = time.perf_counter()
         found = read_input(utterance, self.task.modality, self.worker.config.root)
         if self.task.modality == "audio" and not utterance.problem:
-            self.worker.note(self.result, {"decode": 1}, (time.perf_counter() - start) / self.worker.decoders.width)
+            self.worker.note(self.result, {"decode": 1}, (time.perf_counter() - start) / self.pools.decoders.width)
         return found
 
     def _submit(self, extractor: Extractor) -> None:
@@ -153,8 +162,7 @@ class PartPipeline:
                 same = one.text or "" if self.task.modality == "text" and not one.problem else one.id
                 groups.setdefault(same, []).append(one)
         units = list(groups.values())
-        worker = self.worker
-        pool, most = (worker.models, worker.most) if extractor.batched else (worker.cpu, None)
+        pool, most = (self.pools.models, self.worker.most) if extractor.batched else (self.pools.cpu, None)
         for chosen in batches(units, lambda unit: unit[0].length, most):
             self.computing.append(pool.submit(self._compute, extractor, chosen, lacking, pool.width))
 
@@ -196,7 +204,7 @@ class PartPipeline:
                 result.warnings += [(warning, id_) for warning in dict.fromkeys(clip.warnings)]
         self.inputs.clear()
         start = time.perf_counter()
-        for one in config.wanted:
+        for one in config.resolved:
             name = one.spec.fingerprint
             if not (missing := self.task.missing.get(name)):
                 continue
@@ -250,7 +258,7 @@ class Worker:
         self.on_gpu = config.device.startswith("cuda")
         self.most = config.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
         self._extractors: dict[Modality, list[Extractor]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._opening = threading.Lock(), threading.Lock()
 
     @cached_property
     def store(self) -> Store:
@@ -268,23 +276,24 @@ class Worker:
 
     def extractors(self, modality: Modality) -> list[Extractor]:
         """Those of one modality, opened when they are first needed: an all-text run loads no speech model."""
-        if modality not in self._extractors:
-            mine = [one for one in self.config.wanted if one.spec.modality == modality]
-            self._extractors[modality] = load_extractors(mine, self.config.device, self.most)
-        return self._extractors[modality]
+        with self._opening:  # a dask worker may have several threads: no model is loaded twice
+            if modality not in self._extractors:
+                mine = [one for one in self.config.resolved if one.spec.modality == modality]
+                self._extractors[modality] = load_extractors(mine, self.config.device, self.most)
+            return self._extractors[modality]
 
     def run(self, tasks: Iterable[ExtractionTask]) -> Iterator[TaskResult]:
         """Compute and publish tasks, yielding each result when its parts are safe on disk."""
-        self.cpu = Pool(self.config.threads, "ser-cpu")
+        cpu, writer = Pool(self.config.threads, "ser-cpu"), Pool(1, "ser-write")
         # Two, so that one batch's rows are taken from the GPU while the next is computed.
-        self.models = Pool(2, "ser-gpu") if self.on_gpu else self.cpu
-        self.decoders = Pool(max(2, self.config.threads // 4), "ser-decode") if self.on_gpu else self.cpu
-        writer = Pool(1, "ser-write")
+        models = Pool(2, "ser-gpu") if self.on_gpu else cpu
+        decoders = Pool(max(2, self.config.threads // 4), "ser-decode") if self.on_gpu else cpu
+        pools = Pools(cpu, models, decoders, writer)
         ahead: deque[PartPipeline] = deque()
         published: deque[Future[TaskResult]] = deque()
         try:
             for task in tasks:
-                ahead.append(PartPipeline(self, task))
+                ahead.append(PartPipeline(self, task, pools))
                 if len(ahead) > AHEAD:
                     published.append(writer.submit(ahead.popleft().publish))
                 while len(published) > AHEAD or (published and published[0].done()):
@@ -295,7 +304,6 @@ class Worker:
                 yield published.popleft().result()
         finally:
             # On Ctrl-C: what runs ends (an utterance, a publication), what waits never starts.
-            pools = (self.decoders, self.cpu, self.models, writer)
             for pool in pools:
                 pool.shutdown(wait=False, cancel_futures=True)
             for pool in pools:

@@ -18,7 +18,7 @@ def one_task(corpus: Path, store: Path, features: str) -> ExtractionTask:
     opened = open_store(store, create=True)
     opened.put_manifest(made.manifest)
     for feature in made.features:
-        opened.add(feature.wanted.spec)
+        opened.add(feature.resolved.spec)
     [task] = made.tasks()
     [found] = for_workers(task, on_gpu=False)
     return found
@@ -27,13 +27,15 @@ def one_task(corpus: Path, store: Path, features: str) -> ExtractionTask:
 def test_on_gpus_features_with_a_model_are_tasks_of_their_own(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", ["a", "bb", "ccc"])
     both = one_task(corpus, tmp_path / "store", "standin,standin2")
-    modelled = replace(both.config.wanted[0], checkpoint=Checkpoint(Path("weights"), "a model", "digest"))
-    config = replace(both.config, wanted=(modelled, both.config.wanted[1]))
+    modelled = replace(both.config.resolved[0], checkpoint=Checkpoint(Path("weights"), "a model", "digest"))
+    config = replace(both.config, resolved=(modelled, both.config.resolved[1]))
     both = replace(both, config=config)
     gpu, cpu = for_workers(both, on_gpu=True)
-    assert [list(one.missing) for one in (gpu, cpu)] == [[one.spec.fingerprint] for one in config.wanted]
-    assert [[one.spec for one in each.config.wanted] for each in (gpu, cpu)] == [[one.spec] for one in config.wanted]
-    checkpoint = gpu.config.wanted[0].checkpoint
+    assert [list(one.missing) for one in (gpu, cpu)] == [[one.spec.fingerprint] for one in config.resolved]
+    assert [[one.spec for one in each.config.resolved] for each in (gpu, cpu)] == [
+        [one.spec] for one in config.resolved
+    ]
+    checkpoint = gpu.config.resolved[0].checkpoint
     assert checkpoint is not None and checkpoint.path.is_absolute() and gpu.config.store.is_absolute()
     [together] = for_workers(both, on_gpu=False)
     assert together.utterances == both.utterances and together.missing == both.missing

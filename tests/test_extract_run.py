@@ -188,7 +188,7 @@ def test_missing_weights_stop_their_own_feature_alone(corpus: Path, tmp_path: Pa
     options += ["--model", "hubert=/nowhere", "--model", f"bert={models['bert']}", "--features"]
     done = CliRunner().invoke(main, [*options, "hubert,hubert:layer=1,bert,is13"])
     assert done.exit_code == 1 and done.stderr.splitlines()[-1].startswith(
-        "ser: hubert is left out: /nowhere: there is"
+        "ser: hubert is left out: /nowhere: no such folder"
     )
     assert {name: facts["rows"] for name, facts in json.loads(done.stdout).items()} == {"bert": 8, "is13": 8}
     alone = CliRunner().invoke(main, [*options, "hubert,hubert:layer=1"])

@@ -10,13 +10,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ser.cache.manifest import Manifest
 from ser.cache.spec import canonical_json
 from ser.cache.store import Feature, Store, open_store
-from ser.errors import MissingRows, WrongUse
+from ser.errors import MissingRows, StoreError, WrongUse
 
 from .labels import Utterances, apply_policy, get_policy, soft_labels
 from .models import Fusion, get_fusion
@@ -324,7 +325,12 @@ def _shared(path: Path, load: Callable[[], Inputs]) -> Inputs:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
             inputs = load()
-            save_file({"values": inputs.values, "offsets": torch.from_numpy(inputs.offsets)}, begun)
+            try:
+                save_file({"values": inputs.values, "offsets": torch.from_numpy(inputs.offsets)}, begun)
+            except SafetensorError as fault:
+                raise StoreError(
+                    f"{path.parent}: cannot be written ({fault}); free some space and run the same command again"
+                ) from None
             begun.rename(file)
     tensors = load_file(file)
     return Inputs(tensors["values"], tensors["offsets"].numpy())

@@ -59,6 +59,8 @@ def train_runs(
             write_json(runs[i], CONFIG, configs[i])
             logs[i] = stack.enter_context(_log(runs[i], plans[i], on_epoch and partial(on_epoch, i)))
         stack.enter_context(one_thread())
+        if together:
+            data.on(plans[0].device)  # first, so that what it takes there is not reckoned as free
         most = min(len(left), runs_at_once(data, fold, plans[0])) if together else 1
         while left:
             now = left[:most]
@@ -69,8 +71,9 @@ def train_runs(
                 else:
                     fitted = [_fit_with_states(data, fold, plans[now[0]], runs[now[0]], logs[now[0]])]
             except KeyboardInterrupt:
+                way = "starts this run anew" if together else "goes on with this run"
                 for i in now:
-                    logs[i](f"interrupted; `ser train --resume {runs[i].path}` goes on with this run")
+                    logs[i](f"interrupted; `ser train --resume {runs[i].path}` {way}")
                 raise
             except (MemoryError, RuntimeError) as fault:
                 if len(now) == 1 or not is_out_of_memory(fault):

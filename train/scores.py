@@ -19,6 +19,7 @@ from ser.errors import WrongUse, unknown
 from .run_folder import Run
 
 RESAMPLES = 2000
+SPEAKERS = 8  # from which an interval over speakers is the default
 METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
 AT_A_TIME = 50  # resamples drawn at once, so that memory stays small for a large corpus
 NO_COMPARISON = "no comparison with the paper is meant"
@@ -138,7 +139,7 @@ class CellScores:
 
         Draws utterances with replacement, or whole speakers: those of a speaker are alike, so the interval over
         speakers is the wider and the honest one. It is the default where every utterance names its speaker and there
-        are two or more. One draw is applied to all seeds at once, each resample is scored like the score itself.
+        are `SPEAKERS` or more; of fewer, there are too few different draws. One draw is applied to all seeds at once, each resample is scored like the score itself.
         None where speakers are asked for and not known, and for the recall of a class that does not occur.
         """
         over = over or self.drawn[0]
@@ -157,7 +158,9 @@ class CellScores:
     def drawn(self) -> list[str]:
         """What `interval` can draw, its default first."""
         speakers = set(self._column("speaker"))
-        return ["utterances"] if None in speakers or len(speakers) < 2 else ["speakers", "utterances"]
+        if None in speakers or len(speakers) < 2:
+            return ["utterances"]
+        return ["speakers", "utterances"] if len(speakers) >= SPEAKERS else ["utterances", "speakers"]
 
     @property
     def conditions(self) -> str:
@@ -183,7 +186,7 @@ class CellScores:
 
     def to_json(self) -> dict[str, Any]:
         """Pooled WA, UA and macro-F1 with the intervals of the first two, in percent, by "ua over speakers", …"""
-        pairs = [(metric, over) for over in reversed(self.drawn) for metric in ("ua", "wa")]
+        pairs = [(metric, over) for over in sorted(self.drawn, reverse=True) for metric in ("ua", "wa")]
         intervals = {f"{metric} over {over}": self.interval(metric, over) for metric, over in pairs}
         return {
             **{metric: self.score(metric).pooled for metric in ("wa", "ua", "macro_f1")},

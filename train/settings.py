@@ -71,8 +71,8 @@ def parse_settings(
         if (kind := (own | common).get(key)) is None:
             raise unknown(f"setting of fusion {fusion.name}", key, own | common)
         try:
-            chosen[key] = msgspec.convert(text, kind, strict=False)
-        except msgspec.ValidationError:
+            chosen[key] = kind(text) if kind in (int, float) else msgspec.convert(text, kind, strict=False)
+        except (ValueError, msgspec.ValidationError):
             raise WrongUse(f"--set {assignment}: must be {_WORDS.get(kind, _kind_name(kind))}") from None
     if epochs is not None:
         chosen["epochs"] = epochs

@@ -124,8 +124,13 @@ def _read_table(path: Path) -> list[Listed]:
     import pandas as pd
 
     separator = "\t" if path.suffix == ".tsv" else ","
-    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    if not {"id", "fold"} <= set(table):
+    try:
+        table = pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
+        )
+    except pd.errors.EmptyDataError:
+        table = pd.DataFrame()
+    if not {"id", "fold"} <= set(table) or table.empty:
         raise WrongUse(f"{path}: needs the columns id and fold (and part, if each fold's parts are named)")
     if "part" not in table:
         tests = table.groupby("fold", sort=False)["id"]

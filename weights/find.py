@@ -108,8 +108,10 @@ def fetch(name: str, weights: list[str], then: str) -> Path:
 
     wanted = [*weights, *CONFIG_FILES]
     try:
-        with suppress(OSError):  # not in the cache
+        with suppress(OSError, WeightsError):  # not in the cache, or not all of it
             path = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+            for index in path.glob("*.index.json"):
+                shards(index, name)
             if (path / "config.json").exists() and any(any(path.glob(pattern)) for pattern in weights):
                 return path
         return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))

@@ -196,7 +196,7 @@ def _path_fault(audio: str, root: Path, follow_links: bool) -> str | None:
 
 def _measure(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any]], list[Problem]]:
     """The rows with `audio_sha256` and `duration` from the files themselves, and what is wrong with those."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing release the GIL
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # reading and hashing release the GIL
         probes = list(pool.map(lambda row: probe(root / row["audio"]), rows))
     pairs = list(zip(rows, probes, strict=True))
     faults = [Problem(row["id"], row["audio"], one.fault, "audio") for row, one in pairs if one.fault]

@@ -164,7 +164,7 @@ def significance_table(cells: Sequence[Cell]) -> Table:
     for row, p in zip(tested, holm([row["McNemar p"] for row in tested]), strict=True):
         row["Holm p"] = p
     note = "Differences in points."
-    note += " –: the two share not utterancess, or too few runs." if len(tested) < len(rows) else ""
+    note += " –: the two share no utterances, or too few runs." if len(tested) < len(rows) else ""
     if len(cells) > ALL_PAIRS:
         note += f" The cell with the highest UA of {len(cells)} against each of the others."
     return Table("significance", "Paired tests", rows, note)
