@@ -140,7 +140,7 @@ def test_the_interval_draws_the_same_groups_for_every_seed(cell: Cell, over: str
     assert found is not None and found.over == over
     assert [found.low, found.high] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1.5)
     assert found == CellScores(list(cell.runs.values())).interval("ua", over)  # the same each time
-    assert (cell.scores.interval("ua") == found) == (over == "speakers")
+    assert (cell.scores.interval("ua") == found) == (over == "utterances"), "of four speakers there are too few draws"
     certain = cell.scores.interval("wa", over, "only audio")
     assert certain is not None and (certain.low, certain.high) == (100, 100)
 
@@ -148,9 +148,12 @@ def test_the_interval_draws_the_same_groups_for_every_seed(cell: Cell, over: str
 def test_speakers_of_one_kind_make_the_interval_wide(tmp_path: Path) -> None:
     # Speaker a is all right, speaker b all wrong: a resample is 0, ½ or 1 right, so the interval is everything.
     found = CellScores([make_run(tmp_path / "r", 0, 0, [0] * 100, [0] * 50 + [1] * 50, ["a"] * 50 + ["b"] * 50)])
-    wide, narrow = found.interval("wa"), found.interval("wa", "utterances")
+    wide, narrow = found.interval("wa", "speakers"), found.interval("wa")
     assert wide is not None and (wide.low, wide.high, wide.over) == (0, 100, "speakers")
-    assert narrow is not None and narrow.high - narrow.low < 25
+    assert narrow is not None and narrow.over == "utterances" and narrow.high - narrow.low < 25
+    pairs = [str(number % 8) for number in range(100)]
+    many = CellScores([make_run(tmp_path / "many", 0, 0, [0] * 100, [0] * 50 + [1] * 50, pairs)]).interval("wa")
+    assert many is not None and many.over == "speakers", "of eight there are enough"
     assert found.interval("sad") is None and found.score("sad").n == 0
     score = found.score("wa")  # of one run
     assert (score.std, score.n, score.pooled) == (None, 1, score.mean)

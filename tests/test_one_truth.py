@@ -65,7 +65,7 @@ def test_every_table_shows_the_same_digits(tmp_path: Path) -> None:
 
         line = table_line(trained, name)
         assert line[1:3] == [f"{pooled:.2f}", spread]
-        [low, high] = re.search(rf"{metric} over speakers: {pooled:.2f} \[([\d.]+), ([\d.]+)\]", trained).groups()
+        [low, high] = re.search(rf"{metric} over utterances: {pooled:.2f} \[([\d.]+), ([\d.]+)\]", trained).groups()
         assert spread in table_line(swept, "mine")
         assert as_json[metric]["pooled"] == pytest.approx(pooled) and as_json[metric]["mean"] == pytest.approx(
             np.mean(own)

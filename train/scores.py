@@ -139,7 +139,8 @@ class CellScores:
 
         Draws utterances with replacement, or whole speakers: those of a speaker are alike, so the interval over
         speakers is the wider and the honest one. It is the default where every utterance names its speaker and there
-        are `SPEAKERS` or more; of fewer, there are too few different draws. One draw is applied to all seeds at once, each resample is scored like the score itself.
+        are `SPEAKERS` or more; of fewer, there are too few different draws. One draw is applied to all seeds at once,
+        each resample is scored like the score itself.
         None where speakers are asked for and not known, and for the recall of a class that does not occur.
         """
         over = over or self.drawn[0]
