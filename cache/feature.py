@@ -152,7 +152,12 @@ class Feature:
             if (same := first.setdefault(place, number)) != number:
                 copies.append((number, same))  # asked for twice: read once
             elif stop > start:
-                stretches[part].append((start, stop, offsets[-1]))
+                mine, to = stretches[part], offsets[-1]
+                before, end, target = mine[-1] if mine else (0, -1, 0)
+                if end == start and target + end - before == to:  # goes on where the last one ends, here and there
+                    mine[-1] = (before, stop, target)
+                else:
+                    mine.append((start, stop, to))
             offsets.append(offsets[-1] + stop - start)
         shared = [part.record.arrays.keys() - {"offsets"} for part in parts]
         names = set.intersection(*shared) if shared and extras else {"values"}
