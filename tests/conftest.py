@@ -1,6 +1,7 @@
 """Which tests are heavy, and fixtures that several files use.
 
-A heavy test starts processes, a browser or a dask cluster, builds the wheel, or extracts and trains the demo.
+A heavy test starts processes, a browser or a dask cluster, builds the wheel, extracts or trains the demo, or writes a
+whole release of IEMOCAP.
 `make test-fast` leaves them out.
 """
 
@@ -20,6 +21,7 @@ HEAVY_FILES = (
     "test_report_html",
 )
 HEAVY_TESTS = {
+    "test_a_cell_that_stands_in_three_recipes_trains_once",
     "test_a_command_runs_through_few_files",
     "test_another_seed_is_another_corpus",
     "test_published_feature_files_are_trained_on",
@@ -27,7 +29,7 @@ HEAVY_TESTS = {
     "test_the_time_is_estimated_from_the_corpus_itself",
     "test_wheel_alone_runs",
 }
-HEAVY_FIXTURES = {"browser", "demo_store", "newcomer", "processes"}
+HEAVY_FIXTURES = {"browser", "demo_store", "newcomer", "processes", "release"}
 PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "start_fork_server"}
 
 
