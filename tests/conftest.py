@@ -6,6 +6,7 @@ whole release of IEMOCAP.
 """
 
 import inspect
+import signal
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
@@ -31,6 +32,11 @@ HEAVY_TESTS = {
 }
 HEAVY_FIXTURES = {"browser", "demo_store", "newcomer", "processes", "release"}
 PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "start_fork_server"}
+
+
+# A shell lets what it runs in the background ignore Ctrl-C, and so would every process that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
