@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from ser.benchmarks.train import PlainPerspective
 from ser.errors import WrongUse
@@ -147,27 +147,66 @@ def test_single_loss_leaves_the_branches_behind_an_early_fusion_untrained():
 # The released code ----------------------------------------------------------------------------------------------------
 
 
+class PlainReleased(nn.Module):
+    """What Luyizhe/SpeechEmotion@17036b9 computes, on padded dialogues, time first, with torch's modules."""
+
+    def __init__(self, d: int, states: int, heads: int, method: str) -> None:
+        super().__init__()
+        self.features = nn.ModuleDict({m: nn.Linear(dim, d) for m, dim in DIMS.items()})
+        self.gru = nn.ModuleDict({m: nn.GRU(d, states, bidirectional=True) for m in DIMS})
+        self.attention = nn.ModuleDict({m: nn.MultiheadAttention(2 * states, heads, dropout=0.0) for m in DIMS})
+        self.hidden = nn.ModuleDict({m: nn.Linear(2 * states, 2 * states) for m in DIMS})
+        self.logits = nn.ModuleDict({m: nn.Linear(2 * states, 4) for m in DIMS})
+        self.fusion = nn.Module()
+        if method == "at":
+            self.fusion.w_matrix = nn.Linear(4, 4, bias=False)
+            self.fusion.register_buffer("w_vector", torch.empty(4))
+
+    def loss(self, batch: Batch, heads: list[str]) -> Tensor:
+        sizes = batch.dialogues.tolist()
+        truth = pad_sequence(batch.labels.split(sizes), padding_value=-1)  # [t, m]
+        there = (truth >= 0)[..., None]
+        x = {}
+        for m, rows in batch.inputs.items():
+            h = self.features[m](pad_sequence(rows.values.split(sizes)))
+            packed = pack_padded_sequence(h, batch.dialogues, enforce_sorted=False)
+            h = pad_packed_sequence(self.gru[m](packed)[0])[0] * there
+            h = self.attention[m](h, h, h, key_padding_mask=~there[..., 0].T, need_weights=True)[0]
+            x[m] = self.logits[m](torch.relu(self.hidden[m](h)) * there)
+        if hasattr(self.fusion, "w_matrix"):
+            u = self.fusion.w_matrix(torch.stack([x["text"], x["audio"]], 2))  # [t, m, 2, K]
+            weights = torch.softmax(torch.relu(u) @ self.fusion.w_vector, 2)
+            x["logits"] = torch.einsum("tmik,tmi->tmk", u, weights)
+        else:
+            x["logits"] = x["text"] + x["audio"]
+        losses = [
+            F.cross_entropy(x[h].softmax(2).permute(1, 2, 0), truth.T, ignore_index=-1, reduction="none") for h in heads
+        ]
+        return sum(loss.sum() for loss in losses)
+
+
 @pytest.mark.parametrize("method", ["add", "at"])
-def test_released_code(method):
-    model, batch = build(f"lgf-{method}", released=True, dropout=0.2).eval(), make_dialogues([3, 5])
-    x = {}
-    for m in ("audio", "text"):
-        h = []
-        for dialogue in parts(batch, [3, 5]):
-            rows = linear(model.features[m], dialogue.inputs[m].values)
-            rows = both_ways(model.gru[m], rows.relu() if m == "audio" else rows)
-            h.append(attend(model.attention[m], rows, rows, heads=1))
-        x[m] = linear(model.logits[m], linear(model.dense[m], torch.cat(h)).tanh())
-    if method == "add":
-        z = x["audio"] + x["text"]
-    else:
-        mapped = torch.stack([linear(model.fusion.w_matrix, x[m]) for m in ("audio", "text")], 2)  # [n, K, 2]
-        scores = torch.stack([mapped[..., i].clamp(min=0) @ model.fusion.w_vector for i in range(2)], 1)
-        z = (softmax(scores)[:, None] * mapped).sum(2)
-    got = model(batch)
-    torch.testing.assert_close(got["logits"], softmax(z), rtol=0, atol=1e-10)
-    torch.testing.assert_close(got["audio"].sum(1), torch.ones(8))  # probabilities
-    assert "fusion.w_vector" not in dict(model.named_parameters())
+@pytest.mark.parametrize("heads", [["logits"], ["audio", "text", "logits"]], ids=["single", "perspective"])
+def test_released_code_update_by_update(method, heads):
+    """Weights stay within 1e-10 over updates of plain Adam, and so do the losses; the score vector stays as it was."""
+    ours = build(f"lgf-{method}", released=True, heads=4)
+    plain = PlainReleased(8, 4, 4, method)
+    plain.load_state_dict(ours.state_dict())
+    vector = ours.fusion.w_vector.clone() if method == "at" else torch.zeros(1)
+
+    def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+        found = model(batch)
+        return sum(F.cross_entropy(found[head], batch.labels, reduction="sum") for head in heads)
+
+    pairs = [(ours, loss_of), (plain, lambda model, batch: model.loss(batch, heads))]
+    check_updates(pairs, lambda: make_dialogues([3, 1, 5, 30, 2]), weight_decay=1e-5)
+    for name, weight in plain.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], weight, rtol=0, atol=1e-10)
+    assert method == "add" or torch.equal(ours.fusion.w_vector, vector)
+
+
+def test_released_code_drops_weights_of_the_attention():
+    assert build("lgf-add", released=True, dropout=0.2).attention["text"].dropout == 0.2
 
 
 @pytest.mark.parametrize("name", ["lgf-concat", "ef-add", "mf-at", "lf-add", "audio:utterance"])
