@@ -4,12 +4,14 @@ from collections.abc import Mapping
 
 from ser.errors import WrongUse, unknown
 
-from . import baselines, msmser, perspective, usc
+from . import baselines, catf_lstm, cme, gban, icon, ks_transformer, msmser, perspective, usc
 from .fusion import Fusion, Stage, setting
 
 __all__ = ["FUSIONS", "Fusion", "Stage", "get_fusion", "setting"]
 
 FUSIONS: dict[str, Fusion] = {**msmser.FUSIONS, **perspective.FUSIONS, **usc.FUSIONS, **baselines.FUSIONS}
+for compared in (icon, catf_lstm, gban, cme, ks_transformer):
+    FUSIONS |= compared.FUSIONS
 
 
 def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .fusion import BOTH, Fusion, Stage, setting
 from .layers import Attention, perceptron
-from .ragged import Batch, RaggedLayout, recurrent, vectors, visible
+from .ragged import Batch, RaggedLayout, mean_rows, recurrent, vectors, visible
 
 OURS = "ours: not taken from the description"
 
@@ -50,6 +50,20 @@ class ContextualLstm(nn.Module):
         return z, self.logits(self.dropout(z))
 
 
+class Unimodal(nn.Module):
+    """bc-LSTM of one modality: level 1 of `BcLstm`, alone."""
+
+    def __init__(self, settings: BcLstmSettings, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        [(self.modality, self.dim)] = dims.items()
+        self.level = ContextualLstm(settings, self.dim, classes)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits `[n, K]`."""
+        layout = RaggedLayout(batch.dialogues, batch.device)
+        return {"logits": self.level(vectors(batch, self.modality, self.dim), layout)[1]}
+
+
 class BcLstm(nn.Module):
     """bc-LSTM, hierarchical framework: Poria et al., "Context-dependent sentiment analysis in user-generated videos",
     ACL 2017, §3.2. Level 1: a contextual bi-LSTM per modality, trained alone; level 2: one over their features z.
@@ -69,8 +83,12 @@ class BcLstm(nn.Module):
         found = {m: levels[m](vectors(batch, m, self.dims[m]), layout) for m in asked}
         heads = {m: logits for m, (_, logits) in found.items()}
         if batch.wants("logits"):  # and not only what the stages that train one branch do
-            heads["logits"] = self.fusion(torch.cat([found[m][0] for m in levels], 1), layout)[1]
+            heads["logits"] = self.fusion(self.fuse(found["audio"][0], found["text"][0]), layout)[1]
         return heads
+
+    def fuse(self, a: Tensor, t: Tensor) -> Tensor:
+        """What level 2 gets of an utterance's two features `[n, dense]`."""
+        return torch.cat([a, t], 1)
 
 
 @dataclass(frozen=True)
@@ -152,15 +170,13 @@ class Cma(nn.Module):
 
 def mean_and_deviation(x: Tensor, layout: RaggedLayout) -> tuple[Tensor, Tensor]:
     """Statistics over time of packed rows `[r, d]`: two of `[n, d]`; zeros for a sequence without rows."""
-    count = layout.lengths.clamp(min=1)[:, None].to(x.device, non_blocking=True)
-
-    def mean(values: Tensor) -> Tensor:
-        return values.new_zeros(len(count), values.shape[1]).index_add(0, layout.owner, values) / count
-
-    centre = mean(x)
-    variance = mean((x - centre[layout.owner]).square())
+    centre = mean_rows(x, layout)
+    variance = mean_rows((x - centre[layout.owner]).square(), layout)
     return centre, (variance + 1e-8).sqrt()  # the root's slope at zero is infinite
 
+
+# Level 1 first, each modality alone, and then level 2 on what they have become.
+HIERARCHY = (*(Stage(m, output=m, trains=(f"{m}.",)) for m in BOTH), Stage("fusion", trains=("fusion",)))
 
 FUSIONS = {
     "bc-lstm": Fusion(
@@ -171,8 +187,14 @@ FUSIONS = {
         level="vector",
         build=BcLstm,
         unit="dialogue",
-        stages=(*(Stage(m, output=m, trains=(f"{m}.",)) for m in BOTH), Stage("fusion", trains=("fusion.",))),
+        stages=HIERARCHY,
     ),
+    **{
+        f"bc-lstm:{m}": Fusion(
+            f"bc-lstm:{m}", "Poria et al., ACL 2017", BcLstmSettings, (m,), "vector", Unimodal, unit="dialogue"
+        )
+        for m in BOTH
+    },
     "concat:utterance": Fusion("concat:utterance", "concatenation baseline", ConcatSettings, BOTH, "vector", Concat),
     "cma": Fusion("cma", "Krishna & Patil, Interspeech 2020", CmaSettings, BOTH, "sequence", Cma),
 }

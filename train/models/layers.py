@@ -64,16 +64,20 @@ class EncoderLayer(nn.Module):
     Parameter names are those of `nn.TransformerEncoderLayer`.
     """
 
-    def __init__(self, d: int, heads: int, feed_forward: int, dropout: float) -> None:
+    def __init__(
+        self, d: int, heads: int, feed_forward: int, dropout: float, attention: Attention | None = None
+    ) -> None:
         super().__init__()
-        self.self_attn = Attention(d, heads)
+        self.self_attn = attention or Attention(d, heads)
         self.linear1, self.linear2 = nn.Linear(d, feed_forward), nn.Linear(feed_forward, d)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
-        """Rows `[r, d]` → `[r, d]`."""
-        x = self.norm1(x + self.dropout(self.self_attn(x, layout)))
+    def forward(
+        self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, keys: RaggedLayout | None = None
+    ) -> Tensor:
+        """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`, or to each other; `[r, d]`."""
+        x = self.norm1(x + self.dropout(self.self_attn(x, layout, memory, keys)))
         return self.norm2(x + self.dropout(self.linear2(F.relu(self.linear1(x)))))
 
 
