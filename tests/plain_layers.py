@@ -126,7 +126,8 @@ def attend(layer: nn.Module, x: Tensor, memory: Tensor, heads: int = 2) -> Tenso
     return linear(layer.out_proj, torch.cat(context, 1))
 
 
-def _one_way(layer: nn.RNNBase, x: Tensor, way: str) -> Tensor:
+def one_way(layer: nn.RNNBase, x: Tensor, way: str = "") -> Tensor:
+    """A GRU or LSTM step by step, in one direction: `[t, d]` → `[t, H]`."""
     w_i, w_h, b_i, b_h = (getattr(layer, f"{p}_l0{way}") for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     h = c = torch.zeros(w_h.shape[1])
     out = []
@@ -146,4 +147,4 @@ def _one_way(layer: nn.RNNBase, x: Tensor, way: str) -> Tensor:
 
 def both_ways(layer: nn.RNNBase, x: Tensor) -> Tensor:
     """A bi-directional GRU or LSTM step by step: `[t, d]` → `[t, 2 H]`."""
-    return torch.cat([_one_way(layer, x, ""), _one_way(layer, x.flip(0), "_reverse").flip(0)], 1)
+    return torch.cat([one_way(layer, x, ""), one_way(layer, x.flip(0), "_reverse").flip(0)], 1)

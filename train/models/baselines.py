@@ -50,20 +50,6 @@ class ContextualLstm(nn.Module):
         return z, self.logits(self.dropout(z))
 
 
-class Unimodal(nn.Module):
-    """bc-LSTM of one modality: level 1 of `BcLstm`, alone."""
-
-    def __init__(self, settings: BcLstmSettings, dims: Mapping[str, int], classes: int) -> None:
-        super().__init__()
-        [(self.modality, self.dim)] = dims.items()
-        self.level = ContextualLstm(settings, self.dim, classes)
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits `[n, K]`."""
-        layout = RaggedLayout(batch.dialogues, batch.device)
-        return {"logits": self.level(vectors(batch, self.modality, self.dim), layout)[1]}
-
-
 class BcLstm(nn.Module):
     """bc-LSTM, hierarchical framework: Poria et al., "Context-dependent sentiment analysis in user-generated videos",
     ACL 2017, §3.2. Level 1: a contextual bi-LSTM per modality, trained alone; level 2: one over their features z.
@@ -189,12 +175,6 @@ FUSIONS = {
         unit="dialogue",
         stages=HIERARCHY,
     ),
-    **{
-        f"bc-lstm:{m}": Fusion(
-            f"bc-lstm:{m}", "Poria et al., ACL 2017", BcLstmSettings, (m,), "vector", Unimodal, unit="dialogue"
-        )
-        for m in BOTH
-    },
     "concat:utterance": Fusion("concat:utterance", "concatenation baseline", ConcatSettings, BOTH, "vector", Concat),
     "cma": Fusion("cma", "Krishna & Patil, Interspeech 2020", CmaSettings, BOTH, "sequence", Cma),
 }

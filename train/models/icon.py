@@ -87,13 +87,10 @@ class Icon(nn.Module):
 def histories(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Each dialogue once per speaker in it: rows of the batch, int64 `[v]`, which are that speaker's, and lengths."""
     speakers = torch.zeros_like(batch.utterances) if batch.speakers is None else batch.speakers
-    rows, mine = [], []
-    groups = zip(torch.arange(len(speakers)).split(batch.dialogues.tolist()), strict=True)
-    for (group,) in groups:
-        for speaker in speakers[group].unique():
-            rows.append(group)
-            mine.append(speakers[group] == speaker)
-    return torch.cat(rows), torch.cat(mine), torch.tensor([len(group) for group in rows])
+    groups = torch.arange(len(speakers)).split(batch.dialogues.tolist())
+    views = [(group, speakers[group] == one) for group in groups for one in speakers[group].unique()]
+    rows, mine = (torch.cat(part) for part in zip(*views, strict=True))
+    return rows, mine, torch.tensor([len(group) for group, _ in views])
 
 
 FUSIONS = {

@@ -83,13 +83,11 @@ class Stack(nn.Module):
         sizes = (d, settings.heads, int(settings.feed_forward * d), dropout)
         self.layers = nn.ModuleList(EncoderLayer(*sizes, KeySparse(settings, keep)) for _ in range(depth))
 
-    def forward(
-        self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, keys: RaggedLayout | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, *keys: RaggedLayout) -> Tensor:
         """Rows `[r, d]` → `[r, d]`."""
         x, memory = self.norm(x), self.memory_norm(memory)
         for layer in self.layers:
-            x = layer(x, layout, memory, keys)
+            x = layer(x, layout, memory, *keys)
         return x
 
 
