@@ -98,7 +98,7 @@ def test_catf_lstm_turn_by_turn():
     for dialogue in parts(batch, [3, 1, 6]):
         levels = {m: level(getattr(model, m), dialogue.inputs[m].values) for m in ("audio", "text")}
         b = torch.stack([levels["text"][0], levels["audio"][0]], 2)  # [n, d, 2]
-        alpha = softmax((model.fusion_at.w_vector.weight @ torch.tanh(model.fusion_at.w_matrix.weight @ b))[:, 0])
+        alpha = softmax((model.fuse.w_vector.weight @ torch.tanh(model.fuse.w_matrix.weight @ b))[:, 0])
         levels["logits"] = level(model.fusion, (b * alpha[:, None]).sum(2))
         for head, (_, logits) in levels.items():
             expected[head].append(logits)

@@ -10,8 +10,7 @@ from .fusion import Fusion, Stage, setting
 __all__ = ["FUSIONS", "Fusion", "Stage", "get_fusion", "setting"]
 
 FUSIONS: dict[str, Fusion] = {**msmser.FUSIONS, **perspective.FUSIONS, **usc.FUSIONS, **baselines.FUSIONS}
-for compared in (icon, catf_lstm, gban, cme, ks_transformer):
-    FUSIONS |= compared.FUSIONS
+FUSIONS |= {**icon.FUSIONS, **catf_lstm.FUSIONS, **gban.FUSIONS, **cme.FUSIONS, **ks_transformer.FUSIONS}
 
 
 def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:

@@ -4,7 +4,7 @@ Each class names its source. What differs from it, and why, stands beside it; si
 settings. None of these are reproductions of the numbers that the papers quote: those came from other features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,8 +20,8 @@ OURS = "ours: not taken from the description"
 
 
 @dataclass(frozen=True)
-class BcLstmSettings:
-    """Poria et al., ACL 2017, where it says; else ours."""
+class HierarchySettings:
+    """Of two levels over the utterances of a dialogue; all ours."""
 
     epochs: int = setting(100, OURS, "epochs, of each stage")
     batch_size: int = setting(20, OURS, "dialogues per batch")
@@ -31,6 +31,12 @@ class BcLstmSettings:
     standardise_audio: bool = setting(True, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
     lstm_hidden: int = setting(100, OURS, "LSTM states per direction")
+
+
+@dataclass(frozen=True)
+class BcLstmSettings(HierarchySettings):
+    """Poria et al., ACL 2017, where it says; else ours."""
+
     dense: int = setting(100, OURS, "width of the dense layer, the context-dependent feature")
 
 
@@ -55,11 +61,16 @@ class BcLstm(nn.Module):
     ACL 2017, §3.2. Level 1: a contextual bi-LSTM per modality, trained alone; level 2: one over their features z.
     """
 
+    audio: nn.Module
+    text: nn.Module
+    fusion: nn.Module
+
     def __init__(self, settings: BcLstmSettings, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
         self.dims = {m: dims[m] for m in BOTH}
         self.audio, self.text = (ContextualLstm(settings, dims[m], classes) for m in BOTH)
         self.fusion = ContextualLstm(settings, 2 * settings.dense, classes)
+        self.fuse: Callable[[Tensor, Tensor], Tensor] = lambda a, t: torch.cat([a, t], 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of level 2, and of the two of level 1."""
@@ -71,10 +82,6 @@ class BcLstm(nn.Module):
         if batch.wants("logits"):  # and not only what the stages that train one branch do
             heads["logits"] = self.fusion(self.fuse(found["audio"][0], found["text"][0]), layout)[1]
         return heads
-
-    def fuse(self, a: Tensor, t: Tensor) -> Tensor:
-        """What level 2 gets of an utterance's two features `[n, dense]`."""
-        return torch.cat([a, t], 1)
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ def mean_and_deviation(x: Tensor, layout: RaggedLayout) -> tuple[Tensor, Tensor]
 
 
 # Level 1 first, each modality alone, and then level 2 on what they have become.
-HIERARCHY = (*(Stage(m, output=m, trains=(f"{m}.",)) for m in BOTH), Stage("fusion", trains=("fusion",)))
+HIERARCHY = (*(Stage(m, output=m, trains=(f"{m}.",)) for m in BOTH), Stage("fusion", trains=("fusion.", "fuse.")))
 
 FUSIONS = {
     "bc-lstm": Fusion(

@@ -18,26 +18,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .baselines import HIERARCHY, BcLstm
+from .baselines import HIERARCHY, OURS, BcLstm, HierarchySettings
 from .fusion import BOTH, Fusion, setting
 from .perspective import Fuse
 from .ragged import RaggedLayout, recurrent
 
-OURS = "ours: not taken from the description"
-
 
 @dataclass(frozen=True)
-class CatfLstmSettings:
-    """Sizes and training are ours."""
+class CatfLstmSettings(HierarchySettings):
+    """All ours, and so is that the LSTM has one direction."""
 
-    epochs: int = setting(100, OURS, "epochs, of each stage")
-    batch_size: int = setting(20, OURS, "dialogues per batch")
-    lr: float = setting(1e-3, OURS, "Adam's learning rate")
-    weight_decay: float = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
-    dropout: float = setting(0.2, OURS, "dropout after the LSTM and before the softmax layer")
-    standardise_audio: bool = setting(True, OURS, "z-score the audio features")
-    standardise_text: bool = setting(False, OURS, "z-score the text features")
-    lstm_hidden: int = setting(100, OURS, "LSTM states, in one direction")
     turns: int = setting(110, OURS, "turns with weights of their own")
 
 
@@ -75,17 +65,10 @@ class CatfLstm(BcLstm):
         nn.Module.__init__(self)
         self.dims = {m: dims[m] for m in BOTH}
         self.audio, self.text = (CatLstm(settings, dims[m], classes) for m in BOTH)
-        self.fusion_at = Fuse("at", settings.lstm_hidden)
-        self.fusion = CatLstm(settings, settings.lstm_hidden, classes)
-
-    def fuse(self, a: Tensor, t: Tensor) -> Tensor:
-        """AT-Fusion of h* of audio and text, `[n, d]` each; `[n, d]`."""
-        return self.fusion_at(a, t)
+        self.fuse, self.fusion = Fuse("at", settings.lstm_hidden), CatLstm(settings, settings.lstm_hidden, classes)
 
 
+SOURCE = "Poria et al., ICDM 2017"
 FUSIONS = {
-    "catf-lstm": Fusion(
-        *("catf-lstm", "Poria et al., ICDM 2017", CatfLstmSettings, BOTH, "vector", CatfLstm, "dialogue"),
-        stages=HIERARCHY,
-    )
+    "catf-lstm": Fusion("catf-lstm", SOURCE, CatfLstmSettings, BOTH, "vector", CatfLstm, "dialogue", None, HIERARCHY)
 }

@@ -69,10 +69,8 @@ class Icon(nn.Module):
             q, m = self.query(h).tanh(), h.new_zeros(len(rows), self.query.out_features)
             for gru, said in ((self.own, mine), (self.other, ~mine)):
                 turns = torch.stack([part.sum() for part in said.split(lengths.tolist())])
-                places = said.nonzero()[:, 0].to(h.device)
-                spoken = h.index_select(0, rows[said].to(h.device))
-                states = recurrent(gru, spoken, RaggedLayout(turns, batch.device))
-                m = m.index_copy(0, places, self.dropout(states))
+                states = recurrent(gru, h.index_select(0, rows[said].to(h.device)), RaggedLayout(turns, batch.device))
+                m = m.index_copy(0, said.nonzero()[:, 0].to(h.device), self.dropout(states))
             m, q = m.tanh(), q.index_select(0, rows.to(h.device))
             earlier = torch.ones(layout.longest, layout.longest, dtype=torch.bool, device=h.device).tril(-1)
             for hop in range(self.hops):

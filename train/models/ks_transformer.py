@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .fusion import BOTH, Fusion, setting
 from .layers import Attention, EncoderLayer
 from .msmser import positions
-from .ragged import Batch, RaggedLayout, attention, mean_rows, visible
+from .ragged import Batch, RaggedLayout, mean_rows, visible
 
 CODE = "the authors' code, HappyColor/Key-Sparse-Transformer"
 OURS = "ours: not taken from the authors' code"
@@ -38,7 +38,7 @@ class KsSettings:
     batch_size: int = setting(16, CODE, "utterances per batch")
     lr: float = setting(5e-5, OURS, "Adam's learning rate")
     weight_decay: float = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
-    dropout: float = setting(0.1, CODE, "dropout of attention weights, after each sub-layer and in feed-forward nets")
+    dropout: float = setting(0.1, CODE, "dropout of the attention weights and after each sub-layer (theirs: in feed-forward nets too)")
     standardise_audio: bool = setting(False, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
     d_model: int = setting(512, OURS, "width of both modalities")
@@ -52,25 +52,17 @@ class KsSettings:
 
 
 class KeySparse(Attention):
-    """Attention with positions in queries and keys, which keeps the share `keep` of the keys."""
-
-    def __init__(self, settings: KsSettings, keep: float) -> None:
-        super().__init__(settings.d_model, settings.heads, settings.dropout)
-        self.keep = keep
+    """Attention with positions in queries and keys."""
 
     def forward(
         self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, keys: RaggedLayout | None = None
     ) -> Tensor:
         """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`, or to each other; `[r, d]`."""
-        x = x + positions(layout, x)
-        sides, keys = (
-            ((x, x, x), layout)
-            if memory is None or keys is None
-            else ((x, memory + positions(keys, memory), memory), keys)
-        )
-        q, k, v = (self.project(rows, slice(i, i + 1))[:, 0] for i, rows in enumerate(sides))
-        dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attention(q, k, v, layout, keys, dropout, self.keep).flatten(1))
+        x = k = v = x + positions(layout, x)
+        if memory is not None and keys is not None:
+            k, v = memory + positions(keys, memory), memory
+        q, k, v = (self.project(rows, slice(i, i + 1))[:, 0] for i, rows in enumerate((x, k, v)))
+        return self.attend(q, k, v, layout, keys or layout)
 
 
 class Stack(nn.Module):
@@ -78,10 +70,10 @@ class Stack(nn.Module):
 
     def __init__(self, settings: KsSettings, depth: int, keep: float, cross: bool = False) -> None:
         super().__init__()
-        d, dropout = settings.d_model, settings.dropout
+        d, heads, dropout = settings.d_model, settings.heads, settings.dropout
         self.norm, self.memory_norm = nn.LayerNorm(d), nn.LayerNorm(d) if cross else nn.Identity()
-        sizes = (d, settings.heads, int(settings.feed_forward * d), dropout)
-        self.layers = nn.ModuleList(EncoderLayer(*sizes, KeySparse(settings, keep)) for _ in range(depth))
+        sizes, attention = (d, heads, int(settings.feed_forward * d), dropout), (d, heads, dropout, keep)
+        self.layers = nn.ModuleList(EncoderLayer(*sizes, KeySparse(*attention)) for _ in range(depth))
 
     def forward(self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, *keys: RaggedLayout) -> Tensor:
         """Rows `[r, d]` → `[r, d]`."""
