@@ -38,7 +38,7 @@ class KsSettings:
     batch_size: int = setting(16, CODE, "utterances per batch")
     lr: float = setting(5e-5, OURS, "Adam's learning rate")
     weight_decay: float = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
-    dropout: float = setting(0.1, CODE, "dropout of the attention weights and after each sub-layer (theirs: in feed-forward nets too)")
+    dropout: float = setting(0.1, CODE, "dropout of attention weights and after sub-layers (theirs: in them too)")
     standardise_audio: bool = setting(False, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
     d_model: int = setting(512, OURS, "width of both modalities")
