@@ -194,3 +194,5 @@ def test_released_code_update_by_update(method):
 def test_released_code_has_nothing_else(name):
     with pytest.raises(WrongUse, match="lgf-add and lgf-at only"):
         build(name, released=True)
+    with pytest.raises(WrongUse, match="constant rate; leave lr_decay out"):
+        build("lgf-add", released=True, lr_decay=0.0)

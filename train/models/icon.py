@@ -10,8 +10,8 @@ To classify an utterance u_i of speaker P, with h the features of its modalities
     logits = W q + b                                                  after the last hop's read
 
 No state looks ahead, so all turns of P in a dialogue share their histories, which are computed once per speaker.
-The code looks back over 40 turns, and its histories hold every turn; here the whole dialogue before u_i counts, as far
-as it is in the data: in most protocols the labelled turns.
+The code looks back over 40 turns; here the whole dialogue before u_i counts, as far as it is in the data, which is its
+labelled turns.
 """
 
 from collections.abc import Mapping

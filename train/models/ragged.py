@@ -235,7 +235,7 @@ def attention(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, keep: float) -> Tensor:
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [n, t, h, d_head] → [n, h, t, d_head]
-    if keep == 1.0:
+    if keep >= 1.0:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
     scores = q @ k.mT / math.sqrt(q.shape[3])
     mask = scores.new_ones(1, 1, 1, k.shape[2], dtype=torch.bool) if mask is None else mask
