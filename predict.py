@@ -42,6 +42,7 @@ class Turn:
     dialogue: str | None = None
     turn: int | None = None  # the order given, by default
     sha256: str | None = None  # of the audio file, where it must be that very one
+    speaker: str | None = None  # for the models that tell the speakers of a dialogue apart
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class Predictor:
             labels=np.zeros(len(turns), np.int64),
             classes=self.classes,
             sessions=[None] * len(turns),
-            speakers=[None] * len(turns),
+            speakers=[turn.speaker for turn in turns],
             dialogues=np.array([numbers[dialogue] for dialogue in dialogues], np.int64),
             turns=np.array([row if turn.turn is None else turn.turn for row, turn in enumerate(turns)], np.int64),
         )
@@ -219,7 +220,8 @@ class Predictor:
 
 
 def read_turns(table: Path, audio: bool = True) -> list[Turn]:
-    """The turns of a table (CSV, TSV, Parquet or JSONL) with the columns audio, text, dialogue, turn; id if no audio.
+    """The turns of a table (CSV, TSV, Parquet or JSONL) with the columns audio, text, dialogue, turn and
+    speaker; id if no audio.
 
     Audio paths are relative to the table. Raises `CorpusError` naming the first row that is wrong.
     """
@@ -230,10 +232,11 @@ def read_turns(table: Path, audio: bool = True) -> list[Turn]:
         manifest, root = scan.manifest, scan.root
     else:
         manifest, root = read_manifest(table, "new"), table.parent
-    columns = [manifest.column(name) for name in ("id", "audio", "text", "dialogue", "turn", "audio_sha256")]
+    names = ("id", "audio", "text", "dialogue", "turn", "audio_sha256", "speaker")
+    columns = [manifest.column(name) for name in names]
     return [
-        Turn(id_, locate(root, audio) if audio is not None else None, text, dialogue, turn, sha256)
-        for id_, audio, text, dialogue, turn, sha256 in zip(*columns, strict=True)
+        Turn(id_, locate(root, audio) if audio is not None else None, *others)
+        for id_, audio, *others in zip(*columns, strict=True)
     ]
 
 

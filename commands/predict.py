@@ -20,7 +20,7 @@ from .output import answer
     "--table",
     type=FILE,
     metavar="FILE",
-    help="CSV, TSV, Parquet or JSONL with columns audio, text, dialogue, turn; paths are relative to it.",
+    help="CSV, TSV, Parquet or JSONL with columns audio, text, dialogue, turn, speaker; paths are relative to it.",
 )
 @config_options(ExtractionConfig, "models", "device")
 @json_option

@@ -1,5 +1,5 @@
 """What a newcomer has after the quick start, in small: a demo corpus of one dialogue a session, random checkpoints, a
-store and three trained runs. Made once per test session, shared by its processes, and copied where a test writes.
+store and trained runs. Made once per test session, shared by its processes, and copied where a test writes.
 """
 
 import shutil
@@ -19,6 +19,7 @@ RUNS = {
     "mit": Experiment("hubert+mpnet", "mit", set=SMALL),
     "mit-no-rmm": Experiment("hubert+mpnet", "mit", set=(*SMALL, "rmm_start=0")),
     "lgf-add": Experiment("logmel+bert", "lgf-add", loss="perspective"),
+    "icon": Experiment("logmel+bert", "icon", set=SMALL[:1]),
     "text": Experiment("mpnet", "text", set=SMALL),
     "finetuned": Experiment("bert", "bert", set=("finetune_layers=all", "lr=1e-3")),
 }

@@ -18,6 +18,7 @@ from ser.train.models.ragged import Batch, Sequences
 DIMS = {"audio": 9, "text": 7}
 # Small sizes, by the names that the fusions' settings share.
 TINY: dict[str, Any] = {"dropout": 0.0, "d_model": 8, "heads": 2, "queries": 3, "feed_forward": 2, "encoder_depth": 2}
+TINY |= {"cross_depth": 2, "dropout_classifier": 0.0, "turns": 4, "pool": 2}
 TINY |= {"decoder_depth": 2, "gru_hidden": 4, "lstm_hidden": 4, "dense": 4, "frames": 40, "channels": 2, "hidden": 5}
 FRAMES, TOKENS = [5, 1, 9, 4], [3, 2, 1, 6]
 LONG = [5, 140, 1, 20]  # more frames than ragged.LONG: attention goes utterance by utterance
@@ -41,20 +42,21 @@ def build(name: str, dims: dict[str, int] = DIMS, classes: int = 4, **settings: 
 
 
 def make_batch(name: str, frames: list[int] = FRAMES, dims: dict[str, int] = DIMS) -> Batch:
-    """Four random utterances of what the fusion takes: frames and tokens, or vectors in dialogues of 3 and 1."""
+    """Four random utterances of what the fusion takes: frames and tokens, or vectors in dialogues of 3 and 1 (or 4)."""
     fusion = FUSIONS[name]
     vectors = fusion.level == "vector"
     lengths = {"audio": [1] * 4, "text": [1] * 4} if vectors else {"audio": frames, "text": TOKENS}
     inputs = {m: Sequences(torch.randn(sum(lengths[m]), dims[m]), torch.tensor(lengths[m])) for m in fusion.inputs}
-    dialogues = torch.tensor([3, 1] if fusion.unit == "dialogue" else [1] * 4)
-    return Batch(inputs, torch.randint(4, (4,)), torch.arange(4), dialogues)
+    dialogues = torch.tensor({"utterance": [1] * 4, "dialogue": [4] if "icon" in name else [3, 1]}[fusion.unit])
+    speakers = torch.tensor([0, 0, 1, 0])  # so that everybody's turns have a past of two
+    return Batch(inputs, torch.randint(4, (4,)), torch.arange(4), dialogues, speakers)
 
 
 def make_dialogues(sizes: list[int], dims: dict[str, int] = DIMS) -> Batch:
     """Vectors of dialogues of these many turns."""
     n = sum(sizes)
     inputs = {m: Sequences(torch.randn(n, dim), torch.ones(n, dtype=torch.int64)) for m, dim in dims.items()}
-    return Batch(inputs, torch.randint(4, (n,)), torch.arange(n), torch.tensor(sizes))
+    return Batch(inputs, torch.randint(4, (n,)), torch.arange(n), torch.tensor(sizes), torch.arange(n) % 2)
 
 
 def parts(batch: Batch, sizes: list[int]) -> list[Batch]:
@@ -67,7 +69,8 @@ def parts(batch: Batch, sizes: list[int]) -> list[Batch]:
             inputs[m] = Sequences(x.values[ends[start] : ends[start + size]], x.lengths[start : start + size])
         hidden = {m: which[start : start + size] for m, which in batch.hidden.items()}
         rows = slice(start, start + size)
-        cut.append(Batch(inputs, batch.labels[rows], batch.utterances[rows], torch.tensor([size]), hidden=hidden))
+        turns = torch.tensor([size]), None if batch.speakers is None else batch.speakers[rows]
+        cut.append(Batch(inputs, batch.labels[rows], batch.utterances[rows], *turns, hidden=hidden))
         start += size
     return cut
 
@@ -123,7 +126,8 @@ def attend(layer: nn.Module, x: Tensor, memory: Tensor, heads: int = 2) -> Tenso
     return linear(layer.out_proj, torch.cat(context, 1))
 
 
-def _one_way(layer: nn.RNNBase, x: Tensor, way: str) -> Tensor:
+def one_way(layer: nn.RNNBase, x: Tensor, way: str = "") -> Tensor:
+    """A GRU or LSTM step by step, in one direction: `[t, d]` → `[t, H]`."""
     w_i, w_h, b_i, b_h = (getattr(layer, f"{p}_l0{way}") for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     h = c = torch.zeros(w_h.shape[1])
     out = []
@@ -143,4 +147,4 @@ def _one_way(layer: nn.RNNBase, x: Tensor, way: str) -> Tensor:
 
 def both_ways(layer: nn.RNNBase, x: Tensor) -> Tensor:
     """A bi-directional GRU or LSTM step by step: `[t, d]` → `[t, 2 H]`."""
-    return torch.cat([_one_way(layer, x, ""), _one_way(layer, x.flip(0), "_reverse").flip(0)], 1)
+    return torch.cat([one_way(layer, x, ""), one_way(layer, x.flip(0), "_reverse").flip(0)], 1)

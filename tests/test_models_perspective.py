@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from ser.benchmarks.train import PlainPerspective
 from ser.errors import WrongUse
@@ -147,30 +147,52 @@ def test_single_loss_leaves_the_branches_behind_an_early_fusion_untrained():
 # The released code ----------------------------------------------------------------------------------------------------
 
 
+class PlainReleased(PlainPerspective):
+    """What Luyizhe/SpeechEmotion@17036b9 computes, on padded dialogues, with torch's modules."""
+
+    def __init__(self, settings: PerspectiveSettings, method: str) -> None:
+        super().__init__(settings, DIMS, 4)
+        width = 2 * settings.gru_hidden
+        self.hidden = nn.ModuleDict({m: nn.Linear(width, width) for m in DIMS})
+        self.fusion = nn.Module()
+        if method == "at":
+            self.fusion.w_matrix = nn.Linear(4, 4, bias=False)
+            self.fusion.register_buffer("w_vector", torch.empty(4))
+
+    def forward(self, x: dict[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
+        heads = {}
+        for m, values in x.items():
+            there = torch.arange(values.shape[1]) < lengths[:, None]
+            rows = pack_padded_sequence(self.features[m](values), lengths, batch_first=True, enforce_sorted=False)
+            h = pad_packed_sequence(self.gru[m](rows)[0], batch_first=True)[0]
+            h = self.attention[m](h, h, h, key_padding_mask=~there, need_weights=True)[0]
+            heads[m] = self.logits[m](torch.relu(self.hidden[m](h)) * there[..., None])
+        heads["logits"] = heads["audio"] + heads["text"]
+        if hasattr(self.fusion, "w_matrix"):
+            u = self.fusion.w_matrix(torch.stack([heads["text"], heads["audio"]], 2))  # [m, S, 2, K]
+            weights = torch.softmax(torch.relu(u) @ self.fusion.w_vector, 2)
+            heads["logits"] = torch.einsum("msik,msi->msk", u, weights)
+        return {head: found.softmax(2) for head, found in heads.items()}
+
+
 @pytest.mark.parametrize("method", ["add", "at"])
-def test_released_code(method):
-    model, batch = build(f"lgf-{method}", released=True, dropout=0.2).eval(), make_dialogues([3, 5])
-    x = {}
-    for m in ("audio", "text"):
-        h = []
-        for dialogue in parts(batch, [3, 5]):
-            rows = linear(model.features[m], dialogue.inputs[m].values)
-            rows = both_ways(model.gru[m], rows.relu() if m == "audio" else rows)
-            h.append(attend(model.attention[m], rows, rows, heads=1))
-        x[m] = linear(model.logits[m], linear(model.dense[m], torch.cat(h)).tanh())
-    if method == "add":
-        z = x["audio"] + x["text"]
-    else:
-        mapped = torch.stack([linear(model.fusion.w_matrix, x[m]) for m in ("audio", "text")], 2)  # [n, K, 2]
-        scores = torch.stack([mapped[..., i].clamp(min=0) @ model.fusion.w_vector for i in range(2)], 1)
-        z = (softmax(scores)[:, None] * mapped).sum(2)
-    got = model(batch)
-    torch.testing.assert_close(got["logits"], softmax(z), rtol=0, atol=1e-10)
-    torch.testing.assert_close(got["audio"].sum(1), torch.ones(8))  # probabilities
-    assert "fusion.w_vector" not in dict(model.named_parameters())
+def test_released_code_update_by_update(method):
+    """Losses and weights are the same over updates of plain Adam; the score vector stays as it was."""
+    ours = build(f"lgf-{method}", released=True, heads=4)
+    plain = PlainReleased(PerspectiveSettings(d_model=8, gru_hidden=4, dropout=0.0), method)
+    plain.load_state_dict(start := copy.deepcopy(ours.state_dict()))
+    check_updates(
+        [(ours, packed_loss), (plain, plain_loss)], lambda: make_dialogues([3, 1, 5, 30, 2]), weight_decay=1e-5
+    )
+    for name, weight in plain.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], weight, rtol=0, atol=1e-10)
+        assert torch.equal(weight, start[name]) == name.endswith("w_vector")
+    assert build("lgf-add", released=True, dropout=0.2).attention["text"].dropout == 0.2
 
 
 @pytest.mark.parametrize("name", ["lgf-concat", "ef-add", "mf-at", "lf-add", "audio:utterance"])
 def test_released_code_has_nothing_else(name):
     with pytest.raises(WrongUse, match="lgf-add and lgf-at only"):
         build(name, released=True)
+    with pytest.raises(WrongUse, match="constant rate; leave lr_decay out"):
+        build("lgf-add", released=True, lr_decay=0.0)

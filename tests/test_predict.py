@@ -32,17 +32,18 @@ def turns_of(folder: Path, run: Run) -> list[Turn]:
     rows = manifest_of(folder)
     ids = run.predictions().column("id").to_pylist()
     return [
-        Turn(i, folder / "corpus" / rows[i]["audio"], rows[i]["text"], rows[i]["dialogue"], rows[i]["turn"])
-        for i in ids
+        Turn(i, folder / "corpus" / row["audio"], row["text"], row["dialogue"], row["turn"], speaker=row["speaker"])
+        for i, row in ((i, rows[i]) for i in ids)
     ]
 
 
 def table_of(folder: Path, run: Run) -> str:
-    lines = ["id,audio,text,dialogue,turn"]
+    lines = ["id,audio,text,dialogue,turn,speaker"]
     for turn in turns_of(folder, run):
         assert turn.audio is not None and turn.text is not None
         text = turn.text.replace('"', '""')
-        lines.append(f'{turn.id},{turn.audio.relative_to(folder / "corpus")},"{text}",{turn.dialogue},{turn.turn}')
+        audio = turn.audio.relative_to(folder / "corpus")
+        lines.append(f'{turn.id},{audio},"{text}",{turn.dialogue},{turn.turn},{turn.speaker}')
     return "\n".join(lines) + "\n"
 
 
@@ -56,7 +57,7 @@ def far_from(predictions: list[Prediction], run: Run, column: str = "probabiliti
     return np.abs(found - np.array(run.predictions().column(column).to_pylist())).max(axis=1)
 
 
-@pytest.mark.parametrize("name", ["mit", "mit-no-rmm", "lgf-add", "text", "finetuned"])
+@pytest.mark.parametrize("name", ["mit", "mit-no-rmm", "lgf-add", "icon", "text", "finetuned"])
 def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: str) -> None:
     run = run_of(newcomer, name)
     tested = run.predictions()
@@ -100,8 +101,9 @@ def test_the_run_folder_alone_will_do(newcomer: Path, tmp_path: Path) -> None:
     assert len(Predictor(tmp_path / "run")(turns_of(newcomer, run)[:2]).predictions) == 2
 
 
-def test_dialogues_come_from_a_table_in_any_order(newcomer: Path, tmp_path: Path) -> None:
-    run = run_of(newcomer, "lgf-add")
+@pytest.mark.parametrize("name", ["lgf-add", "icon"])
+def test_dialogues_come_from_a_table_in_any_order(newcomer: Path, tmp_path: Path, name: str) -> None:
+    run = run_of(newcomer, name)
     shutil.copytree(newcomer / "corpus", tmp_path / "corpus")
     header, *lines = table_of(newcomer, run).splitlines()
     table = tmp_path / "corpus" / "turns.csv"

@@ -194,6 +194,8 @@ def test_the_rate_decays_as_the_paper_says(store: Path, tmp_path: Path, monkeypa
     fit(*config, resume=Run(tmp_path).tensors("state"))
     assert rates == pytest.approx(wanted[3:])
     assert learning_rate(prepared(store, "mit")[2].settings, 7) == 0.003
+    released = prepared(store, "lgf-add", "released=true")[2].settings
+    assert learning_rate(released, 7) == 0.01  # that code's Adam is a plain one
 
 
 def test_stages_train_only_what_they_name(store: Path) -> None:

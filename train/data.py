@@ -243,6 +243,7 @@ class Dataset:
             labels=torch.from_numpy(self.utterances.labels[rows]),
             utterances=torch.from_numpy(rows),
             dialogues=torch.tensor([len(group) for group in groups]),
+            speakers=torch.from_numpy(self.utterances.speaker_numbers[rows]),
             targets=self.targets[torch.from_numpy(rows)] if soft and self.targets is not None else None,
         ).to(self.device)
 

@@ -183,8 +183,8 @@ def make_optimiser(weights: Mapping[str, Tensor], stage: Stage, settings: Any) -
 
 
 def learning_rate(settings: Any, update: int) -> float:
-    """That of a stage's update t = 0, 1, …: lr / (1 + lr_decay t), if the fusion has an `lr_decay`, else lr."""
-    return settings.lr / (1 + getattr(settings, "lr_decay", 0.0) * update)
+    """That of a stage's update t = 0, 1, …: lr / (1 + decay t), if the settings have a `decay`, else lr."""
+    return settings.lr / (1 + getattr(settings, "decay", 0.0) * update)
 
 
 # The heads whose cross-entropies add up: L_s (Perspective eq. 3), and L_p = L_a + L_t + L_s (eq. 4–6), with which the

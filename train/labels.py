@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,11 @@ class Utterances:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def speaker_numbers(self) -> np.ndarray:
+        """The speakers as numbers, int64 [n]; those who are not named count as one."""
+        return _numbered(self.speakers)
 
     def take(self, which: np.ndarray) -> "Utterances":
         """The utterances `which` [m], in that order; one may come several times."""

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from ser.errors import WrongUse, unknown
 
-from . import baselines, msmser, perspective, usc
+from . import baselines, catf_lstm, cme, gban, icon, ks_transformer, msmser, perspective, usc
 from .fusion import Fusion, Stage, setting
 
 __all__ = ["FUSIONS", "Fusion", "Stage", "get_fusion", "setting"]
 
 FUSIONS: dict[str, Fusion] = {**msmser.FUSIONS, **perspective.FUSIONS, **usc.FUSIONS, **baselines.FUSIONS}
+FUSIONS |= {**icon.FUSIONS, **catf_lstm.FUSIONS, **gban.FUSIONS, **cme.FUSIONS, **ks_transformer.FUSIONS}
 
 
 def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:

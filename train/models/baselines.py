@@ -4,7 +4,7 @@ Each class names its source. What differs from it, and why, stands beside it; si
 settings. None of these are reproductions of the numbers that the papers quote: those came from other features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from .fusion import BOTH, Fusion, Stage, setting
 from .layers import Attention, perceptron
-from .ragged import Batch, RaggedLayout, recurrent, vectors, visible
+from .ragged import Batch, RaggedLayout, mean_rows, recurrent, vectors, visible
 
 OURS = "ours: not taken from the description"
 
 
 @dataclass(frozen=True)
-class BcLstmSettings:
-    """Poria et al., ACL 2017, where it says; else ours."""
+class HierarchySettings:
+    """Of two levels over the utterances of a dialogue; all ours."""
 
     epochs: int = setting(100, OURS, "epochs, of each stage")
     batch_size: int = setting(20, OURS, "dialogues per batch")
@@ -31,6 +31,12 @@ class BcLstmSettings:
     standardise_audio: bool = setting(True, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
     lstm_hidden: int = setting(100, OURS, "LSTM states per direction")
+
+
+@dataclass(frozen=True)
+class BcLstmSettings(HierarchySettings):
+    """Poria et al., ACL 2017, where it says; else ours."""
+
     dense: int = setting(100, OURS, "width of the dense layer, the context-dependent feature")
 
 
@@ -55,11 +61,16 @@ class BcLstm(nn.Module):
     ACL 2017, §3.2. Level 1: a contextual bi-LSTM per modality, trained alone; level 2: one over their features z.
     """
 
+    audio: nn.Module
+    text: nn.Module
+    fusion: nn.Module
+
     def __init__(self, settings: BcLstmSettings, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
         self.dims = {m: dims[m] for m in BOTH}
         self.audio, self.text = (ContextualLstm(settings, dims[m], classes) for m in BOTH)
         self.fusion = ContextualLstm(settings, 2 * settings.dense, classes)
+        self.fuse: Callable[[Tensor, Tensor], Tensor] = lambda a, t: torch.cat([a, t], 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of level 2, and of the two of level 1."""
@@ -69,7 +80,7 @@ class BcLstm(nn.Module):
         found = {m: levels[m](vectors(batch, m, self.dims[m]), layout) for m in asked}
         heads = {m: logits for m, (_, logits) in found.items()}
         if batch.wants("logits"):  # and not only what the stages that train one branch do
-            heads["logits"] = self.fusion(torch.cat([found[m][0] for m in levels], 1), layout)[1]
+            heads["logits"] = self.fusion(self.fuse(found["audio"][0], found["text"][0]), layout)[1]
         return heads
 
 
@@ -152,15 +163,13 @@ class Cma(nn.Module):
 
 def mean_and_deviation(x: Tensor, layout: RaggedLayout) -> tuple[Tensor, Tensor]:
     """Statistics over time of packed rows `[r, d]`: two of `[n, d]`; zeros for a sequence without rows."""
-    count = layout.lengths.clamp(min=1)[:, None].to(x.device, non_blocking=True)
-
-    def mean(values: Tensor) -> Tensor:
-        return values.new_zeros(len(count), values.shape[1]).index_add(0, layout.owner, values) / count
-
-    centre = mean(x)
-    variance = mean((x - centre[layout.owner]).square())
+    centre = mean_rows(x, layout)
+    variance = mean_rows((x - centre[layout.owner]).square(), layout)
     return centre, (variance + 1e-8).sqrt()  # the root's slope at zero is infinite
 
+
+# Level 1 first, each modality alone, and then level 2 on what they have become.
+HIERARCHY = (*(Stage(m, output=m, trains=(f"{m}.",)) for m in BOTH), Stage("fusion", trains=("fusion.", "fuse.")))
 
 FUSIONS = {
     "bc-lstm": Fusion(
@@ -171,7 +180,7 @@ FUSIONS = {
         level="vector",
         build=BcLstm,
         unit="dialogue",
-        stages=(*(Stage(m, output=m, trains=(f"{m}.",)) for m in BOTH), Stage("fusion", trains=("fusion.",))),
+        stages=HIERARCHY,
     ),
     "concat:utterance": Fusion("concat:utterance", "concatenation baseline", ConcatSettings, BOTH, "vector", Concat),
     "cma": Fusion("cma", "Krishna & Patil, Interspeech 2020", CmaSettings, BOTH, "sequence", Cma),

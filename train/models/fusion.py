@@ -37,7 +37,8 @@ class Fusion:
 
     `settings` is a frozen dataclass whose every field is made by `setting`. Each has `epochs`, `batch_size` (in
     `unit`s), `lr`, `weight_decay` (Adam's L2 term), `dropout`, `standardise_audio` and `standardise_text` (z-score by
-    the training part's statistics); some have `lr_decay`: the rate of the update t = 0, 1, … is lr / (1 + lr_decay t).
+    the training part's statistics); where there is a property `decay`, the update t = 0, 1, … has
+    the rate lr / (1 + decay t).
 
     `build(settings, dims, classes)` makes the module; `dims` maps each modality of `inputs` to its dimension. Its
     `forward(batch)` returns a dict: "logits" `[n, K]` and, where the model has unimodal heads, "audio" and "text"

@@ -28,14 +28,15 @@ from .ragged import RaggedLayout, attention, recurrent
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, §3.2.2) on packed rows.
 
-    Parameter names and starting values are those of `nn.MultiheadAttention`. `dropout` is that of the weights α.
+    Parameter names and starting values are those of `nn.MultiheadAttention`. `dropout` is that of the weights α, and
+    `keep` the share of the keys that `attention` keeps.
     """
 
-    def __init__(self, d: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, d: int, heads: int, dropout: float = 0.0, keep: float = 1.0) -> None:
         super().__init__()
         if d % heads:
             raise WrongUse(f"attention of width {d} cannot be split into {heads} heads; change --set heads=…")
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.keep = heads, dropout, keep
         self.in_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * d, d)))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d))
         self.out_proj = nn.Linear(d, d)
@@ -54,8 +55,12 @@ class Attention(nn.Module):
             (q, k, v), keys = self.project(x).unbind(1), layout
         else:
             (q,), (k, v) = self.project(x, slice(1)).unbind(1), self.project(memory, slice(1, 3)).unbind(1)
+        return self.attend(q, k, v, layout, keys)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: RaggedLayout, keys: RaggedLayout) -> Tensor:
+        """Queries `[r, h, d / h]`, and keys and values `[r_k, h, d / h]` laid out by `keys` → `[r, d]`."""
         dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attention(q, k, v, layout, keys, dropout).flatten(1))
+        return self.out_proj(attention(q, k, v, layout, keys, dropout, self.keep).flatten(1))
 
 
 class EncoderLayer(nn.Module):
@@ -64,16 +69,18 @@ class EncoderLayer(nn.Module):
     Parameter names are those of `nn.TransformerEncoderLayer`.
     """
 
-    def __init__(self, d: int, heads: int, feed_forward: int, dropout: float) -> None:
+    def __init__(self, d: int, heads: int, feed_forward: int, dropout: float, attn: Attention | None = None) -> None:
         super().__init__()
-        self.self_attn = Attention(d, heads)
+        self.self_attn = attn or Attention(d, heads)
         self.linear1, self.linear2 = nn.Linear(d, feed_forward), nn.Linear(feed_forward, d)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
-        """Rows `[r, d]` → `[r, d]`."""
-        x = self.norm1(x + self.dropout(self.self_attn(x, layout)))
+    def forward(
+        self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, keys: RaggedLayout | None = None
+    ) -> Tensor:
+        """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`, or to each other; `[r, d]`."""
+        x = self.norm1(x + self.dropout(self.self_attn(x, layout, memory, keys)))
         return self.norm2(x + self.dropout(self.linear2(F.relu(self.linear1(x)))))
 
 

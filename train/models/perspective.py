@@ -10,13 +10,17 @@ position, so that the perspective loss, L_p = L_a + L_t + L_s (eq. 6), is define
 L_s (eq. 3) what stands behind the fusion in the two branches stays untrained, and its predictions mean nothing: where
 only the fused logits are asked for (`Batch.heads`), it is not computed either.
 
-Where the released code differs from the paper (github.com/Luyizhe/SpeechEmotion: softmax before a cross-entropy that
-applies it again, one head, a hidden FC with tanh, an AT-Fusion that never trains its score vector), the paper counts;
-`released=true` gives the code's behaviour, for LGF-ADD and LGF-AT, the two of its fusions that can run.
+Where the released code differs from the paper, the paper counts. `released=true` gives what that code does, which is
+github.com/Luyizhe/SpeechEmotion at commit 17036b9, for LGF-ADD and LGF-AT, the two of its fusions that can run: no
+activation on the reduced features, dropout on the weights of the attention too, a hidden FC with ReLU before the
+classes, softmax before a cross-entropy that applies it again, an AT-Fusion that sums the mapped vectors and never
+trains its score vector, and Adam with a constant rate. Heads are four, as in the paper; one head and tanh are an
+earlier draft's in the same repository. Its audio features come already reduced to 100 by an affine map outside of
+it; here the FC layer, without activation and trained with the rest, stands in that map's place.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -48,7 +52,12 @@ class PerspectiveSettings:
     d_model: int = setting(100, "Perspective §3.2", "d, to which the FC layer reduces the features (ReLU: §3.3)")
     gru_hidden: int = setting(50, CODE, "GRU states per direction; the paper says 100 in all or each")
     heads: int = setting(4, "Perspective §3.3", "heads of the self-attention")
-    released: bool = setting(False, OURS, "behave as the released code does (lgf-add and lgf-at)")
+    released: bool = setting(False, OURS, "behave as the released code does (lgf-add, lgf-at), which has no lr_decay")
+
+    @property
+    def decay(self) -> float:
+        """The `lr_decay` that counts."""
+        return 0.0 if self.released else self.lr_decay
 
 
 class Fuse(nn.Module):
@@ -152,12 +161,12 @@ class ReleasedAtFusion(nn.Module):
 
 
 class Released(Perspective):
-    """LGF as the authors' released code computes it."""
+    """LGF as the authors' released code computes it at commit 17036b9."""
 
     def __init__(self, settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, method: str) -> None:
-        super().__init__(replace(settings, heads=1), dims, classes, position="lgf", method=method)
+        super().__init__(settings, dims, classes, position="lgf", method=method)
         width = 2 * settings.gru_hidden
-        self.dense = nn.ModuleDict({m: nn.Linear(width, width) for m in self.modalities})
+        self.hidden = nn.ModuleDict({m: nn.Linear(width, width) for m in self.modalities})
         for m in self.modalities:
             cast(Attention, self.attention[m]).dropout = settings.dropout
         if method == "at":
@@ -166,12 +175,11 @@ class Released(Perspective):
     def forward(self, batch: Batch, layout: RaggedLayout | None = None) -> dict[str, Tensor]:
         """Probabilities `[n, K]` in the place of logits: the loss that follows applies its softmax to them again."""
         x = {m: self.features[m](vectors(batch, m, self.dims[m])) for m in self.modalities}
-        x["audio"] = x["audio"].relu()
         layout = layout or RaggedLayout(batch.dialogues, batch.device)
         with full_precision(x):
             x = bigru(self.gru, x, layout)
             x = self_attention(self.attention, {m: self.dropout(rows) for m, rows in x.items()}, layout)
-            x = {m: self.logits[m](self.dropout(self.dense[m](rows).tanh())) for m, rows in x.items()}
+            x = {m: self.logits[m](self.dropout(self.hidden[m](rows).relu())) for m, rows in x.items()}
             x["logits"] = self.fusion(x["audio"], x["text"])
             return {head: logits.softmax(1) for head, logits in x.items()}
 
@@ -179,12 +187,14 @@ class Released(Perspective):
 def build(settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, name: str) -> nn.Module:
     """The model of that name: "audio" or "text" (§2.2), or a position and a method such as "lgf-add" (§2.3).
 
-    Raises `WrongUse` where the released code is asked for and has no such model.
+    Raises `WrongUse` where the released code is asked for and has no such model, or no such setting.
     """
     position, _, method = name.partition("-")
     if settings.released:
         if name not in ("lgf-add", "lgf-at"):
             raise WrongUse(f"released=true knows lgf-add and lgf-at only, not {name}; leave it out")
+        if settings.lr_decay != PerspectiveSettings.lr_decay:
+            raise WrongUse("released=true trains at a constant rate; leave lr_decay out")
         return Released(settings, dims, classes, method)
     if not method:
         return Perspective(settings, dims, classes, modalities=(name,))

@@ -6,6 +6,7 @@ Axis letters of all models (`[r, d]` is a shape):
     r  rows: frames or tokens of all utterances    d  width      h  heads      t  places in the padded form
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -40,6 +41,7 @@ class Batch:
     labels: Tensor  # int64 [n]: the class of each utterance
     utterances: Tensor  # int64 [n]: its row in the dataset
     dialogues: Tensor  # int64 [m]: utterances of each dialogue, in turn order; sums to n
+    speakers: Tensor | None = None  # int64 [n]: numbers of the speakers; None where nobody tells them apart
     targets: Tensor | None = None  # [n, K]: soft labels (shares of the raters' votes), when asked for
     hidden: dict[str, Tensor] = field(default_factory=dict)  # by modality, bool [n]: not to be seen by the model
     heads: frozenset[str] | None = None  # the outputs that are wanted, so that a model can leave out the rest; or all
@@ -211,27 +213,50 @@ def _checked(batch: Batch, modality: str, dim: int) -> Sequences:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, queries: RaggedLayout, keys: RaggedLayout, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, queries: RaggedLayout, keys: RaggedLayout, dropout: float = 0.0, keep: float = 1.0
 ) -> Tensor:
     """softmax(q kᵀ / √d_head) v within each sequence; `[r_q, h, d_head]`, `[r_k, h, d_head]` → `[r_q, h, d_head]`.
 
-    Where a sequence has queries and no keys, the result is zero. `dropout` is that of the weights.
+    Where a sequence has queries and no keys, the result is zero. `dropout` is that of the weights. With `keep` below 1,
+    each head drops the keys that get the least weight from all queries together, up to this share (one at least) of
+    a sequence's keys; the weights of the others stay as they are (key-sparse attention, Chen et al., ICASSP 2022).
     """
     if q.is_cpu and keys.longest > LONG and not keys.fixed:
         parts = zip(q.split(queries.sizes), k.split(keys.sizes), v.split(keys.sizes), strict=True)
         return torch.cat(
             [
-                _attend(q_i[None], k_i[None], v_i[None], None, dropout)[0] if len(k_i) else torch.zeros_like(q_i)
+                _attend(q_i[None], k_i[None], v_i[None], None, dropout, keep)[0] if len(k_i) else torch.zeros_like(q_i)
                 for q_i, k_i, v_i in parts
             ]
         )
     mask = keys.attended[:, None, None]  # without keys: the mean of the padding's zeros
-    return queries.unpad(_attend(queries.pad(q), keys.pad(k), keys.pad(v), mask, dropout))
+    return queries.unpad(_attend(queries.pad(q), keys.pad(k), keys.pad(v), mask, dropout, keep))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, keep: float) -> Tensor:
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [n, t, h, d_head] → [n, h, t, d_head]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
+    if keep >= 1.0:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
+    scores = q @ k.mT / math.sqrt(q.shape[3])
+    mask = scores.new_ones(1, 1, 1, k.shape[2], dtype=torch.bool) if mask is None else mask
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(3)
+    received = weights.sum(2)  # [n, h, t_k]: a query that is padding, zero, gives all keys the same
+    kept = (mask.sum(3) * keep).long().clamp(min=1).expand(len(q), q.shape[1], -1)  # [n, h, 1]
+    least = received.sort(2, descending=True).values.gather(2, kept - 1)
+    weights = weights.masked_fill((received < least)[:, :, None], 0.0)
+    return (F.dropout(weights, dropout) @ v).transpose(1, 2)
+
+
+def mean_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
+    """The mean of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
+    count = layout.lengths.clamp(min=1)[:, None].to(x.device, non_blocking=True)
+    return x.new_zeros(len(count), x.shape[1]).index_add(0, layout.owner, x) / count
+
+
+def max_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
+    """The largest values among each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
+    owner = layout.owner[:, None].expand_as(x)
+    return x.new_zeros(len(layout.lengths), x.shape[1]).scatter_reduce(0, owner, x, "amax", include_self=False)
 
 
 class SelfAttentionPooling(nn.Module):

@@ -1,0 +1,78 @@
+"""CME: Li, Ding, Wu & Liu, "Learning fine-grained cross modality excitement for speech emotion recognition", arXiv
+2010.12733, as its authors' code computes it (github.com/tal-ai/FG_CME, NeoMeanMaxExcite_v2), but for the alignment.
+
+For each word with its vector w, and the frames a_1 … a_T that are spoken during it:
+
+    a = [mean_i W_a a_i; max_i W_a a_i]     s = W_s w              temporal alignment mean-max pooling
+    s' = s + s ⊙ σ(W a + b)                 a' = a + a ⊙ σ(W' w + b')       cross modality excitement
+
+then a bi-directional LSTM over the [s'; a'] of the words, the maxima over the words, and the classes.
+
+**Which frames belong to a word is ours.** The code takes it from a forced alignment, which a store does not hold: here
+token j of N gets the frames from ⌊j T / N⌋ to ⌊(j + 1) T / N⌋, an even share, and zeros where that is none. Also ours:
+W_a is a linear map of a cached frame, where the code has three convolutions without activation over filterbanks; and
+what excites the audio is the token's vector, where the code looks a vector up by the word.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .fusion import BOTH, Fusion, setting
+from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, visible
+
+CODE = "the authors' code, tal-ai/FG_CME"
+OURS = "ours: not taken from the authors' code"
+
+
+@dataclass(frozen=True)
+class CmeSettings:
+    """The authors' code (run_iemocap-ours.py; sizes of config/ravdess-ours.yaml, the only one there), else ours."""
+
+    epochs: int = setting(20, CODE, "epochs")
+    batch_size: int = setting(32, CODE, "utterances per batch")
+    lr: float = setting(5e-4, CODE, "Adam's learning rate")
+    weight_decay: float = setting(0.0, CODE, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: float = setting(0.0, CODE, "dropout before the classes (the code's has no effect: one LSTM layer)")
+    standardise_audio: bool = setting(False, OURS, "z-score the audio features")
+    standardise_text: bool = setting(False, OURS, "z-score the text features")
+    d_model: int = setting(256, CODE, "width of s and of a, in which mean and maximum share; even")
+    lstm_hidden: int = setting(256, CODE, "LSTM states per direction")
+
+
+class Cme(nn.Module):
+    """The equations above."""
+
+    def __init__(self, settings: CmeSettings, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        self.dims, d, half = {m: dims[m] for m in BOTH}, settings.d_model, settings.d_model // 2
+        self.audio, self.text = nn.Linear(dims["audio"], half), nn.Linear(dims["text"], d)
+        self.excite_audio, self.excite_text = nn.Linear(dims["text"], 2 * half), nn.Linear(2 * half, d)
+        self.lstm = nn.LSTM(d + 2 * half, settings.lstm_hidden, bidirectional=True)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.logits = nn.Linear(2 * settings.lstm_hidden, classes)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits `[n, K]`. Where the text is hidden nothing is seen: no token is there to have frames."""
+        frames, audio = visible(batch, "audio", self.dims["audio"])
+        w, text = visible(batch, "text", self.dims["text"])
+        a = self.audio(frames.index_select(0, audio.rows_of(text.lengths > 0)))
+        shares = even_shares(audio, text)
+        a = torch.cat([mean_rows(a, shares), max_rows(a, shares)], 1)  # [r_w, d]
+        s = self.text(w)
+        s, a = s + s * self.excite_text(a).sigmoid(), a + a * self.excite_audio(w).sigmoid()
+        z = max_rows(recurrent(self.lstm, torch.cat([s, a], 1), text), text)
+        return {"logits": self.logits(self.dropout(z))}
+
+
+def even_shares(audio: RaggedLayout, text: RaggedLayout) -> RaggedLayout:
+    """How many of its utterance's frames each token gets, as the layout of the frames of all tokens."""
+    tokens = RaggedLayout(text.lengths)
+    total, count = audio.lengths[tokens.owner], text.lengths[tokens.owner]
+    ends = (tokens.position + 1) * total // count
+    return RaggedLayout(ends - tokens.position * total // count, text.device)
+
+
+FUSIONS = {"cme": Fusion("cme", "Li et al., arXiv 2010.12733", CmeSettings, BOTH, "sequence", Cme)}

@@ -1,0 +1,95 @@
+"""GBAN: Liu, Li & Meng, "Group gated fusion on attention-based bidirectional alignment for multimodal emotion
+recognition", Interspeech 2020 (arXiv 2201.06309), as in its authors' code (github.com/ppfliu/emotion-recognition).
+
+A bi-directional LSTM per modality; states s_1 … s_T of audio and w_1 … w_N of text. With a score of its own each way,
+
+    audio to text: Σ_j softmax_j(vᵀ tanh(s_i + w_j)) w_j, averaged over i; and text to audio likewise
+
+and group gated fusion of these two, x_1 and x_2, and of the two last states w_N and s_T, x_3 and x_4, without biases:
+
+    z = σ(W_z [x_1; x_2])   z' = σ(W_z' [x_3; x_4])
+    h = z tanh(W_1 x_1) + (1 − z) tanh(W_2 x_2) + z' tanh(W_3 x_3) + (1 − z') tanh(W_4 x_4)
+
+then a dense layer with ReLU, dropout and the classes. The code's convolutions over MFCCs and over word vectors, which
+make features, are left out: here these are cached. Of its four max-poolings over the frames, one is left.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .fusion import BOTH, Fusion, setting
+from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, visible
+
+CODE = "the authors' code, ppfliu/emotion-recognition"
+OURS = "ours: not taken from the authors' code"
+
+
+@dataclass(frozen=True)
+class GbanSettings:
+    """The authors' code (model.py, batch.sh), where it fits; else ours."""
+
+    epochs: int = setting(50, OURS, "epochs")
+    batch_size: int = setting(32, CODE, "utterances per batch")
+    lr: float = setting(1e-4, CODE, "Adam's learning rate")
+    weight_decay: float = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: float = setting(0.5, CODE, "dropout before the classes")
+    standardise_audio: bool = setting(False, OURS, "z-score the audio features")
+    standardise_text: bool = setting(False, OURS, "z-score the text features")
+    pool: int = setting(8, OURS, "frames that max-pooling makes one of (the code: 16 of 10 ms)")
+    lstm_hidden: int = setting(128, CODE, "LSTM states per direction")
+    dense: int = setting(128, CODE, "width of the fusion and of the dense layer")
+
+
+class Gban(nn.Module):
+    """The equations above."""
+
+    def __init__(self, settings: GbanSettings, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        self.dims, self.pool = {m: dims[m] for m in BOTH}, settings.pool
+        d, width = 2 * settings.lstm_hidden, settings.dense
+        self.lstm = nn.ModuleDict({m: nn.LSTM(dims[m], settings.lstm_hidden, bidirectional=True) for m in BOTH})
+        self.score = nn.ModuleDict({m: nn.Linear(d, 1, bias=False) for m in BOTH})
+        self.maps = nn.ModuleList(nn.Linear(d, width, bias=False) for _ in range(4))
+        self.gates = nn.ModuleList(nn.Linear(2 * d, width, bias=False) for _ in range(2))
+        dense = nn.Linear(width, width)
+        self.logits = nn.Sequential(dense, nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(width, classes))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits `[n, K]`. What is made of a hidden modality is zero."""
+        x, layout, last = {}, {}, {}
+        for m, dim in self.dims.items():
+            rows, layout[m] = visible(batch, m, dim)
+            if m == "audio":
+                rows, layout[m] = pooled(rows, layout[m], self.pool)
+            x[m] = recurrent(cast(nn.LSTM, self.lstm[m]), rows, layout[m])
+            ends = torch.where(layout[m].lengths > 0, layout[m].lengths.cumsum(0) - 1, len(rows))
+            last[m] = torch.cat([x[m], x[m].new_zeros(1, x[m].shape[1])]).index_select(0, ends.to(rows.device))
+        audio, text = (
+            mean_rows(self._aligned(m, x[m], layout[m], x[other], layout[other]), layout[m])
+            for m, other in (("audio", "text"), ("text", "audio"))
+        )
+        h = torch.zeros_like(self.maps[0](audio))
+        for i, pair in enumerate(((audio, text), (last["text"], last["audio"]))):
+            z = self.gates[i](torch.cat(pair, 1)).sigmoid()
+            h = h + z * self.maps[2 * i](pair[0]).tanh() + (1 - z) * self.maps[2 * i + 1](pair[1]).tanh()
+        return {"logits": self.logits(h)}
+
+    def _aligned(self, m: str, q: Tensor, queries: RaggedLayout, k: Tensor, keys: RaggedLayout) -> Tensor:
+        memory = keys.pad(k)
+        scores = self.score[m]((queries.pad(q)[:, :, None] + memory[:, None]).tanh())[..., 0]  # [n, t_q, t_k]
+        alpha = scores.masked_fill(~keys.attended[:, None], -torch.inf).softmax(2)
+        return queries.unpad(alpha.to(memory.dtype) @ memory)
+
+
+def pooled(x: Tensor, layout: RaggedLayout, size: int) -> tuple[Tensor, RaggedLayout]:
+    """The maxima of every `size` rows of a sequence, the last of fewer where they do not go in; and their layout."""
+    windows = RaggedLayout(-(-layout.lengths // size))
+    sizes = (layout.lengths[windows.owner] - windows.position * size).clamp(max=size)
+    return max_rows(x, RaggedLayout(sizes, layout.device)), RaggedLayout(windows.lengths, layout.device)
+
+
+FUSIONS = {"gban": Fusion("gban", "Liu, Li & Meng, Interspeech 2020", GbanSettings, BOTH, "sequence", Gban)}

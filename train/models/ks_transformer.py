@@ -1,0 +1,119 @@
+"""KS-Transformer: Chen, Xing, Xu, Yang & Pang, "Key-sparse transformer for multimodal speech emotion recognition",
+ICASSP 2022, as its authors' code computes it (github.com/HappyColor/Key-Sparse-Transformer).
+
+For audio and for text, x and y being the one and the other:
+
+    x = transformer over itself, `encoder_depth` layers
+    z = x through `cross_depth` cascaded cross-attention blocks: a key-sparse layer that attends to y, one to itself
+    x' = key-sparse transformer over 2 x + z, `last_depth` layers       (z + x behind the blocks, + x once more)
+
+and the means of both x' over time, concatenated, through a perceptron of three layers. In a key-sparse layer each head
+keeps the share `keep` of the keys that all queries together give most weight, and does not normalise anew. Every
+stack starts with a layer norm; positions are added to queries and keys in every layer, not to the values of another
+modality. The code counts padding as keys where no mask is given; here there is none. Ours: both modalities are mapped
+to one width (the code works in each feature's own, 512 and 1,024), and Adam (the code: SGD with cosine annealing).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .fusion import BOTH, Fusion, setting
+from .layers import Attention, EncoderLayer
+from .msmser import positions
+from .ragged import Batch, RaggedLayout, mean_rows, visible
+
+CODE = "the authors' code, HappyColor/Key-Sparse-Transformer"
+OURS = "ours: not taken from the authors' code"
+
+
+@dataclass(frozen=True)
+class KsSettings:
+    """The authors' code (config/, model/), where it fits; else ours."""
+
+    epochs: int = setting(120, CODE, "epochs")
+    batch_size: int = setting(16, CODE, "utterances per batch")
+    lr: float = setting(5e-5, OURS, "Adam's learning rate")
+    weight_decay: float = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: float = setting(0.1, CODE, "dropout of attention weights and after sub-layers (theirs: in them too)")
+    standardise_audio: bool = setting(False, OURS, "z-score the audio features")
+    standardise_text: bool = setting(False, OURS, "z-score the text features")
+    d_model: int = setting(512, OURS, "width of both modalities")
+    heads: int = setting(8, CODE, "heads of the attention")
+    feed_forward: float = setting(0.5, CODE, "width of the feed-forward nets, as a multiple of d_model")
+    keep: float = setting(0.5, CODE, "share of the keys that a key-sparse layer keeps")
+    encoder_depth: int = setting(5, CODE, "layers of each modality's transformer")
+    cross_depth: int = setting(3, CODE, "cascaded cross-attention blocks")
+    last_depth: int = setting(2, CODE, "layers of the last key-sparse transformers")
+    dropout_classifier: float = setting(0.5, CODE, "dropout in the classifier")
+
+
+class KeySparse(Attention):
+    """Attention with positions in queries and keys."""
+
+    def forward(
+        self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, keys: RaggedLayout | None = None
+    ) -> Tensor:
+        """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`, or to each other; `[r, d]`."""
+        x = k = v = x + positions(layout, x)
+        if memory is not None and keys is not None:
+            k, v = memory + positions(keys, memory), memory
+        q, k, v = (self.project(rows, slice(i, i + 1))[:, 0] for i, rows in enumerate((x, k, v)))
+        return self.attend(q, k, v, layout, keys or layout)
+
+
+class Stack(nn.Module):
+    """A layer norm and `depth` layers, which attend to their own rows or, with `cross`, to those of a memory."""
+
+    def __init__(self, settings: KsSettings, depth: int, keep: float, cross: bool = False) -> None:
+        super().__init__()
+        d, heads, dropout = settings.d_model, settings.heads, settings.dropout
+        self.norm, self.memory_norm = nn.LayerNorm(d), nn.LayerNorm(d) if cross else nn.Identity()
+        sizes, attention = (d, heads, int(settings.feed_forward * d), dropout), (d, heads, dropout, keep)
+        self.layers = nn.ModuleList(EncoderLayer(*sizes, KeySparse(*attention)) for _ in range(depth))
+
+    def forward(self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, *keys: RaggedLayout) -> Tensor:
+        """Rows `[r, d]` → `[r, d]`."""
+        x, memory = self.norm(x), self.memory_norm(memory)
+        for layer in self.layers:
+            x = layer(x, layout, memory, *keys)
+        return x
+
+
+class KsTransformer(nn.Module):
+    """The whole of it."""
+
+    def __init__(self, settings: KsSettings, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        d, keep, self.dims = settings.d_model, settings.keep, {m: dims[m] for m in BOTH}
+        self.classifier = nn.Sequential(
+            *(nn.Linear(2 * d, d), nn.ReLU(), nn.Dropout(settings.dropout_classifier)),
+            *(nn.Linear(d, d // 2), nn.ReLU(), nn.Dropout(settings.dropout_classifier)),
+            nn.Linear(d // 2, classes),
+        )
+        self.project = nn.ModuleDict({m: nn.Linear(dims[m], d) for m in BOTH})
+        self.own = nn.ModuleDict({m: Stack(settings, settings.encoder_depth, 1.0) for m in BOTH})
+        ways = (True, False) * settings.cross_depth
+        self.cross = nn.ModuleDict({m: nn.ModuleList(Stack(settings, 1, keep, way) for way in ways) for m in BOTH})
+        self.last = nn.ModuleDict({m: Stack(settings, settings.last_depth, keep) for m in BOTH})
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits `[n, K]`. To a hidden modality nothing attends, and its mean is zero."""
+        x, layout, means = {}, {}, []
+        for m, dim in self.dims.items():
+            rows, layout[m] = visible(batch, m, dim)
+            x[m] = self.own[m](self.project[m](rows), layout[m])
+        for m, other in (("audio", "text"), ("text", "audio")):
+            z = x[m]
+            for i, stack in enumerate(cast(nn.ModuleList, self.cross[m])):
+                z = stack(z, layout[m]) if i % 2 else stack(z, layout[m], x[other], layout[other])
+            means.append(mean_rows(self.last[m](2 * x[m] + z, layout[m]), layout[m]))
+        return {"logits": self.classifier(torch.cat(means, 1))}
+
+
+FUSIONS = {
+    "ks-transformer": Fusion("ks-transformer", "Chen et al., ICASSP 2022", KsSettings, BOTH, "sequence", KsTransformer)
+}
