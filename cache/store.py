@@ -7,20 +7,22 @@
 What lies where, key by key, is in FORMAT.md.
 """
 
-import contextlib
 import difflib
+import os
+import re
 from collections import Counter
 from pathlib import Path
 
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 
 from . import atomic_io
-from .atomic_io import explain_disk_errors, folders_in, make_folder, replace_file
+from .atomic_io import explain_disk_errors, folders_in, make_folder, read_small, replace_file
 from .feature import Feature
-from .manifest import RESERVED, Manifest, check_name, list_corpora, read_manifest
+from .manifest import LOG, RESERVED, Generation, Manifest, check_name, generations, is_name, list_corpora, read_manifest
 from .part import Packed, PartRows, Quarantine
 from .spec import Spec, checksummed_json
 
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 __all__ = ["Feature", "Manifest", "Packed", "PartRows", "Quarantine", "Spec", "Store", "check_name", "open_store"]
 
 
@@ -79,10 +81,12 @@ class Store:
         """
         return read_manifest(self.path, self.only_corpus(corpus), digest)
 
-    def put_manifest(self, manifest: Manifest) -> str:
-        """Keep a manifest and make it the corpus's latest. Returns its digest.
+    def put_manifest(self, manifest: Manifest, replace: bool = False, command: str = "put_manifest") -> str:
+        """Keep a manifest and make it the corpus's latest; the corpus's log keeps the `command`. Returns its digest.
 
-        One whose table the latest has already is not written again.
+        One whose table the latest has already is not written again. Raises `WrongUse` for one that lacks utterances
+        of the latest, or their audio or transcripts, and `StoreError` where the latest is of a newer format, unless
+        it may `replace` that.
         """
         self._cleaned or self.remove_leftovers()
         folder = self.path / "manifests" / check_name("corpus", manifest.corpus)
@@ -90,21 +94,72 @@ class Store:
             if id_ is None or times > 1:
                 what = "an utterance without an id" if id_ is None else f"utterance {id_!r} twice"
                 raise WrongUse(f"corpus {manifest.corpus}: has {what}; ids must name one utterance each")
-        with contextlib.suppress(StoreError, WrongUse):
-            latest = self.manifest(manifest.corpus)
-            if latest.table.equals(manifest.table) and latest.synthetic == manifest.synthetic:
-                return latest.digest
-        files = {f"{manifest.digest}.parquet": manifest.content, "latest": f"{manifest.digest}\n".encode()}
+        latest = self._latest(manifest.corpus, replace)
+        if latest and latest.same(manifest):
+            return latest.digest
+        if latest and not replace and (lost := latest.lost(manifest)):
+            raise WrongUse(
+                f"{self.path}: {len(lost)} of the {len(latest)} utterances of corpus {manifest.corpus} are not in this "
+                f"one any more, or have lost their audio or transcript (such as {lost[0]!r}); if a part of it is not "
+                "there, bring it back; give another corpus a --corpus-name of its own, or let this one take its place "
+                "with --replace"
+            )
+        content, log = f"{manifest.digest}.parquet", Generation.of(manifest, command).line
         with explain_disk_errors("writing a manifest", self.path, len(manifest.content)):
+            files = {content: manifest.content, LOG: log, "latest": f"{manifest.digest}\n".encode()}
             if folder.exists() or not atomic_io.new_folder(self.path, folder, files):
-                for name, content in files.items():
-                    replace_file(folder / name, content, self.path)
+                replace_file(folder / content, manifest.content, self.path)
+                self._make_latest(manifest, log)
         return manifest.digest
+
+    def _latest(self, corpus: str, replace: bool) -> Manifest | None:
+        """A corpus's latest manifest; None if there is none, or none that can be trusted, which is written again."""
+        try:
+            return self.manifest(corpus) if corpus in self.corpora() else None
+        except CorruptStore:
+            return None
+        except StoreError as error:
+            if replace:
+                return None
+            raise StoreError(f"{error}, or let this corpus take the place of the one there with --replace") from error
+
+    def _make_latest(self, manifest: Manifest, log: bytes) -> None:
+        """Write a line of the corpus's log, then `latest`: what counts stands in the log."""
+        folder = self.path / "manifests" / manifest.corpus
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(folder / LOG, flags, 0o644)
+        try:
+            os.write(descriptor, log)  # in one piece, so that of two processes' lines both stand there
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        replace_file(folder / "latest", f"{manifest.digest}\n".encode(), self.path)
+
+    def rollback(self, corpus: str, digest: str | None = None) -> Manifest:
+        """Make an earlier manifest the corpus's latest again: by the beginning of its digest, or the one before.
+
+        Raises `WrongUse` if there is none or several.
+        """
+        corpus, found = self.only_corpus(corpus), generations(self.path, corpus)
+        if digest is None:
+            now = read_small(self.path / "manifests" / corpus / "latest").decode(errors="replace").strip()
+            last = max((number for number, one in enumerate(found) if one.digest == now), default=len(found))
+            chosen = [one.digest for one in found[:last] if one.digest != now][-1:]
+        else:
+            chosen = sorted({one.digest for one in found if one.digest.startswith(digest)})
+        if len(chosen) != 1:
+            which = "no generation before its latest" if digest is None else f"{len(chosen)} generations {digest!r}"
+            listing = f"ser cache rollback {corpus} --list --store {self.path}"
+            raise WrongUse(f"{self.path}: corpus {corpus} has {which}; `{listing}` names them")
+        manifest = self.manifest(corpus, chosen[0])
+        with explain_disk_errors("writing a manifest", self.path):
+            self._make_latest(manifest, Generation.of(manifest, "cache rollback").line)
+        return manifest
 
     def folders(self) -> list[Path]:
         """Every folder `<feature>/<fingerprint>`, whether its content can be trusted or not."""
-        features = [folder for folder in folders_in(self.path) if folder.name not in RESERVED]
-        return [folder for feature in features for folder in folders_in(feature)]
+        features = [folder for folder in folders_in(self.path) if is_name(folder.name)]
+        return [folder for feature in features for folder in folders_in(feature) if _FINGERPRINT.fullmatch(folder.name)]
 
     def features(self) -> list[Feature]:
         """Every feature in the store, one per fingerprint. Raises `CorruptStore` for one that cannot be trusted."""

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -80,25 +80,42 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
         raise WrongUse(f"{path} is not a table that ser can read; its name should end in {', '.join(sorted(SUFFIXES))}")
     try:
         if suffix == ".parquet":
-            for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
+            table = pq.read_table(path)
+            if fault := _doubled(table.column_names):
+                raise CorpusError(f"{path} {fault}")
+            for number, row in enumerate(table.to_pylist(), 1):
                 yield f"row {number}", row
         elif suffix == ".jsonl":
             for number, line in enumerate(read_text(path).split("\n"), 1):
                 if line.strip():
                     yield f"line {number}", _json_object(line)
         else:
-            yield from _csv_lines(read_text(path), suffix)
+            yield from _csv_lines(path, read_text(path))
     except (pa.ArrowException, csv.Error, OSError) as error:
         raise CorpusError(f"{path} cannot be read as {suffix[1:]}: {' '.join(str(error).split())}") from error
 
 
-def _csv_lines(text: str, suffix: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def _doubled(names: Iterable[str]) -> str | None:
+    """Why no record can have these names: two of them stand for one of the manifest's columns."""
+    seen: dict[str, str] = {}
+    for name in names:
+        column = ALIASES.get(name, name)
+        if column in seen:
+            return f"has two columns for the {column}, {seen[column]!r} and {name!r}; keep the one that counts"
+        if column in SCHEMA.names:
+            seen[column] = name
+    return None
+
+
+def _csv_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
     header = text.partition("\n")[0]
-    delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=header.count)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
     # StringIO without newline translation: a quoted cell may hold line ends, and str.splitlines knows too many of them.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in next(reader, [])]
+        if fault := _doubled(names):
+            raise CorpusError(f"{path} {fault}")
         for cells in filter(None, reader):
             where = f"line {reader.line_num}"
             if len(cells) != len(names):
@@ -110,10 +127,17 @@ def _csv_lines(text: str, suffix: str) -> Iterator[tuple[str, dict[str, Any] | s
 
 
 def _json_object(line: str) -> dict[str, Any] | str:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if fault := _doubled(name for name, _ in pairs):
+            raise ValueError(fault)
+        return dict(pairs)
+
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=unique)
     except (json.JSONDecodeError, RecursionError):
         return "is not JSON"
+    except ValueError as error:  # a doubled name, or a number of thousands of digits
+        return str(error)
     return record if isinstance(record, dict) else "is not a JSON object"
 
 
@@ -146,7 +170,7 @@ def _row(record: dict[str, Any], need: str, columns: list[str]) -> dict[str, Any
     row: dict[str, Any] = {}
     for name, value in record.items():
         column = ALIASES.get(name, name)
-        if value is not None and column in columns and (column == name or column not in record):
+        if value is not None and column in columns:
             row[column] = _value(column, value)
     if need not in row:
         raise ValueError(f"has no {need}")
@@ -164,6 +188,8 @@ def _value(column: str, value: Any) -> Any:
     try:
         if column == "votes":
             return msgspec.convert(json.loads(value) if isinstance(value, str) else value, list[list[str]])
+        if isinstance(value, bytes | list | tuple | dict):  # whose str() would be taken for a text
+            raise TypeError
         convert: Callable[[Any], Any] = int if kind == pa.int32() else float if kind == pa.float64() else str
         converted = convert(value)
         if isinstance(converted, str):
