@@ -99,9 +99,9 @@ class Store:
             return latest.digest
         if latest and not replace and (lost := latest.lost(manifest)):
             raise WrongUse(
-                f"{self.path}: {len(lost)} of the {len(latest)} utterances of corpus {manifest.corpus} are not in this "
-                f"one any more, or have lost their audio or transcript (such as {lost[0]!r}); if a part of it is not "
-                "there, bring it back; give another corpus a --corpus-name of its own, or let this one take its place "
+                f"{self.path}: corpus {manifest.corpus} has {len(latest)} utterances there, and {len(lost)} of them "
+                f"(such as {lost[0]!r}) are missing now, or their audio or transcript is; if a part of the corpus is "
+                "away, bring it back; give another corpus a --corpus-name of its own, or let this one take its place "
                 "with --replace"
             )
         content, log = f"{manifest.digest}.parquet", Generation.of(manifest, command).line
