@@ -6,17 +6,17 @@ What is removed is moved aside first, in one step, then deleted; a reader in fli
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ser.errors import SerError, StoreError, WrongUse
+from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
-from .atomic_io import explain_disk_errors, move_into_place, sync_folder, workspace
+from .atomic_io import explain_disk_errors, sync_folder, workspace
 from .feature import Feature
 from .manifest import Key, Manifest
-from .part import Part, PartRows, Quarantine, part_name
+from .part import Part, PartRows, Quarantine
 from .store import Store, listed
 
 
@@ -116,19 +116,12 @@ class Removed:
     problem: str | None = None  # why nothing of it was: it cannot be read
 
 
-def _drop(store: Store, folder: Path, still: Callable[[], bool] = lambda: True) -> bool:
-    """Move a folder out of the store, then delete it, or put it back if it must not go `still`. Whether it went.
-
-    One that is not there any more is fine.
-    """
+def _drop(store: Store, folder: Path) -> None:
+    """Move a folder out of the store, then delete it. One that is not there any more is fine."""
     with workspace(store.path) as aside:
         with contextlib.suppress(FileNotFoundError):
             os.rename(folder, aside / folder.name)  # noqa: PTH104
-        if not (gone := still()):
-            with contextlib.suppress(FileNotFoundError):
-                move_into_place(aside / folder.name, folder)
         sync_folder(folder.parent)
-    return gone
 
 
 def only_feature(store: Store, name: str) -> Path:
@@ -171,24 +164,24 @@ def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: 
     publish manifests and parts meanwhile. Of all features (None), those that cannot be read are named and left.
     """
     for folder in store.folders() if folders is None else folders:
+        seen = set[str]()
         try:
             feature = Feature(store.path, folder)
-            parts = feature.parts()  # before the manifests: whoever publishes a row has put the one that asks for it
-        except SerError as error:
+            feature.parts()
+            current = _current(store, feature)
+            # Anew each time: others publish parts and remove them, and so does this.
+            while part := next((part for part in feature.parts() if part.name not in seen), None):
+                seen.add(part.name)
+                if _kept(feature, part, current) and part.record.corpus in store.corpora():
+                    yield from _rewrite(store, feature, part, dry_run)
+        except CorruptStore as error:
             if folders is not None:
                 raise
             yield Removed(str(folder.relative_to(store.path)), 0, 0, str(error))
-            continue
-        corpora = store.corpora()
-        current = _current(store, feature)
-        rests = dict[Path, Path]()
-        for part in parts:
-            if part.record.corpus in corpora and _kept(feature, part, current):
-                yield from _rewrite(store, feature, part, rests, dry_run)
 
 
 def _current(store: Store, feature: Feature) -> set[Key]:
-    """The rows that the corpora's latest manifests ask for, as of now."""
+    """The rows that the latest manifests ask for. Whoever publishes a row has put the manifest that does so before."""
     return {key for corpus in store.corpora() for key in feature.keys(store.manifest(corpus))}
 
 
@@ -205,29 +198,16 @@ def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], l
     return None if whole else (kept, quarantined)
 
 
-def _rewrite(store: Store, feature: Feature, part: Part, rests: dict[Path, Path], dry_run: bool) -> Iterator[Removed]:
-    """`rests` says of each part that was rewritten where the rest of it is now."""
-    record, current = part.record, _current(store, feature)
-    if (found := _kept(feature, part, current)) is None:
+def _rewrite(store: Store, feature: Feature, part: Part, dry_run: bool) -> Iterator[Removed]:
+    # The manifests again, the parts having been listed: another process may have put one since.
+    if (found := _kept(feature, part, _current(store, feature))) is None:
         return
-    kept, quarantined = found
+    record, (kept, quarantined) = part.record, found
     if not dry_run:
-        # Where the rows that count will be when the part has gone.
-        places = [feature.place(key) for key in part.keys if key in current]
-        holders = {rests.get(place[0].folder, place[0].folder) for place in places if place} - {part.folder}
         if kept or quarantined:
             packed = feature.gather([(part, i) for i in kept], [record.ids[i] for i in kept])
             rows = PartRows.from_packed(record.corpus, [record.inputs[i] for i in kept], packed, quarantined)
             feature.publish(rows, record.backend, record.written_by)
-            name = part_name(record.corpus, rows.ids, rows.inputs, [(entry.id, entry.input) for entry in quarantined])
-            rests[part.folder] = part.folder.parent / name
-            holders.add(rests[part.folder])
-
-        def nobody_needs_it() -> bool:
-            """Since the part went, nobody has asked for more of it, or removed what held the rest."""
-            return (_current(store, feature) - current).isdisjoint(part.keys) and all(map(Path.is_dir, holders))
-
         with explain_disk_errors("removing superseded rows", store.path):
-            if not _drop(store, part.folder, nobody_needs_it):
-                return
+            _drop(store, part.folder)
     yield Removed(str(part.folder.relative_to(store.path)), part.bytes, len(part.keys) - len(kept))

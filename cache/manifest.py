@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import hashlib
 import io
+import os
 import re
 import time
 import unicodedata
@@ -150,13 +151,14 @@ class Manifest:
 
     def lost(self, other: "Manifest") -> list[str]:
         """The ids that `other` does not have, or no more with the audio or the transcript that they have here."""
-        has = {id_: inputs for id_, *inputs in zip(other.ids, other.inputs("audio"), other.inputs("text"), strict=True)}
-        mine = zip(self.ids, self.inputs("audio"), self.inputs("text"), strict=True)
-        return [
-            id_
-            for id_, *inputs in mine
-            if id_ not in has or any(one and not there for one, there in zip(inputs, has[id_], strict=True))
-        ]
+        columns = ("id", "audio_sha256", "text_sha256")
+
+        def held(manifest: Manifest) -> set[tuple[str, str]]:
+            pairs = [(name, zip(manifest.ids, manifest.column(name), strict=True)) for name in columns]
+            return {(name, id_) for name, column in pairs for id_, value in column if value is not None}
+
+        gone = {id_ for _, id_ in held(self) - held(other)}
+        return [id_ for id_ in self.ids if id_ in gone]
 
     def inputs(self, modality: Modality) -> list[str | None]:
         """The digest of what each row's feature is computed from; None where the row has no such input."""
@@ -236,31 +238,31 @@ class Generation(msgspec.Struct, frozen=True):
     utterances: int | None = None
     command: str | None = None  # None: put by a version of ser that kept no log
 
-    @classmethod
-    def of(cls, manifest: Manifest, command: str) -> "Generation":
-        """A manifest that this command makes the latest now."""
-        return cls(manifest.digest, _utc(time.time()), len(manifest), command)
-
-    @property
-    def line(self) -> bytes:
-        """What the log says of it."""
-        return msgspec.json.encode(self) + b"\n"
-
 
 def _utc(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
-def generations(store: Path, corpus: str) -> list[Generation]:
-    """Every manifest that a corpus has had as its latest, oldest first; one that counted twice stands there twice.
+def log_generation(folder: Path, manifest: Manifest, command: str) -> None:
+    """Add a line to the log in a corpus's folder; of two processes' lines both stand there."""
+    line = msgspec.json.encode(Generation(manifest.digest, _utc(time.time()), len(manifest), command))
+    descriptor = os.open(folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    try:
+        os.write(descriptor, line + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def generations(folder: Path) -> list[Generation]:
+    """Every manifest that has been the latest in a corpus's folder, oldest first, each as often as it has.
 
     A line that a power loss cut is left out; what was put without a log stands at its file's time.
     """
-    folder, found = store / "manifests" / corpus, []
-    if (folder / LOG).exists():
-        for line in read_small(folder / LOG).splitlines():
-            with contextlib.suppress(msgspec.MsgspecError):
-                found.append(msgspec.json.decode(line, type=Generation))
+    found = []
+    for line in read_small(folder / LOG).splitlines() if (folder / LOG).exists() else ():
+        with contextlib.suppress(msgspec.MsgspecError):
+            found.append(msgspec.json.decode(line, type=Generation))
     logged = {one.digest for one in found}
     found += [Generation(f.stem, _utc(f.stat().st_mtime)) for f in folder.glob("*.parquet") if f.stem not in logged]
     return sorted(found, key=lambda one: one.time)

@@ -7,8 +7,8 @@
 What lies where, key by key, is in FORMAT.md.
 """
 
+import contextlib
 import difflib
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -18,7 +18,16 @@ from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 from . import atomic_io
 from .atomic_io import explain_disk_errors, folders_in, make_folder, read_small, replace_file
 from .feature import Feature
-from .manifest import LOG, RESERVED, Generation, Manifest, check_name, generations, is_name, list_corpora, read_manifest
+from .manifest import (
+    RESERVED,
+    Manifest,
+    check_name,
+    generations,
+    is_name,
+    list_corpora,
+    log_generation,
+    read_manifest,
+)
 from .part import Packed, PartRows, Quarantine
 from .spec import Spec, checksummed_json
 
@@ -94,7 +103,10 @@ class Store:
             if id_ is None or times > 1:
                 what = "an utterance without an id" if id_ is None else f"utterance {id_!r} twice"
                 raise WrongUse(f"corpus {manifest.corpus}: has {what}; ids must name one utterance each")
-        latest = self._latest(manifest.corpus, replace)
+        latest = None
+        if manifest.corpus in self.corpora():
+            with contextlib.suppress(StoreError if replace else CorruptStore):  # a damaged one is written again
+                latest = self.manifest(manifest.corpus)
         if latest and latest.same(manifest):
             return latest.digest
         if latest and not replace and (lost := latest.lost(manifest)):
@@ -104,56 +116,34 @@ class Store:
                 "away, bring it back; give another corpus a --corpus-name of its own, or let this one take its place "
                 "with --replace"
             )
-        content, log = f"{manifest.digest}.parquet", Generation.of(manifest, command).line
+        files = {f"{manifest.digest}.parquet": manifest.content, "latest": f"{manifest.digest}\n".encode()}
         with explain_disk_errors("writing a manifest", self.path, len(manifest.content)):
-            files = {content: manifest.content, LOG: log, "latest": f"{manifest.digest}\n".encode()}
             if folder.exists() or not atomic_io.new_folder(self.path, folder, files):
-                replace_file(folder / content, manifest.content, self.path)
-                self._make_latest(manifest, log)
+                for name, content in files.items():
+                    replace_file(folder / name, content, self.path)
+            log_generation(folder, manifest, command)
         return manifest.digest
-
-    def _latest(self, corpus: str, replace: bool) -> Manifest | None:
-        """A corpus's latest manifest; None if there is none, or none that can be trusted, which is written again."""
-        try:
-            return self.manifest(corpus) if corpus in self.corpora() else None
-        except CorruptStore:
-            return None
-        except StoreError as error:
-            if replace:
-                return None
-            raise StoreError(f"{error}, or let this corpus take the place of the one there with --replace") from error
-
-    def _make_latest(self, manifest: Manifest, log: bytes) -> None:
-        """Write a line of the corpus's log, then `latest`: what counts stands in the log."""
-        folder = self.path / "manifests" / manifest.corpus
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(folder / LOG, flags, 0o644)
-        try:
-            os.write(descriptor, log)  # in one piece, so that of two processes' lines both stand there
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        replace_file(folder / "latest", f"{manifest.digest}\n".encode(), self.path)
 
     def rollback(self, corpus: str, digest: str | None = None) -> Manifest:
         """Make an earlier manifest the corpus's latest again: by the beginning of its digest, or the one before.
 
         Raises `WrongUse` if there is none or several.
         """
-        corpus, found = self.only_corpus(corpus), generations(self.path, corpus)
+        folder = self.path / "manifests" / self.only_corpus(corpus)
+        past = [one.digest for one in generations(folder)]
         if digest is None:
-            now = read_small(self.path / "manifests" / corpus / "latest").decode(errors="replace").strip()
-            last = max((number for number, one in enumerate(found) if one.digest == now), default=len(found))
-            chosen = [one.digest for one in found[:last] if one.digest != now][-1:]
+            now = read_small(folder / "latest").decode(errors="replace").strip()
+            last = max((number for number, one in enumerate(past) if one == now), default=len(past))
+            chosen = [one for one in past[:last] if one != now][-1:]
         else:
-            chosen = sorted({one.digest for one in found if one.digest.startswith(digest)})
+            chosen = sorted({one for one in past if one.startswith(digest)})
         if len(chosen) != 1:
-            which = "no generation before its latest" if digest is None else f"{len(chosen)} generations {digest!r}"
-            listing = f"ser cache rollback {corpus} --list --store {self.path}"
-            raise WrongUse(f"{self.path}: corpus {corpus} has {which}; `{listing}` names them")
+            which = "no manifest before its latest" if digest is None else f"{len(chosen)} manifests {digest!r}"
+            raise WrongUse(f"{self.path}: corpus {corpus} has {which}; `ser cache rollback --list` names them")
         manifest = self.manifest(corpus, chosen[0])
         with explain_disk_errors("writing a manifest", self.path):
-            self._make_latest(manifest, Generation.of(manifest, "cache rollback").line)
+            replace_file(folder / "latest", f"{manifest.digest}\n".encode(), self.path)
+            log_generation(folder, manifest, "cache rollback")
         return manifest
 
     def folders(self) -> list[Path]:

@@ -39,8 +39,7 @@ class Checked:
     seconds: float  # several are checked at once: these may add up to more than the clock shows
     remaining: int  # things still to check
     problem: str | None = None
-    repaired: bool = False  # `ser features` computes it again
-    moved: str | None = None  # where the bad part is now
+    repaired: str | None = None  # what was done about it: `ser features` computes it again
     note: str | None = None  # no fault, but worth knowing
     skipped: bool = False  # a part that an interrupted pass found good less than a day ago, and that has not changed
 
@@ -131,48 +130,44 @@ def _things(store: Store) -> list[tuple[Path, Check]]:
 
 def _checked(store: Store, path: Path, check: Check, repair: bool) -> Checked:
     start = time.perf_counter()
-    size, problem, note, moved, repaired = 0, None, None, None, False
+    size, problem, note, repaired = 0, None, None, None
     try:
         size, note = check(store, path)
     except SerError as error:
         problem = str(error)
         # What a newer ser wrote, or may not be read by this user, is not corrupt.
-        if repair and isinstance(error, CorruptStore) and check is _part:
-            moved = _move_aside(store, path)
-        repaired = moved is not None or (repair and check is _feature and _make_parts_folder(store, path))
+        if repair and isinstance(error, CorruptStore):
+            repaired = _repair(store, path)
     except OSError as error:
         problem = f"{path}: cannot be read ({error.strerror or error})"
     seconds = time.perf_counter() - start
-    return Checked(str(path.relative_to(store.path)), size, seconds, 0, problem, repaired, moved, note)
+    return Checked(str(path.relative_to(store.path)), size, seconds, 0, problem, repaired, note)
 
 
-def _move_aside(store: Store, part: Path) -> str | None:
-    """Move a bad part to `<store>/bad/<feature>/<fingerprint>/<part>-<n>`. Returns where it is now.
+def _repair(store: Store, path: Path) -> str | None:
+    """Move a bad part to `<store>/bad/<feature>/<fingerprint>/<part>-<n>`, or make a feature's folder for parts again.
 
-    None without a spec.json, however bad: then this is no feature of the store, but somebody's folder.
+    A bad spec is written again by `ser features`. Nothing is touched where there is none: that folder is somebody's.
     """
-    feature = part.parent.parent
-    if not os.path.lexists(feature / "spec.json"):
+    feature = path.parent if path.name == "spec.json" else path.parent.parent
+    if not (feature / "spec.json").exists():
         return None
-    folder = store.path / BAD / feature.relative_to(store.path)
-    with explain_disk_errors("moving a bad part aside", store.path):
+    with explain_disk_errors("repairing it", store.path):
+        if path.name == "spec.json":
+            with contextlib.suppress(SerError):
+                Feature(store.path, feature)
+                make_folder(feature / "parts")
+                return "its folder for parts is there again"
+            return None
+        folder = store.path / BAD / feature.relative_to(store.path)
         make_folder(folder)
-        names = (folder / f"{part.name}-{number}" for number in itertools.count(1))
+        names = (folder / f"{path.name}-{number}" for number in itertools.count(1))
         place = next(name for name in names if not os.path.lexists(name))
         with contextlib.suppress(FileNotFoundError):  # another process did
-            os.rename(part, place)  # noqa: PTH104
+            os.rename(path, place)  # noqa: PTH104
         sync_folder(folder)
-        sync_folder(part.parent)
-    return str(place.relative_to(store.path))
-
-
-def _make_parts_folder(store: Store, spec: Path) -> bool:
-    """A bad spec is written again by `ser features`, and so is what a missing folder held, once it is there."""
-    with contextlib.suppress(SerError), explain_disk_errors("making a folder for parts", store.path):
-        Feature(store.path, spec.parent)
-        make_folder(spec.parent / "parts")
-        return True
-    return False
+        sync_folder(path.parent)
+    return f"moved to {place.relative_to(store.path)}"
 
 
 def _manifest(store: Store, path: Path) -> tuple[int, str | None]:
@@ -198,7 +193,11 @@ def _part(store: Store, path: Path) -> tuple[int, str | None]:
     with contextlib.suppress(SerError):  # that the spec is bad stands in its own record
         spec = Feature(store.path, folder).spec
     part = check_part(path, folder.name, spec)
-    note = f"holds files that are not of the part, and are never read: {', '.join(part.stray)}" if part.stray else None
+    note = (
+        f"holds files that are not of the part, and are never read: {', '.join(map(ascii, part.stray[:3]))}"
+        if part.stray
+        else None
+    )
     return part.bytes, note
 
 

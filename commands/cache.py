@@ -99,8 +99,7 @@ def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: 
             bar.set_postfix_str(f"{rate:.2f} GB/s", refresh=False)
             bar.update()
             if not as_json and (one.problem or one.note):
-                moved = f"moved to {one.moved}; " if one.moved else ""
-                again = f" ({moved}`ser features` computes it again)" if one.repaired else ""
+                again = f" ({one.repaired}; `ser features` computes it again)" if one.repaired else ""
                 bar.write(f"{one.path}: {one.problem or one.note}{again}", file=sys.stderr)
     bad = [one for one in checked if one.problem]
     skipped = sum(one.skipped for one in checked)
@@ -194,7 +193,7 @@ def rollback(corpus: str, digest: str | None, listing: bool, store: Path) -> Non
 
     opened = open_store(store)
     if listing:
-        found = generations(store, opened.only_corpus(corpus))
+        found = generations(store / "manifests" / opened.only_corpus(corpus))
         rows = [[one.time, one.digest, one.utterances, one.command] for one in found]
         answer(rows, ["time", "digest", "utterances", "command"], missingval="–")
         return

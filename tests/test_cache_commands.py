@@ -104,7 +104,7 @@ def test_a_table_does_not_take_the_place_of_a_corpus(tmp_path: Path) -> None:
     assert listed.index(manifest.digest) < listed.index(store.manifest().digest) and "cache import" in listed
     assert "10 utterances" in told("cache", "rollback", "toy", manifest.digest[:8], "--store", tmp_path / "s")
     assert store.manifest().digest == manifest.digest and feature.complete(store.manifest())
-    assert "2 generations ''" in ser("cache", "rollback", "toy", "", "--store", tmp_path / "s").stderr
+    assert "2 manifests ''" in ser("cache", "rollback", "toy", "", "--store", tmp_path / "s").stderr
     assert "10 rows of 10" in told(*command, "--manifest", tmp_path / "t.csv", "--corpus-name", "other")
 
 

@@ -230,7 +230,7 @@ def test_a_corpus_that_lost_utterances_does_not_become_the_latest(
     back = ["cache", "rollback", "corpus", "--store", str(store)]
     said = [CliRunner().invoke(main, back) for _ in range(2)]
     assert "8 utterances" in said[0].stdout and "4 utterances" in said[1].stdout, said
-    commands = [one.command for one in generations(store, "corpus")]
+    commands = [one.command for one in generations(store / "manifests" / "corpus")]
     assert commands == ["features", "features", "cache rollback", "cache rollback"]
 
 

@@ -8,7 +8,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -81,8 +82,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     try:
         if suffix == ".parquet":
             table = pq.read_table(path)
-            if fault := _doubled(table.column_names):
-                raise CorpusError(f"{path} {fault}")
+            _record([(name, None) for name in table.column_names])
             for number, row in enumerate(table.to_pylist(), 1):
                 yield f"row {number}", row
         elif suffix == ".jsonl":
@@ -90,32 +90,29 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
                 if line.strip():
                     yield f"line {number}", _json_object(line)
         else:
-            yield from _csv_lines(path, read_text(path))
-    except (pa.ArrowException, csv.Error, OSError) as error:
+            yield from _csv_lines(read_text(path), suffix)
+    except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
         raise CorpusError(f"{path} cannot be read as {suffix[1:]}: {' '.join(str(error).split())}") from error
 
 
-def _doubled(names: Iterable[str]) -> str | None:
-    """Why no record can have these names: two of them stand for one of the manifest's columns."""
-    seen: dict[str, str] = {}
-    for name in names:
-        column = ALIASES.get(name, name)
-        if column in seen:
-            return f"has two columns for the {column}, {seen[column]!r} and {name!r}; keep the one that counts"
-        if column in SCHEMA.names:
-            seen[column] = name
-    return None
+def _record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A record of these names and values. Raises `ValueError` if two stand for one of the manifest's columns."""
+    columns = Counter(ALIASES.get(name, name) for name, _ in pairs)
+    for column in SCHEMA.names:
+        if columns[column] > 1:
+            names = ", ".join(name for name, _ in pairs if ALIASES.get(name, name) == column)
+            raise ValueError(f"two columns stand for the {column} ({names}): keep the one that counts")
+    return dict(pairs)
 
 
-def _csv_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def _csv_lines(text: str, suffix: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
     header = text.partition("\n")[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+    delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=header.count)
     # StringIO without newline translation: a quoted cell may hold line ends, and str.splitlines knows too many of them.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in next(reader, [])]
-        if fault := _doubled(names):
-            raise CorpusError(f"{path} {fault}")
+        _record([(name, None) for name in names])
         for cells in filter(None, reader):
             where = f"line {reader.line_num}"
             if len(cells) != len(names):
@@ -127,16 +124,11 @@ def _csv_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any] | st
 
 
 def _json_object(line: str) -> dict[str, Any] | str:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if fault := _doubled(name for name, _ in pairs):
-            raise ValueError(fault)
-        return dict(pairs)
-
     try:
-        record = json.loads(line, object_pairs_hook=unique)
+        record = json.loads(line, object_pairs_hook=_record)
     except (json.JSONDecodeError, RecursionError):
         return "is not JSON"
-    except ValueError as error:  # a doubled name, or a number of thousands of digits
+    except ValueError as error:  # two columns for one thing, or a number of thousands of digits
         return str(error)
     return record if isinstance(record, dict) else "is not a JSON object"
 
