@@ -130,7 +130,7 @@ def _things(store: Store) -> list[tuple[Path, Check]]:
 
 def _checked(store: Store, path: Path, check: Check, repair: bool) -> Checked:
     start = time.perf_counter()
-    size, problem, note, repaired = 0, None, None, None
+    size, note, problem, repaired = 0, None, None, None
     try:
         size, note = check(store, path)
     except SerError as error:
@@ -218,8 +218,8 @@ def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part
     ):
         raise CorruptStore(f"{folder}: holds other utterances than its name says; {REPAIR}")
     if spec and (values.shape[1], values.dtype) != (spec.dim, spec.dtype):
-        fault = f"holds {values.shape[1]} × {values.dtype}, its spec says {spec.dim} × {spec.dtype}"
-        raise CorruptStore(f"{folder}: {fault}; {REPAIR}")
+        has, says = f"{values.shape[1]} × {values.dtype}", f"{spec.dim} × {spec.dtype}"
+        raise CorruptStore(f"{folder}: holds {has}, its spec says {says}; {REPAIR}")
     blocks = defaultdict[str, list[tuple[Block, str]]](list)
     for name, array in record.arrays.items():
         for block in array.blocks:
@@ -229,7 +229,7 @@ def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part
     def see(block: Block, name: str, content: bytes) -> None:
         if name == "offsets":
             found[block] = content
-        elif name == "values" and not np.isfinite(np.frombuffer(content, values.dtype)).all():
+        elif name == "values" and not _finite(content, values.dtype):
             raise CorruptStore(f"{folder / block.file}: holds values that are not finite; {REPAIR}")
 
     for file, known in record.files.items():
@@ -242,6 +242,12 @@ def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part
     if fault := BACKENDS[record.backend].inspect(folder, record.arrays):
         raise CorruptStore(f"{folder}: {fault}; {REPAIR}")
     return part
+
+
+def _finite(content: bytes, dtype: str) -> bool:
+    if dtype == "float16":  # numpy's own way takes 20 times as long; an exponent of ones is NaN or infinite
+        return bool(((np.frombuffer(content, np.uint16) & 0x7C00) < 0x7C00).all())
+    return bool(np.isfinite(np.frombuffer(content, dtype)).all())
 
 
 def _read_file(path: Path, blocks: list[tuple[Block, str]], see: Callable[[Block, str, bytes], None]) -> str:
