@@ -43,7 +43,11 @@ class Feature:
 
     def _read_spec(self) -> Spec:
         path = self.path / "spec.json"
-        spec = read_checksummed(path, Spec)
+        try:
+            spec = read_checksummed(path, Spec)
+        except CorruptStore as error:
+            name = f"{self.path.parent.name}@{self.path.name}"
+            raise CorruptStore(f"{error}, or drop it: `ser cache remove {name}`") from error
         if (spec.feature, spec.fingerprint) != (self.path.parent.name, self.path.name):
             raise CorruptStore(f"{path}: stands in the folder of another feature or fingerprint; {REPAIR}")
         return spec

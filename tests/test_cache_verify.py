@@ -41,27 +41,72 @@ def damage(part: Path) -> None:
     file.write_bytes(content)
 
 
+def forge_nan(part: Path) -> None:
+    """A value that is not a number, under checksums that are right."""
+    block = json.loads((part / "part.json").read_text())["arrays"]["values"]["blocks"][0]
+    file, start = part / block["file"], block["offset"]
+    content = bytearray(file.read_bytes())
+    content[start : start + 2] = np.array(np.nan, "<f2").tobytes()
+    file.write_bytes(content)
+
+    def change(record: dict[str, Any]) -> None:
+        first = record["arrays"]["values"]["blocks"][0]
+        first["crc32c"] = crc32c.crc32c(bytes(content[start : start + block["bytes"]]))
+        record["files"][block["file"]]["sha256"] = hashlib.sha256(content).hexdigest()
+
+    rewrite_record(part / "part.json", change)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_repair_drops_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
+def test_repair_moves_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
     store, feature, manifest, arrays = sample_store(tmp_path / "s", backend, count=20)
-    names = [part.name for part in feature.parts()]
+    parts = [part.folder for part in feature.parts()]
+    names = [part.name for part in parts]
     assert len(names) == 5
-    damage(feature.path / "parts" / names[1])
-    (feature.path / "parts" / names[3] / "part.json").write_text("{}")
+    (parts[0] / "Thumbs.db").write_bytes(b"thumbs")
+    (parts[0] / "elsewhere").symlink_to(tmp_path)
+    (parts[0].parent / "desktop.ini").write_text("[View]")
+    (store.path / "notes" / "2024").mkdir(parents=True)
+    check_whole(open_store(tmp_path / "s")["frames"], manifest, arrays)
+    noted = {Path(one.path).name: str(one.note) for one in verify(store, repair=True) if one.note or one.problem}
+    assert noted.keys() == {names[0], "desktop.ini", "notes"} and "'Thumbs.db'" in noted[names[0]]
+    damage(parts[1])
+    forge_nan(parts[2])
+    (parts[3] / "part.json").write_text("{}")
     found = {checked.path: checked for checked in verify(store)}
     bad = [path for path, checked in found.items() if checked.problem]
-    assert sorted(Path(path).name for path in bad) == [names[1], names[3]]
-    assert all(names[1] in found[p].problem or names[3] in found[p].problem for p in bad)  # type: ignore[operator]
-    assert (feature.path / "parts" / names[1]).exists()
-    repaired = [checked for checked in verify(store, repair=True) if checked.repaired]
-    assert len(repaired) == 2
+    assert sorted(Path(path).name for path in bad) == names[1:4]
+    assert all(any(name in str(found[path].problem) for name in names[1:4]) for path in bad)
+    assert parts[1].exists()
+    kept = {path.name for path in parts[3].iterdir()}
+    repaired = [str(checked.repaired) for checked in verify(store, repair=True) if checked.repaired]
+    assert repaired == [f"moved to bad/frames/{feature.fingerprint}/{name}-1" for name in names[1:4]]
+    assert {path.name for path in (store.path / repaired[2].removeprefix("moved to ")).iterdir()} == kept
     feature = open_store(tmp_path / "s")["frames"]
-    assert [part.name for part in feature.parts()] == [names[0], names[2], names[4]]
-    assert len(feature.missing(manifest)) == 8
-    assert sorted(fill(feature, manifest, arrays, backend)) == sorted([names[1], names[3]])
+    assert [part.name for part in feature.parts()] == [names[0], names[4]]
+    assert len(feature.missing(manifest)) == 12 and not list((store.path / "notes" / "2024").iterdir())
+    assert sorted(fill(feature, manifest, arrays, backend)) == names[1:4]
     check_whole(feature, manifest, arrays)
     assert not [checked for checked in verify(store) if checked.problem]
     assert not list((store.path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_verify_holds_a_part_against_its_spec_and_its_name(tmp_path: Path, backend: str) -> None:
+    """As another program writes it: all checksums are right."""
+    store, feature, manifest, arrays = sample_store(tmp_path / "s", backend, level="utterance")
+    first = feature.parts()[0].folder
+    expected = {"0" * 16: "holds other utterances than its name says"}
+    for spec, fault in ((spec_of("utterance", 9), "holds 9 × float16"), (spec_of(), "are not one row each")):
+        rows = part_rows(Manifest(fault, manifest.table), spec, values_of(manifest, spec), [0, 1])
+        name = str(publish(store.path, first.parent, rows, spec, backend, {}))
+        rewrite_record(first.parent / name / "part.json", lambda record: record.update(fingerprint=feature.fingerprint))
+        expected[name] = fault
+    first.rename(first.with_name("0" * 16))
+    found = {Path(one.path).name: str(one.problem) for one in verify(store, repair=True) if one.repaired}
+    assert found.keys() == expected.keys() and all(fault in found[name] for name, fault in expected.items())
+    fill(feature, manifest, arrays, backend)
+    check_whole(feature, manifest, arrays)
 
 
 def test_a_bad_spec_costs_no_rows(tmp_path: Path) -> None:
@@ -110,69 +155,6 @@ def test_verify_is_taken_up_where_it_stopped(tmp_path: Path, backend: str) -> No
     lines = [line.split(" ") for line in journal.read_text().splitlines()]
     journal.write_text("".join(f"{int(when) - 24 * 3600} {stamp}\n" for when, stamp in lines) + "cut sh")
     assert skipped() == []  # what was good long ago may be bad now
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_repair_touches_nothing_but_bad_parts(tmp_path: Path, backend: str) -> None:
-    store, feature, manifest, arrays = sample_store(tmp_path / "s", backend)
-    part = feature.parts()[0].folder
-    (part / "Thumbs.db").write_bytes(b"thumbs")
-    (part / "elsewhere").symlink_to(tmp_path)
-    (part.parent / "desktop.ini").write_text("[View]")
-    (store.path / "notes" / "2024").mkdir(parents=True)
-    before = sorted(path.relative_to(store.path) for path in store.path.rglob("*"))
-    check_whole(open_store(tmp_path / "s")["frames"], manifest, arrays)
-    found = [one for one in verify(store, repair=True) if one.note or one.problem]
-    assert {(Path(one.path).name, one.problem) for one in found} == {
-        (part.name, None),
-        ("desktop.ini", None),
-        ("notes", None),
-    }
-    assert "Thumbs.db" in str([one.note for one in found])
-    assert sorted(path.relative_to(store.path) for path in store.path.rglob("*")) == before
-    check_whole(feature, manifest, arrays)
-
-
-def forge_nan(part: Path) -> None:
-    """A value that is not a number, under checksums that are right."""
-    record = json.loads((part / "part.json").read_text())
-    block = record["arrays"]["values"]["blocks"][0]
-    file, start = part / block["file"], block["offset"]
-    content = bytearray(file.read_bytes())
-    content[start : start + 2] = np.array(np.nan, "<f2").tobytes()
-    file.write_bytes(content)
-
-    def change(record: dict[str, Any]) -> None:
-        block = record["arrays"]["values"]["blocks"][0]
-        block["crc32c"] = crc32c.crc32c(bytes(content[start : start + block["bytes"]]))
-        record["files"][block["file"]]["sha256"] = hashlib.sha256(content).hexdigest()
-
-    rewrite_record(part / "part.json", change)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_verify_holds_a_part_against_its_spec(tmp_path: Path, backend: str) -> None:
-    """As another program writes it: all checksums are right."""
-    store, feature, manifest, arrays = sample_store(tmp_path / "s", backend, level="utterance")
-    parts = [part.folder for part in feature.parts()]
-    expected = {}
-    for spec, fault in ((spec_of("utterance", 9), "holds 9 × float16"), (spec_of(), "are not one row each")):
-        rows = part_rows(manifest, spec, values_of(manifest, spec), [0, 1])
-        rows.corpus = fault
-        name = str(publish(store.path, parts[0].parent, rows, spec, backend, {}))
-        change = {"fingerprint": feature.fingerprint}
-        rewrite_record(parts[0].parent / name / "part.json", lambda record, change=change: record.update(change))
-        expected[name] = fault
-    forge_nan(parts[0])
-    parts[1].rename(parts[1].with_name("0" * 16))
-    expected |= {parts[0].name: "values that are not finite", "0" * 16: "holds other utterances than its name says"}
-    found = {Path(one.path).name: one for one in verify(store, repair=True) if one.problem}
-    assert found.keys() == expected.keys()
-    for name, one in found.items():
-        assert expected[name] in str(one.problem) and str(one.repaired).startswith("moved to bad/")
-    assert not [one for one in verify(store) if one.problem or one.note]
-    fill(feature, manifest, arrays, backend)
-    check_whole(feature, manifest, arrays)
 
 
 def test_listing(tmp_path: Path) -> None:
