@@ -43,11 +43,7 @@ class Feature:
 
     def _read_spec(self) -> Spec:
         path = self.path / "spec.json"
-        try:
-            spec = read_checksummed(path, Spec)
-        except CorruptStore as error:
-            name = f"{self.path.parent.name}@{self.path.name}"
-            raise CorruptStore(f"{error}, or drop it: `ser cache remove {name}`") from error
+        spec = read_checksummed(path, Spec)
         if (spec.feature, spec.fingerprint) != (self.path.parent.name, self.path.name):
             raise CorruptStore(f"{path}: stands in the folder of another feature or fingerprint; {REPAIR}")
         return spec

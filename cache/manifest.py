@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import hashlib
 import io
-import os
 import re
 import time
 import unicodedata
@@ -18,7 +17,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ser.errors import CorruptStore, WrongUse
+from ser.errors import CorruptStore, StoreError, WrongUse
 
 from .atomic_io import folders_in, read_small
 from .spec import FORMAT_VERSION, Modality, check_version
@@ -243,21 +242,18 @@ def _utc(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
-def log_generation(folder: Path, manifest: Manifest, command: str) -> None:
-    """Add a line to the log in a corpus's folder; of two processes' lines both stand there."""
-    line = msgspec.json.encode(Generation(manifest.digest, _utc(time.time()), len(manifest), command))
-    descriptor = os.open(folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-    try:
-        os.write(descriptor, line + b"\n")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def log_with(folder: Path, manifest: Manifest, command: str) -> bytes:
+    """The log of a corpus's folder, with one line more: this command makes this manifest the latest."""
+    log = b""
+    with contextlib.suppress(StoreError):
+        log = read_small(folder / LOG)
+    return log + msgspec.json.encode(Generation(manifest.digest, _utc(time.time()), len(manifest), command)) + b"\n"
 
 
 def generations(folder: Path) -> list[Generation]:
     """Every manifest that has been the latest in a corpus's folder, oldest first, each as often as it has.
 
-    A line that a power loss cut is left out; what was put without a log stands at its file's time.
+    What stands in no readable line of the log, as another process put it or an older ser, stands at its file's time.
     """
     found = []
     for line in read_small(folder / LOG).splitlines() if (folder / LOG).exists() else ():

@@ -19,13 +19,14 @@ from . import atomic_io
 from .atomic_io import explain_disk_errors, folders_in, make_folder, read_small, replace_file
 from .feature import Feature
 from .manifest import (
+    LOG,
     RESERVED,
     Manifest,
     check_name,
     generations,
     is_name,
     list_corpora,
-    log_generation,
+    log_with,
     read_manifest,
 )
 from .part import Packed, PartRows, Quarantine
@@ -116,13 +117,16 @@ class Store:
                 "away, bring it back; give another corpus a --corpus-name of its own, or let this one take its place "
                 "with --replace"
             )
-        files = {f"{manifest.digest}.parquet": manifest.content, "latest": f"{manifest.digest}\n".encode()}
+        self._make_latest(folder, manifest, command)
+        return manifest.digest
+
+    def _make_latest(self, folder: Path, manifest: Manifest, command: str) -> None:
+        log, latest = log_with(folder, manifest, command), f"{manifest.digest}\n".encode()
+        files = {f"{manifest.digest}.parquet": manifest.content, LOG: log, "latest": latest}
         with explain_disk_errors("writing a manifest", self.path, len(manifest.content)):
             if folder.exists() or not atomic_io.new_folder(self.path, folder, files):
                 for name, content in files.items():
                     replace_file(folder / name, content, self.path)
-            log_generation(folder, manifest, command)
-        return manifest.digest
 
     def rollback(self, corpus: str, digest: str | None = None) -> Manifest:
         """Make an earlier manifest the corpus's latest again: by the beginning of its digest, or the one before.
@@ -141,9 +145,7 @@ class Store:
             which = "no manifest before its latest" if digest is None else f"{len(chosen)} manifests {digest!r}"
             raise WrongUse(f"{self.path}: corpus {corpus} has {which}; `ser cache rollback --list` names them")
         manifest = self.manifest(corpus, chosen[0])
-        with explain_disk_errors("writing a manifest", self.path):
-            replace_file(folder / "latest", f"{manifest.digest}\n".encode(), self.path)
-            log_generation(folder, manifest, "cache rollback")
+        self._make_latest(folder, manifest, "cache rollback")
         return manifest
 
     def folders(self) -> list[Path]:

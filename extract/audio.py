@@ -79,10 +79,8 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
     except UtteranceError as fault:
         if sha256 is None:
             raise
-        raise CorpusError(
-            f"{path}: {fault}, and was whole when the corpus was read; check that the corpus is mounted here and that "
-            "nobody changes it, and run again"
-        ) from fault
+        reason = f"{fault}, and was whole when the corpus was read"
+        raise CorpusError(f"{path}: {reason}; check that the corpus is mounted here, and run again") from fault
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise CorpusError(f"{path}: changed after the corpus was read: run again")
     file, warnings = open_audio(data)
