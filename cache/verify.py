@@ -202,7 +202,7 @@ def _part(store: Store, path: Path) -> tuple[int, str | None]:
 
 
 def _foreign(store: Store, path: Path) -> tuple[int, str | None]:
-    return 0, f"is no {'part' if path.parent.name == 'parts' else 'feature'} of the store; left alone"
+    return 0, f"is not a {'part' if path.parent.name == 'parts' else 'feature'} of the store; left alone"
 
 
 def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part:
