@@ -1,6 +1,7 @@
 """One feature of a store, computed in one way: its parts, and the rows that a manifest joins to them."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,9 @@ class Feature:
         """Every published part, by name. Raises `CorruptStore` for one that cannot be trusted."""
         folder = self.path / "parts"
         try:
-            names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+            with os.scandir(folder) as entries:  # a plain file beside the parts, such as a `Thumbs.db`, is none
+                named = [entry for entry in entries if not entry.is_file(follow_symlinks=False)]
+            names = sorted(entry.name for entry in named if not entry.name.startswith("."))
         except (FileNotFoundError, NotADirectoryError):
             raise CorruptStore(f"{folder}: is missing; {REPAIR}") from None
         if names != list(self._parts):

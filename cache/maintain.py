@@ -1,32 +1,23 @@
-"""Look after a store: list what it holds, verify every byte of it, remove what is not wanted.
+"""Look after a store: list what it holds, remove what is not wanted.
 
 What is removed is moved aside first, in one step, then deleted; a reader in flight gets an error, never zeros.
 """
 
 import contextlib
-import hashlib
 import os
-import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ser.errors import CorruptStore, SerError, WrongUse
+from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
-from .atomic_io import REPAIR, explain_disk_errors, make_folder, open_plain, sync_folder, workspace
-from .backends import BACKENDS
-from .blocks import Block, check_block
+from .atomic_io import explain_disk_errors, sync_folder, workspace
 from .feature import Feature
-from .manifest import Key, Manifest, read_manifest
-from .part import Part, PartRows
+from .manifest import Key, Manifest
+from .part import Part, PartRows, Quarantine
 from .store import Store, listed
-
-JOURNAL = "verify.journal"
-_PIECE = 1 << 20
-_DAY = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,7 @@ def list_features(store: Store) -> list[Listing]:
             feature = Feature(store.path, folder)
             corpora: list[Any] = sorted({part.record.corpus for part in feature.parts()}) or [None]
             found += [_listing(feature, corpus, manifests.get(corpus)) for corpus in corpora]
-        except SerError as error:
+        except (SerError, OSError) as error:
             found.append(Listing(folder.parent.name, folder.name, problem=str(error)))
     return found
 
@@ -116,158 +107,13 @@ def feature_info(store: Store, feature: Feature) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """One manifest, spec or part that has been checked."""
-
-    path: str  # relative to the store
-    bytes: int
-    seconds: float  # several are checked at once: these may add up to more than the clock shows
-    remaining: int  # things still to check
-    problem: str | None = None
-    repaired: bool = False  # the bad part has been dropped; `ser features` computes it again
-    note: str | None = None  # no fault, but worth knowing
-
-
-def verify(store: Store, repair: bool = False) -> Iterator[Checked]:
-    """Check everything in a store, yielding a record for each manifest, spec and part.
-
-    With `repair`, a part that cannot be trusted is dropped, and nothing else. A pass that was interrupted is resumed
-    where it stopped, within a day; in a read-only store each pass starts anew.
-    """
-    journal = store.path / JOURNAL
-    done: set[str] = set()
-    with contextlib.suppress(OSError):
-        if time.time() - journal.stat().st_mtime < _DAY:  # what was good days ago may be bad now
-            done = set(journal.read_text(errors="replace").splitlines())
-    todo = [path for path in _things(store) if not done or _stamp(store, path) not in done]
-    pool = ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))))
-    log = None
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if done else os.O_TRUNC)
-    with contextlib.suppress(OSError):
-        log = os.open(journal, flags, 0o644)
-    try:
-        for number, checked in enumerate(pool.map(lambda path: _check(store, path, repair), todo), 1):
-            if log is not None and checked.problem is None:
-                with contextlib.suppress(OSError):
-                    os.write(log, f"{_stamp(store, store.path / checked.path)}\n".encode())
-            yield replace(checked, remaining=len(todo) - number)
-        if log is not None:
-            journal.unlink(missing_ok=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if log is not None:
-            os.close(log)
-
-
-def _stamp(store: Store, path: Path) -> str | None:
-    """What the journal says of a thing that is good: its name, and when it changed last."""
-    with contextlib.suppress(OSError):
-        stat = path.stat()
-        return f"{path.relative_to(store.path)} {stat.st_ino} {stat.st_mtime_ns}"
-    return None
-
-
-def _things(store: Store) -> list[Path]:
-    """What there is to check, each part after its spec."""
-    things = []
-    for corpus in store.corpora():
-        folder = store.path / "manifests" / corpus
-        things += [folder / "latest", *sorted(folder.glob("*.parquet"))]
-    for folder in store.folders():
-        things.append(folder / "spec.json")
-        with contextlib.suppress(OSError):
-            things += sorted(entry for entry in (folder / "parts").iterdir() if not entry.name.startswith("."))
-    return things
-
-
-def _check(store: Store, path: Path, repair: bool) -> Checked:
-    start = time.perf_counter()
-    size, problem, note, repaired = 0, None, None, False
-    try:
-        if path.parent.name == "parts":
-            size = check_part(path, path.parent.parent.name)
-        elif path.name == "spec.json":
-            note = _check_feature(store, path.parent)
-        else:
-            read_manifest(store.path, path.parent.name, None if path.name == "latest" else path.stem)
-        size = size or path.stat().st_size
-    except SerError as error:
-        problem = str(error)
-        # What a newer ser wrote, or may not be read by this user, is not corrupt.
-        repaired = repair and isinstance(error, CorruptStore) and _repair(store, path)
-    except OSError as error:
-        problem = f"{path}: cannot be read ({error.strerror})"
-    return Checked(str(path.relative_to(store.path)), size, time.perf_counter() - start, 0, problem, repaired, note)
-
-
-def _repair(store: Store, path: Path) -> bool:
-    """Drop a bad part. A bad spec is written again by `ser features`, and so is what a missing folder held."""
-    if path.parent.name == "parts":
-        with explain_disk_errors("dropping a bad part", store.path):
-            _drop(store, path)
-        return True
-    if path.name == "spec.json":
-        with contextlib.suppress(CorruptStore), explain_disk_errors("making a folder for parts", store.path):
-            make_folder(path.parent / "parts")
-            _check_feature(store, path.parent)
-            return True
-    return False
-
-
-def check_part(folder: Path, fingerprint: str) -> int:
-    """Check a part down to its last byte, reading it once. Returns how many it has; raises `CorruptStore`."""
-    part = Part(folder, fingerprint)
-    blocks = defaultdict[str, list[Block]](list)
-    for array in part.record.arrays.values():
-        for block in array.blocks:
-            blocks[block.file].append(block)
-    for name, file in part.record.files.items():
-        if _check_blocks(folder / name, sorted(blocks[name], key=lambda block: block.offset)) != file.sha256:
-            raise CorruptStore(f"{folder / name}: altered (its sha256 is wrong); {REPAIR}")
-    part.offsets  # noqa: B018 (raises if they do not fit)
-    if fault := BACKENDS[part.record.backend].inspect(folder, part.record.arrays):
-        raise CorruptStore(f"{folder}: {fault}; {REPAIR}")
-    return part.bytes
-
-
-def _check_blocks(path: Path, blocks: list[Block]) -> str:
-    """The sha256 of a file, whose blocks are checked on the way."""
-    digest = hashlib.sha256()
-    with os.fdopen(open_plain(path), "rb", buffering=0) as file:
-
-        def read(size: int) -> bytes:
-            content = file.read(size)
-            digest.update(content)
-            return content
-
-        for block in blocks:
-            while (gap := block.offset - file.tell()) > 0 and read(min(gap, _PIECE)):
-                pass
-            check_block(str(path), block, [read(block.bytes)])
-        while read(_PIECE):
-            pass
-    return digest.hexdigest()
-
-
-def _check_feature(store: Store, folder: Path) -> str | None:
-    """The spec, and whether rows appear twice."""
-    feature = Feature(store.path, folder)
-    if not (folder / "parts").is_dir():
-        raise CorruptStore(f"{folder / 'parts'}: is missing; {REPAIR}")
-    keys = Counter[Key]()
-    with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
-        keys.update(key for part in feature.parts() for key in part.keys)
-    twice = keys.total() - len(keys)
-    return f"{twice} rows stand in two parts; `ser cache remove --superseded` rewrites them" if twice else None
-
-
-@dataclass(frozen=True)
 class Removed:
-    """What was removed."""
+    """What was removed, or with a `dry_run` would be."""
 
     path: str  # relative to the store
     bytes: int
     rows: int
+    problem: str | None = None  # why nothing of it was: it cannot be read
 
 
 def _drop(store: Store, folder: Path) -> None:
@@ -278,44 +124,69 @@ def _drop(store: Store, folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def only_feature(store: Store, name: str) -> Feature:
-    """The one feature that `name[:variant][@fingerprint]` can mean: what is removed is never guessed.
+def only_feature(store: Store, name: str) -> Path:
+    """The folder of the one feature that `name[:variant][@fingerprint]` can mean: what is removed is never guessed.
 
-    Raises `WrongUse` listing them if there are several, `MissingRows` if there is none.
+    By its fingerprint it may also be one that cannot be read. Raises `WrongUse` listing them if there are several,
+    `MissingRows` if there is none.
     """
-    found = store.named(name)
+    feature, _, prefix = name.partition("@")
+    try:
+        found = store.named(name)
+    except StoreError:
+        near = [one for one in store.folders() if one.parent.name == feature.partition(":")[0]]
+        if prefix and len(near := [one for one in near if one.name.startswith(prefix)]) == 1:
+            return near[0]
+        raise
     if len(found) > 1:
         raise WrongUse(f"{store.path}: there are several {name}, choose one by its fingerprint: {listed(found)}")
-    return found[0]
+    return found[0].path
 
 
-def remove_feature(store: Store, feature: Feature) -> Removed:
-    """Remove a feature with all its parts."""
-    size = sum(path.stat().st_size for path in feature.path.rglob("*") if path.is_file())
+def remove_feature(store: Store, folder: Path) -> Removed:
+    """Remove a feature with all its parts, whether they can be trusted or not."""
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     rows = 0
-    with contextlib.suppress(OSError):  # one that cannot be trusted may be removed too
-        rows = sum(len(part.keys) for part in feature.parts())
-    with explain_disk_errors(f"removing {feature.spec.name}", store.path):
-        _drop(store, feature.path)
+    for part in (folder / "parts").glob("*"):
         with contextlib.suppress(OSError):
-            feature.path.parent.rmdir()
-    return Removed(str(feature.path.relative_to(store.path)), size, rows)
+            rows += len(Part(part, folder.name).record.ids)
+    with explain_disk_errors(f"removing {folder}", store.path):
+        _drop(store, folder)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
+    return Removed(str(folder.relative_to(store.path)), size, rows)
 
 
-def remove_superseded(store: Store, features: list[Feature] | None = None) -> Iterator[Removed]:
+def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: bool = False) -> Iterator[Removed]:
     """Rewrite the parts that hold rows which no corpus's latest manifest asks for, or which appear twice.
 
-    What is kept is published before what holds it is dropped, so that no row is ever missing.
+    What is kept is published before what holds it is dropped, so that no row is ever missing. Other processes may
+    publish manifests and parts meanwhile. Of all features (None), those that cannot be read are named and left.
     """
-    manifests = [store.manifest(corpus) for corpus in store.corpora()]
-    for feature in store.features() if features is None else features:
-        current = {key for manifest in manifests for key in feature.keys(manifest)}
-        for part in feature.parts():
-            if part.record.corpus in store.corpora():
-                yield from _rewrite(store, feature, part, current)
+    for folder in store.folders() if folders is None else folders:
+        seen = set[str]()
+        try:
+            feature = Feature(store.path, folder)
+            feature.parts()
+            current = _current(store, feature)
+            # Anew each time: others publish parts and remove them, and so does this.
+            while part := next((part for part in feature.parts() if part.name not in seen), None):
+                seen.add(part.name)
+                if _kept(feature, part, current) and part.record.corpus in store.corpora():
+                    yield from _rewrite(store, feature, part, dry_run)
+        except CorruptStore as error:
+            if folders is not None:
+                raise
+            yield Removed(str(folder.relative_to(store.path)), 0, 0, str(error))
 
 
-def _rewrite(store: Store, feature: Feature, part: Part, current: set[Key]) -> Iterator[Removed]:
+def _current(store: Store, feature: Feature) -> set[Key]:
+    """The rows that the latest manifests ask for. Whoever publishes a row has put the manifest that does so before."""
+    return {key for corpus in store.corpora() for key in feature.keys(store.manifest(corpus))}
+
+
+def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], list[Quarantine]] | None:
+    """The numbers of the rows that a part keeps, and its quarantined utterances that still count; None: all."""
     record = part.record
     kept = [i for i, key in enumerate(part.keys) if key in current and feature.place(key) == (part, i)]
     quarantined = [
@@ -323,12 +194,20 @@ def _rewrite(store: Store, feature: Feature, part: Part, current: set[Key]) -> I
         for entry in record.quarantined
         if (key := (record.corpus, entry.id, entry.input)) in current and feature.place(key) is None
     ]
-    if len(kept) == len(part.keys) and len(quarantined) == len(record.quarantined):
+    whole = len(kept) == len(part.keys) and len(quarantined) == len(record.quarantined)
+    return None if whole else (kept, quarantined)
+
+
+def _rewrite(store: Store, feature: Feature, part: Part, dry_run: bool) -> Iterator[Removed]:
+    # The manifests again, the parts having been listed: another process may have put one since.
+    if (found := _kept(feature, part, _current(store, feature))) is None:
         return
-    if kept or quarantined:
-        packed = feature.gather([(part, i) for i in kept], [record.ids[i] for i in kept])
-        rows = PartRows.from_packed(record.corpus, [record.inputs[i] for i in kept], packed, quarantined)
-        feature.publish(rows, record.backend, record.written_by)
-    with explain_disk_errors("removing superseded rows", store.path):
-        _drop(store, part.folder)
+    record, (kept, quarantined) = part.record, found
+    if not dry_run:
+        if kept or quarantined:
+            packed = feature.gather([(part, i) for i in kept], [record.ids[i] for i in kept])
+            rows = PartRows.from_packed(record.corpus, [record.inputs[i] for i in kept], packed, quarantined)
+            feature.publish(rows, record.backend, record.written_by)
+        with explain_disk_errors("removing superseded rows", store.path):
+            _drop(store, part.folder)
     yield Removed(str(part.folder.relative_to(store.path)), part.bytes, len(part.keys) - len(kept))

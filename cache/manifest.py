@@ -1,8 +1,11 @@
 """The manifest: one row per utterance, immutable, named by the digest of its bytes; and which names are allowed."""
 
+import contextlib
+import datetime
 import hashlib
 import io
 import re
+import time
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,24 +13,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ser.errors import CorruptStore, WrongUse
+from ser.errors import CorruptStore, StoreError, WrongUse
 
 from .atomic_io import folders_in, read_small
 from .spec import FORMAT_VERSION, Modality, check_version
 
 # Feature and corpus names become folders; ids never do.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-RESERVED = {"manifests", "tmp"}
+RESERVED = {"manifests", "tmp", "bad"}
+LOG = "log.jsonl"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `ser features` to write it again"
 
 
+def is_name(name: str) -> bool:
+    """Whether a feature or a corpus can be called so."""
+    return _NAME.fullmatch(name) is not None and name not in RESERVED
+
+
 def check_name(kind: str, name: str) -> str:
     """A feature's or corpus's name, fit to be a folder. Raises `WrongUse`."""
-    if not _NAME.fullmatch(name) or name in RESERVED:
+    if not is_name(name):
         raise WrongUse(f"a {kind} cannot be called {name!r}; use at most 64 letters, digits, '-', '_' and '.'")
     return name
 
@@ -134,6 +144,21 @@ class Manifest:
         """The utterances' ids, in row order."""
         return self.column("id")
 
+    def same(self, other: "Manifest") -> bool:
+        """Whether both say the same of the same utterances in the same order."""
+        return self.table.equals(other.table) and self.synthetic == other.synthetic
+
+    def lost(self, other: "Manifest") -> list[str]:
+        """The ids that `other` does not have, or no more with the audio or the transcript that they have here."""
+        columns = ("id", "audio_sha256", "text_sha256")
+
+        def held(manifest: Manifest) -> set[tuple[str, str]]:
+            pairs = [(name, zip(manifest.ids, manifest.column(name), strict=True)) for name in columns]
+            return {(name, id_) for name, column in pairs for id_, value in column if value is not None}
+
+        gone = {id_ for _, id_ in held(self) - held(other)}
+        return [id_ for id_ in self.ids if id_ in gone]
+
     def inputs(self, modality: Modality) -> list[str | None]:
         """The digest of what each row's feature is computed from; None where the row has no such input."""
         return self.column(f"{modality}_sha256")
@@ -202,3 +227,38 @@ def read_manifest(store: Path, corpus: str, digest: str | None = None) -> Manife
     if manifest.corpus != corpus:
         raise CorruptStore(f"{path}: is the manifest of corpus {manifest.corpus!r}; {_AGAIN}")
     return manifest
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """A manifest that a corpus has, or had, as its latest: one line of the corpus's log."""
+
+    digest: str
+    time: str  # UTC, as in 2026-11-22T13:48:15+00:00
+    utterances: int | None = None
+    command: str | None = None  # None: put by a version of ser that kept no log
+
+
+def _utc(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+
+
+def log_with(folder: Path, manifest: Manifest, command: str) -> bytes:
+    """The log of a corpus's folder, with one line more: this command makes this manifest the latest."""
+    log = b""
+    with contextlib.suppress(StoreError):
+        log = read_small(folder / LOG)
+    return log + msgspec.json.encode(Generation(manifest.digest, _utc(time.time()), len(manifest), command)) + b"\n"
+
+
+def generations(folder: Path) -> list[Generation]:
+    """Every manifest that has been the latest in a corpus's folder, oldest first, each as often as it has.
+
+    What stands in no readable line of the log, as another process put it or an older ser, stands at its file's time.
+    """
+    found = []
+    for line in read_small(folder / LOG).splitlines() if (folder / LOG).exists() else ():
+        with contextlib.suppress(msgspec.MsgspecError):
+            found.append(msgspec.json.decode(line, type=Generation))
+    logged = {one.digest for one in found}
+    found += [Generation(f.stem, _utc(f.stat().st_mtime)) for f in folder.glob("*.parquet") if f.stem not in logged]
+    return sorted(found, key=lambda one: one.time)

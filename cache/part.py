@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +82,8 @@ class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Part:
     """A published part: its record, checked against the names, sizes and kinds of the files that are really there.
 
-    Raises `CorruptStore` naming the first file that is missing, too many, cut short or not a plain file.
+    `stray` names what else lies there, such as a `Thumbs.db`, which nobody reads. Raises `CorruptStore` naming the
+    first recorded file that is missing, cut short or not a plain file.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -90,13 +91,12 @@ class Part:
         self.record = read_checksummed(folder / "part.json", PartRecord)
         if self.record.fingerprint != fingerprint:
             raise CorruptStore(f"{folder}: belongs to another fingerprint, {self.record.fingerprint}; {REPAIR}")
-        found = {name: size for name, size in _files_below(folder) if name != "part.json"}
-        sizes = {name: file.bytes for name, file in self.record.files.items()}
-        for name in sorted(found.keys() | sizes.keys()):
-            if found.get(name) != sizes.get(name):
+        found = dict(_files_below(folder, self.record.files))
+        for name, file in sorted(self.record.files.items()):
+            if found.get(name) != file.bytes:
                 has = f"has {found[name]} bytes" if name in found else "is missing"
-                recorded = sizes.get(name, "no such file")
-                raise CorruptStore(f"{str(folder / name)!r}: {has}, part.json records {recorded}; {REPAIR}")
+                raise CorruptStore(f"{str(folder / name)!r}: {has}, part.json records {file.bytes}; {REPAIR}")
+        self.stray = sorted(found.keys() - self.record.files.keys() - {"part.json"})
 
     @property
     def name(self) -> str:
@@ -118,15 +118,19 @@ class Part:
         """Utterance i is rows `offsets[i]:offsets[i + 1]` of the values. Raises `CorruptStore` if it cannot be."""
         offsets = np.empty(len(self.record.ids) + 1, np.int64)
         read_stretches([(self.folder, self.record.arrays["offsets"], [(0, len(offsets), 0)])], offsets)
-        if offsets[0] != 0 or offsets[-1] != self.record.arrays["values"].shape[0] or (np.diff(offsets) < 0).any():
-            raise CorruptStore(f"{self.folder}: its offsets do not fit its rows; {REPAIR}")
+        self.check_offsets(offsets)
         return offsets.tolist()
 
+    def check_offsets(self, offsets: npt.NDArray[np.int64]) -> None:
+        """Raise `CorruptStore` unless these `[n + 1]` cut the part's rows into its utterances."""
+        if offsets[0] != 0 or offsets[-1] != self.record.arrays["values"].shape[0] or (np.diff(offsets) < 0).any():
+            raise CorruptStore(f"{self.folder}: its offsets do not fit its rows; {REPAIR}")
 
-def _files_below(folder: Path, inside: str = "") -> Iterable[tuple[str, int]]:
+
+def _files_below(folder: Path, recorded: Collection[str], inside: str = "") -> Iterable[tuple[str, int]]:
     """Every file below a folder with its size, but for hidden ones (`.nfs0001`, `.DS_Store`), which are never read.
 
-    Raises `CorruptStore` at a link or special file.
+    Raises `CorruptStore` at a link or special file where a `recorded` file should be; others have no size, -1.
     """
     try:
         entries = [entry for entry in os.scandir(f"{folder}/{inside}") if not entry.name.startswith(".")]
@@ -137,11 +141,13 @@ def _files_below(folder: Path, inside: str = "") -> Iterable[tuple[str, int]]:
     for entry in entries:
         name = inside + entry.name
         if entry.is_dir(follow_symlinks=False):
-            yield from _files_below(folder, f"{name}/")
+            yield from _files_below(folder, recorded, f"{name}/")
         elif entry.is_file(follow_symlinks=False):
             yield name, entry.stat(follow_symlinks=False).st_size
-        else:
+        elif any(f"{one}/".startswith(f"{name}/") for one in recorded):
             raise CorruptStore(f"{str(folder / name)!r}: is a link or a special file; {REPAIR}")
+        else:
+            yield name, -1
 
 
 @dataclass

@@ -9,18 +9,30 @@ What lies where, key by key, is in FORMAT.md.
 
 import contextlib
 import difflib
+import re
 from collections import Counter
 from pathlib import Path
 
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 
 from . import atomic_io
-from .atomic_io import explain_disk_errors, folders_in, make_folder, replace_file
+from .atomic_io import explain_disk_errors, folders_in, make_folder, read_small, replace_file
 from .feature import Feature
-from .manifest import RESERVED, Manifest, check_name, list_corpora, read_manifest
+from .manifest import (
+    LOG,
+    RESERVED,
+    Manifest,
+    check_name,
+    generations,
+    is_name,
+    list_corpora,
+    log_with,
+    read_manifest,
+)
 from .part import Packed, PartRows, Quarantine
 from .spec import Spec, checksummed_json
 
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 __all__ = ["Feature", "Manifest", "Packed", "PartRows", "Quarantine", "Spec", "Store", "check_name", "open_store"]
 
 
@@ -79,10 +91,12 @@ class Store:
         """
         return read_manifest(self.path, self.only_corpus(corpus), digest)
 
-    def put_manifest(self, manifest: Manifest) -> str:
-        """Keep a manifest and make it the corpus's latest. Returns its digest.
+    def put_manifest(self, manifest: Manifest, replace: bool = False, command: str = "put_manifest") -> str:
+        """Keep a manifest and make it the corpus's latest; the corpus's log keeps the `command`. Returns its digest.
 
-        One whose table the latest has already is not written again.
+        One whose table the latest has already is not written again. Raises `WrongUse` for one that lacks utterances
+        of the latest, or their audio or transcripts, and `StoreError` where the latest is of a newer format, unless
+        it may `replace` that.
         """
         self._cleaned or self.remove_leftovers()
         folder = self.path / "manifests" / check_name("corpus", manifest.corpus)
@@ -90,21 +104,54 @@ class Store:
             if id_ is None or times > 1:
                 what = "an utterance without an id" if id_ is None else f"utterance {id_!r} twice"
                 raise WrongUse(f"corpus {manifest.corpus}: has {what}; ids must name one utterance each")
-        with contextlib.suppress(StoreError, WrongUse):
-            latest = self.manifest(manifest.corpus)
-            if latest.table.equals(manifest.table) and latest.synthetic == manifest.synthetic:
-                return latest.digest
-        files = {f"{manifest.digest}.parquet": manifest.content, "latest": f"{manifest.digest}\n".encode()}
+        latest = None
+        if manifest.corpus in self.corpora():
+            with contextlib.suppress(StoreError if replace else CorruptStore):  # a damaged one is written again
+                latest = self.manifest(manifest.corpus)
+        if latest and latest.same(manifest):
+            return latest.digest
+        if latest and not replace and (lost := latest.lost(manifest)):
+            raise WrongUse(
+                f"{self.path}: corpus {manifest.corpus} has {len(latest)} utterances there, and {len(lost)} of them "
+                f"(such as {lost[0]!r}) are missing now, or their audio or transcript is; if a part of the corpus is "
+                "away, bring it back; give another corpus a --corpus-name of its own, or let this one take its place "
+                "with --replace"
+            )
+        self._make_latest(folder, manifest, command)
+        return manifest.digest
+
+    def _make_latest(self, folder: Path, manifest: Manifest, command: str) -> None:
+        log, latest = log_with(folder, manifest, command), f"{manifest.digest}\n".encode()
+        files = {f"{manifest.digest}.parquet": manifest.content, LOG: log, "latest": latest}
         with explain_disk_errors("writing a manifest", self.path, len(manifest.content)):
             if folder.exists() or not atomic_io.new_folder(self.path, folder, files):
                 for name, content in files.items():
                     replace_file(folder / name, content, self.path)
-        return manifest.digest
+
+    def rollback(self, corpus: str, digest: str | None = None) -> Manifest:
+        """Make an earlier manifest the corpus's latest again: by the beginning of its digest, or the one before.
+
+        Raises `WrongUse` if there is none or several.
+        """
+        folder = self.path / "manifests" / self.only_corpus(corpus)
+        past = [one.digest for one in generations(folder)]
+        if digest is None:
+            now = read_small(folder / "latest").decode(errors="replace").strip()
+            last = max((number for number, one in enumerate(past) if one == now), default=len(past))
+            chosen = [one for one in past[:last] if one != now][-1:]
+        else:
+            chosen = sorted({one for one in past if one.startswith(digest)})
+        if len(chosen) != 1:
+            which = "no manifest before its latest" if digest is None else f"{len(chosen)} manifests {digest!r}"
+            raise WrongUse(f"{self.path}: corpus {corpus} has {which}; `ser cache rollback --list` names them")
+        manifest = self.manifest(corpus, chosen[0])
+        self._make_latest(folder, manifest, "cache rollback")
+        return manifest
 
     def folders(self) -> list[Path]:
         """Every folder `<feature>/<fingerprint>`, whether its content can be trusted or not."""
-        features = [folder for folder in folders_in(self.path) if folder.name not in RESERVED]
-        return [folder for feature in features for folder in folders_in(feature)]
+        features = [folder for folder in folders_in(self.path) if is_name(folder.name)]
+        return [folder for feature in features for folder in folders_in(feature) if _FINGERPRINT.fullmatch(folder.name)]
 
     def features(self) -> list[Feature]:
         """Every feature in the store, one per fingerprint. Raises `CorruptStore` for one that cannot be trusted."""

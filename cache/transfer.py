@@ -64,22 +64,23 @@ def import_feature(
     manifest: Manifest,
     ids: Sequence[str] | None = None,
     backend: str = "zarr",
+    replace: bool = False,
 ) -> Imported:
     """Publish the rows of a feature file.
 
     The file holds `values` `[rows, dim]`, with `offsets` `[n + 1]` where an utterance has several rows, and `ids`; or
     one array per utterance, named by its id. Without ids anywhere the rows are in the manifest's order, one utterance
-    each. `manifest` becomes the corpus's latest; one without the audio that the corpus has in the store is refused.
+    each. `manifest` becomes the corpus's latest when all rows are published; one other than the corpus has in the store
+    is refused, unless it may `replace` that.
     Raises `StoreError` or `WrongUse` if shapes, ids or values are not what they should be; then nothing is published.
     """
-    if manifest.corpus in store.corpora():
-        kept = set(manifest.keys("audio"))
-        lost = [key for key in store.manifest(manifest.corpus).keys("audio") if key[2] and key not in kept]
-        if lost:  # all that was computed from it would be superseded
+    if not replace and manifest.corpus in store.corpora():
+        latest = store.manifest(manifest.corpus)
+        if not latest.same(manifest):  # what was computed for the other might be superseded, and labels change
             raise WrongUse(
-                f"{store.path}: corpus {manifest.corpus} has audio (such as {lost[0][1]!r}) that the table does not "
-                "name, so its features would count no more; leave --manifest out, or give the table another "
-                "--corpus-name"
+                f"{store.path}: corpus {manifest.corpus} has another manifest, and {len(latest.lost(manifest))} of its "
+                f"{len(latest)} utterances, or their audio or transcripts, are not in the table; leave --manifest out, "
+                "give the table another --corpus-name, or let it take that place with --replace"
             )
     packed, by_id = _arrange(path, read_arrays(path), manifest, ids)
     level: Level = "frame" if modality == "audio" else "token"
@@ -101,7 +102,6 @@ def import_feature(
         provenance={"file": path.name, "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},
     )
     feature = store.add(spec)
-    store.put_manifest(manifest)
     digests = dict(zip(manifest.ids, manifest.inputs(modality), strict=True))
     inputs = [digests[id_] for id_ in packed.ids]
     parts = start = 0
@@ -112,6 +112,7 @@ def import_feature(
         rows = PartRows.from_packed(manifest.corpus, inputs, packed, start=start, stop=stop)
         parts += feature.publish(rows, backend, {"command": "import"}) is not None
         start = stop
+    store.put_manifest(manifest, replace, "cache import")
     return Imported(spec.name, spec.fingerprint, len(packed), len(manifest) - len(packed), parts)
 
 
@@ -246,7 +247,7 @@ def copy(feature: Feature, target: Store, backend: str) -> list[str]:
     for part in feature.parts():
         record = part.record
         if record.corpus in source.corpora() and record.corpus not in target.corpora():
-            target.put_manifest(source.manifest(record.corpus))
+            target.put_manifest(source.manifest(record.corpus), command="cache export")
         packed = feature.gather([(part, i) for i in range(len(record.ids))], list(record.ids))
         rows = PartRows.from_packed(record.corpus, record.inputs, packed, record.quarantined)
         copied.append(made.publish(rows, backend, record.written_by))

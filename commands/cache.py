@@ -75,22 +75,23 @@ def _lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
 
 
 @cache.command()
-@click.option("--repair", is_flag=True, help="Drop untrusted parts, so that `ser features` computes them again.")
+@click.option("--repair", is_flag=True, help="Move bad parts to bad/, so that `ser features` computes them again.")
+@click.option("--fresh", is_flag=True, help="Check again what an interrupted pass found good less than a day ago.")
 @store_option
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, repair: bool, store: Path, as_json: bool) -> None:
-    """Check every file of the store against its sha256; exit 1 if a part cannot be trusted.
+def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: bool) -> None:
+    """Check every file of the store against its sha256, and what it says; exit 1 if a part cannot be trusted.
 
     \b
     Example: ser cache verify --repair
     """
-    from ser.cache import maintain
     from ser.cache.store import open_store
+    from ser.cache.verify import verify as verify_store
 
     checked, size, start = [], 0, time.perf_counter()
     with progress(None, "verify") as bar:
-        for one in maintain.verify(open_store(store), repair):
+        for one in verify_store(open_store(store), repair, fresh):
             checked.append(one)
             size += one.bytes
             rate = size / 1e9 / (time.perf_counter() - start)
@@ -98,12 +99,17 @@ def verify(ctx: click.Context, repair: bool, store: Path, as_json: bool) -> None
             bar.set_postfix_str(f"{rate:.2f} GB/s", refresh=False)
             bar.update()
             if not as_json and (one.problem or one.note):
-                dropped = " (dropped; `ser features` computes it again)" if one.repaired else ""
-                bar.write(f"{one.path}: {one.problem or one.note}{dropped}", file=sys.stderr)
+                again = f" ({one.repaired}; `ser features` computes it again)" if one.repaired else ""
+                bar.write(f"{one.path}: {one.problem or one.note}{again}", file=sys.stderr)
     bad = [one for one in checked if one.problem]
+    skipped = sum(one.skipped for one in checked)
     measured = f", {size / 1e6:.1f} MB at {rate:.2f} GB/s" if checked else ""
-    facts = {"checked": len(checked), "bytes": size, "bad": [asdict(one) for one in bad]}
-    answer(facts if as_json else f"{len(checked)} things checked{measured}: {len(bad)} bad")
+    facts = {"checked": len(checked) - skipped, "skipped": skipped, "bytes": size, "bad": [asdict(one) for one in bad]}
+    answer(facts if as_json else f"{len(checked) - skipped} things checked{measured}: {len(bad)} bad")
+    if skipped and not as_json:
+        parts = sum(Path(one.path).parent.name == "parts" for one in checked)
+        recent = "were checked less than a day ago and have not changed"
+        answer(f"{skipped} of {parts} parts {recent}; --fresh checks them again")
     ctx.exit(1 if any(not one.repaired for one in bad) else 0)
 
 
@@ -117,6 +123,7 @@ def verify(ctx: click.Context, repair: bool, store: Path, as_json: bool) -> None
 )
 @click.option("--corpus-name", metavar="N", help="The store's only corpus by default, or the table's name.")
 @click.option("--backend", type=BACKENDS, default="zarr", show_default=True)
+@click.option("--replace", is_flag=True, help="Let the table take the place of another manifest of the corpus.")
 @store_option
 @json_option
 def import_(name: str, file: Path, store: Path, as_json: bool, manifest: Path | None, **options: Any) -> None:
@@ -135,7 +142,7 @@ def import_(name: str, file: Path, store: Path, as_json: bool, manifest: Path | 
     corpus = options["corpus_name"]
     rows = read_manifest(manifest, corpus or manifest.stem) if manifest else opened.manifest(corpus)
     ids = read_ids(options["ids"]) if options["ids"] else None
-    done = import_feature(opened, name, file, options["modality"], rows, ids, options["backend"])
+    done = import_feature(opened, name, file, options["modality"], rows, ids, options["backend"], options["replace"])
     text = f"{done.feature}@{done.fingerprint}: {done.rows} rows of {len(rows)}, {done.missing} missing"
     answer(asdict(done) if as_json else text)
 
@@ -169,17 +176,46 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
 
 
 @cache.command()
+@click.argument("corpus")
+@click.argument("digest", required=False)
+@click.option("--list", "listing", is_flag=True, help="Only name the manifests that the corpus has had.")
+@store_option
+def rollback(corpus: str, digest: str | None, listing: bool, store: Path) -> None:
+    """Make an earlier manifest of CORPUS the latest again: the one before, or the one with this DIGEST.
+
+    \b
+    Examples:
+      ser cache rollback iemocap --list
+      ser cache rollback iemocap 3f2a
+    """
+    from ser.cache.manifest import generations
+    from ser.cache.store import open_store
+
+    opened = open_store(store)
+    if listing:
+        found = generations(store / "manifests" / opened.only_corpus(corpus))
+        rows = [[one.time, one.digest, one.utterances, one.command] for one in found]
+        answer(rows, ["time", "digest", "utterances", "command"], missingval="–")
+        return
+    manifest = opened.rollback(corpus, digest)
+    answer(f"the latest manifest of {corpus} is {manifest.digest[:12]} now: {len(manifest)} utterances")
+
+
+@cache.command()
 @click.argument("name", required=False)
 @click.option("--superseded", is_flag=True, help="Only rows that no latest manifest asks for, or that appear twice.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and stop.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @store_option
-def remove(name: str | None, superseded: bool, yes: bool, store: Path) -> None:
+def remove(name: str | None, superseded: bool, dry_run: bool, yes: bool, store: Path) -> None:
     """Remove feature NAME, or with --superseded the rows that nothing asks for any more.
+
+    NAME@FINGERPRINT may also be a feature that cannot be read.
 
     \b
     Examples:
       ser cache remove hubert@3f2a
-      ser cache remove --superseded
+      ser cache remove --superseded --dry-run
     """
     from ser.cache.maintain import only_feature, remove_feature, remove_superseded
     from ser.cache.store import open_store
@@ -187,9 +223,18 @@ def remove(name: str | None, superseded: bool, yes: bool, store: Path) -> None:
     opened = open_store(store)
     if name is None and not superseded:
         raise click.UsageError("name a feature, or say --superseded")
-    features = [only_feature(opened, name)] if name else opened.features()
-    what = f"superseded rows of {name or 'every feature'}" if superseded else str(features[0].path)
-    if not yes:
+    if dry_run and not superseded:
+        raise click.UsageError("--dry-run is for --superseded; `ser cache info NAME` says what a feature holds")
+    folders = [only_feature(opened, name)] if name else []
+    what = f"superseded rows of {name or 'every feature'}" if superseded else str(folders[0])
+    if not yes and not dry_run:
         click.confirm(f"remove {what}?", abort=True)
-    removed = list(remove_superseded(opened, features)) if superseded else [remove_feature(opened, features[0])]
-    answer(f"removed {sum(r.rows for r in removed)} rows, {sum(r.bytes for r in removed) / 1e6:.1f} MB")
+    removed = []
+    rewritten = remove_superseded(opened, folders or None, dry_run)  # a generator: not begun without --superseded
+    for one in rewritten if superseded else [remove_feature(opened, folders[0])]:
+        removed.append(one)
+        if one.problem or dry_run:
+            what = f"left alone ({one.problem})" if one.problem else f"{one.rows} rows, {one.bytes / 1e6:.1f} MB"
+            click.echo(f"{one.path}: {what}", err=one.problem is not None)
+    done = "would remove" if dry_run else "removed"
+    answer(f"{done} {sum(r.rows for r in removed)} rows, {sum(r.bytes for r in removed) / 1e6:.1f} MB")

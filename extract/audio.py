@@ -2,9 +2,11 @@
 
 Files lie: a header may promise more than the file holds, and decoders then read short or fill up in silence. So the
 bytes are read once, hashed, checked against their own header, and only then decoded. What cannot be trusted raises
-`UtteranceError`; what is odd but right is a warning on the clip.
+`UtteranceError`; what is odd but right is a warning on the clip. What the bytes do not show, such as a mount that is
+gone or memory that ran out, is no property of the utterance: it raises `CorpusError`, and nobody is quarantined for it.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -17,7 +19,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from ser.errors import UtteranceError
+from ser.errors import CorpusError, UtteranceError
 
 RESAMPLER = "soxr-hq"  # stored in every acoustic config: another resampler gives other numbers
 CHANNELS = "mean, or the loudest where the mean loses 20 dB"  # stored too
@@ -31,7 +33,9 @@ NOT_AUDIO = {
     b"version https://git-lfs": "is a git-LFS pointer: run `git lfs pull` in the corpus",
 }
 PLAIN = {1, 3, 6, 7, 0xFFFE}  # WAVE format tags whose samples have one size: PCM, float, A-law, µ-law, extensible
-_UNDECODABLE = (sf.LibsndfileError, RuntimeError, ValueError, MemoryError, OverflowError)
+_UNDECODABLE = (sf.LibsndfileError, RuntimeError, ValueError, OverflowError)
+# What a name itself can be wrong by: nothing there, a link to itself, a folder, a socket. All else is the disk's fault.
+_MISNAMED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
 
 
 @dataclass
@@ -66,15 +70,26 @@ def locate(root: Path, relative: str) -> Path:
 
 
 def decode(path: Path, sha256: str | None = None) -> Clip:
-    """Decode one file, and check it against `sha256` where given. Raises `UtteranceError` with the reason."""
-    data = read_bytes(path)
+    """Decode one file, and check it against `sha256`, what it had when the corpus was read, where given.
+
+    Raises `UtteranceError` with the reason, and `CorpusError` if it cannot be read, or is gone or changed since.
+    """
+    try:
+        data = read_bytes(path)
+    except UtteranceError as fault:
+        if sha256 is None:
+            raise
+        reason = f"{fault}, and was whole when the corpus was read"
+        raise CorpusError(f"{path}: {reason}; check that the corpus is mounted here, and run again") from fault
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise UtteranceError("the file changed after the corpus was read: run again")
+        raise CorpusError(f"{path}: changed after the corpus was read: run again")
     file, warnings = open_audio(data)
     try:
         with file:
             rate, promised, kind, subtype = file.samplerate, file.frames, file.format, file.subtype
             channels = file.read(dtype="float32", always_2d=True)
+    except MemoryError as fault:
+        raise CorpusError(f"{path}: memory ran out while it was decoded; free some, and run again") from fault
     except _UNDECODABLE as fault:
         raise UtteranceError(f"cannot be decoded as audio ({_first_line(fault)})") from fault
     if len(channels) < promised:
@@ -118,13 +133,18 @@ def open_audio(data: bytes) -> tuple[sf.SoundFile, list[str]]:
             f"is {hours:.1f} hours long: its header claims {file.frames} samples in {len(data)} bytes; "
             "at most one hour is an utterance: cut it"
         )
+    if file.frames * file.channels * 4 > LARGEST:
+        raise UtteranceError(f"unpacks to {file.frames * file.channels * 4 / 1e9:.1f} GB: cut it into utterances")
     if file.frames <= 0:
         raise UtteranceError("holds no samples")
     return file, warnings
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a regular file. Raises `UtteranceError` for anything else, without ever waiting on it."""
+    """The bytes of a regular file. Raises `UtteranceError` for anything else, without ever waiting on it.
+
+    Raises `CorpusError` if the disk, the mount or the memory fails.
+    """
 
     def opener(name: str, flags: int) -> int:
         # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
@@ -143,9 +163,12 @@ def read_bytes(path: Path) -> bytes:
     except UtteranceError:
         raise
     except MemoryError as fault:
-        raise UtteranceError("does not fit into memory: cut it into utterances") from fault
+        raise CorpusError(f"{path}: memory ran out while it was read; free some, and run again") from fault
     except (OSError, ValueError) as fault:
-        raise UtteranceError(f"cannot be opened ({getattr(fault, 'strerror', None) or fault})") from fault
+        reason = getattr(fault, "strerror", None) or fault
+        if isinstance(fault, OSError) and fault.errno not in _MISNAMED:
+            raise CorpusError(f"{path}: cannot be read ({reason}); check the disk or mount, and run again") from fault
+        raise UtteranceError(f"cannot be opened ({reason})") from fault
 
 
 def _one_channel(channels: np.ndarray, warnings: list[str]) -> np.ndarray:

@@ -51,4 +51,5 @@ class ExtractionConfig:
     )
     insecure: bool = option(False, "Allow a plain --scheduler on another machine.")
     retry: bool = option(False, "Try quarantined utterances again.")
+    replace: bool = option(False, "Let this corpus take the place of one of its name that has more utterances.")
     check: int | None = option(None, "Compare N utterances with one-by-one extraction, record the deviation.", "N")

@@ -102,7 +102,7 @@ class ExtractionRun:
         # A trial with `--limit` must not shrink the latest manifest.
         known = set(store.manifest(corpus).ids) if config.limit is not None and corpus in store.corpora() else set()
         if not known.issuperset(plan.manifest.ids):
-            store.put_manifest(plan.manifest)
+            store.put_manifest(plan.manifest, config.replace, "features")
         opened = {feature.resolved.spec.name: store.add(feature.resolved.spec) for feature in plan.features}
         deviations: dict[str, float] = {}
         if config.check:

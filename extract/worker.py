@@ -93,7 +93,10 @@ class TaskResult:
 
 
 def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | str | UtteranceError:
-    """What an extractor takes of an utterance: its decoded audio or its transcript, or why it cannot be used."""
+    """What an extractor takes of an utterance: its decoded audio or its transcript, or why it cannot be used.
+
+    Raises `CorpusError` if the audio cannot be read or is another than the scan found: no fault of the utterance.
+    """
     if utterance.problem:
         return UtteranceError(utterance.problem)
     if modality == "text":

@@ -10,9 +10,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ser.cache.part import Quarantine
-from ser.cache.store import open_store
+from ser.cache.store import Manifest, open_store
 from ser.cli import main
-from ser.tests.store_samples import fill, manifest_of, part_rows, sample_store, spec_of, values_of
+from ser.tests.store_samples import (
+    fill,
+    manifest_of,
+    part_rows,
+    rewrite_record,
+    sample_store,
+    spec_of,
+    values_of,
+)
 
 # IEMOCAP's own counts: utterances by session, and by consensus.
 SESSIONS = (1819, 1811, 2136, 2103, 2170)
@@ -83,9 +91,20 @@ def test_a_table_does_not_take_the_place_of_a_corpus(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((len(manifest), 3), "f4"))
     command = ("cache", "import", "mine", tmp_path / "x.npy", "--modality", "audio", "--store", tmp_path / "s")
     refused = ser(*command, "--manifest", tmp_path / "t.csv", "--corpus-name", "toy")
-    assert refused.exit_code == 2 and "corpus toy has audio" in refused.stderr
+    assert refused.exit_code == 2 and "corpus toy has another manifest, and 10 of its 10" in refused.stderr
     assert store.manifest().digest == manifest.digest and feature.rows(store.manifest()) == len(manifest)
     assert "10 rows of 10" in told(*command)
+    table = ("--manifest", tmp_path / "t.csv", "--corpus-name", "toy", "--replace")
+    (tmp_path / "t.csv").write_text("\n".join(["id", *manifest.ids[:9]]))
+    assert ser(*command, *table).exit_code == 1, "nine ids for ten rows"
+    assert store.manifest().digest == manifest.digest, "an import that fails changes nothing"
+    (tmp_path / "t.csv").write_text("\n".join(["id", *manifest.ids]))
+    assert "10 rows of 10" in told(*command, *table) and store.manifest().digest != manifest.digest
+    listed = told("cache", "rollback", "toy", "--list", "--store", tmp_path / "s")
+    assert listed.index(manifest.digest) < listed.index(store.manifest().digest) and "cache import" in listed
+    assert "10 utterances" in told("cache", "rollback", "toy", manifest.digest[:8], "--store", tmp_path / "s")
+    assert store.manifest().digest == manifest.digest and feature.complete(store.manifest())
+    assert "2 manifests ''" in ser("cache", "rollback", "toy", "", "--store", tmp_path / "s").stderr
     assert "10 rows of 10" in told(*command, "--manifest", tmp_path / "t.csv", "--corpus-name", "other")
 
 
@@ -110,7 +129,9 @@ def test_verify_names_the_bad_and_repair_drops_it(tmp_path: Path) -> None:
     found = ser("cache", "verify", "--store", tmp_path / "s")
     assert found.exit_code == 1 and str(part) in found.stderr and found.stdout.endswith(": 1 bad\n")
     mended = ser("cache", "verify", "--repair", "--store", tmp_path / "s")
-    assert mended.exit_code == 0 and "dropped; `ser features` computes it again" in mended.stderr
+    bad = f"bad/frames/{feature.fingerprint}/{part.parent.name}-1"
+    assert mended.exit_code == 0 and f"(moved to {bad}; `ser features` computes it again)" in mended.stderr
+    assert (tmp_path / "s" / bad / "data.h5").exists(), "it is somebody's data, however bad"
     assert "incomplete" in told("cache", "list", "--store", tmp_path / "s") and not part.parent.exists()
     assert 0 < len(open_store(tmp_path / "s")[feature.spec.name].missing(manifest)) < len(manifest)
 
@@ -126,6 +147,25 @@ def test_what_to_remove_is_named_and_asked(tmp_path: Path) -> None:
     assert told("cache", "remove", name, "--yes", "--store", tmp_path / "s").startswith("removed 10 rows")
     assert [one.fingerprint for one in store.features()] == [feature.fingerprint]
     assert ser("cache", "remove", "--store", tmp_path / "s").exit_code == 2
+
+
+def test_what_cannot_be_read_can_be_removed_and_stops_nothing_else(tmp_path: Path) -> None:
+    store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr")
+    poisoned = store.add(spec_of(feature="hubert"))
+    fill(poisoned, manifest, arrays, "zarr")
+    rewrite_record(poisoned.path / "spec.json", lambda record: record.update(dim=-64))
+    where = ("--store", tmp_path / "s")
+    assert "spec.json" in told("cache", "list", *where) and "complete" in told("cache", "list", *where)
+    assert "10" in told("cache", "info", "frames", *where) and feature.complete(manifest)
+    assert "hubert" in ser("cache", "verify", *where).stderr
+    store.put_manifest(Manifest("toy", manifest.table.slice(2)), replace=True)
+    ahead = ser("cache", "remove", "--superseded", "--dry-run", *where)
+    assert ahead.exit_code == 0 and "would remove 2 rows" in ahead.stdout and "2 rows, " in ahead.stdout
+    assert "left alone" in ahead.stderr and len(feature.missing(manifest)) == 0
+    assert "removed 2 rows" in told("cache", "remove", "--superseded", "--yes", *where)
+    assert ser("cache", "remove", "hubert", "--yes", *where).exit_code == 1
+    assert "removed 10 rows" in told("cache", "remove", f"hubert@{poisoned.fingerprint[:4]}", "--yes", *where)
+    assert not poisoned.path.exists() and [one.spec.name for one in store.features()] == ["frames"]
 
 
 def test_where_an_export_cannot_go(tmp_path: Path) -> None:

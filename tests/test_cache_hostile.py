@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from ser.cache.maintain import check_part, verify
 from ser.cache.store import Feature, Manifest, open_store
+from ser.cache.verify import check_part, verify
 from ser.errors import CorruptStore, SerError, StoreError
-from ser.tests.store_samples import rewrite_record, sample_store
+from ser.tests.store_samples import manifest_of, rewrite_record, sample_store
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -96,6 +96,19 @@ def test_what_a_newer_ser_wrote_is_refused_and_left(tmp_path: Path) -> None:
         assert problems and all("update ser" in str(one.problem) and not one.repaired for one in problems)
         path.write_bytes(content)
     open_store(tmp_path / "s")["frames"].load(manifest)
+
+
+def test_a_newer_manifest_is_not_reset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feature, manifest, _ = sample(tmp_path / "s", "zarr")
+    store = open_store(tmp_path / "s")
+    with monkeypatch.context() as newer:
+        newer.setattr("ser.cache.manifest.FORMAT_VERSION", 2)
+        store.put_manifest(grown := manifest_of(5))
+    with pytest.raises(StoreError, match=r"format version 2.*update ser"):
+        store.put_manifest(manifest)
+    assert grown.digest in (tmp_path / "s" / "manifests" / "toy" / "latest").read_text()
+    store.put_manifest(manifest, replace=True)
+    assert feature.complete(store.manifest())
 
 
 def test_json_that_is_none(tmp_path: Path) -> None:

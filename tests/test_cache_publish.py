@@ -20,8 +20,8 @@ from msgspec import structs
 from ser.cache import atomic_io
 from ser.cache.backends import BACKENDS as BACKENDS_OF_PARTS
 from ser.cache.blocks import Block
-from ser.cache.maintain import verify
 from ser.cache.store import Feature, PartRows, open_store
+from ser.cache.verify import verify
 from ser.errors import StoreError
 from ser.tests.store_samples import check_whole, fill, manifest_of, part_rows, sample_store, spec_of, values_of
 from ser.tests.store_writer import COUNT

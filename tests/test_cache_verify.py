@@ -1,17 +1,33 @@
 """Verify names each bad part, repair drops just those, removing never takes a row that counts, old stores open."""
 
+import hashlib
+import itertools
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+import crc32c
 import numpy as np
 import pytest
 
-from ser.cache.maintain import JOURNAL, feature_info, list_features, remove_feature, remove_superseded, verify
+from ser.cache.maintain import feature_info, list_features, remove_feature, remove_superseded
+from ser.cache.part import publish
 from ser.cache.store import Manifest, Quarantine, open_store
 from ser.cache.transfer import copy
+from ser.cache.verify import JOURNAL, verify
 from ser.errors import CorruptStore, StoreError, WrongUse
-from ser.tests.store_samples import check_whole, fill, manifest_of, part_rows, sample_store, spec_of, values_of
+from ser.tests.store_samples import (
+    check_whole,
+    fill,
+    manifest_of,
+    part_rows,
+    rewrite_record,
+    sample_store,
+    spec_of,
+    values_of,
+)
 
 BACKENDS = ["zarr", "hdf5"]
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -25,27 +41,72 @@ def damage(part: Path) -> None:
     file.write_bytes(content)
 
 
+def forge_nan(part: Path) -> None:
+    """A value that is not a number, under checksums that are right."""
+    block = json.loads((part / "part.json").read_text())["arrays"]["values"]["blocks"][0]
+    file, start = part / block["file"], block["offset"]
+    content = bytearray(file.read_bytes())
+    content[start : start + 2] = np.array(np.nan, "<f2").tobytes()
+    file.write_bytes(content)
+
+    def change(record: dict[str, Any]) -> None:
+        first = record["arrays"]["values"]["blocks"][0]
+        first["crc32c"] = crc32c.crc32c(bytes(content[start : start + block["bytes"]]))
+        record["files"][block["file"]]["sha256"] = hashlib.sha256(content).hexdigest()
+
+    rewrite_record(part / "part.json", change)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_repair_drops_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
+def test_repair_moves_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
     store, feature, manifest, arrays = sample_store(tmp_path / "s", backend, count=20)
-    names = [part.name for part in feature.parts()]
+    parts = [part.folder for part in feature.parts()]
+    names = [part.name for part in parts]
     assert len(names) == 5
-    damage(feature.path / "parts" / names[1])
-    (feature.path / "parts" / names[3] / "part.json").write_text("{}")
+    (parts[0] / "Thumbs.db").write_bytes(b"thumbs")
+    (parts[0] / "elsewhere").symlink_to(tmp_path)
+    (parts[0].parent / "desktop.ini").write_text("[View]")
+    (store.path / "notes" / "2024").mkdir(parents=True)
+    check_whole(open_store(tmp_path / "s")["frames"], manifest, arrays)
+    noted = {Path(one.path).name: str(one.note) for one in verify(store, repair=True) if one.note or one.problem}
+    assert noted.keys() == {names[0], "desktop.ini", "notes"} and "'Thumbs.db'" in noted[names[0]]
+    damage(parts[1])
+    forge_nan(parts[2])
+    (parts[3] / "part.json").write_text("{}")
     found = {checked.path: checked for checked in verify(store)}
     bad = [path for path, checked in found.items() if checked.problem]
-    assert sorted(Path(path).name for path in bad) == [names[1], names[3]]
-    assert all(names[1] in found[p].problem or names[3] in found[p].problem for p in bad)  # type: ignore[operator]
-    assert (feature.path / "parts" / names[1]).exists()
-    repaired = [checked for checked in verify(store, repair=True) if checked.repaired]
-    assert len(repaired) == 2
+    assert sorted(Path(path).name for path in bad) == names[1:4]
+    assert all(any(name in str(found[path].problem) for name in names[1:4]) for path in bad)
+    assert parts[1].exists()
+    kept = {path.name for path in parts[3].iterdir()}
+    repaired = [str(checked.repaired) for checked in verify(store, repair=True) if checked.repaired]
+    assert repaired == [f"moved to bad/frames/{feature.fingerprint}/{name}-1" for name in names[1:4]]
+    assert {path.name for path in (store.path / repaired[2].removeprefix("moved to ")).iterdir()} == kept
     feature = open_store(tmp_path / "s")["frames"]
-    assert [part.name for part in feature.parts()] == [names[0], names[2], names[4]]
-    assert len(feature.missing(manifest)) == 8
-    assert sorted(fill(feature, manifest, arrays, backend)) == sorted([names[1], names[3]])
+    assert [part.name for part in feature.parts()] == [names[0], names[4]]
+    assert len(feature.missing(manifest)) == 12 and not list((store.path / "notes" / "2024").iterdir())
+    assert sorted(fill(feature, manifest, arrays, backend)) == names[1:4]
     check_whole(feature, manifest, arrays)
     assert not [checked for checked in verify(store) if checked.problem]
     assert not list((store.path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_verify_holds_a_part_against_its_spec_and_its_name(tmp_path: Path, backend: str) -> None:
+    """As another program writes it: all checksums are right."""
+    store, feature, manifest, arrays = sample_store(tmp_path / "s", backend, level="utterance")
+    first = feature.parts()[0].folder
+    expected = {"0" * 16: "holds other utterances than its name says"}
+    for spec, fault in ((spec_of("utterance", 9), "holds 9 × float16"), (spec_of(), "are not one row each")):
+        rows = part_rows(Manifest(fault, manifest.table), spec, values_of(manifest, spec), [0, 1])
+        name = str(publish(store.path, first.parent, rows, spec, backend, {}))
+        rewrite_record(first.parent / name / "part.json", lambda record: record.update(fingerprint=feature.fingerprint))
+        expected[name] = fault
+    first.rename(first.with_name("0" * 16))
+    found = {Path(one.path).name: str(one.problem) for one in verify(store, repair=True) if one.repaired}
+    assert found.keys() == expected.keys() and all(fault in found[name] for name, fault in expected.items())
+    fill(feature, manifest, arrays, backend)
+    check_whole(feature, manifest, arrays)
 
 
 def test_a_bad_spec_costs_no_rows(tmp_path: Path) -> None:
@@ -64,22 +125,36 @@ def test_a_bad_spec_costs_no_rows(tmp_path: Path) -> None:
     check_whole(store.feature(f"frames@{feature.fingerprint}"), manifest, arrays)
 
 
-def test_verify_is_taken_up_where_it_stopped(tmp_path: Path) -> None:
-    store, _feature, _, _ = sample_store(tmp_path / "s", "zarr", count=20)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_verify_is_taken_up_where_it_stopped(tmp_path: Path, backend: str) -> None:
+    store, feature, _, _ = sample_store(tmp_path / "s", backend, count=20)
+    journal = store.path / JOURNAL
+
+    def skipped(fresh: bool = False) -> list[str]:
+        return [Path(one.path).name for one in verify(store, fresh=fresh) if one.skipped]
+
+    def interrupted(parts: int) -> None:
+        assert len(list(itertools.islice(verify(store), 3 + parts))) == 3 + parts  # after latest, manifest and spec
+
+    names = [part.name for part in feature.parts()]
     checked = list(verify(store))
     assert sum(one.bytes for one in checked if "/parts/" in one.path) == list_features(store)[0].bytes
-    whole = [one.path for one in checked]
-    assert [checked.remaining for checked in verify(store)] == list(range(len(whole)))[::-1]
-    first = []
-    for checked in verify(store):
-        first.append(checked.path)
-        if len(first) == 4:
-            break
-    assert first == whole[:4] and [checked.path for checked in verify(store)] == whole[4:]
-    next(verify(store))
-    os.utime(store.path / JOURNAL, (0, 0))
-    assert [checked.path for checked in verify(store)] == whole  # what was good long ago may be bad now
-    assert not (store.path / JOURNAL).exists()
+    assert [one.remaining for one in checked] == list(range(len(checked)))[::-1]
+    assert skipped() == [] and not journal.exists()
+    interrupted(3)
+    assert skipped() == names[:3] and not journal.exists()
+    interrupted(3)
+    assert skipped(fresh=True) == []
+    interrupted(3)
+    file = next(path for path in (feature.path / "parts" / names[1]).rglob("*") if path.name in ("data.h5", "0"))
+    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    damage(file.parents[3] if file.name == "0" else file.parent)
+    os.utime(file, ns=times)  # as a copy would that keeps times
+    assert [Path(one.path).name for one in verify(store) if one.problem] == [names[1]]
+    interrupted(1)
+    lines = [line.split(" ") for line in journal.read_text().splitlines()]
+    journal.write_text("".join(f"{int(when) - 24 * 3600} {stamp}\n" for when, stamp in lines) + "cut sh")
+    assert skipped() == []  # what was good long ago may be bad now
 
 
 def test_listing(tmp_path: Path) -> None:
@@ -104,7 +179,7 @@ def test_removing_a_feature(tmp_path: Path) -> None:
     fill(other, manifest, values_of(manifest, other.spec), "hdf5")
     reader = open_store(tmp_path / "s")["frames"]
     reader.parts()
-    removed = remove_feature(store, feature)
+    removed = remove_feature(store, feature.path)
     assert removed.rows == 10 and removed.bytes > 1000 and not feature.path.parent.exists()
     with pytest.raises(StoreError, match="is missing"):
         reader.load(manifest)
@@ -121,7 +196,7 @@ def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
     rows = manifest.table.to_pylist()
     rows[2]["text"] = "changed"
     changed = Manifest.from_rows("toy", [row for row in rows if row["id"] != "u009"])
-    store.put_manifest(changed)
+    store.put_manifest(changed, replace=True)
     again = part_rows(changed, feature.spec, arrays, [0, 1, 2])  # 0 and 1 appear twice now
     gone = [Quarantine("u001", changed.inputs("text")[1], "", "was bad"), Quarantine("x", "y", "", "unknown")]
     again.quarantined = [gone[1]]
@@ -140,6 +215,24 @@ def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
     assert list(remove_superseded(store)) == [] and not [c for c in verify(store) if c.note or c.problem]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, backend: str) -> None:
+    store, feature, manifest, arrays = sample_store(tmp_path / "s", backend)
+    later = store.add(spec_of("utterance"))
+    rows = manifest.table.to_pylist()
+    rows[0]["audio_sha256"] = "0" * 64
+    store.put_manifest(Manifest.from_rows("toy", rows))
+    removing = remove_superseded(store)
+    assert next(removing).rows == 1
+    store.put_manifest(newest := manifest_of(15))  # as `ser features` does: the first audio is back, and more
+    values = values_of(newest, later.spec)
+    fill(later, newest, values, backend)
+    fill(feature, newest, {**values_of(newest, feature.spec), **arrays}, backend)
+    list(removing)
+    check_whole(later, newest, values)
+    assert feature.complete(newest) and list(remove_superseded(store)) == []
+
+
 @pytest.mark.parametrize(("source", "target"), [("zarr", "hdf5"), ("hdf5", "zarr")])
 @pytest.mark.parametrize("level", ["frame", "token", "utterance"])
 def test_one_backend_to_the_other_and_back(tmp_path: Path, source: str, target: str, level: str) -> None:
@@ -156,7 +249,8 @@ def test_one_backend_to_the_other_and_back(tmp_path: Path, source: str, target: 
     check_whole(there[feature.spec.name], there.manifest(), arrays)
     ours = {p.relative_to(store.path): p.read_bytes() for p in store.path.rglob("*") if p.is_file()}
     theirs = {p.relative_to(back.path): p.read_bytes() for p in back.path.rglob("*") if p.is_file()}
-    assert ours == theirs  # every file, metadata included
+    assert ours.pop(log := Path("manifests/toy/log.jsonl")) and theirs.pop(log)  # when it was put, and by what
+    assert ours == theirs  # every other file, metadata included
     with pytest.raises(WrongUse, match="is the store that"):
         copy(feature, open_store(tmp_path / "a"), target)
 
@@ -199,7 +293,7 @@ def test_a_read_only_store(tmp_path: Path, backend: str) -> None:
             assert list_features(store)[0].complete
             assert not [checked for checked in verify(store) if checked.problem]
             for write in (
-                lambda: store.put_manifest(manifest_of(3)),
+                lambda: store.put_manifest(manifest_of(12)),
                 lambda: store.add(spec_of(dim=99)),
                 lambda: store["frames"].publish(part_rows(manifest, feature.spec, arrays, [1]), backend, {}),
             ):

@@ -119,6 +119,25 @@ def test_every_bad_row_is_named_by_its_line(folder: Path) -> None:
     ]
 
 
+def test_two_columns_for_one_thing_and_bytes_for_text_are_refused(folder: Path) -> None:
+    for text in ("file,audio\nwav/a.wav,wav/b.wav\n", "audio,text,text \nwav/a.wav,one,two\n"):
+        (folder / "t.csv").write_text(text)
+        with pytest.raises(CorpusError, match=r"t\.csv .*: two columns stand for the (audio|text) \(.*, .*\): keep"):
+            read_corpus(folder / "t.csv")
+    (folder / "t.csv").write_text("audio,note,note\nwav/a.wav,one,two\n")
+    assert len(read_corpus(folder / "t.csv").manifest) == 1, "what is not read may stand there twice"
+    (folder / "t.jsonl").write_text('{"audio": "wav/a.wav", "emo": "x", "label": "y"}\n{"audio": "wav/b.wav"}')
+    [problem] = read_corpus(folder / "t.jsonl").problems
+    assert problem.reason.startswith("line 1: two columns stand for the label (emo, label)")
+    table = pa.table({"audio": ["wav/a.wav"], "label": [b"\xff"]})
+    pq.write_table(table, folder / "t.parquet")
+    with pytest.raises(WrongUse, match=r"row 1: the label b'\\xff' is not valid Unicode"):
+        read_corpus(folder / "t.parquet")
+    pq.write_table(table.append_column("file", [["wav/b.wav"]]), folder / "t.parquet")
+    with pytest.raises(CorpusError, match="two columns stand for the audio"):
+        read_corpus(folder / "t.parquet")
+
+
 def test_bad_json_lines(folder: Path) -> None:
     path = folder / "t.jsonl"
     path.write_text('{"wav": "wav/a.wav"}\n{"wav": \n[1]\n{"wav": "\\ud800.wav"}\n{"emo": "ang"}\n' + "[" * 100000)

@@ -1,5 +1,6 @@
 """Real files that lie, each decoded by soundfile: the right result, a warning, or a reason."""
 
+import errno
 import hashlib
 import os
 import struct
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from ser.errors import UtteranceError
+from ser.errors import CorpusError, UtteranceError
 from ser.extract.audio import Clip, decode, locate
+from ser.extract.corpora.scan import probe
 
 RATE = 16000
 
@@ -164,8 +166,26 @@ def test_changed_while_running(tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time
-    with pytest.raises(UtteranceError, match="changed"):
-        decode(path, digest)
+    for harm, said in ((None, "changed"), (lambda: path.write_bytes(b""), "is empty"), (path.unlink, "No such file")):
+        if harm:
+            harm()
+        with pytest.raises(CorpusError, match=f"{path}: .*{said}.*run again") as fault:
+            decode(path, digest)
+        assert not isinstance(fault.value, UtteranceError), "the bytes that were read are not at fault"
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOTCONN, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
+def test_a_fault_of_the_disk_is_none_of_the_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    path = wav(tmp_path / "a.wav", tone())
+
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "open", fail)
+    for read in (decode, probe):
+        with pytest.raises(CorpusError, match=f"{path}: cannot be read .*{os.strerror(code)}") as fault:
+            read(path)
+        assert not isinstance(fault.value, UtteranceError)
 
 
 @pytest.mark.parametrize("path", ["../a.wav", "/etc/passwd", "a/../../b.wav", "a\0b"])

@@ -16,9 +16,10 @@ import pytest
 import soundfile as sf
 from click.testing import CliRunner
 
+from ser.cache.manifest import generations
 from ser.cache.store import open_store
 from ser.cli import main
-from ser.errors import StoreError, WrongUse
+from ser.errors import CorpusError, StoreError, WrongUse
 from ser.extract.run import ESTIMATED, ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan
 from ser.tests.dask_processes import workers_of
 from ser.weights.demo import write_random_checkpoint
@@ -195,11 +196,42 @@ def test_missing_weights_stop_their_own_feature_alone(corpus: Path, tmp_path: Pa
     assert alone.exit_code == 2 and alone.stdout == "" and "/nowhere: no such folder" in alone.stderr
 
 
-def test_audio_that_changes_while_running_is_noticed(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    made = plan(ExtractionConfig(corpus, "logmel", store=tmp_path / "store"))
+def test_audio_that_changes_while_running_stops_it(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
+    made = plan(ExtractionConfig(corpus, "logmel", store=tmp_path / "store", on_error="skip"))
+    kept = (corpus.parent / "5.wav").read_bytes()
     sf.write(corpus.parent / "5.wav", np.zeros(16000), 16000)
-    with pytest.raises(ExtractionStopped, match=r"u5 .*changed"):
+    with pytest.raises(CorpusError, match=r"5\.wav: changed"):
         extract(made)
+    (corpus.parent / "5.wav").write_bytes(kept)
+    corpus.parent.rename(tmp_path / "away")
+    with pytest.raises(CorpusError, match=r"\.wav: .*No such file.*mounted"):
+        extract(made)
+    (tmp_path / "away").rename(corpus.parent)
+    assert extract(plan(made.config)).whole, "nothing is quarantined for what was away"
+
+
+def test_a_corpus_that_lost_utterances_does_not_become_the_latest(
+    corpus: Path, tmp_path: Path, models: dict[str, str]
+) -> None:
+    store = tmp_path / "store"
+    run(corpus, store, models, "logmel")
+    whole = open_store(store).manifest().digest
+    kept = (corpus.parent / "3.wav").read_bytes()
+    (corpus.parent / "3.wav").unlink()
+    with pytest.raises(WrongUse, match=r"8 utterances there, and 1 of them \(such as 'u3'\).*--replace"):
+        run(corpus, store, models, "logmel", on_error="skip")
+    (corpus.parent / "3.wav").write_bytes(kept)
+    write_table(corpus.parent, list(TEXTS[:4]))
+    with pytest.raises(WrongUse, match=r"8 utterances there, and 4 of them"):
+        run(corpus, store, models, "logmel")
+    assert open_store(store).manifest().digest == whole
+    assert run(corpus, store, models, "logmel", replace=True).features["logmel"]["rows"] == 4
+    assert len(open_store(store).manifest()) == 4
+    back = ["cache", "rollback", "corpus", "--store", str(store)]
+    said = [CliRunner().invoke(main, back) for _ in range(2)]
+    assert "8 utterances" in said[0].stdout and "4 utterances" in said[1].stdout, said
+    commands = [one.command for one in generations(store / "manifests" / "corpus")]
+    assert commands == ["features", "features", "cache rollback", "cache rollback"]
 
 
 def test_a_dry_plan_writes_nothing_and_estimates(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:

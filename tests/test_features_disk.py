@@ -11,8 +11,8 @@ import pytest
 import soundfile as sf
 from click.testing import CliRunner, Result
 
-from ser.cache.maintain import verify
 from ser.cache.store import open_store
+from ser.cache.verify import verify
 from ser.cli import main
 from ser.errors import StoreError
 from ser.extract.run import ExtractionConfig, extract, plan

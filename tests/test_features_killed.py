@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ser.cache.maintain import verify
 from ser.cache.store import Feature, Store, open_store
+from ser.cache.verify import verify
 from ser.errors import WrongUse
 from ser.extract.corpora.demo import write_demo
 

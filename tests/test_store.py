@@ -268,7 +268,11 @@ def test_corpora_and_manifests(tmp_path: Path) -> None:
     assert store.put_manifest(manifest_of(3)) == first
     second = store.put_manifest(new)
     assert len(store.manifest()) == 4 and store.manifest().digest == second and len(store.manifest("toy", first)) == 3
-    assert store.put_manifest(old) == first and len(store.manifest()) == 3
+    with pytest.raises(WrongUse, match=r"4 utterances there, and 1 of them \(such as 'u003'\).*--replace"):
+        store.put_manifest(old)
+    with pytest.raises(WrongUse, match="and 4 of them"):
+        store.put_manifest(manifest_of(9, prefix="v"))
+    assert store.put_manifest(old, replace=True) == first and len(store.manifest()) == 3
     store.put_manifest(manifest_of(2, "zebra"))
     assert store.corpora() == ["toy", "zebra"]
     with pytest.raises(WrongUse, match="toy, zebra"):

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -80,7 +81,9 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
         raise WrongUse(f"{path} is not a table that ser can read; its name should end in {', '.join(sorted(SUFFIXES))}")
     try:
         if suffix == ".parquet":
-            for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
+            table = pq.read_table(path)
+            _record([(name, None) for name in table.column_names])
+            for number, row in enumerate(table.to_pylist(), 1):
                 yield f"row {number}", row
         elif suffix == ".jsonl":
             for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -88,8 +91,18 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
                     yield f"line {number}", _json_object(line)
         else:
             yield from _csv_lines(read_text(path), suffix)
-    except (pa.ArrowException, csv.Error, OSError) as error:
+    except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
         raise CorpusError(f"{path} cannot be read as {suffix[1:]}: {' '.join(str(error).split())}") from error
+
+
+def _record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A record of these names and values. Raises `ValueError` if two stand for one of the manifest's columns."""
+    columns = Counter(ALIASES.get(name, name) for name, _ in pairs)
+    for column in SCHEMA.names:
+        if columns[column] > 1:
+            names = ", ".join(name for name, _ in pairs if ALIASES.get(name, name) == column)
+            raise ValueError(f"two columns stand for the {column} ({names}): keep the one that counts")
+    return dict(pairs)
 
 
 def _csv_lines(text: str, suffix: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
@@ -99,6 +112,7 @@ def _csv_lines(text: str, suffix: str) -> Iterator[tuple[str, dict[str, Any] | s
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in next(reader, [])]
+        _record([(name, None) for name in names])
         for cells in filter(None, reader):
             where = f"line {reader.line_num}"
             if len(cells) != len(names):
@@ -111,9 +125,11 @@ def _csv_lines(text: str, suffix: str) -> Iterator[tuple[str, dict[str, Any] | s
 
 def _json_object(line: str) -> dict[str, Any] | str:
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=_record)
     except (json.JSONDecodeError, RecursionError):
         return "is not JSON"
+    except ValueError as error:  # two columns for one thing, or a number of thousands of digits
+        return str(error)
     return record if isinstance(record, dict) else "is not a JSON object"
 
 
@@ -146,7 +162,7 @@ def _row(record: dict[str, Any], need: str, columns: list[str]) -> dict[str, Any
     row: dict[str, Any] = {}
     for name, value in record.items():
         column = ALIASES.get(name, name)
-        if value is not None and column in columns and (column == name or column not in record):
+        if value is not None and column in columns:
             row[column] = _value(column, value)
     if need not in row:
         raise ValueError(f"has no {need}")
@@ -164,6 +180,8 @@ def _value(column: str, value: Any) -> Any:
     try:
         if column == "votes":
             return msgspec.convert(json.loads(value) if isinstance(value, str) else value, list[list[str]])
+        if isinstance(value, bytes | list | tuple | dict):  # whose str() would be taken for a text
+            raise TypeError
         convert: Callable[[Any], Any] = int if kind == pa.int32() else float if kind == pa.float64() else str
         converted = convert(value)
         if isinstance(converted, str):

@@ -1,0 +1,271 @@
+"""Verify every byte of a store, and set aside what cannot be trusted."""
+
+import contextlib
+import hashlib
+import itertools
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ser.errors import CorruptStore, SerError, StoreError
+
+from .atomic_io import REPAIR, explain_disk_errors, folders_in, make_folder, open_plain, read_small, sync_folder
+from .backends import BACKENDS
+from .blocks import Block, check_block
+from .feature import Feature
+from .manifest import RESERVED, Key, read_manifest
+from .part import Part, part_name
+from .spec import Spec
+from .store import Store
+
+JOURNAL = "verify.journal"
+BAD = "bad"
+_PIECE = 1 << 20
+_DAY = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One manifest, spec or part that has been checked."""
+
+    path: str  # relative to the store
+    bytes: int
+    seconds: float  # several are checked at once: these may add up to more than the clock shows
+    remaining: int  # things still to check
+    problem: str | None = None
+    repaired: str | None = None  # what was done about it: `ser features` computes it again
+    note: str | None = None  # no fault, but worth knowing
+    skipped: bool = False  # a part that an interrupted pass found good less than a day ago, and that has not changed
+
+
+Check = Callable[[Store, Path], tuple[int, str | None]]  # gives the bytes and a note; raises what is wrong
+
+
+def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[Checked]:
+    """Check everything in a store, yielding a record for each manifest, spec and part.
+
+    With `repair`, a part that cannot be trusted is moved to `<store>/bad/<feature>/<fingerprint>/`, and nothing else
+    is touched. Where a pass was interrupted, the next one skips the parts that it found good less than a day ago and
+    none of whose files has changed since, unless it is to be `fresh`; in a read-only store each pass starts anew.
+    """
+    journal, things = store.path / JOURNAL, _things(store)
+    good = set() if fresh else _recently_good(journal)
+
+    def check(thing: tuple[Path, Check]) -> tuple[Checked, str | None]:
+        stamp = _stamp(store, thing[0]) if thing[1] is _part else None  # first: a change meanwhile gives another
+        if stamp in good:
+            return Checked(str(thing[0].relative_to(store.path)), 0, 0.0, 0, skipped=True), None
+        return _checked(store, *thing, repair), stamp
+
+    pool = ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | (0 if good else os.O_TRUNC)
+    log = None
+    with contextlib.suppress(OSError):
+        log = os.open(journal, flags, 0o644)
+    try:
+        for number, (checked, stamp) in enumerate(pool.map(check, things), 1):
+            if log is not None and stamp is not None and checked.problem is None:
+                with contextlib.suppress(OSError):
+                    os.write(log, f"{int(time.time())} {stamp}\n".encode())
+            yield replace(checked, remaining=len(things) - number)
+        if log is not None:
+            journal.unlink(missing_ok=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if log is not None:
+            os.close(log)
+
+
+def _recently_good(journal: Path) -> set[str | None]:
+    """The stamps of the parts that were found good less than a day ago: what was good earlier may be bad now."""
+    good, now = set[str | None](), time.time()
+    with contextlib.suppress(StoreError):
+        for line in read_small(journal).decode(errors="replace").splitlines():
+            checked, _, stamp = line.partition(" ")
+            with contextlib.suppress(ValueError):
+                if 0 <= now - int(checked) < _DAY:
+                    good.add(stamp)
+    return good
+
+
+def _stamp(store: Store, part: Path) -> str | None:
+    """A hash over a part's record and over all that tells whether one of its files was written to since."""
+    digest = hashlib.sha256(os.fsencode(part.relative_to(store.path)))
+    try:
+        digest.update(read_small(part / "part.json"))
+        for path in sorted(part.rglob("*")):
+            stat = path.lstat()
+            facts = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            digest.update(os.fsencode(path.relative_to(part)) + repr(facts).encode())
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def _things(store: Store) -> list[tuple[Path, Check]]:
+    """What there is to check, each part after its spec, and how."""
+    things: list[tuple[Path, Check]] = []
+    for corpus in store.corpora():
+        folder = store.path / "manifests" / corpus
+        things += [(path, _manifest) for path in (folder / "latest", *sorted(folder.glob("*.parquet")))]
+    features = store.folders()
+    for folder in features:
+        things.append((folder / "spec.json", _feature))
+        with contextlib.suppress(OSError):
+            parts = sorted(entry for entry in (folder / "parts").iterdir() if not entry.name.startswith("."))
+            things += [(part, _foreign if part.is_file() and not part.is_symlink() else _part) for part in parts]
+    names = {folder.parent for folder in features}
+    for folder in folders_in(store.path):
+        if folder.name not in RESERVED:
+            inside = [one for one in folders_in(folder) if one not in features] if folder in names else [folder]
+            things += [(one, _foreign) for one in inside]
+    return things
+
+
+def _checked(store: Store, path: Path, check: Check, repair: bool) -> Checked:
+    start = time.perf_counter()
+    size, note, problem, repaired = 0, None, None, None
+    try:
+        size, note = check(store, path)
+    except SerError as error:
+        problem = str(error)
+        # What a newer ser wrote, or may not be read by this user, is not corrupt.
+        if repair and isinstance(error, CorruptStore):
+            repaired = _repair(store, path)
+    except OSError as error:
+        problem = f"{path}: cannot be read ({error.strerror or error})"
+    seconds = time.perf_counter() - start
+    return Checked(str(path.relative_to(store.path)), size, seconds, 0, problem, repaired, note)
+
+
+def _repair(store: Store, path: Path) -> str | None:
+    """Move a bad part to `<store>/bad/<feature>/<fingerprint>/<part>-<n>`, or make a feature's folder for parts again.
+
+    A bad spec is written again by `ser features`. Nothing is touched where there is none: that folder is somebody's.
+    """
+    feature = path.parent if path.name == "spec.json" else path.parent.parent
+    if not (feature / "spec.json").exists():
+        return None
+    with explain_disk_errors("repairing it", store.path):
+        if path.name == "spec.json":
+            with contextlib.suppress(SerError):
+                Feature(store.path, feature)
+                make_folder(feature / "parts")
+                return "its folder for parts is there again"
+            return None
+        folder = store.path / BAD / feature.relative_to(store.path)
+        make_folder(folder)
+        names = (folder / f"{path.name}-{number}" for number in itertools.count(1))
+        place = next(name for name in names if not os.path.lexists(name))
+        with contextlib.suppress(FileNotFoundError):  # another process did
+            os.rename(path, place)  # noqa: PTH104
+        sync_folder(folder)
+        sync_folder(path.parent)
+    return f"moved to {place.relative_to(store.path)}"
+
+
+def _manifest(store: Store, path: Path) -> tuple[int, str | None]:
+    read_manifest(store.path, path.parent.name, None if path.name == "latest" else path.stem)
+    return path.stat().st_size, None
+
+
+def _feature(store: Store, path: Path) -> tuple[int, str | None]:
+    """The spec, and whether rows appear twice."""
+    feature = Feature(store.path, path.parent)
+    if not (path.parent / "parts").is_dir():
+        raise CorruptStore(f"{path.parent / 'parts'}: is missing; {REPAIR}")
+    keys = Counter[Key]()
+    with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
+        keys.update(key for part in feature.parts() for key in part.keys)
+    twice = keys.total() - len(keys)
+    note = f"{twice} rows stand in two parts; `ser cache remove --superseded` rewrites them" if twice else None
+    return path.stat().st_size, note
+
+
+def _part(store: Store, path: Path) -> tuple[int, str | None]:
+    folder, spec = path.parent.parent, None
+    with contextlib.suppress(SerError):  # that the spec is bad stands in its own record
+        spec = Feature(store.path, folder).spec
+    part = check_part(path, folder.name, spec)
+    note = (
+        f"holds files that are not of the part, and are never read: {', '.join(map(ascii, part.stray[:3]))}"
+        if part.stray
+        else None
+    )
+    return part.bytes, note
+
+
+def _foreign(store: Store, path: Path) -> tuple[int, str | None]:
+    return 0, f"is not a {'part' if path.parent.name == 'parts' else 'feature'} of the store; left alone"
+
+
+def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part:
+    """Check a part down to its last byte, reading each once, and against its feature's spec.
+
+    Raises `CorruptStore` for a file that is missing or altered, and for a record that is true to its files but not to
+    the format: another name, dimension, dtype or level, or values that are not finite.
+    """
+    part = Part(folder, fingerprint)
+    record, values = part.record, part.record.arrays["values"]
+    if folder.name != part_name(
+        record.corpus, record.ids, record.inputs, [(entry.id, entry.input) for entry in record.quarantined]
+    ):
+        raise CorruptStore(f"{folder}: holds other utterances than its name says; {REPAIR}")
+    if spec and (values.shape[1], values.dtype) != (spec.dim, spec.dtype):
+        has, says = f"{values.shape[1]} × {values.dtype}", f"{spec.dim} × {spec.dtype}"
+        raise CorruptStore(f"{folder}: holds {has}, its spec says {says}; {REPAIR}")
+    blocks = defaultdict[str, list[tuple[Block, str]]](list)
+    for name, array in record.arrays.items():
+        for block in array.blocks:
+            blocks[block.file].append((block, name))
+    found: dict[Block, bytes] = {}
+
+    def see(block: Block, name: str, content: bytes) -> None:
+        if name == "offsets":
+            found[block] = content
+        elif name == "values" and not _finite(content, values.dtype):
+            raise CorruptStore(f"{folder / block.file}: holds values that are not finite; {REPAIR}")
+
+    for file, known in record.files.items():
+        if _read_file(folder / file, sorted(blocks[file], key=lambda one: one[0].offset), see) != known.sha256:
+            raise CorruptStore(f"{folder / file}: altered (its sha256 is wrong); {REPAIR}")
+    offsets = np.frombuffer(b"".join(found[block] for block in record.arrays["offsets"].blocks), np.int64)
+    part.check_offsets(offsets)
+    if spec and spec.level == "utterance" and (np.diff(offsets) != 1).any():
+        raise CorruptStore(f"{folder}: has utterances that are not one row each, as its spec says; {REPAIR}")
+    if fault := BACKENDS[record.backend].inspect(folder, record.arrays):
+        raise CorruptStore(f"{folder}: {fault}; {REPAIR}")
+    return part
+
+
+def _finite(content: bytes, dtype: str) -> bool:
+    if dtype == "float16":  # numpy's own way takes 20 times as long; an exponent of ones is NaN or infinite
+        return bool(((np.frombuffer(content, np.uint16) & 0x7C00) < 0x7C00).all())
+    return bool(np.isfinite(np.frombuffer(content, dtype)).all())
+
+
+def _read_file(path: Path, blocks: list[tuple[Block, str]], see: Callable[[Block, str, bytes], None]) -> str:
+    """The sha256 of a file, whose blocks are checked on the way and then shown to `see`."""
+    digest = hashlib.sha256()
+    with os.fdopen(open_plain(path), "rb") as file:
+
+        def read(size: int) -> bytes:
+            content = file.read(size)
+            digest.update(content)
+            return content
+
+        for block, name in blocks:
+            while (gap := block.offset - file.tell()) > 0 and read(min(gap, _PIECE)):
+                pass
+            content = read(block.bytes)
+            check_block(str(path), block, [content])
+            see(block, name, content)
+        while read(_PIECE):
+            pass
+    return digest.hexdigest()
