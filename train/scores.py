@@ -25,11 +25,12 @@ from .run_folder import Run
 METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
 FEWEST = 4  # groups of an interval: of fewer, it is too wide or too uncertain to say anything
 TO_TEST = 6  # groups of a test: of five, the p of the sign flips is never below 2 / 2⁵ = 0.06
-ALL_FLIPS = 12  # groups up to which every pattern of signs is counted
-FLIPS = 10_000  # patterns of more groups: the observed one and drawn ones
+FLIPS = 9_999  # patterns of signs that a test draws where there are more
+AT_A_TIME = 10**6  # signs in memory at once
 COLUMNS = {"speakers": "speaker", "dialogues": "dialogue", "utterances": "id"}  # of the predictions
 NO_COMPARISON = "no comparison with the paper is meant"
 Spread = tuple[float, float | None]  # mean, deviation
+Ends = tuple[float, float | None, float | None]  # a value and the ends of its 95 % interval, if it has one
 
 
 def confusions(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -90,15 +91,6 @@ def scores(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str
 
 
 @dataclass(frozen=True)
-class Interval:
-    """The ends of a score's 95 % interval, in percent, and over what: "speakers", "dialogues" or "utterances"."""
-
-    low: float
-    high: float
-    over: str
-
-
-@dataclass(frozen=True)
 class Score:
     """One metric of one cell in percent: the score, and mean and sample deviation over seeds and over folds."""
 
@@ -144,26 +136,24 @@ class CellScores:
         """C `[K, K]`, summed over the runs."""
         return self._matrices(test).sum(0)
 
-    def interval(self, metric: str, test: str = "both") -> Interval | None:
-        """The interval of the pooled score over the groups, see `jackknife_interval`.
+    def with_interval(self, metric: str, test: str = "both") -> Ends:
+        """The pooled score and the ends of its interval over the groups, see `jackknife_interval`, in percent.
 
-        Left out is a group's part in all seeds at once. None of fewer than `FEWEST` groups, and for the recall of a
-        class that does not occur in two of them.
+        Left out is a group's part in all seeds at once. No ends with fewer than `FEWEST` groups, nor for the recall of
+        a class that does not occur in two of them.
         """
-        matrices = self._grouped(self.over, test)
-        found = self._measure(metric, matrices.sum(0) - matrices) if len(matrices) >= FEWEST else np.array([[np.nan]])
-        if np.isnan(found).all(1).any():
-            return None
-        low, high = jackknife_interval(self.score(metric, test).pooled, np.nanmean(found, 1))
-        return Interval(max(0.0, float(low)), min(100.0, float(high)), self.over)
+        whole, matrices = self.score(metric, test).pooled, self._grouped(self.over, test)
+        found = self._measure(metric, matrices.sum(0) - matrices)  # [g, S]
+        if len(found) < FEWEST or np.isnan(found).all(1).any():
+            return whole, None, None
+        return _of_share(whole, np.nanmean(found, 1))
 
     @cached_property
     def groupings(self) -> list[str]:
         """What the groups of intervals and tests can be, the default first; utterances where nothing else is known."""
-        found = [over for over in ("speakers", "dialogues") if None not in set(self.groups(over))]
-        if len(set(self.groups("dialogues"))) == len(set(self._column("id"))):
-            found = found[: found.index("dialogues")] if "dialogues" in found else found
-        return found or ["utterances"]
+        speakers, dialogues = set(self.groups("speakers")), set(self.groups("dialogues"))
+        alone = None in dialogues or len(dialogues) == len(set(self.groups("utterances")))
+        return ["speakers"] * (None not in speakers) + ["dialogues"] * (not alone) or ["utterances"]
 
     @property
     def over(self) -> str:
@@ -204,10 +194,12 @@ class CellScores:
 
     def to_json(self) -> dict[str, Any]:
         """Pooled WA, UA and macro-F1 with the intervals of the first two, in percent, by "ua over speakers", …"""
-        intervals = {metric: self.interval(metric) for metric in ("ua", "wa")}
+        found = {metric: self.with_interval(metric) for metric in ("ua", "wa")}
         return {
             **{metric: self.score(metric).pooled for metric in ("wa", "ua", "macro_f1")},
-            "intervals": {f"{name} over {one.over}": [one.low, one.high] for name, one in intervals.items() if one},
+            "intervals": {
+                f"{metric} over {self.over}": ends for metric, (_, *ends) in found.items() if None not in ends
+            },
         }
 
     @cached_property
@@ -284,14 +276,16 @@ def jackknife_interval(whole: Any, without: np.ndarray) -> tuple[np.ndarray, np.
     return whole - half, whole + half
 
 
-def share(counted: Sequence[bool] | np.ndarray, groups: Sequence[Any]) -> tuple[float, float | None, float | None]:
-    """The share of n predictions that count and its interval over their groups, in percent; no ends below `FEWEST`."""
+def share(counted: Sequence[bool] | np.ndarray, groups: Sequence[Any]) -> Ends:
+    """The share of n predictions that count, with its interval over their groups, in percent."""
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     n, hits = np.bincount(group), np.bincount(group, np.asarray(counted, dtype=float))
     whole = 100 * float(hits.sum() / n.sum())
-    if len(n) < FEWEST:
-        return whole, None, None
-    low, high = jackknife_interval(whole, 100 * (hits.sum() - hits) / (n.sum() - n))
+    return (whole, None, None) if len(n) < FEWEST else _of_share(whole, 100 * (hits.sum() - hits) / (n.sum() - n))
+
+
+def _of_share(whole: float, without: np.ndarray) -> Ends:
+    low, high = jackknife_interval(whole, without)
     return whole, max(0.0, float(low)), min(100.0, float(high))
 
 
@@ -311,7 +305,7 @@ def summary_text(cell: CellScores) -> str:
     from tabulate import tabulate
 
     asked = [("UA", "ua", "both"), ("WA", "wa", "both"), ("macro-F1", "macro_f1", "both")]
-    asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).n]
+    asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
     asked += [(f"UA, {test}", "ua", test) for test in cell.tests if test != "both"]
     lines = []
     for name, metric, test in asked:
@@ -331,19 +325,11 @@ def summary_text(cell: CellScores) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`difference` = first − second with its 95 % interval; `p` of the null hypothesis that the two do not differ."""
+    """Two cells, or a cell and a quoted number."""
 
-    difference: float
-    p: float | None
-    n: int
-    low: float | None = None
-    high: float | None = None
-    about: str = ""  # which test, over what
-
-    @property
-    def with_interval(self) -> tuple[float, float | None, float | None]:
-        """The difference with its ends."""
-        return self.difference, self.low, self.high
+    difference: Ends  # first − second, in points
+    p: float | None  # of the null hypothesis that the two do not differ
+    about: str  # which test, over what
 
 
 def compare(
@@ -368,9 +354,9 @@ def compare(
     whole = [cell._measure(metric, m.sum(0)).mean() for cell, m in zip((first, second), pair, strict=True)]
     difference, g = float(whole[0] - whole[1]), len(pair[0])
     if g < TO_TEST or len(pair[1]) != g:
-        return Comparison(difference, None, g, about=f"no test: {_counted(g, over)}")
+        return Comparison((difference, None, None), None, f"no test: {_counted(g, over)}")
     without = [cell._measure(metric, m.sum(0) - m).mean(1) for cell, m in zip((first, second), pair, strict=True)]
-    low, high = jackknife_interval(difference, without[0] - without[1])
+    low, high = map(float, jackknife_interval(difference, without[0] - without[1]))
     parts = []
     for m in pair:
         sizes, right = m.sum((0, -1)), np.diagonal(m, axis1=-2, axis2=-1)  # [S, K], [g, S, K]
@@ -378,29 +364,31 @@ def compare(
         weights = weights if metric == "ua" else 1 / sizes.sum(-1, keepdims=True)
         parts.append(100 * (right * weights).sum(-1).mean(1))
     p = float(sign_flip((parts[0] - parts[1]) * (claimed or 1), sides=1 if claimed else 2))
-    about = f"{'one' if claimed else 'two'}-sided, {_counted(g, over)}"
-    return Comparison(difference, p, g, float(low), float(high), about)
+    return Comparison((difference, low, high), p, f"{'one' if claimed else 'two'}-sided, {_counted(g, over)}")
 
 
 def sign_flip(parts: np.ndarray, sides: int = 2) -> np.ndarray:
     """The permutation test of a sum of parts `[…, g]`, one for each group: p `[…]`.
 
     Were the two cells alike, each group's part would as likely have the other sign. p is the share of the patterns of
-    signs whose sum is as far from zero, or with one side as high: all 2ᵍ, or `FLIPS` of more than `ALL_FLIPS` groups.
+    signs, all 2ᵍ or `FLIPS` drawn ones if there are more, whose sum is as far from zero, or with one side as high.
 
     >>> float(sign_flip(np.ones(6))), float(sign_flip(np.ones(6), sides=1))
     (0.03125, 0.015625)
     """
-    g = parts.shape[-1]
-    if g <= ALL_FLIPS:
-        signs = 1.0 - 2 * (np.arange(2**g)[:, None] >> np.arange(g) & 1)
-    else:
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], (FLIPS, g))
-        signs[0] = 1
-    sums, found = parts @ signs.T, parts.sum(-1, keepdims=True)
-    if sides == 2:
-        sums, found = abs(sums), abs(found)
-    return (sums >= found - 1e-9 * abs(parts).sum(-1, keepdims=True)).mean(-1)  # ties are not left to rounding
+    from scipy.stats import permutation_test
+
+    found = permutation_test(
+        (parts,),
+        np.sum,
+        permutation_type="samples",
+        n_resamples=FLIPS,
+        batch=max(1, AT_A_TIME // parts.size),
+        alternative="two-sided" if sides == 2 else "greater",
+        axis=-1,
+        rng=np.random.default_rng(0),
+    )
+    return np.asarray(found.pvalue)
 
 
 def against_quoted(ours: Score, quoted: float, std: float | None = None, seeds: int | None = None) -> Comparison:
@@ -418,10 +406,10 @@ def against_quoted(ours: Score, quoted: float, std: float | None = None, seeds: 
     squares = [(deviation**2 / n, n) for deviation, n in samples]
     error = np.sqrt(sum(square for square, _ in squares))
     if not ours.over_seeds[1]:  # one seed, or all the same
-        return Comparison(difference, None, ours.seeds, about=about)
+        return Comparison((difference, None, None), None, about)
     free = error**4 / sum(square**2 / (n - 1) for square, n in squares)
     p, half = float(2 * t.sf(abs(difference) / error, free)), float(t.ppf(0.975, free) * error)
-    return Comparison(difference, p, ours.seeds, difference - half, difference + half, about)
+    return Comparison((difference, difference - half, difference + half), p, about)
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -437,51 +425,33 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return [None if p is None else next(found) for p in values]
 
 
-def mcnemar(truth: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> Comparison:
-    """McNemar's exact test (1947) on the utterances that just one of two cells gets right.
-
-    What papers print. It takes utterances for independent, and so finds differences that are not there.
+def mcnemar(truth: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> float:
+    """The p of McNemar's exact test (1947) on the utterances that just one of two cells gets right.
 
     p = min(1, 2 · P(X ≤ min(b, c))), X ~ Binomial(b + c, ½), with b right in `first` alone and c in `second` alone.
+    What papers print: it takes utterances for independent, and so finds differences that are not there.
 
-    >>> mcnemar([0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]).p  # b = 3, c = 0: 2 · ½³
+    >>> mcnemar([0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1])  # b = 3, c = 0: 2 · ½³
     0.25
     """
     from scipy.stats import binomtest
 
     right, other = (np.asarray(predicted) == np.asarray(truth) for predicted in (first, second))
     b, c = int(np.sum(right & ~other)), int(np.sum(~right & other))
-    p = float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
-    return Comparison((b - c) / len(right), p, len(right))
+    return float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
 
 
-def paired_t(first: Sequence[float], second: Sequence[float]) -> Comparison:
-    """Student's t on the differences of scores that share seed and fold.
+def p_of_runs(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float]:
+    """The p of Student's paired t-test and of Wilcoxon's signed-rank test on scores that share seed and fold.
 
-    What papers print: folds share training data and seeds share test data, so the runs are not independent. Raises
-    `ValueError` for fewer than two differences.
+    What papers print: folds share training data and seeds share test data, so the runs are not independent. No t-test
+    of differences that are all the same: they have no spread to compare them with.
 
-    >>> round(paired_t([3, 5, 4], [1, 2, 3]).p, 4)  # differences 2, 3, 1: t = 2 / (1 / √3), df = 2
-    0.0742
-    """
-    from scipy.stats import ttest_1samp
-
-    differences = np.subtract(first, second)
-    if len(differences) < 2:
-        raise ValueError("a paired t-test needs two pairs of scores or more")
-    constant = np.ptp(differences) == 0  # the deviation is zero
-    p = float(differences[0] == 0) if constant else float(ttest_1samp(differences, 0).pvalue)
-    return Comparison(float(differences.mean()), p, len(differences))
-
-
-def wilcoxon(first: Sequence[float], second: Sequence[float]) -> Comparison:
-    """Wilcoxon's signed-rank test on the differences of scores that share seed and fold; see `paired_t`.
-
-    >>> wilcoxon([2, 3, 4, 5, 7], [1, 1, 1, 1, 1]).p  # all positive: 2 of 2⁵ sign patterns
+    >>> p_of_runs([2, 3, 4, 5, 7], [1, 1, 1, 1, 1])[1]  # all positive: 2 of 2⁵ sign patterns
     0.0625
     """
-    from scipy.stats import wilcoxon as signed_rank
+    from scipy.stats import ttest_1samp, wilcoxon
 
     differences = np.subtract(first, second)
-    p = float(signed_rank(differences).pvalue) if np.any(differences) else 1.0
-    return Comparison(float(differences.mean()), p, len(differences))
+    t = float(ttest_1samp(differences, 0).pvalue) if np.ptp(differences) > 1e-7 else None
+    return t, float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0

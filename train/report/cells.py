@@ -47,11 +47,6 @@ class Cell(CellScores):
         """The fusion's settings and the training's."""
         return {**self.config["settings"], **self.config["training"]}
 
-    def with_interval(self, metric: str) -> tuple[float, float | None, float | None]:
-        """A pooled score with the ends of its 95 % interval, in percent; None where it has no interval."""
-        ends = self.interval(metric)
-        return self.score(metric).pooled, ends and ends.low, ends and ends.high
-
     @cached_property
     def origin(self) -> Origin:
         """Where its features came from, as far as it is still there."""

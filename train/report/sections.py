@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ser.train.run_folder import Run
-from ser.train.scores import NO_COMPARISON, Score, against_quoted, caveat, compare, holm, mcnemar, paired_t, wilcoxon
+from ser.train.scores import NO_COMPARISON, Score, against_quoted, caveat, compare, holm, mcnemar, p_of_runs
 
 from .cells import Cell, configuration
 from .examples import attended, errors
@@ -21,6 +21,7 @@ from .tables import Row, Table
 PLOTTED = 30  # cells in a plot of one line for each
 SERIES = 4  # cells in a plot where each is a series
 ALL_PAIRS = 5  # cells; with more, each is tested against the first only
+CHOSEN = " The first cell is chosen on the test score, which lifts its number and its differences."
 EPOCHS = 30  # of each cell in the table of learning curves
 TESTS = ("both", "only text", "only audio", "head text", "head audio")
 
@@ -93,30 +94,21 @@ def results_table(cells: Sequence[Cell]) -> Table:
     rows = []
     for cell in cells:
         row: Row = {"cell": cell.label, **_scores(cell), "macro-F1 %": cell.score("macro_f1").pooled}
-        both = cell.score("ua"), cell.score("wa")
-        row |= {f"{name} over seeds %": score.over_seeds for name, score in zip(("UA", "WA"), both, strict=True)}
-        row |= {f"{name} over folds %": score.over_folds for name, score in zip(("UA", "WA"), both, strict=True)}
-        row |= {"interval over": cell.interval_over, "runs": f"{len(cell.folds)} × {len(cell.seeds)}"}
-        row |= {"n": int(cell.confusion().sum())}
+        row |= {f"{name} over seeds %": cell.score(name.lower()).over_seeds for name in ("UA", "WA")}
+        row |= {f"{name} over folds %": cell.score(name.lower()).over_folds for name in ("UA", "WA")}
+        row |= {"interval over": cell.interval_over}
+        row |= {"runs": f"{len(cell.folds)} × {len(cell.seeds)}", "n": int(cell.confusion().sum())}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
     note = "UA: mean recall of the classes; WA: share that is right; both pooled over the folds of a seed, then the "
     note += (
-        "mean over the seeds, with their 95 % interval (jackknife, Student’s t). Over seeds: ± standard deviation of "
+        "mean over the seeds, with the 95 % interval (jackknife, Student’s t). ±: standard deviation, over seeds of "
     )
-    note += (
-        "the seeds’ pooled scores; over folds: mean ± standard deviation of the folds’ means over seeds. Runs: folds "
-    )
-    note += f"× seeds; n: predictions. {_chosen(cells)} {_caveat(cells)}"
+    note += "the pooled score, over folds of each fold’s mean over the seeds. Runs: folds × seeds; n: predictions."
+    note += f"{CHOSEN * (len(cells) > 1)} {_caveat(cells)}"
     if any(cell.over == "utterances" for cell in cells):
         note += " Too narrow: neither speakers nor dialogues are known, and utterances of a speaker are alike."
     where = f" ({cells[0].conditions})" if alike else ""
     return Table("results", f"Scores of each cell{where}", rows, note.strip())
-
-
-def _chosen(cells: Sequence[Cell]) -> str:
-    """What the order of the cells means for the first, as a sentence; "" for one cell."""
-    best = f"The first of {len(cells)} cells is chosen on the test score, which lifts its number and its differences."
-    return best if len(cells) > 1 else ""
 
 
 def _dot_plot(cells: Sequence[Cell], metric: str) -> Plot:
@@ -150,7 +142,9 @@ def papers_table(cells: Sequence[Cell]) -> Table:
             changed.setdefault(text, []).append(cell.label)
     unreal = [cell.caveat for cell in cells]
     note = "Ours: pooled over the folds, mean ± standard deviation over the seeds, as Perspective reports."
-    note += "" if all(unreal) else " Differences: ours − paper in points, with the 95 % interval over our seeds."
+    if not all(unreal):
+        note += " Differences: ours − paper in points, with the 95 % interval over the seeds; a number quoted without "
+        note += "a deviation is taken for exact."
     if any(unreal):
         note += f" A synthetic corpus or random weights: {NO_COMPARISON}, so no difference is given."
     for text, labels in changed.items():
@@ -160,7 +154,7 @@ def papers_table(cells: Sequence[Cell]) -> Table:
 
 def beside(name: str, paper: Spread | None, ours: Score | None, compared: bool, seeds: int) -> Row:
     """A paper's number, mean of so many seeds, ours, and the difference with its interval, if a comparison is meant."""
-    difference = against_quoted(ours, *paper, seeds).with_interval if compared and paper and ours else None
+    difference = against_quoted(ours, *paper, seeds).difference if compared and paper and ours else None
     return {f"paper {name} %": paper, f"ours {name} %": ours and ours.over_seeds, f"{name} difference": difference}
 
 
@@ -178,18 +172,19 @@ def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
 
 def significance_table(cells: Sequence[Cell]) -> Table:
     """Our tests, which respect that utterances of a speaker are alike; no row for one cell."""
-    rows: list[Row] = []
+    rows = []
     for one, other in _pairs(cells):
         row: Row = {"cell": one.label, "against": other.label}
-        for metric in ("ua", "wa"):
-            found, name = compare(one, other, metric, claimed_better(one, other, metric)), metric.upper()
-            row |= {f"{name} difference": found and found.with_interval, f"{name} p": found and found.p}
+        for name in ("UA", "WA"):
+            metric = name.lower()
+            found = compare(one, other, metric, claimed_better(one, other, metric))
+            row |= {f"{name} difference": found and found.difference, f"{name} p": found and found.p}
             row |= {f"{name} Holm p": None, f"{name} test": found.about if found else "no utterance in common"}
         rows.append(row)
     _correct(rows, "UA", "WA")
     note = "Differences in points, all seeds, with 95 % intervals (jackknife, Student’s t). p: the groups’ parts with "
     note += "their signs flipped; one-sided where a paper claims the better. Holm: over the column. Over dialogues it "
-    note += f"says nothing about other speakers. {_chosen(cells)}"
+    note += f"says nothing about other speakers.{CHOSEN}"
     if len(cells) > ALL_PAIRS:
         note += f" The cell with the highest UA of {len(cells)} against each of the others."
     return Table("significance", "Paired tests", rows, note)
@@ -197,12 +192,8 @@ def significance_table(cells: Sequence[Cell]) -> Table:
 
 def claimed_better(one: Cell, other: Cell, metric: str) -> int:
     """1 where a paper that has both cells claims the first is better, −1 the second, 0 none or papers that disagree."""
-    pairs = [(a, b) for a in quoted_for(one) for b in quoted_for(other) if a.recipe.name == b.recipe.name]
-    claims = {
-        int(np.sign(a.numbers[metric] - b.numbers[metric]))
-        for a, b in pairs
-        if metric in a.numbers and metric in b.numbers
-    }
+    pairs = [(a.numbers, b.numbers) for a in quoted_for(one) for b in quoted_for(other) if a.recipe == b.recipe]
+    claims = {int(np.sign(a[metric] - b[metric])) for a, b in pairs if metric in a and metric in b}
     return claims.pop() if len(claims) == 1 else 0
 
 
@@ -236,8 +227,7 @@ def _as_papers_test(first: Cell, second: Cell) -> Row:
         one, other = (p[p.seed == min(seeds)].drop_duplicates("id") for p in (first.predictions, second.predictions))
         both = one.merge(other, on="id", suffixes=(None, "_2"))
         if len(both):
-            test = mcnemar(both.truth, both.predicted, both.predicted_2)
-            row |= {"utterances": test.n, "McNemar p": test.p}
+            row |= {"utterances": len(both), "McNemar p": mcnemar(both.truth, both.predicted, both.predicted_2)}
     by_run = [
         {(run.config["seed"], run.config["fold"], run.config["cut"]): 100 * run.result["ua"] for run in cell.runs}
         for cell in (first, second)
@@ -245,10 +235,8 @@ def _as_papers_test(first: Cell, second: Cell) -> Row:
     keys = sorted(by_run[0].keys() & by_run[1].keys())
     if len(keys) > 1:
         ours, theirs = ([ua[key] for key in keys] for ua in by_run)
-        test = paired_t(ours, theirs)
-        row |= {"pairs of runs": test.n, "Wilcoxon p": wilcoxon(ours, theirs).p}
-        # Differences that are all the same have no spread to compare them with.
-        row["t-test p"] = test.p if np.ptp(np.subtract(ours, theirs)) > 1e-7 else None
+        row["pairs of runs"] = len(keys)
+        row["t-test p"], row["Wilcoxon p"] = p_of_runs(ours, theirs)
     return row
 
 

@@ -27,42 +27,39 @@ class Row:
     done: int
     conditions: str  # "session-out · val · 4class"
     quoted: bool = False
-    paper_seeds: int = 1
     compared: Comparison | None = None  # the recipe's `tested` cell with this one
     holm_p: float | None = None  # over the table
 
 
 def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
     """The rows of a recipe's table, in its order; cells without a finished run say so."""
-    rows, finished = [], {}
+    rows, finished = [], dict[str, tuple[CellScores, str]]()
     for cell in recipe.cells:
         mine, paper = runs[cell.name], cell.paper or {}
         if not any(run.finished for run in mine):
             rows.append(Row(cell.name, paper, {}, len(mine), 0, "no run finished"))
             continue
-        ours = finished[cell.name] = CellScores(mine)
+        ours = CellScores(mine)
+        finished[cell.name] = ours, cell.test
         asked, known = [*_metrics(paper), "ua", "wa"], {*METRICS, *ours.classes}
         found = {metric: ours.score(metric, cell.test) for metric in asked if metric in known}
-        done = len(mine), len(ours.runs), ours.conditions
-        rows.append(Row(cell.name, paper, found, *done, paper_seeds=cell.paper_seeds))
+        rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions))
     rows += [Row(name, paper, {}, 0, 0, "quoted by the paper", quoted=True) for name, paper in recipe.quoted.items()]
     if recipe.tested in finished:
-        rows = [row if row.cell == recipe.tested else _tested(recipe, finished, row) for row in rows]
+        tested = finished.pop(recipe.tested)
+        rows = [replace(row, compared=_compared(tested, row, finished.get(row.cell))) for row in rows]
     family = holm([row.compared and row.compared.p for row in rows])
     return [replace(row, holm_p=p) for row, p in zip(rows, family, strict=True)]
 
 
-def _tested(recipe: Recipe, finished: Mapping[str, CellScores], row: Row) -> Row:
-    """The row with what the test of the recipe's `tested` cell against it says: the paper claims that one better."""
-    ours, metric = finished[recipe.tested or ""], next((m for m in ("wa", "ua") if m in row.paper), None)
-    ways = {cell.name: cell.test for cell in recipe.cells}
-    if row.cell in finished:
-        tests = ways[recipe.tested or ""], ways[row.cell]
-        return replace(row, compared=compare(ours, finished[row.cell], metric or "ua", claimed=1, tests=tests))
-    if not row.quoted or metric is None or ours.caveat:
-        return row
-    quoted = row.paper[metric], row.paper.get(f"{metric}_std")
-    return replace(row, compared=against_quoted(ours.score(metric, ways[recipe.tested or ""]), *quoted))
+def _compared(tested: tuple[CellScores, str], row: Row, other: tuple[CellScores, str] | None) -> Comparison | None:
+    """The tested cell, tested in its way, with another, which the paper claims to be worse, or with a quoted number."""
+    (ours, test), metric = tested, "wa" if "wa" in row.paper else "ua"
+    if other:
+        return compare(ours, other[0], metric, claimed=1, tests=(test, other[1]))
+    if not row.quoted or metric not in row.paper or ours.caveat:
+        return None
+    return against_quoted(ours.score(metric, test), row.paper[metric], row.paper.get(f"{metric}_std"))
 
 
 def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
@@ -70,29 +67,28 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     rows = recipe_rows(recipe, runs)
     metrics = list(dict.fromkeys(metric for row in rows for metric in _metrics(row.paper))) or ["ua", "wa"]
     warning = caveat(run.result for cell in runs.values() for run in cell if run.finished)
+    seeds = {cell.name: cell.paper_seeds for cell in recipe.cells}
     lines = []
     for row in rows:
         line: dict[str, Any] = {"cell": row.cell}
         for metric in metrics:
             name, ours = metric.upper() if metric in ("ua", "wa") else metric, row.scores.get(metric)
-            line |= beside(name, quoted_spread(row.paper, metric), ours, not warning, row.paper_seeds)
+            line |= beside(name, quoted_spread(row.paper, metric), ours, not warning, seeds.get(row.cell, 1))
             line |= {f"{name} over folds %": ours and ours.over_folds}
         shape = max((f"{score.folds} × {score.seeds}" for score in row.scores.values()), default="")
         line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
         if any(other.compared for other in rows):
-            test = row.compared or Comparison(0, None, 0)
-            line |= {"tested against it: difference": row.compared and test.with_interval}
-            line |= {"p": test.p, "Holm p": row.holm_p, "test": test.about}
+            test = row.compared
+            line |= {"tested − this difference": test and test.difference, "p": test and test.p}
+            line |= {"Holm p": row.holm_p, "test": test and test.about}
         lines.append({**line, "protocol": row.conditions})
     about = "ours: pooled over the folds, mean ± standard deviation over the seeds, in percent; over folds: mean ± "
     about += (
-        "standard deviation of the folds’ means; runs: folds × seeds; differences with 95 % intervals over the seeds; "
+        "standard deviation of the folds’ means over the seeds; runs: folds × seeds; differences with 95 % intervals; "
     )
     about += "WA = accuracy, UA = mean recall"
     if any(row.compared for row in rows):
-        about += (
-            f"\ntests: {recipe.tested} − each other, one-sided where the paper claims it better; Holm over the table"
-        )
+        about += f"\ntests: {recipe.tested} − each other, one-sided against a cell; Holm over the table"
     table = tabulated(Table("recipe", recipe.title, lines))
     return "\n".join([recipe.title, "", table, "", *filter(None, [recipe.note, about, warning])])
 
