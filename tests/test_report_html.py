@@ -16,7 +16,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 
 from ser.cache.store import open_store
 from ser.commands.train import train
@@ -28,12 +27,12 @@ from ser.train.models.ragged import Batch, Sequences
 from ser.train.options import Experiment
 from ser.train.report.attention import attend, weights_of
 from ser.train.report.cells import Cell, group_runs, name_apart
-from ser.train.report.examples import agreement, wilson
+from ser.train.report.examples import agreement
 from ser.train.report.figures import figure, to_svg
 from ser.train.report.html import Page, write_html
 from ser.train.report.paper import changed_settings, quoted_for
 from ser.train.report.provenance import command
-from ser.train.report.sections import holm, make_page
+from ser.train.report.sections import make_page
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
@@ -191,12 +190,6 @@ def test_the_command_runs_the_cell_again(cells: dict[str, Cell]) -> None:
         options = {name: value for name, value in options.items() if name in known}
         names = {run_name(job.config) for job in prepare(Experiment(**options))}
         assert names == {run.path.name for run in cell.runs}
-
-
-def test_holm_is_the_step_down_correction_and_wilson_is_scipys() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([]) == []
-    theirs = binomtest(7, 20).proportion_ci(method="wilson")
-    assert wilson(7 / 20, 20) == pytest.approx((35, 100 * theirs.low, 100 * theirs.high), abs=1e-4)
 
 
 def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: dict[str, Cell], content: Page) -> None:

@@ -226,6 +226,8 @@ class CellScores:
 
     def _grouped(self, over: str, test: str = "both", only: set[Any] | None = None) -> np.ndarray:
         """C `[g, S, K, K]` of each group, in the order of their names, in each seed; `only` of these (id, truth)."""
+        if only is not None and only.issuperset(self._pairs):
+            only = None
         if only is None and (over, test) in self._counted:
             return self._counted[over, test]
         number = {name: k for k, name in enumerate(self.classes)}
@@ -338,15 +340,14 @@ def compare(
     """The difference of two cells' pooled UA or WA in points, on the utterances that both tested, with all their seeds.
 
     Its interval is `jackknife_interval` and its test `sign_flip`, over speakers, or over dialogues where there are too
-    few speakers; neither of fewer than `TO_TEST` groups. A group's part in the difference is
-    100 · mean over the seeds of Σₖ (hits of first − hits of second) / nₖ / K, for WA Σₖ (…) / n.
+    few speakers; neither of fewer than `TO_TEST` groups.
     `claimed`: 1 tests one-sided whether the first is better, −1 whether the second is. None where the cells share no
     utterance or have other classes.
     """
-    mine, theirs = set(first._pairs), set(second._pairs)
-    if first.classes != second.classes or not mine & theirs:
+    known = set(first._pairs), set(second._pairs)
+    only = known[0] & known[1]
+    if first.classes != second.classes or not only:
         return None
-    only = mine & theirs if mine != theirs else None
     for over in first.groupings:
         pair = [cell._grouped(over, test, only) for cell, test in zip((first, second), tests, strict=True)]
         if len(pair[0]) >= TO_TEST:
@@ -357,21 +358,27 @@ def compare(
         return Comparison((difference, None, None), None, f"no test: {_counted(g, over)}")
     without = [cell._measure(metric, m.sum(0) - m).mean(1) for cell, m in zip((first, second), pair, strict=True)]
     low, high = map(float, jackknife_interval(difference, without[0] - without[1]))
-    parts = []
-    for m in pair:
-        sizes, right = m.sum((0, -1)), np.diagonal(m, axis1=-2, axis2=-1)  # [S, K], [g, S, K]
-        weights = 1 / np.maximum(sizes, 1) / (sizes > 0).sum(-1, keepdims=True)
-        weights = weights if metric == "ua" else 1 / sizes.sum(-1, keepdims=True)
-        parts.append(100 * (right * weights).sum(-1).mean(1))
-    p = float(sign_flip((parts[0] - parts[1]) * (claimed or 1), sides=1 if claimed else 2))
+    mine, theirs = (contributions(m, metric) for m in pair)
+    p = float(sign_flip((mine - theirs) * (claimed or 1), sides=1 if claimed else 2))
     return Comparison((difference, low, high), p, f"{'one' if claimed else 'two'}-sided, {_counted(g, over)}")
 
 
-def sign_flip(parts: np.ndarray, sides: int = 2) -> np.ndarray:
+def contributions(matrices: np.ndarray, metric: str) -> np.ndarray:
+    """Each group's part in the UA or WA of C `[…, g, S, K, K]`, in percent, `[…, g]`; the parts add up to the score.
+
+    The mean over the seeds of Σₖ hits of the group / nₖ / (classes that occur), for WA Σₖ hits / n.
+    """
+    sizes, right = matrices.sum((-4, -1)), np.diagonal(matrices, axis1=-2, axis2=-1)  # […, S, K], […, g, S, K]
+    of_class = np.maximum(sizes, 1) * (sizes > 0).sum(-1, keepdims=True)
+    below = of_class if metric == "ua" else sizes.sum(-1, keepdims=True)
+    return 100 * (right / below[..., None, :, :]).sum(-1).mean(-1)
+
+
+def sign_flip(parts: np.ndarray, sides: int = 2, draws: int = FLIPS) -> np.ndarray:
     """The permutation test of a sum of parts `[…, g]`, one for each group: p `[…]`.
 
     Were the two cells alike, each group's part would as likely have the other sign. p is the share of the patterns of
-    signs, all 2ᵍ or `FLIPS` drawn ones if there are more, whose sum is as far from zero, or with one side as high.
+    signs, all 2ᵍ or so many drawn ones if there are more, whose sum is as far from zero, or with one side as high.
 
     >>> float(sign_flip(np.ones(6))), float(sign_flip(np.ones(6), sides=1))
     (0.03125, 0.015625)
@@ -382,7 +389,7 @@ def sign_flip(parts: np.ndarray, sides: int = 2) -> np.ndarray:
         (parts,),
         np.sum,
         permutation_type="samples",
-        n_resamples=FLIPS,
+        n_resamples=draws,
         batch=max(1, AT_A_TIME // parts.size),
         alternative="two-sided" if sides == 2 else "greater",
         axis=-1,
