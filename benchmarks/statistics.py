@@ -38,7 +38,7 @@ AT_A_TIME = 1000
 
 
 def draw(rng: np.random.Generator, n: int, g: int, size: float) -> tuple[np.ndarray, np.ndarray]:
-    """Both systems' C `[2, n, g, S, K, K]` of n corpora, and the utterances that one alone gets right `[2, n]`, seed 0."""
+    """Both systems' C `[2, n, g, S, K, K]` of n corpora; utterances that one alone gets right `[2, n]`, of seed 0."""
     k, normal = len(MEANS), rng.standard_normal
     alike = MEANS + GROUP * normal((n, g, 1)) + CLASS * normal((n, g, k))
     p, q = (1 / (1 + np.exp(-alike - SYSTEM * normal((n, g, 1)))) for _ in range(2))

@@ -15,6 +15,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 from ser.errors import WrongUse
 from ser.train import scores as module
+from ser.train.recipe import read_recipe
+from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import RESULT, Run, write_json, write_predictions
 from ser.train.scores import (
     CellScores,
@@ -335,6 +337,25 @@ def test_a_quoted_number_is_signed_and_says_what_it_lacks() -> None:
     assert found.p == pytest.approx(welch.pvalue) and found.about == "two-sided, 20 seeds"
     alone = against_quoted(Score(80.0, (80.0, None), 1, (80.0, None), 1), 75)
     assert alone.difference == (5, None, None) and alone.p is None
+
+
+def test_a_recipes_table_gives_signs_sides_and_corrected_p(tmp_path: Path) -> None:
+    cells = two_cells(tmp_path, 8)
+    for run in (run for cell in cells for run in cell.runs):
+        write_json(run, RESULT, {**run.result, "synthetic": False})
+    lines = [f'[[cell]]\nname = "{name}"\nfeatures = "is13"\nfusion = "audio"' for name in ("ours", "built")]
+    lines += ["paper = { wa = 75.6 }", '[[quoted]]\nname = "higher"\npaper = { wa = 84.79 }']
+    (tmp_path / "mine.toml").write_text("\n".join(['tested = "ours"', *lines]))
+    recipe = read_recipe(tmp_path / "mine.toml")
+    runs = {name: [Run(run.path) for run in cell.runs] for name, cell in zip(("ours", "built"), cells, strict=True)}
+    ours, built, higher = recipe_rows(recipe, runs)
+    assert ours.compared is None and built.compared == compare(*cells, "wa", claimed=1)
+    assert higher.compared is not None and higher.compared.difference[0] == ours.scores["wa"].pooled - 84.79 < 0
+    p = [built.compared and built.compared.p, higher.compared.p]
+    assert [built.holm_p, higher.holm_p] == pytest.approx([min(1, max(2 * min(p), q)) for q in p])
+    table = recipe_table(recipe, runs)
+    assert f"−{84.79 - ours.scores['wa'].pooled:.2f} [−" in table and "one-sided, 8 speakers" in table
+    assert "two-sided, 2 seeds; quoted without a deviation" in table
 
 
 def test_holm_corrects_a_family_and_a_share_counts_groups() -> None:

@@ -32,7 +32,7 @@ from ser.train.report.figures import figure, to_svg
 from ser.train.report.html import Page, write_html
 from ser.train.report.paper import changed_settings, quoted_for
 from ser.train.report.provenance import command
-from ser.train.report.sections import make_page
+from ser.train.report.sections import claimed_better, make_page
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
@@ -215,6 +215,11 @@ def test_a_papers_cell_is_known_by_its_structure(cells: dict[str, Cell]) -> None
     found = quoted_for(Cell("mit", [run]))
     assert {quoted.numbers["ua"] for quoted in found} == {76.4}
     assert found[0].where.startswith("MSMSER")
+    without = Run(full.runs[1].path)
+    without.__dict__["config"] = {**config, "fusion": "mit:no-selfatt"}
+    pairs = (run, without), (without, run)
+    claims = [claimed_better(Cell("a", [one]), Cell("b", [two]), "ua") for one, two in pairs]
+    assert claims == [1, -1] and claimed_better(full, Cell("b", [run]), "ua") == 0
     assert changed_settings(full)["d_model"] == 16 and "queries" not in changed_settings(full)
 
 
@@ -413,6 +418,9 @@ def test_the_terminal_says_the_same(content: Page) -> None:
         line = next(line for line in text.splitlines() if line.startswith(f"{cell.label} "))
         assert f"{cell.score('ua').pooled:.2f} [" in line
     assert "no comparison with the paper is meant" in text and "McNemar" not in text
-    assert "McNemar" in report_text(cells, [], paired=True)
+    paired = report_text(cells, [], paired=True)
+    ours, theirs = paired.split("Tests that papers print, which ignore clusters")
+    assert "McNemar" in theirs and "McNemar" not in ours and "no test: 4 dialogues" in ours
+    assert "chosen on the test score" in text and "chosen on the test score" not in report_text(cells[:1], [])
     with pytest.raises(WrongUse, match="one cell"):
         report_text(cells[:1], [], paired=True)
