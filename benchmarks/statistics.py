@@ -107,7 +107,7 @@ def _quoted(rng: np.random.Generator, seeds: int, known: bool) -> bool:
     return found.p is not None and found.p <= 0.05
 
 
-def percentile(rng: np.random.Generator, groups: np.ndarray, metric: str, resamples: int = 400) -> Sequence[np.ndarray]:
+def percentile(rng: np.random.Generator, groups: np.ndarray, metric: str, resamples: int = 400) -> Any:
     """What ser printed before: the percentiles of resampled groups; C `[n, g, S, K, K]` → ends `[n]`."""
     _, g, *shape = groups.shape
     times = rng.multinomial(g, np.full(g, 1 / g), size=resamples).astype(float)

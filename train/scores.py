@@ -224,22 +224,25 @@ class CellScores:
         found = metrics(matrices)
         return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
 
-    def _grouped(self, over: str, test: str = "both", only: set[Any] | None = None) -> np.ndarray:
-        """C `[g, S, K, K]` of each group, in the order of their names, in each seed; `only` of these (id, truth)."""
-        if only is not None and only.issuperset(self._pairs):
-            only = None
-        if only is None and (over, test) in self._counted:
+    def _grouped(self, over: str, test: str = "both", shared: Mapping[Any, Any] | None = None) -> np.ndarray:
+        """C `[g, S, K, K]` of each group, in the order of their names, in each seed.
+
+        `shared` gives the group of each (id, truth) that counts; without it all do, in this cell's own groups.
+        """
+        if shared is None and (over, test) in self._counted:
             return self._counted[over, test]
         number = {name: k for k, name in enumerate(self.classes)}
         truth = np.array([number[name] for name in self._column("truth")])
         predicted = np.argmax(self._column("probabilities" if test == "both" else f"probabilities {test}"), 1)
         seeds, seed = np.unique(self._seeds, return_inverse=True)
         of_seed = np.repeat(seed, [table.num_rows for table in self._tables])
-        kept = np.array([only is None or pair in only for pair in self._pairs])
-        names, group = np.unique(np.array(self.groups(over))[kept], return_inverse=True)
+        groups = self.groups(over) if shared is None else [shared.get(pair) for pair in self._pairs]
+        kept = np.array([group is not None for group in groups])
+        names, group = np.unique(np.array(groups)[kept], return_inverse=True)
         matrices = np.zeros((len(names), len(seeds), len(number), len(number)))
         np.add.at(matrices, (group, of_seed[kept], truth[kept], predicted[kept]), 1)
-        if only is None:
+        matrices = matrices[:, matrices.any((0, 2, 3))]
+        if shared is None:
             self._counted[over, test] = matrices
         return matrices
 
@@ -254,11 +257,7 @@ def _spread(values: np.ndarray) -> Spread:
 
 
 def _counted(g: int, over: str) -> str:
-    """How many groups, and whether that is honest.
-
-    >>> _counted(1, "speakers"), _counted(97, "utterances")
-    ('1 speaker', '97 utterances, too narrow')
-    """
+    """Such as "1 speaker", or "97 utterances, too narrow"."""
     return f"{g} {over if g != 1 else over[:-1]}{', too narrow' if over == 'utterances' else ''}"
 
 
@@ -344,22 +343,21 @@ def compare(
     `claimed`: 1 tests one-sided whether the first is better, −1 whether the second is. None where the cells share no
     utterance or have other classes.
     """
-    known = set(first._pairs), set(second._pairs)
-    only = known[0] & known[1]
-    if first.classes != second.classes or not only:
+    theirs = set(second._pairs)
+    if first.classes != second.classes or theirs.isdisjoint(first._pairs):
         return None
     for over in first.groupings:
-        pair = [cell._grouped(over, test, only) for cell, test in zip((first, second), tests, strict=True)]
-        if len(pair[0]) >= TO_TEST:
+        of = zip(first._pairs, first.groups(over), strict=True)
+        shared = {pair: group for pair, group in of if pair in theirs}
+        if (g := len(set(shared.values()))) >= TO_TEST:
             break
-    whole = [cell._measure(metric, m.sum(0)).mean() for cell, m in zip((first, second), pair, strict=True)]
-    difference, g = float(whole[0] - whole[1]), len(pair[0])
-    if g < TO_TEST or len(pair[1]) != g:
-        return Comparison((difference, None, None), None, f"no test: {_counted(g, over)}")
-    without = [cell._measure(metric, m.sum(0) - m).mean(1) for cell, m in zip((first, second), pair, strict=True)]
-    low, high = map(float, jackknife_interval(difference, without[0] - without[1]))
-    mine, theirs = (contributions(m, metric) for m in pair)
-    p = float(sign_flip((mine - theirs) * (claimed or 1), sides=1 if claimed else 2))
+    one, two = (cell._grouped(over, test, shared) for cell, test in zip((first, second), tests, strict=True))
+    parts = contributions(one, metric) - contributions(two, metric)
+    if g < TO_TEST:
+        return Comparison((float(parts.sum()), None, None), None, f"no test: {_counted(g, over)}")
+    without = [np.nanmean(first._measure(metric, m.sum(0) - m), 1) for m in (one, two)]
+    difference, low, high = map(float, (parts.sum(), *jackknife_interval(parts.sum(), without[0] - without[1])))
+    p = float(sign_flip(parts * (claimed or 1), sides=1 if claimed else 2))
     return Comparison((difference, low, high), p, f"{'one' if claimed else 'two'}-sided, {_counted(g, over)}")
 
 
@@ -385,17 +383,9 @@ def sign_flip(parts: np.ndarray, sides: int = 2, draws: int = FLIPS) -> np.ndarr
     """
     from scipy.stats import permutation_test
 
-    found = permutation_test(
-        (parts,),
-        np.sum,
-        permutation_type="samples",
-        n_resamples=draws,
-        batch=max(1, AT_A_TIME // parts.size),
-        alternative="two-sided" if sides == 2 else "greater",
-        axis=-1,
-        rng=np.random.default_rng(0),
-    )
-    return np.asarray(found.pvalue)
+    asked: dict[str, Any] = {"permutation_type": "samples", "n_resamples": draws, "axis": -1, "rng": 0}
+    asked |= {"alternative": "two-sided" if sides == 2 else "greater", "batch": max(1, AT_A_TIME // parts.size)}
+    return np.asarray(permutation_test((parts,), np.sum, **asked).pvalue)
 
 
 def against_quoted(ours: Score, quoted: float, std: float | None = None, seeds: int | None = None) -> Comparison:
@@ -406,15 +396,15 @@ def against_quoted(ours: Score, quoted: float, std: float | None = None, seeds: 
     """
     from scipy.stats import t
 
-    known = std is not None and seeds is not None and seeds > 1
-    about = f"two-sided, {_counted(ours.seeds, 'seeds')}{'' if known else '; quoted without a deviation'}"
-    difference = ours.pooled - quoted
-    samples = [(ours.over_seeds[1] or 0.0, ours.seeds), *([(std, seeds)] if known else [])]
-    squares = [(deviation**2 / n, n) for deviation, n in samples]
-    error = np.sqrt(sum(square for square, _ in squares))
-    if not ours.over_seeds[1]:  # one seed, or all the same
+    difference, own = ours.pooled - quoted, ours.over_seeds[1]
+    about = f"two-sided, {_counted(ours.seeds, 'seeds')}"
+    theirs = std**2 / seeds if std is not None and seeds and seeds > 1 else None
+    about += "; quoted without a deviation" if theirs is None else ""
+    if not own:  # one seed, or all the same
         return Comparison((difference, None, None), None, about)
-    free = error**4 / sum(square**2 / (n - 1) for square, n in squares)
+    squares = own**2 / ours.seeds, theirs or 0.0
+    error = np.sqrt(sum(squares))
+    free = error**4 / (squares[0] ** 2 / (ours.seeds - 1) + squares[1] ** 2 / max((seeds or 0) - 1, 1))
     p, half = float(2 * t.sf(abs(difference) / error, free)), float(t.ppf(0.975, free) * error)
     return Comparison((difference, difference - half, difference + half), p, about)
 
@@ -432,7 +422,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return [None if p is None else next(found) for p in values]
 
 
-def mcnemar(truth: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> float:
+def mcnemar(truth: Any, first: Any, second: Any) -> float:
     """The p of McNemar's exact test (1947) on the utterances that just one of two cells gets right.
 
     p = min(1, 2 · P(X ≤ min(b, c))), X ~ Binomial(b + c, ½), with b right in `first` alone and c in `second` alone.
