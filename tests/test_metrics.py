@@ -43,15 +43,7 @@ def made(seed: int, n: int = 97, classes: int = 4) -> tuple[list[int], list[int]
     return truth.tolist(), predicted.tolist()
 
 
-def make_run(
-    folder: Path,
-    seed: int,
-    fold: int,
-    truth: list[int],
-    predicted: list[int],
-    speakers: list[Any],
-    dialogues: list[int] | None = None,
-) -> Run:
+def make_run(folder: Path, seed: int, fold: int, truth: Any, predicted: Any, people: Any, dialogues: Any = None) -> Run:
     """A finished run with these predictions; the utterances of a fold are the same for every seed."""
     folder.mkdir()
     run, found = Run(folder), scores(truth, predicted, CLASSES)
@@ -59,7 +51,7 @@ def make_run(
     told |= {"synthetic": True, "random_weights": [], "left_out": {"label xxx is not in 4class": 3 + fold}}
     tests = {"both": found, "only audio": scores(truth, truth, CLASSES)}
     write_json(run, RESULT, {**found, **told, "seed": seed, "fold": str(fold), "classes": CLASSES, "tests": tests})
-    columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": speakers}
+    columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": people}
     columns |= {"dialogue": dialogues} if dialogues else {}  # runs of earlier versions do not name them
     columns |= {name: [CLASSES[k] for k in rows] for name, rows in (("truth", truth), ("predicted", predicted))}
     columns |= {"probabilities": list(np.eye(4)[predicted]), "probabilities only audio": list(np.eye(4)[truth])}
@@ -153,7 +145,8 @@ def test_the_two_spreads_are_not_mixed(tmp_path: Path) -> None:
             wrong = 10 * fold + 5 + (seed == fold)
             predicted = [1] * wrong + [0] * (100 - wrong)
             runs.append(make_run(tmp_path / f"{seed}{fold}", seed, fold, [0] * 100, predicted, [str(fold)] * 100))
-    score = CellScores(runs).score("wa")
+    score, one = CellScores(runs).score("wa"), CellScores(runs[:1])
+    assert one.score("wa").over_seeds[1] is one.score("wa").over_folds[1] is None and one.score("sad").folds == 0
     assert score.over_seeds[1] == pytest.approx(0, abs=1e-9) and score.over_folds[1] > 15
     assert (score.seeds, score.folds) == (5, 5)
 
@@ -201,13 +194,6 @@ def test_groups_are_speakers_else_dialogues_else_utterances(
     shown = [] if over.startswith("no") else [f"{metric} over {over.split()[1].strip(',')}" for metric in ("ua", "wa")]
     assert list(found.to_json()["intervals"]) == shown and (None in found.with_interval("ua")) == (not shown)
     assert over in summary_text(found)
-
-
-def test_a_class_of_one_speaker_has_no_interval(tmp_path: Path) -> None:
-    truth, people = [0] * 50 + [3] * 10, [*"abcde" * 10, *"a" * 10]
-    found = CellScores([make_run(tmp_path / "r", 0, 0, truth, truth, people)])
-    assert found.with_interval("sad") == (100, None, None) and found.score("hap").folds == 0
-    assert (found.score("wa").over_seeds, found.score("wa").over_folds) == ((100, None), (100, None))
 
 
 def test_what_a_cell_says_of_itself(cell: Cell, tmp_path: Path) -> None:
@@ -259,18 +245,14 @@ def test_sign_flips_are_all_patterns_counted() -> None:
 
 def two_cells(folder: Path, speakers: int, dialogues: list[int] | None = None) -> tuple[CellScores, CellScores]:
     """The second is worse by a third on each odd speaker; two seeds against three."""
-    truth = made(1, 240)[0]
-    people = [str(i % speakers) for i in range(240)]
-    cells = []
-    for name, seeds in (("one", 2), ("two", 3)):
-        runs = []
-        for seed in range(seeds):
-            predicted = made(1, 240)[1] if not seed else made(20 + seed, 240)[1]
-            if name == "two":
-                predicted = [0 if i % 3 == 0 and i % speakers % 2 else k for i, k in enumerate(predicted)]
-            runs.append(make_run(folder / f"{name}{seed}", seed, 0, truth, predicted, people, dialogues))
-        cells.append(CellScores(runs))
-    return cells[0], cells[1]
+    truth, people = made(1, 240)[0], [str(i % speakers) for i in range(240)]
+    runs: dict[str, list[Run]] = {"one": [], "two": []}
+    for name, seed in (("one", 0), ("one", 1), ("two", 0), ("two", 1), ("two", 2)):
+        predicted = made(20 + seed if seed else 1, 240)[1]
+        worse = [0 if i % 3 == 0 and i % speakers % 2 else k for i, k in enumerate(predicted)]
+        found = predicted if name == "one" else worse
+        runs[name].append(make_run(folder / f"{name}{seed}", seed, 0, truth, found, people, dialogues))
+    return CellScores(runs["one"]), CellScores(runs["two"])
 
 
 @pytest.mark.parametrize("metric", ["ua", "wa"])
@@ -282,15 +264,16 @@ def test_cells_are_compared_over_speakers_with_all_seeds(tmp_path: Path, metric:
     tables = [[run.predictions().to_pydict() for run in cell.runs] for cell in (one, two)]
 
     def difference(swapped: set[str], without: str | None = None) -> float:
-        # The cells have different numbers of seeds: each utterance's predictions weigh together as one.
+        # The cells have different numbers of seeds: an utterance's predictions weigh together as one.
         ends = []
         for cell in (0, 1):
-            truth, predicted, weight = [], [], []
-            for i, speaker in enumerate(tables[0][0]["speaker"]):
-                for table in tables[1 - cell if speaker in swapped else cell] if speaker != without else ():
-                    truth.append(number[table["truth"][i]])
-                    predicted.append(number[table["predicted"][i]])
-                    weight.append(1 / len(tables[1 - cell if speaker in swapped else cell]))
+            rows = [
+                (number[table["truth"][i]], number[table["predicted"][i]], 1 / len(drawn))
+                for i, speaker in enumerate(tables[0][0]["speaker"])
+                for drawn in [tables[cell ^ (speaker in swapped)]]
+                for table in (drawn if speaker != without else ())
+            ]
+            truth, predicted, weight = zip(*rows, strict=True)
             ends.append(100 * measure(truth, predicted, sample_weight=weight))
         return ends[0] - ends[1]
 
