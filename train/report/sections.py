@@ -100,10 +100,8 @@ def results_table(cells: Sequence[Cell]) -> Table:
         row |= {"runs": f"{len(cell.folds)} × {len(cell.seeds)}", "n": int(cell.confusion().sum())}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
     note = "UA: mean recall of the classes; WA: share that is right; both pooled over the folds of a seed, then the "
-    note += (
-        "mean over the seeds, with the 95 % interval (jackknife, Student’s t). ±: standard deviation, over seeds of "
-    )
-    note += "the pooled score, over folds of each fold’s mean over the seeds. Runs: folds × seeds; n: predictions."
+    note += "mean over the seeds, with the 95 % interval (jackknife, Student’s t). ±: standard deviation, over seeds "
+    note += "of the pooled score, over folds of each fold’s mean over the seeds. Runs: folds × seeds; n: predictions."
     note += f"{CHOSEN * (len(cells) > 1)} {_caveat(cells)}"
     if any(cell.over == "utterances" for cell in cells):
         note += " Too narrow: neither speakers nor dialogues are known, and utterances of a speaker are alike."

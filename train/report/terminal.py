@@ -79,16 +79,14 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
         line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
         if any(other.compared for other in rows):
             test = row.compared
-            line |= {"tested − this difference": test and test.difference, "p": test and test.p}
+            line |= {"tested cell’s difference": test and test.difference, "p": test and test.p}
             line |= {"Holm p": row.holm_p, "test": test and test.about}
         lines.append({**line, "protocol": row.conditions})
     about = "ours: pooled over the folds, mean ± standard deviation over the seeds, in percent; over folds: mean ± "
-    about += (
-        "standard deviation of the folds’ means over the seeds; runs: folds × seeds; differences with 95 % intervals; "
-    )
-    about += "WA = accuracy, UA = mean recall"
+    about += "standard deviation of the folds’ means over the seeds; runs: folds × seeds; differences with their 95 % "
+    about += "intervals; WA = accuracy, UA = mean recall"
     if any(row.compared for row in rows):
-        about += f"\ntests: {recipe.tested} − each other, one-sided against a cell; Holm over the table"
+        about += f"\ntested cell: {recipe.tested} − the line’s; one-sided against a cell; Holm over the table"
     table = tabulated(Table("recipe", recipe.title, lines))
     return "\n".join([recipe.title, "", table, "", *filter(None, [recipe.note, about, warning])])
 
