@@ -353,10 +353,11 @@ def compare(
             break
     one, two = (cell._grouped(over, test, shared) for cell, test in zip((first, second), tests, strict=True))
     parts = contributions(one, metric) - contributions(two, metric)
+    difference = float(parts.sum().round(9)) + 0.0  # no −0.00 of rounding
     if g < TO_TEST:
-        return Comparison((float(parts.sum()), None, None), None, f"no test: {_counted(g, over)}")
+        return Comparison((difference, None, None), None, f"no test: {_counted(g, over)}")
     without = [np.nanmean(first._measure(metric, m.sum(0) - m), 1) for m in (one, two)]
-    difference, low, high = map(float, (parts.sum(), *jackknife_interval(parts.sum(), without[0] - without[1])))
+    low, high = map(float, jackknife_interval(parts.sum(), without[0] - without[1]))
     p = float(sign_flip(parts * (claimed or 1), sides=1 if claimed else 2))
     return Comparison((difference, low, high), p, f"{'one' if claimed else 'two'}-sided, {_counted(g, over)}")
 
