@@ -13,7 +13,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-PARTS = ("store", "extract", "train", "costs", "demo")
+PARTS = ("store", "extract", "train", "costs", "demo", "statistics")
 
 
 def main(only: list[str]) -> int:

@@ -15,7 +15,9 @@ from .output import answer
 @click.option("--latex", type=FILE, metavar="FILE", help="Write every table for LaTeX (booktabs).")
 @click.option("--markdown", type=FILE, metavar="FILE", help="Write every table as Markdown.")
 @click.option("--csv", type=FILE, metavar="FILE", help="Write every table as CSV.")
-@click.option("--paired", is_flag=True, help="Test whether the cells differ: McNemar, paired t and Wilcoxon.")
+@click.option(
+    "--paired", is_flag=True, help="Test whether the cells differ, over speakers or dialogues; and as papers do."
+)
 def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any) -> None:
     """Tables of RUNS (run folders, or folders of them), one line per configuration, with 95 % intervals.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ser.benchmarks import costs
+from ser.benchmarks import costs, statistics
 from ser.benchmarks.__main__ import main, report
 from ser.benchmarks.demo import difference
 from ser.benchmarks.gpu import msmser, parity, perspective
@@ -25,6 +25,14 @@ def test_the_interval_of_a_paired_difference() -> None:
     assert row["difference"]["mean"] == pytest.approx(2.8) and row["what"].endswith("holds")
     assert difference("x", ours, plain)["what"].endswith("does not hold")
     assert difference("x", plain, [51.0, 50.0, 52.0, 48.0, 56.0])["what"].endswith("cannot be decided")
+
+
+def test_intervals_and_tests_keep_what_they_promise() -> None:
+    """The simulation in small; what ser printed before, and McNemar's test, fail it."""
+    rows = {row["row"]: row for row in statistics.cases(1, n=600, groups=(8,))}
+    assert all(abs(row["ours"] - row["plain"]) < 4 for row in rows.values() if row["own"])
+    assert rows["coverage of the percentile bootstrap, UA, speakers"]["ours"] < 91
+    assert rows["type I, McNemar, dialogues"]["ours"] > 10 and len(rows) > 15
 
 
 def test_growth_is_measured_against_the_smaller_work() -> None:

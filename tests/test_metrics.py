@@ -3,18 +3,35 @@
 import doctest
 import math
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
 from ser.errors import WrongUse
 from ser.train import scores as module
+from ser.train.recipe import read_recipe
+from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import RESULT, Run, write_json, write_predictions
-from ser.train.scores import CellScores, confusions, mcnemar, paired_t, scores, wilcoxon
+from ser.train.scores import (
+    CellScores,
+    Score,
+    against_quoted,
+    compare,
+    confusions,
+    holm,
+    mcnemar,
+    p_of_runs,
+    scores,
+    share,
+    sign_flip,
+    summary_text,
+)
 
 CLASSES = ("ang", "hap", "neu", "sad")
 
@@ -26,7 +43,7 @@ def made(seed: int, n: int = 97, classes: int = 4) -> tuple[list[int], list[int]
     return truth.tolist(), predicted.tolist()
 
 
-def make_run(folder: Path, seed: int, fold: int, truth: list[int], predicted: list[int], speakers: list[Any]) -> Run:
+def make_run(folder: Path, seed: int, fold: int, truth: Any, predicted: Any, people: Any, dialogues: Any = None) -> Run:
     """A finished run with these predictions; the utterances of a fold are the same for every seed."""
     folder.mkdir()
     run, found = Run(folder), scores(truth, predicted, CLASSES)
@@ -34,7 +51,8 @@ def make_run(folder: Path, seed: int, fold: int, truth: list[int], predicted: li
     told |= {"synthetic": True, "random_weights": [], "left_out": {"label xxx is not in 4class": 3 + fold}}
     tests = {"both": found, "only audio": scores(truth, truth, CLASSES)}
     write_json(run, RESULT, {**found, **told, "seed": seed, "fold": str(fold), "classes": CLASSES, "tests": tests})
-    columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": speakers}
+    columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": people}
+    columns |= {"dialogue": dialogues} if dialogues else {}  # runs of earlier versions do not name them
     columns |= {name: [CLASSES[k] for k in rows] for name, rows in (("truth", truth), ("predicted", predicted))}
     columns |= {"probabilities": list(np.eye(4)[predicted]), "probabilities only audio": list(np.eye(4)[truth])}
     write_predictions(run, columns)
@@ -96,7 +114,7 @@ def cell(tmp_path: Path) -> Cell:
     for seed in range(2):
         for fold in range(3):
             truth, predicted = made(fold, 20 + 31 * fold)[0], made(10 * seed + fold, 20 + 31 * fold)[1]
-            speakers = [f"{fold}{'ab'[i % 2]}" for i in range(len(truth))]
+            speakers = [f"{fold}{'ab'[i % 3 == 0]}" for i in range(len(truth))]
             held[seed, fold] = truth, predicted, speakers
             runs[seed, fold] = make_run(tmp_path / f"{seed}{fold}", seed, fold, truth, predicted, speakers)
     return Cell(held=held, runs=runs)
@@ -108,63 +126,74 @@ def test_a_score_is_pooled_over_the_folds_of_a_seed_then_averaged(cell: Cell, me
         found = scores([t for p in pairs for t in p[0]], [k for p in pairs for k in p[1]], CLASSES)
         return 100 * (found[metric] if metric in found else found["per_class"][metric])
 
-    runs = [one([held]) for held in cell.held.values()]
-    mean = sum(runs) / 6
     found = cell.scores.score(metric)
     by_seed = [one([cell.held[seed, fold] for fold in range(3)]) for seed in range(2)]
+    by_fold = [(one([cell.held[0, fold]]) + one([cell.held[1, fold]])) / 2 for fold in range(3)]
+    mean = sum(by_fold) / 3
     assert found.pooled == pytest.approx(sum(by_seed) / 2)
-    assert found.mean == pytest.approx(mean) and found.n == 6
-    assert found.std == pytest.approx(math.sqrt(sum((value - mean) ** 2 for value in runs) / 5))
+    assert found.over_seeds == pytest.approx((found.pooled, abs(by_seed[0] - by_seed[1]) / math.sqrt(2)))
+    assert found.over_folds == pytest.approx((mean, math.sqrt(sum((value - mean) ** 2 for value in by_fold) / 2)))
+    assert (found.seeds, found.folds) == (2, 3)
     assert cell.scores.score(metric, "only audio").pooled == 100
 
 
-@pytest.mark.parametrize("over", ["speakers", "utterances"])
-def test_the_interval_draws_the_same_groups_for_every_seed(cell: Cell, over: str) -> None:
-    """By hand: groups drawn with replacement; of all their predictions UA per seed; the mean over the seeds."""
-    rng, values = np.random.default_rng(9), []
-    rows = [  # (group, seed, truth, predicted)
-        (speaker if over == "speakers" else (fold, i), seed, t, p)
-        for (seed, fold), held in cell.held.items()
-        for i, (t, p, speaker) in enumerate(zip(*held, strict=True))
-    ]
-    groups = sorted({row[0] for row in rows})
-    for _ in range(600):
-        times = np.bincount(rng.integers(len(groups), size=len(groups)), minlength=len(groups))
-        of = dict(zip(groups, times.tolist(), strict=True))
+def test_the_two_spreads_are_not_mixed(tmp_path: Path) -> None:
+    """Folds of unlike difficulty, seeds that agree: the deviation over the runs would hide that they do."""
+    runs = []
+    for seed in range(5):
+        for fold in range(5):
+            wrong = 10 * fold + 5 + (seed == fold)
+            predicted = [1] * wrong + [0] * (100 - wrong)
+            runs.append(make_run(tmp_path / f"{seed}{fold}", seed, fold, [0] * 100, predicted, [str(fold)] * 100))
+    score, one = CellScores(runs).score("wa"), CellScores(runs[:1])
+    assert one.score("wa").over_seeds[1] is one.score("wa").over_folds[1] is None and one.score("sad").folds == 0
+    assert score.over_seeds[1] == pytest.approx(0, abs=1e-9) and score.over_folds[1] > 15
+    assert (score.seeds, score.folds) == (5, 5)
+
+
+@pytest.mark.parametrize("metric", ["ua", "wa"])
+def test_an_interval_is_students_on_pseudo_values_of_the_groups(cell: Cell, metric: str) -> None:
+    """By hand: the score without each speaker in both seeds at once; g θ − (g − 1) θ₍ᵢ₎; their t-test's interval."""
+    measure = {"ua": balanced_accuracy_score, "wa": accuracy_score}[metric]
+
+    def without(speaker: str | None) -> float:
         by_seed = []
         for seed in range(2):
-            drawn = [row for row in rows if row[1] == seed for _ in range(of[row[0]])]
-            by_seed.append(balanced_accuracy_score([row[2] for row in drawn], [row[3] for row in drawn]))
-        values.append(100 * np.mean(by_seed))
-    found = cell.scores.interval("ua", over)
-    assert found is not None and found.over == over
-    assert [found.low, found.high] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1.5)
-    assert found == CellScores(list(cell.runs.values())).interval("ua", over)  # the same each time
-    assert (cell.scores.interval("ua") == found) == (over == "utterances"), "of four speakers there are too few draws"
-    certain = cell.scores.interval("wa", over, "only audio")
-    assert certain is not None and (certain.low, certain.high) == (100, 100)
+            held = [row for (own, _), parts in cell.held.items() if own == seed for row in zip(*parts, strict=True)]
+            kept = [row for row in held if row[2] != speaker]
+            by_seed.append(measure([row[0] for row in kept], [row[1] for row in kept]))
+        return 100 * float(np.mean(by_seed))
+
+    values = np.array([6 * without(None) - 5 * without(f"{fold}{part}") for fold in range(3) for part in "ab"])
+    theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    half = (theirs.high - theirs.low) / 2
+    whole, low, high = cell.scores.with_interval(metric)
+    assert whole == pytest.approx(without(None)) and cell.scores.over == "speakers"
+    assert (low, high) == pytest.approx((whole - half, whole + half))
+    assert cell.scores.with_interval("wa", "only audio") == (100, 100, 100)
 
 
-def test_speakers_of_one_kind_make_the_interval_wide(tmp_path: Path) -> None:
-    # Speaker a is all right, speaker b all wrong: a resample is 0, ½ or 1 right, so the interval is everything.
-    found = CellScores([make_run(tmp_path / "r", 0, 0, [0] * 100, [0] * 50 + [1] * 50, ["a"] * 50 + ["b"] * 50)])
-    wide, narrow = found.interval("wa", "speakers"), found.interval("wa")
-    assert wide is not None and (wide.low, wide.high, wide.over) == (0, 100, "speakers")
-    assert narrow is not None and narrow.over == "utterances" and narrow.high - narrow.low < 25
-    pairs = [str(number % 8) for number in range(100)]
-    many = CellScores([make_run(tmp_path / "many", 0, 0, [0] * 100, [0] * 50 + [1] * 50, pairs)]).interval("wa")
-    assert many is not None and many.over == "speakers", "of eight there are enough"
-    assert found.interval("sad") is None and found.score("sad").n == 0
-    score = found.score("wa")  # of one run
-    assert (score.std, score.n, score.pooled) == (None, 1, score.mean)
-
-
-@pytest.mark.parametrize("speakers", [["a"] * 30, [None] * 30, ["a", None] * 15])
-def test_utterances_are_drawn_where_speakers_are_not_known(tmp_path: Path, speakers: list[Any]) -> None:
-    found = CellScores([make_run(tmp_path / "r", 0, 0, *made(0, 30), speakers)])
-    interval = found.interval("ua")
-    assert interval is not None and interval.over == "utterances" and found.interval("ua", "speakers") is None
-    assert list(found.to_json()["intervals"]) == ["ua over utterances", "wa over utterances"]
+@pytest.mark.parametrize(
+    ("speakers", "dialogues", "over"),
+    [
+        (list("abcd"), None, "4 speakers"),
+        (list("abc"), list(range(12)), "no interval: 3 speakers"),
+        (["a"], None, "no interval: 1 speaker"),
+        ([None], list(range(12)), "12 dialogues"),
+        (["a", None], None, "60 utterances, too narrow"),
+        ([None], list(range(60)), "60 utterances, too narrow"),  # a dialogue each, as where none is named
+    ],
+)
+def test_groups_are_speakers_else_dialogues_else_utterances(
+    tmp_path: Path, speakers: list[Any], dialogues: list[int] | None, over: str
+) -> None:
+    numbers = [dialogues[i % len(dialogues)] for i in range(60)] if dialogues else None
+    people = [speakers[i % len(speakers)] for i in range(60)]
+    found = CellScores([make_run(tmp_path / "r", 0, 0, *made(0, 60), people, numbers)])
+    assert found.interval_over == over
+    shown = [] if over.startswith("no") else [f"{metric} over {over.split()[1].strip(',')}" for metric in ("ua", "wa")]
+    assert list(found.to_json()["intervals"]) == shown and (None in found.with_interval("ua")) == (not shown)
+    assert over in summary_text(found)
 
 
 def test_what_a_cell_says_of_itself(cell: Cell, tmp_path: Path) -> None:
@@ -174,9 +203,8 @@ def test_what_a_cell_says_of_itself(cell: Cell, tmp_path: Path) -> None:
     assert found.conditions == "session-out · val · 4class" and found.left_out == {"label xxx is not in 4class": 5}
     assert found.caveat == "synthetic corpus (c): no comparison with the paper is meant"
     told = found.to_json()
-    ends = found.interval("ua", "speakers")
-    assert told["ua"] == found.score("ua").pooled and ends is not None
-    assert told["intervals"]["ua over speakers"] == [ends.low, ends.high]
+    assert told.keys() == {"wa", "ua", "macro_f1", "intervals"} and told["ua"] == found.score("ua").pooled
+    assert told["intervals"]["ua over speakers"] == list(found.with_interval("ua")[1:])
     for wrong in (
         lambda: found.score("uaa"),
         lambda: found.score("ua", "only video"),
@@ -192,27 +220,132 @@ def test_mcnemar_is_the_binomial_tail_summed(b: int, c: int) -> None:
     first = [0] * b + [1] * c + [0] * 5
     second = [1] * b + [0] * c + [0] * 5
     tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1)) / 2 ** (b + c)
-    found = mcnemar(truth, first, second)
-    assert found.p == pytest.approx(min(1, 2 * tail))
-    assert found.difference == pytest.approx((b - c) / (b + c + 5))
+    assert mcnemar(truth, first, second) == pytest.approx(min(1, 2 * tail))
 
 
-def test_paired_tests() -> None:
+def test_what_papers_print_of_runs() -> None:
     first, second = [0.61, 0.64, 0.60, 0.66, 0.63], [0.60, 0.60, 0.59, 0.61, 0.64]
     d = [a - b for a, b in zip(first, second, strict=True)]
     mean = sum(d) / 5
     t = mean / math.sqrt(sum((x - mean) ** 2 for x in d) / 4 / 5)
-    from scipy.stats import t as student
-
-    found = paired_t(first, second)
-    assert found.p == pytest.approx(2 * student.sf(abs(t), 4))
-    assert found.difference == pytest.approx(mean) and found.n == 5
-    assert paired_t(first, first).p == 1.0 and wilcoxon(first, first).p == 1.0
+    assert p_of_runs(first, second)[0] == pytest.approx(2 * stats.t.sf(abs(t), 4))
+    assert p_of_runs(first, first) == (None, 1.0)
     # Five differences of one sign: of 32 equally likely sign patterns, two are as extreme.
-    assert wilcoxon([2, 3, 4, 5, 7], [1, 1, 1, 1, 1]).p == pytest.approx(2 / 32)
-    with pytest.raises(ValueError, match="two pairs"):
-        paired_t([1.0], [2.0])
-    # Against one number that somebody quotes.
-    assert paired_t([85.4, 85.0, 85.8], 75.6).p < 0.01
-    assert paired_t([85.4, 85.0, 85.8], 85.4).p == pytest.approx(1.0)
-    assert paired_t([80.0, 80.0], 80.0).p == 1.0
+    assert p_of_runs([2, 3, 4, 5, 7], [1, 1, 1, 1, 1])[1] == pytest.approx(2 / 32)
+
+
+def test_sign_flips_are_all_patterns_counted() -> None:
+    parts = np.random.default_rng(3).normal(0.4, 1, 9).round(1)
+    sums = [abs(np.dot(parts, signs)) for signs in product((-1, 1), repeat=9)]
+    assert sign_flip(parts) == pytest.approx(np.mean(np.array(sums) >= abs(parts.sum()) - 1e-9))
+    assert sign_flip(parts, sides=1) + sign_flip(-parts, sides=1) >= 1
+    many = np.random.default_rng(4).normal(0.3, 1, 40)
+    assert sign_flip(many) == sign_flip(many) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
+
+
+def two_cells(folder: Path, speakers: int, dialogues: list[int] | None = None) -> tuple[CellScores, CellScores]:
+    """The second is worse by a third on each odd speaker; two seeds against three."""
+    truth, people = made(1, 240)[0], [str(i % speakers) for i in range(240)]
+    runs: dict[str, list[Run]] = {"one": [], "two": []}
+    for name, seed in (("one", 0), ("one", 1), ("two", 0), ("two", 1), ("two", 2)):
+        predicted = made(20 + seed if seed else 1, 240)[1]
+        worse = [0 if i % 3 == 0 and i % speakers % 2 else k for i, k in enumerate(predicted)]
+        found = predicted if name == "one" else worse
+        runs[name].append(make_run(folder / f"{name}{seed}", seed, 0, truth, found, people, dialogues))
+    return CellScores(runs["one"]), CellScores(runs["two"])
+
+
+@pytest.mark.parametrize("metric", ["ua", "wa"])
+def test_cells_are_compared_over_speakers_with_all_seeds(tmp_path: Path, metric: str) -> None:
+    """By hand: the difference with each set of speakers swapped between the cells, and without each speaker."""
+    one, two = two_cells(tmp_path, 8)
+    measure = {"ua": balanced_accuracy_score, "wa": accuracy_score}[metric]
+    number = {name: k for k, name in enumerate(CLASSES)}
+    tables = [[run.predictions().to_pydict() for run in cell.runs] for cell in (one, two)]
+
+    def difference(swapped: set[str], without: str | None = None) -> float:
+        # The cells have different numbers of seeds: an utterance's predictions weigh together as one.
+        ends = []
+        for cell in (0, 1):
+            rows = [
+                (number[table["truth"][i]], number[table["predicted"][i]], 1 / len(drawn))
+                for i, speaker in enumerate(tables[0][0]["speaker"])
+                for drawn in [tables[cell ^ (speaker in swapped)]]
+                for table in (drawn if speaker != without else ())
+            ]
+            truth, predicted, weight = zip(*rows, strict=True)
+            ends.append(100 * measure(truth, predicted, sample_weight=weight))
+        return ends[0] - ends[1]
+
+    names = [str(k) for k in range(8)]
+    flipped = [difference({n for n, s in zip(names, signs, strict=True) if s}) for signs in product((0, 1), repeat=8)]
+    found = compare(one, two, metric)
+    assert found is not None and found.p is not None
+    whole, low, high = found.difference
+    assert whole == pytest.approx(flipped[0]) == pytest.approx(one.score(metric).pooled - two.score(metric).pooled)
+    assert found.p == pytest.approx(np.mean(np.abs(flipped) >= abs(flipped[0]) - 1e-9))
+    values = np.array([8 * whole - 7 * difference(set(), name) for name in names])
+    half = stats.t.ppf(0.975, 7) * stats.sem(values)
+    assert (low, high) == pytest.approx((whole - half, whole + half)) and found.about == "two-sided, 8 speakers"
+    better, worse = compare(one, two, metric, claimed=1), compare(one, two, metric, claimed=-1)
+    assert better is not None and better.p == pytest.approx(np.mean(np.array(flipped) >= flipped[0] - 1e-9))
+    assert worse is not None and worse.p is not None and worse.p > 0.8 and worse.about == "one-sided, 8 speakers"
+
+
+def test_dialogues_are_compared_where_there_are_too_few_speakers(tmp_path: Path) -> None:
+    for name, speakers, dialogues, about in (
+        ("a", 2, [i // 20 for i in range(240)], "two-sided, 12 dialogues"),
+        ("b", 5, None, "no test: 5 speakers"),
+        ("c", 2, [i // 60 for i in range(240)], "no test: 4 dialogues"),
+    ):
+        (tmp_path / name).mkdir()
+        found = compare(*two_cells(tmp_path / name, speakers, dialogues))
+        assert found is not None and found.about == about and (found.p is None) == about.startswith("no")
+    other = CellScores([make_run(tmp_path / "other", 0, 7, *made(1, 30), ["a"] * 30)])
+    assert compare(CellScores([make_run(tmp_path / "fold", 0, 0, *made(1, 30), ["a"] * 30)]), other) is None
+
+
+def test_a_quoted_number_is_signed_and_says_what_it_lacks() -> None:
+    rng = np.random.default_rng(0)
+    own, theirs = rng.normal(79.9, 0.4, 20), rng.normal(84.79, 0.5, 20)
+    score = Score(own.mean(), (own.mean(), own.std(ddof=1)), 20, (own.mean(), None), 1)
+    found = against_quoted(score, 84.79)
+    alone = stats.ttest_1samp(own, 84.79)
+    assert found.difference == pytest.approx([own.mean() - 84.79, *(np.array(alone.confidence_interval()) - 84.79)])
+    assert found.difference[0] < 0 and found.p == pytest.approx(alone.pvalue)
+    assert found.about == "two-sided, 20 seeds; quoted without a deviation"
+    welch = stats.ttest_ind(own, theirs, equal_var=False)
+    found = against_quoted(score, theirs.mean(), theirs.std(ddof=1), 20)
+    assert found.difference == pytest.approx([own.mean() - theirs.mean(), *welch.confidence_interval()])
+    assert found.p == pytest.approx(welch.pvalue) and found.about == "two-sided, 20 seeds"
+    alone = against_quoted(Score(80.0, (80.0, None), 1, (80.0, None), 1), 75)
+    assert alone.difference == (5, None, None) and alone.p is None
+
+
+def test_a_recipes_table_gives_signs_sides_and_corrected_p(tmp_path: Path) -> None:
+    cells = two_cells(tmp_path, 8)
+    for run in (run for cell in cells for run in cell.runs):
+        write_json(run, RESULT, {**run.result, "synthetic": False})
+    lines = [f'[[cell]]\nname = "{name}"\nfeatures = "is13"\nfusion = "audio"' for name in ("ours", "built")]
+    lines += ["paper = { wa = 75.6 }", '[[quoted]]\nname = "higher"\npaper = { wa = 84.79 }']
+    (tmp_path / "mine.toml").write_text("\n".join(['tested = "ours"', *lines]))
+    recipe = read_recipe(tmp_path / "mine.toml")
+    runs = {name: [Run(run.path) for run in cell.runs] for name, cell in zip(("ours", "built"), cells, strict=True)}
+    ours, built, higher = recipe_rows(recipe, runs)
+    assert ours.compared is None and built.compared == compare(*cells, "wa", claimed=1)
+    assert higher.compared is not None and higher.compared.difference[0] == ours.scores["wa"].pooled - 84.79 < 0
+    p = [built.compared and built.compared.p, higher.compared.p]
+    assert [built.holm_p, higher.holm_p] == pytest.approx([min(1, max(2 * min(p), q)) for q in p])
+    table = recipe_table(recipe, runs)
+    assert f"−{84.79 - ours.scores['wa'].pooled:.2f} [−" in table and "one-sided, 8 speakers" in table
+    assert "two-sided, 2 seeds; quoted without a deviation" in table
+
+
+def test_holm_corrects_a_family_and_a_share_counts_groups() -> None:
+    assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06]) and holm([]) == []
+    groups = ["a", "b", "c", "d"] * 5
+    counted = [i % 4 == 0 or i % 7 == 0 for i in range(20)]
+    by_group = [100 * np.mean(counted[k::4]) for k in range(4)]  # equal groups: the interval of their t-test
+    theirs = stats.ttest_1samp(by_group, 0).confidence_interval(0.95)
+    assert share(counted, groups) == pytest.approx((np.mean(by_group), max(0, theirs.low), min(100, theirs.high)))
+    assert share(counted, [groups[i % 3] for i in range(20)])[1:] == (None, None)

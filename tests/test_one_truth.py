@@ -39,7 +39,7 @@ def table_line(text: str, start: str) -> list[str]:
 
 
 def test_every_table_shows_the_same_digits(tmp_path: Path) -> None:
-    """Two folds and three seeds, so that pooled scores and means over runs differ."""
+    """Two folds and three seeds, so that pooled scores and means over folds differ."""
     make_store(tmp_path / "store")
     (tmp_path / "mine.toml").write_text(RECIPE)
     places = ("--store", tmp_path / "store", "--out", tmp_path / "runs", "--device", "cpu")
@@ -60,22 +60,31 @@ def test_every_table_shows_the_same_digits(tmp_path: Path) -> None:
         by_seed = [np.sum([run["confusion"] for run in runs if run["seed"] == seed], axis=0) for seed in range(3)]
         right = [np.diag(matrix) / (matrix.sum(1) if metric == "ua" else matrix.sum()) for matrix in by_seed]
         pooled = 100 * np.mean([np.mean(one) if metric == "ua" else np.sum(one) for one in right])
-        spread = f"{np.mean(own):.2f} ± {np.std(own, ddof=1):.2f}"
+        by_seed = [100 * (np.mean(one) if metric == "ua" else np.sum(one)) for one in right]
+        by_fold = [
+            np.mean([100 * run[metric] for run in runs if run["fold"] == fold])
+            for fold in {run["fold"] for run in runs}
+        ]
+        over = {  # the deviation over the runs is neither
+            "seeds": (pooled, np.std(by_seed, ddof=1)),
+            "folds": (np.mean(own), np.std(by_fold, ddof=1)),
+        }
+        seeds, folds = (f"{mean:.2f} ± {deviation:.2f}" for mean, deviation in over.values())
         assert f"{pooled:.2f}" != f"{np.mean(own):.2f}", "the two must differ"
 
-        line = table_line(trained, name)
-        assert line[1:3] == [f"{pooled:.2f}", spread]
-        [low, high] = re.search(rf"{metric} over utterances: {pooled:.2f} \[([\d.]+), ([\d.]+)\]", trained).groups()
-        assert spread in table_line(swept, "mine")
-        assert as_json[metric]["pooled"] == pytest.approx(pooled) and as_json[metric]["mean"] == pytest.approx(
-            np.mean(own)
-        )
+        assert table_line(trained, name)[1:5] == [seeds, "3", folds, "2"]
+        [low, high] = re.search(rf"{metric} over speakers: {pooled:.2f} \[([\d.]+), ([\d.]+)\]", trained).groups()
+        assert seeds in table_line(swept, "mine") and folds in table_line(swept, "mine")
+        assert as_json[metric]["pooled"] == pytest.approx(pooled)
         interval = f"{pooled:.2f} [{low}, {high}]"
         line = table_line(reported, "audio")
-        assert interval in line and spread in line
+        assert interval in line and seeds in line and folds in line and "4 speakers" in line
         assert float(exact[f"{name} %"]) == pytest.approx(pooled, abs=1e-4)
-        assert float(exact[f"{name} of the runs %"]) == pytest.approx(np.mean(own), abs=1e-4)
+        for what, spread in over.items():
+            assert as_json[metric][f"over_{what}"] == pytest.approx(spread)
+            found = [float(exact[f"{name} over {what} %{end}"]) for end in ("", " deviation")]
+            assert found == pytest.approx(spread, abs=1e-4)
         for form in ("html", "markdown", "latex"):
             text = (tmp_path / form).read_text(encoding="utf-8").replace("\\", "").replace("$pm$", "±")
-            assert interval in text and spread in text, form
+            assert interval in text and seeds in text and folds in text, form
         assert f"{pooled:.2f} %" in (tmp_path / "html").read_text(encoding="utf-8")

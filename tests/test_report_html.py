@@ -16,7 +16,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 
 from ser.cache.store import open_store
 from ser.commands.train import train
@@ -28,12 +27,12 @@ from ser.train.models.ragged import Batch, Sequences
 from ser.train.options import Experiment
 from ser.train.report.attention import attend, weights_of
 from ser.train.report.cells import Cell, group_runs, name_apart
-from ser.train.report.examples import agreement, wilson
+from ser.train.report.examples import agreement
 from ser.train.report.figures import figure, to_svg
 from ser.train.report.html import Page, write_html
 from ser.train.report.paper import changed_settings, quoted_for
 from ser.train.report.provenance import command
-from ser.train.report.sections import holm, make_page
+from ser.train.report.sections import claimed_better, make_page
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
@@ -193,12 +192,6 @@ def test_the_command_runs_the_cell_again(cells: dict[str, Cell]) -> None:
         assert names == {run.path.name for run in cell.runs}
 
 
-def test_holm_is_the_step_down_correction_and_wilson_is_scipys() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([]) == []
-    theirs = binomtest(7, 20).proportion_ci(method="wilson")
-    assert wilson(7 / 20, 20) == pytest.approx((35, 100 * theirs.low, 100 * theirs.high), abs=1e-4)
-
-
 def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: dict[str, Cell], content: Page) -> None:
     cell = cells["audio:utterance"]
     p = cell.predictions
@@ -222,6 +215,11 @@ def test_a_papers_cell_is_known_by_its_structure(cells: dict[str, Cell]) -> None
     found = quoted_for(Cell("mit", [run]))
     assert {quoted.numbers["ua"] for quoted in found} == {76.4}
     assert found[0].where.startswith("MSMSER")
+    without = Run(full.runs[1].path)
+    without.__dict__["config"] = {**config, "fusion": "mit:no-selfatt"}
+    pairs = (run, without), (without, run)
+    claims = [claimed_better(Cell("a", [one]), Cell("b", [two]), "ua") for one, two in pairs]
+    assert claims == [1, -1] and claimed_better(full, Cell("b", [run]), "ua") == 0
     assert changed_settings(full)["d_model"] == 16 and "queries" not in changed_settings(full)
 
 
@@ -420,6 +418,9 @@ def test_the_terminal_says_the_same(content: Page) -> None:
         line = next(line for line in text.splitlines() if line.startswith(f"{cell.label} "))
         assert f"{cell.score('ua').pooled:.2f} [" in line
     assert "no comparison with the paper is meant" in text and "McNemar" not in text
-    assert "McNemar" in report_text(cells, [], paired=True)
+    paired = report_text(cells, [], paired=True)
+    ours, theirs = paired.split("Tests that papers print, which ignore clusters")
+    assert "McNemar" in theirs and "McNemar" not in ours and "no test: 4 dialogues" in ours
+    assert "chosen on the test score" in text and "chosen on the test score" not in report_text(cells[:1], [])
     with pytest.raises(WrongUse, match="one cell"):
         report_text(cells[:1], [], paired=True)

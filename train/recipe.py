@@ -31,6 +31,7 @@ class Cell:
     experiment: Experiment
     test: str = "both"
     paper: Mapping[str, float] | None = None
+    paper_seeds: int = 1  # that the paper's numbers are the mean of
 
 
 @dataclass(frozen=True)
@@ -106,4 +107,5 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Ce
         raise WrongUse(f"{path}: 'set' of cell {line['name']} must be a table, such as {{ lr = 1e-3 }}")
     asked |= {"set": assignments(chosen), "model": tuple(asked.get("model", ()))}
     asked |= {key: value for key, value in options.items() if key != "set"}
-    return Cell(line["name"], Experiment(**asked, also_set=tuple(options.get("set", ()))), test, line.get("paper"))
+    experiment = Experiment(**asked, also_set=tuple(options.get("set", ())))
+    return Cell(line["name"], experiment, test, line.get("paper"), line.get("seeds", 1))

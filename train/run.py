@@ -165,6 +165,7 @@ def _finish(
     columns: dict[str, Any] = {
         "id": [utterances.ids[row] for row in rows],
         "speaker": [utterances.speakers[row] for row in rows],
+        "dialogue": utterances.dialogues[rows],
         "truth": [classes[k] for k in truth],
         "predicted": [classes[k] for k in tests["both"].argmax(1)],
     }

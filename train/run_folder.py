@@ -2,7 +2,7 @@
 
 <out>/<16 hex digits>/config.json          all that the name hashes, and `provenance`, which it does not
                       result.json          scores; there only when the run is finished
-                      predictions.parquet  id, speaker, truth, predicted, probabilities (one per class)
+                      predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K]
                       model.safetensors    model.<weight>, scaling.<modality>.<mean|std>
                       state.safetensors    where an unfinished run stands
                       log                  one line per epoch

@@ -1,10 +1,14 @@
 """Every score, interval and test: the only place that computes them, and every table, page and line takes them here.
 
-A score is pooled over the folds of one seed, whose confusion matrices add up, and then averaged over the seeds. The
-mean ± standard deviation over the single runs stands beside it, under that name. Axis letters:
+A score is pooled over the folds of one seed, whose confusion matrices add up, and then averaged over the seeds. Beside
+it stand two spreads: the deviation over the seeds, and mean ± deviation over the folds.
 
-    R  runs            S  seeds           K  classes
-    g  groups drawn by the bootstrap      B  resamples
+Utterances of one speaker are alike, so intervals and tests count groups, not utterances: speakers where all are known,
+else dialogues where any has two utterances, else utterances, which is too narrow and says so. `python -m
+benchmarks.statistics` simulates how often the intervals hold the truth and the tests find what is not there. Axis
+letters:
+
+    R  runs     S  seeds     K  classes     g  groups
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +22,15 @@ from ser.errors import WrongUse, unknown
 
 from .run_folder import Run
 
-RESAMPLES = 2000
-SPEAKERS = 8  # from which an interval over speakers is the default
 METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
-AT_A_TIME = 50  # resamples drawn at once, so that memory stays small for a large corpus
+FEWEST = 4  # groups of an interval: of fewer, it is too wide or too uncertain to say anything
+TO_TEST = 6  # groups of a test: of five, the p of the sign flips is never below 2 / 2⁵ = 0.06
+FLIPS = 9_999  # patterns of signs that a test draws where there are more
+AT_A_TIME = 10**6  # signs in memory at once
+COLUMNS = {"speakers": "speaker", "dialogues": "dialogue", "utterances": "id"}  # of the predictions
 NO_COMPARISON = "no comparison with the paper is meant"
+Spread = tuple[float, float | None]  # mean, deviation
+Ends = tuple[float, float | None, float | None]  # a value and the ends of its 95 % interval, if it has one
 
 
 def confusions(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -83,22 +91,14 @@ def scores(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str
 
 
 @dataclass(frozen=True)
-class Interval:
-    """The ends of a score's 95 % interval, in percent, and what was drawn for it: "speakers" or "utterances"."""
-
-    low: float
-    high: float
-    over: str
-
-
-@dataclass(frozen=True)
 class Score:
-    """One metric of one cell in percent."""
+    """One metric of one cell in percent: the score, and mean and sample deviation over seeds and over folds."""
 
     pooled: float  # over the folds of a seed, then the mean over the seeds: the score
-    mean: float  # over the n runs
-    std: float | None  # sample deviation over the runs; None for one
-    n: int  # runs
+    over_seeds: Spread  # of the seeds' pooled scores
+    seeds: int
+    over_folds: Spread  # of each fold's mean over its seeds
+    folds: int
 
 
 class CellScores:
@@ -114,54 +114,61 @@ class CellScores:
             raise WrongUse(f"none of these {len(runs)} runs is finished; the same command with --resume goes on")
         self.results = [run.result for run in self.runs]
         self._seeds = np.array([result["seed"] for result in self.results])
+        self._folds = np.array([result["fold"] for result in self.results])
         self.classes: list[str] = self.results[0]["classes"]
         tests = self.results[0]["tests"]
         self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
-        self._resampled: dict[tuple[str, str], np.ndarray] = {}
+        self._counted: dict[tuple[str, str], np.ndarray] = {}
 
     def score(self, metric: str, test: str = "both") -> Score:
         """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
         matrices = self._matrices(test)
         own = self._measure(metric, matrices)  # [R]
-        own = own[~np.isnan(own)]
-        if not len(own):
-            return Score(np.nan, np.nan, None, 0)
+        known = ~np.isnan(own)
+        if not known.any():
+            return Score(np.nan, (np.nan, None), 0, (np.nan, None), 0)
         by_seed = self._measure(metric, np.stack([matrices[self._seeds == s].sum(0) for s in np.unique(self._seeds)]))
-        std = float(np.std(own, ddof=1)) if len(own) > 1 else None
-        return Score(float(np.nanmean(by_seed)), float(own.mean()), std, len(own))
+        by_seed = by_seed[~np.isnan(by_seed)]
+        by_fold = np.array([own[known & (self._folds == fold)].mean() for fold in np.unique(self._folds[known])])
+        return Score(float(by_seed.mean()), _spread(by_seed), len(by_seed), _spread(by_fold), len(by_fold))
 
     def confusion(self, test: str = "both") -> np.ndarray:
         """C `[K, K]`, summed over the runs."""
         return self._matrices(test).sum(0)
 
-    def interval(self, metric: str, over: str | None = None, test: str = "both") -> Interval | None:
-        """The percentile bootstrap interval (Efron 1979) of the pooled score: 2.5 and 97.5 % of its resampled values.
+    def with_interval(self, metric: str, test: str = "both") -> Ends:
+        """The pooled score and the ends of its interval over the groups, see `jackknife_interval`, in percent.
 
-        Draws utterances with replacement, or whole speakers: those of a speaker are alike, so the interval over
-        speakers is the wider and the honest one. It is the default where every utterance names its speaker and there
-        are `SPEAKERS` or more; of fewer, there are too few different draws. One draw is applied to all seeds at once,
-        each resample is scored like the score itself.
-        None where speakers are asked for and not known, and for the recall of a class that does not occur.
+        Left out is a group's part in all seeds at once. No ends with fewer than `FEWEST` groups, nor for the recall of
+        a class that does not occur in two of them.
         """
-        over = over or self.drawn[0]
-        if over not in self.drawn:
-            return None
-        if (over, test) not in self._resampled:
-            self._resampled[over, test] = self._resample(over, test)
-        values = self._measure(metric, self._resampled[over, test])  # [B, S]
-        values = values[~np.isnan(values).all(1)]
-        if not len(values):
-            return None
-        low, high = np.quantile(np.nanmean(values, 1), [0.025, 0.975])
-        return Interval(float(low), float(high), over)
+        whole, matrices = self.score(metric, test).pooled, self._grouped(self.over, test)
+        found = self._measure(metric, matrices.sum(0) - matrices)  # [g, S]
+        if len(found) < FEWEST or np.isnan(found).all(1).any():
+            return whole, None, None
+        return _of_share(whole, np.nanmean(found, 1))
 
     @cached_property
-    def drawn(self) -> list[str]:
-        """What `interval` can draw, its default first."""
-        speakers = set(self._column("speaker"))
-        if None in speakers or len(speakers) < 2:
-            return ["utterances"]
-        return ["speakers", "utterances"] if len(speakers) >= SPEAKERS else ["utterances", "speakers"]
+    def groupings(self) -> list[str]:
+        """What the groups of intervals and tests can be, the default first; utterances where nothing else is known."""
+        speakers, dialogues = set(self.groups("speakers")), set(self.groups("dialogues"))
+        alone = None in dialogues or len(dialogues) == len(set(self.groups("utterances")))
+        return ["speakers"] * (None not in speakers) + ["dialogues"] * (not alone) or ["utterances"]
+
+    @property
+    def over(self) -> str:
+        """What the groups of the intervals are."""
+        return self.groupings[0]
+
+    @property
+    def interval_over(self) -> str:
+        """What the intervals are over and of how many, or why there is none."""
+        g = len(set(self.groups(self.over)))
+        return f"{'' if g >= FEWEST else 'no interval: '}{_counted(g, self.over)}"
+
+    def groups(self, over: str) -> list[Any]:
+        """The group of each prediction, run by run; None where the run does not know it."""
+        return self._column(COLUMNS[over])
 
     @property
     def conditions(self) -> str:
@@ -187,11 +194,12 @@ class CellScores:
 
     def to_json(self) -> dict[str, Any]:
         """Pooled WA, UA and macro-F1 with the intervals of the first two, in percent, by "ua over speakers", …"""
-        pairs = [(metric, over) for over in sorted(self.drawn, reverse=True) for metric in ("ua", "wa")]
-        intervals = {f"{metric} over {over}": self.interval(metric, over) for metric, over in pairs}
+        found = {metric: self.with_interval(metric) for metric in ("ua", "wa")}
         return {
             **{metric: self.score(metric).pooled for metric in ("wa", "ua", "macro_f1")},
-            "intervals": {name: [ends.low, ends.high] for name, ends in intervals.items() if ends},
+            "intervals": {
+                f"{metric} over {self.over}": ends for metric, (_, *ends) in found.items() if None not in ends
+            },
         }
 
     @cached_property
@@ -199,7 +207,9 @@ class CellScores:
         return [run.predictions() for run in self.runs]
 
     def _column(self, name: str) -> list[Any]:
-        return [value for table in self._tables for value in table[name].to_pylist()]
+        # Runs of earlier versions do not name dialogues.
+        lists = (t[name].to_pylist() if name in t.column_names else [None] * len(t) for t in self._tables)
+        return [value for values in lists for value in values]
 
     def _matrices(self, test: str) -> np.ndarray:
         """C `[R, K, K]` of the runs."""
@@ -214,24 +224,70 @@ class CellScores:
         found = metrics(matrices)
         return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
 
-    def _resample(self, over: str, test: str) -> np.ndarray:
-        """C `[B, S, K, K]`, each of as many groups as there are, drawn with replacement."""
-        names, group = np.unique(self._column("speaker" if over == "speakers" else "id"), return_inverse=True)
+    def _grouped(self, over: str, test: str = "both", shared: Mapping[Any, Any] | None = None) -> np.ndarray:
+        """C `[g, S, K, K]` of each group, in the order of their names, in each seed.
+
+        `shared` gives the group of each (id, truth) that counts; without it all do, in this cell's own groups.
+        """
+        if shared is None and (over, test) in self._counted:
+            return self._counted[over, test]
         number = {name: k for k, name in enumerate(self.classes)}
         truth = np.array([number[name] for name in self._column("truth")])
         predicted = np.argmax(self._column("probabilities" if test == "both" else f"probabilities {test}"), 1)
         seeds, seed = np.unique(self._seeds, return_inverse=True)
         of_seed = np.repeat(seed, [table.num_rows for table in self._tables])
-        g, k = len(names), len(self.classes)
-        matrices = np.zeros((g, len(seeds), k, k))  # of each group and seed: a resample is a sum of these
-        np.add.at(matrices, (group, of_seed, truth, predicted), 1)
-        rng, drawn = np.random.default_rng(0), []
-        for start in range(0, RESAMPLES, AT_A_TIME):
-            size = min(AT_A_TIME, RESAMPLES - start)
-            of_all = rng.integers(g, size=(size, g)) + g * np.arange(size)[:, None]
-            times = np.bincount(of_all.ravel(), minlength=size * g).reshape(size, g)
-            drawn.append(times.astype(float) @ matrices.reshape(g, -1))
-        return np.concatenate(drawn).reshape(-1, *matrices.shape[1:])
+        groups = self.groups(over) if shared is None else [shared.get(pair) for pair in self._pairs]
+        kept = np.array([group is not None for group in groups])
+        names, group = np.unique(np.array(groups)[kept], return_inverse=True)
+        matrices = np.zeros((len(names), len(seeds), len(number), len(number)))
+        np.add.at(matrices, (group, of_seed[kept], truth[kept], predicted[kept]), 1)
+        matrices = matrices[:, matrices.any((0, 2, 3))]
+        if shared is None:
+            self._counted[over, test] = matrices
+        return matrices
+
+    @cached_property
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Id and true class of each prediction."""
+        return list(zip(self._column("id"), self._column("truth"), strict=True))
+
+
+def _spread(values: np.ndarray) -> Spread:
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def _counted(g: int, over: str) -> str:
+    """Such as "1 speaker", or "97 utterances, too narrow"."""
+    return f"{g} {over if g != 1 else over[:-1]}{', too narrow' if over == 'utterances' else ''}"
+
+
+def jackknife_interval(whole: Any, without: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % interval of an estimate θ `[…]` from its values θ₍ᵢ₎ `[…, g]` without each of the g groups.
+
+    θ ± t₀.₉₇₅ √((g − 1) / g · Σᵢ (θ₍ᵢ₎ − mean)²), t with g − 1 degrees of freedom: Student's t on the jackknife's
+    pseudo-values (Tukey 1958), about the estimate itself. For a mean it is the interval of the t-test.
+
+    >>> low, high = jackknife_interval(2.0, np.array([2.5, 2.0, 1.5]))  # the mean of 1, 2, 3
+    >>> round(float(low), 3), round(float(high), 3)  # 2 ± 4.303 / √3
+    (-0.484, 4.484)
+    """
+    from scipy.stats import t
+
+    half = t.ppf(0.975, without.shape[-1] - 1) * np.sqrt((without.shape[-1] - 1) * without.var(-1))
+    return whole - half, whole + half
+
+
+def share(counted: Sequence[bool] | np.ndarray, groups: Sequence[Any]) -> Ends:
+    """The share of n predictions that count, with its interval over their groups, in percent."""
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    n, hits = np.bincount(group), np.bincount(group, np.asarray(counted, dtype=float))
+    whole = 100 * float(hits.sum() / n.sum())
+    return (whole, None, None) if len(n) < FEWEST else _of_share(whole, 100 * (hits.sum() - hits) / (n.sum() - n))
+
+
+def _of_share(whole: float, without: np.ndarray) -> Ends:
+    low, high = jackknife_interval(whole, without)
+    return whole, max(0.0, float(low)), min(100.0, float(high))
 
 
 def caveat(results: Iterable[Mapping[str, Any]]) -> str | None:
@@ -250,17 +306,19 @@ def summary_text(cell: CellScores) -> str:
     from tabulate import tabulate
 
     asked = [("UA", "ua", "both"), ("WA", "wa", "both"), ("macro-F1", "macro_f1", "both")]
-    asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).n]
+    asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
     asked += [(f"UA, {test}", "ua", test) for test in cell.tests if test != "both"]
     lines = []
     for name, metric, test in asked:
         score = cell.score(metric, test)
-        spread = f" ± {score.std:.2f}" if score.std is not None else ""
-        lines.append([name, f"{score.pooled:.2f}", f"{score.mean:.2f}{spread}", str(score.n)])
-    table = tabulate(lines, ["%", "pooled over folds", "mean over runs", "runs"], disable_numparse=True)
+        spreads = [" ± ".join(f"{x:.2f}" for x in one if x is not None) for one in (score.over_seeds, score.over_folds)]
+        lines.append([name, spreads[0], str(score.seeds), spreads[1], str(score.folds)])
+    headings = ["%", "pooled over folds, over seeds", "seeds", "over folds", "folds"]
+    table = tabulate(lines, headings, disable_numparse=True)
     ours = cell.to_json()
     ends = [f"{name}: {ours[name[:2]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in ours["intervals"].items()]
-    notes = [cell.conditions, f"95 % bootstrap interval of {'; '.join(ends)}"]
+    about = f"95 % interval of {'; '.join(ends)} ({cell.interval_over})" if ends else cell.interval_over
+    notes = [cell.conditions, about]
     if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
         notes.append(f"left out: {absent}")
     return "\n".join([table, *notes, *filter(None, [cell.caveat])])
@@ -268,56 +326,130 @@ def summary_text(cell: CellScores) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired test: `difference` = first − second; `p` of the null hypothesis that the two do not differ."""
+    """Two cells, or a cell and a quoted number."""
 
-    difference: float
-    p: float
-    n: int
+    difference: Ends  # first − second, in points
+    p: float | None  # of the null hypothesis that the two do not differ
+    about: str  # which test, over what
 
 
-def mcnemar(truth: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> Comparison:
-    """McNemar's exact test (1947) on the utterances that just one of two cells gets right.
+def compare(
+    first: CellScores, second: CellScores, metric: str = "ua", claimed: int = 0, tests: Sequence[str] = ("both", "both")
+) -> Comparison | None:
+    """The difference of two cells' pooled UA or WA in points, on the utterances that both tested, with all their seeds.
+
+    Its interval is `jackknife_interval` and its test `sign_flip`, over speakers, or over dialogues where there are too
+    few speakers; neither of fewer than `TO_TEST` groups.
+    `claimed`: 1 tests one-sided whether the first is better, −1 whether the second is. None where the cells share no
+    utterance or have other classes.
+    """
+    theirs = set(second._pairs)
+    if first.classes != second.classes or theirs.isdisjoint(first._pairs):
+        return None
+    for over in first.groupings:
+        of = zip(first._pairs, first.groups(over), strict=True)
+        shared = {pair: group for pair, group in of if pair in theirs}
+        if (g := len(set(shared.values()))) >= TO_TEST:
+            break
+    one, two = (cell._grouped(over, test, shared) for cell, test in zip((first, second), tests, strict=True))
+    parts = contributions(one, metric) - contributions(two, metric)
+    difference = float(parts.sum().round(9)) + 0.0  # no −0.00 of rounding
+    if g < TO_TEST:
+        return Comparison((difference, None, None), None, f"no test: {_counted(g, over)}")
+    without = [np.nanmean(first._measure(metric, m.sum(0) - m), 1) for m in (one, two)]
+    low, high = map(float, jackknife_interval(parts.sum(), without[0] - without[1]))
+    p = float(sign_flip(parts * (claimed or 1), sides=1 if claimed else 2))
+    return Comparison((difference, low, high), p, f"{'one' if claimed else 'two'}-sided, {_counted(g, over)}")
+
+
+def contributions(matrices: np.ndarray, metric: str) -> np.ndarray:
+    """Each group's part in the UA or WA of C `[…, g, S, K, K]`, in percent, `[…, g]`; the parts add up to the score.
+
+    The mean over the seeds of Σₖ hits of the group / nₖ / (classes that occur), for WA Σₖ hits / n.
+    """
+    sizes, right = matrices.sum((-4, -1)), np.diagonal(matrices, axis1=-2, axis2=-1)  # […, S, K], […, g, S, K]
+    of_class = np.maximum(sizes, 1) * (sizes > 0).sum(-1, keepdims=True)
+    below = of_class if metric == "ua" else sizes.sum(-1, keepdims=True)
+    return 100 * (right / below[..., None, :, :]).sum(-1).mean(-1)
+
+
+def sign_flip(parts: np.ndarray, sides: int = 2, draws: int = FLIPS) -> np.ndarray:
+    """The permutation test of a sum of parts `[…, g]`, one for each group: p `[…]`.
+
+    Were the two cells alike, each group's part would as likely have the other sign. p is the share of the patterns of
+    signs, all 2ᵍ or so many drawn ones if there are more, whose sum is as far from zero, or with one side as high.
+
+    >>> float(sign_flip(np.ones(6))), float(sign_flip(np.ones(6), sides=1))
+    (0.03125, 0.015625)
+    """
+    from scipy.stats import permutation_test
+
+    asked: dict[str, Any] = {"permutation_type": "samples", "n_resamples": draws, "axis": -1, "rng": 0}
+    asked |= {"alternative": "two-sided" if sides == 2 else "greater", "batch": max(1, AT_A_TIME // parts.size)}
+    return np.asarray(permutation_test((parts,), np.sum, **asked).pvalue)
+
+
+def against_quoted(ours: Score, quoted: float, std: float | None = None, seeds: int | None = None) -> Comparison:
+    """Ours − a number that a paper quotes, with Welch's t-test and its interval over our seeds: two-sided.
+
+    `std` is the paper's deviation over its `seeds`; quoted without them, the number is taken for exact, which `about`
+    says, and the test is Student's t of our seeds. It says nothing about other speakers. No p or ends with one seed.
+    """
+    from scipy.stats import t
+
+    difference, own = ours.pooled - quoted, ours.over_seeds[1]
+    about = f"two-sided, {_counted(ours.seeds, 'seeds')}"
+    theirs = std**2 / seeds if std is not None and seeds and seeds > 1 else None
+    about += "; quoted without a deviation" if theirs is None else ""
+    if not own:  # one seed, or all the same
+        return Comparison((difference, None, None), None, about)
+    squares = own**2 / ours.seeds, theirs or 0.0
+    error = np.sqrt(sum(squares))
+    free = error**4 / (squares[0] ** 2 / (ours.seeds - 1) + squares[1] ** 2 / max((seeds or 0) - 1, 1))
+    p, half = float(2 * t.sf(abs(difference) / error, free)), float(t.ppf(0.975, free) * error)
+    return Comparison((difference, difference - half, difference + half), p, about)
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Holm's (1979) step-down correction of one family of p values, in their order; None is no test.
+
+    >>> holm([0.01, None, 0.04, 0.03])
+    [0.03, None, 0.06, 0.06]
+    """
+    tested = np.array([p for p in values if p is not None])
+    order = np.argsort(tested, kind="stable")
+    stepped = np.maximum.accumulate(np.minimum(1, tested[order] * np.arange(len(tested), 0, -1)))
+    found = iter(stepped[np.argsort(order, kind="stable")].tolist())
+    return [None if p is None else next(found) for p in values]
+
+
+def mcnemar(truth: Any, first: Any, second: Any) -> float:
+    """The p of McNemar's exact test (1947) on the utterances that just one of two cells gets right.
 
     p = min(1, 2 · P(X ≤ min(b, c))), X ~ Binomial(b + c, ½), with b right in `first` alone and c in `second` alone.
+    What papers print: it takes utterances for independent, and so finds differences that are not there.
 
-    >>> mcnemar([0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]).p  # b = 3, c = 0: 2 · ½³
+    >>> mcnemar([0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1])  # b = 3, c = 0: 2 · ½³
     0.25
     """
     from scipy.stats import binomtest
 
     right, other = (np.asarray(predicted) == np.asarray(truth) for predicted in (first, second))
     b, c = int(np.sum(right & ~other)), int(np.sum(~right & other))
-    p = float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
-    return Comparison((b - c) / len(right), p, len(right))
+    return float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
 
 
-def paired_t(first: Sequence[float], second: Sequence[float] | float) -> Comparison:
-    """Student's t on the differences of scores that share seed and fold.
+def p_of_runs(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float]:
+    """The p of Student's paired t-test and of Wilcoxon's signed-rank test on scores that share seed and fold.
 
-    Or on those of the seeds' scores and the one number that somebody else published (Perspective Table 4). Raises
-    `ValueError` for fewer than two differences.
+    What papers print: folds share training data and seeds share test data, so the runs are not independent. No t-test
+    of differences that are all the same: they have no spread to compare them with.
 
-    >>> round(paired_t([3, 5, 4], [1, 2, 3]).p, 4), round(paired_t([1, 2, 3], 0).p, 4)  # t = 2 / (1 / √3), df = 2
-    (0.0742, 0.0742)
-    """
-    from scipy.stats import ttest_1samp
-
-    differences = np.subtract(first, second)
-    if len(differences) < 2:
-        raise ValueError("a paired t-test needs two pairs of scores or more")
-    constant = np.ptp(differences) == 0  # the deviation is zero
-    p = float(differences[0] == 0) if constant else float(ttest_1samp(differences, 0).pvalue)
-    return Comparison(float(differences.mean()), p, len(differences))
-
-
-def wilcoxon(first: Sequence[float], second: Sequence[float]) -> Comparison:
-    """Wilcoxon's signed-rank test on the differences of scores that share seed and fold.
-
-    >>> wilcoxon([2, 3, 4, 5, 7], [1, 1, 1, 1, 1]).p  # all positive: 2 of 2⁵ sign patterns
+    >>> p_of_runs([2, 3, 4, 5, 7], [1, 1, 1, 1, 1])[1]  # all positive: 2 of 2⁵ sign patterns
     0.0625
     """
-    from scipy.stats import wilcoxon as signed_rank
+    from scipy.stats import ttest_1samp, wilcoxon
 
     differences = np.subtract(first, second)
-    p = float(signed_rank(differences).pvalue) if np.any(differences) else 1.0
-    return Comparison(float(differences.mean()), p, len(differences))
+    t = float(ttest_1samp(differences, 0).pvalue) if np.ptp(differences) > 1e-7 else None
+    return t, float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0

@@ -47,17 +47,6 @@ class Cell(CellScores):
         """The fusion's settings and the training's."""
         return {**self.config["settings"], **self.config["training"]}
 
-    def with_interval(self, metric: str) -> tuple[float, float, float]:
-        """A pooled score with the ends of its 95 % interval, in percent."""
-        ends = self.interval(metric)
-        assert ends is not None, metric
-        return self.score(metric).pooled, ends.low, ends.high
-
-    def spread(self, metric: str) -> tuple[float, float | None]:
-        """Mean and standard deviation of the runs' scores, in percent."""
-        score = self.score(metric)
-        return score.mean, score.std
-
     @cached_property
     def origin(self) -> Origin:
         """Where its features came from, as far as it is still there."""
@@ -81,7 +70,8 @@ class Cell(CellScores):
         """A data frame with one row per prediction: an utterance is there once per seed.
 
         Columns: `id`, `speaker`, the classes `truth` and `predicted`, `right`, `confidence` and `given` (the highest
-        probability and that of the true class, in percent), `run` (its place in `runs`) and `seed`.
+        probability and that of the true class, in percent), `run` (its place in `runs`), `seed` and its `group`, which
+        intervals are over.
         """
         import pandas
 
@@ -95,7 +85,7 @@ class Cell(CellScores):
             frame["confidence"] = percent.max(1)
             frame["given"] = percent[np.arange(len(frame)), pandas.Index(self.classes).get_indexer(frame.truth)]
             frames.append(frame.assign(run=number, seed=run.config["seed"]))
-        return pandas.concat(frames, ignore_index=True)
+        return pandas.concat(frames, ignore_index=True).assign(group=self.groups(self.over))
 
 
 def group_runs(runs: Iterable[Run]) -> tuple[list[Cell], list[Run]]:

@@ -13,7 +13,7 @@ from ser.cache.manifest import Manifest
 from ser.cache.store import Feature
 from ser.errors import SerError
 from ser.train.labels import Policy
-from ser.train.scores import metrics
+from ser.train.scores import FEWEST, metrics, share
 
 from .attention import Attended, attend
 from .cells import Cell
@@ -187,24 +187,16 @@ def _groups(cell: Cell) -> list[Plot]:
         for group, part in sorted(groups, key=lambda pair: int(pair[0]) if pair[0].isdigit() else 0):
             n, matrix = part.id.nunique(), pandas.crosstab(part.truth, part.predicted)
             ua = metrics(matrix.reindex(index=cell.classes, columns=cell.classes, fill_value=0).to_numpy())["ua"]
-            row = {"by": by, "group": group, "utterances": n, "wrong %": wilson(1 - part.right.mean(), n)}
+            row = {"by": by, "group": group, "utterances": n, "wrong %": share(~part.right, part.group)}
             rows.append({**row, "UA %": 100 * float(ua)})
     counts = Counter(row["by"] for row in rows)
     points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in rows if counts[row["by"]] <= GROUPS]
     every = 100 * (1 - p.right.mean())
-    note = f"Dashed: {every:.0f} %, over all utterances. Bars: Wilson’s 95 % interval for the number of utterances; "
-    note += "seeds are averaged."
+    note = f"Dashed: {every:.0f} %, over all utterances. Bars: 95 % intervals over {cell.over}, where a group has "
+    note += f"{FEWEST} or more; seeds are averaged."
     note += "" if len(points) == len(rows) else f" Groupings of more than {GROUPS} groups are only in the numbers."
     draw = partial(dots, points, "wrong %", baseline=every, limits=(0, None))
     return [Plot("Errors by group", Table("groups", "Errors by group", rows), draw, note)] if rows else []
-
-
-def wilson(share: float, n: int) -> tuple[float, float, float]:
-    """A share of n with Wilson's (1927) 95 % interval, in percent: for groups too small to draw from."""
-    z = 1.959964
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return 100 * float(share), float(max(0.0, 100 * (centre - half))), float(min(100.0, 100 * (centre + half)))
 
 
 def agreement(cell: Cell) -> np.ndarray:
@@ -233,7 +225,7 @@ def _agreement(cell: Cell) -> list[Plot]:
     for name, (low, high) in AGREEMENT.items():
         part = p[(behind >= low) & (behind < high)]
         if n := part.id.nunique():
-            row = {"raters for the label": name, "utterances": n, "right %": wilson(part.right.mean(), n)}
+            row = {"raters for the label": name, "utterances": n, "right %": share(part.right, part.group)}
             rows.append({**row, "confidence %": part.confidence.mean(), "given to the truth %": part.given.mean()})
     if not rows:
         return []
@@ -241,7 +233,8 @@ def _agreement(cell: Cell) -> list[Plot]:
     points = [(measure, place, row[f"{measure} %"]) for measure in measures for place, row in enumerate(rows)]
     ticks = {place: f"{row['raters for the label']}\nn {row['utterances']:,}" for place, row in enumerate(rows)}
     draw = partial(lines, points, "raters for the label", "%", ticks=ticks, limits=(0, 102), legend=3)
-    note = "Confidence: mean probability of the predicted class. A rater’s several votes count in parts."
+    note = f"Bars: 95 % intervals over {cell.over}. Confidence: mean probability of the predicted class. A rater’s "
+    note += "several votes count in parts."
     if np.ptp(behind[voted]) and np.ptp(p.given[voted]):
         rank = f"{spearmanr(behind[voted], p.given[voted]).statistic:+.2f}".replace("-", "−")
         note = f"Spearman’s correlation of agreement and what is given to the truth: {rank}. {note}"

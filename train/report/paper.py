@@ -28,6 +28,11 @@ class Quoted:
         """Such as "MSMSER, Table 2: Full"."""
         return f"{self.recipe.title.partition(':')[0]}: {self.name}"
 
+    @property
+    def seeds(self) -> int:
+        """That its numbers are the mean of."""
+        return next((cell.paper_seeds for cell in self.recipe.cells if cell.name == self.name), 1)
+
 
 def quoted_spread(numbers: Mapping[str, float], metric: str) -> Spread | None:
     """A paper's mean and standard deviation, as far as it gives them."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ser.train.run_folder import Run
-from ser.train.scores import NO_COMPARISON, caveat, mcnemar, paired_t, wilcoxon
+from ser.train.scores import NO_COMPARISON, Score, against_quoted, caveat, compare, holm, mcnemar, p_of_runs
 
 from .cells import Cell, configuration
 from .examples import attended, errors
@@ -21,6 +21,7 @@ from .tables import Row, Table
 PLOTTED = 30  # cells in a plot of one line for each
 SERIES = 4  # cells in a plot where each is a series
 ALL_PAIRS = 5  # cells; with more, each is tested against the first only
+CHOSEN = " The first cell is chosen on the test score, which lifts its number and its differences."
 EPOCHS = 30  # of each cell in the table of learning curves
 TESTS = ("both", "only text", "only audio", "head text", "head audio")
 
@@ -30,7 +31,7 @@ def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
     sections = {
         "what-was-run": what_was_run(cells, unfinished),
         "results": _results(cells),
-        "significance": {"tests": tests} if (tests := significance_table(cells)) else {},
+        "significance": {"tests": [tests, papers_tests_table(cells)]} if (tests := significance_table(cells)) else {},
         "emotions": _emotions(cells),
         "training": _training(cells),
         "modalities": _modalities(cells),
@@ -93,13 +94,17 @@ def results_table(cells: Sequence[Cell]) -> Table:
     rows = []
     for cell in cells:
         row: Row = {"cell": cell.label, **_scores(cell), "macro-F1 %": cell.score("macro_f1").pooled}
-        row |= {"UA of the runs %": cell.spread("ua"), "WA of the runs %": cell.spread("wa")}
+        row |= {f"{name} over seeds %": cell.score(name.lower()).over_seeds for name in ("UA", "WA")}
+        row |= {f"{name} over folds %": cell.score(name.lower()).over_folds for name in ("UA", "WA")}
+        row |= {"interval over": cell.interval_over}
         row |= {"runs": f"{len(cell.folds)} × {len(cell.seeds)}", "n": int(cell.confusion().sum())}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
-    over = " or ".join(sorted({cell.drawn[0] for cell in cells}))
     note = "UA: mean recall of the classes; WA: share that is right; both pooled over the folds of a seed, then the "
-    note += f"mean over the seeds, with the 95 % bootstrap interval over {over}. Of the runs: mean ± standard "
-    note += f"deviation. Runs: folds × seeds; n: predictions. {_caveat(cells)}"
+    note += "mean over the seeds, with the 95 % interval (jackknife, Student’s t). ±: standard deviation, over seeds "
+    note += "of the pooled score, over folds of each fold’s mean over the seeds. Runs: folds × seeds; n: predictions."
+    note += f"{CHOSEN * (len(cells) > 1)} {_caveat(cells)}"
+    if any(cell.over == "utterances" for cell in cells):
+        note += " Too narrow: neither speakers nor dialogues are known, and utterances of a speaker are alike."
     where = f" ({cells[0].conditions})" if alike else ""
     return Table("results", f"Scores of each cell{where}", rows, note.strip())
 
@@ -125,17 +130,19 @@ def papers_table(cells: Sequence[Cell]) -> Table:
         for quoted in quoted_for(cell):
             numbers = quoted_spread(quoted.numbers, "ua"), quoted_spread(quoted.numbers, "wa")
             if any(numbers):
-                places.setdefault(numbers, []).append(quoted.where)
-        for (ua, wa), where in places.items():
+                places.setdefault((*numbers, quoted.seeds), []).append(quoted.where)
+        for (ua, wa, seeds), where in places.items():
             row: Row = {"cell": cell.label, "in the papers": _together(where)}
-            row |= beside("UA", ua, cell.spread("ua"), compared=cell.caveat is None)
-            rows.append(row | beside("WA", wa, cell.spread("wa"), compared=cell.caveat is None))
+            row |= beside("UA", ua, cell.score("ua"), cell.caveat is None, seeds)
+            rows.append(row | beside("WA", wa, cell.score("wa"), cell.caveat is None, seeds))
         if places and (settings := changed_settings(cell)):
             text = ", ".join(f"{key} {value}" for key, value in settings.items())
             changed.setdefault(text, []).append(cell.label)
     unreal = [cell.caveat for cell in cells]
-    note = "Ours: mean ± standard deviation over the runs, as the papers report."
-    note += "" if all(unreal) else " Differences in points."
+    note = "Ours: pooled over the folds, mean ± standard deviation over the seeds, as Perspective reports."
+    if not all(unreal):
+        note += " Differences: ours − paper in points, with the 95 % interval over the seeds; a number quoted without "
+        note += "a deviation is taken for exact."
     if any(unreal):
         note += f" A synthetic corpus or random weights: {NO_COMPARISON}, so no difference is given."
     for text, labels in changed.items():
@@ -143,10 +150,10 @@ def papers_table(cells: Sequence[Cell]) -> Table:
     return Table("papers", "Beside the papers’ numbers", rows, note)
 
 
-def beside(name: str, paper: Spread | None, ours: Spread | None, compared: bool) -> Row:
-    """A paper's number, ours, and the difference in points, if a comparison is meant."""
-    difference = ours[0] - paper[0] if compared and paper and ours else None
-    return {f"paper {name} %": paper, f"ours {name} %": ours, f"{name} difference": difference}
+def beside(name: str, paper: Spread | None, ours: Score | None, compared: bool, seeds: int) -> Row:
+    """A paper's number, mean of so many seeds, ours, and the difference with its interval, if a comparison is meant."""
+    difference = against_quoted(ours, *paper, seeds).difference if compared and paper and ours else None
+    return {f"paper {name} %": paper, f"ours {name} %": ours and ours.over_seeds, f"{name} difference": difference}
 
 
 def _together(places: Sequence[str]) -> str:
@@ -156,36 +163,69 @@ def _together(places: Sequence[str]) -> str:
     return "; ".join(p.partition(", ")[2] if known else p for p, known in zip(places, again, strict=True))
 
 
+def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
+    """Every pair of up to `ALL_PAIRS` cells, else the first against each of the others."""
+    return list(combinations(cells, 2)) if len(cells) <= ALL_PAIRS else [(cells[0], cell) for cell in cells[1:]]
+
+
 def significance_table(cells: Sequence[Cell]) -> Table:
-    """Every pair of up to five cells, else the first against each of the others; no row for one cell."""
-    pairs = combinations(cells, 2) if len(cells) <= ALL_PAIRS else ((cells[0], cell) for cell in cells[1:])
-    rows = [_tested(one, other) for one, other in pairs]
-    tested = [row for row in rows if row["McNemar p"] is not None]
-    for row, p in zip(tested, holm([row["McNemar p"] for row in tested]), strict=True):
-        row["Holm p"] = p
-    note = "Differences in points."
-    note += " –: the two share no utterances, or too few runs." if len(tested) < len(rows) else ""
+    """Our tests, which respect that utterances of a speaker are alike; no row for one cell."""
+    rows = []
+    for one, other in _pairs(cells):
+        row: Row = {"cell": one.label, "against": other.label}
+        for name in ("UA", "WA"):
+            metric = name.lower()
+            found = compare(one, other, metric, claimed_better(one, other, metric))
+            row |= {f"{name} difference": found and found.difference, f"{name} p": found and found.p}
+            row |= {f"{name} Holm p": None, f"{name} test": found.about if found else "no utterance in common"}
+        rows.append(row)
+    _correct(rows, "UA", "WA")
+    note = "Differences in points, all seeds, with 95 % intervals (jackknife, Student’s t). p: the groups’ parts with "
+    note += "their signs flipped; one-sided where a paper claims the better. Holm: over the column. Over dialogues it "
+    note += f"says nothing about other speakers.{CHOSEN}"
     if len(cells) > ALL_PAIRS:
         note += f" The cell with the highest UA of {len(cells)} against each of the others."
     return Table("significance", "Paired tests", rows, note)
 
 
-def _tested(first: Cell, second: Cell) -> Row:
+def claimed_better(one: Cell, other: Cell, metric: str) -> int:
+    """1 where a paper that has both cells claims the first is better, −1 the second, 0 none or papers that disagree."""
+    pairs = [(a.numbers, b.numbers) for a in quoted_for(one) for b in quoted_for(other) if a.recipe == b.recipe]
+    claims = {int(np.sign(a[metric] - b[metric])) for a, b in pairs if metric in a and metric in b}
+    return claims.pop() if len(claims) == 1 else 0
+
+
+def papers_tests_table(cells: Sequence[Cell]) -> Table:
+    """The tests that papers print, on single utterances and single runs; no row for one cell."""
+    rows = [_as_papers_test(one, other) for one, other in _pairs(cells)]
+    _correct(rows, "McNemar", "t-test", "Wilcoxon")
+    note = "These take utterances of one speaker, and runs that share data, for independent: their p are too small. "
+    note += "Holm: over the column. –: the two share no utterances, or too few runs."
+    return Table("papers-tests", "Tests that papers print, which ignore clusters", rows, note)
+
+
+def _correct(rows: Sequence[Row], *names: str) -> None:
+    """Fill in each column "… Holm p" from "… p"."""
+    for name in names:
+        for row, p in zip(rows, holm([row[f"{name} p"] for row in rows]), strict=True):
+            row[f"{name} Holm p"] = p
+
+
+def _as_papers_test(first: Cell, second: Cell) -> Row:
     """McNemar's test on the utterances of the lowest seed that both have, the others on runs of the same fold and seed.
 
     None where there is nothing to compare.
     """
     row: Row = {"cell": first.label, "against": second.label}
-    row |= dict.fromkeys(("utterances", "WA difference", "McNemar p", "Holm p"))
-    row |= dict.fromkeys(("pairs of runs", "UA difference", "t-test p", "Wilcoxon p"))
+    row |= dict.fromkeys(("utterances", "McNemar p", "McNemar Holm p", "pairs of runs"))
+    row |= dict.fromkeys(("t-test p", "t-test Holm p", "Wilcoxon p", "Wilcoxon Holm p"))
     if first.classes != second.classes:
         return row
     if seeds := set(first.seeds) & set(second.seeds):
         one, other = (p[p.seed == min(seeds)].drop_duplicates("id") for p in (first.predictions, second.predictions))
         both = one.merge(other, on="id", suffixes=(None, "_2"))
         if len(both):
-            test = mcnemar(both.truth, both.predicted, both.predicted_2)
-            row |= {"utterances": test.n, "WA difference": 100 * test.difference, "McNemar p": test.p}
+            row |= {"utterances": len(both), "McNemar p": mcnemar(both.truth, both.predicted, both.predicted_2)}
     by_run = [
         {(run.config["seed"], run.config["fold"], run.config["cut"]): 100 * run.result["ua"] for run in cell.runs}
         for cell in (first, second)
@@ -193,18 +233,9 @@ def _tested(first: Cell, second: Cell) -> Row:
     keys = sorted(by_run[0].keys() & by_run[1].keys())
     if len(keys) > 1:
         ours, theirs = ([ua[key] for key in keys] for ua in by_run)
-        test = paired_t(ours, theirs)
-        row |= {"pairs of runs": test.n, "UA difference": test.difference, "Wilcoxon p": wilcoxon(ours, theirs).p}
-        # Differences that are all the same have no spread to compare them with.
-        row["t-test p"] = test.p if np.ptp(np.subtract(ours, theirs)) > 1e-7 else None
+        row["pairs of runs"] = len(keys)
+        row["t-test p"], row["Wilcoxon p"] = p_of_runs(ours, theirs)
     return row
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """Holm's (1979) step-down correction of several p values, in their order."""
-    order = np.argsort(values, kind="stable")
-    stepped = np.maximum.accumulate(np.minimum(1, np.array(values)[order] * np.arange(len(values), 0, -1)))
-    return stepped[np.argsort(order, kind="stable")].tolist()
 
 
 def _emotions(cells: Sequence[Cell]) -> Part:
@@ -234,7 +265,7 @@ def _emotions(cells: Sequence[Cell]) -> Part:
 
 
 def _recall(cell: Cell, name: str) -> float | None:
-    return cell.score(name).pooled if name in cell.classes and cell.score(name).n else None
+    return cell.score(name).pooled if name in cell.classes and cell.score(name).folds else None
 
 
 def _training(cells: Sequence[Cell]) -> Part:

@@ -13,10 +13,11 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
-# How a float is shown follows from the last word of its heading; a tuple is an interval (value, low, high) or a spread
-# (mean, deviation or None), an int a count, the rest text.
+# How a float is shown follows from the last word of its heading; a tuple is an interval (value and ends or None) or a
+# spread (mean, deviation or None), an int a count, the rest text.
 _FLOATS = {"%": "percent", "difference": "points", "p": "p"}
-_ENDINGS: Mapping[str, tuple[str, ...]] = {"interval": ("", " low", " high"), "spread": ("", " deviation")}
+_ENDS = ("", " low", " high")
+_ENDINGS: Mapping[str, tuple[str, ...]] = {"interval": _ENDS, "signed interval": _ENDS, "spread": ("", " deviation")}
 _SHOWN = {"count": "{:,}", "percent": "{:.2f}", "points": "{:+.2f}", "p": "{:.3f}", "number": "{:.3g}"}
 _EXACT = {"count": "{}", "p": "{:.6g}", "number": "{:.6g}"}  # in a CSV file; the others to four digits
 
@@ -46,7 +47,8 @@ class Table:
             if isinstance(value, Integral):
                 found[heading] = "count"
             elif isinstance(value, tuple):
-                found[heading] = "interval" if len(value) == 3 else "spread"
+                signed = "signed " if heading.endswith("difference") else ""
+                found[heading] = f"{signed}interval" if len(value) == 3 else "spread"
             elif value is None or isinstance(value, Real):
                 found[heading] = _FLOATS.get(heading.rpartition(" ")[2], "text" if value is None else "number")
         return found
@@ -62,11 +64,15 @@ def shown(value: Any, kind: str) -> str:
 
     >>> shown(76.412, "percent"), shown((50.0, 1.1), "spread"), shown((50, 40, 60), "interval"), shown(0.0004, "p")
     ('76.41', '50.00 ± 1.10', '50.00 [40.00, 60.00]', '< 0.001')
+    >>> shown((1.5, -0.25, 3.25), "signed interval"), shown((50, None, None), "interval")
+    ('+1.50 [−0.25, +3.25]', '50.00')
     """
     if value is None:
         return "–"
-    if kind == "interval":
-        return "{:.2f} [{:.2f}, {:.2f}]".format(*value)
+    if kind.endswith("interval"):
+        each = "points" if kind.startswith("signed") else "percent"
+        first, *ends = [shown(one, each) for one in value]
+        return first if None in value else f"{first} [{', '.join(ends)}]"
     if kind == "spread":
         return " ± ".join(f"{number:.2f}" for number in value if number is not None)
     if kind == "p" and value < 0.001:

@@ -1,18 +1,18 @@
 """Tables on the terminal: the paper's numbers beside ours, with the protocol that they were measured under."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import fill
 from typing import Any
 
 from ser.errors import WrongUse
 from ser.train.recipe import Recipe
 from ser.train.run_folder import Run
-from ser.train.scores import METRICS, CellScores, Score, caveat, paired_t
+from ser.train.scores import METRICS, CellScores, Comparison, Score, against_quoted, caveat, compare, holm
 
 from .cells import Cell
 from .paper import quoted_spread
-from .sections import beside, cautions, papers_table, results_table, significance_table
+from .sections import beside, cautions, papers_table, papers_tests_table, results_table, significance_table
 from .tables import Table, tabulated
 
 
@@ -27,44 +27,66 @@ class Row:
     done: int
     conditions: str  # "session-out · val · 4class"
     quoted: bool = False
-    p: float | None = None  # of a quoted row: one-sample t-test of the recipe's `tested` cell against it
+    compared: Comparison | None = None  # the recipe's `tested` cell with this one
+    holm_p: float | None = None  # over the table
 
 
 def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
     """The rows of a recipe's table, in its order; cells without a finished run say so."""
-    rows, tested = [], []
+    rows, finished = [], dict[str, tuple[CellScores, str]]()
     for cell in recipe.cells:
         mine, paper = runs[cell.name], cell.paper or {}
         if not any(run.finished for run in mine):
             rows.append(Row(cell.name, paper, {}, len(mine), 0, "no run finished"))
             continue
         ours = CellScores(mine)
+        finished[cell.name] = ours, cell.test
         asked, known = [*_metrics(paper), "ua", "wa"], {*METRICS, *ours.classes}
         found = {metric: ours.score(metric, cell.test) for metric in asked if metric in known}
         rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions))
-        if cell.name == recipe.tested and not ours.caveat:
-            tested = [100 * result["wa"] for result in ours.results]
-    for name, paper in recipe.quoted.items():
-        p = paired_t(tested, paper["wa"]).p if len(tested) > 1 and "wa" in paper else None
-        rows.append(Row(name, paper, {}, 0, 0, "quoted by the paper", quoted=True, p=p))
-    return rows
+    rows += [Row(name, paper, {}, 0, 0, "quoted by the paper", quoted=True) for name, paper in recipe.quoted.items()]
+    if recipe.tested in finished:
+        tested = finished.pop(recipe.tested)
+        rows = [replace(row, compared=_compared(tested, row, finished.get(row.cell))) for row in rows]
+    family = holm([row.compared.p if row.compared else None for row in rows])
+    return [replace(row, holm_p=p) for row, p in zip(rows, family, strict=True)]
+
+
+def _compared(tested: tuple[CellScores, str], row: Row, other: tuple[CellScores, str] | None) -> Comparison | None:
+    """The tested cell, tested in its way, with another, which the paper claims to be worse, or with a quoted number."""
+    (ours, test), metric = tested, "wa" if "wa" in row.paper else "ua"
+    if other:
+        return compare(ours, other[0], metric, claimed=1, tests=(test, other[1]))
+    if not row.quoted or metric not in row.paper or ours.caveat:
+        return None
+    return against_quoted(ours.score(metric, test), row.paper[metric], row.paper.get(f"{metric}_std"))
 
 
 def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
-    """The table that a sweep ends with: cell · paper · ours (mean ± std over n runs) · difference · protocol."""
+    """The table that a sweep ends with: cell · paper · ours with two spreads · difference · runs · tests · protocol."""
     rows = recipe_rows(recipe, runs)
     metrics = list(dict.fromkeys(metric for row in rows for metric in _metrics(row.paper))) or ["ua", "wa"]
     warning = caveat(run.result for cell in runs.values() for run in cell if run.finished)
+    seeds = {cell.name: cell.paper_seeds for cell in recipe.cells}
     lines = []
     for row in rows:
         line: dict[str, Any] = {"cell": row.cell}
         for metric in metrics:
             name, ours = metric.upper() if metric in ("ua", "wa") else metric, row.scores.get(metric)
-            line |= beside(name, quoted_spread(row.paper, metric), (ours.mean, ours.std) if ours else None, not warning)
-        line["runs"] = "" if row.quoted else str(row.done) if row.done == row.runs else f"{row.done} of {row.runs}"
-        line |= {"p": row.p} if any(row.p is not None for row in rows) else {}
+            line |= beside(name, quoted_spread(row.paper, metric), ours, not warning, seeds.get(row.cell, 1))
+            line |= {f"{name} over folds %": ours and ours.over_folds}
+        shape = max((f"{score.folds} × {score.seeds}" for score in row.scores.values()), default="")
+        line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
+        if any(other.compared for other in rows):
+            test = row.compared
+            line |= {"tested cell’s difference": test and test.difference, "p": test and test.p}
+            line |= {"Holm p": row.holm_p, "test": test and test.about}
         lines.append({**line, "protocol": row.conditions})
-    about = "ours: mean ± standard deviation over the runs (fold × seed), in percent; WA = accuracy, UA = mean recall"
+    about = "ours: pooled over the folds, mean ± standard deviation over the seeds, in percent; over folds: mean ± "
+    about += "standard deviation of the folds’ means over the seeds; runs: folds × seeds; differences with their 95 % "
+    about += "intervals; WA = accuracy, UA = mean recall"
+    if any(row.compared for row in rows):
+        about += f"\ntested cell: {recipe.tested} − the line’s; one-sided against a cell; Holm over the table"
     table = tabulated(Table("recipe", recipe.title, lines))
     return "\n".join([recipe.title, "", table, "", *filter(None, [recipe.note, about, warning])])
 
@@ -81,8 +103,8 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
     if paired and len(cells) < 2:
         raise WrongUse("--paired compares cells, and these runs are one cell; name the runs of another one too")
     pieces = [fill(caution, 110) for caution in cautions(cells)]
-    tables = [results_table(cells), papers_table(cells), *([significance_table(cells)] if paired else [])]
-    for table in filter(None, tables):
+    tested = [significance_table(cells), papers_tests_table(cells)] if paired else []
+    for table in filter(None, [results_table(cells), papers_table(cells), *tested]):
         pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
     if unfinished:
         pieces.append(f"{len(unfinished)} runs are not finished and are left out")
