@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .options import BACKENDS, FILE, corpus_option, json_option, store_option
-from .output import answer, progress
+from .output import answer, progress, safe
 
 
 @click.group()
@@ -99,7 +99,7 @@ def verify(ctx: click.Context, repair: bool, store: Path, as_json: bool) -> None
             bar.update()
             if not as_json and (one.problem or one.note):
                 dropped = " (dropped; `ser features` computes it again)" if one.repaired else ""
-                bar.write(f"{one.path}: {one.problem or one.note}{dropped}", file=sys.stderr)
+                bar.write(safe(f"{one.path}: {one.problem or one.note}{dropped}"), file=sys.stderr)
     bad = [one for one in checked if one.problem]
     measured = f", {size / 1e6:.1f} MB at {rate:.2f} GB/s" if checked else ""
     facts = {"checked": len(checked), "bytes": size, "bad": [asdict(one) for one in bad]}
