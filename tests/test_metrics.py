@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 from ser.errors import WrongUse
 from ser.train import scores as module
-from ser.train.run_folder import RESULT, Run, write_json, write_predictions
+from ser.train.run_folder import RESULT, Run
 from ser.train.scores import CellScores, confusions, mcnemar, paired_t, scores, wilcoxon
 
 CLASSES = ("ang", "hap", "neu", "sad")
@@ -33,11 +33,11 @@ def make_run(folder: Path, seed: int, fold: int, truth: list[int], predicted: li
     told = {"corpus": "c", "protocol": "session-out", "select": "val", "labels": "4class", "speaker_independent": True}
     told |= {"synthetic": True, "random_weights": [], "left_out": {"label xxx is not in 4class": 3 + fold}}
     tests = {"both": found, "only audio": scores(truth, truth, CLASSES)}
-    write_json(run, RESULT, {**found, **told, "seed": seed, "fold": str(fold), "classes": CLASSES, "tests": tests})
     columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": speakers}
     columns |= {name: [CLASSES[k] for k in rows] for name, rows in (("truth", truth), ("predicted", predicted))}
     columns |= {"probabilities": list(np.eye(4)[predicted]), "probabilities only audio": list(np.eye(4)[truth])}
-    write_predictions(run, columns)
+    told |= {"seed": seed, "fold": str(fold), "classes": CLASSES, "files": run.write_predictions(columns)}
+    run.write_json(RESULT, {**found, **told, "tests": tests})
     return run
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ser.cli import main
 from ser.errors import CorruptStore, SerError, WrongUse
 from ser.predict import Prediction, Predictor, Turn, predict, read_turns
 from ser.tests.newcomer import newcomer, run_of
-from ser.train.run_folder import Run
+from ser.train.run_folder import CONFIG, RESULT, Run
 from ser.weights.demo import write_random_checkpoint
 
 __all__ = ["newcomer"]  # a fixture
@@ -35,6 +36,15 @@ def turns_of(folder: Path, run: Run) -> list[Turn]:
         Turn(i, folder / "corpus" / rows[i]["audio"], rows[i]["text"], rows[i]["dialogue"], rows[i]["turn"])
         for i in ids
     ]
+
+
+def altered_copy(run: Run, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A copy of a run whose provenance says something else, sealed again."""
+    copy = Run(Path(shutil.copytree(run.path, folder / run.name)))
+    result, config = copy.result, copy.config
+    change(config["provenance"])
+    copy.write_json(RESULT, {**result, "files": result["files"] | copy.write_json(CONFIG, config)})
+    return copy.path
 
 
 def table_of(folder: Path, run: Run) -> str:
@@ -93,11 +103,8 @@ def test_missing_text_is_refused_where_the_model_never_saw_it_missing(newcomer: 
 def test_the_run_folder_alone_will_do(newcomer: Path, tmp_path: Path) -> None:
     """Moved away from its store; and it opens no store."""
     run = run_of(newcomer, "lgf-add")
-    shutil.copytree(run.path, tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "config.json").read_text())
-    record["provenance"]["store"] = str(tmp_path / "nowhere")
-    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
-    assert len(Predictor(tmp_path / "run")(turns_of(newcomer, run)[:2]).predictions) == 2
+    alone = altered_copy(run, tmp_path, lambda provenance: provenance.update(store=str(tmp_path / "nowhere")))
+    assert len(Predictor(alone)(turns_of(newcomer, run)[:2]).predictions) == 2
 
 
 def test_dialogues_come_from_a_table_in_any_order(newcomer: Path, tmp_path: Path) -> None:
@@ -174,12 +181,9 @@ def test_other_weights_are_refused(newcomer: Path, tmp_path: Path) -> None:
 def test_weights_that_are_gone_and_an_altered_spec_are_refused(
     newcomer: Path, tmp_path: Path, modality: str, change: dict[str, Any], message: str
 ) -> None:
-    shutil.copytree(run_of(newcomer, "mit").path, tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "config.json").read_text())
-    record["provenance"]["specs"][modality].update(change)
-    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    run = altered_copy(run_of(newcomer, "mit"), tmp_path, lambda found: found["specs"][modality].update(change))
     with pytest.raises(WrongUse if modality == "audio" else CorruptStore, match=message):
-        Predictor(tmp_path / "run")
+        Predictor(run)
 
 
 @pytest.mark.parametrize(

@@ -89,14 +89,14 @@ def train_runs(
             for i, one in zip(now, fitted, strict=True):
                 found[i] = runs[i]
                 if isinstance(one, Diverged):
-                    fault: Diverged | None = one
+                    ended: Diverged | None = one
                 else:
-                    fault = _finish(runs[i], data.on(plans[i].device), fold, plans[i], configs[i], one, seconds)
-                if fault:
-                    if fault.kept:
-                        write_model(runs[i], fault.kept, fault.standardizers)
-                    logs[i](str(fault))
-                    found[i] = Diverged(f"{runs[i].path}: {fault}", fault.kept, fault.standardizers)
+                    ended = _finish(runs[i], data.on(plans[i].device), fold, plans[i], configs[i], one, seconds)
+                if ended:
+                    if ended.kept:
+                        write_model(runs[i], ended.kept, ended.standardizers)
+                    logs[i](str(ended))
+                    found[i] = Diverged(f"{runs[i].path}: {ended}", ended.kept, ended.standardizers)
             left = left[most:]
     return [found[i] for i in range(len(names))]
 

@@ -157,8 +157,10 @@ class Run:
     def _check_seal(self, name: str, content: bytes, at: int, about: Mapping[str, Any]) -> None:
         if not about.keys() & {*_SEAL, "files"}:
             _warn_of_unsealed(self.path.parent)
-        elif about.get("run") != self.name or content[at : at + len(_ZEROS)] != _sealed(content, at)[1]:
-            raise CorruptStore(f"{self.path / name}: altered, cut short or of another run; {AGAIN}")
+        elif content[at : at + len(_ZEROS)] != _sealed(content, at)[1]:
+            raise CorruptStore(f"{self.path / name}: altered or cut short (its checksum is wrong); {AGAIN}")
+        elif about["run"] != self.name:
+            raise CorruptStore(f"{self.path / name}: belongs to run {about['run']}; name the folder so, or {AGAIN}")
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[None]:
