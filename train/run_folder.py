@@ -159,8 +159,8 @@ class Run:
             _warn_of_unsealed(self.path.parent)
         elif content[at : at + len(_ZEROS)] != _sealed(content, at)[1]:
             raise CorruptStore(f"{self.path / name}: altered or cut short (its checksum is wrong); {AGAIN}")
-        elif about["run"] != self.name:
-            raise CorruptStore(f"{self.path / name}: belongs to run {about['run']}; name the folder so, or {AGAIN}")
+        elif about.get("run") != self.name:
+            raise CorruptStore(f"{self.path / name}: belongs to run {about.get('run')}; name the folder so, or {AGAIN}")
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[None]:
