@@ -23,7 +23,6 @@ from ser.errors import CorruptStore, StoreError, WrongUse
 Buffer = bytes | bytearray | memoryview
 
 REPAIR = "run `ser cache verify --repair`, then `ser features` again"
-BEGUN = ".ser-"  # how the names of files begin that `write_whole` has not finished
 _PIECE = 1 << 20
 _UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 log = logging.getLogger("ser.cache")
@@ -184,7 +183,7 @@ def write_whole(path: Path, *content: Buffer) -> tuple[int, str]:
     path = path.resolve()
     if not path.parent.is_dir():
         raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
-    begun = path.with_name(f"{BEGUN}{secrets.token_hex(8)}")
+    begun = path.with_name(f".{secrets.token_hex(8)}.part")
     with explain_disk_errors(f"writing {path.name}, which is as it was", path.parent, sum(map(len, content))):
         try:
             written = write_file(begun, content)

@@ -178,14 +178,9 @@ def _write(path: Path, arrays: Arrays, ids: list[str], about: Mapping[str, Any])
         with path.open("xb") as file:
             np.savez(file, allow_pickle=False, ids=np.array(ids, str), about=json.dumps(about), **arrays)
     elif suffix == ".safetensors":
-        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
-        try:
-            save_file(arrays, path)
-        except SafetensorError as fault:
-            again = "free some space and run the same command again"
-            raise StoreError(f"{path.name}: cannot be written ({fault}); {again}") from None
+        save_file(arrays, path)
         index_of(path).write_text(json.dumps({"ids": ids, **about}))
     elif suffix == ".zarr":
         import zarr

