@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from ser.cache.manifest import Manifest
@@ -224,3 +225,11 @@ def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
 def test_a_wrong_device_or_model_is_one_sentence(newcomer: Path, words: list[str], told: str) -> None:
     done = ser("predict", run_of(newcomer, "mit").path, "a.wav", *words)
     assert done.exit_code == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_probabilities_that_are_no_numbers_are_no_answer(newcomer: Path) -> None:
+    predictor = Predictor(run_of(newcomer, "text").path)
+    for weight in predictor.model.parameters():
+        weight.data.fill_(torch.inf)
+    with pytest.raises(SerError, match="1: the model's probabilities of it became nan"):
+        predictor([Turn("1", text="hello there")])
