@@ -13,6 +13,7 @@ from ser.commands.cache import cache
 from ser.commands.corpus import corpus
 from ser.commands.doctor import doctor
 from ser.commands.features import features
+from ser.commands.output import LineStream, say
 from ser.commands.predict import predict
 from ser.commands.report import report
 from ser.commands.sweep import sweep
@@ -38,7 +39,7 @@ class Commands(click.Group):
             message, code = f"{fault.filename}: {fault.strerror}" if fault.filename else str(fault.strerror), 1
         except KeyboardInterrupt:
             message, code = "interrupted; what was finished is kept, and the same command goes on from there", 1
-        click.echo(f"ser: {message}", err=True)
+        say(f"ser: {message}", err=True)
         ctx.exit(code)
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     ser features /data/IEMOCAP_full_release
     ser train --features hubert+mpnet --fusion mit
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.basicConfig(stream=LineStream(), format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
 for _command in (corpus, features, train, sweep, report, predict, cache, weights, doctor):

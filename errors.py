@@ -4,6 +4,7 @@ The library raises them, and `ser.cli` alone turns them into a message and an ex
 """
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -65,6 +66,11 @@ class Diverged(SerError):
     def __init__(self, message: str, kept: Mapping[str, Any], standardizers: Mapping[str, Any]) -> None:
         super().__init__(message)
         self.kept, self.standardizers = kept, standardizers
+
+
+def printable(text: str) -> str:
+    """`text` with what could steer a terminal escaped as in JSON: ids, labels and paths are someone else's data."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> WrongUse:

@@ -17,7 +17,7 @@ import torch
 
 from ser.cache.spec import Spec
 from ser.engines.machine import choose_device
-from ser.errors import CorpusError, CorruptStore, WrongUse, unknown
+from ser.errors import CorpusError, CorruptStore, SerError, WrongUse, unknown
 from ser.extract.audio import locate
 from ser.extract.corpora.scan import read_corpus
 from ser.extract.corpora.table import read_manifest
@@ -148,6 +148,8 @@ class Predictor:
             if unusable and self.fusion.unit == "dialogue":
                 notes.append("the turns that cannot be used are missing from the context of their dialogues")
             probabilities = self._probabilities(*zip(*usable, strict=True))
+        if len(faulty := np.flatnonzero(~np.isfinite(probabilities).all(1))):
+            raise SerError(f"{usable[faulty[0]][0].id}: the model's probabilities of it became nan; train another run")
         predictions = [
             Prediction(turn.id, self.classes[row.argmax()], dict(zip(self.classes, row.tolist(), strict=True)), lacking)
             for (turn, lacking, _), row in zip(usable, probabilities, strict=True)

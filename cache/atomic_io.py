@@ -1,7 +1,7 @@
 """Files that are whole or not there at all, whatever is killed, full or failing.
 
 New things are made in a workspace under `<store>/tmp/`, on the same filesystem, fsynced, read back, and renamed to
-where they belong. There is no other way into a store.
+where they belong. There is no other way into a store. Other files are written in the same way, beside their place.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ser.errors import CorruptStore, StoreError
+from ser.errors import CorruptStore, StoreError, WrongUse
 
 Buffer = bytes | bytearray | memoryview
 
@@ -28,29 +28,30 @@ _UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 log = logging.getLogger("ser.cache")
 
 
-def open_plain(path: Path | str) -> int:
+def open_plain(path: Path | str, remedy: str = REPAIR) -> int:
     """A descriptor to read a plain file from.
 
-    Raises `CorruptStore` if it is missing, a link or a special file, and `StoreError` if it cannot be opened.
+    Raises `CorruptStore` if it is missing, a link or a special file, with what to do about it, and `StoreError` if it
+    cannot be opened.
     """
     try:
         # O_NONBLOCK: opening a pipe must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
-        raise CorruptStore(f"{path}: is missing; {REPAIR}") from None
+        raise CorruptStore(f"{path}: is missing; {remedy}") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise CorruptStore(f"{path}: is a link or a special file; {REPAIR}") from error
+            raise CorruptStore(f"{path}: is a link or a special file; {remedy}") from error
         raise StoreError(f"{path}: cannot be opened ({error.strerror})") from error
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
-    raise CorruptStore(f"{path}: is a link or a special file; {REPAIR}")
+    raise CorruptStore(f"{path}: is a link or a special file; {remedy}")
 
 
-def read_small(path: Path) -> bytes:
+def read_small(path: Path, remedy: str = REPAIR) -> bytes:
     """The content of a small plain file. Raises as `open_plain` does."""
-    with os.fdopen(open_plain(path), "rb") as file:
+    with os.fdopen(open_plain(path, remedy), "rb") as file:
         try:
             return file.read()
         except OSError as error:
@@ -113,6 +114,15 @@ def write_folder(folder: Path, files: Mapping[str, Sequence[Buffer]]) -> dict[st
     return written
 
 
+def sync_tree(folder: Path) -> None:
+    """Make a folder durable with all that it holds, as libraries have written it."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with (Path(root) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(root))
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -159,6 +169,29 @@ def replace_file(path: Path, content: bytes, store: Path) -> None:
         write_file(folder / path.name, [content])
         os.replace(folder / path.name, path)  # noqa: PTH105
         sync_folder(path.parent)
+
+
+def write_whole(path: Path, *content: Buffer) -> tuple[int, str]:
+    """Write `path`, or put new content in its place, durably, through a new file beside it: how users get their files.
+
+    A link stays, and what it names is replaced; a pipe or a device is written to. Returns size and sha256. Raises
+    `WrongUse` if there is no such folder, and `StoreError` if the disk is full or fails; then the old file is whole.
+    """
+    if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
+        size = path.write_bytes(whole := b"".join(content))
+        return size, hashlib.sha256(whole).hexdigest()
+    path = path.resolve()
+    if not path.parent.is_dir():
+        raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
+    begun = path.with_name(f".{secrets.token_hex(8)}.part")
+    with explain_disk_errors(f"writing {path.name}, which is as it was", path.parent, sum(map(len, content))):
+        try:
+            written = write_file(begun, content)
+            os.replace(begun, path)  # noqa: PTH105
+        finally:
+            begun.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    return written
 
 
 @contextlib.contextmanager

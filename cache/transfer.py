@@ -16,7 +16,7 @@ import numpy as np
 
 from ser.errors import StoreError, WrongUse, unknown
 
-from .atomic_io import explain_disk_errors, sync_folder
+from .atomic_io import explain_disk_errors, sync_folder, sync_tree
 from .feature import Feature
 from .foreign import Arrays, index_of, read_arrays
 from .manifest import Manifest
@@ -226,6 +226,7 @@ def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as partial,
     ):
         _write(Path(partial) / path.name, arrays, packed.ids, about)
+        sync_tree(Path(partial))
         for file in sorted(Path(partial).iterdir(), reverse=True):  # an index comes before its file
             os.rename(file, path.with_name(file.name))  # noqa: PTH104
         sync_folder(path.parent)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .options import BACKENDS, FILE, corpus_option, json_option, store_option
-from .output import answer, progress
+from .output import answer, progress, safe
 
 
 @click.group()
@@ -100,7 +100,7 @@ def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: 
             bar.update()
             if not as_json and (one.problem or one.note):
                 again = f" ({one.repaired}; `ser features` computes it again)" if one.repaired else ""
-                bar.write(f"{one.path}: {one.problem or one.note}{again}", file=sys.stderr)
+                bar.write(safe(f"{one.path}: {one.problem or one.note}{again}"), file=sys.stderr)
     bad = [one for one in checked if one.problem]
     skipped = sum(one.skipped for one in checked)
     measured = f", {size / 1e6:.1f} MB at {rate:.2f} GB/s" if checked else ""

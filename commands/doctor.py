@@ -26,4 +26,5 @@ def doctor(store: Path, as_json: bool) -> None:
         return
     for one in findings:
         mark = click.style("ok     ", fg="green") if one.fine else click.style("lacking", fg="yellow")
-        answer(f"{mark} {one.what:<20} {one.found}" + (f"\n{'':<28} → {one.advice}" if one.advice else ""))
+        click.echo(f"{mark} ", nl=False)
+        answer(f"{one.what:<20} {one.found}" + (f"\n{'':<28} → {one.advice}" if one.advice else ""))

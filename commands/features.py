@@ -9,7 +9,7 @@ from ser.errors import SerError
 from ser.extract.options import ExtractionConfig
 
 from .options import FILE, config_options, json_option
-from .output import StageBars, answer, duration
+from .output import StageBars, answer, duration, say
 
 if TYPE_CHECKING:
     from ser.extract.run import ExtractionPlan, Summary
@@ -42,14 +42,14 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
             answer(_ahead(planned, seconds) if as_json else _ahead_text(planned) + _about(seconds))
         else:
             stop_if_unusable(planned)
-            click.echo(_ahead_text(planned), err=True, nl=False)
-            click.echo(_about(run.estimate()), err=True)
+            say(_ahead_text(planned), err=True, nl=False)
+            say(_about(run.estimate()), err=True)
             with StageBars("utt") as bars:
                 summary = run.extract(bars.update)
             rows = [[name, *(facts[column] for column in COLUMNS)] for name, facts in summary.features.items()]
             answer(summary.features) if as_json else answer(rows, ["feature", *COLUMNS[:-1], "s"])
             for line in _notes(summary):
-                click.echo(line, err=as_json)
+                say(line, err=as_json)
             whole = summary.whole
     if planned.unavailable:
         raise SerError("; ".join(f"{feature} is left out: {fault}" for feature, fault in planned.unavailable.items()))

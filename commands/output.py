@@ -13,14 +13,30 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from ser.errors import printable
+
+
+def safe(text: str) -> str:
+    """Lines of text with what could steer a terminal escaped."""
+    return "\n".join(line if line.isprintable() else printable(line) for line in text.split("\n"))
+
+
+def say(text: str, err: bool = False, nl: bool = True) -> None:
+    """Print lines of text that may hold anything."""
+    click.echo(safe(text), err=err, nl=nl)
+
 
 def answer(value: Any, columns: Sequence[str] = (), **style: Any) -> None:
-    """Print text as it is, rows under `columns` as a table in a `style` of tabulate, all else as one JSON value."""
+    """Print text, rows under `columns` as a table in a `style` of tabulate, all else as one JSON value without NaN."""
     if columns:
         from tabulate import tabulate
 
-        value = tabulate(value, columns, **style)
-    click.echo(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        rows = [[safe(cell) if isinstance(cell, str) else cell for cell in row] for row in value]
+        value = tabulate(rows, [*map(safe, columns)], **style)
+    elif not isinstance(value, str):
+        finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+        value = json.dumps(finite, ensure_ascii=False)
+    say(value)
 
 
 def duration(seconds: float) -> str:
@@ -32,12 +48,12 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
-class _LogStream(io.StringIO):
+class LineStream(io.StringIO):
     """A stream that turns the redrawing of a bar into lines of a log."""
 
     def write(self, text: str) -> int:
         if line := text.replace("\x1b[A", "").strip("\r\n "):  # tqdm moves the cursor between its bars
-            click.echo(line, err=True)
+            say(line, err=True)
         return len(text)
 
 
@@ -46,7 +62,7 @@ def progress(total: float | None, what: str, unit: str = "it", **options: Any) -
     if sys.stderr.isatty():
         options |= {"dynamic_ncols": True}
     else:
-        options |= {"file": _LogStream(), "mininterval": 60, "maxinterval": 60, "ascii": True}
+        options |= {"file": LineStream(), "mininterval": 60, "maxinterval": 60, "ascii": True}
     return tqdm(total=total, desc=what, unit=unit, **options)
 
 

@@ -9,7 +9,7 @@ import click
 from ser.extract.options import ExtractionConfig
 
 from .options import FILE, config_options, json_option
-from .output import answer
+from .output import answer, say
 
 
 @click.command()
@@ -50,5 +50,5 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
         answer(rows, ["", "emotion", *found.predictions[0].probabilities, ""], floatfmt=".3f")
         notes = [f"cannot be used: {id_}: {reason}" for id_, reason in found.unusable.items()]
         for line in [*notes, *(f"note: {note}" for note in found.notes)]:
-            click.echo(line, err=True)
+            say(line, err=True)
     ctx.exit(3 if found.unusable else 0)

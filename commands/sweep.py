@@ -10,7 +10,7 @@ from ser.extract.options import ExtractionConfig
 from ser.train.options import Experiment
 
 from .options import COUNT, config_options, json_option
-from .output import answer, duration, progress
+from .output import answer, duration, progress, safe, say
 
 # Of the cells: the recipe says the rest.
 OPTIONS = [field.name for field in fields(Experiment) if field.metadata and field.name not in ("features", "fusion")]
@@ -77,7 +77,7 @@ def sweep(
     planned = plan_sweep(read_recipe(recipe, **given), shard, elsewhere=scheduler is not None)
     tasks = planned.open_tasks
     there = len(planned.tasks) - len(tasks)
-    click.echo(f"{planned.recipe.title}: {len(planned.tasks)} runs, {there} finished already", err=True)
+    say(f"{planned.recipe.title}: {len(planned.tasks)} runs, {there} finished already", err=True)
     if scheduler is None:
         workers = workers or planned.workers(most)
         seconds, cells = estimate_sweep(planned, workers)
@@ -85,7 +85,7 @@ def sweep(
     else:  # the speed of other machines cannot be measured here
         seconds, cells, where = None, {}, f"at {scheduler}"
     if tasks:
-        click.echo(f"{len(tasks)} runs to train {where}", err=not dry_run or as_json)
+        say(f"{len(tasks)} runs to train {where}", err=not dry_run or as_json)
     if dry_run:
         if as_json:
             answer({"runs": len(tasks), "finished": there, "workers": workers, "seconds": seconds})
@@ -98,7 +98,7 @@ def sweep(
             bar.update()
             if outcome.fault:
                 failed = True
-                bar.write(f"{outcome.task.cell}: {outcome.fault}", file=bar.fp)
+                bar.write(safe(f"{outcome.task.cell}: {outcome.fault}"), file=bar.fp)
     from ser.train.report.terminal import recipe_rows, recipe_table
 
     if as_json:

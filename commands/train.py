@@ -8,7 +8,7 @@ from click.core import ParameterSource
 from ser.train.options import Experiment
 
 from .options import config_options, json_option
-from .output import answer, duration, progress
+from .output import answer, duration, progress, safe, say
 
 UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
 
@@ -67,7 +67,7 @@ def train(
     if dry_run:
         answer(vars(ahead) if as_json else words)
         return
-    click.echo(words, err=True)
+    say(words, err=True)
     finished: dict[int, int] = {}  # epochs of each run
     with progress(ahead.runs * ahead.epochs, experiment.fusion, "epoch") as bar:
 
@@ -79,7 +79,7 @@ def train(
                 e = step.epoch
                 dev = f" wa {e.wa:.3f} ua {e.ua:.3f}" if e.wa is not None else ""
                 place = f"run {step.run}/{step.runs} fold {step.fold}"
-                bar.set_postfix_str(f"{place} loss {e.loss:.3f}{dev}", refresh=False)
+                bar.set_postfix_str(safe(f"{place} loss {e.loss:.3f}{dev}"), refresh=False)
             bar.update(sum(finished.values()) - bar.n)
 
         runs = list(iterate(experiment, jobs, show))

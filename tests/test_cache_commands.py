@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from click.testing import CliRunner, Result
 
 from ser.cache.part import Quarantine
 from ser.cache.store import Manifest, open_store
 from ser.cli import main
+from ser.commands.output import answer
 from ser.tests.store_samples import (
     fill,
     manifest_of,
@@ -188,3 +190,24 @@ def test_no_secret_of_the_environment_is_kept(tmp_path: Path, monkeypatch: pytes
     assert info["config"]["sha256"] and info["provenance"]["file"] == "x.npy"
     kept = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
     assert b"verysecret" not in kept and str(tmp_path).encode() not in kept
+
+
+def test_nothing_that_is_printed_steers_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Labels, speakers, models and paths are someone else's data; also C1 controls and what turns writing around."""
+    evil = "\x1b]0;owned\x07\x9b31m\u202ered\r"
+    provenance = {"model": {"name": evil, "digest": "d"}}
+    store, *_ = sample_store(tmp_path / "s", "zarr", count=2, provenance=provenance, checkpoint={"name": evil})
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
+    (tmp_path / "t.csv").write_bytes(f'id,audio,speaker,label\na,a.wav,"{evil}","{evil}"\n'.encode())
+    for words in (
+        ["cache", "list", "--store", store.path],
+        ["cache", "info", "frames", "--store", store.path],
+        ["corpus", "show", tmp_path / "t.csv"],
+        ["corpus", "show", tmp_path / "t.csv", "--json"],
+        ["report", tmp_path / evil],
+    ):
+        done = ser(*words)
+        assert done.output.replace("\n", "").isprintable() and "owned" in done.output + str(words[1]), words
+        assert "--json" not in words or evil in json.loads(done.stdout)["labels"]
+    answer({"ua": [float("nan"), 1.5], "wa": float("-inf")})
+    assert capsys.readouterr().out == '{"ua": [null, 1.5], "wa": null}\n'

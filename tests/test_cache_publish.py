@@ -306,3 +306,42 @@ def test_a_disk_that_gives_back_something_else(tmp_path: Path, monkeypatch: pyte
             feature.publish(part_rows(other, feature.spec, arrays, [0, 1]), "zarr", {})
         monkeypatch.setattr(atomic_io.os, "write", honest)
     assert len(feature.parts()) == 1 and not list((store.path / "tmp").iterdir())
+
+
+EXPORTS = """
+import sys
+from pathlib import Path
+from ser.cache.store import open_store
+from ser.cache.transfer import export
+from ser.cli import main
+from ser.train.run_folder import Run
+from ser.weights.demo import write_random_checkpoint
+out, store = Path(sys.argv[1]), open_store(sys.argv[2])
+for suffix in ("h5", "zarr", "npz", "safetensors"):
+    export(store["frames"], store.manifest(), out / f"x.{suffix}")
+write_random_checkpoint(out / "weights", "bert")
+Run(out).write_json("config.json", {})
+main(["report", sys.argv[3], *(f"--{form}={out / form}" for form in ("html", "latex", "markdown", "csv"))])
+"""
+
+
+@needs_strace
+def test_what_users_are_given_is_on_disk_before_it_has_its_name(tmp_path: Path) -> None:
+    sample_store(tmp_path / "s", "zarr", count=2)
+    out, log = tmp_path / "out", tmp_path / "log"
+    out.mkdir()
+    calls = "trace=fsync,rename,renameat,renameat2"
+    traced = ["strace", "-f", "-y", "-qq", "-s", "4096", "-e", calls, "-o", log, sys.executable, "-c", EXPORTS]
+    given = [*traced, out, tmp_path / "s", Path(__file__).parent / "fixtures" / "runs-v1" / "06ced0fd35029b43"]
+    done = subprocess.run([*map(str, given)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    durable: set[str] = set()
+    for line in log.read_text().splitlines():
+        if found := re.search(r"fsync\(\d+<(.*)>\) += 0", line):
+            durable.add(found[1])
+        elif (found := re.search(r'rename\w*\(.*?"(.*?)".*"(.*?)".*= 0', line)) and Path(found[2]).parent == out:
+            held = [file for file in Path(found[2]).rglob("*") if file.is_file()] or [Path(found[2])]
+            assert {str(file).replace(found[2], found[1], 1) for file in held} <= durable, found[2]
+            durable.discard(str(out))
+    assert str(out) in durable, "the last name is not on disk"
+    assert len(list(out.iterdir())) == 11

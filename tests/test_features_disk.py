@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,14 @@ import soundfile as sf
 from click.testing import CliRunner, Result
 
 from ser.cache.store import open_store
+from ser.cache.transfer import export
 from ser.cache.verify import verify
 from ser.cli import main
 from ser.errors import StoreError
 from ser.extract.run import ExtractionConfig, extract, plan
+from ser.tests.store_samples import sample_store
 
+RUNS = Path(__file__).parent / "fixtures" / "runs-v1" / "06ced0fd35029b43"
 UTTERANCES = 12
 OPTIONS = {"features": "logmel", "dtype": "float32", "part_seconds": 4.0}  # parts of 128 KB
 
@@ -87,3 +91,23 @@ def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str)
     assert open_store(store)["logmel"].complete(manifest) and not [one for one in verify(opened) if one.problem]
     assert {path: path.stat().st_ino for path in kept} == kept, "a published part was written again"
     assert open_store(store)["logmel"].load(manifest, there).values.tobytes() == before.values.tobytes()
+
+
+@pytest.mark.parametrize("form", ["html", "latex", "markdown", "csv"])
+def test_a_report_on_a_full_disk_leaves_the_old_one(disk: Path, form: str) -> None:
+    (disk / "report").write_bytes(b"old" * 1000)
+    status = os.statvfs(disk)
+    (disk / "another").write_bytes(bytes((status.f_bavail - 1) * status.f_frsize))
+    done = CliRunner().invoke(main, ["report", str(RUNS), f"--{form}", str(disk / "report")])
+    assert done.exit_code == 1 and "wrote" not in done.stdout
+    assert re.search(r"disk is full \(.* free\) while writing report, which is as it was; free some", done.stderr)
+    assert (disk / "report").read_bytes() == b"old" * 1000 and len(list(disk.iterdir())) == 2
+
+
+@pytest.mark.parametrize("suffix", ["h5", "zarr", "npz"])
+def test_an_export_on_a_full_disk_is_not_there(tmp_path: Path, disk: Path, suffix: str) -> None:
+    resize(disk, "100k")
+    _, feature, manifest, _ = sample_store(tmp_path / "s", "zarr", dim=800, dtype="float32")
+    with pytest.raises(StoreError, match=r"disk is full .*; free some space and run the same command"):
+        export(feature, manifest, disk / f"x.{suffix}")
+    assert not list(disk.iterdir())

@@ -17,7 +17,7 @@ from ser.errors import WrongUse
 from ser.train import scores as module
 from ser.train.recipe import read_recipe
 from ser.train.report.terminal import recipe_rows, recipe_table
-from ser.train.run_folder import RESULT, Run, write_json, write_predictions
+from ser.train.run_folder import RESULT, Run
 from ser.train.scores import (
     CellScores,
     Score,
@@ -50,12 +50,12 @@ def make_run(folder: Path, seed: int, fold: int, truth: Any, predicted: Any, peo
     told = {"corpus": "c", "protocol": "session-out", "select": "val", "labels": "4class", "speaker_independent": True}
     told |= {"synthetic": True, "random_weights": [], "left_out": {"label xxx is not in 4class": 3 + fold}}
     tests = {"both": found, "only audio": scores(truth, truth, CLASSES)}
-    write_json(run, RESULT, {**found, **told, "seed": seed, "fold": str(fold), "classes": CLASSES, "tests": tests})
     columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": people}
     columns |= {"dialogue": dialogues} if dialogues else {}  # runs of earlier versions do not name them
     columns |= {name: [CLASSES[k] for k in rows] for name, rows in (("truth", truth), ("predicted", predicted))}
     columns |= {"probabilities": list(np.eye(4)[predicted]), "probabilities only audio": list(np.eye(4)[truth])}
-    write_predictions(run, columns)
+    told |= {"seed": seed, "fold": str(fold), "classes": CLASSES, "files": run.write_predictions(columns)}
+    run.write_json(RESULT, {**found, **told, "tests": tests})
     return run
 
 
@@ -325,7 +325,7 @@ def test_a_quoted_number_is_signed_and_says_what_it_lacks() -> None:
 def test_a_recipes_table_gives_signs_sides_and_corrected_p(tmp_path: Path) -> None:
     cells = two_cells(tmp_path, 8)
     for run in (run for cell in cells for run in cell.runs):
-        write_json(run, RESULT, {**run.result, "synthetic": False})
+        run.write_json(RESULT, {**run.result, "synthetic": False})
     lines = [f'[[cell]]\nname = "{name}"\nfeatures = "is13"\nfusion = "audio"' for name in ("ours", "built")]
     lines += ["paper = { wa = 75.6 }", '[[quoted]]\nname = "higher"\npaper = { wa = 84.79 }']
     (tmp_path / "mine.toml").write_text("\n".join(['tested = "ours"', *lines]))

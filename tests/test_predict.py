@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from ser.cache.manifest import Manifest
@@ -16,7 +18,7 @@ from ser.cli import main
 from ser.errors import CorruptStore, SerError, WrongUse
 from ser.predict import Prediction, Predictor, Turn, predict, read_turns
 from ser.tests.newcomer import newcomer, run_of
-from ser.train.run_folder import Run
+from ser.train.run_folder import CONFIG, RESULT, Run
 from ser.weights.demo import write_random_checkpoint
 
 __all__ = ["newcomer"]  # a fixture
@@ -35,6 +37,15 @@ def turns_of(folder: Path, run: Run) -> list[Turn]:
         Turn(i, folder / "corpus" / row["audio"], row["text"], row["dialogue"], row["turn"], speaker=row["speaker"])
         for i, row in ((i, rows[i]) for i in ids)
     ]
+
+
+def altered_copy(run: Run, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A copy of a run whose provenance says something else, sealed again."""
+    copy = Run(Path(shutil.copytree(run.path, folder / run.name)))
+    result, config = copy.result, copy.config
+    change(config["provenance"])
+    copy.write_json(RESULT, {**result, "files": result["files"] | copy.write_json(CONFIG, config)})
+    return copy.path
 
 
 def table_of(folder: Path, run: Run) -> str:
@@ -94,11 +105,8 @@ def test_missing_text_is_refused_where_the_model_never_saw_it_missing(newcomer: 
 def test_the_run_folder_alone_will_do(newcomer: Path, tmp_path: Path) -> None:
     """Moved away from its store; and it opens no store."""
     run = run_of(newcomer, "lgf-add")
-    shutil.copytree(run.path, tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "config.json").read_text())
-    record["provenance"]["store"] = str(tmp_path / "nowhere")
-    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
-    assert len(Predictor(tmp_path / "run")(turns_of(newcomer, run)[:2]).predictions) == 2
+    alone = altered_copy(run, tmp_path, lambda provenance: provenance.update(store=str(tmp_path / "nowhere")))
+    assert len(Predictor(alone)(turns_of(newcomer, run)[:2]).predictions) == 2
 
 
 @pytest.mark.parametrize("name", ["lgf-add", "icon"])
@@ -176,12 +184,9 @@ def test_other_weights_are_refused(newcomer: Path, tmp_path: Path) -> None:
 def test_weights_that_are_gone_and_an_altered_spec_are_refused(
     newcomer: Path, tmp_path: Path, modality: str, change: dict[str, Any], message: str
 ) -> None:
-    shutil.copytree(run_of(newcomer, "mit").path, tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "config.json").read_text())
-    record["provenance"]["specs"][modality].update(change)
-    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    run = altered_copy(run_of(newcomer, "mit"), tmp_path, lambda found: found["specs"][modality].update(change))
     with pytest.raises(WrongUse if modality == "audio" else CorruptStore, match=message):
-        Predictor(tmp_path / "run")
+        Predictor(run)
 
 
 @pytest.mark.parametrize(
@@ -222,3 +227,11 @@ def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
 def test_a_wrong_device_or_model_is_one_sentence(newcomer: Path, words: list[str], told: str) -> None:
     done = ser("predict", run_of(newcomer, "mit").path, "a.wav", *words)
     assert done.exit_code == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_probabilities_that_are_no_numbers_are_no_answer(newcomer: Path) -> None:
+    predictor = Predictor(run_of(newcomer, "text").path)
+    for weight in predictor.model.parameters():
+        weight.data.fill_(torch.inf)
+    with pytest.raises(SerError, match="1: the model's probabilities of it became nan"):
+        predictor([Turn("1", text="hello there")])

@@ -36,7 +36,7 @@ from ser.train.report.sections import claimed_better, make_page
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
-from ser.train.run_folder import CONFIG, RESULT, Run, find_runs, run_name, write_json, write_predictions
+from ser.train.run_folder import CONFIG, RESULT, Run, find_runs, run_name
 from ser.train.scores import scores
 
 SMALL = ("d_model=16", "heads=2", "batch_size=16", "lr=0.003")
@@ -155,9 +155,9 @@ def test_each_answer_stands_in_the_page(text: str) -> None:
 
 
 def test_unfinished_runs_are_named_and_count_nowhere(folder: Path, runs: list[Run], tmp_path: Path) -> None:
-    open_run = Run(tmp_path / "unfinished")
+    open_run = Run(tmp_path / runs[0].name)
     open_run.path.mkdir()
-    write_json(open_run, CONFIG, runs[0].config)
+    open_run.write_json(CONFIG, runs[0].config)
     write_html(make_page(*group_runs([*runs, open_run])), tmp_path / "report.html")
     assert "1 runs are not finished" in (tmp_path / "report.html").read_text(encoding="utf-8")
     with pytest.raises(WrongUse, match="none of these 1 runs is finished"):
@@ -394,12 +394,13 @@ def test_480_runs_stay_small_and_quick(runs: list[Run], tmp_path: Path) -> None:
         predicted = shares.argmax(1)
         run = Run(tmp_path / "runs" / run_name(config))
         run.path.mkdir(parents=True)
-        write_json(run, CONFIG, config)
         named = [classes[k] for k in predicted]
-        write_predictions(run, {**known, "predicted": named, "probabilities": list(shares)})
+        files = run.write_predictions({**known, "predicted": named, "probabilities": list(shares)})
+        files |= run.write_json(CONFIG, config)
         found = scores(truth.tolist(), predicted.tolist(), classes)
         tests = dict.fromkeys(template.result["tests"], found)
-        write_json(run, RESULT, {**template.result, **found, "seed": seed, "tests": tests, "history": lines})
+        told = {**found, "seed": seed, "tests": tests, "history": lines, "files": files}
+        run.write_json(RESULT, {**template.result, **told})
     started = time.process_time()
     # The attention of a trained model is in it too.
     write_html(make_page(*group_runs([*find_runs(tmp_path / "runs"), *runs])), tmp_path / "report.html")

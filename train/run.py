@@ -1,6 +1,7 @@
 """One run, or many runs of one fold at once: train, test, write the folders; and open a trained model again."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from .finetune import reopened
 from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
 from .models import FUSIONS, Fusion
-from .run_folder import CONFIG, LOG, MODEL, RESULT, STATE, Run, claimed, run_name, write, write_json, write_predictions
+from .run_folder import CONFIG, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
 from .scores import scores
 from .settings import TrainConfig
 from .splits import Fold, is_speaker_independent
@@ -50,13 +51,13 @@ def train_runs(
     with contextlib.ExitStack() as stack:
         in_order = sorted(range(len(names)), key=names.__getitem__)  # the same in all processes, so none waits for ever
         runs = {i: stack.enter_context(claimed(out / names[i])) for i in in_order}
-        found: dict[int, Run | Diverged] = {i: run for i, run in runs.items() if run.finished}
+        found: dict[int, Run | Diverged] = {i: run.checked() for i, run in runs.items() if run.finished}
         left = [i for i in range(len(names)) if i not in found]
         logs = {}
         for i in left:
             if together or not resume:
                 (runs[i].path / STATE).unlink(missing_ok=True)
-            write_json(runs[i], CONFIG, configs[i])
+            runs[i].write_json(CONFIG, configs[i])
             logs[i] = stack.enter_context(_log(runs[i], plans[i], on_epoch and partial(on_epoch, i)))
         stack.enter_context(one_thread())
         if together:
@@ -88,11 +89,14 @@ def train_runs(
             for i, one in zip(now, fitted, strict=True):
                 found[i] = runs[i]
                 if isinstance(one, Diverged):
-                    write_model(runs[i], one.kept, one.standardizers)
-                    logs[i](str(one))
-                    found[i] = Diverged(f"{runs[i].path}: {one}", one.kept, one.standardizers)
+                    ended: Diverged | None = one
                 else:
-                    _finish(runs[i], data.on(plans[i].device), fold, plans[i], configs[i], one, seconds)
+                    ended = _finish(runs[i], data.on(plans[i].device), fold, plans[i], configs[i], one, seconds)
+                if ended:
+                    if ended.kept:
+                        write_model(runs[i], ended.kept, ended.standardizers)
+                    logs[i](str(ended))
+                    found[i] = Diverged(f"{runs[i].path}: {ended}", ended.kept, ended.standardizers)
             left = left[most:]
     return [found[i] for i in range(len(names))]
 
@@ -105,7 +109,7 @@ def _fit_with_states(data: Dataset, fold: Fold, plan: TrainConfig, run: Run, log
         nonlocal written
         log(epoch)
         if time.monotonic() - written >= STATE_SECONDS:
-            write(run, STATE, state())
+            run.write_tensors(STATE, state())
             written = time.monotonic()
 
     try:
@@ -126,12 +130,16 @@ def check_log(log: str | None) -> None:
 Log = Callable[[Epoch | str], None]
 
 
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 @contextlib.contextmanager
 def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) -> Iterator[Log]:
     """What takes epochs to a run's log, to TensorBoard if asked and to `on_epoch`, and other lines to the log alone."""
     with contextlib.ExitStack() as stack:
         mode = "a" if (run.path / STATE).exists() else "w"
-        lines = stack.enter_context((run.path / LOG).open(mode, encoding="utf-8"))
+        lines = stack.enter_context(open(run.path / LOG, mode, encoding="utf-8", opener=_open_no_link))
         curves: Any = None
         if plan.log == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
@@ -157,11 +165,13 @@ def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) 
 
 def _finish(
     run: Run, data: Dataset, fold: Fold, plan: TrainConfig, config: Mapping[str, Any], fitted: Fitted, seconds: float
-) -> None:
-    """Test the model and write what the run leaves; `result.json` comes last."""
+) -> Diverged | None:
+    """Test the model and write what the run leaves; `result.json` comes last. Predictions that are NaN are a fault."""
     utterances, rows = data.utterances, fold.test
     classes, truth = utterances.classes, utterances.labels[rows]
     tests = predict_tests(fitted, data, rows, plan)
+    if not all(np.isfinite(found).all() for found in tests.values()):
+        return Diverged("the predictions became nan; try a lower lr or --set clip_norm=1", {}, {})
     columns: dict[str, Any] = {
         "id": [utterances.ids[row] for row in rows],
         "speaker": [utterances.speakers[row] for row in rows],
@@ -171,8 +181,8 @@ def _finish(
     }
     columns |= {f"probabilities {name}".removesuffix(" both"): list(found) for name, found in tests.items()}
     tested = {name: scores(truth, found.argmax(1), classes) for name, found in tests.items()}
-    write_model(run, snapshot(fitted.model), fitted.scaling)
-    write_predictions(run, columns)
+    files = run.write_json(CONFIG, config) | write_model(run, snapshot(fitted.model), fitted.scaling)
+    files |= run.write_predictions(columns)
     result = {
         **tested["both"],
         **{key: config[key] for key in ("corpus", "fusion", "loss", "protocol", "select", "fold", "seed")},
@@ -187,9 +197,11 @@ def _finish(
         "epoch": fitted.epoch,
         "seconds": round(seconds, 3),
         "history": fitted.history,
+        "files": files,
     }
-    write_json(run, RESULT, result)
+    run.write_json(RESULT, result)
     (run.path / STATE).unlink(missing_ok=True)
+    return None
 
 
 def predict_tests(fitted: Fitted, data: Dataset, rows: np.ndarray, plan: TrainConfig) -> dict[str, np.ndarray]:
@@ -206,18 +218,18 @@ def predict_tests(fitted: Fitted, data: Dataset, rows: np.ndarray, plan: TrainCo
     return tests | {f"head {head}": probabilities for head, probabilities in heads.items()}
 
 
-def write_model(run: Run, weights: Mapping[str, torch.Tensor], scaling: Mapping[str, Standardizer]) -> None:
-    """Write `model.safetensors`."""
+def write_model(run: Run, weights: Mapping[str, torch.Tensor], scaling: Mapping[str, Standardizer]) -> Files:
+    """Write `model.safetensors`. Returns its entry in the result's `files`."""
     tensors = {f"model.{name}": value.contiguous() for name, value in weights.items()}
     for modality, scale in scaling.items():
         tensors |= {f"scaling.{modality}.mean": scale.mean, f"scaling.{modality}.std": scale.std}
-    write(run, MODEL, save(tensors))
+    return run.write_tensors(MODEL, save(tensors))
 
 
 def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     """The trained model of a run with its scaling, the fusion and the fusion's settings.
 
-    Raises `WrongUse` if the run has no model or its fusion is unknown here.
+    Raises `WrongUse` if the run has no model or its fusion is unknown here, `CorruptStore` for weights that are NaN.
     """
     if not (run.path / MODEL).exists():
         raise WrongUse(f"{run.path}: holds no trained model yet; finish the run with `ser train --resume {run.path}`")
@@ -229,8 +241,8 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     model = reopened(fusion, settings, config).build(settings, config["dims"], len(config["labels"]["classes"]))
     tensors, _ = run.tensors(MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    if model.state_dict().keys() != weights.keys():
-        raise CorruptStore(f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}'")
+    if model.state_dict().keys() != weights.keys() or not all(value.isfinite().all() for value in tensors.values()):
+        raise CorruptStore(f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}', or they are NaN")
     model.load_state_dict(weights)
     modalities = {n.split(".")[1] for n in tensors if n.startswith("scaling.")}
     scaling = {m: Standardizer(tensors[f"scaling.{m}.mean"], tensors[f"scaling.{m}.std"]) for m in sorted(modalities)}

@@ -6,30 +6,45 @@
                       model.safetensors    model.<weight>, scaling.<modality>.<mean|std>
                       state.safetensors    where an unfinished run stands
                       log                  one line per epoch
+
+They are sealed. JSON and safetensors files name their run (`run`) and carry their own sha256 (`sha256`, last in JSON,
+first in the metadata of safetensors), reckoned with 64 zeros in its place; result.json says bytes and sha256 of the
+other files of a finished run (`files`). Whatever reads a file checks it. A folder whose config has another name is
+refused, a link in it is not followed, and what versions before the seal wrote is read with a warning.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from ser.cache.atomic_io import make_folder, sync_folder, write_file
+from ser.cache.atomic_io import Buffer, make_folder, read_small, write_whole
 from ser.cache.spec import canonical_json
-from ser.errors import CorruptStore, WrongUse
+from ser.errors import CorruptStore, StoreError, WrongUse
 
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
 PREDICTIONS = "predictions.parquet"
 NEEDED = ("seed", "fold", "classes", "tests")  # of a result, whatever wrote it
+Files = dict[str, dict[str, Any]]  # {name: {"bytes": size, "sha256": digest}}
+AGAIN = "remove the run folder and train again"
+_SEAL = {"run", "sha256"}  # keys
+_ZEROS = b"0" * 64  # in the place of a file's own sha256 while that is reckoned
+_AT_END = len(_ZEROS) + len(b'"\n}\n')  # of a JSON file, from its end
+_AT_START = 8 + len(b'{"__metadata__":{"sha256":"')  # of a safetensors file
+log = logging.getLogger("ser.train")
 
 
 def run_name(config: Mapping[str, Any]) -> str:
@@ -40,14 +55,22 @@ def run_name(config: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, finished or not. What is read of it raises `CorruptStore` if the file is damaged."""
+    """A run folder, finished or not. What is read of it raises `CorruptStore` if one bit of it was altered."""
 
     path: Path
 
+    @property
+    def name(self) -> str:
+        """The folder's own name, even if a link leads to it."""
+        return self.path.resolve().name
+
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Everything that the run was asked for."""
-        return self._json(CONFIG)
+        """Everything that the run was asked for. Raises `CorruptStore` if that is another run than the folder names."""
+        found = self._json(CONFIG)
+        if (name := run_name(found)) != self.name:
+            raise CorruptStore(f"{self.path}: holds run {name}; name the folder so, or, if it was altered, {AGAIN}")
+        return found
 
     @property
     def finished(self) -> bool:
@@ -60,32 +83,105 @@ class Run:
         if not self.finished:
             raise WrongUse(f"{self.path}: this run is not finished; `ser train --resume {self.path}` continues it")
         found = self._json(RESULT)
-        if not isinstance(found, dict) or not found.keys() >= set(NEEDED):
+        if not found.keys() >= set(NEEDED):
             lacking = f"lacks one of {', '.join(NEEDED)}"
-            raise CorruptStore(f"{self.path / RESULT}: {lacking}; remove the file and train again")
+            raise CorruptStore(f"{self.path / RESULT}: {lacking}; {AGAIN}")
         return found
+
+    def checked(self) -> "Run":
+        """This finished run, after every file was read: before it is taken as done."""
+        for name in self.result.get("files", {}):
+            self._content(name)
+        _ = self.config
+        return self
 
     def predictions(self) -> pa.Table:
         """Predictions on the test part, one row per utterance."""
-        with self._reading(PREDICTIONS) as path:
-            return pq.read_table(path)
+        content = self._content(PREDICTIONS)
+        with self._reading(PREDICTIONS):
+            return pq.read_table(pa.BufferReader(content))
 
     def tensors(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
         """The torch tensors of one of its safetensors files, and the file's metadata."""
-        with self._reading(name) as path, safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        from safetensors.torch import load
 
-    def _json(self, name: str) -> Any:
-        with self._reading(name) as path:
-            return json.loads(path.read_text(encoding="utf-8"))
+        content = self._content(name)
+        with self._reading(name):
+            header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+            about = msgspec.json.decode(header, type=dict).get("__metadata__", {})
+            self._check_seal(name, content, _AT_START, about)
+            return load(content), about
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> Files:
+        """Write one JSON file of a run that this process has claimed, whole or not at all, for people to read too."""
+        sealed = {**value, "run": self.name, "sha256": _ZEROS.decode()}
+        content = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        return self._write(name, *_sealed(content, len(content) - _AT_END))
+
+    def write_tensors(self, name: str, content: bytes) -> Files:
+        """Write one safetensors file."""
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        about = {"sha256": _ZEROS.decode(), "run": self.name, **header.pop("__metadata__", {})}
+        first = json.dumps({"__metadata__": about, **header}, separators=(",", ":")).encode()
+        first += b" " * (-len(first) % 8)
+        pieces = _sealed(len(first).to_bytes(8, "little") + first, _AT_START, memoryview(content)[8 + size :])
+        return self._write(name, *pieces)
+
+    def write_predictions(self, columns: Mapping[str, Any]) -> Files:
+        """Write `predictions.parquet`."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(dict(columns)), sink)
+        return self._write(PREDICTIONS, sink.getvalue().to_pybytes())
+
+    def _write(self, name: str, *pieces: Buffer) -> Files:
+        size, digest = write_whole(self.path / name, *pieces)
+        return {name: {"bytes": size, "sha256": digest}}
+
+    def _json(self, name: str) -> dict[str, Any]:
+        content = self._content(name)
+        with self._reading(name):
+            found = msgspec.json.decode(content, type=dict)
+            self._check_seal(name, content, len(content) - _AT_END, found)
+        return {key: value for key, value in found.items() if key not in _SEAL}
+
+    def _content(self, name: str) -> bytes:
+        """A file's bytes; those of a finished run are the ones that its result names."""
+        content = read_small(self.path / name, AGAIN)
+        files = self.result.get("files") if name != RESULT and self.finished else None
+        found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        if files and files.get(name) != found:
+            raise CorruptStore(f"{self.path / name}: is not the file that {RESULT} names; {AGAIN}")
+        return content
+
+    def _check_seal(self, name: str, content: bytes, at: int, about: Mapping[str, Any]) -> None:
+        if not about.keys() & {*_SEAL, "files"}:
+            _warn_of_unsealed(self.path.parent)
+        elif content[at : at + len(_ZEROS)] != _sealed(content, at)[1]:
+            raise CorruptStore(f"{self.path / name}: altered or cut short (its checksum is wrong); {AGAIN}")
+        elif about.get("run") != self.name:
+            raise CorruptStore(f"{self.path / name}: belongs to run {about.get('run')}; name the folder so, or {AGAIN}")
 
     @contextlib.contextmanager
-    def _reading(self, name: str) -> Iterator[Path]:
-        path = self.path / name
+    def _reading(self, name: str) -> Iterator[None]:
         try:
-            yield path
-        except (OSError, ValueError, SafetensorError) as error:  # of JSON, UTF-8 and Arrow: ValueError
-            raise CorruptStore(f"{path}: cannot be read ({error}); remove the run folder and train again") from None
+            yield
+        except (msgspec.MsgspecError, ValueError, RecursionError, SafetensorError) as error:  # of Arrow: ValueError
+            raise CorruptStore(f"{self.path / name}: cannot be read ({error}); {AGAIN}") from None
+
+
+def _sealed(content: bytes, at: int, rest: Buffer = b"") -> tuple[Buffer, bytes, Buffer, Buffer]:
+    """A file in pieces, whose second is the sha256 of the whole in hex, reckoned with zeros in its place."""
+    before, after = content[:at], memoryview(content)[at + len(_ZEROS) :]
+    found = hashlib.sha256(before + _ZEROS)
+    found.update(after)
+    found.update(rest)
+    return before, found.hexdigest().encode(), after, rest
+
+
+@cache
+def _warn_of_unsealed(runs: Path) -> None:
+    log.warning("%s: holds runs that an older ser wrote, without a seal: they are not checked", runs)
 
 
 def open_run(path: Path | str) -> Run:
@@ -114,27 +210,17 @@ def claimed(path: Path) -> Iterator[Run]:
     lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        _tidy(path)
         yield Run(path)
     finally:
         os.close(lock)
 
 
-def write(run: Run, name: str, content: bytes) -> None:
-    """Write one file of a run that this process has claimed, whole or not at all."""
-    part = run.path / f".{name}.part"
-    part.unlink(missing_ok=True)  # of a process that was killed
-    write_file(part, [content])
-    part.replace(run.path / name)
-    sync_folder(run.path)
-
-
-def write_json(run: Run, name: str, value: Mapping[str, Any]) -> None:
-    """Write one JSON file of a run, for people to read too."""
-    write(run, name, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def write_predictions(run: Run, columns: Mapping[str, Any]) -> None:
-    """Write `predictions.parquet`."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(dict(columns)), sink)
-    write(run, PREDICTIONS, sink.getvalue().to_pybytes())
+def _tidy(path: Path) -> None:
+    """Remove what killed writers left. Raises `StoreError` for a link or special file: no run is written through it."""
+    for entry in (path, *path.iterdir()):
+        kind = entry.lstat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            raise StoreError(f"{entry}: is a link or a special file, and a run is not written through one; remove it")
+        if entry.match(".*.part"):
+            entry.unlink()

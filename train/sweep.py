@@ -87,7 +87,8 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     """Every run of the recipe, each once however many cells need it; `shard` "3/16" keeps every 16th from the third.
 
     With `elsewhere` the runs are for other machines to train, and this one need not have the device they are for.
-    Reads what the store holds but loads no feature. Raises `WrongUse` naming the cell that cannot be run.
+    Reads what the store holds but loads no feature, and checks the runs that are finished. Raises `WrongUse` naming the
+    cell that cannot be run, and `CorruptStore` for a run that was altered.
     """
     prepared = prepare_once()
     tasks: dict[str, SweepTask] = {}
@@ -120,6 +121,9 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
             raise WrongUse(f"--shard {shard}: must be I/N with I from 1 to N, such as 3/16")
         groups = groups[int(first) - 1 :: int(of)]
     chosen = tuple(planned[number] for group in groups for number in group)
+    for task in chosen:
+        if task.run.finished:
+            task.run.checked()
     return Sweep(recipe, chosen, runs, any(plan.device.startswith("cuda") for plan in plans))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from ser.cache.atomic_io import move_into_place, sync_tree
 from ser.errors import SerError, WrongUse
 
 from .find import CONFIG_FILES, check_config, fetch, find_checkpoint, load_encoder, shards
@@ -48,9 +49,9 @@ def convert(source: str | Path, folder: Path) -> Path:
         checkpoint = find_checkpoint(made)
         if checkpoint.architecture in CONVERTED:
             load_encoder(checkpoint)
-        if folder.exists():
-            folder.rmdir()
-        made.rename(folder)
+        sync_tree(made)
+        if not move_into_place(made, folder):
+            raise WrongUse(f"{folder} has been made meanwhile; name a new folder")
     return folder
 
 

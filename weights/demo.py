@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ser.cache.atomic_io import move_into_place, sync_tree
 from ser.errors import WrongUse, unknown
 
 from .find import MARK
@@ -73,8 +74,8 @@ def write_random_checkpoint(
         beside = transformers.Wav2Vec2FeatureExtractor(do_normalize=bool(settings.get("do_normalize", True)))
     beside.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary.rename(folder)
+    sync_tree(temporary)
+    move_into_place(temporary, folder)
     return folder
 
 

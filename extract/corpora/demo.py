@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
+from ser.cache.atomic_io import write_whole
 from ser.errors import WrongUse
 
 from .demo_voice import RATE, Manner, speak
@@ -53,7 +54,7 @@ def write_demo(folder: str | Path) -> int:
     if folder.exists() and not marker.is_file() and any(folder.iterdir()):
         raise WrongUse(f"{folder} exists and is not a demo corpus; name a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text(content)  # first of all: generated speech never lies about unmarked
+    write_whole(marker, content.encode())  # first of all: generated speech never lies about unmarked
     written = 0
     for session in range(1, 6):
         for number, scene in enumerate(ARCS):

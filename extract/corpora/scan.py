@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ser.cache.manifest import LONGEST_ID, IdsSeen, Manifest, id_fault, invisible
 from ser.cache.store import check_name
-from ser.errors import UtteranceError, WrongUse, unknown
+from ser.errors import UtteranceError, WrongUse, printable, unknown
 
 from ..audio import check_wav, open_audio, read_bytes
 from . import DETECTORS, FORMATS, TRANSCRIPTS
@@ -245,8 +245,3 @@ def read_text(path: Path) -> str:
         with suppress(UnicodeDecodeError):
             return raw.decode(encoding)
     return raw.decode("latin-1")
-
-
-def printable(text: str) -> str:
-    """`text` with what could steer a terminal escaped: ids and paths are someone else's data."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ser.cache.atomic_io import write_whole
+
 from .cells import Cell
 from .figures import Svg
 from .tables import Table
@@ -58,7 +60,7 @@ def write_html(page: Page, path: Path) -> None:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"classes": _classes, "own_ids": _own_ids}
-    path.write_text(environment.get_template("page.html").render(page=page), encoding="utf-8")
+    write_whole(path, environment.get_template("page.html").render(page=page).encode())
 
 
 def _classes(table: Table) -> list[str]:

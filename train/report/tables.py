@@ -13,6 +13,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
+from ser.cache.atomic_io import write_whole
+
 # How a float is shown follows from the last word of its heading; a tuple is an interval (value and ends or None) or a
 # spread (mean, deviation or None), an int a count, the rest text.
 _FLOATS = {"%": "percent", "difference": "points", "p": "p"}
@@ -157,4 +159,4 @@ def write_tables(tables: Sequence[Table], path: Path, form: Literal["markdown", 
     """Write all tables into one file, one after the other."""
     write = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv}[form]
     opening = "% needs \\usepackage{booktabs}\n\n" if form == "latex" else ""
-    path.write_text(opening + "\n".join(map(write, tables)), encoding="utf-8")
+    write_whole(path, (opening + "\n".join(map(write, tables))).encode())
