@@ -10,7 +10,7 @@ import pytest
 from ser.errors import WrongUse
 from ser.tests.tiny_store import make_manifest
 from ser.train.labels import Utterances, apply_policy, get_policy
-from ser.train.splits import Cut, Fold, LeakageError, check_leakage, is_speaker_independent, make_folds
+from ser.train.splits import Cut, Fold, LeakageError, check_leakage, heard_speakers, make_folds, repeated_texts
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def values(column, rows) -> set:
 
 
 def test_session_out_tests_each_session_once(utterances: Utterances) -> None:
-    folds = make_folds("session-out", utterances)
+    folds = make_folds("session-out", utterances, Cut("next"))
     assert [fold.name for fold in folds] == [f"session {s}" for s in "12345"]
     for fold, test, dev in zip(folds, "12345", "23451", strict=True):
         assert values(utterances.sessions, fold.test) == {test}
@@ -61,7 +61,7 @@ def test_a_dev_share_is_cut_in_whole_dialogues_of_the_training_part(utterances: 
 
 
 def test_speaker_out_leaves_out_who_shares_dialogues_with_the_test_speaker(utterances: Utterances) -> None:
-    folds = make_folds("speaker-out", utterances)
+    folds = make_folds("speaker-out", utterances, Cut("next"))
     assert len(folds) == 10
     for fold in folds:
         (speaker,) = values(utterances.speakers, fold.test)
@@ -77,7 +77,13 @@ def test_speaker_out_without_dialogues_is_plain() -> None:
     folds = make_folds("speaker-out", alone())
     assert [fold.name for fold in folds] == ["speaker 00", "speaker 01", "speaker 02", "speaker 03"]
     assert not folds[0].left_out
-    assert [len(rows) for rows in folds[3].parts.values()] == [20, 10, 10]
+    for fold in folds:  # one of three speakers is more than a tenth, and no less can be cut
+        assert [len(rows) for rows in fold.parts.values()] == [20, 10, 10]
+        assert len(values(alone().speakers, fold.dev)) == 1 and fold.dev_by == "0.1 in whole speakers"
+    nobody = replace(alone(), speakers=[None] * 40, sessions=["1"] * 20 + ["2"] * 20)
+    fold = make_folds("session-out", nobody)[0]
+    assert len(fold.dev) == 2 and fold.dev_by == "0.1 in single utterances (no dialogues or speakers known)"
+    assert heard_speakers(fold, nobody) is None
 
 
 def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
@@ -89,18 +95,19 @@ def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
         assert shares == pytest.approx(np.bincount(utterances.labels) / n, abs=0.06)
     again, other = (make_folds("random-70-20-10", utterances, Cut(seed=s))[0] for s in (0, 1))
     assert again.test.tolist() == fold.test.tolist() != other.test.tolist()
-    assert not is_speaker_independent(fold, utterances)
-    assert is_speaker_independent(make_folds("session-out", utterances)[0], utterances)
+    assert all((heard_speakers(fold, utterances) or {"": False}).values())
+    assert heard_speakers(make_folds("session-out", utterances)[0], utterances) == {"1F": False, "1M": False}
 
 
 @pytest.mark.parametrize(
     ("protocol", "cut", "says"),
     [
         ("sessions-out", Cut(), "did you mean session-out"),
-        ("speaker-out", Cut(dev="some"), "next, none, or a share"),
+        ("speaker-out", Cut(dev="some"), "auto, next, none, or a share"),
         ("speaker-out", Cut(dev="0.9"), r"at most 0\.5"),
         ("session-out", Cut(), "--protocol speaker-out"),  # without sessions
         ("train1234-test5", Cut(), "--protocol speaker-out"),
+        ("script-out", Cut(), "--protocol speaker-out"),
     ],
 )
 def test_wrong_words_and_corpora(protocol: str, cut: Cut, says: str) -> None:
@@ -111,8 +118,9 @@ def test_wrong_words_and_corpora(protocol: str, cut: Cut, says: str) -> None:
 def test_two_sessions_leave_nothing_to_train_on(utterances: Utterances) -> None:
     two = utterances.take(np.flatnonzero([session in "12" for session in utterances.sessions]))
     with pytest.raises(WrongUse, match="nothing is left to train on"):
-        make_folds("session-out", two)
-    assert len(make_folds("session-out", two, Cut(dev="none"))) == 2
+        make_folds("session-out", two, Cut("next"))
+    for dev in ("none", "auto"):
+        assert len(make_folds("session-out", two, Cut(dev))) == 2
 
 
 # check_leakage, on folds that are wrong in one way each.
@@ -148,9 +156,11 @@ def test_folds_of_a_table(tmp_path: Path, utterances: Utterances) -> None:
     file = tmp_path / "folds.csv"
     lines = [f"{i},{s}" for i, s in zip(utterances.ids, utterances.sessions, strict=True)]
     file.write_text("\n".join(["id,fold", *lines]))
-    ours, theirs = make_folds("session-out", utterances), make_folds(f"folds:{file}", utterances)
-    for one, other in zip(ours, theirs, strict=True):
-        assert all(np.array_equal(rows, other.parts[part]) for part, rows in one.parts.items())
+    for dev in ("auto", "next", "none"):
+        ours, theirs = (make_folds(protocol, utterances, Cut(dev)) for protocol in ("session-out", f"folds:{file}"))
+        for one, other in zip(ours, theirs, strict=True):
+            assert all(np.array_equal(rows, other.parts[part]) for part, rows in one.parts.items())
+            assert one.dev_by == other.dev_by
 
 
 def test_folds_with_named_parts_and_what_they_leave_out(tmp_path: Path, utterances: Utterances) -> None:
@@ -158,7 +168,7 @@ def test_folds_with_named_parts_and_what_they_leave_out(tmp_path: Path, utteranc
     file = tmp_path / "folds.tsv"
     file.write_text(f"id\tfold\tpart\n{a}\t1\ttrain\n{b}\t1\tdev\n{c}\t1\ttest\n{d}\t1\ttest\n")
     (fold,) = make_folds(f"folds:{file}", utterances)
-    assert [rows.tolist() for rows in fold.parts.values()] == [[0], [1], [2, 3]]
+    assert [rows.tolist() for rows in fold.parts.values()] == [[0], [1], [2, 3]] and fold.dev_by == "named by folds.tsv"
     assert [len(rows) for rows in fold.left_out.values()] == [len(utterances) - 4]
     file.write_text(f"id\tfold\tpart\n{a}\t1\ttrain\n{a}\t1\ttest\n{b}\t1\tdev\n")
     with pytest.raises(LeakageError, match="utterance"):
@@ -173,7 +183,7 @@ def test_emobox_folds(tmp_path: Path, utterances: Utterances) -> None:
             chosen = [i for i in range(30) if (i % 3 == number - 1) == (part == "test")]
             lines = [json.dumps({"key": utterances.ids[i], "wav": "x.wav", "emo": "ang"}) for i in chosen]
             (folder / f"tiny_{part}_fold_{number}.jsonl").write_text("\n".join(lines))
-    folds = make_folds(f"folds:{tmp_path}", utterances)
+    folds = make_folds(f"folds:{tmp_path}", utterances, Cut("next"))
     assert [fold.name for fold in folds] == ["fold 1", "fold 2", "fold 3"]
     assert folds[0].test.tolist() == list(range(0, 30, 3)) and folds[0].dev.tolist() == list(range(1, 30, 3))
 
