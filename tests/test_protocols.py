@@ -2,15 +2,17 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ser.cache.manifest import Manifest
 from ser.errors import WrongUse
 from ser.tests.tiny_store import make_manifest
 from ser.train.labels import Utterances, apply_policy, get_policy
-from ser.train.splits import Cut, Fold, LeakageError, check_leakage, heard_speakers, make_folds, repeated_texts
+from ser.train.splits import Cut, Fold, LeakageError, check_leakage, known_before, make_folds
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,7 @@ def alone(n: int = 40, speakers: int = 4) -> Utterances:
         speakers=[f"{i % speakers:02d}" for i in range(n)],
         dialogues=np.arange(n),
         turns=np.zeros(n, dtype=np.int64),
+        texts=[None] * n,
     )
 
 
@@ -53,7 +56,8 @@ def test_no_dev_gives_all_to_training(utterances: Utterances) -> None:
 
 
 def test_a_dev_share_is_cut_in_whole_dialogues_of_the_training_part(utterances: Utterances) -> None:
-    for fold in make_folds("session-out", utterances, Cut(dev="0.25")):
+    for fold in make_folds("session-out", utterances, Cut(dev="0.25")) + make_folds("session-out", utterances):
+        assert fold.dev_by in ("0.25 in whole dialogues", "0.1 in whole dialogues")
         dialogues = [values(utterances.dialogues, rows) for rows in (fold.train, fold.dev, fold.test)]
         assert not dialogues[0] & dialogues[1] and not dialogues[1] & dialogues[2]
         assert 0.1 < len(fold.dev) / (len(fold.dev) + len(fold.train)) < 0.4
@@ -83,7 +87,53 @@ def test_speaker_out_without_dialogues_is_plain() -> None:
     nobody = replace(alone(), speakers=[None] * 40, sessions=["1"] * 20 + ["2"] * 20)
     fold = make_folds("session-out", nobody)[0]
     assert len(fold.dev) == 2 and fold.dev_by == "0.1 in single utterances (no dialogues or speakers known)"
-    assert heard_speakers(fold, nobody) is None
+    known = known_before(fold, nobody)
+    assert known == {"speakers": None, "speaker_independent": False, "repeated_texts": None}
+
+
+def scenes(*names: str) -> Utterances:
+    """IEMOCAP's dialogues of those names, of six labelled turns each, in all five sessions; scripts in equal words."""
+    rows = []
+    for session, name, turn in product("12345", names, range(6)):
+        dialogue, gender = f"Ses0{session}F_{name}", "FM"[turn % 2]
+        text = f"Line, {turn} of {name[:8]}!" if name.startswith("script") else f"{session} {name} {turn}"
+        row = {"id": f"{dialogue}_{gender}{turn:03d}", "label": ("ang", "neu", "sad")[turn % 3], "text": text}
+        rows.append(row | {"session": session, "dialogue": dialogue, "turn": turn, "speaker": session + gender})
+    return apply_policy(get_policy("4class"), Manifest.from_rows("scenes", rows))
+
+
+@pytest.mark.parametrize("dev", ["auto", "none", "next"])
+def test_script_out_holds_out_a_session_and_a_script(dev: str) -> None:
+    acted = scenes("impro01", "script01_1", "script01_1b", "script02_2")
+    folds = make_folds("script-out", acted, Cut(dev))
+    assert [fold.name for fold in folds] == [f"session {s} script {k}" for s in "12345" for k in ("01", "02")]
+    for fold in folds:
+        train, dev_part, test = ([acted.ids[row] for row in rows] for rows in fold.parts.values())
+        session, script = fold.name[8], f"script{fold.name[-2:]}"
+        assert test == [i for i in acted.ids if i[4] == session and script in i]
+        assert not [i for i in train + dev_part if i[4] == session or script in i]
+        assert len(train + dev_part + test) + sum(map(len, fold.left_out.values())) == len(acted)
+        assert known_before(fold, acted)["repeated_texts"] == 0
+        if dev == "next":  # by the same rule: another session, the other script
+            held, *more = {i[4] for i in dev_part}
+            assert not more and all("script" in i for i in dev_part) and {i[7:12] for i in train} == {"impro"}
+            assert not [i for i in train if i[4] == held]
+        else:
+            assert len([i for i in train + dev_part if "impro" in i]) == 4 * 6
+    assert known_before(make_folds("session-out", acted)[0], acted)["repeated_texts"] == 18  # of 24: not the improvised
+    with pytest.raises(WrongUse, match="two scripts or more"):
+        make_folds("script-out", scenes("impro01", "script01_1"))
+
+
+def test_script_out_takes_recurring_transcripts_where_no_script_is_named() -> None:
+    texts = ["abcd"[row // 4 % 4] if row < 36 else f"{row}" for row in range(40)]
+    read = replace(alone(), sessions=alone().speakers, texts=texts)
+    folds = make_folds("script-out", read)
+    assert len(folds) == 4 * 3 and sorted(np.concatenate([fold.test for fold in folds])) == list(range(36))
+    for fold in folds:
+        trained = np.append(fold.train, fold.dev)
+        for column in (read.texts, read.speakers):
+            assert not values(column, fold.test) & values(column, trained)
 
 
 def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
@@ -95,8 +145,9 @@ def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
         assert shares == pytest.approx(np.bincount(utterances.labels) / n, abs=0.06)
     again, other = (make_folds("random-70-20-10", utterances, Cut(seed=s))[0] for s in (0, 1))
     assert again.test.tolist() == fold.test.tolist() != other.test.tolist()
-    assert all((heard_speakers(fold, utterances) or {"": False}).values())
-    assert heard_speakers(make_folds("session-out", utterances)[0], utterances) == {"1F": False, "1M": False}
+    assert all(known_before(fold, utterances)["speakers"].values())
+    known = known_before(make_folds("session-out", utterances)[0], utterances)
+    assert known == {"speakers": {"1F": False, "1M": False}, "speaker_independent": True, "repeated_texts": 0}
 
 
 @pytest.mark.parametrize(

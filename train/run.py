@@ -24,7 +24,7 @@ from .models import FUSIONS, Fusion
 from .run_folder import CONFIG, LOG, MODEL, RESULT, STATE, Run, claimed, run_name, write, write_json, write_predictions
 from .scores import scores
 from .settings import TrainConfig
-from .splits import Fold, heard_speakers, repeated_texts
+from .splits import Fold, known_before
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
 
@@ -169,7 +169,6 @@ def _finish(
         "predicted": [classes[k] for k in tests["both"].argmax(1)],
     }
     columns |= {f"probabilities {name}".removesuffix(" both"): list(found) for name, found in tests.items()}
-    heard = heard_speakers(fold, utterances)
     tested = {name: scores(truth, found.argmax(1), classes) for name, found in tests.items()}
     write_model(run, snapshot(fitted.model), fitted.scaling)
     write_predictions(run, columns)
@@ -179,9 +178,7 @@ def _finish(
         "labels": config["labels"]["policy"],
         "classes": list(classes),
         "tests": tested,
-        "speaker_independent": heard is not None and not any(heard.values()),
-        "speakers": heard,
-        "repeated_texts": repeated_texts(fold.refitted if plan.training.refit else fold, utterances),
+        **known_before(fold.refitted if plan.training.refit else fold, utterances),
         "synthetic": data.notes["synthetic"],
         "random_weights": data.notes["random_weights"],
         "parts": {part: len(held) for part, held in fold.parts.items()},

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,21 +70,21 @@ class Cut:
         return share
 
 
-def heard_speakers(fold: Fold, utterances: Utterances) -> dict[str, bool] | None:
-    """Whether each speaker of the fold's test part is heard in train or dev; None where a speaker is unknown."""
-    heard = {utterances.speakers[row] for row in np.concatenate([fold.train, fold.dev])}
-    tested = {utterances.speakers[row]: utterances.speakers[row] in heard for row in fold.test}
-    return None if None in heard or None in tested else {str(name): tested[name] for name in sorted(tested, key=str)}
+def known_before(fold: Fold, utterances: Utterances) -> dict[str, Any]:
+    """What of the test part is known from training, as a run's result.json holds it.
 
-
-def repeated_texts(fold: Fold, utterances: Utterances) -> int | None:
-    """How many utterances of the test part have a transcript that stands in training, word for word.
-
-    None where no utterance of the test part has a transcript.
+    `speakers`: whether each one is heard in train or dev, None where one is unknown; `speaker_independent`: if none is;
+    `repeated_texts`: how many utterances' transcripts stand in train word for word, None where none has a transcript.
     """
-    said = [utterances.texts[row] for row in fold.test]
-    known = {utterances.texts[row] for row in fold.train} - {None}
-    return sum(text in known for text in said) if any(said) else None
+    heard = {utterances.speakers[row] for row in np.concatenate([fold.train, fold.dev])}
+    tested = {utterances.speakers[row] for row in fold.test}
+    speakers = None if None in heard | tested else {str(name): name in heard for name in sorted(tested, key=str)}
+    texts, taught = [utterances.texts[row] for row in fold.test], {utterances.texts[row] for row in fold.train} - {None}
+    return {
+        "speakers": speakers,
+        "speaker_independent": speakers is not None and not any(speakers.values()),
+        "repeated_texts": sum(text in taught for text in texts) if any(texts) else None,
+    }
 
 
 def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], shared_dev: bool = False) -> None:

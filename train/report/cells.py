@@ -156,7 +156,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "labels": config["labels"]["policy"],
         **{key: config[key] for key in ("protocol", "select", "loss")},
         "precision": config.get("precision", "float32"),
-        "only": config.get("only", ""),
+        "only": config.get("only", "all utterances"),
         "limit": config["limit"],
         "pool": "+".join(f["pool"] for f in features),
         **config["settings"],
