@@ -121,8 +121,9 @@ def test_script_out_holds_out_a_session_and_a_script(dev: str) -> None:
         else:
             assert len([i for i in train + dev_part if "impro" in i]) == 4 * 6
     assert known_before(make_folds("session-out", acted)[0], acted)["repeated_texts"] == 18  # of 24: not the improvised
-    with pytest.raises(WrongUse, match="two scripts or more"):
-        make_folds("script-out", scenes("impro01", "script01_1"))
+    assert len(make_folds("script-out", scenes("impro01", "script01_1"))) == 5
+    with pytest.raises(WrongUse, match="has no script in IEMOCAP's ids"):
+        make_folds("script-out", scenes("impro01"))
 
 
 def test_script_out_takes_recurring_transcripts_where_no_script_is_named() -> None:

@@ -248,7 +248,7 @@ def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def heard_in_training(results: Sequence[Mapping[str, Any]]) -> str:
     """How many speakers of the test parts are heard in training, or that this is not known; "" if none is."""
-    known = [result.get("speakers") for result in results]
+    known: list[Any] = [result.get("speakers") for result in results]
     if all(result["speaker_independent"] for result in results):
         return ""
     if None in known:

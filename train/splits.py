@@ -226,8 +226,7 @@ def script_out(utterances: Utterances, cut: Cut) -> list[Fold]:
         acted, said = sessions == session, scripts == script
         return np.flatnonzero(acted & said), np.flatnonzero(acted ^ said)
 
-    names = sorted(set(scripts) - {None})
-    pairs = [(s, k) for s in _natural(sessions) for k in names if len(held(s, k)[0])]
+    pairs = [(s, k) for s in _natural(sessions) for k in sorted({*scripts} - {None}) if len(held(s, k)[0])]
     folds = []
     for at, (session, script) in enumerate(pairs):
         test, beside = held(session, script)
@@ -252,12 +251,11 @@ def random_70_20_10(utterances: Utterances, cut: Cut) -> list[Fold]:
         raise WrongUse(f"--protocol random-70-20-10 needs 10 utterances of each class; too few of {', '.join(few)}")
     rows = np.arange(len(utterances))
     rest, test = train_test_split(rows, test_size=0.1, stratify=utterances.labels, random_state=cut.seed)
-    train, dev, dev_by = rest, rows[:0], "none"
-    if cut.dev != "none":
-        share = 2 / 9 if cut.dev in ("auto", "next") else cut.share
-        dev_by = f"{share:.2g} at random"
-        train, dev = train_test_split(rest, test_size=share, stratify=utterances.labels[rest], random_state=cut.seed)
-    return [Fold("random", np.sort(train), np.sort(dev), np.sort(test), dev_by=dev_by)]
+    if cut.dev == "none":
+        return [Fold("random", np.sort(rest), rows[:0], np.sort(test))]
+    share = 2 / 9 if cut.dev in ("auto", "next") else cut.share
+    train, dev = train_test_split(rest, test_size=share, stratify=utterances.labels[rest], random_state=cut.seed)
+    return [Fold("random", np.sort(train), np.sort(dev), np.sort(test), dev_by=f"{share:.2g} at random")]
 
 
 def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
@@ -357,18 +355,14 @@ def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) ->
 
 def _scripts(utterances: Utterances, sessions: np.ndarray) -> np.ndarray:
     """The script of each utterance, such as "script 01" or "texts 1", None for those that follow none."""
-    found: list[str | None] = [scene if (scene or "").startswith("script") else None for scene in utterances.scenes]
+    found = [scene if scene and scene.startswith("script") else None for scene in utterances.scenes]
     if not any(utterances.scenes):
         said = Counter(text for text, _ in set(zip(utterances.texts, sessions, strict=True)) if text)
-        again = sorted(text for text in said if said[text] > 1)
-        found = list(
-            map(dict(zip(again, cycle(("texts 1", "texts 2", "texts 3")), strict=False)).get, utterances.texts)
-        )
-    if len(set(found) - {None}) < 2:
-        raise WrongUse(
-            "--protocol script-out needs two scripts or more, as IEMOCAP's ids name them, or transcripts that recur in "
-            "several sessions, and this corpus has neither; use --protocol session-out"
-        )
+        groups = dict(zip(sorted(text for text in said if said[text] > 1), cycle("123"), strict=False))
+        found = [f"texts {groups[text]}" if text in groups else None for text in utterances.texts]
+    if not any(found):
+        lack = "no script in IEMOCAP's ids, and no transcript that several sessions share"
+        raise WrongUse(f"--protocol script-out: this corpus has {lack}; use --protocol session-out")
     return np.array(found, dtype=object)
 
 

@@ -90,7 +90,7 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
 def _protocols(cells: Sequence[Cell]) -> Table:
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
-        repeated = [result.get("repeated_texts") for result in cell.results]
+        repeated: list[Any] = [result.get("repeated_texts") for result in cell.results]
         share = None if None in repeated else 100 * sum(repeated) / cell.confusion().sum()
         key = (cell.config["protocol"], cell.config["select"], share, *parts(cell.results).items())
         groups.setdefault(key, []).append(cell)
