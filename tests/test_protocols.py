@@ -30,7 +30,6 @@ def alone(n: int = 40, speakers: int = 4) -> Utterances:
         speakers=[f"{i % speakers:02d}" for i in range(n)],
         dialogues=np.arange(n),
         turns=np.zeros(n, dtype=np.int64),
-        texts=[None] * n,
     )
 
 

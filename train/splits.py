@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,7 +78,8 @@ def known_before(fold: Fold, utterances: Utterances) -> dict[str, Any]:
     heard = {utterances.speakers[row] for row in np.concatenate([fold.train, fold.dev])}
     tested = {utterances.speakers[row] for row in fold.test}
     speakers = None if None in heard | tested else {str(name): name in heard for name in sorted(tested, key=str)}
-    texts, taught = [utterances.texts[row] for row in fold.test], {utterances.texts[row] for row in fold.train} - {None}
+    said = utterances.texts or [None] * len(utterances)
+    texts, taught = [said[row] for row in fold.test], {said[row] for row in fold.train} - {None}
     return {
         "speakers": speakers,
         "speaker_independent": speakers is not None and not any(speakers.values()),
@@ -336,21 +336,32 @@ def _fold(
 def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, str]:
     """About that share of the rows, of each class about as much, in whole dialogues (one at least), and what is whole.
 
-    Whole speakers where no dialogue joins two utterances, and single utterances where neither is known.
+    Whole speakers where no dialogue joins two utterances, and single utterances where neither is known. The rows are
+    those of scikit-learn's StratifiedGroupKFold, which takes most of a second to import: its first fold of 1 / share.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    groups, units, labels = utterances.dialogues[rows], "whole dialogues", utterances.labels[rows]
+    names, units = utterances.dialogues[rows].tolist(), "whole dialogues"
     if len(set(utterances.dialogues.tolist())) == len(utterances):
         units, speakers = "single utterances (no dialogues or speakers known)", [utterances.speakers[r] for r in rows]
         if None not in speakers and len(set(speakers)) > 1:
-            groups, units = np.array(speakers), "whole speakers"
-    splits = min(round(1 / share), len(set(groups.tolist())), np.bincount(labels).max(initial=0))
-    if splits < 2:
-        return rows, units
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of classes with fewer members than splits
-        found = StratifiedGroupKFold(splits, shuffle=True, random_state=seed).split(rows, labels, groups)
-        return rows[np.sort(next(chosen for _, chosen in found if len(chosen)))], units
+            names, units = speakers, "whole speakers"
+    groups, group = np.unique(names, return_inverse=True)
+    counts = np.zeros((len(groups), len(utterances.classes)))
+    np.add.at(counts, (group, utterances.labels[rows]), 1)
+    counts = counts[:, counts.any(0)]
+    order = np.random.RandomState(seed).permutation(len(groups))
+    order = order[np.argsort(-counts[order].std(1), kind="stable")]  # the most uneven first
+    folds = np.zeros((min(round(1 / share), len(groups)), counts.shape[1]))
+    chosen = np.zeros(len(groups), dtype=np.int64)
+    for which in order:
+        tries = folds + np.eye(len(folds))[:, :, None] * counts[which]  # [fold that gets the group, fold, class]
+        spread, best = (tries / counts.sum(0)).std(1).mean(1), 0
+        for fold in range(1, len(folds)):
+            fewer = folds[fold].sum() < folds[best].sum()
+            if spread[fold] < spread[best] or (fewer and np.isclose(spread[fold], spread[best])):
+                best = fold
+        chosen[which] = best
+        folds[best] += counts[which]
+    return rows[chosen[group] == min(chosen, default=0)], units
 
 
 def _scripts(utterances: Utterances, sessions: np.ndarray) -> np.ndarray:
