@@ -53,7 +53,7 @@ def test_made_up_data_trains(tmp_path: Path) -> None:
         counts = {name: np.full(400, rows) for name in asked}
         store = costs.write_store(tmp_path / fusion, asked, counts, rows_per_part=500)
         runs = run_experiment(Experiment(features, fusion, store, **small))
-        assert runs[0].result["parts"] == {"train": 240, "dev": 80, "test": 80}
+        assert runs[0].result["parts"] == {"train": 280, "dev": 40, "test": 80}
 
 
 def test_costs_at_small_size(tmp_path: Path) -> None:

@@ -2,15 +2,17 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ser.cache.manifest import Manifest
 from ser.errors import WrongUse
 from ser.tests.tiny_store import make_manifest
 from ser.train.labels import Utterances, apply_policy, get_policy
-from ser.train.splits import Cut, Fold, LeakageError, check_leakage, is_speaker_independent, make_folds
+from ser.train.splits import Cut, Fold, LeakageError, check_leakage, known_before, make_folds
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def values(column, rows) -> set:
 
 
 def test_session_out_tests_each_session_once(utterances: Utterances) -> None:
-    folds = make_folds("session-out", utterances)
+    folds = make_folds("session-out", utterances, Cut("next"))
     assert [fold.name for fold in folds] == [f"session {s}" for s in "12345"]
     for fold, test, dev in zip(folds, "12345", "23451", strict=True):
         assert values(utterances.sessions, fold.test) == {test}
@@ -53,7 +55,8 @@ def test_no_dev_gives_all_to_training(utterances: Utterances) -> None:
 
 
 def test_a_dev_share_is_cut_in_whole_dialogues_of_the_training_part(utterances: Utterances) -> None:
-    for fold in make_folds("session-out", utterances, Cut(dev="0.25")):
+    for fold in make_folds("session-out", utterances, Cut(dev="0.25")) + make_folds("session-out", utterances):
+        assert fold.dev_by in ("0.25 in whole dialogues", "0.1 in whole dialogues")
         dialogues = [values(utterances.dialogues, rows) for rows in (fold.train, fold.dev, fold.test)]
         assert not dialogues[0] & dialogues[1] and not dialogues[1] & dialogues[2]
         assert 0.1 < len(fold.dev) / (len(fold.dev) + len(fold.train)) < 0.4
@@ -61,7 +64,7 @@ def test_a_dev_share_is_cut_in_whole_dialogues_of_the_training_part(utterances: 
 
 
 def test_speaker_out_leaves_out_who_shares_dialogues_with_the_test_speaker(utterances: Utterances) -> None:
-    folds = make_folds("speaker-out", utterances)
+    folds = make_folds("speaker-out", utterances, Cut("next"))
     assert len(folds) == 10
     for fold in folds:
         (speaker,) = values(utterances.speakers, fold.test)
@@ -77,7 +80,60 @@ def test_speaker_out_without_dialogues_is_plain() -> None:
     folds = make_folds("speaker-out", alone())
     assert [fold.name for fold in folds] == ["speaker 00", "speaker 01", "speaker 02", "speaker 03"]
     assert not folds[0].left_out
-    assert [len(rows) for rows in folds[3].parts.values()] == [20, 10, 10]
+    for fold in folds:  # one of three speakers is more than a tenth, and no less can be cut
+        assert [len(rows) for rows in fold.parts.values()] == [20, 10, 10]
+        assert len(values(alone().speakers, fold.dev)) == 1 and fold.dev_by == "0.1 in whole speakers"
+    nobody = replace(alone(), speakers=[None] * 40, sessions=["1"] * 20 + ["2"] * 20)
+    fold = make_folds("session-out", nobody)[0]
+    assert len(fold.dev) == 2 and fold.dev_by == "0.1 in single utterances (no dialogues or speakers known)"
+    known = known_before(fold, nobody)
+    assert known == {"speakers": None, "speaker_independent": False, "repeated_texts": None}
+
+
+def scenes(*names: str) -> Utterances:
+    """IEMOCAP's dialogues of those names, of six labelled turns each, in all five sessions; scripts in equal words."""
+    rows = []
+    for session, name, turn in product("12345", names, range(6)):
+        dialogue, gender = f"Ses0{session}F_{name}", "FM"[turn % 2]
+        text = f"Line, {turn} of {name[:8]}!" if name.startswith("script") else f"{session} {name} {turn}"
+        row = {"id": f"{dialogue}_{gender}{turn:03d}", "label": ("ang", "neu", "sad")[turn % 3], "text": text}
+        rows.append(row | {"session": session, "dialogue": dialogue, "turn": turn, "speaker": session + gender})
+    return apply_policy(get_policy("4class"), Manifest.from_rows("scenes", rows))
+
+
+@pytest.mark.parametrize("dev", ["auto", "none", "next"])
+def test_script_out_holds_out_a_session_and_a_script(dev: str) -> None:
+    acted = scenes("impro01", "script01_1", "script01_1b", "script02_2")
+    folds = make_folds("script-out", acted, Cut(dev))
+    assert [fold.name for fold in folds] == [f"session {s} script {k}" for s in "12345" for k in ("01", "02")]
+    for fold in folds:
+        train, dev_part, test = ([acted.ids[row] for row in rows] for rows in fold.parts.values())
+        session, script = fold.name[8], f"script{fold.name[-2:]}"
+        assert test == [i for i in acted.ids if i[4] == session and script in i]
+        assert not [i for i in train + dev_part if i[4] == session or script in i]
+        assert len(train + dev_part + test) + sum(map(len, fold.left_out.values())) == len(acted)
+        assert known_before(fold, acted)["repeated_texts"] == 0
+        if dev == "next":  # by the same rule: another session, the other script
+            held, *more = {i[4] for i in dev_part}
+            assert not more and all("script" in i for i in dev_part) and {i[7:12] for i in train} == {"impro"}
+            assert not [i for i in train if i[4] == held]
+        else:
+            assert len([i for i in train + dev_part if "impro" in i]) == 4 * 6
+    assert known_before(make_folds("session-out", acted)[0], acted)["repeated_texts"] == 18  # of 24: not the improvised
+    assert len(make_folds("script-out", scenes("impro01", "script01_1"))) == 5
+    with pytest.raises(WrongUse, match="has no script in IEMOCAP's ids"):
+        make_folds("script-out", scenes("impro01"))
+
+
+def test_script_out_takes_recurring_transcripts_where_no_script_is_named() -> None:
+    texts = ["abcd"[row // 4 % 4] if row < 36 else f"{row}" for row in range(40)]
+    read = replace(alone(), sessions=alone().speakers, texts=texts)
+    folds = make_folds("script-out", read)
+    assert len(folds) == 4 * 3 and sorted(np.concatenate([fold.test for fold in folds])) == list(range(36))
+    for fold in folds:
+        trained = np.append(fold.train, fold.dev)
+        for column in (read.texts, read.speakers):
+            assert not values(column, fold.test) & values(column, trained)
 
 
 def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
@@ -89,18 +145,20 @@ def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
         assert shares == pytest.approx(np.bincount(utterances.labels) / n, abs=0.06)
     again, other = (make_folds("random-70-20-10", utterances, Cut(seed=s))[0] for s in (0, 1))
     assert again.test.tolist() == fold.test.tolist() != other.test.tolist()
-    assert not is_speaker_independent(fold, utterances)
-    assert is_speaker_independent(make_folds("session-out", utterances)[0], utterances)
+    assert all(known_before(fold, utterances)["speakers"].values())
+    known = known_before(make_folds("session-out", utterances)[0], utterances)
+    assert known == {"speakers": {"1F": False, "1M": False}, "speaker_independent": True, "repeated_texts": 0}
 
 
 @pytest.mark.parametrize(
     ("protocol", "cut", "says"),
     [
         ("sessions-out", Cut(), "did you mean session-out"),
-        ("speaker-out", Cut(dev="some"), "next, none, or a share"),
+        ("speaker-out", Cut(dev="some"), "auto, next, none, or a share"),
         ("speaker-out", Cut(dev="0.9"), r"at most 0\.5"),
         ("session-out", Cut(), "--protocol speaker-out"),  # without sessions
         ("train1234-test5", Cut(), "--protocol speaker-out"),
+        ("script-out", Cut(), "--protocol speaker-out"),
     ],
 )
 def test_wrong_words_and_corpora(protocol: str, cut: Cut, says: str) -> None:
@@ -111,8 +169,9 @@ def test_wrong_words_and_corpora(protocol: str, cut: Cut, says: str) -> None:
 def test_two_sessions_leave_nothing_to_train_on(utterances: Utterances) -> None:
     two = utterances.take(np.flatnonzero([session in "12" for session in utterances.sessions]))
     with pytest.raises(WrongUse, match="nothing is left to train on"):
-        make_folds("session-out", two)
-    assert len(make_folds("session-out", two, Cut(dev="none"))) == 2
+        make_folds("session-out", two, Cut("next"))
+    for dev in ("none", "auto"):
+        assert len(make_folds("session-out", two, Cut(dev))) == 2
 
 
 # check_leakage, on folds that are wrong in one way each.
@@ -148,9 +207,11 @@ def test_folds_of_a_table(tmp_path: Path, utterances: Utterances) -> None:
     file = tmp_path / "folds.csv"
     lines = [f"{i},{s}" for i, s in zip(utterances.ids, utterances.sessions, strict=True)]
     file.write_text("\n".join(["id,fold", *lines]))
-    ours, theirs = make_folds("session-out", utterances), make_folds(f"folds:{file}", utterances)
-    for one, other in zip(ours, theirs, strict=True):
-        assert all(np.array_equal(rows, other.parts[part]) for part, rows in one.parts.items())
+    for dev in ("auto", "next", "none"):
+        ours, theirs = (make_folds(protocol, utterances, Cut(dev)) for protocol in ("session-out", f"folds:{file}"))
+        for one, other in zip(ours, theirs, strict=True):
+            assert all(np.array_equal(rows, other.parts[part]) for part, rows in one.parts.items())
+            assert one.dev_by == other.dev_by
 
 
 def test_folds_with_named_parts_and_what_they_leave_out(tmp_path: Path, utterances: Utterances) -> None:
@@ -158,7 +219,7 @@ def test_folds_with_named_parts_and_what_they_leave_out(tmp_path: Path, utteranc
     file = tmp_path / "folds.tsv"
     file.write_text(f"id\tfold\tpart\n{a}\t1\ttrain\n{b}\t1\tdev\n{c}\t1\ttest\n{d}\t1\ttest\n")
     (fold,) = make_folds(f"folds:{file}", utterances)
-    assert [rows.tolist() for rows in fold.parts.values()] == [[0], [1], [2, 3]]
+    assert [rows.tolist() for rows in fold.parts.values()] == [[0], [1], [2, 3]] and fold.dev_by == "named by folds.tsv"
     assert [len(rows) for rows in fold.left_out.values()] == [len(utterances) - 4]
     file.write_text(f"id\tfold\tpart\n{a}\t1\ttrain\n{a}\t1\ttest\n{b}\t1\tdev\n")
     with pytest.raises(LeakageError, match="utterance"):
@@ -173,7 +234,7 @@ def test_emobox_folds(tmp_path: Path, utterances: Utterances) -> None:
             chosen = [i for i in range(30) if (i % 3 == number - 1) == (part == "test")]
             lines = [json.dumps({"key": utterances.ids[i], "wav": "x.wav", "emo": "ang"}) for i in chosen]
             (folder / f"tiny_{part}_fold_{number}.jsonl").write_text("\n".join(lines))
-    folds = make_folds(f"folds:{tmp_path}", utterances)
+    folds = make_folds(f"folds:{tmp_path}", utterances, Cut("next"))
     assert [fold.name for fold in folds] == ["fold 1", "fold 2", "fold 3"]
     assert folds[0].test.tolist() == list(range(0, 30, 3)) and folds[0].dev.tolist() == list(range(1, 30, 3))
 

@@ -192,6 +192,18 @@ def test_the_command_runs_the_cell_again(cells: dict[str, Cell]) -> None:
         assert names == {run.path.name for run in cell.runs}
 
 
+def test_the_protocol_table_says_who_trains_and_what_is_known_before(folder: Path, content: Page) -> None:
+    [row] = next(table.rows for table in content.tables if table.name == "protocol")  # of all cells: they are cut alike
+    results = content.cells[0].results
+    assert row["dev"] == "0.1 in whole dialogues" and "no test speaker is in training" in row["how it cuts"]
+    for part in ("train", "dev", "test"):
+        assert row[f"n {part}"] == "–".join(map(str, sorted({result["parts"][part] for result in results})))
+    known = sum(result["repeated_texts"] for result in results) / sum(result["n"] for result in results)
+    assert row["test transcripts also in training %"] == pytest.approx(100 * known) and known > 0
+    (job, *_) = prepare(Experiment("is13", "audio", store=folder / "store", only="scripted", out=folder / "no"))
+    assert job.data.utterances.ids and all("_script" in utterance for utterance in job.data.utterances.ids)
+
+
 def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: dict[str, Cell], content: Page) -> None:
     cell = cells["audio:utterance"]
     p = cell.predictions

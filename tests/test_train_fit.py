@@ -75,19 +75,31 @@ def test_the_same_seed_gives_the_same_bytes(store: Path, fusion: str) -> None:
     assert weights(fit(*prepared(store, fusion, seed=1))) != first
 
 
-@pytest.mark.parametrize("fusion", ["mit", "lgf-add", "bc-lstm"])
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("fusion", ["mit", "lgf-add", "bc-lstm", "lgf-add refit=true", "bc-lstm refit=true"])
+@pytest.mark.parametrize("at", [1, 2, 3, -1])
 def test_going_on_from_a_state_gives_the_same_bytes(store: Path, tmp_path: Path, fusion: str, at: int) -> None:
     whole: list[tuple[Epoch, bytes]] = []
-    expected = fit(*prepared(store, fusion), on_epoch=lambda epoch, state: whole.append((epoch, state())))
+    fusion, *more = fusion.split()
+    expected = fit(*prepared(store, fusion, *more), on_epoch=lambda epoch, state: whole.append((epoch, state())))
+    at = at if at > 0 else len(whole) - 1  # within the last training, which with refit is the second
     rest: list[Epoch] = []
     (tmp_path / "state").write_bytes(whole[at - 1][1])
     state = Run(tmp_path).tensors("state")
-    resumed = fit(*prepared(store, fusion), on_epoch=lambda epoch, state: rest.append(epoch), resume=state)
+    resumed = fit(*prepared(store, fusion, *more), on_epoch=lambda epoch, state: rest.append(epoch), resume=state)
     assert weights(resumed) == weights(expected)
     left = [epoch for epoch, _ in whole[at:]]
     assert [(e.stage, e.epoch, e.loss, e.ua) for e in rest] == [(e.stage, e.epoch, e.loss, e.ua) for e in left]
     assert resumed.epoch == expected.epoch
+
+
+def test_refit_trains_on_train_and_dev_for_the_epochs_that_dev_chose(store: Path) -> None:
+    data, fold, plan = prepared(store, "lgf-add", "refit=true")
+    once, again = fit(*prepared(store, "lgf-add")), fit(data, fold, plan)
+    *_, last = prepared(store, "lgf-add", f"epochs={once.epoch}", select="last")
+    expected = fit(data, replace(fold, train=np.union1d(fold.train, fold.dev), dev=fold.dev[:0]), last)
+    assert weights(again) == weights(expected) != weights(once)
+    assert torch.equal(again.scaling["audio"].mean, expected.scaling["audio"].mean), "of train + dev"
+    assert len(again.history) == 3 + once.epoch and again.epoch == once.epoch
 
 
 @pytest.mark.parametrize("select", ["val", "last"])

@@ -8,6 +8,7 @@ import pytest
 from ser.cache.manifest import Manifest
 from ser.errors import CorpusError, WrongUse
 from ser.train.labels import apply_policy, get_policy, soft_labels
+from ser.train.splits import make_folds
 
 # The release's counts per session of ang, hap + exc, neu, sad (papers/IEMOCAP.md). How hap + exc and the 1,849 fru are
 # spread over sessions does not matter to the policies.
@@ -26,8 +27,9 @@ def release(change: int = 0) -> Manifest:
             labels += [(session, name)] * n
     labels += [("2", "xxx")] * (10_039 - len(labels))
     rows = [
-        {"id": f"Ses0{session}F_impro{i // 1000 + 1:02d}_F{i % 1000:03d}", "session": session, "label": label}
+        {"id": f"{dialogue}_F{i % 1000:03d}", "dialogue": dialogue, "session": session, "label": label}
         for i, (session, label) in enumerate(labels)
+        for dialogue in (f"Ses0{session}F_impro{i // 1000 + 1:02d}{'abcd'[i % 4]}",)
     ]
     return Manifest.from_rows("iemocap", rows)
 
@@ -40,6 +42,14 @@ def test_iemocap_gives_its_known_counts(policy: str, n: int, classes: int) -> No
     counts = dict(zip(found.classes, np.bincount(found.labels).tolist(), strict=True))
     assert (counts["neu"], counts["sad"]) == (1708, 1084)  # not swapped, as one paper has it
     assert counts["hap"] == (595 if policy == "6class" else 1636)
+
+
+def test_sessions_1_to_4_of_iemocap_train_but_for_a_tenth() -> None:
+    found = apply_policy(get_policy("4class"), release())
+    (fold,) = make_folds("train1234-test5", found)
+    assert len(fold.train) + len(fold.dev) == 4290 and len(fold.test) == 1241
+    assert len(fold.dev) == pytest.approx(429, abs=100)
+    assert not {found.dialogues[row] for row in fold.train} & {found.dialogues[row] for row in fold.dev}
 
 
 def test_iemocap_with_other_counts_is_refused() -> None:

@@ -24,6 +24,8 @@ from ser.train import run
 from ser.train.experiment import Experiment, Progress, estimate, prepare, run_experiment
 from ser.train.fit import predict
 from ser.train.models import FUSIONS
+from ser.train.report.cells import group_runs
+from ser.train.report.terminal import report_text
 from ser.train.run import load_model
 from ser.train.run_folder import CONFIG, Run, find_runs, open_run, run_name
 from ser.train.scores import CellScores, scores, summary_text
@@ -127,6 +129,9 @@ def test_any_change_of_the_config_is_another_run(store: Path, tmp_path: Path) ->
         {"features": "is13+bert:pool=meanstd"},
         {"limit": 60},
         {"precision": "bf16"},
+        {"only": "improvised"},
+        {"set": (*SMALL, "dev=next")},
+        {"set": (*SMALL, "refit=true")},
     ]
     names = [run_name(prepare(replace(plain, **change))[0].config) for change in [{}, *changes]]
     assert len(set(names)) == len(names)
@@ -134,6 +139,9 @@ def test_any_change_of_the_config_is_another_run(store: Path, tmp_path: Path) ->
     moved = replace(plain, out=tmp_path / "elsewhere", resume=True, seeds=2)
     assert run_name(prepare(moved)[0].config) == names[0]
     assert run_name(prepare(replace(plain, features="bert+is13"))[0].config) == names[0]
+    # What came later is not in the config of a run that does not use it, so that older runs keep their names.
+    config = prepare(replace(plain, select="last"))[0].config
+    assert "only" not in config and "refit" not in config["training"] and config["training"]["dev"] == "auto"
 
 
 def test_curves_for_tensorboard(store: Path, tmp_path: Path) -> None:
@@ -162,7 +170,7 @@ def test_soft_labels_train_on_the_votes(store: Path, tmp_path: Path) -> None:
 def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
     found = estimate(prepare(lgf(store, tmp_path / "out", epochs=10, seeds=3)))
     assert found.runs == 15 and found.parameters > 1000 and found.seconds > 0
-    assert found.updates == 15 * 10 * 3  # three sessions of two dialogues, two dialogues a batch
+    assert found.updates == 15 * 10 * 4  # four sessions of two dialogues but one dialogue, two dialogues a batch
     assert not (tmp_path / "out").exists()
 
 
@@ -267,6 +275,9 @@ def test_where_no_run_is(tmp_path: Path) -> None:
         ({"device": "tpu"}, WrongUse, "--device tpu"),
         ({"corpus": "iemocap"}, WrongUse, "iemocap"),
         ({"features": "egemaps"}, MissingRows, "ser features"),
+        ({"only": "scripted"}, WrongUse, "no id of corpus tiny says that its utterance is scripted"),
+        ({"set": ("refit=true",), "select": "last"}, WrongUse, "needs --select val and a dev part"),
+        ({"set": ("refit=true", "dev=none")}, WrongUse, "needs --select val and a dev part"),
         ({"fusion": "audio", "features": "is13"}, WrongUse, "--loss perspective needs audio and text heads"),
     ],
 )
@@ -287,7 +298,7 @@ def test_the_summary_pools_folds_and_gives_intervals(store: Path, tmp_path: Path
     text = summary_text(cell)
     raw = make_manifest().column("label")
     assert f"left out: {raw.count('fru')} (label fru is not in 4class), {raw.count('xxx')} (label xxx" in text
-    assert "session-out · val · 4class" in text
+    assert "session-out · val · 4class · dev 0.1 in whole dialogues · n train 60–64 · n dev 10 · n test 16–20" in text
     assert "random weights (bert) and synthetic corpus (tiny): no comparison with the paper is meant" in text
 
 
@@ -324,7 +335,15 @@ def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
     assert [run_name(job.config) for job in prepare(moved)] == [run.path.name for run in runs]
     lines[0] = lines[0].replace(",1", ",2")
     (tmp_path / "b" / "mine.csv").write_text("id,fold\n" + "".join(lines))
-    assert not {run_name(job.config) for job in prepare(moved)} & {run.path.name for run in runs}
+    # But for the one fold that has the changed utterance in training before and after.
+    assert len({run_name(job.config) for job in prepare(moved)} & {run.path.name for run in runs}) == 1
+    # Which moved one utterance of a speaker to a fold of its own, and the manifest knows whose it is.
+    moved_runs = run_experiment(moved)
+    for shown in (CellScores(moved_runs).conditions, report_text(*group_runs(moved_runs)).replace("\n", " ")):
+        assert "folds:mine.csv (speaker-dependent) · 1 of 10 test speakers are heard in training" in shown
+    result = {**runs[0].result, "speakers": None, "speaker_independent": False}
+    (runs[0].path / "result.json").write_text(json.dumps(result))
+    assert "whether test speakers are heard in training is not known" in CellScores([open_run(runs[0].path)]).conditions
 
 
 def test_a_run_is_gone_on_with_by_its_folder(store: Path, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
     assert fit_groups([*jobs(), *jobs(loss="perspective")]) == [[i, i + 5, i + 10, i + 15] for i in range(5)]
     assert fit_groups([*jobs(), *jobs("lr=0.5")]) == [[i + j, i + j + 5] for j in (0, 10) for i in range(5)]
     assert [len(group) for group in fit_groups(jobs(folds=1, seeds=2 * MOST + 3))] == [MOST, MOST, 3]
-    for setting in ("released=true", "soft_labels=true", "clip_norm=1"):
+    for setting in ("released=true", "soft_labels=true", "clip_norm=1", "refit=true"):
         assert fit_groups(jobs(setting)) == [[i] for i in range(10)], setting
 
 

@@ -347,12 +347,14 @@ def load_dataset(
     allow_missing: bool = False,
     cache: DataCache | None = None,
     views: str = "",
+    only: str | None = None,
 ) -> tuple[Dataset, Fusion]:
     """The corpus's labelled utterances with the features that the fusion takes.
 
-    `limit` keeps that many utterances, spread evenly over the corpus. `views` names augmented features, joined with
-    `+`, that training mixes in. A `cache` gives what it has made before. Raises `WrongUse` for names that do not fit
-    together, `MissingRows` if an utterance lacks a feature (quarantined ones may be left out by `allow_missing`).
+    `only` keeps "scripted" or "improvised" ones, `limit` that many utterances, spread evenly over the corpus. `views`
+    names augmented features, joined with `+`, that training mixes in. A `cache` gives what it has made before. Raises
+    `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature (quarantined ones may
+    be left out by `allow_missing`).
     """
     cache = cache or DataCache()
     store = open_store(store_path)
@@ -364,7 +366,7 @@ def load_dataset(
     if fusion.level == "vector":
         asked = [replace(one, pooled=one.feature.spec.level != "utterance") for one in asked]
     about = [[str(one.feature.path), one.pool, one.pooled] for one in asked]
-    key = canonical_json([manifest.digest, about, policy.described, limit, allow_missing])
+    key = canonical_json([manifest.digest, about, policy.described, limit, allow_missing, only])
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
@@ -372,6 +374,15 @@ def load_dataset(
     left_out: dict[str, Any] = {
         f"label {raw} is not in {policy.name}": count for raw, count in utterances.left_out.items()
     }
+    if only is not None:
+        kept = np.flatnonzero([only.startswith((scene or "?").split()[0]) for scene in utterances.scenes])
+        if not len(kept):
+            raise WrongUse(
+                f"--only {only}: no id of corpus {manifest.corpus} says that its utterance is {only}, as IEMOCAP's do "
+                "(Ses01F_script01_1_F000, Ses01F_impro01_F000); leave --only out"
+            )
+        left_out[f"--only {only}"] = len(utterances) - len(kept)
+        utterances = utterances.take(kept)
     if limit is not None and limit < len(utterances):
         left_out[f"--limit {limit}"] = len(utterances) - limit
         utterances = utterances.take(np.linspace(0, len(utterances) - 1, limit).round().astype(int))
@@ -395,6 +406,7 @@ def load_dataset(
             "features": {modality: one.described for modality, one in inputs.items()},
             "views": [one.described for one in augmented],
             "limit": limit,
+            **({"only": only} if only else {}),  # runs from before it was an option keep their names
         },
         notes={
             "synthetic": manifest.synthetic,

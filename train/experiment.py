@@ -30,7 +30,7 @@ from .options import Experiment
 from .run import check_log, one_thread, train_runs
 from .run_folder import CONFIG, Run, open_run, run_name
 from .settings import TrainConfig, has_setting, parse_settings
-from .splits import Cut, Fold, make_folds
+from .splits import SHARE, Cut, Fold, make_folds
 
 TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
 STEPS = 3  # timed for an estimate, after one that warms up
@@ -79,20 +79,24 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
     _check_options(experiment)
     check_log(experiment.log)
-    asked = {name: getattr(experiment, name) for name in ("corpus", "labels", "limit", "allow_missing", "views")}
+    asked = {
+        name: getattr(experiment, name) for name in ("corpus", "labels", "limit", "allow_missing", "views", "only")
+    }
     data, fusion = load_dataset(experiment.store, experiment.features, experiment.fusion, cache=cache, **asked)
     also = [assignment for assignment in experiment.also_set if has_setting(fusion, assignment)]
     settings, training = parse_settings(fusion, [*experiment.set, *also], experiment.epochs)
     if getattr(settings, "finetune_layers", 0) != 0:
         fusion, data = with_encoder(fusion, settings, data, experiment.model)
     dev = training.dev
-    if dev == "auto":  # a protocol that names its own dev part always has it
-        dev = "next" if experiment.select == "val" or experiment.protocol.startswith("random") else "none"
+    if dev == "auto" and experiment.select != "val" and experiment.protocol != "random-70-20-10":
+        dev = "none"  # but a protocol that names its own dev part always has it
     folds = make_folds(experiment.protocol, data.utterances, Cut(dev, training.cut_seed))
     if experiment.folds != "all":
         if not str(experiment.folds).isdecimal() or int(experiment.folds) < 1:
             raise WrongUse(f"--folds {experiment.folds}: must be all, or how many of the first folds to run")
         folds = folds[: int(experiment.folds)]
+    if training.refit and (experiment.select != "val" or not all(len(fold.dev) for fold in folds)):
+        raise WrongUse("refit=true trains again for the epochs that dev chose: it needs --select val and a dev part")
     how = {name: getattr(experiment, name) for name in ("loss", "select", "precision", "log")}
     plan = TrainConfig(fusion, settings, training, device=choose_device(experiment.device), **how)
     return [
@@ -119,13 +123,18 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
     """The run's complete config: all that can change its numbers, and where it came from."""
     ids = {part: [data.utterances.ids[row] for row in rows] for part, rows in fold.parts.items()}
     protocol, colon, file = experiment.protocol.partition(":")
+    training = asdict(plan.training)
+    if training["dev"] == "auto" and fold.dev_by.startswith(SHARE):
+        training["dev"] = SHARE  # what auto meant before was the next session: those runs are not of this cell
+    if not plan.training.refit:
+        del training["refit"]  # runs from before it was a setting keep their names
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(experiment).items()}
     return {
         "version": TRAIN_VERSION,
         **data.described,
         "fusion": plan.fusion.name,
         "settings": asdict(plan.settings),
-        "training": asdict(plan.training),
+        "training": training,
         "loss": plan.loss,
         "protocol": f"{protocol}:{Path(file).name}" if colon else protocol,  # wherever the file of folds lies
         "fold": fold.name,
@@ -258,7 +267,7 @@ def estimate(jobs: Sequence[Job]) -> Estimate:
     """Parameters, updates and an estimate of the time, from a few timed steps of the first of the jobs."""
     job = jobs[0]
     plan, settings = job.plan, job.plan.settings
-    epochs = settings.epochs * len(plan.fusion.stages)
+    epochs = settings.epochs * len(plan.fusion.stages) * (2 if plan.training.refit else 1)
     copies = len(job.data.views) + 1
     units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * copies for j in jobs]
     updates = sum(-(-n // settings.batch_size) for n in units) * epochs

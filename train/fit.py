@@ -62,13 +62,19 @@ def fit(
     config: TrainConfig,
     on_epoch: Callable[[Epoch, Callable[[], bytes]], None] | None = None,
     resume: tuple[Mapping[str, Tensor], Mapping[str, str]] | None = None,
+    chosen: Sequence[dict[str, Any]] = (),
 ) -> Fitted:
-    """Train one model on one fold.
+    """Train one model on one fold; with `refit` then another on train + dev, for as many epochs as dev chose.
 
     `on_epoch` gets every epoch, and a function that makes the `state_bytes` after it; `resume` is what such a file
-    holds, tensors and metadata, to go on from. Raises `Diverged` if the loss is no longer a number, naming epoch and
-    batch.
+    holds, tensors and metadata, to go on from. `chosen` is the history of the model before, whose kept epoch is the
+    last of each stage. Raises `Diverged` if the loss is no longer a number, naming epoch and batch.
     """
+    if config.training.refit:
+        once = replace(config, training=replace(config.training, refit=False))
+        if not (chosen := json.loads(resume[1]["state"])["chosen"] if resume else []):
+            chosen, resume = fit(data, fold, once, on_epoch, resume).history, None
+        return fit(data, fold.refitted, replace(once, select="last"), on_epoch, resume, chosen)
     fusion, settings = config.fusion, config.settings
     eval_rows = rows_to_evaluate(fold, config)
     eval_labels = data.utterances.labels[eval_rows]
@@ -86,7 +92,7 @@ def fit(
     model = fusion.build(settings, data.dims, len(data.utterances.classes)).to(config.device)
     random = {name: Generator().manual_seed(config.seed) for name in ("shuffling", "hiding")}
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    selection = Selection(config, snapshot(model))
+    selection = Selection(config, snapshot(model), chosen=list(chosen))
     about: dict[str, Any] = json.loads(resume[1]["state"]) if resume else {"stage": 0}
 
     for number, stage in enumerate(fusion.stages[about["stage"] :], about["stage"]):
@@ -97,7 +103,7 @@ def fit(
         if resume and number == about["stage"]:
             first, selection.best, selection.history = about["epoch"], float(about["best_score"]), about["history"]
             restore(resume[0], selection, model, optimiser, random)
-        for epoch in range(first, settings.epochs):
+        for epoch in range(first, selection.epochs(stage)):
             started = time.perf_counter()
             losses, sizes = [], []
             model.train()
@@ -134,7 +140,7 @@ def fit(
             if on_epoch:
                 on_epoch(line, partial(state_bytes, number, epoch + 1, selection, model, optimiser, random))
         model.load_state_dict(selection.kept)
-    return Fitted(model, scaling, selection.history)
+    return Fitted(model, scaling, selection.chosen + selection.history)
 
 
 def rows_to_evaluate(fold: Fold, config: TrainConfig) -> np.ndarray:
@@ -253,12 +259,18 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 @dataclass
 class Selection:
-    """The epochs of one run so far, and the weights of the one to keep."""
+    """The epochs of one model so far, and the weights of the one to keep; `chosen` is the history of one before it."""
 
     config: TrainConfig
     kept: dict[str, Tensor]
     best: float = -math.inf  # score of this stage's epochs
     history: list[dict[str, Any]] = field(default_factory=list)
+    chosen: list[dict[str, Any]] = field(default_factory=list)
+
+    def epochs(self, stage: Stage) -> int:
+        """How many a stage has: as many as were chosen for it before, or as are set."""
+        kept = {line["stage"]: line["epoch"] for line in self.chosen if line["kept"]}
+        return kept.get(stage.name, self.config.settings.epochs)
 
     def add(self, stage: Stage, epoch: int, loss: float, matrix: np.ndarray | None, seconds: float) -> Epoch:
         """Note an epoch (from 0) with C [K, K] of the evaluated part, and say whether it is the one to keep so far."""
@@ -269,7 +281,8 @@ class Selection:
             score = float(epoch)
         kept = score is not None and score > self.best
         self.best = score if kept and score is not None else self.best
-        line = Epoch(stage.name, epoch + 1, self.config.settings.epochs, loss, wa, ua, seconds, kept)
+        name = f"{stage.name} again" if self.chosen else stage.name
+        line = Epoch(name, epoch + 1, self.epochs(stage), loss, wa, ua, seconds, kept)
         self.history.append(asdict(line))
         return line
 
@@ -299,6 +312,7 @@ def state_bytes(
         for name, value in values.items()
     }
     about = {"stage": stage, "epoch": epoch, "best_score": repr(selection.best), "history": selection.history}
+    about["chosen"] = selection.chosen
     return save(tensors, {"state": json.dumps(about)})
 
 

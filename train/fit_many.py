@@ -43,7 +43,7 @@ SHARE = 0.4  # of a GPU's free memory: two workers may ask at the same moment
 
 def can_train_together(data: Dataset, config: TrainConfig) -> bool:
     """Whether this run can be trained with others of its kind at once: its fusion must say so."""
-    apart = config.training.soft_labels or config.training.clip_norm or data.views
+    apart = config.training.soft_labels or config.training.clip_norm or config.training.refit or data.views
     return config.fusion.stacks is not None and config.fusion.stacks(config.settings) and not apart
 
 

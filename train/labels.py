@@ -75,7 +75,7 @@ IEMOCAP_4CLASS = {
     "4": {"ang": 327, "hap": 303, "neu": 258, "sad": 143},
     "5": {"ang": 170, "hap": 442, "neu": 384, "sad": 245},
 }
-_IEMOCAP_ID = re.compile(r"Ses0[1-5][FM]_(impro|script)\d\d\w*_[FM]\d{3}")
+_IEMOCAP_ID = re.compile(r"Ses0[1-5][FM]_(impro|script)(\d\d)\w*_[FM]\d{3}")
 
 
 def get_policy(name: str) -> Policy:
@@ -107,7 +107,8 @@ class Utterances:
 
     `dialogues` [n] numbers the dialogues; an utterance whose corpus names no dialogue is one by itself.
     `turns` [n] orders the utterances of a dialogue. `rows` [n] are those of the manifest that they come from, if any,
-    and `left_out` counts the raw labels that the label policy leaves out.
+    and `left_out` counts the raw labels that the label policy leaves out. `texts` [n] are the words of the transcripts,
+    without case and punctuation, so that what is said in the same words is equal; None where there is none.
     """
 
     ids: Sequence[str]
@@ -119,6 +120,7 @@ class Utterances:
     turns: np.ndarray
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     left_out: Mapping[str, int] = field(default_factory=dict)
+    texts: Sequence[str | None] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -127,6 +129,12 @@ class Utterances:
     def speaker_numbers(self) -> np.ndarray:
         """The speakers as numbers, int64 [n]; those who are not named count as one."""
         return _numbered(self.speakers)
+
+    @property
+    def scenes(self) -> list[str | None]:
+        """What was acted, by IEMOCAP's ids: "script 01" of Ses05M_script01_1b_F000; None for any other id."""
+        found = map(_IEMOCAP_ID.fullmatch, self.ids)
+        return [None if scene is None else f"{scene[1]} {scene[2]}" for scene in found]
 
     def take(self, which: np.ndarray) -> "Utterances":
         """The utterances `which` [m], in that order; one may come several times."""
@@ -139,6 +147,7 @@ class Utterances:
             dialogues=_numbered(self.dialogues[which].tolist()),
             turns=self.turns[which],
             rows=self.rows[which] if len(self.rows) else self.rows,
+            texts=[self.texts[row] for row in which] if self.texts else (),
         )
 
     def by_dialogue(self, rows: np.ndarray) -> list[np.ndarray]:
@@ -190,6 +199,7 @@ def apply_policy(policy: Policy, manifest: Manifest) -> Utterances:
         turns=np.array(turns, dtype=np.int64),
         rows=rows,
         left_out=Counter(label or "none" for label, kept in zip(raw, index, strict=True) if kept is None),
+        texts=[" ".join(re.findall(r"[^\W_]+", (text or "").casefold())) or None for text in column("text")],
     )
     known = policy.name in IEMOCAP_TOTALS and len(manifest) == IEMOCAP_UTTERANCES and not manifest.synthetic
     if known and all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):

@@ -19,7 +19,7 @@ SELECTIONS = {  # which epoch counts
     "last": "the last epoch",
     "best-test": "the epoch with the best score on the TEST part, which lifts every number",
 }
-PROTOCOL_HELP = "session-out, speaker-out, train1234-test5, random-70-20-10 or folds:FILE"
+PROTOCOL_HELP = "session-out, speaker-out, script-out, train1234-test5, random-70-20-10 or folds:FILE"
 
 
 def option(default: Any, help: str, metavar: str | None = None, choices: tuple[str, ...] = ()) -> Any:
@@ -37,6 +37,7 @@ class Experiment:
     corpus: str | None = option(None, "The store's only corpus by default.", "N")
     labels: str = option("4class", "4class, 5class, 6class or a TOML file.", "POLICY")
     protocol: str = option("session-out", f"How train, dev and test are cut: {PROTOCOL_HELP}.", "NAME")
+    only: str | None = option(None, "Only scripted or improvised utterances.", "KIND", ("scripted", "improvised"))
     select: str = option("val", "Which epoch counts: val, last or best-test.", "EPOCH", tuple(SELECTIONS))
     loss: str = option("single", "single or perspective.", "LOSS", ("single", "perspective"))
     seeds: int = option(1, "How many seeds: 0, 1, … N-1.", "N")

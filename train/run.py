@@ -25,7 +25,7 @@ from .models import FUSIONS, Fusion
 from .run_folder import CONFIG, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
 from .scores import scores
 from .settings import TrainConfig
-from .splits import Fold, is_speaker_independent
+from .splits import Fold, known_before
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
 
@@ -189,10 +189,12 @@ def _finish(
         "labels": config["labels"]["policy"],
         "classes": list(classes),
         "tests": tested,
-        "speaker_independent": is_speaker_independent(fold, utterances),
+        **known_before(fold.refitted if plan.training.refit else fold, utterances),
         "synthetic": data.notes["synthetic"],
         "random_weights": data.notes["random_weights"],
         "parts": {part: len(held) for part, held in fold.parts.items()},
+        "dev": fold.dev_by,
+        "refit": plan.training.refit,
         "left_out": {**data.notes["left_out"], **{why: len(held) for why, held in fold.left_out.items()}},
         "epoch": fitted.epoch,
         "seconds": round(seconds, 3),

@@ -172,11 +172,13 @@ class CellScores:
 
     @property
     def conditions(self) -> str:
-        """Protocol, selection and labels, with a warning where a number is easier to win."""
+        """Protocol, selection, labels and parts, with a warning where a number is easier to win."""
         first = self.results[0]
         selected = "best-test (epoch chosen on the TEST part)" if first["select"] == "best-test" else first["select"]
-        split = first["protocol"] if first["speaker_independent"] else f"{first['protocol']} (speaker-dependent)"
-        return " · ".join((split, selected, first["labels"]))
+        heard = heard_in_training(self.results)
+        split = f"{first['protocol']} (speaker-dependent)" if heard else first["protocol"]
+        cut = [f"{name} {value}" for name, value in parts(self.results).items()]
+        return " · ".join((split, *filter(None, [heard]), selected, first["labels"], *cut))
 
     @property
     def caveat(self) -> str | None:
@@ -288,6 +290,27 @@ def share(counted: Sequence[bool] | np.ndarray, groups: Sequence[Any]) -> Ends:
 def _of_share(whole: float, without: np.ndarray) -> Ends:
     low, high = jackknife_interval(whole, without)
     return whole, max(0.0, float(low)), min(100.0, float(high))
+
+
+def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """How dev was cut, and n of each part; where folds differ, the fewest and the most, such as "3,205–3,300"."""
+    how = [f"{result['dev']}{', then refit' * result['refit']}" for result in results if "dev" in result]
+    found = {"dev": ", ".join(dict.fromkeys(how))} if how else {}  # not of an earlier ser
+    for part in results[0].get("parts", ()):
+        sizes = [result["parts"][part] for result in results]
+        found[f"n {part}"] = "–".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes))))
+    return found
+
+
+def heard_in_training(results: Sequence[Mapping[str, Any]]) -> str:
+    """How many speakers of the test parts are heard in training, or that this is not known; "" if none is."""
+    known: list[Any] = [result.get("speakers") for result in results]
+    if all(result["speaker_independent"] for result in results):
+        return ""
+    if None in known:
+        return "whether test speakers are heard in training is not known"
+    heard = {name for speakers in known for name, is_heard in speakers.items() if is_heard}
+    return f"{len(heard)} of {len(set().union(*known))} test speakers are heard in training"
 
 
 def caveat(results: Iterable[Mapping[str, Any]]) -> str | None:

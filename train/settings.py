@@ -20,10 +20,14 @@ class TrainingSettings:
 
     dev: str = setting(
         "auto",
-        "ours: next with --select val, else none",
-        "dev part: next (the session or speaker cyclically after the test one), none, or a share such as 0.1",
+        "ours: 0.1 with --select val, else none",
+        "dev part: next (the session or speaker cyclically after the test one), none, or a share such as 0.1 of the "
+        "training part, in whole dialogues (speakers where no dialogue is named); auto keeps a protocol's own",
     )
     cut_seed: int = setting(0, OURS, "seed of random cuts (random-70-20-10, dev shares); the same for all --seeds")
+    refit: bool = setting(
+        False, OURS, "with --select val: train a new model on train + dev, for as many epochs as dev chose"
+    )
     select_score: Literal["ua", "wa"] = setting("ua", OURS, "score whose best epoch counts with val and best-test")
     reduction: Literal["auto", "sum", "mean"] = setting(
         "auto",

@@ -2,9 +2,12 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +16,14 @@ from ser.errors import LeakageError, WrongUse, unknown
 from .labels import Utterances
 
 PARTS = ("train", "dev", "test")
+SHARE = "0.1"  # of the training part is dev, unless something else is asked for
 
 
 @dataclass(frozen=True)
 class Fold:
     """One cut: rows of `Utterances` for each part; dev is empty where nothing is selected on it.
 
-    `left_out` holds the rows that stand in no part, by the reason why.
+    `left_out` holds the rows that stand in no part, by the reason why; `dev_by` says how dev was cut.
     """
 
     name: str
@@ -27,22 +31,28 @@ class Fold:
     dev: np.ndarray
     test: np.ndarray
     left_out: Mapping[str, np.ndarray] = field(default_factory=dict)
+    dev_by: str = "none"
 
     @property
     def parts(self) -> dict[str, np.ndarray]:
         """The three parts by name."""
         return {part: getattr(self, part) for part in PARTS}
 
+    @property
+    def refitted(self) -> "Fold":
+        """The fold with its dev part in training."""
+        return replace(self, train=np.union1d(self.train, self.dev), dev=self.dev[:0])
+
 
 @dataclass(frozen=True)
 class Cut:
     """How the dev part is cut.
 
-    `dev` is "next" (the session or speakers cyclically after the test ones, by default), "none", or a share of the
-    training part in whole dialogues, such as "0.1". `seed` is that of random cuts.
+    `dev` is "next" (the session or speakers cyclically after the test ones), "none", or a share of the training part
+    such as "0.1". "auto", the default, is the protocol's own dev part, or else `SHARE`. `seed` is that of random cuts.
     """
 
-    dev: str = "next"
+    dev: str = "auto"
     seed: int = 0
 
     @property
@@ -51,19 +61,30 @@ class Cut:
         if self.dev in ("next", "none"):
             return None
         try:
-            share = float(self.dev)
+            share = float(SHARE if self.dev == "auto" else self.dev)
         except ValueError:
-            raise WrongUse(f"dev={self.dev}: must be next, none, or a share such as 0.1") from None
+            raise WrongUse(f"dev={self.dev}: must be auto, next, none, or a share such as {SHARE}") from None
         if not 0 < share <= 0.5:
             raise WrongUse(f"dev={self.dev}: a share must be above 0 and at most 0.5")
         return share
 
 
-def is_speaker_independent(fold: Fold, utterances: Utterances) -> bool:
-    """Whether no speaker of the fold's test part is heard in train or dev; False where a speaker is unknown."""
+def known_before(fold: Fold, utterances: Utterances) -> dict[str, Any]:
+    """What of the test part is known from training, as a run's result.json holds it.
+
+    `speakers`: whether each one is heard in train or dev, None where one is unknown; `speaker_independent`: if none is;
+    `repeated_texts`: how many utterances' transcripts stand in train word for word, None where none has a transcript.
+    """
     heard = {utterances.speakers[row] for row in np.concatenate([fold.train, fold.dev])}
     tested = {utterances.speakers[row] for row in fold.test}
-    return None not in heard | tested and not heard & tested
+    speakers = None if None in heard | tested else {str(name): name in heard for name in sorted(tested, key=str)}
+    said = utterances.texts or [None] * len(utterances)
+    texts, taught = [said[row] for row in fold.test], {said[row] for row in fold.train} - {None}
+    return {
+        "speakers": speakers,
+        "speaker_independent": speakers is not None and not any(speakers.values()),
+        "repeated_texts": sum(text in taught for text in texts) if any(texts) else None,
+    }
 
 
 def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], shared_dev: bool = False) -> None:
@@ -124,12 +145,7 @@ def _read_table(path: Path) -> list[Listed]:
     import pandas as pd
 
     separator = "\t" if path.suffix == ".tsv" else ","
-    try:
-        table = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
-        )
-    except pd.errors.EmptyDataError:
-        table = pd.DataFrame()
+    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
     if not {"id", "fold"} <= set(table) or table.empty:
         raise WrongUse(f"{path}: needs the columns id and fold (and part, if each fold's parts are named)")
     if "part" not in table:
@@ -194,6 +210,35 @@ def train1234_test5(utterances: Utterances, cut: Cut) -> list[Fold]:
     return session_out(utterances, cut)[-1:]
 
 
+def script_out(utterances: Utterances, cut: Cut) -> list[Fold]:
+    """Each session's utterances of each script are the test part once; the other sessions train, without that script.
+
+    IEMOCAP's three scripts recur in all sessions word for word, so that a text model can learn lines by heart under
+    `session_out` (Pepino et al., ICASSP 2020). Improvised dialogues train and are never tested. Where no utterance
+    names a script, its place is taken by the transcripts that recur in several sessions, in three groups.
+    With dev "next" the dev part is another session's utterances of another script, and train has neither.
+    """
+    sessions = _named(utterances.sessions, "session")
+    scripts = _scripts(utterances, sessions)
+
+    def held(session: str, script: str) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of both, and those of one of the two."""
+        acted, said = sessions == session, scripts == script
+        return np.flatnonzero(acted & said), np.flatnonzero(acted ^ said)
+
+    pairs = [(s, k) for s in _natural(sessions) for k in sorted({*scripts} - {None}) if len(held(s, k)[0])]
+    folds = []
+    for at, (session, script) in enumerate(pairs):
+        test, beside = held(session, script)
+        left_out, dev = {"of the session or script of the test part": beside}, test[:0]
+        others = [pair for pair in pairs[at:] + pairs[:at] if pair[0] != session and pair[1] != script]
+        if cut.dev == "next" and others:
+            dev, near = held(*others[0])
+            left_out["of the session or script of the dev part"] = np.setdiff1d(near, beside)
+        folds.append(_fold(f"session {session} {script}", utterances, test, dev, cut, left_out))
+    return folds
+
+
 def random_70_20_10(utterances: Utterances, cut: Cut) -> list[Fold]:
     """70 % train, 20 % dev, 10 % test at random, every class in equal shares (USC §3.3).
 
@@ -206,15 +251,15 @@ def random_70_20_10(utterances: Utterances, cut: Cut) -> list[Fold]:
         raise WrongUse(f"--protocol random-70-20-10 needs 10 utterances of each class; too few of {', '.join(few)}")
     rows = np.arange(len(utterances))
     rest, test = train_test_split(rows, test_size=0.1, stratify=utterances.labels, random_state=cut.seed)
-    train, dev = rest, rows[:0]
-    if cut.dev != "none":
-        share = cut.share or 2 / 9
-        train, dev = train_test_split(rest, test_size=share, stratify=utterances.labels[rest], random_state=cut.seed)
-    return [Fold("random", np.sort(train), np.sort(dev), np.sort(test))]
+    if cut.dev == "none":
+        return [Fold("random", np.sort(rest), rows[:0], np.sort(test))]
+    share = 2 / 9 if cut.dev in ("auto", "next") else cut.share
+    train, dev = train_test_split(rest, test_size=share, stratify=utterances.labels[rest], random_state=cut.seed)
+    return [Fold("random", np.sort(train), np.sort(dev), np.sort(test), dev_by=f"{share:.2g} at random")]
 
 
 def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
-    """The folds that a file spells out; where it names no dev part, the next fold's test part is one."""
+    """The folds that a file spells out; where it names no dev part, `cut` says it: "next" is the next fold's test."""
     listed = read_folds(path)
     row_of = {utterance: row for row, utterance in enumerate(utterances.ids)}
 
@@ -230,7 +275,7 @@ def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
         absent = np.setdiff1d(np.arange(len(utterances)), np.concatenate([train, dev, test]))
         left_out = {f"in no part of {path.name}": absent} if len(absent) else {}
         if len(dev):
-            folds.append(Fold(name, train, dev, test, left_out))
+            folds.append(Fold(name, train, dev, test, left_out, f"named by {path.name}"))
         else:
             following = rows(listed[(position + 1) % len(listed)][1]["test"])
             folds.append(_fold(name, utterances, test, np.intersect1d(following, train), cut, left_out))
@@ -240,6 +285,7 @@ def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
 PROTOCOLS = {
     "session-out": session_out,
     "speaker-out": speaker_out,
+    "script-out": script_out,
     "train1234-test5": train1234_test5,
     "random-70-20-10": random_70_20_10,
 }
@@ -277,22 +323,58 @@ def _fold(
     cut: Cut,
     left_out: Mapping[str, np.ndarray] | None = None,
 ) -> Fold:
-    """The rest of the rows as train and dev. `following` are the dev part if that is "next"; a share of the rest comes
-    in whole dialogues, with the classes in about equal shares.
-    """
+    """The rest of the rows as train and dev. `following` are the dev part if that is "next"."""
     left_out = left_out or {}
     rest = np.setdiff1d(np.arange(len(utterances)), np.concatenate([test, *left_out.values()]))
-    dev = following if cut.dev == "next" else rest[:0]
+    dev, dev_by = (following, "next") if cut.dev == "next" else (rest[:0], "none")
     if cut.share is not None:
-        from sklearn.model_selection import StratifiedGroupKFold
+        dev, units = _share(utterances, rest, cut.share, cut.seed)
+        dev_by = f"{cut.share:g} in {units}"
+    return Fold(name, np.setdiff1d(rest, dev), dev, test, left_out, dev_by)
 
-        splits, dialogues = round(1 / cut.share), utterances.dialogues[rest]
-        if len(set(dialogues.tolist())) < splits:
-            raise WrongUse(f"dev={cut.dev}: the training part has fewer than {splits} dialogues to cut; use dev=next")
-        splitter = StratifiedGroupKFold(splits, shuffle=True, random_state=cut.seed)
-        _, chosen = next(splitter.split(rest, utterances.labels[rest], dialogues))
-        dev = rest[np.sort(chosen)]
-    return Fold(name, np.setdiff1d(rest, dev), dev, test, left_out)
+
+def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, str]:
+    """About that share of the rows, of each class about as much, in whole dialogues (one at least), and what is whole.
+
+    Whole speakers where no dialogue joins two utterances, and single utterances where neither is known. The rows are
+    those of scikit-learn's StratifiedGroupKFold, which takes most of a second to import: its first fold of 1 / share.
+    """
+    names, units = utterances.dialogues[rows].tolist(), "whole dialogues"
+    if len(set(utterances.dialogues.tolist())) == len(utterances):
+        units, speakers = "single utterances (no dialogues or speakers known)", [utterances.speakers[r] for r in rows]
+        if None not in speakers and len(set(speakers)) > 1:
+            names, units = speakers, "whole speakers"
+    groups, group = np.unique(names, return_inverse=True)
+    counts = np.zeros((len(groups), len(utterances.classes)))
+    np.add.at(counts, (group, utterances.labels[rows]), 1)
+    counts = counts[:, counts.any(0)]
+    order = np.random.RandomState(seed).permutation(len(groups))
+    order = order[np.argsort(-counts[order].std(1), kind="stable")]  # the most uneven first
+    folds = np.zeros((min(round(1 / share), len(groups)), counts.shape[1]))
+    chosen = np.zeros(len(groups), dtype=np.int64)
+    for which in order:
+        tries = folds + np.eye(len(folds))[:, :, None] * counts[which]  # [fold that gets the group, fold, class]
+        spread, best = (tries / counts.sum(0)).std(1).mean(1), 0
+        for fold in range(1, len(folds)):
+            fewer = folds[fold].sum() < folds[best].sum()
+            if spread[fold] < spread[best] or (fewer and np.isclose(spread[fold], spread[best])):
+                best = fold
+        chosen[which] = best
+        folds[best] += counts[which]
+    return rows[chosen[group] == min(chosen, default=0)], units
+
+
+def _scripts(utterances: Utterances, sessions: np.ndarray) -> np.ndarray:
+    """The script of each utterance, such as "script 01" or "texts 1", None for those that follow none."""
+    found = [scene if scene and scene.startswith("script") else None for scene in utterances.scenes]
+    if not any(utterances.scenes):
+        said = Counter(text for text, _ in set(zip(utterances.texts, sessions, strict=True)) if text)
+        groups = dict(zip(sorted(text for text in said if said[text] > 1), cycle("123"), strict=False))
+        found = [f"texts {groups[text]}" if text in groups else None for text in utterances.texts]
+    if not any(found):
+        lack = "no script in IEMOCAP's ids, and no transcript that several sessions share"
+        raise WrongUse(f"--protocol script-out: this corpus has {lack}; use --protocol session-out")
+    return np.array(found, dtype=object)
 
 
 def _named(values: Sequence[str | None], kind: str) -> np.ndarray:

@@ -58,7 +58,7 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
             item[name] = values[0] if name in self._vectors else values
         return item
 
-    def folds(self, protocol: str = "session-out", dev: str = "next") -> list[Fold]:
+    def folds(self, protocol: str = "session-out", dev: str = "auto") -> list[Fold]:
         """Train, dev and test rows as `ser train --protocol` cuts them."""
         return make_folds(protocol, self.utterances, Cut(dev))
 

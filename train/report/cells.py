@@ -20,7 +20,7 @@ from ser.train.scores import CellScores
 # What tells the runs of one cell apart.
 OF_THE_RUN = ("fold", "seed", "cut", "provenance")
 # What stands in a label without its name.
-UNNAMED = ("features", "corpus", "labels", "protocol", "select", "loss", "precision")
+UNNAMED = ("features", "corpus", "only", "labels", "protocol", "select", "loss", "precision")
 KNOWN = ("id", "text", "votes", "duration", "session", "gender")  # columns of the manifest
 
 
@@ -146,6 +146,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "labels": config["labels"]["policy"],
         **{key: config[key] for key in ("protocol", "select", "loss")},
         "precision": config.get("precision", "float32"),
+        "only": config.get("only", "all utterances"),
         "limit": config["limit"],
         "pool": "+".join(f["pool"] for f in features),
         **config["settings"],

@@ -11,6 +11,7 @@ from ser.errors import SerError
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, assignments
 from ser.train.run_folder import Run
+from ser.train.scores import heard_in_training, parts
 from ser.train.settings import Setting, settings
 from ser.train.splits import PROTOCOLS
 
@@ -63,10 +64,10 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
     """One table for each set of utterances and labels."""
     firsts: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
-        key = (cell.config["corpus"], cell.config["manifest"], cell.config["labels"]["policy"], cell.config["limit"])
+        key = (*map(cell.config.get, ("corpus", "manifest", "limit", "only")), cell.config["labels"]["policy"])
         firsts.setdefault(key, cell)
     tables = []
-    for number, ((corpus, digest, policy, _), cell) in enumerate(firsts.items(), 1):
+    for number, ((corpus, digest, _, _, policy), cell) in enumerate(firsts.items(), 1):
         manifest, tested = cell.origin.manifest, cell.predictions.drop_duplicates("id")
         note = f"{len(tested):,} utterances tested"
         if manifest is not None:
@@ -87,16 +88,20 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
 
 
 def _protocols(cells: Sequence[Cell]) -> Table:
-    groups: dict[tuple[str, str], list[Cell]] = {}
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.config["protocol"], cell.config["select"]), []).append(cell)
+        repeated: list[Any] = [result.get("repeated_texts") for result in cell.results]
+        share = None if None in repeated else 100 * sum(repeated) / cell.confusion().sum()
+        key = (cell.config["protocol"], cell.config["select"], share, *parts(cell.results).items())
+        groups.setdefault(key, []).append(cell)
     rows = []
-    for (protocol, select), members in groups.items():
+    for (protocol, select, share, *cut_in), members in groups.items():
         known = PROTOCOLS.get(protocol)
         cut = (known.__doc__ or "").strip().split("\n")[0] if known else "folds from a file"
-        independent = all(result["speaker_independent"] for cell in members for result in cell.results)
-        speakers = "are never heard in training" if independent else "are heard in training too"
-        row = {"protocol": protocol, "how it cuts": f"{cut.rstrip('.')}; speakers of the test part {speakers}."}
+        heard = heard_in_training([result for cell in members for result in cell.results])
+        row: Row = {"cells": ", ".join(cell.label for cell in members)} if len(groups) > 1 else {}
+        row |= {"protocol": protocol, "how it cuts": f"{cut.rstrip('.')}; {heard or 'no test speaker is in training'}."}
+        row |= {**dict(cut_in), "test transcripts also in training %": share}
         row["folds tested"] = "; ".join(dict.fromkeys(_folds(cell.folds) for cell in members))
         row["selection"] = f"{select}: {SELECTIONS[select]}"
         row["loss"] = ", ".join(dict.fromkeys(cell.config["loss"] for cell in members))
@@ -171,7 +176,8 @@ def _runs(cells: Sequence[Cell]) -> Table:
     rows = [
         {"run": run.path.name, "cell": cell.label, "fold": result["fold"], "seed": result["seed"]}
         | {"UA %": 100 * result["ua"], "WA %": 100 * result["wa"], "macro-F1 %": 100 * result["macro_f1"]}
-        | {"epoch kept": result["epoch"], "n": result["n"], "seconds": float(result["seconds"])}
+        | {"epoch kept": result["epoch"], "seconds": float(result["seconds"])}
+        | {f"n {part}": n for part, n in result["parts"].items()}
         for cell in cells
         for run, result in zip(cell.runs, cell.results, strict=True)
     ]
