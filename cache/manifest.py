@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import tomllib
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 RESERVED = {"manifests", "tmp"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `ser features` to write it again"
+# By policy, then by class: the raw labels that both stages count as that class.
+LABEL_POLICIES: dict[str, dict[str, list[str]]] = tomllib.loads(
+    Path(__file__).with_name("policies.toml").read_text(encoding="utf-8")
+)
 
 
 def check_name(kind: str, name: str) -> str:

@@ -32,14 +32,16 @@ def release(change: int = 0) -> Manifest:
     return Manifest.from_rows("iemocap", rows)
 
 
-@pytest.mark.parametrize(("policy", "n", "classes"), [("4class", 5531, 4), ("5class", 7380, 5), ("6class", 7380, 6)])
+@pytest.mark.parametrize(
+    ("policy", "n", "classes"), [("4class", 5531, 4), ("5class", 7380, 5), ("6class", 7380, 6), ("8class", 7527, 8)]
+)
 def test_iemocap_gives_its_known_counts(policy: str, n: int, classes: int) -> None:
     found = apply_policy(get_policy(policy), release())
     assert len(found.rows) == n and len(found.classes) == classes
     assert sum(found.left_out.values()) == 10_039 - n
     counts = dict(zip(found.classes, np.bincount(found.labels).tolist(), strict=True))
     assert (counts["neu"], counts["sad"]) == (1708, 1084)  # not swapped, as one paper has it
-    assert counts["hap"] == (595 if policy == "6class" else 1636)
+    assert counts["hap"] == (595 if policy in ("6class", "8class") else 1636)
 
 
 def test_iemocap_with_other_counts_is_refused() -> None:

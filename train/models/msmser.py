@@ -170,15 +170,30 @@ def random_modality_masking(settings: MsmserSettings, n: int, epoch: int, genera
     return {"audio": struck & ~text, "text": struck & text}
 
 
+_RMM, _MIT = ("rmm_start", "rmm_end", "rmm_text"), ("decoder_depth", "queries")
+_POOLING = ("linear", "score of the self-attention pooling: α = softmax(w · x)")
+_AT_MIT = ("sinusoidal", "position encodings of audio and text at the entrance of MIT; the encoders have none")
 FUSIONS = {
-    name: Fusion(name, source, MsmserSettings, inputs, "sequence", build, hide=hide)
-    for name, source, inputs, build, hide in (
-        ("mit", "MSMSER §2", BOTH, Msmser, random_modality_masking),
-        ("mit:no-encoder", "MSMSER §4.2", BOTH, partial(Msmser, encode=False), random_modality_masking),
-        ("mit:no-selfatt", "MSMSER §4.2", BOTH, partial(Msmser, gate=False), random_modality_masking),
-        # Masking needs the MIT's attention mask (§2.3), so the model without MIT trains without masking.
-        ("concat", "MSMSER §4.2", BOTH, partial(Pooled, modalities=BOTH), None),
-        ("audio:frame", "MSMSER §4.2", ("audio",), partial(Pooled, modalities=("audio",)), None),
-        ("text:token", "MSMSER §4.2", ("text",), partial(Pooled, modalities=("text",)), None),
+    name: Fusion(
+        name=name,
+        source="MSMSER §2" if name == "mit" else "MSMSER §4.2",
+        settings=MsmserSettings,
+        inputs=inputs,
+        level="sequence",
+        build=build,
+        hide=random_modality_masking if len(inputs) > 1 and "rmm_start" not in unused else None,
+        unused=unused,
+        fixed={"pooling": _POOLING, "positions": ("none", "position encodings") if "queries" in unused else _AT_MIT},
+    )
+    for name, inputs, build, unused in (
+        ("mit", BOTH, Msmser, ()),
+        ("mit:no-encoder", BOTH, partial(Msmser, encode=False), ("encoder_depth",)),
+        ("mit:no-selfatt", BOTH, partial(Msmser, gate=False), ()),
+        # The paper hides a modality by MIT's attention mask (§2.3) and does not say whether the model without MIT is
+        # trained so: both are there.
+        ("concat", BOTH, partial(Pooled, modalities=BOTH), (*_MIT, *_RMM)),
+        ("concat:rmm", BOTH, partial(Pooled, modalities=BOTH), _MIT),
+        ("audio:frame", ("audio",), partial(Pooled, modalities=("audio",)), (*_MIT, *_RMM, "standardise_text")),
+        ("text:token", ("text",), partial(Pooled, modalities=("text",)), (*_MIT, *_RMM, "standardise_audio")),
     )
 }
