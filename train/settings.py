@@ -54,7 +54,9 @@ def settings(fusion: Fusion) -> list[Setting]:
         for field, kind in zip(fields(owner), get_type_hints(owner).values(), strict=True)
         if field.name not in fusion.unused
     ]
-    return listed + [Setting(name, value, "fixed", f"{OURS}, fixed", help) for name, (value, help) in fusion.fixed.items()]
+    return listed + [
+        Setting(name, value, "fixed", f"{OURS}, fixed", help) for name, (value, help) in fusion.fixed.items()
+    ]
 
 
 def parse_settings(

@@ -136,25 +136,11 @@ STAGES = (
 )
 _CNN = {"kernels": ("3 × 3", "of the convolutions"), "pools": ("2 × 2", "of the max pooling, rounded up")}
 _BERT = {"pooler": ("not used", "BERT's own pooler: [CLS] is classified as the last layer gives it")}
+_AUDIO, _TEXT = ("standardise_audio", "frames", "channels", "hidden"), ("standardise_text", "finetune_layers")
 FUSIONS = {
-    one.name: one
-    for one in (
-        Fusion(
-            *("cnn", "USC §5.2", UscSettings, ("audio",), "sequence", Cnn),
-            unused=("standardise_text", "finetune_layers"),
-            fixed=_CNN,
-        ),
-        Fusion(
-            *("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert),
-            tune=Bert,
-            unused=("standardise_audio", "frames", "channels", "hidden"),
-            fixed=_BERT,
-        ),
-        Fusion(
-            *("cnn+bert", "USC §5.3", UscSettings, BOTH, "sequence", CnnBert),
-            tune=CnnBert,
-            stages=STAGES,
-            fixed=_CNN | _BERT,
-        ),
-    )
+    "cnn": Fusion("cnn", "USC §5.2", UscSettings, ("audio",), "sequence", Cnn, unused=_TEXT, fixed=_CNN),
+    "bert": Fusion("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert, tune=Bert, unused=_AUDIO, fixed=_BERT),
+    "cnn+bert": Fusion(
+        "cnn+bert", "USC §5.3", UscSettings, BOTH, "sequence", CnnBert, tune=CnnBert, stages=STAGES, fixed=_CNN | _BERT
+    ),
 }

@@ -11,7 +11,7 @@ from ser.train.run_folder import Run
 from ser.train.scores import METRICS, CellScores, Score, caveat, paired_t
 
 from .cells import Cell
-from .paper import quoted_spread
+from .paper import Differences, differences, quoted_spread
 from .sections import beside, cautions, papers_table, results_table, significance_table
 from .tables import Table, tabulated
 
@@ -27,6 +27,7 @@ class Row:
     done: int
     conditions: str  # "session-out · val · 4class"
     quoted: bool = False
+    differs: str = ""  # from the recipe's cell: what does, or why there is no comparison and no `paper`
     p: float | None = None  # of a quoted row: one-sample t-test of the recipe's `tested` cell against it
 
 
@@ -41,12 +42,15 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         ours = CellScores(mine)
         asked, known = [*_metrics(paper), "ua", "wa"], {*METRICS, *ours.classes}
         found = {metric: ours.score(metric, cell.test) for metric in asked if metric in known}
-        rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions))
-        if cell.name == recipe.tested and not ours.caveat:
+        unlike = differences(ours.runs, cell, recipe.models) if paper else Differences(())
+        paper = {} if unlike.barred else paper
+        rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions, differs=str(unlike)))
+        if cell.name == recipe.tested and not ours.caveat and not str(unlike):
             tested = [100 * result["wa"] for result in ours.results]
     for name, paper in recipe.quoted.items():
         p = paired_t(tested, paper["wa"]).p if len(tested) > 1 and "wa" in paper else None
-        rows.append(Row(name, paper, {}, 0, 0, "quoted by the paper", quoted=True, p=p))
+        about = "; ".join(filter(None, ["quoted by the paper", recipe.footnotes.get(name)]))
+        rows.append(Row(name, paper, {}, 0, 0, about, quoted=True, p=p))
     return rows
 
 
@@ -63,6 +67,7 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
             line |= beside(name, quoted_spread(row.paper, metric), (ours.mean, ours.std) if ours else None, not warning)
         line["runs"] = "" if row.quoted else str(row.done) if row.done == row.runs else f"{row.done} of {row.runs}"
         line |= {"p": row.p} if any(row.p is not None for row in rows) else {}
+        line |= {"differs in": row.differs} if any(row.differs for row in rows) else {}
         lines.append({**line, "protocol": row.conditions})
     about = "ours: mean ± standard deviation over the runs (fold × seed), in percent; WA = accuracy, UA = mean recall"
     table = tabulated(Table("recipe", recipe.title, lines))
