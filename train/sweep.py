@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ser import engines
 from ser.cache.atomic_io import remove_leftovers, workspace
-from ser.engines.machine import choose_device
 from ser.cache.store import open_store
+from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
 from .data import DataCache, select_feature, select_features
@@ -90,25 +90,21 @@ def prepare_once(shared: Path | None = None) -> Callable[[Experiment], list[Job]
 def on_features(recipe: Recipe, features: str) -> Recipe:
     """The recipe with each cell's features replaced by those of `features`, "A+B", that have the same modality.
 
-    A cell whose views are of a feature that is replaced is left out, and the recipe's note says so. Raises `WrongUse`
-    for two features of one modality and if no cell is left, `MissingRows` for a feature that is not in the store.
+    A cell with views of a feature that is replaced is left out, and the note says so. Raises `WrongUse` for two
+    features of one modality and if no cell is left, `MissingRows` for a feature that is not in the store.
     """
     cells, left_out = [], []
     for cell in recipe.cells:
-        asked = cell.experiment
+        asked, own = cell.experiment, cell.experiment.features.split("+")
         store = open_store(asked.store)
         corpus = store.only_corpus(asked.corpus)
-        selected, _ = select_features(store, features, corpus)
         found: dict[str, str] = {}
-        for name in asked.features.split("+"):
+        for name in own:
             with contextlib.suppress(MissingRows):  # it may be one that is replaced
                 found[select_feature(store, name, corpus).modality] = name
-        found |= dict(zip(selected, features.split("+"), strict=True))
+        found |= dict(zip(select_features(store, features, corpus)[0], features.split("+"), strict=True))
         takes = FUSIONS[asked.fusion].inputs if asked.fusion in FUSIONS else (asked.fusion,)
-        if not found.keys() >= set(takes):
-            cells.append(cell)  # what lacks is told when the cell is planned
-            continue
-        names = [found[modality] for modality in takes]
+        names = [found[modality] for modality in takes] if found.keys() >= set(takes) else own
         plain = {name.partition(":")[0] for name in names}
         if all(view.partition(":")[0] in plain for view in asked.views.split("+") if view):
             cells.append(replace(cell, experiment=replace(asked, features="+".join(names))))
@@ -116,16 +112,17 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
             left_out.append(cell.name)
     if not cells:
         raise WrongUse(f"--features {features}: every cell of {recipe.name} trains on views of the features it names")
-    note = f"{recipe.note} On {features} in the place of the recipe's own features."
-    note += f" Left out, having views of those: {', '.join(left_out)}." if left_out else ""
-    return replace(recipe, cells=tuple(cells), note=note.strip(), title=f"{recipe.title}, on {features}")
+    note = (
+        f"{recipe.note} Left out, having views of other features: {', '.join(left_out)}." if left_out else recipe.note
+    )
+    return replace(recipe, cells=tuple(cells), note=note, title=f"{recipe.title}, on {features}")
 
 
 def command_for(recipe: Recipe) -> str:
     """The `ser features` command that computes all that the recipe trains on."""
     asked = [cell.experiment for cell in recipe.cells]
     names = dict.fromkeys(name for one in asked for name in f"{one.features}+{one.views}".split("+") if name)
-    plain = dict.fromkeys(re.sub(r"[:,]pool=\w+", "", name.partition("@")[0]) for name in names)
+    plain = dict.fromkeys(re.sub(r"pool=\w+,?", "", name.partition("@")[0]).rstrip(":,") for name in names)
     return f"ser features CORPUS --features {','.join(plain)} --store {asked[0].store}"
 
 
@@ -144,11 +141,9 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
         try:
             device = choose_device(experiment.device, here=not elsewhere)
             jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))
-        except MissingRows as fault:
-            more = f"; for all cells of {recipe.name}: `{command_for(recipe)}`"
-            raise MissingRows(f"cell '{cell.name}': {fault}{more}") from None
         except (WrongUse, LookupError) as fault:
-            raise type(fault)(f"cell '{cell.name}': {fault}") from None
+            more = f"; for all cells: `{command_for(recipe)}`" if isinstance(fault, MissingRows) else ""
+            raise type(fault)(f"cell '{cell.name}': {fault}{more}") from None
         plans.append(jobs[0].plan)
         if cell.test.startswith("only") and plans[-1].fusion.hide is None:
             raise WrongUse(f"cell '{cell.name}': fusion {plans[-1].fusion.name} cannot hide a modality")

@@ -170,30 +170,20 @@ def random_modality_masking(settings: MsmserSettings, n: int, epoch: int, genera
     return {"audio": struck & ~text, "text": struck & text}
 
 
-_RMM, _MIT = ("rmm_start", "rmm_end", "rmm_text"), ("decoder_depth", "queries")
-_POOLING = ("linear", "score of the self-attention pooling: α = softmax(w · x)")
-_AT_MIT = ("sinusoidal", "position encodings of audio and text at the entrance of MIT; the encoders have none")
+_HIDE, _RMM, _MIT = random_modality_masking, ("rmm_start", "rmm_end", "rmm_text"), ("decoder_depth", "queries")
+_NO_TEXT, _NO_AUDIO = (*_MIT, *_RMM, "standardise_text"), (*_MIT, *_RMM, "standardise_audio")
+_POOLED = {"pooling": ("linear", "score of the self-attention pooling: α = softmax(w · x)")}
+_PLACED = _POOLED | {"positions": ("sinusoidal", "codes of both modalities before MIT; there are none in the encoders")}
 FUSIONS = {
-    name: Fusion(
-        name=name,
-        source="MSMSER §2" if name == "mit" else "MSMSER §4.2",
-        settings=MsmserSettings,
-        inputs=inputs,
-        level="sequence",
-        build=build,
-        hide=random_modality_masking if len(inputs) > 1 and "rmm_start" not in unused else None,
-        unused=unused,
-        fixed={"pooling": _POOLING, "positions": ("none", "position encodings") if "queries" in unused else _AT_MIT},
-    )
-    for name, inputs, build, unused in (
-        ("mit", BOTH, Msmser, ()),
-        ("mit:no-encoder", BOTH, partial(Msmser, encode=False), ("encoder_depth",)),
-        ("mit:no-selfatt", BOTH, partial(Msmser, gate=False), ()),
-        # The paper hides a modality by MIT's attention mask (§2.3) and does not say whether the model without MIT is
-        # trained so: both are there.
-        ("concat", BOTH, partial(Pooled, modalities=BOTH), (*_MIT, *_RMM)),
-        ("concat:rmm", BOTH, partial(Pooled, modalities=BOTH), _MIT),
-        ("audio:frame", ("audio",), partial(Pooled, modalities=("audio",)), (*_MIT, *_RMM, "standardise_text")),
-        ("text:token", ("text",), partial(Pooled, modalities=("text",)), (*_MIT, *_RMM, "standardise_audio")),
+    name: Fusion(name, source, MsmserSettings, inputs, "sequence", build, hide=hide, unused=unused, fixed=fixed)
+    for name, source, inputs, build, hide, unused, fixed in (
+        ("mit", "MSMSER §2", BOTH, Msmser, _HIDE, (), _PLACED),
+        ("mit:no-encoder", "MSMSER §4.2", BOTH, partial(Msmser, encode=False), _HIDE, ("encoder_depth",), _PLACED),
+        ("mit:no-selfatt", "MSMSER §4.2", BOTH, partial(Msmser, gate=False), _HIDE, (), _PLACED),
+        # §2.3 masks by MIT's attention mask, and does not say whether the model without MIT is trained so.
+        ("concat", "MSMSER §4.2", BOTH, partial(Pooled, modalities=BOTH), None, (*_MIT, *_RMM), _POOLED),
+        ("concat:rmm", "MSMSER §4.2, §2.3", BOTH, partial(Pooled, modalities=BOTH), _HIDE, _MIT, _POOLED),
+        ("audio:frame", "MSMSER §4.2", ("audio",), partial(Pooled, modalities=("audio",)), None, _NO_TEXT, _POOLED),
+        ("text:token", "MSMSER §4.2", ("text",), partial(Pooled, modalities=("text",)), None, _NO_AUDIO, _POOLED),
     )
 }
