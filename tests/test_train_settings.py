@@ -1,5 +1,7 @@
 """Settings: listed with their sources, parsed with types, refused with the nearest name."""
 
+from dataclasses import fields
+
 import pytest
 
 from ser.errors import WrongUse
@@ -43,8 +45,31 @@ def test_values_have_types() -> None:
         ("select_score=accuracy", "must be ua"),
         ("queries", "must be key=value"),
         ("epochs=0", "at least 1"),
+        ("positions=none", "fusion mit has it fixed at sinusoidal"),
+        ("concat queries=8", "fusion concat has no use for it"),
+        ("concat rmm_start=0.5", "fusion concat has no use for it"),
+        ("mit:no-encoder encoder_depth=2", "fusion mit:no-encoder has no use for it"),
+        ("audio:utterance standardise_text=true", "no use for it"),
+        ("ef-add released=true", "no use for it"),
+        ("cnn finetune_layers=1", "no use for it"),
+        ("lgf-add residual=true", "fixed at none"),
+        ("bert pooler=used", "fixed at not used"),
     ],
 )
 def test_wrong_values(assignment: str, says: str) -> None:
+    fusion, _, setting = assignment.rpartition(" ")
     with pytest.raises(WrongUse, match=says):
-        parse_settings(FUSIONS["mit"], (assignment,))
+        parse_settings(FUSIONS[fusion or "mit"], (setting,))
+
+
+def test_a_fusion_lists_what_it_uses() -> None:
+    for name, fusion in FUSIONS.items():
+        listed = {one.name: one for one in settings(fusion)}
+        assert not listed.keys() & set(fusion.unused) and set(fusion.unused) <= {
+            f.name for f in fields(fusion.settings)
+        }
+        assert {key for key, one in listed.items() if one.kind == "fixed"} == set(fusion.fixed)
+        for modality in {"audio", "text"}:
+            assert (f"standardise_{modality}" in listed) == (modality in fusion.inputs), name
+    concat, _ = parse_settings(FUSIONS["concat"], ())
+    assert concat.rmm_start == 0.8, "in the configs, and so the names, of runs that have no use for it"
