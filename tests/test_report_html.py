@@ -24,6 +24,7 @@ from ser.errors import WrongUse
 from ser.tests.chromium import MISSING, Browser, open_browser
 from ser.tests.spoken_store import EVIL, spoken_manifest, spoken_store
 from ser.train.experiment import prepare, run_experiment
+from ser.train.models.msmser import MsmserSettings
 from ser.train.models.ragged import Batch, Sequences
 from ser.train.options import Experiment
 from ser.train.report.attention import attend, weights_of
@@ -31,9 +32,9 @@ from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.examples import agreement, wilson
 from ser.train.report.figures import figure, to_svg
 from ser.train.report.html import Page, write_html
-from ser.train.report.paper import changed_settings, quoted_for
+from ser.train.report.paper import quoted_for
 from ser.train.report.provenance import command
-from ser.train.report.sections import holm, make_page
+from ser.train.report.sections import holm, make_page, papers_table
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
@@ -213,16 +214,55 @@ def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: dict[str, Ce
     assert styles == {"improvised": (~scripted).sum(), "scripted": scripted.sum()}
 
 
-def test_a_papers_cell_is_known_by_its_structure(cells: dict[str, Cell]) -> None:
+def as_asked(cell: Cell, settings: dict[str, Any] = {}, **changes: Any) -> Cell:  # noqa: B006
+    """The cell as MSMSER's: its Full model in five folds on the paper's checkpoints, but for these changes."""
+    config = {**cell.config, "settings": vars(MsmserSettings(**settings)), **changes}
+    models = {"audio": "facebook/hubert-base-ls960", "text": "microsoft/mpnet-base"} | changes.get("models", {})
+    config["provenance"] = {"specs": {m: {"provenance": {"model": model}} for m, model in models.items()}}
+    runs = [Run(cell.runs[0].path) for _ in range(changes.get("folds", 5))]
+    for fold, run in enumerate(runs):
+        run.__dict__.update(config={**config, "fold": str(fold)}, result=dict(cell.results[0]))
+        run.result.update(synthetic=False, random_weights=[])
+    return Cell("ours", runs)
+
+
+def test_only_a_papers_cell_stands_beside_ours(cells: dict[str, Cell]) -> None:
     full = cells["mit · queries 3"]
-    assert quoted_for(full) == [], "the paper has no cell with three query tokens"
-    config = {**full.config, "settings": {**full.config["settings"], "queries": 30}}
-    run = Run(full.runs[0].path)
-    run.__dict__["config"] = config
-    found = quoted_for(Cell("mit", [run]))
-    assert {quoted.numbers["ua"] for quoted in found} == {76.4}
-    assert found[0].where.startswith("MSMSER")
-    assert changed_settings(full)["d_model"] == 16 and "queries" not in changed_settings(full)
+    found = quoted_for(as_asked(full))
+    assert [one.where for one in found] == [
+        *("MSMSER, Fig. 2: L = 30", "MSMSER, Table 1: MSMSER (Ours)", "MSMSER, Table 2: Full", "MSMSER, Table 3: Full")
+    ]
+    assert not any(one.differs for one in found) and {one.numbers["ua"] for one in found} == {76.4}
+    [masked] = quoted_for(as_asked(full, {"rmm_start": 0.0}))
+    assert masked.numbers["ua"] == 73.3 and not quoted_for(as_asked(full, {"queries": 2})), "Fig. 2 has no numbers"
+    layer = {"audio": {"feature": "hubert:layer=0", "pool": "mean"}, "text": full.config["features"]["text"]}
+    training = full.config["training"]
+    others: list[dict[str, Any]] = [{"fusion": "mit:no-gate"}, {"features": layer}, {"protocol": "speaker-out"}]
+    others += [{"labels": {"policy": "5class"}}, {"limit": 100}, {"folds": 4}, {"only": "scripted"}]
+    others += [{"training": {**training, "shuffle_labels": True}}]
+    for change in others:
+        assert not quoted_for(as_asked(full, **change)), change
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "differs"),
+    [
+        ({"epochs": 3, "queries": 3}, {}, "epochs, queries"),
+        ({}, {"select": "best-test", "seed": 1}, "select"),
+        ({}, {"precision": "bf16", "loss": "perspective"}, "loss, precision"),
+        ({}, {"models": {"audio": "facebook/hubert-large-ll60k"}}, "checkpoint of hubert"),
+        ({}, {"models": {"audio": "hubert-base-ls960"}}, ""),  # a local copy
+        ({}, {"views": [{"feature": "hubert:view=1", "pool": "mean"}]}, "views"),
+    ],
+)
+def test_what_differs_from_the_papers_cell_is_said_beside_it(
+    cells: dict[str, Cell], settings: dict[str, Any], changes: dict[str, Any], differs: str
+) -> None:
+    cell = as_asked(cells["mit · queries 3"], settings, **changes)
+    [row] = papers_table([cell]).rows
+    assert row["differs in"] == (differs or None) and row["paper UA %"] == (76.4, None) and row["UA difference"]
+    [bias] = [table.rows for table in make_page([cell], []).tables if table.name == "bias"]
+    assert bias[0]["paper UA %"] == 76.4 and differs in bias[0]["in the papers"]
 
 
 # --- attention against the equations
