@@ -93,7 +93,7 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
     A cell with views of a feature that is replaced is left out, and the note says so. Raises `WrongUse` for two
     features of one modality and if no cell is left, `MissingRows` for a feature that is not in the store.
     """
-    cells, left_out = [], []
+    cells = []
     for cell in recipe.cells:
         asked, own = cell.experiment, cell.experiment.features.split("+")
         store = open_store(asked.store)
@@ -105,17 +105,12 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
         found |= dict(zip(select_features(store, features, corpus)[0], features.split("+"), strict=True))
         takes = FUSIONS[asked.fusion].inputs if asked.fusion in FUSIONS else (asked.fusion,)
         names = [found[modality] for modality in takes] if found.keys() >= set(takes) else own
-        plain = {name.partition(":")[0] for name in names}
-        if all(view.partition(":")[0] in plain for view in asked.views.split("+") if view):
+        if not asked.views or names[0] in own:  # views are of audio, which comes first
             cells.append(replace(cell, experiment=replace(asked, features="+".join(names))))
-        else:
-            left_out.append(cell.name)
     if not cells:
         raise WrongUse(f"--features {features}: every cell of {recipe.name} trains on views of the features it names")
-    note = (
-        f"{recipe.note} Left out, having views of other features: {', '.join(left_out)}." if left_out else recipe.note
-    )
-    return replace(recipe, cells=tuple(cells), note=note, title=f"{recipe.title}, on {features}")
+    left_out = " Cells with views of what is replaced are left out." if len(cells) < len(recipe.cells) else ""
+    return replace(recipe, cells=tuple(cells), note=recipe.note + left_out, title=f"{recipe.title}, on {features}")
 
 
 def command_for(recipe: Recipe) -> str:

@@ -127,15 +127,13 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
 
     Of cells that differ in a setting alone, such as `queries`, those that are nearest.
     """
-    cells = [(recipe, one) for recipe in _recipes() for one in recipe.cells if one.test == test]
-    found = [(recipe, one, differences(cell.runs, one, recipe.models)) for recipe, one in cells]
-    alike = [(recipe, one, unlike.others) for recipe, one, unlike in found if not unlike.barred]
-    apart = [len(_structural(cell.config["fusion"]).intersection(others)) for _, _, others in alike]
-    return [
-        Quoted(recipe, one.name, one.paper, others)
-        for (recipe, one, others), count in zip(alike, apart, strict=True)
-        if one.paper and count == min(apart)
-    ]
+    found = []
+    for recipe in _recipes():
+        for one in recipe.cells:
+            if one.test == test and not (unlike := differences(cell.runs, one, recipe.models)).barred:
+                found.append(Quoted(recipe, one.name, one.paper or {}, unlike.others))
+    apart = [len(_structural(cell.config["fusion"]).intersection(one.differs)) for one in found]
+    return [one for one, count in zip(found, apart, strict=True) if one.numbers and count == min(apart)]
 
 
 def others_quoted(cells: Sequence[Cell]) -> list[Quoted]:
