@@ -19,7 +19,7 @@ RUNS = {
     "mit": Experiment("hubert+mpnet", "mit", set=SMALL),
     "mit-no-rmm": Experiment("hubert+mpnet", "mit", set=(*SMALL, "rmm_start=0")),
     "lgf-add": Experiment("logmel+bert", "lgf-add", loss="perspective"),
-    "text": Experiment("mpnet", "text", set=SMALL),
+    "text": Experiment("mpnet", "text", also_set=SMALL),
     "finetuned": Experiment("bert", "bert", set=("finetune_layers=all", "lr=1e-3")),
 }
 
