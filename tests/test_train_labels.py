@@ -49,13 +49,6 @@ def test_iemocap_with_other_counts_is_refused() -> None:
         apply_policy(get_policy("4class"), release(change=1))
 
 
-def test_excitement_is_happiness_in_4class_and_its_own_in_6class() -> None:
-    four, six = get_policy("4class"), get_policy("6class")
-    assert four.classes[four.index("exc") or 0] == "hap" and four.index("fru") is None and four.index(None) is None
-    assert six.classes[six.index("Excited") or 0] == "exc"
-    assert four.index("Anger") == four.index("ang") == 0
-
-
 def test_a_map_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "two.toml"
     file.write_text('negative = ["ang", "sad", "fru"]\npositive = ["hap", "exc"]\n')

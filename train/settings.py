@@ -64,8 +64,7 @@ def parse_settings(
 ) -> tuple[Any, TrainingSettings]:
     """The fusion's settings and the training's, with `key=value` assignments in place of defaults.
 
-    Raises `WrongUse` for an unknown key (naming the nearest), one that the fusion does not use, or a value of the wrong
-    type.
+    Raises `WrongUse` for a key that is unknown (naming the nearest) or not used, and for a value of the wrong type.
     """
     own, common = get_type_hints(fusion.settings), get_type_hints(TrainingSettings)
     chosen: dict[str, Any] = {}

@@ -51,7 +51,7 @@ class Quoted:
     @property
     def described(self) -> str:
         """Where it stands, and what differs from it."""
-        return f"{self.where}{'; differs in ' * bool(self.differs)}{', '.join(self.differs)}"
+        return f"{self.where}; differs in {', '.join(self.differs)}" if self.differs else self.where
 
 
 def quoted_spread(numbers: Mapping[str, float], metric: str) -> Spread | None:

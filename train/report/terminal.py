@@ -57,7 +57,8 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
 def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     """The table that a sweep ends with: cell · paper · ours (mean ± std over n runs) · difference · protocol."""
     rows = recipe_rows(recipe, runs)
-    metrics = list(dict.fromkeys(metric for row in rows for metric in _metrics(row.paper))) or ["ua", "wa"]
+    papers = [*(cell.paper or {} for cell in recipe.cells), *recipe.quoted.values()]
+    metrics = list(dict.fromkeys(metric for paper in papers for metric in _metrics(paper))) or ["ua", "wa"]
     warning = caveat(run.result for cell in runs.values() for run in cell if run.finished)
     lines = []
     for row in rows:
