@@ -25,7 +25,7 @@ FRAMES = "logmel:hop=0.04,window=0.05"
 # RESULTS.md tells what else was tried.
 VECTORS = ("batch_size=2", "epochs=20", "lr=3e-3", "standardise_text=true")
 FUSED = Experiment("is13+bert", "lgf-add", loss="perspective", set=VECTORS)
-AUDIO = Experiment("is13", "audio", set=VECTORS)
+AUDIO = Experiment("is13", "audio", also_set=VECTORS)
 TEXT = Experiment("bert", "text:utterance", set=VECTORS)
 # MSMSER in small.
 SMALL = (

@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import time
+import tomllib
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,10 @@ RESERVED = {"manifests", "tmp", "bad"}
 LOG = "log.jsonl"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `ser features` to write it again"
+# By policy, then by class: the raw labels that both stages count as that class.
+LABEL_POLICIES: dict[str, dict[str, list[str]]] = tomllib.loads(
+    Path(__file__).with_name("policies.toml").read_text(encoding="utf-8")
+)
 
 
 def is_name(name: str) -> bool:

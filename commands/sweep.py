@@ -19,6 +19,7 @@ OPTIONS = [field.name for field in fields(Experiment) if field.metadata and fiel
 @click.command()
 @click.argument("recipe", required=False)
 @click.option("--list", "list_", is_flag=True, help="List the recipes with the papers' numbers.")
+@click.option("--features", metavar="A+B", help="Others, each in the place of the recipe's of the same modality.")
 @config_options(Experiment, *OPTIONS, show_defaults=False)  # the recipe's come first
 @click.option("--dry-run", is_flag=True, help="Print parameters, runs and an estimate, and stop.")
 @json_option
@@ -31,6 +32,7 @@ def sweep(
     ctx: click.Context,
     recipe: str | None,
     list_: bool,
+    features: str | None,
     shard: str | None,
     workers: int | None,
     scheduler: str | None,
@@ -47,6 +49,7 @@ def sweep(
     Examples:
       ser sweep --list
       ser sweep perspective-table2 --seeds 20
+      ser sweep msmser-table2 --features wavlm+mpnet:layer=9
       ser sweep mine.toml --shard 3/16
     """
     if list_:
@@ -69,12 +72,14 @@ def sweep(
     if scheduler is not None:
         check_scheduler(scheduler, insecure)
     from ser.train.recipe import read_recipe
-    from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep
+    from ser.train.sweep import estimate_sweep, on_features, plan_sweep, run_sweep
 
     # Only options that were given: our defaults must not override the recipe's. A sweep always resumes.
     given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) is not ParameterSource.DEFAULT}
     given.pop("resume", None)
-    planned = plan_sweep(read_recipe(recipe, **given), shard, elsewhere=scheduler is not None)
+    table = read_recipe(recipe, **given)
+    table = on_features(table, features) if features else table
+    planned = plan_sweep(table, shard, elsewhere=scheduler is not None)
     tasks = planned.open_tasks
     there = len(planned.tasks) - len(tasks)
     say(f"{planned.recipe.title}: {len(planned.tasks)} runs, {there} finished already", err=True)

@@ -1,6 +1,6 @@
 """Augmented copies of an utterance, stored as features of their own: `logmel:view=pitch-1`.
 
-USC (§3.2) adds noise, pitch, stretch and shift and gives no strengths; those below are ours. A view is drawn anew for
+USC (§4) adds noise, pitch, stretch and shift and gives no strengths; those below are ours. A view is drawn anew for
 each utterance, by a generator seeded with its samples and the view's name: the same utterance always gives the same
 copy, and `pitch-1`, `pitch-2` are two.
 """

@@ -299,6 +299,7 @@ FEATURES: dict[str, FeatureKind] = {
     "wavlm": FeatureKind("audio", "frame", "WavLM frames", _SPEECH, "microsoft/wavlm-base-plus"),
     "mpnet": FeatureKind("text", "token", "MPNet tokens", _TEXT, "microsoft/mpnet-base"),
     "bert": FeatureKind("text", "token", "BERT tokens", _TEXT, "bert-base-uncased"),
+    "bert-cased": FeatureKind("text", "token", "BERT tokens, cased (USC §5.1)", _TEXT, "bert-base-cased"),
     "is13": FeatureKind("audio", "utterance", "openSMILE's IS13_ComParE, 6373 functionals", _SMILE),
     "logmel": FeatureKind("audio", "frame", "log-mel spectrogram, 100 frames a second", _MEL),
     "mfcc": FeatureKind("audio", "frame", "MFCC of the log-mel spectrogram", "ser.extract.mel:MfccExtractor"),

@@ -23,7 +23,7 @@ FRAMES_AT_ONCE = 4096  # an hour has 360,000: this bounds the spectrum in memory
 class MelConfig:
     """A log-mel spectrogram: natural logarithm of `max(power, floor)`.
 
-    USC (§3.1) takes librosa's spectrogram at 22.05 kHz: `logmel:sampling_rate=22050`.
+    USC (§4) takes librosa's spectrogram at 22.05 kHz: `logmel:sampling_rate=22050`.
     """
 
     sampling_rate: int = 16000  # Hz

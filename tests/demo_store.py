@@ -13,14 +13,16 @@ from ser.extract.corpora.demo import demo_vocabulary, write_demo
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.weights.demo import write_demo_checkpoints
 
-FEATURES = "hubert,mpnet,bert,is13,logmel"
+FEATURES = "hubert,mpnet,bert,bert-cased,is13,logmel,logmel:sampling_rate=22050,mfcc:sampling_rate=22050"
+VIEWS = ("noise", "pitch", "stretch", "shift")
 
 
 def make(folder: Path) -> None:
     write_demo(folder / "corpus")
     checkpoints = write_demo_checkpoints(folder / "checkpoints", demo_vocabulary())
-    models = {name: str(path) for name, path in checkpoints.items()}
-    extract(plan(ExtractionConfig(folder / "corpus", FEATURES, store=folder / "features", models=models)))
+    models = {name: str(path) for name, path in checkpoints.items()} | {"bert-cased": str(checkpoints["bert"])}
+    names = [FEATURES, *(f"logmel:sampling_rate=22050,view={view}-1" for view in VIEWS)]
+    extract(plan(ExtractionConfig(folder / "corpus", names, store=folder / "features", models=models)))
 
 
 def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

@@ -20,7 +20,7 @@ RUNS = {
     "mit-no-rmm": Experiment("hubert+mpnet", "mit", set=(*SMALL, "rmm_start=0")),
     "lgf-add": Experiment("logmel+bert", "lgf-add", loss="perspective"),
     "icon": Experiment("logmel+bert", "icon", set=SMALL[:1]),
-    "text": Experiment("mpnet", "text", set=SMALL),
+    "text": Experiment("mpnet", "text", also_set=SMALL),
     "finetuned": Experiment("bert", "bert", set=("finetune_layers=all", "lr=1e-3")),
 }
 

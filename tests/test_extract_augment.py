@@ -7,6 +7,7 @@ from ser.errors import UtteranceError, WrongUse
 from ser.extract.audio import Clip
 from ser.extract.augment import VIEWS, change
 from ser.extract.extractors import load_extractors, resolve
+from ser.train.options import Experiment
 
 RATE = 16000
 
@@ -55,6 +56,12 @@ def test_shift_moves_and_fills_with_zeros() -> None:
         assert zeros <= 0.1 * RATE + 1
         kept = samples[: RATE - zeros] if moved[0] == 0 and zeros else samples[zeros:]
         assert np.array_equal(moved[moved != 0], kept)
+
+
+def test_the_views_that_the_help_names_can_be_made() -> None:
+    told = Experiment.__dataclass_fields__["views"].metadata["help"]
+    names = told.rpartition("such as ")[2].rstrip(".").split("+")
+    assert [one.spec.name for one in resolve(names, {}, "float32")] == names
 
 
 def test_a_view_is_a_feature_of_its_own() -> None:

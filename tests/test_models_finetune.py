@@ -20,8 +20,10 @@ from ser.predict import Predictor, Turn
 from ser.tests.spoken_store import spoken_manifest
 from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit
+from ser.train.models import FUSIONS
 from ser.train.models.ragged import Batch
 from ser.train.run_folder import Run
+from ser.train.settings import has_setting
 from ser.weights import load_encoder
 from ser.weights.demo import write_random_checkpoint
 
@@ -58,8 +60,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepared(folder: Path, features: str, layers: object, fusion: str = "bert", **more: Any) -> Job:
-    settings = (*SMALL, f"finetune_layers={layers}", *more.pop("set", ()))
-    return prepare(Experiment(features, fusion, store=folder / "features", set=settings, epochs=1, **more))[0]
+    more["set"] = (f"finetune_layers={layers}", *more.pop("set", ()))
+    return prepare(Experiment(features, fusion, store=folder / "features", also_set=SMALL, epochs=1, **more))[0]
 
 
 def build(job: Job) -> Any:
@@ -174,7 +176,7 @@ def test_a_layer_that_it_cannot_start_from(made: Path, features: str, layers: ob
 
 
 def test_what_does_not_go_together(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(WrongUse, match="cnn has no text encoder to train"):
+    with pytest.raises(WrongUse, match="finetune_layers=1: fusion cnn has no use for it"):
         prepared(made, "logmel", 1, fusion="cnn")
     with pytest.raises(WrongUse, match="standardise_text=false"):
         prepared(made, "bert:layer=2", 1, set=("standardise_text=true",))
@@ -205,7 +207,8 @@ def test_rows_of_an_earlier_version_without_token_ids_are_named(made: Path, tmp_
     [("bert:layer=2", "bert", 1), ("mpnet:layer=0", "bert", "all"), ("logmel+mpnet:layer=1", "cnn+bert", 2)],
 )
 def test_from_the_command_line_and_back(made: Path, tmp_path: Path, features: str, fusion: str, layers: object) -> None:
-    settings = [part for one in (*SMALL, f"finetune_layers={layers}") for part in ("--set", one)]
+    used = [one for one in SMALL if has_setting(FUSIONS[fusion], one)]
+    settings = [part for one in (*used, f"finetune_layers={layers}") for part in ("--set", one)]
     where = ["--store", str(made / "features"), "--out", str(tmp_path / "runs")]
     asked = ["train", "--features", features, "--fusion", fusion, "--folds", "1", "--epochs", "2", "--json"]
     done = CliRunner().invoke(main, [*asked, *where, *settings])

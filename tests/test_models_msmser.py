@@ -32,7 +32,7 @@ from ser.train.models.msmser import MsmserSettings, random_modality_masking
 from ser.train.models.ragged import Batch
 
 pytestmark = pytest.mark.usefixtures("double")
-NAMES = ("mit", "mit:no-encoder", "mit:no-selfatt", "concat", "audio:frame", "text:token")
+NAMES = ("mit", "mit:no-encoder", "mit:no-selfatt", "concat", "concat:rmm", "audio:frame", "text:token")
 SIZES = {key: value for key, value in TINY.items() if key in MsmserSettings.__dataclass_fields__}
 short_and_long = pytest.mark.parametrize("frames", [FRAMES, LONG], ids=["short", "long"])
 
@@ -195,4 +195,4 @@ def test_masking_follows_its_generator_and_can_be_off():
     )
     assert all(torch.equal(one[m], two[m]) for m in ("audio", "text"))
     assert not off["audio"].any() and not off["text"].any()
-    assert FUSIONS["mit"].hide is not None and FUSIONS["concat"].hide is None
+    assert FUSIONS["mit"].hide is not None and FUSIONS["concat"].hide is None and FUSIONS["concat:rmm"].hide is not None

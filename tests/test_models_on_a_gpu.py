@@ -19,7 +19,7 @@ from ser.train.fit import make_optimiser, training_loss
 from ser.train.models import FUSIONS
 from ser.train.models.ragged import RaggedLayout
 from ser.train.models.stacked import Stack
-from ser.train.settings import TrainConfig, parse_settings
+from ser.train.settings import TrainConfig, has_setting, parse_settings
 from ser.train.splits import Fold
 
 FEATURES = {"sequence": {"audio": "hubert", "text": "mpnet"}, "vector": {"audio": "is13", "text": "bert"}}
@@ -36,8 +36,7 @@ def test_a_training_step_asks_the_gpu_for_nothing(store: Path, name: str) -> Non
     fusion = FUSIONS[name]
     features = {**FEATURES[fusion.level], **({"audio": "logmel"} if name.startswith("cnn") else {})}
     data, fusion = load_dataset(store, "+".join(features[m] for m in fusion.inputs), name)
-    known = set(fusion.settings.__dataclass_fields__)
-    settings, training = parse_settings(fusion, [s for s in TINY if s.partition("=")[0] in known])
+    settings, training = parse_settings(fusion, [setting for setting in TINY if has_setting(fusion, setting)])
     plan = TrainConfig(
         fusion, settings, training, loss="perspective" if fusion.stacks and len(fusion.inputs) == 2 else "single"
     )

@@ -23,6 +23,7 @@ from ser.errors import WrongUse
 from ser.tests.chromium import MISSING, Browser, open_browser
 from ser.tests.spoken_store import EVIL, spoken_manifest, spoken_store
 from ser.train.experiment import prepare, run_experiment
+from ser.train.models.msmser import MsmserSettings
 from ser.train.models.ragged import Batch, Sequences
 from ser.train.options import Experiment
 from ser.train.report.attention import attend, weights_of
@@ -30,9 +31,8 @@ from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.examples import agreement
 from ser.train.report.figures import figure, to_svg
 from ser.train.report.html import Page, write_html
-from ser.train.report.paper import changed_settings, quoted_for
 from ser.train.report.provenance import command
-from ser.train.report.sections import claimed_better, make_page
+from ser.train.report.sections import claimed_better, make_page, papers_table
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
@@ -218,21 +218,56 @@ def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: dict[str, Ce
     assert styles == {"improvised": (~scripted).sum(), "scripted": scripted.sum()}
 
 
-def test_a_papers_cell_is_known_by_its_structure(cells: dict[str, Cell]) -> None:
-    full = cells["mit · queries 3"]
-    assert quoted_for(full) == [], "the paper has no cell with three query tokens"
-    config = {**full.config, "settings": {**full.config["settings"], "queries": 30}}
-    run = Run(full.runs[0].path)
-    run.__dict__["config"] = config
-    found = quoted_for(Cell("mit", [run]))
-    assert {quoted.numbers["ua"] for quoted in found} == {76.4}
-    assert found[0].where.startswith("MSMSER")
-    without = Run(full.runs[1].path)
-    without.__dict__["config"] = {**config, "fusion": "mit:no-selfatt"}
-    pairs = (run, without), (without, run)
-    claims = [claimed_better(Cell("a", [one]), Cell("b", [two]), "ua") for one, two in pairs]
-    assert claims == [1, -1] and claimed_better(full, Cell("b", [run]), "ua") == 0
-    assert changed_settings(full)["d_model"] == 16 and "queries" not in changed_settings(full)
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({}, ""),
+        ({"settings": {"epochs": 3, "queries": 3}}, "epochs, queries"),
+        ({"select": "best-test", "precision": "bf16"}, "select, precision"),
+        ({"models": {"audio": "facebook/hubert-large-ll60k"}}, "checkpoint of hubert"),
+        ({"models": {"audio": "hubert-base-ls960"}}, ""),  # a local copy
+        ({"views": [{"feature": "hubert:view=1", "pool": "mean"}]}, "views"),
+        ({"settings": {"queries": 2}}, None),  # a cell of Fig. 2, which gives no numbers
+        ({"features": {"audio": {"feature": "hubert:layer=0", "pool": "mean", "fingerprint": "0"}}}, None),
+        ({"folds": 4}, None),
+        ({"only": "scripted"}, None),
+    ],
+)
+def test_only_what_is_alike_stands_beside_the_papers(
+    cells: dict[str, Cell], changes: dict[str, Any], differs: str | None
+) -> None:
+    """MSMSER's full model in five folds on the paper's checkpoints, but for these changes."""
+    first = cells["mit · queries 3"].runs[0]
+    config = {**first.config, "settings": {}, **changes}
+    config |= {key: {**first.config[key], **changes.get(key, {})} for key in ("features", "training", "labels")}
+    config["settings"] = vars(MsmserSettings(**config["settings"]))
+    models = {"audio": "facebook/hubert-base-ls960", "text": "microsoft/mpnet-base"} | changes.get("models", {})
+    config["provenance"] = {"specs": {m: {"provenance": {"model": model}} for m, model in models.items()}}
+    runs = [Run(first.path) for _ in range(changes.get("folds", 5))]
+    for fold, run in enumerate(runs):
+        result = {**first.result, "synthetic": False, "random_weights": []}
+        run.__dict__.update(config={**config, "fold": str(fold)}, result=result)
+    cell = Cell("ours", runs)
+    [bias] = [table.rows for table in make_page([cell], []).tables if table.name == "bias"]
+    if differs is None:
+        assert not papers_table([cell]) and bias[0]["paper UA %"] is None
+        return
+    [row] = papers_table([cell]).rows
+    assert row["differs in"] == (differs or None) and row["paper UA %"] == (76.4, None) and row["UA difference"]
+    assert bias[0]["paper UA %"] == 76.4 and differs in bias[0]["in the papers"]
+
+
+def test_the_better_of_two_papers_cells_is_claimed(cells: dict[str, Cell]) -> None:
+    first = cells["mit · queries 3"].runs[0]
+    made = {}
+    for fusion, queries in (("mit", 30), ("mit:no-selfatt", 30), ("mit", 3)):
+        runs = [Run(first.path) for _ in range(5)]
+        for fold, run in enumerate(runs):
+            config = {**first.config, "fusion": fusion, "fold": str(fold)}
+            run.__dict__["config"] = {**config, "settings": {**first.config["settings"], "queries": queries}}
+        made[fusion, queries] = Cell(fusion, runs)
+    full, without = made["mit", 30], made["mit:no-selfatt", 30]
+    assert [claimed_better(*pair, "ua") for pair in ((full, without), (without, full), (full, full))] == [1, -1, 0]
 
 
 # --- attention against the equations

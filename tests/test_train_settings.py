@@ -9,7 +9,10 @@ from ser.train.settings import parse_settings, settings
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_every_setting_has_a_default_a_source_and_help(name: str) -> None:
-    listed = settings(FUSIONS[name])
+    fusion, listed = FUSIONS[name], settings(FUSIONS[name])
+    names = {line.name for line in listed}
+    assert names >= set(fusion.fixed) and not names & set(fusion.unused)
+    assert all((f"standardise_{modality}" in names) == (modality in fusion.inputs) for modality in ("audio", "text"))
     assert {"epochs", "batch_size", "lr", "weight_decay", "dropout", "dev", "soft_labels"} <= {s.name for s in listed}
     for line in listed:
         assert line.source and line.help and line.kind, line.name
@@ -18,6 +21,8 @@ def test_every_setting_has_a_default_a_source_and_help(name: str) -> None:
 def test_the_papers_values_are_the_defaults() -> None:
     mit, _ = parse_settings(FUSIONS["mit"], ())
     assert (mit.lr, mit.batch_size, mit.epochs, mit.d_model, mit.heads, mit.queries) == (2e-5, 8, 100, 768, 8, 30)
+    concat, _ = parse_settings(FUSIONS["concat"], ())
+    assert concat.rmm_start == 0.8, "in the configs, and so the names, of runs that have no use for it"
     lgf, _ = parse_settings(FUSIONS["lgf-add"], ())
     assert (lgf.lr, lgf.batch_size, lgf.epochs, lgf.weight_decay, lgf.dropout) == (1e-3, 20, 150, 1e-5, 0.2)
     cnn, _ = parse_settings(FUSIONS["cnn"], ())
@@ -43,8 +48,14 @@ def test_values_have_types() -> None:
         ("select_score=accuracy", "must be ua"),
         ("queries", "must be key=value"),
         ("epochs=0", "at least 1"),
+        ("positions=none", "fusion mit has it fixed at sinusoidal"),
+        ("concat queries=8", "fusion concat has no use for it"),
+        ("audio:utterance standardise_text=true", "no use for it"),
+        ("ef-add released=true", "no use for it"),
+        ("cnn finetune_layers=1", "no use for it"),
     ],
 )
 def test_wrong_values(assignment: str, says: str) -> None:
+    fusion, _, setting = assignment.rpartition(" ")
     with pytest.raises(WrongUse, match=says):
-        parse_settings(FUSIONS["mit"], (assignment,))
+        parse_settings(FUSIONS[fusion or "mit"], (setting,))

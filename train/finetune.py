@@ -28,8 +28,6 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
     for a feature that these layers cannot start from, naming the one that they can.
     """
     layers: Layers = settings.finetune_layers
-    if fusion.tune is None:
-        raise WrongUse(f"--set finetune_layers={layers}: {fusion.name} has no text encoder to train; leave it 0")
     if settings.standardise_text:
         raise WrongUse("finetune_layers needs the text features as the encoder gave them; use standardise_text=false")
     if any(modality == "text" for modality, _ in data.views):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import Manifest
+from ser.cache.manifest import LABEL_POLICIES, Manifest
 from ser.errors import CorpusError, WrongUse, unknown
 
 from .options import read_toml
@@ -57,17 +57,9 @@ class Policy:
         return None if kept is None else self.classes.index(kept)
 
 
-_FOUR, _SIX = ("ang", "hap", "neu", "sad"), ("ang", "exc", "fru", "hap", "neu", "sad")
-_FIVE = ("ang", "fru", "hap", "neu", "sad")
-POLICIES = {
-    "4class": Policy("4class", _FOUR, {**{c: c for c in _FOUR}, "exc": "hap"}),  # MSMSER §3.1, Perspective §3.1
-    "5class": Policy("5class", _FIVE, {**{c: c for c in _FIVE}, "exc": "hap"}),  # USC §3.2
-    "6class": Policy("6class", _SIX, {c: c for c in _SIX}),
-}
-
 # IEMOCAP's own counts (papers/IEMOCAP.md): of all utterances, by policy, and of 4class by session and class.
 IEMOCAP_UTTERANCES = 10_039
-IEMOCAP_TOTALS = {"4class": 5531, "5class": 7380, "6class": 7380}
+IEMOCAP_TOTALS = {"4class": 5531, "5class": 7380, "6class": 7380, "8class": 7527}
 IEMOCAP_4CLASS = {
     "1": {"ang": 229, "hap": 278, "neu": 384, "sad": 194},
     "2": {"ang": 137, "hap": 327, "neu": 362, "sad": 197},
@@ -84,12 +76,10 @@ def get_policy(name: str) -> Policy:
     The file maps classes to raw labels, such as `negative = ["ang", "sad", "fru"]`; its order is the class order.
     Raises `WrongUse` for an unknown name or a file that is not such a map.
     """
-    if name in POLICIES:
-        return POLICIES[name]
-    if not name.endswith(".toml"):
-        raise unknown("label policy", name, [*POLICIES, "FILE.toml"])
     path, maps = Path(name), dict[str, str]()
-    table = read_toml(path, 'happy = ["hap", "exc"]')
+    if name not in LABEL_POLICIES and not name.endswith(".toml"):
+        raise unknown("label policy", name, [*LABEL_POLICIES, "FILE.toml"])
+    table = LABEL_POLICIES.get(name) or read_toml(path, 'happy = ["hap", "exc"]')
     for kept, raws in table.items():
         if not isinstance(raws, list) or not raws or not all(isinstance(raw, str) for raw in raws):
             raise WrongUse(f'{path}: \'{kept}\' must be a list of raw labels, such as {kept} = ["hap", "exc"]')

@@ -35,7 +35,7 @@ class Experiment:
     fusion: str = field(metadata={"help": "The model, such as mit, lgf-add, cnn, audio or text."})
     store: Path | str = option("features", "The store that `ser features` made.", "PATH")  # noqa: RUF009 (immutable)
     corpus: str | None = option(None, "The store's only corpus by default.", "N")
-    labels: str = option("4class", "4class, 5class, 6class or a TOML file.", "POLICY")
+    labels: str = option("4class", "4class, 5class, 6class, 8class or a TOML file.", "POLICY")
     protocol: str = option("session-out", f"How train, dev and test are cut: {PROTOCOL_HELP}.", "NAME")
     only: str | None = option(None, "Only scripted or improvised utterances.", "KIND", ("scripted", "improvised"))
     select: str = option("val", "Which epoch counts: val, last or best-test.", "EPOCH", tuple(SELECTIONS))
@@ -60,7 +60,7 @@ class Experiment:
     model: tuple[str, ...] = option(
         (), "Where the weights of an encoder lie that finetune_layers trains. Repeatable.", "NAME=ID_OR_PATH"
     )
-    views: str = option("", "Augmented views to train on too, such as logmel:view=noise+logmel:view=pitch-1.", "A+B")
+    views: str = option("", "Augmented views to train on too, such as logmel:view=noise-1+logmel:view=pitch-1.", "A+B")
 
 
 def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,17 +1,18 @@
 """Recipes: sets of cells, such as a paper's table, as TOML files.
 
     title, source, note      what it is, where its numbers come from, what to know
+    [models]                 feature = "checkpoint": which encoders the numbers are of
     [experiment]             options of `ser train` for all cells
     [[cell]]                 name, options that differ, `set` as a table, `test` (how the trained model is tested),
                              and `paper`: the paper's numbers in percent
-    [[quoted]]               name and `paper`: what the paper quotes of other systems
+    [[quoted]]               name, `paper` and perhaps `footnote`: what the paper quotes of other systems
     tested                   the cell whose seeds are tested against each quoted number, if the paper does so
 
 `paper` holds ua, wa, or recalls by class, each with its `_std` where the paper gives one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ TESTS = ("both", "only audio", "only text", "head audio", "head text")
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration of a recipe."""
+    """One configuration of a recipe; `written` is the experiment as the recipe has it, whatever a command asks for."""
 
     name: str
     experiment: Experiment
+    written: Experiment
     test: str = "both"
     paper: Mapping[str, float] | None = None
     paper_seeds: int = 1  # that the paper's numbers are the mean of
@@ -45,6 +47,8 @@ class Recipe:
     cells: tuple[Cell, ...]
     quoted: Mapping[str, Mapping[str, float]]
     tested: str | None = None
+    models: Mapping[str, str] = field(default_factory=dict)  # by feature
+    footnotes: Mapping[str, str] = field(default_factory=dict)  # by what is quoted
 
 
 def recipe_names() -> list[str]:
@@ -76,7 +80,7 @@ def read_recipe(name: str | Path, **options: Any) -> Recipe:
             raise unknown("recipe", str(name), [*recipe_names(), "FILE.toml"])
         path = FOLDER / f"{name}.toml"
     table = read_toml(path, "[[cell]]")
-    if strange := set(table) - {"title", "source", "note", "tested", "experiment", "cell", "quoted"}:
+    if strange := set(table) - {"title", "source", "note", "tested", "models", "experiment", "cell", "quoted"}:
         raise WrongUse(f"{path}: unknown key '{min(strange)}' in the recipe")
     shared, lines = table.get("experiment", {}), table.get("cell", [])
     if not isinstance(lines, list) or not lines or not all(isinstance(line, dict) for line in [shared, *lines]):
@@ -90,7 +94,9 @@ def read_recipe(name: str | Path, **options: Any) -> Recipe:
         raise unknown(f"cell to be tested in {path}", tested, names)
     title, source, note = (str(table.get(key, "")) for key in ("title", "source", "note"))
     quoted = {line["name"]: line["paper"] for line in table.get("quoted", [])}
-    return Recipe(path.stem, title or path.stem, source, note, cells, quoted, tested)
+    footnotes = {line["name"]: line["footnote"] for line in table.get("quoted", []) if "footnote" in line}
+    models = table.get("models", {})
+    return Recipe(path.stem, title or path.stem, source, note, cells, quoted, tested, models, footnotes)
 
 
 def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Cell:
@@ -106,6 +112,7 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Ce
     if not isinstance(chosen := asked.get("set", {}), dict):
         raise WrongUse(f"{path}: 'set' of cell {line['name']} must be a table, such as {{ lr = 1e-3 }}")
     asked |= {"set": assignments(chosen), "model": tuple(asked.get("model", ()))}
-    asked |= {key: value for key, value in options.items() if key != "set"}
-    experiment = Experiment(**asked, also_set=tuple(options.get("set", ())))
-    return Cell(line["name"], experiment, test, line.get("paper"), line.get("seeds", 1))
+    written = Experiment(**asked)
+    given = {key: value for key, value in options.items() if key != "set"}
+    experiment = replace(written, **given, also_set=tuple(options.get("set", ())))
+    return Cell(line["name"], experiment, written, test, line.get("paper"), line.get("seeds", 1))

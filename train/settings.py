@@ -45,17 +45,21 @@ class Setting:
 
     name: str
     default: Any
-    kind: str  # "int", "float", "bool", "str", "sum|mean"
+    kind: str  # "int", "float", "bool", "str", "sum|mean"; "fixed" cannot be set
     source: str
     help: str
 
 
 def settings(fusion: Fusion) -> list[Setting]:
-    """All settings of a fusion, its own first."""
-    return [
+    """All settings that a fusion uses, its own first, and what is fixed."""
+    listed = [
         Setting(field.name, field.default, _kind_name(kind), field.metadata["source"], field.metadata["help"])
         for owner in (fusion.settings, TrainingSettings)
         for field, kind in zip(fields(owner), get_type_hints(owner).values(), strict=True)
+        if field.name not in fusion.unused
+    ]
+    return listed + [
+        Setting(name, value, "fixed", f"{OURS}, fixed", help) for name, (value, help) in fusion.fixed.items()
     ]
 
 
@@ -64,7 +68,7 @@ def parse_settings(
 ) -> tuple[Any, TrainingSettings]:
     """The fusion's settings and the training's, with `key=value` assignments in place of defaults.
 
-    Raises `WrongUse` for an unknown key (naming the nearest) or a value of the wrong type.
+    Raises `WrongUse` for a key that is unknown (naming the nearest) or not used, and for a value of the wrong type.
     """
     own, common = get_type_hints(fusion.settings), get_type_hints(TrainingSettings)
     chosen: dict[str, Any] = {}
@@ -72,6 +76,9 @@ def parse_settings(
         key, equals, text = (piece.strip() for piece in assignment.partition("="))
         if not equals:
             raise WrongUse(f"--set {assignment}: must be key=value")
+        if key in fusion.unused or key in fusion.fixed:
+            why = "has no use for it" if key in fusion.unused else f"has it fixed at {fusion.fixed[key][0]}"
+            raise WrongUse(f"--set {assignment}: fusion {fusion.name} {why}; leave it out")
         if (kind := (own | common).get(key)) is None:
             raise unknown(f"setting of fusion {fusion.name}", key, own | common)
         try:
@@ -90,8 +97,9 @@ def parse_settings(
 
 
 def has_setting(fusion: Fusion, assignment: str) -> bool:
-    """Whether `key=value` names a setting of that fusion or of any training."""
-    return assignment.partition("=")[0].strip() in get_type_hints(fusion.settings) | get_type_hints(TrainingSettings)
+    """Whether `key=value` names a setting that the fusion uses, or one of any training."""
+    key = assignment.partition("=")[0].strip()
+    return key not in fusion.unused and key in get_type_hints(fusion.settings) | get_type_hints(TrainingSettings)
 
 
 _WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}

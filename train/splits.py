@@ -240,21 +240,22 @@ def script_out(utterances: Utterances, cut: Cut) -> list[Fold]:
 
 
 def random_70_20_10(utterances: Utterances, cut: Cut) -> list[Fold]:
-    """70 % train, 20 % dev, 10 % test at random, every class in equal shares (USC §3.3).
+    """70 % train, 20 % dev, 10 % test at random, every class of ten or more in equal shares (USC §3.3).
 
     Speakers and dialogues stand in all parts, so the scores are speaker-dependent: they say little about new speakers.
     """
     from sklearn.model_selection import train_test_split
 
-    few = [name for k, name in enumerate(utterances.classes) if 0 < np.sum(utterances.labels == k) < 10]
-    if few:
-        raise WrongUse(f"--protocol random-70-20-10 needs 10 utterances of each class; too few of {', '.join(few)}")
+    sizes = np.bincount(utterances.labels)
+    if sizes.max() < 10:
+        raise WrongUse("--protocol random-70-20-10 needs 10 utterances of a class, and the largest has fewer")
+    strata = np.where(sizes[utterances.labels] < 10, sizes.argmax(), utterances.labels)
     rows = np.arange(len(utterances))
-    rest, test = train_test_split(rows, test_size=0.1, stratify=utterances.labels, random_state=cut.seed)
+    rest, test = train_test_split(rows, test_size=0.1, stratify=strata, random_state=cut.seed)
     if cut.dev == "none":
         return [Fold("random", np.sort(rest), rows[:0], np.sort(test))]
     share = 2 / 9 if cut.dev in ("auto", "next") else cut.share
-    train, dev = train_test_split(rest, test_size=share, stratify=utterances.labels[rest], random_state=cut.seed)
+    train, dev = train_test_split(rest, test_size=share, stratify=strata[rest], random_state=cut.seed)
     return [Fold("random", np.sort(train), np.sort(dev), np.sort(test), dev_by=f"{share:.2g} at random")]
 
 

@@ -1,5 +1,7 @@
 """Run a recipe: every fold and seed of every cell once, in parallel, resumable at any moment."""
 
+import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -8,12 +10,14 @@ from pathlib import Path
 
 from ser import engines
 from ser.cache.atomic_io import remove_leftovers, workspace
+from ser.cache.store import open_store
 from ser.engines.machine import choose_device
-from ser.errors import WrongUse
+from ser.errors import MissingRows, WrongUse
 
-from .data import DataCache
+from .data import DataCache, select_feature, select_features
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
 from .fit import Diverged
+from .models import FUSIONS
 from .recipe import Recipe
 from .run_folder import Run
 from .settings import TrainConfig, has_setting
@@ -83,6 +87,40 @@ def prepare_once(shared: Path | None = None) -> Callable[[Experiment], list[Job]
     return cache(partial(prepare, cache=DataCache(shared)))
 
 
+def on_features(recipe: Recipe, features: str) -> Recipe:
+    """The recipe with each cell's features replaced by those of `features`, "A+B", that have the same modality.
+
+    A cell with views of a feature that is replaced is left out, and the note says so. Raises `WrongUse` for two
+    features of one modality and if no cell is left, `MissingRows` for a feature that is not in the store.
+    """
+    cells = []
+    for cell in recipe.cells:
+        asked, own = cell.experiment, cell.experiment.features.split("+")
+        store = open_store(asked.store)
+        corpus = store.only_corpus(asked.corpus)
+        found: dict[str, str] = {}
+        for name in own:
+            with contextlib.suppress(MissingRows):  # it may be one that is replaced
+                found[select_feature(store, name, corpus).modality] = name
+        found |= dict(zip(select_features(store, features, corpus)[0], features.split("+"), strict=True))
+        takes = FUSIONS[asked.fusion].inputs if asked.fusion in FUSIONS else (asked.fusion,)
+        names = [found[modality] for modality in takes] if found.keys() >= set(takes) else own
+        if not asked.views or names[0] in own:  # views are of audio, which comes first
+            cells.append(replace(cell, experiment=replace(asked, features="+".join(names))))
+    if not cells:
+        raise WrongUse(f"--features {features}: every cell of {recipe.name} trains on views of the features it names")
+    left_out = " Cells with views of what is replaced are left out." if len(cells) < len(recipe.cells) else ""
+    return replace(recipe, cells=tuple(cells), note=recipe.note + left_out, title=f"{recipe.title}, on {features}")
+
+
+def command_for(recipe: Recipe) -> str:
+    """The `ser features` command that computes all that the recipe trains on."""
+    asked = [cell.experiment for cell in recipe.cells]
+    names = dict.fromkeys(name for one in asked for name in f"{one.features}+{one.views}".split("+") if name)
+    plain = dict.fromkeys(re.sub(r"pool=\w+,?", "", name.partition("@")[0]).rstrip(":,") for name in names)
+    return f"ser features CORPUS --features {','.join(plain)} --store {asked[0].store}"
+
+
 def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False) -> Sweep:
     """Every run of the recipe, each once however many cells need it; `shard` "3/16" keeps every 16th from the third.
 
@@ -100,7 +138,8 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
             device = choose_device(experiment.device, here=not elsewhere)
             jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))
         except (WrongUse, LookupError) as fault:
-            raise type(fault)(f"cell '{cell.name}': {fault}") from None
+            more = f"; for all cells: `{command_for(recipe)}`" if isinstance(fault, MissingRows) else ""
+            raise type(fault)(f"cell '{cell.name}': {fault}{more}") from None
         plans.append(jobs[0].plan)
         if cell.test.startswith("only") and plans[-1].fusion.hide is None:
             raise WrongUse(f"cell '{cell.name}': fusion {plans[-1].fusion.name} cannot hide a modality")

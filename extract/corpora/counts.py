@@ -9,16 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import Manifest
+from ser.cache.manifest import LABEL_POLICIES, Manifest
 
 from .scan import Scan
 
-# Which raw labels a class takes, by label policy (the same names as `--labels`).
-POLICIES: dict[str, dict[str, tuple[str, ...]]] = {
-    "4class": {"ang": ("ang",), "hap": ("hap", "exc"), "neu": ("neu",), "sad": ("sad",)},
-    "5class": {"ang": ("ang",), "hap": ("hap", "exc"), "neu": ("neu",), "sad": ("sad",), "fru": ("fru",)},
-    "6class": {name: (name,) for name in ("ang", "hap", "exc", "neu", "sad", "fru")},
-}
 KNOWN: dict[str, Any] = tomllib.loads(Path(__file__).with_name("iemocap.toml").read_text(encoding="utf-8"))
 # Where half of the last digit is not the right allowance: far percentiles also depend on how one interpolates.
 ROUNDING = {"min": 0.0006, "p95": 0.03, "p99": 0.1}
@@ -33,7 +27,7 @@ def count_all(manifest: Manifest) -> dict[str, Any]:
     }
     sizes = by["dialogue"].values() or [0]
     scripted = sum("_script" in (dialogue or "") for dialogue in columns["dialogue"])
-    four = {raw: name for name, raws in POLICIES["4class"].items() for raw in raws}
+    four = {raw: name for name, raws in LABEL_POLICIES["4class"].items() for raw in raws}
     pairs = Counter(zip(columns["session"], map(four.get, columns["label"]), strict=True))
     seconds = np.array(manifest.column("duration"), float)  # NaN where it is not known
     measured = seconds[~np.isnan(seconds)]
@@ -50,10 +44,10 @@ def count_all(manifest: Manifest) -> dict[str, Any]:
         "labels": by["label"],
         "policies": {
             name: sum(by["label"].get(raw, 0) for raws in classes.values() for raw in raws)
-            for name, classes in POLICIES.items()
+            for name, classes in LABEL_POLICIES.items()
         },
         "4class hours": float(np.nansum(seconds[[label in four for label in columns["label"]]])) / 3600,
-        "4class per session": {s: {name: pairs[s, name] for name in POLICIES["4class"]} for s in by["session"]},
+        "4class per session": {s: {name: pairs[s, name] for name in LABEL_POLICIES["4class"]} for s in by["session"]},
         "utterances per dialogue": {"fewest": min(sizes), "most": max(sizes)},
         "durations": {name: round(float(np.percentile(measured, q)), 4) for name, q in points.items()},
     }

@@ -55,6 +55,9 @@ class Fusion:
     takes vectors of whole dialogues, may be given their layout, is deterministic but for `nn.Dropout`, has one stage
     and no `hide`.
 
+    `unused` names the settings of its class that this fusion has no use for, and which cannot be set for it; they stay
+    in a run's config. `fixed` says what no paper states and no setting changes: name → value and help.
+
     `tune`, where there is one, makes the module with a text encoder inside, which `finetune_layers`, another setting,
     trains with it.
     """
@@ -70,3 +73,5 @@ class Fusion:
     stages: tuple[Stage, ...] = (Stage("train"),)
     stacks: Callable[[Any], bool] | None = None
     tune: Callable[[Any, Mapping[str, int], int, Encoder], nn.Module] | None = None
+    unused: tuple[str, ...] = ()
+    fixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)

@@ -170,15 +170,20 @@ def random_modality_masking(settings: MsmserSettings, n: int, epoch: int, genera
     return {"audio": struck & ~text, "text": struck & text}
 
 
+_HIDE, _RMM, _MIT = random_modality_masking, ("rmm_start", "rmm_end", "rmm_text"), ("decoder_depth", "queries")
+_NO_TEXT, _NO_AUDIO = (*_MIT, *_RMM, "standardise_text"), (*_MIT, *_RMM, "standardise_audio")
+_POOLED = {"pooling": ("linear", "score of the self-attention pooling: α = softmax(w · x)")}
+_PLACED = _POOLED | {"positions": ("sinusoidal", "codes of both modalities before MIT; there are none in the encoders")}
 FUSIONS = {
-    name: Fusion(name, source, MsmserSettings, inputs, "sequence", build, hide=hide)
-    for name, source, inputs, build, hide in (
-        ("mit", "MSMSER §2", BOTH, Msmser, random_modality_masking),
-        ("mit:no-encoder", "MSMSER §4.2", BOTH, partial(Msmser, encode=False), random_modality_masking),
-        ("mit:no-selfatt", "MSMSER §4.2", BOTH, partial(Msmser, gate=False), random_modality_masking),
-        # Masking needs the MIT's attention mask (§2.3), so the model without MIT trains without masking.
-        ("concat", "MSMSER §4.2", BOTH, partial(Pooled, modalities=BOTH), None),
-        ("audio:frame", "MSMSER §4.2", ("audio",), partial(Pooled, modalities=("audio",)), None),
-        ("text:token", "MSMSER §4.2", ("text",), partial(Pooled, modalities=("text",)), None),
+    name: Fusion(name, source, MsmserSettings, inputs, "sequence", build, hide=hide, unused=unused, fixed=fixed)
+    for name, source, inputs, build, hide, unused, fixed in (
+        ("mit", "MSMSER §2", BOTH, Msmser, _HIDE, (), _PLACED),
+        ("mit:no-encoder", "MSMSER §4.2", BOTH, partial(Msmser, encode=False), _HIDE, ("encoder_depth",), _PLACED),
+        ("mit:no-selfatt", "MSMSER §4.2", BOTH, partial(Msmser, gate=False), _HIDE, (), _PLACED),
+        # §2.3 masks by MIT's attention mask, and does not say whether the model without MIT is trained so.
+        ("concat", "MSMSER §4.2", BOTH, partial(Pooled, modalities=BOTH), None, (*_MIT, *_RMM), _POOLED),
+        ("concat:rmm", "MSMSER §4.2, §2.3", BOTH, partial(Pooled, modalities=BOTH), _HIDE, _MIT, _POOLED),
+        ("audio:frame", "MSMSER §4.2", ("audio",), partial(Pooled, modalities=("audio",)), None, _NO_TEXT, _POOLED),
+        ("text:token", "MSMSER §4.2", ("text",), partial(Pooled, modalities=("text",)), None, _NO_AUDIO, _POOLED),
     )
 }

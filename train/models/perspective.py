@@ -211,6 +211,11 @@ FUSIONS = {
         build=partial(build, name=name.removesuffix(":utterance")),
         unit="dialogue",
         stacks=lambda settings: not settings.released,  # the released code drops attention weights
+        unused=(
+            *(f"standardise_{m}" for m in BOTH if m not in inputs),
+            *(() if name in ("lgf-add", "lgf-at") else ("released",)),
+        ),
+        fixed={"residual": ("none", "around the self-attention"), "norm": ("none", "of the self-attention")},
     )
     for name, inputs in (
         ("audio:utterance", ("audio",)),

@@ -134,8 +134,12 @@ STAGES = (
     Stage("bert", output="text", trains=("text.",)),
     Stage("cnn+bert"),  # "This multimodal architecture is trained again"
 )
+_BERT = {"pooler": ("not used", "BERT's own pooler: [CLS] is classified as the last layer gives it")}
+_AUDIO, _TEXT = ("standardise_audio", "frames", "channels", "hidden"), ("standardise_text", "finetune_layers")
 FUSIONS = {
-    "cnn": Fusion("cnn", "USC §5.2", UscSettings, ("audio",), "sequence", Cnn),
-    "bert": Fusion("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert, tune=Bert),
-    "cnn+bert": Fusion("cnn+bert", "USC §5.3", UscSettings, BOTH, "sequence", CnnBert, tune=CnnBert, stages=STAGES),
+    "cnn": Fusion("cnn", "USC §5.2", UscSettings, ("audio",), "sequence", Cnn, unused=_TEXT),
+    "bert": Fusion("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert, tune=Bert, unused=_AUDIO, fixed=_BERT),
+    "cnn+bert": Fusion(
+        "cnn+bert", "USC §5.3", UscSettings, BOTH, "sequence", CnnBert, tune=CnnBert, stages=STAGES, fixed=_BERT
+    ),
 }

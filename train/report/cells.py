@@ -44,8 +44,9 @@ class Cell(CellScores):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fusion's settings and the training's."""
-        return {**self.config["settings"], **self.config["training"]}
+        """The fusion's settings, as far as it uses them, and the training's."""
+        name, every = self.config["fusion"], {**self.config["settings"], **self.config["training"]}
+        return {key: every[key] for key in every if name not in FUSIONS or key not in FUSIONS[name].unused}
 
     @cached_property
     def origin(self) -> Origin:

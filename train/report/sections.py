@@ -14,7 +14,7 @@ from .cells import Cell, configuration
 from .examples import attended, errors
 from .figures import Point, dots, lines, matrices
 from .html import Page, Part, Plot
-from .paper import Spread, changed_settings, others_quoted, quoted_for, quoted_spread
+from .paper import Spread, others_quoted, quoted_for, quoted_spread
 from .provenance import what_was_run
 from .tables import Row, Table
 
@@ -80,7 +80,7 @@ def _results(cells: Sequence[Cell]) -> Part:
     rows = [
         {"table": quoted.recipe.title, "system": quoted.name}
         | {f"{metric.upper()} %": quoted.numbers.get(metric) for metric in ("ua", "wa")}
-        | {"quoted from": quoted.recipe.source}
+        | {"quoted from": quoted.recipe.source, "footnote": quoted.recipe.footnotes.get(quoted.name)}
         for quoted in others_quoted(cells)
     ]
     others = Table("quoted", "Other systems, as the papers quote them", rows, folded=True)
@@ -124,20 +124,17 @@ def _dot_plot(cells: Sequence[Cell], metric: str) -> Plot:
 def papers_table(cells: Sequence[Cell]) -> Table:
     """Ours beside the papers' numbers, as far as they have any; without a difference where none is meant."""
     rows: list[Row] = []
-    changed: dict[str, list[str]] = {}
     for cell in cells:
         places: dict[Any, list[str]] = {}
         for quoted in quoted_for(cell):
             numbers = quoted_spread(quoted.numbers, "ua"), quoted_spread(quoted.numbers, "wa")
             if any(numbers):
-                places.setdefault((*numbers, quoted.seeds), []).append(quoted.where)
-        for (ua, wa, seeds), where in places.items():
+                places.setdefault((*numbers, quoted.seeds, quoted.differs), []).append(quoted.where)
+        for (ua, wa, seeds, differs), where in places.items():
             row: Row = {"cell": cell.label, "in the papers": _together(where)}
-            row |= beside("UA", ua, cell.score("ua"), cell.caveat is None, seeds)
-            rows.append(row | beside("WA", wa, cell.score("wa"), cell.caveat is None, seeds))
-        if places and (settings := changed_settings(cell)):
-            text = ", ".join(f"{key} {value}" for key, value in settings.items())
-            changed.setdefault(text, []).append(cell.label)
+            row |= beside("UA", ua, cell.score("ua"), cell.caveat is None, seeds, not differs)
+            row |= beside("WA", wa, cell.score("wa"), cell.caveat is None, seeds, not differs)
+            rows.append({**row, "differs in": ", ".join(differs) or None})
     unreal = [cell.caveat for cell in cells]
     note = "Ours: pooled over the folds, mean ± standard deviation over the seeds, as Perspective reports."
     if not all(unreal):
@@ -145,14 +142,17 @@ def papers_table(cells: Sequence[Cell]) -> Table:
         note += "a deviation is taken for exact."
     if any(unreal):
         note += f" A synthetic corpus or random weights: {NO_COMPARISON}, so no difference is given."
-    for text, labels in changed.items():
-        note += f" Settings that are not the paper’s in {_listed(labels)}: {text}."
     return Table("papers", "Beside the papers’ numbers", rows, note)
 
 
-def beside(name: str, paper: Spread | None, ours: Score | None, compared: bool, seeds: int) -> Row:
-    """A paper's number, mean of so many seeds, ours, and the difference with its interval, if a comparison is meant."""
-    difference = against_quoted(ours, *paper, seeds).difference if compared and paper and ours else None
+def beside(name: str, paper: Spread | None, ours: Score | None, compared: bool, seeds: int, alike: bool) -> Row:
+    """A paper's number, mean of so many seeds, ours, and the difference if a comparison is meant.
+
+    The difference has its interval if nothing but chance tells the two apart.
+    """
+    difference: Any = None
+    if compared and paper and ours:
+        difference = against_quoted(ours, *paper, seeds).difference if alike else (ours.pooled - paper[0], None, None)
     return {f"paper {name} %": paper, f"ours {name} %": ours and ours.over_seeds, f"{name} difference": difference}
 
 
@@ -250,7 +250,7 @@ def _emotions(cells: Sequence[Cell]) -> Part:
         for quoted in quoted_for(cell):
             if quoted.numbers.keys() & set(every):
                 numbers = {f"{name} %": quoted.numbers.get(name) for name in every}
-                rows.append({"cell": f"{quoted.where} (paper)"} | numbers)
+                rows.append({"cell": f"paper: {quoted.described}"} | numbers)
     points = [(cell.label, name, _recall(cell, name)) for cell in drawn for name in classes]
     draw = partial(dots, points, "recall %", limits=(-2, 102), legend=1)
     recalls = Plot("Recall of each class", Table("recalls", "Recall of each class", rows), draw, note)
@@ -306,7 +306,7 @@ def _modalities(cells: Sequence[Cell]) -> Part:
         row: Row = {"cell": cell.label, "tested with": test}
         row |= {f"{metric.upper()} %": cell.score(metric, test).pooled for metric in ("ua", "wa")}
         row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in ("ua", "wa")}
-        rows.append({**row, "in the papers": quoted and quoted.where})
+        rows.append({**row, "in the papers": quoted and quoted.described})
     if not rows:
         return {}
     drawn = {cell.label for cell in able[:12]}
@@ -333,9 +333,10 @@ def _queries(cells: Sequence[Cell]) -> Part:
         pieces = [cell.label.split(" · ") for cell in members]
         label = " · ".join(piece for piece in pieces[0] if all(piece in one for one in pieces))
         for cell in sorted(members, key=lambda cell: cell.config["settings"]["queries"]):
-            paper = next((q.numbers["ua"] for q in quoted_for(cell) if "ua" in q.numbers), None)
+            found = [one for one in quoted_for(cell) if "ua" in one.numbers and "queries" not in one.differs]
+            paper = {"paper UA %": found[0].numbers["ua"], "in the papers": found[0].described} if found else {}
             queries = cell.config["settings"]["queries"]
-            rows.append({"cells": label, "L": queries, **_scores(cell), "paper UA %": paper})
+            rows.append({"cells": label, "L": queries, **_scores(cell), **paper})
     if not rows:
         return {}
     points = [(row["cells"], row["L"], row["UA %"]) for row in rows]

@@ -11,7 +11,7 @@ from ser.train.run_folder import Run
 from ser.train.scores import METRICS, CellScores, Comparison, Score, against_quoted, caveat, compare, holm
 
 from .cells import Cell
-from .paper import quoted_spread
+from .paper import Differences, differences, quoted_spread
 from .sections import beside, cautions, papers_table, papers_tests_table, results_table, significance_table
 from .tables import Table, tabulated
 
@@ -27,6 +27,7 @@ class Row:
     done: int
     conditions: str  # "session-out · val · 4class"
     quoted: bool = False
+    differs: str = ""  # from the recipe's cell: what does, or why there is no comparison and no `paper`
     compared: Comparison | None = None  # the recipe's `tested` cell with this one
     holm_p: float | None = None  # over the table
 
@@ -43,9 +44,13 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         finished[cell.name] = ours, cell.test
         asked, known = [*_metrics(paper), "ua", "wa"], {*METRICS, *ours.classes}
         found = {metric: ours.score(metric, cell.test) for metric in asked if metric in known}
-        rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions))
-    rows += [Row(name, paper, {}, 0, 0, "quoted by the paper", quoted=True) for name, paper in recipe.quoted.items()]
-    if recipe.tested in finished:
+        unlike = differences(ours.runs, cell, recipe.models) if paper else Differences(())
+        paper = {} if unlike.barred else paper
+        rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions, differs=str(unlike)))
+    for name, paper in recipe.quoted.items():
+        about = "; ".join(filter(None, ["quoted by the paper", recipe.footnotes.get(name)]))
+        rows.append(Row(name, paper, {}, 0, 0, about, quoted=True))
+    if recipe.tested in finished and not any(row.differs for row in rows if row.cell == recipe.tested):
         tested = finished.pop(recipe.tested)
         rows = [replace(row, compared=_compared(tested, row, finished.get(row.cell))) for row in rows]
     family = holm([row.compared.p if row.compared else None for row in rows])
@@ -65,7 +70,8 @@ def _compared(tested: tuple[CellScores, str], row: Row, other: tuple[CellScores,
 def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     """The table that a sweep ends with: cell · paper · ours with two spreads · difference · runs · tests · protocol."""
     rows = recipe_rows(recipe, runs)
-    metrics = list(dict.fromkeys(metric for row in rows for metric in _metrics(row.paper))) or ["ua", "wa"]
+    papers = [*(cell.paper or {} for cell in recipe.cells), *recipe.quoted.values()]
+    metrics = list(dict.fromkeys(metric for paper in papers for metric in _metrics(paper))) or ["ua", "wa"]
     warning = caveat(run.result for cell in runs.values() for run in cell if run.finished)
     seeds = {cell.name: cell.paper_seeds for cell in recipe.cells}
     lines = []
@@ -73,7 +79,9 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
         line: dict[str, Any] = {"cell": row.cell}
         for metric in metrics:
             name, ours = metric.upper() if metric in ("ua", "wa") else metric, row.scores.get(metric)
-            line |= beside(name, quoted_spread(row.paper, metric), ours, not warning, seeds.get(row.cell, 1))
+            line |= beside(
+                name, quoted_spread(row.paper, metric), ours, not warning, seeds.get(row.cell, 1), not row.differs
+            )
             line |= {f"{name} over folds %": ours and ours.over_folds}
         shape = max((f"{score.folds} × {score.seeds}" for score in row.scores.values()), default="")
         line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
@@ -81,6 +89,7 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
             test = row.compared
             line |= {"tested cell’s difference": test and test.difference, "p": test and test.p}
             line |= {"Holm p": row.holm_p, "test": test and test.about}
+        line |= {"differs in": row.differs} if any(other.differs for other in rows) else {}
         lines.append({**line, "protocol": row.conditions})
     about = "ours: pooled over the folds, mean ± standard deviation over the seeds, in percent; over folds: mean ± "
     about += "standard deviation of the folds’ means over the seeds; runs: folds × seeds; differences with their 95 % "
