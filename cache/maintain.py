@@ -18,7 +18,7 @@ from ser.errors import CorruptStore, SerError, WrongUse
 
 from .atomic_io import REPAIR, explain_disk_errors, make_folder, open_plain, sync_folder, workspace
 from .backends import BACKENDS
-from .blocks import Block, check_block
+from .blocks import Block, check_block, usable_cores
 from .feature import Feature
 from .manifest import Key, Manifest, read_manifest
 from .part import Part, PartRows
@@ -140,9 +140,9 @@ def verify(store: Store, repair: bool = False) -> Iterator[Checked]:
         if time.time() - journal.stat().st_mtime < _DAY:  # what was good days ago may be bad now
             done = set(journal.read_text(errors="replace").splitlines())
     todo = [path for path in _things(store) if not done or _stamp(store, path) not in done]
-    pool = ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))))
+    pool = ThreadPoolExecutor(min(8, usable_cores()))
     log = None
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if done else os.O_TRUNC)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | (0 if done else os.O_TRUNC)
     with contextlib.suppress(OSError):
         log = os.open(journal, flags, 0o644)
     try:

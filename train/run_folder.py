@@ -9,10 +9,8 @@
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,12 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from ser.cache.atomic_io import make_folder, sync_folder, write_file
+from ser.cache.atomic_io import locked, make_folder, remove_leftovers, sync_folder, write_file
 from ser.cache.spec import canonical_json
 from ser.errors import CorruptStore, WrongUse
 
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
 PREDICTIONS = "predictions.parquet"
+SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
 NEEDED = ("seed", "fold", "classes", "tests")  # of a result, whatever wrote it
 
 
@@ -109,20 +108,25 @@ def find_runs(*paths: Path | str) -> list[Run]:
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[Run]:
-    """The run folder, made if needed, with nobody else at work in it: a second process waits for the first."""
-    make_folder(path)
-    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """The run folder, made if needed, with nobody else at work in it: a second process waits for the first.
+
+    On a finished run nobody works any more: it takes neither a lock nor the right to write.
+    """
+    if Run(path).finished:
         yield Run(path)
-    finally:
-        os.close(lock)
+        return
+    make_folder(path)
+    with locked(path / "lock", "waits for the process that trains this run"):
+        remove_leftovers(path.parent / SHARED)
+        for part in path.glob(".*.part"):  # of a process that was killed
+            part.unlink()
+        yield Run(path)
 
 
 def write(run: Run, name: str, content: bytes) -> None:
     """Write one file of a run that this process has claimed, whole or not at all."""
     part = run.path / f".{name}.part"
-    part.unlink(missing_ok=True)  # of a process that was killed
+    part.unlink(missing_ok=True)  # of a write that failed
     write_file(part, [content])
     part.replace(run.path / name)
     sync_folder(run.path)
