@@ -63,7 +63,9 @@ check: install
 	mkdir -p .links && ln -sfn .. .links/ser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p ser
+	for system in linux darwin win32; do \
+	  $(BIN)/mypy -p ser --platform $$system --cache-dir .mypy_cache/$$system || exit 1; \
+	done
 
 bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ONLY)

@@ -4,18 +4,21 @@ import importlib.util
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from ser.cache.atomic_io import try_lock
 from ser.engines.machine import cores, memory
 from ser.extract.extractors import FEATURES
 from ser.weights import Checkpoint, WeightsError, list_checkpoints
 
 # Where people keep models, beside Hugging Face's cache.
 FOLDERS = ("models", "checkpoints", "demo/checkpoints", "~/models", "~/checkpoints", "/models", "/data/models")
+MOUNTS = Path("/proc/mounts")  # one file system a line: device, folder, type, options
 IEMOCAP_BYTES = 5e9  # its 12.4 h in the five default features, float16: HuBERT-base alone is 3.4 GB
 PACKAGES = {
     "dask": ("several machines (--scheduler)", "pip install 'ser[cluster]'"),
@@ -42,13 +45,15 @@ def examine(store: Path = Path("features")) -> list[Finding]:
     import torch
 
     usable, all_ = cores(), os.cpu_count() or 1
+    there = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
     found = [
         # torch's own version names its build too, such as +cu130; its package's may not.
         ("software", f"ser {version('ser')}, Python {platform.python_version()}, torch {torch.__version__}", ""),
         ("cores", f"{usable} (of the machine's {all_})" if usable < all_ else str(usable), ""),
         ("memory", *_memory()),
         ("GPU", *_gpu()),
-        ("disk", *_disk(store)),
+        ("disk", *_disk(store, there)),
+        ("store locks", *_locks(there.resolve())),
         *_weights(),
     ]
     for name, (use, advice) in PACKAGES.items():
@@ -79,14 +84,33 @@ def _gpu() -> tuple[str, str]:
     return f"none (this torch {built})", advice
 
 
-def _disk(store: Path) -> tuple[str, str]:
-    there = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
+def _disk(store: Path, there: Path) -> tuple[str, str]:
     free = shutil.disk_usage(there).free
     found = f"{free / 1e9:.1f} GB free for {store}"
     if not os.access(there, os.W_OK):
         return f"{found}, not writable", "name a folder that you may write to with --store"
     needed = f"IEMOCAP's features need about {IEMOCAP_BYTES / 1e9:.0f} GB: --store elsewhere"
     return found, needed if free < IEMOCAP_BYTES else ""
+
+
+def _locks(there: Path) -> tuple[str, str]:
+    kind, options = "this file system", [""]
+    with suppress(OSError):
+        for line in MOUNTS.read_text().splitlines():  # the last one that holds the folder lies above the others
+            _, folder, type_, shown, *_ = line.split(" ")
+            if there.is_relative_to(folder.replace("\\040", " ")):
+                kind, options = type_, shown.split(",")
+    once = "let no two processes train the same run at once; leftovers of killed writers go after a day"
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            if try_lock(file.fileno()) is None:
+                return f"none on {kind}", once
+    except OSError as error:
+        return f"not tried on {kind} ({error.strerror})", ""
+    local = {"nolock", "localflock", "local_lock=all", "local_lock=flock"} & {*options}
+    if local or kind.startswith("fuse.") or kind == "beegfs":
+        return f"work on {kind}, but other machines may not see them", f"with several machines, {once}"
+    return f"work on {kind}", ""
 
 
 def _weights() -> Iterator[tuple[str, str, str]]:

@@ -120,7 +120,7 @@ def measure(count: int, folder: Path) -> dict[str, float]:
                 break
         workers = psutil.Process(publisher.pid).children(recursive=True)
         publisher.kill()
-    if (left := psutil.wait_procs(workers, timeout=60)[1]) or publisher.returncode != -signal.SIGKILL:
+    if (left := psutil.wait_procs(workers, timeout=60)[1]) or publisher.returncode != -signal.Signals["SIGKILL"]:
         raise SystemExit(
             f"it ended with {publisher.returncode}, and left {len(left)} of {len(workers)} processes behind"
         )

@@ -2,21 +2,27 @@
 
 New things are made in a workspace under `<store>/tmp/`, on the same filesystem, fsynced, read back, and renamed to
 where they belong. There is no other way into a store. Other files are written in the same way, beside their place.
+
+Locks and the flags of `open` differ between systems and file systems: here alone.
 """
 
 import contextlib
 import errno
-import fcntl
+import functools
 import hashlib
+import json
 import logging
 import math
 import mmap
 import os
 import secrets
 import shutil
+import socket
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ser.errors import CorruptStore, StoreError, WrongUse
 
@@ -24,8 +30,15 @@ Buffer = bytes | bytearray | memoryview
 
 REPAIR = "run `ser cache verify --repair`, then `ser features` again"
 _PIECE = 1 << 20
-_UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+_ASIDE = ".removing-"  # begins the names of what is being removed: no writer knows them
+_DAY = 24 * 3600
+# Zero where the system has none. Of these flags Windows has O_BINARY alone, and changes line ends without it.
+_O_DIRECT, _O_DIRECTORY = getattr(os, "O_DIRECT", 0), getattr(os, "O_DIRECTORY", 0)
+_O_NOFOLLOW, _O_NONBLOCK = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
+PLAIN = _O_NOFOLLOW | _O_NONBLOCK | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 log = logging.getLogger("ser.cache")
+_warn_once = functools.cache(log.warning)
 
 
 def open_plain(path: Path | str, remedy: str = REPAIR) -> int:
@@ -36,7 +49,7 @@ def open_plain(path: Path | str, remedy: str = REPAIR) -> int:
     """
     try:
         # O_NONBLOCK: opening a pipe must not wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | PLAIN)
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptStore(f"{path}: is missing; {remedy}") from None
     except OSError as error:
@@ -83,19 +96,25 @@ def write_file(path: Path, buffers: Sequence[Buffer]) -> tuple[int, str]:
 
 
 def _on_disk(path: Path) -> bytes:
-    """The sha256 of a file as read past the page cache, which stays as it is for the next reader."""
+    """The sha256 of a file as read past the page cache, which stays as it is for the next reader.
+
+    Where there is no O_DIRECT (macOS, Windows, some file systems) it is read through the page cache, and then shows
+    what the system was given to write, not what the disk holds.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        return _sha256(path, _O_DIRECT)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return _sha256(path, 0)
+
+
+def _sha256(path: Path, flags: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | PLAIN | flags)
     try:
-        at, digest = 0, hashlib.sha256()
+        at, size, digest = 0, os.fstat(descriptor).st_size, hashlib.sha256()
         page = memoryview(mmap.mmap(-1, _PIECE))  # aligned, as O_DIRECT demands
-        read = _PIECE
-        while read == _PIECE:
-            read = os.preadv(descriptor, [page], at)
+        while at < size and (read := read_at(descriptor, [page], at)):
             at += read
             digest.update(page[:read])
         return digest.digest()
@@ -103,11 +122,25 @@ def _on_disk(path: Path) -> bytes:
         os.close(descriptor)
 
 
+def read_at(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+    """Fill buffers, one after the other, with what a file holds from `offset` on. Returns how many bytes were read.
+
+    They may be fewer than asked for; 0 is the end of the file. Without `preadv` (Windows) the first buffer alone is
+    filled, and the file's position moves.
+    """
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, buffers, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    with open(descriptor, "rb", buffering=0, closefd=False) as file:
+        return file.readinto(buffers[0])
+
+
 def write_folder(folder: Path, files: Mapping[str, Sequence[Buffer]]) -> dict[str, tuple[int, str]]:
     """Write files, by their paths in a folder that nobody sees yet, durably. Returns their sizes and sha256."""
     written = {}
     for name, buffers in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        for inside in reversed(Path(name).parents):  # never the workspace itself, should that have been moved aside
+            (folder / inside).mkdir(exist_ok=True)
         written[name] = write_file(folder / name, buffers)
     for root, _, _ in os.walk(folder):
         sync_folder(Path(root))
@@ -124,8 +157,10 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Make the names in a folder durable. Windows has no call for that: its file system keeps a journal of them."""
+    if not _O_DIRECTORY:
+        return
+    descriptor = os.open(folder, os.O_RDONLY | _O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
@@ -196,62 +231,138 @@ def write_whole(path: Path, *content: Buffer) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def workspace(store: Path) -> Iterator[Path]:
-    """A fresh folder under `<store>/tmp/`, removed at the end; a lock beside it says that its owner is alive."""
+    """A fresh folder under `<store>/tmp/`, removed at the end; a lock beside it says that its owner is alive.
+
+    One that is used for long is touched now and then (`os.utime`): after a day, other hosts may take it for a leftover.
+    """
     make_folder(store / "tmp")
     lock = None
     while lock is None:  # another process may take a lock file that is not locked yet for a leftover, and unlink it
         folder = store / "tmp" / secrets.token_hex(8)
-        lock = _lock(folder, new=True)
+        lock = _new_lock(folder.with_suffix(".lock"))
     try:
         folder.mkdir()
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)  # before it goes: Windows unlinks no open file
         folder.with_suffix(".lock").unlink(missing_ok=True)
-        os.close(lock)
 
 
-def _lock(folder: Path, new: bool) -> int | None:
-    """Lock the file beside a folder in `tmp/`. None if another process holds it, or has unlinked it meanwhile.
-
-    A `new` one is held without a lock on a filesystem that has none; leftovers are never removed there.
-    """
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if new else 0)
-    descriptor = os.open(folder.with_suffix(".lock"), flags, 0o644)
+def _new_lock(path: Path) -> int | None:
+    """A lock file, held and with its owner's record. None if another process holds or has unlinked it meanwhile."""
+    descriptor, held = _open_lock(path, os.O_CREAT | os.O_EXCL), False
     try:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:
-                return descriptor
+        if try_lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
+            os.write(descriptor, json.dumps({**_here(), "pid": os.getpid()}).encode())
+            held = True
+    finally:
+        if not held:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+    return descriptor if held else None
+
+
+def _open_lock(path: Path, flags: int) -> int:
+    """A descriptor of a lock file. Who may write into its folder may lock it, whatever the umask of who made it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | flags | PLAIN, 0o666)
+    except PermissionError:  # made by another user's earlier ser
+        return os.open(path, os.O_RDONLY | PLAIN)
+    if hasattr(os, "fchmod"):
+        with contextlib.suppress(PermissionError):
+            os.fchmod(descriptor, path.parent.stat().st_mode & 0o666)
+    return descriptor
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """Lock an open file until it is closed. False if another process holds it, None if its file system has no locks."""
+    from filelock import lock_descriptor  # 50 ms, which who only reads does not wait for
+
+    try:
+        return lock_descriptor(descriptor, blocking=False)
     except OSError as error:
-        if new and error.errno in _UNLOCKABLE:
-            return descriptor
+        if error.errno not in _UNLOCKABLE:
+            raise
+        return None
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold a lock file, which stays; without a lock on a file system that has none.
+
+    A second process waits for the first, and says what it is `waiting` for, if anything.
+    """
+    descriptor = _open_lock(path, os.O_CREAT)
+    try:
+        if (held := try_lock(descriptor)) is None and waiting:
+            fault = "%s: its file system has no locks; let no two processes train the same run at once"
+            _warn_once(fault, path.parent.parent)
+        if held is False and waiting:
+            log.warning("%s: %s", path.parent, waiting)
+        while held is False:
+            time.sleep(0.05)
+            held = try_lock(descriptor)
+        yield
+    finally:
         os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
+
+
+@functools.cache
+def _here() -> dict[str, str]:
+    """This machine, whose images may share a name or an id, and its time since it was started."""
+    found = {"host": "/etc/machine-id", "boot": "/proc/sys/kernel/random/boot_id"}  # Linux's
+    known = {key: Path(file).read_text().strip() for key, file in found.items() if os.access(file, os.R_OK)}
+    return {"boot": "", **known, "host": f"{socket.gethostname()} {known.get('host')}"}
 
 
 def remove_leftovers(store: Path) -> list[str]:
-    """Remove what killed writers left under `tmp/`; what a live process holds stays. Returns the removed names."""
+    """Remove what killed writers left under `tmp/`; what a live process may hold stays. Returns the removed names.
+
+    Another host's locks may be invisible here: what is not this host's goes when nothing in it has changed for a day.
+    """
     tmp = store / "tmp"
     removed = []
     for folder in sorted({entry.with_suffix("") for entry in tmp.iterdir()}) if tmp.is_dir() else ():
         try:
-            if (lock := _lock(folder, new=False)) is None:
+            if not folder.name.startswith(_ASIDE) and not _abandoned(folder):
                 continue
-            try:
-                if folder.is_dir() and not folder.is_symlink():
-                    shutil.rmtree(folder)
+            # First out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed.
+            aside = tmp / f"{_ASIDE}{secrets.token_hex(8)}"
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                os.rename(folder, aside)  # noqa: PTH104
+                if aside.is_dir() and not aside.is_symlink():
+                    shutil.rmtree(aside)
                 else:
-                    folder.unlink(missing_ok=True)
-                folder.with_suffix(".lock").unlink()
-                removed.append(folder.name)
-            finally:
-                os.close(lock)
+                    aside.unlink()
+            folder.with_suffix(".lock").unlink(missing_ok=True)
+            removed.append(folder.name)
         except OSError as error:
             log.warning("%s: cannot be removed (%s)", folder, error.strerror)
     return removed
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether the owner of a folder in `tmp/` is gone for certain, or not of this host and silent for a day.
+
+    A lock without a folder is removed here: nothing is lost with it, also if its owner is about to make the folder.
+    """
+    path, free = folder.with_suffix(".lock"), None
+    owner: Any = None
+    with contextlib.suppress(FileNotFoundError, ValueError), os.fdopen(_open_lock(path, 0), "rb") as lock:
+        free = try_lock(lock.fileno())
+        owner = json.loads(lock.read(1000))
+    if free is False:
+        return False
+    if not os.path.lexists(folder):
+        path.unlink(missing_ok=True)
+        return False
+    ours = isinstance(owner, dict) and owner.get("host") == _here()["host"]
+    if ours and (free or owner.get("boot") != _here()["boot"]):
+        return True
+    inside = [Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)]
+    changed = (one.lstat().st_mtime for one in (path, folder, *inside) if os.path.lexists(one))
+    return time.time() - max(changed, default=time.time()) > _DAY  # by default: it has just gone
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ser.errors import CorruptStore, StoreError
 
-from .atomic_io import REPAIR, Buffer, open_plain
+from .atomic_io import REPAIR, Buffer, open_plain, read_at
 
 BLOCK_BYTES = 2 << 20
 _MANY = 256  # pieces of a block above which one gather is cheaper than as many small reads
@@ -76,6 +76,11 @@ def bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return memoryview(cast(Buffer, array.reshape(-1).view(np.uint8)))
 
 
+def usable_cores() -> int:
+    """CPU cores that the system lets this process use: fewer than the machine has under taskset, where that exists."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 Stretch = tuple[int, int, int]  # first row in the array, row after the last, first row in the target
 BlockRead = tuple[str, Block, int, list[Stretch]]  # file, a block in it, the row that it starts with, what is within it
 
@@ -89,7 +94,7 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
     view, size = bytes_of(target), target.itemsize * math.prod(target.shape[1:])
     reads = [read for folder, array, stretches in jobs for read in _by_block(folder, array, stretches)]
     total = sum(block.bytes for _, block, _, _ in reads)
-    threads = min(8, len(os.sched_getaffinity(0)), len(reads)) if total >= _THREADED else 1
+    threads = min(8, usable_cores(), len(reads)) if total >= _THREADED else 1
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
             # A share per thread, not a future per block, which would cost as much as the checksums.
@@ -138,7 +143,7 @@ def _read_block(path: str, block: Block, pieces: list[memoryview]) -> None:
     try:
         left, offset = list(pieces), block.offset
         while left:
-            if not (read := os.preadv(descriptor, left, offset)):
+            if not (read := read_at(descriptor, left, offset)):
                 raise CorruptStore(f"{path}: cut short; {REPAIR}")
             offset += read
             while left and read >= len(left[0]):

@@ -47,7 +47,7 @@ def read_arrays(path: Path) -> Arrays:
 
 def _check_size(path: Path, size: int) -> None:
     """Refuse what could not be held in memory anyway."""
-    if size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+    if hasattr(os, "sysconf") and size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise StoreError(f"{path}: claims {size / 1e9:.0f} GB of values, more than this machine's memory")
 
 

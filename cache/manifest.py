@@ -25,7 +25,7 @@ from .spec import FORMAT_VERSION, Modality, check_version
 
 # Feature and corpus names become folders; ids never do.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-RESERVED = {"manifests", "tmp", "bad"}
+RESERVED = {"manifests", "tmp", "bad", "lost+found"}  # the last one is made with an ext file system
 LOG = "log.jsonl"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `ser features` to write it again"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from ser.errors import CorruptStore, StoreError
+from ser.errors import CorruptStore, StoreError, WrongUse
 
 from .atomic_io import REPAIR, read_small
 
@@ -18,6 +18,7 @@ FORMAT_VERSION = 1
 Modality = Literal["audio", "text"]
 Level = Literal["frame", "token", "utterance"]
 Dtype = Literal["float16", "float32"]
+Seconds = Annotated[int, msgspec.Meta(gt=0)] | Annotated[float, msgspec.Meta(gt=0)]
 Json = TypeVar("Json")
 
 _CHECKSUM = b',"sha256":"%s"}\n'
@@ -74,12 +75,12 @@ class Spec:
     feature: str  # "hubert"
     modality: Modality
     level: Level
-    dim: Annotated[int, msgspec.Meta(ge=1)]
+    dim: Annotated[int, msgspec.Meta(ge=1, lt=1 << 48)]
     dtype: Dtype
     extractor: str  # the code that computes it: "speech", "text", "smile", "mel", "import"
     version: int  # of that code; raised when its numbers change
     variant: str = ""  # "layer=9": the settings asked for after the feature's name, in sorted order
-    hop: int | float | None = None  # seconds between frames
+    hop: Seconds | None = None  # between frames
     config: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Mapping[str, Any] = field(default_factory=dict)  # {"digest": sha256, "random": bool, …}; no paths
     provenance: Mapping[str, Any] = field(default_factory=dict)  # {"model", "versions", "command", "created", …}
@@ -103,6 +104,13 @@ class Spec:
     def to_json(self) -> dict[str, Any]:
         """The content of `spec.json`."""
         return {**self.identity(), "provenance": self.provenance}
+
+    def check(self) -> None:
+        """Raise `WrongUse` unless what `to_json` gives can be read back."""
+        try:
+            msgspec.json.decode(canonical_json(self.to_json()), type=type(self))
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+            raise WrongUse(f"{self.name}: no store can hold a feature that is specified so ({error})") from None
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], where: str) -> "Spec":

@@ -158,9 +158,14 @@ class Store:
         return [Feature(self.path, folder) for folder in self.folders()]
 
     def add(self, spec: Spec) -> Feature:
-        """The feature computed in this way, its folder made if it is not there yet."""
+        """The feature computed in this way, its folder made if it is not there yet.
+
+        Raises `WrongUse`, and writes nothing, for a spec that could not be read back.
+        """
         self._cleaned or self.remove_leftovers()
-        folder = self.path / check_name("feature", spec.feature) / spec.fingerprint
+        name = check_name("feature", spec.feature)
+        spec.check()
+        folder = self.path / name / spec.fingerprint
         if not folder.exists():
             with explain_disk_errors(f"adding feature {spec.name}", self.path):
                 atomic_io.new_folder(self.path, folder, {"spec.json": checksummed_json(spec.to_json())}, "parts")

@@ -15,9 +15,9 @@ import numpy as np
 
 from ser.errors import CorruptStore, SerError, StoreError
 
-from .atomic_io import REPAIR, explain_disk_errors, folders_in, make_folder, open_plain, read_small, sync_folder
+from .atomic_io import PLAIN, REPAIR, explain_disk_errors, folders_in, make_folder, open_plain, read_small, sync_folder
 from .backends import BACKENDS
-from .blocks import Block, check_block
+from .blocks import Block, check_block, usable_cores
 from .feature import Feature
 from .manifest import RESERVED, Key, read_manifest
 from .part import Part, part_name
@@ -63,8 +63,8 @@ def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[
             return Checked(str(thing[0].relative_to(store.path)), 0, 0.0, 0, skipped=True), None
         return _checked(store, *thing, repair), stamp
 
-    pool = ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))))
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | (0 if good else os.O_TRUNC)
+    pool = ThreadPoolExecutor(min(8, usable_cores()))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | PLAIN | (0 if good else os.O_TRUNC)
     log = None
     with contextlib.suppress(OSError):
         log = os.open(journal, flags, 0o644)

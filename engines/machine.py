@@ -1,10 +1,10 @@
 """What this machine lets this process have."""
 
 import math
-import os
 import re
 from pathlib import Path
 
+from ser.cache.blocks import usable_cores
 from ser.errors import WrongUse
 
 SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED")  # of torch, on a GPU and on a CPU; of cuBLAS and cuDNN
@@ -54,7 +54,6 @@ def memory() -> tuple[int | None, int | None]:
 
 def cores(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
     """CPU cores that this process may use: fewer than the machine has, under taskset or in a container with a quota."""
-    may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Control groups of version 1 have one folder; those of version 2 are a tree, in which every one counts.
     quotas = [[_read(groups / "cpu" / f"cpu.cfs_{what}_us").strip() for what in ("quota", "period")]]
     for line in _read(mine).splitlines():
@@ -64,7 +63,7 @@ def cores(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/c
     numbers = [
         tuple(map(int, quota)) for quota in quotas if quota and all(map(str.isdecimal, quota))
     ]  # "max", -1: none
-    return max(1, min([may, *(math.ceil(quota / period) for quota, period in numbers)]))
+    return max(1, min([usable_cores(), *(math.ceil(quota / period) for quota, period in numbers)]))
 
 
 def _read(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 multiprocessing's fork server imports what the tasks need and forks the workers from itself: so torch is imported once
 for all of them, and no thread, lock or CUDA context of the calling process is copied. It ends with this process.
+Where there is no fork server (Windows), each worker starts a Python of its own.
 """
 
 import contextlib
@@ -13,16 +14,17 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from ser.errors import SerError
 
 T = TypeVar("T")
 R = TypeVar("R")
-_context = multiprocessing.get_context("forkserver")
+_START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+_context: Any = multiprocessing.get_context(_START)
+Pipe = Any  # multiprocessing's Connection; on Windows its PipeConnection
 
 
 def run(function: Callable[[T], R], tasks: Iterable[T], workers: int = 1) -> Iterator[R]:
@@ -43,9 +45,9 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int = 1) -> Ite
     if not (first := list(islice(remaining, workers))):
         return
     start_fork_server(function.__module__)
-    busy: dict[Connection, tuple[ForkServerProcess, T]] = {}
+    busy: dict[Pipe, tuple[BaseProcess, T]] = {}
 
-    def give(pipe: Connection, process: ForkServerProcess, task: T) -> None:
+    def give(pipe: Pipe, process: BaseProcess, task: T) -> None:
         busy[pipe] = process, task
         # If it has died, the end of the pipe, read next, says so with the task's name.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -62,8 +64,8 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int = 1) -> Ite
             theirs.close()  # so that the pipe ends when the process does
             give(ours, process, task)
         while busy:
-            for pipe in wait(list(busy)):
-                assert isinstance(pipe, Connection)
+            ready: list[Pipe] = wait(list(busy))
+            for pipe in ready:
                 process, task = busy[pipe]
                 try:
                     done, result = pipe.recv()
@@ -90,8 +92,12 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int = 1) -> Ite
 def start_fork_server(module: str) -> None:
     """Start the fork server, which imports `module` while this process goes on with its own work.
 
-    One that runs already is used as it is: workers then import what it has not.
+    One that runs already is used as it is: workers then import what it has not. Does nothing where there is none.
     """
+    if _START == "spawn":
+        return
+    from multiprocessing import forkserver, resource_tracker
+
     forkserver.set_forkserver_preload(["__main__", module])
     resource_tracker.ensure_running()  # started later, it would unblock what is blocked next
     environment = dict(os.environ)
@@ -109,7 +115,7 @@ def _set_environment(environment: dict[str, str]) -> None:
     os.environ.update(environment)
 
 
-def _work(pipe: Connection, environment: dict[str, str]) -> None:
+def _work(pipe: Pipe, environment: dict[str, str]) -> None:
     """In a worker process: task by task, until the pipe or the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _set_environment(environment)
@@ -136,7 +142,7 @@ def _end_with_parent() -> None:
 def _death(exit_code: int | None, task: Any) -> str:
     killed = {-number: f"was killed by {number.name}" for number in signal.Signals}
     how = killed.get(exit_code or 0, f"ended with code {exit_code}")
-    fewer = ", with fewer workers if memory ran out" if exit_code == -signal.SIGKILL else ""
+    fewer = ", with fewer workers if memory ran out" if how.endswith("SIGKILL") else ""
     return f"a worker process {how} on {task_name(task)}; what was finished is kept: run again{fewer}"
 
 
@@ -156,11 +162,13 @@ def defer_sigint() -> Iterator[None]:
     ours = callable(handler) and threading.current_thread() is threading.main_thread()
     if ours:  # a signal that one thread blocks may still come to another
         signal.signal(signal.SIGINT, lambda number, _: received.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    masks: Any = signal if hasattr(signal, "pthread_sigmask") else None  # on Windows what starts meanwhile hears it
+    mask = masks and masks.pthread_sigmask(masks.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if masks:
+            masks.pthread_sigmask(masks.SIG_SETMASK, mask)
         if ours:
             signal.signal(signal.SIGINT, handler)
     if received and callable(handler):

@@ -148,7 +148,7 @@ def read_bytes(path: Path) -> bytes:
 
     def opener(name: str, flags: int) -> int:
         # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
-        return os.open(name, flags | os.O_NONBLOCK)
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
     try:
         with open(path, "rb", buffering=0, opener=opener) as file:

@@ -53,7 +53,7 @@ class TextExtractor(Encoder):
     def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> TextConfig:
         """The config of `settings`, whose layer is in range. Raises `WrongUse` for what the encoder cannot give."""
         # MPNet's positions start after its padding index, 1.
-        longest = int(checkpoint.setting("max_position_embeddings")) - 2 * (checkpoint.architecture == "mpnet")
+        longest = checkpoint.setting("max_position_embeddings") - 2 * (checkpoint.architecture == "mpnet")
         config = TextConfig(**{"most": min(MOST, longest), **settings})
         if config.tags not in ("keep", "remove"):
             raise WrongUse(f"tags={config.tags}: it is keep or remove")

@@ -33,8 +33,8 @@ SPEC = spec_of("token", dim=16)
 ARRAYS = values_of(MANIFEST, SPEC)
 
 
-def run_writer(path: Path, backend: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*WRITER, str(path), backend, *more], capture_output=True, text=True)
+def run_writer(path: Path, backend: str, *more: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*WRITER, str(path), backend, *more], capture_output=True, text=True, **options)
 
 
 def names_of(feature: Feature) -> set[str]:
@@ -105,7 +105,7 @@ def test_killed_writers(tmp_path: Path, backend: str, kills: int) -> None:
 
 # What the publish path calls; `write` and `read` also hit Python itself, which makes them the better test.
 CALLS = ["openat", "write", "read", "preadv", "fsync", "fdatasync", "rename", "mkdir", "flock", "close", "unlink",
-         "newfstatat", "getdents64", "rmdir", "unlinkat", "fadvise64", "statx", "lseek"]  # fmt: skip
+         "newfstatat", "getdents64", "rmdir", "unlinkat", "fadvise64", "statx", "lseek", "fchmod"]  # fmt: skip
 FAULTS = ["ENOSPC", "EIO", "EINTR"]
 
 
@@ -259,9 +259,63 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
         )
         gone = subprocess.run([sys.executable, "-c", code, str(store.path)])
         assert gone.returncode == 9 and len(list((store.path / "tmp").iterdir())) == 4
-        (store.path / "tmp" / "stray").write_text("of nobody")
+        for age, name in enumerate(("new", "old")):  # of nobody, or of a ser that recorded no owner
+            (store.path / "tmp" / name).mkdir()
+            for path in (store.path / "tmp" / name, store.path / "tmp" / f"{name}.lock"):
+                path.touch()
+                os.utime(path, (time.time() - age * 90_000,) * 2)
         assert len(store.remove_leftovers()) == 2 and (mine / "work").exists()
-    assert not list((store.path / "tmp").iterdir())
+    assert {path.name for path in (store.path / "tmp").iterdir()} == {"new", "new.lock"}
+
+
+# What a process on a host of its own sees of others' locks: nothing. It takes its time to delete and to rename.
+BLIND = """
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int flock(int descriptor, int how) { return 0; }
+int gethostname(char *name, size_t size) { strncpy(name, getenv("BLIND_HOST"), size); return 0; }
+int unlinkat(int in, const char *name, int how) { usleep(10000); return syscall(SYS_unlinkat, in, name, how); }
+int rename(const char *a, const char *b) { usleep(atoi(getenv("BLIND_RENAME"))); return syscall(SYS_rename, a, b); }
+"""
+# It begins when all of a part is written.
+REMOVER = "import glob, sys, pathlib; from ser.cache.atomic_io import remove_leftovers\nprint(flush=True)\n"
+REMOVER += (
+    "store = pathlib.Path(sys.argv[1])\nwhile True: glob.glob(f'{store}/tmp/*/*/part.json') and remove_leftovers(store)"
+)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@pytest.mark.parametrize("same", [False, True])
+def test_a_host_that_sees_no_locks(tmp_path: Path, same: bool) -> None:
+    """Another host leaves what is being written; one that takes it for its own deletes it, and never what is published.
+
+    That is two mounts on one host: no rule protects the writer there, which must fail with one sentence.
+    """
+    (tmp_path / "blind.c").write_text(BLIND)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", "blind.so", "blind.c"], cwd=tmp_path, check=True)
+    blind = {**os.environ, "LD_PRELOAD": str(tmp_path / "blind.so"), "BLIND_HOST": "here", "BLIND_RENAME": "30000"}
+    there = {**blind, "BLIND_HOST": "here" if same else "there", "BLIND_RENAME": "0"}
+    path = tmp_path / "s"
+    store = open_store(path, create=True)
+    store.put_manifest(MANIFEST)
+    store.add(SPEC)
+    remover = subprocess.Popen([sys.executable, "-c", REMOVER, str(path)], env=there, stdout=subprocess.PIPE)
+    try:
+        assert remover.stdout is not None and remover.stdout.readline()
+        for _ in range(2 if same else 1):
+            done = run_writer(path, "zarr", "1", env=blind)
+            assert done.returncode in ((0, 3) if same else (0,)), done.stderr
+            assert len(done.stderr.splitlines()) == (done.returncode == 3), done.stderr
+            check_published(path, [name for name in done.stdout.split() if name != "None"])
+        assert remover.poll() is None
+    finally:
+        remover.kill()
+        remover.wait()
+    assert run_writer(path, "zarr", "1").returncode == 0
+    check_finished(path)
 
 
 def other_values(block: Block, image: bytearray) -> Block:

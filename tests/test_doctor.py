@@ -88,6 +88,16 @@ def test_a_disk_that_may_not_be_written_to(tmp_path: Path) -> None:
     assert not findings(store=tmp_path / "s")["disk"].fine
 
 
+def test_locks_that_other_machines_do_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MOUNTS", tmp_path / "mounts")
+    shared = "nfs rw,vers=3,local_lock=flock", "lustre rw,localflock", "fuse.sshfs rw", "beegfs rw"
+    for mount in ("ext4 rw", "nfs4 rw,vers=4.2,local_lock=none", *shared):
+        other = f"none / overlay rw 0 0\nhost:/y {tmp_path}y fuse.x rw 0 0\n"
+        (tmp_path / "mounts").write_text(f"{other}host:/x {tmp_path.resolve()} {mount} 0 0\n")
+        found = findings(store=tmp_path / "store")["store locks"]
+        assert ("other machines may not see them" in found.found) is (mount in shared) is not found.fine, found
+
+
 def test_the_command_prints_both_ways() -> None:
     plain = CliRunner().invoke(main, ["doctor"])
     assert plain.exit_code == 0 and "cores" in plain.output and "→" in plain.output

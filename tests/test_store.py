@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -221,6 +222,14 @@ def test_names_that_become_folders(tmp_path: Path, name: str) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"s"}
 
 
+@pytest.mark.parametrize("wrong", [{"dim": -64}, {"dim": True}, {"hop": -0.02}, {"config": {"scale": float("nan")}}])
+def test_a_spec_that_nothing_could_read_is_never_written(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    with pytest.raises(WrongUse, match="frames: no store can hold"):
+        store.add(spec_of(**wrong))
+    assert {path.name for path in store.path.iterdir()} <= {"manifests", "tmp"}
+
+
 def test_a_path_that_holds_no_store(tmp_path: Path) -> None:
     with pytest.raises(WrongUse, match=r"holds no store; run `ser features"):
         open_store(tmp_path / "nowhere")
@@ -233,6 +242,8 @@ def test_a_path_that_holds_no_store(tmp_path: Path) -> None:
     for inside in ("tmp", "manifests"):  # another process is making it
         (tmp_path / "s" / inside).mkdir(parents=True, exist_ok=True)
         open_store(tmp_path / "s", create=True)
+    (tmp_path / "disk" / "lost+found" / "#12").mkdir(parents=True)  # as an ext file system has it
+    assert open_store(tmp_path / "disk", create=True).features() == []
 
 
 def test_features_by_name(tmp_path: Path) -> None:

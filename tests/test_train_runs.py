@@ -1,8 +1,10 @@
 """Run folders: named by their config, readable without us, never half there, never trained twice."""
 
+import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +19,7 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
+from ser.cache.atomic_io import locked
 from ser.cli import main
 from ser.errors import MissingRows, SerError, WrongUse
 from ser.tests.tiny_store import make_manifest, make_store
@@ -242,9 +245,49 @@ def test_a_killed_run_is_readable_and_goes_on_to_the_same_bytes(
 
 
 def test_two_processes_at_the_same_run_train_it_once(store: Path, tmp_path: Path) -> None:
-    both = [child(store, tmp_path, "anew") for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0].split() for process in both]
-    assert sorted(len(output) for output in outputs) == [1, 17]  # one trained 16 epochs, the other waited for it
+    (job,) = prepare(lgf(store, tmp_path, folds=1, epochs=16, loss=Experiment.loss))
+    lock = tmp_path / job.name / "lock"
+    lock.parent.mkdir()
+    with locked(lock):
+        both = [child(store, tmp_path, "anew") for _ in range(2)]
+        said = [process.stderr.readline() for process in both]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert sorted(len(output.split()) for output, _ in outputs) == [1, 17]  # one trained 16 epochs
+    assert said == [f"{lock.parent}: waits for the process that trains this run\n"] * 2
+    assert [errors for _, errors in outputs] == ["", ""]
+
+
+def test_a_finished_run_takes_no_lock_and_a_new_one_does_without(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (first,) = run_experiment(lgf(store, tmp_path / "runs", folds=1, epochs=1))
+    (first.path / "lock").unlink()
+    assert run_experiment(lgf(store, tmp_path / "runs", folds=1, epochs=1)) == [first]
+    assert not (first.path / "lock").exists()
+    monkeypatch.setattr("filelock.lock_descriptor", no_locks)
+    assert len(run_experiment(lgf(store, tmp_path / "runs", folds=2, epochs=2))) == 2
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        f"{tmp_path / 'runs'}: its file system has no locks"
+    ]
+
+
+def test_what_a_killed_process_left_is_removed(store: Path, tmp_path: Path) -> None:
+    """On a disk of its own: the folder of the runs has a `lost+found`."""
+    (tmp_path / "lost+found" / "#12").mkdir(parents=True)
+    run = tmp_path / prepare(lgf(store, tmp_path, folds=1))[0].name
+    code = "import os, pathlib, sys; from ser.cache.atomic_io import workspace\n"
+    code += "with workspace(pathlib.Path(sys.argv[1])): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / ".tmp")]).returncode == 9
+    run.mkdir()
+    run.chmod(0o2775)
+    (run / ".state.safetensors.part").write_text("cut short")
+    run_experiment(lgf(store, tmp_path, folds=1))
+    assert not list((tmp_path / ".tmp" / "tmp").iterdir()) and not list(run.glob(".*"))
+    assert stat.S_IMODE((run / "lock").stat().st_mode) == 0o664  # who may write there may lock
+    assert [found.path for found in find_runs(tmp_path)] == [run]
 
 
 def test_a_diverged_run_leaves_its_last_good_weights(store: Path, tmp_path: Path) -> None:

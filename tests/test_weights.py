@@ -137,6 +137,11 @@ def test_a_model_of_another_kind_is_refused(copy: Path) -> None:
     path.write_text(path.read_text().replace('"hidden_size"', '"d_model"'))
     with pytest.raises(WeightsError, match=r"config\.json names no hidden_size"):
         resolve(["hubert"], {"hubert": str(copy)}, "float16")
+    wrongs = {"conv_stride": [5, 0], "hidden_size": 64}, {"hidden_size": -64}, {"num_hidden_layers": "two"}
+    for wrong in wrongs:
+        edit(path, **wrong)
+        with pytest.raises(WeightsError, match=rf"config\.json: {next(iter(wrong))} is wrong .*copy it again"):
+            resolve(["hubert"], {"hubert": str(copy)}, "float16")
 
 
 @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": "gone.bin"}}'])

@@ -1,7 +1,7 @@
 """The labelled utterances of a corpus with their features, and the batches cut from them."""
 
-import fcntl
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ser.cache.atomic_io import locked
 from ser.cache.manifest import Manifest
 from ser.cache.spec import canonical_json
 from ser.cache.store import Feature, Store, open_store
@@ -321,9 +322,8 @@ class DataCache:
 
 def _shared(path: Path, load: Callable[[], Inputs]) -> Inputs:
     """What `load` gives, through a file, which all processes map, written by whoever comes first."""
-    file, begun = path.with_suffix(".safetensors"), path.with_suffix(".part")
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    file, begun = path.with_suffix(".safetensors"), path.with_suffix(f".{os.getpid()}.part")  # there may be no locks
+    with locked(path.with_suffix(".lock")):
         if not file.exists():
             inputs = load()
             try:
@@ -332,7 +332,7 @@ def _shared(path: Path, load: Callable[[], Inputs]) -> Inputs:
                 raise StoreError(
                     f"{path.parent}: cannot be written ({fault}); free some space and run the same command again"
                 ) from None
-            begun.rename(file)
+            begun.replace(file)
     tensors = load_file(file)
     return Inputs(tensors["values"], tensors["offsets"].numpy())
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from ser.cache.atomic_io import PLAIN
 from ser.engines import is_out_of_memory
 from ser.errors import CorruptStore, WrongUse
 
@@ -131,7 +132,7 @@ Log = Callable[[Epoch | str], None]
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    return os.open(path, flags | PLAIN, 0o666)
 
 
 @contextlib.contextmanager

@@ -14,11 +14,9 @@ refused, a link in it is not followed, and what versions before the seal wrote i
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,12 +29,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
-from ser.cache.atomic_io import Buffer, make_folder, read_small, write_whole
+from ser.cache.atomic_io import Buffer, locked, make_folder, read_small, remove_leftovers, write_whole
 from ser.cache.spec import canonical_json
 from ser.errors import CorruptStore, StoreError, WrongUse
 
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
 PREDICTIONS = "predictions.parquet"
+SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
 NEEDED = ("seed", "fold", "classes", "tests")  # of a result, whatever wrote it
 Files = dict[str, dict[str, Any]]  # {name: {"bytes": size, "sha256": digest}}
 AGAIN = "remove the run folder and train again"
@@ -205,15 +204,18 @@ def find_runs(*paths: Path | str) -> list[Run]:
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[Run]:
-    """The run folder, made if needed, with nobody else at work in it: a second process waits for the first."""
+    """The run folder, made if needed, with nobody else at work in it: a second process waits for the first.
+
+    On a finished run nobody works any more: it takes neither a lock nor the right to write.
+    """
+    if Run(path).finished:
+        yield Run(path)
+        return
     make_folder(path)
-    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path / "lock", "waits for the process that trains this run"):
+        remove_leftovers(path.parent / SHARED)
         _tidy(path)
         yield Run(path)
-    finally:
-        os.close(lock)
 
 
 def _tidy(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Run a recipe: every fold and seed of every cell once, in parallel, resumable at any moment."""
 
 import contextlib
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -19,11 +20,10 @@ from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare
 from .fit import Diverged
 from .models import FUSIONS
 from .recipe import Recipe
-from .run_folder import Run
+from .run_folder import SHARED, Run
 from .settings import TrainConfig, has_setting
 
 GPU_WORKERS = 2  # one prepares and writes while the other trains
-SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,7 @@ def run_sweep(
         remove_leftovers(out)
         with workspace(out) as folder:
             for outcomes in engines.run(train_group, [replace(group, shared=folder) for group in groups], workers):
+                os.utime(folder)  # still in use
                 yield from outcomes
 
 

@@ -12,7 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from ser.cache.spec import canonical_json
 from ser.errors import WeightsError, WrongUse
@@ -26,6 +28,7 @@ CONFIG_FILES = (
 INCIDENTAL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "name_or_path", "_commit_hash"}
 MARK = "ser_random_weights"  # in config.json: these weights were never trained
 SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+Count = Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]  # of layers, values or tokens
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -48,11 +51,17 @@ class Checkpoint:
         path = self.path / "preprocessor_config.json"
         return read_json(path) if path.exists() else None
 
-    def setting(self, name: str) -> Any:
-        """An entry of config.json. Raises `WeightsError` if it lacks: then this is not an encoder that ser can run."""
+    def setting(self, name: str, kind: Any = Count) -> Any:
+        """An entry of config.json, as a whole number from 1 or another `kind`.
+
+        Raises `WeightsError` if it lacks or is none of its kind: then this is not an encoder that ser can run.
+        """
         if name not in self.config:
             raise WeightsError(f"{self.path / 'config.json'} names no {name}: this is not an encoder that ser knows")
-        return self.config[name]
+        try:
+            return msgspec.convert(self.config[name], kind)
+        except msgspec.ValidationError as fault:
+            raise WeightsError(f"{self.path / 'config.json'}: {name} is wrong ({fault}); copy it again") from None
 
     @property
     def architecture(self) -> str:

@@ -1,0 +1,45 @@
+"""Systems that lack what Linux has: the whole way from a corpus to a prediction, in a Python without it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Read by each Python that starts, workers too. asyncio comes first: it has a part for Windows, which is not taken here.
+WITHOUT = """
+import asyncio, multiprocessing, os, signal, sys
+for name in ("O_DIRECT", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "preadv", "sched_getaffinity", "fork", "fchmod"):
+    delattr(os, name)
+del signal.pthread_sigmask, signal.SIGKILL
+sys.modules["fcntl"] = None
+multiprocessing.get_all_start_methods = lambda: ["spawn"]
+"""
+COMMANDS = """
+import sys
+from pathlib import Path
+from ser.cli import main
+if __name__ == "__main__":
+    for command in (
+        "corpus demo corpus",
+        "features corpus --features logmel --workers 2",
+        "cache verify",
+        "train --features logmel --fusion audio --epochs 2 --folds 1 --limit 40 --set d_model=8 --set heads=2",
+        "report runs",
+        "predict RUN AUDIO --json",
+    ):
+        run, audio = next(Path().glob("runs/*/model.safetensors"), Path()).parent, next(Path().rglob("Ses*.wav"), "")
+        if code := main(command.replace("RUN", str(run)).replace("AUDIO", str(audio)).split(), standalone_mode=False):
+            sys.exit(f"{command}: {code}")
+"""
+
+
+def test_without_what_other_systems_lack(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    (tmp_path / "commands.py").write_text(COMMANDS)
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    command = [sys.executable, "commands.py"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **paths}, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "logmel  : 100%" in done.stderr and done.stderr.count("no locks") == 1
+    assert json.loads(done.stdout.splitlines()[-1])
