@@ -28,33 +28,57 @@ _UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 log = logging.getLogger("ser.cache")
 
 
-def open_plain(path: Path | str) -> int:
+def open_plain(path: Path | str, remedy: str = REPAIR) -> int:
     """A descriptor to read a plain file from.
 
-    Raises `CorruptStore` if it is missing, a link or a special file, and `StoreError` if it cannot be opened.
+    Raises `CorruptStore` if it is missing, a link or a special file, with what to do about it, and `StoreError` if it
+    cannot be opened.
     """
     try:
         # O_NONBLOCK: opening a pipe must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
-        raise CorruptStore(f"{path}: is missing; {REPAIR}") from None
+        raise CorruptStore(f"{path}: is missing; {remedy}") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise CorruptStore(f"{path}: is a link or a special file; {REPAIR}") from error
+            raise CorruptStore(f"{path}: is a link or a special file; {remedy}") from error
         raise StoreError(f"{path}: cannot be opened ({error.strerror})") from error
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
-    raise CorruptStore(f"{path}: is a link or a special file; {REPAIR}")
+    raise CorruptStore(f"{path}: is a link or a special file; {remedy}")
 
 
-def read_small(path: Path) -> bytes:
+def read_small(path: Path, remedy: str = REPAIR) -> bytes:
     """The content of a small plain file. Raises as `open_plain` does."""
-    with os.fdopen(open_plain(path), "rb") as file:
+    with os.fdopen(open_plain(path, remedy), "rb") as file:
         try:
             return file.read()
         except OSError as error:
             raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
+
+
+SMALL = 256 << 20  # bytes: more than any table, list or description that a user writes
+
+
+def open_named(path: Path | str, flags: int = os.O_RDONLY) -> int:
+    """A descriptor to read a plain file from that a user named: links are followed, and nothing is waited for.
+
+    Raises `OSError` as opening does, and for a folder, pipe, socket or device. Fits `opener` of `open`.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for a writer
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "is not a plain file", str(path))
+
+
+def read_named(path: Path | str, most: int = SMALL) -> bytes:
+    """The content of a plain file that a user named. Raises as `open_named` does, and for more than `most` bytes."""
+    with os.fdopen(open_named(path), "rb") as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"is larger than {most >> 20} MB", str(path))
+        return file.read()
 
 
 def folders_in(parent: Path) -> list[Path]:

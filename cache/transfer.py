@@ -16,7 +16,7 @@ import numpy as np
 
 from ser.errors import StoreError, WrongUse, unknown
 
-from .atomic_io import explain_disk_errors, sync_folder
+from .atomic_io import explain_disk_errors, read_named, sync_folder
 from .feature import Feature
 from .foreign import Arrays, index_of, read_arrays
 from .manifest import Manifest
@@ -34,14 +34,14 @@ _EXPORTS = (".h5", ".hdf5", ".zarr", ".npz", ".safetensors")
 
 def read_ids(path: Path) -> list[str]:
     """Ids from a file: a JSON list (.json), or one per line."""
-    if not path.is_file():
-        raise WrongUse(f"{path}: does not exist")
     try:
-        content = path.read_bytes()
+        content = read_named(path)
         if path.suffix == ".json":
             return msgspec.json.decode(content, type=list[str])
         return content.decode().removesuffix("\n").replace("\r\n", "\n").split("\n")
-    except (msgspec.MsgspecError, ValueError) as error:
+    except OSError as error:
+        raise WrongUse(f"{path}: cannot be read as ids ({error.strerror}); give a JSON list, or one id per line") from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not a list of ids ({error})") from error
 
 

@@ -107,5 +107,6 @@ def _print_settings(name: str, as_json: bool) -> None:
             answer({"fusion": fusion, "source": FUSIONS[fusion].source, "settings": rows})
             continue
         answer(f"{fusion}: {FUSIONS[fusion].source}")
-        lines = [[row["name"], row["default"], row["source"], row["help"]] for row in rows]
+        ranges = [f" ({row['range']})" if row["range"] else "" for row in rows]
+        lines = [[row["name"], row["default"], row["source"], row["help"] + range_] for row, range_ in zip(rows, ranges)]
         answer(lines, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56])

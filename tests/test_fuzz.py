@@ -48,12 +48,12 @@ PART = "store/logmel/*/parts/*"
 # The file, below the folder that `house` makes, and the command that reads it. OUT is a new folder.
 TARGETS = {
     "store/manifests/table/*.parquet": TRAIN,
-    "store/manifests/table/latest": "cache list --store store --json",
+    "store/manifests/table/latest": "cache export logmel OUT/file.safetensors --store store",
     "store/logmel/*/spec.json": "cache info logmel --store store --json",
-    f"{PART}/part.json": "cache export logmel OUT/file.npz --store store",
+    f"{PART}/part.json": "cache export logmel OUT/file.safetensors --store store",
     f"{PART}/data.zarr/values/zarr.json": "cache verify --store store",
-    f"{PART}/data.zarr/values/c/0/0": "cache export logmel OUT/file.npz --store store",
-    f"{PART}/data.zarr/offsets/c/0": "cache export logmel OUT/file.npz --store store",
+    f"{PART}/data.zarr/values/c/0/0": "cache export logmel OUT/file.safetensors --store store",
+    f"{PART}/data.zarr/offsets/c/0": "cache export logmel OUT/file.safetensors --store store",
     "store/mel/*/parts/*/data.h5": "cache verify --store store",
     "runs/*/config.json": f"{REPORT};{PREDICT};train --resume RUN --dry-run",
     "runs/*/result.json": f"{REPORT};{PREDICT}",
@@ -161,7 +161,7 @@ def outcome(command: str) -> tuple[int, str, bytes]:
         assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
         assert "Traceback" not in result.output and "unexpected error" not in result.output, result.output
         assert result.exit_code not in (1, 2) or result.output.strip(), words
-        exported = Path(out, "file.npz")
+        exported = Path(out, "file.safetensors")
         return result.exit_code, result.stdout.replace(out, "OUT"), exported.read_bytes() if exported.exists() else b""
 
 

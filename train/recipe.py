@@ -13,7 +13,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import msgspec
 
 from ser.errors import WrongUse, unknown
 
@@ -21,6 +23,41 @@ from .options import Experiment, assignments, read_toml
 
 FOLDER = Path(__file__).parent / "recipes"
 TESTS = ("both", "only audio", "only text", "head audio", "head text")
+
+
+Paper = dict[str, Annotated[float, msgspec.Meta(ge=0, le=100)]]
+Table = TypeVar("Table")
+
+
+class CellTable(msgspec.Struct):
+    """A `[[cell]]` with what `[experiment]` shares; `experiment.prepare` checks the options that are not here."""
+
+    name: str
+    features: str
+    fusion: str
+    test: str = "both"
+    paper: Paper | None = None
+    set: dict[str, str | int | float | bool] = {}
+    model: list[str] = []
+
+
+class QuotedTable(msgspec.Struct, forbid_unknown_fields=True):
+    """A `[[quoted]]`."""
+
+    name: str
+    paper: Paper
+
+
+class RecipeTable(msgspec.Struct, forbid_unknown_fields=True):
+    """The whole file."""
+
+    cell: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    experiment: dict[str, Any] = {}
+    title: str = ""
+    source: str = ""
+    note: str = ""
+    tested: str | None = None
+    quoted: list[QuotedTable] = []
 
 
 @dataclass(frozen=True)
@@ -74,22 +111,23 @@ def read_recipe(name: str | Path, **options: Any) -> Recipe:
         if str(name) not in recipe_names():
             raise unknown("recipe", str(name), [*recipe_names(), "FILE.toml"])
         path = FOLDER / f"{name}.toml"
-    table = read_toml(path, "[[cell]]")
-    if strange := set(table) - {"title", "source", "note", "tested", "experiment", "cell", "quoted"}:
-        raise WrongUse(f"{path}: unknown key '{min(strange)}' in the recipe")
-    shared, lines = table.get("experiment", {}), table.get("cell", [])
-    if not isinstance(lines, list) or not lines or not all(isinstance(line, dict) for line in [shared, *lines]):
-        raise WrongUse(f"{path}: a recipe needs [[cell]] tables")
-    cells = tuple(_cell(path, {**shared, **line}, options) for line in lines)
+    table = _typed(path, read_toml(path, "[[cell]]"), RecipeTable)
+    cells = tuple(_cell(path, {**table.experiment, **line}, options) for line in table.cell)
     names = [cell.name for cell in cells]
     if twice := {cell for cell in names if names.count(cell) > 1}:
         raise WrongUse(f"{path}: two cells are called '{min(twice)}'")
-    tested = table.get("tested")
-    if tested is not None and tested not in names:
-        raise unknown(f"cell to be tested in {path}", tested, names)
-    title, source, note = (str(table.get(key, "")) for key in ("title", "source", "note"))
-    quoted = {line["name"]: line["paper"] for line in table.get("quoted", [])}
-    return Recipe(path.stem, title or path.stem, source, note, cells, quoted, tested)
+    if table.tested is not None and table.tested not in names:
+        raise unknown(f"cell to be tested in {path}", table.tested, names)
+    quoted = {line.name: line.paper for line in table.quoted}
+    return Recipe(path.stem, table.title or path.stem, table.source, table.note, cells, quoted, table.tested)
+
+
+def _typed(path: Path, table: Mapping[str, Any], kind: type[Table]) -> Table:
+    """The table as an instance of `kind`. Raises `WrongUse` saying where it is something else."""
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as fault:
+        raise WrongUse(f"{path}: {f'cell {name}: ' if (name := table.get('name')) else ''}{fault}") from None
 
 
 def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Cell:
@@ -97,13 +135,11 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Ce
     known = [field.name for field in fields(Experiment)]
     if strange := [key for key in asked if key not in known]:
         raise unknown(f"option in {path}", strange[0], known)
-    for key in ("name", "features", "fusion"):
-        if key not in line:
-            raise WrongUse(f"{path}: cell {line.get('name', '?')} has no '{key}'")
-    if (test := line.get("test", "both")) not in TESTS:
-        raise unknown(f"test in {path}", test, TESTS)
-    if not isinstance(chosen := asked.get("set", {}), dict):
-        raise WrongUse(f"{path}: 'set' of cell {line['name']} must be a table, such as {{ lr = 1e-3 }}")
-    asked |= {"set": assignments(chosen), "model": tuple(asked.get("model", ()))}
+    cell = _typed(path, line, CellTable)
+    if several := [key for key, value in asked.items() if isinstance(value, dict | list) and key not in ("set", "model")]:
+        raise WrongUse(f"{path}: cell {cell.name}: {several[0]} takes one value")
+    if cell.test not in TESTS:
+        raise unknown(f"test in {path}", cell.test, TESTS)
+    asked |= {"set": assignments(cell.set), "model": tuple(cell.model)}
     asked |= {key: value for key, value in options.items() if key != "set"}
-    return Cell(line["name"], Experiment(**asked, also_set=tuple(options.get("set", ()))), test, line.get("paper"))
+    return Cell(cell.name, Experiment(**asked, also_set=tuple(options.get("set", ()))), cell.test, cell.paper)

@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import save
 
 from ser.engines import is_out_of_memory
-from ser.errors import CorruptStore, WrongUse
+from ser.errors import CorruptStore, SerError, WrongUse
 
 from .data import Dataset, Standardizer
 from .finetune import reopened
 from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
 from .models import FUSIONS, Fusion
-from .run_folder import CONFIG, LOG, MODEL, RESULT, STATE, Run, claimed, run_name, write, write_json, write_predictions
+from .run_folder import AGAIN, CONFIG, LOG, MODEL, RESULT, STATE, Run, claimed, run_name, write, write_json, write_predictions
 from .scores import scores
-from .settings import TrainConfig
+from .settings import TrainConfig, recorded
 from .splits import Fold, is_speaker_independent
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
@@ -224,15 +224,21 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     if config["fusion"] not in FUSIONS:
         raise WrongUse(f"{run.path}: was trained with fusion '{config['fusion']}', which this ser does not know")
     fusion = FUSIONS[config["fusion"]]
-    settings = fusion.settings(**config["settings"])
-    model = reopened(fusion, settings, config).build(settings, config["dims"], len(config["labels"]["classes"]))
+    settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    if model.state_dict().keys() != weights.keys():
-        raise CorruptStore(f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}'")
-    model.load_state_dict(weights)
-    modalities = {n.split(".")[1] for n in tensors if n.startswith("scaling.")}
-    scaling = {m: Standardizer(tensors[f"scaling.{m}.mean"], tensors[f"scaling.{m}.std"]) for m in sorted(modalities)}
+    modalities = sorted({n.split(".")[1] for n in tensors if n.startswith("scaling.")})
+    try:
+        model = reopened(fusion, settings, config).build(settings, config["dims"], len(config["labels"]["classes"]))
+        model.load_state_dict(weights)
+        scaling = {m: Standardizer(tensors[f"scaling.{m}.mean"], tensors[f"scaling.{m}.std"]) for m in modalities}
+        fits = all(one.mean.shape == one.std.shape == (config["dims"][m],) for m, one in scaling.items())
+    except (RuntimeError, KeyError, TypeError, ValueError, MemoryError) as fault:
+        if isinstance(fault, SerError):
+            raise
+        fits = False
+    if not fits or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise CorruptStore(f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}'; {AGAIN}")
     return Fitted(model.eval(), scaling), fusion, settings
 
 

@@ -13,23 +13,25 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from ser.cache.atomic_io import make_folder, sync_folder, write_file
+from ser.cache.atomic_io import make_folder, open_plain, read_small, sync_folder, write_file
 from ser.cache.spec import canonical_json
-from ser.errors import CorruptStore, WrongUse
+from ser.errors import CorruptStore, StoreError, WrongUse
 
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
 PREDICTIONS = "predictions.parquet"
-NEEDED = ("seed", "fold", "classes", "tests")  # of a result, whatever wrote it
+AGAIN = "remove the run folder and train again"
 
 
 def run_name(config: Mapping[str, Any]) -> str:
@@ -47,7 +49,7 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Everything that the run was asked for."""
-        return self._json(CONFIG)
+        return self._json(CONFIG, ConfigRecord)
 
     @property
     def finished(self) -> bool:
@@ -59,33 +61,37 @@ class Run:
         """The scores. Raises `WrongUse` if the run is not finished."""
         if not self.finished:
             raise WrongUse(f"{self.path}: this run is not finished; `ser train --resume {self.path}` continues it")
-        found = self._json(RESULT)
-        if not isinstance(found, dict) or not found.keys() >= set(NEEDED):
-            lacking = f"lacks one of {', '.join(NEEDED)}"
-            raise CorruptStore(f"{self.path / RESULT}: {lacking}; remove the file and train again")
-        return found
+        return self._json(RESULT, ResultRecord)
 
     def predictions(self) -> pa.Table:
         """Predictions on the test part, one row per utterance."""
         with self._reading(PREDICTIONS) as path:
-            return pq.read_table(path)
+            table = pq.read_table(pa.BufferReader(read_small(path, AGAIN)), use_threads=False)
+            check_predictions(table, self.result["classes"])
+            return table
 
     def tensors(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
         """The torch tensors of one of its safetensors files, and the file's metadata."""
-        with self._reading(name) as path, safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-
-    def _json(self, name: str) -> Any:
         with self._reading(name) as path:
-            return json.loads(path.read_text(encoding="utf-8"))
+            os.close(open_plain(path, AGAIN))
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+    def _json(self, name: str, kind: type) -> Any:
+        with self._reading(name) as path:
+            found = msgspec.json.decode(read_small(path, AGAIN))
+            msgspec.convert(found, kind)
+            return found
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[Path]:
         path = self.path / name
         try:
             yield path
-        except (OSError, ValueError, SafetensorError) as error:  # of JSON, UTF-8 and Arrow: ValueError
-            raise CorruptStore(f"{path}: cannot be read ({error}); remove the run folder and train again") from None
+        except StoreError:
+            raise
+        except (OSError, ValueError, KeyError, RecursionError, msgspec.MsgspecError, SafetensorError, pa.ArrowException) as error:
+            raise CorruptStore(f"{path}: cannot be read ({error}); {AGAIN}") from None
 
 
 def open_run(path: Path | str) -> Run:
@@ -130,7 +136,7 @@ def write(run: Run, name: str, content: bytes) -> None:
 
 def write_json(run: Run, name: str, value: Mapping[str, Any]) -> None:
     """Write one JSON file of a run, for people to read too."""
-    write(run, name, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write(run, name, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="replace"))
 
 
 def write_predictions(run: Run, columns: Mapping[str, Any]) -> None:
@@ -138,3 +144,122 @@ def write_predictions(run: Run, columns: Mapping[str, Any]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(dict(columns)), sink)
     write(run, PREDICTIONS, sink.getvalue().to_pybytes())
+
+
+# What is read of config.json and result.json, whatever wrote them.
+Whole = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+
+
+class FeatureRecord(msgspec.Struct):
+    """A feature that a run was trained on."""
+
+    feature: str
+    fingerprint: str
+    pool: str
+    extra: str | None = None
+
+
+class LabelsRecord(msgspec.Struct):
+    """The label policy of a run."""
+
+    policy: str
+    classes: Annotated[list[str], msgspec.Meta(min_length=2)]
+    maps: dict[str, str]
+
+
+class ProvenanceRecord(msgspec.Struct):
+    """Where a run came from."""
+
+    store: str = ""
+    asked: dict[str, Any] = {}
+    specs: dict[str, dict[str, Any]] = {}
+    encoders: dict[str, dict[str, Any]] = {}
+    versions: dict[str, Any] = {}
+
+
+class ConfigRecord(msgspec.Struct):
+    """config.json. The settings are checked where their fusion is known."""
+
+    version: int
+    corpus: str
+    manifest: str
+    labels: LabelsRecord
+    features: dict[Literal["audio", "text"], FeatureRecord]
+    fusion: str
+    settings: dict[str, str | int | float | bool | None]
+    training: dict[str, str | int | float | bool | None]
+    loss: str
+    protocol: str
+    fold: str
+    cut: str
+    select: Literal["val", "last", "best-test"]
+    seed: Whole
+    dims: dict[str, Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]]
+    limit: int | None
+    provenance: ProvenanceRecord
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for what types cannot say."""
+        if not self.features or self.dims.keys() != self.features.keys():
+            raise ValueError("dims are not those of its features")
+
+
+class TestRecord(msgspec.Struct):
+    """The scores of one way to test."""
+
+    wa: float
+    ua: float
+    macro_f1: float
+    n: Whole
+    confusion: list[list[Whole]]
+
+
+class EpochRecord(msgspec.Struct):
+    """A line of a run's history."""
+
+    loss: float | None = None
+    wa: float | None = None
+    ua: float | None = None
+
+
+class ResultRecord(TestRecord):
+    """result.json."""
+
+    seed: Whole
+    fold: str
+    classes: Annotated[list[str], msgspec.Meta(min_length=2)]
+    tests: dict[str, TestRecord]
+    corpus: str
+    protocol: str
+    select: str
+    labels: str
+    speaker_independent: bool
+    synthetic: bool
+    random_weights: list[str]
+    left_out: dict[str, Whole | list[str]]
+    epoch: Whole | None
+    seconds: float
+    history: list[EpochRecord]
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for what types cannot say."""
+        square = [len(self.classes)] * len(self.classes)
+        if "both" not in self.tests or len(set(self.classes)) < len(self.classes):
+            raise ValueError("it lacks the test of both modalities, or a class is there twice")
+        if any(list(map(len, test.confusion)) != square for test in self.tests.values()):
+            raise ValueError("a confusion matrix has another size than the classes")
+
+
+def check_predictions(table: pa.Table, classes: Sequence[str]) -> None:
+    """Raise `ValueError` or `KeyError` unless a run with these classes can have written the table."""
+    for name in ("truth", "predicted"):
+        if set(table[name].to_pylist()) - set(classes):
+            raise ValueError(f"column {name!r} holds another class")
+    for name in ("id", "speaker"):
+        if not pa.types.is_string(table[name].type) and not pa.types.is_null(table[name].type):
+            raise ValueError(f"column {name!r} is not text")
+    for name in [name for name in table.column_names if name.startswith("probabilities")] or ["probabilities"]:
+        found = np.array(table[name].to_pylist(), float).reshape(-1, len(classes))
+        if len(found) != table.num_rows or not np.isfinite(found).all():
+            raise ValueError(f"column {name!r} does not hold {len(classes)} probabilities in each row")

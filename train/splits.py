@@ -1,13 +1,15 @@
 """Protocols: how the utterances are cut into train, dev and test."""
 
-import json
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
+from ser.cache.atomic_io import read_named
 from ser.errors import LeakageError, WrongUse, unknown
 
 from .labels import Utterances
@@ -89,6 +91,21 @@ def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], s
 Listed = tuple[str, dict[str, list[str]]]  # a fold's name, and the ids of each part
 
 
+class ListedLine(msgspec.Struct):
+    """What we read of a line of EmoBox's."""
+
+    key: str | int
+
+
+class ListedFold(msgspec.Struct):
+    """What we read of one fold in a JSON file."""
+
+    name: str | int
+    train: list[str | int]
+    test: list[str | int]
+    dev: list[str | int] = []
+
+
 def read_folds(path: Path) -> list[Listed]:
     """Folds in the file's order.
 
@@ -103,8 +120,8 @@ def read_folds(path: Path) -> list[Listed]:
         if path.is_dir():
             folds = _read_emobox(path)
         elif path.suffix == ".json":
-            found = [{"dev": [], **fold} for fold in json.loads(path.read_text(encoding="utf-8"))]
-            folds = [(str(fold["name"]), {part: list(map(str, fold[part])) for part in PARTS}) for fold in found]
+            found = msgspec.json.decode(read_named(path), type=list[ListedFold])
+            folds = [(str(fold.name), {part: list(map(str, getattr(fold, part))) for part in PARTS}) for fold in found]
         elif path.suffix in (".csv", ".tsv"):
             folds = _read_table(path)
         else:
@@ -113,7 +130,7 @@ def read_folds(path: Path) -> list[Listed]:
         raise WrongUse(f"{path}: no such file of folds") from None
     except WrongUse:
         raise
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise WrongUse(f"{path}: not a list of folds ({type(error).__name__}: {error})") from None
     if not folds:
         raise WrongUse(f"{path}: holds no fold; a folder holds fold_1, fold_2, … as EmoBox's do")
@@ -126,7 +143,12 @@ def _read_table(path: Path) -> list[Listed]:
     separator = "\t" if path.suffix == ".tsv" else ","
     try:
         table = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
+            io.BytesIO(read_named(path)),
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            index_col=False,
+            encoding="utf-8-sig",
         )
     except pd.errors.EmptyDataError:
         table = pd.DataFrame()
@@ -149,8 +171,9 @@ def _read_emobox(path: Path) -> list[Listed]:
     for folder in sorted(path.glob("fold_*"), key=lambda folder: int(re.sub(r"\D", "", folder.name) or 0)):
         parts = {}
         for part, word in (("train", "train"), ("dev", "valid"), ("test", "test")):
-            texts = [file.read_text(encoding="utf-8") for file in sorted(folder.glob(f"*{word}*.jsonl"))]
-            parts[part] = [json.loads(line)["key"] for text in texts for line in text.splitlines() if line.strip()]
+            texts = [read_named(file).decode() for file in sorted(folder.glob(f"*{word}*.jsonl"))]
+            lines = [line for text in texts for line in text.splitlines() if line.strip()]
+            parts[part] = [str(msgspec.json.decode(line, type=ListedLine).key) for line in lines]
         folds.append((folder.name.replace("_", " "), parts))
     return folds
 
@@ -307,7 +330,7 @@ def _named(values: Sequence[str | None], kind: str) -> np.ndarray:
 def _natural(names: np.ndarray) -> list[str]:
     """Distinct names in the order in which people count: 2 before 10."""
     return sorted(
-        set(names), key=lambda name: [(int(t), "") if t.isdigit() else (0, t) for t in re.split(r"(\d+)", name)]
+        set(names), key=lambda name: [(int(t[:4000]), "") if t.isdecimal() else (0, t) for t in re.split(r"(\d+)", name)]
     )
 
 

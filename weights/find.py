@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ser.cache.atomic_io import read_named
 from ser.cache.spec import canonical_json
 from ser.errors import WeightsError, WrongUse
 
@@ -128,7 +129,7 @@ def fetch(name: str, weights: list[str], then: str) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file. Raises `WeightsError`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_named(path))
     except (OSError, ValueError, RecursionError) as fault:
         raise WeightsError(f"{path} cannot be read as JSON ({fault})") from fault
     if not isinstance(content, dict):
@@ -140,6 +141,8 @@ def check_config(path: Path, name: str) -> None:
     """Raises `WeightsError` for a folder without config.json, or one that wants its own code to be run."""
     if not (path / "config.json").exists():
         raise WeightsError(f"{name} holds no config.json, so it is not a checkpoint; give the folder that holds it")
+    if strange := [entry for entry in path.iterdir() if not (entry.is_file() or entry.is_dir())]:
+        raise WeightsError(f"{strange[0]} is not a plain file; copy the whole folder again")
     for file in CONFIG_FILES:
         if file.endswith("config.json") and (path / file).exists() and "auto_map" in read_json(path / file):
             raise WeightsError(f"{name}: {file} asks to run the repository's own code (auto_map), which ser never does")
@@ -175,7 +178,7 @@ def digest(path: Path, files: list[Path]) -> str:
         if file.suffix == ".json":
             beside[file.name] = {key: value for key, value in read_json(file).items() if key not in INCIDENTAL}
         else:
-            beside[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            beside[file.name] = hashlib.sha256(read_named(file)).hexdigest()
     # The files as text: they may hold NaN, which canonical JSON does not allow.
     return hashlib.sha256(canonical_json({"tensors": tensors, "files": json.dumps(beside, sort_keys=True)})).hexdigest()
 
