@@ -4,7 +4,6 @@ Exit codes: 0 done · 1 failed · 2 wrong use · 3 finished, with quarantined ut
 """
 
 import contextlib
-import errno
 import logging
 import os
 import sys

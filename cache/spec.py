@@ -25,7 +25,7 @@ _LENGTH = len(_CHECKSUM % (b"0" * 64))
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys, no spaces, and no NaN: equal values give equal bytes. What is not Unicode becomes ?."""
+    """UTF-8 JSON with sorted keys, no spaces, no NaN, and ? for a lone surrogate: equal values give equal bytes."""
     plain = msgspec.structs.asdict
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=plain

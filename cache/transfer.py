@@ -40,7 +40,9 @@ def read_ids(path: Path) -> list[str]:
             return msgspec.json.decode(content, type=list[str])
         return content.decode().removesuffix("\n").replace("\r\n", "\n").split("\n")
     except OSError as error:
-        raise WrongUse(f"{path}: cannot be read as ids ({error.strerror}); give a JSON list, or one id per line") from None
+        raise WrongUse(
+            f"{path}: cannot be read as ids ({error.strerror}); give a JSON list, or one id per line"
+        ) from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not a list of ids ({error})") from error
 

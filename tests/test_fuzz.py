@@ -42,7 +42,7 @@ from ser.weights.demo import write_random_checkpoint
 SMALL = "--fusion lgf-add --epochs 1 --set d_model=8 --set gru_hidden=4 --set heads=2 --folds 1"
 TRAIN = f"train --store store --features logmel+bert --dry-run {SMALL}"
 PREDICT = "predict RUN audio/u0.wav --text well --json"
-REPORT = "report runs --html OUT/r.html --latex OUT/r.tex --paired"
+REPORT = "report runs --html OUT/r.html --latex OUT/r.tex"
 NEW = "cache import new {} --modality audio --manifest table.csv --store OUT/store"
 PART = "store/logmel/*/parts/*"
 # The file, below the folder that `house` makes, and the command that reads it. OUT is a new folder.
@@ -107,7 +107,7 @@ def make(folder: Path) -> None:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows[:3] if name == "turns" else rows)
-    cell = 'name = "a"\nfeatures = "logmel+bert"\nfusion = "lgf-add"\nset = { d_model = 8, heads = 2 }\npaper = { ua = 50.1 }'
+    cell = 'name = "a"\nfeatures = "logmel+bert"\nfusion = "lgf-add"\nset = { d_model = 8 }\npaper = { ua = 50.1 }'
     (folder / "recipe.toml").write_text(f'title = "t"\n[experiment]\nseeds = 1\n[[cell]]\n{cell}\nmodel = ["bert=x"]\n')
     (folder / "labels.toml").write_text('bad = ["ang", "sad"]\ngood = ["hap", "neu"]\n')
     (folder / "folds.csv").write_text("id,fold\n" + "".join(f"{id_},{n // 4}\n" for n, id_ in enumerate(ids)))
@@ -261,7 +261,10 @@ FORMS: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = {
         lambda content: [[*column] for column in pq.read_table(io.BytesIO(content)).to_pydict().items()],
         parquet,
     ),
-    ".npy": (lambda content: np.load(io.BytesIO(content)).tolist(), lambda v: written(lambda s: np.save(s, np.array(v)))),
+    ".npy": (
+        lambda content: np.load(io.BytesIO(content)).tolist(),
+        lambda v: written(lambda s: np.save(s, np.array(v))),
+    ),
     ".npz": (
         lambda content: {name: array.tolist() for name, array in np.load(io.BytesIO(content)).items()},
         lambda arrays: written(lambda s: np.savez(s, **{k: np.array(v) for k, v in arrays.items()})),
@@ -283,7 +286,11 @@ def sealed_again(content: bytes) -> dict[str, Any]:
 @contextlib.contextmanager
 def replaced(path: Path, content: bytes, renamed: bool) -> Iterator[None]:
     """The file with that content; a manifest under the name that vouches for it."""
-    before, latest, lie = path.read_bytes(), path.with_name("latest"), path.with_name(f"{hashlib.sha256(content).hexdigest()}.parquet")
+    before, latest, lie = (
+        path.read_bytes(),
+        path.with_name("latest"),
+        path.with_name(f"{hashlib.sha256(content).hexdigest()}.parquet"),
+    )
     kept = latest.read_bytes() if renamed else b""
     try:
         if renamed:
@@ -307,7 +314,14 @@ def attack(target: str, examples: int, seed: int | None = None) -> None:
         load, dump = sealed_again, checksummed_json
     usual = [outcome(command) for command in TARGETS[target].split(";")] if is_sealed else []
 
-    @hypothesis.settings(max_examples=examples, database=None, deadline=timedelta(seconds=30), derandomize=seed is None, suppress_health_check=list(hypothesis.HealthCheck), print_blob=False)
+    @hypothesis.settings(
+        max_examples=examples,
+        database=None,
+        deadline=timedelta(seconds=30),
+        derandomize=seed is None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        print_blob=False,
+    )
     @hypothesis.given(st.randoms(use_true_random=False))
     def one(random: Random) -> None:
         by_structure = load is not None and random.random() < 0.7

@@ -155,15 +155,15 @@ def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
     Raises `WrongUse` if the folder is not a run, or what it was made from is no longer the same.
     """
     run = open_run(path)
+    began = run.config["provenance"]
     try:
-        began = run.config["provenance"]
         asked: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in began["asked"].items()
             if name in Experiment.__dataclass_fields__
         }
         experiment = Experiment(**{**asked, "store": began["store"], "out": run.path.parent, "resume": True})
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError):
         raise WrongUse(
             f"{run.path / CONFIG}: does not say what the run was asked for; train it anew by the command that you want"
         ) from None

@@ -136,7 +136,9 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Ce
     if strange := [key for key in asked if key not in known]:
         raise unknown(f"option in {path}", strange[0], known)
     cell = _typed(path, line, CellTable)
-    if several := [key for key, value in asked.items() if isinstance(value, dict | list) and key not in ("set", "model")]:
+    if several := [
+        key for key, value in asked.items() if isinstance(value, dict | list) and key not in ("set", "model")
+    ]:
         raise WrongUse(f"{path}: cell {cell.name}: {several[0]} takes one value")
     if cell.test not in TESTS:
         raise unknown(f"test in {path}", cell.test, TESTS)

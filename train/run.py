@@ -21,7 +21,20 @@ from .finetune import reopened
 from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
 from .models import FUSIONS, Fusion
-from .run_folder import AGAIN, CONFIG, LOG, MODEL, RESULT, STATE, Run, claimed, run_name, write, write_json, write_predictions
+from .run_folder import (
+    AGAIN,
+    CONFIG,
+    LOG,
+    MODEL,
+    RESULT,
+    STATE,
+    Run,
+    claimed,
+    run_name,
+    write,
+    write_json,
+    write_predictions,
+)
 from .scores import scores
 from .settings import TrainConfig, recorded
 from .splits import Fold, is_speaker_independent
@@ -232,13 +245,16 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
         model = reopened(fusion, settings, config).build(settings, config["dims"], len(config["labels"]["classes"]))
         model.load_state_dict(weights)
         scaling = {m: Standardizer(tensors[f"scaling.{m}.mean"], tensors[f"scaling.{m}.std"]) for m in modalities}
-        fits = all(one.mean.shape == one.std.shape == (config["dims"][m],) for m, one in scaling.items())
-    except (RuntimeError, KeyError, TypeError, ValueError, MemoryError) as fault:
-        if isinstance(fault, SerError):
-            raise
-        fits = False
-    if not fits or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise CorruptStore(f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}'; {AGAIN}")
+        if any(one.mean.shape != (config["dims"][m],) or one.std.shape != one.mean.shape for m, one in scaling.items()):
+            raise ValueError("scaling")
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("not finite")
+    except SerError:
+        raise
+    except (RuntimeError, KeyError, TypeError, ValueError, MemoryError):
+        raise CorruptStore(
+            f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}'; {AGAIN}"
+        ) from None
     return Fitted(model.eval(), scaling), fusion, settings
 
 

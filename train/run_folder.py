@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,47 @@ from ser.errors import CorruptStore, StoreError, WrongUse
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
 PREDICTIONS = "predictions.parquet"
 AGAIN = "remove the run folder and train again"
+UNREADABLE = (ValueError, TypeError, KeyError, RecursionError, msgspec.MsgspecError, SafetensorError, pa.ArrowException)
+
+
+def _shape(texts: str, **others: Any) -> type[msgspec.Struct]:
+    """What a JSON object holds at least: the keys that are text, and those of other kinds; (kind, default) may lack."""
+    kinds = [(key, *(kind if isinstance(kind, tuple) else (kind,))) for key, kind in others.items()]
+    return msgspec.defstruct("Record", [*((key, str) for key in texts.split()), *kinds])
+
+
+WHOLE = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+CLASSES = Annotated[list[str], msgspec.Meta(min_length=2)]
+ANY = (dict[str, Any], {})
+TABLES = (dict[str, dict[str, Any]], {})
+SCORES: dict[str, Any] = {"wa": float, "ua": float, "macro_f1": float, "n": WHOLE, "confusion": list[list[WHOLE]]}
+CONFIG_SHAPE = _shape(
+    "corpus manifest fusion loss protocol fold cut",
+    version=int,
+    labels=_shape("policy", classes=CLASSES, maps=dict[str, str]),
+    features=dict[Literal["audio", "text"], _shape("feature fingerprint pool")],
+    settings=dict[str, str | int | float | bool],
+    training=dict[str, str | int | float | bool],
+    select=Literal["val", "last", "best-test"],
+    seed=WHOLE,
+    dims=dict[str, WHOLE],
+    limit=int | None,
+    provenance=_shape("", store=(str, ""), asked=ANY, versions=ANY, specs=TABLES, encoders=TABLES),
+)
+RESULT_SHAPE = _shape(
+    "fold corpus protocol select labels",
+    **SCORES,
+    seed=WHOLE,
+    classes=CLASSES,
+    tests=dict[str, _shape("", **SCORES)],
+    speaker_independent=bool,
+    synthetic=bool,
+    random_weights=list[str],
+    left_out=dict[str, WHOLE | list[str]],
+    epoch=WHOLE | None,
+    seconds=float,
+    history=list[_shape("", loss=float | None, wa=float | None, ua=float | None)],
+)
 
 
 def run_name(config: Mapping[str, Any]) -> str:
@@ -49,7 +90,7 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Everything that the run was asked for."""
-        return self._json(CONFIG, ConfigRecord)
+        return self._json(CONFIG, CONFIG_SHAPE)
 
     @property
     def finished(self) -> bool:
@@ -61,13 +102,23 @@ class Run:
         """The scores. Raises `WrongUse` if the run is not finished."""
         if not self.finished:
             raise WrongUse(f"{self.path}: this run is not finished; `ser train --resume {self.path}` continues it")
-        return self._json(RESULT, ResultRecord)
+        found = self._json(RESULT, RESULT_SHAPE)
+        square = [len(found["classes"])] * len(found["classes"])
+        if "both" not in found["tests"] or any([*map(len, t["confusion"])] != square for t in found["tests"].values()):
+            raise CorruptStore(f"{self.path / RESULT}: its tests do not fit its classes; {AGAIN}")
+        return found
 
     def predictions(self) -> pa.Table:
         """Predictions on the test part, one row per utterance."""
         with self._reading(PREDICTIONS) as path:
             table = pq.read_table(pa.BufferReader(read_small(path, AGAIN)), use_threads=False)
-            check_predictions(table, self.result["classes"])
+            classes = self.result["classes"]
+            if {*table["truth"].to_pylist(), *table["predicted"].to_pylist()} - {*classes}:
+                raise ValueError("it names other classes than the result")
+            for test in self.result["tests"]:
+                found = np.array(table[f"probabilities {test}".removesuffix(" both")].to_pylist(), float)
+                if found.shape != (len(table), len(classes)) or not np.isfinite(found).all():
+                    raise ValueError("its probabilities are not one for each class")
             return table
 
     def tensors(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -77,10 +128,10 @@ class Run:
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
-    def _json(self, name: str, kind: type) -> Any:
+    def _json(self, name: str, shape: type) -> Any:
         with self._reading(name) as path:
             found = msgspec.json.decode(read_small(path, AGAIN))
-            msgspec.convert(found, kind)
+            msgspec.convert(found, shape)
             return found
 
     @contextlib.contextmanager
@@ -90,7 +141,7 @@ class Run:
             yield path
         except StoreError:
             raise
-        except (OSError, ValueError, KeyError, RecursionError, msgspec.MsgspecError, SafetensorError, pa.ArrowException) as error:
+        except (OSError, *UNREADABLE) as error:
             raise CorruptStore(f"{path}: cannot be read ({error}); {AGAIN}") from None
 
 
@@ -144,122 +195,3 @@ def write_predictions(run: Run, columns: Mapping[str, Any]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(dict(columns)), sink)
     write(run, PREDICTIONS, sink.getvalue().to_pybytes())
-
-
-# What is read of config.json and result.json, whatever wrote them.
-Whole = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
-
-
-class FeatureRecord(msgspec.Struct):
-    """A feature that a run was trained on."""
-
-    feature: str
-    fingerprint: str
-    pool: str
-    extra: str | None = None
-
-
-class LabelsRecord(msgspec.Struct):
-    """The label policy of a run."""
-
-    policy: str
-    classes: Annotated[list[str], msgspec.Meta(min_length=2)]
-    maps: dict[str, str]
-
-
-class ProvenanceRecord(msgspec.Struct):
-    """Where a run came from."""
-
-    store: str = ""
-    asked: dict[str, Any] = {}
-    specs: dict[str, dict[str, Any]] = {}
-    encoders: dict[str, dict[str, Any]] = {}
-    versions: dict[str, Any] = {}
-
-
-class ConfigRecord(msgspec.Struct):
-    """config.json. The settings are checked where their fusion is known."""
-
-    version: int
-    corpus: str
-    manifest: str
-    labels: LabelsRecord
-    features: dict[Literal["audio", "text"], FeatureRecord]
-    fusion: str
-    settings: dict[str, str | int | float | bool | None]
-    training: dict[str, str | int | float | bool | None]
-    loss: str
-    protocol: str
-    fold: str
-    cut: str
-    select: Literal["val", "last", "best-test"]
-    seed: Whole
-    dims: dict[str, Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]]
-    limit: int | None
-    provenance: ProvenanceRecord
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` for what types cannot say."""
-        if not self.features or self.dims.keys() != self.features.keys():
-            raise ValueError("dims are not those of its features")
-
-
-class TestRecord(msgspec.Struct):
-    """The scores of one way to test."""
-
-    wa: float
-    ua: float
-    macro_f1: float
-    n: Whole
-    confusion: list[list[Whole]]
-
-
-class EpochRecord(msgspec.Struct):
-    """A line of a run's history."""
-
-    loss: float | None = None
-    wa: float | None = None
-    ua: float | None = None
-
-
-class ResultRecord(TestRecord):
-    """result.json."""
-
-    seed: Whole
-    fold: str
-    classes: Annotated[list[str], msgspec.Meta(min_length=2)]
-    tests: dict[str, TestRecord]
-    corpus: str
-    protocol: str
-    select: str
-    labels: str
-    speaker_independent: bool
-    synthetic: bool
-    random_weights: list[str]
-    left_out: dict[str, Whole | list[str]]
-    epoch: Whole | None
-    seconds: float
-    history: list[EpochRecord]
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` for what types cannot say."""
-        square = [len(self.classes)] * len(self.classes)
-        if "both" not in self.tests or len(set(self.classes)) < len(self.classes):
-            raise ValueError("it lacks the test of both modalities, or a class is there twice")
-        if any(list(map(len, test.confusion)) != square for test in self.tests.values()):
-            raise ValueError("a confusion matrix has another size than the classes")
-
-
-def check_predictions(table: pa.Table, classes: Sequence[str]) -> None:
-    """Raise `ValueError` or `KeyError` unless a run with these classes can have written the table."""
-    for name in ("truth", "predicted"):
-        if set(table[name].to_pylist()) - set(classes):
-            raise ValueError(f"column {name!r} holds another class")
-    for name in ("id", "speaker"):
-        if not pa.types.is_string(table[name].type) and not pa.types.is_null(table[name].type):
-            raise ValueError(f"column {name!r} is not text")
-    for name in [name for name in table.column_names if name.startswith("probabilities")] or ["probabilities"]:
-        found = np.array(table[name].to_pylist(), float).reshape(-1, len(classes))
-        if len(found) != table.num_rows or not np.isfinite(found).all():
-            raise ValueError(f"column {name!r} does not hold {len(classes)} probabilities in each row")

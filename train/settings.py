@@ -10,7 +10,7 @@ import torch
 from ser.errors import CorruptStore, WrongUse, unknown
 
 from .models import Fusion, Stage, setting
-from .models.fusion import NotNegative, Seed
+from .models.fusion import Weight, Seed
 
 OURS = "ours"
 
@@ -32,7 +32,7 @@ class TrainingSettings:
         "of the loss over a batch: auto sums where a batch counts dialogues, and averages elsewhere",
     )
     soft_labels: bool = setting(False, "USC §3.2", "train on the annotators' percentages in place of the consensus")
-    clip_norm: NotNegative = setting(0.0, OURS, "largest norm of the gradient; 0 leaves it alone")
+    clip_norm: Weight = setting(0.0, OURS, "largest norm of the gradient; 0 leaves it alone")
     shuffle_labels: bool = setting(False, OURS, "train on labels in random order: the scores must fall to chance")
 
 
@@ -108,8 +108,8 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 def _range(kind: Any) -> str:
     """The bounds of a setting in words, "" if it has none."""
-    bounds = [(words, getattr(meta, end)) for meta in get_args(kind)[1:] for end, words in _BOUNDS.items() if isinstance(meta, msgspec.Meta)]
-    return " and ".join(f"{words} {end:,}" for words, end in bounds if end is not None)
+    found = [(words, getattr(meta, end, None)) for meta in get_args(kind)[1:] for end, words in _BOUNDS.items()]
+    return " and ".join(f"{words} {bound:,}" for words, bound in found if bound is not None)
 
 
 def _kind_name(kind: Any) -> str:

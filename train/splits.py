@@ -91,21 +91,6 @@ def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], s
 Listed = tuple[str, dict[str, list[str]]]  # a fold's name, and the ids of each part
 
 
-class ListedLine(msgspec.Struct):
-    """What we read of a line of EmoBox's."""
-
-    key: str | int
-
-
-class ListedFold(msgspec.Struct):
-    """What we read of one fold in a JSON file."""
-
-    name: str | int
-    train: list[str | int]
-    test: list[str | int]
-    dev: list[str | int] = []
-
-
 def read_folds(path: Path) -> list[Listed]:
     """Folds in the file's order.
 
@@ -120,8 +105,8 @@ def read_folds(path: Path) -> list[Listed]:
         if path.is_dir():
             folds = _read_emobox(path)
         elif path.suffix == ".json":
-            found = msgspec.json.decode(read_named(path), type=list[ListedFold])
-            folds = [(str(fold.name), {part: list(map(str, getattr(fold, part))) for part in PARTS}) for fold in found]
+            found = [{"dev": [], **fold} for fold in msgspec.json.decode(read_named(path))]
+            folds = [(str(fold["name"]), {part: list(map(str, fold[part])) for part in PARTS}) for fold in found]
         elif path.suffix in (".csv", ".tsv"):
             folds = _read_table(path)
         else:
@@ -130,7 +115,7 @@ def read_folds(path: Path) -> list[Listed]:
         raise WrongUse(f"{path}: no such file of folds") from None
     except WrongUse:
         raise
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, msgspec.MsgspecError) as error:
         raise WrongUse(f"{path}: not a list of folds ({type(error).__name__}: {error})") from None
     if not folds:
         raise WrongUse(f"{path}: holds no fold; a folder holds fold_1, fold_2, … as EmoBox's do")
@@ -142,13 +127,9 @@ def _read_table(path: Path) -> list[Listed]:
 
     separator = "\t" if path.suffix == ".tsv" else ","
     try:
+        source = io.BytesIO(read_named(path))
         table = pd.read_csv(
-            io.BytesIO(read_named(path)),
-            sep=separator,
-            dtype=str,
-            keep_default_na=False,
-            index_col=False,
-            encoding="utf-8-sig",
+            source, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
         )
     except pd.errors.EmptyDataError:
         table = pd.DataFrame()
@@ -173,7 +154,7 @@ def _read_emobox(path: Path) -> list[Listed]:
         for part, word in (("train", "train"), ("dev", "valid"), ("test", "test")):
             texts = [read_named(file).decode() for file in sorted(folder.glob(f"*{word}*.jsonl"))]
             lines = [line for text in texts for line in text.splitlines() if line.strip()]
-            parts[part] = [str(msgspec.json.decode(line, type=ListedLine).key) for line in lines]
+            parts[part] = [str(msgspec.json.decode(line)["key"]) for line in lines]
         folds.append((folder.name.replace("_", " "), parts))
     return folds
 
@@ -330,7 +311,8 @@ def _named(values: Sequence[str | None], kind: str) -> np.ndarray:
 def _natural(names: np.ndarray) -> list[str]:
     """Distinct names in the order in which people count: 2 before 10."""
     return sorted(
-        set(names), key=lambda name: [(int(t[:4000]), "") if t.isdecimal() else (0, t) for t in re.split(r"(\d+)", name)]
+        set(names),
+        key=lambda name: [(int(t[:4000]), "") if t.isdecimal() else (0, t) for t in re.split(r"(\d+)", name)],
     )
 
 

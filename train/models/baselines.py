@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fusion import BOTH, Count, Dropout, Fusion, NotNegative, Positive, Stage, setting
+from .fusion import BOTH, Count, Dropout, Fusion, Weight, Positive, Stage, setting
 from .layers import Attention, perceptron
 from .ragged import Batch, RaggedLayout, recurrent, vectors, visible
 
@@ -26,7 +26,7 @@ class BcLstmSettings:
     epochs: Count = setting(100, OURS, "epochs, of each stage")
     batch_size: Count = setting(20, OURS, "dialogues per batch")
     lr: Positive = setting(1e-3, OURS, "Adam's learning rate")
-    weight_decay: NotNegative = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    weight_decay: Weight = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.2, OURS, "dropout before each dense layer")
     standardise_audio: bool = setting(True, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
@@ -80,7 +80,7 @@ class ConcatSettings:
     epochs: Count = setting(100, OURS, "epochs")
     batch_size: Count = setting(32, OURS, "utterances per batch")
     lr: Positive = setting(1e-3, OURS, "Adam's learning rate")
-    weight_decay: NotNegative = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    weight_decay: Weight = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.2, OURS, "dropout before each linear layer")
     standardise_audio: bool = setting(True, OURS, "z-score the audio features")
     standardise_text: bool = setting(True, OURS, "z-score the text features")
@@ -111,7 +111,7 @@ class CmaSettings:
     epochs: Count = setting(50, OURS, "epochs")
     batch_size: Count = setting(16, OURS, "utterances per batch")
     lr: Positive = setting(1e-4, OURS, "Adam's learning rate")
-    weight_decay: NotNegative = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    weight_decay: Weight = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.2, OURS, "dropout after the encoders and before the classifier")
     standardise_audio: bool = setting(False, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
-from .fusion import BOTH, OURS, Count, Dropout, Fusion, NotNegative, Positive, Share, setting
+from .fusion import BOTH, OURS, Count, Dropout, Fusion, Weight, Positive, Share, setting
 from .layers import DecoderLayer, EncoderLayer
 from .ragged import Batch, RaggedLayout, SelfAttentionPooling, interleave, visible
 
@@ -27,7 +27,7 @@ class MsmserSettings:
     epochs: Count = setting(100, "MSMSER §3.2", "epochs")
     batch_size: Count = setting(8, "MSMSER §3.2", "utterances per batch")
     lr: Positive = setting(2e-5, "MSMSER §3.2", "Adam's learning rate")
-    weight_decay: NotNegative = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    weight_decay: Weight = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.1, OURS, "dropout after each sub-layer of the transformers and in the classifier")
     standardise_audio: bool = setting(False, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
-from .fusion import BOTH, OURS, Count, Dropout, Fusion, NotNegative, Positive, setting
+from .fusion import BOTH, OURS, Count, Dropout, Fusion, Weight, Positive, setting
 from .layers import Attention, bigru, full_precision, self_attention
 from .ragged import Batch, RaggedLayout, vectors
 
@@ -40,8 +40,8 @@ class PerspectiveSettings:
     epochs: Count = setting(150, "Perspective §3.3", "epochs")
     batch_size: Count = setting(20, "Perspective §3.3", "dialogues per batch")
     lr: Positive = setting(1e-3, "Perspective §3.3", "Adam's learning rate")
-    lr_decay: NotNegative = setting(1e-5, "Perspective §3.3", "update t = 0, 1, … has the rate lr / (1 + lr_decay t)")
-    weight_decay: NotNegative = setting(1e-5, "Perspective §3.3", "weight of the L2 term, which Adam adds to the gradient")
+    lr_decay: Weight = setting(1e-5, "Perspective §3.3", "update t = 0, 1, … has the rate lr / (1 + lr_decay t)")
+    weight_decay: Weight = setting(1e-5, "Perspective §3.3", "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.2, "Perspective §3.3", "dropout after the Bi-GRU and after the self-attention")
     standardise_audio: bool = setting(True, "Perspective §3.2.1", "z-score the audio features")
     standardise_text: bool = setting(False, "Perspective §3.2.2", "z-score the text features")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ser.errors import WrongUse
 
 from .encoder import Encoder
-from .fusion import BOTH, OURS, Count, Dropout, Fusion, NotNegative, Positive, Stage, setting
+from .fusion import BOTH, OURS, Count, Dropout, Fusion, Weight, Positive, Stage, setting
 from .layers import perceptron
 from .ragged import Batch, RaggedLayout, visible
 
@@ -31,7 +31,7 @@ class UscSettings:
     epochs: Count = setting(15, "USC table 2", "epochs, of each stage")
     batch_size: Count = setting(16, OURS, "utterances per batch")
     lr: Positive = setting(1.5e-4, "USC table 2", "Adam's learning rate")
-    weight_decay: NotNegative = setting(1e-3, "USC table 2", "weight of the L2 term, which Adam adds to the gradient")
+    weight_decay: Weight = setting(1e-3, "USC table 2", "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.6, "USC table 2", "dropout before each linear layer")
     standardise_audio: bool = setting(True, "USC §4", "z-score the spectrogram's bands")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
