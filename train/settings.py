@@ -10,7 +10,7 @@ import torch
 from ser.errors import CorruptStore, WrongUse, unknown
 
 from .models import Fusion, Stage, setting
-from .models.fusion import Weight, Seed
+from .models.fusion import Seed, Weight
 
 OURS = "ours"
 

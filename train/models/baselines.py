@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fusion import BOTH, Count, Dropout, Fusion, Weight, Positive, Stage, setting
+from .fusion import BOTH, Count, Dropout, Fusion, Positive, Stage, Weight, setting
 from .layers import Attention, perceptron
 from .ragged import Batch, RaggedLayout, recurrent, vectors, visible
 

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
-from .fusion import BOTH, OURS, Count, Dropout, Fusion, Weight, Positive, Share, setting
+from .fusion import BOTH, OURS, Count, Dropout, Fusion, Positive, Share, Weight, setting
 from .layers import DecoderLayer, EncoderLayer
 from .ragged import Batch, RaggedLayout, SelfAttentionPooling, interleave, visible
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
-from .fusion import BOTH, OURS, Count, Dropout, Fusion, Weight, Positive, setting
+from .fusion import BOTH, OURS, Count, Dropout, Fusion, Positive, Weight, setting
 from .layers import Attention, bigru, full_precision, self_attention
 from .ragged import Batch, RaggedLayout, vectors
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ser.errors import WrongUse
 
 from .encoder import Encoder
-from .fusion import BOTH, OURS, Count, Dropout, Fusion, Weight, Positive, Stage, setting
+from .fusion import BOTH, OURS, Count, Dropout, Fusion, Positive, Stage, Weight, setting
 from .layers import perceptron
 from .ragged import Batch, RaggedLayout, visible
 
