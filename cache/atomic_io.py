@@ -58,7 +58,7 @@ def read_small(path: Path, remedy: str = REPAIR) -> bytes:
             raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
 
 
-SMALL = 256 << 20  # bytes: more than any table, list or description that a user writes
+SMALL, LARGE = 256 << 20, 64 << 30  # bytes: more than any description has, more than any table or array
 
 
 def open_named(path: Path | str, flags: int = os.O_RDONLY) -> int:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ser.errors import SerError, StoreError, WrongUse, unknown
 
-from .atomic_io import read_named
+from .atomic_io import LARGE, read_named
 from .backends import foreign_hdf5
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -115,11 +115,12 @@ def _read_csv(path: Path) -> Arrays:
 
     layout = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     kinds = csv.ConvertOptions(column_types={name: pa.string() for name in ("id", "ID", "Id")})
-    table = csv.read_csv(path, parse_options=layout, convert_options=kinds)
+    content = pa.py_buffer(read_named(path, LARGE))
+    table = csv.read_csv(pa.BufferReader(content), parse_options=layout, convert_options=kinds)
     with contextlib.suppress(ValueError):
         _ = [float(name) for name in table.column_names]
         # What seemed to be names are numbers.
-        table = csv.read_csv(path, csv.ReadOptions(autogenerate_column_names=True), layout, kinds)
+        table = csv.read_csv(pa.BufferReader(content), csv.ReadOptions(autogenerate_column_names=True), layout, kinds)
     ids = table.column(0) if table.column_names[0].lower() == "id" else None
     numbers = table if ids is None else table.remove_column(0)
     for name, column in zip(numbers.column_names, numbers.columns, strict=True):

@@ -226,7 +226,15 @@ def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
         explain_disk_errors(f"exporting to {path}", path.parent, packed.values.nbytes),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as partial,
     ):
-        _write(Path(partial) / path.name, arrays, packed.ids, about)
+        with tempfile.TemporaryFile(dir=partial) as room:  # HDF5 reports a full disk late, and on standard error
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(room.fileno(), 0, packed.values.nbytes + 1)
+        try:
+            _write(Path(partial) / path.name, arrays, packed.ids, about)
+        except OSError:
+            raise
+        except Exception as error:  # these libraries raise nearly every kind
+            raise StoreError(f"{path}: cannot be written ({str(error)[:200]}); check the disk") from error
         for file in sorted(Path(partial).iterdir(), reverse=True):  # an index comes before its file
             os.rename(file, path.with_name(file.name))  # noqa: PTH104
         sync_folder(path.parent)

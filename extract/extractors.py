@@ -148,7 +148,7 @@ class Encoder(Extractor):
         if checkpoint.architecture not in cls.architectures:
             known = ", ".join(cls.architectures)
             raise WrongUse(f"{model} is a {checkpoint.architecture} model, not a {cls.name} encoder of {known}")
-        last = int(checkpoint.setting("num_hidden_layers"))
+        last = checkpoint.setting("num_hidden_layers")
         if not 0 <= (layer := settings.get("layer", last)) <= last:
             raise WrongUse(f"layer={layer}: {model} has layers 0 to {last}")
         config = cls.complete({"layer": last, **settings}, checkpoint, "layer" in settings)
@@ -165,7 +165,7 @@ class Encoder(Extractor):
     def dim(cls, config: Any, checkpoint: Checkpoint | None) -> int:
         """The model's hidden size."""
         assert checkpoint is not None
-        return int(checkpoint.setting("hidden_size"))
+        return checkpoint.setting("hidden_size")
 
     @classmethod
     def shares(cls, feature: ResolvedFeature) -> Hashable:

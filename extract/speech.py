@@ -95,7 +95,7 @@ class SpeechExtractor(Encoder):
     @classmethod
     def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> SpeechConfig:
         """The config of `settings`, whose layer is in range. Raises `WrongUse` for what the encoder cannot give."""
-        layers = int(checkpoint.setting("num_hidden_layers"))
+        layers = checkpoint.setting("num_hidden_layers")
         ends_in_norm = bool(checkpoint.config.get("do_stable_layer_norm"))
         if "norm" not in settings:
             settings["norm"] = ("before" if named else "after") if ends_in_norm else "none"
@@ -124,7 +124,7 @@ class SpeechExtractor(Encoder):
     def hop(cls, config: SpeechConfig, checkpoint: Checkpoint | None) -> float:
         """Seconds between frames: the product of the convolutions' strides, 320 samples, 0.02."""
         assert checkpoint is not None
-        return math.prod(checkpoint.setting("conv_stride")) / RATE
+        return math.prod(checkpoint.setting("conv_stride", list[Size])) / RATE
 
     def open(self) -> None:
         """Load the model, and let its first norm see each row's own frames alone."""

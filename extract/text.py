@@ -53,7 +53,7 @@ class TextExtractor(Encoder):
     def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> TextConfig:
         """The config of `settings`, whose layer is in range. Raises `WrongUse` for what the encoder cannot give."""
         # MPNet's positions start after its padding index, 1.
-        longest = int(checkpoint.setting("max_position_embeddings")) - 2 * (checkpoint.architecture == "mpnet")
+        longest = checkpoint.setting("max_position_embeddings") - 2 * (checkpoint.architecture == "mpnet")
         config = TextConfig(**{"most": min(MOST, longest), **settings})
         if config.tags not in ("keep", "remove"):
             raise WrongUse(f"tags={config.tags}: it is keep or remove")
@@ -72,7 +72,7 @@ class TextExtractor(Encoder):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, TypeError) as fault:
+        except Exception as fault:  # transformers raises nearly every kind
             reason = (str(fault).splitlines() or [type(fault).__name__])[0]
             raise WeightsError(f"{folder}: its tokenizer cannot be loaded: {reason}") from fault
         if not self.tokenizer.is_fast:

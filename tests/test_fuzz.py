@@ -41,6 +41,7 @@ from ser.weights.demo import write_random_checkpoint
 
 SMALL = "--fusion lgf-add --epochs 1 --set d_model=8 --set gru_hidden=4 --set heads=2 --folds 1"
 TRAIN = f"train --store store --features logmel+bert --dry-run {SMALL}"
+BERT = "features table.csv --features bert --model bert=bert --store OUT/store"
 PREDICT = "predict RUN audio/u0.wav --text well --json"
 REPORT = "report runs --html OUT/r.html --latex OUT/r.tex"
 NEW = "cache import new {} --modality audio --manifest table.csv --store OUT/store"
@@ -70,12 +71,12 @@ TARGETS = {
     "table.csv": "corpus show table.csv --json",
     "table.jsonl": "corpus show table.jsonl --json",
     "table.parquet": "features table.parquet --features logmel --store OUT/store",
-    "texts.csv": "features table.csv --text texts.csv --features bert --model bert=bert --store OUT/store",
-    "bert/config.json": PREDICT,
-    "bert/tokenizer.json": PREDICT,
-    "bert/tokenizer_config.json": PREDICT,
-    "bert/model.safetensors": PREDICT,
-    "shards/model.safetensors.index.json": "features table.csv --features bert --model bert=shards --store OUT/store",
+    "texts.csv": f"{BERT} --text texts.csv",
+    "bert/config.json": BERT,
+    "bert/tokenizer.json": BERT,
+    "bert/tokenizer_config.json": BERT,
+    "bert/model.safetensors": BERT,
+    "shards/model.safetensors.index.json": BERT.replace("=bert", "=shards"),
     "scheduler.json": "features table.csv --features logmel --scheduler scheduler.json --store OUT/store --dry-run",
     "ids.json": NEW.format("new.npy") + " --ids ids.json",
     "ids.txt": NEW.format("new.npy") + " --ids ids.txt",
@@ -377,3 +378,44 @@ def test_a_special_file(house: Path, target: str, kind: str) -> None:
         signal.signal(signal.SIGALRM, before)
         path.unlink()
         Path("kept").rename(path)
+
+
+def test_a_fault_that_nobody_foresaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("x\ny")
+
+    monkeypatch.setattr("ser.cache.maintain.list_features", broken)
+    (tmp_path / "manifests").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    told = CliRunner().invoke(main, ["cache", "list", "--store", str(tmp_path)])
+    [file] = tmp_path.glob("ser-error-*.txt")
+    assert told.exit_code == 1 and told.stdout == "" and len(told.output.splitlines()) == 1
+    assert "an unexpected error (KeyError" in told.output and str(file) in told.output
+    assert "Traceback" in file.read_text() and "in broken" in file.read_text()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    told = CliRunner().invoke(main, ["cache", "list", "--store", str(tmp_path)])
+    assert told.exit_code == 1 and "please report it with this traceback:\nTraceback" in told.output
+
+
+def test_a_path_that_is_not_unicode(house: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    shutil.copytree("audio", f"{odd}/audio")
+    shutil.copy("table.csv", odd)
+    steps = [f"features {odd}/table.csv --store {odd}/store --features logmel,bert --model bert=bert"]
+    steps += [f"train --store {odd}/store --features logmel+bert --out {odd}/runs {SMALL} --json"]
+    steps += [f"cache info bert --store {odd}/store --json", f"report {odd}/runs --html {odd}/page.html"]
+    for words in steps:
+        code, printed, _ = outcome(words)
+        assert code == 0 and ("--json" not in words or json.loads(printed)), printed
+
+
+@pytest.mark.parametrize("suffix", ["h5", "npz", "safetensors", "zarr"])
+def test_an_export_that_the_disk_has_no_room_for(house: Path, suffix: str) -> None:
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
+    try:
+        code, printed, _ = outcome(f"cache export logmel OUT/file.{suffix} --store store")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert code == 1 and not printed

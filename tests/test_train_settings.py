@@ -43,8 +43,29 @@ def test_values_have_types() -> None:
         ("select_score=accuracy", "must be ua"),
         ("queries", "must be key=value"),
         ("epochs=0", "at least 1"),
+        ("lr=nan", "a number above 0"),
+        ("dropout=5", "at least 0 and below 1"),
+        ("rmm_start=2", "at most 1"),
     ],
 )
 def test_wrong_values(assignment: str, says: str) -> None:
     with pytest.raises(WrongUse, match=says):
         parse_settings(FUSIONS["mit"], (assignment,))
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "-inf", "0", "5", "1e40", "9" * 5000])
+def test_every_setting_has_a_range_and_what_is_in_it_builds_a_model(name: str, value: str) -> None:
+    fusion, small = FUSIONS[name], {"d_model": 8, "heads": 2, "frames": 8, "channels": 2, "hidden": 4, "queries": 3}
+    small |= {"gru_hidden": 4, "lstm_hidden": 4, "dense": 4}
+    for setting in settings(fusion):
+        if setting.kind not in ("int", "float") or setting.name not in fusion.settings.__dataclass_fields__:
+            continue
+        chosen = {key: size for key, size in small.items() if key in fusion.settings.__dataclass_fields__}
+        try:
+            own, _ = parse_settings(fusion, [f"{key}={v}" for key, v in {**chosen, setting.name: value}.items()])
+            fusion.build(own, dict.fromkeys(fusion.inputs, 8), 4)
+        except WrongUse:
+            assert value != "5" or setting.name not in ("epochs", "batch_size", "lr", "weight_decay")
+        else:
+            assert value in ("0", "5") and getattr(own, setting.name) == float(value), setting

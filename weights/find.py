@@ -12,7 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from ser.cache.atomic_io import read_named
 from ser.cache.spec import canonical_json
@@ -27,6 +29,7 @@ CONFIG_FILES = (
 INCIDENTAL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "name_or_path", "_commit_hash"}
 MARK = "ser_random_weights"  # in config.json: these weights were never trained
 SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -49,11 +52,13 @@ class Checkpoint:
         path = self.path / "preprocessor_config.json"
         return read_json(path) if path.exists() else None
 
-    def setting(self, name: str) -> Any:
-        """An entry of config.json. Raises `WeightsError` if it lacks: then this is not an encoder that ser can run."""
-        if name not in self.config:
-            raise WeightsError(f"{self.path / 'config.json'} names no {name}: this is not an encoder that ser knows")
-        return self.config[name]
+    def setting(self, name: str, kind: Any = Size) -> Any:
+        """An entry of config.json. Raises `WeightsError` if it lacks or is something else: ser cannot run such a one."""
+        try:
+            return msgspec.convert(self.config.get(name), kind)
+        except msgspec.ValidationError as fault:
+            where = f"{self.path / 'config.json'} names no {name} that can be"
+            raise WeightsError(f"{where} ({fault}): this is not an encoder that ser knows") from None
 
     @property
     def architecture(self) -> str:
@@ -257,7 +262,7 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
             output_loading_info=True,
             **extra,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as fault:
+    except Exception as fault:  # transformers raises nearly every kind
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise WeightsError(f"{checkpoint.path} cannot be loaded as {checkpoint.architecture}: {reason}") from fault
     # SpecAugment's mask vector serves training alone.
