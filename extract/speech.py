@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ser.errors import UtteranceError, WrongUse
 from ser.weights import Checkpoint
+from ser.weights.find import Size
 
 from .audio import CHANNELS, RESAMPLER, Clip
 from .extractors import Encoder, Outcome, Rows, batches

@@ -236,7 +236,7 @@ def test_a_diverged_run_is_told_and_the_others_go_on(store: Path, tmp_path: Path
         (CELL + "fusion = 'audio'\ntest = 'only text'", "cannot hide a modality"),
         (CELL.replace("is13", "egemaps") + "fusion = 'audio'", "cell 'a'.*ser features"),
         ("title = 'x'", "missing required field `cell`"),
-        ("cells = 3", "unknown field `cells`"),
+        ("cells = 3", "unknown key 'cells'"),
         (CELL + "fusion = 'audio'\npaper = { ua = nan }", "Expected `float`"),
         (CELL + "fusion = 'audio'\nseeds = [[]]", "seeds takes one value"),
         (CELL + "fusion = 'audio'\nmodel = -1", r"at `\$.model`"),

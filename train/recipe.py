@@ -13,51 +13,30 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
 from ser.errors import WrongUse, unknown
 
 from .options import Experiment, assignments, read_toml
+from .run_folder import ANY, Scalar, shape
 
 FOLDER = Path(__file__).parent / "recipes"
 TESTS = ("both", "only audio", "only text", "head audio", "head text")
 
 
-Paper = dict[str, Annotated[float, msgspec.Meta(ge=0, le=100)]]
-Table = TypeVar("Table")
-
-
-class CellTable(msgspec.Struct):
-    """A `[[cell]]` with what `[experiment]` shares; `experiment.prepare` checks the options that are not here."""
-
-    name: str
-    features: str
-    fusion: str
-    test: str = "both"
-    paper: Paper | None = None
-    set: dict[str, str | int | float | bool] = {}
-    model: list[str] = []
-
-
-class QuotedTable(msgspec.Struct, forbid_unknown_fields=True):
-    """A `[[quoted]]`."""
-
-    name: str
-    paper: Paper
-
-
-class RecipeTable(msgspec.Struct, forbid_unknown_fields=True):
-    """The whole file."""
-
-    cell: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
-    experiment: dict[str, Any] = {}
-    title: str = ""
-    source: str = ""
-    note: str = ""
-    tested: str | None = None
-    quoted: list[QuotedTable] = []
+PAPER = dict[str, Annotated[float, msgspec.Meta(ge=0, le=100)]]
+RECIPE_SHAPE = shape(
+    "",
+    cell=Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)],
+    **dict.fromkeys(("title", "source", "note", "tested"), (str, "")),
+    experiment=ANY,
+    quoted=(list[shape("name", paper=PAPER)], []),
+)
+CELL_SHAPE = shape(
+    "name features fusion", test=(str, ""), paper=(PAPER, {}), set=(dict[str, Scalar], {}), model=(list[str], [])
+)
 
 
 @dataclass(frozen=True)
@@ -111,21 +90,26 @@ def read_recipe(name: str | Path, **options: Any) -> Recipe:
         if str(name) not in recipe_names():
             raise unknown("recipe", str(name), [*recipe_names(), "FILE.toml"])
         path = FOLDER / f"{name}.toml"
-    table = _typed(path, read_toml(path, "[[cell]]"), RecipeTable)
-    cells = tuple(_cell(path, {**table.experiment, **line}, options) for line in table.cell)
+    table = read_toml(path, "[[cell]]")
+    if strange := set(table) - {"title", "source", "note", "tested", "experiment", "cell", "quoted"}:
+        raise WrongUse(f"{path}: unknown key '{min(strange)}' in the recipe")
+    _check(path, table, RECIPE_SHAPE)
+    cells = tuple(_cell(path, {**table.get("experiment", {}), **line}, options) for line in table["cell"])
     names = [cell.name for cell in cells]
     if twice := {cell for cell in names if names.count(cell) > 1}:
         raise WrongUse(f"{path}: two cells are called '{min(twice)}'")
-    if table.tested is not None and table.tested not in names:
-        raise unknown(f"cell to be tested in {path}", table.tested, names)
-    quoted = {line.name: line.paper for line in table.quoted}
-    return Recipe(path.stem, table.title or path.stem, table.source, table.note, cells, quoted, table.tested)
+    tested = table.get("tested")
+    if tested is not None and tested not in names:
+        raise unknown(f"cell to be tested in {path}", tested, names)
+    title, source, note = (table.get(key, "") for key in ("title", "source", "note"))
+    quoted = {line["name"]: line["paper"] for line in table.get("quoted", [])}
+    return Recipe(path.stem, title or path.stem, source, note, cells, quoted, tested)
 
 
-def _typed(path: Path, table: Mapping[str, Any], kind: type[Table]) -> Table:
-    """The table as an instance of `kind`. Raises `WrongUse` saying where it is something else."""
+def _check(path: Path, table: Mapping[str, Any], expected: type) -> None:
+    """Raise `WrongUse` saying where the table is something else."""
     try:
-        return msgspec.convert(table, kind)
+        msgspec.convert(table, expected)
     except msgspec.ValidationError as fault:
         raise WrongUse(f"{path}: {f'cell {name}: ' if (name := table.get('name')) else ''}{fault}") from None
 
@@ -135,13 +119,13 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Ce
     known = [field.name for field in fields(Experiment)]
     if strange := [key for key in asked if key not in known]:
         raise unknown(f"option in {path}", strange[0], known)
-    cell = _typed(path, line, CellTable)
+    _check(path, line, CELL_SHAPE)
     if several := [
         key for key, value in asked.items() if isinstance(value, dict | list) and key not in ("set", "model")
     ]:
-        raise WrongUse(f"{path}: cell {cell.name}: {several[0]} takes one value")
-    if cell.test not in TESTS:
-        raise unknown(f"test in {path}", cell.test, TESTS)
-    asked |= {"set": assignments(cell.set), "model": tuple(cell.model)}
+        raise WrongUse(f"{path}: cell {line['name']}: {several[0]} takes one value")
+    if (test := line.get("test", "both")) not in TESTS:
+        raise unknown(f"test in {path}", test, TESTS)
+    asked |= {"set": assignments(asked.get("set", {})), "model": tuple(asked.get("model", ()))}
     asked |= {key: value for key, value in options.items() if key != "set"}
-    return Cell(cell.name, Experiment(**asked, also_set=tuple(options.get("set", ()))), cell.test, cell.paper)
+    return Cell(line["name"], Experiment(**asked, also_set=tuple(options.get("set", ()))), test, line.get("paper"))

@@ -240,21 +240,19 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    modalities = sorted({n.split(".")[1] for n in tensors if n.startswith("scaling.")})
     try:
         model = reopened(fusion, settings, config).build(settings, config["dims"], len(config["labels"]["classes"]))
         model.load_state_dict(weights)
-        scaling = {m: Standardizer(tensors[f"scaling.{m}.mean"], tensors[f"scaling.{m}.std"]) for m in modalities}
-        if any(one.mean.shape != (config["dims"][m],) or one.std.shape != one.mean.shape for m, one in scaling.items()):
-            raise ValueError("scaling")
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise ValueError("not finite")
+        scaling = {
+            m: Standardizer(*(tensors[f"scaling.{m}.{part}"].view(config["dims"][m]) for part in ("mean", "std")))
+            for m in sorted({n.split(".")[1] for n in tensors if n.startswith("scaling.")})
+        }
     except SerError:
         raise
     except (RuntimeError, KeyError, TypeError, ValueError, MemoryError):
-        raise CorruptStore(
-            f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}'; {AGAIN}"
-        ) from None
+        weights = {}
+    if not weights or not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise CorruptStore(f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}'; {AGAIN}")
     return Fitted(model.eval(), scaling), fusion, settings
 
 

@@ -35,43 +35,44 @@ AGAIN = "remove the run folder and train again"
 UNREADABLE = (ValueError, TypeError, KeyError, RecursionError, msgspec.MsgspecError, SafetensorError, pa.ArrowException)
 
 
-def _shape(texts: str, **others: Any) -> type[msgspec.Struct]:
+def shape(texts: str, **others: Any) -> type[msgspec.Struct]:
     """What a JSON object holds at least: the keys that are text, and those of other kinds; (kind, default) may lack."""
     kinds = [(key, *(kind if isinstance(kind, tuple) else (kind,))) for key, kind in others.items()]
     return msgspec.defstruct("Record", [*((key, str) for key in texts.split()), *kinds])
 
 
+Scalar = str | int | float | bool
 WHOLE = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 CLASSES = Annotated[list[str], msgspec.Meta(min_length=2)]
 ANY = (dict[str, Any], {})
 TABLES = (dict[str, dict[str, Any]], {})
 SCORES: dict[str, Any] = {"wa": float, "ua": float, "macro_f1": float, "n": WHOLE, "confusion": list[list[WHOLE]]}
-CONFIG_SHAPE = _shape(
+CONFIG_SHAPE = shape(
     "corpus manifest fusion loss protocol fold cut",
     version=int,
-    labels=_shape("policy", classes=CLASSES, maps=dict[str, str]),
-    features=dict[Literal["audio", "text"], _shape("feature fingerprint pool")],
-    settings=dict[str, str | int | float | bool],
-    training=dict[str, str | int | float | bool],
+    labels=shape("policy", classes=CLASSES, maps=dict[str, str]),
+    features=dict[Literal["audio", "text"], shape("feature fingerprint pool")],
+    settings=dict[str, Scalar],
+    training=dict[str, Scalar],
     select=Literal["val", "last", "best-test"],
     seed=WHOLE,
     dims=dict[str, WHOLE],
     limit=int | None,
-    provenance=_shape("", store=(str, ""), asked=ANY, versions=ANY, specs=TABLES, encoders=TABLES),
+    provenance=shape("", store=(str, ""), asked=ANY, versions=ANY, specs=TABLES, encoders=TABLES),
 )
-RESULT_SHAPE = _shape(
+RESULT_SHAPE = shape(
     "fold corpus protocol select labels",
     **SCORES,
     seed=WHOLE,
     classes=CLASSES,
-    tests=dict[str, _shape("", **SCORES)],
+    tests=dict[str, shape("", **SCORES)],
     speaker_independent=bool,
     synthetic=bool,
     random_weights=list[str],
     left_out=dict[str, WHOLE | list[str]],
     epoch=WHOLE | None,
     seconds=float,
-    history=list[_shape("", loss=float | None, wa=float | None, ua=float | None)],
+    history=list[shape("", loss=float | None, wa=float | None, ua=float | None)],
 )
 
 
@@ -129,10 +130,10 @@ class Run:
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
-    def _json(self, name: str, shape: type) -> Any:
+    def _json(self, name: str, expected: type) -> Any:
         with self._reading(name) as path:
             found = msgspec.json.decode(read_small(path, AGAIN))
-            msgspec.convert(found, shape)
+            msgspec.convert(found, expected)
             return found
 
     @contextlib.contextmanager

@@ -53,7 +53,7 @@ class Checkpoint:
         return read_json(path) if path.exists() else None
 
     def setting(self, name: str, kind: Any = Size) -> Any:
-        """An entry of config.json. Raises `WeightsError` if it lacks or is something else: ser cannot run such a one."""
+        """An entry of config.json. Raises `WeightsError` if it lacks or is something else: no encoder for ser."""
         try:
             return msgspec.convert(self.config.get(name), kind)
         except msgspec.ValidationError as fault:
