@@ -70,7 +70,7 @@ def open_named(path: Path | str, flags: int = os.O_RDONLY) -> int:
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
-    raise OSError(errno.EINVAL, "is not a plain file", str(path))
+    raise OSError(errno.ENXIO, "is a directory, pipe, socket or device, not a plain file", str(path))
 
 
 def read_named(path: Path | str, most: int = SMALL) -> bytes:

@@ -72,6 +72,9 @@ class TextExtractor(Encoder):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
+            self.tokenizer("a")
+            if max(self.tokenizer.all_special_ids) >= self.model.get_input_embeddings().num_embeddings:
+                raise ValueError("it has special tokens that the model does not know")
         except Exception as fault:  # transformers raises nearly every kind
             reason = (str(fault).splitlines() or [type(fault).__name__])[0]
             raise WeightsError(f"{folder}: its tokenizer cannot be loaded: {reason}") from fault
