@@ -141,6 +141,11 @@ def to_toml(value: Any) -> str:
     return f"[{', '.join(map(to_toml, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
+def to_csv(rows: list[Any], sink: io.BytesIO) -> None:
+    csv.writer(text := io.StringIO()).writerows(rows)
+    sink.write(text.getvalue().encode())
+
+
 def to_hdf5(arrays: dict[str, Any], sink: io.BytesIO) -> None:
     with h5py.File(sink, "w") as file:
         for name, array in arrays.items():
@@ -181,7 +186,7 @@ FORMS: dict[str, Form] = {
     ),
     ".csv": (
         lambda content: list(csv.reader(content.decode().splitlines())),
-        lambda rows, sink: csv.writer(io.TextIOWrapper(sink, "utf-8", newline="", write_through=True)).writerows(rows),
+        to_csv,
     ),
     ".parquet": (lambda content: [[*c] for c in pq.read_table(io.BytesIO(content)).to_pydict().items()], to_parquet),
     ".npy": (lambda content: np.load(io.BytesIO(content)).tolist(), lambda value, sink: np.save(sink, np.array(value))),
