@@ -32,7 +32,7 @@ RECIPE_SHAPE = shape(
     cell=Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)],
     **dict.fromkeys(("title", "source", "note", "tested"), (str, "")),
     experiment=ANY,
-    quoted=(list[shape("name", paper=PAPER)], []),
+    quoted=(list[shape("name", paper=PAPER)], []),  # type: ignore[misc]
 )
 CELL_SHAPE = shape(
     "name features fusion", test=(str, ""), paper=(PAPER, {}), set=(dict[str, Scalar], {}), model=(list[str], [])

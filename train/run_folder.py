@@ -35,7 +35,7 @@ AGAIN = "remove the run folder and train again"
 UNREADABLE = (ValueError, TypeError, KeyError, RecursionError, msgspec.MsgspecError, SafetensorError, pa.ArrowException)
 
 
-def shape(texts: str, **others: Any) -> type[msgspec.Struct]:
+def shape(texts: str, **others: Any) -> Any:
     """What a JSON object holds at least: the keys that are text, and those of other kinds; (kind, default) may lack."""
     kinds = [(key, *(kind if isinstance(kind, tuple) else (kind,))) for key, kind in others.items()]
     return msgspec.defstruct("Record", [*((key, str) for key in texts.split()), *kinds])
@@ -44,14 +44,14 @@ def shape(texts: str, **others: Any) -> type[msgspec.Struct]:
 Scalar = str | int | float | bool
 WHOLE = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 CLASSES = Annotated[list[str], msgspec.Meta(min_length=2)]
-ANY = (dict[str, Any], {})
-TABLES = (dict[str, dict[str, Any]], {})
+ANY: Any = (dict[str, Any], {})
+TABLES: Any = (dict[str, dict[str, Any]], {})
 SCORES: dict[str, Any] = {"wa": float, "ua": float, "macro_f1": float, "n": WHOLE, "confusion": list[list[WHOLE]]}
 CONFIG_SHAPE = shape(
     "corpus manifest fusion loss protocol fold cut",
     version=int,
     labels=shape("policy", classes=CLASSES, maps=dict[str, str]),
-    features=dict[Literal["audio", "text"], shape("feature fingerprint pool")],
+    features=dict[Literal["audio", "text"], shape("feature fingerprint pool")],  # type: ignore[misc]
     settings=dict[str, Scalar],
     training=dict[str, Scalar],
     select=Literal["val", "last", "best-test"],
@@ -65,14 +65,14 @@ RESULT_SHAPE = shape(
     **SCORES,
     seed=WHOLE,
     classes=CLASSES,
-    tests=dict[str, shape("", **SCORES)],
+    tests=dict[str, shape("", **SCORES)],  # type: ignore[misc]
     speaker_independent=bool,
     synthetic=bool,
     random_weights=list[str],
     left_out=dict[str, WHOLE | list[str]],
     epoch=WHOLE | None,
     seconds=float,
-    history=list[shape("", loss=float | None, wa=float | None, ua=float | None)],
+    history=list[shape("", loss=float | None, wa=float | None, ua=float | None)],  # type: ignore[misc]
 )
 
 
@@ -91,7 +91,10 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Everything that the run was asked for."""
-        return self._json(CONFIG, CONFIG_SHAPE)
+        found = self._json(CONFIG, CONFIG_SHAPE)
+        if found["dims"].keys() != found["features"].keys():
+            raise CorruptStore(f"{self.path / CONFIG}: its dims are not those of its features; {AGAIN}")
+        return found
 
     @property
     def finished(self) -> bool:
