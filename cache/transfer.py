@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -16,7 +17,7 @@ import numpy as np
 
 from ser.errors import StoreError, WrongUse, unknown
 
-from .atomic_io import explain_disk_errors, read_named, sync_folder
+from .atomic_io import explain_disk_errors, read_named, sync_folder, write_file
 from .feature import Feature
 from .foreign import Arrays, index_of, read_arrays
 from .manifest import Manifest
@@ -195,12 +196,14 @@ def _write(path: Path, arrays: Arrays, ids: list[str], about: Mapping[str, Any])
     else:
         import h5py
 
-        with h5py.File(path, "w") as hdf5:
+        image = io.BytesIO()  # the HDF5 library reports a full disk late, and crashes where one fails
+        with h5py.File(image, "w") as hdf5:
             for name, array in arrays.items():
                 hdf5.create_dataset(name, data=array)
             hdf5.create_dataset("ids", data=ids, dtype=h5py.string_dtype(), shape=(len(ids),))
             # A dataset, since an attribute may hold no more than 64 KB.
             hdf5.create_dataset("about", data=json.dumps(about), dtype=h5py.string_dtype())
+        write_file(path, [image.getbuffer()])
 
 
 def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
@@ -226,9 +229,6 @@ def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
         explain_disk_errors(f"exporting to {path}", path.parent, packed.values.nbytes),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as partial,
     ):
-        with tempfile.TemporaryFile(dir=partial) as room:  # HDF5 reports a full disk late, and on standard error
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(room.fileno(), 0, packed.values.nbytes + 1)
         try:
             _write(Path(partial) / path.name, arrays, packed.ids, about)
         except OSError:

@@ -51,9 +51,9 @@ class Setting:
 def settings(fusion: Fusion) -> list[Setting]:
     """All settings of a fusion, its own first."""
     return [
-        Setting(field.name, field.default, _kind_name(kind), *field.metadata.values(), _range(field.type))
+        Setting(one.name, one.default, _kind_name(kind), one.metadata["source"], one.metadata["help"], _range(one.type))
         for owner in (fusion.settings, TrainingSettings)
-        for field, kind in zip(fields(owner), get_type_hints(owner).values(), strict=True)
+        for one, kind in zip(fields(owner), get_type_hints(owner).values(), strict=True)
     ]
 
 
