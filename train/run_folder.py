@@ -117,6 +117,7 @@ class Run:
         with self._reading(PREDICTIONS) as path:
             table = pq.read_table(pa.BufferReader(read_small(path, AGAIN)), use_threads=False)
             _ = table.select(["id", "speaker"]).cast(pa.schema([("id", pa.string()), ("speaker", pa.string())]))
+            table.validate(full=True)
             classes = self.result["classes"]
             if {*table["truth"].to_pylist(), *table["predicted"].to_pylist()} - {*classes}:
                 raise ValueError("it names other classes than the result")

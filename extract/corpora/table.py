@@ -89,7 +89,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
                     yield f"line {number}", _json_object(line)
         else:
             yield from _csv_lines(read_text(path), suffix)
-    except (pa.ArrowException, csv.Error, OSError) as error:
+    except (pa.ArrowException, csv.Error, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path} cannot be read as {suffix[1:]}: {' '.join(str(error).split())}") from error
 
 
