@@ -73,8 +73,9 @@ class TextExtractor(Encoder):
                 folder, trust_remote_code=False, local_files_only=True
             )
             self.tokenizer("a")
-            if max(self.tokenizer.all_special_ids) >= self.model.get_input_embeddings().num_embeddings:
-                raise ValueError("it has special tokens that the model does not know")
+            known, special = self.model.get_input_embeddings().num_embeddings, self.tokenizer.all_special_ids
+            if self.tokenizer.pad_token_id is None or max(special) >= known:
+                raise ValueError("it has no padding token, or special tokens that the model does not know")
         except Exception as fault:  # transformers raises nearly every kind
             reason = (str(fault).splitlines() or [type(fault).__name__])[0]
             raise WeightsError(f"{folder}: its tokenizer cannot be loaded: {reason}") from fault
