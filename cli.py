@@ -3,8 +3,12 @@
 Exit codes: 0 done · 1 failed · 2 wrong use · 3 finished, with quarantined utterances.
 """
 
-import errno
+import contextlib
 import logging
+import os
+import sys
+import tempfile
+import traceback
 from typing import Any
 
 import click
@@ -27,20 +31,39 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn what it raises into a message and an exit code."""
+        for stream in (sys.stdout, sys.stderr):  # a path that is not UTF-8 is printed escaped, which JSON takes too
+            with contextlib.suppress(AttributeError):  # of a stream that somebody put in place
+                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         try:
             return super().invoke(ctx)
         except SerError as fault:
             message, code = str(fault), fault.exit_code
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except BrokenPipeError:
             ctx.exit(1)
-        except OSError as fault:
-            if fault.errno in (None, errno.EPIPE):
-                raise
-            message, code = f"{fault.filename}: {fault.strerror}" if fault.filename else str(fault.strerror), 1
         except KeyboardInterrupt:
             message, code = "interrupted; what was finished is kept, and the same command goes on from there", 1
+        except Exception as fault:
+            known = isinstance(fault, OSError) and fault.errno is not None
+            where = f"{fault.filename}: " if known and fault.filename else ""  # type: ignore[attr-defined]
+            message, code = f"{where}{fault.strerror}" if known else _unexpected(fault), 1  # type: ignore[attr-defined]
         say(f"ser: {message}", err=True)
         ctx.exit(code)
+
+
+def _unexpected(fault: Exception) -> str:
+    """One sentence about a fault that nobody foresaw; its traceback lies in a file, or else stands below."""
+    what, *_ = f"{type(fault).__name__}: {fault}".splitlines()
+    text = "".join(traceback.format_exception(fault))
+    try:
+        descriptor, path = tempfile.mkstemp(".txt", "ser-error-")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        where = f"the traceback is in {path}, please report it"
+    except OSError:
+        where = f"please report it with this traceback:\n{text}"
+    return f"an unexpected error ({what[:200]}); {where}"
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -28,7 +28,7 @@ from ser.train.fit import predict as probabilities_of
 from ser.train.labels import Utterances
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, open_run
-from ser.train.settings import TrainConfig, TrainingSettings
+from ser.train.settings import TrainConfig, TrainingSettings, recorded
 from ser.weights.find import parse_models
 
 
@@ -211,7 +211,7 @@ class Predictor:
             turns=np.array([row if turn.turn is None else turn.turn for row, turn in enumerate(turns)], np.int64),
         )
         data = Dataset(utterances, self.run.config["dims"], lambda: inputs, {})
-        training = TrainingSettings(**self.run.config["training"])
+        training = recorded(TrainingSettings, self.run.config["training"], str(self.run.path / CONFIG))
         plan = TrainConfig(self.fusion, self.settings, training, device=self.device)
         found = np.empty((len(turns), len(self.classes)), np.float32)
         for lacking in sorted(set(without)):

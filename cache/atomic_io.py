@@ -71,6 +71,29 @@ def read_small(path: Path, remedy: str = REPAIR) -> bytes:
             raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
 
 
+SMALL, LARGE = 256 << 20, 64 << 30  # bytes: more than any description has, more than any table or array
+
+
+def open_named(path: Path | str, flags: int = os.O_RDONLY) -> int:
+    """A descriptor to read a plain file from that a user named: links are followed, and nothing is waited for.
+
+    Raises `OSError` as opening does, and for a folder, pipe, socket or device. Fits `opener` of `open`.
+    """
+    descriptor = os.open(path, flags | (PLAIN & ~_O_NOFOLLOW))  # a pipe would wait for a writer
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.ENXIO, "is a directory, pipe, socket or device, not a plain file", str(path))
+
+
+def read_named(path: Path | str, most: int = SMALL) -> bytes:
+    """The content of a plain file that a user named. Raises as `open_named` does, and for more than `most` bytes."""
+    with os.fdopen(open_named(path), "rb") as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"is larger than {most >> 20} MB", str(path))
+        return file.read()
+
+
 def folders_in(parent: Path) -> list[Path]:
     """The folders in a folder, by name, without hidden ones."""
     return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from ser.errors import SerError, StoreError, WrongUse, unknown
 
+from .atomic_io import LARGE, read_named
 from .backends import foreign_hdf5
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -105,7 +106,7 @@ def _read_safetensors(path: Path) -> Arrays:
 
     arrays: Arrays = load_file(path)
     if index_of(path).exists() and "ids" not in arrays:
-        arrays["ids"] = np.array(json.loads(index_of(path).read_bytes())["ids"], str)
+        arrays["ids"] = np.array(json.loads(read_named(index_of(path)))["ids"], str)
     return arrays
 
 
@@ -114,11 +115,12 @@ def _read_csv(path: Path) -> Arrays:
 
     layout = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     kinds = csv.ConvertOptions(column_types={name: pa.string() for name in ("id", "ID", "Id")})
-    table = csv.read_csv(path, parse_options=layout, convert_options=kinds)
+    content = pa.py_buffer(read_named(path, LARGE))
+    table = csv.read_csv(pa.BufferReader(content), parse_options=layout, convert_options=kinds)
     with contextlib.suppress(ValueError):
         _ = [float(name) for name in table.column_names]
         # What seemed to be names are numbers.
-        table = csv.read_csv(path, csv.ReadOptions(autogenerate_column_names=True), layout, kinds)
+        table = csv.read_csv(pa.BufferReader(content), csv.ReadOptions(autogenerate_column_names=True), layout, kinds)
     ids = table.column(0) if table.column_names[0].lower() == "id" else None
     numbers = table if ids is None else table.remove_column(0)
     for name, column in zip(numbers.column_names, numbers.columns, strict=True):
@@ -131,8 +133,8 @@ def _read_csv(path: Path) -> Arrays:
 def _read_zarr(path: Path) -> Arrays:
     import zarr
 
-    if links := [entry for entry in path.rglob("*") if entry.is_symlink()]:
-        raise StoreError(f"{path}: holds a symbolic link ({links[0].name!r})")
+    if strange := [entry for entry in path.rglob("*") if entry.is_symlink() or not (entry.is_dir() or entry.is_file())]:
+        raise StoreError(f"{path}: holds a symbolic link or a special file ({strange[0].name!r})")
     ids = zarr.open_group(path, mode="r", zarr_format=3).attrs.get("ids")
     arrays: Arrays = {} if ids is None else {"ids": np.array(ids, str)}
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):

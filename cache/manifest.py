@@ -195,6 +195,7 @@ class Manifest:
             raise CorruptStore(f"{where}: the manifest's bytes do not match its name; {_AGAIN}")
         try:
             table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+            table.validate(full=True)  # that texts are UTF-8, among others
             metadata = table.schema.metadata or {}
             check_version(int(metadata.get(b"format_version", 0)), where)
             # cast() imports pyarrow.compute, a tenth of the time that `ser cache list` takes.

@@ -26,11 +26,11 @@ _LENGTH = len(_CHECKSUM % (b"0" * 64))
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys, no spaces, and no NaN: equal values give equal bytes."""
+    """UTF-8 JSON with sorted keys, no spaces, no NaN, and ? for a lone surrogate: equal values give equal bytes."""
     plain = msgspec.structs.asdict
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=plain
-    ).encode()
+    ).encode(errors="replace")
 
 
 def checksummed_json(record: Any) -> bytes:

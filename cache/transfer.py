@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -16,7 +17,7 @@ import numpy as np
 
 from ser.errors import StoreError, WrongUse, unknown
 
-from .atomic_io import explain_disk_errors, sync_folder, sync_tree
+from .atomic_io import explain_disk_errors, read_named, sync_folder, sync_tree, write_file
 from .feature import Feature
 from .foreign import Arrays, index_of, read_arrays
 from .manifest import Manifest
@@ -34,14 +35,16 @@ _EXPORTS = (".h5", ".hdf5", ".zarr", ".npz", ".safetensors")
 
 def read_ids(path: Path) -> list[str]:
     """Ids from a file: a JSON list (.json), or one per line."""
-    if not path.is_file():
-        raise WrongUse(f"{path}: does not exist")
     try:
-        content = path.read_bytes()
+        content = read_named(path)
         if path.suffix == ".json":
             return msgspec.json.decode(content, type=list[str])
         return content.decode().removesuffix("\n").replace("\r\n", "\n").split("\n")
-    except (msgspec.MsgspecError, ValueError) as error:
+    except OSError as error:
+        raise WrongUse(
+            f"{path}: cannot be read as ids ({error.strerror}); give a JSON list, or one id per line"
+        ) from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not a list of ids ({error})") from error
 
 
@@ -194,12 +197,14 @@ def _write(path: Path, arrays: Arrays, ids: list[str], about: Mapping[str, Any])
     else:
         import h5py
 
-        with h5py.File(path, "w") as hdf5:
+        image = io.BytesIO()  # the HDF5 library reports a full disk late, and crashes where one fails
+        with h5py.File(image, "w") as hdf5:
             for name, array in arrays.items():
                 hdf5.create_dataset(name, data=array)
             hdf5.create_dataset("ids", data=ids, dtype=h5py.string_dtype(), shape=(len(ids),))
             # A dataset, since an attribute may hold no more than 64 KB.
             hdf5.create_dataset("about", data=json.dumps(about), dtype=h5py.string_dtype())
+        write_file(path, [image.getbuffer()])
 
 
 def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
@@ -225,7 +230,12 @@ def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
         explain_disk_errors(f"exporting to {path}", path.parent, packed.values.nbytes),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as partial,
     ):
-        _write(Path(partial) / path.name, arrays, packed.ids, about)
+        try:
+            _write(Path(partial) / path.name, arrays, packed.ids, about)
+        except OSError:
+            raise
+        except Exception as error:  # these libraries raise nearly every kind
+            raise StoreError(f"{path}: cannot be written ({str(error)[:200]}); check the disk") from error
         sync_tree(Path(partial))
         for file in sorted(Path(partial).iterdir(), reverse=True):  # an index comes before its file
             os.rename(file, path.with_name(file.name))  # noqa: PTH104

@@ -107,5 +107,7 @@ def _print_settings(name: str, as_json: bool) -> None:
             answer({"fusion": fusion, "source": FUSIONS[fusion].source, "settings": rows})
             continue
         answer(f"{fusion}: {FUSIONS[fusion].source}")
+        for row in rows:
+            row["help"] += f" ({row['range']})" if row["range"] else ""
         lines = [[row["name"], row["default"], row["source"], row["help"]] for row in rows]
         answer(lines, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56])

@@ -3,12 +3,12 @@
 import ipaddress
 import re
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
 
+from ser.cache.atomic_io import read_named
 from ser.errors import SerError, WrongUse
 
 ENCRYPTED = ("tls", "wss", "inproc")  # with certificates; inproc: within this process
@@ -32,7 +32,7 @@ def check_scheduler(scheduler: str, insecure: bool = False) -> str:
             address = f"tcp://{scheduler}"
         elif "://" not in scheduler:
             try:
-                address = msgspec.json.decode(Path(scheduler).read_bytes(), type=SchedulerFile).address
+                address = msgspec.json.decode(read_named(scheduler), type=SchedulerFile).address
             except OSError as fault:
                 raise WrongUse(
                     f"--scheduler {scheduler}: is not an address such as tcp://127.0.0.1:8786, not local:N, and not a "

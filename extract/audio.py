@@ -10,7 +10,6 @@ import errno
 import hashlib
 import io
 import os
-import stat
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,6 +18,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
+from ser.cache.atomic_io import open_named
 from ser.errors import CorpusError, UtteranceError
 
 RESAMPLER = "soxr-hq"  # stored in every acoustic config: another resampler gives other numbers
@@ -141,20 +141,13 @@ def open_audio(data: bytes) -> tuple[sf.SoundFile, list[str]]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a regular file. Raises `UtteranceError` for anything else, without ever waiting on it.
+    """The bytes of a plain file. Raises `UtteranceError` for anything else, without ever waiting on it.
 
     Raises `CorpusError` if the disk, the mount or the memory fails.
     """
-
-    def opener(name: str, flags: int) -> int:
-        # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
     try:
-        with open(path, "rb", buffering=0, opener=opener) as file:
+        with open(path, "rb", buffering=0, opener=open_named) as file:
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise UtteranceError("is not a regular file (a pipe, socket or device)")
             if status.st_size == 0:
                 raise UtteranceError("is empty")
             if status.st_size > LARGEST:

@@ -165,7 +165,7 @@ class Encoder(Extractor):
     def dim(cls, config: Any, checkpoint: Checkpoint | None) -> int:
         """The model's hidden size."""
         assert checkpoint is not None
-        return int(checkpoint.setting("hidden_size"))
+        return checkpoint.setting("hidden_size")
 
     @classmethod
     def shares(cls, feature: ResolvedFeature) -> Hashable:

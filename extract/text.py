@@ -72,7 +72,11 @@ class TextExtractor(Encoder):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, TypeError) as fault:
+            self.tokenizer("a")
+            known, special = self.model.get_input_embeddings().num_embeddings, self.tokenizer.all_special_ids
+            if self.tokenizer.pad_token_id is None or max(special) >= known:
+                raise ValueError("it has no padding token, or special tokens that the model does not know")
+        except Exception as fault:  # transformers raises nearly every kind
             reason = (str(fault).splitlines() or [type(fault).__name__])[0]
             raise WeightsError(f"{folder}: its tokenizer cannot be loaded: {reason}") from fault
         if not self.tokenizer.is_fast:

@@ -17,8 +17,10 @@ HEAVY_FILES = (
     "test_benchmarks",
     "test_cluster",
     "test_engines",
+    "test_faulty_fs",
     "test_features_disk",
     "test_features_killed",
+    "test_fuzz",
     "test_report_html",
 )
 HEAVY_TESTS = {

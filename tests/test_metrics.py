@@ -49,6 +49,7 @@ def make_run(folder: Path, seed: int, fold: int, truth: Any, predicted: Any, peo
     run, found = Run(folder), scores(truth, predicted, CLASSES)
     told = {"corpus": "c", "protocol": "session-out", "select": "val", "labels": "4class", "speaker_independent": True}
     told |= {"synthetic": True, "random_weights": [], "left_out": {"label xxx is not in 4class": 3 + fold}}
+    told |= {"epoch": 1, "seconds": 0.1, "history": []}
     tests = {"both": found, "only audio": scores(truth, truth, CLASSES)}
     columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": people}
     columns |= {"dialogue": dialogues} if dialogues else {}  # runs of earlier versions do not name them

@@ -235,16 +235,19 @@ def test_a_diverged_run_is_told_and_the_others_go_on(store: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (CELL, "no 'fusion'"),
+        (CELL, "cell a: .*missing required field `fusion`"),
         (CELL + "fusion = 'audio'\nprotokol = 'x'", "did you mean protocol"),
         (CELL + "fusion = 'audio'\ntest = 'only'", "unknown test"),
-        (CELL + "fusion = 'audio'\nset = ['lr=1']", "must be a table"),
+        (CELL + "fusion = 'audio'\nset = ['lr=1']", r"Expected `object`, got `array` - at `\$.set`"),
         (CELL + "fusion = 'audio'\nseeds = '3'", "cell 'a': seeds='3': must be int"),
         (CELL + "fusion = 'audio'\nselect = 'vla'", r"unknown value of --select 'vla' \(did you mean val\?\)"),
         (CELL + "fusion = 'audio'\ntest = 'only text'", "cannot hide a modality"),
         (CELL.replace("is13", "egemaps") + "fusion = 'audio'", "cell 'a'.*ser features"),
-        ("title = 'x'", r"needs \[\[cell\]\]"),
+        ("title = 'x'", "missing required field `cell`"),
         ("cells = 3", "unknown key 'cells'"),
+        (CELL + "fusion = 'audio'\npaper = { ua = nan }", "Expected `float`"),
+        (CELL + "fusion = 'audio'\nseeds = [[]]", "seeds takes one value"),
+        (CELL + "fusion = 'audio'\nmodel = -1", r"at `\$.model`"),
         ("[[cell", "not a TOML file"),
     ],
 )

@@ -415,7 +415,7 @@ def test_a_run_is_gone_on_with_by_its_folder(store: Path, tmp_path: Path) -> Non
     for nothing in ({}, {"asked": 3}, {"asked": {"fusion": "mit"}, "store": "x"}):
         run.write_json(CONFIG, {**run.config, "provenance": nothing})
         told = ser("--resume", wanted)
-        assert told.exit_code == 2 and "config.json: does not say what the run was asked for" in told.output
+        assert told.exit_code == 1 and "config.json: cannot be read (" in told.output
 
 
 class Greedy(torch.nn.Linear):

@@ -1,5 +1,7 @@
 """Settings: listed with their sources, parsed with types, refused with the nearest name."""
 
+from itertools import product
+
 import pytest
 
 from ser.errors import WrongUse
@@ -53,9 +55,28 @@ def test_values_have_types() -> None:
         ("audio:utterance standardise_text=true", "no use for it"),
         ("ef-add released=true", "no use for it"),
         ("cnn finetune_layers=1", "no use for it"),
+        ("lr=nan", "a number above 0"),
+        ("dropout=5", "at least 0 and below 1"),
+        ("rmm_start=2", "at most 1"),
     ],
 )
 def test_wrong_values(assignment: str, says: str) -> None:
     fusion, _, setting = assignment.rpartition(" ")
     with pytest.raises(WrongUse, match=says):
         parse_settings(FUSIONS[fusion or "mit"], (setting,))
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_every_number_has_a_range_and_what_is_in_it_builds_a_model(name: str) -> None:
+    own = FUSIONS[name].settings.__dataclass_fields__
+    sizes = {"d_model": 8, "heads": 2, "frames": 8, "channels": 2, "hidden": 4, "queries": 3, "dense": 4}
+    small = {key: n for key, n in {**sizes, "gru_hidden": 4, "lstm_hidden": 4}.items() if key in own}
+    numbers = [one.name for one in settings(FUSIONS[name]) if one.kind in ("int", "float") and one.name in own]
+    for key, value in product(numbers, ("-1", "nan", "inf", "-inf", "0", "5", "1e40", "9" * 5000)):
+        try:
+            chosen, _ = parse_settings(FUSIONS[name], [f"{k}={v}" for k, v in {**small, key: value}.items()])
+            FUSIONS[name].build(chosen, dict.fromkeys(FUSIONS[name].inputs, 8), 4)
+        except WrongUse:
+            assert value != "5" or key not in ("epochs", "batch_size", "lr", "weight_decay")
+        else:
+            assert value in ("0", "5") and getattr(chosen, key) == float(value)

@@ -312,7 +312,7 @@ class DataCache:
     def load(self, selection: FeatureSelection, manifest: Manifest, rows: np.ndarray) -> Inputs:
         """As `selection.load`."""
         what = selection.extra or (selection.pool if selection.pooled else "rows")
-        about = f"{selection.feature.path.resolve()} {manifest.digest} {what} ".encode()
+        about = f"{selection.feature.path.resolve()} {manifest.digest} {what} ".encode(errors="surrogateescape")
         key = hashlib.sha256(about + rows.tobytes()).hexdigest()
         if key not in self.inputs:
             load = partial(selection.load, manifest, rows)

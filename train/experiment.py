@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -92,7 +93,7 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         dev = "none"  # but a protocol that names its own dev part always has it
     folds = make_folds(experiment.protocol, data.utterances, Cut(dev, training.cut_seed))
     if experiment.folds != "all":
-        if not str(experiment.folds).isdecimal() or int(experiment.folds) < 1:
+        if not re.fullmatch("0*[1-9][0-9]{0,8}", str(experiment.folds)):
             raise WrongUse(f"--folds {experiment.folds}: must be all, or how many of the first folds to run")
         folds = folds[: int(experiment.folds)]
     if training.refit and (experiment.select != "val" or not all(len(fold.dev) for fold in folds)):
@@ -111,12 +112,17 @@ def _check_options(experiment: Experiment) -> None:
     for option in fields(experiment):
         value, name, choices = getattr(experiment, option.name), option.name, option.metadata.get("choices")
         kind: Any = option.type
-        if get_origin(kind) is not tuple and not isinstance(value, kind):
-            raise WrongUse(f"{name}={value!r}: must be {getattr(kind, '__name__', kind)}")
+        several = get_origin(kind) is tuple
+        kind = str if several else kind
+        for one in value if several and isinstance(value, tuple) else [value]:
+            true = isinstance(one, bool) and kind is not bool  # True is a number for Python, and not for us
+            if true or not isinstance(one, kind):
+                raise WrongUse(f"{name}={str(value)[:200]!r}: must be {getattr(kind, '__name__', kind)}")
         if choices and value is not None and value not in choices:
             raise unknown(f"value of --{name}", value, choices)
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-            raise WrongUse(f"--{name} {value}: must be at least 1")
+        most = option.metadata.get("most") or 1_000_000_000
+        if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= most:
+            raise WrongUse(f"--{name} {value}: must be at least 1 and at most {most:,}")
 
 
 def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig) -> dict[str, Any]:
@@ -158,15 +164,15 @@ def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
     Raises `WrongUse` if the folder is not a run, or what it was made from is no longer the same.
     """
     run = open_run(path)
+    began = run.config["provenance"]
     try:
-        began = run.config["provenance"]
         asked: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in began["asked"].items()
             if name in Experiment.__dataclass_fields__
         }
         experiment = Experiment(**{**asked, "store": began["store"], "out": run.path.parent, "resume": True})
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError):
         raise WrongUse(
             f"{run.path / CONFIG}: does not say what the run was asked for; train it anew by the command that you want"
         ) from None

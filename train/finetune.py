@@ -41,7 +41,7 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
             "extract it without special=false"
         )
     checkpoint = _checkpoint(spec, parse_models(models))
-    depth, layer = int(checkpoint.config["num_hidden_layers"]), spec.config["layer"]
+    depth, layer = checkpoint.setting("num_hidden_layers"), spec.config["layer"]
     if layers == "all":
         features = data.described["features"]
         described = {**data.described, "features": features | {"text": features["text"] | {"extra": TOKENS}}}

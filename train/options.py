@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ser.cache.atomic_io import read_named
 from ser.errors import WrongUse
 
 SELECTIONS = {  # which epoch counts
@@ -22,9 +23,11 @@ SELECTIONS = {  # which epoch counts
 PROTOCOL_HELP = "session-out, speaker-out, script-out, train1234-test5, random-70-20-10 or folds:FILE"
 
 
-def option(default: Any, help: str, metavar: str | None = None, choices: tuple[str, ...] = ()) -> Any:
+def option(
+    default: Any, help: str, metavar: str | None = None, choices: tuple[str, ...] = (), most: int | None = None
+) -> Any:
     """A field of `Experiment` that is an option of the commands; with `choices`, the only values that it takes."""
-    return field(default=default, metadata={"help": help, "metavar": metavar, "choices": choices})
+    return field(default=default, metadata={"help": help, "metavar": metavar, "choices": choices, "most": most})
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Experiment:
     only: str | None = option(None, "Only scripted or improvised utterances.", "KIND", ("scripted", "improvised"))
     select: str = option("val", "Which epoch counts: val, last or best-test.", "EPOCH", tuple(SELECTIONS))
     loss: str = option("single", "single or perspective.", "LOSS", ("single", "perspective"))
-    seeds: int = option(1, "How many seeds: 0, 1, … N-1.", "N")
+    seeds: int = option(1, "How many seeds: 0, 1, … N-1.", "N", most=10_000)
     folds: str | int = option("all", "All folds, or the first K.", "all|K")
     epochs: int | None = option(None, "The fusion's own by default.", "N")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", "DEVICE")
@@ -71,8 +74,8 @@ def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:
 def read_toml(path: Path, example: str) -> dict[str, Any]:
     """An option that is a TOML file. Raises `WrongUse` with an `example` of what it holds if it is not one."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_named(path).decode())
     except OSError as error:
         raise WrongUse(f"{path}: cannot be read ({error.strerror}); write lines such as `{example}` to it") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WrongUse(f"{path}: not a TOML file ({error}); write lines such as `{example}`") from None

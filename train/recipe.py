@@ -14,14 +14,30 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from ser.errors import WrongUse, unknown
 
 from .options import Experiment, assignments, read_toml
+from .run_folder import ANY, Scalar, shape
 
 FOLDER = Path(__file__).parent / "recipes"
 TESTS = ("both", "only audio", "only text", "head audio", "head text")
+
+
+PAPER = dict[str, Annotated[float, msgspec.Meta(ge=0, le=100)]]
+RECIPE_SHAPE = shape(
+    "",
+    cell=Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)],
+    **dict.fromkeys(("title", "source", "note", "tested"), (str, "")),
+    experiment=ANY,
+    quoted=(list[shape("name", paper=PAPER)], []),  # type: ignore[misc]
+)
+CELL_SHAPE = shape(
+    "name features fusion", test=(str, ""), paper=(PAPER, {}), set=(dict[str, Scalar], {}), model=(list[str], [])
+)
 
 
 @dataclass(frozen=True)
@@ -82,21 +98,27 @@ def read_recipe(name: str | Path, **options: Any) -> Recipe:
     table = read_toml(path, "[[cell]]")
     if strange := set(table) - {"title", "source", "note", "tested", "models", "experiment", "cell", "quoted"}:
         raise WrongUse(f"{path}: unknown key '{min(strange)}' in the recipe")
-    shared, lines = table.get("experiment", {}), table.get("cell", [])
-    if not isinstance(lines, list) or not lines or not all(isinstance(line, dict) for line in [shared, *lines]):
-        raise WrongUse(f"{path}: a recipe needs [[cell]] tables")
-    cells = tuple(_cell(path, {**shared, **line}, options) for line in lines)
+    _check(path, table, RECIPE_SHAPE)
+    cells = tuple(_cell(path, {**table.get("experiment", {}), **line}, options) for line in table["cell"])
     names = [cell.name for cell in cells]
     if twice := {cell for cell in names if names.count(cell) > 1}:
         raise WrongUse(f"{path}: two cells are called '{min(twice)}'")
     tested = table.get("tested")
     if tested is not None and tested not in names:
         raise unknown(f"cell to be tested in {path}", tested, names)
-    title, source, note = (str(table.get(key, "")) for key in ("title", "source", "note"))
+    title, source, note = (table.get(key, "") for key in ("title", "source", "note"))
     quoted = {line["name"]: line["paper"] for line in table.get("quoted", [])}
     footnotes = {line["name"]: line["footnote"] for line in table.get("quoted", []) if "footnote" in line}
     models = table.get("models", {})
     return Recipe(path.stem, title or path.stem, source, note, cells, quoted, tested, models, footnotes)
+
+
+def _check(path: Path, table: Mapping[str, Any], expected: type) -> None:
+    """Raise `WrongUse` saying where the table is something else."""
+    try:
+        msgspec.convert(table, expected)
+    except msgspec.ValidationError as fault:
+        raise WrongUse(f"{path}: {f'cell {name}: ' if (name := table.get('name')) else ''}{fault}") from None
 
 
 def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Cell:
@@ -104,14 +126,14 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Ce
     known = [field.name for field in fields(Experiment)]
     if strange := [key for key in asked if key not in known]:
         raise unknown(f"option in {path}", strange[0], known)
-    for key in ("name", "features", "fusion"):
-        if key not in line:
-            raise WrongUse(f"{path}: cell {line.get('name', '?')} has no '{key}'")
+    _check(path, line, CELL_SHAPE)
+    if several := [
+        key for key, value in asked.items() if isinstance(value, dict | list) and key not in ("set", "model")
+    ]:
+        raise WrongUse(f"{path}: cell {line['name']}: {several[0]} takes one value")
     if (test := line.get("test", "both")) not in TESTS:
         raise unknown(f"test in {path}", test, TESTS)
-    if not isinstance(chosen := asked.get("set", {}), dict):
-        raise WrongUse(f"{path}: 'set' of cell {line['name']} must be a table, such as {{ lr = 1e-3 }}")
-    asked |= {"set": assignments(chosen), "model": tuple(asked.get("model", ()))}
+    asked |= {"set": assignments(asked.get("set", {})), "model": tuple(asked.get("model", ()))}
     written = Experiment(**asked)
     given = {key: value for key, value in options.items() if key != "set"}
     experiment = replace(written, **given, also_set=tuple(options.get("set", ())))

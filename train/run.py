@@ -16,16 +16,16 @@ from safetensors.torch import save
 
 from ser.cache.atomic_io import PLAIN
 from ser.engines import is_out_of_memory
-from ser.errors import CorruptStore, WrongUse
+from ser.errors import CorruptStore, SerError, WrongUse
 
 from .data import Dataset, Standardizer
 from .finetune import reopened
 from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
 from .models import FUSIONS, Fusion
-from .run_folder import CONFIG, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
+from .run_folder import AGAIN, CONFIG, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
 from .scores import scores
-from .settings import TrainConfig
+from .settings import TrainConfig, recorded
 from .splits import Fold, known_before
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
@@ -240,15 +240,23 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     if config["fusion"] not in FUSIONS:
         raise WrongUse(f"{run.path}: was trained with fusion '{config['fusion']}', which this ser does not know")
     fusion = FUSIONS[config["fusion"]]
-    settings = fusion.settings(**config["settings"])
-    model = reopened(fusion, settings, config).build(settings, config["dims"], len(config["labels"]["classes"]))
+    settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    if model.state_dict().keys() != weights.keys() or not all(value.isfinite().all() for value in tensors.values()):
-        raise CorruptStore(f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}', or they are NaN")
-    model.load_state_dict(weights)
-    modalities = {n.split(".")[1] for n in tensors if n.startswith("scaling.")}
-    scaling = {m: Standardizer(tensors[f"scaling.{m}.mean"], tensors[f"scaling.{m}.std"]) for m in sorted(modalities)}
+    try:
+        model = reopened(fusion, settings, config).build(settings, config["dims"], len(config["labels"]["classes"]))
+        model.load_state_dict(weights)
+        scaling = {
+            m: Standardizer(*(tensors[f"scaling.{m}.{part}"].view(config["dims"][m]) for part in ("mean", "std")))
+            for m in sorted({n.split(".")[1] for n in tensors if n.startswith("scaling.")})
+        }
+    except SerError:
+        raise
+    except (RuntimeError, KeyError, TypeError, ValueError, MemoryError):
+        weights = {}
+    if not weights or not all(tensor.isfinite().all() for tensor in tensors.values()):
+        fault = f"does not hold the weights of fusion '{fusion.name}', or they are NaN"
+        raise CorruptStore(f"{run.path / MODEL}: {fault}; {AGAIN}")
     return Fitted(model.eval(), scaling), fusion, settings
 
 

@@ -22,9 +22,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
@@ -36,7 +37,6 @@ from ser.errors import CorruptStore, StoreError, WrongUse
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
 PREDICTIONS = "predictions.parquet"
 SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
-NEEDED = ("seed", "fold", "classes", "tests")  # of a result, whatever wrote it
 Files = dict[str, dict[str, Any]]  # {name: {"bytes": size, "sha256": digest}}
 AGAIN = "remove the run folder and train again"
 _SEAL = {"run", "sha256"}  # keys
@@ -44,6 +44,48 @@ _ZEROS = b"0" * 64  # in the place of a file's own sha256 while that is reckoned
 _AT_END = len(_ZEROS) + len(b'"\n}\n')  # of a JSON file, from its end
 _AT_START = 8 + len(b'{"__metadata__":{"sha256":"')  # of a safetensors file
 log = logging.getLogger("ser.train")
+_FAULTS = (ValueError, TypeError, KeyError, RecursionError, msgspec.MsgspecError, SafetensorError, pa.ArrowException)
+
+
+def shape(texts: str, **others: Any) -> Any:
+    """What a JSON object holds at least: the keys that are text, and those of other kinds; (kind, default) may lack."""
+    kinds = [(key, *(kind if isinstance(kind, tuple) else (kind,))) for key, kind in others.items()]
+    return msgspec.defstruct("Record", [*((key, str) for key in texts.split()), *kinds])
+
+
+Scalar = str | int | float | bool
+WHOLE = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+CLASSES = Annotated[list[str], msgspec.Meta(min_length=2)]
+ANY: Any = (dict[str, Any], {})
+TABLES: Any = (dict[str, dict[str, Any]], {})
+SCORES: dict[str, Any] = {"wa": float, "ua": float, "macro_f1": float, "n": WHOLE, "confusion": list[list[WHOLE]]}
+CONFIG_SHAPE = shape(
+    "corpus manifest fusion loss protocol fold cut",
+    version=int,
+    labels=shape("policy", classes=CLASSES, maps=dict[str, str]),
+    features=dict[Literal["audio", "text"], shape("feature fingerprint pool")],  # type: ignore[misc]
+    settings=dict[str, Scalar],
+    training=dict[str, Scalar],
+    select=Literal["val", "last", "best-test"],
+    seed=WHOLE,
+    dims=dict[str, WHOLE],
+    limit=int | None,
+    provenance=shape("", store=(str, ""), asked=ANY, versions=ANY, specs=TABLES, encoders=TABLES),
+)
+RESULT_SHAPE = shape(
+    "fold corpus protocol select labels",
+    **SCORES,
+    seed=WHOLE,
+    classes=CLASSES,
+    tests=dict[str, shape("", **SCORES)],  # type: ignore[misc]
+    speaker_independent=bool,
+    synthetic=bool,
+    random_weights=list[str],
+    left_out=dict[str, WHOLE | list[str]],
+    epoch=WHOLE | None,
+    seconds=float,
+    history=list[shape("", loss=float | None, wa=float | None, ua=float | None)],  # type: ignore[misc]
+)
 
 
 def run_name(config: Mapping[str, Any]) -> str:
@@ -66,9 +108,11 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Everything that the run was asked for. Raises `CorruptStore` if that is another run than the folder names."""
-        found = self._json(CONFIG)
+        found = self._json(CONFIG, CONFIG_SHAPE)
         if (name := run_name(found)) != self.name:
             raise CorruptStore(f"{self.path}: holds run {name}; name the folder so, or, if it was altered, {AGAIN}")
+        if found["dims"].keys() != found["features"].keys():
+            raise CorruptStore(f"{self.path / CONFIG}: its dims are not those of its features; {AGAIN}")
         return found
 
     @property
@@ -81,10 +125,10 @@ class Run:
         """The scores. Raises `WrongUse` if the run is not finished."""
         if not self.finished:
             raise WrongUse(f"{self.path}: this run is not finished; `ser train --resume {self.path}` continues it")
-        found = self._json(RESULT)
-        if not found.keys() >= set(NEEDED):
-            lacking = f"lacks one of {', '.join(NEEDED)}"
-            raise CorruptStore(f"{self.path / RESULT}: {lacking}; {AGAIN}")
+        found = self._json(RESULT, RESULT_SHAPE)
+        square = [len(found["classes"])] * len(found["classes"])
+        if "both" not in found["tests"] or any([*map(len, t["confusion"])] != square for t in found["tests"].values()):
+            raise CorruptStore(f"{self.path / RESULT}: its tests do not fit its classes; {AGAIN}")
         return found
 
     def checked(self) -> "Run":
@@ -98,7 +142,17 @@ class Run:
         """Predictions on the test part, one row per utterance."""
         content = self._content(PREDICTIONS)
         with self._reading(PREDICTIONS):
-            return pq.read_table(pa.BufferReader(content))
+            table = pq.read_table(pa.BufferReader(content), use_threads=False)
+            _ = table.select(["id", "speaker"]).cast(pa.schema([("id", pa.string()), ("speaker", pa.string())]))
+            table.validate(full=True)
+            classes = self.result["classes"]
+            if {*table["truth"].to_pylist(), *table["predicted"].to_pylist()} - {*classes}:
+                raise ValueError("it names other classes than the result")
+            for test in self.result["tests"]:
+                found = np.array(table[f"probabilities {test}".removesuffix(" both")].to_pylist(), float)
+                if found.shape != (len(table), len(classes)) or not np.isfinite(found).all():
+                    raise ValueError("its probabilities are not one for each class")
+            return table
 
     def tensors(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
         """The torch tensors of one of its safetensors files, and the file's metadata."""
@@ -114,7 +168,8 @@ class Run:
     def write_json(self, name: str, value: Mapping[str, Any]) -> Files:
         """Write one JSON file of a run that this process has claimed, whole or not at all, for people to read too."""
         sealed = {**value, "run": self.name, "sha256": _ZEROS.decode()}
-        content = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        text = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False)
+        content = text.encode(errors="replace") + b"\n"
         return self._write(name, *_sealed(content, len(content) - _AT_END))
 
     def write_tensors(self, name: str, content: bytes) -> Files:
@@ -137,11 +192,12 @@ class Run:
         size, digest = write_whole(self.path / name, *pieces)
         return {name: {"bytes": size, "sha256": digest}}
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def _json(self, name: str, expected: type) -> dict[str, Any]:
         content = self._content(name)
         with self._reading(name):
             found = msgspec.json.decode(content, type=dict)
             self._check_seal(name, content, len(content) - _AT_END, found)
+            msgspec.convert(found, expected)
         return {key: value for key, value in found.items() if key not in _SEAL}
 
     def _content(self, name: str) -> bytes:
@@ -165,7 +221,9 @@ class Run:
     def _reading(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (msgspec.MsgspecError, ValueError, RecursionError, SafetensorError) as error:  # of Arrow: ValueError
+        except StoreError:
+            raise
+        except (OSError, *_FAULTS) as error:
             raise CorruptStore(f"{self.path / name}: cannot be read ({error}); {AGAIN}") from None
 
 

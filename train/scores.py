@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ser.errors import WrongUse, unknown
+from ser.errors import CorruptStore, WrongUse, unknown
 
 from .run_folder import Run
 
@@ -116,6 +116,9 @@ class CellScores:
         self._seeds = np.array([result["seed"] for result in self.results])
         self._folds = np.array([result["fold"] for result in self.results])
         self.classes: list[str] = self.results[0]["classes"]
+        for run in self.runs:
+            if run.result["classes"] != self.classes:
+                raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
         tests = self.results[0]["tests"]
         self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
         self._counted: dict[tuple[str, str], np.ndarray] = {}

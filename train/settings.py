@@ -1,15 +1,16 @@
 """How one run trains: every setting of a fusion and of its training, with default, source and help."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import torch
 
-from ser.errors import WrongUse, unknown
+from ser.errors import CorruptStore, WrongUse, unknown
 
 from .models import Fusion, Stage, setting
+from .models.fusion import Seed, Weight
 
 OURS = "ours"
 
@@ -24,7 +25,7 @@ class TrainingSettings:
         "dev part: next (the session or speaker cyclically after the test one), none, or a share such as 0.1 of the "
         "training part, in whole dialogues (speakers where no dialogue is named); auto keeps a protocol's own",
     )
-    cut_seed: int = setting(0, OURS, "seed of random cuts (random-70-20-10, dev shares); the same for all --seeds")
+    cut_seed: Seed = setting(0, OURS, "seed of random cuts (random-70-20-10, dev shares); the same for all --seeds")
     refit: bool = setting(
         False, OURS, "with --select val: train a new model on train + dev, for as many epochs as dev chose"
     )
@@ -35,7 +36,7 @@ class TrainingSettings:
         "of the loss over a batch: auto sums where a batch counts dialogues, and averages elsewhere",
     )
     soft_labels: bool = setting(False, "USC §3.2", "train on the annotators' percentages in place of the consensus")
-    clip_norm: float = setting(0.0, OURS, "largest norm of the gradient; 0 leaves it alone")
+    clip_norm: Weight = setting(0.0, OURS, "largest norm of the gradient; 0 leaves it alone")
     shuffle_labels: bool = setting(False, OURS, "train on labels in random order: the scores must fall to chance")
 
 
@@ -48,15 +49,16 @@ class Setting:
     kind: str  # "int", "float", "bool", "str", "sum|mean"; "fixed" cannot be set
     source: str
     help: str
+    range: str = ""  # "at least 0 and below 1"
 
 
 def settings(fusion: Fusion) -> list[Setting]:
     """All settings that a fusion uses, its own first, and what is fixed."""
     listed = [
-        Setting(field.name, field.default, _kind_name(kind), field.metadata["source"], field.metadata["help"])
+        Setting(one.name, one.default, _kind_name(kind), one.metadata["source"], one.metadata["help"], _range(one.type))
         for owner in (fusion.settings, TrainingSettings)
-        for field, kind in zip(fields(owner), get_type_hints(owner).values(), strict=True)
-        if field.name not in fusion.unused
+        for one, kind in zip(fields(owner), get_type_hints(owner).values(), strict=True)
+        if one.name not in fusion.unused
     ]
     return listed + [
         Setting(name, value, "fixed", f"{OURS}, fixed", help) for name, (value, help) in fusion.fixed.items()
@@ -68,11 +70,13 @@ def parse_settings(
 ) -> tuple[Any, TrainingSettings]:
     """The fusion's settings and the training's, with `key=value` assignments in place of defaults.
 
-    Raises `WrongUse` for a key that is unknown (naming the nearest) or not used, and for a value of the wrong type.
+    Raises `WrongUse` for a key that is unknown (naming the nearest) or not used, and for a value of the wrong type or
+    out of its range.
     """
     own, common = get_type_hints(fusion.settings), get_type_hints(TrainingSettings)
+    types = {field.name: field.type for owner in (fusion.settings, TrainingSettings) for field in fields(owner)}
     chosen: dict[str, Any] = {}
-    for assignment in assignments:
+    for assignment in [*assignments, *([] if epochs is None else [f"epochs={epochs}"])]:
         key, equals, text = (piece.strip() for piece in assignment.partition("="))
         if not equals:
             raise WrongUse(f"--set {assignment}: must be key=value")
@@ -82,18 +86,25 @@ def parse_settings(
         if (kind := (own | common).get(key)) is None:
             raise unknown(f"setting of fusion {fusion.name}", key, own | common)
         try:
-            chosen[key] = kind(text) if kind in (int, float) else msgspec.convert(text, kind, strict=False)
+            value = kind(text) if kind in (int, float) else text
+            chosen[key] = msgspec.convert(value, types[key], strict=False)
         except (ValueError, msgspec.ValidationError):
-            raise WrongUse(f"--set {assignment}: must be {_WORDS.get(kind, _kind_name(kind))}") from None
-    if epochs is not None:
-        chosen["epochs"] = epochs
-    for key in ("epochs", "batch_size"):
-        if chosen.get(key, 1) < 1:
-            raise WrongUse(f"{key} must be at least 1")
+            known = f"{_WORDS.get(kind, _kind_name(kind))} {_range(types[key])}".strip()
+            raise WrongUse(f"--set {assignment[:200]}: must be {known}") from None
     return (
         fusion.settings(**{key: value for key, value in chosen.items() if key in own}),
         TrainingSettings(**{key: value for key, value in chosen.items() if key in common}),
     )
+
+
+def recorded(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """The settings `kind` that a run recorded. Raises `CorruptStore` for one unknown here, of another type or range."""
+    try:
+        if strange := values.keys() - {field.name for field in fields(kind)}:
+            raise ValueError(f"no setting of this ser is called {min(strange)!r}")
+        return msgspec.convert(values, kind)
+    except (ValueError, msgspec.ValidationError) as fault:
+        raise CorruptStore(f"{where}: its settings cannot be used ({fault}); train the run again") from None
 
 
 def has_setting(fusion: Fusion, assignment: str) -> bool:
@@ -103,6 +114,15 @@ def has_setting(fusion: Fusion, assignment: str) -> bool:
 
 
 _WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def _range(kind: Any) -> str:
+    """The bounds of a setting in words, "" if it has none."""
+    found = [(words, getattr(meta, end, None)) for meta in get_args(kind)[1:] for end, words in _BOUNDS.items()]
+    return " and ".join(f"{words} {bound:,}" for words, bound in found if bound is not None)
 
 
 def _kind_name(kind: Any) -> str:

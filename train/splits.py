@@ -1,6 +1,6 @@
 """Protocols: how the utterances are cut into train, dev and test."""
 
-import json
+import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from ser.cache.atomic_io import read_named
 from ser.errors import LeakageError, WrongUse, unknown
 
 from .labels import Utterances
@@ -124,7 +126,7 @@ def read_folds(path: Path) -> list[Listed]:
         if path.is_dir():
             folds = _read_emobox(path)
         elif path.suffix == ".json":
-            found = [{"dev": [], **fold} for fold in json.loads(path.read_text(encoding="utf-8"))]
+            found = [{"dev": [], **fold} for fold in msgspec.json.decode(read_named(path))]
             folds = [(str(fold["name"]), {part: list(map(str, fold[part])) for part in PARTS}) for fold in found]
         elif path.suffix in (".csv", ".tsv"):
             folds = _read_table(path)
@@ -134,7 +136,7 @@ def read_folds(path: Path) -> list[Listed]:
         raise WrongUse(f"{path}: no such file of folds") from None
     except WrongUse:
         raise
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, msgspec.MsgspecError) as error:
         raise WrongUse(f"{path}: not a list of folds ({type(error).__name__}: {error})") from None
     if not folds:
         raise WrongUse(f"{path}: holds no fold; a folder holds fold_1, fold_2, … as EmoBox's do")
@@ -145,7 +147,8 @@ def _read_table(path: Path) -> list[Listed]:
     import pandas as pd
 
     separator = "\t" if path.suffix == ".tsv" else ","
-    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    source = io.BytesIO(read_named(path))
+    table = pd.read_csv(source, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
     if not {"id", "fold"} <= set(table) or table.empty:
         raise WrongUse(f"{path}: needs the columns id and fold (and part, if each fold's parts are named)")
     if "part" not in table:
@@ -165,8 +168,9 @@ def _read_emobox(path: Path) -> list[Listed]:
     for folder in sorted(path.glob("fold_*"), key=lambda folder: int(re.sub(r"\D", "", folder.name) or 0)):
         parts = {}
         for part, word in (("train", "train"), ("dev", "valid"), ("test", "test")):
-            texts = [file.read_text(encoding="utf-8") for file in sorted(folder.glob(f"*{word}*.jsonl"))]
-            parts[part] = [json.loads(line)["key"] for text in texts for line in text.splitlines() if line.strip()]
+            texts = [read_named(file).decode() for file in sorted(folder.glob(f"*{word}*.jsonl"))]
+            lines = [line for text in texts for line in text.splitlines() if line.strip()]
+            parts[part] = [str(msgspec.json.decode(line)["key"]) for line in lines]
         folds.append((folder.name.replace("_", " "), parts))
     return folds
 
@@ -390,7 +394,8 @@ def _named(values: Sequence[str | None], kind: str) -> np.ndarray:
 def _natural(names: np.ndarray) -> list[str]:
     """Distinct names in the order in which people count: 2 before 10."""
     return sorted(
-        set(names), key=lambda name: [(int(t), "") if t.isdigit() else (0, t) for t in re.split(r"(\d+)", name)]
+        set(names),
+        key=lambda name: [(int(t[:4000]), "") if t.isdecimal() else (0, t) for t in re.split(r"(\d+)", name)],
     )
 
 

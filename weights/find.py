@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from ser.cache.atomic_io import read_named
 from ser.cache.spec import canonical_json
 from ser.errors import WeightsError, WrongUse
 
@@ -28,7 +29,7 @@ CONFIG_FILES = (
 INCIDENTAL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "name_or_path", "_commit_hash"}
 MARK = "ser_random_weights"  # in config.json: these weights were never trained
 SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
-Count = Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]  # of layers, values or tokens
+Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]  # of layers, values or tokens
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -137,7 +138,7 @@ def fetch(name: str, weights: list[str], then: str) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file. Raises `WeightsError`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_named(path))
     except (OSError, ValueError, RecursionError) as fault:
         raise WeightsError(f"{path} cannot be read as JSON ({fault})") from fault
     if not isinstance(content, dict):
@@ -149,6 +150,8 @@ def check_config(path: Path, name: str) -> None:
     """Raises `WeightsError` for a folder without config.json, or one that wants its own code to be run."""
     if not (path / "config.json").exists():
         raise WeightsError(f"{name} holds no config.json, so it is not a checkpoint; give the folder that holds it")
+    if strange := [entry for entry in path.iterdir() if not (entry.is_file() or entry.is_dir())]:
+        raise WeightsError(f"{strange[0]} is not a plain file; copy the whole folder again")
     for file in CONFIG_FILES:
         if file.endswith("config.json") and (path / file).exists() and "auto_map" in read_json(path / file):
             raise WeightsError(f"{name}: {file} asks to run the repository's own code (auto_map), which ser never does")
@@ -184,7 +187,7 @@ def digest(path: Path, files: list[Path]) -> str:
         if file.suffix == ".json":
             beside[file.name] = {key: value for key, value in read_json(file).items() if key not in INCIDENTAL}
         else:
-            beside[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            beside[file.name] = hashlib.sha256(read_named(file)).hexdigest()
     # The files as text: they may hold NaN, which canonical JSON does not allow.
     return hashlib.sha256(canonical_json({"tensors": tensors, "files": json.dumps(beside, sort_keys=True)})).hexdigest()
 
@@ -263,7 +266,7 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
             output_loading_info=True,
             **extra,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as fault:
+    except Exception as fault:  # transformers raises nearly every kind
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise WeightsError(f"{checkpoint.path} cannot be loaded as {checkpoint.architecture}: {reason}") from fault
     # SpecAugment's mask vector serves training alone.

@@ -4,6 +4,7 @@ Its texts, labels and voices are in demo.toml.
 """
 
 import json
+import os
 import re
 import tomllib
 import unicodedata
@@ -133,7 +134,7 @@ def _write_dialogue(session: Path, dialogue: str, lines: list[Line]) -> None:
     now = float(rng.uniform(3, 8))
     for line in lines:
         samples = _spoken(line)
-        soundfile.write(wavs / f"{line.id}.wav", samples, RATE, subtype="PCM_16")
+        soundfile.write(os.fsencode(wavs / f"{line.id}.wav"), samples, RATE, subtype="PCM_16")
         times.append((now, now + len(samples) / RATE))
         now = max(now + 0.1, times[-1][1] + float(rng.normal(0.4, 0.5)))  # people interrupt each other
 

@@ -61,8 +61,8 @@ def read_iemocap(root: Path) -> Reading:
             problems += faults
     marker = root / DEMO_MARKER
     try:
-        synthetic = marker.is_file() and bool(json.loads(marker.read_text())["synthetic"])
-    except (ValueError, KeyError, TypeError) as error:
+        synthetic = marker.is_file() and bool(json.loads(read_text(marker))["synthetic"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorpusError(f"{marker} is damaged; write the demo corpus again with `ser corpus demo`") from error
     return Reading("demo" if synthetic else "iemocap", root, rows, problems, synthetic=synthetic)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from ser.cache.atomic_io import LARGE, read_named
 from ser.cache.manifest import LONGEST_ID, IdsSeen, Manifest, id_fault, invisible
 from ser.cache.store import check_name
 from ser.errors import UtteranceError, WrongUse, printable, unknown
@@ -240,7 +241,7 @@ def visible(folder: Path, suffix: str) -> list[Path]:
 
 def read_text(path: Path) -> str:
     """The text of a file that may not be UTF-8: then it is read as Windows-1252, undefined bytes as Latin-1."""
-    raw = path.read_bytes()
+    raw = read_named(path, LARGE)
     for encoding in ("utf-8-sig", "cp1252"):
         with suppress(UnicodeDecodeError):
             return raw.decode(encoding)

@@ -17,6 +17,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ser.cache.atomic_io import LARGE, read_named
 from ser.cache.manifest import SCHEMA, IdsSeen, Manifest, id_fault
 from ser.errors import CorpusError, WrongUse
 
@@ -81,7 +82,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
         raise WrongUse(f"{path} is not a table that ser can read; its name should end in {', '.join(sorted(SUFFIXES))}")
     try:
         if suffix == ".parquet":
-            table = pq.read_table(path)
+            table = pq.read_table(pa.BufferReader(read_named(path, LARGE)))
             _record([(name, None) for name in table.column_names])
             for number, row in enumerate(table.to_pylist(), 1):
                 yield f"row {number}", row

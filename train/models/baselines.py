@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fusion import BOTH, Fusion, Stage, setting
+from .fusion import BOTH, Count, Dropout, Fusion, Positive, Stage, Weight, setting
 from .layers import Attention, perceptron
 from .ragged import Batch, RaggedLayout, mean_rows, recurrent, vectors, visible
 
@@ -23,21 +23,21 @@ OURS = "ours: not taken from the description"
 class HierarchySettings:
     """Of two levels over the utterances of a dialogue; all ours."""
 
-    epochs: int = setting(100, OURS, "epochs, of each stage")
-    batch_size: int = setting(20, OURS, "dialogues per batch")
-    lr: float = setting(1e-3, OURS, "Adam's learning rate")
-    weight_decay: float = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
-    dropout: float = setting(0.2, OURS, "dropout before each dense layer")
+    epochs: Count = setting(100, OURS, "epochs, of each stage")
+    batch_size: Count = setting(20, OURS, "dialogues per batch")
+    lr: Positive = setting(1e-3, OURS, "Adam's learning rate")
+    weight_decay: Weight = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: Dropout = setting(0.2, OURS, "dropout before each dense layer")
     standardise_audio: bool = setting(True, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
-    lstm_hidden: int = setting(100, OURS, "LSTM states per direction")
+    lstm_hidden: Count = setting(100, OURS, "LSTM states per direction")
 
 
 @dataclass(frozen=True)
 class BcLstmSettings(HierarchySettings):
     """Poria et al., ACL 2017, where it says; else ours."""
 
-    dense: int = setting(100, OURS, "width of the dense layer, the context-dependent feature")
+    dense: Count = setting(100, OURS, "width of the dense layer, the context-dependent feature")
 
 
 class ContextualLstm(nn.Module):
@@ -88,14 +88,14 @@ class BcLstm(nn.Module):
 class ConcatSettings:
     """No paper's: the simplest fusion there is."""
 
-    epochs: int = setting(100, OURS, "epochs")
-    batch_size: int = setting(32, OURS, "utterances per batch")
-    lr: float = setting(1e-3, OURS, "Adam's learning rate")
-    weight_decay: float = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
-    dropout: float = setting(0.2, OURS, "dropout before each linear layer")
+    epochs: Count = setting(100, OURS, "epochs")
+    batch_size: Count = setting(32, OURS, "utterances per batch")
+    lr: Positive = setting(1e-3, OURS, "Adam's learning rate")
+    weight_decay: Weight = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: Dropout = setting(0.2, OURS, "dropout before each linear layer")
     standardise_audio: bool = setting(True, OURS, "z-score the audio features")
     standardise_text: bool = setting(True, OURS, "z-score the text features")
-    hidden: int = setting(100, OURS, "width between the two linear layers")
+    hidden: Count = setting(100, OURS, "width between the two linear layers")
 
 
 class Concat(nn.Module):
@@ -119,15 +119,15 @@ class Concat(nn.Module):
 class CmaSettings:
     """Krishna & Patil, Interspeech 2020, where known; else ours."""
 
-    epochs: int = setting(50, OURS, "epochs")
-    batch_size: int = setting(16, OURS, "utterances per batch")
-    lr: float = setting(1e-4, OURS, "Adam's learning rate")
-    weight_decay: float = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
-    dropout: float = setting(0.2, OURS, "dropout after the encoders and before the classifier")
+    epochs: Count = setting(50, OURS, "epochs")
+    batch_size: Count = setting(16, OURS, "utterances per batch")
+    lr: Positive = setting(1e-4, OURS, "Adam's learning rate")
+    weight_decay: Weight = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: Dropout = setting(0.2, OURS, "dropout after the encoders and before the classifier")
     standardise_audio: bool = setting(False, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
-    lstm_hidden: int = setting(128, OURS, "states per direction of the encoders")
-    heads: int = setting(8, OURS, "heads of the cross-modal attention")
+    lstm_hidden: Count = setting(128, OURS, "states per direction of the encoders")
+    heads: Count = setting(8, OURS, "heads of the cross-modal attention")
 
 
 class Cma(nn.Module):

@@ -2,14 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
 from torch import Generator, Tensor, nn
 
 from .encoder import Encoder
 
 OURS = "ours: not stated in the paper"
 BOTH = ("audio", "text")
+# What a setting may be: `--set` and the runs that are opened again are held to it, and `--settings` shows it.
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Seed = Annotated[int, Meta(ge=0, lt=1 << 32)]
+Positive = Annotated[float, Meta(gt=0, le=1e38)]
+Weight = Annotated[float, Meta(ge=0, le=1e38)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Dropout = Annotated[float, Meta(ge=0, lt=1)]
 
 
 def setting(default: Any, source: str, help: str) -> Any:

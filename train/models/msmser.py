@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
-from .fusion import BOTH, OURS, Fusion, setting
+from .fusion import BOTH, OURS, Count, Dropout, Fusion, Positive, Share, Weight, setting
 from .layers import DecoderLayer, EncoderLayer
 from .ragged import Batch, RaggedLayout, SelfAttentionPooling, interleave, visible
 
@@ -24,22 +24,22 @@ from .ragged import Batch, RaggedLayout, SelfAttentionPooling, interleave, visib
 class MsmserSettings:
     """MSMSER §2.3 and §3.2."""
 
-    epochs: int = setting(100, "MSMSER §3.2", "epochs")
-    batch_size: int = setting(8, "MSMSER §3.2", "utterances per batch")
-    lr: float = setting(2e-5, "MSMSER §3.2", "Adam's learning rate")
-    weight_decay: float = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
-    dropout: float = setting(0.1, OURS, "dropout after each sub-layer of the transformers and in the classifier")
+    epochs: Count = setting(100, "MSMSER §3.2", "epochs")
+    batch_size: Count = setting(8, "MSMSER §3.2", "utterances per batch")
+    lr: Positive = setting(2e-5, "MSMSER §3.2", "Adam's learning rate")
+    weight_decay: Weight = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: Dropout = setting(0.1, OURS, "dropout after each sub-layer of the transformers and in the classifier")
     standardise_audio: bool = setting(False, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
-    d_model: int = setting(768, "MSMSER §3.2", "d_e, the hidden size")
-    heads: int = setting(8, "MSMSER §3.2", "heads of the transformers")
-    encoder_depth: int = setting(1, OURS, "layers of each uni-modal encoder")
-    decoder_depth: int = setting(1, OURS, "layers of the modality interaction transformer")
-    feed_forward: int = setting(4, OURS, "width of the transformers' feed-forward nets, as a multiple of d_e")
-    queries: int = setting(30, "MSMSER §4.4", "L, the number of emotion query tokens")
-    rmm_start: float = setting(0.8, "MSMSER §3.2", "p of random modality masking at the start; 0 trains without it")
-    rmm_end: float = setting(0.7, "MSMSER §3.2 (the 70th of 100)", "share of the epochs after which p is 0")
-    rmm_text: float = setting(0.6, "MSMSER §2.3", "how often masking hides the text, and else the audio")
+    d_model: Count = setting(768, "MSMSER §3.2", "d_e, the hidden size")
+    heads: Count = setting(8, "MSMSER §3.2", "heads of the transformers")
+    encoder_depth: Count = setting(1, OURS, "layers of each uni-modal encoder")
+    decoder_depth: Count = setting(1, OURS, "layers of the modality interaction transformer")
+    feed_forward: Count = setting(4, OURS, "width of the transformers' feed-forward nets, as a multiple of d_e")
+    queries: Count = setting(30, "MSMSER §4.4", "L, the number of emotion query tokens")
+    rmm_start: Share = setting(0.8, "MSMSER §3.2", "p of random modality masking at the start; 0 trains without it")
+    rmm_end: Share = setting(0.7, "MSMSER §3.2 (the 70th of 100)", "share of the epochs after which p is 0")
+    rmm_text: Share = setting(0.6, "MSMSER §2.3", "how often masking hides the text, and else the audio")
 
 
 class Refinement(nn.Module):

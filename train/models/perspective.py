@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
-from .fusion import BOTH, OURS, Fusion, setting
+from .fusion import BOTH, OURS, Count, Dropout, Fusion, Positive, Weight, setting
 from .layers import Attention, bigru, full_precision, self_attention
 from .ragged import Batch, RaggedLayout, vectors
 
@@ -41,17 +41,17 @@ CODE = "the authors' released code; not stated in the paper"
 class PerspectiveSettings:
     """Perspective §3.2 and §3.3."""
 
-    epochs: int = setting(150, "Perspective §3.3", "epochs")
-    batch_size: int = setting(20, "Perspective §3.3", "dialogues per batch")
-    lr: float = setting(1e-3, "Perspective §3.3", "Adam's learning rate")
-    lr_decay: float = setting(1e-5, "Perspective §3.3", "update t = 0, 1, … has the rate lr / (1 + lr_decay t)")
-    weight_decay: float = setting(1e-5, "Perspective §3.3", "weight of the L2 term, which Adam adds to the gradient")
-    dropout: float = setting(0.2, "Perspective §3.3", "dropout after the Bi-GRU and after the self-attention")
+    epochs: Count = setting(150, "Perspective §3.3", "epochs")
+    batch_size: Count = setting(20, "Perspective §3.3", "dialogues per batch")
+    lr: Positive = setting(1e-3, "Perspective §3.3", "Adam's learning rate")
+    lr_decay: Weight = setting(1e-5, "Perspective §3.3", "update t = 0, 1, … has the rate lr / (1 + lr_decay t)")
+    weight_decay: Weight = setting(1e-5, "Perspective §3.3", "weight of the L2 term, which Adam adds to the gradient")
+    dropout: Dropout = setting(0.2, "Perspective §3.3", "dropout after the Bi-GRU and after the self-attention")
     standardise_audio: bool = setting(True, "Perspective §3.2.1", "z-score the audio features")
     standardise_text: bool = setting(False, "Perspective §3.2.2", "z-score the text features")
-    d_model: int = setting(100, "Perspective §3.2", "d, to which the FC layer reduces the features (ReLU: §3.3)")
-    gru_hidden: int = setting(50, CODE, "GRU states per direction; the paper says 100 in all or each")
-    heads: int = setting(4, "Perspective §3.3", "heads of the self-attention")
+    d_model: Count = setting(100, "Perspective §3.2", "d, to which the FC layer reduces the features (ReLU: §3.3)")
+    gru_hidden: Count = setting(50, CODE, "GRU states per direction; the paper says 100 in all or each")
+    heads: Count = setting(4, "Perspective §3.3", "heads of the self-attention")
     released: bool = setting(False, OURS, "behave as the released code does (lgf-add, lgf-at), which has no lr_decay")
 
     @property

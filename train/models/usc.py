@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ser.errors import WrongUse
 
 from .encoder import Encoder
-from .fusion import BOTH, OURS, Fusion, Stage, setting
+from .fusion import BOTH, OURS, Count, Dropout, Fusion, Positive, Stage, Weight, setting
 from .layers import perceptron
 from .ragged import Batch, RaggedLayout, visible
 
@@ -28,16 +28,16 @@ from .ragged import Batch, RaggedLayout, visible
 class UscSettings:
     """USC table 2 and §4."""
 
-    epochs: int = setting(15, "USC table 2", "epochs, of each stage")
-    batch_size: int = setting(16, OURS, "utterances per batch")
-    lr: float = setting(1.5e-4, "USC table 2", "Adam's learning rate")
-    weight_decay: float = setting(1e-3, "USC table 2", "weight of the L2 term, which Adam adds to the gradient")
-    dropout: float = setting(0.6, "USC table 2", "dropout before each linear layer")
+    epochs: Count = setting(15, "USC table 2", "epochs, of each stage")
+    batch_size: Count = setting(16, OURS, "utterances per batch")
+    lr: Positive = setting(1.5e-4, "USC table 2", "Adam's learning rate")
+    weight_decay: Weight = setting(1e-3, "USC table 2", "weight of the L2 term, which Adam adds to the gradient")
+    dropout: Dropout = setting(0.6, "USC table 2", "dropout before each linear layer")
     standardise_audio: bool = setting(True, "USC §4", "z-score the spectrogram's bands")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
-    frames: int = setting(600, OURS, "frames that every clip is padded or cropped to: 6 s at a hop of 10 ms")
-    channels: int = setting(16, OURS, "channels of the first convolution; each next has twice as many, up to 8 times")
-    hidden: int = setting(128, OURS, "width between the two linear layers")
+    frames: Count = setting(600, OURS, "frames that every clip is padded or cropped to: 6 s at a hop of 10 ms")
+    channels: Count = setting(16, OURS, "channels of the first convolution; each next has twice as many, up to 8 times")
+    hidden: Count = setting(128, OURS, "width between the two linear layers")
     finetune_layers: int | Literal["all"] = setting(
         0,
         "ours: frozen; USC §5.1 fine-tunes BERT",

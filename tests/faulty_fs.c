@@ -1,0 +1,54 @@
+/* LD_PRELOAD: the n-th read or write below a folder comes short or fails, and flock succeeds for everybody. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static char folder[4096];
+static int left, writes, failure; /* calls before the one that fails, whether writes count, errno or 0: short */
+
+void fail_at(const char *below, int call, int writing, int error) {
+    snprintf(folder, sizeof folder, "%s", below);
+    left = call, writes = writing, failure = error;
+}
+
+int calls_left(void) { return left; }
+
+/* 1: this call fails, with errno set; 2: it comes short; 0: neither. */
+static int fails(int file, int writing) {
+    char link[64], path[4096];
+    if (left <= 0 || writing != writes) return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length < 0 || strncmp(path, folder, strlen(folder)) || --left) return 0;
+    errno = failure;
+    return failure ? 1 : 2;
+}
+
+#define CALL(name, buffer, writing, more, ...)                                  \
+    ssize_t name(int file, buffer data, size_t size more) {                     \
+        ssize_t (*next)(int, buffer, size_t, ...) = dlsym(RTLD_NEXT, #name);    \
+        int how = fails(file, writing);                                         \
+        return how == 1 ? -1 : next(file, data, how ? (size + 1) / 2 : size, ##__VA_ARGS__); \
+    }
+#define AT , off_t at
+CALL(read, void *, 0, )
+CALL(write, const void *, 1, )
+CALL(pread, void *, 0, AT, at)
+CALL(pread64, void *, 0, AT, at)
+CALL(pwrite, const void *, 1, AT, at)
+CALL(pwrite64, const void *, 1, AT, at)
+
+ssize_t preadv(int file, const struct iovec *pieces, int count, off_t at) {
+    ssize_t (*next)(int, const struct iovec *, int, off_t) = dlsym(RTLD_NEXT, "preadv");
+    struct iovec first = {pieces->iov_base, (pieces->iov_len + 1) / 2};
+    int how = fails(file, 0);
+    return how == 1 ? -1 : how ? next(file, &first, 1, at) : next(file, pieces, count, at);
+}
+
+ssize_t preadv64(int file, const struct iovec *pieces, int count, off_t at) { return preadv(file, pieces, count, at); }
+
+int flock(int file, int operation) { return 0; }

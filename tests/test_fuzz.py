@@ -1,0 +1,333 @@
+"""Every file that a command reads, changed by structure and by bytes: each outcome is right, or one sentence.
+
+20 seconds of it in `make test`, always the same; an hour (`SER_FUZZ_SECONDS`) of other ones in `make test-slow`.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import h5py
+import hypothesis
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile as sf
+import zarr
+from click.testing import CliRunner
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from ser.cache.spec import checksummed_json
+from ser.cli import main
+from ser.tests.demo_store import once
+from ser.weights.demo import write_random_checkpoint
+
+FILES = Path(__file__).parent / "fixtures" / "fuzz"
+TARGETS: dict[str, list[str]] = tomllib.loads((FILES / "targets.toml").read_text())
+SEALED = ("store/", "runs/")  # by checksums: a changed byte is refused or makes no difference
+SMALL = "--fusion lgf-add --epochs 1 --set d_model=8 --set gru_hidden=4 --set heads=2 --folds 1"
+
+
+def make(folder: Path) -> None:
+    """A corpus of noise, its features, a run, and one file of each kind that is read."""
+    shutil.copytree(FILES, folder, dirs_exist_ok=True)
+    (folder / "audio").mkdir()
+    noise = np.random.default_rng(0)
+    for n in range(12):
+        sf.write(folder / "audio" / f"u{n}.wav", noise.normal(0, 0.1, 4000 + 100 * n), 16000)
+    rows = [json.loads(line) for line in (folder / "table.jsonl").read_text().splitlines()]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "table.parquet")
+    pq.write_table(pa.Table.from_pylist(rows[:3]), folder / "turns.parquet")
+    values, ids = noise.normal(size=(12, 4)).astype("f4"), [row["id"] for row in rows]
+    np.save(folder / "new.npy", values)
+    np.savez(folder / "new.npz", values=values, offsets=np.arange(13), ids=np.array(ids))
+    save_file({"values": values}, folder / "new.safetensors")
+    with h5py.File(folder / "new.h5", "w") as file:
+        file["values"], file["offsets"] = values, np.arange(13)
+    zarr.create_group(folder / "new.zarr", attributes={"ids": ids}).create_array("values", data=values)
+    write_random_checkpoint(folder / "bert", "bert", words=["well", "word"])
+    shutil.copytree(folder / "bert", folder / "shards", dirs_exist_ok=True)
+    (folder / "shards" / "model.safetensors").rename(folder / "shards" / "model-00001-of-00001.safetensors")
+    with contextlib.chdir(folder):
+        for command in (
+            "features table.csv --store store --features logmel,bert --model bert=bert",
+            "cache import mel new.npy --modality audio --store store --backend hdf5",
+            f"train --store store --features logmel+bert --out runs {SMALL}",
+        ):
+            assert outcome(command)[0] == 0, command
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A copy of `make`'s folder for this process, as the working folder."""
+    own = tmp_path_factory.mktemp("house") / "house"
+    shutil.copytree(once(tmp_path_factory, "fuzz", make), own)
+    with contextlib.chdir(own):
+        yield
+
+
+def outcome(command: str) -> tuple[int, str, bytes]:
+    """Exit code, what was printed and what was exported; anything but an answer or one sentence fails."""
+    with tempfile.TemporaryDirectory(dir=".") as out:
+        run = str(next(Path("runs").glob("*"), ""))
+        words = command.replace("SMALL", SMALL).replace("OUT", out).replace("RUN", run).split()
+        result = CliRunner().invoke(main, words)
+        assert isinstance(result.exception, SystemExit | None), repr(result.exception)
+        assert result.exit_code in (0, 1, 2, 3) and (result.exit_code == 0 or result.output.strip()), command
+        assert "Traceback" not in result.output and "unexpected error" not in result.output, result.output
+        exported = Path(out, "file.safetensors")
+        printed = re.sub(r"about [^,]*$", "", result.stdout.replace(Path(out).name, "OUT"))  # an estimate of the time
+        return result.exit_code, printed, exported.read_bytes() if exported.exists() else b""
+
+
+ODD: list[Any] = [None, True, -1, 0, 1 << 70, 1e308, float("nan"), float("-inf"), "", "9" * 5000, "../../etc/passwd"]
+ODD += ["\0", "\x1b[2J", "\ud800", "é", "=1+1", [], {}, [[]], {"a": {}}, ["x"], {"": None}, 3, 0.5, "3", "none"]
+
+
+def changed(value: Any, random: Random) -> Any:
+    """A copy with one node dropped, doubled, moved or put in place of another, or something odd."""
+    if not isinstance(value, dict | list) or not value or random.random() < 0.1:
+        return random.choice(ODD)
+    copy = value.copy()
+    key, other = (random.choice(list(value) if isinstance(value, dict) else range(len(value))) for _ in "ab")
+    match random.randrange(8):
+        case 0:
+            del copy[key]
+        case 1 if isinstance(value, dict):
+            copy[f"{key}_"] = copy[key]
+        case 1:
+            copy.insert(key, copy[key])
+        case 2:
+            copy[key] = copy[other]
+        case 3:
+            copy[key] = random.choice(ODD)
+        case _:
+            copy[key] = changed(copy[key], random)
+    return copy
+
+
+def flipped(content: bytes, random: Random) -> bytes:
+    """A copy with bytes flipped, cut, doubled or put in."""
+    start, stop = sorted(random.randrange(len(content) + 1) for _ in "ab")
+    piece = content[start : min(stop, start + random.choice((1, 8, 1000)))]
+    odd = random.choice((b"", b"\0", b"\xff\xfe", b"[" * 5000, b'"', b"\n", b"-1", b"1e999", bytes(9), piece * 2))
+    if random.random() < 0.3 and piece:
+        odd = bytes(byte ^ 1 << random.randrange(8) for byte in piece)
+    return content[:start] if random.random() < 0.1 else content[:start] + odd + content[start + len(piece) :]
+
+
+def to_toml(value: Any) -> str:
+    """A value as inline TOML."""
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{json.dumps(key)} = {to_toml(one)}' for key, one in value.items())} }}"
+    return f"[{', '.join(map(to_toml, value))}]" if isinstance(value, list) else json.dumps(value)
+
+
+def to_csv(rows: list[Any], sink: io.BytesIO) -> None:
+    csv.writer(text := io.StringIO()).writerows(rows)
+    sink.write(text.getvalue().encode())
+
+
+def to_hdf5(arrays: dict[str, Any], sink: io.BytesIO) -> None:
+    with h5py.File(sink, "w") as file:
+        for name, array in arrays.items():
+            file[name] = np.array(array)
+
+
+def to_parquet(columns: list[Any], sink: io.BytesIO) -> None:
+    table = pa.table([pa.array(values) for _, values in columns], [name for name, _ in columns])
+    marks = {"format_version": "1", "corpus": "table", "synthetic": "false"}
+    pq.write_table(table.replace_schema_metadata(marks), sink)
+
+
+def from_safetensors(content: bytes) -> list[Any]:
+    size = 8 + int.from_bytes(content[:8], "little")
+    return [json.loads(content[8:size]), content[size:]]
+
+
+def to_safetensors(value: Any, sink: io.BytesIO) -> None:
+    head = json.dumps(value[0]).encode()
+    sink.write(len(head).to_bytes(8, "little") + head + value[1])
+
+
+def from_arrays(arrays: Any) -> dict[str, Any]:
+    return {name: array[()].tolist() for name, array in arrays.items()}
+
+
+# By suffix: bytes to a value of dicts and lists, and such a value into a file.
+Form = tuple[Callable[[bytes], Any], Callable[[Any, Any], Any]]
+FORMS: dict[str, Form] = {
+    ".json": (json.loads, lambda value, sink: sink.write(json.dumps(value).encode())),
+    ".jsonl": (
+        lambda content: [json.loads(line) for line in content.splitlines()],
+        lambda lines, sink: sink.write("\n".join(map(json.dumps, lines)).encode()),
+    ),
+    ".toml": (
+        lambda content: tomllib.loads(content.decode()),
+        lambda table, sink: sink.write("".join(f"{json.dumps(k)} = {to_toml(v)}\n" for k, v in table.items()).encode()),
+    ),
+    ".csv": (
+        lambda content: list(csv.reader(content.decode().splitlines())),
+        to_csv,
+    ),
+    ".parquet": (lambda content: [[*c] for c in pq.read_table(io.BytesIO(content)).to_pydict().items()], to_parquet),
+    ".npy": (lambda content: np.load(io.BytesIO(content)).tolist(), lambda value, sink: np.save(sink, np.array(value))),
+    ".npz": (
+        lambda content: from_arrays(np.load(io.BytesIO(content))),
+        lambda arrays, sink: np.savez(sink, **{name: np.array(array) for name, array in arrays.items()}),
+    ),
+    ".h5": (lambda content: from_arrays(h5py.File(io.BytesIO(content))), to_hdf5),
+    ".safetensors": (from_safetensors, to_safetensors),
+}
+CHECKSUMMED: Form = (
+    lambda content: {key: value for key, value in json.loads(content).items() if key != "sha256"},
+    lambda record, sink: sink.write(checksummed_json(record)),
+)
+
+
+def changed_file(path: Path, content: bytes, random: Random) -> tuple[bytes, bool]:
+    """Other content, and whether its checksum is right: a lie."""
+    form = CHECKSUMMED if path.name in ("spec.json", "part.json") else FORMS.get(path.suffix)
+    if form is None or random.random() < 0.3:
+        return flipped(content, random), False
+    sink = io.BytesIO()
+    try:
+        form[1](changed(form[0](content), random), sink)
+    except Exception:  # there is no such file
+        hypothesis.reject()
+    return sink.getvalue(), True
+
+
+@contextlib.contextmanager
+def replaced(path: Path, content: bytes, lie: bool) -> Iterator[None]:
+    """The file with that content; a manifest that lies has the name that vouches for it."""
+    kept = {file: file.read_bytes() for file in (path, path.with_name("latest")) if file.exists()}
+    if lie and "manifests" in path.parts:
+        path = path.with_name(f"{hashlib.sha256(content).hexdigest()}.parquet")
+        path.with_name("latest").write_text(f"{path.stem}\n")
+    try:
+        path.write_bytes(content)
+        yield
+    finally:
+        path.unlink()
+        for file, before in kept.items():
+            file.write_bytes(before)
+
+
+def attack(target: str, examples: int, seed: int | None = None) -> None:
+    """So many changes of a file, the same ones each time without a `seed`."""
+    [path] = Path().glob(target)
+    content, usual = path.read_bytes(), [outcome(command) for command in TARGETS[target]]
+
+    @hypothesis.settings(
+        max_examples=examples,
+        database=None,
+        deadline=timedelta(seconds=60),
+        derandomize=seed is None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(st.randoms(use_true_random=False))
+    def one(random: Random) -> None:
+        new, lie = changed_file(path, content, random)
+        hypothesis.note(f"{target}: {new[:3000]!r}")
+        with replaced(path, new, lie):
+            found = [outcome(command) for command in TARGETS[target]]
+        for before, after in zip(usual, found, strict=True):
+            assert not target.startswith(SEALED) or lie or after == before or after[0], "another answer"
+
+    (one if seed is None else hypothesis.seed(seed)(one))()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_changed_file(house: None, target: str) -> None:
+    attack(target, 4)
+
+
+@pytest.mark.slow
+def test_an_hour_of_changed_files(house: None) -> None:
+    ends = time.monotonic() + float(os.environ.get("SER_FUZZ_SECONDS", "3400"))
+    for seed, target in enumerate(itertools.cycle(TARGETS)):
+        if time.monotonic() > ends:
+            break
+        attack(target, 50, seed)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 << 20, "more than 4 GiB"  # in KiB
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_special_file(house: None, target: str) -> None:
+    def late(*_: Any) -> None:
+        raise AssertionError(f"{target}: waits for ever")
+
+    [path] = Path().glob(target)
+    before = signal.signal(signal.SIGALRM, late)
+    path.rename("kept")
+    try:
+        for make_special in (os.mkfifo, lambda name: name.symlink_to("/dev/zero")):
+            make_special(path)
+            signal.alarm(60)
+            assert all(outcome(command)[0] for command in TARGETS[target])
+            path.unlink()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        path.unlink(missing_ok=True)
+        Path("kept").rename(path)
+
+
+def test_a_fault_that_nobody_foresaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("x\ny")
+
+    monkeypatch.setattr("ser.cache.maintain.list_features", broken)
+    (tmp_path / "manifests").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    told = CliRunner().invoke(main, ["cache", "list", "--store", str(tmp_path)])
+    [file] = tmp_path.glob("ser-error-*.txt")
+    assert told.exit_code == 1 and told.stdout == "" and len(told.output.splitlines()) == 1
+    assert "an unexpected error (KeyError" in told.output and str(file) in told.output
+    assert "Traceback" in file.read_text() and "in broken" in file.read_text()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    told = CliRunner().invoke(main, ["cache", "list", "--store", str(tmp_path)])
+    assert told.exit_code == 1 and "please report it with this traceback:\nTraceback" in told.output
+
+
+def test_a_path_that_is_not_unicode(house: None) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    shutil.copytree("audio", f"{odd}/audio")
+    shutil.copy("table.csv", odd)
+    steps = [f"features {odd}/table.csv --store {odd}/store --features logmel,bert --model bert=bert"]
+    steps += [f"train --store {odd}/store --features logmel+bert --out {odd}/runs {SMALL} --json"]
+    steps += [f"cache info bert --store {odd}/store --json", f"report {odd}/runs --html {odd}/page.html"]
+    for words in steps:
+        code, printed, _ = outcome(words)
+        assert code == 0 and ("--json" not in words or json.loads(printed)), printed
+
+
+@pytest.mark.parametrize("suffix", ["h5", "npz", "safetensors", "zarr"])
+def test_an_export_that_the_disk_has_no_room_for(house: None, suffix: str) -> None:
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
+    try:
+        code, printed, _ = outcome(f"cache export logmel OUT/file.{suffix} --store store")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert code == 1 and not printed
