@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .baselines import HIERARCHY, OURS, BcLstm, HierarchySettings
-from .fusion import BOTH, Fusion, setting
+from .fusion import BOTH, Count, Fusion, setting
 from .perspective import Fuse
 from .ragged import RaggedLayout, recurrent
 
@@ -28,7 +28,7 @@ from .ragged import RaggedLayout, recurrent
 class CatfLstmSettings(HierarchySettings):
     """All ours, and so is that the LSTM has one direction."""
 
-    turns: int = setting(110, OURS, "turns with weights of their own")
+    turns: Count = setting(110, OURS, "turns with weights of their own")
 
 
 class CatLstm(nn.Module):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, Fusion, setting
+from .fusion import BOTH, Count, Dropout, Fusion, Positive, Weight, setting
 from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, visible
 
 CODE = "the authors' code, tal-ai/FG_CME"
@@ -31,15 +31,15 @@ OURS = "ours: not taken from the authors' code"
 class CmeSettings:
     """The authors' code (run_iemocap-ours.py; sizes of config/ravdess-ours.yaml, the only one there), else ours."""
 
-    epochs: int = setting(20, CODE, "epochs")
-    batch_size: int = setting(32, CODE, "utterances per batch")
-    lr: float = setting(5e-4, CODE, "Adam's learning rate")
-    weight_decay: float = setting(0.0, CODE, "weight of the L2 term, which Adam adds to the gradient")
-    dropout: float = setting(0.0, CODE, "dropout before the classes (the code's has no effect: one LSTM layer)")
+    epochs: Count = setting(20, CODE, "epochs")
+    batch_size: Count = setting(32, CODE, "utterances per batch")
+    lr: Positive = setting(5e-4, CODE, "Adam's learning rate")
+    weight_decay: Weight = setting(0.0, CODE, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: Dropout = setting(0.0, CODE, "dropout before the classes (the code's has no effect: one LSTM layer)")
     standardise_audio: bool = setting(False, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
-    d_model: int = setting(256, CODE, "width of s and of a, in which mean and maximum share; even")
-    lstm_hidden: int = setting(256, CODE, "LSTM states per direction")
+    d_model: Count = setting(256, CODE, "width of s and of a, in which mean and maximum share; even")
+    lstm_hidden: Count = setting(256, CODE, "LSTM states per direction")
 
 
 class Cme(nn.Module):

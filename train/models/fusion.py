@@ -13,6 +13,7 @@ OURS = "ours: not stated in the paper"
 BOTH = ("audio", "text")
 # What a setting may be: `--set` and the runs that are opened again are held to it, and `--settings` shows it.
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Depth = Annotated[int, Meta(ge=0, le=1000)]
 Seed = Annotated[int, Meta(ge=0, lt=1 << 32)]
 Positive = Annotated[float, Meta(gt=0, le=1e38)]
 Weight = Annotated[float, Meta(ge=0, le=1e38)]

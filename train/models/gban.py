@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, Fusion, setting
+from .fusion import BOTH, Count, Dropout, Fusion, Positive, Weight, setting
 from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, visible
 
 CODE = "the authors' code, ppfliu/emotion-recognition"
@@ -32,16 +32,16 @@ OURS = "ours: not taken from the authors' code"
 class GbanSettings:
     """The authors' code (model.py, batch.sh), where it fits; else ours."""
 
-    epochs: int = setting(50, OURS, "epochs")
-    batch_size: int = setting(32, CODE, "utterances per batch")
-    lr: float = setting(1e-4, CODE, "Adam's learning rate")
-    weight_decay: float = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
-    dropout: float = setting(0.5, CODE, "dropout before the classes")
+    epochs: Count = setting(50, OURS, "epochs")
+    batch_size: Count = setting(32, CODE, "utterances per batch")
+    lr: Positive = setting(1e-4, CODE, "Adam's learning rate")
+    weight_decay: Weight = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: Dropout = setting(0.5, CODE, "dropout before the classes")
     standardise_audio: bool = setting(False, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
-    pool: int = setting(8, OURS, "frames that max-pooling makes one of (the code: 16 of 10 ms)")
-    lstm_hidden: int = setting(128, CODE, "LSTM states per direction")
-    dense: int = setting(128, CODE, "width of the fusion and of the dense layer")
+    pool: Count = setting(8, OURS, "frames that max-pooling makes one of (the code: 16 of 10 ms)")
+    lstm_hidden: Count = setting(128, CODE, "LSTM states per direction")
+    dense: Count = setting(128, CODE, "width of the fusion and of the dense layer")
 
 
 class Gban(nn.Module):

@@ -21,7 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, Fusion, setting
+from .fusion import BOTH, Count, Dropout, Fusion, Positive, Weight, setting
 from .layers import full_precision
 from .ragged import Batch, RaggedLayout, recurrent, vectors
 
@@ -34,15 +34,15 @@ OURS = "ours: not taken from the authors' code"
 class IconSettings:
     """The authors' code, ICON/train_iemocap.py, where it fits; else ours."""
 
-    epochs: int = setting(10, CODE, "epochs")
-    batch_size: int = setting(16, OURS, "dialogues per batch (the code: 512 utterances, each with its history)")
-    lr: float = setting(1e-3, CODE, "Adam's learning rate")
-    weight_decay: float = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
-    dropout: float = setting(0.7, CODE, "dropout of the self-influence states and of the attention's weights")
+    epochs: Count = setting(10, CODE, "epochs")
+    batch_size: Count = setting(16, OURS, "dialogues per batch (the code: 512 utterances, each with its history)")
+    lr: Positive = setting(1e-3, CODE, "Adam's learning rate")
+    weight_decay: Weight = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: Dropout = setting(0.7, CODE, "dropout of the self-influence states and of the attention's weights")
     standardise_audio: bool = setting(True, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
-    d_model: int = setting(100, CODE, "width of the query and of all states")
-    hops: int = setting(3, CODE, "reads of the memory")
+    d_model: Count = setting(100, CODE, "width of the query and of all states")
+    hops: Count = setting(3, CODE, "reads of the memory")
 
 
 class Icon(nn.Module):

@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, Fusion, setting
+from .fusion import BOTH, Count, Dropout, Fusion, Positive, Share, Weight, setting
 from .layers import Attention, EncoderLayer
 from .msmser import positions
 from .ragged import Batch, RaggedLayout, mean_rows, visible
@@ -34,21 +34,21 @@ OURS = "ours: not taken from the authors' code"
 class KsSettings:
     """The authors' code (config/, model/), where it fits; else ours."""
 
-    epochs: int = setting(120, CODE, "epochs")
-    batch_size: int = setting(16, CODE, "utterances per batch")
-    lr: float = setting(5e-5, OURS, "Adam's learning rate")
-    weight_decay: float = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
-    dropout: float = setting(0.1, CODE, "dropout of attention weights and after sub-layers (theirs: in them too)")
+    epochs: Count = setting(120, CODE, "epochs")
+    batch_size: Count = setting(16, CODE, "utterances per batch")
+    lr: Positive = setting(5e-5, OURS, "Adam's learning rate")
+    weight_decay: Weight = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: Dropout = setting(0.1, CODE, "dropout of attention weights and after sub-layers (theirs: in them too)")
     standardise_audio: bool = setting(False, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
-    d_model: int = setting(512, OURS, "width of both modalities")
-    heads: int = setting(8, CODE, "heads of the attention")
-    feed_forward: float = setting(0.5, CODE, "width of the feed-forward nets, as a multiple of d_model")
-    keep: float = setting(0.5, CODE, "share of the keys that a key-sparse layer keeps")
-    encoder_depth: int = setting(5, CODE, "layers of each modality's transformer")
-    cross_depth: int = setting(3, CODE, "cascaded cross-attention blocks")
-    last_depth: int = setting(2, CODE, "layers of the last key-sparse transformers")
-    dropout_classifier: float = setting(0.5, CODE, "dropout in the classifier")
+    d_model: Count = setting(512, OURS, "width of both modalities")
+    heads: Count = setting(8, CODE, "heads of the attention")
+    feed_forward: Positive = setting(0.5, CODE, "width of the feed-forward nets, as a multiple of d_model")
+    keep: Share = setting(0.5, CODE, "share of the keys that a key-sparse layer keeps")
+    encoder_depth: Count = setting(5, CODE, "layers of each modality's transformer")
+    cross_depth: Count = setting(3, CODE, "cascaded cross-attention blocks")
+    last_depth: Count = setting(2, CODE, "layers of the last key-sparse transformers")
+    dropout_classifier: Dropout = setting(0.5, CODE, "dropout in the classifier")
 
 
 class KeySparse(Attention):

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
-from .fusion import BOTH, OURS, Count, Dropout, Fusion, Positive, Share, Weight, setting
+from .fusion import BOTH, OURS, Count, Depth, Dropout, Fusion, Positive, Share, Weight, setting
 from .layers import DecoderLayer, EncoderLayer
 from .ragged import Batch, RaggedLayout, SelfAttentionPooling, interleave, visible
 
@@ -33,7 +33,7 @@ class MsmserSettings:
     standardise_text: bool = setting(False, OURS, "z-score the text features")
     d_model: Count = setting(768, "MSMSER §3.2", "d_e, the hidden size")
     heads: Count = setting(8, "MSMSER §3.2", "heads of the transformers")
-    encoder_depth: Count = setting(1, OURS, "layers of each uni-modal encoder")
+    encoder_depth: Depth = setting(1, OURS, "layers of each uni-modal encoder")
     decoder_depth: Count = setting(1, OURS, "layers of the modality interaction transformer")
     feed_forward: Count = setting(4, OURS, "width of the transformers' feed-forward nets, as a multiple of d_e")
     queries: Count = setting(30, "MSMSER §4.4", "L, the number of emotion query tokens")
