@@ -290,8 +290,10 @@ def _open_lock(path: Path, flags: int) -> int:
     """A descriptor of a lock file. Who may write into its folder may lock it, whatever the umask of who made it."""
     try:
         descriptor = os.open(path, os.O_RDWR | flags | PLAIN, 0o666)
-    except PermissionError:  # made by another user's earlier ser
-        return os.open(path, os.O_RDONLY | PLAIN)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | PLAIN)  # made by another user's earlier ser
     if hasattr(os, "fchmod"):
         with contextlib.suppress(PermissionError):
             os.fchmod(descriptor, path.parent.stat().st_mode & 0o666)

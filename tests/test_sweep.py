@@ -287,7 +287,7 @@ def test_only_what_is_alike_is_compared(store: Path, tmp_path: Path, options: di
     barred = row.differs.startswith("not compared: ")
     assert row.differs.removeprefix("not compared: ") == differs and row.paper == ({} if barred else {"wa": 71.0})
     assert barred == ("labels" in differs or "features" in differs)
-    assert (quoted.p is None) == bool(differs) and differs in recipe_table(recipe, sweep.runs)
+    assert (quoted.compared is None) == bool(differs) and differs in recipe_table(recipe, sweep.runs)
 
 
 def test_a_recipe_on_other_features(store: Path, tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_a_recipe_on_other_features(store: Path, tmp_path: Path) -> None:
     one = features("msmser-table2", "logmel")
     assert (one["Text"], one["Audio"], one["Full"]) == ("mpnet", "logmel", "logmel+mpnet")
     usc = features("usc-table3", "hubert+mpnet")  # of whose own features this store has none
-    assert len(usc) == 11 and usc["Text + Audio, MFCC"] == "hubert+mpnet" and "Audio, augmented" not in usc
+    assert len(usc) == 17 and usc["Text + Audio, MFCC"] == "hubert+mpnet" and "Audio, augmented" not in usc
     with pytest.raises(WrongUse, match="cell 'Audio': --fusion audio:frame takes audio frames"):
         plan_sweep(on_features(read_recipe("msmser-table2", store=store, out=tmp_path), "is13+bert"))
     where = ["--store", str(store), "--out", str(tmp_path), "--dry-run", "--json", "--workers", "1", "--epochs", "1"]
@@ -312,7 +312,7 @@ def test_a_recipe_on_other_features(store: Path, tmp_path: Path) -> None:
 
 def test_what_is_missing_is_made_by_one_command(store: Path, tmp_path: Path) -> None:
     views = ",".join(f"logmel:sampling_rate=22050,view={kind}-1" for kind in ("noise", "pitch", "stretch", "shift"))
-    names = f"bert-cased,logmel:sampling_rate=22050,{views},mfcc:sampling_rate=22050"
+    names = f"bert-cased,logmel:sampling_rate=22050,{views},mfcc:sampling_rate=22050,bert,is13"
     with pytest.raises(MissingRows, match=rf"cell 'Text'.*`ser features CORPUS --features {names} --store {store}`"):
         plan_sweep(read_recipe("usc-table3", store=store, out=tmp_path))
 

@@ -30,7 +30,7 @@ from ser.train.models import FUSIONS
 from ser.train.report.cells import group_runs
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
-from ser.train.run_folder import CONFIG, Run, find_runs, open_run, run_name
+from ser.train.run_folder import CONFIG, RESULT, Run, find_runs, open_run, run_name
 from ser.train.scores import CellScores, scores, summary_text
 
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
@@ -385,7 +385,7 @@ def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
     for shown in (CellScores(moved_runs).conditions, report_text(*group_runs(moved_runs)).replace("\n", " ")):
         assert "folds:mine.csv (speaker-dependent) · 1 of 10 test speakers are heard in training" in shown
     result = {**runs[0].result, "speakers": None, "speaker_independent": False}
-    (runs[0].path / "result.json").write_text(json.dumps(result))
+    runs[0].write_json(RESULT, result)
     assert "whether test speakers are heard in training is not known" in CellScores([open_run(runs[0].path)]).conditions
 
 
@@ -415,7 +415,7 @@ def test_a_run_is_gone_on_with_by_its_folder(store: Path, tmp_path: Path) -> Non
     for nothing in ({}, {"asked": 3}, {"asked": {"fusion": "mit"}, "store": "x"}):
         run.write_json(CONFIG, {**run.config, "provenance": nothing})
         told = ser("--resume", wanted)
-        assert told.exit_code == 1 and "config.json: cannot be read (" in told.output
+        assert told.exit_code in (1, 2) and "config.json: " in told.output and "Traceback" not in told.output
 
 
 class Greedy(torch.nn.Linear):

@@ -92,6 +92,15 @@ def histories(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 FUSIONS = {
-    name: Fusion(name, SOURCE, IconSettings, inputs, "vector", partial(Icon, modalities=inputs), "dialogue")
+    name: Fusion(
+        name=name,
+        source=SOURCE,
+        settings=IconSettings,
+        inputs=inputs,
+        level="vector",
+        build=partial(Icon, modalities=inputs),
+        unit="dialogue",
+        unused=tuple(f"standardise_{modality}" for modality in BOTH if modality not in inputs),
+    )
     for name, inputs in (("icon", BOTH), ("icon:audio", ("audio",)), ("icon:text", ("text",)))
 }
