@@ -6,11 +6,12 @@ STORE ?= features
 ONLY ?=
 SMALL := --epochs 30 $(foreach s,d_model=64 heads=4 queries=8 lr=1e-3 standardise_audio=true standardise_text=true,--set $(s))
 
-.PHONY: help install demo demo-features features test test-fast test-slow check bench clean
+.PHONY: help install demo demo-features features papers test test-fast test-slow check bench clean
 
 help:
 	@echo "make demo                           five features, two trained models and a table, under demo/"
 	@echo "make features IEMOCAP=/path/to/it   the real job (CORPUS=... for other corpora)"
+	@echo "make papers IEMOCAP=/path/to/it     every table of the papers beside ours (ONLY=msmser for a part)"
 	@echo "make test-fast | test | test-slow   unit tests, all tests, torture that takes minutes"
 	@echo "make check                          linters and types"
 	@echo "make bench [ONLY=store]             ours against the plain way, side by side"
@@ -46,6 +47,20 @@ features: install
 else
 features: demo-features
 	@echo "Neither IEMOCAP=... nor CORPUS=... was given: these are the features of the synthetic demo corpus, with random weights."
+endif
+
+# All tables of the papers, under every way to choose the epoch. The demo's run shows that it works: one fold, two epochs.
+ifneq ($(IEMOCAP),)
+papers: install
+	$(BIN)/python -m benchmarks.papers "$(IEMOCAP)" --store "$(STORE)" --only "$(ONLY)" $(ARGS)
+else
+papers: install
+	$(SER) corpus demo demo/corpus
+	$(SER) weights demo demo/checkpoints
+	$(BIN)/python -m benchmarks.papers demo/corpus --store demo/features --out demo/papers --page demo/reproduction.md \
+	  --only "$(ONLY)" $(foreach m,hubert mpnet bert,--model $(m)=demo/checkpoints/$(m)-random) \
+	  --folds 1 --epochs 2 --seeds 1 $(foreach s,d_model=64 channels=2 frames=200,--set $(s)) $(ARGS)
+	@echo "No IEMOCAP=... was given: this is the synthetic demo corpus, with random weights: demo/reproduction.md"
 endif
 
 # Unit tests: no processes, no browser, no dask, no training of the demo.

@@ -93,7 +93,9 @@ def sweep(
         say(f"{len(tasks)} runs to train {where}", err=not dry_run or as_json)
     if dry_run:
         if as_json:
-            answer({"runs": len(tasks), "finished": there, "workers": workers, "seconds": seconds})
+            size = 4 * sum(cells[task.cell].parameters for task in tasks if task.cell in cells)
+            facts = {"runs": len(tasks), "finished": there, "workers": workers, "seconds": seconds, "bytes": size}
+            answer(facts)
         for cell, ahead in cells.items() if not as_json else ():
             answer(f"  {cell}: {ahead.parameters:,} parameters, about {duration(ahead.seconds_per_run)} a run")
         return
@@ -107,7 +109,10 @@ def sweep(
     from ser.train.report.terminal import recipe_rows, recipe_table
 
     if as_json:
-        rows = [asdict(row) for row in recipe_rows(planned.recipe, planned.runs)]
+        folders = {cell: [str(run.path) for run in runs] for cell, runs in planned.runs.items()}
+        rows = [
+            asdict(row) | {"folders": folders.get(row.cell, [])} for row in recipe_rows(planned.recipe, planned.runs)
+        ]
         answer({"recipe": planned.recipe.name, "rows": rows})
     else:
         answer(recipe_table(planned.recipe, planned.runs))

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from scipy import stats
 
-from ser.benchmarks import costs, statistics
+from ser.benchmarks import costs, papers, statistics
 from ser.benchmarks.__main__ import main, report
 from ser.benchmarks.demo import difference
 from ser.benchmarks.gpu import msmser, parity, perspective
+from ser.tests.demo_store import demo_store
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.fit import fit
+from ser.train.recipe import read_recipe, recipe_names
+
+__all__ = ["demo_store"]  # a fixture
 
 
 def test_the_interval_of_a_paired_difference() -> None:
@@ -113,3 +118,23 @@ def test_the_page_for_gpus_on_the_cpu() -> None:
     for work in (perspective, msmser):
         _, seconds, target, holds = work("cpu", "float32", True, *tiny)
         assert seconds > 0 and holds == (seconds <= target)
+
+
+def test_the_papers_tables_are_written_and_gone_on_with(demo_store: Path, tmp_path: Path) -> None:
+    made, page = demo_store.parent, tmp_path / "page.md"
+    words = [str(made / "corpus"), "--store", str(demo_store), "--out", str(tmp_path / "runs"), "--page", str(page)]
+    words += ["--only", "perspective-table1", "--model", f"bert={made / 'checkpoints' / 'bert-random'}"]
+    words += ["--select", "last", "--epochs", "1", "--seeds", "1", "--workers", "1"]
+    times = []
+    for _ in range(2):
+        done = CliRunner().invoke(papers.main, words)
+        assert done.exit_code == 0, done.output
+        times.append([path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").glob("*/model.safetensors"))])
+    assert len(times[0]) == 2 and times[0] == times[1], "two cells, each trained once"
+    text = page.read_text()
+    assert text.count("1 of 1") == 2 and "not measured" in text and "synthetic corpus (demo)" in text
+    assert "ser sweep perspective-table1 --select last" in text and "ser features" in text
+    titles = [read_recipe(name).title for name in recipe_names()]
+    assert all(title.replace("-", "\\-") in text or title in text for title in titles)
+    assert all(title in papers.PAGE.read_text() for title in titles)
+    assert "unknown recipe" in str(CliRunner().invoke(papers.main, ["--only", "nothing"]).exception)
