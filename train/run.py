@@ -1,12 +1,10 @@
 """One run, or many runs of one fold at once: train, test, write the folders; and open a trained model again."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from ser.cache.atomic_io import PLAIN
 from ser.engines import is_out_of_memory
 from ser.errors import CorruptStore, SerError, WrongUse
 
@@ -29,6 +26,7 @@ from .settings import TrainConfig, recorded
 from .splits import Fold, known_before
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
+Log = Callable[[Epoch | str], None]
 
 
 def train_runs(
@@ -66,12 +64,15 @@ def train_runs(
         most = min(len(left), runs_at_once(data, fold, plans[0])) if together else 1
         while left:
             now = left[:most]
-            started, fitted = time.monotonic(), None
+            started = time.monotonic()
+            torch.cuda.empty_cache()  # if memory ran out: the fault and what it held are gone
             try:
                 if together:
                     fitted = fit_many(data, fold, [plans[i] for i in now], [logs[i] for i in now])
                 else:
                     fitted = [_fit_with_states(data, fold, plans[now[0]], runs[now[0]], logs[now[0]])]
+            except Diverged as fault:
+                fitted = [fault]
             except KeyboardInterrupt:
                 way = "starts this run anew" if together else "goes on with this run"
                 for i in now:
@@ -83,26 +84,22 @@ def train_runs(
                 for i in now:
                     logs[i](f"memory ran out with {len(now)} runs at once; started anew with half as many")
                 most = len(now) // 2
-            if fitted is None:  # the fault and what it held are gone
-                torch.cuda.empty_cache()
                 continue
             seconds = (time.monotonic() - started) / len(now)
             for i, one in zip(now, fitted, strict=True):
-                found[i] = runs[i]
+                if isinstance(one, Fitted):
+                    one = _finish(runs[i], data.on(plans[i].device), fold, plans[i], configs[i], one, seconds)
                 if isinstance(one, Diverged):
-                    ended: Diverged | None = one
-                else:
-                    ended = _finish(runs[i], data.on(plans[i].device), fold, plans[i], configs[i], one, seconds)
-                if ended:
-                    if ended.kept:
-                        write_model(runs[i], ended.kept, ended.standardizers)
-                    logs[i](str(ended))
-                    found[i] = Diverged(f"{runs[i].path}: {ended}", ended.kept, ended.standardizers)
+                    if one.kept:
+                        write_model(runs[i], one.kept, one.standardizers)
+                    logs[i](str(one))
+                    one = Diverged(f"{runs[i].path}: {one}", one.kept, one.standardizers)
+                found[i] = one
             left = left[most:]
     return [found[i] for i in range(len(names))]
 
 
-def _fit_with_states(data: Dataset, fold: Fold, plan: TrainConfig, run: Run, log: "Log") -> Fitted | Diverged:
+def _fit_with_states(data: Dataset, fold: Fold, plan: TrainConfig, run: Run, log: Log) -> Fitted:
     """`fit` from the run's last state, if there is one, writing a new one now and then."""
     written = time.monotonic()
 
@@ -113,26 +110,7 @@ def _fit_with_states(data: Dataset, fold: Fold, plan: TrainConfig, run: Run, log
             run.write_tensors(STATE, state())
             written = time.monotonic()
 
-    try:
-        return fit(data, fold, plan, after_epoch, run.tensors(STATE) if (run.path / STATE).exists() else None)
-    except Diverged as fault:
-        return fault
-
-
-def check_log(log: str | None) -> None:
-    """Raise `WrongUse` if TensorBoard is asked for and not installed."""
-    if log == "tensorboard" and find_spec("tensorboard") is None:
-        raise WrongUse(
-            "--log tensorboard: TensorBoard is not installed; `pip install 'ser[tensorboard]'` adds it, and without "
-            "--log every run still writes its epochs to its file `log`"
-        )
-
-
-Log = Callable[[Epoch | str], None]
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | PLAIN, 0o666)
+    return fit(data, fold, plan, after_epoch, run.tensors(STATE) if (run.path / STATE).exists() else None)
 
 
 @contextlib.contextmanager
@@ -140,7 +118,7 @@ def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) 
     """What takes epochs to a run's log, to TensorBoard if asked and to `on_epoch`, and other lines to the log alone."""
     with contextlib.ExitStack() as stack:
         mode = "a" if (run.path / STATE).exists() else "w"
-        lines = stack.enter_context(open(run.path / LOG, mode, encoding="utf-8", opener=_open_no_link))
+        lines = stack.enter_context((run.path / LOG).open(mode, encoding="utf-8"))
         curves: Any = None
         if plan.log == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
@@ -166,7 +144,7 @@ def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) 
 
 def _finish(
     run: Run, data: Dataset, fold: Fold, plan: TrainConfig, config: Mapping[str, Any], fitted: Fitted, seconds: float
-) -> Diverged | None:
+) -> Run | Diverged:
     """Test the model and write what the run leaves; `result.json` comes last. Predictions that are NaN are a fault."""
     utterances, rows = data.utterances, fold.test
     classes, truth = utterances.classes, utterances.labels[rows]
@@ -204,7 +182,7 @@ def _finish(
     }
     run.write_json(RESULT, result)
     (run.path / STATE).unlink(missing_ok=True)
-    return None
+    return run
 
 
 def predict_tests(fitted: Fitted, data: Dataset, rows: np.ndarray, plan: TrainConfig) -> dict[str, np.ndarray]:
