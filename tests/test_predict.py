@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -46,16 +47,6 @@ def altered_copy(run: Run, folder: Path, change: Callable[[dict[str, Any]], Any]
     change(config["provenance"])
     copy.write_json(RESULT, {**result, "files": result["files"] | copy.write_json(CONFIG, config)})
     return copy.path
-
-
-def table_of(folder: Path, run: Run) -> str:
-    lines = ["id,audio,text,dialogue,turn,speaker"]
-    for turn in turns_of(folder, run):
-        assert turn.audio is not None and turn.text is not None
-        text = turn.text.replace('"', '""')
-        audio = turn.audio.relative_to(folder / "corpus")
-        lines.append(f'{turn.id},{audio},"{text}",{turn.dialogue},{turn.turn},{turn.speaker}')
-    return "\n".join(lines) + "\n"
 
 
 def ser(*arguments: object) -> Result:
@@ -113,9 +104,9 @@ def test_the_run_folder_alone_will_do(newcomer: Path, tmp_path: Path) -> None:
 def test_dialogues_come_from_a_table_in_any_order(newcomer: Path, tmp_path: Path, name: str) -> None:
     run = run_of(newcomer, name)
     shutil.copytree(newcomer / "corpus", tmp_path / "corpus")
-    header, *lines = table_of(newcomer, run).splitlines()
-    table = tmp_path / "corpus" / "turns.csv"
-    table.write_text("\n".join([header, *reversed(lines)]) + "\n")
+    turns, table = pandas.DataFrame(turns_of(newcomer, run)[::-1]).drop(columns="sha256"), tmp_path / "corpus/turns.csv"
+    turns["audio"] = [audio.relative_to(newcomer / "corpus") for audio in turns["audio"]]
+    turns.to_csv(table, index=False)
     done = ser("predict", run.path, "--table", table, "--json")
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)

@@ -87,14 +87,14 @@ def train_runs(
                 continue
             seconds = (time.monotonic() - started) / len(now)
             for i, one in zip(now, fitted, strict=True):
-                if isinstance(one, Fitted):
-                    one = _finish(runs[i], data.on(plans[i].device), fold, plans[i], configs[i], one, seconds)
-                if isinstance(one, Diverged):
-                    if one.kept:
-                        write_model(runs[i], one.kept, one.standardizers)
-                    logs[i](str(one))
-                    one = Diverged(f"{runs[i].path}: {one}", one.kept, one.standardizers)
-                found[i] = one
+                run, plan = runs[i], plans[i]
+                ended = one if isinstance(one, Diverged) else _finish(run, data, fold, plan, configs[i], one, seconds)
+                if isinstance(ended, Diverged):
+                    if ended.kept:
+                        write_model(run, ended.kept, ended.standardizers)
+                    logs[i](str(ended))
+                    ended = Diverged(f"{run.path}: {ended}", ended.kept, ended.standardizers)
+                found[i] = ended
             left = left[most:]
     return [found[i] for i in range(len(names))]
 
@@ -148,7 +148,7 @@ def _finish(
     """Test the model and write what the run leaves; `result.json` comes last. Predictions that are NaN are a fault."""
     utterances, rows = data.utterances, fold.test
     classes, truth = utterances.classes, utterances.labels[rows]
-    tests = predict_tests(fitted, data, rows, plan)
+    tests = predict_tests(fitted, data.on(plan.device), rows, plan)
     if not all(np.isfinite(found).all() for found in tests.values()):
         return Diverged("the predictions became nan; try a lower lr or --set clip_norm=1", {}, {})
     columns: dict[str, Any] = {
