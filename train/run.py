@@ -65,7 +65,8 @@ def train_runs(
         while left:
             now = left[:most]
             started = time.monotonic()
-            torch.cuda.empty_cache()  # if memory ran out: the fault and what it held are gone
+            fitted: list[Fitted | Diverged] = []  # so the models of the last ones are gone, and what a fault held
+            torch.cuda.empty_cache()
             try:
                 if together:
                     fitted = fit_many(data, fold, [plans[i] for i in now], [logs[i] for i in now])
