@@ -27,7 +27,7 @@ from ser.train.data import Dataset, Inputs
 from ser.train.fit import predict as probabilities_of
 from ser.train.labels import Utterances
 from ser.train.run import load_model, one_thread
-from ser.train.run_folder import CONFIG, Run, open_run
+from ser.train.run_folder import CONFIG, Run, find_runs
 from ser.train.settings import TrainConfig, TrainingSettings, recorded
 from ser.weights.find import parse_models
 
@@ -244,10 +244,9 @@ def read_turns(table: Path, audio: bool = True) -> list[Turn]:
 
 def _finished(path: Path) -> Run:
     """The run in that folder, or the only one inside it."""
-    inside = [] if (path / CONFIG).is_file() else sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
-    inside = [folder for folder in inside if open_run(folder).finished] or inside
-    if len(inside) > 1:
-        raise WrongUse(f"{path}: holds {len(inside)} runs; name one of them, such as {inside[0]}")
-    run = open_run(*inside or [path])
-    _ = run.result  # raises if it is not finished
-    return run
+    runs = find_runs(path)
+    runs = [run for run in runs if run.finished] or runs
+    if len(runs) > 1:
+        raise WrongUse(f"{path}: holds {len(runs)} runs; name one of them, such as {runs[0].path}")
+    _ = runs[0].result  # raises if it is not finished
+    return runs[0]

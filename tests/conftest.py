@@ -8,6 +8,7 @@ whole release of IEMOCAP.
 import inspect
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -34,6 +35,14 @@ HEAVY_TESTS = {
 }
 HEAVY_FIXTURES = {"browser", "demo_store", "newcomer", "processes", "release"}
 PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "start_fork_server"}
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real store with small made-up features, not to be written to; see tests/tiny_store.py."""
+    from ser.tests.tiny_store import make_store
+
+    return make_store(tmp_path_factory.mktemp("tiny")).path
 
 
 # A shell lets what it runs in the background ignore Ctrl-C, and so would every process that the tests start.

@@ -12,12 +12,12 @@ import numpy as np
 
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
-from ser.cache.store import PartRows, Store, open_store
+from ser.cache.store import PartRows, Store
+from ser.tests.tiny_store import NAMES, new_store
 
 LABELS = ("ang", "hap", "neu", "sad", "neu", "exc")
 POINT = {"ang": 0, "hap": 1, "exc": 1, "neu": 2, "sad": 3}
 WORDS = {"ang": "hate", "hap": "lovely", "exc": "amazing", "neu": "office", "sad": "miss"}
-NAMES = {"ang": "Anger", "hap": "Happiness", "exc": "Excited", "neu": "Neutral", "sad": "Sadness"}
 PLAIN = tuple("well I think you said that it was about them and the other thing we did on Monday".split())  # noqa: SIM905
 EVIL = (
     '<script>document.title="owned"</script> I said so',
@@ -51,8 +51,7 @@ def spoken_manifest(turns: int = 12) -> Manifest:
 def spoken_store(path: Path) -> Store:
     """HuBERT frames, mpnet tokens with their words, log-mel frames, is13 and bert vectors."""
     manifest = spoken_manifest()
-    store = open_store(path, create=True)
-    store.put_manifest(manifest)
+    store = new_store(path, manifest)
     rng = np.random.default_rng(1)
     points = rng.normal(size=(4, 16)) * 2.5
     columns = [manifest.column(name) for name in ("label", "text", "duration")]

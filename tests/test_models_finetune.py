@@ -82,8 +82,9 @@ def plain(folder: Path, texts: list[str]) -> list[torch.Tensor]:
 
 
 def texts_of(folder: Path, ids: Any) -> list[str]:
-    rows = {row["id"]: row["text"] for row in open_store(folder / "features").manifest().table.to_pylist()}
-    return [rows[i] for i in ids]
+    manifest = open_store(folder / "features").manifest()
+    texts = dict(zip(manifest.ids, manifest.column("text"), strict=True))
+    return [texts[i] for i in ids]
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

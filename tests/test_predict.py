@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -46,16 +47,6 @@ def altered_copy(run: Run, folder: Path, change: Callable[[dict[str, Any]], Any]
     change(config["provenance"])
     copy.write_json(RESULT, {**result, "files": result["files"] | copy.write_json(CONFIG, config)})
     return copy.path
-
-
-def table_of(folder: Path, run: Run) -> str:
-    lines = ["id,audio,text,dialogue,turn,speaker"]
-    for turn in turns_of(folder, run):
-        assert turn.audio is not None and turn.text is not None
-        text = turn.text.replace('"', '""')
-        audio = turn.audio.relative_to(folder / "corpus")
-        lines.append(f'{turn.id},{audio},"{text}",{turn.dialogue},{turn.turn},{turn.speaker}')
-    return "\n".join(lines) + "\n"
 
 
 def ser(*arguments: object) -> Result:
@@ -113,9 +104,9 @@ def test_the_run_folder_alone_will_do(newcomer: Path, tmp_path: Path) -> None:
 def test_dialogues_come_from_a_table_in_any_order(newcomer: Path, tmp_path: Path, name: str) -> None:
     run = run_of(newcomer, name)
     shutil.copytree(newcomer / "corpus", tmp_path / "corpus")
-    header, *lines = table_of(newcomer, run).splitlines()
-    table = tmp_path / "corpus" / "turns.csv"
-    table.write_text("\n".join([header, *reversed(lines)]) + "\n")
+    turns, table = pandas.DataFrame(turns_of(newcomer, run)[::-1]).drop(columns="sha256"), tmp_path / "corpus/turns.csv"
+    turns["audio"] = [audio.relative_to(newcomer / "corpus") for audio in turns["audio"]]
+    turns.to_csv(table, index=False)
     done = ser("predict", run.path, "--table", table, "--json")
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
@@ -137,13 +128,8 @@ def test_a_file_on_the_command_line(newcomer: Path) -> None:
     assert abs(sum(silent[0]["probabilities"].values()) - 1) < 1e-5
     spoken = ser("predict", run_of(newcomer, "text").path, "--text", "I am so happy for you")
     assert spoken.exit_code == 0, spoken.output
-
-
-def test_dialogue_models_say_that_lone_files_have_no_context(newcomer: Path) -> None:
-    run = run_of(newcomer, "lgf-add")
-    turn = turns_of(newcomer, run)[0]
-    done = ser("predict", run.path, turn.audio, "--text", "hello there")
-    assert done.exit_code == 0 and "reads whole dialogues" in done.stderr
+    lone = ser("predict", run_of(newcomer, "lgf-add").path, turn.audio, "--text", "hello there")
+    assert lone.exit_code == 0 and "reads whole dialogues" in lone.stderr
 
 
 def test_unusable_audio_is_named_and_the_rest_is_told(newcomer: Path, tmp_path: Path) -> None:
@@ -173,11 +159,7 @@ def test_other_weights_are_refused(newcomer: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("modality", "change", "message"),
     [
-        (
-            "audio",
-            {"provenance": {"folder": "/nowhere/hubert"}},
-            r"/nowhere/hubert, which is not.*--model hubert=",
-        ),
+        ("audio", {"provenance": {"folder": "/nowhere/hubert"}}, r"/nowhere/hubert, which is not.*--model hubert="),
         ("text", {"dim": 17}, "mpnet was altered"),
     ],
 )
@@ -189,18 +171,13 @@ def test_weights_that_are_gone_and_an_altered_spec_are_refused(
         Predictor(run)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {},
-        {"audio": ["a.wav", "b.wav"], "text": "x"},
-        {"table": "t.csv", "text": "x"},
-        {"table": "t.csv", "audio": ["a.wav"]},
-    ],
-)
-def test_contradictions_are_refused(newcomer: Path, arguments: dict[str, Any]) -> None:
-    with pytest.raises(WrongUse, match=r"give audio files .*, or a table of turns with a column text, and not both"):
-        predict(run_of(newcomer, "mit").path, **arguments)
+def test_contradictions_are_refused(newcomer: Path) -> None:
+    two, table = {"audio": ["a.wav", "b.wav"]}, {"table": "t.csv"}
+    for arguments in ({}, {**two, "text": "x"}, {**table, "text": "x"}, {**table, **two}):
+        with pytest.raises(
+            WrongUse, match=r"give audio files .*, or a table of turns with a column text, and not both"
+        ):
+            predict(run_of(newcomer, "mit").path, **arguments)
 
 
 def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
@@ -216,17 +193,10 @@ def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
         read_turns(tmp_path / "turns.csv")
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--device", "foo"], "--device foo: must be auto, cpu, cuda or cuda:N"),
-        (["--device", "cuda:7"], "--device cuda:7: torch finds no such device here"),
-        (["--model", "hubert"], "--model hubert: write --model NAME=ID_OR_PATH"),
-    ],
-)
-def test_a_wrong_device_or_model_is_one_sentence(newcomer: Path, words: list[str], told: str) -> None:
-    done = ser("predict", run_of(newcomer, "mit").path, "a.wav", *words)
-    assert done.exit_code == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
+@pytest.mark.parametrize("words", ["--device foo: must be auto, cpu,", "--model hubert: write --model NAME="])
+def test_a_wrong_device_or_model_is_one_sentence(newcomer: Path, words: str) -> None:
+    done = ser("predict", run_of(newcomer, "mit").path, "a.wav", *words.partition(":")[0].split())
+    assert done.exit_code == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_probabilities_that_are_no_numbers_are_no_answer(newcomer: Path) -> None:

@@ -17,11 +17,6 @@ from ser.train.run import load_model
 from ser.train.splits import make_folds
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("tiny")).path
-
-
 def stored(feature: str) -> dict[str, np.ndarray]:
     manifest = make_manifest()
     return dict(zip(manifest.ids, make_rows(manifest, feature), strict=True))

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -21,9 +22,8 @@ from safetensors.torch import load_file
 
 from ser.cache.atomic_io import locked
 from ser.cli import main
-from ser.errors import MissingRows, SerError, WrongUse
-from ser.tests.tiny_store import make_manifest, make_store
-from ser.train import run
+from ser.errors import Diverged, SerError, WrongUse
+from ser.tests.tiny_store import make_manifest
 from ser.train.experiment import Experiment, Progress, estimate, prepare, run_experiment
 from ser.train.fit import predict
 from ser.train.models import FUSIONS
@@ -34,11 +34,6 @@ from ser.train.run_folder import CONFIG, RESULT, Run, find_runs, open_run, run_n
 from ser.train.scores import CellScores, scores, summary_text
 
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("tiny")).path
 
 
 def lgf(store: Path, out: Path, **options) -> Experiment:
@@ -70,18 +65,12 @@ def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path:
     assert result["wa"] == pytest.approx(right)
     assert any(name.startswith("model.") for name in load_file(run.path / "model.safetensors"))
     assert len((run.path / "log").read_text().splitlines()) == 4
-
-
-def test_the_saved_model_gives_the_saved_probabilities(store: Path, tmp_path: Path) -> None:
-    experiment = lgf(store, tmp_path, folds=1)
-    (job,) = prepare(experiment)
-    (run,) = run_experiment(experiment)
+    (job,) = prepare(lgf(store, tmp_path, folds=1))  # and the saved model gives the saved probabilities
     fitted, fusion, settings = load_model(open_run(run.path))
     assert fusion.name == "lgf-add" and settings.d_model == 16 and set(fitted.scaling) == {"audio"}
     found = predict(fitted.model, job.data, job.fold.test, job.plan, fitted.scaling)
-    saved = run.predictions().to_pydict()
-    assert np.array_equal(found["logits"], np.array(saved["probabilities"], dtype=np.float32))
-    assert np.array_equal(found["text"], np.array(saved["probabilities head text"], dtype=np.float32))
+    assert np.array_equal(found["logits"], np.array(table["probabilities"], dtype=np.float32))
+    assert np.array_equal(found["text"], np.array(table["probabilities head text"], dtype=np.float32))
 
 
 def test_one_model_is_tested_with_both_and_with_either_modality(store: Path, tmp_path: Path) -> None:
@@ -98,25 +87,25 @@ def test_one_model_is_tested_with_both_and_with_either_modality(store: Path, tmp
         assert tests[name] == scores(truth, predicted, run.result["classes"])
 
 
-def test_only_audio_does_not_look_at_the_text(store: Path, tmp_path: Path) -> None:
-    settings = ("d_model=16", "heads=2", "queries=3")
-    (job,) = prepare(Experiment("hubert+mpnet", "mit", store=store, out=tmp_path, epochs=1, folds=1, set=settings))
-    torch.manual_seed(0)
-    model = job.plan.fusion.build(job.plan.settings, job.data.dims, 4)
-    before = predict(model, job.data, job.fold.test, job.plan, {}, hide="text")["logits"]
-    job.data.inputs["text"].values.mul_(-3)
-    assert np.array_equal(before, predict(model, job.data, job.fold.test, job.plan, {}, hide="text")["logits"])
-    assert not np.array_equal(before, predict(model, job.data, job.fold.test, job.plan, {})["logits"])
-
-
 def test_a_finished_run_is_never_trained_again(store: Path, tmp_path: Path) -> None:
-    first = run_experiment(lgf(store, tmp_path, folds=2, seeds=2))
+    told: list[Progress] = []
+    first = run_experiment(lgf(store, tmp_path, folds=2, seeds=2), told.append)
     stamps = {run.path: (run.path / "result.json").stat().st_mtime_ns for run in first}
-    assert len(stamps) == 4
-    epochs: list[Progress] = []
-    again = run_experiment(lgf(store, tmp_path, folds=2, seeds=2), epochs.append)
+    assert [(p.run, p.epoch and p.epoch.epoch) for p in told] == [
+        (run, epoch) for run in (1, 2, 3, 4) for epoch in (1, 2, 3, 4, None)
+    ]
+    assert told[0].runs == 4 and told[0].fold == "session 1" and told[0].epoch and told[0].epoch.ua is not None
+    again = run_experiment(lgf(store, tmp_path, folds=2, seeds=2), told.append)
     assert {run.path: (run.path / "result.json").stat().st_mtime_ns for run in again} == stamps
-    assert [progress.epoch for progress in epochs] == [None] * 4
+    assert [progress.epoch for progress in told[20:]] == [None] * 4
+
+
+def test_a_copied_run_counts_once(store: Path, tmp_path: Path) -> None:
+    (run,) = run_experiment(lgf(store, tmp_path / "runs", folds=1, epochs=1))
+    for folder in ("begun", "copy"):
+        shutil.copytree(run.path, tmp_path / folder / run.name)
+    (tmp_path / "begun" / run.name / RESULT).unlink()
+    assert find_runs(tmp_path / "begun", tmp_path / "runs", tmp_path / "copy") == [run]
 
 
 def test_any_change_of_the_config_is_another_run(store: Path, tmp_path: Path) -> None:
@@ -175,15 +164,6 @@ def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
     assert found.runs == 15 and found.parameters > 1000 and found.seconds > 0
     assert found.updates == 15 * 10 * 4  # four sessions of two dialogues but one dialogue, two dialogues a batch
     assert not (tmp_path / "out").exists()
-
-
-def test_it_tells_how_it_goes(store: Path, tmp_path: Path) -> None:
-    told: list[Progress] = []
-    run_experiment(lgf(store, tmp_path, folds=2), told.append)
-    assert [(p.run, p.epoch.epoch if p.epoch else None) for p in told] == [
-        (run, epoch) for run in (1, 2) for epoch in (1, 2, 3, 4, None)
-    ]
-    assert told[0].runs == 2 and told[0].fold == "session 1" and told[0].epoch and told[0].epoch.ua is not None
 
 
 SER = Path(sys.executable).with_name("ser")
@@ -291,8 +271,6 @@ def test_what_a_killed_process_left_is_removed(store: Path, tmp_path: Path) -> N
 
 
 def test_a_diverged_run_leaves_its_last_good_weights(store: Path, tmp_path: Path) -> None:
-    from ser.train.fit import Diverged
-
     experiment = lgf(store, tmp_path, folds=1, set=("lr=1e30", *SMALL[:-1]))
     with pytest.raises(Diverged, match="epoch 1, batch 2"):
         run_experiment(experiment)
@@ -301,68 +279,36 @@ def test_a_diverged_run_leaves_its_last_good_weights(store: Path, tmp_path: Path
     assert all(torch.isfinite(value).all() for value in load_file(run.path / "model.safetensors").values())
 
 
-def test_where_no_run_is(tmp_path: Path) -> None:
-    with pytest.raises(WrongUse, match="is not a run folder"):
-        open_run(tmp_path / "nothing")
-    with pytest.raises(WrongUse, match="holds no runs"):
-        find_runs(tmp_path / "nothing")
-
-
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "says"),
     [
-        ({"select": "valid"}, WrongUse, "did you mean val"),
-        ({"loss": "prospective"}, WrongUse, "did you mean perspective"),
-        ({"seeds": 0}, WrongUse, "--seeds 0"),
-        ({"folds": "some"}, WrongUse, "--folds some"),
-        ({"device": "tpu"}, WrongUse, "--device tpu"),
-        ({"corpus": "iemocap"}, WrongUse, "iemocap"),
-        ({"features": "egemaps"}, MissingRows, "ser features"),
-        ({"only": "scripted"}, WrongUse, "no id of corpus tiny says that its utterance is scripted"),
-        ({"set": ("refit=true",), "select": "last"}, WrongUse, "needs --select val and a dev part"),
-        ({"set": ("refit=true", "dev=none")}, WrongUse, "needs --select val and a dev part"),
-        ({"fusion": "audio", "features": "is13"}, WrongUse, "--loss perspective needs audio and text heads"),
+        ({"select": "valid"}, "did you mean val"),
+        ({"loss": "prospective"}, "did you mean perspective"),
+        ({"seeds": 0}, "--seeds 0"),
+        ({"folds": "some"}, "--folds some"),
+        ({"device": "tpu"}, "--device tpu"),
+        ({"corpus": "iemocap"}, "iemocap"),
+        ({"only": "scripted"}, "no id of corpus tiny says that its utterance is scripted"),
+        ({"set": ("refit=true",), "select": "last"}, "needs --select val and a dev part"),
+        ({"set": ("refit=true", "dev=none")}, "needs --select val and a dev part"),
+        ({"fusion": "audio", "features": "is13"}, "--loss perspective needs audio and text heads"),
     ],
 )
-def test_wrong_experiments(store: Path, tmp_path: Path, options: dict, error: type, says: str) -> None:
-    with pytest.raises(error, match=says):
+def test_wrong_experiments(store: Path, tmp_path: Path, options: dict, says: str) -> None:
+    with pytest.raises(WrongUse, match=says):
         run_experiment(lgf(store, tmp_path, **options))
 
 
-def test_the_summary_pools_folds_and_gives_intervals(store: Path, tmp_path: Path) -> None:
-    runs = run_experiment(lgf(store, tmp_path))
-    cell = CellScores(runs)
-    tables = [run.predictions().to_pydict() for run in runs]
-    right = [t == p for table in tables for t, p in zip(table["truth"], table["predicted"], strict=True)]
-    score, own = cell.score("wa"), [100 * run.result["wa"] for run in runs]
-    assert score.pooled == pytest.approx(100 * np.mean(right))
-    assert score.over_folds == pytest.approx((np.mean(own), np.std(own, ddof=1))) and score.folds == 5
+def test_the_summary_says_what_the_scores_are_of(store: Path, tmp_path: Path) -> None:
+    cell = CellScores(run_experiment(lgf(store, tmp_path)))
     assert cell.interval_over == "10 speakers"
     text = summary_text(cell)
     raw = make_manifest().column("label")
     assert f"left out: {raw.count('fru')} (label fru is not in 4class), {raw.count('xxx')} (label xxx" in text
     assert "session-out · val · 4class · dev 0.1 in whole dialogues · n train 60–64 · n dev 10 · n test 16–20" in text
     assert "random weights (bert) and synthetic corpus (tiny): no comparison with the paper is meant" in text
-
-
-def test_best_test_and_speaker_dependent_say_so_everywhere(store: Path, tmp_path: Path) -> None:
-    runs = run_experiment(lgf(store, tmp_path, select="best-test", folds=1))
-    assert runs[0].result["select"] == "best-test"
-    assert "best-test (epoch chosen on the TEST part)" in summary_text(CellScores(runs))
-    big = make_store(tmp_path / "big", turns=48).path
-    runs = run_experiment(lgf(big, tmp_path, protocol="random-70-20-10", epochs=1))
-    assert runs[0].result["speaker_independent"] is False
-    assert "(speaker-dependent)" in summary_text(CellScores(runs))
-
-
-def test_state_is_written_now_and_then(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "STATE_SECONDS", 0.0)
-    seen = []
-    run_experiment(
-        lgf(store, tmp_path, folds=1),
-        lambda progress: seen.append([p.name for p in tmp_path.glob("*/state.safetensors")]),
-    )
-    assert seen[0] == [] and seen[2] == ["state.safetensors"] and seen[-1] == []
+    best = CellScores(run_experiment(lgf(store, tmp_path, select="best-test", folds=1)))
+    assert best.results[0]["select"] == "best-test" and "best-test (epoch chosen on the TEST part)" in best.conditions
 
 
 def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_origin
@@ -28,7 +29,7 @@ from .finetune import with_encoder
 from .fit import Diverged, Epoch, fit_standardizers, make_optimiser, training_loss
 from .fit_many import MOST, can_train_together, fit_many, runs_at_once
 from .options import Experiment
-from .run import check_log, one_thread, train_runs
+from .run import one_thread, train_runs
 from .run_folder import CONFIG, Run, open_run, run_name
 from .settings import TrainConfig, has_setting, parse_settings
 from .splits import SHARE, Cut, Fold, make_folds
@@ -79,7 +80,6 @@ class Progress:
 def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]:
     """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
     _check_options(experiment)
-    check_log(experiment.log)
     asked = {
         name: getattr(experiment, name) for name in ("corpus", "labels", "limit", "allow_missing", "views", "only")
     }
@@ -108,7 +108,7 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
 
 
 def _check_options(experiment: Experiment) -> None:
-    """Raise `WrongUse` for a value that its option does not take."""
+    """Raise `WrongUse` for a value that its option does not take, here."""
     for option in fields(experiment):
         value, name, choices = getattr(experiment, option.name), option.name, option.metadata.get("choices")
         kind: Any = option.type
@@ -123,6 +123,11 @@ def _check_options(experiment: Experiment) -> None:
         most = option.metadata.get("most") or 1_000_000_000
         if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= most:
             raise WrongUse(f"--{name} {value}: must be at least 1 and at most {most:,}")
+    if experiment.log == "tensorboard" and find_spec("tensorboard") is None:
+        raise WrongUse(
+            "--log tensorboard: TensorBoard is not installed; `pip install 'ser[tensorboard]'` adds it, and without "
+            "--log every run still writes its epochs to its file `log`"
+        )
 
 
 def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig) -> dict[str, Any]:

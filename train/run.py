@@ -1,12 +1,10 @@
 """One run, or many runs of one fold at once: train, test, write the folders; and open a trained model again."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from ser.cache.atomic_io import PLAIN
 from ser.engines import is_out_of_memory
 from ser.errors import CorruptStore, SerError, WrongUse
 
@@ -29,6 +26,7 @@ from .settings import TrainConfig, recorded
 from .splits import Fold, known_before
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
+Log = Callable[[Epoch | str], None]
 
 
 def train_runs(
@@ -66,12 +64,16 @@ def train_runs(
         most = min(len(left), runs_at_once(data, fold, plans[0])) if together else 1
         while left:
             now = left[:most]
-            started, fitted = time.monotonic(), None
+            started = time.monotonic()
+            fitted: list[Fitted | Diverged] = []  # so the models of the last ones are gone, and what a fault held
+            torch.cuda.empty_cache()
             try:
                 if together:
                     fitted = fit_many(data, fold, [plans[i] for i in now], [logs[i] for i in now])
                 else:
                     fitted = [_fit_with_states(data, fold, plans[now[0]], runs[now[0]], logs[now[0]])]
+            except Diverged as fault:
+                fitted = [fault]
             except KeyboardInterrupt:
                 way = "starts this run anew" if together else "goes on with this run"
                 for i in now:
@@ -83,26 +85,22 @@ def train_runs(
                 for i in now:
                     logs[i](f"memory ran out with {len(now)} runs at once; started anew with half as many")
                 most = len(now) // 2
-            if fitted is None:  # the fault and what it held are gone
-                torch.cuda.empty_cache()
                 continue
             seconds = (time.monotonic() - started) / len(now)
             for i, one in zip(now, fitted, strict=True):
-                found[i] = runs[i]
-                if isinstance(one, Diverged):
-                    ended: Diverged | None = one
-                else:
-                    ended = _finish(runs[i], data.on(plans[i].device), fold, plans[i], configs[i], one, seconds)
-                if ended:
+                run, plan = runs[i], plans[i]
+                ended = one if isinstance(one, Diverged) else _finish(run, data, fold, plan, configs[i], one, seconds)
+                if isinstance(ended, Diverged):
                     if ended.kept:
-                        write_model(runs[i], ended.kept, ended.standardizers)
+                        write_model(run, ended.kept, ended.standardizers)
                     logs[i](str(ended))
-                    found[i] = Diverged(f"{runs[i].path}: {ended}", ended.kept, ended.standardizers)
+                    ended = Diverged(f"{run.path}: {ended}", ended.kept, ended.standardizers)
+                found[i] = ended
             left = left[most:]
     return [found[i] for i in range(len(names))]
 
 
-def _fit_with_states(data: Dataset, fold: Fold, plan: TrainConfig, run: Run, log: "Log") -> Fitted | Diverged:
+def _fit_with_states(data: Dataset, fold: Fold, plan: TrainConfig, run: Run, log: Log) -> Fitted:
     """`fit` from the run's last state, if there is one, writing a new one now and then."""
     written = time.monotonic()
 
@@ -113,26 +111,7 @@ def _fit_with_states(data: Dataset, fold: Fold, plan: TrainConfig, run: Run, log
             run.write_tensors(STATE, state())
             written = time.monotonic()
 
-    try:
-        return fit(data, fold, plan, after_epoch, run.tensors(STATE) if (run.path / STATE).exists() else None)
-    except Diverged as fault:
-        return fault
-
-
-def check_log(log: str | None) -> None:
-    """Raise `WrongUse` if TensorBoard is asked for and not installed."""
-    if log == "tensorboard" and find_spec("tensorboard") is None:
-        raise WrongUse(
-            "--log tensorboard: TensorBoard is not installed; `pip install 'ser[tensorboard]'` adds it, and without "
-            "--log every run still writes its epochs to its file `log`"
-        )
-
-
-Log = Callable[[Epoch | str], None]
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | PLAIN, 0o666)
+    return fit(data, fold, plan, after_epoch, run.tensors(STATE) if (run.path / STATE).exists() else None)
 
 
 @contextlib.contextmanager
@@ -140,7 +119,7 @@ def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) 
     """What takes epochs to a run's log, to TensorBoard if asked and to `on_epoch`, and other lines to the log alone."""
     with contextlib.ExitStack() as stack:
         mode = "a" if (run.path / STATE).exists() else "w"
-        lines = stack.enter_context(open(run.path / LOG, mode, encoding="utf-8", opener=_open_no_link))
+        lines = stack.enter_context((run.path / LOG).open(mode, encoding="utf-8"))
         curves: Any = None
         if plan.log == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
@@ -166,11 +145,11 @@ def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) 
 
 def _finish(
     run: Run, data: Dataset, fold: Fold, plan: TrainConfig, config: Mapping[str, Any], fitted: Fitted, seconds: float
-) -> Diverged | None:
+) -> Run | Diverged:
     """Test the model and write what the run leaves; `result.json` comes last. Predictions that are NaN are a fault."""
     utterances, rows = data.utterances, fold.test
     classes, truth = utterances.classes, utterances.labels[rows]
-    tests = predict_tests(fitted, data, rows, plan)
+    tests = predict_tests(fitted, data.on(plan.device), rows, plan)
     if not all(np.isfinite(found).all() for found in tests.values()):
         return Diverged("the predictions became nan; try a lower lr or --set clip_norm=1", {}, {})
     columns: dict[str, Any] = {
@@ -204,7 +183,7 @@ def _finish(
     }
     run.write_json(RESULT, result)
     (run.path / STATE).unlink(missing_ok=True)
-    return None
+    return run
 
 
 def predict_tests(fitted: Fitted, data: Dataset, rows: np.ndarray, plan: TrainConfig) -> dict[str, np.ndarray]:

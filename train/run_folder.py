@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -32,7 +31,7 @@ from safetensors import SafetensorError
 
 from ser.cache.atomic_io import Buffer, locked, make_folder, read_small, remove_leftovers, write_whole
 from ser.cache.spec import canonical_json
-from ser.errors import CorruptStore, StoreError, WrongUse
+from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
 PREDICTIONS = "predictions.parquet"
@@ -221,7 +220,7 @@ class Run:
     def _reading(self, name: str) -> Iterator[None]:
         try:
             yield
-        except StoreError:
+        except SerError:
             raise
         except (OSError, *_FAULTS) as error:
             raise CorruptStore(f"{self.path / name}: cannot be read ({error}); {AGAIN}") from None
@@ -246,25 +245,31 @@ def open_run(path: Path | str) -> Run:
     path = Path(path)
     if not (path / CONFIG).is_file():
         raise WrongUse(f"{path}: is not a run folder (no {CONFIG}); `ser train` writes them under runs/")
-    return Run(path)
+    return Run(path.resolve())
 
 
 def find_runs(*paths: Path | str) -> list[Run]:
-    """All runs in the given folders, finished or not, each once. Raises `WrongUse` where there is none."""
-    found: dict[Path, None] = {}
+    """All runs in the given folders, finished or not, each once: of copies the first, or the first that is finished.
+
+    Raises `WrongUse` where there is none.
+    """
+    found: dict[str, Run] = {}
     for path in map(Path, paths):
         here = [path] if (path / CONFIG).is_file() else sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
         if not here:
-            raise WrongUse(f"{path}: holds no runs; `ser train --out {path}` writes them")
-        found |= dict.fromkeys(folder.resolve() for folder in here)
-    return [Run(folder) for folder in found]
+            raise WrongUse(f"{path}: is not a run folder (no {CONFIG}) and holds no runs; `ser train` writes them")
+        for run in (Run(folder.resolve()) for folder in here):
+            if run.name not in found or (run.finished and not found[run.name].finished):
+                found[run.name] = run
+    return list(found.values())
 
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[Run]:
     """The run folder, made if needed, with nobody else at work in it: a second process waits for the first.
 
-    On a finished run nobody works any more: it takes neither a lock nor the right to write.
+    On a finished run nobody works any more: it takes neither a lock nor the right to write. What killed writers left is
+    removed. Raises `StoreError` for a link or special file in the folder: no run is written through one.
     """
     if Run(path).finished:
         yield Run(path)
@@ -272,15 +277,10 @@ def claimed(path: Path) -> Iterator[Run]:
     make_folder(path)
     with locked(path / "lock", "waits for the process that trains this run"):
         remove_leftovers(path.parent / SHARED)
-        _tidy(path)
+        for entry in (path, *path.iterdir()):
+            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+                fault = "is a link or a special file, and a run is not written through one; remove it"
+                raise StoreError(f"{entry}: {fault}")
+            if entry.match(".*.part"):
+                entry.unlink()
         yield Run(path)
-
-
-def _tidy(path: Path) -> None:
-    """Remove what killed writers left. Raises `StoreError` for a link or special file: no run is written through it."""
-    for entry in (path, *path.iterdir()):
-        kind = entry.lstat().st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-            raise StoreError(f"{entry}: is a link or a special file, and a run is not written through one; remove it")
-        if entry.match(".*.part"):
-            entry.unlink()
