@@ -74,12 +74,12 @@ def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[
                 with contextlib.suppress(OSError):
                     os.write(log, f"{int(time.time())} {stamp}\n".encode())
             yield replace(checked, remaining=len(things) - number)
-        if log is not None:
-            journal.unlink(missing_ok=True)
     finally:
         pool.shutdown(cancel_futures=True)
         if log is not None:
             os.close(log)
+    if log is not None:  # which is closed: Windows unlinks no open file
+        journal.unlink(missing_ok=True)
 
 
 def _recently_good(journal: Path) -> set[str | None]:
