@@ -1,7 +1,5 @@
 """What people import: a table, a dataset, an extractor of their own, against the plainest way to the same."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,11 +77,6 @@ def test_torch_dataset_of_vectors(tmp_path: Path) -> None:
     assert data.classes == ("ang", "exc", "fru", "hap", "neu", "sad")
     with pytest.raises(WrongUse, match=r"unknown label policy '4clas' \(did you mean 4class\?\)"):
         TorchDataset(tmp_path / "s", "is13", labels="4clas")
-
-
-def test_the_store_and_its_tables_need_no_torch() -> None:
-    code = "import sys, ser.cache.store, ser.cache.transfer; sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd="/").returncode == 0
 
 
 def test_an_extractor_of_ones_own(tmp_path: Path) -> None:
