@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ser.cache.spec import Spec
+from ser.cache.spec import Spec, to_record
 from ser.engines.machine import choose_device
 from ser.errors import CorpusError, CorruptStore, SerError, WrongUse, unknown
 from ser.extract.audio import locate
@@ -105,7 +105,7 @@ class Predictor:
         for modality, feature in self.run.config["features"].items():
             if modality not in recorded:
                 raise CorruptStore(f"{where}: does not say how {feature['feature']} was computed; train the run again")
-            specs[modality] = Spec.from_json(recorded[modality], where)
+            specs[modality] = to_record(recorded[modality], Spec, where)
             if specs[modality].fingerprint != feature["fingerprint"]:
                 raise CorruptStore(f"{where}: its spec of {feature['feature']} was altered; train the run again")
         known = [spec.feature for spec in specs.values()]

@@ -48,18 +48,13 @@ def open_plain(path: Path | str, remedy: str = REPAIR) -> int:
     cannot be opened.
     """
     try:
-        # O_NONBLOCK: opening a pipe must not wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | PLAIN)
+        return open_named(path, os.O_RDONLY | _O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptStore(f"{path}: is missing; {remedy}") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise CorruptStore(f"{path}: is a link or a special file; {remedy}") from error
         raise StoreError(f"{path}: cannot be opened ({error.strerror})") from error
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise CorruptStore(f"{path}: is a link or a special file; {remedy}")
 
 
 def read_small(path: Path, remedy: str = REPAIR) -> bytes:
@@ -118,31 +113,23 @@ def write_file(path: Path, buffers: Sequence[Buffer]) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _on_disk(path: Path) -> bytes:
+def _on_disk(path: Path, direct: int = _O_DIRECT) -> bytes:
     """The sha256 of a file as read past the page cache, which stays as it is for the next reader.
 
     Where there is no O_DIRECT (macOS, Windows, some file systems) it is read through the page cache, and then shows
     what the system was given to write, not what the disk holds.
     """
     try:
-        return _sha256(path, _O_DIRECT)
+        with os.fdopen(os.open(path, os.O_RDONLY | PLAIN | direct), "rb", buffering=0) as file:
+            size, digest = os.fstat(file.fileno()).st_size, hashlib.sha256()
+            page = memoryview(mmap.mmap(-1, _PIECE))  # aligned, as O_DIRECT demands of it and of where a read begins
+            while file.tell() < size and (read := file.readinto(page)):
+                digest.update(page[:read])
+            return digest.digest()
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno != errno.EINVAL or not direct:
             raise
-        return _sha256(path, 0)
-
-
-def _sha256(path: Path, flags: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | PLAIN | flags)
-    try:
-        at, size, digest = 0, os.fstat(descriptor).st_size, hashlib.sha256()
-        page = memoryview(mmap.mmap(-1, _PIECE))  # aligned, as O_DIRECT demands
-        while at < size and (read := read_at(descriptor, [page], at)):
-            at += read
-            digest.update(page[:read])
-        return digest.digest()
-    finally:
-        os.close(descriptor)
+        return _on_disk(path, 0)
 
 
 def read_at(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
@@ -300,12 +287,12 @@ def _open_lock(path: Path, flags: int) -> int:
     return descriptor
 
 
-def try_lock(descriptor: int) -> bool | None:
+def try_lock(descriptor: int, wait: bool = False) -> bool | None:
     """Lock an open file until it is closed. False if another process holds it, None if its file system has no locks."""
     from filelock import lock_descriptor  # 50 ms, which who only reads does not wait for
 
     try:
-        return lock_descriptor(descriptor, blocking=False)
+        return lock_descriptor(descriptor, blocking=wait)
     except OSError as error:
         if error.errno not in _UNLOCKABLE:
             raise
@@ -325,9 +312,7 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
             _warn_once(fault, path.parent.parent)
         if held is False and waiting:
             log.warning("%s: %s", path.parent, waiting)
-        while held is False:
-            time.sleep(0.05)
-            held = try_lock(descriptor)
+        held is False and try_lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)

@@ -63,15 +63,11 @@ def _read_npy(path: Path) -> Arrays:
 
 def _read_npz(path: Path) -> Arrays:
     with np.load(path, allow_pickle=False) as archive:
-        members = archive.zip.infolist()
-        _check_size(path, sum(member.file_size for member in members))
-        names = Counter(member.filename for member in members)
-        for name, times in names.items():
-            if not name.endswith(".npy") or times > 1:
+        _check_size(path, sum(member.file_size for member in archive.zip.infolist()))
+        arrays = {name: archive[name] for name in archive.files}
+        for name, times in Counter(archive.files).items():
+            if times > 1 or not isinstance(arrays[name], np.ndarray):
                 raise StoreError(f"{path}: holds {name!r}, which is not a single .npy member")
-        arrays = {name.removesuffix(".npy"): archive[name] for name in names}
-    if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise StoreError(f"{path}: its member {strange[0]!r} is not an array")
     return arrays
 
 

@@ -118,13 +118,9 @@ class Part:
         """Utterance i is rows `offsets[i]:offsets[i + 1]` of the values. Raises `CorruptStore` if it cannot be."""
         offsets = np.empty(len(self.record.ids) + 1, np.int64)
         read_stretches([(self.folder, self.record.arrays["offsets"], [(0, len(offsets), 0)])], offsets)
-        self.check_offsets(offsets)
-        return offsets.tolist()
-
-    def check_offsets(self, offsets: npt.NDArray[np.int64]) -> None:
-        """Raise `CorruptStore` unless these `[n + 1]` cut the part's rows into its utterances."""
         if offsets[0] != 0 or offsets[-1] != self.record.arrays["values"].shape[0] or (np.diff(offsets) < 0).any():
             raise CorruptStore(f"{self.folder}: its offsets do not fit its rows; {REPAIR}")
+        return offsets.tolist()
 
 
 def _files_below(folder: Path, recorded: Collection[str], inside: str = "") -> Iterable[tuple[str, int]]:
@@ -204,10 +200,10 @@ class PartRows:
 
 
 def part_name(
-    corpus: str, ids: Iterable[str], inputs: Iterable[str | None], quarantined: Iterable[tuple[str, str | None]] = ()
+    corpus: str, ids: Iterable[str], inputs: Iterable[str | None], quarantined: Iterable[Quarantine] = ()
 ) -> str:
     """The first 16 hex digits of a sha256 over what the part is computed from."""
-    key = [corpus, list(zip(ids, inputs, strict=True)), [list(pair) for pair in quarantined]]
+    key = [corpus, list(zip(ids, inputs, strict=True)), [[one.id, one.input] for one in quarantined]]
     return hashlib.sha256(canonical_json(key)).hexdigest()[:16]
 
 
@@ -263,7 +259,7 @@ def publish(
             raise StoreError(f"corpus {rows.corpus}: utterance {id_!r} appears twice in one part")
         if id_.encode(errors="replace").decode() != id_:
             raise StoreError(f"corpus {rows.corpus}: utterance {id_!r} has an id that is not valid Unicode")
-    name = part_name(rows.corpus, rows.ids, rows.inputs, [(entry.id, entry.input) for entry in rows.quarantined])
+    name = part_name(rows.corpus, rows.ids, rows.inputs, rows.quarantined)
     if (parent / name / "part.json").exists():
         return None
     arrays = pack(rows, spec)

@@ -48,12 +48,17 @@ def read_checksummed(path: Path, kind: type[Json]) -> Json:
     body = content[:-_LENGTH] + b"}"
     if content[-_LENGTH:] != _CHECKSUM % hashlib.sha256(body).hexdigest().encode():
         raise CorruptStore(f"{path}: altered or cut short (its checksum is wrong); {REPAIR}")
+    return to_record(body, kind, str(path))
+
+
+def to_record(record: bytes | Mapping[str, Any], kind: type[Json], where: str) -> Json:
+    """A record, or the JSON of one, as an instance of `kind`. Raises as `read_checksummed` does."""
     try:
-        record = msgspec.json.decode(body, type=dict)
-        check_version(record.get("format_version"), str(path))
-        return msgspec.convert(record, kind)
+        found = msgspec.json.decode(record, type=dict) if isinstance(record, bytes) else record
+        check_version(found.get("format_version"), where)
+        return msgspec.convert(found, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CorruptStore(f"{path}: not a record of a store ({error}); {REPAIR}") from None
+        raise CorruptStore(f"{where}: not a record of a store ({error}); {REPAIR}") from None
 
 
 def check_version(version: Any, where: str) -> None:
@@ -111,15 +116,6 @@ class Spec:
             msgspec.json.decode(canonical_json(self.to_json()), type=type(self))
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
             raise WrongUse(f"{self.name}: no store can hold a feature that is specified so ({error})") from None
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any], where: str) -> "Spec":
-        """Read back what `to_json` gave. Raises `StoreError`."""
-        check_version(record.get("format_version"), where)
-        try:
-            return msgspec.convert(record, cls)
-        except msgspec.ValidationError as error:
-            raise CorruptStore(f"{where}: not a spec ({error}); {REPAIR}") from None
 
     @property
     def random_weights(self) -> bool:

@@ -18,17 +18,7 @@ from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 from . import atomic_io
 from .atomic_io import explain_disk_errors, folders_in, make_folder, read_small, replace_file
 from .feature import Feature
-from .manifest import (
-    LOG,
-    RESERVED,
-    Manifest,
-    check_name,
-    generations,
-    is_name,
-    list_corpora,
-    log_with,
-    read_manifest,
-)
+from .manifest import LOG, RESERVED, Manifest, check_name, generations, is_name, list_corpora, log_with, read_manifest
 from .part import Packed, PartRows, Quarantine
 from .spec import Spec, checksummed_json
 
@@ -165,18 +155,17 @@ class Store:
         self._cleaned or self.remove_leftovers()
         name = check_name("feature", spec.feature)
         spec.check()
-        folder = self.path / name / spec.fingerprint
-        if not folder.exists():
-            with explain_disk_errors(f"adding feature {spec.name}", self.path):
-                atomic_io.new_folder(self.path, folder, {"spec.json": checksummed_json(spec.to_json())}, "parts")
-        try:
-            return Feature(self.path, folder)
-        except CorruptStore:
-            # The folder's name vouches for what spec.json must say, so the parts beside it stay good.
-            with explain_disk_errors("writing spec.json again", self.path):
-                replace_file(folder / "spec.json", checksummed_json(spec.to_json()), self.path)
+        folder, content = self.path / name / spec.fingerprint, checksummed_json(spec.to_json())
+        with explain_disk_errors(f"adding feature {spec.name}", self.path):
+            if not folder.exists():
+                atomic_io.new_folder(self.path, folder, {"spec.json": content}, "parts")
+            try:
+                return Feature(self.path, folder)
+            except CorruptStore:
+                # The folder's name vouches for what spec.json must say, so the parts beside it stay good.
+                replace_file(folder / "spec.json", content, self.path)
                 make_folder(folder / "parts")
-            return Feature(self.path, folder)
+        return Feature(self.path, folder)
 
     def __getitem__(self, name: str) -> Feature:
         return self.feature(name)

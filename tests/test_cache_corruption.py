@@ -1,5 +1,6 @@
 """Whatever happens to a file of a store, somebody says so: at open, at reading, or at verify."""
 
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -45,8 +46,8 @@ def complaints(path: Path, manifest: Manifest, arrays: Arrays) -> Iterator[str]:
         assert feature["u003"].tobytes() == arrays["u003"].tobytes()
     except SerError as error:
         yield str(error)
-    store = open_store(path)
-    yield from (checked.problem for checked in verify(store) if checked.problem)
+    if (path / "manifests").exists():
+        yield from (checked.problem for checked in verify(open_store(path)) if checked.problem)
 
 
 def check_noticed(path: Path, file: Path, manifest: Manifest, arrays: Arrays, at_open: bool) -> None:
@@ -64,7 +65,7 @@ def check_noticed(path: Path, file: Path, manifest: Manifest, arrays: Arrays, at
                 feature.parts()
 
 
-@pytest.mark.parametrize("harm", ["delete", "empty", "truncate", "grow", "link"])
+@pytest.mark.parametrize("harm", ["delete", "empty", "truncate", "grow", "link", "pipe"])
 def test_each_file_in_turn(sample: tuple[Path, Manifest, Arrays], harm: str, tmp_path: Path) -> None:
     path, manifest, arrays = sample
     files = files_of(path)
@@ -77,6 +78,9 @@ def test_each_file_in_turn(sample: tuple[Path, Manifest, Arrays], harm: str, tmp
             shutil.copy(file, tmp_path / "elsewhere")
             file.unlink()
             file.symlink_to(tmp_path / "elsewhere")
+        elif harm == "pipe":
+            file.unlink()
+            os.mkfifo(file)
         else:
             file.write_bytes({"empty": b"", "truncate": content[: len(content) // 2], "grow": content + b"\0"}[harm])
         check_noticed(path, file, manifest, arrays, at_open=True)
@@ -110,15 +114,9 @@ def test_each_folder_in_turn(sample: tuple[Path, Manifest, Arrays]) -> None:
     for folder in folders:
         aside = path.parent / "aside"
         folder.rename(aside)
-        try:
-            store = open_store(path)
-            said = list(complaints(path, manifest, arrays))
-        except SerError as error:
-            said = [str(error)]
-        assert said, f"nobody noticed {folder}"
+        assert list(complaints(path, manifest, arrays)), f"nobody noticed {folder}"
         aside.rename(folder)
     assert not list(complaints(path, manifest, arrays))
-    assert store is not None
 
 
 def test_a_reader_in_flight_gets_an_error(sample: tuple[Path, Manifest, Arrays]) -> None:

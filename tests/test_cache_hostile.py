@@ -1,7 +1,6 @@
 """Stores that lie on purpose: every checksum right, and false."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,18 +137,6 @@ def test_a_link_in_place_of_a_folder(tmp_path: Path) -> None:
     inside.symlink_to(tmp_path / "values")
     with pytest.raises(CorruptStore, match="link or a special file"):
         open_store(tmp_path / "s")["frames"].load(manifest)
-
-
-def test_a_pipe_in_place_of_a_file(tmp_path: Path) -> None:
-    _feature, manifest, folder = sample(tmp_path / "s", "hdf5")
-    for name in ("part.json", "data.h5"):
-        kept = (folder / name).read_bytes()
-        (folder / name).unlink()
-        os.mkfifo(folder / name)
-        with pytest.raises(CorruptStore, match=name):
-            open_store(tmp_path / "s")["frames"].load(manifest)
-        (folder / name).unlink()
-        (folder / name).write_bytes(kept)
 
 
 def replace_file(folder: Path, name: str, content: bytes) -> None:

@@ -12,8 +12,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 import zarr
@@ -21,8 +19,7 @@ import zarr
 from ser.cache.manifest import Manifest
 from ser.cache.store import Store, open_store
 from ser.cache.transfer import export, import_feature, read_ids
-from ser.errors import CorpusError, MissingRows, SerError, StoreError, WrongUse
-from ser.extract.corpora.table import read_manifest
+from ser.errors import MissingRows, SerError, StoreError, WrongUse
 from ser.tests.store_samples import manifest_of, sample_store
 from ser.tests.test_cache_hostile import EVIL_HDF5, evil_hdf5
 
@@ -69,9 +66,12 @@ def test_plain_readers_open_exports(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
-    store, feature, _, _ = sample_store(tmp_path / "a", "hdf5")
+    store, feature, manifest, _ = sample_store(tmp_path / "a", "hdf5")
     with pytest.raises(MissingRows, match="lacks 2 of 12"):
         export(feature, manifest_of(12), tmp_path / "out.h5")
+    for file, reason in {"nowhere/x.h5": "no such folder", "x.pkl": r"known: \.h5, \.hdf5, \.npz, .*, \.zarr"}.items():
+        with pytest.raises(WrongUse, match=reason):
+            export(feature, manifest, tmp_path / file)
     odd = Manifest.from_rows("odd", [{"id": "nul\0", "audio_sha256": "0" * 64}])
     store.put_manifest(odd)
     np.save(tmp_path / "one.npy", VALUES[:1])
@@ -274,36 +274,3 @@ def test_large_imports_are_cut_into_parts(tmp_path: Path, empty: Store, monkeypa
     assert done.parts >= 4 and empty["mine"].spec.level == "token"
     packed = empty["mine"].load(manifest)
     assert np.array_equal(packed.values, np.tile(VALUES, (1, 10))) and packed.offsets.tolist() == offsets.tolist()
-
-
-ROWS: list[dict[str, Any]] = [
-    {"id": "a", "speaker": "1F", "session": "1", "label": "neu", "turn": 3, "start": 0.5, "text": 'x, "y"\nz',
-     "votes": [["neu"], ["neu", "sad"]]},
-    {"id": "=b", "speaker": "007", "session": "1", "label": "hap", "turn": 4, "text": "NA"},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
-def test_a_manifest_from_a_table(tmp_path: Path, empty: Store, suffix: str) -> None:
-    path = tmp_path / f"table{suffix}"
-    if suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(ROWS), path)
-    else:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*ROWS[0], "other"], delimiter="\t" if suffix == ".tsv" else ",")
-            writer.writeheader()
-            writer.writerows([{**row, "votes": json.dumps(row["votes"]) if row.get("votes") else ""} for row in ROWS])
-    manifest = read_manifest(path, "published")
-    assert manifest.ids == ["a", "=b"] and manifest.column("speaker") == ["1F", "007"]
-    assert manifest.column("votes") == [[["neu"], ["neu", "sad"]], None]
-    assert manifest.column("turn") == [3, 4] and manifest.column("start") == [0.5, None]
-    assert manifest.column("text") == ['x, "y"\nz', "NA"] and manifest.inputs("audio") == [None, None]
-    np.save(tmp_path / "x.npy", VALUES[:2])
-    import_feature(empty, "gemaps", tmp_path / "x.npy", "audio", manifest)
-    import_feature(empty, "minilm", tmp_path / "x.npy", "text", manifest)
-    assert empty["gemaps"].complete(empty.manifest()) and empty["minilm"].complete(empty.manifest())
-
-    (tmp_path / "bad.csv").write_text("id,votes\na,7\n")
-    for name, match in (("bad.csv", "line 2: the votes '7' is not JSON"), ("none.csv", "none.csv"), ("x.pkl", "x.pkl")):
-        with pytest.raises((CorpusError, WrongUse), match=match):
-            read_manifest(tmp_path / name, "x")

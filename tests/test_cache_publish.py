@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ser.cache.blocks import Block
 from ser.cache.store import Feature, PartRows, open_store
 from ser.cache.verify import verify
 from ser.errors import StoreError
-from ser.tests.store_samples import check_whole, fill, manifest_of, part_rows, sample_store, spec_of, values_of
+from ser.tests.store_samples import check_whole, manifest_of, part_rows, sample_store, spec_of, values_of
 from ser.tests.store_writer import COUNT
 
 BACKENDS = ["zarr", "hdf5"]
@@ -167,41 +167,6 @@ def test_a_failing_system_call(tmp_path: Path, backend: str, call: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_system_call_fails_once(tmp_path: Path, backend: str, call: str) -> None:
     assert inject(tmp_path, backend, call, 12) >= 1
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 3 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small tmpfs: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_full_disk(small_disk: Path, backend: str) -> None:
-    store = open_store(small_disk / "s", create=True)
-    manifest = manifest_of(12)
-    store.put_manifest(manifest)
-    feature = store.add(spec_of("utterance", 100_000, "float32"))  # 400 KB each
-    arrays = values_of(manifest, feature.spec)
-    with pytest.raises(StoreError, match=r"disk is full \(0\.81 MB needed, 0\.\d\d MB free\).*what is published stays"):
-        fill(feature, manifest, arrays, backend, per_part=2)
-    assert 4 <= feature.rows(manifest) < 8
-    there = [row for row in range(12) if row not in feature.missing(manifest)]
-    packed = feature.load(manifest, there)
-    assert all(packed[i].tobytes() == arrays[id_].tobytes() for i, id_ in enumerate(packed.ids))
-    assert not list((store.path / "tmp").iterdir())
-    with pytest.raises(StoreError, match="disk is full"):
-        for _ in range(50):
-            store.add(spec_of(feature="more", provenance={"text": "x" * 100_000}, version=random.randrange(10**9)))
-    subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
-    before = names_of(feature)
-    assert not before & set(fill(feature, manifest, arrays, backend, per_part=2))
-    check_whole(open_store(small_disk / "s")["utterances"], manifest, arrays)
 
 
 SLOW_RACES = [["zarr"] * 3, ["hdf5"] * 3, ["zarr", "hdf5", "zarr"]]

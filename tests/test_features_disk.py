@@ -18,7 +18,7 @@ from ser.cache.verify import verify
 from ser.cli import main
 from ser.errors import StoreError
 from ser.extract.run import ExtractionConfig, extract, plan
-from ser.tests.store_samples import sample_store
+from ser.tests.store_samples import sample_store, spec_of
 
 RUNS = Path(__file__).parent / "fixtures" / "runs-v1" / "06ced0fd35029b43"
 UTTERANCES = 12
@@ -85,6 +85,9 @@ def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str)
 
     again = ser_features(corpus, store, backend)
     assert again.exit_code == 1 and again.stderr.startswith("ser: ") and again.stderr.count("\n") == 1
+    with pytest.raises(StoreError, match="disk is full"):
+        for version in range(50):
+            opened.add(spec_of(version=version, provenance={"text": "x" * 100_000}))
     (disk / "another").unlink()
     done = ser_features(corpus, store, backend)
     assert done.exit_code == 0, done.output

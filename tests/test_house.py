@@ -120,7 +120,7 @@ def test_a_command_runs_through_few_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "heavy", "says"),
     [
-        ("import ser.cache.store", {"torch", "zarr"}, ""),
+        ("import ser.cache.store, ser.cache.transfer", {"torch", "zarr", "pandas"}, ""),
         ("main(['--help'])", HEAVY | {"numpy", "pyarrow"}, "features"),
         ("main(['train', '--help'])", HEAVY | {"numpy", "pyarrow"}, "--fusion"),
         # Half a second of CPU for IEMOCAP times five features; imports take most of it.

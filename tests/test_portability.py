@@ -14,6 +14,14 @@ for name in ("O_DIRECT", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "preadv", "sc
 del signal.pthread_sigmask, signal.SIGKILL
 sys.modules["fcntl"] = None
 multiprocessing.get_all_start_methods = lambda: ["spawn"]
+unlink = os.unlink
+def unlink_closed(path, *, dir_fd=None):
+    there = os.lstat(path, dir_fd=dir_fd)
+    for held in os.scandir("/proc/self/fd"):
+        if os.path.exists(held.path) and os.path.samestat(os.stat(held.path), there):
+            raise PermissionError(13, "is open", path)
+    unlink(path, dir_fd=dir_fd)
+os.unlink = os.remove = unlink_closed
 """
 COMMANDS = """
 import sys

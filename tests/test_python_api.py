@@ -1,8 +1,5 @@
 """What people import: a table, a dataset, an extractor of their own, against the plainest way to the same."""
 
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +12,13 @@ from ser.cache.spec import Spec
 from ser.cache.store import PartRows, Quarantine, open_store
 from ser.cache.transfer import pooled, utterances
 from ser.errors import MissingRows, WrongUse
-from ser.extract.extractors import FEATURES, Extractor, FeatureKind
 from ser.extract.run import ExtractionConfig, extract, plan
+from ser.tests import stand_in
 from ser.tests.newcomer import newcomer
 from ser.tests.tiny_store import make_manifest, make_store
-from ser.train.run_folder import find_runs, open_run
 from ser.train.torch_dataset import TorchDataset
 
-__all__ = ["newcomer"]  # a fixture
+__all__ = ["newcomer", "stand_in"]  # a fixture, and what registers an extractor
 
 
 def test_pooled_table_is_the_mean_of_the_stored_frames(newcomer: Path) -> None:
@@ -83,51 +79,14 @@ def test_torch_dataset_of_vectors(tmp_path: Path) -> None:
         TorchDataset(tmp_path / "s", "is13", labels="4clas")
 
 
-def test_runs_and_their_predictions(newcomer: Path) -> None:
-    [run] = find_runs(newcomer / "runs" / "mit")
-    table = open_run(run.path).predictions().to_pandas()
-    assert (table["truth"] == table["predicted"]).mean() == pytest.approx(run.result["wa"])
-
-
-def test_the_store_and_its_tables_need_no_torch() -> None:
-    code = "import sys, ser.cache.store, ser.cache.transfer; sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd="/").returncode == 0
-
-
-@dataclass(frozen=True)
-class PeakConfig:
-    """Its settings."""
-
-    power: float = 1.0
-
-
-class PeakExtractor(Extractor):
-    """The largest sample."""
-
-    name, version, Config = "peak", 1, PeakConfig
-    packages = ("numpy",)
-
-    @classmethod
-    def dim(cls, config, checkpoint):  # type: ignore[no-untyped-def]
-        """One value."""
-        return 1
-
-    def extract(self, item):  # type: ignore[no-untyped-def]
-        """One value per clip."""
-        return [item.samples.max(keepdims=True)[None] ** self.config.power]
-
-
-def test_an_extractor_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FEATURES, "peak", FeatureKind("audio", "utterance", "the largest sample", PeakExtractor))
-    rng = np.random.default_rng(0)
-    (tmp_path / "c.csv").write_text("id,audio\na,a.wav\nb,b.wav\n")
+def test_an_extractor_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("id,audio,text\na,a.wav,one\nb,b.wav,two\n")
     for name in "ab":
-        sf.write(tmp_path / f"{name}.wav", rng.uniform(-0.5, 0.5, 16000), 16000, subtype="FLOAT")
-    summary = extract(plan(ExtractionConfig(tmp_path / "c.csv", "peak,peak:power=2", store=tmp_path / "s")))
-    assert {name: facts["computed"] for name, facts in summary.features.items()} == {"peak": 2, "peak:power=2": 2}
+        sf.write(tmp_path / f"{name}.wav", np.zeros(16000), 16000)
+    summary = extract(plan(ExtractionConfig(tmp_path / "c.csv", "standin,standin:shift=2", store=tmp_path / "s")))
+    assert {name: one["computed"] for name, one in summary.features.items()} == {"standin": 2, "standin:shift=2": 2}
     store = open_store(tmp_path / "s")
-    [samples, _] = sf.read(tmp_path / "a.wav", dtype="float32")
-    assert store["peak"]["a"] == samples.max() and store["peak:power=2"]["a"] == samples.max() ** 2
-    assert store["peak"].spec.config == {"power": 1.0} and "numpy" in store["peak"].spec.provenance["versions"]
-    with pytest.raises(WrongUse, match=r"did you mean power\?"):
-        plan(ExtractionConfig(tmp_path / "c.csv", "peak:powr=2", store=tmp_path / "s"))
+    assert np.array_equal(store["standin:shift=2"]["a"], store["standin"]["a"] + 2)
+    assert store["standin"].spec.config == {"shift": 0.0} and "numpy" in store["standin"].spec.provenance["versions"]
+    with pytest.raises(WrongUse, match=r"did you mean shift\?"):
+        plan(ExtractionConfig(tmp_path / "c.csv", "standin:shft=2", store=tmp_path / "s"))

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ser.cache.spec import Spec
+from ser.cache.spec import Spec, to_record
 from ser.errors import CorruptStore, WrongUse
 from ser.weights.find import INCIDENTAL, Checkpoint, find_checkpoint, load_encoder, parse_models
 
@@ -32,7 +32,7 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
         raise WrongUse("finetune_layers needs the text features as the encoder gave them; use standardise_text=false")
     if any(modality == "text" for modality, _ in data.views):
         raise WrongUse("finetune_layers trains on one text feature, and --views names another; name audio views alone")
-    spec = Spec.from_json(data.notes["specs"]["text"], str(data.notes["store"]))
+    spec = to_record(data.notes["specs"]["text"], Spec, str(data.notes["store"]))
     if spec.extractor != "text" or not spec.checkpoint:
         raise WrongUse(f"finetune_layers trains the encoder of bert or mpnet tokens, and {spec.name} is none of these")
     if not spec.config["special"]:
