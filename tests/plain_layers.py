@@ -114,6 +114,17 @@ def softmax(x: Tensor) -> Tensor:
     return x.exp() / x.exp().sum(-1, keepdim=True)
 
 
+def norm(layer: nn.Module, x: Tensor) -> Tensor:
+    """Layer norm of each row."""
+    centred = x - x.mean(1, keepdim=True)
+    return centred / torch.sqrt((centred**2).mean(1, keepdim=True) + layer.eps) * layer.weight + layer.bias
+
+
+def feed_forward(layer: nn.Module, x: Tensor) -> Tensor:
+    """Vaswani et al. 2017, §3.3."""
+    return linear(layer.linear2, linear(layer.linear1, x).clamp(min=0))
+
+
 def attend(layer: nn.Module, x: Tensor, memory: Tensor, heads: int = 2) -> Tensor:
     """Vaswani et al. 2017, §3.2.2: rows of x `[t, d]` attend to those of memory, head by head."""
     d = x.shape[1]

@@ -26,7 +26,8 @@ def test_the_papers_values_are_the_defaults() -> None:
     concat, _ = parse_settings(FUSIONS["concat"], ())
     assert concat.rmm_start == 0.8, "in the configs, and so the names, of runs that have no use for it"
     lgf, _ = parse_settings(FUSIONS["lgf-add"], ())
-    assert (lgf.lr, lgf.batch_size, lgf.epochs, lgf.weight_decay, lgf.dropout) == (1e-3, 20, 150, 1e-5, 0.2)
+    assert (lgf.lr, lgf.lr_decay, lgf.batch_size, lgf.epochs) == (1e-3, 1e-5, 20, 150)
+    assert (lgf.weight_decay, lgf.dropout) == (1e-5, 0.2)
     cnn, _ = parse_settings(FUSIONS["cnn"], ())
     assert (cnn.lr, cnn.epochs, cnn.weight_decay, cnn.dropout) == (1.5e-4, 15, 1e-3, 0.6)
 
@@ -58,6 +59,7 @@ def test_values_have_types() -> None:
         ("lr=nan", "a number above 0"),
         ("dropout=5", "at least 0 and below 1"),
         ("rmm_start=2", "at most 1"),
+        ("cme d_model=1", "at least 2 and at most 1,000,000 and a multiple of 2"),
     ],
 )
 def test_wrong_values(assignment: str, says: str) -> None:
