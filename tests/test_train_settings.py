@@ -75,11 +75,12 @@ def test_every_number_has_a_range_and_what_is_in_it_builds_a_model(name: str) ->
     small = {key: n for key, n in {**sizes, "gru_hidden": 4, "lstm_hidden": 4}.items() if key in own}
     small = {key: n for key, n in small.items() if key not in FUSIONS[name].unused}
     numbers = [one.name for one in settings(FUSIONS[name]) if one.kind in ("int", "float") and one.name in own]
-    for key, value in product(numbers, ("-1", "nan", "inf", "-inf", "0", "5", "1e40", "9" * 5000)):
+    for key, value in product(numbers, ("-1", "nan", "inf", "-inf", "0", "1e-3", "1", "5", "1e40", "9" * 5000)):
         try:
             chosen, _ = parse_settings(FUSIONS[name], [f"{k}={v}" for k, v in {**small, key: value}.items()])
-            FUSIONS[name].build(chosen, dict.fromkeys(FUSIONS[name].inputs, 8), 4)
+            model = FUSIONS[name].build(chosen, dict.fromkeys(FUSIONS[name].inputs, 8), 4)
         except WrongUse:
             assert value != "5" or key not in ("epochs", "batch_size", "lr", "weight_decay")
         else:
-            assert value in ("0", "5") and getattr(chosen, key) == float(value)
+            assert value in ("0", "1e-3", "1", "5") and getattr(chosen, key) == float(value)
+            assert all(weights.numel() for weights in model.parameters()), f"{key}={value}"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Stage, Weight, setting
-from .layers import Attention, perceptron
+from .layers import Attention, classifier
 from .ragged import Batch, RaggedLayout, mean_rows, recurrent, vectors, visible
 
 
@@ -101,8 +101,8 @@ class Concat(nn.Module):
     def __init__(self, settings: ConcatSettings, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
         self.dims = {m: dims[m] for m in BOTH}
-        width = sum(self.dims.values())
-        self.layers = perceptron(width, settings.hidden, classes, settings.dropout, nn.ReLU())
+        layers = classifier(settings.dropout, sum(self.dims.values()), settings.hidden, classes)
+        self.layers = nn.Sequential(nn.Dropout(settings.dropout), *layers)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""

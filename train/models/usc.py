@@ -20,7 +20,7 @@ from ser.errors import WrongUse
 
 from .encoder import Encoder
 from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Stage, Weight, setting
-from .layers import perceptron
+from .layers import classifier
 from .ragged import Batch, RaggedLayout, visible
 
 
@@ -56,7 +56,8 @@ class Cnn(nn.Module):
             layers.append(nn.MaxPool2d(2, ceil_mode=True))  # so that 13 MFCCs are enough for five
         self.convolutions = nn.Sequential(*layers)
         flat = channels[-1] * -(-self.bands // 32) * -(-self.frames // 32)  # five halvings, rounded up
-        self.linear = perceptron(flat, settings.hidden, classes, settings.dropout, nn.LeakyReLU())
+        linear = classifier(settings.dropout, flat, settings.hidden, classes, activation=nn.LeakyReLU)
+        self.linear = nn.Sequential(nn.Dropout(settings.dropout), *linear)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of clips that are cropped, or padded with the training part's mean, to one length."""
