@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from ser.errors import WrongUse
-from ser.tests.plain_layers import DIMS, FRAMES, LONG, build, double, make_batch, parts  # noqa: F401
+from ser.tests.plain_layers import DIMS, build, double, make_batch, parts, short_and_long  # noqa: F401
 from ser.train.models import FUSIONS, get_fusion
 from ser.train.models.ragged import Sequences
 
 in_float64 = pytest.mark.usefixtures("double")
 every_fusion = pytest.mark.parametrize("name", FUSIONS)
-short_and_long = pytest.mark.parametrize("frames", [FRAMES, LONG], ids=["short", "long"])
 HIDDEN = {"audio": torch.tensor([True, False, False, True]), "text": torch.tensor([False, True, False, False])}
 
 

@@ -59,6 +59,7 @@ def test_values_have_types() -> None:
         ("lr=nan", "a number above 0"),
         ("dropout=5", "at least 0 and below 1"),
         ("rmm_start=2", "at most 1"),
+        ("ks-transformer feed_forward=1e30", "above 0 and at most 1,000"),
         ("cme d_model=1", "at least 2 and at most 1,000,000 and a multiple of 2"),
     ],
 )

@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Even, Fusion, Positive, Share, setting
+from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Even, Factor, Fusion, Positive, Share, setting
 from .layers import Attention, EncoderLayer, classifier
 from .msmser import positions
 from .ragged import Batch, RaggedLayout, mean_rows, visible
@@ -39,7 +39,7 @@ class KsSettings(CommonSettings):
     dropout: Dropout = setting(0.1, CODE, "dropout of attention weights and after sub-layers (theirs: in them too)")
     d_model: Even = setting(512, OURS, "width of both modalities")
     heads: Count = setting(8, CODE, "heads of the attention")
-    feed_forward: Positive = setting(0.5, CODE, "width of the feed-forward nets, as a multiple of d_model")
+    feed_forward: Factor = setting(0.5, CODE, "width of the feed-forward nets, as a multiple of d_model")
     keep: Share = setting(0.5, CODE, "share of the keys that a key-sparse layer keeps")
     encoder_depth: Count = setting(5, CODE, "layers of each modality's transformer")
     cross_depth: Count = setting(3, CODE, "cascaded cross-attention blocks")
