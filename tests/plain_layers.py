@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser.train.models import FUSIONS
@@ -22,6 +23,7 @@ TINY |= {"cross_depth": 2, "dropout_classifier": 0.0, "turns": 4, "pool": 2}
 TINY |= {"decoder_depth": 2, "gru_hidden": 4, "lstm_hidden": 4, "dense": 4, "frames": 40, "channels": 2, "hidden": 5}
 FRAMES, TOKENS = [5, 1, 9, 4], [3, 2, 1, 6]
 LONG = [5, 140, 1, 20]  # more frames than ragged.LONG: attention goes utterance by utterance
+short_and_long = pytest.mark.parametrize("frames", [FRAMES, LONG], ids=["short", "long"])
 
 
 @pytest.fixture
@@ -80,9 +82,17 @@ def utterances(batch: Batch) -> list[dict[str, Tensor]]:
     return [{m: x.values for m, x in one.inputs.items()} for one in parts(batch, [1] * len(batch))]
 
 
-def check_updates(pairs: list[tuple], make: Callable[[], Batch], steps: int = 12, weight_decay: float = 0.0) -> None:
-    """Two models, each with its loss of a model and a batch, have the same losses at every step of training."""
-    adams = [torch.optim.Adam(model.parameters(), 1e-3, weight_decay=weight_decay) for model, _ in pairs]
+def packed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The sum of the cross-entropies of all heads and utterances."""
+    return sum(F.cross_entropy(logits, batch.labels, reduction="sum") for logits in model(batch).values())
+
+
+def check_updates(
+    ours: nn.Module, plain: nn.Module, plain_loss: Callable, make: Callable, steps: int = 12, decay: float = 0.0
+) -> None:
+    """Two models, the plain one with its loss of a model and a batch, have the same losses at every training step."""
+    pairs = [(ours, packed_loss), (plain, plain_loss)]
+    adams = [torch.optim.Adam(model.parameters(), 1e-3, weight_decay=decay) for model, _ in pairs]
     for _ in range(steps):
         batch, losses = make(), []
         for adam, (model, loss_of) in zip(adams, pairs, strict=True):
@@ -94,13 +104,13 @@ def check_updates(pairs: list[tuple], make: Callable[[], Batch], steps: int = 12
         assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
-def check_first_step(pairs: list[tuple], batch: Batch) -> None:
+def check_first_step(ours: nn.Module, plain: nn.Module, plain_loss: Callable, batch: Batch) -> None:
     """Two such models have the same loss and the same gradients, as far as float32 goes."""
-    a, b = (loss_of(model, batch) for model, loss_of in pairs)
+    a, b = packed_loss(ours, batch), plain_loss(plain, batch)
     assert a.item() == pytest.approx(b.item(), rel=1e-5)
     a.backward()
     b.backward()
-    for (name, p), (_, q) in zip(*(sorted(model.named_parameters()) for model, _ in pairs), strict=True):
+    for (name, p), (_, q) in zip(*(sorted(model.named_parameters()) for model in (ours, plain)), strict=True):
         assert torch.linalg.norm(p.grad - q.grad) <= 1e-4 * torch.linalg.norm(q.grad) + 1e-6, name
 
 
@@ -112,6 +122,17 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
 def softmax(x: Tensor) -> Tensor:
     """Of the last axis."""
     return x.exp() / x.exp().sum(-1, keepdim=True)
+
+
+def norm(layer: nn.Module, x: Tensor) -> Tensor:
+    """Layer norm of each row."""
+    centred = x - x.mean(1, keepdim=True)
+    return centred / torch.sqrt((centred**2).mean(1, keepdim=True) + layer.eps) * layer.weight + layer.bias
+
+
+def feed_forward(layer: nn.Module, x: Tensor) -> Tensor:
+    """Vaswani et al. 2017, §3.3."""
+    return linear(layer.linear2, linear(layer.linear1, x).clamp(min=0))
 
 
 def attend(layer: nn.Module, x: Tensor, memory: Tensor, heads: int = 2) -> Tensor:

@@ -5,7 +5,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from ser.benchmarks.train import sinusoids
 from ser.tests.plain_layers import (  # noqa: F401
@@ -14,9 +13,11 @@ from ser.tests.plain_layers import (  # noqa: F401
     both_ways,
     build,
     double,
+    feed_forward,
     linear,
     make_batch,
     make_dialogues,
+    norm,
     one_way,
     parts,
     softmax,
@@ -26,41 +27,43 @@ from ser.tests.plain_layers import (  # noqa: F401
 pytestmark = pytest.mark.usefixtures("double")
 
 
-def test_bc_lstm():
-    model, batch = build("bc-lstm"), make_batch("bc-lstm")
+def bc_level(module, x):
+    z = linear(module.dense, both_ways(module.lstm, x)).clamp(min=0)
+    return z, linear(module.logits, z)
 
-    def level(module, x):
-        z = linear(module.dense, both_ways(module.lstm, x)).clamp(min=0)
-        return z, linear(module.logits, z)
 
+def bc_fuse(model, audio, text):
+    return torch.cat([audio, text], 1)
+
+
+def catf_level(cat, x):
+    h, found = one_way(cat.lstm, x), []
+    for i, h_t in enumerate(h):
+        t = min(i, 3)
+        alpha = softmax(cat.w[t] @ torch.tanh(cat.w_h[t] @ h.T))
+        found.append(torch.tanh(cat.w_p[t] @ (h.T @ alpha) + cat.w_x[t] @ h_t))
+    return torch.stack(found), linear(cat.logits, torch.stack(found))
+
+
+def catf_fuse(model, audio, text):
+    b = torch.stack([text, audio], 2)  # [n, d, 2]
+    alpha = softmax((model.fuse.w_vector.weight @ torch.tanh(model.fuse.w_matrix.weight @ b))[:, 0])
+    return (b * alpha[:, None]).sum(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "fuse"), [("bc-lstm", bc_level, bc_fuse), ("catf-lstm", catf_level, catf_fuse)]
+)
+def test_two_levels_over_a_dialogue(name, level, fuse):
+    model, batch = build(name), make_dialogues([3, 1, 6])  # two turns more than have weights of their own
     expected = {"audio": [], "text": [], "logits": []}
-    for dialogue in parts(batch, batch.dialogues.tolist()):
+    for dialogue in parts(batch, [3, 1, 6]):
         levels = {m: level(getattr(model, m), dialogue.inputs[m].values) for m in ("audio", "text")}
-        levels["logits"] = level(model.fusion, torch.cat([levels[m][0] for m in ("audio", "text")], 1))
+        levels["logits"] = level(model.fusion, fuse(model, levels["audio"][0], levels["text"][0]))
         for head, (_, logits) in levels.items():
             expected[head].append(logits)
     for head, logits in model(batch).items():
         torch.testing.assert_close(logits, torch.cat(expected[head]), rtol=0, atol=1e-10)
-
-
-def test_concatenation():
-    model, batch = build("concat:utterance"), make_batch("concat:utterance")
-    both = torch.cat([batch.inputs[m].values for m in ("audio", "text")], 1)
-    expected = linear(model.layers[4], linear(model.layers[1], both).clamp(min=0))
-    torch.testing.assert_close(model(batch)["logits"], expected, rtol=0, atol=1e-10)
-
-
-def test_cross_modal_attention():
-    model, batch = build("cma"), make_batch("cma", LONG)
-    expected = []
-    for utterance in utterances(batch):
-        x = {m: both_ways(model.encoder[m], rows) for m, rows in utterance.items()}
-        statistics = []
-        for m, other in (("audio", "text"), ("text", "audio")):
-            y = attend(model.attention[m], x[m], x[other])
-            statistics += [y.mean(0), (((y - y.mean(0)) ** 2).mean(0) + 1e-8).sqrt()]
-        expected.append(linear(model.logits, torch.cat(statistics)))
-    torch.testing.assert_close(model(batch)["logits"], torch.stack(expected), rtol=0, atol=1e-10)
 
 
 def test_icon_turn_by_turn():
@@ -83,27 +86,15 @@ def test_icon_turn_by_turn():
     torch.testing.assert_close(model(batch)["logits"], torch.stack(expected), rtol=0, atol=1e-10)
 
 
-def test_catf_lstm_turn_by_turn():
-    model, batch = build("catf-lstm"), make_dialogues([3, 1, 6])  # two turns more than have weights of their own
+def concat_utterance(model, audio, text):
+    return linear(model.layers[4], linear(model.layers[1], torch.cat([audio, text], 1)).clamp(min=0))[0]
 
-    def level(cat, x):
-        h, found = one_way(cat.lstm, x), []
-        for i, h_t in enumerate(h):
-            t = min(i, 3)
-            alpha = softmax(cat.w[t] @ torch.tanh(cat.w_h[t] @ h.T))
-            found.append(torch.tanh(cat.w_p[t] @ (h.T @ alpha) + cat.w_x[t] @ h_t))
-        return torch.stack(found), linear(cat.logits, torch.stack(found))
 
-    expected = {"audio": [], "text": [], "logits": []}
-    for dialogue in parts(batch, [3, 1, 6]):
-        levels = {m: level(getattr(model, m), dialogue.inputs[m].values) for m in ("audio", "text")}
-        b = torch.stack([levels["text"][0], levels["audio"][0]], 2)  # [n, d, 2]
-        alpha = softmax((model.fuse.w_vector.weight @ torch.tanh(model.fuse.w_matrix.weight @ b))[:, 0])
-        levels["logits"] = level(model.fusion, (b * alpha[:, None]).sum(2))
-        for head, (_, logits) in levels.items():
-            expected[head].append(logits)
-    for head, logits in model(batch).items():
-        torch.testing.assert_close(logits, torch.cat(expected[head]), rtol=0, atol=1e-10)
+def cma(model, audio, text):
+    a, w = both_ways(model.encoder["audio"], audio), both_ways(model.encoder["text"], text)
+    seen = attend(model.attention["audio"], a, w), attend(model.attention["text"], w, a)
+    statistics = [(y.mean(0), (((y - y.mean(0)) ** 2).mean(0) + 1e-8).sqrt()) for y in seen]
+    return linear(model.logits, torch.cat([one for pair in statistics for one in pair]))
 
 
 def gban(model, audio, text):
@@ -132,16 +123,12 @@ def cme(model, audio, text):
 
 
 def ks_transformer(model, audio, text):
-    def norm(layer, x):
-        return F.layer_norm(x, (8,), layer.weight, layer.bias)
-
     def stack(module, x, memory=None):
         x = norm(module.norm, x)
         memory = None if memory is None else norm(module.memory_norm, memory)
         for layer in module.layers:
-            y = key_sparse(layer.self_attn, x, memory)
-            x = norm(layer.norm1, x + y)
-            x = norm(layer.norm2, x + linear(layer.linear2, linear(layer.linear1, x).clamp(min=0)))
+            x = norm(layer.norm1, x + key_sparse(layer.self_attn, x, memory))
+            x = norm(layer.norm2, x + feed_forward(layer, x))
         return x
 
     def key_sparse(layer, x, memory):
@@ -171,9 +158,9 @@ def ks_transformer(model, audio, text):
     return linear(model.classifier[6], h)
 
 
-@pytest.mark.parametrize("plain", [gban, cme, ks_transformer])
+@pytest.mark.parametrize("plain", [concat_utterance, cma, gban, cme, ks_transformer])
 def test_utterance_by_utterance(plain):
-    name = plain.__name__.replace("_", "-")
+    name = plain.__name__.replace("_", ":" if plain is concat_utterance else "-")
     model, batch = build(name), make_batch(name, LONG)
     expected = torch.stack([plain(model, **rows) for rows in utterances(batch)])
     torch.testing.assert_close(model(batch)["logits"], expected, rtol=0, atol=1e-10)

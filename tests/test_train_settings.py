@@ -26,7 +26,8 @@ def test_the_papers_values_are_the_defaults() -> None:
     concat, _ = parse_settings(FUSIONS["concat"], ())
     assert concat.rmm_start == 0.8, "in the configs, and so the names, of runs that have no use for it"
     lgf, _ = parse_settings(FUSIONS["lgf-add"], ())
-    assert (lgf.lr, lgf.batch_size, lgf.epochs, lgf.weight_decay, lgf.dropout) == (1e-3, 20, 150, 1e-5, 0.2)
+    assert (lgf.lr, lgf.lr_decay, lgf.batch_size, lgf.epochs) == (1e-3, 1e-5, 20, 150)
+    assert (lgf.weight_decay, lgf.dropout) == (1e-5, 0.2)
     cnn, _ = parse_settings(FUSIONS["cnn"], ())
     assert (cnn.lr, cnn.epochs, cnn.weight_decay, cnn.dropout) == (1.5e-4, 15, 1e-3, 0.6)
 
@@ -58,6 +59,8 @@ def test_values_have_types() -> None:
         ("lr=nan", "a number above 0"),
         ("dropout=5", "at least 0 and below 1"),
         ("rmm_start=2", "at most 1"),
+        ("ks-transformer feed_forward=1e30", "above 0 and at most 1,000"),
+        ("cme d_model=1", "at least 2 and at most 1,000,000 and a multiple of 2"),
     ],
 )
 def test_wrong_values(assignment: str, says: str) -> None:
@@ -73,11 +76,12 @@ def test_every_number_has_a_range_and_what_is_in_it_builds_a_model(name: str) ->
     small = {key: n for key, n in {**sizes, "gru_hidden": 4, "lstm_hidden": 4}.items() if key in own}
     small = {key: n for key, n in small.items() if key not in FUSIONS[name].unused}
     numbers = [one.name for one in settings(FUSIONS[name]) if one.kind in ("int", "float") and one.name in own]
-    for key, value in product(numbers, ("-1", "nan", "inf", "-inf", "0", "5", "1e40", "9" * 5000)):
+    for key, value in product(numbers, ("-1", "nan", "inf", "-inf", "0", "1e-3", "1", "5", "1e40", "9" * 5000)):
         try:
             chosen, _ = parse_settings(FUSIONS[name], [f"{k}={v}" for k, v in {**small, key: value}.items()])
-            FUSIONS[name].build(chosen, dict.fromkeys(FUSIONS[name].inputs, 8), 4)
+            model = FUSIONS[name].build(chosen, dict.fromkeys(FUSIONS[name].inputs, 8), 4)
         except WrongUse:
             assert value != "5" or key not in ("epochs", "batch_size", "lr", "weight_decay")
         else:
-            assert value in ("0", "5") and getattr(chosen, key) == float(value)
+            assert value in ("0", "1e-3", "1", "5") and getattr(chosen, key) == float(value)
+            assert all(weights.numel() for weights in model.parameters()), f"{key}={value}"

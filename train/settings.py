@@ -116,7 +116,7 @@ def has_setting(fusion: Fusion, assignment: str) -> bool:
 _WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
-_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
 
 
 def _range(kind: Any) -> str:

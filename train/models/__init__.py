@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from ser.errors import WrongUse, unknown
 
 from . import baselines, catf_lstm, cme, gban, icon, ks_transformer, msmser, perspective, usc
-from .fusion import Fusion, Stage, setting
+from .fusion import CommonSettings, Fusion, Stage, setting
 
-__all__ = ["FUSIONS", "Fusion", "Stage", "get_fusion", "setting"]
+__all__ = ["FUSIONS", "CommonSettings", "Fusion", "Stage", "get_fusion", "setting"]
 
 FUSIONS: dict[str, Fusion] = {**msmser.FUSIONS, **perspective.FUSIONS, **usc.FUSIONS, **baselines.FUSIONS}
 FUSIONS |= {**icon.FUSIONS, **catf_lstm.FUSIONS, **gban.FUSIONS, **cme.FUSIONS, **ks_transformer.FUSIONS}

@@ -12,24 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fusion import BOTH, Count, Dropout, Fusion, Positive, Stage, Weight, setting
-from .layers import Attention, perceptron
+from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Stage, Weight, setting
+from .layers import Attention, classifier
 from .ragged import Batch, RaggedLayout, mean_rows, recurrent, vectors, visible
-
-OURS = "ours: not taken from the description"
 
 
 @dataclass(frozen=True)
-class HierarchySettings:
+class HierarchySettings(CommonSettings):
     """Of two levels over the utterances of a dialogue; all ours."""
 
     epochs: Count = setting(100, OURS, "epochs, of each stage")
     batch_size: Count = setting(20, OURS, "dialogues per batch")
-    lr: Positive = setting(1e-3, OURS, "Adam's learning rate")
     weight_decay: Weight = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.2, OURS, "dropout before each dense layer")
     standardise_audio: bool = setting(True, OURS, "z-score the audio features")
-    standardise_text: bool = setting(False, OURS, "z-score the text features")
     lstm_hidden: Count = setting(100, OURS, "LSTM states per direction")
 
 
@@ -85,12 +81,10 @@ class BcLstm(nn.Module):
 
 
 @dataclass(frozen=True)
-class ConcatSettings:
+class ConcatSettings(CommonSettings):
     """No paper's: the simplest fusion there is."""
 
-    epochs: Count = setting(100, OURS, "epochs")
     batch_size: Count = setting(32, OURS, "utterances per batch")
-    lr: Positive = setting(1e-3, OURS, "Adam's learning rate")
     weight_decay: Weight = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.2, OURS, "dropout before each linear layer")
     standardise_audio: bool = setting(True, OURS, "z-score the audio features")
@@ -107,8 +101,8 @@ class Concat(nn.Module):
     def __init__(self, settings: ConcatSettings, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
         self.dims = {m: dims[m] for m in BOTH}
-        width = sum(self.dims.values())
-        self.layers = perceptron(width, settings.hidden, classes, settings.dropout, nn.ReLU())
+        layers = classifier(settings.dropout, sum(self.dims.values()), settings.hidden, classes)
+        self.layers = nn.Sequential(nn.Dropout(settings.dropout), *layers)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
@@ -116,16 +110,12 @@ class Concat(nn.Module):
 
 
 @dataclass(frozen=True)
-class CmaSettings:
+class CmaSettings(CommonSettings):
     """Krishna & Patil, Interspeech 2020, where known; else ours."""
 
     epochs: Count = setting(50, OURS, "epochs")
-    batch_size: Count = setting(16, OURS, "utterances per batch")
     lr: Positive = setting(1e-4, OURS, "Adam's learning rate")
-    weight_decay: Weight = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.2, OURS, "dropout after the encoders and before the classifier")
-    standardise_audio: bool = setting(False, OURS, "z-score the audio features")
-    standardise_text: bool = setting(False, OURS, "z-score the text features")
     lstm_hidden: Count = setting(128, OURS, "states per direction of the encoders")
     heads: Count = setting(8, OURS, "heads of the cross-modal attention")
 
@@ -173,14 +163,7 @@ HIERARCHY = (*(Stage(m, output=m, trains=(f"{m}.",)) for m in BOTH), Stage("fusi
 
 FUSIONS = {
     "bc-lstm": Fusion(
-        name="bc-lstm",
-        source="Poria et al., ACL 2017",
-        settings=BcLstmSettings,
-        inputs=BOTH,
-        level="vector",
-        build=BcLstm,
-        unit="dialogue",
-        stages=HIERARCHY,
+        "bc-lstm", "Poria et al., ACL 2017", BcLstmSettings, BOTH, "vector", BcLstm, "dialogue", stages=HIERARCHY
     ),
     "concat:utterance": Fusion("concat:utterance", "concatenation baseline", ConcatSettings, BOTH, "vector", Concat),
     "cma": Fusion("cma", "Krishna & Patil, Interspeech 2020", CmaSettings, BOTH, "sequence", Cma),

@@ -8,8 +8,11 @@ own:
 
 Level 1: a CAT-LSTM per modality, each trained alone. Level 2: AT-Fusion of their h*, the same as Perspective's at a
 position, and a CAT-LSTM over its result. Ours: one softmax layer for all turns, and the turns beyond `turns` share the
-last one's weights. (The authors' public code, soujanyaporia/multimodal-sentiment-analysis, has the fusion, and GRUs
-without this attention in the place of the LSTMs.)
+last one's weights.
+
+**These equations are the paper's as we know it; they were not checked against its text.** The authors' public code
+(github.com/soujanyaporia/multimodal-sentiment-analysis, model.py) bears out the fusion alone, with weights of each
+turn's own; it has bi-directional GRUs without this attention in the place of the LSTMs.
 """
 
 from collections.abc import Mapping
@@ -18,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .baselines import HIERARCHY, OURS, BcLstm, HierarchySettings
-from .fusion import BOTH, Count, Fusion, setting
+from .baselines import HIERARCHY, BcLstm, HierarchySettings
+from .fusion import BOTH, OURS, Count, Fusion, setting
 from .perspective import Fuse
 from .ragged import RaggedLayout, recurrent
 
@@ -68,7 +71,8 @@ class CatfLstm(BcLstm):
         self.fuse, self.fusion = Fuse("at", settings.lstm_hidden), CatLstm(settings, settings.lstm_hidden, classes)
 
 
-SOURCE = "Poria et al., ICDM 2017"
 FUSIONS = {
-    "catf-lstm": Fusion("catf-lstm", SOURCE, CatfLstmSettings, BOTH, "vector", CatfLstm, "dialogue", None, HIERARCHY)
+    "catf-lstm": Fusion(
+        "catf-lstm", "Poria et al., ICDM 2017", CatfLstmSettings, BOTH, "vector", CatfLstm, "dialogue", stages=HIERARCHY
+    )
 }

@@ -20,15 +20,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, Count, Dropout, Fusion, Positive, Weight, setting
+from .fusion import BOTH, CommonSettings, Count, Dropout, Even, Fusion, Positive, Weight, setting
 from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, visible
 
 CODE = "the authors' code, tal-ai/FG_CME"
-OURS = "ours: not taken from the authors' code"
 
 
 @dataclass(frozen=True)
-class CmeSettings:
+class CmeSettings(CommonSettings):
     """The authors' code (run_iemocap-ours.py; sizes of config/ravdess-ours.yaml, the only one there), else ours."""
 
     epochs: Count = setting(20, CODE, "epochs")
@@ -36,9 +35,7 @@ class CmeSettings:
     lr: Positive = setting(5e-4, CODE, "Adam's learning rate")
     weight_decay: Weight = setting(0.0, CODE, "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.0, CODE, "dropout before the classes (the code's has no effect: one LSTM layer)")
-    standardise_audio: bool = setting(False, OURS, "z-score the audio features")
-    standardise_text: bool = setting(False, OURS, "z-score the text features")
-    d_model: Count = setting(256, CODE, "width of s and of a, in which mean and maximum share; even")
+    d_model: Even = setting(256, CODE, "width of s and of a, in which mean and maximum share")
     lstm_hidden: Count = setting(256, CODE, "LSTM states per direction")
 
 
@@ -47,10 +44,10 @@ class Cme(nn.Module):
 
     def __init__(self, settings: CmeSettings, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
-        self.dims, d, half = {m: dims[m] for m in BOTH}, settings.d_model, settings.d_model // 2
-        self.audio, self.text = nn.Linear(dims["audio"], half), nn.Linear(dims["text"], d)
-        self.excite_audio, self.excite_text = nn.Linear(dims["text"], 2 * half), nn.Linear(2 * half, d)
-        self.lstm = nn.LSTM(d + 2 * half, settings.lstm_hidden, bidirectional=True)
+        self.dims, d = {m: dims[m] for m in BOTH}, settings.d_model
+        self.audio, self.text = nn.Linear(dims["audio"], d // 2), nn.Linear(dims["text"], d)
+        self.excite_audio, self.excite_text = nn.Linear(dims["text"], d), nn.Linear(d, d)
+        self.lstm = nn.LSTM(2 * d, settings.lstm_hidden, bidirectional=True)
         self.dropout = nn.Dropout(settings.dropout)
         self.logits = nn.Linear(2 * settings.lstm_hidden, classes)
 

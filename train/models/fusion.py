@@ -9,13 +9,15 @@ from torch import Generator, Tensor, nn
 
 from .encoder import Encoder
 
-OURS = "ours: not stated in the paper"
+OURS = "ours: not taken from the paper or its code"
 BOTH = ("audio", "text")
 # What a setting may be: `--set` and the runs that are opened again are held to it, and `--settings` shows it.
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Even = Annotated[int, Meta(ge=2, le=1_000_000, multiple_of=2)]
 Depth = Annotated[int, Meta(ge=0, le=1000)]
 Seed = Annotated[int, Meta(ge=0, lt=1 << 32)]
 Positive = Annotated[float, Meta(gt=0, le=1e38)]
+Factor = Annotated[float, Meta(gt=0, le=1000)]
 Weight = Annotated[float, Meta(ge=0, le=1e38)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Dropout = Annotated[float, Meta(ge=0, lt=1)]
@@ -24,6 +26,19 @@ Dropout = Annotated[float, Meta(ge=0, lt=1)]
 def setting(default: Any, source: str, help: str) -> Any:
     """A field of a settings dataclass: its default, where the default comes from, and what it does."""
     return field(default=default, metadata={"source": source, "help": help})
+
+
+@dataclass(frozen=True)
+class CommonSettings:
+    """What every fusion's settings hold. A subclass says again what its source, or its kind of batch, has otherwise."""
+
+    epochs: Count = setting(100, OURS, "epochs")
+    batch_size: Count = setting(16, OURS, "utterances per batch")
+    lr: Positive = setting(1e-3, OURS, "Adam's learning rate")
+    weight_decay: Weight = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    dropout: Dropout = setting(0.2, OURS, "dropout")
+    standardise_audio: bool = setting(False, OURS, "z-score the audio features")
+    standardise_text: bool = setting(False, OURS, "z-score the text features")
 
 
 @dataclass(frozen=True)
@@ -44,10 +59,9 @@ class Stage:
 class Fusion:
     """An entry of `FUSIONS`.
 
-    `settings` is a frozen dataclass whose every field is made by `setting`. Each has `epochs`, `batch_size` (in
-    `unit`s), `lr`, `weight_decay` (Adam's L2 term), `dropout`, `standardise_audio` and `standardise_text` (z-score by
-    the training part's statistics); where there is a property `decay`, the update t = 0, 1, … has
-    the rate lr / (1 + decay t).
+    `settings` is a frozen dataclass whose every field is made by `setting`, and which has those of `CommonSettings`:
+    `batch_size` counts `unit`s, and features are z-scored by the training part's statistics. Where there is a property
+    `decay`, the update t = 0, 1, … has the rate lr / (1 + decay t).
 
     `build(settings, dims, classes)` makes the module; `dims` maps each modality of `inputs` to its dimension. Its
     `forward(batch)` returns a dict: "logits" `[n, K]` and, where the model has unimodal heads, "audio" and "text"
@@ -65,7 +79,8 @@ class Fusion:
     and no `hide`.
 
     `unused` names the settings of its class that this fusion has no use for, and which cannot be set for it; they stay
-    in a run's config. `fixed` says what no paper states and no setting changes: name → value and help.
+    in a run's config. That it does not standardise what it does not take is added here. `fixed` says what no
+    paper states and no setting changes: name → value and help.
 
     `tune`, where there is one, makes the module with a text encoder inside, which `finetune_layers`, another setting,
     trains with it.
@@ -84,3 +99,7 @@ class Fusion:
     tune: Callable[[Any, Mapping[str, int], int, Encoder], nn.Module] | None = None
     unused: tuple[str, ...] = ()
     fixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        absent = {f"standardise_{modality}" for modality in BOTH if modality not in self.inputs}
+        object.__setattr__(self, "unused", (*self.unused, *sorted(absent.difference(self.unused))))

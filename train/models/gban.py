@@ -21,24 +21,21 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, Count, Dropout, Fusion, Positive, Weight, setting
+from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, setting
+from .layers import classifier
 from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, visible
 
 CODE = "the authors' code, ppfliu/emotion-recognition"
-OURS = "ours: not taken from the authors' code"
 
 
 @dataclass(frozen=True)
-class GbanSettings:
+class GbanSettings(CommonSettings):
     """The authors' code (model.py, batch.sh), where it fits; else ours."""
 
     epochs: Count = setting(50, OURS, "epochs")
     batch_size: Count = setting(32, CODE, "utterances per batch")
     lr: Positive = setting(1e-4, CODE, "Adam's learning rate")
-    weight_decay: Weight = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.5, CODE, "dropout before the classes")
-    standardise_audio: bool = setting(False, OURS, "z-score the audio features")
-    standardise_text: bool = setting(False, OURS, "z-score the text features")
     pool: Count = setting(8, OURS, "frames that max-pooling makes one of (the code: 16 of 10 ms)")
     lstm_hidden: Count = setting(128, CODE, "LSTM states per direction")
     dense: Count = setting(128, CODE, "width of the fusion and of the dense layer")
@@ -55,8 +52,7 @@ class Gban(nn.Module):
         self.score = nn.ModuleDict({m: nn.Linear(d, 1, bias=False) for m in BOTH})
         self.maps = nn.ModuleList(nn.Linear(d, width, bias=False) for _ in range(4))
         self.gates = nn.ModuleList(nn.Linear(2 * d, width, bias=False) for _ in range(2))
-        dense = nn.Linear(width, width)
-        self.logits = nn.Sequential(dense, nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(width, classes))
+        self.logits = classifier(settings.dropout, width, width, classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`. What is made of a hidden modality is zero."""

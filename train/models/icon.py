@@ -16,22 +16,20 @@ labelled turns.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, Count, Dropout, Fusion, Positive, Weight, setting
+from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Weight, setting
 from .layers import full_precision
 from .ragged import Batch, RaggedLayout, recurrent, vectors
 
 SOURCE = "Hazarika et al., EMNLP 2018"
 CODE = "the authors' code, declare-lab/conv-emotion"
-OURS = "ours: not taken from the authors' code"
 
 
 @dataclass(frozen=True)
-class IconSettings:
+class IconSettings(CommonSettings):
     """The authors' code, ICON/train_iemocap.py, where it fits; else ours."""
 
     epochs: Count = setting(10, CODE, "epochs")
@@ -40,7 +38,6 @@ class IconSettings:
     weight_decay: Weight = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.7, CODE, "dropout of the self-influence states and of the attention's weights")
     standardise_audio: bool = setting(True, OURS, "z-score the audio features")
-    standardise_text: bool = setting(False, OURS, "z-score the text features")
     d_model: Count = setting(100, CODE, "width of the query and of all states")
     hops: Count = setting(3, CODE, "reads of the memory")
 
@@ -48,11 +45,9 @@ class IconSettings:
 class Icon(nn.Module):
     """The equations above, for whole dialogues at once. Where nobody is named, a dialogue is one person's."""
 
-    def __init__(
-        self, settings: IconSettings, dims: Mapping[str, int], classes: int, modalities: tuple[str, ...] = BOTH
-    ) -> None:
+    def __init__(self, settings: IconSettings, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
-        self.dims, self.hops, d = {m: dims[m] for m in modalities}, settings.hops, settings.d_model
+        self.dims, self.hops, d = {m: dims[m] for m in BOTH if m in dims}, settings.hops, settings.d_model
         width = sum(self.dims.values())
         self.query, self.logits = nn.Linear(width, d), nn.Linear(d, classes)
         self.own, self.other = nn.GRU(width, d), nn.GRU(width, d)
@@ -92,15 +87,6 @@ def histories(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 FUSIONS = {
-    name: Fusion(
-        name=name,
-        source=SOURCE,
-        settings=IconSettings,
-        inputs=inputs,
-        level="vector",
-        build=partial(Icon, modalities=inputs),
-        unit="dialogue",
-        unused=tuple(f"standardise_{modality}" for modality in BOTH if modality not in inputs),
-    )
+    name: Fusion(name, SOURCE, IconSettings, inputs, "vector", Icon, unit="dialogue")
     for name, inputs in (("icon", BOTH), ("icon:audio", ("audio",)), ("icon:text", ("text",)))
 }

@@ -21,29 +21,25 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, Count, Dropout, Fusion, Positive, Share, Weight, setting
-from .layers import Attention, EncoderLayer
+from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Even, Factor, Fusion, Positive, Share, setting
+from .layers import Attention, EncoderLayer, classifier
 from .msmser import positions
 from .ragged import Batch, RaggedLayout, mean_rows, visible
 
 CODE = "the authors' code, HappyColor/Key-Sparse-Transformer"
-OURS = "ours: not taken from the authors' code"
 
 
 @dataclass(frozen=True)
-class KsSettings:
+class KsSettings(CommonSettings):
     """The authors' code (config/, model/), where it fits; else ours."""
 
     epochs: Count = setting(120, CODE, "epochs")
     batch_size: Count = setting(16, CODE, "utterances per batch")
     lr: Positive = setting(5e-5, OURS, "Adam's learning rate")
-    weight_decay: Weight = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.1, CODE, "dropout of attention weights and after sub-layers (theirs: in them too)")
-    standardise_audio: bool = setting(False, OURS, "z-score the audio features")
-    standardise_text: bool = setting(False, OURS, "z-score the text features")
-    d_model: Count = setting(512, OURS, "width of both modalities")
+    d_model: Even = setting(512, OURS, "width of both modalities")
     heads: Count = setting(8, CODE, "heads of the attention")
-    feed_forward: Positive = setting(0.5, CODE, "width of the feed-forward nets, as a multiple of d_model")
+    feed_forward: Factor = setting(0.5, CODE, "width of the feed-forward nets, as a multiple of d_model")
     keep: Share = setting(0.5, CODE, "share of the keys that a key-sparse layer keeps")
     encoder_depth: Count = setting(5, CODE, "layers of each modality's transformer")
     cross_depth: Count = setting(3, CODE, "cascaded cross-attention blocks")
@@ -72,7 +68,7 @@ class Stack(nn.Module):
         super().__init__()
         d, heads, dropout = settings.d_model, settings.heads, settings.dropout
         self.norm, self.memory_norm = nn.LayerNorm(d), nn.LayerNorm(d) if cross else nn.Identity()
-        sizes, attention = (d, heads, int(settings.feed_forward * d), dropout), (d, heads, dropout, keep)
+        sizes, attention = (d, heads, max(1, int(settings.feed_forward * d)), dropout), (d, heads, dropout, keep)
         self.layers = nn.ModuleList(EncoderLayer(*sizes, KeySparse(*attention)) for _ in range(depth))
 
     def forward(self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, *keys: RaggedLayout) -> Tensor:
@@ -89,11 +85,7 @@ class KsTransformer(nn.Module):
     def __init__(self, settings: KsSettings, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
         d, keep, self.dims = settings.d_model, settings.keep, {m: dims[m] for m in BOTH}
-        self.classifier = nn.Sequential(
-            *(nn.Linear(2 * d, d), nn.ReLU(), nn.Dropout(settings.dropout_classifier)),
-            *(nn.Linear(d, d // 2), nn.ReLU(), nn.Dropout(settings.dropout_classifier)),
-            nn.Linear(d // 2, classes),
-        )
+        self.classifier = classifier(settings.dropout_classifier, 2 * d, d, d // 2, classes)
         self.project = nn.ModuleDict({m: nn.Linear(dims[m], d) for m in BOTH})
         self.own = nn.ModuleDict({m: Stack(settings, settings.encoder_depth, 1.0) for m in BOTH})
         ways = (True, False) * settings.cross_depth

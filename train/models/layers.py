@@ -13,6 +13,7 @@ Axis letters beside those of `ragged.py`: g directions of all streams, s rows in
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -102,10 +103,10 @@ class DecoderLayer(EncoderLayer):
         return self.norm3(x + self.dropout(self.linear2(F.relu(self.linear1(x)))))
 
 
-def perceptron(width: int, hidden: int, classes: int, dropout: float, activation: nn.Module) -> nn.Sequential:
-    """Two linear layers, with dropout before each; `[n, width]` → logits `[n, K]`."""
-    first, last = nn.Linear(width, hidden), nn.Linear(hidden, classes)
-    return nn.Sequential(nn.Dropout(dropout), first, activation, nn.Dropout(dropout), last)
+def classifier(dropout: float, *widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Linear layers from each width to the next, activation and dropout between; `[n, first]` → logits `[n, last]`."""
+    first, *others = (nn.Linear(*pair) for pair in pairwise(widths))
+    return nn.Sequential(first, *(part for layer in others for part in (activation(), nn.Dropout(dropout), layer)))
 
 
 def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:

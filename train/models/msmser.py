@@ -9,28 +9,25 @@ setting its attention mask to zero does: nothing that it holds, NaN included, re
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
 
-from .fusion import BOTH, OURS, Count, Depth, Dropout, Fusion, Positive, Share, Weight, setting
-from .layers import DecoderLayer, EncoderLayer
+from .fusion import BOTH, OURS, CommonSettings, Count, Depth, Dropout, Fusion, Positive, Share, setting
+from .layers import DecoderLayer, EncoderLayer, classifier
 from .ragged import Batch, RaggedLayout, SelfAttentionPooling, interleave, visible
 
 
 @dataclass(frozen=True)
-class MsmserSettings:
+class MsmserSettings(CommonSettings):
     """MSMSER §2.3 and §3.2."""
 
     epochs: Count = setting(100, "MSMSER §3.2", "epochs")
     batch_size: Count = setting(8, "MSMSER §3.2", "utterances per batch")
     lr: Positive = setting(2e-5, "MSMSER §3.2", "Adam's learning rate")
-    weight_decay: Weight = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.1, OURS, "dropout after each sub-layer of the transformers and in the classifier")
-    standardise_audio: bool = setting(False, OURS, "z-score the audio features")
-    standardise_text: bool = setting(False, OURS, "z-score the text features")
     d_model: Count = setting(768, "MSMSER §3.2", "d_e, the hidden size")
     heads: Count = setting(8, "MSMSER §3.2", "heads of the transformers")
     encoder_depth: Depth = setting(1, OURS, "layers of each uni-modal encoder")
@@ -45,16 +42,16 @@ class MsmserSettings:
 class Refinement(nn.Module):
     """§2.1, one modality: a linear map to d_e, a transformer encoder, and the frames scaled by the self-attention.
 
-    `encode` and `gate` say whether the encoder and the self-attention are there (§4.2, w/o Encoder, w/o SelfAtt).
+    `gate` says whether the self-attention is there (§4.2, w/o SelfAtt); the encoder may have no layer (w/o Encoder).
     """
 
-    def __init__(self, settings: MsmserSettings, dim: int, encode: bool = True, gate: bool = True) -> None:
+    def __init__(self, settings: MsmserSettings, dim: int, gate: bool = True) -> None:
         super().__init__()
         d = settings.d_model
         self.project = nn.Linear(dim, d)
         self.encoder = nn.ModuleList(
             EncoderLayer(d, settings.heads, settings.feed_forward * d, settings.dropout)
-            for _ in range(settings.encoder_depth if encode else 0)
+            for _ in range(settings.encoder_depth)
         )
         # "a two-layer Multilayer Perceptron (MLP) and a Sigmoid to obtain the scales for each frame"
         self.scales = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid()) if gate else None
@@ -103,28 +100,15 @@ def positions(layout: RaggedLayout, like: Tensor) -> Tensor:
     return table.to(like.dtype).index_select(0, layout.position)
 
 
-def classifier(settings: MsmserSettings, width: int, classes: int) -> nn.Sequential:
-    """§2.2: "a 2-layer MLP for classification"; `[n, width]` → logits `[n, K]`."""
-    return nn.Sequential(
-        nn.Linear(width, settings.d_model),
-        nn.ReLU(),
-        nn.Dropout(settings.dropout),
-        nn.Linear(settings.d_model, classes),
-    )
-
-
 class Msmser(nn.Module):
     """Full (§2), w/o Encoder and w/o SelfAtt (§4.2)."""
 
-    def __init__(
-        self, settings: MsmserSettings, dims: Mapping[str, int], classes: int, encode: bool = True, gate: bool = True
-    ) -> None:
+    def __init__(self, settings: MsmserSettings, dims: Mapping[str, int], classes: int, gate: bool = True) -> None:
         super().__init__()
-        self.dims = dict(dims)
-        self.audio = Refinement(settings, dims["audio"], encode, gate)
-        self.text = Refinement(settings, dims["text"], encode, gate)
+        self.dims, d = dict(dims), settings.d_model
+        self.audio, self.text = (Refinement(settings, dims[m], gate) for m in BOTH)
         self.interaction = ModalityInteraction(settings)
-        self.classifier = classifier(settings, settings.d_model, classes)
+        self.classifier = classifier(settings.dropout, d, d, classes)  # "a 2-layer MLP for classification"
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
@@ -140,14 +124,12 @@ class Pooled(nn.Module):
     With both modalities w/o MIT; with one, Text or Audio. A hidden modality's vector is zero.
     """
 
-    def __init__(
-        self, settings: MsmserSettings, dims: Mapping[str, int], classes: int, modalities: tuple[str, ...]
-    ) -> None:
+    def __init__(self, settings: MsmserSettings, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
-        self.dims = {m: dims[m] for m in modalities}
-        self.refine = nn.ModuleDict({m: Refinement(settings, dims[m]) for m in modalities})
-        self.pool = nn.ModuleDict({m: SelfAttentionPooling(settings.d_model) for m in modalities})
-        self.classifier = classifier(settings, len(modalities) * settings.d_model, classes)
+        self.dims, d = {m: dims[m] for m in BOTH if m in dims}, settings.d_model
+        self.refine = nn.ModuleDict({m: Refinement(settings, dim) for m, dim in self.dims.items()})
+        self.pool = nn.ModuleDict({m: SelfAttentionPooling(d) for m in self.dims})
+        self.classifier = classifier(settings.dropout, len(dims) * d, d, classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
@@ -156,6 +138,11 @@ class Pooled(nn.Module):
             x, layout = visible(batch, modality, dim)
             pooled.append(self.pool[modality](self.refine[modality](x, layout), layout))
         return {"logits": self.classifier(torch.cat(pooled, 1))}
+
+
+def without_encoder(settings: MsmserSettings, dims: Mapping[str, int], classes: int) -> Msmser:
+    """§4.2, w/o Encoder."""
+    return Msmser(replace(settings, encoder_depth=0), dims, classes)
 
 
 def random_modality_masking(settings: MsmserSettings, n: int, epoch: int, generator: Generator) -> dict[str, Tensor]:
@@ -171,19 +158,19 @@ def random_modality_masking(settings: MsmserSettings, n: int, epoch: int, genera
 
 
 _HIDE, _RMM, _MIT = random_modality_masking, ("rmm_start", "rmm_end", "rmm_text"), ("decoder_depth", "queries")
-_NO_TEXT, _NO_AUDIO = (*_MIT, *_RMM, "standardise_text"), (*_MIT, *_RMM, "standardise_audio")
+_PLAIN = (*_MIT, *_RMM)  # what a model without both has no use for
 _POOLED = {"pooling": ("linear", "score of the self-attention pooling: α = softmax(w · x)")}
 _PLACED = _POOLED | {"positions": ("sinusoidal", "codes of both modalities before MIT; there are none in the encoders")}
 FUSIONS = {
     name: Fusion(name, source, MsmserSettings, inputs, "sequence", build, hide=hide, unused=unused, fixed=fixed)
     for name, source, inputs, build, hide, unused, fixed in (
         ("mit", "MSMSER §2", BOTH, Msmser, _HIDE, (), _PLACED),
-        ("mit:no-encoder", "MSMSER §4.2", BOTH, partial(Msmser, encode=False), _HIDE, ("encoder_depth",), _PLACED),
+        ("mit:no-encoder", "MSMSER §4.2", BOTH, without_encoder, _HIDE, ("encoder_depth",), _PLACED),
         ("mit:no-selfatt", "MSMSER §4.2", BOTH, partial(Msmser, gate=False), _HIDE, (), _PLACED),
         # §2.3 masks by MIT's attention mask, and does not say whether the model without MIT is trained so.
-        ("concat", "MSMSER §4.2", BOTH, partial(Pooled, modalities=BOTH), None, (*_MIT, *_RMM), _POOLED),
-        ("concat:rmm", "MSMSER §4.2, §2.3", BOTH, partial(Pooled, modalities=BOTH), _HIDE, _MIT, _POOLED),
-        ("audio:frame", "MSMSER §4.2", ("audio",), partial(Pooled, modalities=("audio",)), None, _NO_TEXT, _POOLED),
-        ("text:token", "MSMSER §4.2", ("text",), partial(Pooled, modalities=("text",)), None, _NO_AUDIO, _POOLED),
+        ("concat", "MSMSER §4.2", BOTH, Pooled, None, _PLAIN, _POOLED),
+        ("concat:rmm", "MSMSER §4.2, §2.3", BOTH, Pooled, _HIDE, _MIT, _POOLED),
+        ("audio:frame", "MSMSER §4.2", ("audio",), Pooled, None, _PLAIN, _POOLED),
+        ("text:token", "MSMSER §4.2", ("text",), Pooled, None, _PLAIN, _POOLED),
     )
 }

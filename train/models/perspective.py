@@ -19,7 +19,7 @@ earlier draft's in the same repository. Its audio features come already reduced 
 it; here the FC layer, without activation and trained with the rest, stands in that map's place.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
-from .fusion import BOTH, OURS, Count, Dropout, Fusion, Positive, Weight, setting
+from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Weight, setting
 from .layers import Attention, bigru, full_precision, self_attention
 from .ragged import Batch, RaggedLayout, vectors
 
@@ -38,7 +38,7 @@ CODE = "the authors' released code; not stated in the paper"
 
 
 @dataclass(frozen=True)
-class PerspectiveSettings:
+class PerspectiveSettings(CommonSettings):
     """Perspective §3.2 and §3.3."""
 
     epochs: Count = setting(150, "Perspective §3.3", "epochs")
@@ -100,13 +100,13 @@ class Perspective(nn.Module):
         settings: PerspectiveSettings,
         dims: Mapping[str, int],
         classes: int,
-        modalities: Sequence[str] = BOTH,
         position: str = "",
         method: str = "",
     ) -> None:
         super().__init__()
         d, states = settings.d_model, 2 * settings.gru_hidden
-        self.modalities, self.dims, self.position = tuple(modalities), dict(dims), position
+        self.modalities = tuple(m for m in BOTH if m in dims)
+        self.dims, self.position = dict(dims), position
 
         def streams(*positions: str) -> tuple[str, ...]:
             return (*self.modalities, "fused") if position in positions else self.modalities
@@ -185,7 +185,7 @@ class Released(Perspective):
 
 
 def build(settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, name: str) -> nn.Module:
-    """The model of that name: "audio" or "text" (§2.2), or a position and a method such as "lgf-add" (§2.3).
+    """The model of that name: of one modality (§2.2), or a position and a method such as "lgf-add" (§2.3).
 
     Raises `WrongUse` where the released code is asked for and has no such model, or no such setting.
     """
@@ -196,9 +196,7 @@ def build(settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, 
         if settings.lr_decay != PerspectiveSettings.lr_decay:
             raise WrongUse("released=true trains at a constant rate; leave lr_decay out")
         return Released(settings, dims, classes, method)
-    if not method:
-        return Perspective(settings, dims, classes, modalities=(name,))
-    return Perspective(settings, dims, classes, position=position, method=method)
+    return Perspective(settings, dims, classes, position if method else "", method)
 
 
 FUSIONS = {
@@ -208,13 +206,10 @@ FUSIONS = {
         settings=PerspectiveSettings,
         inputs=inputs,
         level="vector",
-        build=partial(build, name=name.removesuffix(":utterance")),
+        build=partial(build, name=name),
         unit="dialogue",
         stacks=lambda settings: not settings.released,  # the released code drops attention weights
-        unused=(
-            *(f"standardise_{m}" for m in BOTH if m not in inputs),
-            *(() if name in ("lgf-add", "lgf-at") else ("released",)),
-        ),
+        unused=() if name in ("lgf-add", "lgf-at") else ("released",),
         fixed={"residual": ("none", "around the self-attention"), "norm": ("none", "of the self-attention")},
     )
     for name, inputs in (

@@ -19,22 +19,20 @@ from torch import Tensor, nn
 from ser.errors import WrongUse
 
 from .encoder import Encoder
-from .fusion import BOTH, OURS, Count, Dropout, Fusion, Positive, Stage, Weight, setting
-from .layers import perceptron
+from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Stage, Weight, setting
+from .layers import classifier
 from .ragged import Batch, RaggedLayout, visible
 
 
 @dataclass(frozen=True)
-class UscSettings:
+class UscSettings(CommonSettings):
     """USC table 2 and §4."""
 
     epochs: Count = setting(15, "USC table 2", "epochs, of each stage")
-    batch_size: Count = setting(16, OURS, "utterances per batch")
     lr: Positive = setting(1.5e-4, "USC table 2", "Adam's learning rate")
     weight_decay: Weight = setting(1e-3, "USC table 2", "weight of the L2 term, which Adam adds to the gradient")
     dropout: Dropout = setting(0.6, "USC table 2", "dropout before each linear layer")
     standardise_audio: bool = setting(True, "USC §4", "z-score the spectrogram's bands")
-    standardise_text: bool = setting(False, OURS, "z-score the text features")
     frames: Count = setting(600, OURS, "frames that every clip is padded or cropped to: 6 s at a hop of 10 ms")
     channels: Count = setting(16, OURS, "channels of the first convolution; each next has twice as many, up to 8 times")
     hidden: Count = setting(128, OURS, "width between the two linear layers")
@@ -58,7 +56,8 @@ class Cnn(nn.Module):
             layers.append(nn.MaxPool2d(2, ceil_mode=True))  # so that 13 MFCCs are enough for five
         self.convolutions = nn.Sequential(*layers)
         flat = channels[-1] * -(-self.bands // 32) * -(-self.frames // 32)  # five halvings, rounded up
-        self.linear = perceptron(flat, settings.hidden, classes, settings.dropout, nn.LeakyReLU())
+        linear = classifier(settings.dropout, flat, settings.hidden, classes, activation=nn.LeakyReLU)
+        self.linear = nn.Sequential(nn.Dropout(settings.dropout), *linear)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of clips that are cropped, or padded with the training part's mean, to one length."""
@@ -134,11 +133,11 @@ STAGES = (
     Stage("bert", output="text", trains=("text.",)),
     Stage("cnn+bert"),  # "This multimodal architecture is trained again"
 )
+_CNN = ("frames", "channels", "hidden")
 _BERT = {"pooler": ("not used", "BERT's own pooler: [CLS] is classified as the last layer gives it")}
-_AUDIO, _TEXT = ("standardise_audio", "frames", "channels", "hidden"), ("standardise_text", "finetune_layers")
 FUSIONS = {
-    "cnn": Fusion("cnn", "USC §5.2", UscSettings, ("audio",), "sequence", Cnn, unused=_TEXT),
-    "bert": Fusion("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert, tune=Bert, unused=_AUDIO, fixed=_BERT),
+    "cnn": Fusion("cnn", "USC §5.2", UscSettings, ("audio",), "sequence", Cnn, unused=("finetune_layers",)),
+    "bert": Fusion("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert, tune=Bert, unused=_CNN, fixed=_BERT),
     "cnn+bert": Fusion(
         "cnn+bert", "USC §5.3", UscSettings, BOTH, "sequence", CnnBert, tune=CnnBert, stages=STAGES, fixed=_BERT
     ),
