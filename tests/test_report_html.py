@@ -6,7 +6,7 @@ import itertools
 import re
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
@@ -32,7 +32,7 @@ from ser.train.report.examples import agreement
 from ser.train.report.figures import figure, to_svg
 from ser.train.report.html import Page, write_html
 from ser.train.report.provenance import command
-from ser.train.report.sections import claimed_better, make_page, papers_table
+from ser.train.report.sections import cautions, claimed_better, make_page, papers_table
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
@@ -218,6 +218,43 @@ def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: dict[str, Ce
     assert styles == {"improvised": (~scripted).sum(), "scripted": scripted.sum()}
 
 
+def made_up(label: str, run: Run, configs: Sequence[Mapping[str, Any]], **result: Any) -> Cell:
+    """A cell of runs with these configs, and the run's own result but for what is given."""
+    runs = [Run(run.path) for _ in configs]
+    for one, config in zip(runs, configs, strict=True):
+        one.__dict__.update(config=config, result={**run.result, **result})
+    return Cell(label, runs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"dev": "none"}, ["The cells differ in dev: what they differ by may be due to that alone."]),
+        ({"labels": "5class"}, ["The cells differ in labels: their numbers must not be compared."]),
+        (
+            {"parts": {"train": 7, "dev": 1, "test": 2}},
+            ["The cells differ in n train, n dev, n test: their numbers must not be compared."],
+        ),
+        (
+            {"speaker_independent": False, "speakers": {"a": True, "b": False}},
+            ["Speakers of the test part are heard in training too, so scores are too high: two."],
+        ),
+        (
+            {"speaker_independent": False, "speakers": None},
+            ["Whether test speakers are heard in training is not known, so scores may be too high: two."],
+        ),
+        ({}, []),
+    ],
+)
+def test_cautions_say_what_is_known_and_what_differs(
+    cells: dict[str, Cell], changes: dict[str, Any], says: list[str]
+) -> None:
+    run = cells["audio:utterance"].runs[0]
+    one, two = (made_up(name, run, [run.config], **more) for name, more in (("one", {}), ("two", changes)))
+    assert cautions([one, two])[1:] == says
+    assert ("(speaker-dependent)" in two.conditions) == bool(changes.get("speakers"))
+
+
 @pytest.mark.parametrize(
     ("changes", "differs"),
     [
@@ -238,16 +275,13 @@ def test_only_what_is_alike_stands_beside_the_papers(
 ) -> None:
     """MSMSER's full model in five folds on the paper's checkpoints, but for these changes."""
     first = cells["mit · queries 3"].runs[0]
-    config = {**first.config, "settings": {}, **changes}
+    config: Any = {**first.config, "settings": {}, **changes}
     config |= {key: {**first.config[key], **changes.get(key, {})} for key in ("features", "training", "labels")}
     config["settings"] = vars(MsmserSettings(**config["settings"]))
     models = {"audio": "facebook/hubert-base-ls960", "text": "microsoft/mpnet-base"} | changes.get("models", {})
     config["provenance"] = {"specs": {m: {"provenance": {"model": model}} for m, model in models.items()}}
-    runs = [Run(first.path) for _ in range(changes.get("folds", 5))]
-    for fold, run in enumerate(runs):
-        result = {**first.result, "synthetic": False, "random_weights": []}
-        run.__dict__.update(config={**config, "fold": str(fold)}, result=result)
-    cell = Cell("ours", runs)
+    config = [{**config, "fold": str(fold)} for fold in range(changes.get("folds", 5))]
+    cell = made_up("ours", first, config, synthetic=False, random_weights=[])
     [bias] = [table.rows for table in make_page([cell], []).tables if table.name == "bias"]
     if differs is None:
         assert not papers_table([cell]) and bias[0]["paper UA %"] is None
@@ -261,11 +295,8 @@ def test_the_better_of_two_papers_cells_is_claimed(cells: dict[str, Cell]) -> No
     first = cells["mit · queries 3"].runs[0]
     made = {}
     for fusion, queries in (("mit", 30), ("mit:no-selfatt", 30), ("mit", 3)):
-        runs = [Run(first.path) for _ in range(5)]
-        for fold, run in enumerate(runs):
-            config = {**first.config, "fusion": fusion, "fold": str(fold)}
-            run.__dict__["config"] = {**config, "settings": {**first.config["settings"], "queries": queries}}
-        made[fusion, queries] = Cell(fusion, runs)
+        config = {**first.config, "fusion": fusion, "settings": {**first.config["settings"], "queries": queries}}
+        made[fusion, queries] = made_up(fusion, first, [{**config, "fold": str(fold)} for fold in range(5)])
     full, without = made["mit", 30], made["mit:no-selfatt", 30]
     assert [claimed_better(*pair, "ua") for pair in ((full, without), (without, full), (full, full))] == [1, -1, 0]
 

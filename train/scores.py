@@ -29,6 +29,7 @@ FLIPS = 9_999  # patterns of signs that a test draws where there are more
 AT_A_TIME = 10**6  # signs in memory at once
 COLUMNS = {"speakers": "speaker", "dialogues": "dialogue", "utterances": "id"}  # of the predictions
 NO_COMPARISON = "no comparison with the paper is meant"
+NOT_KNOWN = "whether test speakers are heard in training is not known"
 Spread = tuple[float, float | None]  # mean, deviation
 Ends = tuple[float, float | None, float | None]  # a value and the ends of its 95 % interval, if it has one
 
@@ -179,7 +180,7 @@ class CellScores:
         first = self.results[0]
         selected = "best-test (epoch chosen on the TEST part)" if first["select"] == "best-test" else first["select"]
         heard = heard_in_training(self.results)
-        split = f"{first['protocol']} (speaker-dependent)" if heard else first["protocol"]
+        split = f"{first['protocol']}{' (speaker-dependent)' * (heard not in ('', NOT_KNOWN))}"
         cut = [f"{name} {value}" for name, value in parts(self.results).items()]
         return " · ".join((split, *filter(None, [heard]), selected, first["labels"], *cut))
 
@@ -306,12 +307,12 @@ def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def heard_in_training(results: Sequence[Mapping[str, Any]]) -> str:
-    """How many speakers of the test parts are heard in training, or that this is not known; "" if none is."""
+    """How many speakers of the test parts are heard in training, or `NOT_KNOWN`; "" if none is."""
     known: list[Any] = [result.get("speakers") for result in results]
     if all(result["speaker_independent"] for result in results):
         return ""
     if None in known:
-        return "whether test speakers are heard in training is not known"
+        return NOT_KNOWN
     heard = {name for speakers in known for name, is_heard in speakers.items() if is_heard}
     return f"{len(heard)} of {len(set().union(*known))} test speakers are heard in training"
 

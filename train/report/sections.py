@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 
 from ser.train.run_folder import Run
-from ser.train.scores import NO_COMPARISON, Score, against_quoted, caveat, compare, holm, mcnemar, p_of_runs
+from ser.train.scores import (
+    NO_COMPARISON,
+    NOT_KNOWN,
+    Score,
+    against_quoted,
+    caveat,
+    compare,
+    heard_in_training,
+    holm,
+    mcnemar,
+    p_of_runs,
+    parts,
+)
 
 from .cells import Cell, configuration
 from .examples import attended, errors
@@ -53,13 +65,26 @@ def cautions(cells: Sequence[Cell]) -> list[str]:
         found.append(f"{unreal} The numbers show that everything works and say nothing about people.")
     if tuned := [cell.label for cell in cells if cell.config["select"] == "best-test"]:
         found.append(f"The epoch was chosen on the TEST part, which lifts every number: {_listed(tuned)}.")
-    if mixed := [c.label for c in cells if not all(result["speaker_independent"] for result in c.results)]:
+    heard = {cell.label: heard_in_training(cell.results) for cell in cells}
+    if mixed := [label for label, who in heard.items() if who not in ("", NOT_KNOWN)]:
         found.append(f"Speakers of the test part are heard in training too, so scores are too high: {_listed(mixed)}.")
-    if len({cell.conditions for cell in cells}) > 1:
-        found.append("The cells differ in protocol, selection or labels: their numbers must not be compared.")
+    if unknown := [label for label, who in heard.items() if who == NOT_KNOWN]:
+        found.append(f"{NOT_KNOWN.capitalize()}, so scores may be too high: {_listed(unknown)}.")
+    if unlike := _unlike(cells):
+        barred = {"protocol", "selection", "labels", "n test"}.intersection(unlike)
+        so = "their numbers must not be compared" if barred else "what they differ by may be due to that alone"
+        found.append(f"The cells differ in {', '.join(unlike)}: {so}.")
     if len({tuple(cell.folds) for cell in cells}) > 1 and len({cell.config["protocol"] for cell in cells}) == 1:
         found.append("The cells were not tested on the same folds: their numbers are of different utterances.")
     return found
+
+
+def _unlike(cells: Sequence[Cell]) -> list[str]:
+    """What of the cells' conditions is not the same in all."""
+    names = {"protocol": "protocol", "selection": "select", "labels": "labels"}
+    told = [{name: cell.results[0][key] for name, key in names.items()} | parts(cell.results) for cell in cells]
+    every = dict.fromkeys(name for one in told for name in one)
+    return [name for name in every if len({one.get(name) for one in told}) > 1]
 
 
 def _caveat(cells: Sequence[Cell]) -> str:
@@ -180,9 +205,9 @@ def significance_table(cells: Sequence[Cell]) -> Table:
             row |= {f"{name} Holm p": None, f"{name} test": found.about if found else "no utterance in common"}
         rows.append(row)
     _correct(rows, "UA", "WA")
-    note = "Differences in points, all seeds, with 95 % intervals (jackknife, Student’s t). p: the groups’ parts with "
-    note += "their signs flipped; one-sided where a paper claims the better. Holm: over the column. Over dialogues it "
-    note += f"says nothing about other speakers.{CHOSEN}"
+    note = "Differences in points on the utterances that both tested, all seeds, with 95 % intervals (jackknife, "
+    note += "Student’s t). p: the groups’ parts with their signs flipped; one-sided where a paper claims the better. "
+    note += f"Holm: over the column. Over dialogues it says nothing about other speakers.{CHOSEN}"
     if len(cells) > ALL_PAIRS:
         note += f" The cell with the highest UA of {len(cells)} against each of the others."
     return Table("significance", "Paired tests", rows, note)
