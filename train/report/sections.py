@@ -7,26 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from ser.train.recipe import TESTS
 from ser.train.run_folder import Run
-from ser.train.scores import (
-    NO_COMPARISON,
-    NOT_KNOWN,
-    Score,
-    against_quoted,
-    caveat,
-    compare,
-    heard_in_training,
-    holm,
-    mcnemar,
-    p_of_runs,
-    parts,
-)
+from ser.train.scores import NO_COMPARISON, NOT_KNOWN, caveat, heard_in_training, parts
+from ser.train.significance import compare, holm, mcnemar, p_of_runs
 
 from .cells import Cell, configuration
 from .examples import attended, errors
 from .figures import Point, dots, lines, matrices
 from .html import Page, Part, Plot
-from .paper import Spread, others_quoted, quoted_for, quoted_spread
+from .paper import beside, quoted_for
 from .provenance import what_was_run
 from .tables import Row, Table
 
@@ -35,7 +25,7 @@ SERIES = 4  # cells in a plot where each is a series
 ALL_PAIRS = 5  # cells; with more, each is tested against the first only
 CHOSEN = " The first cell is chosen on the test score, which lifts its number and its differences."
 EPOCHS = 30  # of each cell in the table of learning curves
-TESTS = ("both", "only text", "only audio", "head text", "head audio")
+MAIN = ("ua", "wa")
 
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
@@ -103,10 +93,11 @@ def _drawn(cells: Sequence[Cell], most: int) -> str:
 
 def _results(cells: Sequence[Cell]) -> Part:
     rows = [
-        {"table": quoted.recipe.title, "system": quoted.name}
-        | {f"{metric.upper()} %": quoted.numbers.get(metric) for metric in ("ua", "wa")}
-        | {"quoted from": quoted.recipe.source, "footnote": quoted.recipe.footnotes.get(quoted.name)}
-        for quoted in others_quoted(cells)
+        {"table": recipe.title, "system": name}
+        | {f"{metric.upper()} %": numbers.get(metric) for metric in MAIN}
+        | {"quoted from": recipe.source, "footnote": recipe.footnotes.get(name)}
+        for recipe in {quoted.recipe.name: quoted.recipe for cell in cells for quoted in quoted_for(cell)}.values()
+        for name, numbers in recipe.quoted.items()
     ]
     others = Table("quoted", "Other systems, as the papers quote them", rows, folded=True)
     plots = [_dot_plot(cells, "ua"), _dot_plot(cells, "wa")]
@@ -141,7 +132,7 @@ def _dot_plot(cells: Sequence[Cell], metric: str) -> Plot:
     points = [(name, row["cell"], row[f"{name} %"]) for row in rows]
     chance = 100 / len(cells[0].classes) if metric == "ua" else None
     note = f"Dashed: chance, {chance:.0f} %." if chance else ""
-    draw = partial(dots, points, f"{name} %", above=True, baseline=chance, first=int(metric == "wa"))
+    draw = partial(dots, points, f"{name} %", above=True, baseline=chance)
     data = Table(f"{metric}-plot", f"{name} of each cell", rows)
     return Plot(f"{name} with its 95 % interval", data, draw, f"{note}{_drawn(cells, PLOTTED)}")
 
@@ -150,15 +141,13 @@ def papers_table(cells: Sequence[Cell]) -> Table:
     """Ours beside the papers' numbers, as far as they have any; without a difference where none is meant."""
     rows: list[Row] = []
     for cell in cells:
-        places: dict[Any, list[str]] = {}
+        ours, places = {metric: cell.score(metric) for metric in MAIN}, dict[Any, list[str]]()
         for quoted in quoted_for(cell):
-            numbers = quoted_spread(quoted.numbers, "ua"), quoted_spread(quoted.numbers, "wa")
-            if any(numbers):
-                places.setdefault((*numbers, quoted.seeds, quoted.differs), []).append(quoted.where)
-        for (ua, wa, seeds, differs), where in places.items():
+            if numbers := tuple(pair for pair in quoted.numbers.items() if pair[0].removesuffix("_std") in MAIN):
+                places.setdefault((numbers, quoted.cell.paper_seeds, quoted.differs), []).append(quoted.where)
+        for (numbers, seeds, differs), where in places.items():
             row: Row = {"cell": cell.label, "in the papers": _together(where)}
-            row |= beside("UA", ua, cell.score("ua"), cell.caveat is None, seeds, not differs)
-            row |= beside("WA", wa, cell.score("wa"), cell.caveat is None, seeds, not differs)
+            row |= beside(MAIN, dict(numbers), ours, seeds, not differs, cell.caveat is None)
             rows.append({**row, "differs in": ", ".join(differs) or None})
     unreal = [cell.caveat for cell in cells]
     note = "Ours: pooled over the folds, mean ± standard deviation over the seeds, as Perspective reports."
@@ -168,17 +157,6 @@ def papers_table(cells: Sequence[Cell]) -> Table:
     if any(unreal):
         note += f" A synthetic corpus or random weights: {NO_COMPARISON}, so no difference is given."
     return Table("papers", "Beside the papers’ numbers", rows, note)
-
-
-def beside(name: str, paper: Spread | None, ours: Score | None, compared: bool, seeds: int, alike: bool) -> Row:
-    """A paper's number, mean of so many seeds, ours, and the difference if a comparison is meant.
-
-    The difference has its interval if nothing but chance tells the two apart.
-    """
-    difference: Any = None
-    if compared and paper and ours:
-        difference = against_quoted(ours, *paper, seeds).difference if alike else (ours.pooled - paper[0], None, None)
-    return {f"paper {name} %": paper, f"ours {name} %": ours and ours.over_seeds, f"{name} difference": difference}
 
 
 def _together(places: Sequence[str]) -> str:
@@ -327,10 +305,10 @@ def _modalities(cells: Sequence[Cell]) -> Part:
     able = [cell for cell in cells if set(cell.tests) & set(TESTS[1:])]
     rows: list[Row] = []
     for cell, test in [(one, test) for one in able for test in TESTS if test in one.tests]:
-        quoted = next((q for q in quoted_for(cell, test) if q.numbers.keys() & {"ua", "wa"}), None)
+        quoted = next((q for q in quoted_for(cell, test) if q.numbers.keys() & {*MAIN}), None)
         row: Row = {"cell": cell.label, "tested with": test}
-        row |= {f"{metric.upper()} %": cell.score(metric, test).pooled for metric in ("ua", "wa")}
-        row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in ("ua", "wa")}
+        row |= {f"{metric.upper()} %": cell.score(metric, test).pooled for metric in MAIN}
+        row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in MAIN}
         rows.append({**row, "in the papers": quoted and quoted.described})
     if not rows:
         return {}

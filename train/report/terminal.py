@@ -8,11 +8,12 @@ from typing import Any
 from ser.errors import WrongUse
 from ser.train.recipe import Recipe
 from ser.train.run_folder import Run
-from ser.train.scores import METRICS, CellScores, Comparison, Score, against_quoted, caveat, compare, holm
+from ser.train.scores import METRICS, CellScores, Score, caveat
+from ser.train.significance import Comparison, against_quoted, compare, holm
 
 from .cells import Cell
-from .paper import Differences, differences, quoted_spread
-from .sections import beside, cautions, papers_table, papers_tests_table, results_table, significance_table
+from .paper import beside, differences
+from .sections import cautions, papers_table, papers_tests_table, results_table, significance_table
 from .tables import Table, tabulated
 
 
@@ -44,9 +45,10 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         finished[cell.name] = ours, cell.test
         asked, known = [*_metrics(paper), "ua", "wa"], {*METRICS, *ours.classes}
         found = {metric: ours.score(metric, cell.test) for metric in asked if metric in known}
-        unlike = differences(ours.runs, cell, recipe.models) if paper else Differences(())
-        paper = {} if unlike.barred else paper
-        rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions, differs=str(unlike)))
+        barred, others = differences(ours.runs, cell, recipe.models) if paper else ((), ())
+        about, paper = ", ".join(others), {} if barred else paper
+        about = f"not compared: {', '.join(barred)}" if barred else about
+        rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions, differs=about))
     for name, paper in recipe.quoted.items():
         about = "; ".join(filter(None, ["quoted by the paper", recipe.footnotes.get(name)]))
         rows.append(Row(name, paper, {}, 0, 0, about, quoted=True))
@@ -76,13 +78,8 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     seeds = {cell.name: cell.paper_seeds for cell in recipe.cells}
     lines = []
     for row in rows:
-        line: dict[str, Any] = {"cell": row.cell}
-        for metric in metrics:
-            name, ours = metric.upper() if metric in ("ua", "wa") else metric, row.scores.get(metric)
-            line |= beside(
-                name, quoted_spread(row.paper, metric), ours, not warning, seeds.get(row.cell, 1), not row.differs
-            )
-            line |= {f"{name} over folds %": ours and ours.over_folds}
+        of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
+        line: dict[str, Any] = {"cell": row.cell, **of_paper}
         shape = max((f"{score.folds} × {score.seeds}" for score in row.scores.values()), default="")
         line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
         if any(other.compared for other in rows):
