@@ -288,24 +288,41 @@ def test_a_quoted_number_is_signed_and_says_what_it_lacks() -> None:
     assert alone.difference == (5, None, None) and alone.p is None
 
 
-def test_a_recipes_table_gives_signs_sides_and_corrected_p(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("paper", "claim"), [("wa = 76.9", 1), ("wa = 70", -1), ("", 0)])
+def test_a_recipes_table_gives_signs_sides_and_corrected_p(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paper: str, claim: int
+) -> None:
     monkeypatch.setattr(terminal, "differences", lambda *_: ((), ()))  # these runs have no configs
     cells = two_cells(tmp_path, 8)
     for run in (run for cell in cells for run in cell.runs):
         run.write_json(RESULT, {**run.result, "synthetic": False})
-    lines = [f'[[cell]]\nname = "{name}"\nfeatures = "is13"\nfusion = "audio"' for name in ("ours", "built")]
-    lines += ["paper = { wa = 75.6 }", '[[quoted]]\nname = "higher"\npaper = { wa = 84.79 }']
+    lines = [
+        f'[[cell]]\nname = "{name}"\nfeatures = "is13"\nfusion = "audio"\npaper = {{ {numbers} }}'
+        for name, numbers in (("ours", paper), ("built", "wa = 75.6"))
+    ]
+    lines += ['[[quoted]]\nname = "higher"\npaper = { wa = 84.79 }']
     (tmp_path / "mine.toml").write_text("\n".join(['tested = "ours"', *lines]))
     recipe = read_recipe(tmp_path / "mine.toml")
     runs = {name: [Run(run.path) for run in cell.runs] for name, cell in zip(("ours", "built"), cells, strict=True)}
     ours, built, higher = recipe_rows(recipe, runs)
-    assert ours.compared is None and built.compared == compare(*cells, "wa", claimed=1)
+    assert ours.compared is None and built.compared == compare(*cells, "wa", claimed=claim)
     assert higher.compared is not None and higher.compared.difference[0] == ours.scores["wa"].pooled - 84.79 < 0
     p = [built.compared and built.compared.p, higher.compared.p]
     assert [built.holm_p, higher.holm_p] == pytest.approx([min(1, max(2 * min(p), q)) for q in p])
     table = recipe_table(recipe, runs)
-    assert f"−{84.79 - ours.scores['wa'].pooled:.2f} [−" in table and "one-sided, 8 speakers" in table
+    assert f"−{84.79 - ours.scores['wa'].pooled:.2f} [−" in table
+    assert f"{'one' if claim else 'two'}-sided, 8 speakers" in table
     assert "two-sided, 2 seeds; quoted without a deviation" in table
+
+
+def test_a_recipes_runs_are_counted_where_folds_lack_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "differences", lambda *_: ((), ()))
+    told = 'name = "ours"\nfeatures = "is13"\nfusion = "audio"\npaper = { sad = 50.0 }'
+    (tmp_path / "mine.toml").write_text(f"[[cell]]\n{told}")
+    runs = [make_run(tmp_path / str(k), 0, k, [0, 3 * (k > 0)], [0, 0], ["a", "b"]) for k in range(10)]
+    recipe = read_recipe(tmp_path / "mine.toml")
+    assert recipe_rows(recipe, {"ours": runs})[0].scores["sad"].folds == 9
+    assert "10 × 1" in recipe_table(recipe, {"ours": runs})
 
 
 def test_holm_corrects_a_family_and_a_share_counts_groups() -> None:

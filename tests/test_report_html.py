@@ -32,7 +32,7 @@ from ser.train.report.examples import agreement
 from ser.train.report.figures import figure, to_svg
 from ser.train.report.html import Page, write_html
 from ser.train.report.provenance import command
-from ser.train.report.sections import cautions, claimed_better, make_page, papers_table
+from ser.train.report.sections import cautions, claimed_better, make_page, papers_table, results_table
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
@@ -160,6 +160,9 @@ def test_unfinished_runs_are_named_and_count_nowhere(folder: Path, runs: list[Ru
     open_run.write_json(CONFIG, runs[0].config)
     write_html(make_page(*group_runs([*runs, open_run])), tmp_path / "report.html")
     assert "1 runs are not finished" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    (dropped, *_) = (run for run in runs if run.config["fusion"] == "lgf-add")
+    lines = results_table(group_runs([run for run in runs if run != dropped])[0]).rows
+    assert {row["cell"]: row["runs"] for row in lines}["lgf-add · perspective"] == "3 in 2 × 2"
     with pytest.raises(WrongUse, match="none of these 1 runs is finished"):
         group_runs([open_run])
 

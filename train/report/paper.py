@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ser.train.models import FUSIONS
 from ser.train.models.fusion import BOTH
 from ser.train.recipe import Cell as RecipeCell
@@ -125,6 +127,11 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
             found += [] if barred else [Quoted(recipe, one, differs)]
     apart = [len(_structural(cell.config["fusion"]).intersection(one.differs)) for one in found]
     return [one for one, count in zip(found, apart, strict=True) if one.numbers and count == min(apart)]
+
+
+def claimed(one: Mapping[str, float], other: Mapping[str, float], metric: str) -> int:
+    """1 where a paper's first numbers are the better, −1 where the second, 0 where they are equal or not there."""
+    return int(np.sign(one[metric] - other[metric])) if metric in one and metric in other else 0
 
 
 def beside(

@@ -16,7 +16,7 @@ from .cells import Cell, configuration
 from .examples import attended, errors
 from .figures import Point, dots, lines, matrices
 from .html import Page, Part, Plot
-from .paper import beside, quoted_for
+from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
 from .tables import Row, Table
 
@@ -113,7 +113,9 @@ def results_table(cells: Sequence[Cell]) -> Table:
         row |= {f"{name} over seeds %": cell.score(name.lower()).over_seeds for name in ("UA", "WA")}
         row |= {f"{name} over folds %": cell.score(name.lower()).over_folds for name in ("UA", "WA")}
         row |= {"interval over": cell.interval_over}
-        row |= {"runs": f"{len(cell.folds)} × {len(cell.seeds)}", "n": int(cell.confusion().sum())}
+        n, whole = len(cell.runs), len(cell.folds) * len(cell.seeds)
+        row |= {"runs": f"{f'{n} in ' * (n != whole)}{len(cell.folds)} × {len(cell.seeds)}"}
+        row |= {"n": int(cell.confusion().sum())}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
     note = "UA: mean recall of the classes; WA: share that is right; both pooled over the folds of a seed, then the "
     note += "mean over the seeds, with the 95 % interval (jackknife, Student’s t). ±: standard deviation, over seeds "
@@ -194,7 +196,7 @@ def significance_table(cells: Sequence[Cell]) -> Table:
 def claimed_better(one: Cell, other: Cell, metric: str) -> int:
     """1 where a paper that has both cells claims the first is better, −1 the second, 0 none or papers that disagree."""
     pairs = [(a.numbers, b.numbers) for a in quoted_for(one) for b in quoted_for(other) if a.recipe == b.recipe]
-    claims = {int(np.sign(a[metric] - b[metric])) for a, b in pairs if metric in a and metric in b}
+    claims = {claimed(*pair, metric) for pair in pairs if all(metric in numbers for numbers in pair)}
     return claims.pop() if len(claims) == 1 else 0
 
 
