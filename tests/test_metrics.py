@@ -268,7 +268,10 @@ def test_dialogues_are_compared_where_there_are_too_few_speakers(tmp_path: Path)
         found = compare(*two_cells(tmp_path / name, speakers, dialogues))
         assert found is not None and found.about == about and (found.p is None) == about.startswith("no")
     other = CellScores([make_run(tmp_path / "other", 0, 7, *made(1, 30), ["a"] * 30)])
-    assert compare(CellScores([make_run(tmp_path / "fold", 0, 0, *made(1, 30), ["a"] * 30)]), other) is None
+    mine, theirs = (make_run(tmp_path / name, 0, 0, *made(1, 30), ["a"] * 30) for name in ("mine", "theirs"))
+    assert compare(CellScores([mine]), other) is None and compare(CellScores([mine]), CellScores([theirs])) is not None
+    theirs.write_json(RESULT, {**theirs.result, "corpus": "d"})  # whose utterances have the same ids
+    assert compare(CellScores([mine]), CellScores([Run(theirs.path)])) is None
 
 
 def test_a_quoted_number_is_signed_and_says_what_it_lacks() -> None:

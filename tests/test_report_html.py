@@ -32,7 +32,14 @@ from ser.train.report.examples import agreement
 from ser.train.report.figures import figure, to_svg
 from ser.train.report.html import Page, write_html
 from ser.train.report.provenance import command
-from ser.train.report.sections import cautions, claimed_better, make_page, papers_table, results_table
+from ser.train.report.sections import (
+    cautions,
+    claimed_better,
+    make_page,
+    papers_table,
+    papers_tests_table,
+    results_table,
+)
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
@@ -233,6 +240,7 @@ def made_up(label: str, run: Run, configs: Sequence[Mapping[str, Any]], **result
     ("changes", "says"),
     [
         ({"dev": "none"}, ["The cells differ in dev: what they differ by may be due to that alone."]),
+        ({"corpus": "d"}, ["The cells differ in corpus: their numbers must not be compared."]),
         ({"labels": "5class"}, ["The cells differ in labels: their numbers must not be compared."]),
         (
             {"parts": {"train": 7, "dev": 1, "test": 2}},
@@ -253,8 +261,10 @@ def test_cautions_say_what_is_known_and_what_differs(
     cells: dict[str, Cell], changes: dict[str, Any], says: list[str]
 ) -> None:
     run = cells["audio:utterance"].runs[0]
-    one, two = (made_up(name, run, [run.config], **more) for name, more in (("one", {}), ("two", changes)))
+    corpus = {"corpus": changes.get("corpus", run.config["corpus"])}
+    one, two = made_up("one", run, [run.config]), made_up("two", run, [run.config | corpus], **changes)
     assert cautions([one, two])[1:] == says
+    assert (papers_tests_table([one, two]).rows[0]["utterances"] is None) == ("corpus" in changes)
     assert ("(speaker-dependent)" in two.conditions) == bool(changes.get("speakers"))
 
 

@@ -124,7 +124,7 @@ class CellScores:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
         tests = self.results[0]["tests"]
         self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
-        self._counted: dict[tuple[str, str], np.ndarray] = {}
+        self._counted: dict[str, np.ndarray] = {}
 
     def score(self, metric: str, test: str = "both") -> Score:
         """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
@@ -148,7 +148,9 @@ class CellScores:
         Left out is a group's part in all seeds at once. No ends with fewer than `FEWEST` groups, nor for the recall of
         a class that does not occur in two of them.
         """
-        whole, matrices = self.score(metric, test).pooled, self.by_group(self.over, test)
+        if test not in self._counted:
+            self._counted[test] = self.by_group(self.groups(self.over), test)
+        whole, matrices = self.score(metric, test).pooled, self._counted[test]
         found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
         if len(found) < FEWEST or np.isnan(found).all(1).any():
             return whole, None, None
@@ -233,32 +235,27 @@ class CellScores:
         found = metrics(matrices)
         return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
 
-    def by_group(self, over: str, test: str = "both", shared: Mapping[Any, Any] | None = None) -> np.ndarray:
-        """C `[g, S, K, K]` of each group, in the order of their names, in each seed.
+    def by_group(self, groups: Sequence[Any], test: str = "both") -> np.ndarray:
+        """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names.
 
-        `shared` gives the group of each (id, truth) that counts; without it all do, in this cell's own groups.
+        `groups` are those of all predictions, run by run; what has None does not count.
         """
-        if shared is None and (over, test) in self._counted:
-            return self._counted[over, test]
         number = {name: k for k, name in enumerate(self.classes)}
         truth = np.array([number[name] for name in self._column("truth")])
         predicted = np.argmax(self._column("probabilities" if test == "both" else f"probabilities {test}"), 1)
         seeds, seed = np.unique(self._seeds, return_inverse=True)
         of_seed = np.repeat(seed, [table.num_rows for table in self.tables])
-        groups = self.groups(over) if shared is None else [shared.get(pair) for pair in self.pairs]
         kept = np.array([group is not None for group in groups])
         names, group = np.unique(np.array(groups)[kept], return_inverse=True)
         matrices = np.zeros((len(names), len(seeds), len(number), len(number)))
         np.add.at(matrices, (group, of_seed[kept], truth[kept], predicted[kept]), 1)
-        matrices = matrices[:, matrices.any((0, 2, 3))]
-        if shared is None:
-            self._counted[over, test] = matrices
-        return matrices
+        return matrices[:, matrices.any((0, 2, 3))]
 
     @cached_property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Id and true class of each prediction."""
-        return list(zip(self._column("id"), self._column("truth"), strict=True))
+    def tested(self) -> list[tuple[str, ...]]:
+        """Corpus, id and true class of each prediction."""
+        corpus = self.results[0]["corpus"]
+        return [(corpus, *pair) for pair in zip(self._column("id"), self._column("truth"), strict=True)]
 
 
 def _spread(values: np.ndarray) -> Spread:

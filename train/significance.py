@@ -35,15 +35,18 @@ def compare(
     `claimed`: 1 tests one-sided whether the first is better, −1 whether the second is. None where the cells share no
     utterance or have other classes.
     """
-    theirs = set(second.pairs)
-    if first.classes != second.classes or theirs.isdisjoint(first.pairs):
+    theirs = set(second.tested)
+    if first.classes != second.classes or theirs.isdisjoint(first.tested):
         return None
     for over in first.groupings:
-        of = zip(first.pairs, first.groups(over), strict=True)
+        of = zip(first.tested, first.groups(over), strict=True)
         shared = {pair: group for pair, group in of if pair in theirs}
         if (g := len(set(shared.values()))) >= TO_TEST:
             break
-    one, two = (cell.by_group(over, test, shared) for cell, test in zip((first, second), tests, strict=True))
+    one, two = (
+        cell.by_group([shared.get(pair) for pair in cell.tested], test)
+        for cell, test in zip((first, second), tests, strict=True)
+    )
     parts = contributions(one, metric) - contributions(two, metric)
     difference = float(parts.sum().round(9)) + 0.0  # no −0.00 of rounding
     if g < TO_TEST:

@@ -61,7 +61,7 @@ def cautions(cells: Sequence[Cell]) -> list[str]:
     if unknown := [label for label, who in heard.items() if who == NOT_KNOWN]:
         found.append(f"{NOT_KNOWN.capitalize()}, so scores may be too high: {_listed(unknown)}.")
     if unlike := _unlike(cells):
-        barred = {"protocol", "selection", "labels", "n test"}.intersection(unlike)
+        barred = {"corpus", "protocol", "selection", "labels", "n test"}.intersection(unlike)
         so = "their numbers must not be compared" if barred else "what they differ by may be due to that alone"
         found.append(f"The cells differ in {', '.join(unlike)}: {so}.")
     if len({tuple(cell.folds) for cell in cells}) > 1 and len({cell.config["protocol"] for cell in cells}) == 1:
@@ -71,7 +71,7 @@ def cautions(cells: Sequence[Cell]) -> list[str]:
 
 def _unlike(cells: Sequence[Cell]) -> list[str]:
     """What of the cells' conditions is not the same in all."""
-    names = {"protocol": "protocol", "selection": "select", "labels": "labels"}
+    names = {"corpus": "corpus", "protocol": "protocol", "selection": "select", "labels": "labels"}
     told = [{name: cell.results[0][key] for name, key in names.items()} | parts(cell.results) for cell in cells]
     every = dict.fromkeys(name for one in told for name in one)
     return [name for name in every if len({one.get(name) for one in told}) > 1]
@@ -224,7 +224,7 @@ def _as_papers_test(first: Cell, second: Cell) -> Row:
     row: Row = {"cell": first.label, "against": second.label}
     row |= dict.fromkeys(("utterances", "McNemar p", "McNemar Holm p", "pairs of runs"))
     row |= dict.fromkeys(("t-test p", "t-test Holm p", "Wilcoxon p", "Wilcoxon Holm p"))
-    if first.classes != second.classes:
+    if (first.config["corpus"], first.classes) != (second.config["corpus"], second.classes):
         return row
     if seeds := set(first.seeds) & set(second.seeds):
         one, other = (p[p.seed == min(seeds)].drop_duplicates("id") for p in (first.predictions, second.predictions))
