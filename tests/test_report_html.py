@@ -31,7 +31,7 @@ from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.examples import agreement
 from ser.train.report.figures import figure, to_svg
 from ser.train.report.html import Page, write_html
-from ser.train.report.provenance import command
+from ser.train.report.provenance import command, what_was_run
 from ser.train.report.sections import (
     cautions,
     claimed_better,
@@ -212,6 +212,15 @@ def test_the_protocol_table_says_who_trains_and_what_is_known_before(folder: Pat
     assert row["test transcripts also in training %"] == pytest.approx(100 * known) and known > 0
     (job, *_) = prepare(Experiment("is13", "audio", store=folder / "store", only="scripted", out=folder / "no"))
     assert job.data.utterances.ids and all("_script" in utterance for utterance in job.data.utterances.ids)
+
+
+def test_the_corpus_table_counts_what_any_cell_tested(cells: dict[str, Cell]) -> None:
+    whole = cells["audio:utterance"]
+    part = Cell("one fold", whole.runs[:1])
+    [corpus] = [table for table in what_was_run([part, whole], [])["tables"] if table.name == "corpus-1"]
+    n = whole.predictions.id.nunique()
+    assert n > part.predictions.id.nunique() and f"{n} utterances tested" in corpus.note
+    assert sum(corpus.rows[0][f"n {name}"] for name in whole.classes) == n
 
 
 def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: dict[str, Cell], content: Page) -> None:

@@ -60,13 +60,16 @@ def _features(cells: Sequence[Cell]) -> Table:
 
 def _corpora(cells: Sequence[Cell]) -> list[Table]:
     """One table for each set of utterances and labels."""
-    firsts: dict[tuple[Any, ...], Cell] = {}
+    import pandas
+
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         key = (*map(cell.config.get, ("corpus", "manifest", "limit", "only")), cell.config["labels"]["policy"])
-        firsts.setdefault(key, cell)
+        groups.setdefault(key, []).append(cell)
     tables = []
-    for number, ((corpus, digest, _, _, policy), cell) in enumerate(firsts.items(), 1):
-        manifest, tested = cell.origin.manifest, cell.predictions.drop_duplicates("id")
+    for number, ((corpus, digest, _, _, policy), members) in enumerate(groups.items(), 1):
+        cell, manifest = members[0], members[0].origin.manifest
+        tested = pandas.concat([one.predictions for one in members]).drop_duplicates("id")
         note = f"{len(tested):,} utterances tested"
         if manifest is not None:
             hours = sum(d or 0 for d in manifest.column("duration")) / 3600

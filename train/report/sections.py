@@ -152,7 +152,8 @@ def papers_table(cells: Sequence[Cell]) -> Table:
             row |= beside(MAIN, dict(numbers), ours, seeds, not differs, cell.caveat is None)
             rows.append({**row, "differs in": ", ".join(differs) or None})
     unreal = [cell.caveat for cell in cells]
-    note = "Ours: pooled over the folds, mean ± standard deviation over the seeds, as Perspective reports."
+    note = "Ours: pooled over the folds, mean ± standard deviation over the seeds, as Perspective reports; over folds: "
+    note += "mean ± standard deviation of the folds’ means over the seeds."
     if not all(unreal):
         note += " Differences: ours − paper in points, with the 95 % interval over the seeds; a number quoted without "
         note += "a deviation is taken for exact."
