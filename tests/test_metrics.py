@@ -15,13 +15,12 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 from ser.errors import WrongUse
 from ser.train import scores as score_module
-from ser.train import significance
 from ser.train.recipe import read_recipe
-from ser.train.report import terminal
+from ser.train.report import significance, terminal
+from ser.train.report.significance import against_quoted, compare, holm, mcnemar, p_of_runs, sign_flip
 from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import RESULT, Run
 from ser.train.scores import CellScores, Score, confusions, scores, share, summary_text
-from ser.train.significance import against_quoted, compare, holm, mcnemar, p_of_runs, sign_flip
 
 CLASSES = ("ang", "hap", "neu", "sad")
 

@@ -3,9 +3,9 @@
 A score is pooled over the folds of one seed, whose confusion matrices add up, and then averaged over the seeds. Beside
 it stand two spreads: the deviation over the seeds, and mean ± deviation over the folds.
 
-Utterances of one speaker are alike, so intervals, and the tests of significance.py, count groups, not utterances:
-speakers where all are known, else dialogues where any has two utterances, else utterances, which is too narrow and says
-so. `python -m benchmarks.statistics` simulates how often the intervals hold the truth. Axis letters:
+Utterances of one speaker are alike, so intervals, and the tests of report/significance.py, count groups: speakers where
+all are known, else dialogues where any has two utterances, else utterances, which is too narrow and says so. `python -m
+benchmarks.statistics` simulates how often the intervals hold the truth. Axis letters:
 
     R  runs     S  seeds     K  classes     g  groups
 """

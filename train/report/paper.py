@@ -15,10 +15,10 @@ from ser.train.recipe import Recipe, read_recipe, recipe_names
 from ser.train.run_folder import Run
 from ser.train.scores import Score
 from ser.train.settings import parse_settings
-from ser.train.significance import against_quoted
 from ser.train.splits import SHARE
 
 from .cells import Cell
+from .significance import against_quoted
 from .tables import Row
 
 # Of IEMOCAP, which all three papers are about: with fewer, other utterances are tested.

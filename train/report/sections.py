@@ -10,7 +10,6 @@ import numpy as np
 from ser.train.recipe import TESTS
 from ser.train.run_folder import Run
 from ser.train.scores import NO_COMPARISON, NOT_KNOWN, caveat, heard_in_training, parts
-from ser.train.significance import compare, holm, mcnemar, p_of_runs
 
 from .cells import Cell, configuration
 from .examples import attended, errors
@@ -18,6 +17,7 @@ from .figures import Point, dots, lines, matrices
 from .html import Page, Part, Plot
 from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
+from .significance import compare, holm, mcnemar, p_of_runs
 from .tables import Row, Table
 
 PLOTTED = 30  # cells in a plot of one line for each

@@ -9,11 +9,11 @@ from ser.errors import WrongUse
 from ser.train.recipe import Recipe
 from ser.train.run_folder import Run
 from ser.train.scores import METRICS, CellScores, Score, caveat
-from ser.train.significance import Comparison, against_quoted, compare, holm
 
 from .cells import Cell
 from .paper import beside, claimed, differences
 from .sections import cautions, papers_table, papers_tests_table, results_table, significance_table
+from .significance import Comparison, against_quoted, compare, holm
 from .tables import Table, tabulated
 
 

@@ -1,6 +1,6 @@
 """Tests between cells: the only place that computes them.
 
-`python -m benchmarks.statistics` simulates how often they find what is not there. Axis letters as in scores.py.
+`python -m benchmarks.statistics` simulates how often they find what is not there. Axis letters as in train/scores.py.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .scores import CellScores, Ends, Score, how_many, jackknife_interval
+from ser.train.scores import CellScores, Ends, Score, how_many, jackknife_interval
 
 TO_TEST = 6  # groups of a test: of five, the p of the sign flips is never below 2 / 2⁵ = 0.06
 FLIPS = 9_999  # patterns of signs that a test draws where there are more
