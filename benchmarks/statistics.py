@@ -1,6 +1,6 @@
 """How often ser's intervals hold the truth, and how often its tests find a difference that is not there.
 
-`python -m benchmarks.statistics` simulates corpora whose truth is known, has `train/scores.py` compute intervals and p,
+`python -m benchmarks.statistics` simulates corpora whose truth is known, has ser compute intervals and p,
 and prints the share in percent, by the number of groups. A group is a speaker of about 100 utterances or, in the rows
 that say so, a dialogue of about 35, with IEMOCAP's shares of four classes. Utterances of a group are alike: a recall's
 logit is that of its class plus N(0, 0.4) of the group, N(0, 0.3) of group and class and N(0, 0.35) of group and system;
@@ -15,17 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ser.train.scores import (
-    FEWEST,
-    TO_TEST,
-    Score,
-    against_quoted,
-    contributions,
-    jackknife_interval,
-    mcnemar,
-    metrics,
-    sign_flip,
-)
+from ser.train.report.significance import TO_TEST, against_quoted, contributions, mcnemar, sign_flip
+from ser.train.scores import FEWEST, Score, jackknife_interval, metrics
 
 GROUPS = (2, 4, 8, 10, 19, 40)
 ENOUGH, TOLERANCE = 8, 2.0  # groups from which ours must be within so many points of nominal

@@ -6,7 +6,7 @@ import itertools
 import re
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
@@ -31,8 +31,15 @@ from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.examples import agreement
 from ser.train.report.figures import figure, to_svg
 from ser.train.report.html import Page, write_html
-from ser.train.report.provenance import command
-from ser.train.report.sections import claimed_better, make_page, papers_table
+from ser.train.report.provenance import command, what_was_run
+from ser.train.report.sections import (
+    cautions,
+    claimed_better,
+    make_page,
+    papers_table,
+    papers_tests_table,
+    results_table,
+)
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
@@ -160,6 +167,9 @@ def test_unfinished_runs_are_named_and_count_nowhere(folder: Path, runs: list[Ru
     open_run.write_json(CONFIG, runs[0].config)
     write_html(make_page(*group_runs([*runs, open_run])), tmp_path / "report.html")
     assert "1 runs are not finished" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    (dropped, *_) = (run for run in runs if run.config["fusion"] == "lgf-add")
+    lines = results_table(group_runs([run for run in runs if run != dropped])[0]).rows
+    assert {row["cell"]: row["runs"] for row in lines}["lgf-add · perspective"] == "3 in 2 × 2"
     with pytest.raises(WrongUse, match="none of these 1 runs is finished"):
         group_runs([open_run])
 
@@ -204,6 +214,15 @@ def test_the_protocol_table_says_who_trains_and_what_is_known_before(folder: Pat
     assert job.data.utterances.ids and all("_script" in utterance for utterance in job.data.utterances.ids)
 
 
+def test_the_corpus_table_counts_what_any_cell_tested(cells: dict[str, Cell]) -> None:
+    whole = cells["audio:utterance"]
+    part = Cell("one fold", whole.runs[:1])
+    [corpus] = [table for table in what_was_run([part, whole], [])["tables"] if table.name == "corpus-1"]
+    n = whole.predictions.id.nunique()
+    assert n > part.predictions.id.nunique() and f"{n} utterances tested" in corpus.note
+    assert sum(corpus.rows[0][f"n {name}"] for name in whole.classes) == n
+
+
 def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: dict[str, Cell], content: Page) -> None:
     cell = cells["audio:utterance"]
     p = cell.predictions
@@ -216,6 +235,46 @@ def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: dict[str, Ce
     styles = {row["group"]: row["utterances"] for row in groups if row["by"] == "scripted or improvised"}
     scripted = content.cells[0].predictions.drop_duplicates("id").id.str.contains("_script")
     assert styles == {"improvised": (~scripted).sum(), "scripted": scripted.sum()}
+
+
+def made_up(label: str, run: Run, configs: Sequence[Mapping[str, Any]], **result: Any) -> Cell:
+    """A cell of runs with these configs, and the run's own result but for what is given."""
+    runs = [Run(run.path) for _ in configs]
+    for one, config in zip(runs, configs, strict=True):
+        one.__dict__.update(config=config, result={**run.result, **result})
+    return Cell(label, runs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"dev": "none"}, ["The cells differ in dev: what they differ by may be due to that alone."]),
+        ({"corpus": "d"}, ["The cells differ in corpus: their numbers must not be compared."]),
+        ({"labels": "5class"}, ["The cells differ in labels: their numbers must not be compared."]),
+        (
+            {"parts": {"train": 7, "dev": 1, "test": 2}},
+            ["The cells differ in n train, n dev, n test: their numbers must not be compared."],
+        ),
+        (
+            {"speaker_independent": False, "speakers": {"a": True, "b": False}},
+            ["Speakers of the test part are heard in training too, so scores are too high: two."],
+        ),
+        (
+            {"speaker_independent": False, "speakers": None},
+            ["Whether test speakers are heard in training is not known, so scores may be too high: two."],
+        ),
+        ({}, []),
+    ],
+)
+def test_cautions_say_what_is_known_and_what_differs(
+    cells: dict[str, Cell], changes: dict[str, Any], says: list[str]
+) -> None:
+    run = cells["audio:utterance"].runs[0]
+    corpus = {"corpus": changes.get("corpus", run.config["corpus"])}
+    one, two = made_up("one", run, [run.config]), made_up("two", run, [run.config | corpus], **changes)
+    assert cautions([one, two])[1:] == says
+    assert (papers_tests_table([one, two]).rows[0]["utterances"] is None) == ("corpus" in changes)
+    assert ("(speaker-dependent)" in two.conditions) == bool(changes.get("speakers"))
 
 
 @pytest.mark.parametrize(
@@ -238,16 +297,13 @@ def test_only_what_is_alike_stands_beside_the_papers(
 ) -> None:
     """MSMSER's full model in five folds on the paper's checkpoints, but for these changes."""
     first = cells["mit · queries 3"].runs[0]
-    config = {**first.config, "settings": {}, **changes}
+    config: Any = {**first.config, "settings": {}, **changes}
     config |= {key: {**first.config[key], **changes.get(key, {})} for key in ("features", "training", "labels")}
     config["settings"] = vars(MsmserSettings(**config["settings"]))
     models = {"audio": "facebook/hubert-base-ls960", "text": "microsoft/mpnet-base"} | changes.get("models", {})
     config["provenance"] = {"specs": {m: {"provenance": {"model": model}} for m, model in models.items()}}
-    runs = [Run(first.path) for _ in range(changes.get("folds", 5))]
-    for fold, run in enumerate(runs):
-        result = {**first.result, "synthetic": False, "random_weights": []}
-        run.__dict__.update(config={**config, "fold": str(fold)}, result=result)
-    cell = Cell("ours", runs)
+    config = [{**config, "fold": str(fold)} for fold in range(changes.get("folds", 5))]
+    cell = made_up("ours", first, config, synthetic=False, random_weights=[])
     [bias] = [table.rows for table in make_page([cell], []).tables if table.name == "bias"]
     if differs is None:
         assert not papers_table([cell]) and bias[0]["paper UA %"] is None
@@ -261,11 +317,8 @@ def test_the_better_of_two_papers_cells_is_claimed(cells: dict[str, Cell]) -> No
     first = cells["mit · queries 3"].runs[0]
     made = {}
     for fusion, queries in (("mit", 30), ("mit:no-selfatt", 30), ("mit", 3)):
-        runs = [Run(first.path) for _ in range(5)]
-        for fold, run in enumerate(runs):
-            config = {**first.config, "fusion": fusion, "fold": str(fold)}
-            run.__dict__["config"] = {**config, "settings": {**first.config["settings"], "queries": queries}}
-        made[fusion, queries] = Cell(fusion, runs)
+        config = {**first.config, "fusion": fusion, "settings": {**first.config["settings"], "queries": queries}}
+        made[fusion, queries] = made_up(fusion, first, [{**config, "fold": str(fold)} for fold in range(5)])
     full, without = made["mit", 30], made["mit:no-selfatt", 30]
     assert [claimed_better(*pair, "ua") for pair in ((full, without), (without, full), (full, full))] == [1, -1, 0]
 

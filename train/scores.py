@@ -1,12 +1,11 @@
-"""Every score, interval and test: the only place that computes them, and every table, page and line takes them here.
+"""Every score and interval: the only place that computes them, and every table, page and line takes them here.
 
 A score is pooled over the folds of one seed, whose confusion matrices add up, and then averaged over the seeds. Beside
 it stand two spreads: the deviation over the seeds, and mean ± deviation over the folds.
 
-Utterances of one speaker are alike, so intervals and tests count groups, not utterances: speakers where all are known,
-else dialogues where any has two utterances, else utterances, which is too narrow and says so. `python -m
-benchmarks.statistics` simulates how often the intervals hold the truth and the tests find what is not there. Axis
-letters:
+Utterances of one speaker are alike, so intervals, and the tests of report/significance.py, count groups: speakers where
+all are known, else dialogues where any has two utterances, else utterances, which is too narrow and says so. `python -m
+benchmarks.statistics` simulates how often the intervals hold the truth. Axis letters:
 
     R  runs     S  seeds     K  classes     g  groups
 """
@@ -24,11 +23,9 @@ from .run_folder import Run
 
 METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
 FEWEST = 4  # groups of an interval: of fewer, it is too wide or too uncertain to say anything
-TO_TEST = 6  # groups of a test: of five, the p of the sign flips is never below 2 / 2⁵ = 0.06
-FLIPS = 9_999  # patterns of signs that a test draws where there are more
-AT_A_TIME = 10**6  # signs in memory at once
 COLUMNS = {"speakers": "speaker", "dialogues": "dialogue", "utterances": "id"}  # of the predictions
 NO_COMPARISON = "no comparison with the paper is meant"
+NOT_KNOWN = "whether test speakers are heard in training is not known"
 Spread = tuple[float, float | None]  # mean, deviation
 Ends = tuple[float, float | None, float | None]  # a value and the ends of its 95 % interval, if it has one
 
@@ -101,6 +98,14 @@ class Score:
     folds: int
 
 
+def finished(runs: Sequence[Run]) -> list[Run]:
+    """Those that are finished. Raises `WrongUse` if none is."""
+    found = [run for run in runs if run.finished]
+    if not found:
+        raise WrongUse(f"none of these {len(runs)} runs is finished; the same command with --resume goes on with them")
+    return found
+
+
 class CellScores:
     """The scores of the finished runs of one cell, which are its folds × seeds.
 
@@ -109,9 +114,7 @@ class CellScores:
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = [run for run in runs if run.finished]
-        if not self.runs:
-            raise WrongUse(f"none of these {len(runs)} runs is finished; the same command with --resume goes on")
+        self.runs = finished(runs)
         self.results = [run.result for run in self.runs]
         self._seeds = np.array([result["seed"] for result in self.results])
         self._folds = np.array([result["fold"] for result in self.results])
@@ -121,16 +124,16 @@ class CellScores:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
         tests = self.results[0]["tests"]
         self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
-        self._counted: dict[tuple[str, str], np.ndarray] = {}
+        self._counted: dict[str, np.ndarray] = {}
 
     def score(self, metric: str, test: str = "both") -> Score:
         """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
         matrices = self._matrices(test)
-        own = self._measure(metric, matrices)  # [R]
+        own = self.measure(metric, matrices)  # [R]
         known = ~np.isnan(own)
         if not known.any():
             return Score(np.nan, (np.nan, None), 0, (np.nan, None), 0)
-        by_seed = self._measure(metric, np.stack([matrices[self._seeds == s].sum(0) for s in np.unique(self._seeds)]))
+        by_seed = self.measure(metric, np.stack([matrices[self._seeds == s].sum(0) for s in np.unique(self._seeds)]))
         by_seed = by_seed[~np.isnan(by_seed)]
         by_fold = np.array([own[known & (self._folds == fold)].mean() for fold in np.unique(self._folds[known])])
         return Score(float(by_seed.mean()), _spread(by_seed), len(by_seed), _spread(by_fold), len(by_fold))
@@ -145,8 +148,10 @@ class CellScores:
         Left out is a group's part in all seeds at once. No ends with fewer than `FEWEST` groups, nor for the recall of
         a class that does not occur in two of them.
         """
-        whole, matrices = self.score(metric, test).pooled, self._grouped(self.over, test)
-        found = self._measure(metric, matrices.sum(0) - matrices)  # [g, S]
+        if test not in self._counted:
+            self._counted[test] = self.by_group(self.groups(self.over), test)
+        whole, matrices = self.score(metric, test).pooled, self._counted[test]
+        found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
         if len(found) < FEWEST or np.isnan(found).all(1).any():
             return whole, None, None
         return _of_share(whole, np.nanmean(found, 1))
@@ -167,7 +172,7 @@ class CellScores:
     def interval_over(self) -> str:
         """What the intervals are over and of how many, or why there is none."""
         g = len(set(self.groups(self.over)))
-        return f"{'' if g >= FEWEST else 'no interval: '}{_counted(g, self.over)}"
+        return f"{'' if g >= FEWEST else 'no interval: '}{how_many(g, self.over)}"
 
     def groups(self, over: str) -> list[Any]:
         """The group of each prediction, run by run; None where the run does not know it."""
@@ -179,7 +184,7 @@ class CellScores:
         first = self.results[0]
         selected = "best-test (epoch chosen on the TEST part)" if first["select"] == "best-test" else first["select"]
         heard = heard_in_training(self.results)
-        split = f"{first['protocol']} (speaker-dependent)" if heard else first["protocol"]
+        split = f"{first['protocol']}{' (speaker-dependent)' * (heard not in ('', NOT_KNOWN))}"
         cut = [f"{name} {value}" for name, value in parts(self.results).items()]
         return " · ".join((split, *filter(None, [heard]), selected, first["labels"], *cut))
 
@@ -208,12 +213,13 @@ class CellScores:
         }
 
     @cached_property
-    def _tables(self) -> list[Any]:
+    def tables(self) -> list[Any]:
+        """The predictions of each run."""
         return [run.predictions() for run in self.runs]
 
     def _column(self, name: str) -> list[Any]:
         # Runs of earlier versions do not name dialogues.
-        lists = (t[name].to_pylist() if name in t.column_names else [None] * len(t) for t in self._tables)
+        lists = (t[name].to_pylist() if name in t.column_names else [None] * len(t) for t in self.tables)
         return [value for values in lists for value in values]
 
     def _matrices(self, test: str) -> np.ndarray:
@@ -222,46 +228,41 @@ class CellScores:
             raise unknown("test", test, self.tests)
         return np.array([result["tests"][test]["confusion"] for result in self.results])
 
-    def _measure(self, metric: str, matrices: np.ndarray) -> np.ndarray:
+    def measure(self, metric: str, matrices: np.ndarray) -> np.ndarray:
         """The metric of C `[…, K, K]` in percent, `[…]`."""
         if metric not in METRICS and metric not in self.classes:
             raise unknown("metric", metric, [*METRICS, *self.classes])
         found = metrics(matrices)
         return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
 
-    def _grouped(self, over: str, test: str = "both", shared: Mapping[Any, Any] | None = None) -> np.ndarray:
-        """C `[g, S, K, K]` of each group, in the order of their names, in each seed.
+    def by_group(self, groups: Sequence[Any], test: str = "both") -> np.ndarray:
+        """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names.
 
-        `shared` gives the group of each (id, truth) that counts; without it all do, in this cell's own groups.
+        `groups` are those of all predictions, run by run; what has None does not count.
         """
-        if shared is None and (over, test) in self._counted:
-            return self._counted[over, test]
         number = {name: k for k, name in enumerate(self.classes)}
         truth = np.array([number[name] for name in self._column("truth")])
         predicted = np.argmax(self._column("probabilities" if test == "both" else f"probabilities {test}"), 1)
         seeds, seed = np.unique(self._seeds, return_inverse=True)
-        of_seed = np.repeat(seed, [table.num_rows for table in self._tables])
-        groups = self.groups(over) if shared is None else [shared.get(pair) for pair in self._pairs]
+        of_seed = np.repeat(seed, [table.num_rows for table in self.tables])
         kept = np.array([group is not None for group in groups])
         names, group = np.unique(np.array(groups)[kept], return_inverse=True)
         matrices = np.zeros((len(names), len(seeds), len(number), len(number)))
         np.add.at(matrices, (group, of_seed[kept], truth[kept], predicted[kept]), 1)
-        matrices = matrices[:, matrices.any((0, 2, 3))]
-        if shared is None:
-            self._counted[over, test] = matrices
-        return matrices
+        return matrices[:, matrices.any((0, 2, 3))]
 
     @cached_property
-    def _pairs(self) -> list[tuple[str, str]]:
-        """Id and true class of each prediction."""
-        return list(zip(self._column("id"), self._column("truth"), strict=True))
+    def tested(self) -> list[tuple[str, ...]]:
+        """Corpus, id and true class of each prediction."""
+        corpus = self.results[0]["corpus"]
+        return [(corpus, *pair) for pair in zip(self._column("id"), self._column("truth"), strict=True)]
 
 
 def _spread(values: np.ndarray) -> Spread:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def _counted(g: int, over: str) -> str:
+def how_many(g: int, over: str) -> str:
     """Such as "1 speaker", or "97 utterances, too narrow"."""
     return f"{g} {over if g != 1 else over[:-1]}{', too narrow' if over == 'utterances' else ''}"
 
@@ -306,12 +307,12 @@ def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def heard_in_training(results: Sequence[Mapping[str, Any]]) -> str:
-    """How many speakers of the test parts are heard in training, or that this is not known; "" if none is."""
+    """How many speakers of the test parts are heard in training, or `NOT_KNOWN`; "" if none is."""
     known: list[Any] = [result.get("speakers") for result in results]
     if all(result["speaker_independent"] for result in results):
         return ""
     if None in known:
-        return "whether test speakers are heard in training is not known"
+        return NOT_KNOWN
     heard = {name for speakers in known for name, is_heard in speakers.items() if is_heard}
     return f"{len(heard)} of {len(set().union(*known))} test speakers are heard in training"
 
@@ -348,134 +349,3 @@ def summary_text(cell: CellScores) -> str:
     if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
         notes.append(f"left out: {absent}")
     return "\n".join([table, *notes, *filter(None, [cell.caveat])])
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two cells, or a cell and a quoted number."""
-
-    difference: Ends  # first − second, in points
-    p: float | None  # of the null hypothesis that the two do not differ
-    about: str  # which test, over what
-
-
-def compare(
-    first: CellScores, second: CellScores, metric: str = "ua", claimed: int = 0, tests: Sequence[str] = ("both", "both")
-) -> Comparison | None:
-    """The difference of two cells' pooled UA or WA in points, on the utterances that both tested, with all their seeds.
-
-    Its interval is `jackknife_interval` and its test `sign_flip`, over speakers, or over dialogues where there are too
-    few speakers; neither of fewer than `TO_TEST` groups.
-    `claimed`: 1 tests one-sided whether the first is better, −1 whether the second is. None where the cells share no
-    utterance or have other classes.
-    """
-    theirs = set(second._pairs)
-    if first.classes != second.classes or theirs.isdisjoint(first._pairs):
-        return None
-    for over in first.groupings:
-        of = zip(first._pairs, first.groups(over), strict=True)
-        shared = {pair: group for pair, group in of if pair in theirs}
-        if (g := len(set(shared.values()))) >= TO_TEST:
-            break
-    one, two = (cell._grouped(over, test, shared) for cell, test in zip((first, second), tests, strict=True))
-    parts = contributions(one, metric) - contributions(two, metric)
-    difference = float(parts.sum().round(9)) + 0.0  # no −0.00 of rounding
-    if g < TO_TEST:
-        return Comparison((difference, None, None), None, f"no test: {_counted(g, over)}")
-    without = [np.nanmean(first._measure(metric, m.sum(0) - m), 1) for m in (one, two)]
-    low, high = map(float, jackknife_interval(parts.sum(), without[0] - without[1]))
-    p = float(sign_flip(parts * (claimed or 1), sides=1 if claimed else 2))
-    return Comparison((difference, low, high), p, f"{'one' if claimed else 'two'}-sided, {_counted(g, over)}")
-
-
-def contributions(matrices: np.ndarray, metric: str) -> np.ndarray:
-    """Each group's part in the UA or WA of C `[…, g, S, K, K]`, in percent, `[…, g]`; the parts add up to the score.
-
-    The mean over the seeds of Σₖ hits of the group / nₖ / (classes that occur), for WA Σₖ hits / n.
-    """
-    sizes, right = matrices.sum((-4, -1)), np.diagonal(matrices, axis1=-2, axis2=-1)  # […, S, K], […, g, S, K]
-    of_class = np.maximum(sizes, 1) * (sizes > 0).sum(-1, keepdims=True)
-    below = of_class if metric == "ua" else sizes.sum(-1, keepdims=True)
-    return 100 * (right / below[..., None, :, :]).sum(-1).mean(-1)
-
-
-def sign_flip(parts: np.ndarray, sides: int = 2, draws: int = FLIPS) -> np.ndarray:
-    """The permutation test of a sum of parts `[…, g]`, one for each group: p `[…]`.
-
-    Were the two cells alike, each group's part would as likely have the other sign. p is the share of the patterns of
-    signs, all 2ᵍ or so many drawn ones if there are more, whose sum is as far from zero, or with one side as high.
-
-    >>> float(sign_flip(np.ones(6))), float(sign_flip(np.ones(6), sides=1))
-    (0.03125, 0.015625)
-    """
-    from scipy.stats import permutation_test
-
-    asked: dict[str, Any] = {"permutation_type": "samples", "n_resamples": draws, "axis": -1, "rng": 0}
-    asked |= {"alternative": "two-sided" if sides == 2 else "greater", "batch": max(1, AT_A_TIME // parts.size)}
-    return np.asarray(permutation_test((parts,), np.sum, **asked).pvalue)
-
-
-def against_quoted(ours: Score, quoted: float, std: float | None = None, seeds: int | None = None) -> Comparison:
-    """Ours − a number that a paper quotes, with Welch's t-test and its interval over our seeds: two-sided.
-
-    `std` is the paper's deviation over its `seeds`; quoted without them, the number is taken for exact, which `about`
-    says, and the test is Student's t of our seeds. It says nothing about other speakers. No p or ends with one seed.
-    """
-    from scipy.stats import t
-
-    difference, own = ours.pooled - quoted, ours.over_seeds[1]
-    about = f"two-sided, {_counted(ours.seeds, 'seeds')}"
-    theirs = std**2 / seeds if std is not None and seeds and seeds > 1 else None
-    about += "; quoted without a deviation" if theirs is None else ""
-    if not own:  # one seed, or all the same
-        return Comparison((difference, None, None), None, about)
-    squares = own**2 / ours.seeds, theirs or 0.0
-    error = np.sqrt(sum(squares))
-    free = error**4 / (squares[0] ** 2 / (ours.seeds - 1) + squares[1] ** 2 / max((seeds or 0) - 1, 1))
-    p, half = float(2 * t.sf(abs(difference) / error, free)), float(t.ppf(0.975, free) * error)
-    return Comparison((difference, difference - half, difference + half), p, about)
-
-
-def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Holm's (1979) step-down correction of one family of p values, in their order; None is no test.
-
-    >>> holm([0.01, None, 0.04, 0.03])
-    [0.03, None, 0.06, 0.06]
-    """
-    tested = np.array([p for p in values if p is not None])
-    order = np.argsort(tested, kind="stable")
-    stepped = np.maximum.accumulate(np.minimum(1, tested[order] * np.arange(len(tested), 0, -1)))
-    found = iter(stepped[np.argsort(order, kind="stable")].tolist())
-    return [None if p is None else next(found) for p in values]
-
-
-def mcnemar(truth: Any, first: Any, second: Any) -> float:
-    """The p of McNemar's exact test (1947) on the utterances that just one of two cells gets right.
-
-    p = min(1, 2 · P(X ≤ min(b, c))), X ~ Binomial(b + c, ½), with b right in `first` alone and c in `second` alone.
-    What papers print: it takes utterances for independent, and so finds differences that are not there.
-
-    >>> mcnemar([0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1])  # b = 3, c = 0: 2 · ½³
-    0.25
-    """
-    from scipy.stats import binomtest
-
-    right, other = (np.asarray(predicted) == np.asarray(truth) for predicted in (first, second))
-    b, c = int(np.sum(right & ~other)), int(np.sum(~right & other))
-    return float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
-
-
-def p_of_runs(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float]:
-    """The p of Student's paired t-test and of Wilcoxon's signed-rank test on scores that share seed and fold.
-
-    What papers print: folds share training data and seeds share test data, so the runs are not independent. No t-test
-    of differences that are all the same: they have no spread to compare them with.
-
-    >>> p_of_runs([2, 3, 4, 5, 7], [1, 1, 1, 1, 1])[1]  # all positive: 2 of 2⁵ sign patterns
-    0.0625
-    """
-    from scipy.stats import ttest_1samp, wilcoxon
-
-    differences = np.subtract(first, second)
-    t = float(ttest_1samp(differences, 0).pvalue) if np.ptp(differences) > 1e-7 else None
-    return t, float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0

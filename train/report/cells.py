@@ -12,10 +12,10 @@ import numpy as np
 from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.spec import canonical_json
 from ser.cache.store import Store, open_store
-from ser.errors import SerError, WrongUse
+from ser.errors import SerError
 from ser.train.models import FUSIONS
 from ser.train.run_folder import Run
-from ser.train.scores import CellScores
+from ser.train.scores import CellScores, finished
 
 # What tells the runs of one cell apart.
 OF_THE_RUN = ("fold", "seed", "cut", "provenance")
@@ -77,8 +77,7 @@ class Cell(CellScores):
         import pandas
 
         frames = []
-        for number, run in enumerate(self.runs):
-            table = run.predictions()
+        for number, (run, table) in enumerate(zip(self.runs, self.tables, strict=True)):
             frame = table.select(["id", "speaker", "truth", "predicted"]).to_pandas()
             flat = table.column("probabilities").combine_chunks().flatten().to_numpy()
             percent = 100 * flat.astype(np.float64).reshape(len(frame), -1)
@@ -95,16 +94,13 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Cell], list[Run]]:
     Raises `WrongUse` if no run is finished.
     """
     members: dict[bytes, list[Run]] = {}
-    unfinished: list[Run] = []
-    for run in sorted(runs, key=lambda run: run.path.name):
-        same = members.setdefault(configuration(run.config), []) if run.finished else unfinished
-        same.append(run)
-    if not members:
-        hint = "the same command with --resume goes on with them"
-        raise WrongUse(f"none of these {len(unfinished)} runs is finished; {hint}")
+    every = sorted(runs, key=lambda run: run.path.name)
+    for run in finished(every):
+        members.setdefault(configuration(run.config), []).append(run)
     labels = name_apart([runs[0].config for runs in members.values()])
     cells = [Cell(label, runs) for label, runs in zip(labels, members.values(), strict=True)]
-    return sorted(cells, key=lambda cell: (-cell.score("ua").pooled, cell.label)), unfinished
+    ranked = sorted(cells, key=lambda cell: (-cell.score("ua").pooled, cell.label))
+    return ranked, [run for run in every if not run.finished]
 
 
 def configuration(config: Mapping[str, Any], but: str | None = None) -> bytes:

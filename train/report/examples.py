@@ -17,7 +17,7 @@ from ser.train.scores import FEWEST, metrics, share
 
 from .attention import Attended, attend
 from .cells import Cell
-from .figures import attention_maps, bars, dots, lines
+from .figures import attention_maps, dots, lines
 from .html import Part, Plot
 from .tables import Row, Table
 
@@ -112,8 +112,9 @@ def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence
         audio = float(np.mean(shares))
         rows.append({"true class": name, "utterances": len(shares), "audio %": audio, "text %": 100 - audio})
     points = [(part, row["true class"], row[f"{part} %"]) for part in ("audio", "text") for row in rows]
+    draw = partial(dots, points, "share of the attention %", limits=(-2, 102), legend=2)
     data = Table("attention-classes", "Attention to each modality by emotion", rows)
-    return Plot("By emotion, as the pooling weighs the tokens", data, partial(bars, points, "share of the attention %"))
+    return Plot("By emotion, as the pooling weighs the tokens", data, draw)
 
 
 def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> Plot:

@@ -71,12 +71,12 @@ def _tidied(tag: str) -> str:
     return tag
 
 
-def _series(points: Sequence[Point], first: int = 0) -> Iterator[tuple[list[Any], np.ndarray, dict[str, Any]]]:
+def _series(points: Sequence[Point]) -> Iterator[tuple[list[Any], np.ndarray, dict[str, Any]]]:
     """Where each series' points are, their values with the ends of their intervals [3, n] (NaN for none), its style."""
     for number, label in enumerate(dict.fromkeys(label for label, _, _ in points)):
         mine = [(at, value) for name, at, value in points if name == label]
         values = [value if isinstance(value, tuple) else (value, None, None) for _, value in mine]
-        k = (first + number) % len(SERIES)
+        k = number % len(SERIES)
         style = {"label": label, "color": SERIES[k], "marker": MARKERS[k], "linestyle": DASHES[k]}
         yield [at for at, _ in mine], np.array(values, dtype=float).T, style
 
@@ -104,16 +104,15 @@ def dots(
     above: bool = False,
     baseline: float | None = None,
     limits: Limits = (None, None),
-    first: int = 0,
     legend: int = 0,
 ) -> Svg:
     """One line for each name, with a dot for each series' value and a bar for its interval.
 
     Points are placed at names, or at (heading, name). `above` writes the names above their lines, so that long ones fit
-    on a phone; `baseline` is dashed; `first` is the colour of the first series; `legend` is its number of columns.
+    on a phone; `baseline` is dashed; `legend` is its number of columns.
     """
     placed = [(label, at if isinstance(at, tuple) else ("", at), value) for label, at, value in points]
-    names, series = list(dict.fromkeys(at for _, at, _ in placed)), list(_series(placed, first))
+    names, series = list(dict.fromkeys(at for _, at, _ in placed)), list(_series(placed))
     headings = {heading for heading, _ in names} - {""}
     beside = 0 if above else len(series) - 1  # series of one line are drawn beside each other
     step = 36 + 4 * (legend > 0) if above else 21 + 4 * beside
@@ -174,21 +173,6 @@ def lines(
             axes.minorticks_off()
             axes.margins(x=0.12)
         return _finished(drawing, axes, xlabel, ylabel, legend)
-
-
-def bars(points: Sequence[Point], xlabel: str) -> Svg:
-    """One bar for each name, cut into the series' shares, which sum to 100."""
-    series = list(_series(points))
-    names = series[0][0]
-    left = np.zeros(len(names))
-    with figure(90 + 34 * len(names)) as (drawing, axes):
-        for (_, (values, *_), style), hatch in zip(series, ("", "///"), strict=False):
-            look = {"color": style["color"], "label": style["label"], "hatch": hatch, "edgecolor": "none"}
-            axes.barh(names, values, 0.56, left, **look)
-            left += values
-        axes.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5))
-        axes.grid(axis="y", visible=False)
-        return _finished(drawing, axes, xlabel, "", len(series))
 
 
 def matrices(classes: Sequence[str], counts: Mapping[str, np.ndarray]) -> Svg:

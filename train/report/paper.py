@@ -1,68 +1,51 @@
 """Which of the papers' cells some runs may be compared with, and what differs: the one place that decides it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ser.train.models import FUSIONS
 from ser.train.models.fusion import BOTH
 from ser.train.recipe import Cell as RecipeCell
 from ser.train.recipe import Recipe, read_recipe, recipe_names
 from ser.train.run_folder import Run
+from ser.train.scores import Score
 from ser.train.settings import parse_settings
 from ser.train.splits import SHARE
 
 from .cells import Cell
+from .significance import against_quoted
+from .tables import Row
 
-Spread = tuple[float, float | None]  # mean, deviation
 # Of IEMOCAP, which all three papers are about: with fewer, other utterances are tested.
 FOLDS = {"session-out": 5, "train1234-test5": 1, "random-70-20-10": 1}
 
 
-@dataclass(frozen=True)
-class Differences:
-    """What tells runs from a cell of a recipe, by name: with anything of `barred` they are no match for it at all."""
-
-    barred: tuple[str, ...]
-    others: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"not compared: {', '.join(self.barred)}" if self.barred else ", ".join(self.others)
-
-
-@dataclass(frozen=True)
-class Quoted:
-    """A paper's cell: where it stands and its numbers in percent (`ua`, `wa`, recalls by class, each with `_std`).
-
-    `differs` names what is not as there in the runs that it was found for.
-    """
+class Quoted(NamedTuple):
+    """A paper's cell that some runs may stand beside; `differs` names what is not as there in them."""
 
     recipe: Recipe
-    name: str
-    numbers: Mapping[str, float]
-    differs: tuple[str, ...] = ()
+    cell: RecipeCell
+    differs: tuple[str, ...]
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """In percent: `ua`, `wa`, recalls by class, each with `_std`."""
+        return self.cell.paper or {}
 
     @property
     def where(self) -> str:
         """Such as "MSMSER, Table 2: Full"."""
-        return f"{self.recipe.title.partition(':')[0]}: {self.name}"
-
-    @property
-    def seeds(self) -> int:
-        """That its numbers are the mean of."""
-        return next((cell.paper_seeds for cell in self.recipe.cells if cell.name == self.name), 1)
+        return f"{self.recipe.title.partition(':')[0]}: {self.cell.name}"
 
     @property
     def described(self) -> str:
         """Where it stands, and what differs from it."""
         return f"{self.where}; differs in {', '.join(self.differs)}" if self.differs else self.where
-
-
-def quoted_spread(numbers: Mapping[str, float], metric: str) -> Spread | None:
-    """A paper's mean and standard deviation, as far as it gives them."""
-    return (numbers[metric], numbers.get(f"{metric}_std")) if metric in numbers else None
 
 
 @cache
@@ -84,11 +67,13 @@ def _feature(name: str, pool: str = "mean") -> frozenset[str]:
     return frozenset(found if "pool=" in options else {*found, f"pool={pool}"})
 
 
-def differences(runs: Sequence[Run], cell: RecipeCell, models: Mapping[str, str]) -> Differences:
-    """What tells these finished runs of one configuration from a recipe's cell as it is written.
+def differences(
+    runs: Sequence[Run], cell: RecipeCell, models: Mapping[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What tells these finished runs of one configuration from a recipe's cell as it is written, by name.
 
-    Another fusion, feature, label policy, test part, or shuffled labels: another experiment. Anything else, the
-    selection, dev part, checkpoint (`models` names the recipe's, by feature), seeds or a setting, is only told.
+    The first bars a comparison: another fusion, feature, label policy, test part, or shuffled labels. The second is
+    only told: selection, dev part, checkpoint (`models` names the recipe's, by feature), seeds or a setting.
     """
     config, asked = runs[0].config, cell.written
     protocol, colon, file = asked.protocol.partition(":")
@@ -108,7 +93,7 @@ def differences(runs: Sequence[Run], cell: RecipeCell, models: Mapping[str, str]
         "shuffle_labels": (config["training"]["shuffle_labels"], "shuffle_labels=true" in asked.set),
     }
     if barred := tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs):
-        return Differences(barred)
+        return barred, ()
     fusion = FUSIONS[config["fusion"]]
     settings, training = parse_settings(fusion, asked.set, asked.epochs)
     own = {**config["settings"], **config["training"]}
@@ -127,7 +112,7 @@ def differences(runs: Sequence[Run], cell: RecipeCell, models: Mapping[str, str]
         model = provenance.get("specs", {}).get(modality, {}).get("provenance", {}).get("model", "unknown")
         if name in models:  # a local copy is known by its folder's name
             pairs[f"checkpoint of {name}"] = Path(model).name, Path(models[name]).name
-    return Differences((), tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs))
+    return (), tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs)
 
 
 def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
@@ -137,14 +122,33 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
     """
     found = []
     for recipe in _recipes():
-        for one in recipe.cells:
-            if one.test == test and not (unlike := differences(cell.runs, one, recipe.models)).barred:
-                found.append(Quoted(recipe, one.name, one.paper or {}, unlike.others))
+        for one in (one for one in recipe.cells if one.test == test):
+            barred, differs = differences(cell.runs, one, recipe.models)
+            found += [] if barred else [Quoted(recipe, one, differs)]
     apart = [len(_structural(cell.config["fusion"]).intersection(one.differs)) for one in found]
     return [one for one, count in zip(found, apart, strict=True) if one.numbers and count == min(apart)]
 
 
-def others_quoted(cells: Sequence[Cell]) -> list[Quoted]:
-    """What the papers quote of other systems, for the recipes of which the report has a cell."""
-    held = {quoted.recipe.name for cell in cells for quoted in quoted_for(cell)}
-    return [Quoted(one, *pair) for one in _recipes() if one.name in held for pair in one.quoted.items()]
+def claimed(one: Mapping[str, float], other: Mapping[str, float], metric: str) -> int:
+    """1 where a paper's first numbers are the better, −1 where the second, 0 where they are equal or not there."""
+    return int(np.sign(one[metric] - other[metric])) if metric in one and metric in other else 0
+
+
+def beside(
+    metrics: Sequence[str], quoted: Mapping[str, float], ours: Mapping[str, Score], seeds: int, alike: bool, meant: bool
+) -> Row:
+    """A paper's numbers, means of so many seeds, ours, and their differences if a comparison is meant.
+
+    A difference has its interval if the two are `alike`: nothing but chance tells them apart.
+    """
+    row: Row = {}
+    for metric in metrics:
+        name, score = metric.upper() if metric in ("ua", "wa") else metric, ours.get(metric)
+        paper = (quoted[metric], quoted.get(f"{metric}_std")) if metric in quoted else None
+        difference: Any = None
+        if meant and paper and score:
+            difference = (score.pooled - paper[0], None, None)
+            difference = against_quoted(score, *paper, seeds).difference if alike else difference
+        row |= {f"paper {name} %": paper, f"ours {name} %": score and score.over_seeds}
+        row |= {f"{name} difference": difference, f"{name} over folds %": score and score.over_folds}
+    return row

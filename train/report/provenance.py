@@ -19,7 +19,7 @@ from .cells import Cell
 from .html import Part
 from .tables import Row, Table
 
-COMMANDS = 6  # shown at once; more go into a table
+COMMANDS = 6  # shown; of more, all go into a table
 
 
 def what_was_run(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Part:
@@ -31,14 +31,12 @@ def what_was_run(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Part:
     absent = Table("left-out", f"Utterances left out: {left_out.total():,}", rows, folded=True)
     names = ", ".join(run.path.name for run in unfinished[:5]) + (" …" if len(unfinished) > 5 else "")
     warning = f"{len(unfinished)} runs are not finished and count nowhere here: {names}" if unfinished else ""
-    commands = {cell.label: command(cell) for cell in cells}
-    few = len(cells) <= COMMANDS
-    lines = [] if few else [{"cell": label, "command": text} for label, text in commands.items()]
-    every = Table("commands", "The command of each cell", lines, folded=True)
+    lines = [{"cell": cell.label, "command": command(cell)} for cell in cells]
+    every = Table("commands", "The command of each cell", lines if len(lines) > COMMANDS else [], folded=True)
     return {
         "tables": [_features(cells), *_corpora(cells), _protocols(cells), absent],
         "unfinished": warning,
-        "commands": list(dict.fromkeys(commands.values()))[: COMMANDS if few else 1],
+        "commands": list(dict.fromkeys(line["command"] for line in lines))[:COMMANDS],
         "more": [every, _settings(cells), _versions(cells), _runs(cells)],
     }
 
@@ -62,13 +60,16 @@ def _features(cells: Sequence[Cell]) -> Table:
 
 def _corpora(cells: Sequence[Cell]) -> list[Table]:
     """One table for each set of utterances and labels."""
-    firsts: dict[tuple[Any, ...], Cell] = {}
+    import pandas
+
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         key = (*map(cell.config.get, ("corpus", "manifest", "limit", "only")), cell.config["labels"]["policy"])
-        firsts.setdefault(key, cell)
+        groups.setdefault(key, []).append(cell)
     tables = []
-    for number, ((corpus, digest, _, _, policy), cell) in enumerate(firsts.items(), 1):
-        manifest, tested = cell.origin.manifest, cell.predictions.drop_duplicates("id")
+    for number, ((corpus, digest, _, _, policy), members) in enumerate(groups.items(), 1):
+        cell, manifest = members[0], members[0].origin.manifest
+        tested = pandas.concat([one.predictions for one in members]).drop_duplicates("id")
         note = f"{len(tested):,} utterances tested"
         if manifest is not None:
             hours = sum(d or 0 for d in manifest.column("duration")) / 3600
@@ -102,21 +103,13 @@ def _protocols(cells: Sequence[Cell]) -> Table:
         row: Row = {"cells": ", ".join(cell.label for cell in members)} if len(groups) > 1 else {}
         row |= {"protocol": protocol, "how it cuts": f"{cut.rstrip('.')}; {heard or 'no test speaker is in training'}."}
         row |= {**dict(cut_in), "test transcripts also in training %": share}
-        row["folds tested"] = "; ".join(dict.fromkeys(_folds(cell.folds) for cell in members))
+        row["folds tested"] = "; ".join(dict.fromkeys(", ".join(cell.folds) for cell in members))
         row["selection"] = f"{select}: {SELECTIONS[select]}"
         row["loss"] = ", ".join(dict.fromkeys(cell.config["loss"] for cell in members))
         seeds = sorted({seed for cell in members for seed in cell.seeds})
         whole = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
         rows.append({**row, "seeds": f"{seeds[0]}–{seeds[-1]}" if whole else ", ".join(map(str, seeds))})
     return Table("protocol", "Protocol and selection", rows)
-
-
-def _folds(folds: Sequence[str]) -> str:
-    """Such as "session 1, 2, 3"."""
-    kinds = {fold.partition(" ")[0] for fold in folds}
-    if len(kinds) > 1:
-        return ", ".join(folds)
-    return f"{kinds.pop()} {', '.join(fold.partition(' ')[2] for fold in folds)}".strip()
 
 
 def _defaults(fusion: str) -> dict[str, Setting]:

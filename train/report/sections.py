@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from ser.train.recipe import TESTS
 from ser.train.run_folder import Run
-from ser.train.scores import NO_COMPARISON, Score, against_quoted, caveat, compare, holm, mcnemar, p_of_runs
+from ser.train.scores import NO_COMPARISON, NOT_KNOWN, caveat, heard_in_training, parts
 
 from .cells import Cell, configuration
 from .examples import attended, errors
 from .figures import Point, dots, lines, matrices
 from .html import Page, Part, Plot
-from .paper import Spread, others_quoted, quoted_for, quoted_spread
+from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
+from .significance import compare, holm, mcnemar, p_of_runs
 from .tables import Row, Table
 
 PLOTTED = 30  # cells in a plot of one line for each
@@ -23,7 +25,7 @@ SERIES = 4  # cells in a plot where each is a series
 ALL_PAIRS = 5  # cells; with more, each is tested against the first only
 CHOSEN = " The first cell is chosen on the test score, which lifts its number and its differences."
 EPOCHS = 30  # of each cell in the table of learning curves
-TESTS = ("both", "only text", "only audio", "head text", "head audio")
+MAIN = ("ua", "wa")
 
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
@@ -53,13 +55,26 @@ def cautions(cells: Sequence[Cell]) -> list[str]:
         found.append(f"{unreal} The numbers show that everything works and say nothing about people.")
     if tuned := [cell.label for cell in cells if cell.config["select"] == "best-test"]:
         found.append(f"The epoch was chosen on the TEST part, which lifts every number: {_listed(tuned)}.")
-    if mixed := [c.label for c in cells if not all(result["speaker_independent"] for result in c.results)]:
+    heard = {cell.label: heard_in_training(cell.results) for cell in cells}
+    if mixed := [label for label, who in heard.items() if who not in ("", NOT_KNOWN)]:
         found.append(f"Speakers of the test part are heard in training too, so scores are too high: {_listed(mixed)}.")
-    if len({cell.conditions for cell in cells}) > 1:
-        found.append("The cells differ in protocol, selection or labels: their numbers must not be compared.")
+    if unknown := [label for label, who in heard.items() if who == NOT_KNOWN]:
+        found.append(f"{NOT_KNOWN.capitalize()}, so scores may be too high: {_listed(unknown)}.")
+    if unlike := _unlike(cells):
+        barred = {"corpus", "protocol", "selection", "labels", "n test"}.intersection(unlike)
+        so = "their numbers must not be compared" if barred else "what they differ by may be due to that alone"
+        found.append(f"The cells differ in {', '.join(unlike)}: {so}.")
     if len({tuple(cell.folds) for cell in cells}) > 1 and len({cell.config["protocol"] for cell in cells}) == 1:
         found.append("The cells were not tested on the same folds: their numbers are of different utterances.")
     return found
+
+
+def _unlike(cells: Sequence[Cell]) -> list[str]:
+    """What of the cells' conditions is not the same in all."""
+    names = {"corpus": "corpus", "protocol": "protocol", "selection": "select", "labels": "labels"}
+    told = [{name: cell.results[0][key] for name, key in names.items()} | parts(cell.results) for cell in cells]
+    every = dict.fromkeys(name for one in told for name in one)
+    return [name for name in every if len({one.get(name) for one in told}) > 1]
 
 
 def _caveat(cells: Sequence[Cell]) -> str:
@@ -78,10 +93,11 @@ def _drawn(cells: Sequence[Cell], most: int) -> str:
 
 def _results(cells: Sequence[Cell]) -> Part:
     rows = [
-        {"table": quoted.recipe.title, "system": quoted.name}
-        | {f"{metric.upper()} %": quoted.numbers.get(metric) for metric in ("ua", "wa")}
-        | {"quoted from": quoted.recipe.source, "footnote": quoted.recipe.footnotes.get(quoted.name)}
-        for quoted in others_quoted(cells)
+        {"table": recipe.title, "system": name}
+        | {f"{metric.upper()} %": numbers.get(metric) for metric in MAIN}
+        | {"quoted from": recipe.source, "footnote": recipe.footnotes.get(name)}
+        for recipe in {quoted.recipe.name: quoted.recipe for cell in cells for quoted in quoted_for(cell)}.values()
+        for name, numbers in recipe.quoted.items()
     ]
     others = Table("quoted", "Other systems, as the papers quote them", rows, folded=True)
     plots = [_dot_plot(cells, "ua"), _dot_plot(cells, "wa")]
@@ -97,7 +113,9 @@ def results_table(cells: Sequence[Cell]) -> Table:
         row |= {f"{name} over seeds %": cell.score(name.lower()).over_seeds for name in ("UA", "WA")}
         row |= {f"{name} over folds %": cell.score(name.lower()).over_folds for name in ("UA", "WA")}
         row |= {"interval over": cell.interval_over}
-        row |= {"runs": f"{len(cell.folds)} × {len(cell.seeds)}", "n": int(cell.confusion().sum())}
+        n, whole = len(cell.runs), len(cell.folds) * len(cell.seeds)
+        row |= {"runs": f"{f'{n} in ' * (n != whole)}{len(cell.folds)} × {len(cell.seeds)}"}
+        row |= {"n": int(cell.confusion().sum())}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
     note = "UA: mean recall of the classes; WA: share that is right; both pooled over the folds of a seed, then the "
     note += "mean over the seeds, with the 95 % interval (jackknife, Student’s t). ±: standard deviation, over seeds "
@@ -116,7 +134,7 @@ def _dot_plot(cells: Sequence[Cell], metric: str) -> Plot:
     points = [(name, row["cell"], row[f"{name} %"]) for row in rows]
     chance = 100 / len(cells[0].classes) if metric == "ua" else None
     note = f"Dashed: chance, {chance:.0f} %." if chance else ""
-    draw = partial(dots, points, f"{name} %", above=True, baseline=chance, first=int(metric == "wa"))
+    draw = partial(dots, points, f"{name} %", above=True, baseline=chance)
     data = Table(f"{metric}-plot", f"{name} of each cell", rows)
     return Plot(f"{name} with its 95 % interval", data, draw, f"{note}{_drawn(cells, PLOTTED)}")
 
@@ -125,35 +143,23 @@ def papers_table(cells: Sequence[Cell]) -> Table:
     """Ours beside the papers' numbers, as far as they have any; without a difference where none is meant."""
     rows: list[Row] = []
     for cell in cells:
-        places: dict[Any, list[str]] = {}
+        ours, places = {metric: cell.score(metric) for metric in MAIN}, dict[Any, list[str]]()
         for quoted in quoted_for(cell):
-            numbers = quoted_spread(quoted.numbers, "ua"), quoted_spread(quoted.numbers, "wa")
-            if any(numbers):
-                places.setdefault((*numbers, quoted.seeds, quoted.differs), []).append(quoted.where)
-        for (ua, wa, seeds, differs), where in places.items():
+            if numbers := tuple(pair for pair in quoted.numbers.items() if pair[0].removesuffix("_std") in MAIN):
+                places.setdefault((numbers, quoted.cell.paper_seeds, quoted.differs), []).append(quoted.where)
+        for (numbers, seeds, differs), where in places.items():
             row: Row = {"cell": cell.label, "in the papers": _together(where)}
-            row |= beside("UA", ua, cell.score("ua"), cell.caveat is None, seeds, not differs)
-            row |= beside("WA", wa, cell.score("wa"), cell.caveat is None, seeds, not differs)
+            row |= beside(MAIN, dict(numbers), ours, seeds, not differs, cell.caveat is None)
             rows.append({**row, "differs in": ", ".join(differs) or None})
     unreal = [cell.caveat for cell in cells]
-    note = "Ours: pooled over the folds, mean ± standard deviation over the seeds, as Perspective reports."
+    note = "Ours: pooled over the folds, mean ± standard deviation over the seeds, as Perspective reports; over folds: "
+    note += "mean ± standard deviation of the folds’ means over the seeds."
     if not all(unreal):
         note += " Differences: ours − paper in points, with the 95 % interval over the seeds; a number quoted without "
         note += "a deviation is taken for exact."
     if any(unreal):
         note += f" A synthetic corpus or random weights: {NO_COMPARISON}, so no difference is given."
     return Table("papers", "Beside the papers’ numbers", rows, note)
-
-
-def beside(name: str, paper: Spread | None, ours: Score | None, compared: bool, seeds: int, alike: bool) -> Row:
-    """A paper's number, mean of so many seeds, ours, and the difference if a comparison is meant.
-
-    The difference has its interval if nothing but chance tells the two apart.
-    """
-    difference: Any = None
-    if compared and paper and ours:
-        difference = against_quoted(ours, *paper, seeds).difference if alike else (ours.pooled - paper[0], None, None)
-    return {f"paper {name} %": paper, f"ours {name} %": ours and ours.over_seeds, f"{name} difference": difference}
 
 
 def _together(places: Sequence[str]) -> str:
@@ -180,9 +186,9 @@ def significance_table(cells: Sequence[Cell]) -> Table:
             row |= {f"{name} Holm p": None, f"{name} test": found.about if found else "no utterance in common"}
         rows.append(row)
     _correct(rows, "UA", "WA")
-    note = "Differences in points, all seeds, with 95 % intervals (jackknife, Student’s t). p: the groups’ parts with "
-    note += "their signs flipped; one-sided where a paper claims the better. Holm: over the column. Over dialogues it "
-    note += f"says nothing about other speakers.{CHOSEN}"
+    note = "Differences in points on the utterances that both tested, all seeds, with 95 % intervals (jackknife, "
+    note += "Student’s t). p: the groups’ parts with their signs flipped; one-sided where a paper claims the better. "
+    note += f"Holm: over the column. Over dialogues it says nothing about other speakers.{CHOSEN}"
     if len(cells) > ALL_PAIRS:
         note += f" The cell with the highest UA of {len(cells)} against each of the others."
     return Table("significance", "Paired tests", rows, note)
@@ -191,7 +197,7 @@ def significance_table(cells: Sequence[Cell]) -> Table:
 def claimed_better(one: Cell, other: Cell, metric: str) -> int:
     """1 where a paper that has both cells claims the first is better, −1 the second, 0 none or papers that disagree."""
     pairs = [(a.numbers, b.numbers) for a in quoted_for(one) for b in quoted_for(other) if a.recipe == b.recipe]
-    claims = {int(np.sign(a[metric] - b[metric])) for a, b in pairs if metric in a and metric in b}
+    claims = {claimed(*pair, metric) for pair in pairs if all(metric in numbers for numbers in pair)}
     return claims.pop() if len(claims) == 1 else 0
 
 
@@ -219,7 +225,7 @@ def _as_papers_test(first: Cell, second: Cell) -> Row:
     row: Row = {"cell": first.label, "against": second.label}
     row |= dict.fromkeys(("utterances", "McNemar p", "McNemar Holm p", "pairs of runs"))
     row |= dict.fromkeys(("t-test p", "t-test Holm p", "Wilcoxon p", "Wilcoxon Holm p"))
-    if first.classes != second.classes:
+    if (first.config["corpus"], first.classes) != (second.config["corpus"], second.classes):
         return row
     if seeds := set(first.seeds) & set(second.seeds):
         one, other = (p[p.seed == min(seeds)].drop_duplicates("id") for p in (first.predictions, second.predictions))
@@ -302,10 +308,10 @@ def _modalities(cells: Sequence[Cell]) -> Part:
     able = [cell for cell in cells if set(cell.tests) & set(TESTS[1:])]
     rows: list[Row] = []
     for cell, test in [(one, test) for one in able for test in TESTS if test in one.tests]:
-        quoted = next((q for q in quoted_for(cell, test) if q.numbers.keys() & {"ua", "wa"}), None)
+        quoted = next((q for q in quoted_for(cell, test) if q.numbers.keys() & {*MAIN}), None)
         row: Row = {"cell": cell.label, "tested with": test}
-        row |= {f"{metric.upper()} %": cell.score(metric, test).pooled for metric in ("ua", "wa")}
-        row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in ("ua", "wa")}
+        row |= {f"{metric.upper()} %": cell.score(metric, test).pooled for metric in MAIN}
+        row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in MAIN}
         rows.append({**row, "in the papers": quoted and quoted.described})
     if not rows:
         return {}

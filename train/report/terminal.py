@@ -8,11 +8,12 @@ from typing import Any
 from ser.errors import WrongUse
 from ser.train.recipe import Recipe
 from ser.train.run_folder import Run
-from ser.train.scores import METRICS, CellScores, Comparison, Score, against_quoted, caveat, compare, holm
+from ser.train.scores import METRICS, CellScores, Score, caveat
 
 from .cells import Cell
-from .paper import Differences, differences, quoted_spread
-from .sections import beside, cautions, papers_table, papers_tests_table, results_table, significance_table
+from .paper import beside, claimed, differences
+from .sections import cautions, papers_table, papers_tests_table, results_table, significance_table
+from .significance import Comparison, against_quoted, compare, holm
 from .tables import Table, tabulated
 
 
@@ -44,24 +45,27 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         finished[cell.name] = ours, cell.test
         asked, known = [*_metrics(paper), "ua", "wa"], {*METRICS, *ours.classes}
         found = {metric: ours.score(metric, cell.test) for metric in asked if metric in known}
-        unlike = differences(ours.runs, cell, recipe.models) if paper else Differences(())
-        paper = {} if unlike.barred else paper
-        rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions, differs=str(unlike)))
+        barred, others = differences(ours.runs, cell, recipe.models) if paper else ((), ())
+        about, paper = ", ".join(others), {} if barred else paper
+        about = f"not compared: {', '.join(barred)}" if barred else about
+        rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions, differs=about))
     for name, paper in recipe.quoted.items():
         about = "; ".join(filter(None, ["quoted by the paper", recipe.footnotes.get(name)]))
         rows.append(Row(name, paper, {}, 0, 0, about, quoted=True))
     if recipe.tested in finished and not any(row.differs for row in rows if row.cell == recipe.tested):
-        tested = finished.pop(recipe.tested)
-        rows = [replace(row, compared=_compared(tested, row, finished.get(row.cell))) for row in rows]
+        tested, claim = finished.pop(recipe.tested), next(row.paper for row in rows if row.cell == recipe.tested)
+        rows = [replace(row, compared=_compared(tested, claim, row, finished.get(row.cell))) for row in rows]
     family = holm([row.compared.p if row.compared else None for row in rows])
     return [replace(row, holm_p=p) for row, p in zip(rows, family, strict=True)]
 
 
-def _compared(tested: tuple[CellScores, str], row: Row, other: tuple[CellScores, str] | None) -> Comparison | None:
-    """The tested cell, tested in its way, with another, which the paper claims to be worse, or with a quoted number."""
+def _compared(
+    tested: tuple[CellScores, str], claim: Mapping[str, float], row: Row, other: tuple[CellScores, str] | None
+) -> Comparison | None:
+    """The tested cell, tested in its way, of which the paper claims these numbers, with another or a quoted number."""
     (ours, test), metric = tested, "wa" if "wa" in row.paper else "ua"
     if other:
-        return compare(ours, other[0], metric, claimed=1, tests=(test, other[1]))
+        return compare(ours, other[0], metric, claimed(claim, row.paper, metric), tests=(test, other[1]))
     if not row.quoted or metric not in row.paper or ours.caveat:
         return None
     return against_quoted(ours.score(metric, test), row.paper[metric], row.paper.get(f"{metric}_std"))
@@ -76,14 +80,9 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     seeds = {cell.name: cell.paper_seeds for cell in recipe.cells}
     lines = []
     for row in rows:
-        line: dict[str, Any] = {"cell": row.cell}
-        for metric in metrics:
-            name, ours = metric.upper() if metric in ("ua", "wa") else metric, row.scores.get(metric)
-            line |= beside(
-                name, quoted_spread(row.paper, metric), ours, not warning, seeds.get(row.cell, 1), not row.differs
-            )
-            line |= {f"{name} over folds %": ours and ours.over_folds}
-        shape = max((f"{score.folds} × {score.seeds}" for score in row.scores.values()), default="")
+        of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
+        line: dict[str, Any] = {"cell": row.cell, **of_paper}
+        shape = f"{ua.folds} × {ua.seeds}" if (ua := row.scores.get("ua")) else ""
         line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
         if any(other.compared for other in rows):
             test = row.compared
@@ -95,7 +94,8 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     about += "standard deviation of the folds’ means over the seeds; runs: folds × seeds; differences with their 95 % "
     about += "intervals; WA = accuracy, UA = mean recall"
     if any(row.compared for row in rows):
-        about += f"\ntested cell: {recipe.tested} − the line’s; one-sided against a cell; Holm over the table"
+        about += f"\ntested cell: {recipe.tested} − the line’s; one-sided where the paper claims the better; "
+        about += "Holm over the table"
     table = tabulated(Table("recipe", recipe.title, lines))
     return "\n".join([recipe.title, "", table, "", *filter(None, [recipe.note, about, warning])])
 
