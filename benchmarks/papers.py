@@ -24,7 +24,6 @@ from ser.commands.output import duration
 from ser.errors import SerError, unknown
 from ser.train.options import SELECTIONS
 from ser.train.recipe import Recipe, read_recipe, recipe_names
-from ser.train.report.paper import quoted_spread
 from ser.train.report.tables import Row, Table, to_markdown
 from ser.train.run_folder import Run
 from ser.train.scores import METRICS, CellScores
@@ -170,7 +169,8 @@ def table_rows(recipe: Recipe, kept: dict[str, Any]) -> tuple[list[Row], set[str
     names = {metric: metric.upper() if metric in ("ua", "wa") else f"recall {metric}" for metric in metrics}
 
     def theirs(paper: Mapping[str, float]) -> Row:
-        return {f"paper {name} %": quoted_spread(paper, metric) for metric, name in names.items()}
+        known = {metric: (paper[metric], paper.get(f"{metric}_std")) for metric in metrics if metric in paper}
+        return {f"paper {name} %": known.get(metric) for metric, name in names.items()}
 
     for cell in recipe.cells:
         for select in SELECTIONS:
