@@ -246,7 +246,7 @@ def test_a_diverged_run_is_told_and_the_others_go_on(store: Path, tmp_path: Path
         ("title = 'x'", "missing required field `cell`"),
         ("cells = 3", "unknown key 'cells'"),
         (CELL + "fusion = 'audio'\npaper = { ua = nan }", "Expected `float`"),
-        (CELL + "fusion = 'audio'\nseeds = [[]]", "seeds takes one value"),
+        (CELL + "fusion = 'audio'\nseeds = [[]]", r"at `\$.seeds`"),
         (CELL + "fusion = 'audio'\nmodel = -1", r"at `\$.model`"),
         ("[[cell", "not a TOML file"),
     ],
