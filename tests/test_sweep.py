@@ -251,6 +251,7 @@ def test_a_head_that_the_model_lacks_is_told(store: Path, tmp_path: Path) -> Non
         (CELL + "fusion = 'audio'\nseeds = '3'", "cell 'a': seeds='3': must be int"),
         (CELL + "fusion = 'audio'\nselect = 'vla'", r"unknown value of --select 'vla' \(did you mean val\?\)"),
         (CELL + "fusion = 'audio'\ntest = 'only text'", "cannot hide a modality"),
+        (CELL + "fusion = 'audio'\nset = { dev = 'none' }", "cell 'a': --select val needs a dev part"),
         (CELL.replace("is13", "egemaps") + "fusion = 'audio'", "cell 'a'.*ser features"),
         ("title = 'x'", "missing required field `cell`"),
         ("cells = 3", "unknown key 'cells'"),

@@ -100,6 +100,8 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         raise WrongUse("refit=true trains again for the epochs that dev chose: it needs --select val and a dev part")
     how = {name: getattr(experiment, name) for name in ("loss", "select", "precision", "log")}
     plan = TrainConfig(fusion, settings, training, device=choose_device(experiment.device), **how)
+    for fold in folds:
+        rows_to_evaluate(fold, plan)  # refuses a selection on a dev part that is empty, before anything is trained
     return [
         Job(data, fold, one, _config(experiment, data, fold, one))
         for one in (replace(plan, seed=seed) for seed in range(experiment.seeds))
@@ -270,10 +272,7 @@ class Estimate:
 
 
 def estimate(jobs: Sequence[Job]) -> Estimate:
-    """Parameters, updates and an estimate of the time, from a few timed steps of the first of the jobs.
-
-    Raises `WrongUse` for a selection on a dev part that is empty.
-    """
+    """Parameters, updates and an estimate of the time, from a few timed steps of the first of the jobs."""
     job = jobs[0]
     plan, settings = job.plan, job.plan.settings
     epochs = settings.epochs * len(plan.fusion.stages) * (2 if plan.training.refit else 1)
