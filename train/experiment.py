@@ -293,13 +293,14 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
     slow = replace(job.plan.settings, epochs=2, lr=0.0)  # no step: a loss that diverges is for the run itself to tell
     plans = [replace(one.plan, settings=slow, training=once) for one in jobs]
     for batches in (1, STEPS):
-        fold, timed = _shortened(job, batches), list[Epoch]()
+        fold = _shortened(job, batches)
+        timed: list[Epoch] = []
         with contextlib.suppress(Diverged):
             if job.stacked:
                 plans = plans[: runs_at_once(job.data, job.fold, job.plan)]
                 fit_many(job.data, fold, plans, [timed.append] * len(plans))
             else:
-                fit(job.data, fold, plans[0], lambda epoch, state, timed=timed: timed.append(epoch))
+                timed += [Epoch(**line) for line in fit(job.data, fold, plans[0]).history]
         seconds = [epoch.seconds for epoch in timed if epoch.epoch == 2]  # of each stage
         if seconds:
             found = float(np.mean(seconds) / _rows(job, fold))
@@ -311,14 +312,15 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
 def _shortened(job: Job, batches: int) -> Fold:
     """The fold with so many batches to train on, spread over its training part, and as large a share of the others."""
     unit, size = job.plan.fusion.unit, batches * job.plan.settings.batch_size
-    units = {part: job.data.groups(rows, unit) for part, rows in job.fold.parts.items()}
-    share = min(1, size / (len(units["train"]) * (len(job.data.views) + 1)))
+    share = min(1, size / (len(job.data.groups(job.fold.train, unit)) * (len(job.data.views) + 1)))
 
-    def spread(part: list[np.ndarray]) -> np.ndarray:
-        chosen = np.linspace(0, len(part) - 1, math.ceil(share * len(part))).astype(int)
-        return np.concatenate([np.empty(0, dtype=np.int64), *(part[i] for i in chosen)])
+    def spread(rows: np.ndarray) -> np.ndarray:
+        units = job.data.groups(rows, unit)
+        chosen = np.linspace(0, len(units) - 1, math.ceil(share * len(units))).astype(int)
+        return np.concatenate([rows[:0], *(units[i] for i in chosen)])
 
-    return replace(job.fold, **{part: spread(rows) for part, rows in units.items()})
+    fold = job.fold
+    return replace(fold, train=spread(fold.train), dev=spread(fold.dev), test=spread(fold.test))
 
 
 def _rows(job: Job, fold: Fold) -> float:
