@@ -290,18 +290,17 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
     """Of an epoch of one of the runs that are fitted together: the second on a few batches, as the first warms up."""
     job, found = jobs[0], 0.0
     once = replace(job.plan.training, refit=False)
-    slow = replace(job.plan.settings, epochs=2, lr=0.0)  # no step: a loss that diverges is for the run itself to tell
-    plans = [replace(one.plan, settings=slow, training=once) for one in jobs]
+    short = replace(job.plan.settings, epochs=2, lr=0.0)  # no step, since a run itself tells that its loss diverges
+    plans = [replace(one.plan, settings=short, training=once) for one in jobs]
     for batches in (1, STEPS):
-        fold = _shortened(job, batches)
-        timed: list[Epoch] = []
+        fold, fitted = _shortened(job, batches), list[Any]()
         with contextlib.suppress(Diverged):
             if job.stacked:
-                plans = plans[: runs_at_once(job.data, job.fold, job.plan)]
-                fit_many(job.data, fold, plans, [timed.append] * len(plans))
+                fitted = fit_many(job.data, fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
             else:
-                timed += [Epoch(**line) for line in fit(job.data, fold, plans[0]).history]
-        seconds = [epoch.seconds for epoch in timed if epoch.epoch == 2]  # of each stage
+                fitted = [fit(job.data, fold, plans[0])]
+        lines = [line for one in fitted if not isinstance(one, Diverged) for line in one.history]
+        seconds = [line["seconds"] for line in lines if line["epoch"] == 2]  # of each stage
         if seconds:
             found = float(np.mean(seconds) / _rows(job, fold))
         if sum(seconds) * STEPS > ENOUGH:
