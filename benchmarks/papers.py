@@ -175,7 +175,9 @@ def table_rows(recipe: Recipe, kept: dict[str, Any]) -> tuple[list[Row], set[str
     for cell in recipe.cells:
         for select in SELECTIONS:
             row: Row = {"cell": cell.name, **theirs(cell.paper or {}), "epoch": select}
-            found = next((one for one in kept.get(select, {}).get("rows", []) if one["cell"] == cell.name), {})
+            found: dict[str, Any] = next(
+                (one for one in kept.get(select, {}).get("rows", []) if one["cell"] == cell.name), {}
+            )
             folders = [Run(Path(path)) for path in found.get("folders", [])]
             if not any(run.finished for run in folders):
                 rows.append({**row, **{f"{name} %": None for name in names.values()}, "runs": "not measured"})

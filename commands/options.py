@@ -17,27 +17,30 @@ corpus_option = click.option("--corpus", metavar="N", help="The store's only cor
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
 
 
-def config_options(config: type, *names: str, show_defaults: bool = True) -> Callable[[Any], Any]:
-    """One option for each field of a dataclass whose metadata has a help text, or for those of these names."""
+def config_options(config: type, *names: str, defaults: bool = True) -> Callable[[Any], Any]:
+    """One option for each field of a dataclass whose metadata has a help text, or for those of these names.
+
+    Without `defaults` an option that is not given is None, (), or False.
+    """
     chosen = [field for field in fields(config) if (field.name in names if names else field.metadata)]
 
     def decorate(command: Any) -> Any:
         for field in reversed(chosen):
-            command = _option(field, show_defaults)(command)
+            command = _option(field, defaults)(command)
         return command
 
     return decorate
 
 
-def _option(field: Field[Any], show_default: bool) -> Callable[[Any], Any]:
+def _option(field: Field[Any], defaults: bool) -> Callable[[Any], Any]:
     facts = field.metadata
     name = f"--{facts.get('name') or field.name.replace('_', '-')}"
     if field.type is bool:
         return click.option(name, is_flag=True, help=facts["help"])
-    default = None if field.default is MISSING else field.default
+    default = field.default if field.default == () or (defaults and field.default is not MISSING) else None
     kinds = {kind for kind in get_args(field.type) if kind is not NoneType} or {field.type}
     choices, metavar = facts.get("choices"), facts.get("metavar")
     kind: Any = FILE if Path in kinds else float if float in kinds else COUNT if kinds == {int} else str
     kind = click.Choice(choices) if choices and not metavar else kind
-    shown: dict[str, Any] = {"metavar": metavar, "help": facts["help"], "show_default": show_default and bool(default)}
+    shown: dict[str, Any] = {"metavar": metavar, "help": facts["help"], "show_default": bool(default)}
     return click.option(name, field.name, type=kind, multiple=default == (), default=default, **shown)

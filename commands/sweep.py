@@ -4,7 +4,6 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from ser.extract.options import ExtractionConfig
 from ser.train.options import Experiment
@@ -20,7 +19,7 @@ OPTIONS = [field.name for field in fields(Experiment) if field.metadata and fiel
 @click.argument("recipe", required=False)
 @click.option("--list", "list_", is_flag=True, help="List the recipes with the papers' numbers.")
 @click.option("--features", metavar="A+B", help="Others, each in the place of the recipe's of the same modality.")
-@config_options(Experiment, *OPTIONS, show_defaults=False)  # the recipe's come first
+@config_options(Experiment, *OPTIONS, defaults=False)  # they are the recipe's
 @click.option("--dry-run", is_flag=True, help="Print parameters, runs and an estimate, and stop.")
 @json_option
 @click.option("--resume", is_flag=True, help="As a sweep does anyhow: go on with unfinished runs.")
@@ -74,10 +73,7 @@ def sweep(
     from ser.train.recipe import read_recipe
     from ser.train.sweep import estimate_sweep, on_features, plan_sweep, run_sweep
 
-    # Only options that were given: our defaults must not override the recipe's. A sweep always resumes.
-    given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) is not ParameterSource.DEFAULT}
-    given.pop("resume", None)
-    table = read_recipe(recipe, **given)
+    table = read_recipe(recipe, **{name: value for name, value in options.items() if value not in (None, (), False)})
     table = on_features(table, features) if features else table
     planned = plan_sweep(table, shard, elsewhere=scheduler is not None)
     tasks = planned.open_tasks

@@ -232,6 +232,15 @@ def test_a_diverged_run_is_told_and_the_others_go_on(store: Path, tmp_path: Path
     assert "0 of 1" in recipe_table(recipe, sweep.runs)
 
 
+def test_a_head_that_the_model_lacks_is_told(store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(f"{CELL}fusion = 'audio'\ntest = 'head text'\nset = {{ d_model = 16 }}\n")
+    sweep = plan_sweep(read_recipe(file, store=store, out=tmp_path, epochs=1, folds=1))
+    list(run_sweep(sweep))
+    with pytest.raises(WrongUse, match="cell 'a': its model has no test 'head text', only both"):
+        recipe_rows(sweep.recipe, sweep.runs)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -242,11 +251,12 @@ def test_a_diverged_run_is_told_and_the_others_go_on(store: Path, tmp_path: Path
         (CELL + "fusion = 'audio'\nseeds = '3'", "cell 'a': seeds='3': must be int"),
         (CELL + "fusion = 'audio'\nselect = 'vla'", r"unknown value of --select 'vla' \(did you mean val\?\)"),
         (CELL + "fusion = 'audio'\ntest = 'only text'", "cannot hide a modality"),
+        (CELL + "fusion = 'audio'\nset = { dev = 'none' }", "cell 'a': --select val needs a dev part"),
         (CELL.replace("is13", "egemaps") + "fusion = 'audio'", "cell 'a'.*ser features"),
         ("title = 'x'", "missing required field `cell`"),
         ("cells = 3", "unknown key 'cells'"),
         (CELL + "fusion = 'audio'\npaper = { ua = nan }", "Expected `float`"),
-        (CELL + "fusion = 'audio'\nseeds = [[]]", "seeds takes one value"),
+        (CELL + "fusion = 'audio'\nseeds = [[]]", r"at `\$.seeds`"),
         (CELL + "fusion = 'audio'\nmodel = -1", r"at `\$.model`"),
         ("[[cell", "not a TOML file"),
     ],

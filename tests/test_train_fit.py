@@ -15,9 +15,8 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from ser.cache.store import open_store
 from ser.errors import WrongUse
-from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store
+from ser.tests.tiny_store import make_store
 from ser.train.data import Dataset, Inputs, load_dataset
 from ser.train.fit import (
     Adam,
@@ -170,17 +169,10 @@ def test_predictions_come_in_the_order_asked(store: Path) -> None:
     assert np.allclose(found["logits"].sum(1), 1, atol=1e-6)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
-    manifest = make_manifest()
-    store = open_store(tmp_path / "s", create=True)
-    store.put_manifest(manifest)
-    rows = make_rows(manifest, "is13")
-    add_feature(store, manifest, "is13", rows)
-    data, fusion = load_dataset(tmp_path / "s", "is13", "audio")
-    settings, training = parse_settings(fusion, ("epochs=4", "batch_size=2", "d_model=16", "standardise_audio=false"))
-    fold = make_folds("session-out", data.utterances, Cut(dev="none"))[0]
-    plan = TrainConfig(fusion, settings, training, select="last")
-    two_epochs = fit(data, fold, replace(plan, settings=replace(settings, epochs=2)))
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(store: Path) -> None:
+    options = ("epochs=4", "standardise_audio=false")
+    data, fold, plan = prepared(store, "audio", *options, select="last")
+    two_epochs = fit(data, fold, replace(plan, settings=replace(plan.settings, epochs=2)))
 
     def poison(epoch: Epoch, state: Callable[[], bytes]) -> None:
         if epoch.epoch == 2:
@@ -268,17 +260,11 @@ def made(n: int = 7, classes: int = 4) -> tuple[dict[str, torch.Tensor], Batch]:
     return outputs, Batch({}, labels, torch.arange(n), torch.tensor([3, n - 3]))
 
 
-def probability(logits: torch.Tensor, k: int) -> float:
-    return math.exp(logits[k]) / sum(math.exp(x) for x in logits.tolist())
-
-
-def slow(logits: torch.Tensor, batch: Batch) -> float:
-    """Perspective eq. 3: the sum over the dialogues' utterances of −log P(ŷ = y)."""
-    total, i = 0.0, 0
-    for dialogue in batch.dialogues.tolist():
-        for _ in range(dialogue):
-            total += -math.log(probability(logits[i], int(batch.labels[i])))
-            i += 1
+def slow(logits: torch.Tensor, weights: torch.Tensor) -> float:
+    """Perspective eq. 3 and USC §3.2: the sum over utterances i and classes k of −p_ik log P(ŷ_i = k)."""
+    total = 0.0
+    for of, p in zip(logits.tolist(), weights.tolist(), strict=True):
+        total += sum(w * (math.log(sum(map(math.exp, of))) - x) for x, w in zip(of, p, strict=True))
     return total
 
 
@@ -291,7 +277,8 @@ def loss_of(
 
 def test_the_losses_are_equations_3_and_6() -> None:
     outputs, batch = made()
-    of = {head: slow(logits, batch) for head, logits in outputs.items()}
+    one_hot = torch.nn.functional.one_hot(batch.labels, 4)
+    of = {head: slow(logits, one_hot) for head, logits in outputs.items()}
     assert loss_of(outputs, batch, "single") == pytest.approx(of["logits"], abs=1e-12)
     assert loss_of(outputs, batch, "single", "mean") == pytest.approx(of["logits"] / 7, abs=1e-12)
     assert loss_of(outputs, batch, "perspective") == pytest.approx(sum(of.values()), abs=1e-12)
@@ -303,8 +290,7 @@ def test_the_losses_are_equations_3_and_6() -> None:
 def test_soft_labels_weigh_the_classes() -> None:
     outputs, batch = made(3)
     batch.targets = torch.tensor([[2 / 3, 1 / 3, 0, 0], [0, 0, 1, 0], [0.25] * 4]).double()
-    pairs = [(i, k) for i in range(3) for k in range(4)]
-    wanted = -sum(batch.targets[i, k].item() * math.log(probability(outputs["logits"][i], k)) for i, k in pairs)
+    wanted = slow(outputs["logits"], batch.targets)
     assert loss_of(outputs, batch, "single") == pytest.approx(wanted, abs=1e-12)
 
 

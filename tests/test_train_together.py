@@ -15,7 +15,7 @@ from ser.errors import SerError
 from ser.tests.plain_layers import double  # noqa: F401
 from ser.tests.tiny_store import make_store
 from ser.train import run as run_module
-from ser.train.experiment import Experiment, fit_groups, prepare, run_experiment, seconds_together, train_jobs
+from ser.train.experiment import Experiment, Job, estimate, fit_groups, prepare, run_experiment, train_jobs
 from ser.train.fit import Diverged, fit, learning_rate, make_optimiser, predict
 from ser.train.fit_many import MOST, can_train_together, fit_many
 from ser.train.models import FUSIONS
@@ -239,9 +239,12 @@ def test_a_loss_that_is_no_number_is_told_with_epoch_and_batch(store, tmp_path):
     assert not (folder / "result.json").exists() and where in (folder / "log").read_text()
 
 
-def test_the_estimate_of_what_is_trained_at_once(store, tmp_path):
-    one, four = (seconds_together(prepare(experiment(store, tmp_path / "no", epochs=n))) for n in (250, 1_000_000))
-    assert 0 < 40 * one < four, "two epochs are timed, however many there are to come"
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_estimate_takes_a_few_steps_and_no_step_that_diverges(store, tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(Job, "stacked", at_once)
+    one, four = (estimate(prepare(experiment(store, tmp_path / "no", epochs=n))) for n in (250, 1_000_000))
+    assert 0 < 40 * one.seconds < four.seconds, "however many epochs there are to come"
+    assert estimate(prepare(experiment(store, tmp_path, "lr=1e38", "weight_decay=1e30"))).seconds > 0
     assert not (tmp_path / "no").exists()
 
 

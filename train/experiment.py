@@ -7,6 +7,7 @@ for run in run_experiment(Experiment(features="is13", fusion="audio", protocol="
 import contextlib
 import hashlib
 import json
+import math
 import platform
 import re
 import time
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -24,9 +24,9 @@ import torch
 from ser.engines.machine import choose_device, is_out_of_memory
 from ser.errors import SerError, WrongUse, unknown
 
-from .data import DataCache, Dataset, load_dataset, with_views
+from .data import DataCache, Dataset, load_dataset
 from .finetune import with_encoder
-from .fit import Diverged, Epoch, fit_standardizers, make_optimiser, training_loss
+from .fit import Diverged, Epoch, fit, rows_to_evaluate
 from .fit_many import MOST, can_train_together, fit_many, runs_at_once
 from .options import Experiment
 from .run import one_thread, train_runs
@@ -35,8 +35,8 @@ from .settings import TrainConfig, has_setting, parse_settings
 from .splits import SHARE, Cut, Fold, make_folds
 
 TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
-STEPS = 3  # timed for an estimate, after one that warms up
-ENOUGH = 0.5  # seconds of timed steps: one step of a large model says enough
+STEPS = 3  # timed for an estimate, after as many that warm up
+ENOUGH = 0.5  # seconds of timed steps: if they would take more, one says enough
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         raise WrongUse("refit=true trains again for the epochs that dev chose: it needs --select val and a dev part")
     how = {name: getattr(experiment, name) for name in ("loss", "select", "precision", "log")}
     plan = TrainConfig(fusion, settings, training, device=choose_device(experiment.device), **how)
+    for fold in folds:
+        rows_to_evaluate(fold, plan)  # refuses a selection on a dev part that is empty, before anything is trained
     return [
         Job(data, fold, one, _config(experiment, data, fold, one))
         for one in (replace(plan, seed=seed) for seed in range(experiment.seeds))
@@ -279,58 +281,53 @@ def estimate(jobs: Sequence[Job]) -> Estimate:
     job = jobs[0]
     plan, settings = job.plan, job.plan.settings
     epochs = settings.epochs * len(plan.fusion.stages) * (2 if plan.training.refit else 1)
-    copies = len(job.data.views) + 1
-    units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * copies for j in jobs]
+    units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * (len(j.data.views) + 1) for j in jobs]
     updates = sum(-(-n // settings.batch_size) for n in units) * epochs
-    first = [jobs[number] for number in fit_groups(jobs)[0]]
-    with oom_as_error(plan):
-        parameters, seconds = _time_steps(job)
-        if len(first) > 1:
-            total = seconds_together(first) * len(jobs)
-        else:
-            rows = np.sum([np.diff(inputs.offsets) for inputs in job.data.inputs.values()], axis=0)  # of each utterance
-            # A forward pass over the evaluated part costs about a third of a training step.
-            evaluated = [j.fold.test if plan.select == "best-test" else j.fold.dev for j in jobs]
-            work = [rows[j.fold.train].sum() * copies + rows[e].sum() / 3 for j, e in zip(jobs, evaluated, strict=True)]
-            total = float(seconds * sum(work) * epochs)
-    return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, total)
+    with oom_as_error(plan), one_thread(), torch.random.fork_rng(devices=[]):
+        model = partial(plan.fusion.build, settings, job.data.dims, len(job.data.utterances.classes))
+        parameters = sum(weight.numel() for weight in model().parameters())
+        per_row = _seconds_per_row([jobs[number] for number in fit_groups(jobs)[0]])
+    seconds = per_row * sum(_rows(j, j.fold) for j in jobs) * epochs
+    return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, seconds)
 
 
-def seconds_together(jobs: Sequence[Job]) -> float:
-    """Seconds of one of the runs that are fitted together, from two epochs of them, of which the first warms up."""
-    job = jobs[0]
-    plans = [replace(one.plan, settings=replace(one.plan.settings, epochs=2)) for one in jobs]
-    fitted = fit_many(job.data, job.fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
-    epochs = [each.history[-1]["seconds"] for each in fitted if not isinstance(each, Diverged)]
-    return max(epochs, default=0.0) * job.plan.settings.epochs
+def _seconds_per_row(jobs: Sequence[Job]) -> float:
+    """Of an epoch of one of the runs that are fitted together: the second on a few batches, as the first warms up."""
+    job, found = jobs[0], 0.0
+    once = replace(job.plan.training, refit=False)
+    short = replace(job.plan.settings, epochs=2, lr=0.0)  # no step, since a run itself tells that its loss diverges
+    plans = [replace(one.plan, settings=short, training=once) for one in jobs]
+    for batches in (1, STEPS):
+        fold, fitted = _shortened(job, batches), list[Any]()
+        with contextlib.suppress(Diverged):
+            if job.stacked:
+                fitted = fit_many(job.data, fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
+            else:
+                fitted = [fit(job.data, fold, plans[0])]
+        lines = [line for one in fitted if not isinstance(one, Diverged) for line in one.history]
+        seconds = [line["seconds"] for line in lines if line["epoch"] == 2]  # of each stage
+        if seconds:
+            found = float(np.mean(seconds) / _rows(job, fold))
+        if sum(seconds) * STEPS > ENOUGH:
+            break
+    return found
 
 
-def _time_steps(job: Job) -> tuple[int, float]:
-    """The model's parameters, and seconds of training per row: a step's utterances may be long or short ones."""
-    plan, settings, stage = job.plan, job.plan.settings, job.plan.fusion.stages[-1]
-    with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
-        model = plan.fusion.build(settings, job.data.dims, len(job.data.utterances.classes)).to(plan.device)
-        optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
-        standardizers = fit_standardizers(job.data, job.fold, settings)
-        shuffling = torch.Generator().manual_seed(plan.seed)
-        data, rows = with_views(job.data, job.fold.train)
-        batches = data.batches(rows, plan.fusion.unit, settings.batch_size, standardizers, shuffling)
-        timed = []  # rows and seconds of each step
-        for batch in islice(batches, STEPS + 1):
-            started = time.perf_counter()
-            batch.heads = plan.heads(stage)
-            batch = batch.to(plan.device)
-            with plan.autocast():
-                outputs = model(batch)
-            loss = training_loss(outputs, batch.truth, plan, stage)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            loss.item()
-            held = sum(len(inputs.values) for inputs in batch.inputs.values())
-            timed.append((held, time.perf_counter() - started))
-            if sum(seconds for _, seconds in timed[1:]) > ENOUGH:
-                break
-    held, seconds = np.sum(timed[1:] or timed, axis=0)  # the first step warms up, unless it is the only one
-    return sum(weight.numel() for weight in model.parameters()), seconds / held
+def _shortened(job: Job, batches: int) -> Fold:
+    """The fold with so many batches to train on, spread over its training part, and as large a share of the others."""
+    unit, size = job.plan.fusion.unit, batches * job.plan.settings.batch_size
+    share = min(1, size / (len(job.data.groups(job.fold.train, unit)) * (len(job.data.views) + 1)))
+
+    def spread(rows: np.ndarray) -> np.ndarray:
+        units = job.data.groups(rows, unit)
+        chosen = np.linspace(0, len(units) - 1, math.ceil(share * len(units))).astype(int)
+        return np.concatenate([rows[:0], *(units[i] for i in chosen)])
+
+    fold = job.fold
+    return replace(fold, train=spread(fold.train), dev=spread(fold.dev), test=spread(fold.test))
+
+
+def _rows(job: Job, fold: Fold) -> float:
+    """The rows of all modalities that an epoch trains on; those that it only evaluates cost about a third."""
+    rows = np.sum([np.diff(inputs.offsets) for inputs in job.data.inputs.values()], axis=0)  # of each utterance
+    return rows[fold.train].sum() * (len(job.data.views) + 1) + rows[rows_to_evaluate(fold, job.plan)].sum() / 3

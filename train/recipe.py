@@ -26,17 +26,23 @@ from .run_folder import ANY, Scalar, shape
 FOLDER = Path(__file__).parent / "recipes"
 TESTS = ("both", "only audio", "only text", "head audio", "head text")
 
-
 PAPER = dict[str, Annotated[float, msgspec.Meta(ge=0, le=100)]]
 RECIPE_SHAPE = shape(
     "",
     cell=Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)],
-    **dict.fromkeys(("title", "source", "note", "tested"), (str, "")),
+    **dict.fromkeys(("title", "source", "note"), (str, "")),
+    tested=(str | None, None),
+    models=(dict[str, str], {}),
     experiment=ANY,
-    quoted=(list[shape("name", paper=PAPER)], []),  # type: ignore[misc]
+    quoted=(list[shape("name", paper=PAPER, footnote=(str | None, None))], []),  # type: ignore[misc]
 )
 CELL_SHAPE = shape(
-    "name features fusion", test=(str, ""), paper=(PAPER, {}), set=(dict[str, Scalar], {}), model=(list[str], [])
+    "name features fusion",
+    test=(str, "both"),
+    paper=(PAPER | None, None),
+    set=(dict[str, Scalar], {}),
+    model=(tuple[str, ...], ()),
+    **{one.name: (Scalar, "") for one in fields(Experiment) if one.name not in ("features", "fusion", "set", "model")},
 )
 
 
@@ -96,27 +102,25 @@ def read_recipe(name: str | Path, **options: Any) -> Recipe:
             raise unknown("recipe", str(name), [*recipe_names(), "FILE.toml"])
         path = FOLDER / f"{name}.toml"
     table = read_toml(path, "[[cell]]")
-    if strange := set(table) - {"title", "source", "note", "tested", "models", "experiment", "cell", "quoted"}:
+    if strange := table.keys() - set(RECIPE_SHAPE.__struct_fields__):
         raise WrongUse(f"{path}: unknown key '{min(strange)}' in the recipe")
-    _check(path, table, RECIPE_SHAPE)
-    cells = tuple(_cell(path, {**table.get("experiment", {}), **line}, options) for line in table["cell"])
+    read = _shaped(path, table, RECIPE_SHAPE)
+    cells = tuple(_cell(path, {**read.experiment, **line}, options) for line in read.cell)
     names = [cell.name for cell in cells]
     if twice := {cell for cell in names if names.count(cell) > 1}:
         raise WrongUse(f"{path}: two cells are called '{min(twice)}'")
-    tested = table.get("tested")
-    if tested is not None and tested not in names:
-        raise unknown(f"cell to be tested in {path}", tested, names)
-    title, source, note = (table.get(key, "") for key in ("title", "source", "note"))
-    quoted = {line["name"]: line["paper"] for line in table.get("quoted", [])}
-    footnotes = {line["name"]: line["footnote"] for line in table.get("quoted", []) if "footnote" in line}
-    models = table.get("models", {})
-    return Recipe(path.stem, title or path.stem, source, note, cells, quoted, tested, models, footnotes)
+    if read.tested is not None and read.tested not in names:
+        raise unknown(f"cell to be tested in {path}", read.tested, names)
+    quoted = {line.name: line.paper for line in read.quoted}
+    footnotes = {line.name: line.footnote for line in read.quoted if line.footnote}
+    title = read.title or path.stem
+    return Recipe(path.stem, title, read.source, read.note, cells, quoted, read.tested, read.models, footnotes)
 
 
-def _check(path: Path, table: Mapping[str, Any], expected: type) -> None:
-    """Raise `WrongUse` saying where the table is something else."""
+def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:
+    """The table as a record of the `expected` shape. Raises `WrongUse` saying where it is something else."""
     try:
-        msgspec.convert(table, expected)
+        return msgspec.convert(table, expected)
     except msgspec.ValidationError as fault:
         raise WrongUse(f"{path}: {f'cell {name}: ' if (name := table.get('name')) else ''}{fault}") from None
 
@@ -126,15 +130,10 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Ce
     known = [field.name for field in fields(Experiment)]
     if strange := [key for key in asked if key not in known]:
         raise unknown(f"option in {path}", strange[0], known)
-    _check(path, line, CELL_SHAPE)
-    if several := [
-        key for key, value in asked.items() if isinstance(value, dict | list) and key not in ("set", "model")
-    ]:
-        raise WrongUse(f"{path}: cell {line['name']}: {several[0]} takes one value")
-    if (test := line.get("test", "both")) not in TESTS:
-        raise unknown(f"test in {path}", test, TESTS)
-    asked |= {"set": assignments(asked.get("set", {})), "model": tuple(asked.get("model", ()))}
-    written = Experiment(**asked)
+    read = _shaped(path, line, CELL_SHAPE)
+    if read.test not in TESTS:
+        raise unknown(f"test in {path}", read.test, TESTS)
+    written = Experiment(**asked | {"set": assignments(read.set), "model": read.model})
     given = {key: value for key, value in options.items() if key != "set"}
     experiment = replace(written, **given, also_set=tuple(options.get("set", ())))
-    return Cell(line["name"], experiment, written, test, line.get("paper"), line.get("seeds", 1))
+    return Cell(read.name, experiment, written, read.test, read.paper, line.get("seeds", 1))

@@ -143,13 +143,9 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
         plans.append(jobs[0].plan)
         if cell.test.startswith("only") and plans[-1].fusion.hide is None:
             raise WrongUse(f"cell '{cell.name}': fusion {plans[-1].fusion.name} cannot hide a modality")
-        names = [job.name for job in jobs]
-        for number, (name, job) in enumerate(zip(names, jobs, strict=True)):
-            tasks.setdefault(name, SweepTask(name, cell.name, experiment, number, job.group))
-        runs[cell.name] = tuple(tasks[name].run for name in names)
+        needed = [SweepTask(job.name, cell.name, experiment, number, job.group) for number, job in enumerate(jobs)]
+        runs[cell.name] = tuple(tasks.setdefault(task.name, task).run for task in needed)
     for assignment in recipe.cells[0].experiment.also_set:
-        if "=" not in assignment:
-            raise WrongUse(f"--set {assignment}: must be key=value")
         if not any(has_setting(plan.fusion, assignment) for plan in plans):
             raise WrongUse(f"--set {assignment}: no fusion of this recipe has that setting; see ser train --settings")
     planned = list(tasks.values())
@@ -167,16 +163,14 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
 
 
 def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimate]]:
-    """Seconds of the open tasks with so many workers, and each experiment's estimate by the cell that asks first."""
+    """Seconds of the open tasks with so many workers, and the estimate of each cell that is the first to need one."""
     prepared = prepare_once()
-    found: dict[Experiment, Estimate] = {}
     cells: dict[str, Estimate] = {}
     for task in sweep.open_tasks:
-        if task.experiment not in found:
+        if task.cell not in cells:
             jobs = prepared(task.experiment)
-            first = [jobs[number] for number in fit_groups(jobs)[0]]
-            found[task.experiment] = cells[task.cell] = estimate(first)
-    seconds = sum(found[task.experiment].seconds_per_run for task in sweep.open_tasks)
+            cells[task.cell] = estimate([jobs[number] for number in fit_groups(jobs)[0]])
+    seconds = sum(cells[task.cell].seconds_per_run for task in sweep.open_tasks)
     return seconds / (1 if sweep.on_gpu else workers), cells
 
 

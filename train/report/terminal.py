@@ -42,6 +42,8 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
             rows.append(Row(cell.name, paper, {}, len(mine), 0, "no run finished"))
             continue
         ours = CellScores(mine)
+        if cell.test not in ours.tests:
+            raise WrongUse(f"cell '{cell.name}': its model has no test '{cell.test}', only {', '.join(ours.tests)}")
         finished[cell.name] = ours, cell.test
         asked, known = [*_metrics(paper), "ua", "wa"], {*METRICS, *ours.classes}
         found = {metric: ours.score(metric, cell.test) for metric in asked if metric in known}
