@@ -90,12 +90,6 @@ def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | s
         return fault
 
 
-def one_thread() -> None:
-    """The pool has a thread per core: torch must not start more of its own in each."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-
-
 class Pool(ThreadPoolExecutor):
     """Threads, and how many."""
 
@@ -155,8 +149,8 @@ class PartPipeline:
         inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
         usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
         start = time.perf_counter()
-        if not self.worker.on_gpu:
-            one_thread()
+        if not self.worker.on_gpu and "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)  # the pool has a thread per core: torch starts none in each
         try:
             made = dict(zip(usable, extractor.run(list(usable.values())), strict=True)) if usable else {}
         except (MemoryError, RuntimeError) as fault:

@@ -109,14 +109,14 @@ def test_a_worker_drops_what_came_while_it_computed(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         from ser.tests.stand_in import StandInExtractor
 
-        one = StandInExtractor._one
+        extract = StandInExtractor.extract
 
         def meanwhile(self: StandInExtractor, text: str) -> object:
-            patch.setattr(StandInExtractor, "_one", one)
+            patch.setattr(StandInExtractor, "extract", extract)
             run(corpus, store, per_part=2, limit=2)
-            return one(self, text)
+            return extract(self, text)
 
-        patch.setattr(StandInExtractor, "_one", meanwhile)
+        patch.setattr(StandInExtractor, "extract", meanwhile)
         summary = run(corpus, store, per_part=4)
     assert summary.features["standin"]["rows"] == 4 and summary.features["standin"]["computed"] == 2
     assert len(contents(store)) == 1
