@@ -151,7 +151,10 @@ def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pyte
     [
         ("hubert:layer=3", "has layers 0 to 2"),
         ("hubert:norm=after", "ends in no LayerNorm"),
-        ("hubert:layer=x", "whole number"),
+        ("hubert:layer=x", "layer is a whole number"),
+        ("hubert:normalize=x", "normalize is true or false"),
+        ("hubert:precision=int8", "precision is float32 or bfloat16"),
+        ("hubert:norm=both", "norm is before or after or none"),
         ("hubert:layr=1", "did you mean layer"),
         ("hubert:layers=2-1", "layers=all"),
         ("hubrt", "did you mean hubert"),
