@@ -430,7 +430,8 @@ def _typed(feature: str, key: str, value: str, kind: Any) -> Any:
             return typed
     except msgspec.ValidationError:
         pass
-    what = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind) or " or ".join(get_args(kind))
+    plain = {int: "a whole number", float: "a number", bool: "true or false"}
+    what = plain.get(kind) or " or ".join(map(str, get_args(kind)))
     raise WrongUse(f"{feature}:{key}={value}: {key} is {what}")
 
 
