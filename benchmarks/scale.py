@@ -35,7 +35,7 @@ from ser.extract.cluster_tasks import StoreProgress, run_on_cluster
 from ser.extract.corpora.scan import Scan
 from ser.extract.extractors import FEATURES, Extractor, FeatureKind, ResolvedFeature, resolve
 from ser.extract.plan import ExtractionConfig, plan_scan
-from ser.extract.worker import PartWatcher
+from ser.extract.worker import new_parts, part_names
 
 SIZES = (250_000, 500_000, 1_000_000)
 PART_SECONDS = 47.0  # of the text's own reckoning: 138 utterances a part, close to 133 of 4.5 s in 600 s of audio
@@ -125,8 +125,8 @@ def measure(count: int, folder: Path) -> dict[str, float]:
             f"it ended with {publisher.returncode}, and left {len(left)} of {len(workers)} processes behind"
         )
     found |= done
-    there = PartWatcher(store.path / "nothing" / wanted[0].spec.fingerprint, known=())
-    found["there"] = sum(1 for _ in there.new())  # with those that were published while it died
+    # With those that were published while it died.
+    found["there"] = len(part_names(store.path / "nothing" / wanted[0].spec.fingerprint))
 
     begun = time.process_time()
     missing = plan_scan(request, scan, wanted).tasks()
@@ -143,9 +143,9 @@ def look(parts: int, folder: Path) -> float:
         (folder / "parts" / hashlib.sha256(str(number).encode()).hexdigest()).mkdir(parents=True)
     begun = time.process_time()
     for number in range(LOOKS):
-        arrivals = PartWatcher(folder)
+        known = part_names(folder)
         (folder / "parts" / f"{number}").mkdir()
-        assert not list(arrivals.new()), "it is empty, so that nothing but the look is measured"
+        assert not list(new_parts(folder, known)), "it is empty, so that nothing but the look is measured"
     return 1e3 * (time.process_time() - begun) / LOOKS
 
 
@@ -156,7 +156,7 @@ def publish(count: int, folder: Path) -> None:
     plan = plan_scan(request, scan, wanted)
     tasks = plan.tasks()
     idle = me.memory_info().rss
-    seen = StoreProgress(plan, tasks, None)
+    seen = StoreProgress(plan, None)
     counting = _more(me, idle)
     idle, begun, busy, worked = 0, time.perf_counter(), time.process_time(), 0.0
     peak = 0.0

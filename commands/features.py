@@ -57,9 +57,8 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
 
 
 def _ahead(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:
-    missing = {
-        f.resolved.spec.name: {"rows": f.rows, "missing": len(f.missing), "bytes": f.bytes} for f in plan.features
-    }
+    rows = len(plan.manifest)
+    missing = {f.resolved.spec.name: {"rows": rows, "missing": len(f.missing), "bytes": f.bytes} for f in plan.features}
     return {
         "features": missing,
         "bytes": plan.bytes,
@@ -76,7 +75,7 @@ def _ahead_text(plan: "ExtractionPlan") -> str:
         spec = feature.resolved.spec
         lines.append(
             f"  {spec.name}@{spec.fingerprint}{' (random weights)' if spec.random_weights else ''}: "
-            f"{len(feature.missing)} to compute, {feature.rows - len(feature.missing)} there, "
+            f"{len(feature.missing)} to compute, {len(plan.manifest) - len(feature.missing)} there, "
             f"about {feature.bytes / 1e6:.1f} MB"
         )
     lines += [f"  {feature}: left out, its weights are not here" for feature in plan.unavailable]

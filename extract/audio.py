@@ -91,7 +91,7 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
     except MemoryError as fault:
         raise CorpusError(f"{path}: memory ran out while it was decoded; free some, and run again") from fault
     except _UNDECODABLE as fault:
-        raise UtteranceError(f"cannot be decoded as audio ({_first_line(fault)})") from fault
+        raise _undecodable(fault) from fault
     if len(channels) < promised:
         raise UtteranceError(f"is cut short: the header says {promised} samples, {len(channels)} can be decoded")
     if not np.isfinite(channels).all():
@@ -126,7 +126,7 @@ def open_audio(data: bytes) -> tuple[sf.SoundFile, list[str]]:
     try:
         file = sf.SoundFile(io.BytesIO(data))
     except _UNDECODABLE as fault:
-        raise UtteranceError(f"cannot be decoded as audio ({_first_line(fault)})") from fault
+        raise _undecodable(fault) from fault
     if file.frames > LONGEST * file.samplerate:
         hours = file.frames / file.samplerate / 3600
         raise UtteranceError(
@@ -203,5 +203,7 @@ def check_wav(data: bytes) -> tuple[float | None, list[str]]:
     raise UtteranceError("is a WAV file without a data chunk: cut short, or its header is wrong")
 
 
-def _first_line(fault: BaseException) -> str:
-    return (str(fault).splitlines() or [type(fault).__name__])[0].removeprefix("Error opening ").strip(" .")
+def _undecodable(fault: Exception) -> UtteranceError:
+    """Without the name that soundfile gives to bytes, an address that is another in every process."""
+    said = str(getattr(fault, "error_string", fault)).splitlines() or [type(fault).__name__]
+    return UtteranceError(f"cannot be decoded as audio ({said[0].strip(' .')})")

@@ -27,37 +27,30 @@ def deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     most = plan.config.batch_seconds or GPU_SECONDS
-    device = replace(plan.worker_config(), resolved=tuple(feature.resolved for feature in plan.features)).here().device
-    models: dict[str, Any] = {}  # by checkpoint: layers of one encoder share it
+    compared = [f.resolved for f in plan.features if f.resolved.spec.extractor in REFERENCES]
+    device = replace(plan.worker_config(), resolved=tuple(compared)).here().device
+    checkpoints = {one.checkpoint.digest: one.checkpoint for one in compared if one.checkpoint}
+    models = {digest: load_encoder(one).to(device) for digest, one in checkpoints.items()}  # layers of one share it
     for modality in MODALITIES:
-        asked = [f.resolved for f in plan.features if f.resolved.spec.modality == modality]
-        if not asked:
-            continue
-        exact = [replace(one, spec=replace(one.spec, dtype="float32")) for one in asked]
-        compared = {
-            one.spec.fingerprint: (one, original.spec.name)
-            for one, original in zip(exact, asked, strict=True)
-            if one.spec.extractor in REFERENCES
-        }
-        for one, _ in compared.values():
-            if one.checkpoint and one.checkpoint.digest not in models:
-                models[one.checkpoint.digest] = load_encoder(one.checkpoint).to(device)
-        utterances = [u for u in plan.utterances(modality) if u.problem is None]
+        names = {one.spec.name: one for one in compared if one.spec.modality == modality}
+        exact = {name: replace(one, spec=replace(one.spec, dtype="float32")) for name, one in names.items()}
+        named = {one.spec.fingerprint: name for name, one in exact.items()}
+        utterances = [u for u in plan.utterances(modality) if names and u.problem is None]
         utterances.sort(key=lambda utterance: (-utterance.length, utterance.id))
         spread = {round(i) for i in np.linspace(0, len(utterances) - 1, min(count, len(utterances)))}
         chosen = [utterances[i] for i in sorted(spread)]
         read = [(one.length, read_input(one, modality, plan.scan.root)) for one in chosen]
         inputs = [(length, value) for length, value in read if not isinstance(value, UtteranceError)]
-        for extractor in load_extractors(exact, device, most):
+        for extractor in load_extractors([*exact.values()], device, most):
             for batch in batches(inputs, itemgetter(0), most):
                 values = [value for _, value in batch]
                 for value, outcome in zip(values, extractor.run(values), strict=True):
                     for fingerprint, rows in {} if isinstance(outcome, UtteranceError) else outcome.items():
-                        if fingerprint in compared:
-                            one, name = compared[fingerprint]
-                            model = models[one.checkpoint.digest] if one.checkpoint else None
-                            plain = REFERENCES[one.spec.extractor](one, model, value)
-                            found[name] = max(found.get(name, 0.0), relative(rows.values, plain))
+                        name = named[fingerprint]
+                        one = names[name]
+                        model = models[one.checkpoint.digest] if one.checkpoint else None
+                        plain = REFERENCES[one.spec.extractor](one, model, value)
+                        found[name] = max(found.get(name, 0.0), relative(rows.values, plain))
     return found
 
 

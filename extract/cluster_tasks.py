@@ -6,11 +6,11 @@ by name.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from ser.engines.cluster import POLL_SECONDS
 from ser.errors import SerError
 
 from .plan import ExtractionPlan, ExtractionTask, WorkerConfig
-from .worker import PartWatcher, TaskResult, Worker
+from .worker import TaskResult, Worker, new_parts
 
 SHARE = 20  # the store is listed again after so many times what the last listing took, to spare a slow disk
 GPU_NODE_THREADS = 8  # that decode for one GPU worker and run its CPU extractors, unless it declares CPU=…
@@ -37,46 +37,43 @@ class StoreProgress:
     each part is read once.
     """
 
-    def __init__(self, plan: ExtractionPlan, tasks: Iterable[ExtractionTask], report: OnProgress | None) -> None:
+    def __init__(self, plan: ExtractionPlan, report: OnProgress | None) -> None:
         self.report = report or (lambda _stage, _done, _total: None)
         self.corpus = plan.manifest.corpus
         self._reported: dict[str, int] = {}
         self._next = 0.0
         self._numbers = {id_: number for number, id_ in enumerate(plan.manifest.ids)}
-        self._watchers: dict[str, PartWatcher] = {}
+        self._known: dict[str, tuple[Path, set[str]]] = {}  # the folder of each feature, and the parts that were read
         self._digests: dict[str, list[str | None]] = {}
         self._stages: dict[str, list[str]] = {}
+        # A byte for each utterance and feature: a million of them in five features must cost little.
+        self._lacking: dict[str, np.ndarray] = {}
         for feature in (one for one in plan.features if one.missing):
             spec = feature.resolved.spec
-            self._watchers[spec.fingerprint] = PartWatcher(plan.worker_config().folder(spec), feature.parts)
+            self._known[spec.fingerprint] = plan.worker_config().folder(spec), set(feature.parts)
             self._digests[spec.fingerprint] = plan.manifest.inputs(spec.modality)
             self._stages.setdefault(spec.feature, []).append(spec.fingerprint)
-        # A byte for each utterance and feature: a million of them in five features must cost little.
-        self._wanted = {name: np.zeros(len(plan.manifest), bool) for name in self._watchers}
-        self._arrived = {name: np.zeros(len(plan.manifest), bool) for name in self._watchers}
-        for task in tasks:
-            known = {utterance.id for utterance in task.utterances if utterance.problem}  # nothing to do for these
-            for name, ids in task.missing.items():
-                self._wanted[name][[self._numbers[id_] for id_ in ids - known]] = True
+            self._lacking[spec.fingerprint] = np.zeros(len(plan.manifest), bool)
+            self._lacking[spec.fingerprint][feature.missing] = True
         self.total = self._open()
 
-    def _open(self) -> Counter[str]:
+    def _open(self) -> dict[str, int]:
         """By stage, the utterances that lack one of its features."""
-        lacking = {name: wanted & ~self._arrived[name] for name, wanted in self._wanted.items()}
-        return Counter({s: int(np.any([lacking[n] for n in names], axis=0).sum()) for s, names in self._stages.items()})
+        stages = {stage: [self._lacking[name] for name in names] for stage, names in self._stages.items()}
+        return {stage: int(np.any(lacking, axis=0).sum()) for stage, lacking in stages.items()}
 
     def update(self, anew: bool = False) -> None:
         """List the store and report, unless that was done a moment ago."""
         if not anew and time.monotonic() < self._next:
             return
         begun = time.monotonic()
-        for name, watcher in self._watchers.items():
-            for record in watcher.new():
+        for name, (folder, known) in self._known.items():
+            for record in new_parts(folder, known):
                 if record.corpus == self.corpus:
                     self._arrive(name, zip(record.ids, record.inputs, strict=True))
                     self._arrive(name, ((entry.id, entry.input) for entry in record.quarantined))
         for stage, left in self._open().items():
-            if self.total[stage] and self._reported.get(stage) != left:
+            if self._reported.get(stage) != left:
                 self._reported[stage] = left
                 self.report(stage, self.total[stage] - left, self.total[stage])
         self._next = time.monotonic() + max(POLL_SECONDS, SHARE * (time.monotonic() - begun))
@@ -89,14 +86,14 @@ class StoreProgress:
     def _arrive(self, name: str, rows: Iterable[tuple[str, str | None]]) -> None:
         for id_, digest in rows:
             number = self._numbers.get(id_)
-            if number is not None and self._wanted[name][number] and self._digests[name][number] == digest:
-                self._arrived[name][number] = True
+            if number is not None and self._digests[name][number] == digest:
+                self._lacking[name][number] = False
 
     def left(self, tasks: Iterable[ExtractionTask]) -> Iterator[ExtractionTask]:
         """The tasks as they are taken, each without what had come into the store at the last update."""
         for task in tasks:
             missing = {
-                name: frozenset(id_ for id_ in ids if not self._arrived[name][self._numbers[id_]])
+                name: frozenset(id_ for id_ in ids if self._lacking[name][self._numbers[id_]])
                 for name, ids in task.missing.items()
             }
             if (some := task.only(missing)) is not None:

@@ -7,14 +7,14 @@ torch and transformers are slow to import.
 import math
 import pkgutil
 import threading
-import typing
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
+import msgspec
 import numpy as np
 
 from ser.cache.spec import Level, Modality, Spec
@@ -27,6 +27,7 @@ TOKENS_PER_SECOND = 50.0  # a token costs an encoder what a frame does: 300 s of
 CHARACTERS_PER_TOKEN = 4.0
 FLOAT16_MAX = 65504.0
 DType = Literal["float16", "float32"]
+Precision = Literal["float32", "bfloat16"]  # of an encoder: autocast
 Item = TypeVar("Item")
 
 
@@ -151,10 +152,7 @@ class Encoder(Extractor):
         last = checkpoint.setting("num_hidden_layers")
         if not 0 <= (layer := settings.get("layer", last)) <= last:
             raise WrongUse(f"layer={layer}: {model} has layers 0 to {last}")
-        config = cls.complete({"layer": last, **settings}, checkpoint, "layer" in settings)
-        if config.precision not in ("float32", "bfloat16"):
-            raise WrongUse(f"precision={config.precision}: it is float32 or bfloat16")
-        return config
+        return cls.complete({"layer": last, **settings}, checkpoint, "layer" in settings)
 
     @classmethod
     def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> Any:
@@ -285,9 +283,9 @@ class FeatureKind:
         return pkgutil.resolve_name(self.extractor) if isinstance(self.extractor, str) else self.extractor
 
     @property
-    def settings(self) -> dict[str, type]:
+    def settings(self) -> dict[str, Any]:
         """The settings that may follow the feature's name, with their types: the fields of the extractor's config."""
-        types = typing.get_type_hints(self.code.Config)
+        types = get_type_hints(self.code.Config)
         return {one.name: types[one.name] for one in fields(self.code.Config) if one.init}
 
 
@@ -425,17 +423,16 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
     return ResolvedFeature(spec, config, checkpoint)
 
 
-def _typed(feature: str, key: str, value: str, kind: type) -> Any:
+def _typed(feature: str, key: str, value: str, kind: Any) -> Any:
     try:
-        if kind is bool:
-            return {"true": True, "false": False}[value.lower()]
-        typed = kind(value)
-        if kind is float and not math.isfinite(typed):
-            raise ValueError
-        return typed
-    except (ValueError, KeyError):
-        what = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise WrongUse(f"{feature}:{key}={value}: {key} is {what}") from None
+        typed = msgspec.convert(value, kind, strict=False)
+        if kind is not float or math.isfinite(typed):
+            return typed
+    except msgspec.ValidationError:
+        pass
+    plain = {int: "a whole number", float: "a number", bool: "true or false"}
+    what = plain.get(kind) or " or ".join(map(str, get_args(kind)))
+    raise WrongUse(f"{feature}:{key}={value}: {key} is {what}")
 
 
 def load_extractors(

@@ -29,10 +29,9 @@ ROWS_PER_SECOND = {"frame": 50.0, "token": 50.0, "utterance": 2.0}  # unless a h
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """One feature: how many rows the corpus has, and the manifest rows that are still to be computed."""
+    """One feature, and the manifest rows that are still to be computed."""
 
     resolved: ResolvedFeature
-    rows: int
     missing: list[int]  # the others were computed before, or are quarantined
     bytes: int
     parts: frozenset[str] = frozenset()  # names of those in the store when `missing` was found
@@ -235,7 +234,7 @@ def _feature_plan(wanted: ResolvedFeature, manifest: Manifest, store: Store | No
         column = manifest.column("duration" if spec.modality == "audio" else "text")
         count = _rows_per_second(spec) * sum(_length(column[row], spec.modality) for row in missing)
         count += len(missing) * (spec.modality == "audio")
-    return FeaturePlan(wanted, len(manifest), missing, int(count * _row_bytes(spec)), parts)
+    return FeaturePlan(wanted, missing, int(count * _row_bytes(spec)), parts)
 
 
 def _length(value: Any, modality: Modality) -> float:

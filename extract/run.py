@@ -2,8 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,18 +13,18 @@ from ser import engines
 from ser.cache.part import Quarantine
 from ser.cache.spec import Modality
 from ser.cache.store import open_store
-from ser.errors import ExtractionStopped, SerError, UtteranceError
+from ser.errors import ExtractionStopped, SerError
 
 from .cluster_tasks import OnProgress, StoreProgress, extract_task, run_on_cluster
-from .extractors import Extractor, batches
-from .plan import ExtractionConfig, ExtractionPlan, Utterance, plan
-from .worker import TaskResult, Worker, one_thread, read_input
+from .extractors import batches
+from .plan import MODALITIES, ExtractionConfig, ExtractionPlan, ExtractionTask, Utterance, plan
+from .worker import TaskResult, Worker
 
 __all__ = ["ExtractionConfig", "ExtractionPlan", "ExtractionRun", "ExtractionStopped", "Summary", "extract", "plan"]
 
 NAMED = 5  # faults that a message names before it counts the rest
 ESTIMATED = 100  # utterances to compute: fewer are done before they are estimated
-TIMED = (1 / 6, 1 / 2, 5 / 6)  # of the utterances by length, those that are timed for an estimate
+TRIED = 2  # utterances for each thread, or batches on a GPU, that are timed for an estimate
 
 
 @dataclass
@@ -161,13 +160,13 @@ class ExtractionRun:
         if not tasks:
             return
         if config.scheduler is not None:
-            seen = StoreProgress(self.plan, tasks, report)
+            seen = StoreProgress(self.plan, report)
             for result in run_on_cluster(seen.left(tasks), config.scheduler, config.insecure, seen.update):
                 seen.add(result)
                 yield result
             seen.update(anew=True)
             return
-        done, total = Counter[str](), self._totals()
+        done, total = Counter[str](), self.totals
 
         def progress(stage: str, count: int) -> None:
             done[stage] += count
@@ -186,7 +185,8 @@ class ExtractionRun:
                 progress(stage, count)
             yield result
 
-    def _totals(self) -> Counter[str]:
+    @cached_property
+    def totals(self) -> Counter[str]:
         """By stage, how many utterances it has to do: without those that the scan found unusable."""
         total = Counter[str]()
         names = {feature.resolved.spec.fingerprint: feature.resolved.spec.feature for feature in self.plan.features}
@@ -203,72 +203,29 @@ class ExtractionRun:
 
         None if there is little to do, or if other machines do it.
         """
-        plan, config = self.plan, self.plan.config
-        if config.scheduler is not None or max((len(f.missing) for f in plan.features), default=0) < ESTIMATED:
+        plan = self.plan
+        if plan.config.scheduler is not None or max((len(f.missing) for f in plan.features), default=0) < ESTIMATED:
             return None
-        if not self.worker.on_gpu:
-            one_thread()
-        (audio_cores, audio_device), (text_cores, text_device) = self._busy("audio"), self._busy("text")
-        return max((audio_cores + text_cores) / engines.cores(), audio_device + text_device)
+        cores = gpu = 0.0
+        for modality in MODALITIES:
+            if not (some := self._spread(modality)):
+                continue
+            ids, extractors = frozenset(one.id for one in some), self.worker.extractors(modality)
+            asked = {spec.fingerprint: ids for extractor in extractors for spec in extractor.specs}
+            on_gpu = {spec.feature for one in extractors if self.worker.on_gpu and one.batched for spec in one.specs}
+            trial = self.worker.trial(ExtractionTask(self.worker.config, modality, some, asked))
+            for stage, seconds in trial.seconds.items():
+                took = seconds * self.totals[stage] / len(some)
+                cores, gpu = (cores, gpu + took) if stage in on_gpu else (cores + took, gpu)
+        return max(cores / min(self.processes, engines.cores()), gpu)
 
-    def _busy(self, modality: Modality) -> tuple[float, float]:
-        """The seconds of all cores together, and of the GPU, that one modality takes."""
-        worker, cores, device = self.worker, 0.0, 0.0
-        wanted = {one.spec.fingerprint for one in worker.config.resolved if one.spec.modality == modality}
-        if not (left := _left(self.plan, modality, wanted)):
-            return 0.0, 0.0
-        extractors, groups = worker.extractors(modality), batches(left, attrgetter("length"), worker.most)
-        # Three of different lengths; for a GPU, which they would leave idle, a batch from the middle.
-        spread = [left[int(part * len(left))] for part in TIMED]
-        middle = groups[len(groups) // 2] if worker.on_gpu else spread
-
-        def read(one: Utterance) -> Any:
-            return read_input(one, modality, self.plan.scan.root)
-
-        cores += _rate(lambda batch: list(map(read, batch)), [[one] for one in spread], 1) * _length(left)
-        inputs = {one: value for one in {*spread, *middle} if not isinstance(value := read(one), UtteranceError)}
-        for extractor in extractors:
-            alone = worker.on_gpu and extractor.batched
-            some = [one for one in (middle if alone else spread) if one in inputs]
-            together = batches(some, attrgetter("length"), worker.most if extractor.batched else None)
-
-            def run(batch: list[Utterance], extractor: Extractor = extractor) -> None:
-                extractor.run([inputs[one] for one in batch])
-
-            rate = _rate(run, together, 1 if alone else engines.cores())
-            busy = rate * _length(_left(self.plan, modality, {spec.fingerprint for spec in extractor.specs}))
-            cores, device = cores + busy * (not alone), device + busy * alone
-        return cores, device
-
-
-def _left(plan: ExtractionPlan, modality: Modality, fingerprints: set[str]) -> list[Utterance]:
-    """The usable utterances that lack one of these features, longest first; equal transcripts once."""
-    rows = set[int]().union(*(f.missing for f in plan.features if f.resolved.spec.fingerprint in fingerprints))
-    utterances = plan.utterances(modality) if rows else []
-    usable = [utterances[row] for row in sorted(rows) if not utterances[row].problem]
-    found = {(u.text if modality == "text" else u.id): u for u in usable}
-    return sorted(found.values(), key=lambda utterance: -utterance.length)
-
-
-def _length(utterances: Iterable[Utterance]) -> float:
-    return sum(utterance.length for utterance in utterances)
-
-
-def _rate(compute: Callable[[list[Utterance]], Any], groups: list[list[Utterance]], threads: int) -> float:
-    """Seconds of one thread's work per second of utterances, with so many threads at work; 0 without utterances."""
-    if not groups:
-        return 0.0
-
-    def once(_: int) -> float:
-        compute(groups[-1][-1:])  # the first call of a thread loads and allocates
-        start = time.perf_counter()
-        for group in groups:
-            compute(group)
-        return time.perf_counter() - start
-
-    # As many at once as in the run: cores share their memory, and often this machine with others.
-    with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(once, range(threads))) / threads / max(sum(map(_length, groups)), 1e-9)
+    def _spread(self, modality: Modality) -> tuple[Utterance, ...]:
+        """Usable utterances of all lengths: a few for each thread, or for a GPU a few whole batches."""
+        tasks = [task for task in self.tasks if task.modality == modality]
+        usable = [one for task in tasks for one in task.utterances if not one.problem]
+        groups = batches(usable, attrgetter("length"), self.worker.most)
+        step = max(1, len(groups) // (TRIED * (1 if self.worker.on_gpu else self.worker.config.threads)))
+        return tuple(one for group in groups[step // 2 :: step] for one in group)
 
 
 def stop_if_unusable(plan: ExtractionPlan) -> None:

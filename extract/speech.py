@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ser.weights import Checkpoint
 from ser.weights.find import Count
 
 from .audio import CHANNELS, RESAMPLER, Clip
-from .extractors import Encoder, Outcome, Rows, batches
+from .extractors import Encoder, Outcome, Precision, Rows, batches
 
 RATE = 16000  # Hz, of every encoder of these families
 # WavLM hands torch a boolean mask beside a float one, as it means to.
@@ -43,9 +43,9 @@ class SpeechConfig:
     """
 
     layer: int
-    norm: str  # "before", "after", "none"
+    norm: Literal["before", "after", "none"]
     normalize: bool  # the waveform to zero mean and unit variance, as the checkpoint's preprocessor says
-    precision: str = "float32"  # or "bfloat16": autocast
+    precision: Precision = "float32"
     window: float = 60.0  # seconds
     context: float = 5.0  # seconds
     sampling_rate: int = field(default=RATE, init=False)
@@ -101,7 +101,7 @@ class SpeechExtractor(Encoder):
         if "norm" not in settings:
             settings["norm"] = ("before" if named else "after") if ends_in_norm else "none"
         norm, layer = settings["norm"], settings["layer"]
-        if norm not in ("before", "after", "none") or (norm == "none") == ends_in_norm:
+        if (norm == "none") == ends_in_norm:
             allowed = "before or after" if ends_in_norm else "none: this encoder ends in no LayerNorm"
             raise WrongUse(f"norm={norm}: for {checkpoint.model} it is {allowed}")
         if norm == "after" and layer != layers:

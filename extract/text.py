@@ -7,14 +7,14 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import Checkpoint
 
-from .extractors import Encoder, Outcome
+from .extractors import Encoder, Outcome, Precision
 
 MOST = 512  # tokens
 TAG = re.compile(r"\[[A-Za-z_]+\]")  # IEMOCAP's [LAUGHTER], [BREATHING], [GARBAGE], [LIPSMACK], lower-case too
@@ -26,9 +26,9 @@ class TextConfig:
 
     layer: int
     special: bool = True  # [CLS] and [SEP] (<s> and </s>) keep their rows; the encoder sees them in any case
-    tags: str = "keep"  # or "remove": [LAUGHTER] and its like
+    tags: Literal["keep", "remove"] = "keep"  # [LAUGHTER] and its like
     most: int = MOST  # tokens with the special ones; a longer text is cut, with a warning
-    precision: str = "float32"  # or "bfloat16": autocast
+    precision: Precision = "float32"
 
 
 def cleaned(text: str, tags: str) -> str:
@@ -55,8 +55,6 @@ class TextExtractor(Encoder):
         # MPNet's positions start after its padding index, 1.
         longest = checkpoint.setting("max_position_embeddings") - 2 * (checkpoint.architecture == "mpnet")
         config = TextConfig(**{"most": min(MOST, longest), **settings})
-        if config.tags not in ("keep", "remove"):
-            raise WrongUse(f"tags={config.tags}: it is keep or remove")
         if not 3 <= config.most <= longest:
             raise WrongUse(f"most={config.most}: {checkpoint.model} takes 3 to {longest} tokens")
         return config

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ser.cache.part import PartRecord, PartRows, Quarantine
-from ser.cache.spec import Modality, read_checksummed
+from ser.cache.spec import Modality, Spec, read_checksummed
 from ser.cache.store import Store, open_store
 from ser.engines import is_out_of_memory
 from ser.errors import SerError, UtteranceError
@@ -28,44 +28,27 @@ from .audio import Clip, decode, locate
 from .extractors import GPU_SECONDS, Extractor, Outcome, Rows, batches, load_extractors
 from .plan import ExtractionTask, Utterance, WorkerConfig
 
-SETTLED = 3.0  # seconds; a change of a folder within two seconds of another may leave its time as it was: some clocks
 AHEAD = 2  # tasks in work at once, so that no core waits at the end of one
 
 
-class PartWatcher:
-    """What is published in `<store>/<feature>/<fingerprint>/` from now on, or beside the parts that are `known`.
+def part_names(folder: Path) -> set[str]:
+    """What is published in `<store>/<feature>/<fingerprint>/`, or nothing yet."""
+    try:
+        return {name for name in os.listdir(folder / "parts") if not name.startswith(".")}  # noqa: PTH208 (thousands)
+    except FileNotFoundError:
+        return set()
 
-    The folder is listed only if it has changed since the last call, and each new `part.json` is read once.
+
+def new_parts(folder: Path, known: set[str]) -> Iterator[PartRecord]:
+    """The records of published parts that are not `known`, and are from now on; `Feature.parts` names unreadable ones.
+
+    Unlike a `Feature`, it reads nothing of the parts that were there before.
     """
-
-    def __init__(self, folder: Path, known: Iterable[str] | None = None) -> None:
-        self.folder = folder / "parts"
-        self._unchanged: int | None = None  # the folder's time of change, where no later change can have the same
-        self._known = set(self._listed() if known is None else known)
-
-    def new(self) -> Iterator[PartRecord]:
-        """The records of parts that came since the last call; `Feature.parts` names unreadable ones."""
-        names = [name for name in self._listed() if name not in self._known and not name.startswith(".")]
-        self._known.update(names)
-        for name in names:
-            with contextlib.suppress(SerError):
-                yield read_checksummed(self.folder / name / "part.json", PartRecord)
-
-    def _listed(self) -> list[str]:
-        """All names in the folder; none at all if it has not changed."""
-        begun = time.time()
-        try:
-            opened = os.open(self.folder, os.O_RDONLY)  # NFS asks the server when a folder is opened, not at `stat`
-        except FileNotFoundError:
-            return []
-        try:
-            changed = os.fstat(opened).st_mtime_ns
-            if changed == self._unchanged:
-                return []
-            self._unchanged = changed if begun - changed / 1e9 > SETTLED else None
-            return os.listdir(opened)  # noqa: PTH208 (thousands)
-        finally:
-            os.close(opened)
+    names = part_names(folder) - known
+    known |= names
+    for name in names:
+        with contextlib.suppress(SerError):
+            yield read_checksummed(folder / "parts" / name / "part.json", PartRecord)
 
 
 @dataclass
@@ -107,12 +90,6 @@ def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | s
         return fault
 
 
-def one_thread() -> None:
-    """The pool has a thread per core: torch must not start more of its own in each."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-
-
 class Pool(ThreadPoolExecutor):
     """Threads, and how many."""
 
@@ -135,11 +112,8 @@ class PartPipeline:
 
     def __init__(self, worker: "Worker", task: ExtractionTask, pools: Pools) -> None:
         self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult()
-        self.watchers = {
-            one.spec.fingerprint: PartWatcher(worker.config.folder(one.spec))
-            for one in worker.config.resolved
-            if one.spec.fingerprint in task.missing
-        }
+        wanted = [one.spec for one in worker.config.resolved if one.spec.fingerprint in task.missing]
+        self.before = {spec.fingerprint: part_names(worker.config.folder(spec)) for spec in wanted}
         # First in, first out: whatever an extractor waits for was submitted before it.
         self.inputs = {one.id: pools.decoders.submit(self._read, one) for one in task.utterances}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
@@ -175,8 +149,8 @@ class PartPipeline:
         inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
         usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
         start = time.perf_counter()
-        if not self.worker.on_gpu:
-            one_thread()
+        if not self.worker.on_gpu and "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)  # the pool has a thread per core: torch starts none in each
         try:
             made = dict(zip(usable, extractor.run(list(usable.values())), strict=True)) if usable else {}
         except (MemoryError, RuntimeError) as fault:
@@ -196,11 +170,15 @@ class PartPipeline:
                 rows = outcome if isinstance(outcome, UtteranceError) else outcome[spec.fingerprint]
                 self.outcomes.update({(spec.fingerprint, utterance.id): rows for utterance in unit})
 
-    def publish(self) -> TaskResult:
-        """Wait for all rows and write one part per feature."""
-        config, result = self.worker.config, self.result
+    def computed(self) -> TaskResult:
+        """Wait for all rows."""
         for future in self.computing:
             future.result()
+        return self.result
+
+    def publish(self) -> TaskResult:
+        """Wait for all rows and write one part per feature."""
+        config, result = self.worker.config, self.computed()
         for id_, read in self.inputs.items():
             if isinstance(clip := read.result(), Clip):
                 result.audio_seconds += clip.seconds
@@ -211,7 +189,7 @@ class PartPipeline:
             name = one.spec.fingerprint
             if not (missing := self.task.missing.get(name)):
                 continue
-            there = self._published(name)
+            there = self._published(one.spec)
             inputs, bad = list[str](), list[Quarantine]()
             rows = PartRows(config.corpus, inputs=inputs)
             for utterance in self.task.utterances:
@@ -237,14 +215,17 @@ class PartPipeline:
         result.seconds["write"] += time.perf_counter() - start
         return result
 
-    def _published(self, fingerprint: str) -> set[tuple[str, str | None]]:
+    def _published(self, spec: Spec) -> set[tuple[str, str | None]]:
         """Id and digest of the rows that others have published since the task was begun.
 
         A process that is stopped for a while may find that its task was given to others, cut up and published under
         other names. If it is stopped again between this look and the rename of what it writes, or if two look at the
         same moment, rows do appear twice: they are equal, and the first by name counts.
         """
-        mine = [one for one in self.watchers[fingerprint].new() if one.corpus == self.worker.config.corpus]
+        config = self.worker.config
+        mine = [
+            one for one in new_parts(config.folder(spec), self.before[spec.fingerprint]) if one.corpus == config.corpus
+        ]
         return {pair for one in mine for pair in zip(one.ids, one.inputs, strict=True)}
 
 
@@ -287,24 +268,35 @@ class Worker:
 
     def run(self, tasks: Iterable[ExtractionTask]) -> Iterator[TaskResult]:
         """Compute and publish tasks, yielding each result when its parts are safe on disk."""
+        ahead: deque[PartPipeline] = deque()
+        published: deque[Future[TaskResult]] = deque()
+        with self._open_pools() as pools:
+            for task in tasks:
+                ahead.append(PartPipeline(self, task, pools))
+                if len(ahead) > AHEAD:
+                    published.append(pools.writer.submit(ahead.popleft().publish))
+                while len(published) > AHEAD or (published and published[0].done()):
+                    yield published.popleft().result()
+            published += [pools.writer.submit(pipeline.publish) for pipeline in ahead]
+            ahead.clear()
+            while published:
+                yield published.popleft().result()
+
+    def trial(self, task: ExtractionTask) -> TaskResult:
+        """What computing a task takes. Nothing is published."""
+        with self._open_pools() as pools:
+            PartPipeline(self, task, pools).computed()  # the first call of a thread loads and allocates
+            return PartPipeline(self, task, pools).computed()
+
+    @contextlib.contextmanager
+    def _open_pools(self) -> Iterator[Pools]:
         cpu, writer = Pool(self.config.threads, "ser-cpu"), Pool(1, "ser-write")
         # Two, so that one batch's rows are taken from the GPU while the next is computed.
         models = Pool(2, "ser-gpu") if self.on_gpu else cpu
         decoders = Pool(max(2, self.config.threads // 4), "ser-decode") if self.on_gpu else cpu
         pools = Pools(cpu, models, decoders, writer)
-        ahead: deque[PartPipeline] = deque()
-        published: deque[Future[TaskResult]] = deque()
         try:
-            for task in tasks:
-                ahead.append(PartPipeline(self, task, pools))
-                if len(ahead) > AHEAD:
-                    published.append(writer.submit(ahead.popleft().publish))
-                while len(published) > AHEAD or (published and published[0].done()):
-                    yield published.popleft().result()
-            published += [writer.submit(pipeline.publish) for pipeline in ahead]
-            ahead.clear()
-            while published:
-                yield published.popleft().result()
+            yield pools
         finally:
             # On Ctrl-C: what runs ends (an utterance, a publication), what waits never starts.
             for pool in pools:

@@ -26,17 +26,12 @@ class DaskProcesses:
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **blame}
         self.address = ""
 
-    def _start(self, *words: str, **environment: str) -> tuple[subprocess.Popen[str], Path]:
+    def _start(self, *words: str) -> tuple[subprocess.Popen[str], Path]:
         log = self.folder / f"dask{len(self.started)}.log"
         command = [sys.executable, "-m", "dask", *words]
         with log.open("w") as file:
             process = subprocess.Popen(
-                command,
-                stdout=file,
-                stderr=file,
-                env={**self.environment, **environment},
-                cwd=self.folder,
-                text=True,
+                command, stdout=file, stderr=file, env=self.environment, cwd=self.folder, text=True
             )
         self.started.append(process)
         return process, log
@@ -51,11 +46,11 @@ class DaskProcesses:
         self.address = found[0]
         return process
 
-    def worker(self, name: str, *words: str, **environment: str) -> subprocess.Popen[str]:
+    def worker(self, name: str, *words: str) -> subprocess.Popen[str]:
         """Start one of one thread; `--scheduler-file` among the words takes the place of the address."""
         here = (*HERE, "--nthreads", "1", "--memory-limit", "0", "--name", name)
         address = () if "--scheduler-file" in words else (self.address,)
-        process, _ = self._start("worker", *address, *here, *words, **environment)
+        process, _ = self._start("worker", *address, *here, *words)
         return process
 
     def stop(self) -> None:

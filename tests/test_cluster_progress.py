@@ -1,8 +1,6 @@
 """What of a plan is in the store by now, whoever has published it. Nothing here runs on a cluster."""
 
-import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ import pytest
 from ser.extract.cluster_tasks import StoreProgress, extract_task
 from ser.extract.plan import ExtractionPlan
 from ser.extract.run import ExtractionConfig, plan
-from ser.extract.worker import PartWatcher
+from ser.extract.worker import new_parts, part_names
 from ser.tests.stand_in_corpus import contents, part_seconds, run, slow_texts, write_corpus
 
 
@@ -24,9 +22,7 @@ class Watched:
     def __init__(self, made: ExtractionPlan) -> None:
         self.told: dict[str, list[int]] = {}
         self.tasks = made.tasks()
-        self.seen = StoreProgress(
-            made, self.tasks, lambda stage, done, total: self.told.setdefault(stage, []).append(done)
-        )
+        self.seen = StoreProgress(made, lambda stage, done, total: self.told.setdefault(stage, []).append(done))
 
     def look(self) -> dict[str, int]:
         self.seen.update(anew=True)
@@ -99,40 +95,12 @@ def test_each_part_is_read_once(tmp_path: Path) -> None:
     corpus, store = write_corpus(tmp_path / "corpus", slow_texts(4, 0)), tmp_path / "store"
     run(corpus, store, per_part=2)
     [folder] = store.glob("standin/*")
-    late, all_ = PartWatcher(folder), PartWatcher(folder, known=())
-    assert len(list(late.new())) == 0 and len(list(all_.new())) == 2 and len(list(all_.new())) == 0
+    late, all_ = part_names(folder), set[str]()
+    assert [len(list(new_parts(folder, known))) for known in (late, all_, all_)] == [0, 2, 0]
     run(corpus, store, per_part=2, corpus_name="again")
-    assert len(list(late.new())) == len(list(all_.new())) == 2
-    assert list(PartWatcher(tmp_path / "nowhere").new()) == []
-
-
-def test_a_folder_is_listed_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus, store = write_corpus(tmp_path / "corpus", slow_texts(4, 0)), tmp_path / "store"
-    run(corpus, store, per_part=2)
-    [folder] = store.glob("standin/*")
-    listed, listdir = [], os.listdir
-    monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or listdir(path))
-    before = time.time() - 10
-    os.utime(folder / "parts", (before, before))
-    arrivals = PartWatcher(folder)
-    assert len(listed) == 1 and list(arrivals.new()) == list(arrivals.new()) == [] and len(listed) == 1
-    run(corpus, store, per_part=2, corpus_name="again")
-    listed.clear()
-    assert len(list(arrivals.new())) == 2 and len(listed) == 1
-
-
-def test_a_clock_that_ticks_every_other_second_hides_nothing(tmp_path: Path) -> None:
-    """As on some network disks: what comes within a tick of a look leaves the folder's time as that look found it."""
-    corpus, store = write_corpus(tmp_path / "corpus", slow_texts(4, 0)), tmp_path / "store"
-    run(corpus, store, per_part=2)
-    [folder] = store.glob("standin/*")
-    tick = time.time() - 1.9
-    os.utime(folder / "parts", (tick, tick))
-    arrivals = PartWatcher(folder)
-    assert list(arrivals.new()) == []
-    run(corpus, store, per_part=2, corpus_name="again")
-    os.utime(folder / "parts", (tick, tick))
-    assert len(list(arrivals.new())) == 2
+    (folder / "parts" / "Thumbs.db").touch()
+    assert [len(list(new_parts(folder, known))) for known in (late, all_, all_)] == [2, 2, 0]
+    assert list(new_parts(tmp_path / "nowhere", set())) == []
 
 
 def test_a_worker_drops_what_came_while_it_computed(tmp_path: Path) -> None:
@@ -141,14 +109,14 @@ def test_a_worker_drops_what_came_while_it_computed(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         from ser.tests.stand_in import StandInExtractor
 
-        one = StandInExtractor._one
+        extract = StandInExtractor.extract
 
         def meanwhile(self: StandInExtractor, text: str) -> object:
-            patch.setattr(StandInExtractor, "_one", one)
+            patch.setattr(StandInExtractor, "extract", extract)
             run(corpus, store, per_part=2, limit=2)
-            return one(self, text)
+            return extract(self, text)
 
-        patch.setattr(StandInExtractor, "_one", meanwhile)
+        patch.setattr(StandInExtractor, "extract", meanwhile)
         summary = run(corpus, store, per_part=4)
     assert summary.features["standin"]["rows"] == 4 and summary.features["standin"]["computed"] == 2
     assert len(contents(store)) == 1

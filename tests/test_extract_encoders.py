@@ -10,6 +10,7 @@ import transformers
 
 from ser.errors import UtteranceError, WrongUse
 from ser.extract.audio import Clip
+from ser.extract.check import relative
 from ser.extract.extractors import Extractor, batches, load_extractors, resolve
 from ser.weights.demo import write_random_checkpoint
 
@@ -41,11 +42,6 @@ def clips() -> list[Clip]:
         Clip((rng.normal(0.01, level, int(seconds * 16000))).astype(np.float32), 16000)
         for seconds, level in ((34.0, 0.1), (0.585, 0.01), (7.31, 0.3), (1.0, 0.001), (0.025, 0.1))
     ]
-
-
-def relative(ours: np.ndarray, plain: np.ndarray) -> float:
-    assert ours.shape == plain.shape
-    return float(np.abs(ours - plain).max() / np.abs(plain).max())
 
 
 def rows_of(one: Extractor, items: Sequence[object]) -> list[np.ndarray]:
@@ -155,7 +151,10 @@ def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pyte
     [
         ("hubert:layer=3", "has layers 0 to 2"),
         ("hubert:norm=after", "ends in no LayerNorm"),
-        ("hubert:layer=x", "whole number"),
+        ("hubert:layer=x", "layer is a whole number"),
+        ("hubert:normalize=x", "normalize is true or false"),
+        ("hubert:precision=int8", "precision is float32 or bfloat16"),
+        ("hubert:norm=both", "norm is before or after or none"),
         ("hubert:layr=1", "did you mean layer"),
         ("hubert:layers=2-1", "layers=all"),
         ("hubrt", "did you mean hubert"),

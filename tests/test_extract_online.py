@@ -5,33 +5,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile as sf
 
 from ser.cache.store import open_store
 from ser.errors import UtteranceError, WrongUse
 from ser.extract.extractors import Rows
 from ser.extract.online import OnlineExtractor, resolve_again
-from ser.extract.run import ExtractionConfig, extract, plan
+from ser.tests.stand_in_corpus import run, write_corpus
 from ser.weights.demo import write_random_checkpoint
 
 
 def test_what_is_computed_anew_equals_what_is_stored(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    audio = [tmp_path / f"{number}.wav" for number in range(2)]
-    for path in audio:
-        sf.write(path, rng.normal(0, 0.1, 20000), 16000)
-    (tmp_path / "corpus.csv").write_text("id,audio,text\na,0.wav,hello you\nb,1.wav,why\n")
+    corpus = write_corpus(tmp_path / "corpus", ["hello you", "why"])
+    audio = corpus.parent / "0.wav"
     models = {name: str(write_random_checkpoint(tmp_path / name, name, words=["hello"])) for name in ("hubert", "bert")}
-    features = "hubert:layer=1,bert,is13,logmel"
-    extract(plan(ExtractionConfig(tmp_path / "corpus.csv", features, store=tmp_path / "store", models=models)))
+    run(corpus, tmp_path / "store", "hubert:layer=1,bert,is13,logmel", models=models)
     store = open_store(tmp_path / "store")
     direct = OnlineExtractor()
     for feature in store.features():
         again = resolve_again(feature.spec, models)
-        rows, warnings = direct.rows(again, audio[0] if feature.spec.modality == "audio" else "hello you")
+        rows, warnings = direct.rows(again, audio if feature.spec.modality == "audio" else "hello you")
         assert isinstance(rows, Rows) and not warnings
-        assert np.array_equal(rows.values.squeeze(), feature["a"].squeeze())
-    (tmp_path / "cut.wav").write_bytes(audio[0].read_bytes()[:9000])
+        assert np.array_equal(rows.values.squeeze(), feature["u000"].squeeze())
+    (tmp_path / "cut.wav").write_bytes(audio.read_bytes()[:9000])
     cut, _ = direct.rows(resolve_again(store.feature("is13").spec), tmp_path / "cut.wav")
     assert isinstance(cut, UtteranceError) and "cut short" in str(cut)
 
