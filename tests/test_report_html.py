@@ -231,6 +231,7 @@ def test_agreement_counts_every_rater_and_ids_tell_the_style(cells: dict[str, Ce
         ({"features": {"audio": {"feature": "hubert:layer=0", "pool": "mean", "fingerprint": "0"}}}, None),
         ({"folds": 4}, None),
         ({"only": "scripted"}, None),
+        ({"utterances": 339}, None),  # of another corpus
     ],
 )
 def test_only_what_is_alike_stands_beside_the_papers(
@@ -246,6 +247,7 @@ def test_only_what_is_alike_stands_beside_the_papers(
     runs = [Run(first.path) for _ in range(changes.get("folds", 5))]
     for fold, run in enumerate(runs):
         result = {**first.result, "synthetic": False, "random_weights": []}
+        result["parts"] = {"train": changes.get("utterances", 5531) - 1241, "dev": 0, "test": 1241}
         run.__dict__.update(config={**config, "fold": str(fold)}, result=result)
     cell = Cell("ours", runs)
     [bias] = [table.rows for table in make_page([cell], []).tables if table.name == "bias"]

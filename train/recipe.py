@@ -4,7 +4,7 @@
     [models]                 feature = "checkpoint": which encoders the numbers are of
     [experiment]             options of `ser train` for all cells
     [[cell]]                 name, options that differ, `set` as a table, `test` (how the trained model is tested),
-                             and `paper`: the paper's numbers in percent
+                             `paper`: the paper's numbers in percent, and how many `utterances` they are of
     [[quoted]]               name, `paper` and perhaps `footnote`: what the paper quotes of other systems
     tested                   the cell whose seeds are tested against each quoted number, if the paper does so
 
@@ -36,7 +36,12 @@ RECIPE_SHAPE = shape(
     quoted=(list[shape("name", paper=PAPER)], []),  # type: ignore[misc]
 )
 CELL_SHAPE = shape(
-    "name features fusion", test=(str, ""), paper=(PAPER, {}), set=(dict[str, Scalar], {}), model=(list[str], [])
+    "name features fusion",
+    test=(str, ""),
+    paper=(PAPER, {}),
+    set=(dict[str, Scalar], {}),
+    model=(list[str], []),
+    utterances=(int, 0),
 )
 
 
@@ -50,6 +55,7 @@ class Cell:
     test: str = "both"
     paper: Mapping[str, float] | None = None
     paper_seeds: int = 1  # that the paper's numbers are the mean of
+    utterances: int | None = None  # that the paper's numbers are of, in all parts, if the recipe says it
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def _check(path: Path, table: Mapping[str, Any], expected: type) -> None:
 
 
 def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Cell:
-    asked = {key: value for key, value in line.items() if key not in ("name", "test", "paper")}
+    asked = {key: value for key, value in line.items() if key not in ("name", "test", "paper", "utterances")}
     known = [field.name for field in fields(Experiment)]
     if strange := [key for key in asked if key not in known]:
         raise unknown(f"option in {path}", strange[0], known)
@@ -137,4 +143,5 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Ce
     written = Experiment(**asked)
     given = {key: value for key, value in options.items() if key != "set"}
     experiment = replace(written, **given, also_set=tuple(options.get("set", ())))
-    return Cell(line["name"], experiment, written, test, line.get("paper"), line.get("seeds", 1))
+    counts = line.get("seeds", 1), line.get("utterances")
+    return Cell(line["name"], experiment, written, test, line.get("paper"), *counts)

@@ -179,8 +179,10 @@ class CellScores:
         first = self.results[0]
         selected = "best-test (epoch chosen on the TEST part)" if first["select"] == "best-test" else first["select"]
         heard = heard_in_training(self.results)
-        split = f"{first['protocol']} (speaker-dependent)" if heard else first["protocol"]
-        cut = [f"{name} {value}" for name, value in parts(self.results).items()]
+        dependent = (heard and "not known" not in heard) or first["protocol"].startswith("random")
+        split = f"{first['protocol']} (speaker-dependent)" if dependent else first["protocol"]
+        cut = [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
+        cut += [f"{name} {value}" for name, value in parts(self.results).items()]
         return " · ".join((split, *filter(None, [heard]), selected, first["labels"], *cut))
 
     @property
@@ -426,7 +428,7 @@ def against_quoted(ours: Score, quoted: float, std: float | None = None, seeds: 
     difference, own = ours.pooled - quoted, ours.over_seeds[1]
     about = f"two-sided, {_counted(ours.seeds, 'seeds')}"
     theirs = std**2 / seeds if std is not None and seeds and seeds > 1 else None
-    about += "; quoted without a deviation" if theirs is None else ""
+    about += "" if theirs is not None else f"; quoted without {'a deviation' if std is None else 'its seeds'}"
     if not own:  # one seed, or all the same
         return Comparison((difference, None, None), None, about)
     squares = own**2 / ours.seeds, theirs or 0.0

@@ -87,7 +87,7 @@ def _feature(name: str, pool: str = "mean") -> frozenset[str]:
 def differences(runs: Sequence[Run], cell: RecipeCell, models: Mapping[str, str]) -> Differences:
     """What tells these finished runs of one configuration from a recipe's cell as it is written.
 
-    Another fusion, feature, label policy, test part, or shuffled labels: another experiment. Anything else, the
+    Another fusion, feature, label policy, corpus, test part, or shuffled labels: another experiment. Anything else, the
     selection, dev part, checkpoint (`models` names the recipe's, by feature), seeds or a setting, is only told.
     """
     config, asked = runs[0].config, cell.written
@@ -106,6 +106,7 @@ def differences(runs: Sequence[Run], cell: RecipeCell, models: Mapping[str, str]
         "allow_missing": (any("quarantined" in why for why in provenance.get("left_out", ())), False),
         "folds": (len({run.config["fold"] for run in runs}) < FOLDS.get(protocol, 0), False),
         "shuffle_labels": (config["training"]["shuffle_labels"], "shuffle_labels=true" in asked.set),
+        "utterances": (cell.utterances and _utterances(runs[0]) or cell.utterances, cell.utterances),
     }
     if barred := tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs):
         return Differences(barred)
@@ -128,6 +129,11 @@ def differences(runs: Sequence[Run], cell: RecipeCell, models: Mapping[str, str]
         if name in models:  # a local copy is known by its folder's name
             pairs[f"checkpoint of {name}"] = Path(model).name, Path(models[name]).name
     return Differences((), tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs))
+
+
+def _utterances(run: Run) -> int:
+    """Of its corpus under its labels, as far as they are in a part; 0 of generated speech and of an earlier ser."""
+    return 0 if run.result["synthetic"] else sum(run.result.get("parts", {}).values())
 
 
 def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from ser.train.run_folder import Run
-from ser.train.scores import NO_COMPARISON, Score, against_quoted, caveat, compare, holm, mcnemar, p_of_runs
+from ser.train.scores import (
+    NO_COMPARISON,
+    Score,
+    against_quoted,
+    caveat,
+    compare,
+    heard_in_training,
+    holm,
+    mcnemar,
+    p_of_runs,
+)
 
 from .cells import Cell, configuration
 from .examples import attended, errors
@@ -53,8 +63,11 @@ def cautions(cells: Sequence[Cell]) -> list[str]:
         found.append(f"{unreal} The numbers show that everything works and say nothing about people.")
     if tuned := [cell.label for cell in cells if cell.config["select"] == "best-test"]:
         found.append(f"The epoch was chosen on the TEST part, which lifts every number: {_listed(tuned)}.")
-    if mixed := [c.label for c in cells if not all(result["speaker_independent"] for result in c.results)]:
+    heard = {cell.label: heard_in_training(cell.results) for cell in cells}
+    if mixed := [label for label, how in heard.items() if how and "not known" not in how]:
         found.append(f"Speakers of the test part are heard in training too, so scores are too high: {_listed(mixed)}.")
+    if unknown := [label for label, how in heard.items() if "not known" in how]:
+        found.append(f"Whether test speakers are heard in training is not known: {_listed(unknown)}.")
     if len({cell.conditions for cell in cells}) > 1:
         found.append("The cells differ in protocol, selection or labels: their numbers must not be compared.")
     if len({tuple(cell.folds) for cell in cells}) > 1 and len({cell.config["protocol"] for cell in cells}) == 1:
