@@ -106,7 +106,7 @@ def differences(runs: Sequence[Run], cell: RecipeCell, models: Mapping[str, str]
         "allow_missing": (any("quarantined" in why for why in provenance.get("left_out", ())), False),
         "folds": (len({run.config["fold"] for run in runs}) < FOLDS.get(protocol, 0), False),
         "shuffle_labels": (config["training"]["shuffle_labels"], "shuffle_labels=true" in asked.set),
-        "utterances": (cell.utterances and _utterances(runs[0]) or cell.utterances, cell.utterances),
+        "utterances": ((cell.utterances and _utterances(runs[0])) or cell.utterances, cell.utterances),
     }
     if barred := tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs):
         return Differences(barred)
