@@ -288,6 +288,9 @@ def test_only_what_is_alike_is_compared(store: Path, tmp_path: Path, options: di
     assert row.differs.removeprefix("not compared: ") == differs and row.paper == ({} if barred else {"wa": 71.0})
     assert barred == ("labels" in differs or "features" in differs)
     assert (quoted.compared is None) == bool(differs) and differs in recipe_table(recipe, sweep.runs)
+    if not differs:  # a system built on other features than its paper's says so, whatever is asked
+        file.write_text(file.read_text().replace("seeds = 2", "seeds = 2\ndiffers = 'features'"))
+        assert recipe_rows(read_recipe(file, **asked), sweep.runs)[0].differs == "features"
 
 
 def test_a_recipe_on_other_features(store: Path, tmp_path: Path) -> None:

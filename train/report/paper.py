@@ -128,7 +128,8 @@ def differences(runs: Sequence[Run], cell: RecipeCell, models: Mapping[str, str]
         model = provenance.get("specs", {}).get(modality, {}).get("provenance", {}).get("model", "unknown")
         if name in models:  # a local copy is known by its folder's name
             pairs[f"checkpoint of {name}"] = Path(model).name, Path(models[name]).name
-    return Differences((), tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs))
+    others = tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs)
+    return Differences((), (*filter(None, [cell.differs]), *others))
 
 
 def _utterances(run: Run) -> int:
