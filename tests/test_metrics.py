@@ -38,6 +38,7 @@ def make_run(folder: Path, seed: int, fold: int, truth: Any, predicted: Any, peo
     run, found = Run(folder), scores(truth, predicted, CLASSES)
     told = {"corpus": "c", "protocol": "session-out", "select": "val", "labels": "4class", "speaker_independent": True}
     told |= {"synthetic": True, "random_weights": [], "left_out": {"label xxx is not in 4class": 3 + fold}}
+    told["left_out"]["--only scripted"] = 7
     told |= {"epoch": 1, "seconds": 0.1, "history": []}
     tests = {"both": found, "only audio": scores(truth, truth, CLASSES)}
     columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": people}
@@ -163,7 +164,8 @@ def test_what_a_cell_says_of_itself(cell: Cell, tmp_path: Path) -> None:
     found = cell.scores
     assert found.classes == list(CLASSES) and found.tests == ["both", "only audio"]
     assert found.confusion().sum() == 2 * (20 + 51 + 82)
-    assert found.conditions == "session-out · val · 4class" and found.left_out == {"label xxx is not in 4class": 5}
+    assert found.conditions == "session-out · val · 4class · only scripted"
+    assert found.left_out == {"label xxx is not in 4class": 5, "--only scripted": 7}
     assert found.caveat == "synthetic corpus (c): no comparison with the paper is meant"
     told = found.to_json()
     assert told.keys() == {"wa", "ua", "macro_f1", "intervals"} and told["ua"] == found.score("ua").pooled
@@ -284,6 +286,7 @@ def test_a_quoted_number_is_signed_and_says_what_it_lacks() -> None:
     found = against_quoted(score, theirs.mean(), theirs.std(ddof=1), 20)
     assert found.difference == pytest.approx([own.mean() - theirs.mean(), *welch.confidence_interval()])
     assert found.p == pytest.approx(welch.pvalue) and found.about == "two-sided, 20 seeds"
+    assert against_quoted(score, 84.79, 0.5).about == "two-sided, 20 seeds; quoted without its seeds"
     alone = against_quoted(Score(80.0, (80.0, None), 1, (80.0, None), 1), 75)
     assert alone.difference == (5, None, None) and alone.p is None
 
@@ -313,6 +316,10 @@ def test_a_recipes_table_gives_signs_sides_and_corrected_p(
     assert f"−{84.79 - ours.scores['wa'].pooled:.2f} [−" in table
     assert f"{'one' if claim else 'two'}-sided, 8 speakers" in table
     assert "two-sided, 2 seeds; quoted without a deviation" in table
+    # With another selection than the paper's, cells are still tested against cells.
+    monkeypatch.setattr(terminal, "differences", lambda *_: ((), ("select",)))
+    ours, built, higher = recipe_rows(recipe, runs)
+    assert built.compared == compare(*cells, "wa", claimed=claim) and higher.compared is None
 
 
 def test_a_recipes_runs_are_counted_where_folds_lack_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,6 +290,7 @@ def test_cautions_say_what_is_known_and_what_differs(
         ({"features": {"audio": {"feature": "hubert:layer=0", "pool": "mean", "fingerprint": "0"}}}, None),
         ({"folds": 4}, None),
         ({"only": "scripted"}, None),
+        ({"utterances": 339}, None),  # of another corpus
     ],
 )
 def test_only_what_is_alike_stands_beside_the_papers(
@@ -303,7 +304,8 @@ def test_only_what_is_alike_stands_beside_the_papers(
     models = {"audio": "facebook/hubert-base-ls960", "text": "microsoft/mpnet-base"} | changes.get("models", {})
     config["provenance"] = {"specs": {m: {"provenance": {"model": model}} for m, model in models.items()}}
     config = [{**config, "fold": str(fold)} for fold in range(changes.get("folds", 5))]
-    cell = made_up("ours", first, config, synthetic=False, random_weights=[])
+    parts = {"train": changes.get("utterances", 5531) - 1241, "dev": 0, "test": 1241}
+    cell = made_up("ours", first, config, synthetic=False, random_weights=[], parts=parts)
     [bias] = [table.rows for table in make_page([cell], []).tables if table.name == "bias"]
     if differs is None:
         assert not papers_table([cell]) and bias[0]["paper UA %"] is None

@@ -298,6 +298,9 @@ def test_only_what_is_alike_is_compared(store: Path, tmp_path: Path, options: di
     assert row.differs.removeprefix("not compared: ") == differs and row.paper == ({} if barred else {"wa": 71.0})
     assert barred == ("labels" in differs or "features" in differs)
     assert (quoted.compared is None) == bool(differs) and differs in recipe_table(recipe, sweep.runs)
+    if not differs:  # a system built on other features than its paper's says so, whatever is asked
+        file.write_text(file.read_text().replace("seeds = 2", "seeds = 2\ndiffers = 'features'"))
+        assert recipe_rows(read_recipe(file, **asked), sweep.runs)[0].differs == "features"
 
 
 def test_a_recipe_on_other_features(store: Path, tmp_path: Path) -> None:
@@ -342,7 +345,7 @@ def test_a_sweep_for_other_machines_asks_nothing_of_this_one(store: Path, tmp_pa
     assert ahead.exit_code == 0 and "about" not in ahead.output
     assert "2 runs to train at tcp://127.0.0.1:1" in ahead.output
     told = json.loads(ser(*far, "--dry-run", "--json").stdout)
-    assert told == {"runs": 2, "finished": 0, "workers": None, "seconds": None}
+    assert told == {"runs": 2, "finished": 0, "workers": None, "seconds": None, "bytes": 0}
     assert "finds no such device here" in ser("--device", "cuda:7", "--dry-run").output
     refused = ser(*far, "--workers", "2")
     assert refused.exit_code == 2 and "--scheduler uses a cluster's workers" in refused.output

@@ -332,7 +332,10 @@ def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
         assert "folds:mine.csv (speaker-dependent) · 1 of 10 test speakers are heard in training" in shown
     result = {**runs[0].result, "speakers": None, "speaker_independent": False}
     runs[0].write_json(RESULT, result)
-    assert "whether test speakers are heard in training is not known" in CellScores([open_run(runs[0].path)]).conditions
+    unknown = CellScores([open_run(runs[0].path)]).conditions
+    assert unknown.startswith("folds:mine.csv · whether test speakers are heard in training is not known · ")
+    shown = report_text(*group_runs([open_run(runs[0].path)]))
+    assert "Whether test speakers are heard in training is not known: lgf-add" in shown and "too high" not in shown
 
 
 def test_a_run_is_gone_on_with_by_its_folder(store: Path, tmp_path: Path) -> None:

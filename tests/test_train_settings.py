@@ -53,6 +53,7 @@ def test_values_have_types() -> None:
         ("epochs=0", "at least 1"),
         ("positions=none", "fusion mit has it fixed at sinusoidal"),
         ("concat queries=8", "fusion concat has no use for it"),
+        ("concat querys=8", "'querys'; known"),  # no hint at what would be refused
         ("audio:utterance standardise_text=true", "no use for it"),
         ("ef-add released=true", "no use for it"),
         ("cnn finetune_layers=1", "no use for it"),

@@ -4,7 +4,8 @@
     [models]                 feature = "checkpoint": which encoders the numbers are of
     [experiment]             options of `ser train` for all cells
     [[cell]]                 name, options that differ, `set` as a table, `test` (how the trained model is tested),
-                             and `paper`: the paper's numbers in percent
+                             `paper`: the paper's numbers in percent, how many `utterances` they are of, and in
+                             what the cell `differs` from what they are of
     [[quoted]]               name, `paper` and perhaps `footnote`: what the paper quotes of other systems
     tested                   the cell whose seeds are tested against each quoted number, if the paper does so
 
@@ -24,6 +25,7 @@ from .options import Experiment, assignments, read_toml
 from .run_folder import ANY, Scalar, shape
 
 FOLDER = Path(__file__).parent / "recipes"
+OF_THE_PAPER = ("utterances", "differs")
 TESTS = ("both", "only audio", "only text", "head audio", "head text")
 
 PAPER = dict[str, Annotated[float, msgspec.Meta(ge=0, le=100)]]
@@ -42,6 +44,8 @@ CELL_SHAPE = shape(
     paper=(PAPER | None, None),
     set=(dict[str, Scalar], {}),
     model=(tuple[str, ...], ()),
+    utterances=(int | None, None),
+    differs=(str, ""),
     **{one.name: (Scalar, "") for one in fields(Experiment) if one.name not in ("features", "fusion", "set", "model")},
 )
 
@@ -56,6 +60,8 @@ class Cell:
     test: str = "both"
     paper: Mapping[str, float] | None = None
     paper_seeds: int = 1  # that the paper's numbers are the mean of
+    utterances: int | None = None  # that the paper's numbers are of, in all parts, if the recipe says it
+    differs: str = ""  # in what the recipe's own cell is not what the paper's numbers are of, such as "features"
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:
 
 
 def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Cell:
-    asked = {key: value for key, value in line.items() if key not in ("name", "test", "paper")}
+    asked = {key: value for key, value in line.items() if key not in ("name", "test", "paper", *OF_THE_PAPER)}
     known = [field.name for field in fields(Experiment)]
     if strange := [key for key in asked if key not in known]:
         raise unknown(f"option in {path}", strange[0], known)
@@ -136,4 +142,5 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Ce
     written = Experiment(**asked | {"set": assignments(read.set), "model": read.model})
     given = {key: value for key, value in options.items() if key != "set"}
     experiment = replace(written, **given, also_set=tuple(options.get("set", ())))
-    return Cell(read.name, experiment, written, read.test, read.paper, line.get("seeds", 1))
+    about = read.utterances, read.differs
+    return Cell(read.name, experiment, written, read.test, read.paper, line.get("seeds", 1), *about)

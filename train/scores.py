@@ -184,8 +184,10 @@ class CellScores:
         first = self.results[0]
         selected = "best-test (epoch chosen on the TEST part)" if first["select"] == "best-test" else first["select"]
         heard = heard_in_training(self.results)
-        split = f"{first['protocol']}{' (speaker-dependent)' * (heard not in ('', NOT_KNOWN))}"
-        cut = [f"{name} {value}" for name, value in parts(self.results).items()]
+        dependent = heard not in ("", NOT_KNOWN) or first["protocol"].startswith("random")
+        split = f"{first['protocol']}{' (speaker-dependent)' * dependent}"
+        cut = [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
+        cut += [f"{name} {value}" for name, value in parts(self.results).items()]
         return " · ".join((split, *filter(None, [heard]), selected, first["labels"], *cut))
 
     @property

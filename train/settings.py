@@ -84,7 +84,7 @@ def parse_settings(
             why = "has no use for it" if key in fusion.unused else f"has it fixed at {fusion.fixed[key][0]}"
             raise WrongUse(f"--set {assignment}: fusion {fusion.name} {why}; leave it out")
         if (kind := (own | common).get(key)) is None:
-            raise unknown(f"setting of fusion {fusion.name}", key, own | common)
+            raise unknown(f"setting of fusion {fusion.name}", key, (own | common).keys() - fusion.unused)
         try:
             value = kind(text) if kind in (int, float) else text
             chosen[key] = msgspec.convert(value, types[key], strict=False)

@@ -72,8 +72,8 @@ def differences(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What tells these finished runs of one configuration from a recipe's cell as it is written, by name.
 
-    The first bars a comparison: another fusion, feature, label policy, test part, or shuffled labels. The second is
-    only told: selection, dev part, checkpoint (`models` names the recipe's, by feature), seeds or a setting.
+    The first bars a comparison: another fusion, feature, label policy, corpus, test part, or shuffled labels. The
+    second is only told: selection, dev part, checkpoint (`models` names the recipe's, by feature), seeds, a setting.
     """
     config, asked = runs[0].config, cell.written
     protocol, colon, file = asked.protocol.partition(":")
@@ -91,6 +91,7 @@ def differences(
         "allow_missing": (any("quarantined" in why for why in provenance.get("left_out", ())), False),
         "folds": (len({run.config["fold"] for run in runs}) < FOLDS.get(protocol, 0), False),
         "shuffle_labels": (config["training"]["shuffle_labels"], "shuffle_labels=true" in asked.set),
+        "utterances": ((cell.utterances and _utterances(runs[0])) or cell.utterances, cell.utterances),
     }
     if barred := tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs):
         return barred, ()
@@ -112,7 +113,13 @@ def differences(
         model = provenance.get("specs", {}).get(modality, {}).get("provenance", {}).get("model", "unknown")
         if name in models:  # a local copy is known by its folder's name
             pairs[f"checkpoint of {name}"] = Path(model).name, Path(models[name]).name
-    return (), tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs)
+    others = tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs)
+    return (), (*filter(None, [cell.differs]), *others)
+
+
+def _utterances(run: Run) -> int:
+    """Of its corpus under its labels, as far as they are in a part; 0 of generated speech and of an earlier ser."""
+    return 0 if run.result["synthetic"] else sum(run.result.get("parts", {}).values())
 
 
 def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:

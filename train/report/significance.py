@@ -95,7 +95,7 @@ def against_quoted(ours: Score, quoted: float, std: float | None = None, seeds: 
     difference, own = ours.pooled - quoted, ours.over_seeds[1]
     about = f"two-sided, {how_many(ours.seeds, 'seeds')}"
     theirs = std**2 / seeds if std is not None and seeds and seeds > 1 else None
-    about += "; quoted without a deviation" if theirs is None else ""
+    about += "" if theirs is not None else f"; quoted without {'a deviation' if std is None else 'its seeds'}"
     if not own:  # one seed, or all the same
         return Comparison((difference, None, None), None, about)
     squares = own**2 / ours.seeds, theirs or 0.0

@@ -32,6 +32,11 @@ class Row:
     compared: Comparison | None = None  # the recipe's `tested` cell with this one
     holm_p: float | None = None  # over the table
 
+    @property
+    def barred(self) -> bool:
+        """Whether its runs are another experiment than the recipe's cell."""
+        return self.differs.startswith("not compared")
+
 
 def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
     """The rows of a recipe's table, in its order; cells without a finished run say so."""
@@ -54,21 +59,27 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
     for name, paper in recipe.quoted.items():
         about = "; ".join(filter(None, ["quoted by the paper", recipe.footnotes.get(name)]))
         rows.append(Row(name, paper, {}, 0, 0, about, quoted=True))
-    if recipe.tested in finished and not any(row.differs for row in rows if row.cell == recipe.tested):
-        tested, claim = finished.pop(recipe.tested), next(row.paper for row in rows if row.cell == recipe.tested)
-        rows = [replace(row, compared=_compared(tested, claim, row, finished.get(row.cell))) for row in rows]
+    if recipe.tested in finished:
+        first = next(row for row in rows if row.cell == recipe.tested)
+        tested = finished.pop(recipe.tested)
+        rows = [replace(row, compared=_compared(tested, first, row, finished.get(row.cell))) for row in rows]
     family = holm([row.compared.p if row.compared else None for row in rows])
     return [replace(row, holm_p=p) for row, p in zip(rows, family, strict=True)]
 
 
 def _compared(
-    tested: tuple[CellScores, str], claim: Mapping[str, float], row: Row, other: tuple[CellScores, str] | None
+    tested: tuple[CellScores, str], first: Row, row: Row, other: tuple[CellScores, str] | None
 ) -> Comparison | None:
-    """The tested cell, tested in its way, of which the paper claims these numbers, with another or a quoted number."""
+    """The tested cell, tested in its way, with another or with a quoted number.
+
+    `first` is the tested cell's row: only if nothing differs from the recipe, it is compared with quoted numbers.
+    """
     (ours, test), metric = tested, "wa" if "wa" in row.paper else "ua"
     if other:
-        return compare(ours, other[0], metric, claimed(claim, row.paper, metric), tests=(test, other[1]))
-    if not row.quoted or metric not in row.paper or ours.caveat:
+        claim = claimed(first.paper, row.paper, metric)
+        barred = first.barred or row.barred
+        return None if barred else compare(ours, other[0], metric, claim, tests=(test, other[1]))
+    if not row.quoted or metric not in row.paper or ours.caveat or first.differs:
         return None
     return against_quoted(ours.score(metric, test), row.paper[metric], row.paper.get(f"{metric}_std"))
 
