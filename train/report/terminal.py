@@ -52,7 +52,8 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         finished[cell.name] = ours, cell.test
         asked, known = [*_metrics(paper), "ua", "wa"], {*METRICS, *ours.classes}
         found = {metric: ours.score(metric, cell.test) for metric in asked if metric in known}
-        barred, others = differences(ours.runs, cell, recipe.models) if paper else ((), ())
+        meant = paper or cell.name == recipe.tested
+        barred, others = differences(ours.runs, cell, recipe.models) if meant else ((), ())
         about, paper = ", ".join(others), {} if barred else paper
         about = f"not compared: {', '.join(barred)}" if barred else about
         rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions, differs=about))
