@@ -7,7 +7,6 @@
 What lies where, key by key, is in FORMAT.md.
 """
 
-import contextlib
 import difflib
 import re
 from collections import Counter

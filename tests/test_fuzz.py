@@ -43,6 +43,7 @@ from ser.weights.demo import write_random_checkpoint
 FILES = Path(__file__).parent / "fixtures" / "fuzz"
 TARGETS: dict[str, list[str]] = tomllib.loads((FILES / "targets.toml").read_text())
 SEALED = ("store/", "runs/")  # by checksums: a changed byte is refused or makes no difference
+TIMES = r"about [^,]*$| at [\d.]+ GB/s"  # in what is printed: no two are the same
 SMALL = "--fusion lgf-add --epochs 1 --set d_model=8 --set gru_hidden=4 --set heads=2 --folds 1"
 
 
@@ -94,7 +95,7 @@ def outcome(command: str) -> tuple[int, str, bytes]:
         assert result.exit_code in (0, 1, 2, 3) and (result.exit_code == 0 or result.output.strip()), command
         assert "Traceback" not in result.output and "unexpected error" not in result.output, result.output
         exported = Path(out, "file.safetensors")
-        printed = re.sub(r"about [^,]*$| at [\d.]+ GB/s", "", result.stdout.replace(Path(out).name, "OUT"))  # not the time
+        printed = re.sub(TIMES, "", result.stdout.replace(Path(out).name, "OUT"))
         return result.exit_code, printed, exported.read_bytes() if exported.exists() else b""
 
 
