@@ -312,8 +312,9 @@ def test_a_fault_that_nobody_foresaw(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert told.exit_code == 1 and "please report it with this traceback:\nTraceback" in told.output
 
 
-def test_a_path_that_is_not_unicode(house: None) -> None:
+def test_a_path_that_is_not_unicode_on_a_disk_of_its_own(house: None) -> None:
     odd = os.fsdecode(b"caf\xe9")
+    Path(odd, "store", "lost+found").mkdir(parents=True)
     shutil.copytree("audio", f"{odd}/audio")
     shutil.copy("table.csv", odd)
     steps = [f"features {odd}/table.csv --store {odd}/store --features logmel,bert --model bert=bert"]
