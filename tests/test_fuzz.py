@@ -135,11 +135,11 @@ def flipped(content: bytes, random: Random) -> bytes:
     return content[:start] if random.random() < 0.1 else content[:start] + odd + content[start + len(piece) :]
 
 
-def to_toml(value: Any) -> str:
-    """A value as inline TOML."""
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{json.dumps(key)} = {to_toml(one)}' for key, one in value.items())} }}"
-    return f"[{', '.join(map(to_toml, value))}]" if isinstance(value, list) else json.dumps(value)
+def to_toml(table: dict[str, Any], sink: io.BytesIO) -> None:
+    """Each key's value as inline TOML; `null` is none, and so no file that can be read."""
+    for key, value in table.items():
+        inline = json.dumps(value).replace('": ', '" = ').replace("NaN", "nan").replace("Infinity", "inf")
+        sink.write(f"{json.dumps(key)} = {inline}\n".encode())
 
 
 def to_csv(rows: list[Any], sink: io.BytesIO) -> None:
@@ -181,14 +181,8 @@ FORMS: dict[str, Form] = {
         lambda content: [json.loads(line) for line in content.splitlines()],
         lambda lines, sink: sink.write("\n".join(map(json.dumps, lines)).encode()),
     ),
-    ".toml": (
-        lambda content: tomllib.loads(content.decode()),
-        lambda table, sink: sink.write("".join(f"{json.dumps(k)} = {to_toml(v)}\n" for k, v in table.items()).encode()),
-    ),
-    ".csv": (
-        lambda content: list(csv.reader(content.decode().splitlines())),
-        to_csv,
-    ),
+    ".toml": (lambda content: tomllib.loads(content.decode()), to_toml),
+    ".csv": (lambda content: list(csv.reader(content.decode().splitlines())), to_csv),
     ".parquet": (lambda content: [[*c] for c in pq.read_table(io.BytesIO(content)).to_pydict().items()], to_parquet),
     ".npy": (lambda content: np.load(io.BytesIO(content)).tolist(), lambda value, sink: np.save(sink, np.array(value))),
     ".npz": (
