@@ -1,6 +1,7 @@
 """Every file that a command reads, changed by structure and by bytes: each outcome is right, or one sentence.
 
-20 seconds of it in `make test`, always the same; an hour (`SER_FUZZ_SECONDS`) of other ones in `make test-slow`.
+20 seconds of it in `make test`, always the same; an hour of others in `make test-slow` (`SER_FUZZ_SECONDS`, from
+`SER_FUZZ_SEED` on).
 """
 
 import contextlib
