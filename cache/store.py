@@ -7,7 +7,6 @@
 What lies where, key by key, is in FORMAT.md.
 """
 
-import contextlib
 import difflib
 import re
 from collections import Counter
@@ -85,8 +84,8 @@ class Store:
         """Keep a manifest and make it the corpus's latest; the corpus's log keeps the `command`. Returns its digest.
 
         One whose table the latest has already is not written again. Raises `WrongUse` for one that lacks utterances
-        of the latest, or their audio or transcripts, and `StoreError` where the latest is of a newer format, unless
-        it may `replace` that.
+        of the latest, or their audio or transcripts, or where the latest is damaged and another, and `StoreError`
+        where the latest is of a newer format, unless it may `replace` that.
         """
         self._cleaned or self.remove_leftovers()
         folder = self.path / "manifests" / check_name("corpus", manifest.corpus)
@@ -96,8 +95,15 @@ class Store:
                 raise WrongUse(f"corpus {manifest.corpus}: has {what}; ids must name one utterance each")
         latest = None
         if manifest.corpus in self.corpora():
-            with contextlib.suppress(StoreError if replace else CorruptStore):  # a damaged one is written again
+            try:
                 latest = self.manifest(manifest.corpus)
+            except CorruptStore as error:  # is written again; what another one lacks of it, nobody can tell
+                known = {one.digest for one in generations(folder)}
+                if not replace and known and manifest.digest not in known:
+                    raise WrongUse(f"{error}; this is another manifest, which takes its place with --replace") from None
+            except StoreError:
+                if not replace:
+                    raise
         if latest and latest.same(manifest):
             return latest.digest
         if latest and not replace and (lost := latest.lost(manifest)):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import Manifest
+from ser.cache.manifest import RESERVED, Manifest
 from ser.cache.spec import Modality, Spec
 from ser.cache.store import Feature, Store, open_store
 from ser.engines.machine import choose_device
@@ -205,8 +205,8 @@ def plan_scan(
 ) -> ExtractionPlan:
     """The plan for a corpus that is read already. Raises `StoreError` if the disk is too small."""
     path = config.store.absolute()
-    # A folder that another command is about to make a store holds tmp/ alone.
-    there = path.exists() and (not path.is_dir() or any(entry.name != "tmp" for entry in path.iterdir()))
+    # A folder that another command is about to make a store holds tmp/ alone, a new disk lost+found/.
+    there = path.exists() and (not path.is_dir() or any(entry.name not in RESERVED for entry in path.iterdir()))
     store = open_store(config.store) if there else None
     features = [_feature_plan(one, scan.manifest, store, config.retry) for one in resolved]
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free

@@ -11,7 +11,7 @@ import pytest
 
 from ser.cache.store import Feature, Manifest, open_store
 from ser.cache.verify import check_part, verify
-from ser.errors import CorruptStore, SerError, StoreError
+from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 from ser.tests.store_samples import manifest_of, rewrite_record, sample_store
 
 Change = Callable[[dict[str, Any]], Any]
@@ -108,6 +108,18 @@ def test_a_newer_manifest_is_not_reset(tmp_path: Path, monkeypatch: pytest.Monke
     assert grown.digest in (tmp_path / "s" / "manifests" / "toy" / "latest").read_text()
     store.put_manifest(manifest, replace=True)
     assert feature.complete(store.manifest())
+
+
+@pytest.mark.parametrize("name", ["latest", "*.parquet"])
+def test_a_damaged_manifest_gives_way_to_itself_alone(tmp_path: Path, name: str) -> None:
+    _feature, manifest, _ = sample(tmp_path / "s", "zarr")
+    store, fewer = open_store(tmp_path / "s"), Manifest("toy", manifest.table.slice(1))
+    [file] = (tmp_path / "s" / "manifests" / "toy").glob(name)
+    file.write_bytes(file.read_bytes()[1:])
+    with pytest.raises(WrongUse, match=r"this is another manifest, which takes its place with --replace"):
+        store.put_manifest(fewer)
+    store.put_manifest(manifest)
+    assert store.manifest().same(manifest)
 
 
 def test_json_that_is_none(tmp_path: Path) -> None:

@@ -210,6 +210,8 @@ class Run:
 
     def _check_seal(self, name: str, content: bytes, at: int, about: Mapping[str, Any]) -> None:
         if not about.keys() & {*_SEAL, "files"}:
+            if _SEAL & msgspec.json.decode(read_small(self.path / CONFIG, AGAIN), type=dict).keys():
+                raise CorruptStore(f"{self.path / name}: has no seal, and its {CONFIG} has one; {AGAIN}")
             _warn_of_unsealed(self.path.parent)
         elif content[at : at + len(_ZEROS)] != _sealed(content, at)[1]:
             raise CorruptStore(f"{self.path / name}: altered or cut short (its checksum is wrong); {AGAIN}")
