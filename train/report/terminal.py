@@ -32,11 +32,6 @@ class Row:
     compared: Comparison | None = None  # the recipe's `tested` cell with this one
     holm_p: float | None = None  # over the table
 
-    @property
-    def barred(self) -> bool:
-        """Whether its runs are another experiment than the recipe's cell."""
-        return self.differs.startswith("not compared")
-
 
 def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
     """The rows of a recipe's table, in its order; cells without a finished run say so."""
@@ -78,7 +73,7 @@ def _compared(
     (ours, test), metric = tested, "wa" if "wa" in row.paper else "ua"
     if other:
         claim = claimed(first.paper, row.paper, metric)
-        barred = first.barred or row.barred
+        barred = any(one.differs.startswith("not compared") for one in (first, row))
         return None if barred else compare(ours, other[0], metric, claim, tests=(test, other[1]))
     if not row.quoted or metric not in row.paper or ours.caveat or first.differs:
         return None
