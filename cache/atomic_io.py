@@ -256,7 +256,8 @@ def workspace(store: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)  # before it goes: Windows unlinks no open file
-        folder.with_suffix(".lock").unlink(missing_ok=True)
+        if not folder.exists():  # else its record tells the next process that this one is gone
+            folder.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _new_lock(path: Path) -> int | None:
