@@ -17,7 +17,7 @@ from ser.train import run as training
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.fit import predict
 from ser.train.run import load_model, write_model
-from ser.train.run_folder import CONFIG, MODEL, PREDICTIONS, RESULT, STATE, Run, open_run
+from ser.train.run_folder import CONFIG, LOG, MODEL, PREDICTIONS, RESULT, STATE, Run, open_run
 
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2")
 FILES = {"--resume": (CONFIG, RESULT, MODEL, PREDICTIONS), "predict": (CONFIG, RESULT, MODEL)}
@@ -163,3 +163,14 @@ def test_weights_and_predictions_that_are_no_numbers(
     with pytest.raises(Diverged, match="the predictions became nan"):
         run_experiment(lgf(store, tmp_path / "b"))
     assert not list((tmp_path / "b").glob(f"*/{RESULT}"))
+
+
+def test_the_log_of_a_backup_is_not_cut(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cp -al` makes hard links; without a state the run starts anew, and so does its log."""
+    run, backup = unfinished(store, tmp_path / "runs", monkeypatch), tmp_path / "backup"
+    (run.path / STATE).unlink()
+    (run.path / LOG).unlink()
+    backup.write_text("as it was")
+    (run.path / LOG).hardlink_to(backup)
+    assert command("--resume", store, run.path).exit_code == 0
+    assert backup.read_text() == "as it was" and "epoch 2" in (run.path / LOG).read_text()

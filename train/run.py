@@ -118,8 +118,9 @@ def _fit_with_states(data: Dataset, fold: Fold, plan: TrainConfig, run: Run, log
 def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) -> Iterator[Log]:
     """What takes epochs to a run's log, to TensorBoard if asked and to `on_epoch`, and other lines to the log alone."""
     with contextlib.ExitStack() as stack:
-        mode = "a" if (run.path / STATE).exists() else "w"
-        lines = stack.enter_context((run.path / LOG).open(mode, encoding="utf-8"))
+        if not (run.path / STATE).exists():
+            (run.path / LOG).unlink(missing_ok=True)  # not cut: a backup may be a hard link to it
+        lines = stack.enter_context((run.path / LOG).open("a", encoding="utf-8"))
         curves: Any = None
         if plan.log == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
