@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -57,10 +58,15 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int = 1) -> Ite
         for task in first:
             ours, theirs = _context.Pipe()
             process = _context.Process(target=_work, args=(theirs, dict(os.environ)), daemon=True)
-            try:
-                process.start()
-            except (EOFError, OSError) as fault:
-                raise SerError(f"the worker processes did not start ({fault}); run again") from fault
+            for again in (True, False):
+                try:
+                    process.start()
+                    break
+                except (EOFError, OSError) as fault:
+                    if not again:
+                        raise SerError(f"the worker processes did not start ({fault}); run again") from fault
+                    time.sleep(0.2)  # a fork server that has just died may not be known to be dead
+                    start_fork_server(function.__module__)
             theirs.close()  # so that the pipe ends when the process does
             give(ours, process, task)
         while busy:

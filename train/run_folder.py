@@ -141,7 +141,8 @@ class Run:
         """Predictions on the test part, one row per utterance."""
         content = self._content(PREDICTIONS)
         with self._reading(PREDICTIONS):
-            table = pq.read_table(pa.BufferReader(content), use_threads=False)
+            # Not read_table, whose threads may outlive the interpreter and abort it.
+            table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
             _ = table.select(["id", "speaker"]).cast(pa.schema([("id", pa.string()), ("speaker", pa.string())]))
             table.validate(full=True)
             classes = self.result["classes"]
@@ -210,7 +211,8 @@ class Run:
 
     def _check_seal(self, name: str, content: bytes, at: int, about: Mapping[str, Any]) -> None:
         if not about.keys() & {*_SEAL, "files"}:
-            if _SEAL & msgspec.json.decode(read_small(self.path / CONFIG, AGAIN), type=dict).keys():
+            config = self.path / CONFIG
+            if config.exists() and _SEAL & msgspec.json.decode(read_small(config, AGAIN), type=dict).keys():
                 raise CorruptStore(f"{self.path / name}: has no seal, and its {CONFIG} has one; {AGAIN}")
             _warn_of_unsealed(self.path.parent)
         elif content[at : at + len(_ZEROS)] != _sealed(content, at)[1]:

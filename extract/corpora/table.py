@@ -82,7 +82,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
         raise WrongUse(f"{path} is not a table that ser can read; its name should end in {', '.join(sorted(SUFFIXES))}")
     try:
         if suffix == ".parquet":
-            table = pq.read_table(pa.BufferReader(read_named(path, LARGE)))
+            table = pq.ParquetFile(pa.BufferReader(read_named(path, LARGE))).read(use_threads=False)
             _record([(name, None) for name in table.column_names])
             for number, row in enumerate(table.to_pylist(), 1):
                 yield f"row {number}", row
