@@ -313,7 +313,8 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
             _warn_once(fault, path.parent.parent)
         if held is False and waiting:
             log.warning("%s: %s", path.parent, waiting)
-        held is False and try_lock(descriptor, wait=True)
+        if held is False:
+            try_lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)
