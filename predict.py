@@ -23,9 +23,9 @@ from ser.extract.corpora.scan import read_corpus
 from ser.extract.corpora.table import read_manifest
 from ser.extract.extractors import ResolvedFeature, UtteranceError
 from ser.extract.online import OnlineExtractor, resolve_again
-from ser.train.data import Dataset, Inputs
+from ser.train.data.dataset import Dataset, Inputs
+from ser.train.data.labels import Utterances
 from ser.train.fit import predict as probabilities_of
-from ser.train.labels import Utterances
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, find_runs
 from ser.train.settings import TrainConfig, TrainingSettings, recorded

@@ -21,13 +21,13 @@ from tabulate import tabulate
 from ser import engines
 from ser.benchmarks.costs import made_up
 from ser.benchmarks.train import durations
-from ser.train.data import Dataset
+from ser.train.data.dataset import Dataset
+from ser.train.data.splits import Fold
 from ser.train.fit import Diverged, Fitted, fit, predict
 from ser.train.fit_many import can_train_together, fit_many
 from ser.train.run import one_thread, train_runs
 from ser.train.run_folder import Run
 from ser.train.settings import TrainConfig
-from ser.train.splits import Fold
 
 TOLERANCE = {"float32": 2e-3, "bf16": 5e-2}  # of probabilities, after two epochs without dropout
 SEEDS, EPOCHS, FOLDS = 20, 150, 5

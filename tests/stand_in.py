@@ -105,7 +105,7 @@ def left_open() -> int:
 
 def loaded() -> tuple[int, int]:
     """How many things this worker keeps for sweeps, and how many features their caches hold."""
-    from ser.train.data import DataCache
+    from ser.train.data.features import DataCache
 
     caches = [found for found in gc.get_objects() if isinstance(found, DataCache)]
     return len(entries), sum(len(cache.inputs) for cache in caches)

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ser.tests.tiny_store import make_store
 from ser.train import fit_many
-from ser.train.data import Inputs, load_dataset
+from ser.train.data.dataset import Inputs
+from ser.train.data.features import load_dataset
+from ser.train.data.splits import Fold
 from ser.train.fit import make_optimiser, training_loss
 from ser.train.models import FUSIONS
 from ser.train.models.ragged import RaggedLayout
 from ser.train.models.stacked import Stack
 from ser.train.settings import TrainConfig, has_setting, parse_settings
-from ser.train.splits import Fold
 
 FEATURES = {"sequence": {"audio": "hubert", "text": "mpnet"}, "vector": {"audio": "is13", "text": "bert"}}
 TINY = ("d_model=16", "heads=2", "gru_hidden=8", "lstm_hidden=8", "frames=48", "channels=2", "queries=3")

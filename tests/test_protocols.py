@@ -11,8 +11,8 @@ import pytest
 from ser.cache.manifest import Manifest
 from ser.errors import WrongUse
 from ser.tests.tiny_store import make_manifest
-from ser.train.labels import Utterances, apply_policy, get_policy
-from ser.train.splits import Cut, Fold, LeakageError, check_leakage, known_before, make_folds
+from ser.train.data.labels import Utterances, apply_policy, get_policy
+from ser.train.data.splits import Cut, Fold, LeakageError, check_leakage, known_before, make_folds
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ import torch
 from ser.cache.manifest import Manifest
 from ser.errors import MissingRows, WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
-from ser.train.data import DataCache, Standardizer, load_dataset, with_views
+from ser.train.data.dataset import Standardizer, with_views
+from ser.train.data.features import DataCache, load_dataset
+from ser.train.data.splits import make_folds
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.run import load_model
-from ser.train.splits import make_folds
 
 
 def stored(feature: str) -> dict[str, np.ndarray]:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 from ser.tests.tiny_store import make_store
-from ser.train.data import Dataset, Inputs, load_dataset
+from ser.train.data.dataset import Dataset, Inputs
+from ser.train.data.features import load_dataset
+from ser.train.data.splits import Cut, Fold, make_folds
 from ser.train.fit import (
     Adam,
     Diverged,
@@ -35,7 +37,6 @@ from ser.train.models.ragged import Batch
 from ser.train.run_folder import Run
 from ser.train.scores import scores
 from ser.train.settings import TrainConfig, parse_settings
-from ser.train.splits import Cut, Fold, make_folds
 
 SMALL = {
     "mit": ("hubert+mpnet", ("d_model=16", "heads=2", "queries=3", "lr=0.003", "epochs=3")),

@@ -7,8 +7,8 @@ import pytest
 
 from ser.cache.manifest import Manifest
 from ser.errors import CorpusError, WrongUse
-from ser.train.labels import apply_policy, get_policy, soft_labels
-from ser.train.splits import make_folds
+from ser.train.data.labels import apply_policy, get_policy, soft_labels
+from ser.train.data.splits import make_folds
 
 # The release's counts per session of ang, hap + exc, neu, sad (papers/IEMOCAP.md). How hap + exc and the 1,849 fru are
 # spread over sessions does not matter to the policies.

@@ -24,7 +24,9 @@ import torch
 from ser.engines.machine import choose_device, is_out_of_memory
 from ser.errors import SerError, WrongUse, unknown
 
-from .data import DataCache, Dataset, load_dataset
+from .data.dataset import Dataset
+from .data.features import DataCache, load_dataset
+from .data.splits import SHARE, Cut, Fold, make_folds
 from .finetune import with_encoder
 from .fit import Diverged, Epoch, fit, rows_to_evaluate
 from .fit_many import MOST, can_train_together, fit_many, runs_at_once
@@ -32,7 +34,6 @@ from .options import Experiment
 from .run import one_thread, train_runs
 from .run_folder import CONFIG, Run, open_run, run_name
 from .settings import TrainConfig, has_setting, parse_settings
-from .splits import SHARE, Cut, Fold, make_folds
 
 TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
 STEPS = 3  # timed for an estimate, after as many that warm up

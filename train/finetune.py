@@ -14,7 +14,7 @@ from ser.cache.spec import Spec, to_record
 from ser.errors import CorruptStore, WrongUse
 from ser.weights.find import INCIDENTAL, Checkpoint, find_checkpoint, load_encoder, parse_models
 
-from .data import Dataset
+from .data.dataset import Dataset
 from .models import Fusion
 from .models.encoder import Encoder, Layers, untrained
 

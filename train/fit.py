@@ -20,11 +20,11 @@ from torch import Generator, Tensor, nn
 
 from ser.errors import Diverged, WrongUse
 
-from .data import Dataset, Standardizer, with_views
+from .data.dataset import Dataset, Standardizer, with_views
+from .data.splits import Fold
 from .models import Stage
 from .scores import confusions, metrics
 from .settings import TrainConfig
-from .splits import Fold
 
 
 @dataclass(frozen=True)

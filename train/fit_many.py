@@ -18,7 +18,8 @@ from torch.func import vmap
 
 from ser.errors import Diverged
 
-from .data import Dataset
+from .data.dataset import Dataset
+from .data.splits import Fold
 from .fit import (
     Epoch,
     Fitted,
@@ -35,7 +36,6 @@ from .fit import (
 from .models.stacked import NO_LABEL, Layout, Stack
 from .scores import confusions
 from .settings import TrainConfig
-from .splits import Fold
 
 MOST = 64  # runs at once: beyond, even a large GPU has enough to do
 SHARE = 0.4  # of a GPU's free memory: two workers may ask at the same moment

@@ -15,7 +15,8 @@ from safetensors.torch import save
 from ser.engines import is_out_of_memory
 from ser.errors import CorruptStore, SerError, WrongUse
 
-from .data import Dataset, Standardizer
+from .data.dataset import Dataset, Standardizer
+from .data.splits import Fold, known_before
 from .finetune import reopened
 from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
@@ -23,7 +24,6 @@ from .models import FUSIONS, Fusion
 from .run_folder import AGAIN, CONFIG, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
 from .scores import scores
 from .settings import TrainConfig, recorded
-from .splits import Fold, known_before
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
 Log = Callable[[Epoch | str], None]

@@ -15,7 +15,7 @@ from ser.cache.store import open_store
 from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
-from .data import DataCache, select_feature, select_features
+from .data.features import DataCache, select_feature, select_features
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
 from .fit import Diverged
 from .models import FUSIONS

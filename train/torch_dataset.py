@@ -18,9 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser.cache.store import open_store
 
-from .data import FeatureSelection, with_rows
-from .labels import apply_policy, get_policy
-from .splits import Cut, Fold, make_folds
+from .data.features import FeatureSelection, with_rows
+from .data.labels import apply_policy, get_policy
+from .data.splits import Cut, Fold, make_folds
 
 
 class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):

@@ -12,7 +12,7 @@ import numpy as np
 from ser.cache.manifest import Manifest
 from ser.cache.store import Feature
 from ser.errors import SerError
-from ser.train.labels import Policy
+from ser.train.data.labels import Policy
 from ser.train.scores import FEWEST, metrics, share
 
 from .attention import Attended, attend

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ser.train.data.splits import SHARE
 from ser.train.models import FUSIONS
 from ser.train.models.fusion import BOTH
 from ser.train.recipe import Cell as RecipeCell
@@ -15,7 +16,6 @@ from ser.train.recipe import Recipe, read_recipe, recipe_names
 from ser.train.run_folder import Run
 from ser.train.scores import Score
 from ser.train.settings import parse_settings
-from ser.train.splits import SHARE
 
 from .cells import Cell
 from .significance import against_quoted

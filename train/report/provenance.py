@@ -8,12 +8,12 @@ from dataclasses import fields
 from typing import Any
 
 from ser.errors import SerError
+from ser.train.data.splits import PROTOCOLS
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, assignments
 from ser.train.run_folder import Run
 from ser.train.scores import heard_in_training, parts
 from ser.train.settings import Setting, settings
-from ser.train.splits import PROTOCOLS
 
 from .cells import Cell
 from .html import Part

@@ -1,18 +1,17 @@
-"""The labelled utterances of a corpus with their features, and the batches cut from them."""
+"""What `--features` names, and the dataset that it makes of a corpus in the store."""
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ser.cache.atomic_io import locked
 from ser.cache.manifest import Manifest
@@ -20,58 +19,9 @@ from ser.cache.spec import canonical_json
 from ser.cache.store import Feature, Store, open_store
 from ser.errors import MissingRows, StoreError, WrongUse
 
+from ..models import Fusion, get_fusion
+from .dataset import Dataset, Inputs, Pool
 from .labels import Utterances, apply_policy, get_policy, soft_labels
-from .models import Fusion, get_fusion
-from .models.ragged import Batch, Sequences
-
-Pool = Literal["mean", "meanstd"]
-FITS = 0.5  # of a GPU's free memory may be inputs that stay there
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """One modality of all n utterances: values [rows, dim] as stored, `offsets` [n + 1] int64.
-
-    Utterances n, n + 1, … are the same ones again: so a view that leaves a modality as it is takes no memory for it.
-    """
-
-    values: Tensor
-    offsets: np.ndarray
-
-    @property
-    def dim(self) -> int:
-        """Dimension of a row."""
-        return self.values.shape[1]
-
-    def take(self, utterances: np.ndarray) -> Sequences:
-        """The rows of the given utterances, one after the other, in the stored dtype."""
-        utterances = utterances % (len(self.offsets) - 1)
-        starts, lengths = self.offsets[utterances], np.diff(self.offsets)[utterances]
-        before = np.cumsum(lengths) - lengths
-        rows = torch.from_numpy(np.arange(lengths.sum()) + np.repeat(starts - before, lengths))
-        if self.values.is_pinned():  # and so must be what a GPU is to take by itself
-            values = torch.empty(len(rows), self.dim, dtype=self.values.dtype, pin_memory=True)
-            torch.index_select(self.values, 0, rows, out=values)
-        else:
-            values = self.values[rows.to(self.values.device, non_blocking=True)]
-        return Sequences(values, torch.from_numpy(lengths))
-
-    def on(self, device: torch.device) -> "Inputs":
-        """The same with the values on `device`, in the stored dtype; pinned where they do not fit on a GPU."""
-        if device.type == "cuda" and self.values.nbytes > FITS * torch.cuda.mem_get_info(device)[0]:
-            return replace(self, values=self.values.pin_memory())
-        return replace(self, values=self.values.to(device))
-
-    def pooled(self, pool: Pool) -> "Inputs":
-        """One float32 vector per utterance: the mean over its rows, or mean and standard deviation [n, 2 dim]."""
-        values = self.values.numpy()
-        vectors = np.empty((len(self.offsets) - 1, self.dim * (2 if pool == "meanstd" else 1)), dtype=np.float32)
-        for vector, start, end in zip(vectors, self.offsets[:-1], self.offsets[1:], strict=True):
-            rows = values[start:end].astype(np.float32)
-            vector[: self.dim] = rows.mean(axis=0)
-            if pool == "meanstd":
-                vector[self.dim :] = rows.std(axis=0)
-        return Inputs(torch.from_numpy(vectors), np.arange(len(self.offsets)))
 
 
 @dataclass(frozen=True)
@@ -159,142 +109,6 @@ def select_features(
                 "or pool"
             )
     return selected, augmented
-
-
-@dataclass(frozen=True)
-class Standardizer:
-    """Z-score of one modality: (x − mean) / std, each [dim] float32."""
-
-    mean: Tensor
-    std: Tensor
-
-    @classmethod
-    def of(cls, inputs: Inputs, utterances: np.ndarray) -> "Standardizer":
-        """Statistics of all rows of the given utterances, which must be those of the training part alone."""
-        total, squares, rows = torch.zeros(inputs.dim).double(), torch.zeros(inputs.dim).double(), 0
-        low, high = torch.tensor(np.inf), torch.tensor(-np.inf)
-        for chunk in np.array_split(utterances, len(utterances) // 256 + 1):
-            values = inputs.take(chunk).values
-            low, high = torch.minimum(low, values.amin(0).float()), torch.maximum(high, values.amax(0).float())
-            wide = values.double()
-            total, squares, rows = total + wide.sum(0), squares + (wide * wide).sum(0), rows + len(wide)
-        mean = total / rows
-        variance = (squares / rows - mean * mean).clamp_min(0)
-        # What is constant in training says nothing: it stays (almost) zero in place of being divided by zero.
-        std = torch.where((high > low) & (variance > 0), variance.sqrt(), 1.0)
-        return cls(mean.float(), std.float())
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """Standardised values [rows, dim] in float32."""
-        return (values.float() - self.mean.to(values.device)) / self.std.to(values.device)
-
-
-@dataclass
-class Dataset:
-    """The labelled utterances of a corpus with the inputs of one fusion."""
-
-    utterances: Utterances
-    dims: dict[str, int]  # of each modality
-    read: Callable[..., Mapping[str, Inputs]]  # the values of each modality, or the extras that it names
-    described: Mapping[str, Any]  # corpus, manifest and features with their digests, for a run's config
-    notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
-    targets: Tensor | None = None  # soft labels [n, K]
-    views: tuple[tuple[str, Callable[[], Inputs]], ...] = ()  # augmented copies of a modality, for training alone
-    device: str = "cpu"  # where batches are put together, see `on`
-    _elsewhere: dict[str, "Dataset"] = field(init=False, default_factory=dict, repr=False)  # the same on other devices
-
-    @cached_property
-    def inputs(self) -> Mapping[str, Inputs]:
-        """The values of each modality, read when they are first asked for."""
-        with torch.inference_mode(False):  # whoever asks first, training must be able to use them
-            return self.read()
-
-    def on(self, device: str) -> "Dataset":
-        """The same utterances with their inputs moved to a GPU once, for all runs that train on them."""
-        if device == self.device:
-            return self
-        if device not in self._elsewhere:
-            inputs = {modality: stored.on(torch.device(device)) for modality, stored in self.inputs.items()}
-            self._elsewhere[device] = replace(self, read=lambda: inputs, device=device)
-        return self._elsewhere[device]
-
-    def scaled(self, standardizers: Mapping[str, Standardizer]) -> "Dataset":
-        """The same utterances with their inputs standardised once and for all, in float32."""
-        inputs = {
-            m: replace(stored, values=standardizers[m](stored.values)) if m in standardizers else stored
-            for m, stored in self.inputs.items()
-        }
-        return replace(self, read=lambda: inputs)
-
-    def batch(
-        self, groups: Sequence[np.ndarray], standardizers: Mapping[str, Standardizer], soft: bool = False
-    ) -> Batch:
-        """The batch of the given dialogues (arrays of rows in turn order), its inputs standardised and in float32.
-
-        The stored dtype is what travels to a GPU.
-        """
-        rows = np.concatenate(groups)
-        inputs = {}
-        for modality, stored in self.inputs.items():
-            taken = stored.take(rows).to(self.device)
-            standardize = standardizers.get(modality, Tensor.float)
-            inputs[modality] = Sequences(standardize(taken.values), taken.lengths)
-        return Batch(
-            inputs=inputs,
-            labels=torch.from_numpy(self.utterances.labels[rows]),
-            utterances=torch.from_numpy(rows),
-            dialogues=torch.tensor([len(group) for group in groups]),
-            speakers=torch.from_numpy(self.utterances.speaker_numbers[rows]),
-            targets=self.targets[torch.from_numpy(rows)] if soft and self.targets is not None else None,
-        ).to(self.device)
-
-    def groups(self, rows: np.ndarray, unit: str) -> list[np.ndarray]:
-        """The rows as the units that a batch counts: whole dialogues in turn order, or single utterances."""
-        return self.utterances.by_dialogue(rows) if unit == "dialogue" else list(rows[:, None])
-
-    def batches(
-        self,
-        rows: np.ndarray,
-        unit: str,
-        size: int,
-        standardizers: Mapping[str, Standardizer],
-        generator: torch.Generator | None = None,
-        soft: bool = False,
-    ) -> Iterator[Batch]:
-        """All rows once in batches of `size` units, shuffled by `generator` if there is one."""
-        groups = self.groups(rows, unit)
-        order = torch.randperm(len(groups), generator=generator).tolist() if generator else range(len(groups))
-        for start in range(0, len(groups), size):
-            yield self.batch([groups[i] for i in order[start : start + size]], standardizers, soft)
-
-
-def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:
-    """A dataset that holds every utterance once as it is and once per view, and the rows of `train` in all of them.
-
-    Row r of view v = 1, 2, … is v · n + r. A view's utterances keep their labels, in dialogues of their own.
-    """
-    if not data.views:
-        return data, train
-    n, copies = len(data.utterances), len(data.views) + 1
-    utterances = data.utterances.take(np.tile(np.arange(n), copies))
-    apart = np.repeat(np.arange(copies), n) * (int(utterances.dialogues.max()) + 1)
-    with torch.inference_mode(False):
-        views = [{modality: read()} for modality, read in data.views]
-    inputs = dict(data.inputs)
-    for modality in {modality for modality, _ in data.views}:
-        plain = inputs[modality]
-        parts = [plain, *(view.get(modality, plain) for view in views)]
-        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        values = torch.cat([part.values for part in parts])
-        inputs[modality] = Inputs(values, np.concatenate([[0], np.cumsum(lengths)]))
-    more = replace(
-        data,
-        utterances=replace(utterances, dialogues=utterances.dialogues + apart),
-        read=lambda: inputs,
-        targets=None if data.targets is None else data.targets.repeat(copies, 1),
-        views=(),
-    )
-    return more, np.concatenate([train + n * copy for copy in range(copies)])
 
 
 @dataclass

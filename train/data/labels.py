@@ -13,7 +13,7 @@ import numpy as np
 from ser.cache.manifest import LABEL_POLICIES, Manifest
 from ser.errors import CorpusError, WrongUse, unknown
 
-from .options import read_toml
+from ..options import read_toml
 
 # Every name under which corpora write a category, to IEMOCAP's short code.
 CODES = {

@@ -1,6 +1,5 @@
 """Protocols: how the utterances are cut into train, dev and test."""
 
-import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,15 +8,13 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from ser.cache.atomic_io import read_named
 from ser.errors import LeakageError, WrongUse, unknown
 
+from .fold_files import PARTS, read_folds
 from .labels import Utterances
 
-PARTS = ("train", "dev", "test")
 SHARE = "0.1"  # of the training part is dev, unless something else is asked for
 
 
@@ -107,72 +104,6 @@ def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], s
                     f"fold '{fold.name}': {len(both)} {kind}(s) stand in both {first} and {second}, such as that of "
                     f"utterance {example}; a score of this fold would be worthless"
                 )
-
-
-Listed = tuple[str, dict[str, list[str]]]  # a fold's name, and the ids of each part
-
-
-def read_folds(path: Path) -> list[Listed]:
-    """Folds in the file's order.
-
-    - `.csv`, `.tsv` with columns `id,fold`: each utterance is tested in its fold and trains in the others; with a third
-      column `part` (train, dev, test) each line names one utterance's part in one fold.
-    - `.json`: a list of `{"name", "train": [id, …], "dev": […], "test": […]}`.
-    - a folder: EmoBox's `fold_1/…train….jsonl` and `…test….jsonl` (`valid` too), ids under `key`.
-
-    Raises `WrongUse` for anything else.
-    """
-    try:
-        if path.is_dir():
-            folds = _read_emobox(path)
-        elif path.suffix == ".json":
-            found = [{"dev": [], **fold} for fold in msgspec.json.decode(read_named(path))]
-            folds = [(str(fold["name"]), {part: list(map(str, fold[part])) for part in PARTS}) for fold in found]
-        elif path.suffix in (".csv", ".tsv"):
-            folds = _read_table(path)
-        else:
-            raise WrongUse(f"{path}: folds come as .csv, .tsv or .json, or as a folder of EmoBox's fold_N")
-    except FileNotFoundError:
-        raise WrongUse(f"{path}: no such file of folds") from None
-    except WrongUse:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, msgspec.MsgspecError) as error:
-        raise WrongUse(f"{path}: not a list of folds ({type(error).__name__}: {error})") from None
-    if not folds:
-        raise WrongUse(f"{path}: holds no fold; a folder holds fold_1, fold_2, … as EmoBox's do")
-    return folds
-
-
-def _read_table(path: Path) -> list[Listed]:
-    import pandas as pd
-
-    separator = "\t" if path.suffix == ".tsv" else ","
-    source = io.BytesIO(read_named(path))
-    table = pd.read_csv(source, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    if not {"id", "fold"} <= set(table) or table.empty:
-        raise WrongUse(f"{path}: needs the columns id and fold (and part, if each fold's parts are named)")
-    if "part" not in table:
-        tests = table.groupby("fold", sort=False)["id"]
-        return [
-            (name, {"train": list(table["id"].drop(ids.index)), "dev": [], "test": list(ids)}) for name, ids in tests
-        ]
-    for part, id_ in zip(table["part"], table["id"], strict=True):
-        if part not in PARTS:
-            raise WrongUse(f"{path}: part '{part}' of {id_} must be train, dev or test")
-    folds = table.groupby("fold", sort=False)
-    return [(name, {part: list(fold["id"][fold["part"] == part]) for part in PARTS}) for name, fold in folds]
-
-
-def _read_emobox(path: Path) -> list[Listed]:
-    folds = []
-    for folder in sorted(path.glob("fold_*"), key=lambda folder: int(re.sub(r"\D", "", folder.name) or 0)):
-        parts = {}
-        for part, word in (("train", "train"), ("dev", "valid"), ("test", "test")):
-            texts = [read_named(file).decode() for file in sorted(folder.glob(f"*{word}*.jsonl"))]
-            lines = [line for text in texts for line in text.splitlines() if line.strip()]
-            parts[part] = [str(msgspec.json.decode(line)["key"]) for line in lines]
-        folds.append((folder.name.replace("_", " "), parts))
-    return folds
 
 
 def session_out(utterances: Utterances, cut: Cut) -> list[Fold]:
