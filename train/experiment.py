@@ -33,7 +33,7 @@ from .fit_many import MOST, can_train_together, fit_many, runs_at_once
 from .options import Experiment
 from .run import one_thread, train_runs
 from .run_folder import CONFIG, Run, open_run, run_name
-from .settings import TrainConfig, has_setting, parse_settings
+from .settings import TrainConfig, described, has_setting, parse_settings
 
 TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
 STEPS = 3  # timed for an estimate, after as many that warm up
@@ -137,17 +137,15 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
     """The run's complete config: all that can change its numbers, and where it came from."""
     ids = {part: [data.utterances.ids[row] for row in rows] for part, rows in fold.parts.items()}
     protocol, colon, file = experiment.protocol.partition(":")
-    training = asdict(plan.training)
+    training = described(plan.training)
     if training["dev"] == "auto" and fold.dev_by.startswith(SHARE):
         training["dev"] = SHARE  # what auto meant before was the next session: those runs are not of this cell
-    if not plan.training.refit:
-        del training["refit"]  # runs from before it was a setting keep their names
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(experiment).items()}
     return {
         "version": TRAIN_VERSION,
         **data.described,
         "fusion": plan.fusion.name,
-        "settings": asdict(plan.settings),
+        "settings": described(plan.settings),
         "training": training,
         "loss": plan.loss,
         "protocol": f"{protocol}:{Path(file).name}" if colon else protocol,  # wherever the file of folds lies

@@ -27,7 +27,7 @@ class TrainingSettings:
     )
     cut_seed: Seed = setting(0, OURS, "seed of random cuts (random-70-20-10, dev shares); the same for all --seeds")
     refit: bool = setting(
-        False, OURS, "with --select val: train a new model on train + dev, for as many epochs as dev chose"
+        False, OURS, "with --select val: train a new model on train + dev, for as many epochs as dev chose", later=True
     )
     select_score: Literal["ua", "wa"] = setting("ua", OURS, "score whose best epoch counts with val and best-test")
     reduction: Literal["auto", "sum", "mean"] = setting(
@@ -105,6 +105,12 @@ def recorded(kind: type, values: Mapping[str, Any], where: str) -> Any:
         return msgspec.convert(values, kind)
     except (ValueError, msgspec.ValidationError) as fault:
         raise CorruptStore(f"{where}: its settings cannot be used ({fault}); train the run again") from None
+
+
+def described(settings: Any) -> dict[str, Any]:
+    """What a run's config records of the fusion's or the training's settings."""
+    values = [(one, getattr(settings, one.name)) for one in fields(settings)]
+    return {one.name: value for one, value in values if not one.metadata["later"] or value != one.default}
 
 
 def has_setting(fusion: Fusion, assignment: str) -> bool:

@@ -23,9 +23,13 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Dropout = Annotated[float, Meta(ge=0, lt=1)]
 
 
-def setting(default: Any, source: str, help: str) -> Any:
-    """A field of a settings dataclass: its default, where the default comes from, and what it does."""
-    return field(default=default, metadata={"source": source, "help": help})
+def setting(default: Any, source: str, help: str, later: bool = False) -> Any:
+    """A field of a settings dataclass: its default, where the default comes from, and what it does.
+
+    One that came `later` than the first runs stands in a run's config only where it is not at its default, so that the
+    runs from before keep their names.
+    """
+    return field(default=default, metadata={"source": source, "help": help, "later": later})
 
 
 @dataclass(frozen=True)

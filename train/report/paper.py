@@ -15,7 +15,7 @@ from ser.train.recipe import Cell as RecipeCell
 from ser.train.recipe import Recipe, read_recipe, recipe_names
 from ser.train.run_folder import Run
 from ser.train.scores import Score
-from ser.train.settings import parse_settings
+from ser.train.settings import TrainingSettings, parse_settings
 
 from .cells import Cell
 from .significance import against_quoted
@@ -97,7 +97,8 @@ def differences(
         return barred, ()
     fusion = FUSIONS[config["fusion"]]
     settings, training = parse_settings(fusion, asked.set, asked.epochs)
-    own = {**config["settings"], **config["training"]}
+    defaults = asdict(fusion.settings()) | asdict(TrainingSettings())  # a config need not name those that came later
+    own = {**defaults, **config["settings"], **config["training"]}
     theirs = {key: value for key, value in (asdict(settings) | asdict(training)).items() if key not in fusion.unused}
     if theirs["dev"] == "auto" and own["dev"] == SHARE:  # a config names what auto meant
         own["dev"] = "auto"
@@ -106,7 +107,7 @@ def differences(
         **{key: (config.get(key, getattr(asked, key)), getattr(asked, key)) for key in ("select", "loss", "precision")},
         "seeds": (len({run.config["seed"] for run in runs}), asked.seeds),
         "views": (views, {_feature(name) for name in asked.views.split("+") if name}),
-        **{key: (own.get(key, value), value) for key, value in theirs.items()},  # an earlier ser had fewer settings
+        **{key: (own[key], value) for key, value in theirs.items()},
     }
     for modality, one in features.items():
         name = one["feature"].partition(":")[0]
