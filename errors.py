@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+DISTRIBUTION = "ser-fusion"  # on the package index; `ser` there is somebody else's
+
 
 class SerError(Exception):
     """The work failed (exit code 1)."""

@@ -128,8 +128,8 @@ def _check_options(experiment: Experiment) -> None:
             raise WrongUse(f"--{name} {value}: must be at least 1 and at most {most:,}")
     if experiment.log == "tensorboard" and find_spec("tensorboard") is None:
         raise WrongUse(
-            "--log tensorboard: TensorBoard is not installed; `pip install 'ser[tensorboard]'` adds it, and without "
-            "--log every run still writes its epochs to its file `log`"
+            "--log tensorboard: TensorBoard is not installed; `pip install 'ser-fusion[tensorboard]'` adds it, and "
+            "without --log every run still writes its epochs to its file `log`"
         )
 
 
