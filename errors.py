@@ -8,6 +8,20 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+__all__ = [
+    "CorpusError",
+    "CorruptStore",
+    "Diverged",
+    "ExtractionStopped",
+    "LeakageError",
+    "MissingRows",
+    "SerError",
+    "StoreError",
+    "UtteranceError",
+    "WeightsError",
+    "WrongUse",
+]
+
 DISTRIBUTION = "ser-fusion"  # on the package index; `ser` there is somebody else's
 
 

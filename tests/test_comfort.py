@@ -40,8 +40,8 @@ def test_defaults_come_from_a_file_and_the_command_line_goes_before_them(file: s
     (here / "features").rename(here / "elsewhere")
     section = "tool.ser." if file == "pyproject.toml" else ""
     head = "[tool.ser]\n" if section else ""
-    text = f'{head}store = "elsewhere"\n[{section}train]\nfusion = "text"\nfeatures = "mpnet"\nseeds = 2\nset = ["lr=1e-4"]\n'
-    (here / file).write_text(text)
+    own = 'fusion = "text"\nfeatures = "mpnet"\nseeds = 2\nset = ["lr=1e-4"]\n'
+    (here / file).write_text(f'{head}store = "elsewhere"\n[{section}train]\n{own}')
     found = json.loads(ser("train", "--dry-run", "--json").stdout)
     assert found["runs"] == 10
     assert json.loads(ser("train", "--dry-run", "--json", "--seeds", "1").stdout)["runs"] == 5
@@ -64,9 +64,8 @@ def test_defaults_come_from_a_file_and_the_command_line_goes_before_them(file: s
 def test_a_wrong_file_of_defaults_is_told_in_one_sentence(text: str, said: str, here: Path) -> None:
     (here / "ser.toml").write_text(text)
     done = ser("train", "--dry-run")
-    assert (
-        done.exit_code == 2 and said in done.stderr and "ser.toml" in done.stderr and len(done.stderr.split("\n")) == 2
-    )
+    assert done.exit_code == 2 and said in done.stderr and "ser.toml" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
