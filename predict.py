@@ -31,6 +31,8 @@ from ser.train.run_folder import CONFIG, Run, find_runs
 from ser.train.settings import TrainConfig, TrainingSettings, recorded
 from ser.weights.find import parse_models
 
+__all__ = ["Answer", "Prediction", "Predictor", "Turn", "predict"]
+
 
 @dataclass(frozen=True)
 class Turn:

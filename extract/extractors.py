@@ -19,7 +19,7 @@ import numpy as np
 
 from ser.cache.spec import Level, Modality, Spec
 from ser.engines import is_out_of_memory
-from ser.errors import UtteranceError, WeightsError, WrongUse, unknown
+from ser.errors import DISTRIBUTION, UtteranceError, WeightsError, WrongUse, unknown
 from ser.weights import Checkpoint, find_checkpoint, load_encoder
 
 GPU_SECONDS = 300.0  # padded audio per batch; sorted lengths waste ~1 % of it
@@ -396,7 +396,7 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
     config = code.resolve(typed, checkpoint)
     variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
     provenance: dict[str, Any] = {
-        "versions": {package: version(package) for package in ("ser", "numpy", *code.packages)},
+        "versions": {"ser": version(DISTRIBUTION)} | {name: version(name) for name in ("numpy", *code.packages)},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         # No paths, no environment: nothing private.
         "command": f"ser features CORPUS --features {feature}{':' if variant else ''}{variant}",

@@ -35,6 +35,8 @@ from .run import one_thread, train_runs
 from .run_folder import CONFIG, Run, open_run, run_name
 from .settings import TrainConfig, described, has_setting, parse_settings
 
+__all__ = ["run_experiment"]
+
 TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
 STEPS = 3  # timed for an estimate, after as many that warm up
 ENOUGH = 0.5  # seconds of timed steps: if they would take more, one says enough
@@ -128,8 +130,8 @@ def _check_options(experiment: Experiment) -> None:
             raise WrongUse(f"--{name} {value}: must be at least 1 and at most {most:,}")
     if experiment.log == "tensorboard" and find_spec("tensorboard") is None:
         raise WrongUse(
-            "--log tensorboard: TensorBoard is not installed; `pip install 'ser[tensorboard]'` adds it, and without "
-            "--log every run still writes its epochs to its file `log`"
+            "--log tensorboard: TensorBoard is not installed; `pip install 'ser-fusion[tensorboard]'` adds it, and "
+            "without --log every run still writes its epochs to its file `log`"
         )
 
 

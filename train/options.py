@@ -15,6 +15,8 @@ from typing import Any
 from ser.cache.atomic_io import read_named
 from ser.errors import WrongUse
 
+__all__ = ["Experiment"]
+
 SELECTIONS = {  # which epoch counts
     "val": "the epoch with the best score on the dev part",
     "last": "the last epoch",

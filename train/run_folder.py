@@ -33,6 +33,8 @@ from ser.cache.atomic_io import Buffer, locked, make_folder, read_small, remove_
 from ser.cache.spec import canonical_json
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
+__all__ = ["Run", "find_runs", "open_run"]
+
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
 PREDICTIONS = "predictions.parquet"
 SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
