@@ -1,0 +1,263 @@
+"""What a run learns of an utterance: its class, its valence, arousal and dominance, or both at once.
+
+A target says how many outputs each head of a model has, what the loss compares them with, what predictions they make,
+and how these are scored. Inside a run the ends of the corpus's scale of valence, arousal and dominance are −1 and 1, so
+that an untrained head, whose outputs are about 0, says the middle; whatever a reader gets is on the corpus's scale.
+Nothing is clipped: raters' means and predictions may lie beyond its ends.
+
+    n  utterances     K  classes     D  dimensions: valence, arousal and dominance
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ser.errors import WrongUse
+
+from .data.dataset import Dataset
+from .data.labels import DIMENSIONS, Utterances
+from .models import Fusion
+from .run_folder import column
+from .scores import concordance, confusions, dimension_scores, metrics, moments, scores
+from .settings import TrainConfig, TrainingSettings
+
+# The scale that a corpus's raters used, where the ids tell the corpus: lowest and highest.
+SCALES = {
+    r"Ses0[1-5][FM]_(impro|script)\d\d\w*_[FM]\d{3}": "1..5",  # IEMOCAP (Busso et al. 2008), and the demo
+    r"MSP-IMPROV-S\d\d\w-.*": "1..5",  # Busso et al. 2017
+    r"MSP-PODCAST_\d{4}_\d{4}.*": "1..7",  # Lotfian & Busso 2019
+}
+OUTSIDE = 0.01  # of the ratings may lie outside of their scale, as a few of IEMOCAP's do; with more it is another scale
+TINY = 1e-8  # added below the CCC of a batch, where nothing varies
+
+
+def scale_of(training: TrainingSettings) -> tuple[float, float]:
+    """The lowest and the highest rating, such as 1 and 5. Raises `WrongUse` where `vad_scale` is not a range."""
+    low, _, high = training.vad_scale.partition("..")
+    try:
+        if float(low) < float(high) < float("inf"):
+            return float(low), float(high)
+    except ValueError:
+        pass
+    raise WrongUse(f"--set vad_scale={training.vad_scale[:200]}: must be auto, or a range such as 1..5")
+
+
+class Target:
+    """One of the classes of the label policy, whose probabilities a model predicts: `--target class`."""
+
+    labelled, rated = True, False  # what an utterance needs: a class; values of valence, arousal and dominance
+    select = ("ua", "wa")  # the scores by which an epoch can be selected, the default first
+    unused: tuple[str, ...] = ("vad_loss", "vad_weight", "vad_scale")  # settings that change nothing
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def width(self, classes: int) -> int:
+        """Outputs of each head."""
+        return classes
+
+    def build(self, fusion: Fusion, settings: Any, dims: Mapping[str, int], classes: int) -> nn.Module:
+        """The fusion's model with heads of that width; one that reads its own `predictions` gets the target's."""
+        model = fusion.build(settings, dims, self.width(classes))
+        if hasattr(model, "predictions"):
+            model.predictions = self.predictions
+        return model
+
+    def settled(self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset) -> TrainingSettings:
+        """The training settings with what this target chooses by itself. Raises `WrongUse` for what it cannot use."""
+        usual = TrainingSettings()
+        for key in self.unused:
+            if getattr(training, key) != getattr(usual, key):
+                raise WrongUse(f"--set {key}: --target {self.name} has no use for it; leave it out")
+        if training.select_score not in self.select:
+            if training.select_score != usual.select_score:
+                known = " or ".join(self.select)
+                raise WrongUse(f"--set select_score={training.select_score}: --target {self.name} selects by {known}")
+            training = replace(training, select_score=self.select[0])  # type: ignore[arg-type]
+        return training
+
+    def truth(self, data: Dataset, training: TrainingSettings) -> Tensor | None:
+        """What the loss compares the outputs for all utterances with; None is their classes, int64 `[n]`."""
+        return data.targets if training.soft_labels else None
+
+    def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
+        """Of the outputs of one head for a batch, summed or averaged over it as `config.reduction` says.
+
+        Σ_i −log P(ŷ_i = y_i) for classes `[n]`; for soft labels p `[n, K]` (USC §3.2) Σ_i Σ_k −p_ik log P(ŷ_i = k).
+        """
+        return F.cross_entropy(outputs, truth, reduction=config.reduction)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """What the outputs of a head say, of the same shape: the probabilities of the classes."""
+        return outputs.softmax(1)
+
+    def evaluated(
+        self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
+    ) -> dict[str, float]:
+        """The scores of an epoch, among them those of `select`, from its predictions for the rows."""
+        classes = len(utterances.classes)
+        found = metrics(confusions(utterances.labels[rows], predicted[:, :classes].argmax(1)[None], classes)[0])
+        return {name: float(found[name]) for name in ("wa", "ua")}
+
+    def scored(
+        self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
+    ) -> dict[str, Any]:
+        """All scores of the predictions, as a run's result.json holds them for each test."""
+        classes = utterances.classes
+        return scores(utterances.labels[rows], predicted[:, : len(classes)].argmax(1), classes)
+
+    def columns(
+        self, utterances: Utterances, rows: np.ndarray, tests: Mapping[str, np.ndarray], config: TrainConfig
+    ) -> dict[str, Sequence[Any]]:
+        """Truth and predictions, by test, as the columns of a run's predictions.parquet."""
+        classes, k = utterances.classes, len(utterances.classes)
+        return {
+            "truth": [classes[label] for label in utterances.labels[rows]],
+            "predicted": [classes[label] for label in tests["both"][:, :k].argmax(1)],
+            **{column("probabilities", name): list(found[:, :k]) for name, found in tests.items()},
+        }
+
+
+class Vad(Target):
+    """Valence, arousal and dominance: `--target vad`. An utterance needs no label, and there are no classes."""
+
+    labelled, rated = False, True
+    select = ("ccc",)
+    unused = ("vad_weight", "soft_labels")
+
+    def width(self, classes: int) -> int:
+        """One for each dimension."""
+        return len(DIMENSIONS)
+
+    def settled(self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset) -> TrainingSettings:
+        """With the scale of the corpus in the place of `auto`."""
+        training = super().settled(fusion, settings, training, data)
+        if getattr(settings, "released", False):
+            raise WrongUse(
+                f"released=true gives probabilities of classes alone; --target {self.name} needs it left out"
+            )
+        if training.vad_loss == "ccc" and fusion.unit == "utterance" and settings.batch_size == 1:
+            raise WrongUse("vad_loss=ccc compares the utterances of a batch; use batch_size=2 or more, or vad_loss=mse")
+        ratings, corpus = data.utterances.dimensions, data.described["corpus"]
+        if training.vad_scale == "auto":
+            found = [
+                scale for ids, scale in SCALES.items() if all(re.fullmatch(ids, one) for one in data.utterances.ids)
+            ]
+            if not found:
+                raise WrongUse(
+                    f"--target {self.name}: the scale on which corpus {corpus} rates valence, arousal and dominance is "
+                    "not known; say it, such as --set vad_scale=1..5"
+                )
+            training = replace(training, vad_scale=found[0])
+        low, high = scale_of(training)
+        if np.mean((ratings < low) | (ratings > high)) > OUTSIDE:
+            raise WrongUse(
+                f"--set vad_scale={training.vad_scale}: corpus {corpus} has ratings from {ratings.min():g} to "
+                f"{ratings.max():g}; give the scale that its raters used"
+            )
+        return training
+
+    def truth(self, data: Dataset, training: TrainingSettings) -> Tensor | None:
+        """The ratings with the ends of their scale at −1 and 1, float32 `[n, D]`."""
+        low, high = scale_of(training)
+        return torch.from_numpy(2 * (data.utterances.dimensions - low) / (high - low) - 1).float()
+
+    def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
+        """The mean over the dimensions of 1 − CCC, or of the mean squared error; times n where the others add up."""
+        each = concordance_loss if config.training.vad_loss == "ccc" else F.mse_loss
+        return each(outputs, truth) * (len(outputs) if config.reduction == "sum" else 1)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """The outputs themselves."""
+        return outputs
+
+    def evaluated(
+        self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
+    ) -> dict[str, float]:
+        """The mean CCC of the dimensions."""
+        pair = utterances.dimensions[rows], self.rated_as(predicted, config)
+        return {"ccc": float(concordance(moments(*pair))["ccc"].mean())}
+
+    def scored(
+        self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
+    ) -> dict[str, Any]:
+        """CCC and RMSE of each dimension."""
+        return dimension_scores(utterances.dimensions[rows], self.rated_as(predicted, config))
+
+    def columns(
+        self, utterances: Utterances, rows: np.ndarray, tests: Mapping[str, np.ndarray], config: TrainConfig
+    ) -> dict[str, Sequence[Any]]:
+        """By dimension, on the corpus's scale: "truth valence", "predicted valence", "predicted valence only text"."""
+        columns = {f"truth {name}": utterances.dimensions[rows, d] for d, name in enumerate(DIMENSIONS)}
+        for test, found in tests.items():
+            rated = self.rated_as(found, config)
+            columns |= {column(f"predicted {name}", test): rated[:, d] for d, name in enumerate(DIMENSIONS)}
+        return columns
+
+    @staticmethod
+    def rated_as(predicted: np.ndarray, config: TrainConfig) -> np.ndarray:
+        """Predicted ratings on the corpus's scale, float64 `[n, D]`: the last D columns of the predictions."""
+        low, high = scale_of(config.training)
+        return low + (high - low) * (predicted[:, -len(DIMENSIONS) :].astype(np.float64) + 1) / 2
+
+
+class ClassAndVad(Vad):
+    """Both at once, the classes first: `--target class+vad`. The losses add up, `vad_weight` times the second."""
+
+    labelled, select, unused = True, ("ua", "wa", "ccc"), ()
+
+    def width(self, classes: int) -> int:
+        """K + D."""
+        return CLASS.width(classes) + super().width(classes)
+
+    def truth(self, data: Dataset, training: TrainingSettings) -> Tensor | None:
+        """Class numbers `[n, 1]` or soft labels `[n, K]`, then the D ratings."""
+        ratings, soft = super().truth(data, training), CLASS.truth(data, training)
+        classes = torch.from_numpy(data.utterances.labels)[:, None] if soft is None else soft
+        return torch.cat([classes, ratings], 1)  # type: ignore[list-item]
+
+    def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
+        """That of the classes + `vad_weight` · that of the dimensions."""
+        d = len(DIMENSIONS)
+        classes = truth[:, :-d] if truth.shape[1] > d + 1 else truth[:, 0].long()
+        ratings = super().loss(outputs[:, -d:], truth[:, -d:], config)
+        return CLASS.loss(outputs[:, :-d], classes, config) + config.training.vad_weight * ratings
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """K probabilities, then the D outputs themselves."""
+        d = len(DIMENSIONS)
+        return torch.cat([CLASS.predictions(outputs[:, :-d]), outputs[:, -d:]], 1)
+
+    def evaluated(self, *args: Any) -> dict[str, float]:
+        """WA, UA and mean CCC."""
+        return CLASS.evaluated(*args) | super().evaluated(*args)
+
+    def scored(self, *args: Any) -> dict[str, Any]:
+        """The scores of both."""
+        return CLASS.scored(*args) | super().scored(*args)
+
+    def columns(self, *args: Any) -> dict[str, Sequence[Any]]:
+        """The columns of both."""
+        return CLASS.columns(*args) | super().columns(*args)
+
+
+def concordance_loss(predicted: Tensor, truth: Tensor) -> Tensor:
+    """1 − the mean over the columns of Lin's CCC of a batch `[n, D]`; see `scores.concordance`.
+
+    1, without a gradient, for a batch of one utterance or of equal ratings, in which nothing varies with the truth.
+    """
+    p, t = predicted - predicted.mean(0), truth - truth.mean(0)
+    apart = (predicted.mean(0) - truth.mean(0)).square()
+    ccc = 2 * (p * t).mean(0) / (p.square().mean(0) + t.square().mean(0) + apart + TINY)
+    return 1 - ccc.mean()
+
+
+CLASS = Target("class")
+# A new target is a class above and an entry here; `--target` offers what stands here.
+TARGETS: dict[str, Target] = {one.name: one for one in (CLASS, Vad("vad"), ClassAndVad("class+vad"))}
