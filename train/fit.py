@@ -129,10 +129,10 @@ def fit(
             if fault := divergence(values, stage, epoch):
                 raise Diverged(fault, selection.kept, scaling)
             mean = sum(value * size for value, size in zip(values, sizes, strict=True)) / len(train_rows)
-            found, head = dict[str, float](), stage.output
+            found, head = dict[str, Any](), stage.output
             if len(eval_rows):
                 predicted = predict(model, data, eval_rows, config, per_batch, heads=frozenset({head}))[head]
-                found = target.evaluated(data.utterances, eval_rows, predicted, config)
+                found = target.scored(data.utterances, eval_rows, predicted, config)
             line = selection.add(stage, epoch, mean, found, time.perf_counter() - started)
             if line.kept:
                 selection.kept = snapshot(model)
@@ -274,16 +274,17 @@ class Selection:
         kept = {line["stage"]: line["epoch"] for line in self.chosen if line["kept"]}
         return kept.get(stage.name, self.config.settings.epochs)
 
-    def add(self, stage: Stage, epoch: int, loss: float, found: Mapping[str, float], seconds: float) -> Epoch:
+    def add(self, stage: Stage, epoch: int, loss: float, found: Mapping[str, Any], seconds: float) -> Epoch:
         """Note an epoch (from 0) with the scores of the evaluated part, and say whether it is the best so far."""
-        score = found.get(self.config.training.select_score)
+        ccc = float(np.mean(list(found["ccc"].values()))) if "ccc" in found else None
+        scores = {"wa": found.get("wa"), "ua": found.get("ua"), "ccc": ccc}
+        score = scores[self.config.training.select_score]
         if self.config.select == "last":
             score = float(epoch)
         kept = score is not None and score > self.best
         self.best = score if kept and score is not None else self.best
         name = f"{stage.name} again" if self.chosen else stage.name
-        wa, ua, ccc = (found.get(score) for score in ("wa", "ua", "ccc"))
-        line = Epoch(name, epoch + 1, self.epochs(stage), loss, wa, ua, seconds, kept, ccc)
+        line = Epoch(name, epoch + 1, self.epochs(stage), loss, seconds=seconds, kept=kept, **scores)
         self.history.append(asdict(line))
         return line
 

@@ -24,7 +24,7 @@ from .data.dataset import Dataset
 from .data.labels import DIMENSIONS, Utterances
 from .models import Fusion
 from .run_folder import column
-from .scores import concordance, confusions, dimension_scores, metrics, moments, scores
+from .scores import dimension_scores, scores
 from .settings import TrainConfig, TrainingSettings
 
 # The scale that a corpus's raters used, where the ids tell the corpus: lowest and highest.
@@ -97,18 +97,10 @@ class Target:
         """What the outputs of a head say, of the same shape: the probabilities of the classes."""
         return outputs.softmax(1)
 
-    def evaluated(
-        self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
-    ) -> dict[str, float]:
-        """The scores of an epoch, among them those of `select`, from its predictions for the rows."""
-        classes = len(utterances.classes)
-        found = metrics(confusions(utterances.labels[rows], predicted[:, :classes].argmax(1)[None], classes)[0])
-        return {name: float(found[name]) for name in ("wa", "ua")}
-
     def scored(
         self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
     ) -> dict[str, Any]:
-        """All scores of the predictions, as a run's result.json holds them for each test."""
+        """All scores of predictions for the rows, among them those of `select`, as a run's result.json holds them."""
         classes = utterances.classes
         return scores(utterances.labels[rows], predicted[:, : len(classes)].argmax(1), classes)
 
@@ -177,13 +169,6 @@ class Vad(Target):
         """The outputs themselves."""
         return outputs
 
-    def evaluated(
-        self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
-    ) -> dict[str, float]:
-        """The mean CCC of the dimensions."""
-        pair = utterances.dimensions[rows], self.rated_as(predicted, config)
-        return {"ccc": float(concordance(moments(*pair))["ccc"].mean())}
-
     def scored(
         self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
     ) -> dict[str, Any]:
@@ -233,10 +218,6 @@ class ClassAndVad(Vad):
         """K probabilities, then the D outputs themselves."""
         d = len(DIMENSIONS)
         return torch.cat([CLASS.predictions(outputs[:, :-d]), outputs[:, -d:]], 1)
-
-    def evaluated(self, *args: Any) -> dict[str, float]:
-        """WA, UA and mean CCC."""
-        return CLASS.evaluated(*args) | super().evaluated(*args)
 
     def scored(self, *args: Any) -> dict[str, Any]:
         """The scores of both."""
