@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ def fit_many(
         for i, selection in enumerate(selections):
             if i not in faults:
                 scored = {} if matrices is None else metrics(matrices[i])
-                found = {name: float(scored[name]) for name in ("wa", "ua") if name in scored}
+                found: dict[str, Any] = {name: float(scored[name]) for name in ("wa", "ua") if name in scored}
                 line = selection.add(stage, epoch, means[i], found, seconds)
                 better[i] = line.kept
                 if on_epoch:
