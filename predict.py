@@ -29,7 +29,7 @@ from ser.train.fit import predict as predictions_of
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, find_runs
 from ser.train.settings import TrainConfig, TrainingSettings, recorded
-from ser.train.targets import TARGETS, Vad
+from ser.train.targets import TARGETS, rated_as
 from ser.weights.find import parse_models
 
 
@@ -163,7 +163,7 @@ class Predictor:
         for (turn, lacking, _), row in zip(usable, predicted, strict=True):
             probabilities = dict(zip(self.classes, row.tolist(), strict=False))
             label = max(probabilities, key=probabilities.__getitem__, default=None)
-            rated = target.rated_as(row[None], self.plan)[0].tolist() if isinstance(target, Vad) else []
+            rated = rated_as(row[None], self.plan.training)[0].tolist() if target.rated else ()
             ratings = dict(zip(DIMENSIONS, rated, strict=False))
             predictions.append(Prediction(turn.id, label, probabilities, lacking, ratings))
         return Answer(predictions, unusable, notes)
