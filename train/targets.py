@@ -10,7 +10,7 @@ Nothing is clipped: raters' means and predictions may lie beyond its ends.
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
