@@ -98,7 +98,7 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
         of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
         line: dict[str, Any] = {"cell": row.cell, **of_paper}
         line |= {named(metric): row.scores[metric].pooled for metric in rated if metric in row.scores}
-        first = next(iter(row.scores.values()), None)
+        first = row.scores.get("ua") or row.scores.get("ccc valence")
         shape = f"{first.folds} × {first.seeds}" if first else ""
         line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
         if any(other.compared for other in rows):
