@@ -223,5 +223,5 @@ def test_probabilities_that_are_no_numbers_are_no_answer(newcomer: Path) -> None
     predictor = Predictor(run_of(newcomer, "text").path)
     for weight in predictor.model.parameters():
         weight.data.fill_(torch.inf)
-    with pytest.raises(SerError, match="1: the model's probabilities of it became nan"):
+    with pytest.raises(SerError, match="1: the model's predictions of it became nan"):
         predictor([Turn("1", text="hello there")])
