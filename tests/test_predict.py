@@ -71,11 +71,10 @@ def test_ratings_are_on_the_scale_of_the_corpus(newcomer: Path) -> None:
             assert far_from(found, run).max() < 2e-6
             continue
         assert [(one.label, one.probabilities) for one in found] == [(None, {})] * len(turns)
-        shown = ser("predict", run.path, turns[0].audio, "--text", turns[0].text)
+        asked = ("predict", run.path, turns[0].audio, "--text", turns[0].text)
+        shown = ser(*asked)
         assert shown.exit_code == 0 and "dominance" in shown.output and "emotion" not in shown.output
-        [line] = json.loads(ser("predict", run.path, turns[0].audio, "--text", turns[0].text, "--json").stdout)[
-            "predictions"
-        ]
+        [line] = json.loads(ser(*asked, "--json").stdout)["predictions"]
         assert line["label"] is None and len(line["ratings"]) == 3
 
 
