@@ -24,11 +24,12 @@ from ser.extract.corpora.table import read_manifest
 from ser.extract.extractors import ResolvedFeature, UtteranceError
 from ser.extract.online import OnlineExtractor, resolve_again
 from ser.train.data.dataset import Dataset, Inputs
-from ser.train.data.labels import Utterances
-from ser.train.fit import predict as probabilities_of
+from ser.train.data.labels import DIMENSIONS, Utterances
+from ser.train.fit import predict as predictions_of
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, find_runs
 from ser.train.settings import TrainConfig, TrainingSettings, recorded
+from ser.train.targets import TARGETS, rated_as
 from ser.weights.find import parse_models
 
 __all__ = ["Answer", "Prediction", "Predictor", "Turn", "predict"]
@@ -49,12 +50,17 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one utterance. `without` names the modalities that it had to do without."""
+    """What the model says of one utterance. `without` names the modalities that it had to do without.
+
+    `ratings` are valence, arousal and dominance on the scale of the corpus that the run trained on, if it learnt them.
+    One that learnt nothing else has no `label` and no `probabilities`.
+    """
 
     id: str
-    label: str
+    label: str | None
     probabilities: dict[str, float]
     without: tuple[str, ...] = ()
+    ratings: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,9 @@ class Predictor:
         fitted, self.fusion, self.settings = load_model(self.run)
         self.model, self.scaling = fitted.model.to(self.device), fitted.scaling
         self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
+        training = recorded(TrainingSettings, self.run.config["training"], str(self.run.path / CONFIG))
+        target = self.run.config.get("target", "class")
+        self.plan = TrainConfig(self.fusion, self.settings, training, target=target, device=self.device)
         self._features = self._resolve(parse_models(models))
         self._extractor = OnlineExtractor(self.device)
 
@@ -149,13 +158,16 @@ class Predictor:
                 raise CorpusError("; ".join(f"{name}: {reason}" for name, reason in unusable.items()))
             if unusable and self.fusion.unit == "dialogue":
                 notes.append("the turns that cannot be used are missing from the context of their dialogues")
-            probabilities = self._probabilities(*zip(*usable, strict=True))
-        if len(faulty := np.flatnonzero(~np.isfinite(probabilities).all(1))):
-            raise SerError(f"{usable[faulty[0]][0].id}: the model's probabilities of it became nan; train another run")
-        predictions = [
-            Prediction(turn.id, self.classes[row.argmax()], dict(zip(self.classes, row.tolist(), strict=True)), lacking)
-            for (turn, lacking, _), row in zip(usable, probabilities, strict=True)
-        ]
+            predicted = self._predicted(*zip(*usable, strict=True))
+        if len(faulty := np.flatnonzero(~np.isfinite(predicted).all(1))):
+            raise SerError(f"{usable[faulty[0]][0].id}: the model's predictions of it became nan; train another run")
+        target, predictions = TARGETS[self.plan.target], []
+        for (turn, lacking, _), row in zip(usable, predicted, strict=True):
+            probabilities = dict(zip(self.classes, row.tolist(), strict=False))
+            label = max(probabilities, key=probabilities.__getitem__, default=None)
+            rated = rated_as(row[None], self.plan.training)[0].tolist() if target.rated else ()
+            ratings = dict(zip(DIMENSIONS, rated, strict=False))
+            predictions.append(Prediction(turn.id, label, probabilities, lacking, ratings))
         return Answer(predictions, unusable, notes)
 
     def _notes(self, turns: Sequence[Turn]) -> list[str]:
@@ -190,10 +202,10 @@ class Predictor:
             found[modality] = np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
         return found
 
-    def _probabilities(
+    def _predicted(
         self, turns: Sequence[Turn], without: Sequence[tuple[str, ...]], rows: Sequence[Mapping[str, np.ndarray]]
     ) -> np.ndarray:
-        """Probabilities `[n, K]`."""
+        """What the target predicts, `[n, …]`."""
         inputs: dict[str, Inputs] = {}
         for modality, feature in self._features.items():
             pieces = [found[modality] for found in rows]
@@ -213,13 +225,11 @@ class Predictor:
             turns=np.array([row if turn.turn is None else turn.turn for row, turn in enumerate(turns)], np.int64),
         )
         data = Dataset(utterances, self.run.config["dims"], lambda: inputs, {})
-        training = recorded(TrainingSettings, self.run.config["training"], str(self.run.path / CONFIG))
-        plan = TrainConfig(self.fusion, self.settings, training, device=self.device)
-        found = np.empty((len(turns), len(self.classes)), np.float32)
+        found = np.empty((len(turns), TARGETS[self.plan.target].width(len(self.classes))), np.float32)
         for lacking in sorted(set(without)):
             same = np.flatnonzero([other == lacking for other in without])
             hide = lacking[0] if lacking else None
-            found[same] = probabilities_of(self.model, data, same, plan, self.scaling, hide)["logits"]
+            found[same] = predictions_of(self.model, data, same, self.plan, self.scaling, hide)["logits"]
         return found
 
 

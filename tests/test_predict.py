@@ -59,6 +59,25 @@ def far_from(predictions: list[Prediction], run: Run, column: str = "probabiliti
     return np.abs(found - np.array(run.predictions().column(column).to_pylist())).max(axis=1)
 
 
+def test_ratings_are_on_the_scale_of_the_corpus(newcomer: Path) -> None:
+    for name in ("vad", "class+vad"):
+        run = run_of(newcomer, name)
+        tested, turns = run.predictions(), turns_of(newcomer, run)
+        found = Predictor(run.path)(turns).predictions
+        for which in ("valence", "arousal", "dominance"):
+            wanted = tested.column(f"predicted {which}").to_pylist()
+            assert np.abs(np.subtract([one.ratings[which] for one in found], wanted)).max() < 1e-5
+        if name == "class+vad":
+            assert far_from(found, run).max() < 2e-6
+            continue
+        assert [(one.label, one.probabilities) for one in found] == [(None, {})] * len(turns)
+        asked = ("predict", run.path, turns[0].audio, "--text", turns[0].text)
+        shown = ser(*asked)
+        assert shown.exit_code == 0 and "dominance" in shown.output and "emotion" not in shown.output
+        [line] = json.loads(ser(*asked, "--json").stdout)["predictions"]
+        assert line["label"] is None and len(line["ratings"]) == 3
+
+
 @pytest.mark.parametrize("name", ["mit", "mit-no-rmm", "lgf-add", "icon", "text", "finetuned"])
 def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: str) -> None:
     run = run_of(newcomer, name)
@@ -203,5 +222,5 @@ def test_probabilities_that_are_no_numbers_are_no_answer(newcomer: Path) -> None
     predictor = Predictor(run_of(newcomer, "text").path)
     for weight in predictor.model.parameters():
         weight.data.fill_(torch.inf)
-    with pytest.raises(SerError, match="1: the model's probabilities of it became nan"):
+    with pytest.raises(SerError, match="1: the model's predictions of it became nan"):
         predictor([Turn("1", text="hello there")])

@@ -272,7 +272,7 @@ def slow(logits: torch.Tensor, weights: torch.Tensor) -> float:
 def loss_of(
     outputs: dict[str, Tensor], batch: Batch, kind: str, reduction: str = "sum", output: str = "logits"
 ) -> float:
-    config: Any = SimpleNamespace(loss=kind, reduction=reduction)
+    config: Any = SimpleNamespace(target="class", loss=kind, reduction=reduction)
     return training_loss(outputs, batch.truth, config, Stage("x", output)).item()
 
 

@@ -7,7 +7,7 @@ Utterances of one speaker are alike, so intervals, and the tests of report/signi
 all are known, else dialogues where any has two utterances, else utterances, which is too narrow and says so. `python -m
 benchmarks.statistics` simulates how often the intervals hold the truth. Axis letters:
 
-    R  runs     S  seeds     K  classes     g  groups
+    R  runs     S  seeds     K  classes     g  groups     D  dimensions: valence, arousal and dominance
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +19,11 @@ import numpy as np
 
 from ser.errors import CorruptStore, WrongUse, unknown
 
-from .run_folder import Run
+from .data.labels import DIMENSIONS
+from .run_folder import Run, column
 
 METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
+PERCENT, RANGES = (0.0, 100.0), {"ccc": (-1.0, 1.0), "rmse": (0.0, np.inf)}  # no interval leaves them
 FEWEST = 4  # groups of an interval: of fewer, it is too wide or too uncertain to say anything
 COLUMNS = {"speakers": "speaker", "dialogues": "dialogue", "utterances": "id"}  # of the predictions
 NO_COMPARISON = "no comparison with the paper is meant"
@@ -87,9 +89,47 @@ def scores(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str
     }
 
 
+def moments(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """What the scores of ratings `[n, D]` add up: 1, t, p, t², p² and t p of each, `[n, D, 6]`."""
+    t, p = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    return np.stack([np.ones_like(t), t, p, t * t, p * p, t * p], axis=2)
+
+
+def concordance(summed: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores of summed `moments` M, `[…, 6]` → `[…]`; NaN where there is nothing to count.
+
+    ccc   Lin's concordance correlation coefficient (1989): 2 s_tp / (s_t² + s_p² + (mean t − mean p)²), with variances
+          and covariance over n; 0 where nothing varies
+    rmse  √(Σ (t − p)² / n), in the units of the ratings
+
+    >>> found = concordance(moments([[1.0], [2.0], [3.0]], [[1.0], [2.0], [6.0]]).sum(0))
+    >>> {name: values.round(3).tolist() for name, values in found.items()}
+    {'ccc': [0.526], 'rmse': [1.732]}
+    """
+    n, *sums = np.moveaxis(summed, -1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        t, p, tt, pp, tp = (total / n for total in sums)
+        below = (tt - t * t) + (pp - p * p) + (t - p) ** 2
+        ccc = np.where(below > 1e-12, 2 * (tp - t * p) / below, 0 * below)
+        return {"ccc": ccc, "rmse": np.sqrt(np.maximum(tt - 2 * tp + pp, 0))}
+
+
+def dimension_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    """All scores of predicted valence, arousal and dominance `[n, D]`, as a run's result.json holds them.
+
+    `ccc` and `rmse` by dimension; their `moments` M `[D, 6]`; `n`.
+    """
+    counted = moments(truth, predicted).sum(0)
+    found = {name: dict(zip(DIMENSIONS, each.tolist(), strict=True)) for name, each in concordance(counted).items()}
+    return {**found, "moments": counted.tolist(), "n": len(truth)}
+
+
 @dataclass(frozen=True)
 class Score:
-    """One metric of one cell in percent: the score, and mean and sample deviation over seeds and over folds."""
+    """One metric of one cell: the score, and mean and sample deviation over seeds and over folds.
+
+    In percent, but CCC between −1 and 1 and RMSE in the units of the corpus's scale.
+    """
 
     pooled: float  # over the folds of a seed, then the mean over the seeds: the score
     over_seeds: Spread  # of the seeds' pooled scores
@@ -110,7 +150,9 @@ class CellScores:
     """The scores of the finished runs of one cell, which are its folds × seeds.
 
     Reads the result.json of each; predictions only when an interval is asked for. A metric is "wa", "ua", "macro_f1",
-    "weighted_f1", or the name of a class for its recall. Raises `WrongUse` if no run is finished.
+    "weighted_f1", or the name of a class for its recall. Where valence, arousal and dominance are learnt it may be
+    "ccc", their mean, "ccc valence", …, or "rmse valence", …; where nothing else is, there are no `classes`. Raises
+    `WrongUse` if no run is finished.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
@@ -119,16 +161,18 @@ class CellScores:
         self._seeds = np.array([result["seed"] for result in self.results])
         self._folds = np.array([result["fold"] for result in self.results])
         self.classes: list[str] = self.results[0]["classes"]
+        self.dimensions = DIMENSIONS if "moments" in self.results[0] else ()
+        self.rated = [f"{kind} {name}" for kind in RANGES for name in self.dimensions]
         for run in self.runs:
             if run.result["classes"] != self.classes:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
         tests = self.results[0]["tests"]
         self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
-        self._counted: dict[str, np.ndarray] = {}
+        self._counted: dict[tuple[str, bool], np.ndarray] = {}
 
     def score(self, metric: str, test: str = "both") -> Score:
         """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
-        matrices = self._matrices(test)
+        matrices = self._matrices(metric, test)
         own = self.measure(metric, matrices)  # [R]
         known = ~np.isnan(own)
         if not known.any():
@@ -140,21 +184,27 @@ class CellScores:
 
     def confusion(self, test: str = "both") -> np.ndarray:
         """C `[K, K]`, summed over the runs."""
-        return self._matrices(test).sum(0)
+        return self._matrices("ua", test).sum(0)
+
+    @property
+    def n(self) -> int:
+        """Predictions, of all folds and seeds."""
+        return sum(result["n"] for result in self.results)
 
     def with_interval(self, metric: str, test: str = "both") -> Ends:
-        """The pooled score and the ends of its interval over the groups, see `jackknife_interval`, in percent.
+        """The pooled score and the ends of its interval over the groups, see `jackknife_interval`; units as of `Score`.
 
         Left out is a group's part in all seeds at once. No ends with fewer than `FEWEST` groups, nor for the recall of
         a class that does not occur in two of them.
         """
-        if test not in self._counted:
-            self._counted[test] = self.by_group(self.groups(self.over), test)
-        whole, matrices = self.score(metric, test).pooled, self._counted[test]
+        whole, rated = self.score(metric, test).pooled, self._is_rated(metric)
+        if (test, rated) not in self._counted:
+            self._counted[test, rated] = self.by_group(self.groups(self.over), test, rated)
+        matrices = self._counted[test, rated]
         found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
         if len(found) < FEWEST or np.isnan(found).all(1).any():
             return whole, None, None
-        return _of_share(whole, np.nanmean(found, 1))
+        return _within(RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(found, 1))
 
     @cached_property
     def groupings(self) -> list[str]:
@@ -188,7 +238,9 @@ class CellScores:
         split = f"{first['protocol']}{' (speaker-dependent)' * dependent}"
         cut = [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
         cut += [f"{name} {value}" for name, value in parts(self.results).items()]
-        return " · ".join((split, *filter(None, [heard]), selected, first["labels"], *cut))
+        learnt = [first["labels"]] if self.classes else []
+        learnt += [f"target {self.runs[0].config['target']}, rated {self.scale}"] if self.dimensions else []
+        return " · ".join((split, *filter(None, [heard]), selected, *learnt, *cut))
 
     @property
     def caveat(self) -> str | None:
@@ -205,14 +257,37 @@ class CellScores:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Pooled WA, UA and macro-F1 with the intervals of the first two, in percent, by "ua over speakers", …"""
-        found = {metric: self.with_interval(metric) for metric in ("ua", "wa")}
+        """Pooled WA, UA and macro-F1, CCC and RMSE by dimension, and intervals by "ua over speakers", …"""
         return {
-            **{metric: self.score(metric).pooled for metric in ("wa", "ua", "macro_f1")},
-            "intervals": {
-                f"{metric} over {self.over}": ends for metric, (_, *ends) in found.items() if None not in ends
-            },
+            **{metric: self.score(metric).pooled for metric in ("wa", "ua", "macro_f1") if self.classes},
+            **{k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions} for k in RANGES if self.dimensions},
+            "intervals": {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()},
         }
+
+    @property
+    def intervals(self) -> dict[str, Ends]:
+        """The main metrics with their intervals, as far as they have any."""
+        asked = ["ua", "wa"] if self.classes else []
+        found = {metric: self.with_interval(metric) for metric in [*asked, *self.rated]}
+        return {metric: ends for metric, ends in found.items() if None not in ends}
+
+    def _is_rated(self, metric: str) -> bool:
+        return bool(self.dimensions) and metric in ("ccc", *self.rated)
+
+    def digits(self, metric: str) -> int:
+        """Behind the point, where it is shown."""
+        return 3 if self._is_rated(metric) else 2
+
+    @property
+    def scale(self) -> str:
+        """The lowest and highest rating of valence, arousal and dominance, such as "1..5"."""
+        return self.runs[0].config["training"]["vad_scale"]
+
+    def ratings(self, test: str = "both") -> tuple[np.ndarray, np.ndarray]:
+        """Truth and prediction of valence, arousal and dominance, `[n, D]` each, run by run, on the corpus's scale."""
+        truth = [self._column(f"truth {name}") for name in DIMENSIONS]
+        predicted = [self._column(column(f"predicted {name}", test)) for name in DIMENSIONS]
+        return np.array(truth).T, np.array(predicted).T
 
     @cached_property
     def tables(self) -> list[Any]:
@@ -224,34 +299,45 @@ class CellScores:
         lists = (t[name].to_pylist() if name in t.column_names else [None] * len(t) for t in self.tables)
         return [value for values in lists for value in values]
 
-    def _matrices(self, test: str) -> np.ndarray:
-        """C `[R, K, K]` of the runs."""
+    def _matrices(self, metric: str, test: str) -> np.ndarray:
+        """C `[R, K, K]` of the runs, or M `[R, D, 6]` of a metric that counts these."""
         if test not in self.tests:
             raise unknown("test", test, self.tests)
-        return np.array([result["tests"][test]["confusion"] for result in self.results])
+        known = [*METRICS, *self.classes] if self.classes else []
+        known += ["ccc", *self.rated] if self.dimensions else []
+        if metric not in known:
+            raise unknown("metric", metric, known)
+        counted = "moments" if self._is_rated(metric) else "confusion"
+        return np.array([result["tests"][test][counted] for result in self.results])
 
     def measure(self, metric: str, matrices: np.ndarray) -> np.ndarray:
-        """The metric of C `[…, K, K]` in percent, `[…]`."""
-        if metric not in METRICS and metric not in self.classes:
-            raise unknown("metric", metric, [*METRICS, *self.classes])
+        """The metric of C `[…, K, K]` in percent, or of M `[…, D, 6]`: `[…]`."""
+        if self._is_rated(metric):
+            kind, _, name = metric.partition(" ")
+            rated = concordance(matrices)[kind]
+            return rated[..., self.dimensions.index(name)] if name else rated.mean(-1)
         found = metrics(matrices)
         return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
 
-    def by_group(self, groups: Sequence[Any], test: str = "both") -> np.ndarray:
-        """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names.
+    def by_group(self, groups: Sequence[Any], test: str = "both", rated: bool = False) -> np.ndarray:
+        """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names; if `rated` M `[g, S, D, 6]`.
 
         `groups` are those of all predictions, run by run; what has None does not count.
         """
-        number = {name: k for k, name in enumerate(self.classes)}
-        truth = np.array([number[name] for name in self._column("truth")])
-        predicted = np.argmax(self._column("probabilities" if test == "both" else f"probabilities {test}"), 1)
         seeds, seed = np.unique(self._seeds, return_inverse=True)
         of_seed = np.repeat(seed, [table.num_rows for table in self.tables])
         kept = np.array([group is not None for group in groups])
         names, group = np.unique(np.array(groups)[kept], return_inverse=True)
-        matrices = np.zeros((len(names), len(seeds), len(number), len(number)))
-        np.add.at(matrices, (group, of_seed[kept], truth[kept], predicted[kept]), 1)
-        return matrices[:, matrices.any((0, 2, 3))]
+        shape = (len(DIMENSIONS), 6) if rated else (len(self.classes), len(self.classes))
+        counted = np.zeros((len(names), len(seeds), *shape))
+        if rated:
+            np.add.at(counted, (group, of_seed[kept]), moments(*self.ratings(test))[kept])
+        else:
+            number = {name: k for k, name in enumerate(self.classes)}
+            truth = np.array([number[name] for name in self._column("truth")])
+            predicted = np.argmax(self._column(column("probabilities", test)), 1)
+            np.add.at(counted, (group, of_seed[kept], truth[kept], predicted[kept]), 1)
+        return counted[:, counted.any((0, 2, 3))]
 
     @cached_property
     def tested(self) -> list[tuple[str, ...]]:
@@ -262,6 +348,12 @@ class CellScores:
 
 def _spread(values: np.ndarray) -> Spread:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def named(metric: str) -> str:
+    """A metric of ratings as a heading: "CCC valence"."""
+    kind, _, name = metric.partition(" ")
+    return f"{kind.upper()} {name}"
 
 
 def how_many(g: int, over: str) -> str:
@@ -290,12 +382,14 @@ def share(counted: Sequence[bool] | np.ndarray, groups: Sequence[Any]) -> Ends:
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     n, hits = np.bincount(group), np.bincount(group, np.asarray(counted, dtype=float))
     whole = 100 * float(hits.sum() / n.sum())
-    return (whole, None, None) if len(n) < FEWEST else _of_share(whole, 100 * (hits.sum() - hits) / (n.sum() - n))
+    if len(n) < FEWEST:
+        return whole, None, None
+    return _within(PERCENT, whole, 100 * (hits.sum() - hits) / (n.sum() - n))
 
 
-def _of_share(whole: float, without: np.ndarray) -> Ends:
+def _within(ends: tuple[float, float], whole: float, without: np.ndarray) -> Ends:
     low, high = jackknife_interval(whole, without)
-    return whole, max(0.0, float(low)), min(100.0, float(high))
+    return whole, max(ends[0], float(low)), min(ends[1], float(high))
 
 
 def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -334,18 +428,26 @@ def summary_text(cell: CellScores) -> str:
     """The scores of one cell for the terminal: what `ser train` ends with."""
     from tabulate import tabulate
 
-    asked = [("UA", "ua", "both"), ("WA", "wa", "both"), ("macro-F1", "macro_f1", "both")]
-    asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
-    asked += [(f"UA, {test}", "ua", test) for test in cell.tests if test != "both"]
+    asked = []
+    if cell.classes:
+        asked += [("UA", "ua", "both"), ("WA", "wa", "both"), ("macro-F1", "macro_f1", "both")]
+        asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
+        asked += [(f"UA, {test}", "ua", test) for test in cell.tests if test != "both"]
+    asked += [(named(metric), metric, "both") for metric in cell.rated]
+    asked += [(column("mean CCC", test), "ccc", test) for test in cell.tests if cell.dimensions]
     lines = []
     for name, metric, test in asked:
-        score = cell.score(metric, test)
-        spreads = [" ± ".join(f"{x:.2f}" for x in one if x is not None) for one in (score.over_seeds, score.over_folds)]
+        score, digits = cell.score(metric, test), cell.digits(metric)
+        both = score.over_seeds, score.over_folds
+        spreads = [" ± ".join(f"{x:.{digits}f}" for x in one if x is not None) for one in both]
         lines.append([name, spreads[0], str(score.seeds), spreads[1], str(score.folds)])
-    headings = ["%", "pooled over folds, over seeds", "seeds", "over folds", "folds"]
+    unit = "% (CCC, RMSE: not)" if cell.dimensions else "%"
+    headings = [unit, "pooled over folds, over seeds", "seeds", "over folds", "folds"]
     table = tabulate(lines, headings, disable_numparse=True)
-    ours = cell.to_json()
-    ends = [f"{name}: {ours[name[:2]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in ours["intervals"].items()]
+    ends = []
+    for metric, (whole, low, high) in cell.intervals.items():
+        each = [f"{x:.{cell.digits(metric)}f}" for x in (whole, low, high)]
+        ends.append(f"{metric} over {cell.over}: {each[0]} [{each[1]}, {each[2]}]")
     about = f"95 % interval of {'; '.join(ends)} ({cell.interval_over})" if ends else cell.interval_over
     notes = [cell.conditions, about]
     if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):

@@ -1,0 +1,215 @@
+"""What a run learns of an utterance: its class, its valence, arousal and dominance, or both at once.
+
+A target says how many outputs each head of a model has, what the loss compares them with, what predictions they make,
+and how these are scored. Inside a run the ends of the corpus's scale of valence, arousal and dominance are −1 and 1, so
+that an untrained head, whose outputs are about 0, says the middle; whatever a reader gets is on the corpus's scale.
+Nothing is clipped: raters' means and predictions may lie beyond its ends.
+
+    n  utterances     K  classes     D  dimensions: valence, arousal and dominance
+"""
+
+import contextlib
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ser.errors import WrongUse
+
+from .data.dataset import Dataset
+from .data.labels import DIMENSIONS, Utterances
+from .models import Fusion
+from .run_folder import column
+from .scores import dimension_scores, scores
+from .settings import TrainConfig, TrainingSettings
+
+Score = Literal["ua", "wa", "ccc"]
+# The scale that a corpus's raters used, where the ids tell the corpus: lowest and highest.
+SCALES = {
+    r"Ses0[1-5][FM]_(impro|script)\d\d\w*_[FM]\d{3}": "1..5",  # IEMOCAP (Busso et al. 2008), and the demo
+    r"MSP-IMPROV-S\d\d\w-.*": "1..5",  # Busso et al. 2017
+    r"MSP-PODCAST_\d{4}_\d{4}.*": "1..7",  # Lotfian & Busso 2019
+}
+OUTSIDE = 0.01  # of the ratings may lie outside of their scale, as a few of IEMOCAP's do; with more it is another scale
+TINY = 1e-8  # added below the CCC of a batch, where nothing varies
+
+
+def scale_of(training: TrainingSettings) -> tuple[float, float]:
+    """The lowest and the highest rating, such as 1 and 5. Raises `WrongUse` where `vad_scale` is not a range."""
+    low, _, high = training.vad_scale.partition("..")
+    with contextlib.suppress(ValueError):
+        if float(low) < float(high) < float("inf"):
+            return float(low), float(high)
+    raise WrongUse(f"--set vad_scale={training.vad_scale[:200]}: must be auto, or a range such as 1..5")
+
+
+class Target:
+    """One of the classes of the label policy: `--target class`. And what all targets share.
+
+    A head has K outputs if the target is `labelled`, then D if it is `rated`: logits of the classes, and ratings.
+    """
+
+    labelled, rated = True, False
+    select: tuple[Score, ...] = ("ua", "wa")  # the scores by which an epoch can be selected, the default first
+    unused: tuple[str, ...] = ("vad_loss", "vad_weight", "vad_scale")  # settings that change nothing
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def width(self, classes: int) -> int:
+        """Outputs of each head."""
+        return classes * self.labelled + len(DIMENSIONS) * self.rated
+
+    def build(self, fusion: Fusion, settings: Any, dims: Mapping[str, int], classes: int) -> nn.Module:
+        """The fusion's model with heads of that width; one that reads its own `predictions` gets the target's."""
+        model = fusion.build(settings, dims, self.width(classes))
+        if hasattr(model, "predictions"):
+            model.predictions = self.predictions  # type: ignore[assignment]
+        return model
+
+    def settled(self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset) -> TrainingSettings:
+        """The training settings with what this target chooses by itself. Raises `WrongUse` for what it cannot use."""
+        usual = TrainingSettings()
+        for key in self.unused:
+            if getattr(training, key) != getattr(usual, key):
+                raise WrongUse(f"--set {key}: --target {self.name} has no use for it; leave it out")
+        if training.select_score not in self.select:
+            if training.select_score != usual.select_score:
+                known = " or ".join(self.select)
+                raise WrongUse(f"--set select_score={training.select_score}: --target {self.name} selects by {known}")
+            training = replace(training, select_score=self.select[0])
+        return training
+
+    def truth(self, data: Dataset, training: TrainingSettings) -> Tensor | None:
+        """What the loss compares the outputs for all utterances with; None is their classes, int64 `[n]`."""
+        return data.targets if training.soft_labels else None
+
+    def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
+        """Of the outputs of one head for a batch, summed or averaged over it as `config.reduction` says.
+
+        Σ_i −log P(ŷ_i = y_i) for classes `[n]`; for soft labels p `[n, K]` (USC §3.2) Σ_i Σ_k −p_ik log P(ŷ_i = k).
+        """
+        return F.cross_entropy(outputs, truth, reduction=config.reduction)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """What the outputs of a head say, of the same shape: probabilities of the classes, and ratings as they are."""
+        k = outputs.shape[1] - len(DIMENSIONS) * self.rated
+        return torch.cat([outputs[:, :k].softmax(1), outputs[:, k:]], 1)
+
+    def scored(
+        self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
+    ) -> dict[str, Any]:
+        """All scores of predictions for the rows, among them those of `select`, as a run's result.json holds them."""
+        classes, found = utterances.classes, dict[str, Any]()
+        if self.labelled:
+            found = scores(utterances.labels[rows], predicted[:, : len(classes)].argmax(1), classes)
+        if self.rated:
+            found |= dimension_scores(utterances.dimensions[rows], rated_as(predicted, config.training))
+        return found
+
+    def columns(
+        self, utterances: Utterances, rows: np.ndarray, tests: Mapping[str, np.ndarray], config: TrainConfig
+    ) -> dict[str, Any]:
+        """Truth and predictions, by test, as the columns of a run's predictions.parquet.
+
+        Ratings are on the corpus's scale: "truth valence", "predicted valence", "predicted valence only text", ….
+        """
+        classes, k = utterances.classes, len(utterances.classes)
+        columns: dict[str, Any] = {}
+        if self.labelled:
+            columns["truth"] = [classes[label] for label in utterances.labels[rows]]
+            columns["predicted"] = [classes[label] for label in tests["both"][:, :k].argmax(1)]
+            columns |= {column("probabilities", test): list(found[:, :k]) for test, found in tests.items()}
+        for d, name in enumerate(DIMENSIONS if self.rated else ()):
+            columns[f"truth {name}"] = utterances.dimensions[rows, d]
+            rated = {test: rated_as(found, config.training)[:, d] for test, found in tests.items()}
+            columns |= {column(f"predicted {name}", test): values for test, values in rated.items()}
+        return columns
+
+
+class Vad(Target):
+    """Valence, arousal and dominance: `--target vad`. An utterance needs no label, and there are no classes."""
+
+    labelled, rated = False, True
+    select: tuple[Score, ...] = ("ccc",)
+    unused: tuple[str, ...] = ("vad_weight", "soft_labels")
+
+    def settled(self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset) -> TrainingSettings:
+        """With the scale of the corpus in the place of `auto`."""
+        training = super().settled(fusion, settings, training, data)
+        if getattr(settings, "released", False):
+            raise WrongUse(
+                f"released=true makes probabilities of classes alone; leave it out with --target {self.name}"
+            )
+        if training.vad_loss == "ccc" and fusion.unit == "utterance" and settings.batch_size == 1:
+            raise WrongUse("vad_loss=ccc compares the utterances of a batch; use batch_size=2 or more, or vad_loss=mse")
+        ratings, corpus = data.utterances.dimensions, data.described["corpus"]
+        if training.vad_scale == "auto":
+            known = [scale for form, scale in SCALES.items() if all(re.fullmatch(form, i) for i in data.utterances.ids)]
+            if not known:
+                raise WrongUse(
+                    f"--target {self.name}: the scale on which corpus {corpus} rates valence, arousal and dominance is "
+                    "not known; say it, such as --set vad_scale=1..5"
+                )
+            training = replace(training, vad_scale=known[0])
+        low, high = scale_of(training)
+        if np.mean((ratings < low) | (ratings > high)) > OUTSIDE:
+            raise WrongUse(
+                f"--set vad_scale={training.vad_scale}: corpus {corpus} has ratings from {ratings.min():g} to "
+                f"{ratings.max():g}; give the scale that its raters used"
+            )
+        return training
+
+    def truth(self, data: Dataset, training: TrainingSettings) -> Tensor | None:
+        """The ratings, the ends of their scale at −1 and 1, `[n, D]`; before them class numbers or soft labels."""
+        low, high = scale_of(training)
+        ratings = torch.from_numpy(2 * (data.utterances.dimensions - low) / (high - low) - 1).float()
+        if not self.labelled:
+            return ratings
+        soft = super().truth(data, training)
+        return torch.cat([torch.from_numpy(data.utterances.labels)[:, None] if soft is None else soft, ratings], 1)
+
+    def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
+        """The mean over the dimensions of 1 − CCC, or of the mean squared error; times n where losses are summed.
+
+        With classes that of these + `vad_weight` times it.
+        """
+        d = len(DIMENSIONS)
+        each = concordance_loss if config.training.vad_loss == "ccc" else F.mse_loss
+        ratings = each(outputs[:, -d:], truth[:, -d:]) * (len(outputs) if config.reduction == "sum" else 1)
+        if not self.labelled:
+            return ratings
+        classes = truth[:, :-d] if truth.shape[1] > d + 1 else truth[:, 0].long()
+        return super().loss(outputs[:, :-d], classes, config) + config.training.vad_weight * ratings
+
+
+class ClassAndVad(Vad):
+    """Both at once: `--target class+vad`."""
+
+    labelled, select, unused = True, ("ua", "wa", "ccc"), ()
+
+
+def rated_as(predicted: np.ndarray, training: TrainingSettings) -> np.ndarray:
+    """The ratings of a target's predictions on the corpus's scale, float64 `[n, D]`."""
+    low, high = scale_of(training)
+    return low + (high - low) * (predicted[:, -len(DIMENSIONS) :].astype(np.float64) + 1) / 2
+
+
+def concordance_loss(predicted: Tensor, truth: Tensor) -> Tensor:
+    """1 − the mean over the columns of Lin's CCC of a batch `[n, D]`; see `scores.concordance`.
+
+    1, without a gradient, for a batch of one utterance or of equal ratings, in which nothing varies with the truth.
+    """
+    p, t = predicted - predicted.mean(0), truth - truth.mean(0)
+    apart = (predicted.mean(0) - truth.mean(0)).square()
+    ccc = 2 * (p * t).mean(0) / (p.square().mean(0) + t.square().mean(0) + apart + TINY)
+    return 1 - ccc.mean()
+
+
+# By the names that `--target` takes, which are in options.py.
+TARGETS: dict[str, Target] = {one.name: one for one in (Target("class"), Vad("vad"), ClassAndVad("class+vad"))}
