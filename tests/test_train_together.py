@@ -145,7 +145,15 @@ def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
         {"loss": "perspective", "select": "best-test"},
         {"fusion": "ef-add", "select": "last", "more": ("dropout=0",)},
         {"fusion": "audio", "features": "is13"},
-        {"more": ("shuffle_labels=true", "reduction=mean", "select_score=wa")},
+        {
+            "more": (
+                "shuffle_labels=true",
+                "reduction=mean",
+                "select_score=macro_f1",
+                "class_weights=inverse",
+                "focal_gamma=1",
+            )
+        },
         {"precision": "bf16"},
     ],
     ids=str,

@@ -29,7 +29,7 @@ from .settings import TrainConfig
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of a run's log; `wa` and `ua` of the part that is evaluated (dev, or test with best-test), if any."""
+    """One line of a run's log, with scores of the part that is evaluated (dev, or test with best-test), if any."""
 
     stage: str
     epoch: int  # from 1
@@ -37,6 +37,7 @@ class Epoch:
     loss: float  # mean per utterance
     wa: float | None
     ua: float | None
+    macro_f1: float | None
     seconds: float  # of runs that are trained at once, each its share
     kept: bool  # whether this epoch is the one to keep so far
 
@@ -79,7 +80,9 @@ def fit(
     eval_rows = rows_to_evaluate(fold, config)
     eval_labels = data.utterances.labels[eval_rows]
     scaling = fit_standardizers(data, fold, settings)
-    train_data, train_rows = with_views(shuffled(data, fold, config), fold.train)
+    learnt = shuffled(data, fold, config)
+    weights = class_weights(learnt, fold, config)
+    train_data, train_rows = with_views(learnt, fold.train)
     per_batch = scaling
     if fusion.level == "vector":  # small enough to be scaled once, instead of in every epoch
         plain, per_batch = data, {}
@@ -107,8 +110,8 @@ def fit(
             started = time.perf_counter()
             losses, sizes = [], []
             model.train()
-            soft, size = config.training.soft_labels, settings.batch_size
-            batches = train_data.batches(train_rows, fusion.unit, size, per_batch, random["shuffling"], soft)
+            soft, size, draw = config.training.soft_labels, settings.batch_size, config.training.sampler
+            batches = train_data.batches(train_rows, fusion.unit, size, per_batch, random["shuffling"], soft, draw)
             for update, batch in enumerate(batches, epoch * updates):
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
                 if fusion.hide is not None:
@@ -116,7 +119,7 @@ def fit(
                 batch.heads = config.heads(stage)
                 with config.autocast():
                     outputs = {head: logits.float() for head, logits in model(batch).items()}
-                loss = training_loss(outputs, batch.truth, config, stage)
+                loss = training_loss(outputs, batch.truth, config, stage, weights)
                 losses.append(loss.detach())
                 sizes.append(1 if config.reduction == "sum" else len(batch))
                 if not loss.is_cuda and not math.isfinite(loss.item()):  # a GPU would have to wait for every loss
@@ -198,17 +201,58 @@ def learning_rate(settings: Any, update: int) -> float:
 LOSSES: dict[str, tuple[str, ...]] = {"single": ("logits",), "perspective": ("audio", "text", "logits")}
 
 
-def training_loss(outputs: Mapping[str, Tensor], truth: Tensor, config: TrainConfig, stage: Stage) -> Tensor:
+def class_weights(data: Dataset, fold: Fold, config: TrainConfig) -> Tensor | None:
+    """Weights w [K] by the classes' sizes n_k in the training part, float32; None with `class_weights=none`.
+
+    inverse    w_k ∝ 1 / n_k: every class has the same part in the loss
+    effective  w_k ∝ (1 − β) / (1 − β^n_k), by the effective number of samples (Cui et al. 2019, eq. 2)
+
+    Scaled so that Σ_k n_k w_k = Σ_k n_k, the mean weight of a training utterance being 1: so the loss and the rate keep
+    their scale, and `inverse` is scikit-learn's "balanced". Soft labels count by their shares; a class of which there
+    is nothing weighs 0.
+    """
+    kind, beta = config.training.class_weights, config.training.effective_beta
+    if kind == "none":
+        return None
+    sizes = np.bincount(data.utterances.labels[fold.train], minlength=len(data.utterances.classes)).astype(float)
+    if config.training.soft_labels and data.targets is not None:
+        sizes = data.targets.numpy()[fold.train].sum(0, dtype=float)
+    effective = sizes if kind == "inverse" else -np.expm1(sizes * math.log(beta)) / (1 - beta)
+    weights = np.divide(1, effective, out=np.zeros_like(sizes), where=sizes > 0)
+    return torch.from_numpy(weights * sizes.sum() / (weights @ sizes)).float().to(config.device)
+
+
+def training_loss(
+    outputs: Mapping[str, Tensor], truth: Tensor, config: TrainConfig, stage: Stage, weights: Tensor | None = None
+) -> Tensor:
     """The sum over the heads, by `config.loss` or of the stage's one, of Σ_i −log P(ŷ_i = y_i), or of its mean over i.
 
     Logits are [n, K] each, the truth classes [n], or soft labels p [n, K] (USC §3.2): Σ_i Σ_k −p_ik log P(ŷ_i = k).
+    With `weights` w [K] or `focal_gamma` γ each term has the factor w_k (1 − P(ŷ_i = k))^γ (Lin et al. 2017, eq. 5).
     Raises `WrongUse` for a model without the heads of the loss.
     """
     heads = LOSSES[config.loss] if stage.output == "logits" else (stage.output,)
     if not outputs.keys() >= set(heads):
         raise WrongUse(f"--loss {config.loss} needs audio and text heads, as lgf-add has them; use --loss single")
-    losses = [F.cross_entropy(outputs[head], truth, reduction=config.reduction) for head in heads]
+    if weights is None and not config.training.focal_gamma:
+        losses = [F.cross_entropy(outputs[head], truth, reduction=config.reduction) for head in heads]
+    else:
+        losses = [weighted_loss(outputs[head], truth, config, weights) for head in heads]
     return sum(losses[1:], start=losses[0])
+
+
+def weighted_loss(logits: Tensor, truth: Tensor, config: TrainConfig, weights: Tensor | None) -> Tensor:
+    """The weighted or focal loss of one head, see `training_loss`: a sum, or a mean over the utterances with a truth.
+
+    Unlike torch's, the mean does not divide by the weights of the batch, by chance few or many.
+    """
+    logs = logits.log_softmax(1)
+    # One class each, and none where it is no class, as in the rows of `fit_many` that hold nobody.
+    shares = truth if truth.ndim == 2 else (truth[:, None] == torch.arange(logs.shape[1], device=logs.device)).float()
+    missed = (-torch.expm1(logs)).clamp_min(torch.finfo(logs.dtype).tiny)  # of 0, powers below 1 have no gradient
+    factors = missed**config.training.focal_gamma * (1 if weights is None else weights)
+    total = -(shares * factors * logs).sum()
+    return total if config.reduction == "sum" else total / shares.any(1).sum()
 
 
 def divergence(losses: Sequence[float], stage: Stage, epoch: int) -> str | None:
@@ -275,14 +319,14 @@ class Selection:
     def add(self, stage: Stage, epoch: int, loss: float, matrix: np.ndarray | None, seconds: float) -> Epoch:
         """Note an epoch (from 0) with C [K, K] of the evaluated part, and say whether it is the one to keep so far."""
         found = {} if matrix is None else metrics(matrix)
-        wa, ua = (float(found[name]) if name in found else None for name in ("wa", "ua"))
-        score = ua if self.config.training.select_score == "ua" else wa
+        seen = {name: float(found[name]) if name in found else None for name in ("wa", "ua", "macro_f1")}
+        score = seen[self.config.training.select_score]
         if self.config.select == "last":
             score = float(epoch)
         kept = score is not None and score > self.best
         self.best = score if kept and score is not None else self.best
         name = f"{stage.name} again" if self.chosen else stage.name
-        line = Epoch(name, epoch + 1, self.epochs(stage), loss, wa, ua, seconds, kept)
+        line = Epoch(name, epoch + 1, self.epochs(stage), loss, **seen, seconds=seconds, kept=kept)
         self.history.append(asdict(line))
         return line
 

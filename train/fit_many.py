@@ -24,6 +24,7 @@ from .fit import (
     Epoch,
     Fitted,
     Selection,
+    class_weights,
     divergence,
     fit_standardizers,
     learning_rate,
@@ -76,7 +77,10 @@ def fit_many(
     optimiser = make_optimiser(stack.weights, stage, settings)
     kinds = sorted({each.loss for each in configs})
     kind = torch.tensor([[kinds.index(each.loss) for each in configs]], device=device)  # [1, R]
-    losses_of = [partial(training_loss, config=replace(config, loss=name), stage=stage) for name in kinds]
+    weights = class_weights(data, fold, config)  # of all runs: labels that are shuffled have the same sizes
+    losses_of = [
+        partial(training_loss, config=replace(config, loss=name), stage=stage, weights=weights) for name in kinds
+    ]
     kept = {name: weight.detach().clone() for name, weight in stack.weights.items()}
     selections = [Selection(each, {}) for each in configs]
     faults: dict[int, str] = {}

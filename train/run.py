@@ -135,7 +135,7 @@ def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) 
             values = {name: value for name, value in asdict(event).items() if value is not None}
             log(" · ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()))
             if curves is not None:
-                for name in values.keys() & {"loss", "wa", "ua"}:
+                for name in values.keys() & {"loss", "wa", "ua", "macro_f1"}:
                     curves.add_scalar(f"{event.stage}/{name}", values[name], event.epoch)
                 curves.flush()
             if on_epoch:
