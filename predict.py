@@ -28,6 +28,7 @@ from ser.train.data.labels import Utterances
 from ser.train.fit import predict as probabilities_of
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, find_runs
+from ser.train.scores import CellScores, tempered
 from ser.train.settings import TrainConfig, TrainingSettings, recorded
 from ser.weights.find import parse_models
 
@@ -47,12 +48,17 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one utterance. `without` names the modalities that it had to do without."""
+    """What the model says of one utterance. `without` names the modalities that it had to do without.
+
+    The probabilities are those after the run's temperature, if it has one. `abstained`: the highest is below what was
+    asked for, so that the label is no answer.
+    """
 
     id: str
     label: str
     probabilities: dict[str, float]
     without: tuple[str, ...] = ()
+    abstained: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,11 @@ def predict(
     table: str | Path | None = None,
     models: Mapping[str, str] | Iterable[str] = (),
     device: str = "auto",
+    abstain_below: float = 0.0,
 ) -> Answer:
     """Classify audio files, one of them with its transcript `text`, or the turns of a table.
+
+    No answer is given where the highest probability is `abstain_below` this.
 
     `models` says where encoder weights lie now ({"hubert": folder}, or "hubert=FOLDER" entries); by default where the
     run's features found them. Raises `WrongUse` for what the run cannot take, naming the reason.
@@ -81,9 +90,9 @@ def predict(
         raise WrongUse("give audio files (with --text one alone), or a table of turns with a column text, and not both")
     predictor = Predictor(run, models, device)
     if table is not None:
-        return predictor(read_turns(Path(table), "audio" in predictor.fusion.inputs))
+        return predictor(read_turns(Path(table), "audio" in predictor.fusion.inputs), abstain_below)
     files = [Turn(str(path), Path(path), text) for path in audio]
-    return predictor(files or [Turn("text", None, text)])
+    return predictor(files or [Turn("text", None, text)], abstain_below)
 
 
 class Predictor:
@@ -95,6 +104,7 @@ class Predictor:
         fitted, self.fusion, self.settings = load_model(self.run)
         self.model, self.scaling = fitted.model.to(self.device), fitted.scaling
         self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
+        self.temperature: float | None = (self.run.result.get("calibration") or {}).get("temperature")
         self._features = self._resolve(parse_models(models))
         self._extractor = OnlineExtractor(self.device)
 
@@ -113,9 +123,10 @@ class Predictor:
             raise unknown("feature of this run in --model", name, known)
         return {modality: resolve_again(spec, models) for modality, spec in specs.items()}
 
-    def __call__(self, turns: Sequence[Turn]) -> Answer:
+    def __call__(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> Answer:
         """Classify the turns. Those that cannot be read stand in `unusable` with the reason, as in extraction.
 
+        A prediction whose highest probability is `abstain_below` that is no answer, and says so.
         Raises `WrongUse` for a turn that lacks a modality which training never hid from the model.
         """
         turns = [replace(turn, text=turn.text if turn.text and turn.text.strip() else None) for turn in turns]
@@ -133,7 +144,7 @@ class Predictor:
                     "masking, so it has never seen an utterance without it; give its audio file, and its transcript by "
                     "--text or a column text in the table"
                 )
-        notes = self._notes(turns)
+        notes = self._notes(turns, abstain_below)
         unusable: dict[str, str] = {}
         usable: list[tuple[Turn, tuple[str, ...], dict[str, np.ndarray]]] = []
         with one_thread():  # as extraction and training compute
@@ -150,14 +161,23 @@ class Predictor:
             probabilities = self._probabilities(*zip(*usable, strict=True))
         if len(faulty := np.flatnonzero(~np.isfinite(probabilities).all(1))):
             raise SerError(f"{usable[faulty[0]][0].id}: the model's probabilities of it became nan; train another run")
+        labels = [self.classes[k] for k in probabilities.argmax(1)]  # before the temperature, which may round to equals
+        if self.temperature is not None:
+            probabilities = tempered(probabilities, self.temperature)
         predictions = [
-            Prediction(turn.id, self.classes[row.argmax()], dict(zip(self.classes, row.tolist(), strict=True)), lacking)
-            for (turn, lacking, _), row in zip(usable, probabilities, strict=True)
+            Prediction(turn.id, label, dict(zip(self.classes, row, strict=True)), lacking, max(row) < abstain_below)
+            for (turn, lacking, _), label, row in zip(usable, labels, probabilities.tolist(), strict=True)
         ]
         return Answer(predictions, unusable, notes)
 
-    def _notes(self, turns: Sequence[Turn]) -> list[str]:
+    def _notes(self, turns: Sequence[Turn], abstain_below: float) -> list[str]:
         notes = []
+        if abstain_below > 0:
+            (answered, *_), right = CellScores([self.run]).abstaining(abstain_below)
+            so = f", and {right[0]:.1f} % of those rightly" if right else ""
+            notes.append(f"below {abstain_below:g} no answer: on its test part the run answered {answered:.1f} %{so}")
+            if self.temperature is None:
+                notes.append("the run has no temperature, so its probabilities may be too sure of themselves")
         name, inputs, result = self.fusion.name, self.fusion.inputs, self.run.result
         if result["synthetic"]:
             notes.append("trained on synthetic speech: shows that the pipeline works, and says nothing about people")

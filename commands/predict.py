@@ -23,6 +23,13 @@ from .output import answer, say
     help="CSV, TSV, Parquet or JSONL with columns audio, text, dialogue, turn, speaker; paths are relative to it.",
 )
 @config_options(ExtractionConfig, "models", "device")
+@click.option(
+    "--abstain-below",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="P",
+    help="Give no answer where the highest probability is below P; says what that meant on the run's test part.",
+)
 @json_option
 @click.pass_context
 def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> None:
@@ -30,7 +37,8 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
 
     Features are computed with the models and settings that the run records, or not at all: weights that --model names
     must have the run's digest. A model trained with random modality masking does without a transcript; a model of
-    dialogues takes its turns from a table.
+    dialogues takes its turns from a table. Probabilities are those after the temperature that the run fitted on its dev
+    part, if it has one.
 
     \b
     Examples:
@@ -44,7 +52,12 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
         answer({"run": str(run), **asdict(found)})
     else:
         rows = [
-            [one.id, one.label, *one.probabilities.values(), f"without {', '.join(one.without)}" if one.without else ""]
+            [
+                one.id,
+                "abstained" if one.abstained else one.label,
+                *one.probabilities.values(),
+                f"without {', '.join(one.without)}" if one.without else "",
+            ]
             for one in found.predictions
         ]
         answer(rows, ["", "emotion", *found.predictions[0].probabilities, ""], floatfmt=".3f")

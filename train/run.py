@@ -21,8 +21,8 @@ from .finetune import reopened
 from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
 from .models import FUSIONS, Fusion
-from .run_folder import AGAIN, CONFIG, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
-from .scores import scores
+from .run_folder import AGAIN, CONFIG, DEV, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
+from .scores import ece, fit_temperature, reliability, scores, tempered
 from .settings import TrainConfig, recorded
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
@@ -151,25 +151,43 @@ def _finish(
     utterances, rows = data.utterances, fold.test
     classes, truth = utterances.classes, utterances.labels[rows]
     tests = predict_tests(fitted, data.on(plan.device), rows, plan)
-    if not all(np.isfinite(found).all() for found in tests.values()):
+    dev = (
+        fold.dev[:0] if plan.training.refit else fold.dev
+    )  # how sure a model is of what it was trained on says nothing
+    on_dev: dict[str, np.ndarray] = {}
+    if len(dev):
+        logits = frozenset({"logits"})
+        on_dev["both"] = predict(fitted.model, data.on(plan.device), dev, plan, fitted.scaling, heads=logits)["logits"]
+    if not all(np.isfinite(found).all() for found in (*tests.values(), *on_dev.values())):
         return Diverged("the predictions became nan; try a lower lr or --set clip_norm=1", {}, {})
-    columns: dict[str, Any] = {
-        "id": [utterances.ids[row] for row in rows],
-        "speaker": [utterances.speakers[row] for row in rows],
-        "dialogue": utterances.dialogues[rows],
-        "truth": [classes[k] for k in truth],
-        "predicted": [classes[k] for k in tests["both"].argmax(1)],
-    }
-    columns |= {f"probabilities {name}".removesuffix(" both"): list(found) for name, found in tests.items()}
+
+    def columns(rows: np.ndarray, tests: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {
+            "id": [utterances.ids[row] for row in rows],
+            "speaker": [utterances.speakers[row] for row in rows],
+            "dialogue": utterances.dialogues[rows],
+            "truth": [classes[k] for k in utterances.labels[rows]],
+            "predicted": [classes[k] for k in tests["both"].argmax(1)],
+            **{f"probabilities {name}".removesuffix(" both"): list(found) for name, found in tests.items()},
+        }
+
     tested = {name: scores(truth, found.argmax(1), classes) for name, found in tests.items()}
     files = run.write_json(CONFIG, config) | write_model(run, snapshot(fitted.model), fitted.scaling)
-    files |= run.write_predictions(columns)
+    files |= run.write_predictions(columns(rows, tests))
+    calibration = None
+    if on_dev:
+        files |= run.write_predictions(columns(dev, on_dev), DEV)
+        temperature = fit_temperature(utterances.labels[dev], on_dev["both"])
+        before, after = tests["both"], tempered(tests["both"], temperature)
+        errors = {name: ece(reliability(truth, found)) for name, found in (("ece", before), ("ece_tempered", after))}
+        calibration = {"temperature": temperature, "n_dev": len(dev), **errors}
     result = {
         **tested["both"],
         **{key: config[key] for key in ("corpus", "fusion", "loss", "protocol", "select", "fold", "seed")},
         "labels": config["labels"]["policy"],
         "classes": list(classes),
         "tests": tested,
+        "calibration": calibration,
         **known_before(fold.refitted if plan.training.refit else fold, utterances),
         "synthetic": data.notes["synthetic"],
         "random_weights": data.notes["random_weights"],

@@ -22,6 +22,10 @@ from ser.errors import CorruptStore, WrongUse, unknown
 from .run_folder import Run
 
 METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
+SHOWN = {"UA": "ua", "WA": "wa", "macro-F1": "macro_f1"}  # wherever scores are told
+BINS = 15  # of confidence, equally wide (Guo et al. 2017, §2)
+TEMPERATURES = (0.05, 20.0)  # the lowest and the highest that may be fitted
+LEVEL = 0.9  # of conformal sets: the share that is to hold the true class
 FEWEST = 4  # groups of an interval: of fewer, it is too wide or too uncertain to say anything
 COLUMNS = {"speakers": "speaker", "dialogues": "dialogue", "utterances": "id"}  # of the predictions
 NO_COMPARISON = "no comparison with the paper is meant"
@@ -85,6 +89,56 @@ def scores(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str
         "confusion": matrix.tolist(),
         "n": int(matrix.sum()),
     }
+
+
+def reliability(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """What a reliability diagram shows of p `[n, K]`: `[BINS, 3]`, for each bin n, Σ confidence and the hits.
+
+    The confidence is the highest probability c; bin b takes b / BINS < c ≤ (b + 1) / BINS.
+    """
+    confidence, right = probabilities.max(1).astype(float), probabilities.argmax(1) == truth
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    return np.stack([np.bincount(bins, weights, BINS) for weights in (np.ones(len(bins)), confidence, right)], 1)
+
+
+def ece(bins: np.ndarray) -> float:
+    """The expected calibration error in [0, 1], Σ_b n_b / n · |share right − mean confidence| (Guo et al. 2017, eq. 3).
+
+    >>> ece(reliability(np.array([0, 1]), np.array([[0.75, 0.25], [0.75, 0.25]])))  # 75 % sure, 50 % right
+    0.25
+    """
+    return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / bins[:, 0].sum())
+
+
+def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities `[n, K]` of the logits divided by T, softmax(log p / T); their order in a row does not change."""
+    from scipy.special import softmax
+
+    tiny = np.finfo(np.float32).tiny
+    return softmax(np.log(np.maximum(probabilities, tiny, dtype=float)) / temperature, axis=1)
+
+
+def fit_temperature(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    """T within `TEMPERATURES` with the least mean −log p of the true classes (Guo et al. 2017, §4.2)."""
+    from scipy.optimize import minimize_scalar
+
+    def nll(log_t: float) -> float:
+        found = tempered(probabilities, np.exp(log_t))[np.arange(len(truth)), truth]
+        return -float(np.log(np.maximum(found, 1e-300)).mean())
+
+    return float(np.exp(minimize_scalar(nll, bounds=np.log(TEMPERATURES), method="bounded").x))
+
+
+def conformal_threshold(truth: np.ndarray, probabilities: np.ndarray, level: float = LEVEL) -> float:
+    """The lowest probability of a class in its set: split conformal prediction with the score 1 − p of the true class.
+
+    Of n calibration utterances the ⌈(n + 1) · level⌉-th smallest score is the largest to be taken in (LAC; Sadinle, Lei
+    & Wasserman 2019); 0, so that every class is, where n is too small. Were new utterances exchangeable with these, as
+    those of other speakers are not, a share of at least `level` of the sets would hold the true class.
+    """
+    scores = np.sort(probabilities[np.arange(len(truth)), truth])[::-1]
+    rank = int(np.ceil(round((len(scores) + 1) * level, 9)))
+    return float(scores[rank - 1]) if rank <= len(scores) else 0.0
 
 
 @dataclass(frozen=True)
@@ -205,14 +259,70 @@ class CellScores:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Pooled WA, UA and macro-F1 with the intervals of the first two, in percent, by "ua over speakers", …"""
-        found = {metric: self.with_interval(metric) for metric in ("ua", "wa")}
+        """Pooled WA, UA and macro-F1, with their intervals by "ua over speakers", …, and calibration, in percent."""
+        found = {metric: self.with_interval(metric) for metric in SHOWN.values()}
+        after, sets = self.reliability(after=True)[0] if self.temperatures else None, self.conformal
         return {
-            **{metric: self.score(metric).pooled for metric in ("wa", "ua", "macro_f1")},
+            **{metric: pooled for metric, (pooled, *_) in found.items()},
+            "calibration": {"ece": self.reliability()[0], "ece_tempered": after, "temperatures": self.temperatures},
+            "conformal": sets and {"level": 100 * LEVEL, "coverage": sets[0], "size": sets[1]},
             "intervals": {
                 f"{metric} over {self.over}": ends for metric, (_, *ends) in found.items() if None not in ends
             },
         }
+
+    @cached_property
+    def _given(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The true classes `[n]` and the probabilities `[n, K]` of each run."""
+        return [self._arrays(table) for table in self.tables]
+
+    def _arrays(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
+        truth = np.array([self.classes.index(name) for name in table["truth"].to_pylist()])
+        return truth, np.array(table["probabilities"].to_pylist())
+
+    @property
+    def temperatures(self) -> list[float]:
+        """That of each run; none where a run has none, without a dev part or written by an earlier ser."""
+        found = [(result.get("calibration") or {}).get("temperature") for result in self.results]
+        return [] if None in found else found
+
+    def probabilities(self, after: bool) -> list[np.ndarray]:
+        """Those `[n, K]` of each run, as they are or `after` its temperature, if all have one."""
+        scale = self.temperatures if after else []
+        return [p if not scale else tempered(p, scale[run]) for run, (_, p) in enumerate(self._given)]
+
+    def reliability(self, after: bool = False) -> tuple[float, np.ndarray]:
+        """The ECE in percent, pooled over the folds of a seed and the mean over the seeds, and the bins of all runs."""
+        pairs = zip(self._given, self.probabilities(after), strict=True)
+        bins = np.array([reliability(truth, probabilities) for (truth, _), probabilities in pairs])
+        by_seed = [ece(bins[self._seeds == seed].sum(0)) for seed in np.unique(self._seeds)]
+        return 100 * float(np.mean(by_seed)), bins.sum(0)
+
+    def abstaining(self, below: float) -> tuple[Ends, Ends | None]:
+        """The share that is answered if no answer is given `below` a probability, and the share of those that is right.
+
+        Probabilities are those after the temperature, if there is one.
+        """
+        found = np.concatenate(self.probabilities(after=True))
+        right = np.concatenate([p.argmax(1) == truth for truth, p in self._given])
+        answered, groups = found.max(1) >= below, np.array(self.groups(self.over))
+        return share(answered, groups), share(right[answered], groups[answered]) if answered.any() else None
+
+    @cached_property
+    def conformal(self) -> tuple[Ends, float] | None:
+        """The share of the sets that hold the true class and their mean size, calibrated on each run's dev part.
+
+        By the probabilities as they are, so that nothing but the epoch was chosen there. None where a run has none.
+        """
+        dev = [run.dev_predictions for run in self.runs]
+        if any(table is None for table in dev):
+            return None
+        held, sizes = [], []
+        for table, (truth, probabilities) in zip(dev, self._given, strict=True):
+            inside = probabilities >= conformal_threshold(*self._arrays(table))
+            held.append(inside[np.arange(len(truth)), truth])
+            sizes.append(inside.sum(1))
+        return share(np.concatenate(held), self.groups(self.over)), float(np.concatenate(sizes).mean())
 
     @cached_property
     def tables(self) -> list[Any]:
@@ -334,7 +444,7 @@ def summary_text(cell: CellScores) -> str:
     """The scores of one cell for the terminal: what `ser train` ends with."""
     from tabulate import tabulate
 
-    asked = [("UA", "ua", "both"), ("WA", "wa", "both"), ("macro-F1", "macro_f1", "both")]
+    asked = [(name, metric, "both") for name, metric in SHOWN.items()]
     asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
     asked += [(f"UA, {test}", "ua", test) for test in cell.tests if test != "both"]
     lines = []
@@ -345,9 +455,17 @@ def summary_text(cell: CellScores) -> str:
     headings = ["%", "pooled over folds, over seeds", "seeds", "over folds", "folds"]
     table = tabulate(lines, headings, disable_numparse=True)
     ours = cell.to_json()
-    ends = [f"{name}: {ours[name[:2]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in ours["intervals"].items()]
+    told = ours["intervals"].items()
+    ends = [f"{name}: {ours[name.split()[0]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in told]
     about = f"95 % interval of {'; '.join(ends)} ({cell.interval_over})" if ends else cell.interval_over
-    notes = [cell.conditions, about]
+    error, sets = ours["calibration"], ours["conformal"]
+    sure = f"ECE {error['ece']:.2f}"
+    if error["temperatures"]:
+        sure += f", with a temperature fitted on dev {error['ece_tempered']:.2f} ({BINS} bins)"
+    if sets:
+        sure += f"; sets for {sets['level']:.0f} % hold the true class in {sets['coverage'][0]:.2f} %, "
+        sure += f"mean size {sets['size']:.2f} (no guarantee across speakers)"
+    notes = [cell.conditions, about, sure]
     if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
         notes.append(f"left out: {absent}")
     return "\n".join([table, *notes, *filter(None, [cell.caveat])])

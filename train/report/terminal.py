@@ -10,6 +10,7 @@ from ser.train.recipe import Recipe
 from ser.train.run_folder import Run
 from ser.train.scores import METRICS, CellScores, Score, caveat
 
+from .calibration import calibration_table
 from .cells import Cell
 from .paper import beside, claimed, differences
 from .sections import cautions, papers_table, papers_tests_table, results_table, significance_table
@@ -45,7 +46,7 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         if cell.test not in ours.tests:
             raise WrongUse(f"cell '{cell.name}': its model has no test '{cell.test}', only {', '.join(ours.tests)}")
         finished[cell.name] = ours, cell.test
-        asked, known = [*_metrics(paper), "ua", "wa"], {*METRICS, *ours.classes}
+        asked, known = [*_metrics(paper), "ua", "wa", "macro_f1"], {*METRICS, *ours.classes}
         found = {metric: ours.score(metric, cell.test) for metric in asked if metric in known}
         meant = paper or cell.name == recipe.tested
         barred, others = differences(ours.runs, cell, recipe.models) if meant else ((), ())
@@ -91,6 +92,7 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     for row in rows:
         of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
         line: dict[str, Any] = {"cell": row.cell, **of_paper}
+        line["ours macro-F1 %"] = (f1 := row.scores.get("macro_f1")) and f1.over_seeds
         shape = f"{ua.folds} × {ua.seeds}" if (ua := row.scores.get("ua")) else ""
         line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
         if any(other.compared for other in rows):
@@ -122,7 +124,7 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
         raise WrongUse("--paired compares cells, and these runs are one cell; name the runs of another one too")
     pieces = [fill(caution, 110) for caution in cautions(cells)]
     tested = [significance_table(cells), papers_tests_table(cells)] if paired else []
-    for table in filter(None, [results_table(cells), papers_table(cells), *tested]):
+    for table in filter(None, [results_table(cells), calibration_table(cells), papers_table(cells), *tested]):
         pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
     if unfinished:
         pieces.append(f"{len(unfinished)} runs are not finished and are left out")

@@ -1,0 +1,70 @@
+"""The report's section about how sure the models are: calibration, conformal sets, and what abstaining gains."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from ser.train.scores import BINS, LEVEL
+
+from .cells import Cell
+from .figures import Point, lines
+from .html import Part, Plot
+from .tables import Row, Table
+
+DRAWN = 2  # cells in the diagram, each before and after its temperature
+ABSTAINING = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # probabilities below which no answer is given
+
+
+def calibrated(cells: Sequence[Cell]) -> Part:
+    """The tables of all cells, and the reliability diagram of the first."""
+    return {"plots": [_diagram(cells)], "tables": [calibration_table(cells), _abstaining(cells)]}
+
+
+def calibration_table(cells: Sequence[Cell]) -> Table:
+    """One line per cell: its ECE before and after the temperature, and its conformal sets."""
+    rows = []
+    for cell in cells:
+        scale, sets = cell.temperatures, cell.conformal
+        row: Row = {"cell": cell.label, "ECE %": cell.reliability()[0]}
+        row |= {"ECE with temperature %": cell.reliability(after=True)[0] if scale else None}
+        row |= {"temperatures": f"{min(scale):.2f}–{max(scale):.2f}" if scale else "not recorded"}
+        row |= {"nominal coverage %": 100 * LEVEL, "coverage of the sets %": sets and sets[0]}
+        row |= {"classes in a set": sets and sets[1], "n": int(cell.confusion().sum())}
+        rows.append({**row, "n dev": sum((r.get("calibration") or {}).get("n_dev", 0) for r in cell.results) or None})
+    note = (
+        f"ECE: {BINS} bins of equal width, pooled over the folds of a seed, then the mean over the seeds (Guo et al. "
+    )
+    note += "2017). Each run’s temperature is fitted on its dev part, and never changes which class comes first. Sets: "
+    note += "split conformal prediction on the dev part (LAC, Sadinle et al. 2019); the dev part also chose the epoch "
+    note += "with --select val, and its speakers are not those of the test part, so no guarantee is claimed across "
+    note += "speakers: the coverage is what was found. –, not recorded: no dev part beside the training, or runs of an "
+    note += "earlier ser."
+    return Table("calibration", "Calibration and conformal sets", rows, note)
+
+
+def _abstaining(cells: Sequence[Cell]) -> Table:
+    rows = []
+    for cell in cells:
+        for below in ABSTAINING:
+            answered, right = cell.abstaining(below)
+            rows.append({"cell": cell.label, "no answer below": below, "answered %": answered, "WA of those %": right})
+    note = "As ser predict --abstain-below does: by the probability of the first class, after the temperature if there "
+    note += "is one."
+    return Table("abstaining", "What abstaining gains", rows, note, folded=len(cells) > 1)
+
+
+def _diagram(cells: Sequence[Cell]) -> Plot:
+    """Share right against confidence in each bin; no bin without a prediction."""
+    points: list[Point] = []
+    rows: list[Row] = []
+    for number, cell in enumerate(cells):
+        for after in (False, True)[: 1 + bool(cell.temperatures)]:
+            name = cell.label + ", with temperature" * after
+            for n, confidence, right in cell.reliability(after)[1]:
+                if n:
+                    found = {"confidence %": 100 * confidence / n, "right %": 100 * right / n}
+                    rows.append({"cell": name, **found, "n": int(n)})
+                    points += [(name, *found.values())] if number < DRAWN else []
+    note = "Dashed: as often right as sure. Bins with few predictions say little."
+    note += f" Drawn: the {DRAWN} cells with the highest UA of {len(cells)}." if len(cells) > DRAWN else ""
+    draw = partial(lines, points, "confidence %", "right %", limits=(-2, 102), diagonal=(0, 100))
+    return Plot("Reliability", Table("reliability", "Share right by confidence", rows), draw, note)
