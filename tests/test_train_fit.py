@@ -28,7 +28,6 @@ from ser.train.fit import (
     Diverged,
     Epoch,
     Fitted,
-    class_weights,
     fit,
     fit_standardizers,
     learning_rate,
@@ -42,6 +41,7 @@ from ser.train.models.ragged import Batch
 from ser.train.run_folder import Run
 from ser.train.scores import scores
 from ser.train.settings import TrainConfig, TrainingSettings, parse_settings
+from ser.train.targets import CLASS
 
 SMALL = {
     "mit": ("hubert+mpnet", ("d_model=16", "heads=2", "queries=3", "lr=0.003", "epochs=3")),
@@ -279,7 +279,7 @@ def slow(logits: torch.Tensor, weights: torch.Tensor) -> float:
 def loss_of(
     outputs: dict[str, Tensor], batch: Batch, kind: str, reduction: str = "sum", output: str = "logits"
 ) -> float:
-    config: Any = SimpleNamespace(loss=kind, reduction=reduction, training=TrainingSettings())
+    config: Any = SimpleNamespace(target="class", loss=kind, reduction=reduction, training=TrainingSettings())
     return training_loss(outputs, batch.truth, config, Stage("x", output)).item()
 
 
@@ -296,23 +296,22 @@ def test_the_losses_are_equations_3_and_6() -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0, 3.0]).double()])
+@pytest.mark.parametrize("weights", [[1.0] * 4, [0.5, 2.0, 1.0, 3.0]])
 @pytest.mark.parametrize("soft", [False, True])
-def test_soft_labels_class_weights_and_the_focal_factor(gamma: float, weights: Tensor | None, soft: bool) -> None:
+def test_soft_labels_class_weights_and_the_focal_factor(gamma: float, weights: list[float], soft: bool) -> None:
     """Each term −p log q has its class's weight and (1 − q)^γ (Lin et al. 2017), and a certain one has a gradient."""
     outputs, batch = made(3)
     outputs["logits"][0] = torch.tensor([200.0, 0, 0, 0])  # as sure as can be
-    shares = torch.tensor([[2 / 3, 1 / 3, 0, 0], [0, 0, 1, 0], [0.25] * 4]).double()
-    if soft:
-        batch.targets = shares
-    else:
-        batch.labels, shares = torch.tensor([0, 2, 1]), torch.eye(4).double()[[0, 2, 1]]
-    factors = (1 - outputs["logits"].softmax(1)) ** gamma * (1 if weights is None else weights)
-    wanted = slow(outputs["logits"], shares * factors)
-    config: Any = SimpleNamespace(loss="single", training=TrainingSettings(focal_gamma=gamma))
+    batch.labels = torch.tensor([0, 2, 1])
+    shares = (
+        torch.tensor([[2 / 3, 1 / 3, 0, 0], [0, 0, 1, 0], [0.25] * 4]).double() if soft else torch.eye(4)[[0, 2, 1]]
+    )
+    batch.targets = shares * torch.tensor(weights).double() if soft or weights != [1.0] * 4 else None
+    wanted = slow(outputs["logits"], shares * torch.tensor(weights) * (1 - outputs["logits"].softmax(1)) ** gamma)
+    config: Any = SimpleNamespace(target="class", loss="single", training=TrainingSettings(focal_gamma=gamma))
     logits = outputs["logits"].requires_grad_()
     for config.reduction, n in (("sum", 1), ("mean", 3)):
-        loss = training_loss({"logits": logits}, batch.truth, config, Stage("x"), weights)
+        loss = training_loss({"logits": logits}, batch.truth, config, Stage("x"))
         assert loss.item() == pytest.approx(wanted / n, abs=1e-12)
         assert torch.autograd.grad(loss, logits)[0].isfinite().all()
 
@@ -320,18 +319,20 @@ def test_soft_labels_class_weights_and_the_focal_factor(gamma: float, weights: T
 @pytest.mark.parametrize("more", ["", "shuffle_labels=true", "soft_labels=true"])
 def test_class_weights_are_of_the_training_part_alone(store: Path, more: str) -> None:
     data, fold, plan = prepared(store, "lgf-add", "class_weights=inverse", *more.split())
-    labels = data.utterances.labels[fold.train]
-    theirs = compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    learnt, labels = shuffled(data, fold, plan), data.utterances.labels[fold.train]
     sizes: Any = np.bincount(labels)
+    theirs = compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    shares = np.eye(4)[learnt.utterances.labels]
     if more == "soft_labels=true" and data.targets is not None:
-        sizes = data.targets[torch.from_numpy(fold.train)].sum(0).numpy()
+        shares = data.targets.numpy()
+        sizes = shares[fold.train].sum(0)
         theirs = sizes.sum() / 4 / sizes
-    found = class_weights(shuffled(data, fold, plan), fold, plan)
-    assert found is not None and found.numpy() == pytest.approx(theirs)
-    effective = replace(plan, training=replace(plan.training, class_weights="effective", effective_beta=0.9))
+    truth = CLASS.truth(learnt, plan.training, fold.train)
+    assert truth is not None and truth.numpy() == pytest.approx(shares * theirs)
     cui = np.array([(1 - 0.9) / (1 - 0.9**n) for n in sizes])
-    found = class_weights(shuffled(data, fold, plan), fold, effective)
-    assert found is not None and found.numpy() == pytest.approx(cui * sizes.sum() / (cui * sizes).sum())
+    training = replace(plan.training, class_weights="effective", effective_beta=0.9)
+    truth = CLASS.truth(learnt, training, fold.train)
+    assert truth is not None and truth.numpy() == pytest.approx(shares * cui * sizes.sum() / (cui * sizes).sum())
 
 
 def test_a_balanced_sampler_draws_the_classes_alike(store: Path) -> None:

@@ -22,8 +22,8 @@ from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
 from .models import FUSIONS, Fusion
 from .run_folder import AGAIN, CONFIG, DEV, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
-from .scores import ece, fit_temperature, reliability, scores, tempered
 from .settings import TrainConfig, recorded
+from .targets import TARGETS
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
 Log = Callable[[Epoch | str], None]
@@ -135,7 +135,7 @@ def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) 
             values = {name: value for name, value in asdict(event).items() if value is not None}
             log(" · ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()))
             if curves is not None:
-                for name in values.keys() & {"loss", "wa", "ua", "macro_f1"}:
+                for name in values.keys() & {"loss", "wa", "ua", "macro_f1", "ccc"}:
                     curves.add_scalar(f"{event.stage}/{name}", values[name], event.epoch)
                 curves.flush()
             if on_epoch:
@@ -149,11 +149,10 @@ def _finish(
 ) -> Run | Diverged:
     """Test the model and write what the run leaves; `result.json` comes last. Predictions that are NaN are a fault."""
     utterances, rows = data.utterances, fold.test
-    classes, truth = utterances.classes, utterances.labels[rows]
+    target = TARGETS[plan.target]
     tests = predict_tests(fitted, data.on(plan.device), rows, plan)
-    dev = (
-        fold.dev[:0] if plan.training.refit else fold.dev
-    )  # how sure a model is of what it was trained on says nothing
+    # How sure a model is of what it was trained on says nothing.
+    dev = fold.dev[:0] if plan.training.refit else fold.dev
     on_dev: dict[str, np.ndarray] = {}
     if len(dev):
         logits = frozenset({"logits"})
@@ -166,28 +165,21 @@ def _finish(
             "id": [utterances.ids[row] for row in rows],
             "speaker": [utterances.speakers[row] for row in rows],
             "dialogue": utterances.dialogues[rows],
-            "truth": [classes[k] for k in utterances.labels[rows]],
-            "predicted": [classes[k] for k in tests["both"].argmax(1)],
-            **{f"probabilities {name}".removesuffix(" both"): list(found) for name, found in tests.items()},
+            **target.columns(utterances, rows, tests, plan),
         }
 
-    tested = {name: scores(truth, found.argmax(1), classes) for name, found in tests.items()}
+    tested = {name: target.scored(utterances, rows, found, plan) for name, found in tests.items()}
     files = run.write_json(CONFIG, config) | write_model(run, snapshot(fitted.model), fitted.scaling)
     files |= run.write_predictions(columns(rows, tests))
-    calibration = None
     if on_dev:
         files |= run.write_predictions(columns(dev, on_dev), DEV)
-        temperature = fit_temperature(utterances.labels[dev], on_dev["both"])
-        before, after = tests["both"], tempered(tests["both"], temperature)
-        errors = {name: ece(reliability(truth, found)) for name, found in (("ece", before), ("ece_tempered", after))}
-        calibration = {"temperature": temperature, "n_dev": len(dev), **errors}
     result = {
         **tested["both"],
         **{key: config[key] for key in ("corpus", "fusion", "loss", "protocol", "select", "fold", "seed")},
         "labels": config["labels"]["policy"],
-        "classes": list(classes),
+        "classes": list(utterances.classes),
         "tests": tested,
-        "calibration": calibration,
+        "calibration": target.calibrated(utterances, (dev, on_dev["both"]), (rows, tests["both"])) if on_dev else None,
         **known_before(fold.refitted if plan.training.refit else fold, utterances),
         "synthetic": data.notes["synthetic"],
         "random_weights": data.notes["random_weights"],
@@ -206,7 +198,7 @@ def _finish(
 
 
 def predict_tests(fitted: Fitted, data: Dataset, rows: np.ndarray, plan: TrainConfig) -> dict[str, np.ndarray]:
-    """Probabilities [n, K] of each way to test one trained model.
+    """What the target predicts [n, …] by each way to test one trained model.
 
     "both": the model as it is (whatever its inputs); "only audio", "only text": the other modality hidden, where the
     fusion can hide one (MSMSER §4.3); "head audio", "head text": its unimodal heads (Perspective Table 3).
@@ -235,14 +227,19 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     if not (run.path / MODEL).exists():
         raise WrongUse(f"{run.path}: holds no trained model yet; finish the run with `ser train --resume {run.path}`")
     config = run.config
-    if config["fusion"] not in FUSIONS:
-        raise WrongUse(f"{run.path}: was trained with fusion '{config['fusion']}', which this ser does not know")
+    for kind, known, asked in (
+        ("fusion", FUSIONS, config["fusion"]),
+        ("target", TARGETS, config.get("target", "class")),
+    ):
+        if asked not in known:
+            raise WrongUse(f"{run.path}: was trained with {kind} '{asked}', which this ser does not know")
     fusion = FUSIONS[config["fusion"]]
     settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     try:
-        model = reopened(fusion, settings, config).build(settings, config["dims"], len(config["labels"]["classes"]))
+        tuned, classes = reopened(fusion, settings, config), len(config["labels"]["classes"])
+        model = TARGETS[config.get("target", "class")].build(tuned, settings, config["dims"], classes)
         model.load_state_dict(weights)
         scaling = {
             m: Standardizer(*(tensors[f"scaling.{m}.{part}"].view(config["dims"][m]) for part in ("mean", "std")))

@@ -2,7 +2,8 @@
 
 <out>/<16 hex digits>/config.json          all that the name hashes, and `provenance`, which it does not
                       result.json          scores; there only when the run is finished
-                      predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K]
+                      predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K];
+                                           "truth valence", "predicted valence", … where these are learnt
                       dev.parquet          the same of the dev part, if there is one that the model was not trained on
                       model.safetensors    model.<weight>, scaling.<modality>.<mean|std>
                       state.safetensors    where an unfinished run stands
@@ -34,6 +35,8 @@ from ser.cache.atomic_io import Buffer, locked, make_folder, read_small, remove_
 from ser.cache.spec import canonical_json
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
+from .data.labels import DIMENSIONS
+
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
 PREDICTIONS, DEV = "predictions.parquet", "dev.parquet"
 SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
@@ -55,14 +58,17 @@ def shape(texts: str, **others: Any) -> Any:
 
 Scalar = str | int | float | bool
 WHOLE = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
-CLASSES = Annotated[list[str], msgspec.Meta(min_length=2)]
 ANY: Any = (dict[str, Any], {})
 TABLES: Any = (dict[str, dict[str, Any]], {})
 SCORES: dict[str, Any] = {"wa": float, "ua": float, "macro_f1": float, "n": WHOLE, "confusion": list[list[WHOLE]]}
+BY_DIMENSION: Any = shape("", **dict.fromkeys(DIMENSIONS, float))
+SIX = Annotated[list[float], msgspec.Meta(min_length=6, max_length=6)]
+RATED: dict[str, Any] = {"ccc": BY_DIMENSION, "rmse": BY_DIMENSION, "n": WHOLE}
+RATED["moments"] = Annotated[list[SIX], msgspec.Meta(min_length=3, max_length=3)]
 CONFIG_SHAPE = shape(
     "corpus manifest fusion loss protocol fold cut",
     version=int,
-    labels=shape("policy", classes=CLASSES, maps=dict[str, str]),
+    labels=shape("policy", classes=list[str], maps=dict[str, str]),
     features=dict[Literal["audio", "text"], shape("feature fingerprint pool")],  # type: ignore[misc]
     settings=dict[str, Scalar],
     training=dict[str, Scalar],
@@ -74,10 +80,9 @@ CONFIG_SHAPE = shape(
 )
 RESULT_SHAPE = shape(
     "fold corpus protocol select labels",
-    **SCORES,
     seed=WHOLE,
-    classes=CLASSES,
-    tests=dict[str, shape("", **SCORES)],  # type: ignore[misc]
+    classes=list[str],
+    tests=dict[str, dict[str, Any]],
     speaker_independent=bool,
     synthetic=bool,
     random_weights=list[str],
@@ -87,6 +92,18 @@ RESULT_SHAPE = shape(
     history=list[shape("", loss=float | None, wa=float | None, ua=float | None)],  # type: ignore[misc]
     calibration=(shape("", temperature=Annotated[float, msgspec.Meta(gt=0)]) | None, None),  # type: ignore[operator]
 )
+
+
+@cache
+def _scored(classes: bool, rated: bool) -> Any:
+    """What a result holds at least whose run learns classes, valence, arousal and dominance, or both."""
+    held = {**(SCORES if classes else {}), **(RATED if rated else {})}
+    return shape("", **held, tests=dict[str, shape("", **held)])  # type: ignore[misc]
+
+
+def column(what: str, test: str) -> str:
+    """Which column of predictions.parquet holds this of the model tested in that way."""
+    return what if test == "both" else f"{what} {test}"
 
 
 def run_name(config: Mapping[str, Any]) -> str:
@@ -127,8 +144,12 @@ class Run:
         if not self.finished:
             raise WrongUse(f"{self.path}: this run is not finished; `ser train --resume {self.path}` continues it")
         found = self._json(RESULT, RESULT_SHAPE)
-        square = [len(found["classes"])] * len(found["classes"])
-        if "both" not in found["tests"] or any([*map(len, t["confusion"])] != square for t in found["tests"].values()):
+        k, rated = len(found["classes"]), "moments" in found
+        with self._reading(RESULT):
+            msgspec.convert(found, _scored(k > 0 or not rated, rated))
+        square = [k] * k
+        shapes = [[*map(len, test["confusion"])] for test in found["tests"].values() if k]
+        if "both" not in found["tests"] or any(one != square for one in shapes) or k < (0 if rated else 2) or k == 1:
             raise CorruptStore(f"{self.path / RESULT}: its tests do not fit its classes; {AGAIN}")
         return found
 
@@ -153,12 +174,17 @@ class Run:
             _ = table.select(["id", "speaker"]).cast(pa.schema([("id", pa.string()), ("speaker", pa.string())]))
             table.validate(full=True)
             classes = self.result["classes"]
-            if {*table["truth"].to_pylist(), *table["predicted"].to_pylist()} - {*classes}:
+            if classes and {*table["truth"].to_pylist(), *table["predicted"].to_pylist()} - {*classes}:
                 raise ValueError("it names other classes than the result")
-            for test in self.result["tests"] if name == PREDICTIONS else ["both"]:
-                found = np.array(table[f"probabilities {test}".removesuffix(" both")].to_pylist(), float)
+            tests = self.result["tests"] if name == PREDICTIONS else ["both"]
+            for test in tests if classes else ():
+                found = np.array(table[column("probabilities", test)].to_pylist(), float)
                 if found.shape != (len(table), len(classes)) or not np.isfinite(found).all():
                     raise ValueError("its probabilities are not one for each class")
+            for name in DIMENSIONS if "moments" in self.result else ():
+                for held in (f"truth {name}", *(column(f"predicted {name}", test) for test in tests)):
+                    if not np.isfinite(np.array(table[held].to_pylist(), float)).all():
+                        raise ValueError(f"its {held} is not a number everywhere")
             return table
 
     def tensors(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ser.errors import CorruptStore, WrongUse, unknown
 
+from .data.labels import DIMENSIONS
 from .run_folder import Run
 
 METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
@@ -139,6 +140,44 @@ def conformal_threshold(truth: np.ndarray, probabilities: np.ndarray, level: flo
     scores = np.sort(probabilities[np.arange(len(truth)), truth])[::-1]
     rank = int(np.ceil(round((len(scores) + 1) * level, 9)))
     return float(scores[rank - 1]) if rank <= len(scores) else 0.0
+
+
+def moments(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """What the scores of valence, arousal and dominance count, M `[D, 6]`, of ratings `[n, D]` each; it adds up.
+
+    By dimension: n, Σ t, Σ p, Σ t², Σ p², Σ t p.
+    """
+    t, p = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    return np.stack([part.sum(0) for part in (np.ones_like(t), t, p, t * t, p * p, t * p)], axis=1)
+
+
+def concordance(moments: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores of one M or many, `[…, 6]` → `[…]`; NaN where there is nothing to count.
+
+    ccc   Lin's concordance correlation coefficient (1989): 2 s_tp / (s_t² + s_p² + (mean t − mean p)²), with variances
+          and covariance over n; 0 where nothing varies
+    rmse  √(Σ (t − p)² / n), in the units of the ratings
+
+    >>> found = concordance(moments([[1.0], [2.0], [3.0]], [[1.0], [2.0], [6.0]]))
+    >>> {name: values.round(3).tolist() for name, values in found.items()}
+    {'ccc': [0.556], 'rmse': [1.732]}
+    """
+    n, *sums = np.moveaxis(moments, -1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        t, p, tt, pp, tp = (total / n for total in sums)
+        below = (tt - t * t) + (pp - p * p) + (t - p) ** 2
+        ccc = np.where(below > 1e-12, 2 * (tp - t * p) / below, 0 * below)
+        return {"ccc": ccc, "rmse": np.sqrt(np.maximum(tt - 2 * tp + pp, 0))}
+
+
+def dimension_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    """All scores of predicted valence, arousal and dominance `[n, D]`, as a run's result.json holds them.
+
+    `ccc` and `rmse` by dimension; their `moments` M `[D, 6]`; `n`.
+    """
+    counted = moments(truth, predicted)
+    found = {name: dict(zip(DIMENSIONS, each.tolist(), strict=True)) for name, each in concordance(counted).items()}
+    return {**found, "moments": counted.tolist(), "n": len(truth)}
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ class TrainingSettings:
     refit: bool = setting(
         False, OURS, "with --select val: train a new model on train + dev, for as many epochs as dev chose", later=True
     )
-    select_score: Literal["ua", "wa", "macro_f1"] = setting(
-        "ua", OURS, "score whose best epoch counts with val and best-test"
+    select_score: Literal["ua", "wa", "macro_f1", "ccc"] = setting(
+        "ua", OURS, "score whose best epoch counts with val and best-test; ccc, the mean CCC, with --target vad"
     )
     reduction: Literal["auto", "sum", "mean"] = setting(
         "auto",
@@ -58,6 +58,19 @@ class TrainingSettings:
     )
     clip_norm: Weight = setting(0.0, OURS, "largest norm of the gradient; 0 leaves it alone")
     shuffle_labels: bool = setting(False, OURS, "train on labels in random order: the scores must fall to chance")
+    vad_loss: Literal["ccc", "mse"] = setting(
+        "ccc",
+        "Wagner et al. 2023",
+        "of valence, arousal and dominance: the mean of 1 - CCC over a batch, or mean squared error on [-1, 1]",
+        later=True,
+    )
+    vad_weight: Weight = setting(1.0, OURS, "of vad_loss beside the cross-entropy, with --target class+vad", later=True)
+    vad_scale: str = setting(
+        "auto",
+        OURS,
+        "lowest and highest rating, such as 1..7, which training maps to -1 and 1; auto knows IEMOCAP and MSP by ids",
+        later=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -164,6 +177,7 @@ class TrainConfig:
     fusion: Fusion
     settings: Any  # of the fusion
     training: TrainingSettings
+    target: str = "class"
     loss: str = "single"
     select: str = "val"
     seed: int = 0

@@ -128,11 +128,12 @@ class Dataset:
         return replace(self, read=lambda: inputs)
 
     def batch(
-        self, groups: Sequence[np.ndarray], standardizers: Mapping[str, Standardizer], soft: bool = False
+        self, groups: Sequence[np.ndarray], standardizers: Mapping[str, Standardizer], truth: Tensor | None = None
     ) -> Batch:
         """The batch of the given dialogues (arrays of rows in turn order), its inputs standardised and in float32.
 
-        The stored dtype is what travels to a GPU.
+        `truth` of all utterances [n, …] is what the loss compares with in the place of their classes. The stored dtype
+        is what travels to a GPU.
         """
         rows = np.concatenate(groups)
         inputs = {}
@@ -146,7 +147,7 @@ class Dataset:
             utterances=torch.from_numpy(rows),
             dialogues=torch.tensor([len(group) for group in groups]),
             speakers=torch.from_numpy(self.utterances.speaker_numbers[rows]),
-            targets=self.targets[torch.from_numpy(rows)] if soft and self.targets is not None else None,
+            targets=None if truth is None else truth[torch.from_numpy(rows)],
         ).to(self.device)
 
     def groups(self, rows: np.ndarray, unit: str) -> list[np.ndarray]:
@@ -160,7 +161,7 @@ class Dataset:
         size: int,
         standardizers: Mapping[str, Standardizer],
         generator: torch.Generator | None = None,
-        soft: bool = False,
+        truth: Tensor | None = None,
         sampler: Literal["shuffle", "balanced"] = "shuffle",
     ) -> Iterator[Batch]:
         """All rows once in batches of `size` units, shuffled by `generator` if there is one.
@@ -175,7 +176,7 @@ class Dataset:
         else:
             order = torch.randperm(len(groups), generator=generator).tolist() if generator else range(len(groups))
         for start in range(0, len(groups), size):
-            yield self.batch([groups[i] for i in order[start : start + size]], standardizers, soft)
+            yield self.batch([groups[i] for i in order[start : start + size]], standardizers, truth)
 
 
 def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:

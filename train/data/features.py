@@ -20,8 +20,9 @@ from ser.cache.store import Feature, Store, open_store
 from ser.errors import MissingRows, StoreError, WrongUse
 
 from ..models import Fusion, get_fusion
+from ..targets import TARGETS
 from .dataset import Dataset, Inputs, Pool
-from .labels import Utterances, apply_policy, get_policy, soft_labels
+from .labels import DIMENSIONS, UNLABELLED, Utterances, apply_policy, get_policy, soft_labels
 
 
 @dataclass(frozen=True)
@@ -162,25 +163,27 @@ def load_dataset(
     cache: DataCache | None = None,
     views: str = "",
     only: str | None = None,
+    target: str = "class",
 ) -> tuple[Dataset, Fusion]:
     """The corpus's labelled utterances with the features that the fusion takes.
 
     `only` keeps "scripted" or "improvised" ones, `limit` that many utterances, spread evenly over the corpus. `views`
-    names augmented features, joined with `+`, that training mixes in. A `cache` gives what it has made before. Raises
-    `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature (quarantined ones may
-    be left out by `allow_missing`).
+    names augmented features, joined with `+`, that training mixes in. A `target` without classes keeps utterances of
+    any label, one of valence, arousal and dominance those with all three ratings. A `cache` gives what it has made
+    before. Raises `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature
+    (quarantined ones may be left out by `allow_missing`).
     """
     cache = cache or DataCache()
     store = open_store(store_path)
     manifest = store.manifest(corpus)
     selected, augmented = select_features(store, features, manifest.corpus, views)
     fusion = get_fusion(fusion_name, {modality: one.feature.spec.level for modality, one in selected.items()})
-    policy = get_policy(labels)
+    policy = get_policy(labels) if TARGETS[target].labelled else UNLABELLED
     asked = [*selected.values(), *augmented]
     if fusion.level == "vector":
         asked = [replace(one, pooled=one.feature.spec.level != "utterance") for one in asked]
     about = [[str(one.feature.path), one.pool, one.pooled] for one in asked]
-    key = canonical_json([manifest.digest, about, policy.described, limit, allow_missing, only])
+    key = canonical_json([manifest.digest, about, policy.described, limit, allow_missing, only, target])
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
@@ -188,6 +191,16 @@ def load_dataset(
     left_out: dict[str, Any] = {
         f"label {raw} is not in {policy.name}": count for raw, count in utterances.left_out.items()
     }
+    if TARGETS[target].rated:
+        kept = np.flatnonzero(np.isfinite(utterances.dimensions).all(1))
+        if not len(kept):
+            raise WrongUse(
+                f"--target {target}: no utterance of corpus {manifest.corpus} has ratings of {', '.join(DIMENSIONS)}; "
+                "train --target class on it"
+            )
+        if absent := len(utterances) - len(kept):
+            left_out[f"no rating of {', '.join(DIMENSIONS)}"] = absent
+        utterances = utterances.take(kept)
     if only is not None:
         kept = np.flatnonzero([only.startswith((scene or "?").split()[0]) for scene in utterances.scenes])
         if not len(kept):
@@ -220,7 +233,8 @@ def load_dataset(
             "features": {modality: one.described for modality, one in inputs.items()},
             "views": [one.described for one in augmented],
             "limit": limit,
-            **({"only": only} if only else {}),  # runs from before it was an option keep their names
+            **({"only": only} if only else {}),  # runs from before they were options keep their names
+            **({"target": target} if target != "class" else {}),
         },
         notes={
             "synthetic": manifest.synthetic,
@@ -230,7 +244,9 @@ def load_dataset(
             "left_out": left_out,
             "store": str(store.path.resolve()),
         },
-        targets=torch.from_numpy(soft_labels(policy, [votes[row] for row in rows], utterances.labels)),
+        targets=torch.from_numpy(soft_labels(policy, [votes[row] for row in rows], utterances.labels))
+        if policy.classes
+        else None,
         views=tuple((one.modality, partial(cache.load, one, manifest, rows)) for one in asked[len(selected) :]),
     )
     return data, fusion

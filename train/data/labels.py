@@ -15,6 +15,7 @@ from ser.errors import CorpusError, WrongUse, unknown
 
 from ..options import read_toml
 
+DIMENSIONS = ("valence", "arousal", "dominance")  # what raters say of an utterance beside its category
 # Every name under which corpora write a category, to IEMOCAP's short code.
 CODES = {
     "ang": ("ang", "anger", "angry"),
@@ -57,6 +58,7 @@ class Policy:
         return None if kept is None else self.classes.index(kept)
 
 
+UNLABELLED = Policy("none", (), {})  # keeps every utterance, whatever its label
 # IEMOCAP's own counts (papers/IEMOCAP.md): of all utterances, by policy, and of 4class by session and class.
 IEMOCAP_UTTERANCES = 10_039
 IEMOCAP_TOTALS = {"4class": 5531, "5class": 7380, "6class": 7380, "8class": 7527}
@@ -99,6 +101,7 @@ class Utterances:
     `turns` [n] orders the utterances of a dialogue. `rows` [n] are those of the manifest that they come from, if any,
     and `left_out` counts the raw labels that the label policy leaves out. `texts` [n] are the words of the transcripts,
     without case and punctuation, so that what is said in the same words is equal; None where there is none.
+    `dimensions` [n, 3] are valence, arousal and dominance on the corpus's scale, NaN where there is no rating.
     """
 
     ids: Sequence[str]
@@ -111,6 +114,7 @@ class Utterances:
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     left_out: Mapping[str, int] = field(default_factory=dict)
     texts: Sequence[str | None] = ()
+    dimensions: np.ndarray = field(default_factory=lambda: np.empty((0, len(DIMENSIONS))))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -138,6 +142,7 @@ class Utterances:
             turns=self.turns[which],
             rows=self.rows[which] if len(self.rows) else self.rows,
             texts=[self.texts[row] for row in which] if self.texts else (),
+            dimensions=self.dimensions[which] if len(self.dimensions) else self.dimensions,
         )
 
     def by_dialogue(self, rows: np.ndarray) -> list[np.ndarray]:
@@ -155,16 +160,16 @@ def _numbered(keys: Sequence[Any]) -> np.ndarray:
 
 
 def apply_policy(policy: Policy, manifest: Manifest) -> Utterances:
-    """The manifest's utterances that the policy keeps, in its order, with their class numbers.
+    """The manifest's utterances that the policy keeps, in its order, with their class numbers (by `UNLABELLED` 0).
 
     Raises `WrongUse` if fewer than two classes are left, `CorpusError` if a whole IEMOCAP release does not give its
     known counts.
     """
     raw = manifest.column("label")
-    index = [policy.index(label) for label in raw]
+    index = [policy.index(label) if policy.classes else 0 for label in raw]
     rows = np.array([row for row, kept in enumerate(index) if kept is not None], dtype=np.int64)
     labels = np.array([kept for kept in index if kept is not None], dtype=np.int64)
-    if len(set(labels.tolist())) < 2:
+    if policy.classes and len(set(labels.tolist())) < 2:
         held = ", ".join(f"{name} ({n})" for name, n in Counter(label or "none" for label in raw).most_common())
         raise WrongUse(
             f"label policy {policy.name} keeps fewer than two classes of corpus {manifest.corpus}, whose labels are "
@@ -190,6 +195,7 @@ def apply_policy(policy: Policy, manifest: Manifest) -> Utterances:
         rows=rows,
         left_out=Counter(label or "none" for label, kept in zip(raw, index, strict=True) if kept is None),
         texts=[" ".join(re.findall(r"[^\W_]+", (text or "").casefold())) or None for text in column("text")],
+        dimensions=np.array([column(name) for name in DIMENSIONS], dtype=np.float64).T,
     )
     known = policy.name in IEMOCAP_TOTALS and len(manifest) == IEMOCAP_UTTERANCES and not manifest.synthetic
     if known and all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):

@@ -281,7 +281,7 @@ def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) ->
         if None not in speakers and len(set(speakers)) > 1:
             names, units = speakers, "whole speakers"
     groups, group = np.unique(names, return_inverse=True)
-    counts = np.zeros((len(groups), len(utterances.classes)))
+    counts = np.zeros((len(groups), utterances.labels.max() + 1))
     np.add.at(counts, (group, utterances.labels[rows]), 1)
     counts = counts[:, counts.any(0)]
     order = np.random.RandomState(seed).permutation(len(groups))
