@@ -24,12 +24,13 @@ from ser.extract.corpora.table import read_manifest
 from ser.extract.extractors import ResolvedFeature, UtteranceError
 from ser.extract.online import OnlineExtractor, resolve_again
 from ser.train.data.dataset import Dataset, Inputs
-from ser.train.data.labels import Utterances
-from ser.train.fit import predict as probabilities_of
+from ser.train.data.labels import DIMENSIONS, Utterances
+from ser.train.fit import predict as predictions_of
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, find_runs
 from ser.train.scores import CellScores, tempered
 from ser.train.settings import TrainConfig, TrainingSettings, recorded
+from ser.train.targets import TARGETS, Vad
 from ser.weights.find import parse_models
 
 
@@ -52,12 +53,15 @@ class Prediction:
 
     The probabilities are those after the run's temperature, if it has one. `abstained`: the highest is below what was
     asked for, so that the label is no answer.
+    `ratings` are valence, arousal and dominance on the scale of the corpus that the run trained on, if it learnt them.
+    One that learnt nothing else has no `label` and no `probabilities`.
     """
 
     id: str
-    label: str
+    label: str | None
     probabilities: dict[str, float]
     without: tuple[str, ...] = ()
+    ratings: dict[str, float] = field(default_factory=dict)
     abstained: bool = False
 
 
@@ -105,6 +109,9 @@ class Predictor:
         self.model, self.scaling = fitted.model.to(self.device), fitted.scaling
         self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
         self.temperature: float | None = (self.run.result.get("calibration") or {}).get("temperature")
+        training = recorded(TrainingSettings, self.run.config["training"], str(self.run.path / CONFIG))
+        target = self.run.config.get("target", "class")
+        self.plan = TrainConfig(self.fusion, self.settings, training, target=target, device=self.device)
         self._features = self._resolve(parse_models(models))
         self._extractor = OnlineExtractor(self.device)
 
@@ -158,20 +165,23 @@ class Predictor:
                 raise CorpusError("; ".join(f"{name}: {reason}" for name, reason in unusable.items()))
             if unusable and self.fusion.unit == "dialogue":
                 notes.append("the turns that cannot be used are missing from the context of their dialogues")
-            probabilities = self._probabilities(*zip(*usable, strict=True))
-        if len(faulty := np.flatnonzero(~np.isfinite(probabilities).all(1))):
-            raise SerError(f"{usable[faulty[0]][0].id}: the model's probabilities of it became nan; train another run")
-        labels = [self.classes[k] for k in probabilities.argmax(1)]  # before the temperature, which may round to equals
-        if self.temperature is not None:
-            probabilities = tempered(probabilities, self.temperature)
-        predictions = [
-            Prediction(turn.id, label, dict(zip(self.classes, row, strict=True)), lacking, max(row) < abstain_below)
-            for (turn, lacking, _), label, row in zip(usable, labels, probabilities.tolist(), strict=True)
-        ]
+            predicted = self._predicted(*zip(*usable, strict=True))
+        if len(faulty := np.flatnonzero(~np.isfinite(predicted).all(1))):
+            raise SerError(f"{usable[faulty[0]][0].id}: the model's predictions of it became nan; train another run")
+        target, predictions, k = TARGETS[self.plan.target], [], len(self.classes)
+        for (turn, lacking, _), row in zip(usable, predicted, strict=True):
+            label = self.classes[row[:k].argmax()] if k else None  # the temperature may round to equals
+            sure = row[None, :k] if self.temperature is None else tempered(row[None, :k], self.temperature)
+            probabilities = dict(zip(self.classes, sure[0].tolist(), strict=True))
+            rated = target.rated_as(row[None], self.plan)[0].tolist() if isinstance(target, Vad) else []
+            ratings, abstained = dict(zip(DIMENSIONS, rated, strict=False)), bool(k and sure.max() < abstain_below)
+            predictions.append(Prediction(turn.id, label, probabilities, lacking, ratings, abstained))
         return Answer(predictions, unusable, notes)
 
     def _notes(self, turns: Sequence[Turn], abstain_below: float) -> list[str]:
         notes = []
+        if abstain_below > 0 and not self.classes:
+            raise WrongUse(f"--abstain-below is for classes, and {self.run.path} learnt none; leave it out")
         if abstain_below > 0:
             (answered, *_), right = CellScores([self.run]).abstaining(abstain_below)
             so = f", and {right[0]:.1f} % of those rightly" if right else ""
@@ -208,10 +218,10 @@ class Predictor:
             found[modality] = np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
         return found
 
-    def _probabilities(
+    def _predicted(
         self, turns: Sequence[Turn], without: Sequence[tuple[str, ...]], rows: Sequence[Mapping[str, np.ndarray]]
     ) -> np.ndarray:
-        """Probabilities `[n, K]`."""
+        """What the target predicts, `[n, …]`."""
         inputs: dict[str, Inputs] = {}
         for modality, feature in self._features.items():
             pieces = [found[modality] for found in rows]
@@ -231,13 +241,11 @@ class Predictor:
             turns=np.array([row if turn.turn is None else turn.turn for row, turn in enumerate(turns)], np.int64),
         )
         data = Dataset(utterances, self.run.config["dims"], lambda: inputs, {})
-        training = recorded(TrainingSettings, self.run.config["training"], str(self.run.path / CONFIG))
-        plan = TrainConfig(self.fusion, self.settings, training, device=self.device)
-        found = np.empty((len(turns), len(self.classes)), np.float32)
+        found = np.empty((len(turns), TARGETS[self.plan.target].width(len(self.classes))), np.float32)
         for lacking in sorted(set(without)):
             same = np.flatnonzero([other == lacking for other in without])
             hide = lacking[0] if lacking else None
-            found[same] = probabilities_of(self.model, data, same, plan, self.scaling, hide)["logits"]
+            found[same] = predictions_of(self.model, data, same, self.plan, self.scaling, hide)["logits"]
         return found
 
 

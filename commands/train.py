@@ -77,7 +77,8 @@ def train(
             else:
                 finished[step.run] = finished.get(step.run, 0) + 1
                 e = step.epoch
-                dev = f" wa {e.wa:.3f} ua {e.ua:.3f} f1 {e.macro_f1:.3f}" if e.wa is not None else ""
+                scores = {"wa": e.wa, "ua": e.ua, "f1": e.macro_f1, "ccc": e.ccc}
+                dev = "".join(f" {name} {value:.3f}" for name, value in scores.items() if value is not None)
                 place = f"run {step.run}/{step.runs} fold {step.fold}"
                 bar.set_postfix_str(safe(f"{place} loss {e.loss:.3f}{dev}"), refresh=False)
             bar.update(sum(finished.values()) - bar.n)

@@ -47,6 +47,7 @@ def make_run(folder: Path, seed: int, fold: int, truth: Any, predicted: Any, peo
     columns |= {"probabilities": list(np.eye(4)[predicted]), "probabilities only audio": list(np.eye(4)[truth])}
     told |= {"seed": seed, "fold": str(fold), "classes": CLASSES, "files": run.write_predictions(columns)}
     run.write_json(RESULT, {**found, **told, "tests": tests})
+    run.__dict__["config"] = {}
     return run
 
 

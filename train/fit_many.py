@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from .fit import (
     training_loss,
 )
 from .models.stacked import NO_LABEL, Layout, Stack
-from .scores import confusions, metrics
+from .scores import SHOWN, confusions, metrics
 from .settings import TrainConfig
 
 MOST = 64  # runs at once: beyond, even a large GPU has enough to do
@@ -113,7 +114,7 @@ def fit_many(
         for i, selection in enumerate(selections):
             if i not in faults:
                 scored = {} if matrices is None else metrics(matrices[i])
-                found = {name: float(scored[name]) for name in ("wa", "ua", "macro_f1") if name in scored}
+                found: dict[str, Any] = {name: float(scored[name]) for name in SHOWN.values() if name in scored}
                 line = selection.add(stage, epoch, means[i], found, seconds)
                 better[i] = line.kept
                 if on_epoch:

@@ -90,7 +90,7 @@ RESULT_SHAPE = shape(
     epoch=WHOLE | None,
     seconds=float,
     history=list[shape("", loss=float | None, wa=float | None, ua=float | None)],  # type: ignore[misc]
-    calibration=(shape("", temperature=Annotated[float, msgspec.Meta(gt=0)]) | None, None),  # type: ignore[operator]
+    calibration=(shape("", temperature=Annotated[float, msgspec.Meta(gt=0)]) | None, None),
 )
 
 

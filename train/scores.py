@@ -7,7 +7,7 @@ Utterances of one speaker are alike, so intervals, and the tests of report/signi
 all are known, else dialogues where any has two utterances, else utterances, which is too narrow and says so. `python -m
 benchmarks.statistics` simulates how often the intervals hold the truth. Axis letters:
 
-    R  runs     S  seeds     K  classes     g  groups
+    R  runs     S  seeds     K  classes     g  groups     D  dimensions: valence, arousal and dominance
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,13 +20,14 @@ import numpy as np
 from ser.errors import CorruptStore, WrongUse, unknown
 
 from .data.labels import DIMENSIONS
-from .run_folder import Run
+from .run_folder import Run, column
 
 METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
 SHOWN = {"UA": "ua", "WA": "wa", "macro-F1": "macro_f1"}  # wherever scores are told
 BINS = 15  # of confidence, equally wide (Guo et al. 2017, §2)
 TEMPERATURES = (0.05, 20.0)  # the lowest and the highest that may be fitted
 LEVEL = 0.9  # of conformal sets: the share that is to hold the true class
+PERCENT, RANGES = (0.0, 100.0), {"ccc": (-1.0, 1.0), "rmse": (0.0, np.inf)}  # no interval leaves them
 FEWEST = 4  # groups of an interval: of fewer, it is too wide or too uncertain to say anything
 COLUMNS = {"speakers": "speaker", "dialogues": "dialogue", "utterances": "id"}  # of the predictions
 NO_COMPARISON = "no comparison with the paper is meant"
@@ -143,26 +144,23 @@ def conformal_threshold(truth: np.ndarray, probabilities: np.ndarray, level: flo
 
 
 def moments(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """What the scores of valence, arousal and dominance count, M `[D, 6]`, of ratings `[n, D]` each; it adds up.
-
-    By dimension: n, Σ t, Σ p, Σ t², Σ p², Σ t p.
-    """
+    """What the scores of ratings `[n, D]` add up: 1, t, p, t², p² and t p of each, `[n, D, 6]`."""
     t, p = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
-    return np.stack([part.sum(0) for part in (np.ones_like(t), t, p, t * t, p * p, t * p)], axis=1)
+    return np.stack([np.ones_like(t), t, p, t * t, p * p, t * p], axis=2)
 
 
-def concordance(moments: np.ndarray) -> dict[str, np.ndarray]:
-    """The scores of one M or many, `[…, 6]` → `[…]`; NaN where there is nothing to count.
+def concordance(summed: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores of summed `moments` M, `[…, 6]` → `[…]`; NaN where there is nothing to count.
 
     ccc   Lin's concordance correlation coefficient (1989): 2 s_tp / (s_t² + s_p² + (mean t − mean p)²), with variances
           and covariance over n; 0 where nothing varies
     rmse  √(Σ (t − p)² / n), in the units of the ratings
 
-    >>> found = concordance(moments([[1.0], [2.0], [3.0]], [[1.0], [2.0], [6.0]]))
+    >>> found = concordance(moments([[1.0], [2.0], [3.0]], [[1.0], [2.0], [6.0]]).sum(0))
     >>> {name: values.round(3).tolist() for name, values in found.items()}
-    {'ccc': [0.556], 'rmse': [1.732]}
+    {'ccc': [0.526], 'rmse': [1.732]}
     """
-    n, *sums = np.moveaxis(moments, -1, 0)
+    n, *sums = np.moveaxis(summed, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         t, p, tt, pp, tp = (total / n for total in sums)
         below = (tt - t * t) + (pp - p * p) + (t - p) ** 2
@@ -175,14 +173,17 @@ def dimension_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]
 
     `ccc` and `rmse` by dimension; their `moments` M `[D, 6]`; `n`.
     """
-    counted = moments(truth, predicted)
+    counted = moments(truth, predicted).sum(0)
     found = {name: dict(zip(DIMENSIONS, each.tolist(), strict=True)) for name, each in concordance(counted).items()}
     return {**found, "moments": counted.tolist(), "n": len(truth)}
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one cell in percent: the score, and mean and sample deviation over seeds and over folds."""
+    """One metric of one cell: the score, and mean and sample deviation over seeds and over folds.
+
+    In percent, but CCC between −1 and 1 and RMSE in the units of the corpus's scale.
+    """
 
     pooled: float  # over the folds of a seed, then the mean over the seeds: the score
     over_seeds: Spread  # of the seeds' pooled scores
@@ -203,7 +204,9 @@ class CellScores:
     """The scores of the finished runs of one cell, which are its folds × seeds.
 
     Reads the result.json of each; predictions only when an interval is asked for. A metric is "wa", "ua", "macro_f1",
-    "weighted_f1", or the name of a class for its recall. Raises `WrongUse` if no run is finished.
+    "weighted_f1", or the name of a class for its recall. Where valence, arousal and dominance are learnt it may be
+    "ccc", their mean, "ccc valence", …, or "rmse valence", …; where nothing else is, there are no `classes`. Raises
+    `WrongUse` if no run is finished.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
@@ -212,16 +215,17 @@ class CellScores:
         self._seeds = np.array([result["seed"] for result in self.results])
         self._folds = np.array([result["fold"] for result in self.results])
         self.classes: list[str] = self.results[0]["classes"]
+        self.dimensions = DIMENSIONS if "moments" in self.results[0] else ()
         for run in self.runs:
             if run.result["classes"] != self.classes:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
         tests = self.results[0]["tests"]
         self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
-        self._counted: dict[str, np.ndarray] = {}
+        self._counted: dict[tuple[str, bool], np.ndarray] = {}
 
     def score(self, metric: str, test: str = "both") -> Score:
         """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
-        matrices = self._matrices(test)
+        matrices = self._matrices(metric, test)
         own = self.measure(metric, matrices)  # [R]
         known = ~np.isnan(own)
         if not known.any():
@@ -233,21 +237,28 @@ class CellScores:
 
     def confusion(self, test: str = "both") -> np.ndarray:
         """C `[K, K]`, summed over the runs."""
-        return self._matrices(test).sum(0)
+        return self._matrices("ua", test).sum(0)
+
+    @property
+    def n(self) -> int:
+        """Predictions, of all folds and seeds."""
+        return sum(result["n"] for result in self.results)
 
     def with_interval(self, metric: str, test: str = "both") -> Ends:
-        """The pooled score and the ends of its interval over the groups, see `jackknife_interval`, in percent.
+        """The pooled score and the ends of its interval over the groups, see `jackknife_interval`; units as of `Score`.
 
         Left out is a group's part in all seeds at once. No ends with fewer than `FEWEST` groups, nor for the recall of
         a class that does not occur in two of them.
         """
-        if test not in self._counted:
-            self._counted[test] = self.by_group(self.groups(self.over), test)
-        whole, matrices = self.score(metric, test).pooled, self._counted[test]
+        whole, rated = self.score(metric, test).pooled, self._is_rated(metric)
+        if (test, rated) not in self._counted:
+            groups = self.groups(self.over)
+            self._counted[test, rated] = (self.rated_by_group if rated else self.by_group)(groups, test)
+        matrices = self._counted[test, rated]
         found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
         if len(found) < FEWEST or np.isnan(found).all(1).any():
             return whole, None, None
-        return _of_share(whole, np.nanmean(found, 1))
+        return _within(RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(found, 1))
 
     @cached_property
     def groupings(self) -> list[str]:
@@ -281,7 +292,9 @@ class CellScores:
         split = f"{first['protocol']}{' (speaker-dependent)' * dependent}"
         cut = [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
         cut += [f"{name} {value}" for name, value in parts(self.results).items()]
-        return " · ".join((split, *filter(None, [heard]), selected, first["labels"], *cut))
+        target = [f"target {name}" for name in [self.runs[0].config.get("target")] if name]
+        labels = [first["labels"]] if self.classes else []
+        return " · ".join((split, *filter(None, [heard]), selected, *labels, *target, *cut))
 
     @property
     def caveat(self) -> str | None:
@@ -298,17 +311,52 @@ class CellScores:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Pooled WA, UA and macro-F1, with their intervals by "ua over speakers", …, and calibration, in percent."""
-        found = {metric: self.with_interval(metric) for metric in SHOWN.values()}
+        """Pooled WA, UA and macro-F1, CCC and RMSE by dimension, intervals by "ua over speakers", …, how sure it is."""
+        return {
+            **{metric: self.score(metric).pooled for metric in SHOWN.values() if self.classes},
+            **{k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions} for k in RANGES if self.dimensions},
+            "intervals": {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()},
+            **(self._how_sure if self.classes else {}),
+        }
+
+    @property
+    def _how_sure(self) -> dict[str, Any]:
         after, sets = self.reliability(after=True)[0] if self.temperatures else None, self.conformal
         return {
-            **{metric: pooled for metric, (pooled, *_) in found.items()},
             "calibration": {"ece": self.reliability()[0], "ece_tempered": after, "temperatures": self.temperatures},
             "conformal": sets and {"level": 100 * LEVEL, "coverage": sets[0], "size": sets[1]},
-            "intervals": {
-                f"{metric} over {self.over}": ends for metric, (_, *ends) in found.items() if None not in ends
-            },
         }
+
+    @property
+    def intervals(self) -> dict[str, Ends]:
+        """The main metrics with their intervals, as far as they have any."""
+        found = {
+            metric: self.with_interval(metric) for metric in (*(SHOWN.values() if self.classes else ()), *self.rated)
+        }
+        return {metric: ends for metric, ends in found.items() if None not in ends}
+
+    @property
+    def rated(self) -> list[str]:
+        """The metrics of valence, arousal and dominance, if these are learnt: "ccc valence", …, "rmse dominance"."""
+        return [f"{kind} {name}" for kind in RANGES for name in self.dimensions]
+
+    def _is_rated(self, metric: str) -> bool:
+        return bool(self.dimensions) and metric in ("ccc", *self.rated)
+
+    def digits(self, metric: str) -> int:
+        """Behind the point, where it is shown."""
+        return 3 if self._is_rated(metric) else 2
+
+    @property
+    def scale(self) -> str:
+        """The lowest and highest rating of valence, arousal and dominance, such as "1..5"."""
+        return self.runs[0].config["training"]["vad_scale"]
+
+    def ratings(self, test: str = "both") -> tuple[np.ndarray, np.ndarray]:
+        """Truth and prediction of valence, arousal and dominance, `[n, D]` each, run by run, on the corpus's scale."""
+        names = [f"truth {d}" for d in DIMENSIONS], [column(f"predicted {d}", test) for d in DIMENSIONS]
+        truth, predicted = (np.array([self._column(name) for name in of_both]).T for of_both in names)
+        return truth, predicted
 
     @cached_property
     def _given(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -323,7 +371,7 @@ class CellScores:
     def temperatures(self) -> list[float]:
         """That of each run; none where a run has none, without a dev part or written by an earlier ser."""
         found = [(result.get("calibration") or {}).get("temperature") for result in self.results]
-        return [] if None in found else found
+        return [t for t in found if t] if all(found) else []
 
     def probabilities(self, after: bool) -> list[np.ndarray]:
         """Those `[n, K]` of each run, as they are or `after` its temperature, if all have one."""
@@ -373,16 +421,23 @@ class CellScores:
         lists = (t[name].to_pylist() if name in t.column_names else [None] * len(t) for t in self.tables)
         return [value for values in lists for value in values]
 
-    def _matrices(self, test: str) -> np.ndarray:
-        """C `[R, K, K]` of the runs."""
+    def _matrices(self, metric: str, test: str) -> np.ndarray:
+        """C `[R, K, K]` of the runs, or M `[R, D, 6]` of a metric that counts these."""
         if test not in self.tests:
             raise unknown("test", test, self.tests)
-        return np.array([result["tests"][test]["confusion"] for result in self.results])
+        known = [*METRICS, *self.classes] if self.classes else []
+        known += ["ccc", *self.rated] if self.dimensions else []
+        if metric not in known:
+            raise unknown("metric", metric, known)
+        counted = "moments" if self._is_rated(metric) else "confusion"
+        return np.array([result["tests"][test][counted] for result in self.results])
 
     def measure(self, metric: str, matrices: np.ndarray) -> np.ndarray:
-        """The metric of C `[…, K, K]` in percent, `[…]`."""
-        if metric not in METRICS and metric not in self.classes:
-            raise unknown("metric", metric, [*METRICS, *self.classes])
+        """The metric of C `[…, K, K]` in percent, or of M `[…, D, 6]`: `[…]`."""
+        if self._is_rated(metric):
+            kind, _, name = metric.partition(" ")
+            rated = concordance(matrices)[kind]
+            return rated[..., self.dimensions.index(name)] if name else rated.mean(-1)
         found = metrics(matrices)
         return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
 
@@ -393,14 +448,26 @@ class CellScores:
         """
         number = {name: k for k, name in enumerate(self.classes)}
         truth = np.array([number[name] for name in self._column("truth")])
-        predicted = np.argmax(self._column("probabilities" if test == "both" else f"probabilities {test}"), 1)
-        seeds, seed = np.unique(self._seeds, return_inverse=True)
+        predicted = np.argmax(self._column(column("probabilities", test)), 1)
+        kept, at = self._places(groups)
+        matrices = np.zeros((*at.max(1) + 1, len(number), len(number)))
+        np.add.at(matrices, (*at, truth[kept], predicted[kept]), 1)
+        return matrices[:, matrices.any((0, 2, 3))]
+
+    def rated_by_group(self, groups: Sequence[Any], test: str = "both") -> np.ndarray:
+        """M `[g, S, D, 6]` likewise."""
+        kept, at = self._places(groups)
+        counted = np.zeros((*at.max(1) + 1, len(DIMENSIONS), 6))
+        np.add.at(counted, tuple(at), moments(*self.ratings(test))[kept])
+        return counted[:, counted.any((0, 2, 3))]
+
+    def _places(self, groups: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Which predictions have a group, bool `[n]`, and the numbers of their groups and seeds, `[2, kept]`."""
+        seed = np.unique(self._seeds, return_inverse=True)[1]
         of_seed = np.repeat(seed, [table.num_rows for table in self.tables])
         kept = np.array([group is not None for group in groups])
-        names, group = np.unique(np.array(groups)[kept], return_inverse=True)
-        matrices = np.zeros((len(names), len(seeds), len(number), len(number)))
-        np.add.at(matrices, (group, of_seed[kept], truth[kept], predicted[kept]), 1)
-        return matrices[:, matrices.any((0, 2, 3))]
+        group = np.unique(np.array(groups)[kept], return_inverse=True)[1]
+        return kept, np.stack([group, of_seed[kept]])
 
     @cached_property
     def tested(self) -> list[tuple[str, ...]]:
@@ -411,6 +478,12 @@ class CellScores:
 
 def _spread(values: np.ndarray) -> Spread:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def named(metric: str) -> str:
+    """A metric of ratings as a heading: "CCC valence"."""
+    kind, _, name = metric.partition(" ")
+    return f"{kind.upper()} {name}"
 
 
 def how_many(g: int, over: str) -> str:
@@ -434,17 +507,19 @@ def jackknife_interval(whole: Any, without: np.ndarray) -> tuple[np.ndarray, np.
     return whole - half, whole + half
 
 
-def share(counted: Sequence[bool] | np.ndarray, groups: Sequence[Any]) -> Ends:
+def share(counted: Sequence[bool] | np.ndarray, groups: Sequence[Any] | np.ndarray) -> Ends:
     """The share of n predictions that count, with its interval over their groups, in percent."""
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     n, hits = np.bincount(group), np.bincount(group, np.asarray(counted, dtype=float))
     whole = 100 * float(hits.sum() / n.sum())
-    return (whole, None, None) if len(n) < FEWEST else _of_share(whole, 100 * (hits.sum() - hits) / (n.sum() - n))
+    if len(n) < FEWEST:
+        return whole, None, None
+    return _within(PERCENT, whole, 100 * (hits.sum() - hits) / (n.sum() - n))
 
 
-def _of_share(whole: float, without: np.ndarray) -> Ends:
+def _within(ends: tuple[float, float], whole: float, without: np.ndarray) -> Ends:
     low, high = jackknife_interval(whole, without)
-    return whole, max(0.0, float(low)), min(100.0, float(high))
+    return whole, max(ends[0], float(low)), min(ends[1], float(high))
 
 
 def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -483,28 +558,44 @@ def summary_text(cell: CellScores) -> str:
     """The scores of one cell for the terminal: what `ser train` ends with."""
     from tabulate import tabulate
 
-    asked = [(name, metric, "both") for name, metric in SHOWN.items()]
-    asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
-    asked += [(f"UA, {test}", "ua", test) for test in cell.tests if test != "both"]
+    asked = []
+    if cell.classes:
+        asked += [(name, metric, "both") for name, metric in SHOWN.items()]
+        asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
+        asked += [(f"UA, {test}", "ua", test) for test in cell.tests if test != "both"]
+    asked += [(named(metric), metric, "both") for metric in cell.rated]
+    asked += [(column("mean CCC", test), "ccc", test) for test in cell.tests if cell.dimensions]
     lines = []
     for name, metric, test in asked:
-        score = cell.score(metric, test)
-        spreads = [" ± ".join(f"{x:.2f}" for x in one if x is not None) for one in (score.over_seeds, score.over_folds)]
+        score, digits = cell.score(metric, test), cell.digits(metric)
+        both = score.over_seeds, score.over_folds
+        spreads = [" ± ".join(f"{x:.{digits}f}" for x in one if x is not None) for one in both]
         lines.append([name, spreads[0], str(score.seeds), spreads[1], str(score.folds)])
-    headings = ["%", "pooled over folds, over seeds", "seeds", "over folds", "folds"]
-    table = tabulate(lines, headings, disable_numparse=True)
-    ours = cell.to_json()
-    told = ours["intervals"].items()
-    ends = [f"{name}: {ours[name.split()[0]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in told]
+    unit = f"% (CCC: 1 is best; RMSE: on {cell.scale})" if cell.dimensions else "%"
+    table = tabulate(
+        lines, [unit, "pooled over folds, over seeds", "seeds", "over folds", "folds"], disable_numparse=True
+    )
+    ends = []
+    for metric, (whole, low, high) in cell.intervals.items():
+        each = [f"{x:.{cell.digits(metric)}f}" for x in (whole, low, high)]
+        ends.append(f"{metric} over {cell.over}: {each[0]} [{each[1]}, {each[2]}]")
     about = f"95 % interval of {'; '.join(ends)} ({cell.interval_over})" if ends else cell.interval_over
-    error, sets = ours["calibration"], ours["conformal"]
-    sure = f"ECE {error['ece']:.2f}"
-    if error["temperatures"]:
-        sure += f", with a temperature fitted on dev {error['ece_tempered']:.2f} ({BINS} bins)"
-    if sets:
-        sure += f"; sets for {sets['level']:.0f} % hold the true class in {sets['coverage'][0]:.2f} %, "
-        sure += f"mean size {sets['size']:.2f} (no guarantee across speakers)"
-    notes = [cell.conditions, about, sure]
+    notes = [cell.conditions, about]
+    if cell.classes:
+        notes.append(_sureness(cell))
     if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
         notes.append(f"left out: {absent}")
     return "\n".join([table, *notes, *filter(None, [cell.caveat])])
+
+
+def _sureness(cell: CellScores) -> str:
+    told = f"ECE {cell.reliability()[0]:.2f} ({BINS} bins)"
+    if cell.temperatures:
+        told += f", with a temperature fitted on dev {cell.reliability(after=True)[0]:.2f}"
+    if cell.conformal:
+        (held, *_), size = cell.conformal
+        told += (
+            f"; sets for {100 * LEVEL:.0f} % hold the true class in {held:.2f} %, mean size {size:.2f} (no guarantee "
+        )
+        told += "across speakers)"
+    return told

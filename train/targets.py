@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from .run_folder import column
 from .scores import dimension_scores, ece, fit_temperature, reliability, scores, tempered
 from .settings import TrainConfig, TrainingSettings
 
+Score = Literal["ua", "wa", "macro_f1", "ccc"]
+IMBALANCE = ("class_weights", "effective_beta", "focal_gamma", "sampler")  # settings that classes alone have
 # The scale that a corpus's raters used, where the ids tell the corpus: lowest and highest.
 SCALES = {
     r"Ses0[1-5][FM]_(impro|script)\d\d\w*_[FM]\d{3}": "1..5",  # IEMOCAP (Busso et al. 2008), and the demo
@@ -53,11 +55,8 @@ class Target:
     """One of the classes of the label policy, whose probabilities a model predicts: `--target class`."""
 
     labelled, rated = True, False  # what an utterance needs: a class; values of valence, arousal and dominance
-    select: tuple[str, ...] = (
-        "ua",
-        "wa",
-        "macro_f1",
-    )  # the scores by which an epoch can be selected, the default first
+    # The scores by which an epoch can be selected, the default first.
+    select: tuple[Score, ...] = ("ua", "wa", "macro_f1")
     unused: tuple[str, ...] = ("vad_loss", "vad_weight", "vad_scale")  # settings that change nothing
 
     def __init__(self, name: str) -> None:
@@ -71,7 +70,7 @@ class Target:
         """The fusion's model with heads of that width; one that reads its own `predictions` gets the target's."""
         model = fusion.build(settings, dims, self.width(classes))
         if hasattr(model, "predictions"):
-            model.predictions = self.predictions
+            model.predictions = self.predictions  # type: ignore[assignment]
         return model
 
     def settled(self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset) -> TrainingSettings:
@@ -84,7 +83,7 @@ class Target:
             if training.select_score != usual.select_score:
                 known = " or ".join(self.select)
                 raise WrongUse(f"--set select_score={training.select_score}: --target {self.name} selects by {known}")
-            training = replace(training, select_score=self.select[0])  # type: ignore[arg-type]
+            training = replace(training, select_score=self.select[0])
         return training
 
     def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:
@@ -149,8 +148,8 @@ class Vad(Target):
     """Valence, arousal and dominance: `--target vad`. An utterance needs no label, and there are no classes."""
 
     labelled, rated = False, True
-    select = ("ccc",)
-    unused = ("vad_weight", "soft_labels", "class_weights", "effective_beta", "focal_gamma", "sampler")
+    select: tuple[Score, ...] = ("ccc",)
+    unused: tuple[str, ...] = ("vad_weight", "soft_labels", *IMBALANCE)
 
     def width(self, classes: int) -> int:
         """One for each dimension."""

@@ -169,12 +169,13 @@ class Dataset:
         "balanced" draws as many utterances with replacement, each of the classes that occur as likely.
         """
         groups = self.groups(rows, unit)
+        order: Sequence[int] = range(len(groups))
         if sampler == "balanced":
             _, of_class, sizes = np.unique(self.utterances.labels[rows], return_inverse=True, return_counts=True)
             chances = torch.from_numpy(1 / sizes[of_class])
             order = torch.multinomial(chances, len(groups), replacement=True, generator=generator).tolist()
-        else:
-            order = torch.randperm(len(groups), generator=generator).tolist() if generator else range(len(groups))
+        elif generator:
+            order = torch.randperm(len(groups), generator=generator).tolist()
         for start in range(0, len(groups), size):
             yield self.batch([groups[i] for i in order[start : start + size]], standardizers, truth)
 

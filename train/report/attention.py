@@ -77,7 +77,8 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
             weights = seen["attention"].mean(0).numpy()  # [h, L, T + N] → [L, T + N]
             frames, text = len(inputs["audio"].values), manifest.column("text")[rows[number]] or ""
             words, names = _by_word(weights[:, frames:], extras["text"].get("word"), text, specs["text"].config)
-            tokens, probabilities = seen["pooling"].numpy(), logits[0].softmax(0).numpy()
+            tokens, k = seen["pooling"].numpy(), len(run.config["labels"]["classes"])
+            probabilities = logits[0, :k].softmax(0).numpy()
             even, hop = frames / weights.shape[1], specs["audio"].hop
             found.append(Attended(utterance, probabilities, weights[:, :frames], words, tokens, hop, names, even))
     return found

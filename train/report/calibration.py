@@ -66,5 +66,5 @@ def _diagram(cells: Sequence[Cell]) -> Plot:
                     points += [(name, *found.values())] if number < DRAWN else []
     note = "Dashed: as often right as sure. Bins with few predictions say little."
     note += f" Drawn: the {DRAWN} cells with the highest UA of {len(cells)}." if len(cells) > DRAWN else ""
-    draw = partial(lines, points, "confidence %", "right %", limits=(-2, 102), diagonal=(0, 100))
+    draw = partial(lines, points, "confidence %", "right %", limits=(-2, 102), diagonal=True)
     return Plot("Reliability", Table("reliability", "Share right by confidence", rows), draw, note)

@@ -152,12 +152,12 @@ def lines(
     joined: bool = True,
     log: bool = False,
     baseline: float | None = None,
-    diagonal: tuple[float, float] | None = None,
+    diagonal: bool = False,
     legend: int = 1,
 ) -> Svg:
     """Values over x, with intervals as bars or, with `band`, as an area; not `joined` draws the dots alone.
 
-    `diagonal` dashes where both are equal, from one end to the other.
+    Dashed are the `baseline`, and the `diagonal`, where a value is its x.
     """
     series = list(_series(points))
     with figure(230 + (20 * -(-len(series) // legend) if legend else 20)) as (drawing, axes):
@@ -169,7 +169,8 @@ def lines(
                 axes.vlines(x, low, high, color=style["color"], linewidth=1.5, alpha=1 if joined else 0.45)
             axes.plot(x, values, **style if joined else style | {"linestyle": ""})
         axes.axhline(np.nan if baseline is None else baseline, **DASHED)
-        axes.plot(diagonal or np.nan, diagonal or np.nan, **DASHED)
+        if diagonal:
+            axes.axline((0, 0), slope=1, **DASHED)
         axes.set(ylim=limits, xscale="log" if log else "linear")
         if ticks is None:
             axes.xaxis.get_major_locator().set_params(integer=True)

@@ -72,8 +72,8 @@ def differences(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What tells these finished runs of one configuration from a recipe's cell as it is written, by name.
 
-    The first bars a comparison: another fusion, feature, label policy, corpus, test part, or shuffled labels. The
-    second is only told: selection, dev part, checkpoint (`models` names the recipe's, by feature), seeds, a setting.
+    The first bars a comparison: another fusion, feature, target, label policy, corpus, test part, or shuffled labels.
+    The second is only told: selection, dev part, checkpoint (`models` has the recipe's, by feature), seeds, a setting.
     """
     config, asked = runs[0].config, cell.written
     protocol, colon, file = asked.protocol.partition(":")
@@ -84,6 +84,7 @@ def differences(
             {_feature(one["feature"], one["pool"]) for one in features.values()},
             {_feature(name) for name in asked.features.split("+")},
         ),
+        "target": (config.get("target", "class"), asked.target),
         "labels": (config["labels"]["policy"], Path(asked.labels).name),
         "protocol": (config["protocol"], f"{protocol}:{Path(file).name}" if colon else protocol),
         "only": (config.get("only"), getattr(asked, "only", None)),

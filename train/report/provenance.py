@@ -19,6 +19,7 @@ from .cells import Cell
 from .html import Part
 from .tables import Row, Table
 
+SHOWN = {"UA %": "ua", "WA %": "wa", "macro-F1 %": "macro_f1"}  # of every run
 COMMANDS = 6  # shown; of more, all go into a table
 
 
@@ -60,8 +61,6 @@ def _features(cells: Sequence[Cell]) -> Table:
 
 def _corpora(cells: Sequence[Cell]) -> list[Table]:
     """One table for each set of utterances and labels."""
-    import pandas
-
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         key = (*map(cell.config.get, ("corpus", "manifest", "limit", "only")), cell.config["labels"]["policy"])
@@ -69,7 +68,7 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
     tables = []
     for number, ((corpus, digest, _, _, policy), members) in enumerate(groups.items(), 1):
         cell, manifest = members[0], members[0].origin.manifest
-        tested = pandas.concat([one.predictions for one in members]).drop_duplicates("id")
+        tested = {name: truth for one in members for _, name, truth in one.tested}
         note = f"{len(tested):,} utterances tested"
         if manifest is not None:
             hours = sum(d or 0 for d in manifest.column("duration")) / 3600
@@ -83,7 +82,7 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
         merged = "; ".join(f"{name} is {' + '.join(labels)}" for name, labels in raw.items() if labels != [name])
         note += f" Labels: {merged}." if merged else ""
         row = {"manifest": digest[:16], "labels": policy}
-        row |= {f"n {name}": int((tested.truth == name).sum()) for name in cell.classes}
+        row |= {f"n {name}": [*tested.values()].count(name) for name in cell.classes}
         tables.append(Table(f"corpus-{number}", f"Corpus {corpus}", [row], note))
     return tables
 
@@ -92,7 +91,7 @@ def _protocols(cells: Sequence[Cell]) -> Table:
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         repeated: list[Any] = [result.get("repeated_texts") for result in cell.results]
-        share = None if None in repeated else 100 * sum(repeated) / cell.confusion().sum()
+        share = None if None in repeated else 100 * sum(repeated) / cell.n
         key = (cell.config["protocol"], cell.config["select"], share, *parts(cell.results).items())
         groups.setdefault(key, []).append(cell)
     rows = []
@@ -168,7 +167,8 @@ def _versions(cells: Sequence[Cell]) -> Table:
 def _runs(cells: Sequence[Cell]) -> Table:
     rows = [
         {"run": run.path.name, "cell": cell.label, "fold": result["fold"], "seed": result["seed"]}
-        | {"UA %": 100 * result["ua"], "WA %": 100 * result["wa"], "macro-F1 %": 100 * result["macro_f1"]}
+        | {name: 100 * result[key] for name, key in SHOWN.items() if key in result}
+        | {f"CCC {name}": value for name, value in result.get("ccc", {}).items()}
         | {"epoch kept": result["epoch"], "seconds": float(result["seconds"])}
         | {f"n {part}": n for part, n in result["parts"].items()}
         for cell in cells

@@ -18,6 +18,7 @@ from .figures import Point, dots, lines, matrices
 from .html import Page, Part, Plot
 from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
+from .ratings import ratings
 from .significance import compare, holm, mcnemar, p_of_runs
 from .tables import Row, Table
 
@@ -30,20 +31,28 @@ MAIN = ("ua", "wa")
 
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
-    """The report of these cells, highest UA first."""
+    """The report of these cells, highest UA first. What is about classes is about the cells that learn any."""
+    known = labelled(cells)
+    tests = significance_table(known)
     sections = {
         "what-was-run": what_was_run(cells, unfinished),
-        "results": _results(cells),
-        "significance": {"tests": [tests, papers_tests_table(cells)]} if (tests := significance_table(cells)) else {},
-        "emotions": _emotions(cells),
-        "calibration": calibrated(cells),
+        "results": _results(known) if known else {},
+        "significance": {"tests": [tests, papers_tests_table(known)]} if tests else {},
+        "emotions": _emotions(known) if known else {},
+        "calibration": calibrated(known) if known else {},
+        "ratings": ratings(cells),
         "training": _training(cells),
-        "modalities": _modalities(cells),
-        "query-tokens": _queries(cells),
-        "inside": attended(cells),
-        "errors": errors(cells),
+        "modalities": _modalities(known),
+        "query-tokens": _queries(known),
+        "inside": attended(known),
+        "errors": errors(known) if known else {},
     }
     return Page(cells, cautions(cells), {name: part for name, part in sections.items() if part})
+
+
+def labelled(cells: Sequence[Cell]) -> list[Cell]:
+    """Those that learn classes."""
+    return [cell for cell in cells if cell.classes]
 
 
 def _scores(cell: Cell) -> Row:
@@ -283,18 +292,20 @@ def _training(cells: Sequence[Cell]) -> Part:
     loss = _curves(cells, "loss", "Training loss", f"{note}{_drawn(cells, SERIES)}")
     note += f" Dev, or test with best-test. {cells[0].label} kept epochs {min(kept)} to {max(kept)}."
     ua = _curves(cells, "ua", "UA of the evaluated part", note)
-    return {"plots": [loss, ua] if any(row["UA %"] is not None for row in ua.data.rows) else [loss]}
+    ccc = _curves(cells, "ccc", "Mean CCC of the evaluated part", note)
+    scored = ((ua, "UA %"), (ccc, "mean CCC"))
+    return {"plots": [loss, *(plot for plot, name in scored if any(row[name] is not None for row in plot.data.rows))]}
 
 
 def _curves(cells: Sequence[Cell], name: str, title: str, note: str) -> Plot:
     """A score over the epochs of all stages; None where nothing was evaluated."""
     import pandas
 
-    heading, scale = ("loss", 1) if name == "loss" else ("UA %", 100)
+    heading, scale = {"loss": ("loss", 1), "ua": ("UA %", 100), "ccc": ("mean CCC", 1)}[name]
     points: list[Point] = []
     rows: list[Row] = []
     for number, cell in enumerate(cells):
-        histories = [[line[name] for line in result["history"]] for result in cell.results]
+        histories = [[line.get(name) for line in result["history"]] for result in cell.results]
         curve = scale * pandas.DataFrame(histories, dtype=float).agg(["mean", "min", "max"]).T
         if number < SERIES and curve["mean"].notna().any():
             points += [(cell.label, epoch, tuple(ends)) for epoch, ends in enumerate(curve.to_numpy(), 1)]
