@@ -30,7 +30,7 @@ from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, find_runs
 from ser.train.scores import CellScores, tempered
 from ser.train.settings import TrainConfig, TrainingSettings, recorded
-from ser.train.targets import TARGETS, Vad
+from ser.train.targets import TARGETS, rated_as
 from ser.weights.find import parse_models
 
 
@@ -173,7 +173,7 @@ class Predictor:
             label = self.classes[row[:k].argmax()] if k else None  # the temperature may round to equals
             sure = row[None, :k] if self.temperature is None else tempered(row[None, :k], self.temperature)
             probabilities = dict(zip(self.classes, sure[0].tolist(), strict=True))
-            rated = target.rated_as(row[None], self.plan)[0].tolist() if isinstance(target, Vad) else []
+            rated = rated_as(row[None], self.plan.training)[0].tolist() if target.rated else ()
             ratings, abstained = dict(zip(DIMENSIONS, rated, strict=False)), bool(k and sure.max() < abstain_below)
             predictions.append(Prediction(turn.id, label, probabilities, lacking, ratings, abstained))
         return Answer(predictions, unusable, notes)

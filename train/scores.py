@@ -252,8 +252,7 @@ class CellScores:
         """
         whole, rated = self.score(metric, test).pooled, self._is_rated(metric)
         if (test, rated) not in self._counted:
-            groups = self.groups(self.over)
-            self._counted[test, rated] = (self.rated_by_group if rated else self.by_group)(groups, test)
+            self._counted[test, rated] = self.by_group(self.groups(self.over), test, rated)
         matrices = self._counted[test, rated]
         found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
         if len(found) < FEWEST or np.isnan(found).all(1).any():
@@ -292,9 +291,9 @@ class CellScores:
         split = f"{first['protocol']}{' (speaker-dependent)' * dependent}"
         cut = [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
         cut += [f"{name} {value}" for name, value in parts(self.results).items()]
-        target = [f"target {name}" for name in [self.runs[0].config.get("target")] if name]
-        labels = [first["labels"]] if self.classes else []
-        return " · ".join((split, *filter(None, [heard]), selected, *labels, *target, *cut))
+        learnt = [first["labels"]] if self.classes else []
+        learnt += [f"target {self.runs[0].config['target']}, rated {self.scale}"] if self.dimensions else []
+        return " · ".join((split, *filter(None, [heard]), selected, *learnt, *cut))
 
     @property
     def caveat(self) -> str | None:
@@ -330,9 +329,8 @@ class CellScores:
     @property
     def intervals(self) -> dict[str, Ends]:
         """The main metrics with their intervals, as far as they have any."""
-        found = {
-            metric: self.with_interval(metric) for metric in (*(SHOWN.values() if self.classes else ()), *self.rated)
-        }
+        asked = [*SHOWN.values()] if self.classes else []
+        found = {metric: self.with_interval(metric) for metric in [*asked, *self.rated]}
         return {metric: ends for metric, ends in found.items() if None not in ends}
 
     @property
@@ -354,9 +352,9 @@ class CellScores:
 
     def ratings(self, test: str = "both") -> tuple[np.ndarray, np.ndarray]:
         """Truth and prediction of valence, arousal and dominance, `[n, D]` each, run by run, on the corpus's scale."""
-        names = [f"truth {d}" for d in DIMENSIONS], [column(f"predicted {d}", test) for d in DIMENSIONS]
-        truth, predicted = (np.array([self._column(name) for name in of_both]).T for of_both in names)
-        return truth, predicted
+        truth = [self._column(f"truth {name}") for name in DIMENSIONS]
+        predicted = [self._column(column(f"predicted {name}", test)) for name in DIMENSIONS]
+        return np.array(truth).T, np.array(predicted).T
 
     @cached_property
     def _given(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -441,33 +439,25 @@ class CellScores:
         found = metrics(matrices)
         return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
 
-    def by_group(self, groups: Sequence[Any], test: str = "both") -> np.ndarray:
-        """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names.
+    def by_group(self, groups: Sequence[Any], test: str = "both", rated: bool = False) -> np.ndarray:
+        """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names; if `rated` M `[g, S, D, 6]`.
 
         `groups` are those of all predictions, run by run; what has None does not count.
         """
-        number = {name: k for k, name in enumerate(self.classes)}
-        truth = np.array([number[name] for name in self._column("truth")])
-        predicted = np.argmax(self._column(column("probabilities", test)), 1)
-        kept, at = self._places(groups)
-        matrices = np.zeros((*at.max(1) + 1, len(number), len(number)))
-        np.add.at(matrices, (*at, truth[kept], predicted[kept]), 1)
-        return matrices[:, matrices.any((0, 2, 3))]
-
-    def rated_by_group(self, groups: Sequence[Any], test: str = "both") -> np.ndarray:
-        """M `[g, S, D, 6]` likewise."""
-        kept, at = self._places(groups)
-        counted = np.zeros((*at.max(1) + 1, len(DIMENSIONS), 6))
-        np.add.at(counted, tuple(at), moments(*self.ratings(test))[kept])
-        return counted[:, counted.any((0, 2, 3))]
-
-    def _places(self, groups: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Which predictions have a group, bool `[n]`, and the numbers of their groups and seeds, `[2, kept]`."""
-        seed = np.unique(self._seeds, return_inverse=True)[1]
+        seeds, seed = np.unique(self._seeds, return_inverse=True)
         of_seed = np.repeat(seed, [table.num_rows for table in self.tables])
         kept = np.array([group is not None for group in groups])
-        group = np.unique(np.array(groups)[kept], return_inverse=True)[1]
-        return kept, np.stack([group, of_seed[kept]])
+        names, group = np.unique(np.array(groups)[kept], return_inverse=True)
+        shape = (len(DIMENSIONS), 6) if rated else (len(self.classes), len(self.classes))
+        counted = np.zeros((len(names), len(seeds), *shape))
+        if rated:
+            np.add.at(counted, (group, of_seed[kept]), moments(*self.ratings(test))[kept])
+        else:
+            number = {name: k for k, name in enumerate(self.classes)}
+            truth = np.array([number[name] for name in self._column("truth")])
+            predicted = np.argmax(self._column(column("probabilities", test)), 1)
+            np.add.at(counted, (group, of_seed[kept], truth[kept], predicted[kept]), 1)
+        return counted[:, counted.any((0, 2, 3))]
 
     @cached_property
     def tested(self) -> list[tuple[str, ...]]:
@@ -571,10 +561,9 @@ def summary_text(cell: CellScores) -> str:
         both = score.over_seeds, score.over_folds
         spreads = [" ± ".join(f"{x:.{digits}f}" for x in one if x is not None) for one in both]
         lines.append([name, spreads[0], str(score.seeds), spreads[1], str(score.folds)])
-    unit = f"% (CCC: 1 is best; RMSE: on {cell.scale})" if cell.dimensions else "%"
-    table = tabulate(
-        lines, [unit, "pooled over folds, over seeds", "seeds", "over folds", "folds"], disable_numparse=True
-    )
+    unit = "% (CCC, RMSE: not)" if cell.dimensions else "%"
+    headings = [unit, "pooled over folds, over seeds", "seeds", "over folds", "folds"]
+    table = tabulate(lines, headings, disable_numparse=True)
     ends = []
     for metric, (whole, low, high) in cell.intervals.items():
         each = [f"{x:.{cell.digits(metric)}f}" for x in (whole, low, high)]

@@ -8,9 +8,10 @@ Nothing is clipped: raters' means and predictions may lie beyond its ends.
     n  utterances     K  classes     D  dimensions: valence, arousal and dominance
 """
 
+import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -43,18 +44,19 @@ TINY = 1e-8  # added below the CCC of a batch, where nothing varies
 def scale_of(training: TrainingSettings) -> tuple[float, float]:
     """The lowest and the highest rating, such as 1 and 5. Raises `WrongUse` where `vad_scale` is not a range."""
     low, _, high = training.vad_scale.partition("..")
-    try:
+    with contextlib.suppress(ValueError):
         if float(low) < float(high) < float("inf"):
             return float(low), float(high)
-    except ValueError:
-        pass
     raise WrongUse(f"--set vad_scale={training.vad_scale[:200]}: must be auto, or a range such as 1..5")
 
 
 class Target:
-    """One of the classes of the label policy, whose probabilities a model predicts: `--target class`."""
+    """One of the classes of the label policy: `--target class`. And what all targets share.
 
-    labelled, rated = True, False  # what an utterance needs: a class; values of valence, arousal and dominance
+    A head has K outputs if the target is `labelled`, then D if it is `rated`: logits of the classes, and ratings.
+    """
+
+    labelled, rated = True, False
     # The scores by which an epoch can be selected, the default first.
     select: tuple[Score, ...] = ("ua", "wa", "macro_f1")
     unused: tuple[str, ...] = ("vad_loss", "vad_weight", "vad_scale")  # settings that change nothing
@@ -64,7 +66,7 @@ class Target:
 
     def width(self, classes: int) -> int:
         """Outputs of each head."""
-        return classes
+        return classes * self.labelled + len(DIMENSIONS) * self.rated
 
     def build(self, fusion: Fusion, settings: Any, dims: Mapping[str, int], classes: int) -> nn.Module:
         """The fusion's model with heads of that width; one that reads its own `predictions` gets the target's."""
@@ -109,15 +111,20 @@ class Target:
         return F.cross_entropy(outputs, truth, reduction=config.reduction)
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """What the outputs of a head say, of the same shape: the probabilities of the classes."""
-        return outputs.softmax(1)
+        """What the outputs of a head say, of the same shape: probabilities of the classes, and ratings as they are."""
+        k = outputs.shape[1] - len(DIMENSIONS) * self.rated
+        return torch.cat([outputs[:, :k].softmax(1), outputs[:, k:]], 1)
 
     def scored(
         self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
     ) -> dict[str, Any]:
         """All scores of predictions for the rows, among them those of `select`, as a run's result.json holds them."""
-        classes = utterances.classes
-        return scores(utterances.labels[rows], predicted[:, : len(classes)].argmax(1), classes)
+        classes, found = utterances.classes, dict[str, Any]()
+        if self.labelled:
+            found = scores(utterances.labels[rows], predicted[:, : len(classes)].argmax(1), classes)
+        if self.rated:
+            found |= dimension_scores(utterances.dimensions[rows], rated_as(predicted, config.training))
+        return found
 
     def calibrated(
         self, utterances: Utterances, dev: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
@@ -126,7 +133,8 @@ class Target:
 
         Both are rows and their predictions. None where there are no classes.
         """
-        k = len(utterances.classes)
+        if not (k := len(utterances.classes)):
+            return None
         (held, on_dev), (rows, on_test) = ((utterances.labels[rows], found[:, :k]) for rows, found in (dev, test))
         temperature = fit_temperature(held, on_dev)
         before, after = (ece(reliability(rows, found)) for found in (on_test, tempered(on_test, temperature)))
@@ -134,14 +142,22 @@ class Target:
 
     def columns(
         self, utterances: Utterances, rows: np.ndarray, tests: Mapping[str, np.ndarray], config: TrainConfig
-    ) -> dict[str, Sequence[Any]]:
-        """Truth and predictions, by test, as the columns of a run's predictions.parquet."""
+    ) -> dict[str, Any]:
+        """Truth and predictions, by test, as the columns of a run's predictions.parquet.
+
+        Ratings are on the corpus's scale: "truth valence", "predicted valence", "predicted valence only text", ….
+        """
         classes, k = utterances.classes, len(utterances.classes)
-        return {
-            "truth": [classes[label] for label in utterances.labels[rows]],
-            "predicted": [classes[label] for label in tests["both"][:, :k].argmax(1)],
-            **{column("probabilities", name): list(found[:, :k]) for name, found in tests.items()},
-        }
+        columns: dict[str, Any] = {}
+        if self.labelled:
+            columns["truth"] = [classes[label] for label in utterances.labels[rows]]
+            columns["predicted"] = [classes[label] for label in tests["both"][:, :k].argmax(1)]
+            columns |= {column("probabilities", test): list(found[:, :k]) for test, found in tests.items()}
+        for d, name in enumerate(DIMENSIONS if self.rated else ()):
+            columns[f"truth {name}"] = utterances.dimensions[rows, d]
+            rated = {test: rated_as(found, config.training)[:, d] for test, found in tests.items()}
+            columns |= {column(f"predicted {name}", test): values for test, values in rated.items()}
+        return columns
 
 
 class Vad(Target):
@@ -151,30 +167,24 @@ class Vad(Target):
     select: tuple[Score, ...] = ("ccc",)
     unused: tuple[str, ...] = ("vad_weight", "soft_labels", *IMBALANCE)
 
-    def width(self, classes: int) -> int:
-        """One for each dimension."""
-        return len(DIMENSIONS)
-
     def settled(self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset) -> TrainingSettings:
         """With the scale of the corpus in the place of `auto`."""
         training = super().settled(fusion, settings, training, data)
         if getattr(settings, "released", False):
             raise WrongUse(
-                f"released=true gives probabilities of classes alone; --target {self.name} needs it left out"
+                f"released=true makes probabilities of classes alone; leave it out with --target {self.name}"
             )
         if training.vad_loss == "ccc" and fusion.unit == "utterance" and settings.batch_size == 1:
             raise WrongUse("vad_loss=ccc compares the utterances of a batch; use batch_size=2 or more, or vad_loss=mse")
         ratings, corpus = data.utterances.dimensions, data.described["corpus"]
         if training.vad_scale == "auto":
-            found = [
-                scale for ids, scale in SCALES.items() if all(re.fullmatch(ids, one) for one in data.utterances.ids)
-            ]
-            if not found:
+            known = [scale for form, scale in SCALES.items() if all(re.fullmatch(form, i) for i in data.utterances.ids)]
+            if not known:
                 raise WrongUse(
                     f"--target {self.name}: the scale on which corpus {corpus} rates valence, arousal and dominance is "
                     "not known; say it, such as --set vad_scale=1..5"
                 )
-            training = replace(training, vad_scale=found[0])
+            training = replace(training, vad_scale=known[0])
         low, high = scale_of(training)
         if np.mean((ratings < low) | (ratings > high)) > OUTSIDE:
             raise WrongUse(
@@ -184,84 +194,38 @@ class Vad(Target):
         return training
 
     def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:
-        """The ratings with the ends of their scale at −1 and 1, float32 `[n, D]`."""
+        """The ratings, the ends of their scale at −1 and 1, `[n, D]`; before them class numbers or soft labels."""
         low, high = scale_of(training)
-        return torch.from_numpy(2 * (data.utterances.dimensions - low) / (high - low) - 1).float()
+        ratings = torch.from_numpy(2 * (data.utterances.dimensions - low) / (high - low) - 1).float()
+        if not self.labelled:
+            return ratings
+        soft = super().truth(data, training, train)
+        return torch.cat([torch.from_numpy(data.utterances.labels)[:, None] if soft is None else soft, ratings], 1)
 
     def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
-        """The mean over the dimensions of 1 − CCC, or of the mean squared error; times n where the others add up."""
+        """The mean over the dimensions of 1 − CCC, or of the mean squared error; times n where losses are summed.
+
+        With classes that of these + `vad_weight` times it.
+        """
+        d = len(DIMENSIONS)
         each = concordance_loss if config.training.vad_loss == "ccc" else F.mse_loss
-        return each(outputs, truth) * (len(outputs) if config.reduction == "sum" else 1)
-
-    def predictions(self, outputs: Tensor) -> Tensor:
-        """The outputs themselves."""
-        return outputs
-
-    def scored(
-        self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
-    ) -> dict[str, Any]:
-        """CCC and RMSE of each dimension."""
-        return dimension_scores(utterances.dimensions[rows], self.rated_as(predicted, config))
-
-    def columns(
-        self, utterances: Utterances, rows: np.ndarray, tests: Mapping[str, np.ndarray], config: TrainConfig
-    ) -> dict[str, Sequence[Any]]:
-        """By dimension, on the corpus's scale: "truth valence", "predicted valence", "predicted valence only text"."""
-        columns = {f"truth {name}": utterances.dimensions[rows, d] for d, name in enumerate(DIMENSIONS)}
-        for test, found in tests.items():
-            rated = self.rated_as(found, config)
-            columns |= {column(f"predicted {name}", test): rated[:, d] for d, name in enumerate(DIMENSIONS)}
-        return columns
-
-    def calibrated(self, *args: Any) -> dict[str, Any] | None:
-        """None."""
-        return None
-
-    @staticmethod
-    def rated_as(predicted: np.ndarray, config: TrainConfig) -> np.ndarray:
-        """Predicted ratings on the corpus's scale, float64 `[n, D]`: the last D columns of the predictions."""
-        low, high = scale_of(config.training)
-        return low + (high - low) * (predicted[:, -len(DIMENSIONS) :].astype(np.float64) + 1) / 2
+        ratings = each(outputs[:, -d:], truth[:, -d:]) * (len(outputs) if config.reduction == "sum" else 1)
+        if not self.labelled:
+            return ratings
+        classes = truth[:, :-d] if truth.shape[1] > d + 1 else truth[:, 0].long()
+        return super().loss(outputs[:, :-d], classes, config) + config.training.vad_weight * ratings
 
 
 class ClassAndVad(Vad):
-    """Both at once, the classes first: `--target class+vad`. The losses add up, `vad_weight` times the second."""
+    """Both at once: `--target class+vad`."""
 
     labelled, select, unused = True, (*Target.select, "ccc"), ()
 
-    def width(self, classes: int) -> int:
-        """K + D."""
-        return CLASS.width(classes) + super().width(classes)
 
-    def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:
-        """Class numbers `[n, 1]` or soft labels `[n, K]`, then the D ratings."""
-        ratings, soft = super().truth(data, training, train), CLASS.truth(data, training, train)
-        classes = torch.from_numpy(data.utterances.labels)[:, None] if soft is None else soft
-        return torch.cat([classes, ratings], 1)  # type: ignore[list-item]
-
-    def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
-        """That of the classes + `vad_weight` · that of the dimensions."""
-        d = len(DIMENSIONS)
-        classes = truth[:, :-d] if truth.shape[1] > d + 1 else truth[:, 0].long()
-        ratings = super().loss(outputs[:, -d:], truth[:, -d:], config)
-        return CLASS.loss(outputs[:, :-d], classes, config) + config.training.vad_weight * ratings
-
-    def predictions(self, outputs: Tensor) -> Tensor:
-        """K probabilities, then the D outputs themselves."""
-        d = len(DIMENSIONS)
-        return torch.cat([CLASS.predictions(outputs[:, :-d]), outputs[:, -d:]], 1)
-
-    def scored(self, *args: Any) -> dict[str, Any]:
-        """The scores of both."""
-        return CLASS.scored(*args) | super().scored(*args)
-
-    def calibrated(self, *args: Any) -> dict[str, Any] | None:
-        """That of the classes."""
-        return CLASS.calibrated(*args)
-
-    def columns(self, *args: Any) -> dict[str, Sequence[Any]]:
-        """The columns of both."""
-        return CLASS.columns(*args) | super().columns(*args)
+def rated_as(predicted: np.ndarray, training: TrainingSettings) -> np.ndarray:
+    """The ratings of a target's predictions on the corpus's scale, float64 `[n, D]`."""
+    low, high = scale_of(training)
+    return low + (high - low) * (predicted[:, -len(DIMENSIONS) :].astype(np.float64) + 1) / 2
 
 
 def class_weights(shares: Tensor, training: TrainingSettings) -> Tensor:
@@ -300,6 +264,5 @@ def concordance_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     return 1 - ccc.mean()
 
 
-CLASS = Target("class")
-# A new target is a class above and an entry here; `--target` offers what stands here.
-TARGETS: dict[str, Target] = {one.name: one for one in (CLASS, Vad("vad"), ClassAndVad("class+vad"))}
+# By the names that `--target` takes, which are in options.py.
+TARGETS: dict[str, Target] = {one.name: one for one in (Target("class"), Vad("vad"), ClassAndVad("class+vad"))}
