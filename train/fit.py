@@ -157,8 +157,8 @@ def shuffled(data: Dataset, fold: Fold, config: TrainConfig) -> Dataset:
     order = np.arange(len(data.utterances))
     order[fold.train] = np.random.default_rng(config.seed).permutation(fold.train)
     mixed = data.utterances.take(order)
-    learnt = replace(data.utterances, labels=mixed.labels, dimensions=mixed.dimensions)
-    return replace(data, utterances=learnt, targets=None)
+    learnt = replace(data.utterances, labels=mixed.labels, dimensions=mixed.dimensions, votes=mixed.votes)
+    return replace(data, utterances=learnt)
 
 
 def fit_standardizers(data: Dataset, fold: Fold, settings: Any) -> dict[str, Standardizer]:

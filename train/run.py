@@ -16,12 +16,13 @@ from ser.engines import is_out_of_memory
 from ser.errors import CorruptStore, SerError, WrongUse
 
 from .data.dataset import Dataset, Standardizer
-from .data.splits import Fold, known_before
+from .data.splits import UNDECIDED, Fold, known_before
 from .finetune import reopened
 from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
 from .models import FUSIONS, Fusion
 from .run_folder import AGAIN, CONFIG, DEV, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
+from .scores import divergences
 from .settings import TrainConfig, recorded
 from .targets import TARGETS
 
@@ -157,6 +158,12 @@ def _finish(
     if len(dev):
         logits = frozenset({"logits"})
         on_dev["both"] = predict(fitted.model, data.on(plan.device), dev, plan, fitted.scaling, heads=logits)["logits"]
+    undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0])
+    without_majority = None
+    if len(undecided):
+        found = predict(fitted.model, data.on(plan.device), undecided, plan, fitted.scaling)["logits"]
+        apart = divergences(utterances.votes[undecided], found)
+        without_majority = {"n": len(undecided), **{name: float(each.mean()) for name, each in apart.items()}}
     if not all(np.isfinite(found).all() for found in (*tests.values(), *on_dev.values())):
         return Diverged("the predictions became nan; try a lower lr or --set clip_norm=1", {}, {})
 
@@ -179,6 +186,8 @@ def _finish(
         "labels": config["labels"]["policy"],
         "classes": list(utterances.classes),
         "tests": tested,
+        "raters": data.notes.get("raters"),
+        **({"no_majority": without_majority} if without_majority else {}),
         "calibration": target.calibrated(utterances, (dev, on_dev["both"]), (rows, tests["both"])) if on_dev else None,
         **known_before(fold.refitted if plan.training.refit else fold, utterances),
         "synthetic": data.notes["synthetic"],

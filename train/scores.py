@@ -178,6 +178,29 @@ def dimension_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]
     return {**found, "moments": counted.tolist(), "n": len(truth)}
 
 
+def divergences(votes: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """How far probabilities q `[n, K]` are from the raters' shares p `[n, K]`, `[n]` each, in nats.
+
+    kl  Σ_k p_k log(p_k / q_k)
+    js  half of KL(p ‖ m) and half of KL(q ‖ m) with m = (p + q) / 2: from 0 to log 2
+
+    >>> {name: float(each[0].round(3)) for name, each in divergences(np.eye(2)[:1], np.array([[0.5, 0.5]])).items()}
+    {'kl': 0.693, 'js': 0.216}
+    """
+    from scipy.special import rel_entr
+
+    p, q = (np.maximum(each, np.finfo(np.float32).tiny, dtype=float) for each in (votes, probabilities))
+    halves = [rel_entr(each, (p + q) / 2).sum(1) / 2 for each in (p, q)]
+    return {"kl": rel_entr(p, q).sum(1), "js": halves[0] + halves[1]}
+
+
+def rater_scores(matrix: np.ndarray, left_out: int) -> dict[str, Any] | None:
+    """The scores of the raters' votes C `[K, K]`, see `labels.rater_votes`, and n; None without votes."""
+    found, n = metrics(matrix), int(matrix.sum())
+    told = {name: float(found[name]) for name in SHOWN.values()}
+    return {**told, "n": n, "left_out": left_out, "confusion": matrix.tolist()} if n else None
+
+
 @dataclass(frozen=True)
 class Score:
     """One metric of one cell: the score, and mean and sample deviation over seeds and over folds.
@@ -316,6 +339,11 @@ class CellScores:
             **{k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions} for k in RANGES if self.dimensions},
             "intervals": {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()},
             **(self._how_sure if self.classes else {}),
+            **({"raters": self.raters} if self.raters else {}),
+            **{
+                name: dict(zip(("pooled", "low", "high"), ends, strict=True))
+                for name, ends in self.divergences().items()
+            },
         }
 
     @property
@@ -409,6 +437,19 @@ class CellScores:
             sizes.append(inside.sum(1))
         return share(np.concatenate(held), self.groups(self.over)), float(np.concatenate(sizes).mean())
 
+    @property
+    def raters(self) -> dict[str, Any] | None:
+        """The raters' own scores of this corpus and label policy; None without votes and of an earlier ser."""
+        return self.results[0].get("raters")
+
+    def divergences(self, test: str = "both") -> dict[str, Ends]:
+        """KL and JS of the raters' shares and the probabilities, the mean over all predictions; none but if learnt."""
+        if any("kl" not in result for result in self.results):
+            return {}
+        found = divergences(*(np.array(self._column(name)) for name in ("votes", column("probabilities", test))))
+        groups = self.groups(self.over)
+        return {name: average(values, groups, (0.0, np.inf)) for name, values in found.items()}
+
     @cached_property
     def tables(self) -> list[Any]:
         """The predictions of each run."""
@@ -499,12 +540,17 @@ def jackknife_interval(whole: Any, without: np.ndarray) -> tuple[np.ndarray, np.
 
 def share(counted: Sequence[bool] | np.ndarray, groups: Sequence[Any] | np.ndarray) -> Ends:
     """The share of n predictions that count, with its interval over their groups, in percent."""
+    return average(100 * np.asarray(counted, dtype=float), groups, PERCENT)
+
+
+def average(values: np.ndarray, groups: Sequence[Any] | np.ndarray, ends: tuple[float, float]) -> Ends:
+    """The mean of n predictions' values, with its interval over their groups, which does not leave `ends`."""
     _, group = np.unique(np.asarray(groups), return_inverse=True)
-    n, hits = np.bincount(group), np.bincount(group, np.asarray(counted, dtype=float))
-    whole = 100 * float(hits.sum() / n.sum())
+    n, sums = np.bincount(group), np.bincount(group, values)
+    whole = float(sums.sum() / n.sum())
     if len(n) < FEWEST:
         return whole, None, None
-    return _within(PERCENT, whole, 100 * (hits.sum() - hits) / (n.sum() - n))
+    return _within(ends, whole, (sums.sum() - sums) / (n.sum() - n))
 
 
 def _within(ends: tuple[float, float], whole: float, without: np.ndarray) -> Ends:
@@ -572,6 +618,18 @@ def summary_text(cell: CellScores) -> str:
     notes = [cell.conditions, about]
     if cell.classes:
         notes.append(_sureness(cell))
+    if of := cell.divergences():
+        told = (
+            f"{name.upper()} {whole:.3f}{'' if low is None else f' [{low:.3f}, {high:.3f}]'}"
+            for name, (whole, low, high) in of.items()
+        )
+        notes.append(f"from the raters' votes, in nats: {', '.join(told)}")
+    if cell.raters:
+        own = ", ".join(f"{name} {100 * cell.raters[metric]:.2f}" for name, metric in SHOWN.items())
+        notes.append(
+            f"the raters' own: {own} ({cell.raters['n']:,} votes, each against the majority of the others; "
+            f"{cell.raters['left_out']:,} left out)"
+        )
     if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
         notes.append(f"left out: {absent}")
     return "\n".join([table, *notes, *filter(None, [cell.caveat])])

@@ -26,7 +26,7 @@ from .data.dataset import Dataset
 from .data.labels import DIMENSIONS, Utterances
 from .models import Fusion
 from .run_folder import column
-from .scores import dimension_scores, ece, fit_temperature, reliability, scores, tempered
+from .scores import dimension_scores, divergences, ece, fit_temperature, reliability, scores, tempered
 from .settings import TrainConfig, TrainingSettings
 
 Score = Literal["ua", "wa", "macro_f1", "ccc"]
@@ -57,6 +57,7 @@ class Target:
     """
 
     labelled, rated = True, False
+    voted, undecided = False, False  # whether votes are the truth; whether those without a majority train too
     # The scores by which an epoch can be selected, the default first.
     select: tuple[Score, ...] = ("ua", "wa", "macro_f1")
     unused: tuple[str, ...] = ("vad_loss", "vad_weight", "vad_scale")  # settings that change nothing
@@ -93,7 +94,9 @@ class Target:
 
         `train` are the rows of the training part, by which classes are weighted: then w_k p_ik `[n, K]`.
         """
-        soft = data.targets if training.soft_labels else None
+        soft = None
+        if self.voted or (training.soft_labels and not training.shuffle_labels):
+            soft = torch.from_numpy(data.utterances.votes)
         if training.class_weights == "none":
             return soft
         if soft is None:
@@ -122,6 +125,9 @@ class Target:
         classes, found = utterances.classes, dict[str, Any]()
         if self.labelled:
             found = scores(utterances.labels[rows], predicted[:, : len(classes)].argmax(1), classes)
+        if self.voted:
+            apart = divergences(utterances.votes[rows], predicted)
+            found |= {name: float(each.mean()) for name, each in apart.items()}
         if self.rated:
             found |= dimension_scores(utterances.dimensions[rows], rated_as(predicted, config.training))
         return found
@@ -153,11 +159,30 @@ class Target:
             columns["truth"] = [classes[label] for label in utterances.labels[rows]]
             columns["predicted"] = [classes[label] for label in tests["both"][:, :k].argmax(1)]
             columns |= {column("probabilities", test): list(found[:, :k]) for test, found in tests.items()}
+        if self.voted:
+            columns["votes"] = list(utterances.votes[rows])
         for d, name in enumerate(DIMENSIONS if self.rated else ()):
             columns[f"truth {name}"] = utterances.dimensions[rows, d]
             rated = {test: rated_as(found, config.training)[:, d] for test, found in tests.items()}
             columns |= {column(f"predicted {name}", test): values for test, values in rated.items()}
         return columns
+
+
+class Distribution(Target):
+    """The shares of the raters' votes, `--target distribution`: truth of the loss, and of KL and JS divergence.
+
+    Top-1 scores and the epoch's selection are by the label of the majority. With `+undecided` utterances without one
+    are learnt from too; they stand in no dev or test part, and a run says KL and JS of those of its test speakers.
+    """
+
+    voted = True
+    unused = (*Target.unused, "soft_labels")
+
+
+class Undecided(Distribution):
+    """The same, and utterances without a majority train too: `--target distribution+undecided`."""
+
+    undecided = True
 
 
 class Vad(Target):
@@ -264,5 +289,7 @@ def concordance_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     return 1 - ccc.mean()
 
 
+EVERY = (Target("class"), Distribution("distribution"), Undecided("distribution+undecided"), Vad("vad"))
+EVERY += (ClassAndVad("class+vad"),)
 # By the names that `--target` takes, which are in options.py.
-TARGETS: dict[str, Target] = {one.name: one for one in (Target("class"), Vad("vad"), ClassAndVad("class+vad"))}
+TARGETS: dict[str, Target] = {one.name: one for one in EVERY}

@@ -99,7 +99,6 @@ class Dataset:
     read: Callable[..., Mapping[str, Inputs]]  # the values of each modality, or the extras that it names
     described: Mapping[str, Any]  # corpus, manifest and features with their digests, for a run's config
     notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
-    targets: Tensor | None = None  # soft labels [n, K]
     views: tuple[tuple[str, Callable[[], Inputs]], ...] = ()  # augmented copies of a modality, for training alone
     device: str = "cpu"  # where batches are put together, see `on`
     _elsewhere: dict[str, "Dataset"] = field(init=False, default_factory=dict, repr=False)  # the same on other devices
@@ -203,7 +202,6 @@ def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:
         data,
         utterances=replace(utterances, dialogues=utterances.dialogues + apart),
         read=lambda: inputs,
-        targets=None if data.targets is None else data.targets.repeat(copies, 1),
         views=(),
     )
     return more, np.concatenate([train + n * copy for copy in range(copies)])

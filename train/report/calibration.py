@@ -1,9 +1,11 @@
-"""The report's section about how sure the models are: calibration, conformal sets, and what abstaining gains."""
+"""The report's section about how sure the models are: calibration, sets, what abstaining gains, and the raters."""
 
 from collections.abc import Sequence
 from functools import partial
 
-from ser.train.scores import BINS, LEVEL
+import numpy as np
+
+from ser.train.scores import BINS, LEVEL, SHOWN
 
 from .cells import Cell
 from .figures import Point, lines
@@ -16,7 +18,7 @@ ABSTAINING = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # probabilities below which no answ
 
 def calibrated(cells: Sequence[Cell]) -> Part:
     """The tables of all cells, and the reliability diagram of the first."""
-    return {"plots": [_diagram(cells)], "tables": [calibration_table(cells), _abstaining(cells)]}
+    return {"plots": [_diagram(cells)], "tables": [calibration_table(cells), votes_table(cells), _abstaining(cells)]}
 
 
 def calibration_table(cells: Sequence[Cell]) -> Table:
@@ -39,6 +41,41 @@ def calibration_table(cells: Sequence[Cell]) -> Table:
     note += "speakers: the coverage is what was found. –, not recorded: no dev part beside the training, or runs of an "
     note += "earlier ser."
     return Table("calibration", "Calibration and conformal sets", rows, note)
+
+
+def votes_table(cells: Sequence[Cell]) -> Table:
+    """What the raters themselves score, and how far the models' probabilities are from their votes; no row without."""
+    rows = []
+    for cell in cells:
+        row: Row = (
+            {f"raters’ {name} %": 100 * cell.raters[metric] for name, metric in SHOWN.items()} if cell.raters else {}
+        )
+        row |= {"votes": cell.raters["n"], "votes left out": cell.raters["left_out"]} if cell.raters else {}
+        for name, (whole, *ends) in cell.divergences().items():
+            row |= {
+                f"{name.upper()} in nats": whole,
+                f"{name.upper()} 95 %": "–" if None in ends else "{:.3f}–{:.3f}".format(*ends),
+            }
+        unsettled = [result["no_majority"] for result in cell.results if "no_majority" in result]
+        if unsettled:
+            n = [one["n"] for one in unsettled]
+            row |= {"without a majority": sum(n)}
+            row |= {
+                f"their {name.upper()}": float(np.average([one[name] for one in unsettled], weights=n))
+                for name in ("kl", "js")
+            }
+        rows += [{"cell": cell.label, **row}] if row else []
+    note = (
+        "Raters: each vote of the corpus under this label policy against the majority of the other votes for the same "
+    )
+    note += (
+        "utterance; votes for no class of the policy, or where the others are tied, are left out. KL and JS: the mean "
+    )
+    note += (
+        "divergence of the raters’ shares from the probabilities. Top-1 scores are by the majority’s label; utterances "
+    )
+    note += "without one, if kept, train only, and count here as tested."
+    return Table("votes", "The raters’ own scores, and their votes", rows, note)
 
 
 def _abstaining(cells: Sequence[Cell]) -> Table:
