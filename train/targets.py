@@ -289,7 +289,12 @@ def concordance_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     return 1 - ccc.mean()
 
 
-EVERY = (Target("class"), Distribution("distribution"), Undecided("distribution+undecided"), Vad("vad"))
-EVERY += (ClassAndVad("class+vad"),)
+EVERY: tuple[Target, ...] = (
+    Target("class"),
+    Distribution("distribution"),
+    Undecided("distribution+undecided"),
+    Vad("vad"),
+    ClassAndVad("class+vad"),
+)
 # By the names that `--target` takes, which are in options.py.
 TARGETS: dict[str, Target] = {one.name: one for one in EVERY}
