@@ -19,6 +19,8 @@ RUNS = {
     "mit": Experiment("hubert+mpnet", "mit", set=SMALL),
     "mit-no-rmm": Experiment("hubert+mpnet", "mit", set=(*SMALL, "rmm_start=0")),
     "lgf-add": Experiment("logmel+bert", "lgf-add", loss="perspective"),
+    "vad": Experiment("logmel+bert", "lgf-add", target="vad"),
+    "class+vad": Experiment("hubert+mpnet", "mit", set=SMALL, target="class+vad"),
     "icon": Experiment("logmel+bert", "icon", set=SMALL[:1]),
     "text": Experiment("mpnet", "text", also_set=SMALL),
     "finetuned": Experiment("bert", "bert", set=("finetune_layers=all", "lr=1e-3")),

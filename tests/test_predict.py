@@ -65,6 +65,26 @@ def told(run: Run, column: str = "probabilities") -> np.ndarray:
     return tempered(np.array(run.predictions().column(column).to_pylist()), run.result["calibration"]["temperature"])
 
 
+def test_ratings_are_on_the_scale_of_the_corpus(newcomer: Path) -> None:
+    for name in ("vad", "class+vad"):
+        run = run_of(newcomer, name)
+        tested, turns = run.predictions(), turns_of(newcomer, run)
+        found = Predictor(run.path)(turns).predictions
+        for which in ("valence", "arousal", "dominance"):
+            wanted = tested.column(f"predicted {which}").to_pylist()
+            assert np.abs(np.subtract([one.ratings[which] for one in found], wanted)).max() < 1e-5
+        if name == "class+vad":
+            assert far_from(found, run).max() < 2e-6
+            continue
+        assert [(one.label, one.probabilities) for one in found] == [(None, {})] * len(turns)
+        shown = ser("predict", run.path, turns[0].audio, "--text", turns[0].text)
+        assert shown.exit_code == 0 and "dominance" in shown.output and "emotion" not in shown.output
+        [line] = json.loads(ser("predict", run.path, turns[0].audio, "--text", turns[0].text, "--json").stdout)[
+            "predictions"
+        ]
+        assert line["label"] is None and len(line["ratings"]) == 3
+
+
 @pytest.mark.parametrize("name", ["mit", "mit-no-rmm", "lgf-add", "icon", "text", "finetuned"])
 def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: str) -> None:
     run = run_of(newcomer, name)

@@ -170,7 +170,7 @@ def lines(
             axes.plot(x, values, **style if joined else style | {"linestyle": ""})
         axes.axhline(np.nan if baseline is None else baseline, **DASHED)
         if diagonal:
-            axes.axline((0, 0), slope=1, **DASHED)
+            axes.axline((points[0][1],) * 2, slope=1, **DASHED)
         axes.set(ylim=limits, xscale="log" if log else "linear")
         if ticks is None:
             axes.xaxis.get_major_locator().set_params(integer=True)

@@ -100,7 +100,7 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
         line: dict[str, Any] = {"cell": row.cell, **of_paper}
         line["ours macro-F1 %"] = (f1 := row.scores.get("macro_f1")) and f1.over_seeds
         line |= {named(metric): row.scores[metric].pooled for metric in rated if metric in row.scores}
-        first = row.scores.get("ua") or next(iter(row.scores.values()), None)
+        first = row.scores.get("ua") or row.scores.get("ccc valence")
         shape = f"{first.folds} × {first.seeds}" if first else ""
         line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
         if any(other.compared for other in rows):
