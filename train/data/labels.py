@@ -270,11 +270,9 @@ def rater_votes(policy: Policy, votes: Sequence[Sequence[Sequence[str]] | None])
     for raters in votes:
         ballots = _ballots(policy, raters)
         for mine, others in zip(ballots, ballots.sum(0) - ballots, strict=True):
-            tops = [
-                np.flatnonzero(shares > shares.max() - 1e-9) if shares.max() > 1e-9 else () for shares in (others, mine)
-            ]
-            if [*map(len, tops)] == [1, 1]:
-                matrix[tops[0][0], tops[1][0]] += 1
+            agreed, said = (np.flatnonzero(shares > max(shares.max(), 2e-9) - 1e-9) for shares in (others, mine))
+            if len(agreed) == len(said) == 1:
+                matrix[agreed[0], said[0]] += 1
             else:
                 left_out += 1
     return matrix, left_out

@@ -12,6 +12,7 @@ from .figures import Point, lines
 from .html import Part, Plot
 from .tables import Row, Table
 
+KINDS = ("kl", "js")
 DRAWN = 2  # cells in the diagram, each before and after its temperature
 ABSTAINING = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # probabilities below which no answer is given
 
@@ -47,22 +48,17 @@ def votes_table(cells: Sequence[Cell]) -> Table:
     """What the raters themselves score, and how far the models' probabilities are from their votes; no row without."""
     rows = []
     for cell in cells:
-        row: Row = (
-            {f"raters’ {name} %": 100 * cell.raters[metric] for name, metric in SHOWN.items()} if cell.raters else {}
-        )
-        row |= {"votes": cell.raters["n"], "votes left out": cell.raters["left_out"]} if cell.raters else {}
-        for name, (whole, *ends) in cell.divergences().items():
+        row: Row = {}
+        if own := cell.raters:
+            row |= {f"raters’ {name} %": 100 * own[metric] for name, metric in SHOWN.items()}
+            row |= {"votes": own["n"], "votes left out": own["left_out"]}
+        for name, (whole, low, high) in cell.divergences().items():
+            row[f"{name.upper()} in nats"] = f"{whole:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+        if apart := [result["no_majority"] for result in cell.results if "no_majority" in result]:
+            n = [one["n"] for one in apart]
+            row["without a majority"] = sum(n)
             row |= {
-                f"{name.upper()} in nats": whole,
-                f"{name.upper()} 95 %": "–" if None in ends else "{:.3f}–{:.3f}".format(*ends),
-            }
-        unsettled = [result["no_majority"] for result in cell.results if "no_majority" in result]
-        if unsettled:
-            n = [one["n"] for one in unsettled]
-            row |= {"without a majority": sum(n)}
-            row |= {
-                f"their {name.upper()}": float(np.average([one[name] for one in unsettled], weights=n))
-                for name in ("kl", "js")
+                f"their {name.upper()}": float(np.average([one[name] for one in apart], weights=n)) for name in KINDS
             }
         rows += [{"cell": cell.label, **row}] if row else []
     note = (
