@@ -77,11 +77,10 @@ def test_ratings_are_on_the_scale_of_the_corpus(newcomer: Path) -> None:
             assert far_from(found, run).max() < 2e-6
             continue
         assert [(one.label, one.probabilities) for one in found] == [(None, {})] * len(turns)
-        shown = ser("predict", run.path, turns[0].audio, "--text", turns[0].text)
+        asked = ("predict", run.path, turns[0].audio, "--text", turns[0].text)
+        shown = ser(*asked)
         assert shown.exit_code == 0 and "dominance" in shown.output and "emotion" not in shown.output
-        [line] = json.loads(ser("predict", run.path, turns[0].audio, "--text", turns[0].text, "--json").stdout)[
-            "predictions"
-        ]
+        [line] = json.loads(ser(*asked, "--json").stdout)["predictions"]
         assert line["label"] is None and len(line["ratings"]) == 3
 
 
@@ -229,5 +228,5 @@ def test_probabilities_that_are_no_numbers_are_no_answer(newcomer: Path) -> None
     predictor = Predictor(run_of(newcomer, "text").path)
     for weight in predictor.model.parameters():
         weight.data.fill_(torch.inf)
-    with pytest.raises(SerError, match="1: the model's probabilities of it became nan"):
+    with pytest.raises(SerError, match="1: the model's predictions of it became nan"):
         predictor([Turn("1", text="hello there")])

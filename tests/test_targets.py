@@ -18,10 +18,11 @@ from ser.errors import WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
 from ser.train.data.features import DataCache
 from ser.train.experiment import Experiment, prepare, run_experiment
-from ser.train.fit import fit
+from ser.train.fit import fit, shuffled
 from ser.train.models import FUSIONS
 from ser.train.report.cells import group_runs
 from ser.train.report.paper import quoted_for
+from ser.train.run_folder import find_runs
 from ser.train.scores import concordance, dimension_scores, moments
 from ser.train.settings import TrainConfig, TrainingSettings
 from ser.train.targets import TARGETS, concordance_loss
@@ -110,16 +111,12 @@ def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cell_of(runs: Path, target: str) -> Any:
-    from ser.train.run_folder import find_runs
-
-    cells, _ = group_runs(find_runs(runs))
-    return next(cell for cell in cells if cell.config.get("target", "class") == target)
+    return next(cell for cell in group_runs(find_runs(runs))[0] if cell.config.get("target", "class") == target)
 
 
 def test_scores_are_pooled_over_folds_with_intervals_over_speakers(runs: Path) -> None:
     cell = cell_of(runs, "vad")
-    every = [run.predictions().to_pandas().assign(seed=run.config["seed"]) for run in cell.runs]
-    every = pandas.concat(every)
+    every = pandas.concat([run.predictions().to_pandas().assign(seed=run.config["seed"]) for run in cell.runs])
 
     def pooled(part: pandas.DataFrame, name: str) -> float:
         ccc = [slow_ccc([*one[f"truth {name}"]], [*one[f"predicted {name}"]]) for _, one in part.groupby("seed")]
@@ -140,12 +137,15 @@ def test_scores_are_pooled_over_folds_with_intervals_over_speakers(runs: Path) -
     assert "probabilities" not in every and run.result["classes"] == []
 
 
-def test_what_has_no_rating_or_no_class_is_left_out_and_counted(runs: Path) -> None:
+def test_what_has_no_rating_or_no_class_is_left_out_and_counted(store: Path, runs: Path) -> None:
     alone, both = cell_of(runs, "vad"), cell_of(runs, "class+vad")
     absent = "no rating of valence, arousal, dominance"
     assert alone.left_out == {absent: 10 // 2} and alone.n == 2 * (120 - 5)
     assert both.left_out[absent] < 5 and "label xxx is not in 4class" in both.left_out
     assert both.config["training"]["select_score"] == "ua" and both.score("ua").pooled > 0
+    asked_for = [asked(store, "audio:utterance", "vad", labels=policy) for policy in ("4class", "6class")]
+    assert len({prepare(one, CACHE)[0].name for one in asked_for}) == 1, "labels have no part in it"
+    assert "target" not in cell_of(runs, "class").config
 
 
 def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Path) -> None:
@@ -179,22 +179,21 @@ def test_sweeps_show_ratings(store: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "sets", "says"),
+    ("target", "setting", "says"),
     [
-        ("vad", ("vad_scale=5..1",), "must be auto, or a range such as 1..5"),
-        ("vad", ("vad_scale=0..1",), "has ratings from 1.5 to 4.5; give the scale"),
-        ("vad", ("soft_labels=true",), "no use for it"),
-        ("vad", ("select_score=wa",), "--target vad selects by ccc"),
-        ("vad", ("fusion=mit", "batch_size=1"), "vad_loss=ccc compares the utterances of a batch"),
-        ("vad", ("released=true",), "probabilities of classes alone"),
-        ("class", ("vad_loss=mse",), "--target class has no use for it"),
-        ("class", ("select_score=ccc",), "--target class selects by ua or wa"),
+        ("vad", "vad_scale=5..1", "must be auto, or a range such as 1..5"),
+        ("vad", "vad_scale=0..1", "has ratings from 1.5 to 4.5; give the scale"),
+        ("vad", "soft_labels=true", "no use for it"),
+        ("vad", "select_score=wa", "--target vad selects by ccc"),
+        ("vad", "batch_size=1", "vad_loss=ccc compares the utterances of a batch"),
+        ("vad", "released=true", "probabilities of classes alone"),
+        ("class", "vad_loss=mse", "--target class has no use for it"),
+        ("class", "select_score=ccc", "--target class selects by ua or wa"),
     ],
 )
-def test_what_a_target_cannot_use_is_one_sentence(store: Path, target: str, sets: tuple[str, ...], says: str) -> None:
-    fusion = "mit" if sets[0] == "fusion=mit" else "lgf-add"
+def test_what_a_target_cannot_use_is_one_sentence(store: Path, target: str, setting: str, says: str) -> None:
     with pytest.raises(WrongUse, match=says):
-        prepare(asked(store, fusion, target, set=sets[-1:]), CACHE)
+        prepare(asked(store, "mit" if "batch" in setting else "lgf-add", target, set=(setting,)), CACHE)
 
 
 def test_the_scale_is_known_by_the_ids_or_said(tmp_path: Path) -> None:
@@ -213,15 +212,7 @@ def test_the_scale_is_known_by_the_ids_or_said(tmp_path: Path) -> None:
         prepare(bare)
 
 
-def test_labels_have_no_part_in_a_run_of_ratings_alone(store: Path) -> None:
-    names = {prepare(asked(store, "audio:utterance", "vad", labels=one), CACHE)[0].name for one in ("4class", "6class")}
-    assert len(names) == 1
-    assert "target" not in prepare(asked(store, "audio:utterance", "class"), CACHE)[0].config
-
-
 def test_shuffled_labels_shuffle_ratings_too(store: Path) -> None:
-    from ser.train.fit import shuffled
-
     job = prepare(asked(store, "audio:utterance", "class+vad", set=("shuffle_labels=true",)), CACHE)[0]
     mixed, plain = shuffled(job.data, job.fold, job.plan).utterances, job.data.utterances
     pairs = [{(k, *row) for k, row in zip(one.labels, one.dimensions.tolist(), strict=True)} for one in (mixed, plain)]

@@ -61,10 +61,9 @@ WHOLE = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 ANY: Any = (dict[str, Any], {})
 TABLES: Any = (dict[str, dict[str, Any]], {})
 SCORES: dict[str, Any] = {"wa": float, "ua": float, "macro_f1": float, "n": WHOLE, "confusion": list[list[WHOLE]]}
-BY_DIMENSION: Any = shape("", **dict.fromkeys(DIMENSIONS, float))
-SIX = Annotated[list[float], msgspec.Meta(min_length=6, max_length=6)]
-RATED: dict[str, Any] = {"ccc": BY_DIMENSION, "rmse": BY_DIMENSION, "n": WHOLE}
-RATED["moments"] = Annotated[list[SIX], msgspec.Meta(min_length=3, max_length=3)]
+RATED: dict[str, Any] = dict.fromkeys(("ccc", "rmse"), shape("", **dict.fromkeys(DIMENSIONS, float)))
+RATED |= {"moments": tuple[(tuple[(float,) * 6],) * len(DIMENSIONS)], "n": WHOLE}  # type: ignore[misc]
+OF_CLASSES, OF_RATINGS = (shape("", **held, tests=dict[str, shape("", **held)]) for held in (SCORES, RATED))  # type: ignore[misc]
 CONFIG_SHAPE = shape(
     "corpus manifest fusion loss protocol fold cut",
     version=int,
@@ -92,13 +91,6 @@ RESULT_SHAPE = shape(
     history=list[shape("", loss=float | None, wa=float | None, ua=float | None)],  # type: ignore[misc]
     calibration=(shape("", temperature=Annotated[float, msgspec.Meta(gt=0)]) | None, None),
 )
-
-
-@cache
-def _scored(classes: bool, rated: bool) -> Any:
-    """What a result holds at least whose run learns classes, valence, arousal and dominance, or both."""
-    held = {**(SCORES if classes else {}), **(RATED if rated else {})}
-    return shape("", **held, tests=dict[str, shape("", **held)])  # type: ignore[misc]
 
 
 def column(what: str, test: str) -> str:
@@ -146,10 +138,10 @@ class Run:
         found = self._json(RESULT, RESULT_SHAPE)
         k, rated = len(found["classes"]), "moments" in found
         with self._reading(RESULT):
-            msgspec.convert(found, _scored(k > 0 or not rated, rated))
-        square = [k] * k
-        shapes = [[*map(len, test["confusion"])] for test in found["tests"].values() if k]
-        if "both" not in found["tests"] or any(one != square for one in shapes) or k < (0 if rated else 2) or k == 1:
+            for kind in [OF_CLASSES] * (k > 0 or not rated) + [OF_RATINGS] * rated:
+                msgspec.convert(found, kind)
+        wrong = [k for test in found["tests"].values() if k and [*map(len, test["confusion"])] != [k] * k]
+        if wrong or "both" not in found["tests"] or k == 1 or not (k or rated):
             raise CorruptStore(f"{self.path / RESULT}: its tests do not fit its classes; {AGAIN}")
         return found
 

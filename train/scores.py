@@ -239,6 +239,7 @@ class CellScores:
         self._folds = np.array([result["fold"] for result in self.results])
         self.classes: list[str] = self.results[0]["classes"]
         self.dimensions = DIMENSIONS if "moments" in self.results[0] else ()
+        self.rated = [f"{kind} {name}" for kind in RANGES for name in self.dimensions]
         for run in self.runs:
             if run.result["classes"] != self.classes:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
@@ -360,11 +361,6 @@ class CellScores:
         asked = [*SHOWN.values()] if self.classes else []
         found = {metric: self.with_interval(metric) for metric in [*asked, *self.rated]}
         return {metric: ends for metric, ends in found.items() if None not in ends}
-
-    @property
-    def rated(self) -> list[str]:
-        """The metrics of valence, arousal and dominance, if these are learnt: "ccc valence", …, "rmse dominance"."""
-        return [f"{kind} {name}" for kind in RANGES for name in self.dimensions]
 
     def _is_rated(self, metric: str) -> bool:
         return bool(self.dimensions) and metric in ("ccc", *self.rated)
