@@ -317,6 +317,7 @@ class CellScores:
         cut += [f"{name} {value}" for name, value in parts(self.results).items()]
         learnt = [first["labels"]] if self.classes else []
         learnt += [f"target {self.runs[0].config['target']}, rated {self.scale}"] if self.dimensions else []
+        learnt += [f"target {self.runs[0].config['target']}"] if "kl" in first else []
         return " · ".join((split, *filter(None, [heard]), selected, *learnt, *cut))
 
     @property
