@@ -28,6 +28,7 @@ from ser.train.data.labels import DIMENSIONS, Utterances
 from ser.train.fit import predict as predictions_of
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, find_runs
+from ser.train.scores import CellScores, tempered
 from ser.train.settings import TrainConfig, TrainingSettings, recorded
 from ser.train.targets import TARGETS, rated_as
 from ser.weights.find import parse_models
@@ -52,6 +53,8 @@ class Turn:
 class Prediction:
     """What the model says of one utterance. `without` names the modalities that it had to do without.
 
+    The probabilities are those after the run's temperature, if it has one. `abstained`: the highest is below what was
+    asked for, so that the label is no answer.
     `ratings` are valence, arousal and dominance on the scale of the corpus that the run trained on, if it learnt them.
     One that learnt nothing else has no `label` and no `probabilities`.
     """
@@ -61,6 +64,7 @@ class Prediction:
     probabilities: dict[str, float]
     without: tuple[str, ...] = ()
     ratings: dict[str, float] = field(default_factory=dict)
+    abstained: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,11 @@ def predict(
     table: str | Path | None = None,
     models: Mapping[str, str] | Iterable[str] = (),
     device: str = "auto",
+    abstain_below: float = 0.0,
 ) -> Answer:
     """Classify audio files, one of them with its transcript `text`, or the turns of a table.
+
+    No answer is given where the highest probability is `abstain_below` this.
 
     `models` says where encoder weights lie now ({"hubert": folder}, or "hubert=FOLDER" entries); by default where the
     run's features found them. Raises `WrongUse` for what the run cannot take, naming the reason.
@@ -89,9 +96,9 @@ def predict(
         raise WrongUse("give audio files (with --text one alone), or a table of turns with a column text, and not both")
     predictor = Predictor(run, models, device)
     if table is not None:
-        return predictor(read_turns(Path(table), "audio" in predictor.fusion.inputs))
+        return predictor(read_turns(Path(table), "audio" in predictor.fusion.inputs), abstain_below)
     files = [Turn(str(path), Path(path), text) for path in audio]
-    return predictor(files or [Turn("text", None, text)])
+    return predictor(files or [Turn("text", None, text)], abstain_below)
 
 
 class Predictor:
@@ -103,6 +110,7 @@ class Predictor:
         fitted, self.fusion, self.settings = load_model(self.run)
         self.model, self.scaling = fitted.model.to(self.device), fitted.scaling
         self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
+        self.temperature: float | None = (self.run.result.get("calibration") or {}).get("temperature")
         training = recorded(TrainingSettings, self.run.config["training"], str(self.run.path / CONFIG))
         target = self.run.config.get("target", "class")
         self.plan = TrainConfig(self.fusion, self.settings, training, target=target, device=self.device)
@@ -124,9 +132,10 @@ class Predictor:
             raise unknown("feature of this run in --model", name, known)
         return {modality: resolve_again(spec, models) for modality, spec in specs.items()}
 
-    def __call__(self, turns: Sequence[Turn]) -> Answer:
+    def __call__(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> Answer:
         """Classify the turns. Those that cannot be read stand in `unusable` with the reason, as in extraction.
 
+        A prediction whose highest probability is `abstain_below` that is no answer, and says so.
         Raises `WrongUse` for a turn that lacks a modality which training never hid from the model.
         """
         turns = [replace(turn, text=turn.text if turn.text and turn.text.strip() else None) for turn in turns]
@@ -144,7 +153,7 @@ class Predictor:
                     "masking, so it has never seen an utterance without it; give its audio file, and its transcript by "
                     "--text or a column text in the table"
                 )
-        notes = self._notes(turns)
+        notes = self._notes(turns, abstain_below)
         unusable: dict[str, str] = {}
         usable: list[tuple[Turn, tuple[str, ...], dict[str, np.ndarray]]] = []
         with one_thread():  # as extraction and training compute
@@ -161,17 +170,26 @@ class Predictor:
             predicted = self._predicted(*zip(*usable, strict=True))
         if len(faulty := np.flatnonzero(~np.isfinite(predicted).all(1))):
             raise SerError(f"{usable[faulty[0]][0].id}: the model's predictions of it became nan; train another run")
-        target, predictions = TARGETS[self.plan.target], []
+        target, predictions, k = TARGETS[self.plan.target], [], len(self.classes)
         for (turn, lacking, _), row in zip(usable, predicted, strict=True):
-            probabilities = dict(zip(self.classes, row.tolist(), strict=False))
-            label = max(probabilities, key=probabilities.__getitem__, default=None)
+            label = self.classes[row[:k].argmax()] if k else None  # the temperature may round to equals
+            sure = row[None, :k] if self.temperature is None else tempered(row[None, :k], self.temperature)
+            probabilities = dict(zip(self.classes, sure[0].tolist(), strict=True))
             rated = rated_as(row[None], self.plan.training)[0].tolist() if target.rated else ()
-            ratings = dict(zip(DIMENSIONS, rated, strict=False))
-            predictions.append(Prediction(turn.id, label, probabilities, lacking, ratings))
+            ratings, abstained = dict(zip(DIMENSIONS, rated, strict=False)), bool(k and sure.max() < abstain_below)
+            predictions.append(Prediction(turn.id, label, probabilities, lacking, ratings, abstained))
         return Answer(predictions, unusable, notes)
 
-    def _notes(self, turns: Sequence[Turn]) -> list[str]:
+    def _notes(self, turns: Sequence[Turn], abstain_below: float) -> list[str]:
         notes = []
+        if abstain_below > 0 and not self.classes:
+            raise WrongUse(f"--abstain-below is for classes, and {self.run.path} learnt none; leave it out")
+        if abstain_below > 0:
+            (answered, *_), right = CellScores([self.run]).abstaining(abstain_below)
+            so = f", and {right[0]:.1f} % of those rightly" if right else ""
+            notes.append(f"below {abstain_below:g} no answer: on its test part the run answered {answered:.1f} %{so}")
+            if self.temperature is None:
+                notes.append("the run has no temperature, so its probabilities may be too sure of themselves")
         name, inputs, result = self.fusion.name, self.fusion.inputs, self.run.result
         if result["synthetic"]:
             notes.append("trained on synthetic speech: shows that the pipeline works, and says nothing about people")

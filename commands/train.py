@@ -79,7 +79,7 @@ def train(
             else:
                 finished[step.run] = finished.get(step.run, 0) + 1
                 e = step.epoch
-                scores = {"wa": e.wa, "ua": e.ua, "ccc": e.ccc}
+                scores = {"wa": e.wa, "ua": e.ua, "f1": e.macro_f1, "ccc": e.ccc}
                 dev = "".join(f" {name} {value:.3f}" for name, value in scores.items() if value is not None)
                 place = f"run {step.run}/{step.runs} fold {step.fold}"
                 bar.set_postfix_str(safe(f"{place} loss {e.loss:.3f}{dev}"), refresh=False)

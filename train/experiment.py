@@ -104,6 +104,7 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         folds = folds[: int(experiment.folds)]
     if training.refit and (experiment.select != "val" or not all(len(fold.dev) for fold in folds)):
         raise WrongUse("refit=true trains again for the epochs that dev chose: it needs --select val and a dev part")
+    folds = [fold.decided(data.utterances) for fold in folds]
     how = {name: getattr(experiment, name) for name in ("target", "loss", "select", "precision", "log")}
     plan = TrainConfig(fusion, settings, training, device=choose_device(experiment.device), **how)
     for fold in folds:

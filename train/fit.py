@@ -38,6 +38,7 @@ class Epoch:
     ua: float | None
     seconds: float  # of runs that are trained at once, each its share
     kept: bool  # whether this epoch is the one to keep so far
+    macro_f1: float | None = None
     ccc: float | None = None  # the mean over valence, arousal and dominance
 
 
@@ -79,7 +80,7 @@ def fit(
     eval_rows = rows_to_evaluate(fold, config)
     scaling = fit_standardizers(data, fold, settings)
     train_data, train_rows = with_views(shuffled(data, fold, config), fold.train)
-    truth, per_batch = target.truth(train_data, config.training), scaling
+    truth, per_batch = target.truth(train_data, config.training, fold.train), scaling
     if fusion.level == "vector":  # small enough to be scaled once, instead of in every epoch
         plain, per_batch = data, {}
         data = data.scaled(scaling)
@@ -106,8 +107,8 @@ def fit(
             started = time.perf_counter()
             losses, sizes = [], []
             model.train()
-            size = settings.batch_size
-            batches = train_data.batches(train_rows, fusion.unit, size, per_batch, random["shuffling"], truth)
+            size, draw = settings.batch_size, config.training.sampler
+            batches = train_data.batches(train_rows, fusion.unit, size, per_batch, random["shuffling"], truth, draw)
             for update, batch in enumerate(batches, epoch * updates):
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
                 if fusion.hide is not None:
@@ -156,8 +157,8 @@ def shuffled(data: Dataset, fold: Fold, config: TrainConfig) -> Dataset:
     order = np.arange(len(data.utterances))
     order[fold.train] = np.random.default_rng(config.seed).permutation(fold.train)
     mixed = data.utterances.take(order)
-    learnt = replace(data.utterances, labels=mixed.labels, dimensions=mixed.dimensions)
-    return replace(data, utterances=learnt, targets=None)
+    learnt = replace(data.utterances, labels=mixed.labels, dimensions=mixed.dimensions, votes=mixed.votes)
+    return replace(data, utterances=learnt)
 
 
 def fit_standardizers(data: Dataset, fold: Fold, settings: Any) -> dict[str, Standardizer]:
@@ -277,7 +278,7 @@ class Selection:
     def add(self, stage: Stage, epoch: int, loss: float, found: Mapping[str, Any], seconds: float) -> Epoch:
         """Note an epoch (from 0) with the scores of the evaluated part, and say whether it is the best so far."""
         ccc = float(np.mean(list(found["ccc"].values()))) if "ccc" in found else None
-        scores = {"wa": found.get("wa"), "ua": found.get("ua"), "ccc": ccc}
+        scores = {**{name: found.get(name) for name in ("wa", "ua", "macro_f1")}, "ccc": ccc}
         score = scores[self.config.training.select_score]
         if self.config.select == "last":
             score = float(epoch)

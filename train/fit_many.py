@@ -35,7 +35,7 @@ from .fit import (
     training_loss,
 )
 from .models.stacked import NO_LABEL, Layout, Stack
-from .scores import confusions, metrics
+from .scores import SHOWN, confusions, metrics
 from .settings import TrainConfig
 
 MOST = 64  # runs at once: beyond, even a large GPU has enough to do
@@ -45,7 +45,7 @@ SHARE = 0.4  # of a GPU's free memory: two workers may ask at the same moment
 def can_train_together(data: Dataset, config: TrainConfig) -> bool:
     """Whether this run can be trained with others of its kind at once: its fusion must say so."""
     apart = config.training.soft_labels or config.training.clip_norm or config.training.refit or data.views
-    apart = apart or config.target != "class"
+    apart = apart or config.target != "class" or config.training.class_weights != "none"
     return config.fusion.stacks is not None and config.fusion.stacks(config.settings) and not apart
 
 
@@ -114,7 +114,7 @@ def fit_many(
         for i, selection in enumerate(selections):
             if i not in faults:
                 scored = {} if matrices is None else metrics(matrices[i])
-                found: dict[str, Any] = {name: float(scored[name]) for name in ("wa", "ua") if name in scored}
+                found: dict[str, Any] = {name: float(scored[name]) for name in SHOWN.values() if name in scored}
                 line = selection.add(stage, epoch, means[i], found, seconds)
                 better[i] = line.kept
                 if on_epoch:

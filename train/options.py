@@ -22,7 +22,7 @@ SELECTIONS = {  # which epoch counts
     "last": "the last epoch",
     "best-test": "the epoch with the best score on the TEST part, which lifts every number",
 }
-TARGETS = ("class", "vad", "class+vad")  # see targets.py
+TARGETS = ("class", "distribution", "distribution+undecided", "vad", "class+vad")  # see targets.py
 PROTOCOL_HELP = "session-out, speaker-out, script-out, train1234-test5, random-70-20-10 or folds:FILE"
 
 
@@ -43,7 +43,10 @@ class Experiment:
     corpus: str | None = option(None, "The store's only corpus by default.", "N")
     labels: str = option("4class", "4class, 5class, 6class, 8class or a TOML file.", "POLICY")
     target: str = option(
-        "class", "What is learnt: class, vad (valence, arousal, dominance) or class+vad.", "KIND", TARGETS
+        "class",
+        "What is learnt: class, distribution (of the raters' votes), vad (valence, arousal, dominance), …",
+        "KIND",
+        TARGETS,
     )
     protocol: str = option("session-out", f"How train, dev and test are cut: {PROTOCOL_HELP}.", "NAME")
     only: str | None = option(None, "Only scripted or improvised utterances.", "KIND", ("scripted", "improvised"))

@@ -16,12 +16,13 @@ from ser.engines import is_out_of_memory
 from ser.errors import CorruptStore, SerError, WrongUse
 
 from .data.dataset import Dataset, Standardizer
-from .data.splits import Fold, known_before
+from .data.splits import UNDECIDED, Fold, known_before
 from .finetune import reopened
 from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
 from .models import FUSIONS, Fusion
-from .run_folder import AGAIN, CONFIG, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
+from .run_folder import AGAIN, CONFIG, DEV, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
+from .scores import divergences
 from .settings import TrainConfig, recorded
 from .targets import TARGETS
 
@@ -135,7 +136,7 @@ def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) 
             values = {name: value for name, value in asdict(event).items() if value is not None}
             log(" · ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()))
             if curves is not None:
-                for name in values.keys() & {"loss", "wa", "ua", "ccc"}:
+                for name in values.keys() & {"loss", "wa", "ua", "macro_f1", "ccc"}:
                     curves.add_scalar(f"{event.stage}/{name}", values[name], event.epoch)
                 curves.flush()
             if on_epoch:
@@ -151,23 +152,43 @@ def _finish(
     utterances, rows = data.utterances, fold.test
     target = TARGETS[plan.target]
     tests = predict_tests(fitted, data.on(plan.device), rows, plan)
-    if not all(np.isfinite(found).all() for found in tests.values()):
+    # How sure a model is of what it was trained on says nothing.
+    dev = fold.dev[:0] if plan.training.refit else fold.dev
+    on_dev: dict[str, np.ndarray] = {}
+    if len(dev):
+        logits = frozenset({"logits"})
+        on_dev["both"] = predict(fitted.model, data.on(plan.device), dev, plan, fitted.scaling, heads=logits)["logits"]
+    undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0])
+    without_majority = None
+    if len(undecided):
+        found = predict(fitted.model, data.on(plan.device), undecided, plan, fitted.scaling)["logits"]
+        apart = divergences(utterances.votes[undecided], found)
+        without_majority = {"n": len(undecided), **{name: float(each.mean()) for name, each in apart.items()}}
+    if not all(np.isfinite(found).all() for found in (*tests.values(), *on_dev.values())):
         return Diverged("the predictions became nan; try a lower lr or --set clip_norm=1", {}, {})
-    columns: dict[str, Any] = {
-        "id": [utterances.ids[row] for row in rows],
-        "speaker": [utterances.speakers[row] for row in rows],
-        "dialogue": utterances.dialogues[rows],
-        **target.columns(utterances, rows, tests, plan),
-    }
+
+    def columns(rows: np.ndarray, tests: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {
+            "id": [utterances.ids[row] for row in rows],
+            "speaker": [utterances.speakers[row] for row in rows],
+            "dialogue": utterances.dialogues[rows],
+            **target.columns(utterances, rows, tests, plan),
+        }
+
     tested = {name: target.scored(utterances, rows, found, plan) for name, found in tests.items()}
     files = run.write_json(CONFIG, config) | write_model(run, snapshot(fitted.model), fitted.scaling)
-    files |= run.write_predictions(columns)
+    files |= run.write_predictions(columns(rows, tests))
+    if on_dev:
+        files |= run.write_predictions(columns(dev, on_dev), DEV)
     result = {
         **tested["both"],
         **{key: config[key] for key in ("corpus", "fusion", "loss", "protocol", "select", "fold", "seed")},
         "labels": config["labels"]["policy"],
         "classes": list(utterances.classes),
         "tests": tested,
+        "raters": data.notes.get("raters"),
+        **({"no_majority": without_majority} if without_majority else {}),
+        "calibration": target.calibrated(utterances, (dev, on_dev["both"]), (rows, tests["both"])) if on_dev else None,
         **known_before(fold.refitted if plan.training.refit else fold, utterances),
         "synthetic": data.notes["synthetic"],
         "random_weights": data.notes["random_weights"],

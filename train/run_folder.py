@@ -4,6 +4,7 @@
                       result.json          scores; there only when the run is finished
                       predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K];
                                            "truth valence", "predicted valence", … where these are learnt
+                      dev.parquet          the same of the dev part, if there is one that the model was not trained on
                       model.safetensors    model.<weight>, scaling.<modality>.<mean|std>
                       state.safetensors    where an unfinished run stands
                       log                  one line per epoch
@@ -39,7 +40,7 @@ from .data.labels import DIMENSIONS
 __all__ = ["Run", "find_runs", "open_run"]
 
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
-PREDICTIONS = "predictions.parquet"
+PREDICTIONS, DEV = "predictions.parquet", "dev.parquet"
 SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
 Files = dict[str, dict[str, Any]]  # {name: {"bytes": size, "sha256": digest}}
 AGAIN = "remove the run folder and train again"
@@ -90,6 +91,7 @@ RESULT_SHAPE = shape(
     epoch=WHOLE | None,
     seconds=float,
     history=list[shape("", loss=float | None, wa=float | None, ua=float | None)],  # type: ignore[misc]
+    calibration=(shape("", temperature=Annotated[float, msgspec.Meta(gt=0)]) | None, None),
 )
 
 
@@ -152,10 +154,15 @@ class Run:
         _ = self.config
         return self
 
-    def predictions(self) -> pa.Table:
-        """Predictions on the test part, one row per utterance."""
-        content = self._content(PREDICTIONS)
-        with self._reading(PREDICTIONS):
+    @property
+    def dev_predictions(self) -> pa.Table | None:
+        """Predictions on the dev part; None without one, and of runs that an earlier ser wrote."""
+        return self.predictions(DEV) if DEV in self.result.get("files", {}) else None
+
+    def predictions(self, name: str = PREDICTIONS) -> pa.Table:
+        """Predictions on the test part, or those of another file, one row per utterance."""
+        content = self._content(name)
+        with self._reading(name):
             # Not read_table, whose threads may outlive the interpreter and abort it.
             table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
             _ = table.select(["id", "speaker"]).cast(pa.schema([("id", pa.string()), ("speaker", pa.string())]))
@@ -163,12 +170,13 @@ class Run:
             classes = self.result["classes"]
             if classes and {*table["truth"].to_pylist(), *table["predicted"].to_pylist()} - {*classes}:
                 raise ValueError("it names other classes than the result")
-            for test in self.result["tests"] if classes else ():
+            tests = self.result["tests"] if name == PREDICTIONS else ["both"]
+            for test in tests if classes else ():
                 found = np.array(table[column("probabilities", test)].to_pylist(), float)
                 if found.shape != (len(table), len(classes)) or not np.isfinite(found).all():
                     raise ValueError("its probabilities are not one for each class")
             for name in DIMENSIONS if "moments" in self.result else ():
-                for held in (f"truth {name}", *(column(f"predicted {name}", test) for test in self.result["tests"])):
+                for held in (f"truth {name}", *(column(f"predicted {name}", test) for test in tests)):
                     if not np.isfinite(np.array(table[held].to_pylist(), float)).all():
                         raise ValueError(f"its {held} is not a number everywhere")
             return table
@@ -201,11 +209,11 @@ class Run:
         pieces = _sealed(len(first).to_bytes(8, "little") + first, _AT_START, memoryview(content)[8 + size :])
         return self._write(name, *pieces)
 
-    def write_predictions(self, columns: Mapping[str, Any]) -> Files:
-        """Write `predictions.parquet`."""
+    def write_predictions(self, columns: Mapping[str, Any], name: str = PREDICTIONS) -> Files:
+        """Write `predictions.parquet`, or another such file."""
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(dict(columns)), sink)
-        return self._write(PREDICTIONS, sink.getvalue().to_pybytes())
+        return self._write(name, sink.getvalue().to_pybytes())
 
     def _write(self, name: str, *pieces: Buffer) -> Files:
         size, digest = write_whole(self.path / name, *pieces)

@@ -99,7 +99,6 @@ class Dataset:
     read: Callable[..., Mapping[str, Inputs]]  # the values of each modality, or the extras that it names
     described: Mapping[str, Any]  # corpus, manifest and features with their digests, for a run's config
     notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
-    targets: Tensor | None = None  # soft labels [n, K]
     views: tuple[tuple[str, Callable[[], Inputs]], ...] = ()  # augmented copies of a modality, for training alone
     device: str = "cpu"  # where batches are put together, see `on`
     _elsewhere: dict[str, "Dataset"] = field(init=False, default_factory=dict, repr=False)  # the same on other devices
@@ -162,10 +161,20 @@ class Dataset:
         standardizers: Mapping[str, Standardizer],
         generator: torch.Generator | None = None,
         truth: Tensor | None = None,
+        sampler: Literal["shuffle", "balanced"] = "shuffle",
     ) -> Iterator[Batch]:
-        """All rows once in batches of `size` units, shuffled by `generator` if there is one."""
+        """All rows once in batches of `size` units, shuffled by `generator` if there is one.
+
+        "balanced" draws as many utterances with replacement, each of the classes that occur as likely.
+        """
         groups = self.groups(rows, unit)
-        order = torch.randperm(len(groups), generator=generator).tolist() if generator else range(len(groups))
+        order: Sequence[int] = range(len(groups))
+        if sampler == "balanced":
+            _, of_class, sizes = np.unique(self.utterances.labels[rows], return_inverse=True, return_counts=True)
+            chances = torch.from_numpy(1 / sizes[of_class])
+            order = torch.multinomial(chances, len(groups), replacement=True, generator=generator).tolist()
+        elif generator:
+            order = torch.randperm(len(groups), generator=generator).tolist()
         for start in range(0, len(groups), size):
             yield self.batch([groups[i] for i in order[start : start + size]], standardizers, truth)
 
@@ -193,7 +202,6 @@ def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:
         data,
         utterances=replace(utterances, dialogues=utterances.dialogues + apart),
         read=lambda: inputs,
-        targets=None if data.targets is None else data.targets.repeat(copies, 1),
         views=(),
     )
     return more, np.concatenate([train + n * copy for copy in range(copies)])

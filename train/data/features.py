@@ -20,9 +20,10 @@ from ser.cache.store import Feature, Store, open_store
 from ser.errors import MissingRows, StoreError, WrongUse
 
 from ..models import Fusion, get_fusion
+from ..scores import rater_scores
 from ..targets import TARGETS
 from .dataset import Dataset, Inputs, Pool
-from .labels import DIMENSIONS, UNLABELLED, Utterances, apply_policy, get_policy, soft_labels
+from .labels import DIMENSIONS, UNLABELLED, Utterances, apply_policy, get_policy, rater_votes
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,11 @@ def load_dataset(
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
-    utterances = apply_policy(policy, manifest)
+    utterances = apply_policy(policy, manifest, TARGETS[target].undecided)
+    if TARGETS[target].voted and not any(map(manifest.column("votes").__getitem__, utterances.rows)):
+        raise WrongUse(
+            f"--target {target}: corpus {manifest.corpus} does not hold its raters' votes; train --target class on it"
+        )
     left_out: dict[str, Any] = {
         f"label {raw} is not in {policy.name}": count for raw, count in utterances.left_out.items()
     }
@@ -242,11 +247,9 @@ def load_dataset(
             # Whole, so that `ser predict` can compute the same features without the store.
             "specs": {m: {**spec.identity(), "provenance": dict(spec.provenance)} for m, spec in specs.items()},
             "left_out": left_out,
+            "raters": rater_scores(*rater_votes(policy, [votes[row] for row in rows])) if policy.classes else None,
             "store": str(store.path.resolve()),
         },
-        targets=torch.from_numpy(soft_labels(policy, [votes[row] for row in rows], utterances.labels))
-        if policy.classes
-        else None,
         views=tuple((one.modality, partial(cache.load, one, manifest, rows)) for one in asked[len(selected) :]),
     )
     return data, fusion

@@ -9,8 +9,9 @@ import numpy as np
 
 from ser.train.recipe import TESTS
 from ser.train.run_folder import Run
-from ser.train.scores import NO_COMPARISON, NOT_KNOWN, caveat, heard_in_training, parts
+from ser.train.scores import NO_COMPARISON, NOT_KNOWN, SHOWN, caveat, heard_in_training, parts
 
+from .calibration import calibrated
 from .cells import Cell, configuration
 from .examples import attended, errors
 from .figures import Point, dots, lines, matrices
@@ -38,6 +39,7 @@ def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
         "results": _results(known) if known else {},
         "significance": {"tests": [tests, papers_tests_table(known)]} if tests else {},
         "emotions": _emotions(known) if known else {},
+        "calibration": calibrated(known) if known else {},
         "ratings": ratings(cells),
         "training": _training(cells),
         "modalities": _modalities(known),
@@ -54,7 +56,7 @@ def labelled(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _scores(cell: Cell) -> Row:
-    return {"UA %": cell.with_interval("ua"), "WA %": cell.with_interval("wa")}
+    return {f"{name} %": cell.with_interval(metric) for name, metric in SHOWN.items()}
 
 
 def cautions(cells: Sequence[Cell]) -> list[str]:
@@ -109,7 +111,7 @@ def _results(cells: Sequence[Cell]) -> Part:
         for name, numbers in recipe.quoted.items()
     ]
     others = Table("quoted", "Other systems, as the papers quote them", rows, folded=True)
-    plots = [_dot_plot(cells, "ua"), _dot_plot(cells, "wa")]
+    plots = [_dot_plot(cells, name) for name in SHOWN]
     return {"scores": results_table(cells), "plots": plots, "more": [papers_table(cells), others]}
 
 
@@ -118,17 +120,18 @@ def results_table(cells: Sequence[Cell]) -> Table:
     alike = len({cell.conditions for cell in cells}) == 1
     rows = []
     for cell in cells:
-        row: Row = {"cell": cell.label, **_scores(cell), "macro-F1 %": cell.score("macro_f1").pooled}
-        row |= {f"{name} over seeds %": cell.score(name.lower()).over_seeds for name in ("UA", "WA")}
-        row |= {f"{name} over folds %": cell.score(name.lower()).over_folds for name in ("UA", "WA")}
+        row: Row = {"cell": cell.label, **_scores(cell)}
+        row |= {f"{name} over seeds %": cell.score(metric).over_seeds for name, metric in SHOWN.items()}
+        row |= {f"{name} over folds %": cell.score(metric).over_folds for name, metric in SHOWN.items()}
         row |= {"interval over": cell.interval_over}
         n, whole = len(cell.runs), len(cell.folds) * len(cell.seeds)
         row |= {"runs": f"{f'{n} in ' * (n != whole)}{len(cell.folds)} × {len(cell.seeds)}"}
         row |= {"n": int(cell.confusion().sum())}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
-    note = "UA: mean recall of the classes; WA: share that is right; both pooled over the folds of a seed, then the "
-    note += "mean over the seeds, with the 95 % interval (jackknife, Student’s t). ±: standard deviation, over seeds "
-    note += "of the pooled score, over folds of each fold’s mean over the seeds. Runs: folds × seeds; n: predictions."
+    note = "UA: mean recall of the classes; WA: share that is right; macro-F1: mean F1 of the classes; all pooled over "
+    note += "the folds of a seed, then the mean over the seeds, with the 95 % interval (jackknife, Student’s t). ±: "
+    note += "standard deviation, over seeds of the pooled score, over folds of each fold’s mean over the seeds. Runs: "
+    note += "folds × seeds; n: predictions."
     note += f"{CHOSEN * (len(cells) > 1)} {_caveat(cells)}"
     if any(cell.over == "utterances" for cell in cells):
         note += " Too narrow: neither speakers nor dialogues are known, and utterances of a speaker are alike."
@@ -136,15 +139,15 @@ def results_table(cells: Sequence[Cell]) -> Table:
     return Table("results", f"Scores of each cell{where}", rows, note.strip())
 
 
-def _dot_plot(cells: Sequence[Cell], metric: str) -> Plot:
+def _dot_plot(cells: Sequence[Cell], name: str) -> Plot:
     """One line per cell: the score with its interval, and chance for the UA."""
-    name = metric.upper()
+    metric = SHOWN[name]
     rows = [{"cell": cell.label, f"{name} %": cell.with_interval(metric)} for cell in cells[:PLOTTED]]
     points = [(name, row["cell"], row[f"{name} %"]) for row in rows]
     chance = 100 / len(cells[0].classes) if metric == "ua" else None
     note = f"Dashed: chance, {chance:.0f} %." if chance else ""
     draw = partial(dots, points, f"{name} %", above=True, baseline=chance)
-    data = Table(f"{metric}-plot", f"{name} of each cell", rows)
+    data = Table(f"{metric.replace('_', '-')}-plot", f"{name} of each cell", rows)
     return Plot(f"{name} with its 95 % interval", data, draw, f"{note}{_drawn(cells, PLOTTED)}")
 
 
@@ -321,7 +324,7 @@ def _modalities(cells: Sequence[Cell]) -> Part:
     for cell, test in [(one, test) for one in able for test in TESTS if test in one.tests]:
         quoted = next((q for q in quoted_for(cell, test) if q.numbers.keys() & {*MAIN}), None)
         row: Row = {"cell": cell.label, "tested with": test}
-        row |= {f"{metric.upper()} %": cell.score(metric, test).pooled for metric in MAIN}
+        row |= {f"{name} %": cell.score(metric, test).pooled for name, metric in SHOWN.items()}
         row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in MAIN}
         rows.append({**row, "in the papers": quoted and quoted.described})
     if not rows:
@@ -334,7 +337,7 @@ def _modalities(cells: Sequence[Cell]) -> Part:
         note += " Beside the papers’ numbers no comparison is meant."
     title = "by what the test shows the model"
     draw = partial(dots, points, "UA %", above=True, legend=3)
-    plot = Plot(f"UA {title}", Table("bias", f"UA and WA {title}", rows), draw, note.strip())
+    plot = Plot(f"UA {title}", Table("bias", f"UA, WA and macro-F1 {title}", rows), draw, note.strip())
     heads = any(row["tested with"].startswith("head") for row in rows)
     return {"heads": heads, "first": f"{able[0].label}: {first}", "plots": [plot]}
 

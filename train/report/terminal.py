@@ -8,8 +8,9 @@ from typing import Any
 from ser.errors import WrongUse
 from ser.train.recipe import Recipe
 from ser.train.run_folder import Run
-from ser.train.scores import METRICS, CellScores, Score, caveat, named
+from ser.train.scores import METRICS, SHOWN, CellScores, Score, caveat, named
 
+from .calibration import calibration_table, votes_table
 from .cells import Cell
 from .paper import beside, claimed, differences
 from .ratings import ratings_table
@@ -46,7 +47,7 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         if cell.test not in ours.tests:
             raise WrongUse(f"cell '{cell.name}': its model has no test '{cell.test}', only {', '.join(ours.tests)}")
         finished[cell.name] = ours, cell.test
-        asked = [*_metrics(paper), "ua", "wa"] if ours.classes else []
+        asked = [*_metrics(paper), *SHOWN.values()] if ours.classes else []
         asked = [metric for metric in asked if metric in {*METRICS, *ours.classes}] + ours.rated
         found = {metric: ours.score(metric, cell.test) for metric in asked}
         meant = paper or cell.name == recipe.tested
@@ -97,6 +98,7 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     for row in rows:
         of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
         line: dict[str, Any] = {"cell": row.cell, **of_paper}
+        line["ours macro-F1 %"] = (f1 := row.scores.get("macro_f1")) and f1.over_seeds
         line |= {named(metric): row.scores[metric].pooled for metric in rated if metric in row.scores}
         first = row.scores.get("ua") or row.scores.get("ccc valence")
         shape = f"{first.folds} × {first.seeds}" if first else ""
@@ -132,7 +134,7 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
         raise WrongUse(f"--paired compares cells, and these runs {which}; name the runs of another one too")
     pieces = [fill(caution, 110) for caution in cautions(cells)]
     tested = [significance_table(known), papers_tests_table(known)] if paired else []
-    scored = [results_table(known), papers_table(known)] if known else []
+    scored = [results_table(known), calibration_table(known), votes_table(known), papers_table(known)] if known else []
     for table in filter(None, [*scored, ratings_table(cells), *tested]):
         pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
     if unfinished:
