@@ -20,7 +20,8 @@ from .data.splits import Fold, known_before
 from .finetune import reopened
 from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
-from .models import FUSIONS, Fusion
+from .models import FUSIONS, Fusion, with_layer_sums
+from .models.superb import layer_shares
 from .run_folder import AGAIN, CONFIG, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
 from .scores import scores
 from .settings import TrainConfig, recorded
@@ -162,7 +163,8 @@ def _finish(
     }
     columns |= {f"probabilities {name}".removesuffix(" both"): list(found) for name, found in tests.items()}
     tested = {name: scores(truth, found.argmax(1), classes) for name, found in tests.items()}
-    files = run.write_json(CONFIG, config) | write_model(run, snapshot(fitted.model), fitted.scaling)
+    weights = snapshot(fitted.model)
+    files = run.write_json(CONFIG, config) | write_model(run, weights, fitted.scaling)
     files |= run.write_predictions(columns)
     result = {
         **tested["both"],
@@ -180,6 +182,7 @@ def _finish(
         "epoch": fitted.epoch,
         "seconds": round(seconds, 3),
         "history": fitted.history,
+        **({"layers": layers} if (layers := layer_shares(weights)) else {}),
         "files": files,
     }
     run.write_json(RESULT, result)
@@ -219,7 +222,7 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     config = run.config
     if config["fusion"] not in FUSIONS:
         raise WrongUse(f"{run.path}: was trained with fusion '{config['fusion']}', which this ser does not know")
-    fusion = FUSIONS[config["fusion"]]
+    fusion = with_layer_sums(FUSIONS[config["fusion"]], config["features"])
     settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
