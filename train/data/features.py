@@ -330,7 +330,8 @@ def load_dataset(
     asked = [*selected.values(), *augmented]
     if fusion.level == "vector":
         asked = [one.each(lambda part: replace(part, pooled=part.feature.spec.level != "utterance")) for one in asked]
-    fusion = with_layer_sums(fusion, {one.modality: one.described for one in selected.values()})
+    inputs = {one.modality: one for one in sorted(asked[: len(selected)], key=lambda one: one.modality)}
+    fusion = with_layer_sums(fusion, {modality: one.described for modality, one in inputs.items()})
     parts = [part for one in asked for part in one.parts]
     about = [[str(part.feature.path), part.pool, part.pooled] for part in parts]
     key = canonical_json([manifest.digest, about, policy.described, limit, allow_missing, only])
@@ -355,7 +356,6 @@ def load_dataset(
         utterances = utterances.take(np.linspace(0, len(utterances) - 1, limit).round().astype(int))
     utterances, quarantined = with_rows([part.feature for part in parts], manifest, utterances, allow_missing)
     left_out |= {f"{name}: quarantined": list(held) for name, held in quarantined.items()}
-    inputs = {one.modality: one for one in sorted(asked[: len(selected)], key=lambda one: one.modality)}
     rows, votes = utterances.rows, manifest.column("votes")
 
     def read(**extras: str) -> dict[str, Inputs]:
