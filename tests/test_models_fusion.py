@@ -95,7 +95,9 @@ def test_bfloat16_is_close(name):
 def test_wrong_features_are_one_sentence(name):
     fusion = CASES[name]
     for modality in fusion.inputs:
-        with pytest.raises(WrongUse, match=f"built for {modality} features of {widths(name)[modality]} values, and got 3"):
+        with pytest.raises(
+            WrongUse, match=f"built for {modality} features of {widths(name)[modality]} values, and got 3"
+        ):
             build(name)(make_batch(name, dims={**widths(name), modality: 3}))
     if fusion.level == "vector":
         batch = make_batch(name)

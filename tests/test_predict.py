@@ -59,7 +59,7 @@ def far_from(predictions: list[Prediction], run: Run, column: str = "probabiliti
     return np.abs(found - np.array(run.predictions().column(column).to_pylist())).max(axis=1)
 
 
-@pytest.mark.parametrize("name", ["mit", "mit-no-rmm", "lgf-add", "icon", "text", "finetuned"])
+@pytest.mark.parametrize("name", ["mit", "mit-no-rmm", "lgf-add", "icon", "text", "superb", "layers", "finetuned"])
 def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: str) -> None:
     run = run_of(newcomer, name)
     tested = run.predictions()
