@@ -118,7 +118,10 @@ def test_limit_is_spread_over_the_corpus(store: Path) -> None:
 @pytest.mark.parametrize(
     ("features", "fusion", "says"),
     [
-        ("is13+hubert", "audio", "both audio features"),
+        ("is13+is13", "audio", "is13 stands there twice"),
+        ("is13+hubert", "audio:frame", "takes audio frames, and the audio feature has one vector"),
+        ("logmel+hubert", "audio:frame", "hubert has not as many rows as logmel"),
+        ("hubert:layers=0-x", "audio", "layers=all or a range"),
         ("is13", "mit", "takes audio and text, and --features gives audio"),
         ("is13+mpnet", "mit", "one vector per utterance"),
         ("hubert+mpnet", "mitt", "did you mean mit"),
@@ -130,7 +133,7 @@ def test_limit_is_spread_over_the_corpus(store: Path) -> None:
 def test_names_that_do_not_fit(store: Path, features: str, fusion: str, says: str) -> None:
     plain, _, views = features.partition(" & ")
     with pytest.raises(WrongUse, match=says):
-        load_dataset(store, plain, fusion, views=views)
+        _ = load_dataset(store, plain, fusion, views=views)[0].inputs
 
 
 def test_a_feature_that_is_not_there_names_the_command(store: Path, tmp_path: Path) -> None:

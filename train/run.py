@@ -182,7 +182,7 @@ def _finish(
         "epoch": fitted.epoch,
         "seconds": round(seconds, 3),
         "history": fitted.history,
-        **({"layers": layers} if (layers := layer_shares(weights)) else {}),
+        "layers": layer_shares(weights, config["features"]),
         "files": files,
     }
     run.write_json(RESULT, result)

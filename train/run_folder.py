@@ -84,6 +84,7 @@ RESULT_SHAPE = shape(
     epoch=WHOLE | None,
     seconds=float,
     history=list[shape("", loss=float | None, wa=float | None, ua=float | None)],  # type: ignore[misc]
+    layers=(dict[str, float], {}),
 )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
-from .fusion import CommonSettings, Count, Fusion, Positive, setting
+from .fusion import CommonSettings, Count, Dropout, Fusion, Positive, setting
 from .ragged import Batch, Sequences, vectors
 
 SUMS = "layer_sums"  # the name of the front in a model, and so the beginning of its weights' names
@@ -50,15 +50,13 @@ class LayerSums(nn.Module):
             rows = [
                 x
                 if layers == 1
-                else torch.einsum("l,rld->rd", self.shares(f"{modality} {i}"), x.unflatten(1, (layers, dim)))
+                else torch.einsum(
+                    "l,rld->rd", self.weights[f"{modality} {i}"].softmax(0), x.unflatten(1, (layers, dim))
+                )
                 for i, (x, (layers, dim)) in enumerate(zip(columns, sums, strict=True))
             ]
             found[modality] = Sequences(torch.cat(rows, 1) if len(rows) > 1 else rows[0], lengths)
         return replace(batch, inputs=found)
-
-    def shares(self, name: str) -> Tensor:
-        """What each layer of a sum counts; `[layers]`, which add up to 1."""
-        return self.weights[name].softmax(0)
 
 
 def with_layer_sums(fusion: Fusion, features: Mapping[str, Mapping[str, Any]]) -> Fusion:
@@ -85,10 +83,16 @@ def with_layer_sums(fusion: Fusion, features: Mapping[str, Mapping[str, Any]]) -
     return replace(fusion, build=partial(behind, fusion.build), tune=tune, stages=stages, stacks=None)
 
 
-def layer_shares(weights: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """What each layer counts in the sums of a trained model, by modality and number of the sum ("audio 0")."""
-    prefix = f"{SUMS}.weights."
-    return {n.removeprefix(prefix): w.softmax(0).tolist() for n, w in weights.items() if n.startswith(prefix)}
+def layer_shares(weights: Mapping[str, Tensor], features: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """What each layer counts in its sum, by its feature's name, of a trained model and the features of its config."""
+    found: dict[str, float] = {}
+    for modality, one in features.items():
+        names = [part["feature"] for part in one.get("joined", ())]
+        for number, (layers, _) in enumerate(one.get("sums", ())):
+            of, names = names[:layers], names[layers:]
+            if layers > 1:
+                found |= zip(of, weights[f"{SUMS}.weights.{modality} {number}"].softmax(0).tolist(), strict=True)
+    return found
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class SuperbSettings(CommonSettings):
     epochs: Count = setting(270, f"{S3PRL}: 30,000 updates", "epochs; of the 4 classes of IEMOCAP, 111 updates each")
     batch_size: Count = setting(32, f"{S3PRL}: 4 × 8 accumulated", "utterances per batch")
     lr: Positive = setting(1e-4, S3PRL, "Adam's learning rate")
+    dropout: Dropout = setting(0.0, f"{S3PRL}: none", "dropout before the last layer")
     hidden: Count = setting(256, S3PRL, "width of the projection")
 
 
@@ -112,14 +117,11 @@ class Superb(nn.Module):
         super().__init__()
         self.dim = dims["audio"]
         self.projector, self.logits = nn.Linear(self.dim, settings.hidden), nn.Linear(settings.hidden, classes)
+        self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
-        return {"logits": self.logits(self.projector(vectors(batch, "audio", self.dim)))}
+        return {"logits": self.logits(self.dropout(self.projector(vectors(batch, "audio", self.dim))))}
 
 
-FUSIONS = {
-    "superb": Fusion(
-        "superb", "SUPERB §3, emotion recognition", SuperbSettings, ("audio",), "vector", Superb, unused=("dropout",)
-    )
-}
+FUSIONS = {"superb": Fusion("superb", "SUPERB §3, emotion recognition", SuperbSettings, ("audio",), "vector", Superb)}

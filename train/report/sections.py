@@ -280,7 +280,20 @@ def _training(cells: Sequence[Cell]) -> Part:
     loss = _curves(cells, "loss", "Training loss", f"{note}{_drawn(cells, SERIES)}")
     note += f" Dev, or test with best-test. {cells[0].label} kept epochs {min(kept)} to {max(kept)}."
     ua = _curves(cells, "ua", "UA of the evaluated part", note)
-    return {"plots": [loss, ua] if any(row["UA %"] is not None for row in ua.data.rows) else [loss]}
+    plots = [loss, ua] if any(row["UA %"] is not None for row in ua.data.rows) else [loss]
+    return {"plots": plots, "tables": [_layers(cells)]}
+
+
+def _layers(cells: Sequence[Cell]) -> Table:
+    """What the layers count in each cell's learned sums; no row without one."""
+    rows: list[Row] = []
+    for cell in cells:
+        every = [result.get("layers", {}) for result in cell.results]
+        for name in every[0]:
+            shares = [100 * one[name] for one in every if name in one]
+            rows.append({"cell": cell.label, "layer": name, "share %": (float(np.mean(shares)), float(np.std(shares)))})
+    note = "Softmax of the learned weights: mean ± standard deviation over the runs; those of a sum add up to 100."
+    return Table("layers", "What each layer counts in its sum", rows, note)
 
 
 def _curves(cells: Sequence[Cell], name: str, title: str, note: str) -> Plot:
