@@ -13,7 +13,7 @@ from ser.extract.corpora.demo import demo_vocabulary, write_demo
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.weights.demo import write_demo_checkpoints
 
-FEATURES = "hubert,mpnet,bert,bert-cased,is13,logmel,logmel:sampling_rate=22050,mfcc:sampling_rate=22050"
+FEATURES = "hubert,hubert:layers=all,pool=mean,mpnet,bert,bert-cased,is13,logmel,logmel:sampling_rate=22050,mfcc:sampling_rate=22050"
 VIEWS = ("noise", "pitch", "stretch", "shift")
 
 

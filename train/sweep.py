@@ -121,9 +121,15 @@ def command_for(recipe: Recipe) -> str:
     """The `ser features` command that computes all that the recipe trains on."""
     asked = [cell.experiment for cell in recipe.cells]
     names = dict.fromkeys(name for one in asked for name in f"{one.features}+{one.views}".split("+") if name)
-    whole = [name.partition("@")[0] for name in names]  # but means of layers are extracted as such
-    plain = dict.fromkeys(name if "layers=" in name else re.sub(r"pool=\w+,?", "", name).rstrip(":,") for name in whole)
+    plain = dict.fromkeys(map(extracted, names))
     return f"ser features CORPUS --features {','.join(plain)} --store {asked[0].store}"
+
+
+def extracted(name: str) -> str:
+    """What `ser features` computes for a feature of `ser train`: rows, pooled in training, or the means of layers."""
+    bare = name.partition("@")[0]
+    means = "layers=" in bare and "pool=mean" in re.split("[:,]", bare)
+    return bare if means else re.sub(r"(?<=[:,])pool=\w+,?", "", bare).rstrip(":,")
 
 
 def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False) -> Sweep:
