@@ -163,7 +163,7 @@ def _finish(
     }
     columns |= {f"probabilities {name}".removesuffix(" both"): list(found) for name, found in tests.items()}
     tested = {name: scores(truth, found.argmax(1), classes) for name, found in tests.items()}
-    weights = snapshot(fitted.model)
+    weights, features = snapshot(fitted.model), config["features"]
     files = run.write_json(CONFIG, config) | write_model(run, weights, fitted.scaling)
     files |= run.write_predictions(columns)
     result = {
@@ -182,7 +182,7 @@ def _finish(
         "epoch": fitted.epoch,
         "seconds": round(seconds, 3),
         "history": fitted.history,
-        "layers": layer_shares(weights, config["features"]),
+        **({"layers": layer_shares(weights, features)} if any("sums" in one for one in features.values()) else {}),
         "files": files,
     }
     run.write_json(RESULT, result)

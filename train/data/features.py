@@ -142,10 +142,8 @@ class ModalitySelection:
                 "name fewer layers, such as layers=6-9, extract and train on pool=mean, or give --limit"
             )
         values = torch.empty(len(first.values), self.dim, dtype=torch.float16 if narrow else torch.float32)
-        for number, (part, columns) in enumerate(
-            zip(self.parts, values.split([one.dim for one in self.parts], 1), strict=True)
-        ):
-            one = part.load(manifest, rows) if number else first
+        for part, columns in zip(self.parts, values.split([one.dim for one in self.parts], 1), strict=True):
+            one = first if part is self.parts[0] else part.load(manifest, rows)
             if not np.array_equal(one.offsets, first.offsets):
                 raise WrongUse(
                     f"{self.name}: {part.feature.spec.name} has not as many rows as {self.parts[0].feature.spec.name}; "
@@ -167,69 +165,53 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
     pool: Any = ["mean", *(item.removeprefix("pool=") for item in options if item.startswith("pool="))][-1]
     if pool not in get_args(Pool):
         raise WrongUse(f"{name}: pool must be {' or '.join(get_args(Pool))}")
-    plain = [item for item in options if not item.startswith("pool=")]
+    found: list[Feature] = []
     if "pool=mean" in options:
         with contextlib.suppress(MissingRows):
-            return _selection(store, feature, options, pool, fingerprint, corpus)
-    return _selection(store, feature, plain, pool, fingerprint, corpus)
+            found = _stored(store, feature, options, fingerprint, corpus)
+    plain = [item for item in options if not item.startswith("pool=")]
+    found = found or _stored(store, feature, plain, fingerprint, corpus)
+    parts = tuple(FeatureSelection(one, pool) for one in found)
+    return ModalitySelection(body if len(parts) > 1 else found[0].spec.name, parts, (len(parts),))
 
 
-def _selection(
-    store: Store, feature: str, options: Sequence[str], pool: Any, fingerprint: str, corpus: str
-) -> ModalitySelection:
-    name = f"{feature}{':' if options else ''}{','.join(options)}"
-    if any(item.startswith("layers=") for item in options):
-        found = _layers(store, name, fingerprint, corpus)
-        told = name if pool == "mean" else f"{name},pool={pool}"
-    else:
-        found = [store.feature(f"{name}@{fingerprint}" if fingerprint else name, corpus)]
-        told = found[0].spec.name
-    return ModalitySelection(told, tuple(FeatureSelection(one, pool) for one in found), (len(found),))
+def _stored(store: Store, feature: str, options: Sequence[str], fingerprint: str, corpus: str) -> list[Feature]:
+    """The feature with these options, or in order the layers that `layers=` names, all of one checkpoint.
 
-
-def _layers(store: Store, name: str, fingerprint: str, corpus: str) -> list[Feature]:
-    """The layers of "hubert:layers=all" or "hubert:layers=6-9", in order, all of one checkpoint and one way.
-
-    The last layer of an encoder that ends in a LayerNorm is the one after it, unless the name says norm=before.
-    `fingerprint`, where given, begins that of one of them. Raises `MissingRows` if the store lacks one, `WrongUse` for
-    another form and, naming them, if there are several ways.
+    The last layer of an encoder that ends in a LayerNorm is the one after it, unless norm=before is asked for.
+    `fingerprint` begins that of one of them. Raises `MissingRows` for what is not in the store, `WrongUse` for another
+    form of `layers=` and, naming them, if there are several ways.
     """
-    feature, _, variant = name.partition(":")
-    options = variant.split(",")
-    [asked, *_] = [item.removeprefix("layers=") for item in options if item.startswith("layers=")]
-    if asked != "all" and not re.fullmatch(r"\d{1,4}-\d{1,4}", asked):
+    name = f"{feature}:{','.join(options)}".rstrip(":")
+    asked = [item.removeprefix("layers=") for item in options if item.startswith("layers=")]
+    if not asked:
+        return [store.feature(f"{name}@{fingerprint}".rstrip("@"), corpus)]
+    if not (form := re.fullmatch(r"all|(\d{1,4})-(\d{1,4})", asked[0])):
         raise WrongUse(f"{name}: write layers=all or a range such as layers=6-9")
     norm = "before" if "norm=before" in options else "after"
     rest = {item for item in options if not item.startswith(("layers=", "norm="))}
     ways: dict[bytes, dict[int, Feature]] = {}
-    for folder in (folder for folder in store.folders() if folder.parent.name == feature):
-        one = Feature(store.path, folder)
-        own, config = one.spec.variant.split(","), dict(one.spec.config)
-        numbers = [int(item.removeprefix("layer=")) for item in own if item.startswith("layer=")]
-        if numbers and rest == {item for item in own if not item.startswith(("layer=", "norm="))}:
-            which, _ = config.pop("norm", None), config.pop("layer", None)
-            way = ways.setdefault(canonical_json({**one.spec.identity(), "variant": "", "config": config}), {})
-            if which == norm or numbers[0] not in way:
-                way[numbers[0]] = one
+    for one in (Feature(store.path, folder) for folder in store.folders() if folder.parent.name == feature):
+        own = one.spec.variant.split(",")
+        layer = [int(item.removeprefix("layer=")) for item in own if item.startswith("layer=")]
+        if layer and rest == {item for item in own if not item.startswith(("layer=", "norm="))}:
+            way = ways.setdefault(canonical_json({**one.spec.identity(), "variant": "", "config": {}}), {})
+            if layer[0] not in way or one.spec.config.get("norm") == norm:
+                way[layer[0]] = one
     found = []
     for way in ways.values():
-        last = max(one.spec.provenance.get("layers", max(way) if asked == "all" else 0) for one in way.values())
-        first, _, end = asked.partition("-")
-        wanted = range(last + 1) if asked == "all" else range(int(first), int(end) + 1)
-        named = any(one.fingerprint.startswith(fingerprint) for one in way.values())
-        unlike = last in wanted and last in way and (way[last].spec.config.get("norm") or norm) not in (norm, "none")
-        if named and wanted and not unlike and way.keys() >= set(wanted):
-            found.append([way[layer] for layer in wanted])
-    if len(found) > 1:
-        manifest = store.manifest(corpus)
-        found = [way for way in found if all(one.complete(manifest) for one in way)] or found
+        deepest = max(way) if form[1] is None else -1  # as far as an earlier version's store says
+        last = max(one.spec.provenance.get("layers", deepest) for one in way.values())
+        wanted = range(last + 1) if form[1] is None else range(int(form[1]), int(form[2]) + 1)
+        layers = [way[layer] for layer in wanted if layer in way]
+        other = last in wanted and last in way and norm == "after" and way[last].spec.config.get("norm") == "before"
+        if len(layers) == len(wanted) > 0 and not other:
+            found += [layers] if any(one.fingerprint.startswith(fingerprint) for one in layers) else []
     if len(found) > 1:
         raise WrongUse(f"{store.path}: {name} is there in several ways, choose one: {listed([w[0] for w in found])}")
     if not found:
-        raise MissingRows(
-            f"{store.path}: does not have all of {name}; run `ser features CORPUS --features {name} --store "
-            f"{store.path}`"
-        )
+        command = f"ser features CORPUS --features {name} --store {store.path}"
+        raise MissingRows(f"{store.path}: does not have all of {name}; run `{command}`")
     return found[0]
 
 
@@ -331,7 +313,8 @@ def load_dataset(
     if fusion.level == "vector":
         asked = [one.each(lambda part: replace(part, pooled=part.feature.spec.level != "utterance")) for one in asked]
     inputs = {one.modality: one for one in sorted(asked[: len(selected)], key=lambda one: one.modality)}
-    fusion = with_layer_sums(fusion, {modality: one.described for modality, one in inputs.items()})
+    if any(max(one.sums) > 1 for one in inputs.values()):
+        fusion = with_layer_sums(fusion, {modality: one.described for modality, one in inputs.items()})
     parts = [part for one in asked for part in one.parts]
     about = [[str(part.feature.path), part.pool, part.pooled] for part in parts]
     key = canonical_json([manifest.digest, about, policy.described, limit, allow_missing, only])

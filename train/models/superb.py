@@ -46,16 +46,14 @@ class LayerSums(nn.Module):
                 )
             if modality in batch.hidden:  # what nobody is to see must not reach the weights' gradients either
                 values = values.masked_fill(batch.hidden[modality].repeat_interleave(lengths)[:, None], 0.0)
-            columns = values.split([layers * dim for layers, dim in sums], 1)
-            rows = [
-                x
-                if layers == 1
-                else torch.einsum(
-                    "l,rld->rd", self.weights[f"{modality} {i}"].softmax(0), x.unflatten(1, (layers, dim))
-                )
-                for i, (x, (layers, dim)) in enumerate(zip(columns, sums, strict=True))
-            ]
-            found[modality] = Sequences(torch.cat(rows, 1) if len(rows) > 1 else rows[0], lengths)
+            rows = []
+            for number, (layers, dim) in enumerate(sums):
+                x, values = values[:, : layers * dim], values[:, layers * dim :]
+                if layers > 1:
+                    shares = self.weights[f"{modality} {number}"].softmax(0)
+                    x = torch.einsum("l,rld->rd", shares, x.unflatten(1, (layers, dim)))
+                rows.append(x)
+            found[modality] = Sequences(torch.cat(rows, 1), lengths)
         return replace(batch, inputs=found)
 
 
