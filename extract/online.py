@@ -64,11 +64,11 @@ class OnlineExtractor:
         names = tuple(one.spec.fingerprint for one in wanted)
         if names not in self._extractors:
             self._extractors[names] = load_extractors(wanted, self.device)
-        found: dict[str, Rows] = {}
-        for extractor in self._extractors[names]:
-            [outcome] = extractor.run([source])
-            if isinstance(outcome, UtteranceError):
-                return outcome, []
-            found |= outcome
+        outcomes = [extractor.run([source])[0] for extractor in self._extractors[names]]
         warnings = list(dict.fromkeys(source.warnings)) if isinstance(source, Clip) else []
+        found: dict[str, Rows] = {}
+        for outcome in outcomes:
+            if isinstance(outcome, UtteranceError):
+                return outcome, warnings
+            found |= outcome
         return [found[name] for name in names], warnings

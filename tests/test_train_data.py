@@ -250,6 +250,8 @@ def test_layers_stand_side_by_side_the_last_one_after_its_norm(layered: Path) ->
         MissingRows, match=r"all of hubert:layers=0-3; run `ser features CORPUS --features hubert:layers"
     ):
         load_dataset(layered, "hubert:layers=0-3", "audio")
+    with pytest.raises(WrongUse, match="several features in the place of one"):
+        load_dataset(layered, "hubert:layers=0-1", "audio", views="hubert:layers=0-1")
 
 
 def test_means_in_the_store_are_taken_and_told_apart(layered: Path, tmp_path: Path) -> None:

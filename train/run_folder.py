@@ -58,11 +58,15 @@ CLASSES = Annotated[list[str], msgspec.Meta(min_length=2)]
 ANY: Any = (dict[str, Any], {})
 TABLES: Any = (dict[str, dict[str, Any]], {})
 SCORES: dict[str, Any] = {"wa": float, "ua": float, "macro_f1": float, "n": WHOLE, "confusion": list[list[WHOLE]]}
+NAMED = shape("feature fingerprint pool")
 CONFIG_SHAPE = shape(
     "corpus manifest fusion loss protocol fold cut",
     version=int,
     labels=shape("policy", classes=CLASSES, maps=dict[str, str]),
-    features=dict[Literal["audio", "text"], shape("feature fingerprint pool")],  # type: ignore[misc]
+    features=dict[  # type: ignore[misc]
+        Literal["audio", "text"],
+        shape("feature fingerprint pool", joined=(list[NAMED], []), sums=(list[tuple[WHOLE, WHOLE]], [])),
+    ],
     settings=dict[str, Scalar],
     training=dict[str, Scalar],
     select=Literal["val", "last", "best-test"],
