@@ -53,6 +53,7 @@ papers: install
 	$(SER) weights demo demo/checkpoints
 	$(BIN)/python -m benchmarks.papers demo/corpus --store demo/features --out demo/papers --page demo/reproduction.md \
 	  --only "$(ONLY)" $(foreach m,hubert mpnet bert,--model $(m)=demo/checkpoints/$(m)-random) \
+	  $(foreach m,wav2vec2 wavlm,--model $(m)=demo/checkpoints/hubert-random) \
 	  --folds 1 --epochs 2 --seeds 1 $(foreach s,d_model=64 channels=2 frames=200,--set $(s)) $(ARGS)
 	@echo "No IEMOCAP=... was given: this is the synthetic demo corpus, with random weights: demo/reproduction.md"
 endif

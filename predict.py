@@ -114,23 +114,27 @@ class Predictor:
         training = recorded(TrainingSettings, self.run.config["training"], str(self.run.path / CONFIG))
         target = self.run.config.get("target", "class")
         self.plan = TrainConfig(self.fusion, self.settings, training, target=target, device=self.device)
+        self._described = {m: one.get("joined", [one]) for m, one in self.run.config["features"].items()}
         self._features = self._resolve(parse_models(models))
         self._extractor = OnlineExtractor(self.device)
 
-    def _resolve(self, models: Mapping[str, str]) -> dict[str, ResolvedFeature]:
+    def _resolve(self, models: Mapping[str, str]) -> dict[str, list[ResolvedFeature]]:
         """What to compute for each modality, by the very specs that the run records."""
         where, recorded = str(self.run.path / CONFIG), self.run.config["provenance"].get("specs", {})
-        specs: dict[str, Spec] = {}
-        for modality, feature in self.run.config["features"].items():
-            if modality not in recorded:
-                raise CorruptStore(f"{where}: does not say how {feature['feature']} was computed; train the run again")
-            specs[modality] = to_record(recorded[modality], Spec, where)
-            if specs[modality].fingerprint != feature["fingerprint"]:
-                raise CorruptStore(f"{where}: its spec of {feature['feature']} was altered; train the run again")
-        known = [spec.feature for spec in specs.values()]
+        specs: dict[str, list[Spec]] = {}
+        for modality, features in self._described.items():
+            of = recorded.get(modality, {})
+            specs[modality] = [to_record(one, Spec, where) for one in (of.get("joined", [of]) if of else [])]
+            if len(specs[modality]) != len(features):
+                name = self.run.config["features"][modality]["feature"]
+                raise CorruptStore(f"{where}: does not say how {name} was computed; train the run again")
+            for spec, feature in zip(specs[modality], features, strict=True):
+                if spec.fingerprint != feature["fingerprint"]:
+                    raise CorruptStore(f"{where}: its spec of {feature['feature']} was altered; train the run again")
+        known = list(dict.fromkeys(spec.feature for of in specs.values() for spec in of))
         for name in sorted(models.keys() - known):
             raise unknown("feature of this run in --model", name, known)
-        return {modality: resolve_again(spec, models) for modality, spec in specs.items()}
+        return {modality: [resolve_again(spec, models) for spec in of] for modality, of in specs.items()}
 
     def __call__(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> Answer:
         """Classify the turns. Those that cannot be read stand in `unusable` with the reason, as in extraction.
@@ -155,7 +159,7 @@ class Predictor:
                 )
         notes = self._notes(turns, abstain_below)
         unusable: dict[str, str] = {}
-        usable: list[tuple[Turn, tuple[str, ...], dict[str, np.ndarray]]] = []
+        usable: list[tuple[Turn, tuple[str, ...], dict[str, list[np.ndarray]]]] = []
         with one_thread():  # as extraction and training compute
             for turn, lacking in zip(turns, without, strict=True):
                 rows = self._rows(turn, notes)
@@ -204,33 +208,37 @@ class Predictor:
             )
         return notes
 
-    def _rows(self, turn: Turn, notes: list[str]) -> dict[str, np.ndarray] | UtteranceError:
-        """The rows of each modality `[n, dim]` as the store would hold them; a missing one has none."""
-        found: dict[str, np.ndarray] = {}
-        for modality, feature in self._features.items():
+    def _rows(self, turn: Turn, notes: list[str]) -> dict[str, list[np.ndarray]] | UtteranceError:
+        """The rows of each feature of each modality `[n, dim]` as the store would hold them; a missing one has none."""
+        found: dict[str, list[np.ndarray]] = {}
+        for modality, features in self._features.items():
             given = turn.audio if modality == "audio" else turn.text
             extra = self.run.config["features"][modality].get("extra")  # token ids, if the run trained the encoder
             if given is None:
-                found[modality] = np.empty((0, feature.spec.dim if extra is None else 1), np.float32)
+                dims = [feature.spec.dim if extra is None else 1 for feature in features]
+                found[modality] = [np.empty((0, dim), np.float32) for dim in dims]
                 continue
-            rows, warnings = self._extractor.rows(feature, given, turn.sha256)
+            several, warnings = self._extractor.rows(features, given, turn.sha256)
             notes += [f"{turn.id}: {warning}" for warning in warnings]
-            if isinstance(rows, UtteranceError):
-                return rows
-            found[modality] = np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
+            if isinstance(several, UtteranceError):
+                return several
+            found[modality] = [np.atleast_2d(x.values) if extra is None else x.extras[extra][:, None] for x in several]
         return found
 
     def _predicted(
-        self, turns: Sequence[Turn], without: Sequence[tuple[str, ...]], rows: Sequence[Mapping[str, np.ndarray]]
+        self, turns: Sequence[Turn], without: Sequence[tuple[str, ...]], rows: Sequence[Mapping[str, list[np.ndarray]]]
     ) -> np.ndarray:
         """What the target predicts, `[n, …]`."""
         inputs: dict[str, Inputs] = {}
-        for modality, feature in self._features.items():
-            pieces = [found[modality] for found in rows]
-            offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
-            inputs[modality] = Inputs(torch.from_numpy(np.concatenate(pieces)), offsets)
-            if self.fusion.level == "vector" and feature.spec.level != "utterance":
-                inputs[modality] = inputs[modality].pooled(self.run.config["features"][modality]["pool"])
+        for modality, features in self._features.items():
+            columns: list[Inputs] = []
+            for number, (feature, described) in enumerate(zip(features, self._described[modality], strict=True)):
+                pieces = [found[modality][number] for found in rows]
+                offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
+                columns.append(Inputs(torch.from_numpy(np.concatenate(pieces)), offsets))
+                if self.fusion.level == "vector" and feature.spec.level != "utterance":
+                    columns[-1] = columns[-1].pooled(described["pool"])
+            inputs[modality] = Inputs(torch.cat([one.values for one in columns], 1), columns[0].offsets)
         dialogues = [row if turn.dialogue is None else turn.dialogue for row, turn in enumerate(turns)]
         numbers = {dialogue: number for number, dialogue in enumerate(dict.fromkeys(dialogues))}
         utterances = Utterances(

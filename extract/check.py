@@ -105,7 +105,8 @@ def _speech(wanted: ResolvedFeature, model: Any, clip: Clip) -> np.ndarray:
     rate = wanted.config.sampling_rate
     extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=wanted.config.normalize)
     inputs = extractor(clip.at(rate), sampling_rate=rate, return_attention_mask=False, return_tensors="pt")
-    return _hidden(wanted, model, inputs)
+    frames = _hidden(wanted, model, inputs)
+    return frames if wanted.config.pool == "none" else frames.mean(0, dtype=np.float64, keepdims=True)
 
 
 def _text(wanted: ResolvedFeature, model: Any, text: str) -> np.ndarray:

@@ -34,8 +34,10 @@ class SpeechConfig:
     """One layer of a speech encoder.
 
     Where the encoder ends in a LayerNorm (the large models), `norm` says whether the rows are taken before or after
-    it: after, where no layer is named (Hugging Face's `last_hidden_state`), before, where one is (its
-    `hidden_states[k]`). It is "none" elsewhere.
+    it: after, where no layer is named (Hugging Face's `last_hidden_state`), before, where one is (the output of that
+    layer itself). It is "none" elsewhere.
+
+    With `pool` "mean" there is one row per utterance: the mean of its frames in float32, before any rounding.
 
     An utterance longer than `window` seconds is cut into windows that overlap by twice `context`: each window's
     frames within `context` of an inner edge are dropped, so a kept frame sees at least that much on each side. Its
@@ -48,6 +50,7 @@ class SpeechConfig:
     precision: Precision = "float32"
     window: float = 60.0  # seconds
     context: float = 5.0  # seconds
+    pool: Literal["none", "mean"] = "none"
     sampling_rate: int = field(default=RATE, init=False)
     resampler: str = field(default=RESAMPLER, init=False)
     channels: str = field(default=CHANNELS, init=False)
@@ -91,7 +94,7 @@ class SpeechExtractor(Encoder):
     packages = ("torch", "transformers", "soundfile", "soxr")
     architectures = ("hubert", "wav2vec2", "wavlm")
     layers = "layers"
-    own = frozenset({"layer", "norm"})
+    own = frozenset({"layer", "norm", "pool"})
 
     @classmethod
     def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> SpeechConfig:
@@ -148,8 +151,9 @@ class SpeechExtractor(Encoder):
         return length
 
     def run(self, batch: Sequence[Clip]) -> list[Outcome]:
-        """The frames of each clip, `[frames, dim]` of each spec."""
+        """The frames of each clip, `[frames, dim]` of each spec, or their mean `[1, dim]`."""
         stored: list[list[Outcome]] = [[] for _ in batch]  # of each window of each clip
+        frames: list[list[int]] = [[] for _ in batch]
         pieces: list[Piece] = []
         for row, clip in enumerate(batch):
             samples = clip.at(RATE)
@@ -164,11 +168,17 @@ class SpeechExtractor(Encoder):
         most = max(self.batch_seconds, self.config.window) * RATE if self.batch_seconds else None
         for group in batches(pieces, lambda piece: len(piece.samples), most):
             for piece, layers in zip(group, self.forward([piece.samples for piece in group]), strict=True):
-                stored[piece.utterance].append(self.outcome([values[piece.keep] for values in layers]))
-        return [self.joined(windows) for windows in stored]
+                kept = [values[piece.keep] for values in layers]
+                frames[piece.utterance].append(len(kept[0]))
+                rows = [
+                    values.mean(0, dtype=np.float64, keepdims=True) if config.pool == "mean" else values
+                    for values, config in zip(kept, self.configs, strict=True)
+                ]
+                stored[piece.utterance].append(self.outcome(rows))
+        return [self.joined(*windows) for windows in zip(stored, frames, strict=True)]
 
-    def joined(self, windows: list[Outcome]) -> Outcome:
-        """The rows of one utterance, or the fault of a window of it."""
+    def joined(self, windows: list[Outcome], frames: list[int]) -> Outcome:
+        """The rows of one utterance of windows with so many frames, or the fault of a window of it."""
         found: list[dict[str, Rows]] = []
         for window in windows:
             if isinstance(window, UtteranceError):
@@ -176,7 +186,12 @@ class SpeechExtractor(Encoder):
             found.append(window)
         if len(found) == 1:
             return found[0]
-        return {name: Rows(np.concatenate([rows[name].values for rows in found])) for name in found[0]}
+        whole = {name: np.concatenate([rows[name].values for rows in found]) for name in found[0]}
+        for spec, config in zip(self.specs, self.configs, strict=True):
+            if config.pool == "mean":
+                mean = np.average(whole[spec.fingerprint], axis=0, weights=frames)[None]
+                whole[spec.fingerprint] = mean.astype(spec.dtype)
+        return {name: Rows(values) for name, values in whole.items()}
 
     def cut(self, utterance: int, samples: np.ndarray) -> list[Piece]:
         """One piece, or the overlapping windows of a long utterance."""

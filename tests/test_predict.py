@@ -84,7 +84,7 @@ def test_ratings_are_on_the_scale_of_the_corpus(newcomer: Path) -> None:
         assert line["label"] is None and len(line["ratings"]) == 3
 
 
-@pytest.mark.parametrize("name", ["mit", "mit-no-rmm", "lgf-add", "icon", "text", "finetuned"])
+@pytest.mark.parametrize("name", ["mit", "mit-no-rmm", "lgf-add", "icon", "text", "superb", "layers", "finetuned"])
 def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: str) -> None:
     run = run_of(newcomer, name)
     tested = run.predictions()

@@ -20,7 +20,8 @@ from .data.splits import UNDECIDED, Fold, known_before
 from .finetune import reopened
 from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
-from .models import FUSIONS, Fusion
+from .models import FUSIONS, Fusion, with_layer_sums
+from .models.superb import layer_shares
 from .run_folder import AGAIN, CONFIG, DEV, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
 from .scores import divergences
 from .settings import TrainConfig, recorded
@@ -176,7 +177,8 @@ def _finish(
         }
 
     tested = {name: target.scored(utterances, rows, found, plan) for name, found in tests.items()}
-    files = run.write_json(CONFIG, config) | write_model(run, snapshot(fitted.model), fitted.scaling)
+    weights, features = snapshot(fitted.model), config["features"]
+    files = run.write_json(CONFIG, config) | write_model(run, weights, fitted.scaling)
     files |= run.write_predictions(columns(rows, tests))
     if on_dev:
         files |= run.write_predictions(columns(dev, on_dev), DEV)
@@ -199,6 +201,7 @@ def _finish(
         "epoch": fitted.epoch,
         "seconds": round(seconds, 3),
         "history": fitted.history,
+        **({"layers": layer_shares(weights, features)} if any("sums" in one for one in features.values()) else {}),
         "files": files,
     }
     run.write_json(RESULT, result)
@@ -242,7 +245,7 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     ):
         if asked not in known:
             raise WrongUse(f"{run.path}: was trained with {kind} '{asked}', which this ser does not know")
-    fusion = FUSIONS[config["fusion"]]
+    fusion = with_layer_sums(FUSIONS[config["fusion"]], config["features"])
     settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}

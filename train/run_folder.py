@@ -66,11 +66,15 @@ SCORES: dict[str, Any] = {"wa": float, "ua": float, "macro_f1": float, "n": WHOL
 RATED: dict[str, Any] = dict.fromkeys(("ccc", "rmse"), shape("", **dict.fromkeys(DIMENSIONS, float)))
 RATED |= {"moments": tuple[(tuple[(float,) * 6],) * len(DIMENSIONS)], "n": WHOLE}  # type: ignore[misc]
 OF_CLASSES, OF_RATINGS = (shape("", **held, tests=dict[str, shape("", **held)]) for held in (SCORES, RATED))  # type: ignore[misc]
+NAMED = shape("feature fingerprint pool")
 CONFIG_SHAPE = shape(
     "corpus manifest fusion loss protocol fold cut",
     version=int,
     labels=shape("policy", classes=list[str], maps=dict[str, str]),
-    features=dict[Literal["audio", "text"], shape("feature fingerprint pool")],  # type: ignore[misc]
+    features=dict[  # type: ignore[misc]
+        Literal["audio", "text"],
+        shape("feature fingerprint pool", joined=(list[NAMED], []), sums=(list[tuple[WHOLE, WHOLE]], [])),
+    ],
     settings=dict[str, Scalar],
     training=dict[str, Scalar],
     select=Literal["val", "last", "best-test"],
@@ -92,6 +96,7 @@ RESULT_SHAPE = shape(
     seconds=float,
     history=list[shape("", loss=float | None, wa=float | None, ua=float | None)],  # type: ignore[misc]
     calibration=(shape("", temperature=Annotated[float, msgspec.Meta(gt=0)]) | None, None),
+    layers=(dict[str, float], {}),
 )
 
 

@@ -45,7 +45,8 @@ def what_was_run(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Part:
 def _features(cells: Sequence[Cell]) -> Table:
     rows: dict[str, Row] = {}
     for cell in cells:
-        for modality, feature in cell.config["features"].items():
+        named = [(m, one) for m, of in cell.config["features"].items() for one in of.get("joined", [of])]
+        for modality, feature in named:
             name, store = f"{feature['feature']}@{feature['fingerprint']}", cell.origin.store
             row = {"feature": feature["feature"], "modality": modality, "from": None, "level": None}
             row |= {"dim": cell.config["dims"][modality], "stored as": None, "fingerprint": feature["fingerprint"]}
@@ -123,7 +124,8 @@ def command(cell: Cell) -> str:
     names = []
     for feature in config["features"].values():
         pool = "" if feature["pool"] == "mean" else f"{',' if ':' in feature['feature'] else ':'}pool={feature['pool']}"
-        names.append(f"{feature['feature']}{pool}@{feature['fingerprint'][:8]}")
+        at = "" if "joined" in feature else f"@{feature['fingerprint'][:8]}"  # of several, no folder has it
+        names.append(f"{feature['feature']}{pool}{at}")
     usual = _defaults(config["fusion"])
     changed = {key: value for key, value in cell.settings.items() if key not in usual or value != usual[key].default}
     chosen |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}

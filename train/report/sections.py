@@ -294,7 +294,20 @@ def _training(cells: Sequence[Cell]) -> Part:
     ua = _curves(cells, "ua", "UA of the evaluated part", note)
     ccc = _curves(cells, "ccc", "Mean CCC of the evaluated part", note)
     scored = ((ua, "UA %"), (ccc, "mean CCC"))
-    return {"plots": [loss, *(plot for plot, name in scored if any(row[name] is not None for row in plot.data.rows))]}
+    plots = [loss, *(plot for plot, name in scored if any(row[name] is not None for row in plot.data.rows))]
+    return {"plots": plots, "tables": [_layers(cells)]}
+
+
+def _layers(cells: Sequence[Cell]) -> Table:
+    """What the layers count in each cell's learned sums; no row without one."""
+    rows: list[Row] = []
+    for cell in cells:
+        every = [result.get("layers", {}) for result in cell.results]
+        for name in every[0]:
+            shares = [100 * one[name] for one in every if name in one]
+            rows.append({"cell": cell.label, "layer": name, "share %": (float(np.mean(shares)), float(np.std(shares)))})
+    note = "Softmax of the learned weights: mean ± standard deviation over the runs; those of a sum add up to 100."
+    return Table("layers", "What each layer counts in its sum", rows, note)
 
 
 def _curves(cells: Sequence[Cell], name: str, title: str, note: str) -> Plot:
