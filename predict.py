@@ -24,6 +24,7 @@ from ser.extract.corpora.table import read_manifest
 from ser.extract.extractors import ResolvedFeature, UtteranceError
 from ser.extract.online import OnlineExtractor, resolve_again
 from ser.train.data.dataset import Dataset, Inputs
+from ser.train.data.features import as_read
 from ser.train.data.labels import Utterances
 from ser.train.fit import predict as probabilities_of
 from ser.train.run import load_model, one_thread
@@ -197,8 +198,10 @@ class Predictor:
             pieces = [found[modality] for found in rows]
             offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
             inputs[modality] = Inputs(torch.from_numpy(np.concatenate(pieces)), offsets)
+            described = self.run.config["features"][modality]
+            inputs[modality] = as_read(inputs[modality], described, feature.spec)
             if self.fusion.level == "vector" and feature.spec.level != "utterance":
-                inputs[modality] = inputs[modality].pooled(self.run.config["features"][modality]["pool"])
+                inputs[modality] = inputs[modality].pooled(described["pool"])
         dialogues = [row if turn.dialogue is None else turn.dialogue for row, turn in enumerate(turns)]
         numbers = {dialogue: number for number, dialogue in enumerate(dict.fromkeys(dialogues))}
         utterances = Utterances(

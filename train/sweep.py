@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from ser.cache.store import open_store
 from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
-from .data.features import DataCache, select_feature, select_features
+from .data.features import DataCache, select_feature, select_features, when_read
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
 from .fit import Diverged
 from .models import FUSIONS
@@ -117,7 +116,7 @@ def command_for(recipe: Recipe) -> str:
     """The `ser features` command that computes all that the recipe trains on."""
     asked = [cell.experiment for cell in recipe.cells]
     names = dict.fromkeys(name for one in asked for name in f"{one.features}+{one.views}".split("+") if name)
-    plain = dict.fromkeys(re.sub(r"pool=\w+,?", "", name.partition("@")[0]).rstrip(":,") for name in names)
+    plain = dict.fromkeys(when_read(name.partition("@")[0])[0] for name in names)
     return f"ser features CORPUS --features {','.join(plain)} --store {asked[0].store}"
 
 

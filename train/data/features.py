@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from ser.cache.atomic_io import locked
 from ser.cache.manifest import Manifest
-from ser.cache.spec import canonical_json
+from ser.cache.spec import Spec, canonical_json
 from ser.cache.store import Feature, Store, open_store
 from ser.errors import MissingRows, StoreError, WrongUse
 
@@ -23,11 +23,14 @@ from ..models import Fusion, get_fusion
 from .dataset import Dataset, Inputs, Pool
 from .labels import Utterances, apply_policy, get_policy, soft_labels
 
+OWN_HOP = ("logmel", "mfcc")  # whose `hop` is one of their extraction's options, and so another feature
+
 
 @dataclass(frozen=True)
 class FeatureSelection:
     """A feature to train on; if it is `pooled`, `pool` makes one vector of the rows of each utterance.
 
+    With a `hop` its rows are means over so many seconds, of frames that lie closer; the last over what is left.
     `extra` names what is read of the feature in the place of its values, such as its token ids.
     """
 
@@ -35,6 +38,7 @@ class FeatureSelection:
     pool: Pool = "mean"
     pooled: bool = False
     extra: str | None = None
+    hop: float | None = None
 
     @property
     def modality(self) -> str:
@@ -49,7 +53,8 @@ class FeatureSelection:
     @property
     def described(self) -> dict[str, Any]:
         """What a run's config records of it."""
-        return {"feature": self.feature.spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool}
+        about = {"feature": self.feature.spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool}
+        return about if self.hop is None else {**about, "hop": self.hop}
 
     def load(self, manifest: Manifest, rows: np.ndarray) -> Inputs:
         """The feature of the manifest's rows. Raises what `Feature.load` raises, and `MissingRows`."""
@@ -65,20 +70,57 @@ class FeatureSelection:
                 f"{self.feature.spec.feature}@{self.feature.fingerprint}` and extract it again"
             )
         values = packed.values if self.extra is None else packed.extras[self.extra][:, None]
-        inputs = Inputs(torch.from_numpy(values), packed.offsets)
+        inputs = as_read(Inputs(torch.from_numpy(values), packed.offsets), self.described, self.feature.spec)
         return inputs.pooled(self.pool) if self.pooled else inputs
 
 
-def select_feature(store: Store, name: str, corpus: str) -> FeatureSelection:
-    """The feature of that name: `bert:layer=9,pool=meanstd@3f2a` is `bert:layer=9@3f2a`, pooled by "meanstd"."""
+def when_read(name: str) -> tuple[str, dict[str, str]]:
+    """A feature's name without what is done when it is read, and that: `bert:layer=9,pool=meanstd@3f2a` is
+    `bert:layer=9@3f2a` with the pool "meanstd".
+    """
     body, at, fingerprint = name.strip().partition("@")
     feature, _, variant = body.partition(":")
-    options = [item for item in variant.split(",") if item]
-    pool: Any = ["mean", *(item.removeprefix("pool=") for item in options if item.startswith("pool="))][-1]
+    ways = ("pool=",) if feature in OWN_HOP else ("pool=", "hop=")
+    kept = ",".join(item for item in variant.split(",") if item and not item.startswith(ways))
+    read = dict(item.split("=", 1) for item in variant.split(",") if item.startswith(ways))
+    return f"{feature}{':' if kept else ''}{kept}{at}{fingerprint}", read
+
+
+def read_name(described: Mapping[str, Any]) -> str:
+    """The name of a feature that a run's config records, with what is done when it is read."""
+    read = [f"pool={described['pool']}"] * (described["pool"] != "mean")
+    read += [f"hop={described['hop']}"] * ("hop" in described)
+    name = described["feature"]
+    return f"{name}{',' if ':' in name else ':'}{','.join(read)}" if read else name
+
+
+def select_feature(store: Store, name: str, corpus: str) -> FeatureSelection:
+    """The feature of that name, and how it is read. Raises `WrongUse` for a way that it cannot be read in."""
+    stored, read = when_read(name)
+    pool: Any = read.get("pool", "mean")
     if pool not in get_args(Pool):
         raise WrongUse(f"{name}: pool must be {' or '.join(get_args(Pool))}")
-    kept = ",".join(item for item in options if not item.startswith("pool="))
-    return FeatureSelection(store.feature(f"{feature}{':' if kept else ''}{kept}{at}{fingerprint}", corpus), pool)
+    selected = FeatureSelection(store.feature(stored, corpus), pool)
+    if "hop" not in read:
+        return selected
+    spec = selected.feature.spec
+    if spec.level != "frame" or not spec.hop:
+        raise WrongUse(
+            f"{name}: hop averages frames, and {spec.name} has none, or does not say how far apart; leave it out"
+        )
+    try:
+        hop, every = float(read["hop"]), float(read["hop"]) / spec.hop
+        if round(every) < 2 or abs(round(every) - every) > 1e-6:
+            raise ValueError
+    except (ValueError, OverflowError):
+        near = f"{2 * spec.hop:g}, {3 * spec.hop:g} or {5 * spec.hop:g}"
+        raise WrongUse(f"{name}: hop must be a multiple of the frames' own, {spec.hop:g} s, such as {near}") from None
+    return replace(selected, hop=hop)
+
+
+def as_read(stored: Inputs, described: Mapping[str, Any], spec: Spec) -> Inputs:
+    """A feature's rows as a run takes them that records it as `described`: averaged to its `hop`, if it has one."""
+    return stored.averaged(round(described["hop"] / spec.hop)) if "hop" in described and spec.hop else stored
 
 
 def select_features(
@@ -101,12 +143,12 @@ def select_features(
     augmented = [select_feature(store, name, corpus) for name in views.split("+") if name]
     for view in augmented:
         plain = selected.get(view.modality)
-        forms = {(one.feature.spec.level, one.feature.spec.dim, one.pool) for one in (plain, view) if one}
+        forms = {(one.feature.spec.level, one.feature.spec.dim, one.pool, one.hop) for one in (plain, view) if one}
         if plain is None or len(forms) > 1:
             raise WrongUse(
                 f"--views {views}: {view.feature.spec.name} cannot stand in the place of "
-                f"{plain.feature.spec.name if plain else 'any feature that is trained on'}: another level, dimension "
-                "or pool"
+                f"{plain.feature.spec.name if plain else 'any feature that is trained on'}: another level, "
+                "dimension, pool or hop"
             )
     return selected, augmented
 
@@ -126,6 +168,7 @@ class DataCache:
     def load(self, selection: FeatureSelection, manifest: Manifest, rows: np.ndarray) -> Inputs:
         """As `selection.load`."""
         what = selection.extra or (selection.pool if selection.pooled else "rows")
+        what += f" {selection.hop}" if selection.hop else ""
         about = f"{selection.feature.path.resolve()} {manifest.digest} {what} ".encode(errors="surrogateescape")
         key = hashlib.sha256(about + rows.tobytes()).hexdigest()
         if key not in self.inputs:
@@ -179,7 +222,7 @@ def load_dataset(
     asked = [*selected.values(), *augmented]
     if fusion.level == "vector":
         asked = [replace(one, pooled=one.feature.spec.level != "utterance") for one in asked]
-    about = [[str(one.feature.path), one.pool, one.pooled] for one in asked]
+    about = [[str(one.feature.path), one.pool, one.pooled, one.hop] for one in asked]
     key = canonical_json([manifest.digest, about, policy.described, limit, allow_missing, only])
     if key in cache.datasets:
         return cache.datasets[key], fusion

@@ -13,6 +13,8 @@ from torch import Tensor
 from ser.cache.manifest import Manifest
 from ser.cache.store import Store
 from ser.errors import SerError
+from ser.train.data.dataset import Inputs
+from ser.train.data.features import as_read
 from ser.train.models.layers import Attention, DecoderLayer
 from ser.train.models.msmser import ModalityInteraction
 from ser.train.models.ragged import Batch, RaggedLayout, SelfAttentionPooling, Sequences
@@ -59,8 +61,8 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
     if interaction is None:
         raise SerError(f"{run.path}: its model has no modality interaction transformer")
     rows = [manifest.ids.index(utterance) for utterance in utterances]
-    specs, packed = {}, {}
-    for modality, described in run.config["features"].items():
+    specs, packed, asked = {}, {}, run.config["features"]
+    for modality, described in asked.items():
         feature = store.feature(f"{described['feature']}@{described['fingerprint']}")
         specs[modality], packed[modality] = feature.spec, feature.load(manifest, rows)
     found, one = [], torch.zeros(1, dtype=torch.long)
@@ -69,7 +71,8 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
             inputs, extras = {}, {}
             for modality, features in packed.items():
                 start, stop = features.offsets[number:][:2]
-                values = torch.from_numpy(np.array(features.values[start:stop]))
+                stored = Inputs(torch.from_numpy(np.array(features.values[start:stop])), np.array([0, stop - start]))
+                values = as_read(stored, asked[modality], specs[modality]).values
                 scaled = fitted.scaling.get(modality, Tensor.float)(values)
                 inputs[modality] = Sequences(scaled, torch.tensor([len(values)]))
                 extras[modality] = {name: array[start:stop] for name, array in features.extras.items()}
@@ -78,7 +81,7 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
             frames, text = len(inputs["audio"].values), manifest.column("text")[rows[number]] or ""
             words, names = _by_word(weights[:, frames:], extras["text"].get("word"), text, specs["text"].config)
             tokens, probabilities = seen["pooling"].numpy(), logits[0].softmax(0).numpy()
-            even, hop = frames / weights.shape[1], specs["audio"].hop
+            even, hop = frames / weights.shape[1], asked["audio"].get("hop", specs["audio"].hop)
             found.append(Attended(utterance, probabilities, weights[:, :frames], words, tokens, hop, names, even))
     return found
 

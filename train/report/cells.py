@@ -146,6 +146,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "only": config.get("only", "all utterances"),
         "limit": config["limit"],
         "pool": "+".join(f["pool"] for f in features),
+        "hop": "+".join(f"{f['hop']} s" for f in features if "hop" in f) or "as extracted",
         **config["settings"],
         **config["training"],
         "digest.features": "+".join(f["fingerprint"][:8] for f in features),

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from ser.errors import SerError
+from ser.train.data.features import read_name
 from ser.train.data.splits import PROTOCOLS
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, assignments
@@ -121,10 +122,7 @@ def command(cell: Cell) -> str:
     config, known = cell.config, {field.name: field.default for field in fields(Experiment)}
     asked = config["provenance"].get("asked", {})
     chosen = {key: value for key, value in asked.items() if key in known and key not in ("resume", "also_set")}
-    names = []
-    for feature in config["features"].values():
-        pool = "" if feature["pool"] == "mean" else f"{',' if ':' in feature['feature'] else ':'}pool={feature['pool']}"
-        names.append(f"{feature['feature']}{pool}@{feature['fingerprint'][:8]}")
+    names = [f"{read_name(feature)}@{feature['fingerprint'][:8]}" for feature in config["features"].values()]
     usual = _defaults(config["fusion"])
     changed = {key: value for key, value in cell.settings.items() if key not in usual or value != usual[key].default}
     chosen |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}
