@@ -57,9 +57,8 @@ class Inputs:
         means, offsets = np.empty((lengths.sum(), self.dim), np.float32), np.concatenate([[0], lengths.cumsum()])
         for here, (start, end) in zip(offsets, pairwise(self.offsets), strict=False):
             firsts = np.arange(0, end - start, every)
-            if len(firsts):
-                sums = np.add.reduceat(values[start:end].astype(np.float32), firsts)
-                means[here : here + len(firsts)] = sums / np.diff([*firsts, end - start])[:, None]
+            sums = np.add.reduceat(values[start:end].astype(np.float32), firsts)
+            means[here : here + len(firsts)] = sums / np.diff(firsts, append=end - start)[:, None]
         return Inputs(torch.from_numpy(means), offsets)
 
     def pooled(self, pool: Pool) -> "Inputs":
