@@ -82,7 +82,7 @@ def sweep(
     if scheduler is None:
         workers = workers or planned.workers(most)
         seconds, cells = estimate_sweep(planned, workers)
-        where = f"with {workers} workers, about {duration(seconds)}"
+        where = f"with {workers} workers, {'at most ' * any(one.at_most for one in cells.values())}about {duration(seconds)}"
     else:  # the speed of other machines cannot be measured here
         seconds, cells, where = None, {}, f"at {scheduler}"
     if tasks:
@@ -105,10 +105,7 @@ def sweep(
     from ser.train.report.terminal import recipe_rows, recipe_table
 
     if as_json:
-        folders = {cell: [str(run.path) for run in runs] for cell, runs in planned.runs.items()}
-        rows = [
-            asdict(row) | {"folders": folders.get(row.cell, [])} for row in recipe_rows(planned.recipe, planned.runs)
-        ]
+        rows = [asdict(row) for row in recipe_rows(planned.recipe, planned.runs)]
         answer({"recipe": planned.recipe.name, "rows": rows})
     else:
         answer(recipe_table(planned.recipe, planned.runs))

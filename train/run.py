@@ -21,7 +21,7 @@ from .finetune import reopened
 from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
 from .models import FUSIONS, Fusion
-from .run_folder import AGAIN, CONFIG, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
+from .run_folder import AGAIN, CONFIG, FAULT, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
 from .scores import scores
 from .settings import TrainConfig, recorded
 
@@ -94,6 +94,7 @@ def train_runs(
                     if ended.kept:
                         write_model(run, ended.kept, ended.standardizers)
                     logs[i](str(ended))
+                    run.write_json(FAULT, {"fault": str(ended)})
                     ended = Diverged(f"{run.path}: {ended}", ended.kept, ended.standardizers)
                 found[i] = ended
             left = left[most:]

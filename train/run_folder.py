@@ -5,6 +5,7 @@
                       predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K]
                       model.safetensors    model.<weight>, scaling.<modality>.<mean|std>
                       state.safetensors    where an unfinished run stands
+                      diverged.json        what went wrong with a run whose loss is no longer a number
                       log                  one line per epoch
 
 They are sealed. JSON and safetensors files name their run (`run`) and carry their own sha256 (`sha256`, last in JSON,
@@ -34,6 +35,7 @@ from ser.cache.spec import canonical_json
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
+FAULT = "diverged.json"
 PREDICTIONS = "predictions.parquet"
 SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
 Files = dict[str, dict[str, Any]]  # {name: {"bytes": size, "sha256": digest}}
@@ -118,6 +120,11 @@ class Run:
     def finished(self) -> bool:
         """Whether the run has its result."""
         return (self.path / RESULT).exists()
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its loss ceased to be a number, the last time that it was trained."""
+        return (self.path / FAULT).exists()
 
     @cached_property
     def result(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -20,9 +20,11 @@ from .fit import Diverged
 from .models import FUSIONS
 from .recipe import Recipe
 from .run_folder import SHARED, Run
+from .search import Record, cell_name
 from .settings import TrainConfig, has_setting
 
 GPU_WORKERS = 2  # one prepares and writes while the other trains
+TIMED = 5  # candidates of a search that are timed for an estimate
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Sweep:
     tasks: tuple[SweepTask, ...]
     runs: dict[str, tuple[Run, ...]]
     on_gpu: bool = False
+    searches: tuple[tuple[Path, Record], ...] = ()  # what to write where
 
     def workers(self, cores: int) -> int:
         """How many processes serve it best: one per core, but few on a GPU, which all of them share."""
@@ -131,18 +134,28 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     tasks: dict[str, SweepTask] = {}
     runs: dict[str, tuple[Run, ...]] = {}
     plans: list[TrainConfig] = []
+    searches: list[tuple[Path, Record]] = []
     for cell in recipe.cells:
-        experiment = replace(cell.experiment, resume=True)
-        try:
-            device = choose_device(experiment.device, here=not elsewhere)
-            jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))
-        except (WrongUse, LookupError) as fault:
-            more = f"; for all cells: `{command_for(recipe)}`" if isinstance(fault, MissingRows) else ""
-            raise type(fault)(f"cell '{cell.name}': {fault}{more}") from None
-        plans.append(jobs[0].plan)
+        needed, columns = list[SweepTask](), list[list[Job]]()
+        for one in cell.experiments:
+            experiment = replace(one, resume=True)
+            try:
+                device = choose_device(experiment.device, here=not elsewhere)
+                jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))
+                if cell.over and not needed:
+                    recipe.budget.check(len(jobs) * len(cell.candidates) * len(recipe.cells))
+            except (WrongUse, LookupError) as fault:
+                more = f"; for all cells: `{command_for(recipe)}`" if isinstance(fault, MissingRows) else ""
+                raise type(fault)(f"cell '{cell.name}': {fault}{more}") from None
+            plans.append(jobs[0].plan)
+            needed += [SweepTask(job.name, cell.name, experiment, number, job.group) for number, job in enumerate(jobs)]
+            columns.append(jobs)
         if cell.test.startswith("only") and plans[-1].fusion.hide is None:
             raise WrongUse(f"cell '{cell.name}': fusion {plans[-1].fusion.name} cannot hide a modality")
-        needed = [SweepTask(job.name, cell.name, experiment, number, job.group) for number, job in enumerate(jobs)]
+        if cell.over:
+            check_search(cell.name, columns)
+            record = Record(recipe.file, list(cell.over), [cell_name(jobs[0].config) for jobs in columns])
+            searches.append((Path(cell.experiment.out), record))
         runs[cell.name] = tuple(tasks.setdefault(task.name, task).run for task in needed)
     for assignment in recipe.cells[0].experiment.also_set:
         if not any(has_setting(plan.fusion, assignment) for plan in plans):
@@ -158,17 +171,41 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     for task in chosen:
         if task.run.finished:
             task.run.checked()
-    return Sweep(recipe, chosen, runs, any(plan.device.startswith("cuda") for plan in plans))
+    return Sweep(recipe, chosen, runs, any(plan.device.startswith("cuda") for plan in plans), tuple(searches))
+
+
+def check_search(cell: str, candidates: Sequence[Sequence[Job]]) -> None:
+    """Raise `WrongUse` if the jobs of the candidates cannot be told apart by one dev score."""
+    jobs = candidates[0]
+    if jobs[0].plan.select != "val":
+        raise WrongUse(f"cell '{cell}': a search chooses by the score on dev, which takes --select val")
+    if any([_scored(job) for job in others] != [_scored(job) for job in jobs] for others in candidates):
+        raise WrongUse(
+            f"cell '{cell}': its candidates are not scored alike on one dev part; take dev out of the search"
+        )
+    if len({job.name for others in candidates for job in others}) < len(candidates) * len(jobs):
+        raise WrongUse(f"cell '{cell}': two candidates are one run; leave out a value that is there twice, or --set")
+
+
+def _scored(job: Job) -> tuple[str, str]:
+    return job.config["cut"], job.plan.training.select_score
 
 
 def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimate]]:
-    """Seconds of the open tasks with so many workers, and the estimate of each cell that is the first to need one."""
+    """Seconds of the open tasks with so many workers, and the estimate of each cell that is the first to need one.
+
+    Of a search's candidates, a few are timed, evenly spread.
+    """
     prepared = prepare_once()
     cells: dict[str, Estimate] = {}
-    for task in sweep.open_tasks:
-        if task.cell not in cells:
-            jobs = prepared(task.experiment)
-            cells[task.cell] = estimate([jobs[number] for number in fit_groups(jobs)[0]])
+    for name in dict.fromkeys(task.cell for task in sweep.open_tasks):
+        needed = list(dict.fromkeys(task.experiment for task in sweep.open_tasks if task.cell == name))
+        timed = []
+        for experiment in needed[:: -(-len(needed) // TIMED)]:
+            jobs = prepared(experiment)
+            timed.append(estimate([jobs[number] for number in fit_groups(jobs)[0]]))
+        seconds = sum(one.seconds_per_run for one in timed) / len(timed)
+        cells[name] = replace(timed[0], seconds=seconds * timed[0].runs)
     seconds = sum(cells[task.cell].seconds_per_run for task in sweep.open_tasks)
     return seconds / (1 if sweep.on_gpu else workers), cells
 
@@ -180,6 +217,8 @@ def run_sweep(
 
     A run whose loss diverges is an outcome with a fault: the others go on. So is one that kills its dask worker.
     """
+    for out, record in sweep.searches:
+        record.write(out)
     tasks = sweep.open_tasks
     groups = [TaskGroup(tuple(tasks[number] for number in numbers)) for numbers in fit_groups(tasks)]
     if not tasks:

@@ -12,13 +12,12 @@ import numpy as np
 from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.spec import canonical_json
 from ser.cache.store import Store, open_store
-from ser.errors import SerError
+from ser.errors import SerError, WrongUse
 from ser.train.models import FUSIONS
 from ser.train.run_folder import Run
 from ser.train.scores import CellScores, finished
+from ser.train.search import OF_THE_RUN, Record, cell_name, choose
 
-# What tells the runs of one cell apart.
-OF_THE_RUN = ("fold", "seed", "cut", "provenance")
 # What stands in a label without its name.
 UNNAMED = ("features", "corpus", "only", "labels", "protocol", "select", "loss", "precision")
 KNOWN = ("id", "text", "votes", "duration", "session", "gender")  # columns of the manifest
@@ -35,10 +34,10 @@ class Origin(NamedTuple):
 class Cell(CellScores):
     """One configuration with its finished runs, by seed and fold. `label` tells it from the report's other cells."""
 
-    def __init__(self, label: str, runs: Sequence[Run]) -> None:
+    def __init__(self, label: str, runs: Sequence[Run], search: Record | None = None) -> None:
         super().__init__(sorted(runs, key=lambda run: (run.config["seed"], run.config["fold"])))
-        self.label = label
-        self.config = self.runs[0].config  # all but fold and seed is the same in all
+        self.label, self.search = label, search
+        self.config = _config(self.runs[0], search)  # all but fold and seed is the same in all
         self.folds = list(dict.fromkeys(run.config["fold"] for run in self.runs))
         self.seeds = sorted({run.config["seed"] for run in self.runs})
 
@@ -88,19 +87,41 @@ class Cell(CellScores):
         return pandas.concat(frames, ignore_index=True).assign(group=self.groups(self.over))
 
 
-def group_runs(runs: Iterable[Run]) -> tuple[list[Cell], list[Run]]:
+def group_runs(runs: Iterable[Run], searches: Sequence[Record] = ()) -> tuple[list[Cell], list[Run]]:
     """The cells of the finished runs, highest UA first, and the runs that are not finished.
 
-    Raises `WrongUse` if no run is finished.
+    A search is one cell, of the runs that were chosen; its other runs are in none. Raises `WrongUse` if no run is
+    finished.
     """
-    members: dict[bytes, list[Run]] = {}
+    members: dict[str, list[Run]] = {}
     every = sorted(runs, key=lambda run: run.path.name)
-    for run in finished(every):
-        members.setdefault(configuration(run.config), []).append(run)
-    labels = name_apart([runs[0].config for runs in members.values()])
-    cells = [Cell(label, runs) for label, runs in zip(labels, members.values(), strict=True)]
+    done = finished(every)
+    for run in every if searches else done:
+        members.setdefault(cell_name(run.config), []).append(run)
+    found: list[tuple[list[Run], Record | None]] = []
+    for search in searches:
+        columns: dict[Any, list[Run]] = {}
+        for run in (run for name in search.candidates for run in members.get(name, ())):
+            columns.setdefault((run.config["seed"], run.config["fold"], run.config["cut"]), []).append(run)
+        found.append((choose(one for one in columns.values() if len(one) == len(search.candidates)), search))
+    searched = {name for search in searches for name in search.candidates}
+    found += [([run for run in same if run.finished], None) for name, same in members.items() if name not in searched]
+    found = [(same, search) for same, search in found if same]
+    if not found:
+        raise WrongUse("no fold has a run of every candidate of its search yet; run the same sweep again to go on")
+    labels = name_apart([_config(same[0], search) for same, search in found])
+    cells = [Cell(label, same, search) for label, (same, search) in zip(labels, found, strict=True)]
     ranked = sorted(cells, key=lambda cell: (-cell.score("ua").pooled, cell.label))
     return ranked, [run for run in every if not run.finished]
+
+
+def _config(run: Run, search: Record | None) -> dict[str, Any]:
+    """A cell's config by that of one run: what was searched has no value."""
+    own, over = run.config, dict.fromkeys(search.over if search else (), "searched")
+    return {
+        **own,
+        **{of: {**own[of], **{key: over[key] for key in over if key in own[of]}} for of in ("settings", "training")},
+    }
 
 
 def configuration(config: Mapping[str, Any], but: str | None = None) -> bytes:

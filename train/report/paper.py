@@ -99,16 +99,17 @@ def differences(
     fusion = FUSIONS[config["fusion"]]
     settings, training = parse_settings(fusion, asked.set, asked.epochs)
     defaults = asdict(fusion.settings()) | asdict(TrainingSettings())  # a config need not name those that came later
-    own = {**defaults, **config["settings"], **config["training"]}
+    every = [{**defaults, **run.config["settings"], **run.config["training"]} for run in runs]
+    own = {key: {one[key] for one in every} for key in every[0]}  # one value, if it was not searched
     theirs = {key: value for key, value in (asdict(settings) | asdict(training)).items() if key not in fusion.unused}
-    if theirs["dev"] == "auto" and own["dev"] == SHARE:  # a config names what auto meant
-        own["dev"] = "auto"
+    if theirs["dev"] == "auto" and own["dev"] == {SHARE}:  # a config names what auto meant
+        own["dev"] = {"auto"}
     views = {_feature(read_name(one)) for one in config.get("views", ())}
     pairs = {
         **{key: (config.get(key, getattr(asked, key)), getattr(asked, key)) for key in ("select", "loss", "precision")},
         "seeds": (len({run.config["seed"] for run in runs}), asked.seeds),
         "views": (views, {_feature(name) for name in asked.views.split("+") if name}),
-        **{key: (own[key], value) for key, value in theirs.items()},
+        **{key: (own[key], {value}) for key, value in theirs.items()},
     }
     for modality, one in features.items():
         name = one["feature"].partition(":")[0]

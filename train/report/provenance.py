@@ -119,6 +119,8 @@ def _defaults(fusion: str) -> dict[str, Setting]:
 
 def command(cell: Cell) -> str:
     """The `ser train` command that makes the cell's runs again, with these features and no others."""
+    if cell.search:
+        return shlex.join(["ser", "sweep", cell.search.file])
     config, known = cell.config, {field.name: field.default for field in fields(Experiment)}
     asked = config["provenance"].get("asked", {})
     chosen = {key: value for key, value in asked.items() if key in known and key not in ("resume", "also_set")}

@@ -10,6 +10,7 @@ import numpy as np
 from ser.train.recipe import TESTS
 from ser.train.run_folder import Run
 from ser.train.scores import NO_COMPARISON, NOT_KNOWN, caveat, heard_in_training, parts
+from ser.train.search import chosen_rows
 
 from .cells import Cell, configuration
 from .examples import attended, errors
@@ -101,7 +102,15 @@ def _results(cells: Sequence[Cell]) -> Part:
     ]
     others = Table("quoted", "Other systems, as the papers quote them", rows, folded=True)
     plots = [_dot_plot(cells, "ua"), _dot_plot(cells, "wa")]
-    return {"scores": results_table(cells), "plots": plots, "more": [papers_table(cells), others]}
+    return {"scores": results_table(cells), "plots": plots, "more": [chosen_table(cells), papers_table(cells), others]}
+
+
+def chosen_table(cells: Sequence[Cell]) -> Table:
+    """What each fold and seed of the searches chose; no row without a search."""
+    searches = [(cell, cell.search) for cell in cells if cell.search]
+    rows = [row for cell, s in searches for row in chosen_rows(cell.label, len(s.candidates), s.over, cell.runs)]
+    note = "Tried: candidates, all trained; the one with the best dev score counts, and no other is tested here."
+    return Table("chosen", "What each fold chose on its dev part", rows, note)
 
 
 def results_table(cells: Sequence[Cell]) -> Table:
@@ -332,7 +341,7 @@ def _queries(cells: Sequence[Cell]) -> Part:
     """UA against the number of query tokens, for cells that differ in it alone; nothing if there are none."""
     families: dict[bytes, list[Cell]] = {}
     for cell in cells:
-        if "queries" in cell.config["settings"]:
+        if isinstance(cell.config["settings"].get("queries"), int):
             families.setdefault(configuration(cell.config, but="queries"), []).append(cell)
     rows: list[Row] = []
     for members in (members for members in families.values() if len(members) > 1):

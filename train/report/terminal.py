@@ -9,10 +9,11 @@ from ser.errors import WrongUse
 from ser.train.recipe import Recipe
 from ser.train.run_folder import Run
 from ser.train.scores import METRICS, CellScores, Score, caveat
+from ser.train.search import choose, chosen_rows
 
 from .cells import Cell
 from .paper import beside, claimed, differences
-from .sections import cautions, papers_table, papers_tests_table, results_table, significance_table
+from .sections import cautions, chosen_table, papers_table, papers_tests_table, results_table, significance_table
 from .significance import Comparison, against_quoted, compare, holm
 from .tables import Table, tabulated
 
@@ -24,13 +25,15 @@ class Row:
     cell: str
     paper: Mapping[str, float]
     scores: Mapping[str, Score]  # empty: quoted, or not one run finished
-    runs: int  # how many the cell needs
+    runs: int  # how many the cell needs; of a search, how many it chooses
     done: int
     conditions: str  # "session-out · val · 4class"
     quoted: bool = False
     differs: str = ""  # from the recipe's cell: what does, or why there is no comparison and no `paper`
     compared: Comparison | None = None  # the recipe's `tested` cell with this one
     holm_p: float | None = None  # over the table
+    folders: Sequence[str] = ()
+    chosen: Sequence[Mapping[str, Any]] = ()  # what a search chose, by fold and seed
 
 
 def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
@@ -38,8 +41,12 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
     rows, finished = [], dict[str, tuple[CellScores, str]]()
     for cell in recipe.cells:
         mine, paper = runs[cell.name], cell.paper or {}
+        tried, needed = len(cell.candidates), len(mine) // len(cell.candidates)
+        mine = choose(mine[number::needed] for number in range(needed)) if cell.over else mine
+        folders = [str(run.path) for run in mine]
         if not any(run.finished for run in mine):
-            rows.append(Row(cell.name, paper, {}, len(mine), 0, "no run finished"))
+            why = f"no fold has all {tried} candidates finished" if cell.over else "no run finished"
+            rows.append(Row(cell.name, paper, {}, needed, 0, why, folders=folders))
             continue
         ours = CellScores(mine)
         if cell.test not in ours.tests:
@@ -51,7 +58,9 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         barred, others = differences(ours.runs, cell, recipe.models) if meant else ((), ())
         about, paper = ", ".join(others), {} if barred else paper
         about = f"not compared: {', '.join(barred)}" if barred else about
-        rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions, differs=about))
+        chosen = chosen_rows(cell.name, tried, cell.over, ours.runs) if cell.over else ()
+        about_runs = needed, len(ours.runs), ours.conditions
+        rows.append(Row(cell.name, paper, found, *about_runs, differs=about, folders=folders, chosen=chosen))
     for name, paper in recipe.quoted.items():
         about = "; ".join(filter(None, ["quoted by the paper", recipe.footnotes.get(name)]))
         rows.append(Row(name, paper, {}, 0, 0, about, quoted=True))
@@ -105,8 +114,10 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     if any(row.compared for row in rows):
         about += f"\ntested cell: {recipe.tested} − the line’s; one-sided where the paper claims the better; "
         about += "Holm over the table"
-    table = tabulated(Table("recipe", recipe.title, lines))
-    return "\n".join([recipe.title, "", table, "", *filter(None, [recipe.note, about, warning])])
+    table, chosen = tabulated(Table("recipe", recipe.title, lines)), ""
+    if picked := [line for row in rows for line in row.chosen]:
+        chosen = "chosen on dev, of so many that were tried:\n\n" + tabulated(Table("chosen", "", picked)) + "\n"
+    return "\n".join([recipe.title, "", table, "", *filter(None, [chosen, recipe.note, about, warning])])
 
 
 def _metrics(paper: Mapping[str, float]) -> list[str]:
@@ -122,7 +133,7 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
         raise WrongUse("--paired compares cells, and these runs are one cell; name the runs of another one too")
     pieces = [fill(caution, 110) for caution in cautions(cells)]
     tested = [significance_table(cells), papers_tests_table(cells)] if paired else []
-    for table in filter(None, [results_table(cells), papers_table(cells), *tested]):
+    for table in filter(None, [results_table(cells), chosen_table(cells), papers_table(cells), *tested]):
         pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
     if unfinished:
         pieces.append(f"{len(unfinished)} runs are not finished and are left out")
