@@ -251,7 +251,8 @@ def write_store(
     store.put_manifest(manifest)
     block = np.random.default_rng(0).standard_normal(1 << 22, np.float32)
     for feature, (modality, level, dim, dtype) in features.items():
-        made = store.add(Spec(feature, modality, level, dim, dtype, "made-up", 1))  # type: ignore[arg-type]
+        hop = 0.02 if level == "frame" else None
+        made = store.add(Spec(feature, modality, level, dim, dtype, "made-up", 1, hop=hop))  # type: ignore[arg-type]
         digests, values = manifest.inputs(modality), partial(np.resize, block.astype(dtype))  # type: ignore[arg-type]
         parts = np.cumsum(lengths[feature]) // rows_per_part
         for part in np.unique(parts):

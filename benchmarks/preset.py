@@ -1,11 +1,11 @@
-"""The CPU preset of MIT in docs/scaling.md on a store of IEMOCAP's full size: what a sweep says ahead, and what it takes.
+"""The CPU preset of MIT in docs/scaling.md on a store of IEMOCAP's full size: what a sweep says and what it takes.
 
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.preset FOLDER [ser sweep's options, such as --folds 1]
 
 The store has 10,039 utterances, 12.4 h, of which 5,531 are labelled: HuBERT base's frames (768 × 50 a second, float16)
-and MPNet's tokens. Values are random, since they do not change the work; so no score rises, and patience would end a run
-soon: it is off here, and what is measured is the most that the preset takes. Times are CPU seconds of all processes,
-the estimate's too (its clock is the CPU's here), so a busy machine disturbs little.
+and MPNet's tokens. Values are random, since they do not change the work; so no score rises, and patience would end a
+run soon: it is off here, and what is measured is the most that the preset takes. Times are CPU seconds of all
+processes, the estimate's too (its clock is the CPU's here), so a busy machine disturbs little.
 """
 
 import json

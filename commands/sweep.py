@@ -82,7 +82,8 @@ def sweep(
     if scheduler is None:
         workers = workers or planned.workers(most)
         seconds, cells = estimate_sweep(planned, workers)
-        where = f"with {workers} workers, {'at most ' * any(one.at_most for one in cells.values())}about {duration(seconds)}"
+        most_of = "at most " * any(ahead.at_most for ahead in cells.values())
+        where = f"with {workers} workers, {most_of}about {duration(seconds)}"
     else:  # the speed of other machines cannot be measured here
         seconds, cells, where = None, {}, f"at {scheduler}"
     if tasks:

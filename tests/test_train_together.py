@@ -147,6 +147,7 @@ def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
         {"fusion": "audio", "features": "is13"},
         {"more": ("shuffle_labels=true", "reduction=mean", "select_score=wa")},
         {"precision": "bf16"},
+        {"epochs": 9, "more": ("patience=1", "lr=0.02")},
     ],
     ids=str,
 )

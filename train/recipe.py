@@ -168,12 +168,8 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any], budge
         raise unknown(f"test in {path}", read.test, TESTS)
     several = {key: value for key, value in read.set.items() if isinstance(value, list | Range)}
     fixed = {key: value for key, value in read.set.items() if key not in several}
-    try:
-        tried = candidates(several, budget)
-    except WrongUse as fault:
-        raise WrongUse(f"{path}: cell {read.name}: {fault}") from None
     written = Experiment(**asked | {"set": assignments(fixed), "model": read.model})
     given = {key: value for key, value in options.items() if key != "set"}
     experiment = replace(written, **given, also_set=tuple(options.get("set", ())))
-    about = read.utterances, read.differs, tuple(several), tried
+    about = read.utterances, read.differs, tuple(several), candidates(several, budget)
     return Cell(read.name, experiment, written, read.test, read.paper, line.get("seeds", 1), *about)

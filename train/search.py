@@ -71,7 +71,7 @@ def candidates(several: Mapping[str, list[Scalar] | Range], budget: Budget) -> t
 
 
 def choose(columns: Iterable[Sequence[Run]]) -> list[Run]:
-    """Of each column, the runs of one fold and seed in the order of their candidates, the first with the best dev score.
+    """Of each column, one fold's and seed's runs in the order of the candidates, the first with the best dev score.
 
     A column waits until all its runs are finished, or have diverged: those have lost.
     """
@@ -108,7 +108,7 @@ class Record(msgspec.Struct, frozen=True):
     def write(self, out: Path) -> None:
         """Write it into the folder of the runs."""
         make_folder(out)
-        write_whole(out / f"search-{run_name(msgspec.structs.asdict(self))}.json", msgspec.json.encode(self))
+        write_whole(out / f"search-{run_name({'candidates': self.candidates})}.json", msgspec.json.encode(self))
 
 
 def cell_name(config: Mapping[str, Any]) -> str:

@@ -6,7 +6,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
+from statistics import fmean
 
 from ser import engines
 from ser.cache.atomic_io import remove_leftovers, workspace
@@ -175,20 +178,16 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
 
 
 def check_search(cell: str, candidates: Sequence[Sequence[Job]]) -> None:
-    """Raise `WrongUse` if the jobs of the candidates cannot be told apart by one dev score."""
-    jobs = candidates[0]
-    if jobs[0].plan.select != "val":
+    """Raise `WrongUse` if the dev score cannot choose between the candidates, given by the jobs of each."""
+    every = [job for jobs in candidates for job in jobs]
+    if every[0].plan.select != "val":
         raise WrongUse(f"cell '{cell}': a search chooses by the score on dev, which takes --select val")
-    if any([_scored(job) for job in others] != [_scored(job) for job in jobs] for others in candidates):
+    if len({(job.plan.seed, job.config["cut"], job.plan.training.select_score) for job in every}) > len(candidates[0]):
         raise WrongUse(
-            f"cell '{cell}': its candidates are not scored alike on one dev part; take dev out of the search"
+            f"cell '{cell}': its candidates are not scored alike on one dev part; search neither dev nor select_score"
         )
-    if len({job.name for others in candidates for job in others}) < len(candidates) * len(jobs):
+    if len({job.name for job in every}) < len(every):
         raise WrongUse(f"cell '{cell}': two candidates are one run; leave out a value that is there twice, or --set")
-
-
-def _scored(job: Job) -> tuple[str, str]:
-    return job.config["cut"], job.plan.training.select_score
 
 
 def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimate]]:
@@ -198,14 +197,11 @@ def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimat
     """
     prepared = prepare_once()
     cells: dict[str, Estimate] = {}
-    for name in dict.fromkeys(task.cell for task in sweep.open_tasks):
-        needed = list(dict.fromkeys(task.experiment for task in sweep.open_tasks if task.cell == name))
-        timed = []
-        for experiment in needed[:: -(-len(needed) // TIMED)]:
-            jobs = prepared(experiment)
-            timed.append(estimate([jobs[number] for number in fit_groups(jobs)[0]]))
-        seconds = sum(one.seconds_per_run for one in timed) / len(timed)
-        cells[name] = replace(timed[0], seconds=seconds * timed[0].runs)
+    for name, tasks in groupby(sweep.open_tasks, key=attrgetter("cell")):
+        needed = list(dict.fromkeys(task.experiment for task in tasks))
+        some = [prepared(experiment) for experiment in needed[:: -(-len(needed) // TIMED)]]
+        timed = [estimate([jobs[number] for number in fit_groups(jobs)[0]]) for jobs in some]
+        cells[name] = replace(timed[0], seconds=fmean(one.seconds for one in timed))
     seconds = sum(cells[task.cell].seconds_per_run for task in sweep.open_tasks)
     return seconds / (1 if sweep.on_gpu else workers), cells
 

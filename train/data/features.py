@@ -53,8 +53,8 @@ class FeatureSelection:
     @property
     def described(self) -> dict[str, Any]:
         """What a run's config records of it."""
-        about = {"feature": self.feature.spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool}
-        return about if self.hop is None else {**about, "hop": self.hop}
+        spec, hop = self.feature.spec, {} if self.hop is None else {"hop": self.hop}
+        return {"feature": spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool, **hop}
 
     def load(self, manifest: Manifest, rows: np.ndarray) -> Inputs:
         """The feature of the manifest's rows. Raises what `Feature.load` raises, and `MissingRows`."""
@@ -88,9 +88,8 @@ def when_read(name: str) -> tuple[str, dict[str, str]]:
 
 def read_name(described: Mapping[str, Any]) -> str:
     """The name of a feature that a run's config records, with what is done when it is read."""
-    read = [f"pool={described['pool']}"] * (described["pool"] != "mean")
-    read += [f"hop={described['hop']}"] * ("hop" in described)
-    name = described["feature"]
+    name, own = described["feature"], described.items()
+    read = [f"{way}={value}" for way, value in own if way in ("pool", "hop") and value != "mean"]
     return f"{name}{',' if ':' in name else ':'}{','.join(read)}" if read else name
 
 
