@@ -29,9 +29,9 @@ def main(folder: Path, *options: str) -> None:
     """Make the store if it is not there, then estimate and measure."""
     store, out = folder / "store", folder / f"runs-{int(time.time())}"
     if not store.exists():
-        seconds = durations(UTTERANCES, np.random.default_rng(0))
-        seconds *= HOURS * 3600 / seconds.sum()
-        lengths = {"hubert": np.ceil(seconds * 50 - 1).astype(int), "mpnet": np.ceil(seconds * 3.2 + 2).astype(int)}
+        lasts = durations(UTTERANCES, np.random.default_rng(0))
+        lasts *= HOURS * 3600 / lasts.sum()
+        lengths = {"hubert": np.ceil(lasts * 50 - 1).astype(int), "mpnet": np.ceil(lasts * 3.2 + 2).astype(int)}
         write_store(store, SEQUENCES, lengths, labelled=LABELLED)
     asked = dict(zip(options[::2], options[1::2], strict=True))
     folds = int(asked.get("--folds", 5))

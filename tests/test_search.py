@@ -111,7 +111,7 @@ def test_candidates_are_a_grid_or_the_same_draws_each_time(store: Path, tmp_path
         ("[search]\nat_most = 23\n", {}, "the search has 24 runs"),
         ("[search]\nN = 3\n", {}, "unknown field `N`"),
         ("", {"lr": "[0.1, 1e-1]"}, "two candidates are one run"),
-        ("", {"lr": "1, dev = ['0.1', 'next']"}, "not scored alike on one dev part"),
+        ("", {"lr": "1, dev = ['0.1', 'next']"}, "not scored alike on dev"),
     ],
 )
 def test_searches_that_are_refused(store: Path, tmp_path: Path, more: str, several: dict[str, str], says: str) -> None:

@@ -135,19 +135,8 @@ def read_recipe(name: str | Path, **options: Any) -> Recipe:
     quoted = {line.name: line.paper for line in read.quoted}
     footnotes = {line.name: line.footnote for line in read.quoted if line.footnote}
     title = read.title or path.stem
-    return Recipe(
-        path.stem,
-        title,
-        read.source,
-        read.note,
-        cells,
-        quoted,
-        read.tested,
-        read.models,
-        footnotes,
-        read.search,
-        str(path),
-    )
+    about = read.tested, read.models, footnotes, read.search, str(path)
+    return Recipe(path.stem, title, read.source, read.note, cells, quoted, *about)
 
 
 def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:

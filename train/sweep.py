@@ -184,7 +184,7 @@ def check_search(cell: str, candidates: Sequence[Sequence[Job]]) -> None:
         raise WrongUse(f"cell '{cell}': a search chooses by the score on dev, which takes --select val")
     if len({(job.plan.seed, job.config["cut"], job.plan.training.select_score) for job in every}) > len(candidates[0]):
         raise WrongUse(
-            f"cell '{cell}': its candidates are not scored alike on one dev part; search neither dev nor select_score"
+            f"cell '{cell}': its candidates are not scored alike on dev; search neither dev nor select_score"
         )
     if len({job.name for job in every}) < len(every):
         raise WrongUse(f"cell '{cell}': two candidates are one run; leave out a value that is there twice, or --set")

@@ -117,11 +117,8 @@ def group_runs(runs: Iterable[Run], searches: Sequence[Record] = ()) -> tuple[li
 
 def _config(run: Run, search: Record | None) -> dict[str, Any]:
     """A cell's config by that of one run: what was searched has no value."""
-    own, over = run.config, dict.fromkeys(search.over if search else (), "searched")
-    return {
-        **own,
-        **{of: {**own[of], **{key: over[key] for key in over if key in own[of]}} for of in ("settings", "training")},
-    }
+    own, over = run.config, set(search.over if search else ())
+    return own | {of: own[of] | dict.fromkeys(over & own[of].keys(), "searched") for of in ("settings", "training")}
 
 
 def configuration(config: Mapping[str, Any], but: str | None = None) -> bytes:

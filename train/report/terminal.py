@@ -33,7 +33,7 @@ class Row:
     compared: Comparison | None = None  # the recipe's `tested` cell with this one
     holm_p: float | None = None  # over the table
     folders: Sequence[str] = ()
-    chosen: Sequence[Mapping[str, Any]] = ()  # what a search chose, by fold and seed
+    chosen: Sequence[dict[str, Any]] = ()  # what a search chose, by fold and seed
 
 
 def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
