@@ -69,9 +69,9 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     described = plain.described["features"]["audio"]
     assert data.described["features"]["audio"] == {**described, "hop": 0.06} and "hop" not in described
     for name, says in (
-        ("hubert:hop=0.05", "a multiple of the frames' own, 0.02 s"),
+        ("hubert:hop=0.05", "a multiple of its frames' own, 0.02 s, such as 0.1"),
         ("hubert:hop=nan", "a multiple"),
-        ("mpnet:hop=0.1", "hop averages frames, and mpnet has none"),
+        ("mpnet:hop=0.1", "a multiple of that of its frames, and it says none"),
         ("hubert:hop=0.04 & hubert:view=noise-1", "another level, dimension, pool or hop"),
     ):
         features, _, views = name.partition(" & ")

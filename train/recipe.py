@@ -68,11 +68,6 @@ class Cell:
     over: tuple[str, ...] = ()  # the settings that are searched
     candidates: tuple[tuple[str, ...], ...] = ((),)  # their values, as `--set` takes them
 
-    @property
-    def experiments(self) -> list[Experiment]:
-        """One for each candidate."""
-        return [replace(self.experiment, set=(*self.experiment.set, *more)) for more in self.candidates]
-
 
 @dataclass(frozen=True)
 class Recipe:

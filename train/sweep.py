@@ -140,16 +140,16 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     searches: list[tuple[Path, Record]] = []
     for cell in recipe.cells:
         needed, columns = list[SweepTask](), list[list[Job]]()
-        for one in cell.experiments:
-            experiment = replace(one, resume=True)
+        for more in cell.candidates:
+            experiment = replace(cell.experiment, set=(*cell.experiment.set, *more), resume=True)
             try:
                 device = choose_device(experiment.device, here=not elsewhere)
                 jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))
                 if cell.over and not needed:
                     recipe.budget.check(len(jobs) * len(cell.candidates) * len(recipe.cells))
             except (WrongUse, LookupError) as fault:
-                more = f"; for all cells: `{command_for(recipe)}`" if isinstance(fault, MissingRows) else ""
-                raise type(fault)(f"cell '{cell.name}': {fault}{more}") from None
+                mend = f"; for all cells: `{command_for(recipe)}`" if isinstance(fault, MissingRows) else ""
+                raise type(fault)(f"cell '{cell.name}': {fault}{mend}") from None
             plans.append(jobs[0].plan)
             needed += [SweepTask(job.name, cell.name, experiment, number, job.group) for number, job in enumerate(jobs)]
             columns.append(jobs)

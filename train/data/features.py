@@ -1,6 +1,7 @@
 """What `--features` names, and the dataset that it makes of a corpus in the store."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -102,19 +103,15 @@ def select_feature(store: Store, name: str, corpus: str) -> FeatureSelection:
     selected = FeatureSelection(store.feature(stored, corpus), pool)
     if "hop" not in read:
         return selected
-    spec = selected.feature.spec
-    if spec.level != "frame" or not spec.hop:
-        raise WrongUse(
-            f"{name}: hop averages frames, and {spec.name} has none, or does not say how far apart; leave it out"
-        )
+    own = selected.feature.spec.hop if selected.feature.spec.level == "frame" else None
     try:
-        hop, every = float(read["hop"]), float(read["hop"]) / spec.hop
+        every = float(read["hop"]) / (own or math.nan)
         if round(every) < 2 or abs(round(every) - every) > 1e-6:
             raise ValueError
     except (ValueError, OverflowError):
-        near = f"{2 * spec.hop:g}, {3 * spec.hop:g} or {5 * spec.hop:g}"
-        raise WrongUse(f"{name}: hop must be a multiple of the frames' own, {spec.hop:g} s, such as {near}") from None
-    return replace(selected, hop=hop)
+        known = f"its frames' own, {own:g} s, such as {5 * own:g}" if own else "that of its frames, and it says none"
+        raise WrongUse(f"{name}: hop must be a multiple of {known}") from None
+    return replace(selected, hop=float(read["hop"]))
 
 
 def as_read(stored: Inputs, described: Mapping[str, Any], spec: Spec) -> Inputs:

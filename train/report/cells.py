@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ser.cache.manifest import SCHEMA, Manifest
-from ser.cache.spec import canonical_json
 from ser.cache.store import Store, open_store
 from ser.errors import SerError, WrongUse
 from ser.train.models import FUSIONS
 from ser.train.run_folder import Run
 from ser.train.scores import CellScores, finished
-from ser.train.search import OF_THE_RUN, Record, cell_name, choose
+from ser.train.search import Record, cell_name, choose
 
 # What stands in a label without its name.
 UNNAMED = ("features", "corpus", "only", "labels", "protocol", "select", "loss", "precision")
@@ -119,13 +118,6 @@ def _config(run: Run, search: Record | None) -> dict[str, Any]:
     """A cell's config by that of one run: what was searched has no value."""
     own, over = run.config, set(search.over if search else ())
     return own | {of: own[of] | dict.fromkeys(over & own[of].keys(), "searched") for of in ("settings", "training")}
-
-
-def configuration(config: Mapping[str, Any], but: str | None = None) -> bytes:
-    """What all runs of a cell share, but for one setting of the fusion."""
-    shared = {key: value for key, value in config.items() if key not in OF_THE_RUN}
-    shared["settings"] = {key: value for key, value in config["settings"].items() if key != but}
-    return canonical_json(shared)
 
 
 def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:

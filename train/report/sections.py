@@ -10,9 +10,9 @@ import numpy as np
 from ser.train.recipe import TESTS
 from ser.train.run_folder import Run
 from ser.train.scores import NO_COMPARISON, NOT_KNOWN, caveat, heard_in_training, parts
-from ser.train.search import chosen_rows
+from ser.train.search import cell_name, chosen_rows
 
-from .cells import Cell, configuration
+from .cells import Cell
 from .examples import attended, errors
 from .figures import Point, dots, lines, matrices
 from .html import Page, Part, Plot
@@ -339,10 +339,11 @@ def _modalities(cells: Sequence[Cell]) -> Part:
 
 def _queries(cells: Sequence[Cell]) -> Part:
     """UA against the number of query tokens, for cells that differ in it alone; nothing if there are none."""
-    families: dict[bytes, list[Cell]] = {}
+    families: dict[str, list[Cell]] = {}
     for cell in cells:
+        others = {key: value for key, value in cell.config["settings"].items() if key != "queries"}
         if isinstance(cell.config["settings"].get("queries"), int):
-            families.setdefault(configuration(cell.config, but="queries"), []).append(cell)
+            families.setdefault(cell_name(cell.config | {"settings": others}), []).append(cell)
     rows: list[Row] = []
     for members in (members for members in families.values() if len(members) > 1):
         pieces = [cell.label.split(" · ") for cell in members]
