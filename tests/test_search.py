@@ -111,17 +111,11 @@ def test_candidates_are_a_grid_or_the_same_draws_each_time(store: Path, tmp_path
         ("[search]\nat_most = 23\n", {}, "the search has 24 runs"),
         ("[search]\nN = 3\n", {}, "unknown field `N`"),
         ("", {"lr": "[0.1, 1e-1]"}, "two candidates are one run"),
+        ("", {"text": TWO + "select = 'last'"}, "cell 'all speech': a search chooses .*, which takes --select val"),
+        ("", {"text": TWO + "set = {{ lr = 1 }}"}, "try as many candidates each, .*: 'plain' 6, 'all speech' 1"),
         ("", {"lr": "1, dev = ['0.1', 'next']"}, "not scored alike on dev"),
     ],
 )
 def test_searches_that_are_refused(store: Path, tmp_path: Path, more: str, several: dict[str, str], says: str) -> None:
     with pytest.raises(WrongUse, match=says):
         plan_sweep(written(tmp_path, store, more=more, **several))
-
-
-def test_a_search_needs_a_dev_part_and_an_equal_budget(store: Path, tmp_path: Path) -> None:
-    recipe = written(tmp_path, store, TWO.replace("folds = 2", "folds = 2\nselect = 'last'"))
-    with pytest.raises(WrongUse, match="cell 'plain': a search chooses by the score on dev, which takes --select val"):
-        plan_sweep(recipe)
-    with pytest.raises(WrongUse, match="must try as many candidates each, and these do not: 'plain' 6, 'all speech' 1"):
-        written(tmp_path, store, TWO + "set = {{ lr = 0.1 }}\n")
