@@ -24,6 +24,7 @@ from ser.extract.corpora.table import read_manifest
 from ser.extract.extractors import ResolvedFeature, UtteranceError
 from ser.extract.online import OnlineExtractor, resolve_again
 from ser.train.data.dataset import Dataset, Inputs
+from ser.train.data.features import as_read
 from ser.train.data.labels import DIMENSIONS, Utterances
 from ser.train.fit import predict as predictions_of
 from ser.train.run import load_model, one_thread
@@ -235,7 +236,9 @@ class Predictor:
             for number, (feature, described) in enumerate(zip(features, self._described[modality], strict=True)):
                 pieces = [found[modality][number] for found in rows]
                 offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
-                columns.append(Inputs(torch.from_numpy(np.concatenate(pieces)), offsets))
+                columns.append(
+                    as_read(Inputs(torch.from_numpy(np.concatenate(pieces)), offsets), described, feature.spec)
+                )
                 if self.fusion.level == "vector" and feature.spec.level != "utterance":
                     columns[-1] = columns[-1].pooled(described["pool"])
             inputs[modality] = Inputs(torch.cat([one.values for one in columns], 1), columns[0].offsets)

@@ -240,15 +240,19 @@ def write_store(
     features: dict[str, tuple[str, str, int, str]],
     lengths: dict[str, np.ndarray],
     rows_per_part: int = 40000,
+    labelled: int | None = None,
 ) -> Path:
-    """A store with such features of made-up utterances, five sessions of dialogues of 40."""
+    """A store with such features of made-up utterances, five sessions of dialogues of 40; all labelled, or so many."""
     n = len(next(iter(lengths.values())))
     store = open_store(path, create=True)
-    manifest = Manifest.from_rows("made-up", [_line(i, n) for i in range(n)], synthetic=True)
+    manifest = Manifest.from_rows(
+        "made-up", [_line(i, n, n if labelled is None else labelled) for i in range(n)], synthetic=True
+    )
     store.put_manifest(manifest)
     block = np.random.default_rng(0).standard_normal(1 << 22, np.float32)
     for feature, (modality, level, dim, dtype) in features.items():
-        made = store.add(Spec(feature, modality, level, dim, dtype, "made-up", 1))  # type: ignore[arg-type]
+        hop = 0.02 if level == "frame" else None
+        made = store.add(Spec(feature, modality, level, dim, dtype, "made-up", 1, hop=hop))  # type: ignore[arg-type]
         digests, values = manifest.inputs(modality), partial(np.resize, block.astype(dtype))  # type: ignore[arg-type]
         parts = np.cumsum(lengths[feature]) // rows_per_part
         for part in np.unique(parts):
@@ -260,7 +264,7 @@ def write_store(
     return path
 
 
-def _line(i: int, n: int) -> dict[str, Any]:
+def _line(i: int, n: int, labelled: int) -> dict[str, Any]:
     dialogue, turn = divmod(i, 40)
     session = str(1 + 5 * dialogue * 40 // n)
     return {
@@ -271,7 +275,7 @@ def _line(i: int, n: int) -> dict[str, Any]:
         "dialogue": f"{session}-{dialogue}",
         "turn": turn,
         "speaker": f"{session}{'FM'[turn % 2]}",
-        "label": LABELS[(turn + dialogue) % 4],
+        "label": LABELS[(turn + dialogue) % 4] if i * labelled // n < (i + 1) * labelled // n else "xxx",
         "votes": [],
     }
 

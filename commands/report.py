@@ -33,8 +33,9 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, open_: bool,
     from ser.train.report.cells import group_runs
     from ser.train.report.terminal import report_text
     from ser.train.run_folder import find_runs
+    from ser.train.search import find_records
 
-    cells, unfinished = group_runs(find_runs(*runs))
+    cells, unfinished = group_runs(find_runs(*runs), find_records(*runs))
     answer(report_text(cells, unfinished, paired))
     wanted: dict[Any, Path] = {form: path for form, path in {"html": html, **files}.items() if path}
     if wanted:

@@ -82,7 +82,8 @@ def sweep(
     if scheduler is None:
         workers = workers or planned.workers(most)
         seconds, cells = estimate_sweep(planned, workers)
-        where = f"with {workers} workers, about {duration(seconds)}"
+        most_of = "at most " * any(ahead.at_most for ahead in cells.values())
+        where = f"with {workers} workers, {most_of}about {duration(seconds)}"
     else:  # the speed of other machines cannot be measured here
         seconds, cells, where = None, {}, f"at {scheduler}"
     if tasks:
@@ -105,10 +106,7 @@ def sweep(
     from ser.train.report.terminal import recipe_rows, recipe_table
 
     if as_json:
-        folders = {cell: [str(run.path) for run in runs] for cell, runs in planned.runs.items()}
-        rows = [
-            asdict(row) | {"folders": folders.get(row.cell, [])} for row in recipe_rows(planned.recipe, planned.runs)
-        ]
+        rows = [asdict(row) for row in recipe_rows(planned.recipe, planned.runs)]
         answer({"recipe": planned.recipe.name, "rows": rows})
     else:
         answer(recipe_table(planned.recipe, planned.runs))

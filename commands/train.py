@@ -61,10 +61,11 @@ def train(
         experiment = Experiment(**options, resume=resume is not None)
         jobs = prepare(experiment)
     ahead = estimate(jobs)
+    most = "at most " * ahead.at_most
     words = (
         f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
-        f"{ahead.utterances:,} utterances, {ahead.runs} runs × {ahead.epochs} epochs, {ahead.updates:,} updates, "
-        f"about {duration(ahead.seconds)}"
+        f"{ahead.utterances:,} utterances, {ahead.runs} runs × {most}{ahead.epochs} epochs, {ahead.updates:,} updates, "
+        f"{most}about {duration(ahead.seconds)}"
     )
     if dry_run:
         answer(vars(ahead) if as_json else words)

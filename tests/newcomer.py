@@ -17,7 +17,7 @@ from ser.weights.demo import write_demo_checkpoints
 SMALL = ("d_model=16", "heads=2", "queries=3", "lr=1e-3")
 RUNS = {
     "mit": Experiment("hubert+mpnet", "mit", set=SMALL),
-    "mit-no-rmm": Experiment("hubert+mpnet", "mit", set=(*SMALL, "rmm_start=0")),
+    "mit-no-rmm": Experiment("hubert:hop=0.1+mpnet", "mit", set=(*SMALL, "rmm_start=0")),
     "lgf-add": Experiment("logmel+bert", "lgf-add", loss="perspective"),
     "vad": Experiment("logmel+bert", "lgf-add", target="vad"),
     "class+vad": Experiment("hubert+mpnet", "mit", set=SMALL, target="class+vad"),

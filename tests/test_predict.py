@@ -19,6 +19,7 @@ from ser.cli import main
 from ser.errors import CorruptStore, SerError, WrongUse
 from ser.predict import Prediction, Predictor, Turn, predict, read_turns
 from ser.tests.newcomer import newcomer, run_of
+from ser.train.report.attention import attend
 from ser.train.run_folder import CONFIG, RESULT, Run
 from ser.train.scores import tempered
 from ser.weights.demo import write_random_checkpoint
@@ -95,6 +96,17 @@ def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: st
     assert list(answer.predictions[0].probabilities) == run.result["classes"]
     assert any("synthetic" in note for note in answer.notes)
     assert any("random weights" in note for note in answer.notes)
+
+
+def test_attention_is_over_the_averaged_frames(newcomer: Path) -> None:
+    run, store = run_of(newcomer, "mit-no-rmm"), open_store(newcomer / "features")
+    predicted = run.predictions()
+    [one] = attend(run, store, store.manifest(), [predicted["id"][0].as_py()])
+    lengths = np.diff(
+        store.feature("hubert").load(store.manifest(), [store.manifest().ids.index(one.utterance)]).offsets
+    )
+    assert one.hop == 0.1 and one.frames.shape[1] == -(-lengths[0] // 5)
+    assert np.allclose(one.probabilities, predicted["probabilities"][0].as_py(), atol=1e-6)
 
 
 def test_without_a_modality_equals_the_test_with_the_other_alone(newcomer: Path) -> None:

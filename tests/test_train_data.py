@@ -57,6 +57,35 @@ def test_vector_fusions_get_the_mean_or_mean_and_deviation_of_the_rows(store: Pa
             assert np.allclose(values[row].numpy(), wanted, atol=1e-6)
 
 
+def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
+    manifest = make_manifest()
+    store, rows = new_store(tmp_path / "s", manifest), make_rows(manifest, "hubert")
+    add_feature(store, manifest, "hubert", rows, hop=0.02)
+    add_feature(store, manifest, "hubert", rows, hop=0.02, variant="view=noise-1")
+    add_feature(store, manifest, "mpnet", make_rows(manifest, "mpnet"))
+    cache = DataCache(tmp_path)
+    plain, _ = load_dataset(store.path, "hubert+mpnet", "mit", cache=cache)
+    data, _ = load_dataset(store.path, "mpnet+hubert:hop=0.06", "mit", cache=cache)
+    inputs, held = data.inputs["audio"], dict(zip(manifest.ids, rows, strict=True))
+    assert inputs.values.dtype == torch.float32 and data.inputs["text"].values.dtype == torch.float16
+    assert len(inputs.values) < len(plain.inputs["audio"].values)
+    for i, name in enumerate(data.utterances.ids):
+        x = held[name].astype(np.float64)
+        wanted = np.array([x[first : first + 3].mean(0) for first in range(0, len(x), 3)])
+        assert np.allclose(inputs.values[inputs.offsets[i] : inputs.offsets[i + 1]].numpy(), wanted, atol=1e-6)
+    described = plain.described["features"]["audio"]
+    assert data.described["features"]["audio"] == {**described, "hop": 0.06} and "hop" not in described
+    for name, says in (
+        ("hubert:hop=0.05", "a multiple of its frames' own, 0.02 s, such as 0.1"),
+        ("hubert:hop=nan", "a multiple"),
+        ("mpnet:hop=0.1", "a multiple of that of its frames, and it says none"),
+        ("hubert:hop=0.04 & hubert:view=noise-1", "another level, dimension, pool or hop"),
+    ):
+        features, _, views = name.partition(" & ")
+        with pytest.raises(WrongUse, match=says):
+            load_dataset(store.path, features, "audio:frame", views=views)
+
+
 def test_dialogues_come_whole_and_in_turn_order(tmp_path: Path) -> None:
     # The manifest's rows are shuffled: order comes from turns, not from where a row stands.
     plain = make_manifest()

@@ -81,14 +81,15 @@ def test_the_same_seed_gives_the_same_bytes(store: Path, fusion: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "fusion", ["mit", "lgf-add", "bc-lstm", "lgf-add refit=true", "mit sampler=balanced refit=true"]
+    "fusion",
+    ["mit", "lgf-add", "lgf-add refit=true", "mit sampler=balanced refit=true", "bc-lstm refit=true patience=1"],
 )
 @pytest.mark.parametrize("at", [1, 2, 3, -1])
 def test_going_on_from_a_state_gives_the_same_bytes(store: Path, tmp_path: Path, fusion: str, at: int) -> None:
     whole: list[tuple[Epoch, bytes]] = []
     fusion, *more = fusion.split()
     expected = fit(*prepared(store, fusion, *more), on_epoch=lambda epoch, state: whole.append((epoch, state())))
-    at = at if at > 0 else len(whole) - 1  # within the last training, which with refit is the second
+    at = min(at, len(whole)) if at > 0 else len(whole) - 1  # within the last training, which with refit is the second
     rest: list[Epoch] = []
     (tmp_path / "state").write_bytes(whole[at - 1][1])
     state = Run(tmp_path).tensors("state")
@@ -97,6 +98,29 @@ def test_going_on_from_a_state_gives_the_same_bytes(store: Path, tmp_path: Path,
     left = [epoch for epoch, _ in whole[at:]]
     assert [(e.stage, e.epoch, e.loss, e.ua) for e in rest] == [(e.stage, e.epoch, e.loss, e.ua) for e in left]
     assert resumed.epoch == expected.epoch
+
+
+@pytest.mark.parametrize("fusion", ["mit", "lgf-add", "bc-lstm refit=true"])
+def test_patience_ends_a_stage_where_no_better_score_has_come(store: Path, fusion: str) -> None:
+    fusion, *more = fusion.split()
+    long = fit(*prepared(store, fusion, "epochs=9", "lr=0.02")).history
+    last: list[tuple[Epoch, bytes]] = []
+    found = fit(
+        *prepared(store, fusion, "epochs=9", "lr=0.02", "patience=2", *more),
+        on_epoch=lambda epoch, state: last.append((epoch, state())),
+    )
+    stages = {line["stage"]: [one for one in found.history if one["stage"] == line["stage"]] for line in found.history}
+    for name, lines in stages.items():
+        ua = [line["ua"] for line in lines]
+        if name.endswith(" again"):
+            kept = [line["epoch"] for line in stages[name.removesuffix(" again")] if line["kept"]][-1]
+            assert len(lines) == kept and ua[0] is None
+            continue
+        waited = [n - int(np.argmax(ua[: n + 1])) for n in range(len(ua))]  # epochs since the best of those so far
+        assert max(waited[:-1], default=0) < 2 and (waited[-1] == 2 or len(ua) == 9)
+    first = next(iter(stages.values()))
+    assert [line["ua"] for line in first] == [line["ua"] for line in long[: len(first)]]
+    assert len(found.history) < 9 * len(stages)
 
 
 def test_refit_trains_on_train_and_dev_for_the_epochs_that_dev_chose(store: Path) -> None:

@@ -161,7 +161,8 @@ def test_soft_labels_train_on_the_votes(store: Path, tmp_path: Path) -> None:
 
 def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
     found = estimate(prepare(lgf(store, tmp_path / "out", epochs=10, seeds=3)))
-    assert found.runs == 15 and found.parameters > 1000 and found.seconds > 0
+    assert found.runs == 15 and found.parameters > 1000 and found.seconds > 0 and not found.at_most
+    assert estimate(prepare(lgf(store, tmp_path / "out", set=("patience=3",)))).at_most
     assert found.updates == 15 * 10 * 4  # four sessions of two dialogues but one dialogue, two dialogues a batch
     assert not (tmp_path / "out").exists()
 
@@ -290,6 +291,7 @@ def test_a_diverged_run_leaves_its_last_good_weights(store: Path, tmp_path: Path
         ({"corpus": "iemocap"}, "iemocap"),
         ({"only": "scripted"}, "no id of corpus tiny says that its utterance is scripted"),
         ({"set": ("refit=true",), "select": "last"}, "needs --select val and a dev part"),
+        ({"set": ("patience=3",), "select": "last"}, "--select last looks at none"),
         ({"set": ("refit=true", "dev=none")}, "needs --select val and a dev part"),
         ({"fusion": "audio", "features": "is13"}, "--loss perspective needs audio and text heads"),
     ],

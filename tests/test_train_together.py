@@ -154,6 +154,7 @@ def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
             )
         },
         {"precision": "bf16"},
+        {"epochs": 9, "more": ("patience=1", "lr=0.02")},
     ],
     ids=str,
 )

@@ -104,6 +104,10 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         folds = folds[: int(experiment.folds)]
     if training.refit and (experiment.select != "val" or not all(len(fold.dev) for fold in folds)):
         raise WrongUse("refit=true trains again for the epochs that dev chose: it needs --select val and a dev part")
+    if training.patience and experiment.select == "last":
+        raise WrongUse(
+            "patience stops where a score no longer rises, and --select last looks at none; use --select val"
+        )
     folds = [fold.decided(data.utterances) for fold in folds]
     how = {name: getattr(experiment, name) for name in ("target", "loss", "select", "precision", "log")}
     plan = TrainConfig(fusion, settings, training, device=choose_device(experiment.device), **how)
@@ -274,6 +278,7 @@ class Estimate:
     epochs: int  # per run
     updates: int  # over all runs
     seconds: float
+    at_most: bool  # as patience may end a run before
 
     @property
     def seconds_per_run(self) -> float:
@@ -295,7 +300,9 @@ def estimate(jobs: Sequence[Job]) -> Estimate:
         del model
         per_row = _seconds_per_row([jobs[number] for number in fit_groups(jobs)[0]])
     seconds = per_row * sum(_rows(j, j.fold) for j in jobs) * epochs
-    return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, seconds)
+    return Estimate(
+        parameters, len(job.data.utterances), len(jobs), epochs, updates, seconds, plan.training.patience > 0
+    )
 
 
 def _seconds_per_row(jobs: Sequence[Job]) -> float:

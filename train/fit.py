@@ -104,6 +104,8 @@ def fit(
             first, selection.best, selection.history = about["epoch"], float(about["best_score"]), about["history"]
             restore(resume[0], selection, model, optimiser, random)
         for epoch in range(first, selection.epochs(stage)):
+            if selection.stopped(stage):
+                break
             started = time.perf_counter()
             losses, sizes = [], []
             model.train()
@@ -274,6 +276,11 @@ class Selection:
         """How many a stage has: as many as were chosen for it before, or as are set."""
         kept = {line["stage"]: line["epoch"] for line in self.chosen if line["kept"]}
         return kept.get(stage.name, self.config.settings.epochs)
+
+    def stopped(self, stage: Stage) -> bool:
+        """Whether `patience` epochs of the stage have passed since the one to keep."""
+        ends = (n for n, line in enumerate(reversed(self.history)) if line["kept"] or line["stage"] != stage.name)
+        return 0 < self.config.training.patience <= next(ends, 0)
 
     def add(self, stage: Stage, epoch: int, loss: float, found: Mapping[str, Any], seconds: float) -> Epoch:
         """Note an epoch (from 0) with the scores of the evaluated part, and say whether it is the best so far."""

@@ -84,6 +84,9 @@ def fit_many(
     faults: dict[int, str] = {}
 
     for epoch in range(settings.epochs):
+        left = [i for i, selection in enumerate(selections) if i not in faults and not selection.stopped(stage)]
+        if not left:
+            break
         started = time.perf_counter()
         order = torch.stack([torch.randperm(len(groups), generator=one) for one in shuffling]).numpy()
         starts = range(0, len(groups), settings.batch_size)
@@ -105,14 +108,14 @@ def fit_many(
             optimiser.step()
         # Asked here alone: after every batch it would make the GPU wait for the answer.
         for i, of_run in enumerate(torch.stack(every, 1).tolist()):
-            if i not in faults and (fault := divergence(of_run, stage, epoch)):
+            if i in left and (fault := divergence(of_run, stage, epoch)):
                 faults[i] = fault
         means = (total / len(fold.train)).tolist()
         matrices = _evaluate(stack, scaled, values, eval_rows, config) if len(eval_rows) else None
         seconds = (time.perf_counter() - started) / len(configs)
         better = torch.zeros(len(configs), dtype=torch.bool)
         for i, selection in enumerate(selections):
-            if i not in faults:
+            if i in left and i not in faults:
                 scored = {} if matrices is None else metrics(matrices[i])
                 found: dict[str, Any] = {name: float(scored[name]) for name in SHOWN.values() if name in scored}
                 line = selection.add(stage, epoch, means[i], found, seconds)
@@ -122,8 +125,6 @@ def fit_many(
         chosen = better.to(device)
         for name, weight in stack.weights.items():
             kept[name] = torch.where(chosen.view(-1, *[1] * (weight.ndim - 1)), weight.detach(), kept[name])
-        if len(faults) == len(configs):
-            break
 
     # What a run's own loss does not train stays as at the start: here the loss of another run may have moved it.
     idle = {each.loss: _idle(each, copy.deepcopy(models[0]), scaled, groups[0]) for each in configs}

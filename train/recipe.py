@@ -3,6 +3,7 @@
     title, source, note      what it is, where its numbers come from, what to know
     [models]                 feature = "checkpoint": which encoders the numbers are of
     [experiment]             options of `ser train` for all cells
+    [search]                 of cells whose `set` holds lists or ranges (see search.py): draws, seed, at_most
     [[cell]]                 name, options that differ, `set` as a table, `test` (how the trained model is tested),
                              `paper`: the paper's numbers in percent, how many `utterances` they are of, and in
                              what the cell `differs` from what they are of
@@ -23,6 +24,7 @@ from ser.errors import WrongUse, unknown
 
 from .options import Experiment, assignments, read_toml
 from .run_folder import ANY, Scalar, shape
+from .search import Budget, Range, candidates
 
 FOLDER = Path(__file__).parent / "recipes"
 OF_THE_PAPER = ("utterances", "differs")
@@ -34,6 +36,7 @@ RECIPE_SHAPE = shape(
     cell=Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)],
     **dict.fromkeys(("title", "source", "note"), (str, "")),
     tested=(str | None, None),
+    search=(Budget, Budget()),
     models=(dict[str, str], {}),
     experiment=ANY,
     quoted=(list[shape("name", paper=PAPER, footnote=(str | None, None))], []),  # type: ignore[misc]
@@ -42,7 +45,7 @@ CELL_SHAPE = shape(
     "name features fusion",
     test=(str, "both"),
     paper=(PAPER | None, None),
-    set=(dict[str, Scalar], {}),
+    set=(dict[str, Scalar | Annotated[list[Scalar], msgspec.Meta(min_length=1)] | Range], {}),
     model=(tuple[str, ...], ()),
     utterances=(int | None, None),
     differs=(str, ""),
@@ -62,6 +65,8 @@ class Cell:
     paper_seeds: int = 1  # that the paper's numbers are the mean of
     utterances: int | None = None  # that the paper's numbers are of, in all parts, if the recipe says it
     differs: str = ""  # in what the recipe's own cell is not what the paper's numbers are of, such as "features"
+    over: tuple[str, ...] = ()  # the settings that are searched
+    candidates: tuple[tuple[str, ...], ...] = ((),)  # their values, as `--set` takes them
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class Recipe:
     tested: str | None = None
     models: Mapping[str, str] = field(default_factory=dict)  # by feature
     footnotes: Mapping[str, str] = field(default_factory=dict)  # by what is quoted
+    budget: Budget = Budget()  # of each cell's search  # noqa: RUF009 (immutable)
+    file: str = ""
 
 
 def recipe_names() -> list[str]:
@@ -111,7 +118,10 @@ def read_recipe(name: str | Path, **options: Any) -> Recipe:
     if strange := table.keys() - set(RECIPE_SHAPE.__struct_fields__):
         raise WrongUse(f"{path}: unknown key '{min(strange)}' in the recipe")
     read = _shaped(path, table, RECIPE_SHAPE)
-    cells = tuple(_cell(path, {**read.experiment, **line}, options) for line in read.cell)
+    cells = tuple(_cell(path, {**read.experiment, **line}, options, read.search) for line in read.cell)
+    if len({len(cell.candidates) for cell in cells}) > 1:
+        tried = ", ".join(f"'{cell.name}' {len(cell.candidates)}" for cell in cells)
+        raise WrongUse(f"{path}: its cells must try as many candidates each, and these do not: {tried}")
     names = [cell.name for cell in cells]
     if twice := {cell for cell in names if names.count(cell) > 1}:
         raise WrongUse(f"{path}: two cells are called '{min(twice)}'")
@@ -120,7 +130,8 @@ def read_recipe(name: str | Path, **options: Any) -> Recipe:
     quoted = {line.name: line.paper for line in read.quoted}
     footnotes = {line.name: line.footnote for line in read.quoted if line.footnote}
     title = read.title or path.stem
-    return Recipe(path.stem, title, read.source, read.note, cells, quoted, read.tested, read.models, footnotes)
+    about = read.tested, read.models, footnotes, read.search, str(path)
+    return Recipe(path.stem, title, read.source, read.note, cells, quoted, *about)
 
 
 def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:
@@ -131,7 +142,7 @@ def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:
         raise WrongUse(f"{path}: {f'cell {name}: ' if (name := table.get('name')) else ''}{fault}") from None
 
 
-def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Cell:
+def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any], budget: Budget) -> Cell:
     asked = {key: value for key, value in line.items() if key not in ("name", "test", "paper", *OF_THE_PAPER)}
     known = [field.name for field in fields(Experiment)]
     if strange := [key for key in asked if key not in known]:
@@ -139,8 +150,10 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any]) -> Ce
     read = _shaped(path, line, CELL_SHAPE)
     if read.test not in TESTS:
         raise unknown(f"test in {path}", read.test, TESTS)
-    written = Experiment(**asked | {"set": assignments(read.set), "model": read.model})
+    several = {key: value for key, value in read.set.items() if isinstance(value, list | Range)}
+    fixed = {key: value for key, value in read.set.items() if key not in several}
+    written = Experiment(**asked | {"set": assignments(fixed), "model": read.model})
     given = {key: value for key, value in options.items() if key != "set"}
     experiment = replace(written, **given, also_set=tuple(options.get("set", ())))
-    about = read.utterances, read.differs
+    about = read.utterances, read.differs, tuple(several), candidates(several, budget)
     return Cell(read.name, experiment, written, read.test, read.paper, line.get("seeds", 1), *about)

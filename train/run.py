@@ -22,7 +22,7 @@ from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
 from .models import FUSIONS, Fusion, with_layer_sums
 from .models.superb import layer_shares
-from .run_folder import AGAIN, CONFIG, DEV, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
+from .run_folder import AGAIN, CONFIG, DEV, FAULT, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
 from .scores import divergences
 from .settings import TrainConfig, recorded
 from .targets import TARGETS
@@ -96,6 +96,7 @@ def train_runs(
                     if ended.kept:
                         write_model(run, ended.kept, ended.standardizers)
                     logs[i](str(ended))
+                    run.write_json(FAULT, {"fault": str(ended)})
                     ended = Diverged(f"{run.path}: {ended}", ended.kept, ended.standardizers)
                 found[i] = ended
             left = left[most:]

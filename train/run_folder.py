@@ -7,6 +7,7 @@
                       dev.parquet          the same of the dev part, if there is one that the model was not trained on
                       model.safetensors    model.<weight>, scaling.<modality>.<mean|std>
                       state.safetensors    where an unfinished run stands
+                      diverged.json        what went wrong with a run whose loss is no longer a number
                       log                  one line per epoch
 
 They are sealed. JSON and safetensors files name their run (`run`) and carry their own sha256 (`sha256`, last in JSON,
@@ -40,6 +41,7 @@ from .data.labels import DIMENSIONS
 __all__ = ["Run", "find_runs", "open_run"]
 
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
+FAULT = "diverged.json"
 PREDICTIONS, DEV = "predictions.parquet", "dev.parquet"
 SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
 Files = dict[str, dict[str, Any]]  # {name: {"bytes": size, "sha256": digest}}
@@ -73,7 +75,7 @@ CONFIG_SHAPE = shape(
     labels=shape("policy", classes=list[str], maps=dict[str, str]),
     features=dict[  # type: ignore[misc]
         Literal["audio", "text"],
-        shape("feature fingerprint pool", joined=(list[NAMED], []), sums=(list[tuple[WHOLE, WHOLE]], [])),
+        shape("feature fingerprint pool", joined=(list[NAMED], []), sums=(list[tuple[WHOLE, WHOLE]], [])),  # type: ignore[valid-type]
     ],
     settings=dict[str, Scalar],
     training=dict[str, Scalar],
@@ -136,6 +138,11 @@ class Run:
     def finished(self) -> bool:
         """Whether the run has its result."""
         return (self.path / RESULT).exists()
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its loss ceased to be a number, the last time that it was trained."""
+        return (self.path / FAULT).exists()
 
     @cached_property
     def result(self) -> dict[str, Any]:

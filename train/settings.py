@@ -10,7 +10,7 @@ import torch
 from ser.errors import CorruptStore, WrongUse, unknown
 
 from .models import Fusion, Stage, setting
-from .models.fusion import Beta, Gamma, Seed, Weight
+from .models.fusion import Beta, Depth, Gamma, Seed, Weight
 
 OURS = "ours"
 
@@ -28,6 +28,9 @@ class TrainingSettings:
     cut_seed: Seed = setting(0, OURS, "seed of random cuts (random-70-20-10, dev shares); the same for all --seeds")
     refit: bool = setting(
         False, OURS, "with --select val: train a new model on train + dev, for as many epochs as dev chose", later=True
+    )
+    patience: Depth = setting(
+        0, OURS, "with --select val or best-test: stop a stage after so many epochs without a better score", later=True
     )
     select_score: Literal["ua", "wa", "macro_f1", "ccc"] = setting(
         "ua", OURS, "score whose best epoch counts with val and best-test; ccc, the mean CCC, with --target vad"

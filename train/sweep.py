@@ -2,12 +2,14 @@
 
 import contextlib
 import os
-import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
+from statistics import fmean
 
 from ser import engines
 from ser.cache.atomic_io import remove_leftovers, workspace
@@ -15,15 +17,17 @@ from ser.cache.store import open_store
 from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
-from .data.features import DataCache, select_feature, select_features
+from .data.features import DataCache, select_feature, select_features, when_read
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
 from .fit import Diverged
 from .models import FUSIONS
 from .recipe import Recipe
 from .run_folder import SHARED, Run
+from .search import Record, cell_name
 from .settings import TrainConfig, has_setting
 
 GPU_WORKERS = 2  # one prepares and writes while the other trains
+TIMED = 5  # candidates of a search that are timed for an estimate
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Sweep:
     tasks: tuple[SweepTask, ...]
     runs: dict[str, tuple[Run, ...]]
     on_gpu: bool = False
+    searches: tuple[tuple[Path, Record], ...] = ()  # what to write where
 
     def workers(self, cores: int) -> int:
         """How many processes serve it best: one per core, but few on a GPU, which all of them share."""
@@ -128,8 +133,8 @@ def command_for(recipe: Recipe) -> str:
 def extracted(name: str) -> str:
     """What `ser features` computes for a feature of `ser train`: rows, pooled in training, or the means of layers."""
     bare = name.partition("@")[0]
-    means = "layers=" in bare and "pool=mean" in re.split("[:,]", bare)
-    return bare if means else re.sub(r"(?<=[:,])pool=\w+,?", "", bare).rstrip(":,")
+    stored, read = when_read(bare)
+    return bare if "layers=" in bare and read.get("pool") == "mean" else stored
 
 
 def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False) -> Sweep:
@@ -143,18 +148,28 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     tasks: dict[str, SweepTask] = {}
     runs: dict[str, tuple[Run, ...]] = {}
     plans: list[TrainConfig] = []
+    searches: list[tuple[Path, Record]] = []
     for cell in recipe.cells:
-        experiment = replace(cell.experiment, resume=True)
-        try:
-            device = choose_device(experiment.device, here=not elsewhere)
-            jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))
-        except (WrongUse, LookupError) as fault:
-            more = f"; for all cells: `{command_for(recipe)}`" if isinstance(fault, MissingRows) else ""
-            raise type(fault)(f"cell '{cell.name}': {fault}{more}") from None
-        plans.append(jobs[0].plan)
+        needed, columns = list[SweepTask](), list[list[Job]]()
+        for more in cell.candidates:
+            experiment = replace(cell.experiment, set=(*cell.experiment.set, *more), resume=True)
+            try:
+                device = choose_device(experiment.device, here=not elsewhere)
+                jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))
+                if cell.over and not needed:
+                    recipe.budget.check(len(jobs) * len(cell.candidates) * len(recipe.cells))
+            except (WrongUse, LookupError) as fault:
+                mend = f"; for all cells: `{command_for(recipe)}`" if isinstance(fault, MissingRows) else ""
+                raise type(fault)(f"cell '{cell.name}': {fault}{mend}") from None
+            plans.append(jobs[0].plan)
+            needed += [SweepTask(job.name, cell.name, experiment, number, job.group) for number, job in enumerate(jobs)]
+            columns.append(jobs)
         if cell.test.startswith("only") and plans[-1].fusion.hide is None:
             raise WrongUse(f"cell '{cell.name}': fusion {plans[-1].fusion.name} cannot hide a modality")
-        needed = [SweepTask(job.name, cell.name, experiment, number, job.group) for number, job in enumerate(jobs)]
+        if cell.over:
+            check_search(cell.name, columns)
+            record = Record(recipe.file, list(cell.over), [cell_name(jobs[0].config) for jobs in columns])
+            searches.append((Path(cell.experiment.out), record))
         runs[cell.name] = tuple(tasks.setdefault(task.name, task).run for task in needed)
     for assignment in recipe.cells[0].experiment.also_set:
         if not any(has_setting(plan.fusion, assignment) for plan in plans):
@@ -170,17 +185,34 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     for task in chosen:
         if task.run.finished:
             task.run.checked()
-    return Sweep(recipe, chosen, runs, any(plan.device.startswith("cuda") for plan in plans))
+    return Sweep(recipe, chosen, runs, any(plan.device.startswith("cuda") for plan in plans), tuple(searches))
+
+
+def check_search(cell: str, candidates: Sequence[Sequence[Job]]) -> None:
+    """Raise `WrongUse` if the dev score cannot choose between the candidates, given by the jobs of each."""
+    every = [job for jobs in candidates for job in jobs]
+    if every[0].plan.select != "val":
+        raise WrongUse(f"cell '{cell}': a search chooses by the score on dev, which takes --select val")
+    if len({(job.plan.seed, job.config["cut"], job.plan.training.select_score) for job in every}) > len(candidates[0]):
+        raise WrongUse(
+            f"cell '{cell}': its candidates are not scored alike on dev; search neither dev nor select_score"
+        )
+    if len({job.name for job in every}) < len(every):
+        raise WrongUse(f"cell '{cell}': two candidates are one run; leave out a value that is there twice, or --set")
 
 
 def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimate]]:
-    """Seconds of the open tasks with so many workers, and the estimate of each cell that is the first to need one."""
+    """Seconds of the open tasks with so many workers, and the estimate of each cell that is the first to need one.
+
+    Of a search's candidates, a few are timed, evenly spread.
+    """
     prepared = prepare_once()
     cells: dict[str, Estimate] = {}
-    for task in sweep.open_tasks:
-        if task.cell not in cells:
-            jobs = prepared(task.experiment)
-            cells[task.cell] = estimate([jobs[number] for number in fit_groups(jobs)[0]])
+    for name, tasks in groupby(sweep.open_tasks, key=attrgetter("cell")):
+        needed = list(dict.fromkeys(task.experiment for task in tasks))
+        some = [prepared(experiment) for experiment in needed[:: -(-len(needed) // TIMED)]]
+        timed = [estimate([jobs[number] for number in fit_groups(jobs)[0]]) for jobs in some]
+        cells[name] = replace(timed[0], seconds=fmean(one.seconds for one in timed))
     seconds = sum(cells[task.cell].seconds_per_run for task in sweep.open_tasks)
     return seconds / (1 if sweep.on_gpu else workers), cells
 
@@ -192,6 +224,8 @@ def run_sweep(
 
     A run whose loss diverges is an outcome with a fault: the others go on. So is one that kills its dask worker.
     """
+    for out, record in sweep.searches:
+        record.write(out)
     tasks = sweep.open_tasks
     groups = [TaskGroup(tuple(tasks[number] for number in numbers)) for numbers in fit_groups(tasks)]
     if not tasks:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -49,6 +50,16 @@ class Inputs:
         if device.type == "cuda" and self.values.nbytes > FITS * torch.cuda.mem_get_info(device)[0]:
             return replace(self, values=self.values.pin_memory())
         return replace(self, values=self.values.to(device))
+
+    def averaged(self, every: int) -> "Inputs":
+        """Means of so many frames each, float32: those of an utterance's last ones over as many as there are."""
+        values, lengths = self.values.numpy(), -(-np.diff(self.offsets) // every)
+        means, offsets = np.empty((lengths.sum(), self.dim), np.float32), np.concatenate([[0], lengths.cumsum()])
+        for here, (start, end) in zip(offsets, pairwise(self.offsets), strict=False):
+            firsts = np.arange(0, end - start, every)
+            sums = np.add.reduceat(values[start:end].astype(np.float32), firsts)
+            means[here : here + len(firsts)] = sums / np.diff(firsts, append=end - start)[:, None]
+        return Inputs(torch.from_numpy(means), offsets)
 
     def pooled(self, pool: Pool) -> "Inputs":
         """One float32 vector per utterance: the mean over its rows, or mean and standard deviation [n, 2 dim]."""

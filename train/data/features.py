@@ -2,9 +2,10 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from ser.cache.atomic_io import locked
 from ser.cache.manifest import Manifest
-from ser.cache.spec import canonical_json
+from ser.cache.spec import Spec, canonical_json
 from ser.cache.store import Feature, Store, listed, open_store
 from ser.engines.machine import memory
 from ser.errors import MissingRows, StoreError, WrongUse
@@ -28,11 +29,14 @@ from ..targets import TARGETS
 from .dataset import Dataset, Inputs, Pool
 from .labels import DIMENSIONS, UNLABELLED, Utterances, apply_policy, get_policy, rater_votes
 
+OWN_HOP = ("logmel", "mfcc")  # whose `hop` is one of their extraction's options, and so another feature
+
 
 @dataclass(frozen=True)
 class FeatureSelection:
     """A feature to train on; if it is `pooled`, `pool` makes one vector of the rows of each utterance.
 
+    With a `hop` its rows are means over so many seconds, of frames that lie closer; the last over what is left.
     `extra` names what is read of the feature in the place of its values, such as its token ids.
     """
 
@@ -40,6 +44,7 @@ class FeatureSelection:
     pool: Pool = "mean"
     pooled: bool = False
     extra: str | None = None
+    hop: float | None = None
 
     @property
     def modality(self) -> str:
@@ -54,7 +59,8 @@ class FeatureSelection:
     @property
     def described(self) -> dict[str, Any]:
         """What a run's config records of it."""
-        return {"feature": self.feature.spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool}
+        spec, hop = self.feature.spec, {} if self.hop is None else {"hop": self.hop}
+        return {"feature": spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool, **hop}
 
     def load(self, manifest: Manifest, rows: np.ndarray) -> Inputs:
         """The feature of the manifest's rows. Raises what `Feature.load` raises, and `MissingRows`."""
@@ -70,7 +76,7 @@ class FeatureSelection:
                 f"{self.feature.spec.feature}@{self.feature.fingerprint}` and extract it again"
             )
         values = packed.values if self.extra is None else packed.extras[self.extra][:, None]
-        inputs = Inputs(torch.from_numpy(values), packed.offsets)
+        inputs = as_read(Inputs(torch.from_numpy(values), packed.offsets), self.described, self.feature.spec)
         return inputs.pooled(self.pool) if self.pooled else inputs
 
 
@@ -125,7 +131,8 @@ class ModalitySelection:
         """Both. Raises `WrongUse` if they have a feature in common."""
         if common := {one.feature.path for one in self.parts} & {one.feature.path for one in other.parts}:
             raise WrongUse(f"--features {self.name}+{other.name}: {min(common).parent.name} stands there twice")
-        return ModalitySelection(f"{self.name}+{other.name}", self.parts + other.parts, self.sums + other.sums)
+        name = "+".join(read_name(one.described) for one in (self, other))
+        return ModalitySelection(name, self.parts + other.parts, self.sums + other.sums)
 
     def each(self, change: Callable[[FeatureSelection], FeatureSelection]) -> "ModalitySelection":
         """The same with each feature changed."""
@@ -155,26 +162,61 @@ class ModalitySelection:
         return Inputs(values, first.offsets)
 
 
+def when_read(name: str) -> tuple[str, dict[str, str]]:
+    """A feature's name without what is done when it is read, and that: `bert:layer=9,pool=meanstd@3f2a` is
+    `bert:layer=9@3f2a` with the pool "meanstd".
+    """
+    body, at, fingerprint = name.strip().partition("@")
+    feature, _, variant = body.partition(":")
+    ways = ("pool=",) if feature in OWN_HOP else ("pool=", "hop=")
+    kept = ",".join(item for item in variant.split(",") if item and not item.startswith(ways))
+    read = dict(item.split("=", 1) for item in variant.split(",") if item.startswith(ways))
+    return f"{feature}{':' if kept else ''}{kept}{at}{fingerprint}", read
+
+
+def read_name(described: Mapping[str, Any]) -> str:
+    """The name of a feature that a run's config records, with what is done when it is read."""
+    name, own = described["feature"], described.items()
+    read = [f"{way}={value}" for way, value in own if way in ("pool", "hop") and value != "mean"]
+    return f"{name}{',' if ':' in name else ':'}{','.join(read)}" if read else name
+
+
 def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
-    """The feature of that name: `bert:layer=9,pool=meanstd@3f2a` is `bert:layer=9@3f2a`, pooled by "meanstd".
+    """The feature of that name, and how it is read. Raises `WrongUse` for a way that it cannot be read in.
 
     With pool=mean it is the stored means of that name (`ser features … pool=mean`) if the store has them. With
     `layers=all` or `layers=6-9` it is the sum of these layers.
     """
-    body, _, fingerprint = name.strip().partition("@")
-    feature, _, variant = body.partition(":")
-    options = [item for item in variant.split(",") if item]
-    pool: Any = ["mean", *(item.removeprefix("pool=") for item in options if item.startswith("pool="))][-1]
+    stored, read = when_read(name)
+    pool: Any = read.get("pool", "mean")
     if pool not in get_args(Pool):
         raise WrongUse(f"{name}: pool must be {' or '.join(get_args(Pool))}")
+    body, _, fingerprint = stored.partition("@")
+    feature, _, variant = body.partition(":")
+    options = [item for item in variant.split(",") if item]
     found: list[Feature] = []
-    if "pool=mean" in options:
+    if read.get("pool") == "mean":
         with contextlib.suppress(MissingRows):
-            found = _stored(store, feature, options, fingerprint, corpus)
-    plain = [item for item in options if not item.startswith("pool=")]
-    found = found or _stored(store, feature, plain, fingerprint, corpus)
-    parts = tuple(FeatureSelection(one, pool) for one in found)
-    return ModalitySelection(body if len(parts) > 1 else found[0].spec.name, parts, (len(parts),))
+            found = _stored(store, feature, [*options, "pool=mean"], fingerprint, corpus)
+    found = found or _stored(store, feature, options, fingerprint, corpus)
+    parts = tuple(FeatureSelection(one, pool, hop=_hop(name, one, read.get("hop"))) for one in found)
+    whole = name.strip().partition("@")[0]
+    return ModalitySelection(whole if len(parts) > 1 else found[0].spec.name, parts, (len(parts),))
+
+
+def _hop(name: str, feature: Feature, asked: str | None) -> float | None:
+    """The hop asked for, in seconds. Raises `WrongUse` for one that is no multiple of the feature's own."""
+    if asked is None:
+        return None
+    own = feature.spec.hop if feature.spec.level == "frame" else None
+    try:
+        every = float(asked) / (own or math.nan)
+        if round(every) < 2 or abs(round(every) - every) > 1e-6:
+            raise ValueError
+    except (ValueError, OverflowError):
+        known = f"its frames' own, {own:g} s, such as {5 * own:g}" if own else "that of its frames, and it says none"
+        raise WrongUse(f"{name}: hop must be a multiple of {known}") from None
+    return float(asked)
 
 
 def _stored(store: Store, feature: str, options: Sequence[str], fingerprint: str, corpus: str) -> list[Feature]:
@@ -217,6 +259,11 @@ def _stored(store: Store, feature: str, options: Sequence[str], fingerprint: str
     return found[0]
 
 
+def as_read(stored: Inputs, described: Mapping[str, Any], spec: Spec) -> Inputs:
+    """A feature's rows as a run takes them that records it as `described`: averaged to its `hop`, if it has one."""
+    return stored.averaged(round(described["hop"] / spec.hop)) if "hop" in described and spec.hop else stored
+
+
 def select_features(
     store: Store, features: str, corpus: str, views: str = ""
 ) -> tuple[dict[str, ModalitySelection], list[ModalitySelection]]:
@@ -233,12 +280,12 @@ def select_features(
     augmented = [select_feature(store, name, corpus) for name in views.split("+") if name]
     for view in augmented:
         plain = selected.get(view.modality)
-        forms = {tuple((p.feature.spec.level, p.dim, p.pool) for p in one.parts) for one in (plain, view) if one}
+        forms = {tuple((p.feature.spec.level, p.dim, p.pool, p.hop) for p in one.parts) for one in (plain, view) if one}
         if plain is None or len(forms) > 1 or len(view.parts) > 1:
             raise WrongUse(
                 f"--views {views}: {view.name} cannot stand in the place of "
-                f"{plain.name if plain else 'any feature that is trained on'}: another level, dimension or pool, or "
-                "several features in the place of one"
+                f"{plain.name if plain else 'any feature that is trained on'}: another level, dimension, pool or hop, "
+                "or several features in the place of one"
             )
     return selected, augmented
 
@@ -258,7 +305,7 @@ class DataCache:
     def load(self, selection: ModalitySelection, manifest: Manifest, rows: np.ndarray) -> Inputs:
         """As `selection.load`."""
         about = " ".join(
-            f"{one.feature.path.resolve()} {one.extra or (one.pool if one.pooled else 'rows')}"
+            f"{one.feature.path.resolve()} {one.extra or (one.pool if one.pooled else 'rows')} {one.hop or ''}"
             for one in selection.parts
         )
         about = f"{about} {manifest.digest} "
@@ -320,7 +367,7 @@ def load_dataset(
     if any(max(one.sums) > 1 for one in inputs.values()):
         fusion = with_layer_sums(fusion, {modality: one.described for modality, one in inputs.items()})
     parts = [part for one in asked for part in one.parts]
-    about = [[str(part.feature.path), part.pool, part.pooled] for part in parts]
+    about = [[str(part.feature.path), part.pool, part.pooled, part.hop] for part in parts]
     key = canonical_json([manifest.digest, about, policy.described, limit, allow_missing, only, target])
     if key in cache.datasets:
         return cache.datasets[key], fusion

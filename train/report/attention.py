@@ -13,6 +13,8 @@ from torch import Tensor
 from ser.cache.manifest import Manifest
 from ser.cache.store import Store
 from ser.errors import SerError
+from ser.train.data.dataset import Inputs
+from ser.train.data.features import as_read
 from ser.train.models.layers import Attention, DecoderLayer
 from ser.train.models.msmser import ModalityInteraction
 from ser.train.models.ragged import Batch, RaggedLayout, SelfAttentionPooling, Sequences
@@ -59,20 +61,24 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
     if interaction is None:
         raise SerError(f"{run.path}: its model has no modality interaction transformer")
     rows = [manifest.ids.index(utterance) for utterance in utterances]
-    specs, packed = {}, {}
+    specs, packed, hops = {}, {}, {}
     for modality, described in run.config["features"].items():
         joined = described.get("joined", [described])
         stored = [store.feature(f"{one['feature']}@{one['fingerprint']}") for one in joined]
         loaded = [feature.load(manifest, rows) for feature in stored]
         beside = np.concatenate([one.values for one in loaded], 1)
         specs[modality], packed[modality] = stored[0].spec, replace(loaded[0], values=beside)
+        hops[modality] = joined[0]
     found, one = [], torch.zeros(1, dtype=torch.long)
     with weights_of(interaction) as seen:
         for number, utterance in enumerate(utterances):
             inputs, extras = {}, {}
             for modality, features in packed.items():
                 start, stop = features.offsets[number:][:2]
-                values = torch.from_numpy(np.array(features.values[start:stop]))
+                stored_rows = Inputs(
+                    torch.from_numpy(np.array(features.values[start:stop])), np.array([0, stop - start])
+                )
+                values = as_read(stored_rows, hops[modality], specs[modality]).values
                 scaled = fitted.scaling.get(modality, Tensor.float)(values)
                 inputs[modality] = Sequences(scaled, torch.tensor([len(values)]))
                 extras[modality] = {name: array[start:stop] for name, array in features.extras.items()}
@@ -82,7 +88,7 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
             words, names = _by_word(weights[:, frames:], extras["text"].get("word"), text, specs["text"].config)
             tokens, k = seen["pooling"].numpy(), len(run.config["labels"]["classes"])
             probabilities = logits[0, :k].softmax(0).numpy()
-            even, hop = frames / weights.shape[1], specs["audio"].hop
+            even, hop = frames / weights.shape[1], hops["audio"].get("hop", specs["audio"].hop)
             found.append(Attended(utterance, probabilities, weights[:, :frames], words, tokens, hop, names, even))
     return found
 

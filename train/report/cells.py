@@ -10,15 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ser.cache.manifest import SCHEMA, Manifest
-from ser.cache.spec import canonical_json
 from ser.cache.store import Store, open_store
-from ser.errors import SerError
+from ser.errors import SerError, WrongUse
 from ser.train.models import FUSIONS
 from ser.train.run_folder import Run
 from ser.train.scores import CellScores, finished
+from ser.train.search import Record, cell_name, choose
 
-# What tells the runs of one cell apart.
-OF_THE_RUN = ("fold", "seed", "cut", "provenance")
 # What stands in a label without its name.
 UNNAMED = ("features", "corpus", "target", "only", "labels", "protocol", "select", "loss", "precision")
 KNOWN = ("id", "text", "votes", "duration", "session", "gender")  # columns of the manifest
@@ -35,10 +33,10 @@ class Origin(NamedTuple):
 class Cell(CellScores):
     """One configuration with its finished runs, by seed and fold. `label` tells it from the report's other cells."""
 
-    def __init__(self, label: str, runs: Sequence[Run]) -> None:
+    def __init__(self, label: str, runs: Sequence[Run], search: Record | None = None) -> None:
         super().__init__(sorted(runs, key=lambda run: (run.config["seed"], run.config["fold"])))
-        self.label = label
-        self.config = self.runs[0].config  # all but fold and seed is the same in all
+        self.label, self.search = label, search
+        self.config = _config(self.runs[0], search)  # all but fold and seed is the same in all
         self.folds = list(dict.fromkeys(run.config["fold"] for run in self.runs))
         self.seeds = sorted({run.config["seed"] for run in self.runs})
 
@@ -88,29 +86,39 @@ class Cell(CellScores):
         return pandas.concat(frames, ignore_index=True).assign(group=self.groups(self.over))
 
 
-def group_runs(runs: Iterable[Run]) -> tuple[list[Cell], list[Run]]:
+def group_runs(runs: Iterable[Run], searches: Sequence[Record] = ()) -> tuple[list[Cell], list[Run]]:
     """The cells of the finished runs, highest UA first, and the runs that are not finished.
 
-    Cells without classes come after those with, highest mean CCC first.
-
-    Raises `WrongUse` if no run is finished.
+    Cells without classes come after those with, highest mean CCC first. A search is one cell, of the runs that were
+    chosen; its other runs are in none. Raises `WrongUse` if no run is finished.
     """
-    members: dict[bytes, list[Run]] = {}
+    members: dict[str, list[Run]] = {}
     every = sorted(runs, key=lambda run: run.path.name)
-    for run in finished(every):
-        members.setdefault(configuration(run.config), []).append(run)
-    labels = name_apart([runs[0].config for runs in members.values()])
-    cells = [Cell(label, runs) for label, runs in zip(labels, members.values(), strict=True)]
+    done = finished(every)
+    for run in every if searches else done:
+        members.setdefault(cell_name(run.config), []).append(run)
+    found: list[tuple[list[Run], Record | None]] = []
+    for search in searches:
+        columns: dict[Any, list[Run]] = {}
+        for run in (run for name in search.candidates for run in members.get(name, ())):
+            columns.setdefault((run.config["seed"], run.config["fold"], run.config["cut"]), []).append(run)
+        found.append((choose(one for one in columns.values() if len(one) == len(search.candidates)), search))
+    searched = {name for search in searches for name in search.candidates}
+    found += [([run for run in same if run.finished], None) for name, same in members.items() if name not in searched]
+    found = [(same, search) for same, search in found if same]
+    if not found:
+        raise WrongUse("no fold has a run of every candidate of its search yet; run the same sweep again to go on")
+    labels = name_apart([_config(same[0], search) for same, search in found])
+    cells = [Cell(label, same, search) for label, (same, search) in zip(labels, found, strict=True)]
     best = {cell.label: -cell.score("ua" if cell.classes else "ccc").pooled for cell in cells}
     ranked = sorted(cells, key=lambda cell: (not cell.classes, best[cell.label], cell.label))
     return ranked, [run for run in every if not run.finished]
 
 
-def configuration(config: Mapping[str, Any], but: str | None = None) -> bytes:
-    """What all runs of a cell share, but for one setting of the fusion."""
-    shared = {key: value for key, value in config.items() if key not in OF_THE_RUN}
-    shared["settings"] = {key: value for key, value in config["settings"].items() if key != but}
-    return canonical_json(shared)
+def _config(run: Run, search: Record | None) -> dict[str, Any]:
+    """A cell's config by that of one run: what was searched has no value."""
+    own, over = run.config, set(search.over if search else ())
+    return own | {of: own[of] | dict.fromkeys(over & own[of].keys(), "searched") for of in ("settings", "training")}
 
 
 def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -150,6 +158,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "only": config.get("only", "all utterances"),
         "limit": config["limit"],
         "pool": "+".join(f["pool"] for f in features),
+        "hop": "+".join(f"{f['hop']} s" for f in features if "hop" in f) or "as extracted",
         **config["settings"],
         **config["training"],
         "digest.features": "+".join(f["fingerprint"][:8] for f in features),

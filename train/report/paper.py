@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ser.train.data.features import read_name
 from ser.train.data.splits import SHARE
 from ser.train.models import FUSIONS
 from ser.train.models.fusion import BOTH
@@ -60,11 +61,11 @@ def _structural(fusion: str) -> frozenset[str]:
     return frozenset(one.partition("=")[0] for cell in cells for one in cell.experiment.set) | {"loss", "views"}
 
 
-def _feature(name: str, pool: str = "mean") -> frozenset[str]:
+def _feature(name: str) -> frozenset[str]:
     """A feature with its options in any order: "bert:layer=9@3f2a" is {"bert", "layer=9", "pool=mean"}."""
     feature, _, options = name.strip().partition("@")[0].partition(":")
     found = {feature, *filter(None, options.split(","))}
-    return frozenset(found if "pool=" in options else {*found, f"pool={pool}"})
+    return frozenset(found if "pool=" in options else {*found, "pool=mean"})
 
 
 def differences(
@@ -81,7 +82,7 @@ def differences(
     pairs: dict[str, tuple[Any, Any]] = {
         "fusion": (config["fusion"].partition(":")[0] if asked.fusion in BOTH else config["fusion"], asked.fusion),
         "features": (
-            {_feature(name, one["pool"]) for one in features.values() for name in one["feature"].split("+")},
+            {_feature(name) for one in features.values() for name in read_name(one).split("+")},
             {_feature(name) for name in asked.features.split("+")},
         ),
         "target": (config.get("target", "class"), asked.target),
@@ -99,16 +100,17 @@ def differences(
     fusion = FUSIONS[config["fusion"]]
     settings, training = parse_settings(fusion, asked.set, asked.epochs)
     defaults = asdict(fusion.settings()) | asdict(TrainingSettings())  # a config need not name those that came later
-    own = {**defaults, **config["settings"], **config["training"]}
+    every = [{**defaults, **run.config["settings"], **run.config["training"]} for run in runs]
+    own = {key: {one[key] for one in every} for key in every[0]}  # one value, if it was not searched
     theirs = {key: value for key, value in (asdict(settings) | asdict(training)).items() if key not in fusion.unused}
-    if theirs["dev"] == "auto" and own["dev"] == SHARE:  # a config names what auto meant
-        own["dev"] = "auto"
-    views = {_feature(one["feature"], one["pool"]) for one in config.get("views", ())}
+    if theirs["dev"] == "auto" and own["dev"] == {SHARE}:  # a config names what auto meant
+        own["dev"] = {"auto"}
+    views = {_feature(read_name(one)) for one in config.get("views", ())}
     pairs = {
         **{key: (config.get(key, getattr(asked, key)), getattr(asked, key)) for key in ("select", "loss", "precision")},
         "seeds": (len({run.config["seed"] for run in runs}), asked.seeds),
         "views": (views, {_feature(name) for name in asked.views.split("+") if name}),
-        **{key: (own[key], value) for key, value in theirs.items()},
+        **{key: (own[key], {value}) for key, value in theirs.items()},
     }
     for modality, one in features.items():
         name, spec = one["feature"].partition(":")[0], provenance.get("specs", {}).get(modality, {})

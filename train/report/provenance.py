@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from ser.errors import SerError
+from ser.train.data.features import read_name
 from ser.train.data.splits import PROTOCOLS
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, assignments
@@ -118,14 +119,15 @@ def _defaults(fusion: str) -> dict[str, Setting]:
 
 def command(cell: Cell) -> str:
     """The `ser train` command that makes the cell's runs again, with these features and no others."""
+    if cell.search:
+        return shlex.join(["ser", "sweep", cell.search.file])
     config, known = cell.config, {field.name: field.default for field in fields(Experiment)}
     asked = config["provenance"].get("asked", {})
     chosen = {key: value for key, value in asked.items() if key in known and key not in ("resume", "also_set")}
     names = []
     for feature in config["features"].values():
-        pool = "" if feature["pool"] == "mean" else f"{',' if ':' in feature['feature'] else ':'}pool={feature['pool']}"
         at = "" if "joined" in feature else f"@{feature['fingerprint'][:8]}"  # of several, no folder has it
-        names.append(f"{feature['feature']}{pool}{at}")
+        names.append(f"{read_name(feature)}{at}")
     usual = _defaults(config["fusion"])
     changed = {key: value for key, value in cell.settings.items() if key not in usual or value != usual[key].default}
     chosen |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}

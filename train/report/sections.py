@@ -10,9 +10,10 @@ import numpy as np
 from ser.train.recipe import TESTS
 from ser.train.run_folder import Run
 from ser.train.scores import NO_COMPARISON, NOT_KNOWN, SHOWN, caveat, heard_in_training, parts
+from ser.train.search import cell_name, chosen_rows
 
 from .calibration import calibrated
-from .cells import Cell, configuration
+from .cells import Cell
 from .examples import attended, errors
 from .figures import Point, dots, lines, matrices
 from .html import Page, Part, Plot
@@ -112,7 +113,15 @@ def _results(cells: Sequence[Cell]) -> Part:
     ]
     others = Table("quoted", "Other systems, as the papers quote them", rows, folded=True)
     plots = [_dot_plot(cells, name) for name in SHOWN]
-    return {"scores": results_table(cells), "plots": plots, "more": [papers_table(cells), others]}
+    return {"scores": results_table(cells), "plots": plots, "more": [chosen_table(cells), papers_table(cells), others]}
+
+
+def chosen_table(cells: Sequence[Cell]) -> Table:
+    """What each fold and seed of the searches chose; no row without a search."""
+    searches = [(cell, cell.search) for cell in cells if cell.search]
+    rows = [row for cell, s in searches for row in chosen_rows(cell.label, len(s.candidates), s.over, cell.runs)]
+    note = "Tried: candidates, all trained; the one with the best dev score counts, and no other is tested here."
+    return Table("chosen", "What each fold chose on its dev part", rows, note)
 
 
 def results_table(cells: Sequence[Cell]) -> Table:
@@ -357,10 +366,11 @@ def _modalities(cells: Sequence[Cell]) -> Part:
 
 def _queries(cells: Sequence[Cell]) -> Part:
     """UA against the number of query tokens, for cells that differ in it alone; nothing if there are none."""
-    families: dict[bytes, list[Cell]] = {}
+    families: dict[str, list[Cell]] = {}
     for cell in cells:
-        if "queries" in cell.config["settings"]:
-            families.setdefault(configuration(cell.config, but="queries"), []).append(cell)
+        others = {key: value for key, value in cell.config["settings"].items() if key != "queries"}
+        if isinstance(cell.config["settings"].get("queries"), int):
+            families.setdefault(cell_name(cell.config | {"settings": others}), []).append(cell)
     rows: list[Row] = []
     for members in (members for members in families.values() if len(members) > 1):
         pieces = [cell.label.split(" · ") for cell in members]

@@ -9,12 +9,21 @@ from ser.errors import WrongUse
 from ser.train.recipe import Recipe
 from ser.train.run_folder import Run
 from ser.train.scores import METRICS, SHOWN, CellScores, Score, caveat, named
+from ser.train.search import choose, chosen_rows
 
 from .calibration import calibration_table, votes_table
 from .cells import Cell
 from .paper import beside, claimed, differences
 from .ratings import ratings_table
-from .sections import cautions, labelled, papers_table, papers_tests_table, results_table, significance_table
+from .sections import (
+    cautions,
+    chosen_table,
+    labelled,
+    papers_table,
+    papers_tests_table,
+    results_table,
+    significance_table,
+)
 from .significance import Comparison, against_quoted, compare, holm
 from .tables import Table, tabulated
 
@@ -26,13 +35,15 @@ class Row:
     cell: str
     paper: Mapping[str, float]
     scores: Mapping[str, Score]  # empty: quoted, or not one run finished
-    runs: int  # how many the cell needs
+    runs: int  # how many the cell needs; of a search, how many it chooses
     done: int
     conditions: str  # "session-out · val · 4class"
     quoted: bool = False
     differs: str = ""  # from the recipe's cell: what does, or why there is no comparison and no `paper`
     compared: Comparison | None = None  # the recipe's `tested` cell with this one
     holm_p: float | None = None  # over the table
+    folders: Sequence[str] = ()
+    chosen: Sequence[dict[str, Any]] = ()  # what a search chose, by fold and seed
 
 
 def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
@@ -40,8 +51,12 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
     rows, finished = [], dict[str, tuple[CellScores, str]]()
     for cell in recipe.cells:
         mine, paper = runs[cell.name], cell.paper or {}
+        tried, needed = len(cell.candidates), len(mine) // len(cell.candidates)
+        mine = choose(mine[number::needed] for number in range(needed)) if cell.over else mine
+        folders = [str(run.path) for run in mine]
         if not any(run.finished for run in mine):
-            rows.append(Row(cell.name, paper, {}, len(mine), 0, "no run finished"))
+            why = f"no fold has all {tried} candidates finished" if cell.over else "no run finished"
+            rows.append(Row(cell.name, paper, {}, needed, 0, why, folders=folders))
             continue
         ours = CellScores(mine)
         if cell.test not in ours.tests:
@@ -54,7 +69,9 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         barred, others = differences(ours.runs, cell, recipe.models) if meant else ((), ())
         about, paper = ", ".join(others), {} if barred else paper
         about = f"not compared: {', '.join(barred)}" if barred else about
-        rows.append(Row(cell.name, paper, found, len(mine), len(ours.runs), ours.conditions, differs=about))
+        chosen = chosen_rows(cell.name, tried, cell.over, ours.runs) if cell.over else ()
+        about_runs = needed, len(ours.runs), ours.conditions
+        rows.append(Row(cell.name, paper, found, *about_runs, differs=about, folders=folders, chosen=chosen))
     for name, paper in recipe.quoted.items():
         about = "; ".join(filter(None, ["quoted by the paper", recipe.footnotes.get(name)]))
         rows.append(Row(name, paper, {}, 0, 0, about, quoted=True))
@@ -115,8 +132,10 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     if any(row.compared for row in rows):
         about += f"\ntested cell: {recipe.tested} − the line’s; one-sided where the paper claims the better; "
         about += "Holm over the table"
-    table = tabulated(Table("recipe", recipe.title, lines))
-    return "\n".join([recipe.title, "", table, "", *filter(None, [recipe.note, about, warning])])
+    table, chosen = tabulated(Table("recipe", recipe.title, lines)), ""
+    if picked := [line for row in rows for line in row.chosen]:
+        chosen = "chosen on dev, of so many that were tried:\n\n" + tabulated(Table("chosen", "", picked)) + "\n"
+    return "\n".join([recipe.title, "", table, "", *filter(None, [chosen, recipe.note, about, warning])])
 
 
 def _metrics(paper: Mapping[str, float]) -> list[str]:
@@ -135,7 +154,7 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
     pieces = [fill(caution, 110) for caution in cautions(cells)]
     tested = [significance_table(known), papers_tests_table(known)] if paired else []
     scored = [results_table(known), calibration_table(known), votes_table(known), papers_table(known)] if known else []
-    for table in filter(None, [*scored, ratings_table(cells), *tested]):
+    for table in filter(None, [*scored, ratings_table(cells), chosen_table(cells), *tested]):
         pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
     if unfinished:
         pieces.append(f"{len(unfinished)} runs are not finished and are left out")
