@@ -59,10 +59,12 @@ def train(
         experiment = Experiment(**options, resume=resume is not None)
         jobs = prepare(experiment)
     ahead = estimate(jobs)
+    listed = (f"{name}: {', '.join(f'{n:,} {label}' for label, n in of.items())}" for name, of in ahead.corpora.items())
+    sizes = "; ".join(listed)
     words = (
         f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
-        f"{ahead.utterances:,} utterances, {ahead.runs} runs × {ahead.epochs} epochs, {ahead.updates:,} updates, "
-        f"about {duration(ahead.seconds)}"
+        f"{ahead.utterances:,} utterances{sizes and f' ({sizes})'}, {ahead.runs} runs × {ahead.epochs} epochs, "
+        f"{ahead.updates:,} updates, about {duration(ahead.seconds)}"
     )
     if dry_run:
         answer(vars(ahead) if as_json else words)

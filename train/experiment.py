@@ -81,14 +81,20 @@ class Progress:
 def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]:
     """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
     _check_options(experiment)
-    asked = {
-        name: getattr(experiment, name) for name in ("corpus", "labels", "limit", "allow_missing", "views", "only")
-    }
-    data, fusion = load_dataset(experiment.store, experiment.features, experiment.fusion, cache=cache, **asked)
+    asked = {name: getattr(experiment, name) for name in ("labels", "limit", "allow_missing", "views", "only")}
+    what = experiment.store, experiment.features, experiment.fusion, experiment.corpora
+    data, fusion = load_dataset(*what, cache=cache, **asked)
     also = [assignment for assignment in experiment.also_set if has_setting(fusion, assignment)]
     settings, training = parse_settings(fusion, [*experiment.set, *also], experiment.epochs)
     if getattr(settings, "finetune_layers", 0) != 0:
         fusion, data = with_encoder(fusion, settings, data, experiment.model)
+    if training.standardise_by == "corpus" and not (
+        data.utterances.corpora and any(getattr(settings, f"standardise_{modality}", False) for modality in data.dims)
+    ):
+        raise WrongUse(
+            "standardise_by=corpus needs several corpora (--corpus A+B) and features that are z-scored "
+            "(standardise_audio=true or standardise_text=true); leave it out"
+        )
     dev = training.dev
     if dev == "auto" and experiment.select != "val" and experiment.protocol != "random-70-20-10":
         dev = "none"  # but a protocol that names its own dev part always has it
@@ -268,6 +274,7 @@ class Estimate:
     epochs: int  # per run
     updates: int  # over all runs
     seconds: float
+    corpora: dict[str, dict[str, int]]  # of several, how many utterances of each class
 
     @property
     def seconds_per_run(self) -> float:
@@ -287,7 +294,8 @@ def estimate(jobs: Sequence[Job]) -> Estimate:
         parameters = sum(weight.numel() for weight in model().parameters())
         per_row = _seconds_per_row([jobs[number] for number in fit_groups(jobs)[0]])
     seconds = per_row * sum(_rows(j, j.fold) for j in jobs) * epochs
-    return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, seconds)
+    corpora = {name: about["classes"] for name, about in job.data.notes.get("corpora", {}).items()}
+    return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, seconds, corpora)
 
 
 def _seconds_per_row(jobs: Sequence[Job]) -> float:

@@ -78,7 +78,7 @@ def fit(
     fusion, settings = config.fusion, config.settings
     eval_rows = rows_to_evaluate(fold, config)
     eval_labels = data.utterances.labels[eval_rows]
-    scaling = fit_standardizers(data, fold, settings)
+    scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
     train_data, train_rows = with_views(shuffled(data, fold, config), fold.train)
     per_batch = scaling
     if fusion.level == "vector":  # small enough to be scaled once, instead of in every epoch
@@ -159,13 +159,23 @@ def shuffled(data: Dataset, fold: Fold, config: TrainConfig) -> Dataset:
     return replace(data, utterances=replace(data.utterances, labels=labels), targets=None)
 
 
-def fit_standardizers(data: Dataset, fold: Fold, settings: Any) -> dict[str, Standardizer]:
-    """Z-scores of the modalities whose `standardise_…` is set, from the training part alone."""
-    return {
-        modality: Standardizer.of(inputs, fold.train)
-        for modality, inputs in data.inputs.items()
-        if getattr(settings, f"standardise_{modality}", False)
-    }
+def fit_standardizers(data: Dataset, fold: Fold, settings: Any, by: str = "all") -> dict[str, Standardizer]:
+    """Z-scores of the modalities whose `standardise_…` is set, from the training part alone.
+
+    By "corpus" of each corpus by itself; a corpus that does not train by its dev and test part, without their labels.
+    """
+    found = {}
+    numbers, used = data.utterances.corpus_numbers, np.concatenate([fold.train, fold.dev, fold.test])
+    for modality, inputs in data.inputs.items():
+        if getattr(settings, f"standardise_{modality}", False):
+            found[modality] = whole = Standardizer.of(inputs, fold.train)
+            own = [whole]
+            for number in range(1, numbers.max() + 1) if by == "corpus" else ():
+                parts = [rows[numbers[rows] == number] for rows in (fold.train, used)]
+                own += [next((Standardizer.of(inputs, rows) for rows in parts if len(rows)), whole)]
+            if len(own) > 1:
+                found[modality] = Standardizer(*(torch.stack([getattr(s, p) for s in own]) for p in ("mean", "std")))
+    return found
 
 
 class Adam(torch.optim.Adam):

@@ -182,6 +182,11 @@ def _finish(
         "history": fitted.history,
         "files": files,
     }
+    if corpora := data.notes.get("corpora"):
+        of = np.array(utterances.corpora)
+        sizes = {name: {part: int((of[held] == name).sum()) for part, held in fold.parts.items()} for name in corpora}
+        result["corpora"] = {name: {**about, **sizes[name]} for name, about in corpora.items()}
+        result["standardise_by"] = plan.training.standardise_by
     run.write_json(RESULT, result)
     (run.path / STATE).unlink(missing_ok=True)
     return run
@@ -216,7 +221,7 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     """
     if not (run.path / MODEL).exists():
         raise WrongUse(f"{run.path}: holds no trained model yet; finish the run with `ser train --resume {run.path}`")
-    config = run.config
+    config, dims = run.config, run.config["dims"]
     if config["fusion"] not in FUSIONS:
         raise WrongUse(f"{run.path}: was trained with fusion '{config['fusion']}', which this ser does not know")
     fusion = FUSIONS[config["fusion"]]
@@ -224,10 +229,10 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     tensors, _ = run.tensors(MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     try:
-        model = reopened(fusion, settings, config).build(settings, config["dims"], len(config["labels"]["classes"]))
+        model = reopened(fusion, settings, config).build(settings, dims, len(config["labels"]["classes"]))
         model.load_state_dict(weights)
         scaling = {
-            m: Standardizer(*(tensors[f"scaling.{m}.{part}"].view(config["dims"][m]) for part in ("mean", "std")))
+            m: Standardizer(*(tensors[f"scaling.{m}.{p}"].view(-1, dims[m]).squeeze(0) for p in ("mean", "std")))
             for m in sorted({n.split(".")[1] for n in tensors if n.startswith("scaling.")})
         }
     except SerError:

@@ -3,7 +3,9 @@
 <out>/<16 hex digits>/config.json          all that the name hashes, and `provenance`, which it does not
                       result.json          scores; there only when the run is finished
                       predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K]
-                      model.safetensors    model.<weight>, scaling.<modality>.<mean|std>
+                                           of several corpora id and speaker are "corpus/id", "corpus/speaker"
+                      model.safetensors    model.<weight>, scaling.<modality>.<mean|std> [dim], or [1 + C, dim] where
+                                           each of C corpora is standardised by itself (first: all that train)
                       state.safetensors    where an unfinished run stands
                       log                  one line per epoch
 
@@ -80,6 +82,10 @@ RESULT_SHAPE = shape(
     speaker_independent=bool,
     synthetic=bool,
     random_weights=list[str],
+    corpora=(
+        dict[str, shape("", synthetic=bool, classes=dict[str, WHOLE], train=WHOLE, dev=WHOLE, test=WHOLE)],  # type: ignore[misc]
+        {},
+    ),
     left_out=dict[str, WHOLE | list[str]],
     epoch=WHOLE | None,
     seconds=float,

@@ -1,7 +1,9 @@
 """Every score and interval: the only place that computes them, and every table, page and line takes them here.
 
 A score is pooled over the folds of one seed, whose confusion matrices add up, and then averaged over the seeds. Beside
-it stand two spreads: the deviation over the seeds, and mean ± deviation over the folds.
+it stand two spreads: the deviation over the seeds, and mean ± deviation over the folds. It is pooled over several
+corpora too, where large ones weigh more; beside it stand the score of each corpus, pooled over the folds that test it,
+and their plain mean, the "mean over corpora".
 
 Utterances of one speaker are alike, so intervals, and the tests of report/significance.py, count groups: speakers where
 all are known, else dialogues where any has two utterances, else utterances, which is too narrow and says so. `python -m
@@ -13,7 +15,7 @@ benchmarks.statistics` simulates how often the intervals hold the truth. Axis le
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,6 +89,17 @@ def scores(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str
     }
 
 
+class CorpusScore(NamedTuple):
+    """The scores of one of several corpora."""
+
+    corpus: str
+    n: int  # utterances tested
+    folds: list[str]  # that test them
+    trained_on: str  # how many utterances of which corpora trained in these folds
+    lacks: list[str]  # the classes that the corpus has no utterance of
+    scores: dict[str, Ends]  # in percent: `ua`, `wa`, `macro_f1`
+
+
 @dataclass(frozen=True)
 class Score:
     """One metric of one cell in percent: the score, and mean and sample deviation over seeds and over folds."""
@@ -124,7 +137,7 @@ class CellScores:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
         tests = self.results[0]["tests"]
         self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
-        self._counted: dict[str, np.ndarray] = {}
+        self._counted: dict[tuple[str, str | None], np.ndarray] = {}
 
     def score(self, metric: str, test: str = "both") -> Score:
         """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
@@ -142,15 +155,19 @@ class CellScores:
         """C `[K, K]`, summed over the runs."""
         return self._matrices(test).sum(0)
 
-    def with_interval(self, metric: str, test: str = "both") -> Ends:
+    def with_interval(self, metric: str, test: str = "both", corpus: str | None = None) -> Ends:
         """The pooled score and the ends of its interval over the groups, see `jackknife_interval`, in percent.
 
         Left out is a group's part in all seeds at once. No ends with fewer than `FEWEST` groups, nor for the recall of
-        a class that does not occur in two of them.
+        a class that does not occur in two of them. With a `corpus`, one of several, of its utterances alone.
         """
-        if test not in self._counted:
-            self._counted[test] = self.by_group(self.groups(self.over), test)
-        whole, matrices = self.score(metric, test).pooled, self._counted[test]
+        if (test, corpus) not in self._counted:
+            groups, of = self.groups(self.over), self.tested
+            kept = [g if corpus in (None, one[0]) else None for g, one in zip(groups, of, strict=True)]
+            self._counted[test, corpus] = self.by_group(kept, test)
+        matrices = self._counted[test, corpus]
+        own = None if corpus is None else float(self.measure(metric, matrices.sum(0)).mean())
+        whole = self.score(metric, test).pooled if own is None else own
         found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
         if len(found) < FEWEST or np.isnan(found).all(1).any():
             return whole, None, None
@@ -178,6 +195,27 @@ class CellScores:
         """The group of each prediction, run by run; None where the run does not know it."""
         return self._column(COLUMNS[over])
 
+    @cached_property
+    def corpora(self) -> list[CorpusScore]:
+        """The scores of each corpus that is tested, in alphabetical order; none where there is one corpus alone."""
+        found = []
+        for name in self.results[0].get("corpora", ()):
+            tested = [result for result in self.results if result["corpora"][name]["test"]]
+            folds = {result["fold"]: result["corpora"][name]["test"] for result in tested}
+            trained: dict[str, list[int]] = {}
+            for corpus, n in ((corpus, one["train"]) for r in tested for corpus, one in r["corpora"].items()):
+                trained.setdefault(corpus, []).extend([n] * (n > 0))
+            if tested:
+                by = " + ".join(f"{corpus} {_range(sizes)}" for corpus, sizes in trained.items() if sizes)
+                lacks = [label for label, n in tested[0]["corpora"][name]["classes"].items() if not n]
+                scores = {metric: self.with_interval(metric, corpus=name) for metric in ("ua", "wa", "macro_f1")}
+                found.append(CorpusScore(name, sum(folds.values()), list(folds), by, lacks, scores))
+        return found
+
+    def mean_over_corpora(self, metric: str) -> float:
+        """The plain mean of the scores of the corpora, in percent."""
+        return float(np.mean([one.scores[metric][0] for one in self.corpora]))
+
     @property
     def conditions(self) -> str:
         """Protocol, selection, labels and parts, with a warning where a number is easier to win."""
@@ -187,6 +225,11 @@ class CellScores:
         dependent = heard not in ("", NOT_KNOWN) or first["protocol"].startswith("random")
         split = f"{first['protocol']}{' (speaker-dependent)' * dependent}"
         cut = [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
+        cut += [f"corpora {first['corpus']}"] if first.get("corpora") else []
+        if first.get("standardise_by") == "corpus":
+            foreign = any(one["test"] and not one["train"] for r in self.results for one in r["corpora"].values())
+            own = " (a corpus that does not train by its own test part, without labels: transductive)"
+            cut.append(f"z-scored by corpus{own * foreign}")
         cut += [f"{name} {value}" for name, value in parts(self.results).items()]
         return " · ".join((split, *filter(None, [heard]), selected, first["labels"], *cut))
 
@@ -205,9 +248,15 @@ class CellScores:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Pooled WA, UA and macro-F1 with the intervals of the first two, in percent, by "ua over speakers", …"""
+        """Pooled WA, UA and macro-F1 with the intervals of the first two, in percent, by "ua over speakers", …
+
+        Of several corpora each one's too, in `corpora`, with who trained, and `mean_over_corpora`.
+        """
         found = {metric: self.with_interval(metric) for metric in ("ua", "wa")}
+        means = {metric: self.mean_over_corpora(metric) for metric in ("wa", "ua", "macro_f1") if self.corpora}
+        several = {"corpora": [one._asdict() for one in self.corpora], "mean_over_corpora": means}
         return {
+            **(several if means else {}),
             **{metric: self.score(metric).pooled for metric in ("wa", "ua", "macro_f1")},
             "intervals": {
                 f"{metric} over {self.over}": ends for metric, (_, *ends) in found.items() if None not in ends
@@ -256,8 +305,9 @@ class CellScores:
     @cached_property
     def tested(self) -> list[tuple[str, ...]]:
         """Corpus, id and true class of each prediction."""
-        corpus = self.results[0]["corpus"]
-        return [(corpus, *pair) for pair in zip(self._column("id"), self._column("truth"), strict=True)]
+        corpus, ids = self.results[0]["corpus"], self._column("id")
+        own = [id_.partition("/")[::2] if self.results[0].get("corpora") else (corpus, id_) for id_ in ids]
+        return [(*pair, truth) for pair, truth in zip(own, self._column("truth"), strict=True)]
 
 
 def _spread(values: np.ndarray) -> Spread:
@@ -298,13 +348,17 @@ def _of_share(whole: float, without: np.ndarray) -> Ends:
     return whole, max(0.0, float(low)), min(100.0, float(high))
 
 
+def _range(sizes: Sequence[int]) -> str:
+    """The least and the most, such as "3,205–3,300", or the one that all are."""
+    return "–".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes))))
+
+
 def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """How dev was cut, and n of each part; where folds differ, the fewest and the most, such as "3,205–3,300"."""
     how = [f"{result['dev']}{', then refit' * result['refit']}" for result in results if "dev" in result]
     found = {"dev": ", ".join(dict.fromkeys(how))} if how else {}  # not of an earlier ser
     for part in results[0].get("parts", ()):
-        sizes = [result["parts"][part] for result in results]
-        found[f"n {part}"] = "–".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes))))
+        found[f"n {part}"] = _range([result["parts"][part] for result in results])
     return found
 
 
@@ -325,9 +379,15 @@ def caveat(results: Iterable[Mapping[str, Any]]) -> str | None:
     found = []
     if names := sorted({name for result in results for name in result["random_weights"]}):
         found.append(f"random weights ({', '.join(names)})")
-    if corpora := sorted({result["corpus"] for result in results if result["synthetic"]}):
+    unreal = [result for result in results if result["synthetic"]]
+    about = [r.get("corpora") or {r["corpus"]: {"synthetic": True}} for r in unreal]
+    if corpora := sorted({name for corpora in about for name, one in corpora.items() if one["synthetic"]}):
         found.append(f"synthetic corpus ({', '.join(corpora)})")
     return f"{' and '.join(found)}: {NO_COMPARISON}" if found else None
+
+
+def _with_ends(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def summary_text(cell: CellScores) -> str:
@@ -345,9 +405,18 @@ def summary_text(cell: CellScores) -> str:
     headings = ["%", "pooled over folds, over seeds", "seeds", "over folds", "folds"]
     table = tabulate(lines, headings, disable_numparse=True)
     ours = cell.to_json()
-    ends = [f"{name}: {ours[name[:2]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in ours["intervals"].items()]
+    ends = [f"{name}: {_with_ends(ours[name[:2]], *ends)}" for name, ends in ours["intervals"].items()]
     about = f"95 % interval of {'; '.join(ends)} ({cell.interval_over})" if ends else cell.interval_over
     notes = [cell.conditions, about]
     if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
         notes.append(f"left out: {absent}")
+    if cell.corpora:
+        metrics = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1"}
+        rows = [
+            [one.corpus, *(_with_ends(*one.scores[m]) for m in metrics), one.n, one.trained_on, ", ".join(one.lacks)]
+            for one in cell.corpora
+        ]
+        rows.append(["mean over corpora", *(f"{cell.mean_over_corpora(metric):.2f}" for metric in metrics)])
+        headings = ["%, tested on", *metrics.values(), "n", "trained on", "has no"]
+        notes.append(tabulate(rows, headings, disable_numparse=True))
     return "\n".join([table, *notes, *filter(None, [cell.caveat])])

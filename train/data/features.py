@@ -163,7 +163,7 @@ def load_dataset(
     views: str = "",
     only: str | None = None,
 ) -> tuple[Dataset, Fusion]:
-    """The corpus's labelled utterances with the features that the fusion takes.
+    """The corpus's labelled utterances with the features that the fusion takes; those of several corpora for "A+B".
 
     `only` keeps "scripted" or "improvised" ones, `limit` that many utterances, spread evenly over the corpus. `views`
     names augmented features, joined with `+`, that training mixes in. A `cache` gives what it has made before. Raises
@@ -172,7 +172,7 @@ def load_dataset(
     """
     cache = cache or DataCache()
     store = open_store(store_path)
-    manifest = store.manifest(corpus)
+    manifest = store.joined_manifest(corpus)
     selected, augmented = select_features(store, features, manifest.corpus, views)
     fusion = get_fusion(fusion_name, {modality: one.feature.spec.level for modality, one in selected.items()})
     policy = get_policy(labels)
@@ -202,6 +202,7 @@ def load_dataset(
         utterances = utterances.take(np.linspace(0, len(utterances) - 1, limit).round().astype(int))
     utterances, quarantined = with_rows([one.feature for one in asked], manifest, utterances, allow_missing)
     left_out |= {f"{name}: quarantined": list(held) for name, held in quarantined.items()}
+    corpora = {part.corpus: _about(part, utterances) for part in manifest.parts}
     inputs = {one.modality: one for one in sorted(asked[: len(selected)], key=lambda one: one.modality)}
     specs = {modality: one.feature.spec for modality, one in inputs.items()}
     rows, votes = utterances.rows, manifest.column("votes")
@@ -229,11 +230,27 @@ def load_dataset(
             "specs": {m: {**spec.identity(), "provenance": dict(spec.provenance)} for m, spec in specs.items()},
             "left_out": left_out,
             "store": str(store.path.resolve()),
+            **({"corpora": corpora} if corpora else {}),
         },
         targets=torch.from_numpy(soft_labels(policy, [votes[row] for row in rows], utterances.labels)),
         views=tuple((one.modality, partial(cache.load, one, manifest, rows)) for one in asked[len(selected) :]),
     )
     return data, fusion
+
+
+def _about(corpus: Manifest, utterances: Utterances) -> dict[str, Any]:
+    """What a run records of one of several corpora: `synthetic`, and `classes`, its utterances of each class.
+
+    Raises `WrongUse` for one of which no utterance is left.
+    """
+    labels = utterances.labels[[name == corpus.corpus for name in utterances.corpora]]
+    if not len(labels):
+        raise WrongUse(
+            f"--corpus: not one utterance of corpus {corpus.corpus} is left by the label policy, --only and --limit; "
+            "leave the corpus out, or choose others"
+        )
+    sizes = np.bincount(labels, minlength=len(utterances.classes)).tolist()
+    return {"synthetic": corpus.synthetic, "classes": dict(zip(utterances.classes, sizes, strict=True))}
 
 
 def with_rows(

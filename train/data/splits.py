@@ -89,10 +89,13 @@ def known_before(fold: Fold, utterances: Utterances) -> dict[str, Any]:
 def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], shared_dev: bool = False) -> None:
     """Raise `LeakageError` if an utterance, or anything of `separate`, stands in two parts of the fold.
 
-    `shared_dev` allows train and dev to have speakers in common: a dev share is cut from the training speakers.
+    Nor may a recording that two corpora have. `shared_dev` allows train and dev to have speakers in common: a dev share
+    is cut from the training speakers.
     """
     names = {"dialogue": utterances.dialogues.tolist(), "speaker": utterances.speakers}
     columns: dict[str, Sequence] = {"utterance": utterances.ids, **{kind: names[kind] for kind in separate}}
+    if utterances.recordings:
+        columns["shared recording"] = utterances.recordings
     for kind, column in columns.items():
         held = {part: {column[row] for row in rows} - {None} for part, rows in fold.parts.items()}
         for first, second in (("train", "test"), ("dev", "test"), ("train", "dev")):
@@ -108,12 +111,31 @@ def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], s
 
 def session_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     """Each session is the test part once (MSMSER §3.1)."""
-    sessions = _named(utterances.sessions, "session")
-    names = _natural(sessions)
-    return [
-        _fold(f"session {name}", utterances, _where(sessions, {name}), _where(sessions, {following}), cut)
-        for name, following in zip(names, [*names[1:], names[0]], strict=True)
-    ]
+    return _each_out("session", _named(utterances.sessions, "session"), utterances, cut)
+
+
+def corpus_out(utterances: Utterances, cut: Cut) -> list[Fold]:
+    """Each corpus is the test part once, and the others train."""
+    if not utterances.corpora:
+        raise WrongUse("--protocol corpus-out needs several corpora, such as --corpus iemocap+emodb")
+    return _each_out("corpus", np.array(utterances.corpora, dtype=object), utterances, cut)
+
+
+def cross(utterances: Utterances, cut: Cut, asked: str) -> list[Fold]:
+    """One fold: the corpora before the second colon train and those behind it are the test part, `cross:A+B:C`."""
+    train, _, test = ({*names.split("+")} for names in asked.partition(":"))
+    if not asked.partition(":")[2] or train & test:
+        raise WrongUse(f"--protocol cross:{asked}: must be cross:A:B or cross:A+B:C, and no corpus on both sides")
+    if strange := (train | test).difference(utterances.corpora):
+        raise WrongUse(
+            f"--protocol cross:{asked}: --corpus does not name {min(strange)}; name all there, or leave it out"
+        )
+    if cut.dev == "next":
+        raise WrongUse("--protocol cross has no next corpus to be its dev part; use a dev share such as --set dev=0.1")
+    corpora = np.array(utterances.corpora, dtype=object)
+    others = _where(corpora, {*corpora} - train - test)
+    left_out = {f"in a corpus that cross:{asked} does not name": others} if len(others) else {}
+    return [_fold(asked.replace(":", " to "), utterances, _where(corpora, test), others[:0], cut, left_out)]
 
 
 def speaker_out(utterances: Utterances, cut: Cut) -> list[Fold]:
@@ -224,11 +246,12 @@ PROTOCOLS = {
     "script-out": script_out,
     "train1234-test5": train1234_test5,
     "random-70-20-10": random_70_20_10,
+    "corpus-out": corpus_out,
 }
 
 
 def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) -> list[Fold]:
-    """The protocol's folds, each checked by `check_leakage`; the protocol is a name of `PROTOCOLS` or `folds:FILE`.
+    """The folds of one of `PROTOCOLS`, of `cross:A:B` or of `folds:FILE`, each checked by `check_leakage`.
 
     Raises `WrongUse` for a protocol that does not fit the corpus, `LeakageError` if a fold leaks.
     """
@@ -236,10 +259,12 @@ def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) ->
     shared_dev = cut.share is not None  # and a wrong share is refused before anything is cut
     if protocol.startswith("folds:"):
         folds = from_file(utterances, cut, Path(protocol.removeprefix("folds:")))
+    elif protocol.startswith("cross:"):
+        folds = cross(utterances, cut, protocol.removeprefix("cross:"))
     elif protocol in PROTOCOLS:
         folds = PROTOCOLS[protocol](utterances, cut)
     else:
-        raise unknown("protocol", protocol, [*PROTOCOLS, "folds:FILE"])
+        raise unknown("protocol", protocol, [*PROTOCOLS, "cross:A:B", "folds:FILE"])
     apart = () if protocol == "random-70-20-10" or protocol.startswith("folds:") else ("dialogue", "speaker")
     for fold in folds:
         if not len(fold.train):
@@ -249,6 +274,14 @@ def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) ->
             )
         check_leakage(fold, utterances, apart, shared_dev)
     return folds
+
+
+def _each_out(kind: str, column: np.ndarray, utterances: Utterances, cut: Cut) -> list[Fold]:
+    names = _natural(column)
+    return [
+        _fold(f"{kind} {name}", utterances, _where(column, {name}), _where(column, {following}), cut)
+        for name, following in zip(names, [*names[1:], names[0]], strict=True)
+    ]
 
 
 def _fold(
@@ -264,19 +297,27 @@ def _fold(
     rest = np.setdiff1d(np.arange(len(utterances)), np.concatenate([test, *left_out.values()]))
     dev, dev_by = (following, "next") if cut.dev == "next" else (rest[:0], "none")
     if cut.share is not None:
-        dev, units = _share(utterances, rest, cut.share, cut.seed)
-        dev_by = f"{cut.share:g} in {units}"
+        of, cuts = utterances.corpus_numbers, []  # of each corpus by itself: not all of them name dialogues or speakers
+        for number in np.unique(of[rest]):
+            own = np.flatnonzero(of == number)
+            cuts.append(_share(utterances, np.intersect1d(rest, own), own, cut.share, cut.seed))
+        dev = np.sort(np.concatenate([rest[:0], *(rows for rows, _ in cuts)]))
+        dev_by = f"{cut.share:g} in {' or '.join(dict.fromkeys(units for _, units in cuts))}"
     return Fold(name, np.setdiff1d(rest, dev), dev, test, left_out, dev_by)
 
 
-def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, str]:
+def _share(
+    utterances: Utterances, rows: np.ndarray, corpus: np.ndarray, share: float, seed: int
+) -> tuple[np.ndarray, str]:
     """About that share of the rows, of each class about as much, in whole dialogues (one at least), and what is whole.
+
+    `corpus` are all rows of their corpus, which say whether it has dialogues.
 
     Whole speakers where no dialogue joins two utterances, and single utterances where neither is known. The rows are
     those of scikit-learn's StratifiedGroupKFold, which takes most of a second to import: its first fold of 1 / share.
     """
     names, units = utterances.dialogues[rows].tolist(), "whole dialogues"
-    if len(set(utterances.dialogues.tolist())) == len(utterances):
+    if len(set(utterances.dialogues[corpus].tolist())) == len(corpus):
         units, speakers = "single utterances (no dialogues or speakers known)", [utterances.speakers[r] for r in rows]
         if None not in speakers and len(set(speakers)) > 1:
             names, units = speakers, "whole speakers"

@@ -59,6 +59,7 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
     if interaction is None:
         raise SerError(f"{run.path}: its model has no modality interaction transformer")
     rows = [manifest.ids.index(utterance) for utterance in utterances]
+    corpora = [part.corpus for part in manifest.parts]
     specs, packed = {}, {}
     for modality, described in run.config["features"].items():
         feature = store.feature(f"{described['feature']}@{described['fingerprint']}")
@@ -70,8 +71,10 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
             for modality, features in packed.items():
                 start, stop = features.offsets[number:][:2]
                 values = torch.from_numpy(np.array(features.values[start:stop]))
-                scaled = fitted.scaling.get(modality, Tensor.float)(values)
-                inputs[modality] = Sequences(scaled, torch.tensor([len(values)]))
+                scale, lengths = fitted.scaling.get(modality), torch.tensor([len(values)])
+                corpus = np.array([corpora.index(utterance.partition("/")[0]) + 1 if corpora else 0])
+                scaled = scale(values, corpus, lengths) if scale else values.float()
+                inputs[modality] = Sequences(scaled, lengths)
                 extras[modality] = {name: array[start:stop] for name, array in features.extras.items()}
             logits = fitted.model(Batch(inputs, one, one, one + 1))["logits"]
             weights = seen["attention"].mean(0).numpy()  # [h, L, T + N] → [L, T + N]

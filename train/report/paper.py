@@ -78,6 +78,11 @@ def differences(
     config, asked = runs[0].config, cell.written
     protocol, colon, file = asked.protocol.partition(":")
     features, provenance = config["features"], config["provenance"]
+
+    def several(corpora: str | None) -> list[str]:
+        names = sorted((corpora or "").split("+"))
+        return names if len(names) > 1 else []
+
     pairs: dict[str, tuple[Any, Any]] = {
         "fusion": (config["fusion"].partition(":")[0] if asked.fusion in BOTH else config["fusion"], asked.fusion),
         "features": (
@@ -86,6 +91,7 @@ def differences(
         ),
         "labels": (config["labels"]["policy"], Path(asked.labels).name),
         "protocol": (config["protocol"], f"{protocol}:{Path(file).name}" if colon else protocol),
+        "corpora": (several(config["corpus"]), several(asked.corpora)),
         "only": (config.get("only"), getattr(asked, "only", None)),
         "limit": (config["limit"], asked.limit),
         "allow_missing": (any("quarantined" in why for why in provenance.get("left_out", ())), False),

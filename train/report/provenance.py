@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from ser.errors import SerError
-from ser.train.data.splits import PROTOCOLS
+from ser.train.data.splits import PROTOCOLS, cross
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, assignments
 from ser.train.run_folder import Run
@@ -82,9 +82,13 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
         raw = {name: [label for label, mapped in maps.items() if mapped == name] for name in cell.classes}
         merged = "; ".join(f"{name} is {' + '.join(labels)}" for name, labels in raw.items() if labels != [name])
         note += f" Labels: {merged}." if merged else ""
-        row = {"manifest": digest[:16], "labels": policy}
-        row |= {f"n {name}": int((tested.truth == name).sum()) for name in cell.classes}
-        tables.append(Table(f"corpus-{number}", f"Corpus {corpus}", [row], note))
+        rows = []
+        for name, named in zip(corpus.split("+"), digest.split("+"), strict=False):
+            truth = tested.truth[tested.id.str.startswith(f"{name}/")] if "+" in corpus else tested.truth
+            row = {"corpus": name} if "+" in corpus else {}
+            row |= {"manifest": named[:16], "labels": policy}
+            rows.append(row | {f"n {emotion}": int((truth == emotion).sum()) for emotion in cell.classes})
+        tables.append(Table(f"corpus-{number}", f"Corpus {corpus}", rows, note))
     return tables
 
 
@@ -97,7 +101,7 @@ def _protocols(cells: Sequence[Cell]) -> Table:
         groups.setdefault(key, []).append(cell)
     rows = []
     for (protocol, select, share, *cut_in), members in groups.items():
-        known = PROTOCOLS.get(protocol)
+        known = cross if protocol.startswith("cross:") else PROTOCOLS.get(protocol)
         cut = (known.__doc__ or "").strip().split("\n")[0] if known else "folds from a file"
         heard = heard_in_training([result for cell in members for result in cell.results])
         row: Row = {"cells": ", ".join(cell.label for cell in members)} if len(groups) > 1 else {}

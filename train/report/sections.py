@@ -26,6 +26,8 @@ ALL_PAIRS = 5  # cells; with more, each is tested against the first only
 CHOSEN = " The first cell is chosen on the test score, which lifts its number and its differences."
 EPOCHS = 30  # of each cell in the table of learning curves
 MAIN = ("ua", "wa")
+NAMED = {"UA": "ua", "WA": "wa", "macro-F1": "macro_f1"}
+FOLDS = 3  # named in the line of a corpus
 
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
@@ -101,7 +103,7 @@ def _results(cells: Sequence[Cell]) -> Part:
     ]
     others = Table("quoted", "Other systems, as the papers quote them", rows, folded=True)
     plots = [_dot_plot(cells, "ua"), _dot_plot(cells, "wa")]
-    return {"scores": results_table(cells), "plots": plots, "more": [papers_table(cells), others]}
+    return {"scores": results_table(cells), "plots": plots, "more": [corpora_table(cells), papers_table(cells), others]}
 
 
 def results_table(cells: Sequence[Cell]) -> Table:
@@ -125,6 +127,28 @@ def results_table(cells: Sequence[Cell]) -> Table:
         note += " Too narrow: neither speakers nor dialogues are known, and utterances of a speaker are alike."
     where = f" ({cells[0].conditions})" if alike else ""
     return Table("results", f"Scores of each cell{where}", rows, note.strip())
+
+
+def corpora_table(cells: Sequence[Cell]) -> Table:
+    """The scores of each corpus and who trained, for the cells of several corpora."""
+    rows: list[Row] = []
+    for cell in (cell for cell in cells if cell.corpora):
+        for one in cell.corpora:
+            folds = ", ".join(one.folds) if len(one.folds) <= FOLDS else f"{len(one.folds)} folds"
+            row: Row = {"cell": cell.label, "tested on": one.corpus, "n": one.n, "in": folds}
+            row |= {
+                "trained on": one.trained_on,
+                "UA %": one.scores["ua"],
+                "WA %": one.scores["wa"],
+                "macro-F1 %": one.scores["macro_f1"],
+            }
+            rows.append({**row, "has no": ", ".join(one.lacks) or None})
+        means = {f"{name} %": (cell.mean_over_corpora(key), None, None) for name, key in NAMED.items()}
+        rows.append({"cell": cell.label, "tested on": "mean over corpora", **means})
+    note = "Of each corpus over all folds that test it, with the 95 % interval; the mean over corpora is that of these "
+    note += "lines, and the cell’s own score is pooled, so that large corpora weigh more in it. Trained on: the fewest "
+    note += "and the most utterances in these folds."
+    return Table("corpora", "Scores of each corpus, and who trained", rows, note)
 
 
 def _dot_plot(cells: Sequence[Cell], metric: str) -> Plot:

@@ -12,7 +12,7 @@ from ser.train.scores import METRICS, CellScores, Score, caveat
 
 from .cells import Cell
 from .paper import beside, claimed, differences
-from .sections import cautions, papers_table, papers_tests_table, results_table, significance_table
+from .sections import cautions, corpora_table, papers_table, papers_tests_table, results_table, significance_table
 from .significance import Comparison, against_quoted, compare, holm
 from .tables import Table, tabulated
 
@@ -122,7 +122,7 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
         raise WrongUse("--paired compares cells, and these runs are one cell; name the runs of another one too")
     pieces = [fill(caution, 110) for caution in cautions(cells)]
     tested = [significance_table(cells), papers_tests_table(cells)] if paired else []
-    for table in filter(None, [results_table(cells), papers_table(cells), *tested]):
+    for table in filter(None, [results_table(cells), corpora_table(cells), papers_table(cells), *tested]):
         pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
     if unfinished:
         pieces.append(f"{len(unfinished)} runs are not finished and are left out")
