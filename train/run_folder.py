@@ -73,6 +73,7 @@ CONFIG_SHAPE = shape(
     limit=int | None,
     provenance=shape("", store=(str, ""), asked=ANY, versions=ANY, specs=TABLES, encoders=TABLES),
 )
+OF_A_CORPUS: Any = shape("", synthetic=bool, classes=dict[str, WHOLE], train=WHOLE, dev=WHOLE, test=WHOLE)
 RESULT_SHAPE = shape(
     "fold corpus protocol select labels",
     **SCORES,
@@ -82,14 +83,11 @@ RESULT_SHAPE = shape(
     speaker_independent=bool,
     synthetic=bool,
     random_weights=list[str],
-    corpora=(
-        dict[str, shape("", synthetic=bool, classes=dict[str, WHOLE], train=WHOLE, dev=WHOLE, test=WHOLE)],  # type: ignore[misc]
-        {},
-    ),
     left_out=dict[str, WHOLE | list[str]],
     epoch=WHOLE | None,
     seconds=float,
     history=list[shape("", loss=float | None, wa=float | None, ua=float | None)],  # type: ignore[misc]
+    corpora=(dict[str, OF_A_CORPUS], {}),
 )
 
 
