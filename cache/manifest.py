@@ -147,13 +147,10 @@ class Manifest:
         """
         tables = []
         for part in parts:
-            table = part.table
-            for name in OF_ITS_CORPUS:
-                values = [value if value is None else f"{part.corpus}/{value}" for value in part.column(name)]
-                table = table.set_column(SCHEMA.get_field_index(name), name, pa.array(values, pa.string()))
-            tables.append(table)
-        names = "+".join(part.corpus for part in parts)
-        return cls(names, pa.concat_tables(tables), any(part.synthetic for part in parts), tuple(parts))
+            own = {n: [v if v is None else f"{part.corpus}/{v}" for v in part.column(n)] for n in OF_ITS_CORPUS}
+            tables.append(pa.table(dict(zip(SCHEMA.names, part.table.columns, strict=True)) | own, SCHEMA))
+        table, synthetic = pa.concat_tables(tables), any(part.synthetic for part in parts)
+        return cls("+".join(part.corpus for part in parts), table, synthetic, tuple(parts))
 
     def __len__(self) -> int:
         return self.table.num_rows

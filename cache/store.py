@@ -81,15 +81,10 @@ class Store:
         return read_manifest(self.path, self.only_corpus(corpus), digest)
 
     def joined_manifest(self, corpora: str | None = None, digests: str | None = None) -> Manifest:
-        """As `manifest`, and for "a+b" that of several corpora, joined in alphabetical order whatever the order asked.
-
-        Raises `WrongUse` for a corpus that is named twice too.
-        """
-        if corpora is None or "+" not in corpora:
+        """As `manifest`, and for "a+b" that of several corpora, in alphabetical order whatever the order asked."""
+        names = sorted({*(corpora or "").split("+")})
+        if len(names) == 1:
             return self.manifest(corpora, digests)
-        names = sorted(corpora.split("+"))
-        if twice := [name for name, times in Counter(names).items() if times > 1]:
-            raise WrongUse(f"--corpus {corpora}: names {twice[0]!r} twice; name each corpus once")
         known = digests.split("+") if digests else [None] * len(names)
         return Manifest.joined([self.manifest(*pair) for pair in zip(names, known, strict=False)])
 
@@ -203,11 +198,10 @@ class Store:
         if len(complete) == 1:
             return complete[0]
         if manifest.parts and not complete:
-            whole = {part.corpus: [one for one in found if one.complete(part)] for part in manifest.parts}
-            have = "; ".join(f"{corpus} has {listed(ways) or 'none whole'}" for corpus, ways in whole.items())
+            ways = {one.corpus: listed([f for f in found if f.complete(one)]) or "none whole" for one in manifest.parts}
+            have = "; ".join(f"{one} has {way}" for one, way in ways.items())
             raise WrongUse(
-                f"{self.path}: {name} was not computed in the same way for all of {manifest.corpus}: {have}; extract "
-                "all of them in one of these ways"
+                f"{self.path}: {name} is not computed in the same way for all; {have}; extract all in one way"
             )
         state = "complete" if complete else "begun"
         raise WrongUse(f"{self.path}: {name} is {state} in several ways, choose one: {listed(complete or found)}")

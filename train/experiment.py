@@ -88,13 +88,10 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     settings, training = parse_settings(fusion, [*experiment.set, *also], experiment.epochs)
     if getattr(settings, "finetune_layers", 0) != 0:
         fusion, data = with_encoder(fusion, settings, data, experiment.model)
-    if training.standardise_by == "corpus" and not (
-        data.utterances.corpora and any(getattr(settings, f"standardise_{modality}", False) for modality in data.dims)
-    ):
-        raise WrongUse(
-            "standardise_by=corpus needs several corpora (--corpus A+B) and features that are z-scored "
-            "(standardise_audio=true or standardise_text=true); leave it out"
-        )
+    scaled = any(getattr(settings, f"standardise_{modality}", False) for modality in data.dims)
+    if training.standardise_by == "corpus" and not (scaled and data.utterances.corpora):
+        so = "several corpora (--corpus A+B) and features that are z-scored, as by standardise_audio=true; leave it out"
+        raise WrongUse(f"--set standardise_by=corpus needs {so}")
     dev = training.dev
     if dev == "auto" and experiment.select != "val" and experiment.protocol != "random-70-20-10":
         dev = "none"  # but a protocol that names its own dev part always has it

@@ -164,17 +164,16 @@ def fit_standardizers(data: Dataset, fold: Fold, settings: Any, by: str = "all")
 
     By "corpus" of each corpus by itself; a corpus that does not train by its dev and test part, without their labels.
     """
-    found = {}
+    found, rows = {}, [fold.train]
     numbers, used = data.utterances.corpus_numbers, np.concatenate([fold.train, fold.dev, fold.test])
+    for number in range(1, numbers.max() + 1) if by == "corpus" else ():
+        own, foreign = (part[numbers[part] == number] for part in (fold.train, used))
+        rows.append(next(part for part in (own, foreign, fold.train) if len(part)))
     for modality, inputs in data.inputs.items():
         if getattr(settings, f"standardise_{modality}", False):
-            found[modality] = whole = Standardizer.of(inputs, fold.train)
-            own = [whole]
-            for number in range(1, numbers.max() + 1) if by == "corpus" else ():
-                parts = [rows[numbers[rows] == number] for rows in (fold.train, used)]
-                own += [next((Standardizer.of(inputs, rows) for rows in parts if len(rows)), whole)]
-            if len(own) > 1:
-                found[modality] = Standardizer(*(torch.stack([getattr(s, p) for s in own]) for p in ("mean", "std")))
+            each = [Standardizer.of(inputs, part) for part in rows]
+            mean, std = torch.stack([one.mean for one in each]), torch.stack([one.std for one in each])
+            found[modality] = Standardizer(mean.squeeze(0), std.squeeze(0))
     return found
 
 

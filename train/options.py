@@ -21,8 +21,7 @@ SELECTIONS = {  # which epoch counts
     "best-test": "the epoch with the best score on the TEST part, which lifts every number",
 }
 PROTOCOL_HELP = (
-    "session-out, speaker-out, script-out, train1234-test5, random-70-20-10, corpus-out, cross:A:B (train on corpus A, "
-    "test on B) or folds:FILE"
+    "session-out, speaker-out, script-out, train1234-test5, random-70-20-10, corpus-out, cross:A:B, folds:FILE"
 )
 
 

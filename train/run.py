@@ -183,9 +183,9 @@ def _finish(
         "files": files,
     }
     if corpora := data.notes.get("corpora"):
-        of = np.array(utterances.corpora)
-        sizes = {name: {part: int((of[held] == name).sum()) for part, held in fold.parts.items()} for name in corpora}
-        result["corpora"] = {name: {**about, **sizes[name]} for name, about in corpora.items()}
+        of = {part: [utterances.corpora[row] for row in held] for part, held in fold.parts.items()}
+        counted = {name: {part: names.count(name) for part, names in of.items()} for name in corpora}
+        result["corpora"] = {name: {**about, **counted[name]} for name, about in corpora.items()}
         result["standardise_by"] = plan.training.standardise_by
     run.write_json(RESULT, result)
     (run.path / STATE).unlink(missing_ok=True)

@@ -2,10 +2,9 @@
 
 <out>/<16 hex digits>/config.json          all that the name hashes, and `provenance`, which it does not
                       result.json          scores; there only when the run is finished
-                      predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K]
-                                           of several corpora id and speaker are "corpus/id", "corpus/speaker"
-                      model.safetensors    model.<weight>, scaling.<modality>.<mean|std> [dim], or [1 + C, dim] where
-                                           each of C corpora is standardised by itself (first: all that train)
+                      predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K];
+                                           of several corpora "corpus/id" and "corpus/speaker"
+                      model.safetensors    model.<weight>, scaling.<modality>.<mean|std> [dim] or [1 + C, dim]
                       state.safetensors    where an unfinished run stands
                       log                  one line per epoch
 

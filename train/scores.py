@@ -15,7 +15,7 @@ benchmarks.statistics` simulates how often the intervals hold the truth. Axis le
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -87,17 +87,6 @@ def scores(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str
         "confusion": matrix.tolist(),
         "n": int(matrix.sum()),
     }
-
-
-class CorpusScore(NamedTuple):
-    """The scores of one of several corpora."""
-
-    corpus: str
-    n: int  # utterances tested
-    folds: list[str]  # that test them
-    trained_on: str  # how many utterances of which corpora trained in these folds
-    lacks: list[str]  # the classes that the corpus has no utterance of
-    scores: dict[str, Ends]  # in percent: `ua`, `wa`, `macro_f1`
 
 
 @dataclass(frozen=True)
@@ -196,25 +185,24 @@ class CellScores:
         return self._column(COLUMNS[over])
 
     @cached_property
-    def corpora(self) -> list[CorpusScore]:
-        """The scores of each corpus that is tested, in alphabetical order; none where there is one corpus alone."""
-        found = []
-        for name in self.results[0].get("corpora", ()):
-            tested = [result for result in self.results if result["corpora"][name]["test"]]
-            folds = {result["fold"]: result["corpora"][name]["test"] for result in tested}
-            trained: dict[str, list[int]] = {}
-            for corpus, n in ((corpus, one["train"]) for r in tested for corpus, one in r["corpora"].items()):
-                trained.setdefault(corpus, []).extend([n] * (n > 0))
-            if tested:
-                by = " + ".join(f"{corpus} {_range(sizes)}" for corpus, sizes in trained.items() if sizes)
-                lacks = [label for label, n in tested[0]["corpora"][name]["classes"].items() if not n]
-                scores = {metric: self.with_interval(metric, corpus=name) for metric in ("ua", "wa", "macro_f1")}
-                found.append(CorpusScore(name, sum(folds.values()), list(folds), by, lacks, scores))
-        return found
+    def corpora(self) -> list[dict[str, Any]]:
+        """The lines of a table: each corpus that is tested, its scores and who trained, and the "mean over corpora".
 
-    def mean_over_corpora(self, metric: str) -> float:
-        """The plain mean of the scores of the corpora, in percent."""
-        return float(np.mean([one.scores[metric][0] for one in self.corpora]))
+        None where there is one corpus alone.
+        """
+        rows: list[dict[str, Any]] = []
+        names, told = self.results[0].get("corpora", {}), {"UA %": "ua", "WA %": "wa", "macro-F1 %": "macro_f1"}
+        for name in names:
+            tested = {result["fold"]: result["corpora"] for result in self.results if result["corpora"][name]["test"]}
+            if tested:
+                sizes = {one: [corpora[one]["train"] for corpora in tested.values()] for one in names}
+                row = {"tested on": name, "n": sum(corpora[name]["test"] for corpora in tested.values())}
+                row["folds"] = ", ".join(tested) if len(tested) < FEWEST else f"{len(tested)}"
+                row["trained on"] = " + ".join(f"{one} {_range(n)}" for one, n in sizes.items() if any(n))
+                row["has no"] = ", ".join(label for label, n in names[name]["classes"].items() if not n) or None
+                rows.append(row | {heading: self.with_interval(key, corpus=name) for heading, key in told.items()})
+        means = {heading: (float(np.mean([row[heading][0] for row in rows])), None, None) for heading in told if rows}
+        return [*rows, {"tested on": "mean over corpora", **means}] if rows else []
 
     @property
     def conditions(self) -> str:
@@ -228,8 +216,7 @@ class CellScores:
         cut += [f"corpora {first['corpus']}"] if first.get("corpora") else []
         if first.get("standardise_by") == "corpus":
             foreign = any(one["test"] and not one["train"] for r in self.results for one in r["corpora"].values())
-            own = " (a corpus that does not train by its own test part, without labels: transductive)"
-            cut.append(f"z-scored by corpus{own * foreign}")
+            cut.append(f"z-scored by corpus{', the tested one by its own unlabelled speech: transductive' * foreign}")
         cut += [f"{name} {value}" for name, value in parts(self.results).items()]
         return " · ".join((split, *filter(None, [heard]), selected, first["labels"], *cut))
 
@@ -250,13 +237,11 @@ class CellScores:
     def to_json(self) -> dict[str, Any]:
         """Pooled WA, UA and macro-F1 with the intervals of the first two, in percent, by "ua over speakers", …
 
-        Of several corpora each one's too, in `corpora`, with who trained, and `mean_over_corpora`.
+        Of several corpora the lines of `corpora` too.
         """
         found = {metric: self.with_interval(metric) for metric in ("ua", "wa")}
-        means = {metric: self.mean_over_corpora(metric) for metric in ("wa", "ua", "macro_f1") if self.corpora}
-        several = {"corpora": [one._asdict() for one in self.corpora], "mean_over_corpora": means}
         return {
-            **(several if means else {}),
+            **({"corpora": self.corpora} if self.corpora else {}),
             **{metric: self.score(metric).pooled for metric in ("wa", "ua", "macro_f1")},
             "intervals": {
                 f"{metric} over {self.over}": ends for metric, (_, *ends) in found.items() if None not in ends
@@ -386,10 +371,6 @@ def caveat(results: Iterable[Mapping[str, Any]]) -> str | None:
     return f"{' and '.join(found)}: {NO_COMPARISON}" if found else None
 
 
-def _with_ends(value: float, low: float | None, high: float | None) -> str:
-    return f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
 def summary_text(cell: CellScores) -> str:
     """The scores of one cell for the terminal: what `ser train` ends with."""
     from tabulate import tabulate
@@ -405,18 +386,13 @@ def summary_text(cell: CellScores) -> str:
     headings = ["%", "pooled over folds, over seeds", "seeds", "over folds", "folds"]
     table = tabulate(lines, headings, disable_numparse=True)
     ours = cell.to_json()
-    ends = [f"{name}: {_with_ends(ours[name[:2]], *ends)}" for name, ends in ours["intervals"].items()]
+    ends = [f"{name}: {ours[name[:2]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in ours["intervals"].items()]
     about = f"95 % interval of {'; '.join(ends)} ({cell.interval_over})" if ends else cell.interval_over
     notes = [cell.conditions, about]
     if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
         notes.append(f"left out: {absent}")
     if cell.corpora:
-        metrics = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1"}
-        rows = [
-            [one.corpus, *(_with_ends(*one.scores[m]) for m in metrics), one.n, one.trained_on, ", ".join(one.lacks)]
-            for one in cell.corpora
-        ]
-        rows.append(["mean over corpora", *(f"{cell.mean_over_corpora(metric):.2f}" for metric in metrics)])
-        headings = ["%, tested on", *metrics.values(), "n", "trained on", "has no"]
-        notes.append(tabulate(rows, headings, disable_numparse=True))
+        from .report.tables import Table, tabulated
+
+        notes.append(tabulated(Table("corpora", "", cell.corpora)))
     return "\n".join([table, *notes, *filter(None, [cell.caveat])])

@@ -30,11 +30,7 @@ class TrainingSettings:
         False, OURS, "with --select val: train a new model on train + dev, for as many epochs as dev chose", later=True
     )
     standardise_by: Literal["all", "corpus"] = setting(
-        "all",
-        OURS,
-        "z-scores by all training corpora together, or each corpus by itself: one that does not train by its own test "
-        "part, without labels (transductive)",
-        later=True,
+        "all", OURS, "z-score all corpora alike, or each by itself: one not in training by its test part", later=True
     )
     select_score: Literal["ua", "wa"] = setting("ua", OURS, "score whose best epoch counts with val and best-test")
     reduction: Literal["auto", "sum", "mean"] = setting(

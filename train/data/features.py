@@ -202,7 +202,13 @@ def load_dataset(
         utterances = utterances.take(np.linspace(0, len(utterances) - 1, limit).round().astype(int))
     utterances, quarantined = with_rows([one.feature for one in asked], manifest, utterances, allow_missing)
     left_out |= {f"{name}: quarantined": list(held) for name, held in quarantined.items()}
-    corpora = {part.corpus: _about(part, utterances) for part in manifest.parts}
+    corpora = {}
+    for part in manifest.parts:
+        labelled = utterances.labels[[name == part.corpus for name in utterances.corpora]]
+        if not len(labelled):
+            raise WrongUse(f"--corpus: --only or --limit leaves no utterance of corpus {part.corpus}; leave it out")
+        sizes = np.bincount(labelled, minlength=len(policy.classes)).tolist()
+        corpora[part.corpus] = {"synthetic": part.synthetic, "classes": dict(zip(policy.classes, sizes, strict=True))}
     inputs = {one.modality: one for one in sorted(asked[: len(selected)], key=lambda one: one.modality)}
     specs = {modality: one.feature.spec for modality, one in inputs.items()}
     rows, votes = utterances.rows, manifest.column("votes")
@@ -236,21 +242,6 @@ def load_dataset(
         views=tuple((one.modality, partial(cache.load, one, manifest, rows)) for one in asked[len(selected) :]),
     )
     return data, fusion
-
-
-def _about(corpus: Manifest, utterances: Utterances) -> dict[str, Any]:
-    """What a run records of one of several corpora: `synthetic`, and `classes`, its utterances of each class.
-
-    Raises `WrongUse` for one of which no utterance is left.
-    """
-    labels = utterances.labels[[name == corpus.corpus for name in utterances.corpora]]
-    if not len(labels):
-        raise WrongUse(
-            f"--corpus: not one utterance of corpus {corpus.corpus} is left by the label policy, --only and --limit; "
-            "leave the corpus out, or choose others"
-        )
-    sizes = np.bincount(labels, minlength=len(utterances.classes)).tolist()
-    return {"synthetic": corpus.synthetic, "classes": dict(zip(utterances.classes, sizes, strict=True))}
 
 
 def with_rows(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ser.cache.manifest import LABEL_POLICIES, Manifest
-from ser.errors import CorpusError, WrongUse, unknown
+from ser.errors import CorpusError, LeakageError, WrongUse, unknown
 
 from ..options import read_toml
 
@@ -99,7 +99,7 @@ class Utterances:
     `turns` [n] orders the utterances of a dialogue. `rows` [n] are those of the manifest that they come from, if any,
     and `left_out` counts the raw labels that the label policy leaves out. `texts` [n] are the words of the transcripts,
     without case and punctuation, so that what is said in the same words is equal; None where there is none.
-    Of several corpora, `corpora` [n] names each utterance's own, and `recordings` [n] the audio that stands in two.
+    `corpora` [n] names each utterance's corpus, if there are several.
     """
 
     ids: Sequence[str]
@@ -113,7 +113,6 @@ class Utterances:
     left_out: Mapping[str, int] = field(default_factory=dict)
     texts: Sequence[str | None] = ()
     corpora: Sequence[str] = ()
-    recordings: Sequence[str | None] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,9 +125,7 @@ class Utterances:
     @cached_property
     def corpus_numbers(self) -> np.ndarray:
         """The corpora as numbers from 1, in alphabetical order, int64 [n]; 0 where there is one alone."""
-        if not self.corpora:
-            return np.zeros(len(self), dtype=np.int64)
-        return np.unique(self.corpora, return_inverse=True)[1] + 1
+        return np.unique(self.corpora, return_inverse=True)[1] + 1 if self.corpora else np.zeros(len(self), np.int64)
 
     @property
     def scenes(self) -> list[str | None]:
@@ -150,7 +147,6 @@ class Utterances:
             rows=self.rows[which] if len(self.rows) else self.rows,
             texts=[self.texts[row] for row in which] if self.texts else (),
             corpora=[self.corpora[row] for row in which] if self.corpora else (),
-            recordings=[self.recordings[row] for row in which] if self.recordings else (),
         )
 
     def by_dialogue(self, rows: np.ndarray) -> list[np.ndarray]:
@@ -171,8 +167,10 @@ def apply_policy(policy: Policy, manifest: Manifest) -> Utterances:
     """The manifest's utterances that the policy keeps, in its order, with their class numbers.
 
     Raises `WrongUse` if fewer than two classes are left, `CorpusError` if a whole IEMOCAP release does not give its
-    known counts.
+    known counts, and for one of several corpora alike; `LeakageError` if two of them have a recording in common.
     """
+    for part in manifest.parts:
+        apply_policy(policy, part)
     raw = manifest.column("label")
     index = [policy.index(label) for label in raw]
     rows = np.array([row for row, kept in enumerate(index) if kept is not None], dtype=np.int64)
@@ -194,11 +192,14 @@ def apply_policy(policy: Policy, manifest: Manifest) -> Utterances:
     turns = [row if turn is None else turn for row, turn in enumerate(column("turn"))]
     names = [part.corpus for part in manifest.parts for _ in range(len(part))]  # of all rows, where several are joined
     corpora = [names[row] for row in rows] if names else []
-    homes = Counter(digest for digest, _ in {*zip(column("audio_sha256"), corpora, strict=False)})
+    homes = Counter(audio for audio, _ in {*zip(column("audio_sha256"), corpora, strict=False)} if audio)
+    if shared := [id_ for id_, audio in zip(ids, column("audio_sha256"), strict=True) if homes[audio] > 1]:
+        raise LeakageError(
+            f"{len(shared)} utterances of {manifest.corpus} are the same recording in two of these corpora, such as "
+            f"{shared[0]}: a test of one would know it from another; leave one of them out"
+        )
     out = [row for row, kept in enumerate(index) if kept is None]
-    for part in manifest.parts or (manifest,):
-        _check_iemocap(policy, part)
-    return Utterances(
+    found = Utterances(
         ids=ids,
         labels=labels,
         classes=policy.classes,
@@ -210,25 +211,23 @@ def apply_policy(policy: Policy, manifest: Manifest) -> Utterances:
         left_out=Counter((raw[row] or "none") + (f" of {names[row]}" if names else "") for row in out),
         texts=[" ".join(re.findall(r"[^\W_]+", (text or "").casefold())) or None for text in column("text")],
         corpora=corpora,
-        recordings=[one if homes[one] > 1 else None for one in column("audio_sha256")] if names else (),
     )
+    known = policy.name in IEMOCAP_TOTALS and len(manifest) == IEMOCAP_UTTERANCES and not manifest.synthetic
+    if known and all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):
+        _check_iemocap(policy, manifest.corpus, found)
+    return found
 
 
-def _check_iemocap(policy: Policy, manifest: Manifest) -> None:
-    """Raise `CorpusError` if a corpus has the ids of IEMOCAP's whole release and other counts than its."""
-    whole = policy.name in IEMOCAP_TOTALS and len(manifest) == IEMOCAP_UTTERANCES and not manifest.synthetic
-    if not whole or not all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):
-        return
-    index = [policy.index(label) for label in manifest.column("label")]
-    kept = [(session, k) for session, k in zip(manifest.column("session"), index, strict=True) if k is not None]
-    have = Counter((session, policy.classes[k]) for session, k in kept)
-    counts = {"all": (len(kept), IEMOCAP_TOTALS[policy.name])}
+def _check_iemocap(policy: Policy, corpus: str, found: Utterances) -> None:
+    """Raise `CorpusError` if these utterances, which have the ids of IEMOCAP's release, have other counts than its."""
+    have = Counter(zip(found.sessions, (policy.classes[k] for k in found.labels), strict=True))
+    counts = {"all": (len(found), IEMOCAP_TOTALS[policy.name])}
     for session, known in IEMOCAP_4CLASS.items() if policy.name == "4class" else ():
         counts |= {f"session {session} {name}": (have[session, name], n) for name, n in known.items()}
     wrong = [f"{what} {is_} instead of {should}" for what, (is_, should) in counts.items() if is_ != should]
     if wrong:
         raise CorpusError(
-            f"corpus {manifest.corpus} has the utterances of the IEMOCAP release but not its {policy.name} counts: "
+            f"corpus {corpus} has the utterances of the IEMOCAP release but not its {policy.name} counts: "
             f"{', '.join(wrong)}; run `ser corpus show` on it to see which files differ"
         )
 

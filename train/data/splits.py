@@ -89,13 +89,10 @@ def known_before(fold: Fold, utterances: Utterances) -> dict[str, Any]:
 def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], shared_dev: bool = False) -> None:
     """Raise `LeakageError` if an utterance, or anything of `separate`, stands in two parts of the fold.
 
-    Nor may a recording that two corpora have. `shared_dev` allows train and dev to have speakers in common: a dev share
-    is cut from the training speakers.
+    `shared_dev` allows train and dev to have speakers in common: a dev share is cut from the training speakers.
     """
     names = {"dialogue": utterances.dialogues.tolist(), "speaker": utterances.speakers}
     columns: dict[str, Sequence] = {"utterance": utterances.ids, **{kind: names[kind] for kind in separate}}
-    if utterances.recordings:
-        columns["shared recording"] = utterances.recordings
     for kind, column in columns.items():
         held = {part: {column[row] for row in rows} - {None} for part, rows in fold.parts.items()}
         for first, second in (("train", "test"), ("dev", "test"), ("train", "dev")):
@@ -124,14 +121,9 @@ def corpus_out(utterances: Utterances, cut: Cut) -> list[Fold]:
 def cross(utterances: Utterances, cut: Cut, asked: str) -> list[Fold]:
     """One fold: the corpora before the second colon train and those behind it are the test part, `cross:A+B:C`."""
     train, _, test = ({*names.split("+")} for names in asked.partition(":"))
-    if not asked.partition(":")[2] or train & test:
-        raise WrongUse(f"--protocol cross:{asked}: must be cross:A:B or cross:A+B:C, and no corpus on both sides")
-    if strange := (train | test).difference(utterances.corpora):
-        raise WrongUse(
-            f"--protocol cross:{asked}: --corpus does not name {min(strange)}; name all there, or leave it out"
-        )
-    if cut.dev == "next":
-        raise WrongUse("--protocol cross has no next corpus to be its dev part; use a dev share such as --set dev=0.1")
+    if train & test or not train | test <= {*utterances.corpora}:
+        so = "must be cross:A:B or cross:A+B:C, no corpus on both sides, and all of them in --corpus, if that is given"
+        raise WrongUse(f"--protocol cross:{asked}: {so}")
     corpora = np.array(utterances.corpora, dtype=object)
     others = _where(corpora, {*corpora} - train - test)
     left_out = {f"in a corpus that cross:{asked} does not name": others} if len(others) else {}
@@ -297,27 +289,22 @@ def _fold(
     rest = np.setdiff1d(np.arange(len(utterances)), np.concatenate([test, *left_out.values()]))
     dev, dev_by = (following, "next") if cut.dev == "next" else (rest[:0], "none")
     if cut.share is not None:
-        of, cuts = utterances.corpus_numbers, []  # of each corpus by itself: not all of them name dialogues or speakers
-        for number in np.unique(of[rest]):
-            own = np.flatnonzero(of == number)
-            cuts.append(_share(utterances, np.intersect1d(rest, own), own, cut.share, cut.seed))
+        of = utterances.corpus_numbers[rest]  # each corpus by itself: not all name dialogues or speakers
+        cuts = [_share(utterances, rest[of == number], cut.share, cut.seed) for number in np.unique(of)]
         dev = np.sort(np.concatenate([rest[:0], *(rows for rows, _ in cuts)]))
         dev_by = f"{cut.share:g} in {' or '.join(dict.fromkeys(units for _, units in cuts))}"
     return Fold(name, np.setdiff1d(rest, dev), dev, test, left_out, dev_by)
 
 
-def _share(
-    utterances: Utterances, rows: np.ndarray, corpus: np.ndarray, share: float, seed: int
-) -> tuple[np.ndarray, str]:
+def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, str]:
     """About that share of the rows, of each class about as much, in whole dialogues (one at least), and what is whole.
-
-    `corpus` are all rows of their corpus, which say whether it has dialogues.
 
     Whole speakers where no dialogue joins two utterances, and single utterances where neither is known. The rows are
     those of scikit-learn's StratifiedGroupKFold, which takes most of a second to import: its first fold of 1 / share.
     """
     names, units = utterances.dialogues[rows].tolist(), "whole dialogues"
-    if len(set(utterances.dialogues[corpus].tolist())) == len(corpus):
+    of = utterances.corpus_numbers
+    if len({*(own := utterances.dialogues[of == of[rows[0]]].tolist())}) == len(own):
         units, speakers = "single utterances (no dialogues or speakers known)", [utterances.speakers[r] for r in rows]
         if None not in speakers and len(set(speakers)) > 1:
             names, units = speakers, "whole speakers"

@@ -78,11 +78,7 @@ def differences(
     config, asked = runs[0].config, cell.written
     protocol, colon, file = asked.protocol.partition(":")
     features, provenance = config["features"], config["provenance"]
-
-    def several(corpora: str | None) -> list[str]:
-        names = sorted((corpora or "").split("+"))
-        return names if len(names) > 1 else []
-
+    several: Any = [n and "+" in n and sorted(n.split("+")) for n in (config["corpus"], asked.corpora)]
     pairs: dict[str, tuple[Any, Any]] = {
         "fusion": (config["fusion"].partition(":")[0] if asked.fusion in BOTH else config["fusion"], asked.fusion),
         "features": (
@@ -91,7 +87,7 @@ def differences(
         ),
         "labels": (config["labels"]["policy"], Path(asked.labels).name),
         "protocol": (config["protocol"], f"{protocol}:{Path(file).name}" if colon else protocol),
-        "corpora": (several(config["corpus"]), several(asked.corpora)),
+        "corpora": several,
         "only": (config.get("only"), getattr(asked, "only", None)),
         "limit": (config["limit"], asked.limit),
         "allow_missing": (any("quarantined" in why for why in provenance.get("left_out", ())), False),

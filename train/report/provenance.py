@@ -82,13 +82,9 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
         raw = {name: [label for label, mapped in maps.items() if mapped == name] for name in cell.classes}
         merged = "; ".join(f"{name} is {' + '.join(labels)}" for name, labels in raw.items() if labels != [name])
         note += f" Labels: {merged}." if merged else ""
-        rows = []
-        for name, named in zip(corpus.split("+"), digest.split("+"), strict=False):
-            truth = tested.truth[tested.id.str.startswith(f"{name}/")] if "+" in corpus else tested.truth
-            row = {"corpus": name} if "+" in corpus else {}
-            row |= {"manifest": named[:16], "labels": policy}
-            rows.append(row | {f"n {emotion}": int((truth == emotion).sum()) for emotion in cell.classes})
-        tables.append(Table(f"corpus-{number}", f"Corpus {corpus}", rows, note))
+        row = {"manifest": "+".join(one[:16] for one in digest.split("+")), "labels": policy}
+        row |= {f"n {name}": int((tested.truth == name).sum()) for name in cell.classes}
+        tables.append(Table(f"corpus-{number}", f"Corpus {corpus}", [row], note))
     return tables
 
 

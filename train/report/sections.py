@@ -26,8 +26,6 @@ ALL_PAIRS = 5  # cells; with more, each is tested against the first only
 CHOSEN = " The first cell is chosen on the test score, which lifts its number and its differences."
 EPOCHS = 30  # of each cell in the table of learning curves
 MAIN = ("ua", "wa")
-NAMED = {"UA": "ua", "WA": "wa", "macro-F1": "macro_f1"}
-FOLDS = 3  # named in the line of a corpus
 
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
@@ -130,24 +128,10 @@ def results_table(cells: Sequence[Cell]) -> Table:
 
 
 def corpora_table(cells: Sequence[Cell]) -> Table:
-    """The scores of each corpus and who trained, for the cells of several corpora."""
-    rows: list[Row] = []
-    for cell in (cell for cell in cells if cell.corpora):
-        for one in cell.corpora:
-            folds = ", ".join(one.folds) if len(one.folds) <= FOLDS else f"{len(one.folds)} folds"
-            row: Row = {"cell": cell.label, "tested on": one.corpus, "n": one.n, "in": folds}
-            row |= {
-                "trained on": one.trained_on,
-                "UA %": one.scores["ua"],
-                "WA %": one.scores["wa"],
-                "macro-F1 %": one.scores["macro_f1"],
-            }
-            rows.append({**row, "has no": ", ".join(one.lacks) or None})
-        means = {f"{name} %": (cell.mean_over_corpora(key), None, None) for name, key in NAMED.items()}
-        rows.append({"cell": cell.label, "tested on": "mean over corpora", **means})
-    note = "Of each corpus over all folds that test it, with the 95 % interval; the mean over corpora is that of these "
-    note += "lines, and the cell’s own score is pooled, so that large corpora weigh more in it. Trained on: the fewest "
-    note += "and the most utterances in these folds."
+    """The scores of each corpus, and who trained, for the cells of several corpora."""
+    rows = [{"cell": cell.label, **row} for cell in cells for row in cell.corpora]
+    note = "With 95 % intervals; the mean over corpora is the plain mean of these lines, the cell’s own score is "
+    note += "pooled over all utterances. Trained on: the fewest and the most utterances in these folds."
     return Table("corpora", "Scores of each corpus, and who trained", rows, note)
 
 
