@@ -200,6 +200,9 @@ class Predictor:
             notes.append("trained on synthetic speech: shows that the pipeline works, and says nothing about people")
         if result["random_weights"]:
             notes.append(f"computed with random weights: {', '.join(result['random_weights'])}")
+        if any(scale.mean.ndim > 1 for scale in self.scaling.values()):
+            why = "in training each corpus was by its own statistics, and new speech has none that are known"
+            notes.append(f"z-scored by the statistics of the whole training part: {why}")
         if unused := [m for m in ("audio", "text") if m not in inputs and any(getattr(t, m) for t in turns)]:
             notes.append(f"{' and '.join(unused)} not used: {name} takes {inputs[0]} alone")
         if self.fusion.unit == "dialogue" and all(turn.dialogue in (None, turn.id) for turn in turns):

@@ -96,8 +96,9 @@ class Feature:
     def quarantined(self, manifest: Manifest) -> dict[str, str]:
         """Id → reason of the utterances that could not be computed from what the manifest names."""
         self.parts()
-        lacking = (key for key in self.keys(manifest) if key not in self._rows)
-        return {key[1]: self._quarantined[key] for key in lacking if key in self._quarantined}
+        keys = zip(manifest.ids, self.keys(manifest), strict=True)
+        lacking = ((id_, key) for id_, key in keys if key not in self._rows)
+        return {id_: self._quarantined[key] for id_, key in lacking if key in self._quarantined}
 
     def rows(self, manifest: Manifest) -> int:
         """How many utterances of the manifest have a current row."""

@@ -8,7 +8,7 @@ import re
 import time
 import tomllib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -113,11 +113,12 @@ SCHEMA = pa.schema(
         ("dominance", pa.float64()),
     ]
 )
+OF_ITS_CORPUS = ("id", "session", "dialogue", "speaker")  # columns that name something within one corpus alone
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """The utterances of one corpus, in corpus order.
+    """The utterances of one corpus, in corpus order, or of several, which are its `parts`, see `joined`.
 
     `table` has the columns of `SCHEMA`. `synthetic` marks generated speech, whose scores say nothing about people.
     """
@@ -125,6 +126,7 @@ class Manifest:
     corpus: str
     table: pa.Table
     synthetic: bool = False
+    parts: tuple["Manifest", ...] = ()
     _keys: dict[Modality, list[Key]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -138,6 +140,19 @@ class Manifest:
             if row.get("text") is not None:
                 row["text_sha256"] = hashlib.sha256(row["text"].encode()).hexdigest()
         return cls(corpus, pa.Table.from_pylist(filled, schema=SCHEMA), synthetic)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Manifest"]) -> "Manifest":
+        """Several corpora as one, "a+b", one after the other, never written to a store.
+
+        Ids, sessions, dialogues and speakers get their corpus's name before them: speaker 03 of a is "a/03".
+        """
+        tables = []
+        for part in parts:
+            own = {n: [v if v is None else f"{part.corpus}/{v}" for v in part.column(n)] for n in OF_ITS_CORPUS}
+            tables.append(pa.table(dict(zip(SCHEMA.names, part.table.columns, strict=True)) | own, SCHEMA))
+        table, synthetic = pa.concat_tables(tables), any(part.synthetic for part in parts)
+        return cls("+".join(part.corpus for part in parts), table, synthetic, tuple(parts))
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -172,6 +187,8 @@ class Manifest:
 
     def keys(self, modality: Modality) -> list[Key]:
         """What joins each row to a store."""
+        if self.parts:
+            return [key for part in self.parts for key in part.keys(modality)]
         if modality not in self._keys:
             rows = zip(self.ids, self.inputs(modality), strict=True)
             self._keys[modality] = [(self.corpus, id_, digest) for id_, digest in rows]
@@ -187,7 +204,9 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """Sha256 of `content`: the manifest's name in the store."""
+        """Sha256 of `content`: the manifest's name in the store; of several corpora theirs, joined with "+"."""
+        if self.parts:
+            return "+".join(part.digest for part in self.parts)
         return hashlib.sha256(self.content).hexdigest()
 
     @classmethod

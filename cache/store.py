@@ -80,6 +80,14 @@ class Store:
         """
         return read_manifest(self.path, self.only_corpus(corpus), digest)
 
+    def joined_manifest(self, corpora: str | None = None, digests: str | None = None) -> Manifest:
+        """As `manifest`, and for "a+b" that of several corpora, in alphabetical order whatever the order asked."""
+        names = sorted({*(corpora or "").split("+")})
+        if len(names) == 1:
+            return self.manifest(corpora, digests)
+        known = digests.split("+") if digests else [None] * len(names)
+        return Manifest.joined([self.manifest(*pair) for pair in zip(names, known, strict=False)])
+
     def put_manifest(self, manifest: Manifest, replace: bool = False, command: str = "put_manifest") -> str:
         """Keep a manifest and make it the corpus's latest; the corpus's log keeps the `command`. Returns its digest.
 
@@ -180,15 +188,21 @@ class Store:
         """A feature by `name[:variant][@fingerprint]`, such as `hubert:layer=9@3f2a`.
 
         Raises `MissingRows` naming the command if the store has none, and `WrongUse` listing them if two are
-        complete for the corpus (or several are begun and none is).
+        complete for the corpus, or for all corpora of "a+b" (or several are begun and none is).
         """
         found = self.named(name)
         if len(found) == 1:
             return found[0]
-        manifest = self.manifest(corpus)
+        manifest = self.joined_manifest(corpus)
         complete = [feature for feature in found if feature.complete(manifest)]
         if len(complete) == 1:
             return complete[0]
+        if manifest.parts and not complete:
+            ways = {one.corpus: listed([f for f in found if f.complete(one)]) or "none whole" for one in manifest.parts}
+            have = "; ".join(f"{one} has {way}" for one, way in ways.items())
+            raise WrongUse(
+                f"{self.path}: {name} is not computed in the same way for all; {have}; extract all in one way"
+            )
         state = "complete" if complete else "begun"
         raise WrongUse(f"{self.path}: {name} is {state} in several ways, choose one: {listed(complete or found)}")
 

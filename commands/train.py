@@ -62,10 +62,12 @@ def train(
         jobs = prepare(experiment)
     ahead = estimate(jobs)
     most = "at most " * ahead.at_most
+    listed = (f"{name}: {', '.join(f'{n:,} {label}' for label, n in of.items())}" for name, of in ahead.corpora.items())
+    sizes = "; ".join(listed)
     words = (
         f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
-        f"{ahead.utterances:,} utterances, {ahead.runs} runs × {most}{ahead.epochs} epochs, {ahead.updates:,} updates, "
-        f"{most}about {duration(ahead.seconds)}"
+        f"{ahead.utterances:,} utterances{sizes and f' ({sizes})'}, {ahead.runs} runs × {most}{ahead.epochs} epochs, "
+        f"{ahead.updates:,} updates, {most}about {duration(ahead.seconds)}"
     )
     if dry_run:
         answer(vars(ahead) if as_json else words)

@@ -134,7 +134,7 @@ def test_what_is_constant_in_training_is_not_divided_by_zero(tmp_path: Path) -> 
     add_feature(new_store(tmp_path / "s", manifest), manifest, "is13", rows)
     data, _ = load_dataset(tmp_path / "s", "is13", "audio")
     scaling = Standardizer.of(data.inputs["audio"], np.arange(20))
-    assert scaling.std[3] == 1 and torch.isfinite(scaling(data.inputs["audio"].values)).all()
+    assert scaling.std[3] == 1 and torch.isfinite(data.scaled({"audio": scaling}).inputs["audio"].values).all()
 
 
 def test_features_are_loaded_once(store: Path) -> None:

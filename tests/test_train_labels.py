@@ -7,6 +7,7 @@ import pytest
 
 from ser.cache.manifest import Manifest
 from ser.errors import CorpusError, WrongUse
+from ser.tests.tiny_store import make_manifest
 from ser.train.data.labels import apply_policy, get_policy, soft_labels
 from ser.train.data.splits import make_folds
 
@@ -54,9 +55,11 @@ def test_sessions_1_to_4_of_iemocap_train_but_for_a_tenth() -> None:
     assert not {found.dialogues[row] for row in fold.train} & {found.dialogues[row] for row in fold.dev}
 
 
-def test_iemocap_with_other_counts_is_refused() -> None:
+@pytest.mark.parametrize("beside", [(), (make_manifest(),)])
+def test_iemocap_with_other_counts_is_refused(beside: tuple[Manifest, ...]) -> None:
+    manifest = Manifest.joined([release(change=1), *beside]) if beside else release(change=1)
     with pytest.raises(CorpusError, match="all 5530 instead of 5531, session 5 sad 244 instead of 245"):
-        apply_policy(get_policy("4class"), release(change=1))
+        apply_policy(get_policy("4class"), manifest)
 
 
 def test_a_map_of_ones_own(tmp_path: Path) -> None:

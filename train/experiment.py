@@ -84,16 +84,19 @@ class Progress:
 def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]:
     """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
     _check_options(experiment)
-    asked = {
-        name: getattr(experiment, name)
-        for name in ("corpus", "labels", "limit", "allow_missing", "views", "only", "target")
-    }
-    data, fusion = load_dataset(experiment.store, experiment.features, experiment.fusion, cache=cache, **asked)
+    names = ("labels", "limit", "allow_missing", "views", "only", "target")
+    asked = {name: getattr(experiment, name) for name in names}
+    what = experiment.store, experiment.features, experiment.fusion, experiment.corpora
+    data, fusion = load_dataset(*what, cache=cache, **asked)
     also = [assignment for assignment in experiment.also_set if has_setting(fusion, assignment)]
     settings, training = parse_settings(fusion, [*experiment.set, *also], experiment.epochs)
     training = TARGETS[experiment.target].settled(fusion, settings, training, data)
     if getattr(settings, "finetune_layers", 0) != 0:
         fusion, data = with_encoder(fusion, settings, data, experiment.model)
+    scaled = any(getattr(settings, f"standardise_{modality}", False) for modality in data.dims)
+    if training.standardise_by == "corpus" and not (scaled and data.utterances.corpora):
+        so = "several corpora (--corpus A+B) and features that are z-scored, as by standardise_audio=true; leave it out"
+        raise WrongUse(f"--set standardise_by=corpus needs {so}")
     dev = training.dev
     if dev == "auto" and experiment.select != "val" and experiment.protocol != "random-70-20-10":
         dev = "none"  # but a protocol that names its own dev part always has it
@@ -279,6 +282,7 @@ class Estimate:
     updates: int  # over all runs
     seconds: float
     at_most: bool  # as patience may end a run before
+    corpora: dict[str, dict[str, int]]  # of several, how many utterances of each class
 
     @property
     def seconds_per_run(self) -> float:
@@ -300,9 +304,9 @@ def estimate(jobs: Sequence[Job]) -> Estimate:
         del model
         per_row = _seconds_per_row([jobs[number] for number in fit_groups(jobs)[0]])
     seconds = per_row * sum(_rows(j, j.fold) for j in jobs) * epochs
-    return Estimate(
-        parameters, len(job.data.utterances), len(jobs), epochs, updates, seconds, plan.training.patience > 0
-    )
+    corpora = {name: about["classes"] for name, about in job.data.notes.get("corpora", {}).items()}
+    utterances, at_most = len(job.data.utterances), plan.training.patience > 0
+    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, corpora)
 
 
 def _seconds_per_row(jobs: Sequence[Job]) -> float:

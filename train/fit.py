@@ -78,7 +78,7 @@ def fit(
         return fit(data, fold.refitted, replace(once, select="last"), on_epoch, resume, chosen)
     fusion, settings, target = config.fusion, config.settings, TARGETS[config.target]
     eval_rows = rows_to_evaluate(fold, config)
-    scaling = fit_standardizers(data, fold, settings)
+    scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
     train_data, train_rows = with_views(shuffled(data, fold, config), fold.train)
     truth, per_batch = target.truth(train_data, config.training, fold.train), scaling
     if fusion.level == "vector":  # small enough to be scaled once, instead of in every epoch
@@ -163,13 +163,22 @@ def shuffled(data: Dataset, fold: Fold, config: TrainConfig) -> Dataset:
     return replace(data, utterances=learnt)
 
 
-def fit_standardizers(data: Dataset, fold: Fold, settings: Any) -> dict[str, Standardizer]:
-    """Z-scores of the modalities whose `standardise_…` is set, from the training part alone."""
-    return {
-        modality: Standardizer.of(inputs, fold.train)
-        for modality, inputs in data.inputs.items()
-        if getattr(settings, f"standardise_{modality}", False)
-    }
+def fit_standardizers(data: Dataset, fold: Fold, settings: Any, by: str = "all") -> dict[str, Standardizer]:
+    """Z-scores of the modalities whose `standardise_…` is set, from the training part alone.
+
+    By "corpus" of each corpus by itself; a corpus that does not train by its dev and test part, without their labels.
+    """
+    found, rows = {}, [fold.train]
+    numbers, used = data.utterances.corpus_numbers, np.concatenate([fold.train, fold.dev, fold.test])
+    for number in range(1, numbers.max() + 1) if by == "corpus" else ():
+        own, foreign = (part[numbers[part] == number] for part in (fold.train, used))
+        rows.append(next(part for part in (own, foreign, fold.train) if len(part)))
+    for modality, inputs in data.inputs.items():
+        if getattr(settings, f"standardise_{modality}", False):
+            each = [Standardizer.of(inputs, part) for part in rows]
+            mean, std = torch.stack([one.mean for one in each]), torch.stack([one.std for one in each])
+            found[modality] = Standardizer(mean.squeeze(0), std.squeeze(0))
+    return found
 
 
 class Adam(torch.optim.Adam):

@@ -61,7 +61,7 @@ def fit_many(
     config, settings, device = configs[0], configs[0].settings, configs[0].device
     [stage] = config.fusion.stages
     eval_rows = rows_to_evaluate(fold, config)
-    scaling = fit_standardizers(data, fold, settings)
+    scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
     scaled = data.scaled(scaling)
     values = {modality: inputs.values for modality, inputs in scaled.on(device).inputs.items()}
     groups = data.groups(fold.train, config.fusion.unit)

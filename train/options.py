@@ -23,7 +23,9 @@ SELECTIONS = {  # which epoch counts
     "best-test": "the epoch with the best score on the TEST part, which lifts every number",
 }
 TARGETS = ("class", "distribution", "distribution+undecided", "vad", "class+vad")  # see targets.py
-PROTOCOL_HELP = "session-out, speaker-out, script-out, train1234-test5, random-70-20-10 or folds:FILE"
+PROTOCOL_HELP = (
+    "session-out, speaker-out, script-out, train1234-test5, random-70-20-10, corpus-out, cross:A:B, folds:FILE"
+)
 
 
 def option(
@@ -40,7 +42,7 @@ class Experiment:
     features: str = field(metadata={"help": "Features in the store, joined with +, such as hubert+mpnet."})
     fusion: str = field(metadata={"help": "The model, such as mit, lgf-add, cnn, audio or text."})
     store: Path | str = option("features", "The store that `ser features` made.", "PATH")  # noqa: RUF009 (immutable)
-    corpus: str | None = option(None, "The store's only corpus by default.", "N")
+    corpus: str | None = option(None, "The store's only corpus by default; several joined with +.", "A[+B]")
     labels: str = option("4class", "4class, 5class, 6class, 8class or a TOML file.", "POLICY")
     target: str = option(
         "class",
@@ -73,6 +75,12 @@ class Experiment:
         (), "Where the weights of an encoder lie that finetune_layers trains. Repeatable.", "NAME=ID_OR_PATH"
     )
     views: str = option("", "Augmented views to train on too, such as logmel:view=noise-1+logmel:view=pitch-1.", "A+B")
+
+    @property
+    def corpora(self) -> str | None:
+        """The corpora to train and test on: by default those that `--protocol cross:A:B` names."""
+        kind, _, names = str(self.protocol).partition(":")
+        return names.replace(":", "+") if self.corpus is None and kind == "cross" else self.corpus
 
 
 def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:

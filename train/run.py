@@ -205,6 +205,11 @@ def _finish(
         **({"layers": layer_shares(weights, features)} if any("sums" in one for one in features.values()) else {}),
         "files": files,
     }
+    if corpora := data.notes.get("corpora"):
+        of = {part: [utterances.corpora[row] for row in held] for part, held in fold.parts.items()}
+        counted = {name: {part: names.count(name) for part, names in of.items()} for name in corpora}
+        result["corpora"] = {name: {**about, **counted[name]} for name, about in corpora.items()}
+        result["standardise_by"] = plan.training.standardise_by
     run.write_json(RESULT, result)
     (run.path / STATE).unlink(missing_ok=True)
     return run
@@ -239,7 +244,7 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     """
     if not (run.path / MODEL).exists():
         raise WrongUse(f"{run.path}: holds no trained model yet; finish the run with `ser train --resume {run.path}`")
-    config = run.config
+    config, dims = run.config, run.config["dims"]
     for kind, known, asked in (
         ("fusion", FUSIONS, config["fusion"]),
         ("target", TARGETS, config.get("target", "class")),
@@ -252,10 +257,10 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     try:
         tuned, classes = reopened(fusion, settings, config), len(config["labels"]["classes"])
-        model = TARGETS[config.get("target", "class")].build(tuned, settings, config["dims"], classes)
+        model = TARGETS[config.get("target", "class")].build(tuned, settings, dims, classes)
         model.load_state_dict(weights)
         scaling = {
-            m: Standardizer(*(tensors[f"scaling.{m}.{part}"].view(config["dims"][m]) for part in ("mean", "std")))
+            m: Standardizer(*(tensors[f"scaling.{m}.{p}"].view(-1, dims[m]).squeeze(0) for p in ("mean", "std")))
             for m in sorted({n.split(".")[1] for n in tensors if n.startswith("scaling.")})
         }
     except SerError:

@@ -4,8 +4,9 @@
                       result.json          scores; there only when the run is finished
                       predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K];
                                            "truth valence", "predicted valence", … where these are learnt
+                                           of several corpora "corpus/id" and "corpus/speaker"
                       dev.parquet          the same of the dev part, if there is one that the model was not trained on
-                      model.safetensors    model.<weight>, scaling.<modality>.<mean|std>
+                      model.safetensors    model.<weight>, scaling.<modality>.<mean|std> [dim] or [1 + C, dim]
                       state.safetensors    where an unfinished run stands
                       diverged.json        what went wrong with a run whose loss is no longer a number
                       log                  one line per epoch
@@ -85,6 +86,7 @@ CONFIG_SHAPE = shape(
     limit=int | None,
     provenance=shape("", store=(str, ""), asked=ANY, versions=ANY, specs=TABLES, encoders=TABLES),
 )
+OF_A_CORPUS: Any = shape("", synthetic=bool, classes=dict[str, WHOLE], train=WHOLE, dev=WHOLE, test=WHOLE)
 RESULT_SHAPE = shape(
     "fold corpus protocol select labels",
     seed=WHOLE,
@@ -99,6 +101,7 @@ RESULT_SHAPE = shape(
     history=list[shape("", loss=float | None, wa=float | None, ua=float | None)],  # type: ignore[misc]
     calibration=(shape("", temperature=Annotated[float, msgspec.Meta(gt=0)]) | None, None),
     layers=(dict[str, float], {}),
+    corpora=(dict[str, OF_A_CORPUS], {}),
 )
 
 

@@ -1,7 +1,9 @@
 """Every score and interval: the only place that computes them, and every table, page and line takes them here.
 
 A score is pooled over the folds of one seed, whose confusion matrices add up, and then averaged over the seeds. Beside
-it stand two spreads: the deviation over the seeds, and mean ± deviation over the folds.
+it stand two spreads: the deviation over the seeds, and mean ± deviation over the folds. It is pooled over several
+corpora too, where large ones weigh more; beside it stand the score of each corpus, pooled over the folds that test it,
+and their plain mean, the "mean over corpora".
 
 Utterances of one speaker are alike, so intervals, and the tests of report/significance.py, count groups: speakers where
 all are known, else dialogues where any has two utterances, else utterances, which is too narrow and says so. `python -m
@@ -245,7 +247,7 @@ class CellScores:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
         tests = self.results[0]["tests"]
         self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
-        self._counted: dict[tuple[str, bool], np.ndarray] = {}
+        self._counted: dict[tuple[str, bool, str | None], np.ndarray] = {}
 
     def score(self, metric: str, test: str = "both") -> Score:
         """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
@@ -268,16 +270,22 @@ class CellScores:
         """Predictions, of all folds and seeds."""
         return sum(result["n"] for result in self.results)
 
-    def with_interval(self, metric: str, test: str = "both") -> Ends:
+    def with_interval(self, metric: str, test: str = "both", corpus: str | None = None) -> Ends:
         """The pooled score and the ends of its interval over the groups, see `jackknife_interval`; units as of `Score`.
 
         Left out is a group's part in all seeds at once. No ends with fewer than `FEWEST` groups, nor for the recall of
-        a class that does not occur in two of them.
+        a class that does not occur in two of them. With a `corpus`, one of several, of its utterances alone.
         """
-        whole, rated = self.score(metric, test).pooled, self._is_rated(metric)
-        if (test, rated) not in self._counted:
-            self._counted[test, rated] = self.by_group(self.groups(self.over), test, rated)
-        matrices = self._counted[test, rated]
+        rated = self._is_rated(metric)
+        if (key := (test, rated, corpus)) not in self._counted:
+            groups = self.groups(self.over)
+            if corpus is not None:
+                own = (id_.partition("/")[0] for id_ in self._column("id"))
+                groups = [group if name == corpus else None for group, name in zip(groups, own, strict=True)]
+            self._counted[key] = self.by_group(groups, test, rated)
+        matrices = self._counted[key]
+        pooled = self.measure(metric, matrices.sum(0)).mean() if corpus else self.score(metric, test).pooled
+        whole = float(pooled)
         found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
         if len(found) < FEWEST or np.isnan(found).all(1).any():
             return whole, None, None
@@ -305,6 +313,28 @@ class CellScores:
         """The group of each prediction, run by run; None where the run does not know it."""
         return self._column(COLUMNS[over])
 
+    @cached_property
+    def corpora(self) -> list[dict[str, Any]]:
+        """The lines of a table: each corpus that is tested, its scores and who trained, and the "mean over corpora".
+
+        None where there is one corpus alone.
+        """
+        rows: list[dict[str, Any]] = []
+        names = self.results[0].get("corpora", {})
+        told = {"UA %": "ua", "WA %": "wa", "macro-F1 %": "macro_f1"} if self.classes else {}
+        told |= {"mean CCC": "ccc"} if self.dimensions else {}
+        for name in names:
+            tested = {result["fold"]: result["corpora"] for result in self.results if result["corpora"][name]["test"]}
+            if tested:
+                sizes = {one: [corpora[one]["train"] for corpora in tested.values()] for one in names}
+                row = {"tested on": name, "n": sum(corpora[name]["test"] for corpora in tested.values())}
+                row["folds"] = ", ".join(tested) if len(tested) < FEWEST else f"{len(tested)}"
+                row["trained on"] = " + ".join(f"{one} {_range(n)}" for one, n in sizes.items() if any(n))
+                row["has no"] = ", ".join(label for label, n in names[name]["classes"].items() if not n) or None
+                rows.append(row | {heading: self.with_interval(key, corpus=name) for heading, key in told.items()})
+        means = {heading: (float(np.mean([row[heading][0] for row in rows])), None, None) for heading in told if rows}
+        return [*rows, {"tested on": "mean over corpora", **means}] if rows else []
+
     @property
     def conditions(self) -> str:
         """Protocol, selection, labels and parts, with a warning where a number is easier to win."""
@@ -314,6 +344,10 @@ class CellScores:
         dependent = heard not in ("", NOT_KNOWN) or first["protocol"].startswith("random")
         split = f"{first['protocol']}{' (speaker-dependent)' * dependent}"
         cut = [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
+        cut += [f"corpora {first['corpus']}"] if first.get("corpora") else []
+        if first.get("standardise_by") == "corpus":
+            foreign = any(one["test"] and not one["train"] for r in self.results for one in r["corpora"].values())
+            cut.append(f"z-scored by corpus{', the tested one by its own unlabelled speech: transductive' * foreign}")
         cut += [f"{name} {value}" for name, value in parts(self.results).items()]
         learnt = [first["labels"]] if self.classes else []
         learnt += [f"target {self.runs[0].config['target']}, rated {self.scale}"] if self.dimensions else []
@@ -335,8 +369,12 @@ class CellScores:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Pooled WA, UA and macro-F1, CCC and RMSE by dimension, intervals by "ua over speakers", …, how sure it is."""
+        """Pooled WA, UA and macro-F1, CCC and RMSE by dimension, intervals by "ua over speakers", …, how sure it is.
+
+        Of several corpora the lines of `corpora` too.
+        """
         return {
+            **({"corpora": self.corpora} if self.corpora else {}),
             **{metric: self.score(metric).pooled for metric in SHOWN.values() if self.classes},
             **{k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions} for k in RANGES if self.dimensions},
             "intervals": {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()},
@@ -500,8 +538,9 @@ class CellScores:
     @cached_property
     def tested(self) -> list[tuple[str, ...]]:
         """Corpus, id and true class of each prediction."""
-        corpus = self.results[0]["corpus"]
-        return [(corpus, *pair) for pair in zip(self._column("id"), self._column("truth"), strict=True)]
+        corpus, ids = self.results[0]["corpus"], self._column("id")
+        own = [id_.partition("/")[::2] if self.results[0].get("corpora") else (corpus, id_) for id_ in ids]
+        return [(*pair, truth) for pair, truth in zip(own, self._column("truth"), strict=True)]
 
 
 def _spread(values: np.ndarray) -> Spread:
@@ -555,13 +594,17 @@ def _within(ends: tuple[float, float], whole: float, without: np.ndarray) -> End
     return whole, max(ends[0], float(low)), min(ends[1], float(high))
 
 
+def _range(sizes: Sequence[int]) -> str:
+    """The least and the most, such as "3,205–3,300", or the one that all are."""
+    return "–".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes))))
+
+
 def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """How dev was cut, and n of each part; where folds differ, the fewest and the most, such as "3,205–3,300"."""
     how = [f"{result['dev']}{', then refit' * result['refit']}" for result in results if "dev" in result]
     found = {"dev": ", ".join(dict.fromkeys(how))} if how else {}  # not of an earlier ser
     for part in results[0].get("parts", ()):
-        sizes = [result["parts"][part] for result in results]
-        found[f"n {part}"] = "–".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes))))
+        found[f"n {part}"] = _range([result["parts"][part] for result in results])
     return found
 
 
@@ -582,7 +625,9 @@ def caveat(results: Iterable[Mapping[str, Any]]) -> str | None:
     found = []
     if names := sorted({name for result in results for name in result["random_weights"]}):
         found.append(f"random weights ({', '.join(names)})")
-    if corpora := sorted({result["corpus"] for result in results if result["synthetic"]}):
+    unreal = [result for result in results if result["synthetic"]]
+    about = [r.get("corpora") or {r["corpus"]: {"synthetic": True}} for r in unreal]
+    if corpora := sorted({name for corpora in about for name, one in corpora.items() if one["synthetic"]}):
         found.append(f"synthetic corpus ({', '.join(corpora)})")
     return f"{' and '.join(found)}: {NO_COMPARISON}" if found else None
 
@@ -629,6 +674,10 @@ def summary_text(cell: CellScores) -> str:
         )
     if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
         notes.append(f"left out: {absent}")
+    if cell.corpora:
+        from .report.tables import Table, tabulated
+
+        notes.append(tabulated(Table("corpora", "", cell.corpora)))
     return "\n".join([table, *notes, *filter(None, [cell.caveat])])
 
 

@@ -32,6 +32,9 @@ class TrainingSettings:
     patience: Depth = setting(
         0, OURS, "with --select val or best-test: stop a stage after so many epochs without a better score", later=True
     )
+    standardise_by: Literal["all", "corpus"] = setting(
+        "all", OURS, "z-score all corpora alike, or each by itself: one not in training by its test part", later=True
+    )
     select_score: Literal["ua", "wa", "macro_f1", "ccc"] = setting(
         "ua", OURS, "score whose best epoch counts with val and best-test; ccc, the mean CCC, with --target vad"
     )

@@ -102,7 +102,7 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
     for cell in recipe.cells:
         asked, own = cell.experiment, cell.experiment.features.split("+")
         store = open_store(asked.store)
-        corpus = store.only_corpus(asked.corpus)
+        corpus = store.joined_manifest(asked.corpora).corpus
         found: dict[str, str] = {}
         for name in own:
             with contextlib.suppress(MissingRows):  # it may be one that is replaced
@@ -270,13 +270,13 @@ def train_alone(task: SweepTask) -> Outcome:
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:
     """The experiment for a process that works in another folder. The names of its runs stay the same."""
-    labels, (kind, colon, file) = Path(experiment.labels), experiment.protocol.partition(":")
+    labels, (kind, _, file) = Path(experiment.labels), experiment.protocol.partition(":")
     models = (entry.partition("=") for entry in experiment.model)
     return replace(
         experiment,
         store=Path(experiment.store).absolute(),
         out=Path(experiment.out).absolute(),
         labels=str(labels.absolute()) if labels.is_file() else experiment.labels,
-        protocol=f"{kind}:{Path(file).absolute()}" if colon else kind,
+        protocol=f"{kind}:{Path(file).absolute()}" if kind == "folds" else experiment.protocol,
         model=tuple(f"{name}={Path(at).absolute() if Path(at).is_dir() else at}" for name, _, at in models),
     )

@@ -203,7 +203,8 @@ class Vad(Target):
             raise WrongUse("vad_loss=ccc compares the utterances of a batch; use batch_size=2 or more, or vad_loss=mse")
         ratings, corpus = data.utterances.dimensions, data.described["corpus"]
         if training.vad_scale == "auto":
-            known = [scale for form, scale in SCALES.items() if all(re.fullmatch(form, i) for i in data.utterances.ids)]
+            ids = [one.partition("/")[2] if data.utterances.corpora else one for one in data.utterances.ids]
+            known = [scale for form, scale in SCALES.items() if all(re.fullmatch(form, one) for one in ids)]
             if not known:
                 raise WrongUse(
                     f"--target {self.name}: the scale on which corpus {corpus} rates valence, arousal and dominance is "

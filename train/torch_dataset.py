@@ -36,7 +36,7 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self, store: str | Path, features: str | Sequence[str], labels: str = "4class", corpus: str | None = None
     ) -> None:
         opened = open_store(store)
-        manifest = opened.manifest(corpus)
+        manifest = opened.joined_manifest(corpus)
         names = features.split("+") if isinstance(features, str) else list(features)
         selected = {name: FeatureSelection(opened.feature(name, manifest.corpus)) for name in names}
         labelled, wanted = apply_policy(get_policy(labels), manifest), [one.feature for one in selected.values()]

@@ -75,7 +75,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Standardizer:
-    """Z-score of one modality: (x − mean) / std, each [dim] float32."""
+    """Z-score of one modality: (x − mean) / std, each float32 [dim], or [1 + C, dim]: row c is that of corpus c.
+
+    Row 0 is that of utterances of no corpus: the whole training part's.
+    """
 
     mean: Tensor
     std: Tensor
@@ -96,9 +99,13 @@ class Standardizer:
         std = torch.where((high > low) & (variance > 0), variance.sqrt(), 1.0)
         return cls(mean.float(), std.float())
 
-    def __call__(self, values: Tensor) -> Tensor:
-        """Standardised values [rows, dim] in float32."""
-        return (values.float() - self.mean.to(values.device)) / self.std.to(values.device)
+    def __call__(self, values: Tensor, corpora: np.ndarray, lengths: Tensor) -> Tensor:
+        """Standardised values [rows, dim] in float32 of utterances of such lengths, of the corpora of these numbers."""
+        mean, std = self.mean.to(values.device), self.std.to(values.device)
+        if mean.ndim > 1:
+            row = torch.from_numpy(corpora).to(values.device).repeat_interleave(lengths.to(values.device))
+            mean, std = mean[row], std[row]
+        return (values.float() - mean) / std
 
 
 @dataclass
@@ -131,10 +138,12 @@ class Dataset:
 
     def scaled(self, standardizers: Mapping[str, Standardizer]) -> "Dataset":
         """The same utterances with their inputs standardised once and for all, in float32."""
-        inputs = {
-            m: replace(stored, values=standardizers[m](stored.values)) if m in standardizers else stored
-            for m, stored in self.inputs.items()
-        }
+        inputs = dict(self.inputs)
+        for modality, standardize in standardizers.items():
+            stored = inputs[modality]
+            lengths = torch.from_numpy(np.diff(stored.offsets))
+            values = standardize(stored.values, self.utterances.corpus_numbers[: len(lengths)], lengths)
+            inputs[modality] = replace(stored, values=values)
         return replace(self, read=lambda: inputs)
 
     def batch(
@@ -149,8 +158,9 @@ class Dataset:
         inputs = {}
         for modality, stored in self.inputs.items():
             taken = stored.take(rows).to(self.device)
-            standardize = standardizers.get(modality, Tensor.float)
-            inputs[modality] = Sequences(standardize(taken.values), taken.lengths)
+            standardize, corpora = standardizers.get(modality), self.utterances.corpus_numbers[rows]
+            values = standardize(taken.values, corpora, taken.lengths) if standardize else taken.values.float()
+            inputs[modality] = Sequences(values, taken.lengths)
         return Batch(
             inputs=inputs,
             labels=torch.from_numpy(self.utterances.labels[rows]),

@@ -346,7 +346,7 @@ def load_dataset(
     only: str | None = None,
     target: str = "class",
 ) -> tuple[Dataset, Fusion]:
-    """The corpus's labelled utterances with the features that the fusion takes.
+    """The corpus's labelled utterances with the features that the fusion takes; those of several corpora for "A+B".
 
     `only` keeps "scripted" or "improvised" ones, `limit` that many utterances, spread evenly over the corpus. `views`
     names augmented features, joined with `+`, that training mixes in. A `target` without classes keeps utterances of
@@ -356,7 +356,7 @@ def load_dataset(
     """
     cache = cache or DataCache()
     store = open_store(store_path)
-    manifest = store.manifest(corpus)
+    manifest = store.joined_manifest(corpus)
     selected, augmented = select_features(store, features, manifest.corpus, views)
     fusion = get_fusion(fusion_name, {modality: one.level for modality, one in selected.items()})
     policy = get_policy(labels) if TARGETS[target].labelled else UNLABELLED
@@ -404,6 +404,13 @@ def load_dataset(
         utterances = utterances.take(np.linspace(0, len(utterances) - 1, limit).round().astype(int))
     utterances, quarantined = with_rows([part.feature for part in parts], manifest, utterances, allow_missing)
     left_out |= {f"{name}: quarantined": list(held) for name, held in quarantined.items()}
+    corpora = {}
+    for part in manifest.parts:
+        labelled = utterances.labels[[name == part.corpus for name in utterances.corpora]]
+        if not len(labelled):
+            raise WrongUse(f"--corpus: --only or --limit leaves no utterance of corpus {part.corpus}; leave it out")
+        sizes = np.bincount(labelled, minlength=len(policy.classes)).tolist()
+        corpora[part.corpus] = {"synthetic": part.synthetic, "classes": dict(zip(policy.classes, sizes, strict=False))}
     rows, votes = utterances.rows, manifest.column("votes")
 
     def read(**extras: str) -> dict[str, Inputs]:
@@ -433,6 +440,7 @@ def load_dataset(
             "left_out": left_out,
             "raters": rater_scores(*rater_votes(policy, [votes[row] for row in rows])) if policy.classes else None,
             "store": str(store.path.resolve()),
+            **({"corpora": corpora} if corpora else {}),
         },
         views=tuple((one.modality, partial(cache.load, one, manifest, rows)) for one in asked[len(selected) :]),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ser.cache.manifest import LABEL_POLICIES, Manifest
-from ser.errors import CorpusError, WrongUse, unknown
+from ser.errors import CorpusError, LeakageError, WrongUse, unknown
 
 from ..options import read_toml
 
@@ -104,6 +104,7 @@ class Utterances:
     without case and punctuation, so that what is said in the same words is equal; None where there is none.
     `votes` [n, K] are the raters' shares, see `soft_labels`, and `undecided` [n] says whose label is no majority's.
     `dimensions` [n, 3] are valence, arousal and dominance on the corpus's scale, NaN where there is no rating.
+    `corpora` [n] names each utterance's corpus, if there are several.
     """
 
     ids: Sequence[str]
@@ -119,6 +120,7 @@ class Utterances:
     dimensions: np.ndarray = field(default_factory=lambda: np.empty((0, len(DIMENSIONS))))
     votes: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
     undecided: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=bool))
+    corpora: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -128,10 +130,16 @@ class Utterances:
         """The speakers as numbers, int64 [n]; those who are not named count as one."""
         return _numbered(self.speakers)
 
+    @cached_property
+    def corpus_numbers(self) -> np.ndarray:
+        """The corpora as numbers from 1, in alphabetical order, int64 [n]; 0 where there is one alone."""
+        return np.unique(self.corpora, return_inverse=True)[1] + 1 if self.corpora else np.zeros(len(self), np.int64)
+
     @property
     def scenes(self) -> list[str | None]:
         """What was acted, by IEMOCAP's ids: "script 01" of Ses05M_script01_1b_F000; None for any other id."""
-        found = map(_IEMOCAP_ID.fullmatch, self.ids)
+        ids = [id_.partition("/")[2] for id_ in self.ids] if self.corpora else self.ids
+        found = map(_IEMOCAP_ID.fullmatch, ids)
         return [None if scene is None else f"{scene[1]} {scene[2]}" for scene in found]
 
     def take(self, which: np.ndarray) -> "Utterances":
@@ -150,6 +158,7 @@ class Utterances:
                 name: values[which] if len(values := getattr(self, name)) else values
                 for name in ("dimensions", "votes", "undecided")
             },
+            corpora=[self.corpora[row] for row in which] if self.corpora else (),
         )
 
     def by_dialogue(self, rows: np.ndarray) -> list[np.ndarray]:
@@ -173,8 +182,10 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
     the number of one is that of the class with most votes, or of the first such, and no score counts it.
 
     Raises `WrongUse` if fewer than two classes are left, `CorpusError` if a whole IEMOCAP release does not give its
-    known counts.
+    known counts, and for one of several corpora alike; `LeakageError` if two of them have a recording in common.
     """
+    for part in manifest.parts:
+        apply_policy(policy, part, undecided)
     raw, votes = manifest.column("label"), manifest.column("votes")
     index = [policy.index(label) if policy.classes else 0 for label in raw]
     open_ones = [undecided and (label is None or code(label) in NO_MAJORITY) for label in raw]
@@ -198,6 +209,15 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
     ids, sessions, names = column("id"), column("session"), column("dialogue")
     keys = [(s, d) if d is not None else (i,) for s, d, i in zip(sessions, names, ids, strict=True)]
     turns = [row if turn is None else turn for row, turn in enumerate(column("turn"))]
+    names = [part.corpus for part in manifest.parts for _ in range(len(part))]  # of all rows, where several are joined
+    corpora = [names[row] for row in rows] if names else []
+    homes = Counter(audio for audio, _ in {*zip(column("audio_sha256"), corpora, strict=False)} if audio)
+    if shared := [id_ for id_, audio in zip(ids, column("audio_sha256"), strict=True) if homes[audio] > 1]:
+        raise LeakageError(
+            f"{len(shared)} utterances of {manifest.corpus} are the same recording in two of these corpora, such as "
+            f"{shared[0]}: a test of one would know it from another; leave one of them out"
+        )
+    out = [row for row, kept in enumerate(index) if kept is None]
     found = Utterances(
         ids=ids,
         labels=labels,
@@ -207,11 +227,12 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
         dialogues=_numbered(keys),
         turns=np.array(turns, dtype=np.int64),
         rows=rows,
-        left_out=Counter(label or "none" for label, kept in zip(raw, index, strict=True) if kept is None),
+        left_out=Counter((raw[row] or "none") + (f" of {names[row]}" if names else "") for row in out),
         texts=[" ".join(re.findall(r"[^\W_]+", (text or "").casefold())) or None for text in column("text")],
         dimensions=np.array([column(name) for name in DIMENSIONS], dtype=np.float64).T,
         votes=soft_labels(policy, column("votes"), labels),
         undecided=np.array(open_ones)[rows],
+        corpora=corpora,
     )
     known = policy.name in IEMOCAP_TOTALS and len(manifest) == IEMOCAP_UTTERANCES and not manifest.synthetic
     if known and all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):

@@ -121,12 +121,26 @@ def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], s
 
 def session_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     """Each session is the test part once (MSMSER §3.1)."""
-    sessions = _named(utterances.sessions, "session")
-    names = _natural(sessions)
-    return [
-        _fold(f"session {name}", utterances, _where(sessions, {name}), _where(sessions, {following}), cut)
-        for name, following in zip(names, [*names[1:], names[0]], strict=True)
-    ]
+    return _each_out("session", _named(utterances.sessions, "session"), utterances, cut)
+
+
+def corpus_out(utterances: Utterances, cut: Cut) -> list[Fold]:
+    """Each corpus is the test part once, and the others train."""
+    if not utterances.corpora:
+        raise WrongUse("--protocol corpus-out needs several corpora, such as --corpus iemocap+emodb")
+    return _each_out("corpus", np.array(utterances.corpora, dtype=object), utterances, cut)
+
+
+def cross(utterances: Utterances, cut: Cut, asked: str) -> list[Fold]:
+    """One fold: the corpora before the second colon train and those behind it are the test part, `cross:A+B:C`."""
+    train, _, test = ({*names.split("+")} for names in asked.partition(":"))
+    if train & test or not train | test <= {*utterances.corpora}:
+        so = "must be cross:A:B or cross:A+B:C, no corpus on both sides, and all of them in --corpus, if that is given"
+        raise WrongUse(f"--protocol cross:{asked}: {so}")
+    corpora = np.array(utterances.corpora, dtype=object)
+    others = _where(corpora, {*corpora} - train - test)
+    left_out = {f"in a corpus that cross:{asked} does not name": others} if len(others) else {}
+    return [_fold(asked.replace(":", " to "), utterances, _where(corpora, test), others[:0], cut, left_out)]
 
 
 def speaker_out(utterances: Utterances, cut: Cut) -> list[Fold]:
@@ -237,11 +251,12 @@ PROTOCOLS = {
     "script-out": script_out,
     "train1234-test5": train1234_test5,
     "random-70-20-10": random_70_20_10,
+    "corpus-out": corpus_out,
 }
 
 
 def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) -> list[Fold]:
-    """The protocol's folds, each checked by `check_leakage`; the protocol is a name of `PROTOCOLS` or `folds:FILE`.
+    """The folds of one of `PROTOCOLS`, of `cross:A:B` or of `folds:FILE`, each checked by `check_leakage`.
 
     Raises `WrongUse` for a protocol that does not fit the corpus, `LeakageError` if a fold leaks.
     """
@@ -249,10 +264,12 @@ def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) ->
     shared_dev = cut.share is not None  # and a wrong share is refused before anything is cut
     if protocol.startswith("folds:"):
         folds = from_file(utterances, cut, Path(protocol.removeprefix("folds:")))
+    elif protocol.startswith("cross:"):
+        folds = cross(utterances, cut, protocol.removeprefix("cross:"))
     elif protocol in PROTOCOLS:
         folds = PROTOCOLS[protocol](utterances, cut)
     else:
-        raise unknown("protocol", protocol, [*PROTOCOLS, "folds:FILE"])
+        raise unknown("protocol", protocol, [*PROTOCOLS, "cross:A:B", "folds:FILE"])
     apart = () if protocol == "random-70-20-10" or protocol.startswith("folds:") else ("dialogue", "speaker")
     for fold in folds:
         if not len(fold.train):
@@ -262,6 +279,14 @@ def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) ->
             )
         check_leakage(fold, utterances, apart, shared_dev)
     return folds
+
+
+def _each_out(kind: str, column: np.ndarray, utterances: Utterances, cut: Cut) -> list[Fold]:
+    names = _natural(column)
+    return [
+        _fold(f"{kind} {name}", utterances, _where(column, {name}), _where(column, {following}), cut)
+        for name, following in zip(names, [*names[1:], names[0]], strict=True)
+    ]
 
 
 def _fold(
@@ -277,8 +302,10 @@ def _fold(
     rest = np.setdiff1d(np.arange(len(utterances)), np.concatenate([test, *left_out.values()]))
     dev, dev_by = (following, "next") if cut.dev == "next" else (rest[:0], "none")
     if cut.share is not None:
-        dev, units = _share(utterances, rest, cut.share, cut.seed)
-        dev_by = f"{cut.share:g} in {units}"
+        of = utterances.corpus_numbers[rest]  # each corpus by itself: not all name dialogues or speakers
+        cuts = [_share(utterances, rest[of == number], cut.share, cut.seed) for number in np.unique(of)]
+        dev = np.sort(np.concatenate([rest[:0], *(rows for rows, _ in cuts)]))
+        dev_by = f"{cut.share:g} in {' or '.join(dict.fromkeys(units for _, units in cuts))}"
     return Fold(name, np.setdiff1d(rest, dev), dev, test, left_out, dev_by)
 
 
@@ -289,7 +316,8 @@ def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) ->
     those of scikit-learn's StratifiedGroupKFold, which takes most of a second to import: its first fold of 1 / share.
     """
     names, units = utterances.dialogues[rows].tolist(), "whole dialogues"
-    if len(set(utterances.dialogues.tolist())) == len(utterances):
+    of = utterances.corpus_numbers
+    if len({*(own := utterances.dialogues[of == of[rows[0]]].tolist())}) == len(own):
         units, speakers = "single utterances (no dialogues or speakers known)", [utterances.speakers[r] for r in rows]
         if None not in speakers and len(set(speakers)) > 1:
             names, units = speakers, "whole speakers"

@@ -61,6 +61,7 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
     if interaction is None:
         raise SerError(f"{run.path}: its model has no modality interaction transformer")
     rows = [manifest.ids.index(utterance) for utterance in utterances]
+    corpora = [part.corpus for part in manifest.parts]
     specs, packed, hops = {}, {}, {}
     for modality, described in run.config["features"].items():
         joined = described.get("joined", [described])
@@ -79,8 +80,10 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
                     torch.from_numpy(np.array(features.values[start:stop])), np.array([0, stop - start])
                 )
                 values = as_read(stored_rows, hops[modality], specs[modality]).values
-                scaled = fitted.scaling.get(modality, Tensor.float)(values)
-                inputs[modality] = Sequences(scaled, torch.tensor([len(values)]))
+                scale, lengths = fitted.scaling.get(modality), torch.tensor([len(values)])
+                corpus = np.array([corpora.index(utterance.partition("/")[0]) + 1 if corpora else 0])
+                scaled = scale(values, corpus, lengths) if scale else values.float()
+                inputs[modality] = Sequences(scaled, lengths)
                 extras[modality] = {name: array[start:stop] for name, array in features.extras.items()}
             logits = fitted.model(Batch(inputs, one, one, one + 1))["logits"]
             weights = seen["attention"].mean(0).numpy()  # [h, L, T + N] → [L, T + N]

@@ -51,7 +51,7 @@ class Cell(CellScores):
         """Where its features came from, as far as it is still there."""
         try:
             store = open_store(Path(self.config["provenance"].get("store", "")))
-            return Origin(store, store.manifest(self.config["corpus"], self.config["manifest"]))
+            return Origin(store, store.joined_manifest(self.config["corpus"], self.config["manifest"]))
         except (SerError, OSError) as fault:
             return Origin(lack=str(fault))
 
@@ -162,5 +162,5 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         **config["settings"],
         **config["training"],
         "digest.features": "+".join(f["fingerprint"][:8] for f in features),
-        "digest.manifest": config["manifest"][:8],
+        "digest.manifest": "+".join(digest[:8] for digest in config["manifest"].split("+")),
     }

@@ -27,7 +27,7 @@ STEPS, ROWS = 60, 12  # spans of time in a heat map, and in its table
 HARDEST = 12  # utterances
 GROUPS = 12  # of one grouping in the plot
 # Dialogue names of the IEMOCAP release: Ses01F_impro01_F000, Ses05M_script01_1b_M012.
-STYLE = r"^Ses\d\d[FM]_(impro|script)"
+STYLE = r"^(?:[^/]+/)?Ses\d\d[FM]_(impro|script)"
 SECONDS = (0.0, 1.5, 3.0, 5.0, 8.0, np.inf)
 # Shares of the raters behind the label, in percent: from, below. Two of three raters are in the second.
 AGREEMENT = {"under 60 %": (0, 60), "60–79 %": (60, 80), "80–99 %": (80, 99.9), "all": (99.9, 101)}

@@ -79,6 +79,7 @@ def differences(
     config, asked = runs[0].config, cell.written
     protocol, colon, file = asked.protocol.partition(":")
     features, provenance = config["features"], config["provenance"]
+    several = [sorted(names.split("+")) if "+" in names else [] for names in (config["corpus"], asked.corpora or "")]
     pairs: dict[str, tuple[Any, Any]] = {
         "fusion": (config["fusion"].partition(":")[0] if asked.fusion in BOTH else config["fusion"], asked.fusion),
         "features": (
@@ -88,6 +89,7 @@ def differences(
         "target": (config.get("target", "class"), asked.target),
         "labels": (config["labels"]["policy"], Path(asked.labels).name),
         "protocol": (config["protocol"], f"{protocol}:{Path(file).name}" if colon else protocol),
+        "corpora": (several[0], several[1]),
         "only": (config.get("only"), getattr(asked, "only", None)),
         "limit": (config["limit"], asked.limit),
         "allow_missing": (any("quarantined" in why for why in provenance.get("left_out", ())), False),

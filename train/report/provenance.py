@@ -9,7 +9,7 @@ from typing import Any
 
 from ser.errors import SerError
 from ser.train.data.features import read_name
-from ser.train.data.splits import PROTOCOLS
+from ser.train.data.splits import PROTOCOLS, cross
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, assignments
 from ser.train.run_folder import Run
@@ -70,7 +70,7 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
     tables = []
     for number, ((corpus, digest, _, _, policy), members) in enumerate(groups.items(), 1):
         cell, manifest = members[0], members[0].origin.manifest
-        tested = {name: truth for one in members for _, name, truth in one.tested}
+        tested = {(home, name): truth for one in members for home, name, truth in one.tested}
         note = f"{len(tested):,} utterances tested"
         if manifest is not None:
             hours = sum(d or 0 for d in manifest.column("duration")) / 3600
@@ -83,7 +83,7 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
         raw = {name: [label for label, mapped in maps.items() if mapped == name] for name in cell.classes}
         merged = "; ".join(f"{name} is {' + '.join(labels)}" for name, labels in raw.items() if labels != [name])
         note += f" Labels: {merged}." if merged else ""
-        row = {"manifest": digest[:16], "labels": policy}
+        row = {"manifest": "+".join(one[:16] for one in digest.split("+")), "labels": policy}
         row |= {f"n {name}": [*tested.values()].count(name) for name in cell.classes}
         tables.append(Table(f"corpus-{number}", f"Corpus {corpus}", [row], note))
     return tables
@@ -98,7 +98,7 @@ def _protocols(cells: Sequence[Cell]) -> Table:
         groups.setdefault(key, []).append(cell)
     rows = []
     for (protocol, select, share, *cut_in), members in groups.items():
-        known = PROTOCOLS.get(protocol)
+        known = cross if protocol.startswith("cross:") else PROTOCOLS.get(protocol)
         cut = (known.__doc__ or "").strip().split("\n")[0] if known else "folds from a file"
         heard = heard_in_training([result for cell in members for result in cell.results])
         row: Row = {"cells": ", ".join(cell.label for cell in members)} if len(groups) > 1 else {}

@@ -113,7 +113,8 @@ def _results(cells: Sequence[Cell]) -> Part:
     ]
     others = Table("quoted", "Other systems, as the papers quote them", rows, folded=True)
     plots = [_dot_plot(cells, name) for name in SHOWN]
-    return {"scores": results_table(cells), "plots": plots, "more": [chosen_table(cells), papers_table(cells), others]}
+    more = [corpora_table(cells), chosen_table(cells), papers_table(cells), others]
+    return {"scores": results_table(cells), "plots": plots, "more": more}
 
 
 def chosen_table(cells: Sequence[Cell]) -> Table:
@@ -146,6 +147,14 @@ def results_table(cells: Sequence[Cell]) -> Table:
         note += " Too narrow: neither speakers nor dialogues are known, and utterances of a speaker are alike."
     where = f" ({cells[0].conditions})" if alike else ""
     return Table("results", f"Scores of each cell{where}", rows, note.strip())
+
+
+def corpora_table(cells: Sequence[Cell]) -> Table:
+    """The scores of each corpus, and who trained, for the cells of several corpora."""
+    rows = [{"cell": cell.label, **row} for cell in cells for row in cell.corpora]
+    note = "With 95 % intervals; the mean over corpora is the plain mean of these lines, the cell’s own score is "
+    note += "pooled over all utterances. Trained on: the fewest and the most utterances in these folds."
+    return Table("corpora", "Scores of each corpus, and who trained", rows, note)
 
 
 def _dot_plot(cells: Sequence[Cell], name: str) -> Plot:

@@ -18,6 +18,7 @@ from .ratings import ratings_table
 from .sections import (
     cautions,
     chosen_table,
+    corpora_table,
     labelled,
     papers_table,
     papers_tests_table,
@@ -154,7 +155,7 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
     pieces = [fill(caution, 110) for caution in cautions(cells)]
     tested = [significance_table(known), papers_tests_table(known)] if paired else []
     scored = [results_table(known), calibration_table(known), votes_table(known), papers_table(known)] if known else []
-    for table in filter(None, [*scored, ratings_table(cells), chosen_table(cells), *tested]):
+    for table in filter(None, [*scored, ratings_table(cells), corpora_table(cells), chosen_table(cells), *tested]):
         pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
     if unfinished:
         pieces.append(f"{len(unfinished)} runs are not finished and are left out")

@@ -1,0 +1,230 @@
+"""Several corpora in one run: joined under qualified names, cut by corpus, standardised and scored each by itself."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from click.testing import CliRunner, Result
+from sklearn.metrics import f1_score, recall_score
+
+from ser.cache.manifest import Manifest
+from ser.cache.spec import Spec
+from ser.cache.store import PartRows, open_store
+from ser.cli import main
+from ser.errors import LeakageError, WrongUse
+from ser.train.data.features import load_dataset
+from ser.train.data.labels import Utterances, apply_policy, get_policy
+from ser.train.data.splits import Cut, make_folds
+from ser.train.experiment import Experiment, prepare
+from ser.train.fit import fit_standardizers
+from ser.train.recipe import Cell
+from ser.train.report.paper import differences
+from ser.train.run import load_model
+from ser.train.run_folder import find_runs
+from ser.train.scores import CellScores
+
+LABELS = {"acted": ["ang", "exc", "neu", "sad", "fru"], "read": ["Anger", "happy", "neutral", "boredom"]}
+LABELS["third"] = ["ang", "neu"]
+
+
+def rows_of(corpus: str) -> list[dict]:
+    """Corpus "acted" has dialogues and sessions, the others only speakers; all of them count from 1 or 01."""
+    rows = []
+    for n in range(40):
+        row = {"id": f"u{n:02d}", "label": LABELS[corpus][n % len(LABELS[corpus])], "speaker": f"{n // 8 + 1:02d}"}
+        row |= {"audio": f"{n}.wav", "text": f"words {n % 3}"}
+        rows.append(row | ({"session": str(n // 8 + 1), "dialogue": f"d{n // 4}"} if corpus == "acted" else {}))
+    return rows
+
+
+def joined(*names: str, same_audio: bool = False) -> Utterances:
+    parts = []
+    for name in names:
+        audio = [f"{'' if same_audio else name} {row['id']}" for row in rows_of(name)]
+        rows = [{**row, "audio_sha256": digest} for row, digest in zip(rows_of(name), audio, strict=True)]
+        parts.append(Manifest.from_rows(name, rows))
+    return apply_policy(get_policy("4class"), Manifest.joined(parts))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both corpora as tables beside noise whose pitch tells the emotion, with log-mel frames."""
+    folder = tmp_path_factory.mktemp("several")
+    for corpus, shift in (("acted", 1.0), ("read", 3.0)):
+        (folder / corpus).mkdir()
+        rng = np.random.default_rng(int(shift))
+        with (folder / corpus / "corpus.csv").open("w", newline="") as file:
+            rows = rows_of(corpus)
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        for row in rows:
+            seconds = np.arange(4000 + 16 * rng.integers(100)) / 16000
+            pitch = 300 * shift * (1 + LABELS[corpus].index(row["label"]))
+            sound = 0.1 * shift * np.sin(2 * np.pi * pitch * seconds) + rng.normal(0, 0.01, len(seconds))
+            sf.write(folder / corpus / row["audio"], sound, 16000)
+        ser("features", folder / corpus / "corpus.csv", "--corpus-name", corpus, "--features", "logmel", store=folder)
+    return folder / "store"
+
+
+def ser(*words: object, store: Path) -> Result:
+    arguments = [str(word) for word in (*words, "--store", store if store.name == "store" else store / "store")]
+    result = CliRunner().invoke(main, arguments)
+    assert not isinstance(result.exception, Exception), result.output
+    return result
+
+
+def asked(store: Path, out: Path = Path("runs"), **options) -> Experiment:
+    settings = ("d_model=8", "heads=2", "encoder_depth=1", "standardise_audio=true", *options.pop("set", ()))
+    given = {"corpus": "read+acted", "protocol": "corpus-out", "epochs": 1, **options}
+    return Experiment("logmel", "audio", store=store, out=out, set=settings, **given)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "tested"),
+    [
+        ("corpus-out", [{"acted"}, {"read"}, {"third"}]),
+        ("cross:read:acted", [{"acted"}]),
+        ("cross:acted+read:third", [{"third"}]),
+        ("cross:acted:read+third", [{"read", "third"}]),
+    ],
+)
+def test_whole_corpora_are_tested_and_dev_is_cut_from_each_that_trains(protocol: str, tested: list[set]) -> None:
+    found = joined("acted", "read", "third")
+    named = {"acted", "read", "third"} if protocol == "corpus-out" else {*protocol[6:].replace(":", "+").split("+")}
+    folds = make_folds(protocol, found)
+    assert len(folds) == len(tested)
+    for fold, test in zip(folds, tested, strict=True):
+        ids = {part: {found.ids[row] for row in rows} for part, rows in fold.parts.items()}
+        own = {corpus: {id_ for id_ in found.ids if id_.startswith(f"{corpus}/")} for corpus in named}
+        assert ids["test"] == set().union(*(own[corpus] for corpus in test))
+        assert ids["train"] | ids["dev"] == set().union(*(own[corpus] for corpus in named - test))
+        assert sum(map(len, fold.left_out.values())) == len(found) - sum(map(len, ids.values()))
+        for corpus in named - test:  # whole dialogues where there are any, else whole speakers
+            key = found.dialogues if corpus == "acted" else found.speakers
+            units = [{key[row] for row in rows if found.corpora[row] == corpus} for rows in (fold.train, fold.dev)]
+            assert units[0] and units[1] and not units[0] & units[1]
+    following = [{found.corpora[row] for row in fold.dev} for fold in make_folds("corpus-out", found, Cut("next"))]
+    assert following == [{"read"}, {"third"}, {"acted"}]
+
+
+def test_names_count_within_their_corpus() -> None:
+    found = joined("acted", "read")
+    assert found.ids[0] == "acted/u00" and "read/u00" in found.ids and len(set(found.ids)) == len(found)
+    assert len(make_folds("speaker-out", found)) == 10
+    assert found.left_out == {"fru of acted": 8, "boredom of read": 10}
+    with pytest.raises(WrongUse, match="30 utterances name none"):
+        make_folds("session-out", found)
+    with pytest.raises(LeakageError, match="the same recording in two of these corpora, such as acted/u00"):
+        joined("acted", "read", same_audio=True)
+
+
+def test_rows_are_those_of_each_corpus_whatever_the_order_asked(store: Path) -> None:
+    both, _ = load_dataset(store, "logmel", "audio", "read+acted")
+    alone = [load_dataset(store, "logmel", "audio", corpus)[0] for corpus in ("acted", "read")]
+    values = np.concatenate([one.inputs["audio"].values for one in alone])
+    assert np.array_equal(both.inputs["audio"].values, values) and both.described["corpus"] == "acted+read"
+    assert both.described["manifest"] == "+".join(one.described["manifest"] for one in alone)
+    assert both.notes["corpora"]["read"]["classes"] == {"ang": 10, "hap": 10, "neu": 10, "sad": 0}
+    names = [{job.name for job in prepare(asked(store, corpus=corpus))} for corpus in ("acted+read", "read+acted")]
+    assert names[0] == names[1]
+    crossed = [prepare(asked(store, corpus=corpus, protocol="cross:read:acted")) for corpus in (None, "acted+read")]
+    assert [job.name for job in crossed[0]] == [job.name for job in crossed[1]]
+
+
+@pytest.mark.parametrize("protocol", ["cross:acted:read", "speaker-out"])
+@pytest.mark.parametrize("fusion", ["audio", "audio:utterance"])
+def test_each_corpus_is_standardised_by_itself(store: Path, protocol: str, fusion: str) -> None:
+    data, _ = load_dataset(store, "logmel", fusion, "acted+read")
+    fold = make_folds(protocol, data.utterances)[0]
+
+    class Asked:
+        standardise_audio = True
+
+    scaling = fit_standardizers(data, fold, Asked, "corpus")
+    inputs = data.inputs["audio"]
+    plain = [np.array(inputs.take(np.array([row])).values, np.float64) for row in range(len(data.utterances))]
+    every = [np.arange(len(plain))]
+    for batch in (data.batch(every, scaling), data.scaled(scaling).batch(every, {})):
+        got = np.split(batch.inputs["audio"].values.numpy(), np.cumsum(batch.inputs["audio"].lengths)[:-1])
+        for corpus in ("acted", "read"):
+            own = [row for row, name in enumerate(data.utterances.corpora) if name == corpus]
+            known = [row for row in own if row in fold.train] or own  # of one that does not train, its test part
+            frames = np.concatenate([plain[row] for row in known])
+            for row in own:
+                assert np.allclose(got[row], (plain[row] - frames.mean(0)) / frames.std(0), atol=1e-4)
+
+
+def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) -> None:
+    words = ["train", "--features", "logmel", "--fusion", "audio", "--corpus", "acted+read", "--protocol", "corpus-out"]
+    words += [w for one in (*asked(store).set, "standardise_by=corpus") for w in ("--set", one)]
+    words += ["--epochs", "3", "--out", tmp_path / "runs"]
+    assert "read: 10 ang, 10 hap, 10 neu, 0 sad" in ser(*words, "--dry-run", store=store).output
+    told = json.loads(ser(*words, "--json", store=store).stdout)["scores"]
+    runs = find_runs(tmp_path / "runs")
+    cell = CellScores(runs)
+    assert "corpora acted+read · z-scored by corpus, the tested one by its own unlabelled" in cell.conditions
+    truths = {}
+    for run in runs:
+        [(corpus, about)] = [(name, one) for name, one in run.result["corpora"].items() if one["test"]]
+        table = run.predictions().to_pydict()
+        assert about["train"] == 0 and run.result["fold"] == f"corpus {corpus}"
+        assert {id_.split("/")[0] for id_ in table["id"]} == {corpus}
+        right = np.array(table["truth"]) == table["predicted"]
+        present = sorted(set(table["truth"]))
+        recalls = recall_score(table["truth"], table["predicted"], labels=present, average="macro")
+        f1 = f1_score(table["truth"], table["predicted"], labels=present, average="macro")
+        truths[corpus] = 100 * np.array([recalls, right.mean(), f1])
+    metrics = ("UA %", "WA %", "macro-F1 %")
+    for line, corpus in zip(told["corpora"], ("acted", "read"), strict=False):
+        assert line["tested on"] == corpus and [line[one][0] for one in metrics] == pytest.approx(truths[corpus])
+        assert line["trained on"].split()[0] == ({"acted", "read"} - {corpus}).pop()
+    mean = np.mean([*truths.values()], axis=0)
+    assert [told["corpora"][2][one][0] for one in metrics] == pytest.approx(mean)
+    assert [line.get("has no") for line in told["corpora"]] == [None, "sad", None]
+    files = [word for form in ("html", "csv", "latex", "markdown") for word in (f"--{form}", tmp_path / f"r.{form}")]
+    shown = CliRunner().invoke(main, [str(word) for word in ("report", tmp_path / "runs", *files)]).output
+    for text in (shown, *((tmp_path / f"r.{form}").read_text() for form in ("html", "csv", "latex", "markdown"))):
+        assert "mean over corpora" in text and "transductive" in text
+    written = Experiment("logmel", "audio", protocol="corpus-out")
+    assert "corpora" in differences(runs, Cell("x", written, written), {})[0]
+    scaling = load_model(runs[0])[0].scaling["audio"]
+    assert scaling.mean.shape == (3, 80)
+    answer = CliRunner().invoke(main, ["predict", str(runs[0].path), str(store.parent / "acted" / "0.wav")])
+    assert answer.exit_code == 0 and "z-scored by the statistics of the whole training part" in answer.output
+    assert "has no corpus 'b'" in ser(*words[:5], "--corpus", "b+read", store=store).output
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"corpus": "read"}, "needs several corpora"),
+        ({"corpus": "read+read"}, r"has no corpus 'read\+read'"),
+        ({"protocol": "cross:read"}, "must be cross:A:B"),
+        ({"protocol": "cross:read:read"}, "no corpus on both sides"),
+        ({"protocol": "cross:read:third"}, "all of them in --corpus"),
+        ({"protocol": "cross:read:acted", "set": ("dev=next",)}, "needs a dev part"),
+        ({"set": ("dev=next",)}, "nothing is left to train on"),
+        ({"set": ("standardise_by=corpus", "standardise_audio=false")}, "that are z-scored"),
+        ({"corpus": "read", "protocol": "speaker-out", "set": ("standardise_by=corpus",)}, "several corpora"),
+        ({"limit": 1, "protocol": "random-70-20-10"}, "leaves no utterance of corpus read"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(store: Path, options: dict, says: str) -> None:
+    with pytest.raises(WrongUse, match=says):
+        prepare(asked(store, **options))
+
+
+def test_features_of_two_kinds_are_told_apart(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    for number, corpus in enumerate(("acted", "read")):
+        manifest = Manifest.from_rows(corpus, rows_of(corpus))
+        store.put_manifest(manifest)
+        values = [np.zeros((1, 2), np.float32)] * len(manifest)
+        spec = Spec("mpnet", "text", "utterance", 2, "float32", "made-up", 1, checkpoint={"tensors": str(number)})
+        store.add(spec).publish(PartRows(corpus, manifest.ids, manifest.inputs("text"), values, {}, []))
+    with pytest.raises(WrongUse, match=r"not computed in the same way for all; acted has mpnet@\w+ .* read has mpnet@"):
+        load_dataset(tmp_path / "s", "mpnet", "text", "acted+read")
