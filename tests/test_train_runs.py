@@ -43,7 +43,7 @@ def lgf(store: Path, out: Path, **options) -> Experiment:
 
 def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path: Path) -> None:
     (run,) = run_experiment(lgf(store, tmp_path, folds=1))
-    files = "config.json lock log model.safetensors predictions.parquet result.json"
+    files = "config.json dev.parquet lock log model.safetensors predictions.parquet result.json"
     assert sorted(p.name for p in run.path.iterdir()) == files.split()
     config = json.loads((run.path / "config.json").read_text())
     assert config["settings"]["d_model"] == 16 and config["settings"]["dropout"] == 0.2  # complete, defaults too
