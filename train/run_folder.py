@@ -58,7 +58,7 @@ CLASSES = Annotated[list[str], msgspec.Meta(min_length=2)]
 ANY: Any = (dict[str, Any], {})
 TABLES: Any = (dict[str, dict[str, Any]], {})
 SCORES: dict[str, Any] = {"wa": float, "ua": float, "macro_f1": float, "n": WHOLE, "confusion": list[list[WHOLE]]}
-NAMED = shape("feature fingerprint pool")
+NAMED: Any = shape("feature fingerprint pool")
 CONFIG_SHAPE = shape(
     "corpus manifest fusion loss protocol fold cut",
     version=int,
