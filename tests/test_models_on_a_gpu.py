@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from ser.tests.plain_layers import CASES
 from ser.tests.tiny_store import make_store
 from ser.train import fit_many
 from ser.train.data.dataset import Inputs
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Fold
 from ser.train.fit import make_optimiser, training_loss
-from ser.train.models import FUSIONS
+from ser.train.models import with_layer_sums
 from ser.train.models.ragged import RaggedLayout
 from ser.train.models.stacked import Stack
 from ser.train.settings import TrainConfig, has_setting, parse_settings
@@ -32,11 +33,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("tiny")).path
 
 
-@pytest.mark.parametrize("name", sorted(FUSIONS))
-def test_a_training_step_asks_the_gpu_for_nothing(store: Path, name: str) -> None:
-    fusion = FUSIONS[name]
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_a_training_step_asks_the_gpu_for_nothing(store: Path, case: str) -> None:
+    fusion, name = CASES[case], CASES[case].name
     features = {**FEATURES[fusion.level], **({"audio": "logmel"} if name.startswith("cnn") else {})}
     data, fusion = load_dataset(store, "+".join(features[m] for m in fusion.inputs), name)
+    if case != name:
+        fusion = with_layer_sums(fusion, {"audio": {"sums": [[2, data.dims["audio"] // 2]]}})
     settings, training = parse_settings(fusion, [setting for setting in TINY if has_setting(fusion, setting)])
     plan = TrainConfig(
         fusion, settings, training, loss="perspective" if fusion.stacks and len(fusion.inputs) == 2 else "single"

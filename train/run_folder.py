@@ -69,14 +69,14 @@ SCORES: dict[str, Any] = {"wa": float, "ua": float, "macro_f1": float, "n": WHOL
 RATED: dict[str, Any] = dict.fromkeys(("ccc", "rmse"), shape("", **dict.fromkeys(DIMENSIONS, float)))
 RATED |= {"moments": tuple[(tuple[(float,) * 6],) * len(DIMENSIONS)], "n": WHOLE}  # type: ignore[misc]
 OF_CLASSES, OF_RATINGS = (shape("", **held, tests=dict[str, shape("", **held)]) for held in (SCORES, RATED))  # type: ignore[misc]
-NAMED = shape("feature fingerprint pool")
+NAMED: Any = shape("feature fingerprint pool")
 CONFIG_SHAPE = shape(
     "corpus manifest fusion loss protocol fold cut",
     version=int,
     labels=shape("policy", classes=list[str], maps=dict[str, str]),
     features=dict[  # type: ignore[misc]
         Literal["audio", "text"],
-        shape("feature fingerprint pool", joined=(list[NAMED], []), sums=(list[tuple[WHOLE, WHOLE]], [])),  # type: ignore[valid-type]
+        shape("feature fingerprint pool", joined=(list[NAMED], []), sums=(list[tuple[WHOLE, WHOLE]], [])),
     ],
     settings=dict[str, Scalar],
     training=dict[str, Scalar],
