@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ser.cache.atomic_io import try_lock
 from ser.engines.machine import cores, memory
-from ser.extract.extractors import FEATURES
+from ser.extract.registry import FEATURES
 from ser.weights import Checkpoint, WeightsError, list_checkpoints
 
 # Where people keep models, beside Hugging Face's cache.

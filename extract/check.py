@@ -12,8 +12,9 @@ from ser.weights import load_encoder
 
 from .audio import Clip
 from .augment import change
-from .extractors import GPU_SECONDS, ResolvedFeature, batches, load_extractors
+from .extractors import GPU_SECONDS, ResolvedFeature, batches
 from .plan import MODALITIES, ExtractionPlan
+from .registry import load_extractors
 from .text import cleaned
 from .worker import read_input
 

@@ -11,7 +11,8 @@ import transformers
 from ser.errors import UtteranceError, WrongUse
 from ser.extract.audio import Clip
 from ser.extract.check import relative
-from ser.extract.extractors import Extractor, batches, load_extractors, resolve
+from ser.extract.extractors import Extractor, batches
+from ser.extract.registry import load_extractors, resolve
 from ser.weights.demo import write_random_checkpoint
 
 SPEECH = ("hubert", "hubert-large", "wav2vec2", "wav2vec2-large", "wavlm", "wavlm-large")

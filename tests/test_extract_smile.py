@@ -9,7 +9,7 @@ import pytest
 
 from ser.errors import UtteranceError
 from ser.extract.audio import Clip, decode
-from ser.extract.extractors import load_extractors, resolve
+from ser.extract.registry import load_extractors, resolve
 from ser.tests.shared_data import emodb
 
 

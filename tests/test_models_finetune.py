@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from ser.cache.store import PartRows, open_store
 from ser.cli import main
 from ser.errors import MissingRows, UtteranceError, WrongUse
-from ser.extract.extractors import load_extractors, resolve
+from ser.extract.registry import load_extractors, resolve
 from ser.predict import Predictor, Turn
 from ser.tests.spoken_store import spoken_manifest
 from ser.train.experiment import Experiment, Job, prepare, run_experiment

@@ -1,0 +1,202 @@
+"""The registry of features: the names that users ask for, and what a name resolves to.
+
+Built-in extractors and a user's own stand in one table, `FEATURES`, and are imported when they are first needed:
+torch and transformers are slow to import.
+"""
+
+import math
+import pkgutil
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal, get_args, get_type_hints
+
+import msgspec
+
+from ser.cache.spec import Level, Modality, Spec
+from ser.errors import WeightsError, WrongUse, unknown
+from ser.weights import Checkpoint, find_checkpoint
+
+from .extractors import Extractor, ResolvedFeature
+
+DType = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class FeatureKind:
+    """What a feature name stands for."""
+
+    modality: Modality
+    level: Level
+    summary: str
+    extractor: str | type[Extractor]  # the class, or where it is: "package.module:Class"
+    model: str | None = None  # default checkpoint; None: computed without weights
+
+    @property
+    def code(self) -> type[Extractor]:
+        """The extractor's class, imported now if it was not before."""
+        return pkgutil.resolve_name(self.extractor) if isinstance(self.extractor, str) else self.extractor
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that may follow the feature's name, with their types: the fields of the extractor's config."""
+        types = get_type_hints(self.code.Config)
+        return {one.name: types[one.name] for one in fields(self.code.Config) if one.init}
+
+
+_SPEECH, _TEXT = "ser.extract.speech:SpeechExtractor", "ser.extract.text:TextExtractor"
+_MEL, _SMILE = "ser.extract.mel:MelExtractor", "ser.extract.smile:SmileExtractor"
+FEATURES: dict[str, FeatureKind] = {
+    "hubert": FeatureKind("audio", "frame", "HuBERT frames, 50 a second", _SPEECH, "facebook/hubert-base-ls960"),
+    "wav2vec2": FeatureKind("audio", "frame", "wav2vec 2.0 frames", _SPEECH, "facebook/wav2vec2-base"),
+    "wavlm": FeatureKind("audio", "frame", "WavLM frames", _SPEECH, "microsoft/wavlm-base-plus"),
+    "mpnet": FeatureKind("text", "token", "MPNet tokens", _TEXT, "microsoft/mpnet-base"),
+    "bert": FeatureKind("text", "token", "BERT tokens", _TEXT, "bert-base-uncased"),
+    "bert-cased": FeatureKind("text", "token", "BERT tokens, cased (USC §5.1)", _TEXT, "bert-base-cased"),
+    "is13": FeatureKind("audio", "utterance", "openSMILE's IS13_ComParE, 6373 functionals", _SMILE),
+    "logmel": FeatureKind("audio", "frame", "log-mel spectrogram, 100 frames a second", _MEL),
+    "mfcc": FeatureKind("audio", "frame", "MFCC of the log-mel spectrogram", "ser.extract.mel:MfccExtractor"),
+}
+
+
+def split_names(features: str | Sequence[str]) -> list[str]:
+    """`"hubert:layer=9,norm=before,is13"` to its names: a piece with `=` and no `:` belongs to the name before it."""
+    text = features if isinstance(features, str) else ",".join(features)
+    names: list[str] = []
+    for piece in (piece.strip() for piece in text.split(",")):
+        if "=" in piece and ":" not in piece and names and ":" in names[-1]:
+            names[-1] += f",{piece}"
+        elif piece:
+            names.append(piece)
+    if not names:
+        raise WrongUse(f"no feature is named; known: {', '.join(sorted(FEATURES))}")
+    return list(dict.fromkeys(names))
+
+
+def parse(name: str) -> tuple[str, dict[str, str]]:
+    """`"hubert:layer=9"` to `("hubert", {"layer": "9"})`. Raises `WrongUse` for an unknown feature or setting."""
+    feature, _, variant = name.partition(":")
+    if feature not in FEATURES:
+        raise unknown("feature", feature, FEATURES)
+    settings: dict[str, str] = {}
+    for piece in variant.split(",") if variant else []:
+        key, equals, value = piece.partition("=")
+        known = FEATURES[feature].settings
+        if key not in known and not (key == "layers" and FEATURES[feature].model):
+            raise unknown(f"setting of {feature}", key, known)
+        if not equals or not value or key in settings:
+            raise WrongUse(f"{name}: settings are written {feature}:{key}=VALUE, each once")
+        settings[key] = value
+    return feature, settings
+
+
+def resolve(names: Sequence[str], models: Mapping[str, str], dtype: DType) -> list[ResolvedFeature]:
+    """Everything that `names` ask for, each spec complete. Finds and hashes the checkpoints.
+
+    Raises `WrongUse` for an unknown name or a setting that cannot be, and `WeightsError` for a checkpoint that is not
+    here.
+    """
+    found, missing = resolve_available(names, models, dtype)
+    for fault in missing.values():
+        raise fault
+    return found
+
+
+def resolve_available(
+    names: Sequence[str], models: Mapping[str, str], dtype: DType
+) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
+    """As `resolve`, but with what is wrong with the checkpoints of the features that cannot be computed, by feature."""
+    asked = [parse(name) for name in names]
+    for feature in models:
+        if feature not in FEATURES:
+            raise unknown("feature in --model", feature, FEATURES)
+        if not FEATURES[feature].model:
+            raise WrongUse(f"--model {feature}=…: {feature} is computed without weights")
+    checkpoints: dict[str, Checkpoint] = {}
+    missing: dict[str, WeightsError] = {}
+    for feature in dict.fromkeys(feature for feature, _ in asked):
+        if model := FEATURES[feature].model:
+            try:
+                checkpoints[feature] = find_checkpoint(models.get(feature, model), f"--model {feature}=PATH")
+            except WeightsError as fault:
+                missing[feature] = fault
+    found: dict[str, ResolvedFeature] = {}
+    for feature, settings in asked:
+        checkpoint = checkpoints.get(feature)
+        for single in _expand(settings, checkpoint) if feature not in missing else []:
+            one = _resolved(feature, single, checkpoint, dtype)
+            found.setdefault(one.spec.fingerprint, one)
+    return list(found.values()), missing
+
+
+def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dict[str, str]]:
+    """`layers=all` and `layers=6-9` to one set of settings per layer."""
+    if "layers" not in settings or checkpoint is None:
+        return [settings]
+    rest = {key: value for key, value in settings.items() if key != "layers"}
+    if "layer" in rest:
+        raise WrongUse("give layer=K or layers=A-B, not both")
+    first, dash, last = settings["layers"].partition("-")
+    if settings["layers"] == "all":
+        first, dash, last = "0", "-", str(checkpoint.setting("num_hidden_layers"))
+    if not dash or not first.isdecimal() or not last.isdecimal() or int(first) > int(last):
+        raise WrongUse(f"layers={settings['layers']}: write layers=all or a range such as layers=6-9")
+    return [{**rest, "layer": str(layer)} for layer in range(int(first), int(last) + 1)]
+
+
+def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: DType) -> ResolvedFeature:
+    kind = FEATURES[feature]
+    code = kind.code
+    typed = {key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()}
+    config = code.resolve(typed, checkpoint)
+    variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
+    provenance: dict[str, Any] = {
+        "versions": {package: version(package) for package in ("ser", "numpy", *code.packages)},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        # No paths, no environment: nothing private.
+        "command": f"ser features CORPUS --features {feature}{':' if variant else ''}{variant}",
+    }
+    if checkpoint:
+        provenance["model"] = checkpoint.model
+        folder = checkpoint.path.resolve()
+        if checkpoint.model == folder.name:  # not an id of the Hub: `ser predict` looks for the folder
+            provenance["folder"] = str(folder)
+    spec = Spec(
+        feature=feature,
+        modality=kind.modality,
+        level=kind.level,
+        dim=code.dim(config, checkpoint),
+        dtype="float32" if kind.level == "utterance" else dtype,
+        extractor=code.name,
+        version=code.version,
+        variant=variant,
+        hop=code.hop(config, checkpoint),
+        config=asdict(config),
+        checkpoint={"digest": checkpoint.digest, "random": checkpoint.random} if checkpoint else {},
+        provenance=provenance,
+    )
+    return ResolvedFeature(spec, config, checkpoint)
+
+
+def _typed(feature: str, key: str, value: str, kind: Any) -> Any:
+    try:
+        typed = msgspec.convert(value, kind, strict=False)
+        if kind is not float or math.isfinite(typed):
+            return typed
+    except msgspec.ValidationError:
+        pass
+    plain = {int: "a whole number", float: "a number", bool: "true or false"}
+    what = plain.get(kind) or " or ".join(map(str, get_args(kind)))
+    raise WrongUse(f"{feature}:{key}={value}: {key} is {what}")
+
+
+def load_extractors(
+    features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
+) -> list[Extractor]:
+    """One extractor for each group of features that share their work; opens their models on `device`."""
+    groups: dict[Hashable, list[ResolvedFeature]] = {}
+    for feature in features:
+        code = FEATURES[feature.spec.feature].code
+        groups.setdefault((code.name, code.shares(feature)), []).append(feature)
+    return [FEATURES[group[0].spec.feature].code(group, device, batch_seconds) for group in groups.values()]
