@@ -25,7 +25,7 @@ PACKAGES = {
     "torchaudio": ("converting torchaudio's HuBERT bundles", "pip install torchaudio, of the version of your torch"),
 }
 LICENCES = (
-    "openSMILE (is13): research and non-commercial use, features included · IEMOCAP: by its own agreement with USC · "
+    "openSMILE (is13 and its other sets): research and non-commercial use, features included · IEMOCAP: by its own agreement with USC · "
     "encoders: see each model's page"
 )
 
@@ -117,7 +117,7 @@ def _weights() -> Iterator[tuple[str, str, str]]:
     """One line for each default encoder, then whatever else lies in the cache and the usual folders."""
     cached, folders = {entry["model"]: entry for entry in list_checkpoints()}, list(_in_folders())
     for feature, family in FEATURES.items():
-        if family.model is None:
+        if not family.model:
             continue
         here = cached.pop(family.model, None)
         local = [text for kind, text in folders if kind == feature]

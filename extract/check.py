@@ -15,6 +15,7 @@ from .augment import change
 from .extractors import GPU_SECONDS, ResolvedFeature, batches
 from .plan import MODALITIES, ExtractionPlan
 from .registry import load_extractors
+from .smile import open_smile
 from .text import cleaned
 from .worker import read_input
 
@@ -63,11 +64,9 @@ def relative(ours: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _smile(wanted: ResolvedFeature, model: Any, clip: Clip) -> np.ndarray:
-    import opensmile
-
-    smile = opensmile.Smile(opensmile.FeatureSet.IS13, opensmile.FeatureLevel.Functionals)
     rate = wanted.config.sampling_rate
-    return np.asarray(smile.process_signal(np.clip(clip.at(rate), -1.0, wanted.config.clip), rate))
+    samples = np.clip(clip.at(rate), -1.0, wanted.config.clip)
+    return np.asarray(open_smile(wanted.config).process_signal(samples, rate))
 
 
 def _mel(wanted: ResolvedFeature, model: Any, clip: Clip) -> np.ndarray:
@@ -109,6 +108,22 @@ def _speech(wanted: ResolvedFeature, model: Any, clip: Clip) -> np.ndarray:
     return _hidden(wanted, model, inputs)
 
 
+def _filterbank(wanted: ResolvedFeature, model: Any, clip: Clip) -> np.ndarray:
+    import transformers
+
+    assert wanted.checkpoint is not None
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(wanted.checkpoint.path, local_files_only=True)
+    rate, samples = wanted.config.sampling_rate, clip.at(wanted.config.sampling_rate)
+    window = getattr(extractor, "n_samples", len(samples))  # Whisper's
+    rows = []
+    for stretch in (samples[start : start + window] for start in range(0, len(samples), window)):
+        inputs = extractor(stretch, sampling_rate=rate, return_attention_mask=True, return_tensors="pt")
+        valid = inputs["attention_mask"][0].bool()
+        hidden = _hidden(wanted, model, inputs)
+        rows.append(hidden[valid[:: len(valid) // len(hidden)].numpy()])
+    return np.concatenate(rows)
+
+
 def _text(wanted: ResolvedFeature, model: Any, text: str) -> np.ndarray:
     import transformers
 
@@ -126,5 +141,7 @@ REFERENCES: dict[str, Callable[[ResolvedFeature, Any, Any], np.ndarray]] = {
     "smile": _smile,
     "mel": _mel,
     "speech": _speech,
+    "whisper": _filterbank,
+    "w2v-bert": _filterbank,
     "text": _text,
 }

@@ -16,6 +16,24 @@ from ser.extract.registry import load_extractors, resolve
 from ser.weights.demo import write_random_checkpoint
 
 SPEECH = ("hubert", "hubert-large", "wav2vec2", "wav2vec2-large", "wavlm", "wavlm-large")
+# What the demo does not need: architecture → prefix of its classes, and settings.
+NEWER: dict[str, tuple[str, dict[str, Any]]] = {
+    "hubert-batchnorm": ("Hubert", {**SPEECH_SIZE, "conv_pos_batch_norm": True}),
+    "data2vec": ("Data2VecAudio", {**SPEECH_SIZE, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 9}),
+    "unispeech-sat": ("UniSpeechSat", SPEECH_SIZE),
+    "unispeech-sat-large": ("UniSpeechSat", {**SPEECH_SIZE, **LARGE}),
+    "w2v-bert": ("Wav2Vec2Bert", {**SIZE, "left_max_position_embeddings": 8, "conv_depthwise_kernel_size": 9}),
+    # 10 s instead of 30, for speed.
+    "whisper": (
+        "Whisper",
+        {
+            **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+            **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+            **{"d_model": 64, "max_source_positions": 500, "vocab_size": 8, "decoder_start_token_id": 1},
+            **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 1),
+        },
+    ),
+}
 TEXTS = [
     "Yeah.",
     "[LAUGHTER] I don't know what you're talking about!",
