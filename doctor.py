@@ -25,7 +25,7 @@ PACKAGES = {
     "torchaudio": ("converting torchaudio's HuBERT bundles", "pip install torchaudio, of the version of your torch"),
 }
 LICENCES = (
-    "openSMILE (is13 and its other sets): research and non-commercial use, features included · IEMOCAP: by its own agreement with USC · "
+    "openSMILE: research and non-commercial use, features included · IEMOCAP: by its own agreement with USC · "
     "encoders: see each model's page"
 )
 

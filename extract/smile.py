@@ -35,8 +35,8 @@ SETS: dict[str, tuple[str, int, int, int]] = {
     "eGeMAPSv02": ("eGeMAPSv02", 88, 25, 0),
     "emobase": ("emobase", 988, 26, 26),
 }
-# Utterances that are too short are named below. (catch_warnings is not safe in threads.)
-warnings.filterwarnings("ignore", "Segment too short", UserWarning)
+# Utterances that are too short are named below, and old sets by the user. (catch_warnings is not safe in threads.)
+warnings.filterwarnings("ignore", "Segment too short|Feature set .* is deprecated", UserWarning)
 
 
 @dataclass(frozen=True)

@@ -254,6 +254,7 @@ class FilterbankExtractor(SpeechExtractor):
     name, version, Config = "w2v-bert", 1, WindowConfig
     architectures = ("wav2vec2-bert",)
     preprocessor = "SeamlessM4TFeatureExtractor"
+    least = 560  # samples: two log-mel frames of 25 ms
     own = frozenset({"layer"})
 
     @classmethod
@@ -280,8 +281,8 @@ class FilterbankExtractor(SpeechExtractor):
                 raise ValueError(f"it gives {probe.input_features.shape[1:]} values, and the model takes {expected}")
         except Exception as fault:  # transformers raises nearly every kind
             reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-            raise WeightsError(f"{folder}: its preprocessor_config.json does not serve: {reason}") from fault
-        self.frame, self.stride, self.field, self.least = FRAME, 1, 1, 560  # the last of two log-mel frames of 25 ms
+            raise WeightsError(f"{folder}: its preprocessor does not fit: {reason}") from fault
+        self.frame, self.stride, self.field = FRAME, 1, 1
 
     def shape(self, frames: int) -> tuple[int, int]:
         """Of what the model takes for one second."""
@@ -308,6 +309,7 @@ class WhisperExtractor(FilterbankExtractor):
     name, version, Config = "whisper", 1, WhisperConfig
     architectures = ("whisper",)
     preprocessor = "WhisperFeatureExtractor"
+    least = 400
 
     @classmethod
     def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> Any:
