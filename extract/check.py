@@ -102,25 +102,19 @@ def _hidden(wanted: ResolvedFeature, model: Any, inputs: Any) -> np.ndarray:
 def _speech(wanted: ResolvedFeature, model: Any, clip: Clip) -> np.ndarray:
     import transformers
 
-    rate = wanted.config.sampling_rate
-    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=wanted.config.normalize)
-    inputs = extractor(clip.at(rate), sampling_rate=rate, return_attention_mask=False, return_tensors="pt")
-    return _hidden(wanted, model, inputs)
-
-
-def _filterbank(wanted: ResolvedFeature, model: Any, clip: Clip) -> np.ndarray:
-    import transformers
-
     assert wanted.checkpoint is not None
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(wanted.checkpoint.path, local_files_only=True)
-    rate, samples = wanted.config.sampling_rate, clip.at(wanted.config.sampling_rate)
+    if wanted.spec.extractor == "speech":
+        extractor: Any = transformers.Wav2Vec2FeatureExtractor(do_normalize=wanted.config.normalize)
+    else:
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(wanted.checkpoint.path, local_files_only=True)
+    rate, samples, rows = wanted.config.sampling_rate, clip.at(wanted.config.sampling_rate), []
     window = getattr(extractor, "n_samples", len(samples))  # Whisper's
-    rows = []
-    for stretch in (samples[start : start + window] for start in range(0, len(samples), window)):
-        inputs = extractor(stretch, sampling_rate=rate, return_attention_mask=True, return_tensors="pt")
-        valid = inputs["attention_mask"][0].bool()
+    for start in range(0, len(samples), window):
+        stretch, masked = samples[start : start + window], wanted.spec.extractor != "speech"
+        inputs = extractor(stretch, sampling_rate=rate, return_attention_mask=masked, return_tensors="pt")
         hidden = _hidden(wanted, model, inputs)
-        rows.append(hidden[valid[:: len(valid) // len(hidden)].numpy()])
+        valid = inputs["attention_mask"][0].bool().numpy() if masked else np.ones(len(hidden), bool)
+        rows.append(hidden[valid[:: len(valid) // len(hidden)]])
     return np.concatenate(rows)
 
 
@@ -141,7 +135,7 @@ REFERENCES: dict[str, Callable[[ResolvedFeature, Any, Any], np.ndarray]] = {
     "smile": _smile,
     "mel": _mel,
     "speech": _speech,
-    "whisper": _filterbank,
-    "w2v-bert": _filterbank,
+    "whisper": _speech,
+    "w2v-bert": _speech,
     "text": _text,
 }

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from ser.cache.spec import Level, Spec
+from ser.cache.spec import Spec
 from ser.engines import is_out_of_memory
 from ser.errors import UtteranceError, WrongUse
 from ser.weights import Checkpoint, load_encoder
@@ -66,11 +66,6 @@ class Extractor:
     def dim(cls, config: Any, checkpoint: Checkpoint | None) -> int:
         """Values per row."""
         raise NotImplementedError
-
-    @classmethod
-    def level(cls, config: Any) -> Level | None:
-        """What its rows are, where a setting decides it; None where the feature's entry in the registry does."""
-        return None
 
     @classmethod
     def hop(cls, config: Any, checkpoint: Checkpoint | None) -> float | None:
@@ -153,7 +148,7 @@ class Encoder(Extractor):
     @classmethod
     def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> Any:
         """The config of `settings`, whose layer is in range; `named` says whether the user named the layer."""
-        raise NotImplementedError
+        return cls.Config(**settings)
 
     @classmethod
     def dim(cls, config: Any, checkpoint: Checkpoint | None) -> int:

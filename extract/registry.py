@@ -55,9 +55,7 @@ FEATURES: dict[str, FeatureKind] = {
     "wav2vec2": FeatureKind("audio", "frame", "wav2vec 2.0 frames", _SPEECH, "facebook/wav2vec2-base"),
     "wavlm": FeatureKind("audio", "frame", "WavLM frames", _SPEECH, "microsoft/wavlm-base-plus"),
     "data2vec": FeatureKind("audio", "frame", "data2vec frames", _SPEECH, "facebook/data2vec-audio-base"),
-    "unispeech-sat": FeatureKind(
-        "audio", "frame", "UniSpeech-SAT frames", _SPEECH, "microsoft/unispeech-sat-base-plus"
-    ),
+    "unispeech-sat": FeatureKind("audio", "frame", "UniSpeech-SAT", _SPEECH, "microsoft/unispeech-sat-base-plus"),
     "w2v-bert": FeatureKind("audio", "frame", "Wav2Vec2-BERT 2.0 frames", _W2V_BERT, "facebook/w2v-bert-2.0"),
     "whisper": FeatureKind("audio", "frame", "states of Whisper's encoder", _WHISPER, "openai/whisper-base"),
     "mpnet": FeatureKind("text", "token", "MPNet tokens", _TEXT, "microsoft/mpnet-base"),
@@ -69,15 +67,9 @@ FEATURES: dict[str, FeatureKind] = {
     "xlm-r": FeatureKind("text", "token", "XLM-R tokens", _TEXT, "FacebookAI/xlm-roberta-base"),
     "modernbert": FeatureKind("text", "token", "ModernBERT tokens", _TEXT, "answerdotai/ModernBERT-base"),
     "text": FeatureKind("text", "token", "tokens of the text encoder that --model names", _TEXT, ""),
-    "is13": FeatureKind(
-        "audio", "utterance", "openSMILE's IS13_ComParE, 6373 functionals", _SMILE, preset={"set": "IS13_ComParE"}
-    ),
-    "egemaps": FeatureKind(
-        "audio", "utterance", "openSMILE's eGeMAPSv02, 88 functionals", _SMILE, preset={"set": "eGeMAPSv02"}
-    ),
-    "compare": FeatureKind(
-        "audio", "utterance", "openSMILE's ComParE_2016, 6373 functionals", _SMILE, preset={"set": "ComParE_2016"}
-    ),
+    "is13": FeatureKind("audio", "utterance", "openSMILE's IS13_ComParE", _SMILE, preset={"set": "IS13_ComParE"}),
+    "egemaps": FeatureKind("audio", "utterance", "openSMILE's eGeMAPSv02", _SMILE, preset={"set": "eGeMAPSv02"}),
+    "compare": FeatureKind("audio", "utterance", "openSMILE's ComParE_2016", _SMILE, preset={"set": "ComParE_2016"}),
     "smile": FeatureKind("audio", "utterance", "any set of openSMILE, as smile:set=GeMAPSv01b", _SMILE),
     "logmel": FeatureKind("audio", "frame", "log-mel spectrogram, 100 frames a second", _MEL),
     "mfcc": FeatureKind("audio", "frame", "MFCC of the log-mel spectrogram", "ser.extract.mel:MfccExtractor"),
@@ -176,7 +168,8 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
     code = kind.code
     typed = {key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()}
     config = code.resolve({**kind.preset, **typed}, checkpoint)
-    level = code.level(config) or kind.level
+    dim, hop = code.dim(config, checkpoint), code.hop(config, checkpoint)
+    level = "frame" if hop is not None else kind.level  # openSMILE gives vectors or frames, as its settings say
     variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
     provenance: dict[str, Any] = {
         "versions": {package: version(package) for package in ("ser", "numpy", *code.packages)},
@@ -193,12 +186,12 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
         feature=feature,
         modality=kind.modality,
         level=level,
-        dim=code.dim(config, checkpoint),
+        dim=dim,
         dtype="float32" if level == "utterance" or code.exact else dtype,
         extractor=code.name,
         version=code.version,
         variant=variant,
-        hop=code.hop(config, checkpoint),
+        hop=hop,
         config=asdict(config),
         checkpoint={"digest": checkpoint.digest, "random": checkpoint.random} if checkpoint else {},
         provenance=provenance,

@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ser.cache.spec import Level
 from ser.errors import UtteranceError, WrongUse, unknown
 
 from .audio import CHANNELS, RESAMPLER, Clip
@@ -80,7 +79,9 @@ class SmileExtractor(Extractor):
             raise unknown("set of openSMILE", asked, SETS)
         config = SmileConfig(named[asked], **settings)
         if not cls.dim(config, None):
-            raise WrongUse(f"level={config.level}: {config.feature_set} has its deltas, if any, among its descriptors")
+            raise WrongUse(
+                f"level={config.level}: {config.feature_set} gives no deltas of their own; ask for level=lld"
+            )
         return config
 
     @classmethod
@@ -89,13 +90,8 @@ class SmileExtractor(Extractor):
         return SETS[config.feature_set][1 + get_args(SmileLevel).index(config.level)]
 
     @classmethod
-    def level(cls, config: SmileConfig) -> Level:
-        """Functionals are of the utterance; descriptors and their deltas are frames."""
-        return "utterance" if config.level == "functionals" else "frame"
-
-    @classmethod
     def hop(cls, config: SmileConfig, checkpoint: Any) -> float | None:
-        """Seconds between frames: 0.01 in all sets."""
+        """Seconds between frames: 0.01 in all sets. Functionals are of the utterance."""
         return None if config.level == "functionals" else 0.01
 
     def extract(self, item: Clip) -> list[np.ndarray]:

@@ -37,22 +37,13 @@ warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", Use
 
 @dataclass(frozen=True, kw_only=True)
 class AudioConfig:
-    """What the config of every speech encoder holds."""
+    """One layer of a speech encoder."""
 
     layer: int
     precision: Precision = "float32"
     sampling_rate: int = field(default=RATE, init=False)
     resampler: str = field(default=RESAMPLER, init=False)
     channels: str = field(default=CHANNELS, init=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WhisperConfig(AudioConfig):
-    """One layer of Whisper's encoder: `hidden_states[layer]` of transformers, the last after the final LayerNorm.
-
-    Audio is cut into consecutive windows of 30 s, each filled up with silence; positions start anew in each, and the
-    log-mel spectrogram is scaled to the loudest value of its window.
-    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +58,10 @@ class WindowConfig(AudioConfig):
 
     window: float = 60.0  # seconds
     context: float = 5.0  # seconds
+
+    def __post_init__(self) -> None:
+        if not self.window >= 2 or not 0 <= self.context <= self.window / 4:
+            raise WrongUse("window must be 2 seconds or more, and context at most a quarter of it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +140,7 @@ class SpeechExtractor(Encoder):
             rate = checkpoint.preprocessor.get("sampling_rate", RATE)
             if rate != RATE:
                 raise WrongUse(f"{checkpoint.model} takes audio at {rate} Hz; only {RATE} Hz is supported")
-        return checked(SpeechConfig(**settings))
+        return SpeechConfig(**settings)
 
     @classmethod
     def hop(cls, config: Any, checkpoint: Checkpoint | None) -> float:
@@ -176,7 +171,8 @@ class SpeechExtractor(Encoder):
 
     def hidden(self, config: Any, output: Any) -> Tensor:
         """The layer `[batch, time, dim]`; after the final norm it is the model's output."""
-        return cast(Tensor, output.last_hidden_state if config.norm == "after" else super().hidden(config, output))
+        after = getattr(config, "norm", "none") == "after"
+        return cast(Tensor, output.last_hidden_state if after else super().hidden(config, output))
 
     def rows(self, length: int) -> int:
         """Frames that the convolutions make of so many samples: one per 20 ms, `(n - 400) // 320 + 1`."""
@@ -194,17 +190,13 @@ class SpeechExtractor(Encoder):
                 reason = f"is too short for {self.label} ({len(samples)} of {self.least} samples)"
                 stored[row].append(UtteranceError(reason))
             else:
-                pieces += self.cut(row, self.prepared(samples))
+                pieces += self.cut(row, samples)
         # An hour has many windows: they too go in calls of at most `batch_seconds`, padded.
-        most = max(self.batch_seconds, self.longest()) if self.batch_seconds else None
+        most = max(self.batch_seconds, getattr(self.config, "window", 0)) if self.batch_seconds else None
         for group in batches(pieces, lambda piece: piece.seconds, most):
             for piece, layers in zip(group, self.forward([piece.samples for piece in group]), strict=True):
                 stored[piece.utterance].append(self.outcome([values[piece.keep] for values in layers]))
         return [self.joined(windows) for windows in stored]
-
-    def longest(self) -> float:
-        """Seconds of the longest window."""
-        return cast(float, self.config.window)
 
     def prepared(self, samples: np.ndarray) -> np.ndarray:
         """The whole waveform `[n]` as the model takes it."""
@@ -226,7 +218,8 @@ class SpeechExtractor(Encoder):
 
     def cut(self, utterance: int, samples: np.ndarray) -> list[Piece]:
         """One piece, or the overlapping windows of a long utterance."""
-        total, second = self.rows(len(samples)), self.stride * RATE / self.frame  # of `samples`
+        samples, second = self.prepared(samples), self.stride * RATE / self.frame
+        total = self.rows(len(samples))
         window = int(self.config.window * RATE / self.frame)  # frames
         if total <= window:
             return [Piece(utterance, samples, slice(0, total), len(samples) / second)]
@@ -241,13 +234,6 @@ class SpeechExtractor(Encoder):
         return pieces
 
 
-def checked(config: Any) -> Any:
-    """The config of windows. Raises `WrongUse` for windows that cannot be."""
-    if not config.window >= 2 or not 0 <= config.context <= config.window / 4:
-        raise WrongUse("window must be 2 seconds or more, and context at most a quarter of it")
-    return config
-
-
 class FilterbankExtractor(SpeechExtractor):
     """An encoder of the log-mel frames that the checkpoint's own feature extractor makes: Wav2Vec2-BERT 2.0."""
 
@@ -256,11 +242,6 @@ class FilterbankExtractor(SpeechExtractor):
     preprocessor = "SeamlessM4TFeatureExtractor"
     least = 560  # samples: two log-mel frames of 25 ms
     own = frozenset({"layer"})
-
-    @classmethod
-    def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> Any:
-        """The config of `settings`, whose layer is in range. Raises `WrongUse` for windows that cannot be."""
-        return checked(cls.Config(**settings))
 
     @classmethod
     def hop(cls, config: Any, checkpoint: Checkpoint | None) -> float:
@@ -288,10 +269,6 @@ class FilterbankExtractor(SpeechExtractor):
         """Of what the model takes for one second."""
         return frames, self.model.config.feature_projection_input_dim
 
-    def hidden(self, config: Any, output: Any) -> Tensor:
-        """The layer `[batch, time, dim]`."""
-        return cast(Tensor, Encoder.hidden(self, config, output))
-
     def rows(self, length: int) -> int:
         """As many as there are inputs."""
         return length
@@ -304,17 +281,16 @@ class FilterbankExtractor(SpeechExtractor):
 
 
 class WhisperExtractor(FilterbankExtractor):
-    """The encoder of Whisper, 50 states a second: those of the padding of a window are cut off."""
+    """The encoder of Whisper, 50 states a second; its last layer is the one after the final LayerNorm.
 
-    name, version, Config = "whisper", 1, WhisperConfig
+    Audio is cut into consecutive windows of 30 s, each filled up with silence, whose states are cut off. Positions
+    start anew in each window, and its log-mel spectrogram is scaled to its own loudest value.
+    """
+
+    name, version, Config = "whisper", 1, AudioConfig
     architectures = ("whisper",)
     preprocessor = "WhisperFeatureExtractor"
     least = 400
-
-    @classmethod
-    def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> Any:
-        """The config of `settings`, whose layer is in range."""
-        return WhisperConfig(**settings)
 
     def shape(self, frames: int) -> tuple[int, int]:
         """Of what the model takes for one second, filled up to a window."""
@@ -330,14 +306,6 @@ class WhisperExtractor(FilterbankExtractor):
         """All states of a window, with those of its padding."""
         return cast(int, self.model.config.max_source_positions)
 
-    def longest(self) -> float:
-        """Seconds of a window."""
-        return cast(float, self.features.n_samples / RATE)
-
-    def prepared(self, samples: np.ndarray) -> np.ndarray:
-        """The samples: each window has a log-mel spectrogram of its own."""
-        return samples
-
     def cut(self, utterance: int, samples: np.ndarray) -> list[Piece]:
         """Consecutive windows of log-mel frames `[bands, 3000]`; state k is kept if the audio reaches 20·k ms."""
         pieces = []
@@ -345,5 +313,5 @@ class WhisperExtractor(FilterbankExtractor):
             stretch = samples[start : start + self.features.n_samples]
             spectrogram = self.features(stretch, sampling_rate=RATE, return_tensors="np").input_features[0]
             keep = slice(0, math.ceil(len(stretch) / self.frame))
-            pieces.append(Piece(utterance, spectrogram, keep, self.longest()))
+            pieces.append(Piece(utterance, spectrogram, keep, self.features.n_samples / RATE))
         return pieces

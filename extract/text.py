@@ -93,11 +93,9 @@ class TextExtractor(Encoder):
 
     def tap(self, wanted: set[int]) -> None:
         """Drop the layers above the deepest wanted one, but one: after the last, some encoders have a norm."""
-        assert self.checkpoint is not None
-        depth = self.checkpoint.setting("num_hidden_layers")
+        depth = self.model.config.num_hidden_layers
         for module in self.model.modules():
-            # ALBERT has one layer for all depths.
-            if isinstance(module, nn.ModuleList) and len(module) == depth and self.checkpoint.architecture != "albert":
+            if isinstance(module, nn.ModuleList) and len(module) == depth > 1:  # ALBERT has one layer for all
                 del module[max(wanted) + 1 :]
 
     def hidden(self, config: TextConfig, output: Any) -> Any:

@@ -214,13 +214,14 @@ def test_too_short_for_one_frame(checkpoints: Path) -> None:
     assert not isinstance(least, UtteranceError) and least[one.specs[0].fingerprint].values.shape == (1, 64)
 
 
-def test_long_utterances_are_cut_with_context(checkpoints: Path) -> None:
+@pytest.mark.parametrize("architecture", ("hubert-large", "w2v-bert"))
+def test_long_utterances_are_cut_with_context(checkpoints: Path, architecture: str) -> None:
     """Every frame is kept once, each frame has its place, and seams are close to the whole."""
     # A layer-norm model, whose frames depend on their surroundings through position and attention alone.
-    folder = checkpoints / "hubert-large"
-    name = "hubert:layer=0,window=4,context=1"  # layer 0 sees the convolutions and 0.32 s of position embedding
+    feature, folder = architecture.removesuffix("-large"), checkpoints / architecture
+    name = f"{feature}:layer=0,window=4,context=1"  # layer 0 sees the convolutions and 0.32 s of position embedding
     samples = np.random.default_rng(1).normal(0, 0.1, int(16000 * 11.3)).astype(np.float32)
-    both = load_extractors(resolve([name, "hubert:layer=0,context=1"], {"hubert": str(folder)}, "float32"))
+    both = load_extractors(resolve([name, f"{feature}:layer=0,context=1"], {feature: str(folder)}, "float32"))
     [cut], [whole] = (rows_of(one, [Clip(samples, 16000)]) for one in both)
     assert relative(cut, whole) <= RTOL
 

@@ -35,7 +35,6 @@ NAMES = {
 }
 MARK = "ser_random_weights"  # in config.json: these weights were never trained
 SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
-POOLED = {"bert", "camembert", "mpnet", "roberta", "xlm-roberta"}  # have a pooler unless told otherwise
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]  # of layers, values or tokens
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -263,7 +262,7 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    extra = {"add_pooling_layer": False} if checkpoint.architecture in POOLED else {}
+    extra = {"add_pooling_layer": False} if checkpoint.architecture in {"bert", "mpnet"} else {}
     try:
         model, info = transformers.AutoModel.from_pretrained(
             checkpoint.path,
@@ -278,9 +277,7 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise WeightsError(f"{checkpoint.path} cannot be loaded as {checkpoint.architecture}: {reason}") from fault
     # SpecAugment's mask vector serves training alone, and no feature comes from a pooler.
-    lacking = sorted(
-        key for key in info["missing_keys"] if key != "masked_spec_embed" and not key.startswith("pooler.")
-    )
+    lacking = sorted(key for key in info["missing_keys"] if not key.startswith(("masked_spec_embed", "pooler.")))
     lacking += [str(entry[0]) for entry in info.get("mismatched_keys", [])]
     if lacking:
         raise WeightsError(f"{checkpoint.path} lacks {len(lacking)} of its encoder's weights, such as {lacking[0]}")
