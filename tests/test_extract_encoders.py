@@ -53,26 +53,12 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 PIECES = [*"abcdefghijklmnopqrstuvwxyz'.,?!▁", "▁i", "▁know", "why", "▁talk", "ing"]
 TOKENS = {"vocab_size": len(SPECIAL) + len(PIECES), "pad_token_id": 1, "max_position_embeddings": 514}
 RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
-TEXT_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "albert": ("Albert", {**SIZE, "embedding_size": 32}),
-    "bert": ("Bert", SIZE),
-    "camembert": ("Camembert", SIZE),
-    "data2vec-text": ("Data2VecText", SIZE),
-    "deberta": ("Deberta", {**SIZE, **RELATIVE}),
-    "deberta-v2": ("DebertaV2", {**SIZE, **RELATIVE, "position_buckets": 16, "conv_kernel_size": 3}),
-    "distilbert": ("DistilBert", {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128}),
-    "electra": ("Electra", {**SIZE, "embedding_size": 32}),
-    "ernie": ("Ernie", SIZE),
-    "eurobert": ("EuroBert", SIZE),
-    "megatron-bert": ("MegatronBert", SIZE),
-    "modernbert": ("ModernBert", {**SIZE, "local_attention": 8, "global_attn_every_n_layers": 2}),
-    "mpnet": ("MPNet", SIZE),
-    "nomic_bert": ("NomicBert", SIZE),
-    "rembert": ("RemBert", SIZE),
-    "roberta": ("Roberta", SIZE),
-    "roberta-prelayernorm": ("RobertaPreLayerNorm", SIZE),
-    "xlm-roberta": ("XLMRoberta", SIZE),
-    "xlm-roberta-xl": ("XLMRobertaXL", SIZE),
+TEXT_SETTINGS: dict[str, dict[str, Any]] = {  # what the sizes of BERT lack
+    "albert": {"embedding_size": 32},
+    "deberta": RELATIVE,
+    "deberta-v2": {**RELATIVE, "position_buckets": 16, "conv_kernel_size": 3},
+    "distilbert": {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128},
+    "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
 }
 TEXTS = [
     "Yeah.",
@@ -107,8 +93,10 @@ def text_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     made.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
     named = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>"}
-    with patch.dict(ARCHITECTURES, TEXT_ENCODERS), patch.dict("ser.weights.demo.SPECIAL", clear=True):
-        for name in TEXT_ENCODERS:
+    with patch.dict(ARCHITECTURES), patch.dict("ser.weights.demo.SPECIAL", clear=True):
+        for name in TEXT_ARCHITECTURES:
+            prefix = type(transformers.AutoConfig.for_model(name)).__name__.removesuffix("Config")
+            ARCHITECTURES[name] = prefix, {**({} if name == "distilbert" else SIZE), **TEXT_SETTINGS.get(name, {})}
             write_random_checkpoint(folder / name, name, **TOKENS)
             beside = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", **named)
             beside.save_pretrained(folder / name)
@@ -136,21 +124,20 @@ def plain_speech(folder: Path, samples: np.ndarray) -> tuple[list[np.ndarray], n
     """Hidden states before, and the output after, the final norm: Hugging Face alone, one utterance."""
     model = transformers.AutoModel.from_pretrained(folder).eval()
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-    given: dict[str, Any] = {"sampling_rate": 16000, "return_tensors": "pt"}
-    windows, frames = [samples], slice(None)
+    window, masked = len(samples), folder.name in PREPROCESSORS
     if folder.name == "whisper":
         model, window = model.get_encoder(), 160000
-        windows, frames = [samples[i : i + window] for i in range(0, len(samples), window)], slice(0, 500)
     found = []
-    for stretch in windows:
-        inputs = extractor(stretch, return_attention_mask=folder.name in PREPROCESSORS, **given)
-        if folder.name == "whisper":  # its feature extractor counts log-mel frames, of which two are a state
-            frames = slice(0, (int(inputs.attention_mask.sum()) + 1) // 2)
-        elif folder.name == "w2v-bert":
-            frames = slice(0, int(inputs.attention_mask.sum()))
+    for start in range(0, len(samples), window):
+        stretch = samples[start : start + window]
+        inputs = extractor(stretch, sampling_rate=16000, return_attention_mask=masked, return_tensors="pt")
         with torch.inference_mode():
             output = model(**inputs, output_hidden_states=True)
-        found.append([states[0, frames].numpy() for states in (*output.hidden_states, output.last_hidden_state)])
+        states = [states[0].numpy() for states in (*output.hidden_states, output.last_hidden_state)]
+        valid = int(inputs.attention_mask.sum()) if masked else len(states[0])
+        if folder.name == "whisper":  # its feature extractor counts log-mel frames, of which two are a state
+            valid = (valid + 1) // 2
+        found.append([rows[:valid] for rows in states])
     *hidden, last = [np.concatenate(rows) for rows in zip(*found, strict=True)]
     return hidden, last
 
