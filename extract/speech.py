@@ -238,7 +238,8 @@ class SpeechExtractor(Encoder):
 class FilterbankExtractor(SpeechExtractor):
     """An encoder of the log-mel frames that the checkpoint's own feature extractor makes: Wav2Vec2-BERT 2.0."""
 
-    name, version, Config = "w2v-bert", 1, WindowConfig
+    name, version = "w2v-bert", 1
+    Config: ClassVar[type[AudioConfig]] = WindowConfig
     architectures = ("wav2vec2-bert",)
     preprocessor = "SeamlessM4TFeatureExtractor"
     least = 560  # samples: two log-mel frames of 25 ms
