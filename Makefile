@@ -4,8 +4,6 @@ BIN := .venv/bin
 SER := $(BIN)/ser
 STORE ?= features
 ONLY ?=
-SMALL := --epochs 30 $(foreach s,d_model=64 heads=4 queries=8 lr=1e-3 standardise_audio=true standardise_text=true,--set $(s))
-
 .PHONY: help install demo demo-features features papers test test-fast test-slow check bench clean
 
 help:
@@ -13,7 +11,7 @@ help:
 	@echo "make features IEMOCAP=/path/to/it   the real job (CORPUS=... for other corpora)"
 	@echo "make papers IEMOCAP=/path/to/it     every table of the papers beside ours (ONLY=msmser for a part)"
 	@echo "make test-fast | test | test-slow   unit tests, all tests, torture that takes minutes"
-	@echo "make check                          linters and types"
+	@echo "make check                          linters, types, and the documentation as a site, in .docs/"
 	@echo "make bench [ONLY=store]             ours against the plain way, side by side"
 
 # torch goes first: with a CPU build in place nothing pulls the CUDA packages in.
@@ -24,12 +22,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,cluster]'
 	touch $@
 
-# Small stated sizes: random-weight encoders of width 64, MIT of width 64 for 30 epochs, the dialogue model for 60.
-demo: demo-features
-	$(SER) train --store demo/features --out demo/runs --features hubert+mpnet --fusion mit $(SMALL)
-	$(SER) train --store demo/features --out demo/runs --features is13+bert --fusion lgf-add --loss perspective \
-	  --epochs 60 --set standardise_text=true
-	$(SER) report demo/runs
+demo: install
+	$(SER) demo demo
 	@echo "corpus: demo/corpus · checkpoints: demo/checkpoints · store: demo/features · runs: demo/runs"
 
 demo-features: install
@@ -59,6 +53,7 @@ papers: install
 	$(SER) weights demo demo/checkpoints
 	$(BIN)/python -m benchmarks.papers demo/corpus --store demo/features --out demo/papers --page demo/reproduction.md \
 	  --only "$(ONLY)" $(foreach m,hubert mpnet bert,--model $(m)=demo/checkpoints/$(m)-random) \
+	  $(foreach m,wav2vec2 wavlm,--model $(m)=demo/checkpoints/hubert-random) \
 	  --folds 1 --epochs 2 --seeds 1 $(foreach s,d_model=64 channels=2 frames=200,--set $(s)) $(ARGS)
 	@echo "No IEMOCAP=... was given: this is the synthetic demo corpus, with random weights: demo/reproduction.md"
 endif
@@ -73,9 +68,10 @@ test: install
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
-# Type checkers need the root under the package's name.
+# The site is built from the code too. Type checkers need the root under the package's name.
 check: install
 	mkdir -p .links && ln -sfn .. .links/ser
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q -d .docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	for system in linux darwin win32; do \
@@ -86,4 +82,4 @@ bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ONLY)
 
 clean:
-	rm -rf demo .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf demo .docs .pytest_cache .mypy_cache .ruff_cache build *.egg-info

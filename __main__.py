@@ -2,4 +2,4 @@
 
 from ser.cli import main
 
-main()
+main(prog_name="ser")

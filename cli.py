@@ -14,16 +14,20 @@ from typing import Any
 import click
 
 from ser.commands.cache import cache
+from ser.commands.completion import completion
 from ser.commands.corpus import corpus
+from ser.commands.defaults import read_defaults
+from ser.commands.demo import demo
 from ser.commands.doctor import doctor
 from ser.commands.features import features
 from ser.commands.output import LineStream, say
 from ser.commands.predict import predict
 from ser.commands.report import report
+from ser.commands.runs import runs
 from ser.commands.sweep import sweep
 from ser.commands.train import train
 from ser.commands.weights import weights
-from ser.errors import SerError
+from ser.errors import DISTRIBUTION, SerError
 
 
 class Commands(click.Group):
@@ -67,17 +71,21 @@ def _unexpected(fault: Exception) -> str:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="ser")
-def main() -> None:
+@click.version_option(package_name=DISTRIBUTION)
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Speech emotion recognition in two stages: extract features once, train every fusion model in minutes.
 
     \b
     ser corpus show /data/IEMOCAP_full_release
     ser features /data/IEMOCAP_full_release
     ser train --features hubert+mpnet --fusion mit
+
+    `ser demo` shows all of it on generated speech. Defaults of your own go into ser.toml, in the working folder.
     """
+    ctx.obj, ctx.default_map = read_defaults(main)
     logging.basicConfig(stream=LineStream(), format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-for _command in (corpus, features, train, sweep, report, predict, cache, weights, doctor):
+for _command in (demo, corpus, features, train, sweep, report, runs, predict, cache, weights, doctor, completion):
     main.add_command(_command)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ser.cache.atomic_io import try_lock
 from ser.engines.machine import cores, memory
+from ser.errors import DISTRIBUTION
 from ser.extract.registry import FEATURES
 from ser.weights import Checkpoint, WeightsError, list_checkpoints
 
@@ -21,7 +22,7 @@ FOLDERS = ("models", "checkpoints", "demo/checkpoints", "~/models", "~/checkpoin
 MOUNTS = Path("/proc/mounts")  # one file system a line: device, folder, type, options
 IEMOCAP_BYTES = 5e9  # its 12.4 h in the five default features, float16: HuBERT-base alone is 3.4 GB
 PACKAGES = {
-    "dask": ("several machines (--scheduler)", "pip install 'ser[cluster]'"),
+    "dask": ("several machines (--scheduler)", "pip install 'ser-fusion[cluster]'"),
     "torchaudio": ("converting torchaudio's HuBERT bundles", "pip install torchaudio, of the version of your torch"),
 }
 LICENCES = (
@@ -48,7 +49,7 @@ def examine(store: Path = Path("features")) -> list[Finding]:
     there = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
     found = [
         # torch's own version names its build too, such as +cu130; its package's may not.
-        ("software", f"ser {version('ser')}, Python {platform.python_version()}, torch {torch.__version__}", ""),
+        ("software", f"ser {version(DISTRIBUTION)}, Python {platform.python_version()}, torch {torch.__version__}", ""),
         ("cores", f"{usable} (of the machine's {all_})" if usable < all_ else str(usable), ""),
         ("memory", *_memory()),
         ("GPU", *_gpu()),

@@ -8,6 +8,22 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+__all__ = [
+    "CorpusError",
+    "CorruptStore",
+    "Diverged",
+    "ExtractionStopped",
+    "LeakageError",
+    "MissingRows",
+    "SerError",
+    "StoreError",
+    "UtteranceError",
+    "WeightsError",
+    "WrongUse",
+]
+
+DISTRIBUTION = "ser-fusion"  # on the package index; `ser` there is somebody else's
+
 
 class SerError(Exception):
     """The work failed (exit code 1)."""

@@ -24,12 +24,16 @@ from ser.extract.corpora.table import read_manifest
 from ser.extract.extractors import ResolvedFeature, UtteranceError
 from ser.extract.online import OnlineExtractor, resolve_again
 from ser.train.data.dataset import Dataset, Inputs
-from ser.train.data.labels import Utterances
-from ser.train.fit import predict as probabilities_of
+from ser.train.data.labels import DIMENSIONS, Utterances
+from ser.train.fit import predict as predictions_of
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, find_runs
+from ser.train.scores import CellScores, tempered
 from ser.train.settings import TrainConfig, TrainingSettings, recorded
+from ser.train.targets import TARGETS, rated_as
 from ser.weights.find import parse_models
+
+__all__ = ["Answer", "Prediction", "Predictor", "Turn", "predict"]
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,20 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one utterance. `without` names the modalities that it had to do without."""
+    """What the model says of one utterance. `without` names the modalities that it had to do without.
+
+    The probabilities are those after the run's temperature, if it has one. `abstained`: the highest is below what was
+    asked for, so that the label is no answer.
+    `ratings` are valence, arousal and dominance on the scale of the corpus that the run trained on, if it learnt them.
+    One that learnt nothing else has no `label` and no `probabilities`.
+    """
 
     id: str
-    label: str
+    label: str | None
     probabilities: dict[str, float]
     without: tuple[str, ...] = ()
+    ratings: dict[str, float] = field(default_factory=dict)
+    abstained: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,11 @@ def predict(
     table: str | Path | None = None,
     models: Mapping[str, str] | Iterable[str] = (),
     device: str = "auto",
+    abstain_below: float = 0.0,
 ) -> Answer:
     """Classify audio files, one of them with its transcript `text`, or the turns of a table.
+
+    No answer is given where the highest probability is `abstain_below` this.
 
     `models` says where encoder weights lie now ({"hubert": folder}, or "hubert=FOLDER" entries); by default where the
     run's features found them. Raises `WrongUse` for what the run cannot take, naming the reason.
@@ -81,9 +96,9 @@ def predict(
         raise WrongUse("give audio files (with --text one alone), or a table of turns with a column text, and not both")
     predictor = Predictor(run, models, device)
     if table is not None:
-        return predictor(read_turns(Path(table), "audio" in predictor.fusion.inputs))
+        return predictor(read_turns(Path(table), "audio" in predictor.fusion.inputs), abstain_below)
     files = [Turn(str(path), Path(path), text) for path in audio]
-    return predictor(files or [Turn("text", None, text)])
+    return predictor(files or [Turn("text", None, text)], abstain_below)
 
 
 class Predictor:
@@ -95,27 +110,36 @@ class Predictor:
         fitted, self.fusion, self.settings = load_model(self.run)
         self.model, self.scaling = fitted.model.to(self.device), fitted.scaling
         self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
+        self.temperature: float | None = (self.run.result.get("calibration") or {}).get("temperature")
+        training = recorded(TrainingSettings, self.run.config["training"], str(self.run.path / CONFIG))
+        target = self.run.config.get("target", "class")
+        self.plan = TrainConfig(self.fusion, self.settings, training, target=target, device=self.device)
+        self._described = {m: one.get("joined", [one]) for m, one in self.run.config["features"].items()}
         self._features = self._resolve(parse_models(models))
         self._extractor = OnlineExtractor(self.device)
 
-    def _resolve(self, models: Mapping[str, str]) -> dict[str, ResolvedFeature]:
+    def _resolve(self, models: Mapping[str, str]) -> dict[str, list[ResolvedFeature]]:
         """What to compute for each modality, by the very specs that the run records."""
         where, recorded = str(self.run.path / CONFIG), self.run.config["provenance"].get("specs", {})
-        specs: dict[str, Spec] = {}
-        for modality, feature in self.run.config["features"].items():
-            if modality not in recorded:
-                raise CorruptStore(f"{where}: does not say how {feature['feature']} was computed; train the run again")
-            specs[modality] = to_record(recorded[modality], Spec, where)
-            if specs[modality].fingerprint != feature["fingerprint"]:
-                raise CorruptStore(f"{where}: its spec of {feature['feature']} was altered; train the run again")
-        known = [spec.feature for spec in specs.values()]
+        specs: dict[str, list[Spec]] = {}
+        for modality, features in self._described.items():
+            of = recorded.get(modality, {})
+            specs[modality] = [to_record(one, Spec, where) for one in (of.get("joined", [of]) if of else [])]
+            if len(specs[modality]) != len(features):
+                name = self.run.config["features"][modality]["feature"]
+                raise CorruptStore(f"{where}: does not say how {name} was computed; train the run again")
+            for spec, feature in zip(specs[modality], features, strict=True):
+                if spec.fingerprint != feature["fingerprint"]:
+                    raise CorruptStore(f"{where}: its spec of {feature['feature']} was altered; train the run again")
+        known = list(dict.fromkeys(spec.feature for of in specs.values() for spec in of))
         for name in sorted(models.keys() - known):
             raise unknown("feature of this run in --model", name, known)
-        return {modality: resolve_again(spec, models) for modality, spec in specs.items()}
+        return {modality: [resolve_again(spec, models) for spec in of] for modality, of in specs.items()}
 
-    def __call__(self, turns: Sequence[Turn]) -> Answer:
+    def __call__(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> Answer:
         """Classify the turns. Those that cannot be read stand in `unusable` with the reason, as in extraction.
 
+        A prediction whose highest probability is `abstain_below` that is no answer, and says so.
         Raises `WrongUse` for a turn that lacks a modality which training never hid from the model.
         """
         turns = [replace(turn, text=turn.text if turn.text and turn.text.strip() else None) for turn in turns]
@@ -133,9 +157,9 @@ class Predictor:
                     "masking, so it has never seen an utterance without it; give its audio file, and its transcript by "
                     "--text or a column text in the table"
                 )
-        notes = self._notes(turns)
+        notes = self._notes(turns, abstain_below)
         unusable: dict[str, str] = {}
-        usable: list[tuple[Turn, tuple[str, ...], dict[str, np.ndarray]]] = []
+        usable: list[tuple[Turn, tuple[str, ...], dict[str, list[np.ndarray]]]] = []
         with one_thread():  # as extraction and training compute
             for turn, lacking in zip(turns, without, strict=True):
                 rows = self._rows(turn, notes)
@@ -147,17 +171,29 @@ class Predictor:
                 raise CorpusError("; ".join(f"{name}: {reason}" for name, reason in unusable.items()))
             if unusable and self.fusion.unit == "dialogue":
                 notes.append("the turns that cannot be used are missing from the context of their dialogues")
-            probabilities = self._probabilities(*zip(*usable, strict=True))
-        if len(faulty := np.flatnonzero(~np.isfinite(probabilities).all(1))):
-            raise SerError(f"{usable[faulty[0]][0].id}: the model's probabilities of it became nan; train another run")
-        predictions = [
-            Prediction(turn.id, self.classes[row.argmax()], dict(zip(self.classes, row.tolist(), strict=True)), lacking)
-            for (turn, lacking, _), row in zip(usable, probabilities, strict=True)
-        ]
+            predicted = self._predicted(*zip(*usable, strict=True))
+        if len(faulty := np.flatnonzero(~np.isfinite(predicted).all(1))):
+            raise SerError(f"{usable[faulty[0]][0].id}: the model's predictions of it became nan; train another run")
+        target, predictions, k = TARGETS[self.plan.target], [], len(self.classes)
+        for (turn, lacking, _), row in zip(usable, predicted, strict=True):
+            label = self.classes[row[:k].argmax()] if k else None  # the temperature may round to equals
+            sure = row[None, :k] if self.temperature is None else tempered(row[None, :k], self.temperature)
+            probabilities = dict(zip(self.classes, sure[0].tolist(), strict=True))
+            rated = rated_as(row[None], self.plan.training)[0].tolist() if target.rated else ()
+            ratings, abstained = dict(zip(DIMENSIONS, rated, strict=False)), bool(k and sure.max() < abstain_below)
+            predictions.append(Prediction(turn.id, label, probabilities, lacking, ratings, abstained))
         return Answer(predictions, unusable, notes)
 
-    def _notes(self, turns: Sequence[Turn]) -> list[str]:
+    def _notes(self, turns: Sequence[Turn], abstain_below: float) -> list[str]:
         notes = []
+        if abstain_below > 0 and not self.classes:
+            raise WrongUse(f"--abstain-below is for classes, and {self.run.path} learnt none; leave it out")
+        if abstain_below > 0:
+            (answered, *_), right = CellScores([self.run]).abstaining(abstain_below)
+            so = f", and {right[0]:.1f} % of those rightly" if right else ""
+            notes.append(f"below {abstain_below:g} no answer: on its test part the run answered {answered:.1f} %{so}")
+            if self.temperature is None:
+                notes.append("the run has no temperature, so its probabilities may be too sure of themselves")
         name, inputs, result = self.fusion.name, self.fusion.inputs, self.run.result
         if result["synthetic"]:
             notes.append("trained on synthetic speech: shows that the pipeline works, and says nothing about people")
@@ -172,33 +208,37 @@ class Predictor:
             )
         return notes
 
-    def _rows(self, turn: Turn, notes: list[str]) -> dict[str, np.ndarray] | UtteranceError:
-        """The rows of each modality `[n, dim]` as the store would hold them; a missing one has none."""
-        found: dict[str, np.ndarray] = {}
-        for modality, feature in self._features.items():
+    def _rows(self, turn: Turn, notes: list[str]) -> dict[str, list[np.ndarray]] | UtteranceError:
+        """The rows of each feature of each modality `[n, dim]` as the store would hold them; a missing one has none."""
+        found: dict[str, list[np.ndarray]] = {}
+        for modality, features in self._features.items():
             given = turn.audio if modality == "audio" else turn.text
             extra = self.run.config["features"][modality].get("extra")  # token ids, if the run trained the encoder
             if given is None:
-                found[modality] = np.empty((0, feature.spec.dim if extra is None else 1), np.float32)
+                dims = [feature.spec.dim if extra is None else 1 for feature in features]
+                found[modality] = [np.empty((0, dim), np.float32) for dim in dims]
                 continue
-            rows, warnings = self._extractor.rows(feature, given, turn.sha256)
+            several, warnings = self._extractor.rows(features, given, turn.sha256)
             notes += [f"{turn.id}: {warning}" for warning in warnings]
-            if isinstance(rows, UtteranceError):
-                return rows
-            found[modality] = np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
+            if isinstance(several, UtteranceError):
+                return several
+            found[modality] = [np.atleast_2d(x.values) if extra is None else x.extras[extra][:, None] for x in several]
         return found
 
-    def _probabilities(
-        self, turns: Sequence[Turn], without: Sequence[tuple[str, ...]], rows: Sequence[Mapping[str, np.ndarray]]
+    def _predicted(
+        self, turns: Sequence[Turn], without: Sequence[tuple[str, ...]], rows: Sequence[Mapping[str, list[np.ndarray]]]
     ) -> np.ndarray:
-        """Probabilities `[n, K]`."""
+        """What the target predicts, `[n, …]`."""
         inputs: dict[str, Inputs] = {}
-        for modality, feature in self._features.items():
-            pieces = [found[modality] for found in rows]
-            offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
-            inputs[modality] = Inputs(torch.from_numpy(np.concatenate(pieces)), offsets)
-            if self.fusion.level == "vector" and feature.spec.level != "utterance":
-                inputs[modality] = inputs[modality].pooled(self.run.config["features"][modality]["pool"])
+        for modality, features in self._features.items():
+            columns: list[Inputs] = []
+            for number, (feature, described) in enumerate(zip(features, self._described[modality], strict=True)):
+                pieces = [found[modality][number] for found in rows]
+                offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
+                columns.append(Inputs(torch.from_numpy(np.concatenate(pieces)), offsets))
+                if self.fusion.level == "vector" and feature.spec.level != "utterance":
+                    columns[-1] = columns[-1].pooled(described["pool"])
+            inputs[modality] = Inputs(torch.cat([one.values for one in columns], 1), columns[0].offsets)
         dialogues = [row if turn.dialogue is None else turn.dialogue for row, turn in enumerate(turns)]
         numbers = {dialogue: number for number, dialogue in enumerate(dict.fromkeys(dialogues))}
         utterances = Utterances(
@@ -211,13 +251,11 @@ class Predictor:
             turns=np.array([row if turn.turn is None else turn.turn for row, turn in enumerate(turns)], np.int64),
         )
         data = Dataset(utterances, self.run.config["dims"], lambda: inputs, {})
-        training = recorded(TrainingSettings, self.run.config["training"], str(self.run.path / CONFIG))
-        plan = TrainConfig(self.fusion, self.settings, training, device=self.device)
-        found = np.empty((len(turns), len(self.classes)), np.float32)
+        found = np.empty((len(turns), TARGETS[self.plan.target].width(len(self.classes))), np.float32)
         for lacking in sorted(set(without)):
             same = np.flatnonzero([other == lacking for other in without])
             hide = lacking[0] if lacking else None
-            found[same] = probabilities_of(self.model, data, same, plan, self.scaling, hide)["logits"]
+            found[same] = predictions_of(self.model, data, same, self.plan, self.scaling, hide)["logits"]
         return found
 
 

@@ -9,7 +9,6 @@ not trained again, so the same command goes on after a kill. What else is given 
 
 import hashlib
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from ser.train.recipe import Recipe, read_recipe, recipe_names
 from ser.train.report.tables import Row, Table, to_markdown
 from ser.train.run_folder import Run
 from ser.train.scores import METRICS, CellScores
+from ser.train.sweep import extracted
 
 PAGE = Path(__file__).parent.parent / "docs" / "reproduction.md"
 HEAD = """# The papers' tables, reproduced
@@ -80,10 +80,9 @@ def choose(only: str) -> list[Recipe]:
 
 
 def features_of(recipes: Sequence[Recipe]) -> list[str]:
-    """What the cells train on, as `ser features` asks for it: how a feature is pooled is decided in training."""
+    """What the cells train on, as `ser features` asks for it."""
     asked = [name for recipe in recipes for cell in recipe.cells for name in _names(cell.experiment)]
-    bare = (re.sub(r"(?<=[:,])pool=\w+,?", "", name).rstrip(":,") for name in asked)
-    return list(dict.fromkeys(bare))
+    return list(dict.fromkeys(map(extracted, asked)))
 
 
 def _names(experiment: Any) -> Iterator[str]:

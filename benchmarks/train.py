@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from ser.benchmarks.compare import compare
 from ser.train.data.dataset import Inputs
-from ser.train.models import FUSIONS
+from ser.train.models import FUSIONS, with_layer_sums
 from ser.train.models.msmser import MsmserSettings
 from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch
@@ -144,7 +144,7 @@ def cases(rounds: int) -> list[dict[str, Any]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [*perspective_cases(rounds), *msmser_cases(rounds)]
+        return [*perspective_cases(rounds), *msmser_cases(rounds), superb_case(rounds)]
     finally:
         torch.set_num_threads(threads)
 
@@ -232,6 +232,46 @@ def msmser_cases(rounds: int, steps: int = 2) -> list[dict[str, Any]]:
             adam.step()
 
     return compare_both(f"MSMSER Full, {steps} updates of 8", theirs, ours, (1.6, 2.4), rounds)
+
+
+def superb_case(rounds: int, steps: int = 2) -> dict[str, Any]:
+    """A few updates of SUPERB's emotion head, 32 utterances of HuBERT base's 13 layers: on frames, and on their means.
+
+    Both begin with the features in memory in float16 frames and float32 means, as the store has them, and end with
+    Adam's step; the plain way pads, as s3prl does.
+    """
+    random, (layers, dim), size = np.random.default_rng(0), (13, 768), 32
+    lengths = np.ceil(typical_batches(durations(5531, random), size, steps) * 50 - 1).astype(int)
+    frames = [torch.randn(count, layers, dim).half() for count in lengths]
+    labels = torch.from_numpy(random.integers(4, size=len(lengths)))
+    batches = np.split(np.arange(len(lengths)), steps)
+    fusion = with_layer_sums(FUSIONS["superb"], {"audio": {"sums": [[layers, dim]]}})
+    means = torch.stack([one.float().mean(0).flatten() for one in frames])
+    inputs, settings = {"audio": Inputs(means, np.arange(len(means) + 1))}, fusion.settings()
+    model, plain = (fusion.build(settings, {"audio": layers * dim}, 4) for _ in range(2))
+    adams = [torch.optim.Adam(one.parameters(), settings.lr, fused=True) for one in (model, plain)]
+    projector, last = plain.projector, plain.logits
+    shares = plain.get_parameter("layer_sums.weights.audio 0")
+
+    def step(adam: torch.optim.Adam, logits: Tensor, truth: Tensor) -> None:
+        adam.zero_grad()
+        F.cross_entropy(logits, truth).backward()
+        adam.step()
+
+    def ours() -> None:
+        for rows in batches:
+            batch = take(inputs, labels, list(rows[:, None]))
+            step(adams[0], model(batch)["logits"], batch.labels)
+
+    def theirs() -> None:
+        for rows in batches:
+            x = pad_sequence([frames[i] for i in rows], batch_first=True).float()  # [n, t, layers, dim]
+            summed = (x * shares.softmax(0)[:, None]).sum(2)
+            projected = projector(summed)  # type: ignore[operator]
+            pooled = torch.stack([one[:count].mean(0) for one, count in zip(projected, lengths[rows], strict=True)])
+            step(adams[1], last(pooled), labels[torch.from_numpy(rows)])  # type: ignore[operator]
+
+    return compare(f"SUPERB's emotion head, {steps} updates of {size}, on means of layers", theirs, ours, 50.0, rounds)
 
 
 def compare_both(

@@ -18,6 +18,8 @@ from .manifest import Key, Manifest, list_corpora, read_manifest
 from .part import Packed, Part, PartRows, publish
 from .spec import Spec, checksummed_json, read_checksummed
 
+__all__ = ["Feature"]
+
 Place = tuple[Part, int]  # a part, and an utterance's number in it
 
 

@@ -23,6 +23,8 @@ from ser.errors import CorruptStore, StoreError, WrongUse
 from .atomic_io import folders_in, read_small
 from .spec import FORMAT_VERSION, Modality, check_version
 
+__all__ = ["Manifest"]
+
 # Feature and corpus names become folders; ids never do.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 RESERVED = {"manifests", "tmp", "bad", "lost+found"}  # the last one is made with an ext file system

@@ -25,6 +25,8 @@ from .part import Packed, PartRows
 from .spec import Level, Modality, Spec, canonical_json
 from .store import Store, open_store
 
+__all__ = ["pooled", "utterances"]
+
 if TYPE_CHECKING:
     import pandas as pd
 

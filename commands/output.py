@@ -6,8 +6,10 @@ Progress is a bar on a terminal, and one line a minute elsewhere.
 import io
 import json
 import sys
+import webbrowser
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import click
@@ -37,6 +39,12 @@ def answer(value: Any, columns: Sequence[str] = (), **style: Any) -> None:
         finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
         value = json.dumps(finite, ensure_ascii=False)
     say(value)
+
+
+def open_page(page: Path, asked: bool) -> None:
+    """Show a page in the user's browser, if that was asked for; without one, say where it lies."""
+    if asked and not webbrowser.open(page.resolve().as_uri()):
+        say(f"no browser could be opened here: {page.resolve()}", err=True)
 
 
 def duration(seconds: float) -> str:

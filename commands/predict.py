@@ -23,14 +23,23 @@ from .output import answer, say
     help="CSV, TSV, Parquet or JSONL with columns audio, text, dialogue, turn, speaker; paths are relative to it.",
 )
 @config_options(ExtractionConfig, "models", "device")
+@click.option(
+    "--abstain-below",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="P",
+    help="Give no answer where the highest probability is below P; says what that meant on the run's test part.",
+)
 @json_option
 @click.pass_context
 def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> None:
     """Tell the emotion of new speech with the trained RUN, a folder that `ser train` wrote.
 
+    It is what the run learnt: a class, or valence, arousal and dominance on the scale of its corpus, or both.
     Features are computed with the models and settings that the run records, or not at all: weights that --model names
     must have the run's digest. A model trained with random modality masking does without a transcript; a model of
-    dialogues takes its turns from a table.
+    dialogues takes its turns from a table. Probabilities are those after the temperature that the run fitted on its dev
+    part, if it has one.
 
     \b
     Examples:
@@ -43,11 +52,13 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
     if as_json:
         answer({"run": str(run), **asdict(found)})
     else:
-        rows = [
-            [one.id, one.label, *one.probabilities.values(), f"without {', '.join(one.without)}" if one.without else ""]
-            for one in found.predictions
-        ]
-        answer(rows, ["", "emotion", *found.predictions[0].probabilities, ""], floatfmt=".3f")
+        first, rows = found.predictions[0], []
+        for one in found.predictions:
+            said = ["abstained" if one.abstained else one.label] if one.label else []
+            lacking = f"without {', '.join(one.without)}" if one.without else ""
+            rows.append([one.id, *said, *one.probabilities.values(), *one.ratings.values(), lacking])
+        headings = ["emotion"] if first.label else []
+        answer(rows, ["", *headings, *first.probabilities, *first.ratings, ""], floatfmt=".3f")
         notes = [f"cannot be used: {id_}: {reason}" for id_, reason in found.unusable.items()]
         for line in [*notes, *(f"note: {note}" for note in found.notes)]:
             say(line, err=True)

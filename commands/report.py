@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from .options import FILE
-from .output import answer
+from .options import FILE, open_option
+from .output import answer, open_page
 
 
 @click.command()
@@ -18,7 +18,8 @@ from .output import answer
 @click.option(
     "--paired", is_flag=True, help="Test whether the cells differ, over speakers or dialogues; and as papers do."
 )
-def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any) -> None:
+@open_option
+def report(runs: tuple[Path, ...], html: Path | None, paired: bool, open_: bool, **files: Any) -> None:
     """Tables of RUNS (run folders, or folders of them), one line per configuration, with 95 % intervals.
 
     \b
@@ -27,6 +28,8 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any
       ser report runs --html report.html --latex tables.tex
       ser report runs/3f2a… runs/77b1… --paired
     """
+    if open_ and html is None:
+        raise click.UsageError("--open shows the page that --html writes: name it, such as --html report.html")
     from ser.train.report.cells import group_runs
     from ser.train.report.terminal import report_text
     from ser.train.run_folder import find_runs
@@ -43,3 +46,5 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, **files: Any
     for form, path in wanted.items():
         write_html(page, path) if form == "html" else write_tables(page.tables, path, form)
         answer(f"wrote {path}")
+    if html is not None:
+        open_page(html, open_)

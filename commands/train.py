@@ -1,5 +1,6 @@
 """`ser train`: stage 2, from the store to results."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -42,7 +43,8 @@ def train(
     """
     one_run = None if resume == UNFINISHED else resume
     if show_settings and options["fusion"] is not None:
-        _print_settings(options["fusion"], as_json)
+        own = {name: value for name, value in (ctx.default_map or {}).items() if value}
+        _print_settings(options["fusion"], as_json, own, str(ctx.obj))
         return
     for name, example in (("fusion", "mit"), ("features", "hubert+mpnet")):
         if options[name] is None and one_run is None:
@@ -77,7 +79,8 @@ def train(
             else:
                 finished[step.run] = finished.get(step.run, 0) + 1
                 e = step.epoch
-                dev = f" wa {e.wa:.3f} ua {e.ua:.3f}" if e.wa is not None else ""
+                scores = {"wa": e.wa, "ua": e.ua, "f1": e.macro_f1, "ccc": e.ccc}
+                dev = "".join(f" {name} {value:.3f}" for name, value in scores.items() if value is not None)
                 place = f"run {step.run}/{step.runs} fold {step.fold}"
                 bar.set_postfix_str(safe(f"{place} loss {e.loss:.3f}{dev}"), refresh=False)
             bar.update(sum(finished.values()) - bar.n)
@@ -93,7 +96,8 @@ def train(
         answer(f"{summary_text(scores)}\nruns: {shown}{', …' if len(runs) > 3 else ''}")
 
 
-def _print_settings(name: str, as_json: bool) -> None:
+def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str) -> None:
+    """All settings of a fusion, and the options for which `file` gives defaults of one's `own`."""
     from ser.errors import unknown
     from ser.train.models import FUSIONS
     from ser.train.settings import settings
@@ -104,10 +108,14 @@ def _print_settings(name: str, as_json: bool) -> None:
     for fusion in kinds or [name]:
         rows = [vars(one) for one in settings(FUSIONS[fusion])]
         if as_json:
-            answer({"fusion": fusion, "source": FUSIONS[fusion].source, "settings": rows})
+            answer({"fusion": fusion, "source": FUSIONS[fusion].source, "settings": rows, "defaults": own})
             continue
         answer(f"{fusion}: {FUSIONS[fusion].source}")
         for row in rows:
             row["help"] += f" ({row['range']})" if row["range"] else ""
         lines = [[row["name"], row["default"], row["source"], row["help"]] for row in rows]
         answer(lines, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56])
+    for option, value in own.items() if not as_json else ():
+        answer(
+            f"--{option.replace('_', '-')} {value if isinstance(value, str) else ' '.join(value)} (default of {file})"
+        )

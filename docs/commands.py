@@ -30,7 +30,7 @@ def sections(command: click.Command, name: str) -> Iterator[str]:
             yield from sections(inner, f"{name} {inner.name}")
         return
     context = click.Context(command, info_name=name, terminal_width=10_000, max_content_width=10_000)
-    yield f"## {' '.join([name, *command.collect_usage_pieces(context)])}\n"
+    yield f"## `{' '.join([name, *command.collect_usage_pieces(context)])}`\n"
     # Click keeps what follows a backspace verbatim: the examples, which name corpora and runs that the tests lack.
     text, _, examples = inspect.cleandoc(command.help or "").partition("\b\n")
     lines = [line.strip() for line in re.sub(r"^Examples?:\s*", "", examples).splitlines()]

@@ -57,7 +57,7 @@ def check_scheduler(scheduler: str, insecure: bool = False) -> str:
                 "network"
             )
     if find_spec("distributed") is None:
-        raise SerError("--scheduler needs dask: pip install 'ser[cluster]'")
+        raise SerError("--scheduler needs dask: pip install 'ser-fusion[cluster]'")
     return address
 
 

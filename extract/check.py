@@ -115,7 +115,8 @@ def _speech(wanted: ResolvedFeature, model: Any, clip: Clip) -> np.ndarray:
         hidden = _hidden(wanted, model, inputs)
         valid = inputs["attention_mask"][0].bool().numpy() if masked else np.ones(len(hidden), bool)
         rows.append(hidden[valid[:: len(valid) // len(hidden)]])
-    return np.concatenate(rows)
+    frames = np.concatenate(rows)
+    return frames if wanted.config.pool == "none" else frames.mean(0, dtype=np.float64, keepdims=True)
 
 
 def _text(wanted: ResolvedFeature, model: Any, text: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from ser import engines
 from ser.cache.part import PartRows, Quarantine, part_name
 from ser.cache.store import Feature, open_store
 from ser.engines.cluster import POLL_SECONDS
-from ser.errors import SerError
+from ser.errors import DISTRIBUTION, SerError
 
 from .plan import ExtractionPlan, ExtractionTask, WorkerConfig
 from .worker import TaskResult, Worker, new_parts
@@ -162,8 +162,8 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
     config = task.config
     if not config.store.is_dir():
         raise SerError(f"a dask worker sees no {config.store}; workers need the same files under the same paths")
-    if dict(config.written_by).get("ser") != version("ser"):
-        raise SerError(f"a dask worker has ser {version('ser')}; install the version that this command has")
+    if dict(config.written_by).get("ser") != version(DISTRIBUTION):
+        raise SerError(f"a dask worker has ser {version(DISTRIBUTION)}; install the version that this command has")
     missing = {}
     for spec in (one.spec for one in config.resolved if one.spec.fingerprint in task.missing):
         mine = [u for u in task.utterances if u.id in task.missing[spec.fingerprint]]

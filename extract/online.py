@@ -1,6 +1,6 @@
 """Features of a few utterances, straight into memory: what `ser predict` needs of a trained run's features."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ser.cache.spec import Spec
@@ -49,12 +49,12 @@ class OnlineExtractor:
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
-        self._extractors: dict[str, Extractor] = {}
+        self._extractors: dict[tuple[str, ...], list[Extractor]] = {}
 
     def rows(
-        self, wanted: ResolvedFeature, given: Path | str, sha256: str | None = None
-    ) -> tuple[Rows | UtteranceError, list[str]]:
-        """The feature of one audio file (a path) or transcript (a string), and what is odd about the audio.
+        self, wanted: Sequence[ResolvedFeature], given: Path | str, sha256: str | None = None
+    ) -> tuple[list[Rows] | UtteranceError, list[str]]:
+        """The features of one audio file (a path) or transcript (a string), and what is odd about the audio.
 
         `sha256` is what the file must have, where given.
         """
@@ -62,9 +62,14 @@ class OnlineExtractor:
             source: Clip | str = decode(given, sha256) if isinstance(given, Path) else given
         except UtteranceError as fault:
             return fault, []
-        name = wanted.spec.fingerprint
-        if name not in self._extractors:
-            [self._extractors[name]] = load_extractors([wanted], self.device)
-        [outcome] = self._extractors[name].run([source])
+        names = tuple(one.spec.fingerprint for one in wanted)
+        if names not in self._extractors:
+            self._extractors[names] = load_extractors(wanted, self.device)
+        outcomes = [extractor.run([source])[0] for extractor in self._extractors[names]]
         warnings = list(dict.fromkeys(source.warnings)) if isinstance(source, Clip) else []
-        return outcome if isinstance(outcome, UtteranceError) else outcome[name], warnings
+        found: dict[str, Rows] = {}
+        for outcome in outcomes:
+            if isinstance(outcome, UtteranceError):
+                return outcome, warnings
+            found |= outcome
+        return [found[name] for name in names], warnings

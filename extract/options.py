@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from .corpora import FORMATS
 
+__all__ = ["ExtractionConfig"]
+
 
 def option(default: Any, help: str, metavar: str | None = None, choices: Sequence[str] = (), name: str = "") -> Any:
     """A field that is an option of the command, called `name` there if that is not the field's own."""

@@ -15,7 +15,7 @@ from ser.cache.spec import Modality, Spec
 from ser.cache.store import Feature, Store, open_store
 from ser.engines.machine import choose_device
 from ser.engines.scheduler_address import check_scheduler
-from ser.errors import CorruptStore, StoreError, WeightsError, WrongUse
+from ser.errors import DISTRIBUTION, CorruptStore, StoreError, WeightsError, WrongUse
 from ser.weights.find import parse_models
 
 from .corpora.scan import Scan, find_format, read_corpus
@@ -130,7 +130,7 @@ class ExtractionPlan:
             device=self.config.device,
             batch_seconds=self.config.batch_seconds,
             keep_quarantine=self.config.on_error == "skip",
-            written_by=(("ser", version("ser")),),
+            written_by=(("ser", version(DISTRIBUTION)),),
         )
 
     def tasks(self) -> list[ExtractionTask]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import msgspec
 
 from ser.cache.spec import Level, Modality, Spec
-from ser.errors import WeightsError, WrongUse, unknown
+from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
 from ser.weights import Checkpoint, find_checkpoint
 
 from .extractors import Extractor, ResolvedFeature
@@ -149,18 +149,26 @@ def resolve_available(
 
 
 def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dict[str, str]]:
-    """`layers=all` and `layers=6-9` to one set of settings per layer."""
+    """`layers=all` and `layers=6-9` to one set of settings per layer.
+
+    The last layer of an encoder that ends in a LayerNorm is taken after it, as s3prl takes it (the output of
+    fairseq's encoder), unless they say norm=before.
+    """
     if "layers" not in settings or checkpoint is None:
         return [settings]
     rest = {key: value for key, value in settings.items() if key != "layers"}
     if "layer" in rest:
         raise WrongUse("give layer=K or layers=A-B, not both")
     first, dash, last = settings["layers"].partition("-")
+    deepest, norm = str(checkpoint.setting("num_hidden_layers")), {}
+    if checkpoint.config.get("do_stable_layer_norm"):
+        norm = {"norm": "after"} if rest.pop("norm", "after") == "after" else {}
     if settings["layers"] == "all":
-        first, dash, last = "0", "-", str(checkpoint.setting("num_hidden_layers"))
+        first, dash, last = "0", "-", deepest
     if not dash or not first.isdecimal() or not last.isdecimal() or int(first) > int(last):
         raise WrongUse(f"layers={settings['layers']}: write layers=all or a range such as layers=6-9")
-    return [{**rest, "layer": str(layer)} for layer in range(int(first), int(last) + 1)]
+    layers = map(str, range(int(first), int(last) + 1))
+    return [{**rest, "layer": layer, **(norm if layer == deepest else {})} for layer in layers]
 
 
 def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: DType) -> ResolvedFeature:
@@ -168,17 +176,20 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
     code = kind.code
     typed = {key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()}
     config = code.resolve({**kind.preset, **typed}, checkpoint)
-    dim, hop = code.dim(config, checkpoint), code.hop(config, checkpoint)
-    level = "frame" if hop is not None else kind.level  # openSMILE gives vectors or frames, as its settings say
     variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
     provenance: dict[str, Any] = {
-        "versions": {package: version(package) for package in ("ser", "numpy", *code.packages)},
+        "versions": {"ser": version(DISTRIBUTION)} | {name: version(name) for name in ("numpy", *code.packages)},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         # No paths, no environment: nothing private.
         "command": f"ser features CORPUS --features {feature}{':' if variant else ''}{variant}",
     }
+    pooled = getattr(config, "pool", "none") != "none"
+    described = {key: value for key, value in asdict(config).items() if key != "pool" or pooled}  # it came later
+    dim, hop = code.dim(config, checkpoint), None if pooled else code.hop(config, checkpoint)
+    # openSMILE gives vectors or frames, as its settings say.
+    level = "utterance" if pooled else "frame" if hop is not None else kind.level
     if checkpoint:
-        provenance["model"] = checkpoint.model
+        provenance["model"], provenance["layers"] = checkpoint.model, checkpoint.setting("num_hidden_layers")
         folder = checkpoint.path.resolve()
         if checkpoint.model == folder.name:  # not an id of the Hub: `ser predict` looks for the folder
             provenance["folder"] = str(folder)
@@ -192,7 +203,7 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
         version=code.version,
         variant=variant,
         hop=hop,
-        config=asdict(config),
+        config=described,
         checkpoint={"digest": checkpoint.digest, "random": checkpoint.random} if checkpoint else {},
         provenance=provenance,
     )

@@ -37,10 +37,14 @@ warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", Use
 
 @dataclass(frozen=True, kw_only=True)
 class AudioConfig:
-    """One layer of a speech encoder."""
+    """One layer of a speech encoder.
+
+    With `pool` "mean" there is one row per utterance: the mean of its frames in float32, before any rounding.
+    """
 
     layer: int
     precision: Precision = "float32"
+    pool: Literal["none", "mean"] = "none"
     sampling_rate: int = field(default=RATE, init=False)
     resampler: str = field(default=RESAMPLER, init=False)
     channels: str = field(default=CHANNELS, init=False)
@@ -69,8 +73,8 @@ class SpeechConfig(WindowConfig):
     """One layer of an encoder of waveforms.
 
     Where the encoder ends in a LayerNorm (the large models), `norm` says whether the rows are taken before or after
-    it: after, where no layer is named (Hugging Face's `last_hidden_state`), before, where one is (its
-    `hidden_states[k]`). It is "none" elsewhere.
+    it: after, where no layer is named (Hugging Face's `last_hidden_state`), before, where one is (the output of that
+    layer itself). It is "none" elsewhere.
     """
 
     norm: Literal["before", "after", "none"]
@@ -116,7 +120,7 @@ class SpeechExtractor(Encoder):
     Config: ClassVar[type[AudioConfig]] = SpeechConfig
     packages = ("torch", "transformers", "soundfile", "soxr")
     architectures: ClassVar[tuple[str, ...]] = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat")
-    own = frozenset({"layer", "norm"})
+    own = frozenset({"layer", "norm", "pool"})
 
     @classmethod
     def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> SpeechConfig:
@@ -182,8 +186,9 @@ class SpeechExtractor(Encoder):
         return length
 
     def run(self, batch: Sequence[Clip]) -> list[Outcome]:
-        """The frames of each clip, `[frames, dim]` of each spec."""
+        """The frames of each clip, `[frames, dim]` of each spec, or their mean `[1, dim]`."""
         stored: list[list[Outcome]] = [[] for _ in batch]  # of each window of each clip
+        frames: list[list[int]] = [[] for _ in batch]
         pieces: list[Piece] = []
         for row, clip in enumerate(batch):
             samples = clip.at(RATE)
@@ -196,8 +201,14 @@ class SpeechExtractor(Encoder):
         most = max(self.batch_seconds, getattr(self.config, "window", 0)) if self.batch_seconds else None
         for group in batches(pieces, lambda piece: piece.seconds, most):
             for piece, layers in zip(group, self.forward([piece.samples for piece in group]), strict=True):
-                stored[piece.utterance].append(self.outcome([values[piece.keep] for values in layers]))
-        return [self.joined(windows) for windows in stored]
+                kept = [values[piece.keep] for values in layers]
+                frames[piece.utterance].append(len(kept[0]))
+                rows = [
+                    values.mean(0, dtype=np.float64, keepdims=True) if config.pool == "mean" else values
+                    for values, config in zip(kept, self.configs, strict=True)
+                ]
+                stored[piece.utterance].append(self.outcome(rows))
+        return [self.joined(*windows) for windows in zip(stored, frames, strict=True)]
 
     def prepared(self, samples: np.ndarray) -> np.ndarray:
         """The whole waveform `[n]` as the model takes it."""
@@ -206,8 +217,8 @@ class SpeechExtractor(Encoder):
         # As the Wav2Vec2 feature extractor computes it.
         return ((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)).astype(np.float32)
 
-    def joined(self, windows: list[Outcome]) -> Outcome:
-        """The rows of one utterance, or the fault of a window of it."""
+    def joined(self, windows: list[Outcome], frames: list[int]) -> Outcome:
+        """The rows of one utterance of windows with so many frames, or the fault of a window of it."""
         found: list[dict[str, Rows]] = []
         for window in windows:
             if isinstance(window, UtteranceError):
@@ -215,7 +226,12 @@ class SpeechExtractor(Encoder):
             found.append(window)
         if len(found) == 1:
             return found[0]
-        return {name: Rows(np.concatenate([rows[name].values for rows in found])) for name in found[0]}
+        whole = {name: np.concatenate([rows[name].values for rows in found]) for name in found[0]}
+        for spec, config in zip(self.specs, self.configs, strict=True):
+            if config.pool == "mean":
+                mean = np.average(whole[spec.fingerprint], axis=0, weights=frames)[None]
+                whole[spec.fingerprint] = mean.astype(spec.dtype)
+        return {name: Rows(values) for name, values in whole.items()}
 
     def cut(self, utterance: int, samples: np.ndarray) -> list[Piece]:
         """One piece, or the overlapping windows of a long utterance."""
@@ -243,7 +259,7 @@ class FilterbankExtractor(SpeechExtractor):
     architectures = ("wav2vec2-bert",)
     preprocessor = "SeamlessM4TFeatureExtractor"
     least = 560  # samples: two log-mel frames of 25 ms
-    own = frozenset({"layer"})
+    own = frozenset({"layer", "pool"})
 
     @classmethod
     def hop(cls, config: Any, checkpoint: Checkpoint | None) -> float:

@@ -13,7 +13,7 @@ from ser.extract.corpora.demo import demo_vocabulary, write_demo
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.weights.demo import write_demo_checkpoints
 
-FEATURES = "hubert,mpnet,bert,bert-cased,is13,logmel,logmel:sampling_rate=22050,mfcc:sampling_rate=22050"
+FEATURES = "hubert,hubert:layers=all,pool=mean,mpnet,bert,bert-cased,is13,logmel,logmel:sampling_rate=22050"
 VIEWS = ("noise", "pitch", "stretch", "shift")
 
 
@@ -21,7 +21,7 @@ def make(folder: Path) -> None:
     write_demo(folder / "corpus")
     checkpoints = write_demo_checkpoints(folder / "checkpoints", demo_vocabulary())
     models = {name: str(path) for name, path in checkpoints.items()} | {"bert-cased": str(checkpoints["bert"])}
-    names = [FEATURES, *(f"logmel:sampling_rate=22050,view={view}-1" for view in VIEWS)]
+    names = [FEATURES, "mfcc:sampling_rate=22050", *(f"logmel:sampling_rate=22050,view={view}-1" for view in VIEWS)]
     extract(plan(ExtractionConfig(folder / "corpus", names, store=folder / "features", models=models)))
 
 

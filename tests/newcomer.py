@@ -19,8 +19,12 @@ RUNS = {
     "mit": Experiment("hubert+mpnet", "mit", set=SMALL),
     "mit-no-rmm": Experiment("hubert+mpnet", "mit", set=(*SMALL, "rmm_start=0")),
     "lgf-add": Experiment("logmel+bert", "lgf-add", loss="perspective"),
+    "vad": Experiment("logmel+bert", "lgf-add", target="vad"),
+    "class+vad": Experiment("hubert+mpnet", "mit", set=SMALL, target="class+vad"),
     "icon": Experiment("logmel+bert", "icon", set=SMALL[:1]),
     "text": Experiment("mpnet", "text", also_set=SMALL),
+    "superb": Experiment("hubert:layers=all,pool=mean+logmel", "superb"),
+    "layers": Experiment("hubert:layers=1-2", "audio", set=SMALL[:2]),
     "finetuned": Experiment("bert", "bert", set=("finetune_layers=all", "lr=1e-3")),
 }
 
@@ -32,7 +36,8 @@ def make(folder: Path) -> None:
     models = {
         name: str(path) for name, path in write_demo_checkpoints(folder / "checkpoints", demo_vocabulary()).items()
     }
-    request = ExtractionConfig(folder / "corpus", "hubert,mpnet,bert,logmel", store=folder / "features", models=models)
+    names = "hubert,hubert:layers=all,hubert:layers=all,pool=mean,mpnet,bert,logmel"
+    request = ExtractionConfig(folder / "corpus", names, store=folder / "features", models=models)
     extract(plan(request))
     for name, experiment in RUNS.items():
         options = {"store": folder / "features", "out": folder / "runs" / name, "folds": 1, "epochs": 2}

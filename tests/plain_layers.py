@@ -13,10 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser.train.models import FUSIONS
+from ser.train.models import FUSIONS, Fusion, with_layer_sums
 from ser.train.models.ragged import Batch, Sequences
 
 DIMS = {"audio": 9, "text": 7}
+LAYERS = 3
+# Each fusion as it is, and those that take audio on a learned sum of layers too.
+CASES: dict[str, Fusion] = dict(FUSIONS)
+for _name, _fusion in FUSIONS.items():
+    if "audio" in _fusion.inputs:
+        CASES[f"{_name} on layers"] = with_layer_sums(_fusion, {"audio": {"sums": [[LAYERS, DIMS["audio"]]]}})
 # Small sizes, by the names that the fusions' settings share.
 TINY: dict[str, Any] = {"dropout": 0.0, "d_model": 8, "heads": 2, "queries": 3, "feed_forward": 2, "encoder_depth": 2}
 TINY |= {"cross_depth": 2, "dropout_classifier": 0.0, "turns": 4, "pool": 2}
@@ -37,15 +43,20 @@ def double() -> Any:
 
 def build(name: str, dims: dict[str, int] = DIMS, classes: int = 4, **settings: Any) -> nn.Module:
     """The fusion at small sizes, without dropout."""
-    fusion = FUSIONS[name]
+    fusion = CASES[name]
     known = {field.name for field in dataclasses.fields(fusion.settings)}
     chosen = fusion.settings(**{key: value for key, value in (TINY | settings).items() if key in known})
     return fusion.build(chosen, {m: dims[m] for m in fusion.inputs}, classes).to(torch.get_default_dtype())
 
 
-def make_batch(name: str, frames: list[int] = FRAMES, dims: dict[str, int] = DIMS) -> Batch:
+def widths(name: str) -> dict[str, int]:
+    """Columns of the rows that a case takes, by modality."""
+    return DIMS if name in FUSIONS else {**DIMS, "audio": LAYERS * DIMS["audio"]}
+
+
+def make_batch(name: str, frames: list[int] = FRAMES, dims: dict[str, int] | None = None) -> Batch:
     """Four random utterances of what the fusion takes: frames and tokens, or vectors in dialogues of 3 and 1 (or 4)."""
-    fusion = FUSIONS[name]
+    fusion, dims = CASES[name], dims or widths(name)
     vectors = fusion.level == "vector"
     lengths = {"audio": [1] * 4, "text": [1] * 4} if vectors else {"audio": frames, "text": TOKENS}
     inputs = {m: Sequences(torch.randn(sum(lengths[m]), dims[m]), torch.tensor(lengths[m])) for m in fusion.inputs}

@@ -134,21 +134,35 @@ def plain_speech(folder: Path, samples: np.ndarray) -> tuple[list[np.ndarray], n
 @pytest.mark.parametrize("architecture", (*SPEECH, *NEWER))
 def test_speech_batched_equals_plain(checkpoints: Path, clips: list[Clip], architecture: str) -> None:
     name, folder = architecture.removesuffix("-large").removesuffix("-batchnorm"), checkpoints / architecture
-    wanted = resolve([name, f"{name}:layers=all"], {name: str(folder)}, "float32")
-    [together] = load_extractors(wanted, "cpu", batch_seconds=1000)
-    assert len(together.specs) == 4  # the last layer, and layers 0, 1, 2: one forward pass
+    names = [name, f"{name}:layers=all,norm=before", f"{name}:layers=all", f"{name}:layers=all,pool=mean"]
+    wanted = resolve(names if "large" in architecture else [names[0], *names[2:]], {name: str(folder)}, "float32")
+    [together] = load_extractors(wanted, "cpu", batch_seconds=1000)  # the layers, the output and means: one pass
+    assert [spec.level for spec in together.specs[-3:]] == ["utterance"] * 3
     for clip, outcome in zip(clips, together.run(clips), strict=True):
         if isinstance(outcome, UtteranceError):
             assert name == "w2v-bert" and "of 560 samples" in str(outcome) and len(clip.samples) < 560
             continue
         states, last = plain_speech(folder, clip.samples)
         rows = [outcome[spec.fingerprint].values for spec in together.specs]
-        assert relative(rows[0], last) <= RTOL
-        for ours, plain in zip(rows[1:], states, strict=True):
-            assert relative(ours, plain) <= RTOL
+        expected = [last, *states, *([last] if "large" in architecture else [])]  # layers=all: after its LayerNorm
+        means = [x.mean(0, dtype=np.float64, keepdims=True) for x in (*states[:-1], last)]
+        for ours, plain in zip(rows, [*expected, *means], strict=True):
+            assert ours.shape == plain.shape and relative(ours, plain) <= RTOL
     [deep] = load_extractors(resolve([f"{name}:layer=1"], {name: str(folder)}, "float32"), "cpu")
     [ours] = rows_of(deep, clips[1:2])  # without the layers above
     assert relative(ours, plain_speech(folder, clips[1].samples)[0][1]) <= RTOL
+
+
+def test_means_are_those_of_the_float32_frames_window_by_window(checkpoints: Path, clips: list[Clip]) -> None:
+    names = [f"hubert:layer=1,window={seconds},context=0.5{pool}" for seconds in (60, 3) for pool in ("", ",pool=mean")]
+    frames, means, cut, cut_means = resolve(names, {"hubert": str(checkpoints / "hubert")}, "float16")
+    assert (means.spec.dtype, means.spec.level, means.spec.hop) == ("float32", "utterance", None)
+    for plain, pooled in ((frames, means), (cut, cut_means)):
+        whole = resolve([plain.spec.name], {"hubert": str(checkpoints / "hubert")}, "float32")
+        [alone] = load_extractors(whole, "cpu")
+        [batched] = load_extractors([pooled], "cpu", 1000)
+        for x, mean in zip(rows_of(alone, clips), rows_of(batched, clips), strict=True):
+            assert relative(mean, x.mean(0, dtype=np.float64, keepdims=True)) <= RTOL
 
 
 @pytest.mark.parametrize("architecture", ("hubert", "hubert-large", "hubert-batchnorm", "data2vec"))

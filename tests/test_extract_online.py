@@ -8,7 +8,6 @@ import pytest
 
 from ser.cache.store import open_store
 from ser.errors import UtteranceError, WrongUse
-from ser.extract.extractors import Rows
 from ser.extract.online import OnlineExtractor, resolve_again
 from ser.tests.stand_in_corpus import run, write_corpus
 from ser.weights.demo import write_random_checkpoint
@@ -23,11 +22,12 @@ def test_what_is_computed_anew_equals_what_is_stored(tmp_path: Path) -> None:
     direct = OnlineExtractor()
     for feature in store.features():
         again = resolve_again(feature.spec, models)
-        rows, warnings = direct.rows(again, audio if feature.spec.modality == "audio" else "hello you")
-        assert isinstance(rows, Rows) and not warnings
+        found, warnings = direct.rows([again], audio if feature.spec.modality == "audio" else "hello you")
+        assert not isinstance(found, UtteranceError) and not warnings
+        [rows] = found
         assert np.array_equal(rows.values.squeeze(), feature["u000"].squeeze())
     (tmp_path / "cut.wav").write_bytes(audio.read_bytes()[:9000])
-    cut, _ = direct.rows(resolve_again(store.feature("is13").spec), tmp_path / "cut.wav")
+    cut, _ = direct.rows([resolve_again(store.feature("is13").spec)], tmp_path / "cut.wav")
     assert isinstance(cut, UtteranceError) and "cut short" in str(cut)
 
     other = write_random_checkpoint(tmp_path / "other", "hubert", seed=1)

@@ -277,8 +277,8 @@ def test_a_disk_too_small_is_refused_before_it_starts(
 
 
 def test_check_records_the_deviation(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    summary = run(corpus, tmp_path / "store", models, check=5)
-    assert set(summary.check) == set(EVERYTHING.split(","))
+    summary = run(corpus, tmp_path / "store", models, f"{EVERYTHING},hubert:layer=1,pool=mean", check=5)
+    assert set(summary.check) == {*EVERYTHING.split(","), "hubert:layer=1,pool=mean"}
     assert all(value <= 1e-5 for value in summary.check.values()) and summary.check["is13"] == 0
     spec = json.loads(next((tmp_path / "store" / "hubert").rglob("spec.json")).read_text())
     assert "max_relative" in json.dumps(spec)

@@ -157,7 +157,7 @@ def test_wheel_alone_runs(tmp_path: Path) -> None:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes((ROOT / name).read_bytes())
     subprocess.run(build, cwd=copy, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("ser-*.whl")
+    (wheel,) = tmp_path.glob("ser_fusion-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     recipes = {path.name for path in (ROOT / "train" / "recipes").glob("*.toml")}

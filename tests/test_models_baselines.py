@@ -66,6 +66,41 @@ def test_two_levels_over_a_dialogue(name, level, fuse):
         torch.testing.assert_close(logits, torch.cat(expected[head]), rtol=0, atol=1e-10)
 
 
+def test_superb_on_layer_means_is_the_head_on_frames():
+    """SUPERB's emotion head as s3prl has it, frame by frame: over 12 updates the same losses and the same weights."""
+    (name, layers, dim), frames = ("superb on layers", 3, 9), [5, 1, 200, 4]
+    ours, plain = build(name), build(name)
+    plain.load_state_dict(ours.state_dict())
+    truth = torch.randint(4, (12, 4))
+
+    def on_frames(model, x):
+        shares, logits = softmax(model.layer_sums.weights["audio 0"]), []
+        for one in x.split(frames):  # [t, layers, dim]
+            summed = sum(share * one[:, i] for i, share in enumerate(shares))
+            logits.append(linear(model.logits, linear(model.projector, summed).mean(0)))
+        return torch.stack(logits)
+
+    def on_means(model, x):
+        batch = make_batch(name)
+        batch.inputs["audio"].values = torch.stack([one.mean(0).flatten() for one in x.split(frames)])
+        return model(batch)["logits"]
+
+    adams = [torch.optim.Adam(model.parameters(), 1e-2) for model in (ours, plain)]
+    for labels in truth:
+        x = torch.randn(sum(frames), layers, dim)
+        losses = []
+        for adam, model, forward in zip(adams, (ours, plain), (on_means, on_frames), strict=True):
+            loss = torch.nn.functional.cross_entropy(forward(model, x), labels)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            losses.append(loss)
+        torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-12)
+    for (weight, p), (_, q) in zip(ours.named_parameters(), plain.named_parameters(), strict=True):
+        assert (p - q).abs().max() <= 1e-12, weight
+    assert ours.layer_sums.weights["audio 0"].abs().min() > 1e-3  # they have been trained
+
+
 def test_icon_turn_by_turn():
     """Each turn with the histories of its own speaker and of the other, as the authors' code is given them."""
     model, batch, expected = build("icon"), make_dialogues([5, 1, 4]), []

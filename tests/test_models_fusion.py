@@ -8,20 +8,20 @@ import torch
 import torch.nn.functional as F
 
 from ser.errors import WrongUse
-from ser.tests.plain_layers import DIMS, build, double, make_batch, parts, short_and_long  # noqa: F401
-from ser.train.models import FUSIONS, get_fusion
+from ser.tests.plain_layers import CASES, build, double, make_batch, parts, short_and_long, widths  # noqa: F401
+from ser.train.models import get_fusion
 from ser.train.models.ragged import Sequences
 
 in_float64 = pytest.mark.usefixtures("double")
-every_fusion = pytest.mark.parametrize("name", FUSIONS)
+every_fusion = pytest.mark.parametrize("name", CASES)
 HIDDEN = {"audio": torch.tensor([True, False, False, True]), "text": torch.tensor([False, True, False, False])}
 
 
 @every_fusion
 @in_float64
 def test_heads_and_stages(name):
-    fusion, model, batch = FUSIONS[name], build(name), make_batch(name)
-    assert fusion.name == name and fusion.source
+    fusion, model, batch = CASES[name], build(name), make_batch(name)
+    assert fusion.name == name.removesuffix(" on layers") and fusion.source
     outputs = model(batch)
     assert all(logits.shape == (4, 4) for logits in outputs.values())
     for stage in fusion.stages:
@@ -63,7 +63,7 @@ def test_a_batch_is_its_utterances_or_dialogues_one_at_a_time(name, frames):
 @in_float64
 def test_hidden_values_have_no_influence(name, frames):
     model, batch = build(name), make_batch(name, frames)
-    batch.hidden = {m: HIDDEN[m] for m in FUSIONS[name].inputs}
+    batch.hidden = {m: HIDDEN[m] for m in CASES[name].inputs}
     expected = model(batch)["logits"]
     for m, hidden in batch.hidden.items():
         values, lengths = batch.inputs[m].values.clone(), batch.inputs[m].lengths
@@ -80,7 +80,7 @@ def test_hidden_values_have_no_influence(name, frames):
 def test_bfloat16_is_close(name):
     torch.manual_seed(0)
     model, batch = build(name), make_batch(name)
-    if FUSIONS[name].level == "sequence" and len(FUSIONS[name].inputs) == 2:
+    if CASES[name].level == "sequence" and len(CASES[name].inputs) == 2:
         batch.hidden = HIDDEN
     exact = model(batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -93,13 +93,15 @@ def test_bfloat16_is_close(name):
 
 @every_fusion
 def test_wrong_features_are_one_sentence(name):
-    fusion = FUSIONS[name]
+    fusion = CASES[name]
     for modality in fusion.inputs:
-        with pytest.raises(WrongUse, match=f"built for {modality} features of {DIMS[modality]} values, and got 3"):
-            build(name)(make_batch(name, dims={**DIMS, modality: 3}))
+        with pytest.raises(
+            WrongUse, match=f"built for {modality} features of {widths(name)[modality]} values, and got 3"
+        ):
+            build(name)(make_batch(name, dims={**widths(name), modality: 3}))
     if fusion.level == "vector":
         batch = make_batch(name)
-        batch.inputs[fusion.inputs[0]] = make_batch("cma").inputs[fusion.inputs[0]]
+        batch.inputs[fusion.inputs[0]] = make_batch(name.replace(fusion.name, "cma")).inputs[fusion.inputs[0]]
         with pytest.raises(WrongUse, match=f"one {fusion.inputs[0]} vector per utterance"):
             build(name)(batch)
 

@@ -1,5 +1,6 @@
 """What people import: a table, a dataset, an extractor of their own, against the plainest way to the same."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ser.cache.transfer import pooled, utterances
 from ser.errors import MissingRows, WrongUse
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.tests import stand_in
+from ser.tests.api_signatures import FIXTURE, documented, signatures
 from ser.tests.newcomer import newcomer
 from ser.tests.tiny_store import make_manifest, make_store
 from ser.train.torch_dataset import TorchDataset
@@ -90,3 +92,10 @@ def test_an_extractor_of_ones_own(tmp_path: Path) -> None:
     assert store["standin"].spec.config == {"shift": 0.0} and "numpy" in store["standin"].spec.provenance["versions"]
     with pytest.raises(WrongUse, match=r"did you mean shift\?"):
         plan(ExtractionConfig(tmp_path / "c.csv", "standin:shft=2", store=tmp_path / "s"))
+
+
+def test_a_public_signature_changes_with_a_line_in_the_changelog() -> None:
+    modules = documented()
+    assert all({*names} <= {*importlib.import_module(name).__all__} for name, names in modules.items())
+    _, *held = FIXTURE.read_text(encoding="utf-8").splitlines()
+    assert list(signatures()) == held, "say so in CHANGELOG.md, then run `python -m ser.tests.api_signatures`"

@@ -156,7 +156,7 @@ def test_words_in_pictures_are_left_alone() -> None:
 
 
 def test_each_answer_stands_in_the_page(text: str) -> None:
-    of_scores = ["results", "significance", "emotions", "training", "modalities", "query-tokens"]
+    of_scores = ["results", "significance", "emotions", "calibration", "training", "modalities", "query-tokens"]
     assert re.findall(r'<section id="([^"]+)"', text) == ["what-was-run", *of_scores, "inside", "errors"]
     assert "no comparison with the paper is meant" in text
 

@@ -34,6 +34,7 @@ RECIPES = {
     "perspective-table2": 24,
     "perspective-table3": 8,
     "perspective-table4": 3,
+    "superb-er": 3,
     "usc-table3": 19,
 }
 TABLE_2 = {"Text": (66.5, 64.7), "Audio": (64.9, 63.2), "w/o Encoder": (71.9, 70.9), "w/o SelfAtt": (72.5, 71.4)}
@@ -79,6 +80,8 @@ def test_the_papers_numbers() -> None:
     audio = paper["perspective-table3"]["Unimodality, A"]
     assert sum(audio[name] * n for name, n in counts.items()) / 1241 == pytest.approx(71.26, abs=0.01)
     assert len(quoted["perspective-table4"]) == 6 and quoted["perspective-table4"]["DANN (2020) [21]"] == {"wa": 82.68}
+    superb = {**paper["superb-er"], **quoted["superb-er"]}
+    assert [one["wa"] for one in superb.values()] == [63.43, 64.92, 68.65, 67.62, 70.62]
     usc = {cell: numbers["wa"] for cell, numbers in paper["usc-table3"].items() if numbers and "built" not in cell}
     assert usc == {"Text": 72.4, "Audio": 47.8, "Text + Audio": 76.9}
     assert quoted["usc-table3"]["ICON, Text + Audio"] == {"wa": 63.8} and len(quoted["usc-table3"]) == 6
@@ -91,6 +94,7 @@ def test_the_papers_protocols() -> None:
     protocols = {
         "msmser": ("session-out", "4class", 1),
         "perspective": ("train1234-test5", "4class", 20),
+        "superb": ("session-out", "4class", 1),
         "usc": ("random-70-20-10", "5class", 1),
     }
     for name in RECIPES:
@@ -102,7 +106,8 @@ def test_the_papers_protocols() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_cell_of_every_recipe_runs(name: str, demo_store: Path, tmp_path: Path) -> None:
-    recipe = tiny(name, demo_store, tmp_path)
+    one_encoder = {"features": "hubert:layers=all,pool=mean"} if name == "superb-er" else {}
+    recipe = tiny(name, demo_store, tmp_path, **one_encoder)
     sweep = plan_sweep(recipe)
     outcomes = list(run_sweep(sweep))
     assert len(outcomes) == len(sweep.tasks) and not any(outcome.fault for outcome in outcomes)

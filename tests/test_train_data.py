@@ -3,18 +3,25 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from ser.cache.manifest import Manifest
+from ser.cache.spec import Spec
+from ser.cache.store import PartRows, open_store
 from ser.errors import MissingRows, WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
 from ser.train.data.dataset import Standardizer, with_views
 from ser.train.data.features import DataCache, load_dataset
 from ser.train.data.splits import make_folds
-from ser.train.experiment import Experiment, run_experiment
+from ser.train.experiment import Experiment, prepare, run_experiment
+from ser.train.fit_many import can_train_together
+from ser.train.report.cells import group_runs
+from ser.train.report.provenance import command
+from ser.train.report.sections import make_page
 from ser.train.run import load_model
 
 
@@ -118,7 +125,10 @@ def test_limit_is_spread_over_the_corpus(store: Path) -> None:
 @pytest.mark.parametrize(
     ("features", "fusion", "says"),
     [
-        ("is13+hubert", "audio", "both audio features"),
+        ("is13+is13", "audio", "is13 stands there twice"),
+        ("is13+hubert", "audio:frame", "takes audio frames, and the audio feature has one vector"),
+        ("logmel+hubert", "audio:frame", "hubert has not as many rows as logmel"),
+        ("hubert:layers=0-x", "audio", "layers=all or a range"),
         ("is13", "mit", "takes audio and text, and --features gives audio"),
         ("is13+mpnet", "mit", "one vector per utterance"),
         ("hubert+mpnet", "mitt", "did you mean mit"),
@@ -130,7 +140,7 @@ def test_limit_is_spread_over_the_corpus(store: Path) -> None:
 def test_names_that_do_not_fit(store: Path, features: str, fusion: str, says: str) -> None:
     plain, _, views = features.partition(" & ")
     with pytest.raises(WrongUse, match=says):
-        load_dataset(store, plain, fusion, views=views)
+        _ = load_dataset(store, plain, fusion, views=views)[0].inputs
 
 
 def test_a_feature_that_is_not_there_names_the_command(store: Path, tmp_path: Path) -> None:
@@ -208,3 +218,81 @@ def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
     whole = make_store(tmp_path / "t")
     pooled, _ = load_dataset(whole.path, "is13+bert", "lgf-add", cache=DataCache(tmp_path))
     assert pooled.inputs["text"].values.dtype == torch.float32
+
+
+LAYERS: dict[str, Any] = {"checkpoint": {"digest": "a", "random": True}, "provenance": {"layers": 2}}
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny store with three layers of a model that ends in a LayerNorm; layer k is k more than hubert."""
+    manifest, store = make_manifest(), make_store(tmp_path_factory.mktemp("layers") / "s")
+    for layer, norm in ((0, "before"), (1, "before"), (2, "before"), (3, "after")):
+        config = {"layer": min(layer, 2), "norm": norm}
+        variant = f"layer={config['layer']}" + ",norm=after" * (layer == 3)
+        rows = [values + np.float16(layer) for values in make_rows(manifest, "hubert")]
+        add_feature(store, manifest, "hubert", rows, variant=variant, config=config, **LAYERS)
+    return store.path
+
+
+def test_layers_stand_side_by_side_the_last_one_after_its_norm(layered: Path) -> None:
+    for name, layers in (("all", (0, 1, 3)), ("1-2", (1, 3)), ("all,norm=before", (0, 1, 2)), ("0-1", (0, 1))):
+        data, _ = load_dataset(layered, f"hubert:layers={name}", "audio")
+        expected = [stored("hubert")[id_] + np.float16(layer) for id_ in data.utterances.ids[:5] for layer in layers]
+        values = data.batch(data.groups(np.arange(5), "utterance"), {}).inputs["audio"].values
+        pieces = [np.concatenate(expected[i : i + len(layers)], 1) for i in range(0, len(expected), len(layers))]
+        assert np.array_equal(values.numpy(), np.concatenate(pieces).astype(np.float32)), name
+        pooled, _ = load_dataset(layered, f"hubert:layers={name},pool=mean", "superb")
+        assert np.allclose(
+            pooled.inputs["audio"].values[:5].numpy(), [x.mean(0, dtype=float) for x in pieces], atol=1e-3
+        )
+    with pytest.raises(
+        MissingRows, match=r"all of hubert:layers=0-3; run `ser features CORPUS --features hubert:layers"
+    ):
+        load_dataset(layered, "hubert:layers=0-3", "audio")
+    with pytest.raises(WrongUse, match="several features in the place of one"):
+        load_dataset(layered, "hubert:layers=0-1", "audio", views="hubert:layers=0-1")
+
+
+def test_means_in_the_store_are_taken_and_told_apart(layered: Path, tmp_path: Path) -> None:
+    store, manifest = open_store(shutil.copytree(layered, tmp_path / "s")), make_manifest()
+    before, _ = load_dataset(store.path, "hubert:layers=0-1,pool=mean", "superb")
+    for layer in range(2):
+        means = [x.mean(0, dtype=np.float64).astype(np.float32) + layer for x in make_rows(manifest, "hubert")]
+        spec = Spec("hubert", "audio", "utterance", 12, "float32", "made-up", 1, f"layer={layer},pool=mean", **LAYERS)
+        store.add(spec).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("audio"), means))
+    after, _ = load_dataset(store.path, "hubert:layers=0-1,pool=mean", "superb")
+    assert torch.allclose(after.inputs["audio"].values, before.inputs["audio"].values, atol=1e-3)
+    names = [data.described["features"]["audio"]["joined"][0]["feature"] for data in (before, after)]
+    assert names == ["hubert:layer=0", "hubert:layer=0,pool=mean"]
+
+
+def test_features_of_a_modality_are_joined_each_standardised_by_itself(layered: Path, tmp_path: Path) -> None:
+    asked = Experiment("hubert:layers=all+is13+mpnet", "lgf-add", store=layered, out=tmp_path, folds=1, epochs=2)
+    [job] = prepare(asked)
+    assert job.data.dims == {"audio": 3 * 12 + 24, "text": 12} and not can_train_together(job.data, job.plan)
+    columns = job.data.inputs["audio"].values.split([12, 12, 12, 24], 1)
+    whole = Standardizer.of(job.data.inputs["audio"], job.fold.train)
+    for name, own in (("hubert:layer=0", columns[0]), ("is13", columns[3])):
+        alone, _ = load_dataset(layered, f"{name}+mpnet", "lgf-add")
+        assert torch.equal(alone.inputs["audio"].values, own)
+        own_scale = Standardizer.of(alone.inputs["audio"], job.fold.train)
+        assert torch.equal(own_scale.mean, whole.mean[:12] if name != "is13" else whole.mean[36:])
+    [run] = run_experiment(asked)
+    joined = run.config["features"]["audio"]["joined"]
+    assert [one["feature"] for one in joined] == [f"hubert:layer={k}" for k in ("0", "1", "2,norm=after")] + ["is13"]
+    assert all(open_store(layered).feature(f"{one['feature']}@{one['fingerprint']}") for one in joined)
+    assert list(run.result["layers"]) == [one["feature"] for one in joined[:3]]
+    assert sum(run.result["layers"].values()) == pytest.approx(1) and len(set(run.result["layers"].values())) == 3
+    shares = load_model(run)[0].model.get_parameter("layer_sums.weights.audio 0").softmax(0)
+    assert shares.tolist() == list(run.result["layers"].values())
+    [cell], _ = group_runs([run])
+    assert "--features hubert:layers=all+is13+mpnet@" in command(cell)
+    [table] = [one for one in make_page([cell], []).tables if one.name == "layers"]
+    assert [row["layer"] for row in table.rows] == list(run.result["layers"])
+
+
+def test_what_does_not_fit_into_memory_is_one_sentence(layered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ser.train.data.features.memory", lambda: (None, 1000))
+    with pytest.raises(WrongUse, match=r"hubert:layers=all: .* GB of rows do not fit into memory .*pool=mean"):
+        _ = load_dataset(layered, "hubert:layers=all", "audio")[0].inputs

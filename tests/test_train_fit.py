@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
+from scipy import stats
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from ser.errors import WrongUse
@@ -29,6 +32,7 @@ from ser.train.fit import (
     fit_standardizers,
     learning_rate,
     predict,
+    shuffled,
     snapshot,
     training_loss,
 )
@@ -36,7 +40,8 @@ from ser.train.models import Stage
 from ser.train.models.ragged import Batch
 from ser.train.run_folder import Run
 from ser.train.scores import scores
-from ser.train.settings import TrainConfig, parse_settings
+from ser.train.settings import TrainConfig, TrainingSettings, parse_settings
+from ser.train.targets import TARGETS
 
 SMALL = {
     "mit": ("hubert+mpnet", ("d_model=16", "heads=2", "queries=3", "lr=0.003", "epochs=3")),
@@ -75,7 +80,9 @@ def test_the_same_seed_gives_the_same_bytes(store: Path, fusion: str) -> None:
     assert weights(fit(*prepared(store, fusion, seed=1))) != first
 
 
-@pytest.mark.parametrize("fusion", ["mit", "lgf-add", "bc-lstm", "lgf-add refit=true", "bc-lstm refit=true"])
+@pytest.mark.parametrize(
+    "fusion", ["mit", "lgf-add", "bc-lstm", "lgf-add refit=true", "mit sampler=balanced refit=true"]
+)
 @pytest.mark.parametrize("at", [1, 2, 3, -1])
 def test_going_on_from_a_state_gives_the_same_bytes(store: Path, tmp_path: Path, fusion: str, at: int) -> None:
     whole: list[tuple[Epoch, bytes]] = []
@@ -272,7 +279,7 @@ def slow(logits: torch.Tensor, weights: torch.Tensor) -> float:
 def loss_of(
     outputs: dict[str, Tensor], batch: Batch, kind: str, reduction: str = "sum", output: str = "logits"
 ) -> float:
-    config: Any = SimpleNamespace(loss=kind, reduction=reduction)
+    config: Any = SimpleNamespace(target="class", loss=kind, reduction=reduction, training=TrainingSettings())
     return training_loss(outputs, batch.truth, config, Stage("x", output)).item()
 
 
@@ -288,11 +295,56 @@ def test_the_losses_are_equations_3_and_6() -> None:
         loss_of({"logits": outputs["logits"]}, batch, "perspective")
 
 
-def test_soft_labels_weigh_the_classes() -> None:
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("weights", [[1.0] * 4, [0.5, 2.0, 1.0, 3.0]])
+@pytest.mark.parametrize("soft", [False, True])
+def test_soft_labels_class_weights_and_the_focal_factor(gamma: float, weights: list[float], soft: bool) -> None:
+    """Each term −p log q has its class's weight and (1 − q)^γ (Lin et al. 2017), and a certain one has a gradient."""
     outputs, batch = made(3)
-    batch.targets = torch.tensor([[2 / 3, 1 / 3, 0, 0], [0, 0, 1, 0], [0.25] * 4]).double()
-    wanted = slow(outputs["logits"], batch.targets)
-    assert loss_of(outputs, batch, "single") == pytest.approx(wanted, abs=1e-12)
+    outputs["logits"][0] = torch.tensor([200.0, 0, 0, 0])  # as sure as can be
+    batch.labels = torch.tensor([0, 2, 1])
+    shares = (
+        torch.tensor([[2 / 3, 1 / 3, 0, 0], [0, 0, 1, 0], [0.25] * 4]).double() if soft else torch.eye(4)[[0, 2, 1]]
+    )
+    batch.targets = shares * torch.tensor(weights).double() if soft or weights != [1.0] * 4 else None
+    wanted = slow(outputs["logits"], shares * torch.tensor(weights) * (1 - outputs["logits"].softmax(1)) ** gamma)
+    config: Any = SimpleNamespace(target="class", loss="single", training=TrainingSettings(focal_gamma=gamma))
+    logits = outputs["logits"].requires_grad_()
+    for config.reduction, n in (("sum", 1), ("mean", 3)):
+        loss = training_loss({"logits": logits}, batch.truth, config, Stage("x"))
+        assert loss.item() == pytest.approx(wanted / n, abs=1e-12)
+        assert torch.autograd.grad(loss, logits)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("more", ["", "shuffle_labels=true", "soft_labels=true"])
+def test_class_weights_are_of_the_training_part_alone(store: Path, more: str) -> None:
+    data, fold, plan = prepared(store, "lgf-add", "class_weights=inverse", *more.split())
+    learnt, labels = shuffled(data, fold, plan), data.utterances.labels[fold.train]
+    sizes: Any = np.bincount(labels)
+    theirs = compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    shares = np.eye(4)[learnt.utterances.labels]
+    if more == "soft_labels=true":
+        shares = data.utterances.votes
+        sizes = shares[fold.train].sum(0)
+        theirs = sizes.sum() / 4 / sizes
+    truth = TARGETS["class"].truth(learnt, plan.training, fold.train)
+    assert truth is not None and truth.numpy() == pytest.approx(shares * theirs)
+    cui = np.array([(1 - 0.9) / (1 - 0.9**n) for n in sizes])
+    training = replace(plan.training, class_weights="effective", effective_beta=0.9)
+    truth = TARGETS["class"].truth(learnt, training, fold.train)
+    assert truth is not None and truth.numpy() == pytest.approx(shares * cui * sizes.sum() / (cui * sizes).sum())
+
+
+def test_a_balanced_sampler_draws_the_classes_alike(store: Path) -> None:
+    data, fold, _ = prepared(store, "mit")
+    rows = fold.train
+    drawn = Counter[int]()
+    for seed in range(100):
+        for batch in data.batches(rows, "utterance", 8, {}, torch.Generator().manual_seed(seed), sampler="balanced"):
+            assert np.isin(batch.utterances, rows).all()
+            drawn.update(batch.labels.tolist())
+    assert drawn.total() == 100 * len(rows)
+    assert stats.chisquare(list(drawn.values())).pvalue > 0.001 and len(drawn) == 4
 
 
 # Our Adam against torch's own: the same bytes, without torch's compiler ------------------------------------------

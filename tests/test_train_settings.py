@@ -1,12 +1,27 @@
 """Settings: listed with their sources, parsed with types, refused with the nearest name."""
 
 from itertools import product
+from pathlib import Path
 
 import pytest
+import torch
 
 from ser.errors import WrongUse
+from ser.train.data.features import load_dataset
+from ser.train.data.splits import Cut, make_folds
+from ser.train.fit import fit, snapshot
 from ser.train.models import FUSIONS
-from ser.train.settings import parse_settings, settings
+from ser.train.settings import TrainConfig, parse_settings, settings
+
+SIZES = {"d_model": 8, "heads": 2, "frames": 8, "channels": 2, "hidden": 4, "queries": 3, "dense": 4}
+SIZES |= {"gru_hidden": 4, "lstm_hidden": 4}
+FEATURES = {"sequence": {"audio": "logmel", "text": "bert"}, "vector": {"audio": "is13", "text": "bert"}}
+
+
+def small(name: str) -> dict[str, object]:
+    """Sizes of a small model of that fusion."""
+    kept = FUSIONS[name].settings.__dataclass_fields__.keys() - FUSIONS[name].unused
+    return {key: n for key, n in SIZES.items() if key in kept}
 
 
 @pytest.mark.parametrize("name", FUSIONS)
@@ -73,16 +88,36 @@ def test_wrong_values(assignment: str, says: str) -> None:
 @pytest.mark.parametrize("name", FUSIONS)
 def test_every_number_has_a_range_and_what_is_in_it_builds_a_model(name: str) -> None:
     own = FUSIONS[name].settings.__dataclass_fields__
-    sizes = {"d_model": 8, "heads": 2, "frames": 8, "channels": 2, "hidden": 4, "queries": 3, "dense": 4}
-    small = {key: n for key, n in {**sizes, "gru_hidden": 4, "lstm_hidden": 4}.items() if key in own}
-    small = {key: n for key, n in small.items() if key not in FUSIONS[name].unused}
     numbers = [one.name for one in settings(FUSIONS[name]) if one.kind in ("int", "float") and one.name in own]
     for key, value in product(numbers, ("-1", "nan", "inf", "-inf", "0", "1e-3", "1", "5", "1e40", "9" * 5000)):
         try:
-            chosen, _ = parse_settings(FUSIONS[name], [f"{k}={v}" for k, v in {**small, key: value}.items()])
+            chosen, _ = parse_settings(FUSIONS[name], [f"{k}={v}" for k, v in {**small(name), key: value}.items()])
             model = FUSIONS[name].build(chosen, dict.fromkeys(FUSIONS[name].inputs, 8), 4)
         except WrongUse:
             assert value != "5" or key not in ("epochs", "batch_size", "lr", "weight_decay")
         else:
             assert value in ("0", "1e-3", "1", "5") and getattr(chosen, key) == float(value)
             assert all(weights.numel() for weights in model.parameters()), f"{key}={value}"
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_every_setting_of_the_loss_changes_what_a_fusion_learns_or_is_refused(store: Path, name: str) -> None:
+    fusion = FUSIONS[name]
+    features = "+".join(FEATURES[fusion.level][modality] for modality in fusion.inputs)
+    data, _ = load_dataset(store, features, name, limit=30)
+    [fold, *_] = make_folds("session-out", data.utterances, Cut(dev="none"))
+
+    def learnt(*more: str) -> torch.Tensor:
+        options = [f"{k}={v}" for k, v in {**small(name), "epochs": 1, "batch_size": 4, "lr": 0.01}.items()]
+        plan = TrainConfig(fusion, *parse_settings(fusion, [*options, *more]), select="last")
+        return torch.cat([weight.flatten() for weight in snapshot(fit(data, fold, plan).model).values()])
+
+    plain = learnt()
+    assert torch.equal(learnt("focal_gamma=0", "class_weights=none"), plain)
+    for setting in ("class_weights=inverse", "class_weights=effective", "focal_gamma=2", "sampler=balanced"):
+        if setting == "sampler=balanced" and fusion.unit == "dialogue":
+            with pytest.raises(WrongUse, match=f"fusion {name} has no use for it"):
+                learnt(setting)
+        else:
+            found = learnt(setting, "soft_labels=true") if "weights" in setting else learnt(setting)
+            assert found.isfinite().all() and not torch.equal(found, plain), setting

@@ -145,7 +145,14 @@ def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
         {"loss": "perspective", "select": "best-test"},
         {"fusion": "ef-add", "select": "last", "more": ("dropout=0",)},
         {"fusion": "audio", "features": "is13"},
-        {"more": ("shuffle_labels=true", "reduction=mean", "select_score=wa")},
+        {
+            "more": (
+                "shuffle_labels=true",
+                "reduction=mean",
+                "select_score=macro_f1",
+                "focal_gamma=1",
+            )
+        },
         {"precision": "bf16"},
     ],
     ids=str,
@@ -203,7 +210,7 @@ def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
     assert fit_groups([*jobs(), *jobs(loss="perspective")]) == [[i, i + 5, i + 10, i + 15] for i in range(5)]
     assert fit_groups([*jobs(), *jobs("lr=0.5")]) == [[i + j, i + j + 5] for j in (0, 10) for i in range(5)]
     assert [len(group) for group in fit_groups(jobs(folds=1, seeds=2 * MOST + 3))] == [MOST, MOST, 3]
-    for setting in ("released=true", "soft_labels=true", "clip_norm=1", "refit=true"):
+    for setting in ("released=true", "soft_labels=true", "clip_norm=1", "refit=true", "class_weights=inverse"):
         assert fit_groups(jobs(setting)) == [[i] for i in range(10)], setting
 
 

@@ -19,6 +19,9 @@ from ser.cache.store import PartRows, Quarantine, Store, open_store
 LABELS = ("ang", "hap", "neu", "sad", "exc", "fru", "xxx", "neu")
 NAMES = {"ang": "Anger", "hap": "Happiness", "exc": "Excited", "neu": "Neutral", "sad": "Sadness"}
 NAMES |= {"fru": "Frustration", "xxx": "Other"}
+# Valence, arousal and dominance; that of turn 7 of each second dialogue is not rated.
+RATINGS = {"ang": (1.5, 4.5, 4.0), "hap": (4.5, 3.5, 3.5), "exc": (4.0, 4.5, 3.5), "neu": (3.0, 2.5, 3.0)}
+RATINGS |= {"sad": (2.0, 1.5, 2.0), "fru": (2.0, 3.5, 3.5), "xxx": (2.5, 3.0, 2.5)}
 # feature: modality, level, dim, dtype, mean number of rows
 FEATURES = {
     "is13": ("audio", "utterance", 24, "float32", 1),
@@ -35,6 +38,7 @@ def make_manifest(turns: int = 12, corpus: str = "tiny") -> Manifest:
         name, gender = f"Ses0{session}F_{dialogue}", "FM"[turn % 2]
         label = LABELS[(turn + int(session) * 3 + (dialogue == "impro02")) % len(LABELS)]
         utterance = f"{name}_{gender}{turn // 2:03d}"
+        rated = dict(zip(("valence", "arousal", "dominance"), RATINGS[label], strict=True))
         rows.append(
             {
                 "id": utterance,
@@ -49,6 +53,7 @@ def make_manifest(turns: int = 12, corpus: str = "tiny") -> Manifest:
                 "duration": 2.0,
                 "label": label,
                 "votes": [[NAMES[label]], [NAMES[label]], ["Neutral", "Anger"]],
+                **(rated | {"dominance": None} if turn == 7 and dialogue == "impro02" else rated),
             }
         )
     return Manifest.from_rows(corpus, rows, synthetic=True)

@@ -34,6 +34,9 @@ from .options import Experiment
 from .run import one_thread, train_runs
 from .run_folder import CONFIG, Run, open_run, run_name
 from .settings import TrainConfig, described, has_setting, parse_settings
+from .targets import TARGETS
+
+__all__ = ["run_experiment"]
 
 TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
 STEPS = 3  # timed for an estimate, after as many that warm up
@@ -82,11 +85,13 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
     _check_options(experiment)
     asked = {
-        name: getattr(experiment, name) for name in ("corpus", "labels", "limit", "allow_missing", "views", "only")
+        name: getattr(experiment, name)
+        for name in ("corpus", "labels", "limit", "allow_missing", "views", "only", "target")
     }
     data, fusion = load_dataset(experiment.store, experiment.features, experiment.fusion, cache=cache, **asked)
     also = [assignment for assignment in experiment.also_set if has_setting(fusion, assignment)]
     settings, training = parse_settings(fusion, [*experiment.set, *also], experiment.epochs)
+    training = TARGETS[experiment.target].settled(fusion, settings, training, data)
     if getattr(settings, "finetune_layers", 0) != 0:
         fusion, data = with_encoder(fusion, settings, data, experiment.model)
     dev = training.dev
@@ -99,7 +104,8 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         folds = folds[: int(experiment.folds)]
     if training.refit and (experiment.select != "val" or not all(len(fold.dev) for fold in folds)):
         raise WrongUse("refit=true trains again for the epochs that dev chose: it needs --select val and a dev part")
-    how = {name: getattr(experiment, name) for name in ("loss", "select", "precision", "log")}
+    folds = [fold.decided(data.utterances) for fold in folds]
+    how = {name: getattr(experiment, name) for name in ("target", "loss", "select", "precision", "log")}
     plan = TrainConfig(fusion, settings, training, device=choose_device(experiment.device), **how)
     for fold in folds:
         rows_to_evaluate(fold, plan)  # refuses a selection on a dev part that is empty, before anything is trained
@@ -128,8 +134,8 @@ def _check_options(experiment: Experiment) -> None:
             raise WrongUse(f"--{name} {value}: must be at least 1 and at most {most:,}")
     if experiment.log == "tensorboard" and find_spec("tensorboard") is None:
         raise WrongUse(
-            "--log tensorboard: TensorBoard is not installed; `pip install 'ser[tensorboard]'` adds it, and without "
-            "--log every run still writes its epochs to its file `log`"
+            "--log tensorboard: TensorBoard is not installed; `pip install 'ser-fusion[tensorboard]'` adds it, and "
+            "without --log every run still writes its epochs to its file `log`"
         )
 
 
@@ -283,8 +289,10 @@ def estimate(jobs: Sequence[Job]) -> Estimate:
     units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * (len(j.data.views) + 1) for j in jobs]
     updates = sum(-(-n // settings.batch_size) for n in units) * epochs
     with oom_as_error(plan), one_thread(), torch.random.fork_rng(devices=[]):
-        model = partial(plan.fusion.build, settings, job.data.dims, len(job.data.utterances.classes))
-        parameters = sum(weight.numel() for weight in model().parameters())
+        classes = len(job.data.utterances.classes)
+        model = TARGETS[plan.target].build(plan.fusion, settings, job.data.dims, classes)
+        parameters = sum(weight.numel() for weight in model.parameters())
+        del model
         per_row = _seconds_per_row([jobs[number] for number in fit_groups(jobs)[0]])
     seconds = per_row * sum(_rows(j, j.fold) for j in jobs) * epochs
     return Estimate(parameters, len(job.data.utterances), len(jobs), epochs, updates, seconds)

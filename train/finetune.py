@@ -32,6 +32,8 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
         raise WrongUse("finetune_layers needs the text features as the encoder gave them; use standardise_text=false")
     if any(modality == "text" for modality, _ in data.views):
         raise WrongUse("finetune_layers trains on one text feature, and --views names another; name audio views alone")
+    if "joined" in data.notes["specs"]["text"]:
+        raise WrongUse("finetune_layers trains the encoder of one text feature; name one, and no layers=…")
     spec = to_record(data.notes["specs"]["text"], Spec, str(data.notes["store"]))
     if spec.extractor != "text" or not spec.checkpoint:
         raise WrongUse(f"finetune_layers trains the encoder of bert or mpnet tokens, and {spec.name} is none of these")

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Generator, Tensor, nn
 
@@ -23,13 +22,13 @@ from ser.errors import Diverged, WrongUse
 from .data.dataset import Dataset, Standardizer, with_views
 from .data.splits import Fold
 from .models import Stage
-from .scores import confusions, metrics
 from .settings import TrainConfig
+from .targets import TARGETS
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of a run's log; `wa` and `ua` of the part that is evaluated (dev, or test with best-test), if any."""
+    """One line of a run's log, with the scores of the part that is evaluated (dev, or test with best-test), if any."""
 
     stage: str
     epoch: int  # from 1
@@ -39,6 +38,8 @@ class Epoch:
     ua: float | None
     seconds: float  # of runs that are trained at once, each its share
     kept: bool  # whether this epoch is the one to keep so far
+    macro_f1: float | None = None
+    ccc: float | None = None  # the mean over valence, arousal and dominance
 
 
 @dataclass
@@ -75,12 +76,11 @@ def fit(
         if not (chosen := json.loads(resume[1]["state"])["chosen"] if resume else []):
             chosen, resume = fit(data, fold, once, on_epoch, resume).history, None
         return fit(data, fold.refitted, replace(once, select="last"), on_epoch, resume, chosen)
-    fusion, settings = config.fusion, config.settings
+    fusion, settings, target = config.fusion, config.settings, TARGETS[config.target]
     eval_rows = rows_to_evaluate(fold, config)
-    eval_labels = data.utterances.labels[eval_rows]
     scaling = fit_standardizers(data, fold, settings)
     train_data, train_rows = with_views(shuffled(data, fold, config), fold.train)
-    per_batch = scaling
+    truth, per_batch = target.truth(train_data, config.training, fold.train), scaling
     if fusion.level == "vector":  # small enough to be scaled once, instead of in every epoch
         plain, per_batch = data, {}
         data = data.scaled(scaling)
@@ -89,7 +89,7 @@ def fit(
     updates = -(-len(train_data.groups(train_rows, fusion.unit)) // settings.batch_size)  # per epoch
 
     torch.manual_seed(config.seed)  # initial weights, and dropout from here on
-    model = fusion.build(settings, data.dims, len(data.utterances.classes)).to(config.device)
+    model = target.build(fusion, settings, data.dims, len(data.utterances.classes)).to(config.device)
     random = {name: Generator().manual_seed(config.seed) for name in ("shuffling", "hiding")}
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
     selection = Selection(config, snapshot(model), chosen=list(chosen))
@@ -107,8 +107,8 @@ def fit(
             started = time.perf_counter()
             losses, sizes = [], []
             model.train()
-            soft, size = config.training.soft_labels, settings.batch_size
-            batches = train_data.batches(train_rows, fusion.unit, size, per_batch, random["shuffling"], soft)
+            size, draw = settings.batch_size, config.training.sampler
+            batches = train_data.batches(train_rows, fusion.unit, size, per_batch, random["shuffling"], truth, draw)
             for update, batch in enumerate(batches, epoch * updates):
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
                 if fusion.hide is not None:
@@ -130,11 +130,11 @@ def fit(
             if fault := divergence(values, stage, epoch):
                 raise Diverged(fault, selection.kept, scaling)
             mean = sum(value * size for value, size in zip(values, sizes, strict=True)) / len(train_rows)
-            matrix, head = None, stage.output
+            found, head = dict[str, Any](), stage.output
             if len(eval_rows):
-                found = predict(model, data, eval_rows, config, per_batch, heads=frozenset({head}))[head]
-                [matrix] = confusions(eval_labels, found.argmax(1)[None], len(data.utterances.classes))
-            line = selection.add(stage, epoch, mean, matrix, time.perf_counter() - started)
+                predicted = predict(model, data, eval_rows, config, per_batch, heads=frozenset({head}))[head]
+                found = target.scored(data.utterances, eval_rows, predicted, config)
+            line = selection.add(stage, epoch, mean, found, time.perf_counter() - started)
             if line.kept:
                 selection.kept = snapshot(model)
             if on_epoch:
@@ -151,12 +151,14 @@ def rows_to_evaluate(fold: Fold, config: TrainConfig) -> np.ndarray:
 
 
 def shuffled(data: Dataset, fold: Fold, config: TrainConfig) -> Dataset:
-    """With `shuffle_labels` the same utterances with the labels of the training part in random order, else `data`."""
+    """With `shuffle_labels` the same utterances, the labels and ratings of the training part in random order."""
     if not config.training.shuffle_labels:
         return data
-    labels = data.utterances.labels.copy()
-    labels[fold.train] = np.random.default_rng(config.seed).permutation(labels[fold.train])
-    return replace(data, utterances=replace(data.utterances, labels=labels), targets=None)
+    order = np.arange(len(data.utterances))
+    order[fold.train] = np.random.default_rng(config.seed).permutation(fold.train)
+    mixed = data.utterances.take(order)
+    learnt = replace(data.utterances, labels=mixed.labels, dimensions=mixed.dimensions, votes=mixed.votes)
+    return replace(data, utterances=learnt)
 
 
 def fit_standardizers(data: Dataset, fold: Fold, settings: Any) -> dict[str, Standardizer]:
@@ -199,15 +201,15 @@ LOSSES: dict[str, tuple[str, ...]] = {"single": ("logits",), "perspective": ("au
 
 
 def training_loss(outputs: Mapping[str, Tensor], truth: Tensor, config: TrainConfig, stage: Stage) -> Tensor:
-    """The sum over the heads, by `config.loss` or of the stage's one, of Σ_i −log P(ŷ_i = y_i), or of its mean over i.
+    """The sum over the heads, by `config.loss` or of the stage's one, of the target's loss.
 
-    Logits are [n, K] each, the truth classes [n], or soft labels p [n, K] (USC §3.2): Σ_i Σ_k −p_ik log P(ŷ_i = k).
-    Raises `WrongUse` for a model without the heads of the loss.
+    What each head adds, and the shapes of outputs and truth, is the target's: see `Target.loss`. Raises `WrongUse` for
+    a model without the heads of the loss.
     """
     heads = LOSSES[config.loss] if stage.output == "logits" else (stage.output,)
     if not outputs.keys() >= set(heads):
         raise WrongUse(f"--loss {config.loss} needs audio and text heads, as lgf-add has them; use --loss single")
-    losses = [F.cross_entropy(outputs[head], truth, reduction=config.reduction) for head in heads]
+    losses = [TARGETS[config.target].loss(outputs[head], truth, config) for head in heads]
     return sum(losses[1:], start=losses[0])
 
 
@@ -232,11 +234,12 @@ def predict(
     hide: str | None = None,
     heads: frozenset[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Probabilities [n, K] of the given rows, in their order, for each head, or those of `heads` at least.
+    """What the target predicts [n, …] for the given rows, in their order, by head, or for those of `heads` at least.
 
     `hide` hides one modality from all.
     """
     model.eval()
+    target = TARGETS[config.target]
     found: dict[str, np.ndarray] = {}
     place = np.empty(len(data.utterances), dtype=np.int64)
     place[rows] = np.arange(len(rows))
@@ -247,8 +250,8 @@ def predict(
         with config.autocast():
             outputs = model(batch.to(config.device))
         for head, logits in outputs.items():
-            probabilities = found.setdefault(head, np.empty((len(rows), logits.shape[1]), dtype=np.float32))
-            probabilities[place[batch.utterances.numpy()]] = logits.float().softmax(1).cpu().numpy()
+            predicted = found.setdefault(head, np.empty((len(rows), logits.shape[1]), dtype=np.float32))
+            predicted[place[batch.utterances.numpy()]] = target.predictions(logits.float()).cpu().numpy()
     return found
 
 
@@ -272,17 +275,17 @@ class Selection:
         kept = {line["stage"]: line["epoch"] for line in self.chosen if line["kept"]}
         return kept.get(stage.name, self.config.settings.epochs)
 
-    def add(self, stage: Stage, epoch: int, loss: float, matrix: np.ndarray | None, seconds: float) -> Epoch:
-        """Note an epoch (from 0) with C [K, K] of the evaluated part, and say whether it is the one to keep so far."""
-        found = {} if matrix is None else metrics(matrix)
-        wa, ua = (float(found[name]) if name in found else None for name in ("wa", "ua"))
-        score = ua if self.config.training.select_score == "ua" else wa
+    def add(self, stage: Stage, epoch: int, loss: float, found: Mapping[str, Any], seconds: float) -> Epoch:
+        """Note an epoch (from 0) with the scores of the evaluated part, and say whether it is the best so far."""
+        ccc = float(np.mean(list(found["ccc"].values()))) if "ccc" in found else None
+        scores = {**{name: found.get(name) for name in ("wa", "ua", "macro_f1")}, "ccc": ccc}
+        score = scores[self.config.training.select_score]
         if self.config.select == "last":
             score = float(epoch)
         kept = score is not None and score > self.best
         self.best = score if kept and score is not None else self.best
         name = f"{stage.name} again" if self.chosen else stage.name
-        line = Epoch(name, epoch + 1, self.epochs(stage), loss, wa, ua, seconds, kept)
+        line = Epoch(name, epoch + 1, self.epochs(stage), loss, seconds=seconds, kept=kept, **scores)
         self.history.append(asdict(line))
         return line
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from .fit import (
     training_loss,
 )
 from .models.stacked import NO_LABEL, Layout, Stack
-from .scores import confusions
+from .scores import SHOWN, confusions, metrics
 from .settings import TrainConfig
 
 MOST = 64  # runs at once: beyond, even a large GPU has enough to do
@@ -44,6 +45,7 @@ SHARE = 0.4  # of a GPU's free memory: two workers may ask at the same moment
 def can_train_together(data: Dataset, config: TrainConfig) -> bool:
     """Whether this run can be trained with others of its kind at once: its fusion must say so."""
     apart = config.training.soft_labels or config.training.clip_norm or config.training.refit or data.views
+    apart = apart or config.target != "class" or config.training.class_weights != "none"
     return config.fusion.stacks is not None and config.fusion.stacks(config.settings) and not apart
 
 
@@ -111,7 +113,9 @@ def fit_many(
         better = torch.zeros(len(configs), dtype=torch.bool)
         for i, selection in enumerate(selections):
             if i not in faults:
-                line = selection.add(stage, epoch, means[i], None if matrices is None else matrices[i], seconds)
+                scored = {} if matrices is None else metrics(matrices[i])
+                found: dict[str, Any] = {name: float(scored[name]) for name in SHOWN.values() if name in scored}
+                line = selection.add(stage, epoch, means[i], found, seconds)
                 better[i] = line.kept
                 if on_epoch:
                     on_epoch[i](line)
@@ -123,15 +127,15 @@ def fit_many(
 
     # What a run's own loss does not train stays as at the start: here the loss of another run may have moved it.
     idle = {each.loss: _idle(each, copy.deepcopy(models[0]), scaled, groups[0]) for each in configs}
-    found: list[Fitted | Diverged] = []
+    fitted: list[Fitted | Diverged] = []
     for i, (each, model) in enumerate(zip(configs, models, strict=True)):
         own_weights = {name: weight[i] for name, weight in kept.items() if name not in idle[each.loss]}
         model.load_state_dict(own_weights, strict=False)
         if fault := faults.get(i):
-            found.append(Diverged(fault, snapshot(model), scaling))
+            fitted.append(Diverged(fault, snapshot(model), scaling))
         else:
-            found.append(Fitted(model, scaling, selections[i].history))
-    return found
+            fitted.append(Fitted(model, scaling, selections[i].history))
+    return fitted
 
 
 def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.ndarray) -> set[str]:

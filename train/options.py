@@ -15,11 +15,14 @@ from typing import Any
 from ser.cache.atomic_io import read_named
 from ser.errors import WrongUse
 
+__all__ = ["Experiment"]
+
 SELECTIONS = {  # which epoch counts
     "val": "the epoch with the best score on the dev part",
     "last": "the last epoch",
     "best-test": "the epoch with the best score on the TEST part, which lifts every number",
 }
+TARGETS = ("class", "distribution", "distribution+undecided", "vad", "class+vad")  # see targets.py
 PROTOCOL_HELP = "session-out, speaker-out, script-out, train1234-test5, random-70-20-10 or folds:FILE"
 
 
@@ -39,6 +42,12 @@ class Experiment:
     store: Path | str = option("features", "The store that `ser features` made.", "PATH")  # noqa: RUF009 (immutable)
     corpus: str | None = option(None, "The store's only corpus by default.", "N")
     labels: str = option("4class", "4class, 5class, 6class, 8class or a TOML file.", "POLICY")
+    target: str = option(
+        "class",
+        "What is learnt: class, distribution (of the raters' votes), vad (valence, arousal, dominance), …",
+        "KIND",
+        TARGETS,
+    )
     protocol: str = option("session-out", f"How train, dev and test are cut: {PROTOCOL_HELP}.", "NAME")
     only: str | None = option(None, "Only scripted or improvised utterances.", "KIND", ("scripted", "improvised"))
     select: str = option("val", "Which epoch counts: val, last or best-test.", "EPOCH", tuple(SELECTIONS))

@@ -16,14 +16,16 @@ from ser.engines import is_out_of_memory
 from ser.errors import CorruptStore, SerError, WrongUse
 
 from .data.dataset import Dataset, Standardizer
-from .data.splits import Fold, known_before
+from .data.splits import UNDECIDED, Fold, known_before
 from .finetune import reopened
 from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
-from .models import FUSIONS, Fusion
-from .run_folder import AGAIN, CONFIG, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
-from .scores import scores
+from .models import FUSIONS, Fusion, with_layer_sums
+from .models.superb import layer_shares
+from .run_folder import AGAIN, CONFIG, DEV, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
+from .scores import divergences
 from .settings import TrainConfig, recorded
+from .targets import TARGETS
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
 Log = Callable[[Epoch | str], None]
@@ -135,7 +137,7 @@ def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) 
             values = {name: value for name, value in asdict(event).items() if value is not None}
             log(" · ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()))
             if curves is not None:
-                for name in values.keys() & {"loss", "wa", "ua"}:
+                for name in values.keys() & {"loss", "wa", "ua", "macro_f1", "ccc"}:
                     curves.add_scalar(f"{event.stage}/{name}", values[name], event.epoch)
                 curves.flush()
             if on_epoch:
@@ -149,27 +151,46 @@ def _finish(
 ) -> Run | Diverged:
     """Test the model and write what the run leaves; `result.json` comes last. Predictions that are NaN are a fault."""
     utterances, rows = data.utterances, fold.test
-    classes, truth = utterances.classes, utterances.labels[rows]
+    target = TARGETS[plan.target]
     tests = predict_tests(fitted, data.on(plan.device), rows, plan)
-    if not all(np.isfinite(found).all() for found in tests.values()):
+    # How sure a model is of what it was trained on says nothing.
+    dev = fold.dev[:0] if plan.training.refit else fold.dev
+    on_dev: dict[str, np.ndarray] = {}
+    if len(dev):
+        logits = frozenset({"logits"})
+        on_dev["both"] = predict(fitted.model, data.on(plan.device), dev, plan, fitted.scaling, heads=logits)["logits"]
+    undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0])
+    without_majority = None
+    if len(undecided):
+        found = predict(fitted.model, data.on(plan.device), undecided, plan, fitted.scaling)["logits"]
+        apart = divergences(utterances.votes[undecided], found)
+        without_majority = {"n": len(undecided), **{name: float(each.mean()) for name, each in apart.items()}}
+    if not all(np.isfinite(found).all() for found in (*tests.values(), *on_dev.values())):
         return Diverged("the predictions became nan; try a lower lr or --set clip_norm=1", {}, {})
-    columns: dict[str, Any] = {
-        "id": [utterances.ids[row] for row in rows],
-        "speaker": [utterances.speakers[row] for row in rows],
-        "dialogue": utterances.dialogues[rows],
-        "truth": [classes[k] for k in truth],
-        "predicted": [classes[k] for k in tests["both"].argmax(1)],
-    }
-    columns |= {f"probabilities {name}".removesuffix(" both"): list(found) for name, found in tests.items()}
-    tested = {name: scores(truth, found.argmax(1), classes) for name, found in tests.items()}
-    files = run.write_json(CONFIG, config) | write_model(run, snapshot(fitted.model), fitted.scaling)
-    files |= run.write_predictions(columns)
+
+    def columns(rows: np.ndarray, tests: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {
+            "id": [utterances.ids[row] for row in rows],
+            "speaker": [utterances.speakers[row] for row in rows],
+            "dialogue": utterances.dialogues[rows],
+            **target.columns(utterances, rows, tests, plan),
+        }
+
+    tested = {name: target.scored(utterances, rows, found, plan) for name, found in tests.items()}
+    weights, features = snapshot(fitted.model), config["features"]
+    files = run.write_json(CONFIG, config) | write_model(run, weights, fitted.scaling)
+    files |= run.write_predictions(columns(rows, tests))
+    if on_dev:
+        files |= run.write_predictions(columns(dev, on_dev), DEV)
     result = {
         **tested["both"],
         **{key: config[key] for key in ("corpus", "fusion", "loss", "protocol", "select", "fold", "seed")},
         "labels": config["labels"]["policy"],
-        "classes": list(classes),
+        "classes": list(utterances.classes),
         "tests": tested,
+        "raters": data.notes.get("raters"),
+        **({"no_majority": without_majority} if without_majority else {}),
+        "calibration": target.calibrated(utterances, (dev, on_dev["both"]), (rows, tests["both"])) if on_dev else None,
         **known_before(fold.refitted if plan.training.refit else fold, utterances),
         "synthetic": data.notes["synthetic"],
         "random_weights": data.notes["random_weights"],
@@ -180,6 +201,7 @@ def _finish(
         "epoch": fitted.epoch,
         "seconds": round(seconds, 3),
         "history": fitted.history,
+        **({"layers": layer_shares(weights, features)} if any("sums" in one for one in features.values()) else {}),
         "files": files,
     }
     run.write_json(RESULT, result)
@@ -188,7 +210,7 @@ def _finish(
 
 
 def predict_tests(fitted: Fitted, data: Dataset, rows: np.ndarray, plan: TrainConfig) -> dict[str, np.ndarray]:
-    """Probabilities [n, K] of each way to test one trained model.
+    """What the target predicts [n, …] by each way to test one trained model.
 
     "both": the model as it is (whatever its inputs); "only audio", "only text": the other modality hidden, where the
     fusion can hide one (MSMSER §4.3); "head audio", "head text": its unimodal heads (Perspective Table 3).
@@ -217,14 +239,19 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     if not (run.path / MODEL).exists():
         raise WrongUse(f"{run.path}: holds no trained model yet; finish the run with `ser train --resume {run.path}`")
     config = run.config
-    if config["fusion"] not in FUSIONS:
-        raise WrongUse(f"{run.path}: was trained with fusion '{config['fusion']}', which this ser does not know")
-    fusion = FUSIONS[config["fusion"]]
+    for kind, known, asked in (
+        ("fusion", FUSIONS, config["fusion"]),
+        ("target", TARGETS, config.get("target", "class")),
+    ):
+        if asked not in known:
+            raise WrongUse(f"{run.path}: was trained with {kind} '{asked}', which this ser does not know")
+    fusion = with_layer_sums(FUSIONS[config["fusion"]], config["features"])
     settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     try:
-        model = reopened(fusion, settings, config).build(settings, config["dims"], len(config["labels"]["classes"]))
+        tuned, classes = reopened(fusion, settings, config), len(config["labels"]["classes"])
+        model = TARGETS[config.get("target", "class")].build(tuned, settings, config["dims"], classes)
         model.load_state_dict(weights)
         scaling = {
             m: Standardizer(*(tensors[f"scaling.{m}.{part}"].view(config["dims"][m]) for part in ("mean", "std")))

@@ -2,7 +2,9 @@
 
 <out>/<16 hex digits>/config.json          all that the name hashes, and `provenance`, which it does not
                       result.json          scores; there only when the run is finished
-                      predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K]
+                      predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K];
+                                           "truth valence", "predicted valence", … where these are learnt
+                      dev.parquet          the same of the dev part, if there is one that the model was not trained on
                       model.safetensors    model.<weight>, scaling.<modality>.<mean|std>
                       state.safetensors    where an unfinished run stands
                       log                  one line per epoch
@@ -33,8 +35,12 @@ from ser.cache.atomic_io import Buffer, locked, make_folder, read_small, remove_
 from ser.cache.spec import canonical_json
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
+from .data.labels import DIMENSIONS
+
+__all__ = ["Run", "find_runs", "open_run"]
+
 CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
-PREDICTIONS = "predictions.parquet"
+PREDICTIONS, DEV = "predictions.parquet", "dev.parquet"
 SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
 Files = dict[str, dict[str, Any]]  # {name: {"bytes": size, "sha256": digest}}
 AGAIN = "remove the run folder and train again"
@@ -54,15 +60,21 @@ def shape(texts: str, **others: Any) -> Any:
 
 Scalar = str | int | float | bool
 WHOLE = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
-CLASSES = Annotated[list[str], msgspec.Meta(min_length=2)]
 ANY: Any = (dict[str, Any], {})
 TABLES: Any = (dict[str, dict[str, Any]], {})
 SCORES: dict[str, Any] = {"wa": float, "ua": float, "macro_f1": float, "n": WHOLE, "confusion": list[list[WHOLE]]}
+RATED: dict[str, Any] = dict.fromkeys(("ccc", "rmse"), shape("", **dict.fromkeys(DIMENSIONS, float)))
+RATED |= {"moments": tuple[(tuple[(float,) * 6],) * len(DIMENSIONS)], "n": WHOLE}  # type: ignore[misc]
+OF_CLASSES, OF_RATINGS = (shape("", **held, tests=dict[str, shape("", **held)]) for held in (SCORES, RATED))  # type: ignore[misc]
+NAMED = shape("feature fingerprint pool")
 CONFIG_SHAPE = shape(
     "corpus manifest fusion loss protocol fold cut",
     version=int,
-    labels=shape("policy", classes=CLASSES, maps=dict[str, str]),
-    features=dict[Literal["audio", "text"], shape("feature fingerprint pool")],  # type: ignore[misc]
+    labels=shape("policy", classes=list[str], maps=dict[str, str]),
+    features=dict[  # type: ignore[misc]
+        Literal["audio", "text"],
+        shape("feature fingerprint pool", joined=(list[NAMED], []), sums=(list[tuple[WHOLE, WHOLE]], [])),
+    ],
     settings=dict[str, Scalar],
     training=dict[str, Scalar],
     select=Literal["val", "last", "best-test"],
@@ -73,10 +85,9 @@ CONFIG_SHAPE = shape(
 )
 RESULT_SHAPE = shape(
     "fold corpus protocol select labels",
-    **SCORES,
     seed=WHOLE,
-    classes=CLASSES,
-    tests=dict[str, shape("", **SCORES)],  # type: ignore[misc]
+    classes=list[str],
+    tests=dict[str, dict[str, Any]],
     speaker_independent=bool,
     synthetic=bool,
     random_weights=list[str],
@@ -84,7 +95,14 @@ RESULT_SHAPE = shape(
     epoch=WHOLE | None,
     seconds=float,
     history=list[shape("", loss=float | None, wa=float | None, ua=float | None)],  # type: ignore[misc]
+    calibration=(shape("", temperature=Annotated[float, msgspec.Meta(gt=0)]) | None, None),
+    layers=(dict[str, float], {}),
 )
+
+
+def column(what: str, test: str) -> str:
+    """Which column of predictions.parquet holds this of the model tested in that way."""
+    return what if test == "both" else f"{what} {test}"
 
 
 def run_name(config: Mapping[str, Any]) -> str:
@@ -125,8 +143,12 @@ class Run:
         if not self.finished:
             raise WrongUse(f"{self.path}: this run is not finished; `ser train --resume {self.path}` continues it")
         found = self._json(RESULT, RESULT_SHAPE)
-        square = [len(found["classes"])] * len(found["classes"])
-        if "both" not in found["tests"] or any([*map(len, t["confusion"])] != square for t in found["tests"].values()):
+        k, rated = len(found["classes"]), "moments" in found
+        with self._reading(RESULT):
+            for kind in [OF_CLASSES] * (k > 0 or not rated) + [OF_RATINGS] * rated:
+                msgspec.convert(found, kind)
+        wrong = [k for test in found["tests"].values() if k and [*map(len, test["confusion"])] != [k] * k]
+        if wrong or "both" not in found["tests"] or k == 1 or not (k or rated):
             raise CorruptStore(f"{self.path / RESULT}: its tests do not fit its classes; {AGAIN}")
         return found
 
@@ -137,21 +159,31 @@ class Run:
         _ = self.config
         return self
 
-    def predictions(self) -> pa.Table:
-        """Predictions on the test part, one row per utterance."""
-        content = self._content(PREDICTIONS)
-        with self._reading(PREDICTIONS):
+    @property
+    def dev_predictions(self) -> pa.Table | None:
+        """Predictions on the dev part; None without one, and of runs that an earlier ser wrote."""
+        return self.predictions(DEV) if DEV in self.result.get("files", {}) else None
+
+    def predictions(self, name: str = PREDICTIONS) -> pa.Table:
+        """Predictions on the test part, or those of another file, one row per utterance."""
+        content = self._content(name)
+        with self._reading(name):
             # Not read_table, whose threads may outlive the interpreter and abort it.
             table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
             _ = table.select(["id", "speaker"]).cast(pa.schema([("id", pa.string()), ("speaker", pa.string())]))
             table.validate(full=True)
             classes = self.result["classes"]
-            if {*table["truth"].to_pylist(), *table["predicted"].to_pylist()} - {*classes}:
+            if classes and {*table["truth"].to_pylist(), *table["predicted"].to_pylist()} - {*classes}:
                 raise ValueError("it names other classes than the result")
-            for test in self.result["tests"]:
-                found = np.array(table[f"probabilities {test}".removesuffix(" both")].to_pylist(), float)
+            tests = self.result["tests"] if name == PREDICTIONS else ["both"]
+            for test in tests if classes else ():
+                found = np.array(table[column("probabilities", test)].to_pylist(), float)
                 if found.shape != (len(table), len(classes)) or not np.isfinite(found).all():
                     raise ValueError("its probabilities are not one for each class")
+            for name in DIMENSIONS if "moments" in self.result else ():
+                for held in (f"truth {name}", *(column(f"predicted {name}", test) for test in tests)):
+                    if not np.isfinite(np.array(table[held].to_pylist(), float)).all():
+                        raise ValueError(f"its {held} is not a number everywhere")
             return table
 
     def tensors(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -182,11 +214,11 @@ class Run:
         pieces = _sealed(len(first).to_bytes(8, "little") + first, _AT_START, memoryview(content)[8 + size :])
         return self._write(name, *pieces)
 
-    def write_predictions(self, columns: Mapping[str, Any]) -> Files:
-        """Write `predictions.parquet`."""
+    def write_predictions(self, columns: Mapping[str, Any], name: str = PREDICTIONS) -> Files:
+        """Write `predictions.parquet`, or another such file."""
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(dict(columns)), sink)
-        return self._write(PREDICTIONS, sink.getvalue().to_pybytes())
+        return self._write(name, sink.getvalue().to_pybytes())
 
     def _write(self, name: str, *pieces: Buffer) -> Files:
         size, digest = write_whole(self.path / name, *pieces)

@@ -7,7 +7,7 @@ Utterances of one speaker are alike, so intervals, and the tests of report/signi
 all are known, else dialogues where any has two utterances, else utterances, which is too narrow and says so. `python -m
 benchmarks.statistics` simulates how often the intervals hold the truth. Axis letters:
 
-    R  runs     S  seeds     K  classes     g  groups
+    R  runs     S  seeds     K  classes     g  groups     D  dimensions: valence, arousal and dominance
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +19,15 @@ import numpy as np
 
 from ser.errors import CorruptStore, WrongUse, unknown
 
-from .run_folder import Run
+from .data.labels import DIMENSIONS
+from .run_folder import Run, column
 
 METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
+SHOWN = {"UA": "ua", "WA": "wa", "macro-F1": "macro_f1"}  # wherever scores are told
+BINS = 15  # of confidence, equally wide (Guo et al. 2017, §2)
+TEMPERATURES = (0.05, 20.0)  # the lowest and the highest that may be fitted
+LEVEL = 0.9  # of conformal sets: the share that is to hold the true class
+PERCENT, RANGES = (0.0, 100.0), {"ccc": (-1.0, 1.0), "rmse": (0.0, np.inf)}  # no interval leaves them
 FEWEST = 4  # groups of an interval: of fewer, it is too wide or too uncertain to say anything
 COLUMNS = {"speakers": "speaker", "dialogues": "dialogue", "utterances": "id"}  # of the predictions
 NO_COMPARISON = "no comparison with the paper is meant"
@@ -87,9 +93,120 @@ def scores(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str
     }
 
 
+def reliability(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """What a reliability diagram shows of p `[n, K]`: `[BINS, 3]`, for each bin n, Σ confidence and the hits.
+
+    The confidence is the highest probability c; bin b takes b / BINS < c ≤ (b + 1) / BINS.
+    """
+    confidence, right = probabilities.max(1).astype(float), probabilities.argmax(1) == truth
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    return np.stack([np.bincount(bins, weights, BINS) for weights in (np.ones(len(bins)), confidence, right)], 1)
+
+
+def ece(bins: np.ndarray) -> float:
+    """The expected calibration error in [0, 1], Σ_b n_b / n · |share right − mean confidence| (Guo et al. 2017, eq. 3).
+
+    >>> ece(reliability(np.array([0, 1]), np.array([[0.75, 0.25], [0.75, 0.25]])))  # 75 % sure, 50 % right
+    0.25
+    """
+    return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / bins[:, 0].sum())
+
+
+def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities `[n, K]` of the logits divided by T, softmax(log p / T); their order in a row does not change."""
+    from scipy.special import softmax
+
+    tiny = np.finfo(np.float32).tiny
+    return softmax(np.log(np.maximum(probabilities, tiny, dtype=float)) / temperature, axis=1)
+
+
+def fit_temperature(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    """T within `TEMPERATURES` with the least mean −log p of the true classes (Guo et al. 2017, §4.2)."""
+    from scipy.optimize import minimize_scalar
+
+    def nll(log_t: float) -> float:
+        found = tempered(probabilities, np.exp(log_t))[np.arange(len(truth)), truth]
+        return -float(np.log(np.maximum(found, 1e-300)).mean())
+
+    return float(np.exp(minimize_scalar(nll, bounds=np.log(TEMPERATURES), method="bounded").x))
+
+
+def conformal_threshold(truth: np.ndarray, probabilities: np.ndarray, level: float = LEVEL) -> float:
+    """The lowest probability of a class in its set: split conformal prediction with the score 1 − p of the true class.
+
+    Of n calibration utterances the ⌈(n + 1) · level⌉-th smallest score is the largest to be taken in (LAC; Sadinle, Lei
+    & Wasserman 2019); 0, so that every class is, where n is too small. Were new utterances exchangeable with these, as
+    those of other speakers are not, a share of at least `level` of the sets would hold the true class.
+    """
+    scores = np.sort(probabilities[np.arange(len(truth)), truth])[::-1]
+    rank = int(np.ceil(round((len(scores) + 1) * level, 9)))
+    return float(scores[rank - 1]) if rank <= len(scores) else 0.0
+
+
+def moments(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """What the scores of ratings `[n, D]` add up: 1, t, p, t², p² and t p of each, `[n, D, 6]`."""
+    t, p = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    return np.stack([np.ones_like(t), t, p, t * t, p * p, t * p], axis=2)
+
+
+def concordance(summed: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores of summed `moments` M, `[…, 6]` → `[…]`; NaN where there is nothing to count.
+
+    ccc   Lin's concordance correlation coefficient (1989): 2 s_tp / (s_t² + s_p² + (mean t − mean p)²), with variances
+          and covariance over n; 0 where nothing varies
+    rmse  √(Σ (t − p)² / n), in the units of the ratings
+
+    >>> found = concordance(moments([[1.0], [2.0], [3.0]], [[1.0], [2.0], [6.0]]).sum(0))
+    >>> {name: values.round(3).tolist() for name, values in found.items()}
+    {'ccc': [0.526], 'rmse': [1.732]}
+    """
+    n, *sums = np.moveaxis(summed, -1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        t, p, tt, pp, tp = (total / n for total in sums)
+        below = (tt - t * t) + (pp - p * p) + (t - p) ** 2
+        ccc = np.where(below > 1e-12, 2 * (tp - t * p) / below, 0 * below)
+        return {"ccc": ccc, "rmse": np.sqrt(np.maximum(tt - 2 * tp + pp, 0))}
+
+
+def dimension_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    """All scores of predicted valence, arousal and dominance `[n, D]`, as a run's result.json holds them.
+
+    `ccc` and `rmse` by dimension; their `moments` M `[D, 6]`; `n`.
+    """
+    counted = moments(truth, predicted).sum(0)
+    found = {name: dict(zip(DIMENSIONS, each.tolist(), strict=True)) for name, each in concordance(counted).items()}
+    return {**found, "moments": counted.tolist(), "n": len(truth)}
+
+
+def divergences(votes: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """How far probabilities q `[n, K]` are from the raters' shares p `[n, K]`, `[n]` each, in nats.
+
+    kl  Σ_k p_k log(p_k / q_k)
+    js  half of KL(p ‖ m) and half of KL(q ‖ m) with m = (p + q) / 2: from 0 to log 2
+
+    >>> {name: float(each[0].round(3)) for name, each in divergences(np.eye(2)[:1], np.array([[0.5, 0.5]])).items()}
+    {'kl': 0.693, 'js': 0.216}
+    """
+    from scipy.special import rel_entr
+
+    p, q = (np.maximum(each, np.finfo(np.float32).tiny, dtype=float) for each in (votes, probabilities))
+    halves = [rel_entr(each, (p + q) / 2).sum(1) / 2 for each in (p, q)]
+    return {"kl": rel_entr(p, q).sum(1), "js": halves[0] + halves[1]}
+
+
+def rater_scores(matrix: np.ndarray, left_out: int) -> dict[str, Any] | None:
+    """The scores of the raters' votes C `[K, K]`, see `labels.rater_votes`, and n; None without votes."""
+    found, n = metrics(matrix), int(matrix.sum())
+    told = {name: float(found[name]) for name in SHOWN.values()}
+    return {**told, "n": n, "left_out": left_out, "confusion": matrix.tolist()} if n else None
+
+
 @dataclass(frozen=True)
 class Score:
-    """One metric of one cell in percent: the score, and mean and sample deviation over seeds and over folds."""
+    """One metric of one cell: the score, and mean and sample deviation over seeds and over folds.
+
+    In percent, but CCC between −1 and 1 and RMSE in the units of the corpus's scale.
+    """
 
     pooled: float  # over the folds of a seed, then the mean over the seeds: the score
     over_seeds: Spread  # of the seeds' pooled scores
@@ -110,7 +227,9 @@ class CellScores:
     """The scores of the finished runs of one cell, which are its folds × seeds.
 
     Reads the result.json of each; predictions only when an interval is asked for. A metric is "wa", "ua", "macro_f1",
-    "weighted_f1", or the name of a class for its recall. Raises `WrongUse` if no run is finished.
+    "weighted_f1", or the name of a class for its recall. Where valence, arousal and dominance are learnt it may be
+    "ccc", their mean, "ccc valence", …, or "rmse valence", …; where nothing else is, there are no `classes`. Raises
+    `WrongUse` if no run is finished.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
@@ -119,16 +238,18 @@ class CellScores:
         self._seeds = np.array([result["seed"] for result in self.results])
         self._folds = np.array([result["fold"] for result in self.results])
         self.classes: list[str] = self.results[0]["classes"]
+        self.dimensions = DIMENSIONS if "moments" in self.results[0] else ()
+        self.rated = [f"{kind} {name}" for kind in RANGES for name in self.dimensions]
         for run in self.runs:
             if run.result["classes"] != self.classes:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
         tests = self.results[0]["tests"]
         self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
-        self._counted: dict[str, np.ndarray] = {}
+        self._counted: dict[tuple[str, bool], np.ndarray] = {}
 
     def score(self, metric: str, test: str = "both") -> Score:
         """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
-        matrices = self._matrices(test)
+        matrices = self._matrices(metric, test)
         own = self.measure(metric, matrices)  # [R]
         known = ~np.isnan(own)
         if not known.any():
@@ -140,21 +261,27 @@ class CellScores:
 
     def confusion(self, test: str = "both") -> np.ndarray:
         """C `[K, K]`, summed over the runs."""
-        return self._matrices(test).sum(0)
+        return self._matrices("ua", test).sum(0)
+
+    @property
+    def n(self) -> int:
+        """Predictions, of all folds and seeds."""
+        return sum(result["n"] for result in self.results)
 
     def with_interval(self, metric: str, test: str = "both") -> Ends:
-        """The pooled score and the ends of its interval over the groups, see `jackknife_interval`, in percent.
+        """The pooled score and the ends of its interval over the groups, see `jackknife_interval`; units as of `Score`.
 
         Left out is a group's part in all seeds at once. No ends with fewer than `FEWEST` groups, nor for the recall of
         a class that does not occur in two of them.
         """
-        if test not in self._counted:
-            self._counted[test] = self.by_group(self.groups(self.over), test)
-        whole, matrices = self.score(metric, test).pooled, self._counted[test]
+        whole, rated = self.score(metric, test).pooled, self._is_rated(metric)
+        if (test, rated) not in self._counted:
+            self._counted[test, rated] = self.by_group(self.groups(self.over), test, rated)
+        matrices = self._counted[test, rated]
         found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
         if len(found) < FEWEST or np.isnan(found).all(1).any():
             return whole, None, None
-        return _of_share(whole, np.nanmean(found, 1))
+        return _within(RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(found, 1))
 
     @cached_property
     def groupings(self) -> list[str]:
@@ -188,7 +315,10 @@ class CellScores:
         split = f"{first['protocol']}{' (speaker-dependent)' * dependent}"
         cut = [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
         cut += [f"{name} {value}" for name, value in parts(self.results).items()]
-        return " · ".join((split, *filter(None, [heard]), selected, first["labels"], *cut))
+        learnt = [first["labels"]] if self.classes else []
+        learnt += [f"target {self.runs[0].config['target']}, rated {self.scale}"] if self.dimensions else []
+        learnt += [f"target {self.runs[0].config['target']}"] if "kl" in first else []
+        return " · ".join((split, *filter(None, [heard]), selected, *learnt, *cut))
 
     @property
     def caveat(self) -> str | None:
@@ -205,14 +335,117 @@ class CellScores:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Pooled WA, UA and macro-F1 with the intervals of the first two, in percent, by "ua over speakers", …"""
-        found = {metric: self.with_interval(metric) for metric in ("ua", "wa")}
+        """Pooled WA, UA and macro-F1, CCC and RMSE by dimension, intervals by "ua over speakers", …, how sure it is."""
         return {
-            **{metric: self.score(metric).pooled for metric in ("wa", "ua", "macro_f1")},
-            "intervals": {
-                f"{metric} over {self.over}": ends for metric, (_, *ends) in found.items() if None not in ends
+            **{metric: self.score(metric).pooled for metric in SHOWN.values() if self.classes},
+            **{k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions} for k in RANGES if self.dimensions},
+            "intervals": {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()},
+            **(self._how_sure if self.classes else {}),
+            **({"raters": self.raters} if self.raters else {}),
+            **{
+                name: dict(zip(("pooled", "low", "high"), ends, strict=True))
+                for name, ends in self.divergences().items()
             },
         }
+
+    @property
+    def _how_sure(self) -> dict[str, Any]:
+        after, sets = self.reliability(after=True)[0] if self.temperatures else None, self.conformal
+        return {
+            "calibration": {"ece": self.reliability()[0], "ece_tempered": after, "temperatures": self.temperatures},
+            "conformal": sets and {"level": 100 * LEVEL, "coverage": sets[0], "size": sets[1]},
+        }
+
+    @property
+    def intervals(self) -> dict[str, Ends]:
+        """The main metrics with their intervals, as far as they have any."""
+        asked = [*SHOWN.values()] if self.classes else []
+        found = {metric: self.with_interval(metric) for metric in [*asked, *self.rated]}
+        return {metric: ends for metric, ends in found.items() if None not in ends}
+
+    def _is_rated(self, metric: str) -> bool:
+        return bool(self.dimensions) and metric in ("ccc", *self.rated)
+
+    def digits(self, metric: str) -> int:
+        """Behind the point, where it is shown."""
+        return 3 if self._is_rated(metric) else 2
+
+    @property
+    def scale(self) -> str:
+        """The lowest and highest rating of valence, arousal and dominance, such as "1..5"."""
+        return self.runs[0].config["training"]["vad_scale"]
+
+    def ratings(self, test: str = "both") -> tuple[np.ndarray, np.ndarray]:
+        """Truth and prediction of valence, arousal and dominance, `[n, D]` each, run by run, on the corpus's scale."""
+        truth = [self._column(f"truth {name}") for name in DIMENSIONS]
+        predicted = [self._column(column(f"predicted {name}", test)) for name in DIMENSIONS]
+        return np.array(truth).T, np.array(predicted).T
+
+    @cached_property
+    def _given(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The true classes `[n]` and the probabilities `[n, K]` of each run."""
+        return [self._arrays(table) for table in self.tables]
+
+    def _arrays(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
+        truth = np.array([self.classes.index(name) for name in table["truth"].to_pylist()])
+        return truth, np.array(table["probabilities"].to_pylist())
+
+    @property
+    def temperatures(self) -> list[float]:
+        """That of each run; none where a run has none, without a dev part or written by an earlier ser."""
+        found = [(result.get("calibration") or {}).get("temperature") for result in self.results]
+        return [t for t in found if t] if all(found) else []
+
+    def probabilities(self, after: bool) -> list[np.ndarray]:
+        """Those `[n, K]` of each run, as they are or `after` its temperature, if all have one."""
+        scale = self.temperatures if after else []
+        return [p if not scale else tempered(p, scale[run]) for run, (_, p) in enumerate(self._given)]
+
+    def reliability(self, after: bool = False) -> tuple[float, np.ndarray]:
+        """The ECE in percent, pooled over the folds of a seed and the mean over the seeds, and the bins of all runs."""
+        pairs = zip(self._given, self.probabilities(after), strict=True)
+        bins = np.array([reliability(truth, probabilities) for (truth, _), probabilities in pairs])
+        by_seed = [ece(bins[self._seeds == seed].sum(0)) for seed in np.unique(self._seeds)]
+        return 100 * float(np.mean(by_seed)), bins.sum(0)
+
+    def abstaining(self, below: float) -> tuple[Ends, Ends | None]:
+        """The share that is answered if no answer is given `below` a probability, and the share of those that is right.
+
+        Probabilities are those after the temperature, if there is one.
+        """
+        found = np.concatenate(self.probabilities(after=True))
+        right = np.concatenate([p.argmax(1) == truth for truth, p in self._given])
+        answered, groups = found.max(1) >= below, np.array(self.groups(self.over))
+        return share(answered, groups), share(right[answered], groups[answered]) if answered.any() else None
+
+    @cached_property
+    def conformal(self) -> tuple[Ends, float] | None:
+        """The share of the sets that hold the true class and their mean size, calibrated on each run's dev part.
+
+        By the probabilities as they are, so that nothing but the epoch was chosen there. None where a run has none.
+        """
+        dev = [run.dev_predictions for run in self.runs]
+        if any(table is None for table in dev):
+            return None
+        held, sizes = [], []
+        for table, (truth, probabilities) in zip(dev, self._given, strict=True):
+            inside = probabilities >= conformal_threshold(*self._arrays(table))
+            held.append(inside[np.arange(len(truth)), truth])
+            sizes.append(inside.sum(1))
+        return share(np.concatenate(held), self.groups(self.over)), float(np.concatenate(sizes).mean())
+
+    @property
+    def raters(self) -> dict[str, Any] | None:
+        """The raters' own scores of this corpus and label policy; None without votes and of an earlier ser."""
+        return self.results[0].get("raters")
+
+    def divergences(self, test: str = "both") -> dict[str, Ends]:
+        """KL and JS of the raters' shares and the probabilities, the mean over all predictions; none but if learnt."""
+        if any("kl" not in result for result in self.results):
+            return {}
+        found = divergences(*(np.array(self._column(name)) for name in ("votes", column("probabilities", test))))
+        groups = self.groups(self.over)
+        return {name: average(values, groups, (0.0, np.inf)) for name, values in found.items()}
 
     @cached_property
     def tables(self) -> list[Any]:
@@ -224,34 +457,45 @@ class CellScores:
         lists = (t[name].to_pylist() if name in t.column_names else [None] * len(t) for t in self.tables)
         return [value for values in lists for value in values]
 
-    def _matrices(self, test: str) -> np.ndarray:
-        """C `[R, K, K]` of the runs."""
+    def _matrices(self, metric: str, test: str) -> np.ndarray:
+        """C `[R, K, K]` of the runs, or M `[R, D, 6]` of a metric that counts these."""
         if test not in self.tests:
             raise unknown("test", test, self.tests)
-        return np.array([result["tests"][test]["confusion"] for result in self.results])
+        known = [*METRICS, *self.classes] if self.classes else []
+        known += ["ccc", *self.rated] if self.dimensions else []
+        if metric not in known:
+            raise unknown("metric", metric, known)
+        counted = "moments" if self._is_rated(metric) else "confusion"
+        return np.array([result["tests"][test][counted] for result in self.results])
 
     def measure(self, metric: str, matrices: np.ndarray) -> np.ndarray:
-        """The metric of C `[…, K, K]` in percent, `[…]`."""
-        if metric not in METRICS and metric not in self.classes:
-            raise unknown("metric", metric, [*METRICS, *self.classes])
+        """The metric of C `[…, K, K]` in percent, or of M `[…, D, 6]`: `[…]`."""
+        if self._is_rated(metric):
+            kind, _, name = metric.partition(" ")
+            rated = concordance(matrices)[kind]
+            return rated[..., self.dimensions.index(name)] if name else rated.mean(-1)
         found = metrics(matrices)
         return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
 
-    def by_group(self, groups: Sequence[Any], test: str = "both") -> np.ndarray:
-        """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names.
+    def by_group(self, groups: Sequence[Any], test: str = "both", rated: bool = False) -> np.ndarray:
+        """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names; if `rated` M `[g, S, D, 6]`.
 
         `groups` are those of all predictions, run by run; what has None does not count.
         """
-        number = {name: k for k, name in enumerate(self.classes)}
-        truth = np.array([number[name] for name in self._column("truth")])
-        predicted = np.argmax(self._column("probabilities" if test == "both" else f"probabilities {test}"), 1)
         seeds, seed = np.unique(self._seeds, return_inverse=True)
         of_seed = np.repeat(seed, [table.num_rows for table in self.tables])
         kept = np.array([group is not None for group in groups])
         names, group = np.unique(np.array(groups)[kept], return_inverse=True)
-        matrices = np.zeros((len(names), len(seeds), len(number), len(number)))
-        np.add.at(matrices, (group, of_seed[kept], truth[kept], predicted[kept]), 1)
-        return matrices[:, matrices.any((0, 2, 3))]
+        shape = (len(DIMENSIONS), 6) if rated else (len(self.classes), len(self.classes))
+        counted = np.zeros((len(names), len(seeds), *shape))
+        if rated:
+            np.add.at(counted, (group, of_seed[kept]), moments(*self.ratings(test))[kept])
+        else:
+            number = {name: k for k, name in enumerate(self.classes)}
+            truth = np.array([number[name] for name in self._column("truth")])
+            predicted = np.argmax(self._column(column("probabilities", test)), 1)
+            np.add.at(counted, (group, of_seed[kept], truth[kept], predicted[kept]), 1)
+        return counted[:, counted.any((0, 2, 3))]
 
     @cached_property
     def tested(self) -> list[tuple[str, ...]]:
@@ -262,6 +506,12 @@ class CellScores:
 
 def _spread(values: np.ndarray) -> Spread:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def named(metric: str) -> str:
+    """A metric of ratings as a heading: "CCC valence"."""
+    kind, _, name = metric.partition(" ")
+    return f"{kind.upper()} {name}"
 
 
 def how_many(g: int, over: str) -> str:
@@ -285,17 +535,24 @@ def jackknife_interval(whole: Any, without: np.ndarray) -> tuple[np.ndarray, np.
     return whole - half, whole + half
 
 
-def share(counted: Sequence[bool] | np.ndarray, groups: Sequence[Any]) -> Ends:
+def share(counted: Sequence[bool] | np.ndarray, groups: Sequence[Any] | np.ndarray) -> Ends:
     """The share of n predictions that count, with its interval over their groups, in percent."""
+    return average(100 * np.asarray(counted, dtype=float), groups, PERCENT)
+
+
+def average(values: np.ndarray, groups: Sequence[Any] | np.ndarray, ends: tuple[float, float]) -> Ends:
+    """The mean of n predictions' values, with its interval over their groups, which does not leave `ends`."""
     _, group = np.unique(np.asarray(groups), return_inverse=True)
-    n, hits = np.bincount(group), np.bincount(group, np.asarray(counted, dtype=float))
-    whole = 100 * float(hits.sum() / n.sum())
-    return (whole, None, None) if len(n) < FEWEST else _of_share(whole, 100 * (hits.sum() - hits) / (n.sum() - n))
+    n, sums = np.bincount(group), np.bincount(group, values)
+    whole = float(sums.sum() / n.sum())
+    if len(n) < FEWEST:
+        return whole, None, None
+    return _within(ends, whole, (sums.sum() - sums) / (n.sum() - n))
 
 
-def _of_share(whole: float, without: np.ndarray) -> Ends:
+def _within(ends: tuple[float, float], whole: float, without: np.ndarray) -> Ends:
     low, high = jackknife_interval(whole, without)
-    return whole, max(0.0, float(low)), min(100.0, float(high))
+    return whole, max(ends[0], float(low)), min(ends[1], float(high))
 
 
 def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -334,20 +591,55 @@ def summary_text(cell: CellScores) -> str:
     """The scores of one cell for the terminal: what `ser train` ends with."""
     from tabulate import tabulate
 
-    asked = [("UA", "ua", "both"), ("WA", "wa", "both"), ("macro-F1", "macro_f1", "both")]
-    asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
-    asked += [(f"UA, {test}", "ua", test) for test in cell.tests if test != "both"]
+    asked = []
+    if cell.classes:
+        asked += [(name, metric, "both") for name, metric in SHOWN.items()]
+        asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
+        asked += [(f"UA, {test}", "ua", test) for test in cell.tests if test != "both"]
+    asked += [(named(metric), metric, "both") for metric in cell.rated]
+    asked += [(column("mean CCC", test), "ccc", test) for test in cell.tests if cell.dimensions]
     lines = []
     for name, metric, test in asked:
-        score = cell.score(metric, test)
-        spreads = [" ± ".join(f"{x:.2f}" for x in one if x is not None) for one in (score.over_seeds, score.over_folds)]
+        score, digits = cell.score(metric, test), cell.digits(metric)
+        both = score.over_seeds, score.over_folds
+        spreads = [" ± ".join(f"{x:.{digits}f}" for x in one if x is not None) for one in both]
         lines.append([name, spreads[0], str(score.seeds), spreads[1], str(score.folds)])
-    headings = ["%", "pooled over folds, over seeds", "seeds", "over folds", "folds"]
+    unit = "% (CCC, RMSE: not)" if cell.dimensions else "%"
+    headings = [unit, "pooled over folds, over seeds", "seeds", "over folds", "folds"]
     table = tabulate(lines, headings, disable_numparse=True)
-    ours = cell.to_json()
-    ends = [f"{name}: {ours[name[:2]]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in ours["intervals"].items()]
+    ends = []
+    for metric, (whole, low, high) in cell.intervals.items():
+        each = [f"{x:.{cell.digits(metric)}f}" for x in (whole, low, high)]
+        ends.append(f"{metric} over {cell.over}: {each[0]} [{each[1]}, {each[2]}]")
     about = f"95 % interval of {'; '.join(ends)} ({cell.interval_over})" if ends else cell.interval_over
     notes = [cell.conditions, about]
+    if cell.classes:
+        notes.append(_sureness(cell))
+    if of := cell.divergences():
+        told = (
+            f"{name.upper()} {whole:.3f}{'' if low is None else f' [{low:.3f}, {high:.3f}]'}"
+            for name, (whole, low, high) in of.items()
+        )
+        notes.append(f"from the raters' votes, in nats: {', '.join(told)}")
+    if cell.raters:
+        own = ", ".join(f"{name} {100 * cell.raters[metric]:.2f}" for name, metric in SHOWN.items())
+        notes.append(
+            f"the raters' own: {own} ({cell.raters['n']:,} votes, each against the majority of the others; "
+            f"{cell.raters['left_out']:,} left out)"
+        )
     if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
         notes.append(f"left out: {absent}")
     return "\n".join([table, *notes, *filter(None, [cell.caveat])])
+
+
+def _sureness(cell: CellScores) -> str:
+    told = f"ECE {cell.reliability()[0]:.2f} ({BINS} bins)"
+    if cell.temperatures:
+        told += f", with a temperature fitted on dev {cell.reliability(after=True)[0]:.2f}"
+    if cell.conformal:
+        (held, *_), size = cell.conformal
+        told += (
+            f"; sets for {100 * LEVEL:.0f} % hold the true class in {held:.2f} %, mean size {size:.2f} (no guarantee "
+        )
+        told += "across speakers)"
+    return told

@@ -10,7 +10,7 @@ import torch
 from ser.errors import CorruptStore, WrongUse, unknown
 
 from .models import Fusion, Stage, setting
-from .models.fusion import Seed, Weight
+from .models.fusion import Beta, Gamma, Seed, Weight
 
 OURS = "ours"
 
@@ -29,15 +29,48 @@ class TrainingSettings:
     refit: bool = setting(
         False, OURS, "with --select val: train a new model on train + dev, for as many epochs as dev chose", later=True
     )
-    select_score: Literal["ua", "wa"] = setting("ua", OURS, "score whose best epoch counts with val and best-test")
+    select_score: Literal["ua", "wa", "macro_f1", "ccc"] = setting(
+        "ua", OURS, "score whose best epoch counts with val and best-test; ccc, the mean CCC, with --target vad"
+    )
     reduction: Literal["auto", "sum", "mean"] = setting(
         "auto",
         "Perspective eq. 3: sum; others: mean",
         "of the loss over a batch: auto sums where a batch counts dialogues, and averages elsewhere",
     )
     soft_labels: bool = setting(False, "USC §3.2", "train on the annotators' percentages in place of the consensus")
+    class_weights: Literal["none", "inverse", "effective"] = setting(
+        "none",
+        "inverse: scikit-learn's balanced; effective: Cui et al. 2019",
+        "weights of the classes in the loss, by their sizes n in the training part: 1 / n, or (1 - b) / (1 - b^n); "
+        "scaled so that their mean over that part is 1",
+        later=True,
+    )
+    effective_beta: Beta = setting(0.999, "Cui et al. 2019", "b of class_weights=effective", later=True)
+    focal_gamma: Gamma = setting(
+        0.0, "Lin et al. 2017", "focal loss: (1 - p)^gamma weighs down what is classified well; 0 is off", later=True
+    )
+    sampler: Literal["shuffle", "balanced"] = setting(
+        "shuffle",
+        OURS,
+        "shuffle: every utterance once an epoch; balanced: as many draws with replacement, all classes as likely (not "
+        "where a batch counts dialogues)",
+        later=True,
+    )
     clip_norm: Weight = setting(0.0, OURS, "largest norm of the gradient; 0 leaves it alone")
     shuffle_labels: bool = setting(False, OURS, "train on labels in random order: the scores must fall to chance")
+    vad_loss: Literal["ccc", "mse"] = setting(
+        "ccc",
+        "Wagner et al. 2023",
+        "of valence, arousal and dominance: the mean of 1 - CCC over a batch, or mean squared error on [-1, 1]",
+        later=True,
+    )
+    vad_weight: Weight = setting(1.0, OURS, "of vad_loss beside the cross-entropy, with --target class+vad", later=True)
+    vad_scale: str = setting(
+        "auto",
+        OURS,
+        "lowest and highest rating, such as 1..7, which training maps to -1 and 1; auto knows IEMOCAP and MSP by ids",
+        later=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -144,6 +177,7 @@ class TrainConfig:
     fusion: Fusion
     settings: Any  # of the fusion
     training: TrainingSettings
+    target: str = "class"
     loss: str = "single"
     select: str = "val"
     seed: int = 0

@@ -101,8 +101,12 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
         found: dict[str, str] = {}
         for name in own:
             with contextlib.suppress(MissingRows):  # it may be one that is replaced
-                found[select_feature(store, name, corpus).modality] = name
-        found |= dict(zip(select_features(store, features, corpus)[0], features.split("+"), strict=True))
+                modality = select_feature(store, name, corpus).modality
+                found[modality] = f"{found[modality]}+{name}" if modality in found else name
+        other: dict[str, list[str]] = {modality: [] for modality in select_features(store, features, corpus)[0]}
+        for name in features.split("+"):
+            other[select_feature(store, name, corpus).modality].append(name)
+        found |= {modality: "+".join(names) for modality, names in other.items()}
         takes = FUSIONS[asked.fusion].inputs if asked.fusion in FUSIONS else (asked.fusion,)
         names = [found[modality] for modality in takes] if found.keys() >= set(takes) else own
         if not asked.views or names[0] in own:  # views are of audio, which comes first
@@ -117,8 +121,15 @@ def command_for(recipe: Recipe) -> str:
     """The `ser features` command that computes all that the recipe trains on."""
     asked = [cell.experiment for cell in recipe.cells]
     names = dict.fromkeys(name for one in asked for name in f"{one.features}+{one.views}".split("+") if name)
-    plain = dict.fromkeys(re.sub(r"pool=\w+,?", "", name.partition("@")[0]).rstrip(":,") for name in names)
+    plain = dict.fromkeys(map(extracted, names))
     return f"ser features CORPUS --features {','.join(plain)} --store {asked[0].store}"
+
+
+def extracted(name: str) -> str:
+    """What `ser features` computes for a feature of `ser train`: rows, pooled in training, or the means of layers."""
+    bare = name.partition("@")[0]
+    means = "layers=" in bare and "pool=mean" in re.split("[:,]", bare)
+    return bare if means else re.sub(r"(?<=[:,])pool=\w+,?", "", bare).rstrip(":,")
 
 
 def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False) -> Sweep:

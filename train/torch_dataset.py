@@ -22,6 +22,8 @@ from .data.features import FeatureSelection, with_rows
 from .data.labels import apply_policy, get_policy
 from .data.splits import Cut, Fold, make_folds
 
+__all__ = ["TorchDataset"]
+
 
 class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """One item per labelled utterance: `id`, `label` (its class number), and each feature under its name.

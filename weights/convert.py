@@ -119,7 +119,7 @@ def _open_bundle(name: str, made: Path) -> dict[str, Any]:
         import torchaudio
     except (ImportError, OSError) as fault:  # OSError: a torchaudio built for another torch
         kind = type(fault).__name__
-        raise SerError(f"torchaudio cannot be imported here ({kind}): pip install 'ser[torchaudio]'") from fault
+        raise SerError(f"torchaudio cannot be imported here ({kind}): pip install 'ser-fusion[torchaudio]'") from fault
     from transformers import Wav2Vec2FeatureExtractor
 
     bundle = getattr(torchaudio.pipelines, name, None)

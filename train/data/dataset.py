@@ -99,7 +99,6 @@ class Dataset:
     read: Callable[..., Mapping[str, Inputs]]  # the values of each modality, or the extras that it names
     described: Mapping[str, Any]  # corpus, manifest and features with their digests, for a run's config
     notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
-    targets: Tensor | None = None  # soft labels [n, K]
     views: tuple[tuple[str, Callable[[], Inputs]], ...] = ()  # augmented copies of a modality, for training alone
     device: str = "cpu"  # where batches are put together, see `on`
     _elsewhere: dict[str, "Dataset"] = field(init=False, default_factory=dict, repr=False)  # the same on other devices
@@ -128,11 +127,12 @@ class Dataset:
         return replace(self, read=lambda: inputs)
 
     def batch(
-        self, groups: Sequence[np.ndarray], standardizers: Mapping[str, Standardizer], soft: bool = False
+        self, groups: Sequence[np.ndarray], standardizers: Mapping[str, Standardizer], truth: Tensor | None = None
     ) -> Batch:
         """The batch of the given dialogues (arrays of rows in turn order), its inputs standardised and in float32.
 
-        The stored dtype is what travels to a GPU.
+        `truth` of all utterances [n, …] is what the loss compares with in the place of their classes. The stored dtype
+        is what travels to a GPU.
         """
         rows = np.concatenate(groups)
         inputs = {}
@@ -146,7 +146,7 @@ class Dataset:
             utterances=torch.from_numpy(rows),
             dialogues=torch.tensor([len(group) for group in groups]),
             speakers=torch.from_numpy(self.utterances.speaker_numbers[rows]),
-            targets=self.targets[torch.from_numpy(rows)] if soft and self.targets is not None else None,
+            targets=None if truth is None else truth[torch.from_numpy(rows)],
         ).to(self.device)
 
     def groups(self, rows: np.ndarray, unit: str) -> list[np.ndarray]:
@@ -160,13 +160,23 @@ class Dataset:
         size: int,
         standardizers: Mapping[str, Standardizer],
         generator: torch.Generator | None = None,
-        soft: bool = False,
+        truth: Tensor | None = None,
+        sampler: Literal["shuffle", "balanced"] = "shuffle",
     ) -> Iterator[Batch]:
-        """All rows once in batches of `size` units, shuffled by `generator` if there is one."""
+        """All rows once in batches of `size` units, shuffled by `generator` if there is one.
+
+        "balanced" draws as many utterances with replacement, each of the classes that occur as likely.
+        """
         groups = self.groups(rows, unit)
-        order = torch.randperm(len(groups), generator=generator).tolist() if generator else range(len(groups))
+        order: Sequence[int] = range(len(groups))
+        if sampler == "balanced":
+            _, of_class, sizes = np.unique(self.utterances.labels[rows], return_inverse=True, return_counts=True)
+            chances = torch.from_numpy(1 / sizes[of_class])
+            order = torch.multinomial(chances, len(groups), replacement=True, generator=generator).tolist()
+        elif generator:
+            order = torch.randperm(len(groups), generator=generator).tolist()
         for start in range(0, len(groups), size):
-            yield self.batch([groups[i] for i in order[start : start + size]], standardizers, soft)
+            yield self.batch([groups[i] for i in order[start : start + size]], standardizers, truth)
 
 
 def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:
@@ -192,7 +202,6 @@ def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:
         data,
         utterances=replace(utterances, dialogues=utterances.dialogues + apart),
         read=lambda: inputs,
-        targets=None if data.targets is None else data.targets.repeat(copies, 1),
         views=(),
     )
     return more, np.concatenate([train + n * copy for copy in range(copies)])

@@ -15,6 +15,7 @@ from ser.errors import CorpusError, WrongUse, unknown
 
 from ..options import read_toml
 
+DIMENSIONS = ("valence", "arousal", "dominance")  # what raters say of an utterance beside its category
 # Every name under which corpora write a category, to IEMOCAP's short code.
 CODES = {
     "ang": ("ang", "anger", "angry"),
@@ -57,6 +58,8 @@ class Policy:
         return None if kept is None else self.classes.index(kept)
 
 
+NO_MAJORITY = ("xxx", "x", "")  # what corpora write where the raters agree on no category
+UNLABELLED = Policy("none", (), {})  # keeps every utterance, whatever its label
 # IEMOCAP's own counts (papers/IEMOCAP.md): of all utterances, by policy, and of 4class by session and class.
 IEMOCAP_UTTERANCES = 10_039
 IEMOCAP_TOTALS = {"4class": 5531, "5class": 7380, "6class": 7380, "8class": 7527}
@@ -99,6 +102,8 @@ class Utterances:
     `turns` [n] orders the utterances of a dialogue. `rows` [n] are those of the manifest that they come from, if any,
     and `left_out` counts the raw labels that the label policy leaves out. `texts` [n] are the words of the transcripts,
     without case and punctuation, so that what is said in the same words is equal; None where there is none.
+    `votes` [n, K] are the raters' shares, see `soft_labels`, and `undecided` [n] says whose label is no majority's.
+    `dimensions` [n, 3] are valence, arousal and dominance on the corpus's scale, NaN where there is no rating.
     """
 
     ids: Sequence[str]
@@ -111,6 +116,9 @@ class Utterances:
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     left_out: Mapping[str, int] = field(default_factory=dict)
     texts: Sequence[str | None] = ()
+    dimensions: np.ndarray = field(default_factory=lambda: np.empty((0, len(DIMENSIONS))))
+    votes: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    undecided: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=bool))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -138,6 +146,10 @@ class Utterances:
             turns=self.turns[which],
             rows=self.rows[which] if len(self.rows) else self.rows,
             texts=[self.texts[row] for row in which] if self.texts else (),
+            **{
+                name: values[which] if len(values := getattr(self, name)) else values
+                for name in ("dimensions", "votes", "undecided")
+            },
         )
 
     def by_dialogue(self, rows: np.ndarray) -> list[np.ndarray]:
@@ -154,17 +166,24 @@ def _numbered(keys: Sequence[Any]) -> np.ndarray:
     return np.array([numbers[key] for key in keys], dtype=np.int64)
 
 
-def apply_policy(policy: Policy, manifest: Manifest) -> Utterances:
-    """The manifest's utterances that the policy keeps, in its order, with their class numbers.
+def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) -> Utterances:
+    """The manifest's utterances that the policy keeps, in its order, with their class numbers (by `UNLABELLED` 0).
+
+    `undecided` keeps those too whose raters agree on no label (`NO_MAJORITY`), if any voted for one of the classes;
+    the number of one is that of the class with most votes, or of the first such, and no score counts it.
 
     Raises `WrongUse` if fewer than two classes are left, `CorpusError` if a whole IEMOCAP release does not give its
     known counts.
     """
-    raw = manifest.column("label")
-    index = [policy.index(label) for label in raw]
+    raw, votes = manifest.column("label"), manifest.column("votes")
+    index = [policy.index(label) if policy.classes else 0 for label in raw]
+    open_ones = [undecided and (label is None or code(label) in NO_MAJORITY) for label in raw]
+    for row in np.flatnonzero(open_ones):
+        shares = soft_labels(policy, [votes[row]], None)[0]
+        index[row] = int(shares.argmax()) if shares.any() else None
     rows = np.array([row for row, kept in enumerate(index) if kept is not None], dtype=np.int64)
     labels = np.array([kept for kept in index if kept is not None], dtype=np.int64)
-    if len(set(labels.tolist())) < 2:
+    if policy.classes and len(set(labels.tolist())) < 2:
         held = ", ".join(f"{name} ({n})" for name, n in Counter(label or "none" for label in raw).most_common())
         raise WrongUse(
             f"label policy {policy.name} keeps fewer than two classes of corpus {manifest.corpus}, whose labels are "
@@ -190,6 +209,9 @@ def apply_policy(policy: Policy, manifest: Manifest) -> Utterances:
         rows=rows,
         left_out=Counter(label or "none" for label, kept in zip(raw, index, strict=True) if kept is None),
         texts=[" ".join(re.findall(r"[^\W_]+", (text or "").casefold())) or None for text in column("text")],
+        dimensions=np.array([column(name) for name in DIMENSIONS], dtype=np.float64).T,
+        votes=soft_labels(policy, column("votes"), labels),
+        undecided=np.array(open_ones)[rows],
     )
     known = policy.name in IEMOCAP_TOTALS and len(manifest) == IEMOCAP_UTTERANCES and not manifest.synthetic
     if known and all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):
@@ -211,18 +233,46 @@ def _check_iemocap(policy: Policy, corpus: str, found: Utterances) -> None:
         )
 
 
-def soft_labels(policy: Policy, votes: Sequence[Sequence[Sequence[str]] | None], labels: np.ndarray) -> np.ndarray:
+def _ballots(policy: Policy, raters: Sequence[Sequence[str]] | None) -> np.ndarray:
+    """Each rater's vote for an utterance, shared evenly among the categories that they gave, [raters, K].
+
+    What the policy leaves out is dropped.
+    """
+    found = np.zeros((len(raters or []), len(policy.classes)))
+    for ballot, rater in zip(found, raters or [], strict=True):
+        for kept in filter(lambda k: k is not None, map(policy.index, rater)):
+            ballot[kept] += 1 / len(rater)
+    return found
+
+
+def soft_labels(
+    policy: Policy, votes: Sequence[Sequence[Sequence[str]] | None], labels: np.ndarray | None
+) -> np.ndarray:
     """Percentages of the annotators per class, float32 [n, K] with rows that sum to 1 (USC §3.2).
 
-    Each annotator has one vote, shared evenly among the categories that they gave; what the policy leaves out is
-    dropped and the rest scaled to 1. Without a vote left, the consensus label counts alone.
+    Each annotator has one vote, see `_ballots`, scaled to 1 over the classes of the policy. Without a vote left, the
+    consensus label counts alone; without `labels` such a row is 0.
     """
-    targets = np.zeros((len(labels), len(policy.classes)), dtype=np.float64)
-    for row, raters in enumerate(votes):
-        for rater in raters or []:
-            for raw in rater:
-                if (kept := policy.index(raw)) is not None:
-                    targets[row, kept] += 1 / len(rater)
-        if targets[row].sum() == 0:
-            targets[row, labels[row]] = 1
-    return (targets / targets.sum(axis=1, keepdims=True)).astype(np.float32)
+    targets = np.array([_ballots(policy, raters).sum(0) for raters in votes]).reshape(len(votes), len(policy.classes))
+    if labels is not None and policy.classes:
+        silent = np.flatnonzero(~targets.any(1))
+        targets[silent, labels[silent]] = 1
+    return (targets / np.maximum(targets.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def rater_votes(policy: Policy, votes: Sequence[Sequence[Sequence[str]] | None]) -> tuple[np.ndarray, int]:
+    """What the raters would score: each vote against the majority of the others' for the same utterance.
+
+    C [K, K] of that majority and the vote, and how many votes are left out: where one names no class of the policy, or
+    two alike, or where the others have no single class with most of their votes.
+    """
+    matrix, left_out = np.zeros((len(policy.classes), len(policy.classes)), np.int64), 0
+    for raters in votes:
+        ballots = _ballots(policy, raters)
+        for mine, others in zip(ballots, ballots.sum(0) - ballots, strict=True):
+            agreed, said = (np.flatnonzero(shares > max(shares.max(), 2e-9) - 1e-9) for shares in (others, mine))
+            if len(agreed) == len(said) == 1:
+                matrix[agreed[0], said[0]] += 1
+            else:
+                left_out += 1
+    return matrix, left_out

@@ -18,6 +18,9 @@ from .labels import Utterances
 SHARE = "0.1"  # of the training part is dev, unless something else is asked for
 
 
+UNDECIDED = "no majority among the raters"
+
+
 @dataclass(frozen=True)
 class Fold:
     """One cut: rows of `Utterances` for each part; dev is empty where nothing is selected on it.
@@ -36,6 +39,16 @@ class Fold:
     def parts(self) -> dict[str, np.ndarray]:
         """The three parts by name."""
         return {part: getattr(self, part) for part in PARTS}
+
+    def decided(self, utterances: Utterances) -> "Fold":
+        """The fold with utterances whose raters agree on no label in training alone: no truth tells who is right."""
+        if not utterances.undecided.any():
+            return self
+        parts = {part: rows[~utterances.undecided[rows]] for part, rows in self.parts.items() if part != "train"}
+        left = {f"{UNDECIDED} ({part})": np.setdiff1d(getattr(self, part), rows) for part, rows in parts.items()}
+        return replace(
+            self, **parts, left_out={**self.left_out, **{why: rows for why, rows in left.items() if len(rows)}}
+        )
 
     @property
     def refitted(self) -> "Fold":
@@ -281,7 +294,7 @@ def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) ->
         if None not in speakers and len(set(speakers)) > 1:
             names, units = speakers, "whole speakers"
     groups, group = np.unique(names, return_inverse=True)
-    counts = np.zeros((len(groups), len(utterances.classes)))
+    counts = np.zeros((len(groups), utterances.labels.max() + 1))
     np.add.at(counts, (group, utterances.labels[rows]), 1)
     counts = counts[:, counts.any(0)]
     order = np.random.RandomState(seed).permutation(len(groups))

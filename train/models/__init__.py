@@ -4,13 +4,15 @@ from collections.abc import Mapping
 
 from ser.errors import WrongUse, unknown
 
-from . import baselines, catf_lstm, cme, gban, icon, ks_transformer, msmser, perspective, usc
+from . import baselines, catf_lstm, cme, gban, icon, ks_transformer, msmser, perspective, superb, usc
 from .fusion import CommonSettings, Fusion, Stage, setting
+from .superb import with_layer_sums
 
-__all__ = ["FUSIONS", "CommonSettings", "Fusion", "Stage", "get_fusion", "setting"]
+__all__ = ["FUSIONS", "CommonSettings", "Fusion", "Stage", "get_fusion", "setting", "with_layer_sums"]
 
 FUSIONS: dict[str, Fusion] = {**msmser.FUSIONS, **perspective.FUSIONS, **usc.FUSIONS, **baselines.FUSIONS}
 FUSIONS |= {**icon.FUSIONS, **catf_lstm.FUSIONS, **gban.FUSIONS, **cme.FUSIONS, **ks_transformer.FUSIONS}
+FUSIONS |= superb.FUSIONS
 
 
 def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:

@@ -21,6 +21,8 @@ Factor = Annotated[float, Meta(gt=0, le=1000)]
 Weight = Annotated[float, Meta(ge=0, le=1e38)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Dropout = Annotated[float, Meta(ge=0, lt=1)]
+Beta = Annotated[float, Meta(gt=0, lt=1)]
+Gamma = Annotated[float, Meta(ge=0, le=100)]
 
 
 def setting(default: Any, source: str, help: str, later: bool = False) -> Any:
@@ -83,7 +85,8 @@ class Fusion:
     and no `hide`.
 
     `unused` names the settings of its class that this fusion has no use for, and which cannot be set for it; they stay
-    in a run's config. That it does not standardise what it does not take is added here. `fixed` says what no
+    in a run's config. That it does not standardise what it does not take, and that whole dialogues cannot be drawn by
+    class, is added here. `fixed` says what no
     paper states and no setting changes: name → value and help.
 
     `tune`, where there is one, makes the module with a text encoder inside, which `finetune_layers`, another setting,
@@ -106,4 +109,5 @@ class Fusion:
 
     def __post_init__(self) -> None:
         absent = {f"standardise_{modality}" for modality in BOTH if modality not in self.inputs}
+        absent |= {"sampler"} if self.unit == "dialogue" else set()
         object.__setattr__(self, "unused", (*self.unused, *sorted(absent.difference(self.unused))))

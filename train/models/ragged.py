@@ -42,7 +42,7 @@ class Batch:
     utterances: Tensor  # int64 [n]: its row in the dataset
     dialogues: Tensor  # int64 [m]: utterances of each dialogue, in turn order; sums to n
     speakers: Tensor | None = None  # int64 [n]: numbers of the speakers; None where nobody tells them apart
-    targets: Tensor | None = None  # [n, K]: soft labels (shares of the raters' votes), when asked for
+    targets: Tensor | None = None  # [n, …]: what is learnt in the place of classes, such as soft labels [n, K]
     hidden: dict[str, Tensor] = field(default_factory=dict)  # by modality, bool [n]: not to be seen by the model
     heads: frozenset[str] | None = None  # the outputs that are wanted, so that a model can leave out the rest; or all
 
@@ -52,7 +52,7 @@ class Batch:
 
     @property
     def truth(self) -> Tensor:
-        """What the loss compares with: the soft labels if asked for, else the classes."""
+        """What the loss compares with: the targets if there are any, else the classes."""
         return self.labels if self.targets is None else self.targets
 
     def __len__(self) -> int:

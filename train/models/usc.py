@@ -7,8 +7,9 @@ probabilities of the two trained models and trains the whole again.
 `finetune_layers` trains its top layers, or all of it, from the cached rows of the layer below (`ser.train.finetune`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -111,6 +112,9 @@ class CnnBert(nn.Module):
         super().__init__()
         self.audio, self.text = Cnn(settings, dims, classes), Bert(settings, dims, classes, encoder)
         self.linear = nn.ModuleDict({m: nn.Linear(classes, classes) for m in ("audio", "text")})
+        self.predictions: Callable[[Tensor], Tensor] = partial(
+            F.softmax, dim=1
+        )  # of another target: see `Target.build`
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of the sum, and of the two models. A hidden modality finds every class equally likely."""
@@ -120,7 +124,7 @@ class CnnBert(nn.Module):
             return found
         summed = []
         for modality, own in found.items():
-            probabilities = F.softmax(own, 1)
+            probabilities = self.predictions(own)
             if modality in batch.hidden:
                 hidden = batch.hidden[modality][:, None].to(batch.device)
                 probabilities = probabilities.masked_fill(hidden, 1 / probabilities.shape[1])

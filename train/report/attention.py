@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,8 +61,11 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
     rows = [manifest.ids.index(utterance) for utterance in utterances]
     specs, packed = {}, {}
     for modality, described in run.config["features"].items():
-        feature = store.feature(f"{described['feature']}@{described['fingerprint']}")
-        specs[modality], packed[modality] = feature.spec, feature.load(manifest, rows)
+        joined = described.get("joined", [described])
+        stored = [store.feature(f"{one['feature']}@{one['fingerprint']}") for one in joined]
+        loaded = [feature.load(manifest, rows) for feature in stored]
+        beside = np.concatenate([one.values for one in loaded], 1)
+        specs[modality], packed[modality] = stored[0].spec, replace(loaded[0], values=beside)
     found, one = [], torch.zeros(1, dtype=torch.long)
     with weights_of(interaction) as seen:
         for number, utterance in enumerate(utterances):
@@ -77,7 +80,8 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
             weights = seen["attention"].mean(0).numpy()  # [h, L, T + N] → [L, T + N]
             frames, text = len(inputs["audio"].values), manifest.column("text")[rows[number]] or ""
             words, names = _by_word(weights[:, frames:], extras["text"].get("word"), text, specs["text"].config)
-            tokens, probabilities = seen["pooling"].numpy(), logits[0].softmax(0).numpy()
+            tokens, k = seen["pooling"].numpy(), len(run.config["labels"]["classes"])
+            probabilities = logits[0, :k].softmax(0).numpy()
             even, hop = frames / weights.shape[1], specs["audio"].hop
             found.append(Attended(utterance, probabilities, weights[:, :frames], words, tokens, hop, names, even))
     return found

@@ -20,7 +20,7 @@ from ser.train.scores import CellScores, finished
 # What tells the runs of one cell apart.
 OF_THE_RUN = ("fold", "seed", "cut", "provenance")
 # What stands in a label without its name.
-UNNAMED = ("features", "corpus", "only", "labels", "protocol", "select", "loss", "precision")
+UNNAMED = ("features", "corpus", "target", "only", "labels", "protocol", "select", "loss", "precision")
 KNOWN = ("id", "text", "votes", "duration", "session", "gender")  # columns of the manifest
 
 
@@ -91,6 +91,8 @@ class Cell(CellScores):
 def group_runs(runs: Iterable[Run]) -> tuple[list[Cell], list[Run]]:
     """The cells of the finished runs, highest UA first, and the runs that are not finished.
 
+    Cells without classes come after those with, highest mean CCC first.
+
     Raises `WrongUse` if no run is finished.
     """
     members: dict[bytes, list[Run]] = {}
@@ -99,7 +101,8 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Cell], list[Run]]:
         members.setdefault(configuration(run.config), []).append(run)
     labels = name_apart([runs[0].config for runs in members.values()])
     cells = [Cell(label, runs) for label, runs in zip(labels, members.values(), strict=True)]
-    ranked = sorted(cells, key=lambda cell: (-cell.score("ua").pooled, cell.label))
+    best = {cell.label: -cell.score("ua" if cell.classes else "ccc").pooled for cell in cells}
+    ranked = sorted(cells, key=lambda cell: (not cell.classes, best[cell.label], cell.label))
     return ranked, [run for run in every if not run.finished]
 
 
@@ -140,6 +143,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "fusion": config["fusion"],
         "features": "+".join(f["feature"] for f in features),
         "corpus": config["corpus"],
+        "target": config.get("target", "class"),
         "labels": config["labels"]["policy"],
         **{key: config[key] for key in ("protocol", "select", "loss")},
         "precision": config.get("precision", "float32"),

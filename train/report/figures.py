@@ -152,9 +152,13 @@ def lines(
     joined: bool = True,
     log: bool = False,
     baseline: float | None = None,
+    diagonal: bool = False,
     legend: int = 1,
 ) -> Svg:
-    """Values over x, with intervals as bars or, with `band`, as an area; not `joined` draws the dots alone."""
+    """Values over x, with intervals as bars or, with `band`, as an area; not `joined` draws the dots alone.
+
+    Dashed are the `baseline`, and the `diagonal`, where a value is its x.
+    """
     series = list(_series(points))
     with figure(230 + (20 * -(-len(series) // legend) if legend else 20)) as (drawing, axes):
         for x, (values, low, high), style in series:
@@ -165,6 +169,8 @@ def lines(
                 axes.vlines(x, low, high, color=style["color"], linewidth=1.5, alpha=1 if joined else 0.45)
             axes.plot(x, values, **style if joined else style | {"linestyle": ""})
         axes.axhline(np.nan if baseline is None else baseline, **DASHED)
+        if diagonal:
+            axes.axline((points[0][1],) * 2, slope=1, **DASHED)
         axes.set(ylim=limits, xscale="log" if log else "linear")
         if ticks is None:
             axes.xaxis.get_major_locator().set_params(integer=True)

@@ -72,8 +72,8 @@ def differences(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What tells these finished runs of one configuration from a recipe's cell as it is written, by name.
 
-    The first bars a comparison: another fusion, feature, label policy, corpus, test part, or shuffled labels. The
-    second is only told: selection, dev part, checkpoint (`models` names the recipe's, by feature), seeds, a setting.
+    The first bars a comparison: another fusion, feature, target, label policy, corpus, test part, or shuffled labels.
+    The second is only told: selection, dev part, checkpoint (`models` has the recipe's, by feature), seeds, a setting.
     """
     config, asked = runs[0].config, cell.written
     protocol, colon, file = asked.protocol.partition(":")
@@ -81,9 +81,10 @@ def differences(
     pairs: dict[str, tuple[Any, Any]] = {
         "fusion": (config["fusion"].partition(":")[0] if asked.fusion in BOTH else config["fusion"], asked.fusion),
         "features": (
-            {_feature(one["feature"], one["pool"]) for one in features.values()},
+            {_feature(name, one["pool"]) for one in features.values() for name in one["feature"].split("+")},
             {_feature(name) for name in asked.features.split("+")},
         ),
+        "target": (config.get("target", "class"), asked.target),
         "labels": (config["labels"]["policy"], Path(asked.labels).name),
         "protocol": (config["protocol"], f"{protocol}:{Path(file).name}" if colon else protocol),
         "only": (config.get("only"), getattr(asked, "only", None)),
@@ -110,8 +111,8 @@ def differences(
         **{key: (own[key], value) for key, value in theirs.items()},
     }
     for modality, one in features.items():
-        name = one["feature"].partition(":")[0]
-        model = provenance.get("specs", {}).get(modality, {}).get("provenance", {}).get("model", "unknown")
+        name, spec = one["feature"].partition(":")[0], provenance.get("specs", {}).get(modality, {})
+        model = spec.get("joined", [spec])[0].get("provenance", {}).get("model", "unknown")
         if name in models:  # a local copy is known by its folder's name
             pairs[f"checkpoint of {name}"] = Path(model).name, Path(models[name]).name
     others = tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs)

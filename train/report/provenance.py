@@ -19,6 +19,7 @@ from .cells import Cell
 from .html import Part
 from .tables import Row, Table
 
+SHOWN = {"UA %": "ua", "WA %": "wa", "macro-F1 %": "macro_f1"}  # of every run
 COMMANDS = 6  # shown; of more, all go into a table
 
 
@@ -44,7 +45,8 @@ def what_was_run(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Part:
 def _features(cells: Sequence[Cell]) -> Table:
     rows: dict[str, Row] = {}
     for cell in cells:
-        for modality, feature in cell.config["features"].items():
+        named = [(m, one) for m, of in cell.config["features"].items() for one in of.get("joined", [of])]
+        for modality, feature in named:
             name, store = f"{feature['feature']}@{feature['fingerprint']}", cell.origin.store
             row = {"feature": feature["feature"], "modality": modality, "from": None, "level": None}
             row |= {"dim": cell.config["dims"][modality], "stored as": None, "fingerprint": feature["fingerprint"]}
@@ -60,8 +62,6 @@ def _features(cells: Sequence[Cell]) -> Table:
 
 def _corpora(cells: Sequence[Cell]) -> list[Table]:
     """One table for each set of utterances and labels."""
-    import pandas
-
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         key = (*map(cell.config.get, ("corpus", "manifest", "limit", "only")), cell.config["labels"]["policy"])
@@ -69,7 +69,7 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
     tables = []
     for number, ((corpus, digest, _, _, policy), members) in enumerate(groups.items(), 1):
         cell, manifest = members[0], members[0].origin.manifest
-        tested = pandas.concat([one.predictions for one in members]).drop_duplicates("id")
+        tested = {name: truth for one in members for _, name, truth in one.tested}
         note = f"{len(tested):,} utterances tested"
         if manifest is not None:
             hours = sum(d or 0 for d in manifest.column("duration")) / 3600
@@ -83,7 +83,7 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
         merged = "; ".join(f"{name} is {' + '.join(labels)}" for name, labels in raw.items() if labels != [name])
         note += f" Labels: {merged}." if merged else ""
         row = {"manifest": digest[:16], "labels": policy}
-        row |= {f"n {name}": int((tested.truth == name).sum()) for name in cell.classes}
+        row |= {f"n {name}": [*tested.values()].count(name) for name in cell.classes}
         tables.append(Table(f"corpus-{number}", f"Corpus {corpus}", [row], note))
     return tables
 
@@ -92,7 +92,7 @@ def _protocols(cells: Sequence[Cell]) -> Table:
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         repeated: list[Any] = [result.get("repeated_texts") for result in cell.results]
-        share = None if None in repeated else 100 * sum(repeated) / cell.confusion().sum()
+        share = None if None in repeated else 100 * sum(repeated) / cell.n
         key = (cell.config["protocol"], cell.config["select"], share, *parts(cell.results).items())
         groups.setdefault(key, []).append(cell)
     rows = []
@@ -124,7 +124,8 @@ def command(cell: Cell) -> str:
     names = []
     for feature in config["features"].values():
         pool = "" if feature["pool"] == "mean" else f"{',' if ':' in feature['feature'] else ':'}pool={feature['pool']}"
-        names.append(f"{feature['feature']}{pool}@{feature['fingerprint'][:8]}")
+        at = "" if "joined" in feature else f"@{feature['fingerprint'][:8]}"  # of several, no folder has it
+        names.append(f"{feature['feature']}{pool}{at}")
     usual = _defaults(config["fusion"])
     changed = {key: value for key, value in cell.settings.items() if key not in usual or value != usual[key].default}
     chosen |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}
@@ -168,7 +169,8 @@ def _versions(cells: Sequence[Cell]) -> Table:
 def _runs(cells: Sequence[Cell]) -> Table:
     rows = [
         {"run": run.path.name, "cell": cell.label, "fold": result["fold"], "seed": result["seed"]}
-        | {"UA %": 100 * result["ua"], "WA %": 100 * result["wa"], "macro-F1 %": 100 * result["macro_f1"]}
+        | {name: 100 * result[key] for name, key in SHOWN.items() if key in result}
+        | {f"CCC {name}": value for name, value in result.get("ccc", {}).items()}
         | {"epoch kept": result["epoch"], "seconds": float(result["seconds"])}
         | {f"n {part}": n for part, n in result["parts"].items()}
         for cell in cells

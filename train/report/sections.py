@@ -9,14 +9,16 @@ import numpy as np
 
 from ser.train.recipe import TESTS
 from ser.train.run_folder import Run
-from ser.train.scores import NO_COMPARISON, NOT_KNOWN, caveat, heard_in_training, parts
+from ser.train.scores import NO_COMPARISON, NOT_KNOWN, SHOWN, caveat, heard_in_training, parts
 
+from .calibration import calibrated
 from .cells import Cell, configuration
 from .examples import attended, errors
 from .figures import Point, dots, lines, matrices
 from .html import Page, Part, Plot
 from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
+from .ratings import ratings
 from .significance import compare, holm, mcnemar, p_of_runs
 from .tables import Row, Table
 
@@ -29,23 +31,32 @@ MAIN = ("ua", "wa")
 
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
-    """The report of these cells, highest UA first."""
+    """The report of these cells, highest UA first. What is about classes is about the cells that learn any."""
+    known = labelled(cells)
+    tests = significance_table(known)
     sections = {
         "what-was-run": what_was_run(cells, unfinished),
-        "results": _results(cells),
-        "significance": {"tests": [tests, papers_tests_table(cells)]} if (tests := significance_table(cells)) else {},
-        "emotions": _emotions(cells),
+        "results": _results(known) if known else {},
+        "significance": {"tests": [tests, papers_tests_table(known)]} if tests else {},
+        "emotions": _emotions(known) if known else {},
+        "calibration": calibrated(known) if known else {},
+        "ratings": ratings(cells),
         "training": _training(cells),
-        "modalities": _modalities(cells),
-        "query-tokens": _queries(cells),
-        "inside": attended(cells),
-        "errors": errors(cells),
+        "modalities": _modalities(known),
+        "query-tokens": _queries(known),
+        "inside": attended(known),
+        "errors": errors(known) if known else {},
     }
     return Page(cells, cautions(cells), {name: part for name, part in sections.items() if part})
 
 
+def labelled(cells: Sequence[Cell]) -> list[Cell]:
+    """Those that learn classes."""
+    return [cell for cell in cells if cell.classes]
+
+
 def _scores(cell: Cell) -> Row:
-    return {"UA %": cell.with_interval("ua"), "WA %": cell.with_interval("wa")}
+    return {f"{name} %": cell.with_interval(metric) for name, metric in SHOWN.items()}
 
 
 def cautions(cells: Sequence[Cell]) -> list[str]:
@@ -100,7 +111,7 @@ def _results(cells: Sequence[Cell]) -> Part:
         for name, numbers in recipe.quoted.items()
     ]
     others = Table("quoted", "Other systems, as the papers quote them", rows, folded=True)
-    plots = [_dot_plot(cells, "ua"), _dot_plot(cells, "wa")]
+    plots = [_dot_plot(cells, name) for name in SHOWN]
     return {"scores": results_table(cells), "plots": plots, "more": [papers_table(cells), others]}
 
 
@@ -109,17 +120,18 @@ def results_table(cells: Sequence[Cell]) -> Table:
     alike = len({cell.conditions for cell in cells}) == 1
     rows = []
     for cell in cells:
-        row: Row = {"cell": cell.label, **_scores(cell), "macro-F1 %": cell.score("macro_f1").pooled}
-        row |= {f"{name} over seeds %": cell.score(name.lower()).over_seeds for name in ("UA", "WA")}
-        row |= {f"{name} over folds %": cell.score(name.lower()).over_folds for name in ("UA", "WA")}
+        row: Row = {"cell": cell.label, **_scores(cell)}
+        row |= {f"{name} over seeds %": cell.score(metric).over_seeds for name, metric in SHOWN.items()}
+        row |= {f"{name} over folds %": cell.score(metric).over_folds for name, metric in SHOWN.items()}
         row |= {"interval over": cell.interval_over}
         n, whole = len(cell.runs), len(cell.folds) * len(cell.seeds)
         row |= {"runs": f"{f'{n} in ' * (n != whole)}{len(cell.folds)} × {len(cell.seeds)}"}
         row |= {"n": int(cell.confusion().sum())}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
-    note = "UA: mean recall of the classes; WA: share that is right; both pooled over the folds of a seed, then the "
-    note += "mean over the seeds, with the 95 % interval (jackknife, Student’s t). ±: standard deviation, over seeds "
-    note += "of the pooled score, over folds of each fold’s mean over the seeds. Runs: folds × seeds; n: predictions."
+    note = "UA: mean recall of the classes; WA: share that is right; macro-F1: mean F1 of the classes; all pooled over "
+    note += "the folds of a seed, then the mean over the seeds, with the 95 % interval (jackknife, Student’s t). ±: "
+    note += "standard deviation, over seeds of the pooled score, over folds of each fold’s mean over the seeds. Runs: "
+    note += "folds × seeds; n: predictions."
     note += f"{CHOSEN * (len(cells) > 1)} {_caveat(cells)}"
     if any(cell.over == "utterances" for cell in cells):
         note += " Too narrow: neither speakers nor dialogues are known, and utterances of a speaker are alike."
@@ -127,15 +139,15 @@ def results_table(cells: Sequence[Cell]) -> Table:
     return Table("results", f"Scores of each cell{where}", rows, note.strip())
 
 
-def _dot_plot(cells: Sequence[Cell], metric: str) -> Plot:
+def _dot_plot(cells: Sequence[Cell], name: str) -> Plot:
     """One line per cell: the score with its interval, and chance for the UA."""
-    name = metric.upper()
+    metric = SHOWN[name]
     rows = [{"cell": cell.label, f"{name} %": cell.with_interval(metric)} for cell in cells[:PLOTTED]]
     points = [(name, row["cell"], row[f"{name} %"]) for row in rows]
     chance = 100 / len(cells[0].classes) if metric == "ua" else None
     note = f"Dashed: chance, {chance:.0f} %." if chance else ""
     draw = partial(dots, points, f"{name} %", above=True, baseline=chance)
-    data = Table(f"{metric}-plot", f"{name} of each cell", rows)
+    data = Table(f"{metric.replace('_', '-')}-plot", f"{name} of each cell", rows)
     return Plot(f"{name} with its 95 % interval", data, draw, f"{note}{_drawn(cells, PLOTTED)}")
 
 
@@ -280,18 +292,33 @@ def _training(cells: Sequence[Cell]) -> Part:
     loss = _curves(cells, "loss", "Training loss", f"{note}{_drawn(cells, SERIES)}")
     note += f" Dev, or test with best-test. {cells[0].label} kept epochs {min(kept)} to {max(kept)}."
     ua = _curves(cells, "ua", "UA of the evaluated part", note)
-    return {"plots": [loss, ua] if any(row["UA %"] is not None for row in ua.data.rows) else [loss]}
+    ccc = _curves(cells, "ccc", "Mean CCC of the evaluated part", note)
+    scored = ((ua, "UA %"), (ccc, "mean CCC"))
+    plots = [loss, *(plot for plot, name in scored if any(row[name] is not None for row in plot.data.rows))]
+    return {"plots": plots, "tables": [_layers(cells)]}
+
+
+def _layers(cells: Sequence[Cell]) -> Table:
+    """What the layers count in each cell's learned sums; no row without one."""
+    rows: list[Row] = []
+    for cell in cells:
+        every = [result.get("layers", {}) for result in cell.results]
+        for name in every[0]:
+            shares = [100 * one[name] for one in every if name in one]
+            rows.append({"cell": cell.label, "layer": name, "share %": (float(np.mean(shares)), float(np.std(shares)))})
+    note = "Softmax of the learned weights: mean ± standard deviation over the runs; those of a sum add up to 100."
+    return Table("layers", "What each layer counts in its sum", rows, note)
 
 
 def _curves(cells: Sequence[Cell], name: str, title: str, note: str) -> Plot:
     """A score over the epochs of all stages; None where nothing was evaluated."""
     import pandas
 
-    heading, scale = ("loss", 1) if name == "loss" else ("UA %", 100)
+    heading, scale = {"loss": ("loss", 1), "ua": ("UA %", 100), "ccc": ("mean CCC", 1)}[name]
     points: list[Point] = []
     rows: list[Row] = []
     for number, cell in enumerate(cells):
-        histories = [[line[name] for line in result["history"]] for result in cell.results]
+        histories = [[line.get(name) for line in result["history"]] for result in cell.results]
         curve = scale * pandas.DataFrame(histories, dtype=float).agg(["mean", "min", "max"]).T
         if number < SERIES and curve["mean"].notna().any():
             points += [(cell.label, epoch, tuple(ends)) for epoch, ends in enumerate(curve.to_numpy(), 1)]
@@ -310,7 +337,7 @@ def _modalities(cells: Sequence[Cell]) -> Part:
     for cell, test in [(one, test) for one in able for test in TESTS if test in one.tests]:
         quoted = next((q for q in quoted_for(cell, test) if q.numbers.keys() & {*MAIN}), None)
         row: Row = {"cell": cell.label, "tested with": test}
-        row |= {f"{metric.upper()} %": cell.score(metric, test).pooled for metric in MAIN}
+        row |= {f"{name} %": cell.score(metric, test).pooled for name, metric in SHOWN.items()}
         row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in MAIN}
         rows.append({**row, "in the papers": quoted and quoted.described})
     if not rows:
@@ -323,7 +350,7 @@ def _modalities(cells: Sequence[Cell]) -> Part:
         note += " Beside the papers’ numbers no comparison is meant."
     title = "by what the test shows the model"
     draw = partial(dots, points, "UA %", above=True, legend=3)
-    plot = Plot(f"UA {title}", Table("bias", f"UA and WA {title}", rows), draw, note.strip())
+    plot = Plot(f"UA {title}", Table("bias", f"UA, WA and macro-F1 {title}", rows), draw, note.strip())
     heads = any(row["tested with"].startswith("head") for row in rows)
     return {"heads": heads, "first": f"{able[0].label}: {first}", "plots": [plot]}
 

@@ -19,8 +19,16 @@ from ser.cache.atomic_io import write_whole
 # spread (mean, deviation or None), an int a count, the rest text.
 _FLOATS = {"%": "percent", "difference": "points", "p": "p"}
 _ENDS = ("", " low", " high")
-_ENDINGS: Mapping[str, tuple[str, ...]] = {"interval": _ENDS, "signed interval": _ENDS, "spread": ("", " deviation")}
-_SHOWN = {"count": "{:,}", "percent": "{:.2f}", "points": "{:+.2f}", "p": "{:.3f}", "number": "{:.3g}"}
+_INTERVALS = {"interval": "percent", "signed interval": "points", "fine interval": "fine"}  # how their values are shown
+_ENDINGS: Mapping[str, tuple[str, ...]] = dict.fromkeys(_INTERVALS, _ENDS) | {"spread": ("", " deviation")}
+_SHOWN = {
+    "count": "{:,}",
+    "percent": "{:.2f}",
+    "points": "{:+.2f}",
+    "p": "{:.3f}",
+    "number": "{:.3g}",
+    "fine": "{:.3f}",
+}
 _EXACT = {"count": "{}", "p": "{:.6g}", "number": "{:.6g}"}  # in a CSV file; the others to four digits
 
 
@@ -49,8 +57,9 @@ class Table:
             if isinstance(value, Integral):
                 found[heading] = "count"
             elif isinstance(value, tuple):
-                signed = "signed " if heading.endswith("difference") else ""
-                found[heading] = f"{signed}interval" if len(value) == 3 else "spread"
+                kind = "signed " if heading.endswith("difference") else ""
+                kind = "fine " if heading.startswith(("CCC ", "RMSE ")) else kind
+                found[heading] = f"{kind}interval" if len(value) == 3 else "spread"
             elif value is None or isinstance(value, Real):
                 found[heading] = _FLOATS.get(heading.rpartition(" ")[2], "text" if value is None else "number")
         return found
@@ -71,9 +80,8 @@ def shown(value: Any, kind: str) -> str:
     """
     if value is None:
         return "–"
-    if kind.endswith("interval"):
-        each = "points" if kind.startswith("signed") else "percent"
-        first, *ends = [shown(one, each) for one in value]
+    if kind in _INTERVALS:
+        first, *ends = [shown(one, _INTERVALS[kind]) for one in value]
         return first if None in value else f"{first} [{', '.join(ends)}]"
     if kind == "spread":
         return " ± ".join(f"{number:.2f}" for number in value if number is not None)

@@ -8,11 +8,13 @@ from typing import Any
 from ser.errors import WrongUse
 from ser.train.recipe import Recipe
 from ser.train.run_folder import Run
-from ser.train.scores import METRICS, CellScores, Score, caveat
+from ser.train.scores import METRICS, SHOWN, CellScores, Score, caveat, named
 
+from .calibration import calibration_table, votes_table
 from .cells import Cell
 from .paper import beside, claimed, differences
-from .sections import cautions, papers_table, papers_tests_table, results_table, significance_table
+from .ratings import ratings_table
+from .sections import cautions, labelled, papers_table, papers_tests_table, results_table, significance_table
 from .significance import Comparison, against_quoted, compare, holm
 from .tables import Table, tabulated
 
@@ -45,8 +47,9 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         if cell.test not in ours.tests:
             raise WrongUse(f"cell '{cell.name}': its model has no test '{cell.test}', only {', '.join(ours.tests)}")
         finished[cell.name] = ours, cell.test
-        asked, known = [*_metrics(paper), "ua", "wa"], {*METRICS, *ours.classes}
-        found = {metric: ours.score(metric, cell.test) for metric in asked if metric in known}
+        asked = [*_metrics(paper), *SHOWN.values()] if ours.classes else []
+        asked = [metric for metric in asked if metric in {*METRICS, *ours.classes}] + ours.rated
+        found = {metric: ours.score(metric, cell.test) for metric in asked}
         meant = paper or cell.name == recipe.tested
         barred, others = differences(ours.runs, cell, recipe.models) if meant else ((), ())
         about, paper = ", ".join(others), {} if barred else paper
@@ -71,6 +74,8 @@ def _compared(
     `first` is the tested cell's row: only if nothing differs from the recipe, it is compared with quoted numbers.
     """
     (ours, test), metric = tested, "wa" if "wa" in row.paper else "ua"
+    if not ours.classes or (other and not other[0].classes):
+        return None
     if other:
         claim = claimed(first.paper, row.paper, metric)
         barred = any(one.differs.startswith("not compared") for one in (first, row))
@@ -84,14 +89,19 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     """The table that a sweep ends with: cell · paper · ours with two spreads · difference · runs · tests · protocol."""
     rows = recipe_rows(recipe, runs)
     papers = [*(cell.paper or {} for cell in recipe.cells), *recipe.quoted.values()]
-    metrics = list(dict.fromkeys(metric for paper in papers for metric in _metrics(paper))) or ["ua", "wa"]
+    every = list(dict.fromkeys(metric for row in rows for metric in row.scores))
+    metrics = list(dict.fromkeys(metric for paper in papers for metric in _metrics(paper))) or every[:2]
+    rated = [metric for metric in every if " " in metric]
     warning = caveat(run.result for cell in runs.values() for run in cell if run.finished)
     seeds = {cell.name: cell.paper_seeds for cell in recipe.cells}
     lines = []
     for row in rows:
         of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
         line: dict[str, Any] = {"cell": row.cell, **of_paper}
-        shape = f"{ua.folds} × {ua.seeds}" if (ua := row.scores.get("ua")) else ""
+        line["ours macro-F1 %"] = (f1 := row.scores.get("macro_f1")) and f1.over_seeds
+        line |= {named(metric): row.scores[metric].pooled for metric in rated if metric in row.scores}
+        first = row.scores.get("ua") or row.scores.get("ccc valence")
+        shape = f"{first.folds} × {first.seeds}" if first else ""
         line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
         if any(other.compared for other in rows):
             test = row.compared
@@ -116,13 +126,16 @@ def _metrics(paper: Mapping[str, float]) -> list[str]:
 def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool = False) -> str:
     """What `ser report` prints: each cell's scores, the papers' numbers beside them, and the paired tests if asked.
 
-    Raises `WrongUse` if tests are asked for and there is one cell only.
+    Raises `WrongUse` if tests are asked for and fewer than two cells have classes, which they compare.
     """
-    if paired and len(cells) < 2:
-        raise WrongUse("--paired compares cells, and these runs are one cell; name the runs of another one too")
+    known = labelled(cells)
+    if paired and len(known) < 2:
+        which = "are one cell" if len(cells) < 2 else "have fewer than two cells of classes, which the tests are for"
+        raise WrongUse(f"--paired compares cells, and these runs {which}; name the runs of another one too")
     pieces = [fill(caution, 110) for caution in cautions(cells)]
-    tested = [significance_table(cells), papers_tests_table(cells)] if paired else []
-    for table in filter(None, [results_table(cells), papers_table(cells), *tested]):
+    tested = [significance_table(known), papers_tests_table(known)] if paired else []
+    scored = [results_table(known), calibration_table(known), votes_table(known), papers_table(known)] if known else []
+    for table in filter(None, [*scored, ratings_table(cells), *tested]):
         pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
     if unfinished:
         pieces.append(f"{len(unfinished)} runs are not finished and are left out")

@@ -1,0 +1,72 @@
+"""Defaults of one's own for the options: `ser.toml`, or `[tool.ser]` of `pyproject.toml`, in the working folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ser.errors import WrongUse, unknown
+
+# What the top of the file may hold, for every command that has it: where things lie and what computes them. The rest
+# describes an experiment, and stands under its command, so that no recipe is changed by it.
+ANYWHERE = ("store", "corpus", "out", "device")
+EXAMPLE = 'store = "/data/features"'
+
+
+def read_defaults(ser: click.Group) -> tuple[Path, dict[str, Any]]:
+    """The file, and its defaults by command and parameter, as click's `default_map`; none without a file.
+
+    Raises `WrongUse` for a file that is not TOML, an unknown command or option, or a value of another type.
+    """
+    path, table = _table()
+    common = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    for key in common:
+        if key not in ANYWHERE:
+            allowed = ", ".join(ANYWHERE)
+            raise WrongUse(f"{path}: '{key}' cannot stand at the top, where {allowed} may; put it under [train]")
+    tables = {key: value for key, value in table.items() if isinstance(value, dict)}
+    return path, _of_group(ser, common, tables, path)
+
+
+def _table() -> tuple[Path, dict[str, Any]]:
+    for path, keys in ((Path("ser.toml"), ()), (Path("pyproject.toml"), ("tool", "ser"))):
+        if path.is_file():
+            from ser.train.options import read_toml
+
+            table: Any = read_toml(path, EXAMPLE)
+            for key in keys:
+                table = table.get(key, {})
+            if table:
+                return path, table
+    return Path("ser.toml"), {}
+
+
+def _of_group(group: click.Group, common: Mapping[str, Any], tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    if strange := tables.keys() - group.commands.keys():
+        raise unknown(f"command in {path}", min(strange), group.commands)
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        own = tables.get(name, {})
+        if isinstance(command, click.Group):
+            found[name] = _of_group(command, common, own, path)
+            continue
+        options = {one.opts[-1].lstrip("-"): one for one in command.params if isinstance(one, click.Option)}
+        if strange := own.keys() - options.keys():
+            raise unknown(f"option in [{name}] of {path}", min(strange), options)
+        found[name] = {
+            options[key].name: _checked(options[key], value, f"{path}: {key}")
+            for key, value in {**common, **own}.items()
+            if key in options
+        }
+    return found
+
+
+def _checked(option: click.Option, value: Any, where: str) -> Any:
+    """The value as the command line would give it: text, a flag, or a list of text where an option is repeatable."""
+    values = value if isinstance(value, list) else [value]
+    listed = isinstance(value, list) == option.multiple
+    if not listed or any(isinstance(one, bool) != option.is_flag or isinstance(one, dict | list) for one in values):
+        kind = "a list" if option.multiple else "true or false" if option.is_flag else "a text or a number"
+        raise WrongUse(f"{where} must be {kind}")
+    return value if option.is_flag else [*map(str, value)] if option.multiple else str(value)

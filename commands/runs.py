@@ -1,0 +1,131 @@
+"""`ser runs`: what lies under runs/, filtered, compared and cleared."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import FILE, json_option
+from .output import answer, safe
+
+RUNS = Path("runs")
+where_option = click.option(
+    "--where",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Only these, such as fusion=mit, features=hubert, seed=0 or lr=1e-4. Repeatable.",
+)
+dry_option = click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+folders_argument = click.argument("folders", nargs=-1, type=FILE, metavar="[RUNS]...")
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def runs(ctx: click.Context) -> None:
+    """List, filter, compare and remove trained runs; by itself as `ser runs list`."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_, folders=(), where=(), as_json=False)
+
+
+@runs.command("list")
+@folders_argument
+@where_option
+@json_option
+def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> None:
+    """One line for each run in RUNS (run folders, or folders of them; default: runs), the newest last.
+
+    \b
+    Examples:
+      ser runs list --where fusion=mit --where features=hubert
+      ser runs list runs/seeds --json
+    """
+    from ser.train.run_folder import find_runs
+    from ser.train.runs import facts, select
+
+    found = [facts(run) for run in select(find_runs(*folders or (RUNS,)), where)]
+    found.sort(key=lambda one: (one["date"], one["run"]))
+    if as_json:
+        answer(found)
+        return
+    shown = ["run", "features", "fusion", "labels", "protocol", "fold", "seed", "ua", "wa", "date", "MB"]
+    rows = [[_cell(one, column) for column in shown] for one in found]
+    answer(rows, [name.upper() if name in ("ua", "wa") else name for name in shown], disable_numparse=True)
+    total = sum(one["bytes"] for one in found)
+    open_ = sum(not one["finished"] for one in found)
+    answer(f"{len(found)} runs, {open_} unfinished, {total / 1e6:.1f} MB; `ser report` makes tables of them")
+
+
+def _cell(facts: dict[str, Any], column: str) -> str:
+    if column == "MB":
+        return f"{facts['bytes'] / 1e6:.1f}"
+    if column in ("ua", "wa"):
+        return "" if facts[column] is None else f"{facts[column]:.2f}"
+    return str(facts[column])
+
+
+@runs.command()
+@click.argument("folders", nargs=-1, required=True, type=FILE, metavar="RUNS...")
+@where_option
+@json_option
+def compare(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> None:
+    """What RUNS were asked for differently, beside their scores.
+
+    \b
+    Example: ser runs compare runs --where fold="session 1"
+    """
+    from ser.train.run_folder import find_runs
+    from ser.train.runs import SCORES, differences, facts, select
+
+    found = select(find_runs(*folders), where)
+    table = differences(found)
+    scores = [facts(run) for run in found]
+    if as_json:
+        names = [one["run"] for one in scores]
+        answer({"runs": names, "differences": table, **{name: [one[name] for one in scores] for name in SCORES}})
+        return
+    rows = [[run.name, *(safe(str(table[key][i])) for key in table)] for i, run in enumerate(found)]
+    for row, one in zip(rows, scores, strict=True):
+        row += [_cell(one, "ua"), _cell(one, "wa")]
+    answer(rows, ["run", *table, "UA", "WA"], disable_numparse=True)
+
+
+@runs.command()
+@click.argument("folders", nargs=-1, required=True, type=FILE, metavar="RUN...")
+@dry_option
+def remove(folders: tuple[Path, ...], dry_run: bool) -> None:
+    """Remove run folders with all that they hold.
+
+    \b
+    Example: ser runs remove runs/3f2a91c07b5e8d64
+    """
+    from ser.train.runs import check
+
+    _remove([check(folder) for folder in folders], dry_run)
+
+
+@runs.command()
+@folders_argument
+@click.option("--days", type=click.FloatRange(0), default=1.0, show_default=True, help="Since the last change.")
+@dry_option
+def prune(folders: tuple[Path, ...], days: float, dry_run: bool) -> None:
+    """Remove the unfinished runs in RUNS (default: runs) that nobody trains and in which nothing has changed for long.
+
+    \b
+    Example: ser runs prune --days 7 --dry-run
+    """
+    from ser.train.run_folder import find_runs
+    from ser.train.runs import unfinished
+
+    _remove(list(unfinished(find_runs(*folders or (RUNS,)), days)), dry_run)
+
+
+def _remove(found: list[Any], dry_run: bool) -> None:
+    from ser.train.runs import remove as remove_run
+    from ser.train.runs import size
+
+    for run in found:
+        freed = size(run) if dry_run else remove_run(run)
+        answer(f"{'would remove' if dry_run else 'removed'} {os.path.relpath(run.path)} ({freed / 1e6:.1f} MB)")
+    if not found:
+        answer("nothing to remove")

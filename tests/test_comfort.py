@@ -1,0 +1,152 @@
+"""What makes the command line pleasant: defaults in a file, completion, the list of runs, the demo in one command."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ser.cli import main
+from ser.tests.newcomer import newcomer
+from ser.tests.test_docs import check_options
+from ser.train.run_folder import find_runs
+
+__all__ = ["newcomer"]  # a fixture
+
+ROOT = Path(__file__).parent.parent
+
+
+def ser(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words))
+
+
+@pytest.fixture
+def here(newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the newcomer's runs (copied) and store (linked)."""
+    shutil.copytree(newcomer / "runs" / "mit", tmp_path / "runs")
+    shutil.copytree(newcomer / "runs" / "text", tmp_path / "runs", dirs_exist_ok=True)
+    (tmp_path / "features").symlink_to(newcomer / "features")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("file", ["ser.toml", "pyproject.toml"])
+def test_defaults_come_from_a_file_and_the_command_line_goes_before_them(file: str, here: Path) -> None:
+    (here / "features").rename(here / "elsewhere")
+    section = "tool.ser." if file == "pyproject.toml" else ""
+    head = "[tool.ser]\n" if section else ""
+    own = 'fusion = "text"\nfeatures = "mpnet"\nseeds = 2\nset = ["lr=1e-4"]\n'
+    (here / file).write_text(f'{head}store = "elsewhere"\n[{section}train]\n{own}')
+    found = json.loads(ser("train", "--dry-run", "--json").stdout)
+    assert found["runs"] == 10
+    assert json.loads(ser("train", "--dry-run", "--json", "--seeds", "1").stdout)["runs"] == 5
+    shown = ser("train", "--settings").stdout
+    assert f"--store elsewhere (default of {file})" in shown and "--set lr=1e-4" in shown
+    assert ser("cache", "list").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('fusion = "mit"', "put it under [train]"),
+        ('[train]\nfusin = "mit"', "did you mean fusion?"),
+        ("[trian]\n", "did you mean train?"),
+        ("[train]\nset = 1", "set must be a list"),
+        ("[train]\nallow-missing = 1", "true or false"),
+        ("train = ", "not a TOML file"),
+    ],
+)
+def test_a_wrong_file_of_defaults_is_told_in_one_sentence(text: str, said: str, here: Path) -> None:
+    (here / "ser.toml").write_text(text)
+    done = ser("train", "--dry-run")
+    assert done.exit_code == 2 and said in done.stderr and "ser.toml" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
+    runs = find_runs("runs")
+    listed = json.loads(ser("runs", "list", "--json").stdout)
+    assert {Path(one["run"]).name for one in listed} == {run.name for run in runs}
+    for one in listed:
+        [run] = [run for run in runs if run.name == Path(one["run"]).name]
+        assert one["ua"] == 100 * run.result["ua"] and one["finished"] and one["fusion"] == run.config["fusion"]
+        assert one["bytes"] == sum(path.stat().st_size for path in run.path.iterdir())
+    assert ser("runs").stdout == ser("runs", "list", "runs").stdout
+    for condition in ("fusion=mit", "features=hubert", "queries=3.0"):
+        [one] = json.loads(ser("runs", "list", "--where", condition, "--json").stdout)
+        assert one["fusion"] == "mit"
+    assert "did you mean fusion?" in ser("runs", "list", "--where", "fusin=mit").stderr
+    table = json.loads(ser("runs", "compare", "runs", "--json").stdout)
+    assert set(table["differences"]["fusion"]) == {run.config["fusion"] for run in runs}
+    assert "protocol" not in table["differences"]
+
+
+def test_only_runs_are_removed_and_none_that_is_trained(here: Path) -> None:
+    from ser.cache.atomic_io import locked
+
+    finished, unfinished = find_runs("runs")
+    (unfinished.path / "result.json").unlink()
+    assert "is not a run folder" in ser("runs", "remove", "runs").stderr
+    (here / "link").symlink_to(finished.path)
+    assert "is not a run folder" in ser("runs", "remove", "link").stderr
+    assert "nothing to remove" in ser("runs", "prune").stdout  # it has just changed
+    with locked(unfinished.path / "lock"):
+        assert "nothing to remove" in ser("runs", "prune", "--days", "0").stdout
+        assert "is trained just now" in ser("runs", "remove", f"runs/{unfinished.name}").stderr
+    assert unfinished.name in ser("runs", "prune", "--days", "0", "--dry-run").stdout and unfinished.path.exists()
+    ser("runs", "prune", "--days", "0")
+    assert not unfinished.path.exists() and finished.path.exists()
+    ser("runs", "remove", f"runs/{finished.name}")
+    assert not finished.path.exists() and not list((here / "runs" / ".tmp" / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands_and_options(shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", f"/bin/{shell}")
+    assert ser("completion").exit_code == 0
+    [script] = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert script.read_text().strip() == ser("completion", shell, "--print").stdout.strip()
+    asked = {"_SER_COMPLETE": "bash_complete", "COMP_WORDS": "ser train --fu", "COMP_CWORD": "2"}
+    done = subprocess.run([sys.executable, "-m", "ser"], env=os.environ | asked, capture_output=True, text=True)
+    assert done.stdout.split() == ["plain,--fusion"]
+
+
+def test_the_demo_is_commands_that_exist() -> None:
+    import shlex
+
+    from ser.commands.demo import STEPS
+
+    for step in STEPS.strip().splitlines():
+        check_options(shlex.split(step), "ser demo")
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_runs_the_demo_and_the_sdist_builds(tmp_path: Path) -> None:
+    """`pip install ser-fusion` in a plain environment, then `ser demo`, far from any checkout."""
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
+    builder = tmp_path / "builder" / "bin" / "python"
+    plain = tmp_path / "plain" / "bin"
+    for folder in (builder.parent.parent, plain.parent):
+        venv.create(folder, with_pip=True)
+    pip = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
+    subprocess.run([builder, *pip, "build"], check=True)
+    subprocess.run(
+        [builder, "-m", "build", "-o", tmp_path / "dist", source], check=True
+    )  # the sdist, and of it the wheel
+    [wheel] = (tmp_path / "dist").glob("ser_fusion-*.whl")
+    subprocess.run([plain / "python", *pip, "torch"], check=True)
+    subprocess.run([plain / "python", *pip, wheel], check=True)
+    environment = {"PATH": f"{plain}:{os.environ['PATH']}", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([plain / "ser", "demo"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "synthetic" in (tmp_path / "demo" / "report.html").read_text()
+    assert "next, with a corpus of your own" in done.stdout

@@ -1,0 +1,300 @@
+"""What a run learns of an utterance: its class, its valence, arousal and dominance, or both at once.
+
+A target says how many outputs each head of a model has, what the loss compares them with, what predictions they make,
+and how these are scored. Inside a run the ends of the corpus's scale of valence, arousal and dominance are −1 and 1, so
+that an untrained head, whose outputs are about 0, says the middle; whatever a reader gets is on the corpus's scale.
+Nothing is clipped: raters' means and predictions may lie beyond its ends.
+
+    n  utterances     K  classes     D  dimensions: valence, arousal and dominance
+"""
+
+import contextlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ser.errors import WrongUse
+
+from .data.dataset import Dataset
+from .data.labels import DIMENSIONS, Utterances
+from .models import Fusion
+from .run_folder import column
+from .scores import dimension_scores, divergences, ece, fit_temperature, reliability, scores, tempered
+from .settings import TrainConfig, TrainingSettings
+
+Score = Literal["ua", "wa", "macro_f1", "ccc"]
+IMBALANCE = ("class_weights", "effective_beta", "focal_gamma", "sampler")  # settings that classes alone have
+# The scale that a corpus's raters used, where the ids tell the corpus: lowest and highest.
+SCALES = {
+    r"Ses0[1-5][FM]_(impro|script)\d\d\w*_[FM]\d{3}": "1..5",  # IEMOCAP (Busso et al. 2008), and the demo
+    r"MSP-IMPROV-S\d\d\w-.*": "1..5",  # Busso et al. 2017
+    r"MSP-PODCAST_\d{4}_\d{4}.*": "1..7",  # Lotfian & Busso 2019
+}
+OUTSIDE = 0.01  # of the ratings may lie outside of their scale, as a few of IEMOCAP's do; with more it is another scale
+TINY = 1e-8  # added below the CCC of a batch, where nothing varies
+
+
+def scale_of(training: TrainingSettings) -> tuple[float, float]:
+    """The lowest and the highest rating, such as 1 and 5. Raises `WrongUse` where `vad_scale` is not a range."""
+    low, _, high = training.vad_scale.partition("..")
+    with contextlib.suppress(ValueError):
+        if float(low) < float(high) < float("inf"):
+            return float(low), float(high)
+    raise WrongUse(f"--set vad_scale={training.vad_scale[:200]}: must be auto, or a range such as 1..5")
+
+
+class Target:
+    """One of the classes of the label policy: `--target class`. And what all targets share.
+
+    A head has K outputs if the target is `labelled`, then D if it is `rated`: logits of the classes, and ratings.
+    """
+
+    labelled, rated = True, False
+    voted, undecided = False, False  # whether votes are the truth; whether those without a majority train too
+    # The scores by which an epoch can be selected, the default first.
+    select: tuple[Score, ...] = ("ua", "wa", "macro_f1")
+    unused: tuple[str, ...] = ("vad_loss", "vad_weight", "vad_scale")  # settings that change nothing
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def width(self, classes: int) -> int:
+        """Outputs of each head."""
+        return classes * self.labelled + len(DIMENSIONS) * self.rated
+
+    def build(self, fusion: Fusion, settings: Any, dims: Mapping[str, int], classes: int) -> nn.Module:
+        """The fusion's model with heads of that width; one that reads its own `predictions` gets the target's."""
+        model = fusion.build(settings, dims, self.width(classes))
+        if hasattr(model, "predictions"):
+            model.predictions = self.predictions  # type: ignore[assignment]
+        return model
+
+    def settled(self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset) -> TrainingSettings:
+        """The training settings with what this target chooses by itself. Raises `WrongUse` for what it cannot use."""
+        usual = TrainingSettings()
+        for key in self.unused:
+            if getattr(training, key) != getattr(usual, key):
+                raise WrongUse(f"--set {key}: --target {self.name} has no use for it; leave it out")
+        if training.select_score not in self.select:
+            if training.select_score != usual.select_score:
+                known = " or ".join(self.select)
+                raise WrongUse(f"--set select_score={training.select_score}: --target {self.name} selects by {known}")
+            training = replace(training, select_score=self.select[0])
+        return training
+
+    def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:
+        """What the loss compares the outputs for all utterances with; None is their classes, int64 `[n]`.
+
+        `train` are the rows of the training part, by which classes are weighted: then w_k p_ik `[n, K]`.
+        """
+        soft = None
+        if self.voted or (training.soft_labels and not training.shuffle_labels):
+            soft = torch.from_numpy(data.utterances.votes)
+        if training.class_weights == "none":
+            return soft
+        if soft is None:
+            soft = F.one_hot(torch.from_numpy(data.utterances.labels), len(data.utterances.classes)).float()
+        return soft * class_weights(soft[torch.from_numpy(train)], training)
+
+    def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
+        """Of the outputs of one head for a batch, summed or averaged over it as `config.reduction` says.
+
+        Σ_i −log P(ŷ_i = y_i) for classes `[n]`; for soft labels p `[n, K]` (USC §3.2) Σ_i Σ_k −p_ik log P(ŷ_i = k).
+        With `focal_gamma` γ each term has the factor (1 − P(ŷ_i = k))^γ (Lin et al. 2017, eq. 4).
+        """
+        if gamma := config.training.focal_gamma:
+            return focal_loss(outputs, truth, gamma, config.reduction)
+        return F.cross_entropy(outputs, truth, reduction=config.reduction)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """What the outputs of a head say, of the same shape: probabilities of the classes, and ratings as they are."""
+        k = outputs.shape[1] - len(DIMENSIONS) * self.rated
+        return torch.cat([outputs[:, :k].softmax(1), outputs[:, k:]], 1)
+
+    def scored(
+        self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
+    ) -> dict[str, Any]:
+        """All scores of predictions for the rows, among them those of `select`, as a run's result.json holds them."""
+        classes, found = utterances.classes, dict[str, Any]()
+        if self.labelled:
+            found = scores(utterances.labels[rows], predicted[:, : len(classes)].argmax(1), classes)
+        if self.voted:
+            apart = divergences(utterances.votes[rows], predicted)
+            found |= {name: float(each.mean()) for name, each in apart.items()}
+        if self.rated:
+            found |= dimension_scores(utterances.dimensions[rows], rated_as(predicted, config.training))
+        return found
+
+    def calibrated(
+        self, utterances: Utterances, dev: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
+    ) -> dict[str, Any] | None:
+        """The temperature of the probabilities, fitted on dev, and what it does to the ECE of the test part.
+
+        Both are rows and their predictions. None where there are no classes.
+        """
+        if not (k := len(utterances.classes)):
+            return None
+        (held, on_dev), (rows, on_test) = ((utterances.labels[rows], found[:, :k]) for rows, found in (dev, test))
+        temperature = fit_temperature(held, on_dev)
+        before, after = (ece(reliability(rows, found)) for found in (on_test, tempered(on_test, temperature)))
+        return {"temperature": temperature, "n_dev": len(held), "ece": before, "ece_tempered": after}
+
+    def columns(
+        self, utterances: Utterances, rows: np.ndarray, tests: Mapping[str, np.ndarray], config: TrainConfig
+    ) -> dict[str, Any]:
+        """Truth and predictions, by test, as the columns of a run's predictions.parquet.
+
+        Ratings are on the corpus's scale: "truth valence", "predicted valence", "predicted valence only text", ….
+        """
+        classes, k = utterances.classes, len(utterances.classes)
+        columns: dict[str, Any] = {}
+        if self.labelled:
+            columns["truth"] = [classes[label] for label in utterances.labels[rows]]
+            columns["predicted"] = [classes[label] for label in tests["both"][:, :k].argmax(1)]
+            columns |= {column("probabilities", test): list(found[:, :k]) for test, found in tests.items()}
+        if self.voted:
+            columns["votes"] = list(utterances.votes[rows])
+        for d, name in enumerate(DIMENSIONS if self.rated else ()):
+            columns[f"truth {name}"] = utterances.dimensions[rows, d]
+            rated = {test: rated_as(found, config.training)[:, d] for test, found in tests.items()}
+            columns |= {column(f"predicted {name}", test): values for test, values in rated.items()}
+        return columns
+
+
+class Distribution(Target):
+    """The shares of the raters' votes, `--target distribution`: truth of the loss, and of KL and JS divergence.
+
+    Top-1 scores and the epoch's selection are by the label of the majority. With `+undecided` utterances without one
+    are learnt from too; they stand in no dev or test part, and a run says KL and JS of those of its test speakers.
+    """
+
+    voted = True
+    unused = (*Target.unused, "soft_labels")
+
+
+class Undecided(Distribution):
+    """The same, and utterances without a majority train too: `--target distribution+undecided`."""
+
+    undecided = True
+
+
+class Vad(Target):
+    """Valence, arousal and dominance: `--target vad`. An utterance needs no label, and there are no classes."""
+
+    labelled, rated = False, True
+    select: tuple[Score, ...] = ("ccc",)
+    unused: tuple[str, ...] = ("vad_weight", "soft_labels", *IMBALANCE)
+
+    def settled(self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset) -> TrainingSettings:
+        """With the scale of the corpus in the place of `auto`."""
+        training = super().settled(fusion, settings, training, data)
+        if getattr(settings, "released", False):
+            raise WrongUse(
+                f"released=true makes probabilities of classes alone; leave it out with --target {self.name}"
+            )
+        if training.vad_loss == "ccc" and fusion.unit == "utterance" and settings.batch_size == 1:
+            raise WrongUse("vad_loss=ccc compares the utterances of a batch; use batch_size=2 or more, or vad_loss=mse")
+        ratings, corpus = data.utterances.dimensions, data.described["corpus"]
+        if training.vad_scale == "auto":
+            known = [scale for form, scale in SCALES.items() if all(re.fullmatch(form, i) for i in data.utterances.ids)]
+            if not known:
+                raise WrongUse(
+                    f"--target {self.name}: the scale on which corpus {corpus} rates valence, arousal and dominance is "
+                    "not known; say it, such as --set vad_scale=1..5"
+                )
+            training = replace(training, vad_scale=known[0])
+        low, high = scale_of(training)
+        if np.mean((ratings < low) | (ratings > high)) > OUTSIDE:
+            raise WrongUse(
+                f"--set vad_scale={training.vad_scale}: corpus {corpus} has ratings from {ratings.min():g} to "
+                f"{ratings.max():g}; give the scale that its raters used"
+            )
+        return training
+
+    def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:
+        """The ratings, the ends of their scale at −1 and 1, `[n, D]`; before them class numbers or soft labels."""
+        low, high = scale_of(training)
+        ratings = torch.from_numpy(2 * (data.utterances.dimensions - low) / (high - low) - 1).float()
+        if not self.labelled:
+            return ratings
+        soft = super().truth(data, training, train)
+        return torch.cat([torch.from_numpy(data.utterances.labels)[:, None] if soft is None else soft, ratings], 1)
+
+    def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
+        """The mean over the dimensions of 1 − CCC, or of the mean squared error; times n where losses are summed.
+
+        With classes that of these + `vad_weight` times it.
+        """
+        d = len(DIMENSIONS)
+        each = concordance_loss if config.training.vad_loss == "ccc" else F.mse_loss
+        ratings = each(outputs[:, -d:], truth[:, -d:]) * (len(outputs) if config.reduction == "sum" else 1)
+        if not self.labelled:
+            return ratings
+        classes = truth[:, :-d] if truth.shape[1] > d + 1 else truth[:, 0].long()
+        return super().loss(outputs[:, :-d], classes, config) + config.training.vad_weight * ratings
+
+
+class ClassAndVad(Vad):
+    """Both at once: `--target class+vad`."""
+
+    labelled, select, unused = True, (*Target.select, "ccc"), ()
+
+
+def rated_as(predicted: np.ndarray, training: TrainingSettings) -> np.ndarray:
+    """The ratings of a target's predictions on the corpus's scale, float64 `[n, D]`."""
+    low, high = scale_of(training)
+    return low + (high - low) * (predicted[:, -len(DIMENSIONS) :].astype(np.float64) + 1) / 2
+
+
+def class_weights(shares: Tensor, training: TrainingSettings) -> Tensor:
+    """Weights w `[K]` by the sizes n_k = Σ_i p_ik of the classes in the training part, whose shares are p `[n, K]`.
+
+    inverse    w_k ∝ 1 / n_k: every class has the same part in the loss
+    effective  w_k ∝ (1 − β) / (1 − β^n_k), by the effective number of samples (Cui et al. 2019, eq. 2)
+
+    Scaled so that Σ_k n_k w_k = Σ_k n_k, the mean weight of a training utterance being 1: so the loss and the rate keep
+    their scale, and `inverse` is scikit-learn's "balanced". A class of which there is nothing weighs 0.
+    """
+    sizes, beta = shares.sum(0, dtype=torch.float64), training.effective_beta
+    number = sizes if training.class_weights == "inverse" else -torch.expm1(sizes * math.log(beta)) / (1 - beta)
+    weights = torch.where(sizes > 0, 1 / number, 0.0)
+    return (weights * sizes.sum() / (weights @ sizes)).float()
+
+
+def focal_loss(outputs: Tensor, truth: Tensor, gamma: float, reduction: str) -> Tensor:
+    """Σ_i Σ_k −p_ik (1 − q_ik)^γ log q_ik of the probabilities q, or its mean over the utterances with a truth."""
+    logs = outputs.log_softmax(1)
+    # One class each, and none where it is no class, as in the rows of `fit_many` that hold nobody.
+    shares = truth if truth.ndim == 2 else (truth[:, None] == torch.arange(logs.shape[1], device=logs.device)).float()
+    missed = (-torch.expm1(logs)).clamp_min(torch.finfo(logs.dtype).tiny)  # of 0, powers below 1 have no gradient
+    total = -(shares * missed**gamma * logs).sum()
+    return total if reduction == "sum" else total / shares.any(1).sum()
+
+
+def concordance_loss(predicted: Tensor, truth: Tensor) -> Tensor:
+    """1 − the mean over the columns of Lin's CCC of a batch `[n, D]`; see `scores.concordance`.
+
+    1, without a gradient, for a batch of one utterance or of equal ratings, in which nothing varies with the truth.
+    """
+    p, t = predicted - predicted.mean(0), truth - truth.mean(0)
+    apart = (predicted.mean(0) - truth.mean(0)).square()
+    ccc = 2 * (p * t).mean(0) / (p.square().mean(0) + t.square().mean(0) + apart + TINY)
+    return 1 - ccc.mean()
+
+
+EVERY: tuple[Target, ...] = (
+    Target("class"),
+    Distribution("distribution"),
+    Undecided("distribution+undecided"),
+    Vad("vad"),
+    ClassAndVad("class+vad"),
+)
+# By the names that `--target` takes, which are in options.py.
+TARGETS: dict[str, Target] = {one.name: one for one in EVERY}
