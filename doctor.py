@@ -14,7 +14,7 @@ from pathlib import Path
 from ser.cache.atomic_io import try_lock
 from ser.engines.machine import cores, memory
 from ser.errors import DISTRIBUTION
-from ser.extract.extractors import FEATURES
+from ser.extract.registry import FEATURES
 from ser.weights import Checkpoint, WeightsError, list_checkpoints
 
 # Where people keep models, beside Hugging Face's cache.
@@ -26,7 +26,7 @@ PACKAGES = {
     "torchaudio": ("converting torchaudio's HuBERT bundles", "pip install torchaudio, of the version of your torch"),
 }
 LICENCES = (
-    "openSMILE (is13): research and non-commercial use, features included · IEMOCAP: by its own agreement with USC · "
+    "openSMILE: research and non-commercial use, features included · IEMOCAP: by its own agreement with USC · "
     "encoders: see each model's page"
 )
 
@@ -118,7 +118,7 @@ def _weights() -> Iterator[tuple[str, str, str]]:
     """One line for each default encoder, then whatever else lies in the cache and the usual folders."""
     cached, folders = {entry["model"]: entry for entry in list_checkpoints()}, list(_in_folders())
     for feature, family in FEATURES.items():
-        if family.model is None:
+        if not family.model:
             continue
         here = cached.pop(family.model, None)
         local = [text for kind, text in folders if kind == feature]

@@ -19,7 +19,8 @@ import soundfile as sf
 from benchmarks.compare import compare
 from ser import engines
 from ser.extract.audio import Clip, decode
-from ser.extract.extractors import ResolvedFeature, load_extractors, resolve
+from ser.extract.extractors import ResolvedFeature
+from ser.extract.registry import load_extractors, resolve
 from ser.extract.run import ExtractionConfig, ExtractionRun, extract, plan
 from ser.weights.demo import write_random_checkpoint
 

@@ -33,8 +33,9 @@ from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.store import open_store
 from ser.extract.cluster_tasks import StoreProgress, run_on_cluster
 from ser.extract.corpora.scan import Scan
-from ser.extract.extractors import FEATURES, Extractor, FeatureKind, ResolvedFeature, resolve
+from ser.extract.extractors import Extractor, ResolvedFeature
 from ser.extract.plan import ExtractionConfig, plan_scan
+from ser.extract.registry import FEATURES, FeatureKind, resolve
 from ser.extract.worker import new_parts, part_names
 
 SIZES = (250_000, 500_000, 1_000_000)

@@ -1,32 +1,22 @@
-"""Extractors: the interface of what computes features, the names that users ask for, and what a name resolves to.
+"""Extractors: the interface of what computes features, and what pretrained encoders have in common."""
 
-Built-in extractors and a user's own stand in one registry, `FEATURES`, and are imported when they are first needed:
-torch and transformers are slow to import.
-"""
-
-import math
-import pkgutil
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import version
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar
 
-import msgspec
 import numpy as np
 
-from ser.cache.spec import Level, Modality, Spec
+from ser.cache.spec import Spec
 from ser.engines import is_out_of_memory
-from ser.errors import DISTRIBUTION, UtteranceError, WeightsError, WrongUse, unknown
-from ser.weights import Checkpoint, find_checkpoint, load_encoder
+from ser.errors import UtteranceError, WrongUse
+from ser.weights import Checkpoint, load_encoder
 
 GPU_SECONDS = 300.0  # padded audio per batch; sorted lengths waste ~1 % of it
 TOKENS_PER_SECOND = 50.0  # a token costs an encoder what a frame does: 300 s of audio are as much as 15,000 tokens
 CHARACTERS_PER_TOKEN = 4.0
 FLOAT16_MAX = 65504.0
-DType = Literal["float16", "float32"]
 Precision = Literal["float32", "bfloat16"]  # of an encoder: autocast
 Item = TypeVar("Item")
 
@@ -65,6 +55,7 @@ class Extractor:
     Config: ClassVar[type]
     packages: ClassVar[tuple[str, ...]] = ()  # whose versions are noted beside the feature
     batched: ClassVar[bool] = False  # whether one call on many utterances is cheaper than many calls
+    exact: ClassVar[bool] = False  # whether its rows are stored in float32 whatever --dtype says
 
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint | None) -> Any:
@@ -136,9 +127,9 @@ class Encoder(Extractor):
 
     batched = True
     architectures: ClassVar[tuple[str, ...]]
-    layers: ClassVar[str]  # the attribute of the model's encoder that holds its layers
     padding: float = 0
     mask_always = False  # with a mask of ones, a model may take another kernel than without any
+    asked: ClassVar[dict[str, bool]] = {}  # further arguments of the model
     own: ClassVar[frozenset[str]] = frozenset({"layer"})  # settings in which features of one forward pass may differ
 
     @classmethod
@@ -157,7 +148,7 @@ class Encoder(Extractor):
     @classmethod
     def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> Any:
         """The config of `settings`, whose layer is in range; `named` says whether the user named the layer."""
-        raise NotImplementedError
+        return cls.Config(**settings)
 
     @classmethod
     def dim(cls, config: Any, checkpoint: Checkpoint | None) -> int:
@@ -173,7 +164,7 @@ class Encoder(Extractor):
         return feature.checkpoint.digest, *same.items()
 
     def open(self) -> None:
-        """Load the model, and keep the outputs of the layers of each forward pass, by number, in `state.taken`."""
+        """Load the model, and see to it that `hidden` finds the layers."""
         import torch
 
         if self.device.startswith("cuda"):  # TF32 keeps ten bits of the mantissa
@@ -181,15 +172,18 @@ class Encoder(Extractor):
         assert self.checkpoint is not None
         self.model = load_encoder(self.checkpoint).to(self.device)
         self.state = threading.local()  # of one forward pass: `lengths` of the rows, and `taken` `[batch, time, dim]`
-        wanted = {config.layer for config in self.configs}
+        self.tap({config.layer for config in self.configs})
+
+    def tap(self, wanted: set[int]) -> None:
+        """Keep the outputs of these layers of each forward pass, by number, in `state.taken`."""
 
         def take(number: int, _module: Any, args: Any, output: Any = None) -> None:
             hidden = args if output is None else output
             self.state.taken[number] = hidden[0] if isinstance(hidden, tuple) else hidden
 
         # Layers above the deepest wanted one cost time and change nothing: they are dropped. One always stays.
-        layers = getattr(self.model.encoder, self.layers)[: max(*wanted, 1)]
-        setattr(self.model.encoder, self.layers, layers)
+        encoder = getattr(self.model, "encoder", self.model)
+        layers = encoder.layers = encoder.layers[: max(*wanted, 1)]
         for number in wanted:
             register = layers[number - 1].register_forward_hook if number else layers[0].register_forward_pre_hook
             register(partial(take, number))
@@ -203,7 +197,7 @@ class Encoder(Extractor):
         return length
 
     def forward(self, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        """Hidden states of each input `[n]` (samples or token ids): one `[rows, dim]` float32 per spec.
+        """Hidden states of each input `[n, …]` (samples, token ids, log-mel): one `[rows, dim]` float32 per spec.
 
         If memory runs out, each half is computed alone, down to one input.
         """
@@ -223,9 +217,10 @@ class Encoder(Extractor):
         import torch
 
         lengths = [len(one) for one in inputs]
-        shape, on_gpu = (len(inputs), max(lengths)), self.device.startswith("cuda")
+        shape = (len(inputs), max(lengths), *inputs[0].shape[1:])
+        on_gpu = self.device.startswith("cuda")
         padded = torch.full(shape, self.padding, dtype=torch.from_numpy(inputs[0]).dtype, pin_memory=on_gpu)
-        mask = torch.zeros(shape, dtype=torch.long)
+        mask = torch.zeros(shape[:2], dtype=torch.long)
         for row, one in enumerate(inputs):
             padded[row, : len(one)] = torch.from_numpy(one)
             mask[row, : len(one)] = 1
@@ -237,6 +232,7 @@ class Encoder(Extractor):
             output = self.model(
                 padded.to(device, non_blocking=True),
                 attention_mask=mask.to(device, non_blocking=True) if masked else None,
+                **self.asked,
             )
             arrays = [self.hidden(config, output).float().cpu().numpy() for config in self.configs]
         self.state.taken = {}
@@ -265,193 +261,3 @@ def batches(
 def text_seconds(text: str) -> float:
     """What a transcript costs an encoder, in seconds of audio."""
     return (2 + len(text) / CHARACTERS_PER_TOKEN) / TOKENS_PER_SECOND
-
-
-@dataclass(frozen=True)
-class FeatureKind:
-    """What a feature name stands for."""
-
-    modality: Modality
-    level: Level
-    summary: str
-    extractor: str | type[Extractor]  # the class, or where it is: "package.module:Class"
-    model: str | None = None  # default checkpoint; None: computed without weights
-
-    @property
-    def code(self) -> type[Extractor]:
-        """The extractor's class, imported now if it was not before."""
-        return pkgutil.resolve_name(self.extractor) if isinstance(self.extractor, str) else self.extractor
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that may follow the feature's name, with their types: the fields of the extractor's config."""
-        types = get_type_hints(self.code.Config)
-        return {one.name: types[one.name] for one in fields(self.code.Config) if one.init}
-
-
-_SPEECH, _TEXT = "ser.extract.speech:SpeechExtractor", "ser.extract.text:TextExtractor"
-_MEL, _SMILE = "ser.extract.mel:MelExtractor", "ser.extract.smile:SmileExtractor"
-FEATURES: dict[str, FeatureKind] = {
-    "hubert": FeatureKind("audio", "frame", "HuBERT frames, 50 a second", _SPEECH, "facebook/hubert-base-ls960"),
-    "wav2vec2": FeatureKind("audio", "frame", "wav2vec 2.0 frames", _SPEECH, "facebook/wav2vec2-base"),
-    "wavlm": FeatureKind("audio", "frame", "WavLM frames", _SPEECH, "microsoft/wavlm-base-plus"),
-    "mpnet": FeatureKind("text", "token", "MPNet tokens", _TEXT, "microsoft/mpnet-base"),
-    "bert": FeatureKind("text", "token", "BERT tokens", _TEXT, "bert-base-uncased"),
-    "bert-cased": FeatureKind("text", "token", "BERT tokens, cased (USC §5.1)", _TEXT, "bert-base-cased"),
-    "is13": FeatureKind("audio", "utterance", "openSMILE's IS13_ComParE, 6373 functionals", _SMILE),
-    "logmel": FeatureKind("audio", "frame", "log-mel spectrogram, 100 frames a second", _MEL),
-    "mfcc": FeatureKind("audio", "frame", "MFCC of the log-mel spectrogram", "ser.extract.mel:MfccExtractor"),
-}
-
-
-def split_names(features: str | Sequence[str]) -> list[str]:
-    """`"hubert:layer=9,norm=before,is13"` to its names: a piece with `=` and no `:` belongs to the name before it."""
-    text = features if isinstance(features, str) else ",".join(features)
-    names: list[str] = []
-    for piece in (piece.strip() for piece in text.split(",")):
-        if "=" in piece and ":" not in piece and names and ":" in names[-1]:
-            names[-1] += f",{piece}"
-        elif piece:
-            names.append(piece)
-    if not names:
-        raise WrongUse(f"no feature is named; known: {', '.join(sorted(FEATURES))}")
-    return list(dict.fromkeys(names))
-
-
-def parse(name: str) -> tuple[str, dict[str, str]]:
-    """`"hubert:layer=9"` to `("hubert", {"layer": "9"})`. Raises `WrongUse` for an unknown feature or setting."""
-    feature, _, variant = name.partition(":")
-    if feature not in FEATURES:
-        raise unknown("feature", feature, FEATURES)
-    settings: dict[str, str] = {}
-    for piece in variant.split(",") if variant else []:
-        key, equals, value = piece.partition("=")
-        known = FEATURES[feature].settings
-        if key not in known and not (key == "layers" and FEATURES[feature].model):
-            raise unknown(f"setting of {feature}", key, known)
-        if not equals or not value or key in settings:
-            raise WrongUse(f"{name}: settings are written {feature}:{key}=VALUE, each once")
-        settings[key] = value
-    return feature, settings
-
-
-def resolve(names: Sequence[str], models: Mapping[str, str], dtype: DType) -> list[ResolvedFeature]:
-    """Everything that `names` ask for, each spec complete. Finds and hashes the checkpoints.
-
-    Raises `WrongUse` for an unknown name or a setting that cannot be, and `WeightsError` for a checkpoint that is not
-    here.
-    """
-    found, missing = resolve_available(names, models, dtype)
-    for fault in missing.values():
-        raise fault
-    return found
-
-
-def resolve_available(
-    names: Sequence[str], models: Mapping[str, str], dtype: DType
-) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
-    """As `resolve`, but with what is wrong with the checkpoints of the features that cannot be computed, by feature."""
-    asked = [parse(name) for name in names]
-    for feature in models:
-        if feature not in FEATURES:
-            raise unknown("feature in --model", feature, FEATURES)
-        if not FEATURES[feature].model:
-            raise WrongUse(f"--model {feature}=…: {feature} is computed without weights")
-    checkpoints: dict[str, Checkpoint] = {}
-    missing: dict[str, WeightsError] = {}
-    for feature in dict.fromkeys(feature for feature, _ in asked):
-        if model := FEATURES[feature].model:
-            try:
-                checkpoints[feature] = find_checkpoint(models.get(feature, model), f"--model {feature}=PATH")
-            except WeightsError as fault:
-                missing[feature] = fault
-    found: dict[str, ResolvedFeature] = {}
-    for feature, settings in asked:
-        checkpoint = checkpoints.get(feature)
-        for single in _expand(settings, checkpoint) if feature not in missing else []:
-            one = _resolved(feature, single, checkpoint, dtype)
-            found.setdefault(one.spec.fingerprint, one)
-    return list(found.values()), missing
-
-
-def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dict[str, str]]:
-    """`layers=all` and `layers=6-9` to one set of settings per layer.
-
-    The last layer of an encoder that ends in a LayerNorm is taken after it, as s3prl takes it (the output of
-    fairseq's encoder), unless they say norm=before.
-    """
-    if "layers" not in settings or checkpoint is None:
-        return [settings]
-    rest = {key: value for key, value in settings.items() if key != "layers"}
-    if "layer" in rest:
-        raise WrongUse("give layer=K or layers=A-B, not both")
-    first, dash, last = settings["layers"].partition("-")
-    deepest, norm = str(checkpoint.setting("num_hidden_layers")), {}
-    if checkpoint.config.get("do_stable_layer_norm"):
-        norm = {"norm": "after"} if rest.pop("norm", "after") == "after" else {}
-    if settings["layers"] == "all":
-        first, dash, last = "0", "-", deepest
-    if not dash or not first.isdecimal() or not last.isdecimal() or int(first) > int(last):
-        raise WrongUse(f"layers={settings['layers']}: write layers=all or a range such as layers=6-9")
-    layers = map(str, range(int(first), int(last) + 1))
-    return [{**rest, "layer": layer, **(norm if layer == deepest else {})} for layer in layers]
-
-
-def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: DType) -> ResolvedFeature:
-    kind = FEATURES[feature]
-    code = kind.code
-    typed = {key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()}
-    config = code.resolve(typed, checkpoint)
-    variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
-    provenance: dict[str, Any] = {
-        "versions": {"ser": version(DISTRIBUTION)} | {name: version(name) for name in ("numpy", *code.packages)},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        # No paths, no environment: nothing private.
-        "command": f"ser features CORPUS --features {feature}{':' if variant else ''}{variant}",
-    }
-    pooled = getattr(config, "pool", "none") != "none"
-    level = "utterance" if pooled else kind.level
-    described = {key: value for key, value in asdict(config).items() if key != "pool" or pooled}  # it came later
-    if checkpoint:
-        provenance["model"], provenance["layers"] = checkpoint.model, checkpoint.setting("num_hidden_layers")
-        folder = checkpoint.path.resolve()
-        if checkpoint.model == folder.name:  # not an id of the Hub: `ser predict` looks for the folder
-            provenance["folder"] = str(folder)
-    spec = Spec(
-        feature=feature,
-        modality=kind.modality,
-        level=level,
-        dim=code.dim(config, checkpoint),
-        dtype="float32" if level == "utterance" else dtype,
-        extractor=code.name,
-        version=code.version,
-        variant=variant,
-        hop=None if pooled else code.hop(config, checkpoint),
-        config=described,
-        checkpoint={"digest": checkpoint.digest, "random": checkpoint.random} if checkpoint else {},
-        provenance=provenance,
-    )
-    return ResolvedFeature(spec, config, checkpoint)
-
-
-def _typed(feature: str, key: str, value: str, kind: Any) -> Any:
-    try:
-        typed = msgspec.convert(value, kind, strict=False)
-        if kind is not float or math.isfinite(typed):
-            return typed
-    except msgspec.ValidationError:
-        pass
-    plain = {int: "a whole number", float: "a number", bool: "true or false"}
-    what = plain.get(kind) or " or ".join(map(str, get_args(kind)))
-    raise WrongUse(f"{feature}:{key}={value}: {key} is {what}")
-
-
-def load_extractors(
-    features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
-) -> list[Extractor]:
-    """One extractor for each group of features that share their work; opens their models on `device`."""
-    groups: dict[Hashable, list[ResolvedFeature]] = {}
-    for feature in features:
-        code = FEATURES[feature.spec.feature].code
-        groups.setdefault((code.name, code.shares(feature)), []).append(feature)
-    return [FEATURES[group[0].spec.feature].code(group, device, batch_seconds) for group in groups.values()]

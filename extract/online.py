@@ -7,7 +7,8 @@ from ser.cache.spec import Spec
 from ser.errors import UtteranceError, WrongUse
 
 from .audio import Clip, decode
-from .extractors import FEATURES, Extractor, ResolvedFeature, Rows, load_extractors, resolve
+from .extractors import Extractor, ResolvedFeature, Rows
+from .registry import FEATURES, load_extractors, resolve
 
 
 def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> ResolvedFeature:

@@ -19,8 +19,9 @@ from ser.errors import DISTRIBUTION, CorruptStore, StoreError, WeightsError, Wro
 from ser.weights.find import parse_models
 
 from .corpora.scan import Scan, find_format, read_corpus
-from .extractors import ResolvedFeature, batches, resolve_available, split_names, text_seconds
+from .extractors import ResolvedFeature, batches, text_seconds
 from .options import ExtractionConfig
+from .registry import resolve_available, split_names
 
 MODALITIES: tuple[Modality, ...] = ("audio", "text")
 PART_BYTES = 256 << 20

@@ -25,8 +25,9 @@ from ser.engines import is_out_of_memory
 from ser.errors import SerError, UtteranceError
 
 from .audio import Clip, decode, locate
-from .extractors import GPU_SECONDS, Extractor, Outcome, Rows, batches, load_extractors
+from .extractors import GPU_SECONDS, Extractor, Outcome, Rows, batches
 from .plan import ExtractionTask, Utterance, WorkerConfig
+from .registry import load_extractors
 
 AHEAD = 2  # tasks in work at once, so that no core waits at the end of one
 

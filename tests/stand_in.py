@@ -18,7 +18,8 @@ import numpy as np
 from ser.engines import cached, here
 from ser.engines.worker_cache import entries
 from ser.errors import UtteranceError
-from ser.extract.extractors import FEATURES, Extractor, FeatureKind
+from ser.extract.extractors import Extractor
+from ser.extract.registry import FEATURES, FeatureKind
 
 DIM = 8
 OPEN: "weakref.WeakSet[object]" = weakref.WeakSet()  # extractors that this process has and nobody let go

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from ser.cli import main
 from ser.extract.corpora import FORMATS
-from ser.extract.extractors import FEATURES
+from ser.extract.registry import FEATURES
 from ser.tests.newcomer import newcomer, shrink
 from ser.tests.test_house import PATHS
 from ser.train.models import FUSIONS

@@ -6,7 +6,7 @@ import pytest
 from ser.errors import UtteranceError, WrongUse
 from ser.extract.audio import Clip
 from ser.extract.augment import VIEWS, change
-from ser.extract.extractors import load_extractors, resolve
+from ser.extract.registry import load_extractors, resolve
 from ser.train.options import Experiment
 
 RATE = 16000

@@ -6,8 +6,8 @@ import pytest
 from ser.errors import UtteranceError, WrongUse
 from ser.extract.audio import Clip
 from ser.extract.check import REFERENCES, relative
-from ser.extract.extractors import load_extractors, resolve
 from ser.extract.mel import MelExtractor
+from ser.extract.registry import load_extractors, resolve
 
 CASES = ["mfcc", "logmel", "logmel:sampling_rate=22050", "logmel:bands=128,hop=0.0125,window=0.05,low=20,high=7600"]
 

@@ -14,7 +14,7 @@ import pytest
 
 from ser.benchmarks.hops import MOST, trace_demo
 from ser.extract.corpora import DETECTORS, FORMATS
-from ser.extract.extractors import FEATURES
+from ser.extract.registry import FEATURES
 from ser.tests.newcomer import shrink
 from ser.tests.tiny_store import make_store
 

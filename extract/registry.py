@@ -1,0 +1,233 @@
+"""The registry of features: the names that users ask for, and what a name resolves to.
+
+Built-in extractors and a user's own stand in one table, `FEATURES`, and are imported when they are first needed:
+torch and transformers are slow to import.
+"""
+
+import math
+import pkgutil
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal, get_args, get_type_hints
+
+import msgspec
+
+from ser.cache.spec import Level, Modality, Spec
+from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
+from ser.weights import Checkpoint, find_checkpoint
+
+from .extractors import Extractor, ResolvedFeature
+
+DType = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class FeatureKind:
+    """What a feature name stands for."""
+
+    modality: Modality
+    level: Level
+    summary: str
+    extractor: str | type[Extractor]  # the class, or where it is: "package.module:Class"
+    model: str | None = None  # default checkpoint; "": it must be named; None: computed without weights
+    preset: Mapping[str, Any] = field(default_factory=dict)  # settings of the extractor that the name stands for
+
+    @property
+    def code(self) -> type[Extractor]:
+        """The extractor's class, imported now if it was not before."""
+        return pkgutil.resolve_name(self.extractor) if isinstance(self.extractor, str) else self.extractor
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that may follow the feature's name, with their types: the fields of the extractor's config."""
+        types = get_type_hints(self.code.Config)
+        found = {one.metadata.get("setting", one.name): types[one.name] for one in fields(self.code.Config) if one.init}
+        return {name: kind for name, kind in found.items() if name not in self.preset}
+
+
+_SPEECH, _TEXT = "ser.extract.speech:SpeechExtractor", "ser.extract.text:TextExtractor"
+_MEL, _SMILE = "ser.extract.mel:MelExtractor", "ser.extract.smile:SmileExtractor"
+_W2V_BERT, _WHISPER = "ser.extract.speech:FilterbankExtractor", "ser.extract.speech:WhisperExtractor"
+FEATURES: dict[str, FeatureKind] = {
+    "hubert": FeatureKind("audio", "frame", "HuBERT frames, 50 a second", _SPEECH, "facebook/hubert-base-ls960"),
+    "wav2vec2": FeatureKind("audio", "frame", "wav2vec 2.0 frames", _SPEECH, "facebook/wav2vec2-base"),
+    "wavlm": FeatureKind("audio", "frame", "WavLM frames", _SPEECH, "microsoft/wavlm-base-plus"),
+    "data2vec": FeatureKind("audio", "frame", "data2vec frames", _SPEECH, "facebook/data2vec-audio-base"),
+    "unispeech-sat": FeatureKind("audio", "frame", "UniSpeech-SAT", _SPEECH, "microsoft/unispeech-sat-base-plus"),
+    "w2v-bert": FeatureKind("audio", "frame", "Wav2Vec2-BERT 2.0 frames", _W2V_BERT, "facebook/w2v-bert-2.0"),
+    "whisper": FeatureKind("audio", "frame", "states of Whisper's encoder", _WHISPER, "openai/whisper-base"),
+    "mpnet": FeatureKind("text", "token", "MPNet tokens", _TEXT, "microsoft/mpnet-base"),
+    "bert": FeatureKind("text", "token", "BERT tokens", _TEXT, "bert-base-uncased"),
+    "bert-cased": FeatureKind("text", "token", "BERT tokens, cased (USC §5.1)", _TEXT, "bert-base-cased"),
+    "roberta": FeatureKind("text", "token", "RoBERTa tokens", _TEXT, "FacebookAI/roberta-base"),
+    "deberta": FeatureKind("text", "token", "DeBERTa tokens", _TEXT, "microsoft/deberta-v3-base"),
+    "electra": FeatureKind("text", "token", "ELECTRA tokens", _TEXT, "google/electra-base-discriminator"),
+    "xlm-r": FeatureKind("text", "token", "XLM-R tokens", _TEXT, "FacebookAI/xlm-roberta-base"),
+    "modernbert": FeatureKind("text", "token", "ModernBERT tokens", _TEXT, "answerdotai/ModernBERT-base"),
+    "text": FeatureKind("text", "token", "tokens of the text encoder that --model names", _TEXT, ""),
+    "is13": FeatureKind("audio", "utterance", "openSMILE's IS13_ComParE", _SMILE, preset={"set": "IS13_ComParE"}),
+    "egemaps": FeatureKind("audio", "utterance", "openSMILE's eGeMAPSv02", _SMILE, preset={"set": "eGeMAPSv02"}),
+    "compare": FeatureKind("audio", "utterance", "openSMILE's ComParE_2016", _SMILE, preset={"set": "ComParE_2016"}),
+    "smile": FeatureKind("audio", "utterance", "any set of openSMILE, as smile:set=GeMAPSv01b", _SMILE),
+    "logmel": FeatureKind("audio", "frame", "log-mel spectrogram, 100 frames a second", _MEL),
+    "mfcc": FeatureKind("audio", "frame", "MFCC of the log-mel spectrogram", "ser.extract.mel:MfccExtractor"),
+}
+
+
+def split_names(features: str | Sequence[str]) -> list[str]:
+    """`"hubert:layer=9,norm=before,is13"` to its names: a piece with `=` and no `:` belongs to the name before it."""
+    text = features if isinstance(features, str) else ",".join(features)
+    names: list[str] = []
+    for piece in (piece.strip() for piece in text.split(",")):
+        if "=" in piece and ":" not in piece and names and ":" in names[-1]:
+            names[-1] += f",{piece}"
+        elif piece:
+            names.append(piece)
+    if not names:
+        raise WrongUse(f"no feature is named; known: {', '.join(sorted(FEATURES))}")
+    return list(dict.fromkeys(names))
+
+
+def parse(name: str) -> tuple[str, dict[str, str]]:
+    """`"hubert:layer=9"` to `("hubert", {"layer": "9"})`. Raises `WrongUse` for an unknown feature or setting."""
+    feature, _, variant = name.partition(":")
+    if feature not in FEATURES:
+        raise unknown("feature", feature, FEATURES)
+    settings: dict[str, str] = {}
+    for piece in variant.split(",") if variant else []:
+        key, equals, value = piece.partition("=")
+        known = FEATURES[feature].settings
+        if key not in known and not (key == "layers" and FEATURES[feature].model is not None):
+            raise unknown(f"setting of {feature}", key, known)
+        if not equals or not value or key in settings:
+            raise WrongUse(f"{name}: settings are written {feature}:{key}=VALUE, each once")
+        settings[key] = value
+    return feature, settings
+
+
+def resolve(names: Sequence[str], models: Mapping[str, str], dtype: DType) -> list[ResolvedFeature]:
+    """Everything that `names` ask for, each spec complete. Finds and hashes the checkpoints.
+
+    Raises `WrongUse` for an unknown name or a setting that cannot be, and `WeightsError` for a checkpoint that is not
+    here.
+    """
+    found, missing = resolve_available(names, models, dtype)
+    for fault in missing.values():
+        raise fault
+    return found
+
+
+def resolve_available(
+    names: Sequence[str], models: Mapping[str, str], dtype: DType
+) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
+    """As `resolve`, but with what is wrong with the checkpoints of the features that cannot be computed, by feature."""
+    asked = [parse(name) for name in names]
+    for feature in models:
+        if feature not in FEATURES:
+            raise unknown("feature in --model", feature, FEATURES)
+        if FEATURES[feature].model is None:
+            raise WrongUse(f"--model {feature}=…: {feature} is computed without weights")
+    checkpoints: dict[str, Checkpoint] = {}
+    missing: dict[str, WeightsError] = {}
+    for feature in dict.fromkeys(feature for feature, _ in asked):
+        if (model := models.get(feature, FEATURES[feature].model)) is not None:
+            if not model:
+                raise WrongUse(f"{feature} has no checkpoint of its own: name one by --model {feature}=ID_OR_PATH")
+            try:
+                checkpoints[feature] = find_checkpoint(model, f"--model {feature}=PATH")
+            except WeightsError as fault:
+                missing[feature] = fault
+    found: dict[str, ResolvedFeature] = {}
+    for feature, settings in asked:
+        checkpoint = checkpoints.get(feature)
+        for single in _expand(settings, checkpoint) if feature not in missing else []:
+            one = _resolved(feature, single, checkpoint, dtype)
+            found.setdefault(one.spec.fingerprint, one)
+    return list(found.values()), missing
+
+
+def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dict[str, str]]:
+    """`layers=all` and `layers=6-9` to one set of settings per layer.
+
+    The last layer of an encoder that ends in a LayerNorm is taken after it, as s3prl takes it (the output of
+    fairseq's encoder), unless they say norm=before.
+    """
+    if "layers" not in settings or checkpoint is None:
+        return [settings]
+    rest = {key: value for key, value in settings.items() if key != "layers"}
+    if "layer" in rest:
+        raise WrongUse("give layer=K or layers=A-B, not both")
+    first, dash, last = settings["layers"].partition("-")
+    deepest, norm = str(checkpoint.setting("num_hidden_layers")), {}
+    if checkpoint.config.get("do_stable_layer_norm"):
+        norm = {"norm": "after"} if rest.pop("norm", "after") == "after" else {}
+    if settings["layers"] == "all":
+        first, dash, last = "0", "-", deepest
+    if not dash or not first.isdecimal() or not last.isdecimal() or int(first) > int(last):
+        raise WrongUse(f"layers={settings['layers']}: write layers=all or a range such as layers=6-9")
+    layers = map(str, range(int(first), int(last) + 1))
+    return [{**rest, "layer": layer, **(norm if layer == deepest else {})} for layer in layers]
+
+
+def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: DType) -> ResolvedFeature:
+    kind = FEATURES[feature]
+    code = kind.code
+    typed = {key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()}
+    config = code.resolve({**kind.preset, **typed}, checkpoint)
+    variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
+    provenance: dict[str, Any] = {
+        "versions": {"ser": version(DISTRIBUTION)} | {name: version(name) for name in ("numpy", *code.packages)},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        # No paths, no environment: nothing private.
+        "command": f"ser features CORPUS --features {feature}{':' if variant else ''}{variant}",
+    }
+    pooled = getattr(config, "pool", "none") != "none"
+    described = {key: value for key, value in asdict(config).items() if key != "pool" or pooled}  # it came later
+    dim, hop = code.dim(config, checkpoint), None if pooled else code.hop(config, checkpoint)
+    # openSMILE gives vectors or frames, as its settings say.
+    level = "utterance" if pooled else "frame" if hop is not None else kind.level
+    if checkpoint:
+        provenance["model"], provenance["layers"] = checkpoint.model, checkpoint.setting("num_hidden_layers")
+        folder = checkpoint.path.resolve()
+        if checkpoint.model == folder.name:  # not an id of the Hub: `ser predict` looks for the folder
+            provenance["folder"] = str(folder)
+    spec = Spec(
+        feature=feature,
+        modality=kind.modality,
+        level=level,
+        dim=dim,
+        dtype="float32" if level == "utterance" or code.exact else dtype,
+        extractor=code.name,
+        version=code.version,
+        variant=variant,
+        hop=hop,
+        config=described,
+        checkpoint={"digest": checkpoint.digest, "random": checkpoint.random} if checkpoint else {},
+        provenance=provenance,
+    )
+    return ResolvedFeature(spec, config, checkpoint)
+
+
+def _typed(feature: str, key: str, value: str, kind: Any) -> Any:
+    try:
+        typed = msgspec.convert(value, kind, strict=False)
+        if kind is not float or math.isfinite(typed):
+            return typed
+    except msgspec.ValidationError:
+        pass
+    plain = {int: "a whole number", float: "a number", bool: "true or false"}
+    what = plain.get(kind) or " or ".join(map(str, get_args(kind)))
+    raise WrongUse(f"{feature}:{key}={value}: {key} is {what}")
+
+
+def load_extractors(
+    features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
+) -> list[Extractor]:
+    """One extractor for each group of features that share their work; opens their models on `device`."""
+    groups: dict[Hashable, list[ResolvedFeature]] = {}
+    for feature in features:
+        code = FEATURES[feature.spec.feature].code
+        groups.setdefault((code.name, code.shares(feature)), []).append(feature)
+    return [FEATURES[group[0].spec.feature].code(group, device, batch_seconds) for group in groups.values()]
