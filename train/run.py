@@ -14,6 +14,7 @@ from safetensors.torch import save
 
 from ser.engines import is_out_of_memory
 from ser.errors import CorruptStore, SerError, WrongUse
+from ser.plugins import not_installed
 
 from .data.dataset import Dataset, Standardizer
 from .data.splits import Fold, known_before
@@ -218,7 +219,8 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
         raise WrongUse(f"{run.path}: holds no trained model yet; finish the run with `ser train --resume {run.path}`")
     config = run.config
     if config["fusion"] not in FUSIONS:
-        raise WrongUse(f"{run.path}: was trained with fusion '{config['fusion']}', which this ser does not know")
+        what = f"was trained with the fusion '{config['fusion']}'"
+        raise WrongUse(f"{run.path}: {not_installed(what, config['provenance'].get('package'))}")
     fusion = FUSIONS[config["fusion"]]
     settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)

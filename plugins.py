@@ -1,0 +1,90 @@
+"""What installed packages bring to ser: features, fusions and corpus formats, named by their entry points.
+
+    [project.entry-points."ser.extractors"]
+    loudness = "my_package.loudness:LOUDNESS"
+"""
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from ser.errors import WrongUse
+
+Entry = TypeVar("Entry")
+
+
+class Registry(MutableMapping[str, Entry]):
+    """What the names of one kind stand for: ser's own, those that this process adds, and those of installed packages.
+
+    A package names what it brings as entry points of `group`, and is imported when that is first asked for: one that
+    cannot be imported is in nobody else's way. Asking for a name raises `WrongUse`, naming the package, if it cannot
+    be imported, brings something that is no `kind`, or takes a name that ser or another package has.
+    """
+
+    def __init__(self, what: str, group: str, kind: Any, own: Mapping[str, Entry]) -> None:
+        self.what, self.group, self.kind = what, group, kind
+        self._own, self._entries = frozenset(own), dict(own)
+
+    @cached_property
+    def _brought(self) -> dict[str, list[EntryPoint]]:
+        found: dict[str, list[EntryPoint]] = {}
+        for point in entry_points(group=self.group):
+            found.setdefault(point.name, []).append(point)
+        return found
+
+    def __getitem__(self, name: str) -> Entry:
+        points = self._brought.get(name, [])
+        rivals = ["ser"] * (name in self._own) + [_package(point) for point in points]
+        if len(rivals) > 1:
+            raise WrongUse(
+                f"{' and '.join(rivals)} both bring a {self.what} called '{name}'; uninstall {rivals[-1]}, or have it "
+                "renamed there"
+            )
+        if name not in self._entries:
+            if not points:
+                raise KeyError(name)
+            self._entries[name] = self._load(points[0])
+        return self._entries[name]
+
+    def _load(self, point: EntryPoint) -> Entry:
+        where = f"the {self.what} '{point.name}' of {_package(point)}"
+        try:
+            entry = point.load()
+        except Exception as fault:  # it is someone else's code
+            reason = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
+            raise WrongUse(f"{where} cannot be imported ({reason}); mend that package, or uninstall it") from fault
+        if not isinstance(entry, self.kind):
+            raise WrongUse(f"{where} is not a {self.kind.__name__}: {point.value}; mend that package, or uninstall it")
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._brought
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        self._entries[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._entries, **self._brought})
+
+    def __len__(self) -> int:
+        return len({**self._entries, **self._brought})
+
+    def package(self, name: str) -> str | None:
+        """The installed package that brings this name, and its version, such as `ser-gated 1.0`; None: ser itself."""
+        points = self._brought.get(name, []) if name not in self._own else []
+        return _package(points[0]) if points else None
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def not_installed(what: str, package: Any) -> str:
+    """Why `what`, which a `package` brought that is not here now, is unknown, and what to do."""
+    if package is None:
+        return f"{what}, which this ser does not know; train on one that it knows"
+    return f"{what} of {package}, which is not installed here; run `pip install {str(package).replace(' ', '==')}`"
