@@ -1,16 +1,17 @@
 """What `ser features` will compute: which rows are there already, how the rest is cut into tasks, and its size."""
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import RESERVED, Manifest
+from ser.cache.manifest import RESERVED, Manifest, Parent
 from ser.cache.spec import Modality, Spec
 from ser.cache.store import Feature, Store, open_store
 from ser.engines.machine import choose_device
@@ -21,7 +22,7 @@ from ser.weights.find import parse_models
 from .corpora.scan import Scan, find_format, read_corpus
 from .extractors import ResolvedFeature, batches, text_seconds
 from .options import ExtractionConfig
-from .registry import resolve_available, split_names
+from .registry import FEATURES, resolve_available, split_names
 
 MODALITIES: tuple[Modality, ...] = ("audio", "text")
 PART_BYTES = 256 << 20
@@ -171,8 +172,8 @@ class ExtractionPlan:
         return found
 
 
-def plan(config: ExtractionConfig) -> ExtractionPlan:
-    """Read the corpus, find the weights, and look up what the store has.
+def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
+    """Read the corpus (unless this `scan` of it is given), find the weights, and look up what the store has.
 
     Features whose weights are not here are left out of the plan and named in `unavailable`. Raises `WrongUse` for a
     corpus, feature, model or setting that cannot be, `WeightsError` if no feature is left, and `StoreError` if the disk
@@ -189,12 +190,15 @@ def plan(config: ExtractionConfig) -> ExtractionPlan:
         if config.workers is not None:
             raise WrongUse("--workers starts processes here, and --scheduler uses the workers of a cluster: give one")
         check_scheduler(config.scheduler, config.insecure)
-    names = split_names(config.features)
+    names = split_names(config.features) if config.features or scan is None else []
     find_format(config.corpus, config.format)  # before the weights, which may come over the network
-    wanted, unavailable = resolve_available(names, parse_models(config.models), config.dtype)
-    if not wanted:
+    models = parse_models(config.models)
+    if config.transcribe not in FEATURES:
+        models.pop(config.transcribe, None)
+    wanted, unavailable = resolve_available(names, models, config.dtype)
+    if unavailable and not wanted:
         raise next(iter(unavailable.values()))
-    scan = read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)
+    scan = scan or read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)
     return plan_scan(config, scan, wanted, unavailable)
 
 
@@ -209,6 +213,8 @@ def plan_scan(
     # A folder that another command is about to make a store holds tmp/ alone, a new disk lost+found/.
     there = path.exists() and (not path.is_dir() or any(entry.name not in RESERVED for entry in path.iterdir()))
     store = open_store(config.store) if there else None
+    if scan.manifest.parent and store:
+        scan = replace(scan, manifest=replace(scan.manifest, parent=_parent(scan.manifest, scan.manifest.parent, store)))
     features = [_feature_plan(one, scan.manifest, store, config.retry) for one in resolved]
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
     made = ExtractionPlan(config, scan, features, free, dict(unavailable or {}))
@@ -219,6 +225,20 @@ def plan_scan(
             f"{made.free / unit:.2f} {name} are free; make room, name another --store, or ask for fewer features"
         )
     return made
+
+
+def _parent(manifest: Manifest, default: Parent, store: Store) -> Parent:
+    """The corpus of the store that most of this audio is of, whatever its name; the `default` where that is equal."""
+    audio = set(zip(manifest.ids, manifest.inputs("audio"), strict=True))
+    found: list[tuple[int, bool, Manifest]] = []
+    for corpus in store.corpora():
+        with contextlib.suppress(StoreError):  # one that cannot be read is nobody's parent
+            other = store.manifest(corpus)
+            common = len(audio.intersection(zip(other.ids, other.inputs("audio"), strict=True)))
+            found += [(common, corpus == default.corpus, other)] if common and not other.parent else []
+    found = [one for one in found if one[2].corpus != manifest.corpus]
+    nearest = max(found, key=itemgetter(0, 1), default=None)
+    return Parent(nearest[2].corpus, nearest[2].digest, default.transcripts) if nearest else default
 
 
 def _feature_plan(wanted: ResolvedFeature, manifest: Manifest, store: Store | None, retry: bool) -> FeaturePlan:
