@@ -1,10 +1,7 @@
-"""What installed packages bring to ser: features, fusions and corpus formats, named by their entry points.
+"""What installed packages bring to ser: features, fusions and corpus formats, named by their entry points."""
 
-    [project.entry-points."ser.extractors"]
-    loudness = "my_package.loudness:LOUDNESS"
-"""
-
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -14,7 +11,7 @@ from ser.errors import WrongUse
 Entry = TypeVar("Entry")
 
 
-class Registry(MutableMapping[str, Entry]):
+class Registry(UserDict[str, Entry]):
     """What the names of one kind stand for: ser's own, those that this process adds, and those of installed packages.
 
     A package names what it brings as entry points of `group`, and is imported when that is first asked for: one that
@@ -23,29 +20,23 @@ class Registry(MutableMapping[str, Entry]):
     """
 
     def __init__(self, what: str, group: str, kind: Any, own: Mapping[str, Entry]) -> None:
-        self.what, self.group, self.kind = what, group, kind
-        self._own, self._entries = frozenset(own), dict(own)
+        self.what, self.group, self.kind, self._own = what, group, kind, frozenset(own)
+        super().__init__(own)
 
     @cached_property
     def _brought(self) -> dict[str, list[EntryPoint]]:
-        found: dict[str, list[EntryPoint]] = {}
-        for point in entry_points(group=self.group):
-            found.setdefault(point.name, []).append(point)
-        return found
+        points = list(entry_points(group=self.group))
+        return {one.name: [point for point in points if point.name == one.name] for one in points}
 
     def __getitem__(self, name: str) -> Entry:
         points = self._brought.get(name, [])
         rivals = ["ser"] * (name in self._own) + [_package(point) for point in points]
         if len(rivals) > 1:
-            raise WrongUse(
-                f"{' and '.join(rivals)} both bring a {self.what} called '{name}'; uninstall {rivals[-1]}, or have it "
-                "renamed there"
-            )
-        if name not in self._entries:
-            if not points:
-                raise KeyError(name)
-            self._entries[name] = self._load(points[0])
-        return self._entries[name]
+            both = f"{' and '.join(rivals)} both bring a {self.what} called '{name}'"
+            raise WrongUse(f"{both}; uninstall {rivals[-1]}, or have it renamed there")
+        if name not in self.data and points:
+            self.data[name] = self._load(points[0])
+        return self.data[name]
 
     def _load(self, point: EntryPoint) -> Entry:
         where = f"the {self.what} '{point.name}' of {_package(point)}"
@@ -59,23 +50,17 @@ class Registry(MutableMapping[str, Entry]):
         return entry
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in self._brought
-
-    def __setitem__(self, name: str, entry: Entry) -> None:
-        self._entries[name] = entry
-
-    def __delitem__(self, name: str) -> None:
-        del self._entries[name]
+        return name in self.data or name in self._brought
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self._entries, **self._brought})
+        return iter({**self.data, **self._brought})
 
     def __len__(self) -> int:
-        return len({**self._entries, **self._brought})
+        return len({**self.data, **self._brought})
 
     def package(self, name: str) -> str | None:
         """The installed package that brings this name, and its version, such as `ser-gated 1.0`; None: ser itself."""
-        points = self._brought.get(name, []) if name not in self._own else []
+        points = self._brought.get(name)
         return _package(points[0]) if points else None
 
 

@@ -62,7 +62,7 @@ def to_record(record: bytes | Mapping[str, Any], kind: type[Json], where: str) -
 
 
 def check_version(version: Any, where: str, newest: int = FORMAT_VERSION) -> None:
-    """Raise `StoreError` unless this version of ser reads that version of the format, the `newest` or an earlier one."""
+    """Raise `StoreError` unless this version of ser reads that version of the format, up to the `newest`."""
     if type(version) is int and version > newest:
         raise StoreError(f"{where}: has format version {version}, newer than this ser's {newest}; update ser")
     if version not in range(FORMAT_VERSION, newest + 1):

@@ -1,7 +1,4 @@
-"""Transcripts that a speech recogniser has made, by the audio that they are of: what an interrupted run goes on from.
-
-    <store>/transcripts/<made by>-<name>.json    checksummed JSON, never changed; see FORMAT.md
-"""
+"""Transcripts that a speech recogniser has made, by the audio that they are of: a killed run goes on from them."""
 
 import contextlib
 import hashlib
@@ -20,42 +17,39 @@ FOLDER = "transcripts"
 
 
 class Transcripts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file: transcripts that were made in one way, by the sha256 of the audio."""
+    """One file `<store>/transcripts/<name>.json`: what was made in one way, by the sha256 of the audio."""
 
     made_by: dict[str, Any]
     texts: dict[str, str]
     format_version: int = FORMAT_VERSION
 
 
-def fingerprint(made_by: Mapping[str, Any]) -> str:
-    """Of how transcripts are made: the first 16 hex digits of the sha256 of its canonical JSON."""
-    return hashlib.sha256(canonical_json(made_by)).hexdigest()[:16]
+def short_hash(value: Any) -> str:
+    """The first 16 hex digits of the sha256 of its canonical JSON."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
 
 def put_transcripts(store: Path, made_by: Mapping[str, Any], texts: Mapping[str, str]) -> None:
     """Keep transcripts, by the sha256 of their audio, durably."""
-    name = hashlib.sha256(canonical_json(sorted(texts))).hexdigest()[:16]
+    content = checksummed_json(Transcripts(dict(made_by), dict(texts)))
     with explain_disk_errors("writing transcripts", store):
         make_folder(store / FOLDER)
-        content = checksummed_json(Transcripts(dict(made_by), dict(texts)))
-        replace_file(store / FOLDER / f"{fingerprint(made_by)}-{name}.json", content, store)
+        replace_file(store / FOLDER / f"{short_hash(made_by)}-{short_hash(sorted(texts))}.json", content, store)
 
 
 def read_transcripts(store: Path, made_by: Mapping[str, Any]) -> dict[str, str]:
-    """All that were made in this way, by the sha256 of their audio. A file that cannot be trusted counts for nothing."""
+    """All that were made in this way, by the sha256 of their audio, but for files that cannot be trusted."""
     found: dict[str, str] = {}
-    for path in sorted((store / FOLDER).glob(f"{fingerprint(made_by)}-*.json")):
+    for path in sorted((store / FOLDER).glob(f"{short_hash(made_by)}-*.json")):
         with contextlib.suppress(CorruptStore):
-            found |= check_transcripts(path).texts
+            found |= check_transcripts(path)
     return found
 
 
-def check_transcripts(path: Path) -> Transcripts:
-    """One file of them. Raises `CorruptStore` if it is not what was written."""
-    try:
+def check_transcripts(path: Path) -> dict[str, str]:
+    """The texts of one file. Raises `CorruptStore` if it is not what was written."""
+    with contextlib.suppress(CorruptStore):
         found = read_checksummed(path, Transcripts)
-    except CorruptStore:
-        found = None
-    if found is None or not path.name.startswith(fingerprint(found.made_by)):
-        raise CorruptStore(f"{path}: altered or cut short; remove it, and `ser features --transcribe` makes it again")
-    return found
+        if path.stem == f"{short_hash(found.made_by)}-{short_hash(sorted(found.texts))}":
+            return found.texts
+    raise CorruptStore(f"{path}: altered or cut short; remove it, and `ser features --transcribe` makes it again")

@@ -36,13 +36,13 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
     """
     from ser.extract.run import ExtractionRun, plan, stop_if_unusable
 
-    scan, heard, whole = None, {}, True
+    scan, whole = None, True
     if options["transcribe"]:
         if ctx.get_parameter_source("features") is click.core.ParameterSource.DEFAULT:
             options["features"] = ""  # the transcripts alone
         if (scan := _transcribe(ExtractionConfig(**options), dry_run, as_json)) is None:
             return
-        heard, whole = scan.manifest.parent.transcripts, not scan.unusable("text")
+        whole = not scan.unusable("text")
     planned = plan(ExtractionConfig(**options), scan)
     with ExtractionRun(planned) as run:
         if dry_run:
@@ -55,8 +55,9 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
             with StageBars("utt") as bars:
                 summary = run.extract(bars.update)
             rows = [[name, *(facts[column] for column in COLUMNS)] for name, facts in summary.features.items()]
+            parent = planned.manifest.parent
             if as_json:
-                answer({"transcripts": heard, **summary.features} if heard else summary.features)
+                answer({**({"transcripts": parent.transcripts} if scan and parent else {}), **summary.features})
             elif rows:
                 answer(rows, ["feature", *COLUMNS[:-1], "s"])
             for line in _notes(summary):
@@ -79,12 +80,16 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
         return None
     with StageBars("utt") as bars:
         scan = job.run(bars.update)
-    about = scan.manifest.parent.transcripts
-    say(f"{job.name}: {about['model']} transcribed {left} of {of} utterances now, {about['empty']} have no word", err=as_json)
+    about = job.about
     rate = f"{100 * about['wer']:.1f} %" if about["words"] else "not known"
-    compared = f"{about['words']} words of {about['utterances']} manual transcripts"
-    say(f"word error rate {rate}, of {compared}, without case, punctuation and tags", err=as_json)
-    for problem in scan.problems:
+    done = (
+        f"{job.name}: {left} of {of} utterances transcribed now, {about['empty']} have no word; word error rate {rate}"
+    )
+    say(
+        f"{done} over {about['words']} words of {about['utterances']} transcripts, without case and punctuation",
+        as_json,
+    )
+    for problem in scan.unusable("text").values():
         say(f"left out: {problem}", err=True)
     return scan
 

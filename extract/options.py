@@ -31,7 +31,7 @@ class ExtractionConfig:
         None, "Other transcripts (CSV with id, text), such as an ASR's; give them their own --corpus-name.", "FILE"
     )
     transcribe: str | None = option(
-        None, "Transcripts by a speech recogniser, as a second corpus over the same audio.", choices=("whisper",)
+        None, "Transcripts by a speech recogniser: a second corpus over the same audio.", choices=("whisper",)
     )
     language: str | None = option(None, "That --transcribe is told the speech is in, such as en.", "CODE")
     store: Path = option(Path("features"), "The store: a folder, made if it is not there.", "PATH")  # noqa: RUF009

@@ -181,7 +181,7 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     """
     for option in fields(config):
         value, known = getattr(config, option.name), option.metadata.get("choices")
-        if known and option.name != "format" and value not in known:  # `find_format` knows formats registered since
+        if known and option.name != "format" and value not in (None, *known):  # formats may be registered since
             raise WrongUse(f"--{option.name.replace('_', '-')} {value}: it is {' or '.join(known)}")
     choose_device(config.device, here=False)  # whether it is here is seen when a model needs it
     if not config.part_seconds > 0 or (config.batch_seconds is not None and not config.batch_seconds > 0):
@@ -193,8 +193,7 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     names = split_names(config.features) if config.features or scan is None else []
     find_format(config.corpus, config.format)  # before the weights, which may come over the network
     models = parse_models(config.models)
-    if config.transcribe not in FEATURES:
-        models.pop(config.transcribe, None)
+    models = {name: model for name, model in models.items() if name != config.transcribe or name in FEATURES}
     wanted, unavailable = resolve_available(names, models, config.dtype)
     if unavailable and not wanted:
         raise next(iter(unavailable.values()))
@@ -211,10 +210,11 @@ def plan_scan(
     """The plan for a corpus that is read already. Raises `StoreError` if the disk is too small."""
     path = config.store.absolute()
     # A folder that another command is about to make a store holds tmp/ alone, a new disk lost+found/.
-    there = path.exists() and (not path.is_dir() or any(entry.name not in RESERVED for entry in path.iterdir()))
+    there = path.exists() and (
+        not path.is_dir() or any(entry.name not in RESERVED - {"manifests"} for entry in path.iterdir())
+    )
     store = open_store(config.store) if there else None
-    if scan.manifest.parent and store:
-        scan = replace(scan, manifest=replace(scan.manifest, parent=_parent(scan.manifest, scan.manifest.parent, store)))
+    scan = _with_parent(scan, store) if store else scan
     features = [_feature_plan(one, scan.manifest, store, config.retry) for one in resolved]
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
     made = ExtractionPlan(config, scan, features, free, dict(unavailable or {}))
@@ -227,18 +227,20 @@ def plan_scan(
     return made
 
 
-def _parent(manifest: Manifest, default: Parent, store: Store) -> Parent:
-    """The corpus of the store that most of this audio is of, whatever its name; the `default` where that is equal."""
+def _with_parent(scan: Scan, store: Store) -> Scan:
+    """The scan; the parent of other transcripts is the corpus of the store that has most of their audio, if one has."""
+    manifest, found = scan.manifest, list[tuple[int, bool, Manifest]]()
+    if (parent := manifest.parent) is None:
+        return scan
     audio = set(zip(manifest.ids, manifest.inputs("audio"), strict=True))
-    found: list[tuple[int, bool, Manifest]] = []
-    for corpus in store.corpora():
+    for corpus in set(store.corpora()) - {manifest.corpus}:
         with contextlib.suppress(StoreError):  # one that cannot be read is nobody's parent
             other = store.manifest(corpus)
             common = len(audio.intersection(zip(other.ids, other.inputs("audio"), strict=True)))
-            found += [(common, corpus == default.corpus, other)] if common and not other.parent else []
-    found = [one for one in found if one[2].corpus != manifest.corpus]
-    nearest = max(found, key=itemgetter(0, 1), default=None)
-    return Parent(nearest[2].corpus, nearest[2].digest, default.transcripts) if nearest else default
+            found += [(common, corpus == parent.corpus, other)] if common and other.parent is None else []
+    for _, _, nearest in sorted(found, key=itemgetter(0, 1))[-1:]:
+        parent = Parent(nearest.corpus, nearest.digest, parent.transcripts)
+    return replace(scan, manifest=replace(manifest, parent=parent))
 
 
 def _feature_plan(wanted: ResolvedFeature, manifest: Manifest, store: Store | None, retry: bool) -> FeaturePlan:

@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ser.cache.atomic_io import read_named
 from ser.cache.part import Quarantine
 from ser.cache.store import open_store
-from ser.cache.transcripts import fingerprint, put_transcripts, read_transcripts
+from ser.cache.transcripts import put_transcripts, read_transcripts, short_hash
 from ser.engines.machine import choose_device
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import find_checkpoint, load_encoder
@@ -40,19 +40,6 @@ MODEL = "openai/whisper-base"
 RATE, WINDOW = 16000, 30.0  # Hz, seconds: Whisper's own
 KEPT = 60.0  # seconds of audio whose transcripts are kept at once: what a killed run loses
 VERSION = 1  # raised when the same model would give other transcripts than before
-
-
-class WordErrors(NamedTuple):
-    """Words inserted, deleted and substituted in all transcripts together, of how many words of the manual ones."""
-
-    errors: int
-    words: int
-    utterances: int
-
-    @property
-    def rate(self) -> float | None:
-        """The word error rate; None without any word to compare with."""
-        return self.errors / self.words if self.words else None
 
 
 class Transcription:
@@ -161,34 +148,40 @@ class Transcription:
     def _transcribed(self) -> Scan:
         texts = {one.id: self.texts[one.digest] for one in self.utterances if one.digest in self.texts}
         own = zip(self.scan.manifest.ids, self.scan.manifest.column("text"), strict=True)
-        self.errors = word_errors([(text or "", texts[id_]) for id_, text in own if id_ in texts])
-        problems = [Problem(u.id, u.file, f"not transcribed: {u.problem}", "text") for u in self.bad.values()]
-        about = {
+        errors, words, compared = word_errors([(text or "", texts[id_]) for id_, text in own if id_ in texts])
+        self.about = {
             "model": self.checkpoint.model,
-            "fingerprint": fingerprint(self.made_by),
-            **{key: self.made_by[key] for key in ("checkpoint", "language")},
+            "fingerprint": short_hash(self.made_by),
+            "checkpoint": self.checkpoint.digest,
+            "language": self.config.language,
             "random": self.checkpoint.random,
             "empty": sum(not text for text in texts.values()),
-            **{"wer": self.errors.rate, "words": self.errors.words, "utterances": self.errors.utterances},
+            "wer": errors / words if words else None,
+            "words": words,
+            "utterances": compared,
         }
-        return self.scan.with_texts(texts, problems, self.name, about)
+        problems = [Problem(u.id, u.file, f"not transcribed: {u.problem}", "text") for u in self.bad.values()]
+        return self.scan.with_texts(texts, problems, self.name, self.about)
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words that are compared: without case, punctuation (an apostrophe stays) and tags such as [LAUGHTER]."""
     plain = unicodedata.normalize("NFKC", TAG.sub(" ", text)).casefold().replace("’", "'")
     return re.sub(r"[^\w\s']|_", " ", plain).split()
 
 
-def word_errors(pairs: Sequence[tuple[str, str]]) -> WordErrors:
-    """Of (manual, recognised) transcripts, those without a manual word left out: the Levenshtein distance of words."""
-    compared = [(reference, words(heard)) for manual, heard in pairs if (reference := words(manual))]
+def word_errors(pairs: Sequence[tuple[str, str]]) -> tuple[int, int, int]:
+    """Of (manual, recognised) transcripts: words inserted, deleted and substituted, manual words, and utterances.
+
+    Those without a manual word are left out. The first by the second number is the word error rate.
+    """
+    compared = [(manual, split_words(heard)) for text, heard in pairs if (manual := split_words(text))]
     errors = 0
-    for reference, heard in compared:
+    for manual, heard in compared:  # the Levenshtein distance, row by row
         row = list(range(len(heard) + 1))
-        for number, word in enumerate(reference, 1):
+        for number, word in enumerate(manual, 1):
             before, row[0] = row[0], number
             for at, other in enumerate(heard, 1):
                 before, row[at] = row[at], min(row[at] + 1, row[at - 1] + 1, before + (word != other))
         errors += row[-1]
-    return WordErrors(errors, sum(len(reference) for reference, _ in compared), len(compared))
+    return errors, sum(len(manual) for manual, _ in compared), len(compared)

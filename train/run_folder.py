@@ -69,7 +69,9 @@ CONFIG_SHAPE = shape(
     seed=WHOLE,
     dims=dict[str, WHOLE],
     limit=int | None,
-    provenance=shape("", store=(str, ""), package=(str | None, None), asked=ANY, versions=ANY, specs=TABLES, encoders=TABLES),
+    provenance=shape(
+        "", store=(str, ""), package=(str | None, None), asked=ANY, versions=ANY, specs=TABLES, encoders=TABLES
+    ),
 )
 RESULT_SHAPE = shape(
     "fold corpus protocol select labels",
