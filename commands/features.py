@@ -70,7 +70,7 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
 
 def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan | None":
     """The corpus with a recogniser's transcripts; with `dry_run` only what there is to do is said."""
-    from ser.extract.transcribe import Transcription
+    from ser.extract.corpora.transcribe import Transcription
 
     job = Transcription(config)
     left, of = len(job.left), len(job.utterances)

@@ -24,8 +24,8 @@ from ser.cache.store import Store, open_store
 from ser.cli import main
 from ser.errors import ExtractionStopped, StoreError, WeightsError, WrongUse
 from ser.extract.audio import decode
+from ser.extract.corpora.transcribe import Transcription, word_errors
 from ser.extract.options import ExtractionConfig
-from ser.extract.transcribe import Transcription, word_errors
 from ser.tests.newcomer import newcomer
 
 __all__ = ["newcomer"]  # a fixture

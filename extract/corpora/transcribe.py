@@ -27,14 +27,14 @@ from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import find_checkpoint, load_encoder
 from ser.weights.find import parse_models
 
-from .audio import CHANNELS, RESAMPLER, Clip
-from .corpora.scan import Problem, Scan, read_corpus
-from .extractors import GPU_SECONDS, batches
-from .options import ExtractionConfig
-from .plan import ExtractionPlan
-from .run import stopped
-from .text import TAG
-from .worker import read_input
+from ..audio import CHANNELS, RESAMPLER, Clip
+from ..extractors import GPU_SECONDS, batches
+from ..options import ExtractionConfig
+from ..plan import ExtractionPlan
+from ..run import stopped
+from ..text import TAG
+from ..worker import read_input
+from .scan import Problem, Scan, read_corpus
 
 MODEL = "openai/whisper-base"
 RATE, WINDOW = 16000, 30.0  # Hz, seconds: Whisper's own
