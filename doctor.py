@@ -26,7 +26,7 @@ PACKAGES = {
     "torchaudio": ("converting torchaudio's HuBERT bundles", "pip install torchaudio, of the version of your torch"),
 }
 LICENCES = (
-    "openSMILE (is13): research and non-commercial use, features included · IEMOCAP: by its own agreement with USC · "
+    "openSMILE: research and non-commercial use, features included · IEMOCAP: by its own agreement with USC · "
     "encoders: see each model's page"
 )
 
@@ -123,7 +123,7 @@ def _weights() -> Iterator[tuple[str, str, str]]:
         except WrongUse as fault:  # of a package that cannot be imported
             yield f"feature {feature}", "cannot be used", str(fault)
             continue
-        if family.model is None:
+        if not family.model:
             continue
         here = cached.pop(family.model, None)
         local = [text for kind, text in folders if kind == feature]

@@ -46,7 +46,8 @@ class Registry(UserDict[str, Entry]):
             reason = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
             raise WrongUse(f"{where} cannot be imported ({reason}); mend that package, or uninstall it") from fault
         if not isinstance(entry, self.kind):
-            raise WrongUse(f"{where} is not a {self.kind.__name__}: {point.value}; mend that package, or uninstall it")
+            name = getattr(self.kind, "__name__", self.kind)
+            raise WrongUse(f"{where} is not a {name}: {point.value}; mend that package, or uninstall it")
         return entry
 
     def __contains__(self, name: object) -> bool:

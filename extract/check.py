@@ -15,6 +15,7 @@ from .augment import change
 from .extractors import GPU_SECONDS, ResolvedFeature, batches
 from .plan import MODALITIES, ExtractionPlan
 from .registry import load_extractors
+from .smile import open_smile
 from .text import cleaned
 from .worker import read_input
 
@@ -63,11 +64,9 @@ def relative(ours: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _smile(wanted: ResolvedFeature, model: Any, clip: Clip) -> np.ndarray:
-    import opensmile
-
-    smile = opensmile.Smile(opensmile.FeatureSet.IS13, opensmile.FeatureLevel.Functionals)
     rate = wanted.config.sampling_rate
-    return np.asarray(smile.process_signal(np.clip(clip.at(rate), -1.0, wanted.config.clip), rate))
+    samples = np.clip(clip.at(rate), -1.0, wanted.config.clip)
+    return np.asarray(open_smile(wanted.config).process_signal(samples, rate))
 
 
 def _mel(wanted: ResolvedFeature, model: Any, clip: Clip) -> np.ndarray:
@@ -103,10 +102,20 @@ def _hidden(wanted: ResolvedFeature, model: Any, inputs: Any) -> np.ndarray:
 def _speech(wanted: ResolvedFeature, model: Any, clip: Clip) -> np.ndarray:
     import transformers
 
-    rate = wanted.config.sampling_rate
-    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=wanted.config.normalize)
-    inputs = extractor(clip.at(rate), sampling_rate=rate, return_attention_mask=False, return_tensors="pt")
-    return _hidden(wanted, model, inputs)
+    assert wanted.checkpoint is not None
+    if wanted.spec.extractor == "speech":
+        extractor: Any = transformers.Wav2Vec2FeatureExtractor(do_normalize=wanted.config.normalize)
+    else:
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(wanted.checkpoint.path, local_files_only=True)
+    rate, samples, rows = wanted.config.sampling_rate, clip.at(wanted.config.sampling_rate), []
+    window = getattr(extractor, "n_samples", len(samples))  # Whisper's
+    for start in range(0, len(samples), window):
+        stretch, masked = samples[start : start + window], wanted.spec.extractor != "speech"
+        inputs = extractor(stretch, sampling_rate=rate, return_attention_mask=masked, return_tensors="pt")
+        hidden = _hidden(wanted, model, inputs)
+        valid = inputs["attention_mask"][0].bool().numpy() if masked else np.ones(len(hidden), bool)
+        rows.append(hidden[valid[:: len(valid) // len(hidden)]])
+    return np.concatenate(rows)
 
 
 def _text(wanted: ResolvedFeature, model: Any, text: str) -> np.ndarray:
@@ -126,5 +135,7 @@ REFERENCES: dict[str, Callable[[ResolvedFeature, Any, Any], np.ndarray]] = {
     "smile": _smile,
     "mel": _mel,
     "speech": _speech,
+    "whisper": _speech,
+    "w2v-bert": _speech,
     "text": _text,
 }

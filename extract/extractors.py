@@ -55,6 +55,7 @@ class Extractor:
     Config: ClassVar[type]
     packages: ClassVar[tuple[str, ...]] = ()  # whose versions are noted beside the feature
     batched: ClassVar[bool] = False  # whether one call on many utterances is cheaper than many calls
+    exact: ClassVar[bool] = False  # whether its rows are stored in float32 whatever --dtype says
 
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint | None) -> Any:
@@ -126,9 +127,9 @@ class Encoder(Extractor):
 
     batched = True
     architectures: ClassVar[tuple[str, ...]]
-    layers: ClassVar[str]  # the attribute of the model's encoder that holds its layers
     padding: float = 0
     mask_always = False  # with a mask of ones, a model may take another kernel than without any
+    asked: ClassVar[dict[str, bool]] = {}  # further arguments of the model
     own: ClassVar[frozenset[str]] = frozenset({"layer"})  # settings in which features of one forward pass may differ
 
     @classmethod
@@ -147,7 +148,7 @@ class Encoder(Extractor):
     @classmethod
     def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> Any:
         """The config of `settings`, whose layer is in range; `named` says whether the user named the layer."""
-        raise NotImplementedError
+        return cls.Config(**settings)
 
     @classmethod
     def dim(cls, config: Any, checkpoint: Checkpoint | None) -> int:
@@ -163,7 +164,7 @@ class Encoder(Extractor):
         return feature.checkpoint.digest, *same.items()
 
     def open(self) -> None:
-        """Load the model, and keep the outputs of the layers of each forward pass, by number, in `state.taken`."""
+        """Load the model, and see to it that `hidden` finds the layers."""
         import torch
 
         if self.device.startswith("cuda"):  # TF32 keeps ten bits of the mantissa
@@ -171,15 +172,18 @@ class Encoder(Extractor):
         assert self.checkpoint is not None
         self.model = load_encoder(self.checkpoint).to(self.device)
         self.state = threading.local()  # of one forward pass: `lengths` of the rows, and `taken` `[batch, time, dim]`
-        wanted = {config.layer for config in self.configs}
+        self.tap({config.layer for config in self.configs})
+
+    def tap(self, wanted: set[int]) -> None:
+        """Keep the outputs of these layers of each forward pass, by number, in `state.taken`."""
 
         def take(number: int, _module: Any, args: Any, output: Any = None) -> None:
             hidden = args if output is None else output
             self.state.taken[number] = hidden[0] if isinstance(hidden, tuple) else hidden
 
         # Layers above the deepest wanted one cost time and change nothing: they are dropped. One always stays.
-        layers = getattr(self.model.encoder, self.layers)[: max(*wanted, 1)]
-        setattr(self.model.encoder, self.layers, layers)
+        encoder = getattr(self.model, "encoder", self.model)
+        layers = encoder.layers = encoder.layers[: max(*wanted, 1)]
         for number in wanted:
             register = layers[number - 1].register_forward_hook if number else layers[0].register_forward_pre_hook
             register(partial(take, number))
@@ -193,7 +197,7 @@ class Encoder(Extractor):
         return length
 
     def forward(self, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        """Hidden states of each input `[n]` (samples or token ids): one `[rows, dim]` float32 per spec.
+        """Hidden states of each input `[n, …]` (samples, token ids, log-mel): one `[rows, dim]` float32 per spec.
 
         If memory runs out, each half is computed alone, down to one input.
         """
@@ -213,9 +217,10 @@ class Encoder(Extractor):
         import torch
 
         lengths = [len(one) for one in inputs]
-        shape, on_gpu = (len(inputs), max(lengths)), self.device.startswith("cuda")
+        shape = (len(inputs), max(lengths), *inputs[0].shape[1:])
+        on_gpu = self.device.startswith("cuda")
         padded = torch.full(shape, self.padding, dtype=torch.from_numpy(inputs[0]).dtype, pin_memory=on_gpu)
-        mask = torch.zeros(shape, dtype=torch.long)
+        mask = torch.zeros(shape[:2], dtype=torch.long)
         for row, one in enumerate(inputs):
             padded[row, : len(one)] = torch.from_numpy(one)
             mask[row, : len(one)] = 1
@@ -227,6 +232,7 @@ class Encoder(Extractor):
             output = self.model(
                 padded.to(device, non_blocking=True),
                 attention_mask=mask.to(device, non_blocking=True) if masked else None,
+                **self.asked,
             )
             arrays = [self.hidden(config, output).float().cpu().numpy() for config in self.configs]
         self.state.taken = {}

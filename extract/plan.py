@@ -22,7 +22,7 @@ from ser.weights.find import parse_models
 from .corpora.scan import Scan, find_format, read_corpus
 from .extractors import ResolvedFeature, batches, text_seconds
 from .options import ExtractionConfig
-from .registry import FEATURES, resolve_available, split_names
+from .registry import resolve_available, split_names
 
 MODALITIES: tuple[Modality, ...] = ("audio", "text")
 PART_BYTES = 256 << 20
@@ -192,9 +192,7 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
         check_scheduler(config.scheduler, config.insecure)
     names = split_names(config.features) if config.features or scan is None else []
     find_format(config.corpus, config.format)  # before the weights, which may come over the network
-    models = parse_models(config.models)
-    models = {name: model for name, model in models.items() if name != config.transcribe or name in FEATURES}
-    wanted, unavailable = resolve_available(names, models, config.dtype)
+    wanted, unavailable = resolve_available(names, parse_models(config.models), config.dtype)
     if unavailable and not wanted:
         raise next(iter(unavailable.values()))
     scan = scan or read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)

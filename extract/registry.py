@@ -7,7 +7,7 @@ they are first needed: torch and transformers are slow to import.
 import math
 import pkgutil
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Literal, get_args, get_type_hints
@@ -32,7 +32,8 @@ class FeatureKind:
     level: Level
     summary: str
     extractor: str | type[Extractor]  # the class, or where it is: "package.module:Class"
-    model: str | None = None  # default checkpoint; None: computed without weights
+    model: str | None = None  # default checkpoint; "": it must be named; None: computed without weights
+    preset: Mapping[str, Any] = field(default_factory=dict)  # settings of the extractor that the name stands for
 
     @property
     def code(self) -> type[Extractor]:
@@ -46,19 +47,34 @@ class FeatureKind:
     def settings(self) -> dict[str, Any]:
         """The settings that may follow the feature's name, with their types: the fields of the extractor's config."""
         types = get_type_hints(self.code.Config)
-        return {one.name: types[one.name] for one in fields(self.code.Config) if one.init}
+        found = {one.metadata.get("setting", one.name): types[one.name] for one in fields(self.code.Config) if one.init}
+        return {name: kind for name, kind in found.items() if name not in self.preset}
 
 
 _SPEECH, _TEXT = "ser.extract.speech:SpeechExtractor", "ser.extract.text:TextExtractor"
 _MEL, _SMILE = "ser.extract.mel:MelExtractor", "ser.extract.smile:SmileExtractor"
+_W2V_BERT, _WHISPER = "ser.extract.speech:FilterbankExtractor", "ser.extract.speech:WhisperExtractor"
 _OWN = {
     "hubert": FeatureKind("audio", "frame", "HuBERT frames, 50 a second", _SPEECH, "facebook/hubert-base-ls960"),
     "wav2vec2": FeatureKind("audio", "frame", "wav2vec 2.0 frames", _SPEECH, "facebook/wav2vec2-base"),
     "wavlm": FeatureKind("audio", "frame", "WavLM frames", _SPEECH, "microsoft/wavlm-base-plus"),
+    "data2vec": FeatureKind("audio", "frame", "data2vec frames", _SPEECH, "facebook/data2vec-audio-base"),
+    "unispeech-sat": FeatureKind("audio", "frame", "UniSpeech-SAT", _SPEECH, "microsoft/unispeech-sat-base-plus"),
+    "w2v-bert": FeatureKind("audio", "frame", "Wav2Vec2-BERT 2.0 frames", _W2V_BERT, "facebook/w2v-bert-2.0"),
+    "whisper": FeatureKind("audio", "frame", "states of Whisper's encoder", _WHISPER, "openai/whisper-base"),
     "mpnet": FeatureKind("text", "token", "MPNet tokens", _TEXT, "microsoft/mpnet-base"),
     "bert": FeatureKind("text", "token", "BERT tokens", _TEXT, "bert-base-uncased"),
     "bert-cased": FeatureKind("text", "token", "BERT tokens, cased (USC §5.1)", _TEXT, "bert-base-cased"),
-    "is13": FeatureKind("audio", "utterance", "openSMILE's IS13_ComParE, 6373 functionals", _SMILE),
+    "roberta": FeatureKind("text", "token", "RoBERTa tokens", _TEXT, "FacebookAI/roberta-base"),
+    "deberta": FeatureKind("text", "token", "DeBERTa tokens", _TEXT, "microsoft/deberta-v3-base"),
+    "electra": FeatureKind("text", "token", "ELECTRA tokens", _TEXT, "google/electra-base-discriminator"),
+    "xlm-r": FeatureKind("text", "token", "XLM-R tokens", _TEXT, "FacebookAI/xlm-roberta-base"),
+    "modernbert": FeatureKind("text", "token", "ModernBERT tokens", _TEXT, "answerdotai/ModernBERT-base"),
+    "text": FeatureKind("text", "token", "tokens of the text encoder that --model names", _TEXT, ""),
+    "is13": FeatureKind("audio", "utterance", "openSMILE's IS13_ComParE", _SMILE, preset={"set": "IS13_ComParE"}),
+    "egemaps": FeatureKind("audio", "utterance", "openSMILE's eGeMAPSv02", _SMILE, preset={"set": "eGeMAPSv02"}),
+    "compare": FeatureKind("audio", "utterance", "openSMILE's ComParE_2016", _SMILE, preset={"set": "ComParE_2016"}),
+    "smile": FeatureKind("audio", "utterance", "any set of openSMILE, as smile:set=GeMAPSv01b", _SMILE),
     "logmel": FeatureKind("audio", "frame", "log-mel spectrogram, 100 frames a second", _MEL),
     "mfcc": FeatureKind("audio", "frame", "MFCC of the log-mel spectrogram", "ser.extract.mel:MfccExtractor"),
 }
@@ -88,7 +104,7 @@ def parse(name: str) -> tuple[str, dict[str, str]]:
     for piece in variant.split(",") if variant else []:
         key, equals, value = piece.partition("=")
         known = FEATURES[feature].settings
-        if key not in known and not (key == "layers" and FEATURES[feature].model):
+        if key not in known and not (key == "layers" and FEATURES[feature].model is not None):
             raise unknown(f"setting of {feature}", key, known)
         if not equals or not value or key in settings:
             raise WrongUse(f"{name}: settings are written {feature}:{key}=VALUE, each once")
@@ -116,14 +132,16 @@ def resolve_available(
     for feature in models:
         if feature not in FEATURES:
             raise unknown("feature in --model", feature, FEATURES)
-        if not FEATURES[feature].model:
+        if FEATURES[feature].model is None:
             raise WrongUse(f"--model {feature}=…: {feature} is computed without weights")
     checkpoints: dict[str, Checkpoint] = {}
     missing: dict[str, WeightsError] = {}
     for feature in dict.fromkeys(feature for feature, _ in asked):
-        if model := FEATURES[feature].model:
+        if (model := models.get(feature, FEATURES[feature].model)) is not None:
+            if not model:
+                raise WrongUse(f"{feature} has no checkpoint of its own: name one by --model {feature}=ID_OR_PATH")
             try:
-                checkpoints[feature] = find_checkpoint(models.get(feature, model), f"--model {feature}=PATH")
+                checkpoints[feature] = find_checkpoint(model, f"--model {feature}=PATH")
             except WeightsError as fault:
                 missing[feature] = fault
     found: dict[str, ResolvedFeature] = {}
@@ -154,7 +172,9 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
     kind = FEATURES[feature]
     code = kind.code
     typed = {key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()}
-    config = code.resolve(typed, checkpoint)
+    config = code.resolve({**kind.preset, **typed}, checkpoint)
+    dim, hop = code.dim(config, checkpoint), code.hop(config, checkpoint)
+    level = "frame" if hop is not None else kind.level  # openSMILE gives vectors or frames, as its settings say
     variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
     provenance: dict[str, Any] = {
         "versions": {package: version(package) for package in ("ser", "numpy", *code.packages)},
@@ -172,13 +192,13 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
     spec = Spec(
         feature=feature,
         modality=kind.modality,
-        level=kind.level,
-        dim=code.dim(config, checkpoint),
-        dtype="float32" if kind.level == "utterance" else dtype,
+        level=level,
+        dim=dim,
+        dtype="float32" if level == "utterance" or code.exact else dtype,
         extractor=code.name,
         version=code.version,
         variant=variant,
-        hop=code.hop(config, checkpoint),
+        hop=hop,
         config=asdict(config),
         checkpoint={"digest": checkpoint.digest, "random": checkpoint.random} if checkpoint else {},
         provenance=provenance,

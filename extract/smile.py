@@ -1,65 +1,110 @@
-"""IS13: the 6373 functionals of the INTERSPEECH 2013 ComParE challenge, by openSMILE's own set of that name.
+"""openSMILE's feature sets, each by openSMILE's own name: IS13_ComParE, eGeMAPSv02, ComParE_2016 and the others.
 
-It is not ComParE_2016, which has the same names in the same order and up to 1,808 other values.
-openSMILE's licence is for research and non-commercial use, and covers the extracted features.
+IS13_ComParE and ComParE_2016 have the same names in the same order, and up to 1,808 other values.
+openSMILE's licence is for research and non-commercial use, and covers the extracted features. The names of the columns
+are those of `opensmile.Smile(set, level).feature_names`.
 """
 
 import threading
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ser.errors import UtteranceError
+from ser.errors import UtteranceError, WrongUse, unknown
 
 from .audio import CHANNELS, RESAMPLER, Clip
 from .extractors import Extractor
 
-DIM = 6373
+SmileLevel = Literal["functionals", "lld", "deltas"]
 LARGEST_SAMPLE = 32767 / 32768  # openSMILE casts x * 32768 to int16: 1.0 would wrap to -1.0
-# Utterances that are too short are named below. (catch_warnings is not safe in threads.)
-warnings.filterwarnings("ignore", "Segment too short", UserWarning)
+# Set → its name in the package opensmile; values of its functionals, low-level descriptors, and their deltas.
+SETS: dict[str, tuple[str, int, int, int]] = {
+    "IS09_emotion": ("IS09", 384, 16, 16),
+    "IS10_paraling_compat": ("IS10", 1582, 38, 38),
+    "IS11_speaker_state": ("IS11", 4368, 59, 59),
+    "IS12_speaker_trait_compat": ("IS12", 6125, 64, 64),
+    "IS13_ComParE": ("IS13", 6373, 65, 65),
+    "ComParE_2016": ("ComParE_2016", 6373, 65, 65),
+    "GeMAPSv01a": ("GeMAPS", 62, 18, 0),
+    "GeMAPSv01b": ("GeMAPSv01b", 62, 18, 0),
+    "eGeMAPSv01a": ("eGeMAPS", 88, 23, 0),
+    "eGeMAPSv01b": ("eGeMAPSv01b", 88, 23, 0),
+    "eGeMAPSv02": ("eGeMAPSv02", 88, 25, 0),
+    "emobase": ("emobase", 988, 26, 26),
+}
+# Utterances that are too short are named below, and old sets by the user. (catch_warnings is not safe in threads.)
+warnings.filterwarnings("ignore", "Segment too short|Feature set .* is deprecated", UserWarning)
 
 
 @dataclass(frozen=True)
 class SmileConfig:
-    """How openSMILE is called. There is nothing to set."""
+    """How openSMILE is called: with which set (`set=`), for one vector or for frames every 10 ms."""
 
-    feature_set: str = field(default="IS13_ComParE", init=False)
-    level: str = field(default="functionals", init=False)
+    feature_set: str = field(metadata={"setting": "set"})
+    level: SmileLevel = "functionals"
     sampling_rate: int = field(default=16000, init=False)
     resampler: str = field(default=RESAMPLER, init=False)
     channels: str = field(default=CHANNELS, init=False)
     clip: float = field(default=LARGEST_SAMPLE, init=False)
 
 
+def open_smile(config: SmileConfig) -> Any:
+    """The library itself: `[channels, values, rows]` of samples and their rate."""
+    import opensmile
+
+    level = {"functionals": "func", "lld": "lld", "deltas": "lld_de"}[config.level]
+    return opensmile.Smile(opensmile.FeatureSet[SETS[config.feature_set][0]], opensmile.FeatureLevel(level))
+
+
 _local = threading.local()  # one openSMILE per thread: nothing is shared that a later release could make stateful
 
 
 class SmileExtractor(Extractor):
-    """One vector of 6373 values per utterance; threads scale, since openSMILE runs without the GIL."""
+    """One vector per utterance, or frames; threads scale, since openSMILE runs without the GIL."""
 
     name, version, Config = "smile", 1, SmileConfig
     packages = ("opensmile", "soundfile", "soxr")
+    exact = True
+
+    @classmethod
+    def resolve(cls, settings: dict[str, Any], checkpoint: Any) -> SmileConfig:
+        """The config. Raises `WrongUse` for an unknown set, or a level that the set does not have."""
+        asked = settings.pop("set", None)
+        if asked is None:
+            raise WrongUse(f"smile needs a set, as in smile:set=eGeMAPSv02; known: {', '.join(SETS)}")
+        named = {**{one: one for one in SETS}, **{short: one for one, (short, *_) in SETS.items()}}
+        if asked not in named:
+            raise unknown("set of openSMILE", asked, SETS)
+        config = SmileConfig(named[asked], **settings)
+        if not cls.dim(config, None):
+            raise WrongUse(
+                f"level={config.level}: {config.feature_set} gives no deltas of their own; ask for level=lld"
+            )
+        return config
 
     @classmethod
     def dim(cls, config: SmileConfig, checkpoint: Any) -> int:
-        """6373 functionals."""
-        return DIM
+        """Values of a row: for the functionals of IS13_ComParE, 6373."""
+        return SETS[config.feature_set][1 + get_args(SmileLevel).index(config.level)]
+
+    @classmethod
+    def hop(cls, config: SmileConfig, checkpoint: Any) -> float | None:
+        """Seconds between frames: 0.01 in all sets. Functionals are of the utterance."""
+        return None if config.level == "functionals" else 0.01
 
     def extract(self, item: Clip) -> list[np.ndarray]:
-        """IS13 of a clip, `[1, 6373]` float32, bit for bit as openSMILE gives it on the same samples."""
-        rate = self.config.sampling_rate
-        samples = item.at(rate)
-        if samples.max(initial=0.0) > self.config.clip or samples.min(initial=0.0) < -1.0:
-            item.warnings.append("clipped to full scale for is13")
-            samples = np.clip(samples, -1.0, self.config.clip)
-        if not hasattr(_local, "smile"):
-            import opensmile
-
-            _local.smile = opensmile.Smile(opensmile.FeatureSet.IS13, opensmile.FeatureLevel.Functionals)
-        values = _local.smile(samples, rate)[0, :, 0]
+        """The rows of a clip, `[1, dim]` or `[frames, dim]` float32, bit for bit as openSMILE gives them."""
+        config = self.config
+        samples = item.at(config.sampling_rate)
+        if samples.max(initial=0.0) > config.clip or samples.min(initial=0.0) < -1.0:
+            item.warnings.append(f"clipped to full scale for {self.label}")
+            samples = np.clip(samples, -1.0, config.clip)
+        opened = vars(_local).setdefault("opened", {})
+        if config not in opened:
+            opened[config] = open_smile(config)
+        values = opened[config](samples, config.sampling_rate)[0].T
         if np.isnan(values).all():
-            raise UtteranceError(f"is too short for is13 ({item.seconds * 1000:.0f} ms)")
-        return [values[None]]
+            raise UtteranceError(f"is too short for {self.label} ({item.seconds * 1000:.0f} ms)")
+        return [values]

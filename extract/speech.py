@@ -1,10 +1,14 @@
-"""HuBERT, wav2vec 2.0 and WavLM: frames of a speech encoder, batched to the same numbers as one by one.
+"""HuBERT, wav2vec 2.0 and their like, Wav2Vec2-BERT and Whisper: frames of a speech encoder, batched as one by one.
 
-Three things make padding leak into other rows, and each is closed here:
+Four things make padding leak into other rows, and each is closed here:
 - base models normalise the first convolution over *time* (GroupNorm): `RowwiseNorm` takes each row's statistics from
   its own frames;
+- what lies between the convolutions of the positions makes padding other than zero (data2vec's several layers, the
+  batch norm of some HuBERTs): it is cleared before the next convolution sees it;
 - the transformer attends to padding: the attention mask goes in whenever the batch has padding;
 - Hugging Face's batch normaliser averages over the padding too: each waveform is normalised alone, before padding.
+
+Whisper attends to padding as it was trained to: every window is filled up with silence to 30 s, batched or alone.
 """
 
 import math
@@ -15,9 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from ser.errors import UtteranceError, WrongUse
+from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import Checkpoint
 from ser.weights.find import Count
 
@@ -25,32 +30,51 @@ from .audio import CHANNELS, RESAMPLER, Clip
 from .extractors import Encoder, Outcome, Precision, Rows, batches
 
 RATE = 16000  # Hz, of every encoder of these families
+FRAME = 320  # samples between the frames of Whisper and Wav2Vec2-BERT
 # WavLM hands torch a boolean mask beside a float one, as it means to.
 warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
 
 
-@dataclass(frozen=True)
-class SpeechConfig:
-    """One layer of a speech encoder.
+@dataclass(frozen=True, kw_only=True)
+class AudioConfig:
+    """One layer of a speech encoder."""
+
+    layer: int
+    precision: Precision = "float32"
+    sampling_rate: int = field(default=RATE, init=False)
+    resampler: str = field(default=RESAMPLER, init=False)
+    channels: str = field(default=CHANNELS, init=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig(AudioConfig):
+    """One layer of an encoder that reads audio of any length.
+
+    An utterance longer than `window` seconds is cut into windows that overlap by twice `context`: each window's
+    frames within `context` of an inner edge are dropped, so a kept frame sees at least that much on each side. Its
+    waveform (of Wav2Vec2-BERT: each band of its log-mel spectrogram) is still normalised as a whole; attention, and
+    the base models' norm over time, see one window.
+    """
+
+    window: float = 60.0  # seconds
+    context: float = 5.0  # seconds
+
+    def __post_init__(self) -> None:
+        if not self.window >= 2 or not 0 <= self.context <= self.window / 4:
+            raise WrongUse("window must be 2 seconds or more, and context at most a quarter of it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechConfig(WindowConfig):
+    """One layer of an encoder of waveforms.
 
     Where the encoder ends in a LayerNorm (the large models), `norm` says whether the rows are taken before or after
     it: after, where no layer is named (Hugging Face's `last_hidden_state`), before, where one is (its
     `hidden_states[k]`). It is "none" elsewhere.
-
-    An utterance longer than `window` seconds is cut into windows that overlap by twice `context`: each window's
-    frames within `context` of an inner edge are dropped, so a kept frame sees at least that much on each side. Its
-    waveform is still normalised as a whole; attention, and the base models' norm over time, see one window.
     """
 
-    layer: int
     norm: Literal["before", "after", "none"]
     normalize: bool  # the waveform to zero mean and unit variance, as the checkpoint's preprocessor says
-    precision: Precision = "float32"
-    window: float = 60.0  # seconds
-    context: float = 5.0  # seconds
-    sampling_rate: int = field(default=RATE, init=False)
-    resampler: str = field(default=RESAMPLER, init=False)
-    channels: str = field(default=CHANNELS, init=False)
 
 
 class RowwiseNorm(nn.Module):
@@ -77,11 +101,12 @@ class RowwiseNorm(nn.Module):
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of one utterance's samples, and which of its frames go to the store."""
+    """A stretch of one utterance as the model takes it, and which of its frames go to the store."""
 
     utterance: int
     samples: np.ndarray
     keep: slice
+    seconds: float  # what it costs
 
 
 class SpeechExtractor(Encoder):
@@ -89,8 +114,7 @@ class SpeechExtractor(Encoder):
 
     name, version, Config = "speech", 1, SpeechConfig
     packages = ("torch", "transformers", "soundfile", "soxr")
-    architectures = ("hubert", "wav2vec2", "wavlm")
-    layers = "layers"
+    architectures = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat")
     own = frozenset({"layer", "norm"})
 
     @classmethod
@@ -116,30 +140,39 @@ class SpeechExtractor(Encoder):
             rate = checkpoint.preprocessor.get("sampling_rate", RATE)
             if rate != RATE:
                 raise WrongUse(f"{checkpoint.model} takes audio at {rate} Hz; only {RATE} Hz is supported")
-        config = SpeechConfig(**settings)
-        if not config.window >= 2 or not 0 <= config.context <= config.window / 4:
-            raise WrongUse("window must be 2 seconds or more, and context at most a quarter of it")
-        return config
+        return SpeechConfig(**settings)
 
     @classmethod
-    def hop(cls, config: SpeechConfig, checkpoint: Checkpoint | None) -> float:
+    def hop(cls, config: Any, checkpoint: Checkpoint | None) -> float:
         """Seconds between frames: the product of the convolutions' strides, 320 samples, 0.02."""
         assert checkpoint is not None
         return math.prod(checkpoint.setting("conv_stride", list[Count])) / RATE
 
     def open(self) -> None:
-        """Load the model, and let its first norm see each row's own frames alone."""
+        """Load the model, and let its norms and convolutions see each row's own frames alone."""
         super().open()
         self.kernels, self.strides = tuple(self.model.config.conv_kernel), tuple(self.model.config.conv_stride)
-        self.stride = math.prod(self.strides)  # samples between frames
+        self.frame = self.stride = math.prod(self.strides)  # samples between frames
         self.field = 1 + sum((k - 1) * math.prod(self.strides[:i]) for i, k in enumerate(self.kernels))  # samples
+        self.least = self.field
         first = self.model.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             first.layer_norm = RowwiseNorm(first.layer_norm, self.state, self.kernels[0], self.strides[0])
+        positions = self.model.encoder.pos_conv_embed
+        for convolution in getattr(positions, "layers", ()):
+            convolution.register_forward_pre_hook(lambda _module, args: self.cleared(args[0]))
+        if getattr(positions, "batch_norm", None) is not None:
+            positions.batch_norm.register_forward_hook(lambda _module, _args, frames: self.cleared(frames))
 
-    def hidden(self, config: SpeechConfig, output: Any) -> Tensor:
+    def cleared(self, frames: Tensor) -> Tensor:
+        """Frames `[batch, dim, time]` with zeros as padding: what a convolution sees beyond the end of one row."""
+        valid = torch.tensor([self.rows(samples) for samples in self.state.lengths], device=frames.device)
+        return frames.masked_fill(torch.arange(frames.shape[2], device=frames.device) >= valid[:, None, None], 0)
+
+    def hidden(self, config: Any, output: Any) -> Tensor:
         """The layer `[batch, time, dim]`; after the final norm it is the model's output."""
-        return cast(Tensor, output.last_hidden_state if config.norm == "after" else super().hidden(config, output))
+        after = getattr(config, "norm", "none") == "after"
+        return cast(Tensor, output.last_hidden_state if after else super().hidden(config, output))
 
     def rows(self, length: int) -> int:
         """Frames that the convolutions make of so many samples: one per 20 ms, `(n - 400) // 320 + 1`."""
@@ -153,19 +186,24 @@ class SpeechExtractor(Encoder):
         pieces: list[Piece] = []
         for row, clip in enumerate(batch):
             samples = clip.at(RATE)
-            if len(samples) < self.field:
-                reason = f"is too short for {self.label} ({len(samples)} of {self.field} samples)"
+            if len(samples) < self.least:
+                reason = f"is too short for {self.label} ({len(samples)} of {self.least} samples)"
                 stored[row].append(UtteranceError(reason))
             else:
-                if self.config.normalize:  # as the Wav2Vec2 feature extractor computes it
-                    samples = ((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)).astype(np.float32)
                 pieces += self.cut(row, samples)
         # An hour has many windows: they too go in calls of at most `batch_seconds`, padded.
-        most = max(self.batch_seconds, self.config.window) * RATE if self.batch_seconds else None
-        for group in batches(pieces, lambda piece: len(piece.samples), most):
+        most = max(self.batch_seconds, getattr(self.config, "window", 0)) if self.batch_seconds else None
+        for group in batches(pieces, lambda piece: piece.seconds, most):
             for piece, layers in zip(group, self.forward([piece.samples for piece in group]), strict=True):
                 stored[piece.utterance].append(self.outcome([values[piece.keep] for values in layers]))
         return [self.joined(windows) for windows in stored]
+
+    def prepared(self, samples: np.ndarray) -> np.ndarray:
+        """The whole waveform `[n]` as the model takes it."""
+        if not self.config.normalize:
+            return samples
+        # As the Wav2Vec2 feature extractor computes it.
+        return ((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)).astype(np.float32)
 
     def joined(self, windows: list[Outcome]) -> Outcome:
         """The rows of one utterance, or the fault of a window of it."""
@@ -180,16 +218,100 @@ class SpeechExtractor(Encoder):
 
     def cut(self, utterance: int, samples: np.ndarray) -> list[Piece]:
         """One piece, or the overlapping windows of a long utterance."""
+        samples, second = self.prepared(samples), self.stride * RATE / self.frame
         total = self.rows(len(samples))
-        window = int(self.config.window * RATE / self.stride)  # frames
+        window = int(self.config.window * RATE / self.frame)  # frames
         if total <= window:
-            return [Piece(utterance, samples, slice(0, total))]
-        context = int(self.config.context * RATE / self.stride)
+            return [Piece(utterance, samples, slice(0, total), len(samples) / second)]
+        context = int(self.config.context * RATE / self.frame)
         pieces = []
         for first in range(0, total - 2 * context, window - 2 * context):
             last = min(first + window, total)
             start = first * self.stride
             stretch = samples[start : start + (last - first - 1) * self.stride + self.field]
             keep = slice(context if first else 0, last - first - (context if last < total else 0))
-            pieces.append(Piece(utterance, stretch, keep))
+            pieces.append(Piece(utterance, stretch, keep, len(stretch) / second))
+        return pieces
+
+
+class FilterbankExtractor(SpeechExtractor):
+    """An encoder of the log-mel frames that the checkpoint's own feature extractor makes: Wav2Vec2-BERT 2.0."""
+
+    name, version, Config = "w2v-bert", 1, WindowConfig
+    architectures = ("wav2vec2-bert",)
+    preprocessor = "SeamlessM4TFeatureExtractor"
+    least = 560  # samples: two log-mel frames of 25 ms
+    own = frozenset({"layer"})
+
+    @classmethod
+    def hop(cls, config: Any, checkpoint: Checkpoint | None) -> float:
+        """Seconds between frames, each of two log-mel frames: 0.02."""
+        return FRAME / RATE
+
+    def open(self) -> None:
+        """Load the model and its feature extractor. Raises `WeightsError` unless one fits the other."""
+        import transformers
+
+        Encoder.open(self)
+        assert self.checkpoint is not None
+        folder = self.checkpoint.path
+        try:
+            self.features = getattr(transformers, self.preprocessor).from_pretrained(folder, local_files_only=True)
+            probe = self.features(np.zeros(RATE, np.float32), sampling_rate=RATE, return_tensors="np")
+            if probe.input_features.shape[1:] != (expected := self.shape(probe.input_features.shape[1])):
+                raise ValueError(f"it gives {probe.input_features.shape[1:]} values, and the model takes {expected}")
+        except Exception as fault:  # transformers raises nearly every kind
+            reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+            raise WeightsError(f"{folder}: its preprocessor does not fit: {reason}") from fault
+        self.frame, self.stride, self.field = FRAME, 1, 1
+
+    def shape(self, frames: int) -> tuple[int, int]:
+        """Of what the model takes for one second."""
+        return frames, self.model.config.feature_projection_input_dim
+
+    def rows(self, length: int) -> int:
+        """As many as there are inputs."""
+        return length
+
+    def prepared(self, samples: np.ndarray) -> np.ndarray:
+        """Log-mel frames `[frames, 160]`, two side by side, each band normalised over the utterance."""
+        found = self.features(samples, sampling_rate=RATE, return_tensors="np")
+        # Of an odd number of frames, the last is paired with padding, and masked: it gives no row.
+        return cast(np.ndarray, found.input_features[0][found.attention_mask[0] == 1].astype(np.float32))
+
+
+class WhisperExtractor(FilterbankExtractor):
+    """The encoder of Whisper, 50 states a second; its last layer is the one after the final LayerNorm.
+
+    Audio is cut into consecutive windows of 30 s, each filled up with silence, whose states are cut off. Positions
+    start anew in each window, and its log-mel spectrogram is scaled to its own loudest value.
+    """
+
+    name, version, Config = "whisper", 1, AudioConfig
+    architectures = ("whisper",)
+    preprocessor = "WhisperFeatureExtractor"
+    least = 400
+
+    def shape(self, frames: int) -> tuple[int, int]:
+        """Of what the model takes for one second, filled up to a window."""
+        return self.model.config.num_mel_bins, 2 * self.model.config.max_source_positions
+
+    def hidden(self, config: Any, output: Any) -> Tensor:
+        """The layer `[batch, time, dim]`; the last one is the model's output, after its LayerNorm."""
+        assert self.checkpoint is not None
+        last = config.layer == self.checkpoint.setting("num_hidden_layers")
+        return cast(Tensor, output.last_hidden_state) if last else super().hidden(config, output)
+
+    def rows(self, length: int) -> int:
+        """All states of a window, with those of its padding."""
+        return cast(int, self.model.config.max_source_positions)
+
+    def cut(self, utterance: int, samples: np.ndarray) -> list[Piece]:
+        """Consecutive windows of log-mel frames `[bands, 3000]`; state k is kept if the audio reaches 20·k ms."""
+        pieces = []
+        for start in range(0, len(samples), self.features.n_samples):
+            stretch = samples[start : start + self.features.n_samples]
+            spectrogram = self.features(stretch, sampling_rate=RATE, return_tensors="np").input_features[0]
+            keep = slice(0, math.ceil(len(stretch) / self.frame))
+            pieces.append(Piece(utterance, spectrogram, keep, self.features.n_samples / RATE))
         return pieces

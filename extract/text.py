@@ -1,4 +1,4 @@
-"""BERT and MPNet: one row per token of the transcript.
+"""Text encoders of transformers: one row per token of the transcript.
 
 Right padding with an attention mask is exact: a row's numbers do not depend on its batch.
 """
@@ -7,9 +7,10 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from torch import nn
 
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import Checkpoint
@@ -17,12 +18,21 @@ from ser.weights import Checkpoint
 from .extractors import Encoder, Outcome, Precision
 
 MOST = 512  # tokens
+# Encoders whose hidden states do not depend on right padding (one test for all). No decoder and no encoder-decoder:
+# what a causal model says of a word knows nothing of the words after it.
+ARCHITECTURES = (
+    *("albert", "bert", "camembert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra", "ernie"),
+    *("eurobert", "megatron-bert", "modernbert", "mpnet", "nomic_bert", "rembert", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl"),
+)
+# Their positions start after that of the padding token, 1.
+OFFSET = ("camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")
 TAG = re.compile(r"\[[A-Za-z_]+\]")  # IEMOCAP's [LAUGHTER], [BREATHING], [GARBAGE], [LIPSMACK], lower-case too
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """One layer of a text encoder; layer 0 is the embeddings, the last one `last_hidden_state`."""
+    """One layer of a text encoder: `hidden_states[layer]` of transformers, 0 the embeddings."""
 
     layer: int
     special: bool = True  # [CLS] and [SEP] (<s> and </s>) keep their rows; the encoder sees them in any case
@@ -45,15 +55,14 @@ class TextExtractor(Encoder):
 
     name, version, Config = "text", 1, TextConfig
     packages = ("torch", "transformers", "tokenizers")
-    architectures = ("bert", "mpnet")
-    layers = "layer"
+    architectures = ARCHITECTURES
     mask_always = True
+    asked: ClassVar[dict[str, bool]] = {"output_hidden_states": True}
 
     @classmethod
     def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> TextConfig:
         """The config of `settings`, whose layer is in range. Raises `WrongUse` for what the encoder cannot give."""
-        # MPNet's positions start after its padding index, 1.
-        longest = checkpoint.setting("max_position_embeddings") - 2 * (checkpoint.architecture == "mpnet")
+        longest = checkpoint.setting("max_position_embeddings") - 2 * (checkpoint.architecture in OFFSET)
         config = TextConfig(**{"most": min(MOST, longest), **settings})
         if not 3 <= config.most <= longest:
             raise WrongUse(f"most={config.most}: {checkpoint.model} takes 3 to {longest} tokens")
@@ -81,6 +90,17 @@ class TextExtractor(Encoder):
             raise WeightsError(f"{folder}: its tokenizer gives no offsets; save a fast one (tokenizer.json)")
         self.padding = self.tokenizer.pad_token_id
         self._tokenizing = threading.Lock()  # the tokenizer sets its truncation on every call
+
+    def tap(self, wanted: set[int]) -> None:
+        """Drop the layers above the deepest wanted one, but one: after the last, some encoders have a norm."""
+        depth = self.model.config.num_hidden_layers
+        for module in self.model.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == depth > 1:  # ALBERT has one layer for all
+                del module[max(wanted) + 1 :]
+
+    def hidden(self, config: TextConfig, output: Any) -> Any:
+        """The layer `[batch, tokens, dim]` that `config` names."""
+        return output.hidden_states[config.layer]
 
     def run(self, batch: Sequence[str]) -> list[Outcome]:
         """The tokens of each transcript, `[tokens, dim]` of each spec."""
@@ -113,8 +133,15 @@ class TextExtractor(Encoder):
 
 
 def words(text: str, spans: Sequence[tuple[int, int]], special: np.ndarray) -> np.ndarray:
-    """The number of the word between spaces that each token's first character lies in, int32 `[tokens]`."""
-    number = np.cumsum([not c.isspace() and (i == 0 or text[i - 1].isspace()) for i, c in enumerate(text)]) - 1
+    """The number of the word between spaces that each token's first letter lies in, int32 `[tokens]`.
+
+    Some tokenizers count the space before a word to its first token, or make a token of it: it is of the word after it.
+    """
+    space = np.array([c.isspace() for c in text])
+    starts = ~space & np.concatenate([[True], space[:-1]])
+    number = np.minimum(np.cumsum(starts) - 1 + space, starts.sum() - 1)
+    last = len(text) - 1
     return np.array(
-        [-1 if alone else number[start] for (start, _), alone in zip(spans, special, strict=True)], dtype=np.int32
+        [-1 if alone else number[min(start, last)] for (start, _), alone in zip(spans, special, strict=True)],
+        dtype=np.int32,
     )

@@ -41,11 +41,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = {word for text in texts for word in text.split()}
     for name in ENCODERS:
         write_random_checkpoint(folder / name, name, words=words, num_hidden_layers=DEPTH)
+    other = shutil.copytree(folder / "bert", folder / "text") / "config.json"
+    other.write_text(other.read_text().replace('"model_type": "bert"', '"model_type": "ernie"'))
     store = open_store(folder / "features", create=True)
     store.put_manifest(manifest)
     asked = [f"{name}:layer={layer}" for name in ENCODERS for layer in range(DEPTH)]
-    asked += ["bert", "bert:layer=2,special=false", "logmel"]
-    wanted = resolve(asked, {name: str(folder / name) for name in ENCODERS}, "float32")
+    asked += ["bert", "bert:layer=2,special=false", "text:layer=2", "logmel"]
+    wanted = resolve(asked, {name: str(folder / name) for name in (*ENCODERS, "text")}, "float32")
     for one in load_extractors([one for one in wanted if one.checkpoint], "cpu"):
         outcomes = one.run(texts)
         for spec in one.specs:
@@ -169,6 +171,7 @@ def test_hidden_text_has_no_influence(made: Path) -> None:
         ("bert:layer=2", -1, "has layers 1 to 3, or all"),
         ("bert:layer=2", "some", "must be int.all"),
         ("bert:layer=2,special=false", 1, "needs the special tokens"),
+        ("text:layer=2", 1, "trains the encoder of bert or mpnet tokens, not of ernie: text:layer=2"),
     ],
 )
 def test_a_layer_that_it_cannot_start_from(made: Path, features: str, layers: object, says: str) -> None:

@@ -41,6 +41,8 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
             "extract it without special=false"
         )
     checkpoint = _checkpoint(spec, parse_models(models))
+    if (kind := checkpoint.architecture) not in ("bert", "mpnet"):
+        raise WrongUse(f"finetune_layers trains the encoder of bert or mpnet tokens, not of {kind}: {spec.name}")
     depth, layer = checkpoint.setting("num_hidden_layers"), spec.config["layer"]
     if layers == "all":
         features = data.described["features"]

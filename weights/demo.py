@@ -61,8 +61,9 @@ def write_random_checkpoint(
         model = getattr(transformers, f"{prefix}Model")(config)
         for module in model.modules():
             if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):
-                torch.nn.init.normal_(module.weight, 1.0, 0.2)
-                torch.nn.init.normal_(module.bias, 0.0, 0.2)
+                for parameter, mean in ((module.weight, 1.0), (module.bias, 0.0)):
+                    if parameter is not None:
+                        torch.nn.init.normal_(parameter, mean, 0.2)
             elif getattr(module, "bias", None) is not None:
                 torch.nn.init.normal_(module.bias, 0.0, 0.05)
     transformers.utils.logging.disable_progress_bar()

@@ -24,9 +24,15 @@ from ser.errors import WeightsError, WrongUse
 CONFIG_FILES = (
     *("config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
+    "spm.model",
 )
 # Where the file came from and what wrote it: the same model keeps its fingerprint when it is saved again.
 INCIDENTAL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "name_or_path", "_commit_hash"}
+# Entries of config.json that some architectures call otherwise (`attribute_map` of their class in transformers).
+NAMES = {
+    "distilbert": {"num_hidden_layers": "n_layers", "hidden_size": "dim"},
+    "whisper": {"num_hidden_layers": "encoder_layers", "hidden_size": "d_model"},
+}
 MARK = "ser_random_weights"  # in config.json: these weights were never trained
 SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]  # of layers, values or tokens
@@ -57,6 +63,7 @@ class Checkpoint:
 
         Raises `WeightsError` if it lacks or is none of its kind: then this is not an encoder that ser can run.
         """
+        name = NAMES.get(self.architecture, {}).get(name, name)
         if name not in self.config:
             raise WeightsError(f"{self.path / 'config.json'} names no {name}: this is not an encoder that ser knows")
         try:
@@ -269,9 +276,10 @@ def load_encoder(checkpoint: Checkpoint, kind: str = "AutoModel") -> Any:
     except Exception as fault:  # transformers raises nearly every kind
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise WeightsError(f"{checkpoint.path} cannot be loaded as {checkpoint.architecture}: {reason}") from fault
-    # SpecAugment's mask vector serves training alone.
-    lacking = sorted(set(info["missing_keys"]) - {"masked_spec_embed"})
+    # SpecAugment's mask vector serves training alone, and no feature comes from a pooler.
+    lacking = sorted(key for key in info["missing_keys"] if not key.startswith(("masked_spec_embed", "pooler.")))
     lacking += [str(entry[0]) for entry in info.get("mismatched_keys", [])]
     if lacking:
         raise WeightsError(f"{checkpoint.path} lacks {len(lacking)} of its encoder's weights, such as {lacking[0]}")
-    return model.eval().requires_grad_(False)
+    encoder = model.encoder if (checkpoint.architecture, kind) == ("whisper", "AutoModel") else model
+    return encoder.eval().requires_grad_(False)

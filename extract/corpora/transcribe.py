@@ -31,12 +31,12 @@ from ..audio import CHANNELS, RESAMPLER, Clip
 from ..extractors import GPU_SECONDS, batches
 from ..options import ExtractionConfig
 from ..plan import ExtractionPlan
+from ..registry import FEATURES
 from ..run import stopped
 from ..text import TAG
 from ..worker import read_input
 from .scan import Problem, Scan, read_corpus
 
-MODEL = "openai/whisper-base"
 RATE, WINDOW = 16000, 30.0  # Hz, seconds: Whisper's own
 KEPT = 60.0  # seconds of audio whose transcripts are kept at once: what a killed run loses
 VERSION = 1  # raised when the same model would give other transcripts than before
@@ -54,7 +54,7 @@ class Transcription:
             raise WrongUse("--text and --transcribe both say where the transcripts come from: give one")
         models = parse_models(config.models)
         self.config, self.device = config, choose_device(config.device)
-        self.checkpoint = find_checkpoint(models.get("whisper", MODEL), "--model whisper=PATH")
+        self.checkpoint = find_checkpoint(models.get("whisper") or FEATURES["whisper"].model or "", "--model whisper=PATH")
         generation = self.checkpoint.path / "generation_config.json"
         if self.checkpoint.architecture != "whisper" or not generation.exists():
             raise WeightsError(
