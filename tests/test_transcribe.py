@@ -21,14 +21,16 @@ from click.testing import CliRunner, Result
 
 from ser.cache.maintain import remove_superseded
 from ser.cache.store import Store, open_store
+from ser.cache.transcripts import put_transcripts
 from ser.cli import main
 from ser.errors import ExtractionStopped, StoreError, WeightsError, WrongUse
 from ser.extract.audio import decode
 from ser.extract.corpora.transcribe import Transcription, word_errors
 from ser.extract.options import ExtractionConfig
+from ser.tests import stand_in
 from ser.tests.newcomer import newcomer
 
-__all__ = ["newcomer"]  # a fixture
+__all__ = ["newcomer", "stand_in"]  # a fixture, and what registers an extractor
 
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>")
 
@@ -44,15 +46,10 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     letters = [*string.ascii_lowercase, "Ġ"]
     vocabulary = {token: number for number, token in enumerate([*letters, *SPECIAL])}
     end, start, en, de, transcribe, plain = (vocabulary[token] for token in SPECIAL)
-    sizes = {
-        f"{part}_{what}": value
-        for part in ("encoder", "decoder")
-        for what, value in {"layers": 1, "attention_heads": 2, "ffn_dim": 32}.items()
-    }
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_target_positions": 24}
     ids = {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end, "decoder_start_token_id": start}
-    config = transformers.WhisperConfig(
-        vocab_size=len(vocabulary), d_model=16, max_target_positions=24, init_std=0.5, **sizes, **ids
-    )
+    config = transformers.WhisperConfig(vocab_size=len(vocabulary), init_std=0.5, **sizes, **ids)
     torch.manual_seed(0)
     model = transformers.WhisperForConditionalGeneration(config)
     generation = {"max_length": 12, "is_multilingual": True, "lang_to_id": {"<|en|>": en, "<|de|>": de}}
@@ -70,10 +67,8 @@ def directly(folder: Path, path: Path) -> str:
     processor = transformers.WhisperProcessor.from_pretrained(folder)
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
     inputs = processor(decode(path).at(16000), sampling_rate=16000, return_tensors="pt")
-    [text] = processor.batch_decode(
-        model.generate(**inputs, language="en", task="transcribe"), skip_special_tokens=True
-    )
-    return text.strip()
+    tokens = model.generate(**inputs, language="en", task="transcribe")
+    return processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
 
 
 @pytest.fixture
@@ -129,11 +124,15 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
     asked = ExtractionConfig(table, store=tmp_path / "s", models=models)
     with pytest.raises(ExtractionStopped, match=r"cannot be used for whisper: u3 \(3\.wav\)"):
         Transcription(asked)
+    # An utterance that it hears nothing in is kept, and counted.
+    job = Transcription(replace(asked, on_error="skip"))
+    put_transcripts(tmp_path / "s", job.made_by, {job.utterances[5].digest: ""})
     done = ser("features", table, "--transcribe", "whisper", "--model", f"whisper={whisper}", "--store", tmp_path / "s",
-               "--on-error", "skip")  # fmt: skip
-    assert done.exit_code == 3 and "u3: not transcribed: " in done.output
-    manifest = open_store(tmp_path / "s").manifest()
-    assert manifest.column("text")[3] is None and len(manifest) == 13
+               "--on-error", "skip", "--features", "standin")  # fmt: skip
+    assert done.exit_code == 3 and "u3: not transcribed: " in done.output and ", 1 have no word" in done.output
+    assert "quarantined in standin: u3: not transcribed" in done.output
+    texts = open_store(tmp_path / "s").manifest().column("text")
+    assert (texts[3], texts[5], len(texts)) == (None, "", 13)
 
 
 @pytest.mark.parametrize(
@@ -179,19 +178,17 @@ def rows_of(store: Store, name: str) -> dict[str, int]:
 
 def test_the_parents_audio_trains_with_the_recognisers_words(newcomer: Path, whisper: Path, tmp_path: Path) -> None:
     corpus, path = newcomer / "corpus", shutil.copytree(newcomer / "features", tmp_path / "s")
-    bert, asked = f"bert={newcomer}/checkpoints/bert-random", ["--store", path, "--model", f"whisper={whisper}"]
+    models = f"whisper={whisper}", f"bert={newcomer}/checkpoints/bert-random"
+    asked = ["--store", path, "--model", models[0], "--model", models[1]]
     assert ser("features", corpus, "--store", path, "--features", "is13").exit_code == 0
-    done = ser(
-        "features", corpus, "--transcribe", "whisper", "--features", "is13,bert", "--model", bert, *asked, "--json"
-    )
+    done = ser("features", corpus, "--transcribe", "whisper", "--features", "is13,bert", *asked, "--json")
     assert done.exit_code == 0, done.output
     found, store = json.loads(done.stdout), open_store(path)
     parent, child = (store.manifest(name) for name in ("demo", "demo-asr"))
     n = len(parent)
     assert (found["is13"]["computed"], found["is13"]["reused"], found["bert"]["computed"]) == (0, n, n)
-    assert (
-        rows_of(store, "is13") == {"demo": n} and child.parent.corpus == "demo" and child.parent.digest == parent.digest
-    )
+    assert rows_of(store, "is13") == {"demo": n}
+    assert (child.parent.corpus, child.parent.digest) == ("demo", parent.digest)
     done = ser("sweep", "perspective-table1", "--corpus", "demo-asr", "--store", path, "--out", tmp_path / "runs",
                "--seeds", 1, "--epochs", 1, "--workers", 1, "--json")  # fmt: skip
     assert done.exit_code == 0, done.output

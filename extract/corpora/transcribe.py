@@ -54,7 +54,9 @@ class Transcription:
             raise WrongUse("--text and --transcribe both say where the transcripts come from: give one")
         models = parse_models(config.models)
         self.config, self.device = config, choose_device(config.device)
-        self.checkpoint = find_checkpoint(models.get("whisper") or FEATURES["whisper"].model or "", "--model whisper=PATH")
+        self.checkpoint = find_checkpoint(
+            models.get("whisper") or FEATURES["whisper"].model or "", "--model whisper=PATH"
+        )
         generation = self.checkpoint.path / "generation_config.json"
         if self.checkpoint.architecture != "whisper" or not generation.exists():
             raise WeightsError(
