@@ -11,7 +11,6 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -77,16 +76,13 @@ class Transcription:
         if self.name == self.scan.manifest.corpus:
             raise WrongUse(f"--corpus-name {self.name}: is the corpus itself; its second transcripts need another name")
         self.utterances = ExtractionPlan(config, self.scan, [], 0).utterances("audio")
-        self.bad = {one.id: one for one in self.utterances if one.problem}
+        self.bad = [Quarantine(one.id, one.digest, one.file, one.problem) for one in self.utterances if one.problem]
         refused = [str(problem) for problem in self.scan.refused]
         if config.on_error == "fail" and (self.bad or refused):
-            raise stopped(self._quarantined(), refused)
+            raise stopped({"whisper": self.bad}, refused)
         self.texts = read_transcripts(config.store, self.made_by)  # by the sha256 of the audio
         lacking = {one.digest: one for one in self.utterances if not one.problem and one.digest not in self.texts}
         self.left = sorted(lacking.values(), key=lambda one: (-one.length, one.id))
-
-    def _quarantined(self) -> dict[str, list[Quarantine]]:
-        return {"whisper": [Quarantine(u.id, u.digest, u.file, u.problem or "") for u in self.bad.values()]}
 
     @cached_property
     def model(self) -> Any:
@@ -119,9 +115,8 @@ class Transcription:
             texts: dict[str, str] = {}
             for batch in batches(kept, lambda one: WINDOW * np.ceil(one.length / WINDOW), most, padded=False):
                 read = [(one, read_input(one, "audio", self.scan.root)) for one in batch]
-                for one, fault in read:
-                    if isinstance(fault, UtteranceError):
-                        self.bad[one.id] = replace(one, problem=str(fault))
+                faults = [(one, fault) for one, fault in read if isinstance(fault, UtteranceError)]
+                self.bad += [Quarantine(one.id, one.digest, one.file, str(fault)) for one, fault in faults]
                 clips = {one.digest or "": clip for one, clip in read if isinstance(clip, Clip)}
                 texts |= dict(zip(clips, self._transcribe(list(clips.values())), strict=True)) if clips else {}
                 done += len(batch)
@@ -131,7 +126,7 @@ class Transcription:
                 put_transcripts(self.config.store, self.made_by, texts)
                 self.texts |= texts
             if self.bad and self.config.on_error == "fail":
-                raise stopped(self._quarantined())
+                raise stopped({"whisper": self.bad})
         return self._transcribed()
 
     def _transcribe(self, clips: Sequence[Clip]) -> list[str]:
@@ -151,7 +146,7 @@ class Transcription:
         texts = {one.id: self.texts[one.digest] for one in self.utterances if one.digest in self.texts}
         own = zip(self.scan.manifest.ids, self.scan.manifest.column("text"), strict=True)
         errors, words, compared = word_errors([(text or "", texts[id_]) for id_, text in own if id_ in texts])
-        self.about = {
+        self.about: dict[str, Any] = {
             "model": self.checkpoint.model,
             "fingerprint": short_hash(self.made_by),
             "checkpoint": self.checkpoint.digest,
@@ -162,7 +157,7 @@ class Transcription:
             "words": words,
             "utterances": compared,
         }
-        problems = [Problem(u.id, u.file, f"not transcribed: {u.problem}", "text") for u in self.bad.values()]
+        problems = [Problem(one.id, one.path, f"not transcribed: {one.reason}", "text") for one in self.bad]
         return self.scan.with_texts(texts, problems, self.name, self.about)
 
 
