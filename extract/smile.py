@@ -79,15 +79,13 @@ class SmileExtractor(Extractor):
             raise unknown("set of openSMILE", asked, SETS)
         config = SmileConfig(named[asked], **settings)
         if not cls.dim(config, None):
-            raise WrongUse(
-                f"level={config.level}: {config.feature_set} gives no deltas of their own; ask for level=lld"
-            )
+            raise WrongUse(f"level={config.level}: {config.feature_set} gives no deltas apart; ask for level=lld")
         return config
 
     @classmethod
     def dim(cls, config: SmileConfig, checkpoint: Any) -> int:
         """Values of a row: for the functionals of IS13_ComParE, 6373."""
-        return SETS[config.feature_set][1 + get_args(SmileLevel).index(config.level)]
+        return SETS[config.feature_set][1:][get_args(SmileLevel).index(config.level)]
 
     @classmethod
     def hop(cls, config: SmileConfig, checkpoint: Any) -> float | None:

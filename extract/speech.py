@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -112,9 +112,10 @@ class Piece:
 class SpeechExtractor(Encoder):
     """Frames `[frames, dim]`, one per 20 ms."""
 
-    name, version, Config = "speech", 1, SpeechConfig
+    name, version = "speech", 1
+    Config: ClassVar[type[AudioConfig]] = SpeechConfig
     packages = ("torch", "transformers", "soundfile", "soxr")
-    architectures = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat")
+    architectures: ClassVar[tuple[str, ...]] = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat")
     own = frozenset({"layer", "norm"})
 
     @classmethod
@@ -237,7 +238,8 @@ class SpeechExtractor(Encoder):
 class FilterbankExtractor(SpeechExtractor):
     """An encoder of the log-mel frames that the checkpoint's own feature extractor makes: Wav2Vec2-BERT 2.0."""
 
-    name, version, Config = "w2v-bert", 1, WindowConfig
+    name, version = "w2v-bert", 1
+    Config: ClassVar[type[AudioConfig]] = WindowConfig
     architectures = ("wav2vec2-bert",)
     preprocessor = "SeamlessM4TFeatureExtractor"
     least = 560  # samples: two log-mel frames of 25 ms

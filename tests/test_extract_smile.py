@@ -74,7 +74,7 @@ def test_every_set_equals_the_library_in_threads_too(level: str) -> None:
         ("smile", "smile needs a set, as in smile:set=eGeMAPSv02; known: IS09_emotion"),
         ("smile:set=eGeMAPSv2", "did you mean eGeMAPSv02"),
         ("egemaps:set=IS09", "unknown setting of egemaps"),
-        ("egemaps:level=deltas", "eGeMAPSv02 gives no deltas of their own"),
+        ("egemaps:level=deltas", "eGeMAPSv02 gives no deltas apart; ask for level=lld"),
         ("compare:level=frames", "level is functionals or lld or deltas"),
     ],
 )

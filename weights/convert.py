@@ -25,7 +25,7 @@ TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
 SHARDS = "pytorch_model.bin.index.json"
 # Of the environment: no tokens.
 KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "HOME", "TORCH_HOME", "SYSTEMROOT")
-CONVERTED = {"hubert", "wav2vec2", "wavlm", "bert", "mpnet"}
+CONVERTED = {"bert", "data2vec-audio", "deberta-v2", "electra", "hubert", "mpnet", "unispeech-sat", "wav2vec2", "wavlm"}
 
 
 def convert(source: str | Path, folder: Path) -> Path:
