@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ser.cache.atomic_io import try_lock
 from ser.engines.machine import cores, memory
-from ser.errors import DISTRIBUTION
+from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.registry import FEATURES
 from ser.weights import Checkpoint, WeightsError, list_checkpoints
 
@@ -117,7 +117,12 @@ def _locks(there: Path) -> tuple[str, str]:
 def _weights() -> Iterator[tuple[str, str, str]]:
     """One line for each default encoder, then whatever else lies in the cache and the usual folders."""
     cached, folders = {entry["model"]: entry for entry in list_checkpoints()}, list(_in_folders())
-    for feature, family in FEATURES.items():
+    for feature in FEATURES:
+        try:
+            family = FEATURES[feature]
+        except WrongUse as fault:  # of a package that cannot be imported
+            yield f"feature {feature}", "cannot be used", str(fault)
+            continue
         if not family.model:
             continue
         here = cached.pop(family.model, None)

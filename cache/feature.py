@@ -79,8 +79,22 @@ class Feature:
         return list(self._parts.values())
 
     def keys(self, manifest: Manifest) -> list[Key]:
-        """What joins each row of the manifest to the store."""
-        return manifest.keys(self.spec.modality)
+        """What joins each row of the manifest to the store, as of the last call of `parts`.
+
+        Where another set of transcripts has no audio row of its own, that is its parent's, if there is one.
+        """
+        own = manifest.keys(self.spec.modality)
+        if manifest.parts:
+            return [key for part in manifest.parts for key in self.keys(part)]
+        if manifest.parent is None or self.spec.modality != "audio":
+            return own
+        parent = manifest.parent.corpus
+
+        def held(key: Key) -> Key:
+            both = (key, (parent, *key[1:]))
+            return next((one for known in (self._rows, self._quarantined) for one in both if one in known), key)
+
+        return [held(key) for key in own]
 
     def place(self, key: Key) -> Place | None:
         """The part that holds a row, and the row's number in it, as of the last call of `parts`."""

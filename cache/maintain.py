@@ -6,7 +6,7 @@ What is removed is moved aside first, in one step, then deleted; a reader in fli
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class Listing:
     fingerprint: str
     corpus: str | None = None  # None: no part yet
     rows: int = 0  # current ones
+    lent: int = 0  # of these, rows of the parent of this corpus
     of: int | None = None  # utterances in the corpus's latest manifest
     quarantined: int = 0
     superseded: int = 0  # rows that the latest manifest does not ask for
@@ -45,21 +46,33 @@ class Listing:
 
 def list_features(store: Store) -> list[Listing]:
     """Every feature × corpus. One that cannot be trusted is listed too, with its problem."""
-    manifests: dict[str | None, Manifest | str] = {}
+    manifests, found = _manifests(store), []
+    for folder in store.folders():
+        try:
+            feature = Feature(store.path, folder)
+            corpora: list[Any] = _corpora(feature, manifests) or [None]
+            found += [_listing(feature, corpus, manifests.get(corpus)) for corpus in corpora]
+        except (SerError, OSError) as error:
+            found.append(Listing(folder.parent.name, folder.name, problem=str(error)))
+    return found
+
+
+def _manifests(store: Store) -> dict[str, Manifest | str]:
+    """The latest manifest of each corpus, or why it cannot be trusted."""
+    manifests: dict[str, Manifest | str] = {}
     for corpus in store.corpora():
         try:
             manifests[corpus] = store.manifest(corpus)
         except SerError as error:
             manifests[corpus] = str(error)
-    found = []
-    for folder in store.folders():
-        try:
-            feature = Feature(store.path, folder)
-            corpora: list[Any] = sorted({part.record.corpus for part in feature.parts()}) or [None]
-            found += [_listing(feature, corpus, manifests.get(corpus)) for corpus in corpora]
-        except (SerError, OSError) as error:
-            found.append(Listing(folder.parent.name, folder.name, problem=str(error)))
-    return found
+    return manifests
+
+
+def _corpora(feature: Feature, manifests: Mapping[str, Manifest | str]) -> list[str]:
+    """The corpora that have rows of a feature, their own or their parent's."""
+    children = [one for one in manifests.values() if isinstance(one, Manifest) and one.parent]
+    own = {part.record.corpus for part in feature.parts()}
+    return sorted(own | {child.corpus for child in children if feature.rows(child)})
 
 
 def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | None) -> Listing:
@@ -67,14 +80,16 @@ def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | No
     parts = [part for part in feature.parts() if part.record.corpus == corpus]
     known = manifest if isinstance(manifest, Manifest) else None
     rows, quarantined = (feature.rows(known), len(feature.quarantined(known))) if known else (0, 0)
+    lent = sum(key[0] != corpus and feature.place(key) is not None for key in feature.keys(known)) if known else 0
     return Listing(
         feature=spec.name,
         fingerprint=feature.fingerprint,
         corpus=corpus,
         rows=rows,
+        lent=lent,
         of=len(known) if known else None,
         quarantined=quarantined,
-        superseded=sum(len(part.keys) for part in parts) - rows,
+        superseded=sum(len(part.keys) for part in parts) - rows + lent,
         bytes=sum(part.bytes for part in parts),
         backends=tuple(sorted({part.record.backend for part in parts})),
         modality=spec.modality,
@@ -91,12 +106,12 @@ def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | No
 def feature_info(store: Store, feature: Feature) -> dict[str, Any]:
     """How a feature was computed: everything in spec.json, and what each corpus has of it."""
     corpora: dict[str, Any] = {}
-    for corpus in sorted({part.record.corpus for part in feature.parts()}):
+    for corpus in _corpora(feature, _manifests(store)):
         manifest = store.manifest(corpus) if corpus in store.corpora() else None
         listing = _listing(feature, corpus, manifest)
         parts = [part for part in feature.parts() if part.record.corpus == corpus]
         corpora[corpus] = {
-            **{key: getattr(listing, key) for key in ("rows", "of", "complete", "superseded", "bytes")},
+            **{key: getattr(listing, key) for key in ("rows", "lent", "of", "complete", "superseded", "bytes")},
             "quarantined": feature.quarantined(manifest) if manifest else {},
             "parts": len(parts),
             "backends": dict(Counter(part.record.backend for part in parts)),

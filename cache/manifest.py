@@ -21,14 +21,15 @@ import pyarrow.parquet as pq
 from ser.errors import CorruptStore, StoreError, WrongUse
 
 from .atomic_io import folders_in, read_small
-from .spec import FORMAT_VERSION, Modality, check_version
+from .spec import FORMAT_VERSION, Modality, canonical_json, check_version
 
 __all__ = ["Manifest"]
 
 # Feature and corpus names become folders; ids never do.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-RESERVED = {"manifests", "tmp", "bad", "lost+found"}  # the last one is made with an ext file system
+RESERVED = {"manifests", "transcripts", "tmp", "bad", "lost+found"}  # the last one is made with an ext file system
 LOG = "log.jsonl"
+WITH_PARENT = 2  # the format's version of a manifest that names a parent
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `ser features` to write it again"
 # By policy, then by class: the raw labels that both stages count as that class.
@@ -116,16 +117,26 @@ SCHEMA = pa.schema(
 OF_ITS_CORPUS = ("id", "session", "dialogue", "speaker")  # columns that name something within one corpus alone
 
 
+class Parent(msgspec.Struct, frozen=True):
+    """The corpus whose audio has other transcripts here: its audio rows of equal id and digest count for these too."""
+
+    corpus: str
+    digest: str  # of its manifest when the transcripts were put
+    transcripts: dict[str, Any] = {}  # how ser made them: the model, and their word error rate
+
+
 @dataclass(frozen=True, eq=False)
 class Manifest:
     """The utterances of one corpus, in corpus order, or of several, which are its `parts`, see `joined`.
 
     `table` has the columns of `SCHEMA`. `synthetic` marks generated speech, whose scores say nothing about people.
+    `parent` is there where the transcripts are not the corpus's own, such as an ASR's.
     """
 
     corpus: str
     table: pa.Table
     synthetic: bool = False
+    parent: Parent | None = None
     parts: tuple["Manifest", ...] = ()
     _keys: dict[Modality, list[Key]] = field(default_factory=dict, init=False, repr=False)
 
@@ -152,7 +163,7 @@ class Manifest:
             own = {n: [v if v is None else f"{part.corpus}/{v}" for v in part.column(n)] for n in OF_ITS_CORPUS}
             tables.append(pa.table(dict(zip(SCHEMA.names, part.table.columns, strict=True)) | own, SCHEMA))
         table, synthetic = pa.concat_tables(tables), any(part.synthetic for part in parts)
-        return cls("+".join(part.corpus for part in parts), table, synthetic, tuple(parts))
+        return cls("+".join(part.corpus for part in parts), table, synthetic, parts=tuple(parts))
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -168,7 +179,8 @@ class Manifest:
 
     def same(self, other: "Manifest") -> bool:
         """Whether both say the same of the same utterances in the same order."""
-        return self.table.equals(other.table) and self.synthetic == other.synthetic
+        about, others = (self.synthetic, self.parent), (other.synthetic, other.parent)
+        return self.table.equals(other.table) and about == others
 
     def lost(self, other: "Manifest") -> list[str]:
         """The ids that `other` does not have, or no more with the audio or the transcript that they have here."""
@@ -197,9 +209,11 @@ class Manifest:
     @cached_property
     def content(self) -> bytes:
         """The manifest as a Parquet file."""
-        metadata = {"format_version": str(FORMAT_VERSION), "corpus": self.corpus}
+        metadata = {"corpus": self.corpus, "synthetic": str(self.synthetic).lower()}
+        metadata |= {"parent": canonical_json(self.parent).decode()} if self.parent else {}
+        version = WITH_PARENT if self.parent else FORMAT_VERSION
         sink = io.BytesIO()
-        pq.write_table(self.table.replace_schema_metadata({**metadata, "synthetic": str(self.synthetic).lower()}), sink)
+        pq.write_table(self.table.replace_schema_metadata({"format_version": str(version), **metadata}), sink)
         return sink.getvalue()
 
     @cached_property
@@ -218,11 +232,12 @@ class Manifest:
             table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
             table.validate(full=True)  # that texts are UTF-8, among others
             metadata = table.schema.metadata or {}
-            check_version(int(metadata.get(b"format_version", 0)), where)
+            check_version(int(metadata.get(b"format_version", 0)), where, WITH_PARENT)
             # cast() imports pyarrow.compute, a tenth of the time that `ser cache list` takes.
             table = table.replace_schema_metadata(None) if table.schema.equals(SCHEMA) else table.cast(SCHEMA)
-            manifest = cls(metadata[b"corpus"].decode(), table, metadata[b"synthetic"] == b"true")
-        except (pa.ArrowException, ValueError, KeyError) as error:
+            parent = msgspec.json.decode(metadata[b"parent"], type=Parent) if b"parent" in metadata else None
+            manifest = cls(metadata[b"corpus"].decode(), table, metadata[b"synthetic"] == b"true", parent)
+        except (pa.ArrowException, ValueError, KeyError, msgspec.MsgspecError) as error:
             raise CorruptStore(f"{where}: not a manifest of a store; {_AGAIN}") from error
         # Another pyarrow would write other bytes for the same table, and so another digest.
         manifest.__dict__["content"] = content

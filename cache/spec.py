@@ -13,7 +13,7 @@ from ser.errors import CorruptStore, StoreError, WrongUse
 
 from .atomic_io import REPAIR, read_small
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of specs, parts and manifests without a parent; fingerprints hash it
 
 Modality = Literal["audio", "text"]
 Level = Literal["frame", "token", "utterance"]
@@ -61,11 +61,11 @@ def to_record(record: bytes | Mapping[str, Any], kind: type[Json], where: str) -
         raise CorruptStore(f"{where}: not a record of a store ({error}); {REPAIR}") from None
 
 
-def check_version(version: Any, where: str) -> None:
-    """Raise `StoreError` unless this version of ser reads that version of the format."""
-    if type(version) is int and version > FORMAT_VERSION:
-        raise StoreError(f"{where}: has format version {version}, newer than this ser's {FORMAT_VERSION}; update ser")
-    if version != FORMAT_VERSION:
+def check_version(version: Any, where: str, newest: int = FORMAT_VERSION) -> None:
+    """Raise `StoreError` unless this version of ser reads that version of the format, up to the `newest`."""
+    if type(version) is int and version > newest:
+        raise StoreError(f"{where}: has format version {version}, newer than this ser's {newest}; update ser")
+    if version not in range(FORMAT_VERSION, newest + 1):
         raise CorruptStore(f"{where}: says no format version; run `ser cache verify`")
 
 

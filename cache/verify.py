@@ -23,6 +23,7 @@ from .manifest import RESERVED, Key, read_manifest
 from .part import Part, part_name
 from .spec import Spec
 from .store import Store
+from .transcripts import FOLDER, check_transcripts
 
 JOURNAL = "verify.journal"
 BAD = "bad"
@@ -114,6 +115,7 @@ def _things(store: Store) -> list[tuple[Path, Check]]:
     for corpus in store.corpora():
         folder = store.path / "manifests" / corpus
         things += [(path, _manifest) for path in (folder / "latest", *sorted(folder.glob("*.parquet")))]
+    things += [(path, _transcripts) for path in sorted((store.path / FOLDER).glob("*.json"))]
     features = store.folders()
     for folder in features:
         things.append((folder / "spec.json", _feature))
@@ -172,6 +174,11 @@ def _repair(store: Store, path: Path) -> str | None:
 
 def _manifest(store: Store, path: Path) -> tuple[int, str | None]:
     read_manifest(store.path, path.parent.name, None if path.name == "latest" else path.stem)
+    return path.stat().st_size, None
+
+
+def _transcripts(store: Store, path: Path) -> tuple[int, str | None]:
+    check_transcripts(path)
     return path.stat().st_size, None
 
 

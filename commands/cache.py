@@ -41,6 +41,7 @@ def list_(store: Path, as_json: bool) -> None:
         model = f"{one.model or '–'}{' (random weights)' if one.random_weights else ''}"
         state = "complete" if one.complete else "incomplete"
         state = one.problem or (f"{state}, {one.quarantined} quarantined" if one.quarantined else state)
+        state += f", {one.lent} rows of its parent" if one.lent else ""
         size = f"{one.bytes / 1e6:.1f} MB"
         rows.append([one.feature, one.fingerprint, one.corpus or "–", count, size, values, model, state])
     answer(rows, ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"])

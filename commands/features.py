@@ -12,6 +12,7 @@ from .options import FILE, config_options, json_option
 from .output import StageBars, answer, duration, say
 
 if TYPE_CHECKING:
+    from ser.extract.corpora.scan import Scan
     from ser.extract.run import ExtractionPlan, Summary
 
 COLUMNS = ("rows", "computed", "reused", "quarantined", "seconds")
@@ -31,11 +32,18 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
       ser features /data/IEMOCAP_full_release
       ser features my.csv --format table --features is13,logmel --backend hdf5
       ser features corpus --features hubert:layer=9 --model hubert=/models/hubert-base-ls960
+      ser features corpus --transcribe whisper --model whisper=/models/whisper-base.en
     """
     from ser.extract.run import ExtractionRun, plan, stop_if_unusable
 
-    planned = plan(ExtractionConfig(**options))
-    whole = True
+    scan, whole = None, True
+    if options["transcribe"]:
+        if ctx.get_parameter_source("features") is click.core.ParameterSource.DEFAULT:
+            options["features"] = ""  # the transcripts alone
+        if (scan := _transcribe(ExtractionConfig(**options), dry_run, as_json)) is None:
+            return
+        whole = not scan.unusable("text")
+    planned = plan(ExtractionConfig(**options), scan)
     with ExtractionRun(planned) as run:
         if dry_run:
             seconds = run.estimate()
@@ -47,13 +55,43 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
             with StageBars("utt") as bars:
                 summary = run.extract(bars.update)
             rows = [[name, *(facts[column] for column in COLUMNS)] for name, facts in summary.features.items()]
-            answer(summary.features) if as_json else answer(rows, ["feature", *COLUMNS[:-1], "s"])
+            parent = planned.manifest.parent
+            if as_json:
+                answer({**({"transcripts": parent.transcripts} if scan and parent else {}), **summary.features})
+            elif rows:
+                answer(rows, ["feature", *COLUMNS[:-1], "s"])
             for line in _notes(summary):
                 say(line, err=as_json)
-            whole = summary.whole
+            whole = whole and summary.whole
     if planned.unavailable:
         raise SerError("; ".join(f"{feature} is left out: {fault}" for feature, fault in planned.unavailable.items()))
     ctx.exit(0 if whole else 3)
+
+
+def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan | None":
+    """The corpus with a recogniser's transcripts; with `dry_run` only what there is to do is said."""
+    from ser.extract.corpora.transcribe import Transcription
+
+    job = Transcription(config)
+    left, of = len(job.left), len(job.utterances)
+    if dry_run:
+        facts = {"corpus": job.name, "transcripts": {"rows": of, "missing": left}}
+        answer(facts if as_json else f"{job.name}: {left} of {of} utterances to transcribe")
+        return None
+    with StageBars("utt") as bars:
+        scan = job.run(bars.update)
+    about = job.about
+    rate = f"{100 * about['wer']:.1f} %" if about["words"] else "not known"
+    done = (
+        f"{job.name}: {left} of {of} utterances transcribed now, {about['empty']} have no word; word error rate {rate}"
+    )
+    say(
+        f"{done} over {about['words']} words of {about['utterances']} transcripts, without case and punctuation",
+        as_json,
+    )
+    for problem in scan.unusable("text").values():
+        say(f"left out: {problem}", err=True)
+    return scan
 
 
 def _ahead(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ser.cache.spec import Spec
 from ser.errors import UtteranceError, WrongUse
+from ser.plugins import not_installed
 
 from .audio import Clip, decode
 from .extractors import Extractor, ResolvedFeature, Rows
@@ -16,7 +17,9 @@ def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> Resolv
 
     Raises `WrongUse` if this would give other numbers: another checkpoint, or another version of the extractor.
     """
-    if spec.extractor == "import" or spec.feature not in FEATURES:
+    if spec.extractor != "import" and spec.feature not in FEATURES:
+        raise WrongUse(not_installed(f"{spec.name} was computed by an extractor", spec.provenance.get("package")))
+    if spec.extractor == "import":
         raise WrongUse(
             f"{spec.name} was imported from {spec.provenance.get('file', 'a file')}, and cannot be computed for new "
             "speech; train on a feature that `ser features` extracts"

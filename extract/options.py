@@ -32,6 +32,10 @@ class ExtractionConfig:
     text: Path | None = option(  # noqa: RUF009
         None, "Other transcripts (CSV with id, text), such as an ASR's; give them their own --corpus-name.", "FILE"
     )
+    transcribe: str | None = option(
+        None, "Transcripts by a speech recogniser: a second corpus over the same audio.", choices=("whisper",)
+    )
+    language: str | None = option(None, "That --transcribe is told the speech is in, such as en.", "CODE")
     store: Path = option(Path("features"), "The store: a folder, made if it is not there.", "PATH")  # noqa: RUF009
     backend: str = option("zarr", "How arrays are written.", choices=("zarr", "hdf5"))
     dtype: Literal["float16", "float32"] = option(

@@ -1,16 +1,17 @@
 """What `ser features` will compute: which rows are there already, how the rest is cut into tasks, and its size."""
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import RESERVED, Manifest
+from ser.cache.manifest import RESERVED, Manifest, Parent
 from ser.cache.spec import Modality, Spec
 from ser.cache.store import Feature, Store, open_store
 from ser.engines.machine import choose_device
@@ -171,8 +172,8 @@ class ExtractionPlan:
         return found
 
 
-def plan(config: ExtractionConfig) -> ExtractionPlan:
-    """Read the corpus, find the weights, and look up what the store has.
+def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
+    """Read the corpus (unless this `scan` of it is given), find the weights, and look up what the store has.
 
     Features whose weights are not here are left out of the plan and named in `unavailable`. Raises `WrongUse` for a
     corpus, feature, model or setting that cannot be, `WeightsError` if no feature is left, and `StoreError` if the disk
@@ -180,7 +181,7 @@ def plan(config: ExtractionConfig) -> ExtractionPlan:
     """
     for option in fields(config):
         value, known = getattr(config, option.name), option.metadata.get("choices")
-        if known and option.name != "format" and value not in known:  # `find_format` knows formats registered since
+        if known and option.name != "format" and value not in (None, *known):  # formats may be registered since
             raise WrongUse(f"--{option.name.replace('_', '-')} {value}: it is {' or '.join(known)}")
     choose_device(config.device, here=False)  # whether it is here is seen when a model needs it
     if not config.part_seconds > 0 or (config.batch_seconds is not None and not config.batch_seconds > 0):
@@ -189,12 +190,12 @@ def plan(config: ExtractionConfig) -> ExtractionPlan:
         if config.workers is not None:
             raise WrongUse("--workers starts processes here, and --scheduler uses the workers of a cluster: give one")
         check_scheduler(config.scheduler, config.insecure)
-    names = split_names(config.features)
+    names = split_names(config.features) if config.features or scan is None else []
     find_format(config.corpus, config.format)  # before the weights, which may come over the network
     wanted, unavailable = resolve_available(names, parse_models(config.models), config.dtype)
-    if not wanted:
+    if unavailable and not wanted:
         raise next(iter(unavailable.values()))
-    scan = read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)
+    scan = scan or read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)
     return plan_scan(config, scan, wanted, unavailable)
 
 
@@ -207,8 +208,11 @@ def plan_scan(
     """The plan for a corpus that is read already. Raises `StoreError` if the disk is too small."""
     path = config.store.absolute()
     # A folder that another command is about to make a store holds tmp/ alone, a new disk lost+found/.
-    there = path.exists() and (not path.is_dir() or any(entry.name not in RESERVED for entry in path.iterdir()))
+    there = path.exists() and (
+        not path.is_dir() or any(entry.name not in RESERVED - {"manifests"} for entry in path.iterdir())
+    )
     store = open_store(config.store) if there else None
+    scan = _with_parent(scan, store) if store else scan
     features = [_feature_plan(one, scan.manifest, store, config.retry) for one in resolved]
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
     made = ExtractionPlan(config, scan, features, free, dict(unavailable or {}))
@@ -219,6 +223,22 @@ def plan_scan(
             f"{made.free / unit:.2f} {name} are free; make room, name another --store, or ask for fewer features"
         )
     return made
+
+
+def _with_parent(scan: Scan, store: Store) -> Scan:
+    """The scan; the parent of other transcripts is the corpus of the store that has most of their audio, if one has."""
+    manifest, found = scan.manifest, list[tuple[int, bool, Manifest]]()
+    if (parent := manifest.parent) is None:
+        return scan
+    audio = set(zip(manifest.ids, manifest.inputs("audio"), strict=True))
+    for corpus in set(store.corpora()) - {manifest.corpus}:
+        with contextlib.suppress(StoreError):  # one that cannot be read is nobody's parent
+            other = store.manifest(corpus)
+            common = len(audio.intersection(zip(other.ids, other.inputs("audio"), strict=True)))
+            found += [(common, corpus == parent.corpus, other)] if common and other.parent is None else []
+    for _, _, nearest in sorted(found, key=itemgetter(0, 1))[-1:]:
+        parent = Parent(nearest.corpus, nearest.digest, parent.transcripts)
+    return replace(scan, manifest=replace(manifest, parent=parent))
 
 
 def _feature_plan(wanted: ResolvedFeature, manifest: Manifest, store: Store | None, retry: bool) -> FeaturePlan:

@@ -1,7 +1,7 @@
 """The registry of features: the names that users ask for, and what a name resolves to.
 
-Built-in extractors and a user's own stand in one table, `FEATURES`, and are imported when they are first needed:
-torch and transformers are slow to import.
+Built-in extractors, a user's own and those of installed packages stand in one table, `FEATURES`, and are imported when
+they are first needed: torch and transformers are slow to import.
 """
 
 import math
@@ -16,6 +16,7 @@ import msgspec
 
 from ser.cache.spec import Level, Modality, Spec
 from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
+from ser.plugins import Registry
 from ser.weights import Checkpoint, find_checkpoint
 
 from .extractors import Extractor, ResolvedFeature
@@ -37,7 +38,10 @@ class FeatureKind:
     @property
     def code(self) -> type[Extractor]:
         """The extractor's class, imported now if it was not before."""
-        return pkgutil.resolve_name(self.extractor) if isinstance(self.extractor, str) else self.extractor
+        try:
+            return pkgutil.resolve_name(self.extractor) if isinstance(self.extractor, str) else self.extractor
+        except Exception as fault:  # it may be someone else's code
+            raise WrongUse(f"{self.extractor} cannot be imported ({fault}); mend the package that it is of") from fault
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -50,7 +54,7 @@ class FeatureKind:
 _SPEECH, _TEXT = "ser.extract.speech:SpeechExtractor", "ser.extract.text:TextExtractor"
 _MEL, _SMILE = "ser.extract.mel:MelExtractor", "ser.extract.smile:SmileExtractor"
 _W2V_BERT, _WHISPER = "ser.extract.speech:FilterbankExtractor", "ser.extract.speech:WhisperExtractor"
-FEATURES: dict[str, FeatureKind] = {
+_OWN = {
     "hubert": FeatureKind("audio", "frame", "HuBERT frames, 50 a second", _SPEECH, "facebook/hubert-base-ls960"),
     "wav2vec2": FeatureKind("audio", "frame", "wav2vec 2.0 frames", _SPEECH, "facebook/wav2vec2-base"),
     "wavlm": FeatureKind("audio", "frame", "WavLM frames", _SPEECH, "microsoft/wavlm-base-plus"),
@@ -74,6 +78,7 @@ FEATURES: dict[str, FeatureKind] = {
     "logmel": FeatureKind("audio", "frame", "log-mel spectrogram, 100 frames a second", _MEL),
     "mfcc": FeatureKind("audio", "frame", "MFCC of the log-mel spectrogram", "ser.extract.mel:MfccExtractor"),
 }
+FEATURES: Registry[FeatureKind] = Registry("feature", "ser.extractors", FeatureKind, _OWN)
 
 
 def split_names(features: str | Sequence[str]) -> list[str]:
@@ -188,6 +193,8 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
     dim, hop = code.dim(config, checkpoint), None if pooled else code.hop(config, checkpoint)
     # openSMILE gives vectors or frames, as its settings say.
     level = "utterance" if pooled else "frame" if hop is not None else kind.level
+    if package := FEATURES.package(feature):
+        provenance["package"] = package
     if checkpoint:
         provenance["model"], provenance["layers"] = checkpoint.model, checkpoint.setting("num_hidden_layers")
         folder = checkpoint.path.resolve()

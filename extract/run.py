@@ -117,7 +117,7 @@ class ExtractionRun:
                 total.add(result)
                 if result.quarantined and config.on_error == "fail":
                     names = {feature.resolved.spec.fingerprint: feature.resolved.spec.name for feature in plan.features}
-                    raise _stopped({names[key]: found for key, found in result.quarantined.items()})
+                    raise stopped({names[key]: found for key, found in result.quarantined.items()})
         summary = Summary(
             store=str(config.store),
             corpus=corpus,
@@ -240,10 +240,11 @@ def stop_if_unusable(plan: ExtractionPlan) -> None:
         if bad:
             found[spec.name] = [Quarantine(u.id, u.digest, u.file, u.problem or "") for u in bad]
     if found or plan.scan.refused:
-        raise _stopped(found, [str(problem) for problem in plan.scan.refused])
+        raise stopped(found, [str(problem) for problem in plan.scan.refused])
 
 
-def _stopped(quarantined: dict[str, list[Quarantine]], refused: list[str] | None = None) -> ExtractionStopped:
+def stopped(quarantined: dict[str, list[Quarantine]], refused: list[str] | None = None) -> ExtractionStopped:
+    """The error that names what cannot be used, by feature, and the problems of the corpus."""
     unique = list({(q.id, q.reason): q for found in quarantined.values() for q in found}.values())
     named = [f"{q.id} ({q.path}): {q.reason}" if q.path else f"{q.id}: {q.reason}" for q in unique]
     clauses = []

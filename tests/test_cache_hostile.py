@@ -101,9 +101,9 @@ def test_a_newer_manifest_is_not_reset(tmp_path: Path, monkeypatch: pytest.Monke
     feature, manifest, _ = sample(tmp_path / "s", "zarr")
     store = open_store(tmp_path / "s")
     with monkeypatch.context() as newer:
-        newer.setattr("ser.cache.manifest.FORMAT_VERSION", 2)
+        newer.setattr("ser.cache.manifest.FORMAT_VERSION", 3)
         store.put_manifest(grown := manifest_of(5))
-    with pytest.raises(StoreError, match=r"format version 2.*update ser"):
+    with pytest.raises(StoreError, match=r"format version 3.*update ser"):
         store.put_manifest(manifest)
     assert grown.digest in (tmp_path / "s" / "manifests" / "toy" / "latest").read_text()
     store.put_manifest(manifest, replace=True)

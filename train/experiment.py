@@ -30,6 +30,7 @@ from .data.splits import SHARE, Cut, Fold, make_folds
 from .finetune import with_encoder
 from .fit import Diverged, Epoch, fit, rows_to_evaluate
 from .fit_many import MOST, can_train_together, fit_many, runs_at_once
+from .models import FUSIONS
 from .options import Experiment
 from .run import one_thread, train_runs
 from .run_folder import CONFIG, Run, open_run, run_name
@@ -172,6 +173,7 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
             **data.notes,
             "asked": asked,
             "device": plan.device,
+            **({"package": package} if (package := FUSIONS.package(plan.fusion.name)) else {}),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         },
     }

@@ -14,6 +14,7 @@ from safetensors.torch import save
 
 from ser.engines import is_out_of_memory
 from ser.errors import CorruptStore, SerError, WrongUse
+from ser.plugins import not_installed
 
 from .data.dataset import Dataset, Standardizer
 from .data.splits import UNDECIDED, Fold, known_before
@@ -244,20 +245,19 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     """
     if not (run.path / MODEL).exists():
         raise WrongUse(f"{run.path}: holds no trained model yet; finish the run with `ser train --resume {run.path}`")
-    config, dims = run.config, run.config["dims"]
-    for kind, known, asked in (
-        ("fusion", FUSIONS, config["fusion"]),
-        ("target", TARGETS, config.get("target", "class")),
-    ):
-        if asked not in known:
-            raise WrongUse(f"{run.path}: was trained with {kind} '{asked}', which this ser does not know")
+    config, dims, target = run.config, run.config["dims"], run.config.get("target", "class")
+    if target not in TARGETS:
+        raise WrongUse(f"{run.path}: was trained with target '{target}', which this ser does not know")
+    if config["fusion"] not in FUSIONS:
+        what = f"was trained with the fusion '{config['fusion']}'"
+        raise WrongUse(f"{run.path}: {not_installed(what, config['provenance'].get('package'))}")
     fusion = with_layer_sums(FUSIONS[config["fusion"]], config["features"])
     settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     try:
         tuned, classes = reopened(fusion, settings, config), len(config["labels"]["classes"])
-        model = TARGETS[config.get("target", "class")].build(tuned, settings, dims, classes)
+        model = TARGETS[target].build(tuned, settings, dims, classes)
         model.load_state_dict(weights)
         scaling = {
             m: Standardizer(*(tensors[f"scaling.{m}.{p}"].view(-1, dims[m]).squeeze(0) for p in ("mean", "std")))

@@ -84,7 +84,9 @@ CONFIG_SHAPE = shape(
     seed=WHOLE,
     dims=dict[str, WHOLE],
     limit=int | None,
-    provenance=shape("", store=(str, ""), asked=ANY, versions=ANY, specs=TABLES, encoders=TABLES),
+    provenance=shape(
+        "", store=(str, ""), package=(str | None, None), asked=ANY, versions=ANY, specs=TABLES, encoders=TABLES
+    ),
 )
 OF_A_CORPUS: Any = shape("", synthetic=bool, classes=dict[str, WHOLE], train=WHOLE, dev=WHOLE, test=WHOLE)
 RESULT_SHAPE = shape(

@@ -123,7 +123,7 @@ def fetch(name: str, weights: list[str], then: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    wanted = [*weights, *CONFIG_FILES]
+    wanted = [*weights, *CONFIG_FILES, "generation_config.json"]  # the last says how Whisper transcribes
     try:
         with suppress(OSError, WeightsError):  # not in the cache, or not all of it
             path = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
@@ -252,8 +252,8 @@ def list_checkpoints() -> list[dict[str, Any]]:
     return found
 
 
-def load_encoder(checkpoint: Checkpoint) -> Any:
-    """The encoder as a `torch.nn.Module` in float32 and eval mode, without any head.
+def load_encoder(checkpoint: Checkpoint, kind: str = "AutoModel") -> Any:
+    """The encoder as a `torch.nn.Module` in float32 and eval mode, without any head; or another `kind` of model.
 
     Raises `WeightsError` if the checkpoint lacks a weight: Hugging Face would fill it in at random.
     """
@@ -264,7 +264,7 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
     transformers.utils.logging.disable_progress_bar()
     extra = {"add_pooling_layer": False} if checkpoint.architecture in {"bert", "mpnet"} else {}
     try:
-        model, info = transformers.AutoModel.from_pretrained(
+        model, info = getattr(transformers, kind).from_pretrained(
             checkpoint.path,
             dtype=torch.float32,
             trust_remote_code=False,
@@ -281,4 +281,5 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
     lacking += [str(entry[0]) for entry in info.get("mismatched_keys", [])]
     if lacking:
         raise WeightsError(f"{checkpoint.path} lacks {len(lacking)} of its encoder's weights, such as {lacking[0]}")
-    return (model.encoder if checkpoint.architecture == "whisper" else model).eval().requires_grad_(False)
+    encoder = model.encoder if (checkpoint.architecture, kind) == ("whisper", "AutoModel") else model
+    return encoder.eval().requires_grad_(False)

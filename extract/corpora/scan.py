@@ -8,15 +8,15 @@ import hashlib
 import os
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ser.cache.atomic_io import LARGE, read_named
-from ser.cache.manifest import LONGEST_ID, IdsSeen, Manifest, id_fault, invisible
+from ser.cache.manifest import LONGEST_ID, IdsSeen, Manifest, Parent, id_fault, invisible
 from ser.cache.store import check_name
 from ser.errors import UtteranceError, WrongUse, printable, unknown
 
@@ -82,6 +82,20 @@ class Scan:
         """The problems of what has no row in the manifest, so that nobody can quarantine it: name them, or stop."""
         return [problem for problem in self.problems if problem.kind == "corpus"]
 
+    def with_texts(
+        self, texts: Mapping[str, str], problems: list[Problem], name: str, made_by: Mapping[str, Any] | None = None
+    ) -> "Scan":
+        """The same audio with the transcripts `texts`, by id, as corpus `name`, whose parent is this one.
+
+        `problems` take the place of those of the transcripts; `made_by` says how ser made them.
+        """
+        own = self.manifest
+        rows = [{**row, "text": texts.get(row["id"]), "text_sha256": None} for row in own.table.to_pylist()]
+        manifest = Manifest.from_rows(check_name("corpus", name), rows, own.synthetic)
+        if name != own.corpus:
+            manifest = replace(manifest, parent=Parent(own.corpus, own.digest, dict(made_by or {})))
+        return replace(self, manifest=manifest, problems=[*(p for p in self.problems if p.kind != "text"), *problems])
+
 
 def read_corpus(
     path: str | Path,
@@ -110,19 +124,18 @@ def read_corpus(
         kept = {row["id"] for row in rows}
         # Problems of utterances beyond the limit are no news to someone who asked for a few.
         problems = [p for p in problems if p.id is None or p.id in kept]
+    own, named = _name_from(reading.corpus), name
     if text is not None:
         text = Path(text).expanduser()
-        texts, faults = _resolve(TRANSCRIPTS)(text, [row["id"] for row in rows], complete=limit is None)
-        problems = [*(p for p in problems if p.kind != "text"), *faults]
-        rows = [{**row, "text": texts.get(row["id"])} for row in rows]
-        if name is None:
-            name = check_name("corpus", f"{_name_from(reading.corpus)}-{_name_from(text.stem)}")
+        texts, unnamed = _resolve(TRANSCRIPTS)(text, [row["id"] for row in rows], complete=limit is None)
+        named = own
     if not rows:
         first = f"; first problem: {problems[0]}" if problems else ""
         raise WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
     rows, faults = _measure(rows, reading.root)
-    manifest = Manifest.from_rows(_name_from(reading.corpus) if name is None else name, rows, reading.synthetic)
-    return Scan(manifest, reading.root, format, [*problems, *faults], reading.warnings)
+    manifest = Manifest.from_rows(named or own, rows, reading.synthetic)
+    scan = Scan(manifest, reading.root, format, [*problems, *faults], reading.warnings)
+    return scan if text is None else scan.with_texts(texts, unnamed, name or f"{own}-{_name_from(text.stem)}")
 
 
 def find_format(path: str | Path, format: str | None = None) -> str:

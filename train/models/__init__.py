@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from ser.errors import WrongUse, unknown
+from ser.plugins import Registry
 
 from . import baselines, catf_lstm, cme, gban, icon, ks_transformer, msmser, perspective, superb, usc
 from .fusion import CommonSettings, Fusion, Stage, setting
@@ -10,9 +11,10 @@ from .superb import with_layer_sums
 
 __all__ = ["FUSIONS", "CommonSettings", "Fusion", "Stage", "get_fusion", "setting", "with_layer_sums"]
 
-FUSIONS: dict[str, Fusion] = {**msmser.FUSIONS, **perspective.FUSIONS, **usc.FUSIONS, **baselines.FUSIONS}
-FUSIONS |= {**icon.FUSIONS, **catf_lstm.FUSIONS, **gban.FUSIONS, **cme.FUSIONS, **ks_transformer.FUSIONS}
-FUSIONS |= superb.FUSIONS
+_OWN = {**msmser.FUSIONS, **perspective.FUSIONS, **usc.FUSIONS, **baselines.FUSIONS}
+_OWN |= {**icon.FUSIONS, **catf_lstm.FUSIONS, **gban.FUSIONS, **cme.FUSIONS, **ks_transformer.FUSIONS}
+_OWN |= superb.FUSIONS
+FUSIONS: Registry[Fusion] = Registry("fusion", "ser.fusions", Fusion, _OWN)
 
 
 def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:

@@ -1,0 +1,55 @@
+"""Transcripts that a speech recogniser has made, by the audio that they are of: a killed run goes on from them."""
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ser.errors import CorruptStore
+
+from .atomic_io import explain_disk_errors, make_folder, replace_file
+from .spec import FORMAT_VERSION, canonical_json, checksummed_json, read_checksummed
+
+FOLDER = "transcripts"
+
+
+class Transcripts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file `<store>/transcripts/<name>.json`: what was made in one way, by the sha256 of the audio."""
+
+    made_by: dict[str, Any]
+    texts: dict[str, str]
+    format_version: int = FORMAT_VERSION
+
+
+def short_hash(value: Any) -> str:
+    """The first 16 hex digits of the sha256 of its canonical JSON."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
+
+
+def put_transcripts(store: Path, made_by: Mapping[str, Any], texts: Mapping[str, str]) -> None:
+    """Keep transcripts, by the sha256 of their audio, durably."""
+    content = checksummed_json(Transcripts(dict(made_by), dict(texts)))
+    with explain_disk_errors("writing transcripts", store):
+        make_folder(store / FOLDER)
+        replace_file(store / FOLDER / f"{short_hash(made_by)}-{short_hash(sorted(texts))}.json", content, store)
+
+
+def read_transcripts(store: Path, made_by: Mapping[str, Any]) -> dict[str, str]:
+    """All that were made in this way, by the sha256 of their audio, but for files that cannot be trusted."""
+    found: dict[str, str] = {}
+    for path in sorted((store / FOLDER).glob(f"{short_hash(made_by)}-*.json")):
+        with contextlib.suppress(CorruptStore):
+            found |= check_transcripts(path)
+    return found
+
+
+def check_transcripts(path: Path) -> dict[str, str]:
+    """The texts of one file. Raises `CorruptStore` if it is not what was written."""
+    with contextlib.suppress(CorruptStore):
+        found = read_checksummed(path, Transcripts)
+        if path.stem == f"{short_hash(found.made_by)}-{short_hash(sorted(found.texts))}":
+            return found.texts
+    raise CorruptStore(f"{path}: altered or cut short; remove it, and `ser features --transcribe` makes it again")

@@ -1,0 +1,224 @@
+"""A recogniser's transcripts: those of transformers called directly, kept when the run is killed, and trained on with
+the audio features of the corpus that they are of.
+"""
+
+import json
+import shutil
+import signal
+import string
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+import transformers
+from click.testing import CliRunner, Result
+
+from ser.cache.maintain import remove_superseded
+from ser.cache.store import Store, open_store
+from ser.cache.transcripts import put_transcripts
+from ser.cli import main
+from ser.errors import ExtractionStopped, StoreError, WeightsError, WrongUse
+from ser.extract.audio import decode
+from ser.extract.corpora.transcribe import Transcription, word_errors
+from ser.extract.options import ExtractionConfig
+from ser.tests import stand_in
+from ser.tests.newcomer import newcomer
+
+__all__ = ["newcomer", "stand_in"]  # a fixture, and what registers an extractor
+
+SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>")
+
+
+def ser(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint that says several letters of every utterance, and knows two languages."""
+    folder = tmp_path_factory.mktemp("whisper") / "whisper-random"
+    letters = [*string.ascii_lowercase, "Ġ"]
+    vocabulary = {token: number for number, token in enumerate([*letters, *SPECIAL])}
+    end, start, en, de, transcribe, plain = (vocabulary[token] for token in SPECIAL)
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_target_positions": 24}
+    ids = {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end, "decoder_start_token_id": start}
+    config = transformers.WhisperConfig(vocab_size=len(vocabulary), init_std=0.5, **sizes, **ids)
+    torch.manual_seed(0)
+    model = transformers.WhisperForConditionalGeneration(config)
+    generation = {"max_length": 12, "is_multilingual": True, "lang_to_id": {"<|en|>": en, "<|de|>": de}}
+    generation |= {"task_to_id": {"transcribe": transcribe}, "no_timestamps_token_id": plain, **ids}
+    model.generation_config = transformers.GenerationConfig(**generation)
+    model.save_pretrained(folder)
+    tokenizer = transformers.WhisperTokenizer(vocab=vocabulary, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL[1:])})
+    transformers.WhisperProcessor(transformers.WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def directly(folder: Path, path: Path) -> str:
+    """One file's transcript, as the documentation of transformers shows it."""
+    processor = transformers.WhisperProcessor.from_pretrained(folder)
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    inputs = processor(decode(path).at(16000), sampling_rate=16000, return_tensors="pt")
+    tokens = model.generate(**inputs, language="en", task="transcribe")
+    return processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Twelve noises of one to three seconds, one of 40 s, and manual transcripts."""
+    noise, lines = np.random.default_rng(0), ["id,audio,text,label"]
+    for number in range(13):
+        samples = noise.standard_normal(round(16000 * (40 if number == 12 else 1 + number % 3))) * (0.01 + number / 40)
+        sf.write(tmp_path / f"{number}.wav", samples, 16000)
+        lines.append(f"u{number},{number}.wav,so it is {number},ang")
+    (tmp_path / "noises.csv").write_text("\n".join(lines))
+    return tmp_path / "noises.csv"
+
+
+def test_transcripts_are_those_of_transformers(whisper: Path, table: Path, tmp_path: Path) -> None:
+    sf.write(tmp_path / "0.wav", np.zeros(16000), 16000)
+    asked = [table, "--transcribe", "whisper", "--model", f"whisper={whisper}", "--store", tmp_path / "s", "--json"]
+    missing = json.loads(ser("features", *asked, "--language", "en", "--dry-run").stdout)["transcripts"]["missing"]
+    done = ser("features", *asked, "--language", "en", "--batch-seconds", 120)
+    assert missing == 13 and done.exit_code == 0, done.output
+    manifest = open_store(tmp_path / "s").manifest()
+    texts = dict(zip(manifest.ids, manifest.column("text"), strict=True))
+    expected = {f"u{number}": directly(whisper, tmp_path / f"{number}.wav") for number in range(12)}
+    assert {id_: texts[id_] for id_ in expected} == expected and len(set(expected.values())) > 4
+    samples, both = decode(tmp_path / "12.wav").samples, []
+    for window in (samples[:480_000], samples[480_000:]):
+        sf.write(tmp_path / "window.wav", window, 16000, subtype="FLOAT")
+        both.append(directly(whisper, tmp_path / "window.wav"))
+    assert texts["u12"] == " ".join(both)
+    # What is printed stands in the manifest; no transcript is made twice, and another language makes others.
+    about = manifest.parent.transcripts
+    assert json.loads(done.stdout) == {"transcripts": about} and about["words"] == 52 and about["wer"] >= 1
+    assert "13 of 13 utterances transcribed now" in done.stderr and "word error rate" in done.stderr
+    assert "0 of 13 utterances transcribed now" in ser("features", *asked, "--language", "en").stderr
+    assert "13 of 13 utterances transcribed now" in ser("features", *asked).stderr
+
+
+def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_path: Path) -> None:
+    models = {"whisper": str(whisper)}
+    for options, message in (
+        ({"language": "xx"}, "--language xx: whisper-random knows de, en"),
+        ({"text": table}, "give one"),
+        ({"corpus_name": "noises"}, "is the corpus itself"),
+    ):
+        with pytest.raises(WrongUse, match=message):
+            Transcription(ExtractionConfig(table, store=tmp_path / "s", models=models, **options)).run()
+    (tmp_path / "no").mkdir()
+    (tmp_path / "no/config.json").write_text('{"model_type": "hubert"}')
+    (tmp_path / "no/model.safetensors").write_bytes((whisper / "model.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match="no is not a Whisper model"):
+        Transcription(ExtractionConfig(table, models={"whisper": str(tmp_path / "no")}))
+    (tmp_path / "3.wav").write_bytes(b"RIFF")
+    asked = ExtractionConfig(table, store=tmp_path / "s", models=models)
+    with pytest.raises(ExtractionStopped, match=r"cannot be used for whisper: u3 \(3\.wav\)"):
+        Transcription(asked)
+    # An utterance that it hears nothing in is kept, and counted.
+    job = Transcription(replace(asked, on_error="skip"))
+    put_transcripts(tmp_path / "s", job.made_by, {job.utterances[5].digest: ""})
+    done = ser("features", table, "--transcribe", "whisper", "--model", f"whisper={whisper}", "--store", tmp_path / "s",
+               "--on-error", "skip", "--features", "standin")  # fmt: skip
+    assert done.exit_code == 3 and "u3: not transcribed: " in done.output and ", 1 have no word" in done.output
+    assert "quarantined in standin: u3: not transcribed" in done.output
+    texts = open_store(tmp_path / "s").manifest().column("text")
+    assert (texts[3], texts[5], len(texts)) == (None, "", 13)
+
+
+@pytest.mark.parametrize(
+    ("reference", "heard", "errors", "words"),
+    [
+        ("It's [LAUGHTER] so, it\u2019s SO!", "it's so its so", 1, 4),
+        ("one two three", "", 3, 3),
+        ("one two three", "zero one three four", 3, 3),
+        ("...", "something", 0, 0),
+    ],
+)
+def test_word_errors(reference: str, heard: str, errors: int, words: int) -> None:
+    assert word_errors([(reference, heard)])[:2] == (errors, words)
+
+
+def test_a_killed_transcription_goes_on(whisper: Path, table: Path, tmp_path: Path) -> None:
+    asked = ["features", str(table), "--transcribe", "whisper", "--model", f"whisper={whisper}", "--part-seconds", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "ser", *asked, "--store", str(tmp_path / "s")])
+    kept = tmp_path / "s" / "transcripts"
+    while len(list(kept.glob("*.json"))) < 3 and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    files = {path: path.stat().st_ino for path in kept.glob("*.json")}
+    altered = min(files)
+    altered.write_bytes(altered.read_bytes().replace(b":", b";", 1))
+    assert f"{altered}: altered or cut short" in ser("cache", "verify", "--store", tmp_path / "s").stderr
+    done = ser(*asked, "--store", tmp_path / "s")
+    assert f"{13 - len(files) + 1} of 13 utterances transcribed now" in done.output and 3 <= len(files) < 13
+    assert all(path.stat().st_ino == files[path] for path in files if path != altered)
+    assert ser(*asked, "--store", tmp_path / "whole").exit_code == 0
+    both = [open_store(tmp_path / name).manifest("noises-asr") for name in ("s", "whole")]
+    assert both[0].same(both[1]) and ser("cache", "verify", "--store", tmp_path / "s").exit_code == 0
+
+
+def rows_of(store: Store, name: str) -> dict[str, int]:
+    """How many rows of a feature are kept for each corpus."""
+    rows: dict[str, int] = {}
+    for part in store[name].parts():
+        rows[part.record.corpus] = rows.get(part.record.corpus, 0) + len(part.keys)
+    return rows
+
+
+def test_the_parents_audio_trains_with_the_recognisers_words(newcomer: Path, whisper: Path, tmp_path: Path) -> None:
+    corpus, path = newcomer / "corpus", shutil.copytree(newcomer / "features", tmp_path / "s")
+    models = f"whisper={whisper}", f"bert={newcomer}/checkpoints/bert-random"
+    asked = ["--store", path, "--model", models[0], "--model", models[1]]
+    assert ser("features", corpus, "--store", path, "--features", "is13").exit_code == 0
+    done = ser("features", corpus, "--transcribe", "whisper", "--features", "is13,bert", *asked, "--json")
+    assert done.exit_code == 0, done.output
+    found, store = json.loads(done.stdout), open_store(path)
+    parent, child = (store.manifest(name) for name in ("demo", "demo-asr"))
+    n = len(parent)
+    assert (found["is13"]["computed"], found["is13"]["reused"], found["bert"]["computed"]) == (0, n, n)
+    assert rows_of(store, "is13") == {"demo": n}
+    assert (child.parent.corpus, child.parent.digest) == ("demo", parent.digest)
+    done = ser("sweep", "perspective-table1", "--corpus", "demo-asr", "--store", path, "--out", tmp_path / "runs",
+               "--seeds", 1, "--epochs", 1, "--workers", 1, "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert [len(row["folders"]) for row in json.loads(done.stdout)["rows"]] == [1, 1]
+    [shown] = [one for one in json.loads(ser("cache", "list", "--store", path, "--json").stdout)
+               if one["feature"] == "is13" and one["corpus"] == "demo-asr"]  # fmt: skip
+    assert (shown["rows"], shown["lent"], shown["superseded"], shown["bytes"], shown["complete"]) == (n, n, 0, 0, True)
+
+    # The child's rows are no one's to remove while it asks for them, and a parent without them makes it incomplete.
+    store.put_manifest(replace(parent, table=parent.table.slice(1)), replace=True)
+    assert not list(remove_superseded(store, [store["is13"].path]))
+    assert ser("cache", "export", "is13", tmp_path / "asr.npz", "--corpus", "demo-asr", "--store", path).exit_code == 0
+    assert ser("cache", "remove", "is13", "--yes", "--store", path).exit_code == 0
+    done = ser("train", "--store", path, "--corpus", "demo-asr", "--features", "is13", "--fusion", "audio:utterance")
+    assert done.exit_code != 0 and "is13" in done.output
+
+
+def test_other_transcripts_share_audio_in_both_orders(table: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "asr.csv").write_text("\n".join(["id,text", *(f"u{number},so it was" for number in range(13))]))
+    other = ["--text", tmp_path / "asr.csv", "--corpus-name", "heard", "--features", "logmel"]
+    own = ["--corpus-name", "mine", "--features", "logmel"]
+    for name, orders in (("after", (own, other)), ("before", ([*other[:5], "mfcc"], own, other))):
+        for options in orders:
+            store = open_store(tmp_path / name, create=True)
+            assert ser("features", table, "--store", store.path, *options).exit_code == 0
+        heard = store.manifest("heard")
+        assert heard.parent.corpus == "mine" and heard.parent.digest == store.manifest("mine").digest
+        assert rows_of(store, "logmel") == {"mine": 13} and store["logmel"].complete(heard)
+    # An older ser refuses the child alone; what has no parent is written as it always was.
+    monkeypatch.setattr("ser.cache.manifest.WITH_PARENT", 1)
+    assert store.manifest("mine").column("text")[0] == "so it is 0"
+    with pytest.raises(StoreError, match=r"has format version 2, newer than this ser's 1; update ser"):
+        store.manifest("heard")
