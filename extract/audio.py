@@ -10,6 +10,8 @@ import errno
 import hashlib
 import io
 import os
+import re
+import shlex
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,7 +21,7 @@ import soundfile as sf
 import soxr
 
 from ser.cache.atomic_io import open_named
-from ser.errors import CorpusError, UtteranceError
+from ser.errors import CodedAudio, CorpusError, UtteranceError
 
 RESAMPLER = "soxr-hq"  # stored in every acoustic config: another resampler gives other numbers
 CHANNELS = "mean, or the loudest where the mean loses 20 dB"  # stored too
@@ -31,6 +33,19 @@ NOT_AUDIO = {
     b"<!doctype html": "is an HTML page, not audio",
     b"<html": "is an HTML page, not audio",
     b"version https://git-lfs": "is a git-LFS pointer: run `git lfs pull` in the corpus",
+}
+# By name: what libsndfile reads, and what only ffmpeg does; and the latter by its first bytes.
+SOUND = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph"}
+CODED = {".mp4", ".m4a", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wma", ".wmv", ".amr", ".aac", ".3gp", ".mpg"}
+CODED_BYTES = {
+    rb"....ftyp": "MP4, M4A or MOV",
+    rb"\x1aE\xdf\xa3": "Matroska or WebM",
+    rb"RIFF....AVI ": "AVI",
+    rb"FLV\x01": "Flash video",
+    rb"0&\xb2u\x8ef\xcf\x11": "WMA or WMV",
+    rb"#!AMR": "AMR",
+    rb"\xff[\xf0\xf1\xf8\xf9]": "AAC",
+    rb"\x00\x00\x01\xba": "MPEG video",
 }
 PLAIN = {1, 3, 6, 7, 0xFFFE}  # WAVE format tags whose samples have one size: PCM, float, A-law, µ-law, extensible
 _UNDECODABLE = (sf.LibsndfileError, RuntimeError, ValueError, OverflowError)
@@ -83,7 +98,7 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
         raise CorpusError(f"{path}: {reason}; check that the corpus is mounted here, and run again") from fault
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise CorpusError(f"{path}: changed after the corpus was read: run again")
-    file, warnings = open_audio(data)
+    file, warnings = open_audio(data, path.name)
     try:
         with file:
             rate, promised, kind, subtype = file.samplerate, file.frames, file.format, file.subtype
@@ -113,11 +128,15 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
     return Clip(samples, rate, warnings)
 
 
-def open_audio(data: bytes) -> tuple[sf.SoundFile, list[str]]:
+def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
     """The decoder of a file's bytes, and what is odd about them, so far as the header tells.
 
-    Raises `UtteranceError` for what is not audio, holds less than its header says, nothing, or over an hour.
+    Raises `CodedAudio` for what only ffmpeg reads, with the line that converts a file of that `name`; `UtteranceError`
+    for what is not audio, holds less than its header says, nothing, or over an hour.
     """
+    for magic, kind in CODED_BYTES.items():
+        if re.match(magic, data, re.DOTALL):
+            raise CodedAudio(f"is {kind}: {converted(name)}")
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, reason in NOT_AUDIO.items():
         if start.startswith(magic):
@@ -138,6 +157,12 @@ def open_audio(data: bytes) -> tuple[sf.SoundFile, list[str]]:
     if file.frames <= 0:
         raise UtteranceError("holds no samples")
     return file, warnings
+
+
+def converted(name: str) -> str:
+    """What to do about a file that only ffmpeg reads."""
+    new = PurePosixPath(name).with_suffix(".wav" if not name.lower().endswith(".wav") else ".pcm.wav")
+    return f"convert it with `ffmpeg -i {shlex.quote(name)} -vn {shlex.quote(str(new))}`"
 
 
 def read_bytes(path: Path) -> bytes:

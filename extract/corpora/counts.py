@@ -1,4 +1,4 @@
-"""How a scan of IEMOCAP differs from the release, whose counts are in iemocap.toml."""
+"""The counts of a corpus, and how they differ from published ones; IEMOCAP's are in iemocap.toml."""
 
 import tomllib
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import LABEL_POLICIES, Manifest
+from ser.cache.manifest import LABEL_POLICIES, Manifest, code
 
 from .scan import Scan
 
@@ -28,7 +28,8 @@ def count_all(manifest: Manifest) -> dict[str, Any]:
     sizes = by["dialogue"].values() or [0]
     scripted = sum("_script" in (dialogue or "") for dialogue in columns["dialogue"])
     four = {raw: name for name, raws in LABEL_POLICIES["4class"].items() for raw in raws}
-    pairs = Counter(zip(columns["session"], map(four.get, columns["label"]), strict=True))
+    codes = [code(label or "") for label in columns["label"]]  # corpora write them as codes or as words
+    pairs = Counter(zip(columns["session"], map(four.get, codes), strict=True))
     seconds = np.array(manifest.column("duration"), float)  # NaN where it is not known
     measured = seconds[~np.isnan(seconds)]
     points = {"min": 0, "median": 50, "p95": 95, "p99": 99, "max": 100} if len(measured) else {}
@@ -43,10 +44,10 @@ def count_all(manifest: Manifest) -> dict[str, Any]:
         "sessions": by["session"],
         "labels": by["label"],
         "policies": {
-            name: sum(by["label"].get(raw, 0) for raws in classes.values() for raw in raws)
+            name: sum(codes.count(raw) for raws in classes.values() for raw in raws)
             for name, classes in LABEL_POLICIES.items()
         },
-        "4class hours": float(np.nansum(seconds[[label in four for label in columns["label"]]])) / 3600,
+        "4class hours": float(np.nansum(seconds[[label in four for label in codes]])) / 3600,
         "4class per session": {s: {name: pairs[s, name] for name in LABEL_POLICIES["4class"]} for s in by["session"]},
         "utterances per dialogue": {"fewest": min(sizes), "most": max(sizes)},
         "durations": {name: round(float(np.percentile(measured, q)), 4) for name, q in points.items()},
@@ -85,6 +86,6 @@ def summary(scan: Scan) -> dict[str, Any]:
 
 
 def differences(scan: Scan) -> list[str]:
-    """How a copy of IEMOCAP differs from the release, in sentences; nothing for other corpora and for the demo."""
-    known = scan.format == "iemocap" and not scan.manifest.synthetic
-    return compare(count_all(scan.manifest)) if known else []
+    """How a corpus differs from its published counts, in sentences; nothing where there are none, as for the demo."""
+    found = count_all(scan.manifest)
+    return compare({name: found[name] for name in scan.known}, scan.known)

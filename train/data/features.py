@@ -175,7 +175,7 @@ def load_dataset(
     manifest = store.manifest(corpus)
     selected, augmented = select_features(store, features, manifest.corpus, views)
     fusion = get_fusion(fusion_name, {modality: one.feature.spec.level for modality, one in selected.items()})
-    policy = get_policy(labels)
+    policy = get_policy(labels, manifest.column("label"))
     asked = [*selected.values(), *augmented]
     if fusion.level == "vector":
         asked = [replace(one, pooled=one.feature.spec.level != "utterance") for one in asked]

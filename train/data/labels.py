@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,33 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import LABEL_POLICIES, Manifest
+from ser.cache.atomic_io import read_toml
+from ser.cache.manifest import LABEL_POLICIES, NO_CLASS, Manifest, code
 from ser.errors import CorpusError, WrongUse, unknown
-
-from ..options import read_toml
-
-# Every name under which corpora write a category, to IEMOCAP's short code.
-CODES = {
-    "ang": ("ang", "anger", "angry"),
-    "dis": ("dis", "disgust", "disgusted"),
-    "exc": ("exc", "excited", "excitement"),
-    "fea": ("fea", "fear", "fearful", "anxiety", "anxious"),
-    "fru": ("fru", "frustration", "frustrated"),
-    "hap": ("hap", "happiness", "happy", "joy"),
-    "neu": ("neu", "neutral", "neutral state"),
-    "oth": ("oth", "other"),
-    "sad": ("sad", "sadness"),
-    "sur": ("sur", "surprise", "surprised"),
-    "bor": ("bor", "boredom", "bored"),
-}
-_CODE_OF = {name: code for code, names in CODES.items() for name in names}
-
-
-def code(raw: str) -> str:
-    """The short code of a raw category, or the category itself in lower case where it has none."""
-    name = raw.strip().casefold()
-    return _CODE_OF.get(name, name)
-
 
 @dataclass(frozen=True)
 class Policy:
@@ -70,15 +46,19 @@ IEMOCAP_4CLASS = {
 _IEMOCAP_ID = re.compile(r"Ses0[1-5][FM]_(impro|script)(\d\d)\w*_[FM]\d{3}")
 
 
-def get_policy(name: str) -> Policy:
+def get_policy(name: str, labels: Iterable[str | None] = ()) -> Policy:
     """The policy of that name, or the one that a TOML file spells out.
 
     The file maps classes to raw labels, such as `negative = ["ang", "sad", "fru"]`; its order is the class order.
+    "all" has a class for each of the corpus's own raw `labels` (all but `NO_CLASS`), by their codes, sorted.
     Raises `WrongUse` for an unknown name or a file that is not such a map.
     """
     path, maps = Path(name), dict[str, str]()
+    if name == "all":
+        classes = sorted({code(raw) for raw in labels if raw is not None} - {NO_CLASS})
+        return Policy(name, tuple(classes), dict(zip(classes, classes, strict=True)))
     if name not in LABEL_POLICIES and not name.endswith(".toml"):
-        raise unknown("label policy", name, [*LABEL_POLICIES, "FILE.toml"])
+        raise unknown("label policy", name, [*LABEL_POLICIES, "all", "FILE.toml"])
     table = LABEL_POLICIES.get(name) or read_toml(path, 'happy = ["hap", "exc"]')
     for kept, raws in table.items():
         if not isinstance(raws, list) or not raws or not all(isinstance(raw, str) for raw in raws):

@@ -110,6 +110,8 @@ def session_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     """Each session is the test part once (MSMSER §3.1)."""
     sessions = _named(utterances.sessions, "session")
     names = _natural(sessions)
+    if {"train", "test"} <= {*names}:
+        raise WrongUse("the sessions of this corpus are the parts of its own split; use --protocol official")
     return [
         _fold(f"session {name}", utterances, _where(sessions, {name}), _where(sessions, {following}), cut)
         for name, following in zip(names, [*names[1:], names[0]], strict=True)
@@ -194,6 +196,32 @@ def random_70_20_10(utterances: Utterances, cut: Cut) -> list[Fold]:
     return [Fold("random", np.sort(train), np.sort(dev), np.sort(test), dev_by=f"{share:.2g} at random")]
 
 
+def official(utterances: Utterances, cut: Cut) -> list[Fold]:
+    """The split that the corpus comes with: its sessions called train, dev and test, test2 …, a fold for each test.
+
+    Speakers may stand in several of its parts. Where it has no dev part, `cut` says what is.
+    """
+    sessions = _named(utterances.sessions, "session")
+    names = _natural(sessions)
+    tests = [name for name in names if name.startswith("test")]
+    if "train" not in names or not tests:
+        raise WrongUse(
+            "--protocol official needs sessions called train and test, as MELD and MSP-Podcast have, and this corpus has "
+            f"{', '.join(names[:9])}; use --protocol session-out, or folds:FILE"
+        )
+    train, dev = _where(sessions, {"train"}), _where(sessions, {"dev"})
+    folds = []
+    for name in tests:
+        test = _where(sessions, {name})
+        others = np.setdiff1d(np.arange(len(utterances)), np.concatenate([train, dev, test]))
+        left_out = {"in another part of the split": others} if len(others) else {}
+        if len(dev):
+            folds.append(Fold(name, train, dev, test, left_out, "the corpus's own"))
+        else:
+            folds.append(_fold(name, utterances, test, dev, cut, left_out))
+    return folds
+
+
 def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
     """The folds that a file spells out; where it names no dev part, `cut` says it: "next" is the next fold's test."""
     listed = read_folds(path)
@@ -224,6 +252,7 @@ PROTOCOLS = {
     "script-out": script_out,
     "train1234-test5": train1234_test5,
     "random-70-20-10": random_70_20_10,
+    "official": official,
 }
 
 
@@ -240,7 +269,8 @@ def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) ->
         folds = PROTOCOLS[protocol](utterances, cut)
     else:
         raise unknown("protocol", protocol, [*PROTOCOLS, "folds:FILE"])
-    apart = () if protocol == "random-70-20-10" or protocol.startswith("folds:") else ("dialogue", "speaker")
+    free = protocol == "random-70-20-10" or protocol.startswith("folds:")
+    apart = () if free else ("dialogue",) if protocol == "official" else ("dialogue", "speaker")
     for fold in folds:
         if not len(fold.train):
             raise WrongUse(
