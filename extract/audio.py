@@ -34,19 +34,14 @@ NOT_AUDIO = {
     b"<html": "is an HTML page, not audio",
     b"version https://git-lfs": "is a git-LFS pointer: run `git lfs pull` in the corpus",
 }
-# By name: what libsndfile reads, and what only ffmpeg does; and the latter by its first bytes.
+# By name: what libsndfile reads, and what only ffmpeg does; the latter by its first bytes: MP4 and MOV, Matroska, AVI,
+# Flash, WMA, AMR, AAC, MPEG.
 SOUND = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph"}
 CODED = {".mp4", ".m4a", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wma", ".wmv", ".amr", ".aac", ".3gp", ".mpg"}
-CODED_BYTES = {
-    rb"....ftyp": "MP4, M4A or MOV",
-    rb"\x1aE\xdf\xa3": "Matroska or WebM",
-    rb"RIFF....AVI ": "AVI",
-    rb"FLV\x01": "Flash video",
-    rb"0&\xb2u\x8ef\xcf\x11": "WMA or WMV",
-    rb"#!AMR": "AMR",
-    rb"\xff[\xf0\xf1\xf8\xf9]": "AAC",
-    rb"\x00\x00\x01\xba": "MPEG video",
-}
+CODED_BYTES = re.compile(
+    rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |FLV\x01|0&\xb2u\x8ef\xcf|#!AMR|\xff[\xf0\xf1\xf8\xf9]|\0\0\x01\xba",
+    re.DOTALL,
+)
 PLAIN = {1, 3, 6, 7, 0xFFFE}  # WAVE format tags whose samples have one size: PCM, float, A-law, µ-law, extensible
 _UNDECODABLE = (sf.LibsndfileError, RuntimeError, ValueError, OverflowError)
 # What a name itself can be wrong by: nothing there, a link to itself, a folder, a socket. All else is the disk's fault.
@@ -134,9 +129,9 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
     Raises `CodedAudio` for what only ffmpeg reads, with the line that converts a file of that `name`; `UtteranceError`
     for what is not audio, holds less than its header says, nothing, or over an hour.
     """
-    for magic, kind in CODED_BYTES.items():
-        if re.match(magic, data, re.DOTALL):
-            raise CodedAudio(f"is {kind}: {converted(name)}")
+    if CODED_BYTES.match(data):
+        new = shlex.quote(re.sub(r"(\.wav)?$|\.\w+$", r"\1.wav", name, count=1))
+        raise CodedAudio(f"is video or coded audio: convert it with `ffmpeg -i {shlex.quote(name)} -vn {new}`")
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, reason in NOT_AUDIO.items():
         if start.startswith(magic):
@@ -157,12 +152,6 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
     if file.frames <= 0:
         raise UtteranceError("holds no samples")
     return file, warnings
-
-
-def converted(name: str) -> str:
-    """What to do about a file that only ffmpeg reads."""
-    new = PurePosixPath(name).with_suffix(".wav" if not name.lower().endswith(".wav") else ".pcm.wav")
-    return f"convert it with `ffmpeg -i {shlex.quote(name)} -vn {shlex.quote(str(new))}`"
 
 
 def read_bytes(path: Path) -> bytes:

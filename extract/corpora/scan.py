@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -108,9 +109,9 @@ def read_corpus(
     if name is not None:
         check_name("corpus", name)
     format = find_format(path, format)
-    reference = FORMATS.get(format) or Path(format).expanduser()
-    described = isinstance(reference, Path)
-    reading: Reading = _resolve(READ_DESCRIBED)(path, reference) if described else _resolve(reference)(path)
+    place = FORMATS.get(format, Path(format).expanduser())
+    read = partial(_resolve(READ_DESCRIBED), description=place) if isinstance(place, Path) else _resolve(place)
+    reading: Reading = read(path)
     rows, problems = _admit(reading, follow_links=format != "table")
     if limit is not None:
         rows = rows[:limit]
@@ -144,10 +145,10 @@ def find_format(path: str | Path, format: str | None = None) -> str:
         raise unknown("corpus format", format, [*FORMATS, "FILE.toml"])
     if format is not None or path.is_file():
         return format or "table"
-    for format, reference in {**DETECTORS, **FORMATS}.items():
-        described = isinstance(reference, Path)
-        if described and _resolve(FITS)(path, reference) or format in DETECTORS and _resolve(DETECTORS[format])(path):
-            return format
+    described = {format: place for format, place in FORMATS.items() if isinstance(place, Path)}
+    detectors = DETECTORS | {format: partial(_resolve(FITS), description=place) for format, place in described.items()}
+    if found := next((format for format, detects in detectors.items() if _resolve(detects)(path)), None):
+        return found
     entries = sorted(path.iterdir())
     for inner in (entry for entry in entries if entry.is_dir()):
         if _resolve(DETECTORS["iemocap"])(inner):
@@ -155,8 +156,8 @@ def find_format(path: str | Path, format: str | None = None) -> str:
     tables = [p.name for p in entries if p.suffix.lower() in {".csv", ".tsv", ".jsonl", ".parquet"}]
     hint = f"it holds {tables[0]}: give that file" if tables else "give a CSV, TSV, Parquet or JSONL file"
     raise WrongUse(
-        f"{path} is not a corpus that ser knows: neither laid out nor named as any of {', '.join(FORMATS)}; describe it "
-        f"in a TOML file for --format (docs/add-a-corpus.md), or to read it as a table, {hint}"
+        f"{path} is not a corpus that ser knows: neither laid out nor named as any of {', '.join(FORMATS)}; describe "
+        f"it in a TOML file for --format (docs/add-a-corpus.md), or to read it as a table, {hint}"
     )
 
 

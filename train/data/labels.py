@@ -14,6 +14,7 @@ from ser.cache.atomic_io import read_toml
 from ser.cache.manifest import LABEL_POLICIES, NO_CLASS, Manifest, code
 from ser.errors import CorpusError, WrongUse, unknown
 
+
 @dataclass(frozen=True)
 class Policy:
     """`classes` in the order of the class numbers; `maps` from a raw label's `code` to its class."""

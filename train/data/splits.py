@@ -206,19 +206,15 @@ def official(utterances: Utterances, cut: Cut) -> list[Fold]:
     tests = [name for name in names if name.startswith("test")]
     if "train" not in names or not tests:
         raise WrongUse(
-            "--protocol official needs sessions called train and test, as MELD and MSP-Podcast have, and this corpus has "
+            "--protocol official needs sessions called train and test, as MELD has, and this corpus has "
             f"{', '.join(names[:9])}; use --protocol session-out, or folds:FILE"
         )
-    train, dev = _where(sessions, {"train"}), _where(sessions, {"dev"})
-    folds = []
+    dev, folds = _where(sessions, {"dev"}), []
     for name in tests:
-        test = _where(sessions, {name})
-        others = np.setdiff1d(np.arange(len(utterances)), np.concatenate([train, dev, test]))
+        others = _where(sessions, {*names} - {"train", "dev", name})
         left_out = {"in another part of the split": others} if len(others) else {}
-        if len(dev):
-            folds.append(Fold(name, train, dev, test, left_out, "the corpus's own"))
-        else:
-            folds.append(_fold(name, utterances, test, dev, cut, left_out))
+        fold = _fold(name, utterances, _where(sessions, {name}), dev, Cut("next") if len(dev) else cut, left_out)
+        folds.append(replace(fold, dev_by="the corpus's own") if len(dev) else fold)
     return folds
 
 
