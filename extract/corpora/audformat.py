@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from ser.cache.atomic_io import read_named
 from ser.cache.manifest import SCHEMA
@@ -74,7 +74,7 @@ def read_audformat(root: Path) -> Reading:
             for fact, value in facts.items():
                 if (fact := NAMES.get(fact, fact)) in SCHEMA.names and value is not None:
                     row.setdefault(fact, value)
-    for path, row in found.items():
+    for path, row in sorted(found.items()):
         try:
             reading.rows.append({"turn": 0, **as_row(row, "audio", SCHEMA.names)})
         except ValueError as error:

@@ -168,7 +168,7 @@ def _joined(
     for path in files:
         by_name.setdefault(path.rpartition("/")[2], []).append(path)
     loaded: dict[str | None, dict[str, Fields]] = {None: {}}
-    kept, shared, used, absent = [], dict[str, Fields](), set[tuple[str | None, str | None]](), set[str]()
+    kept, shared, used, absent = [], dict[str | None, Fields](), set[tuple[str | None, str]](), set[str]()
     for path, fields in recordings:
         name, key = _filled(table.file, fields), _filled(table.of, fields)
         places = by_name.get(name.rpartition("/")[2], ()) if name else ()
@@ -178,7 +178,7 @@ def _joined(
         if place is not None and place not in loaded:
             loaded[place] = _rows(table, place, layout, reading)
             shared[place] = {one: fields[one] for one in ("folder", *FIELD.findall(table.file))}
-        if key in loaded[place]:
+        if key is not None and key in loaded[place]:
             kept.append((path, fields | loaded[place][key]))
             used.add((place, key))
         elif not table.audio:
@@ -189,10 +189,10 @@ def _joined(
         reading.warnings.append(f"{min(absent)} is not here, and nothing is taken from it")
     if len(kept) < len(recordings):
         reading.warnings.append(f"{len(recordings) - len(kept)} files are left out: in no row of {table.file}")
-    for place, rows in loaded.items() if table.audio else ():
+    for listed, rows in loaded.items() if table.audio else ():
         for key, row in rows.items():
-            if (place, key) not in used and (path := _filled(table.audio, shared[place] | row)):
-                kept.append((path, {"stem": PurePosixPath(path).stem, **shared[place], **row}))
+            if (listed, key) not in used and (path := _filled(table.audio, shared[listed] | row)):
+                kept.append((path, {"stem": PurePosixPath(path).stem, **shared[listed], **row}))
     return kept
 
 
