@@ -29,10 +29,11 @@ RESERVED = {"manifests", "tmp", "bad", "lost+found"}  # the last one is made wit
 LOG = "log.jsonl"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `ser features` to write it again"
-# By policy, then by class: the raw labels that both stages count as that class; and every name of a category.
-LABEL_POLICIES, _NAMES = (
+# By policy, then by class: the raw labels that both stages count as that class; every name of a category; and what
+# IEMOCAP's release holds.
+LABEL_POLICIES, _NAMES, IEMOCAP = (
     tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
-    for name in ("policies", "categories")
+    for name in ("policies", "categories", "iemocap")
 )
 _CODE_OF = {name: code for code, names in _NAMES.items() for name in names}
 NO_CLASS = "xxx"  # the raw label of what the raters did not agree on

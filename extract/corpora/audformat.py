@@ -5,7 +5,7 @@ used: it also opens pickles.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 import yaml
@@ -21,16 +21,11 @@ from .table import as_row, records
 NAMES = {"emotion": "label", "transcription": "text", "transcript": "text", "sex": "gender", "activation": "arousal"}
 
 
-class Table(msgspec.Struct):
-    """A table in the header: its columns by name, each with its scheme."""
-
-    type: str = ""
-    split_id: str | None = None
-    columns: dict[str, dict[str, Any]] = {}
+Table = TypedDict("Table", {"type": str, "split_id": str | None, "columns": dict[str, dict[str, Any]]}, total=False)
 
 
 class Header(msgspec.Struct):
-    """What is read of a header."""
+    """What is read of a header, by the names of its parts."""
 
     name: str
     tables: dict[str, Table] = {}
@@ -51,24 +46,24 @@ def read_audformat(root: Path) -> Reading:
         said = " ".join(str(error).split())
         raise WrongUse(f"{root / 'db.yaml'} is not the header of an audformat database ({said})") from None
     reading, found = Reading(header.name, root, []), dict[str, dict[str, Any]]()
+    labels = {name: scheme.get("labels") for name, scheme in header.schemes.items()}
     for name, table in header.tables.items():
         place = next((p for p in (root / f"db.{name}.csv", root / f"db.{name}.parquet") if p.is_file()), None)
-        if table.type != "filewise" or place is None:
-            why = "is not here as CSV or Parquet" if table.type == "filewise" else "is not file-wise"
-            reading.warnings.append(f"the table {name} {why}, and nothing is taken from it")
+        if table.get("type") != "filewise" or place is None:
+            reading.warnings.append(f"the table {name} is not by file, or not here as CSV or Parquet: it is not read")
             continue
-        split = header.splits.get(table.split_id or "", {}).get("type", table.split_id)
+        columns, split = table.get("columns", {}), table.get("split_id")
+        session = {} if split is None else {"session": header.splits.get(split, {}).get("type", split)}
         for where, record in records(place):
             if isinstance(record, str) or not isinstance(record.get("file"), str):
-                reason = record if isinstance(record, str) else "has no file"
-                reading.problems.append(Problem(None, place.name, f"{where}: {reason}"))
+                reading.problems.append(Problem(None, place.name, f"{where}: is no row of a file"))
                 continue
             row = found.setdefault(record["file"], {"audio": record["file"]})
-            facts = {"session": split} if split else {}
+            facts: dict[str, Any] = dict(session)
             for column, value in record.items():
-                scheme = table.columns.get(column, {}).get("scheme_id") or column
-                labels = header.schemes.get(scheme, {}).get("labels")
-                told = {str(k): v for k, v in labels.items()}.get(str(value)) if isinstance(labels, dict) else None
+                scheme = str(columns.get(column, {}).get("scheme_id") or column)
+                listed = labels.get(scheme)
+                told = {str(k): v for k, v in listed.items()}.get(str(value)) if isinstance(listed, dict) else None
                 facts |= told if isinstance(told, dict) else {}  # a speaker's gender, for one
                 facts[scheme] = told if isinstance(told, str) else value
             for fact, value in facts.items():

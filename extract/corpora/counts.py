@@ -1,25 +1,22 @@
-"""The counts of a corpus, and how they differ from published ones; IEMOCAP's are in iemocap.toml."""
+"""The counts of a corpus, and how they differ from published ones; IEMOCAP's are in cache/iemocap.toml."""
 
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import LABEL_POLICIES, Manifest, code
+from ser.cache.manifest import IEMOCAP, LABEL_POLICIES, Manifest, code
 
 from .scan import Scan
 
-KNOWN: dict[str, Any] = tomllib.loads(Path(__file__).with_name("iemocap.toml").read_text(encoding="utf-8"))
 # Where half of the last digit is not the right allowance: far percentiles also depend on how one interpolates.
 ROUNDING = {"min": 0.0006, "p95": 0.03, "p99": 0.1}
 
 
 def count_all(manifest: Manifest) -> dict[str, Any]:
-    """The counts of `KNOWN`, of this manifest; durations in seconds."""
+    """The counts of `IEMOCAP`, of this manifest; durations in seconds."""
     columns = {name: manifest.column(name) for name in ("dialogue", "speaker", "gender", "session", "label")}
     by = {
         name: dict(sorted(Counter(value for value in values if value is not None).items()))
@@ -54,7 +51,7 @@ def count_all(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def compare(found: Mapping[str, Any], known: Mapping[str, Any] = KNOWN, under: str = "") -> list[str]:
+def compare(found: Mapping[str, Any], known: Mapping[str, Any] = IEMOCAP, under: str = "") -> list[str]:
     """Each difference from the known counts, in one sentence. Measured figures may differ by what rounding hides."""
     differences = []
     for key in [*known, *(k for k in found if k not in known)]:

@@ -8,7 +8,7 @@ import functools
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -200,7 +200,13 @@ def _rows(table: Table, place: str, layout: Layout, reading: Reading) -> dict[st
     """A table's rows by their keys, the first of each; or by key the votes of all."""
     rows: dict[str, Fields] = {}
     votes = layout.maps.get("votes", {})
-    for where, record in _records(table, reading.root / place):
+    found: Iterable[tuple[str, Fields | str]]
+    if table.line is None:
+        found = records(reading.root / place)
+    else:
+        lines = map(str.strip, read_text(reading.root / place, table.encoding).split("\n"))
+        found = (("", groups) for line in lines if line and (groups := _match(table.line, line)) is not None)
+    for where, record in found:
         if isinstance(record, str):
             reading.problems.append(Problem(None, place, f"{where}: {record}"))
             continue
@@ -212,15 +218,6 @@ def _rows(table: Table, place: str, layout: Layout, reading: Reading) -> dict[st
         elif (vote := _filled(table.votes, row)) is not None:
             rows.setdefault(key, {"votes": []})["votes"].append([votes.get(vote, vote)])
     return rows
-
-
-def _records(table: Table, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    if table.line is None:
-        yield from records(path)
-        return
-    for number, line in enumerate(read_text(path, table.encoding).split("\n"), 1):
-        if line.strip() and (groups := _match(table.line, line.strip())) is not None:
-            yield f"line {number}", groups
 
 
 def _columns(layout: Layout, fields: Fields) -> Fields:

@@ -112,7 +112,7 @@ def read_corpus(
     place = FORMATS.get(format, Path(format).expanduser())
     read = partial(_resolve(READ_DESCRIBED), description=place) if isinstance(place, Path) else _resolve(place)
     reading: Reading = read(path)
-    rows, problems = _admit(reading, follow_links=format != "table")
+    rows, problems = _admit(reading, follow_links=format not in ("table", "audformat"))
     if limit is not None:
         rows = rows[:limit]
         kept = {row["id"] for row in rows}

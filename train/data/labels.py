@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ser.cache.atomic_io import read_toml
-from ser.cache.manifest import LABEL_POLICIES, NO_CLASS, Manifest, code
+from ser.cache.manifest import IEMOCAP, LABEL_POLICIES, NO_CLASS, Manifest, code
 from ser.errors import CorpusError, WrongUse, unknown
 
 
@@ -34,16 +34,6 @@ class Policy:
         return None if kept is None else self.classes.index(kept)
 
 
-# IEMOCAP's own counts (papers/IEMOCAP.md): of all utterances, by policy, and of 4class by session and class.
-IEMOCAP_UTTERANCES = 10_039
-IEMOCAP_TOTALS = {"4class": 5531, "5class": 7380, "6class": 7380, "8class": 7527}
-IEMOCAP_4CLASS = {
-    "1": {"ang": 229, "hap": 278, "neu": 384, "sad": 194},
-    "2": {"ang": 137, "hap": 327, "neu": 362, "sad": 197},
-    "3": {"ang": 240, "hap": 286, "neu": 320, "sad": 305},
-    "4": {"ang": 327, "hap": 303, "neu": 258, "sad": 143},
-    "5": {"ang": 170, "hap": 442, "neu": 384, "sad": 245},
-}
 _IEMOCAP_ID = re.compile(r"Ses0[1-5][FM]_(impro|script)(\d\d)\w*_[FM]\d{3}")
 
 
@@ -172,7 +162,7 @@ def apply_policy(policy: Policy, manifest: Manifest) -> Utterances:
         left_out=Counter(label or "none" for label, kept in zip(raw, index, strict=True) if kept is None),
         texts=[" ".join(re.findall(r"[^\W_]+", (text or "").casefold())) or None for text in column("text")],
     )
-    known = policy.name in IEMOCAP_TOTALS and len(manifest) == IEMOCAP_UTTERANCES and not manifest.synthetic
+    known = policy.name in LABEL_POLICIES and len(manifest) == IEMOCAP["utterances"] and not manifest.synthetic
     if known and all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):
         _check_iemocap(policy, manifest.corpus, found)
     return found
@@ -181,8 +171,8 @@ def apply_policy(policy: Policy, manifest: Manifest) -> Utterances:
 def _check_iemocap(policy: Policy, corpus: str, found: Utterances) -> None:
     """Raise `CorpusError` if these utterances, which have the ids of IEMOCAP's release, have other counts than its."""
     have = Counter(zip(found.sessions, (policy.classes[k] for k in found.labels), strict=True))
-    counts = {"all": (len(found), IEMOCAP_TOTALS[policy.name])}
-    for session, known in IEMOCAP_4CLASS.items() if policy.name == "4class" else ():
+    counts = {"all": (len(found), IEMOCAP["policies"][policy.name])}
+    for session, known in IEMOCAP["4class per session"].items() if policy.name == "4class" else ():
         counts |= {f"session {session} {name}": (have[session, name], n) for name, n in known.items()}
     wrong = [f"{what} {is_} instead of {should}" for what, (is_, should) in counts.items() if is_ != should]
     if wrong:
