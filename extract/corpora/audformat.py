@@ -21,7 +21,10 @@ from .table import as_row, records
 NAMES = {"emotion": "label", "transcription": "text", "transcript": "text", "sex": "gender", "activation": "arousal"}
 
 
-Table = TypedDict("Table", {"type": str, "split_id": str | None, "columns": dict[str, dict[str, Any]]}, total=False)
+class Table(TypedDict, total=False):
+    type: str
+    split_id: str | None
+    columns: dict[str, dict[str, Any]]
 
 
 class Header(msgspec.Struct):
@@ -42,7 +45,7 @@ def read_audformat(root: Path) -> Reading:
     """Read a database; of two tables that say the same of a file, the first counts. The split is the session."""
     try:
         header = msgspec.convert(yaml.safe_load(read_named(root / "db.yaml")), Header, strict=False)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, msgspec.ValidationError) as error:
         said = " ".join(str(error).split())
         raise WrongUse(f"{root / 'db.yaml'} is not the header of an audformat database ({said})") from None
     reading, found = Reading(header.name, root, []), dict[str, dict[str, Any]]()

@@ -191,8 +191,8 @@ def _joined(
         reading.warnings.append(f"{len(recordings) - len(kept)} files are left out: in no row of {table.file}")
     for listed, rows in loaded.items() if table.audio else ():
         for key, row in rows.items():
-            if (listed, key) not in used and (path := _filled(table.audio, shared[listed] | row)):
-                kept.append((path, {"stem": PurePosixPath(path).stem, **shared[listed], **row}))
+            if (listed, key) not in used and (lost := _filled(table.audio, shared[listed] | row)):
+                kept.append((lost, {"stem": PurePosixPath(lost).stem, **shared[listed], **row}))
     return kept
 
 
