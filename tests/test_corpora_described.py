@@ -304,6 +304,7 @@ def test_a_layout_of_ones_own(tmp_path: Path) -> None:
         ("label =", "speaker =", "not a TOML file"),
         ('"{emotion}"', "7", "Expected `str`, got `int`"),
         ("name =", "nmae =", "unknown field `nmae`"),
+        ("[columns]", "counts.labels = 3\n[columns]", "Expected `object`, got `int` - at `$.counts.labels`"),
         ("[columns]", "maps.text = {}\n[columns]", "maps.text maps a column that is not under [columns]"),
         ("[columns]", "tables = [{file = 'a.csv', line = '('}]\n[columns]", "is not a regular expression"),
         ("[columns]", "tables = [{file = 'a.csv', encoding = 'zip'}]\n[columns]", "Invalid enum value 'zip'"),

@@ -45,6 +45,17 @@ class Table(msgspec.Struct, forbid_unknown_fields=True):
     encoding: Literal["cp1252", "latin-1", "gb18030", "big5", "shift_jis", "euc_kr"] = "cp1252"
 
 
+class Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Published counts of the whole corpus, by the names of `count_all`."""
+
+    utterances: int = 0
+    dialogues: int = 0
+    speakers: int = 0
+    genders: dict[str, int] = {}
+    sessions: dict[str, int] = {}
+    labels: dict[str, int] = {}
+
+
 class Layout(msgspec.Struct, forbid_unknown_fields=True):
     """What a description holds."""
 
@@ -56,7 +67,7 @@ class Layout(msgspec.Struct, forbid_unknown_fields=True):
     tables: list[Table] = []
     left_out: dict[str, str] = {}
     unknown: list[str] = []
-    counts: dict[str, int | dict[str, int]] = {}
+    counts: Counts = Counts()
     partial: bool = False
     defects: dict[str, str] = {}
     licence: str = ""
@@ -129,9 +140,7 @@ def read_described(root: Path, description: Path) -> Reading:
     turns = Counter[tuple[str | None, str]]()
     for path, fields in recordings:
         try:
-            row = as_row(
-                {"audio": path, "votes": fields.get("votes"), **_columns(layout, fields)}, "audio", SCHEMA.names
-            )
+            row = as_row({"audio": path, **_columns(layout, fields)}, "audio", SCHEMA.names)
         except ValueError as error:
             reading.problems.append(Problem(None, path, str(error)))
             continue
@@ -139,21 +148,16 @@ def read_described(root: Path, description: Path) -> Reading:
         row.setdefault("turn", turns[dialogue])
         turns[dialogue] += 1
         reading.rows.append(row)
-    warnings, rows, whole = reading.warnings, reading.rows, layout.counts.get("utterances", 0)
-    named, given = (
-        FIELD.findall(" ".join(layout.columns.values())),
-        {name for _, fields in recordings for name in fields},
-    )
-    warnings += [
-        f"nothing gives {{{name}}}, which a column names" for name in named if recordings and name not in given
-    ]
+    named = FIELD.findall(" ".join(layout.columns.values()))
+    given = {name for _, fields in recordings for name in fields}
+    warnings, ids = reading.warnings, {row["id"] for row in reading.rows}
+    warnings += [f"nothing gives {{{one}}}, which a column names" for one in named if ids and one not in given]
     warnings += [f"{count} files are left out: {what}" for what, count in left.items()]
-    ids = {row["id"] for row in rows}
     warnings += [f"known defect: {id}: {what}" for id, what in layout.defects.items() if id in ids]
-    if layout.partial and isinstance(whole, int) and len(rows) < whole:
-        warnings.append(f"{len(rows)} of {layout.name}'s {whole} utterances are here")
+    if layout.partial and len(ids) < layout.counts.utterances:
+        warnings.append(f"{len(ids)} of {layout.name}'s {layout.counts.utterances} utterances are here")
     else:
-        reading.known.update(layout.counts)
+        reading.known.update(msgspec.to_builtins(layout.counts))
     return reading
 
 
@@ -222,7 +226,7 @@ def _rows(table: Table, place: str, layout: Layout, reading: Reading) -> dict[st
 
 def _columns(layout: Layout, fields: Fields) -> Fields:
     """The columns of a recording with these fields. Raises `ValueError` for a value that a map does not list."""
-    row: Fields = {}
+    row: Fields = {"votes": fields.get("votes")}
     for column, template in {"id": "{stem}", **layout.columns}.items():
         value = _filled(template, fields)
         if value is not None and (listed := layout.maps.get(column)) is not None:
