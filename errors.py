@@ -57,6 +57,10 @@ class UtteranceError(CorpusError):
     """One utterance that an extractor cannot use; its message is the reason that the quarantine records."""
 
 
+class CodedAudio(UtteranceError):
+    """Audio in a container or codec that only ffmpeg reads; the message has its line."""
+
+
 class ExtractionStopped(CorpusError):
     """Something that cannot be used, and `--on-error fail`. `quarantined` lists utterances by feature name."""
 

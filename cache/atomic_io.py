@@ -20,6 +20,7 @@ import shutil
 import socket
 import stat
 import time
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,16 @@ def read_named(path: Path | str, most: int = SMALL) -> bytes:
         if os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, f"is larger than {most >> 20} MB", str(path))
         return file.read()
+
+
+def read_toml(path: Path, example: str) -> dict[str, Any]:
+    """An option that is a TOML file. Raises `WrongUse` with an `example` of what it holds if it is not one."""
+    try:
+        return tomllib.loads(read_named(path).decode())
+    except OSError as error:
+        raise WrongUse(f"{path}: cannot be read ({error.strerror}); write lines such as `{example}` to it") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WrongUse(f"{path}: not a TOML file ({error}); write lines such as `{example}`") from None
 
 
 def folders_in(parent: Path) -> list[Path]:

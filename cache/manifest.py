@@ -32,10 +32,20 @@ LOG = "log.jsonl"
 WITH_PARENT = 2  # the format's version of a manifest that names a parent
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `ser features` to write it again"
-# By policy, then by class: the raw labels that both stages count as that class.
-LABEL_POLICIES: dict[str, dict[str, list[str]]] = tomllib.loads(
-    Path(__file__).with_name("policies.toml").read_text(encoding="utf-8")
+# By policy, then by class: the raw labels that both stages count as that class; every name of a category; and what
+# IEMOCAP's release holds.
+LABEL_POLICIES, _NAMES, IEMOCAP = (
+    tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
+    for name in ("policies", "categories", "iemocap")
 )
+_CODE_OF = {name: code for code, names in _NAMES.items() for name in names}
+NO_CLASS = "xxx"  # the raw label of what the raters did not agree on
+
+
+def code(raw: str) -> str:
+    """The short code of a raw category, or the category itself in lower case where it has none."""
+    name = raw.strip().casefold()
+    return _CODE_OF.get(name, name)
 
 
 def is_name(name: str) -> bool:

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from ser.extract.corpora import FORMATS
+from ser.extract.options import ExtractionConfig
 
-from .options import FILE, json_option
+from .options import FILE, config_options, json_option
 from .output import answer
 
 
@@ -34,11 +34,11 @@ def demo(folder: Path) -> None:
 
 @corpus.command()
 @click.argument("path", type=FILE)
-@click.option("--format", type=click.Choice(FORMATS), help="Layout on disk; detected by default.")
+@config_options(ExtractionConfig, "format")
 @json_option
 @click.pass_context
 def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> None:
-    """Count a corpus and name every problem in it; exit 1 if IEMOCAP's known counts are not met.
+    """Count a corpus and name every problem in it; exit 1 if its published counts are not met.
 
     \b
     Example: ser corpus show /data/IEMOCAP_full_release --json
@@ -53,7 +53,7 @@ def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> N
     else:
         lines = [f"{name:<12} {_words(value)}" for name, value in facts.items() if name != "problems"]
         lines += [f"problem      {problem}" for problem in scan.problems]
-        lines += [f"{len(scan.problems)} problems", *(f"differs from the IEMOCAP release: {line}" for line in differs)]
+        lines += [f"{len(scan.problems)} problems", *(f"differs from the release: {line}" for line in differs)]
         answer("\n".join(lines))
     ctx.exit(1 if differs or facts["problems"] else 0)
 

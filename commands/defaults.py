@@ -32,7 +32,7 @@ def read_defaults(ser: click.Group) -> tuple[Path, dict[str, Any]]:
 def _table() -> tuple[Path, dict[str, Any]]:
     for path, keys in ((Path("ser.toml"), ()), (Path("pyproject.toml"), ("tool", "ser"))):
         if path.is_file():
-            from ser.train.options import read_toml
+            from ser.cache.atomic_io import read_toml
 
             table: Any = read_toml(path, EXAMPLE)
             for key in keys:

@@ -10,6 +10,8 @@ import errno
 import hashlib
 import io
 import os
+import re
+import shlex
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,7 +21,7 @@ import soundfile as sf
 import soxr
 
 from ser.cache.atomic_io import open_named
-from ser.errors import CorpusError, UtteranceError
+from ser.errors import CodedAudio, CorpusError, UtteranceError
 
 RESAMPLER = "soxr-hq"  # stored in every acoustic config: another resampler gives other numbers
 CHANNELS = "mean, or the loudest where the mean loses 20 dB"  # stored too
@@ -32,6 +34,14 @@ NOT_AUDIO = {
     b"<html": "is an HTML page, not audio",
     b"version https://git-lfs": "is a git-LFS pointer: run `git lfs pull` in the corpus",
 }
+# By name: what libsndfile reads, and what only ffmpeg does; the latter by its first bytes: MP4 and MOV, Matroska, AVI,
+# Flash, WMA, AMR, AAC, MPEG.
+SOUND = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph"}
+CODED = {".mp4", ".m4a", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wma", ".wmv", ".amr", ".aac", ".3gp", ".mpg"}
+CODED_BYTES = re.compile(
+    rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |FLV\x01|0&\xb2u\x8ef\xcf|#!AMR|\xff[\xf0\xf1\xf8\xf9]|\0\0\x01\xba",
+    re.DOTALL,
+)
 PLAIN = {1, 3, 6, 7, 0xFFFE}  # WAVE format tags whose samples have one size: PCM, float, A-law, µ-law, extensible
 _UNDECODABLE = (sf.LibsndfileError, RuntimeError, ValueError, OverflowError)
 # What a name itself can be wrong by: nothing there, a link to itself, a folder, a socket. All else is the disk's fault.
@@ -83,7 +93,7 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
         raise CorpusError(f"{path}: {reason}; check that the corpus is mounted here, and run again") from fault
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise CorpusError(f"{path}: changed after the corpus was read: run again")
-    file, warnings = open_audio(data)
+    file, warnings = open_audio(data, path.name)
     try:
         with file:
             rate, promised, kind, subtype = file.samplerate, file.frames, file.format, file.subtype
@@ -113,11 +123,15 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
     return Clip(samples, rate, warnings)
 
 
-def open_audio(data: bytes) -> tuple[sf.SoundFile, list[str]]:
+def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
     """The decoder of a file's bytes, and what is odd about them, so far as the header tells.
 
-    Raises `UtteranceError` for what is not audio, holds less than its header says, nothing, or over an hour.
+    Raises `CodedAudio` for what only ffmpeg reads, with the line that converts a file of that `name`; `UtteranceError`
+    for what is not audio, holds less than its header says, nothing, or over an hour.
     """
+    if CODED_BYTES.match(data):
+        new = shlex.quote(re.sub(r"(\.wav)?$|\.\w+$", r"\1.wav", name, count=1))
+        raise CodedAudio(f"is video or coded audio: convert it with `ffmpeg -i {shlex.quote(name)} -vn {new}`")
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, reason in NOT_AUDIO.items():
         if start.startswith(magic):

@@ -13,6 +13,8 @@ from .corpora import FORMATS
 
 __all__ = ["ExtractionConfig"]
 
+FORMAT_HELP = f"Layout on disk: {', '.join(FORMATS)}, or a file that describes it; detected by default."
+
 
 def option(default: Any, help: str, metavar: str | None = None, choices: Sequence[str] = (), name: str = "") -> Any:
     """A field that is an option of the command, called `name` there if that is not the field's own."""
@@ -27,7 +29,7 @@ class ExtractionConfig:
     features: str | Sequence[str] = option(
         "hubert,mpnet,bert,is13,logmel", "What to compute, with variants such as hubert:layer=9."
     )
-    format: str | None = option(None, "Layout of the corpus; detected by default.", choices=tuple(FORMATS))
+    format: str | None = option(None, FORMAT_HELP, "NAME|FILE.toml")
     corpus_name: str | None = option(None, "Name of the corpus in the store; by default its format's.", "N")
     text: Path | None = option(  # noqa: RUF009
         None, "Other transcripts (CSV with id, text), such as an ASR's; give them their own --corpus-name.", "FILE"

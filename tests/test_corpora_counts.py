@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ser.extract.corpora.counts import KNOWN, compare, count_all, differences, summary
+from ser.cache.manifest import IEMOCAP as KNOWN
+from ser.extract.corpora.counts import compare, count_all, differences, summary
 from ser.extract.corpora.demo import CATEGORIES
 from ser.extract.corpora.scan import read_corpus
 

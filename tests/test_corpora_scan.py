@@ -162,8 +162,44 @@ def test_a_linked_corpus_folder_is_followed(tmp_path: Path) -> None:
     write(tmp_path / "disk" / "03a01Fa.wav")
     (tmp_path / "emodb").mkdir()
     (tmp_path / "emodb" / "wav").symlink_to(tmp_path / "disk")
-    scan = read_corpus(tmp_path / "emodb")
-    assert (scan.manifest.ids, scan.problems) == (["03a01Fa"], [])
+    (tmp_path / "disk" / "03a02Fa.wav").symlink_to("03a01Fa.wav")
+    (tmp_path / "link").symlink_to(tmp_path / "emodb")
+    for folder in ("emodb", "link"):
+        scan = read_corpus(tmp_path / folder)
+        assert (scan.manifest.ids, scan.problems) == (["03a01Fa", "03a02Fa"], [])
+    table(tmp_path / "disk", "audio", "03a01Fa.wav", "03a02Fa.wav")
+    (tmp_path / "linked").symlink_to(tmp_path / "disk")
+    assert read_corpus(tmp_path / "linked" / "corpus.csv").problems == []
+    done = CliRunner().invoke(
+        main, ["features", str(tmp_path / "link"), "--features", "logmel", "--store", str(tmp_path / "store")]
+    )
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"\0\0\0\x1cftypM4A ",
+        b"\x1aE\xdf\xa3",
+        b"RIFF\0\1\0\0AVI LIST",
+        b"0&\xb2u\x8ef\xcf\x11",
+        b"#!AMR\n",
+        b"\xff\xf1P\x80",
+    ],
+)
+def test_video_and_coded_audio_come_with_the_line_that_converts_them(tmp_path: Path, start: bytes) -> None:
+    write(tmp_path / "good.wav")
+    (tmp_path / "a b.mp4").write_bytes(start + bytes(200))
+    (tmp_path / "c.wav").write_bytes(start + bytes(200))
+    scan = read_corpus(table(tmp_path, "audio", "good.wav", "a b.mp4", "c.wav"))
+    assert [p.reason.partition("`")[2] for p in scan.problems] == [
+        "ffmpeg -i 'a b.mp4' -vn 'a b.wav'`",
+        "ffmpeg -i c.wav -vn c.wav.wav`",
+    ]
+    path = table(tmp_path, "audio", "a b.mp4")
+    assert reasons(read_corpus(path))[0].startswith("every file here is video or coded audio: convert them with `find")
+    done = CliRunner().invoke(main, ["features", str(path), "--features", "logmel", "--store", str(tmp_path / "store")])
+    assert done.exit_code == 1 and "ffmpeg -i 'a b.mp4' -vn 'a b.wav'" in done.output
 
 
 def test_wrong_paths_are_one_sentence(tmp_path: Path) -> None:

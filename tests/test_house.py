@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ser.benchmarks.hops import MOST, trace_demo
-from ser.extract.corpora import DETECTORS, FORMATS
+from ser.extract.corpora import DETECTORS, FITS, FORMATS, READ_DESCRIBED
 from ser.extract.registry import FEATURES
 from ser.tests.newcomer import shrink
 from ser.tests.tiny_store import make_store
@@ -99,7 +99,8 @@ def test_nothing_private_is_imported() -> None:
 def test_extractors_and_corpora_are_reached_through_their_registries() -> None:
     """As those are that users add: none is imported by its name."""
     registered = {(kind.code.__module__, kind.code.__name__) for kind in FEATURES.values()}
-    registered |= {tuple(place.split(":")) for place in [*FORMATS.values(), *DETECTORS.values()]}
+    places = [READ_DESCRIBED, FITS, *FORMATS.values(), *DETECTORS.values()]
+    registered |= {tuple(place.split(":")) for place in places if isinstance(place, str)}
     assert len(registered) > 7
     for name in MODULES:
         taken = {(f"ser.{base}", one) for base, names in imports(name) for one in names}
@@ -171,7 +172,7 @@ def test_wheel_alone_runs(tmp_path: Path) -> None:
         "names = lambda f: type(f).__module__ + getattr(f, '__module__', '')\n"
         "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in names(finder)]\n"
         "import ser.cli, ser.train.models\n"
-        "from ser.extract.corpora import counts, demo, emodb\n"
+        "from ser.extract.corpora import counts, demo, described\n"
         f"assert ser.cli.__file__.startswith({str(site)!r}), ser.cli.__file__\n"
         "ser.cli.main(['--help'])"
     )

@@ -6,14 +6,10 @@ the rest: `bool` is a flag, `tuple[str, ...]` is repeatable, `int` and `int | No
 a path, and all else is text. What an option may hold is checked by `experiment.prepare`, whoever made the experiment.
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from ser.cache.atomic_io import read_named
-from ser.errors import WrongUse
 
 __all__ = ["Experiment"]
 
@@ -23,9 +19,7 @@ SELECTIONS = {  # which epoch counts
     "best-test": "the epoch with the best score on the TEST part, which lifts every number",
 }
 TARGETS = ("class", "distribution", "distribution+undecided", "vad", "class+vad")  # see targets.py
-PROTOCOL_HELP = (
-    "session-out, speaker-out, script-out, train1234-test5, random-70-20-10, corpus-out, cross:A:B, folds:FILE"
-)
+PROTOCOL_HELP = "session-out, speaker-out, script-out, train1234-test5, random-70-20-10, official, corpus-out, cross:A:B, folds:FILE"
 
 
 def option(
@@ -43,7 +37,7 @@ class Experiment:
     fusion: str = field(metadata={"help": "The model, such as mit, lgf-add, cnn, audio or text."})
     store: Path | str = option("features", "The store that `ser features` made.", "PATH")  # noqa: RUF009 (immutable)
     corpus: str | None = option(None, "The store's only corpus by default; several joined with +.", "A[+B]")
-    labels: str = option("4class", "4class, 5class, 6class, 8class or a TOML file.", "POLICY")
+    labels: str = option("4class", "4class, 5class, 6class, 8class, all (the corpus's own) or a TOML file.", "POLICY")
     target: str = option(
         "class",
         "What is learnt: class, distribution (of the raters' votes), vad (valence, arousal, dominance), …",
@@ -86,13 +80,3 @@ class Experiment:
 def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:
     """A TOML table as the `key=value` assignments of `--set`."""
     return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items())
-
-
-def read_toml(path: Path, example: str) -> dict[str, Any]:
-    """An option that is a TOML file. Raises `WrongUse` with an `example` of what it holds if it is not one."""
-    try:
-        return tomllib.loads(read_named(path).decode())
-    except OSError as error:
-        raise WrongUse(f"{path}: cannot be read ({error.strerror}); write lines such as `{example}` to it") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise WrongUse(f"{path}: not a TOML file ({error}); write lines such as `{example}`") from None

@@ -20,9 +20,10 @@ from typing import Annotated, Any
 
 import msgspec
 
+from ser.cache.atomic_io import read_toml
 from ser.errors import WrongUse, unknown
 
-from .options import Experiment, assignments, read_toml
+from .options import Experiment, assignments
 from .run_folder import ANY, Scalar, shape
 from .search import Budget, Range, candidates
 

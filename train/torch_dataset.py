@@ -39,7 +39,8 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
         manifest = opened.joined_manifest(corpus)
         names = features.split("+") if isinstance(features, str) else list(features)
         selected = {name: FeatureSelection(opened.feature(name, manifest.corpus)) for name in names}
-        labelled, wanted = apply_policy(get_policy(labels), manifest), [one.feature for one in selected.values()]
+        policy, wanted = get_policy(labels, manifest.column("label")), [one.feature for one in selected.values()]
+        labelled = apply_policy(policy, manifest)
         self.utterances, quarantined = with_rows(wanted, manifest, labelled, allow_missing=True)
         self.left_out = {id_: why for held in quarantined.values() for id_, why in held.items()}
         self.features = {name: one.load(manifest, self.utterances.rows) for name, one in selected.items()}

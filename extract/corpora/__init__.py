@@ -1,22 +1,29 @@
 """Corpora on disk: the layouts that `--format` names, and what reads each."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ser.plugins import Registry
 
+# Described in a TOML file beside this, each: docs/add-a-corpus.md.
+DESCRIBED = ("ravdess", "crema-d", "savee", "tess", "esd", "emodb", "meld", "msp-podcast")
 # From a path to a `scan.Reading`. A function of your own may stand here, or "module:function": it is imported where it
-# is used, since `ser --help` names the formats.
-_OWN: dict[str, str | Callable[..., Any]] = {
+# is used, since `ser --help` names the formats. Or a TOML file that describes a layout.
+_OWN: dict[str, str | Path | Callable[..., Any]] = {
     "iemocap": "ser.extract.corpora.iemocap:read_iemocap",
-    "emodb": "ser.extract.corpora.emodb:read_emodb",
+    **{name: Path(__file__).with_name(f"{name}.toml") for name in DESCRIBED},
+    "audformat": "ser.extract.corpora.audformat:read_audformat",
     "table": "ser.extract.corpora.table:read_table",
 }
-FORMATS = Registry("corpus format", "ser.corpora", Callable, _OWN)
-# Whether a folder has this layout, for those formats that are detected, in this order.
+FORMATS = Registry("corpus format", "ser.corpora", Callable | Path, _OWN)
+# Whether a folder has this layout, for those formats of FORMATS that are detected by a function, in this order.
+# Described ones are by their patterns, after these.
 DETECTORS: dict[str, str | Callable[..., Any]] = {
     "iemocap": "ser.extract.corpora.iemocap:is_iemocap",
-    "emodb": "ser.extract.corpora.emodb:is_emodb",
+    "audformat": "ser.extract.corpora.audformat:is_audformat",
 }
+# What reads, and what recognises, a described layout: from a path and a description.
+READ_DESCRIBED, FITS = "ser.extract.corpora.described:read_described", "ser.extract.corpora.described:fits"
 # What reads the file of `--text`.
 TRANSCRIPTS = "ser.extract.corpora.table:read_transcripts"

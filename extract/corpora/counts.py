@@ -1,25 +1,22 @@
-"""How a scan of IEMOCAP differs from the release, whose counts are in iemocap.toml."""
+"""The counts of a corpus, and how they differ from published ones; IEMOCAP's are in cache/iemocap.toml."""
 
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import LABEL_POLICIES, Manifest
+from ser.cache.manifest import IEMOCAP, LABEL_POLICIES, Manifest, code
 
 from .scan import Scan
 
-KNOWN: dict[str, Any] = tomllib.loads(Path(__file__).with_name("iemocap.toml").read_text(encoding="utf-8"))
 # Where half of the last digit is not the right allowance: far percentiles also depend on how one interpolates.
 ROUNDING = {"min": 0.0006, "p95": 0.03, "p99": 0.1}
 
 
 def count_all(manifest: Manifest) -> dict[str, Any]:
-    """The counts of `KNOWN`, of this manifest; durations in seconds."""
+    """The counts of `IEMOCAP`, of this manifest; durations in seconds."""
     columns = {name: manifest.column(name) for name in ("dialogue", "speaker", "gender", "session", "label")}
     by = {
         name: dict(sorted(Counter(value for value in values if value is not None).items()))
@@ -28,7 +25,8 @@ def count_all(manifest: Manifest) -> dict[str, Any]:
     sizes = by["dialogue"].values() or [0]
     scripted = sum("_script" in (dialogue or "") for dialogue in columns["dialogue"])
     four = {raw: name for name, raws in LABEL_POLICIES["4class"].items() for raw in raws}
-    pairs = Counter(zip(columns["session"], map(four.get, columns["label"]), strict=True))
+    codes = [code(label or "") for label in columns["label"]]  # corpora write them as codes or as words
+    pairs = Counter(zip(columns["session"], map(four.get, codes), strict=True))
     seconds = np.array(manifest.column("duration"), float)  # NaN where it is not known
     measured = seconds[~np.isnan(seconds)]
     points = {"min": 0, "median": 50, "p95": 95, "p99": 99, "max": 100} if len(measured) else {}
@@ -43,17 +41,17 @@ def count_all(manifest: Manifest) -> dict[str, Any]:
         "sessions": by["session"],
         "labels": by["label"],
         "policies": {
-            name: sum(by["label"].get(raw, 0) for raws in classes.values() for raw in raws)
+            name: sum(codes.count(raw) for raws in classes.values() for raw in raws)
             for name, classes in LABEL_POLICIES.items()
         },
-        "4class hours": float(np.nansum(seconds[[label in four for label in columns["label"]]])) / 3600,
+        "4class hours": float(np.nansum(seconds[[label in four for label in codes]])) / 3600,
         "4class per session": {s: {name: pairs[s, name] for name in LABEL_POLICIES["4class"]} for s in by["session"]},
         "utterances per dialogue": {"fewest": min(sizes), "most": max(sizes)},
         "durations": {name: round(float(np.percentile(measured, q)), 4) for name, q in points.items()},
     }
 
 
-def compare(found: Mapping[str, Any], known: Mapping[str, Any] = KNOWN, under: str = "") -> list[str]:
+def compare(found: Mapping[str, Any], known: Mapping[str, Any] = IEMOCAP, under: str = "") -> list[str]:
     """Each difference from the known counts, in one sentence. Measured figures may differ by what rounding hides."""
     differences = []
     for key in [*known, *(k for k in found if k not in known)]:
@@ -85,6 +83,6 @@ def summary(scan: Scan) -> dict[str, Any]:
 
 
 def differences(scan: Scan) -> list[str]:
-    """How a copy of IEMOCAP differs from the release, in sentences; nothing for other corpora and for the demo."""
-    known = scan.format == "iemocap" and not scan.manifest.synthetic
-    return compare(count_all(scan.manifest)) if known else []
+    """How a corpus differs from its published counts, in sentences; nothing where there are none, as for the demo."""
+    found = count_all(scan.manifest)
+    return compare({name: found[name] for name in scan.known}, scan.known)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ser.cache.manifest import IEMOCAP
 from ser.errors import CorpusError, WrongUse
 
 from .scan import Problem, Reading, read_text, visible
@@ -64,7 +65,8 @@ def read_iemocap(root: Path) -> Reading:
         synthetic = marker.is_file() and bool(json.loads(read_text(marker))["synthetic"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorpusError(f"{marker} is damaged; write the demo corpus again with `ser corpus demo`") from error
-    return Reading("demo" if synthetic else "iemocap", root, rows, problems, synthetic=synthetic)
+    known = {} if synthetic else IEMOCAP
+    return Reading("demo" if synthetic else "iemocap", root, rows, problems, synthetic=synthetic, known=known)
 
 
 def consensus(votes: list[list[str]]) -> str:

@@ -8,20 +8,23 @@ import hashlib
 import os
 import pkgutil
 import re
+import shlex
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ser.cache.atomic_io import LARGE, read_named
 from ser.cache.manifest import LONGEST_ID, IdsSeen, Manifest, Parent, id_fault, invisible
 from ser.cache.store import check_name
-from ser.errors import UtteranceError, WrongUse, printable, unknown
+from ser.errors import CodedAudio, UtteranceError, WrongUse, printable, unknown
 
 from ..audio import check_wav, open_audio, read_bytes
-from . import DETECTORS, FORMATS, TRANSCRIPTS
+from . import DETECTORS, FITS, FORMATS, READ_DESCRIBED, TRANSCRIPTS
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Reading:
     """A corpus as its reader found it, before audio is hashed and ids are checked.
 
     `rows` have the manifest's columns (`audio` a path under `root` with forward slashes); `where` says where each row
-    came from ("line 7"), or is empty. `synthetic` marks generated speech.
+    came from ("line 7"), or is empty. `synthetic` marks generated speech. `known` are the published counts of the whole
+    corpus, by the names in `counts.py`, where it ought to be whole.
     """
 
     corpus: str
@@ -57,6 +61,7 @@ class Reading:
     where: list[str] = field(default_factory=list)
     synthetic: bool = False
     warnings: list[str] = field(default_factory=list)
+    known: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +77,7 @@ class Scan:
     format: str
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    known: dict[str, Any] = field(default_factory=dict)
 
     def unusable(self, modality: Literal["audio", "text"]) -> dict[str, Problem]:
         """The manifest's ids whose audio (or text) cannot be used, each with its first problem."""
@@ -117,8 +123,10 @@ def read_corpus(
     if name is not None:
         check_name("corpus", name)
     format = find_format(path, format)
-    reading: Reading = _resolve(FORMATS[format])(path)
-    rows, problems = _admit(reading, follow_links=format != "table")
+    place = FORMATS.get(format, Path(format).expanduser())
+    read = partial(_resolve(READ_DESCRIBED), description=place) if isinstance(place, Path) else _resolve(place)
+    reading: Reading = read(path)
+    rows, problems = _admit(reading, follow_links=format not in ("table", "audformat"))
     if limit is not None:
         rows = rows[:limit]
         kept = {row["id"] for row in rows}
@@ -134,7 +142,7 @@ def read_corpus(
         raise WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
     rows, faults = _measure(rows, reading.root)
     manifest = Manifest.from_rows(named or own, rows, reading.synthetic)
-    scan = Scan(manifest, reading.root, format, [*problems, *faults], reading.warnings)
+    scan = Scan(manifest, reading.root, format, [*problems, *faults], reading.warnings, reading.known)
     return scan if text is None else scan.with_texts(texts, unnamed, name or f"{own}-{_name_from(text.stem)}")
 
 
@@ -146,22 +154,23 @@ def find_format(path: str | Path, format: str | None = None) -> str:
     path = Path(path).expanduser()
     if not path.exists():
         raise WrongUse(f"{path} does not exist; give the folder of a corpus, or a table file")
-    if format is not None and format not in FORMATS:
-        raise unknown("corpus format", format, FORMATS)
+    if format is not None and format not in FORMATS and not format.endswith(".toml"):
+        raise unknown("corpus format", format, [*FORMATS, "FILE.toml"])
     if format is not None or path.is_file():
         return format or "table"
-    detectors = {format: _resolve(reference) for format, reference in DETECTORS.items()}
-    if found := next((format for format, detects in detectors.items() if detects(path)), None):
+    described = {format: place for format, place in FORMATS.data.items() if isinstance(place, Path)}
+    detectors = DETECTORS | {format: partial(_resolve(FITS), description=place) for format, place in described.items()}
+    if found := next((format for format, detects in detectors.items() if _resolve(detects)(path)), None):
         return found
     entries = sorted(path.iterdir())
     for inner in (entry for entry in entries if entry.is_dir()):
-        if detectors["iemocap"](inner):
+        if _resolve(DETECTORS["iemocap"])(inner):
             raise WrongUse(f"{path} is not a corpus, but the folder inside it is: give {inner}")
     tables = [p.name for p in entries if p.suffix.lower() in {".csv", ".tsv", ".jsonl", ".parquet"}]
     hint = f"it holds {tables[0]}: give that file" if tables else "give a CSV, TSV, Parquet or JSONL file"
     raise WrongUse(
-        f"{path} is not a corpus that ser knows: it has neither IEMOCAP's Session1 … Session5 nor recordings named as "
-        f"in EmoDB; to read it as a table, {hint}"
+        f"{path} is not a corpus that ser knows: neither laid out nor named as any of {', '.join(FORMATS)}; describe "
+        f"it in a TOML file for --format (docs/add-a-corpus.md), or to read it as a table, {hint}"
     )
 
 
@@ -214,16 +223,26 @@ def _measure(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any
         probes = list(pool.map(lambda row: probe(root / row["audio"]), rows))
     pairs = list(zip(rows, probes, strict=True))
     faults = [Problem(row["id"], row["audio"], one.fault, "audio") for row, one in pairs if one.fault]
+    if all(one.coded for one in probes if one.sha256) and any(one.coded for one in probes):
+        endings = {shlex.quote(f"*{PurePosixPath(row['audio']).suffix}") for row, one in pairs if one.coded}
+        named = " -o ".join(f"-name {ending}" for ending in sorted(endings))
+        each = """-exec sh -c 'ffmpeg -i "$1" -vn "${1%.*}.wav"' _ {} \\;"""
+        convert = f"convert them with `find {shlex.quote(str(root))}/ \\( {named} \\) {each}`"
+        faults.insert(0, Problem(None, str(root), f"every file here is video or coded audio: {convert}", "audio"))
     return [{**row, "audio_sha256": one.sha256, "duration": one.duration} for row, one in pairs], faults
 
 
 @dataclass(frozen=True)
 class Probe:
-    """`sha256` is None if the file cannot be read, `duration` (seconds) if its header is wrong; `fault` says why."""
+    """`sha256` is None if the file cannot be read, `duration` (seconds) if its header is wrong; `fault` says why.
+
+    `coded` is whether ffmpeg would mend it.
+    """
 
     sha256: str | None = None
     duration: float | None = None
     fault: str | None = None
+    coded: bool = False
 
 
 def probe(path: Path) -> Probe:
@@ -238,11 +257,11 @@ def probe(path: Path) -> Probe:
         sha256 = hashlib.sha256(data).hexdigest()
         seconds, _ = check_wav(data)
         if not seconds:
-            file, _ = open_audio(data)  # slower by half
+            file, _ = open_audio(data, path.name)  # slower by half
             with file:
                 seconds = file.frames / file.samplerate
     except UtteranceError as fault:
-        return Probe(sha256, fault=str(fault))
+        return Probe(sha256, fault=str(fault), coded=isinstance(fault, CodedAudio))
     return Probe(sha256, seconds)
 
 
@@ -252,10 +271,10 @@ def visible(folder: Path, suffix: str) -> list[Path]:
     return sorted(p for p in entries if p.suffix.lower() == suffix and not p.name.startswith("."))
 
 
-def read_text(path: Path) -> str:
-    """The text of a file that may not be UTF-8: then it is read as Windows-1252, undefined bytes as Latin-1."""
+def read_text(path: Path, other: str = "cp1252") -> str:
+    """The text of a file, UTF-16 if it begins so; if it is not UTF-8, in the `other` encoding, or else in Latin-1."""
     raw = read_named(path, LARGE)
-    for encoding in ("utf-8-sig", "cp1252"):
-        with suppress(UnicodeDecodeError):
+    for encoding in ("utf-16",) if raw[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else ("utf-8-sig", other):
+        with suppress(UnicodeError):
             return raw.decode(encoding)
     return raw.decode("latin-1")

@@ -72,7 +72,7 @@ def read_transcripts(path: Path, ids: list[str], complete: bool = True) -> tuple
     return texts, problems
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Each record of a table file with where it stands ("line 7"); a string in its place says why there is none.
 
     Raises `WrongUse` if the file is of no known kind, `CorpusError` if it cannot be read as what its name says.
@@ -139,12 +139,12 @@ def _read(path: Path, need: str, columns: list[str] = SCHEMA.names) -> Reading:
     reading = Reading(path.stem, path.parent, [])
     names: set[str] = set()
     turns: dict[str, int] = {}
-    for line, record in _records(path):
+    for line, record in records(path):
         try:
             if isinstance(record, str):
                 raise ValueError(record)
             names.update(record)
-            row = _row(record, need, columns)
+            row = as_row(record, need, columns)
         except ValueError as error:
             reading.problems.append(Problem(None, str(path), f"{line}: {error}"))
             continue
@@ -158,7 +158,7 @@ def _read(path: Path, need: str, columns: list[str] = SCHEMA.names) -> Reading:
     return reading
 
 
-def _row(record: dict[str, Any], need: str, columns: list[str]) -> dict[str, Any]:
+def as_row(record: dict[str, Any], need: str, columns: list[str]) -> dict[str, Any]:
     """One record in the manifest's columns. Raises `ValueError` with the reason why it cannot be one."""
     row: dict[str, Any] = {}
     for name, value in record.items():

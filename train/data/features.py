@@ -359,7 +359,7 @@ def load_dataset(
     manifest = store.joined_manifest(corpus)
     selected, augmented = select_features(store, features, manifest.corpus, views)
     fusion = get_fusion(fusion_name, {modality: one.level for modality, one in selected.items()})
-    policy = get_policy(labels) if TARGETS[target].labelled else UNLABELLED
+    policy = get_policy(labels, manifest.column("label")) if TARGETS[target].labelled else UNLABELLED
     asked = [*selected.values(), *augmented]
     if fusion.level == "vector":
         asked = [one.each(lambda part: replace(part, pooled=part.feature.spec.level != "utterance")) for one in asked]

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,33 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import LABEL_POLICIES, Manifest
+from ser.cache.atomic_io import read_toml
+from ser.cache.manifest import IEMOCAP, LABEL_POLICIES, NO_CLASS, Manifest, code
 from ser.errors import CorpusError, LeakageError, WrongUse, unknown
 
-from ..options import read_toml
-
 DIMENSIONS = ("valence", "arousal", "dominance")  # what raters say of an utterance beside its category
-# Every name under which corpora write a category, to IEMOCAP's short code.
-CODES = {
-    "ang": ("ang", "anger", "angry"),
-    "dis": ("dis", "disgust", "disgusted"),
-    "exc": ("exc", "excited", "excitement"),
-    "fea": ("fea", "fear", "fearful", "anxiety", "anxious"),
-    "fru": ("fru", "frustration", "frustrated"),
-    "hap": ("hap", "happiness", "happy", "joy"),
-    "neu": ("neu", "neutral", "neutral state"),
-    "oth": ("oth", "other"),
-    "sad": ("sad", "sadness"),
-    "sur": ("sur", "surprise", "surprised"),
-    "bor": ("bor", "boredom", "bored"),
-}
-_CODE_OF = {name: code for code, names in CODES.items() for name in names}
-
-
-def code(raw: str) -> str:
-    """The short code of a raw category, or the category itself in lower case where it has none."""
-    name = raw.strip().casefold()
-    return _CODE_OF.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -60,28 +38,22 @@ class Policy:
 
 NO_MAJORITY = ("xxx", "x", "")  # what corpora write where the raters agree on no category
 UNLABELLED = Policy("none", (), {})  # keeps every utterance, whatever its label
-# IEMOCAP's own counts (papers/IEMOCAP.md): of all utterances, by policy, and of 4class by session and class.
-IEMOCAP_UTTERANCES = 10_039
-IEMOCAP_TOTALS = {"4class": 5531, "5class": 7380, "6class": 7380, "8class": 7527}
-IEMOCAP_4CLASS = {
-    "1": {"ang": 229, "hap": 278, "neu": 384, "sad": 194},
-    "2": {"ang": 137, "hap": 327, "neu": 362, "sad": 197},
-    "3": {"ang": 240, "hap": 286, "neu": 320, "sad": 305},
-    "4": {"ang": 327, "hap": 303, "neu": 258, "sad": 143},
-    "5": {"ang": 170, "hap": 442, "neu": 384, "sad": 245},
-}
 _IEMOCAP_ID = re.compile(r"Ses0[1-5][FM]_(impro|script)(\d\d)\w*_[FM]\d{3}")
 
 
-def get_policy(name: str) -> Policy:
+def get_policy(name: str, labels: Iterable[str | None] = ()) -> Policy:
     """The policy of that name, or the one that a TOML file spells out.
 
     The file maps classes to raw labels, such as `negative = ["ang", "sad", "fru"]`; its order is the class order.
+    "all" has a class for each of the corpus's own raw `labels` (all but `NO_CLASS`), by their codes, sorted.
     Raises `WrongUse` for an unknown name or a file that is not such a map.
     """
     path, maps = Path(name), dict[str, str]()
+    if name == "all":
+        classes = sorted({code(raw) for raw in labels if raw is not None} - {NO_CLASS})
+        return Policy(name, tuple(classes), dict(zip(classes, classes, strict=True)))
     if name not in LABEL_POLICIES and not name.endswith(".toml"):
-        raise unknown("label policy", name, [*LABEL_POLICIES, "FILE.toml"])
+        raise unknown("label policy", name, [*LABEL_POLICIES, "all", "FILE.toml"])
     table = LABEL_POLICIES.get(name) or read_toml(path, 'happy = ["hap", "exc"]')
     for kept, raws in table.items():
         if not isinstance(raws, list) or not raws or not all(isinstance(raw, str) for raw in raws):
@@ -234,7 +206,7 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
         undecided=np.array(open_ones)[rows],
         corpora=corpora,
     )
-    known = policy.name in IEMOCAP_TOTALS and len(manifest) == IEMOCAP_UTTERANCES and not manifest.synthetic
+    known = policy.name in LABEL_POLICIES and len(manifest) == IEMOCAP["utterances"] and not manifest.synthetic
     if known and all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):
         _check_iemocap(policy, manifest.corpus, found)
     return found
@@ -243,8 +215,8 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
 def _check_iemocap(policy: Policy, corpus: str, found: Utterances) -> None:
     """Raise `CorpusError` if these utterances, which have the ids of IEMOCAP's release, have other counts than its."""
     have = Counter(zip(found.sessions, (policy.classes[k] for k in found.labels), strict=True))
-    counts = {"all": (len(found), IEMOCAP_TOTALS[policy.name])}
-    for session, known in IEMOCAP_4CLASS.items() if policy.name == "4class" else ():
+    counts = {"all": (len(found), IEMOCAP["policies"][policy.name])}
+    for session, known in IEMOCAP["4class per session"].items() if policy.name == "4class" else ():
         counts |= {f"session {session} {name}": (have[session, name], n) for name, n in known.items()}
     wrong = [f"{what} {is_} instead of {should}" for what, (is_, should) in counts.items() if is_ != should]
     if wrong:

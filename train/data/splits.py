@@ -121,7 +121,10 @@ def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], s
 
 def session_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     """Each session is the test part once (MSMSER §3.1)."""
-    return _each_out("session", _named(utterances.sessions, "session"), utterances, cut)
+    sessions = _named(utterances.sessions, "session")
+    if {"train", "test"} <= {*sessions}:
+        raise WrongUse("the sessions of this corpus are the parts of its own split; use --protocol official")
+    return _each_out("session", sessions, utterances, cut)
 
 
 def corpus_out(utterances: Utterances, cut: Cut) -> list[Fold]:
@@ -221,6 +224,28 @@ def random_70_20_10(utterances: Utterances, cut: Cut) -> list[Fold]:
     return [Fold("random", np.sort(train), np.sort(dev), np.sort(test), dev_by=f"{share:.2g} at random")]
 
 
+def official(utterances: Utterances, cut: Cut) -> list[Fold]:
+    """The split that the corpus comes with: its sessions called train, dev and test, test2 …, a fold for each test.
+
+    Speakers may stand in several of its parts. Where it has no dev part, `cut` says what is.
+    """
+    sessions = _named(utterances.sessions, "session")
+    names = _natural(sessions)
+    tests = [name for name in names if name.startswith("test")]
+    if "train" not in names or not tests:
+        raise WrongUse(
+            "--protocol official needs sessions called train and test, as MELD has, and this corpus has "
+            f"{', '.join(names[:9])}; use --protocol session-out, or folds:FILE"
+        )
+    dev, folds = _where(sessions, {"dev"}), []
+    for name in tests:
+        others = _where(sessions, {*names} - {"train", "dev", name})
+        left_out = {"in another part of the split": others} if len(others) else {}
+        fold = _fold(name, utterances, _where(sessions, {name}), dev, Cut("next") if len(dev) else cut, left_out)
+        folds.append(replace(fold, dev_by="the corpus's own") if len(dev) else fold)
+    return folds
+
+
 def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
     """The folds that a file spells out; where it names no dev part, `cut` says it: "next" is the next fold's test."""
     listed = read_folds(path)
@@ -252,6 +277,7 @@ PROTOCOLS = {
     "train1234-test5": train1234_test5,
     "random-70-20-10": random_70_20_10,
     "corpus-out": corpus_out,
+    "official": official,
 }
 
 
@@ -270,7 +296,8 @@ def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) ->
         folds = PROTOCOLS[protocol](utterances, cut)
     else:
         raise unknown("protocol", protocol, [*PROTOCOLS, "cross:A:B", "folds:FILE"])
-    apart = () if protocol == "random-70-20-10" or protocol.startswith("folds:") else ("dialogue", "speaker")
+    free = protocol == "random-70-20-10" or protocol.startswith("folds:")
+    apart = () if free else ("dialogue",) if protocol == "official" else ("dialogue", "speaker")
     for fold in folds:
         if not len(fold.train):
             raise WrongUse(

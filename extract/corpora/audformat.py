@@ -1,0 +1,80 @@
+"""Databases of audformat (audeering): `db.yaml`, the header, and beside it a CSV or Parquet file for each table.
+
+Read here is what a corpus needs: file-wise tables, schemes whose labels are maps, splits. The package audformat is not
+used: it also opens pickles.
+"""
+
+from pathlib import Path
+from typing import Any, TypedDict
+
+import msgspec
+import yaml
+
+from ser.cache.atomic_io import read_named
+from ser.cache.manifest import SCHEMA
+from ser.errors import WrongUse
+
+from .scan import Problem, Reading
+from .table import as_row, records
+
+# The usual names of schemes and columns, where they are not the manifest's.
+NAMES = {"emotion": "label", "transcription": "text", "transcript": "text", "sex": "gender", "activation": "arousal"}
+
+
+class Table(TypedDict, total=False):
+    type: str
+    split_id: str | None
+    columns: dict[str, dict[str, Any]]
+
+
+class Header(msgspec.Struct):
+    """What is read of a header, by the names of its parts."""
+
+    name: str
+    tables: dict[str, Table] = {}
+    schemes: dict[str, dict[str, Any]] = {}
+    splits: dict[str, dict[str, Any]] = {}
+
+
+def is_audformat(root: Path) -> bool:
+    """Whether a folder is such a database."""
+    return (root / "db.yaml").is_file()
+
+
+def read_audformat(root: Path) -> Reading:
+    """Read a database; of two tables that say the same of a file, the first counts. The split is the session."""
+    try:
+        header = msgspec.convert(yaml.safe_load(read_named(root / "db.yaml")), Header, strict=False)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, msgspec.ValidationError) as error:
+        said = " ".join(str(error).split())
+        raise WrongUse(f"{root / 'db.yaml'} is not the header of an audformat database ({said})") from None
+    reading, found = Reading(header.name, root, []), dict[str, dict[str, Any]]()
+    labels = {name: scheme.get("labels") for name, scheme in header.schemes.items()}
+    for name, table in header.tables.items():
+        place = next((p for p in (root / f"db.{name}.csv", root / f"db.{name}.parquet") if p.is_file()), None)
+        if table.get("type") != "filewise" or place is None:
+            reading.warnings.append(f"the table {name} is not by file, or not here as CSV or Parquet: it is not read")
+            continue
+        columns, split = table.get("columns", {}), table.get("split_id")
+        session = {} if split is None else {"session": header.splits.get(split, {}).get("type", split)}
+        for where, record in records(place):
+            if isinstance(record, str) or not isinstance(record.get("file"), str):
+                reading.problems.append(Problem(None, place.name, f"{where}: is no row of a file"))
+                continue
+            row = found.setdefault(record["file"], {"audio": record["file"]})
+            facts: dict[str, Any] = dict(session)
+            for column, value in record.items():
+                scheme = str(columns.get(column, {}).get("scheme_id") or column)
+                listed = labels.get(scheme)
+                told = {str(k): v for k, v in listed.items()}.get(str(value)) if isinstance(listed, dict) else None
+                facts |= told if isinstance(told, dict) else {}  # a speaker's gender, for one
+                facts[scheme] = told if isinstance(told, str) else value
+            for fact, value in facts.items():
+                if (fact := NAMES.get(fact, fact)) in SCHEMA.names and value is not None:
+                    row.setdefault(fact, value)
+    for path, row in sorted(found.items()):
+        try:
+            reading.rows.append({"turn": 0, **as_row(row, "audio", SCHEMA.names)})
+        except ValueError as error:
+            reading.problems.append(Problem(None, path, str(error)))
+    return reading

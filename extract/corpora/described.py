@@ -1,0 +1,289 @@
+"""Layouts that follow from file names and tables, described in a TOML file: ravdess.toml beside this, or a user's own.
+
+docs/add-a-corpus.md says what each key means. A description may come from anyone, so its patterns are matched under a
+time limit, and its templates are filled in by names alone.
+"""
+
+import functools
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import msgspec
+import regex
+
+from ser.cache.atomic_io import read_toml
+from ser.cache.manifest import SCHEMA
+from ser.errors import WrongUse
+
+from ..audio import CODED, SOUND
+from .scan import Problem, Reading, read_text
+from .table import MEASURED, as_row, records
+
+SECONDS = 1.0  # that a pattern may take for one name: one that backtracks without end takes for ever
+LONGEST, REPEATS = 1000, 10_000  # of a pattern: its characters, and the product of its counted repeats
+SAMPLE, FOLDERS = 500, 100  # recordings, and folders, that say whether a corpus is laid out so
+COLUMNS = [name for name in SCHEMA.names if name not in (*MEASURED, "audio", "votes")]
+FIELD = regex.compile(r"\{(\w+)\}")
+Fields = dict[str, Any]  # what is known of a recording, by the names that templates use
+
+
+class Table(msgspec.Struct, forbid_unknown_fields=True):
+    """A table of the corpus, whose row of a recording's key gives it more fields, or whose rows are its raters."""
+
+    file: str
+    of: str = ""
+    key: str = ""
+    line: str | None = None
+    where: dict[str, str] = {}
+    votes: str = ""
+    audio: str = ""
+    encoding: Literal["cp1252", "latin-1", "gb18030", "big5", "shift_jis", "euc_kr"] = "cp1252"
+
+
+class Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Published counts of the whole corpus, by the names of `count_all`."""
+
+    utterances: int = 0
+    dialogues: int = 0
+    speakers: int = 0
+    genders: dict[str, int] = {}
+    sessions: dict[str, int] = {}
+    labels: dict[str, int] = {}
+
+
+class Layout(msgspec.Struct, forbid_unknown_fields=True):
+    """What a description holds."""
+
+    name: str
+    pattern: str
+    columns: dict[str, str]
+    example: str = ""
+    maps: dict[str, dict[str, str]] = {}
+    tables: list[Table] = []
+    left_out: dict[str, str] = {}
+    unknown: list[str] = []
+    counts: Counts = Counts()
+    partial: bool = False
+    defects: dict[str, str] = {}
+    licence: str = ""
+    source: str = ""
+
+    def match(self, path: str) -> Fields | None:
+        """The fields that a path gives; None if it is not named as described."""
+        pure = PurePosixPath(path)
+        groups = _match(f"(?:.*/)?(?:{self.pattern})", str(pure.with_suffix("")))
+        return groups if groups is None else {"stem": pure.stem, "folder": str(pure.parent), **groups}
+
+    def leaves_out(self, path: str) -> str | None:
+        """As what a path is left out, if it is."""
+        found = (what for what, one in self.left_out.items() if _match(f"(?:.*/)?(?:{one})", path) is not None)
+        return next(found, None)
+
+
+def read_layout(description: Path) -> Layout:
+    """A description from its file. Raises `WrongUse` with what is wrong in it."""
+    table = read_toml(description, "pattern = '(?P<speaker>[a-z]+)-(?P<emotion>[a-z]+)-[0-9]+'")
+    try:
+        layout = msgspec.convert(table, Layout)
+        lines = [one.line for one in layout.tables if one.line is not None]
+        for pattern in (layout.pattern, *layout.left_out.values(), *lines):
+            _compiled(pattern)
+    except (msgspec.ValidationError, WrongUse) as error:
+        raise WrongUse(f"{description}: {error}; docs/add-a-corpus.md lists the keys") from None
+    given = {"stem", "folder", *_compiled(layout.pattern).groupindex}
+    for column, template in layout.columns.items():
+        if column not in COLUMNS:
+            raise WrongUse(f"{description}: columns.{column} is no column; those are {', '.join(COLUMNS)}")
+        if not layout.tables and (lacking := {*FIELD.findall(template)} - given):
+            lacks = f"names {{{min(lacking)}}}, which is no group of the pattern; those are {', '.join(sorted(given))}"
+            raise WrongUse(f"{description}: columns.{column} {lacks}")
+    if stray := layout.maps.keys() - {*layout.columns, "votes"}:
+        raise WrongUse(f"{description}: maps.{min(stray)} maps a column that is not under [columns]; add it there")
+    return layout
+
+
+def fits(root: Path, description: Path) -> bool:
+    """Whether most of the first recordings in a folder, without what is left out, are named as described."""
+    layout = read_layout(description)
+    sample = islice((path for path in _files(root, FOLDERS) if _ending(path) in SOUND | CODED), SAMPLE)
+    matches = [layout.match(path) is not None for path in sample if layout.leaves_out(path) is None]
+    return 2 * sum(matches) > len(matches)
+
+
+def read_described(root: Path, description: Path) -> Reading:
+    """Read a corpus as a description says. A recording without a dialogue is a dialogue by itself.
+
+    Raises `WrongUse` if the description is wrong, or a table that lists the utterances is not there.
+    """
+    layout, files = read_layout(description), list(_files(root))
+    reading, left = Reading(description.stem, root, []), Counter[str]()
+    recordings: list[tuple[str, Fields]] = []
+    heard = {path.rpartition(".")[0] for path in files if _ending(path) in SOUND}
+    for path in files:
+        ending = _ending(path)
+        if ending not in SOUND | CODED or (ending in CODED and path.rpartition(".")[0] in heard):
+            continue
+        if (what := layout.leaves_out(path)) is not None:
+            left[what] += 1
+        elif (fields := layout.match(path)) is not None:
+            recordings.append((path, fields))
+        else:
+            reason = f"the name does not follow the convention of {layout.name} ({layout.example or layout.pattern})"
+            reading.problems.append(Problem(None, path, reason))
+    for table in layout.tables:
+        recordings = _joined(table, recordings, files, layout, reading)
+    turns = Counter[tuple[str | None, str]]()
+    for path, fields in recordings:
+        try:
+            row = as_row({"audio": path, **_columns(layout, fields)}, "audio", SCHEMA.names)
+        except ValueError as error:
+            reading.problems.append(Problem(None, path, str(error)))
+            continue
+        dialogue = row.get("session"), row["dialogue"]
+        row.setdefault("turn", turns[dialogue])
+        turns[dialogue] += 1
+        reading.rows.append(row)
+    named = FIELD.findall(" ".join(layout.columns.values()))
+    given = {name for _, fields in recordings for name in fields}
+    warnings, ids = reading.warnings, {row["id"] for row in reading.rows}
+    warnings += [f"nothing gives {{{one}}}, which a column names" for one in named if ids and one not in given]
+    warnings += [f"{count} files are left out: {what}" for what, count in left.items()]
+    warnings += [f"known defect: {id}: {what}" for id, what in layout.defects.items() if id in ids]
+    if layout.partial and len(ids) < layout.counts.utterances:
+        warnings.append(f"{len(ids)} of {layout.name}'s {layout.counts.utterances} utterances are here")
+    else:
+        reading.known.update(msgspec.to_builtins(layout.counts))
+    return reading
+
+
+def _joined(
+    table: Table, recordings: list[tuple[str, Fields]], files: list[str], layout: Layout, reading: Reading
+) -> list[tuple[str, Fields]]:
+    """The recordings with what their rows in a table give.
+
+    Where the table lists the utterances, those without a row are left out, and rows without a recording are added.
+    """
+    by_name: dict[str, list[str]] = {}
+    for path in files:
+        by_name.setdefault(path.rpartition("/")[2], []).append(path)
+    loaded: dict[str | None, dict[str, Fields]] = {None: {}}
+    kept, shared, used, absent = [], dict[str | None, Fields](), set[tuple[str | None, str]](), set[str]()
+    for path, fields in recordings:
+        name, key = _filled(table.file, fields), _filled(table.of, fields)
+        places = by_name.get(name.rpartition("/")[2], ()) if name else ()
+        place = next((one for one in places if f"/{one}".endswith(f"/{name}")), None)
+        if place is None and name:
+            absent.add(name)
+        if place is not None and place not in loaded:
+            loaded[place] = _rows(table, place, layout, reading)
+            shared[place] = {one: fields[one] for one in ("folder", *FIELD.findall(table.file))}
+        if key is not None and key in loaded[place]:
+            kept.append((path, fields | loaded[place][key]))
+            used.add((place, key))
+        elif not table.audio:
+            kept.append((path, fields))
+    if table.audio and absent:
+        raise WrongUse(f"{reading.root} has no {min(absent)}, which lists the utterances of {layout.name}; add it")
+    if absent and "{stem}" not in table.file:
+        reading.warnings.append(f"{min(absent)} is not here, and nothing is taken from it")
+    if len(kept) < len(recordings):
+        reading.warnings.append(f"{len(recordings) - len(kept)} files are left out: in no row of {table.file}")
+    for listed, rows in loaded.items() if table.audio else ():
+        for key, row in rows.items():
+            if (listed, key) not in used and (lost := _filled(table.audio, shared[listed] | row)):
+                kept.append((lost, {"stem": PurePosixPath(lost).stem, **shared[listed], **row}))
+    return kept
+
+
+def _rows(table: Table, place: str, layout: Layout, reading: Reading) -> dict[str, Fields]:
+    """A table's rows by their keys, the first of each; or by key the votes of all."""
+    rows: dict[str, Fields] = {}
+    votes = layout.maps.get("votes", {})
+    found: Iterable[tuple[str, Fields | str]]
+    if table.line is None:
+        found = records(reading.root / place)
+    else:
+        lines = map(str.strip, read_text(reading.root / place, table.encoding).split("\n"))
+        found = (("", groups) for line in lines if line and (groups := _match(table.line, line)) is not None)
+    for where, record in found:
+        if isinstance(record, str):
+            reading.problems.append(Problem(None, place, f"{where}: {record}"))
+            continue
+        row = {name: str(value) for name, value in record.items() if value not in ("", None, *layout.unknown)}
+        if (key := _filled(table.key, row)) is None or any(row.get(one) != held for one, held in table.where.items()):
+            continue
+        if not table.votes:
+            rows.setdefault(key, row)
+        elif (vote := _filled(table.votes, row)) is not None:
+            rows.setdefault(key, {"votes": []})["votes"].append([votes.get(vote, vote)])
+    return rows
+
+
+def _columns(layout: Layout, fields: Fields) -> Fields:
+    """The columns of a recording with these fields. Raises `ValueError` for a value that a map does not list."""
+    row: Fields = {"votes": fields.get("votes")}
+    for column, template in {"id": "{stem}", **layout.columns}.items():
+        value = _filled(template, fields)
+        if value is not None and (listed := layout.maps.get(column)) is not None:
+            if value not in listed and "*" not in listed:
+                raise ValueError(f"the {column} {value[:60]!a} is not among maps.{column}")
+            value = listed.get(value, listed.get("*"))
+        row[column] = value or None
+    return row
+
+
+def _filled(template: str, fields: Mapping[str, Any]) -> str | None:
+    """The template with each {field} filled in; None if one of them is not known."""
+    if any(name not in fields for name in FIELD.findall(template)):
+        return None
+    return FIELD.sub(lambda field: fields[field[1]], template)
+
+
+@functools.lru_cache(64)
+def _compiled(pattern: str) -> Any:
+    """Raises `WrongUse` for what is no pattern, or would take gigabytes: counted repeats are multiplied out."""
+    repeats = [int(number[:9]) or 1 for number in regex.findall(r"[{,]\s*([0-9]+)", pattern)]
+    if len(pattern) > LONGEST or math.prod(repeats) > REPEATS:
+        raise WrongUse(f"the pattern {pattern[:60]!a} is too large; take fewer characters and counted repeats")
+    try:
+        return regex.compile(pattern)
+    except (regex.error, RecursionError, OverflowError, ValueError) as error:
+        raise WrongUse(f"the pattern {pattern[:60]!a} is not a regular expression ({error})") from None
+
+
+def _match(pattern: str, text: str) -> Fields | None:
+    """The groups of a whole match. Raises `WrongUse` if it takes too long."""
+    try:
+        match = _compiled(pattern).fullmatch(text, timeout=SECONDS)
+    except TimeoutError:
+        slow = f"the pattern {pattern[:60]!a} takes over {SECONDS:g} s to match {text[:60]!a}"
+        raise WrongUse(f"{slow}; write it without a repeat within a repeat") from None
+    return match and {name: value for name, value in match.groupdict().items() if value}
+
+
+def _ending(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
+
+
+def _files(root: Path, folders: int | None = None) -> Iterator[str]:
+    """The files below `root`, or those of its first `folders`, in order, without hidden ones.
+
+    Links are followed, and each folder is read once. Raises `OSError` for a folder that cannot be read.
+    """
+
+    def stop(error: OSError) -> None:
+        if not isinstance(error, NotADirectoryError):
+            raise error
+
+    seen = set[str]()
+    for folder, inner, names in islice(os.walk(root, onerror=stop, followlinks=True), folders):
+        new = (real := os.path.realpath(folder)) not in seen
+        seen.add(real)
+        inner[:] = sorted(name for name in inner if new and not name.startswith("."))
+        under = Path(folder).relative_to(root)
+        yield from ((under / name).as_posix() for name in sorted(names) if new and not name.startswith("."))

@@ -1,0 +1,324 @@
+"""Layouts described in TOML files, those that ser ships and a user's own, on trees of the corpora's real names."""
+
+import itertools
+import os
+import string
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import audformat
+import pytest
+import soundfile
+from click.testing import CliRunner
+
+from ser.cli import main
+from ser.errors import CorpusError, WrongUse
+from ser.extract.corpora.counts import differences
+from ser.extract.corpora.scan import Scan, read_corpus
+from ser.tests.shared_data import emodb
+from ser.train.data.labels import apply_policy, get_policy
+from ser.train.data.splits import Cut, make_folds
+
+
+def tree(root: Path, *names: str) -> Path:
+    """A recording for each name: the same one, since a corpus of 7,442 is slow to write."""
+    root.mkdir(exist_ok=True)
+    one = root / ".one"
+    if not one.exists():
+        soundfile.write(one, [0.1] * 160, 16000, subtype="PCM_16", format="WAV")
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(one, root / name)
+    return root
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode(encoding))
+
+
+def row(scan: Scan, id: str) -> dict:
+    """The columns that this row has."""
+    found = dict(zip(scan.manifest.ids, scan.manifest.table.to_pylist(), strict=True))[id]
+    return {name: value for name, value in found.items() if value is not None and "sha256" not in name}
+
+
+def ravdess() -> Iterator[str]:
+    for actor, emotion, intensity, text, take in itertools.product(range(1, 25), range(1, 9), (1, 2), (1, 2), (1, 2)):
+        if (emotion, intensity) != (1, 2):
+            yield f"Actor_{actor:02d}/03-01-{emotion:02d}-{intensity:02d}-{text:02d}-{take:02d}-{actor:02d}.wav"
+
+
+def crema() -> Iterator[str]:
+    sentences = ["TIE", "IOM", "IWW", "TAI", "MTI", "IWL", "ITH", "DFA", "ITS", "TSI", "WSI"]
+    for actor in range(1001, 1092):
+        for emotion in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"):
+            yield from (f"AudioWAV/{actor}_{sentence}_{emotion}_XX.wav" for sentence in sentences)
+            levels = ("XX",) if emotion == "NEU" else ("LO", "MD", "HI")
+            yield from (f"AudioWAV/{actor}_IEO_{emotion}_{level}.wav" for level in levels)
+
+
+def savee() -> Iterator[str]:
+    for speaker, emotion in itertools.product(("DC", "JE", "JK", "KL"), ("a", "d", "f", "h", "n", "sa", "su")):
+        yield from (f"AudioData/{speaker}/{emotion}{n:02d}.wav" for n in range(1, 31 if emotion == "n" else 16))
+
+
+EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
+
+
+def tess() -> Iterator[str]:
+    words = ["".join(pair) for pair in itertools.product(string.ascii_lowercase[:20], "abcdefghij")]
+    for speaker, emotion in itertools.product(("OAF", "YAF"), EMOTIONS):
+        names = [f"{speaker}_{emotion}/{speaker}_{word}_{emotion}.wav" for word in words]
+        yield from (name.replace("/OAF_ab_neutral", "/OA_ab_neutral") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("format", "names", "id", "said"),
+    [
+        ("ravdess", ravdess, "03-01-06-01-02-01-12", "12 fearful Dogs are sitting by the door."),
+        ("crema-d", lambda: itertools.islice(crema(), 7442), "1001_IEO_HAP_HI", "1001 happy It's eleven o'clock."),
+        ("savee", savee, "DC_sa03", "DC sad"),
+        ("tess", tess, "OAF_ab_neutral", "OAF neutral Say the word ab."),
+    ],
+)
+def test_a_whole_release_has_its_published_counts(
+    tmp_path: Path, format: str, names: Callable[[], Iterator[str]], id: str, said: str
+) -> None:
+    scan = read_corpus(tree(tmp_path / "release", *names()))
+    assert (scan.format, scan.manifest.corpus, scan.problems, differences(scan)) == (format, format, [], [])
+    found = row(scan, id)
+    assert [found.get(name, "") for name in ("speaker", "label", "text")] == [*said.split(maxsplit=2), ""][:3]
+    assert (found["session"], found["dialogue"], found["turn"]) == (found["speaker"], id, 0)
+    assert format == "crema-d" or found["gender"] == ("M" if format == "savee" else "F")
+    (scan.root / found["audio"]).unlink()
+    assert any(line.startswith("utterances: ") for line in differences(read_corpus(scan.root)))
+
+
+def test_counts_that_are_not_met_and_files_that_are_left_out(tmp_path: Path) -> None:
+    names = [
+        "03-01-06-01-02-01-12.wav",
+        "03-02-06-01-02-01-12.wav",
+        "01-01-06-01-02-01-12.mp4",
+        "03-01-09-01-01-01-01.wav",
+    ]
+    tree(tmp_path, *names)
+    shown = CliRunner().invoke(main, ["corpus", "show", str(tmp_path), "--format", "ravdess"])
+    assert shown.exit_code == 1
+    for said in (
+        "utterances: 1 here, 1440 in the release (-1439)",
+        "warnings     1 files are left out: video, with the same sound; 1 files are left out: song",
+        "4class 0",
+        "03-01-09-01-01-01-01.wav: the name does not follow the convention of RAVDESS (modality-channel-",
+    ):
+        assert said in shown.output, said
+
+
+def test_raters_and_people_are_read_from_tables(tmp_path: Path) -> None:
+    tree(tmp_path, "AudioWAV/1001_DFA_ANG_XX.wav", "AudioWAV/1002_DFA_SAD_XX.wav", "AudioMP3/1001_DFA_ANG_XX.mp3")
+    header = '"","localid","queryType","clipName","respEmo"\n'
+    votes = [("1", "1001_DFA_ANG_XX", "A"), ("1", "1001_DFA_ANG_XX", "N"), ("3", "1001_DFA_ANG_XX", "H")]
+    lines = "".join(f'"{n}","7","{kind}","{clip}","{vote}"\n' for n, (kind, clip, vote) in enumerate(votes))
+    write(tmp_path / "finishedResponses.csv", header + lines)
+    scan = read_corpus(tmp_path)
+    assert scan.warnings == [
+        "VideoDemographics.csv is not here, and nothing is taken from it",
+        "nothing gives {Sex}, which a column names",
+        "1 files are left out: copies as MP3",
+    ]
+    assert scan.manifest.column("votes") == [[["angry"], ["neutral"]], None]
+    write(tmp_path / "VideoDemographics.csv", "ActorID,Age,Sex,Race,Ethnicity\n1001,51,Male,,\n1002,21,Female,,\n")
+    assert read_corpus(tmp_path).manifest.column("gender") == ["M", "F"]
+
+
+def test_texts_in_any_encoding(tmp_path: Path) -> None:
+    names = ["0001/Neutral/0001_000001.wav", "0011/Angry/train/0011_000351.wav", "0011/Sad/test/0011_001051.wav"]
+    tree(tmp_path, *names)
+    write(tmp_path / "0001" / "0001.txt", "0001_000001  打远一看，它们的确很是美丽， 中立\r\n", "gb18030")
+    write(tmp_path / "0011" / "0011.txt", "\ufeff0011_000351\tThe nine the eggs, I keep.\tAngry\r\n", "utf-16-le")
+    scan = read_corpus(tmp_path)
+    assert (scan.format, scan.manifest.column("label")) == ("esd", ["neutral", "angry", "sad"])
+    assert scan.manifest.column("text") == ["打远一看，它们的确很是美丽，", "The nine the eggs, I keep.", None]
+
+
+def test_dialogues_whose_clips_are_broken_or_still_videos(tmp_path: Path) -> None:
+    header = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\n"
+    said = {"train": ((0, 0), (0, 1), (125, 3)), "dev": ((0, 0), (110, 7)), "test": ((0, 0),)}
+    for part, turns in said.items():
+        lines = [
+            f'{n},"Well, {part}!",Joey,{"joy" if n else "anger"},x,{d},{u},4,7,a,b\n' for n, (d, u) in enumerate(turns)
+        ]
+        write(tmp_path / f"{part}_sent_emo.csv", header + "".join(lines))
+    tree(tmp_path, "train_splits/dia0_utt0.wav", "train_splits/dia0_utt0.mp4", "train_splits/dia0_utt1.wav")
+    tree(tmp_path, "dev_splits_complete/dia0_utt0.wav", "dev_splits_complete/dia66_utt9.wav")
+    tree(tmp_path, "output_repeated_splits_test/dia0_utt0.wav")
+    scan = read_corpus(tmp_path)
+    assert scan.manifest.corpus == "meld"
+    assert [p.id for p in scan.problems] == ["dev/dia110_utt7", "train/dia125_utt3"], scan.problems
+    assert {p.kind for p in scan.problems} == {"audio"}, "their words can be learnt from"
+    assert "1 files are left out: in no row of {split}_sent_emo.csv" in scan.warnings
+    assert "known defect: dev/dia110_utt7: the release lacks the clip (issue 27)" in scan.warnings
+    found = row(scan, "train/dia0_utt1")
+    assert (found["dialogue"], found["turn"], found["session"], found["text"]) == ("0", 1, "train", "Well, train!")
+    utterances = apply_policy(get_policy("4class"), scan.manifest)
+    with pytest.raises(WrongUse, match="use --protocol official"):
+        make_folds("session-out", utterances)
+    [fold] = make_folds("official", utterances)
+    parts = {part: [utterances.ids[n] for n in rows] for part, rows in fold.parts.items()}
+    assert (
+        parts == {part: [f"{part}/dia{d}_utt{u}" for d, u in turns] for part, turns in said.items()}
+        and fold.dev_by == "the corpus's own"
+    )
+
+    for wav in [*tmp_path.rglob("*.wav")]:
+        wav.unlink()
+        wav.with_suffix(".mp4").unlink(missing_ok=True)
+        wav.with_suffix(".mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(99))
+    first, *others = read_corpus(tmp_path).problems
+    assert first.reason.startswith("every file here is video or coded audio: convert them with `find ")
+    assert "-name '*.mp4'" in first.reason
+    assert "convert it with `ffmpeg -i dia0_utt0.mp4 -vn dia0_utt0.wav`" in others[0].reason
+    (tmp_path / "dev_sent_emo.csv").unlink()
+    with pytest.raises(WrongUse, match=r"has no dev_sent_emo\.csv, which lists the utterances of MELD"):
+        read_corpus(tmp_path)
+
+
+def test_the_official_split_of_podcasts(tmp_path: Path) -> None:
+    lines = ["FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set"]
+    sets = ["Train", "Train", "Development", "Test1", "Test2"]
+    for n, part in enumerate(sets):
+        speaker = "Unknown" if n == 0 else n
+        lines.append(f"MSP-PODCAST_0001_{n:04d}.wav,{'AH'[n % 2]},2.2,6.5,2.6,{speaker},Male,{part}")
+    write(tmp_path / "Labels" / "labels_consensus.csv", "\n".join(lines))
+    detailed = "FileName,Workers,EmoClass_Major\n" + "".join(
+        f"MSP-PODCAST_0001_0003.wav,WORKER{n},{vote}\n" for n, vote in enumerate(("Happy", "Neutral", "Other-hm"))
+    )
+    write(tmp_path / "Labels" / "labels_detailed.csv", detailed)
+    write(tmp_path / "Transcripts" / "MSP-PODCAST_0001_0003.txt", 'So, "you" know.\n')
+    tree(tmp_path, *(f"Audios/MSP-PODCAST_0001_{n:04d}.wav" for n in range(6)))
+    scan = read_corpus(tmp_path)
+    assert (scan.format, len(scan.manifest), scan.problems) == ("msp-podcast", 5, [])
+    found = row(scan, "MSP-PODCAST_0001_0003")
+    assert (found["valence"], found["arousal"], found["dominance"], found["gender"]) == (6.5, 2.2, 2.6, "M")
+    assert (found["votes"], found["text"]) == ([["Happy"], ["Neutral"], ["Other-hm"]], 'So, "you" know.')
+    assert scan.manifest.column("speaker")[:2] == [None, "1"]
+    utterances = apply_policy(get_policy("all", scan.manifest.column("label")), scan.manifest)
+    assert utterances.classes == ("ang", "hap")
+    folds = make_folds("official", utterances)
+    assert [(f.name, *map(len, f.parts.values())) for f in folds] == [("test1", 2, 1, 1), ("test2", 2, 1, 1)]
+    assert [list(f.left_out) for f in folds] == [["in another part of the split"]] * 2
+    [fold] = make_folds("official", utterances.take([0, 1, 3]), Cut("none"))
+    assert len(fold.dev) == 0 and fold.dev_by == "none"
+    with pytest.raises(WrongUse, match="needs sessions called train and test"):
+        make_folds("official", utterances.take([0, 1, 2]))
+
+
+@pytest.mark.parametrize("storage", ["csv", "parquet"])
+def test_a_database_of_audformat(tmp_path: Path, storage: str) -> None:
+    files = ["audio/001.wav", "audio/002.wav", "audio/003.wav"]
+    tree(tmp_path, *files)
+    db = audformat.Database("mine")
+    db.schemes["emotion"] = audformat.Scheme(labels=["anger", "neutral"])
+    db.schemes["speaker"] = audformat.Scheme(labels={"anna": {"gender": "female"}, "bob": {"gender": "male"}})
+    db.schemes["transcription"] = audformat.Scheme(labels={"t1": "Good morning."})
+    for split, held in (("train", files[:2]), ("test", files[2:])):
+        db.splits[split] = audformat.Split(split)
+        table = db[f"emotion.{split}"] = audformat.Table(audformat.filewise_index(held), split_id=split)
+        table["emotion"] = audformat.Column(scheme_id="emotion")
+        table["emotion"].set(["anger", "neutral"][: len(held)])
+    files_table = db["files"] = audformat.Table(audformat.filewise_index(files))
+    for name, values in (("speaker", ["anna", "bob", "anna"]), ("transcription", ["t1", "t1", None])):
+        files_table[name] = audformat.Column(scheme_id=name)
+        files_table[name].set(values)
+    db["parts"] = audformat.Table(audformat.segmented_index(files[:1], ["0s"], ["1s"]))
+    db.save(str(tmp_path), storage_format=storage)
+    scan = read_corpus(tmp_path)
+    assert (scan.format, scan.manifest.corpus, scan.problems) == ("audformat", "mine", [])
+    assert scan.warnings == ["the table parts is not by file, or not here as CSV or Parquet: it is not read"]
+    columns = ("label", "speaker", "gender", "session", "text")
+    assert [[one[name] for name in columns] for one in scan.manifest.table.to_pylist()] == [
+        ["anger", "anna", "F", "train", "Good morning."],
+        ["neutral", "bob", "M", "train", "Good morning."],
+        ["anger", "anna", "F", "test", None],
+    ]
+    (tmp_path / "db.yaml").write_text("name: [\n")
+    with pytest.raises(WrongUse, match=r"db\.yaml is not the header of an audformat database"):
+        read_corpus(tmp_path)
+
+
+def test_emodb_is_read_as_ever(tmp_path: Path) -> None:
+    tree(tmp_path, "wav/16b10Lb.wav", "wav/03a01Fa.wav", "wav/03a99Fa.wav")
+    (tmp_path / "wav" / "._03a01Fa.wav").write_bytes(b"Mac OS X")
+    scan = read_corpus(tmp_path)  # the download has them in wav/
+    known = {"dialogue": "03a01Fa", "turn": 0, "speaker": "03", "session": "03", "gender": "M", "duration": 0.01}
+    text = {"text": "Der Lappen liegt auf dem Eisschrank.", "label": "hap"}
+    assert row(scan, "03a01Fa") == {"id": "03a01Fa", "audio": "wav/03a01Fa.wav", **known, **text}
+    assert (scan.format, scan.manifest.ids) == ("emodb", ["03a01Fa", "16b10Lb"])
+    assert [(p.path, p.reason) for p in scan.problems] == [("wav/03a99Fa.wav", "the text 'a99' is not among maps.text")]
+    real = read_corpus(emodb()[0].parent)
+    assert real.manifest.digest == "50b32b64becc86751cfb53febffdad43ab4531cf82cf860489241843fc04acfa"
+    assert (real.problems, real.warnings) == ([], ["339 of EmoDB's 535 utterances are here"])
+    assert Counter(real.manifest.column("label")) == {"ang": 127, "neu": 79, "hap": 71, "sad": 62}
+
+
+MINE = """\
+name = "Mine"
+pattern = '(?P<speaker>[a-z]+)-(?P<emotion>[a-z]+)-\\d+'
+[columns]
+speaker = "{speaker}"
+label = "{emotion}"
+"""
+
+
+def test_a_layout_of_ones_own(tmp_path: Path) -> None:
+    tree(tmp_path / "corpus", "anna-joy-1.flac", "sub/bob-rage-1.wav")
+    write(tmp_path / "mine.toml", MINE)
+    shown = CliRunner().invoke(
+        main, ["corpus", "show", str(tmp_path / "corpus"), "--format", str(tmp_path / "mine.toml")]
+    )
+    assert shown.exit_code == 0 and "joy 1 · rage 1" in shown.output and "4class 1" in shown.output
+    scan = read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
+    assert (scan.manifest.corpus, scan.manifest.column("speaker")) == ("mine", ["anna", "bob"])
+    assert apply_policy(get_policy("all", scan.manifest.column("label")), scan.manifest).classes == ("hap", "rage")
+    (tmp_path / "corpus" / "sub" / "loop").symlink_to(tmp_path / "corpus")
+    assert read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml")).manifest.ids == scan.manifest.ids
+    listed = CliRunner().invoke(main, ["corpus", "show", str(tmp_path), "--format", "mien"])
+    assert listed.exit_code == 2 and "known: FILE.toml, audformat, crema-d, emodb, esd, iemocap, meld" in listed.output
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("(?P<emotion>", "(?P<emotion", "is not a regular expression"),
+        (
+            "(?P<emotion>",
+            "(?P<speaker>",
+            "names {emotion}, which is no group of the pattern; those are folder, speaker",
+        ),
+        ("(?P<emotion>[a-z]+)-", "(?P<emotion>([a-z]|[a-z][a-z])+)", "takes over 1 s to match"),
+        ("[a-z]+", "((a{99}){99}){99}", "is too large"),
+        ("[a-z]+", "a" * 1001, "is too large"),
+        ("label =", "emotion =", "columns.emotion is no column; those are id, text, session"),
+        ("label =", "audio =", "columns.audio is no column"),
+        ("label =", "speaker =", "not a TOML file"),
+        ('"{emotion}"', "7", "Expected `str`, got `int`"),
+        ("name =", "nmae =", "unknown field `nmae`"),
+        ("[columns]", "counts.labels = 3\n[columns]", "Expected `object`, got `int` - at `$.counts.labels`"),
+        ("[columns]", "maps.text = {}\n[columns]", "maps.text maps a column that is not under [columns]"),
+        ("[columns]", "tables = [{file = 'a.csv', line = '('}]\n[columns]", "is not a regular expression"),
+        ("[columns]", "tables = [{file = 'a.csv', encoding = 'zip'}]\n[columns]", "Invalid enum value 'zip'"),
+        (
+            "[columns]",
+            "tables = [{file = 'a.csv', audio = 'x'}]\n[columns]",
+            "has no a.csv, which lists the utterances",
+        ),
+    ],
+)
+def test_a_wrong_description_is_one_sentence(tmp_path: Path, old: str, new: str, said: str) -> None:
+    tree(tmp_path / "corpus", f"anna-{'e' * 60}-1.wav")
+    assert old in MINE
+    write(tmp_path / "mine.toml", MINE.replace(old, new))
+    with pytest.raises((WrongUse, CorpusError)) as caught:
+        read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
