@@ -19,7 +19,10 @@ SELECTIONS = {  # which epoch counts
     "best-test": "the epoch with the best score on the TEST part, which lifts every number",
 }
 TARGETS = ("class", "distribution", "distribution+undecided", "vad", "class+vad")  # see targets.py
-PROTOCOL_HELP = "session-out, speaker-out, script-out, train1234-test5, random-70-20-10, official, corpus-out, cross:A:B, folds:FILE"
+PROTOCOL_HELP = (
+    "session-out, speaker-out, script-out, train1234-test5, random-70-20-10, official, corpus-out, cross:A:B or "
+    "folds:FILE"
+)
 
 
 def option(
