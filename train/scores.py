@@ -35,6 +35,7 @@ COLUMNS = {"speakers": "speaker", "dialogues": "dialogue", "utterances": "id"}  
 NO_COMPARISON = "no comparison with the paper is meant"
 NOT_KNOWN = "whether test speakers are heard in training is not known"
 Spread = tuple[float, float | None]  # mean, deviation
+ENDS = ("pooled", "low", "high")
 Ends = tuple[float, float | None, float | None]  # a value and the ends of its 95 % interval, if it has one
 
 
@@ -242,6 +243,8 @@ class CellScores:
         self.classes: list[str] = self.results[0]["classes"]
         self.dimensions = DIMENSIONS if "moments" in self.results[0] else ()
         self.rated = [f"{kind} {name}" for kind in RANGES for name in self.dimensions]
+        self.metrics = [*METRICS, *self.classes] if self.classes else []
+        self.metrics += ["ccc", *self.rated] if self.dimensions else []
         for run in self.runs:
             if run.result["classes"] != self.classes:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
@@ -380,10 +383,7 @@ class CellScores:
             "intervals": {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()},
             **(self._how_sure if self.classes else {}),
             **({"raters": self.raters} if self.raters else {}),
-            **{
-                name: dict(zip(("pooled", "low", "high"), ends, strict=True))
-                for name, ends in self.divergences().items()
-            },
+            **{kind: dict(zip(ENDS, ends, strict=True)) for kind, ends in self.divergences().items()},
         }
 
     @property
@@ -397,9 +397,8 @@ class CellScores:
     @property
     def intervals(self) -> dict[str, Ends]:
         """The main metrics with their intervals, as far as they have any."""
-        asked = [*SHOWN.values()] if self.classes else []
-        found = {metric: self.with_interval(metric) for metric in [*asked, *self.rated]}
-        return {metric: ends for metric, ends in found.items() if None not in ends}
+        asked = [metric for metric in (*SHOWN.values(), *self.rated) if metric in self.metrics]
+        return {metric: ends for metric in asked if None not in (ends := self.with_interval(metric))}
 
     def _is_rated(self, metric: str) -> bool:
         return bool(self.dimensions) and metric in ("ccc", *self.rated)
@@ -499,10 +498,8 @@ class CellScores:
         """C `[R, K, K]` of the runs, or M `[R, D, 6]` of a metric that counts these."""
         if test not in self.tests:
             raise unknown("test", test, self.tests)
-        known = [*METRICS, *self.classes] if self.classes else []
-        known += ["ccc", *self.rated] if self.dimensions else []
-        if metric not in known:
-            raise unknown("metric", metric, known)
+        if metric not in self.metrics:
+            raise unknown("metric", metric, self.metrics)
         counted = "moments" if self._is_rated(metric) else "confusion"
         return np.array([result["tests"][test][counted] for result in self.results])
 
@@ -652,20 +649,15 @@ def summary_text(cell: CellScores) -> str:
     unit = "% (CCC, RMSE: not)" if cell.dimensions else "%"
     headings = [unit, "pooled over folds, over seeds", "seeds", "over folds", "folds"]
     table = tabulate(lines, headings, disable_numparse=True)
-    ends = []
-    for metric, (whole, low, high) in cell.intervals.items():
-        each = [f"{x:.{cell.digits(metric)}f}" for x in (whole, low, high)]
-        ends.append(f"{metric} over {cell.over}: {each[0]} [{each[1]}, {each[2]}]")
-    about = f"95 % interval of {'; '.join(ends)} ({cell.interval_over})" if ends else cell.interval_over
+    found = cell.intervals.items()
+    ends = "; ".join(f"{metric} over {cell.over}: {_shown(ends, cell.digits(metric))}" for metric, ends in found)
+    about = f"95 % interval of {ends} ({cell.interval_over})" if ends else cell.interval_over
     notes = [cell.conditions, about]
     if cell.classes:
         notes.append(_sureness(cell))
     if of := cell.divergences():
-        told = (
-            f"{name.upper()} {whole:.3f}{'' if low is None else f' [{low:.3f}, {high:.3f}]'}"
-            for name, (whole, low, high) in of.items()
-        )
-        notes.append(f"from the raters' votes, in nats: {', '.join(told)}")
+        told = ", ".join(f"{name.upper()} {_shown(ends, 3)}" for name, ends in of.items())
+        notes.append(f"from the raters' votes, in nats: {told}")
     if cell.raters:
         own = ", ".join(f"{name} {100 * cell.raters[metric]:.2f}" for name, metric in SHOWN.items())
         notes.append(
@@ -681,14 +673,17 @@ def summary_text(cell: CellScores) -> str:
     return "\n".join([table, *notes, *filter(None, [cell.caveat])])
 
 
+def _shown(ends: Ends, digits: int) -> str:
+    whole, *others = (f"{x:.{digits}f}" for x in ends if x is not None)
+    return f"{whole} [{', '.join(others)}]" if others else whole
+
+
 def _sureness(cell: CellScores) -> str:
     told = f"ECE {cell.reliability()[0]:.2f} ({BINS} bins)"
     if cell.temperatures:
         told += f", with a temperature fitted on dev {cell.reliability(after=True)[0]:.2f}"
     if cell.conformal:
         (held, *_), size = cell.conformal
-        told += (
-            f"; sets for {100 * LEVEL:.0f} % hold the true class in {held:.2f} %, mean size {size:.2f} (no guarantee "
-        )
-        told += "across speakers)"
+        told += f"; sets for {100 * LEVEL:.0f} % hold the true class in {held:.2f} %, "
+        told += f"mean size {size:.2f} (no guarantee across speakers)"
     return told
