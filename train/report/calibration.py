@@ -35,9 +35,9 @@ def calibration_table(cells: Sequence[Cell]) -> Table:
     note = f"ECE: {BINS} bins of equal width, pooled over the folds of a seed, then the mean over the seeds (Guo et "
     note += "al. 2017). Each run’s temperature is fitted on its dev part, and never changes which class comes first. "
     note += "Sets: split conformal prediction on the dev part (LAC, Sadinle et al. 2019); the dev part also chose the "
-    note += "epoch with --select val, and its speakers are not those of the test part, so no guarantee is claimed across "
-    note += "speakers: the coverage is what was found. –, not recorded: no dev part beside the training, or runs of an "
-    note += "earlier ser."
+    note += "epoch with --select val, and its speakers are not those of the test part, so no guarantee is claimed "
+    note += "across speakers: the coverage is what was found. –, not recorded: no dev part beside the training, or "
+    note += "runs of an earlier ser."
     return Table("calibration", "Calibration and conformal sets", rows, note)
 
 
