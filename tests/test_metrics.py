@@ -13,14 +13,16 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
+from ser.commands.train import summary_text
 from ser.errors import WrongUse
 from ser.train import scores as score_module
 from ser.train.recipe import read_recipe
 from ser.train.report import significance, terminal
+from ser.train.report.cell_scores import CellScores, Score
 from ser.train.report.significance import against_quoted, compare, holm, mcnemar, p_of_runs, sign_flip
 from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import RESULT, Run
-from ser.train.scores import CellScores, Score, confusions, scores, share, summary_text
+from ser.train.scores import confusions, scores, share
 
 CLASSES = ("ang", "hap", "neu", "sad")
 

@@ -14,8 +14,9 @@ from ser.cache.store import Store, open_store
 from ser.errors import SerError, WrongUse
 from ser.train.models import FUSIONS
 from ser.train.run_folder import Run
-from ser.train.scores import CellScores, finished
 from ser.train.search import Record, cell_name, choose
+
+from .cell_scores import CellScores, finished
 
 # What stands in a label without its name.
 UNNAMED = ("features", "corpus", "target", "only", "labels", "protocol", "select", "loss", "precision")

@@ -15,9 +15,9 @@ from ser.train.models.fusion import BOTH
 from ser.train.recipe import Cell as RecipeCell
 from ser.train.recipe import Recipe, read_recipe, recipe_names
 from ser.train.run_folder import Run
-from ser.train.scores import Score
 from ser.train.settings import TrainingSettings, parse_settings
 
+from .cell_scores import Score
 from .cells import Cell
 from .significance import against_quoted
 from .tables import Row

@@ -13,9 +13,10 @@ from ser.train.data.splits import PROTOCOLS, cross
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, assignments
 from ser.train.run_folder import Run
-from ser.train.scores import SHOWN, heard_in_training, parts
+from ser.train.scores import SHOWN
 from ser.train.settings import Setting, settings
 
+from .cell_scores import heard_in_training, parts
 from .cells import Cell
 from .html import Part
 from .tables import Row, Table

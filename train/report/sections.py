@@ -9,10 +9,11 @@ import numpy as np
 
 from ser.train.recipe import TESTS
 from ser.train.run_folder import Run
-from ser.train.scores import NO_COMPARISON, NOT_KNOWN, SHOWN, caveat, heard_in_training, parts
+from ser.train.scores import SHOWN
 from ser.train.search import cell_name, chosen_rows
 
 from .calibration import calibrated
+from .cell_scores import NO_COMPARISON, NOT_KNOWN, caveat, heard_in_training, parts
 from .cells import Cell
 from .examples import attended, errors
 from .figures import Point, dots, lines, matrices

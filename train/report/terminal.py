@@ -8,10 +8,11 @@ from typing import Any
 from ser.errors import WrongUse
 from ser.train.recipe import Recipe
 from ser.train.run_folder import Run
-from ser.train.scores import SHOWN, CellScores, Score, caveat, named
+from ser.train.scores import SHOWN
 from ser.train.search import choose, chosen_rows
 
 from .calibration import calibration_table, votes_table
+from .cell_scores import CellScores, Score, caveat, named
 from .cells import Cell
 from .paper import beside, claimed, differences
 from .ratings import ratings_table
