@@ -27,9 +27,10 @@ from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import as_read
 from ser.train.data.labels import DIMENSIONS, Utterances
 from ser.train.fit import predict as predictions_of
+from ser.train.report.cell_scores import CellScores
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, find_runs
-from ser.train.scores import CellScores, tempered
+from ser.train.scores import tempered
 from ser.train.settings import TrainConfig, TrainingSettings, recorded
 from ser.train.targets import TARGETS, rated_as
 from ser.weights.find import parse_models

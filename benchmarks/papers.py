@@ -23,9 +23,10 @@ from ser.commands.output import duration
 from ser.errors import SerError, unknown
 from ser.train.options import SELECTIONS
 from ser.train.recipe import Recipe, read_recipe, recipe_names
+from ser.train.report.cell_scores import CellScores
 from ser.train.report.tables import Row, Table, to_markdown
 from ser.train.run_folder import Run
-from ser.train.scores import METRICS, CellScores
+from ser.train.scores import METRICS
 from ser.train.sweep import extracted
 
 PAGE = Path(__file__).parent.parent / "docs" / "reproduction.md"

@@ -1,7 +1,7 @@
 """`ser train`: stage 2, from the store to results."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -10,6 +10,9 @@ from ser.train.options import Experiment
 
 from .options import config_options, json_option
 from .output import answer, duration, progress, safe, say
+
+if TYPE_CHECKING:
+    from ser.train.report.cell_scores import CellScores
 
 UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
 
@@ -89,7 +92,7 @@ def train(
             bar.update(sum(finished.values()) - bar.n)
 
         runs = list(iterate(experiment, jobs, show))
-    from ser.train.scores import CellScores, summary_text
+    from ser.train.report.cell_scores import CellScores
 
     scores = CellScores(runs)
     if as_json:
@@ -97,6 +100,71 @@ def train(
     else:
         shown = ", ".join(str(run.path) for run in runs[:3])
         answer(f"{summary_text(scores)}\nruns: {shown}{', …' if len(runs) > 3 else ''}")
+
+
+def summary_text(cell: "CellScores") -> str:
+    """The scores of one cell for the terminal: what `ser train` ends with."""
+    from tabulate import tabulate
+
+    from ser.train.report.cell_scores import named
+    from ser.train.report.tables import Table, tabulated
+    from ser.train.run_folder import column
+    from ser.train.scores import SHOWN
+
+    asked = []
+    if cell.classes:
+        asked += [(name, metric, "both") for name, metric in SHOWN.items()]
+        asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
+        asked += [(f"UA, {test}", "ua", test) for test in cell.tests if test != "both"]
+    asked += [(named(metric), metric, "both") for metric in cell.rated]
+    asked += [(column("mean CCC", test), "ccc", test) for test in cell.tests if cell.dimensions]
+    lines = []
+    for name, metric, test in asked:
+        score, digits = cell.score(metric, test), cell.digits(metric)
+        both = score.over_seeds, score.over_folds
+        spreads = [" ± ".join(f"{x:.{digits}f}" for x in one if x is not None) for one in both]
+        lines.append([name, spreads[0], str(score.seeds), spreads[1], str(score.folds)])
+    unit = "% (CCC, RMSE: not)" if cell.dimensions else "%"
+    headings = [unit, "pooled over folds, over seeds", "seeds", "over folds", "folds"]
+    table = tabulate(lines, headings, disable_numparse=True)
+    found = cell.intervals.items()
+    ends = "; ".join(f"{metric} over {cell.over}: {_shown(ends, cell.digits(metric))}" for metric, ends in found)
+    about = f"95 % interval of {ends} ({cell.interval_over})" if ends else cell.interval_over
+    notes = [cell.conditions, about]
+    if cell.classes:
+        notes.append(_sureness(cell))
+    if of := cell.divergences():
+        told = ", ".join(f"{name.upper()} {_shown(ends, 3)}" for name, ends in of.items())
+        notes.append(f"from the raters' votes, in nats: {told}")
+    if cell.raters:
+        own = ", ".join(f"{name} {100 * cell.raters[metric]:.2f}" for name, metric in SHOWN.items())
+        notes.append(
+            f"the raters' own: {own} ({cell.raters['n']:,} votes, each against the majority of the others; "
+            f"{cell.raters['left_out']:,} left out)"
+        )
+    if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
+        notes.append(f"left out: {absent}")
+    if cell.corpora:
+        notes.append(tabulated(Table("corpora", "", cell.corpora)))
+    return "\n".join([table, *notes, *filter(None, [cell.caveat])])
+
+
+def _shown(ends: tuple[float | None, ...], digits: int) -> str:
+    whole, *others = (f"{x:.{digits}f}" for x in ends if x is not None)
+    return f"{whole} [{', '.join(others)}]" if others else whole
+
+
+def _sureness(cell: "CellScores") -> str:
+    from ser.train.scores import BINS, LEVEL
+
+    told = f"ECE {cell.reliability()[0]:.2f} ({BINS} bins)"
+    if cell.temperatures:
+        told += f", with a temperature fitted on dev {cell.reliability(after=True)[0]:.2f}"
+    if cell.conformal:
+        (held, *_), size = cell.conformal
+        told += f"; sets for {100 * LEVEL:.0f} % hold the true class in {held:.2f} %, "
+        told += f"mean size {size:.2f} (no guarantee across speakers)"
+    return told
 
 
 def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str) -> None:

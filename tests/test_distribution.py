@@ -12,14 +12,16 @@ from scipy.stats import entropy
 
 from ser.cache.manifest import Manifest
 from ser.cli import main
+from ser.commands.train import summary_text
 from ser.errors import WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
 from ser.train.data.labels import get_policy, rater_votes
 from ser.train.experiment import Experiment, prepare, run_experiment
 from ser.train.report.calibration import votes_table
+from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
 from ser.train.run_folder import MODEL, Run
-from ser.train.scores import CellScores, divergences, rater_scores, summary_text
+from ser.train.scores import divergences, rater_scores
 
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 

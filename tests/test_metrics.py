@@ -2,7 +2,7 @@
 
 import doctest
 import math
-from functools import cached_property, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +13,16 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
+from ser.commands.train import summary_text
 from ser.errors import WrongUse
 from ser.train import scores as score_module
 from ser.train.recipe import read_recipe
 from ser.train.report import significance, terminal
+from ser.train.report.cell_scores import CellScores, Score
 from ser.train.report.significance import against_quoted, compare, holm, mcnemar, p_of_runs, sign_flip
 from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import RESULT, Run
-from ser.train.scores import CellScores, Score, confusions, scores, share, summary_text
+from ser.train.scores import confusions, scores, share
 
 CLASSES = ("ang", "hap", "neu", "sad")
 
@@ -76,16 +78,9 @@ def test_the_examples_hold() -> None:
         assert found.attempted >= 4 and found.failed == 0
 
 
-class Cell(SimpleNamespace):
-    """Two seeds × three folds of unequal size, and what was predicted."""
-
-    @cached_property
-    def scores(self) -> CellScores:
-        return CellScores(list(self.runs.values()))
-
-
 @pytest.fixture
-def cell(tmp_path: Path) -> Cell:
+def cell(tmp_path: Path) -> Any:
+    """Two seeds × three folds of unequal size, and what was predicted."""
     held, runs = {}, {}
     for seed in range(2):
         for fold in range(3):
@@ -93,11 +88,11 @@ def cell(tmp_path: Path) -> Cell:
             speakers = [f"{fold}{'ab'[i % 3 == 0]}" for i in range(len(truth))]
             held[seed, fold] = truth, predicted, speakers
             runs[seed, fold] = make_run(tmp_path / f"{seed}{fold}", seed, fold, truth, predicted, speakers)
-    return Cell(held=held, runs=runs)
+    return SimpleNamespace(held=held, runs=runs, scores=CellScores([*runs.values()]))
 
 
 @pytest.mark.parametrize("metric", ["wa", "ua", "macro_f1", "weighted_f1", "hap"])
-def test_a_score_is_pooled_over_the_folds_of_a_seed_then_averaged(cell: Cell, metric: str) -> None:
+def test_a_score_is_pooled_over_the_folds_of_a_seed_then_averaged(cell: Any, metric: str) -> None:
     def one(pairs: list[tuple]) -> float:
         found = scores([t for p in pairs for t in p[0]], [k for p in pairs for k in p[1]], CLASSES)
         return 100 * (found[metric] if metric in found else found["per_class"][metric])
@@ -117,7 +112,7 @@ def test_a_score_is_pooled_over_the_folds_of_a_seed_then_averaged(cell: Cell, me
 
 
 @pytest.mark.parametrize("metric", ["ua", "wa", "macro_f1"])
-def test_an_interval_is_students_on_pseudo_values_of_the_groups(cell: Cell, metric: str) -> None:
+def test_an_interval_is_students_on_pseudo_values_of_the_groups(cell: Any, metric: str) -> None:
     """By hand: the score without each speaker in both seeds at once; g θ − (g − 1) θ₍ᵢ₎; their t-test's interval."""
     macro_f1 = partial(f1_score, average="macro")
     measure = {"ua": balanced_accuracy_score, "wa": accuracy_score, "macro_f1": macro_f1}[metric]
@@ -163,7 +158,7 @@ def test_groups_are_speakers_else_dialogues_else_utterances(
     assert over in summary_text(found)
 
 
-def test_what_a_cell_says_of_itself(cell: Cell, tmp_path: Path) -> None:
+def test_what_a_cell_says_of_itself(cell: Any, tmp_path: Path) -> None:
     found = cell.scores
     assert found.classes == list(CLASSES) and found.tests == ["both", "only audio"]
     assert found.confusion().sum() == 2 * (20 + 51 + 82)

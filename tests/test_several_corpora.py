@@ -21,10 +21,10 @@ from ser.train.data.splits import Cut, make_folds
 from ser.train.experiment import Experiment, prepare
 from ser.train.fit import fit_standardizers
 from ser.train.recipe import Cell
+from ser.train.report.cell_scores import CellScores
 from ser.train.report.paper import differences
 from ser.train.run import load_model
 from ser.train.run_folder import find_runs
-from ser.train.scores import CellScores
 
 LABELS = {"acted": ["ang", "exc", "neu", "sad", "fru"], "read": ["Anger", "happy", "neutral", "boredom"]}
 LABELS["third"] = ["ang", "neu"]

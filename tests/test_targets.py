@@ -22,8 +22,10 @@ from ser.train.fit import fit, shuffled
 from ser.train.models import FUSIONS
 from ser.train.report.cells import group_runs
 from ser.train.report.paper import quoted_for
+from ser.train.report.sections import make_page
 from ser.train.run_folder import find_runs
 from ser.train.scores import concordance, dimension_scores, moments
+from ser.train.search import chosen_rows
 from ser.train.settings import TrainConfig, TrainingSettings
 from ser.train.targets import TARGETS, concordance_loss
 
@@ -157,6 +159,13 @@ def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Pat
     assert "calibration-ratings" in page and "Mean CCC of the evaluated part" in page
     for form in ("latex", "markdown", "csv"):
         assert "RMSE dominance" in (tmp_path / form).read_text()
+    cells, _ = group_runs(find_runs(runs))
+    assert {cell.label for cell in cells} == {f"concat:utterance · {target}" for target in TARGETS}
+    [curves] = [table for table in make_page(cells, []).tables if table.name == "learning-ccc"]
+    rated = {cell.label for cell in cells if cell.dimensions}
+    assert {row["cell"] for row in curves.rows} == rated and curves.columns["mean CCC"] == "fine"
+    [row, *_] = chosen_rows("searched", 1, (), cell_of(runs, "vad").runs)
+    assert row["dev mean CCC"] == max(line["ccc"] for line in cell_of(runs, "vad").runs[0].result["history"])
     alone = [str(run.path) for run in cell_of(runs, "vad").runs]
     one = CliRunner().invoke(main, ["report", *alone, "--html", str(tmp_path / "one")])
     assert one.exit_code == 0 and "CCC of arousal" in (tmp_path / "one").read_text() and "UA %" not in one.output

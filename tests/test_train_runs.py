@@ -22,16 +22,18 @@ from safetensors.torch import load_file
 
 from ser.cache.atomic_io import locked
 from ser.cli import main
+from ser.commands.train import summary_text
 from ser.errors import Diverged, SerError, WrongUse
 from ser.tests.tiny_store import make_manifest
 from ser.train.experiment import Experiment, Progress, estimate, prepare, run_experiment
 from ser.train.fit import predict
 from ser.train.models import FUSIONS
+from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
 from ser.train.run_folder import CONFIG, RESULT, Run, find_runs, open_run, run_name
-from ser.train.scores import CellScores, scores, summary_text
+from ser.train.scores import scores
 
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 

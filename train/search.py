@@ -81,10 +81,10 @@ def choose(columns: Iterable[Sequence[Run]]) -> list[Run]:
 
 
 def dev_score(run: Run) -> float:
-    """The dev score of the epoch that a finished run kept, in percent, by the score that it selects on."""
+    """The dev score of the epoch that a finished run kept, by the score that it selects on: in percent, but CCC not."""
     name = run.config["training"]["select_score"]
     found = [line[name] for line in run.result["history"] if line.get("kept") and line[name] is not None]
-    return 100 * found[-1] if found else -math.inf
+    return (1 if name == "ccc" else 100) * found[-1] if found else -math.inf
 
 
 def chosen_rows(cell: str, tried: int, over: Sequence[str], runs: Iterable[Run]) -> list[dict[str, Any]]:
@@ -94,7 +94,8 @@ def chosen_rows(cell: str, tried: int, over: Sequence[str], runs: Iterable[Run])
         used = {**run.config["settings"], **run.config["training"]}
         row = {"cell": cell, "seed": run.config["seed"], "fold": run.config["fold"], "tried": tried}
         row |= {key: used.get(key, "default") for key in over}
-        rows.append({**row, f"dev {used['select_score'].upper()} %": dev_score(run), "run": run.name})
+        score = "dev mean CCC" if used["select_score"] == "ccc" else f"dev {used['select_score'].upper()} %"
+        rows.append({**row, score: dev_score(run), "run": run.name})
     return rows
 
 

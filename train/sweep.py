@@ -18,6 +18,7 @@ from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
 from .data.features import DataCache, select_feature, select_features, when_read
+from .data.splits import asked_corpora
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
 from .fit import Diverged
 from .models import FUSIONS
@@ -102,7 +103,7 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
     for cell in recipe.cells:
         asked, own = cell.experiment, cell.experiment.features.split("+")
         store = open_store(asked.store)
-        corpus = store.joined_manifest(asked.corpora).corpus
+        corpus = store.joined_manifest(asked_corpora(asked.corpus, asked.protocol)).corpus
         found: dict[str, str] = {}
         for name in own:
             with contextlib.suppress(MissingRows):  # it may be one that is replaced

@@ -146,6 +146,12 @@ def cross(utterances: Utterances, cut: Cut, asked: str) -> list[Fold]:
     return [_fold(asked.replace(":", " to "), utterances, _where(corpora, test), others[:0], cut, left_out)]
 
 
+def asked_corpora(corpus: str | None, protocol: str) -> str | None:
+    """What `--corpus` names: by default the corpora of `--protocol cross:A:B`."""
+    kind, _, names = str(protocol).partition(":")
+    return names.replace(":", "+") if corpus is None and kind == "cross" else corpus
+
+
 def speaker_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     """Each speaker is the test part once.
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,7 @@ from torch import Tensor
 from ser.cache.manifest import Manifest
 from ser.cache.store import Store
 from ser.errors import SerError
-from ser.train.data.dataset import Inputs
-from ser.train.data.features import as_read
+from ser.train.data.features import FeatureSelection, ModalitySelection
 from ser.train.models.layers import Attention, DecoderLayer
 from ser.train.models.msmser import ModalityInteraction
 from ser.train.models.ragged import Batch, RaggedLayout, SelfAttentionPooling, Sequences
@@ -62,36 +61,32 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
         raise SerError(f"{run.path}: its model has no modality interaction transformer")
     rows = [manifest.ids.index(utterance) for utterance in utterances]
     corpora = [part.corpus for part in manifest.parts]
-    specs, packed, hops = {}, {}, {}
+    selected = {}
     for modality, described in run.config["features"].items():
-        joined = described.get("joined", [described])
-        stored = [store.feature(f"{one['feature']}@{one['fingerprint']}") for one in joined]
-        loaded = [feature.load(manifest, rows) for feature in stored]
-        beside = np.concatenate([one.values for one in loaded], 1)
-        specs[modality], packed[modality] = stored[0].spec, replace(loaded[0], values=beside)
-        hops[modality] = joined[0]
+        named = [(f"{one['feature']}@{one['fingerprint']}", one) for one in described.get("joined", [described])]
+        parts = tuple(FeatureSelection(store.feature(name), hop=one.get("hop")) for name, one in named)
+        selected[modality] = ModalitySelection(described["feature"], parts)
+    loaded = {modality: one.load(manifest, np.array(rows)) for modality, one in selected.items()}
+    audio, text = (selected[modality].parts[0] for modality in ("audio", "text"))
+    packed = text.feature.load(manifest, rows)
     found, one = [], torch.zeros(1, dtype=torch.long)
     with weights_of(interaction) as seen:
         for number, utterance in enumerate(utterances):
-            inputs, extras = {}, {}
-            for modality, features in packed.items():
-                start, stop = features.offsets[number:][:2]
-                stored_rows = Inputs(
-                    torch.from_numpy(np.array(features.values[start:stop])), np.array([0, stop - start])
-                )
-                values = as_read(stored_rows, hops[modality], specs[modality]).values
-                scale, lengths = fitted.scaling.get(modality), torch.tensor([len(values)])
-                corpus = np.array([corpora.index(utterance.partition("/")[0]) + 1 if corpora else 0])
-                scaled = scale(values, corpus, lengths) if scale else values.float()
-                inputs[modality] = Sequences(scaled, lengths)
-                extras[modality] = {name: array[start:stop] for name, array in features.extras.items()}
+            corpus = np.array([corpora.index(utterance.partition("/")[0]) + 1 if corpora else 0])
+            inputs = {}
+            for modality, stored in loaded.items():
+                taken, scale = stored.take(np.array([number])), fitted.scaling.get(modality)
+                values = scale(taken.values, corpus, taken.lengths) if scale else taken.values.float()
+                inputs[modality] = Sequences(values, taken.lengths)
             logits = fitted.model(Batch(inputs, one, one, one + 1))["logits"]
             weights = seen["attention"].mean(0).numpy()  # [h, L, T + N] → [L, T + N]
-            frames, text = len(inputs["audio"].values), manifest.column("text")[rows[number]] or ""
-            words, names = _by_word(weights[:, frames:], extras["text"].get("word"), text, specs["text"].config)
+            frames, said = len(inputs["audio"].values), manifest.column("text")[rows[number]] or ""
+            word = packed.extras.get("word")
+            word = None if word is None else word[slice(*packed.offsets[number:][:2])]
+            words, names = _by_word(weights[:, frames:], word, said, text.feature.spec.config)
             tokens, k = seen["pooling"].numpy(), len(run.config["labels"]["classes"])
             probabilities = logits[0, :k].softmax(0).numpy()
-            even, hop = frames / weights.shape[1], hops["audio"].get("hop", specs["audio"].hop)
+            even, hop = frames / weights.shape[1], audio.hop or audio.feature.spec.hop
             found.append(Attended(utterance, probabilities, weights[:, :frames], words, tokens, hop, names, even))
     return found
 

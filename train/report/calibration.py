@@ -12,7 +12,6 @@ from .figures import Point, lines
 from .html import Part, Plot
 from .tables import Row, Table
 
-KINDS = ("kl", "js")
 DRAWN = 2  # cells in the diagram, each before and after its temperature
 ABSTAINING = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # probabilities below which no answer is given
 
@@ -33,14 +32,12 @@ def calibration_table(cells: Sequence[Cell]) -> Table:
         row |= {"nominal coverage %": 100 * LEVEL, "coverage of the sets %": sets and sets[0]}
         row |= {"classes in a set": sets and sets[1], "n": int(cell.confusion().sum())}
         rows.append({**row, "n dev": sum((r.get("calibration") or {}).get("n_dev", 0) for r in cell.results) or None})
-    note = (
-        f"ECE: {BINS} bins of equal width, pooled over the folds of a seed, then the mean over the seeds (Guo et al. "
-    )
-    note += "2017). Each run’s temperature is fitted on its dev part, and never changes which class comes first. Sets: "
-    note += "split conformal prediction on the dev part (LAC, Sadinle et al. 2019); the dev part also chose the epoch "
-    note += "with --select val, and its speakers are not those of the test part, so no guarantee is claimed across "
-    note += "speakers: the coverage is what was found. –, not recorded: no dev part beside the training, or runs of an "
-    note += "earlier ser."
+    note = f"ECE: {BINS} bins of equal width, pooled over the folds of a seed, then the mean over the seeds (Guo et "
+    note += "al. 2017). Each run’s temperature is fitted on its dev part, and never changes which class comes first. "
+    note += "Sets: split conformal prediction on the dev part (LAC, Sadinle et al. 2019); the dev part also chose the "
+    note += "epoch with --select val, and its speakers are not those of the test part, so no guarantee is claimed "
+    note += "across speakers: the coverage is what was found. –, not recorded: no dev part beside the training, or "
+    note += "runs of an earlier ser."
     return Table("calibration", "Calibration and conformal sets", rows, note)
 
 
@@ -52,25 +49,17 @@ def votes_table(cells: Sequence[Cell]) -> Table:
         if own := cell.raters:
             row |= {f"raters’ {name} %": 100 * own[metric] for name, metric in SHOWN.items()}
             row |= {"votes": own["n"], "votes left out": own["left_out"]}
-        for name, (whole, low, high) in cell.divergences().items():
-            row[f"{name.upper()} in nats"] = f"{whole:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+        row |= {f"{name.upper()} in nats": ends for name, ends in cell.divergences().items()}
         if apart := [result["no_majority"] for result in cell.results if "no_majority" in result]:
             n = [one["n"] for one in apart]
             row["without a majority"] = sum(n)
-            row |= {
-                f"their {name.upper()}": float(np.average([one[name] for one in apart], weights=n)) for name in KINDS
-            }
+            means = {name: float(np.average([one[name] for one in apart], weights=n)) for name in ("kl", "js")}
+            row |= {f"their {name.upper()}": mean for name, mean in means.items()}
         rows += [{"cell": cell.label, **row}] if row else []
-    note = (
-        "Raters: each vote of the corpus under this label policy against the majority of the other votes for the same "
-    )
-    note += (
-        "utterance; votes for no class of the policy, or where the others are tied, are left out. KL and JS: the mean "
-    )
-    note += (
-        "divergence of the raters’ shares from the probabilities. Top-1 scores are by the majority’s label; utterances "
-    )
-    note += "without one, if kept, train only, and count here as tested."
+    note = "Raters: each vote of the corpus under this label policy against the majority of the other votes for the "
+    note += "same utterance; votes for no class of the policy, or where the others are tied, are left out. KL and JS: "
+    note += "the mean divergence of the raters’ shares from the probabilities. Top-1 scores are by the majority’s "
+    note += "label; utterances without one, if kept, train only, and count here as tested."
     return Table("votes", "The raters’ own scores, and their votes", rows, note)
 
 

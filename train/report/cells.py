@@ -14,11 +14,13 @@ from ser.cache.store import Store, open_store
 from ser.errors import SerError, WrongUse
 from ser.train.models import FUSIONS
 from ser.train.run_folder import Run
-from ser.train.scores import CellScores, finished
 from ser.train.search import Record, cell_name, choose
+
+from .cell_scores import CellScores, finished
 
 # What stands in a label without its name.
 UNNAMED = ("features", "corpus", "target", "only", "labels", "protocol", "select", "loss", "precision")
+OF_TARGET = ("select_score", "vad_scale")  # chosen by the target where nothing is said
 KNOWN = ("id", "text", "votes", "duration", "session", "gender")  # columns of the manifest
 
 
@@ -130,7 +132,7 @@ def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         rivals = [other for other in flat if other["fusion"] == one["fusion"]]
         fusion = FUSIONS.get(one["fusion"])
         usual = {field.name: field.default for field in fields(fusion.settings)} if fusion else {}
-        differing = [key for key in one if any(other.get(key) != one[key] for other in rivals)]
+        differing = [key for key in one if any(_tells(key, one, other) for other in rivals)]
         # A fusion's own default goes without saying, and so do digests where anything else differs.
         kept = [key for key in differing if not key.startswith("digest.")] or differing
         kept = [key for key in kept if key not in usual or one[key] != usual[key]]
@@ -142,6 +144,12 @@ def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         seen[label] += 1
         labels.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
     return labels
+
+
+def _tells(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether it tells two cells apart; what follows from their targets, such as that there are no labels, does not."""
+    follows = key in OF_TARGET or (key == "labels" and "none" in (one[key], other[key]))
+    return one[key] != other.get(key) and not (follows and one["target"] != other["target"])
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ser.train.data.features import read_name
-from ser.train.data.splits import SHARE
+from ser.train.data.splits import SHARE, asked_corpora
 from ser.train.models import FUSIONS
 from ser.train.models.fusion import BOTH
 from ser.train.recipe import Cell as RecipeCell
 from ser.train.recipe import Recipe, read_recipe, recipe_names
 from ser.train.run_folder import Run
-from ser.train.scores import Score
 from ser.train.settings import TrainingSettings, parse_settings
 
+from .cell_scores import Score
 from .cells import Cell
 from .significance import against_quoted
 from .tables import Row
@@ -79,7 +79,8 @@ def differences(
     config, asked = runs[0].config, cell.written
     protocol, colon, file = asked.protocol.partition(":")
     features, provenance = config["features"], config["provenance"]
-    several = [sorted(names.split("+")) if "+" in names else [] for names in (config["corpus"], asked.corpora or "")]
+    corpora = config["corpus"], asked_corpora(asked.corpus, asked.protocol) or ""
+    several = [sorted(names.split("+")) if "+" in names else [] for names in corpora]
     pairs: dict[str, tuple[Any, Any]] = {
         "fusion": (config["fusion"].partition(":")[0] if asked.fusion in BOTH else config["fusion"], asked.fusion),
         "features": (

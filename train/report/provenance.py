@@ -13,14 +13,14 @@ from ser.train.data.splits import PROTOCOLS, cross
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, assignments
 from ser.train.run_folder import Run
-from ser.train.scores import heard_in_training, parts
+from ser.train.scores import SHOWN
 from ser.train.settings import Setting, settings
 
+from .cell_scores import heard_in_training, parts
 from .cells import Cell
 from .html import Part
 from .tables import Row, Table
 
-SHOWN = {"UA %": "ua", "WA %": "wa", "macro-F1 %": "macro_f1"}  # of every run
 COMMANDS = 6  # shown; of more, all go into a table
 
 
@@ -171,7 +171,7 @@ def _versions(cells: Sequence[Cell]) -> Table:
 def _runs(cells: Sequence[Cell]) -> Table:
     rows = [
         {"run": run.path.name, "cell": cell.label, "fold": result["fold"], "seed": result["seed"]}
-        | {name: 100 * result[key] for name, key in SHOWN.items() if key in result}
+        | {f"{name} %": 100 * result[key] for name, key in SHOWN.items() if key in result}
         | {f"CCC {name}": value for name, value in result.get("ccc", {}).items()}
         | {"epoch kept": result["epoch"], "seconds": float(result["seconds"])}
         | {f"n {part}": n for part, n in result["parts"].items()}

@@ -5,8 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from ser.train.scores import named
-
+from .cell_scores import named
 from .cells import Cell
 from .figures import Point, lines
 from .html import Part, Plot

@@ -9,10 +9,11 @@ import numpy as np
 
 from ser.train.recipe import TESTS
 from ser.train.run_folder import Run
-from ser.train.scores import NO_COMPARISON, NOT_KNOWN, SHOWN, caveat, heard_in_training, parts
+from ser.train.scores import SHOWN
 from ser.train.search import cell_name, chosen_rows
 
 from .calibration import calibrated
+from .cell_scores import NO_COMPARISON, NOT_KNOWN, caveat, heard_in_training, parts
 from .cells import Cell
 from .examples import attended, errors
 from .figures import Point, dots, lines, matrices
@@ -311,9 +312,7 @@ def _training(cells: Sequence[Cell]) -> Part:
     note += f" Dev, or test with best-test. {cells[0].label} kept epochs {min(kept)} to {max(kept)}."
     ua = _curves(cells, "ua", "UA of the evaluated part", note)
     ccc = _curves(cells, "ccc", "Mean CCC of the evaluated part", note)
-    scored = ((ua, "UA %"), (ccc, "mean CCC"))
-    plots = [loss, *(plot for plot, name in scored if any(row[name] is not None for row in plot.data.rows))]
-    return {"plots": plots, "tables": [_layers(cells)]}
+    return {"plots": [loss, *(plot for plot in (ua, ccc) if plot.data)], "tables": [_layers(cells)]}
 
 
 def _layers(cells: Sequence[Cell]) -> Table:
@@ -329,16 +328,18 @@ def _layers(cells: Sequence[Cell]) -> Table:
 
 
 def _curves(cells: Sequence[Cell], name: str, title: str, note: str) -> Plot:
-    """A score over the epochs of all stages; None where nothing was evaluated."""
+    """A score over the epochs of all stages, of the cells that have it; None where nothing was evaluated."""
     import pandas
 
     heading, scale = {"loss": ("loss", 1), "ua": ("UA %", 100), "ccc": ("mean CCC", 1)}[name]
     points: list[Point] = []
     rows: list[Row] = []
-    for number, cell in enumerate(cells):
+    for cell in cells:
         histories = [[line.get(name) for line in result["history"]] for result in cell.results]
         curve = scale * pandas.DataFrame(histories, dtype=float).agg(["mean", "min", "max"]).T
-        if number < SERIES and curve["mean"].notna().any():
+        if curve["mean"].isna().all():
+            continue
+        if len({row["cell"] for row in rows}) < SERIES:
             points += [(cell.label, epoch, tuple(ends)) for epoch, ends in enumerate(curve.to_numpy(), 1)]
         for epoch in sorted({round(e) for e in np.linspace(0, len(curve) - 1, min(EPOCHS, len(curve)))}):
             mean = float(curve["mean"][epoch])

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ser.train.scores import CellScores, Ends, Score, how_many, jackknife_interval
+from ser.train.scores import Ends, jackknife_interval
+
+from .cell_scores import CellScores, Score, how_many
 
 TO_TEST = 6  # groups of a test: of five, the p of the sign flips is never below 2 / 2⁵ = 0.06
 FLIPS = 9_999  # patterns of signs that a test draws where there are more

@@ -19,6 +19,7 @@ from ser.cache.atomic_io import write_whole
 # spread (mean, deviation or None), an int a count, the rest text.
 _FLOATS = {"%": "percent", "difference": "points", "p": "p"}
 _ENDS = ("", " low", " high")
+_FINE = {"CCC", "RMSE", "KL", "JS"}  # a heading with one of these words is about numbers that are not in percent
 _INTERVALS = {"interval": "percent", "signed interval": "points", "fine interval": "fine"}  # how their values are shown
 _ENDINGS: Mapping[str, tuple[str, ...]] = dict.fromkeys(_INTERVALS, _ENDS) | {"spread": ("", " deviation")}
 _SHOWN = {
@@ -54,14 +55,15 @@ class Table:
         found = {heading: "text" for row in self.rows for heading in row}
         for heading in found:
             value = next((row[heading] for row in self.rows if row.get(heading) is not None), None)
+            fine = not _FINE.isdisjoint(heading.split())
             if isinstance(value, Integral):
                 found[heading] = "count"
             elif isinstance(value, tuple):
-                kind = "signed " if heading.endswith("difference") else ""
-                kind = "fine " if heading.startswith(("CCC ", "RMSE ")) else kind
+                kind = "fine " if fine else "signed " if heading.endswith("difference") else ""
                 found[heading] = f"{kind}interval" if len(value) == 3 else "spread"
             elif value is None or isinstance(value, Real):
-                found[heading] = _FLOATS.get(heading.rpartition(" ")[2], "text" if value is None else "number")
+                usual = "text" if value is None else "fine" if fine else "number"
+                found[heading] = _FLOATS.get(heading.rpartition(" ")[2], usual)
         return found
 
     @cached_property
@@ -88,7 +90,7 @@ def shown(value: Any, kind: str) -> str:
     if kind == "p" and value < 0.001:
         return "< 0.001"
     text = _SHOWN.get(kind, "{}").format(value)
-    return text.replace("-", "−") if kind == "points" else text
+    return text.replace("-", "−") if kind in ("points", "fine") else text
 
 
 def harmless(text: str) -> str:

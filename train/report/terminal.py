@@ -8,10 +8,11 @@ from typing import Any
 from ser.errors import WrongUse
 from ser.train.recipe import Recipe
 from ser.train.run_folder import Run
-from ser.train.scores import METRICS, SHOWN, CellScores, Score, caveat, named
+from ser.train.scores import SHOWN
 from ser.train.search import choose, chosen_rows
 
 from .calibration import calibration_table, votes_table
+from .cell_scores import CellScores, Score, caveat, named
 from .cells import Cell
 from .paper import beside, claimed, differences
 from .ratings import ratings_table
@@ -63,9 +64,8 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         if cell.test not in ours.tests:
             raise WrongUse(f"cell '{cell.name}': its model has no test '{cell.test}', only {', '.join(ours.tests)}")
         finished[cell.name] = ours, cell.test
-        asked = [*_metrics(paper), *SHOWN.values()] if ours.classes else []
-        asked = [metric for metric in asked if metric in {*METRICS, *ours.classes}] + ours.rated
-        found = {metric: ours.score(metric, cell.test) for metric in asked}
+        asked = [*_metrics(paper), *SHOWN.values(), *ours.rated]
+        found = {metric: ours.score(metric, cell.test) for metric in asked if metric in ours.metrics}
         meant = paper or cell.name == recipe.tested
         barred, others = differences(ours.runs, cell, recipe.models) if meant else ((), ())
         about, paper = ", ".join(others), {} if barred else paper
@@ -117,7 +117,7 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
         of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
         line: dict[str, Any] = {"cell": row.cell, **of_paper}
         line["ours macro-F1 %"] = (f1 := row.scores.get("macro_f1")) and f1.over_seeds
-        line |= {named(metric): row.scores[metric].pooled for metric in rated if metric in row.scores}
+        line |= {named(metric): (score := row.scores.get(metric)) and score.pooled for metric in rated}
         first = row.scores.get("ua") or row.scores.get("ccc valence")
         shape = f"{first.folds} × {first.seeds}" if first else ""
         line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"

@@ -1,0 +1,437 @@
+"""The scores of a cell's runs, from those that each run keeps: every table, page and line takes them here.
+
+A score is pooled over the folds of one seed, whose confusion matrices add up, and then averaged over the seeds. Beside
+it stand two spreads: the deviation over the seeds, and mean ± deviation over the folds. It is pooled over several
+corpora too, where large ones weigh more; beside it stand the score of each corpus, pooled over the folds that test it,
+and their plain mean, the "mean over corpora".
+
+Utterances of one speaker are alike, so intervals, and the tests of significance.py, count groups: speakers where all
+are known, else dialogues where any has two utterances, else utterances, which is too narrow and says so. Axis letters
+as in train/scores.py.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ser.errors import CorruptStore, WrongUse, unknown
+from ser.train.data.labels import DIMENSIONS
+from ser.train.run_folder import Run, column
+from ser.train.scores import (
+    FEWEST,
+    LEVEL,
+    METRICS,
+    PERCENT,
+    SHOWN,
+    Ends,
+    average,
+    concordance,
+    conformal_threshold,
+    divergences,
+    ece,
+    metrics,
+    moments,
+    reliability,
+    share,
+    tempered,
+    within,
+)
+
+RANGES = {"ccc": (-1.0, 1.0), "rmse": (0.0, np.inf)}  # no interval leaves them
+COLUMNS = {"speakers": "speaker", "dialogues": "dialogue", "utterances": "id"}  # of the predictions
+NO_COMPARISON = "no comparison with the paper is meant"
+NOT_KNOWN = "whether test speakers are heard in training is not known"
+ENDS = ("pooled", "low", "high")
+Spread = tuple[float, float | None]  # mean, deviation
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one cell: the score, and mean and sample deviation over seeds and over folds.
+
+    In percent, but CCC between −1 and 1 and RMSE in the units of the corpus's scale.
+    """
+
+    pooled: float  # over the folds of a seed, then the mean over the seeds: the score
+    over_seeds: Spread  # of the seeds' pooled scores
+    seeds: int
+    over_folds: Spread  # of each fold's mean over its seeds
+    folds: int
+
+
+def finished(runs: Sequence[Run]) -> list[Run]:
+    """Those that are finished. Raises `WrongUse` if none is."""
+    found = [run for run in runs if run.finished]
+    if not found:
+        raise WrongUse(f"none of these {len(runs)} runs is finished; the same command with --resume goes on with them")
+    return found
+
+
+class CellScores:
+    """The scores of the finished runs of one cell, which are its folds × seeds.
+
+    Reads the result.json of each; predictions only when an interval is asked for. A metric is "wa", "ua", "macro_f1",
+    "weighted_f1", or the name of a class for its recall. Where valence, arousal and dominance are learnt it may be
+    "ccc", their mean, "ccc valence", …, or "rmse valence", …; where nothing else is, there are no `classes`. Raises
+    `WrongUse` if no run is finished.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = finished(runs)
+        self.results = [run.result for run in self.runs]
+        self._seeds = np.array([result["seed"] for result in self.results])
+        self._folds = np.array([result["fold"] for result in self.results])
+        self.classes: list[str] = self.results[0]["classes"]
+        self.dimensions = DIMENSIONS if "moments" in self.results[0] else ()
+        self.rated = [f"{kind} {name}" for kind in RANGES for name in self.dimensions]
+        self.metrics = [*METRICS, *self.classes] if self.classes else []
+        self.metrics += ["ccc", *self.rated] if self.dimensions else []
+        for run in self.runs:
+            if run.result["classes"] != self.classes:
+                raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
+        tests = self.results[0]["tests"]
+        self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
+        self._counted: dict[tuple[str, bool, str | None], np.ndarray] = {}
+
+    def score(self, metric: str, test: str = "both") -> Score:
+        """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
+        matrices = self._matrices(metric, test)
+        own = self.measure(metric, matrices)  # [R]
+        known = ~np.isnan(own)
+        if not known.any():
+            return Score(np.nan, (np.nan, None), 0, (np.nan, None), 0)
+        by_seed = self.measure(metric, np.stack([matrices[self._seeds == s].sum(0) for s in np.unique(self._seeds)]))
+        by_seed = by_seed[~np.isnan(by_seed)]
+        by_fold = np.array([own[known & (self._folds == fold)].mean() for fold in np.unique(self._folds[known])])
+        return Score(float(by_seed.mean()), _spread(by_seed), len(by_seed), _spread(by_fold), len(by_fold))
+
+    def confusion(self, test: str = "both") -> np.ndarray:
+        """C `[K, K]`, summed over the runs."""
+        return self._matrices("ua", test).sum(0)
+
+    @property
+    def n(self) -> int:
+        """Predictions, of all folds and seeds."""
+        return sum(result["n"] for result in self.results)
+
+    def with_interval(self, metric: str, test: str = "both", corpus: str | None = None) -> Ends:
+        """The pooled score and the ends of its interval over the groups, see `jackknife_interval`; units as of `Score`.
+
+        Left out is a group's part in all seeds at once. No ends with fewer than `FEWEST` groups, nor for the recall of
+        a class that does not occur in two of them. With a `corpus`, one of several, of its utterances alone.
+        """
+        rated = self._is_rated(metric)
+        if (key := (test, rated, corpus)) not in self._counted:
+            groups = self.groups(self.over)
+            if corpus is not None:
+                own = (id_.partition("/")[0] for id_ in self._column("id"))
+                groups = [group if name == corpus else None for group, name in zip(groups, own, strict=True)]
+            self._counted[key] = self.by_group(groups, test, rated)
+        matrices = self._counted[key]
+        pooled = self.measure(metric, matrices.sum(0)).mean() if corpus else self.score(metric, test).pooled
+        whole = float(pooled)
+        found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
+        if len(found) < FEWEST or np.isnan(found).all(1).any():
+            return whole, None, None
+        return within(RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(found, 1))
+
+    @cached_property
+    def groupings(self) -> list[str]:
+        """What the groups of intervals and tests can be, the default first; utterances where nothing else is known."""
+        speakers, dialogues = set(self.groups("speakers")), set(self.groups("dialogues"))
+        alone = None in dialogues or len(dialogues) == len(set(self.groups("utterances")))
+        return ["speakers"] * (None not in speakers) + ["dialogues"] * (not alone) or ["utterances"]
+
+    @property
+    def over(self) -> str:
+        """What the groups of the intervals are."""
+        return self.groupings[0]
+
+    @property
+    def interval_over(self) -> str:
+        """What the intervals are over and of how many, or why there is none."""
+        g = len(set(self.groups(self.over)))
+        return f"{'' if g >= FEWEST else 'no interval: '}{how_many(g, self.over)}"
+
+    def groups(self, over: str) -> list[Any]:
+        """The group of each prediction, run by run; None where the run does not know it."""
+        return self._column(COLUMNS[over])
+
+    @cached_property
+    def corpora(self) -> list[dict[str, Any]]:
+        """The lines of a table: each corpus that is tested, its scores and who trained, and the "mean over corpora".
+
+        None where there is one corpus alone.
+        """
+        rows: list[dict[str, Any]] = []
+        names = self.results[0].get("corpora", {})
+        told = {"UA %": "ua", "WA %": "wa", "macro-F1 %": "macro_f1"} if self.classes else {}
+        told |= {"mean CCC": "ccc"} if self.dimensions else {}
+        for name in names:
+            tested = {result["fold"]: result["corpora"] for result in self.results if result["corpora"][name]["test"]}
+            if tested:
+                sizes = {one: [corpora[one]["train"] for corpora in tested.values()] for one in names}
+                row = {"tested on": name, "n": sum(corpora[name]["test"] for corpora in tested.values())}
+                row["folds"] = ", ".join(tested) if len(tested) < FEWEST else f"{len(tested)}"
+                row["trained on"] = " + ".join(f"{one} {_range(n)}" for one, n in sizes.items() if any(n))
+                row["has no"] = ", ".join(label for label, n in names[name]["classes"].items() if not n) or None
+                rows.append(row | {heading: self.with_interval(key, corpus=name) for heading, key in told.items()})
+        means = {heading: (float(np.mean([row[heading][0] for row in rows])), None, None) for heading in told if rows}
+        return [*rows, {"tested on": "mean over corpora", **means}] if rows else []
+
+    @property
+    def conditions(self) -> str:
+        """Protocol, selection, labels and parts, with a warning where a number is easier to win."""
+        first = self.results[0]
+        selected = "best-test (epoch chosen on the TEST part)" if first["select"] == "best-test" else first["select"]
+        heard = heard_in_training(self.results)
+        dependent = heard not in ("", NOT_KNOWN) or first["protocol"].startswith("random")
+        split = f"{first['protocol']}{' (speaker-dependent)' * dependent}"
+        cut = [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
+        cut += [f"corpora {first['corpus']}"] if first.get("corpora") else []
+        if first.get("standardise_by") == "corpus":
+            foreign = any(one["test"] and not one["train"] for r in self.results for one in r["corpora"].values())
+            cut.append(f"z-scored by corpus{', the tested one by its own unlabelled speech: transductive' * foreign}")
+        cut += [f"{name} {value}" for name, value in parts(self.results).items()]
+        learnt = [first["labels"]] if self.classes else []
+        target, rated = self.runs[0].config.get("target"), f", rated {self.scale}" if self.dimensions else ""
+        learnt += [f"target {target}{rated}"] if target else []
+        return " · ".join((split, *filter(None, [heard]), selected, *learnt, *cut))
+
+    @property
+    def caveat(self) -> str | None:
+        """One line where the scores say nothing about people, else None."""
+        return caveat(self.results)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Why utterances stand in no part → how many; the most of any fold where the folds differ."""
+        found: dict[str, int] = {}
+        for why, which in (item for result in self.results for item in result["left_out"].items()):
+            why = "shares dialogues with the test speaker" if why.startswith("shares dialogues") else why
+            found[why] = max(found.get(why, 0), len(which) if isinstance(which, list) else which)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Pooled WA, UA and macro-F1, CCC and RMSE by dimension, intervals by "ua over speakers", …, how sure it is.
+
+        Of several corpora the lines of `corpora` too.
+        """
+        return {
+            **({"corpora": self.corpora} if self.corpora else {}),
+            **{metric: self.score(metric).pooled for metric in SHOWN.values() if self.classes},
+            **{k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions} for k in RANGES if self.dimensions},
+            "intervals": {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()},
+            **(self._how_sure if self.classes else {}),
+            **({"raters": self.raters} if self.raters else {}),
+            **{kind: dict(zip(ENDS, ends, strict=True)) for kind, ends in self.divergences().items()},
+        }
+
+    @property
+    def _how_sure(self) -> dict[str, Any]:
+        after, sets = self.reliability(after=True)[0] if self.temperatures else None, self.conformal
+        return {
+            "calibration": {"ece": self.reliability()[0], "ece_tempered": after, "temperatures": self.temperatures},
+            "conformal": sets and {"level": 100 * LEVEL, "coverage": sets[0], "size": sets[1]},
+        }
+
+    @property
+    def intervals(self) -> dict[str, Ends]:
+        """The main metrics with their intervals, as far as they have any."""
+        asked = [metric for metric in (*SHOWN.values(), *self.rated) if metric in self.metrics]
+        return {metric: ends for metric in asked if None not in (ends := self.with_interval(metric))}
+
+    def _is_rated(self, metric: str) -> bool:
+        return bool(self.dimensions) and metric in ("ccc", *self.rated)
+
+    def digits(self, metric: str) -> int:
+        """Behind the point, where it is shown."""
+        return 3 if self._is_rated(metric) else 2
+
+    @property
+    def scale(self) -> str:
+        """The lowest and highest rating of valence, arousal and dominance, such as "1..5"."""
+        return self.runs[0].config["training"]["vad_scale"]
+
+    def ratings(self, test: str = "both") -> tuple[np.ndarray, np.ndarray]:
+        """Truth and prediction of valence, arousal and dominance, `[n, D]` each, run by run, on the corpus's scale."""
+        truth = [self._column(f"truth {name}") for name in DIMENSIONS]
+        predicted = [self._column(column(f"predicted {name}", test)) for name in DIMENSIONS]
+        return np.array(truth).T, np.array(predicted).T
+
+    @cached_property
+    def _given(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The true classes `[n]` and the probabilities `[n, K]` of each run."""
+        return [self._arrays(table) for table in self.tables]
+
+    def _arrays(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
+        truth = np.array([self.classes.index(name) for name in table["truth"].to_pylist()])
+        return truth, np.array(table["probabilities"].to_pylist())
+
+    @property
+    def temperatures(self) -> list[float]:
+        """That of each run; none where a run has none, without a dev part or written by an earlier ser."""
+        found = [(result.get("calibration") or {}).get("temperature") for result in self.results]
+        return [t for t in found if t] if all(found) else []
+
+    def probabilities(self, after: bool) -> list[np.ndarray]:
+        """Those `[n, K]` of each run, as they are or `after` its temperature, if all have one."""
+        scale = self.temperatures if after else []
+        return [p if not scale else tempered(p, scale[run]) for run, (_, p) in enumerate(self._given)]
+
+    def reliability(self, after: bool = False) -> tuple[float, np.ndarray]:
+        """The ECE in percent, pooled over the folds of a seed and the mean over the seeds, and the bins of all runs."""
+        pairs = zip(self._given, self.probabilities(after), strict=True)
+        bins = np.array([reliability(truth, probabilities) for (truth, _), probabilities in pairs])
+        by_seed = [ece(bins[self._seeds == seed].sum(0)) for seed in np.unique(self._seeds)]
+        return 100 * float(np.mean(by_seed)), bins.sum(0)
+
+    def abstaining(self, below: float) -> tuple[Ends, Ends | None]:
+        """The share that is answered if no answer is given `below` a probability, and the share of those that is right.
+
+        Probabilities are those after the temperature, if there is one.
+        """
+        found = np.concatenate(self.probabilities(after=True))
+        right = np.concatenate([p.argmax(1) == truth for truth, p in self._given])
+        answered, groups = found.max(1) >= below, np.array(self.groups(self.over))
+        return share(answered, groups), share(right[answered], groups[answered]) if answered.any() else None
+
+    @cached_property
+    def conformal(self) -> tuple[Ends, float] | None:
+        """The share of the sets that hold the true class and their mean size, calibrated on each run's dev part.
+
+        By the probabilities as they are, so that nothing but the epoch was chosen there. None where a run has none.
+        """
+        dev = [run.dev_predictions for run in self.runs]
+        if any(table is None for table in dev):
+            return None
+        held, sizes = [], []
+        for table, (truth, probabilities) in zip(dev, self._given, strict=True):
+            inside = probabilities >= conformal_threshold(*self._arrays(table))
+            held.append(inside[np.arange(len(truth)), truth])
+            sizes.append(inside.sum(1))
+        return share(np.concatenate(held), self.groups(self.over)), float(np.concatenate(sizes).mean())
+
+    @property
+    def raters(self) -> dict[str, Any] | None:
+        """The raters' own scores of this corpus and label policy; None without votes and of an earlier ser."""
+        return self.results[0].get("raters")
+
+    def divergences(self, test: str = "both") -> dict[str, Ends]:
+        """KL and JS of the raters' shares and the probabilities, the mean over all predictions; none but if learnt."""
+        if any("kl" not in result for result in self.results):
+            return {}
+        found = divergences(*(np.array(self._column(name)) for name in ("votes", column("probabilities", test))))
+        groups = self.groups(self.over)
+        return {name: average(values, groups, (0.0, np.inf)) for name, values in found.items()}
+
+    @cached_property
+    def tables(self) -> list[Any]:
+        """The predictions of each run."""
+        return [run.predictions() for run in self.runs]
+
+    def _column(self, name: str) -> list[Any]:
+        # Runs of earlier versions do not name dialogues.
+        lists = (t[name].to_pylist() if name in t.column_names else [None] * len(t) for t in self.tables)
+        return [value for values in lists for value in values]
+
+    def _matrices(self, metric: str, test: str) -> np.ndarray:
+        """C `[R, K, K]` of the runs, or M `[R, D, 6]` of a metric that counts these."""
+        if test not in self.tests:
+            raise unknown("test", test, self.tests)
+        if metric not in self.metrics:
+            raise unknown("metric", metric, self.metrics)
+        counted = "moments" if self._is_rated(metric) else "confusion"
+        return np.array([result["tests"][test][counted] for result in self.results])
+
+    def measure(self, metric: str, matrices: np.ndarray) -> np.ndarray:
+        """The metric of C `[…, K, K]` in percent, or of M `[…, D, 6]`: `[…]`."""
+        if self._is_rated(metric):
+            kind, _, name = metric.partition(" ")
+            rated = concordance(matrices)[kind]
+            return rated[..., self.dimensions.index(name)] if name else rated.mean(-1)
+        found = metrics(matrices)
+        return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
+
+    def by_group(self, groups: Sequence[Any], test: str = "both", rated: bool = False) -> np.ndarray:
+        """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names; if `rated` M `[g, S, D, 6]`.
+
+        `groups` are those of all predictions, run by run; what has None does not count.
+        """
+        seeds, seed = np.unique(self._seeds, return_inverse=True)
+        of_seed = np.repeat(seed, [table.num_rows for table in self.tables])
+        kept = np.array([group is not None for group in groups])
+        names, group = np.unique(np.array(groups)[kept], return_inverse=True)
+        shape = (len(DIMENSIONS), 6) if rated else (len(self.classes), len(self.classes))
+        counted = np.zeros((len(names), len(seeds), *shape))
+        if rated:
+            np.add.at(counted, (group, of_seed[kept]), moments(*self.ratings(test))[kept])
+        else:
+            number = {name: k for k, name in enumerate(self.classes)}
+            truth = np.array([number[name] for name in self._column("truth")])
+            predicted = np.argmax(self._column(column("probabilities", test)), 1)
+            np.add.at(counted, (group, of_seed[kept], truth[kept], predicted[kept]), 1)
+        return counted[:, counted.any((0, 2, 3))]
+
+    @cached_property
+    def tested(self) -> list[tuple[str, ...]]:
+        """Corpus, id and true class of each prediction."""
+        corpus, ids = self.results[0]["corpus"], self._column("id")
+        own = [id_.partition("/")[::2] if self.results[0].get("corpora") else (corpus, id_) for id_ in ids]
+        return [(*pair, truth) for pair, truth in zip(own, self._column("truth"), strict=True)]
+
+
+def _spread(values: np.ndarray) -> Spread:
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def named(metric: str) -> str:
+    """A metric of ratings as a heading: "CCC valence"."""
+    kind, _, name = metric.partition(" ")
+    return f"{kind.upper()} {name}"
+
+
+def how_many(g: int, over: str) -> str:
+    """Such as "1 speaker", or "97 utterances, too narrow"."""
+    return f"{g} {over if g != 1 else over[:-1]}{', too narrow' if over == 'utterances' else ''}"
+
+
+def _range(sizes: Sequence[int]) -> str:
+    """The least and the most, such as "3,205–3,300", or the one that all are."""
+    return "–".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes))))
+
+
+def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """How dev was cut, and n of each part; where folds differ, the fewest and the most, such as "3,205–3,300"."""
+    how = [f"{result['dev']}{', then refit' * result['refit']}" for result in results if "dev" in result]
+    found = {"dev": ", ".join(dict.fromkeys(how))} if how else {}  # not of an earlier ser
+    for part in results[0].get("parts", ()):
+        found[f"n {part}"] = _range([result["parts"][part] for result in results])
+    return found
+
+
+def heard_in_training(results: Sequence[Mapping[str, Any]]) -> str:
+    """How many speakers of the test parts are heard in training, or `NOT_KNOWN`; "" if none is."""
+    known: list[Any] = [result.get("speakers") for result in results]
+    if all(result["speaker_independent"] for result in results):
+        return ""
+    if None in known:
+        return NOT_KNOWN
+    heard = {name for speakers in known for name, is_heard in speakers.items() if is_heard}
+    return f"{len(heard)} of {len(set().union(*known))} test speakers are heard in training"
+
+
+def caveat(results: Iterable[Mapping[str, Any]]) -> str | None:
+    """One line for tables whose numbers say nothing about people, else None."""
+    results = list(results)
+    found = []
+    if names := sorted({name for result in results for name in result["random_weights"]}):
+        found.append(f"random weights ({', '.join(names)})")
+    unreal = [result for result in results if result["synthetic"]]
+    about = [r.get("corpora") or {r["corpus"]: {"synthetic": True}} for r in unreal]
+    if corpora := sorted({name for corpora in about for name, one in corpora.items() if one["synthetic"]}):
+        found.append(f"synthetic corpus ({', '.join(corpora)})")
+    return f"{' and '.join(found)}: {NO_COMPARISON}" if found else None
