@@ -139,7 +139,7 @@ def test_any_change_of_the_config_is_another_run(store: Path, tmp_path: Path) ->
 def test_curves_for_tensorboard(store: Path, tmp_path: Path) -> None:
     asked = lgf(store, tmp_path, folds=1, log="tensorboard")
     if find_spec("tensorboard") is None:
-        with pytest.raises(WrongUse, match=r"TensorBoard is not installed; `pip install 'ser\[tensorboard\]'`"):
+        with pytest.raises(WrongUse, match=r"TensorBoard is not installed; `pip install 'ser-fusion\[tensorboard\]'`"):
             prepare(asked)
         pytest.skip("TensorBoard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -24,8 +24,8 @@ import torch
 from ser.engines.machine import choose_device, is_out_of_memory
 from ser.errors import SerError, WrongUse, unknown
 
-from .data.dataset import Dataset
-from .data.features import DataCache, load_dataset
+from .data.dataset import DataCache, Dataset
+from .data.features import load_dataset
 from .data.splits import SHARE, Cut, Fold, make_folds
 from .finetune import with_encoder
 from .fit import Diverged, Epoch, fit, rows_to_evaluate

@@ -17,7 +17,8 @@ from ser.cache.store import open_store
 from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
-from .data.features import DataCache, select_feature, select_features, when_read
+from .data.dataset import DataCache
+from .data.features import select_feature, select_features, when_read
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
 from .fit import Diverged
 from .models import FUSIONS
