@@ -74,6 +74,12 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
         x = held[name].astype(np.float64)
         wanted = np.array([x[first : first + 3].mean(0) for first in range(0, len(x), 3)])
         assert np.allclose(inputs.values[inputs.offsets[i] : inputs.offsets[i + 1]].numpy(), wanted, atol=1e-6)
+    means = Spec("hubert", "audio", "utterance", 12, "float32", "made-up", 1, "pool=mean")
+    pooled = [x.mean(0, dtype=np.float32) for x in rows]
+    store.add(means).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("audio"), pooled))
+    vectors, _ = load_dataset(store.path, "hubert:hop=0.06,pool=mean", "superb")  # the frames', not the stored means
+    first = inputs.values[: inputs.offsets[1]].mean(0)
+    assert torch.allclose(vectors.inputs["audio"].values[0], first, atol=1e-6)
     described = plain.described["features"]["audio"]
     assert data.described["features"]["audio"] == {**described, "hop": 0.06} and "hop" not in described
     for name, says in (

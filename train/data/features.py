@@ -189,8 +189,8 @@ def read_name(described: Mapping[str, Any]) -> str:
 def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
     """The feature of that name, and how it is read. Raises `WrongUse` for a way that it cannot be read in.
 
-    With pool=mean it is the stored means of that name (`ser features … pool=mean`) if the store has them. With
-    `layers=all` or `layers=6-9` it is the sum of these layers.
+    With pool=mean and no hop it is the stored means of that name (`ser features … pool=mean`) if the store has them.
+    With `layers=all` or `layers=6-9` it is the sum of these layers.
     """
     stored, read = when_read(name)
     pool: Any = read.get("pool", "mean")
@@ -201,7 +201,7 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
     options = [item for item in variant.split(",") if item]
     found: list[Feature] = []
     find = partial(find_layers, store, feature) if "layers=" in variant else partial(_find, store, feature, corpus)
-    if read.get("pool") == "mean":
+    if read.get("pool") == "mean" and "hop" not in read:
         with contextlib.suppress(MissingRows):
             found = find([*options, "pool=mean"], fingerprint)
     found = found or find(options, fingerprint)
