@@ -73,12 +73,6 @@ class Experiment:
     )
     views: str = option("", "Augmented views to train on too, such as logmel:view=noise-1+logmel:view=pitch-1.", "A+B")
 
-    @property
-    def corpora(self) -> str | None:
-        """The corpora to train and test on: by default those that `--protocol cross:A:B` names."""
-        kind, _, names = str(self.protocol).partition(":")
-        return names.replace(":", "+") if self.corpus is None and kind == "cross" else self.corpus
-
 
 def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:
     """A TOML table as the `key=value` assignments of `--set`."""

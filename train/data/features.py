@@ -199,20 +199,20 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
     body, _, fingerprint = stored.partition("@")
     feature, _, variant = body.partition(":")
     options = [item for item in variant.split(",") if item]
+
+    def find(options: Sequence[str]) -> list[Feature]:
+        if "layers=" in variant:
+            return find_layers(store, feature, options, fingerprint)
+        return [store.feature(f"{feature}:{','.join(options)}".rstrip(":") + f"@{fingerprint}".rstrip("@"), corpus)]
+
     found: list[Feature] = []
-    find = partial(find_layers, store, feature) if "layers=" in variant else partial(_find, store, feature, corpus)
     if read.get("pool") == "mean" and "hop" not in read:
         with contextlib.suppress(MissingRows):
-            found = find([*options, "pool=mean"], fingerprint)
-    found = found or find(options, fingerprint)
+            found = find([*options, "pool=mean"])
+    found = found or find(options)
     parts = tuple(FeatureSelection(one, pool, hop=_hop(name, one, read.get("hop"))) for one in found)
     whole = name.strip().partition("@")[0]
     return ModalitySelection(whole if len(parts) > 1 else found[0].spec.name, parts, (len(parts),))
-
-
-def _find(store: Store, feature: str, corpus: str, options: Sequence[str], fingerprint: str) -> list[Feature]:
-    """The one feature with these options. Raises as `store.feature` does."""
-    return [store.feature(f"{feature}:{','.join(options)}".rstrip(":") + f"@{fingerprint}".rstrip("@"), corpus)]
 
 
 def _hop(name: str, feature: Feature, asked: str | None) -> float | None:

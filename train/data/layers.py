@@ -20,8 +20,17 @@ def find_layers(store: Store, feature: str, options: Sequence[str], fingerprint:
     if not (form := re.fullmatch(r"all|(\d{1,4})-(\d{1,4})", asked)):
         raise WrongUse(f"{name}: write layers=all or a range such as layers=6-9")
     norm = "before" if "norm=before" in options else "after"
+    rest = {item for item in options if not item.startswith(("layers=", "norm="))}
+    ways: dict[bytes, dict[int, Feature]] = {}
+    for one in (Feature(store.path, folder) for folder in store.folders() if folder.parent.name == feature):
+        own = one.spec.variant.split(",")
+        layer = [int(item.removeprefix("layer=")) for item in own if item.startswith("layer=")]
+        if layer and rest == {item for item in own if not item.startswith(("layer=", "norm="))}:
+            way = ways.setdefault(canonical_json({**one.spec.identity(), "variant": "", "config": {}}), {})
+            if layer[0] not in way or one.spec.config.get("norm") == norm:
+                way[layer[0]] = one
     found = []
-    for way in _ways(store, feature, {item for item in options if not item.startswith("layers=")}, norm):
+    for way in ways.values():
         deepest = max(way) if form[1] is None else -1  # as far as an earlier version's store says
         last = max(one.spec.provenance.get("layers", deepest) for one in way.values())
         wanted = range(last + 1) if form[1] is None else range(int(form[1]), int(form[2]) + 1)
@@ -35,17 +44,3 @@ def find_layers(store: Store, feature: str, options: Sequence[str], fingerprint:
         command = f"ser features CORPUS --features {name} --store {store.path}"
         raise MissingRows(f"{store.path}: does not have all of {name}; run `{command}`")
     return found[0]
-
-
-def _ways(store: Store, feature: str, options: set[str], norm: str) -> list[dict[int, Feature]]:
-    """The layers in the store that have these options, by number, of each checkpoint and extraction by itself."""
-    rest = {item for item in options if not item.startswith("norm=")}
-    ways: dict[bytes, dict[int, Feature]] = {}
-    for one in (Feature(store.path, folder) for folder in store.folders() if folder.parent.name == feature):
-        own = one.spec.variant.split(",")
-        layer = [int(item.removeprefix("layer=")) for item in own if item.startswith("layer=")]
-        if layer and rest == {item for item in own if not item.startswith(("layer=", "norm="))}:
-            way = ways.setdefault(canonical_json({**one.spec.identity(), "variant": "", "config": {}}), {})
-            if layer[0] not in way or one.spec.config.get("norm") == norm:
-                way[layer[0]] = one
-    return list(ways.values())

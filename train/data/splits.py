@@ -281,6 +281,12 @@ PROTOCOLS = {
 }
 
 
+def corpora_of(protocol: str, corpus: str | None) -> str | None:
+    """The corpora to train and test on, joined with +: by default those that `cross:A:B` names."""
+    kind, _, names = protocol.partition(":")
+    return names.replace(":", "+") if corpus is None and kind == "cross" else corpus
+
+
 def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) -> list[Fold]:
     """The folds of one of `PROTOCOLS`, of `cross:A:B` or of `folds:FILE`, each checked by `check_leakage`.
 
