@@ -24,7 +24,7 @@ RUNS = {
     "icon": Experiment("logmel+bert", "icon", set=SMALL[:1]),
     "text": Experiment("mpnet", "text", also_set=SMALL),
     "superb": Experiment("hubert:layers=all,pool=mean+logmel", "superb"),
-    "layers": Experiment("hubert:layers=1-2", "audio", set=SMALL[:2]),
+    "layers": Experiment("hubert:layers=1-2,hop=0.1", "audio", set=SMALL[:2]),
     "finetuned": Experiment("bert", "bert", set=("finetune_layers=all", "lr=1e-3")),
 }
 

@@ -15,7 +15,7 @@ from ser.cli import main
 from ser.errors import MissingRows, SerError, WrongUse
 from ser.tests.demo_store import demo_store
 from ser.tests.tiny_store import make_store
-from ser.train.data.features import DataCache
+from ser.train.data.dataset import DataCache
 from ser.train.experiment import prepare
 from ser.train.recipe import list_recipes, read_recipe
 from ser.train.report.terminal import recipe_rows, recipe_table

@@ -16,7 +16,7 @@ from ser.cache.manifest import Manifest
 from ser.cli import main
 from ser.errors import WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
-from ser.train.data.features import DataCache
+from ser.train.data.dataset import DataCache
 from ser.train.experiment import Experiment, prepare, run_experiment
 from ser.train.fit import fit, shuffled
 from ser.train.models import FUSIONS

@@ -212,6 +212,40 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
     return found
 
 
+def choose(
+    utterances: Utterances, corpus: str, rated: str | None = None, only: str | None = None, limit: int | None = None
+) -> tuple[Utterances, dict[str, Any]]:
+    """What is asked for of a corpus's utterances, and how many each condition leaves out.
+
+    Those with all three ratings, if the target `rated` learns them; those that are `only` "scripted" or "improvised";
+    and `limit` of these, spread evenly over the corpus. Raises `WrongUse` if that leaves none.
+    """
+    left_out: dict[str, Any] = {}
+    if rated is not None:
+        kept = np.flatnonzero(np.isfinite(utterances.dimensions).all(1))
+        if not len(kept):
+            raise WrongUse(
+                f"--target {rated}: no utterance of corpus {corpus} has ratings of {', '.join(DIMENSIONS)}; "
+                "train --target class on it"
+            )
+        if absent := len(utterances) - len(kept):
+            left_out[f"no rating of {', '.join(DIMENSIONS)}"] = absent
+        utterances = utterances.take(kept)
+    if only is not None:
+        kept = np.flatnonzero([only.startswith((scene or "?").split()[0]) for scene in utterances.scenes])
+        if not len(kept):
+            raise WrongUse(
+                f"--only {only}: no id of corpus {corpus} says that its utterance is {only}, as IEMOCAP's do "
+                "(Ses01F_script01_1_F000, Ses01F_impro01_F000); leave --only out"
+            )
+        left_out[f"--only {only}"] = len(utterances) - len(kept)
+        utterances = utterances.take(kept)
+    if limit is not None and limit < len(utterances):
+        left_out[f"--limit {limit}"] = len(utterances) - limit
+        utterances = utterances.take(np.linspace(0, len(utterances) - 1, limit).round().astype(int))
+    return utterances, left_out
+
+
 def _check_iemocap(policy: Policy, corpus: str, found: Utterances) -> None:
     """Raise `CorpusError` if these utterances, which have the ids of IEMOCAP's release, have other counts than its."""
     have = Counter(zip(found.sessions, (policy.classes[k] for k in found.labels), strict=True))

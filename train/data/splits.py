@@ -146,12 +146,6 @@ def cross(utterances: Utterances, cut: Cut, asked: str) -> list[Fold]:
     return [_fold(asked.replace(":", " to "), utterances, _where(corpora, test), others[:0], cut, left_out)]
 
 
-def asked_corpora(corpus: str | None, protocol: str) -> str | None:
-    """What `--corpus` names: by default the corpora of `--protocol cross:A:B`."""
-    kind, _, names = str(protocol).partition(":")
-    return names.replace(":", "+") if corpus is None and kind == "cross" else corpus
-
-
 def speaker_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     """Each speaker is the test part once.
 
@@ -285,6 +279,12 @@ PROTOCOLS = {
     "corpus-out": corpus_out,
     "official": official,
 }
+
+
+def corpora_of(protocol: str, corpus: str | None) -> str | None:
+    """The corpora to train and test on, joined with +: by default those that `cross:A:B` names."""
+    kind, _, names = str(protocol).partition(":")
+    return names.replace(":", "+") if corpus is None and kind == "cross" else corpus
 
 
 def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) -> list[Fold]:
