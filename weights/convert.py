@@ -25,7 +25,6 @@ TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
 SHARDS = "pytorch_model.bin.index.json"
 # Of the environment: no tokens.
 KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "HOME", "TORCH_HOME", "SYSTEMROOT")
-CONVERTED = {"bert", "data2vec-audio", "deberta-v2", "electra", "hubert", "mpnet", "unispeech-sat", "wav2vec2", "wavlm"}
 
 
 def convert(source: str | Path, folder: Path) -> Path:
@@ -46,9 +45,7 @@ def convert(source: str | Path, folder: Path) -> Path:
             _convert_apart(name, made / "model.safetensors")
         else:
             _convert_folder(name, made)
-        checkpoint = find_checkpoint(made)
-        if checkpoint.architecture in CONVERTED:
-            load_encoder(checkpoint)
+        load_encoder(find_checkpoint(made))
         sync_tree(made)
         if not move_into_place(made, folder):
             raise WrongUse(f"{folder} has been made meanwhile; name a new folder")
