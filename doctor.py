@@ -19,6 +19,8 @@ from ser.weights import Checkpoint, WeightsError, list_checkpoints
 
 # Where people keep models, beside Hugging Face's cache.
 FOLDERS = ("models", "checkpoints", "demo/checkpoints", "~/models", "~/checkpoints", "/models", "/data/models")
+# `model_type` of a checkpoint → the feature that takes it, where that is not its name.
+TAKEN_BY = {"data2vec-audio": "data2vec", "wav2vec2-bert": "w2v-bert", "deberta-v2": "deberta", "xlm-roberta": "xlm-r"}
 MOUNTS = Path("/proc/mounts")  # one file system a line: device, folder, type, options
 IEMOCAP_BYTES = 5e9  # its 12.4 h in the five default features, float16: HuBERT-base alone is 3.4 GB
 PACKAGES = {
@@ -138,15 +140,16 @@ def _weights() -> Iterator[tuple[str, str, str]]:
             found = f"{family.model} is not on this machine"
             advice = f"fetched when first used if there is a network; else copy its folder here: --model {feature}=PATH"
         yield f"weights of {feature}", found, advice
-    others = [name for name, entry in cached.items() if entry["architecture"] in FEATURES]
+    others = [name for name, entry in cached.items() if entry["architecture"] in {*FEATURES, *TAKEN_BY}]
     if others:
         yield "other weights", ", ".join(others), ""
 
 
 def _in_folders() -> Iterator[tuple[str, str]]:
-    """Checkpoints in the usual folders: architecture, and path with a note if the weights were never trained."""
+    """Checkpoints in the usual folders: the feature, and the path with a note if the weights were never trained."""
     for path in (path for name in FOLDERS for path in sorted(Path(name).expanduser().glob("*/"))):
         checkpoint = Checkpoint(path, path.name, "")
         with suppress(WeightsError):
-            if checkpoint.architecture in FEATURES and any(path.glob("*.safetensors")):
-                yield checkpoint.architecture, f"{path}{' (random weights)' if checkpoint.random else ''}"
+            feature = TAKEN_BY.get(checkpoint.architecture, checkpoint.architecture)
+            if feature in FEATURES and any(path.glob("*.safetensors")):
+                yield feature, f"{path}{' (random weights)' if checkpoint.random else ''}"

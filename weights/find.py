@@ -26,6 +26,7 @@ CONFIG_FILES = (
     *("added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
     "spm.model",
 )
+GENERATION = "generation_config.json"  # how Whisper transcribes: no feature depends on it
 # Where the file came from and what wrote it: the same model keeps its fingerprint when it is saved again.
 INCIDENTAL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "name_or_path", "_commit_hash"}
 # Entries of config.json that some architectures call otherwise (`attribute_map` of their class in transformers).
@@ -123,7 +124,7 @@ def fetch(name: str, weights: list[str], then: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    wanted = [*weights, *CONFIG_FILES, "generation_config.json"]  # the last says how Whisper transcribes
+    wanted = [*weights, *CONFIG_FILES, GENERATION]
     try:
         with suppress(OSError, WeightsError):  # not in the cache, or not all of it
             path = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
