@@ -7,18 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from click.testing import CliRunner, Result
 
 from ser.cache.part import Quarantine
 from ser.cache.store import Manifest, open_store
-from ser.cli import main
 from ser.commands.output import answer
 from ser.errors import StoreError
+from ser.tests.command_line import ser
 from ser.tests.store_samples import fill, manifest_of, part_rows, rewrite_record, sample_store, spec_of, values_of
-
-
-def ser(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
 
 
 def told(*words: object) -> str:

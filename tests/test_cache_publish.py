@@ -1,5 +1,6 @@
 """A part appears whole or not at all: killed writers, failing system calls, a full disk, races."""
 
+import itertools
 import os
 import random
 import re
@@ -154,19 +155,14 @@ def inject(tmp_path: Path, backend: str, call: str, most: int) -> int:
     return failed
 
 
-@needs_strace
-@pytest.mark.parametrize(("backend", "call"), [("zarr", "fsync"), ("hdf5", "rename")])
-def test_a_failing_system_call(tmp_path: Path, backend: str, call: str) -> None:
-    assert inject(tmp_path, backend, call, 1) >= 1
+EVERY_CALL = [pytest.param(*one, 12, marks=pytest.mark.slow) for one in itertools.product(BACKENDS, CALLS)]
 
 
 @needs_strace
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_every_system_call_fails_once(tmp_path: Path, backend: str, call: str) -> None:
-    assert inject(tmp_path, backend, call, 12) >= 1
+@pytest.mark.parametrize(("backend", "call", "most"), [("zarr", "fsync", 1), ("hdf5", "rename", 1), *EVERY_CALL])
+def test_a_failing_system_call(tmp_path: Path, backend: str, call: str, most: int) -> None:
+    assert inject(tmp_path, backend, call, most) >= 1
 
 
 SLOW_RACES = [["zarr"] * 3, ["hdf5"] * 3, ["zarr", "hdf5", "zarr"]]
