@@ -21,7 +21,7 @@ from .atomic_io import explain_disk_errors, read_named, sync_folder, sync_tree, 
 from .feature import Feature
 from .foreign import Arrays, index_of, read_arrays
 from .maintain import corpora_of, latest_manifests
-from .manifest import Manifest
+from .manifest import Manifest, check_name
 from .part import Packed, PartRows
 from .spec import Level, Modality, Spec, canonical_json
 from .store import Store, open_store
@@ -80,7 +80,7 @@ def import_feature(
     is refused, unless it may `replace` that.
     Raises `StoreError` or `WrongUse` if shapes, ids or values are not what they should be; then nothing is published.
     """
-    if not replace and manifest.corpus in store.corpora():
+    if check_name("corpus", manifest.corpus) in store.corpora() and not replace:
         latest = store.manifest(manifest.corpus)
         if not latest.same(manifest):  # what was computed for the other might be superseded, and labels change
             raise WrongUse(
