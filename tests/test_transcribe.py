@@ -107,9 +107,11 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
         ({"language": "xx"}, "--language xx: whisper-random knows de, en"),
         ({"text": table}, "give one"),
         ({"corpus_name": "noises"}, "is the corpus itself"),
+        ({"corpus_name": "a+b"}, "cannot be called"),
     ):
         with pytest.raises(WrongUse, match=message):
             Transcription(ExtractionConfig(table, store=tmp_path / "s", models=models, **options)).run()
+    assert not list(tmp_path.glob("s/transcripts/*")), "none is asked for after the work"
     (tmp_path / "no").mkdir()
     (tmp_path / "no/config.json").write_text('{"model_type": "hubert"}')
     (tmp_path / "no/model.safetensors").write_bytes((whisper / "model.safetensors").read_bytes())
