@@ -272,7 +272,7 @@ label = "{emotion}"
 
 def test_a_layout_of_ones_own(tmp_path: Path) -> None:
     tree(tmp_path / "corpus", "anna-joy-1.flac", "sub/bob-rage-1.wav")
-    write(tmp_path / "mine.toml", MINE)
+    write(tmp_path / "mine.toml", MINE, "utf-8-sig")  # as some editors of Windows do
     shown = ser("corpus", "show", tmp_path / "corpus", "--format", tmp_path / "mine.toml")
     assert shown.exit_code == 0 and "joy 1 · rage 1" in shown.output and "4class 1" in shown.output
     scan = read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
