@@ -17,26 +17,21 @@ import pytest
 import soundfile as sf
 import torch
 import transformers
-from click.testing import CliRunner, Result
 
 from ser.cache.maintain import remove_superseded
 from ser.cache.store import Store, open_store
 from ser.cache.transcripts import put_transcripts
-from ser.cli import main
 from ser.errors import ExtractionStopped, StoreError, WeightsError, WrongUse
 from ser.extract.audio import decode
 from ser.extract.corpora.transcribe import Transcription, word_errors
 from ser.extract.options import ExtractionConfig
 from ser.tests import stand_in
+from ser.tests.command_line import ser
 from ser.tests.newcomer import newcomer
 
 __all__ = ["newcomer", "stand_in"]  # a fixture, and what registers an extractor
 
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>")
-
-
-def ser(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +107,11 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
         ({"language": "xx"}, "--language xx: whisper-random knows de, en"),
         ({"text": table}, "give one"),
         ({"corpus_name": "noises"}, "is the corpus itself"),
+        ({"corpus_name": "a+b"}, "cannot be called"),
     ):
         with pytest.raises(WrongUse, match=message):
             Transcription(ExtractionConfig(table, store=tmp_path / "s", models=models, **options)).run()
+    assert not list(tmp_path.glob("s/transcripts/*")), "none is asked for after the work"
     (tmp_path / "no").mkdir()
     (tmp_path / "no/config.json").write_text('{"model_type": "hubert"}')
     (tmp_path / "no/model.safetensors").write_bytes((whisper / "model.safetensors").read_bytes())
@@ -217,6 +214,9 @@ def test_other_transcripts_share_audio_in_both_orders(table: Path, tmp_path: Pat
         heard = store.manifest("heard")
         assert heard.parent.corpus == "mine" and heard.parent.digest == store.manifest("mine").digest
         assert rows_of(store, "logmel") == {"mine": 13} and store["logmel"].complete(heard)
+        copied = ["cache", "export", "logmel", tmp_path / f"{name} copied", "--backend", "hdf5", "--corpus", "heard"]
+        assert ser(*copied, "--store", store.path).exit_code == 0
+        assert open_store(copied[3])["logmel"].complete(open_store(copied[3]).manifest("heard"))
     # An older ser refuses the child alone; what has no parent is written as it always was.
     monkeypatch.setattr("ser.cache.manifest.WITH_PARENT", 1)
     assert store.manifest("mine").column("text")[0] == "so it is 0"
