@@ -408,7 +408,8 @@ def load_dataset(
     for part in manifest.parts:
         labelled = utterances.labels[[name == part.corpus for name in utterances.corpora]]
         if not len(labelled):
-            raise WrongUse(f"--corpus: --only or --limit leaves no utterance of corpus {part.corpus}; leave it out")
+            without = f"--target {target}, --only or --limit leaves no utterance of corpus {part.corpus}"
+            raise WrongUse(f"--corpus: {without}; leave it out")
         sizes = np.bincount(labelled, minlength=len(policy.classes)).tolist()
         corpora[part.corpus] = {"synthetic": part.synthetic, "classes": dict(zip(policy.classes, sizes, strict=False))}
     rows, votes = utterances.rows, manifest.column("votes")
@@ -438,10 +439,12 @@ def load_dataset(
             ],
             "specs": {modality: one.specs for modality, one in inputs.items()},
             "left_out": left_out,
-            "raters": rater_scores(*rater_votes(policy, [votes[row] for row in rows])) if policy.classes else None,
             "store": str(store.path.resolve()),
             **({"corpora": corpora} if corpora else {}),
         },
+        raters=lambda which: (
+            rater_scores(*rater_votes(policy, [votes[row] for row in rows[which]])) if policy.classes else None
+        ),
         views=tuple((one.modality, partial(cache.load, one, manifest, rows)) for one in asked[len(selected) :]),
     )
     return data, fusion
