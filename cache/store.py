@@ -84,7 +84,7 @@ class Store:
         """As `manifest`, and for "a+b" that of several corpora, in alphabetical order whatever the order asked."""
         names = sorted({*(corpora or "").split("+")})
         if len(names) == 1:
-            return self.manifest(corpora, digests)
+            return self.manifest(corpora and names[0], digests)
         known = digests.split("+") if digests else [None] * len(names)
         return Manifest.joined([self.manifest(*pair) for pair in zip(names, known, strict=False)])
 

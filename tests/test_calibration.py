@@ -109,6 +109,8 @@ def test_what_is_below_the_threshold_is_no_answer(newcomer: Path, tmp_path: Path
     assert [one.abstained for one in answer.predictions] == [p < middle for p in sure]
     (covered, *_), right = CellScores([run]).abstaining(middle)
     assert right is None or f"answered {covered:.1f} %, and {right[0]:.1f} %" in " ".join(answer.notes)
+    wrong = CliRunner().invoke(main, ["predict", str(run.path), "--text", "hello there", "--abstain-below", "nan"])
+    assert wrong.exit_code == 2 and "must be a probability" in wrong.output
     done = CliRunner().invoke(main, ["predict", str(run.path), "--text", "hello there", "--abstain-below", "1"])
     assert done.exit_code == 0 and "abstained" in done.stdout
     done = CliRunner().invoke(

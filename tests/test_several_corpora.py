@@ -202,7 +202,8 @@ def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) 
     ("options", "says"),
     [
         ({"corpus": "read"}, "needs several corpora"),
-        ({"corpus": "read+read"}, r"has no corpus 'read\+read'"),
+        ({"corpus": "read+read"}, "needs several corpora"),
+        ({"corpus": None, "protocol": "cross:read:read"}, "no corpus on both sides"),
         ({"protocol": "cross:read"}, "must be cross:A:B"),
         ({"protocol": "cross:read:read"}, "no corpus on both sides"),
         ({"protocol": "cross:read:third"}, "all of them in --corpus"),

@@ -45,7 +45,7 @@ def scale_of(training: TrainingSettings) -> tuple[float, float]:
     """The lowest and the highest rating, such as 1 and 5. Raises `WrongUse` where `vad_scale` is not a range."""
     low, _, high = training.vad_scale.partition("..")
     with contextlib.suppress(ValueError):
-        if float(low) < float(high) < float("inf"):
+        if 0 < float(high) - float(low) < float("inf"):
             return float(low), float(high)
     raise WrongUse(f"--set vad_scale={training.vad_scale[:200]}: must be auto, or a range such as 1..5")
 

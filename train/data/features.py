@@ -331,10 +331,12 @@ def load_dataset(
             ],
             "specs": {modality: one.specs for modality, one in inputs.items()},
             "left_out": left_out,
-            "raters": rater_scores(*rater_votes(policy, [votes[row] for row in rows])) if policy.classes else None,
             "store": str(store.path.resolve()),
             **({"corpora": corpora} if corpora else {}),
         },
+        raters=lambda which: (
+            rater_scores(*rater_votes(policy, [votes[row] for row in rows[which]])) if policy.classes else None
+        ),
         views=tuple((one.modality, partial(one.load_once, cache, manifest, rows)) for one in asked[len(selected) :]),
     )
     return data, fusion
