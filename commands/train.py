@@ -9,7 +9,7 @@ from click.core import ParameterSource
 from ser.train.options import Experiment
 
 from .options import config_options, json_option
-from .output import answer, duration, progress, safe, say
+from .output import answer, duration, next_step, progress, safe, say
 
 UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
 
@@ -97,6 +97,7 @@ def train(
     else:
         shown = ", ".join(str(run.path) for run in runs[:3])
         answer(f"{summary_text(scores)}\nruns: {shown}{', …' if len(runs) > 3 else ''}")
+        next_step("report", experiment.out, "--html", "report.html")
 
 
 def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str) -> None:
