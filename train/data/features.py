@@ -417,6 +417,7 @@ def load_dataset(
         chosen = {m: one.each(partial(replace, extra=extras.get(m))) for m, one in inputs.items()}
         return {m: cache.load(one, manifest, rows) for m, one in chosen.items()}
 
+    parent = manifest.parent
     data = cache.datasets[key] = Dataset(
         utterances=utterances,
         dims={modality: one.dim for modality, one in inputs.items()},
@@ -441,6 +442,7 @@ def load_dataset(
             "raters": rater_scores(*rater_votes(policy, [votes[row] for row in rows])) if policy.classes else None,
             "store": str(store.path.resolve()),
             **({"corpora": corpora} if corpora else {}),
+            **({"transcripts": {"of": parent.corpus, **parent.transcripts}} if parent else {}),
         },
         views=tuple((one.modality, partial(cache.load, one, manifest, rows)) for one in asked[len(selected) :]),
     )
