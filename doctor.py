@@ -14,6 +14,7 @@ from pathlib import Path
 from ser.cache.atomic_io import try_lock
 from ser.engines.machine import cores, memory
 from ser.errors import DISTRIBUTION, WrongUse
+from ser.extract.options import ExtractionConfig
 from ser.extract.registry import FEATURES
 from ser.weights import Checkpoint, WeightsError, list_checkpoints
 
@@ -117,7 +118,8 @@ def _locks(there: Path) -> tuple[str, str]:
 
 
 def _weights() -> Iterator[tuple[str, str, str]]:
-    """One line for each default encoder, then whatever else lies in the cache and the usual folders."""
+    """One line for each encoder that is here or computed by default, then whatever else lies in the cache."""
+    absent = []
     cached, folders = {entry["model"]: entry for entry in list_checkpoints()}, list(_in_folders())
     for feature in FEATURES:
         try:
@@ -136,10 +138,15 @@ def _weights() -> Iterator[tuple[str, str, str]]:
             found = f"--model {feature}={local[0]}"
         elif here is not None:
             found, advice = here["fault"], f"ser weights convert {here['path']} DIR, then --model {feature}=DIR"
+        elif feature not in ExtractionConfig.features:
+            absent.append(feature)
+            continue
         else:
             found = f"{family.model} is not on this machine"
             advice = f"fetched when first used if there is a network; else copy its folder here: --model {feature}=PATH"
         yield f"weights of {feature}", found, advice
+    if absent:
+        yield "other encoders", f"not on this machine, fetched when first used: {', '.join(absent)}", ""
     others = [name for name, entry in cached.items() if entry["architecture"] in {*FEATURES, *TAKEN_BY}]
     if others:
         yield "other weights", ", ".join(others), ""

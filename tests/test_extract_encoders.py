@@ -281,12 +281,29 @@ def test_a_preprocessor_of_another_model_is_refused(checkpoints: Path, tmp_path:
     path = folder / "preprocessor_config.json"
     other = {"feature_size": 40, "num_mel_bins": 40}
     path.write_text(json.dumps({**json.loads(path.read_text()), **other}))
-    assert resolve([name], {name: str(folder)}, "float32")[0].spec.fingerprint != wanted[0].spec.fingerprint
+    changed = resolve([name], {name: str(folder)}, "float32")[0].spec.fingerprint
+    assert changed != wanted[0].spec.fingerprint
     with pytest.raises(WeightsError, match="its preprocessor does not fit"):
         load_extractors(wanted)
     path.unlink()
     with pytest.raises(WeightsError, match="its preprocessor does not fit"):
         load_extractors(wanted)
+    shared = json.loads((checkpoints / name / path.name).read_text())  # as transformers 5 saves a whole processor
+    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": shared}))
+    moved = resolve([name], {name: str(folder)}, "float32")
+    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": shared | other}))
+    assert resolve([name], {name: str(folder)}, "float32")[0].spec.fingerprint != moved[0].spec.fingerprint
+
+
+def test_an_adapter_beyond_the_encoder_is_left_out(checkpoints: Path, tmp_path: Path, clips: list[Clip]) -> None:
+    """Its frames are eight times as long."""
+    settings = {**LARGE, "add_adapter": True, "output_hidden_size": 64}
+    with patch.dict(ARCHITECTURES, {"adapter": ("Wav2Vec2", settings)}):
+        folder = write_random_checkpoint(tmp_path / "adapter", "adapter")
+    [one] = load_extractors(resolve(["wav2vec2"], {"wav2vec2": str(folder)}, "float32"))
+    [rows] = rows_of(one, clips[1:2])
+    assert relative(rows, plain_speech(folder, clips[1].samples)[0][-1]) > RTOL  # which is before the last norm
+    assert len(rows) == one.rows(len(clips[1].samples))  # type: ignore[attr-defined]
 
 
 def test_norm_is_named_on_large_models(checkpoints: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from ser.cache.atomic_io import move_into_place, sync_tree
 from ser.errors import SerError, WrongUse
 
-from .find import CONFIG_FILES, GENERATION, check_config, fetch, find_checkpoint, load_encoder, shards
+from .find import BESIDE, check_config, fetch, find_checkpoint, load_encoder, shards
 
 TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
 SHARDS = "pytorch_model.bin.index.json"
@@ -74,7 +74,7 @@ def _convert_folder(name: str, made: Path) -> None:
             weight_map |= dict.fromkeys(tensors.keys(), file)
     if len(pickles) > 1:
         (made / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    for file in (*CONFIG_FILES, GENERATION):
+    for file in BESIDE:
         if (source / file).exists():
             shutil.copyfile(source / file, made / file)
 

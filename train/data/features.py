@@ -310,6 +310,7 @@ def load_dataset(
         chosen = {m: one.each(partial(replace, extra=extras.get(m))) for m, one in inputs.items()}
         return {m: one.load_once(cache, manifest, rows) for m, one in chosen.items()}
 
+    parent = manifest.parent
     data = cache.datasets[key] = Dataset(
         utterances=utterances,
         dims={modality: one.dim for modality, one in inputs.items()},
@@ -333,6 +334,7 @@ def load_dataset(
             "left_out": left_out,
             "store": str(store.path.resolve()),
             **({"corpora": corpora} if corpora else {}),
+            **({"transcripts": {"of": parent.corpus, **parent.transcripts}} if parent else {}),
         },
         raters=lambda which: (
             rater_scores(*rater_votes(policy, [votes[row] for row in rows[which]])) if policy.classes else None

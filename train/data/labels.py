@@ -170,7 +170,7 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
         held = ", ".join(f"{name} ({n})" for name, n in Counter(label or "none" for label in raw).most_common())
         raise WrongUse(
             f"label policy {policy.name} keeps fewer than two classes of corpus {manifest.corpus}, whose labels are "
-            f"{held}; map them in a TOML file and pass it as --labels FILE.toml"
+            f"{held}; take them as they are by --labels all, or map them in a file: --labels FILE.toml"
         )
 
     def column(name: str) -> list:

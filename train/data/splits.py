@@ -352,7 +352,9 @@ def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) ->
     of = utterances.corpus_numbers
     if len({*(own := utterances.dialogues[of == of[rows[0]]].tolist())}) == len(own):
         units, speakers = "single utterances (no dialogues or speakers known)", [utterances.speakers[r] for r in rows]
-        if None not in speakers and len(set(speakers)) > 1:
+        if len(set(speakers)) == 1 and speakers[0] is not None:
+            units = "single utterances (of one speaker)"
+        elif None not in speakers:
             names, units = speakers, "whole speakers"
     groups, group = np.unique(names, return_inverse=True)
     counts = np.zeros((len(groups), utterances.labels.max() + 1))

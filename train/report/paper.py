@@ -112,6 +112,7 @@ def differences(
     pairs = {
         **{key: (config.get(key, getattr(asked, key)), getattr(asked, key)) for key in ("select", "loss", "precision")},
         "seeds": (len({run.config["seed"] for run in runs}), asked.seeds),
+        "transcripts": ("text" in features and "transcripts" in provenance, False),  # an ASR's, not the corpus's own
         "views": (views, {_feature(name) for name in asked.views.split("+") if name}),
         **{key: (own[key], {value}) for key, value in theirs.items()},
     }
