@@ -45,6 +45,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("tiny")).path
 
 
+@pytest.fixture(scope="session")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus, checkpoints, features and runs, not to be written to; see tests/newcomer.py."""
+    from ser.tests.newcomer import make_newcomer, once
+
+    return once(tmp_path_factory, "newcomer", make_newcomer)
+
+
+@pytest.fixture(scope="session")
+def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The features of every recipe, beside their corpus and checkpoints, not to be written to."""
+    from ser.tests.newcomer import make_recipes_store, once
+
+    return once(tmp_path_factory, "demo", make_recipes_store) / "features"
+
+
 # A shell lets what it runs in the background ignore Ctrl-C, and so would every process that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,14 +14,13 @@ from sklearn.calibration import calibration_curve
 from ser.cli import main
 from ser.errors import CorruptStore
 from ser.predict import Predictor, Turn
-from ser.tests.newcomer import newcomer, run_of
+from ser.tests.newcomer import run_of
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.report.calibration import calibration_table
 from ser.train.report.cells import group_runs
 from ser.train.run_folder import RESULT, Run
 from ser.train.scores import CellScores, conformal_threshold, ece, fit_temperature, reliability, summary_text, tempered
 
-__all__ = ["newcomer"]  # a fixture
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 
 

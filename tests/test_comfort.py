@@ -12,11 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ser.cli import main
-from ser.tests.newcomer import newcomer
 from ser.tests.test_docs import check_options
 from ser.train.run_folder import find_runs
-
-__all__ = ["newcomer"]  # a fixture
 
 ROOT = Path(__file__).parent.parent
 
