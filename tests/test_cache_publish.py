@@ -24,11 +24,10 @@ from ser.cache.blocks import Block
 from ser.cache.store import Feature, PartRows, open_store
 from ser.cache.verify import verify
 from ser.errors import StoreError
-from ser.tests.store_samples import check_whole, manifest_of, part_rows, sample_store, spec_of, values_of
-from ser.tests.store_writer import COUNT
+from ser.tests.store_samples import COUNT, check_whole, manifest_of, part_rows, sample_store, spec_of, values_of
 
 BACKENDS = ["zarr", "hdf5"]
-WRITER = [sys.executable, "-m", "ser.tests.store_writer"]
+WRITER = [sys.executable, "-m", "ser.tests.store_samples"]
 MANIFEST = manifest_of(COUNT)
 SPEC = spec_of("token", dim=16)
 ARRAYS = values_of(MANIFEST, SPEC)

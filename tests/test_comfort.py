@@ -11,11 +11,8 @@ from pathlib import Path
 import pytest
 
 from ser.tests.command_line import ser
-from ser.tests.newcomer import newcomer
 from ser.tests.test_docs import check_options
 from ser.train.run_folder import find_runs
-
-__all__ = ["newcomer"]  # a fixture
 
 ROOT = Path(__file__).parent.parent
 

@@ -25,11 +25,8 @@ from ser.errors import ExtractionStopped, StoreError, WeightsError, WrongUse
 from ser.extract.audio import decode
 from ser.extract.corpora.transcribe import Transcription, word_errors
 from ser.extract.options import ExtractionConfig
-from ser.tests import stand_in
+from ser.tests import stand_in  # noqa: F401 (registers an extractor)
 from ser.tests.command_line import ser
-from ser.tests.newcomer import newcomer
-
-__all__ = ["newcomer", "stand_in"]  # a fixture, and what registers an extractor
 
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>")
 
