@@ -373,9 +373,11 @@ def load_dataset(
         return cache.datasets[key], fusion
 
     utterances = apply_policy(policy, manifest, TARGETS[target].undecided)
-    if TARGETS[target].voted and not any(map(manifest.column("votes").__getitem__, utterances.rows)):
+    votes, of = manifest.column("votes"), utterances.corpora or [manifest.corpus] * len(utterances)
+    mute = {*of} - {name for name, row in zip(of, utterances.rows, strict=True) if votes[row]}
+    if TARGETS[target].voted and mute:
         raise WrongUse(
-            f"--target {target}: corpus {manifest.corpus} does not hold its raters' votes; train --target class on it"
+            f"--target {target}: corpus {min(mute)} does not hold its raters' votes; train --target class on it"
         )
     left_out: dict[str, Any] = {
         f"label {raw} is not in {policy.name}": count for raw, count in utterances.left_out.items()
@@ -408,7 +410,9 @@ def load_dataset(
     for part in manifest.parts:
         labelled = utterances.labels[[name == part.corpus for name in utterances.corpora]]
         if not len(labelled):
-            raise WrongUse(f"--corpus: --only or --limit leaves no utterance of corpus {part.corpus}; leave it out")
+            raise WrongUse(
+                f"--corpus: --only, --limit or --target leaves no utterance of corpus {part.corpus}; leave it out"
+            )
         sizes = np.bincount(labelled, minlength=len(policy.classes)).tolist()
         corpora[part.corpus] = {"synthetic": part.synthetic, "classes": dict(zip(policy.classes, sizes, strict=False))}
     rows, votes = utterances.rows, manifest.column("votes")
