@@ -188,6 +188,8 @@ class Predictor:
 
     def _notes(self, turns: Sequence[Turn], abstain_below: float) -> list[str]:
         notes = []
+        if not 0 <= abstain_below <= 1:
+            raise WrongUse(f"--abstain-below {abstain_below:g}: must be a probability, from 0 to 1")
         if abstain_below > 0 and not self.classes:
             raise WrongUse(f"--abstain-below is for classes, and {self.run.path} learnt none; leave it out")
         if abstain_below > 0:

@@ -10,7 +10,6 @@ import inspect
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -75,21 +74,17 @@ def trace(arguments: list[str]) -> Tracer:
     return tracer
 
 
-def trace_demo(folder: Path, shrink: Callable[[Path], None] | None = None) -> dict[str, Tracer]:
+def trace_demo(folder: Path) -> dict[str, Tracer]:
     """`ser features` with the five default features, and both of the demo's `ser train`, by name.
 
-    `shrink` makes the corpus in a folder smaller before features are extracted from it.
+    The folder has the demo's `corpus` and `checkpoints`.
     """
-    corpus, store, weights = folder / "corpus", folder / "features", folder / "checkpoints"
-    trace(["corpus", "demo", str(corpus)])
-    trace(["weights", "demo", str(weights)])
-    if shrink:
-        shrink(corpus)
+    store, weights = folder / "features", folder / "checkpoints"
     models = [f"--model={name}={weights}/{name}-random" for name in ENCODERS]
     small = ["--epochs=2", "--set=d_model=16", "--set=heads=2", "--set=queries=4", "--set=standardise_audio=true"]
     train = ["train", f"--store={store}", f"--out={folder}/runs"]
     return {
-        "ser features": trace(["features", str(corpus), f"--store={store}", *models]),
+        "ser features": trace(["features", f"{folder}/corpus", f"--store={store}", *models]),
         "ser train --fusion mit": trace([*train, "--features=hubert+mpnet", "--fusion=mit", *small]),
         "ser train --fusion lgf-add": trace(
             [*train, "--features=is13+bert", "--fusion=lgf-add", "--loss=perspective", "--epochs=2"]
@@ -110,10 +105,11 @@ def listing(traced: dict[str, Tracer]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print the hop lists, or write them into a page; exit 1 if a command runs through more than `MOST` files."""
-    from ser.tests.newcomer import shrink
+    from ser.tests.newcomer import write_inputs
 
     with tempfile.TemporaryDirectory() as folder:
-        traced = trace_demo(Path(folder), shrink)
+        write_inputs(Path(folder))
+        traced = trace_demo(Path(folder))
     print(listing(traced))
     if arguments[:1] == ["--write"]:
         page = Path(arguments[1])

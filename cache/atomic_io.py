@@ -93,7 +93,7 @@ def read_named(path: Path | str, most: int = SMALL) -> bytes:
 def read_toml(path: Path, example: str) -> dict[str, Any]:
     """An option that is a TOML file. Raises `WrongUse` with an `example` of what it holds if it is not one."""
     try:
-        return tomllib.loads(read_named(path).decode())
+        return tomllib.loads(read_named(path).decode("utf-8-sig"))
     except OSError as error:
         raise WrongUse(f"{path}: cannot be read ({error.strerror}); write lines such as `{example}` to it") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

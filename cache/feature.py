@@ -83,9 +83,9 @@ class Feature:
 
         Where another set of transcripts has no audio row of its own, that is its parent's, if there is one.
         """
-        own = manifest.keys(self.spec.modality)
         if manifest.parts:
             return [key for part in manifest.parts for key in self.keys(part)]
+        own = manifest.keys(self.spec.modality)
         if manifest.parent is None or self.spec.modality != "audio":
             return own
         parent = manifest.parent.corpus
@@ -134,14 +134,15 @@ class Feature:
         """
         self.parts()
         keys = self.keys(manifest)
-        wanted = keys if rows is None else [keys[row] for row in rows]
+        rows = range(len(keys)) if rows is None else rows
+        wanted = [keys[row] for row in rows]
         if lacking := [key for key in wanted if key not in self._rows]:
             known = sum(key in self._quarantined for key in lacking)
             quarantined, retry = (f", {known} of them quarantined", " --retry") if known else ("", "")
             fault = f"{len(lacking)} of {len(wanted)} utterances of corpus {manifest.corpus}{quarantined}"
             command = f"ser features CORPUS --features {self.spec.name} --store {self.store}{retry}"
             raise MissingRows(f"{self.spec.name} lacks {fault} (such as {lacking[0][1]!r}); run `{command}`")
-        return self.gather([self._rows[key] for key in wanted], [key[1] for key in wanted])
+        return self.gather([self._rows[key] for key in wanted], [manifest.ids[row] for row in rows])
 
     def __getitem__(self, id_: str) -> npt.NDArray[Any]:
         """One utterance, `[n, dim]`, or `[dim]` at utterance level, in the stored dtype.

@@ -46,18 +46,18 @@ class Listing:
 
 def list_features(store: Store) -> list[Listing]:
     """Every feature × corpus. One that cannot be trusted is listed too, with its problem."""
-    manifests, found = _manifests(store), []
+    manifests, found = latest_manifests(store), []
     for folder in store.folders():
         try:
             feature = Feature(store.path, folder)
-            corpora: list[Any] = _corpora(feature, manifests) or [None]
+            corpora: list[Any] = corpora_of(feature, manifests) or [None]
             found += [_listing(feature, corpus, manifests.get(corpus)) for corpus in corpora]
         except (SerError, OSError) as error:
             found.append(Listing(folder.parent.name, folder.name, problem=str(error)))
     return found
 
 
-def _manifests(store: Store) -> dict[str, Manifest | str]:
+def latest_manifests(store: Store) -> dict[str, Manifest | str]:
     """The latest manifest of each corpus, or why it cannot be trusted."""
     manifests: dict[str, Manifest | str] = {}
     for corpus in store.corpora():
@@ -68,7 +68,7 @@ def _manifests(store: Store) -> dict[str, Manifest | str]:
     return manifests
 
 
-def _corpora(feature: Feature, manifests: Mapping[str, Manifest | str]) -> list[str]:
+def corpora_of(feature: Feature, manifests: Mapping[str, Manifest | str]) -> list[str]:
     """The corpora that have rows of a feature, their own or their parent's."""
     children = [one for one in manifests.values() if isinstance(one, Manifest) and one.parent]
     own = {part.record.corpus for part in feature.parts()}
@@ -106,7 +106,7 @@ def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | No
 def feature_info(store: Store, feature: Feature) -> dict[str, Any]:
     """How a feature was computed: everything in spec.json, and what each corpus has of it."""
     corpora: dict[str, Any] = {}
-    for corpus in _corpora(feature, _manifests(store)):
+    for corpus in corpora_of(feature, latest_manifests(store)):
         manifest = store.manifest(corpus) if corpus in store.corpora() else None
         listing = _listing(feature, corpus, manifest)
         parts = [part for part in feature.parts() if part.record.corpus == corpus]

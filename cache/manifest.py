@@ -70,25 +70,20 @@ def invisible(text: str) -> bool:
     return any(unicodedata.category(character) in INVISIBLE for character in text)
 
 
-def id_fault(id: str) -> str | None:
-    """Why this cannot be an utterance's id, or None."""
-    if not id.strip():
-        return "the id is empty"
-    if len(id) > LONGEST_ID:
-        return f"the id {id[:20]!a}… has {len(id)} characters, more than {LONGEST_ID}"
-    if invisible(id):
-        return f"the id {id!a} holds a control character or is not valid Unicode"
-    return None
-
-
 class IdsSeen:
-    """Refuses ids that repeat, or differ from an earlier one only in how Unicode spells them (NFC against NFD)."""
+    """Refuses what cannot be an id, repeats one, or differs from one only in how Unicode spells it (NFC, NFD)."""
 
     def __init__(self) -> None:
         self._spelling: dict[str, str] = {}
 
     def fault(self, id: str) -> str | None:
-        """Why this id cannot follow the earlier ones, or None, and then it is remembered."""
+        """Why this cannot be the next utterance's id, or None, and then it is remembered."""
+        if not id.strip():
+            return "the id is empty"
+        if len(id) > LONGEST_ID:
+            return f"the id {id[:20]!a}… has {len(id)} characters, more than {LONGEST_ID}"
+        if invisible(id):
+            return f"the id {id!a} holds a control character or is not valid Unicode"
         earlier = self._spelling.get(key := unicodedata.normalize("NFC", id))
         if earlier is None:
             self._spelling[key] = id

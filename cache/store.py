@@ -84,7 +84,7 @@ class Store:
         """As `manifest`, and for "a+b" that of several corpora, in alphabetical order whatever the order asked."""
         names = sorted({*(corpora or "").split("+")})
         if len(names) == 1:
-            return self.manifest(corpora, digests)
+            return self.manifest(corpora and names[0], digests)
         known = digests.split("+") if digests else [None] * len(names)
         return Manifest.joined([self.manifest(*pair) for pair in zip(names, known, strict=False)])
 
@@ -147,7 +147,7 @@ class Store:
             chosen = sorted({one for one in past if one.startswith(digest)})
         if len(chosen) != 1:
             which = "no manifest before its latest" if digest is None else f"{len(chosen)} manifests {digest!r}"
-            raise WrongUse(f"{self.path}: corpus {corpus} has {which}; `ser cache rollback --list` names them")
+            raise WrongUse(f"{self.path}: corpus {corpus} has {which}; `ser cache rollback {corpus} --list` names them")
         manifest = self.manifest(corpus, chosen[0])
         self._make_latest(folder, manifest, "cache rollback")
         return manifest

@@ -20,7 +20,8 @@ from ser.errors import StoreError, WrongUse, unknown
 from .atomic_io import explain_disk_errors, read_named, sync_folder, sync_tree, write_file
 from .feature import Feature
 from .foreign import Arrays, index_of, read_arrays
-from .manifest import Manifest
+from .maintain import corpora_of, latest_manifests
+from .manifest import Manifest, check_name
 from .part import Packed, PartRows
 from .spec import Level, Modality, Spec, canonical_json
 from .store import Store, open_store
@@ -79,7 +80,7 @@ def import_feature(
     is refused, unless it may `replace` that.
     Raises `StoreError` or `WrongUse` if shapes, ids or values are not what they should be; then nothing is published.
     """
-    if not replace and manifest.corpus in store.corpora():
+    if check_name("corpus", manifest.corpus) in store.corpora() and not replace:
         latest = store.manifest(manifest.corpus)
         if not latest.same(manifest):  # what was computed for the other might be superseded, and labels change
             raise WrongUse(
@@ -249,18 +250,19 @@ def copy(feature: Feature, target: Store, backend: str) -> list[str]:
     """Copy all parts of a feature into another store, in this backend.
 
     Bit for bit, rows that no manifest asks for and quarantined utterances included; the fingerprint stays. Returns the
-    names of the parts that were not there yet. Manifests are copied too where the target lacks them. Raises `WrongUse`
-    if the target is the feature's own store.
+    names of the parts that were not there yet. The manifests of all corpora that have rows of it, their own or their
+    parent's, are copied too where the target lacks them. Raises `WrongUse` if the target is the feature's own store.
     """
     if target.path.resolve() == feature.store.resolve():
         raise WrongUse(f"{target.path}: is the store that {feature.spec.name} is in; name another folder")
     source = open_store(feature.store)
     copied = []
     made = target.add(feature.spec)
+    for corpus in corpora_of(feature, latest_manifests(source)):
+        if corpus in source.corpora() and corpus not in target.corpora():
+            target.put_manifest(source.manifest(corpus), command="cache export")
     for part in feature.parts():
         record = part.record
-        if record.corpus in source.corpora() and record.corpus not in target.corpora():
-            target.put_manifest(source.manifest(record.corpus), command="cache export")
         packed = feature.gather([(part, i) for i in range(len(record.ids))], list(record.ids))
         rows = PartRows.from_packed(record.corpus, record.inputs, packed, record.quarantined)
         copied.append(made.publish(rows, backend, record.written_by))

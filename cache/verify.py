@@ -37,7 +37,6 @@ class Checked:
 
     path: str  # relative to the store
     bytes: int
-    seconds: float  # several are checked at once: these may add up to more than the clock shows
     remaining: int  # things still to check
     problem: str | None = None
     repaired: str | None = None  # what was done about it: `ser features` computes it again
@@ -61,7 +60,7 @@ def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[
     def check(thing: tuple[Path, Check]) -> tuple[Checked, str | None]:
         stamp = _stamp(store, thing[0]) if thing[1] is _part else None  # first: a change meanwhile gives another
         if stamp in good:
-            return Checked(str(thing[0].relative_to(store.path)), 0, 0.0, 0, skipped=True), None
+            return Checked(str(thing[0].relative_to(store.path)), 0, 0, skipped=True), None
         return _checked(store, *thing, repair), stamp
 
     pool = ThreadPoolExecutor(min(8, usable_cores()))
@@ -131,7 +130,6 @@ def _things(store: Store) -> list[tuple[Path, Check]]:
 
 
 def _checked(store: Store, path: Path, check: Check, repair: bool) -> Checked:
-    start = time.perf_counter()
     size, note, problem, repaired = 0, None, None, None
     try:
         size, note = check(store, path)
@@ -142,8 +140,7 @@ def _checked(store: Store, path: Path, check: Check, repair: bool) -> Checked:
             repaired = _repair(store, path)
     except OSError as error:
         problem = f"{path}: cannot be read ({error.strerror or error})"
-    seconds = time.perf_counter() - start
-    return Checked(str(path.relative_to(store.path)), size, seconds, 0, problem, repaired, note)
+    return Checked(str(path.relative_to(store.path)), size, 0, problem, repaired, note)
 
 
 def _repair(store: Store, path: Path) -> str | None:
@@ -200,12 +197,8 @@ def _part(store: Store, path: Path) -> tuple[int, str | None]:
     with contextlib.suppress(SerError):  # that the spec is bad stands in its own record
         spec = Feature(store.path, folder).spec
     part = check_part(path, folder.name, spec)
-    note = (
-        f"holds files that are not of the part, and are never read: {', '.join(map(ascii, part.stray[:3]))}"
-        if part.stray
-        else None
-    )
-    return part.bytes, note
+    stray = ", ".join(map(ascii, part.stray[:3]))
+    return part.bytes, f"holds files that are not of the part, and are never read: {stray}" if stray else None
 
 
 def _foreign(store: Store, path: Path) -> tuple[int, str | None]:

@@ -8,7 +8,7 @@ import click
 from ser.extract.options import ExtractionConfig
 
 from .options import FILE, config_options, json_option
-from .output import answer
+from .output import answer, next_step
 
 
 @click.group()
@@ -29,7 +29,8 @@ def demo(folder: Path) -> None:
     from ser.extract.corpora.demo import write_demo
 
     write_demo(folder)
-    answer(f"wrote the synthetic demo corpus to {folder}; next: ser corpus show {folder}")
+    answer(f"wrote the synthetic demo corpus to {folder}")
+    next_step("corpus", "show", folder)
 
 
 @corpus.command()
@@ -55,7 +56,10 @@ def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> N
         lines += [f"problem      {problem}" for problem in scan.problems]
         lines += [f"{len(scan.problems)} problems", *(f"differs from the release: {line}" for line in differs)]
         answer("\n".join(lines))
-    ctx.exit(1 if differs or facts["problems"] else 0)
+    if differs or facts["problems"]:
+        ctx.exit(1)
+    if not as_json:
+        next_step("features", path, *(["--format", format] if format else []))
 
 
 def _words(value: Any) -> str:

@@ -9,7 +9,7 @@ from ser.errors import SerError
 from ser.extract.options import ExtractionConfig
 
 from .options import FILE, config_options, json_option
-from .output import StageBars, answer, duration, say
+from .output import StageBars, answer, duration, next_step, say
 
 if TYPE_CHECKING:
     from ser.extract.corpora.scan import Scan
@@ -62,6 +62,8 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
                 answer(rows, ["feature", *COLUMNS[:-1], "s"])
             for line in _notes(summary):
                 say(line, err=as_json)
+            if planned.features and not (as_json or planned.unavailable):
+                next_step("train", *_training(planned))
             whole = whole and summary.whole
     if planned.unavailable:
         raise SerError("; ".join(f"{feature} is left out: {fault}" for feature, fault in planned.unavailable.items()))
@@ -92,6 +94,23 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
     for problem in scan.unusable("text").values():
         say(f"left out: {problem}", err=True)
     return scan
+
+
+def _training(plan: "ExtractionPlan") -> list[object]:
+    """Options of `ser train` that fit what was extracted: the first feature of each modality, and a model of both."""
+    first = {one.resolved.spec.modality: one.resolved.spec for one in reversed(plan.features)}
+    chosen = [first[modality] for modality in ("audio", "text") if modality in first]
+    both = "mit" if chosen[0].level == "frame" else "lgf-add"
+    sessions = set(plan.manifest.column("session"))
+    protocol = "official" if "train" in sessions else "speaker-out" if sessions == {None} else None
+    options = {
+        "--features": "+".join(spec.name for spec in chosen),
+        "--fusion": both if len(chosen) > 1 else chosen[0].modality,
+        "--corpus": plan.manifest.corpus,
+        "--store": plan.config.store,
+        **({"--protocol": protocol} if protocol else {}),
+    }
+    return [word for option in options.items() for word in option]
 
 
 def _ahead(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Progress is a bar on a terminal, and one line a minute elsewhere.
 
 import io
 import json
+import shlex
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -39,6 +40,11 @@ def answer(value: Any, columns: Sequence[str] = (), **style: Any) -> None:
         finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
         value = json.dumps(finite, ensure_ascii=False)
     say(value)
+
+
+def next_step(*words: object) -> None:
+    """Say which command comes next, on standard error: it is no part of the answer."""
+    say(f"next: {shlex.join(['ser', *map(str, words)])}", err=True)
 
 
 def open_page(page: Path, asked: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from .options import FILE, open_option
-from .output import answer, open_page
+from .output import answer, next_step, open_page
 
 
 @click.command()
@@ -49,3 +49,5 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, open_: bool,
         answer(f"wrote {path}")
     if html is not None:
         open_page(html, open_)
+    elif not wanted:
+        next_step("report", *runs, "--html", "report.html", "--open")

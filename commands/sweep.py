@@ -9,7 +9,7 @@ from ser.extract.options import ExtractionConfig
 from ser.train.options import Experiment
 
 from .options import COUNT, config_options, json_option
-from .output import answer, duration, progress, safe, say
+from .output import answer, duration, next_step, progress, safe, say
 
 # Of the cells: the recipe says the rest.
 OPTIONS = [field.name for field in fields(Experiment) if field.metadata and field.name not in ("features", "fusion")]
@@ -110,6 +110,8 @@ def sweep(
         answer({"recipe": planned.recipe.name, "rows": rows})
     else:
         answer(recipe_table(planned.recipe, planned.runs))
+        if planned.tasks:
+            next_step("report", planned.tasks[0].experiment.out, "--html", "report.html", "--paired")
     ctx.exit(1 if failed else 0)
 
 

@@ -9,7 +9,7 @@ from click.core import ParameterSource
 from ser.train.options import Experiment
 
 from .options import config_options, json_option
-from .output import answer, duration, progress, safe, say
+from .output import answer, duration, next_step, progress, safe, say
 
 if TYPE_CHECKING:
     from ser.train.report.cell_scores import CellScores
@@ -100,6 +100,7 @@ def train(
     else:
         shown = ", ".join(str(run.path) for run in runs[:3])
         answer(f"{summary_text(scores)}\nruns: {shown}{', …' if len(runs) > 3 else ''}")
+        next_step("report", experiment.out, "--html", "report.html")
 
 
 def summary_text(cell: "CellScores") -> str:

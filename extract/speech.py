@@ -156,6 +156,7 @@ class SpeechExtractor(Encoder):
     def open(self) -> None:
         """Load the model, and let its norms and convolutions see each row's own frames alone."""
         super().open()
+        self.model.adapter = None  # of some models fine-tuned for ASR, beyond the encoder: other frames, of 160 ms
         self.kernels, self.strides = tuple(self.model.config.conv_kernel), tuple(self.model.config.conv_stride)
         self.frame = self.stride = math.prod(self.strides)  # samples between frames
         self.field = 1 + sum((k - 1) * math.prod(self.strides[:i]) for i, k in enumerate(self.kernels))  # samples

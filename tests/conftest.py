@@ -17,6 +17,7 @@ import pytest
 HEAVY_FILES = (
     "test_benchmarks",
     "test_cluster",
+    "test_corpora_counts",
     "test_engines",
     "test_faulty_fs",
     "test_features_disk",
@@ -27,14 +28,13 @@ HEAVY_FILES = (
 HEAVY_TESTS = {
     "test_a_cell_that_stands_in_three_recipes_trains_once",
     "test_a_command_runs_through_few_files",
-    "test_another_seed_is_another_corpus",
     "test_published_feature_files_are_trained_on",
     "test_the_same_bytes_each_time",
     "test_the_time_is_estimated_from_the_corpus_itself",
     "test_wheel_alone_runs",
 }
-HEAVY_FIXTURES = {"browser", "demo_store", "newcomer", "processes", "release"}
-PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "start_fork_server"}
+HEAVY_FIXTURES = {"browser", "demo_store", "newcomer", "processes"}
+PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "start_fork_server", "workers"}
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +43,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ser.tests.tiny_store import make_store
 
     return make_store(tmp_path_factory.mktemp("tiny")).path
+
+
+@pytest.fixture(scope="session")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus, checkpoints, features and runs, not to be written to; see tests/newcomer.py."""
+    from ser.tests.newcomer import make_newcomer, once
+
+    return once(tmp_path_factory, "newcomer", make_newcomer)
+
+
+@pytest.fixture(scope="session")
+def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The features of every recipe, beside their corpus and checkpoints, not to be written to."""
+    from ser.tests.newcomer import make_recipes_store, once
+
+    return once(tmp_path_factory, "demo", make_recipes_store) / "features"
 
 
 # A shell lets what it runs in the background ignore Ctrl-C, and so would every process that the tests start.
@@ -60,12 +76,13 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 
 def starts_processes(function: Callable[..., Any], seen: set[str]) -> bool:
-    """Whether a test, or a function of its own module that it calls, names one of `PROCESSES`."""
+    """Whether a test, or a function of its own module that it calls, names one of `PROCESSES`, if only as a keyword."""
     seen.add(function.__name__)
     names, codes = set(), [function.__code__]
     while codes:
         code = codes.pop()
-        names |= set(code.co_names)
+        keywords = [name for constant in code.co_consts if isinstance(constant, tuple) for name in constant]
+        names |= {*code.co_names, *code.co_varnames, *keywords}
         codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
     called = [one for name in names - seen if inspect.isfunction(one := function.__globals__.get(name))]
     own = [one for one in called if one.__module__ == function.__module__]

@@ -1,19 +1,22 @@
 """What a newcomer has after the quick start, in small: a demo corpus of one dialogue a session, random checkpoints, a
-store and trained runs. Made once per test session, shared by its processes, and copied where a test writes.
+store and trained runs. The fixtures are in conftest.py; made once per test session and shared by its processes.
 """
 
+import fcntl
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ser.extract.corpora.demo import demo_vocabulary, write_demo
 from ser.extract.run import ExtractionConfig, extract, plan
-from ser.tests.demo_store import once
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.run_folder import Run, find_runs
 from ser.weights.demo import write_demo_checkpoints
 
+FEATURES = ["hubert", "hubert:layers=all", "hubert:layers=all,pool=mean", "mpnet", "bert", "logmel"]
 SMALL = ("d_model=16", "heads=2", "queries=3", "lr=1e-3")
 RUNS = {
     "mit": Experiment("hubert+mpnet", "mit", set=SMALL),
@@ -24,24 +27,20 @@ RUNS = {
     "icon": Experiment("logmel+bert", "icon", set=SMALL[:1]),
     "text": Experiment("mpnet", "text", also_set=SMALL),
     "superb": Experiment("hubert:layers=all,pool=mean+logmel", "superb"),
-    "layers": Experiment("hubert:layers=1-2", "audio", set=SMALL[:2]),
+    "layers": Experiment("hubert:layers=1-2,hop=0.1", "audio", set=SMALL[:2]),
     "finetuned": Experiment("bert", "bert", set=("finetune_layers=all", "lr=1e-3")),
 }
+# What the recipes name beside `FEATURES`.
+OF_RECIPES = ["bert-cased", "is13", "logmel:sampling_rate=22050", "mfcc:sampling_rate=22050"]
+OF_RECIPES += [f"logmel:sampling_rate=22050,view={view}-1" for view in ("noise", "pitch", "stretch", "shift")]
 
 
-def make(folder: Path) -> None:
-    """Write `corpus`, `checkpoints`, `features` and `runs` under `folder`."""
+def write_inputs(folder: Path) -> dict[str, str]:
+    """Write `corpus` and `checkpoints` under `folder`. Returns the folder of each encoder."""
     write_demo(folder / "corpus")
     shrink(folder / "corpus")
-    models = {
-        name: str(path) for name, path in write_demo_checkpoints(folder / "checkpoints", demo_vocabulary()).items()
-    }
-    names = "hubert,hubert:layers=all,hubert:layers=all,pool=mean,mpnet,bert,logmel"
-    request = ExtractionConfig(folder / "corpus", names, store=folder / "features", models=models)
-    extract(plan(request))
-    for name, experiment in RUNS.items():
-        options = {"store": folder / "features", "out": folder / "runs" / name, "folds": 1, "epochs": 2}
-        run_experiment(Experiment(**{**vars(experiment), **options}))
+    checkpoints = write_demo_checkpoints(folder / "checkpoints", demo_vocabulary())
+    return {name: str(path) for name, path in checkpoints.items()}
 
 
 def shrink(corpus: Path) -> None:
@@ -55,13 +54,38 @@ def shrink(corpus: Path) -> None:
                     path.unlink()
 
 
+def make_newcomer(folder: Path) -> None:
+    """Write `corpus`, `checkpoints`, `features` and `runs` under `folder`."""
+    models = write_inputs(folder)
+    extract(plan(ExtractionConfig(folder / "corpus", FEATURES, store=folder / "features", models=models)))
+    for name, experiment in RUNS.items():
+        options = {"store": folder / "features", "out": folder / "runs" / name, "folds": 1, "epochs": 2}
+        run_experiment(Experiment(**{**vars(experiment), **options}))
+
+
+def make_recipes_store(folder: Path) -> None:
+    """Write `corpus`, `checkpoints`, and `features` that have all that the recipes name under `folder`."""
+    models = write_inputs(folder)
+    models["bert-cased"] = models["bert"]
+    names = [*FEATURES, *OF_RECIPES]
+    extract(plan(ExtractionConfig(folder / "corpus", names, store=folder / "features", models=models)))
+
+
 def run_of(folder: Path, name: str) -> Run:
     """One of `RUNS`."""
     [run] = find_runs(folder / "runs" / name)
     return run
 
 
-@pytest.fixture(scope="session")
-def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder, not to be written to."""
-    return once(tmp_path_factory, "newcomer", make)
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that `make` fills, whichever process of the test session comes first."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent  # the processes' own folders lie in it
+    folder = shared / name
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            make(folder)
+            (folder / "done").touch()
+    return folder

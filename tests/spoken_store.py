@@ -3,8 +3,6 @@
 The middle seconds of the audio and one word of the text carry the emotion, so that there is something to see.
 """
 
-import hashlib
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import numpy as np
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
 from ser.cache.store import PartRows, Store
-from ser.tests.tiny_store import NAMES, new_store
+from ser.tests.tiny_store import NAMES, base_rows, new_store
 
 LABELS = ("ang", "hap", "neu", "sad", "neu", "exc")
 POINT = {"ang": 0, "hap": 1, "exc": 1, "neu": 2, "sad": 3}
@@ -32,19 +30,15 @@ def spoken_manifest(turns: int = 12) -> Manifest:
     """Five sessions of two dialogues, improvised and scripted."""
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
-    for session, dialogue, turn in itertools.product("12345", ("impro01", "script01_1"), range(turns)):
-        name, gender = f"Ses0{session}F_{dialogue}", "FM"[turn % 2]
-        label = LABELS[(turn + int(session)) % len(LABELS)]
-        utterance = f"{name}_{gender}{turn // 2:03d}"
+    for row in base_rows(("impro01", "script01_1"), turns):
+        session, turn = int(row["session"]), row["turn"]
+        label = LABELS[(turn + session) % len(LABELS)]
         words = rng.choice(PLAIN, int(rng.integers(3, 10))).tolist()
         words[len(words) // 2] = WORDS[label]
-        text = " ".join(words) if turn % 2 else EVIL[(int(session) + turn // 2) % len(EVIL)]
+        row["text"] = " ".join(words) if turn % 2 else EVIL[(session + turn // 2) % len(EVIL)]
         sure = int(rng.integers(1, 4))
         votes = [[NAMES[label]]] * sure + [["Frustration"], ["Neutral"]][: 3 - sure]
-        row = {"id": utterance, "audio": f"{utterance}.wav", "text": text, "label": label, "votes": votes}
-        row |= {"session": session, "dialogue": name, "turn": turn, "speaker": f"{session}{gender}"}
-        row |= {"audio_sha256": hashlib.sha256(utterance.encode()).hexdigest(), "gender": gender}
-        rows.append({**row, "duration": round(float(rng.uniform(0.7, 5.0)), 2)})
+        rows.append({**row, "label": label, "votes": votes, "duration": round(float(rng.uniform(0.7, 5.0)), 2)})
     return Manifest.from_rows("spoken", rows, synthetic=True)
 
 

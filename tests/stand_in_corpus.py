@@ -2,7 +2,7 @@
 
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,21 @@ from ser.extract.run import ExtractionConfig, Summary, extract, plan
 DRIVER = "import sys, ser.tests.stand_in; from ser.cli import main; main(sys.argv[1:])"  # `ser` that knows it
 
 
-def write_corpus(folder: Path, texts: list[str]) -> Path:
-    """0.6 to 1 s of noise for each transcript."""
-    folder.mkdir()
+def write_corpus(folder: Path, texts: Sequence[str | None], seconds: Sequence[float] = ()) -> Path:
+    """So many seconds of noise for each transcript, or else 0.6 to 1 s."""
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
+    for number in range(len(texts)):
+        length = seconds[number] if seconds else 1 - 0.04 * (number % 10)
+        sf.write(folder / f"{number}.wav", rng.normal(0, 0.1, round(16000 * length)), 16000)
+    return write_table(folder, texts)
+
+
+def write_table(folder: Path, texts: Sequence[str | None]) -> Path:
+    """Utterances u000, u001 … of 0.wav, 1.wav …"""
+    rows = [[f"u{number:03d}", f"{number}.wav", text] for number, text in enumerate(texts)]
     with (folder / "corpus.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "audio", "text"])
-        for number, text in enumerate(texts):
-            sf.write(folder / f"{number}.wav", rng.normal(0, 0.1, 16000 - 640 * (number % 10)), 16000)
-            writer.writerow([f"u{number:03d}", f"{number}.wav", text])
+        csv.writer(file).writerows([["id", "audio", "text"], *rows])
     return folder / "corpus.csv"
 
 

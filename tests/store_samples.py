@@ -1,7 +1,15 @@
-"""Small stores for tests, the same each time, and the values that they must give back."""
+"""Small stores for tests, the same each time, and the values that they must give back.
+
+    python -m ser.tests.store_samples STORE BACKEND [PART_ROWS] [PAUSE]
+
+is a writer to be killed: it publishes the parts of a small feature, one after the other, until all are there, and
+prints the name of each. Exits 3 with one sentence if the store says that it failed.
+"""
 
 import hashlib
 import json
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +19,10 @@ import numpy.typing as npt
 
 from ser.cache.spec import checksummed_json
 from ser.cache.store import Feature, Manifest, PartRows, Spec, Store, open_store
+from ser.errors import SerError
 
 Arrays = dict[str, npt.NDArray[Any]]
+COUNT = 24  # utterances that the writer writes
 
 
 def manifest_of(count: int, corpus: str = "toy", prefix: str = "u") -> Manifest:
@@ -100,3 +110,21 @@ def rewrite_record(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     del record["sha256"]
     change(record)
     path.write_bytes(checksummed_json(record))
+
+
+def write(path: str, backend: str, per_part: str = "2", pause: str = "0") -> None:
+    """As the writer: publish what is missing."""
+    store, manifest = open_store(Path(path), create=True), manifest_of(COUNT)
+    store.put_manifest(manifest)
+    feature = store.add(spec_of("token", dim=16))
+    for name in publish_missing(feature, manifest, values_of(manifest, feature.spec), backend, int(per_part)):
+        print(name, flush=True)
+        time.sleep(float(pause))
+
+
+if __name__ == "__main__":
+    try:
+        write(*sys.argv[1:])
+    except SerError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(3) from error

@@ -13,12 +13,9 @@ from ser.benchmarks import costs, papers, statistics
 from ser.benchmarks.__main__ import main, report
 from ser.benchmarks.demo import difference
 from ser.benchmarks.gpu import msmser, parity, perspective
-from ser.tests.demo_store import demo_store
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.fit import fit
 from ser.train.recipe import read_recipe, recipe_names
-
-__all__ = ["demo_store"]  # a fixture
 
 
 def test_the_interval_of_a_paired_difference() -> None:

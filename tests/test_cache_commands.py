@@ -7,18 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from click.testing import CliRunner, Result
 
 from ser.cache.part import Quarantine
 from ser.cache.store import Manifest, open_store
-from ser.cli import main
 from ser.commands.output import answer
 from ser.errors import StoreError
+from ser.tests.command_line import ser
 from ser.tests.store_samples import fill, manifest_of, part_rows, rewrite_record, sample_store, spec_of, values_of
-
-
-def ser(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
 
 
 def told(*words: object) -> str:
@@ -85,18 +80,30 @@ def test_a_table_does_not_take_the_place_of_a_corpus(tmp_path: Path) -> None:
     assert store.manifest().digest == manifest.digest and feature.complete(store.manifest())
     assert "2 manifests ''" in ser("cache", "rollback", "toy", "", "--store", tmp_path / "s").stderr
     assert "10 rows of 10" in told(*command, "--manifest", tmp_path / "t.csv", "--corpus-name", "other")
+    unnamed = ser(*command[:-1], tmp_path / "new", "--manifest", (tmp_path / "t.csv").rename(tmp_path / "a b.csv"))
+    assert unnamed.exit_code == 2 and "a corpus cannot be called 'a b'" in unnamed.stderr
+    assert open_store(tmp_path / "new").features() == [], "what is refused is not begun"
 
 
-def test_a_list_says_what_is_quarantined(tmp_path: Path) -> None:
-    store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr")
+def test_a_list_says_what_is_there(tmp_path: Path) -> None:
+    made = {"provenance": {"model": "facebook/x"}, "checkpoint": {"random": True}}
+    store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr", **made)
     grown = manifest_of(11)
     store.put_manifest(grown)
-    assert "incomplete" in told("cache", "list", "--store", tmp_path / "s")
+    store.add(spec_of(feature="begun"))
+    begun, frames = json.loads(told("cache", "list", "--store", tmp_path / "s", "--json"))
+    assert (begun["feature"], begun["corpus"], begun["rows"], begun["complete"]) == ("begun", None, 0, False)
+    assert (frames["rows"], frames["of"], frames["complete"], frames["model"]) == (10, 11, False, "facebook/x")
+    assert frames["random_weights"] and frames["backends"] == ["zarr"] and frames["superseded"] == 0
+    info = json.loads(told("cache", "info", "frames", "--store", tmp_path / "s", "--json"))
+    assert info["provenance"] == {"model": "facebook/x"} and info["corpora"]["toy"]["rows"] == 10
+    assert info["corpora"]["toy"]["vectors"] == sum(len(array) for array in arrays.values())
+    assert frames["problem"] is None and begun["problem"] is None
     bad = part_rows(manifest, feature.spec, arrays, [])
     bad.quarantined = [Quarantine(grown.ids[10], grown.inputs("audio")[10], "x.wav", "truncated")]
     feature.publish(bad, "zarr", {})
-    said = told("cache", "list", "--store", tmp_path / "s")
-    assert "10 of 11" in said and "complete, 1 quarantined" in said and "incomplete" not in said
+    [*_, first, said] = told("cache", "list", "--store", tmp_path / "s").splitlines()
+    assert "incomplete" in first and "10 of 11" in said and " complete, 1 quarantined" in said
 
 
 def test_verify_names_the_bad_and_repair_drops_it(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A part appears whole or not at all: killed writers, failing system calls, a full disk, races."""
 
+import itertools
 import os
 import random
 import re
@@ -23,11 +24,10 @@ from ser.cache.blocks import Block
 from ser.cache.store import Feature, PartRows, open_store
 from ser.cache.verify import verify
 from ser.errors import StoreError
-from ser.tests.store_samples import check_whole, manifest_of, part_rows, sample_store, spec_of, values_of
-from ser.tests.store_writer import COUNT
+from ser.tests.store_samples import COUNT, check_whole, manifest_of, part_rows, sample_store, spec_of, values_of
 
 BACKENDS = ["zarr", "hdf5"]
-WRITER = [sys.executable, "-m", "ser.tests.store_writer"]
+WRITER = [sys.executable, "-m", "ser.tests.store_samples"]
 MANIFEST = manifest_of(COUNT)
 SPEC = spec_of("token", dim=16)
 ARRAYS = values_of(MANIFEST, SPEC)
@@ -69,9 +69,12 @@ def check_finished(path: Path) -> None:
     assert not list((path / "tmp").iterdir())
 
 
-def kill_and_resume(path: Path, backend: str, kills: int, dice: random.Random) -> int:
-    """Kill writers at random moments, resuming each time. Returns how many kills came after a part was published."""
-    after_parts = 0
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kills", [3, pytest.param(110, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_killed_writers(tmp_path: Path, backend: str, kills: int) -> None:
+    """Killed at random moments, and resumed each time."""
+    path, dice, after_parts = tmp_path / "s", random.Random(backend), 0
     for _ in range(kills):
         if (path / "tokens").exists():
             feature = open_store(path)["tokens"]
@@ -92,14 +95,6 @@ def kill_and_resume(path: Path, backend: str, kills: int, dice: random.Random) -
     done = run_writer(path, backend, "1")
     assert done.returncode == 0, done.stderr
     check_finished(path)
-    return after_parts
-
-
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kills", [3, pytest.param(110, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_killed_writers(tmp_path: Path, backend: str, kills: int) -> None:
-    after_parts = kill_and_resume(tmp_path / "s", backend, kills, random.Random(backend))
     assert kills < 100 or after_parts > kills / 2
 
 
@@ -129,8 +124,14 @@ def calls_in_the_store(path: Path, backend: str, call: str) -> list[int]:
     return [number for number, line in enumerate(lines, 1) if str(path) in line]
 
 
-def inject(tmp_path: Path, backend: str, call: str, most: int) -> int:
-    """Make occurrences of one call fail, one per run and with each fault. Returns how many were made to fail."""
+EVERY_CALL = [pytest.param(*one, 12, marks=pytest.mark.slow) for one in itertools.product(BACKENDS, CALLS)]
+
+
+@needs_strace
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("backend", "call", "most"), [("zarr", "fsync", 1), ("hdf5", "rename", 1), *EVERY_CALL])
+def test_a_failing_system_call(tmp_path: Path, backend: str, call: str, most: int) -> None:
+    """Occurrences of one call fail, one per run and with each fault."""
     path = tmp_path / "s"
     numbers = calls_in_the_store(path, backend, call)
     shutil.rmtree(path)
@@ -151,22 +152,7 @@ def inject(tmp_path: Path, backend: str, call: str, most: int) -> int:
         assert clean.returncode == 0, (call, number, fault, clean.stderr)
         check_finished(path)
         shutil.rmtree(path)
-    return failed
-
-
-@needs_strace
-@pytest.mark.parametrize(("backend", "call"), [("zarr", "fsync"), ("hdf5", "rename")])
-def test_a_failing_system_call(tmp_path: Path, backend: str, call: str) -> None:
-    assert inject(tmp_path, backend, call, 1) >= 1
-
-
-@needs_strace
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_every_system_call_fails_once(tmp_path: Path, backend: str, call: str) -> None:
-    assert inject(tmp_path, backend, call, 12) >= 1
+    assert failed >= 1
 
 
 SLOW_RACES = [["zarr"] * 3, ["hdf5"] * 3, ["zarr", "hdf5", "zarr"]]

@@ -12,7 +12,7 @@ import crc32c
 import numpy as np
 import pytest
 
-from ser.cache.maintain import feature_info, list_features, remove_superseded
+from ser.cache.maintain import list_features, remove_superseded
 from ser.cache.part import publish
 from ser.cache.store import Manifest, Quarantine, open_store
 from ser.cache.transfer import copy
@@ -153,22 +153,6 @@ def test_verify_is_taken_up_where_it_stopped(tmp_path: Path, backend: str) -> No
     lines = [line.split(" ") for line in journal.read_text().splitlines()]
     journal.write_text("".join(f"{int(when) - 24 * 3600} {stamp}\n" for when, stamp in lines) + "cut sh")
     assert skipped() == []  # what was good long ago may be bad now
-
-
-def test_listing(tmp_path: Path) -> None:
-    store, feature, _manifest, arrays = sample_store(
-        tmp_path / "s", "zarr", provenance={"model": "facebook/x"}, checkpoint={"random": True}
-    )
-    grown = Manifest("toy", manifest_of(12).table)
-    store.put_manifest(grown)
-    store.add(spec_of(feature="begun"))
-    begun, frames = list_features(store)
-    assert (begun.feature, begun.corpus, begun.rows, begun.complete) == ("begun", None, 0, False)
-    assert (frames.rows, frames.of, frames.complete, frames.model) == (10, 12, False, "facebook/x")
-    assert frames.random_weights and frames.backends == ("zarr",) and frames.superseded == 0
-    info = feature_info(store, feature)
-    assert info["provenance"] == {"model": "facebook/x"} and info["corpora"]["toy"]["rows"] == 10
-    assert info["corpora"]["toy"]["vectors"] == sum(len(array) for array in arrays.values())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

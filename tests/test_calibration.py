@@ -15,7 +15,7 @@ from ser.cli import main
 from ser.commands.train import summary_text
 from ser.errors import CorruptStore
 from ser.predict import Predictor, Turn
-from ser.tests.newcomer import newcomer, run_of
+from ser.tests.newcomer import run_of
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.report.calibration import calibration_table
 from ser.train.report.cell_scores import CellScores
@@ -23,7 +23,6 @@ from ser.train.report.cells import group_runs
 from ser.train.run_folder import RESULT, Run
 from ser.train.scores import conformal_threshold, ece, fit_temperature, reliability, tempered
 
-__all__ = ["newcomer"]  # a fixture
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 
 
@@ -109,6 +108,8 @@ def test_what_is_below_the_threshold_is_no_answer(newcomer: Path, tmp_path: Path
     assert [one.abstained for one in answer.predictions] == [p < middle for p in sure]
     (covered, *_), right = CellScores([run]).abstaining(middle)
     assert right is None or f"answered {covered:.1f} %, and {right[0]:.1f} %" in " ".join(answer.notes)
+    wrong = CliRunner().invoke(main, ["predict", str(run.path), "--text", "hello there", "--abstain-below", "nan"])
+    assert wrong.exit_code == 2 and "must be a probability" in wrong.output
     done = CliRunner().invoke(main, ["predict", str(run.path), "--text", "hello there", "--abstain-below", "1"])
     assert done.exit_code == 0 and "abstained" in done.stdout
     done = CliRunner().invoke(

@@ -17,16 +17,12 @@ NEAR, FAR = "tcp://127.0.0.1:8786", "tcp://10.0.0.1:8786"
 
 
 @pytest.mark.parametrize(
-    "address", ["tcp://127.0.0.1:8786", "tcp://127.1.2.3:1", "tcp://[::1]:8786", "tcp://localhost:8786", "tls://far:1"]
+    "address", ["127.0.0.1:8786", "tcp://127.1.2.3:1", "tcp://[::1]:8786", "tcp://localhost:8786", "tls://far:1"]
 )
 def test_this_machine_and_encrypted_ones(address: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert check_scheduler(address) == address and not caplog.records
-
-
-def test_without_a_scheme_it_is_tcp() -> None:
-    assert check_scheduler("127.0.0.1:8786") == "tcp://127.0.0.1:8786"
-    with pytest.raises(WrongUse, match="--insecure"):
-        check_scheduler("node17:8786")
+    """Without a scheme it is tcp."""
+    expected = address if "://" in address else f"tcp://{address}"
+    assert check_scheduler(address) == expected and not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -75,6 +71,7 @@ def test_a_cluster_of_its_own() -> None:
         ({"scheduler": "foo"}, "--scheduler foo: is not an address"),
         ({"scheduler": "local:0"}, "local:4"),
         ({"scheduler": "tcp://10.0.0.1:8786"}, "--insecure"),
+        ({"scheduler": "node17:8786"}, "--insecure"),
         ({"scheduler": "local:2", "workers": 4}, "--workers starts processes here.*give one"),
     ],
 )
@@ -97,15 +94,12 @@ def test_what_is_missing_is_named() -> None:
 
 
 @pytest.mark.parametrize("address", [NEAR, "tcp://[::1]:8786", "tcp://localhost:8786"])
-def test_a_worker_for_a_scheduler_here_listens_here(address: str) -> None:
+def test_a_worker_listens_no_wider_than_its_scheduler(address: str) -> None:
     """tests/dask_processes.py starts its own with these words, and looks where they listen."""
     command = f"dask worker {address} {' '.join(HERE)} --nthreads 1"
     assert no_worker(address, [], {}).endswith(f"start one by `{command}` and run again")
     resources = '--resources "GPU=1, CPU=8"'
     assert f"`{command} {resources}`" in no_worker(address, [], {"GPU": 1.0, "CPU": 8.0})
-
-
-def test_a_worker_for_another_scheduler() -> None:
     assert "--host ITS_ADDRESS --dashboard-address 127.0.0.1:0" in no_worker(FAR, [], {})
     assert "--tls-cert FILE" in no_worker("tls://far:8786", [], {}) and "--tls" not in no_worker(NEAR, [], {})
 

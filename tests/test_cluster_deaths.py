@@ -1,7 +1,6 @@
 """`--scheduler` with processes that die, freeze and wake: nothing lost, nothing twice, nothing wrong."""
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -27,6 +26,12 @@ from ser.tests.stand_in_corpus import DRIVER, contents, part_seconds, parts, run
 __all__ = ["processes"]  # a fixture
 MISSED_SOON = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s"}  # a worker that is silent; dask's own are 5 minutes
 pytest.importorskip("distributed")
+
+
+def ser_features(corpus: Path, store: Path, *options: object) -> list[str]:
+    """The command, in a process that knows the stand-in extractor."""
+    words = ["features", corpus, "--features", "standin", "--store", store, *options]
+    return [sys.executable, "-c", DRIVER, *map(str, words)]
 
 
 @contextlib.contextmanager
@@ -73,7 +78,7 @@ def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(processes: DaskProc
 
 
 def test_progress_is_what_the_store_holds(processes: DaskProcesses, tmp_path: Path) -> None:
-    """The command is killed, and run again while its worker still publishes; then two run at once on one store."""
+    """The command is killed, and run again while its worker still publishes."""
     texts = slow_texts(12, 0.2)
     texts[3] = texts[3].replace("0.2", "2.5")  # the second of the second part
     corpus = write_corpus(tmp_path / "corpus", texts)
@@ -81,14 +86,12 @@ def test_progress_is_what_the_store_holds(processes: DaskProcesses, tmp_path: Pa
     processes.environment["SER_STAND_IN_LOG"] = str(log)
     processes.scheduler()
     processes.worker("a")
-    words = ["features", corpus, "--features", "standin", "--store", far, "--scheduler", processes.address, "--json"]
-    words += ["--part-seconds", part_seconds(corpus, 2)]
-    command = [sys.executable, "-c", DRIVER, *map(str, words)]
+    options = ("--scheduler", processes.address, "--part-seconds", part_seconds(corpus, 2))
 
     def done() -> int:
         return log.read_text().count("computed") if log.exists() else 0
 
-    killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    killed = subprocess.Popen(ser_features(corpus, far, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: done() == 3)  # one part is there, and the worker is in the middle of the next
     killed.kill()
     killed.wait()
@@ -101,25 +104,7 @@ def test_progress_is_what_the_store_holds(processes: DaskProcesses, tmp_path: Pa
     assert seen == sorted(seen) and {total for _, total in seen} == {10} and seen[0][0] == 0 and seen[-1] == (10, 10)
     assert summary.features["standin"]["computed"] == 8, "two of the ten were published by what the dead one left"
     assert done() == 12, "nothing twice"
-
-    both = tmp_path / "both"
-    plain = write_corpus(tmp_path / "plain", slow_texts(12, 0.1))
-    words = {str(far): str(both), str(corpus): str(plain)}
-    other = subprocess.Popen(
-        [words.get(word, word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    seen.clear()
-    wait_for(lambda: parts(both))
-    mine = run(
-        *(plain, both, "standin", 2),
-        scheduler=processes.address,
-        on_progress=lambda stage, done, total: seen.append((done, total)),
-    )
-    told, errors = other.communicate(timeout=60)
-    assert other.returncode == 0, errors
-    assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] == seen[0][1]
-    assert mine.features["standin"]["computed"] + json.loads(told)["standin"]["computed"] == 12 and done() == 24
-    assert len(contents(both)) == 1 and len(contents(far)) == 1
+    assert len(contents(far)) == 1
 
 
 def test_the_scheduler_dies_and_the_command_runs_again(processes: DaskProcesses, tmp_path: Path) -> None:
@@ -149,9 +134,8 @@ def test_the_scheduler_dies_and_the_command_runs_again(processes: DaskProcesses,
 def test_what_kills_its_worker_is_found_and_named(tmp_path: Path) -> None:
     """The command itself, on two workers of its own, of which one utterance kills every one that touches it."""
     corpus = write_corpus(tmp_path / "corpus", ["one two three", "[kill] me"])
-    words = ["features", corpus, "--features", "standin", "--store", tmp_path / "store", "--scheduler", "local:2"]
     environment = {**os.environ, "SER_STAND_IN_LOG": str(tmp_path / "log")}
-    command = [sys.executable, "-c", DRIVER, *map(str, words), "--on-error", "skip"]
+    command = ser_features(corpus, tmp_path / "store", "--scheduler", "local:2", "--on-error", "skip")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     addresses: set[str] = set()
     while process.poll() is None:
@@ -171,17 +155,19 @@ def test_what_kills_its_worker_is_found_and_named(tmp_path: Path) -> None:
 
 
 def test_the_only_worker_with_a_resource_dies_and_comes_back(processes: DaskProcesses, tmp_path: Path) -> None:
-    """While its nanny starts it again nobody offers what the leases ask for: that is no wrong use."""
+    """While its nanny starts it again nobody offers what the leases ask for: that is no wrong use.
+
+    By default, what kills it stops the run, and stays out of the quarantine.
+    """
     corpus = write_corpus(tmp_path / "corpus", ["one two three", "[kill] me", "four five six"])
     processes.scheduler()
     processes.worker("only", "--resources", "GPU=1 CPU=8")
-    words = ["features", corpus, "--features", "standin", "--store", tmp_path / "store", "--on-error", "skip"]
-    command = [sys.executable, "-c", DRIVER, *map(str, words), "--scheduler", processes.address]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 3, done.stdout
-    assert "quarantined in standin: u001: the process that computes it dies, 2 times in a row" in done.stdout
+    with pytest.raises(ExtractionStopped, match="u001: the process that computes it dies, 2 times in a row"):
+        run(corpus, tmp_path / "store", scheduler=processes.address)
     store = open_store(tmp_path / "store")
-    assert store["standin"].rows(store.manifest()) == 2
+    assert store["standin"].quarantined(store.manifest()) == {} and store["standin"].rows(store.manifest()) == 2
+    summary = run(corpus, tmp_path / "store", scheduler=processes.address, on_error="skip")
+    assert summary.quarantined == {"standin": {"u001": "the process that computes it dies, 2 times in a row"}}
 
 
 def test_what_is_missing_is_waited_for_and_then_named(processes: DaskProcesses) -> None:
@@ -212,9 +198,8 @@ def test_what_is_missing_is_waited_for_and_then_named(processes: DaskProcesses) 
 def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path: Path) -> None:
     """A terminal tells every process of the group, also a worker that was started again; and people press it twice."""
     corpus = write_corpus(tmp_path / "corpus", slow_texts(40, 0.3))
-    words = ["features", corpus, "--features", "standin", "--store", tmp_path / "store", "--scheduler", "local:2"]
-    command = [sys.executable, "-c", DRIVER, *map(str, words), "--part-seconds", str(part_seconds(corpus, 2))]
-    pipe = subprocess.PIPE
+    options = ("--scheduler", "local:2", "--part-seconds", part_seconds(corpus, 2))
+    command, pipe = ser_features(corpus, tmp_path / "store", *options), subprocess.PIPE
     process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
     def workers() -> set[psutil.Process]:
@@ -236,19 +221,6 @@ def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path: Path) -> None:
     assert lines[-1] == "ser: interrupted; what was finished is kept, and the same command goes on from there"
     gone, alive = psutil.wait_procs(left, timeout=10)
     assert not alive and len(gone) > 2
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_by_default_what_kills_its_worker_stops_the_run(processes: DaskProcesses, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", [*slow_texts(8, 0), "five [kill] six", *slow_texts(3, 0.01)])
-    processes.scheduler()
-    processes.worker("a")
-    processes.worker("b")
-    with pytest.raises(ExtractionStopped, match="u008: the process that computes it dies, 2 times in a row"):
-        run(corpus, tmp_path / "store", scheduler=processes.address)
-    store = open_store(tmp_path / "store")
-    assert store["standin"].quarantined(store.manifest()) == {} and store["standin"].rows(store.manifest()) == 11
 
 
 @pytest.mark.slow

@@ -9,20 +9,12 @@ import venv
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from ser.cli import main
-from ser.tests.newcomer import newcomer
+from ser.tests.command_line import ser
 from ser.tests.test_docs import check_options
 from ser.train.run_folder import find_runs
 
-__all__ = ["newcomer"]  # a fixture
-
 ROOT = Path(__file__).parent.parent
-
-
-def ser(*words: str) -> Result:
-    return CliRunner().invoke(main, list(words))
 
 
 @pytest.fixture

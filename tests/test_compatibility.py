@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-from click.testing import CliRunner
 
-from ser.cli import main
 from ser.extract.corpora.demo import demo_vocabulary
+from ser.tests.command_line import ser
 from ser.weights.demo import write_demo_checkpoints
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -36,7 +35,7 @@ def test_runs_of_version_1_predict_what_they_did(name: str, noise: Path, tmp_pat
     if "text" in json.loads((run / "config.json").read_text())["features"]:
         checkpoints = write_demo_checkpoints(tmp_path / "checkpoints", demo_vocabulary())
         models = ["--model", f"bert={checkpoints['bert']}"]
-    done = CliRunner().invoke(main, ["predict", str(run), str(noise), "--json", *models])
+    done = ser("predict", run, noise, "--json", *models)
     assert done.exit_code == 0, done.output
     [found] = json.loads(done.stdout)["predictions"]
     assert found["probabilities"] == pytest.approx(PREDICTIONS[name], abs=1e-6)
@@ -44,7 +43,7 @@ def test_runs_of_version_1_predict_what_they_did(name: str, noise: Path, tmp_pat
 
 def test_runs_of_version_1_are_reported_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     page, runs = tmp_path / "report.html", shutil.copytree(FIXTURES / "runs-v1", tmp_path / "runs")
-    done = CliRunner().invoke(main, ["report", str(runs), "--html", str(page)])
+    done = ser("report", runs, "--html", page)
     assert done.exit_code == 0, done.output
     [told] = [record.getMessage() for record in caplog.records if record.name == "ser.train"]
     assert told.endswith("runs that an older ser wrote, without a seal: they are not checked")

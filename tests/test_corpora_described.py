@@ -10,12 +10,11 @@ from pathlib import Path
 import audformat
 import pytest
 import soundfile
-from click.testing import CliRunner
 
-from ser.cli import main
 from ser.errors import CorpusError, WrongUse
 from ser.extract.corpora.counts import differences
 from ser.extract.corpora.scan import Scan, read_corpus
+from ser.tests.command_line import ser
 from ser.tests.shared_data import emodb
 from ser.train.data.labels import apply_policy, get_policy
 from ser.train.data.splits import Cut, make_folds
@@ -104,7 +103,7 @@ def test_counts_that_are_not_met_and_files_that_are_left_out(tmp_path: Path) -> 
         "03-01-09-01-01-01-01.wav",
     ]
     tree(tmp_path, *names)
-    shown = CliRunner().invoke(main, ["corpus", "show", str(tmp_path), "--format", "ravdess"])
+    shown = ser("corpus", "show", tmp_path, "--format", "ravdess")
     assert shown.exit_code == 1
     for said in (
         "utterances: 1 here, 1440 in the release (-1439)",
@@ -273,17 +272,15 @@ label = "{emotion}"
 
 def test_a_layout_of_ones_own(tmp_path: Path) -> None:
     tree(tmp_path / "corpus", "anna-joy-1.flac", "sub/bob-rage-1.wav")
-    write(tmp_path / "mine.toml", MINE)
-    shown = CliRunner().invoke(
-        main, ["corpus", "show", str(tmp_path / "corpus"), "--format", str(tmp_path / "mine.toml")]
-    )
+    write(tmp_path / "mine.toml", MINE, "utf-8-sig")  # as some editors of Windows do
+    shown = ser("corpus", "show", tmp_path / "corpus", "--format", tmp_path / "mine.toml")
     assert shown.exit_code == 0 and "joy 1 · rage 1" in shown.output and "4class 1" in shown.output
     scan = read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
     assert (scan.manifest.corpus, scan.manifest.column("speaker")) == ("mine", ["anna", "bob"])
     assert apply_policy(get_policy("all", scan.manifest.column("label")), scan.manifest).classes == ("hap", "rage")
     (tmp_path / "corpus" / "sub" / "loop").symlink_to(tmp_path / "corpus")
     assert read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml")).manifest.ids == scan.manifest.ids
-    listed = CliRunner().invoke(main, ["corpus", "show", str(tmp_path), "--format", "mien"])
+    listed = ser("corpus", "show", tmp_path, "--format", "mien")
     assert listed.exit_code == 2 and "known: FILE.toml, audformat, crema-d, emodb, esd, iemocap, meld" in listed.output
 
 

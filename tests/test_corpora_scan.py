@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from click.testing import CliRunner
 
-from ser.cli import main
 from ser.errors import WrongUse
 from ser.extract.corpora import FORMATS
 from ser.extract.corpora.counts import differences, summary
 from ser.extract.corpora.scan import Reading, Scan, probe, read_corpus
+from ser.tests.command_line import ser
 
 TONE = 0.3 * np.sin(np.arange(1600) / 5)
 
@@ -170,9 +169,7 @@ def test_a_linked_corpus_folder_is_followed(tmp_path: Path) -> None:
     table(tmp_path / "disk", "audio", "03a01Fa.wav", "03a02Fa.wav")
     (tmp_path / "linked").symlink_to(tmp_path / "disk")
     assert read_corpus(tmp_path / "linked" / "corpus.csv").problems == []
-    done = CliRunner().invoke(
-        main, ["features", str(tmp_path / "link"), "--features", "logmel", "--store", str(tmp_path / "store")]
-    )
+    done = ser("features", tmp_path / "link", "--features", "logmel", "--store", tmp_path / "store")
     assert done.exit_code == 0, done.output
 
 
@@ -198,7 +195,7 @@ def test_video_and_coded_audio_come_with_the_line_that_converts_them(tmp_path: P
     ]
     path = table(tmp_path, "audio", "a b.mp4")
     assert reasons(read_corpus(path))[0].startswith("every file here is video or coded audio: convert them with `find")
-    done = CliRunner().invoke(main, ["features", str(path), "--features", "logmel", "--store", str(tmp_path / "store")])
+    done = ser("features", path, "--features", "logmel", "--store", tmp_path / "store")
     assert done.exit_code == 1 and "ffmpeg -i 'a b.mp4' -vn 'a b.wav'" in done.output
 
 
@@ -236,8 +233,7 @@ def test_names_of_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("../x", "", ".hidden", "a/b", "a\0", "x" * 80):
         with pytest.raises(WrongUse, match="cannot be called"):
             read_corpus(path, name=name)
-    options = ["--features", "logmel", "--corpus-name", "x" * 80, "--store", str(tmp_path / "store")]
-    done = CliRunner().invoke(main, ["features", str(path), *options])
+    done = ser("features", path, "--features", "logmel", "--corpus-name", "x" * 80, "--store", tmp_path / "store")
     assert done.exit_code == 2 and not (tmp_path / "store").exists()
 
 

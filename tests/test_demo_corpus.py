@@ -33,10 +33,9 @@ def scan(root: Path) -> Scan:
 
 
 def test_the_same_bytes_each_time(root: Path, tmp_path: Path) -> None:
-    written = write_demo(tmp_path)
+    write_demo(tmp_path)
     first = digests(root)
     assert digests(tmp_path) == first
-    assert sum(name.endswith(".wav") and "/._" not in name for name in first) == written
     write_demo(tmp_path)  # over itself
     assert digests(tmp_path) == first
 

@@ -77,6 +77,8 @@ def test_a_run_learns_the_votes_and_is_scored_by_them(store: Path, tmp_path: Pat
     assert low is not None and high is not None and 0 <= low < whole < high
     assert whole == pytest.approx(np.average([r.result["js"] for r in runs], weights=[r.result["n"] for r in runs]))
     assert cell.to_json()["raters"] == cell.raters and cell.raters is not None and cell.raters["n"] > 0
+    tested = [r.result["raters"]["n"] for r in runs]
+    assert cell.raters["n"] == sum(tested) > tested[0] > 0, "the raters of what is tested"
     assert "from the raters' votes, in nats: KL" in summary_text(cell) and "the raters' own: UA" in summary_text(cell)
     assert "· 4class · target distribution ·" in cell.conditions
     assert {"KL in nats", "raters’ UA %", "votes left out"} <= votes_table(group_runs(runs)[0]).rows[0].keys()

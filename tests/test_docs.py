@@ -20,11 +20,9 @@ from click.testing import CliRunner
 from ser.cli import main
 from ser.extract.corpora import FORMATS
 from ser.extract.registry import FEATURES
-from ser.tests.newcomer import newcomer, shrink
+from ser.tests.newcomer import shrink
 from ser.tests.test_house import PATHS
 from ser.train.models import FUSIONS
-
-__all__ = ["newcomer"]  # a fixture
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,13 @@ def test_memory_is_at_most_the_machines() -> None:
 def test_weights_are_found_where_people_keep_them(tmp_path: Path) -> None:
     before = findings()["weights of hubert"]
     assert not before.fine and "--model hubert=PATH" in before.advice
-    write_random_checkpoint(tmp_path / "models" / "mine", "hubert")
-    after = findings()["weights of hubert"]
-    assert after.fine and after.found == "--model hubert=models/mine (random weights)"
+    folder = write_random_checkpoint(tmp_path / "models" / "mine", "hubert")
+    # Some features go by another name than the `model_type` of their checkpoints.
+    for feature, architecture in (("hubert", "hubert"), ("data2vec", "data2vec-audio"), ("xlm-r", "xlm-roberta")):
+        config = (folder / "config.json").read_text()
+        (folder / "config.json").write_text(re.sub('"model_type": "[^"]*"', f'"model_type": "{architecture}"', config))
+        after = findings()[f"weights of {feature}"]
+        assert after.fine and after.found == f"--model {feature}=models/mine (random weights)"
 
 
 def in_the_cache(tmp_path: Path, model: str, architecture: str) -> Path:

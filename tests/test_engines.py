@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -89,22 +89,19 @@ def test_tasks_are_read_no_further_than_needed(workers: int) -> None:
     assert len(read) <= workers + 1
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_fault_keeps_its_class_and_sentence(workers: int) -> None:
-    with pytest.raises(WrongUse, match="three is no number"):
-        list(engines.run(fail, range(6), workers))
-
-
-def test_a_bug_keeps_its_traceback() -> None:
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        list(engines.run(crash, range(6), 2))
-
-
-def test_a_death_names_its_task() -> None:
-    with pytest.raises(SerError, match=r"killed by SIGKILL.* on 3;"):
-        list(engines.run(die, range(6), 2))
-    with pytest.raises(SerError, match="ended with code 7 on 0;"):
-        list(engines.run(leave, [0], 2))
+@pytest.mark.parametrize(
+    ("task", "workers", "error", "message"),
+    [
+        (fail, 1, WrongUse, "three is no number"),
+        (fail, 2, WrongUse, "three is no number"),
+        (crash, 2, RuntimeError, "ZeroDivisionError"),  # a bug keeps its traceback
+        (die, 2, SerError, r"killed by SIGKILL.* on 3;"),
+        (leave, 2, SerError, r"ended with code 7 on \d;"),
+    ],
+)
+def test_what_goes_wrong_is_told(task: Callable[[int], int], workers: int, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        list(engines.run(task, range(6), workers))
 
 
 def test_no_worker_is_left_running() -> None:
@@ -227,22 +224,17 @@ def started(tmp_path: Path, then: str, sleepy: str = SLEEPY) -> subprocess.Popen
     return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
-def test_a_killed_parent_leaves_nothing_running(tmp_path: Path) -> None:
-    process = started(tmp_path, "time.sleep(60)")
+@pytest.mark.parametrize(("then", "code"), [("time.sleep(60)", -signal.SIGKILL), ("sys.modules['keep'] = results", 0)])
+def test_workers_end_with_the_process(tmp_path: Path, then: str, code: int) -> None:
+    """Killed, or at its end with an iterator that nobody has closed."""
+    process = started(tmp_path, then)
     assert process.stdout is not None and process.stdout.readline() == "go\n"
     workers = workers_of(process.pid)
     assert len(workers) == 3
-    process.kill()
-    process.wait()
-    assert gone(workers)
-
-
-def test_an_iterator_that_is_never_closed_does_not_keep_the_process(tmp_path: Path) -> None:
-    process = started(tmp_path, "sys.modules['keep'] = results")
-    assert process.stdout is not None and process.stdout.readline() == "go\n"
-    workers = workers_of(process.pid)
+    if code:
+        process.kill()
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 0 and errors == "" and gone(workers)
+    assert process.returncode == code and errors == "" and gone(workers)
 
 
 # Only the fork server takes long to import, and long enough for a busy machine to send the signal meanwhile.

@@ -21,12 +21,19 @@ from ser.extract.registry import load_extractors, resolve
 from ser.extract.text import ARCHITECTURES as TEXT_ARCHITECTURES
 from ser.weights.demo import ARCHITECTURES, write_random_checkpoint
 
-SPEECH = ("hubert", "hubert-large", "wav2vec2", "wav2vec2-large", "wavlm", "wavlm-large")
-SIZE, SPEECH_SIZE, LARGE = (ARCHITECTURES[name][1] for name in ("bert", "hubert", "hubert-large"))
+SIZE, SPEECH_SIZE = (ARCHITECTURES[name][1] for name in ("bert", "hubert"))
+# Layer norm in the convolutions, and a LayerNorm after the last layer instead of within each.
+LARGE = {**SPEECH_SIZE, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 WHISPER = dict.fromkeys(("encoder_layers", "decoder_layers"), 2)
 WHISPER |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
-# What the demo does not need: prefix of its classes in transformers, and settings.
-NEWER: dict[str, tuple[str, dict[str, Any]]] = {
+# The prefix of its classes in transformers, and settings.
+SPEECH: dict[str, tuple[str, dict[str, Any]]] = {
+    "hubert": ("Hubert", SPEECH_SIZE),
+    "hubert-large": ("Hubert", LARGE),
+    "wav2vec2": ("Wav2Vec2", SPEECH_SIZE),
+    "wav2vec2-large": ("Wav2Vec2", LARGE),
+    "wavlm": ("WavLM", SPEECH_SIZE),
+    "wavlm-large": ("WavLM", LARGE),
     "hubert-batchnorm": ("Hubert", {**SPEECH_SIZE, "conv_pos_batch_norm": True}),
     "data2vec": ("Data2VecAudio", {**SPEECH_SIZE, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 9}),
     "unispeech-sat": ("UniSpeechSat", SPEECH_SIZE),
@@ -63,11 +70,9 @@ RTOL = 1e-5  # max |difference| / max |reference|
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One random checkpoint per architecture."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    for name in (*SPEECH, "bert", "mpnet"):
-        write_random_checkpoint(folder / name, name, words=WORDS)
-    with patch.dict(ARCHITECTURES, NEWER):
-        for name in NEWER:
-            write_random_checkpoint(folder / name, name)
+    with patch.dict(ARCHITECTURES, SPEECH):
+        for name in (*SPEECH, "bert", "mpnet"):
+            write_random_checkpoint(folder / name, name, words=WORDS)
             if name in PREPROCESSORS:
                 PREPROCESSORS[name].save_pretrained(folder / name)
     return folder
@@ -131,7 +136,7 @@ def plain_speech(folder: Path, samples: np.ndarray) -> tuple[list[np.ndarray], n
     return hidden, last
 
 
-@pytest.mark.parametrize("architecture", (*SPEECH, *NEWER))
+@pytest.mark.parametrize("architecture", SPEECH)
 def test_speech_batched_equals_plain(checkpoints: Path, clips: list[Clip], architecture: str) -> None:
     name, folder = architecture.removesuffix("-large").removesuffix("-batchnorm"), checkpoints / architecture
     names = [name, f"{name}:layers=all,norm=before", f"{name}:layers=all", f"{name}:layers=all,pool=mean"]
@@ -276,12 +281,29 @@ def test_a_preprocessor_of_another_model_is_refused(checkpoints: Path, tmp_path:
     path = folder / "preprocessor_config.json"
     other = {"feature_size": 40, "num_mel_bins": 40}
     path.write_text(json.dumps({**json.loads(path.read_text()), **other}))
-    assert resolve([name], {name: str(folder)}, "float32")[0].spec.fingerprint != wanted[0].spec.fingerprint
+    changed = resolve([name], {name: str(folder)}, "float32")[0].spec.fingerprint
+    assert changed != wanted[0].spec.fingerprint
     with pytest.raises(WeightsError, match="its preprocessor does not fit"):
         load_extractors(wanted)
     path.unlink()
     with pytest.raises(WeightsError, match="its preprocessor does not fit"):
         load_extractors(wanted)
+    shared = json.loads((checkpoints / name / path.name).read_text())  # as transformers 5 saves a whole processor
+    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": shared}))
+    moved = resolve([name], {name: str(folder)}, "float32")
+    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": shared | other}))
+    assert resolve([name], {name: str(folder)}, "float32")[0].spec.fingerprint != moved[0].spec.fingerprint
+
+
+def test_an_adapter_beyond_the_encoder_is_left_out(checkpoints: Path, tmp_path: Path, clips: list[Clip]) -> None:
+    """Its frames are eight times as long."""
+    settings = {**LARGE, "add_adapter": True, "output_hidden_size": 64}
+    with patch.dict(ARCHITECTURES, {"adapter": ("Wav2Vec2", settings)}):
+        folder = write_random_checkpoint(tmp_path / "adapter", "adapter")
+    [one] = load_extractors(resolve(["wav2vec2"], {"wav2vec2": str(folder)}, "float32"))
+    [rows] = rows_of(one, clips[1:2])
+    assert relative(rows, plain_speech(folder, clips[1].samples)[0][-1]) > RTOL  # which is before the last norm
+    assert len(rows) == one.rows(len(clips[1].samples))  # type: ignore[attr-defined]
 
 
 def test_norm_is_named_on_large_models(checkpoints: Path) -> None:

@@ -35,5 +35,5 @@ def test_what_is_computed_anew_equals_what_is_stored(tmp_path: Path) -> None:
         resolve_again(store.feature("hubert:layer=1").spec, {"hubert": str(other)})
     with pytest.raises(WrongUse, match="differs in version"):
         resolve_again(replace(store.feature("is13").spec, version=0))
-    with pytest.raises(WrongUse, match="imported"):
-        resolve_again(replace(store.feature("is13").spec, feature="gemaps"))
+    with pytest.raises(WrongUse, match="imported from a file, and cannot be computed for new speech"):
+        resolve_again(replace(store.feature("is13").spec, feature="gemaps", extractor="import"))

@@ -1,6 +1,5 @@
 """From a corpus to a store: every row accounted for, nothing computed twice, the same rows however it is run."""
 
-import csv
 import json
 import re
 import shutil
@@ -22,6 +21,7 @@ from ser.cli import main
 from ser.errors import CorpusError, StoreError, WrongUse
 from ser.extract.run import ESTIMATED, ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan
 from ser.tests.dask_processes import workers_of
+from ser.tests.stand_in_corpus import write_corpus, write_table
 from ser.weights.demo import write_random_checkpoint
 
 TEXTS = ["Yeah.", "I don't know what you mean.", "Yeah.", "[LAUGHTER]", "oh " * 40, "Leave me alone!", "why?", "Yeah."]
@@ -38,23 +38,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def write_table(folder: Path, texts: list[str | None]) -> Path:
-    with (folder / "corpus.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "audio", "text"])
-        writer.writerows([f"u{number}", f"{number}.wav", text] for number, text in enumerate(texts))
-    return folder / "corpus.csv"
-
-
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Eight utterances of 0.6 to 4.1 s."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "corpus").mkdir()
-    for number in range(8):
-        samples = rng.normal(0, 0.1, int(16000 * (0.6 + number / 2)))
-        sf.write(tmp_path / "corpus" / f"{number}.wav", samples, 16000)
-    return write_table(tmp_path / "corpus", list(TEXTS))
+    return write_corpus(tmp_path / "corpus", TEXTS, [0.6 + number / 2 for number in range(8)])
 
 
 def run(corpus: Path, store: Path, models: dict[str, str], features: str = EVERYTHING, **options: Any) -> Summary:
@@ -116,9 +103,9 @@ def test_fail_is_the_default_and_lists_them(corpus: Path, tmp_path: Path, models
     with pytest.raises(ExtractionStopped) as fault:
         run(broken(corpus), tmp_path / "store", models, "is13,logmel,bert")
     message = str(fault.value)
-    assert "u2 (2.wav)" in message and "u6" in message and "--on-error skip" in message and "\n" not in message
-    with pytest.raises(ExtractionStopped, match=r"u4 \(4\.wav\).*too short for is13 \(30 ms\)"):
-        write_table(corpus.parent, list(TEXTS))
+    assert "u002 (2.wav)" in message and "u006" in message and "--on-error skip" in message and "\n" not in message
+    with pytest.raises(ExtractionStopped, match=r"u004 \(4\.wav\).*too short for is13 \(30 ms\)"):
+        write_table(corpus.parent, TEXTS)
         (corpus.parent / "2.wav").write_bytes((corpus.parent / "3.wav").read_bytes())
         run(corpus, tmp_path / "store", models, "is13,logmel", part_seconds=3)
     kept = open_store(tmp_path / "store")
@@ -128,13 +115,13 @@ def test_fail_is_the_default_and_lists_them(corpus: Path, tmp_path: Path, models
 def test_what_has_no_row_stops_or_is_named(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     """A line that no manifest row came of cannot be quarantined: it must not pass in silence either."""
     with corpus.open("a") as table:
-        table.write("u0,0.wav,again\n")
-    refused = "1 problem with the corpus: 0.wav: u0: line 10: the id u0 is there twice"
+        table.write("u000,0.wav,again\n")
+    refused = "1 problem with the corpus: 0.wav: u000: line 10: the id u000 is there twice"
     with pytest.raises(ExtractionStopped, match=f"^{re.escape(refused)}; correct the corpus.*--on-error skip$"):
         run(corpus, tmp_path / "store", models, "logmel")
     assert not (tmp_path / "store").exists()
     summary = run(corpus, tmp_path / "store", models, "logmel", on_error="skip")
-    assert summary.refused == ["0.wav: u0: line 10: the id u0 is there twice"]
+    assert summary.refused == ["0.wav: u000: line 10: the id u000 is there twice"]
     assert not summary.whole and not any(summary.quarantined.values()) and summary.features["logmel"]["rows"] == 8
 
 
@@ -142,13 +129,13 @@ def test_skip_quarantines_by_name_and_retry_tries_again(corpus: Path, tmp_path: 
     store = tmp_path / "store"
     summary = run(broken(corpus), store, models, "is13,logmel,bert,hubert", on_error="skip")
     assert {name: set(found) for name, found in summary.quarantined.items()} == {
-        "is13": {"u2", "u4"},
-        "logmel": {"u2"},
-        "hubert": {"u2"},
-        "bert": {"u6"},
+        "is13": {"u002", "u004"},
+        "logmel": {"u002"},
+        "hubert": {"u002"},
+        "bert": {"u006"},
     }
-    assert not summary.whole and "cut short" in summary.quarantined["is13"]["u2"]
-    assert summary.quarantined["bert"]["u6"] == "no transcript"
+    assert not summary.whole and "cut short" in summary.quarantined["is13"]["u002"]
+    assert summary.quarantined["bert"]["u006"] == "no transcript"
     assert all(facts["rows"] + facts["quarantined"] == 8 for facts in summary.features.values())
     again = run(corpus, store, models, "is13,logmel,bert,hubert", on_error="skip")
     assert all(facts["computed"] == 0 for facts in again.features.values()) and not again.whole
@@ -156,7 +143,7 @@ def test_skip_quarantines_by_name_and_retry_tries_again(corpus: Path, tmp_path: 
     assert retried.quarantined == {"is13": summary.quarantined["is13"]}
     sf.write(corpus.parent / "2.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
     mended = run(corpus, store, models, "is13", on_error="skip")  # other bytes: no retry needed
-    assert set(mended.quarantined["is13"]) == {"u4"} and mended.features["is13"]["computed"] == 1
+    assert set(mended.quarantined["is13"]) == {"u004"} and mended.features["is13"]["computed"] == 1
 
 
 def test_a_trial_with_limit_leaves_the_corpus_whole(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
@@ -218,10 +205,10 @@ def test_a_corpus_that_lost_utterances_does_not_become_the_latest(
     whole = open_store(store).manifest().digest
     kept = (corpus.parent / "3.wav").read_bytes()
     (corpus.parent / "3.wav").unlink()
-    with pytest.raises(WrongUse, match=r"8 utterances there, and 1 of them \(such as 'u3'\).*--replace"):
+    with pytest.raises(WrongUse, match=r"8 utterances there, and 1 of them \(such as 'u003'\).*--replace"):
         run(corpus, store, models, "logmel", on_error="skip")
     (corpus.parent / "3.wav").write_bytes(kept)
-    write_table(corpus.parent, list(TEXTS[:4]))
+    write_table(corpus.parent, TEXTS[:4])
     with pytest.raises(WrongUse, match=r"8 utterances there, and 4 of them"):
         run(corpus, store, models, "logmel")
     assert open_store(store).manifest().digest == whole
@@ -250,11 +237,8 @@ def test_a_dry_plan_writes_nothing_and_estimates(corpus: Path, tmp_path: Path, m
 
 def test_the_time_is_estimated_from_the_corpus_itself(tmp_path: Path, models: dict[str, str]) -> None:
     """Right to a factor of four: other processes share the machine. The encoders that it opened serve the run."""
-    rng = np.random.default_rng(0)
-    lengths = np.linspace(0.6, 2.0, ESTIMATED)
-    for number, seconds in enumerate(lengths):
-        sf.write(tmp_path / f"{number}.wav", rng.normal(0, 0.1, int(16000 * seconds)), 16000)
-    corpus = write_table(tmp_path, [f"{number} times" for number in range(ESTIMATED)])
+    texts = [f"{number} times" for number in range(ESTIMATED)]
+    corpus = write_corpus(tmp_path, texts, list(np.linspace(0.6, 2.0, ESTIMATED)))
     mine = {"hubert": models["hubert"]}
     request = ExtractionConfig(corpus, "hubert,is13", store=tmp_path / "store", models=mine)
     assert ExtractionRun(plan(ExtractionConfig(corpus, "is13", limit=ESTIMATED - 1))).estimate() is None
@@ -286,8 +270,8 @@ def test_check_records_the_deviation(corpus: Path, tmp_path: Path, models: dict[
 
 def test_check_says_nothing_of_what_it_could_not_compare(tmp_path: Path, models: dict[str, str]) -> None:
     """No number at all, rather than a perfect 0.0, where IS13 has no utterance long enough."""
-    sf.write(tmp_path / "0.wav", np.random.default_rng(0).normal(0, 0.1, 480), 16000)
-    summary = run(write_table(tmp_path, ["Yeah."]), tmp_path / "store", models, "is13,bert", check=1, on_error="skip")
+    corpus = write_corpus(tmp_path, ["Yeah."], [0.03])
+    summary = run(corpus, tmp_path / "store", models, "is13,bert", check=1, on_error="skip")
     assert set(summary.check) == {"bert"}
 
 
@@ -357,7 +341,7 @@ def test_a_text_beyond_512_tokens_is_cut_and_told(corpus: Path, tmp_path: Path, 
     write_table(corpus.parent, ["oh " * 700, *TEXTS[1:]])
     summary = run(corpus, tmp_path / "store", models, "bert,bert:layer=1,mpnet", limit=2)
     assert [line for line in summary.warnings if "cut" in line] == [
-        "u0: its transcript of 702 tokens is cut to 512 for bert",
-        "u0: its transcript of 702 tokens is cut to 512 for mpnet",
+        "u000: its transcript of 702 tokens is cut to 512 for bert",
+        "u000: its transcript of 702 tokens is cut to 512 for mpnet",
     ]
     assert rows(tmp_path / "store", "bert")[0].shape == (512, 64)

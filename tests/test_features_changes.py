@@ -1,9 +1,9 @@
 """How a feature is computed and what from are never mixed: one thing is changed, and `ser features` is run again."""
 
-import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +21,7 @@ from ser.extract.mel import MelExtractor
 from ser.extract.smile import SmileExtractor
 from ser.extract.speech import SpeechExtractor
 from ser.extract.text import TextExtractor
+from ser.tests.stand_in_corpus import write_corpus, write_table
 from ser.weights.demo import write_random_checkpoint
 
 TEXTS = ["Yeah.", "I don't know.", "[LAUGHTER]", "Leave me alone!", "why?", "Yeah."]
@@ -32,11 +33,7 @@ AUDIO = {"hubert", "is13", "logmel"}
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of six utterances, two checkpoints, and a store that has everything of them."""
     folder = tmp_path_factory.mktemp("made")
-    (folder / "corpus").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(len(TEXTS)):
-        sf.write(folder / "corpus" / f"{number}.wav", rng.normal(0, 0.1, 9600), 16000)
-    write_table(folder, TEXTS)
+    write_corpus(folder / "corpus", TEXTS, [0.6] * len(TEXTS))
     for name in ("hubert", "bert"):
         write_random_checkpoint(folder / name, name, words=" ".join(TEXTS).split())
     assert run(folder) == dict.fromkeys(FEATURES.split(","), 6)
@@ -49,16 +46,10 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "copy"))
 
 
-def write_table(folder: Path, texts: list[str]) -> None:
-    with (folder / "corpus.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["id", "audio", "text"]])
-        csv.writer(file).writerows([f"u{n}", f"corpus/{n}.wav", said] for n, said in enumerate(texts))
-
-
 def run(folder: Path, features: str = FEATURES, *options: str, store: str = "store") -> dict[str, int]:
     """How many rows `ser features` computed, by feature. Every feature ends complete."""
     models = [f"--model={name}={folder / name}" for name in ("hubert", "bert") if name in features]
-    command = ["features", str(folder / "corpus.csv"), "--features", features, *models, *options]
+    command = ["features", str(folder / "corpus" / "corpus.csv"), "--features", features, *models, *options]
     done = CliRunner().invoke(main, [*command, "--store", str(folder / store), "--json"])
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
@@ -170,16 +161,16 @@ def test_another_version_of_an_extractor(
 def test_where_things_lie_is_no_way(folder: Path, tmp_path: Path) -> None:
     """Neither the backend, the cut into parts nor the path of the weights or of the corpus asks for new rows."""
     folder = folder.rename(tmp_path / "elsewhere")
-    shutil.move(folder / "corpus", folder / "sounds")
-    table = (folder / "corpus.csv").read_text()
-    (folder / "corpus.csv").write_text(table.replace("corpus/", "sounds/"))
+    table = folder / "corpus" / "corpus.csv"
+    shutil.copytree(folder / "corpus", folder / "corpus" / "sounds")
+    table.write_text(re.sub(r"(\d\.wav)", r"sounds/\1", table.read_text()))
     assert run(folder, FEATURES, "--backend", "hdf5", "--part-seconds", "1") == dict.fromkeys(FEATURES.split(","), 0)
 
 
-def keep_time(path: Path, change: Callable[[], Any]) -> None:
+def keep_time(path: Path, content: bytes) -> None:
     """Change a file and nothing that `ls` shows of it."""
     status = path.stat()
-    change()
+    path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
 
@@ -188,38 +179,39 @@ def one_wav(folder: Path) -> None:
     """Half of the samples, with the size and the time that they had."""
     path = folder / "corpus" / "3.wav"
     content = path.read_bytes()
-    keep_time(path, lambda: path.write_bytes(content[:44] + content[44:9644][::-1] + content[9644:]))
+    keep_time(path, content[:44] + content[44:9644][::-1] + content[9644:])
 
 
 def two_wavs_change_places(folder: Path) -> None:
     one, two = folder / "corpus" / "1.wav", folder / "corpus" / "2.wav"
     first, second = one.read_bytes(), two.read_bytes()
-    keep_time(one, lambda: one.write_bytes(second))
-    keep_time(two, lambda: two.write_bytes(first))
+    keep_time(one, second)
+    keep_time(two, first)
+
+
+def one_transcript(folder: Path) -> None:
+    table = folder / "corpus" / "corpus.csv"
+    keep_time(table, table.read_bytes().replace(b"why?", b"who?"))
 
 
 def two_more(folder: Path) -> None:
     rng = np.random.default_rng(1)
     for number in (6, 7):
         sf.write(folder / "corpus" / f"{number}.wav", rng.normal(0, 0.1, 12800), 16000)
-    write_table(folder, [*TEXTS, "Yeah.", "Leave me!"])
+    write_table(folder / "corpus", [*TEXTS, "Yeah.", "Leave me!"])
 
 
 WHAT: dict[str, tuple[Callable[[Path], None], set[str], set[str]]] = {
-    "one wav": (one_wav, {"u3"}, AUDIO),
-    "two wavs change places": (two_wavs_change_places, {"u1", "u2"}, AUDIO),
-    "one transcript": (
-        lambda folder: keep_time(folder / "corpus.csv", lambda: write_table(folder, [*TEXTS[:4], "who?", TEXTS[5]])),
-        {"u4"},
-        {"bert"},
-    ),
+    "one wav": (one_wav, {"u003"}, AUDIO),
+    "two wavs change places": (two_wavs_change_places, {"u001", "u002"}, AUDIO),
+    "one transcript": (one_transcript, {"u004"}, {"bert"}),
     "two transcripts change places": (
-        lambda folder: write_table(folder, [TEXTS[1], TEXTS[0], *TEXTS[2:]]),
-        {"u0", "u1"},
+        lambda folder: write_table(folder / "corpus", [TEXTS[1], TEXTS[0], *TEXTS[2:]]),
+        {"u000", "u001"},
         {"bert"},
     ),
-    "two more utterances": (two_more, {"u6", "u7"}, {*AUDIO, "bert"}),
-    "one less": (lambda folder: write_table(folder, TEXTS[:5]), set(), set()),
+    "two more utterances": (two_more, {"u006", "u007"}, {*AUDIO, "bert"}),
+    "one less": (lambda folder: write_table(folder / "corpus", TEXTS[:5]), set(), set()),
 }
 
 

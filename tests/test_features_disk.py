@@ -1,15 +1,12 @@
 """A disk that is too small, or that fills up on the way: refused at once, or one sentence, and nothing lost."""
 
-import csv
 import os
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile as sf
 from click.testing import CliRunner, Result
 
 from ser.cache.store import open_store
@@ -18,6 +15,7 @@ from ser.cache.verify import verify
 from ser.cli import main
 from ser.errors import StoreError
 from ser.extract.run import ExtractionConfig, extract, plan
+from ser.tests.stand_in_corpus import write_corpus
 from ser.tests.store_samples import sample_store, spec_of
 
 RUNS = Path(__file__).parent / "fixtures" / "runs-v1" / "06ced0fd35029b43"
@@ -44,13 +42,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Twelve utterances of two seconds: 0.77 MB of log-mel."""
-    rng = np.random.default_rng(0)
-    with (tmp_path / "corpus.csv").open("w", newline="") as file:
-        csv.writer(file).writerow(["id", "audio"])
-        for number in range(UTTERANCES):
-            sf.write(tmp_path / f"{number}.wav", rng.normal(0, 0.1, 32000), 16000)
-            csv.writer(file).writerow([f"u{number}", f"{number}.wav"])
-    return tmp_path / "corpus.csv"
+    return write_corpus(tmp_path, [None] * UTTERANCES, [2.0] * UTTERANCES)
 
 
 def ser_features(corpus: Path, store: Path, backend: str) -> Result:

@@ -12,9 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ser.cli import main
-from ser.tests.newcomer import newcomer
-
-__all__ = ["newcomer"]  # a fixture
 
 ID = "Ses02F_impro02_F000"
 WAV = f"Session2/sentences/wav/Ses02F_impro02/{ID}.wav"

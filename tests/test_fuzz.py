@@ -38,7 +38,7 @@ from safetensors.numpy import save_file
 
 from ser.cache.spec import checksummed_json
 from ser.cli import main
-from ser.tests.demo_store import once
+from ser.tests.newcomer import once
 from ser.weights.demo import write_random_checkpoint
 
 FILES = Path(__file__).parent / "fixtures" / "fuzz"

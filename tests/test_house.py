@@ -15,7 +15,7 @@ import pytest
 from ser.benchmarks.hops import MOST, trace_demo
 from ser.extract.corpora import DETECTORS, FITS, FORMATS, READ_DESCRIBED
 from ser.extract.registry import FEATURES
-from ser.tests.newcomer import shrink
+from ser.tests.newcomer import write_inputs
 from ser.tests.tiny_store import make_store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,7 +113,8 @@ def test_a_folder_reads_as_a_table_of_contents() -> None:
 
 
 def test_a_command_runs_through_few_files(tmp_path: Path) -> None:
-    traced = trace_demo(tmp_path, shrink)
+    write_inputs(tmp_path)
+    traced = trace_demo(tmp_path)
     counts = {command: len(tracer.files) for command, tracer in traced.items()}
     assert len(counts) == 3 and max(counts.values()) <= MOST, counts
     for command, tracer in traced.items():

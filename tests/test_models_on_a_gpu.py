@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ser.tests.plain_layers import CASES
-from ser.tests.tiny_store import make_store
 from ser.train import fit_many
 from ser.train.data.dataset import Inputs
 from ser.train.data.features import load_dataset
@@ -26,11 +25,6 @@ from ser.train.settings import TrainConfig, has_setting, parse_settings
 
 FEATURES = {"sequence": {"audio": "hubert", "text": "mpnet"}, "vector": {"audio": "is13", "text": "bert"}}
 TINY = ("d_model=16", "heads=2", "gru_hidden=8", "lstm_hidden=8", "frames=48", "channels=2", "queries=3")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("tiny")).path
 
 
 @pytest.mark.parametrize("case", sorted(CASES))

@@ -18,13 +18,11 @@ from ser.cache.store import open_store
 from ser.cli import main
 from ser.errors import CorruptStore, SerError, WrongUse
 from ser.predict import Prediction, Predictor, Turn, predict, read_turns
-from ser.tests.newcomer import newcomer, run_of
+from ser.tests.newcomer import run_of
 from ser.train.report.attention import attend
 from ser.train.run_folder import CONFIG, RESULT, Run
 from ser.train.scores import tempered
 from ser.weights.demo import write_random_checkpoint
-
-__all__ = ["newcomer"]  # a fixture
 
 
 def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:

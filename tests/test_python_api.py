@@ -14,13 +14,10 @@ from ser.cache.store import PartRows, Quarantine, open_store
 from ser.cache.transfer import pooled, utterances
 from ser.errors import MissingRows, WrongUse
 from ser.extract.run import ExtractionConfig, extract, plan
-from ser.tests import stand_in
+from ser.tests import stand_in  # noqa: F401 (registers an extractor)
 from ser.tests.api_signatures import FIXTURE, documented, signatures
-from ser.tests.newcomer import newcomer
 from ser.tests.tiny_store import make_manifest, make_store
 from ser.train.torch_dataset import TorchDataset
-
-__all__ = ["newcomer", "stand_in"]  # a fixture, and what registers an extractor
 
 
 def test_pooled_table_is_the_mean_of_the_stored_frames(newcomer: Path) -> None:

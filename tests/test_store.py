@@ -140,6 +140,11 @@ def test_what_has_changed_is_missing_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(MissingRows, match=r"lacks 2 of 11 utterances.*ser features"):
         audio.load(changed)
     check_whole(audio, manifest, arrays)
+    other = manifest_of(3, "other")
+    fill(audio, other, values_of(other, audio.spec), "hdf5")
+    both = Manifest.joined([other, manifest])
+    assert audio.load(both).ids == both.ids and both.ids[0] == "other/u000"
+    assert audio.load(both, [12, 1]).ids == [both.ids[12], both.ids[1]]
 
 
 def test_quarantine(tmp_path: Path) -> None:

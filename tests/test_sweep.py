@@ -13,17 +13,14 @@ from click.testing import CliRunner, Result
 
 from ser.cli import main
 from ser.errors import MissingRows, SerError, WrongUse
-from ser.tests.demo_store import demo_store
 from ser.tests.tiny_store import make_store
-from ser.train.data.features import DataCache
+from ser.train.data.dataset import DataCache
 from ser.train.experiment import prepare
 from ser.train.recipe import list_recipes, read_recipe
 from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import find_runs
 from ser.train.settings import has_setting
 from ser.train.sweep import estimate_sweep, on_features, plan_sweep, run_sweep
-
-__all__ = ["demo_store"]  # a fixture
 
 RECIPES = {
     "msmser-fig2": 6,

@@ -16,7 +16,7 @@ from ser.cache.manifest import Manifest
 from ser.cli import main
 from ser.errors import WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
-from ser.train.data.features import DataCache
+from ser.train.data.dataset import DataCache
 from ser.train.experiment import Experiment, prepare, run_experiment
 from ser.train.fit import fit, shuffled
 from ser.train.models import FUSIONS
@@ -185,12 +185,21 @@ def test_sweeps_show_ratings(store: Path, tmp_path: Path) -> None:
     assert shown.exit_code == 0 and "CCC valence" in shown.output, shown.output
     [_, rated] = json.loads(CliRunner().invoke(main, [*asked_for, "--json"]).stdout)["rows"]
     assert rated["scores"]["rmse valence"]["pooled"] > 0 and "ua" not in rated["scores"]
+    (tmp_path / "mine.toml").write_text(
+        '[experiment]\nfeatures = "is13+bert"\nfusion = "lgf-add"\ntarget = "vad"\n'
+        '[[cell]]\nname = "a"\nset = { lr = [1e-3, 1e-2] }\n'
+    )
+    shown = CliRunner().invoke(main, asked_for)
+    tables, *_ = shown.stdout.partition("\nours: ")
+    assert "dev CCC " in tables and "RMSE valence" in tables and "%" not in tables, "none is a share"
 
 
 @pytest.mark.parametrize(
     ("target", "setting", "says"),
     [
         ("vad", "vad_scale=5..1", "must be auto, or a range such as 1..5"),
+        ("vad", "vad_scale=-inf..5", "must be auto, or a range such as 1..5"),
+        ("vad", "vad_scale=-1e308..1e308", "must be auto, or a range such as 1..5"),
         ("vad", "vad_scale=0..1", "has ratings from 1.5 to 4.5; give the scale"),
         ("vad", "soft_labels=true", "no use for it"),
         ("vad", "select_score=wa", "--target vad selects by ccc"),

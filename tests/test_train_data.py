@@ -14,8 +14,9 @@ from ser.cache.spec import Spec
 from ser.cache.store import PartRows, open_store
 from ser.errors import MissingRows, WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
-from ser.train.data.dataset import Standardizer, with_views
-from ser.train.data.features import DataCache, load_dataset
+from ser.train.data.dataset import DataCache, Standardizer, with_views
+from ser.train.data.features import load_dataset
+from ser.train.data.labels import DIMENSIONS
 from ser.train.data.splits import make_folds
 from ser.train.experiment import Experiment, prepare, run_experiment
 from ser.train.fit_many import can_train_together
@@ -73,6 +74,12 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
         x = held[name].astype(np.float64)
         wanted = np.array([x[first : first + 3].mean(0) for first in range(0, len(x), 3)])
         assert np.allclose(inputs.values[inputs.offsets[i] : inputs.offsets[i + 1]].numpy(), wanted, atol=1e-6)
+    means = Spec("hubert", "audio", "utterance", 12, "float32", "made-up", 1, "pool=mean")
+    pooled = [x.mean(0, dtype=np.float32) for x in rows]
+    store.add(means).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("audio"), pooled))
+    vectors, _ = load_dataset(store.path, "hubert:hop=0.06,pool=mean", "superb")  # the frames', not the stored means
+    first = inputs.values[: inputs.offsets[1]].mean(0)
+    assert torch.allclose(vectors.inputs["audio"].values[0], first, atol=1e-6)
     described = plain.described["features"]["audio"]
     assert data.described["features"]["audio"] == {**described, "hop": 0.06} and "hop" not in described
     for name, says in (
@@ -325,3 +332,31 @@ def test_what_does_not_fit_into_memory_is_one_sentence(layered: Path, monkeypatc
     monkeypatch.setattr("ser.train.data.features.memory", lambda: (None, 1000))
     with pytest.raises(WrongUse, match=r"hubert:layers=all: .* GB of rows do not fit into memory .*pool=mean"):
         _ = load_dataset(layered, "hubert:layers=all", "audio")[0].inputs
+
+
+def test_ratings_of_several_corpora_are_on_one_scale(tmp_path: Path) -> None:
+    plain, names = make_manifest(), {"tiny": "", "improv": "MSP-IMPROV-S01A-", "podcast": "MSP-PODCAST_0001_0001 "}
+    store = new_store(tmp_path / "s", plain)
+    for corpus, prefix in {**names, "unrated": "x"}.items():
+        rows = [
+            {**row, "id": prefix + row["id"], "audio_sha256": f"{corpus} {row['id']}"}
+            | (dict.fromkeys(DIMENSIONS) if corpus == "unrated" else {})
+            for row in plain.table.to_pylist()
+        ]
+        manifest = Manifest.from_rows(corpus, rows, synthetic=True)
+        store.put_manifest(manifest)
+        add_feature(store, manifest, "is13", make_rows(manifest, "is13"))
+
+    def scale(corpora: str, *settings: str) -> str:
+        asked = Experiment("is13", "audio", store=store.path, corpus=corpora, target="vad", set=settings)
+        return prepare(asked)[0].plan.training.vad_scale
+
+    assert scale("tiny+improv") == scale("improv") == "1..5" and scale("podcast") == "1..7"
+    for corpora, settings, says in (
+        ("tiny+podcast", (), r"\(podcast 1\.\.7, tiny 1\.\.5\), and a model learns one"),
+        ("tiny+podcast", ("vad_scale=1..7",), "train on corpora of one scale"),
+        ("improv+tiny", ("vad_scale=2..5",), "corpus improv has ratings from 1.5 to 4.5"),
+        ("tiny+unrated", (), "no utterance of unrated is left by --target, --only or --limit"),
+    ):
+        with pytest.raises(WrongUse, match=says):
+            scale(corpora, *settings)

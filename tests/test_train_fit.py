@@ -54,11 +54,6 @@ SMALL = {
 SMALL |= dict.fromkeys(("ef-add", "mf-concat", "lf-at"), SMALL["lgf-add"])
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("tiny")).path
-
-
 def prepared(store: Path, fusion: str, *more: str, **plan: Any) -> tuple[Dataset, Fold, TrainConfig]:
     features, small = SMALL[fusion]
     data, found = load_dataset(store, features, fusion)
@@ -181,12 +176,6 @@ def test_selection_keeps_the_epoch_that_it_names(store: Path) -> None:
         predicted = predict(fitted.model, data, watched, plan, fitted.scaling)["logits"].argmax(1)
         labels = data.utterances.labels[watched]
         assert scores(labels.tolist(), predicted.tolist(), data.utterances.classes)["ua"] == max(uas)
-
-
-def test_val_without_dev_is_refused(store: Path) -> None:
-    data, fold, plan = prepared(store, "lgf-add", select="last")
-    with pytest.raises(WrongUse, match="needs a dev part"):
-        fit(data, fold, replace(plan, select="val"))
 
 
 def test_predictions_come_in_the_order_asked(store: Path) -> None:

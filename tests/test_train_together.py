@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 from ser.errors import SerError
 from ser.tests.plain_layers import double  # noqa: F401
-from ser.tests.tiny_store import make_store
 from ser.train import run as run_module
 from ser.train.experiment import Experiment, Job, estimate, fit_groups, prepare, run_experiment, train_jobs
 from ser.train.fit import Diverged, fit, learning_rate, make_optimiser, predict
@@ -126,11 +125,6 @@ def test_a_run_that_is_no_number_leaves_the_others_alone():
 # The loop ------------------------------------------------------------------------------------------------------------
 
 OPTIONS = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("tiny")).path
 
 
 def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:

@@ -17,26 +17,18 @@ import pytest
 import soundfile as sf
 import torch
 import transformers
-from click.testing import CliRunner, Result
 
 from ser.cache.maintain import remove_superseded
 from ser.cache.store import Store, open_store
 from ser.cache.transcripts import put_transcripts
-from ser.cli import main
 from ser.errors import ExtractionStopped, StoreError, WeightsError, WrongUse
 from ser.extract.audio import decode
 from ser.extract.corpora.transcribe import Transcription, word_errors
 from ser.extract.options import ExtractionConfig
-from ser.tests import stand_in
-from ser.tests.newcomer import newcomer
-
-__all__ = ["newcomer", "stand_in"]  # a fixture, and what registers an extractor
+from ser.tests import stand_in  # noqa: F401 (registers an extractor)
+from ser.tests.command_line import ser
 
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>")
-
-
-def ser(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +104,11 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
         ({"language": "xx"}, "--language xx: whisper-random knows de, en"),
         ({"text": table}, "give one"),
         ({"corpus_name": "noises"}, "is the corpus itself"),
+        ({"corpus_name": "a+b"}, "cannot be called"),
     ):
         with pytest.raises(WrongUse, match=message):
             Transcription(ExtractionConfig(table, store=tmp_path / "s", models=models, **options)).run()
+    assert not list(tmp_path.glob("s/transcripts/*")), "none is asked for after the work"
     (tmp_path / "no").mkdir()
     (tmp_path / "no/config.json").write_text('{"model_type": "hubert"}')
     (tmp_path / "no/model.safetensors").write_bytes((whisper / "model.safetensors").read_bytes())
@@ -192,7 +186,9 @@ def test_the_parents_audio_trains_with_the_recognisers_words(newcomer: Path, whi
     done = ser("sweep", "perspective-table1", "--corpus", "demo-asr", "--store", path, "--out", tmp_path / "runs",
                "--seeds", 1, "--epochs", 1, "--workers", 1, "--json")  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert [len(row["folders"]) for row in json.loads(done.stdout)["rows"]] == [1, 1]
+    audio, text = json.loads(done.stdout)["rows"]
+    assert len(audio["folders"]) == len(text["folders"]) == 1
+    assert "transcripts" in text["differs"] and "transcripts" not in audio["differs"]
     [shown] = [one for one in json.loads(ser("cache", "list", "--store", path, "--json").stdout)
                if one["feature"] == "is13" and one["corpus"] == "demo-asr"]  # fmt: skip
     assert (shown["rows"], shown["lent"], shown["superseded"], shown["bytes"], shown["complete"]) == (n, n, 0, 0, True)
@@ -217,6 +213,9 @@ def test_other_transcripts_share_audio_in_both_orders(table: Path, tmp_path: Pat
         heard = store.manifest("heard")
         assert heard.parent.corpus == "mine" and heard.parent.digest == store.manifest("mine").digest
         assert rows_of(store, "logmel") == {"mine": 13} and store["logmel"].complete(heard)
+        copied = ["cache", "export", "logmel", tmp_path / f"{name} copied", "--backend", "hdf5", "--corpus", "heard"]
+        assert ser(*copied, "--store", store.path).exit_code == 0
+        assert open_store(copied[3])["logmel"].complete(open_store(copied[3]).manifest("heard"))
     # An older ser refuses the child alone; what has no parent is written as it always was.
     monkeypatch.setattr("ser.cache.manifest.WITH_PARENT", 1)
     assert store.manifest("mine").column("text")[0] == "so it is 0"

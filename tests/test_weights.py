@@ -207,10 +207,11 @@ def test_the_cache_of_hugging_face_is_found(copy: Path, tmp_path: Path) -> None:
     assert printed.split() == ["some/hubert", find_checkpoint(copy).digest, "some/hubert", "hubert", "None"]
 
 
-def test_convert_keeps_the_digest(copy: Path, tmp_path: Path) -> None:
-    before = find_checkpoint(copy).digest
+def test_convert_keeps_the_digest_and_all_that_is_read(copy: Path, tmp_path: Path) -> None:
+    (copy / "generation_config.json").write_text("{}")  # `ser features --transcribe` reads Whisper's
+    before, files = find_checkpoint(copy).digest, {path.name for path in copy.iterdir()}
     folder = convert(str(as_pickle(copy)), tmp_path / "converted")
-    assert find_checkpoint(folder).digest == before
+    assert find_checkpoint(folder).digest == before and {path.name for path in folder.iterdir()} == files
     with pytest.raises(WrongUse, match="not empty"):
         convert(str(copy), folder)
 

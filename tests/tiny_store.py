@@ -5,7 +5,7 @@ odd ones, so that each modality knows half and both together know all.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,30 +32,33 @@ FEATURES = {
 }
 
 
+def base_rows(dialogues: Sequence[str], turns: int) -> Iterator[dict[str, Any]]:
+    """What any manifest of five sessions says of each turn: who speaks where, and a digest that is made up."""
+    for session, dialogue, turn in product("12345", dialogues, range(turns)):
+        name, gender = f"Ses0{session}F_{dialogue}", "FM"[turn % 2]
+        utterance = f"{name}_{gender}{turn // 2:03d}"
+        yield {
+            "id": utterance,
+            "audio": f"{utterance}.wav",
+            "audio_sha256": hashlib.sha256(utterance.encode()).hexdigest(),
+            "session": session,
+            "dialogue": name,
+            "turn": turn,
+            "speaker": f"{session}{gender}",
+            "gender": gender,
+        }
+
+
 def make_manifest(turns: int = 12, corpus: str = "tiny") -> Manifest:
     rows = []
-    for session, dialogue, turn in product("12345", ("impro01", "impro02"), range(turns)):
-        name, gender = f"Ses0{session}F_{dialogue}", "FM"[turn % 2]
-        label = LABELS[(turn + int(session) * 3 + (dialogue == "impro02")) % len(LABELS)]
-        utterance = f"{name}_{gender}{turn // 2:03d}"
+    for row in base_rows(("impro01", "impro02"), turns):
+        second = row["dialogue"].endswith("impro02")
+        label = LABELS[(row["turn"] + int(row["session"]) * 3 + second) % len(LABELS)]
         rated = dict(zip(("valence", "arousal", "dominance"), RATINGS[label], strict=True))
-        rows.append(
-            {
-                "id": utterance,
-                "audio": f"{utterance}.wav",
-                "audio_sha256": hashlib.sha256(utterance.encode()).hexdigest(),
-                "text": f"words of {utterance}",
-                "session": session,
-                "dialogue": name,
-                "turn": turn,
-                "speaker": f"{session}{gender}",
-                "gender": gender,
-                "duration": 2.0,
-                "label": label,
-                "votes": [[NAMES[label]], [NAMES[label]], ["Neutral", "Anger"]],
-                **(rated | {"dominance": None} if turn == 7 and dialogue == "impro02" else rated),
-            }
-        )
+        if row["turn"] == 7 and second:
+            rated["dominance"] = None
+        votes = [[NAMES[label]], [NAMES[label]], ["Neutral", "Anger"]]
+        rows.append({**row, "text": f"words of {row['id']}", "duration": 2.0, "label": label, "votes": votes, **rated})
     return Manifest.from_rows(corpus, rows, synthetic=True)
 
 

@@ -24,9 +24,9 @@ import torch
 from ser.engines.machine import choose_device, is_out_of_memory
 from ser.errors import SerError, WrongUse, unknown
 
-from .data.dataset import Dataset
-from .data.features import DataCache, load_dataset
-from .data.splits import SHARE, Cut, Fold, asked_corpora, make_folds
+from .data.dataset import DataCache, Dataset
+from .data.features import load_dataset
+from .data.splits import SHARE, Cut, Fold, corpora_of, make_folds
 from .finetune import with_encoder
 from .fit import Diverged, Epoch, fit, rows_to_evaluate
 from .fit_many import MOST, can_train_together, fit_many, runs_at_once
@@ -87,7 +87,7 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     _check_options(experiment)
     names = ("labels", "limit", "allow_missing", "views", "only", "target")
     asked = {name: getattr(experiment, name) for name in names}
-    corpora = asked_corpora(experiment.corpus, experiment.protocol)
+    corpora = corpora_of(experiment.protocol, experiment.corpus)
     what = experiment.store, experiment.features, experiment.fusion, corpora
     data, fusion = load_dataset(*what, cache=cache, **asked)
     also = [assignment for assignment in experiment.also_set if has_setting(fusion, assignment)]

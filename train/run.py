@@ -190,7 +190,7 @@ def _finish(
         "labels": config["labels"]["policy"],
         "classes": list(utterances.classes),
         "tests": tested,
-        "raters": data.notes.get("raters"),
+        "raters": data.raters(rows),
         **({"no_majority": without_majority} if without_majority else {}),
         "calibration": target.calibrated(utterances, (dev, on_dev["both"]), (rows, tests["both"])) if on_dev else None,
         **known_before(fold.refitted if plan.training.refit else fold, utterances),

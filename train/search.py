@@ -30,6 +30,10 @@ class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"lo
     high: int | float
     log: bool = False
 
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low < self.high < math.inf or (self.log and self.low <= 0):
+            raise ValueError("a range goes from a number to a larger one, and with log from above 0")
+
     def at(self, share: float) -> Scalar:
         """The number that lies so far on the way from `low` to `high`."""
         way = self.low * (self.high / self.low) ** share if self.log else self.low + (self.high - self.low) * share

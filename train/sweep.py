@@ -17,8 +17,9 @@ from ser.cache.store import open_store
 from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
-from .data.features import DataCache, select_feature, select_features, when_read
-from .data.splits import asked_corpora
+from .data.dataset import DataCache
+from .data.features import select_feature, select_features, when_read
+from .data.splits import corpora_of
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
 from .fit import Diverged
 from .models import FUSIONS
@@ -103,7 +104,7 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
     for cell in recipe.cells:
         asked, own = cell.experiment, cell.experiment.features.split("+")
         store = open_store(asked.store)
-        corpus = store.joined_manifest(asked_corpora(asked.corpus, asked.protocol)).corpus
+        corpus = store.joined_manifest(corpora_of(str(asked.protocol), asked.corpus)).corpus
         found: dict[str, str] = {}
         for name in own:
             with contextlib.suppress(MissingRows):  # it may be one that is replaced

@@ -45,9 +45,15 @@ def scale_of(training: TrainingSettings) -> tuple[float, float]:
     """The lowest and the highest rating, such as 1 and 5. Raises `WrongUse` where `vad_scale` is not a range."""
     low, _, high = training.vad_scale.partition("..")
     with contextlib.suppress(ValueError):
-        if float(low) < float(high) < float("inf"):
+        if 0 < float(high) - float(low) < float("inf"):
             return float(low), float(high)
     raise WrongUse(f"--set vad_scale={training.vad_scale[:200]}: must be auto, or a range such as 1..5")
+
+
+def _known_scale(utterances: Utterances, rows: np.ndarray) -> str | None:
+    """The scale of a corpus that the ids of these, all its utterances, tell; None where they tell none."""
+    ids = [utterances.ids[row].partition("/")[2] if utterances.corpora else utterances.ids[row] for row in rows]
+    return next((scale for form, scale in SCALES.items() if all(re.fullmatch(form, one) for one in ids)), None)
 
 
 class Target:
@@ -201,22 +207,30 @@ class Vad(Target):
             )
         if training.vad_loss == "ccc" and fusion.unit == "utterance" and settings.batch_size == 1:
             raise WrongUse("vad_loss=ccc compares the utterances of a batch; use batch_size=2 or more, or vad_loss=mse")
-        ratings, corpus = data.utterances.dimensions, data.described["corpus"]
-        if training.vad_scale == "auto":
-            ids = [one.partition("/")[2] if data.utterances.corpora else one for one in data.utterances.ids]
-            known = [scale for form, scale in SCALES.items() if all(re.fullmatch(form, one) for one in ids)]
-            if not known:
-                raise WrongUse(
-                    f"--target {self.name}: the scale on which corpus {corpus} rates valence, arousal and dominance is "
-                    "not known; say it, such as --set vad_scale=1..5"
-                )
-            training = replace(training, vad_scale=known[0])
-        low, high = scale_of(training)
-        if np.mean((ratings < low) | (ratings > high)) > OUTSIDE:
+        corpora = np.array(data.utterances.corpora or [data.described["corpus"]] * len(data.utterances))
+        known = {name: _known_scale(data.utterances, np.flatnonzero(corpora == name)) for name in np.unique(corpora)}
+        scales = {scale for scale in known.values() if scale is not None}
+        if len(scales) > 1:
+            listed = ", ".join(f"{name} {scale}" for name, scale in known.items() if scale is not None)
             raise WrongUse(
-                f"--set vad_scale={training.vad_scale}: corpus {corpus} has ratings from {ratings.min():g} to "
-                f"{ratings.max():g}; give the scale that its raters used"
+                f"--target {self.name}: the raters of these corpora used other scales ({listed}), and a model learns "
+                "one; train on corpora of one scale"
             )
+        if training.vad_scale == "auto":
+            if unknown := [name for name, scale in known.items() if scale is None]:
+                raise WrongUse(
+                    f"--target {self.name}: the scale on which corpus {unknown[0]} rates valence, arousal and "
+                    "dominance is not known; say it, such as --set vad_scale=1..5"
+                )
+            training = replace(training, vad_scale=scales.pop())
+        low, high = scale_of(training)
+        for name in known:
+            ratings = data.utterances.dimensions[corpora == name]
+            if np.mean((ratings < low) | (ratings > high)) > OUTSIDE:
+                raise WrongUse(
+                    f"--set vad_scale={training.vad_scale}: corpus {name} has ratings from {ratings.min():g} to "
+                    f"{ratings.max():g}; give the scale that its raters used"
+                )
         return training
 
     def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:

@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser.cache.store import open_store
 
-from .data.features import FeatureSelection, with_rows
+from .data.dataset import with_rows
+from .data.features import FeatureSelection
 from .data.labels import apply_policy, get_policy
 from .data.splits import Cut, Fold, make_folds
 

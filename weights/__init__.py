@@ -2,6 +2,6 @@
 
 from ser.errors import WeightsError
 
-from .find import INCIDENTAL, MARK, Checkpoint, find_checkpoint, list_checkpoints, load_encoder
+from .find import Checkpoint, find_checkpoint, list_checkpoints, load_encoder
 
-__all__ = ["INCIDENTAL", "MARK", "Checkpoint", "WeightsError", "find_checkpoint", "list_checkpoints", "load_encoder"]
+__all__ = ["Checkpoint", "WeightsError", "find_checkpoint", "list_checkpoints", "load_encoder"]

@@ -19,13 +19,12 @@ from safetensors import safe_open
 from ser.cache.atomic_io import move_into_place, sync_tree
 from ser.errors import SerError, WrongUse
 
-from .find import CONFIG_FILES, check_config, fetch, find_checkpoint, load_encoder, shards
+from .find import BESIDE, check_config, fetch, find_checkpoint, load_encoder, shards
 
 TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
 SHARDS = "pytorch_model.bin.index.json"
 # Of the environment: no tokens.
 KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "HOME", "TORCH_HOME", "SYSTEMROOT")
-CONVERTED = {"bert", "data2vec-audio", "deberta-v2", "electra", "hubert", "mpnet", "unispeech-sat", "wav2vec2", "wavlm"}
 
 
 def convert(source: str | Path, folder: Path) -> Path:
@@ -46,9 +45,7 @@ def convert(source: str | Path, folder: Path) -> Path:
             _convert_apart(name, made / "model.safetensors")
         else:
             _convert_folder(name, made)
-        checkpoint = find_checkpoint(made)
-        if checkpoint.architecture in CONVERTED:
-            load_encoder(checkpoint)
+        load_encoder(find_checkpoint(made))
         sync_tree(made)
         if not move_into_place(made, folder):
             raise WrongUse(f"{folder} has been made meanwhile; name a new folder")
@@ -77,7 +74,7 @@ def _convert_folder(name: str, made: Path) -> None:
             weight_map |= dict.fromkeys(tensors.keys(), file)
     if len(pickles) > 1:
         (made / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    for file in CONFIG_FILES:
+    for file in BESIDE:
         if (source / file).exists():
             shutil.copyfile(source / file, made / file)
 

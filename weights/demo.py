@@ -17,8 +17,6 @@ from .find import MARK
 _SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 # Strides and kernels are the real ones: 20 ms frames from 25 ms of samples.
 _SPEECH = {**_SMALL, "conv_dim": (32,) * 7, "num_conv_pos_embeddings": 32, "num_conv_pos_embedding_groups": 4}
-# The large models: layer norm in the convolutions, and a LayerNorm after the last layer instead of within each.
-_LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 SPECIAL = {
     "Bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
     "MPNet": ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"],  # the model takes <pad> to be 1
@@ -27,11 +25,6 @@ SPECIAL = {
 # architecture → (class prefix, settings)
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "hubert": ("Hubert", _SPEECH),
-    "hubert-large": ("Hubert", {**_SPEECH, **_LARGE}),
-    "wav2vec2": ("Wav2Vec2", _SPEECH),
-    "wav2vec2-large": ("Wav2Vec2", {**_SPEECH, **_LARGE}),
-    "wavlm": ("WavLM", _SPEECH),
-    "wavlm-large": ("WavLM", {**_SPEECH, **_LARGE}),
     "bert": ("Bert", _SMALL),
     "mpnet": ("MPNet", {**_SMALL, "max_position_embeddings": 514}),
 }

@@ -26,6 +26,9 @@ CONFIG_FILES = (
     *("added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
     "spm.model",
 )
+# Where transformers 5 saves a preprocessor that belongs to a tokenizer, in place of preprocessor_config.json.
+SHARED = "processor_config.json"
+BESIDE = (*CONFIG_FILES, SHARED, "generation_config.json")  # the last says how Whisper transcribes
 # Where the file came from and what wrote it: the same model keeps its fingerprint when it is saved again.
 INCIDENTAL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "name_or_path", "_commit_hash"}
 # Entries of config.json that some architectures call otherwise (`attribute_map` of their class in transformers).
@@ -54,9 +57,11 @@ class Checkpoint:
 
     @cached_property
     def preprocessor(self) -> dict[str, Any] | None:
-        """preprocessor_config.json, where there is one."""
-        path = self.path / "preprocessor_config.json"
-        return read_json(path) if path.exists() else None
+        """preprocessor_config.json, where there is one, or that part of processor_config.json."""
+        path, shared = self.path / "preprocessor_config.json", self.path / SHARED
+        if path.exists() or not shared.exists():
+            return read_json(path) if path.exists() else None
+        return read_json(shared).get("feature_extractor")
 
     def setting(self, name: str, kind: Any = Count) -> Any:
         """An entry of config.json, as a whole number from 1 or another `kind`.
@@ -116,14 +121,14 @@ def find_checkpoint(id_or_folder: str | Path, option: str = "--model NAME=PATH")
 
 
 def fetch(name: str, weights: list[str], then: str) -> Path:
-    """The folder with the files `weights` (patterns) and `CONFIG_FILES` of a Hugging Face id, downloaded if need be.
+    """The folder with the files `weights` (patterns) and `BESIDE` of a Hugging Face id, downloaded if need be.
 
     With HF_HUB_OFFLINE=1 the network is never tried. Raises `WeightsError` with what to do; `then` ends that sentence.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    wanted = [*weights, *CONFIG_FILES, "generation_config.json"]  # the last says how Whisper transcribes
+    wanted = [*weights, *BESIDE]
     try:
         with suppress(OSError, WeightsError):  # not in the cache, or not all of it
             path = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
@@ -190,7 +195,8 @@ def digest(path: Path, files: list[Path]) -> str:
     """Sha256 over every tensor's name, dtype, shape and bytes, and over `CONFIG_FILES`: not over the file layout."""
     tensors = {name: entry for file in files for name, entry in _hashed_tensors(file).items()}
     beside: dict[str, Any] = {}
-    for file in filter(Path.exists, map(path.joinpath, CONFIG_FILES)):
+    files_beside = CONFIG_FILES if (path / "preprocessor_config.json").exists() else (*CONFIG_FILES, SHARED)
+    for file in filter(Path.exists, map(path.joinpath, files_beside)):
         if file.suffix == ".json":
             beside[file.name] = {key: value for key, value in read_json(file).items() if key not in INCIDENTAL}
         else:

@@ -41,10 +41,10 @@ class Line(NamedTuple):
     intensity: float
 
 
-def write_demo(folder: str | Path) -> int:
-    """Write the demo corpus into `folder` and return its number of utterances.
+def write_demo(folder: str | Path) -> None:
+    """Write the demo corpus into `folder`, the same bytes each time.
 
-    The bytes are the same each time. Raises `WrongUse` if the folder holds anything but this very demo corpus.
+    Raises `WrongUse` if the folder holds anything but this very demo corpus.
     """
     folder = Path(folder).expanduser()
     marker, content = folder / DEMO_MARKER, json.dumps({"synthetic": True, "version": VERSION, "seed": SEED}) + "\n"
@@ -56,7 +56,6 @@ def write_demo(folder: str | Path) -> int:
         raise WrongUse(f"{folder} exists and is not a demo corpus; name a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(marker, content.encode())  # first of all: generated speech never lies about unmarked
-    written = 0
     for session in range(1, 6):
         for number, scene in enumerate(ARCS):
             rng = np.random.default_rng([SEED, session, number])
@@ -65,10 +64,7 @@ def write_demo(folder: str | Path) -> int:
             if (session, scene) == (5, "script01_1"):
                 marked = "M"  # beside Ses05M_script01_1b
             dialogue = f"Ses{session:02d}{marked}_{renamed or scene}"
-            lines = _lines(dialogue, session, scene, rng)
-            _write_dialogue(folder / f"Session{session}", dialogue, lines)
-            written += len(lines)
-    return written
+            _write_dialogue(folder / f"Session{session}", dialogue, _lines(dialogue, session, scene, rng))
 
 
 def demo_vocabulary() -> list[str]:

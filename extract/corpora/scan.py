@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ser.cache.atomic_io import LARGE, read_named
-from ser.cache.manifest import LONGEST_ID, IdsSeen, Manifest, Parent, id_fault, invisible
+from ser.cache.manifest import LONGEST_ID, IdsSeen, Manifest, Parent, invisible
 from ser.cache.store import check_name
 from ser.errors import CodedAudio, UtteranceError, WrongUse, printable, unknown
 
@@ -188,7 +188,7 @@ def _admit(reading: Reading, follow_links: bool) -> tuple[list[dict[str, Any]], 
     rows, problems = [], list(reading.problems)
     for row, where in zip(reading.rows, reading.where or [""] * len(reading.rows), strict=True):
         id, audio = row["id"], row.get("audio")
-        fault = id_fault(id) or seen.fault(id)
+        fault = seen.fault(id)
         if not fault and audio is not None:
             fault = _path_fault(audio, reading.root, follow_links)
         if fault:

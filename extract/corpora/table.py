@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ser.cache.atomic_io import LARGE, read_named
-from ser.cache.manifest import SCHEMA, IdsSeen, Manifest, id_fault
+from ser.cache.manifest import SCHEMA, IdsSeen, Manifest
 from ser.errors import CorpusError, WrongUse
 
 from .scan import Problem, Reading, read_text
@@ -45,7 +45,7 @@ def read_manifest(path: Path, corpus: str) -> Manifest:
         raise CorpusError(f"{reading.problems[0]}; correct the table and run again")
     seen = IdsSeen()
     for row, line in zip(reading.rows, reading.where, strict=True):
-        if fault := id_fault(row["id"]) or seen.fault(row["id"]):
+        if fault := seen.fault(row["id"]):
             raise CorpusError(f"{path}: {line}: {fault}")
     return Manifest.from_rows(corpus, reading.rows)
 

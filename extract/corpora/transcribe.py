@@ -19,7 +19,7 @@ import numpy as np
 
 from ser.cache.atomic_io import read_named
 from ser.cache.part import Quarantine
-from ser.cache.store import open_store
+from ser.cache.store import check_name, open_store
 from ser.cache.transcripts import put_transcripts, read_transcripts, short_hash
 from ser.engines.machine import choose_device
 from ser.errors import UtteranceError, WeightsError, WrongUse
@@ -72,7 +72,7 @@ class Transcription:
             "audio": [RESAMPLER, CHANNELS],
         }
         self.scan = read_corpus(config.corpus, config.format, None, None, config.limit)
-        self.name = config.corpus_name or f"{self.scan.manifest.corpus}-asr"
+        self.name = check_name("corpus", config.corpus_name or f"{self.scan.manifest.corpus}-asr")
         if self.name == self.scan.manifest.corpus:
             raise WrongUse(f"--corpus-name {self.name}: is the corpus itself; its second transcripts need another name")
         self.utterances = ExtractionPlan(config, self.scan, [], 0).utterances("audio")

@@ -1,14 +1,24 @@
 """The labelled utterances of a corpus with their inputs, packed in memory, and the batches cut from them."""
 
+import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from ser.cache.atomic_io import locked
+from ser.cache.manifest import Manifest
+from ser.cache.store import Feature
+from ser.errors import MissingRows, StoreError
 
 from ..models.ragged import Batch, Sequences
 from .labels import Utterances
@@ -73,6 +83,45 @@ class Inputs:
         return Inputs(torch.from_numpy(vectors), np.arange(len(self.offsets)))
 
 
+@dataclass
+class DataCache:
+    """What one experiment has loaded, for those that follow.
+
+    With a folder `shared` it serves several processes: the first that needs a feature leaves it there packed, and all
+    map the same pages of it.
+    """
+
+    shared: Path | None = None
+    inputs: dict[str, Inputs] = field(default_factory=dict)
+    datasets: dict[bytes, "Dataset"] = field(default_factory=dict)
+
+    def load(self, about: str, rows: np.ndarray, load: Callable[[], Inputs]) -> Inputs:
+        """What `load` gives for these rows of a manifest; `about` says of which, and of what, and is the same in all
+        processes.
+        """
+        key = hashlib.sha256(about.encode(errors="surrogateescape") + rows.tobytes()).hexdigest()
+        if key not in self.inputs:
+            self.inputs[key] = load() if self.shared is None else _shared(self.shared / key, load)
+        return self.inputs[key]
+
+
+def _shared(path: Path, load: Callable[[], Inputs]) -> Inputs:
+    """What `load` gives, through a file, which all processes map, written by whoever comes first."""
+    file, begun = path.with_suffix(".safetensors"), path.with_suffix(f".{os.getpid()}.part")  # there may be no locks
+    with locked(path.with_suffix(".lock")):
+        if not file.exists():
+            inputs = load()
+            try:
+                save_file({"values": inputs.values, "offsets": torch.from_numpy(inputs.offsets)}, begun)
+            except SafetensorError as fault:
+                raise StoreError(
+                    f"{path.parent}: cannot be written ({fault}); free some space and run the same command again"
+                ) from None
+            begun.replace(file)
+    tensors = load_file(file)
+    return Inputs(tensors["values"], tensors["offsets"].numpy())
+
+
 @dataclass(frozen=True)
 class Standardizer:
     """Z-score of one modality: (x − mean) / std, each float32 [dim], or [1 + C, dim]: row c is that of corpus c.
@@ -117,6 +166,7 @@ class Dataset:
     read: Callable[..., Mapping[str, Inputs]]  # the values of each modality, or the extras that it names
     described: Mapping[str, Any]  # corpus, manifest and features with their digests, for a run's config
     notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
+    raters: Callable[[np.ndarray], dict[str, Any] | None] = lambda rows: None  # their own scores of these utterances
     views: tuple[tuple[str, Callable[[], Inputs]], ...] = ()  # augmented copies of a modality, for training alone
     device: str = "cpu"  # where batches are put together, see `on`
     _elsewhere: dict[str, "Dataset"] = field(init=False, default_factory=dict, repr=False)  # the same on other devices
@@ -198,6 +248,35 @@ class Dataset:
             order = torch.randperm(len(groups), generator=generator).tolist()
         for start in range(0, len(groups), size):
             yield self.batch([groups[i] for i in order[start : start + size]], standardizers, truth)
+
+
+def with_rows(
+    features: Sequence[Feature], manifest: Manifest, utterances: Utterances, allow_missing: bool
+) -> tuple[Utterances, dict[str, dict[str, str]]]:
+    """The utterances that every feature has, and by feature why others are quarantined in it, by id.
+
+    Raises `MissingRows`, naming the command, for one that is lacking, and unless `allow_missing` for a quarantined one.
+    """
+    quarantined = {}
+    for feature in features:
+        name, reasons = feature.spec.name, feature.quarantined(manifest)
+        held = {utterance: reasons[utterance] for utterance in utterances.ids if utterance in reasons}
+        if held and not allow_missing:
+            example, why = next(iter(held.items()))
+            raise MissingRows(
+                f"{name}: {len(held)} labelled utterances are quarantined, such as {example} ({why}); "
+                "mend and extract them with `ser features --retry`, or leave them out with --allow-missing"
+            )
+        if held:
+            quarantined[name] = held
+            utterances = utterances.take(np.flatnonzero([utterance not in held for utterance in utterances.ids]))
+        if missing := set(feature.missing(manifest)).intersection(utterances.rows.tolist()):
+            raise MissingRows(
+                f"{name} lacks {len(missing)} of the {len(utterances)} labelled utterances of corpus "
+                f"{manifest.corpus}, such as {manifest.ids[min(missing)]}; run `ser features CORPUS --features {name} "
+                f"--store {feature.path.parent.parent}`"
+            )
+    return utterances, quarantined
 
 
 def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:

@@ -3,31 +3,27 @@
 import contextlib
 import hashlib
 import math
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from ser.cache.atomic_io import locked
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec, canonical_json
-from ser.cache.store import Feature, Store, listed, open_store
+from ser.cache.store import Feature, Store, open_store
 from ser.engines.machine import memory
-from ser.errors import MissingRows, StoreError, WrongUse
+from ser.errors import MissingRows, WrongUse
 
 from ..models import Fusion, get_fusion, with_layer_sums
 from ..scores import rater_scores
 from ..targets import TARGETS
-from .dataset import Dataset, Inputs, Pool
-from .labels import DIMENSIONS, UNLABELLED, Utterances, apply_policy, get_policy, rater_votes
+from .dataset import DataCache, Dataset, Inputs, Pool, with_rows
+from .labels import UNLABELLED, Policy, Utterances, apply_policy, choose, get_policy, rater_votes
+from .layers import find_layers
 
 OWN_HOP = ("logmel", "mfcc")  # whose `hop` is one of their extraction's options, and so another feature
 
@@ -129,9 +125,9 @@ class ModalitySelection:
 
     def beside(self, other: "ModalitySelection") -> "ModalitySelection":
         """Both. Raises `WrongUse` if they have a feature in common."""
-        if common := {one.feature.path for one in self.parts} & {one.feature.path for one in other.parts}:
-            raise WrongUse(f"--features {self.name}+{other.name}: {min(common).parent.name} stands there twice")
         name = "+".join(read_name(one.described) for one in (self, other))
+        if common := {one.feature.path for one in self.parts} & {one.feature.path for one in other.parts}:
+            raise WrongUse(f"--features {name}: {min(common).parent.name} stands there twice")
         return ModalitySelection(name, self.parts + other.parts, self.sums + other.sums)
 
     def each(self, change: Callable[[FeatureSelection], FeatureSelection]) -> "ModalitySelection":
@@ -154,12 +150,21 @@ class ModalitySelection:
         for part, columns in zip(self.parts, values.split([one.dim for one in self.parts], 1), strict=True):
             one = first if part is self.parts[0] else part.load(manifest, rows)
             if not np.array_equal(one.offsets, first.offsets):
+                name, other = (read_name(each.described) for each in (part, self.parts[0]))
                 raise WrongUse(
-                    f"{self.name}: {part.feature.spec.name} has not as many rows as {self.parts[0].feature.spec.name}; "
-                    "join them in a fusion of vectors such as lgf-add, which pools them"
+                    f"{self.name}: {name} has not as many rows as {other}; join them in a fusion of vectors such as "
+                    "lgf-add, which pools them"
                 )
             columns.copy_(one.values)
         return Inputs(values, first.offsets)
+
+    def load_once(self, cache: DataCache, manifest: Manifest, rows: np.ndarray) -> Inputs:
+        """As `load`, if it is not in the cache already."""
+        about = " ".join(
+            f"{one.feature.path.resolve()} {one.extra or (one.pool if one.pooled else 'rows')} {one.hop or ''}"
+            for one in self.parts
+        )
+        return cache.load(f"{about} {manifest.digest} ", rows, partial(self.load, manifest, rows))
 
 
 def when_read(name: str) -> tuple[str, dict[str, str]]:
@@ -184,8 +189,8 @@ def read_name(described: Mapping[str, Any]) -> str:
 def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
     """The feature of that name, and how it is read. Raises `WrongUse` for a way that it cannot be read in.
 
-    With pool=mean it is the stored means of that name (`ser features … pool=mean`) if the store has them. With
-    `layers=all` or `layers=6-9` it is the sum of these layers.
+    With pool=mean and no hop it is the stored means of that name (`ser features … pool=mean`) if the store has them.
+    With `layers=all` or `layers=6-9` it is the sum of these layers.
     """
     stored, read = when_read(name)
     pool: Any = read.get("pool", "mean")
@@ -194,11 +199,17 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
     body, _, fingerprint = stored.partition("@")
     feature, _, variant = body.partition(":")
     options = [item for item in variant.split(",") if item]
+
+    def find(options: Sequence[str]) -> list[Feature]:
+        if "layers=" in variant:
+            return find_layers(store, feature, options, fingerprint)
+        return [store.feature(f"{feature}:{','.join(options)}".rstrip(":") + f"@{fingerprint}".rstrip("@"), corpus)]
+
     found: list[Feature] = []
-    if read.get("pool") == "mean":
+    if read.get("pool") == "mean" and "hop" not in read:
         with contextlib.suppress(MissingRows):
-            found = _stored(store, feature, [*options, "pool=mean"], fingerprint, corpus)
-    found = found or _stored(store, feature, options, fingerprint, corpus)
+            found = find([*options, "pool=mean"])
+    found = found or find(options)
     parts = tuple(FeatureSelection(one, pool, hop=_hop(name, one, read.get("hop"))) for one in found)
     whole = name.strip().partition("@")[0]
     return ModalitySelection(whole if len(parts) > 1 else found[0].spec.name, parts, (len(parts),))
@@ -217,46 +228,6 @@ def _hop(name: str, feature: Feature, asked: str | None) -> float | None:
         known = f"its frames' own, {own:g} s, such as {5 * own:g}" if own else "that of its frames, and it says none"
         raise WrongUse(f"{name}: hop must be a multiple of {known}") from None
     return float(asked)
-
-
-def _stored(store: Store, feature: str, options: Sequence[str], fingerprint: str, corpus: str) -> list[Feature]:
-    """The feature with these options, or in order the layers that `layers=` names, all of one checkpoint.
-
-    The last layer of an encoder that ends in a LayerNorm is the one after it, unless norm=before is asked for.
-    `fingerprint` begins that of one of them. Raises `MissingRows` for what is not in the store, `WrongUse` for another
-    form of `layers=` and, naming them, if there are several ways.
-    """
-    name = f"{feature}:{','.join(options)}".rstrip(":")
-    asked = [item.removeprefix("layers=") for item in options if item.startswith("layers=")]
-    if not asked:
-        return [store.feature(f"{name}@{fingerprint}".rstrip("@"), corpus)]
-    if not (form := re.fullmatch(r"all|(\d{1,4})-(\d{1,4})", asked[0])):
-        raise WrongUse(f"{name}: write layers=all or a range such as layers=6-9")
-    norm = "before" if "norm=before" in options else "after"
-    rest = {item for item in options if not item.startswith(("layers=", "norm="))}
-    ways: dict[bytes, dict[int, Feature]] = {}
-    for one in (Feature(store.path, folder) for folder in store.folders() if folder.parent.name == feature):
-        own = one.spec.variant.split(",")
-        layer = [int(item.removeprefix("layer=")) for item in own if item.startswith("layer=")]
-        if layer and rest == {item for item in own if not item.startswith(("layer=", "norm="))}:
-            way = ways.setdefault(canonical_json({**one.spec.identity(), "variant": "", "config": {}}), {})
-            if layer[0] not in way or one.spec.config.get("norm") == norm:
-                way[layer[0]] = one
-    found = []
-    for way in ways.values():
-        deepest = max(way) if form[1] is None else -1  # as far as an earlier version's store says
-        last = max(one.spec.provenance.get("layers", deepest) for one in way.values())
-        wanted = range(last + 1) if form[1] is None else range(int(form[1]), int(form[2]) + 1)
-        layers = [way[layer] for layer in wanted if layer in way]
-        other = last in wanted and last in way and norm == "after" and way[last].spec.config.get("norm") == "before"
-        if len(layers) == len(wanted) > 0 and not other:
-            found += [layers] if any(one.fingerprint.startswith(fingerprint) for one in layers) else []
-    if len(found) > 1:
-        raise WrongUse(f"{store.path}: {name} is there in several ways, choose one: {listed([w[0] for w in found])}")
-    if not found:
-        command = f"ser features CORPUS --features {name} --store {store.path}"
-        raise MissingRows(f"{store.path}: does not have all of {name}; run `{command}`")
-    return found[0]
 
 
 def as_read(stored: Inputs, described: Mapping[str, Any], spec: Spec) -> Inputs:
@@ -288,49 +259,6 @@ def select_features(
                 "or several features in the place of one"
             )
     return selected, augmented
-
-
-@dataclass
-class DataCache:
-    """What one experiment has loaded, for those that follow.
-
-    With a folder `shared` it serves several processes: the first that needs a feature leaves it there packed, and all
-    map the same pages of it.
-    """
-
-    shared: Path | None = None
-    inputs: dict[str, Inputs] = field(default_factory=dict)
-    datasets: dict[bytes, Dataset] = field(default_factory=dict)
-
-    def load(self, selection: ModalitySelection, manifest: Manifest, rows: np.ndarray) -> Inputs:
-        """As `selection.load`."""
-        about = " ".join(
-            f"{one.feature.path.resolve()} {one.extra or (one.pool if one.pooled else 'rows')} {one.hop or ''}"
-            for one in selection.parts
-        )
-        about = f"{about} {manifest.digest} "
-        key = hashlib.sha256(about.encode(errors="surrogateescape") + rows.tobytes()).hexdigest()
-        if key not in self.inputs:
-            load = partial(selection.load, manifest, rows)
-            self.inputs[key] = load() if self.shared is None else _shared(self.shared / key, load)
-        return self.inputs[key]
-
-
-def _shared(path: Path, load: Callable[[], Inputs]) -> Inputs:
-    """What `load` gives, through a file, which all processes map, written by whoever comes first."""
-    file, begun = path.with_suffix(".safetensors"), path.with_suffix(f".{os.getpid()}.part")  # there may be no locks
-    with locked(path.with_suffix(".lock")):
-        if not file.exists():
-            inputs = load()
-            try:
-                save_file({"values": inputs.values, "offsets": torch.from_numpy(inputs.offsets)}, begun)
-            except SafetensorError as fault:
-                raise StoreError(
-                    f"{path.parent}: cannot be written ({fault}); free some space and run the same command again"
-                ) from None
-            begun.replace(file)
-    tensors = load_file(file)
-    return Inputs(tensors["values"], tensors["offsets"].numpy())
 
 
 def load_dataset(
@@ -372,55 +300,17 @@ def load_dataset(
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
-    utterances = apply_policy(policy, manifest, TARGETS[target].undecided)
-    votes, of = manifest.column("votes"), utterances.corpora or [manifest.corpus] * len(utterances)
-    mute = {*of} - {name for name, row in zip(of, utterances.rows, strict=True) if votes[row]}
-    if TARGETS[target].voted and mute:
-        raise WrongUse(
-            f"--target {target}: corpus {min(mute)} does not hold its raters' votes; train --target class on it"
-        )
-    left_out: dict[str, Any] = {
-        f"label {raw} is not in {policy.name}": count for raw, count in utterances.left_out.items()
-    }
-    if TARGETS[target].rated:
-        kept = np.flatnonzero(np.isfinite(utterances.dimensions).all(1))
-        if not len(kept):
-            raise WrongUse(
-                f"--target {target}: no utterance of corpus {manifest.corpus} has ratings of {', '.join(DIMENSIONS)}; "
-                "train --target class on it"
-            )
-        if absent := len(utterances) - len(kept):
-            left_out[f"no rating of {', '.join(DIMENSIONS)}"] = absent
-        utterances = utterances.take(kept)
-    if only is not None:
-        kept = np.flatnonzero([only.startswith((scene or "?").split()[0]) for scene in utterances.scenes])
-        if not len(kept):
-            raise WrongUse(
-                f"--only {only}: no id of corpus {manifest.corpus} says that its utterance is {only}, as IEMOCAP's do "
-                "(Ses01F_script01_1_F000, Ses01F_impro01_F000); leave --only out"
-            )
-        left_out[f"--only {only}"] = len(utterances) - len(kept)
-        utterances = utterances.take(kept)
-    if limit is not None and limit < len(utterances):
-        left_out[f"--limit {limit}"] = len(utterances) - limit
-        utterances = utterances.take(np.linspace(0, len(utterances) - 1, limit).round().astype(int))
+    utterances, left_out = _utterances(policy, manifest, target, only, limit)
     utterances, quarantined = with_rows([part.feature for part in parts], manifest, utterances, allow_missing)
     left_out |= {f"{name}: quarantined": list(held) for name, held in quarantined.items()}
-    corpora = {}
-    for part in manifest.parts:
-        labelled = utterances.labels[[name == part.corpus for name in utterances.corpora]]
-        if not len(labelled):
-            raise WrongUse(
-                f"--corpus: --only, --limit or --target leaves no utterance of corpus {part.corpus}; leave it out"
-            )
-        sizes = np.bincount(labelled, minlength=len(policy.classes)).tolist()
-        corpora[part.corpus] = {"synthetic": part.synthetic, "classes": dict(zip(policy.classes, sizes, strict=False))}
+    corpora = _classes_by_corpus(manifest, utterances)
     rows, votes = utterances.rows, manifest.column("votes")
 
     def read(**extras: str) -> dict[str, Inputs]:
         chosen = {m: one.each(partial(replace, extra=extras.get(m))) for m, one in inputs.items()}
-        return {m: cache.load(one, manifest, rows) for m, one in chosen.items()}
+        return {m: one.load_once(cache, manifest, rows) for m, one in chosen.items()}
 
+    parent = manifest.parent
     data = cache.datasets[key] = Dataset(
         utterances=utterances,
         dims={modality: one.dim for modality, one in inputs.items()},
@@ -442,39 +332,48 @@ def load_dataset(
             ],
             "specs": {modality: one.specs for modality, one in inputs.items()},
             "left_out": left_out,
-            "raters": rater_scores(*rater_votes(policy, [votes[row] for row in rows])) if policy.classes else None,
             "store": str(store.path.resolve()),
             **({"corpora": corpora} if corpora else {}),
+            **({"transcripts": {"of": parent.corpus, **parent.transcripts}} if parent else {}),
         },
-        views=tuple((one.modality, partial(cache.load, one, manifest, rows)) for one in asked[len(selected) :]),
+        raters=lambda which: (
+            rater_scores(*rater_votes(policy, [votes[row] for row in rows[which]])) if policy.classes else None
+        ),
+        views=tuple((one.modality, partial(one.load_once, cache, manifest, rows)) for one in asked[len(selected) :]),
     )
     return data, fusion
 
 
-def with_rows(
-    features: Sequence[Feature], manifest: Manifest, utterances: Utterances, allow_missing: bool
-) -> tuple[Utterances, dict[str, dict[str, str]]]:
-    """The utterances that every feature has, and by feature why others are quarantined in it, by id.
+def _utterances(
+    policy: Policy, manifest: Manifest, target: str, only: str | None, limit: int | None
+) -> tuple[Utterances, dict[str, Any]]:
+    """Those that the policy keeps and the target can learn from, and how many others there are, by the reason."""
+    utterances = apply_policy(policy, manifest, TARGETS[target].undecided)
+    votes, of = manifest.column("votes"), utterances.corpora or [manifest.corpus] * len(utterances)
+    mute = {*of} - {name for name, row in zip(of, utterances.rows, strict=True) if votes[row]}
+    if TARGETS[target].voted and mute:
+        raise WrongUse(
+            f"--target {target}: corpus {min(mute)} does not hold its raters' votes; train --target class on it"
+        )
+    left_out: dict[str, Any] = {
+        f"label {raw} is not in {policy.name}": count for raw, count in utterances.left_out.items()
+    }
+    rated = target if TARGETS[target].rated else None
+    utterances, others = choose(utterances, manifest.corpus, rated, only, limit)
+    return utterances, left_out | others
 
-    Raises `MissingRows`, naming the command, for one that is lacking, and unless `allow_missing` for a quarantined one.
-    """
-    quarantined = {}
-    for feature in features:
-        name, reasons = feature.spec.name, feature.quarantined(manifest)
-        held = {utterance: reasons[utterance] for utterance in utterances.ids if utterance in reasons}
-        if held and not allow_missing:
-            example, why = next(iter(held.items()))
-            raise MissingRows(
-                f"{name}: {len(held)} labelled utterances are quarantined, such as {example} ({why}); "
-                "mend and extract them with `ser features --retry`, or leave them out with --allow-missing"
+
+def _classes_by_corpus(manifest: Manifest, utterances: Utterances) -> dict[str, dict[str, Any]]:
+    """Of several corpora, how many utterances each has of each class, and whether it is synthetic."""
+    found = {}
+    for part in manifest.parts:
+        labelled = utterances.labels[[name == part.corpus for name in utterances.corpora]]
+        if not len(labelled):
+            raise WrongUse(
+                f"--corpus {manifest.corpus}: no utterance of {part.corpus} is left by --target, --only or --limit; "
+                "leave that corpus out"
             )
-        if held:
-            quarantined[name] = held
-            utterances = utterances.take(np.flatnonzero([utterance not in held for utterance in utterances.ids]))
-        if missing := set(feature.missing(manifest)).intersection(utterances.rows.tolist()):
-            raise MissingRows(
-                f"{name} lacks {len(missing)} of the {len(utterances)} labelled utterances of corpus "
-                f"{manifest.corpus}, such as {manifest.ids[min(missing)]}; run `ser features CORPUS --features {name} "
-                f"--store {feature.path.parent.parent}`"
-            )
-    return utterances, quarantined
+        sizes = np.bincount(labelled, minlength=len(utterances.classes)).tolist()
+        classes = dict(zip(utterances.classes, sizes, strict=False))
+        found[part.corpus] = {"synthetic": part.synthetic, "classes": classes}
+    return found

@@ -170,7 +170,7 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
         held = ", ".join(f"{name} ({n})" for name, n in Counter(label or "none" for label in raw).most_common())
         raise WrongUse(
             f"label policy {policy.name} keeps fewer than two classes of corpus {manifest.corpus}, whose labels are "
-            f"{held}; map them in a TOML file and pass it as --labels FILE.toml"
+            f"{held}; take them as they are by --labels all, or map them in a file: --labels FILE.toml"
         )
 
     def column(name: str) -> list:
@@ -210,6 +210,40 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
     if known and all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):
         _check_iemocap(policy, manifest.corpus, found)
     return found
+
+
+def choose(
+    utterances: Utterances, corpus: str, rated: str | None = None, only: str | None = None, limit: int | None = None
+) -> tuple[Utterances, dict[str, Any]]:
+    """What is asked for of a corpus's utterances, and how many each condition leaves out.
+
+    Those with all three ratings, if the target `rated` learns them; those that are `only` "scripted" or "improvised";
+    and `limit` of these, spread evenly over the corpus. Raises `WrongUse` if that leaves none.
+    """
+    left_out: dict[str, Any] = {}
+    if rated is not None:
+        kept = np.flatnonzero(np.isfinite(utterances.dimensions).all(1))
+        if not len(kept):
+            raise WrongUse(
+                f"--target {rated}: no utterance of corpus {corpus} has ratings of {', '.join(DIMENSIONS)}; "
+                "train --target class on it"
+            )
+        if absent := len(utterances) - len(kept):
+            left_out[f"no rating of {', '.join(DIMENSIONS)}"] = absent
+        utterances = utterances.take(kept)
+    if only is not None:
+        kept = np.flatnonzero([only.startswith((scene or "?").split()[0]) for scene in utterances.scenes])
+        if not len(kept):
+            raise WrongUse(
+                f"--only {only}: no id of corpus {corpus} says that its utterance is {only}, as IEMOCAP's do "
+                "(Ses01F_script01_1_F000, Ses01F_impro01_F000); leave --only out"
+            )
+        left_out[f"--only {only}"] = len(utterances) - len(kept)
+        utterances = utterances.take(kept)
+    if limit is not None and limit < len(utterances):
+        left_out[f"--limit {limit}"] = len(utterances) - limit
+        utterances = utterances.take(np.linspace(0, len(utterances) - 1, limit).round().astype(int))
+    return utterances, left_out
 
 
 def _check_iemocap(policy: Policy, corpus: str, found: Utterances) -> None:

@@ -146,12 +146,6 @@ def cross(utterances: Utterances, cut: Cut, asked: str) -> list[Fold]:
     return [_fold(asked.replace(":", " to "), utterances, _where(corpora, test), others[:0], cut, left_out)]
 
 
-def asked_corpora(corpus: str | None, protocol: str) -> str | None:
-    """What `--corpus` names: by default the corpora of `--protocol cross:A:B`."""
-    kind, _, names = str(protocol).partition(":")
-    return names.replace(":", "+") if corpus is None and kind == "cross" else corpus
-
-
 def speaker_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     """Each speaker is the test part once.
 
@@ -287,6 +281,12 @@ PROTOCOLS = {
 }
 
 
+def corpora_of(protocol: str, corpus: str | None) -> str | None:
+    """The corpora to train and test on, joined with +: by default those that `cross:A:B` names."""
+    kind, _, names = str(protocol).partition(":")
+    return names.replace(":", "+") if corpus is None and kind == "cross" else corpus
+
+
 def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) -> list[Fold]:
     """The folds of one of `PROTOCOLS`, of `cross:A:B` or of `folds:FILE`, each checked by `check_leakage`.
 
@@ -352,7 +352,9 @@ def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) ->
     of = utterances.corpus_numbers
     if len({*(own := utterances.dialogues[of == of[rows[0]]].tolist())}) == len(own):
         units, speakers = "single utterances (no dialogues or speakers known)", [utterances.speakers[r] for r in rows]
-        if None not in speakers and len(set(speakers)) > 1:
+        if len(set(speakers)) == 1 and speakers[0] is not None:
+            units = "single utterances (of one speaker)"
+        elif None not in speakers:
             names, units = speakers, "whole speakers"
     groups, group = np.unique(names, return_inverse=True)
     counts = np.zeros((len(groups), utterances.labels.max() + 1))

@@ -34,6 +34,7 @@ from ser.train.scores import (
     ece,
     metrics,
     moments,
+    rater_scores,
     reliability,
     share,
     tempered,
@@ -317,8 +318,12 @@ class CellScores:
 
     @property
     def raters(self) -> dict[str, Any] | None:
-        """The raters' own scores of this corpus and label policy; None without votes and of an earlier ser."""
-        return self.results[0].get("raters")
+        """The raters' own scores of what is tested, by this label policy; None without votes and of an earlier ser."""
+        told = {result["fold"]: result.get("raters") for result in self.results}  # no seed has others
+        found = [one for one in told.values() if one]
+        if not found:
+            return None
+        return rater_scores(np.sum([one["confusion"] for one in found], 0), sum(one["left_out"] for one in found))
 
     def divergences(self, test: str = "both") -> dict[str, Ends]:
         """KL and JS of the raters' shares and the probabilities, the mean over all predictions; none but if learnt."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ser.train.data.features import read_name
-from ser.train.data.splits import SHARE, asked_corpora
+from ser.train.data.splits import SHARE, corpora_of
 from ser.train.models import FUSIONS
 from ser.train.models.fusion import BOTH
 from ser.train.recipe import Cell as RecipeCell
@@ -79,7 +79,7 @@ def differences(
     config, asked = runs[0].config, cell.written
     protocol, colon, file = asked.protocol.partition(":")
     features, provenance = config["features"], config["provenance"]
-    corpora = config["corpus"], asked_corpora(asked.corpus, asked.protocol) or ""
+    corpora = config["corpus"], corpora_of(asked.protocol, asked.corpus) or ""
     several = [sorted(names.split("+")) if "+" in names else [] for names in corpora]
     pairs: dict[str, tuple[Any, Any]] = {
         "fusion": (config["fusion"].partition(":")[0] if asked.fusion in BOTH else config["fusion"], asked.fusion),
@@ -112,6 +112,7 @@ def differences(
     pairs = {
         **{key: (config.get(key, getattr(asked, key)), getattr(asked, key)) for key in ("select", "loss", "precision")},
         "seeds": (len({run.config["seed"] for run in runs}), asked.seeds),
+        "transcripts": ("text" in features and "transcripts" in provenance, False),  # an ASR's, not the corpus's own
         "views": (views, {_feature(name) for name in asked.views.split("+") if name}),
         **{key: (own[key], {value}) for key, value in theirs.items()},
     }

@@ -108,15 +108,17 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     rows = recipe_rows(recipe, runs)
     papers = [*(cell.paper or {} for cell in recipe.cells), *recipe.quoted.values()]
     every = list(dict.fromkeys(metric for row in rows for metric in row.scores))
-    metrics = list(dict.fromkeys(metric for paper in papers for metric in _metrics(paper))) or every[:2]
-    rated = [metric for metric in every if " " in metric]
+    metrics = list(dict.fromkeys(metric for paper in papers for metric in _metrics(paper)))
+    metrics = metrics or [metric for metric in every if " " not in metric][:2]
+    rated = [metric for metric in every if " " in metric]  # no percent
     warning = caveat(run.result for cell in runs.values() for run in cell if run.finished)
     seeds = {cell.name: cell.paper_seeds for cell in recipe.cells}
     lines = []
     for row in rows:
         of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
         line: dict[str, Any] = {"cell": row.cell, **of_paper}
-        line["ours macro-F1 %"] = (f1 := row.scores.get("macro_f1")) and f1.over_seeds
+        if "macro_f1" in every:
+            line["ours macro-F1 %"] = (f1 := row.scores.get("macro_f1")) and f1.over_seeds
         line |= {named(metric): (score := row.scores.get(metric)) and score.pooled for metric in rated}
         first = row.scores.get("ua") or row.scores.get("ccc valence")
         shape = f"{first.folds} × {first.seeds}" if first else ""
