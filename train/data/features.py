@@ -349,9 +349,11 @@ def _utterances(
 ) -> tuple[Utterances, dict[str, Any]]:
     """Those that the policy keeps and the target can learn from, and how many others there are, by the reason."""
     utterances = apply_policy(policy, manifest, TARGETS[target].undecided)
-    if TARGETS[target].voted and not any(map(manifest.column("votes").__getitem__, utterances.rows)):
+    votes, of = manifest.column("votes"), utterances.corpora or [manifest.corpus] * len(utterances)
+    mute = {*of} - {name for name, row in zip(of, utterances.rows, strict=True) if votes[row]}
+    if TARGETS[target].voted and mute:
         raise WrongUse(
-            f"--target {target}: corpus {manifest.corpus} does not hold its raters' votes; train --target class on it"
+            f"--target {target}: corpus {min(mute)} does not hold its raters' votes; train --target class on it"
         )
     left_out: dict[str, Any] = {
         f"label {raw} is not in {policy.name}": count for raw, count in utterances.left_out.items()

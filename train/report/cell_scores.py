@@ -198,8 +198,8 @@ class CellScores:
             cut.append(f"z-scored by corpus{', the tested one by its own unlabelled speech: transductive' * foreign}")
         cut += [f"{name} {value}" for name, value in parts(self.results).items()]
         learnt = [first["labels"]] if self.classes else []
-        target, rated = self.runs[0].config.get("target"), f", rated {self.scale}" if self.dimensions else ""
-        learnt += [f"target {target}{rated}"] if target else []
+        learnt += [f"target {self.runs[0].config['target']}, rated {self.scale}"] if self.dimensions else []
+        learnt += [f"target {self.runs[0].config['target']}"] if "kl" in first else []
         return " · ".join((split, *filter(None, [heard]), selected, *learnt, *cut))
 
     @property
