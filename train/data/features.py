@@ -139,7 +139,8 @@ class ModalitySelection:
         first = self.parts[0].load(manifest, rows)
         if len(self.parts) == 1:
             return first
-        narrow = all(one.feature.spec.dtype == "float16" and not one.pooled for one in self.parts)
+        exact = any(one.pooled or one.hop is not None for one in self.parts)  # means are float32
+        narrow = not exact and all(one.feature.spec.dtype == "float16" for one in self.parts)
         needed = len(first.values) * self.dim * (2 if narrow else 4)
         if (free := memory()[1]) is not None and needed > free:
             raise WrongUse(
