@@ -1,7 +1,7 @@
 """Which tests are heavy, and fixtures that several files use.
 
-A heavy test starts processes, a browser or a dask cluster, builds the wheel, extracts or trains the demo, or writes a
-whole release of IEMOCAP.
+A heavy test starts processes, a browser or a dask cluster, builds the wheel, extracts or trains the demo, runs or
+converts encoders of every kind, searches, or writes a whole release of IEMOCAP.
 `make test-fast` leaves them out.
 """
 
@@ -19,15 +19,18 @@ HEAVY_FILES = (
     "test_cluster",
     "test_corpora_counts",
     "test_engines",
+    "test_extract_encoders",
     "test_faulty_fs",
     "test_features_disk",
     "test_features_killed",
     "test_fuzz",
     "test_report_html",
+    "test_weights",
 )
 HEAVY_TESTS = {
     "test_a_cell_that_stands_in_three_recipes_trains_once",
     "test_a_command_runs_through_few_files",
+    "test_each_fold_counts_with_its_best_candidate",
     "test_published_feature_files_are_trained_on",
     "test_the_same_bytes_each_time",
     "test_the_time_is_estimated_from_the_corpus_itself",
