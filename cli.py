@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from typing import Any
 
 import click
@@ -83,7 +84,8 @@ def main(ctx: click.Context) -> None:
 
     `ser demo` shows all of it on generated speech. Defaults of your own go into ser.toml, in the working folder.
     """
-    ctx.obj, ctx.default_map = read_defaults(main)
+    if own := [path for path in (Path("ser.toml"), Path("pyproject.toml")) if path.is_file()]:
+        ctx.obj, ctx.default_map = own[0], read_defaults(main, own[0])
     logging.basicConfig(stream=LineStream(), format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 

@@ -6,6 +6,7 @@ A file counts when a function of it is called, a hop when a function of one file
 a module's or a class's body is an import, not a hop.
 """
 
+import contextlib
 import inspect
 import sys
 import tempfile
@@ -83,13 +84,13 @@ def trace_demo(folder: Path) -> dict[str, Tracer]:
     models = [f"--model={name}={weights}/{name}-random" for name in ENCODERS]
     small = ["--epochs=2", "--set=d_model=16", "--set=heads=2", "--set=queries=4", "--set=standardise_audio=true"]
     train = ["train", f"--store={store}", f"--out={folder}/runs"]
-    return {
-        "ser features": trace(["features", f"{folder}/corpus", f"--store={store}", *models]),
-        "ser train --fusion mit": trace([*train, "--features=hubert+mpnet", "--fusion=mit", *small]),
-        "ser train --fusion lgf-add": trace(
-            [*train, "--features=is13+bert", "--fusion=lgf-add", "--loss=perspective", "--epochs=2"]
-        ),
-    }
+    lgf = [*train, "--features=is13+bert", "--fusion=lgf-add", "--loss=perspective", "--epochs=2"]
+    with contextlib.chdir(folder):  # where no file holds defaults of one's own
+        return {
+            "ser features": trace(["features", f"{folder}/corpus", f"--store={store}", *models]),
+            "ser train --fusion mit": trace([*train, "--features=hubert+mpnet", "--fusion=mit", *small]),
+            "ser train --fusion lgf-add": trace(lgf),
+        }
 
 
 def listing(traced: dict[str, Tracer]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ser.cache.atomic_io import read_toml
 from ser.errors import WrongUse, unknown
 
 # What the top of the file may hold, for every command that has it: where things lie and what computes them. The rest
@@ -14,32 +15,21 @@ ANYWHERE = ("store", "corpus", "out", "device")
 EXAMPLE = 'store = "/data/features"'
 
 
-def read_defaults(ser: click.Group) -> tuple[Path, dict[str, Any]]:
-    """The file, and its defaults by command and parameter, as click's `default_map`; none without a file.
+def read_defaults(ser: click.Group, path: Path) -> dict[str, Any]:
+    """The file's defaults by command and parameter, as click's `default_map`.
 
     Raises `WrongUse` for a file that is not TOML, an unknown command or option, or a value of another type.
     """
-    path, table = _table()
+    table: Any = read_toml(path, EXAMPLE)
+    if path.name == "pyproject.toml":
+        table = table.get("tool", {}).get("ser", {})
     common = {key: value for key, value in table.items() if not isinstance(value, dict)}
     for key in common:
         if key not in ANYWHERE:
             allowed = ", ".join(ANYWHERE)
             raise WrongUse(f"{path}: '{key}' cannot stand at the top, where {allowed} may; put it under [train]")
     tables = {key: value for key, value in table.items() if isinstance(value, dict)}
-    return path, _of_group(ser, common, tables, path)
-
-
-def _table() -> tuple[Path, dict[str, Any]]:
-    for path, keys in ((Path("ser.toml"), ()), (Path("pyproject.toml"), ("tool", "ser"))):
-        if path.is_file():
-            from ser.cache.atomic_io import read_toml
-
-            table: Any = read_toml(path, EXAMPLE)
-            for key in keys:
-                table = table.get(key, {})
-            if table:
-                return path, table
-    return Path("ser.toml"), {}
+    return _of_group(ser, common, tables, path)
 
 
 def _of_group(group: click.Group, common: Mapping[str, Any], tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
