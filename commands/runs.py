@@ -10,6 +10,7 @@ from .options import FILE, json_option
 from .output import answer, safe
 
 RUNS = Path("runs")
+HEADINGS = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1"}
 where_option = click.option(
     "--where",
     multiple=True,
@@ -48,9 +49,9 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
     if as_json:
         answer(found)
         return
-    shown = ["run", "features", "fusion", "labels", "protocol", "fold", "seed", "ua", "wa", "date", "MB"]
+    shown = ["run", "features", "fusion", "labels", "protocol", "fold", "seed", *HEADINGS, "date", "MB"]
     rows = [[_cell(one, column) for column in shown] for one in found]
-    answer(rows, [name.upper() if name in ("ua", "wa") else name for name in shown], disable_numparse=True)
+    answer(rows, [HEADINGS.get(name, name) for name in shown], disable_numparse=True)
     total = sum(one["bytes"] for one in found)
     open_ = sum(not one["finished"] for one in found)
     answer(f"{len(found)} runs, {open_} unfinished, {total / 1e6:.1f} MB; `ser report` makes tables of them")
@@ -59,7 +60,7 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
 def _cell(facts: dict[str, Any], column: str) -> str:
     if column == "MB":
         return f"{facts['bytes'] / 1e6:.1f}"
-    if column in ("ua", "wa"):
+    if column in HEADINGS:
         return "" if facts[column] is None else f"{facts[column]:.2f}"
     return str(facts[column])
 
@@ -86,8 +87,8 @@ def compare(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) ->
         return
     rows = [[run.name, *(safe(str(table[key][i])) for key in table)] for i, run in enumerate(found)]
     for row, one in zip(rows, scores, strict=True):
-        row += [_cell(one, "ua"), _cell(one, "wa")]
-    answer(rows, ["run", *table, "UA", "WA"], disable_numparse=True)
+        row += [_cell(one, name) for name in HEADINGS]
+    answer(rows, ["run", *table, *HEADINGS.values()], disable_numparse=True)
 
 
 @runs.command()

@@ -69,6 +69,7 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
         assert one["ua"] == 100 * run.result["ua"] and one["finished"] and one["fusion"] == run.config["fusion"]
         assert one["bytes"] == sum(path.stat().st_size for path in run.path.iterdir())
     assert ser("runs").stdout == ser("runs", "list", "runs").stdout
+    assert all("macro-F1" in ser("runs", command, "runs").stdout for command in ("list", "compare"))
     for condition in ("fusion=mit", "features=hubert", "queries=3.0"):
         [one] = json.loads(ser("runs", "list", "--where", condition, "--json").stdout)
         assert one["fusion"] == "mit"
