@@ -68,7 +68,8 @@ test: install
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
-# The site is built from the code too; with -q, mkdocs would not count warnings as errors. Type checkers need the root under the package's name.
+# The site is built from the code too; with -q, mkdocs would not count warnings as errors.
+# Type checkers need the root under the package's name.
 check: install
 	mkdir -p .links && ln -sfn .. .links/ser
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -d .docs
