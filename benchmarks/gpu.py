@@ -115,6 +115,7 @@ def described(plan: TrainConfig) -> dict[str, Any]:
         "fold": "1",
         "seed": plan.seed,
         "labels": {"policy": "4class"},
+        "features": {},
     }
 
 

@@ -224,7 +224,10 @@ def started(tmp_path: Path, then: str, sleepy: str = SLEEPY) -> subprocess.Popen
     return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
-@pytest.mark.parametrize(("then", "code"), [("time.sleep(60)", -signal.SIGKILL), ("sys.modules['keep'] = results", 0)])
+KEPT = "sys.modules['keep'] = results; time.sleep(3)"  # so long that its workers can be listed
+
+
+@pytest.mark.parametrize(("then", "code"), [("time.sleep(60)", -signal.SIGKILL), (KEPT, 0)])
 def test_workers_end_with_the_process(tmp_path: Path, then: str, code: int) -> None:
     """Killed, or at its end with an iterator that nobody has closed."""
     process = started(tmp_path, then)

@@ -191,7 +191,7 @@ def test_sweeps_show_ratings(store: Path, tmp_path: Path) -> None:
     )
     shown = CliRunner().invoke(main, asked_for)
     tables, *_ = shown.stdout.partition("\nours: ")
-    assert "dev CCC " in tables and "RMSE valence" in tables and "%" not in tables, "none is a share"
+    assert "dev mean CCC " in tables and "RMSE valence" in tables and "%" not in tables, "none is a share"
 
 
 @pytest.mark.parametrize(
