@@ -1,6 +1,5 @@
 """What `--features` names, and the dataset that it makes of a corpus in the store."""
 
-import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -206,11 +205,16 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
             return find_layers(store, feature, options, fingerprint)
         return [store.feature(f"{feature}:{','.join(options)}".rstrip(":") + f"@{fingerprint}".rstrip("@"), corpus)]
 
-    found: list[Feature] = []
-    if read.get("pool") == "mean" and "hop" not in read:
-        with contextlib.suppress(MissingRows):
-            found = find([*options, "pool=mean"])
-    found = found or find(options)
+    means = read.get("pool") == "mean" and "hop" not in read
+    try:
+        found = find([*options, "pool=mean"] if means else options)
+    except MissingRows as lacking:
+        if not means:
+            raise
+        try:
+            found = find(options)
+        except MissingRows as fault:  # the means of layers take a hundredth of their frames, so these are to be made
+            raise (lacking if "layers=" in variant else fault) from None
     parts = tuple(FeatureSelection(one, pool, hop=_hop(name, one, read.get("hop"))) for one in found)
     whole = name.strip().partition("@")[0]
     return ModalitySelection(whole if len(parts) > 1 else found[0].spec.name, parts, (len(parts),))
