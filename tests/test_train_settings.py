@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from ser.errors import WrongUse
+from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Cut, make_folds
-from ser.train.fit import fit, snapshot
+from ser.train.fit import Fitted, fit, snapshot
 from ser.train.models import FUSIONS
 from ser.train.settings import TrainConfig, parse_settings, settings
 
@@ -110,7 +111,7 @@ def test_every_setting_of_the_loss_changes_what_a_fusion_learns_or_is_refused(st
     def learnt(*more: str) -> torch.Tensor:
         options = [f"{k}={v}" for k, v in {**small(name), "epochs": 1, "batch_size": 4, "lr": 0.01}.items()]
         plan = TrainConfig(fusion, *parse_settings(fusion, [*options, *more]), select="last")
-        return torch.cat([weight.flatten() for weight in snapshot(fit(data, fold, plan).model).values()])
+        return weights_of(fit(data, fold, plan))
 
     plain = learnt()
     assert torch.equal(learnt("focal_gamma=0", "class_weights=none"), plain)
@@ -122,3 +123,35 @@ def test_every_setting_of_the_loss_changes_what_a_fusion_learns_or_is_refused(st
         else:
             found = learnt(setting, "soft_labels=true") if setting in weighted else learnt(setting)
             assert found.isfinite().all() and not torch.equal(found, plain), setting
+
+
+@pytest.fixture(scope="module")
+def hopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose audio frames say how far apart they are."""
+    manifest = make_manifest()
+    store = new_store(tmp_path_factory.mktemp("hopped") / "s", manifest)
+    add_feature(store, manifest, "hubert", make_rows(manifest, "hubert"), hop=0.02)
+    add_feature(store, manifest, "bert", make_rows(manifest, "bert"))
+    return store.path
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_patience_refit_clipping_and_hop_reach_every_fusion(hopped: Path, name: str) -> None:
+    fusion, stages = FUSIONS[name], len(FUSIONS[name].stages)
+
+    def fitted(hop: str, select: str, *more: str) -> Fitted:
+        features = {"audio": f"hubert{hop}", "text": "bert"}
+        data, _ = load_dataset(hopped, "+".join(features[modality] for modality in fusion.inputs), name, limit=30)
+        [fold, *_] = make_folds("session-out", data.utterances, Cut(dev="next" if select == "val" else "none"))
+        options = [f"{k}={v}" for k, v in {**small(name), "epochs": 3, "batch_size": 4, "lr": 0.01}.items()]
+        return fit(data, fold, TrainConfig(fusion, *parse_settings(fusion, [*options, *more]), select=select))
+
+    still = fitted("", "val", "patience=1", "lr=1e-30", "refit=true")  # no epoch is better than the first
+    assert len(still.history) == (2 + 1) * stages, "two epochs, of which the first is refitted"
+    plain = weights_of(fitted("", "last"))
+    for other in (fitted("", "last", "clip_norm=1e-3"), *([fitted(":hop=0.06", "last")] * ("audio" in fusion.inputs))):
+        assert weights_of(other).isfinite().all() and not torch.equal(weights_of(other), plain)
+
+
+def weights_of(found: Fitted) -> torch.Tensor:
+    return torch.cat([weight.flatten() for weight in snapshot(found.model).values()])
