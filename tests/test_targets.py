@@ -207,6 +207,7 @@ def test_sweeps_show_ratings(store: Path, tmp_path: Path) -> None:
         ("vad", "released=true", "probabilities of classes alone"),
         ("class", "vad_loss=mse", "--target class has no use for it"),
         ("class", "select_score=ccc", "--target class selects by ua or wa"),
+        ("class", "effective_beta=0.9", "it is that of class_weights=effective"),
     ],
 )
 def test_what_a_target_cannot_use_is_one_sentence(store: Path, target: str, setting: str, says: str) -> None:

@@ -88,6 +88,8 @@ class Target:
         for key in self.unused:
             if getattr(training, key) != getattr(usual, key):
                 raise WrongUse(f"--set {key}: --target {self.name} has no use for it; leave it out")
+        if training.effective_beta != usual.effective_beta and training.class_weights != "effective":
+            raise WrongUse("--set effective_beta: it is that of class_weights=effective; set both, or leave it out")
         if training.select_score not in self.select:
             if training.select_score != usual.select_score:
                 known = " or ".join(self.select)
