@@ -56,8 +56,8 @@ def votes_table(cells: Sequence[Cell]) -> Table:
             means = {name: float(np.average([one[name] for one in apart], weights=n)) for name in ("kl", "js")}
             row |= {f"their {name.upper()}": mean for name, mean in means.items()}
         rows += [{"cell": cell.label, **row}] if row else []
-    note = "Raters: each vote of the corpus under this label policy against the majority of the other votes for the "
-    note += "same utterance; votes for no class of the policy, or where the others are tied, are left out. KL and JS: "
+    note = "Raters: each vote for a tested utterance under this label policy against the majority of the other votes "
+    note += "for it; votes for no class of the policy, or where the others are tied, are left out. KL and JS: "
     note += "the mean divergence of the raters’ shares from the probabilities. Top-1 scores are by the majority’s "
     note += "label; utterances without one, if kept, train only, and count here as tested."
     return Table("votes", "The raters’ own scores, and their votes", rows, note)
