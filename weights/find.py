@@ -73,7 +73,7 @@ class Checkpoint:
             raise WeightsError(f"{self.path / 'config.json'} names no {name}: this is not an encoder that ser knows")
         try:
             return msgspec.convert(self.config[name], kind)
-        except msgspec.ValidationError as fault:
+        except (msgspec.ValidationError, UnicodeEncodeError) as fault:  # of half a surrogate pair
             raise WeightsError(f"{self.path / 'config.json'}: {name} is wrong ({fault}); copy it again") from None
 
     @property
