@@ -54,13 +54,14 @@ class Experiment:
     seeds: int = option(1, "How many seeds: 0, 1, … N-1.", "N", most=10_000)
     folds: str | int = option("all", "All folds, or the first K.", "all|K")
     epochs: int | None = option(None, "The fusion's own by default.", "N")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.", "DEVICE")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", "DEVICE")
     precision: str = option(
         "float32",
         "Of the model: float32 or bf16, which is faster and gives other numbers.",
         "TYPE",
         ("float32", "bf16"),
     )
+    deterministic: bool = option(False, "The same seed gives the same bytes on a GPU too, more slowly; a CPU does so.")
     set: tuple[str, ...] = option((), "A setting; see --settings. Repeatable.", "KEY=VALUE")
     also_set: tuple[str, ...] = ()  # as `set`, where the fusion has that setting: for sweeps over several fusions
     resume: bool = False
