@@ -40,13 +40,7 @@ from .targets import TARGETS
 __all__ = ["run_experiment"]
 
 TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
-FLOAT32_STATES = (
-    "bc-lstm",
-    "catf-lstm",
-    "cma",
-    "cme",
-    "gban",
-)  # with bf16 version 2: the recurrent layers were in bf16
+IN_FLOAT32 = ("bc-lstm", "catf-lstm", "cma", "cme", "gban")  # their recurrent layers, with bf16 since version 2
 STEPS = 3  # timed for an estimate, after as many that warm up
 ENOUGH = 0.5  # seconds of timed steps: if they would take more, one says enough
 
@@ -121,9 +115,8 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
             "patience stops where a score no longer rises, and --select last looks at none; use --select val"
         )
     folds = [fold.decided(data.utterances) for fold in folds]
-    how = {
-        name: getattr(experiment, name) for name in ("target", "loss", "select", "precision", "log", "deterministic")
-    }
+    names = ("target", "loss", "select", "precision", "log", "deterministic")
+    how = {name: getattr(experiment, name) for name in names}
     plan = TrainConfig(fusion, settings, training, device=choose_device(experiment.device), **how)
     exact_arithmetic(plan.device, plan.deterministic)  # before anything is computed on a GPU
     if plan.device == "mps" and plan.precision == "bf16":
@@ -169,7 +162,7 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
         training["dev"] = SHARE  # what auto meant before was the next session: those runs are not of this cell
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(experiment).items()}
     return {
-        "version": TRAIN_VERSION + (plan.precision == "bf16" and plan.fusion.name in FLOAT32_STATES),
+        "version": TRAIN_VERSION + (plan.precision == "bf16" and plan.fusion.name in IN_FLOAT32),
         **data.described,
         "fusion": plan.fusion.name,
         "settings": described(plan.settings),

@@ -277,9 +277,7 @@ class SelfAttentionPooling(nn.Module):
         """Rows `[r, d]` → `[n, d]`; zeros for a sequence without rows."""
         scores = self.score(x)[:, 0]
         scores = layout.pad(scores, torch.finfo(scores.dtype).min)
-        weighted = (
-            layout.unpad(scores.softmax(1))[:, None] * x
-        )  # under autocast the softmax is float32, and x may not be
+        weighted = layout.unpad(scores.softmax(1))[:, None] * x  # float32 under autocast, which x may not be
         return weighted.new_zeros(len(layout.lengths), x.shape[1]).index_add(0, layout.owner, weighted)
 
 
