@@ -48,8 +48,9 @@ def gpus(device: str) -> int:
 def exact_arithmetic(device: str, deterministic: bool = False) -> None:
     """Let torch compute float32 as float32 in this process: TF32 keeps ten bits of the mantissa.
 
-    `deterministic` gives the same bytes each time on a GPU too, if asked for before anything is multiplied there; what
-    has no deterministic way raises torch's `RuntimeError`. On a CPU there is nothing to do for it.
+    `deterministic` gives the same bytes each time on a GPU too, if asked for before anything is multiplied there: that
+    is when cuBLAS reads its variable. What has no deterministic way raises torch's `RuntimeError`. On a CPU there is
+    nothing to do for it.
     """
     import torch
 

@@ -5,14 +5,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from ser import engines
-from ser.engines.machine import choose_device, cores, exact_arithmetic, is_out_of_memory
+from ser.engines.machine import choose_device, cores, exact_arithmetic
 from ser.errors import WrongUse
 
 MANY = len(os.sched_getaffinity(0))
@@ -53,37 +52,16 @@ def test_the_affinity_counts() -> None:
     assert subprocess.check_output([sys.executable, "-c", code + "print(cores())"], text=True) == "1\n"
 
 
-@pytest.fixture
-def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Lets torch say that there are so many GPUs, or Apple's."""
-
-    def set_up(count: int, apple: bool = False) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
-
-    return set_up
-
-
-@pytest.mark.parametrize(
-    ("count", "apple", "auto", "refused"),
-    [
-        (0, False, "cpu", ["cuda", "cuda:0", "mps"]),
-        (0, True, "mps", ["cuda"]),
-        (1, True, "cuda", ["cuda:1"]),
-        (2, False, "cuda", ["cuda:2", "mps"]),
-    ],
-)
-def test_auto_is_the_best_there_is(
-    pretend: Callable[..., None], count: int, apple: bool, auto: str, refused: list[str]
-) -> None:
-    pretend(count, apple)
-    assert choose_device("auto") == auto == choose_device(auto)
-    assert engines.gpus("auto") == count and engines.gpus("cpu") == 0
-    for name in refused:
+def test_auto_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [(0, False, "cpu", "mps"), (0, True, "mps", "cuda"), (2, True, "cuda", "cuda:2")]
+    for count, apple, auto, refused in there:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda count=count: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda apple=apple: apple)
+        assert choose_device("auto") == auto == choose_device(auto)
+        assert (engines.gpus("auto"), engines.gpus("cpu")) == (count, 0)
         with pytest.raises(WrongUse, match="finds no such device here"):
-            choose_device(name)
-        assert choose_device(name, here=False) == name
+            choose_device(refused)
 
 
 def device_of_three(task: int) -> str:
@@ -117,9 +95,3 @@ def test_deterministic_is_asked_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) 
     assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     exact_arithmetic("cuda")
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_a_cudnn_without_an_engine_has_no_memory() -> None:
-    for how in ("FIND", "GET"):
-        assert is_out_of_memory(RuntimeError(f"{how} was unable to find an engine to execute this computation"))
-    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

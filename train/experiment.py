@@ -21,7 +21,7 @@ from typing import Any, get_origin
 import numpy as np
 import torch
 
-from ser.engines.machine import choose_device, exact_arithmetic, is_out_of_memory
+from ser.engines.machine import choose_device, is_out_of_memory
 from ser.errors import SerError, WrongUse, unknown
 
 from .data.dataset import DataCache, Dataset
@@ -118,7 +118,6 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     names = ("target", "loss", "select", "precision", "log", "deterministic")
     how = {name: getattr(experiment, name) for name in names}
     plan = TrainConfig(fusion, settings, training, device=choose_device(experiment.device), **how)
-    exact_arithmetic(plan.device, plan.deterministic)  # before anything is computed on a GPU
     if plan.device == "mps" and plan.precision == "bf16":
         raise WrongUse("--precision bf16 is for a CPU and for CUDA; leave it out, or add --device cpu")
     for fold in folds:

@@ -61,7 +61,6 @@ class Experiment:
         "TYPE",
         ("float32", "bf16"),
     )
-    deterministic: bool = option(False, "The same seed gives the same bytes on a GPU too, more slowly; a CPU does so.")
     set: tuple[str, ...] = option((), "A setting; see --settings. Repeatable.", "KEY=VALUE")
     also_set: tuple[str, ...] = ()  # as `set`, where the fusion has that setting: for sweeps over several fusions
     resume: bool = False
@@ -73,6 +72,7 @@ class Experiment:
         (), "Where the weights of an encoder lie that finetune_layers trains. Repeatable.", "NAME=ID_OR_PATH"
     )
     views: str = option("", "Augmented views to train on too, such as logmel:view=noise-1+logmel:view=pitch-1.", "A+B")
+    deterministic: bool = option(False, "The same seed gives the same bytes on a GPU too, more slowly; a CPU does so.")
 
 
 def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:
