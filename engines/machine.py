@@ -4,6 +4,7 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from ser.cache.blocks import usable_cores
 from ser.errors import WrongUse
@@ -57,7 +58,8 @@ def exact_arithmetic(device: str, deterministic: bool = False) -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9, where what is set here counts more
-        for part in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+        parts: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+        for part in parts:
             part.fp32_precision = "ieee"
     if not device.startswith("cuda"):
         return

@@ -185,8 +185,8 @@ class ExtractionRun:
             yield from worker.run(tasks)
             return
         worker.close()  # the processes open extractors of their own
-        config = replace(self.plan.worker_config(), threads=worker.config.threads)  # each chooses a GPU
-        here = [replace(task, config=config) for task in tasks]
+        asked = replace(self.plan.worker_config(), threads=worker.config.threads)  # each chooses its device
+        here = [replace(task, config=asked) for task in tasks]
         for result in engines.run(extract_task, here, self.processes):
             for stage, count in result.stages.items():
                 progress(stage, count)
