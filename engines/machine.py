@@ -58,8 +58,8 @@ def exact_arithmetic(device: str, deterministic: bool = False) -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9, where what is set here counts more
-        parts: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
-        for part in parts:
+        backends: Any = torch.backends
+        for part in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
             part.fp32_precision = "ieee"
     if not device.startswith("cuda"):
         return
