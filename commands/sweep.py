@@ -24,7 +24,7 @@ OPTIONS = [field.name for field in fields(Experiment) if field.metadata and fiel
 @json_option
 @click.option("--resume", is_flag=True, help="As a sweep does anyhow: go on with unfinished runs.")
 @click.option("--shard", metavar="I/N", help="Run every N-th run from the I-th, such as 3/16: for a Slurm array.")
-@click.option("--workers", type=COUNT, metavar="N", help="Processes here, of one thread; one per core, two on a GPU.")
+@click.option("--workers", type=COUNT, metavar="N", help="Processes: one per core; on a GPU two, on several one each.")
 @config_options(ExtractionConfig, "scheduler", "insecure")
 @click.pass_context
 def sweep(

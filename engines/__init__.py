@@ -1,8 +1,8 @@
 """Run tasks inline, in processes of this machine, or on a dask cluster (`Cluster`). Knows no task."""
 
 from .cluster import Cluster
-from .machine import cores, is_out_of_memory
+from .machine import cores, exact_arithmetic, gpus, is_out_of_memory
 from .processes import run
 from .worker_cache import cached, here, resources
 
-__all__ = ["Cluster", "cached", "cores", "here", "is_out_of_memory", "resources", "run"]
+__all__ = ["Cluster", "cached", "cores", "exact_arithmetic", "gpus", "here", "is_out_of_memory", "resources", "run"]

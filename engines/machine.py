@@ -1,32 +1,75 @@
 """What this machine lets this process have."""
 
 import math
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 from ser.cache.blocks import usable_cores
 from ser.errors import WrongUse
 
-SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED")  # of torch, on a GPU and on a CPU; of cuBLAS and cuDNN
+# Of torch, on a GPU and on a CPU; of cuBLAS and cuDNN; of a cuDNN that finds no memory to try its kernels in.
+SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED", "unable to find an engine")
+this_worker = 0  # the number of this process among the workers that `processes` started
 
 
 def choose_device(name: str, here: bool = True) -> str:
-    """The torch device that `--device` names; `auto` is the first GPU if there is one.
+    """The torch device that `--device` names.
 
-    With `here` false it is for another machine, and only its spelling is checked. Raises `WrongUse` for a name that is
-    no device, or for one that torch does not find here.
+    `auto` is a GPU if there is one, and of several another one for each worker process; else Apple's, or the CPU. With
+    `here` false it is for another machine, and only its spelling is checked. Raises `WrongUse` for a name that is no
+    device, or for one that torch does not find here.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise WrongUse(f"--device {name}: must be auto, cpu, cuda or cuda:N")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise WrongUse(f"--device {name}: must be auto, cpu, cuda, cuda:N or mps")
     if name == "cpu" or not here:
         return name
     import torch
 
+    found, apple = gpus("auto"), torch.backends.mps.is_available()
+    if name == "auto" and found:
+        return f"cuda:{number}" if (number := this_worker % found) else "cuda"
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if not torch.cuda.is_available() or int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        return "mps" if apple else "cpu"
+    if not (apple if name == "mps" else int(name.partition(":")[2] or 0) < found):
         raise WrongUse(f"--device {name}: torch finds no such device here; use --device auto")
     return name
+
+
+def gpus(device: str) -> int:
+    """How many GPUs there are for several workers: with `auto` all of this machine, else one at most."""
+    if device != "auto":
+        return int(device != "cpu")
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def exact_arithmetic(device: str, deterministic: bool = False) -> None:
+    """Let torch compute float32 as float32 in this process: TF32 keeps ten bits of the mantissa.
+
+    `deterministic` gives the same bytes each time on a GPU too, if asked for before anything is multiplied there: that
+    is when cuBLAS reads its variable. What has no deterministic way raises torch's `RuntimeError`. On a CPU there is
+    nothing to do for it.
+    """
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9, where what is set here counts more
+        backends: Any = torch.backends
+        for part in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
+            part.fp32_precision = "ieee"
+    if not device.startswith("cuda"):
+        return
+    if ":" in device:
+        torch.cuda.set_device(device)  # for what names no device, such as a stream
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.backends.cudnn.benchmark = False
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports torch's compiler
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def is_out_of_memory(fault: BaseException) -> bool:

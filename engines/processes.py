@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 from ser.errors import SerError
 
+from . import machine
+
 T = TypeVar("T")
 R = TypeVar("R")
 _START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -55,9 +57,9 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int = 1) -> Ite
             pipe.send((function, task))
 
     try:
-        for task in first:
+        for number, task in enumerate(first):
             ours, theirs = _context.Pipe()
-            process = _context.Process(target=_work, args=(theirs, dict(os.environ)), daemon=True)
+            process = _context.Process(target=_work, args=(theirs, dict(os.environ), number), daemon=True)
             for again in (True, False):
                 try:
                     process.start()
@@ -121,8 +123,9 @@ def _set_environment(environment: dict[str, str]) -> None:
     os.environ.update(environment)
 
 
-def _work(pipe: Pipe, environment: dict[str, str]) -> None:
+def _work(pipe: Pipe, environment: dict[str, str], number: int) -> None:
     """In a worker process: task by task, until the pipe or the parent ends."""
+    machine.this_worker = number
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _set_environment(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -106,7 +106,7 @@ def extract_task(task: ExtractionTask, real: WorkerConfig | None = None) -> Task
     The extractors that this process holds for the task's config are used; `real` is the config with what only this
     machine can tell.
     """
-    with engines.cached(task.config, lambda: Worker(real or task.config)) as worker:
+    with engines.cached(task.config, lambda: Worker(real or task.config.here())) as worker:
         [result] = worker.run([task])
     return result
 

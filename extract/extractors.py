@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 
 from ser.cache.spec import Spec
-from ser.engines import is_out_of_memory
+from ser.engines import exact_arithmetic, is_out_of_memory
 from ser.errors import UtteranceError, WrongUse
 from ser.weights import Checkpoint, load_encoder
 
@@ -165,10 +165,7 @@ class Encoder(Extractor):
 
     def open(self) -> None:
         """Load the model, and see to it that `hidden` finds the layers."""
-        import torch
-
-        if self.device.startswith("cuda"):  # TF32 keeps ten bits of the mantissa
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        exact_arithmetic(self.device)
         assert self.checkpoint is not None
         self.model = load_encoder(self.checkpoint).to(self.device)
         self.state = threading.local()  # of one forward pass: `lengths` of the rows, and `taken` `[batch, time, dim]`
@@ -230,8 +227,8 @@ class Encoder(Extractor):
         bfloat16 = self.config.precision == "bfloat16"
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             output = self.model(
-                padded.to(device, non_blocking=True),
-                attention_mask=mask.to(device, non_blocking=True) if masked else None,
+                padded.to(device, non_blocking=on_gpu),
+                attention_mask=mask.to(device, non_blocking=on_gpu) if masked else None,
                 **self.asked,
             )
             arrays = [self.hidden(config, output).float().cpu().numpy() for config in self.configs]

@@ -43,11 +43,11 @@ class ExtractionConfig:
     dtype: Literal["float16", "float32"] = option(
         "float16", "Of frames and tokens; utterance vectors are float32.", choices=("float16", "float32")
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.", "DEVICE")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", "DEVICE")
     models: Mapping[str, str] | Sequence[str] = option(
         (), "Weights of an encoder: a Hugging Face id or a local folder. Repeatable.", "NAME=ID_OR_PATH", name="model"
     )
-    workers: int | None = option(None, "Processes; by default one per device.", "N")
+    workers: int | None = option(None, "Processes; by default one, or with auto one per GPU.", "N")
     batch_seconds: float | None = option(None, "Padded seconds of audio a batch; on a CPU one by one by default.", "S")
     part_seconds: float = option(600.0, "Audio per part of the store: what a killed run loses at most.", "S")
     limit: int | None = option(None, "Only the corpus's first N utterances.", "N")

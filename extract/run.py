@@ -71,7 +71,13 @@ class ExtractionRun:
 
     def __init__(self, plan: ExtractionPlan) -> None:
         self.plan, self.tasks = plan, plan.tasks()
-        self.processes = max(1, min(plan.config.workers or 1, len(self.tasks)))  # of this machine
+
+    @cached_property
+    def processes(self) -> int:
+        """Of this machine: by default one, or with several GPUs one for each."""
+        config = self.plan.worker_config()
+        each = engines.gpus(config.device) if any(one.checkpoint for one in config.resolved) else 1
+        return max(1, min(self.plan.config.workers or each, len(self.tasks)))
 
     @cached_property
     def worker(self) -> Worker:
@@ -179,7 +185,8 @@ class ExtractionRun:
             yield from worker.run(tasks)
             return
         worker.close()  # the processes open extractors of their own
-        here = [replace(task, config=worker.config) for task in tasks]
+        asked = replace(self.plan.worker_config(), threads=worker.config.threads)  # each chooses its device
+        here = [replace(task, config=asked) for task in tasks]
         for result in engines.run(extract_task, here, self.processes):
             for stage, count in result.stages.items():
                 progress(stage, count)
@@ -217,7 +224,8 @@ class ExtractionRun:
             for stage, seconds in trial.seconds.items():
                 took = seconds * self.totals[stage] / len(some)
                 cores, gpu = (cores, gpu + took) if stage in on_gpu else (cores + took, gpu)
-        return max(cores / min(self.processes, engines.cores()), gpu)
+        gpus = max(1, min(self.processes, engines.gpus(plan.config.device)))
+        return max(cores / min(self.processes, engines.cores()), gpu / gpus)
 
     def _spread(self, modality: Modality) -> tuple[Utterance, ...]:
         """Usable utterances of all lengths: a few for each thread, or for a GPU a few whole batches."""

@@ -240,7 +240,7 @@ class Worker:
 
     def __init__(self, config: WorkerConfig, on_stage: Callable[[str, int], None] | None = None) -> None:
         self.config, self.on_stage = config, on_stage
-        self.on_gpu = config.device.startswith("cuda")
+        self.on_gpu = config.device != "cpu"
         self.most = config.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
         self._extractors: dict[Modality, list[Extractor]] = {}
         self._lock, self._opening = threading.Lock(), threading.Lock()
@@ -293,7 +293,7 @@ class Worker:
     def _open_pools(self) -> Iterator[Pools]:
         cpu, writer = Pool(self.config.threads, "ser-cpu"), Pool(1, "ser-write")
         # Two, so that one batch's rows are taken from the GPU while the next is computed.
-        models = Pool(2, "ser-gpu") if self.on_gpu else cpu
+        models = Pool(1 + self.config.device.startswith("cuda"), "ser-gpu") if self.on_gpu else cpu
         decoders = Pool(max(2, self.config.threads // 4), "ser-decode") if self.on_gpu else cpu
         pools = Pools(cpu, models, decoders, writer)
         try:

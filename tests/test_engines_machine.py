@@ -1,13 +1,18 @@
-"""How many cores this process may use."""
+"""How many cores this process may use, which device, and how a GPU is to compute."""
 
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
-from ser.engines.machine import cores
+from ser import engines
+from ser.engines.machine import choose_device, cores, exact_arithmetic
+from ser.errors import WrongUse
 
 MANY = len(os.sched_getaffinity(0))
 
@@ -45,3 +50,48 @@ def test_a_quota_counts(tmp_path: Path, files: dict[str, str], expected: int) ->
 def test_the_affinity_counts() -> None:
     code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from ser.engines import cores; "
     assert subprocess.check_output([sys.executable, "-c", code + "print(cores())"], text=True) == "1\n"
+
+
+def test_auto_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [(0, False, "cpu", "mps"), (0, True, "mps", "cuda"), (2, True, "cuda", "cuda:2")]
+    for count, apple, auto, refused in there:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda count=count: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda apple=apple: apple)
+        assert choose_device("auto") == auto == choose_device(auto)
+        assert (engines.gpus("auto"), engines.gpus("cpu")) == (count, 0)
+        with pytest.raises(WrongUse, match="finds no such device here"):
+            choose_device(refused)
+
+
+def device_of_three(task: int) -> str:
+    torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 3  # type: ignore[assignment]
+    time.sleep(0.3)  # so that nobody takes the task of another
+    return choose_device("auto")
+
+
+def test_each_worker_has_a_gpu_of_its_own() -> None:
+    found = Counter(engines.run(device_of_three, range(5), 5))
+    assert found == {"cuda": 2, "cuda:1": 2, "cuda:2": 1}
+
+
+def test_one_function_turns_tf32_off_whatever_was_set_before() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.fp32_precision = cudnn.fp32_precision = cudnn.conv.fp32_precision = "tf32"
+    try:
+        exact_arithmetic("cpu")
+        assert {part.fp32_precision for part in (matmul, cudnn.conv, cudnn.rnn)} == {"ieee"}
+        assert (matmul.allow_tf32, cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, False, "highest")
+    finally:
+        torch.backends.fp32_precision = cudnn.fp32_precision = "none"
+
+
+def test_deterministic_is_asked_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "CUBLAS_WORKSPACE_CONFIG", "")
+    exact_arithmetic("cpu", deterministic=True)
+    assert not torch.are_deterministic_algorithms_enabled()
+    exact_arithmetic("cuda", deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    exact_arithmetic("cuda")
+    assert not torch.are_deterministic_algorithms_enabled()

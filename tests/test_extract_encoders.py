@@ -370,7 +370,7 @@ def test_bfloat16_is_another_feature_and_near(checkpoints: Path, clips: list[Cli
     assert 0 < relative(near, ours) < 0.1
 
 
-@pytest.mark.parametrize("told", ["CUDA out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"])
+@pytest.mark.parametrize("told", ["CUDA out of memory", "STATUS_ALLOC_FAILED", "GET was unable to find an engine to …"])
 def test_out_of_memory_halves_the_batch(
     checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch, told: str
 ) -> None:

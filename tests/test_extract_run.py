@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 from click.testing import CliRunner
 
+from ser import engines
 from ser.cache.manifest import generations
 from ser.cache.store import open_store
 from ser.cli import main
-from ser.errors import CorpusError, StoreError, WrongUse
+from ser.engines import machine
+from ser.errors import CorpusError, SerError, StoreError, WrongUse
+from ser.extract.plan import WorkerConfig
 from ser.extract.run import ESTIMATED, ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan
 from ser.tests.dask_processes import workers_of
 from ser.tests.stand_in_corpus import write_corpus, write_table
@@ -250,6 +255,24 @@ def test_the_time_is_estimated_from_the_corpus_itself(tmp_path: Path, models: di
     assert about is not None and summary.seconds / 4 < about < summary.seconds * 4
     assert summary.features["hubert"]["computed"] == ESTIMATED
     assert ExtractionRun(plan(request)).estimate() is None  # all is there
+
+
+def test_several_gpus_get_a_process_each(
+    corpus: Path, tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    mine = {"hubert": models["hubert"]}
+    made = plan(ExtractionConfig(corpus, "hubert", store=tmp_path / "store", models=mine, part_seconds=3))
+    assert len(made.tasks()) > 2 and ExtractionRun(made).processes == 2
+    assert ExtractionRun(replace(made, config=replace(made.config, device="cuda:1"))).processes == 1
+    given: list[WorkerConfig] = []
+    monkeypatch.setattr(engines, "run", lambda _, tasks, processes: given.extend(one.config for one in tasks) or [])
+    with pytest.raises(SerError, match="unaccounted for"):
+        extract(made)
+    assert {one.device for one in given} == {"auto"}
+    monkeypatch.setattr(machine, "this_worker", 1)
+    assert given[0].here().device == "cuda:1", "chosen by the process that computes"
 
 
 def test_a_disk_too_small_is_refused_before_it_starts(

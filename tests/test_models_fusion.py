@@ -3,6 +3,8 @@
 # Attributes of torch's modules have no types.
 # mypy: ignore-errors
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from ser.train.models.ragged import Sequences
 
 in_float64 = pytest.mark.usefixtures("double")
 every_fusion = pytest.mark.parametrize("name", CASES)
+autocast_is_on = partial(torch.is_autocast_enabled, "cpu")
 HIDDEN = {"audio": torch.tensor([True, False, False, True]), "text": torch.tensor([False, True, False, False])}
 
 
@@ -77,14 +80,33 @@ def test_hidden_values_have_no_influence(name, frames):
 
 
 @every_fusion
-def test_bfloat16_is_close(name):
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_is_wholly_hidden_has_gradients(name, device):
+    """Zeros and never None, which Adam would leave out: else a step would be another on another device."""
+    for hidden in (CASES[name].inputs, *((m,) for m in CASES[name].inputs)):
+        model, batch = build(name).to(device), make_batch(name).to(device)
+        batch.hidden = {m: torch.ones(4, dtype=torch.bool) for m in hidden}
+        sum(logits.square().sum() for logits in model(batch).values()).backward()
+        assert [n for n, p in model.named_parameters() if p.grad is None] == []
+        if CASES[name].level == "sequence" and device == "cpu":
+            own = (f"lstm.{hidden[0]}", f"encoder.{hidden[0]}", f"refine.{hidden[0]}", f"project.{hidden[0]}")
+            assert not any(p.grad.any() for n, p in model.named_parameters() if n.startswith(own))
+
+
+@every_fusion
+@pytest.mark.parametrize("depth", [0, 1])
+def test_bfloat16_is_close(name, depth):
     torch.manual_seed(0)
-    model, batch = build(name), make_batch(name)
+    model, batch = build(name, encoder_depth=depth), make_batch(name)
     if CASES[name].level == "sequence" and len(CASES[name].inputs) == 2:
         batch.hidden = HIDDEN
     exact = model(batch)
+    seen, layers = [], [layer for layer in model.modules() if isinstance(layer, torch.nn.RNNBase)]
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda layer, taken: seen.append((taken[0].data.dtype, autocast_is_on())))
     with torch.autocast("cpu", torch.bfloat16):
         rounded = model(batch)
+    assert set(seen) <= {(torch.float32, False)}, "on a GPU, torch would run recurrent layers in float16"
     for head, logits in exact.items():
         assert (rounded[head] - logits).abs().max() < 0.02
     sum(logits.float().square().sum() for logits in rounded.values()).backward()

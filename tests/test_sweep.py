@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from ser.cli import main
@@ -20,7 +21,7 @@ from ser.train.recipe import list_recipes, read_recipe
 from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import find_runs
 from ser.train.settings import has_setting
-from ser.train.sweep import estimate_sweep, on_features, plan_sweep, run_sweep
+from ser.train.sweep import GPU_WORKERS, estimate_sweep, on_features, plan_sweep, run_sweep
 
 RECIPES = {
     "msmser-fig2": 6,
@@ -356,3 +357,11 @@ def test_a_sweep_for_other_machines_asks_nothing_of_this_one(store: Path, tmp_pa
     assert ser("--workers", "1", "--device", "cpu").exit_code == 0
     done = ser(*far)
     assert done.exit_code == 0 and "2 finished already" in done.output and "a" in done.stdout
+
+
+def test_several_gpus_are_used(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    planned = [plan_sweep(tiny("perspective-table2", store, tmp_path, device=name)) for name in ("auto", "cuda:1")]
+    assert [sweep.workers(16) for sweep in planned] == [4, GPU_WORKERS] and planned[0].workers(3) == 3
+    assert [sweep.gpus for sweep in planned] == [4, 1]

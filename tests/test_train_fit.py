@@ -32,10 +32,12 @@ from ser.train.fit import (
     fit_standardizers,
     learning_rate,
     predict,
+    restore,
     shuffled,
     snapshot,
     training_loss,
 )
+from ser.train.fit_many import fit_many
 from ser.train.models import Stage
 from ser.train.models.ragged import Batch
 from ser.train.run_folder import Run
@@ -93,6 +95,32 @@ def test_going_on_from_a_state_gives_the_same_bytes(store: Path, tmp_path: Path,
     left = [epoch for epoch, _ in whole[at:]]
     assert [(e.stage, e.epoch, e.loss, e.ua) for e in rest] == [(e.stage, e.epoch, e.loss, e.ua) for e in left]
     assert resumed.epoch == expected.epoch
+
+
+def test_a_state_is_that_of_its_own_gpu(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, fold, config = prepared(store, "lgf-add", "epochs=2")
+    found: list[tuple[int, str]] = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor([device.index], dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: found.append((state.item(), str(device))))
+
+    def keep_and_restore(epoch: Epoch, state: Callable[[], bytes]) -> None:
+        _, _, selection, *rest = state.args  # type: ignore[attr-defined]
+        selection.config = replace(config, device="cuda:1")
+        restore(load(state()), selection, *rest)
+
+    fit(data, fold, config, keep_and_restore)
+    assert found == [(1, "cuda:1")] * 2
+
+
+def test_a_fit_and_a_prediction_turn_tf32_off(store: Path) -> None:
+    """Else what cuDNN's GRU predicts on a GPU is not what the scan, in full precision, has trained."""
+    data, fold, config = prepared(store, "lgf-add", "epochs=1")
+    model = fit(data, fold, config).model
+    ways = (lambda: fit(data, fold, config), lambda: fit_many(data, fold, [config]))
+    for compute in (*ways, lambda: predict(model, data, fold.test, config, {})):
+        torch.backends.cudnn.allow_tf32 = True
+        compute()
+        assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("fusion", ["mit", "lgf-add", "bc-lstm refit=true"])

@@ -3,6 +3,7 @@
 # Attributes of torch's modules have no types.
 # mypy: ignore-errors
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ser.errors import SerError
+from ser.errors import SerError, WrongUse
 from ser.tests.plain_layers import double  # noqa: F401
 from ser.train import run as run_module
 from ser.train.experiment import Experiment, Job, estimate, fit_groups, prepare, run_experiment, train_jobs
@@ -252,11 +253,15 @@ def test_an_estimate_takes_a_few_steps_and_no_step_that_diverges(store, tmp_path
 
 def test_where_memory_ends_fewer_are_trained_at_once(store, tmp_path, monkeypatch):
     """What torch does on a GPU that is too small; here its words are ours, since a CPU has more to give."""
-    tried = []
+    tried, held = [], []
 
     def small_gpu(data, fold, plans, on_epoch):
         tried.append(len(plans))
+        assert not any(ref() for ref in held), "what did not fit is gone before the next try"
         if len(plans) > most:
+            model = torch.nn.Module()
+            model.hook = model.forward = model.eval  # the two know each other
+            held.append(weakref.ref(model))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return fit_many(data, fold, plans, on_epoch)
 
@@ -269,6 +274,27 @@ def test_where_memory_ends_fewer_are_trained_at_once(store, tmp_path, monkeypatc
     most = 0
     with pytest.raises(SerError, match="memory of cpu ran out while training lgf-add"):
         train_jobs(prepare(experiment(store, tmp_path, "lr=0.5", epochs=1)), tmp_path, False)
+
+
+def test_deterministic_runs_are_the_same_runs_unless_something_has_no_such_way(store, tmp_path, monkeypatch):
+    plain, exact = (prepare(experiment(store, tmp_path, deterministic=on))[0] for on in (False, True))
+    assert plain.name == exact.name and exact.plan.deterministic
+    assert [job.config["provenance"]["asked"]["deterministic"] for job in (plain, exact)] == [False, True]
+
+    def refuse(*_):
+        raise RuntimeError("nll_loss2d does not have a deterministic implementation, but you set …")
+
+    monkeypatch.setattr(run_module, "fit", refuse)
+    with pytest.raises(WrongUse, match="--deterministic: lgf-add computes what has no deterministic way on cpu"):
+        train_jobs([exact], tmp_path, False)
+
+
+def test_apples_gpu_trains_in_float32(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    [job, *_] = prepare(experiment(store, tmp_path, device="auto"))
+    assert job.plan.device == "mps" and not job.stacked and job.name == prepare(experiment(store, tmp_path))[0].name
+    with pytest.raises(WrongUse, match="bf16 is for a CPU and for CUDA"):
+        prepare(experiment(store, tmp_path, device="mps", precision="bf16"))
 
 
 def test_a_bundle_takes_no_state_of_a_run_alone_and_tells_of_an_interruption(store, tmp_path, monkeypatch):

@@ -40,6 +40,7 @@ from .targets import TARGETS
 __all__ = ["run_experiment"]
 
 TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
+IN_FLOAT32 = ("bc-lstm", "catf-lstm", "cma", "cme", "gban")  # their recurrent layers, with bf16 since version 2
 STEPS = 3  # timed for an estimate, after as many that warm up
 ENOUGH = 0.5  # seconds of timed steps: if they would take more, one says enough
 
@@ -114,8 +115,11 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
             "patience stops where a score no longer rises, and --select last looks at none; use --select val"
         )
     folds = [fold.decided(data.utterances) for fold in folds]
-    how = {name: getattr(experiment, name) for name in ("target", "loss", "select", "precision", "log")}
+    names = ("target", "loss", "select", "precision", "log", "deterministic")
+    how = {name: getattr(experiment, name) for name in names}
     plan = TrainConfig(fusion, settings, training, device=choose_device(experiment.device), **how)
+    if plan.device == "mps" and plan.precision == "bf16":
+        raise WrongUse("--precision bf16 is for a CPU and for CUDA; leave it out, or add --device cpu")
     for fold in folds:
         rows_to_evaluate(fold, plan)  # refuses a selection on a dev part that is empty, before anything is trained
     return [
@@ -157,7 +161,7 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
         training["dev"] = SHARE  # what auto meant before was the next session: those runs are not of this cell
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(experiment).items()}
     return {
-        "version": TRAIN_VERSION,
+        "version": TRAIN_VERSION + (plan.precision == "bf16" and plan.fusion.name in IN_FLOAT32),
         **data.described,
         "fusion": plan.fusion.name,
         "settings": described(plan.settings),
@@ -260,10 +264,13 @@ def train_jobs(
 
 @contextlib.contextmanager
 def oom_as_error(plan: TrainConfig) -> Iterator[None]:
-    """Raise `SerError`, saying what helps, if an allocation fails."""
+    """Raise `SerError`, saying what helps, if an allocation fails, and `WrongUse` for what cannot be deterministic."""
     try:
         yield
     except (MemoryError, RuntimeError) as fault:
+        if "deterministic implementation" in str(fault):
+            what = f"{plan.fusion.name} computes what has no deterministic way on {plan.device}"
+            raise WrongUse(f"--deterministic: {what}; leave it out") from fault
         if not is_out_of_memory(fault):
             raise
         size = f"--set batch_size={max(1, plan.settings.batch_size // 2)}"
@@ -300,7 +307,8 @@ def estimate(jobs: Sequence[Job]) -> Estimate:
     epochs = settings.epochs * len(plan.fusion.stages) * (2 if plan.training.refit else 1)
     units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * (len(j.data.views) + 1) for j in jobs]
     updates = sum(-(-n // settings.batch_size) for n in units) * epochs
-    with oom_as_error(plan), one_thread(), torch.random.fork_rng(devices=[]):
+    kind, gpu = torch.device(plan.device).type, [plan.device] * (plan.device != "cpu")
+    with oom_as_error(plan), one_thread(), torch.random.fork_rng(gpu, device_type=kind):
         classes = len(job.data.utterances.classes)
         model = TARGETS[plan.target].build(plan.fusion, settings, job.data.dims, classes)
         parameters = sum(weight.numel() for weight in model.parameters())

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Generator, Tensor, nn
 
+from ser.engines import exact_arithmetic
 from ser.errors import Diverged, WrongUse
 
 from .data.dataset import Dataset, Standardizer, with_views
@@ -76,6 +77,7 @@ def fit(
         if not (chosen := json.loads(resume[1]["state"])["chosen"] if resume else []):
             chosen, resume = fit(data, fold, once, on_epoch, resume).history, None
         return fit(data, fold.refitted, replace(once, select="last"), on_epoch, resume, chosen)
+    exact_arithmetic(config.device, config.deterministic)
     fusion, settings, target = config.fusion, config.settings, TARGETS[config.target]
     eval_rows = rows_to_evaluate(fold, config)
     scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
@@ -121,7 +123,7 @@ def fit(
                 loss = training_loss(outputs, batch.truth, config, stage)
                 losses.append(loss.detach())
                 sizes.append(1 if config.reduction == "sum" else len(batch))
-                if not loss.is_cuda and not math.isfinite(loss.item()):  # a GPU would have to wait for every loss
+                if loss.is_cpu and not math.isfinite(loss.item()):  # a GPU would have to wait for every loss
                     break
                 optimiser.zero_grad()
                 loss.backward()
@@ -249,6 +251,7 @@ def predict(
 
     `hide` hides one modality from all.
     """
+    exact_arithmetic(config.device, config.deterministic)
     model.eval()
     target = TARGETS[config.target]
     found: dict[str, np.ndarray] = {}
@@ -322,8 +325,8 @@ def state_bytes(
     adam = {f"{n}.{name}": x for n, of in optimiser.state_dict()["state"].items() for name, x in of.items()}
     generators = {name: generator.get_state() for name, generator in random.items()}
     generators["torch"] = torch.get_rng_state()
-    if torch.cuda.is_initialized():
-        generators["cuda"] = torch.cuda.get_rng_state()
+    if (kind := (device := torch.device(selection.config.device)).type) != "cpu":
+        generators[kind] = torch.get_device_module(kind).get_rng_state(device)
     parts = {"model": model.state_dict(), "kept": selection.kept, "adam": adam, "random": generators}
     tensors = {
         f"{part}.{name}": value.detach().to("cpu", copy=True).contiguous()
@@ -354,5 +357,5 @@ def restore(
     for name, generator in random.items():
         generator.set_state(generators[name])
     torch.set_rng_state(generators["torch"])
-    if "cuda" in generators and torch.cuda.is_available():
-        torch.cuda.set_rng_state(generators["cuda"])
+    if (kind := (device := torch.device(selection.config.device)).type) in generators:
+        torch.get_device_module(kind).set_rng_state(generators[kind], device)

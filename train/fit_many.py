@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import vmap
 
+from ser.engines import exact_arithmetic
 from ser.errors import Diverged
 
 from .data.dataset import Dataset
@@ -59,6 +60,7 @@ def fit_many(
     `WrongUse` for a selection on a dev part that is empty.
     """
     config, settings, device = configs[0], configs[0].settings, configs[0].device
+    exact_arithmetic(device, config.deterministic)
     [stage] = config.fusion.stages
     eval_rows = rows_to_evaluate(fold, config)
     scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)

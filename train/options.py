@@ -54,7 +54,7 @@ class Experiment:
     seeds: int = option(1, "How many seeds: 0, 1, … N-1.", "N", most=10_000)
     folds: str | int = option("all", "All folds, or the first K.", "all|K")
     epochs: int | None = option(None, "The fusion's own by default.", "N")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.", "DEVICE")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", "DEVICE")
     precision: str = option(
         "float32",
         "Of the model: float32 or bf16, which is faster and gives other numbers.",
@@ -72,6 +72,7 @@ class Experiment:
         (), "Where the weights of an encoder lie that finetune_layers trains. Repeatable.", "NAME=ID_OR_PATH"
     )
     views: str = option("", "Augmented views to train on too, such as logmel:view=noise-1+logmel:view=pitch-1.", "A+B")
+    deterministic: bool = option(False, "The same seed gives the same bytes on a GPU too, more slowly; a CPU does so.")
 
 
 def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:

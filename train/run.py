@@ -1,7 +1,9 @@
 """One run, or many runs of one fold at once: train, test, write the folders; and open a trained model again."""
 
 import contextlib
+import gc
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -88,6 +90,8 @@ def train_runs(
                 for i in now:
                     logs[i](f"memory ran out with {len(now)} runs at once; started anew with half as many")
                 most = len(now) // 2
+                traceback.clear_frames(fault.__traceback__)  # they hold the models,
+                gc.collect()  # in which a module and its hooks know each other
                 continue
             seconds = (time.monotonic() - started) / len(now)
             for i, one in zip(now, fitted, strict=True):

@@ -190,6 +190,7 @@ class TrainConfig:
     device: str = "cpu"
     precision: str = "float32"
     log: str | None = None  # see `tensorboard`
+    deterministic: bool = False  # on a GPU too
 
     def autocast(self) -> torch.autocast:
         """Where a forward pass runs: in bfloat16 wherever that is safe, if `precision` is bf16."""

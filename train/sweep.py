@@ -80,8 +80,13 @@ class Sweep:
     searches: tuple[tuple[Path, Record], ...] = ()  # what to write where
 
     def workers(self, cores: int) -> int:
-        """How many processes serve it best: one per core, but few on a GPU, which all of them share."""
-        return min(cores, GPU_WORKERS) if self.on_gpu else cores
+        """How many processes serve it best: one per core, but few on a GPU, which all of them share, or on several."""
+        return min(cores, max(GPU_WORKERS, self.gpus)) if self.on_gpu else cores
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs its workers share."""
+        return max((engines.gpus(task.experiment.device) for task in self.tasks), default=1)
 
     @property
     def open_tasks(self) -> list[SweepTask]:
@@ -187,7 +192,7 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     for task in chosen:
         if task.run.finished:
             task.run.checked()
-    return Sweep(recipe, chosen, runs, any(plan.device.startswith("cuda") for plan in plans), tuple(searches))
+    return Sweep(recipe, chosen, runs, any(plan.device != "cpu" for plan in plans), tuple(searches))
 
 
 def check_search(cell: str, candidates: Sequence[Sequence[Job]]) -> None:
@@ -216,7 +221,7 @@ def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimat
         timed = [estimate([jobs[number] for number in fit_groups(jobs)[0]]) for jobs in some]
         cells[name] = replace(timed[0], seconds=fmean(one.seconds for one in timed))
     seconds = sum(cells[task.cell].seconds_per_run for task in sweep.open_tasks)
-    return seconds / (1 if sweep.on_gpu else workers), cells
+    return seconds / (min(workers, sweep.gpus) if sweep.on_gpu else workers), cells
 
 
 def run_sweep(

@@ -21,7 +21,7 @@ from ser.cache.atomic_io import read_named
 from ser.cache.part import Quarantine
 from ser.cache.store import check_name, open_store
 from ser.cache.transcripts import put_transcripts, read_transcripts, short_hash
-from ser.engines.machine import choose_device
+from ser.engines.machine import choose_device, exact_arithmetic
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import find_checkpoint, load_encoder
 from ser.weights.find import parse_models
@@ -87,10 +87,9 @@ class Transcription:
     @cached_property
     def model(self) -> Any:
         """Whisper, with its own tokenizer and log-mel. Raises `WeightsError`, and `WrongUse` for a strange language."""
-        import torch
         import transformers
 
-        torch.backends.cudnn.allow_tf32 = False  # which keeps ten bits of the mantissa
+        exact_arithmetic(self.device)
         model = load_encoder(self.checkpoint, "WhisperForConditionalGeneration").to(self.device)
         known = getattr(model.generation_config, "lang_to_id", None) or {}
         if self.config.language and f"<|{self.config.language}|>" not in known:
@@ -109,7 +108,7 @@ class Transcription:
         Raises `ExtractionStopped` at the first utterance whose audio cannot be used, as the config says.
         """
         open_store(self.config.store, create=True)
-        most = self.config.batch_seconds or (GPU_SECONDS if self.device.startswith("cuda") else None)
+        most = self.config.batch_seconds or (GPU_SECONDS if self.device != "cpu" else None)
         total, done = len(self.left), 0
         for kept in batches(self.left, attrgetter("length"), min(KEPT, self.config.part_seconds), padded=False):
             texts: dict[str, str] = {}

@@ -52,7 +52,7 @@ class Inputs:
             values = torch.empty(len(rows), self.dim, dtype=self.values.dtype, pin_memory=True)
             torch.index_select(self.values, 0, rows, out=values)
         else:
-            values = self.values[rows.to(self.values.device, non_blocking=True)]
+            values = self.values[rows.to(self.values.device, non_blocking=self.values.is_cuda)]
         return Sequences(values, torch.from_numpy(lengths))
 
     def on(self, device: torch.device) -> "Inputs":

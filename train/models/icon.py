@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Weight, setting
-from .layers import full_precision
-from .ragged import Batch, RaggedLayout, recurrent, vectors
+from .ragged import Batch, RaggedLayout, full_precision, recurrent, vectors
 
 SOURCE = "Hazarika et al., EMNLP 2018"
 CODE = "the authors' code, declare-lab/conv-emotion"
@@ -63,6 +62,8 @@ class Icon(nn.Module):
             h = x["both"]
             q, m = self.query(h).tanh(), h.new_zeros(len(rows), self.query.out_features)
             for gru, said in ((self.own, mine), (self.other, ~mine)):
+                if not said.any():  # nobody else speaks: then nothing is to move the weights of that GRU
+                    continue
                 turns = torch.stack([part.sum() for part in said.split(lengths.tolist())])
                 states = recurrent(gru, h.index_select(0, rows[said].to(h.device)), RaggedLayout(turns, batch.device))
                 m = m.index_copy(0, said.nonzero()[:, 0].to(h.device), self.dropout(states))

@@ -11,8 +11,7 @@ those of `nn.GRU`, whose parameters it uses:
 Axis letters beside those of `ragged.py`: g directions of all streams, s rows in step order, H the state's width.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, cast
 
@@ -129,18 +128,6 @@ def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) 
         name: torch.cat([back(forwards, y[2 * i], rows), back(backwards, y[2 * i + 1], rows)], 1)
         for i, (name, rows) in enumerate(x.items())
     }
-
-
-@contextmanager
-def full_precision(x: dict[str, Tensor]) -> Iterator[None]:
-    """Leave autocast, taking the values of `x` along: behind the first FC everything is too small to gain by it."""
-    device = next(iter(x.values())).device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        yield
-        return
-    x.update({name: values.float() for name, values in x.items()})
-    with torch.autocast(device, enabled=False):
-        yield
 
 
 def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:

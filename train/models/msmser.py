@@ -93,11 +93,11 @@ class ModalityInteraction(nn.Module):
 
 def positions(layout: RaggedLayout, like: Tensor) -> Tensor:
     """Sinusoidal position encodings (Vaswani et al. 2017, §3.5) of packed rows, `[r, d]` as `like`."""
-    d = like.shape[1]
-    t = torch.arange(layout.longest, device=like.device, dtype=torch.float64)[:, None]
-    angle = t * torch.exp(torch.arange(0, d, 2, device=like.device, dtype=torch.float64) * (-math.log(10000.0) / d))
+    d, there = like.shape[1], like.device if like.device.type != "mps" else "cpu"  # Apple's GPU has no float64
+    t = torch.arange(layout.longest, device=there, dtype=torch.float64)[:, None]
+    angle = t * torch.exp(torch.arange(0, d, 2, device=there, dtype=torch.float64) * (-math.log(10000.0) / d))
     table = torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :d]
-    return table.to(like.dtype).index_select(0, layout.position)
+    return table.to(like.dtype).to(like.device).index_select(0, layout.position)
 
 
 class Msmser(nn.Module):

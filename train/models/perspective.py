@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from ser.errors import WrongUse
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Weight, setting
-from .layers import Attention, bigru, full_precision, self_attention
-from .ragged import Batch, RaggedLayout, vectors
+from .layers import Attention, bigru, self_attention
+from .ragged import Batch, RaggedLayout, full_precision, vectors
 
 CODE = "the authors' released code; not stated in the paper"
 
@@ -134,7 +134,7 @@ class Perspective(nn.Module):
             return ({} if alone else x) | {"fused": self.fusion(x["audio"], x["text"])}
 
         x = {m: F.relu(self.features[m](vectors(batch, m, self.dims[m]))) for m in self.modalities}
-        with full_precision(x):
+        with full_precision(x):  # behind the first FC everything is too small to gain by less
             x = bigru(self.gru, fuse("ef", x), layout)
             x = fuse("mf", {s: self.dropout(rows) for s, rows in x.items()})
             x = self_attention(self.attention, x, layout)

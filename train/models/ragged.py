@@ -7,6 +7,8 @@ Axis letters of all models (`[r, d]` is a shape):
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -30,7 +32,7 @@ class Sequences:
 
     def to(self, device: torch.device | str) -> "Sequences":
         """The values on `device`; the lengths stay on the CPU, where layouts are made."""
-        return Sequences(self.values.to(device, non_blocking=True), self.lengths)
+        return Sequences(sent(self.values, device), self.lengths)
 
 
 @dataclass
@@ -71,9 +73,14 @@ class Batch:
         return replace(
             self,
             inputs={modality: x.to(device) for modality, x in self.inputs.items()},
-            labels=self.labels.to(device, non_blocking=True),
-            targets=None if self.targets is None else self.targets.to(device, non_blocking=True),
+            labels=sent(self.labels, device),
+            targets=None if self.targets is None else sent(self.targets, device),
         )
+
+
+def sent(x: Tensor, device: torch.device | str) -> Tensor:
+    """`x` on `device`. CUDA copies it aside first; Apple's GPU may read it later, so that must be waited for."""
+    return x.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 LONG = 24  # rows of the longest sequence: above, one at a time beats a padded batch on a CPU
@@ -178,7 +185,7 @@ class RaggedLayout:
         return self._sent(forwards), self._sent(backwards), alive
 
     def _sent(self, x: Tensor) -> Tensor:
-        return x.to(self.device, non_blocking=True)
+        return sent(x, self.device)
 
 
 def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout]:
@@ -249,7 +256,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
 
 def mean_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
     """The mean of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
-    count = layout.lengths.clamp(min=1)[:, None].to(x.device, non_blocking=True)
+    count = sent(layout.lengths.clamp(min=1)[:, None], x.device)
     return x.new_zeros(len(count), x.shape[1]).index_add(0, layout.owner, x) / count
 
 
@@ -270,17 +277,34 @@ class SelfAttentionPooling(nn.Module):
         """Rows `[r, d]` → `[n, d]`; zeros for a sequence without rows."""
         scores = self.score(x)[:, 0]
         scores = layout.pad(scores, torch.finfo(scores.dtype).min)
-        weights = layout.unpad(scores.softmax(1))[:, None]
-        return x.new_zeros(len(layout.lengths), x.shape[1]).index_add(0, layout.owner, weights * x)
+        weighted = layout.unpad(scores.softmax(1))[:, None] * x  # float32 under autocast, which x may not be
+        return weighted.new_zeros(len(layout.lengths), x.shape[1]).index_add(0, layout.owner, weighted)
 
 
 def recurrent(layer: nn.RNNBase, x: Tensor, layout: RaggedLayout) -> Tensor:
-    """One of torch's recurrent layers over each sequence of packed rows `[r, d]`, without padding; `[r, 2 hidden]`."""
-    if not len(x):
-        return x.new_zeros(0, layer.hidden_size * (2 if layer.bidirectional else 1))
+    """One of torch's recurrent layers over each sequence of packed rows `[r, d]`, without padding; `[r, 2 hidden]`.
+
+    In full precision: under autocast to bfloat16, torch runs these layers in float16 on a GPU.
+    """
+    if not len(x):  # over a row that nobody sees, so that the gradients are zeros and not None
+        return recurrent(layer, F.pad(x, (0, 0, 0, 1)), RaggedLayout(torch.ones(1, dtype=torch.int64), x.device))[:0]
     forwards, _, alive = layout.steps
-    y = layer(PackedSequence(x.index_select(0, forwards), torch.tensor(alive)))[0].data
+    rows = {"x": x.index_select(0, forwards)}
+    with full_precision(rows):
+        y = layer(PackedSequence(rows["x"], torch.tensor(alive)))[0].data
     return torch.empty_like(y).index_copy(0, forwards, y)
+
+
+@contextmanager
+def full_precision(x: dict[str, Tensor]) -> Iterator[None]:
+    """Leave autocast, taking the values of `x` along."""
+    device = next(iter(x.values())).device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        yield
+        return
+    x.update({name: values.float() for name, values in x.items()})
+    with torch.autocast(device, enabled=False):
+        yield
 
 
 def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
