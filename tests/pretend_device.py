@@ -11,10 +11,10 @@ fails: an operation on tensors of both devices (a CPU scalar beside a GPU's tens
 a CPU's index is one here, since CUDA sends it and says nothing). What would make it wait fails too: a number or a list
 that is asked for, shapes that depend on values, and a copy to the CPU beyond the `downloads` that are allowed.
 
-What it cannot show: kernels are the CPU's, so cuDNN's recurrent layers are torch's own steps, attention is the CPU's
-maths, and dropout draws from the CPU's generator. C++ sees the meta device (autograd looks for a driver otherwise), and
-so its own branches on CUDA do not run: attention counts for the dozen operations of its plain form, and autocast's
-casts are made here, of the operations in `LOWER`, `WIDE` and `PROMOTED`. A device must be named with its number.
+What it cannot show: kernels are the CPU's, so cuDNN's recurrent layers are torch's own steps, and dropout draws from
+the CPU's generator. C++ sees the meta device (autograd looks for a driver otherwise), and so its own branches on CUDA
+do not run. Three are made here: autocast's casts, of the operations in `LOWER`, `WIDE` and `PROMOTED`, and the fused
+attention and dropout, one operation each. A device must be named with its number.
 """
 
 # Tensors of two kinds, and attributes that torch declares otherwise.
@@ -93,6 +93,20 @@ def _cast(name: str, dtype: torch.dtype | None) -> Any:
     return call
 
 
+def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, *rest: Any, **more: Any):
+    """Fused; as it is computed on the CPU, which has no dropout there."""
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(q.dtype)
+    if dropout_p or rest or more or q.dim() != 4:
+        causal = more.get("is_causal", bool(rest and rest[0]))
+        return aten._scaled_dot_product_attention_math(q, k, v, attn_mask, dropout_p, causal, scale=more.get("scale"))[0]
+    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=attn_mask)[0]
+
+
+def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
+    return aten.native_dropout(x, p, train)[0] if train and p else x
+
+
 class Gpu(TorchDispatchMode):
     """The pretend device, while it is entered; `downloads` copies to the CPU are allowed."""
 
@@ -108,15 +122,17 @@ class Gpu(TorchDispatchMode):
         self._before = torch.__future__.get_overwrite_module_params_on_conversion(), torch._C._only_lift_cpu_tensors()
         torch.__future__.set_overwrite_module_params_on_conversion(True)  # a Parameter's `data` keeps its own class
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=…) is sent as any other
-        self._autocast = torch.library.Library("aten", "IMPL")
+        self._instead = torch.library.Library("aten", "IMPL")
         for names, dtype in ((LOWER, torch.bfloat16), (WIDE, torch.float32), (PROMOTED, None), (IN_HALF, torch.half)):
             for name in names.split():
-                self._autocast.impl(name, _cast(name, dtype), "AutocastCUDA", allow_override=True)
+                self._instead.impl(name, _cast(name, dtype), "AutocastCUDA", allow_override=True)
+        for name, fused in (("scaled_dot_product_attention", _attention), ("dropout", _dropout)):
+            self._instead.impl(name, fused, "AutogradCUDA", allow_override=True)
         return super().__enter__()
 
     def __exit__(self, *fault: Any) -> None:
         super().__exit__(*fault)
-        self._autocast._destroy()
+        self._instead._destroy()
         torch.__future__.set_overwrite_module_params_on_conversion(self._before[0])
         torch._C._set_only_lift_cpu_tensors(self._before[1])
         for one in self._patches:
