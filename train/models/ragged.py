@@ -219,7 +219,7 @@ class Joined(RaggedLayout):
         return torch.cat([of_a, of_b]), torch.cat([a, b + self.parts[0].lengths[of_b]])
 
 
-def sent(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+def sent_at_once(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """The tensors on `device`; to a GPU they go as one copy, which nobody waits for."""
     if device.type != "cuda":
         return [x.to(device) for x in tensors]
@@ -250,14 +250,17 @@ def all_visible(batch: Batch, dims: Mapping[str, int]) -> list[tuple[Tensor, Rag
     shown = [one._rows_of(~mask) for one, mask in pairs if mask is not None]
     if len(layouts) == 2:
         layouts[0].joined = Joined(*layouts)
-    if whole[0].device.type == "cuda":
+    if whole[0].device.type != "cpu":
         laid = [*layouts, *(one.joined for one in layouts if one.joined)]
-        found = sent([*shown, *(x for one in laid for x in one.indices())], whole[0].device)
+        found = sent_at_once([*shown, *(x for one in laid for x in one.indices())], whole[0].device)
         shown = found[: len(shown)]
         for i, one in enumerate(laid):
             one.owner, one.position, one.cells, one.attended = found[len(shown) + 4 * i :][:4]
     left = iter(shown)
-    rows = [x.values if mask is None else x.values.index_select(0, next(left)) for x, mask in zip(inputs, hidden, strict=True)]
+    rows = [
+        x.values if mask is None else x.values.index_select(0, next(left))
+        for x, mask in zip(inputs, hidden, strict=True)
+    ]
     return list(zip(rows, layouts, strict=True))
 
 
