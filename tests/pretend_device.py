@@ -85,10 +85,14 @@ def _cast(name: str, dtype: torch.dtype | None) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         if dtype is torch.half:
             raise RuntimeError(f"{name}: cuDNN computes it in float16 under autocast; leave autocast before")
-        floats = [x.dtype for x in tree_leaves(args) if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float)]
+        floats = [
+            x.dtype for x in tree_leaves(args) if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float)
+        ]
         into = dtype or (torch.float if torch.float in floats else torch.bfloat16)
         with torch._C._ExcludeDispatchKeyGuard(without):
-            return op(*tree_map(lambda x: x.to(into) if isinstance(x, Pretend) and x.dtype in floats else x, args), **kwargs)
+            return op(
+                *tree_map(lambda x: x.to(into) if isinstance(x, Pretend) and x.dtype in floats else x, args), **kwargs
+            )
 
     return call
 
@@ -99,7 +103,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, dropout_p
         attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(q.dtype)
     if dropout_p or rest or more or q.dim() != 4:
         causal = more.get("is_causal", bool(rest and rest[0]))
-        return aten._scaled_dot_product_attention_math(q, k, v, attn_mask, dropout_p, causal, scale=more.get("scale"))[0]
+        return aten._scaled_dot_product_attention_math(q, k, v, attn_mask, dropout_p, causal, scale=more.get("scale"))[
+            0
+        ]
     return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=attn_mask)[0]
 
 
@@ -193,7 +199,9 @@ class Gpu(TorchDispatchMode):
     def _refuse_to_wait(func: Any, args: Any, kwargs: Any, there: list[Pretend]) -> None:
         waits = torch.Tag.data_dependent_output in func.tags
         if torch.Tag.dynamic_output_shape in func.tags or "index_put" in str(func):
-            by_mask = any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in tree_leaves(args[1:2]))
+            by_mask = any(
+                isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in tree_leaves(args[1:2])
+            )
             known = "index" in str(func) or kwargs.get("output_size") is not None
             waits = waits or by_mask or not known
         if there and waits:

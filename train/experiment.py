@@ -115,7 +115,11 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         )
     folds = [fold.decided(data.utterances) for fold in folds]
     how = {name: getattr(experiment, name) for name in ("target", "loss", "select", "precision", "log")}
-    plan = TrainConfig(fusion, settings, training, device=choose_device(experiment.device), **how)
+    device = choose_device(experiment.device)
+    if how["precision"] == "auto":
+        fast = fusion.level == "sequence" and device.startswith("cuda") and torch.cuda.is_bf16_supported()
+        how["precision"] = "bf16" if fast else "float32"
+    plan = TrainConfig(fusion, settings, training, device=device, **how)
     for fold in folds:
         rows_to_evaluate(fold, plan)  # refuses a selection on a dev part that is empty, before anything is trained
     return [

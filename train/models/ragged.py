@@ -242,26 +242,25 @@ def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout
 
 def all_visible(batch: Batch, dims: Mapping[str, int]) -> list[tuple[Tensor, RaggedLayout]]:
     """What `visible` gives for each modality; to a GPU, all that says where rows lie goes in one copy."""
-    inputs = [_checked(batch, modality, dim) for modality, dim in dims.items()]
-    hidden = [batch.hidden.get(modality) for modality in dims]
-    whole = [RaggedLayout(x.lengths, x.values.device) for x in inputs]
-    pairs = list(zip(whole, hidden, strict=True))
-    layouts = [one if mask is None else RaggedLayout(one.lengths * ~mask, one.device) for one, mask in pairs]
-    shown = [one._rows_of(~mask) for one, mask in pairs if mask is not None]
-    if len(layouts) == 2:
-        layouts[0].joined = Joined(*layouts)
-    if whole[0].device.type != "cpu":
-        laid = [*layouts, *(one.joined for one in layouts if one.joined)]
-        found = sent_at_once([*shown, *(x for one in laid for x in one.indices())], whole[0].device)
-        shown = found[: len(shown)]
-        for i, one in enumerate(laid):
-            one.owner, one.position, one.cells, one.attended = found[len(shown) + 4 * i :][:4]
-    left = iter(shown)
-    rows = [
-        x.values if mask is None else x.values.index_select(0, next(left))
-        for x, mask in zip(inputs, hidden, strict=True)
-    ]
-    return list(zip(rows, layouts, strict=True))
+    rows, layouts, chosen = dict[str, Tensor](), dict[str, RaggedLayout](), dict[str, Tensor]()
+    for modality, dim in dims.items():
+        x, hidden = _checked(batch, modality, dim), batch.hidden.get(modality)
+        rows[modality], layouts[modality] = x.values, RaggedLayout(x.lengths, x.values.device)
+        if hidden is not None:
+            chosen[modality] = layouts[modality]._rows_of(~hidden)
+            layouts[modality] = RaggedLayout(x.lengths * ~hidden, x.values.device)
+    first, *others = layouts.values()
+    if first.device.type != "cpu":
+        first.joined = Joined(first, others[0]) if others else None
+        laid = [first, *others, *([first.joined] if first.joined else [])]
+        found = sent_at_once([*chosen.values(), *(x for one in laid for x in one.indices())], first.device)
+        left = iter(found[len(chosen) :])
+        chosen = dict(zip(chosen, found, strict=False))
+        for one in laid:
+            one.owner, one.position, one.cells, one.attended = (next(left) for _ in range(4))
+    for modality, picked in chosen.items():
+        rows[modality] = rows[modality].index_select(0, picked)
+    return list(zip(rows.values(), layouts.values(), strict=True))
 
 
 def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
