@@ -63,10 +63,14 @@ class Pretend(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Pretend":
-        shape = torch.empty_strided(inner.shape, inner.stride(), dtype=inner.dtype, device="meta")
-        made = Tensor._make_subclass(cls, shape, False, device_for_backend_keys=DEVICE)
+        with torch.inference_mode(False):
+            shape = torch.empty_strided(inner.shape, inner.stride(), dtype=inner.dtype, device="meta")
+            made = Tensor._make_subclass(cls, shape, False, device_for_backend_keys=DEVICE)
         made.inner = inner
         return made
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
 
     def __repr__(self) -> str:
         return f"{self.inner!r} on {DEVICE}"
