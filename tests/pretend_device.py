@@ -118,10 +118,11 @@ def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
 
 
 class Gpu(TorchDispatchMode):
-    """The pretend device, while it is entered; `downloads` copies to the CPU are allowed."""
+    """The pretend device, while entered; so many `downloads`, copies to the CPU, and `waits` for a number may be."""
 
-    def __init__(self, downloads: float = 0) -> None:
+    def __init__(self, downloads: float = 0, waits: float = 0) -> None:
         super().__init__()
+        self._waits = waits
         self.operations, self.uploads, self.downloads = Counter[str](), Counter[str](), 0
         self._allowed, self._pinned = downloads, WeakIdKeyDictionary()
 
@@ -163,11 +164,20 @@ class Gpu(TorchDispatchMode):
         copies = func in (aten._to_copy.default, aten.copy_.default)
         if func is aten.is_pinned.default:
             return args[0] in self._pinned
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            super().__enter__()  # in inference mode, what is made of other operations comes whole
+            try:
+                return func.decompose(*args, **kwargs)
+            finally:
+                super().__exit__(None, None, None)
         if func is aten.copy_.default:
             onto = isinstance(args[0], Pretend)
         elif there and [x for x in here if x.ndim or torch.Tag.pointwise not in func.tags]:
             raise RuntimeError(f"{func}: expected all tensors to be on the same device")
-        self._refuse_to_wait(func, args, kwargs, there)
+        if there and self._waiting(func, args, kwargs):
+            self._waits -= 1
+            if self._waits < 0:
+                raise RuntimeError(f"{func}: waits for a value from the GPU")
         if copies and there and not onto:
             self.downloads += 1
             if self.downloads > self._allowed:
@@ -200,13 +210,10 @@ class Gpu(TorchDispatchMode):
         return tree_map(given, func(*plain, **kwargs))
 
     @staticmethod
-    def _refuse_to_wait(func: Any, args: Any, kwargs: Any, there: list[Pretend]) -> None:
-        waits = torch.Tag.data_dependent_output in func.tags
+    def _waiting(func: Any, args: Any, kwargs: Any) -> bool:
         if torch.Tag.dynamic_output_shape in func.tags or "index_put" in str(func):
-            by_mask = any(
-                isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in tree_leaves(args[1:2])
-            )
+            by_mask = any(getattr(x, "dtype", None) in (torch.bool, torch.uint8) for x in tree_leaves(args[1:2]))
+            filled = "index_put" in str(func) and args[2].numel() == 1  # CUDA fills one value in by the mask itself
             known = "index" in str(func) or kwargs.get("output_size") is not None
-            waits = waits or by_mask or not known
-        if there and waits:
-            raise RuntimeError(f"{func}: waits for a value from the GPU")
+            return (by_mask and not filled) or not known
+        return torch.Tag.data_dependent_output in func.tags
