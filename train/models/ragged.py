@@ -156,10 +156,7 @@ class RaggedLayout:
 
     def rows_of(self, chosen: Tensor) -> Tensor:
         """The rows of the chosen sequences, bool `[n]` on the CPU; int64, at most `[r]`."""
-        return self._sent(self._rows_of(chosen))
-
-    def _rows_of(self, chosen: Tensor) -> Tensor:
-        return chosen[self._rows[0]].nonzero()[:, 0]
+        return self._sent(chosen[self._rows[0]].nonzero()[:, 0])
 
     @cached_property
     def even(self) -> bool:
@@ -247,7 +244,7 @@ def all_visible(batch: Batch, dims: Mapping[str, int]) -> list[tuple[Tensor, Rag
         x, hidden = _checked(batch, modality, dim), batch.hidden.get(modality)
         rows[modality], layouts[modality] = x.values, RaggedLayout(x.lengths, x.values.device)
         if hidden is not None:
-            chosen[modality] = layouts[modality]._rows_of(~hidden)
+            chosen[modality] = RaggedLayout(x.lengths).rows_of(~hidden)
             layouts[modality] = RaggedLayout(x.lengths * ~hidden, x.values.device)
     first, *others = layouts.values()
     if first.device.type != "cpu":
