@@ -72,6 +72,10 @@ def train(
         f"{ahead.utterances:,} utterances{sizes and f' ({sizes})'}, {ahead.runs} runs × {most}{ahead.epochs} epochs, "
         f"{ahead.updates:,} updates, {most}about {duration(ahead.seconds)}"
     )
+    plan = jobs[0].plan
+    if plan.device.startswith("cuda"):
+        faster = "; --precision bf16 is faster, as float32 does without the tensor cores" * (plan.precision != "bf16")
+        words += f", in {plan.precision} on {plan.device}{faster}"
     if dry_run:
         answer(vars(ahead) if as_json else words)
         return

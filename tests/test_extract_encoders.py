@@ -19,6 +19,7 @@ from ser.extract.check import relative
 from ser.extract.extractors import Extractor, batches
 from ser.extract.registry import load_extractors, resolve
 from ser.extract.text import ARCHITECTURES as TEXT_ARCHITECTURES
+from ser.tests.pretend_device import Gpu
 from ser.weights.demo import ARCHITECTURES, write_random_checkpoint
 
 SIZE, SPEECH_SIZE = (ARCHITECTURES[name][1] for name in ("bert", "hubert"))
@@ -156,6 +157,24 @@ def test_speech_batched_equals_plain(checkpoints: Path, clips: list[Clip], archi
     [deep] = load_extractors(resolve([f"{name}:layer=1"], {name: str(folder)}, "float32"), "cpu")
     [ours] = rows_of(deep, clips[1:2])  # without the layers above
     assert relative(ours, plain_speech(folder, clips[1].samples)[0][1]) <= RTOL
+
+
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators")
+@pytest.mark.parametrize("architecture", [*SPEECH, *TEXT_ARCHITECTURES])
+def test_a_gpu_gives_the_numbers_of_the_cpu(
+    checkpoints: Path, text_checkpoints: Path, clips: list[Clip], architecture: str
+) -> None:
+    speech = architecture in SPEECH
+    name = architecture.removesuffix("-large").removesuffix("-batchnorm") if speech else "text"
+    folder = (checkpoints if speech else text_checkpoints) / architecture
+    wanted = resolve([name], {name: str(folder)}, "float32")
+    items: list[object] = [*clips[1:4]] if speech else [*TEXTS]
+    [here] = load_extractors(wanted, "cpu", 1000)
+    expected = rows_of(here, items)
+    with Gpu(downloads=1, waits=9):  # transformers itself looks whether the mask hides anything
+        [there] = load_extractors(wanted, "cuda:0", 1000)
+        found = rows_of(there, items)
+    assert all(relative(x, y) <= 1e-6 for x, y in zip(found, expected, strict=True))
 
 
 def test_means_are_those_of_the_float32_frames_window_by_window(checkpoints: Path, clips: list[Clip]) -> None:

@@ -1,91 +1,185 @@
-"""What a GPU is given, tried without one: torch's meta device has shapes and no values.
+"""What a GPU is given, tried without one: see `pretend_device`. Its numbers are the CPU's, and nobody waits for it."""
 
-Whoever asks it for a number, as every wait for a GPU does, fails there, and so does whoever mixes devices.
-"""
-
-import contextlib
+import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ser.tests.plain_layers import CASES
+from ser.tests.plain_layers import CASES, LONG, build, make_batch
+from ser.tests.pretend_device import DEVICE, Gpu
 from ser.train import fit_many
 from ser.train.data.dataset import Inputs
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Fold
-from ser.train.fit import make_optimiser, training_loss
-from ser.train.models import with_layer_sums
-from ser.train.models.ragged import RaggedLayout
-from ser.train.models.stacked import Stack
-from ser.train.settings import TrainConfig, has_setting, parse_settings
+from ser.train.experiment import prepare
+from ser.train.fit import fit, make_optimiser, predict, training_loss
+from ser.train.models.ragged import Batch, RaggedLayout
+from ser.train.options import Experiment
+from ser.train.settings import TrainConfig, parse_settings
 
-FEATURES = {"sequence": {"audio": "hubert", "text": "mpnet"}, "vector": {"audio": "is13", "text": "bert"}}
-TINY = ("d_model=16", "heads=2", "gru_hidden=8", "lstm_hidden=8", "frames=48", "channels=2", "queries=3")
+MOST = 450  # operations of an update of MIT that a GPU's host can start in 5 ms
+HIDDEN = {"nothing": None, "some": [True, False, False, True], "all": [True] * 4}
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Warning only once for all operators"
+)  # kernels that the device replaces
 
 
+def step(model: nn.Module, batch: Batch, bf16: bool) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    """The outputs and the gradients of one update."""
+    model.zero_grad()
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
+        outputs = {head: x.float() for head, x in model(batch).items()}
+    sum(F.cross_entropy(x, batch.labels, reduction="sum") for x in outputs.values()).backward()  # type: ignore[union-attr]
+    return outputs, {name: weight.grad for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("case", sorted(CASES))
-def test_a_training_step_asks_the_gpu_for_nothing(store: Path, case: str) -> None:
-    fusion, name = CASES[case], CASES[case].name
-    features = {**FEATURES[fusion.level], **({"audio": "logmel"} if name.startswith("cnn") else {})}
-    data, fusion = load_dataset(store, "+".join(features[m] for m in fusion.inputs), name)
-    if case != name:
-        fusion = with_layer_sums(fusion, {"audio": {"sums": [[2, data.dims["audio"] // 2]]}})
-    settings, training = parse_settings(fusion, [setting for setting in TINY if has_setting(fusion, setting)])
-    plan = TrainConfig(
-        fusion, settings, training, loss="perspective" if fusion.stacks and len(fusion.inputs) == 2 else "single"
-    )
-    there = data.on("meta")
-    assert there is data.on("meta") and data.on("cpu") is data
-    model = fusion.build(settings, data.dims, len(data.utterances.classes)).to("meta")
-    for stage in fusion.stages:
-        optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
-        [batch, *_] = there.batches(np.arange(12), fusion.unit, 4, {})
-        assert {x.values.device.type for x in batch.inputs.values()} == {batch.device.type} == {"meta"}
-        if fusion.hide:
-            batch.hidden = fusion.hide(settings, len(batch), 0, torch.Generator().manual_seed(0))
-        batch.heads = plan.heads(stage)
-        outputs = model(batch)
-        loss = training_loss(outputs, batch.truth, plan, stage)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        with pytest.raises(RuntimeError):
-            loss.item()  # the meta device does refuse
+def test_a_step_gives_the_numbers_of_the_cpu(case: str, precision: str, request: pytest.FixtureRequest) -> None:
+    if precision == "bf16" and case.startswith(("bc-lstm", "catf-lstm", "cma", "cme", "gban")):
+        request.applymarker(pytest.mark.xfail(reason="17.3: recurrent layers leave autocast", strict=False))
+    torch.manual_seed(0)
+    model, batch = build(case), make_batch(case, LONG)  # longer than what a CPU pads
+    there, idle = copy.deepcopy(model), list[set[str]]()  # what no gradient reaches
+    for how, mask in HIDDEN.items():
+        for modality in CASES[case].inputs if CASES[case].hide and mask else ("audio",):
+            hidden = {} if mask is None else {modality: torch.tensor(mask)}
+            batch = replace(batch, hidden=hidden if CASES[case].hide else {})
+            outputs, grads = step(model, batch, bf16=False)
+            with Gpu() as gpu:
+                found = step(there.to(DEVICE), batch.to(DEVICE), precision == "bf16")
+            outputs_there, grads_there = gpu.read(found)
+            idle += [{name for name, grad in each.items() if grad is None} for each in (grads, grads_there)]
+            assert idle[-1] == idle[-2] == idle[0], (
+                f"{how} of {modality} hidden: Adam leaves alone what has no gradient"
+            )
+            pairs = [(x, outputs_there[head]) for head, x in outputs.items()]
+            pairs += [(x, grads_there[name]) for name, x in grads.items() if x is not None]
+            for here, elsewhere in pairs:
+                assert elsewhere.dtype == torch.float32
+                size = float(here.detach().abs().max()) + 1e-3
+                close = 1e-5 * size if precision == "float32" else torch.inf
+                torch.testing.assert_close(elsewhere, here, rtol=0.0, atol=close)
+                assert elsewhere.isfinite().all()
+
+
+def mit(store: Path, *assignments: str, **how: Any) -> tuple[Any, TrainConfig, nn.Module]:
+    """The tiny store's data for MIT, on the pretend device, at the settings of the paper but for `assignments`."""
+    data, fusion = load_dataset(store, "hubert+mpnet", "mit")
+    settings, training = parse_settings(fusion, assignments)
+    plan = TrainConfig(fusion, settings, training, select="last", **how)
+    torch.manual_seed(0)
+    return data, plan, fusion.build(settings, data.dims, len(data.utterances.classes))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_an_update_of_mit_is_few_operations(store: Path, precision: str) -> None:
+    """Forwards, backwards and Adam, of a batch of 8 at the paper's sizes."""
+    data, plan, model = mit(store, device="cuda:0", precision=precision)
+    with Gpu() as gpu:
+        model.to(DEVICE)
+        optimiser = make_optimiser(dict(model.named_parameters()), plan.fusion.stages[0], plan.settings)
+        rows, hiding = np.arange(16), torch.Generator().manual_seed(0)
+        for batch in data.on("cuda:0").batches(rows, "utterance", plan.settings.batch_size, {}):
+            batch.hidden = plan.fusion.hide(plan.settings, len(batch), 0, hiding)  # type: ignore[misc]
+            with plan.autocast():
+                outputs = {head: x.float() for head, x in model(batch).items()}
+            loss = training_loss(outputs, batch.truth, plan, plan.fusion.stages[0])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            counted, sent = gpu.operations.copy(), gpu.uploads.copy()  # of the second: the first makes Adam's moments
+            gpu.operations.clear()
+            gpu.uploads.clear()
+    assert counted.total() <= MOST, counted.most_common()
+    assert sent == {"at once": 2}, "the rows to take with their labels, and then where they lie and what is hidden"
+
+
+def test_predictions_come_in_few_batches_and_one_copy(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, plan, model = mit(store, "d_model=16", "heads=2", "queries=3", "batch_size=1")
+    rows = np.random.default_rng(0).permutation(len(data.utterances))
+    alone = predict(model, data, rows, plan, {})["logits"]
+    with Gpu(downloads=1) as gpu:
+        there = replace(plan, device="cuda:0")
+        together = predict(model.to(DEVICE), data.on("cuda:0"), rows, there, {})["logits"]
+    assert gpu.downloads == 1 and gpu.uploads["at once"] == 2 * -(-len(rows) // 64)
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_a_fit_gives_the_numbers_of_the_cpu(store: Path) -> None:
+    data, plan, _ = mit(store, "d_model=16", "heads=2", "queries=3", "epochs=2", "dropout=0", "standardise_audio=true")
+    fold = Fold("1", np.arange(20), np.arange(20, 24), np.arange(0))
+    here = fit(data, fold, replace(plan, select="val"))
+    with Gpu(downloads=torch.inf):
+        there = fit(data, fold, replace(plan, select="val", device="cuda:0"))
+    for one, other in zip(here.history, there.history, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-5) and other["wa"] == one["wa"]
+
+
+@pytest.mark.parametrize("fusion", ["lgf-at", "ef-add", "mf-concat", "audio:utterance"])
+def test_many_runs_give_the_numbers_of_the_cpu(store: Path, fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_many, "Generator", lambda device="cpu": torch.Generator())  # CUDA's own does not exist here
+    data, found = load_dataset(store, "is13+bert" if "-" in fusion else "is13", fusion)
+    small = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "epochs=2", "dropout=0")
+    settings, training = parse_settings(found, small)
+    config = TrainConfig(found, settings, training, select="last")
+    losses = ("single", "perspective") if "-" in fusion else ("single",)
+    configs = [replace(config, loss=loss, seed=seed) for loss in losses for seed in (0, 1)]
+    fold = Fold("1", np.arange(24), np.arange(0), np.arange(0))
+    here = fit_many.fit_many(data, fold, configs)
+    with Gpu(downloads=torch.inf) as gpu:
+        there = fit_many.fit_many(data, fold, [replace(one, device="cuda:0") for one in configs])
+    assert gpu.uploads["waiting"] < 200
+    for one, other in zip(here, there, strict=True):
+        pairs = zip(one.history, other.history, strict=True)  # type: ignore[union-attr]
+        assert all(b["loss"] == pytest.approx(a["loss"], rel=1e-5) for a, b in pairs)
+
+
+def test_what_is_computed_in_bf16_by_default(store: Path) -> None:
+    def precision(features: str, fusion: str, asked: str = "auto", device: str = "auto") -> str:
+        return str(prepare(Experiment(features, fusion, store, precision=asked, device=device))[0].config["precision"])
+
+    assert precision("hubert+mpnet", "mit") == "float32"
+    with Gpu():
+        assert precision("hubert+mpnet", "mit") == "bf16"
+        assert (
+            precision("hubert+mpnet", "mit", "float32") == precision("hubert+mpnet", "mit", device="cpu") == "float32"
+        )
+        assert precision("is13+bert", "lgf-add") == "float32"
+
+
+def test_the_device_refuses_what_a_gpu_refuses_and_what_it_would_wait_for() -> None:
+    here = torch.arange(3)
+    with Gpu() as gpu:
+        x = here.to(DEVICE)
+        assert x.is_cuda and (x + torch.tensor(1)).device == DEVICE and gpu.read(x * 2).tolist() == [0, 2, 4]
+        for wrong in (
+            lambda: x + here,
+            lambda: x[here],
+            lambda: x.item(),
+            lambda: x.cpu(),
+            lambda: x.tolist(),
+            lambda: x.nonzero(),
+            lambda: x[x > 1],
+            lambda: x.repeat_interleave(x),
+            lambda: bool(x.any()),
+        ):
+            with pytest.raises(RuntimeError):
+                wrong()
 
 
 def test_what_travels_is_the_stored_dtype() -> None:
     stored = Inputs(torch.randn(9, 3).half(), np.array([0, 2, 5, 9]))
-    there = stored.on(torch.device("meta"))
-    taken = there.take(np.array([2, 0]))
-    assert (taken.values.dtype, taken.values.shape, taken.values.device.type) == (torch.float16, (6, 3), "meta")
+    with Gpu():
+        taken = stored.on(DEVICE).take(np.array([2, 0]))
+    assert (taken.values.dtype, taken.values.shape, taken.values.is_cuda) == (torch.float16, (6, 3), True)
     assert taken.lengths.tolist() == [4, 2] and taken.lengths.device.type == "cpu"
-
-
-@pytest.mark.parametrize("fusion", ["lgf-at", "ef-add", "mf-concat", "audio:utterance"])
-def test_a_step_of_many_runs_asks_the_gpu_for_nothing(
-    store: Path, fusion: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only its generators do not exist there: dropout is drawn elsewhere, and has its own tests."""
-
-    def draw(self: Stack, counts: list[int], r: int, device: torch.device) -> list[Tensor]:
-        return [torch.ones(len(counts), r, width, device=device) for width in self._drawn.widths]
-
-    monkeypatch.setattr(Stack, "_draw", draw)
-    monkeypatch.setattr(fit_many, "Generator", lambda device="cpu": torch.Generator())
-    monkeypatch.setattr(TrainConfig, "autocast", lambda plan: contextlib.nullcontext())  # the meta device has none
-    data, found = load_dataset(store, "is13+bert" if "-" in fusion else "is13", fusion)
-    settings, training = parse_settings(found, ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2"))
-    config = TrainConfig(found, settings, training, device="meta", select="last")
-    losses = ("single", "perspective") if "-" in fusion else ("single",)
-    configs = [replace(config, loss=loss, seed=seed) for loss in losses for seed in (0, 1)]
-    with pytest.raises(RuntimeError) as asked:
-        fit_many.fit_many(data, Fold("1", np.arange(24), np.arange(0), np.arange(0)), configs)
-    last = asked.traceback[-1]
-    assert last.name == "fit_many" and "tolist" in str(last.statement), "asked at the end of the epoch, and there alone"
 
 
 def test_layouts_are_made_where_the_lengths_are() -> None:

@@ -117,7 +117,11 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     folds = [fold.decided(data.utterances) for fold in folds]
     names = ("target", "loss", "select", "precision", "log", "deterministic")
     how = {name: getattr(experiment, name) for name in names}
-    plan = TrainConfig(fusion, settings, training, device=choose_device(experiment.device), **how)
+    device = choose_device(experiment.device)
+    if how["precision"] == "auto":
+        fast = fusion.level == "sequence" and device.startswith("cuda") and torch.cuda.is_bf16_supported()
+        how["precision"] = "bf16" if fast else "float32"
+    plan = TrainConfig(fusion, settings, training, device=device, **how)
     if plan.device == "mps" and plan.precision == "bf16":
         raise WrongUse("--precision bf16 is for a CPU and for CUDA; leave it out, or add --device cpu")
     for fold in folds:

@@ -26,6 +26,8 @@ from .models import Stage
 from .settings import TrainConfig
 from .targets import TARGETS
 
+EVALUATED = 64  # utterances at once on a GPU, at least: an evaluation keeps no activations
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -254,19 +256,23 @@ def predict(
     exact_arithmetic(config.device, config.deterministic)
     model.eval()
     target = TARGETS[config.target]
-    found: dict[str, np.ndarray] = {}
-    place = np.empty(len(data.utterances), dtype=np.int64)
-    place[rows] = np.arange(len(rows))
-    for batch in data.batches(rows, config.fusion.unit, config.settings.batch_size, scaling):
+    found: dict[str, list[Tensor]] = {}
+    seen, size = list[Tensor](), config.settings.batch_size
+    if config.fusion.unit == "utterance" and torch.device(config.device).type == "cuda":
+        size = max(size, EVALUATED)
+    for batch in data.batches(rows, config.fusion.unit, size, scaling):
         batch.heads = heads
         if hide:
             batch.hidden = {hide: torch.ones(len(batch), dtype=torch.bool)}
         with config.autocast():
             outputs = model(batch.to(config.device))
+        seen.append(batch.utterances)
         for head, logits in outputs.items():
-            predicted = found.setdefault(head, np.empty((len(rows), logits.shape[1]), dtype=np.float32))
-            predicted[place[batch.utterances.numpy()]] = target.predictions(logits.float()).cpu().numpy()
-    return found
+            found.setdefault(head, []).append(target.predictions(logits.float()))
+    place = torch.empty(len(data.utterances), dtype=torch.int64)
+    place[torch.cat(seen or [place[:0]])] = torch.arange(len(rows))  # of each row, where its prediction stands
+    order = place[torch.from_numpy(rows)]
+    return {head: torch.cat(parts).cpu()[order].numpy() for head, parts in found.items()}  # the GPU is waited for here
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

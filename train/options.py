@@ -56,10 +56,10 @@ class Experiment:
     epochs: int | None = option(None, "The fusion's own by default.", "N")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", "DEVICE")
     precision: str = option(
-        "float32",
-        "Of the model: float32 or bf16, which is faster and gives other numbers.",
+        "auto",
+        "Of the model: float32, or bf16, faster with other numbers; auto: bf16 for frames on a GPU that has it.",
         "TYPE",
-        ("float32", "bf16"),
+        ("auto", "float32", "bf16"),
     )
     set: tuple[str, ...] = option((), "A setting; see --settings. Repeatable.", "KEY=VALUE")
     also_set: tuple[str, ...] = ()  # as `set`, where the fusion has that setting: for sweeps over several fusions

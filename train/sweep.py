@@ -160,6 +160,8 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
         needed, columns = list[SweepTask](), list[list[Job]]()
         for more in cell.candidates:
             experiment = replace(cell.experiment, set=(*cell.experiment.set, *more), resume=True)
+            if elsewhere and experiment.precision == "auto":  # a run's name must not depend on who trains it
+                experiment = replace(experiment, precision="float32")
             try:
                 device = choose_device(experiment.device, here=not elsewhere)
                 jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))

@@ -20,7 +20,7 @@ from ser.cache.manifest import Manifest
 from ser.cache.store import Feature
 from ser.errors import MissingRows, StoreError
 
-from ..models.ragged import Batch, Sequences
+from ..models.ragged import Batch, Sequences, sent, sent_at_once
 from .labels import Utterances
 
 Pool = Literal["mean", "meanstd"]
@@ -42,18 +42,26 @@ class Inputs:
         """Dimension of a row."""
         return self.values.shape[1]
 
-    def take(self, utterances: np.ndarray) -> Sequences:
-        """The rows of the given utterances, one after the other, in the stored dtype."""
+    def rows(self, utterances: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Which rows of the values are these utterances' `[r]`, and how many each has `[n]`, int64."""
         utterances = utterances % (len(self.offsets) - 1)
         starts, lengths = self.offsets[utterances], np.diff(self.offsets)[utterances]
         before = np.cumsum(lengths) - lengths
-        rows = torch.from_numpy(np.arange(lengths.sum()) + np.repeat(starts - before, lengths))
+        rows = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+        return torch.from_numpy(rows), torch.from_numpy(lengths)
+
+    def take(self, utterances: np.ndarray, there: Tensor | None = None) -> Sequences:
+        """The rows of the given utterances, one after the other, in the stored dtype.
+
+        `there` are their `rows` on the values' device, if they have been sent there already.
+        """
+        rows, lengths = self.rows(utterances)
         if self.values.is_pinned():  # and so must be what a GPU is to take by itself
             values = torch.empty(len(rows), self.dim, dtype=self.values.dtype, pin_memory=True)
             torch.index_select(self.values, 0, rows, out=values)
         else:
-            values = self.values[rows.to(self.values.device, non_blocking=self.values.is_cuda)]
-        return Sequences(values, torch.from_numpy(lengths))
+            values = self.values[sent(rows, self.values.device) if there is None else there]
+        return Sequences(values, lengths)
 
     def on(self, device: torch.device) -> "Inputs":
         """The same with the values on `device`, in the stored dtype; pinned where they do not fit on a GPU."""
@@ -131,6 +139,9 @@ class Standardizer:
 
     mean: Tensor
     std: Tensor
+    _there: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, inputs: Inputs, utterances: np.ndarray) -> "Standardizer":
@@ -150,9 +161,12 @@ class Standardizer:
 
     def __call__(self, values: Tensor, corpora: np.ndarray, lengths: Tensor) -> Tensor:
         """Standardised values [rows, dim] in float32 of utterances of such lengths, of the corpora of these numbers."""
-        mean, std = self.mean.to(values.device), self.std.to(values.device)
+        if values.device not in self._there:
+            with torch.inference_mode(False):
+                self._there[values.device] = self.mean.to(values.device), self.std.to(values.device)
+        mean, std = self._there[values.device]
         if mean.ndim > 1:
-            row = torch.from_numpy(corpora).to(values.device).repeat_interleave(lengths.to(values.device))
+            row = sent(torch.from_numpy(corpora).repeat_interleave(lengths), values.device)
             mean, std = mean[row], std[row]
         return (values.float() - mean) / std
 
@@ -204,20 +218,26 @@ class Dataset:
         `truth` of all utterances [n, …] is what the loss compares with in the place of their classes. The stored dtype
         is what travels to a GPU.
         """
-        rows = np.concatenate(groups)
+        rows, device = np.concatenate(groups), torch.device(self.device)
+        of_rows = torch.from_numpy(rows)
+        small = {"labels": torch.from_numpy(self.utterances.labels[rows])}
+        small |= {} if truth is None else {"targets": truth[of_rows]}
+        if device.type == "cuda":
+            small |= {m: stored.rows(rows)[0] for m, stored in self.inputs.items() if stored.values.is_cuda}
+            small = dict(zip(small, sent_at_once(list(small.values()), device), strict=True))
         inputs = {}
         for modality, stored in self.inputs.items():
-            taken = stored.take(rows).to(self.device)
+            taken = stored.take(rows, small.get(modality)).to(self.device)
             standardize, corpora = standardizers.get(modality), self.utterances.corpus_numbers[rows]
             values = standardize(taken.values, corpora, taken.lengths) if standardize else taken.values.float()
             inputs[modality] = Sequences(values, taken.lengths)
         return Batch(
             inputs=inputs,
-            labels=torch.from_numpy(self.utterances.labels[rows]),
-            utterances=torch.from_numpy(rows),
+            labels=small["labels"],
+            utterances=of_rows,
             dialogues=torch.tensor([len(group) for group in groups]),
             speakers=torch.from_numpy(self.utterances.speaker_numbers[rows]),
-            targets=None if truth is None else truth[torch.from_numpy(rows)],
+            targets=small.get("targets"),
         ).to(self.device)
 
     def groups(self, rows: np.ndarray, unit: str) -> list[np.ndarray]:

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from ser.errors import WrongUse
 
-from .ragged import RaggedLayout, attention, recurrent
+from .ragged import RaggedLayout, attention, padded_attention, recurrent
 
 
 class Attention(nn.Module):
@@ -44,18 +44,25 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, which: slice = slice(3)) -> Tensor:
         """The queries, keys and values of rows `[r, d]`, or those of them that `which` cuts out; `[r, 3, h, d / h]`."""
-        w, b = self.in_proj_weight.unflatten(0, (3, -1))[which], self.in_proj_bias.unflatten(0, (3, -1))[which]
-        return F.linear(x, w.flatten(0, 1), b.flatten()).unflatten(1, (len(w), self.heads, -1))
+        w, b = self.in_proj_weight, self.in_proj_bias
+        if which != slice(3):
+            w, b = (whole.unflatten(0, (3, -1))[which].flatten(0, 1) for whole in (w, b))
+        return F.linear(x, w, b).unflatten(1, (-1, self.heads, self.in_proj_weight.shape[1] // self.heads))
 
     def forward(
         self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, keys: RaggedLayout | None = None
     ) -> Tensor:
         """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`, or to each other; `[r, d]`."""
         if memory is None or keys is None:
-            (q, k, v), keys = self.project(x).unbind(1), layout
+            parts = [(self.project(x), layout)]
         else:
-            (q,), (k, v) = self.project(x, slice(1)).unbind(1), self.project(memory, slice(1, 3)).unbind(1)
-        return self.attend(q, k, v, layout, keys)
+            parts = [(self.project(x, slice(1)), layout), (self.project(memory, slice(1, 3)), keys)]
+        if x.is_cuda:  # what is of the same rows is padded at once
+            q, k, v = (each for rows, laid in parts for each in laid.pad(rows).unbind(2))
+            padded = padded_attention(q, k, v, layout, keys or layout, self.dropout * self.training, self.keep)
+            return self.out_proj(padded.flatten(1))
+        q, k, v = (each for rows, _ in parts for each in rows.unbind(1))
+        return self.attend(q, k, v, layout, keys or layout)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: RaggedLayout, keys: RaggedLayout) -> Tensor:
         """Queries `[r, h, d / h]`, and keys and values `[r_k, h, d / h]` laid out by `keys` → `[r, d]`."""

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Depth, Dropout, Fusion, Positive, Share, setting
 from .layers import DecoderLayer, EncoderLayer, classifier
-from .ragged import Batch, RaggedLayout, SelfAttentionPooling, interleave, visible
+from .ragged import Batch, RaggedLayout, SelfAttentionPooling, all_visible, interleave
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,24 @@ class ModalityInteraction(nn.Module):
 
 def positions(layout: RaggedLayout, like: Tensor) -> Tensor:
     """Sinusoidal position encodings (Vaswani et al. 2017, §3.5) of packed rows, `[r, d]` as `like`."""
+    if not like.is_cuda:
+        return _sinusoids(layout.longest, like).index_select(0, layout.position)
+    kind, rows = (like.device, like.dtype, like.shape[1]), 1 << layout.longest.bit_length()
+    if kind not in _TABLES or len(_TABLES[kind]) < rows:
+        with torch.inference_mode(False):
+            _TABLES[kind] = _sinusoids(rows, like)
+    return _TABLES[kind].index_select(0, layout.position)
+
+
+_TABLES: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}  # of GPUs: to make one there is a dozen operations
+
+
+def _sinusoids(rows: int, like: Tensor) -> Tensor:
     d, there = like.shape[1], like.device if like.device.type != "mps" else "cpu"  # Apple's GPU has no float64
-    t = torch.arange(layout.longest, device=there, dtype=torch.float64)[:, None]
+    t = torch.arange(rows, device=there, dtype=torch.float64)[:, None]
     angle = t * torch.exp(torch.arange(0, d, 2, device=there, dtype=torch.float64) * (-math.log(10000.0) / d))
     table = torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :d]
-    return table.to(like.dtype).to(like.device).index_select(0, layout.position)
+    return table.to(like.dtype).to(like.device)
 
 
 class Msmser(nn.Module):
@@ -112,8 +125,7 @@ class Msmser(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
-        a, audio = visible(batch, "audio", self.dims["audio"])
-        w, text = visible(batch, "text", self.dims["text"])
+        (a, audio), (w, text) = all_visible(batch, {m: self.dims[m] for m in BOTH})
         z = self.interaction(self.audio(a, audio), audio, self.text(w, text), text)
         return {"logits": self.classifier(z)}
 
@@ -133,10 +145,8 @@ class Pooled(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
-        pooled = []
-        for modality, dim in self.dims.items():
-            x, layout = visible(batch, modality, dim)
-            pooled.append(self.pool[modality](self.refine[modality](x, layout), layout))
+        shown = zip(self.dims, all_visible(batch, self.dims), strict=True)
+        pooled = [self.pool[m](self.refine[m](x, layout), layout) for m, (x, layout) in shown]
         return {"logits": self.classifier(torch.cat(pooled, 1))}
 
 

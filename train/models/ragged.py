@@ -7,7 +7,7 @@ Axis letters of all models (`[r, d]` is a shape):
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -106,6 +106,7 @@ class RaggedLayout:
     """
 
     fixed = False  # whether the shapes are those of many batches at once, which only padded forms can be given
+    joined: "Joined | None" = None  # with the other modality's, if that is to be sent to a GPU with this
 
     def __init__(self, lengths: Tensor, device: torch.device | None = None) -> None:
         self.lengths = lengths  # int64 [n]
@@ -145,8 +146,15 @@ class RaggedLayout:
     @cached_property
     def attended(self) -> Tensor:
         """What attention takes in: the cells that hold a row, and all of a sequence without; bool `[n, longest]`."""
-        lengths = self._sent(self.lengths)[:, None]
-        return (torch.arange(self.longest, device=self.device) < lengths) | (lengths == 0)
+        return self._attended(self._sent(self.lengths))
+
+    def _attended(self, lengths: Tensor) -> Tensor:
+        return (torch.arange(self.longest, device=lengths.device) < lengths[:, None]) | (lengths[:, None] == 0)
+
+    def indices(self) -> list[Tensor]:
+        """`owner`, `position`, `cells` and `attended`, where the lengths are."""
+        owner, position = self._rows
+        return [owner, position, owner * self.longest + position, self._attended(self.lengths)]
 
     def first(self, count: int) -> Tensor:
         """The first `count` rows of each sequence; int64, at most `[r]`."""
@@ -156,14 +164,27 @@ class RaggedLayout:
         """The rows of the chosen sequences, bool `[n]` on the CPU; int64, at most `[r]`."""
         return self._sent(chosen[self._rows[0]].nonzero()[:, 0])
 
+    @cached_property
+    def even(self) -> bool:
+        """Whether on a GPU the rows are their padded form, since all sequences are as long."""
+        return self.device.type == "cuda" and not self.fixed and set(self.sizes) == {self.longest}
+
     def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
         """Rows `[r, …]` → `[n, longest, …]`."""
+        if self.even:
+            return x.unflatten(0, (len(self.lengths), self.longest))
         padded = x.new_full((len(self.lengths) * self.longest, *x.shape[1:]), value).index_copy(0, self.cells, x)
         return padded.unflatten(0, (len(self.lengths), self.longest))
 
     def unpad(self, x: Tensor) -> Tensor:
         """`[n, longest, …]` → rows `[r, …]`."""
-        return x.flatten(0, 1).index_select(0, self.cells)
+        return x.flatten(0, 1) if self.even else x.flatten(0, 1).index_select(0, self.cells)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
+        if self.even:
+            return self.pad(x).sum(1)
+        return x.new_zeros(len(self.lengths), x.shape[1]).index_add(0, self.owner, x)
 
     def repeat(self, times: int) -> "RaggedLayout":
         """The layout of `times` such batches, one after the other."""
@@ -188,17 +209,61 @@ class RaggedLayout:
         return sent(x, self.device)
 
 
+class Joined(RaggedLayout):
+    """Each sequence's rows among those of one layout, and then among those of another that come after all of these."""
+
+    def __init__(self, first: RaggedLayout, then: RaggedLayout) -> None:
+        super().__init__(first.lengths + then.lengths, first.device)
+        self.parts = first, then
+
+    @cached_property
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        (of_a, a), (of_b, b) = (part._rows for part in self.parts)
+        return torch.cat([of_a, of_b]), torch.cat([a, b + self.parts[0].lengths[of_b]])
+
+
+def sent_at_once(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The tensors on `device`; to a GPU they go as one copy, which nobody waits for."""
+    if device.type != "cuda":
+        return [x.to(device) for x in tensors]
+    sizes = [-(-x.nbytes // 8) * 8 for x in tensors]  # each begins where any dtype may
+    here = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
+    for place, x in zip(here.split(sizes), tensors, strict=True):
+        place[: x.nbytes].copy_(x.flatten().view(torch.uint8))
+    there = sent(here, device).split(sizes)
+    return [place[: x.nbytes].view(x.dtype).view(x.shape) for place, x in zip(there, tensors, strict=True)]
+
+
 def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout]:
     """The rows `[r, dim]` of one modality and their layout, without those of utterances for which it is hidden.
 
     Leaving a row out is what an attention mask of zero does, and costs nothing. Raises `WrongUse` if the features
     have another dimension than the model was built for.
     """
-    x, hidden = _checked(batch, modality, dim), batch.hidden.get(modality)
-    layout = RaggedLayout(x.lengths, x.values.device)
-    if hidden is None:
-        return x.values, layout
-    return x.values.index_select(0, layout.rows_of(~hidden)), RaggedLayout(x.lengths * ~hidden, layout.device)
+    return all_visible(batch, {modality: dim})[0]
+
+
+def all_visible(batch: Batch, dims: Mapping[str, int]) -> list[tuple[Tensor, RaggedLayout]]:
+    """What `visible` gives for each modality; to a GPU, all that says where rows lie goes in one copy."""
+    rows, layouts, chosen = dict[str, Tensor](), dict[str, RaggedLayout](), dict[str, Tensor]()
+    for modality, dim in dims.items():
+        x, hidden = _checked(batch, modality, dim), batch.hidden.get(modality)
+        rows[modality], layouts[modality] = x.values, RaggedLayout(x.lengths, x.values.device)
+        if hidden is not None:
+            chosen[modality] = RaggedLayout(x.lengths).rows_of(~hidden)
+            layouts[modality] = RaggedLayout(x.lengths * ~hidden, x.values.device)
+    first, *others = layouts.values()
+    if first.device.type != "cpu":
+        first.joined = Joined(first, others[0]) if others else None
+        laid = [first, *others, *([first.joined] if first.joined else [])]
+        found = sent_at_once([*chosen.values(), *(x for one in laid for x in one.indices())], first.device)
+        left = iter(found[len(chosen) :])
+        chosen = dict(zip(chosen, found, strict=False))
+        for one in laid:
+            one.owner, one.position, one.cells, one.attended = (next(left) for _ in range(4))
+    for modality, picked in chosen.items():
+        rows[modality] = rows[modality].index_select(0, picked)
+    return list(zip(rows.values(), layouts.values(), strict=True))
 
 
 def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
@@ -236,8 +301,15 @@ def attention(
                 for q_i, k_i, v_i in parts
             ]
         )
-    mask = keys.attended[:, None, None]  # without keys: the mean of the padding's zeros
-    return queries.unpad(_attend(queries.pad(q), keys.pad(k), keys.pad(v), mask, dropout, keep))
+    return padded_attention(queries.pad(q), keys.pad(k), keys.pad(v), queries, keys, dropout, keep)
+
+
+def padded_attention(
+    q: Tensor, k: Tensor, v: Tensor, queries: RaggedLayout, keys: RaggedLayout, dropout: float = 0.0, keep: float = 1.0
+) -> Tensor:
+    """What `attention` gives for padded `[n, t_q, h, d_head]` and `[n, t_k, h, d_head]`; `[r_q, h, d_head]`."""
+    mask = None if keys.even else keys.attended[:, None, None]  # without keys: the mean of the padding's zeros
+    return queries.unpad(_attend(q, k, v, mask, dropout, keep))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, keep: float) -> Tensor:
@@ -257,7 +329,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
 def mean_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
     """The mean of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
     count = sent(layout.lengths.clamp(min=1)[:, None], x.device)
-    return x.new_zeros(len(count), x.shape[1]).index_add(0, layout.owner, x) / count
+    return layout.total(x) / count
 
 
 def max_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
@@ -277,8 +349,8 @@ class SelfAttentionPooling(nn.Module):
         """Rows `[r, d]` → `[n, d]`; zeros for a sequence without rows."""
         scores = self.score(x)[:, 0]
         scores = layout.pad(scores, torch.finfo(scores.dtype).min)
-        weighted = layout.unpad(scores.softmax(1))[:, None] * x  # float32 under autocast, which x may not be
-        return weighted.new_zeros(len(layout.lengths), x.shape[1]).index_add(0, layout.owner, weighted)
+        weights = layout.unpad(scores.softmax(1))[:, None]
+        return layout.total(weights * x)
 
 
 def recurrent(layer: nn.RNNBase, x: Tensor, layout: RaggedLayout) -> Tensor:
@@ -308,7 +380,9 @@ def full_precision(x: dict[str, Tensor]) -> Iterator[None]:
 
 
 def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
-    """The rows of a and b concatenated utterance by utterance, `[r_a + r_b, d]`, and their layout."""
+    """The rows of a and b, `[r_a + r_b, d]`, and their layout: on a CPU utterance by utterance, else first all of a."""
+    if a.is_cuda:
+        return torch.cat([a, b]), of_a.joined or Joined(of_a, of_b)
     pairs = zip(a.split(of_a.sizes), b.split(of_b.sizes), strict=True)
     rows = torch.cat([part for pair in pairs for part in pair])
     return rows, RaggedLayout(of_a.lengths + of_b.lengths, of_a.device)

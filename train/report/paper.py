@@ -110,7 +110,8 @@ def differences(
         own["dev"] = {"auto"}
     views = {_feature(read_name(one)) for one in config.get("views", ())}
     pairs = {
-        **{key: (config.get(key, getattr(asked, key)), getattr(asked, key)) for key in ("select", "loss", "precision")},
+        **{key: (config.get(key, getattr(asked, key)), getattr(asked, key)) for key in ("select", "loss")},
+        "precision": (config.get("precision", "float32"), asked.precision.replace("auto", "float32")),
         "seeds": (len({run.config["seed"] for run in runs}), asked.seeds),
         "transcripts": ("text" in features and "transcripts" in provenance, False),  # an ASR's, not the corpus's own
         "views": (views, {_feature(name) for name in asked.views.split("+") if name}),

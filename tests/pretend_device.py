@@ -1,0 +1,219 @@
+"""A GPU to test with where there is none: tensors that say `cuda` and compute on the CPU.
+
+    with Gpu() as gpu:
+        model.to(DEVICE)
+        loss = step(model, batch.to(DEVICE), optimiser)
+    gpu.operations, gpu.uploads, gpu.downloads, gpu.read(loss)
+
+Within it `.device`, `.is_cuda` and `torch.cuda.is_available()` are those of a machine with one GPU, so that the
+branches for a GPU run, and autocast as on CUDA; every operation that reaches the device is noted. What a GPU refuses
+fails: an operation on tensors of both devices (a CPU scalar beside a GPU's tensor is none in arithmetic, as in CUDA;
+a CPU's index is one here, since CUDA sends it and says nothing). What would make it wait fails too: a number or a list
+that is asked for, shapes that depend on values, and a copy to the CPU beyond the `downloads` that are allowed.
+
+What it cannot show: kernels are the CPU's, so cuDNN's recurrent layers are torch's own steps, and dropout draws from
+the CPU's generator. C++ sees the meta device (autograd looks for a driver otherwise), and so its own branches on CUDA
+do not run. Three are made here: autocast's casts, of the operations in `LOWER`, `WIDE` and `PROMOTED`, and the fused
+attention and dropout, one operation each. A device must be named with its number.
+"""
+
+# Tensors of two kinds, and attributes that torch declares otherwise.
+# mypy: ignore-errors
+
+from collections import Counter
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils.weak import WeakIdKeyDictionary
+
+aten = torch.ops.aten
+DEVICE = torch.device("cuda:0")
+MEMORY = 80 << 30
+# What autocast does on CUDA with the operations that models here use ("CUDA Ops that can autocast" in torch's manual).
+LOWER = "mm matmul bmm addmm baddbmm linear conv1d conv2d scaled_dot_product_attention"
+WIDE = "softmax.int log_softmax.int layer_norm native_layer_norm group_norm sum sum.dim_IntList cumsum exp log pow"
+WIDE += ".Tensor_Scalar nll_loss nll_loss_nd mse_loss binary_cross_entropy_with_logits prod logsumexp norm.Scalar"
+PROMOTED = "cat stack addcmul index_put"
+IN_HALF = "gru.data lstm.data gru.input lstm.input"  # cuDNN's, which autocast computes in float16 whatever it is told
+PATCHED = {
+    "is_available": lambda: True,
+    "is_initialized": lambda: True,
+    "is_bf16_supported": lambda *_: True,
+    "device_count": lambda: 1,
+    "current_device": lambda: 0,
+    "mem_get_info": lambda *_: (MEMORY, MEMORY),
+    "empty_cache": lambda: None,
+    "synchronize": lambda *_: None,
+    "get_rng_state": lambda *_: torch.get_rng_state(),
+    "set_rng_state": lambda *_: None,
+    "manual_seed_all": lambda *_: None,
+    "_lazy_init": lambda: None,
+}
+
+
+class Pretend(Tensor):
+    """A tensor on the pretend device; `inner` holds its values."""
+
+    device, is_cuda, is_cpu, is_meta = DEVICE, True, False, False
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "Pretend":
+        with torch.inference_mode(False):
+            shape = torch.empty_strided(inner.shape, inner.stride(), dtype=inner.dtype, device="meta")
+            made = Tensor._make_subclass(cls, shape, False, device_for_backend_keys=DEVICE)
+        made.inner = inner
+        return made
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def __repr__(self) -> str:
+        return f"{self.inner!r} on {DEVICE}"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"{func}: a tensor of the pretend device is used after `with Gpu()`")
+
+
+def _cast(name: str, dtype: torch.dtype | None) -> Any:
+    """What stands before an operation under autocast: floats become `dtype`; None is the widest of them."""
+    name, _, overload = name.partition(".")
+    op = getattr(getattr(aten, name), overload or "default")
+    without = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if dtype is torch.half:
+            raise RuntimeError(f"{name}: cuDNN computes it in float16 under autocast; leave autocast before")
+        floats = [
+            x.dtype for x in tree_leaves(args) if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float)
+        ]
+        into = dtype or (torch.float if torch.float in floats else torch.bfloat16)
+        with torch._C._ExcludeDispatchKeyGuard(without):
+            return op(
+                *tree_map(lambda x: x.to(into) if isinstance(x, Pretend) and x.dtype in floats else x, args), **kwargs
+            )
+
+    return call
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, *rest: Any, **more: Any):
+    """Fused; as it is computed on the CPU, which has no dropout there."""
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(q.dtype)
+    if dropout_p or rest or more or q.dim() != 4:
+        causal = more.get("is_causal", bool(rest and rest[0]))
+        return aten._scaled_dot_product_attention_math(q, k, v, attn_mask, dropout_p, causal, scale=more.get("scale"))[
+            0
+        ]
+    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=attn_mask)[0]
+
+
+def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
+    return aten.native_dropout(x, p, train)[0] if train and p else x
+
+
+class Gpu(TorchDispatchMode):
+    """The pretend device, while entered; so many `downloads`, copies to the CPU, and `waits` for a number may be."""
+
+    def __init__(self, downloads: float = 0, waits: float = 0) -> None:
+        super().__init__()
+        self._waits = waits
+        self.operations, self.uploads, self.downloads = Counter[str](), Counter[str](), 0
+        self._allowed, self._pinned = downloads, WeakIdKeyDictionary()
+
+    def __enter__(self) -> "Gpu":
+        self._patches = [patch.object(torch.cuda, name, found) for name, found in PATCHED.items()]
+        for one in self._patches:
+            one.start()
+        self._before = torch.__future__.get_overwrite_module_params_on_conversion(), torch._C._only_lift_cpu_tensors()
+        torch.__future__.set_overwrite_module_params_on_conversion(True)  # a Parameter's `data` keeps its own class
+        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=…) is sent as any other
+        self._instead = torch.library.Library("aten", "IMPL")
+        for names, dtype in ((LOWER, torch.bfloat16), (WIDE, torch.float32), (PROMOTED, None), (IN_HALF, torch.half)):
+            for name in names.split():
+                self._instead.impl(name, _cast(name, dtype), "AutocastCUDA", allow_override=True)
+        for name, fused in (("scaled_dot_product_attention", _attention), ("dropout", _dropout)):
+            self._instead.impl(name, fused, "AutogradCUDA", allow_override=True)
+        return super().__enter__()
+
+    def __exit__(self, *fault: Any) -> None:
+        super().__exit__(*fault)
+        self._instead._destroy()
+        torch.__future__.set_overwrite_module_params_on_conversion(self._before[0])
+        torch._C._set_only_lift_cpu_tensors(self._before[1])
+        for one in self._patches:
+            one.stop()
+
+    @staticmethod
+    def read(x: Any) -> Any:
+        """The values on the CPU of tensors in any nest, for the test alone."""
+        return tree_map(lambda leaf: leaf.inner if isinstance(leaf, Pretend) else leaf, x)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        leaves, nest = tree_flatten((args, kwargs))
+        there = [x for x in leaves if isinstance(x, Pretend)]
+        here = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, Pretend)]
+        asked = kwargs.get("device")
+        onto = bool(there) if asked is None else torch.device(asked).type in ("cuda", "meta")  # C++ says meta
+        copies = func in (aten._to_copy.default, aten.copy_.default)
+        if func is aten.is_pinned.default:
+            return args[0] in self._pinned
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            super().__enter__()  # in inference mode, what is made of other operations comes whole
+            try:
+                return func.decompose(*args, **kwargs)
+            finally:
+                super().__exit__(None, None, None)
+        if func is aten.copy_.default:
+            onto = isinstance(args[0], Pretend)
+        elif there and [x for x in here if x.ndim or torch.Tag.pointwise not in func.tags]:
+            raise RuntimeError(f"{func}: expected all tensors to be on the same device")
+        if there and self._waiting(func, args, kwargs):
+            self._waits -= 1
+            if self._waits < 0:
+                raise RuntimeError(f"{func}: waits for a value from the GPU")
+        if copies and there and not onto:
+            self.downloads += 1
+            if self.downloads > self._allowed:
+                raise RuntimeError(f"{func}: waits for the GPU to send values to the CPU")
+        if copies and onto and here:
+            self.uploads["at once" if kwargs.get("non_blocking") or args[2:] == (True,) else "waiting"] += 1
+        alike = func is aten._to_copy.default and onto and there and kwargs.get("dtype") in (None, there[0].dtype)
+        if alike:  # a real GPU's `.to` sees that it is there already
+            return args[0]
+        if onto and not func.is_view:
+            self.operations[str(func)] += 1
+        pinned = kwargs.get("pin_memory") or func in (aten._pin_memory.default, aten.pin_memory.default)
+        plain, kwargs = tree_unflatten([x.inner if isinstance(x, Pretend) else x for x in leaves], nest)
+        for name, instead in (("device", torch.device("cpu")), ("pin_memory", False)):
+            if kwargs.get(name):
+                kwargs[name] = instead
+        if func in (aten._pin_memory.default, aten.pin_memory.default):
+            func = aten.clone.default
+        wrappers = {id(x.inner): x for x in there}
+
+        def given(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            if pinned:
+                self._pinned[x] = True
+            if not onto:
+                return x
+            return wrappers[id(x)] if id(x) in wrappers else Pretend(x)
+
+        return tree_map(given, func(*plain, **kwargs))
+
+    @staticmethod
+    def _waiting(func: Any, args: Any, kwargs: Any) -> bool:
+        if torch.Tag.dynamic_output_shape in func.tags or "index_put" in str(func):
+            by_mask = any(getattr(x, "dtype", None) in (torch.bool, torch.uint8) for x in tree_leaves(args[1:2]))
+            filled = "index_put" in str(func) and args[2].numel() == 1  # CUDA fills one value in by the mask itself
+            known = "index" in str(func) or kwargs.get("output_size") is not None
+            return (by_mask and not filled) or not known
+        return torch.Tag.data_dependent_output in func.tags
