@@ -291,7 +291,8 @@ def test_a_bundle_takes_no_state_of_a_run_alone_and_tells_of_an_interruption(sto
     assert all(run.finished for run in runs) and "interrupted" not in (folder / "log").read_text()
 
 
-def test_a_sweep_trains_a_bundle_at_once(store, tmp_path):
+def test_a_sweep_trains_a_bundle_at_once(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(Job, "stacked", True)
     from ser.train.recipe import read_recipe
 
     recipe = tmp_path / "mine.toml"
@@ -402,14 +403,14 @@ def test_the_shapes_of_a_gpu_change_no_number(store, tmp_path, monkeypatch):
 def test_at_most_forty_operations_an_update_are_not_captured(store, tmp_path, monkeypatch):
     """Forty runs with four updates in an epoch (Perspective's Table 2: six), evaluation and all; when all is captured.
 
-    Views and what a CPU alone does are counted too.
+    Views are not counted; what the CPU does by itself is.
     """
     as_on_a_gpu(monkeypatch, recorded)
     done = []
     for epochs in (6, 12):
         with Counting() as counting:
             updated(store, tmp_path, "lgf-add", runs=40, epochs=epochs)
-        done.append(Counter(function.name() for function, *_ in counting.done))
+        done.append(Counter(function.name() for function, *_ in counting.done if not function.is_view))
     more = done[1] - done[0]
     updates = more["aten::fill_.Scalar"]  # of the learning rate
-    assert updates == 6 * 4 and more.total() <= 40 * updates, more
+    assert updates == 6 * 4 and more.total() <= 40 * updates, more.most_common()

@@ -179,8 +179,8 @@ def fit_many(
     idle = {each.loss: _idle(each, copy.deepcopy(models[0]).cpu(), scaled, groups[0]) for each in like_one}
     fitted: list[Fitted | Diverged] = []
     for i, (each, model) in enumerate(zip(configs, models, strict=True)):
-        own = {name: weight.shape for name, weight in model.named_parameters() if name not in idle[each.loss]}
-        own_weights = {name: kept[name][i][..., : sum(shape[-1:])] for name, shape in own.items()}
+        shapes = {name: weight.shape for name, weight in model.named_parameters() if name not in idle[each.loss]}
+        own_weights = {name: kept[name][i][..., : sum(shape[-1:])] for name, shape in shapes.items()}
         model.load_state_dict(own_weights, strict=False)
         if fault := faults.get(i):
             fitted.append(Diverged(fault, snapshot(model), scaling))
