@@ -6,6 +6,7 @@ Whoever asks it for a number, as every wait for a GPU does, fails there, and so 
 import contextlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,10 +72,10 @@ def test_a_step_of_many_runs_asks_the_gpu_for_nothing(
 ) -> None:
     """Only its generators do not exist there: dropout is drawn elsewhere, and has its own tests."""
 
-    def draw(self: Stack, counts: list[int], r: int, device: torch.device) -> list[Tensor]:
-        return [torch.ones(len(counts), r, width, device=device) for width in self._drawn.widths]
+    def draw(self: Stack, *like: Any) -> list[Tensor]:
+        return [torch.ones(*like[1].rows.shape, width, device=like[2][0].device) for width in self.widths(*like)]
 
-    monkeypatch.setattr(Stack, "_draw", draw)
+    monkeypatch.setattr(Stack, "draw", draw)
     monkeypatch.setattr(fit_many, "Generator", lambda device="cpu": torch.Generator())
     monkeypatch.setattr(TrainConfig, "autocast", lambda plan: contextlib.nullcontext())  # the meta device has none
     data, found = load_dataset(store, "is13+bert" if "-" in fusion else "is13", fusion)

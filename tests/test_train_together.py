@@ -6,6 +6,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,6 +64,11 @@ def loss_of(outputs, labels, heads=("logits", "audio", "text")):
     return sum(F.cross_entropy(outputs[h], labels, reduction="sum") for h in heads if h in outputs)
 
 
+def trained(stack, values, layout):
+    laid = layout.unpacked(layout.packed())
+    return stack(values, layout, laid, stack.draw(values, layout, laid))
+
+
 def truth(layout, labels, run):
     return torch.where(torch.from_numpy(layout.real[run]), labels[torch.from_numpy(layout.rows[run])], NO_LABEL)
 
@@ -81,7 +87,7 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name, heads):
     for update in range(12):
         chosen = np.stack([random.permutation(len(SIZES))[:4] for _ in range(RUNS)])
         layout = Layout.of(groups, chosen)
-        outputs = stack(values, layout, training=True)
+        outputs = trained(stack, values, layout)
         each = [{h: x[r] for h, x in outputs.items()} for r in range(RUNS)]
         together.zero_grad()
         sum(loss_of(one, truth(layout, labels, r), heads) for r, one in enumerate(each)).backward()
@@ -116,7 +122,7 @@ def test_a_run_that_is_no_number_leaves_the_others_alone():
         stack = Stack(models, 0.3, [generator.clone_state() for generator in generators])
         with torch.no_grad():
             stack.weights["features.audio.weight"][0] *= poison
-        outputs = stack(values, layout, training=True)
+        outputs = trained(stack, values, layout)
         sum(loss_of({h: x[r] for h, x in outputs.items()}, truth(layout, labels, r)) for r in range(RUNS)).backward()
         return {name: weight.grad for name, weight in stack.weights.items()}
 
@@ -328,9 +334,10 @@ class Counting(TorchDispatchMode):
 def recorded(graphs, function):
     """What a CUDA graph does: the same operations again, on the same tensors, whatever they hold by then."""
     with _disable_current_modes(), Counting() as counting:
-        first = [result := function()]
+        result = function()
     names = {function.name() for function, *_ in counting.done}
     assert not names & {"aten::_local_scalar_dense", "aten::nonzero", "aten::lift_fresh", "aten::bernoulli_.float"}
+    first = [result]
 
     def replay():
         now = {}
@@ -338,17 +345,14 @@ def recorded(graphs, function):
         def mapped(x):
             return now.get(id(x), x)
 
-        for function, args, kwargs, then in counting.done if not first else ():
-            again = function(*tree_map(mapped, args), **tree_map(mapped, kwargs))
-            now.update((id(x), y) for x, y in zip(tree_leaves(then), tree_leaves(again), strict=True))
-        first.clear()  # while it was recorded it has run
-        return mapped(result)
-
-    def silently():
         with _disable_current_modes(), torch.no_grad():
-            return replay()
+            for function, args, kwargs, then in counting.done if not first else ():
+                again = function(*tree_map(mapped, args), **tree_map(mapped, kwargs))
+                now.update((id(x), y) for x, y in zip(tree_leaves(then), tree_leaves(again), strict=True))
+            result.copy_(mapped(result))
+        first.clear()  # while it was recorded it has run
 
-    return silently
+    return SimpleNamespace(replay=replay), result
 
 
 def as_on_a_gpu(monkeypatch, captured):

@@ -108,7 +108,7 @@ def fit_many(
         real = laid[2] < (laid[1].shape[1] - 1) * layout.longest
         truth = torch.where(real, labels.gather(1, laid[0]), NO_LABEL)
         with config.autocast():
-            outputs = stack.forward(values, layout, laid, stack.drawn(laid[0]) if masks is None else masks)
+            outputs = stack(values, layout, laid, stack.drawn(laid[0]) if masks is None else masks)
             outputs = {head: x.float() for head, x in outputs.items()}
         by_kind = [vmap(loss)(outputs, truth) for loss in losses_of]
         losses = torch.stack(by_kind).gather(0, kind)[0]  # each run's own
@@ -135,20 +135,19 @@ def fit_many(
         total.zero_()
         for update, start in enumerate(starts, epoch * len(starts)):
             layout = Layout.of(groups, order[:, start : start + settings.batch_size], few_shapes=on_gpu)
-            packed, masks = layout.packed(), None
+            packed, lr = layout.packed(), learning_rate(settings, update)
+            shape = *layout.rows.shape, *layout.lengths.shape
             if on_gpu:
-                shape = *layout.rows.shape, *layout.lengths.shape
                 layout, place = places.setdefault(shape, (layout, torch.empty_like(packed, device=device)))
                 place.copy_(packed.pin_memory() if place.is_cuda else packed, non_blocking=True)
-                rate.fill_(learning_rate(settings, update))
+                laid, masks = layout.unpacked(place), None
+                if start == 0:
+                    stack.draw_all(len(data.utterances), values, layout, laid)
+                rate.fill_(lr)
             else:
-                shape, place = (), packed.to(device, non_blocking=True)
-                optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
-            laid = layout.unpacked(place)
-            if not on_gpu:
+                laid = layout.unpacked(packed.to(device, non_blocking=True))
                 masks = stack.draw(values, layout, laid)
-            elif start == 0:
-                stack.draw_all(len(data.utterances), stack.widths(values, layout, laid), device)
+                optimiser.param_groups[0]["lr"] = lr
             every.append(graphs(shape, partial(step, layout, laid, masks)))
         # Asked here alone: after every batch it would make the GPU wait for the answer.
         for i, of_run in enumerate(torch.stack(every, 1).tolist()):
@@ -214,7 +213,7 @@ def _laid(
 def _best(stack: Stack, values: dict[str, Tensor], config: TrainConfig, layout: Layout, laid: list[Tensor]) -> Tensor:
     """The most likely class of each row, int64 `[R, r]`."""
     with config.autocast():
-        return stack.forward(values, layout, laid, None)["logits"].argmax(2)
+        return stack(values, layout, laid, None)["logits"].argmax(2)
 
 
 def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:

@@ -154,18 +154,13 @@ class Stack:
                 if isinstance(child, nn.Dropout):
                     setattr(module, name, self._drawn)
 
-    def __call__(self, values: dict[str, Tensor], layout: Layout, training: bool) -> dict[str, Tensor]:
-        """Logits `[R, r, K]` by head; `values` `[utterances, dim]` are those of the whole dataset, by modality."""
-        device = next(iter(self.weights.values())).device
-        laid = layout.unpacked(layout.packed().to(device, non_blocking=True))
-        return self.forward(values, layout, laid, self.draw(values, layout, laid) if training else None)
-
-    def forward(
+    def __call__(
         self, values: dict[str, Tensor], layout: Layout, laid: list[Tensor], masks: list[Tensor] | None
     ) -> dict[str, Tensor]:
-        """The same of the layout's indices on the device, with the masks of dropout, or None where nothing is trained.
+        """Logits `[R, r, K]` by head; `values` `[utterances, dim]` are those of the whole dataset, by modality.
 
-        Depends on tensors and on the layout's shapes alone.
+        `laid` are the layout's indices on the device, of which it depends beside the layout's shapes; `masks` those of
+        dropout, or None where nothing is trained.
         """
         self.model.train(masks is not None)
         weight = next(iter(self.weights.values()))
@@ -193,7 +188,7 @@ class Stack:
         if not self._drawn.widths:
             self._drawn.counting = True
             with torch.no_grad():
-                self.forward(values, layout, laid, [])
+                self(values, layout, laid, [])
             self._drawn.counting = False
         return self._drawn.widths
 
@@ -206,10 +201,11 @@ class Stack:
                 mask[run, :count].bernoulli_(keep, generator=generator)
         return [mask.div_(keep or 1.0) for mask in masks]
 
-    def draw_all(self, utterances: int, widths: list[int], device: torch.device | str) -> None:
+    def draw_all(self, utterances: int, values: dict[str, Tensor], layout: Layout, laid: list[Tensor]) -> None:
         """Draw what dropout keeps of every utterance in the epoch to come, in the place of what was drawn before."""
         if not len(self._kept):
-            self._kept = torch.empty(len(self.generators), utterances, sum(widths), dtype=torch.bool, device=device)
+            shape = len(self.generators), utterances, sum(self.widths(values, layout, laid))
+            self._kept = torch.empty(shape, dtype=torch.bool, device=laid[0].device)
         for kept, generator in zip(self._kept.unbind(0), self.generators, strict=True):
             kept.bernoulli_(1.0 - self.dropout, generator=generator)
 
@@ -229,34 +225,29 @@ class Graphs:
 
     def __init__(self, enabled: bool, logs: Sequence[Callable[[str], None]] = ()) -> None:
         self.enabled, self.logs = enabled, logs
-        self._known: dict[Hashable, Callable[[], Tensor] | None] = {}
+        self._known: dict[Hashable, tuple[Any, Tensor] | None] = {}
         self._pool: Any = None  # one for all: none needs what another has left there
 
     def __call__(self, key: Hashable, function: Callable[[], Tensor]) -> Tensor:
         """What `function` returns: of one key always the same function of the same tensors."""
-        if self.enabled and key in self._known:
+        if self.enabled and key in self._known and self._known[key] is None:
             try:
-                replay = self._known[key] = self._known[key] or self.captured(function)
-                return replay().clone()
+                self._known[key] = self.captured(function)
             except RuntimeError as fault:
-                if self._known[key] is not None:
-                    raise
                 self.enabled = False
                 why = str(fault).partition("\n")[0]
                 for log in self.logs:
                     log(f"updates cannot be captured as CUDA graphs here, and each takes longer ({why})")
-        self._known.setdefault(key)
+        if found := self._known.setdefault(key):
+            graph, result = found
+            graph.replay()
+            return result.clone()
         return function().clone()
 
-    def captured(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """What does all of it again, without Python. Does nothing yet."""
+    def captured(self, function: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+        """The graph that does all of it again without Python, and what it fills. Nothing is done yet."""
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             result = function()
-
-        def replay() -> Tensor:
-            graph.replay()
-            return result
-
-        return replay
+        return graph, result
