@@ -139,7 +139,7 @@ def fit_many(
             shape = *layout.rows.shape, *layout.lengths.shape
             if on_gpu:
                 layout, place = places.setdefault(shape, (layout, torch.empty_like(packed, device=device)))
-                place.copy_(packed.pin_memory() if place.is_cuda else packed, non_blocking=True)
+                place.copy_(packed.pin_memory() if torch.cuda.is_available() else packed, non_blocking=True)
                 laid, masks = layout.unpacked(place), None
                 if start == 0:
                     stack.draw_all(len(data.utterances), values, layout, laid)
