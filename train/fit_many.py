@@ -84,7 +84,7 @@ def fit_many(
         own = Generator(device).manual_seed(each.seed)
         dropping.append(own.set_state(torch.get_rng_state()) if device == "cpu" else own)  # as in `fit`
     shuffling = [Generator().manual_seed(each.seed) for each in configs]
-    frame = config.fusion.build(settings, dims, len(data.utterances.classes)).to(device) if on_gpu else None
+    frame = config.fusion.build(settings, dims, len(data.utterances.classes)) if on_gpu else None
     stack = Stack(models, settings.dropout, dropping, frame)
     optimiser = make_optimiser(stack.weights, stage, settings)
     if on_gpu:
