@@ -24,7 +24,7 @@ OPTIONS = [field.name for field in fields(Experiment) if field.metadata and fiel
 @json_option
 @click.option("--resume", is_flag=True, help="As a sweep does anyhow: go on with unfinished runs.")
 @click.option("--shard", metavar="I/N", help="Run every N-th run from the I-th, such as 3/16: for a Slurm array.")
-@click.option("--workers", type=COUNT, metavar="N", help="Processes: one per core; on a GPU two, on several one each.")
+@click.option("--workers", type=COUNT, metavar="N", help="Processes of one thread: one per core; five on GPUs.")
 @config_options(ExtractionConfig, "scheduler", "insecure")
 @click.pass_context
 def sweep(
@@ -94,7 +94,8 @@ def sweep(
             facts = {"runs": len(tasks), "finished": there, "workers": workers, "seconds": seconds, "bytes": size}
             answer(facts)
         for cell, ahead in cells.items() if not as_json else ():
-            answer(f"  {cell}: {ahead.parameters:,} parameters, about {duration(ahead.seconds_per_run)} a run")
+            how = "" if ahead.timed else " (not timed: from another cell's time by rows × parameters)"
+            answer(f"  {cell}: {ahead.parameters:,} parameters, about {duration(ahead.seconds_per_run)} a run{how}")
         return
     failed = False
     with progress(len(tasks), planned.recipe.name, "run") as bar:

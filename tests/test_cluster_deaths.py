@@ -22,6 +22,9 @@ from ser.extract.run import ExtractionStopped
 from ser.tests.dask_processes import DaskProcesses, listening, processes, send, tree, worker_of, workers_of
 from ser.tests.stand_in import with_thing, worker_name
 from ser.tests.stand_in_corpus import DRIVER, contents, part_seconds, parts, run, slow_texts, wait_for, write_corpus
+from ser.tests.tiny_store import make_store
+from ser.train.recipe import read_recipe
+from ser.train.sweep import plan_sweep, run_sweep
 
 __all__ = ["processes"]  # a fixture
 MISSED_SOON = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s"}  # a worker that is silent; dask's own are 5 minutes
@@ -221,6 +224,27 @@ def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path: Path) -> None:
     assert lines[-1] == "ser: interrupted; what was finished is kept, and the same command goes on from there"
     gone, alive = psutil.wait_procs(left, timeout=10)
     assert not alive and len(gone) > 2
+
+
+def test_what_a_lost_bundle_has_finished_is_kept(processes: DaskProcesses, tmp_path: Path) -> None:
+    options = {"store": make_store(tmp_path / "tiny", turns=24).path, "epochs": 2, "seeds": 6, "set": ("d_model=16",)}
+    sweep = plan_sweep(read_recipe("perspective-table1", out=tmp_path / "runs", **options), elsewhere=True)
+    assert len({task.group for task in sweep.tasks}) == 2, "a bundle for each modality"
+    processes.scheduler()
+    nanny = processes.worker("gpu", "--resources", "GPU=1")
+    stamps: dict[Path, int] = {}
+
+    def harm() -> None:
+        wait_for(lambda: list((tmp_path / "runs").glob("*/result.json")))
+        stamps.update({file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*/result.json")})
+        if worker := worker_of(nanny):
+            worker.kill()
+
+    with meanwhile(harm):
+        outcomes = list(run_sweep(sweep, scheduler=processes.address))
+    assert {outcome.task.name for outcome in outcomes} == {task.name for task in sweep.tasks} and len(outcomes) == 12
+    assert not any(outcome.fault for outcome in outcomes) and 0 < len(stamps) < 12
+    assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
 
 
 @pytest.mark.slow

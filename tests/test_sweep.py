@@ -5,13 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from ser import engines
 from ser.cli import main
 from ser.errors import MissingRows, SerError, WrongUse
 from ser.tests.tiny_store import make_store
@@ -233,6 +236,23 @@ def test_a_diverged_run_is_told_and_the_others_go_on(store: Path, tmp_path: Path
     first, second = run_sweep(sweep)
     assert first.fault and "batch 2" in first.fault and second.fault is None
     assert "0 of 1" in recipe_table(recipe, sweep.runs)
+
+
+def test_a_bundle_that_kills_its_worker_is_tried_run_by_run(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(function: Any, tasks: Any, needs: Any, split: Any, lost: Any) -> Any:
+        for task in tasks:
+            first, *others = split(task)
+            assert needs(task) == {"GPU": 1.0} and split(first) is None
+            yield from (lost(first, "it dies"), *map(function, others))
+
+    cluster = SimpleNamespace(offers={"GPU": 1.0}, run=run)
+    monkeypatch.setattr(engines, "Cluster", lambda *_: nullcontext(cluster))
+    recipe = tiny("perspective-table1", store, tmp_path, ("d_model=16",), seeds=3, device="auto")
+    outcomes = list(run_sweep(plan_sweep(recipe, elsewhere=True), scheduler="tcp://127.0.0.1:1"))
+    assert [outcome.fault for outcome in outcomes] == ["it dies", None, None] * 2
+    assert [outcome.task.run.finished for outcome in outcomes] == [False, True, True] * 2
 
 
 def test_a_head_that_the_model_lacks_is_told(store: Path, tmp_path: Path) -> None:

@@ -3,25 +3,30 @@
 # Attributes of torch's modules have no types.
 # mypy: ignore-errors
 
+from collections import Counter
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ser.errors import SerError, WrongUse
 from ser.tests.plain_layers import double  # noqa: F401
+from ser.train import fit_many as fit_many_module
 from ser.train import run as run_module
 from ser.train.experiment import Experiment, Job, estimate, fit_groups, prepare, run_experiment, train_jobs
-from ser.train.fit import Diverged, fit, learning_rate, make_optimiser, predict
+from ser.train.fit import Diverged, Epoch, fit, learning_rate, make_optimiser, predict
 from ser.train.fit_many import MOST, can_train_together, fit_many
 from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch, Sequences
-from ser.train.models.stacked import NO_LABEL, Layout, Stack
+from ser.train.models.stacked import NO_LABEL, Graphs, Layout, Stack
 from ser.train.run_folder import run_name
 from ser.train.sweep import TaskGroup, plan_sweep, train_group
 
@@ -60,6 +65,11 @@ def loss_of(outputs, labels, heads=("logits", "audio", "text")):
     return sum(F.cross_entropy(outputs[h], labels, reduction="sum") for h in heads if h in outputs)
 
 
+def trained(stack, values, layout):
+    laid = layout.unpacked(layout.packed())
+    return stack(values, layout, laid, stack.draw(values, layout, laid))
+
+
 def truth(layout, labels, run):
     return torch.where(torch.from_numpy(layout.real[run]), labels[torch.from_numpy(layout.rows[run])], NO_LABEL)
 
@@ -78,7 +88,7 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name, heads):
     for update in range(12):
         chosen = np.stack([random.permutation(len(SIZES))[:4] for _ in range(RUNS)])
         layout = Layout.of(groups, chosen)
-        outputs = stack(values, layout, training=True)
+        outputs = trained(stack, values, layout)
         each = [{h: x[r] for h, x in outputs.items()} for r in range(RUNS)]
         together.zero_grad()
         sum(loss_of(one, truth(layout, labels, r), heads) for r, one in enumerate(each)).backward()
@@ -113,7 +123,7 @@ def test_a_run_that_is_no_number_leaves_the_others_alone():
         stack = Stack(models, 0.3, [generator.clone_state() for generator in generators])
         with torch.no_grad():
             stack.weights["features.audio.weight"][0] *= poison
-        outputs = stack(values, layout, training=True)
+        outputs = trained(stack, values, layout)
         sum(loss_of({h: x[r] for h, x in outputs.items()}, truth(layout, labels, r)) for r in range(RUNS)).backward()
         return {name: weight.grad for name, weight in stack.weights.items()}
 
@@ -313,7 +323,8 @@ def test_a_bundle_takes_no_state_of_a_run_alone_and_tells_of_an_interruption(sto
     assert all(run.finished for run in runs) and "interrupted" not in (folder / "log").read_text()
 
 
-def test_a_sweep_trains_a_bundle_at_once(store, tmp_path):
+def test_a_sweep_trains_a_bundle_at_once(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(Job, "stacked", True)
     from ser.train.recipe import read_recipe
 
     recipe = tmp_path / "mine.toml"
@@ -328,3 +339,108 @@ def test_a_sweep_trains_a_bundle_at_once(store, tmp_path):
         train_group(TaskGroup((other,)))
         ours, theirs = ([line["loss"] for line in each.run.result["history"]] for each in (task, other))
         assert ours == pytest.approx(theirs, rel=1e-5) and len(set(ours)) == 3
+
+
+# CUDA graphs, without a GPU ------------------------------------------------------------------------------------------
+
+
+class Counting(TorchDispatchMode):
+    """The operations that are started, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.done.append((function, args, kwargs or {}, result))
+        return result
+
+
+def recorded(graphs, function):
+    """What a CUDA graph does: the same operations again, on the same tensors, whatever they hold by then."""
+    with _disable_current_modes(), Counting() as counting:
+        result = function()
+    names = {function.name() for function, *_ in counting.done}
+    assert not names & {"aten::_local_scalar_dense", "aten::nonzero", "aten::lift_fresh", "aten::bernoulli_.float"}
+    first = [result]
+
+    def replay():
+        now = {}
+
+        def mapped(x):
+            return now.get(id(x), x)
+
+        with _disable_current_modes(), torch.no_grad():
+            for function, args, kwargs, then in counting.done if not first else ():
+                again = function(*tree_map(mapped, args), **tree_map(mapped, kwargs))
+                now.update((id(x), y) for x, y in zip(tree_leaves(then), tree_leaves(again), strict=True))
+            result.copy_(mapped(result))
+        first.clear()  # while it was recorded it has run
+
+    return SimpleNamespace(replay=replay), result
+
+
+def as_on_a_gpu(monkeypatch, captured):
+    monkeypatch.setattr(fit_many_module, "GRAPHS", ("cpu",))
+    monkeypatch.setattr(Graphs, "captured", captured)
+
+
+def no_graphs(graphs, function):
+    raise RuntimeError("CUDA driver version is insufficient\nfor anything")
+
+
+def updated(store, out, fusion, *more, runs=3, **options):
+    """Runs with both losses, and what their logs are told."""
+    asked = {"fusion": fusion, "seeds": runs, "select": "best-test", **options}
+    jobs = prepare(experiment(store, out, *more, **asked))
+    both = ("single", "perspective") if "-" in fusion else ("single",)
+    plans = [replace(job.plan, loss=both[i % len(both)]) for i, job in enumerate(jobs)]
+    told = []
+    return fit_many(jobs[0].data, jobs[0].fold, plans, [told.append] * len(plans)), told
+
+
+@pytest.mark.parametrize("fusion", ["lgf-at", "ef-add", "mf-concat", "audio:utterance"])
+def test_a_replayed_update_is_the_update_of_whatever_batch_is_there(store, tmp_path, monkeypatch, fusion):
+    more = () if "-" in fusion else ("standardise_audio=false",)
+    options = {} if "-" in fusion else {"features": "is13"}
+    as_on_a_gpu(monkeypatch, recorded)
+    graphs, told = updated(store, tmp_path, fusion, *more, **options)
+    as_on_a_gpu(monkeypatch, no_graphs)
+    steps, why = updated(store, tmp_path, fusion, *more, **options)
+    for one, other in zip(graphs, steps, strict=True):
+        assert [line["loss"] for line in one.history] == [line["loss"] for line in other.history]
+        assert [line["ua"] for line in one.history] == [line["ua"] for line in other.history]
+        for name, weight in other.model.state_dict().items():
+            assert torch.equal(one.model.state_dict()[name], weight), name
+    assert {type(line) for line in told} == {Epoch}
+    [line] = {line for line in why if isinstance(line, str)}
+    assert "cannot be captured" in line and line.endswith("(CUDA driver version is insufficient)")
+
+
+def test_the_shapes_of_a_gpu_change_no_number(store, tmp_path, monkeypatch):
+    """Rows, steps and the width of a vector are padded there, and dropout, left out here, is drawn otherwise."""
+    exact, _ = updated(store, tmp_path, "lgf-add", "dropout=0")
+    as_on_a_gpu(monkeypatch, recorded)
+    padded, _ = updated(store, tmp_path, "lgf-add", "dropout=0")
+    for one, other in zip(exact, padded, strict=True):
+        ours, theirs = ([line["loss"] for line in each.history] for each in (one, other))
+        assert ours == pytest.approx(theirs, rel=1e-5)
+        for name, weight in one.model.state_dict().items():
+            assert other.model.state_dict()[name].shape == weight.shape
+
+
+def test_at_most_forty_operations_an_update_are_not_captured(store, tmp_path, monkeypatch):
+    """Forty runs with four updates in an epoch (Perspective's Table 2: six), evaluation and all; when all is captured.
+
+    Views are not counted; what the CPU does by itself is.
+    """
+    as_on_a_gpu(monkeypatch, recorded)
+    done = []
+    for epochs in (6, 12):
+        with Counting() as counting:
+            updated(store, tmp_path, "lgf-add", runs=40, epochs=epochs)
+        done.append(Counter(function.name() for function, *_ in counting.done if not function.is_view))
+    more = done[1] - done[0]
+    updates = more["aten::fill_.Scalar"]  # of the learning rate
+    assert updates == 6 * 4 and more.total() <= 40 * updates, more.most_common()

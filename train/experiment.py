@@ -64,10 +64,15 @@ class Job:
         """Whether it is fitted by `fit_many`: on a GPU, even alone, so that its numbers do not depend on the others."""
         return torch.device(self.plan.device).type == "cuda" and can_train_together(self.data, self.plan)
 
-    @cached_property
+    @property
     def group(self) -> str:
-        """The same for jobs that can be fitted together: those that differ in seed and loss alone."""
-        apart = () if not self.stacked else ("seed", "loss")
+        """The same for jobs that are fitted together."""
+        return self.bundle if self.stacked else self.name
+
+    @cached_property
+    def bundle(self) -> str:
+        """The same for jobs that a GPU fits together: those that differ in seed and loss alone."""
+        apart = ("seed", "loss") if can_train_together(self.data, self.plan) else ()
         return run_name({key: value for key, value in self.config.items() if key not in apart})
 
 
@@ -297,6 +302,7 @@ class Estimate:
     seconds: float
     at_most: bool  # as patience may end a run before
     corpora: dict[str, dict[str, int]]  # of several, how many utterances of each class
+    timed: bool  # or scaled from other runs
 
     @property
     def seconds_per_run(self) -> float:
@@ -304,8 +310,12 @@ class Estimate:
         return self.seconds / self.runs
 
 
-def estimate(jobs: Sequence[Job]) -> Estimate:
-    """Parameters, updates and an estimate of the time, from a few timed steps of the first of the jobs."""
+def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Estimate:
+    """Parameters, updates and an estimate of the time, from a few timed steps of the first of the jobs.
+
+    Of jobs that a GPU fits together the steps are timed once for all experiments that share `paces`: the seconds of a
+    row and a parameter, by precision. The time of the others is taken to grow with both.
+    """
     job = jobs[0]
     plan, settings = job.plan, job.plan.settings
     epochs = settings.epochs * len(plan.fusion.stages) * (2 if plan.training.refit else 1)
@@ -317,18 +327,29 @@ def estimate(jobs: Sequence[Job]) -> Estimate:
         model = TARGETS[plan.target].build(plan.fusion, settings, job.data.dims, classes)
         parameters = sum(weight.numel() for weight in model.parameters())
         del model
-        per_row = _seconds_per_row([jobs[number] for number in fit_groups(jobs)[0]])
+        known = paces if paces is not None and job.stacked else dict[str, float]()
+        timed = plan.precision not in known
+        if timed:
+            per_row = _seconds_per_row([jobs[number] for number in fit_groups(jobs)[0]])
+            known[plan.precision] = per_row / parameters
+        per_row = known[plan.precision] * parameters
     seconds = per_row * sum(_rows(j, j.fold) for j in jobs) * epochs
     corpora = {name: about["classes"] for name, about in job.data.notes.get("corpora", {}).items()}
     utterances, at_most = len(job.data.utterances), plan.training.patience > 0
-    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, corpora)
+    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, corpora, timed)
 
 
 def _seconds_per_row(jobs: Sequence[Job]) -> float:
-    """Of an epoch of one of the runs that are fitted together: the second on a few batches, as the first warms up."""
+    """Of an epoch of one of the runs that are fitted together: the second on a few batches, as the first warms up.
+
+    On a GPU the fastest of three, since one of them may capture what is replayed from then on.
+    """
     job, found = jobs[0], 0.0
     once = replace(job.plan.training, refit=False)
-    short = replace(job.plan.settings, epochs=2, lr=0.0)  # no step, since a run itself tells that its loss diverges
+    epochs = 4 if job.stacked else 2
+    short = replace(
+        job.plan.settings, epochs=epochs, lr=0.0
+    )  # no step, since a run itself tells that its loss diverges
     plans = [replace(one.plan, settings=short, training=once) for one in jobs]
     for batches in (1, STEPS):
         fold, fitted = _shortened(job, batches), list[Any]()
@@ -337,8 +358,9 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
                 fitted = fit_many(job.data, fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
             else:
                 fitted = [fit(job.data, fold, plans[0])]
-        lines = [line for one in fitted if not isinstance(one, Diverged) for line in one.history]
-        seconds = [line["seconds"] for line in lines if line["epoch"] == 2]  # of each stage
+        lines = [line for one in fitted if not isinstance(one, Diverged) for line in one.history if line["epoch"] > 1]
+        stages = {line["stage"] for line in lines}
+        seconds = [min(line["seconds"] for line in lines if line["stage"] == stage) for stage in stages]
         if seconds:
             found = float(np.mean(seconds) / _rows(job, fold))
         if sum(seconds) * STEPS > ENOUGH:

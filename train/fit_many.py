@@ -3,6 +3,9 @@
 The runs differ in seed and loss. Each draws its batches and its dropout from generators of its own, so that the others
 change nothing but the order of sums. On a CPU these are the draws of `fit`, if the loss wants all heads (all are
 computed here); a GPU's own dropout draws otherwise. A run that diverges is reported when the others are done.
+
+On a GPU an update is one CUDA graph, and so is an evaluation: what is left to do one by one is the upload of a batch's
+indices, and once per epoch each run's dropout.
 """
 
 import copy
@@ -14,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.func import vmap
 
@@ -35,12 +39,14 @@ from .fit import (
     snapshot,
     training_loss,
 )
-from .models.stacked import NO_LABEL, Layout, Stack
+from .models.stacked import NO_LABEL, Graphs, Layout, Stack
 from .scores import SHOWN, confusions, metrics
 from .settings import TrainConfig
 
 MOST = 64  # runs at once: beyond, even a large GPU has enough to do
-SHARE = 0.4  # of a GPU's free memory: two workers may ask at the same moment
+SHARE = 0.15  # of a GPU's free memory: five workers may ask at the same moment
+ALIGNED = 64  # what a vector's width is padded to on a GPU: products over 6373 values are slow there
+GRAPHS = ("cuda",)  # devices whose updates are captured
 
 
 def can_train_together(data: Dataset, config: TrainConfig) -> bool:
@@ -52,12 +58,12 @@ def can_train_together(data: Dataset, config: TrainConfig) -> bool:
 
 @torch.random.fork_rng(devices=[])
 def fit_many(
-    data: Dataset, fold: Fold, configs: Sequence[TrainConfig], on_epoch: Sequence[Callable[[Epoch], None]] = ()
+    data: Dataset, fold: Fold, configs: Sequence[TrainConfig], on_epoch: Sequence[Callable[[Epoch | str], None]] = ()
 ) -> list[Fitted | Diverged]:
     """Train one model per config; the configs differ in seed and loss alone, and `can_train_together` holds for them.
 
-    `on_epoch[i]` gets every epoch of run i. A run that diverged gives the fault in the place of its model. Raises
-    `WrongUse` for a selection on a dev part that is empty.
+    `on_epoch[i]` gets every epoch of run i, and a line if updates cannot be captured. A run that diverged gives the
+    fault in the place of its model. Raises `WrongUse` for a selection on a dev part that is empty.
     """
     config, settings, device = configs[0], configs[0].settings, configs[0].device
     exact_arithmetic(device, config.deterministic)
@@ -65,9 +71,13 @@ def fit_many(
     eval_rows = rows_to_evaluate(fold, config)
     scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
     scaled = data.scaled(scaling)
-    values = {modality: inputs.values for modality, inputs in scaled.on(device).inputs.items()}
+    values = {modality: inputs.on(torch.device(device)).values for modality, inputs in scaled.inputs.items()}
+    on_gpu = all(x.device.type in GRAPHS for x in values.values())  # not if they are too large for it
+    dims = {m: x.shape[1] + -x.shape[1] % (ALIGNED if on_gpu else 1) for m, x in values.items()}
+    values = {m: F.pad(x, (0, dims[m] - x.shape[1])) for m, x in values.items()} if on_gpu else values
     groups = data.groups(fold.train, config.fusion.unit)
-    labels = np.stack([shuffled(data, fold, each).utterances.labels for each in configs])
+    shuffled_labels = np.stack([shuffled(data, fold, each).utterances.labels for each in configs])
+    labels = torch.from_numpy(shuffled_labels).to(device)  # [R, utterances]
 
     models, dropping = [], []
     for each in configs:
@@ -76,8 +86,12 @@ def fit_many(
         own = Generator(device).manual_seed(each.seed)
         dropping.append(own.set_state(torch.get_rng_state()) if device == "cpu" else own)  # as in `fit`
     shuffling = [Generator().manual_seed(each.seed) for each in configs]
-    stack = Stack(models, settings.dropout, dropping)
+    frame = config.fusion.build(settings, dims, len(data.utterances.classes)) if on_gpu else None
+    stack = Stack(models, settings.dropout, dropping, frame)
     optimiser = make_optimiser(stack.weights, stage, settings)
+    if on_gpu:
+        rate = torch.tensor(settings.lr, device=device)
+        optimiser.param_groups[0].update(lr=rate, capturable=True)
     kinds = sorted({each.loss for each in configs})
     kind = torch.tensor([[kinds.index(each.loss) for each in configs]], device=device)  # [1, R]
     losses_of = [partial(training_loss, config=replace(config, loss=name), stage=stage) for name in kinds]
@@ -85,37 +99,71 @@ def fit_many(
     selections = [Selection(each, {}) for each in configs]
     faults: dict[int, str] = {}
 
+    graphs = Graphs(on_gpu, on_epoch)
+    total, chosen = torch.zeros(len(configs), device=device), torch.zeros_like(kind[0], dtype=torch.bool)
+    places: dict[tuple[int, ...], tuple[Layout, Tensor]] = {}  # by shape: where a batch's indices go on a GPU
+    eval_groups = data.groups(eval_rows, config.fusion.unit) if len(eval_rows) else []
+    evaluated = _laid(eval_groups, config, len(configs), on_gpu)
+
+    def step(layout: Layout, laid: list[Tensor], masks: list[Tensor] | None) -> Tensor:
+        """One update of all runs, of tensors alone; their losses `[R]`."""
+        real = laid[2] < (laid[1].shape[1] - 1) * layout.longest
+        truth = torch.where(real, labels.gather(1, laid[0]), NO_LABEL)
+        with config.autocast():
+            outputs = stack(values, layout, laid, stack.drawn(laid[0]) if masks is None else masks)
+            outputs = {head: x.float() for head, x in outputs.items()}
+        by_kind = [vmap(loss)(outputs, truth) for loss in losses_of]
+        losses = torch.stack(by_kind).gather(0, kind)[0]  # each run's own
+        total.add_(losses.detach() * (1 if config.reduction == "sum" else real.sum(1)))
+        optimiser.zero_grad()
+        losses.sum().backward()
+        optimiser.step()
+        return losses.detach()
+
+    def keep() -> Tensor:
+        """The weights of the chosen runs in the place of what is kept of them."""
+        for name, weight in stack.weights.items():
+            of_run = chosen.view(-1, *[1] * (weight.ndim - 1))
+            kept[name].copy_(torch.where(of_run, weight.detach(), kept[name]))
+        return chosen
+
     for epoch in range(settings.epochs):
         left = [i for i, selection in enumerate(selections) if i not in faults and not selection.stopped(stage)]
         if not left:
             break
         started = time.perf_counter()
         order = torch.stack([torch.randperm(len(groups), generator=one) for one in shuffling]).numpy()
-        starts = range(0, len(groups), settings.batch_size)
-        total, every = torch.zeros(len(configs), device=device), []
+        starts, every = range(0, len(groups), settings.batch_size), list[Tensor]()
+        total.zero_()
         for update, start in enumerate(starts, epoch * len(starts)):
-            layout = Layout.of(groups, order[:, start : start + settings.batch_size])
-            truth = np.where(layout.real, np.take_along_axis(labels, layout.rows, 1), NO_LABEL)
-            there = torch.from_numpy(truth).to(device, non_blocking=True)
-            with config.autocast():
-                outputs = {head: x.float() for head, x in stack(values, layout, training=True).items()}
-            by_kind = [vmap(loss)(outputs, there) for loss in losses_of]
-            losses = torch.stack(by_kind).gather(0, kind)[0]  # [R]: each run's own
-            every.append(losses.detach())
-            size = 1 if config.reduction == "sum" else torch.from_numpy(layout.real.sum(1)).to(device)
-            total += losses.detach() * size
-            optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
-            optimiser.zero_grad()
-            losses.sum().backward()
-            optimiser.step()
+            layout = Layout.of(groups, order[:, start : start + settings.batch_size], few_shapes=on_gpu)
+            packed, lr = layout.packed(), learning_rate(settings, update)
+            shape = *layout.rows.shape, *layout.lengths.shape
+            if on_gpu:
+                layout, place = places.setdefault(shape, (layout, torch.empty_like(packed, device=device)))
+                place.copy_(packed.pin_memory() if torch.cuda.is_available() else packed, non_blocking=True)
+                laid, masks = layout.unpacked(place), None
+                if start == 0:
+                    stack.draw_all(len(data.utterances), values, layout, laid)
+                rate.fill_(lr)
+            else:
+                laid = layout.unpacked(packed.to(device, non_blocking=True))
+                masks = stack.draw(values, layout, laid)
+                optimiser.param_groups[0]["lr"] = lr
+            every.append(graphs(shape, partial(step, layout, laid, masks)))
         # Asked here alone: after every batch it would make the GPU wait for the answer.
         for i, of_run in enumerate(torch.stack(every, 1).tolist()):
             if i in left and (fault := divergence(of_run, stage, epoch)):
                 faults[i] = fault
         means = (total / len(fold.train)).tolist()
-        matrices = _evaluate(stack, scaled, values, eval_rows, config) if len(eval_rows) else None
+        matrices = None
+        if evaluated:
+            best = [graphs(i, partial(_best, stack, values, config, *each)) for i, each in enumerate(evaluated)]
+            real = np.concatenate([layout.real[0] for layout, _ in evaluated])
+            truth, predicted = data.utterances.labels[np.concatenate(eval_groups)], torch.cat(best, 1).cpu().numpy()
+            matrices = confusions(truth, predicted[:, real], len(data.utterances.classes))
         seconds = (time.perf_counter() - started) / len(configs)
-        better = torch.zeros(len(configs), dtype=torch.bool)
+        better = [False] * len(configs)
         for i, selection in enumerate(selections):
             if i in left and i not in faults:
                 scored = {} if matrices is None else metrics(matrices[i])
@@ -124,15 +172,16 @@ def fit_many(
                 better[i] = line.kept
                 if on_epoch:
                     on_epoch[i](line)
-        chosen = better.to(device)
-        for name, weight in stack.weights.items():
-            kept[name] = torch.where(chosen.view(-1, *[1] * (weight.ndim - 1)), weight.detach(), kept[name])
+        chosen.copy_(torch.tensor(better))
+        graphs("keep", keep)
 
     # What a run's own loss does not train stays as at the start: here the loss of another run may have moved it.
-    idle = {each.loss: _idle(each, copy.deepcopy(models[0]), scaled, groups[0]) for each in configs}
+    like_one = [replace(config, loss=name, device="cpu") for name in kinds]
+    idle = {each.loss: _idle(each, copy.deepcopy(models[0]).cpu(), scaled, groups[0]) for each in like_one}
     fitted: list[Fitted | Diverged] = []
     for i, (each, model) in enumerate(zip(configs, models, strict=True)):
-        own_weights = {name: weight[i] for name, weight in kept.items() if name not in idle[each.loss]}
+        shapes = {name: weight.shape for name, weight in model.named_parameters() if name not in idle[each.loss]}
+        own_weights = {name: kept[name][i][..., : sum(shape[-1:])] for name, shape in shapes.items()}
         model.load_state_dict(own_weights, strict=False)
         if fault := faults.get(i):
             fitted.append(Diverged(fault, snapshot(model), scaling))
@@ -143,29 +192,30 @@ def fit_many(
 
 def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.ndarray) -> set[str]:
     """The weights that a run by itself would leave as they are, since its loss does not depend on them."""
-    [batch] = data.on(config.device).batches(dialogue, config.fusion.unit, 1, {})
+    [batch] = data.batches(dialogue, config.fusion.unit, 1, {})
     [stage] = config.fusion.stages
     batch.heads = config.heads(stage)
     training_loss(model(batch), batch.truth, config, stage).backward()
     return {name for name, weight in model.named_parameters() if weight.grad is None}
 
 
+def _laid(
+    groups: list[np.ndarray], config: TrainConfig, runs: int, few_shapes: bool
+) -> list[tuple[Layout, list[Tensor]]]:
+    """The batches of the dialogues, which all runs and epochs evaluate alike, with their indices on the device."""
+    found = []
+    for start in range(0, len(groups), config.settings.batch_size):
+        of_one = np.arange(start, min(start + config.settings.batch_size, len(groups)))
+        layout = Layout.of(groups, np.tile(of_one, (runs, 1)), few_shapes)
+        found.append((layout, layout.unpacked(layout.packed().to(config.device))))
+    return found
+
+
 @torch.no_grad()
-def _evaluate(
-    stack: Stack, data: Dataset, values: dict[str, Tensor], rows: np.ndarray, config: TrainConfig
-) -> np.ndarray:
-    """C `[R, K, K]` of the rows."""
-    size, runs = config.settings.batch_size, len(stack.generators)
-    groups = data.groups(rows, config.fusion.unit)
-    predicted = []
-    for start in range(0, len(groups), size):
-        of_one = np.arange(start, min(start + size, len(groups)))
-        layout = Layout.of(groups, np.tile(of_one, (runs, 1)))
-        with config.autocast():
-            logits = stack(values, layout, training=False)["logits"]
-        predicted.append(logits.argmax(2)[:, torch.from_numpy(layout.real[0])])
-    truth = data.utterances.labels[np.concatenate(groups)]
-    return confusions(truth, torch.cat(predicted, 1).cpu().numpy(), len(data.utterances.classes))
+def _best(stack: Stack, values: dict[str, Tensor], config: TrainConfig, layout: Layout, laid: list[Tensor]) -> Tensor:
+    """The most likely class of each row, int64 `[R, r]`."""
+    with config.autocast():
+        return stack(values, layout, laid, None)["logits"].argmax(2)
 
 
 def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:
@@ -178,7 +228,9 @@ def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:
     turns = sorted(map(len, data.groups(fold.train, config.fusion.unit)))[-config.settings.batch_size :]
     inputs = sum(turns) * sum(data.dims.values())
     attended = len(turns) * turns[-1] ** 2 * config.settings.heads * 3  # of up to three streams
-    # Weights, gradients, Adam's moments, what is kept, and room; and what the way back holds beside the rest.
-    needed = 4 * (6 * weights + 3 * inputs + 4 * attended)
+    # Weights, gradients, Adam's moments, what is kept, and room; what the way back holds beside the rest, twice, as a
+    # graph keeps its own; and what dropout keeps, of up to six layers.
+    dropped = len(data.utterances) * 6 * 2 * config.settings.gru_hidden
+    needed = 4 * (6 * weights + 2 * (3 * inputs + 4 * attended)) + dropped
     free, _ = torch.cuda.mem_get_info(config.device)
     return max(1, min(MOST, int(SHARE * free / needed)))

@@ -28,7 +28,7 @@ from .run_folder import SHARED, Run
 from .search import Record, cell_name
 from .settings import TrainConfig, has_setting
 
-GPU_WORKERS = 2  # one prepares and writes while the other trains
+GPU_WORKERS = 5  # on one GPU: some lay batches out, read and write while others train
 TIMED = 5  # candidates of a search that are timed for an estimate
 
 
@@ -40,7 +40,7 @@ class SweepTask:
     cell: str  # the first cell that needs it
     experiment: Experiment
     number: int
-    group: str = ""  # the same for tasks that can be fitted together
+    group: str = ""  # the same for tasks that are fitted together, or would be on a GPU elsewhere
 
     @property
     def run(self) -> Run:
@@ -171,7 +171,11 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
                 mend = f"; for all cells: `{command_for(recipe)}`" if isinstance(fault, MissingRows) else ""
                 raise type(fault)(f"cell '{cell.name}': {fault}{mend}") from None
             plans.append(jobs[0].plan)
-            needed += [SweepTask(job.name, cell.name, experiment, number, job.group) for number, job in enumerate(jobs)]
+            far = elsewhere and experiment.device != "cpu"
+            needed += [
+                SweepTask(job.name, cell.name, experiment, number, job.bundle if far else job.group)
+                for number, job in enumerate(jobs)
+            ]
             columns.append(jobs)
         if cell.test.startswith("only") and plans[-1].fusion.hide is None:
             raise WrongUse(f"cell '{cell.name}': fusion {plans[-1].fusion.name} cannot hide a modality")
@@ -184,7 +188,7 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
         if not any(has_setting(plan.fusion, assignment) for plan in plans):
             raise WrongUse(f"--set {assignment}: no fusion of this recipe has that setting; see ser train --settings")
     planned = list(tasks.values())
-    groups = fit_groups(planned)
+    groups = [[number] for number in range(len(planned))] if elsewhere else fit_groups(planned)
     if shard is not None:
         first, slash, of = shard.partition("/")
         if not (slash and first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
@@ -213,15 +217,16 @@ def check_search(cell: str, candidates: Sequence[Sequence[Job]]) -> None:
 def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimate]]:
     """Seconds of the open tasks with so many workers, and the estimate of each cell that is the first to need one.
 
-    Of a search's candidates, a few are timed, evenly spread.
+    Of a search's candidates, a few are timed, evenly spread; of all that a GPU fits together, the first.
     """
     prepared = prepare_once()
     cells: dict[str, Estimate] = {}
+    paces: dict[str, float] = {}
     for name, tasks in groupby(sweep.open_tasks, key=attrgetter("cell")):
         needed = list(dict.fromkeys(task.experiment for task in tasks))
         some = [prepared(experiment) for experiment in needed[:: -(-len(needed) // TIMED)]]
-        timed = [estimate([jobs[number] for number in fit_groups(jobs)[0]]) for jobs in some]
-        cells[name] = replace(timed[0], seconds=fmean(one.seconds for one in timed))
+        found = [estimate([jobs[number] for number in fit_groups(jobs)[0]], paces) for jobs in some]
+        cells[name] = replace(found[0], seconds=fmean(one.seconds for one in found))
     seconds = sum(cells[task.cell].seconds_per_run for task in sweep.open_tasks)
     return seconds / (min(workers, sweep.gpus) if sweep.on_gpu else workers), cells
 
@@ -236,45 +241,59 @@ def run_sweep(
     for out, record in sweep.searches:
         record.write(out)
     tasks = sweep.open_tasks
-    groups = [TaskGroup(tuple(tasks[number] for number in numbers)) for numbers in fit_groups(tasks)]
     if not tasks:
         return
     if scheduler is not None:
-        tasks = [replace(task, experiment=_with_absolute_paths(task.experiment)) for task in tasks]
         with engines.Cluster(scheduler, insecure) as cluster:
             gpu = {"GPU": 1.0} if "GPU" in cluster.offers else {}
-            yield from cluster.run(
-                train_alone, tasks, needs=lambda task: {} if task.experiment.device == "cpu" else gpu, lost=Outcome
-            )
+            tasks = [replace(task, experiment=_with_absolute_paths(task.experiment)) for task in tasks]
+            if not gpu:  # where each is trained alone, each is a task, unless there must be a GPU all the same
+                tasks = [replace(t, group=t.name) if t.experiment.device == "auto" else t for t in tasks]
+            for outcomes in cluster.run(
+                train_alone,
+                grouped(tasks),
+                needs=lambda group: {} if group.tasks[0].experiment.device == "cpu" else gpu,
+                split=lambda group: [TaskGroup((task,)) for task in group.tasks] if len(group.tasks) > 1 else None,
+                lost=lambda group, reason: [Outcome(task, reason) for task in group.tasks],
+            ):
+                yield from outcomes
     elif workers <= 1:
-        for group in groups:
+        for group in grouped(tasks):
             yield from train_group(group)
     else:
         out = Path(tasks[0].experiment.out) / SHARED
         remove_leftovers(out)
         with workspace(out) as folder:
-            for outcomes in engines.run(train_group, [replace(group, shared=folder) for group in groups], workers):
+            for outcomes in engines.run(train_group, grouped(tasks, folder), workers):
                 os.utime(folder)  # still in use
                 yield from outcomes
 
 
+def grouped(tasks: Sequence[SweepTask], shared: Path | None = None) -> list[TaskGroup]:
+    """The tasks by their groups, to be trained by processes of one machine if they share a folder."""
+    return [TaskGroup(tuple(tasks[number] for number in numbers), shared) for numbers in fit_groups(tasks)]
+
+
 def train_group(group: TaskGroup) -> list[Outcome]:
-    """Fit the tasks of one group together. What they read is kept by the worker for the tasks that follow."""
+    """Fit the tasks of one group, together if this device does so. What they read is kept for the tasks that follow."""
+    outcomes = []
     with engines.cached(("sweep", group.shared), lambda: prepare_once(group.shared)) as prepared:
         jobs = [prepared(task.experiment)[task.number] for task in group.tasks]
-        runs = train_jobs(jobs, Path(group.tasks[0].experiment.out), resume=True)
-    faults = [str(run) if isinstance(run, Diverged) else None for run in runs]
-    return [Outcome(task, fault) for task, fault in zip(group.tasks, faults, strict=True)]
+        for numbers in fit_groups(jobs):
+            some = [jobs[number] for number in numbers]
+            runs = train_jobs(some, Path(group.tasks[0].experiment.out), resume=True)
+            faults = [str(run) if isinstance(run, Diverged) else None for run in runs]
+            outcomes += [Outcome(group.tasks[n], fault) for n, fault in zip(numbers, faults, strict=True)]
+    return outcomes
 
 
 _alone = threading.Lock()
 
 
-def train_alone(task: SweepTask) -> Outcome:
-    """Train one task in a dask worker, which may have several threads: torch's seeds are the whole process's."""
+def train_alone(group: TaskGroup) -> list[Outcome]:
+    """Train one group in a dask worker, which may have several threads: torch's seeds are the whole process's."""
     with _alone:
-        [outcome] = train_group(TaskGroup((task,)))
-    return outcome
+        return train_group(group)
 
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:

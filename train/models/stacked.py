@@ -2,19 +2,21 @@
 
 The model's own code runs under `torch.func.vmap`, each run with its weights and its batch. Vmap wants the same shapes
 of all, so batches are laid out here in common ones, with a last dialogue of one turn that takes what is too much: it
-has a place in every step of every layer, and no part in any loss. Axis letters beside those of
-`ser.train.models.ragged`:
+has a place in every step of every layer, and no part in any loss. On a GPU few shapes occur, so that each is captured
+once as a CUDA graph. Axis letters beside those of `ser.train.models.ragged`:
 
     R  runs
 """
 
 import copy
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .ragged import Batch, RaggedLayout, Sequences
 
 NO_LABEL = -100  # what torch's losses leave out
+ROWS = 128  # where few shapes are to occur, r is a multiple of it
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,21 @@ class Layout:
     alive: list[int]
 
     @classmethod
-    def of(cls, groups: list[np.ndarray], chosen: np.ndarray) -> "Layout":
-        """Of the dialogues `groups` (rows in turn order), those `chosen` for each run, int64 `[R, m − 1]`."""
+    def of(cls, groups: list[np.ndarray], chosen: np.ndarray, few_shapes: bool = False) -> "Layout":
+        """Of the dialogues `groups` (rows in turn order), those `chosen` for each run, int64 `[R, m − 1]`.
+
+        With `few_shapes` as many turns are stepped through as the longest of `groups` has, with every dialogue at each
+        step, and r is a multiple of `ROWS`: then all layouts of as many dialogues and rows have the same shapes.
+        """
         sizes, starts = np.array([len(group) for group in groups]), np.cumsum([0, *map(len, groups[:-1])])
         lengths = np.pad(sizes[chosen], ((0, 0), (0, 1)), constant_values=1)
         runs, m = lengths.shape
-        longest = int(lengths.max())
+        longest = int(sizes.max() if few_shapes else lengths.max())
         turn = np.arange(longest)
         there = turn < lengths[..., None]  # [R, m, longest]
         place = (there.reshape(runs, -1).cumsum(1) - 1).reshape(there.shape)  # the row of each cell that is there
         r = int(place[:, -1, 0].max()) + 1
+        r = -(-r // ROWS) * ROWS if few_shapes else r
 
         run, dialogue, turn_there = there[:, :-1].nonzero()
         row = place[run, dialogue, turn_there]
@@ -57,7 +65,7 @@ class Layout:
 
         place[:, -1, 0] = r - 1
         rank = np.argsort(np.argsort(-lengths, axis=1, kind="stable"), axis=1)
-        alive = there.sum(1).max(0)
+        alive = np.full(longest, m) if few_shapes else there.sum(1).max(0)
         before = np.cumsum(alive) - alive
         forwards, backwards = (np.full((runs, alive.sum()), r - 1) for _ in range(2))
         run, dialogue, step = there.nonzero()
@@ -66,6 +74,20 @@ class Layout:
         backwards[run, slot] = place[run, dialogue, lengths[run, dialogue] - 1 - step]
         real = cells < (m - 1) * longest
         return cls(rows, real, lengths, longest, cells, forwards, backwards, alive.tolist())
+
+    @property
+    def indices(self) -> tuple[np.ndarray, ...]:
+        """Rows, lengths, cells and both ways of the steps: all that differs between layouts of the same shapes."""
+        return self.rows, self.lengths, self.cells, self.forwards, self.backwards
+
+    def packed(self) -> Tensor:
+        """The `indices` in one tensor, int64 `[R · (2 r + m + 2 s)]`: one upload."""
+        return torch.from_numpy(np.concatenate([each.ravel() for each in self.indices]))
+
+    def unpacked(self, packed: Tensor) -> list[Tensor]:
+        """The `indices` as views of a tensor that is, or will be, filled by `packed`."""
+        parts = packed.split([each.size for each in self.indices])
+        return [part.view(each.shape) for part, each in zip(parts, self.indices, strict=True)]
 
 
 class _Given(RaggedLayout):
@@ -105,38 +127,49 @@ class _Drawn(nn.Module):
 class Stack:
     """R models that differ in their weights alone; `weights` are theirs by name, each `[R, …]`, with gradients.
 
-    `generators` are the random generators of their dropout, one per run: no run changes what another draws.
+    `generators` are the random generators of their dropout, one per run: no run changes what another draws. `frame`, a
+    model that takes wider inputs, computes in the place of theirs: what its weights have more is zero, and stays so
+    while those inputs are.
     """
 
-    def __init__(self, models: list[nn.Module], dropout: float, generators: list[torch.Generator]) -> None:
+    def __init__(
+        self,
+        models: list[nn.Module],
+        dropout: float,
+        generators: list[torch.Generator],
+        frame: nn.Module | None = None,
+    ) -> None:
         weights, buffers = stack_module_state(models)
-        self.weights: dict[str, Tensor] = {n: w.detach().requires_grad_() for n, w in weights.items()}
+        self.model = frame or copy.deepcopy(models[0])
+        wide = {name: weight.shape[-1:] for name, weight in self.model.named_parameters()}
+        self.weights: dict[str, Tensor] = {
+            name: F.pad(w.detach(), [0, sum(wide[name]) - sum(w.shape[1:][-1:])]).requires_grad_()
+            for name, w in weights.items()
+        }
         self.buffers, self.dropout, self.generators = buffers, dropout, generators
-        self.model = copy.deepcopy(models[0])
         self._drawn = _Drawn()
+        self._kept = torch.empty(0)
         for module in list(self.model.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Dropout):
                     setattr(module, name, self._drawn)
 
-    def __call__(self, values: dict[str, Tensor], layout: Layout, training: bool) -> dict[str, Tensor]:
-        """Logits `[R, r, K]` by head; `values` `[utterances, dim]` are those of the whole dataset, by modality."""
-        self.model.train(training)
+    def __call__(
+        self, values: dict[str, Tensor], layout: Layout, laid: list[Tensor], masks: list[Tensor] | None
+    ) -> dict[str, Tensor]:
+        """Logits `[R, r, K]` by head; `values` `[utterances, dim]` are those of the whole dataset, by modality.
+
+        `laid` are the layout's indices on the device, of which it depends beside the layout's shapes; `masks` those of
+        dropout, or None where nothing is trained.
+        """
+        self.model.train(masks is not None)
         weight = next(iter(self.weights.values()))
-        device = weight.device
-        rows = torch.from_numpy(layout.rows)
-        x = {m: whole[rows.to(whole.device, non_blocking=True)].to(device, weight.dtype) for m, whole in values.items()}
-        indices = (layout.lengths, layout.cells, layout.forwards, layout.backwards)
-        laid = tuple(torch.from_numpy(index).to(device, non_blocking=True) for index in indices)
-        call = vmap(partial(self._one, layout))
-        inputs = (self.weights, self.buffers, x, laid)
+        x = {}
+        for modality, whole in values.items():  # which are elsewhere where they are too large for a GPU
+            rows = laid[0] if whole.device == laid[0].device else torch.from_numpy(layout.rows)
+            x[modality] = whole[rows].to(weight.device, weight.dtype)
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on every device
-            if training and not self._drawn.widths:
-                self._drawn.counting = True
-                with torch.no_grad():
-                    call(*inputs, [])
-                self._drawn.counting = False
-            return call(*inputs, self._draw(layout.real.sum(1).tolist(), rows.shape[1], device) if training else [])
+            return vmap(partial(self._one, layout))(self.weights, self.buffers, x, laid[1:], masks or [])
 
     def _one(
         self, layout: Layout, weights: Any, buffers: Any, x: dict[str, Tensor], laid: Any, masks: list[Tensor]
@@ -150,11 +183,71 @@ class Stack:
         given = _Given(lengths, layout.longest, cells, (forwards, backwards, layout.alive))
         return functional_call(self.model, (weights, buffers), (batch, given))
 
-    def _draw(self, counts: list[int], r: int, device: torch.device) -> list[Tensor]:
+    def widths(self, values: dict[str, Tensor], layout: Layout, laid: list[Tensor]) -> list[int]:
+        """Those of what each call of dropout is given."""
+        if not self._drawn.widths:
+            self._drawn.counting = True
+            with torch.no_grad():
+                self(values, layout, laid, [])
+            self._drawn.counting = False
+        return self._drawn.widths
+
+    def draw(self, values: dict[str, Tensor], layout: Layout, laid: list[Tensor]) -> list[Tensor]:
         """Masks `[R, r, width]` for each call of dropout, drawn as torch's own dropout draws them."""
-        keep = 1.0 - self.dropout
-        masks = [torch.zeros(len(counts), r, width, device=device) for width in self._drawn.widths]
-        for run, (count, generator) in enumerate(zip(counts, self.generators, strict=True)):
+        keep, (runs, r) = 1.0 - self.dropout, layout.rows.shape
+        masks = [torch.zeros(runs, r, width, device=laid[0].device) for width in self.widths(values, layout, laid)]
+        for run, (count, generator) in enumerate(zip(layout.real.sum(1).tolist(), self.generators, strict=True)):
             for mask in masks:
                 mask[run, :count].bernoulli_(keep, generator=generator)
         return [mask.div_(keep or 1.0) for mask in masks]
+
+    def draw_all(self, utterances: int, values: dict[str, Tensor], layout: Layout, laid: list[Tensor]) -> None:
+        """Draw what dropout keeps of every utterance in the epoch to come, in the place of what was drawn before."""
+        if not len(self._kept):
+            shape = len(self.generators), utterances, sum(self.widths(values, layout, laid))
+            self._kept = torch.empty(shape, dtype=torch.bool, device=laid[0].device)
+        for kept, generator in zip(self._kept.unbind(0), self.generators, strict=True):
+            kept.bernoulli_(1.0 - self.dropout, generator=generator)
+
+    def drawn(self, rows: Tensor) -> list[Tensor]:
+        """Masks `[R, r, width]` of these rows `[R, r]` out of what `draw_all` drew."""
+        kept = self._kept[torch.arange(len(rows), device=rows.device)[:, None], rows]
+        return [mask / (1.0 - self.dropout or 1.0) for mask in kept.split(self._drawn.widths, 2)]
+
+
+class Graphs:
+    """Functions of tensors that keep their places, by their keys: on a GPU, CUDA graphs.
+
+    The first call of a key runs as it is, the second is captured, and replayed from then on: no operation is started
+    by itself any more. Where that fails (an old driver, too little memory) the `logs` get a line, and all run as they
+    are. Results are copies.
+    """
+
+    def __init__(self, enabled: bool, logs: Sequence[Callable[[str], None]] = ()) -> None:
+        self.enabled, self.logs = enabled, logs
+        self._known: dict[Hashable, tuple[Any, Tensor] | None] = {}
+        self._pool: Any = None  # one for all: none needs what another has left there
+
+    def __call__(self, key: Hashable, function: Callable[[], Tensor]) -> Tensor:
+        """What `function` returns: of one key always the same function of the same tensors."""
+        if self.enabled and key in self._known and self._known[key] is None:
+            try:
+                self._known[key] = self.captured(function)
+            except RuntimeError as fault:
+                self.enabled = False
+                why = str(fault).partition("\n")[0]
+                for log in self.logs:
+                    log(f"updates cannot be captured as CUDA graphs here, and each takes longer ({why})")
+        if found := self._known.setdefault(key):
+            graph, result = found
+            graph.replay()
+            return result.clone()
+        return function().clone()
+
+    def captured(self, function: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+        """The graph that does all of it again without Python, and what it fills. Nothing is done yet."""
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = function()
+        return graph, result
