@@ -21,9 +21,12 @@ import socket
 import stat
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import crc32c
 
 from ser.errors import CorruptStore, StoreError, WrongUse
 
@@ -105,19 +108,33 @@ def folders_in(parent: Path) -> list[Path]:
     return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def write_file(path: Path, buffers: Sequence[Buffer]) -> tuple[int, str]:
+def write_file(
+    path: Path, buffers: Sequence[Buffer | None], checksums: MutableMapping[int, int] | None = None
+) -> tuple[int, str]:
     """Write a new file, fsync it and read it back. Returns its size and sha256.
 
+    None among the buffers stands for the CRC-32C of all before it, four bytes, little-endian. The keys of `checksums`
+    are offsets: each value becomes the CRC-32C of the bytes from there to the next of them.
     Raises `StoreError` if the disk gives back other bytes than were written.
     """
-    size, digest = 0, hashlib.sha256()
+    size, digest, whole, start = 0, hashlib.sha256(), 0, -1
+    checksums = {} if checksums is None else checksums
+    starts = deque(sorted(checksums))
     with path.open("xb", buffering=0) as file:
         for buffer in buffers:
-            view = memoryview(buffer).cast("B")
-            size += len(view)
-            digest.update(view)
+            view = memoryview(whole.to_bytes(4, "little") if buffer is None else buffer).cast("B")
             while len(view):
-                view = view[os.write(file.fileno(), view) :]
+                if starts and starts[0] == size:
+                    start = starts.popleft()
+                # Once over memory: a piece is digested and written while the processor's cache holds it.
+                piece = view[: min(_PIECE, starts[0] - size if starts else _PIECE)]
+                view, size = view[len(piece) :], size + len(piece)
+                whole = crc32c.crc32c(piece, whole)
+                if start >= 0:
+                    checksums[start] = crc32c.crc32c(piece, checksums[start])
+                digest.update(piece)
+                while len(piece):
+                    piece = piece[os.write(file.fileno(), piece) :]
         os.fsync(file.fileno())
     if _on_disk(path) != digest.digest():
         raise StoreError(f"{path}: the disk gave back other bytes than were written; check the disk")
@@ -156,13 +173,17 @@ def read_at(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
         return file.readinto(buffers[0])
 
 
-def write_folder(folder: Path, files: Mapping[str, Sequence[Buffer]]) -> dict[str, tuple[int, str]]:
-    """Write files, by their paths in a folder that nobody sees yet, durably. Returns their sizes and sha256."""
+def write_folder(
+    folder: Path,
+    files: Mapping[str, Sequence[Buffer | None]],
+    checksums: Mapping[str, MutableMapping[int, int]] | None = None,
+) -> dict[str, tuple[int, str]]:
+    """Write files, by their paths in a folder that nobody sees yet, durably, each as `write_file` does."""
     written = {}
     for name, buffers in files.items():
         for inside in reversed(Path(name).parents):  # never the workspace itself, should that have been moved aside
             (folder / inside).mkdir(exist_ok=True)
-        written[name] = write_file(folder / name, buffers)
+        written[name] = write_file(folder / name, buffers, (checksums or {}).get(name))
     for root, _, _ in os.walk(folder):
         sync_folder(Path(root))
     return written
