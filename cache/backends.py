@@ -69,14 +69,14 @@ def _encode_zarr(arrays: Arrays) -> tuple[Files, dict[str, list[Place]]]:
     files: Files = {f"{ZARR}/zarr.json": [_GROUP]}
     places: dict[str, list[Place]] = {}
     for name, array in arrays.items():
-        (rows, *row), size, data = array.shape, array.row_bytes, array.data()
+        (rows, *row), size = array.shape, array.row_bytes
         files[f"{ZARR}/{name}/zarr.json"] = [_array_metadata((rows, *row), array.dtype)]
         places[name], each = [], chunk_rows(rows)
         for number, start in enumerate(range(0, rows, each)):
             stop = min(start + each, rows)
             path = _chunk_file(name, number, 1 + len(row))
             padding = np.full((each - (stop - start), *row), _fill_value(array.dtype), array.dtype)
-            files[path] = [*data.cut(start * size, stop * size), bytes_of(padding), None]
+            files[path] = [*array.cut(start * size, stop * size), bytes_of(padding), None]
             places[name] += cut_into_blocks((stop - start) * size, size, path, 0)
     return files, places
 

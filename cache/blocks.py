@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, cast
 
 import crc32c
 import msgspec
@@ -96,29 +96,14 @@ class Pieces:
         return found
 
 
-class PiecedArray(NamedTuple):
+class PiecedArray(Pieces):
     """An array `[rows, …]` whose rows lie in several places: C-contiguous `pieces` of one dtype, none copied."""
 
-    pieces: Sequence[npt.NDArray[Any]]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of every piece."""
-        return self.pieces[0].dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of all pieces together."""
-        return (sum(map(len, self.pieces)), *self.pieces[0].shape[1:])
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self.dtype.itemsize * math.prod(self.shape[1:])
-
-    def data(self) -> Pieces:
-        """Its bytes."""
-        return Pieces(map(bytes_of, self.pieces))
+    def __init__(self, pieces: Sequence[npt.NDArray[Any]]) -> None:
+        super().__init__(map(bytes_of, pieces))
+        self.pieces, self.dtype = pieces, pieces[0].dtype
+        self.shape = (sum(map(len, pieces)), *pieces[0].shape[1:])
+        self.row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
 
 
 def usable_cores() -> int:

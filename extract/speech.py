@@ -202,13 +202,16 @@ class SpeechExtractor(Encoder):
         most = max(self.batch_seconds, getattr(self.config, "window", 0)) if self.batch_seconds else None
         for group in batches(pieces, lambda piece: piece.seconds, most):
             for piece, layers in zip(group, self.forward([piece.samples for piece in group]), strict=True):
-                kept = [values[piece.keep] for values in layers]
+                kept = [values[piece.keep] for values, _ in layers]
                 frames[piece.utterance].append(len(kept[0]))
                 rows = [
                     values.mean(0, dtype=np.float64, keepdims=True) if config.pool == "mean" else values
                     for values, config in zip(kept, self.configs, strict=True)
                 ]
-                stored[piece.utterance].append(self.outcome(rows))
+                if 2 * len(kept[0]) < len(layers[0].values):  # of Whisper's 30 s: let the rest go
+                    rows = [values.copy() for values in rows]
+                peaks = [peaks[piece.keep] for _, peaks in layers]
+                stored[piece.utterance].append(self.outcome(rows, peaks=peaks))
         return [self.joined(*windows) for windows in zip(stored, frames, strict=True)]
 
     def prepared(self, samples: np.ndarray) -> np.ndarray:
@@ -232,7 +235,7 @@ class SpeechExtractor(Encoder):
             if config.pool == "mean":
                 mean = np.average(whole[spec.fingerprint], axis=0, weights=frames)[None]
                 whole[spec.fingerprint] = mean.astype(spec.dtype)
-        return {name: Rows(values) for name, values in whole.items()}
+        return {name: Rows(values, finite=True) for name, values in whole.items()}
 
     def cut(self, utterance: int, samples: np.ndarray) -> list[Piece]:
         """One piece, or the overlapping windows of a long utterance."""

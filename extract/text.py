@@ -122,8 +122,8 @@ class TextExtractor(Encoder):
             total = len(one["input_ids"])
             warning = f"its transcript of {total} tokens is cut to {len(numbers)} for {self.label}"
             extras = {"word": word, "token": numbers.astype(np.int32)[keep]}
-            kept = [values[keep] for values in layers]
-            outcomes[row] = self.outcome(kept, extras, (warning,) if total > len(numbers) else ())
+            kept, peaks = ([array[keep] for array in arrays] for arrays in zip(*layers, strict=True))
+            outcomes[row] = self.outcome(kept, extras, (warning,) if total > len(numbers) else (), peaks)
         return outcomes
 
     def _cut(self, tokens: list[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ import transformers
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.extract.audio import Clip
 from ser.extract.check import relative
-from ser.extract.extractors import Extractor, batches
+from ser.extract.extractors import Extractor, Layer, batches
 from ser.extract.registry import load_extractors, resolve
 from ser.extract.text import ARCHITECTURES as TEXT_ARCHITECTURES
 from ser.weights.demo import ARCHITECTURES, write_random_checkpoint
@@ -230,9 +230,10 @@ def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pyte
     assert max(len(piece.samples) for piece in pieces) <= 60.1 * 16000
     sizes: list[int] = []
 
-    def nothing(waves: list[np.ndarray]) -> list[list[np.ndarray]]:
+    def nothing(waves: list[np.ndarray]) -> list[list[Layer]]:
         sizes.append(len(waves) * max(len(samples) for samples in waves))
-        return [[np.zeros((one.rows(len(samples)), 64), np.float32)] for samples in waves]  # type: ignore[attr-defined]
+        rows = [one.rows(len(samples)) for samples in waves]  # type: ignore[attr-defined]
+        return [[Layer(np.zeros((n, 64), np.float32), np.zeros(n))] for n in rows]
 
     monkeypatch.setattr(one, "_forward", nothing)
     [rows] = rows_of(one, [Clip(np.zeros(16000 * 3600, np.float32), 16000)])
