@@ -30,6 +30,7 @@ from .plan import ExtractionTask, Utterance, WorkerConfig
 from .registry import load_extractors
 
 AHEAD = 2  # tasks in work beside those that are written, so that no core waits at the end of one
+BATCHES = 2  # on a GPU at once, so that one's rows are taken from it while the next is computed
 GPU_WRITERS = 4  # a part of HuBERT's rows takes the disk longer than it takes a GPU
 
 
@@ -154,7 +155,8 @@ class PartPipeline:
         if "torch" in sys.modules:  # the pool has a thread per core: torch, which is told in each, starts none there
             sys.modules["torch"].set_num_threads(1)
         try:
-            made = dict(zip(usable, extractor.run(list(usable.values())), strict=True)) if usable else {}
+            with self.worker.gpu if extractor.batched else contextlib.nullcontext():
+                made = dict(zip(usable, extractor.run(list(usable.values())), strict=True)) if usable else {}
         except (MemoryError, RuntimeError) as fault:
             if not is_out_of_memory(fault):
                 raise
@@ -245,6 +247,7 @@ class Worker:
         self.on_gpu = config.device.startswith("cuda")
         self.most = config.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
         self._extractors: dict[Modality, list[Extractor]] = {}
+        self.gpu = threading.Semaphore(BATCHES) if self.on_gpu else contextlib.nullcontext()
         self._lock, self._opening = threading.Lock(), threading.Lock()
 
     @cached_property
@@ -294,8 +297,7 @@ class Worker:
     @contextlib.contextmanager
     def _open_pools(self) -> Iterator[Pools]:
         cpu, writers = Pool(self.config.threads, "ser-cpu"), Pool(GPU_WRITERS if self.on_gpu else 1, "ser-write")
-        # Two, so that one batch's rows are taken from the GPU while the next is computed.
-        models = Pool(2, "ser-gpu") if self.on_gpu else cpu
+        models = Pool(BATCHES, "ser-gpu") if self.on_gpu else cpu
         decoders = Pool(max(2, self.config.threads // 4), "ser-decode") if self.on_gpu else cpu
         pools = Pools(cpu, models, decoders, writers)
         try:
