@@ -22,7 +22,7 @@ import stat
 import time
 import tomllib
 from collections import deque
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ import crc32c
 from ser.errors import CorruptStore, StoreError, WrongUse
 
 Buffer = bytes | bytearray | memoryview
+Content = Sequence[Buffer | None]  # of a file; None: the CRC-32C of all before it, four bytes, little-endian
+Checksums = dict[int, int]  # offset in a file → the CRC-32C of what is written there, up to the next of them
 
 REPAIR = "run `ser cache verify --repair`, then `ser features` again"
 _PIECE = 1 << 20
@@ -108,16 +110,12 @@ def folders_in(parent: Path) -> list[Path]:
     return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def write_file(
-    path: Path, buffers: Sequence[Buffer | None], checksums: MutableMapping[int, int] | None = None
-) -> tuple[int, str]:
+def write_file(path: Path, buffers: Content, checksums: Checksums | None = None) -> tuple[int, str]:
     """Write a new file, fsync it and read it back. Returns its size and sha256.
 
-    None among the buffers stands for the CRC-32C of all before it, four bytes, little-endian. The keys of `checksums`
-    are offsets: each value becomes the CRC-32C of the bytes from there to the next of them.
     Raises `StoreError` if the disk gives back other bytes than were written.
     """
-    size, digest, whole, start = 0, hashlib.sha256(), 0, -1
+    size, digest, whole, start = 0, hashlib.sha256(), 0, 0
     checksums = {} if checksums is None else checksums
     starts = deque(sorted(checksums))
     with path.open("xb", buffering=0) as file:
@@ -130,8 +128,7 @@ def write_file(
                 piece = view[: min(_PIECE, starts[0] - size if starts else _PIECE)]
                 view, size = view[len(piece) :], size + len(piece)
                 whole = crc32c.crc32c(piece, whole)
-                if start >= 0:
-                    checksums[start] = crc32c.crc32c(piece, checksums[start])
+                checksums[start] = crc32c.crc32c(piece, checksums.get(start, 0))
                 digest.update(piece)
                 while len(piece):
                     piece = piece[os.write(file.fileno(), piece) :]
@@ -174,16 +171,14 @@ def read_at(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
 
 
 def write_folder(
-    folder: Path,
-    files: Mapping[str, Sequence[Buffer | None]],
-    checksums: Mapping[str, MutableMapping[int, int]] | None = None,
+    folder: Path, files: Mapping[str, Content], checksums: Mapping[str, Checksums]
 ) -> dict[str, tuple[int, str]]:
     """Write files, by their paths in a folder that nobody sees yet, durably, each as `write_file` does."""
     written = {}
     for name, buffers in files.items():
         for inside in reversed(Path(name).parents):  # never the workspace itself, should that have been moved aside
             (folder / inside).mkdir(exist_ok=True)
-        written[name] = write_file(folder / name, buffers, (checksums or {}).get(name))
+        written[name] = write_file(folder / name, buffers, checksums.get(name))
     for root, _, _ in os.walk(folder):
         sync_folder(Path(root))
     return written
@@ -236,7 +231,7 @@ def new_folder(store: Path, folder: Path, files: Mapping[str, bytes], inside: st
     """Make a folder, with its files and a folder `inside`, in one step. False if another process has just made it."""
     with workspace(store) as temporary:
         make_folder(temporary / folder.name / inside)
-        write_folder(temporary / folder.name, {name: [content] for name, content in files.items()})
+        write_folder(temporary / folder.name, {name: [content] for name, content in files.items()}, {})
         return move_into_place(temporary / folder.name, folder)
 
 

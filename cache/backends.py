@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .atomic_io import Buffer
+from .atomic_io import Content
 from .blocks import ArrayRecord, PiecedArray, Place, bytes_of, cut_into_blocks
 from .spec import canonical_json
 
 Arrays = Mapping[str, PiecedArray]  # little-endian
-Files = dict[str, list[Buffer | None]]  # as `write_file` takes them
+Files = dict[str, Content]
 
 
 class Backend(NamedTuple):

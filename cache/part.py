@@ -277,6 +277,7 @@ def publish(
     with explain_disk_errors(f"writing a part of {spec.name}", store, needed), workspace(store) as temporary:
         folder = temporary / name
         written = write_folder(folder, files, checksums)
+        blocks = {key: [Block(*one, checksums[one[0]][one[1]]) for one in found] for key, found in places.items()}
         record = PartRecord(
             fingerprint=spec.fingerprint,
             backend=backend,  # type: ignore[arg-type]
@@ -284,14 +285,7 @@ def publish(
             ids=tuple(rows.ids),
             inputs=tuple(rows.inputs),
             quarantined=tuple(rows.quarantined),
-            arrays={
-                key: ArrayRecord(
-                    array.dtype.name,  # type: ignore[arg-type]
-                    array.shape,
-                    tuple(Block(*place, checksums[place[0]][place[1]]) for place in places[key]),
-                )
-                for key, array in arrays.items()
-            },
+            arrays={key: ArrayRecord(a.dtype.name, a.shape, tuple(blocks[key])) for key, a in arrays.items()},  # type: ignore[arg-type]
             files={key: FileRecord(*size_and_digest) for key, size_and_digest in written.items()},
             written_by=dict(written_by),
         )

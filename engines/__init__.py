@@ -3,6 +3,6 @@
 from .cluster import Cluster
 from .machine import cores, is_out_of_memory
 from .processes import run
-from .worker_cache import cached, here, resources, step_aside
+from .worker_cache import cached, here, resources
 
-__all__ = ["Cluster", "cached", "cores", "here", "is_out_of_memory", "resources", "run", "step_aside"]
+__all__ = ["Cluster", "cached", "cores", "here", "is_out_of_memory", "resources", "run"]

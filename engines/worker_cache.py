@@ -93,14 +93,6 @@ def here() -> dict[str, Any]:
     return {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
 
 
-def step_aside() -> None:
-    """Let this dask worker begin another task beside this one, if it declares resources enough for both."""
-    if this_worker() is not None:
-        from distributed import secede
-
-        secede()
-
-
 def resources() -> dict[str, float]:
     """What this dask worker declares to have, as in `dask worker --resources "GPU=1 CPU=8"`."""
     worker = this_worker()

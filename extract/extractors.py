@@ -116,19 +116,11 @@ class Extractor:
         """The values `[rows, dim]` of one utterance for each of `specs`. Raises `UtteranceError` with the reason."""
         raise NotImplementedError
 
-    def outcome(
-        self,
-        arrays: Sequence[np.ndarray],
-        extras: Any = None,
-        warnings: tuple[str, ...] = (),
-        peaks: Sequence[np.ndarray] | None = None,
-    ) -> Outcome:
-        """The arrays, one for each of `specs`, in the store's dtype; `UtteranceError` where it cannot hold them.
-
-        `peaks` are magnitudes `[rows]` of what each array was made of, if they are known already.
-        """
+    def outcome(self, arrays: Sequence[Any], extras: Any = None, warnings: tuple[str, ...] = ()) -> Outcome:
+        """The arrays or layers, one for each of `specs`, in the store's dtype; `UtteranceError` where it cannot hold them."""
         found: dict[str, Rows] = {}
-        for spec, values, magnitudes in zip(self.specs, arrays, peaks or map(np.abs, arrays), strict=True):
+        for spec, array in zip(self.specs, arrays, strict=True):
+            values, magnitudes = array if isinstance(array, Layer) else (array, np.abs(array))
             peak = magnitudes.max(initial=0.0)  # NaN if any value is
             if spec.dtype == "float16" and FLOAT16_MAX < peak < math.inf:
                 return UtteranceError("a value is beyond what float16 holds (65504): use --dtype float32")
@@ -244,8 +236,8 @@ class Encoder(Extractor):
 
         device, lengths = torch.device(self.device), [len(one) for one in inputs]
         shape = (len(inputs), max(lengths), *inputs[0].shape[1:])
-        pinned = device.type == "cuda"
-        padded = torch.full(shape, self.padding, dtype=torch.from_numpy(inputs[0]).dtype, pin_memory=pinned)
+        dtype, pinned = torch.from_numpy(inputs[0]).dtype, device.type == "cuda"
+        padded = torch.full(shape, self.padding, dtype=dtype, pin_memory=pinned)
         for row, one in enumerate(inputs):
             padded[row, : len(one)] = torch.from_numpy(one)
         self.state.lengths, self.state.taken = lengths, {}

@@ -15,7 +15,7 @@ from torch import nn
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import Checkpoint
 
-from .extractors import Encoder, Outcome, Precision
+from .extractors import Encoder, Layer, Outcome, Precision
 
 MOST = 512  # tokens
 # Encoders whose hidden states do not depend on right padding (one test for all). No decoder and no encoder-decoder:
@@ -122,8 +122,8 @@ class TextExtractor(Encoder):
             total = len(one["input_ids"])
             warning = f"its transcript of {total} tokens is cut to {len(numbers)} for {self.label}"
             extras = {"word": word, "token": numbers.astype(np.int32)[keep]}
-            kept, peaks = ([array[keep] for array in arrays] for arrays in zip(*layers, strict=True))
-            outcomes[row] = self.outcome(kept, extras, (warning,) if total > len(numbers) else (), peaks)
+            kept = [Layer(*(array[keep] for array in layer)) for layer in layers]
+            outcomes[row] = self.outcome(kept, extras, (warning,) if total > len(numbers) else ())
         return outcomes
 
     def _cut(self, tokens: list[Any]) -> list[Any]:

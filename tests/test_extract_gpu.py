@@ -20,7 +20,7 @@ from ser.extract.mel import MelExtractor
 from ser.extract.run import ExtractionConfig, ExtractionRun, plan
 from ser.extract.worker import AHEAD, GPU_WRITERS
 from ser.tests.stand_in import StandInExtractor
-from ser.tests.stand_in_corpus import part_seconds, write_corpus
+from ser.tests.stand_in_corpus import part_seconds, write_corpus, writers
 from ser.tests.store_samples import spec_of
 from ser.weights.find import Checkpoint
 
@@ -93,7 +93,7 @@ def test_a_dask_worker_with_a_gpu_has_several_parts_in_hand(tmp_path: Path, monk
     with distributed.LocalCluster(resources={"GPU": 1}, **here) as cluster:
         results = list(run_on_cluster(tasks, cluster.scheduler_address, False, lambda: None))
     assert sum(sum(result.computed.values()) for result in results) == PARTS == len(tasks)
-    assert 3 <= disk.peak <= 4
+    assert 3 <= disk.peak <= 4 and len(writers(tmp_path / "store")) == PARTS
 
 
 def test_a_part_is_gone_over_once_to_digest_and_write_it_and_once_to_read_it_back(
