@@ -117,7 +117,7 @@ class Extractor:
         raise NotImplementedError
 
     def outcome(self, arrays: Sequence[Any], extras: Any = None, warnings: tuple[str, ...] = ()) -> Outcome:
-        """The arrays or layers, one for each of `specs`, in the store's dtype; `UtteranceError` where it cannot hold them."""
+        """The arrays or layers, one per spec, in the store's dtype; `UtteranceError` where it cannot hold them."""
         found: dict[str, Rows] = {}
         for spec, array in zip(self.specs, arrays, strict=True):
             values, magnitudes = array if isinstance(array, Layer) else (array, np.abs(array))
