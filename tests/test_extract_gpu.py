@@ -94,8 +94,7 @@ def test_a_dask_worker_with_a_gpu_has_several_parts_in_hand(tmp_path: Path, monk
 
 
 def test_passes_over_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the cast, four. Counted is what sha256, CRC-32C, `write` and numpy's checks are given, and what memory is taken:
-    what all three get in a row is in the processor's cache, one pass."""
+    """With the cast, four. What both checksums and `write` get in a row is in the processor's cache: one pass."""
     rng = np.random.default_rng(0)
     rows = [rng.normal(size=(n, 768)).astype("f2") for n in (700, 300, 900, 2000, 501)]
     size = sum(one.nbytes for one in rows)
