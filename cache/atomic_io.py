@@ -21,13 +21,18 @@ import socket
 import stat
 import time
 import tomllib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import crc32c
+
 from ser.errors import CorruptStore, StoreError, WrongUse
 
 Buffer = bytes | bytearray | memoryview
+Content = Sequence[Buffer | None]  # of a file; None: the CRC-32C of all before it, four bytes, little-endian
+Checksums = dict[int, int]  # offset in a file → the CRC-32C of what is written there, up to the next of them
 
 REPAIR = "run `ser cache verify --repair`, then `ser features` again"
 _PIECE = 1 << 20
@@ -105,19 +110,28 @@ def folders_in(parent: Path) -> list[Path]:
     return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def write_file(path: Path, buffers: Sequence[Buffer]) -> tuple[int, str]:
+def write_file(path: Path, buffers: Content, checksums: Checksums | None = None) -> tuple[int, str]:
     """Write a new file, fsync it and read it back. Returns its size and sha256.
 
     Raises `StoreError` if the disk gives back other bytes than were written.
     """
-    size, digest = 0, hashlib.sha256()
+    size, digest, whole, start = 0, hashlib.sha256(), 0, 0
+    checksums = {} if checksums is None else checksums
+    starts = deque(sorted(checksums))
     with path.open("xb", buffering=0) as file:
         for buffer in buffers:
-            view = memoryview(buffer).cast("B")
-            size += len(view)
-            digest.update(view)
+            view = memoryview(whole.to_bytes(4, "little") if buffer is None else buffer).cast("B")
             while len(view):
-                view = view[os.write(file.fileno(), view) :]
+                if starts and starts[0] == size:
+                    start = starts.popleft()
+                # Once over memory: a piece is digested and written while the processor's cache holds it.
+                piece = view[: min(_PIECE, starts[0] - size if starts else _PIECE)]
+                view, size = view[len(piece) :], size + len(piece)
+                whole = crc32c.crc32c(piece, whole)
+                checksums[start] = crc32c.crc32c(piece, checksums.get(start, 0))
+                digest.update(piece)
+                while len(piece):
+                    piece = piece[os.write(file.fileno(), piece) :]
         os.fsync(file.fileno())
     if _on_disk(path) != digest.digest():
         raise StoreError(f"{path}: the disk gave back other bytes than were written; check the disk")
@@ -156,13 +170,15 @@ def read_at(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
         return file.readinto(buffers[0])
 
 
-def write_folder(folder: Path, files: Mapping[str, Sequence[Buffer]]) -> dict[str, tuple[int, str]]:
-    """Write files, by their paths in a folder that nobody sees yet, durably. Returns their sizes and sha256."""
+def write_folder(
+    folder: Path, files: Mapping[str, Content], checksums: Mapping[str, Checksums]
+) -> dict[str, tuple[int, str]]:
+    """Write files, by their paths in a folder that nobody sees yet, durably, each as `write_file` does."""
     written = {}
     for name, buffers in files.items():
         for inside in reversed(Path(name).parents):  # never the workspace itself, should that have been moved aside
             (folder / inside).mkdir(exist_ok=True)
-        written[name] = write_file(folder / name, buffers)
+        written[name] = write_file(folder / name, buffers, checksums.get(name))
     for root, _, _ in os.walk(folder):
         sync_folder(Path(root))
     return written
@@ -215,7 +231,7 @@ def new_folder(store: Path, folder: Path, files: Mapping[str, bytes], inside: st
     """Make a folder, with its files and a folder `inside`, in one step. False if another process has just made it."""
     with workspace(store) as temporary:
         make_folder(temporary / folder.name / inside)
-        write_folder(temporary / folder.name, {name: [content] for name, content in files.items()})
+        write_folder(temporary / folder.name, {name: [content] for name, content in files.items()}, {})
         return move_into_place(temporary / folder.name, folder)
 
 

@@ -7,26 +7,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import crc32c
 import numpy as np
-import numpy.typing as npt
 
-from .atomic_io import Buffer
-from .blocks import ArrayRecord, Block, bytes_of, cut_into_blocks
+from .atomic_io import Content
+from .blocks import ArrayRecord, PiecedArray, Place, bytes_of, cut_into_blocks
 from .spec import canonical_json
 
-Arrays = Mapping[str, npt.NDArray[Any]]  # little-endian, C-contiguous
-Files = dict[str, list[Buffer]]
+Arrays = Mapping[str, PiecedArray]  # little-endian
+Files = dict[str, Content]
 
 
 class Backend(NamedTuple):
     """How a part's arrays become files.
 
-    `encode` gives the files (path in the part's folder → content) and the blocks of each array; `inspect` says what a
-    plain Zarr or HDF5 reader of those files would see differently from the blocks, or None.
+    `encode` gives the files (path in the part's folder → content) and where the blocks of each array are; `inspect`
+    says what a plain Zarr or HDF5 reader of those files would see differently from the blocks, or None.
     """
 
-    encode: Callable[[Arrays], tuple[Files, dict[str, list[Block]]]]
+    encode: Callable[[Arrays], tuple[Files, dict[str, list[Place]]]]
     inspect: Callable[[Path, Mapping[str, ArrayRecord]], str | None]
 
 
@@ -66,25 +64,21 @@ def _chunk_file(name: str, number: int, axes: int) -> str:
     return f"{ZARR}/{name}/c/{number}" + "/0" * (axes - 1)
 
 
-def _encode_zarr(arrays: Arrays) -> tuple[Files, dict[str, list[Block]]]:
+def _encode_zarr(arrays: Arrays) -> tuple[Files, dict[str, list[Place]]]:
     """A Zarr v3 group: uncompressed chunks of whole rows, each followed by its CRC-32C."""
     files: Files = {f"{ZARR}/zarr.json": [_GROUP]}
-    blocks: dict[str, list[Block]] = {}
+    places: dict[str, list[Place]] = {}
     for name, array in arrays.items():
-        files[f"{ZARR}/{name}/zarr.json"] = [_array_metadata(array.shape, array.dtype)]
-        blocks[name] = []
-        rows, each = len(array), chunk_rows(len(array))
-        row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
+        (rows, *row), size = array.shape, array.row_bytes
+        files[f"{ZARR}/{name}/zarr.json"] = [_array_metadata((rows, *row), array.dtype)]
+        places[name], each = [], chunk_rows(rows)
         for number, start in enumerate(range(0, rows, each)):
             stop = min(start + each, rows)
-            path = _chunk_file(name, number, array.ndim)
-            chunk = bytes_of(array[start:stop])
-            shape = (each - (stop - start), *array.shape[1:])
-            padding = bytes_of(np.full(shape, _fill_value(array.dtype), array.dtype))
-            checksum = crc32c.crc32c(padding, crc32c.crc32c(chunk))
-            files[path] = [chunk, padding, checksum.to_bytes(4, "little")]
-            blocks[name] += cut_into_blocks(chunk, row_bytes, path, 0)
-    return files, blocks
+            path = _chunk_file(name, number, 1 + len(row))
+            padding = np.full((each - (stop - start), *row), _fill_value(array.dtype), array.dtype)
+            files[path] = [*array.cut(start * size, stop * size), bytes_of(padding), None]
+            places[name] += cut_into_blocks((stop - start) * size, size, path, 0)
+    return files, places
 
 
 def _inspect_zarr(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None:
@@ -108,22 +102,24 @@ HDF5 = "data.h5"
 _FILTERS = {1, 2, 3}  # HDF5's own deflate, shuffle, fletcher32
 
 
-def _encode_hdf5(arrays: Arrays) -> tuple[Files, dict[str, list[Block]]]:
+def _encode_hdf5(arrays: Arrays) -> tuple[Files, dict[str, list[Place]]]:
     """One file of contiguous, unfiltered datasets.
 
-    It is made in memory, because the HDF5 library reports a full disk late or not at all.
+    It is made in memory, which costs a copy, because the HDF5 library reports a full disk late or not at all.
     """
     import h5py
 
     image = io.BytesIO()
-    blocks: dict[str, list[Block]] = {}
+    places: dict[str, list[Place]] = {}
     with h5py.File(image, "w") as file:
         for name, array in arrays.items():
-            dataset = file.create_dataset(name, data=array)
+            dataset, row, size = file.create_dataset(name, array.shape, array.dtype), 0, array.row_bytes
+            for piece in array.pieces:
+                dataset[row : row + len(piece)] = piece
+                row += len(piece)
             file.flush()
-            row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
-            blocks[name] = cut_into_blocks(bytes_of(array), row_bytes, HDF5, dataset.id.get_offset() or 0)
-    return {HDF5: [image.getbuffer()]}, blocks
+            places[name] = cut_into_blocks(row * size, size, HDF5, dataset.id.get_offset() or 0)
+    return {HDF5: [image.getbuffer()]}, places
 
 
 def _inspect_hdf5(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None:

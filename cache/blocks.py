@@ -4,9 +4,11 @@ One reader serves every backend. It reads straight into where the rows belong an
 bytes between the rows asked for go to a scratch area, because the checksum needs them too.
 """
 
+import bisect
+import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -61,19 +63,47 @@ class ArrayRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return np.dtype(self.dtype).itemsize * math.prod(self.shape[1:])
 
 
-def cut_into_blocks(data: memoryview, row_bytes: int, file: str, offset: int) -> list[Block]:
-    """Equal blocks of at most 2 MB (at least one row each) over rows that lie in a file from `offset` on."""
-    if not len(data):
+Place = tuple[str, int, int]  # a block before it is written: file, offset, bytes
+
+
+def cut_into_blocks(size: int, row_bytes: int, file: str, offset: int) -> list[Place]:
+    """Equal blocks of at most 2 MB (at least one row each) over `size` bytes of rows in a file, from `offset` on."""
+    if not size:
         return []
-    rows, most = len(data) // row_bytes, max(1, BLOCK_BYTES // row_bytes)
+    rows, most = size // row_bytes, max(1, BLOCK_BYTES // row_bytes)
     each = math.ceil(rows / math.ceil(rows / most)) * row_bytes
-    pieces = [(start, data[start : start + each]) for start in range(0, len(data), each)]
-    return [Block(file, offset + start, len(piece), crc32c.crc32c(piece)) for start, piece in pieces]
+    return [(file, offset + start, min(each, size - start)) for start in range(0, size, each)]
 
 
 def bytes_of(array: npt.NDArray[Any]) -> memoryview:
     """The bytes of a C-contiguous array, without a copy."""
     return memoryview(cast(Buffer, array.reshape(-1).view(np.uint8)))
+
+
+class Pieces:
+    """Bytes that are one after the other in a file, and anywhere in memory."""
+
+    def __init__(self, buffers: Iterable[Buffer]) -> None:
+        self.views = [view for buffer in buffers if len(view := memoryview(buffer).cast("B"))]
+        self.ends = list(itertools.accumulate(map(len, self.views)))
+
+    def cut(self, start: int, stop: int) -> list[memoryview]:
+        """Those from `start` to `stop`, without a copy."""
+        found = []
+        for number in range(bisect.bisect_right(self.ends, start), bisect.bisect_left(self.ends, stop) + 1):
+            begins = self.ends[number] - len(self.views[number])
+            found.append(self.views[number][max(0, start - begins) : stop - begins])
+        return found
+
+
+class PiecedArray(Pieces):
+    """An array `[rows, …]` whose rows lie in several places: C-contiguous `pieces` of one dtype, none copied."""
+
+    def __init__(self, pieces: Sequence[npt.NDArray[Any]]) -> None:
+        super().__init__(map(bytes_of, pieces))
+        self.pieces, self.dtype = pieces, pieces[0].dtype
+        self.shape = (sum(map(len, pieces)), *pieces[0].shape[1:])
+        self.row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
 
 
 def usable_cores() -> int:

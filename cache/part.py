@@ -18,9 +18,10 @@ from ser.errors import CorruptStore, StoreError, WrongUse, unknown
 
 from .atomic_io import REPAIR, explain_disk_errors, move_into_place, sync_folder, workspace, write_file, write_folder
 from .backends import BACKENDS, Files
-from .blocks import ArrayDtype, ArrayRecord, Count, bytes_of, check_block, read_stretches
+from .blocks import ArrayDtype, ArrayRecord, Block, Count, PiecedArray, Pieces, Place, read_stretches
 from .spec import FORMAT_VERSION, Spec, canonical_json, checksummed_json, read_checksummed
 
+_SMALL = 64 << 10  # bytes of a piece, below which copying it into a larger one costs less than writing it alone
 _FILE = re.compile(r"data\.h5|data\.zarr/(zarr\.json|[A-Za-z_][A-Za-z0-9_-]{0,63}/(zarr\.json|c/\d{1,9}(/0)?))")
 
 
@@ -172,7 +173,8 @@ class PartRows:
     """What one part will hold.
 
     `arrays` are `[n_i, dim]` each; at utterance level `[dim]` or `[1, dim]`. `extras` holds, by name, one `[n_i]` array
-    per utterance. A part may hold quarantined utterances only.
+    per utterance. A part may hold quarantined utterances only. `finite` says that whoever made values of the stored
+    dtype has seen that they are.
     """
 
     corpus: str
@@ -181,6 +183,7 @@ class PartRows:
     arrays: list[npt.NDArray[Any]] = field(default_factory=list)
     extras: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
     quarantined: list[Quarantine] = field(default_factory=list)
+    finite: bool = False
 
     @classmethod
     def from_packed(
@@ -207,28 +210,29 @@ def part_name(
     return hashlib.sha256(canonical_json(key)).hexdigest()[:16]
 
 
-def pack(rows: PartRows, spec: Spec) -> dict[str, npt.NDArray[Any]]:
-    """Join the utterances into `values` `[rows, dim]`, `offsets` int64 `[n + 1]` and the extras `[rows]`.
+def pack(rows: PartRows, spec: Spec) -> dict[str, PiecedArray]:
+    """The utterances as `values` `[rows, dim]`, `offsets` int64 `[n + 1]` and the extras `[rows]`.
 
     Raises `StoreError` naming the utterance whose values are not finite, too large for float16, or of another shape.
     """
-    arrays = [_checked(id_, array, spec) for id_, array in zip(rows.ids, rows.arrays, strict=True)]
+    arrays = [_checked(id_, array, spec, rows.finite) for id_, array in zip(rows.ids, rows.arrays, strict=True)]
     lengths = [len(array) for array in arrays]
-    values = np.concatenate(arrays) if arrays else np.empty((0, spec.dim), spec.dtype)
-    packed = {"values": values, "offsets": np.cumsum([0, *lengths], dtype=np.int64)}
-    for name, pieces in rows.extras.items() if arrays else ():
+    if sum(array.nbytes for array in arrays) < _SMALL * len(arrays) or not arrays:
+        arrays = [np.concatenate([np.empty((0, spec.dim), spec.dtype), *arrays])]
+    packed = {"values": PiecedArray(arrays), "offsets": PiecedArray([np.cumsum([0, *lengths], dtype=np.int64)])}
+    for name, pieces in rows.extras.items() if rows.ids else ():
         if name in packed or not name.isidentifier() or not name.isascii() or len(name) > 64:
             raise WrongUse(f"an extra array cannot be called {name!r}")
         if [np.shape(piece) for piece in pieces] != [(length,) for length in lengths]:
             raise StoreError(f"{spec.name}: extra array '{name}' has another length than the rows beside it")
         joined = np.concatenate([np.asarray(piece) for piece in pieces])
-        packed[name] = joined.astype(joined.dtype.newbyteorder("<"), copy=False)
+        packed[name] = PiecedArray([joined.astype(joined.dtype.newbyteorder("<"), copy=False)])
         if packed[name].dtype.name not in get_args(ArrayDtype):
             raise StoreError(f"{spec.name}: extra array '{name}' has dtype {packed[name].dtype}")
     return packed
 
 
-def _checked(id_: str, array: npt.NDArray[Any], spec: Spec) -> npt.NDArray[Any]:
+def _checked(id_: str, array: npt.NDArray[Any], spec: Spec, finite: bool) -> npt.NDArray[Any]:
     array = np.asarray(array)
     if spec.level == "utterance" and array.ndim == 1:
         array = array[None, :]
@@ -236,13 +240,15 @@ def _checked(id_: str, array: npt.NDArray[Any], spec: Spec) -> npt.NDArray[Any]:
         raise StoreError(f"{spec.name}: utterance {id_!r} has shape {list(array.shape)}, not [rows, {spec.dim}]")
     if array.dtype.kind != "f":
         raise StoreError(f"{spec.name}: utterance {id_!r} has dtype {array.dtype}, not a float")
+    if finite and array.dtype == spec.dtype:
+        return np.ascontiguousarray(array)
     if not np.isfinite(array).all():
         raise StoreError(f"{spec.name}: utterance {id_!r} has values that are not finite; see what its input holds")
     with np.errstate(over="ignore"):
         stored = array.astype(spec.dtype, copy=False)
     if stored.dtype != array.dtype and not np.isfinite(stored).all():
         raise StoreError(f"{spec.name}: utterance {id_!r} has values too large for float16; use --dtype float32")
-    return stored
+    return np.ascontiguousarray(stored)
 
 
 def publish(
@@ -263,11 +269,15 @@ def publish(
     if (parent / name / "part.json").exists():
         return None
     arrays = pack(rows, spec)
-    files, blocks = BACKENDS[backend].encode(arrays)
-    needed = sum(memoryview(buffer).nbytes for buffers in files.values() for buffer in buffers)
+    files, places = BACKENDS[backend].encode(arrays)
+    _prove(arrays, files, places)
+    starts = [(file, at) for found in places.values() for file, offset, size in found for at in (offset, offset + size)]
+    checksums = {name: dict.fromkeys((at for file, at in starts if file == name), 0) for name in files}
+    needed = sum(memoryview(buffer or bytes(4)).nbytes for buffers in files.values() for buffer in buffers)
     with explain_disk_errors(f"writing a part of {spec.name}", store, needed), workspace(store) as temporary:
         folder = temporary / name
-        written = write_folder(folder, files)
+        written = write_folder(folder, files, checksums)
+        blocks = {key: [Block(*one, checksums[one[0]][one[1]]) for one in found] for key, found in places.items()}
         record = PartRecord(
             fingerprint=spec.fingerprint,
             backend=backend,  # type: ignore[arg-type]
@@ -281,21 +291,24 @@ def publish(
         )
         write_file(folder / "part.json", [checksummed_json(record)])
         sync_folder(folder)
-        _prove(Part(folder, spec.fingerprint), arrays, files)
+        Part(folder, spec.fingerprint)
         return name if move_into_place(folder, parent / name) else None
 
 
-def _prove(part: Part, arrays: Mapping[str, npt.NDArray[Any]], files: Files) -> None:
-    """A reader will get what was meant, bit for bit: the blocks are the arrays.
+def _prove(arrays: Mapping[str, PiecedArray], files: Files, places: Mapping[str, Sequence[Place]]) -> None:
+    """A reader will get what was meant, bit for bit: at their places in the files are the arrays.
 
-    They are taken from `files`, which is what the disk gave back when each file was written.
+    What lies in an array's own memory is not read for that. That the disk holds the files, `write_file` sees.
     """
+    contents = {name: Pieces(buffer for buffer in buffers if buffer is not None) for name, buffers in files.items()}
     for name, array in arrays.items():
-        data, at = bytes_of(array), 0
-        for block in part.record.arrays[name].blocks:
-            content = memoryview(files[block.file][0]).cast("B")  # what follows the rows is a chunk's own checksum
-            found = content[block.offset : block.offset + block.bytes]
-            check_block(f"{part.folder}/{block.file}", block, [found])
-            if bytes(found) != bytes(data[at : at + block.bytes]):
-                raise StoreError(f"{part.folder}: array '{name}' reads back other than it was written")
-            at += block.bytes
+        at = 0
+        for file, offset, size in places[name]:
+            meant, found = array.cut(at, at + size), contents[file].cut(offset, offset + size)
+            if _addresses(meant) != _addresses(found) and b"".join(meant) != b"".join(found):
+                raise StoreError(f"array '{name}' would read back other than it is in {file}; nothing was published")
+            at += size
+
+
+def _addresses(views: Iterable[memoryview]) -> list[tuple[int, int]]:
+    return [(np.frombuffer(view, np.uint8).ctypes.data, len(view)) for view in views]

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 import traceback
 from collections import deque
@@ -60,6 +61,7 @@ def no_worker(address: str, kinds: Sequence[Needs], needs: Needs) -> str:
 
     missing = f"no worker has come to the dask scheduler at {address}"
     if needs and kinds:
+        needs = {name: math.ceil(amount) for name, amount in needs.items()}  # a share is of a whole one
         missing = f"no dask worker at {address} offers {listed(needs)} (they offer {listed(most(kinds)) or 'nothing'})"
     if local_workers(address):
         return f"{missing}; what was finished is kept: run again"

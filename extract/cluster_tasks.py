@@ -25,6 +25,7 @@ from .worker import TaskResult, Worker, new_parts
 
 SHARE = 20  # the store is listed again after so many times what the last listing took, to spare a slow disk
 GPU_NODE_THREADS = 8  # that decode for one GPU worker and run its CPU extractors, unless it declares CPU=…
+GPU_SHARE = 0.25  # of a GPU that a task takes, so that others are decoded and written while one is computed
 
 OnProgress = Callable[[str, int, int], None]  # stage, utterances done, of how many
 
@@ -126,7 +127,7 @@ def run_on_cluster(
             return asked and not cluster.own and any(one.checkpoint for one in task.config.resolved)
 
         def needs(task: ExtractionTask) -> Mapping[str, float]:
-            return {"GPU": 1.0} if on_gpu(task) else cpu_needs(cluster.kinds)
+            return {"GPU": GPU_SHARE} if on_gpu(task) else cpu_needs(cluster.kinds)
 
         placed = (one for task in tasks for one in for_workers(task, on_gpu(task)))
         cut = partial(split, known={})
@@ -176,6 +177,9 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
     here, threads = config.here(), 1  # dask has a thread per core already
     if here.device.startswith("cuda"):
         threads = max(1, int(engines.resources().get("CPU", min(GPU_NODE_THREADS, engines.cores()))))
+        from distributed import secede
+
+        secede()  # its thread: the worker begins the next task beside this one
     written_by = (*config.written_by, *engines.here().items())
     return extract_task(left, replace(here, threads=threads, written_by=written_by))
 

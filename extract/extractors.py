@@ -1,10 +1,12 @@
 """Extractors: the interface of what computes features, and what pretrained encoders have in common."""
 
+import gc
+import math
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -37,6 +39,14 @@ class Rows:
     values: np.ndarray
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    finite: bool = False  # the values were seen to be, in the store's dtype
+
+
+class Layer(NamedTuple):
+    """One layer of one input: `values` `[rows, dim]` in the store's dtype, and each row's largest magnitude before."""
+
+    values: np.ndarray
+    peaks: np.ndarray
 
 
 Outcome = dict[str, Rows] | UtteranceError  # fingerprint → rows
@@ -106,15 +116,17 @@ class Extractor:
         """The values `[rows, dim]` of one utterance for each of `specs`. Raises `UtteranceError` with the reason."""
         raise NotImplementedError
 
-    def outcome(self, arrays: Sequence[np.ndarray], extras: Any = None, warnings: tuple[str, ...] = ()) -> Outcome:
-        """The arrays, one for each of `specs`, in the store's dtype; `UtteranceError` where it cannot hold them."""
+    def outcome(self, arrays: Sequence[Any], extras: Any = None, warnings: tuple[str, ...] = ()) -> Outcome:
+        """The arrays or layers, one per spec, in the store's dtype; `UtteranceError` where it cannot hold them."""
         found: dict[str, Rows] = {}
-        for spec, values in zip(self.specs, arrays, strict=True):
-            if not np.isfinite(values).all():
-                return UtteranceError("the extractor gave NaN or infinite values")
-            if spec.dtype == "float16" and values.size and np.abs(values).max() > FLOAT16_MAX:
+        for spec, array in zip(self.specs, arrays, strict=True):
+            values, magnitudes = array if isinstance(array, Layer) else (array, np.abs(array))
+            peak = magnitudes.max(initial=0.0)  # NaN if any value is
+            if spec.dtype == "float16" and FLOAT16_MAX < peak < math.inf:
                 return UtteranceError("a value is beyond what float16 holds (65504): use --dtype float32")
-            found[spec.fingerprint] = Rows(np.ascontiguousarray(values, dtype=spec.dtype), extras or {}, warnings)
+            if not peak <= np.finfo(spec.dtype).max:
+                return UtteranceError("the extractor gave NaN or infinite values")
+            found[spec.fingerprint] = Rows(np.ascontiguousarray(values, spec.dtype), extras or {}, warnings, True)
         return found
 
 
@@ -168,6 +180,7 @@ class Encoder(Extractor):
         exact_arithmetic(self.device)
         assert self.checkpoint is not None
         self.model = load_encoder(self.checkpoint).to(self.device)
+        self.too_large = math.inf  # values of a padded batch for which memory ran out
         self.state = threading.local()  # of one forward pass: `lengths` of the rows, and `taken` `[batch, time, dim]`
         self.tap({config.layer for config in self.configs})
 
@@ -193,47 +206,55 @@ class Encoder(Extractor):
         """How many rows an input of this length has."""
         return length
 
-    def forward(self, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        """Hidden states of each input `[n, …]` (samples, token ids, log-mel): one `[rows, dim]` float32 per spec.
+    def forward(self, inputs: Sequence[np.ndarray]) -> list[list[Layer]]:
+        """Hidden states of each input `[n, …]` (samples, token ids, log-mel), for each spec.
 
-        If memory runs out, each half is computed alone, down to one input.
+        If memory runs out, each half is computed alone, down to one input; so is from then on every batch of that size.
         """
-        try:
-            return self._forward(inputs)
-        except RuntimeError as fault:
-            if len(inputs) == 1 or not is_out_of_memory(fault):
-                raise
-        # Not above: there the fault's traceback still holds the tensors that did not fit.
-        import torch
+        size = len(inputs) * max(map(len, inputs))
+        if len(inputs) == 1 or size < self.too_large:
+            try:
+                return self._forward(inputs)
+            except (MemoryError, RuntimeError) as fault:
+                if len(inputs) == 1 or not is_out_of_memory(fault):
+                    raise
+            # Not above: there the fault's traceback still holds the tensors that did not fit.
+            self.too_large, self.state.taken = min(size, self.too_large), {}
+            gc.collect()
+            if self.device.startswith("cuda"):
+                import torch
 
-        torch.cuda.empty_cache()
+                torch.cuda.empty_cache()
         half = len(inputs) // 2
         return self.forward(inputs[:half]) + self.forward(inputs[half:])
 
-    def _forward(self, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    def _forward(self, inputs: Sequence[np.ndarray]) -> list[list[Layer]]:
         import torch
 
-        lengths = [len(one) for one in inputs]
+        device, lengths = torch.device(self.device), [len(one) for one in inputs]
         shape = (len(inputs), max(lengths), *inputs[0].shape[1:])
-        on_gpu = self.device.startswith("cuda")
-        padded = torch.full(shape, self.padding, dtype=torch.from_numpy(inputs[0]).dtype, pin_memory=on_gpu)
-        mask = torch.zeros(shape[:2], dtype=torch.long)
+        dtype, pinned = torch.from_numpy(inputs[0]).dtype, device.type == "cuda"
+        padded = torch.full(shape, self.padding, dtype=dtype, pin_memory=pinned)
         for row, one in enumerate(inputs):
             padded[row, : len(one)] = torch.from_numpy(one)
-            mask[row, : len(one)] = 1
-        masked = self.mask_always or min(lengths) < max(lengths)
         self.state.lengths, self.state.taken = lengths, {}
-        device = torch.device(self.device)
         bfloat16 = self.config.precision == "bfloat16"
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            output = self.model(
-                padded.to(device, non_blocking=on_gpu),
-                attention_mask=mask.to(device, non_blocking=on_gpu) if masked else None,
-                **self.asked,
-            )
-            arrays = [self.hidden(config, output).float().cpu().numpy() for config in self.configs]
+            mask = None
+            if self.mask_always or min(lengths) < max(lengths):
+                valid = torch.arange(shape[1], device=device) < torch.tensor(lengths, device=device)[:, None]
+                mask = valid.long()
+            output = self.model(padded.to(device, non_blocking=pinned), attention_mask=mask, **self.asked)
+            layers = []
+            for config, spec in zip(self.configs, self.specs, strict=True):
+                # Cast and looked at where they are: half the bytes leave a GPU, and nobody reads them once more.
+                hidden = self.hidden(config, output)
+                lowest, highest = hidden.float().aminmax(dim=-1)
+                kept = hidden.to(getattr(torch, spec.dtype)), torch.maximum(-lowest, highest)
+                layers.append([tensor.cpu().numpy() for tensor in kept])
         self.state.taken = {}
-        return [[array[row, : self.rows(length)] for array in arrays] for row, length in enumerate(lengths)]
+        rows = [slice(self.rows(length)) for length in lengths]
+        return [[Layer(x[row, some], y[row, some]) for x, y in layers] for row, some in enumerate(rows)]
 
 
 def batches(

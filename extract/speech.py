@@ -27,7 +27,7 @@ from ser.weights import Checkpoint
 from ser.weights.find import Count
 
 from .audio import CHANNELS, RESAMPLER, Clip
-from .extractors import Encoder, Outcome, Precision, Rows, batches
+from .extractors import Encoder, Layer, Outcome, Precision, Rows, batches
 
 RATE = 16000  # Hz, of every encoder of these families
 FRAME = 320  # samples between the frames of Whisper and Wav2Vec2-BERT
@@ -202,11 +202,13 @@ class SpeechExtractor(Encoder):
         most = max(self.batch_seconds, getattr(self.config, "window", 0)) if self.batch_seconds else None
         for group in batches(pieces, lambda piece: piece.seconds, most):
             for piece, layers in zip(group, self.forward([piece.samples for piece in group]), strict=True):
-                kept = [values[piece.keep] for values in layers]
-                frames[piece.utterance].append(len(kept[0]))
+                kept = [Layer(*(array[piece.keep] for array in layer)) for layer in layers]
+                frames[piece.utterance].append(len(kept[0].values))
+                if 2 * len(kept[0].values) < len(layers[0].values):  # of Whisper's 30 s: the rest is let go
+                    kept = [Layer(values.copy(), peaks) for values, peaks in kept]
                 rows = [
-                    values.mean(0, dtype=np.float64, keepdims=True) if config.pool == "mean" else values
-                    for values, config in zip(kept, self.configs, strict=True)
+                    layer.values.mean(0, dtype=np.float64, keepdims=True) if config.pool == "mean" else layer
+                    for layer, config in zip(kept, self.configs, strict=True)
                 ]
                 stored[piece.utterance].append(self.outcome(rows))
         return [self.joined(*windows) for windows in zip(stored, frames, strict=True)]
@@ -232,7 +234,7 @@ class SpeechExtractor(Encoder):
             if config.pool == "mean":
                 mean = np.average(whole[spec.fingerprint], axis=0, weights=frames)[None]
                 whole[spec.fingerprint] = mean.astype(spec.dtype)
-        return {name: Rows(values) for name, values in whole.items()}
+        return {name: Rows(values, finite=True) for name, values in whole.items()}
 
     def cut(self, utterance: int, samples: np.ndarray) -> list[Piece]:
         """One piece, or the overlapping windows of a long utterance."""

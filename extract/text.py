@@ -15,7 +15,7 @@ from torch import nn
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import Checkpoint
 
-from .extractors import Encoder, Outcome, Precision
+from .extractors import Encoder, Layer, Outcome, Precision
 
 MOST = 512  # tokens
 # Encoders whose hidden states do not depend on right padding (one test for all). No decoder and no encoder-decoder:
@@ -122,7 +122,7 @@ class TextExtractor(Encoder):
             total = len(one["input_ids"])
             warning = f"its transcript of {total} tokens is cut to {len(numbers)} for {self.label}"
             extras = {"word": word, "token": numbers.astype(np.int32)[keep]}
-            kept = [values[keep] for values in layers]
+            kept = [Layer(*(array[keep] for array in layer)) for layer in layers]
             outcomes[row] = self.outcome(kept, extras, (warning,) if total > len(numbers) else ())
         return outcomes
 

@@ -10,9 +10,9 @@ import os
 import sys
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,9 @@ from .extractors import GPU_SECONDS, Extractor, Outcome, Rows, batches
 from .plan import ExtractionTask, Utterance, WorkerConfig
 from .registry import load_extractors
 
-AHEAD = 2  # tasks in work at once, so that no core waits at the end of one
+AHEAD = 2  # tasks in work beside those that are written, so that no core waits at the end of one
+BATCHES = 2  # on a GPU at once, so that one's rows are taken from it while the next is computed
+GPU_WRITERS = 4  # a part of HuBERT's rows takes the disk longer than it takes a GPU
 
 
 def part_names(folder: Path) -> set[str]:
@@ -105,7 +107,7 @@ class Pools(NamedTuple):
     cpu: Pool
     models: Pool
     decoders: Pool
-    writer: Pool
+    writers: Pool
 
 
 class PartPipeline:
@@ -150,10 +152,11 @@ class PartPipeline:
         inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
         usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
         start = time.perf_counter()
-        if not self.worker.on_gpu and "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)  # the pool has a thread per core: torch starts none in each
+        if "torch" in sys.modules:  # the pool has a thread per core: torch, which is told in each, starts none there
+            sys.modules["torch"].set_num_threads(1)
         try:
-            made = dict(zip(usable, extractor.run(list(usable.values())), strict=True)) if usable else {}
+            with self.worker.gpu if extractor.batched else contextlib.nullcontext():
+                made = dict(zip(usable, extractor.run(list(usable.values())), strict=True)) if usable else {}
         except (MemoryError, RuntimeError) as fault:
             if not is_out_of_memory(fault):
                 raise
@@ -192,7 +195,7 @@ class PartPipeline:
                 continue
             there = self._published(one.spec)
             inputs, bad = list[str](), list[Quarantine]()
-            rows = PartRows(config.corpus, inputs=inputs)
+            rows = PartRows(config.corpus, inputs=inputs, finite=True)
             for utterance in self.task.utterances:
                 if utterance.id not in missing or (utterance.id, utterance.digest) in there:
                     continue
@@ -203,6 +206,7 @@ class PartPipeline:
                 rows.ids.append(utterance.id)
                 inputs.append(utterance.digest or "")
                 rows.arrays.append(outcome.values)
+                rows.finite &= outcome.finite
                 for key, extra in outcome.extras.items():
                     rows.extras.setdefault(key, []).append(extra)
                 result.warnings += [(warning, utterance.id) for warning in outcome.warnings]
@@ -213,7 +217,7 @@ class PartPipeline:
             result.computed[name] += len(rows.ids)
             if bad:
                 result.quarantined[name] = bad
-        result.seconds["write"] += time.perf_counter() - start
+        result.seconds["write"] += (time.perf_counter() - start) / self.pools.writers.width
         return result
 
     def _published(self, spec: Spec) -> set[tuple[str, str | None]]:
@@ -243,6 +247,7 @@ class Worker:
         self.on_gpu = config.device != "cpu"
         self.most = config.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
         self._extractors: dict[Modality, list[Extractor]] = {}
+        self.gpu = threading.Semaphore(BATCHES) if self.on_gpu else contextlib.nullcontext()
         self._lock, self._opening = threading.Lock(), threading.Lock()
 
     @cached_property
@@ -268,20 +273,20 @@ class Worker:
             return self._extractors[modality]
 
     def run(self, tasks: Iterable[ExtractionTask]) -> Iterator[TaskResult]:
-        """Compute and publish tasks, yielding each result when its parts are safe on disk."""
-        ahead: deque[PartPipeline] = deque()
-        published: deque[Future[TaskResult]] = deque()
+        """Compute and publish tasks, yielding each result when its parts are safe on disk, in whatever order.
+
+        No more parts are held in memory than there are writers, and `AHEAD`.
+        """
+        held = set[Future[TaskResult]]()
         with self._open_pools() as pools:
             for task in tasks:
-                ahead.append(PartPipeline(self, task, pools))
-                if len(ahead) > AHEAD:
-                    published.append(pools.writer.submit(ahead.popleft().publish))
-                while len(published) > AHEAD or (published and published[0].done()):
-                    yield published.popleft().result()
-            published += [pools.writer.submit(pipeline.publish) for pipeline in ahead]
-            ahead.clear()
-            while published:
-                yield published.popleft().result()
+                held.add(pools.writers.submit(PartPipeline(self, task, pools).publish))
+                while len(held) >= pools.writers.width + AHEAD:
+                    done, held = wait(held, return_when=FIRST_COMPLETED)
+                    yield from (one.result() for one in done)
+            while held:
+                done, held = wait(held, return_when=FIRST_COMPLETED)
+                yield from (one.result() for one in done)
 
     def trial(self, task: ExtractionTask) -> TaskResult:
         """What computing a task takes. Nothing is published."""
@@ -291,11 +296,11 @@ class Worker:
 
     @contextlib.contextmanager
     def _open_pools(self) -> Iterator[Pools]:
-        cpu, writer = Pool(self.config.threads, "ser-cpu"), Pool(1, "ser-write")
-        # Two, so that one batch's rows are taken from the GPU while the next is computed.
-        models = Pool(1 + self.config.device.startswith("cuda"), "ser-gpu") if self.on_gpu else cpu
+        cpu, writers = Pool(self.config.threads, "ser-cpu"), Pool(GPU_WRITERS if self.on_gpu else 1, "ser-write")
+        cuda = self.config.device.startswith("cuda")
+        models = Pool(BATCHES if cuda else 1, "ser-gpu") if self.on_gpu else cpu
         decoders = Pool(max(2, self.config.threads // 4), "ser-decode") if self.on_gpu else cpu
-        pools = Pools(cpu, models, decoders, writer)
+        pools = Pools(cpu, models, decoders, writers)
         try:
             yield pools
         finally:

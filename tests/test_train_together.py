@@ -3,8 +3,8 @@
 # Attributes of torch's modules have no types.
 # mypy: ignore-errors
 
-from collections import Counter
 import weakref
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
