@@ -262,9 +262,10 @@ def write_store(
         parts = np.cumsum(lengths[feature]) // rows_per_part
         chosen = [np.flatnonzero(parts == part) for part in np.unique(parts)]
 
-        def publish(rows: np.ndarray, feature=feature, dim=dim, made=made, digests=digests, values=values) -> None:
-            whole = values((int(lengths[feature][rows].sum()), dim))
-            arrays = np.split(whole, np.cumsum(lengths[feature][rows])[:-1])
+        def publish(rows: np.ndarray, of: Any = (made, lengths[feature], digests, values, dim)) -> None:
+            made, lengths, digests, values, dim = of
+            whole = values((int(lengths[rows].sum()), dim))
+            arrays = np.split(whole, np.cumsum(lengths[rows])[:-1])
             ids, inputs = [manifest.ids[i] for i in rows], [digests[i] for i in rows]
             made.publish(PartRows("made-up", ids, inputs, arrays))
 

@@ -219,8 +219,8 @@ def table(found: Mapping[str, Any]) -> str:
     lines, look = [], []
     for name, about in found["stages"].items():
         for row in about["rows"]:
-            shown = [f"{value:.3g}" if isinstance(value, float) else value for value in (row["found"], row["limit"])]
-            lines.append([f"{name}: {row['what']}", *shown, {True: "yes", False: "NO", None: ""}[row["holds"]]])
+            cells = [f"{value:.3g}" if isinstance(value, float) else value for value in (row["found"], row["limit"])]
+            lines.append([f"{name}: {row['what']}", *cells, {True: "yes", False: "NO", None: ""}[row["holds"]]])
         if any(row["holds"] is False for row in about["rows"]):
             look.append(f"{name} failed: look at {about['look']}")
     shown = tabulate(lines, ["what", "found", "limit", "holds"], disable_numparse=True, maxcolwidths=[56, 72, 12, 5])
@@ -228,4 +228,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(stage(*sys.argv[2:]) if sys.argv[1:2] == ["stage"] else main())
+    if sys.argv[1:2] == ["stage"]:
+        stage(*sys.argv[2:])
+    else:
+        sys.exit(main())

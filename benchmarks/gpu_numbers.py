@@ -20,14 +20,14 @@ from ser.benchmarks.costs import made_up
 from ser.benchmarks.gpu import UNKNOWN, Asked, Row, most, none_of, told
 from ser.train.data.dataset import Dataset
 from ser.train.data.splits import Fold
-from ser.train.fit import Fitted, fit, make_optimiser, predict, training_loss
+from ser.train.fit import Diverged, Fitted, fit, make_optimiser, predict, training_loss
 from ser.train.fit_many import can_train_together, fit_many
 from ser.train.models import FUSIONS, Stage
 from ser.train.models.ragged import Batch, Sequences
 from ser.train.settings import TrainConfig, has_setting
 
-TINY = ("d_model=16", "heads=2", "queries=3", "gru_hidden=8", "lstm_hidden=8", "dense=8", "hidden=8", "frames=48")
-TINY += ("channels=2", "encoder_depth=2", "lr=1e-4")
+TINY = [*("d_model=16", "heads=2", "queries=3", "gru_hidden=8", "lstm_hidden=8", "dense=8", "hidden=8", "frames=48")]
+TINY += ["channels=2", "encoder_depth=2", "lr=1e-4"]
 FRAMES, TOKENS = np.array([5, 1, 60, 9, 33, 2, 14, 7]), np.array([3, 2, 1, 6, 9, 4, 2, 5])
 SHALLOW = "encoder_depth=0"  # what bf16 leaves without a layer that widens it
 TEXTS = ["Yeah.", "[LAUGHTER] I don't know what you're talking about!", " ".join(["why"] * 60) + "?", "oh, no."]
@@ -44,7 +44,8 @@ class Work:
     def batches(self) -> list[Batch]:
         """A first batch with nothing, something, and all of each modality hidden, where the fusion hides."""
         units = self.data.batches(self.fold.train, self.plan.fusion.unit, self.plan.settings.batch_size, {})
-        batch, found = next(iter(units)), [{}]
+        batch = next(iter(units))
+        found: list[dict[str, Tensor]] = [{}]
         if self.plan.fusion.hide is not None:
             some, every = torch.arange(len(batch)) % 2 == 0, torch.ones(len(batch), dtype=torch.bool)
             found += [{"audio": some, "text": ~some}, {"audio": every}, {"text": every}]
@@ -97,12 +98,12 @@ def flags_in_training(device: str) -> dict[str, bool]:
     one = work("mit")
 
     def look(*_: Any) -> None:
-        matmul = torch.backends.cuda.matmul
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
         try:
-            found.update({"TF32 of matmul": matmul.allow_tf32, "TF32 of cuDNN": torch.backends.cudnn.allow_tf32})
+            found.update(matmul=matmul.allow_tf32, cudnn=cudnn.allow_tf32)
         except RuntimeError:  # set by torch's newer names, and then the older ones refuse to answer
-            new = {"matmul": matmul, "cuDNN": torch.backends.cudnn.conv, "cuDNN's layers": torch.backends.cudnn.rnn}
-            found.update({f"TF32 of {name}": about.fp32_precision == "tf32" for name, about in new.items()})
+            new = {"matmul": matmul, "conv": cudnn.conv, "rnn": cudnn.rnn}  # type: ignore[attr-defined]
+            found.update({name: about.fp32_precision == "tf32" for name, about in new.items()})
 
     fit(one.data, one.fold, one.on(device), look)
     return found
@@ -126,12 +127,13 @@ def float64(asked: Asked) -> Iterator[Row]:
 
     torch.set_default_dtype(torch.float64)
     found, faults = each(step, list(FUSIONS))
+    torch.set_default_dtype(torch.float32)
     yield none_of("updates that fail", faults)
     yield worst("an update against the CPU's", found, 1e-9)
     yield none_of("gradients that are None on one side alone", apart)
 
 
-def update(model: nn.Module, batch: Batch, plan: TrainConfig, stage: Stage) -> dict[str, dict[str, Tensor | None]]:
+def update(model: nn.Module, batch: Batch, plan: TrainConfig, stage: Stage) -> dict[str, dict[str, Any]]:
     """Loss, gradients and weights after one update, on the CPU."""
     model, batch = copy.deepcopy(model).to(plan.device), batch.to(plan.device)
     batch.heads = plan.heads(stage)
@@ -146,15 +148,16 @@ def update(model: nn.Module, batch: Batch, plan: TrainConfig, stage: Stage) -> d
     return {"loss": {"loss": loss.detach().cpu()}, "gradient": gradient, "weights": weights}
 
 
-def distance(ours: dict[str, Tensor | None], theirs: dict[str, Tensor | None]) -> float:
+def distance(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     """The largest difference of any number, as a share of the largest number."""
     pairs = [(a, b) for key, a in ours.items() if a is not None and (b := theirs[key]) is not None]
     largest = max((float(a.abs().max()) for a, _ in pairs), default=0.0) or 1.0
     return max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / largest
 
 
-def probabilities(one: Work, fitted: Fitted, plan: TrainConfig) -> np.ndarray:
+def probabilities(one: Work, fitted: Fitted | Diverged, plan: TrainConfig) -> np.ndarray:
     """What a trained model predicts of what it was trained on."""
+    assert isinstance(fitted, Fitted)
     return predict(fitted.model, one.data, one.fold.train, plan, fitted.scaling)["logits"]
 
 
@@ -288,6 +291,8 @@ def encoders(asked: Asked) -> Iterator[Row]:
     for name in ("hubert", "wav2vec2", "wavlm", "bert", "mpnet"):
         folder = demo.write_random_checkpoint(asked.folder / name, name, words=["yeah", "why", "oh", "no", "know"])
         wanted = resolve([name], {name: str(folder)}, "float32")
+        here: Any
+        there: Any
         [here], [there] = (load_extractors(wanted, device, 1e6) for device in ("cpu", asked.device))
         items: list[Any] = clips if name in ("hubert", "wav2vec2", "wavlm") else TEXTS * 64
         alone = {id(item): here.run([item])[0] for item in items}

@@ -46,7 +46,7 @@ def finished(command: "subprocess.Popen[str]") -> str:
     output, errors = command.communicate()
     if command.returncode:
         last = (errors.strip() or "nothing is said").splitlines()[-1]
-        raise RuntimeError(f"`ser {' '.join(command.args[3:])}` failed: {last}")  # type: ignore[index]
+        raise RuntimeError(f"{command.args!r}: {last}")
     return f"{errors}\n{output}"
 
 

@@ -1,18 +1,24 @@
 """The benchmarks' own arithmetic, and that their made-up data trains."""
 
+import contextlib
 import json
+import os
+import re
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+import torch
 from click.testing import CliRunner
 from scipy import stats
 
-from ser.benchmarks import costs, papers, statistics
+from ser.benchmarks import costs, gpu, gpu_numbers, papers, statistics
 from ser.benchmarks.__main__ import main, report
 from ser.benchmarks.demo import difference
-from ser.benchmarks.gpu import msmser, parity, perspective
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.fit import fit
 from ser.train.recipe import read_recipe, recipe_names
@@ -105,16 +111,78 @@ def test_the_table_ends_with_what_it_found(
     assert main(["nothing"]) == 2
 
 
-def test_the_page_for_gpus_on_the_cpu() -> None:
-    tiny = ("d_model=16", "heads=2")
-    assert parity("mit", "cpu", "float32", *tiny)[1] == 0  # the same bytes
-    assert 0 < parity("lgf-add", "cpu", "float32", *tiny)[1] < 1e-4  # two seeds at once: other sums
-    for fusion in ("mit", "lgf-add"):
-        _, difference, tolerance, holds = parity(fusion, "cpu", "bf16", *tiny)
-        assert 0 < difference <= tolerance and holds
-    for work in (perspective, msmser):
-        _, seconds, target, holds = work("cpu", "float32", True, *tiny)
-        assert seconds > 0 and holds == (seconds <= target)
+def test_the_page_for_gpus_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, stages = tmp_path / "gpu.json", ("versions", "float64", "waits", "launches")
+    only = [word for stage in stages for word in ("--only", stage)]
+    assert gpu.main(["--device", "cpu", "--small", "--out", str(out), *only]) == 0
+    found = json.loads(out.read_text())
+    rows = {row["what"]: row for about in found["stages"].values() for row in about["rows"]}
+    assert tuple(found["stages"]) == stages and found["holds"]
+    assert rows["an epoch without a wait for the GPU"]["found"] == gpu.UNKNOWN
+    [step] = [row for row in rows.values() if "against the CPU's" in row["what"]]
+    assert step["found"] == 0 and set(step["detail"]["each"]) == set(gpu_numbers.FUSIONS)
+    shown = capsys.readouterr().out
+    assert all(f"{stage}: " in shown for stage in stages) and " yes" in shown and str(out) in shown
+    assert sum(stage.seconds for stage in gpu.STAGES.values()) <= gpu.ALL
+    looked_at = [path for stage in gpu.STAGES.values() for path in re.findall(r"[\w/]+\.py", stage.look)]
+    assert all((gpu.ROOT / path).exists() for path in looked_at)
+
+
+BROKEN = """
+import os, signal, subprocess, sys, time
+from ser.benchmarks.gpu import most
+def raises(asked):
+    yield most("before it", 1.0, 2.0)
+    import no_such_package
+def hangs(asked):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield most("its child", child.pid, 1e9)
+    time.sleep(60)
+def dies(asked):
+    os.kill(os.getpid(), signal.SIGSEGV)
+def works(asked):
+    yield most("not a number", float("nan"), 1.0)
+"""
+
+
+def test_a_stage_that_fails_is_reported_and_the_next_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    names = ("raises", "hangs", "dies", "works")
+    stages = {name: gpu.Stage(f"broken:{name}", 0.5 if name == "hangs" else 20, "cli.py") for name in names}
+    monkeypatch.chdir(tmp_path)
+    assert gpu.main(["--device", "cpu"], stages) == 1
+    found = {name: about["rows"] for name, about in json.loads(Path("gpu.json").read_text())["stages"].items()}
+    assert [row["holds"] for row in found["raises"]] == [True, False]
+    assert found["raises"][1]["found"] == "ModuleNotFoundError: No module named 'no_such_package'"
+    assert found["hangs"][1]["found"] == "stopped after 2 s, its limit"
+    with contextlib.suppress(psutil.NoSuchProcess):  # what a stage started ends with it, whoever waits for it
+        assert psutil.Process(found["hangs"][0]["found"]).status() == psutil.STATUS_ZOMBIE
+    assert found["dies"][0]["found"] == "killed by SIGSEGV" and found["works"][0]["holds"] is False
+    assert capsys.readouterr().out.count("failed: look at cli.py") == 4
+
+
+def test_the_checks_of_a_gpu_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update, sides = gpu_numbers.update, count()
+
+    def other(*given: Any) -> dict[str, Any]:
+        """What a GPU might do: a gradient that is none, of the first batch, and one that is a little larger."""
+        done, side = update(*given), next(sides)
+        gradient = done["gradient"]
+        gradient["audio.project.bias"] = None if side == 1 else gradient["audio.project.bias"]
+        gradient["classifier.3.bias"] *= 1 + 1e-7 * (side % 2)
+        return done
+
+    monkeypatch.setattr(gpu_numbers, "FUSIONS", {"mit": gpu_numbers.FUSIONS["mit"]})
+    monkeypatch.setattr(gpu_numbers, "update", other)
+    rows = list(gpu_numbers.float64(gpu.Asked("cpu", True, tmp_path)))
+    assert [row["holds"] for row in rows] == [True, False, False] and rows[0]["found"] == "none"
+    assert rows[2]["found"] == "mit, hidden 0: audio.project.bias"
+    with gpu_numbers.Halves() as seen:
+        torch.ones(2) + torch.ones(2).half()
+    assert "aten.add.Tensor" in seen.seen
 
 
 def test_the_papers_tables_are_written_and_gone_on_with(demo_store: Path, tmp_path: Path) -> None:
