@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -108,3 +109,20 @@ def test_the_command_prints_both_ways() -> None:
     assert plain.exit_code == 0 and "cores" in plain.output and "→" in plain.output
     shown = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
     assert set(shown["cores"]) == {"what", "found", "fine", "advice"}
+
+
+def test_a_gpu_is_told_with_what_it_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(name="H100", total_memory=8e10)
+    for name, value in {"is_available": True, "device_count": 1, "get_device_properties": card}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    found = findings()["GPU"]
+    assert found.fine and found.found.startswith("H100 (80 GB), with bfloat16; TF32 as torch starts: matmul off, cuDNN")
+
+
+def test_the_gpu_page_runs_from_a_checkout_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ser.benchmarks.gpu.main", lambda words: 7)
+    assert CliRunner().invoke(main, ["doctor", "--gpu"]).exit_code == 7
+    monkeypatch.setattr("ser.commands.doctor.find_spec", lambda name: None)
+    shown = CliRunner().invoke(main, ["doctor", "--gpu"])
+    assert shown.exit_code == 2 and "git clone" in shown.stderr and len(shown.stderr.splitlines()) == 1
