@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -61,14 +62,14 @@ _NUMBERS, _TIMES = "ser.benchmarks.gpu_numbers", "ser.benchmarks.gpu_times"
 STAGES = {
     "versions": Stage("ser.benchmarks.gpu:versions", 15, "engines/machine.py"),
     "float64": Stage(f"{_NUMBERS}:float64", 20, "train/models/ragged.py"),
-    "float32": Stage(f"{_NUMBERS}:float32", 25, "engines/machine.py (TF32), train/models/stacked.py"),
+    "float32": Stage(f"{_NUMBERS}:float32", 35, "engines/machine.py (TF32), train/models/stacked.py"),
     "bf16": Stage(f"{_NUMBERS}:bf16", 15, "train/models/ragged.py"),
-    "waits": Stage(f"{_NUMBERS}:waits", 10, "train/data/dataset.py, train/models/ragged.py"),
-    "encoders": Stage(f"{_NUMBERS}:encoders", 25, "extract/extractors.py, extract/speech.py"),
+    "waits": Stage(f"{_NUMBERS}:waits", 15, "train/data/dataset.py, train/models/ragged.py"),
+    "encoders": Stage(f"{_NUMBERS}:encoders", 20, "extract/extractors.py, extract/speech.py"),
     "same seed": Stage(f"{_TIMES}:same_seed", 20, "train/fit.py, engines/machine.py"),
-    "hubert": Stage(f"{_TIMES}:hubert", 40, "extract/worker.py, cache/part.py"),
+    "hubert": Stage(f"{_TIMES}:hubert", 35, "extract/worker.py, cache/part.py"),
     "perspective": Stage(f"{_TIMES}:perspective", 45, "train/fit_many.py, train/sweep.py"),
-    "mit": Stage(f"{_TIMES}:mit", 65, "train/models/msmser.py, train/fit.py"),
+    "mit": Stage(f"{_TIMES}:mit", 60, "train/models/msmser.py, train/fit.py"),
     "launches": Stage(f"{_TIMES}:launches", 20, "train/models/stacked.py, train/models/msmser.py"),
 }
 
@@ -88,6 +89,14 @@ def none_of(what: str, faults: list[str] | Mapping[str, str]) -> Row:
     named = [f"{name}: {why}" for name, why in faults.items()] if isinstance(faults, Mapping) else faults
     shown = "; ".join(named[:3]) + f"; and {len(named) - 3} more" * (len(named) > 3)
     return {"what": what, "found": shown or "none", "limit": "none", "holds": not named, "detail": {"all": named}}
+
+
+def place(trace: str) -> str:
+    """The last line of ser that a traceback names, such as " (train/fit.py:12)"."""
+    ours = [
+        found for found in re.findall(r'File ".*?/ser/([\w/]+\.py)", line (\d+)', trace) if "benchmarks" not in found[0]
+    ]
+    return f" ({':'.join(ours[-1])})" if ours else ""
 
 
 def versions(asked: Asked) -> Iterator[Row]:
@@ -142,14 +151,14 @@ def run(stages: Mapping[str, Stage], device: str, small: bool, out: Path) -> dic
     times = CPU_TIMES if device == "cpu" else 1
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ser-gpu-", ignore_cleanup_errors=True) as name:
-        env = environment(Path(name))
+        env = environment(Path(name), device)
         for number, (what, stage) in enumerate(stages.items()):
             print(f"gpu: {what} …", file=sys.stderr, flush=True)
             begun = time.monotonic()
             limit = min(stage.seconds * times, ALL * times - (begun - started))
             folder = Path(name) / str(number)
             folder.mkdir()
-            fault = in_a_process(stage.work, device, small, folder, limit, env)
+            fault = in_a_process(stage.work, device.partition(":")[0], small, folder, limit, env)
             rows = [json.loads(line) for line in read(folder / ROWS).splitlines() if line.endswith("}")]
             if fault:
                 rows.append({"what": "all of it", "found": fault, "limit": None, "holds": False, "detail": {}})
@@ -165,8 +174,8 @@ def run(stages: Mapping[str, Stage], device: str, small: bool, out: Path) -> dic
     return found
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """That of the stages: `ser` is this checkout, installed or not, and nothing is fetched."""
+def environment(folder: Path, device: str) -> dict[str, str]:
+    """That of the stages: `ser` is this checkout, installed or not, they see one GPU, and nothing is fetched."""
     (folder / "ser").symlink_to(ROOT)
     try:
         distribution("ser-fusion")
@@ -175,7 +184,12 @@ def environment(folder: Path) -> dict[str, str]:
         about.parent.mkdir()
         about.write_text("Metadata-Version: 2.1\nName: ser-fusion\nVersion: 0\n")
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if device.startswith("cuda"):
+        number = int(device.partition(":")[2] or 0)
+        env["CUDA_VISIBLE_DEVICES"] = gpus[number] if gpus[0] else str(number)
+    return env
 
 
 def in_a_process(work: str, device: str, small: bool, folder: Path, limit: float, env: Mapping[str, str]) -> str | None:
@@ -195,7 +209,8 @@ def in_a_process(work: str, device: str, small: bool, folder: Path, limit: float
             child.wait()
     if not code:
         return None
-    last = next((line.strip() for line in reversed(read(folder / ERRORS).splitlines()) if line.strip()), "")
+    said = read(folder / ERRORS)
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "") + place(said)
     return last if code == 1 else f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}: {last}"
 
 
