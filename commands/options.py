@@ -1,12 +1,14 @@
 """The commands' options: those that several share, and those that the fields of a configuration declare."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, fields
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
 import click
+from click.shell_completion import CompletionItem
 
 FILE = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
@@ -44,4 +46,26 @@ def _option(field: Field[Any], defaults: bool) -> Callable[[Any], Any]:
     kind: Any = FILE if Path in kinds else float if float in kinds else COUNT if kinds == {int} else str
     kind = click.Choice(choices) if choices and not metavar else kind
     shown: dict[str, Any] = {"metavar": metavar, "help": facts["help"], "show_default": bool(default)}
-    return click.option(name, field.name, type=kind, multiple=default == (), default=default, **shown)
+    completed = partial(_completed, choices) if kind is str or choices else None
+    return click.option(
+        name, field.name, type=kind, multiple=default == (), default=default, shell_complete=completed, **shown
+    )
+
+
+def _completed(choices: Sequence[str], ctx: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem]:
+    """The values that a shell may complete `begun` to; a file where no name of the option's begins so."""
+    known: Iterable[str] = choices or ()
+    if option.name == "fusion":
+        from ser.train.models import FUSIONS
+
+        known = (*FUSIONS, "audio", "text")
+    elif option.name == "labels":
+        from ser.cache.manifest import LABEL_POLICIES
+
+        known = (*LABEL_POLICIES, "all")
+    elif option.name == "protocol":
+        from ser.train.data.splits import PROTOCOLS
+
+        known = PROTOCOLS
+    found = [CompletionItem(value) for value in known if value.startswith(begun)]
+    return found or [CompletionItem(begun, type="file")]

@@ -30,8 +30,11 @@ HEAVY_FILES = (
 HEAVY_TESTS = {
     "test_a_cell_that_stands_in_three_recipes_trains_once",
     "test_a_command_runs_through_few_files",
+    "test_a_whole_release_has_its_published_counts",
     "test_each_fold_counts_with_its_best_candidate",
     "test_published_feature_files_are_trained_on",
+    "test_reports_show_ratings_and_never_beside_a_paper",
+    "test_shards_split_all_runs_without_overlap",
     "test_the_same_bytes_each_time",
     "test_the_time_is_estimated_from_the_corpus_itself",
     "test_wheel_alone_runs",

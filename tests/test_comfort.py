@@ -99,7 +99,7 @@ def test_only_runs_are_removed_and_none_that_is_trained(here: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_shell_completes_commands_and_options(shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_completion_is_installed(shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -107,9 +107,23 @@ def test_the_shell_completes_commands_and_options(shell: str, tmp_path: Path, mo
     assert ser("completion").exit_code == 0
     [script] = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert script.read_text().strip() == ser("completion", shell, "--print").stdout.strip()
-    asked = {"_SER_COMPLETE": "bash_complete", "COMP_WORDS": "ser train --fu", "COMP_CWORD": "2"}
+
+
+@pytest.mark.parametrize(
+    ("begun", "completed"),
+    [
+        ("--fu", ["--fusion"]),
+        ("--fusion lgf-", ["lgf-add", "lgf-concat", "lgf-at"]),
+        ("--labels 4", ["4class"]),
+        ("--protocol sess", ["session-out"]),
+        ("--target class", ["class", "class+vad"]),
+    ],
+)
+def test_the_shell_completes_options_and_their_values(begun: str, completed: list[str]) -> None:
+    words = f"ser train {begun}"
+    asked = {"_SER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
     done = subprocess.run([sys.executable, "-m", "ser"], env=os.environ | asked, capture_output=True, text=True)
-    assert done.stdout.split() == ["plain,--fusion"]
+    assert done.stdout.split() == [f"plain,{value}" for value in completed]
 
 
 def test_the_demo_is_commands_that_exist() -> None:

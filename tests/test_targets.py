@@ -32,6 +32,7 @@ from ser.train.targets import TARGETS, concordance_loss
 DIMENSIONS = ("valence", "arousal", "dominance")
 TINY = ("d_model=8", "heads=2", "queries=3", "feed_forward=2", "gru_hidden=4", "lstm_hidden=4", "dense=4", "hidden=5")
 TINY += ("frames=40", "channels=2", "turns=4", "encoder_depth=1", "decoder_depth=1", "lr=0.01")
+TINY += ("cross_depth=1", "last_depth=1")
 CACHE = DataCache()
 
 

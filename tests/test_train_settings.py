@@ -15,7 +15,7 @@ from ser.train.models import FUSIONS
 from ser.train.settings import TrainConfig, parse_settings, settings
 
 SIZES = {"d_model": 8, "heads": 2, "frames": 8, "channels": 2, "hidden": 4, "queries": 3, "dense": 4}
-SIZES |= {"gru_hidden": 4, "lstm_hidden": 4}
+SIZES |= {"gru_hidden": 4, "lstm_hidden": 4, "encoder_depth": 1, "cross_depth": 1, "last_depth": 1}
 FEATURES = {"sequence": {"audio": "logmel", "text": "bert"}, "vector": {"audio": "is13", "text": "bert"}}
 
 
