@@ -93,9 +93,8 @@ def none_of(what: str, faults: list[str] | Mapping[str, str]) -> Row:
 
 def place(trace: str) -> str:
     """The last line of ser that a traceback names, such as " (train/fit.py:12)"."""
-    ours = [
-        found for found in re.findall(r'File ".*?/ser/([\w/]+\.py)", line (\d+)', trace) if "benchmarks" not in found[0]
-    ]
+    named = re.findall(r'File ".*?/ser/([\w/]+\.py)", line (\d+)', trace)
+    ours = [found for found in named if not found[0].startswith("benchmarks")]
     return f" ({':'.join(ours[-1])})" if ours else ""
 
 
