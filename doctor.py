@@ -82,7 +82,9 @@ def _gpu() -> tuple[str, str]:
         cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         names = ", ".join(f"{card.name} ({card.total_memory / 1e9:.0f} GB)" for card in cards)
         bf16 = "with" if torch.cuda.is_bf16_supported(including_emulation=False) else "without"
-        return f"{names}, {bf16} bfloat16", ""
+        starts = {"matmul": torch.backends.cuda.matmul.allow_tf32, "cuDNN": torch.backends.cudnn.allow_tf32}
+        tf32 = ", ".join(f"{what} {'on' if on else 'off'}" for what, on in starts.items())
+        return f"{names}, {bf16} bfloat16; TF32 as torch starts: {tf32} (ser turns it off)", ""
     built = "has no CUDA" if torch.version.cuda is None else "finds none"
     advice = "all commands work without; full-size mit takes days on a CPU: use a GPU, or --epochs and --set d_model"
     return f"none (this torch {built})", advice

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -241,8 +242,12 @@ def write_store(
     lengths: dict[str, np.ndarray],
     rows_per_part: int = 40000,
     labelled: int | None = None,
+    writers: int = 1,
 ) -> Path:
-    """A store with such features of made-up utterances, five sessions of dialogues of 40; all labelled, or so many."""
+    """A store with such features of made-up utterances, five sessions of dialogues of 40; all labelled, or so many.
+
+    `writers` parts are written at once.
+    """
     n = len(next(iter(lengths.values())))
     store = open_store(path, create=True)
     manifest = Manifest.from_rows(
@@ -255,12 +260,17 @@ def write_store(
         made = store.add(Spec(feature, modality, level, dim, dtype, "made-up", 1, hop=hop))  # type: ignore[arg-type]
         digests, values = manifest.inputs(modality), partial(np.resize, block.astype(dtype))  # type: ignore[arg-type]
         parts = np.cumsum(lengths[feature]) // rows_per_part
-        for part in np.unique(parts):
-            rows = np.flatnonzero(parts == part)
-            whole = values((int(lengths[feature][rows].sum()), dim))
-            arrays = np.split(whole, np.cumsum(lengths[feature][rows])[:-1])
+        chosen = [np.flatnonzero(parts == part) for part in np.unique(parts)]
+
+        def publish(rows: np.ndarray, of: Any = (made, lengths[feature], digests, values, dim)) -> None:
+            made, lengths, digests, values, dim = of
+            whole = values((int(lengths[rows].sum()), dim))
+            arrays = np.split(whole, np.cumsum(lengths[rows])[:-1])
             ids, inputs = [manifest.ids[i] for i in rows], [digests[i] for i in rows]
             made.publish(PartRows("made-up", ids, inputs, arrays))
+
+        with ThreadPoolExecutor(writers) as pool:
+            list(pool.map(publish, chosen))
     return path
 
 

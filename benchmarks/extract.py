@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 
-from benchmarks.compare import compare
 from ser import engines
+from ser.benchmarks.compare import compare
 from ser.extract.audio import Clip, decode
 from ser.extract.extractors import ResolvedFeature
 from ser.extract.registry import load_extractors, resolve

@@ -1,6 +1,8 @@
 """`ser doctor`: what this machine has for ser, and what to do about what it lacks."""
 
 from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -12,14 +14,22 @@ from .output import answer
 @click.command()
 @store_option
 @json_option
-def doctor(store: Path, as_json: bool) -> None:
+@click.option("--gpu", is_flag=True, help="Check the GPU's numbers and times, in five minutes, into gpu.json.")
+@click.pass_context
+def doctor(ctx: click.Context, store: Path, as_json: bool, gpu: bool) -> None:
     """Say what this machine has (cores, memory, GPU, the store's disk, weights, packages), and how to get the rest.
 
     \b
     Example: ser doctor --store /scratch/features
     """
     from ser.doctor import examine
+    from ser.errors import WrongUse
 
+    if gpu:
+        if find_spec("ser.benchmarks.gpu") is None:
+            where = "git clone https://github.com/ser-fusion/ser"
+            raise WrongUse(f"--gpu needs a checkout's benchmarks: {where}, and run python -m benchmarks.gpu there")
+        ctx.exit(import_module("ser.benchmarks.gpu").main([]))
     findings = examine(store)
     if as_json:
         answer({one.what: asdict(one) for one in findings})

@@ -1,18 +1,23 @@
 """The benchmarks' own arithmetic, and that their made-up data trains."""
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+from itertools import count
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock, call
 
 import numpy as np
+import psutil
 import pytest
+import torch
 from click.testing import CliRunner
 from scipy import stats
 
-from ser.benchmarks import costs, papers, statistics
+from ser.benchmarks import costs, gpu, gpu_numbers, papers, statistics
 from ser.benchmarks.__main__ import main, report
 from ser.benchmarks.demo import difference
-from ser.benchmarks.gpu import msmser, parity, perspective
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.fit import fit
 from ser.train.recipe import read_recipe, recipe_names
@@ -80,17 +85,10 @@ def test_two_workers_at_small_size(tmp_path: Path) -> None:
 
 
 def test_the_least_of_interleaved_rounds() -> None:
-    order: list[str] = []
-
-    def way(name: str, costs: list[tuple[float, float]]) -> Callable[[], tuple[float, float]]:
-        def run() -> tuple[float, float]:
-            order.append(name)
-            return costs.pop(0)
-
-        return run
-
-    found = costs.least([way("a", [(3.0, 1.0), (2.0, 4.0)]), way("b", [(5.0, 5.0), (6.0, 4.0)])], rounds=2)
-    assert found == [(2.0, 1.0), (5.0, 4.0)] and order == ["a", "b", "a", "b"]
+    a, b = Mock(side_effect=[(3.0, 1.0), (2.0, 4.0)]), Mock(side_effect=[(5.0, 5.0), (6.0, 4.0)])
+    both = Mock(a=a, b=b)
+    assert costs.least([both.a, both.b], rounds=2) == [(2.0, 1.0), (5.0, 4.0)]
+    assert both.mock_calls == [call.a(), call.b(), call.a(), call.b()]
 
 
 def test_the_table_ends_with_what_it_found(
@@ -105,16 +103,68 @@ def test_the_table_ends_with_what_it_found(
     assert main(["nothing"]) == 2
 
 
-def test_the_page_for_gpus_on_the_cpu() -> None:
-    tiny = ("d_model=16", "heads=2")
-    assert parity("mit", "cpu", "float32", *tiny)[1] == 0  # the same bytes
-    assert 0 < parity("lgf-add", "cpu", "float32", *tiny)[1] < 1e-4  # two seeds at once: other sums
-    for fusion in ("mit", "lgf-add"):
-        _, difference, tolerance, holds = parity(fusion, "cpu", "bf16", *tiny)
-        assert 0 < difference <= tolerance and holds
-    for work in (perspective, msmser):
-        _, seconds, target, holds = work("cpu", "float32", True, *tiny)
-        assert seconds > 0 and holds == (seconds <= target)
+def test_the_page_for_gpus_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--device", "cpu", "--small", "--out", str(out), "--only", "float64", "--only", "waits"]) == 0
+    found, shown = json.loads(out.read_text()), capsys.readouterr().out
+    step, wait = found["stages"]["float64"]["rows"][1], found["stages"]["waits"]["rows"][0]
+    assert found["holds"] and all(row["what"][:20] in shown for row in (step, wait))
+    assert wait["found"] == gpu.UNKNOWN and step["found"] == 0
+    assert step["detail"]["each"].keys() == gpu_numbers.FUSIONS.keys()
+    assert sum(stage.seconds for stage in gpu.STAGES.values()) <= gpu.ALL
+
+
+BROKEN = """
+import os, signal, subprocess, sys, time
+from ser.benchmarks.gpu import most
+def raises(asked):
+    yield most("not a number", float("nan"), 2.0)
+    import no_such_package
+def hangs(asked):
+    yield most("its child", subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid, 1e9)
+    time.sleep(60)
+def dies(asked):
+    os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+def test_a_stage_that_fails_is_reported_and_the_next_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    limits = {"raises": 20, "hangs": 0.5, "dies": 20}
+    stages = {name: gpu.Stage(f"broken:{name}", limit, "cli.py") for name, limit in limits.items()}
+    assert gpu.main(["--device", "cpu"], stages) == 1
+    found = {name: about["rows"] for name, about in json.loads(Path("gpu.json").read_text())["stages"].items()}
+    assert found["raises"][1]["found"] == "ModuleNotFoundError: No module named 'no_such_package'"
+    assert (found["hangs"][1]["found"], found["dies"][0]["found"]) == (
+        "stopped after 2 s, its limit",
+        "killed by SIGSEGV",
+    )
+    with contextlib.suppress(psutil.NoSuchProcess):  # what a stage started ends with it, whoever waits for it
+        assert psutil.Process(found["hangs"][0]["found"]).status() == psutil.STATUS_ZOMBIE
+    assert capsys.readouterr().out.count("failed: look at cli.py") == 3
+
+
+def test_the_checks_of_a_gpu_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update, sides = gpu_numbers.update, count()
+
+    def other(*given: Any) -> dict[str, Any]:
+        """What a GPU might do: a gradient of the first batch that is none, and others that are a little larger."""
+        done, side = update(*given), next(sides)
+        done["gradient"]["classifier.3.bias"] *= 1 + 1e-7 * (side % 2)
+        return {**done, "gradient": done["gradient"] | ({"audio.project.bias": None} if side == 1 else {})}
+
+    monkeypatch.setattr(gpu_numbers, "FUSIONS", {"mit": gpu_numbers.FUSIONS["mit"]})
+    monkeypatch.setattr(gpu_numbers, "update", other)
+    rows = list(gpu_numbers.float64(gpu.Asked("cpu", True, tmp_path)))
+    assert [row["holds"] for row in rows] == [True, False, False]
+    assert rows[2]["found"] == "mit, hidden 0: audio.project.bias"
+    with gpu_numbers.Halves() as seen:
+        torch.ones(2) + torch.ones(2).half()
+    assert "aten.add.Tensor" in seen.seen
 
 
 def test_the_papers_tables_are_written_and_gone_on_with(demo_store: Path, tmp_path: Path) -> None:

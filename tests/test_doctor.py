@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -38,12 +39,8 @@ def test_machine_is_told_as_it_is(tmp_path: Path) -> None:
     assert found["GPU"].fine is torch.cuda.is_available()
     assert "research" in found["licences"].found
     assert not (tmp_path / "deep").exists()  # it writes nothing
-
-
-def test_memory_is_at_most_the_machines() -> None:
     total, free = memory()
-    assert total is not None and free is not None
-    assert 0 < free <= total <= psutil.virtual_memory().total
+    assert total and free and 0 < free <= total <= psutil.virtual_memory().total
 
 
 def test_weights_are_found_where_people_keep_them(tmp_path: Path) -> None:
@@ -108,3 +105,16 @@ def test_the_command_prints_both_ways() -> None:
     assert plain.exit_code == 0 and "cores" in plain.output and "→" in plain.output
     shown = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
     assert set(shown["cores"]) == {"what", "found", "fine", "advice"}
+
+
+def test_a_gpu_is_told_and_checked_from_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(name="H100", total_memory=8e10)
+    answers = {"is_available": True, "device_count": 1, "get_device_properties": card, "is_bf16_supported": True}
+    for name, value in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
+    assert findings()["GPU"].found.startswith("H100 (80 GB), with bfloat16; TF32 as torch starts: matmul off, cuDNN")
+    monkeypatch.setattr("ser.benchmarks.gpu.main", lambda words: 7)
+    assert CliRunner().invoke(main, ["doctor", "--gpu"]).exit_code == 7
+    monkeypatch.setattr("ser.commands.doctor.find_spec", lambda name: None)
+    shown = CliRunner().invoke(main, ["doctor", "--gpu"])
+    assert shown.exit_code == 2 and "git clone" in shown.stderr and shown.stderr.count("\n") == 1
