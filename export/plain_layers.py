@@ -1,0 +1,106 @@
+"""Layers that see where a sequence ends, written plainly: one sequence after the other.
+
+`ser export` puts them in the place of what has the same name in `models/ragged.py` and `models/layers.py`, where all
+sequences of a batch are computed at once. Shapes and numbers are the same; tests hold the two against each other.
+"""
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class RaggedLayout:
+    """How rows `[r, …]` are cut into n sequences: the first `lengths[0]` are those of the first, and so on."""
+
+    def __init__(self, lengths: Tensor, device: torch.device | None = None) -> None:
+        self.lengths, self.device = lengths, device or lengths.device  # int64 [n]
+
+    def each(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The rows of each sequence."""
+        return (x,) if len(self.lengths) == 1 else x.split(self.lengths.tolist())
+
+    @cached_property
+    def longest(self) -> Any:
+        """Rows of the longest sequence, at least 1."""
+        return self.lengths.max().clamp(min=1)
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """The sequence that each row belongs to; int64 `[r]`."""
+        numbers = torch.arange(len(self.lengths))
+        return torch.zeros_like(self.position) if len(numbers) == 1 else numbers.repeat_interleave(self.lengths)
+
+    @cached_property
+    def position(self) -> Tensor:
+        """The place of each row in its sequence, from 0; int64 `[r]`."""
+        return torch.cat([torch.arange(length) for length in self.lengths])
+
+    @cached_property
+    def attended(self) -> Tensor:
+        """Which cells of the padded form hold a row, and all of a sequence without; bool `[n, longest]`."""
+        lengths = self.lengths[:, None]
+        return (torch.arange(self.longest) < lengths) | (lengths == 0)
+
+    def first(self, count: int) -> Tensor:
+        """The first `count` rows of each sequence; int64."""
+        return (self.position < count).nonzero()[:, 0]
+
+    def rows_of(self, chosen: Tensor) -> Tensor:
+        """The rows of the chosen sequences, bool `[n]`; int64."""
+        return chosen[self.owner].nonzero()[:, 0]
+
+    def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
+        """Rows `[r, …]` → `[n, longest, …]`."""
+        none = x.new_full((1, *x.shape[1:]), value)
+        parts = [part if len(part) else none for part in self.each(x)]
+        return nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=value) if len(parts) > 1 else parts[0][None]
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """`[n, longest, …]` → rows `[r, …]`."""
+        return torch.cat([part[:length] for part, length in zip(x, self.lengths, strict=True)])
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, queries: RaggedLayout, keys: RaggedLayout, dropout: float = 0.0, keep: float = 1.0
+) -> Tensor:
+    """softmax(q kᵀ / √d_head) v within each sequence; `[r_q, h, d_head]`, `[r_k, h, d_head]` → `[r_q, h, d_head]`.
+
+    With `keep` below 1, each head drops the keys that get the least weight from all queries together, up to this share
+    of the keys (one stays at least); the weights of the others stay as they are.
+    """
+    found = []
+    for q_i, k_i, v_i in zip(queries.each(q), keys.each(k), keys.each(v), strict=True):
+        weights = (torch.einsum("qhd,khd->hqk", q_i, k_i) / math.sqrt(q.shape[2])).softmax(2)
+        if keep < 1 and len(k_i):
+            received = weights.sum(1)  # [h, t_k]
+            kept = (torch.tensor(len(k_i)) * keep).long().clamp(min=1)
+            least = received.sort(1, descending=True).values.index_select(1, kept[None] - 1)
+            weights = weights.masked_fill((received < least)[:, None], 0.0)
+        found.append(torch.einsum("hqk,khd->qhd", weights, v_i))
+    return torch.cat(found)
+
+
+def recurrent(layer: nn.RNNBase, x: Tensor, layout: RaggedLayout) -> Tensor:
+    """One of torch's recurrent layers over each sequence; `[r, d]` → `[r, 2 hidden]`."""
+    width = layer.hidden_size * (2 if layer.bidirectional else 1)
+    return torch.cat([layer(part)[0] if len(part) else x.new_zeros(0, width) for part in layout.each(x)])
+
+
+def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
+    """Each stream's bi-directional GRU over its rows `[r, d]`; `[r, 2 H]` each."""
+    return {name: recurrent(layers[name], rows, layout) for name, rows in x.items()}  # type: ignore[arg-type]
+
+
+def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
+    """Each stream's `Attention` over its rows `[r, d]`; `[r, d]` each."""
+    return {name: layers[name](rows, layout) for name, rows in x.items()}
+
+
+def full_precision(x: dict[str, Tensor]) -> Any:
+    """Nothing: here everything is in float32 anyway."""
+    return nullcontext()
