@@ -101,6 +101,12 @@ def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: Ragge
     return {name: layers[name](rows, layout) for name, rows in x.items()}
 
 
+def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
+    """The rows of a and b concatenated utterance by utterance, `[r_a + r_b, d]`, and their layout."""
+    pairs = zip(of_a.each(a), of_b.each(b), strict=True)
+    return torch.cat([part for pair in pairs for part in pair]), RaggedLayout(of_a.lengths + of_b.lengths)
+
+
 def full_precision(x: dict[str, Tensor]) -> Any:
     """Nothing: here everything is in float32 anyway."""
     return nullcontext()
