@@ -62,7 +62,7 @@ class RaggedLayout:
 
     def unpad(self, x: Tensor) -> Tensor:
         """`[n, longest, …]` → rows `[r, …]`."""
-        return torch.cat([part[:length] for part, length in zip(x, self.lengths, strict=True)])
+        return x[0, : self.lengths[0]] if len(self.lengths) == 1 else x[self.owner, self.position]
 
 
 def attention(
@@ -99,6 +99,28 @@ def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) 
 def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
     """Each stream's `Attention` over its rows `[r, d]`; `[r, d]` each."""
     return {name: layers[name](rows, layout) for name, rows in x.items()}
+
+
+def mean_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
+    """The mean of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
+    return torch.stack([part.mean(0) if len(part) else part.sum(0) for part in layout.each(x)])
+
+
+def max_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
+    """The largest values among each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
+    return torch.stack([part.amax(0) if len(part) else part.sum(0) for part in layout.each(x)])
+
+
+class SelfAttentionPooling(nn.Module):
+    """α = softmax(w · x) over the rows of a sequence, z = Σ α x."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(d, 1, bias=False)
+
+    def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
+        """Rows `[r, d]` → `[n, d]`; zeros for a sequence without rows."""
+        return torch.stack([(self.score(part).softmax(0) * part).sum(0) for part in layout.each(x)])
 
 
 def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
