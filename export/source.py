@@ -2,18 +2,18 @@
 
 import ast
 import importlib
-import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from . import plain_layers
-
-FAST = ("ser.train.models.ragged", "ser.train.models.layers")  # whose names `plain_layers` may have too
+PLAIN = Path(__file__).with_name("plain_layers.py.jinja")
+FAST = ("ser.train.models.ragged", "ser.train.models.layers")  # whose names `PLAIN` may have too
 
 
 def source_of(roots: Iterable[Any]) -> str:
-    """The classes and functions `roots` with everything of ser, or of their own package, that they use, in an order that
-    runs. What `plain_layers` defines stands in the place of the fast form.
+    """The classes and functions `roots` with all of ser, or of their own package, that they use, in an order that runs.
+
+    What `PLAIN` defines stands in the place of the fast form.
     """
     collected = _Collected()
     for root in roots:
@@ -34,9 +34,8 @@ class _Collected:
 
     def add(self, module: str, name: str) -> None:
         """A name of a module, after all that it uses."""
-        plain = plain_layers.__name__
-        if module in FAST and name in self._names_of(plain):
-            module = plain
+        if module in FAST and name in self._names_of(PLAIN.name):
+            module = PLAIN.name
         node = self._names_of(module).get(name)
         if node is None or (module, name) in self._seen:
             return
@@ -62,9 +61,8 @@ class _Collected:
 
     def _names_of(self, module: str) -> dict[str, ast.stmt]:
         if module not in self._defined:
-            importlib.import_module(module)
-            with open(str(sys.modules[module].__file__), encoding="utf-8") as file:  # noqa: PTH123
-                text = file.read()
+            path = PLAIN if module == PLAIN.name else Path(str(importlib.import_module(module).__file__))
+            text = path.read_text(encoding="utf-8")
             self._lines[module] = text.split("\n")
             found = self._defined[module] = {}
             for node in ast.parse(text).body:
