@@ -89,5 +89,19 @@ def main(ctx: click.Context) -> None:
     logging.basicConfig(stream=LineStream(), format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-for _command in (demo, corpus, features, train, sweep, report, runs, predict, export, cache, weights, doctor, completion):
+for _command in (
+    demo,
+    corpus,
+    features,
+    train,
+    sweep,
+    report,
+    runs,
+    predict,
+    export,
+    cache,
+    weights,
+    doctor,
+    completion,
+):
     main.add_command(_command)
