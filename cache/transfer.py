@@ -1,25 +1,30 @@
 """Bring others' features into a store, and take features out: to files, another store, or pandas."""
 
+import dataclasses
 import datetime
 import hashlib
 import io
 import json
+import math
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from ser.errors import StoreError, WrongUse, unknown
 
 from .atomic_io import explain_disk_errors, read_named, sync_folder, sync_tree, write_file
 from .feature import Feature
-from .foreign import Arrays, index_of, read_arrays
+from .foreign import Arrays, Stored, index_of, later, read_arrays
 from .maintain import corpora_of, latest_manifests
 from .manifest import Manifest, check_name
 from .part import Packed, PartRows
@@ -88,59 +93,70 @@ def import_feature(
                 f"{len(latest)} utterances, or their audio or transcripts, are not in the table; leave --manifest out, "
                 "give the table another --corpus-name, or let it take that place with --replace"
             )
-    packed, by_id = _arrange(path, read_arrays(path), manifest, ids)
+    values, offsets, names, extras, by_id = _arrange(path, read_arrays(path), manifest, ids)
     level: Level = "frame" if modality == "audio" else "token"
-    if (np.diff(packed.offsets) == 1).all():
+    if (np.diff(offsets) == 1).all():
         level = "utterance"
     spec = Spec(
         feature=name,
         modality=modality,
         level=level,
-        dim=packed.values.shape[1],
-        dtype="float16" if packed.values.dtype == np.float16 else "float32",
+        dim=values.shape[1],
+        dtype="float16" if values.dtype == np.float16 else "float32",
         extractor="import",
         version=1,
         config={
             "sha256": _file_digest(path),
-            "ids_sha256": hashlib.sha256(canonical_json(packed.ids)).hexdigest(),
+            "ids_sha256": hashlib.sha256(canonical_json(names)).hexdigest(),
             "joined_by": "id" if by_id else "manifest order",
         },
         provenance={"file": path.name, "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},
     )
     feature = store.add(spec)
     digests = dict(zip(manifest.ids, manifest.inputs(modality), strict=True))
-    inputs = [digests[id_] for id_ in packed.ids]
     parts = start = 0
-    row_bytes = packed.values.shape[1] * packed.values.itemsize
-    while start < len(packed):
-        most = packed.offsets[start] + _PART_BYTES // row_bytes
-        stop = max(start + 1, int(np.searchsorted(packed.offsets, most, side="right")) - 1)
-        rows = PartRows.from_packed(manifest.corpus, inputs, packed, start=start, stop=stop)
+    while start < len(names):
+        most = offsets[start] + _PART_BYTES // _row_bytes(values)
+        stop = max(start + 1, int(np.searchsorted(offsets, most, side="right")) - 1)
+        here, first = slice(offsets[start], offsets[stop]), offsets[start]
+        beside = {name: array[here] for name, array in extras.items()}
+        packed = Packed(values[here], offsets[start : stop + 1] - first, names[start:stop], beside)
+        rows = PartRows.from_packed(manifest.corpus, [digests[id_] for id_ in packed.ids], packed)
         parts += feature.publish(rows, backend, {"command": "import"}) is not None
         start = stop
     store.put_manifest(manifest, replace, "cache import")
-    return Imported(spec.name, spec.fingerprint, len(packed), len(manifest) - len(packed), parts)
+    return Imported(spec.name, spec.fingerprint, len(names), len(manifest) - len(names), parts)
 
 
-def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] | None) -> tuple[Packed, bool]:
-    """The file's arrays as packed utterances, and whether ids name them."""
+def _arrange(
+    path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] | None
+) -> tuple[Stored, npt.NDArray[np.int64], list[str], dict[str, Any], bool]:
+    """The file's values, offsets, ids and extras as of `Packed`, and whether ids name the utterances."""
     if "values" not in arrays:  # one array per utterance
-        pieces = {id_: np.atleast_2d(array) for id_, array in arrays.items()}
-        if not pieces:
+        if not arrays:
             raise StoreError(f"{path}: holds no arrays")
-        dim = next(iter(pieces.values())).shape[-1]
-        for id_, piece in pieces.items():
-            if piece.ndim != 2 or piece.shape[1] != dim or piece.dtype.kind not in "fiu":
-                raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)} ({piece.dtype}), not [rows, {dim}]")
-        offsets = np.cumsum([0, *(len(piece) for piece in pieces.values())])
-        arrays, ids = {"values": np.concatenate(list(pieces.values())), "offsets": offsets}, list(pieces)
+        first = next(iter(arrays.values()))
+        dim = first.shape[-1:] or (0,)
+        for id_, piece in arrays.items():
+            if len(piece.shape) not in (1, 2) or piece.shape[-1:] != dim or np.dtype(piece.dtype).kind not in "fiu":
+                raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)} ({piece.dtype}), not [rows, {dim[0]}]")
+        offsets = np.cumsum([0, *(math.prod(piece.shape[:-1]) for piece in arrays.values())])
+        ids, names, dtype = list(arrays), list(arrays), np.result_type(*{piece.dtype for piece in arrays.values()})
+        opened = first.open if isinstance(first, Stored) else partial(nullcontext, arrays)
+        values = Stored(opened, names, offsets.tolist(), (int(offsets[-1]), *dim), dtype)
+        arrays = {"values": values, "offsets": offsets}
     elif ids is None and "ids" in arrays:
         ids = [str(id_) for id_ in arrays["ids"].reshape(-1)]
     names = list(manifest.ids if ids is None else ids)
     values = arrays["values"]
-    if values.ndim != 2 or values.shape[1] < 1 or values.dtype.kind not in "fiu":
+    if len(values.shape) != 2 or values.shape[1] < 1 or np.dtype(values.dtype).kind not in "fiu":
         raise StoreError(f"{path}: values have shape {list(values.shape)} ({values.dtype}), not numbers [rows, dim]")
-    rows = len(values)
+    if not isinstance(values, Stored):
+        values = later(partial(nullcontext, arrays), "values", values)
+    values = (
+        values if values.dtype in (np.float16, np.float32) else dataclasses.replace(values, dtype=np.dtype(np.float32))
+    )
+    rows = values.shape[0]
     offsets = arrays.get("offsets", np.arange(rows + 1))
     whole = offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) and (offsets[0], offsets[-1]) == (0, rows)
     if not whole or (offsets[1:] < offsets[:-1]).any():
@@ -156,17 +172,20 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
         )
     if not (lengths := np.diff(offsets)).all():
         raise StoreError(f"{path}: utterance {names[int(lengths.argmin())]!r} has no rows")
-    with np.errstate(over="ignore"):
-        values = values if values.dtype in (np.float16, np.float32) else values.astype(np.float32)
-    if len(bad := np.flatnonzero(~np.isfinite(values).all(axis=1))):
-        number = int(np.searchsorted(offsets, bad[0], side="right")) - 1
-        raise StoreError(f"{path}: utterance {names[number]!r} has values that are not finite")
+    for first in range(0, rows, most := max(1, _PART_BYTES // _row_bytes(values))):
+        if len(bad := np.flatnonzero(~np.isfinite(values[first : first + most]).all(axis=1))):
+            number = int(np.searchsorted(offsets, first + bad[0], side="right")) - 1
+            raise StoreError(f"{path}: utterance {names[number]!r} has values that are not finite")
     extras = {
         name: array
         for name, array in arrays.items()
         if name not in _BESIDE and array.shape == values.shape[:1] and name.isidentifier()
     }
-    return Packed(values, offsets.astype(np.int64), names, extras), ids is not None
+    return values, offsets.astype(np.int64), names, extras, ids is not None
+
+
+def _row_bytes(values: Stored) -> int:
+    return values.shape[1] * np.dtype(values.dtype).itemsize
 
 
 def _file_digest(path: Path) -> str:
