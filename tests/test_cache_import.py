@@ -230,7 +230,11 @@ EVIL: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "csv with ragged rows": ("x.csv", lambda p: p.write_text("id,a\nu000,1,2\n"), "cannot be read as csv"),
     "zarr with a missing chunk": ("x.zarr", lambda p: evil_zarr(p, lambda f: (f / "c/1/0").unlink()), "2 of 3 chunks"),
     "zarr with a linked chunk": ("x.zarr", lambda p: evil_zarr(p, link_chunk), "symbolic link"),
-    "zarr that claims 2 TB": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, shape=[1 << 37, 5])), "3 of .* chunks"),
+    "zarr that claims 2 TB": (
+        "x.zarr",
+        lambda p: evil_zarr(p, lambda f: edit(f, shape=[1 << 37, 5])),
+        "3 of .* chunks",
+    ),
     "zarr chunk bomb": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, chunk_grid=GRID)), "claims"),
     "zarr codec": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, codecs=[CODEC])), r"numcodecs\.pickle"),
     "zarr with v2 metadata": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, zarr_format=2)), "be read as zarr"),
