@@ -89,19 +89,6 @@ def main(ctx: click.Context) -> None:
     logging.basicConfig(stream=LineStream(), format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-for _command in (
-    demo,
-    corpus,
-    features,
-    train,
-    sweep,
-    report,
-    runs,
-    predict,
-    export,
-    cache,
-    weights,
-    doctor,
-    completion,
-):
+_STAGES = (demo, corpus, features, train, sweep, report, runs, predict, export)
+for _command in (*_STAGES, cache, weights, doctor, completion):
     main.add_command(_command)
