@@ -35,6 +35,7 @@ class Stored:
     One of a single axis is one row.
     """
 
+    path: Path
     open: Callable[[], Opened]
     names: list[str]
     starts: list[int]  # the first row of each
@@ -44,7 +45,7 @@ class Stored:
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
         start, stop, _ = rows.indices(self.shape[0])
         pieces = [np.empty((0, *self.shape[1:]), self.dtype)]
-        with self.open() as arrays:
+        with _explained(self.path), self.open() as arrays:
             for number in range(max(0, bisect.bisect_right(self.starts, start) - 1), len(self.names)):
                 if (first := self.starts[number]) >= stop:
                     break
@@ -55,7 +56,7 @@ class Stored:
             return np.concatenate(pieces, dtype=self.dtype)
 
 
-Arrays = dict[str, npt.NDArray[Any] | Stored]
+Arrays = dict[str, Any]  # each a numpy array, or `Stored`
 
 # Blosc, zstd and gzip bound what they unpack by the chunk's shape; sharding hides missing chunks, so it is not here.
 _CODECS = {"bytes", "crc32c", "zstd", "gzip", "blosc"}
@@ -73,13 +74,19 @@ def read_arrays(path: Path) -> Arrays:
     if not (path.is_dir() if suffix == ".zarr" else path.is_file()):
         kind = "folder" if suffix == ".zarr" else "plain file"
         raise WrongUse(f"{path}: {f'is not a {kind}' if path.exists() else 'does not exist'}")
-    try:
+    with _explained(path):
         return _READERS[suffix](path)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except SerError:
         raise
     except Exception as error:  # these libraries raise nearly every kind
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        fault = f"cannot be read as {suffix[1:]} ({reason}); save it again, or in another format"
+        fault = f"cannot be read as {path.suffix.lower()[1:]} ({reason}); save it again, or in another format"
         raise StoreError(f"{path}: {fault}") from error
 
 
@@ -89,9 +96,9 @@ def _check_size(path: Path, size: int) -> None:
         raise StoreError(f"{path}: claims {size / 1e9:.0f} GB of values, more than this machine's memory")
 
 
-def later(open_: Callable[[], Opened], name: str, array: Any) -> Stored:
-    """An array among those that `open_` gives, for later."""
-    return Stored(open_, [name], [0], tuple(array.shape), np.dtype(array.dtype))
+def later(path: Path, open_: Callable[[], Opened], name: str, array: Any) -> Stored:
+    """An array among those that `open_` gives of the file, for later."""
+    return Stored(path, open_, [name], [0], tuple(array.shape), np.dtype(array.dtype))
 
 
 def _chunks(array: Any) -> int:
@@ -104,7 +111,7 @@ def _read_npy(path: Path) -> Arrays:
         yield {"values": np.load(path, mmap_mode="r", allow_pickle=False)}
 
     with mapped() as arrays:
-        return {"values": later(mapped, "values", arrays["values"])}
+        return {"values": later(path, mapped, "values", arrays["values"])}
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -135,7 +142,7 @@ def _read_hdf5(path: Path) -> Arrays:
             text = h5py.check_string_dtype(dataset.dtype) is not None
             if dataset.dtype.kind in "fiu" and dataset.shape and (name == "values" or "values" not in file):
                 _check_size(path, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
-                arrays[name] = later(partial(h5py.File, path, "r"), name, dataset)
+                arrays[name] = later(path, partial(h5py.File, path, "r"), name, dataset)
                 continue
             _check_size(path, dataset.nbytes)
             arrays[name] = np.asarray(dataset.asstr()[()], str) if text else np.asarray(dataset[()])
@@ -157,7 +164,7 @@ def _read_safetensors(path: Path) -> Arrays:
 
     with opened() as file:
         kept = {"values"} if "values" in file else set(file)
-        arrays: Arrays = {n: later(opened, n, x) if n in kept else np.asarray(x[...]) for n, x in file.items()}
+        arrays: Arrays = {n: later(path, opened, n, x) if n in kept else np.asarray(x[...]) for n, x in file.items()}
     if index_of(path).exists() and "ids" not in arrays:
         arrays["ids"] = np.array(json.loads(read_named(index_of(path)))["ids"], str)
     return arrays
@@ -215,7 +222,9 @@ def _read_zarr(path: Path) -> Arrays:
             raise StoreError(f"{folder}: has {held} of {_chunks(array)} chunks; Zarr would fill the rest silently")
         found[folder.name] = array
         opened = partial(contextlib.nullcontext, found)
-        arrays[folder.name] = later(opened, folder.name, array) if whole and array.shape else np.asarray(array[...])
+        arrays[folder.name] = (
+            later(path, opened, folder.name, array) if whole and array.shape else np.asarray(array[...])
+        )
     return arrays
 
 

@@ -143,23 +143,24 @@ def _arrange(
         offsets = np.cumsum([0, *(math.prod(piece.shape[:-1]) for piece in arrays.values())])
         ids, names, dtype = list(arrays), list(arrays), np.result_type(*{piece.dtype for piece in arrays.values()})
         opened = first.open if isinstance(first, Stored) else partial(nullcontext, arrays)
-        values = Stored(opened, names, offsets.tolist(), (int(offsets[-1]), *dim), dtype)
-        arrays = {"values": values, "offsets": offsets}
+        whole = Stored(path, opened, names, offsets.tolist(), (int(offsets[-1]), *dim), dtype)
+        arrays = {"values": whole, "offsets": offsets}
     elif ids is None and "ids" in arrays:
         ids = [str(id_) for id_ in arrays["ids"].reshape(-1)]
     names = list(manifest.ids if ids is None else ids)
-    values = arrays["values"]
+    values: Any = arrays["values"]
     if len(values.shape) != 2 or values.shape[1] < 1 or np.dtype(values.dtype).kind not in "fiu":
         raise StoreError(f"{path}: values have shape {list(values.shape)} ({values.dtype}), not numbers [rows, dim]")
     if not isinstance(values, Stored):
-        values = later(partial(nullcontext, arrays), "values", values)
-    values = (
-        values if values.dtype in (np.float16, np.float32) else dataclasses.replace(values, dtype=np.dtype(np.float32))
-    )
+        values = later(path, partial(nullcontext, arrays), "values", values)
+    if values.dtype not in (np.float16, np.float32):
+        values = dataclasses.replace(values, dtype=np.dtype(np.float32))
     rows = values.shape[0]
     offsets = arrays.get("offsets", np.arange(rows + 1))
-    whole = offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) and (offsets[0], offsets[-1]) == (0, rows)
-    if not whole or (offsets[1:] < offsets[:-1]).any():
+    rising = (
+        offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) and (offsets[0], offsets[-1]) == (0, rows)
+    )
+    if not rising or (offsets[1:] < offsets[:-1]).any():
         raise StoreError(f"{path}: offsets do not rise from 0 to the {rows} rows of its values")
     if len(names) != len(offsets) - 1:
         order = "utterances in the manifest; give ids with --ids" if ids is None else "ids"
@@ -172,9 +173,9 @@ def _arrange(
         )
     if not (lengths := np.diff(offsets)).all():
         raise StoreError(f"{path}: utterance {names[int(lengths.argmin())]!r} has no rows")
-    for first in range(0, rows, most := max(1, _PART_BYTES // _row_bytes(values))):
-        if len(bad := np.flatnonzero(~np.isfinite(values[first : first + most]).all(axis=1))):
-            number = int(np.searchsorted(offsets, first + bad[0], side="right")) - 1
+    for start in range(0, rows, most := max(1, _PART_BYTES // _row_bytes(values))):
+        if len(bad := np.flatnonzero(~np.isfinite(values[start : start + most]).all(axis=1))):
+            number = int(np.searchsorted(offsets, start + bad[0], side="right")) - 1
             raise StoreError(f"{path}: utterance {names[number]!r} has values that are not finite")
     extras = {
         name: array
@@ -257,10 +258,10 @@ def _write(path: Path, rows: _Outgoing) -> None:
         order = sorted(small, key=lambda name: (-small[name].itemsize, name))
         header, end = dict[str, Any](), 0
         for name in [*order, "values"]:
-            kind = rows if name == "values" else small[name]
-            begin, end = end, end + math.prod(kind.shape) * kind.dtype.itemsize
-            dtype = f"{kind.dtype.kind.upper()}{8 * kind.dtype.itemsize}"
-            header[name] = {"dtype": dtype, "shape": kind.shape, "data_offsets": [begin, end]}
+            array: Any = rows if name == "values" else small[name]
+            begin, end = end, end + math.prod(array.shape) * array.dtype.itemsize
+            dtype = f"{array.dtype.kind.upper()}{8 * array.dtype.itemsize}"
+            header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         with path.open("xb") as file:

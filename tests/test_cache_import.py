@@ -191,6 +191,13 @@ def edit(folder: Path, **fields: Any) -> None:
     (folder / "zarr.json").write_text(json.dumps({**metadata, **fields}))
 
 
+def spoil(path: Path) -> None:
+    """A chunk that gzip cannot unpack, which shows when its rows are read."""
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("values", data=VALUES, compression="gzip", chunks=(4, 5))
+        made.id.write_direct_chunk((8, 0), b"spoilt")
+
+
 def link_chunk(folder: Path) -> None:
     (folder / "c/1/0").rename(folder.parent.parent / "chunk")
     (folder / "c/1/0").symlink_to(folder.parent.parent / "chunk")
@@ -246,6 +253,7 @@ EVIL: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda p: dataset(p, (1 << 20, 5), "f4", chunks=(1024, 5)).__setitem__(0, 1),
         "does not hold",
     ),
+    "hdf5 with a chunk that cannot be unpacked": ("x.h5", spoil, "cannot be read as h5"),
     "hdf5 with objects": ("x.h5", lambda p: dataset(p, (2, 2), h5py.ref_dtype), "x.h5"),
     "a folder called npy": ("x.npy", lambda p: p.mkdir(), "not a plain file"),
     "a pipe called npy": ("x.npy", os.mkfifo, "not a plain file"),
