@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -142,7 +141,7 @@ def _arrange(
                 raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)} ({piece.dtype}), not [rows, {dim[0]}]")
         offsets = np.cumsum([0, *(math.prod(piece.shape[:-1]) for piece in arrays.values())])
         ids, names, dtype = list(arrays), list(arrays), np.result_type(*{piece.dtype for piece in arrays.values()})
-        opened = first.open if isinstance(first, Stored) else partial(nullcontext, arrays)
+        opened = first.open if isinstance(first, Stored) else lambda: nullcontext(arrays)
         whole = Stored(path, opened, names, offsets.tolist(), (int(offsets[-1]), *dim), dtype)
         arrays = {"values": whole, "offsets": offsets}
     elif ids is None and "ids" in arrays:
@@ -152,7 +151,7 @@ def _arrange(
     if len(values.shape) != 2 or values.shape[1] < 1 or np.dtype(values.dtype).kind not in "fiu":
         raise StoreError(f"{path}: values have shape {list(values.shape)} ({values.dtype}), not numbers [rows, dim]")
     if not isinstance(values, Stored):
-        values = later(path, partial(nullcontext, arrays), "values", values)
+        values = later(path, lambda: nullcontext(arrays), "values", values)
     if values.dtype not in (np.float16, np.float32):
         values = dataclasses.replace(values, dtype=np.dtype(np.float32))
     rows = values.shape[0]
@@ -258,10 +257,10 @@ def _write(path: Path, rows: _Outgoing) -> None:
         order = sorted(small, key=lambda name: (-small[name].itemsize, name))
         header, end = dict[str, Any](), 0
         for name in [*order, "values"]:
-            array: Any = rows if name == "values" else small[name]
-            begin, end = end, end + math.prod(array.shape) * array.dtype.itemsize
-            dtype = f"{array.dtype.kind.upper()}{8 * array.dtype.itemsize}"
-            header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [begin, end]}
+            kept: Any = rows if name == "values" else small[name]
+            begin, end = end, end + math.prod(kept.shape) * kept.dtype.itemsize
+            dtype = f"{kept.dtype.kind.upper()}{8 * kept.dtype.itemsize}"
+            header[name] = {"dtype": dtype, "shape": kept.shape, "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         with path.open("xb") as file:

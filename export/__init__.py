@@ -128,7 +128,7 @@ def _about(predictor: Predictor) -> dict[str, Any]:
 def _described(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> dict[str, Any]:
     """What `run.py` has to know to compute a feature, and how the run reads it."""
     spec = feature.spec
-    if spec.extractor not in PACKAGES or getattr(feature.config, "view", ""):
+    if spec.extractor not in PACKAGES or getattr(feature.config, "view", None):
         raise WrongUse(f"{spec.name}: run.py cannot compute it; export runs of unchanged speech and ser's own features")
     found: dict[str, Any] = {"name": spec.name, "feature": spec.feature, "extractor": spec.extractor}
     found |= {"config": asdict(feature.config), "dtype": spec.dtype}

@@ -87,6 +87,6 @@ def _origin(node: ast.ImportFrom, module: str) -> str:
 
 def _plain_type(node: ast.stmt) -> str | None:
     """`int` of `Count = Annotated[int, Meta(…)]`: what a setting may be is checked by ser alone."""
-    value = getattr(node, "value", None)
+    value: Any = getattr(node, "value", None)
     annotated = isinstance(value, ast.Subscript) and ast.unparse(value.value) == "Annotated"
-    return ast.unparse(value.slice.elts[0]) if annotated and isinstance(value.slice, ast.Tuple) else None
+    return ast.unparse(value.slice.elts[0]) if annotated else None
