@@ -141,7 +141,7 @@ def _arrange(
                 raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)} ({piece.dtype}), not [rows, {dim[0]}]")
         offsets = np.cumsum([0, *(math.prod(piece.shape[:-1]) for piece in arrays.values())])
         ids, names, dtype = list(arrays), list(arrays), np.result_type(*{piece.dtype for piece in arrays.values()})
-        opened = first.open if isinstance(first, Stored) else lambda: nullcontext(arrays)
+        opened = first.open if isinstance(first, Stored) else lambda held=arrays: nullcontext(held)
         whole = Stored(path, opened, names, offsets.tolist(), (int(offsets[-1]), *dim), dtype)
         arrays = {"values": whole, "offsets": offsets}
     elif ids is None and "ids" in arrays:
