@@ -221,7 +221,7 @@ def _read_zarr(path: Path) -> Arrays:
         if (held := sum(entry.is_file() for entry in (folder / "c").rglob("*"))) != _chunks(array):
             raise StoreError(f"{folder}: has {held} of {_chunks(array)} chunks; Zarr would fill the rest silently")
         found[folder.name] = array
-        opened = partial(contextlib.nullcontext[Mapping[str, Any]], found)
+        opened: Callable[[], Opened] = lambda: contextlib.nullcontext(found)  # noqa: E731
         arrays[folder.name] = (
             later(path, opened, folder.name, array) if whole and array.shape else np.asarray(array[...])
         )
