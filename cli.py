@@ -22,7 +22,7 @@ from ser.commands.demo import demo
 from ser.commands.doctor import doctor
 from ser.commands.features import features
 from ser.commands.output import LineStream, say
-from ser.commands.predict import predict
+from ser.commands.predict import export, predict
 from ser.commands.report import report
 from ser.commands.runs import runs
 from ser.commands.sweep import sweep
@@ -89,5 +89,6 @@ def main(ctx: click.Context) -> None:
     logging.basicConfig(stream=LineStream(), format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-for _command in (demo, corpus, features, train, sweep, report, runs, predict, cache, weights, doctor, completion):
+_STAGES = (demo, corpus, features, train, sweep, report, runs, predict, export)
+for _command in (*_STAGES, cache, weights, doctor, completion):
     main.add_command(_command)

@@ -116,15 +116,15 @@ class Predictor:
         training = recorded(TrainingSettings, self.run.config["training"], str(self.run.path / CONFIG))
         target = self.run.config.get("target", "class")
         self.plan = TrainConfig(self.fusion, self.settings, training, target=target, device=self.device)
-        self._described = {m: one.get("joined", [one]) for m, one in self.run.config["features"].items()}
-        self._features = self._resolve(parse_models(models))
+        self.described = {m: one.get("joined", [one]) for m, one in self.run.config["features"].items()}
+        self.features = self._resolve(parse_models(models))
         self._extractor = OnlineExtractor(self.device)
 
     def _resolve(self, models: Mapping[str, str]) -> dict[str, list[ResolvedFeature]]:
         """What to compute for each modality, by the very specs that the run records."""
         where, recorded = str(self.run.path / CONFIG), self.run.config["provenance"].get("specs", {})
         specs: dict[str, list[Spec]] = {}
-        for modality, features in self._described.items():
+        for modality, features in self.described.items():
             of = recorded.get(modality, {})
             specs[modality] = [to_record(one, Spec, where) for one in (of.get("joined", [of]) if of else [])]
             if len(specs[modality]) != len(features):
@@ -138,6 +138,13 @@ class Predictor:
             raise unknown("feature of this run in --model", name, known)
         return {modality: [resolve_again(spec, models) for spec in of] for modality, of in specs.items()}
 
+    def may_lack(self) -> list[str]:
+        """The modalities that training hid from the model now and then, so that it can do without one of them."""
+        if self.fusion.hide is None:
+            return []
+        hidden = self.fusion.hide(self.settings, 4096, 0, torch.Generator().manual_seed(0))
+        return [modality for modality, which in hidden.items() if which.any()]
+
     def __call__(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> Answer:
         """Classify the turns. Those that cannot be read stand in `unusable` with the reason, as in extraction.
 
@@ -146,14 +153,12 @@ class Predictor:
         """
         turns = [replace(turn, text=turn.text if turn.text and turn.text.strip() else None) for turn in turns]
         without = [tuple(m for m in self.fusion.inputs if getattr(turn, m) is None) for turn in turns]
-        hidden: dict[str, torch.Tensor] = {}  # in training, now and then
-        if self.fusion.hide is not None:
-            hidden = self.fusion.hide(self.settings, 4096, 0, torch.Generator().manual_seed(0))
+        may_lack = self.may_lack()
         for turn, lacking in zip(turns, without, strict=True):
             if len(lacking) == len(self.fusion.inputs):
                 missing = " and no ".join(lacking)
                 raise WrongUse(f"{turn.id}: has no {missing}, and {self.fusion.name} takes nothing else")
-            if never_hidden := [m for m in lacking if m not in hidden or not hidden[m].any()]:
+            if never_hidden := [m for m in lacking if m not in may_lack]:
                 raise WrongUse(
                     f"{turn.id}: has no {never_hidden[0]}, and {self.fusion.name} was trained without random modality "
                     "masking, so it has never seen an utterance without it; give its audio file, and its transcript by "
@@ -218,7 +223,7 @@ class Predictor:
     def _rows(self, turn: Turn, notes: list[str]) -> dict[str, list[np.ndarray]] | UtteranceError:
         """The rows of each feature of each modality `[n, dim]` as the store would hold them; a missing one has none."""
         found: dict[str, list[np.ndarray]] = {}
-        for modality, features in self._features.items():
+        for modality, features in self.features.items():
             given = turn.audio if modality == "audio" else turn.text
             extra = self.run.config["features"][modality].get("extra")  # token ids, if the run trained the encoder
             if given is None:
@@ -237,9 +242,9 @@ class Predictor:
     ) -> np.ndarray:
         """What the target predicts, `[n, …]`."""
         inputs: dict[str, Inputs] = {}
-        for modality, features in self._features.items():
+        for modality, features in self.features.items():
             columns: list[Inputs] = []
-            for number, (feature, described) in enumerate(zip(features, self._described[modality], strict=True)):
+            for number, (feature, described) in enumerate(zip(features, self.described[modality], strict=True)):
                 pieces = [found[modality][number] for found in rows]
                 offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
                 columns.append(

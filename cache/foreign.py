@@ -1,11 +1,18 @@
-"""Arrays from files of others, which may lie: nothing is unpickled, and no size is believed before it is checked."""
+"""Arrays from files of others, which may lie: nothing is unpickled, and no size is believed before it is checked.
 
+What may be larger than memory stays in its file, as `Stored`, and is read by rows; an .npz (a zip archive, checked as a
+whole) and a CSV are read at once.
+"""
+
+import bisect
 import contextlib
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +25,38 @@ from ser.errors import SerError, StoreError, WrongUse, unknown
 from .atomic_io import LARGE, read_named
 from .backends import foreign_hdf5
 
-Arrays = dict[str, npt.NDArray[Any]]
+Opened = contextlib.AbstractContextManager[Mapping[str, Any]]  # arrays by name that are read where they are indexed
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Arrays of a file end to end, `[rows, dim]`: the rows of a slice are read when they are asked for.
+
+    One of a single axis is one row.
+    """
+
+    path: Path
+    open: Callable[[], Opened]
+    names: list[str]
+    starts: list[int]  # the first row of each
+    shape: tuple[int, ...]
+    dtype: npt.DTypeLike
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
+        start, stop, _ = rows.indices(self.shape[0])
+        pieces = [np.empty((0, *self.shape[1:]), self.dtype)]
+        with _explained(self.path), self.open() as arrays:
+            for number in range(max(0, bisect.bisect_right(self.starts, start) - 1), len(self.names)):
+                if (first := self.starts[number]) >= stop:
+                    break
+                found = arrays[self.names[number]]
+                found = found if len(found.shape) > 1 else np.asarray(found[...])[None]
+                pieces.append(np.asarray(found[max(0, start - first) : stop - first]))
+        with np.errstate(over="ignore"):  # infinite, which is refused
+            return np.concatenate(pieces, dtype=self.dtype)
+
+
+Arrays = dict[str, Any]  # each a numpy array, or `Stored`
 
 # Blosc, zstd and gzip bound what they unpack by the chunk's shape; sharding hides missing chunks, so it is not here.
 _CODECS = {"bytes", "crc32c", "zstd", "gzip", "blosc"}
@@ -36,13 +74,19 @@ def read_arrays(path: Path) -> Arrays:
     if not (path.is_dir() if suffix == ".zarr" else path.is_file()):
         kind = "folder" if suffix == ".zarr" else "plain file"
         raise WrongUse(f"{path}: {f'is not a {kind}' if path.exists() else 'does not exist'}")
-    try:
+    with _explained(path):
         return _READERS[suffix](path)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except SerError:
         raise
     except Exception as error:  # these libraries raise nearly every kind
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        fault = f"cannot be read as {suffix[1:]} ({reason}); save it again, or in another format"
+        fault = f"cannot be read as {path.suffix.lower()[1:]} ({reason}); save it again, or in another format"
         raise StoreError(f"{path}: {fault}") from error
 
 
@@ -52,13 +96,22 @@ def _check_size(path: Path, size: int) -> None:
         raise StoreError(f"{path}: claims {size / 1e9:.0f} GB of values, more than this machine's memory")
 
 
+def later(path: Path, open_: Callable[[], Opened], name: str, array: Any) -> Stored:
+    """An array among those that `open_` gives of the file, for later."""
+    return Stored(path, open_, [name], [0], tuple(array.shape), np.dtype(array.dtype))
+
+
 def _chunks(array: Any) -> int:
     return math.prod(math.ceil(size / chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
 
 
 def _read_npy(path: Path) -> Arrays:
-    # Mapped first, because that holds the header against the file's size before it allocates anything.
-    return {"values": np.array(np.load(path, mmap_mode="r", allow_pickle=False))}
+    @contextlib.contextmanager
+    def mapped() -> Iterator[Mapping[str, Any]]:  # which holds the header against the file's size
+        yield {"values": np.load(path, mmap_mode="r", allow_pickle=False)}
+
+    with mapped() as arrays:
+        return {"values": later(path, mapped, "values", arrays["values"])}
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -86,8 +139,12 @@ def _read_hdf5(path: Path) -> Arrays:
                 whole = dataset.id.get_num_chunks() == _chunks(dataset)
             if dataset.size and not whole:  # HDF5 reads values that were never written as zeros
                 raise StoreError(f"{path}: '{name}' claims {dataset.size} values that the file does not hold")
-            _check_size(path, dataset.nbytes)
             text = h5py.check_string_dtype(dataset.dtype) is not None
+            if dataset.dtype.kind in "fiu" and dataset.shape and (name == "values" or "values" not in file):
+                _check_size(path, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
+                arrays[name] = later(path, partial(h5py.File, path, "r"), name, dataset)
+                continue
+            _check_size(path, dataset.nbytes)
             arrays[name] = np.asarray(dataset.asstr()[()], str) if text else np.asarray(dataset[()])
     return arrays
 
@@ -98,12 +155,30 @@ def index_of(path: Path) -> Path:
 
 
 def _read_safetensors(path: Path) -> Arrays:
-    from safetensors.numpy import load_file
+    from safetensors import safe_open
 
-    arrays: Arrays = load_file(path)
+    @contextlib.contextmanager
+    def opened() -> Iterator[Mapping[str, Any]]:
+        with safe_open(path, "np") as file:
+            yield {name: _Slice(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+
+    with opened() as file:
+        kept = {"values"} if "values" in file else set(file)
+        arrays: Arrays = {n: later(path, opened, n, x) if n in kept else np.asarray(x[...]) for n, x in file.items()}
     if index_of(path).exists() and "ids" not in arrays:
         arrays["ids"] = np.array(json.loads(read_named(index_of(path)))["ids"], str)
     return arrays
+
+
+class _Slice:
+    """A tensor of an open safetensors file, with the attributes of an array."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor, self.shape = tensor, tuple(tensor.get_shape())
+        self.dtype = tensor[0:0].dtype if self.shape else None
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self.tensor[rows]
 
 
 def _read_csv(path: Path) -> Arrays:
@@ -133,16 +208,23 @@ def _read_zarr(path: Path) -> Arrays:
         raise StoreError(f"{path}: holds a symbolic link or a special file ({strange[0].name!r})")
     ids = zarr.open_group(path, mode="r", zarr_format=3).attrs.get("ids")
     arrays: Arrays = {} if ids is None else {"ids": np.array(ids, str)}
+    found: dict[str, Any] = {}
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
         array = zarr.open_array(folder, mode="r", zarr_format=3)
         used: Any = array.metadata.to_dict()["codecs"]
         codecs = {codec["name"] for codec in used}
         if codecs - _CODECS:
             raise StoreError(f"{folder}: uses codec {sorted(codecs - _CODECS)}; allowed: {', '.join(sorted(_CODECS))}")
-        _check_size(folder, max(math.prod(array.shape), math.prod(array.chunks)) * array.dtype.itemsize)
+        whole = folder.name == "values" or not (path / "values").is_dir()
+        size = math.prod(array.chunks) if whole else max(math.prod(array.shape), math.prod(array.chunks))
+        _check_size(folder, size * array.dtype.itemsize)
         if (held := sum(entry.is_file() for entry in (folder / "c").rglob("*"))) != _chunks(array):
             raise StoreError(f"{folder}: has {held} of {_chunks(array)} chunks; Zarr would fill the rest silently")
-        arrays[folder.name] = np.asarray(array[...])
+        found[folder.name] = array
+        opened: Callable[[], Opened] = lambda: contextlib.nullcontext(found)  # noqa: E731
+        arrays[folder.name] = (
+            later(path, opened, folder.name, array) if whole and array.shape else np.asarray(array[...])
+        )
     return arrays
 
 

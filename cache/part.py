@@ -192,14 +192,12 @@ class PartRows:
         inputs: Sequence[str | None],
         packed: Packed,
         quarantined: Sequence[Quarantine] = (),
-        start: int = 0,
-        stop: int | None = None,
     ) -> "PartRows":
-        """Utterances `start` to `stop` of rows that lie in memory already."""
-        ids = packed.ids[start:stop]
-        spans = [slice(*packed.offsets[i : i + 2]) for i in range(start, start + len(ids))]
+        """Utterances that lie in memory already."""
+        spans = [slice(*packed.offsets[i : i + 2]) for i in range(len(packed))]
         extras = {name: [array[span] for span in spans] for name, array in packed.extras.items()}
-        return cls(corpus, ids, inputs[start:stop], [packed.values[span] for span in spans], extras, list(quarantined))
+        arrays = [packed.values[span] for span in spans]
+        return cls(corpus, packed.ids, inputs, arrays, extras, list(quarantined))
 
 
 def part_name(

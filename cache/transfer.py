@@ -1,28 +1,35 @@
 """Bring others' features into a store, and take features out: to files, another store, or pandas."""
 
+import dataclasses
 import datetime
 import hashlib
 import io
 import json
+import math
 import os
 import tempfile
+import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from ser.errors import StoreError, WrongUse, unknown
 
-from .atomic_io import explain_disk_errors, read_named, sync_folder, sync_tree, write_file
+from .atomic_io import explain_disk_errors, read_named, sync_folder, sync_tree
+from .backends import chunk_rows
+from .blocks import bytes_of
 from .feature import Feature
-from .foreign import Arrays, index_of, read_arrays
+from .foreign import Arrays, Stored, index_of, later, read_arrays
 from .maintain import corpora_of, latest_manifests
 from .manifest import Manifest, check_name
-from .part import Packed, PartRows
+from .part import Packed, Part, PartRows
 from .spec import Level, Modality, Spec, canonical_json
 from .store import Store, open_store
 
@@ -88,62 +95,71 @@ def import_feature(
                 f"{len(latest)} utterances, or their audio or transcripts, are not in the table; leave --manifest out, "
                 "give the table another --corpus-name, or let it take that place with --replace"
             )
-    packed, by_id = _arrange(path, read_arrays(path), manifest, ids)
+    values, offsets, names, extras, by_id = _arrange(path, read_arrays(path), manifest, ids)
     level: Level = "frame" if modality == "audio" else "token"
-    if (np.diff(packed.offsets) == 1).all():
+    if (np.diff(offsets) == 1).all():
         level = "utterance"
     spec = Spec(
         feature=name,
         modality=modality,
         level=level,
-        dim=packed.values.shape[1],
-        dtype="float16" if packed.values.dtype == np.float16 else "float32",
+        dim=values.shape[1],
+        dtype="float16" if values.dtype == np.float16 else "float32",
         extractor="import",
         version=1,
         config={
             "sha256": _file_digest(path),
-            "ids_sha256": hashlib.sha256(canonical_json(packed.ids)).hexdigest(),
+            "ids_sha256": hashlib.sha256(canonical_json(names)).hexdigest(),
             "joined_by": "id" if by_id else "manifest order",
         },
         provenance={"file": path.name, "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},
     )
     feature = store.add(spec)
     digests = dict(zip(manifest.ids, manifest.inputs(modality), strict=True))
-    inputs = [digests[id_] for id_ in packed.ids]
-    parts = start = 0
-    row_bytes = packed.values.shape[1] * packed.values.itemsize
-    while start < len(packed):
-        most = packed.offsets[start] + _PART_BYTES // row_bytes
-        stop = max(start + 1, int(np.searchsorted(packed.offsets, most, side="right")) - 1)
-        rows = PartRows.from_packed(manifest.corpus, inputs, packed, start=start, stop=stop)
+    parts = 0
+    for start, stop in _stretches(offsets, _row_bytes(values)):
+        here = slice(offsets[start], offsets[stop])
+        beside = {name: array[here] for name, array in extras.items()}
+        packed = Packed(values[here], offsets[start : stop + 1] - offsets[start], names[start:stop], beside)
+        rows = PartRows.from_packed(manifest.corpus, [digests[id_] for id_ in packed.ids], packed)
         parts += feature.publish(rows, backend, {"command": "import"}) is not None
-        start = stop
     store.put_manifest(manifest, replace, "cache import")
-    return Imported(spec.name, spec.fingerprint, len(packed), len(manifest) - len(packed), parts)
+    return Imported(spec.name, spec.fingerprint, len(names), len(manifest) - len(names), parts)
 
 
-def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] | None) -> tuple[Packed, bool]:
-    """The file's arrays as packed utterances, and whether ids name them."""
+def _arrange(
+    path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] | None
+) -> tuple[Stored, npt.NDArray[np.int64], list[str], dict[str, Any], bool]:
+    """The file's values, offsets, ids and extras as of `Packed`, and whether ids name the utterances."""
     if "values" not in arrays:  # one array per utterance
-        pieces = {id_: np.atleast_2d(array) for id_, array in arrays.items()}
-        if not pieces:
+        if not arrays:
             raise StoreError(f"{path}: holds no arrays")
-        dim = next(iter(pieces.values())).shape[-1]
-        for id_, piece in pieces.items():
-            if piece.ndim != 2 or piece.shape[1] != dim or piece.dtype.kind not in "fiu":
-                raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)} ({piece.dtype}), not [rows, {dim}]")
-        offsets = np.cumsum([0, *(len(piece) for piece in pieces.values())])
-        arrays, ids = {"values": np.concatenate(list(pieces.values())), "offsets": offsets}, list(pieces)
+        first = next(iter(arrays.values()))
+        dim = first.shape[-1:] or (0,)
+        for id_, piece in arrays.items():
+            if len(piece.shape) not in (1, 2) or piece.shape[-1:] != dim or np.dtype(piece.dtype).kind not in "fiu":
+                raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)} ({piece.dtype}), not [rows, {dim[0]}]")
+        offsets = np.cumsum([0, *(math.prod(piece.shape[:-1]) for piece in arrays.values())])
+        ids, names, dtype = list(arrays), list(arrays), np.result_type(*{piece.dtype for piece in arrays.values()})
+        opened = first.open if isinstance(first, Stored) else lambda held=arrays: nullcontext(held)
+        whole = Stored(path, opened, names, offsets.tolist(), (int(offsets[-1]), *dim), dtype)
+        arrays = {"values": whole, "offsets": offsets}
     elif ids is None and "ids" in arrays:
         ids = [str(id_) for id_ in arrays["ids"].reshape(-1)]
     names = list(manifest.ids if ids is None else ids)
-    values = arrays["values"]
-    if values.ndim != 2 or values.shape[1] < 1 or values.dtype.kind not in "fiu":
+    values: Any = arrays["values"]
+    if len(values.shape) != 2 or values.shape[1] < 1 or np.dtype(values.dtype).kind not in "fiu":
         raise StoreError(f"{path}: values have shape {list(values.shape)} ({values.dtype}), not numbers [rows, dim]")
-    rows = len(values)
+    if not isinstance(values, Stored):
+        values = later(path, lambda: nullcontext(arrays), "values", values)
+    if values.dtype not in (np.float16, np.float32):
+        values = dataclasses.replace(values, dtype=np.dtype(np.float32))
+    rows = values.shape[0]
     offsets = arrays.get("offsets", np.arange(rows + 1))
-    whole = offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) and (offsets[0], offsets[-1]) == (0, rows)
-    if not whole or (offsets[1:] < offsets[:-1]).any():
+    rising = (
+        offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) and (offsets[0], offsets[-1]) == (0, rows)
+    )
+    if not rising or (offsets[1:] < offsets[:-1]).any():
         raise StoreError(f"{path}: offsets do not rise from 0 to the {rows} rows of its values")
     if len(names) != len(offsets) - 1:
         order = "utterances in the manifest; give ids with --ids" if ids is None else "ids"
@@ -156,17 +172,20 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
         )
     if not (lengths := np.diff(offsets)).all():
         raise StoreError(f"{path}: utterance {names[int(lengths.argmin())]!r} has no rows")
-    with np.errstate(over="ignore"):
-        values = values if values.dtype in (np.float16, np.float32) else values.astype(np.float32)
-    if len(bad := np.flatnonzero(~np.isfinite(values).all(axis=1))):
-        number = int(np.searchsorted(offsets, bad[0], side="right")) - 1
-        raise StoreError(f"{path}: utterance {names[number]!r} has values that are not finite")
+    for start in range(0, rows, most := max(1, _PART_BYTES // _row_bytes(values))):
+        if len(bad := np.flatnonzero(~np.isfinite(values[start : start + most]).all(axis=1))):
+            number = int(np.searchsorted(offsets, start + bad[0], side="right")) - 1
+            raise StoreError(f"{path}: utterance {names[number]!r} has values that are not finite")
     extras = {
         name: array
         for name, array in arrays.items()
         if name not in _BESIDE and array.shape == values.shape[:1] and name.isidentifier()
     }
-    return Packed(values, offsets.astype(np.int64), names, extras), ids is not None
+    return values, offsets.astype(np.int64), names, extras, ids is not None
+
+
+def _row_bytes(values: Stored) -> int:
+    return values.shape[1] * np.dtype(values.dtype).itemsize
 
 
 def _file_digest(path: Path) -> str:
@@ -179,35 +198,123 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(path: Path, arrays: Arrays, ids: list[str], about: Mapping[str, Any]) -> None:
-    suffix = path.suffix.lower()
-    if suffix == ".npz":
-        with path.open("xb") as file:
-            np.savez(file, allow_pickle=False, ids=np.array(ids, str), about=json.dumps(about), **arrays)
-    elif suffix == ".safetensors":
-        from safetensors.numpy import save_file
+@dataclass
+class _Outgoing:
+    """A feature's rows on their way to a file: `values` in blocks, and once, after them, what is small beside these."""
 
-        save_file(arrays, path)
+    feature: Feature
+    manifest: Manifest
+    places: list[tuple[Part, int]]
+    about: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        lengths = [part.offsets[row + 1] - part.offsets[row] for part, row in self.places]
+        self.offsets = np.cumsum([0, *lengths], dtype=np.int64)
+        spec, parts = self.feature.spec, dict.fromkeys(part for part, _ in self.places)
+        self.shape, self.dtype = (int(self.offsets[-1]), spec.dim), np.dtype(spec.dtype)
+        shared = [part.record.arrays for part in parts]
+        names = set.intersection(*map(set, shared)) - {"values", "offsets"} if shared else set()
+        self.small: dict[str, npt.NDArray[Any]] = {"offsets": self.offsets}
+        self.small |= {name: np.empty(self.shape[0], shared[0][name].dtype) for name in sorted(names)}
+
+    def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """The values, and which row each block starts with. The extras are filled in on the way."""
+        for start, stop in _stretches(self.offsets, self.shape[1] * self.dtype.itemsize):
+            packed = self.feature.gather(self.places[start:stop], self.manifest.ids[start:stop])
+            for name, array in packed.extras.items():
+                if name in self.small:
+                    self.small[name][self.offsets[start] : self.offsets[stop]] = array
+            yield int(self.offsets[start]), packed.values
+
+    def write_values(self, file: Any) -> None:
+        """Write the bytes of all blocks."""
+        for _, values in self.blocks():
+            file.write(bytes_of(values))
+
+
+def _stretches(offsets: npt.NDArray[np.int64], row_bytes: int) -> Iterator[tuple[int, int]]:
+    """Utterances in stretches of at most `_PART_BYTES`, or of one: the first, and the one after the last."""
+    start, most = 0, _PART_BYTES // row_bytes
+    while start < len(offsets) - 1:
+        stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + most, side="right")) - 1)
+        yield start, stop
+        start = stop
+
+
+def _write(path: Path, rows: _Outgoing) -> None:
+    suffix, ids, about, small = path.suffix.lower(), rows.manifest.ids, rows.about, rows.small
+    if suffix == ".npz":
+        with zipfile.ZipFile(path, "x") as archive:
+            with archive.open("values.npy", "w", force_zip64=True) as file:
+                kind = {"descr": rows.dtype.str, "fortran_order": False, "shape": rows.shape}
+                np.lib.format.write_array_header_1_0(file, kind)
+                rows.write_values(file)
+            for name, array in {**small, "ids": np.array(ids, str), "about": np.array(json.dumps(about))}.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
+    elif suffix == ".safetensors":
+        # The values come last in the file: what is aligned to more bytes stands before them.
+        order = sorted(small, key=lambda name: (-small[name].itemsize, name))
+        header, end = dict[str, Any](), 0
+        for name in [*order, "values"]:
+            kept: Any = rows if name == "values" else small[name]
+            begin, end = end, end + math.prod(kept.shape) * kept.dtype.itemsize
+            dtype = f"{kept.dtype.kind.upper()}{8 * kept.dtype.itemsize}"
+            header[name] = {"dtype": dtype, "shape": kept.shape, "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with path.open("xb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.seek(8 + len(text) + begin)
+            rows.write_values(file)
+            file.seek(8 + len(text))
+            for name in order:
+                file.write(bytes_of(small[name]))
         index_of(path).write_text(json.dumps({"ids": ids, **about}))
     elif suffix == ".zarr":
         import zarr
 
         group = zarr.create_group(path, attributes={"ids": ids, **about})
-        for name, array in arrays.items():
-            # What nobody wrote must not read as zeros: a fill value that no offset or word has, and no chunk left out.
+        options: dict[str, Any] = {"config": {"write_empty_chunks": True}}
+        # What nobody wrote must not read as zeros: a fill value that no offset or word has, and no chunk left out.
+        chunks = (chunk_rows(rows.shape[0]), rows.shape[1])
+        values = group.create_array(
+            "values", shape=rows.shape, chunks=chunks, dtype=rows.dtype, fill_value=np.nan, **options
+        )
+        for start, block in rows.blocks():
+            values[start : start + len(block)] = block
+        for name, array in small.items():
             fill = np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).max
-            group.create_array(name, data=array, fill_value=fill, config={"write_empty_chunks": True})
+            group.create_array(name, data=array, fill_value=fill, **options)
     else:
-        import h5py
+        _, offset = _hdf5(rows)
+        with path.open("xb") as file:
+            file.seek(offset)
+            rows.write_values(file)
+            file.seek(0)
+            file.write(_hdf5(rows)[0][:offset])
 
-        image = io.BytesIO()  # the HDF5 library reports a full disk late, and crashes where one fails
-        with h5py.File(image, "w") as hdf5:
-            for name, array in arrays.items():
-                hdf5.create_dataset(name, data=array)
-            hdf5.create_dataset("ids", data=ids, dtype=h5py.string_dtype(), shape=(len(ids),))
-            # A dataset, since an attribute may hold no more than 64 KB.
-            hdf5.create_dataset("about", data=json.dumps(about), dtype=h5py.string_dtype())
-        write_file(path, [image.getbuffer()])
+
+def _hdf5(rows: _Outgoing) -> tuple[memoryview, int]:
+    """An HDF5 file without its values, which begin at that byte.
+
+    It is made in memory, because the HDF5 library reports a full disk late, and crashes where one fails.
+    """
+    import h5py
+
+    image = io.BytesIO()
+    with h5py.File(image, "w") as hdf5:
+        for name, array in rows.small.items():
+            hdf5.create_dataset(name, data=array)
+        hdf5.create_dataset("ids", data=rows.manifest.ids, dtype=h5py.string_dtype(), shape=(len(rows.places),))
+        # A dataset, since an attribute may hold no more than 64 KB.
+        hdf5.create_dataset("about", data=json.dumps(rows.about), dtype=h5py.string_dtype())
+        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # its place is kept, and nothing is written to it
+        made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        kind, space = h5py.h5t.py_create(rows.dtype), h5py.h5s.create_simple(rows.shape)
+        offset = h5py.h5d.create(hdf5.id, b"values", kind, space, made).get_offset()
+    return image.getbuffer(), len(image.getbuffer()) if offset is None else offset
 
 
 def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
@@ -223,24 +330,23 @@ def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
         raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
     if path.exists() or index_of(path).exists():
         raise WrongUse(f"{path}: exists already; name another file")
-    packed = feature.load(manifest)
-    if cut := [id_ for id_ in packed.ids if "\0" in id_]:
-        raise StoreError(f"{path}: id {cut[0]!r} holds a NUL, which these formats cut off; rename the utterance")
     origin = {"corpus": manifest.corpus, "manifest": manifest.digest, "fingerprint": feature.fingerprint}
     about = {**origin, "spec": feature.spec.to_json()}
-    arrays = {"values": packed.values, "offsets": packed.offsets, **packed.extras}
+    rows = _Outgoing(feature, manifest, feature.places(manifest, range(len(manifest))), about)
+    if cut := [id_ for id_ in manifest.ids if "\0" in id_]:
+        raise StoreError(f"{path}: id {cut[0]!r} holds a NUL, which these formats cut off; rename the utterance")
     with (
-        explain_disk_errors(f"exporting to {path}", path.parent, packed.values.nbytes),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as partial,
+        explain_disk_errors(f"exporting to {path}", path.parent, math.prod(rows.shape) * rows.dtype.itemsize),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as begun,
     ):
         try:
-            _write(Path(partial) / path.name, arrays, packed.ids, about)
+            _write(Path(begun) / path.name, rows)
         except OSError:
             raise
         except Exception as error:  # these libraries raise nearly every kind
             raise StoreError(f"{path}: cannot be written ({str(error)[:200]}); check the disk") from error
-        sync_tree(Path(partial))
-        for file in sorted(Path(partial).iterdir(), reverse=True):  # an index comes before its file
+        sync_tree(Path(begun))
+        for file in sorted(Path(begun).iterdir(), reverse=True):  # an index comes before its file
             os.rename(file, path.with_name(file.name))  # noqa: PTH104
         sync_folder(path.parent)
     return path

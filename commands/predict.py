@@ -1,4 +1,4 @@
-"""`ser predict`: a trained run on new speech."""
+"""`ser predict` and `ser export`: a trained run on new speech, and as a folder that needs no ser."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -63,3 +63,23 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
         for line in [*notes, *(f"note: {note}" for note in found.notes)]:
             say(line, err=True)
     ctx.exit(3 if found.unusable else 0)
+
+
+@click.command()
+@click.argument("run", type=FILE)
+@click.argument("folder", type=FILE)
+@config_options(ExtractionConfig, "models")
+def export(run: Path, folder: Path, **options: Any) -> None:
+    """Write the trained RUN to FOLDER, a new one, so that it runs without ser.
+
+    It holds the weights (model.safetensors), the model as one plain file (model.py), a script that computes the
+    features and calls it (run.py, with torch and what its features need), a model card, and model.onnx where onnx and
+    onnxruntime are installed and the fusion can be written so. Encoder weights stay where they are: run.py checks them.
+
+    \b
+    Example: ser export runs/3f2a91c07b5d4e68 my-model
+    """
+    from ser.export import export as write
+
+    say(write(run, folder, **options), err=True)
+    answer(f"wrote {folder}; python {folder / 'run.py'} --help")

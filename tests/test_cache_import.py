@@ -5,6 +5,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +191,13 @@ def edit(folder: Path, **fields: Any) -> None:
     (folder / "zarr.json").write_text(json.dumps({**metadata, **fields}))
 
 
+def spoil(path: Path) -> None:
+    """A chunk that gzip cannot unpack, which shows when its rows are read."""
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("values", data=VALUES, compression="gzip", chunks=(4, 5))
+        made.id.write_direct_chunk((8, 0), b"spoilt")
+
+
 def link_chunk(folder: Path) -> None:
     (folder / "c/1/0").rename(folder.parent.parent / "chunk")
     (folder / "c/1/0").symlink_to(folder.parent.parent / "chunk")
@@ -230,7 +239,11 @@ EVIL: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "csv with ragged rows": ("x.csv", lambda p: p.write_text("id,a\nu000,1,2\n"), "cannot be read as csv"),
     "zarr with a missing chunk": ("x.zarr", lambda p: evil_zarr(p, lambda f: (f / "c/1/0").unlink()), "2 of 3 chunks"),
     "zarr with a linked chunk": ("x.zarr", lambda p: evil_zarr(p, link_chunk), "symbolic link"),
-    "zarr that claims 2 TB": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, shape=[1 << 37, 5])), "claims"),
+    "zarr that claims 2 TB": (
+        "x.zarr",
+        lambda p: evil_zarr(p, lambda f: edit(f, shape=[1 << 37, 5])),
+        "3 of .* chunks",
+    ),
     "zarr chunk bomb": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, chunk_grid=GRID)), "claims"),
     "zarr codec": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, codecs=[CODEC])), r"numcodecs\.pickle"),
     "zarr with v2 metadata": ("x.zarr", lambda p: evil_zarr(p, lambda f: edit(f, zarr_format=2)), "be read as zarr"),
@@ -240,6 +253,7 @@ EVIL: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda p: dataset(p, (1 << 20, 5), "f4", chunks=(1024, 5)).__setitem__(0, 1),
         "does not hold",
     ),
+    "hdf5 with a chunk that cannot be unpacked": ("x.h5", spoil, "cannot be read as h5"),
     "hdf5 with objects": ("x.h5", lambda p: dataset(p, (2, 2), h5py.ref_dtype), "x.h5"),
     "a folder called npy": ("x.npy", lambda p: p.mkdir(), "not a plain file"),
     "a pipe called npy": ("x.npy", os.mkfifo, "not a plain file"),
@@ -274,3 +288,42 @@ def test_large_imports_are_cut_into_parts(tmp_path: Path, empty: Store, monkeypa
     assert done.parts >= 4 and empty["mine"].spec.level == "token"
     packed = empty["mine"].load(manifest)
     assert np.array_equal(packed.values, np.tile(VALUES, (1, 10))) and packed.offsets.tolist() == offsets.tolist()
+
+
+# Imports a file and exports what came of it, in blocks of 8 MB, and prints by how many bytes the process grew.
+BOUNDED = """
+import sys
+from pathlib import Path
+import h5py, safetensors, zarr
+from ser.cache import transfer
+from ser.cache.store import open_store
+from ser.tests.store_samples import manifest_of
+def most(): return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) << 10
+before, folder, file = most(), Path(sys.argv[1]), sys.argv[2]
+transfer._PART_BYTES, manifest = 8 << 20, manifest_of(1000)
+store = open_store(folder / f"store-{file}", create=True)
+transfer.import_feature(store, "mine", folder / file, "audio", manifest)
+transfer.export(store["mine"], manifest, folder / f"out-{file}")
+print(most() - before)
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the mark")
+def test_files_larger_than_memory_go_through_it(tmp_path: Path) -> None:
+    """400 MB of values within 100 MB, and their numbers unchanged."""
+    values = np.random.default_rng(0).random((100_000, 1000), np.float32)
+    ids, offsets = manifest_of(1000).ids, np.arange(0, 100_001, 100)
+    with h5py.File(tmp_path / "byid.h5", "w") as file:
+        for number, id_ in enumerate(ids):
+            file[id_] = values[100 * number : 100 * number + 100]
+    for name in ("byid.h5", "out-byid.h5", "packed.safetensors"):
+        if name == "packed.safetensors":
+            safetensors.numpy.save_file({"values": values, "offsets": offsets}, tmp_path / name)
+        command = [sys.executable, "-c", BOUNDED, str(tmp_path), name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert int(done.stdout) < 100_000_000
+    with h5py.File(tmp_path / "out-out-byid.h5") as file:
+        assert np.array_equal(file["values"], values) and np.array_equal(file["offsets"], offsets)
+    found = safetensors.numpy.load_file(tmp_path / "out-packed.safetensors")
+    assert np.array_equal(found["values"], values)

@@ -19,7 +19,7 @@ from ser.tests.newcomer import write_inputs
 from ser.tests.tiny_store import make_store
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("cache", "commands", "engines", "extract", "train", "weights")
+ROOMS = ("cache", "commands", "engines", "export", "extract", "train", "weights")
 MAY_IMPORT = {
     "errors": set(),
     "plugins": set(),
@@ -29,8 +29,9 @@ MAY_IMPORT = {
     "extract": {"cache", "engines", "weights", "extract"},
     "train": {"cache", "engines", "train", "weights"},
     "predict": {"cache", "engines", "weights", "extract", "train"},
+    "export": {"cache", "export", "extract", "predict", "train", "weights"},
     "doctor": {"cache", "engines", "weights", "extract", "train"},
-    "commands": {"cache", "commands", "doctor", "engines", "extract", "predict", "train", "weights"},
+    "commands": {"cache", "commands", "doctor", "engines", "export", "extract", "predict", "train", "weights"},
     "cli": {"commands"},
     "__main__": {"cli"},
 }
