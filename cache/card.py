@@ -21,7 +21,7 @@ def card(there: bytes | None, published: Published, specs: Mapping[str, Spec], u
         return there
     import jinja2
 
-    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
     environment.filters["cell"] = lambda text: printable(str(text)).translate({ord(c): f"\\{c}" for c in "|<`[*_"})
     utterances = sum(one.utterances for one in published.manifests.values())
     names = {folder: one.name for folder, one in published.features.items()}

@@ -54,17 +54,17 @@ class Push:
         store: Store,
         url: str,
         features: str | None = None,
-        corpora: str | None = None,
+        corpus: str | None = None,
         with_text: bool = False,
         replace: bool = False,
     ) -> None:
         if split_digest(url)[1]:
             raise WrongUse("a push makes a root digest of its own; leave out what follows the @")
         self._with_text, self._replace = with_text, replace
-        names = corpora.split("+") if corpora else store.corpora() or [None]
+        names = corpus.split("+") if corpus else store.corpora() or [store.only_corpus()]
         known = [store.manifest(name) for name in names]
         self._manifests = known if with_text else [manifest.without_text() for manifest in known]
-        asked = [store.feature(name, corpora) for name in feature_names(features)]
+        asked = [store.feature(name, corpus) for name in feature_names(features)]
         self._features = asked if features else store.features()
         self.remote = Remote(url)
         self._sizes = self.remote.sizes()
@@ -98,16 +98,13 @@ class Push:
         """
         mine: dict[str, PublishedFeature] = {}
         others = 0
-        for feature in self._features:
-            spec = read_small(feature.path / "spec.json")
-            spec = self._put_once(f"{_folder(feature)}/spec.json", spec)
-            mine[_folder(feature)] = PublishedFeature(feature.spec.name, file_record(spec), {})
         with tempfile.TemporaryDirectory() as scratch:
-            for feature, part in self.parts:
-                if (sent := self._send(feature, part, told, Path(scratch))) is None:
-                    others += 1
-                else:
-                    mine[_folder(feature)].parts[part.name] = sent
+            for feature in self._features:
+                sent = {p.name: self._send(f, p, told, Path(scratch)) for f, p in self.parts if f is feature}
+                others += sum(part is None for part in sent.values())
+                spec = self._put_once(f"{_folder(feature)}/spec.json", read_small(feature.path / "spec.json"))
+                parts = {name: part for name, part in sent.items() if part}
+                mine[_folder(feature)] = PublishedFeature(feature.spec.name, file_record(spec), parts)
         for manifest in self._manifests:
             path = f"manifests/{manifest.corpus}/{manifest.digest}.parquet"
             if self._sizes.get(path) != len(manifest.content):
@@ -252,7 +249,7 @@ class Pull:
     """
 
     def __init__(
-        self, url: str, path: Path, features: str | None = None, corpora: str | None = None, replace: bool = False
+        self, url: str, path: Path, features: str | None = None, corpus: str | None = None, replace: bool = False
     ) -> None:
         url, pinned = split_digest(url)
         self.remote, self._path, self._replace = Remote(url), path, replace
@@ -260,7 +257,7 @@ class Pull:
         if not latest:
             raise WrongUse(f"{self.remote.shown}: nothing is published there; `ser cache push URL` does it")
         self.digest = latest
-        self.chosen = self.remote.published(latest).select(features, corpora, self.remote.shown)
+        self.chosen = self.remote.published(latest).select(features, corpus, self.remote.shown)
         asked = [
             (folder, name, part) for folder, one in self.chosen.features.items() for name, part in one.parts.items()
         ]

@@ -207,16 +207,7 @@ dry_option = click.option("--dry-run", is_flag=True, help="Say how much it would
 @dry_option
 @store_option
 @json_option
-def push(
-    url: str,
-    features: str | None,
-    corpus: str | None,
-    with_text: bool,
-    replace: bool,
-    dry_run: bool,
-    store: Path,
-    as_json: bool,
-) -> None:
+def push(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Publish the store at URL (s3://, gs://, hf://datasets/, sftp://, file:// or a path), with a card, README.md.
 
     What is there is not sent again. The answer is the URL with the root digest of what is published there now.
@@ -227,7 +218,7 @@ def push(
     from ser.cache.copies import Push
     from ser.cache.store import open_store
 
-    push = Push(open_store(store), url, features, corpus, with_text, replace)
+    push = Push(open_store(store), url, **options)
     _copy("push", push, dry_run, as_json, lambda update: f"{push.remote.shown}@{push.run(update)}")
 
 
@@ -239,9 +230,7 @@ def push(
 @dry_option
 @store_option
 @json_option
-def pull(
-    url: str, features: str | None, corpus: str | None, replace: bool, dry_run: bool, store: Path, as_json: bool
-) -> None:
+def pull(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Copy what is published at URL into the store; with URL@DIGEST that and nothing else. Every byte is checked.
 
     \b
@@ -249,7 +238,7 @@ def pull(
     """
     from ser.cache.copies import Pull
 
-    pull = Pull(url, store, features, corpus, replace)
+    pull = Pull(url, store, **options)
     _copy("pull", pull, dry_run, as_json, lambda update: pull.run(update) or f"{pull.remote.shown}@{pull.digest}")
 
 
