@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import socket
 import subprocess
 import sys
 import threading
@@ -64,7 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "slow":
             time.sleep(0.5)
         if fault == "lost":
-            self.connection.close()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
             return
         if fault == "short":
             answer.headers.replace_header("Content-Length", str(len(content) // 2))
