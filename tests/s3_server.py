@@ -1,4 +1,4 @@
-"""An S3 server in a process of its own (moto's), and before it a proxy that can fail in every way that a network can."""
+"""An S3 server in a process of its own (moto's), and before it a proxy that fails in all the ways of a network."""
 
 import contextlib
 import http.client
@@ -23,10 +23,10 @@ SKEWED = b"<Error><Code>RequestTimeTooSkewed</Code><Message>The request time dif
 
 
 class Proxy(ThreadingHTTPServer):
-    """`fault(method, path, number)`, if set, says what happens to a request; `done` lists those that the server has done.
+    """`fault(method, path, number)`, if set, says what happens to a request; `done` lists what the server has done.
 
-    "500" and "skewed" are answers, "cut" one whose body ends too early, "lost" none, "short" one that says that its half
-    is all, and "slow" comes late.
+    "500" and "skewed" are answers, "cut" one whose body ends too early, "short" one that says that its half is all,
+    "lost" is none, and "slow" comes late.
     """
 
     daemon_threads = True

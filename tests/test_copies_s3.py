@@ -53,7 +53,9 @@ def whole(path: Path, like: Store) -> bool:
     files = [file for part in parts for name in part.record.files for file in [part.folder / name]]
     copies = [path / file.relative_to(like.path) for file in files]
     there = [copy for copy in copies if copy.exists()]
-    assert all(copy.read_bytes() == file.read_bytes() for copy, file in zip(copies, files, strict=True) if copy.exists())
+    assert all(
+        copy.read_bytes() == file.read_bytes() for copy, file in zip(copies, files, strict=True) if copy.exists()
+    )
     return len(there) == len(files)
 
 
