@@ -13,6 +13,7 @@ import huggingface_hub.constants
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import _registry
 
 from ser.cache.remote import redacted
 from ser.cache.spec import canonical_json
@@ -220,7 +221,7 @@ def test_the_hub_is_not_asked_while_offline(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in refused("pull", url, "--store", tmp_path / "got")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setitem(fsspec.registry._registry, "hf", Hub)
+    monkeypatch.setitem(_registry, "hf", Hub)
     pinned = push(tmp_path / "s", url)
     assert (tmp_path / "hub/datasets/me/features@main/README.md").exists()
     shutil.rmtree(next((tmp_path / "hub").rglob("frames")))
