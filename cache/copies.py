@@ -15,10 +15,9 @@ from typing import Any
 
 import msgspec
 
-from ser.errors import CorruptStore, StoreError, WrongUse
+from ser.errors import CorruptStore, StoreError, WrongUse, printable
 
 from .atomic_io import explain_disk_errors, move_into_place, read_small, sync_tree, workspace, write_file
-from .card import card
 from .feature import Feature
 from .manifest import Manifest
 from .part import Part, PartRecord, PartRows, publish
@@ -92,7 +91,7 @@ class Push:
         return self.remote.published(latest.decode(errors="replace").strip()) if latest else Published()
 
     def run(self, told: Told = lambda _: None) -> str:
-        """Push what is not there. Returns the root digest.
+        """Push what is not there. Returns the URL with the root digest of all that is published there now.
 
         Raises `StoreError` if another push has begun a part with other numbers; all else is published then.
         """
@@ -115,7 +114,7 @@ class Push:
                 f"{self.remote.shown}: all but {others} parts are published (@{digest}), which another push has begun "
                 "with other numbers; run this again when that is done, or with --replace if nobody does it any more"
             )
-        return digest
+        return f"{self.remote.shown}@{digest}"
 
     def _put_once(self, path: str, content: bytes) -> bytes:
         """Put a file there unless there is one. Returns what is there then."""
@@ -175,7 +174,7 @@ class Push:
             specs = {folder: self.remote.fetch(f"{folder}/spec.json", one.spec) for folder, one in features.items()}
             parsed = {folder: parse_checksummed(spec, Spec, folder) for folder, spec in specs.items()}
             files = {RECORD.format(digest): merged.content}
-            files["README.md"] = card(self.remote.read("README.md"), merged, parsed, f"{self.remote.shown}@{digest}")
+            files["README.md"] = _card(self.remote.read("README.md"), merged, parsed, f"{self.remote.shown}@{digest}")
             for corpus in sorted({manifest.corpus for manifest in self._manifests}):
                 files[f"manifests/{corpus}/latest"] = f"{manifests[corpus].file.sha256}\n".encode()
             for path, content in files.items():
@@ -193,6 +192,7 @@ class Push:
         return _takes_place(held, manifest, self._replace, self.remote.shown)
 
 
+_WRITTEN_HERE = b"<!-- written by `ser cache push`"
 _WITHOUT_TEXT = {"values", "offsets", "word"}  # arrays that spell no word
 
 
@@ -242,6 +242,18 @@ def _takes_place(held: Manifest, other: Manifest, replace: bool, where: object) 
     return True
 
 
+def _card(there: bytes | None, published: Published, specs: Mapping[str, Spec], url: str) -> bytes:
+    """The card, README.md, of what is published, or what is there where somebody has written it anew."""
+    if there is not None and _WRITTEN_HERE not in there:
+        return there
+    import jinja2
+
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # no HTML
+    environment.filters["cell"] = lambda text: printable(str(text)).translate({ord(c): f"\\{c}" for c in "|<`[*_"})
+    template = environment.from_string(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
+    return template.render(published=published, specs=specs, url=url).encode()
+
+
 class Pull:
     """Copy what is published at a URL, `…@DIGEST` for nothing else, into a store: see `parts`, `bytes` and `run`.
 
@@ -269,9 +281,10 @@ class Pull:
             fault = f"{len(others)} parts, such as {others[0].parent}, are not those of {self.remote.shown}@{pinned}"
             raise WrongUse(f"{path}: {fault}; name a new folder with --store")
 
-    def run(self, told: Told = lambda _: None) -> None:
+    def run(self, told: Told = lambda _: None) -> str:
         """Pull what is not here: parts one by one, each checked down to its last byte, then the manifests.
 
+        Returns the URL with the root digest.
         The manifest of a corpus that is new here comes first, so that the store says what it lacks.
         """
         store = open_store(self._path, create=True)
@@ -293,6 +306,7 @@ class Pull:
             self._fetch(store, features[folder], f"{folder}/parts/{name}", part, told)
         for manifest in later:
             store.put_manifest(manifest, self._replace, "cache pull")
+        return f"{self.remote.shown}@{self.digest}"
 
     def _manifest(self, corpus: str, one: PublishedManifest) -> Manifest:
         path = f"manifests/{corpus}/{one.file.sha256}.parquet"

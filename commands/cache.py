@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -218,8 +218,7 @@ def push(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) ->
     from ser.cache.copies import Push
     from ser.cache.store import open_store
 
-    push = Push(open_store(store), url, **options)
-    _copy("push", push, dry_run, as_json, lambda update: f"{push.remote.shown}@{push.run(update)}")
+    _copy("push", Push(open_store(store), url, **options), dry_run, as_json)
 
 
 @cache.command()
@@ -238,18 +237,17 @@ def pull(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) ->
     """
     from ser.cache.copies import Pull
 
-    pull = Pull(url, store, **options)
-    _copy("pull", pull, dry_run, as_json, lambda update: pull.run(update) or f"{pull.remote.shown}@{pull.digest}")
+    _copy("pull", Pull(url, store, **options), dry_run, as_json)
 
 
-def _copy(what: str, copy: Any, dry_run: bool, as_json: bool, run: Callable[[Callable[[int], Any]], str]) -> None:
+def _copy(what: str, copy: Any, dry_run: bool, as_json: bool) -> None:
     """Do it with a bar, and say what was done."""
     facts = {"parts": len(copy.parts), "bytes": copy.bytes, "there": copy.there}
     if dry_run:
         answer(facts if as_json else _copied(f"to {what}", copy))
         return
     with progress(copy.bytes, what, "B", unit_scale=True) as bar:
-        url = run(bar.update)
+        url = copy.run(bar.update)
     answer({"url": url, **facts} if as_json else f"{url}\n{_copied(f'{what}ed', copy)}")
 
 
