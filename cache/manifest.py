@@ -187,9 +187,15 @@ class Manifest:
         about, others = (self.synthetic, self.parent), (other.synthetic, other.parent)
         return self.table.equals(other.table) and about == others
 
+    def without_text(self) -> "Manifest":
+        """The same utterances without their transcripts, whose digests stay: text features still join to them."""
+        nulls = pa.nulls(len(self), pa.string())
+        table = self.table.set_column(SCHEMA.get_field_index("text"), SCHEMA.field("text"), nulls)
+        return Manifest(self.corpus, table, self.synthetic, self.parent)
+
     def lost(self, other: "Manifest") -> list[str]:
         """The ids that `other` does not have, or no more with the audio or the transcript that they have here."""
-        columns = ("id", "audio_sha256", "text_sha256")
+        columns = ("id", "audio_sha256", "text", "text_sha256")
 
         def held(manifest: Manifest) -> set[tuple[str, str]]:
             pairs = [(name, zip(manifest.ids, manifest.column(name), strict=True)) for name in columns]

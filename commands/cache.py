@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from .options import BACKENDS, FILE, corpus_option, json_option, store_option
-from .output import answer, progress, safe
+from .options import BACKENDS, FILE, corpus_option, json_option, read_store_option, store_option
+from .output import answer, progress, safe, say
 
 
 @click.group()
@@ -19,7 +19,7 @@ def cache() -> None:
 
 
 @cache.command("list")
-@store_option
+@read_store_option
 @json_option
 def list_(store: Path, as_json: bool) -> None:
     """Every feature in the store: rows, size, fingerprint, and the model it comes from.
@@ -30,7 +30,7 @@ def list_(store: Path, as_json: bool) -> None:
     from ser.cache.maintain import list_features
     from ser.cache.store import open_store
 
-    found = list_features(open_store(store))
+    found = list_features(open_store(pulled(store)))
     if as_json:
         answer([asdict(one) for one in found])
         return
@@ -50,7 +50,7 @@ def list_(store: Path, as_json: bool) -> None:
 @cache.command()
 @click.argument("name")
 @corpus_option
-@store_option
+@read_store_option
 @json_option
 def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
     """How feature NAME was made: everything that its fingerprint covers, and where it came from.
@@ -61,7 +61,7 @@ def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
     from ser.cache.maintain import feature_info
     from ser.cache.store import open_store
 
-    opened = open_store(store)
+    opened = open_store(pulled(store, name, corpus))
     facts = feature_info(opened, opened.feature(name, corpus))
     answer(facts if as_json else "\n".join(_lines(facts)))
 
@@ -78,7 +78,7 @@ def _lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
 @cache.command()
 @click.option("--repair", is_flag=True, help="Move bad parts to bad/, so that `ser features` computes them again.")
 @click.option("--fresh", is_flag=True, help="Check again what an interrupted pass found good less than a day ago.")
-@store_option
+@read_store_option
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: bool) -> None:
@@ -92,7 +92,7 @@ def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: 
 
     checked, size, start = [], 0, time.perf_counter()
     with progress(None, "verify") as bar:
-        for one in verify_store(open_store(store), repair, fresh):
+        for one in verify_store(open_store(pulled(store)), repair, fresh):
             checked.append(one)
             size += one.bytes
             rate = size / 1e9 / (time.perf_counter() - start)
@@ -153,7 +153,7 @@ def import_(name: str, file: Path, store: Path, as_json: bool, manifest: Path | 
 @click.argument("file", type=FILE)
 @click.option("--backend", type=BACKENDS, help="FILE is a store: copy the parts to it, bit for bit.")
 @corpus_option
-@store_option
+@read_store_option
 def export(name: str, file: Path, backend: str | None, corpus: str | None, store: Path) -> None:
     """Write feature NAME to one FILE: .h5, .zarr, .npz or .safetensors (with an index beside it).
 
@@ -165,7 +165,7 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
     from ser.cache import transfer
     from ser.cache.store import open_store
 
-    opened = open_store(store)
+    opened = open_store(pulled(store, name, corpus))
     manifest = opened.manifest(corpus)
     feature = opened.feature(name, manifest.corpus)
     if backend:
@@ -174,6 +174,81 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
         answer(f"copied {len(copied)} parts to {file}" + (f"; {there} are there already" if there else ""))
     else:
         answer(f"wrote {transfer.export(feature, manifest, file)}")
+
+
+def pulled(store: Path | str, features: str | None = None, corpora: str | None = None) -> Path:
+    """The store's folder; of a URL, the user's copy of it, to which these features and corpora are pulled first."""
+    if isinstance(store, Path):
+        return store
+    from ser.cache.copies import Pull, cache_folder
+
+    pull = Pull(store, folder := cache_folder(store), features, corpora, replace=True)
+    say(f"{_copied('to pull', pull)} to {folder}", err=True)
+    with progress(pull.bytes, "pull", "B", unit_scale=True) as bar:
+        pull.run(bar.update)
+    return folder
+
+
+def _copied(what: str, copy: Any) -> str:
+    return f"{len(copy.parts)} parts, {copy.bytes / 1e6:.1f} MB {what}, {copy.there} there already"
+
+
+copied_features = click.option("--features", metavar="A+B", help="Only these; all by default.")
+copied_corpora = click.option("--corpus", metavar="A[+B]", help="Only these; all by default.")
+dry_option = click.option("--dry-run", is_flag=True, help="Say how much it would take, and stop.")
+
+
+@cache.command()
+@click.argument("url")
+@copied_features
+@copied_corpora
+@click.option("--with-text", is_flag=True, help="Publish transcripts and token ids too.")
+@click.option("--replace", is_flag=True, help="Let manifests and parts take the place of other ones that are there.")
+@dry_option
+@store_option
+@json_option
+def push(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Publish the store at URL (s3://, gs://, hf://datasets/, sftp://, file:// or a path), with a card, README.md.
+
+    What is there is not sent again. The answer is the URL with the root digest of what is published there now.
+
+    \b
+    Example: ser cache push s3://bucket/iemocap --features hubert+mpnet
+    """
+    from ser.cache.copies import Push
+    from ser.cache.store import open_store
+
+    _copy("push", Push(open_store(store), url, **options), dry_run, as_json)
+
+
+@cache.command()
+@click.argument("url")
+@copied_features
+@copied_corpora
+@click.option("--replace", is_flag=True, help="Let a manifest take the place of one that has more.")
+@dry_option
+@store_option
+@json_option
+def pull(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Copy what is published at URL into the store; with URL@DIGEST that and nothing else. Every byte is checked.
+
+    \b
+    Example: ser cache pull s3://bucket/iemocap --features hubert --store features
+    """
+    from ser.cache.copies import Pull
+
+    _copy("pull", Pull(url, store, **options), dry_run, as_json)
+
+
+def _copy(what: str, copy: Any, dry_run: bool, as_json: bool) -> None:
+    """Do it with a bar, and say what was done."""
+    facts = {"parts": len(copy.parts), "bytes": copy.bytes, "there": copy.there}
+    if dry_run:
+        answer(facts if as_json else _copied(f"to {what}", copy))
+        return
+    with progress(copy.bytes, what, "B", unit_scale=True) as bar:
+        url = copy.run(bar.update)
+    answer({"url": url, **facts} if as_json else f"{url}\n{_copied(f'{what}ed', copy)}")
 
 
 @cache.command()

@@ -73,7 +73,14 @@ def sweep(
     from ser.train.recipe import read_recipe
     from ser.train.sweep import estimate_sweep, on_features, plan_sweep, run_sweep
 
-    table = read_recipe(recipe, **{name: value for name, value in options.items() if value not in (None, (), False)})
+    given = {name: value for name, value in options.items() if value not in (None, (), False)}
+    table = read_recipe(recipe, **given)
+    if isinstance(options["store"], str):
+        from .cache import pulled
+
+        asked = {name for cell in table.cells for name in (cell.experiment.features, cell.experiment.views) if name}
+        given["store"] = pulled(options["store"], features or "+".join(sorted(asked)), options["corpus"])
+        table = read_recipe(recipe, **given)
     table = on_features(table, features) if features else table
     planned = plan_sweep(table, shard, elsewhere=scheduler is not None)
     tasks = planned.open_tasks

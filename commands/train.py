@@ -61,6 +61,11 @@ def train(
                 raise click.UsageError(f"--resume RUN goes on as that run was asked for; leave out {option.opts[0]}")
         experiment, jobs = resumed(one_run)
     else:
+        if isinstance(options["store"], str):
+            from .cache import pulled
+
+            asked = "+".join(filter(None, (options["features"], options["views"])))
+            options["store"] = pulled(options["store"], asked, options["corpus"])
         experiment = Experiment(**options, resume=resume is not None)
         jobs = prepare(experiment)
     ahead = estimate(jobs)

@@ -17,6 +17,7 @@ import pytest
 HEAVY_FILES = (
     "test_benchmarks",
     "test_cluster",
+    "test_copies_s3",
     "test_corpora_counts",
     "test_engines",
     "test_extract_encoders",

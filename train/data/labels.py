@@ -200,7 +200,10 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
         turns=np.array(turns, dtype=np.int64),
         rows=rows,
         left_out=Counter((raw[row] or "none") + (f" of {names[row]}" if names else "") for row in out),
-        texts=[" ".join(re.findall(r"[^\W_]+", (text or "").casefold())) or None for text in column("text")],
+        texts=[
+            digest if text is None else " ".join(re.findall(r"[^\W_]+", text.casefold())) or None
+            for text, digest in zip(column("text"), column("text_sha256"), strict=True)
+        ],
         dimensions=np.array([column(name) for name in DIMENSIONS], dtype=np.float64).T,
         votes=soft_labels(policy, column("votes"), labels),
         undecided=np.array(open_ones)[rows],

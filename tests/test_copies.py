@@ -1,0 +1,247 @@
+"""What push publishes and pull brings back, and what neither does. With an S3 server: test_copies_s3.py."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import huggingface_hub.constants
+import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import _registry
+
+from ser.cache.remote import redacted
+from ser.cache.spec import canonical_json
+from ser.cache.store import Manifest, PartRows, Store, open_store
+from ser.cache.verify import verify
+from ser.tests.command_line import ser
+from ser.tests.store_samples import check_whole, fill, manifest_of, rewrite_record, sample_store, spec_of, values_of
+from ser.tests.test_cache_hostile import LIES
+
+
+def push(store: Path, url: object, *options: object) -> str:
+    done = ser("cache", "push", url, "--store", store, *options)
+    assert done.exit_code == 0, done.stderr
+    return done.stdout.splitlines()[0]
+
+
+def refused(*words: object) -> str:
+    """A command's one sentence."""
+    done = ser("cache", *words)
+    assert done.exit_code in (1, 2) and done.stdout == "", done
+    said = [line for line in done.stderr.splitlines() if line.startswith("ser: ")]
+    assert len(said) == 1 and "unexpected" not in said[0], done.stderr
+    return said[0]
+
+
+def sound(path: Path) -> Store:
+    assert not [one for one in verify(open_store(path), fresh=True) if one.problem]
+    return open_store(path)
+
+
+def with_tokens(path: Path, backend: str) -> tuple[Store, Manifest]:
+    """A store of a text feature whose token ids spell the transcripts."""
+    store, manifest = open_store(path, create=True), manifest_of(10)
+    store.put_manifest(manifest)
+    feature = store.add(spec_of("token", feature="words"))
+    arrays = values_of(manifest, feature.spec)
+    extras = {name: [array[:, 0].astype("int32") for array in arrays.values()] for name in ("word", "token")}
+    rows = PartRows("toy", manifest.ids, manifest.inputs("text"), list(arrays.values()), extras)
+    feature.publish(rows, backend)
+    return store, manifest
+
+
+@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
+def test_what_is_pulled_is_what_was_pushed_without_its_words(backend: str, tmp_path: Path) -> None:
+    _, feature, manifest, arrays = sample_store(tmp_path / "s", backend)
+    store, _ = with_tokens(tmp_path / "s", backend)
+    pinned = push(tmp_path / "s", tmp_path / "pub")
+    assert ser("cache", "pull", f"file://{pinned}", "--store", tmp_path / "got").exit_code == 0
+    got = sound(tmp_path / "got")
+    check_whole(got["frames"], got.manifest(), arrays)
+    assert [part.record for part in got["frames"].parts()] == [part.record for part in feature.parts()]
+    assert set(got.manifest().column("text")) == {None} and got.manifest().inputs("text") == manifest.inputs("text")
+    mine, theirs = store["words"].load(manifest), got["words"].load(got.manifest())
+    assert theirs.values.tobytes() == mine.values.tobytes() and {*mine.extras} - {*theirs.extras} == {"token"}
+    assert not [file for file in (tmp_path / "pub").rglob("*") if file.is_file() and b"number 3" in file.read_bytes()]
+    assert sound(tmp_path / "pub")["frames"].complete(manifest)  # what lies there is a store
+    assert ser("cache", "push", tmp_path / "pub", "--store", tmp_path / "s", "--json").stdout.count('"bytes": 0') == 1
+    push(tmp_path / "s", tmp_path / "open", "--with-text")
+    assert ser("cache", "pull", tmp_path / "open", "--store", tmp_path / "told").exit_code == 0
+    assert sound(tmp_path / "told").manifest().same(manifest)
+    assert {*open_store(tmp_path / "told")["words"].load(manifest).extras} == {"word", "token"}
+    assert ser("cache", "pull", pinned, "--store", tmp_path / "told").exit_code == 1 + 1  # its parts are others
+    assert ser("cache", "pull", tmp_path / "pub", "--store", tmp_path / "told").exit_code == 0
+    assert open_store(tmp_path / "told").manifest().same(manifest)  # no transcript is lost
+
+
+def test_a_digest_names_what_was_published_and_nothing_else(tmp_path: Path) -> None:
+    sample_store(tmp_path / "s", "zarr")
+    first = push(tmp_path / "s", tmp_path / "pub")
+    sample_store(tmp_path / "s", "zarr", level="utterance")
+    second = push(tmp_path / "s", tmp_path / "pub")
+    assert first != second == push(tmp_path / "s", tmp_path / "pub")
+    assert ser("cache", "pull", first, "--store", tmp_path / "old").exit_code == 0
+    assert [one.spec.name for one in sound(tmp_path / "old").features()] == ["frames"]
+    assert "is missing" in refused("pull", f"{tmp_path / 'pub'}@{'0' * 64}", "--store", tmp_path / "x")
+    (record,) = (tmp_path / "pub").glob(f"published-{second[-64:]}.json")
+    record.write_bytes(record.read_bytes() + b" ")
+    assert "not what its digest names" in refused("pull", second, "--store", tmp_path / "x")
+    data = sorted((tmp_path / "pub/frames").glob("*/parts/*/data.zarr/values/c/0/0"))[-1]
+    content = data.read_bytes()
+    data.write_bytes(bytes(len(content)))
+    assert "its sha256 is not" in refused("pull", first, "--store", tmp_path / "x")
+    assert not sound(tmp_path / "x")["frames"].complete(manifest_of(10))  # pulled halfway: incomplete, never wrong
+    data.write_bytes(content)
+    assert "2 already" in ser("cache", "pull", first, "--store", tmp_path / "x", "--dry-run").stdout.replace(
+        "there ", ""
+    )
+    assert ser("cache", "pull", first, "--store", tmp_path / "x").exit_code == 0
+    assert sound(tmp_path / "x")["frames"].complete(manifest_of(10))
+
+
+def republish(pub: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Publish something else there, with true digests, as an attacker would."""
+    record = json.loads((pub / f"published-{(pub / 'published-latest').read_text().strip()}.json").read_bytes())
+    change(record)
+    content = canonical_json(record)
+    digest = hashlib.sha256(content).hexdigest()
+    (pub / f"published-{digest}.json").write_bytes(content)
+    (pub / "published-latest").write_text(f"{digest}\n")
+
+
+def moved(key: str, to: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda record: record[key].__setitem__(to, record[key].pop(next(iter(record[key]))))
+
+
+def a_part(record: dict[str, Any]) -> dict[str, Any]:
+    return next(iter(next(iter(record["features"].values()))["parts"].values()))
+
+
+RECORD_LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a feature elsewhere": moved("features", "../../x/0123456789abcdef"),
+    "a fingerprint elsewhere": moved("features", "frames/../../../x"),
+    "a corpus elsewhere": moved("manifests", ".."),
+    "another feature": moved("features", "other/0123456789abcdef"),
+    "a digest elsewhere": lambda r: r["manifests"]["toy"]["file"].__setitem__("sha256", "../../../etc/passwd"),
+    "a huge part": lambda r: a_part(r).__setitem__("bytes", 1 << 60),
+    "a huge record": lambda r: a_part(r)["record"].__setitem__("bytes", 1 << 60),
+    "a part of another corpus": lambda r: a_part(r).__setitem__("corpus", "else"),
+    "a newer format": lambda r: r.__setitem__("format_version", 2),
+    "nothing": lambda r: r.clear(),
+}
+SOME = ("a chunk bomb", "another dimension", "a block outside its file", "a file with ..", "another fingerprint")
+
+
+@pytest.mark.parametrize("lie", [*RECORD_LIES, *SOME])
+def test_what_a_stranger_publishes_is_not_trusted(lie: str, tmp_path: Path) -> None:
+    sample_store(tmp_path / "s", "zarr", count=4)
+    push(tmp_path / "s", tmp_path / "pub")
+    if lie in LIES:
+        path = next((tmp_path / "pub/frames").glob("*/parts/*/part.json"))
+        rewrite_record(path, LIES[lie])
+        file = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        size = sum(one["bytes"] for one in json.loads(path.read_bytes())["files"].values())
+        republish(tmp_path / "pub", lambda r: a_part(r).update(record=file, bytes=size))
+    else:
+        republish(tmp_path / "pub", RECORD_LIES[lie])
+    before = {*tmp_path.rglob("*")}
+    if lie == "a part of another corpus":
+        ser("cache", "pull", tmp_path / "pub", "--store", tmp_path / "a/b/got")
+    else:
+        refused("pull", tmp_path / "pub", "--store", tmp_path / "a/b/got")
+    made = {*tmp_path.rglob("*")} - before - {tmp_path / "a", tmp_path / "a/b"}
+    assert all(path.is_relative_to(tmp_path / "a/b/got") for path in made)
+    if made:
+        assert not any(feature.parts() for feature in sound(tmp_path / "a/b/got").features())
+
+
+def test_latest_goes_backwards_for_nobody(tmp_path: Path) -> None:
+    sample_store(tmp_path / "large", "zarr", count=10)
+    sample_store(tmp_path / "small", "zarr", count=4)
+    push(tmp_path / "large", tmp_path / "pub")
+    assert "6 of them" in refused("push", tmp_path / "pub", "--store", tmp_path / "small")
+    push(tmp_path / "small", tmp_path / "pub", "--replace")
+    assert "10 utterances there" in refused("pull", tmp_path / "pub", "--store", tmp_path / "large")
+    assert len(sound(tmp_path / "large").manifest()) == 10
+    assert ser("cache", "pull", tmp_path / "pub", "--store", tmp_path / "large", "--replace").exit_code == 0
+    assert len(sound(tmp_path / "large").manifest()) == 4
+
+
+def test_only_what_is_asked_for(tmp_path: Path) -> None:
+    store, feature, *_ = sample_store(tmp_path / "s", "zarr")
+    sample_store(tmp_path / "s", "zarr", level="utterance")
+    other = replace(manifest_of(5, "other"), synthetic=True)
+    store.put_manifest(other)
+    fill(feature, other, values_of(other, feature.spec), "zarr")
+    push(tmp_path / "s", tmp_path / "pub")
+    about = json.loads(ser("cache", "pull", tmp_path / "pub", "--dry-run", "--json", "--corpus", "other").stdout)
+    assert about["parts"] == 2 and about["bytes"] == sum(p.bytes for p in feature.parts() if p.record.corpus == "other")
+    words = ["pull", tmp_path / "pub", "--store", tmp_path / "got", "--corpus", "other"]
+    assert ser("cache", *words, "--features", "frames:hop=0.1").exit_code == 0
+    got = sound(tmp_path / "got")
+    assert got.corpora() == ["other"] and got["frames"].complete(other) and len(got.features()) == 1
+    assert "did you mean frames" in refused(*words, "--features", "frame")
+
+
+def test_the_card_says_how_the_features_were_made(tmp_path: Path) -> None:
+    store, manifest = open_store(tmp_path / "s", create=True), manifest_of(3, "iemocap")
+    store.put_manifest(manifest)
+    feature = store.add(spec_of(feature="is13", extractor="smile", provenance={"model": "a|b <script>"}))
+    fill(feature, manifest, values_of(manifest, feature.spec), "zarr")
+    pinned = push(tmp_path / "s", tmp_path / "pub")
+    text = (tmp_path / "pub/README.md").read_text()
+    assert text.startswith("---\npretty_name:") and pinned in text and feature.fingerprint in text
+    assert "sail.usc.edu/iemocap" in text and "research and non-commercial" in text and "a\\|b \\<script>" in text
+    (tmp_path / "pub/README.md").write_text("mine")
+    push(tmp_path / "s", tmp_path / "pub")
+    assert (tmp_path / "pub/README.md").read_text() == "mine"
+
+
+def test_the_hub_is_not_asked_while_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in has the Hub's paths; with HF_HUB_OFFLINE nobody is asked."""
+
+    class Hub(DirFileSystem):
+        protocol = "hf"
+
+        def __init__(self, **_: Any) -> None:
+            super().__init__(str(tmp_path / "hub"), LocalFileSystem(auto_mkdir=True))
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return path.removeprefix("hf://")
+
+    sample_store(tmp_path / "s", "hdf5")
+    url = "hf://datasets/me/features@main"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in refused("pull", url, "--store", tmp_path / "got")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setitem(_registry, "hf", Hub)
+    pinned = push(tmp_path / "s", url)
+    assert (tmp_path / "hub/datasets/me/features@main/README.md").exists()
+    shutil.rmtree(next((tmp_path / "hub").rglob("frames")))
+    assert "no such bucket, repository" in refused("pull", pinned, "--store", tmp_path / "got")
+    assert not sound(tmp_path / "got").features()
+
+
+def test_a_url_that_cannot_be_used_is_one_sentence_without_its_password(tmp_path: Path, monkeypatch: Any) -> None:
+    sample_store(tmp_path / "s", "zarr", count=2)
+    url = "sftp://me:secret@127.0.0.1:9/x"
+    assert "secret" not in refused("push", url, "--store", tmp_path / "s")
+    assert (
+        redacted("at https://u:p@host/a?X-Sig=1 and hf://datasets/a/b@main")
+        == "at https://host/a and hf://datasets/a/b@main"
+    )
+    assert "cannot be used" in refused("push", "nosuch://x/y", "--store", tmp_path / "s")
+    assert "must be a path" in ser("features", "c", "--store", "s3://a/b").stderr
+
+    def absent(*_: object, **__: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "url_to_fs", absent)
+    assert "pip install 'ser-fusion[cloud]'" in refused("push", "s3://a/b", "--store", tmp_path / "s")
