@@ -132,9 +132,13 @@ class Feature:
 
         Raises `MissingRows` if some are not in the store and `CorruptStore` if one cannot be trusted.
         """
+        rows = range(len(manifest)) if rows is None else rows
+        return self.gather(self.find(manifest, rows), [manifest.ids[row] for row in rows])
+
+    def find(self, manifest: Manifest, rows: Sequence[int]) -> list[Place]:
+        """Where these manifest rows lie, for `gather`. Raises `MissingRows` if some are not in the store."""
         self.parts()
         keys = self.keys(manifest)
-        rows = range(len(keys)) if rows is None else rows
         wanted = [keys[row] for row in rows]
         if lacking := [key for key in wanted if key not in self._rows]:
             known = sum(key in self._quarantined for key in lacking)
@@ -142,7 +146,7 @@ class Feature:
             fault = f"{len(lacking)} of {len(wanted)} utterances of corpus {manifest.corpus}{quarantined}"
             command = f"ser features CORPUS --features {self.spec.name} --store {self.store}{retry}"
             raise MissingRows(f"{self.spec.name} lacks {fault} (such as {lacking[0][1]!r}); run `{command}`")
-        return self.gather([self._rows[key] for key in wanted], [manifest.ids[row] for row in rows])
+        return [self._rows[key] for key in wanted]
 
     def __getitem__(self, id_: str) -> npt.NDArray[Any]:
         """One utterance, `[n, dim]`, or `[dim]` at utterance level, in the stored dtype.

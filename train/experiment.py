@@ -85,7 +85,7 @@ class Progress:
 def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]:
     """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
     _check_options(experiment)
-    names = ("labels", "limit", "allow_missing", "views", "only", "target")
+    names = ("labels", "limit", "allow_missing", "views", "only", "target", "memory")
     asked = {name: getattr(experiment, name) for name in names}
     corpora = corpora_of(experiment.protocol, experiment.corpus)
     what = experiment.store, experiment.features, experiment.fusion, corpora

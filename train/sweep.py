@@ -54,6 +54,7 @@ class TaskGroup:
 
     tasks: tuple[SweepTask, ...]
     shared: Path | None = None  # where processes of one machine share what they have loaded
+    workers: int = 1  # so many, with one budget of memory
 
     @property
     def name(self) -> str:
@@ -89,9 +90,9 @@ class Sweep:
         return [task for task in self.tasks if not task.run.finished]
 
 
-def prepare_once(shared: Path | None = None) -> Callable[[Experiment], list[Job]]:
+def prepare_once(shared: Path | None = None, workers: int = 1) -> Callable[[Experiment], list[Job]]:
     """`prepare`, which works on each experiment once and keeps what it reads, see `DataCache`."""
-    return cache(partial(prepare, cache=DataCache(shared)))
+    return cache(partial(prepare, cache=DataCache(shared, workers)))
 
 
 def on_features(recipe: Recipe, features: str) -> Recipe:
@@ -246,14 +247,15 @@ def run_sweep(
         out = Path(tasks[0].experiment.out) / SHARED
         remove_leftovers(out)
         with workspace(out) as folder:
-            for outcomes in engines.run(train_group, [replace(group, shared=folder) for group in groups], workers):
+            groups = [replace(group, shared=folder, workers=workers) for group in groups]
+            for outcomes in engines.run(train_group, groups, workers):
                 os.utime(folder)  # still in use
                 yield from outcomes
 
 
 def train_group(group: TaskGroup) -> list[Outcome]:
     """Fit the tasks of one group together. What they read is kept by the worker for the tasks that follow."""
-    with engines.cached(("sweep", group.shared), lambda: prepare_once(group.shared)) as prepared:
+    with engines.cached(("sweep", group.shared), lambda: prepare_once(group.shared, group.workers)) as prepared:
         jobs = [prepared(task.experiment)[task.number] for task in group.tasks]
         runs = train_jobs(jobs, Path(group.tasks[0].experiment.out), resume=True)
     faults = [str(run) if isinstance(run, Diverged) else None for run in runs]
