@@ -72,6 +72,8 @@ def train(
         f"{ahead.utterances:,} utterances{sizes and f' ({sizes})'}, {ahead.runs} runs × {most}{ahead.epochs} epochs, "
         f"{ahead.updates:,} updates, {most}about {duration(ahead.seconds)}"
     )
+    if ahead.streamed:
+        words += f"; {' and '.join(ahead.streamed)} read from the store as needed, the rest in memory"
     if dry_run:
         answer(vars(ahead) if as_json else words)
         return

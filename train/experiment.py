@@ -286,6 +286,7 @@ class Estimate:
     seconds: float
     at_most: bool  # as patience may end a run before
     corpora: dict[str, dict[str, int]]  # of several, how many utterances of each class
+    streamed: tuple[str, ...] = ()  # the modalities that are read from the store as they are needed
 
     @property
     def seconds_per_run(self) -> float:
@@ -309,7 +310,8 @@ def estimate(jobs: Sequence[Job]) -> Estimate:
     seconds = per_row * sum(_rows(j, j.fold) for j in jobs) * epochs
     corpora = {name: about["classes"] for name, about in job.data.notes.get("corpora", {}).items()}
     utterances, at_most = len(job.data.utterances), plan.training.patience > 0
-    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, corpora)
+    streamed = tuple(modality for modality, one in job.data.inputs.items() if one.streamed)
+    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, corpora, streamed)
 
 
 def _seconds_per_row(jobs: Sequence[Job]) -> float:

@@ -142,9 +142,7 @@ class DataCache:
                 data.let_go()
         return size <= budget
 
-    def load(
-        self, about: str, rows: np.ndarray, load: Callable[[], Inputs], streamed: Inputs | None = None
-    ) -> Inputs:
+    def load(self, about: str, rows: np.ndarray, load: Callable[[], Inputs], streamed: Inputs | None = None) -> Inputs:
         """What `load` gives for these rows of a manifest; `about` says of which, and of what, and is the same in all
         processes. What is `streamed` is each process's own.
         """

@@ -328,8 +328,9 @@ def load_dataset(
     `only` keeps "scripted" or "improvised" ones, `limit` that many utterances, spread evenly over the corpus. `views`
     names augmented features, joined with `+`, that training mixes in. A `target` without classes keeps utterances of
     any label, one of valence, arousal and dominance those with all three ratings. A `cache` gives what it has made
-    before. What does not fit into `memory`, such as "8GB", is read from the store when it is asked for. Raises `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature
-    (quarantined ones may be left out by `allow_missing`).
+    before. What does not fit into `memory`, such as "8GB", is read from the store when it is asked for. Raises
+    `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature (quarantined ones may
+    be left out by `allow_missing`).
     """
     cache = cache or DataCache()
     budget = cache.half if memory is None else memory_budget(memory)

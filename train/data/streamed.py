@@ -4,6 +4,8 @@ A thread reads the next batches while the model computes, as many at once as the
 block that several of them need is read once. What is read, and in which order, is what training in memory takes.
 """
 
+import contextlib
+import ctypes
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +24,12 @@ from ..models.ragged import Sequences
 from .dataset import FITS, Cut, Dataset, Inputs, Read, Standardizer
 
 COLUMNS = 32  # so many give the same sums by themselves as among others: torch adds them up side by side
-FILLED = 0.9  # of the budget may be held where everything fits; the rest is for reading
+M_MMAP_THRESHOLD = -3  # of malloc.h
+FILLED = 0.9  # of the budget may be held where everything fits
+HELD, READ = (
+    0.4,
+    0.8,
+)  # else: what is held, and with the two windows, one read while one is trained on; blocks, the rest
 
 
 @dataclass(frozen=True)
@@ -78,10 +85,11 @@ class Streamed(Inputs):
 
     streamed: ClassVar[bool] = True
 
-    read: Callable[[np.ndarray], Inputs]  # gives these utterances, each named once
+    read: Callable[[np.ndarray], Inputs]  # gives these utterances, which are sorted, each named once
     cost: np.ndarray  # bytes that each takes while it is read, int64 [n]
     order: np.ndarray  # the utterances in an order that is quick to read
     room: int = 1 << 62  # bytes that may be read at once
+    whole: int = 0  # the budget that would hold everything
     pinned: bool = False
 
     @classmethod
@@ -112,8 +120,8 @@ class Streamed(Inputs):
         """All of it in memory, or on a GPU, read bit by bit."""
         values = torch.empty(int(self.offsets[-1]), self.dim, dtype=self.values.dtype, device=device)
         for utterances in self._pieces(self.order):
-            rows, _ = self.rows(utterances)
-            values[rows.to(device)] = self.read(utterances).values.to(device)
+            rows, _ = self.rows(numbers := np.sort(utterances))
+            values[rows.to(device)] = self.read(numbers).values.to(device)
         return Inputs(values, self.offsets)
 
     def on(self, device: torch.device) -> Inputs:
@@ -138,17 +146,14 @@ class Streamed(Inputs):
         parts, n = [self, *others], len(self.cost)
 
         def read(utterances: np.ndarray) -> Inputs:
-            order = np.argsort(utterances // n, kind="stable")
             each = [part.take(utterances[utterances // n == number] % n) for number, part in enumerate(parts)]
             lengths = torch.cat([one.lengths for one in each]).numpy()
-            joined = Inputs(torch.cat([one.values for one in each]), np.concatenate([[0], np.cumsum(lengths)]))
-            back = joined.take(np.argsort(order))
-            return Inputs(back.values, np.concatenate([[0], np.cumsum(back.lengths.numpy())]))
+            return Inputs(torch.cat([one.values for one in each]), np.concatenate([[0], np.cumsum(lengths)]))
 
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        beside = 3 * np.max([one.cost if isinstance(one, Streamed) else 0 * self.cost for one in parts], axis=0)
+        beside = np.concatenate([part.cost if isinstance(part, Streamed) else 0 * self.cost for part in parts])
         order = np.concatenate([self.order + n * number for number in range(len(parts))])
-        return replace(Streamed.of(read, lengths, np.tile(beside, len(parts)), order), room=self.room)
+        return replace(Streamed.of(read, lengths, beside, order), room=self.room, whole=self.whole)
 
     def moments(self, utterances: np.ndarray) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
         """As in memory, bit by bit: so many columns and utterances at a time as there is room for."""
@@ -182,10 +187,10 @@ class Streamed(Inputs):
         each = sum(one.cost[numbers % len(one.cost)] for one in data.inputs.values() if isinstance(one, Streamed))
         units = np.bincount(data.utterances.dialogues, each) if unit == "dialogue" else np.asarray(each)
         if (largest := float(np.sort(units)[-size:].sum())) > self.room:
-            # Half of the budget may be held, and of the rest there are two: what is read and what is trained on.
+            enough = int(min(2 * largest / (READ - HELD), self.whole) / 1e6) + 1
             raise WrongUse(
-                f"--memory cannot hold the largest batch, of {largest / 1e6:.1f} MB; --memory "
-                f"{int(4 * largest / 1e6) + 1}MB can, and so can a smaller batch_size"
+                f"--memory is too small for the largest batch, which takes {largest / 1e6:.1f} MB while it is read; "
+                f"--memory {enough}MB is enough, or choose a smaller batch_size"
             )
 
     def ahead(self, inputs: Mapping[str, Inputs], cuts: Iterable[Cut], beside: int = 0) -> Iterator[Read]:
@@ -261,18 +266,21 @@ def within(
 ) -> Iterator[tuple[bool, list[Streamed]]]:
     """Whether each group is held in memory, the smallest first, as long as they fit into the budget; and its room.
 
-    If all do not fit, half of the budget is for reading. Each of so many `workers` has this budget, and one copy of
-    what is held serves them all, but for the standardised one of `vectors`. A group is held or streamed as a whole.
+    Each of so many `workers` has this budget, and one copy of what is held serves them all, but for the standardised
+    one of `vectors`. A group is held or streamed as a whole.
     """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # so that glibc gives back what is let go
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 << 20)
     sizes = []
     for group in groups:  # with views there is a copy that holds all of them
         values = sum(int(one.offsets[-1]) * one.dim for one in group)
         stored = sum(one.bytes for one in group) // workers
         sizes.append((stored + (4 * values if vectors else 0)) * (1 if len(group) == 1 else 2))
-    left = FILLED * budget if sum(sizes) <= FILLED * budget else budget / 2
+    share = FILLED if sum(sizes) <= FILLED * budget else HELD
     chosen, total = set[int](), 0
     for number in np.argsort(sizes, kind="stable").tolist():
-        if total + sizes[number] <= left:
+        if total + sizes[number] <= share * budget:
             chosen, total = chosen | {number}, total + sizes[number]
+    room, whole = int(max(READ * budget - total, (1 - FILLED) * budget) / 2), int(sum(sizes) / FILLED)
     for number, group in enumerate(groups):
-        yield number in chosen, [replace(one, room=(budget - total) // 2) for one in group]
+        yield number in chosen, [replace(one, room=room, whole=whole) for one in group]
