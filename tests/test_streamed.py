@@ -127,12 +127,13 @@ def test_a_block_that_is_altered_meanwhile_is_told_and_the_run_goes_on_after_it(
     [whole] = run_experiment(plain)
     small = replace(plain, out=tmp_path / "b", memory="0.015MB", resume=True)
     [part] = open_store(store).feature("hubert").parts()
-    file = part.folder / part.record.arrays["values"].blocks[-1].file
+    block = part.record.arrays["values"].blocks[-1]
+    file = part.folder / block.file
     content = file.read_bytes()
 
     def alter(step: object) -> None:
         file.unlink()
-        file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        file.write_bytes(content[: block.offset] + bytes([content[block.offset] ^ 1]) + content[block.offset + 1 :])
 
     with pytest.raises(CorruptStore, match=re.escape(str(file)) + ".*altered"):
         run_experiment(small, alter)
