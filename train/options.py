@@ -71,10 +71,10 @@ class Experiment:
     model: tuple[str, ...] = option(
         (), "Where the weights of an encoder lie that finetune_layers trains. Repeatable.", "NAME=ID_OR_PATH"
     )
+    views: str = option("", "Augmented views to train on too, such as logmel:view=noise-1+logmel:view=pitch-1.", "A+B")
     memory: str | None = option(
         None, "Bytes of features held, such as 8GB; others are read as needed. Default: half of what is free.", "SIZE"
     )
-    views: str = option("", "Augmented views to train on too, such as logmel:view=noise-1+logmel:view=pitch-1.", "A+B")
 
 
 def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:
