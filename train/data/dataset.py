@@ -58,7 +58,8 @@ class Inputs:
 
     def rows(self, utterances: np.ndarray) -> tuple[Tensor, Tensor]:
         """Which rows of the values are these utterances' `[r]`, and how many each has `[n]`, int64."""
-        starts, lengths = self.offsets[utterances], np.diff(self.offsets)[utterances]
+        starts = self.offsets[utterances]
+        lengths = self.offsets[utterances + 1] - starts
         before = np.cumsum(lengths) - lengths
         rows = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
         return torch.from_numpy(rows), torch.from_numpy(lengths)

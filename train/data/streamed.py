@@ -229,7 +229,8 @@ class Streamed(Inputs):
             if large:
                 yield [cut], False
             else:
-                found, total = [*found, cut], total + cost
+                found.append(cut)
+                total += cost
         if found:
             yield found, True
 
