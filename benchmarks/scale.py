@@ -1,6 +1,7 @@
 """The real planner, window and publisher at a size that no corpus here has, with an extractor that costs nothing.
 
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.scale [UTTERANCES …]      by default 250000 500000 1000000
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.scale --train [UTTERANCES …]     what training takes, see `train`
 
 For each size: how long the planner takes and how much memory; then a process of its own plans, and hands tasks to a
 cluster of two workers (each computes and publishes a real part, with fsync and reading back), counting what the store
@@ -27,10 +28,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow as pa
+import torch
 from tabulate import tabulate
 
 from ser.cache.manifest import SCHEMA, Manifest
-from ser.cache.store import open_store
+from ser.cache.store import PartRows, Spec, open_store
 from ser.extract.cluster_tasks import StoreProgress, run_on_cluster
 from ser.extract.corpora.scan import Scan
 from ser.extract.extractors import Extractor, ResolvedFeature
@@ -188,6 +190,80 @@ def _more(process: psutil.Process, than: int) -> float:
     return (process.memory_info().rss - than) / 1e6
 
 
+def train(count: int, folder: Path) -> dict[str, float]:
+    """Training's share of one size: seconds and memory of opening, joining and planning, and of reading an epoch.
+
+    Vectors of 64 float32 in parts of 2,000; half of them is the budget of memory, so that they are streamed.
+    """
+    plain, number = manifest(count), np.arange(count)
+    columns = {
+        "label": [("ang", "hap", "neu", "sad")[one] for one in number % 4],
+        "session": [str(one) for one in number % 5],
+        "dialogue": [f"d{one}" for one in number // 20],
+        "speaker": [f"s{one}" for one in number % 10],
+        "turn": number % 20,
+    }
+    table = plain.table
+    for name, values in columns.items():
+        field = SCHEMA.field(name)
+        table = table.set_column(SCHEMA.get_field_index(name), field, pa.array(values, field.type))
+    made, inputs = Manifest("million", table), plain.inputs("text")
+    store = open_store(folder / "store", create=True)
+    store.put_manifest(made)
+    feature = store.add(Spec("vector", "text", "utterance", 64, "float32", "made-up", 1))
+    values = np.random.default_rng(0).normal(size=(2000, 1, 64)).astype(np.float32)
+    for start in range(0, count, len(values)):
+        ids = plain.ids[start : start + len(values)]
+        feature.publish(PartRows("million", ids, inputs[start : start + len(ids)], list(values[: len(ids)])))
+    bytes_ = count * 64 * 4
+    command = [sys.executable, "-m", "benchmarks.scale", "--read", str(folder / "store"), f"{bytes_ / 2e6:.3f}MB"]
+    child = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return {"utterances": count, **json.loads(child.stdout)}
+
+
+def read(store: str, memory: str) -> None:
+    """Open, join, plan, take the first batch and read an epoch, and print what each took."""
+    from ser.train.experiment import Experiment, prepare
+
+    me, found, begun = psutil.Process(), dict[str, float](), time.process_time()
+    idle = me.memory_info().rss
+
+    def note(what: str) -> None:
+        nonlocal begun
+        found[f"{what} s"], begun = time.process_time() - begun, time.process_time()
+
+    opened = open_store(store)
+    corpus, feature = opened.manifest(), opened.feature("vector")
+    note("open")
+    feature.find(corpus, range(len(corpus)))
+    note("join")
+    [job] = prepare(Experiment("vector", "text", store=store, folds=1, device="cpu", memory=memory))
+    note("plan")
+    rows = job.data.batches(job.fold.train, "utterance", 40, {}, torch.Generator().manual_seed(0))
+    next(rows)
+    note("first batch")
+    batches = 1 + sum(1 for _ in rows)
+    note("epoch")
+    assert job.data.inputs["text"].streamed and batches == -(-len(job.fold.train) // 40)
+    found["MB"] = _more(me, idle)
+    found["B per utterance, beside the budget"] = 1e6 * (found["MB"] - float(memory[:-2])) / len(corpus)
+    print(json.dumps(found))
+
+
+def compare(sizes: Sequence[int]) -> int:
+    """Print what training takes at each size. 1 if anything grows faster than the corpus."""
+    rows = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory(prefix="ser-scale-") as folder:
+            rows.append(train(size, Path(folder)))
+    print(tabulate(rows, headers="keys", floatfmt=".3g", tablefmt="github"))
+    times = rows[-1]["utterances"] / rows[0]["utterances"]
+    faults = [key for key in rows[0] if key.endswith(" s") and rows[-1][key] > SLACK * times * max(rows[0][key], 0.1)]
+    for key in faults:
+        print(f"{key}: grows faster than the corpus")
+    return 1 if faults else 0
+
+
 def main(sizes: Sequence[int]) -> int:
     """Measure each size in a process of its own, and print the table. 1 if something grows faster than the corpus."""
     rows = []
@@ -220,5 +296,9 @@ if __name__ == "__main__":
         one(int(sys.argv[2]))
     elif sys.argv[1:2] == ["--publish"]:
         publish(int(sys.argv[2]), Path(sys.argv[3]))
+    elif sys.argv[1:2] == ["--read"]:
+        read(sys.argv[2], sys.argv[3])
+    elif sys.argv[1:2] == ["--train"]:
+        sys.exit(compare([int(size) for size in sys.argv[2:]] or (100_000, 1_000_000)))
     else:
         sys.exit(main([int(size) for size in sys.argv[1:]] or SIZES))

@@ -81,6 +81,8 @@ def train(
     if plan.device.startswith("cuda"):
         faster = "; --precision bf16 is faster, as float32 does without the tensor cores" * (plan.precision != "bf16")
         words += f", in {plan.precision} on {plan.device}{faster}"
+    if ahead.streamed:
+        words += f"; {' and '.join(ahead.streamed)} read from the store as needed, the rest in memory"
     if dry_run:
         answer(vars(ahead) if as_json else words)
         return

@@ -95,6 +95,20 @@ def memory() -> tuple[int | None, int | None]:
     return total, free
 
 
+def memory_budget(asked: str | None) -> int | None:
+    """Bytes that `--memory` allows: "8GB" is 8e9, None half of what is free now, or no bound if nobody knows that.
+
+    Raises `WrongUse` for what is no such size.
+    """
+    if asked is None:
+        free = memory()[1]
+        return None if free is None else free // 2
+    size = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([MGT])B", asked.strip(), re.IGNORECASE)
+    if not size or not float(size[1]):
+        raise WrongUse(f"--memory {asked}: must be a number of MB, GB or TB, such as 8GB or 500MB")
+    return int(float(size[1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[size[2].upper()])
+
+
 def cores(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
     """CPU cores that this process may use: fewer than the machine has, under taskset or in a container with a quota."""
     # Control groups of version 1 have one folder; those of version 2 are a tree, in which every one counts.

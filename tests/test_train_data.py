@@ -330,10 +330,13 @@ def test_features_of_a_modality_are_joined_each_standardised_by_itself(layered: 
     assert [row["layer"] for row in table.rows] == list(run.result["layers"])
 
 
-def test_what_does_not_fit_into_memory_is_one_sentence(layered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ser.train.data.features.memory", lambda: (None, 1000))
-    with pytest.raises(WrongUse, match=r"hubert:layers=all: .* GB of rows do not fit into memory .*pool=mean"):
-        _ = load_dataset(layered, "hubert:layers=all", "audio")[0].inputs
+def test_layers_that_do_not_fit_into_memory_are_streamed(layered: Path) -> None:
+    plain, streamed = (load_dataset(layered, "hubert:layers=all", "audio", memory=m)[0] for m in (None, "0.05MB"))
+    assert streamed.inputs["audio"].streamed and not plain.inputs["audio"].streamed
+    for rows in (np.array([7, 3, 3]), np.arange(100)):
+        values, lengths = vars(streamed.inputs["audio"].take(rows)).values()
+        assert torch.equal(values, plain.inputs["audio"].take(rows).values)
+        assert torch.equal(lengths, plain.inputs["audio"].take(rows).lengths)
 
 
 def test_ratings_of_several_corpora_are_on_one_scale(tmp_path: Path) -> None:

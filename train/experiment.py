@@ -91,7 +91,7 @@ class Progress:
 def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]:
     """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
     _check_options(experiment)
-    names = ("labels", "limit", "allow_missing", "views", "only", "target")
+    names = ("labels", "limit", "allow_missing", "views", "only", "target", "memory")
     asked = {name: getattr(experiment, name) for name in names}
     corpora = corpora_of(experiment.protocol, experiment.corpus)
     what = experiment.store, experiment.features, experiment.fusion, corpora
@@ -303,6 +303,7 @@ class Estimate:
     at_most: bool  # as patience may end a run before
     corpora: dict[str, dict[str, int]]  # of several, how many utterances of each class
     timed: bool  # or scaled from other runs
+    streamed: tuple[str, ...] = ()  # the modalities that are read from the store as they are needed
 
     @property
     def seconds_per_run(self) -> float:
@@ -336,7 +337,8 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
     seconds = per_row * sum(_rows(j, j.fold) for j in jobs) * epochs
     corpora = {name: about["classes"] for name, about in job.data.notes.get("corpora", {}).items()}
     utterances, at_most = len(job.data.utterances), plan.training.patience > 0
-    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, corpora, timed)
+    streamed = tuple(modality for modality, one in job.data.inputs.items() if one.streamed)
+    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, corpora, timed, streamed)
 
 
 def _seconds_per_row(jobs: Sequence[Job]) -> float:

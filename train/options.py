@@ -73,6 +73,9 @@ class Experiment:
     )
     views: str = option("", "Augmented views to train on too, such as logmel:view=noise-1+logmel:view=pitch-1.", "A+B")
     deterministic: bool = option(False, "The same seed gives the same bytes on a GPU too, more slowly; a CPU does so.")
+    memory: str | None = option(
+        None, "Bytes of features held, such as 8GB; others are read as needed. Default: half of what is free.", "SIZE"
+    )
 
 
 def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:

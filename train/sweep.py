@@ -54,6 +54,7 @@ class TaskGroup:
 
     tasks: tuple[SweepTask, ...]
     shared: Path | None = None  # where processes of one machine share what they have loaded
+    workers: int = 1  # so many, with one budget of memory
 
     @property
     def name(self) -> str:
@@ -94,9 +95,9 @@ class Sweep:
         return [task for task in self.tasks if not task.run.finished]
 
 
-def prepare_once(shared: Path | None = None) -> Callable[[Experiment], list[Job]]:
+def prepare_once(shared: Path | None = None, workers: int = 1) -> Callable[[Experiment], list[Job]]:
     """`prepare`, which works on each experiment once and keeps what it reads, see `DataCache`."""
-    return cache(partial(prepare, cache=DataCache(shared)))
+    return cache(partial(prepare, cache=DataCache(shared, workers)))
 
 
 def on_features(recipe: Recipe, features: str) -> Recipe:
@@ -264,20 +265,21 @@ def run_sweep(
         out = Path(tasks[0].experiment.out) / SHARED
         remove_leftovers(out)
         with workspace(out) as folder:
-            for outcomes in engines.run(train_group, grouped(tasks, folder), workers):
+            groups = [replace(group, shared=folder, workers=workers) for group in grouped(tasks)]
+            for outcomes in engines.run(train_group, groups, workers):
                 os.utime(folder)  # still in use
                 yield from outcomes
 
 
-def grouped(tasks: Sequence[SweepTask], shared: Path | None = None) -> list[TaskGroup]:
-    """The tasks by their groups, to be trained by processes of one machine if they share a folder."""
-    return [TaskGroup(tuple(tasks[number] for number in numbers), shared) for numbers in fit_groups(tasks)]
+def grouped(tasks: Sequence[SweepTask]) -> list[TaskGroup]:
+    """The tasks by their groups."""
+    return [TaskGroup(tuple(tasks[number] for number in numbers)) for numbers in fit_groups(tasks)]
 
 
 def train_group(group: TaskGroup) -> list[Outcome]:
     """Fit the tasks of one group, together if this device does so. What they read is kept for the tasks that follow."""
     outcomes = []
-    with engines.cached(("sweep", group.shared), lambda: prepare_once(group.shared)) as prepared:
+    with engines.cached(("sweep", group.shared), lambda: prepare_once(group.shared, group.workers)) as prepared:
         jobs = [prepared(task.experiment)[task.number] for task in group.tasks]
         for numbers in fit_groups(jobs):
             some = [jobs[number] for number in numbers]

@@ -2,12 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,12 +18,15 @@ from torch import Tensor
 from ser.cache.atomic_io import locked
 from ser.cache.manifest import Manifest
 from ser.cache.store import Feature
+from ser.engines.machine import memory_budget
 from ser.errors import MissingRows, StoreError
 
 from ..models.ragged import Batch, Sequences, sent, sent_at_once
 from .labels import Utterances
 
 Pool = Literal["mean", "meanstd"]
+Cut = Sequence[np.ndarray]  # the utterances of one batch, dialogue by dialogue
+Read = tuple[Cut, Mapping[str, "Inputs"]]
 FITS = 0.5  # of a GPU's free memory may be inputs that stay there
 
 
@@ -36,19 +39,12 @@ class Inputs:
 
     values: Tensor
     offsets: np.ndarray
+    streamed: ClassVar[bool] = False  # whether the rows are read when they are asked for: see `Streamed`
 
     @property
     def dim(self) -> int:
         """Dimension of a row."""
         return self.values.shape[1]
-
-    def rows(self, utterances: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Which rows of the values are these utterances' `[r]`, and how many each has `[n]`, int64."""
-        utterances = utterances % (len(self.offsets) - 1)
-        starts, lengths = self.offsets[utterances], np.diff(self.offsets)[utterances]
-        before = np.cumsum(lengths) - lengths
-        rows = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
-        return torch.from_numpy(rows), torch.from_numpy(lengths)
 
     def take(self, utterances: np.ndarray, there: Tensor | None = None) -> Sequences:
         """The rows of the given utterances, one after the other, in the stored dtype.
@@ -62,6 +58,43 @@ class Inputs:
         else:
             values = self.values[sent(rows, self.values.device) if there is None else there]
         return Sequences(values, lengths)
+
+    def rows(self, utterances: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Which rows of the values are these utterances' `[r]`, and how many each has `[n]`, int64."""
+        utterances = utterances % (len(self.offsets) - 1)
+        starts = self.offsets[utterances]
+        lengths = self.offsets[utterances + 1] - starts
+        before = np.cumsum(lengths) - lengths
+        rows = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+        return torch.from_numpy(rows), torch.from_numpy(lengths)
+
+    def ahead(self, inputs: Mapping[str, "Inputs"], cuts: Iterable[Cut], beside: int = 0) -> Iterator[Read]:
+        """Each cut with inputs that hold its utterances. Of what is streamed some is read ahead, in the same order.
+
+        `beside` says how many times a cut's bytes whoever asks needs beside them.
+        """
+        return ((cut, inputs) for cut in cuts)
+
+    def check(self, data: "Dataset", unit: str, size: int) -> None:
+        """Raise `WrongUse` if the largest batch of so many units cannot be read within the budget of memory."""
+
+    def moments(self, utterances: np.ndarray) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
+        """Of the utterances' rows: number, least and largest value `[dim]` float32, sum and squares' sum in float64."""
+        values = self.take(utterances).values
+        wide = values.double()
+        low, high = values.amin(0).float(), values.amax(0).float()
+        return len(wide), low, high, wide.sum(0), (wide * wide).sum(0)
+
+    def scaled(self, standardize: "Standardizer", corpora: np.ndarray) -> "Inputs":
+        """The same standardised, float32; `corpora` are the numbers of the utterances' corpora."""
+        lengths = torch.from_numpy(np.diff(self.offsets))
+        return replace(self, values=standardize(self.values, corpora[: len(lengths)], lengths))
+
+    def followed_by(self, others: Sequence["Inputs"]) -> "Inputs":
+        """The utterances of all, one after the other: those of `others` are as many each."""
+        parts = [self, *others]
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        return Inputs(torch.cat([part.values for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
 
     def on(self, device: torch.device) -> "Inputs":
         """The same with the values on `device`, in the stored dtype; pinned where they do not fit on a GPU."""
@@ -95,21 +128,35 @@ class Inputs:
 class DataCache:
     """What one experiment has loaded, for those that follow.
 
-    With a folder `shared` it serves several processes: the first that needs a feature leaves it there packed, and all
-    map the same pages of it.
+    With a folder `shared` it serves so many `workers`, processes that share one budget of memory: the first that needs
+    a feature leaves it there packed, and all map the same pages of it.
     """
 
     shared: Path | None = None
+    workers: int = 1
     inputs: dict[str, Inputs] = field(default_factory=dict)
     datasets: dict[bytes, "Dataset"] = field(default_factory=dict)
+    half: int | None = field(default_factory=lambda: memory_budget(None))  # of what was free at the beginning
 
-    def load(self, about: str, rows: np.ndarray, load: Callable[[], Inputs]) -> Inputs:
+    def fits(self, size: int, budget: int) -> bool:
+        """Whether so many bytes more may be held; where they may not beside what others hold, that is let go."""
+        held = sum(one.values.nbytes for one in self.inputs.values()) // self.workers
+        if held and held + size > budget:
+            self.inputs.clear()
+            for data in self.datasets.values():
+                data.let_go()
+        return size <= budget
+
+    def load(self, about: str, rows: np.ndarray, load: Callable[[], Inputs], streamed: Inputs | None = None) -> Inputs:
         """What `load` gives for these rows of a manifest; `about` says of which, and of what, and is the same in all
-        processes.
+        processes. What is `streamed` is each process's own.
         """
         key = hashlib.sha256(about.encode(errors="surrogateescape") + rows.tobytes()).hexdigest()
         if key not in self.inputs:
-            self.inputs[key] = load() if self.shared is None else _shared(self.shared / key, load)
+            if streamed is not None:
+                self.inputs[key] = streamed
+            else:
+                self.inputs[key] = load() if self.shared is None else _shared(self.shared / key, load)
         return self.inputs[key]
 
 
@@ -148,11 +195,11 @@ class Standardizer:
         """Statistics of all rows of the given utterances, which must be those of the training part alone."""
         total, squares, rows = torch.zeros(inputs.dim).double(), torch.zeros(inputs.dim).double(), 0
         low, high = torch.tensor(np.inf), torch.tensor(-np.inf)
-        for chunk in np.array_split(utterances, len(utterances) // 256 + 1):
-            values = inputs.take(chunk).values
-            low, high = torch.minimum(low, values.amin(0).float()), torch.maximum(high, values.amax(0).float())
-            wide = values.double()
-            total, squares, rows = total + wide.sum(0), squares + (wide * wide).sum(0), rows + len(wide)
+        cuts = ([chunk] for chunk in np.array_split(utterances, len(utterances) // 256 + 1))
+        for [chunk], read in inputs.ahead({"": inputs}, cuts, beside=8):  # of float16: values and squares in float64
+            number, least, most, sums, of_squares = read[""].moments(chunk)
+            low, high = torch.minimum(low, least), torch.maximum(high, most)
+            total, squares, rows = total + sums, squares + of_squares, rows + number
         mean = total / rows
         variance = (squares / rows - mean * mean).clamp_min(0)
         # What is constant in training says nothing: it stays (almost) zero in place of being divided by zero.
@@ -191,6 +238,16 @@ class Dataset:
         with torch.inference_mode(False):  # whoever asks first, training must be able to use them
             return self.read()
 
+    def let_go(self) -> None:
+        """Hold no inputs any more: they are read again when they are asked for."""
+        self.__dict__.pop("inputs", None)
+        self._elsewhere.clear()
+
+    @property
+    def reader(self) -> Inputs:
+        """One of the inputs that are streamed, if any is, to read them all ahead."""
+        return max(self.inputs.values(), key=lambda one: one.streamed)
+
     def on(self, device: str) -> "Dataset":
         """The same utterances with their inputs moved to a GPU once, for all runs that train on them."""
         if device == self.device:
@@ -204,29 +261,31 @@ class Dataset:
         """The same utterances with their inputs standardised once and for all, in float32."""
         inputs = dict(self.inputs)
         for modality, standardize in standardizers.items():
-            stored = inputs[modality]
-            lengths = torch.from_numpy(np.diff(stored.offsets))
-            values = standardize(stored.values, self.utterances.corpus_numbers[: len(lengths)], lengths)
-            inputs[modality] = replace(stored, values=values)
+            inputs[modality] = inputs[modality].scaled(standardize, self.utterances.corpus_numbers)
         return replace(self, read=lambda: inputs)
 
     def batch(
-        self, groups: Sequence[np.ndarray], standardizers: Mapping[str, Standardizer], truth: Tensor | None = None
+        self,
+        groups: Cut,
+        standardizers: Mapping[str, Standardizer],
+        truth: Tensor | None = None,
+        read: Mapping[str, Inputs] | None = None,
     ) -> Batch:
         """The batch of the given dialogues (arrays of rows in turn order), its inputs standardised and in float32.
 
-        `truth` of all utterances [n, …] is what the loss compares with in the place of their classes. The stored dtype
-        is what travels to a GPU.
+        `truth` of all utterances [n, …] is what the loss compares with in the place of their classes. `read` are inputs
+        that hold these dialogues, by default all. The stored dtype is what travels to a GPU.
         """
         rows, device = np.concatenate(groups), torch.device(self.device)
         of_rows = torch.from_numpy(rows)
         small = {"labels": torch.from_numpy(self.utterances.labels[rows])}
         small |= {} if truth is None else {"targets": truth[of_rows]}
         if device.type == "cuda":
-            small |= {m: stored.rows(rows)[0] for m, stored in self.inputs.items() if stored.values.is_cuda}
+            here = (read or self.inputs).items()
+            small |= {m: stored.rows(rows)[0] for m, stored in here if stored.values.is_cuda}
             small = dict(zip(small, sent_at_once(list(small.values()), device), strict=True))
         inputs = {}
-        for modality, stored in self.inputs.items():
+        for modality, stored in (read or self.inputs).items():
             taken = stored.take(rows, small.get(modality)).to(self.device)
             standardize, corpora = standardizers.get(modality), self.utterances.corpus_numbers[rows]
             values = standardize(taken.values, corpora, taken.lengths) if standardize else taken.values.float()
@@ -266,8 +325,10 @@ class Dataset:
             order = torch.multinomial(chances, len(groups), replacement=True, generator=generator).tolist()
         elif generator:
             order = torch.randperm(len(groups), generator=generator).tolist()
-        for start in range(0, len(groups), size):
-            yield self.batch([groups[i] for i in order[start : start + size]], standardizers, truth)
+        self.reader.check(self, unit, size)
+        cuts = ([groups[i] for i in order[start : start + size]] for start in range(0, len(groups), size))
+        for cut, read in self.reader.ahead(self.inputs, cuts):
+            yield self.batch(cut, standardizers, truth, read)
 
 
 def with_rows(
@@ -314,10 +375,7 @@ def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:
     inputs = dict(data.inputs)
     for modality in {modality for modality, _ in data.views}:
         plain = inputs[modality]
-        parts = [plain, *(view.get(modality, plain) for view in views)]
-        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        values = torch.cat([part.values for part in parts])
-        inputs[modality] = Inputs(values, np.concatenate([[0], np.cumsum(lengths)]))
+        inputs[modality] = plain.followed_by([view.get(modality, plain) for view in views])
     more = replace(
         data,
         utterances=replace(utterances, dialogues=utterances.dialogues + apart),

@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 
 from ser.cache.manifest import Manifest
+from ser.cache.part import Packed
 from ser.cache.spec import Spec, canonical_json
 from ser.cache.store import Feature, Store, open_store
-from ser.engines.machine import memory
+from ser.engines.machine import memory_budget
 from ser.errors import MissingRows, WrongUse
 
 from ..models import Fusion, get_fusion, with_layer_sums
@@ -23,6 +24,9 @@ from ..targets import TARGETS
 from .dataset import DataCache, Dataset, Inputs, Pool, with_rows
 from .labels import UNLABELLED, Policy, Utterances, apply_policy, choose, get_policy, rater_votes
 from .layers import find_layers
+
+if TYPE_CHECKING:
+    from .streamed import Streamed
 
 OWN_HOP = ("logmel", "mfcc")  # whose `hop` is one of their extraction's options, and so another feature
 
@@ -59,15 +63,23 @@ class FeatureSelection:
 
     def load(self, manifest: Manifest, rows: np.ndarray) -> Inputs:
         """The feature of the manifest's rows. Raises what `Feature.load` raises, and `MissingRows`."""
-        packed, name = self.feature.load(manifest, rows.tolist()), self.feature.spec.name
-        if len(empty := np.flatnonzero(np.diff(packed.offsets) == 0)):
+        packed = self.feature.load(manifest, rows.tolist())
+        self.check(np.diff(packed.offsets), packed.ids)
+        return self.of(packed)
+
+    def check(self, lengths: np.ndarray, ids: Sequence[str]) -> None:
+        """Raise `MissingRows` if one of these utterances has no rows."""
+        if len(empty := np.flatnonzero(lengths == 0)):
             raise MissingRows(
-                f"{name}: utterance {packed.ids[empty[0]]} has no rows at all; "
+                f"{self.feature.spec.name}: utterance {ids[empty[0]]} has no rows at all; "
                 "extract it again with `ser features --retry`"
             )
+
+    def of(self, packed: Packed) -> Inputs:
+        """What is trained on of rows as stored. Raises `MissingRows` if they lack the extra."""
         if self.extra is not None and self.extra not in packed.extras:
             raise MissingRows(
-                f"{name} holds rows without '{self.extra}'; run `ser cache remove "
+                f"{self.feature.spec.name} holds rows without '{self.extra}'; run `ser cache remove "
                 f"{self.feature.spec.feature}@{self.feature.fingerprint}` and extract it again"
             )
         values = packed.values if self.extra is None else packed.extras[self.extra][:, None]
@@ -134,37 +146,68 @@ class ModalitySelection:
         return replace(self, parts=tuple(map(change, self.parts)))
 
     def load(self, manifest: Manifest, rows: np.ndarray) -> Inputs:
-        """As `FeatureSelection.load`. Raises `WrongUse` if all do not fit into memory, or their rows are not alike."""
-        first = self.parts[0].load(manifest, rows)
+        """As `FeatureSelection.load`. Raises `WrongUse` if their rows are not alike."""
+        return self.joined(lambda part: part.load(manifest, rows))
+
+    def stream(self, manifest: Manifest, rows: np.ndarray) -> "Streamed":
+        """As `load`, but the rows are read when they are asked for; all but their content is checked now."""
+        from .streamed import Places, Streamed
+
+        ids = [manifest.ids[row] for row in rows]
+        places = {part: Places.of(part.feature, manifest, rows.tolist()) for part in self.parts}
+        specs, lengths = {part: part.feature.spec for part in self.parts}, {}
+        for part, found in places.items():
+            part.check(found.lengths, ids)
+            every = round(part.hop / (specs[part].hop or math.nan)) if part.hop else 1
+            lengths[part] = np.ones_like(found.lengths) if part.pooled else -(-found.lengths // every)
+            self._check_alike(part, lengths[part], lengths[self.parts[0]])
+
+        def read(utterances: np.ndarray) -> Inputs:
+            return self.joined(lambda part: part.of(places[part].load(utterances, part.extra is not None)))
+
+        # What stands beside the rows while they are made: those of one feature as stored, and as they are trained on.
+        stored = [places[part].lengths * one.dim * np.dtype(one.dtype).itemsize for part, one in specs.items()]
+        plain = len(self.parts) == 1 and not self.parts[0].pooled and self.parts[0].hop is None
+        beside = 0 * stored[0] if plain else np.max(stored, axis=0) * min(2, len(self.parts))
+        return Streamed.of(read, lengths[self.parts[0]], beside, places[self.parts[0]].order)
+
+    def _check_alike(self, part: FeatureSelection, lengths: np.ndarray, others: np.ndarray) -> None:
+        if not np.array_equal(lengths, others):
+            name, other = (read_name(each.described) for each in (part, self.parts[0]))
+            raise WrongUse(
+                f"{self.name}: {name} has not as many rows as {other}; join them in a fusion of vectors such as "
+                "lgf-add, which pools them"
+            )
+
+    def joined(self, load: Callable[[FeatureSelection], Inputs]) -> Inputs:
+        """The features side by side, each as `load` gives it."""
+        first = load(self.parts[0])
         if len(self.parts) == 1:
             return first
         exact = any(one.pooled or one.hop is not None for one in self.parts)  # means are float32
         narrow = not exact and all(one.feature.spec.dtype == "float16" for one in self.parts)
-        needed = len(first.values) * self.dim * (2 if narrow else 4)
-        if (free := memory()[1]) is not None and needed > free:
-            raise WrongUse(
-                f"{self.name}: {needed / 1e9:.1f} GB of rows do not fit into memory ({free / 1e9:.1f} GB are free); "
-                "name fewer layers, such as layers=6-9, extract and train on pool=mean, or give --limit"
-            )
         values = torch.empty(len(first.values), self.dim, dtype=torch.float16 if narrow else torch.float32)
         for part, columns in zip(self.parts, values.split([one.dim for one in self.parts], 1), strict=True):
-            one = first if part is self.parts[0] else part.load(manifest, rows)
-            if not np.array_equal(one.offsets, first.offsets):
-                name, other = (read_name(each.described) for each in (part, self.parts[0]))
-                raise WrongUse(
-                    f"{self.name}: {name} has not as many rows as {other}; join them in a fusion of vectors such as "
-                    "lgf-add, which pools them"
-                )
+            one = first if part is self.parts[0] else load(part)
+            self._check_alike(part, one.offsets, first.offsets)
             columns.copy_(one.values)
         return Inputs(values, first.offsets)
 
-    def load_once(self, cache: DataCache, manifest: Manifest, rows: np.ndarray) -> Inputs:
-        """As `load`, if it is not in the cache already."""
+    def load_once(
+        self,
+        cache: DataCache,
+        manifest: Manifest,
+        rows: np.ndarray,
+        stream: "Streamed | None" = None,
+        hold: bool = True,
+    ) -> Inputs:
+        """As `load`, or the stream given, all of it if it is to `hold`, if it is not in the cache already."""
         about = " ".join(
             f"{one.feature.path.resolve()} {one.extra or (one.pool if one.pooled else 'rows')} {one.hop or ''}"
             for one in self.parts
         )
-        return cache.load(f"{about} {manifest.digest} ", rows, partial(self.load, manifest, rows))
+        load = partial(self.load, manifest, rows) if stream is None else stream.held
+        return cache.load(f"{about} {manifest.digest} ", rows, load, None if hold else stream)
 
 
 def when_read(name: str) -> tuple[str, dict[str, str]]:
@@ -278,16 +321,20 @@ def load_dataset(
     views: str = "",
     only: str | None = None,
     target: str = "class",
+    memory: str | None = None,
 ) -> tuple[Dataset, Fusion]:
     """The corpus's labelled utterances with the features that the fusion takes; those of several corpora for "A+B".
 
     `only` keeps "scripted" or "improvised" ones, `limit` that many utterances, spread evenly over the corpus. `views`
     names augmented features, joined with `+`, that training mixes in. A `target` without classes keeps utterances of
     any label, one of valence, arousal and dominance those with all three ratings. A `cache` gives what it has made
-    before. Raises `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature
-    (quarantined ones may be left out by `allow_missing`).
+    before. What does not fit into `memory`, such as "8GB", is read from the store when it is asked for. Raises
+    `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature (quarantined ones may
+    be left out by `allow_missing`).
     """
     cache = cache or DataCache()
+    budget = cache.half if memory is None else memory_budget(memory)
+    budget = budget and budget // cache.workers
     store = open_store(store_path)
     manifest = store.joined_manifest(corpus)
     selected, augmented = select_features(store, features, manifest.corpus, views)
@@ -313,7 +360,7 @@ def load_dataset(
 
     def read(**extras: str) -> dict[str, Inputs]:
         chosen = {m: one.each(partial(replace, extra=extras.get(m))) for m, one in inputs.items()}
-        return {m: one.load_once(cache, manifest, rows) for m, one in chosen.items()}
+        return load_within(budget, cache, manifest, rows, chosen, asked[len(selected) :], fusion.level == "vector")
 
     parent = manifest.parent
     data = cache.datasets[key] = Dataset(
@@ -347,6 +394,34 @@ def load_dataset(
         views=tuple((one.modality, partial(one.load_once, cache, manifest, rows)) for one in asked[len(selected) :]),
     )
     return data, fusion
+
+
+def load_within(
+    budget: int | None,
+    cache: DataCache,
+    manifest: Manifest,
+    rows: np.ndarray,
+    chosen: Mapping[str, ModalitySelection],
+    views: Sequence[ModalitySelection],
+    vectors: bool,
+) -> dict[str, Inputs]:
+    """The inputs by modality. What does not fit into the budget is streamed; the views are as what they stand for.
+
+    Raises what `ModalitySelection.load` raises.
+    """
+    groups = [[one, *(view for view in views if view.modality == modality)] for modality, one in chosen.items()]
+    features = {part.feature for group in groups for one in group for part in one.parts}
+    # At most: as stored, as they are trained on, and standardised in float32, of which those with views have two.
+    size = 4 * sum(part.bytes for feature in features for part in feature.parts()) * (2 if views else 1)
+    if budget is not None and not cache.fits(size, budget):
+        from .streamed import within
+
+        cache.inputs = {key: one for key, one in cache.inputs.items() if not one.streamed}
+        streams = [[one.stream(manifest, rows) for one in group] for group in groups]
+        for group, (hold, found) in zip(groups, within(budget, streams, cache.workers, vectors), strict=True):
+            for one, stream in zip(group, found, strict=True):
+                one.load_once(cache, manifest, rows, stream, hold)
+    return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
 
 
 def _utterances(

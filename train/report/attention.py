@@ -66,7 +66,7 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
         named = [(f"{one['feature']}@{one['fingerprint']}", one) for one in described.get("joined", [described])]
         parts = tuple(FeatureSelection(store.feature(name), hop=one.get("hop")) for name, one in named)
         selected[modality] = ModalitySelection(described["feature"], parts)
-    loaded = {modality: one.load(manifest, np.array(rows)) for modality, one in selected.items()}
+    loaded = {modality: one.stream(manifest, np.array(rows)) for modality, one in selected.items()}
     audio, text = (selected[modality].parts[0] for modality in ("audio", "text"))
     packed = text.feature.load(manifest, rows)
     found, one = [], torch.zeros(1, dtype=torch.long)

@@ -1,0 +1,166 @@
+"""Stores larger than memory train with the same bytes, within the budget, and fail as those in memory do."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ser.cache.spec import Spec
+from ser.cache.store import PartRows, open_store
+from ser.engines.machine import memory_budget
+from ser.errors import CorruptStore, WrongUse
+from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
+from ser.train.data.dataset import DataCache
+from ser.train.data.features import load_dataset
+from ser.train.experiment import Experiment, estimate, prepare, run_experiment
+from ser.train.fit import fit_standardizers
+from ser.train.run_folder import Run
+
+MIT = ("d_model=8", "heads=2", "queries=2", "standardise_audio=true", "batch_size=4")
+CASES = {
+    "mit": ("hubert+mpnet", "mit", "0.015MB", MIT, ""),
+    "vectors": ("is13+bert", "lgf-add", "0.025MB", ("batch_size=2",), ""),
+    "joined": ("hubert+is13+mpnet", "lgf-add", "0.035MB", ("batch_size=1",), ""),
+    "hop": ("hubert:layer=0,hop=0.06+mpnet", "mit", "0.013MB", MIT, ""),
+    "layers": ("hubert:layers=0-1", "audio", "0.04MB", ("batch_size=4", "standardise_audio=true"), ""),
+    "views": ("logmel", "cnn", "0.2MB", ("frames=48", "channels=2", "batch_size=4"), "logmel:view=pitch-1"),
+    "views of vectors": ("is13", "audio", "0.04MB", ("batch_size=1",), "is13:view=pitch-1"),
+}
+
+LOGMELS = ("logmel:", "logmel:view=pitch-1")
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny store with a hop, two layers and views."""
+    manifest, store = make_manifest(), make_store(tmp_path_factory.mktemp("rich") / "s")
+    more = {"hop": 0.02, "checkpoint": {"digest": "d", "architecture": "hubert", "layers": 1}}
+    for layer in (0, 1):
+        config = {"layer": layer, "norm": "before"}
+        rows = [values + np.float16(layer) for values in make_rows(manifest, "hubert")]
+        add_feature(store, manifest, "hubert", rows, variant=f"layer={layer}", config=config, **more)
+    for feature in ("logmel", "is13"):
+        add_feature(store, manifest, feature, make_rows(manifest, feature, seed=5), variant="view=pitch-1")
+    return store.path
+
+
+def weights(run: Run) -> bytes:
+    return (run.path / "model.safetensors").read_bytes() + (run.path / "predictions.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_bytes_as_in_memory(rich: Path, tmp_path: Path, case: str) -> None:
+    features, fusion, memory, settings, views = CASES[case]
+    plain = Experiment(features, fusion, store=rich, out=tmp_path / "a", epochs=2, folds=1, set=settings, views=views)
+    small = replace(plain, out=tmp_path / "b", memory=memory)
+    assert estimate(prepare(small)).streamed and not estimate(prepare(plain)).streamed
+    (run,), (streamed,) = run_experiment(plain), run_experiment(small)
+    assert run.path.name == streamed.path.name and weights(run) == weights(streamed)
+
+
+def test_statistics_are_the_same_in_small_pieces(tmp_path: Path) -> None:
+    manifest = make_manifest()
+    store, rng = new_store(tmp_path / "s", manifest), np.random.default_rng(0)
+    rows = [rng.normal(3, 2, (int(rng.integers(1, 60)), 80)).astype(np.float16) for _ in range(len(manifest))]
+    spec = Spec("logmel", "audio", "frame", 80, "float16", "made-up", 1)
+    store.add(spec).publish(PartRows("tiny", manifest.ids, manifest.inputs("audio"), rows))
+    found = []
+    for memory in ("1GB", "0.1MB"):
+        [job, *_] = prepare(
+            Experiment("logmel", "audio", store=store.path, memory=memory, set=("standardise_audio=true",))
+        )
+        found.append(fit_standardizers(job.data, job.fold, job.plan.settings)["audio"])
+    assert found[0].mean.equal(found[1].mean) and found[0].std.equal(found[1].std)
+
+
+CHILD = """
+import re, sys
+from pathlib import Path
+from ser.train.experiment import Experiment, run_experiment
+store, out, dim, memory = sys.argv[1:]
+settings = ("d_model=8", "heads=2", "queries=2", "standardise_audio=true", "batch_size=4")
+made = Experiment(f"hubert:dim={dim}+bert", "mit", store=store, out=out, epochs=1, folds=1, set=settings, memory=memory)
+run_experiment(made)
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's mark is read from /proc")
+def test_the_budget_bounds_the_peak(tmp_path: Path, backend: str) -> None:
+    """On a store four times the budget, against the same model on features of a thirty-second of the width."""
+    manifest, rng, budget = make_manifest(48), np.random.default_rng(0), 24
+    store = new_store(tmp_path / "s", manifest)
+    add_feature(store, manifest, "bert", make_rows(manifest, "bert"))
+    lengths = rng.integers(100, 300, len(manifest))
+    for dim in (16, 512):
+        spec = Spec("hubert", "audio", "frame", dim, "float16", "made-up", 1, variant=f"dim={dim}")
+        feature = store.add(spec)
+        for numbers in np.array_split(np.arange(len(manifest)), 4):
+            rows = [rng.normal(size=(lengths[i], dim)).astype(np.float16) for i in numbers]
+            ids, inputs = ([all_[i] for i in numbers] for all_ in (manifest.ids, manifest.inputs("audio")))
+            feature.publish(PartRows(manifest.corpus, ids, inputs, rows), backend)
+    stored = sum(part.bytes for part in feature.parts()) / 1e6
+    assert stored > 3.9 * budget
+    peaks = []
+    for dim, memory in ((16, "8GB"), (512, f"{budget}MB")):
+        command = [sys.executable, "-c", CHILD, store.path, tmp_path / f"runs-{dim}", str(dim), memory]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert not done.returncode, done.stderr
+        peaks.append(int(done.stdout) * 1024 / 1e6)
+    held = 2 * lengths.sum() * 16 / 1e6  # of the narrow features, in memory
+    # A batch in float32 is the model's input, and as much wider as its features are.
+    batch = 4 * 4 * lengths.max() * 512 / 1e6
+    assert peaks[1] <= peaks[0] - held + batch + 1.1 * budget
+
+
+def test_a_block_that_is_altered_meanwhile_is_told_and_the_run_goes_on_after_it(rich: Path, tmp_path: Path) -> None:
+    """The fault in the thread is the sentence of the reader; mended, the run ends with the same bytes."""
+    store = make_store(tmp_path / "s").path
+    plain = Experiment("hubert+mpnet", "mit", store=store, out=tmp_path / "a", epochs=3, folds=1, set=MIT)
+    [whole] = run_experiment(plain)
+    small = replace(plain, out=tmp_path / "b", memory="0.015MB", resume=True)
+    [part] = open_store(store).feature("hubert").parts()
+    block = part.record.arrays["values"].blocks[-1]
+    file = part.folder / block.file
+    content = file.read_bytes()
+
+    def alter(step: object) -> None:
+        file.unlink()
+        file.write_bytes(content[: block.offset] + bytes([content[block.offset] ^ 1]) + content[block.offset + 1 :])
+
+    with pytest.raises(CorruptStore, match=re.escape(str(file)) + ".*altered"):
+        run_experiment(small, alter)
+    assert not [thread for thread in threading.enumerate() if thread.name == "ser reads ahead"]
+    file.write_bytes(content)
+    [mended] = run_experiment(small)
+    assert weights(mended) == weights(whole)
+
+
+def test_a_budget_too_small_is_one_sentence_that_names_one_that_does(rich: Path, tmp_path: Path) -> None:
+    asked = Experiment("hubert+mpnet", "mit", store=rich, out=tmp_path, epochs=1, folds=1, memory="0.001MB")
+    with pytest.raises(WrongUse, match=r"too small for the largest batch.*--memory (\d+)MB is enough") as told:
+        run_experiment(asked)
+    enough = re.search(r"--memory (\d+MB)", str(told.value))
+    assert enough and run_experiment(replace(asked, memory=enough[1]))
+    for wrong in ("8", "lots", "0GB", "-1GB", "8 KB"):
+        with pytest.raises(WrongUse, match=r"--memory .*such as 8GB"):
+            memory_budget(wrong)
+    assert (memory_budget("8GB"), memory_budget("1.5 mb")) == (8_000_000_000, 1_500_000)
+
+
+def test_workers_share_a_budget_and_what_other_cells_hold_is_let_go(rich: Path, tmp_path: Path) -> None:
+    alone, _ = load_dataset(rich, "logmel", "audio", memory="0.1MB")
+    shared, _ = load_dataset(rich, "logmel", "audio", cache=DataCache(tmp_path, workers=4), memory="0.4MB")
+    assert alone.inputs["audio"].streamed and not shared.inputs["audio"].streamed  # four map the same pages
+    cache = DataCache()
+    first, second = (load_dataset(rich, name, "audio", cache=cache, memory="0.55MB")[0] for name in LOGMELS)
+    held = first.inputs["audio"]
+    assert first.inputs["audio"] is held and not second.inputs["audio"].streamed
+    assert first.inputs["audio"] is not held

@@ -1,0 +1,287 @@
+"""Inputs that do not fit into memory: read from the store, block by block checked, when a batch needs them.
+
+A thread reads the next batches while the model computes, as many at once as the budget of memory allows, so that a
+block that several of them need is read once. What is read, and in which order, is what training in memory takes.
+"""
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ser.cache.manifest import Manifest
+from ser.cache.part import Packed, Part
+from ser.cache.store import Feature
+from ser.errors import WrongUse
+
+from ..models.ragged import Sequences
+from .dataset import FITS, Cut, Dataset, Inputs, Read, Standardizer
+
+COLUMNS = 32  # so many give the same sums by themselves as among others: torch adds them up side by side
+M_MMAP_THRESHOLD = -3  # of malloc.h
+FILLED = 0.9  # of the budget may be held where everything fits
+HELD, READ = (
+    0.4,
+    0.8,
+)  # else: what is held, and with the two windows, one read while one is trained on; blocks, the rest
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where n utterances of a feature lie: the number of the part and the row in it of each, int32 [n]."""
+
+    feature: Feature
+    parts: list[Part]
+    part: np.ndarray
+    row: np.ndarray
+    lengths: np.ndarray  # of each utterance as stored, int64 [n]
+
+    @classmethod
+    def of(cls, feature: Feature, manifest: Manifest, rows: Sequence[int]) -> "Places":
+        """Those of these rows of the manifest. Raises `MissingRows` and `CorruptStore`."""
+        places = feature.places(manifest, rows)
+        parts = list(dict.fromkeys(part for part, _ in places))
+        numbers = {part: number for number, part in enumerate(parts)}
+        part = np.array([numbers[one] for one, _ in places], np.int32)
+        row = np.array([number for _, number in places], np.int32)
+        offsets = np.concatenate([one.offsets for one in parts])
+        firsts = np.cumsum([0, *(len(one.offsets) for one in parts)])[part] + row
+        return cls(feature, parts, part, row, offsets[firsts + 1] - offsets[firsts])
+
+    @property
+    def order(self) -> np.ndarray:
+        """The utterances as they follow one another in the store."""
+        return np.lexsort((self.row, self.part))
+
+    def load(self, utterances: np.ndarray, extras: bool) -> Packed:
+        """These utterances in the order given."""
+        found = zip(self.part[utterances].tolist(), self.row[utterances].tolist(), strict=True)
+        return self.feature.gather([(self.parts[part], row) for part, row in found], [""] * len(utterances), extras)
+
+
+@dataclass(frozen=True)
+class Window(Inputs):
+    """Some utterances of inputs, asked for by the numbers that they have among all `n`."""
+
+    numbers: np.ndarray  # sorted
+    n: int
+    pinned: bool
+
+    def take(self, utterances: np.ndarray, there: Tensor | None = None) -> Sequences:
+        """As of all."""
+        taken = super().take(np.searchsorted(self.numbers, utterances % self.n))
+        return replace(taken, values=taken.values.pin_memory()) if self.pinned else taken
+
+
+@dataclass(frozen=True)
+class Streamed(Inputs):
+    """Inputs whose rows are read when they are taken; `values` is empty, and says their dtype and dimension."""
+
+    streamed: ClassVar[bool] = True
+
+    read: Callable[[np.ndarray], Inputs]  # gives these utterances, which are sorted, each named once
+    cost: np.ndarray  # bytes that each takes while it is read, int64 [n]
+    order: np.ndarray  # the utterances in an order that is quick to read
+    room: int = 1 << 62  # bytes that may be read at once
+    whole: int = 0  # the budget that would hold everything
+    pinned: bool = False
+
+    @classmethod
+    def of(
+        cls, read: Callable[[np.ndarray], Inputs], lengths: np.ndarray, beside: np.ndarray, order: np.ndarray
+    ) -> "Streamed":
+        """Utterances of such lengths, of which so many bytes each stand `beside` the rows while they are read."""
+        empty = read(order[:1]).values[:0].clone()
+        cost = lengths * (empty.shape[1] * empty.itemsize) + beside
+        return cls(empty, np.concatenate([[0], np.cumsum(lengths)]), read, cost, order)
+
+    @property
+    def bytes(self) -> int:
+        """Of all values, if they were in memory."""
+        return int(self.offsets[-1]) * self.dim * self.values.itemsize
+
+    def window(self, utterances: np.ndarray) -> Window:
+        """These utterances, read now."""
+        numbers = np.unique(utterances % len(self.cost))
+        found = self.read(numbers)
+        return Window(found.values, found.offsets, numbers, len(self.cost), self.pinned)
+
+    def take(self, utterances: np.ndarray, there: Tensor | None = None) -> Sequences:
+        """The rows of the given utterances, read now."""
+        return self.window(utterances).take(utterances)
+
+    def held(self, device: torch.device | str = "cpu") -> Inputs:
+        """All of it in memory, or on a GPU, read bit by bit."""
+        values = torch.empty(int(self.offsets[-1]), self.dim, dtype=self.values.dtype, device=device)
+        for utterances in self._pieces(self.order):
+            rows, _ = self.rows(numbers := np.sort(utterances))
+            values[rows.to(device)] = self.read(numbers).values.to(device)
+        return Inputs(values, self.offsets)
+
+    def on(self, device: torch.device) -> Inputs:
+        """On a GPU where it fits there; else each batch travels, from pinned memory."""
+        if device.type != "cuda":
+            return self
+        fits = self.bytes <= FITS * torch.cuda.mem_get_info(device)[0]
+        return self.held(device) if fits else replace(self, pinned=True)
+
+    def scaled(self, standardize: Standardizer, corpora: np.ndarray) -> Inputs:
+        """The same standardised as it is read."""
+        lengths = np.diff(self.offsets)
+        return replace(
+            self,
+            values=self.values.float(),
+            read=lambda utterances: self.read(utterances).scaled(standardize, corpora[utterances]),
+            cost=self.cost + lengths * self.dim * 4,
+        )
+
+    def followed_by(self, others: Sequence[Inputs]) -> Inputs:
+        """The utterances of all, one after the other."""
+        parts, n = [self, *others], len(self.cost)
+
+        def read(utterances: np.ndarray) -> Inputs:
+            each = [part.take(utterances[utterances // n == number] % n) for number, part in enumerate(parts)]
+            lengths = torch.cat([one.lengths for one in each]).numpy()
+            return Inputs(torch.cat([one.values for one in each]), np.concatenate([[0], np.cumsum(lengths)]))
+
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        beside = np.concatenate([part.cost if isinstance(part, Streamed) else 0 * self.cost for part in parts])
+        order = np.concatenate([self.order + n * number for number in range(len(parts))])
+        return replace(Streamed.of(read, lengths, beside, order), room=self.room, whole=self.whole)
+
+    def moments(self, utterances: np.ndarray) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
+        """As in memory, bit by bit: so many columns and utterances at a time as there is room for."""
+        rows = int(np.diff(self.offsets)[utterances].sum())
+        width = max(1, self.room // (8 * rows * COLUMNS)) * COLUMNS
+        found = []
+        for first in range(0, self.dim, width):
+            wide, at, ends = torch.empty(rows, min(width, self.dim - first), dtype=torch.float64), 0, list[Tensor]()
+            for piece in self._pieces(utterances):
+                values = self.take(piece).values[:, first : first + width]
+                ends += [values.amin(0).float(), values.amax(0).float()]
+                wide[at : at + len(values)] = values
+                at += len(values)
+            low, high = torch.stack(ends).amin(0), torch.stack(ends).amax(0)
+            found.append((low, high, wide.sum(0), wide.mul_(wide).sum(0)))
+        low, high, sums, squares = (torch.cat(columns) for columns in zip(*found, strict=True))
+        return rows, low, high, sums, squares
+
+    def _pieces(self, utterances: np.ndarray) -> Iterator[np.ndarray]:
+        """The utterances cut where there is room for no more."""
+        ends, start = np.cumsum(self.cost[utterances]), 0
+        while start < len(utterances):
+            most = self.room + (ends[start - 1] if start else 0)
+            stop = max(start + 1, int(np.searchsorted(ends, most, "right")))
+            yield utterances[start:stop]
+            start = stop
+
+    def check(self, data: Dataset, unit: str, size: int) -> None:
+        """Raise `WrongUse` if the largest batch of so many units is larger than the room."""
+        numbers = np.arange(len(data.utterances))
+        each = sum(one.cost[numbers % len(one.cost)] for one in data.inputs.values() if isinstance(one, Streamed))
+        units = np.bincount(data.utterances.dialogues, each) if unit == "dialogue" else np.asarray(each)
+        if (largest := float(np.sort(units)[-size:].sum())) > self.room:
+            enough = int(min(2 * largest / (READ - HELD), self.whole) / 1e6) + 1
+            raise WrongUse(
+                f"--memory is too small for the largest batch, which takes {largest / 1e6:.1f} MB while it is read; "
+                f"--memory {enough}MB is enough, or choose a smaller batch_size"
+            )
+
+    def ahead(self, inputs: Mapping[str, Inputs], cuts: Iterable[Cut], beside: int = 0) -> Iterator[Read]:
+        """Each cut with inputs that hold its utterances, the next ones read by a thread meanwhile."""
+        streamed = [one for one in inputs.values() if isinstance(one, Streamed)]
+        groups = self._grouped(streamed, cuts, beside)
+        after = next(groups, None)
+        reading = Reading(inputs, *after) if after else None
+        try:
+            while after and reading:
+                found, (now, _) = reading.result(), after
+                after = next(groups, None)
+                reading = Reading(inputs, *after) if after else None
+                for cut in now:
+                    yield cut, found
+                found.clear()  # whoever was given it may keep it by its name until the next is there
+        finally:
+            if reading:
+                reading.join()
+
+    def _grouped(
+        self, streamed: Sequence["Streamed"], cuts: Iterable[Cut], beside: int
+    ) -> Iterator[tuple[list[Cut], bool]]:
+        """The cuts that are read at once: one, then two, four, … while there is room, and whether there is any.
+
+        So the first does not wait long.
+        """
+        found, total, most = list[Cut](), 0, 1
+        for cut in cuts:
+            rows = np.concatenate(cut)
+            cost = sum(int(one.cost[np.unique(rows % len(one.cost))].sum()) for one in streamed)
+            large = cost * (1 + beside) > self.room
+            if found and (large or len(found) == most or total + cost > self.room - cost * beside):
+                yield found, True
+                found, total, most = [], 0, 2 * most
+            if large:
+                yield [cut], False
+            else:
+                found.append(cut)
+                total += cost
+        if found:
+            yield found, True
+
+
+class Reading(threading.Thread):
+    """A thread that reads the utterances of some cuts, and ends; if there is no `room`, they are left in the store."""
+
+    def __init__(self, inputs: Mapping[str, Inputs], cuts: Sequence[Cut], room: bool) -> None:
+        super().__init__(name="ser reads ahead", daemon=True)
+        self.inputs, self.cuts, self.room = inputs, cuts, room
+        self.found: dict[str, Inputs] = dict(inputs)
+        self.fault: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Read, or keep the fault for whoever waits."""
+        try:
+            utterances = np.concatenate([group for cut in self.cuts for group in cut])
+            for modality, one in self.inputs.items() if self.room else ():
+                self.found[modality] = one.window(utterances) if isinstance(one, Streamed) else one
+        except BaseException as fault:
+            self.fault = fault
+
+    def result(self) -> dict[str, Inputs]:
+        """What was read. Raises the fault, such as `CorruptStore`."""
+        self.join()
+        if self.fault is not None:
+            raise self.fault
+        return self.found
+
+
+def within(
+    budget: int, groups: Sequence[Sequence[Streamed]], workers: int, vectors: bool
+) -> Iterator[tuple[bool, list[Streamed]]]:
+    """Whether each group is held in memory, the smallest first, as long as they fit into the budget; and its room.
+
+    Each of so many `workers` has this budget, and one copy of what is held serves them all, but for the standardised
+    one of `vectors`. A group is held or streamed as a whole.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # so that glibc gives back what is let go
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 << 20)
+    sizes = []
+    for group in groups:  # with views there is a copy that holds all of them
+        values = sum(int(one.offsets[-1]) * one.dim for one in group)
+        stored = sum(one.bytes for one in group) // workers
+        sizes.append((stored + (4 * values if vectors else 0)) * (1 if len(group) == 1 else 2))
+    share = FILLED if sum(sizes) <= FILLED * budget else HELD
+    chosen, total = set[int](), 0
+    for number in np.argsort(sizes, kind="stable").tolist():
+        if total + sizes[number] <= share * budget:
+            chosen, total = chosen | {number}, total + sizes[number]
+    room, whole = int(max(READ * budget - total, (1 - FILLED) * budget) / 2), int(sum(sizes) / FILLED)
+    for number, group in enumerate(groups):
+        yield number in chosen, [replace(one, room=room, whole=whole) for one in group]
