@@ -235,7 +235,7 @@ def read(store: str, memory: str) -> None:
     opened = open_store(store)
     corpus, feature = opened.manifest(), opened.feature("vector")
     note("open")
-    feature.find(corpus, range(len(corpus)))
+    feature.places(corpus, range(len(corpus)))
     note("join")
     [job] = prepare(Experiment("vector", "text", store=store, folds=1, device="cpu", memory=memory))
     note("plan")

@@ -171,7 +171,7 @@ def read_at(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
 
 
 def write_folder(
-    folder: Path, files: Mapping[str, Content], checksums: Mapping[str, Checksums]
+    folder: Path, files: Mapping[str, Content], checksums: Mapping[str, Checksums] = {}
 ) -> dict[str, tuple[int, str]]:
     """Write files, by their paths in a folder that nobody sees yet, durably, each as `write_file` does."""
     written = {}
@@ -231,7 +231,7 @@ def new_folder(store: Path, folder: Path, files: Mapping[str, bytes], inside: st
     """Make a folder, with its files and a folder `inside`, in one step. False if another process has just made it."""
     with workspace(store) as temporary:
         make_folder(temporary / folder.name / inside)
-        write_folder(temporary / folder.name, {name: [content] for name, content in files.items()}, {})
+        write_folder(temporary / folder.name, {name: [content] for name, content in files.items()})
         return move_into_place(temporary / folder.name, folder)
 
 

@@ -67,7 +67,7 @@ def _option(field: Field[Any], defaults: bool) -> Callable[[Any], Any]:
     kind: Any = path if Path in kinds else float if float in kinds else COUNT if kinds == {int} else str
     kind = click.Choice(choices) if choices and not metavar else kind
     shown: dict[str, Any] = {"metavar": metavar, "help": facts["help"], "show_default": bool(default)}
-    completed = partial(_completed, choices) if kind is str or choices else None
+    completed = partial(_completed, choices or ()) if kind is str or choices else None
     return click.option(
         name, field.name, type=kind, multiple=default == (), default=default, shell_complete=completed, **shown
     )

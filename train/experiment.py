@@ -120,8 +120,8 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
             "patience stops where a score no longer rises, and --select last looks at none; use --select val"
         )
     folds = [fold.decided(data.utterances) for fold in folds]
-    names = ("target", "loss", "select", "precision", "log", "deterministic")
-    how = {name: getattr(experiment, name) for name in names}
+    shared = ("target", "loss", "select", "precision", "log", "deterministic")
+    how = {name: getattr(experiment, name) for name in shared}
     device = choose_device(experiment.device)
     if how["precision"] == "auto":
         fast = fusion.level == "sequence" and device.startswith("cuda") and torch.cuda.is_bf16_supported()
