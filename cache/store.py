@@ -30,6 +30,8 @@ def open_store(path: Path | str, create: bool = False) -> "Store":
 
     Raises `WrongUse` if the path holds no store.
     """
+    if "://" in str(path) or re.match("[a-z0-9]{2,}:/", str(path)):
+        raise WrongUse(f"{path}: must be a path; `ser cache push` and `pull` copy stores to and from a URL")
     path = Path(path)
     manifests = path / "manifests"
     if not manifests.is_dir():

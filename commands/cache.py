@@ -21,7 +21,7 @@ def cache() -> None:
 @cache.command("list")
 @read_store_option
 @json_option
-def list_(store: Path, as_json: bool) -> None:
+def list_(store: str, as_json: bool) -> None:
     """Every feature in the store: rows, size, fingerprint, and the model it comes from.
 
     \b
@@ -52,7 +52,7 @@ def list_(store: Path, as_json: bool) -> None:
 @corpus_option
 @read_store_option
 @json_option
-def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
+def info(name: str, corpus: str | None, store: str, as_json: bool) -> None:
     """How feature NAME was made: everything that its fingerprint covers, and where it came from.
 
     \b
@@ -81,7 +81,7 @@ def _lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
 @read_store_option
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: bool) -> None:
+def verify(ctx: click.Context, repair: bool, fresh: bool, store: str, as_json: bool) -> None:
     """Check every file of the store against its sha256, and what it says; exit 1 if a part cannot be trusted.
 
     \b
@@ -154,7 +154,7 @@ def import_(name: str, file: Path, store: Path, as_json: bool, manifest: Path | 
 @click.option("--backend", type=BACKENDS, help="FILE is a store: copy the parts to it, bit for bit.")
 @corpus_option
 @read_store_option
-def export(name: str, file: Path, backend: str | None, corpus: str | None, store: Path) -> None:
+def export(name: str, file: Path, backend: str | None, corpus: str | None, store: str) -> None:
     """Write feature NAME to one FILE: .h5, .zarr, .npz or .safetensors (with an index beside it).
 
     \b
@@ -176,10 +176,10 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
         answer(f"wrote {transfer.export(feature, manifest, file)}")
 
 
-def pulled(store: Path | str, features: str | None = None, corpora: str | None = None) -> Path:
+def pulled(store: str, features: str | None = None, corpora: str | None = None) -> Path:
     """The store's folder; of a URL, the user's copy of it, to which these features and corpora are pulled first."""
-    if isinstance(store, Path):
-        return store
+    if "://" not in store:
+        return Path(store)
     from ser.cache.copies import Pull, cache_folder
 
     pull = Pull(store, folder := cache_folder(store), features, corpora, replace=True)

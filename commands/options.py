@@ -10,30 +10,13 @@ from typing import Any, get_args
 import click
 from click.shell_completion import CompletionItem
 
-
-class Place(click.Path):
-    """A path, which is no URL; or one, left as it is, where a command reads a store from anywhere."""
-
-    def __init__(self, remote: bool = False) -> None:
-        super().__init__(path_type=Path)
-        self.remote = remote
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Raises `click.BadParameter` for a URL where a path must stand."""
-        if "://" not in str(value):
-            return super().convert(value, param, ctx)
-        if not self.remote:
-            self.fail("this must be a path; `ser cache push` and `pull` copy stores to and from a URL", param, ctx)
-        return value
-
-
-FILE, STORE = Place(), Place(remote=True)
+FILE = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
 BACKENDS = click.Choice(["zarr", "hdf5"])
 
 store_option = click.option("--store", type=FILE, default=Path("features"), show_default=True)
 read_store_option = click.option(
-    "--store", type=STORE, default=Path("features"), show_default=True, help="A folder, or a URL that is pulled first."
+    "--store", default="features", show_default=True, help="A folder, or a URL that is pulled first."
 )
 corpus_option = click.option("--corpus", metavar="N", help="The store's only corpus by default.")
 open_option = click.option("--open", "open_", is_flag=True, help="Open the page in the browser.")
@@ -63,7 +46,7 @@ def _option(field: Field[Any], defaults: bool) -> Callable[[Any], Any]:
     default = field.default if field.default == () or (defaults and field.default is not MISSING) else None
     kinds = {kind for kind in get_args(field.type) if kind is not NoneType} or {field.type}
     choices, metavar = facts.get("choices"), facts.get("metavar")
-    path = STORE if field.name == "store" and str in kinds else FILE
+    path = str if field.name == "store" and str in kinds else FILE  # it may be a URL
     kind: Any = path if Path in kinds else float if float in kinds else COUNT if kinds == {int} else str
     kind = click.Choice(choices) if choices and not metavar else kind
     shown: dict[str, Any] = {"metavar": metavar, "help": facts["help"], "show_default": bool(default)}

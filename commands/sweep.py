@@ -75,7 +75,7 @@ def sweep(
 
     given = {name: value for name, value in options.items() if value not in (None, (), False)}
     table = read_recipe(recipe, **given)
-    if isinstance(options["store"], str):
+    if "://" in (options["store"] or ""):
         from .cache import pulled
 
         asked = {name for cell in table.cells for name in (cell.experiment.features, cell.experiment.views) if name}

@@ -61,7 +61,7 @@ def train(
                 raise click.UsageError(f"--resume RUN goes on as that run was asked for; leave out {option.opts[0]}")
         experiment, jobs = resumed(one_run)
     else:
-        if isinstance(options["store"], str):
+        if "://" in options["store"]:
             from .cache import pulled
 
             asked = "+".join(filter(None, (options["features"], options["views"])))

@@ -238,7 +238,7 @@ def test_a_url_that_cannot_be_used_is_one_sentence_without_its_password(tmp_path
         == "at https://host/a and hf://datasets/a/b@main"
     )
     assert "cannot be used" in refused("push", "nosuch://x/y", "--store", tmp_path / "s")
-    assert "must be a path" in ser("features", "c", "--store", "s3://a/b").stderr
+    assert "must be a path" in ser("cache", "rollback", "c", "--store", "s3://a/b").stderr
 
     def absent(*_: object, **__: object) -> None:
         raise ImportError("Install s3fs to access S3")
