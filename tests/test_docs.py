@@ -142,7 +142,7 @@ def test_every_file_that_the_architecture_names_is_there() -> None:
     named = re.findall(r"`([\w/]+\.(?:py|md)|[\w/]+/)`", (DOCS / "architecture.md").read_text(encoding="utf-8"))
     rooms = [
         DOCS.parent,
-        *(DOCS.parent / room for room in ("extract", "train", "train/data", "cache", "engines", "weights")),
+        *(DOCS.parent / room for room in ("extract", "train", "train/data", "cache", "engines", "weights", "export")),
     ]
     assert len(named) > 60
     for name in named:
