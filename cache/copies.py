@@ -8,12 +8,12 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ser.errors import CorruptStore, StoreError, WrongUse, printable
+from ser.errors import CorruptStore, StoreError, WrongUse, printable, unknown
 
 from .atomic_io import explain_disk_errors, move_into_place, read_small, workspace, write_folder
 from .feature import Feature
@@ -23,7 +23,6 @@ from .remote import (
     LATEST,
     RECORD,
     Published,
-    PublishedManifest,
     PublishedPart,
     Remote,
     feature_names,
@@ -62,12 +61,11 @@ class Push:
         asked = [store.feature(name, corpus) for name in feature_names(features)]
         self._features = asked if features else store.features()
         self.remote = Remote(url)
-        wanted = {one.corpus for one in known} | {one.parent.corpus for one in known if one.parent}
+        wanted = _whose_rows(known)
         found = {_folder(f, part): (f, part) for f in self._features for part in f.parts()}
         found = {folder: one for folder, one in found.items() if one[1].record.corpus in wanted}
         before = self._published(self.remote.read(LATEST))
-        for manifest in self._manifests:  # before anything is sent
-            self._counts(manifest, before.manifests.get(manifest.corpus))
+        self._merged(before)  # whether that may be, before anything is sent
         listed = {folder: part.record for folder, part in before.parts.items()}
         self._open = {
             folder: one
@@ -130,19 +128,18 @@ class Push:
         while True:
             latest, tag = self.remote.peek(LATEST)
             before = self._published(latest)
-            manifests = before.manifests | {
-                manifest.corpus: _published_manifest(manifest)
-                for manifest in self._manifests
-                if self._counts(manifest, before.manifests.get(manifest.corpus))
-            }
+            manifests = self._merged(before)
             mine = {_folder(feature): feature.spec for feature in self._features}
-            merged = Published(manifests, mine | before.features, before.parts | sent)
+            records = {corpus: file_record(manifest.content) for corpus, manifest in manifests.items()}
+            merged = Published(records, mine | before.features, before.parts | sent)
             digest = file_record(merged.content).sha256
             files = {f"{folder}/spec.json": checksummed_json(merged.features[folder].to_json()) for folder in mine}
             files[RECORD.format(digest)] = merged.content
-            files["README.md"] = _card(self.remote.read("README.md"), merged, f"{self.remote.shown}@{digest}")
+            files["README.md"] = _card(
+                self.remote.read("README.md"), merged, [*manifests.values()], f"{self.remote.shown}@{digest}"
+            )
             for corpus in sorted({manifest.corpus for manifest in self._manifests}):
-                files[f"manifests/{corpus}/latest"] = f"{manifests[corpus].sha256}\n".encode()
+                files[f"manifests/{corpus}/latest"] = f"{records[corpus].sha256}\n".encode()
             for path, content in files.items():
                 if self.remote.read(path) != content:
                     self.remote.write(path, content)
@@ -150,9 +147,13 @@ class Push:
             if latest == now or self.remote.swap(LATEST, now, latest, tag):
                 return digest
 
-    def _counts(self, manifest: Manifest, there: PublishedManifest | None) -> bool:
-        held = _manifest_there(self.remote, manifest.corpus, there) if there else None
-        return held is None or _takes_place(held, manifest, self._replace, self.remote.shown)
+    def _merged(self, before: Published) -> dict[str, Manifest]:
+        """What is there, with those of ours that take the place of it."""
+        merged = {one[0]: _manifest_there(self.remote, *one) for one in before.manifests.items()}
+        for mine in self._manifests:
+            if mine.corpus not in merged or _takes_place(merged[mine.corpus], mine, self._replace, self.remote.shown):
+                merged[mine.corpus] = mine
+        return merged
 
 
 _WRITTEN_HERE = b"<!-- written by `ser cache push`"
@@ -174,21 +175,17 @@ def _published_part(content: bytes, where: str) -> tuple[PublishedPart, PartReco
     return PublishedPart(file_record(content), record.corpus, len(record.ids), size), record
 
 
-def _published_manifest(manifest: Manifest) -> PublishedManifest:
-    texts = any(text is not None for text in manifest.column("text"))
-    hours = round(sum(filter(None, manifest.column("duration"))) / 3600, 2)
-    parent = manifest.parent.corpus if manifest.parent else None
-    size, count = len(manifest.content), len(manifest)
-    return PublishedManifest(manifest.digest, size, count, hours, texts, manifest.synthetic, parent)
-
-
-def _manifest_there(remote: Remote, corpus: str, one: PublishedManifest) -> Manifest:
-    path = f"manifests/{corpus}/{one.sha256}.parquet"
-    content = remote.fetch(path, FileRecord(one.bytes, one.sha256))
-    manifest = Manifest.from_content(content, one.sha256, remote.where(path))
+def _manifest_there(remote: Remote, corpus: str, known: FileRecord) -> Manifest:
+    path = f"manifests/{corpus}/{known.sha256}.parquet"
+    manifest = Manifest.from_content(remote.fetch(path, known), known.sha256, remote.where(path))
     if manifest.corpus != corpus:
         raise CorruptStore(f"{remote.where(path)}: is the manifest of corpus {manifest.corpus!r}")
     return manifest
+
+
+def _whose_rows(manifests: Iterable[Manifest]) -> set[str]:
+    """These corpora and their parents, whose audio rows count for them too."""
+    return {name for one in manifests for name in (one.corpus, one.parent and one.parent.corpus) if name}
 
 
 def _without_tokens(feature: Feature, part: Part, scratch: Path) -> Part:
@@ -214,7 +211,7 @@ def _takes_place(held: Manifest, other: Manifest, replace: bool, where: object) 
     return True
 
 
-def _card(there: bytes | None, published: Published, url: str) -> bytes:
+def _card(there: bytes | None, published: Published, manifests: Sequence[Manifest], url: str) -> bytes:
     """The card, README.md, of what is published, or what is there where somebody has written it anew."""
     if there is not None and _WRITTEN_HERE not in there:
         return there
@@ -223,7 +220,8 @@ def _card(there: bytes | None, published: Published, url: str) -> bytes:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # no HTML
     environment.filters["cell"] = lambda text: printable(str(text)).translate({ord(c): f"\\{c}" for c in "|<`[*_"})
     template = environment.from_string(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
-    return template.render(published=published, url=url).encode()
+    told = [one.corpus for one in manifests if one.table["text"].null_count < len(one)]
+    return template.render(published=published, manifests=manifests, told=told, url=url).encode()
 
 
 class Pull:
@@ -241,12 +239,19 @@ class Pull:
         if not latest:
             raise WrongUse(f"{self.remote.shown}: nothing is published there; `ser cache push URL` does it")
         self.digest = latest
-        self.chosen = self.remote.published(latest).select(features, corpus, self.remote.shown)
-        here = {folder: path / folder / "part.json" for folder in self.chosen.parts}
-        self.parts = {folder: part for folder, part in self.chosen.parts.items() if not here[folder].exists()}
-        self.there, self.bytes = len(here) - len(self.parts), sum(part.bytes for part in self.parts.values())
-        own = [folder for folder in here if folder not in self.parts]
-        others = [one for one in own if file_record(read_small(here[one])) != self.chosen.parts[one].record]
+        there = self.remote.published(latest)
+        names = set(corpus.split("+")) if corpus else there.manifests.keys()
+        if strange := names - there.manifests.keys():
+            raise unknown(f"corpus of {self.remote.shown}", min(strange), there.manifests)
+        self._manifests = [_manifest_there(self.remote, name, there.manifests[name]) for name in sorted(names)]
+        self._specs = {folder: there.features[folder] for folder in there.named(features, self.remote.shown)}
+        parts = {path: part for folder in self._specs for path, part in there.parts_of(folder).items()}
+        parts = {path: part for path, part in parts.items() if part.corpus in _whose_rows(self._manifests)}
+        here = {path for path in parts if (self._path / path / "part.json").exists()}
+        self.parts = {path: part for path, part in parts.items() if path not in here}
+        self.there, self.bytes = len(here), sum(part.bytes for part in self.parts.values())
+        own = {one: file_record(read_small(path / one / "part.json")) for one in sorted(here)}
+        others = [one for one, record in own.items() if record != parts[one].record]
         if pinned and others:
             fault = f"{len(others)} parts, such as {others[0]}, are not those of {self.remote.shown}@{pinned}"
             raise WrongUse(f"{path}: {fault}; name a new folder with --store")
@@ -261,13 +266,13 @@ class Pull:
         free = shutil.disk_usage(self._path).free
         if self.bytes > free:
             raise StoreError(f"{self._path}: {self.bytes / 1e6:.1f} MB are to come, and {free / 1e6:.1f} MB are free")
-        manifests = [_manifest_there(self.remote, *one) for one in self.chosen.manifests.items()]
-        for manifest in manifests:
+        for manifest in self._manifests:
             if manifest.corpus not in store.corpora():
                 store.put_manifest(manifest, command="cache pull")
         # Those that are new here are the same now.
-        later = [one for one in manifests if _takes_place(store.manifest(one.corpus), one, self._replace, self._path)]
-        for spec in self.chosen.features.values():
+        here = {corpus: store.manifest(corpus) for corpus in store.corpora()}
+        later = [one for one in self._manifests if _takes_place(here[one.corpus], one, self._replace, self._path)]
+        for spec in self._specs.values():
             store.add(spec)
         self.remote.each(partial(self._fetch, store, told), self.parts)
         for manifest in later:
@@ -276,7 +281,7 @@ class Pull:
 
     def _fetch(self, store: Store, told: Told, path: str) -> None:
         """Copy a part into a workspace, check it against its feature, and give it its name."""
-        known, spec = self.parts[path], self.chosen.features[path.partition("/parts/")[0]]
+        known, spec = self.parts[path], self._specs[path.partition("/parts/")[0]]
         content = self.remote.fetch(f"{path}/part.json", known.record)
         said, record = _published_part(content, self.remote.where(path))
         if said != known:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -32,20 +32,7 @@ _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 
 # Names become paths, on both sides.
 Corpus = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME.pattern}\Z")]
-Digest = Annotated[str, msgspec.Meta(pattern=rf"\A{_HEX64}\Z")]
 PartFolder = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME.pattern}/{_HEX16}/parts/{_HEX16}\Z")]
-
-
-class PublishedManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A corpus's manifest, a file named by its digest, and what it says."""
-
-    sha256: Digest
-    bytes: Count
-    utterances: Count
-    hours: float
-    texts: bool  # whether the transcripts are in it
-    synthetic: bool
-    parent: str | None  # the corpus whose audio rows count here too
 
 
 class PublishedPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,7 +50,7 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     The sha256 of its `content` is the root digest.
     """
 
-    manifests: dict[Corpus, PublishedManifest] = {}
+    manifests: dict[Corpus, FileRecord] = {}
     features: dict[str, Spec] = {}
     parts: dict[PartFolder, PublishedPart] = {}
     format_version: int = 1
@@ -83,15 +70,11 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The parts of a feature, by their folders."""
         return {path: part for path, part in self.parts.items() if path.startswith(f"{folder}/")}
 
-    def select(self, features: str | None, corpora: str | None, where: object) -> "Published":
-        """Only these features, "a+b:variant@fingerprint", and the parts of these corpora and of their parents.
+    def named(self, features: str | None, where: object) -> list[str]:
+        """The folders of these features, "a+b:variant@fingerprint"; of all, where none are asked for.
 
         Raises `WrongUse` for what is not there.
         """
-        if strange := {*(corpora.split("+") if corpora else ())} - self.manifests.keys():
-            raise unknown(f"corpus of {where}", min(strange), self.manifests)
-        manifests = {name: one for name, one in self.manifests.items() if not corpora or name in corpora.split("+")}
-        wanted = manifests.keys() | {one.parent for one in manifests.values()}
         chosen = set() if features else set(self.features)
         for asked in feature_names(features):
             plain, _, prefix = asked.partition("@")
@@ -100,9 +83,7 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if not (found := {one for one in near if self.features[one].name == plain} or near):
                 raise unknown(f"feature of {where}", asked, {spec.name for spec in self.features.values()})
             chosen |= found
-        kept = {folder: self.features[folder] for folder in sorted(chosen)}
-        parts = {path: part for folder in kept for path, part in self.parts_of(folder).items() if part.corpus in wanted}
-        return Published(manifests, kept, parts)
+        return sorted(chosen)
 
 
 def feature_names(features: str | None) -> list[str]:
@@ -139,7 +120,7 @@ def _explained(where: object) -> Iterator[None]:
     except FileNotFoundError:
         raise StoreError(f"{where}: there is no such bucket, repository, folder or file") from None
     except Exception as error:  # the classes of each file system, which cannot be named without it
-        first = redacted(" ".join(str(error).split()))[:200] or type(error).__name__
+        first = redacted(" ".join(str(error).split()))[:300] or type(error).__name__
         kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
         if re.search("Permission|Credential|Auth|Gated", kinds):
             remedy = "check the credentials, which come from the environment, and this machine's clock"
@@ -161,13 +142,6 @@ class Remote:
         with _explained(self.shown):
             import fsspec
 
-            if url.startswith("hf://"):
-                from huggingface_hub.constants import HF_HUB_OFFLINE
-
-                if HF_HUB_OFFLINE:
-                    raise StoreError(
-                        f"{self.shown}: HF_HUB_OFFLINE is set, so it is not asked; unset that, or name a copy"
-                    )
             self._fs, self._root = fsspec.url_to_fs(url, skip_instance_cache=True)
         kinds = {*self._fs.protocol} if isinstance(self._fs.protocol, tuple) else {self._fs.protocol}
         self._local, self._conditional = "file" in kinds, "s3" in kinds
