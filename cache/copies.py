@@ -27,6 +27,7 @@ from .remote import (
     Remote,
     feature_names,
     file_record,
+    folder_of,
     split_digest,
 )
 from .spec import checksummed_json, parse_checksummed
@@ -62,22 +63,22 @@ class Push:
         self._features = asked if features else store.features()
         self.remote = Remote(url)
         wanted = _whose_rows(known)
-        found = {_folder(f, part): (f, part) for f in self._features for part in f.parts()}
+        found = {
+            part.folder.relative_to(store.path).as_posix(): (f, part) for f in self._features for part in f.parts()
+        }
         found = {folder: one for folder, one in found.items() if one[1].record.corpus in wanted}
         before = self._published(self.remote.read(LATEST))
         self._merged(before)  # whether that may be, before anything is sent
         listed = {folder: part.record for folder, part in before.parts.items()}
-        self._open = {
+        self.parts = {
             folder: one
             for folder, one in found.items()
-            if folder not in listed or (replace and listed[folder] != file_record(_part_json(one[1])))
+            if folder not in listed
+            or (replace and listed[folder] != file_record(read_small(one[1].folder / "part.json")))
         }
-        self.parts = [
-            part
-            for folder, (_, part) in self._open.items()
-            if replace or f"{folder}/part.json" not in self.remote.files
-        ]
-        self.there, self.bytes = len(found) - len(self.parts), sum(part.bytes for part in self.parts)
+        whole = () if replace else self.remote.files  # those with a part.json were put by a push that did not end
+        unsent = [part for folder, (_, part) in self.parts.items() if f"{folder}/part.json" not in whole]
+        self.there, self.bytes = len(found) - len(self.parts), sum(part.bytes for part in unsent)
 
     def _published(self, latest: bytes | None) -> Published:
         return self.remote.published(latest.decode(errors="replace").strip()) if latest else Published()
@@ -87,8 +88,8 @@ class Push:
 
         Raises `StoreError` if another push has begun a part with other numbers; all else is published then.
         """
-        done = self.remote.each(partial(self._send, told), self._open)
-        sent = {folder: part for folder, part in zip(self._open, done, strict=True) if part}
+        done = self.remote.each(partial(self._send, told), self.parts)
+        sent = {folder: part for folder, part in zip(self.parts, done, strict=True) if part}
         for manifest in self._manifests:
             path = f"manifests/{manifest.corpus}/{manifest.digest}.parquet"
             if self.remote.files.get(path) != len(manifest.content):
@@ -103,7 +104,7 @@ class Push:
 
     def _send(self, told: Told, folder: str) -> PublishedPart | None:
         """Put a part there, and its part.json last. None if another push has begun it with other numbers."""
-        feature, part = self._open[folder]
+        feature, part = self.parts[folder]
         if f"{folder}/part.json" in self.remote.files and not self._replace:
             with contextlib.suppress(CorruptStore):  # cut short: there are places where half a file is seen
                 return _published_part(self.remote.read(f"{folder}/part.json") or b"", self.remote.where(folder))[0]
@@ -118,7 +119,7 @@ class Push:
                 if not self.remote.create(f"{folder}/{name}", content, self._replace):
                     return None
                 told(known.bytes)
-            content = _part_json(part)
+            content = read_small(part.folder / "part.json")
         if not self.remote.create(f"{folder}/part.json", content, self._replace):
             return None
         return _published_part(content, folder)[0]
@@ -129,7 +130,7 @@ class Push:
             latest, tag = self.remote.peek(LATEST)
             before = self._published(latest)
             manifests = self._merged(before)
-            mine = {_folder(feature): feature.spec for feature in self._features}
+            mine = {folder_of(one.spec): one.spec for one in self._features}
             records = {corpus: file_record(manifest.content) for corpus, manifest in manifests.items()}
             merged = Published(records, mine | before.features, before.parts | sent)
             digest = file_record(merged.content).sha256
@@ -138,7 +139,7 @@ class Push:
             files["README.md"] = _card(
                 self.remote.read("README.md"), merged, [*manifests.values()], f"{self.remote.shown}@{digest}"
             )
-            for corpus in sorted({manifest.corpus for manifest in self._manifests}):
+            for corpus in (manifest.corpus for manifest in self._manifests):
                 files[f"manifests/{corpus}/latest"] = f"{records[corpus].sha256}\n".encode()
             for path, content in files.items():
                 if self.remote.read(path) != content:
@@ -158,15 +159,6 @@ class Push:
 
 _WRITTEN_HERE = b"<!-- written by `ser cache push`"
 _WITHOUT_TEXT = {"values", "offsets", "word"}  # arrays that spell no word
-
-
-def _folder(feature: Feature, part: Part | None = None) -> str:
-    folder = f"{feature.path.parent.name}/{feature.path.name}"
-    return f"{folder}/parts/{part.name}" if part else folder
-
-
-def _part_json(part: Part) -> bytes:
-    return read_small(part.folder / "part.json")
 
 
 def _published_part(content: bytes, where: str) -> tuple[PublishedPart, PartRecord]:
@@ -270,8 +262,9 @@ class Pull:
             if manifest.corpus not in store.corpora():
                 store.put_manifest(manifest, command="cache pull")
         # Those that are new here are the same now.
-        here = {corpus: store.manifest(corpus) for corpus in store.corpora()}
-        later = [one for one in self._manifests if _takes_place(here[one.corpus], one, self._replace, self._path)]
+        held = [store.manifest(one.corpus) for one in self._manifests]
+        pairs = zip(held, self._manifests, strict=True)
+        later = [new for old, new in pairs if _takes_place(old, new, self._replace, self._path)]
         for spec in self._specs.values():
             store.add(spec)
         self.remote.each(partial(self._fetch, store, told), self.parts)

@@ -58,7 +58,7 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Raise `ValueError` for a feature that is not the one of its folder's name."""
         for folder, spec in self.features.items():
-            if not NAME.fullmatch(spec.feature) or f"{spec.feature}/{spec.fingerprint}" != folder:
+            if not NAME.fullmatch(spec.feature) or folder_of(spec) != folder:
                 raise ValueError(f"{folder!r} is the folder of another feature or fingerprint")
 
     @property
@@ -89,6 +89,11 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def feature_names(features: str | None) -> list[str]:
     """The names in "a+b" or "a,b"; a comma before `key=` belongs to a variant."""
     return re.split(r"\+|,(?!\w+=)", features) if features else []
+
+
+def folder_of(spec: Spec) -> str:
+    """A feature's folder in a store."""
+    return f"{spec.feature}/{spec.fingerprint}"
 
 
 def file_record(content: bytes) -> FileRecord:

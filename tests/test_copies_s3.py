@@ -16,29 +16,29 @@ from ser.cache.copies import Push
 from ser.cache.store import Store, open_store
 from ser.cache.verify import verify
 from ser.tests.command_line import ser
-from ser.tests.s3_server import Proxy, s3_server
+from ser.tests.s3_server import Faulty, s3_server
 from ser.tests.store_samples import fill, sample_store
 
 RUN = [sys.executable, "-c", "import sys; from ser.cli import main; main(sys.argv[1:])"]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Proxy]:
+def server() -> Iterator[Faulty]:
     """One server for all tests: each has a bucket of its own."""
     pytest.importorskip("s3fs")
     pytest.importorskip("moto")
-    with s3_server() as proxy:
-        yield proxy
+    with s3_server() as faulty:
+        yield faulty
 
 
 @pytest.fixture
-def s3(server: Proxy, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Proxy]:
-    """The server's proxy, without faults; `url` is a place in a new bucket."""
+def s3(server: Faulty, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Faulty]:
+    """The server without faults; `url` is a place in a new bucket."""
     import fsspec
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIASECRETKEY")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
     bucket = f"bucket-{server.number}"
     fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
     server.url, server.done = f"s3://{bucket}/store", []
@@ -59,7 +59,7 @@ def whole(path: Path, like: Store) -> bool:
     return len(there) == len(files)
 
 
-def killed(proxy: Proxy, words: list[Any], at: int, method: str) -> bool:
+def killed(server: Faulty, words: list[Any], at: int, method: str) -> bool:
     """Run a command, which is killed at a request; True if it came through."""
     count = 0
 
@@ -70,15 +70,15 @@ def killed(proxy: Proxy, words: list[Any], at: int, method: str) -> bool:
             run.send_signal(signal.SIGKILL)
             run.wait()
 
-    proxy.fault = fault
+    server.fault = fault
     run = subprocess.Popen([*RUN, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     code = run.wait()
-    proxy.fault = None
+    server.fault = None
     return code == 0
 
 
 @pytest.mark.parametrize("backend", ["zarr", "hdf5"])
-def test_a_kill_at_any_request_costs_only_what_was_in_flight(backend: str, s3: Proxy, tmp_path: Path) -> None:
+def test_a_kill_at_any_request_costs_only_what_was_in_flight(backend: str, s3: Faulty, tmp_path: Path) -> None:
     store, *_ = sample_store(tmp_path / "here", backend)
     push, pull = (["cache", what, s3.url, "--store"] for what in ("push", "pull"))
     for at in (2, 5, 5):
@@ -98,7 +98,7 @@ def test_a_kill_at_any_request_costs_only_what_was_in_flight(backend: str, s3: P
     assert not [path for method, path in s3.done[before:] if method == "PUT"]
 
 
-def test_faults_on_the_way_are_asked_again_or_one_sentence(s3: Proxy, tmp_path: Path) -> None:
+def test_faults_on_the_way_are_asked_again_or_one_sentence(s3: Faulty, tmp_path: Path) -> None:
     store, *_ = sample_store(tmp_path / "here", "zarr")
     push, pull = (["cache", what, s3.url, "--store"] for what in ("push", "pull"))
     s3.fault = lambda method, path, number: {0: "500", 2: "lost"}.get(number % 7)
@@ -115,7 +115,7 @@ def test_faults_on_the_way_are_asked_again_or_one_sentence(s3: Proxy, tmp_path: 
     assert words.count("\n") == 1 and not (tmp_path / "late").exists()
 
 
-def test_two_pushers_at_once_never_mix_their_numbers(s3: Proxy, tmp_path: Path) -> None:
+def test_two_pushers_at_once_never_mix_their_numbers(s3: Faulty, tmp_path: Path) -> None:
     """Parts of the same names with other numbers, as two machines compute them, and a feature that one alone has."""
     first, feature, manifest, arrays = sample_store(tmp_path / "first", "zarr")
     second = open_store(tmp_path / "second", create=True)
@@ -143,7 +143,7 @@ def test_two_pushers_at_once_never_mix_their_numbers(s3: Proxy, tmp_path: Path) 
     assert len(got.features()) == 2 and all(one.complete(manifest) for one in got.features())
 
 
-def test_what_is_not_there_or_not_allowed_is_one_sentence(s3: Proxy, monkeypatch: Any, tmp_path: Path) -> None:
+def test_what_is_not_there_or_not_allowed_is_one_sentence(s3: Faulty, monkeypatch: Any, tmp_path: Path) -> None:
     store, *_ = sample_store(tmp_path / "here", "zarr", count=2)
     assert "no such bucket" in ser("cache", "push", "s3://no-such-bucket/x", "--store", store.path).stderr
     assert "nothing is published" in ser("cache", "pull", s3.url, "--store", tmp_path / "x").stderr
@@ -156,7 +156,7 @@ def test_what_is_not_there_or_not_allowed_is_one_sentence(s3: Proxy, monkeypatch
     assert "come from the environment" in ser("cache", "pull", s3.url, "--store", tmp_path / "x").stderr
 
 
-def test_training_at_a_url_pulls_what_it_needs(s3: Proxy, store: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_training_at_a_url_pulls_what_it_needs(s3: Faulty, store: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("SER_STORES", str(tmp_path / "cache"))
     assert ser("cache", "push", s3.url, "--store", store).exit_code == 0
     asked = ["--features", "is13", "--fusion", "audio", "--epochs", 1, "--folds", 1, "--out", tmp_path / "runs"]
