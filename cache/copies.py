@@ -139,7 +139,7 @@ class Push:
             files["README.md"] = _card(
                 self.remote.read("README.md"), merged, [*manifests.values()], f"{self.remote.shown}@{digest}"
             )
-            for corpus in (manifest.corpus for manifest in self._manifests):
+            for corpus in sorted(records):
                 files[f"manifests/{corpus}/latest"] = f"{records[corpus].sha256}\n".encode()
             for path, content in files.items():
                 if self.remote.read(path) != content:

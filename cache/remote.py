@@ -28,7 +28,8 @@ LATEST, RECORD = "published-latest", "published-{}.json"
 _HEX16, _HEX64 = "[0-9a-f]{16}", "[0-9a-f]{64}"
 _LARGEST = 4 << 30  # bytes of one file: several times what a part may have
 _TRIES, _THREADS = 3, 4
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 # Names become paths, on both sides.
 Corpus = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME.pattern}\Z")]
