@@ -92,8 +92,7 @@ class Push:
         sent = {folder: part for folder, part in zip(self.parts, done, strict=True) if part}
         for manifest in self._manifests:
             path = f"manifests/{manifest.corpus}/{manifest.digest}.parquet"
-            if self.remote.files.get(path) != len(manifest.content):
-                self.remote.write(path, manifest.content)
+            self.remote.create(path, manifest.content, replace=True)
         digest = self._publish(sent)
         if others := len(done) - len(sent):
             raise StoreError(

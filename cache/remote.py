@@ -158,13 +158,12 @@ class Remote:
         return f"{self.shown}/{path}"
 
     @cached_property
-    def files(self) -> dict[str, int]:
-        """Every file there with its size, as of the first look; none where there is no such folder."""
+    def files(self) -> set[str]:
+        """Every file there, as of the first look; none where there is no such folder."""
         with _explained(self.shown):
             with contextlib.suppress(FileNotFoundError):
-                found = self._fs.find(self._root, detail=True)
-                return {name[len(self._root.rstrip("/")) + 1 :]: one["size"] for name, one in found.items()}
-            return {}
+                return {name[len(self._root.rstrip("/")) + 1 :] for name in self._fs.find(self._root)}
+            return set()
 
     def each(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
         """Do this for each, several at once where the file system can; the first fault cancels what has not begun."""

@@ -4,9 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -120,19 +120,9 @@ def test_two_pushers_at_once_never_mix_their_numbers(s3: Faulty, tmp_path: Path)
     second.put_manifest(manifest)
     fill(second.add(feature.spec), manifest, {id_: array + 1 for id_, array in arrays.items()}, "zarr")
     sample_store(tmp_path / "second", "zarr", level="utterance")
-    faults = []
-
-    def go(store: Store) -> None:
-        try:
-            Push(store, s3.url).run()
-        except Exception as error:
-            faults.append(str(error))
-
-    threads = [threading.Thread(target=go, args=[store]) for store in (first, second)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor() as pool:
+        pushes = [pool.submit(lambda store: Push(store, s3.url).run(), store) for store in (first, second)]
+    faults = [str(push.exception()) for push in pushes if push.exception()]
     assert all("another push has begun" in fault for fault in faults), faults
     Push(first, s3.url).run()
     assert ser("cache", "pull", s3.url, "--store", tmp_path / "got").exit_code == 0
