@@ -26,7 +26,7 @@ from .spec import FORMAT_VERSION, Modality, canonical_json, check_version
 __all__ = ["Manifest"]
 
 # Feature and corpus names become folders; ids never do.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 RESERVED = {"manifests", "transcripts", "tmp", "bad", "lost+found"}  # the last one is made with an ext file system
 LOG = "log.jsonl"
 WITH_PARENT = 2  # the format's version of a manifest that names a parent
@@ -50,7 +50,7 @@ def code(raw: str) -> str:
 
 def is_name(name: str) -> bool:
     """Whether a feature or a corpus can be called so."""
-    return _NAME.fullmatch(name) is not None and name not in RESERVED
+    return NAME.fullmatch(name) is not None and name not in RESERVED
 
 
 def check_name(kind: str, name: str) -> str:

@@ -40,10 +40,7 @@ def checksummed_json(record: Any) -> bytes:
 
 
 def read_checksummed(path: Path, kind: type[Json]) -> Json:
-    """The record that `checksummed_json` wrote, as an instance of `kind`.
-
-    Raises as `parse_checksummed` does.
-    """
+    """The record that `checksummed_json` wrote, as an instance of `kind`. Raises as `parse_checksummed` does."""
     return parse_checksummed(read_small(path), kind, path)
 
 
