@@ -235,7 +235,7 @@ class Graphs:
                 self._known[key] = self.captured(function)
             except RuntimeError as fault:
                 self.enabled = False
-                why = str(fault).partition("\n")[0]
+                why = str(fault.__context__ or fault).partition("\n")[0]  # the end of a broken capture fails too
                 for log in self.logs:
                     log(f"updates cannot be captured as CUDA graphs here, and each takes longer ({why})")
         if found := self._known.setdefault(key):
@@ -248,6 +248,10 @@ class Graphs:
         """The graph that does all of it again without Python, and what it fills. Nothing is done yet."""
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # A capture that breaks leaves its own stream as the current one; and other threads may use the GPU meanwhile.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             result = function()
         return graph, result
