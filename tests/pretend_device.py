@@ -42,7 +42,7 @@ IN_HALF = "gru.data lstm.data gru.input lstm.input"  # cuDNN's, which autocast c
 PATCHED = {
     "is_available": lambda: True,
     "is_initialized": lambda: True,
-    "is_bf16_supported": lambda *_: True,
+    "is_bf16_supported": lambda including_emulation=True: True,
     "device_count": lambda: 1,
     "current_device": lambda: 0,
     "set_device": lambda *_: None,

@@ -206,6 +206,19 @@ def test_both_losses_at_once_and_what_a_loss_does_not_train_stays(store, tmp_pat
         assert bool(still) == (plan.loss == "single" and fusion != "lgf-add")
 
 
+def test_inputs_that_do_not_fit_on_a_gpu_are_trained_one_after_the_other(store, tmp_path):
+    """Streamed ones too: their values are not there to be taken from."""
+    jobs = prepare(experiment(store, tmp_path, memory="0.025MB"))
+    data, fold, plans = jobs[0].data, jobs[0].fold, [job.plan for job in jobs]
+    assert data.reader.streamed
+    plans[1] = replace(plans[1], settings=replace(plans[1].settings, lr=1e38, weight_decay=1e30))
+    told = [[] for _ in plans]
+    first, diverged, last = fit_many(data, fold, plans, [lines.append for lines in told])
+    for plan, found, lines in ((plans[0], first, told[0]), (plans[2], last, told[2])):
+        assert found.history[-1]["loss"] == fit(data, fold, plan).history[-1]["loss"] == lines[-1].loss
+    assert isinstance(diverged, Diverged)
+
+
 def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
     def jobs(*more, on="cuda:0", **options):
         asked = experiment(store, tmp_path, *more, **{"folds": "all", "seeds": 2} | options)

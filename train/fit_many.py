@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from .fit import (
     Fitted,
     Selection,
     divergence,
+    fit,
     fit_standardizers,
     learning_rate,
     make_optimiser,
@@ -63,7 +65,8 @@ def fit_many(
     """Train one model per config; the configs differ in seed and loss alone, and `can_train_together` holds for them.
 
     `on_epoch[i]` gets every epoch of run i, and a line if updates cannot be captured. A run that diverged gives the
-    fault in the place of its model. Raises `WrongUse` for a selection on a dev part that is empty.
+    fault in the place of its model. Where the inputs do not fit on the GPU, `fit` trains one after the other. Raises
+    `WrongUse` for a selection on a dev part that is empty.
     """
     config, settings, device = configs[0], configs[0].settings, configs[0].device
     exact_arithmetic(device, config.deterministic)
@@ -71,8 +74,11 @@ def fit_many(
     eval_rows = rows_to_evaluate(fold, config)
     scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
     scaled = data.scaled(scaling)
-    values = {modality: inputs.on(torch.device(device)).values for modality, inputs in scaled.inputs.items()}
-    on_gpu = all(x.device.type in GRAPHS for x in values.values())  # not if they are too large for it
+    there = {modality: inputs.on(torch.device(device)) for modality, inputs in scaled.inputs.items()}
+    if any(inputs.streamed or inputs.values.is_pinned() for inputs in there.values()):
+        return [_alone(data, fold, each, log) for each, log in zip_longest(configs, on_epoch)]
+    values = {modality: inputs.values for modality, inputs in there.items()}
+    on_gpu = torch.device(device).type in GRAPHS
     dims = {m: x.shape[1] + -x.shape[1] % (ALIGNED if on_gpu else 1) for m, x in values.items()}
     values = {m: F.pad(x, (0, dims[m] - x.shape[1])) for m, x in values.items()} if on_gpu else values
     groups = data.groups(fold.train, config.fusion.unit)
@@ -188,6 +194,15 @@ def fit_many(
         else:
             fitted.append(Fitted(model, scaling, selections[i].history))
     return fitted
+
+
+def _alone(
+    data: Dataset, fold: Fold, config: TrainConfig, on_epoch: Callable[[Epoch | str], None] | None
+) -> Fitted | Diverged:
+    try:
+        return fit(data, fold, config, on_epoch and (lambda line, _: on_epoch(line)))
+    except Diverged as fault:
+        return fault
 
 
 def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.ndarray) -> set[str]:

@@ -164,10 +164,7 @@ class Stack:
         """
         self.model.train(masks is not None)
         weight = next(iter(self.weights.values()))
-        x = {}
-        for modality, whole in values.items():  # which are elsewhere where they are too large for a GPU
-            rows = laid[0] if whole.device == laid[0].device else torch.from_numpy(layout.rows)
-            x[modality] = whole[rows].to(weight.device, weight.dtype)
+        x = {modality: whole[laid[0]].to(weight.dtype) for modality, whole in values.items()}
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on every device
             return vmap(partial(self._one, layout))(self.weights, self.buffers, x, laid[1:], masks or [])
 
