@@ -5,6 +5,7 @@
 
 import weakref
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -454,6 +455,43 @@ def test_a_replayed_update_is_the_update_of_whatever_batch_is_there(store, tmp_p
     assert {type(line) for line in told} == {Epoch}
     [line] = {line for line in why if isinstance(line, str)}
     assert "cannot be captured" in line and line.endswith("(CUDA driver version is insufficient)")
+
+
+def test_a_capture_that_breaks_leaves_the_stream_as_it_was_and_its_first_fault_in_the_logs(monkeypatch):
+    """The end of torch's capture then fails too, before it sets the stream back."""
+    streams, modes, told = ["default"], [], []
+
+    @contextmanager
+    def stream(one):
+        before, streams[0] = streams[0], one
+        try:
+            yield
+        finally:
+            streams[0] = before
+
+    class Broken:
+        def __init__(self, graph, pool, capture_error_mode):
+            modes.append(capture_error_mode)
+
+        def __enter__(self):
+            streams[0] = "capture"
+
+        def __exit__(self, *fault):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def function():
+        if streams[0] == "capture":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.ones(1)
+
+    there = {"stream": stream, "current_stream": lambda: streams[0], "graph": Broken}
+    for name, found in {**there, "CUDAGraph": object, "graph_pool_handle": object}.items():
+        monkeypatch.setattr(torch.cuda, name, found)
+    graphs = Graphs(True, [told.append])
+    assert [graphs("key", function).item() for _ in range(3)] == [1, 1, 1]
+    assert streams == ["default"] and modes == ["thread_local"], "tried once; other threads may use the GPU"
+    [line] = told
+    assert line.endswith("(operation not permitted when stream is capturing)")
 
 
 def test_at_most_forty_operations_an_update_are_not_captured(store, tmp_path, monkeypatch):
