@@ -34,7 +34,7 @@ aten = torch.ops.aten
 DEVICE = torch.device("cuda:0")
 MEMORY = 80 << 30
 # What autocast does on CUDA with the operations that models here use ("CUDA Ops that can autocast" in torch's manual).
-LOWER = "mm matmul bmm addmm baddbmm linear conv1d conv2d scaled_dot_product_attention"
+LOWER = "mm matmul bmm addmm baddbmm linear einsum conv1d conv2d scaled_dot_product_attention"
 WIDE = "softmax.int log_softmax.int layer_norm native_layer_norm group_norm sum sum.dim_IntList cumsum exp log pow"
 WIDE += ".Tensor_Scalar nll_loss nll_loss_nd mse_loss binary_cross_entropy_with_logits prod logsumexp norm.Scalar"
 PROMOTED = "cat stack addcmul index_put"
@@ -42,9 +42,10 @@ IN_HALF = "gru.data lstm.data gru.input lstm.input"  # cuDNN's, which autocast c
 PATCHED = {
     "is_available": lambda: True,
     "is_initialized": lambda: True,
-    "is_bf16_supported": lambda *_: True,
+    "is_bf16_supported": lambda including_emulation=True: True,
     "device_count": lambda: 1,
     "current_device": lambda: 0,
+    "set_device": lambda *_: None,
     "mem_get_info": lambda *_: (MEMORY, MEMORY),
     "empty_cache": lambda: None,
     "synchronize": lambda *_: None,

@@ -5,6 +5,7 @@
 
 import weakref
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,8 +67,13 @@ def loss_of(outputs, labels, heads=("logits", "audio", "text")):
 
 
 def trained(stack, values, layout):
-    laid = layout.unpacked(layout.packed())
-    return stack(values, layout, laid, stack.draw(values, layout, laid))
+    """With masks drawn as torch's own dropout draws them, in the order of its calls."""
+    laid, keep = layout.unpacked(layout.packed()), 1.0 - stack.dropout
+    masks = [torch.zeros(*layout.rows.shape, width) for width in stack.widths(values, layout, laid)]
+    for run, (count, generator) in enumerate(zip(layout.real.sum(1), stack.generators, strict=True)):
+        for mask in masks:
+            mask[run, :count].bernoulli_(keep, generator=generator)
+    return stack(values, layout, laid, [mask / keep for mask in masks])
 
 
 def truth(layout, labels, run):
@@ -148,7 +154,7 @@ def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
     [
         {},
         {"loss": "perspective", "select": "best-test"},
-        {"fusion": "ef-add", "select": "last", "more": ("dropout=0",)},
+        {"fusion": "ef-add", "select": "last"},
         {"fusion": "audio", "features": "is13"},
         {
             "more": (
@@ -165,7 +171,7 @@ def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
 )
 def test_seeds_trained_at_once_give_what_each_gives_alone(store, tmp_path, options):
     options = dict(options)
-    jobs = prepare(experiment(store, tmp_path, *options.pop("more", ()), **options))
+    jobs = prepare(experiment(store, tmp_path, "dropout=0", *options.pop("more", ()), **options))
     data, fold, plans = jobs[0].data, jobs[0].fold, [job.plan for job in jobs]
     assert can_train_together(data, plans[0]) and len(plans) == 3
     loose = 2e-2 if plans[0].precision == "bf16" else 1e-4
@@ -206,6 +212,39 @@ def test_both_losses_at_once_and_what_a_loss_does_not_train_stays(store, tmp_pat
         assert bool(still) == (plan.loss == "single" and fusion != "lgf-add")
 
 
+def test_what_dropout_keeps_depends_on_the_seed_and_on_no_other_run(store, tmp_path):
+    jobs = prepare(experiment(store, tmp_path, "dropout=0.4"))
+    plans, drawn, original = [job.plan for job in jobs], [], Stack.draw
+
+    def draw(stack, *args):
+        original(stack, *args)
+        drawn.append(stack._kept.clone())
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Stack, "draw", draw)
+        together = fit_many(jobs[0].data, jobs[0].fold, plans)
+        [alone] = fit_many(jobs[0].data, jobs[0].fold, plans[1:2])
+    epochs = plans[0].settings.epochs
+    assert [line["loss"] for line in alone.history] == pytest.approx([x["loss"] for x in together[1].history], rel=1e-4)
+    assert all(torch.equal(many[1], one[0]) for many, one in zip(drawn[:epochs], drawn[epochs:], strict=True))
+    different = torch.cat([drawn[0], drawn[1]]).flatten(1).float()
+    assert len(torch.unique(different, dim=0)) == 2 * len(plans), "another seed, another epoch"
+    assert different.mean(1).sub(0.6).abs().max() < 0.02
+
+
+def test_inputs_that_do_not_fit_on_a_gpu_are_trained_one_after_the_other(store, tmp_path):
+    """Streamed ones too: their values are not there to be taken from."""
+    jobs = prepare(experiment(store, tmp_path, memory="0.025MB"))
+    data, fold, plans = jobs[0].data, jobs[0].fold, [job.plan for job in jobs]
+    assert data.reader.streamed
+    plans[1] = replace(plans[1], settings=replace(plans[1].settings, lr=1e38, weight_decay=1e30))
+    told = [[] for _ in plans]
+    first, diverged, last = fit_many(data, fold, plans, [lines.append for lines in told])
+    for plan, found, lines in ((plans[0], first, told[0]), (plans[2], last, told[2])):
+        assert found.history[-1]["loss"] == fit(data, fold, plan).history[-1]["loss"] == lines[-1].loss
+    assert isinstance(diverged, Diverged)
+
+
 def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
     def jobs(*more, on="cuda:0", **options):
         asked = experiment(store, tmp_path, *more, **{"folds": "all", "seeds": 2} | options)
@@ -221,7 +260,7 @@ def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
 
 
 def test_run_folders_are_those_of_single_runs(store, tmp_path):
-    jobs = prepare(experiment(store, tmp_path / "together"))
+    jobs = prepare(experiment(store, tmp_path / "together", "dropout=0"))
     names = [run_name(job.config) for job in jobs]
     [before] = train_jobs(jobs[1:2], tmp_path / "together", True)
     stamp = (before.path / "result.json").stat().st_mtime_ns
@@ -230,7 +269,7 @@ def test_run_folders_are_those_of_single_runs(store, tmp_path):
     assert [run.path.name for run in runs] == names
     assert (before.path / "result.json").stat().st_mtime_ns == stamp, "a finished run is not trained again"
     assert heard == [(i, epoch) for epoch in (1, 2, 3, 4) for i in (0, 2)]
-    for alone, together in zip(run_experiment(experiment(store, tmp_path / "alone")), runs, strict=True):
+    for alone, together in zip(run_experiment(experiment(store, tmp_path / "alone", "dropout=0")), runs, strict=True):
         assert sorted(f.name for f in alone.path.iterdir()) == sorted(f.name for f in together.path.iterdir())
         assert alone.path.name == together.path.name == run_name(together.config)
         assert alone.result.keys() == together.result.keys()
@@ -418,16 +457,41 @@ def test_a_replayed_update_is_the_update_of_whatever_batch_is_there(store, tmp_p
     assert "cannot be captured" in line and line.endswith("(CUDA driver version is insufficient)")
 
 
-def test_the_shapes_of_a_gpu_change_no_number(store, tmp_path, monkeypatch):
-    """Rows, steps and the width of a vector are padded there, and dropout, left out here, is drawn otherwise."""
-    exact, _ = updated(store, tmp_path, "lgf-add", "dropout=0")
-    as_on_a_gpu(monkeypatch, recorded)
-    padded, _ = updated(store, tmp_path, "lgf-add", "dropout=0")
-    for one, other in zip(exact, padded, strict=True):
-        ours, theirs = ([line["loss"] for line in each.history] for each in (one, other))
-        assert ours == pytest.approx(theirs, rel=1e-5)
-        for name, weight in one.model.state_dict().items():
-            assert other.model.state_dict()[name].shape == weight.shape
+def test_a_capture_that_breaks_leaves_the_stream_as_it_was_and_its_first_fault_in_the_logs(monkeypatch):
+    """The end of torch's capture then fails too, before it sets the stream back."""
+    streams, modes, told = ["default"], [], []
+
+    @contextmanager
+    def stream(one):
+        before, streams[0] = streams[0], one
+        try:
+            yield
+        finally:
+            streams[0] = before
+
+    class Broken:
+        def __init__(self, graph, pool, capture_error_mode):
+            modes.append(capture_error_mode)
+
+        def __enter__(self):
+            streams[0] = "capture"
+
+        def __exit__(self, *fault):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def function():
+        if streams[0] == "capture":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.ones(1)
+
+    there = {"stream": stream, "current_stream": lambda: streams[0], "graph": Broken}
+    for name, found in {**there, "CUDAGraph": object, "graph_pool_handle": object}.items():
+        monkeypatch.setattr(torch.cuda, name, found)
+    graphs = Graphs(True, [told.append])
+    assert [graphs("key", function).item() for _ in range(3)] == [1, 1, 1]
+    assert streams == ["default"] and modes == ["thread_local"], "tried once; other threads may use the GPU"
+    [line] = told
+    assert line.endswith("(operation not permitted when stream is capturing)")
 
 
 def test_at_most_forty_operations_an_update_are_not_captured(store, tmp_path, monkeypatch):

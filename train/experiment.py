@@ -124,7 +124,8 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     how = {name: getattr(experiment, name) for name in shared}
     device = choose_device(experiment.device)
     if how["precision"] == "auto":
-        fast = fusion.level == "sequence" and device.startswith("cuda") and torch.cuda.is_bf16_supported()
+        frames = fusion.level == "sequence" and device.startswith("cuda")
+        fast = frames and torch.cuda.is_bf16_supported(including_emulation=False)
         how["precision"] = "bf16" if fast else "float32"
     plan = TrainConfig(fusion, settings, training, device=device, **how)
     if plan.device == "mps" and plan.precision == "bf16":

@@ -1,8 +1,7 @@
 """The training loop of `fit` for many runs of one fold at once: on a GPU a small model leaves most of it idle.
 
-The runs differ in seed and loss. Each draws its batches and its dropout from generators of its own, so that the others
-change nothing but the order of sums. On a CPU these are the draws of `fit`, if the loss wants all heads (all are
-computed here); a GPU's own dropout draws otherwise. A run that diverges is reported when the others are done.
+The runs differ in seed and loss. Each draws its batches, as `fit` does, and its dropout from generators of its own, so
+that the others change nothing but the order of sums. A run that diverges is reported when the others are done.
 
 On a GPU an update is one CUDA graph, and so is an evaluation: what is left to do one by one is the upload of a batch's
 indices, and once per epoch each run's dropout.
@@ -13,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from .fit import (
     Fitted,
     Selection,
     divergence,
+    fit,
     fit_standardizers,
     learning_rate,
     make_optimiser,
@@ -45,7 +46,7 @@ from .settings import TrainConfig
 
 MOST = 64  # runs at once: beyond, even a large GPU has enough to do
 SHARE = 0.15  # of a GPU's free memory: five workers may ask at the same moment
-ALIGNED = 64  # what a vector's width is padded to on a GPU: products over 6373 values are slow there
+ALIGNED = 64  # what a vector's width is padded to: products over 6373 values are slow on a GPU
 GRAPHS = ("cuda",)  # devices whose updates are captured
 
 
@@ -63,7 +64,8 @@ def fit_many(
     """Train one model per config; the configs differ in seed and loss alone, and `can_train_together` holds for them.
 
     `on_epoch[i]` gets every epoch of run i, and a line if updates cannot be captured. A run that diverged gives the
-    fault in the place of its model. Raises `WrongUse` for a selection on a dev part that is empty.
+    fault in the place of its model. Where the inputs do not fit on the GPU, `fit` trains one after the other. Raises
+    `WrongUse` for a selection on a dev part that is empty.
     """
     config, settings, device = configs[0], configs[0].settings, configs[0].device
     exact_arithmetic(device, config.deterministic)
@@ -71,10 +73,12 @@ def fit_many(
     eval_rows = rows_to_evaluate(fold, config)
     scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
     scaled = data.scaled(scaling)
-    values = {modality: inputs.on(torch.device(device)).values for modality, inputs in scaled.inputs.items()}
-    on_gpu = all(x.device.type in GRAPHS for x in values.values())  # not if they are too large for it
-    dims = {m: x.shape[1] + -x.shape[1] % (ALIGNED if on_gpu else 1) for m, x in values.items()}
-    values = {m: F.pad(x, (0, dims[m] - x.shape[1])) for m, x in values.items()} if on_gpu else values
+    there = {modality: inputs.on(torch.device(device)) for modality, inputs in scaled.inputs.items()}
+    if any(inputs.streamed or inputs.values.is_pinned() for inputs in there.values()):
+        return [_alone(data, fold, each, log) for each, log in zip_longest(configs, on_epoch)]
+    values = {modality: inputs.values for modality, inputs in there.items()}
+    dims = {m: x.shape[1] + -x.shape[1] % ALIGNED for m, x in values.items()}
+    values = {m: F.pad(x, (0, dims[m] - x.shape[1])) for m, x in values.items()}
     groups = data.groups(fold.train, config.fusion.unit)
     shuffled_labels = np.stack([shuffled(data, fold, each).utterances.labels for each in configs])
     labels = torch.from_numpy(shuffled_labels).to(device)  # [R, utterances]
@@ -83,15 +87,13 @@ def fit_many(
     for each in configs:
         torch.manual_seed(each.seed)
         models.append(config.fusion.build(settings, data.dims, len(data.utterances.classes)).to(device))
-        own = Generator(device).manual_seed(each.seed)
-        dropping.append(own.set_state(torch.get_rng_state()) if device == "cpu" else own)  # as in `fit`
+        dropping.append(Generator(device).manual_seed(each.seed))
     shuffling = [Generator().manual_seed(each.seed) for each in configs]
-    frame = config.fusion.build(settings, dims, len(data.utterances.classes)) if on_gpu else None
+    frame = config.fusion.build(settings, dims, len(data.utterances.classes))
     stack = Stack(models, settings.dropout, dropping, frame)
     optimiser = make_optimiser(stack.weights, stage, settings)
-    if on_gpu:
-        rate = torch.tensor(settings.lr, device=device)
-        optimiser.param_groups[0].update(lr=rate, capturable=True)
+    rate = torch.tensor(settings.lr, device=device)
+    optimiser.param_groups[0].update(lr=rate, capturable=True)
     kinds = sorted({each.loss for each in configs})
     kind = torch.tensor([[kinds.index(each.loss) for each in configs]], device=device)  # [1, R]
     losses_of = [partial(training_loss, config=replace(config, loss=name), stage=stage) for name in kinds]
@@ -99,18 +101,18 @@ def fit_many(
     selections = [Selection(each, {}) for each in configs]
     faults: dict[int, str] = {}
 
-    graphs = Graphs(on_gpu, on_epoch)
+    graphs = Graphs(torch.device(device).type in GRAPHS, on_epoch)
     total, chosen = torch.zeros(len(configs), device=device), torch.zeros_like(kind[0], dtype=torch.bool)
-    places: dict[tuple[int, ...], tuple[Layout, Tensor]] = {}  # by shape: where a batch's indices go on a GPU
+    places: dict[tuple[int, ...], tuple[Layout, Tensor]] = {}  # by shape: where a batch's indices go
     eval_groups = data.groups(eval_rows, config.fusion.unit) if len(eval_rows) else []
-    evaluated = _laid(eval_groups, config, len(configs), on_gpu)
+    evaluated = _laid(eval_groups, config, len(configs))
 
-    def step(layout: Layout, laid: list[Tensor], masks: list[Tensor] | None) -> Tensor:
+    def step(layout: Layout, laid: list[Tensor]) -> Tensor:
         """One update of all runs, of tensors alone; their losses `[R]`."""
         real = laid[2] < (laid[1].shape[1] - 1) * layout.longest
         truth = torch.where(real, labels.gather(1, laid[0]), NO_LABEL)
         with config.autocast():
-            outputs = stack(values, layout, laid, stack.drawn(laid[0]) if masks is None else masks)
+            outputs = stack(values, layout, laid, stack.drawn(laid[0]))
             outputs = {head: x.float() for head, x in outputs.items()}
         by_kind = [vmap(loss)(outputs, truth) for loss in losses_of]
         losses = torch.stack(by_kind).gather(0, kind)[0]  # each run's own
@@ -136,21 +138,15 @@ def fit_many(
         starts, every = range(0, len(groups), settings.batch_size), list[Tensor]()
         total.zero_()
         for update, start in enumerate(starts, epoch * len(starts)):
-            layout = Layout.of(groups, order[:, start : start + settings.batch_size], few_shapes=on_gpu)
-            packed, lr = layout.packed(), learning_rate(settings, update)
-            shape = *layout.rows.shape, *layout.lengths.shape
-            if on_gpu:
-                layout, place = places.setdefault(shape, (layout, torch.empty_like(packed, device=device)))
-                place.copy_(packed.pin_memory() if torch.cuda.is_available() else packed, non_blocking=True)
-                laid, masks = layout.unpacked(place), None
-                if start == 0:
-                    stack.draw_all(len(data.utterances), values, layout, laid)
-                rate.fill_(lr)
-            else:
-                laid = layout.unpacked(packed.to(device, non_blocking=True))
-                masks = stack.draw(values, layout, laid)
-                optimiser.param_groups[0]["lr"] = lr
-            every.append(graphs(shape, partial(step, layout, laid, masks)))
+            layout = Layout.of(groups, order[:, start : start + settings.batch_size])
+            packed, shape = layout.packed(), (*layout.rows.shape, *layout.lengths.shape)
+            layout, place = places.setdefault(shape, (layout, torch.empty_like(packed, device=device)))
+            place.copy_(packed.pin_memory() if torch.cuda.is_available() else packed, non_blocking=True)
+            laid = layout.unpacked(place)
+            if start == 0:
+                stack.draw(len(data.utterances), values, layout, laid)
+            rate.fill_(learning_rate(settings, update))
+            every.append(graphs(shape, partial(step, layout, laid)))
         # Asked here alone: after every batch it would make the GPU wait for the answer.
         for i, of_run in enumerate(torch.stack(every, 1).tolist()):
             if i in left and (fault := divergence(of_run, stage, epoch)):
@@ -190,6 +186,15 @@ def fit_many(
     return fitted
 
 
+def _alone(
+    data: Dataset, fold: Fold, config: TrainConfig, on_epoch: Callable[[Epoch | str], None] | None
+) -> Fitted | Diverged:
+    try:
+        return fit(data, fold, config, on_epoch and (lambda line, _: on_epoch(line)))
+    except Diverged as fault:
+        return fault
+
+
 def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.ndarray) -> set[str]:
     """The weights that a run by itself would leave as they are, since its loss does not depend on them."""
     [batch] = data.batches(dialogue, config.fusion.unit, 1, {})
@@ -199,14 +204,12 @@ def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.nda
     return {name for name, weight in model.named_parameters() if weight.grad is None}
 
 
-def _laid(
-    groups: list[np.ndarray], config: TrainConfig, runs: int, few_shapes: bool
-) -> list[tuple[Layout, list[Tensor]]]:
+def _laid(groups: list[np.ndarray], config: TrainConfig, runs: int) -> list[tuple[Layout, list[Tensor]]]:
     """The batches of the dialogues, which all runs and epochs evaluate alike, with their indices on the device."""
     found = []
     for start in range(0, len(groups), config.settings.batch_size):
         of_one = np.arange(start, min(start + config.settings.batch_size, len(groups)))
-        layout = Layout.of(groups, np.tile(of_one, (runs, 1)), few_shapes)
+        layout = Layout.of(groups, np.tile(of_one, (runs, 1)))
         found.append((layout, layout.unpacked(layout.packed().to(config.device))))
     return found
 

@@ -2,8 +2,8 @@
 
 The model's own code runs under `torch.func.vmap`, each run with its weights and its batch. Vmap wants the same shapes
 of all, so batches are laid out here in common ones, with a last dialogue of one turn that takes what is too much: it
-has a place in every step of every layer, and no part in any loss. On a GPU few shapes occur, so that each is captured
-once as a CUDA graph. Axis letters beside those of `ser.train.models.ragged`:
+has a place in every step of every layer, and no part in any loss. Few shapes occur, so that a GPU captures each once
+as a CUDA graph. Axis letters beside those of `ser.train.models.ragged`:
 
     R  runs
 """
@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .ragged import Batch, RaggedLayout, Sequences
 
 NO_LABEL = -100  # what torch's losses leave out
-ROWS = 128  # where few shapes are to occur, r is a multiple of it
+ROWS = 128  # r is a multiple of it, so that few shapes occur
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,22 @@ class Layout:
     cells: np.ndarray  # int64 [R, r]: see `RaggedLayout.cells`
     forwards: np.ndarray  # int64 [R, s]: see `RaggedLayout.steps`
     backwards: np.ndarray  # int64 [R, s]
-    alive: list[int]
 
     @classmethod
-    def of(cls, groups: list[np.ndarray], chosen: np.ndarray, few_shapes: bool = False) -> "Layout":
+    def of(cls, groups: list[np.ndarray], chosen: np.ndarray) -> "Layout":
         """Of the dialogues `groups` (rows in turn order), those `chosen` for each run, int64 `[R, m − 1]`.
 
-        With `few_shapes` as many turns are stepped through as the longest of `groups` has, with every dialogue at each
-        step, and r is a multiple of `ROWS`: then all layouts of as many dialogues and rows have the same shapes.
+        As many turns are stepped through as the longest of `groups` has, with every dialogue at each step, and r is a
+        multiple of `ROWS`: so all layouts of as many dialogues and rows have the same shapes.
         """
         sizes, starts = np.array([len(group) for group in groups]), np.cumsum([0, *map(len, groups[:-1])])
         lengths = np.pad(sizes[chosen], ((0, 0), (0, 1)), constant_values=1)
         runs, m = lengths.shape
-        longest = int(sizes.max() if few_shapes else lengths.max())
+        longest = int(sizes.max())
         turn = np.arange(longest)
         there = turn < lengths[..., None]  # [R, m, longest]
         place = (there.reshape(runs, -1).cumsum(1) - 1).reshape(there.shape)  # the row of each cell that is there
-        r = int(place[:, -1, 0].max()) + 1
-        r = -(-r // ROWS) * ROWS if few_shapes else r
+        r = -(-(int(place[:, -1, 0].max()) + 1) // ROWS) * ROWS
 
         run, dialogue, turn_there = there[:, :-1].nonzero()
         row = place[run, dialogue, turn_there]
@@ -64,16 +62,13 @@ class Layout:
         cells[run, row] = dialogue * longest + turn_there
 
         place[:, -1, 0] = r - 1
-        rank = np.argsort(np.argsort(-lengths, axis=1, kind="stable"), axis=1)
-        alive = np.full(longest, m) if few_shapes else there.sum(1).max(0)
-        before = np.cumsum(alive) - alive
-        forwards, backwards = (np.full((runs, alive.sum()), r - 1) for _ in range(2))
+        forwards, backwards = (np.full((runs, longest * m), r - 1) for _ in range(2))
         run, dialogue, step = there.nonzero()
-        slot = before[step] + rank[run, dialogue]
+        slot = step * m + dialogue
         forwards[run, slot] = place[run, dialogue, step]
         backwards[run, slot] = place[run, dialogue, lengths[run, dialogue] - 1 - step]
         real = cells < (m - 1) * longest
-        return cls(rows, real, lengths, longest, cells, forwards, backwards, alive.tolist())
+        return cls(rows, real, lengths, longest, cells, forwards, backwards)
 
     @property
     def indices(self) -> tuple[np.ndarray, ...]:
@@ -164,10 +159,7 @@ class Stack:
         """
         self.model.train(masks is not None)
         weight = next(iter(self.weights.values()))
-        x = {}
-        for modality, whole in values.items():  # which are elsewhere where they are too large for a GPU
-            rows = laid[0] if whole.device == laid[0].device else torch.from_numpy(layout.rows)
-            x[modality] = whole[rows].to(weight.device, weight.dtype)
+        x = {modality: whole[laid[0]].to(weight.dtype) for modality, whole in values.items()}
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on every device
             return vmap(partial(self._one, layout))(self.weights, self.buffers, x, laid[1:], masks or [])
 
@@ -180,7 +172,8 @@ class Stack:
         ones, none = torch.ones_like(cells), torch.zeros_like(cells)
         inputs = {modality: Sequences(rows, ones) for modality, rows in x.items()}
         batch = Batch(inputs, labels=none, utterances=none, dialogues=lengths)
-        given = _Given(lengths, layout.longest, cells, (forwards, backwards, layout.alive))
+        alive = [len(lengths)] * layout.longest
+        given = _Given(lengths, layout.longest, cells, (forwards, backwards, alive))
         return functional_call(self.model, (weights, buffers), (batch, given))
 
     def widths(self, values: dict[str, Tensor], layout: Layout, laid: list[Tensor]) -> list[int]:
@@ -192,16 +185,7 @@ class Stack:
             self._drawn.counting = False
         return self._drawn.widths
 
-    def draw(self, values: dict[str, Tensor], layout: Layout, laid: list[Tensor]) -> list[Tensor]:
-        """Masks `[R, r, width]` for each call of dropout, drawn as torch's own dropout draws them."""
-        keep, (runs, r) = 1.0 - self.dropout, layout.rows.shape
-        masks = [torch.zeros(runs, r, width, device=laid[0].device) for width in self.widths(values, layout, laid)]
-        for run, (count, generator) in enumerate(zip(layout.real.sum(1).tolist(), self.generators, strict=True)):
-            for mask in masks:
-                mask[run, :count].bernoulli_(keep, generator=generator)
-        return [mask.div_(keep or 1.0) for mask in masks]
-
-    def draw_all(self, utterances: int, values: dict[str, Tensor], layout: Layout, laid: list[Tensor]) -> None:
+    def draw(self, utterances: int, values: dict[str, Tensor], layout: Layout, laid: list[Tensor]) -> None:
         """Draw what dropout keeps of every utterance in the epoch to come, in the place of what was drawn before."""
         if not len(self._kept):
             shape = len(self.generators), utterances, sum(self.widths(values, layout, laid))
@@ -210,7 +194,7 @@ class Stack:
             kept.bernoulli_(1.0 - self.dropout, generator=generator)
 
     def drawn(self, rows: Tensor) -> list[Tensor]:
-        """Masks `[R, r, width]` of these rows `[R, r]` out of what `draw_all` drew."""
+        """Masks `[R, r, width]` of these rows `[R, r]` out of what `draw` drew."""
         kept = self._kept[torch.arange(len(rows), device=rows.device)[:, None], rows]
         return [mask / (1.0 - self.dropout or 1.0) for mask in kept.split(self._drawn.widths, 2)]
 
@@ -235,7 +219,7 @@ class Graphs:
                 self._known[key] = self.captured(function)
             except RuntimeError as fault:
                 self.enabled = False
-                why = str(fault).partition("\n")[0]
+                why = str(fault.__context__ or fault).partition("\n")[0]  # the end of a broken capture fails too
                 for log in self.logs:
                     log(f"updates cannot be captured as CUDA graphs here, and each takes longer ({why})")
         if found := self._known.setdefault(key):
@@ -248,6 +232,10 @@ class Graphs:
         """The graph that does all of it again without Python, and what it fills. Nothing is done yet."""
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # A capture that breaks leaves its own stream as the current one; and other threads may use the GPU meanwhile.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             result = function()
         return graph, result
