@@ -55,6 +55,12 @@ class Push:
     ) -> None:
         if split_digest(url)[1]:
             raise WrongUse("a push makes a root digest of its own; leave out what follows the @")
+        if not url:
+            raise WrongUse("name the URL or folder to publish at")
+        there = Path(url.removeprefix("file://"))
+        # Its manifests would lose their transcripts. What was published has no tmp/ before it has a record.
+        if (there / "tmp").is_dir() and not (there / LATEST).exists():
+            raise WrongUse(f"{there}: is a store that is worked in; name a new folder to publish at")
         self._with_text, self._replace = with_text, replace
         names = corpus.split("+") if corpus else store.corpora() or [store.only_corpus()]
         known = [store.manifest(name) for name in names]

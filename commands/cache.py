@@ -15,7 +15,7 @@ from .output import answer, progress, safe, say
 
 @click.group()
 def cache() -> None:
-    """List, check, import, export and remove what a store holds."""
+    """List, check, share (push, pull), import, export and remove what a store holds."""
 
 
 @cache.command("list")

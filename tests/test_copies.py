@@ -54,6 +54,14 @@ def with_tokens(path: Path, backend: str) -> tuple[Store, Manifest]:
     return store, manifest
 
 
+def test_a_push_leaves_a_store_that_is_worked_in_alone(tmp_path: Path) -> None:
+    store, manifest = with_tokens(tmp_path / "store", "zarr")
+    for url in (store.path, store.path.as_uri()):
+        assert "is a store that is worked in" in refused("push", url, "--store", store.path)
+    assert open_store(store.path).manifest().digest == manifest.digest
+    assert "name the URL" in refused("push", "", "--store", store.path)
+
+
 @pytest.mark.parametrize("backend", ["zarr", "hdf5"])
 def test_what_is_pulled_is_what_was_pushed_without_its_words(backend: str, tmp_path: Path) -> None:
     _, feature, manifest, arrays = sample_store(tmp_path / "s", backend)
