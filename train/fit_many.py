@@ -31,6 +31,7 @@ from .fit import (
     Fitted,
     Selection,
     divergence,
+    fit,
     fit_standardizers,
     learning_rate,
     make_optimiser,
@@ -63,7 +64,8 @@ def fit_many(
     """Train one model per config; the configs differ in seed and loss alone, and `can_train_together` holds for them.
 
     `on_epoch[i]` gets every epoch of run i, and a line if updates cannot be captured. A run that diverged gives the
-    fault in the place of its model. Raises `WrongUse` for a selection on a dev part that is empty.
+    fault in the place of its model. What neither memory nor the device can hold is trained on by one after the other,
+    as by `fit`. Raises `WrongUse` for a selection on a dev part that is empty.
     """
     config, settings, device = configs[0], configs[0].settings, configs[0].device
     exact_arithmetic(device, config.deterministic)
@@ -71,7 +73,10 @@ def fit_many(
     eval_rows = rows_to_evaluate(fold, config)
     scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
     scaled = data.scaled(scaling)
-    values = {modality: inputs.on(torch.device(device)).values for modality, inputs in scaled.inputs.items()}
+    there = {modality: inputs.on(torch.device(device)) for modality, inputs in scaled.inputs.items()}
+    if any(inputs.streamed for inputs in there.values()):
+        return _one_by_one(data, fold, configs, on_epoch)
+    values = {modality: inputs.values for modality, inputs in there.items()}
     on_gpu = all(x.device.type in GRAPHS for x in values.values())  # not if they are too large for it
     dims = {m: x.shape[1] + -x.shape[1] % (ALIGNED if on_gpu else 1) for m, x in values.items()}
     values = {m: F.pad(x, (0, dims[m] - x.shape[1])) for m, x in values.items()} if on_gpu else values
@@ -187,6 +192,18 @@ def fit_many(
             fitted.append(Diverged(fault, snapshot(model), scaling))
         else:
             fitted.append(Fitted(model, scaling, selections[i].history))
+    return fitted
+
+
+def _one_by_one(
+    data: Dataset, fold: Fold, configs: Sequence[TrainConfig], on_epoch: Sequence[Callable[[Epoch | str], None]]
+) -> list[Fitted | Diverged]:
+    fitted: list[Fitted | Diverged] = []
+    for config, told in zip(configs, on_epoch or [lambda epoch: None] * len(configs), strict=True):
+        try:
+            fitted.append(fit(data, fold, config, lambda epoch, state, told=told: told(epoch)))
+        except Diverged as fault:
+            fitted.append(fault)
     return fitted
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser.cache.blocks import unwanted
 from ser.cache.manifest import Manifest
 from ser.cache.part import Packed, Part
 from ser.cache.store import Feature
@@ -209,6 +210,7 @@ class Streamed(Inputs):
                 found.clear()  # whoever was given it may keep it by its name until the next is there
         finally:
             if reading:
+                reading.unwanted.set()
                 reading.join()
 
     def _grouped(
@@ -243,10 +245,12 @@ class Reading(threading.Thread):
         self.inputs, self.cuts, self.room = inputs, cuts, room
         self.found: dict[str, Inputs] = dict(inputs)
         self.fault: BaseException | None = None
+        self.unwanted = threading.Event()
         self.start()
 
     def run(self) -> None:
         """Read, or keep the fault for whoever waits."""
+        unwanted.set(self.unwanted)
         try:
             utterances = np.concatenate([group for cut in self.cuts for group in cut])
             for modality, one in self.inputs.items() if self.room else ():
