@@ -127,18 +127,18 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
     """
     view, size = bytes_of(target), target.itemsize * math.prod(target.shape[1:])
     reads = [read for folder, array, stretches in jobs for read in _by_block(folder, array, stretches)]
-    total, stop = sum(block.bytes for _, block, _, _ in reads), unwanted.get() or Event()
+    total, ended = sum(block.bytes for _, block, _, _ in reads), unwanted.get() or Event()
     threads = min(8, usable_cores(), len(reads)) if total >= _THREADED else 1
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
             # A share per thread, not a future per block, which would cost as much as the checksums.
             try:
-                list(pool.map(lambda number: _read_blocks(reads[number::threads], view, size, stop), range(threads)))
+                list(pool.map(lambda number: _read_blocks(reads[number::threads], view, size, ended), range(threads)))
             except BaseException:  # such as Ctrl-C: the pool waits for its threads
-                stop.set()
+                ended.set()
                 raise
     else:
-        _read_blocks(reads, view, size, stop)
+        _read_blocks(reads, view, size, ended)
 
 
 def _by_block(folder: Path, array: ArrayRecord, stretches: Sequence[Stretch]) -> Iterator[BlockRead]:
@@ -158,9 +158,9 @@ def _by_block(folder: Path, array: ArrayRecord, stretches: Sequence[Stretch]) ->
         first = end
 
 
-def _read_blocks(reads: Sequence[BlockRead], target: memoryview, size: int, stop: Event) -> None:
+def _read_blocks(reads: Sequence[BlockRead], target: memoryview, size: int, ended: Event) -> None:
     for path, block, first, wanted in reads:
-        if stop.is_set():
+        if ended.is_set():
             raise InterruptedError("nobody waits for these blocks any more")
         rows = [slice(to * size, (to + stop - start) * size) for start, stop, to in wanted]
         if len(wanted) > _MANY:
