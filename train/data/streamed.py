@@ -245,7 +245,7 @@ class Reading(threading.Thread):
         self.inputs, self.cuts, self.room = inputs, cuts, room
         self.found: dict[str, Inputs] = dict(inputs)
         self.fault: BaseException | None = None
-        self.unwanted = threading.Event()
+        self.unwanted, self.done = threading.Event(), threading.Event()
         self.start()
 
     def run(self) -> None:
@@ -257,10 +257,12 @@ class Reading(threading.Thread):
                 self.found[modality] = one.window(utterances) if isinstance(one, Streamed) else one
         except BaseException as fault:
             self.fault = fault
+        finally:
+            self.done.set()
 
     def result(self) -> dict[str, Inputs]:
         """What was read. Raises the fault, such as `CorruptStore`."""
-        self.join()
+        self.done.wait()  # Python 3.11 takes a thread for ended whose `join` Ctrl-C interrupts
         if self.fault is not None:
             raise self.fault
         return self.found
