@@ -81,7 +81,7 @@ class Sweep:
     searches: tuple[tuple[Path, Record], ...] = ()  # what to write where
 
     def workers(self, cores: int) -> int:
-        """How many processes serve it best: one per core, but few on a GPU, which all share, and one on each of several."""
+        """How many processes serve it best: one per core, few on a GPU, which all share, one on each of several."""
         return min(cores, self.gpus if self.gpus > 1 else GPU_WORKERS) if self.on_gpu else cores
 
     @property
