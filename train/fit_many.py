@@ -199,12 +199,16 @@ def _one_by_one(
     data: Dataset, fold: Fold, configs: Sequence[TrainConfig], on_epoch: Sequence[Callable[[Epoch | str], None]]
 ) -> list[Fitted | Diverged]:
     fitted: list[Fitted | Diverged] = []
-    for config, told in zip(configs, on_epoch or [lambda epoch: None] * len(configs), strict=True):
+    for i, config in enumerate(configs):
         try:
-            fitted.append(fit(data, fold, config, lambda epoch, state, told=told: told(epoch)))
+            fitted.append(fit(data, fold, config, partial(_told, on_epoch[i]) if on_epoch else None))
         except Diverged as fault:
             fitted.append(fault)
     return fitted
+
+
+def _told(on_epoch: Callable[[Epoch | str], None], epoch: Epoch, state: Callable[[], bytes]) -> None:
+    on_epoch(epoch)
 
 
 def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.ndarray) -> set[str]:
