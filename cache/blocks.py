@@ -10,7 +10,9 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
+from threading import Event
 from typing import Annotated, Any, Literal, cast
 
 import crc32c
@@ -25,6 +27,8 @@ from .atomic_io import REPAIR, Buffer, open_plain, read_at
 BLOCK_BYTES = 2 << 20
 _MANY = 256  # pieces of a block above which one gather is cheaper than as many small reads
 _THREADED = 8 << 20  # bytes from which threads pay
+# What ends the reading of a thread, with `InterruptedError`, within a block.
+unwanted: ContextVar[Event | None] = ContextVar("unwanted", default=None)
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
 ArrayDtype = Literal[
@@ -123,14 +127,18 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
     """
     view, size = bytes_of(target), target.itemsize * math.prod(target.shape[1:])
     reads = [read for folder, array, stretches in jobs for read in _by_block(folder, array, stretches)]
-    total = sum(block.bytes for _, block, _, _ in reads)
+    total, ended = sum(block.bytes for _, block, _, _ in reads), unwanted.get() or Event()
     threads = min(8, usable_cores(), len(reads)) if total >= _THREADED else 1
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
             # A share per thread, not a future per block, which would cost as much as the checksums.
-            list(pool.map(lambda number: _read_blocks(reads[number::threads], view, size), range(threads)))
+            try:
+                list(pool.map(lambda number: _read_blocks(reads[number::threads], view, size, ended), range(threads)))
+            except BaseException:  # such as Ctrl-C: the pool waits for its threads
+                ended.set()
+                raise
     else:
-        _read_blocks(reads, view, size)
+        _read_blocks(reads, view, size, ended)
 
 
 def _by_block(folder: Path, array: ArrayRecord, stretches: Sequence[Stretch]) -> Iterator[BlockRead]:
@@ -150,8 +158,10 @@ def _by_block(folder: Path, array: ArrayRecord, stretches: Sequence[Stretch]) ->
         first = end
 
 
-def _read_blocks(reads: Sequence[BlockRead], target: memoryview, size: int) -> None:
+def _read_blocks(reads: Sequence[BlockRead], target: memoryview, size: int, ended: Event) -> None:
     for path, block, first, wanted in reads:
+        if ended.is_set():
+            raise InterruptedError("nobody waits for these blocks any more")
         rows = [slice(to * size, (to + stop - start) * size) for start, stop, to in wanted]
         if len(wanted) > _MANY:
             scratch = memoryview(bytearray(block.bytes))

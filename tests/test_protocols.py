@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.model_selection import StratifiedGroupKFold
 
 from ser.cache.manifest import Manifest
 from ser.errors import WrongUse
@@ -58,6 +59,22 @@ def test_a_dev_share_is_cut_in_whole_dialogues_of_the_training_part(utterances: 
         assert not dialogues[0] & dialogues[1] and not dialogues[1] & dialogues[2]
         assert 0.1 < len(fold.dev) / (len(fold.dev) + len(fold.train)) < 0.4
         assert len(values(utterances.sessions, fold.test)) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The least populated class")
+def test_a_dev_share_is_that_of_scikit_learn_row_by_row() -> None:
+    """It is hashed into the names of runs, so it must stay what it was."""
+    rng = np.random.default_rng(0)
+    for trial in range(20):
+        n, classes = int(rng.integers(60, 400)), int(rng.integers(2, 11))
+        labels, groups = rng.integers(0, classes, n), rng.integers(0, n // int(rng.integers(2, 9)), n)
+        sessions = [str(one % 3) for one in groups]
+        made = replace(alone(n), labels=labels, dialogues=groups, sessions=sessions, speakers=sessions)
+        for fold in make_folds("session-out", made, Cut("0.2", trial)):
+            rest = np.union1d(fold.train, fold.dev)
+            theirs = StratifiedGroupKFold(5, shuffle=True, random_state=trial)
+            first = next(dev for _, dev in theirs.split(rest, labels[rest], groups[rest]) if len(dev))
+            assert fold.dev.tolist() == rest[first].tolist()
 
 
 def test_speaker_out_leaves_out_who_shares_dialogues_with_the_test_speaker(utterances: Utterances) -> None:

@@ -20,7 +20,7 @@ from ser.train.data.dataset import DataCache
 from ser.train.data.features import load_dataset
 from ser.train.experiment import Experiment, estimate, prepare, run_experiment
 from ser.train.fit import fit_standardizers
-from ser.train.run_folder import Run
+from ser.train.run_folder import STATE, Run
 
 MIT = ("d_model=8", "heads=2", "queries=2", "standardise_audio=true", "batch_size=4")
 CASES = {
@@ -137,10 +137,65 @@ def test_a_block_that_is_altered_meanwhile_is_told_and_the_run_goes_on_after_it(
 
     with pytest.raises(CorruptStore, match=re.escape(str(file)) + ".*altered"):
         run_experiment(small, alter)
-    assert not [thread for thread in threading.enumerate() if thread.name == "ser reads ahead"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ser reads ahead")]
     file.write_bytes(content)
     [mended] = run_experiment(small)
     assert weights(mended) == weights(whole)
+
+
+STOPPED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from ser.cache import blocks
+from ser.errors import SerError
+from ser.train import run
+from ser.train.data.streamed import Streamed
+from ser.train.experiment import Experiment, run_experiment
+store, out, how = sys.argv[1:]
+run.STATE_SECONDS = 0.0
+made = Experiment(
+    "hubert+mpnet", "mit", store=store, out=out, epochs=4, folds=1, resume=True, memory="0.015MB",
+    set=("d_model=8", "heads=2", "queries=2", "standardise_audio=true", "batch_size=4"),
+)
+window, read, after = Streamed.window, blocks._read_block, []
+
+def slow(*asked):
+    time.sleep(0.05)
+    read(*asked)
+
+def stops(self, utterances):
+    after.extend(Path(out).glob("*/state.safetensors"))
+    if len(after) == 6:
+        if how == "SIGINT":
+            blocks._read_block = slow
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            [window(self, utterances) for _ in range(1000)]
+        os.kill(os.getpid(), signal.SIGKILL)
+    return window(self, utterances)
+
+Streamed.window = stops
+begun = time.monotonic()
+try:
+    run_experiment(made)
+except KeyboardInterrupt:
+    pass
+print(*[thread.name for thread in threading.enumerate()])
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
+def test_a_run_that_is_stopped_while_it_reads_ends_at_once_and_goes_on_to_the_same_bytes(
+    rich: Path, tmp_path: Path, how: str
+) -> None:
+    """In the middle of an epoch, with a window ahead that would take a minute to read."""
+    plain = Experiment("hubert+mpnet", "mit", store=rich, out=tmp_path / "a", epochs=4, folds=1, set=MIT)
+    [whole] = run_experiment(plain)
+    command = [sys.executable, "-c", STOPPED, rich, tmp_path / "b", how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=45)
+    assert (done.returncode, done.stdout) == ((-9, "") if how == "SIGKILL" else (0, "MainThread\n")), done.stderr
+    assert len(list((tmp_path / "b").glob(f"*/{STATE}"))) == 1
+    [resumed] = run_experiment(replace(plain, out=tmp_path / "b", memory="0.015MB", resume=True))
+    assert weights(resumed) == weights(whole) and len(resumed.result["history"]) == 4
 
 
 def test_a_budget_too_small_is_one_sentence_that_names_one_that_does(rich: Path, tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def train_runs(
                     fitted = [_fit_with_states(data, fold, plans[now[0]], runs[now[0]], logs[now[0]])]
             except Diverged as fault:
                 fitted = [fault]
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
+                traceback.clear_frames(stop.__traceback__)  # they hold the thread that reads ahead
                 way = "starts this run anew" if together else "goes on with this run"
                 for i in now:
                     logs[i](f"interrupted; `ser train --resume {runs[i].path}` {way}")

@@ -81,8 +81,8 @@ class Sweep:
     searches: tuple[tuple[Path, Record], ...] = ()  # what to write where
 
     def workers(self, cores: int) -> int:
-        """How many processes serve it best: one per core, but few on a GPU, which all of them share, or on several."""
-        return min(cores, max(GPU_WORKERS, self.gpus)) if self.on_gpu else cores
+        """How many processes serve it best: one per core, few on a GPU, which all share, one on each of several."""
+        return min(cores, self.gpus if self.gpus > 1 else GPU_WORKERS) if self.on_gpu else cores
 
     @property
     def gpus(self) -> int:

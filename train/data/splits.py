@@ -260,7 +260,7 @@ def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
         if not len(test):
             raise WrongUse(f"{path}: fold {name} tests no labelled utterance of this corpus; are these its ids?")
         check_leakage(Fold(name, train, dev, test), utterances, ())
-        absent = np.setdiff1d(np.arange(len(utterances)), np.concatenate([train, dev, test]))
+        absent = _without(utterances, [train, dev, test])
         left_out = {f"in no part of {path.name}": absent} if len(absent) else {}
         if len(dev):
             folds.append(Fold(name, train, dev, test, left_out, f"named by {path.name}"))
@@ -332,14 +332,22 @@ def _fold(
 ) -> Fold:
     """The rest of the rows as train and dev. `following` are the dev part if that is "next"."""
     left_out = left_out or {}
-    rest = np.setdiff1d(np.arange(len(utterances)), np.concatenate([test, *left_out.values()]))
+    others = [test, *left_out.values()]
+    rest = _without(utterances, others)
     dev, dev_by = (following, "next") if cut.dev == "next" else (rest[:0], "none")
     if cut.share is not None:
         of = utterances.corpus_numbers[rest]  # each corpus by itself: not all name dialogues or speakers
         cuts = [_share(utterances, rest[of == number], cut.share, cut.seed) for number in np.unique(of)]
         dev = np.sort(np.concatenate([rest[:0], *(rows for rows, _ in cuts)]))
         dev_by = f"{cut.share:g} in {' or '.join(dict.fromkeys(units for _, units in cuts))}"
-    return Fold(name, np.setdiff1d(rest, dev), dev, test, left_out, dev_by)
+    return Fold(name, _without(utterances, [*others, dev]), dev, test, left_out, dev_by)
+
+
+def _without(utterances: Utterances, others: Sequence[np.ndarray]) -> np.ndarray:
+    """The rows that stand in none of the others."""
+    free = np.ones(len(utterances), dtype=bool)
+    free[np.concatenate(others)] = False
+    return np.flatnonzero(free)
 
 
 def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, str]:
@@ -363,16 +371,24 @@ def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) ->
     order = np.random.RandomState(seed).permutation(len(groups))
     order = order[np.argsort(-counts[order].std(1), kind="stable")]  # the most uneven first
     folds = np.zeros((min(round(1 / share), len(groups)), counts.shape[1]))
-    chosen = np.zeros(len(groups), dtype=np.int64)
-    for which in order:
-        tries = folds + np.eye(len(folds))[:, :, None] * counts[which]  # [fold that gets the group, fold, class]
-        spread, best = (tries / counts.sum(0)).std(1).mean(1), 0
+    chosen, sizes, total = np.zeros(len(groups), dtype=np.int64), [0.0] * len(folds), counts.sum(0)
+    diagonal = range(len(folds))
+    for which in order.tolist():
+        tries = np.repeat(folds[None], len(folds), 0)  # [fold that gets the group, fold, class]
+        tries[diagonal, diagonal] += counts[which]
+        tries /= total
+        # The steps of `np.std` and `np.mean`, whose own overhead is most of the time of a million utterances.
+        tries -= np.add.reduce(tries, 1, keepdims=True) / len(folds)
+        tries *= tries
+        deviations = np.sqrt(np.add.reduce(tries, 1) / len(folds))
+        spread, best = (np.add.reduce(deviations, 1) / len(total)).tolist(), 0
         for fold in range(1, len(folds)):
-            fewer = folds[fold].sum() < folds[best].sum()
-            if spread[fold] < spread[best] or (fewer and np.isclose(spread[fold], spread[best])):
+            near = abs(spread[fold] - spread[best]) <= 1e-8 + 1e-5 * spread[best]
+            if spread[fold] < spread[best] or (near and sizes[fold] < sizes[best]):
                 best = fold
         chosen[which] = best
         folds[best] += counts[which]
+        sizes[best] += counts[which].sum()
     return rows[chosen[group] == min(chosen, default=0)], units
 
 
@@ -415,6 +431,10 @@ def _talking_together(speakers: np.ndarray, dialogues: np.ndarray) -> list[tuple
     group_of = {name: {name} for name in _natural(speakers)}
     first: dict[int, str] = {}
     for name, dialogue in zip(speakers, dialogues.tolist(), strict=True):
-        merged = group_of[name] | group_of[first.setdefault(dialogue, name)]
-        group_of |= dict.fromkeys(merged, merged)
-    return list(dict.fromkeys(tuple(name for name in group_of if name in group) for group in group_of.values()))
+        mine, theirs = group_of[name], group_of[first.setdefault(dialogue, name)]
+        if mine is not theirs:
+            merged = mine | theirs
+            group_of |= dict.fromkeys(merged, merged)
+    number = {name: i for i, name in enumerate(group_of)}
+    groups = {id(group): group for group in group_of.values()}.values()
+    return [tuple(sorted(group, key=number.__getitem__)) for group in groups]

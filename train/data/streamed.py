@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser.cache.blocks import unwanted
 from ser.cache.manifest import Manifest
 from ser.cache.part import Packed, Part
 from ser.cache.store import Feature
@@ -26,10 +28,8 @@ from .dataset import FITS, Cut, Dataset, Inputs, Read, Standardizer
 COLUMNS = 32  # so many give the same sums by themselves as among others: torch adds them up side by side
 M_MMAP_THRESHOLD = -3  # of malloc.h
 FILLED = 0.9  # of the budget may be held where everything fits
-HELD, READ = (
-    0.4,
-    0.8,
-)  # else: what is held, and with the two windows, one read while one is trained on; blocks, the rest
+HELD = 0.4  # else
+READ = 0.8  # with the two windows, one that is read while one is trained on; blocks are the rest
 
 
 @dataclass(frozen=True)
@@ -195,21 +195,29 @@ class Streamed(Inputs):
 
     def ahead(self, inputs: Mapping[str, Inputs], cuts: Iterable[Cut], beside: int = 0) -> Iterator[Read]:
         """Each cut with inputs that hold its utterances, the next ones read by a thread meanwhile."""
-        streamed = [one for one in inputs.values() if isinstance(one, Streamed)]
-        groups = self._grouped(streamed, cuts, beside)
+        ended = threading.Event()
+
+        def read(cuts: Sequence[Cut], room: bool) -> dict[str, Inputs]:
+            """What the cuts need; if there is no room for it, all is left in the store."""
+            unwanted.set(ended)
+            rows = np.concatenate([group for cut in cuts for group in cut])
+            streamed = {name: one for name, one in inputs.items() if room and isinstance(one, Streamed)}
+            return {**inputs, **{name: one.window(rows) for name, one in streamed.items()}}
+
+        groups = self._grouped([one for one in inputs.values() if isinstance(one, Streamed)], cuts, beside)
         after = next(groups, None)
-        reading = Reading(inputs, *after) if after else None
-        try:
-            while after and reading:
-                found, (now, _) = reading.result(), after
-                after = next(groups, None)
-                reading = Reading(inputs, *after) if after else None
-                for cut in now:
-                    yield cut, found
-                found.clear()  # whoever was given it may keep it by its name until the next is there
-        finally:
-            if reading:
-                reading.join()
+        with ThreadPoolExecutor(1, "ser reads ahead") as pool:
+            try:
+                reading = pool.submit(read, *after) if after else None
+                while after and reading:
+                    found, (now, _) = reading.result(), after
+                    after = next(groups, None)
+                    reading = pool.submit(read, *after) if after else None
+                    for cut in now:
+                        yield cut, found
+                    found.clear()  # whoever was given it may keep it by its name until the next is there
+            finally:
+                ended.set()
 
     def _grouped(
         self, streamed: Sequence["Streamed"], cuts: Iterable[Cut], beside: int
@@ -233,33 +241,6 @@ class Streamed(Inputs):
                 total += cost
         if found:
             yield found, True
-
-
-class Reading(threading.Thread):
-    """A thread that reads the utterances of some cuts, and ends; if there is no `room`, they are left in the store."""
-
-    def __init__(self, inputs: Mapping[str, Inputs], cuts: Sequence[Cut], room: bool) -> None:
-        super().__init__(name="ser reads ahead", daemon=True)
-        self.inputs, self.cuts, self.room = inputs, cuts, room
-        self.found: dict[str, Inputs] = dict(inputs)
-        self.fault: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        """Read, or keep the fault for whoever waits."""
-        try:
-            utterances = np.concatenate([group for cut in self.cuts for group in cut])
-            for modality, one in self.inputs.items() if self.room else ():
-                self.found[modality] = one.window(utterances) if isinstance(one, Streamed) else one
-        except BaseException as fault:
-            self.fault = fault
-
-    def result(self) -> dict[str, Inputs]:
-        """What was read. Raises the fault, such as `CorruptStore`."""
-        self.join()
-        if self.fault is not None:
-            raise self.fault
-        return self.found
 
 
 def within(
