@@ -145,14 +145,19 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d))
         self.out_proj = nn.Linear(d, d)
 
+    def project(self, x: Tensor, which: slice = slice(3)) -> Tensor:
+        """The queries, keys and values of rows `[r, d]`, or those of them that `which` cuts out; `[r, 3, h, d / h]`."""
+        return F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(1, (3, self.heads, -1))[:, which]
+
     def forward(
         self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, keys: RaggedLayout | None = None
     ) -> Tensor:
         """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`, or to each other; `[r, d]`."""
-        if memory is None or keys is None:
-            memory, keys = x, layout
-        of_each = zip((x, memory, memory), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
-        q, k, v = (F.linear(rows, w, b).unflatten(1, (self.heads, -1)) for rows, w, b in of_each)
+        (q, *_), (_, k, v) = (self.project(rows).unbind(1) for rows in (x, x if memory is None else memory))
+        return self.attend(q, k, v, layout, keys or layout)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: RaggedLayout, keys: RaggedLayout) -> Tensor:
+        """Queries `[r, h, d / h]`, and keys and values `[r_k, h, d / h]` laid out by `keys` → `[r, d]`."""
         return self.out_proj(attention(q, k, v, layout, keys, self.dropout, self.keep).flatten(1))
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ser.export import plain_layers
 from ser.train.models import FUSIONS, Fusion, with_layer_sums
@@ -151,7 +152,8 @@ def feed_forward(layer: nn.Module, x: Tensor) -> Tensor:
 
 def attend(layer: nn.Module, x: Tensor, memory: Tensor) -> Tensor:
     """Vaswani et al. 2017, §3.2.2: rows of x `[t, d]` attend to those of memory."""
-    return plain_layers.Attention.forward(layer, x, alone(x), memory, alone(memory))
+    plain = plain_layers.Attention(x.shape[1], layer.heads, keep=layer.keep)
+    return functional_call(plain, dict(layer.named_parameters()), (x, alone(x), memory, alone(memory)))
 
 
 def recurrent(layer: nn.RNNBase, x: Tensor) -> Tensor:
