@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ser.export import plain_layers
 from ser.train.models import FUSIONS, Fusion, with_layer_sums
@@ -150,14 +149,21 @@ def feed_forward(layer: nn.Module, x: Tensor) -> Tensor:
     return linear(layer.linear2, linear(layer.linear1, x).clamp(min=0))
 
 
-def attend(layer: nn.Module, x: Tensor, memory: Tensor) -> Tensor:
-    """Vaswani et al. 2017, §3.2.2: rows of x `[t, d]` attend to those of memory."""
-    plain = plain_layers.Attention(x.shape[1], layer.heads, keep=layer.keep)
-    return functional_call(plain, dict(layer.named_parameters()), (x, alone(x), memory, alone(memory)))
+def attend(layer: nn.Module, x: Tensor, memory: Tensor, values: Tensor | None = None) -> Tensor:
+    """Vaswani et al. 2017, §3.2.2: rows of x `[t, d]` attend to those of memory, and take the values of others."""
+    of_each = zip(
+        (x, memory, memory if values is None else values),
+        layer.in_proj_weight.chunk(3),
+        layer.in_proj_bias.chunk(3),
+        strict=True,
+    )
+    q, k, v = (F.linear(rows, w, b).unflatten(1, (layer.heads, -1)) for rows, w, b in of_each)
+    found = plain_layers.attention(q, k, v, alone(x), alone(memory), keep=layer.keep)
+    return linear(layer.out_proj, found.flatten(1))
 
 
 def recurrent(layer: nn.RNNBase, x: Tensor) -> Tensor:
-    """torch's own GRU or LSTM: `[t, d]` → `[t, 2 H]`, or `[t, H]` in one direction."""
+    """A GRU or LSTM by torch itself: `[t, d]` → `[t, 2 H]`, or `[t, H]` in one direction."""
     return plain_layers.recurrent(layer, x, alone(x))
 
 

@@ -168,16 +168,7 @@ def ks_transformer(model, audio, text):
     def key_sparse(layer, x, memory):
         q = x + sinusoids(len(x), 8)
         k, v = (q, q) if memory is None else (memory + sinusoids(len(memory), 8), memory)
-        maps = zip(layer.in_proj_weight.split(8), layer.in_proj_bias.split(8), (q, k, v), strict=True)
-        q, k, v = (y @ w.T + b for w, b, y in maps)
-        heads = []
-        for cut in (slice(0, 4), slice(4, 8)):
-            weights = softmax(q[:, cut] @ k[:, cut].T / 2)
-            if layer.keep < 1:
-                kept = weights.sum(0).topk(max(1, len(k) // 2)).indices
-                weights = torch.stack([weights[:, j] * (j in kept) for j in range(len(k))], 1)
-            heads.append(weights @ v[:, cut])
-        return linear(layer.out_proj, torch.cat(heads, 1))
+        return attend(layer, q, k, v)
 
     x = [stack(model.own[m], linear(model.project[m], rows)) for m, rows in (("audio", audio), ("text", text))]
     z = []
