@@ -97,14 +97,16 @@ def _check_size(path: Path, size: int) -> None:
 
 
 def _kept(path: Path, open_: Callable[[], Opened], arrays: Mapping[str, Any]) -> Arrays:
-    """What may be large, the values or else one array per utterance, stays in the file; the rest is read."""
-    large = {"values"} if "values" in arrays else set(arrays)
-    return {
-        name: Stored(path, open_, [name], [0], tuple(array.shape), np.dtype(array.dtype))
-        if name in large and array.shape
-        else np.asarray(array[...])
-        for name, array in arrays.items()
-    }
+    """What may be large, the values or else one array per utterance, stays where it is; the rest is read."""
+    large, kept = {"values"} if "values" in arrays else set(arrays), Arrays()
+    for name, array in arrays.items():
+        dtype = np.dtype(array.dtype)
+        if name in large and array.shape:
+            kept[name] = Stored(path, open_, [name], [0], tuple(array.shape), dtype)
+        else:
+            _check_size(path, math.prod(array.shape) * dtype.itemsize)
+            kept[name] = np.asarray(array[...])
+    return kept
 
 
 def _chunks(array: Any) -> int:
@@ -127,7 +129,7 @@ def _read_npz(path: Path) -> Arrays:
         for name, times in Counter(archive.files).items():
             if times > 1 or not isinstance(arrays[name], np.ndarray):
                 raise StoreError(f"{path}: holds {name!r}, which is not a single .npy member")
-    return arrays
+    return _kept(path, lambda: contextlib.nullcontext(arrays), arrays)
 
 
 def _read_hdf5(path: Path) -> Arrays:
@@ -145,12 +147,12 @@ def _read_hdf5(path: Path) -> Arrays:
                 whole = dataset.id.get_num_chunks() == _chunks(dataset)
             if dataset.size and not whole:  # HDF5 reads values that were never written as zeros
                 raise StoreError(f"{path}: '{name}' claims {dataset.size} values that the file does not hold")
-            large = name == "values" or "values" not in file
-            _check_size(path, math.prod((large and dataset.chunks) or dataset.shape) * dataset.dtype.itemsize)
-            if h5py.check_string_dtype(dataset.dtype) is not None:
-                texts[name] = np.asarray(dataset.asstr()[()], str)
-            else:
+            if h5py.check_string_dtype(dataset.dtype) is None:
+                _check_size(path, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
                 found[name] = dataset
+            else:
+                _check_size(path, dataset.nbytes)
+                texts[name] = np.asarray(dataset.asstr()[()], str)
         return {**_kept(path, partial(h5py.File, path, "r"), found), **texts}
 
 
@@ -201,8 +203,9 @@ def _read_csv(path: Path) -> Arrays:
     for name, column in zip(numbers.column_names, numbers.columns, strict=True):
         if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
             raise StoreError(f"{path}: column {name!r} holds something that is not a number")
-    arrays: Arrays = {"values": np.stack([column.to_numpy().astype(np.float64) for column in numbers.columns], axis=1)}
-    return arrays if ids is None else {**arrays, "ids": np.array(ids.to_pylist(), str)}
+    arrays = {"values": np.stack([column.to_numpy().astype(np.float64) for column in numbers.columns], axis=1)}
+    arrays |= {} if ids is None else {"ids": np.array(ids.to_pylist(), str)}
+    return _kept(path, lambda: contextlib.nullcontext(arrays), arrays)
 
 
 def _read_zarr(path: Path) -> Arrays:
@@ -219,9 +222,7 @@ def _read_zarr(path: Path) -> Arrays:
         codecs = {codec["name"] for codec in used}
         if codecs - _CODECS:
             raise StoreError(f"{folder}: uses codec {sorted(codecs - _CODECS)}; allowed: {', '.join(sorted(_CODECS))}")
-        whole = folder.name == "values" or not (path / "values").is_dir()
-        size = math.prod(array.chunks) if whole else max(math.prod(array.shape), math.prod(array.chunks))
-        _check_size(folder, size * array.dtype.itemsize)
+        _check_size(folder, math.prod(array.chunks) * array.dtype.itemsize)
         if (held := sum(entry.is_file() for entry in (folder / "c").rglob("*"))) != _chunks(array):
             raise StoreError(f"{folder}: has {held} of {_chunks(array)} chunks; Zarr would fill the rest silently")
         found[folder.name] = array

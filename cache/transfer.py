@@ -11,7 +11,6 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -141,8 +140,7 @@ def _arrange(
                 raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)} ({piece.dtype}), not [rows, {dim[0]}]")
         offsets = np.cumsum([0, *(math.prod(piece.shape[:-1]) for piece in arrays.values())])
         ids, names, dtype = list(arrays), list(arrays), np.result_type(*{piece.dtype for piece in arrays.values()})
-        opened = first.open if isinstance(first, Stored) else lambda held=arrays: nullcontext(held)
-        whole = Stored(path, opened, names, offsets.tolist(), (int(offsets[-1]), *dim), dtype)
+        whole = Stored(path, first.open, names, offsets.tolist(), (int(offsets[-1]), *dim), dtype)
         arrays = {"values": whole, "offsets": offsets}
     elif ids is None and "ids" in arrays:
         ids = [str(id_) for id_ in arrays["ids"].reshape(-1)]
@@ -150,8 +148,6 @@ def _arrange(
     values: Any = arrays["values"]
     if len(values.shape) != 2 or values.shape[1] < 1 or np.dtype(values.dtype).kind not in "fiu":
         raise StoreError(f"{path}: values have shape {list(values.shape)} ({values.dtype}), not numbers [rows, dim]")
-    if not isinstance(values, Stored):
-        values = Stored(path, lambda: nullcontext(arrays), ["values"], [0], values.shape, values.dtype)
     if values.dtype not in (np.float16, np.float32):
         values = dataclasses.replace(values, dtype=np.dtype(np.float32))
     rows = values.shape[0]
