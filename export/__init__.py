@@ -1,7 +1,7 @@
 """A trained run as a folder that needs no ser: the model's code as one file, its weights, and a script that calls it.
 
-`model.py` is the model's own source on plain layers. `run.py` computes the features by the libraries that ser calls,
-one utterance at a time. Both, `to_onnx.py` and the model card are written from the templates beside this file.
+`model.py` is the model's own source on `plain_layers.py`, which is copied as it is. `run.py` computes the features by
+the libraries that ser calls, one utterance at a time. These, `to_onnx.py` and the model card have templates here.
 """
 
 import hashlib
