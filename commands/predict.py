@@ -74,7 +74,8 @@ def export(run: Path, folder: Path, **options: Any) -> None:
 
     It holds the weights (model.safetensors), the model written plainly (model.py and plain_layers.py), a script that
     computes the features and calls it (run.py, with torch and what its features need), a model card, and model.onnx
-    where onnx and onnxruntime are installed and the fusion can be written so. Encoder weights stay where they are: run.py checks them.
+    where onnx and onnxruntime are installed and the fusion can be written so. Encoder weights stay where they are:
+    run.py checks them.
 
     \b
     Example: ser export runs/3f2a91c07b5d4e68 my-model
