@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -169,7 +169,7 @@ def recurrent(layer: nn.RNNBase, x: Tensor, layout: RaggedLayout) -> Tensor:
 
 def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
     """Each stream's bi-directional GRU over its rows `[r, d]`; `[r, 2 H]` each."""
-    return {name: recurrent(layers[name], rows, layout) for name, rows in x.items()}
+    return {name: recurrent(cast(nn.GRU, layers[name]), rows, layout) for name, rows in x.items()}
 
 
 def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
