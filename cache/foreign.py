@@ -135,7 +135,7 @@ def _read_npz(path: Path) -> Arrays:
 def _read_hdf5(path: Path) -> Arrays:
     import h5py
 
-    found, texts = dict[str, Any](), dict[str, Any]()
+    texts: Arrays = {}
     with h5py.File(path, "r") as file:
         for name in file:
             if fault := foreign_hdf5(file, name):
@@ -147,13 +147,11 @@ def _read_hdf5(path: Path) -> Arrays:
                 whole = dataset.id.get_num_chunks() == _chunks(dataset)
             if dataset.size and not whole:  # HDF5 reads values that were never written as zeros
                 raise StoreError(f"{path}: '{name}' claims {dataset.size} values that the file does not hold")
-            if h5py.check_string_dtype(dataset.dtype) is None:
-                _check_size(path, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
-                found[name] = dataset
-            else:
+            _check_size(path, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
+            if h5py.check_string_dtype(dataset.dtype) is not None:
                 _check_size(path, dataset.nbytes)
                 texts[name] = np.asarray(dataset.asstr()[()], str)
-        return {**_kept(path, partial(h5py.File, path, "r"), found), **texts}
+        return {**_kept(path, partial(h5py.File, path, "r"), file), **texts}  # one open dataset at a time
 
 
 def index_of(path: Path) -> Path:
