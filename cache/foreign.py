@@ -96,9 +96,17 @@ def _check_size(path: Path, size: int) -> None:
         raise StoreError(f"{path}: claims {size / 1e9:.0f} GB of values, more than this machine's memory")
 
 
-def later(path: Path, open_: Callable[[], Opened], name: str, array: Any) -> Stored:
-    """An array among those that `open_` gives of the file, for later."""
-    return Stored(path, open_, [name], [0], tuple(array.shape), np.dtype(array.dtype))
+def _kept(path: Path, open_: Callable[[], Opened], arrays: Mapping[str, Any]) -> Arrays:
+    """What may be large, the values or else one array per utterance, stays where it is; the rest is read."""
+    large, kept = {"values"} if "values" in arrays else set(arrays), Arrays()
+    for name, array in arrays.items():
+        dtype = np.dtype(array.dtype)
+        if name in large and array.shape:
+            kept[name] = Stored(path, open_, [name], [0], tuple(array.shape), dtype)
+        else:
+            _check_size(path, math.prod(array.shape) * dtype.itemsize)
+            kept[name] = np.asarray(array[...])
+    return kept
 
 
 def _chunks(array: Any) -> int:
@@ -111,7 +119,7 @@ def _read_npy(path: Path) -> Arrays:
         yield {"values": np.load(path, mmap_mode="r", allow_pickle=False)}
 
     with mapped() as arrays:
-        return {"values": later(path, mapped, "values", arrays["values"])}
+        return _kept(path, mapped, arrays)
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -121,13 +129,13 @@ def _read_npz(path: Path) -> Arrays:
         for name, times in Counter(archive.files).items():
             if times > 1 or not isinstance(arrays[name], np.ndarray):
                 raise StoreError(f"{path}: holds {name!r}, which is not a single .npy member")
-    return arrays
+    return _kept(path, lambda: contextlib.nullcontext(arrays), arrays)
 
 
 def _read_hdf5(path: Path) -> Arrays:
     import h5py
 
-    arrays: Arrays = {}
+    texts: Arrays = {}
     with h5py.File(path, "r") as file:
         for name in file:
             if fault := foreign_hdf5(file, name):
@@ -139,14 +147,11 @@ def _read_hdf5(path: Path) -> Arrays:
                 whole = dataset.id.get_num_chunks() == _chunks(dataset)
             if dataset.size and not whole:  # HDF5 reads values that were never written as zeros
                 raise StoreError(f"{path}: '{name}' claims {dataset.size} values that the file does not hold")
-            text = h5py.check_string_dtype(dataset.dtype) is not None
-            if dataset.dtype.kind in "fiu" and dataset.shape and (name == "values" or "values" not in file):
-                _check_size(path, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
-                arrays[name] = later(path, partial(h5py.File, path, "r"), name, dataset)
-                continue
-            _check_size(path, dataset.nbytes)
-            arrays[name] = np.asarray(dataset.asstr()[()], str) if text else np.asarray(dataset[()])
-    return arrays
+            _check_size(path, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
+            if h5py.check_string_dtype(dataset.dtype) is not None:
+                _check_size(path, dataset.nbytes)
+                texts[name] = np.asarray(dataset.asstr()[()], str)
+        return {**_kept(path, partial(h5py.File, path, "r"), file), **texts}  # one open dataset at a time
 
 
 def index_of(path: Path) -> Path:
@@ -163,8 +168,7 @@ def _read_safetensors(path: Path) -> Arrays:
             yield {name: _Slice(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
 
     with opened() as file:
-        kept = {"values"} if "values" in file else set(file)
-        arrays: Arrays = {n: later(path, opened, n, x) if n in kept else np.asarray(x[...]) for n, x in file.items()}
+        arrays = _kept(path, opened, file)
     if index_of(path).exists() and "ids" not in arrays:
         arrays["ids"] = np.array(json.loads(read_named(index_of(path)))["ids"], str)
     return arrays
@@ -197,8 +201,9 @@ def _read_csv(path: Path) -> Arrays:
     for name, column in zip(numbers.column_names, numbers.columns, strict=True):
         if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
             raise StoreError(f"{path}: column {name!r} holds something that is not a number")
-    arrays: Arrays = {"values": np.stack([column.to_numpy().astype(np.float64) for column in numbers.columns], axis=1)}
-    return arrays if ids is None else {**arrays, "ids": np.array(ids.to_pylist(), str)}
+    arrays = {"values": np.stack([column.to_numpy().astype(np.float64) for column in numbers.columns], axis=1)}
+    arrays |= {} if ids is None else {"ids": np.array(ids.to_pylist(), str)}
+    return _kept(path, lambda: contextlib.nullcontext(arrays), arrays)
 
 
 def _read_zarr(path: Path) -> Arrays:
@@ -207,7 +212,7 @@ def _read_zarr(path: Path) -> Arrays:
     if strange := [entry for entry in path.rglob("*") if entry.is_symlink() or not (entry.is_dir() or entry.is_file())]:
         raise StoreError(f"{path}: holds a symbolic link or a special file ({strange[0].name!r})")
     ids = zarr.open_group(path, mode="r", zarr_format=3).attrs.get("ids")
-    arrays: Arrays = {} if ids is None else {"ids": np.array(ids, str)}
+    names: Arrays = {} if ids is None else {"ids": np.array(ids, str)}
     found: dict[str, Any] = {}
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
         array = zarr.open_array(folder, mode="r", zarr_format=3)
@@ -215,17 +220,11 @@ def _read_zarr(path: Path) -> Arrays:
         codecs = {codec["name"] for codec in used}
         if codecs - _CODECS:
             raise StoreError(f"{folder}: uses codec {sorted(codecs - _CODECS)}; allowed: {', '.join(sorted(_CODECS))}")
-        whole = folder.name == "values" or not (path / "values").is_dir()
-        size = math.prod(array.chunks) if whole else max(math.prod(array.shape), math.prod(array.chunks))
-        _check_size(folder, size * array.dtype.itemsize)
+        _check_size(folder, math.prod(array.chunks) * array.dtype.itemsize)
         if (held := sum(entry.is_file() for entry in (folder / "c").rglob("*"))) != _chunks(array):
             raise StoreError(f"{folder}: has {held} of {_chunks(array)} chunks; Zarr would fill the rest silently")
         found[folder.name] = array
-        opened: Callable[[], Opened] = lambda: contextlib.nullcontext(found)  # noqa: E731
-        arrays[folder.name] = (
-            later(path, opened, folder.name, array) if whole and array.shape else np.asarray(array[...])
-        )
-    return arrays
+    return {**_kept(path, lambda: contextlib.nullcontext(found), found), **names}
 
 
 _READERS: dict[str, Callable[[Path], Arrays]] = {

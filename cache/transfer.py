@@ -11,7 +11,6 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +25,7 @@ from .atomic_io import explain_disk_errors, read_named, sync_folder, sync_tree
 from .backends import chunk_rows
 from .blocks import bytes_of
 from .feature import Feature
-from .foreign import Arrays, Stored, index_of, later, read_arrays
+from .foreign import Arrays, Stored, index_of, read_arrays
 from .maintain import corpora_of, latest_manifests
 from .manifest import Manifest, check_name
 from .part import Packed, Part, PartRows
@@ -141,8 +140,7 @@ def _arrange(
                 raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)} ({piece.dtype}), not [rows, {dim[0]}]")
         offsets = np.cumsum([0, *(math.prod(piece.shape[:-1]) for piece in arrays.values())])
         ids, names, dtype = list(arrays), list(arrays), np.result_type(*{piece.dtype for piece in arrays.values()})
-        opened = first.open if isinstance(first, Stored) else lambda held=arrays: nullcontext(held)
-        whole = Stored(path, opened, names, offsets.tolist(), (int(offsets[-1]), *dim), dtype)
+        whole = Stored(path, first.open, names, offsets.tolist(), (int(offsets[-1]), *dim), dtype)
         arrays = {"values": whole, "offsets": offsets}
     elif ids is None and "ids" in arrays:
         ids = [str(id_) for id_ in arrays["ids"].reshape(-1)]
@@ -150,8 +148,6 @@ def _arrange(
     values: Any = arrays["values"]
     if len(values.shape) != 2 or values.shape[1] < 1 or np.dtype(values.dtype).kind not in "fiu":
         raise StoreError(f"{path}: values have shape {list(values.shape)} ({values.dtype}), not numbers [rows, dim]")
-    if not isinstance(values, Stored):
-        values = later(path, lambda: nullcontext(arrays), "values", values)
     if values.dtype not in (np.float16, np.float32):
         values = dataclasses.replace(values, dtype=np.dtype(np.float32))
     rows = values.shape[0]
@@ -253,23 +249,20 @@ def _write(path: Path, rows: _Outgoing) -> None:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, array, allow_pickle=False)
     elif suffix == ".safetensors":
-        # The values come last in the file: what is aligned to more bytes stands before them.
-        order = sorted(small, key=lambda name: (-small[name].itemsize, name))
+        arrays: dict[str, Any] = {**small, "values": rows}
         header, end = dict[str, Any](), 0
-        for name in [*order, "values"]:
-            kept: Any = rows if name == "values" else small[name]
-            begin, end = end, end + math.prod(kept.shape) * kept.dtype.itemsize
-            dtype = f"{kept.dtype.kind.upper()}{8 * kept.dtype.itemsize}"
-            header[name] = {"dtype": dtype, "shape": kept.shape, "data_offsets": [begin, end]}
+        for name in sorted(arrays, key=lambda name: -arrays[name].dtype.itemsize):  # so that each is aligned
+            array = arrays[name]
+            begin, end = end, end + math.prod(array.shape) * array.dtype.itemsize
+            dtype = f"{array.dtype.kind.upper()}{8 * array.dtype.itemsize}"
+            header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         with path.open("xb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            file.seek(8 + len(text) + begin)
-            rows.write_values(file)
-            file.seek(8 + len(text))
-            for name in order:
-                file.write(bytes_of(small[name]))
+            for name in ("values", *small):  # the extras are there once the values are written
+                file.seek(8 + len(text) + header[name]["data_offsets"][0])
+                file.write(bytes_of(small[name])) if name in small else rows.write_values(file)
         index_of(path).write_text(json.dumps({"ids": ids, **about}))
     elif suffix == ".zarr":
         import zarr

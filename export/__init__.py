@@ -1,7 +1,7 @@
 """A trained run as a folder that needs no ser: the model's code as one file, its weights, and a script that calls it.
 
-`model.py` is the model's own source on plain layers. `run.py` computes the features by the libraries that ser calls,
-one utterance at a time. Both, `to_onnx.py` and the model card are written from the templates beside this file.
+`model.py` is the model's own source on `plain_layers.py`, which is copied as it is. `run.py` computes the features by
+the libraries that ser calls, one utterance at a time. These, `to_onnx.py` and the model card have templates here.
 """
 
 import hashlib
@@ -25,10 +25,11 @@ from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.extractors import ResolvedFeature
 from ser.extract.smile import SETS
 from ser.predict import Predictor
-from ser.train.models import FUSIONS, encoder, ragged, superb
+from ser.train.models import FUSIONS, encoder, superb
 from ser.train.targets import TARGETS, scale_of
 from ser.weights.find import BESIDE
 
+from . import plain_layers
 from .source import source_of
 
 __all__ = ["export"]
@@ -72,12 +73,13 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
         "paper": fusion.source,
         "ser": f"{DISTRIBUTION} {version(DISTRIBUTION)}",
         "title": getattr(getmodule(root), "__doc__", None) or fusion.source,
-        "source": source_of([ragged.Batch, *used, fusion.settings, root]),
+        "source": source_of([*used, fusion.settings, root]),
         "settings": fusion.settings.__name__,
         "build": root.__name__,
         "keywords": getattr(build, "keywords", {}),
     }
     files = {name: [_written(name, given)] for name in ("model.py", "run.py", "to_onnx.py")}
+    files["plain_layers.py"] = [Path(plain_layers.__file__).read_bytes()]
     files["config.json"] = [json.dumps(about, indent=1, ensure_ascii=False).encode() + b"\n"]
     files["model.safetensors"] = [save(tensors)]
     files["requirements.txt"] = ["".join(f"{name}=={version(name)}\n" for name in sorted(packages)).encode()]

@@ -1,92 +1,69 @@
-"""The source of a model and of all that it uses, as one file."""
+"""The source of a model and of all that it uses, as one file that needs nothing of ser but `plain_layers.py`."""
 
 import ast
-import importlib
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from functools import cache
+from importlib import import_module
+from importlib.util import resolve_name
+from inspect import getsource
+from typing import Annotated, Any, get_args, get_origin
 
-PLAIN = Path(__file__).with_name("plain_layers.py.jinja")
-FAST = ("ser.train.models.ragged", "ser.train.models.layers")  # whose names `PLAIN` may have too
+from . import plain_layers
+
+FAST = ("ser.train.models.ragged", "ser.train.models.layers")  # whose names `plain_layers` may have too
 
 
 def source_of(roots: Iterable[Any]) -> str:
     """The classes and functions `roots` with all of ser, or of their own package, that they use, in an order that runs.
 
-    What `PLAIN` defines stands in the place of the fast form.
+    What `plain_layers` defines is imported from there in the place of the fast form.
     """
-    collected = _Collected()
-    for root in roots:
-        collected.add(root.__module__, root.__name__)
-    imports = [f"import {name}" for name in sorted(collected.modules)]
-    imports += [f"from {name} import {', '.join(sorted(of))}" for name, of in sorted(collected.names.items())]
-    return "\n".join(imports) + "\n\n" + "\n\n".join(collected.pieces)
+    imports, pieces, seen = dict[str, set[str]](), list[str](), set[tuple[str, str]]()
 
-
-class _Collected:
-    def __init__(self) -> None:
-        self.pieces: list[str] = []  # of source, what is used before what uses it
-        self.modules: set[str] = set()  # "torch.nn.functional as F"
-        self.names: dict[str, set[str]] = {}  # module → what is imported from it
-        self._seen: set[tuple[str, str]] = set()
-        self._lines: dict[str, list[str]] = {}
-        self._defined: dict[str, dict[str, ast.stmt]] = {}  # module → name → where it is defined or imported
-
-    def add(self, module: str, name: str) -> None:
+    def add(module: str, name: str) -> None:
         """A name of a module, after all that it uses."""
-        if module in FAST and name in self._names_of(PLAIN.name):
-            module = PLAIN.name
-        node = self._names_of(module).get(name)
-        if node is None or (module, name) in self._seen:
+        node = _statements(module).get(name)
+        if node is None or (module, name) in seen:
             return
-        self._seen.add((module, name))
-        if isinstance(node, ast.Import):
-            self.modules |= {_line(alias) for alias in node.names if name in (alias.asname, alias.name)}
+        seen.add((module, name))
+        value = getattr(import_module(module), name)
+        if module in FAST and name in vars(plain_layers) and not isinstance(node, ast.Import | ast.ImportFrom):
+            imports.setdefault("from plain_layers import", set()).add(name)
+        elif isinstance(node, ast.Import):
+            imports.setdefault(f"import {ast.unparse(node.names[0])}", set())
         elif isinstance(node, ast.ImportFrom):
-            origin = _origin(node, module)
-            [alias] = [alias for alias in node.names if name in (alias.asname, alias.name)]
+            origin = resolve_name("." * node.level + (node.module or ""), import_module(module).__package__)
             if origin.partition(".")[0] in ("ser", module.partition(".")[0]):
-                self.add(origin, alias.name)
+                add(origin, node.names[0].name)
             else:
-                self.names.setdefault(origin, set()).add(_line(alias))
-        elif fixed := _plain_type(node):
-            self.pieces.append(f"{name} = {fixed}\n")
+                imports.setdefault(f"from {origin} import", set()).add(ast.unparse(node.names[0]))
+        elif get_origin(value) is Annotated:  # what a setting may be is checked by ser alone
+            pieces.append(f"{name} = {get_args(value)[0].__name__}")
         else:
             for one in ast.walk(node):
                 if isinstance(one, ast.Name):
-                    self.add(module, one.id)
-            first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
-            lines = self._lines[module][first - 1 : node.end_lineno]
-            self.pieces.append("\n" * isinstance(node, ast.ClassDef | ast.FunctionDef) + "\n".join(lines) + "\n")
+                    add(module, one.id)
+            assigned = isinstance(node, ast.Assign | ast.AnnAssign)
+            pieces.append(ast.unparse(node) if assigned else f"\n{getsource(value)}")
 
-    def _names_of(self, module: str) -> dict[str, ast.stmt]:
-        if module not in self._defined:
-            path = PLAIN if module == PLAIN.name else Path(str(importlib.import_module(module).__file__))
-            text = path.read_text(encoding="utf-8")
-            self._lines[module] = text.split("\n")
-            found = self._defined[module] = {}
-            for node in ast.parse(text).body:
-                if isinstance(node, ast.Import | ast.ImportFrom):
-                    found |= {alias.asname or alias.name: node for alias in node.names}
-                elif isinstance(node, ast.ClassDef | ast.FunctionDef):
-                    found[node.name] = node
-                elif isinstance(node, ast.Assign):
-                    found |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
-        return self._defined[module]
+    for root in roots:
+        add(root.__module__, root.__name__)
+    lines = [f"{line} {', '.join(sorted(names))}".rstrip() for line, names in sorted(imports.items())]
+    return "\n".join([*lines, "", *pieces])
 
 
-def _line(alias: ast.alias) -> str:
-    return f"{alias.name} as {alias.asname}" if alias.asname else alias.name
-
-
-def _origin(node: ast.ImportFrom, module: str) -> str:
-    """The module that is imported from, in full."""
-    within = module.split(".")[: -node.level] if node.level else []
-    return ".".join([*within, *([node.module] if node.module else [])])
-
-
-def _plain_type(node: ast.stmt) -> str | None:
-    """`int` of `Count = Annotated[int, Meta(…)]`: what a setting may be is checked by ser alone."""
-    value: Any = getattr(node, "value", None)
-    annotated = isinstance(value, ast.Subscript) and ast.unparse(value.value) == "Annotated"
-    return ast.unparse(value.slice.elts[0]) if annotated else None
+@cache
+def _statements(module: str) -> dict[str, ast.stmt]:
+    """Where a module defines or imports its names; an import stands once for each name."""
+    found: dict[str, ast.stmt] = {}
+    for node in ast.parse(getsource(import_module(module))).body:
+        if isinstance(node, ast.Import):
+            found |= {one.asname or one.name.partition(".")[0]: ast.Import([one]) for one in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {one.asname or one.name: ast.ImportFrom(node.module, [one], node.level) for one in node.names}
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id: node for target in targets if isinstance(target, ast.Name)}
+    return found

@@ -1,10 +1,12 @@
-"""The layers of the papers' models written plainly, for one sequence `[t, d]`: what the fast ones are held against."""
+"""Small models and batches of each fusion, and the plain layers of `ser export` for one sequence `[t, d]`.
+
+What the fast layers are held against.
+"""
 
 # Attributes of torch's modules have no types.
 # mypy: ignore-errors
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ser.export import plain_layers
 from ser.train.models import FUSIONS, Fusion, with_layer_sums
 from ser.train.models.ragged import Batch, Sequences
 
@@ -146,37 +149,24 @@ def feed_forward(layer: nn.Module, x: Tensor) -> Tensor:
     return linear(layer.linear2, linear(layer.linear1, x).clamp(min=0))
 
 
-def attend(layer: nn.Module, x: Tensor, memory: Tensor, heads: int = 2) -> Tensor:
-    """Vaswani et al. 2017, §3.2.2: rows of x `[t, d]` attend to those of memory, head by head."""
-    d = x.shape[1]
-    w, b = layer.in_proj_weight, layer.in_proj_bias
-    q, k, v = (y @ w[i * d : (i + 1) * d].T + b[i * d : (i + 1) * d] for i, y in enumerate((x, memory, memory)))
-    context = []
-    for h in range(heads):
-        cut = slice(h * d // heads, (h + 1) * d // heads)
-        context.append(softmax(q[:, cut] @ k[:, cut].T / math.sqrt(d // heads)) @ v[:, cut])
-    return linear(layer.out_proj, torch.cat(context, 1))
+def attend(layer: nn.Module, x: Tensor, memory: Tensor, values: Tensor | None = None) -> Tensor:
+    """Vaswani et al. 2017, §3.2.2: rows of x `[t, d]` attend to those of memory, and take the values of others."""
+    of_each = zip(
+        (x, memory, memory if values is None else values),
+        layer.in_proj_weight.chunk(3),
+        layer.in_proj_bias.chunk(3),
+        strict=True,
+    )
+    q, k, v = (F.linear(rows, w, b).unflatten(1, (layer.heads, -1)) for rows, w, b in of_each)
+    found = plain_layers.attention(q, k, v, alone(x), alone(memory), keep=layer.keep)
+    return linear(layer.out_proj, found.flatten(1))
 
 
-def one_way(layer: nn.RNNBase, x: Tensor, way: str = "") -> Tensor:
-    """A GRU or LSTM step by step, in one direction: `[t, d]` → `[t, H]`."""
-    w_i, w_h, b_i, b_h = (getattr(layer, f"{p}_l0{way}") for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-    h = c = torch.zeros(w_h.shape[1])
-    out = []
-    for x_t in x:
-        i, j = w_i @ x_t + b_i, w_h @ h + b_h
-        if isinstance(layer, nn.LSTM):
-            entry, forget, new, exit_ = (i + j).chunk(4)
-            c = forget.sigmoid() * c + entry.sigmoid() * new.tanh()
-            h = exit_.sigmoid() * c.tanh()
-        else:
-            (i_r, i_z, i_n), (j_r, j_z, j_n) = i.chunk(3), j.chunk(3)
-            z = 1 / (1 + torch.exp(-(i_z + j_z)))
-            h = (1 - z) * torch.tanh(i_n + j_n / (1 + torch.exp(-(i_r + j_r)))) + z * h
-        out.append(h)
-    return torch.stack(out)
+def recurrent(layer: nn.RNNBase, x: Tensor) -> Tensor:
+    """A GRU or LSTM by torch itself: `[t, d]` → `[t, 2 H]`, or `[t, H]` in one direction."""
+    return plain_layers.recurrent(layer, x, alone(x))
 
 
-def both_ways(layer: nn.RNNBase, x: Tensor) -> Tensor:
-    """A bi-directional GRU or LSTM step by step: `[t, d]` → `[t, 2 H]`."""
-    return torch.cat([one_way(layer, x, ""), one_way(layer, x.flip(0), "_reverse").flip(0)], 1)
+def alone(x: Tensor) -> plain_layers.RaggedLayout:
+    """The layout of rows that are one sequence."""
+    return plain_layers.RaggedLayout(torch.tensor([len(x)]))

@@ -10,7 +10,6 @@ from ser.benchmarks.train import sinusoids
 from ser.tests.plain_layers import (  # noqa: F401
     LONG,
     attend,
-    both_ways,
     build,
     double,
     feed_forward,
@@ -18,8 +17,8 @@ from ser.tests.plain_layers import (  # noqa: F401
     make_batch,
     make_dialogues,
     norm,
-    one_way,
     parts,
+    recurrent,
     softmax,
     utterances,
 )
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("double")
 
 
 def bc_level(module, x):
-    z = linear(module.dense, both_ways(module.lstm, x)).clamp(min=0)
+    z = linear(module.dense, recurrent(module.lstm, x)).clamp(min=0)
     return z, linear(module.logits, z)
 
 
@@ -37,7 +36,7 @@ def bc_fuse(model, audio, text):
 
 
 def catf_level(cat, x):
-    h, found = one_way(cat.lstm, x), []
+    h, found = recurrent(cat.lstm, x), []
     for i, h_t in enumerate(h):
         t = min(i, 3)
         alpha = softmax(cat.w[t] @ torch.tanh(cat.w_h[t] @ h.T))
@@ -112,10 +111,10 @@ def test_icon_turn_by_turn():
             own = dialogue.speakers[:i] == said
             for gru, turns in ((model.own, own), (model.other, ~own)):
                 if turns.any():
-                    m[turns] = one_way(gru, u[:i][turns])
+                    m[turns] = recurrent(gru, u[:i][turns])
             m = torch.tanh(m)
             for gru in (model.influence, model.memory, model.memory):
-                m = one_way(gru, m) if i else m
+                m = recurrent(gru, m) if i else m
                 q = torch.tanh(q + softmax(torch.tanh(m @ q)) @ m)
             expected.append(linear(model.logits, q))
     torch.testing.assert_close(model(batch)["logits"], torch.stack(expected), rtol=0, atol=1e-10)
@@ -126,7 +125,7 @@ def concat_utterance(model, audio, text):
 
 
 def cma(model, audio, text):
-    a, w = both_ways(model.encoder["audio"], audio), both_ways(model.encoder["text"], text)
+    a, w = recurrent(model.encoder["audio"], audio), recurrent(model.encoder["text"], text)
     seen = attend(model.attention["audio"], a, w), attend(model.attention["text"], w, a)
     statistics = [(y.mean(0), (((y - y.mean(0)) ** 2).mean(0) + 1e-8).sqrt()) for y in seen]
     return linear(model.logits, torch.cat([one for pair in statistics for one in pair]))
@@ -134,7 +133,7 @@ def cma(model, audio, text):
 
 def gban(model, audio, text):
     windows = torch.stack([part.max(0).values for part in audio.split(2)])
-    s, w = both_ways(model.lstm["audio"], windows), both_ways(model.lstm["text"], text)
+    s, w = recurrent(model.lstm["audio"], windows), recurrent(model.lstm["text"], text)
 
     def aligned(score, queries, keys):
         return torch.stack([softmax(torch.tanh(q + keys) @ score.weight[0]) @ keys for q in queries]).mean(0)
@@ -154,7 +153,7 @@ def cme(model, audio, text):
         s = linear(model.text, w)
         excited = torch.sigmoid(linear(model.excite_text, a)), torch.sigmoid(linear(model.excite_audio, w))
         words.append(torch.cat([s * (1 + excited[0]), a * (1 + excited[1])]))
-    return linear(model.logits, both_ways(model.lstm, torch.stack(words)).max(0).values)
+    return linear(model.logits, recurrent(model.lstm, torch.stack(words)).max(0).values)
 
 
 def ks_transformer(model, audio, text):
@@ -169,16 +168,7 @@ def ks_transformer(model, audio, text):
     def key_sparse(layer, x, memory):
         q = x + sinusoids(len(x), 8)
         k, v = (q, q) if memory is None else (memory + sinusoids(len(memory), 8), memory)
-        maps = zip(layer.in_proj_weight.split(8), layer.in_proj_bias.split(8), (q, k, v), strict=True)
-        q, k, v = (y @ w.T + b for w, b, y in maps)
-        heads = []
-        for cut in (slice(0, 4), slice(4, 8)):
-            weights = softmax(q[:, cut] @ k[:, cut].T / 2)
-            if layer.keep < 1:
-                kept = weights.sum(0).topk(max(1, len(k) // 2)).indices
-                weights = torch.stack([weights[:, j] * (j in kept) for j in range(len(k))], 1)
-            heads.append(weights @ v[:, cut])
-        return linear(layer.out_proj, torch.cat(heads, 1))
+        return attend(layer, q, k, v)
 
     x = [stack(model.own[m], linear(model.project[m], rows)) for m, rows in (("audio", audio), ("text", text))]
     z = []

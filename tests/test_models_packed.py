@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ser.export import plain_layers
 from ser.tests.plain_layers import double  # noqa: F401
+from ser.train.models import ragged
 from ser.train.models.layers import Attention, bigru
-from ser.train.models.ragged import RaggedLayout, SelfAttentionPooling, attention, interleave, recurrent
+from ser.train.models.ragged import RaggedLayout, recurrent
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -29,31 +31,28 @@ def test_plan_of_a_small_batch():
     assert x[backwards, 0].tolist() == [5, 2, 4, 1, 3]
 
 
-def test_interleave_joins_utterance_by_utterance():
-    a, b = torch.arange(3.0)[:, None], torch.arange(10.0, 14)[:, None]
-    rows, plan = interleave(a, RaggedLayout(torch.tensor([1, 0, 2])), b, RaggedLayout(torch.tensor([2, 1, 1])))
-    assert rows[:, 0].tolist() == [0, 10, 11, 12, 1, 2, 13]
-    assert plan.sizes == [3, 1, 3]
+def outcomes(of, x, y, lengths, others):
+    """What the layers of a module make of rows `[r, 2, 5]` and `[s, 2, 5]` in sequences, some of them empty."""
+    torch.manual_seed(1)
+    a, b = of.RaggedLayout(torch.tensor(lengths)), of.RaggedLayout(torch.tensor(others))
+    rows, pool, lstm = x.flatten(1), of.SelfAttentionPooling(10), nn.LSTM(10, 3, bidirectional=True)
+    joined, layout = of.interleave(rows, a, y.flatten(1), b)
+    found = [of.attention(x, y, y.flip(0), a, b, keep=keep) for keep in (1.0, 0.5)]
+    found += [of.mean_rows(rows, a), of.max_rows(rows, a), pool(rows, a), of.recurrent(lstm, rows, a), joined]
+    return [*found, a.pad(x, -1.0), a.unpad(a.pad(x)), x[a.first(2)], x[a.position], x[a.owner]], layout.lengths
 
 
 @pytest.mark.parametrize("longest", [7, 200], ids=["padded", "one by one"])
-def test_attention_stays_within_its_sequence(longest):
-    queries, keys = RaggedLayout(torch.tensor([2, 3, 0, 1])), RaggedLayout(torch.tensor([longest, 0, 4, 1]))
-    q = torch.randn(6, 2, 5, requires_grad=True)
-    k, v = (torch.randn(longest + 5, 2, 5, requires_grad=True) for _ in range(2))
-    got = attention(q, k, v, queries, keys)
-    start, key = 0, 0
-    for n, m in zip(queries.sizes, keys.sizes, strict=True):
-        for i in range(start, start + n):
-            for h in range(2):
-                expected = torch.zeros(5)  # nothing to attend to
-                if m:
-                    scores = torch.softmax(k[key : key + m, h] @ q[i, h] / 5**0.5, 0)
-                    expected = scores @ v[key : key + m, h]
-                torch.testing.assert_close(got[i, h], expected, rtol=0, atol=1e-12)
-        start, key = start + n, key + m
-    got.sum().backward()
-    assert all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v))
+def test_layers_and_their_gradients_are_the_plain_ones(longest):
+    lengths, others = [2, 3, 0, 1], [longest, 0, 4, 1]
+    x, y = (torch.randn(sum(sizes), 2, 5, requires_grad=True) for sizes in (lengths, others))
+    (ours, laid), (plain, wanted) = (outcomes(of, x, y, lengths, others) for of in (ragged, plain_layers))
+    assert torch.equal(laid, wanted)
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(sum((one**2).sum() for one in found), (x, y)) for found in (ours, plain)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_attention_has_the_parameters_of_torchs_own():
@@ -70,15 +69,6 @@ def test_attention_drops_only_in_training():
     assert not torch.equal(layer(x, plan), layer(x, plan))
     layer.eval()
     assert torch.equal(layer(x, plan), layer(x, plan))
-
-
-def test_pooling_of_nothing_is_zero():
-    pool, x, plan = SelfAttentionPooling(3), torch.randn(4, 3), RaggedLayout(torch.tensor([1, 0, 3]))
-    pooled = pool(x, plan)
-    torch.testing.assert_close(pooled[0], x[0])
-    assert torch.equal(pooled[1], torch.zeros(3))
-    weights = torch.softmax(x[1:] @ pool.score.weight[0], 0)
-    torch.testing.assert_close(pooled[2], weights @ x[1:])
 
 
 def grus(count: int) -> nn.ModuleDict:
@@ -118,7 +108,3 @@ def test_bigru_against_finite_differences():
 def test_recurrent_over_nothing():
     layer = nn.LSTM(5, 3, bidirectional=True)
     assert recurrent(layer, torch.empty(0, 5), RaggedLayout(torch.tensor([0, 0]))).shape == (0, 6)
-    plan = RaggedLayout(torch.tensor([2, 0, 1]))  # one utterance is hidden
-    x = torch.randn(3, 5)
-    expected = torch.cat([layer(part[:, None])[0][:, 0] for part in (x[:2], x[2:])])
-    torch.testing.assert_close(recurrent(layer, x, plan), expected)

@@ -16,7 +16,6 @@ from ser.errors import WrongUse
 from ser.tests.plain_layers import (  # noqa: F401
     DIMS,
     attend,
-    both_ways,
     build,
     check_first_step,
     check_updates,
@@ -24,6 +23,7 @@ from ser.tests.plain_layers import (  # noqa: F401
     linear,
     make_dialogues,
     parts,
+    recurrent,
     softmax,
 )
 from ser.train.models import FUSIONS
@@ -58,7 +58,7 @@ def equations(model: nn.Module, batch: Batch, name: str) -> dict[str, Tensor]:
     for dialogue in parts(batch, batch.dialogues.tolist()):
         x = {m: linear(model.features[m], rows.values).clamp(min=0) for m, rows in dialogue.inputs.items()}
         x = fused_at("ef", x)
-        x = {s: both_ways(model.gru[s], rows) for s, rows in x.items()}
+        x = {s: recurrent(model.gru[s], rows) for s, rows in x.items()}
         x = fused_at("mf", x)
         x = {s: attend(model.attention[s], rows, rows) for s, rows in x.items()}
         x = fused_at("lf", x)

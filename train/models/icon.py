@@ -80,7 +80,7 @@ class Icon(nn.Module):
 
 def histories(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Each dialogue once per speaker in it: rows of the batch, int64 `[v]`, which are that speaker's, and lengths."""
-    speakers = torch.zeros_like(batch.utterances) if batch.speakers is None else batch.speakers
+    speakers = torch.zeros(len(batch), dtype=torch.int64) if batch.speakers is None else batch.speakers
     groups = torch.arange(len(speakers)).split(batch.dialogues.tolist())
     views = [(group, speakers[group] == one) for group in groups for one in speakers[group].unique()]
     rows, mine = (torch.cat(part) for part in zip(*views, strict=True))

@@ -1,18 +1,48 @@
 """Layers that see where a sequence ends, written plainly: one sequence after the other.
 
-A model.py that `ser export` writes has them in the place of what is called so in `train/models/ragged.py` and
-`layers.py`, where all sequences of a batch are computed at once. Shapes and numbers are the same: tests hold the two
-against each other. ser itself never runs this file.
+`ser export` copies this file into the folder of a run, whose model.py has these in the place of what is called so in
+`train/models/ragged.py` and `layers.py`, where all sequences of a batch are computed at once. Shapes and numbers are
+the same: tests hold the two against each other. ser itself never runs this file, and this file never imports ser.
 """
 
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+@dataclass
+class Sequences:
+    """One modality of a batch: `values` `[r, dim]`, and the rows of each utterance, `lengths` int64 `[n]`."""
+
+    values: Tensor
+    lengths: Tensor
+
+
+@dataclass
+class Batch:
+    """Utterances to classify."""
+
+    inputs: dict[str, Sequences]  # by modality, "audio" or "text"
+    dialogues: Tensor  # int64 [m]: utterances of each dialogue, in turn order; sums to n
+    speakers: Tensor | None = None  # int64 [n]: numbers of the speakers; None where nobody tells them apart
+    hidden: dict[str, Tensor] = field(default_factory=dict)  # by modality, bool [n]: not to be seen by the model
+    heads: frozenset[str] | None = None  # the outputs that are wanted, or all
+
+    device = torch.device("cpu")
+
+    def wants(self, *heads: str) -> bool:
+        """Whether any of these outputs is wanted."""
+        return self.heads is None or not self.heads.isdisjoint(heads)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())).lengths)
 
 
 class RaggedLayout:
@@ -66,6 +96,25 @@ class RaggedLayout:
         return x[0, : self.lengths[0]] if len(self.lengths) == 1 else x[self.owner, self.position]
 
 
+def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout]:
+    """The rows `[r, dim]` of one modality and their layout, without those of utterances for which it is hidden."""
+    x, hidden = batch.inputs[modality], batch.hidden.get(modality)
+    if hidden is None:
+        return x.values, RaggedLayout(x.lengths)
+    return x.values[RaggedLayout(x.lengths).rows_of(~hidden)], RaggedLayout(x.lengths * ~hidden)
+
+
+def all_visible(batch: Batch, dims: Mapping[str, int]) -> list[tuple[Tensor, RaggedLayout]]:
+    """What `visible` gives for each modality."""
+    return [visible(batch, modality, dim) for modality, dim in dims.items()]
+
+
+def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
+    """One modality's vectors `[n, dim]`; zeros, the mean of standardised features, where it is hidden."""
+    x, hidden = batch.inputs[modality].values, batch.hidden.get(modality)
+    return x if hidden is None else x.masked_fill(hidden[:, None], 0.0)
+
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, queries: RaggedLayout, keys: RaggedLayout, dropout: float = 0.0, keep: float = 1.0
 ) -> Tensor:
@@ -86,6 +135,32 @@ def attention(
     return torch.cat(found)
 
 
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, §3.2.2); `keep` is the share of the keys that `attention` keeps."""
+
+    def __init__(self, d: int, heads: int, dropout: float = 0.0, keep: float = 1.0) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.keep = heads, dropout, keep
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * d, d))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d))
+        self.out_proj = nn.Linear(d, d)
+
+    def project(self, x: Tensor, which: slice = slice(3)) -> Tensor:
+        """The queries, keys and values of rows `[r, d]`, or those of them that `which` cuts out; `[r, 3, h, d / h]`."""
+        return F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(1, (3, self.heads, -1))[:, which]
+
+    def forward(
+        self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, keys: RaggedLayout | None = None
+    ) -> Tensor:
+        """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`, or to each other; `[r, d]`."""
+        (q, *_), (_, k, v) = (self.project(rows).unbind(1) for rows in (x, x if memory is None else memory))
+        return self.attend(q, k, v, layout, keys or layout)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: RaggedLayout, keys: RaggedLayout) -> Tensor:
+        """Queries `[r, h, d / h]`, and keys and values `[r_k, h, d / h]` laid out by `keys` → `[r, d]`."""
+        return self.out_proj(attention(q, k, v, layout, keys, self.dropout, self.keep).flatten(1))
+
+
 def recurrent(layer: nn.RNNBase, x: Tensor, layout: RaggedLayout) -> Tensor:
     """One of torch's recurrent layers over each sequence; `[r, d]` → `[r, 2 hidden]`."""
     width = layer.hidden_size * (2 if layer.bidirectional else 1)
@@ -94,7 +169,7 @@ def recurrent(layer: nn.RNNBase, x: Tensor, layout: RaggedLayout) -> Tensor:
 
 def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
     """Each stream's bi-directional GRU over its rows `[r, d]`; `[r, 2 H]` each."""
-    return {name: recurrent(layers[name], rows, layout) for name, rows in x.items()}
+    return {name: recurrent(cast(nn.GRU, layers[name]), rows, layout) for name, rows in x.items()}
 
 
 def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
