@@ -90,6 +90,7 @@ class Streamed(Inputs):
     order: np.ndarray  # the utterances in an order that is quick to read
     room: int = 1 << 62  # bytes that may be read at once
     whole: int = 0  # the budget that would hold everything
+    workers: int = 1  # that have such a budget each
     pinned: bool = False
 
     @classmethod
@@ -153,7 +154,9 @@ class Streamed(Inputs):
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
         beside = np.concatenate([part.cost if isinstance(part, Streamed) else 0 * self.cost for part in parts])
         order = np.concatenate([self.order + n * number for number in range(len(parts))])
-        return replace(Streamed.of(read, lengths, beside, order), room=self.room, whole=self.whole)
+        return replace(
+            Streamed.of(read, lengths, beside, order), room=self.room, whole=self.whole, workers=self.workers
+        )
 
     def moments(self, utterances: np.ndarray) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
         """As in memory, bit by bit: so many columns and utterances at a time as there is room for."""
@@ -187,7 +190,7 @@ class Streamed(Inputs):
         each = sum(one.cost[numbers % len(one.cost)] for one in data.inputs.values() if isinstance(one, Streamed))
         units = np.bincount(data.utterances.dialogues, each) if unit == "dialogue" else np.asarray(each)
         if (largest := float(np.sort(units)[-size:].sum())) > self.room:
-            enough = int(min(2 * largest / (READ - HELD), self.whole) / 1e6) + 1
+            enough = int(self.workers * min(2 * largest / (READ - HELD), self.whole) / 1e6) + 1
             raise WrongUse(
                 f"--memory is too small for the largest batch, which takes {largest / 1e6:.1f} MB while it is read; "
                 f"--memory {enough}MB is enough, or choose a smaller batch_size"
@@ -265,4 +268,4 @@ def within(
             chosen, total = chosen | {number}, total + sizes[number]
     room, whole = int(max(READ * budget - total, (1 - FILLED) * budget) / 2), int(sum(sizes) / FILLED)
     for number, group in enumerate(groups):
-        yield number in chosen, [replace(one, room=room, whole=whole) for one in group]
+        yield number in chosen, [replace(one, room=room, whole=whole, workers=workers) for one in group]
