@@ -24,7 +24,7 @@ OPTIONS = [field.name for field in fields(Experiment) if field.metadata and fiel
 @json_option
 @click.option("--resume", is_flag=True, help="As a sweep does anyhow: go on with unfinished runs.")
 @click.option("--shard", metavar="I/N", help="Run every N-th run from the I-th, such as 3/16: for a Slurm array.")
-@click.option("--workers", type=COUNT, metavar="N", help="Processes of one thread: one per core; five on GPUs.")
+@click.option("--workers", type=COUNT, metavar="N", help="Processes: one per core; five on a GPU, one each on several.")
 @config_options(ExtractionConfig, "scheduler", "insecure")
 @click.pass_context
 def sweep(
