@@ -203,8 +203,11 @@ def in_a_process(work: str, device: str, small: bool, folder: Path, limit: float
         except subprocess.TimeoutExpired:
             return f"stopped after {limit:.0f} s, its limit"
         finally:
-            with contextlib.suppress(OSError):  # nobody is left
-                os.killpg(child.pid, signal.SIGKILL)
+            if sys.platform == "win32":
+                child.kill()
+            else:
+                with contextlib.suppress(OSError):  # nobody is left
+                    os.killpg(child.pid, signal.SIGKILL)
             child.wait()
     if not code:
         return None
