@@ -173,7 +173,8 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(
     items: list[object] = [*clips[1:4]] if speech else [*TEXTS]
     [here] = load_extractors(wanted, "cpu", 1000)
     expected = rows_of(here, items)
-    with Gpu(downloads=1, waits=9):  # transformers itself looks whether the mask hides anything
+    # Rows and their largest magnitudes come back; transformers itself looks whether the mask hides anything.
+    with Gpu(downloads=2, waits=9):
         [there] = load_extractors(wanted, "cuda:0", 1000)
         found = rows_of(there, items)
     assert all(relative(x, y) <= 1e-6 for x, y in zip(found, expected, strict=True))
