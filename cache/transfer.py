@@ -107,7 +107,7 @@ def import_feature(
         extractor="import",
         version=1,
         config={
-            "sha256": _file_digest(path),
+            "sha256": file_digest(path),
             "ids_sha256": hashlib.sha256(canonical_json(names)).hexdigest(),
             "joined_by": "id" if by_id else "manifest order",
         },
@@ -184,11 +184,11 @@ def _row_bytes(values: Stored) -> int:
     return values.shape[1] * np.dtype(values.dtype).itemsize
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """Sha256 of a file; of a folder, of the names and digests of its files."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        named = [[str(file.relative_to(path)), _file_digest(file)] for file in files]
+        named = [[str(file.relative_to(path)), file_digest(file)] for file in files]
         return hashlib.sha256(canonical_json(named)).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

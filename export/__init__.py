@@ -4,7 +4,6 @@
 the libraries that ser calls, one utterance at a time. These, `to_onnx.py` and the model card have templates here.
 """
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 from safetensors.torch import save
 
 from ser.cache.atomic_io import explain_disk_errors, make_folder, move_into_place, write_folder
+from ser.cache.transfer import file_digest
 from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.extractors import ResolvedFeature
 from ser.extract.smile import SETS
@@ -146,13 +146,8 @@ def _described(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> 
         folder, kept = feature.checkpoint.path, (".safetensors", ".index.json")
         held = [file for file in folder.iterdir() if file.name in BESIDE or file.name.endswith(kept)]
         found["model"] = str(folder.resolve()) if spec.provenance.get("folder") else feature.checkpoint.model
-        found["files"] = {one.name: _sha256(one) for one in sorted(held)}
+        found["files"] = {one.name: file_digest(one) for one in sorted(held)}
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _written(name: str, given: Mapping[str, Any]) -> bytes:
