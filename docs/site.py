@@ -22,10 +22,15 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def on_page_read_source(page: Any, config: Any) -> str | None:
+    """The site begins with the project's README: its menu lists the pages that docs/README.md lists."""
+    return (ROOT / "README.md").read_text(encoding="utf-8") if page.file.src_uri == "README.md" else None
+
+
 def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
     """Links to other files of the project lead to their pages, or to the repository."""
     here = page.file.src_uri
-    folder = posixpath.dirname(here if here in OUTSIDE else f"docs/{here}")
+    folder = posixpath.dirname(here if here in (*OUTSIDE, "README.md") else f"docs/{here}")
 
     def moved(found: re.Match[str]) -> str:
         target, hash_, anchor = found[1].partition("#")
