@@ -82,6 +82,9 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     assert torch.allclose(vectors.inputs["audio"].values[0], first, atol=1e-6)
     described = plain.described["features"]["audio"]
     assert data.described["features"]["audio"] == {**described, "hop": 0.06} and "hop" not in described
+    at = f"@{described['fingerprint'][:4]}"
+    for name in (f"hubert:hop=0.06{at}", f"hubert{at}:hop=0.06"):
+        assert load_dataset(store.path, f"mpnet+{name}", "mit", cache=cache)[0] is data, name
     for name, says in (
         ("hubert:hop=0.05", "a multiple of its frames' own, 0.02 s, such as 0.1"),
         ("hubert:hop=nan", "a multiple"),

@@ -10,7 +10,6 @@ import json
 import math
 import platform
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
@@ -85,7 +84,6 @@ class Progress:
     fold: str
     seed: int
     epoch: Epoch | None
-    seconds: float  # since the experiment started
 
 
 def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]:
@@ -233,24 +231,19 @@ def run_experiment(
 def iterate(
     experiment: Experiment, jobs: list[Job], on_progress: Callable[[Progress], None] | None = None
 ) -> Iterator[Run]:
-    """Train the jobs one after the other, yielding each run as it is finished."""
-    started = time.monotonic()
+    """Train the jobs one after the other, yielding each run as it is finished. Raises `Diverged`."""
 
-    def report(number: int, epoch: Epoch | None = None) -> None:
+    def report(numbers: list[int], i: int, epoch: Epoch | None = None) -> None:
         if on_progress is not None:
-            job, seconds = jobs[number], time.monotonic() - started
-            on_progress(Progress(number + 1, len(jobs), job.fold.name, job.plan.seed, epoch, seconds))
-
-    def on_epoch(numbers: list[int], i: int, epoch: Epoch) -> None:
-        report(numbers[i], epoch)
+            job = jobs[numbers[i]]
+            on_progress(Progress(numbers[i] + 1, len(jobs), job.fold.name, job.plan.seed, epoch))
 
     for numbers in fit_groups(jobs):
         group = [jobs[number] for number in numbers]
-        runs = train_jobs(group, Path(experiment.out), experiment.resume, partial(on_epoch, numbers))
-        for number, run in zip(numbers, runs, strict=True):
+        for i, run in enumerate(train_jobs(group, Path(experiment.out), experiment.resume, partial(report, numbers))):
             if isinstance(run, Diverged):
                 raise run
-            report(number)
+            report(numbers, i)
             yield run
 
 
@@ -302,7 +295,6 @@ class Estimate:
     updates: int  # over all runs
     seconds: float
     at_most: bool  # as patience may end a run before
-    corpora: dict[str, dict[str, int]]  # of several, how many utterances of each class
     timed: bool  # or scaled from other runs
     streamed: tuple[str, ...] = ()  # the modalities that are read from the store as they are needed
 
@@ -336,10 +328,9 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
             known[plan.precision] = per_row / parameters
         per_row = known[plan.precision] * parameters
     seconds = per_row * sum(_rows(j, j.fold) for j in jobs) * epochs
-    corpora = {name: about["classes"] for name, about in job.data.notes.get("corpora", {}).items()}
     utterances, at_most = len(job.data.utterances), plan.training.patience > 0
     streamed = tuple(modality for modality, one in job.data.inputs.items() if one.streamed)
-    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, corpora, timed, streamed)
+    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, timed, streamed)
 
 
 def _seconds_per_row(jobs: Sequence[Job]) -> float:
@@ -350,9 +341,7 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
     job, found = jobs[0], 0.0
     once = replace(job.plan.training, refit=False)
     epochs = 4 if job.stacked else 2
-    short = replace(
-        job.plan.settings, epochs=epochs, lr=0.0
-    )  # no step, since a run itself tells that its loss diverges
+    short = replace(job.plan.settings, epochs=epochs, lr=0.0)  # no step: a run itself tells that its loss diverges
     plans = [replace(one.plan, settings=short, training=once) for one in jobs]
     for batches in (1, STEPS):
         fold, fitted = _shortened(job, batches), list[Any]()

@@ -18,7 +18,7 @@ from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
 from .data.dataset import DataCache
-from .data.features import select_feature, select_features, when_read
+from .data.features import parse_name, select_feature, select_features
 from .data.splits import corpora_of
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
 from .fit import Diverged
@@ -111,15 +111,14 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
         asked, own = cell.experiment, cell.experiment.features.split("+")
         store = open_store(asked.store)
         corpus = store.joined_manifest(corpora_of(str(asked.protocol), asked.corpus)).corpus
+        select_features(store, features, corpus)
         found: dict[str, str] = {}
-        for name in own:
-            with contextlib.suppress(MissingRows):  # it may be one that is replaced
-                modality = select_feature(store, name, corpus).modality
-                found[modality] = f"{found[modality]}+{name}" if modality in found else name
-        other: dict[str, list[str]] = {modality: [] for modality in select_features(store, features, corpus)[0]}
-        for name in features.split("+"):
-            other[select_feature(store, name, corpus).modality].append(name)
-        found |= {modality: "+".join(names) for modality, names in other.items()}
+        for names in (own, features.split("+")):
+            by_modality: dict[str, list[str]] = {}
+            for name in names:
+                with contextlib.suppress(MissingRows):  # of the recipe's own, it may be one that is replaced
+                    by_modality.setdefault(select_feature(store, name, corpus).modality, []).append(name)
+            found |= {modality: "+".join(some) for modality, some in by_modality.items()}
         takes = FUSIONS[asked.fusion].inputs if asked.fusion in FUSIONS else (asked.fusion,)
         names = [found[modality] for modality in takes] if found.keys() >= set(takes) else own
         if not asked.views or names[0] in own:  # views are of audio, which comes first
@@ -140,9 +139,9 @@ def command_for(recipe: Recipe) -> str:
 
 def extracted(name: str) -> str:
     """What `ser features` computes for a feature of `ser train`: rows, pooled in training, or the means of layers."""
-    bare = name.partition("@")[0]
-    stored, read = when_read(bare)
-    return bare if "layers=" in bare and read.get("pool") == "mean" else stored
+    feature, options, read, _ = parse_name(name)
+    means = read.get("pool") == "mean" and any(item.startswith("layers=") for item in options)
+    return f"{feature}:{','.join([*options, *['pool=mean'] * means])}".rstrip(":")
 
 
 def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False) -> Sweep:

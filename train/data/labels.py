@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,22 +116,15 @@ class Utterances:
 
     def take(self, which: np.ndarray) -> "Utterances":
         """The utterances `which` [m], in that order; one may come several times."""
-        return replace(
-            self,
-            ids=[self.ids[row] for row in which],
-            labels=self.labels[which],
-            sessions=[self.sessions[row] for row in which],
-            speakers=[self.speakers[row] for row in which],
-            dialogues=_numbered(self.dialogues[which].tolist()),
-            turns=self.turns[which],
-            rows=self.rows[which] if len(self.rows) else self.rows,
-            texts=[self.texts[row] for row in which] if self.texts else (),
-            **{
-                name: values[which] if len(values := getattr(self, name)) else values
-                for name in ("dimensions", "votes", "undecided")
-            },
-            corpora=[self.corpora[row] for row in which] if self.corpora else (),
-        )
+
+        def of(column: Any) -> Any:
+            if isinstance(column, np.ndarray):
+                return column[which] if len(column) else column
+            return [column[row] for row in which] if column else column
+
+        names = {one.name for one in fields(self)} - {"classes", "left_out", "dialogues"}
+        dialogues = _numbered(self.dialogues[which].tolist())
+        return replace(self, **{name: of(getattr(self, name)) for name in names}, dialogues=dialogues)
 
     def by_dialogue(self, rows: np.ndarray) -> list[np.ndarray]:
         """The given rows as one array per dialogue, each in turn order."""
