@@ -54,7 +54,9 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
     answer(rows, [HEADINGS.get(name, name) for name in shown], disable_numparse=True)
     total = sum(one["bytes"] for one in found)
     open_ = sum(not one["finished"] for one in found)
-    answer(f"{len(found)} runs, {open_} unfinished, {total / 1e6:.1f} MB; `ser report` makes tables of them")
+    stores = " and ".join(dict.fromkeys(one["store"] for one in found if one["store"])) or "no known store"
+    told = f"{len(found)} runs on {stores}, {open_} unfinished, {total / 1e6:.1f} MB"
+    answer(f"{told}; `ser report` makes tables of them")
 
 
 def _cell(facts: dict[str, Any], column: str) -> str:

@@ -187,14 +187,13 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     for assignment in recipe.cells[0].experiment.also_set:
         if not any(has_setting(plan.fusion, assignment) for plan in plans):
             raise WrongUse(f"--set {assignment}: no fusion of this recipe has that setting; see ser train --settings")
-    planned = list(tasks.values())
-    groups = [[number] for number in range(len(planned))] if elsewhere else fit_groups(planned)
+    groups = [[task] for task in tasks.values()] if elsewhere else fit_groups(tasks.values())
     if shard is not None:
         first, slash, of = shard.partition("/")
         if not (slash and first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
             raise WrongUse(f"--shard {shard}: must be I/N with I from 1 to N, such as 3/16")
         groups = groups[int(first) - 1 :: int(of)]
-    chosen = tuple(planned[number] for group in groups for number in group)
+    chosen = tuple(task for group in groups for task in group)
     for task in chosen:
         if task.run.finished:
             task.run.checked()
@@ -225,7 +224,7 @@ def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimat
     for name, tasks in groupby(sweep.open_tasks, key=attrgetter("cell")):
         needed = list(dict.fromkeys(task.experiment for task in tasks))
         some = [prepared(experiment) for experiment in needed[:: -(-len(needed) // TIMED)]]
-        found = [estimate([jobs[number] for number in fit_groups(jobs)[0]], paces) for jobs in some]
+        found = [estimate(fit_groups(jobs)[0], paces) for jobs in some]
         cells[name] = replace(found[0], seconds=fmean(one.seconds for one in found))
     seconds = sum(cells[task.cell].seconds_per_run for task in sweep.open_tasks)
     return seconds / (min(workers, sweep.gpus) if sweep.on_gpu else workers), cells
@@ -272,20 +271,20 @@ def run_sweep(
 
 def grouped(tasks: Sequence[SweepTask]) -> list[TaskGroup]:
     """The tasks by their groups."""
-    return [TaskGroup(tuple(tasks[number] for number in numbers)) for numbers in fit_groups(tasks)]
+    return [TaskGroup(tuple(group)) for group in fit_groups(tasks)]
 
 
 def train_group(group: TaskGroup) -> list[Outcome]:
     """Fit the tasks of one group, together if this device does so. What they read is kept for the tasks that follow."""
-    outcomes = []
+    found: dict[str, Run | Diverged] = {}
     with engines.cached(("sweep", group.shared), lambda: prepare_once(group.shared, group.workers)) as prepared:
         jobs = [prepared(task.experiment)[task.number] for task in group.tasks]
-        for numbers in fit_groups(jobs):
-            some = [jobs[number] for number in numbers]
+        for some in fit_groups(jobs):
             runs = train_jobs(some, Path(group.tasks[0].experiment.out), resume=True)
-            faults = [str(run) if isinstance(run, Diverged) else None for run in runs]
-            outcomes += [Outcome(group.tasks[n], fault) for n, fault in zip(numbers, faults, strict=True)]
-    return outcomes
+            found |= dict(zip((job.name for job in some), runs, strict=True))
+    ended = [found[job.name] for job in jobs]
+    faults = [str(run) if isinstance(run, Diverged) else None for run in ended]
+    return [Outcome(task, fault) for task, fault in zip(group.tasks, faults, strict=True)]
 
 
 _alone = threading.Lock()
