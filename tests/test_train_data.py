@@ -88,6 +88,7 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     for name, says in (
         ("hubert:hop=0.05", "a multiple of its frames' own, 0.02 s, such as 0.1"),
         ("hubert:hop=nan", "a multiple"),
+        ("hubert++mpnet", "a feature without a name: ''"),
         ("mpnet:hop=0.1", "a multiple of that of its frames, and it says none"),
         ("hubert:hop=0.04 & hubert:view=noise-1", "another level, dimension, pool or hop"),
     ):

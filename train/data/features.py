@@ -233,6 +233,8 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
     With `layers=all` or `layers=6-9` it is the sum of these layers.
     """
     feature, options, read, fingerprint = parse_name(name)
+    if not feature:
+        raise WrongUse(f"a feature without a name: {name!r}; write one, or several joined with +, such as hubert+mpnet")
     pool: Any = read.get("pool", "mean")
     if pool not in get_args(Pool):
         raise WrongUse(f"{name}: pool must be {' or '.join(get_args(Pool))}")
