@@ -23,7 +23,7 @@ from ..models import Fusion, get_fusion, with_layer_sums
 from ..scores import rater_scores
 from ..targets import TARGETS
 from .dataset import DataCache, Dataset, Inputs, Pool, with_rows
-from .labels import UNLABELLED, Policy, Utterances, apply_policy, choose, get_policy, rater_votes
+from .labels import UNLABELLED, choose, classes_by_corpus, get_policy, rater_votes
 from .layers import find_layers
 
 if TYPE_CHECKING:
@@ -349,10 +349,10 @@ def load_dataset(
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
-    utterances, left_out = _utterances(policy, manifest, target, only, limit)
+    utterances, left_out = choose(policy, manifest, TARGETS[target], only, limit)
     utterances, quarantined = with_rows([part.feature for part in parts], manifest, utterances, allow_missing)
     left_out |= {f"{name}: quarantined": list(held) for name, held in quarantined.items()}
-    corpora = _classes_by_corpus(manifest, utterances)
+    corpora = classes_by_corpus(manifest, utterances)
     rows, votes = utterances.rows, manifest.column("votes")
 
     def read(**extras: str) -> dict[str, Inputs]:
@@ -419,38 +419,3 @@ def load_within(
             for one, stream in zip(group, found, strict=True):
                 cache.load(one.about(manifest), rows, stream.held, None if hold else stream)
     return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
-
-
-def _utterances(
-    policy: Policy, manifest: Manifest, target: str, only: str | None, limit: int | None
-) -> tuple[Utterances, dict[str, Any]]:
-    """Those that the policy keeps and the target can learn from, and how many others there are, by the reason."""
-    utterances = apply_policy(policy, manifest, TARGETS[target].undecided)
-    votes, of = manifest.column("votes"), utterances.corpora or [manifest.corpus] * len(utterances)
-    mute = {*of} - {name for name, row in zip(of, utterances.rows, strict=True) if votes[row]}
-    if TARGETS[target].voted and mute:
-        raise WrongUse(
-            f"--target {target}: corpus {min(mute)} does not hold its raters' votes; train --target class on it"
-        )
-    left_out: dict[str, Any] = {
-        f"label {raw} is not in {policy.name}": count for raw, count in utterances.left_out.items()
-    }
-    rated = target if TARGETS[target].rated else None
-    utterances, others = choose(utterances, manifest.corpus, rated, only, limit)
-    return utterances, left_out | others
-
-
-def _classes_by_corpus(manifest: Manifest, utterances: Utterances) -> dict[str, dict[str, Any]]:
-    """Of several corpora, how many utterances each has of each class, and whether it is synthetic."""
-    found = {}
-    for part in manifest.parts:
-        labelled = utterances.labels[[name == part.corpus for name in utterances.corpora]]
-        if not len(labelled):
-            raise WrongUse(
-                f"--corpus {manifest.corpus}: no utterance of {part.corpus} is left by --target, --only or --limit; "
-                "leave that corpus out"
-            )
-        sizes = np.bincount(labelled, minlength=len(utterances.classes)).tolist()
-        classes = dict(zip(utterances.classes, sizes, strict=False))
-        found[part.corpus] = {"synthetic": part.synthetic, "classes": classes}
-    return found
