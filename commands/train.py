@@ -70,9 +70,11 @@ def train(
         jobs = prepare(experiment)
     ahead = estimate(jobs)
     most = "at most " * ahead.at_most
+    listed = (f"{name}: {', '.join(f'{n:,} {label}' for label, n in of.items())}" for name, of in ahead.corpora.items())
+    sizes = "; ".join(listed)
     words = (
         f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
-        f"{ahead.utterances:,} utterances, {ahead.runs} runs × {most}{ahead.epochs} epochs, "
+        f"{ahead.utterances:,} utterances{sizes and f' ({sizes})'}, {ahead.runs} runs × {most}{ahead.epochs} epochs, "
         f"{ahead.updates:,} updates, {most}about {duration(ahead.seconds)}"
     )
     plan = jobs[0].plan
