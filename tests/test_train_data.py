@@ -286,6 +286,9 @@ def test_layers_stand_side_by_side_the_last_one_after_its_norm(layered: Path) ->
         assert np.allclose(
             pooled.inputs["audio"].values[:5].numpy(), [x.mean(0, dtype=float) for x in pieces], atol=1e-3
         )
+    cache, names = DataCache(), ("hubert:layers=0-1", "hubert:layer=0+hubert:layer=1")
+    sums, beside = (load_dataset(layered, name, "audio", cache=cache)[0].described for name in names)
+    assert sums["features"] != beside["features"], "the same features, and other runs"
     with pytest.raises(
         MissingRows, match=r"all of hubert:layers=0-3; run `ser features CORPUS --features hubert:layers"
     ):

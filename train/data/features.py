@@ -47,11 +47,6 @@ class FeatureSelection:
     hop: float | None = None
 
     @property
-    def modality(self) -> str:
-        """Whether it is audio or text."""
-        return self.feature.spec.modality
-
-    @property
     def dim(self) -> int:
         """Dimension of a row that the model gets."""
         return self.feature.spec.dim * (2 if self.pooled and self.pool == "meanstd" else 1)
@@ -104,7 +99,7 @@ class ModalitySelection:
     @property
     def modality(self) -> str:
         """Whether it is audio or text."""
-        return self.parts[0].modality
+        return self.parts[0].feature.spec.modality
 
     @property
     def level(self) -> str:
@@ -344,8 +339,8 @@ def load_dataset(
     if any(max(one.sums) > 1 for one in inputs.values()):
         fusion = with_layer_sums(fusion, {modality: one.described for modality, one in inputs.items()})
     parts = [part for one in asked for part in one.parts]
-    about = [[str(part.feature.path), part.pool, part.pooled, part.hop] for part in parts]
-    key = canonical_json([manifest.digest, about, policy.described, limit, allow_missing, only, target])
+    about = [[one.about(manifest), one.described] for one in asked]
+    key = canonical_json([about, len(selected), policy.described, limit, allow_missing, only, target])
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
