@@ -43,9 +43,9 @@ class Fold:
         if not utterances.undecided.any():
             return self
         judged = {"dev": self.dev, "test": self.test}
-        open_ = {f"{UNDECIDED} ({part})": rows[utterances.undecided[rows]] for part, rows in judged.items()}
+        undecided = {f"{UNDECIDED} ({part})": rows[utterances.undecided[rows]] for part, rows in judged.items()}
         parts = {part: rows[~utterances.undecided[rows]] for part, rows in judged.items()}
-        return replace(self, **parts, left_out={**self.left_out, **_some(open_)})
+        return replace(self, **parts, left_out={**self.left_out, **_some(undecided)})
 
     @property
     def refitted(self) -> "Fold":
