@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .options import FILE, json_option
-from .output import answer, safe
+from .output import answer
 
 RUNS = Path("runs")
 HEADINGS = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1"}
@@ -54,7 +54,9 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
     answer(rows, [HEADINGS.get(name, name) for name in shown], disable_numparse=True)
     total = sum(one["bytes"] for one in found)
     open_ = sum(not one["finished"] for one in found)
-    answer(f"{len(found)} runs, {open_} unfinished, {total / 1e6:.1f} MB; `ser report` makes tables of them")
+    stores = " and ".join(dict.fromkeys(one["store"] for one in found if one["store"])) or "no known store"
+    told = f"{len(found)} runs on {stores}, {open_} unfinished, {total / 1e6:.1f} MB"
+    answer(f"{told}; `ser report` makes tables of them")
 
 
 def _cell(facts: dict[str, Any], column: str) -> str:
@@ -70,25 +72,29 @@ def _cell(facts: dict[str, Any], column: str) -> str:
 @where_option
 @json_option
 def compare(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> None:
-    """What RUNS were asked for differently, beside their scores.
+    """The scores of RUNS, and one line for each thing that they were asked for differently: each value, and of whom.
 
     \b
     Example: ser runs compare runs --where fold="session 1"
     """
     from ser.train.run_folder import find_runs
-    from ser.train.runs import SCORES, differences, facts, select
+    from ser.train.runs import differences, facts, select
 
     found = select(find_runs(*folders), where)
-    table = differences(found)
-    scores = [facts(run) for run in found]
+    told, table = [facts(run) for run in found], differences(found)
     if as_json:
-        names = [one["run"] for one in scores]
-        answer({"runs": names, "differences": table, **{name: [one[name] for one in scores] for name in SCORES}})
+        scores = {name: [one[name] for one in told] for name in HEADINGS}
+        answer({"runs": [one["run"] for one in told], "differences": table, **scores})
         return
-    rows = [[run.name, *(safe(str(table[key][i])) for key in table)] for i, run in enumerate(found)]
-    for row, one in zip(rows, scores, strict=True):
-        row += [_cell(one, name) for name in HEADINGS]
-    answer(rows, ["run", *table, *HEADINGS.values()], disable_numparse=True)
+    rows = [[str(n), *(_cell(one, name) for name in ("run", *HEADINGS))] for n, one in enumerate(told, 1)]
+    answer(rows, ["", "run", *HEADINGS.values()], disable_numparse=True)
+    lines = []
+    for key, values in table.items():
+        of: dict[str, list[str]] = {}
+        for number, value in enumerate(values, 1):
+            of.setdefault(str(value), []).append(str(number))
+        lines.append([key, ", ".join(f"{value} ({' '.join(numbers)})" for value, numbers in of.items())])
+    answer(lines, ["", "value (runs)"], disable_numparse=True, maxcolwidths=[None, 60])
 
 
 @runs.command()

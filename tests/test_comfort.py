@@ -77,6 +77,8 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
     table = json.loads(ser("runs", "compare", "runs", "--json").stdout)
     assert set(table["differences"]["fusion"]) == {run.config["fusion"] for run in runs}
     assert "protocol" not in table["differences"]
+    told = ser("runs", "compare", "runs").stdout.splitlines()
+    assert max(map(len, told)) <= 80 and sum(line.startswith("fusion ") for line in told) == 1
 
 
 def test_only_runs_are_removed_and_none_that_is_trained(here: Path) -> None:

@@ -82,9 +82,13 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     assert torch.allclose(vectors.inputs["audio"].values[0], first, atol=1e-6)
     described = plain.described["features"]["audio"]
     assert data.described["features"]["audio"] == {**described, "hop": 0.06} and "hop" not in described
+    at = f"@{described['fingerprint'][:4]}"
+    for name in (f"hubert:hop=0.06{at}", f"hubert{at}:hop=0.06"):
+        assert load_dataset(store.path, f"mpnet+{name}", "mit", cache=cache)[0] is data, name
     for name, says in (
         ("hubert:hop=0.05", "a multiple of its frames' own, 0.02 s, such as 0.1"),
         ("hubert:hop=nan", "a multiple"),
+        ("hubert++mpnet", "a feature without a name: ''"),
         ("mpnet:hop=0.1", "a multiple of that of its frames, and it says none"),
         ("hubert:hop=0.04 & hubert:view=noise-1", "another level, dimension, pool or hop"),
     ):
@@ -282,6 +286,9 @@ def test_layers_stand_side_by_side_the_last_one_after_its_norm(layered: Path) ->
         assert np.allclose(
             pooled.inputs["audio"].values[:5].numpy(), [x.mean(0, dtype=float) for x in pieces], atol=1e-3
         )
+    cache, names = DataCache(), ("hubert:layers=0-1", "hubert:layer=0+hubert:layer=1")
+    sums, beside = (load_dataset(layered, name, "audio", cache=cache)[0].described for name in names)
+    assert sums["features"] != beside["features"], "the same features, and other runs"
     with pytest.raises(
         MissingRows, match=r"all of hubert:layers=0-3; run `ser features CORPUS --features hubert:layers"
     ):

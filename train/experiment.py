@@ -10,8 +10,7 @@ import json
 import math
 import platform
 import re
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -85,7 +84,6 @@ class Progress:
     fold: str
     seed: int
     epoch: Epoch | None
-    seconds: float  # since the experiment started
 
 
 def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]:
@@ -233,32 +231,27 @@ def run_experiment(
 def iterate(
     experiment: Experiment, jobs: list[Job], on_progress: Callable[[Progress], None] | None = None
 ) -> Iterator[Run]:
-    """Train the jobs one after the other, yielding each run as it is finished."""
-    started = time.monotonic()
+    """Train the jobs one after the other, yielding each run as it is finished. Raises `Diverged`."""
+    number = {job.name: at for at, job in enumerate(jobs, 1)}
 
-    def report(number: int, epoch: Epoch | None = None) -> None:
+    def report(group: list[Job], i: int, epoch: Epoch | None = None) -> None:
         if on_progress is not None:
-            job, seconds = jobs[number], time.monotonic() - started
-            on_progress(Progress(number + 1, len(jobs), job.fold.name, job.plan.seed, epoch, seconds))
+            job = group[i]
+            on_progress(Progress(number[job.name], len(jobs), job.fold.name, job.plan.seed, epoch))
 
-    def on_epoch(numbers: list[int], i: int, epoch: Epoch) -> None:
-        report(numbers[i], epoch)
-
-    for numbers in fit_groups(jobs):
-        group = [jobs[number] for number in numbers]
-        runs = train_jobs(group, Path(experiment.out), experiment.resume, partial(on_epoch, numbers))
-        for number, run in zip(numbers, runs, strict=True):
+    for group in fit_groups(jobs):
+        for i, run in enumerate(train_jobs(group, Path(experiment.out), experiment.resume, partial(report, group))):
             if isinstance(run, Diverged):
                 raise run
-            report(number)
+            report(group, i)
             yield run
 
 
-def fit_groups(runs: Sequence[Any]) -> list[list[int]]:
-    """The numbers of the runs that are fitted together: those of the same `group`, at most `MOST` of them."""
-    groups: dict[str, list[int]] = {}
-    for number, run in enumerate(runs):
-        groups.setdefault(run.group, []).append(number)
+def fit_groups(runs: Iterable[Any]) -> list[list[Any]]:
+    """The runs that are fitted together: those of the same `group`, at most `MOST` of them."""
+    groups: dict[str, list[Any]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
     return [group[first : first + MOST] for group in groups.values() for first in range(0, len(group), MOST)]
 
 
@@ -332,7 +325,7 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
         known = paces if paces is not None and job.stacked else dict[str, float]()
         timed = plan.precision not in known
         if timed:
-            per_row = _seconds_per_row([jobs[number] for number in fit_groups(jobs)[0]])
+            per_row = _seconds_per_row(fit_groups(jobs)[0])
             known[plan.precision] = per_row / parameters
         per_row = known[plan.precision] * parameters
     seconds = per_row * sum(_rows(j, j.fold) for j in jobs) * epochs
@@ -350,9 +343,7 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
     job, found = jobs[0], 0.0
     once = replace(job.plan.training, refit=False)
     epochs = 4 if job.stacked else 2
-    short = replace(
-        job.plan.settings, epochs=epochs, lr=0.0
-    )  # no step, since a run itself tells that its loss diverges
+    short = replace(job.plan.settings, epochs=epochs, lr=0.0)  # no step: a run itself tells that its loss diverges
     plans = [replace(one.plan, settings=short, training=once) for one in jobs]
     for batches in (1, STEPS):
         fold, fitted = _shortened(job, batches), list[Any]()

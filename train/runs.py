@@ -12,8 +12,7 @@ from ser.cache.atomic_io import explain_disk_errors, try_lock, workspace
 from ser.errors import WrongUse, unknown
 
 from .run_folder import CONFIG, SHARED, Run
-
-SCORES = ("ua", "wa", "macro_f1")
+from .scores import SHOWN
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,17 +54,22 @@ def facts(run: Run) -> dict[str, Any]:
     """One line of a list: the run, what tells it from others, its scores in percent, date, bytes and store."""
     asked = flat(run.config)
     shown = {key: asked.get(key) for key in ("features", "fusion", "corpus", "labels", "protocol", "fold", "seed")}
-    scores = {name: 100 * run.result[name] if run.finished and name in run.result else None for name in SCORES}
-    changed = max(path.stat().st_mtime for path in run.path.iterdir())
+    result = run.result if run.finished else {}
+    scores = {name: 100 * result[name] if name in result else None for name in SHOWN.values()}
     return {
         "run": os.path.relpath(run.path),
         **shown,
         **scores,
         "finished": run.finished,
-        "date": datetime.fromtimestamp(changed, UTC).isoformat(timespec="minutes"),
+        "date": datetime.fromtimestamp(changed(run), UTC).isoformat(timespec="minutes"),
         "bytes": size(run),
         "store": asked["store"],
     }
+
+
+def changed(run: Run) -> float:
+    """When anything in the folder changed last, in seconds since 1970."""
+    return max(path.stat().st_mtime for path in (run.path, *run.path.iterdir()))
 
 
 def size(run: Run) -> int:
@@ -84,8 +88,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 def unfinished(runs: Sequence[Run], days: float) -> Iterator[Run]:
     """The runs without a result that nobody trains now and in which nothing has changed for so many days."""
     for run in runs:
-        changed = max(path.stat().st_mtime for path in (run.path, *run.path.iterdir()))
-        if not run.finished and time.time() - changed > days * 86_400 and not in_use(run):
+        if not run.finished and time.time() - changed(run) > days * 86_400 and not in_use(run):
             yield run
 
 

@@ -18,7 +18,7 @@ from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
 from .data.dataset import DataCache
-from .data.features import select_feature, select_features, when_read
+from .data.features import parse_name, select_feature, select_features
 from .data.splits import corpora_of
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
 from .fit import Diverged
@@ -111,15 +111,14 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
         asked, own = cell.experiment, cell.experiment.features.split("+")
         store = open_store(asked.store)
         corpus = store.joined_manifest(corpora_of(str(asked.protocol), asked.corpus)).corpus
+        select_features(store, features, corpus)
         found: dict[str, str] = {}
-        for name in own:
-            with contextlib.suppress(MissingRows):  # it may be one that is replaced
-                modality = select_feature(store, name, corpus).modality
-                found[modality] = f"{found[modality]}+{name}" if modality in found else name
-        other: dict[str, list[str]] = {modality: [] for modality in select_features(store, features, corpus)[0]}
-        for name in features.split("+"):
-            other[select_feature(store, name, corpus).modality].append(name)
-        found |= {modality: "+".join(names) for modality, names in other.items()}
+        for names in (own, features.split("+")):
+            by_modality: dict[str, list[str]] = {}
+            for name in names:
+                with contextlib.suppress(MissingRows):  # of the recipe's own, it may be one that is replaced
+                    by_modality.setdefault(select_feature(store, name, corpus).modality, []).append(name)
+            found |= {modality: "+".join(some) for modality, some in by_modality.items()}
         takes = FUSIONS[asked.fusion].inputs if asked.fusion in FUSIONS else (asked.fusion,)
         names = [found[modality] for modality in takes] if found.keys() >= set(takes) else own
         if not asked.views or names[0] in own:  # views are of audio, which comes first
@@ -140,9 +139,9 @@ def command_for(recipe: Recipe) -> str:
 
 def extracted(name: str) -> str:
     """What `ser features` computes for a feature of `ser train`: rows, pooled in training, or the means of layers."""
-    bare = name.partition("@")[0]
-    stored, read = when_read(bare)
-    return bare if "layers=" in bare and read.get("pool") == "mean" else stored
+    feature, options, read, _ = parse_name(name)
+    means = read.get("pool") == "mean" and any(item.startswith("layers=") for item in options)
+    return f"{feature}:{','.join([*options, *['pool=mean'] * means])}".rstrip(":")
 
 
 def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False) -> Sweep:
@@ -188,14 +187,13 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     for assignment in recipe.cells[0].experiment.also_set:
         if not any(has_setting(plan.fusion, assignment) for plan in plans):
             raise WrongUse(f"--set {assignment}: no fusion of this recipe has that setting; see ser train --settings")
-    planned = list(tasks.values())
-    groups = [[number] for number in range(len(planned))] if elsewhere else fit_groups(planned)
+    groups = [[task] for task in tasks.values()] if elsewhere else fit_groups(tasks.values())
     if shard is not None:
         first, slash, of = shard.partition("/")
         if not (slash and first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
             raise WrongUse(f"--shard {shard}: must be I/N with I from 1 to N, such as 3/16")
         groups = groups[int(first) - 1 :: int(of)]
-    chosen = tuple(planned[number] for group in groups for number in group)
+    chosen = tuple(task for group in groups for task in group)
     for task in chosen:
         if task.run.finished:
             task.run.checked()
@@ -226,7 +224,7 @@ def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimat
     for name, tasks in groupby(sweep.open_tasks, key=attrgetter("cell")):
         needed = list(dict.fromkeys(task.experiment for task in tasks))
         some = [prepared(experiment) for experiment in needed[:: -(-len(needed) // TIMED)]]
-        found = [estimate([jobs[number] for number in fit_groups(jobs)[0]], paces) for jobs in some]
+        found = [estimate(fit_groups(jobs)[0], paces) for jobs in some]
         cells[name] = replace(found[0], seconds=fmean(one.seconds for one in found))
     seconds = sum(cells[task.cell].seconds_per_run for task in sweep.open_tasks)
     return seconds / (min(workers, sweep.gpus) if sweep.on_gpu else workers), cells
@@ -273,20 +271,20 @@ def run_sweep(
 
 def grouped(tasks: Sequence[SweepTask]) -> list[TaskGroup]:
     """The tasks by their groups."""
-    return [TaskGroup(tuple(tasks[number] for number in numbers)) for numbers in fit_groups(tasks)]
+    return [TaskGroup(tuple(group)) for group in fit_groups(tasks)]
 
 
 def train_group(group: TaskGroup) -> list[Outcome]:
     """Fit the tasks of one group, together if this device does so. What they read is kept for the tasks that follow."""
-    outcomes = []
+    found: dict[str, Run | Diverged] = {}
     with engines.cached(("sweep", group.shared), lambda: prepare_once(group.shared, group.workers)) as prepared:
         jobs = [prepared(task.experiment)[task.number] for task in group.tasks]
-        for numbers in fit_groups(jobs):
-            some = [jobs[number] for number in numbers]
+        for some in fit_groups(jobs):
             runs = train_jobs(some, Path(group.tasks[0].experiment.out), resume=True)
-            faults = [str(run) if isinstance(run, Diverged) else None for run in runs]
-            outcomes += [Outcome(group.tasks[n], fault) for n, fault in zip(numbers, faults, strict=True)]
-    return outcomes
+            found |= dict(zip((job.name for job in some), runs, strict=True))
+    ended = [found[job.name] for job in jobs]
+    faults = [str(run) if isinstance(run, Diverged) else None for run in ended]
+    return [Outcome(task, fault) for task, fault in zip(group.tasks, faults, strict=True)]
 
 
 _alone = threading.Lock()

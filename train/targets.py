@@ -62,14 +62,12 @@ class Target:
     A head has K outputs if the target is `labelled`, then D if it is `rated`: logits of the classes, and ratings.
     """
 
+    name = "class"
     labelled, rated = True, False
     voted, undecided = False, False  # whether votes are the truth; whether those without a majority train too
     # The scores by which an epoch can be selected, the default first.
     select: tuple[Score, ...] = ("ua", "wa", "macro_f1")
     unused: tuple[str, ...] = ("vad_loss", "vad_weight", "vad_scale")  # settings that change nothing
-
-    def __init__(self, name: str) -> None:
-        self.name = name
 
     def width(self, classes: int) -> int:
         """Outputs of each head."""
@@ -183,6 +181,7 @@ class Distribution(Target):
     are learnt from too; they stand in no dev or test part, and a run says KL and JS of those of its test speakers.
     """
 
+    name = "distribution"
     voted = True
     unused = (*Target.unused, "soft_labels")
 
@@ -190,12 +189,14 @@ class Distribution(Target):
 class Undecided(Distribution):
     """The same, and utterances without a majority train too: `--target distribution+undecided`."""
 
+    name = "distribution+undecided"
     undecided = True
 
 
 class Vad(Target):
     """Valence, arousal and dominance: `--target vad`. An utterance needs no label, and there are no classes."""
 
+    name = "vad"
     labelled, rated = False, True
     select: tuple[Score, ...] = ("ccc",)
     unused: tuple[str, ...] = ("vad_weight", "soft_labels", *IMBALANCE)
@@ -261,6 +262,7 @@ class Vad(Target):
 class ClassAndVad(Vad):
     """Both at once: `--target class+vad`."""
 
+    name = "class+vad"
     labelled, select, unused = True, (*Target.select, "ccc"), ()
 
 
@@ -306,12 +308,6 @@ def concordance_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     return 1 - ccc.mean()
 
 
-EVERY: tuple[Target, ...] = (
-    Target("class"),
-    Distribution("distribution"),
-    Undecided("distribution+undecided"),
-    Vad("vad"),
-    ClassAndVad("class+vad"),
-)
+EVERY = (Target(), Distribution(), Undecided(), Vad(), ClassAndVad())
 # By the names that `--target` takes, which are in options.py.
 TARGETS: dict[str, Target] = {one.name: one for one in EVERY}

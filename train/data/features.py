@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from ..models import Fusion, get_fusion, with_layer_sums
 from ..scores import rater_scores
 from ..targets import TARGETS
 from .dataset import DataCache, Dataset, Inputs, Pool, with_rows
-from .labels import UNLABELLED, Policy, Utterances, apply_policy, choose, get_policy, rater_votes
+from .labels import UNLABELLED, choose, classes_by_corpus, get_policy, rater_votes
 from .layers import find_layers
 
 if TYPE_CHECKING:
@@ -44,11 +45,6 @@ class FeatureSelection:
     pooled: bool = False
     extra: str | None = None
     hop: float | None = None
-
-    @property
-    def modality(self) -> str:
-        """Whether it is audio or text."""
-        return self.feature.spec.modality
 
     @property
     def dim(self) -> int:
@@ -103,7 +99,7 @@ class ModalitySelection:
     @property
     def modality(self) -> str:
         """Whether it is audio or text."""
-        return self.parts[0].modality
+        return self.parts[0].feature.spec.modality
 
     @property
     def level(self) -> str:
@@ -193,33 +189,29 @@ class ModalitySelection:
             columns.copy_(one.values)
         return Inputs(values, first.offsets)
 
-    def load_once(
-        self,
-        cache: DataCache,
-        manifest: Manifest,
-        rows: np.ndarray,
-        stream: "Streamed | None" = None,
-        hold: bool = True,
-    ) -> Inputs:
-        """As `load`, or the stream given, all of it if it is to `hold`, if it is not in the cache already."""
-        about = " ".join(
-            f"{one.feature.path.resolve()} {one.extra or (one.pool if one.pooled else 'rows')} {one.hop or ''}"
-            for one in self.parts
-        )
-        load = partial(self.load, manifest, rows) if stream is None else stream.held
-        return cache.load(f"{about} {manifest.digest} ", rows, load, None if hold else stream)
+    def about(self, manifest: Manifest) -> str:
+        """What is loaded, for a `DataCache`."""
+        parts = [(one.feature.path.resolve(), one.extra, one.pooled and one.pool, one.hop) for one in self.parts]
+        return f"{parts} {manifest.digest}"
+
+    def load_once(self, cache: DataCache, manifest: Manifest, rows: np.ndarray) -> Inputs:
+        """As `load`, if it is not in the cache already."""
+        return cache.load(self.about(manifest), rows, partial(self.load, manifest, rows))
 
 
-def when_read(name: str) -> tuple[str, dict[str, str]]:
-    """A feature's name without what is done when it is read, and that: `bert:layer=9,pool=meanstd@3f2a` is
-    `bert:layer=9@3f2a` with the pool "meanstd".
+def parse_name(name: str) -> tuple[str, list[str], dict[str, str], str]:
+    """A feature's name in its parts, among them what is done when it is read.
+
+    Of `bert:layer=9,pool=meanstd@3f2a`, or `bert@3f2a:layer=9,pool=meanstd`: "bert", ["layer=9"], {"pool": "meanstd"}
+    and "3f2a".
     """
-    body, at, fingerprint = name.strip().partition("@")
-    feature, _, variant = body.partition(":")
+    plain, _, rest = name.strip().partition("@")
+    fingerprint, _, after = rest.partition(":")
+    feature, _, before = plain.partition(":")
+    items = [item for item in f"{before},{after}".split(",") if item]
     ways = ("pool=",) if feature in OWN_HOP else ("pool=", "hop=")
-    kept = ",".join(item for item in variant.split(",") if item and not item.startswith(ways))
-    read = dict(item.split("=", 1) for item in variant.split(",") if item.startswith(ways))
-    return f"{feature}{':' if kept else ''}{kept}{at}{fingerprint}", read
+    read = dict(item.split("=", 1) for item in items if item.startswith(ways))
+    return feature, [item for item in items if not item.startswith(ways)], read, fingerprint
 
 
 def read_name(described: Mapping[str, Any]) -> str:
@@ -235,16 +227,16 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
     With pool=mean and no hop it is the stored means of that name (`ser features … pool=mean`) if the store has them.
     With `layers=all` or `layers=6-9` it is the sum of these layers.
     """
-    stored, read = when_read(name)
+    feature, options, read, fingerprint = parse_name(name)
+    if not feature:
+        raise WrongUse(f"a feature without a name: {name!r}; write one, or several joined with +, such as hubert+mpnet")
     pool: Any = read.get("pool", "mean")
     if pool not in get_args(Pool):
         raise WrongUse(f"{name}: pool must be {' or '.join(get_args(Pool))}")
-    body, _, fingerprint = stored.partition("@")
-    feature, _, variant = body.partition(":")
-    options = [item for item in variant.split(",") if item]
+    several = any(item.startswith("layers=") for item in options)
 
     def find(options: Sequence[str]) -> list[Feature]:
-        if "layers=" in variant:
+        if several:
             return find_layers(store, feature, options, fingerprint)
         return [store.feature(f"{feature}:{','.join(options)}".rstrip(":") + f"@{fingerprint}".rstrip("@"), corpus)]
 
@@ -257,9 +249,9 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
         try:
             found = find(options)
         except MissingRows as fault:  # the means of layers take a hundredth of their frames, so these are to be made
-            raise (lacking if "layers=" in variant else fault) from None
+            raise (lacking if several else fault) from None
     parts = tuple(FeatureSelection(one, pool, hop=_hop(name, one, read.get("hop"))) for one in found)
-    whole = name.strip().partition("@")[0]
+    whole = re.sub("@[^:]*", "", name.strip())
     return ModalitySelection(whole if len(parts) > 1 else found[0].spec.name, parts, (len(parts),))
 
 
@@ -347,15 +339,15 @@ def load_dataset(
     if any(max(one.sums) > 1 for one in inputs.values()):
         fusion = with_layer_sums(fusion, {modality: one.described for modality, one in inputs.items()})
     parts = [part for one in asked for part in one.parts]
-    about = [[str(part.feature.path), part.pool, part.pooled, part.hop] for part in parts]
-    key = canonical_json([manifest.digest, about, policy.described, limit, allow_missing, only, target])
+    about = [[one.about(manifest), one.described] for one in asked]
+    key = canonical_json([about, len(selected), policy.described, limit, allow_missing, only, target])
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
-    utterances, left_out = _utterances(policy, manifest, target, only, limit)
+    utterances, left_out = choose(policy, manifest, TARGETS[target], only, limit)
     utterances, quarantined = with_rows([part.feature for part in parts], manifest, utterances, allow_missing)
     left_out |= {f"{name}: quarantined": list(held) for name, held in quarantined.items()}
-    corpora = _classes_by_corpus(manifest, utterances)
+    corpora = classes_by_corpus(manifest, utterances)
     rows, votes = utterances.rows, manifest.column("votes")
 
     def read(**extras: str) -> dict[str, Inputs]:
@@ -420,40 +412,5 @@ def load_within(
         streams = [[one.stream(manifest, rows) for one in group] for group in groups]
         for group, (hold, found) in zip(groups, within(budget, streams, cache.workers, vectors), strict=True):
             for one, stream in zip(group, found, strict=True):
-                one.load_once(cache, manifest, rows, stream, hold)
+                cache.load(one.about(manifest), rows, stream.held, None if hold else stream)
     return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
-
-
-def _utterances(
-    policy: Policy, manifest: Manifest, target: str, only: str | None, limit: int | None
-) -> tuple[Utterances, dict[str, Any]]:
-    """Those that the policy keeps and the target can learn from, and how many others there are, by the reason."""
-    utterances = apply_policy(policy, manifest, TARGETS[target].undecided)
-    votes, of = manifest.column("votes"), utterances.corpora or [manifest.corpus] * len(utterances)
-    mute = {*of} - {name for name, row in zip(of, utterances.rows, strict=True) if votes[row]}
-    if TARGETS[target].voted and mute:
-        raise WrongUse(
-            f"--target {target}: corpus {min(mute)} does not hold its raters' votes; train --target class on it"
-        )
-    left_out: dict[str, Any] = {
-        f"label {raw} is not in {policy.name}": count for raw, count in utterances.left_out.items()
-    }
-    rated = target if TARGETS[target].rated else None
-    utterances, others = choose(utterances, manifest.corpus, rated, only, limit)
-    return utterances, left_out | others
-
-
-def _classes_by_corpus(manifest: Manifest, utterances: Utterances) -> dict[str, dict[str, Any]]:
-    """Of several corpora, how many utterances each has of each class, and whether it is synthetic."""
-    found = {}
-    for part in manifest.parts:
-        labelled = utterances.labels[[name == part.corpus for name in utterances.corpora]]
-        if not len(labelled):
-            raise WrongUse(
-                f"--corpus {manifest.corpus}: no utterance of {part.corpus} is left by --target, --only or --limit; "
-                "leave that corpus out"
-            )
-        sizes = np.bincount(labelled, minlength=len(utterances.classes)).tolist()
-        classes = dict(zip(utterances.classes, sizes, strict=False))
-        found[part.corpus] = {"synthetic": part.synthetic, "classes": classes}
-    return found

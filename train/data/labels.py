@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,22 +116,15 @@ class Utterances:
 
     def take(self, which: np.ndarray) -> "Utterances":
         """The utterances `which` [m], in that order; one may come several times."""
-        return replace(
-            self,
-            ids=[self.ids[row] for row in which],
-            labels=self.labels[which],
-            sessions=[self.sessions[row] for row in which],
-            speakers=[self.speakers[row] for row in which],
-            dialogues=_numbered(self.dialogues[which].tolist()),
-            turns=self.turns[which],
-            rows=self.rows[which] if len(self.rows) else self.rows,
-            texts=[self.texts[row] for row in which] if self.texts else (),
-            **{
-                name: values[which] if len(values := getattr(self, name)) else values
-                for name in ("dimensions", "votes", "undecided")
-            },
-            corpora=[self.corpora[row] for row in which] if self.corpora else (),
-        )
+
+        def of(column: Any) -> Any:
+            if isinstance(column, np.ndarray):
+                return column[which] if len(column) else column
+            return [column[row] for row in which] if column else column
+
+        names = {one.name for one in fields(self)} - {"classes", "left_out", "dialogues"}
+        dialogues = _numbered(self.dialogues[which].tolist())
+        return replace(self, **{name: of(getattr(self, name)) for name in names}, dialogues=dialogues)
 
     def by_dialogue(self, rows: np.ndarray) -> list[np.ndarray]:
         """The given rows as one array per dialogue, each in turn order."""
@@ -216,20 +209,28 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
 
 
 def choose(
-    utterances: Utterances, corpus: str, rated: str | None = None, only: str | None = None, limit: int | None = None
+    policy: Policy, manifest: Manifest, target: Any, only: str | None = None, limit: int | None = None
 ) -> tuple[Utterances, dict[str, Any]]:
-    """What is asked for of a corpus's utterances, and how many each condition leaves out.
+    """The utterances that a run learns a `targets.Target` from, and how many others there are, by the reason.
 
-    Those with all three ratings, if the target `rated` learns them; those that are `only` "scripted" or "improvised";
-    and `limit` of these, spread evenly over the corpus. Raises `WrongUse` if that leaves none.
+    Those that the policy keeps and that have what the target learns, votes or all three ratings; that are `only`
+    "scripted" or "improvised"; and `limit` of these, spread evenly over the corpus. Raises `WrongUse` if that leaves
+    none, and what `apply_policy` raises.
     """
-    left_out: dict[str, Any] = {}
-    if rated is not None:
+    utterances, votes = apply_policy(policy, manifest, target.undecided), manifest.column("votes")
+    left_out: dict[str, Any] = {f"label {raw} is not in {policy.name}": n for raw, n in utterances.left_out.items()}
+    of = utterances.corpora or [manifest.corpus] * len(utterances)
+    mute = {*of} - {name for name, row in zip(of, utterances.rows, strict=True) if votes[row]}
+    if target.voted and mute:
+        raise WrongUse(
+            f"--target {target.name}: corpus {min(mute)} does not hold its raters' votes; train --target class on it"
+        )
+    if target.rated:
         kept = np.flatnonzero(np.isfinite(utterances.dimensions).all(1))
         if not len(kept):
             raise WrongUse(
-                f"--target {rated}: no utterance of corpus {corpus} has ratings of {', '.join(DIMENSIONS)}; "
-                "train --target class on it"
+                f"--target {target.name}: no utterance of corpus {manifest.corpus} has ratings of "
+                f"{', '.join(DIMENSIONS)}; train --target class on it"
             )
         if absent := len(utterances) - len(kept):
             left_out[f"no rating of {', '.join(DIMENSIONS)}"] = absent
@@ -238,7 +239,7 @@ def choose(
         kept = np.flatnonzero([only.startswith((scene or "?").split()[0]) for scene in utterances.scenes])
         if not len(kept):
             raise WrongUse(
-                f"--only {only}: no id of corpus {corpus} says that its utterance is {only}, as IEMOCAP's do "
+                f"--only {only}: no id of corpus {manifest.corpus} says that its utterance is {only}, as IEMOCAP's do "
                 "(Ses01F_script01_1_F000, Ses01F_impro01_F000); leave --only out"
             )
         left_out[f"--only {only}"] = len(utterances) - len(kept)
@@ -247,6 +248,22 @@ def choose(
         left_out[f"--limit {limit}"] = len(utterances) - limit
         utterances = utterances.take(np.linspace(0, len(utterances) - 1, limit).round().astype(int))
     return utterances, left_out
+
+
+def classes_by_corpus(manifest: Manifest, utterances: Utterances) -> dict[str, dict[str, Any]]:
+    """Of several corpora, how many utterances each has of each class, and whether it is synthetic."""
+    found = {}
+    for part in manifest.parts:
+        labelled = utterances.labels[[name == part.corpus for name in utterances.corpora]]
+        if not len(labelled):
+            raise WrongUse(
+                f"--corpus {manifest.corpus}: no utterance of {part.corpus} is left by --target, --only or --limit; "
+                "leave that corpus out"
+            )
+        sizes = np.bincount(labelled, minlength=len(utterances.classes)).tolist()
+        classes = dict(zip(utterances.classes, sizes, strict=False))
+        found[part.corpus] = {"synthetic": part.synthetic, "classes": classes}
+    return found
 
 
 def _check_iemocap(policy: Policy, corpus: str, found: Utterances) -> None:

@@ -16,8 +16,6 @@ from .fold_files import PARTS, read_folds
 from .labels import Utterances
 
 SHARE = "0.1"  # of the training part is dev, unless something else is asked for
-
-
 UNDECIDED = "no majority among the raters"
 
 
@@ -44,11 +42,10 @@ class Fold:
         """The fold with utterances whose raters agree on no label in training alone: no truth tells who is right."""
         if not utterances.undecided.any():
             return self
-        parts = {part: rows[~utterances.undecided[rows]] for part, rows in self.parts.items() if part != "train"}
-        left = {f"{UNDECIDED} ({part})": np.setdiff1d(getattr(self, part), rows) for part, rows in parts.items()}
-        return replace(
-            self, **parts, left_out={**self.left_out, **{why: rows for why, rows in left.items() if len(rows)}}
-        )
+        judged = {"dev": self.dev, "test": self.test}
+        undecided = {f"{UNDECIDED} ({part})": rows[utterances.undecided[rows]] for part, rows in judged.items()}
+        parts = {part: rows[~utterances.undecided[rows]] for part, rows in judged.items()}
+        return replace(self, **parts, left_out={**self.left_out, **_some(undecided)})
 
     @property
     def refitted(self) -> "Fold":
@@ -142,7 +139,7 @@ def cross(utterances: Utterances, cut: Cut, asked: str) -> list[Fold]:
         raise WrongUse(f"--protocol cross:{asked}: {so}")
     corpora = np.array(utterances.corpora, dtype=object)
     others = _where(corpora, {*corpora} - train - test)
-    left_out = {f"in a corpus that cross:{asked} does not name": others} if len(others) else {}
+    left_out = {f"in a corpus that cross:{asked} does not name": others}
     return [_fold(asked.replace(":", " to "), utterances, _where(corpora, test), others[:0], cut, left_out)]
 
 
@@ -157,8 +154,7 @@ def speaker_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     folds = []
     for group, following in zip(groups, [*groups[1:], groups[0]], strict=True):
         for name in group:
-            partners = _where(speakers, {*group} - {name})
-            left_out = {f"shares dialogues with speaker {name}": partners} if len(partners) else {}
+            left_out = {f"shares dialogues with speaker {name}": _where(speakers, {*group} - {name})}
             test, dev = _where(speakers, {name}), _where(speakers, {*following})
             folds.append(_fold(f"speaker {name}", utterances, test, dev, cut, left_out))
     return folds
@@ -239,8 +235,7 @@ def official(utterances: Utterances, cut: Cut) -> list[Fold]:
         )
     dev, folds = _where(sessions, {"dev"}), []
     for name in tests:
-        others = _where(sessions, {*names} - {"train", "dev", name})
-        left_out = {"in another part of the split": others} if len(others) else {}
+        left_out = {"in another part of the split": _where(sessions, {*names} - {"train", "dev", name})}
         fold = _fold(name, utterances, _where(sessions, {name}), dev, Cut("next") if len(dev) else cut, left_out)
         folds.append(replace(fold, dev_by="the corpus's own") if len(dev) else fold)
     return folds
@@ -260,10 +255,9 @@ def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
         if not len(test):
             raise WrongUse(f"{path}: fold {name} tests no labelled utterance of this corpus; are these its ids?")
         check_leakage(Fold(name, train, dev, test), utterances, ())
-        absent = _without(utterances, [train, dev, test])
-        left_out = {f"in no part of {path.name}": absent} if len(absent) else {}
+        left_out = {f"in no part of {path.name}": _without(utterances, [train, dev, test])}
         if len(dev):
-            folds.append(Fold(name, train, dev, test, left_out, f"named by {path.name}"))
+            folds.append(Fold(name, train, dev, test, _some(left_out), f"named by {path.name}"))
         else:
             following = rows(listed[(position + 1) % len(listed)][1]["test"])
             folds.append(_fold(name, utterances, test, np.intersect1d(following, train), cut, left_out))
@@ -317,7 +311,7 @@ def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) ->
 def _each_out(kind: str, column: np.ndarray, utterances: Utterances, cut: Cut) -> list[Fold]:
     names = _natural(column)
     return [
-        _fold(f"{kind} {name}", utterances, _where(column, {name}), _where(column, {following}), cut)
+        _fold(f"{kind} {name}", utterances, _where(column, {name}), _where(column, {following}), cut, {})
         for name, following in zip(names, [*names[1:], names[0]], strict=True)
     ]
 
@@ -328,10 +322,9 @@ def _fold(
     test: np.ndarray,
     following: np.ndarray,
     cut: Cut,
-    left_out: Mapping[str, np.ndarray] | None = None,
+    left_out: Mapping[str, np.ndarray],
 ) -> Fold:
     """The rest of the rows as train and dev. `following` are the dev part if that is "next"."""
-    left_out = left_out or {}
     others = [test, *left_out.values()]
     rest = _without(utterances, others)
     dev, dev_by = (following, "next") if cut.dev == "next" else (rest[:0], "none")
@@ -340,7 +333,12 @@ def _fold(
         cuts = [_share(utterances, rest[of == number], cut.share, cut.seed) for number in np.unique(of)]
         dev = np.sort(np.concatenate([rest[:0], *(rows for rows, _ in cuts)]))
         dev_by = f"{cut.share:g} in {' or '.join(dict.fromkeys(units for _, units in cuts))}"
-    return Fold(name, _without(utterances, [*others, dev]), dev, test, left_out, dev_by)
+    return Fold(name, _without(utterances, [*others, dev]), dev, test, _some(left_out), dev_by)
+
+
+def _some(left_out: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The reasons for which anything is left out."""
+    return {why: rows for why, rows in left_out.items() if len(rows)}
 
 
 def _without(utterances: Utterances, others: Sequence[np.ndarray]) -> np.ndarray:

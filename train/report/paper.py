@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ser.train.data.features import read_name
+from ser.train.data.features import parse_name, read_name
 from ser.train.data.splits import SHARE, corpora_of
 from ser.train.models import FUSIONS
 from ser.train.models.fusion import BOTH
@@ -63,9 +63,8 @@ def _structural(fusion: str) -> frozenset[str]:
 
 def _feature(name: str) -> frozenset[str]:
     """A feature with its options in any order: "bert:layer=9@3f2a" is {"bert", "layer=9", "pool=mean"}."""
-    feature, _, options = name.strip().partition("@")[0].partition(":")
-    found = {feature, *filter(None, options.split(","))}
-    return frozenset(found if "pool=" in options else {*found, "pool=mean"})
+    feature, options, read, _ = parse_name(name)
+    return frozenset({feature, *options, *(f"{way}={value}" for way, value in {"pool": "mean", **read}.items())})
 
 
 def differences(
