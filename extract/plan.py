@@ -183,7 +183,7 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
         value, known = getattr(config, option.name), option.metadata.get("choices")
         if known and option.name != "format" and value not in (None, *known):  # formats may be registered since
             raise WrongUse(f"--{option.name.replace('_', '-')} {value}: it is {' or '.join(known)}")
-    choose_device(config.device, here=False)  # whether it is here is seen when a model needs it
+    choose_device(config.device, here=config.device != "auto" and config.scheduler is None)
     if not config.part_seconds > 0 or (config.batch_seconds is not None and not config.batch_seconds > 0):
         raise WrongUse("--part-seconds and --batch-seconds must be above 0")
     if config.scheduler is not None:

@@ -36,7 +36,6 @@ class Summary:
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
     quarantined: dict[str, dict[str, str]] = field(default_factory=dict)  # feature → id → reason
     refused: list[str] = field(default_factory=list)  # what of the corpus has no row: a missing session, a bad line
-    unavailable: dict[str, str] = field(default_factory=dict)  # features that have no weights here, and why
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0  # wall clock
     audio_seconds: float = 0.0  # decoded
@@ -128,7 +127,6 @@ class ExtractionRun:
             store=str(config.store),
             corpus=corpus,
             refused=[str(problem) for problem in plan.scan.refused],
-            unavailable={name: str(fault) for name, fault in plan.unavailable.items()},
             warnings=[*plan.scan.warnings],
             seconds=time.perf_counter() - begun,
             audio_seconds=total.audio_seconds,
