@@ -2,7 +2,8 @@
 
 import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from operator import attrgetter, itemgetter
@@ -36,7 +37,6 @@ class FeaturePlan:
     resolved: ResolvedFeature
     missing: list[int]  # the others were computed before, or are quarantined
     bytes: int
-    parts: frozenset[str] = frozenset()  # names of those in the store when `missing` was found
 
 
 @dataclass(frozen=True, slots=True)  # there are millions, and without slots each has a dict once it was pickled
@@ -90,6 +90,16 @@ class ExtractionTask:
     def name(self) -> str:
         """For messages."""
         return f"{len(self.utterances)} utterances ({self.modality}, from {self.utterances[0].id})"
+
+    @property
+    def stages(self) -> Counter[str]:
+        """By stage, how many usable utterances it has to do; the variants of a feature are one stage."""
+        usable = {one.id for one in self.utterances if not one.problem}
+        found = {"decode": usable} if self.modality == "audio" else {}
+        for spec in (one.spec for one in self.config.resolved):
+            lacking = self.missing.get(spec.fingerprint, frozenset()) & usable
+            found[spec.feature] = found.get(spec.feature, frozenset()) | lacking
+        return Counter({stage: len(ids) for stage, ids in found.items()})
 
     def only(self, missing: Mapping[str, frozenset[str]]) -> "ExtractionTask | None":
         """The task with less to do, or None if nothing is left."""
@@ -191,21 +201,12 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
             raise WrongUse("--workers starts processes here, and --scheduler uses the workers of a cluster: give one")
         check_scheduler(config.scheduler, config.insecure)
     names = split_names(config.features) if config.features or scan is None else []
-    find_format(config.corpus, config.format)  # before the weights, which may come over the network
+    if scan is None:
+        find_format(config.corpus, config.format)  # before the weights, which may come over the network
     wanted, unavailable = resolve_available(names, parse_models(config.models), config.dtype)
     if unavailable and not wanted:
         raise next(iter(unavailable.values()))
     scan = scan or read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)
-    return plan_scan(config, scan, wanted, unavailable)
-
-
-def plan_scan(
-    config: ExtractionConfig,
-    scan: Scan,
-    resolved: Sequence[ResolvedFeature],
-    unavailable: Mapping[str, WeightsError] | None = None,
-) -> ExtractionPlan:
-    """The plan for a corpus that is read already. Raises `StoreError` if the disk is too small."""
     path = config.store.absolute()
     # A folder that another command is about to make a store holds tmp/ alone, a new disk lost+found/.
     there = path.exists() and (
@@ -213,9 +214,9 @@ def plan_scan(
     )
     store = open_store(config.store) if there else None
     scan = _with_parent(scan, store) if store else scan
-    features = [_feature_plan(one, scan.manifest, store, config.retry) for one in resolved]
+    features = [_feature_plan(one, scan.manifest, store, config.retry) for one in wanted]
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
-    made = ExtractionPlan(config, scan, features, free, dict(unavailable or {}))
+    made = ExtractionPlan(config, scan, features, free, unavailable)
     if made.bytes > made.free:
         unit, name = (1e9, "GB") if made.bytes >= 1e9 else (1e6, "MB")
         raise StoreError(
@@ -243,19 +244,19 @@ def _with_parent(scan: Scan, store: Store) -> Scan:
 
 def _feature_plan(wanted: ResolvedFeature, manifest: Manifest, store: Store | None, retry: bool) -> FeaturePlan:
     spec = wanted.spec
-    parts, missing = frozenset[str](), list(range(len(manifest)))
+    missing = list(range(len(manifest)))
     if store and (folder := store.path / spec.feature / spec.fingerprint).exists():
         try:
             feature = Feature(store.path, folder)
         except CorruptStore:  # the folder's name vouches for what spec.json must say, and `Store.add` writes it again
             feature = Feature(store.path, folder, spec)
-        parts, missing = frozenset(part.name for part in feature.parts()), feature.missing(manifest, retry)
+        missing = feature.missing(manifest, retry)
     count: float = len(missing)
     if spec.level != "utterance":
         column = manifest.column("duration" if spec.modality == "audio" else "text")
         count = _rows_per_second(spec) * sum(_length(column[row], spec.modality) for row in missing)
         count += len(missing) * (spec.modality == "audio")
-    return FeaturePlan(wanted, missing, int(count * _row_bytes(spec)), parts)
+    return FeaturePlan(wanted, missing, int(count * _row_bytes(spec)))
 
 
 def _length(value: Any, modality: Modality) -> float:

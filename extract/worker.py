@@ -42,18 +42,6 @@ def part_names(folder: Path) -> set[str]:
         return set()
 
 
-def new_parts(folder: Path, known: set[str]) -> Iterator[PartRecord]:
-    """The records of published parts that are not `known`, and are from now on; `Feature.parts` names unreadable ones.
-
-    Unlike a `Feature`, it reads nothing of the parts that were there before.
-    """
-    names = part_names(folder) - known
-    known |= names
-    for name in names:
-        with contextlib.suppress(SerError):
-            yield read_checksummed(folder / "parts" / name / "part.json", PartRecord)
-
-
 @dataclass
 class TaskResult:
     """What became of one task, or of several: counts by fingerprint, and by stage the share of the clock it took."""
@@ -227,11 +215,13 @@ class PartPipeline:
         other names. If it is stopped again between this look and the rename of what it writes, or if two look at the
         same moment, rows do appear twice: they are equal, and the first by name counts.
         """
-        config = self.worker.config
-        mine = [
-            one for one in new_parts(config.folder(spec), self.before[spec.fingerprint]) if one.corpus == config.corpus
-        ]
-        return {pair for one in mine for pair in zip(one.ids, one.inputs, strict=True)}
+        folder, found = self.worker.config.folder(spec), set[tuple[str, str | None]]()
+        for name in part_names(folder) - self.before[spec.fingerprint]:
+            with contextlib.suppress(SerError):  # `Feature.parts` names one that cannot be read
+                part = read_checksummed(folder / "parts" / name / "part.json", PartRecord)
+                if part.corpus == self.worker.config.corpus:
+                    found.update(zip(part.ids, part.inputs, strict=True))
+        return found
 
 
 class Worker:
@@ -242,8 +232,9 @@ class Worker:
     their own, fed by decoding threads that never wait behind the slower CPU extractors.
     """
 
-    def __init__(self, config: WorkerConfig, on_stage: Callable[[str, int], None] | None = None) -> None:
-        self.config, self.on_stage = config, on_stage
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        self.on_stage: Callable[[str, int], None] | None = None
         self.on_gpu = config.device != "cpu"
         self.most = config.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
         self._extractors: dict[Modality, list[Extractor]] = {}
