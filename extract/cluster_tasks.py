@@ -20,6 +20,7 @@ from .worker import TaskResult, Worker
 GPU_NODE_THREADS = 8  # that decode for one GPU worker and run its CPU extractors, unless it declares CPU=…
 GPU_SHARE = 0.25  # of a GPU that a task takes, so that others are decoded and written while one is computed
 
+
 def extract_task(task: ExtractionTask, real: WorkerConfig | None = None) -> TaskResult:
     """Compute and publish one task: idempotent, and small to send back.
 

@@ -41,11 +41,6 @@ class TextConfig:
     precision: Precision = "float32"
 
 
-def cleaned(text: str, tags: str) -> str:
-    """The transcript as the tokenizer gets it."""
-    return " ".join(TAG.sub(" ", text).split()) if tags == "remove" else text
-
-
 class TextExtractor(Encoder):
     """Tokens `[tokens, dim]`.
 
@@ -106,7 +101,9 @@ class TextExtractor(Encoder):
         """The tokens of each transcript, `[tokens, dim]` of each spec."""
         why = ("its transcript is empty", "its transcript is empty without its tags")
         outcomes: list[Outcome] = [UtteranceError(why[bool(text.strip())]) for text in batch]
-        texts = {row: text for row, raw in enumerate(batch) if (text := cleaned(raw, self.config.tags)).strip()}
+        if self.config.tags == "remove":
+            batch = [" ".join(TAG.sub(" ", text).split()) for text in batch]
+        texts = {row: text for row, text in enumerate(batch) if text.strip()}
         ask = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
         with self._tokenizing:
             tokens = [self.tokenizer(text, **ask) for text in texts.values()]
