@@ -4,12 +4,12 @@
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.scale --train [UTTERANCES …]     what training takes, see `train`
 
 For each size: how long the planner takes and how much memory; then a process of its own plans, and hands tasks to a
-cluster of two workers (each computes and publishes a real part, with fsync and reading back): tasks per second, what a
-task costs that process in CPU time and memory, and what it costs the workers. When an eighth of the parts is there that
-process is killed by SIGKILL, and the same plan is made again: how long it takes to find what is missing. Each task
-looks twice at what others have published, and lists a folder of up to all parts: what that costs where they are all there.
-Times are CPU time, but for tasks per second. If any of these grows faster than the corpus, or the cost of a task at all
-(but for that look), the exit code is 1.
+cluster of two workers (each computes and publishes a real part, with fsync and reading back): tasks per second, what
+a task costs that process in CPU time and memory, and what it costs the workers. When an eighth of the parts is there
+that process is killed by SIGKILL, and the same plan is made again: how long it takes to find what is missing. Each
+task looks twice at what others have published, and lists a folder of up to all parts: what that costs where they are
+all there. Times are CPU time, but for tasks per second. If any of these grows faster than the corpus, or the cost of
+a task at all (but for that look), the exit code is 1.
 """
 
 import hashlib
