@@ -44,7 +44,7 @@ def run_on_cluster(tasks: Iterable[ExtractionTask], scheduler: str, insecure: bo
         def needs(task: ExtractionTask) -> Mapping[str, float]:
             return {"GPU": GPU_SHARE} if on_gpu(task) else cpu_needs(cluster.kinds)
 
-        placed = (one for task in tasks for one in for_workers(task, on_gpu(task)))
+        placed = (one for task in tasks for one in (by_device(task) if on_gpu(task) else [task]))
         yield from cluster.run(extract_on_worker, placed, needs, split, give_up)
 
 
@@ -57,19 +57,13 @@ def cpu_needs(kinds: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {"CPU": 1.0} if any(cpu for cpu, _ in declared) and all(cpu or gpu for cpu, gpu in declared) else {}
 
 
-def for_workers(task: ExtractionTask, on_gpu: bool) -> Iterator[ExtractionTask]:
-    """The task with absolute paths; with `on_gpu`, features that need a model apart from those that a CPU computes."""
-    wanted = [
-        replace(one, checkpoint=one.checkpoint and replace(one.checkpoint, path=one.checkpoint.path.absolute()))
-        for one in task.config.resolved
-    ]
-    here = replace(task.config, store=task.config.store.absolute(), root=task.config.root.absolute())
-    groups = [[one for one in wanted if one.checkpoint], [one for one in wanted if not one.checkpoint]]
-    for group in groups if on_gpu else [wanted]:
+def by_device(task: ExtractionTask) -> Iterator[ExtractionTask]:
+    """The task's features that need a model, apart from those that a CPU computes."""
+    for modelled in (True, False):
+        group = tuple(one for one in task.config.resolved if (one.checkpoint is not None) == modelled)
         mine = {one.spec.fingerprint for one in group}
-        some = task.only({name: ids for name, ids in task.missing.items() if name in mine})
-        if some is not None:
-            yield replace(some, config=replace(here, resolved=tuple(group)))
+        if some := task.only({name: ids for name, ids in task.missing.items() if name in mine}):
+            yield replace(some, config=replace(task.config, resolved=group))
 
 
 def extract_on_worker(task: ExtractionTask) -> TaskResult:
@@ -80,7 +74,7 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
     if dict(config.written_by).get("ser") != version(DISTRIBUTION):
         raise SerError(f"a dask worker has ser {version(DISTRIBUTION)}; install the version that this command has")
     missing = {}
-    for spec in (one.spec for one in config.resolved if one.spec.fingerprint in task.missing):
+    for spec in task.specs:
         mine = [u for u in task.utterances if u.id in task.missing[spec.fingerprint]]
         # The part that comes of it if no utterance is quarantined.
         part = part_name(config.corpus, [u.id for u in mine], [u.digest or "" for u in mine])
@@ -103,7 +97,7 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
 def split(task: ExtractionTask) -> list[ExtractionTask] | None:
     """A task that kills, cut in two; None if it cannot be cut. What the store has by now is left out."""
     config, missing = task.config, {}
-    for spec in (one.spec for one in config.resolved if one.spec.fingerprint in task.missing):
+    for spec in task.specs:
         feature = Feature(config.store, config.folder(spec))
         feature.parts()
         missing[spec.fingerprint] = frozenset(
@@ -129,7 +123,7 @@ def split(task: ExtractionTask) -> list[ExtractionTask] | None:
 def give_up(task: ExtractionTask, reason: str) -> TaskResult:
     """The result of one utterance that kills whoever computes it; quarantined in the store if the run says so."""
     config, result = task.config, TaskResult(stages=task.stages)
-    for spec in (one.spec for one in config.resolved if one.spec.fingerprint in task.missing):
+    for spec in task.specs:
         ids = task.missing[spec.fingerprint]
         bad = [Quarantine(u.id, u.digest, u.file, reason) for u in task.utterances if u.id in ids]
         if config.keep_quarantine:

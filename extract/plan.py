@@ -92,13 +92,17 @@ class ExtractionTask:
         return f"{len(self.utterances)} utterances ({self.modality}, from {self.utterances[0].id})"
 
     @property
+    def specs(self) -> list[Spec]:
+        """Of the features of which something is missing."""
+        return [one.spec for one in self.config.resolved if one.spec.fingerprint in self.missing]
+
+    @property
     def stages(self) -> Counter[str]:
         """By stage, how many usable utterances it has to do; the variants of a feature are one stage."""
         usable = {one.id for one in self.utterances if not one.problem}
         found = {"decode": usable} if self.modality == "audio" else {}
-        for spec in (one.spec for one in self.config.resolved):
-            lacking = self.missing.get(spec.fingerprint, frozenset()) & usable
-            found[spec.feature] = found.get(spec.feature, frozenset()) | lacking
+        for spec in self.specs:
+            found[spec.feature] = found.get(spec.feature, frozenset()) | (self.missing[spec.fingerprint] & usable)
         return Counter({stage: len(ids) for stage, ids in found.items()})
 
     def only(self, missing: Mapping[str, frozenset[str]]) -> "ExtractionTask | None":
@@ -133,8 +137,8 @@ class ExtractionPlan:
     def worker_config(self) -> WorkerConfig:
         """What the tasks share; the device as it was asked for."""
         return WorkerConfig(
-            store=self.config.store,
-            root=self.scan.root,
+            store=self.config.store.absolute(),  # a worker on a cluster stands elsewhere
+            root=self.scan.root.absolute(),
             corpus=self.manifest.corpus,
             resolved=tuple(feature.resolved for feature in self.features if feature.missing),
             backend=self.config.backend,

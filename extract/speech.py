@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ser.errors import UtteranceError, WeightsError, WrongUse
+from ser.errors import UtteranceError, WrongUse
 from ser.weights import Checkpoint
-from ser.weights.find import Count
+from ser.weights.find import Count, loading
 
 from .audio import CHANNELS, RESAMPLER, Clip
 from .extractors import Encoder, Layer, Outcome, Precision, batches
@@ -269,14 +269,11 @@ class FilterbankExtractor(SpeechExtractor):
         Encoder.open(self)
         assert self.checkpoint is not None
         folder = self.checkpoint.path
-        try:
+        with loading(f"{folder}: its preprocessor does not fit"):
             self.features = getattr(transformers, self.preprocessor).from_pretrained(folder, local_files_only=True)
             probe = self.features(np.zeros(RATE, np.float32), sampling_rate=RATE, return_tensors="np")
             if probe.input_features.shape[1:] != (expected := self.shape(probe.input_features.shape[1])):
                 raise ValueError(f"it gives {probe.input_features.shape[1:]} values, and the model takes {expected}")
-        except Exception as fault:  # transformers raises nearly every kind
-            reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-            raise WeightsError(f"{folder}: its preprocessor does not fit: {reason}") from fault
         self.frame, self.stride, self.field = FRAME, 1, 1
 
     def shape(self, frames: int) -> tuple[int, int]:

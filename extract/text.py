@@ -14,6 +14,7 @@ from torch import nn
 
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import Checkpoint
+from ser.weights.find import loading
 
 from .extractors import Encoder, Layer, Outcome, Precision
 
@@ -70,7 +71,7 @@ class TextExtractor(Encoder):
         super().open()
         assert self.checkpoint is not None
         folder = self.checkpoint.path
-        try:
+        with loading(f"{folder}: its tokenizer cannot be loaded"):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
@@ -78,9 +79,6 @@ class TextExtractor(Encoder):
             known, special = self.model.get_input_embeddings().num_embeddings, self.tokenizer.all_special_ids
             if self.tokenizer.pad_token_id is None or max(special) >= known:
                 raise ValueError("it has no padding token, or special tokens that the model does not know")
-        except Exception as fault:  # transformers raises nearly every kind
-            reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-            raise WeightsError(f"{folder}: its tokenizer cannot be loaded: {reason}") from fault
         if not self.tokenizer.is_fast:
             raise WeightsError(f"{folder}: its tokenizer gives no offsets; save a fast one (tokenizer.json)")
         self.padding = self.tokenizer.pad_token_id

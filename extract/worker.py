@@ -103,8 +103,7 @@ class PartPipeline:
 
     def __init__(self, worker: "Worker", task: ExtractionTask, pools: Pools) -> None:
         self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult()
-        wanted = [one.spec for one in worker.config.resolved if one.spec.fingerprint in task.missing]
-        self.before = {spec.fingerprint: part_names(worker.config.folder(spec)) for spec in wanted}
+        self.before = {spec.fingerprint: part_names(worker.config.folder(spec)) for spec in task.specs}
         # First in, first out: whatever an extractor waits for was submitted before it.
         self.inputs = {one.id: pools.decoders.submit(self._read, one) for one in task.utterances}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
@@ -177,11 +176,9 @@ class PartPipeline:
                 result.warnings += [(warning, id_) for warning in dict.fromkeys(clip.warnings)]
         self.inputs.clear()
         start = time.perf_counter()
-        for one in config.resolved:
-            name = one.spec.fingerprint
-            if not (missing := self.task.missing.get(name)):
-                continue
-            there = self._published(one.spec)
+        for spec in self.task.specs:
+            name = spec.fingerprint
+            missing, there = self.task.missing[name], self._published(spec)
             inputs, bad = list[str](), list[Quarantine]()
             rows = PartRows(config.corpus, inputs=inputs, finite=True)
             for utterance in self.task.utterances:
@@ -201,7 +198,7 @@ class PartPipeline:
             if config.keep_quarantine:
                 rows.quarantined = bad
             if rows.ids or rows.quarantined:
-                self.worker.store.add(one.spec).publish(rows, config.backend, dict(config.written_by))
+                self.worker.store.add(spec).publish(rows, config.backend, dict(config.written_by))
             result.computed[name] += len(rows.ids)
             if bad:
                 result.quarantined[name] = bad

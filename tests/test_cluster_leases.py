@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ser.cache.store import open_store
-from ser.extract.cluster_tasks import cpu_needs, extract_task, for_workers, give_up, split
+from ser.extract.cluster_tasks import by_device, cpu_needs, extract_task, give_up, split
 from ser.extract.plan import ExtractionTask
 from ser.extract.run import ExtractionConfig, plan
 from ser.tests.stand_in_corpus import contents, run, slow_texts, write_corpus
@@ -22,8 +22,7 @@ def one_task(corpus: Path, store: Path, features: str) -> ExtractionTask:
     for feature in made.features:
         opened.add(feature.resolved.spec)
     [task] = made.tasks()
-    [found] = for_workers(task, on_gpu=False)
-    return found
+    return task
 
 
 def test_on_gpus_features_with_a_model_are_tasks_of_their_own(tmp_path: Path) -> None:
@@ -32,15 +31,12 @@ def test_on_gpus_features_with_a_model_are_tasks_of_their_own(tmp_path: Path) ->
     modelled = replace(both.config.resolved[0], checkpoint=Checkpoint(Path("weights"), "a model", "digest"))
     config = replace(both.config, resolved=(modelled, both.config.resolved[1]))
     both = replace(both, config=config)
-    gpu, cpu = for_workers(both, on_gpu=True)
+    gpu, cpu = by_device(both)
     assert [list(one.missing) for one in (gpu, cpu)] == [[one.spec.fingerprint] for one in config.resolved]
     assert [[one.spec for one in each.config.resolved] for each in (gpu, cpu)] == [
         [one.spec] for one in config.resolved
     ]
-    checkpoint = gpu.config.resolved[0].checkpoint
-    assert checkpoint is not None and checkpoint.path.is_absolute() and gpu.config.store.is_absolute()
-    [together] = for_workers(both, on_gpu=False)
-    assert together.utterances == both.utterances and together.missing == both.missing
+    assert gpu.config.store.is_absolute() and gpu.config.root.is_absolute()
 
 
 def test_a_plain_worker_beside_one_with_a_gpu_is_not_idle() -> None:
