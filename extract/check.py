@@ -13,7 +13,7 @@ from .registry import load_extractors
 from .worker import read_input
 
 
-def deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:
+def measure_deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:
     """Feature name → max |difference| / max |reference| over `count` utterances spread from shortest to longest.
 
     The reference is one utterance at a time; on a CPU, where a run goes one by one too, the others are in batches all

@@ -15,6 +15,7 @@ from ser.cache.spec import Modality
 from ser.cache.store import open_store
 from ser.errors import ExtractionStopped, SerError
 
+from .check import measure_deviations
 from .cluster_tasks import extract_task, run_on_cluster
 from .extractors import batches
 from .plan import MODALITIES, ExtractionConfig, ExtractionPlan, ExtractionTask, Utterance, plan
@@ -111,9 +112,7 @@ class ExtractionRun:
         opened = {feature.resolved.spec.name: store.add(feature.resolved.spec) for feature in plan.features}
         deviations: dict[str, float] = {}
         if config.check:
-            from .check import deviations as measure
-
-            deviations = measure(plan, config.check)
+            deviations = measure_deviations(plan, config.check)
             for name, most in deviations.items():
                 opened[name].annotate(check={"utterances": config.check, "max_relative": most})
         total = TaskResult()
