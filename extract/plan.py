@@ -99,7 +99,7 @@ class ExtractionTask:
     @property
     def stages(self) -> Counter[str]:
         """By stage, how many usable utterances it has to do; the variants of a feature are one stage."""
-        usable = {one.id for one in self.utterances if not one.problem}
+        usable = frozenset(one.id for one in self.utterances if not one.problem)
         found = {"decode": usable} if self.modality == "audio" else {}
         for spec in self.specs:
             found[spec.feature] = found.get(spec.feature, frozenset()) | (self.missing[spec.fingerprint] & usable)
