@@ -4,13 +4,12 @@
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.scale --train [UTTERANCES …]     what training takes, see `train`
 
 For each size: how long the planner takes and how much memory; then a process of its own plans, and hands tasks to a
-cluster of two workers (each computes and publishes a real part, with fsync and reading back), counting what the store
-holds as `ser features` does: tasks per second, what a task costs that process in CPU time and memory, what it costs the
-workers, and what counting costs. When an eighth of the parts is there that process is killed by SIGKILL, and the same
-plan is made again: how long it takes to find what is missing. Each task looks twice at what others have published, and
-lists a folder of up to all parts: what that costs where they are all there. Times are CPU time, but for tasks per
-second. If any of these grows faster than the corpus, or the cost of a task at all (but for that look), the exit code is
-1.
+cluster of two workers (each computes and publishes a real part, with fsync and reading back): tasks per second, what
+a task costs that process in CPU time and memory, and what it costs the workers. When an eighth of the parts is there
+that process is killed by SIGKILL, and the same plan is made again: how long it takes to find what is missing. Each
+task looks twice at what others have published, and lists a folder of up to all parts: what that costs where they are
+all there. Times are CPU time, but for tasks per second. If any of these grows faster than the corpus, or the cost of
+a task at all (but for that look), the exit code is 1.
 """
 
 import hashlib
@@ -33,12 +32,12 @@ from tabulate import tabulate
 
 from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.store import PartRows, Spec, open_store
-from ser.extract.cluster_tasks import StoreProgress, run_on_cluster
+from ser.extract.cluster_tasks import run_on_cluster
 from ser.extract.corpora.scan import Scan
-from ser.extract.extractors import Extractor, ResolvedFeature
-from ser.extract.plan import ExtractionConfig, plan_scan
+from ser.extract.extractors import Extractor
+from ser.extract.plan import ExtractionConfig, plan
 from ser.extract.registry import FEATURES, FeatureKind, resolve
-from ser.extract.worker import new_parts, part_names
+from ser.extract.worker import part_names
 
 SIZES = (250_000, 500_000, 1_000_000)
 PART_SECONDS = 47.0  # of the text's own reckoning: 138 utterances a part, close to 133 of 4.5 s in 600 s of audio
@@ -87,7 +86,7 @@ def manifest(count: int) -> Manifest:
     return Manifest("million", pa.table(arrays, schema=SCHEMA))
 
 
-def asked(count: int, folder: Path) -> tuple[ExtractionConfig, Scan, list[ResolvedFeature]]:
+def asked(count: int, folder: Path) -> tuple[ExtractionConfig, Scan]:
     """What would be read from the command line and the corpus."""
     request = ExtractionConfig(
         Path("nowhere"),
@@ -97,18 +96,19 @@ def asked(count: int, folder: Path) -> tuple[ExtractionConfig, Scan, list[Resolv
         batch_seconds=PART_SECONDS,
         on_error="skip",
     )
-    return request, Scan(manifest(count), folder, "table"), resolve(["nothing"], {}, "float16")
+    return request, Scan(manifest(count), folder, "table")
 
 
 def measure(count: int, folder: Path) -> dict[str, float]:
     """One size, in this process: plan; have a share of the parts published by another, kill it, and plan again."""
-    request, scan, wanted = asked(count, folder)
+    request, scan = asked(count, folder)
+    [wanted] = resolve(["nothing"], {}, "float16")
     store = open_store(request.store, create=True)
     store.put_manifest(scan.manifest)
-    store.add(wanted[0].spec)
+    store.add(wanted.spec)
     me = psutil.Process()
     idle, begun = me.memory_info().rss, time.process_time()
-    parts = plan_scan(request, scan, wanted).tasks()
+    parts = plan(request, scan).tasks()
     planned = time.process_time() - begun
     found = {"utterances": count, "parts": len(parts), "plan s": planned, "plan MB": _more(me, idle)}
 
@@ -129,10 +129,10 @@ def measure(count: int, folder: Path) -> dict[str, float]:
         )
     found |= done
     # With those that were published while it died.
-    found["there"] = len(part_names(store.path / "nothing" / wanted[0].spec.fingerprint))
+    found["there"] = len(part_names(store.path / "nothing" / wanted.spec.fingerprint))
 
     begun = time.process_time()
-    missing = plan_scan(request, scan, wanted).tasks()
+    missing = plan(request, scan).tasks()
     found["resume s"] = time.process_time() - begun
     if len(missing) != len(parts) - found["there"]:
         raise SystemExit(f"{found['there']} of {len(parts)} parts are published, and {len(missing)} are planned again")
@@ -148,23 +148,17 @@ def look(parts: int, folder: Path) -> float:
     for number in range(LOOKS):
         known = part_names(folder)
         (folder / "parts" / f"{number}").mkdir()
-        assert not list(new_parts(folder, known)), "it is empty, so that nothing but the look is measured"
+        assert part_names(folder) - known == {f"{number}"}
     return 1e3 * (time.process_time() - begun) / LOOKS
 
 
 def publish(count: int, folder: Path) -> None:
     """As `ser features --scheduler local:2`, until somebody kills it; a line of figures every now and then."""
     me = psutil.Process()
-    request, scan, wanted = asked(count, folder)
-    plan = plan_scan(request, scan, wanted)
-    tasks = plan.tasks()
-    idle = me.memory_info().rss
-    seen = StoreProgress(plan, None)
-    counting = _more(me, idle)
+    tasks = plan(*asked(count, folder)).tasks()
     idle, begun, busy, worked = 0, time.perf_counter(), time.process_time(), 0.0
     peak = 0.0
-    for done, record in enumerate(run_on_cluster(seen.left(tasks), "local:2", False, seen.update)):
-        seen.add(record)
+    for done, _ in enumerate(run_on_cluster(tasks, "local:2", False)):
         if not done:
             idle, begun, busy, worked = me.memory_info().rss, time.perf_counter(), time.process_time(), _spent(me)
         elif done % 20 == 0:
@@ -175,10 +169,7 @@ def publish(count: int, folder: Path) -> None:
                 "scheduler MB": peak,
                 "worker ms/task": 1e3 * (_spent(me) - worked) / done,
             }
-            looking = time.process_time()
-            seen.update(anew=True)
-            figures |= {"count MB": counting, "count ms": 1e3 * (time.process_time() - looking), "there": done}
-            print(json.dumps(figures), flush=True)
+            print(json.dumps({**figures, "there": done}), flush=True)
 
 
 def _spent(process: psutil.Process) -> float:
@@ -276,9 +267,9 @@ def main(sizes: Sequence[int]) -> int:
     print(tabulate(rows, headers="keys", floatfmt=".3g", tablefmt="github"))
     first, last = rows[0], rows[-1]
     times = last["utterances"] / first["utterances"]
-    faults = [key for key in ("plan s", "plan MB", "count MB", "resume s") if last[key] > SLACK * times * first[key]]
+    faults = [key for key in ("plan s", "plan MB", "resume s") if last[key] > SLACK * times * first[key]]
     faults += [key for key in ("scheduler ms/task", "worker ms/task") if last[key] > SLACK * first[key]]
-    faults += [key for key in ("scheduler MB", "count ms") if last[key] > SLACK * times * max(first[key], 10)]
+    faults += [key for key in ("scheduler MB",) if last[key] > SLACK * times * max(first[key], 10)]
     faults += [key for key in ("look ms",) if last[key] > SLACK * times * max(first[key], 1)]
     for key in faults:
         print(f"{key}: grows faster than the corpus")

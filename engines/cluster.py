@@ -25,7 +25,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 Needs = Mapping[str, float]  # resource → how much of it a task takes, as in `dask worker --resources "GPU=1"`
 
-POLL_SECONDS = 2.0  # between two questions to the scheduler, and two calls of `meanwhile` if nothing comes back
+POLL_SECONDS = 2.0  # between two questions to the scheduler
 PER_THREAD = 3  # tasks in hand per worker thread: one that runs and the next ones there already
 ANSWER_SECONDS = 5.0  # that all workers have to empty their cache: a frozen one never answers
 # A cluster of its own forgives a task two deaths (dask: 3), waits for a worker that dies again and again (dask closes
@@ -198,13 +198,11 @@ class Cluster:
         needs: Callable[[T], Needs] = lambda task: {},
         split: Callable[[T], list[T] | None] = lambda task: None,
         lost: Callable[[T, str], R] | None = None,
-        meanwhile: Callable[[], None] = lambda: None,
     ) -> Iterator[R]:
         """`function(task)` for every task, results as they come; `tasks` is read as workers have room for more.
 
         A task that kills its workers is cut by `split` into smaller ones (none at all if nothing is left to do);
-        if that gives None, `lost(task, reason)` is its result, and without `lost` it is a `SerError`. `meanwhile`
-        is called with every result, and every two seconds while there is none.
+        if that gives None, `lost(task, reason)` is its result, and without `lost` it is a `SerError`.
 
         Raises what the function raises, `WrongUse` at once for resources that no worker has had since the run began,
         and `SerError` if the scheduler is gone, or for longer than `patience` every worker that could do what is left.
@@ -241,7 +239,6 @@ class Cluster:
                     submit(deadly.popleft())
                 if not pending:
                     return
-                meanwhile()
                 try:
                     task, _, future = pending.pop(finished.get(timeout=POLL_SECONDS).key)
                 except Empty:

@@ -23,7 +23,6 @@ from ser.cache.atomic_io import explain_disk_errors, make_folder, move_into_plac
 from ser.cache.transfer import file_digest
 from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.extractors import ResolvedFeature
-from ser.extract.smile import SETS
 from ser.predict import Predictor
 from ser.train.models import FUSIONS, encoder, superb
 from ser.train.targets import TARGETS, scale_of
@@ -135,7 +134,9 @@ def _described(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> 
     found: dict[str, Any] = {"name": spec.name, "feature": spec.feature, "extractor": spec.extractor}
     found |= {"config": asdict(feature.config), "dtype": spec.dtype}
     if spec.extractor == "smile":
-        found["set"] = SETS[feature.config.feature_set][0]
+        from ser.extract.smile import SETS
+
+        found["set"] = SETS[feature.config.feature_set].name
     if "hop" in how and spec.hop:
         found["average"] = round(how["hop"] / spec.hop)
     if level == "vector" and spec.level != "utterance":

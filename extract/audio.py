@@ -42,7 +42,6 @@ CODED_BYTES = re.compile(
     rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |FLV\x01|0&\xb2u\x8ef\xcf|#!AMR|\xff[\xf0\xf1\xf8\xf9]|\0\0\x01\xba",
     re.DOTALL,
 )
-PLAIN = {1, 3, 6, 7, 0xFFFE}  # WAVE format tags whose samples have one size: PCM, float, A-law, µ-law, extensible
 _UNDECODABLE = (sf.LibsndfileError, RuntimeError, ValueError, OverflowError)
 # What a name itself can be wrong by: nothing there, a link to itself, a folder, a socket. All else is the disk's fault.
 _MISNAMED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
@@ -136,7 +135,7 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
     for magic, reason in NOT_AUDIO.items():
         if start.startswith(magic):
             raise UtteranceError(reason)
-    _, warnings = check_wav(data)
+    warnings = _check_wav(data)
     try:
         file = sf.SoundFile(io.BytesIO(data))
     except _UNDECODABLE as fault:
@@ -192,27 +191,24 @@ def _one_channel(channels: np.ndarray, warnings: list[str]) -> np.ndarray:
     return mean
 
 
-def check_wav(data: bytes) -> tuple[float | None, list[str]]:
-    """Seconds of audio by a WAV file's header (None where only a decoder can tell), and what is odd about it.
+def _check_wav(data: bytes) -> list[str]:
+    """What is odd about a WAV file's chunks.
 
     Raises `UtteranceError` if the file holds less than its header says: libsndfile reads short without a word.
     """
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return None, []
-    at, tag, rate, block = 12, 0, 0, 0
+        return []
+    at = 12
     while at + 8 <= len(data):
         name, size = struct.unpack_from("<4sI", data, at)
         at += 8
-        there = len(data) - at
-        if name == b"fmt " and there >= 16:
-            tag, _, rate, _, block = struct.unpack_from("<HHIIH", data, at)
         if name == b"data":
+            there = len(data) - at
             if size in (0, 0xFFFFFFFF) and there:
-                return None, ["data chunk of unknown length, as a pipe writes it"]
+                return ["data chunk of unknown length, as a pipe writes it"]
             if size > there:
                 raise UtteranceError(f"is cut short: its data chunk says {size} bytes, the file holds {there}")
-            plain = tag in PLAIN and rate and block
-            return size // block / rate if plain else None, []
+            return []
         at += size + size % 2  # chunks are padded to even lengths
     raise UtteranceError("is a WAV file without a data chunk: cut short, or its header is wrong")
 

@@ -5,100 +5,20 @@ that kills whoever computes it is cut in two until one utterance (and one featur
 by name.
 """
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-
-import numpy as np
 
 from ser import engines
 from ser.cache.part import PartRows, Quarantine, part_name
 from ser.cache.store import Feature, open_store
-from ser.engines.cluster import POLL_SECONDS
 from ser.errors import DISTRIBUTION, SerError
 
-from .plan import ExtractionPlan, ExtractionTask, WorkerConfig
-from .worker import TaskResult, Worker, new_parts
+from .plan import ExtractionTask, WorkerConfig
+from .worker import TaskResult, Worker
 
-SHARE = 20  # the store is listed again after so many times what the last listing took, to spare a slow disk
 GPU_NODE_THREADS = 8  # that decode for one GPU worker and run its CPU extractors, unless it declares CPU=…
 GPU_SHARE = 0.25  # of a GPU that a task takes, so that others are decoded and written while one is computed
-
-OnProgress = Callable[[str, int, int], None]  # stage, utterances done, of how many
-
-
-class StoreProgress:
-    """Counts what is in the store of all that the plan lacked, whoever has published it.
-
-    So it goes on where a command that was killed has left workers behind, and where another works on the same store.
-    An utterance of a stage is done when every feature of that stage has it. An update costs a listing per feature, and
-    each part is read once.
-    """
-
-    def __init__(self, plan: ExtractionPlan, report: OnProgress | None) -> None:
-        self.report = report or (lambda _stage, _done, _total: None)
-        self.corpus = plan.manifest.corpus
-        self._reported: dict[str, int] = {}
-        self._next = 0.0
-        self._numbers = {id_: number for number, id_ in enumerate(plan.manifest.ids)}
-        self._known: dict[str, tuple[Path, set[str]]] = {}  # the folder of each feature, and the parts that were read
-        self._digests: dict[str, list[str | None]] = {}
-        self._stages: dict[str, list[str]] = {}
-        # A byte for each utterance and feature: a million of them in five features must cost little.
-        self._lacking: dict[str, np.ndarray] = {}
-        for feature in (one for one in plan.features if one.missing):
-            spec = feature.resolved.spec
-            self._known[spec.fingerprint] = plan.worker_config().folder(spec), set(feature.parts)
-            self._digests[spec.fingerprint] = plan.manifest.inputs(spec.modality)
-            self._stages.setdefault(spec.feature, []).append(spec.fingerprint)
-            self._lacking[spec.fingerprint] = np.zeros(len(plan.manifest), bool)
-            self._lacking[spec.fingerprint][feature.missing] = True
-        self.total = self._open()
-
-    def _open(self) -> dict[str, int]:
-        """By stage, the utterances that lack one of its features."""
-        stages = {stage: [self._lacking[name] for name in names] for stage, names in self._stages.items()}
-        return {stage: int(np.any(lacking, axis=0).sum()) for stage, lacking in stages.items()}
-
-    def update(self, anew: bool = False) -> None:
-        """List the store and report, unless that was done a moment ago."""
-        if not anew and time.monotonic() < self._next:
-            return
-        begun = time.monotonic()
-        for name, (folder, known) in self._known.items():
-            for record in new_parts(folder, known):
-                if record.corpus == self.corpus:
-                    self._arrive(name, zip(record.ids, record.inputs, strict=True))
-                    self._arrive(name, ((entry.id, entry.input) for entry in record.quarantined))
-        for stage, left in self._open().items():
-            if self._reported.get(stage) != left:
-                self._reported[stage] = left
-                self.report(stage, self.total[stage] - left, self.total[stage])
-        self._next = time.monotonic() + max(POLL_SECONDS, SHARE * (time.monotonic() - begun))
-
-    def add(self, result: TaskResult) -> None:
-        """A task that is done: what is quarantined again stands in a part that was there before."""
-        for name, found in result.quarantined.items():
-            self._arrive(name, ((entry.id, entry.input) for entry in found))
-
-    def _arrive(self, name: str, rows: Iterable[tuple[str, str | None]]) -> None:
-        for id_, digest in rows:
-            number = self._numbers.get(id_)
-            if number is not None and self._digests[name][number] == digest:
-                self._lacking[name][number] = False
-
-    def left(self, tasks: Iterable[ExtractionTask]) -> Iterator[ExtractionTask]:
-        """The tasks as they are taken, each without what had come into the store at the last update."""
-        for task in tasks:
-            missing = {
-                name: frozenset(id_ for id_ in ids if self._lacking[name][self._numbers[id_]])
-                for name, ids in task.missing.items()
-            }
-            if (some := task.only(missing)) is not None:
-                yield some
 
 
 def extract_task(task: ExtractionTask, real: WorkerConfig | None = None) -> TaskResult:
@@ -112,13 +32,8 @@ def extract_task(task: ExtractionTask, real: WorkerConfig | None = None) -> Task
     return result
 
 
-def run_on_cluster(
-    tasks: Iterable[ExtractionTask], scheduler: str, insecure: bool, meanwhile: Callable[[], None]
-) -> Iterator[TaskResult]:
-    """The results of all tasks, computed on a dask cluster; `meanwhile` is called every now and then.
-
-    Raises what `engines.Cluster.run` raises.
-    """
+def run_on_cluster(tasks: Iterable[ExtractionTask], scheduler: str, insecure: bool) -> Iterator[TaskResult]:
+    """The results of all tasks, computed on a dask cluster. Raises what `engines.Cluster.run` raises."""
     with engines.Cluster(scheduler, insecure) as cluster:
 
         def on_gpu(task: ExtractionTask) -> bool:
@@ -129,9 +44,8 @@ def run_on_cluster(
         def needs(task: ExtractionTask) -> Mapping[str, float]:
             return {"GPU": GPU_SHARE} if on_gpu(task) else cpu_needs(cluster.kinds)
 
-        placed = (one for task in tasks for one in for_workers(task, on_gpu(task)))
-        cut = partial(split, known={})
-        yield from cluster.run(extract_on_worker, placed, needs, cut, give_up, meanwhile)
+        placed = (one for task in tasks for one in (by_device(task) if on_gpu(task) else [task]))
+        yield from cluster.run(extract_on_worker, placed, needs, split, give_up)
 
 
 def cpu_needs(kinds: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -143,37 +57,31 @@ def cpu_needs(kinds: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {"CPU": 1.0} if any(cpu for cpu, _ in declared) and all(cpu or gpu for cpu, gpu in declared) else {}
 
 
-def for_workers(task: ExtractionTask, on_gpu: bool) -> Iterator[ExtractionTask]:
-    """The task with absolute paths; with `on_gpu`, features that need a model apart from those that a CPU computes."""
-    wanted = [
-        replace(one, checkpoint=one.checkpoint and replace(one.checkpoint, path=one.checkpoint.path.absolute()))
-        for one in task.config.resolved
-    ]
-    here = replace(task.config, store=task.config.store.absolute(), root=task.config.root.absolute())
-    groups = [[one for one in wanted if one.checkpoint], [one for one in wanted if not one.checkpoint]]
-    for group in groups if on_gpu else [wanted]:
+def by_device(task: ExtractionTask) -> Iterator[ExtractionTask]:
+    """The task's features that need a model, apart from those that a CPU computes."""
+    for modelled in (True, False):
+        group = tuple(one for one in task.config.resolved if (one.checkpoint is not None) == modelled)
         mine = {one.spec.fingerprint for one in group}
-        some = task.only({name: ids for name, ids in task.missing.items() if name in mine})
-        if some is not None:
-            yield replace(some, config=replace(here, resolved=tuple(group)))
+        if some := task.only({name: ids for name, ids in task.missing.items() if name in mine}):
+            yield replace(some, config=replace(task.config, resolved=group))
 
 
 def extract_on_worker(task: ExtractionTask) -> TaskResult:
-    """Compute and publish, on a dask worker, what no worker has published before."""
+    """Compute and publish, on a dask worker, what no worker has published before; that counts as done."""
     config = task.config
     if not config.store.is_dir():
         raise SerError(f"a dask worker sees no {config.store}; workers need the same files under the same paths")
     if dict(config.written_by).get("ser") != version(DISTRIBUTION):
         raise SerError(f"a dask worker has ser {version(DISTRIBUTION)}; install the version that this command has")
     missing = {}
-    for spec in (one.spec for one in config.resolved if one.spec.fingerprint in task.missing):
+    for spec in task.specs:
         mine = [u for u in task.utterances if u.id in task.missing[spec.fingerprint]]
         # The part that comes of it if no utterance is quarantined.
         part = part_name(config.corpus, [u.id for u in mine], [u.digest or "" for u in mine])
         if not (config.folder(spec) / "parts" / part / "part.json").exists():
             missing[spec.fingerprint] = task.missing[spec.fingerprint]
     if (left := task.only(missing)) is None:
-        return TaskResult()
+        return TaskResult(stages=task.stages)
     here, threads = config.here(), 1  # dask has a thread per core already
     if here.device.startswith("cuda"):
         threads = max(1, int(engines.resources().get("CPU", min(GPU_NODE_THREADS, engines.cores()))))
@@ -181,19 +89,16 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
 
         secede()  # its thread: the worker begins the next task beside this one
     written_by = (*config.written_by, *engines.here().items())
-    return extract_task(left, replace(here, threads=threads, written_by=written_by))
+    result = extract_task(left, replace(here, threads=threads, written_by=written_by))
+    result.stages += task.stages - left.stages
+    return result
 
 
-def split(task: ExtractionTask, known: dict[str, Feature]) -> list[ExtractionTask] | None:
-    """A task that kills, cut in two; None if it cannot be cut. What the store has by now is left out.
-
-    `known` keeps features by fingerprint, and what they know of their parts, from one call to the next.
-    """
+def split(task: ExtractionTask) -> list[ExtractionTask] | None:
+    """A task that kills, cut in two; None if it cannot be cut. What the store has by now is left out."""
     config, missing = task.config, {}
-    for spec in (one.spec for one in config.resolved if one.spec.fingerprint in task.missing):
-        if spec.fingerprint not in known:
-            known[spec.fingerprint] = Feature(config.store, config.folder(spec))
-        feature = known[spec.fingerprint]
+    for spec in task.specs:
+        feature = Feature(config.store, config.folder(spec))
         feature.parts()
         missing[spec.fingerprint] = frozenset(
             u.id
@@ -217,8 +122,8 @@ def split(task: ExtractionTask, known: dict[str, Feature]) -> list[ExtractionTas
 
 def give_up(task: ExtractionTask, reason: str) -> TaskResult:
     """The result of one utterance that kills whoever computes it; quarantined in the store if the run says so."""
-    config, result = task.config, TaskResult()
-    for spec in (one.spec for one in config.resolved if one.spec.fingerprint in task.missing):
+    config, result = task.config, TaskResult(stages=task.stages)
+    for spec in task.specs:
         ids = task.missing[spec.fingerprint]
         bad = [Quarantine(u.id, u.digest, u.file, reason) for u in task.utterances if u.id in ids]
         if config.keep_quarantine:

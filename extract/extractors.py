@@ -103,14 +103,13 @@ class Extractor:
 
     def run(self, batch: Sequence[Any]) -> list[Outcome]:
         """The features of each `Clip` (audio) or transcript (text), in order; `UtteranceError` where there are none."""
-
-        def one(item: Any) -> Outcome:
+        outcomes: list[Outcome] = []
+        for item in batch:
             try:
-                return self.outcome(self.extract(item))
+                outcomes.append(self.outcome(self.extract(item)))
             except UtteranceError as fault:
-                return fault
-
-        return [one(item) for item in batch]
+                outcomes.append(fault)
+        return outcomes
 
     def extract(self, item: Any) -> Sequence[np.ndarray]:
         """The values `[rows, dim]` of one utterance for each of `specs`. Raises `UtteranceError` with the reason."""

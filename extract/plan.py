@@ -2,7 +2,8 @@
 
 import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from operator import attrgetter, itemgetter
@@ -15,7 +16,7 @@ from ser.cache.manifest import RESERVED, Manifest, Parent
 from ser.cache.spec import Modality, Spec
 from ser.cache.store import Feature, Store, open_store
 from ser.engines.machine import choose_device
-from ser.engines.scheduler_address import check_scheduler
+from ser.engines.scheduler_address import check_scheduler, local_workers
 from ser.errors import DISTRIBUTION, CorruptStore, StoreError, WeightsError, WrongUse
 from ser.weights.find import parse_models
 
@@ -36,7 +37,6 @@ class FeaturePlan:
     resolved: ResolvedFeature
     missing: list[int]  # the others were computed before, or are quarantined
     bytes: int
-    parts: frozenset[str] = frozenset()  # names of those in the store when `missing` was found
 
 
 @dataclass(frozen=True, slots=True)  # there are millions, and without slots each has a dict once it was pickled
@@ -91,6 +91,20 @@ class ExtractionTask:
         """For messages."""
         return f"{len(self.utterances)} utterances ({self.modality}, from {self.utterances[0].id})"
 
+    @property
+    def specs(self) -> list[Spec]:
+        """Of the features of which something is missing."""
+        return [one.spec for one in self.config.resolved if one.spec.fingerprint in self.missing]
+
+    @property
+    def stages(self) -> Counter[str]:
+        """By stage, how many usable utterances it has to do; the variants of a feature are one stage."""
+        usable = frozenset(one.id for one in self.utterances if not one.problem)
+        found = {"decode": usable} if self.modality == "audio" else {}
+        for spec in self.specs:
+            found[spec.feature] = found.get(spec.feature, frozenset()) | (self.missing[spec.fingerprint] & usable)
+        return Counter({stage: len(ids) for stage, ids in found.items()})
+
     def only(self, missing: Mapping[str, frozenset[str]]) -> "ExtractionTask | None":
         """The task with less to do, or None if nothing is left."""
         some = frozenset().union(*missing.values())
@@ -123,8 +137,8 @@ class ExtractionPlan:
     def worker_config(self) -> WorkerConfig:
         """What the tasks share; the device as it was asked for."""
         return WorkerConfig(
-            store=self.config.store,
-            root=self.scan.root,
+            store=self.config.store.absolute(),  # a worker on a cluster stands elsewhere
+            root=self.scan.root.absolute(),
             corpus=self.manifest.corpus,
             resolved=tuple(feature.resolved for feature in self.features if feature.missing),
             backend=self.config.backend,
@@ -183,7 +197,8 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
         value, known = getattr(config, option.name), option.metadata.get("choices")
         if known and option.name != "format" and value not in (None, *known):  # formats may be registered since
             raise WrongUse(f"--{option.name.replace('_', '-')} {value}: it is {' or '.join(known)}")
-    choose_device(config.device, here=False)  # whether it is here is seen when a model needs it
+    elsewhere = config.scheduler is not None and local_workers(config.scheduler) is None
+    choose_device(config.device, here=config.device != "auto" and not elsewhere)
     if not config.part_seconds > 0 or (config.batch_seconds is not None and not config.batch_seconds > 0):
         raise WrongUse("--part-seconds and --batch-seconds must be above 0")
     if config.scheduler is not None:
@@ -191,21 +206,12 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
             raise WrongUse("--workers starts processes here, and --scheduler uses the workers of a cluster: give one")
         check_scheduler(config.scheduler, config.insecure)
     names = split_names(config.features) if config.features or scan is None else []
-    find_format(config.corpus, config.format)  # before the weights, which may come over the network
+    if scan is None:
+        find_format(config.corpus, config.format)  # before the weights, which may come over the network
     wanted, unavailable = resolve_available(names, parse_models(config.models), config.dtype)
     if unavailable and not wanted:
         raise next(iter(unavailable.values()))
     scan = scan or read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)
-    return plan_scan(config, scan, wanted, unavailable)
-
-
-def plan_scan(
-    config: ExtractionConfig,
-    scan: Scan,
-    resolved: Sequence[ResolvedFeature],
-    unavailable: Mapping[str, WeightsError] | None = None,
-) -> ExtractionPlan:
-    """The plan for a corpus that is read already. Raises `StoreError` if the disk is too small."""
     path = config.store.absolute()
     # A folder that another command is about to make a store holds tmp/ alone, a new disk lost+found/.
     there = path.exists() and (
@@ -213,9 +219,9 @@ def plan_scan(
     )
     store = open_store(config.store) if there else None
     scan = _with_parent(scan, store) if store else scan
-    features = [_feature_plan(one, scan.manifest, store, config.retry) for one in resolved]
+    features = [_feature_plan(one, scan.manifest, store, config.retry) for one in wanted]
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
-    made = ExtractionPlan(config, scan, features, free, dict(unavailable or {}))
+    made = ExtractionPlan(config, scan, features, free, unavailable)
     if made.bytes > made.free:
         unit, name = (1e9, "GB") if made.bytes >= 1e9 else (1e6, "MB")
         raise StoreError(
@@ -243,19 +249,19 @@ def _with_parent(scan: Scan, store: Store) -> Scan:
 
 def _feature_plan(wanted: ResolvedFeature, manifest: Manifest, store: Store | None, retry: bool) -> FeaturePlan:
     spec = wanted.spec
-    parts, missing = frozenset[str](), list(range(len(manifest)))
+    missing = list(range(len(manifest)))
     if store and (folder := store.path / spec.feature / spec.fingerprint).exists():
         try:
             feature = Feature(store.path, folder)
         except CorruptStore:  # the folder's name vouches for what spec.json must say, and `Store.add` writes it again
             feature = Feature(store.path, folder, spec)
-        parts, missing = frozenset(part.name for part in feature.parts()), feature.missing(manifest, retry)
+        missing = feature.missing(manifest, retry)
     count: float = len(missing)
     if spec.level != "utterance":
         column = manifest.column("duration" if spec.modality == "audio" else "text")
         count = _rows_per_second(spec) * sum(_length(column[row], spec.modality) for row in missing)
         count += len(missing) * (spec.modality == "audio")
-    return FeaturePlan(wanted, missing, int(count * _row_bytes(spec)), parts)
+    return FeaturePlan(wanted, missing, int(count * _row_bytes(spec)))
 
 
 def _length(value: Any, modality: Modality) -> float:

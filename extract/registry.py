@@ -1,15 +1,17 @@
 """The registry of features: the names that users ask for, and what a name resolves to.
 
-Built-in extractors, a user's own and those of installed packages stand in one table, `FEATURES`, and are imported when
-they are first needed: torch and transformers are slow to import.
+Built-in extractors (the rows of features.toml), a user's own and those of installed packages stand in one table,
+`FEATURES`, and are imported when they are first needed: torch and transformers are slow to import.
 """
 
 import math
 import pkgutil
+import tomllib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
@@ -51,33 +53,8 @@ class FeatureKind:
         return {name: kind for name, kind in found.items() if name not in self.preset}
 
 
-_SPEECH, _TEXT = "ser.extract.speech:SpeechExtractor", "ser.extract.text:TextExtractor"
-_MEL, _SMILE = "ser.extract.mel:MelExtractor", "ser.extract.smile:SmileExtractor"
-_W2V_BERT, _WHISPER = "ser.extract.speech:FilterbankExtractor", "ser.extract.speech:WhisperExtractor"
-_OWN = {
-    "hubert": FeatureKind("audio", "frame", "HuBERT frames, 50 a second", _SPEECH, "facebook/hubert-base-ls960"),
-    "wav2vec2": FeatureKind("audio", "frame", "wav2vec 2.0 frames", _SPEECH, "facebook/wav2vec2-base"),
-    "wavlm": FeatureKind("audio", "frame", "WavLM frames", _SPEECH, "microsoft/wavlm-base-plus"),
-    "data2vec": FeatureKind("audio", "frame", "data2vec frames", _SPEECH, "facebook/data2vec-audio-base"),
-    "unispeech-sat": FeatureKind("audio", "frame", "UniSpeech-SAT", _SPEECH, "microsoft/unispeech-sat-base-plus"),
-    "w2v-bert": FeatureKind("audio", "frame", "Wav2Vec2-BERT 2.0 frames", _W2V_BERT, "facebook/w2v-bert-2.0"),
-    "whisper": FeatureKind("audio", "frame", "states of Whisper's encoder", _WHISPER, "openai/whisper-base"),
-    "mpnet": FeatureKind("text", "token", "MPNet tokens", _TEXT, "microsoft/mpnet-base"),
-    "bert": FeatureKind("text", "token", "BERT tokens", _TEXT, "bert-base-uncased"),
-    "bert-cased": FeatureKind("text", "token", "BERT tokens, cased (USC §5.1)", _TEXT, "bert-base-cased"),
-    "roberta": FeatureKind("text", "token", "RoBERTa tokens", _TEXT, "FacebookAI/roberta-base"),
-    "deberta": FeatureKind("text", "token", "DeBERTa tokens", _TEXT, "microsoft/deberta-v3-base"),
-    "electra": FeatureKind("text", "token", "ELECTRA tokens", _TEXT, "google/electra-base-discriminator"),
-    "xlm-r": FeatureKind("text", "token", "XLM-R tokens", _TEXT, "FacebookAI/xlm-roberta-base"),
-    "modernbert": FeatureKind("text", "token", "ModernBERT tokens", _TEXT, "answerdotai/ModernBERT-base"),
-    "text": FeatureKind("text", "token", "tokens of the text encoder that --model names", _TEXT, ""),
-    "is13": FeatureKind("audio", "utterance", "openSMILE's IS13_ComParE", _SMILE, preset={"set": "IS13_ComParE"}),
-    "egemaps": FeatureKind("audio", "utterance", "openSMILE's eGeMAPSv02", _SMILE, preset={"set": "eGeMAPSv02"}),
-    "compare": FeatureKind("audio", "utterance", "openSMILE's ComParE_2016", _SMILE, preset={"set": "ComParE_2016"}),
-    "smile": FeatureKind("audio", "utterance", "any set of openSMILE, as smile:set=GeMAPSv01b", _SMILE),
-    "logmel": FeatureKind("audio", "frame", "log-mel spectrogram, 100 frames a second", _MEL),
-    "mfcc": FeatureKind("audio", "frame", "MFCC of the log-mel spectrogram", "ser.extract.mel:MfccExtractor"),
-}
+_ROWS = tomllib.loads(Path(__file__).with_name("features.toml").read_text(encoding="utf-8"))
+_OWN = {name: FeatureKind(**row) for name, row in _ROWS.items()}
 FEATURES: Registry[FeatureKind] = Registry("feature", "ser.extractors", FeatureKind, _OWN)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +15,8 @@ from ser.cache.spec import Modality
 from ser.cache.store import open_store
 from ser.errors import ExtractionStopped, SerError
 
-from .cluster_tasks import OnProgress, StoreProgress, extract_task, run_on_cluster
+from .check import measure_deviations
+from .cluster_tasks import extract_task, run_on_cluster
 from .extractors import batches
 from .plan import MODALITIES, ExtractionConfig, ExtractionPlan, ExtractionTask, Utterance, plan
 from .worker import TaskResult, Worker
@@ -25,6 +26,7 @@ __all__ = ["ExtractionConfig", "ExtractionPlan", "ExtractionRun", "ExtractionSto
 NAMED = 5  # faults that a message names before it counts the rest
 ESTIMATED = 100  # utterances to compute: fewer are done before they are estimated
 TRIED = 2  # utterances for each thread, or batches on a GPU, that are timed for an estimate
+OnProgress = Callable[[str, int, int], None]  # stage, utterances done, of how many
 
 
 @dataclass
@@ -36,7 +38,6 @@ class Summary:
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
     quarantined: dict[str, dict[str, str]] = field(default_factory=dict)  # feature → id → reason
     refused: list[str] = field(default_factory=list)  # what of the corpus has no row: a missing session, a bad line
-    unavailable: dict[str, str] = field(default_factory=dict)  # features that have no weights here, and why
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0  # wall clock
     audio_seconds: float = 0.0  # decoded
@@ -111,9 +112,7 @@ class ExtractionRun:
         opened = {feature.resolved.spec.name: store.add(feature.resolved.spec) for feature in plan.features}
         deviations: dict[str, float] = {}
         if config.check:
-            from .check import deviations as measure
-
-            deviations = measure(plan, config.check)
+            deviations = measure_deviations(plan, config.check)
             for name, most in deviations.items():
                 opened[name].annotate(check={"utterances": config.check, "max_relative": most})
         total = TaskResult()
@@ -128,7 +127,6 @@ class ExtractionRun:
             store=str(config.store),
             corpus=corpus,
             refused=[str(problem) for problem in plan.scan.refused],
-            unavailable={name: str(fault) for name, fault in plan.unavailable.items()},
             warnings=[*plan.scan.warnings],
             seconds=time.perf_counter() - begun,
             audio_seconds=total.audio_seconds,
@@ -165,13 +163,6 @@ class ExtractionRun:
         config, tasks = self.plan.config, self.tasks
         if not tasks:
             return
-        if config.scheduler is not None:
-            seen = StoreProgress(self.plan, report)
-            for result in run_on_cluster(seen.left(tasks), config.scheduler, config.insecure, seen.update):
-                seen.add(result)
-                yield result
-            seen.update(anew=True)
-            return
         done, total = Counter[str](), self.totals
 
         def progress(stage: str, count: int) -> None:
@@ -179,15 +170,18 @@ class ExtractionRun:
             if report:
                 report(stage, min(done[stage], total[stage]), total[stage])
 
-        worker = self.worker
-        if self.processes == 1:
-            worker.on_stage = progress
-            yield from worker.run(tasks)
+        results: Iterable[TaskResult]
+        if config.scheduler is not None:
+            results = run_on_cluster(tasks, config.scheduler, config.insecure)
+        elif self.processes > 1:
+            self.worker.close()  # the processes open extractors of their own
+            asked = replace(self.plan.worker_config(), threads=self.worker.config.threads)  # each chooses its device
+            results = engines.run(extract_task, [replace(task, config=asked) for task in tasks], self.processes)
+        else:
+            self.worker.on_stage = progress
+            yield from self.worker.run(tasks)
             return
-        worker.close()  # the processes open extractors of their own
-        asked = replace(self.plan.worker_config(), threads=worker.config.threads)  # each chooses its device
-        here = [replace(task, config=asked) for task in tasks]
-        for result in engines.run(extract_task, here, self.processes):
+        for result in results:
             for stage, count in result.stages.items():
                 progress(stage, count)
             yield result
@@ -195,15 +189,7 @@ class ExtractionRun:
     @cached_property
     def totals(self) -> Counter[str]:
         """By stage, how many utterances it has to do: without those that the scan found unusable."""
-        total = Counter[str]()
-        names = {feature.resolved.spec.fingerprint: feature.resolved.spec.feature for feature in self.plan.features}
-        for task in self.tasks:
-            usable = {utterance.id for utterance in task.utterances if not utterance.problem}
-            stages = {"decode": usable} if task.modality == "audio" else {}
-            for fingerprint, ids in task.missing.items():
-                stages[names[fingerprint]] = stages.get(names[fingerprint], set()) | (ids & usable)
-            total.update({stage: len(ids) for stage, ids in stages.items()})
-        return total
+        return sum((task.stages for task in self.tasks), Counter[str]())
 
     def estimate(self) -> float | None:
         """The seconds that the plan will take on this machine, as far as a few utterances can tell.

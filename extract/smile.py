@@ -8,9 +8,11 @@ are those of `opensmile.Smile(set, level).feature_names`.
 import threading
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from pathlib import PurePath
+from typing import Any, Literal
 
 import numpy as np
+import opensmile
 
 from ser.errors import UtteranceError, WrongUse, unknown
 
@@ -19,21 +21,8 @@ from .extractors import Extractor
 
 SmileLevel = Literal["functionals", "lld", "deltas"]
 LARGEST_SAMPLE = 32767 / 32768  # openSMILE casts x * 32768 to int16: 1.0 would wrap to -1.0
-# Set → its name in the package opensmile; values of its functionals, low-level descriptors, and their deltas.
-SETS: dict[str, tuple[str, int, int, int]] = {
-    "IS09_emotion": ("IS09", 384, 16, 16),
-    "IS10_paraling_compat": ("IS10", 1582, 38, 38),
-    "IS11_speaker_state": ("IS11", 4368, 59, 59),
-    "IS12_speaker_trait_compat": ("IS12", 6125, 64, 64),
-    "IS13_ComParE": ("IS13", 6373, 65, 65),
-    "ComParE_2016": ("ComParE_2016", 6373, 65, 65),
-    "GeMAPSv01a": ("GeMAPS", 62, 18, 0),
-    "GeMAPSv01b": ("GeMAPSv01b", 62, 18, 0),
-    "eGeMAPSv01a": ("eGeMAPS", 88, 23, 0),
-    "eGeMAPSv01b": ("eGeMAPSv01b", 88, 23, 0),
-    "eGeMAPSv02": ("eGeMAPSv02", 88, 25, 0),
-    "emobase": ("emobase", 988, 26, 26),
-}
+SETS = {PurePath(one.value).name: one for one in opensmile.FeatureSet}  # by the name of their configuration file
+LEVELS = {"functionals": "func", "lld": "lld", "deltas": "lld_de"}
 # Utterances that are too short are named below, and old sets by the user. (catch_warnings is not safe in threads.)
 warnings.filterwarnings("ignore", "Segment too short|Feature set .* is deprecated", UserWarning)
 
@@ -50,12 +39,9 @@ class SmileConfig:
     clip: float = field(default=LARGEST_SAMPLE, init=False)
 
 
-def open_smile(config: SmileConfig) -> Any:
-    """The library itself: `[channels, values, rows]` of samples and their rate."""
-    import opensmile
-
-    level = {"functionals": "func", "lld": "lld", "deltas": "lld_de"}[config.level]
-    return opensmile.Smile(opensmile.FeatureSet[SETS[config.feature_set][0]], opensmile.FeatureLevel(level))
+def open_smile(config: SmileConfig) -> opensmile.Smile:
+    """The library itself. Raises `ValueError` for a level that the set does not have."""
+    return opensmile.Smile(SETS[config.feature_set], opensmile.FeatureLevel(LEVELS[config.level]))
 
 
 _local = threading.local()  # one openSMILE per thread: nothing is shared that a later release could make stateful
@@ -74,18 +60,20 @@ class SmileExtractor(Extractor):
         asked = settings.pop("set", None)
         if asked is None:
             raise WrongUse(f"smile needs a set, as in smile:set=eGeMAPSv02; known: {', '.join(SETS)}")
-        named = {**{one: one for one in SETS}, **{short: one for one, (short, *_) in SETS.items()}}
-        if asked not in named:
+        name = next((name for name, one in SETS.items() if asked in (name, one.name)), None)
+        if name is None:
             raise unknown("set of openSMILE", asked, SETS)
-        config = SmileConfig(named[asked], **settings)
-        if not cls.dim(config, None):
-            raise WrongUse(f"level={config.level}: {config.feature_set} gives no deltas apart; ask for level=lld")
+        config = SmileConfig(name, **settings)
+        try:
+            open_smile(config)
+        except ValueError:
+            raise WrongUse(f"level={config.level}: {name} gives no deltas apart; ask for level=lld") from None
         return config
 
     @classmethod
     def dim(cls, config: SmileConfig, checkpoint: Any) -> int:
         """Values of a row: for the functionals of IS13_ComParE, 6373."""
-        return SETS[config.feature_set][1:][get_args(SmileLevel).index(config.level)]
+        return int(open_smile(config).num_features)
 
     @classmethod
     def hop(cls, config: SmileConfig, checkpoint: Any) -> float | None:

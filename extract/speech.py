@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ser.errors import UtteranceError, WeightsError, WrongUse
+from ser.errors import UtteranceError, WrongUse
 from ser.weights import Checkpoint
-from ser.weights.find import Count
+from ser.weights.find import Count, loading
 
 from .audio import CHANNELS, RESAMPLER, Clip
-from .extractors import Encoder, Layer, Outcome, Precision, Rows, batches
+from .extractors import Encoder, Layer, Outcome, Precision, batches
 
 RATE = 16000  # Hz, of every encoder of these families
 FRAME = 320  # samples between the frames of Whisper and Wav2Vec2-BERT
@@ -188,30 +188,25 @@ class SpeechExtractor(Encoder):
 
     def run(self, batch: Sequence[Clip]) -> list[Outcome]:
         """The frames of each clip, `[frames, dim]` of each spec, or their mean `[1, dim]`."""
-        stored: list[list[Outcome]] = [[] for _ in batch]  # of each window of each clip
+        windows: list[list[Any]] = [[] for _ in batch]  # of each clip: of each window the rows of each spec
         frames: list[list[int]] = [[] for _ in batch]
-        pieces: list[Piece] = []
-        for row, clip in enumerate(batch):
-            samples = clip.at(RATE)
-            if len(samples) < self.least:
-                reason = f"is too short for {self.label} ({len(samples)} of {self.least} samples)"
-                stored[row].append(UtteranceError(reason))
-            else:
-                pieces += self.cut(row, samples)
+        waves = [clip.at(RATE) for clip in batch]
+        pieces = [one for row, wave in enumerate(waves) if len(wave) >= self.least for one in self.cut(row, wave)]
         # An hour has many windows: they too go in calls of at most `batch_seconds`, padded.
         most = max(self.batch_seconds, getattr(self.config, "window", 0)) if self.batch_seconds else None
         for group in batches(pieces, lambda piece: piece.seconds, most):
             for piece, layers in zip(group, self.forward([piece.samples for piece in group]), strict=True):
                 kept = [Layer(*(array[piece.keep] for array in layer)) for layer in layers]
-                frames[piece.utterance].append(len(kept[0].values))
                 if 2 * len(kept[0].values) < len(layers[0].values):  # of Whisper's 30 s: the rest is let go
                     kept = [Layer(values.copy(), peaks) for values, peaks in kept]
-                rows = [
-                    layer.values.mean(0, dtype=np.float64, keepdims=True) if config.pool == "mean" else layer
-                    for layer, config in zip(kept, self.configs, strict=True)
-                ]
-                stored[piece.utterance].append(self.outcome(rows))
-        return [self.joined(*windows) for windows in zip(stored, frames, strict=True)]
+                frames[piece.utterance].append(len(kept[0].values))
+                windows[piece.utterance].append(
+                    [
+                        layer.values.mean(0, dtype=np.float64, keepdims=True) if config.pool == "mean" else layer
+                        for layer, config in zip(kept, self.configs, strict=True)
+                    ]
+                )
+        return [self.joined(*one) for one in zip(waves, windows, frames, strict=True)]
 
     def prepared(self, samples: np.ndarray) -> np.ndarray:
         """The whole waveform `[n]` as the model takes it."""
@@ -220,21 +215,19 @@ class SpeechExtractor(Encoder):
         # As the Wav2Vec2 feature extractor computes it.
         return ((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)).astype(np.float32)
 
-    def joined(self, windows: list[Outcome], frames: list[int]) -> Outcome:
-        """The rows of one utterance of windows with so many frames, or the fault of a window of it."""
-        found: list[dict[str, Rows]] = []
-        for window in windows:
-            if isinstance(window, UtteranceError):
-                return window
-            found.append(window)
-        if len(found) == 1:
-            return found[0]
-        whole = {name: np.concatenate([rows[name].values for rows in found]) for name in found[0]}
-        for spec, config in zip(self.specs, self.configs, strict=True):
+    def joined(self, wave: np.ndarray, windows: list[Any], frames: list[int]) -> Outcome:
+        """The rows of one utterance, which are those of its windows with so many frames each."""
+        if not windows:
+            return UtteranceError(f"is too short for {self.label} ({len(wave)} of {self.least} samples)")
+        if len(windows) == 1:
+            return self.outcome(windows[0])
+        whole: list[Any] = []
+        for spec, config, *rows in zip(self.specs, self.configs, *windows, strict=True):
             if config.pool == "mean":
-                mean = np.average(whole[spec.fingerprint], axis=0, weights=frames)[None]
-                whole[spec.fingerprint] = mean.astype(spec.dtype)
-        return {name: Rows(values, finite=True) for name, values in whole.items()}
+                whole.append(np.average(np.concatenate(rows).astype(spec.dtype), axis=0, weights=frames)[None])
+            else:
+                whole.append(Layer(*map(np.concatenate, zip(*rows, strict=True))))
+        return self.outcome(whole)
 
     def cut(self, utterance: int, samples: np.ndarray) -> list[Piece]:
         """One piece, or the overlapping windows of a long utterance."""
@@ -276,14 +269,11 @@ class FilterbankExtractor(SpeechExtractor):
         Encoder.open(self)
         assert self.checkpoint is not None
         folder = self.checkpoint.path
-        try:
+        with loading(f"{folder}: its preprocessor does not fit"):
             self.features = getattr(transformers, self.preprocessor).from_pretrained(folder, local_files_only=True)
             probe = self.features(np.zeros(RATE, np.float32), sampling_rate=RATE, return_tensors="np")
             if probe.input_features.shape[1:] != (expected := self.shape(probe.input_features.shape[1])):
                 raise ValueError(f"it gives {probe.input_features.shape[1:]} values, and the model takes {expected}")
-        except Exception as fault:  # transformers raises nearly every kind
-            reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-            raise WeightsError(f"{folder}: its preprocessor does not fit: {reason}") from fault
         self.frame, self.stride, self.field = FRAME, 1, 1
 
     def shape(self, frames: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import Checkpoint
+from ser.weights.find import loading
 
 from .extractors import Encoder, Layer, Outcome, Precision
 
@@ -39,11 +40,6 @@ class TextConfig:
     tags: Literal["keep", "remove"] = "keep"  # [LAUGHTER] and its like
     most: int = MOST  # tokens with the special ones; a longer text is cut, with a warning
     precision: Precision = "float32"
-
-
-def cleaned(text: str, tags: str) -> str:
-    """The transcript as the tokenizer gets it."""
-    return " ".join(TAG.sub(" ", text).split()) if tags == "remove" else text
 
 
 class TextExtractor(Encoder):
@@ -75,7 +71,7 @@ class TextExtractor(Encoder):
         super().open()
         assert self.checkpoint is not None
         folder = self.checkpoint.path
-        try:
+        with loading(f"{folder}: its tokenizer cannot be loaded"):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
@@ -83,9 +79,6 @@ class TextExtractor(Encoder):
             known, special = self.model.get_input_embeddings().num_embeddings, self.tokenizer.all_special_ids
             if self.tokenizer.pad_token_id is None or max(special) >= known:
                 raise ValueError("it has no padding token, or special tokens that the model does not know")
-        except Exception as fault:  # transformers raises nearly every kind
-            reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-            raise WeightsError(f"{folder}: its tokenizer cannot be loaded: {reason}") from fault
         if not self.tokenizer.is_fast:
             raise WeightsError(f"{folder}: its tokenizer gives no offsets; save a fast one (tokenizer.json)")
         self.padding = self.tokenizer.pad_token_id
@@ -106,7 +99,9 @@ class TextExtractor(Encoder):
         """The tokens of each transcript, `[tokens, dim]` of each spec."""
         why = ("its transcript is empty", "its transcript is empty without its tags")
         outcomes: list[Outcome] = [UtteranceError(why[bool(text.strip())]) for text in batch]
-        texts = {row: text for row, raw in enumerate(batch) if (text := cleaned(raw, self.config.tags)).strip()}
+        if self.config.tags == "remove":
+            batch = [" ".join(TAG.sub(" ", text).split()) for text in batch]
+        texts = {row: text for row, text in enumerate(batch) if text.strip()}
         ask = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
         with self._tokenizing:
             tokens = [self.tokenizer(text, **ask) for text in texts.values()]

@@ -42,18 +42,6 @@ def part_names(folder: Path) -> set[str]:
         return set()
 
 
-def new_parts(folder: Path, known: set[str]) -> Iterator[PartRecord]:
-    """The records of published parts that are not `known`, and are from now on; `Feature.parts` names unreadable ones.
-
-    Unlike a `Feature`, it reads nothing of the parts that were there before.
-    """
-    names = part_names(folder) - known
-    known |= names
-    for name in names:
-        with contextlib.suppress(SerError):
-            yield read_checksummed(folder / "parts" / name / "part.json", PartRecord)
-
-
 @dataclass
 class TaskResult:
     """What became of one task, or of several: counts by fingerprint, and by stage the share of the clock it took."""
@@ -115,8 +103,7 @@ class PartPipeline:
 
     def __init__(self, worker: "Worker", task: ExtractionTask, pools: Pools) -> None:
         self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult()
-        wanted = [one.spec for one in worker.config.resolved if one.spec.fingerprint in task.missing]
-        self.before = {spec.fingerprint: part_names(worker.config.folder(spec)) for spec in wanted}
+        self.before = {spec.fingerprint: part_names(worker.config.folder(spec)) for spec in task.specs}
         # First in, first out: whatever an extractor waits for was submitted before it.
         self.inputs = {one.id: pools.decoders.submit(self._read, one) for one in task.utterances}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
@@ -189,11 +176,9 @@ class PartPipeline:
                 result.warnings += [(warning, id_) for warning in dict.fromkeys(clip.warnings)]
         self.inputs.clear()
         start = time.perf_counter()
-        for one in config.resolved:
-            name = one.spec.fingerprint
-            if not (missing := self.task.missing.get(name)):
-                continue
-            there = self._published(one.spec)
+        for spec in self.task.specs:
+            name = spec.fingerprint
+            missing, there = self.task.missing[name], self._published(spec)
             inputs, bad = list[str](), list[Quarantine]()
             rows = PartRows(config.corpus, inputs=inputs, finite=True)
             for utterance in self.task.utterances:
@@ -213,7 +198,7 @@ class PartPipeline:
             if config.keep_quarantine:
                 rows.quarantined = bad
             if rows.ids or rows.quarantined:
-                self.worker.store.add(one.spec).publish(rows, config.backend, dict(config.written_by))
+                self.worker.store.add(spec).publish(rows, config.backend, dict(config.written_by))
             result.computed[name] += len(rows.ids)
             if bad:
                 result.quarantined[name] = bad
@@ -227,11 +212,13 @@ class PartPipeline:
         other names. If it is stopped again between this look and the rename of what it writes, or if two look at the
         same moment, rows do appear twice: they are equal, and the first by name counts.
         """
-        config = self.worker.config
-        mine = [
-            one for one in new_parts(config.folder(spec), self.before[spec.fingerprint]) if one.corpus == config.corpus
-        ]
-        return {pair for one in mine for pair in zip(one.ids, one.inputs, strict=True)}
+        folder, found = self.worker.config.folder(spec), set[tuple[str, str | None]]()
+        for name in part_names(folder) - self.before[spec.fingerprint]:
+            with contextlib.suppress(SerError):  # `Feature.parts` names one that cannot be read
+                part = read_checksummed(folder / "parts" / name / "part.json", PartRecord)
+                if part.corpus == self.worker.config.corpus:
+                    found.update(zip(part.ids, part.inputs, strict=True))
+        return found
 
 
 class Worker:
@@ -242,8 +229,9 @@ class Worker:
     their own, fed by decoding threads that never wait behind the slower CPU extractors.
     """
 
-    def __init__(self, config: WorkerConfig, on_stage: Callable[[str, int], None] | None = None) -> None:
-        self.config, self.on_stage = config, on_stage
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        self.on_stage: Callable[[str, int], None] | None = None
         self.on_gpu = config.device != "cpu"
         self.most = config.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
         self._extractors: dict[Modality, list[Extractor]] = {}

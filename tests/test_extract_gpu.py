@@ -88,7 +88,7 @@ def test_a_dask_worker_with_a_gpu_has_several_parts_in_hand(tmp_path: Path, monk
     tasks = [replace(task, config=replace(task.config, resolved=(modelled,))) for task in made.tasks()]
     here = {"processes": False, "n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
     with distributed.LocalCluster(resources={"GPU": 1}, **here) as cluster:
-        results = list(run_on_cluster(tasks, cluster.scheduler_address, False, lambda: None))
+        results = list(run_on_cluster(tasks, cluster.scheduler_address, False))
     assert sum(sum(result.computed.values()) for result in results) == len(tasks) == len(TEXTS)
     assert 3 <= disk.peak <= 4 and len(writers(tmp_path / "store")) == len(TEXTS)
 

@@ -346,6 +346,8 @@ def test_an_hour_is_cut_into_windows(tmp_path: Path, models: dict[str, str]) -> 
         ({"features": ""}, "no feature is named"),
         ({"features": "logmel:window=inf"}, "window is a number"),
         ({"features": "logmel", "device": "tpu"}, "cuda:N"),
+        ({"features": "logmel", "device": "cuda:7"}, "cuda:7: torch finds no such device here"),
+        ({"features": "logmel", "device": "cuda:7", "scheduler": "local:2"}, "torch finds no such device here"),
         ({"features": "logmel:hop=nan"}, "hop is a number"),
         (
             {"features": "hubert", "models": {"hubert": "/no/weights"}, "corpus": Path("elsewhere")},

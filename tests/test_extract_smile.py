@@ -2,7 +2,6 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import get_args
 
 import numpy as np
 import opensmile
@@ -11,12 +10,10 @@ import pytest
 from ser.errors import UtteranceError, WrongUse
 from ser.extract.audio import Clip, decode
 from ser.extract.registry import load_extractors, resolve
-from ser.extract.smile import SETS, SmileLevel
+from ser.extract.smile import SETS
 from ser.tests.shared_data import emodb
 
-LEVELS = dict(
-    zip(get_args(SmileLevel), ("Functionals", "LowLevelDescriptors", "LowLevelDescriptors_Deltas"), strict=True)
-)
+LEVELS = {"functionals": "Functionals", "lld": "LowLevelDescriptors", "deltas": "LowLevelDescriptors_Deltas"}
 
 
 def direct(samples: np.ndarray, of: str = "IS13", level: str = "Functionals") -> np.ndarray:
@@ -55,14 +52,14 @@ def test_is13_is_not_compare_2016() -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_set_equals_the_library_in_threads_too(level: str) -> None:
-    clip, sets = Clip(noise(1.0), 16000), [name for name in SETS if level != "deltas" or SETS[name][3]]
-    assert {one.name for one in opensmile.FeatureSet} == {member for member, *_ in SETS.values()}
+    clip, sets = Clip(noise(1.0), 16000), [name for name in SETS if level != "deltas" or "eMAPS" not in name]
+    assert len(sets) == (7 if level == "deltas" else 12)
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda name: run(clip, f"smile:set={name},level={level}"), sets))
     for name, ours in zip(sets, found, strict=True):
         assert isinstance(ours, np.ndarray)
-        assert np.array_equal(ours, direct(clip.samples, SETS[name][0], LEVELS[level])), name
-        [by_member] = resolve([f"smile:set={SETS[name][0]},level={level}"], {}, "float16")
+        assert np.array_equal(ours, direct(clip.samples, SETS[name].name, LEVELS[level])), name
+        [by_member] = resolve([f"smile:set={SETS[name].name},level={level}"], {}, "float16")
         spec = by_member.spec
         assert (spec.dim, spec.config["feature_set"], spec.dtype) == (ours.shape[1], name, "float32")
         assert (spec.level, spec.hop) == (("utterance", None) if level == "functionals" else ("frame", 0.01))
@@ -71,7 +68,7 @@ def test_every_set_equals_the_library_in_threads_too(level: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("smile", "smile needs a set, as in smile:set=eGeMAPSv02; known: IS09_emotion"),
+        ("smile", "smile needs a set, as in smile:set=eGeMAPSv02; known: ComParE_2016"),
         ("smile:set=eGeMAPSv2", "did you mean eGeMAPSv02"),
         ("egemaps:set=IS09", "unknown setting of egemaps"),
         ("egemaps:level=deltas", "eGeMAPSv02 gives no deltas apart; ask for level=lld"),

@@ -18,7 +18,7 @@ from ser.train.data.dataset import DataCache, Standardizer, with_views
 from ser.train.data.features import load_dataset
 from ser.train.data.labels import DIMENSIONS
 from ser.train.data.splits import make_folds
-from ser.train.experiment import Experiment, prepare, run_experiment
+from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit_many import can_train_together
 from ser.train.report.cells import group_runs
 from ser.train.report.provenance import command
@@ -359,14 +359,22 @@ def test_ratings_of_several_corpora_are_on_one_scale(tmp_path: Path) -> None:
         store.put_manifest(manifest)
         add_feature(store, manifest, "is13", make_rows(manifest, "is13"))
 
+    def job(corpora: str, *settings: str) -> Job:
+        return prepare(Experiment("is13", "audio", store=store.path, corpus=corpora, target="vad", set=settings))[0]
+
     def scale(corpora: str, *settings: str) -> str:
-        asked = Experiment("is13", "audio", store=store.path, corpus=corpora, target="vad", set=settings)
-        return prepare(asked)[0].plan.training.vad_scale
+        return job(corpora, *settings).plan.training.vad_scale
+
+    both = job("tiny+podcast")
+    joined, whose = both.data.utterances.dimensions, np.array(both.data.utterances.corpora)
+    for corpus, high in (("tiny", 5), ("podcast", 7)):
+        own = job(corpus).data.utterances.dimensions
+        assert np.allclose(joined[whose == corpus], 2 * (own - 1) / (high - 1) - 1), "each by its own scale"
+    assert scale("tiny+podcast") == "-1..1"
 
     assert scale("tiny+improv") == scale("improv") == "1..5" and scale("podcast") == "1..7"
     for corpora, settings, says in (
-        ("tiny+podcast", (), r"\(podcast 1\.\.7, tiny 1\.\.5\), and a model learns one"),
-        ("tiny+podcast", ("vad_scale=1..7",), "train on corpora of one scale"),
+        ("tiny+podcast", ("vad_scale=1..7",), r"\(podcast 1\.\.7, tiny 1\.\.5\).*normalised by its own; leave"),
         ("improv+tiny", ("vad_scale=2..5",), "corpus improv has ratings from 1.5 to 4.5"),
         ("tiny+unrated", (), "no utterance of unrated is left by --target, --only or --limit"),
     ):

@@ -96,7 +96,7 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     data, fusion = load_dataset(*what, cache=cache, **asked)
     also = [assignment for assignment in experiment.also_set if has_setting(fusion, assignment)]
     settings, training = parse_settings(fusion, [*experiment.set, *also], experiment.epochs)
-    training = TARGETS[experiment.target].settled(fusion, settings, training, data)
+    training, data = TARGETS[experiment.target].settled(fusion, settings, training, data)
     if getattr(settings, "finetune_layers", 0) != 0:
         fusion, data = with_encoder(fusion, settings, data, experiment.model)
     scaled = any(getattr(settings, f"standardise_{modality}", False) for modality in data.dims)

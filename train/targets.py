@@ -80,8 +80,13 @@ class Target:
             model.predictions = self.predictions  # type: ignore[assignment]
         return model
 
-    def settled(self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset) -> TrainingSettings:
-        """The training settings with what this target chooses by itself. Raises `WrongUse` for what it cannot use."""
+    def settled(
+        self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset
+    ) -> tuple[TrainingSettings, Dataset]:
+        """The training settings with what this target chooses by itself, and the data with its ratings on one scale.
+
+        Raises `WrongUse` for what it cannot use.
+        """
         usual = TrainingSettings()
         for key in self.unused:
             if getattr(training, key) != getattr(usual, key):
@@ -93,7 +98,7 @@ class Target:
                 known = " or ".join(self.select)
                 raise WrongUse(f"--set select_score={training.select_score}: --target {self.name} selects by {known}")
             training = replace(training, select_score=self.select[0])
-        return training
+        return training, data
 
     def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:
         """What the loss compares the outputs for all utterances with; None is their classes, int64 `[n]`.
@@ -201,9 +206,11 @@ class Vad(Target):
     select: tuple[Score, ...] = ("ccc",)
     unused: tuple[str, ...] = ("vad_weight", "soft_labels", *IMBALANCE)
 
-    def settled(self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset) -> TrainingSettings:
-        """With the scale of the corpus in the place of `auto`."""
-        training = super().settled(fusion, settings, training, data)
+    def settled(
+        self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset
+    ) -> tuple[TrainingSettings, Dataset]:
+        """With the scale of the corpus in the place of `auto`; several corpora's, each by its own, become −1 to 1."""
+        training, data = super().settled(fusion, settings, training, data)
         if getattr(settings, "released", False):
             raise WrongUse(
                 f"released=true makes probabilities of classes alone; leave it out with --target {self.name}"
@@ -214,12 +221,18 @@ class Vad(Target):
         known = {name: _known_scale(data.utterances, np.flatnonzero(corpora == name)) for name in np.unique(corpora)}
         scales = {scale for scale in known.values() if scale is not None}
         if len(scales) > 1:
-            listed = ", ".join(f"{name} {scale}" for name, scale in known.items() if scale is not None)
-            raise WrongUse(
-                f"--target {self.name}: the raters of these corpora used other scales ({listed}), and a model learns "
-                "one; train on corpora of one scale"
-            )
-        if training.vad_scale == "auto":
+            if training.vad_scale != "auto" or None in known.values():
+                listed = ", ".join(f"{name} {scale or 'not known'}" for name, scale in known.items())
+                raise WrongUse(
+                    f"--target {self.name}: the raters of these corpora used other scales ({listed}), and each is "
+                    "normalised by its own; leave --set vad_scale out, and corpora whose scale is not known"
+                )
+            ends = {name: scale_of(replace(training, vad_scale=scale or "")) for name, scale in known.items()}
+            low, high = np.array([ends[name] for name in corpora]).T[..., None]
+            ratings = 2 * (data.utterances.dimensions - low) / (high - low) - 1
+            data = replace(data, utterances=replace(data.utterances, dimensions=ratings))
+            training = replace(training, vad_scale="-1..1")
+        elif training.vad_scale == "auto":
             if unknown := [name for name, scale in known.items() if scale is None]:
                 raise WrongUse(
                     f"--target {self.name}: the scale on which corpus {unknown[0]} rates valence, arousal and "
@@ -234,7 +247,7 @@ class Vad(Target):
                     f"--set vad_scale={training.vad_scale}: corpus {name} has ratings from {ratings.min():g} to "
                     f"{ratings.max():g}; give the scale that its raters used"
                 )
-        return training
+        return training, data
 
     def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:
         """The ratings, the ends of their scale at −1 and 1, `[n, D]`; before them class numbers or soft labels."""

@@ -6,9 +6,9 @@ Only safetensors are read. A pickle is opened by `ser weights convert` alone (se
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -111,7 +111,7 @@ def find_checkpoint(id_or_folder: str | Path, option: str = "--model NAME=PATH")
     name = str(id_or_folder)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        path, model = folder, folder.resolve().name
+        path, model = folder.absolute(), folder.resolve().name
     elif folder.exists():
         raise WeightsError(f"{name} is a file; give the folder that holds config.json and model.safetensors")
     else:
@@ -258,6 +258,15 @@ def list_checkpoints() -> list[dict[str, Any]]:
     return found
 
 
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Any fault in the context is a `WeightsError` that says `what`: transformers raises nearly every kind."""
+    try:
+        yield
+    except Exception as fault:
+        raise WeightsError(f"{what}: {(str(fault).splitlines() or [type(fault).__name__])[0]}") from fault
+
+
 def load_encoder(checkpoint: Checkpoint, kind: str = "AutoModel") -> Any:
     """The encoder as a `torch.nn.Module` in float32 and eval mode, without any head; or another `kind` of model.
 
@@ -269,7 +278,7 @@ def load_encoder(checkpoint: Checkpoint, kind: str = "AutoModel") -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     extra = {"add_pooling_layer": False} if checkpoint.architecture in {"bert", "mpnet"} else {}
-    try:
+    with loading(f"{checkpoint.path} cannot be loaded as {checkpoint.architecture}"):
         model, info = getattr(transformers, kind).from_pretrained(
             checkpoint.path,
             dtype=torch.float32,
@@ -279,9 +288,6 @@ def load_encoder(checkpoint: Checkpoint, kind: str = "AutoModel") -> Any:
             output_loading_info=True,
             **extra,
         )
-    except Exception as fault:  # transformers raises nearly every kind
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise WeightsError(f"{checkpoint.path} cannot be loaded as {checkpoint.architecture}: {reason}") from fault
     # SpecAugment's mask vector serves training alone, and no feature comes from a pooler.
     lacking = sorted(key for key in info["missing_keys"] if not key.startswith(("masked_spec_embed", "pooler.")))
     lacking += [str(entry[0]) for entry in info.get("mismatched_keys", [])]

@@ -23,7 +23,7 @@ from ser.cache.manifest import LONGEST_ID, IdsSeen, Manifest, Parent, invisible
 from ser.cache.store import check_name
 from ser.errors import CodedAudio, UtteranceError, WrongUse, printable, unknown
 
-from ..audio import check_wav, open_audio, read_bytes
+from ..audio import open_audio, read_bytes
 from . import DETECTORS, FITS, FORMATS, READ_DESCRIBED, TRANSCRIPTS
 
 
@@ -255,14 +255,11 @@ def probe(path: Path) -> Probe:
     try:
         data = read_bytes(path)
         sha256 = hashlib.sha256(data).hexdigest()
-        seconds, _ = check_wav(data)
-        if not seconds:
-            file, _ = open_audio(data, path.name)  # slower by half
-            with file:
-                seconds = file.frames / file.samplerate
+        file, _ = open_audio(data, path.name)
     except UtteranceError as fault:
         return Probe(sha256, fault=str(fault), coded=isinstance(fault, CodedAudio))
-    return Probe(sha256, seconds)
+    with file:
+        return Probe(sha256, file.frames / file.samplerate)
 
 
 def visible(folder: Path, suffix: str) -> list[Path]:

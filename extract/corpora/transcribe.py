@@ -24,7 +24,7 @@ from ser.cache.transcripts import put_transcripts, read_transcripts, short_hash
 from ser.engines.machine import choose_device, exact_arithmetic
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import find_checkpoint, load_encoder
-from ser.weights.find import parse_models
+from ser.weights.find import loading, parse_models
 
 from ..audio import CHANNELS, RESAMPLER, Clip
 from ..extractors import GPU_SECONDS, batches
@@ -95,11 +95,8 @@ class Transcription:
         if self.config.language and f"<|{self.config.language}|>" not in known:
             codes = ", ".join(sorted(code.strip("<|>") for code in known)) or "none: it is told no language"
             raise WrongUse(f"--language {self.config.language}: {self.checkpoint.model} knows {codes}")
-        try:
+        with loading(f"{self.checkpoint.path}: its tokenizer cannot be loaded"):
             model.processor = transformers.WhisperProcessor.from_pretrained(self.checkpoint.path, local_files_only=True)
-        except Exception as fault:  # transformers raises nearly every kind
-            reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-            raise WeightsError(f"{self.checkpoint.path}: its tokenizer cannot be loaded: {reason}") from fault
         return model
 
     def run(self, on_progress: Callable[[str, int, int], None] | None = None) -> Scan:
