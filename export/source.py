@@ -44,7 +44,8 @@ def source_of(roots: Iterable[Any]) -> str:
                 if isinstance(one, ast.Name):
                     add(module, one.id)
             assigned = isinstance(node, ast.Assign | ast.AnnAssign)
-            pieces.append(ast.unparse(node) if assigned else f"\n{getsource(value)}")
+            written = ast.get_source_segment(getsource(import_module(module)), node)
+            pieces.append(str(written) if assigned else f"\n{getsource(value)}")
 
     for root in roots:
         add(root.__module__, root.__name__)
