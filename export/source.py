@@ -18,16 +18,18 @@ def source_of(roots: Iterable[Any]) -> str:
 
     What `plain_layers` defines is imported from there in the place of the fast form.
     """
-    imports, pieces, seen = dict[str, set[str]](), list[str](), set[tuple[str, str]]()
+    imports, pieces, seen = dict[str, set[str]](), list[str](), dict[ast.stmt, str]()  # nodes, with their names
 
     def add(module: str, name: str) -> None:
         """A name of a module, after all that it uses."""
         node = _statements(module).get(name)
-        if node is None or (module, name) in seen:
+        if node is None or node in seen:
             return
-        seen.add((module, name))
+        ours = not isinstance(node, ast.Import | ast.ImportFrom)
+        assert not (ours and name in seen.values()), f"{module}.{name}: another {name} goes into the same file"
+        seen[node] = name if ours else ""
         value = getattr(import_module(module), name)
-        if module in FAST and name in vars(plain_layers) and not isinstance(node, ast.Import | ast.ImportFrom):
+        if module in FAST and name in vars(plain_layers) and ours:
             imports.setdefault("from plain_layers import", set()).add(name)
         elif isinstance(node, ast.Import):
             imports.setdefault(f"import {ast.unparse(node.names[0])}", set())
@@ -66,5 +68,5 @@ def _statements(module: str) -> dict[str, ast.stmt]:
             found[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {target.id: node for target in targets if isinstance(target, ast.Name)}
+            found |= {one.id: node for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
     return found

@@ -42,7 +42,7 @@ CODED_BYTES = re.compile(
     rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |FLV\x01|0&\xb2u\x8ef\xcf|#!AMR|\xff[\xf0\xf1\xf8\xf9]|\0\0\x01\xba",
     re.DOTALL,
 )
-PLAIN = {1, 3, 6, 7, 0xFFFE}  # WAVE format tags whose samples have one size: PCM, float, A-law, µ-law, extensible
+SIZED = {1, 3, 6, 7, 0xFFFE}  # WAVE format tags whose samples have one size: PCM, float, A-law, µ-law, extensible
 _UNDECODABLE = (sf.LibsndfileError, RuntimeError, ValueError, OverflowError)
 # What a name itself can be wrong by: nothing there, a link to itself, a folder, a socket. All else is the disk's fault.
 _MISNAMED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
@@ -211,7 +211,7 @@ def check_wav(data: bytes) -> tuple[float | None, list[str]]:
                 return None, ["data chunk of unknown length, as a pipe writes it"]
             if size > there:
                 raise UtteranceError(f"is cut short: its data chunk says {size} bytes, the file holds {there}")
-            plain = tag in PLAIN and rate and block
+            plain = tag in SIZED and rate and block
             return size // block / rate if plain else None, []
         at += size + size % 2  # chunks are padded to even lengths
     raise UtteranceError("is a WAV file without a data chunk: cut short, or its header is wrong")

@@ -1,6 +1,7 @@
 """An exported run gives what `ser predict` gives, in a process that cannot import ser."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 
-from ser.errors import CorruptStore, WrongUse
+from ser.errors import CorpusError, CorruptStore, WrongUse
 from ser.export import export, plain_layers
 from ser.export.source import source_of
 from ser.predict import Predictor, Turn
@@ -29,7 +31,8 @@ import json, runpy, sys
 sys.modules["ser"], sys.path[0] = None, ""
 for folder, *arguments in json.load(sys.stdin):
     sys.argv, sys.path[0], fault = ["run.py", *arguments], folder, None
-    sys.modules.pop("model", None)
+    for name in ("model", "audio"):
+        sys.modules.pop(name, None)
     try:
         runpy.run_path(f"{folder}/run.py", run_name="__main__")
     except SystemExit as exit:
@@ -57,24 +60,38 @@ def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path
         else:
             said = export(predictor.run.path, tmp_path / name)
             assert "model.onnx" in said and said in (tmp_path / name / "README.md").read_text()
+            assert len((tmp_path / name / "run.py").read_text().splitlines()) < 70
         spoken = predictor.fusion.unit == "dialogue"
         calls.append([str(tmp_path / name.split()[0]), *arguments_of(turns, predictor.fusion.inputs, spoken)])
         wanted.append([[*one.probabilities.values(), *one.ratings.values()] for one in predictor(turns).predictions])
     other = write_random_checkpoint(tmp_path / "other", "hubert", seed=7)
     calls += [[*calls[0], "--model", f"hubert={other}"], calls[0][:1], [calls[2][0], *calls[2][1:3]]]
+    bad = {name: tmp_path / f"{name}.wav" for name in ("short", "cut", "nan", "page")}
+    sf.write(bad["short"], np.zeros(160), 16000)
+    sf.write(bad["cut"], np.zeros(16000), 16000)
+    bad["cut"].write_bytes(bad["cut"].read_bytes()[:9000])
+    sf.write(bad["nan"], np.full(16000, np.nan), 16000, subtype="FLOAT")
+    bad["page"].write_text("<html>")
+    for name, file in itertools.product(("mit", "lgf-add", "superb"), bad.values()):
+        predictor = Predictor(run_of(newcomer, name).path)
+        said = "Hello." if "text" in predictor.fusion.inputs else None
+        calls.append([str(tmp_path / name), str(file), *(["--text", said] if said else [])])
+        with pytest.raises(CorpusError):
+            predictor([Turn("1", file, said)])
     done = subprocess.run(
         [sys.executable, "-B", "-c", WITHOUT_SER], input=json.dumps(calls), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    *answers, refused, none, lacking = zip(*[iter(done.stdout.split("\0"))] * 2, strict=False)
-    for (found, fault), values in zip(answers, wanted, strict=True):
+    answers = list(zip(*[iter(done.stdout.split("\0"))] * 2, strict=False))
+    (refused, none, lacking), unusable = answers[len(wanted) : len(wanted) + 3], answers[len(wanted) + 3 :]
+    assert len(unusable) == 12 and all("run.py: utterance 1: " in json.loads(fault) for _, fault in unusable)
+    for (found, fault), values in zip(answers, wanted, strict=False):
         assert json.loads(fault) is None
         told = [[*one["probabilities"].values(), *one.get("ratings", {}).values()] for one in json.loads(found)]
         assert np.abs(np.array(told) - values).max() < 1e-6
     assert "is not what the features were computed with; give --model hubert=FOLDER" in json.loads(refused[1])
-    assert (
-        json.loads(none[1]) == json.loads(lacking[1]) == 2 and "give each utterance its audio and text" in done.stderr
-    )
+    assert json.loads(none[1]) == json.loads(lacking[1]) == 2
+    assert "give each utterance its audio and text" in done.stderr and "required: --text" in done.stderr
     card = (tmp_path / "class+vad" / "README.md").read_text()
     assert "Trained on synthetic speech" in card and "random weights" in card and "| CCC of valence" in card
     assert "session-out, session 1: this is the model of one fold" in card
