@@ -27,6 +27,7 @@ from ser.cache.transfer import file_digest
 from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.audio import decode
 from ser.extract.extractors import ResolvedFeature
+from ser.extract.registry import FEATURES
 from ser.extract.smile import SETS
 from ser.predict import Predictor
 from ser.train.models import FUSIONS, encoder, superb
@@ -39,14 +40,7 @@ from .source import source_of
 
 __all__ = ["export"]
 
-AUDIO, ENCODER = ("soundfile", "soxr"), ("huggingface_hub", "transformers")
-# The extractors that `run.py` can call, and what they need beside numpy, torch and safetensors.
-PACKAGES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("speech", "w2v-bert", "whisper"), (*AUDIO, *ENCODER)),
-    "text": ENCODER,
-    "mel": (*AUDIO, "librosa", "scipy"),
-    "smile": (*AUDIO, "opensmile"),
-}
+EXTRACTORS = ("speech", "w2v-bert", "whisper", "text", "mel", "smile")  # that `run.py` can call
 
 
 def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iterable[str] = ()) -> str:
@@ -61,8 +55,7 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
     predictor = Predictor(run, models, "cpu")
     functions = _functions(predictor)
     about = _about(predictor, functions)
-    extractors, packages = {one["extractor"] for one in functions}, {"numpy", "safetensors", "torch"}
-    packages = packages.union(*(PACKAGES[one] for one in extractors), ["transformers"] * bool(about["encoder"]))
+    packages = {"numpy", "safetensors", "torch"}.union(*(FEATURES[one["feature"]].code.packages for one in functions))
     tensors = {name: value.contiguous() for name, value in predictor.model.state_dict().items()}
     for modality, scale in predictor.scaling.items():  # row 0 is that of speech of no corpus of the training part
         for name, value in (("mean", scale.mean), ("std", scale.std)):
@@ -74,8 +67,7 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
     given = {
         "about": about,
         "functions": functions,
-        "calls": _calls(functions, about["may_lack"]),
-        "extractors": extractors,
+        "extractors": {one["extractor"] for one in functions},
         "config": predictor.run.config,
         "result": predictor.run.result,
         "paper": fusion.source,
@@ -156,7 +148,7 @@ def _functions(predictor: Predictor) -> list[dict[str, Any]]:
 def _function(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> dict[str, Any]:
     """What `run.py` has to know to compute a feature, and how the run reads it."""
     spec, checkpoint = feature.spec, feature.checkpoint
-    if spec.extractor not in PACKAGES or getattr(feature.config, "view", None):
+    if spec.extractor not in EXTRACTORS or getattr(feature.config, "view", None):
         raise WrongUse(f"{spec.name}: run.py cannot compute it; export runs of unchanged speech and ser's own features")
     config = asdict(feature.config)
     found: dict[str, Any] = {"feature": spec.feature, "extractor": spec.extractor, "dim": spec.dim, "dtype": spec.dtype}
@@ -176,17 +168,6 @@ def _function(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> d
         held = [file for file in checkpoint.path.iterdir() if file.name in BESIDE or file.name.endswith(kept)]
         model = str(checkpoint.path.resolve()) if spec.provenance.get("folder") else checkpoint.model
         found["encoder"] = {"model": model, "files": {one.name: file_digest(one) for one in sorted(held)}}
-    return found
-
-
-def _calls(functions: list[dict[str, Any]], may_lack: list[str]) -> dict[str, str]:
-    """The expression that gives one modality's rows in `run.py`, of a file `path` or a text `words`."""
-    found = {}
-    for modality, given in (("audio", "path"), ("text", "words")):
-        calls = [f"{one['name']}({given})" for one in functions if one["modality"] == modality]
-        if calls:
-            call = calls[0] if len(calls) == 1 else f"torch.cat([{', '.join(calls)}], 1)"
-            found[modality] = f"{call} if {given} else None" if modality in may_lack else call
     return found
 
 
