@@ -163,7 +163,9 @@ def _function(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> d
     if spec.extractor == "speech" and checkpoint:  # the samples that its convolutions make one frame of
         kernels, strides = (checkpoint.setting(name, list[Count]) for name in ("conv_kernel", "conv_stride"))
         found["least"] = 1 + sum((k - 1) * math.prod(strides[:i]) for i, k in enumerate(kernels))
-    if checkpoint:
+    if checkpoint:  # which of the states are taken after the norm behind the last layer
+        last = found["layers"] == [checkpoint.setting("num_hidden_layers")]
+        found["normed"] = config.get("norm") == "after" or (spec.extractor == "whisper" and last)
         kept = (".safetensors", ".index.json")
         held = [file for file in checkpoint.path.iterdir() if file.name in BESIDE or file.name.endswith(kept)]
         model = str(checkpoint.path.resolve()) if spec.provenance.get("folder") else checkpoint.model

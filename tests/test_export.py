@@ -73,7 +73,7 @@ def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path
     bad["cut"].write_bytes(bad["cut"].read_bytes()[:9000])
     sf.write(bad["nan"], np.full(16000, np.nan), 16000, subtype="FLOAT")
     bad["page"].write_text("<html>")
-    for name, file in itertools.product(("mit", "lgf-add", "superb", "smile"), bad.values()):
+    for name, file in itertools.product(("mit", "lgf-add", "superb"), bad.values()):
         predictor = Predictor(run_of(newcomer, name).path)
         said = "Hello." if "text" in predictor.fusion.inputs else None
         calls.append([str(tmp_path / name), str(file), *(["--text", said] if said else [])])
