@@ -279,17 +279,19 @@ class Cluster:
         from distributed import CancelledError, KilledWorker
 
         try:
-            return future.result(timeout=self.patience)
-        except (SerError, KilledWorker):
-            raise
-        except Exception as fault:
-            if future.status != "error":
-                # Its worker died before it could be fetched. UnboundLocalError: distributed makes it of a cancellation.
-                lost = isinstance(fault, (CancelledError, TimeoutError, OSError, UnboundLocalError))
-                raise CancelledError if lost else fault
-            trace = "".join(traceback.format_exception(fault))
+            fault = future.exception() if future.status == "error" else None
+            if fault is None and future.status == "finished":
+                return future.result(timeout=self.patience)
+        # Its worker died before it could be fetched. UnboundLocalError: what distributed makes of a cancellation.
+        except (CancelledError, TimeoutError, OSError, UnboundLocalError):
+            fault = None
         finally:
             future.release()  # else the scheduler keeps every task until Python collects garbage
+        if fault is None:
+            raise CancelledError
+        if isinstance(fault, (SerError, KilledWorker)):
+            raise fault
+        trace = "".join(traceback.format_exception(fault))
         if "ModuleNotFoundError: No module named 'ser" in trace:
             raise SerError(f"the dask workers at {self.address} have no ser: install the same version there")
         raise RuntimeError(f"in a dask worker, on {task_name(task)}:\n{trace}")

@@ -8,6 +8,7 @@ import sys
 import types
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ import torch
 from ser.errors import CorpusError, CorruptStore, WrongUse
 from ser.export import export, plain_layers
 from ser.export.source import source_of
-from ser.predict import Predictor, Turn
+from ser.extract.run import ExtractionConfig, extract, plan
+from ser.predict import Predictor, Turn, predict
 from ser.tests.newcomer import RUNS, run_of
 from ser.tests.plain_layers import DIMS, LONG, TINY, build, make_batch
 from ser.tests.test_predict import ser, turns_of
@@ -46,6 +48,20 @@ def arguments_of(turns: list[Turn], inputs: tuple[str, ...], speakers: bool) -> 
     files = [str(turn.audio) for turn in turns if "audio" in inputs and turn.audio]
     texts = [word for turn in turns if "text" in inputs and turn.text for word in ("--text", turn.text)]
     return [*files, *texts, *(word for turn in turns if speakers for word in ("--speaker", str(turn.speaker)))]
+
+
+def without_ser(calls: list[list[str]]) -> tuple[list[Any], list[Any], str]:
+    """What each exported script printed, and what it exited with; and what all of them said on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", WITHOUT_SER], input=json.dumps(calls), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.split("\0")
+    return [json.loads(one.strip() or "null") for one in printed[:-1:2]], [*map(json.loads, printed[1::2])], done.stderr
+
+
+def told(answers: Any) -> np.ndarray:
+    return np.array([[*one["probabilities"].values(), *one.get("ratings", {}).values()] for one in answers])
 
 
 def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path: Path) -> None:
@@ -79,20 +95,15 @@ def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path
         calls.append([str(tmp_path / name), str(file), *(["--text", said] if said else [])])
         with pytest.raises(CorpusError):
             predictor([Turn("1", file, said)])
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", WITHOUT_SER], input=json.dumps(calls), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    answers = list(zip(*[iter(done.stdout.split("\0"))] * 2, strict=False))
-    (refused, none, lacking), unusable = answers[len(wanted) : len(wanted) + 3], answers[len(wanted) + 3 :]
-    assert len(unusable) == 12 and all("run.py: utterance 1: " in json.loads(fault) for _, fault in unusable)
-    for (found, fault), values in zip(answers, wanted, strict=False):
-        assert json.loads(fault) is None
-        told = [[*one["probabilities"].values(), *one.get("ratings", {}).values()] for one in json.loads(found)]
-        assert np.abs(np.array(told) - values).max() < 1e-6
-    assert "is not what the features were computed with; give --model hubert=FOLDER" in json.loads(refused[1])
-    assert json.loads(none[1]) == json.loads(lacking[1]) == 2
-    assert "give each utterance its audio and text" in done.stderr and "required: --text" in done.stderr
+    found, faults, errors = without_ser(calls)
+    assert faults[: len(wanted)] == [None] * len(wanted)
+    for answers, values in zip(found, wanted, strict=False):
+        assert np.abs(told(answers) - values).max() < 1e-6
+    refused, none, lacking, *unusable = faults[len(wanted) :]
+    assert "is not what the features were computed with; give --model hubert=FOLDER" in refused
+    assert none == lacking == 2
+    assert "give each utterance its audio and text" in errors and "required: --text" in errors
+    assert len(unusable) == 12 and all(fault.startswith("run.py: utterance 1: ") for fault in unusable)
     card = (tmp_path / "class+vad" / "README.md").read_text()
     assert "Trained on synthetic speech" in card and "random weights" in card and "| CCC of valence" in card
     assert "session-out, session 1: this is the model of one fold" in card
@@ -121,13 +132,24 @@ def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monk
             torch.testing.assert_close(logits, fast(batch)[head], rtol=0, atol=1e-6)
 
 
-def test_names_of_classes_stand_in_the_card_as_they_are(newcomer: Path, tmp_path: Path) -> None:
+def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_path: Path) -> None:
+    """The encoder ends in a LayerNorm, before which transformers takes the last of its hidden states."""
+    large = {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}
+    models = {"hubert": str(write_random_checkpoint(tmp_path / "large", "hubert", **large))}
+    extract(plan(ExtractionConfig(newcomer / "corpus", "hubert,is13", store=tmp_path / "features", models=models)))
     (tmp_path / "labels.toml").write_text('"a|*b*" = ["ang", "sad"]\n"<i>c" = ["hap", "neu"]\n')
-    options = {"store": newcomer / "features", "out": tmp_path / "runs", "labels": str(tmp_path / "labels.toml")}
-    [run] = run_experiment(Experiment("mpnet", "text", epochs=1, folds=1, **options))
+    options = {"store": tmp_path / "features", "out": tmp_path / "runs", "labels": str(tmp_path / "labels.toml")}
+    [run] = run_experiment(Experiment("hubert+is13", "audio:utterance", epochs=1, folds=1, **options))
     export(run.path, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert r"a\|\*b\*, &lt;i&gt;c" in card and "<i>" not in card
+    wav = next((newcomer / "corpus").rglob("wav/*/*.wav"))
+    [one] = predict(run.path, [wav]).predictions
+    sf.write(tmp_path / "short.wav", np.zeros(450), 16000)  # long enough for HuBERT
+    calls = [[str(tmp_path / "out"), str(file)] for file in (wav, tmp_path / "short.wav")]
+    (found, _), (_, refused), _ = without_ser(calls)
+    assert np.abs(told(found) - [*one.probabilities.values()]).max() < 1e-6
+    assert "utterance 1: its audio gives no rows, or values that cannot be; it may be too short" in refused
 
 
 def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
