@@ -8,6 +8,8 @@ from importlib.util import resolve_name
 from inspect import getsource
 from typing import Annotated, Any, get_args, get_origin
 
+from ser.errors import WrongUse
+
 from . import plain_layers
 
 FAST = ("ser.train.models.ragged", "ser.train.models.layers")  # whose names `plain_layers` may have too
@@ -16,7 +18,8 @@ FAST = ("ser.train.models.ragged", "ser.train.models.layers")  # whose names `pl
 def source_of(roots: Iterable[Any]) -> str:
     """The classes and functions `roots` with all of ser, or of their own package, that they use, in an order that runs.
 
-    What `plain_layers` defines is imported from there in the place of the fast form.
+    What `plain_layers` defines is imported from there in the place of the fast form. Raises `WrongUse` for two things
+    of one name.
     """
     imports, pieces, seen = dict[str, set[str]](), list[str](), dict[ast.stmt, str]()  # nodes, with their names
 
@@ -26,7 +29,8 @@ def source_of(roots: Iterable[Any]) -> str:
         if node is None or node in seen:
             return
         ours = not isinstance(node, ast.Import | ast.ImportFrom)
-        assert not (ours and name in seen.values()), f"{module}.{name}: another {name} goes into the same file"
+        if ours and name in seen.values():
+            raise WrongUse(f"{module}.{name}: another {name} would stand beside it in one file; rename one of them")
         seen[node] = name if ours else ""
         value = getattr(import_module(module), name)
         if module in FAST and name in vars(plain_layers) and ours:
