@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -158,12 +159,7 @@ def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
     (tmp_path / "full" / "mine.txt").touch()
     done = ser("export", run.path, tmp_path / "full")
     assert done.exit_code == 2 and "is there already and not an empty folder" in done.stderr
-    copies = {}
-    for kind in ("open", "altered"):
-        copies[kind] = tmp_path / kind / run.name
-        copies[kind].mkdir(parents=True)
-        for file in run.path.iterdir():
-            (copies[kind] / file.name).write_bytes(file.read_bytes())
+    copies = {kind: Path(shutil.copytree(run.path, tmp_path / kind / run.name)) for kind in ("open", "altered")}
     (copies["open"] / RESULT).unlink()
     with pytest.raises(WrongUse, match="not finished"):
         export(copies["open"], tmp_path / "out")
