@@ -16,12 +16,8 @@ from ser.engines.machine import cores, memory
 from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.options import ExtractionConfig
 from ser.extract.registry import FEATURES
-from ser.weights import Checkpoint, WeightsError, list_checkpoints
+from ser.weights import list_checkpoints
 
-# Where people keep models, beside Hugging Face's cache.
-FOLDERS = ("models", "checkpoints", "demo/checkpoints", "~/models", "~/checkpoints", "/models", "/data/models")
-# `model_type` of a checkpoint → the feature that takes it, where that is not its name.
-TAKEN_BY = {"data2vec-audio": "data2vec", "wav2vec2-bert": "w2v-bert", "deberta-v2": "deberta", "xlm-roberta": "xlm-r"}
 MOUNTS = Path("/proc/mounts")  # one file system a line: device, folder, type, options
 IEMOCAP_BYTES = 5e9  # its 12.4 h in the five default features, float16: HuBERT-base alone is 3.4 GB
 PACKAGES = {
@@ -120,45 +116,24 @@ def _locks(there: Path) -> tuple[str, str]:
 
 
 def _weights() -> Iterator[tuple[str, str, str]]:
-    """One line for each encoder that is here or computed by default, then whatever else lies in the cache."""
-    absent = []
-    cached, folders = {entry["model"]: entry for entry in list_checkpoints()}, list(_in_folders())
+    """One line for each encoder that is in Hugging Face's cache or computed by default."""
+    absent, cached = [], {entry["model"]: entry for entry in list_checkpoints()}
     for feature in FEATURES:
+        what = f"weights of {feature}"
         try:
-            family = FEATURES[feature]
+            model = FEATURES[feature].model
         except WrongUse as fault:  # of a package that cannot be imported
             yield f"feature {feature}", "cannot be used", str(fault)
             continue
-        if not family.model:
-            continue
-        here = cached.pop(family.model, None)
-        local = [text for kind, text in folders if kind == feature]
-        advice = ""
-        if here is not None and here["fault"] is None:
-            found = f"{family.model} in Hugging Face's cache"
-        elif local:
-            found = f"--model {feature}={local[0]}"
-        elif here is not None:
-            found, advice = here["fault"], f"ser weights convert {here['path']} DIR, then --model {feature}=DIR"
-        elif feature not in ExtractionConfig.features:
+        here = cached.get(model) if model else None
+        if here and here["fault"]:
+            yield what, here["fault"], f"ser weights convert {here['path']} DIR, then --model {feature}=DIR"
+        elif here:
+            yield what, f"{model} in Hugging Face's cache", ""
+        elif feature in ExtractionConfig.features and model:
+            advice = f"fetched when first used if there is a network; else copy its folder: --model {feature}=PATH"
+            yield what, f"{model} is not on this machine", advice
+        elif model:
             absent.append(feature)
-            continue
-        else:
-            found = f"{family.model} is not on this machine"
-            advice = f"fetched when first used if there is a network; else copy its folder here: --model {feature}=PATH"
-        yield f"weights of {feature}", found, advice
     if absent:
         yield "other encoders", f"not on this machine, fetched when first used: {', '.join(absent)}", ""
-    others = [name for name, entry in cached.items() if entry["architecture"] in {*FEATURES, *TAKEN_BY}]
-    if others:
-        yield "other weights", ", ".join(others), ""
-
-
-def _in_folders() -> Iterator[tuple[str, str]]:
-    """Checkpoints in the usual folders: the feature, and the path with a note if the weights were never trained."""
-    for path in (path for name in FOLDERS for path in sorted(Path(name).expanduser().glob("*/"))):
-        checkpoint = Checkpoint(path, path.name, "")
-        with suppress(WeightsError):
-            feature = TAKEN_BY.get(checkpoint.architecture, checkpoint.architecture)
-            if feature in FEATURES and any(path.glob("*.safetensors")):
-                yield feature, f"{path}{' (random weights)' if checkpoint.random else ''}"

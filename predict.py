@@ -127,12 +127,9 @@ class Predictor:
         for modality, features in self.described.items():
             of = recorded.get(modality, {})
             specs[modality] = [to_record(one, Spec, where) for one in (of.get("joined", [of]) if of else [])]
-            if len(specs[modality]) != len(features):
+            if [spec.fingerprint for spec in specs[modality]] != [feature["fingerprint"] for feature in features]:
                 name = self.run.config["features"][modality]["feature"]
-                raise CorruptStore(f"{where}: does not say how {name} was computed; train the run again")
-            for spec, feature in zip(specs[modality], features, strict=True):
-                if spec.fingerprint != feature["fingerprint"]:
-                    raise CorruptStore(f"{where}: its spec of {feature['feature']} was altered; train the run again")
+                raise CorruptStore(f"{where}: its spec of {name} was altered, or is not there; train the run again")
         known = list(dict.fromkeys(spec.feature for of in specs.values() for spec in of))
         for name in sorted(models.keys() - known):
             raise unknown("feature of this run in --model", name, known)

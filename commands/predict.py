@@ -72,8 +72,8 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
 def export(run: Path, folder: Path, **options: Any) -> None:
     """Write the trained RUN to FOLDER, a new one, so that it runs without ser.
 
-    It holds the weights (model.safetensors), the model written plainly (model.py and plain_layers.py), a script that
-    computes the features and calls it (run.py, with torch and what its features need), a model card, and model.onnx
+    It holds the weights (model.safetensors), the model written plainly (model.py and plain_layers.py), the decoder
+    (audio.py), a script that computes the features and calls it (run.py), a model card, and model.onnx
     where onnx and onnxruntime are installed and the fusion can be written so. Encoder weights stay where they are:
     run.py checks them.
 

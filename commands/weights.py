@@ -45,7 +45,7 @@ def list_(as_json: bool) -> None:
     elif found:
         answer(rows, ["model", "architecture", "size", "state"])
     else:
-        answer("Hugging Face's cache holds no model; `ser doctor` looks elsewhere too")
+        answer("Hugging Face's cache holds no model")
 
 
 @weights.command()

@@ -28,27 +28,16 @@ def check_scheduler(scheduler: str, insecure: bool = False) -> str:
     """
     address = scheduler
     if local_workers(scheduler) is None:
-        if re.fullmatch(r"[\w.\[\]:-]+:\d+", scheduler):
-            address = f"tcp://{scheduler}"
-        elif "://" not in scheduler:
-            try:
-                address = msgspec.json.decode(read_named(scheduler), type=SchedulerFile).address
-            except OSError as fault:
-                raise WrongUse(
-                    f"--scheduler {scheduler}: is not an address such as tcp://127.0.0.1:8786, not local:N, and not a "
-                    f"scheduler file ({fault.strerror})"
-                ) from None
-            except (msgspec.DecodeError, ValueError, RecursionError) as fault:
-                raise WrongUse(
-                    f"--scheduler {scheduler}: is not a scheduler file, as `dask scheduler --scheduler-file` writes "
-                    f"one ({fault})"
-                ) from None
         try:
-            parts = urlsplit(address)
-            _ = parts.hostname, parts.port
-        except ValueError:
+            if re.fullmatch(r"[\w.\[\]:-]+:\d+", scheduler):
+                address = f"tcp://{scheduler}"
+            elif "://" not in scheduler:
+                address = msgspec.json.decode(read_named(scheduler), type=SchedulerFile).address
+            _ = urlsplit(address).port  # raises for what is none
+        except (OSError, msgspec.DecodeError, ValueError, RecursionError) as fault:
             raise WrongUse(
-                f"--scheduler {scheduler}: {address!r} is not an address such as tcp://127.0.0.1:8786"
+                f"--scheduler {scheduler}: is not an address such as tcp://127.0.0.1:8786, not local:N, and not a "
+                f"scheduler file, as `dask scheduler --scheduler-file` writes one ({fault})"
             ) from None
         if not insecure and not is_protected(address):
             raise WrongUse(

@@ -6,14 +6,10 @@ It belongs to the process and ends with it. On a dask cluster, which stays up, a
 import contextlib
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from distributed import Worker
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 MOST = 2  # things that one worker keeps, such as the extractors of features with a model and of those without
@@ -74,26 +70,16 @@ def _release(entry: Entry) -> None:
         entry.value.close()
 
 
-def this_worker() -> "Worker | None":
-    """The dask worker that runs the task of this thread."""
-    if "distributed" not in sys.modules:
-        return None
+def here() -> dict[str, Any]:
+    """Which dask worker runs this task: its address, name, host and process."""
     from distributed import get_worker
 
-    try:
-        return get_worker()
-    except ValueError:
-        return None
-
-
-def here() -> dict[str, Any]:
-    """Which dask worker this is: its address, name, host and process; empty in any other process."""
-    if (worker := this_worker()) is None:
-        return {}
+    worker = get_worker()
     return {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
 
 
 def resources() -> dict[str, float]:
-    """What this dask worker declares to have, as in `dask worker --resources "GPU=1 CPU=8"`."""
-    worker = this_worker()
-    return dict(worker.state.total_resources) if worker else {}
+    """What the dask worker of this task declares to have, as in `dask worker --resources "GPU=1 CPU=8"`."""
+    from distributed import get_worker
+
+    return dict(get_worker().state.total_resources)

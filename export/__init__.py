@@ -1,10 +1,13 @@
 """A trained run as a folder that needs no ser: the model's code as one file, its weights, and a script that calls it.
 
-`model.py` is the model's own source on `plain_layers.py`, which is copied as it is. `run.py` computes the features by
-the libraries that ser calls, one utterance at a time. These, `to_onnx.py` and the model card have templates here.
+`model.py` is the model's own source on `plain_layers.py`, and `audio.py` that of the decoder; `run.py` computes the
+features by the libraries that ser calls, one utterance at a time. Their templates lie here. What a run's features do
+not need is not written.
 """
 
 import json
+import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,25 +25,21 @@ from safetensors.torch import save
 from ser.cache.atomic_io import explain_disk_errors, make_folder, move_into_place, write_folder
 from ser.cache.transfer import file_digest
 from ser.errors import DISTRIBUTION, WrongUse
+from ser.extract.audio import decode
 from ser.extract.extractors import ResolvedFeature
+from ser.extract.registry import FEATURES
 from ser.predict import Predictor
 from ser.train.models import FUSIONS, encoder, superb
+from ser.train.report.tables import MARKDOWN
 from ser.train.targets import TARGETS, scale_of
-from ser.weights.find import BESIDE
+from ser.weights.find import BESIDE, Count
 
 from . import plain_layers
 from .source import source_of
 
 __all__ = ["export"]
 
-AUDIO, ENCODER = ("soundfile", "soxr"), ("huggingface_hub", "transformers")
-# The extractors that `run.py` can call, and what they need beside numpy, torch and safetensors.
-PACKAGES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("speech", "w2v-bert", "whisper"), (*AUDIO, *ENCODER)),
-    "text": ENCODER,
-    "mel": (*AUDIO, "librosa", "scipy"),
-    "smile": (*AUDIO, "opensmile"),
-}
+EXTRACTORS = ("speech", "w2v-bert", "whisper", "text", "mel", "smile")  # that `run.py` can call
 
 
 def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iterable[str] = ()) -> str:
@@ -53,9 +52,9 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise WrongUse(f"{folder}: is there already and not an empty folder; name another one")
     predictor = Predictor(run, models, "cpu")
-    about, packages = _about(predictor), {"numpy", "safetensors", "torch"}
-    extractors = {one["extractor"] for of in about["features"].values() for one in of}
-    packages = packages.union(*(PACKAGES[one] for one in extractors), ["transformers"] * bool(about["encoder"]))
+    functions = _functions(predictor)
+    about = _about(predictor, functions)
+    packages = {"numpy", "safetensors", "torch"}.union(*(FEATURES[one["feature"]].code.packages for one in functions))
     tensors = {name: value.contiguous() for name, value in predictor.model.state_dict().items()}
     for modality, scale in predictor.scaling.items():  # row 0 is that of speech of no corpus of the training part
         for name, value in (("mean", scale.mean), ("std", scale.std)):
@@ -66,18 +65,21 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
     used = [superb.LayerSums] * bool(about["sums"]) + [encoder.untrained] * bool(about["encoder"])
     given = {
         "about": about,
-        "extractors": extractors,
+        "functions": functions,
+        "extractors": {one["extractor"] for one in functions},
         "config": predictor.run.config,
         "result": predictor.run.result,
         "paper": fusion.source,
         "ser": f"{DISTRIBUTION} {version(DISTRIBUTION)}",
         "title": getattr(getmodule(root), "__doc__", None) or fusion.source,
         "source": source_of([*used, fusion.settings, root]),
+        "decoder": source_of([decode]),
         "settings": fusion.settings.__name__,
         "build": root.__name__,
         "keywords": getattr(build, "keywords", {}),
     }
-    files = {name: [_written(name, given)] for name in ("model.py", "run.py", "to_onnx.py")}
+    scripts = ["model.py", "run.py", "to_onnx.py", *(["audio.py"] if "audio" in about["columns"] else [])]
+    files = {name: [_written(name, given)] for name in scripts}
     files["plain_layers.py"] = [Path(plain_layers.__file__).read_bytes()]
     files["config.json"] = [json.dumps(about, indent=1, ensure_ascii=False).encode() + b"\n"]
     files["model.safetensors"] = [save(tensors)]
@@ -99,8 +101,8 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
     return said
 
 
-def _about(predictor: Predictor) -> dict[str, Any]:
-    """What the exported `config.json` says, all that `model.py` and `run.py` have to know."""
+def _about(predictor: Predictor, functions: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the exported `config.json` says, all that `model.py` has to know, and which encoders `run.py` opens."""
     config, fusion, settings = predictor.run.config, predictor.fusion, predictor.settings
     target, sums = TARGETS[predictor.plan.target], {m: one.get("sums", []) for m, one in config["features"].items()}
     sums = {m: of for m, of in sums.items() if any(layers > 1 for layers, _ in of)}
@@ -112,42 +114,63 @@ def _about(predictor: Predictor) -> dict[str, Any]:
         "classes": predictor.classes,
         "outputs": target.width(len(predictor.classes)),
         "settings": asdict(settings),
+        "features": {m: [one.spec.name for one in of] for m, of in predictor.features.items()},
         "dims": {m: sum(dim for _, dim in sums[m]) if m in sums else dim for m, dim in config["dims"].items()},
         "columns": {m: 1 if config["features"][m].get("extra") else dim for m, dim in config["dims"].items()},
         "sums": sums,
         "encoder": tuned,
+        "encoders": {one["name"]: one["encoder"] for one in functions if "encoder" in one},
         "may_lack": predictor.may_lack(),
         "temperature": predictor.temperature,
         "vad_scale": scale_of(predictor.plan.training) if target.rated else None,
-        "features": {
-            m: [_described(one, how, fusion.level) for one, how in zip(of, predictor.described[m], strict=True)]
-            for m, of in predictor.features.items()
-        },
     }
 
 
-def _described(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> dict[str, Any]:
+def _functions(predictor: Predictor) -> list[dict[str, Any]]:
+    """The functions of `run.py`: one for each feature, or for the layers that one pass of an encoder gives."""
+    found: list[dict[str, Any]] = []
+    for modality, features in predictor.features.items():
+        for feature, how in zip(features, predictor.described[modality], strict=True):
+            one = {"modality": modality, **_function(feature, how, predictor.fusion.level)}
+            last = found[-1] if found and one["layers"] and one["pool"] != "meanstd" else {}
+            if last | {"layers": []} == one | {"layers": []}:
+                last["layers"] += one["layers"]
+            else:
+                found.append(one)
+    for number, one in enumerate(found):
+        name = re.sub(r"\W", "_", one["feature"])
+        again = sum(other["feature"] == one["feature"] for other in found[:number])
+        one["name"] = f"{name}_{again + 1}" if again else name
+    return found
+
+
+def _function(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> dict[str, Any]:
     """What `run.py` has to know to compute a feature, and how the run reads it."""
-    spec = feature.spec
-    if spec.extractor not in PACKAGES or getattr(feature.config, "view", None):
+    spec, checkpoint = feature.spec, feature.checkpoint
+    if spec.extractor not in EXTRACTORS or getattr(feature.config, "view", None):
         raise WrongUse(f"{spec.name}: run.py cannot compute it; export runs of unchanged speech and ser's own features")
-    found: dict[str, Any] = {"name": spec.name, "feature": spec.feature, "extractor": spec.extractor}
-    found |= {"config": asdict(feature.config), "dtype": spec.dtype}
+    config = asdict(feature.config)
+    found: dict[str, Any] = {"feature": spec.feature, "extractor": spec.extractor, "dim": spec.dim, "dtype": spec.dtype}
+    found["layers"], found["config"] = [config.pop("layer")] if "layer" in config else [], config
+    found["average"] = round(how["hop"] / spec.hop) if "hop" in how and spec.hop else None
+    found["pool"] = how["pool"] if level == "vector" and spec.level != "utterance" else None
+    found["tokens"] = "extra" in how
     if spec.extractor == "smile":
         from ser.extract.smile import SETS
 
         found["set"] = SETS[feature.config.feature_set].name
-    if "hop" in how and spec.hop:
-        found["average"] = round(how["hop"] / spec.hop)
-    if level == "vector" and spec.level != "utterance":
-        found["pool"] = how["pool"]
-    if "extra" in how:
-        found["tokens"] = True
-    if feature.checkpoint:
-        folder, kept = feature.checkpoint.path, (".safetensors", ".index.json")
-        held = [file for file in folder.iterdir() if file.name in BESIDE or file.name.endswith(kept)]
-        found["model"] = str(folder.resolve()) if spec.provenance.get("folder") else feature.checkpoint.model
-        found["files"] = {one.name: file_digest(one) for one in sorted(held)}
+    if spec.extractor == "mel":
+        found["size"], found["shift"] = feature.config.window_samples, feature.config.hop_samples
+    if spec.extractor == "speech" and checkpoint:  # the samples that its convolutions make one frame of
+        kernels, strides = (checkpoint.setting(name, list[Count]) for name in ("conv_kernel", "conv_stride"))
+        found["least"] = 1 + sum((k - 1) * math.prod(strides[:i]) for i, k in enumerate(kernels))
+    if checkpoint:  # which of the states are taken after the norm behind the last layer
+        last = found["layers"] == [checkpoint.setting("num_hidden_layers")]
+        found["normed"] = config.get("norm") == "after" or (spec.extractor == "whisper" and last)
+        kept = (".safetensors", ".index.json")
+        held = [file for file in checkpoint.path.iterdir() if file.name in BESIDE or file.name.endswith(kept)]
+        model = str(checkpoint.path.resolve()) if spec.provenance.get("folder") else checkpoint.model
+        found["encoder"] = {"model": model, "files": {one.name: file_digest(one) for one in sorted(held)}}
     return found
 
 
@@ -157,4 +180,5 @@ def _written(name: str, given: Mapping[str, Any]) -> bytes:
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     made = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    made.filters["plain"] = lambda text: str(text).translate(MARKDOWN)
     return made.get_template(f"{name}.jinja").render(given).encode()

@@ -8,6 +8,8 @@ from importlib.util import resolve_name
 from inspect import getsource
 from typing import Annotated, Any, get_args, get_origin
 
+from ser.errors import WrongUse
+
 from . import plain_layers
 
 FAST = ("ser.train.models.ragged", "ser.train.models.layers")  # whose names `plain_layers` may have too
@@ -16,18 +18,22 @@ FAST = ("ser.train.models.ragged", "ser.train.models.layers")  # whose names `pl
 def source_of(roots: Iterable[Any]) -> str:
     """The classes and functions `roots` with all of ser, or of their own package, that they use, in an order that runs.
 
-    What `plain_layers` defines is imported from there in the place of the fast form.
+    What `plain_layers` defines is imported from there in the place of the fast form. Raises `WrongUse` for two things
+    of one name.
     """
-    imports, pieces, seen = dict[str, set[str]](), list[str](), set[tuple[str, str]]()
+    imports, pieces, seen = dict[str, set[str]](), list[str](), dict[ast.stmt, str]()  # nodes, with their names
 
     def add(module: str, name: str) -> None:
         """A name of a module, after all that it uses."""
         node = _statements(module).get(name)
-        if node is None or (module, name) in seen:
+        if node is None or node in seen:
             return
-        seen.add((module, name))
+        ours = not isinstance(node, ast.Import | ast.ImportFrom)
+        if ours and name in seen.values():
+            raise WrongUse(f"{module}.{name}: another {name} would stand beside it in one file; rename one of them")
+        seen[node] = name if ours else ""
         value = getattr(import_module(module), name)
-        if module in FAST and name in vars(plain_layers) and not isinstance(node, ast.Import | ast.ImportFrom):
+        if module in FAST and name in vars(plain_layers) and ours:
             imports.setdefault("from plain_layers import", set()).add(name)
         elif isinstance(node, ast.Import):
             imports.setdefault(f"import {ast.unparse(node.names[0])}", set())
@@ -44,7 +50,8 @@ def source_of(roots: Iterable[Any]) -> str:
                 if isinstance(one, ast.Name):
                     add(module, one.id)
             assigned = isinstance(node, ast.Assign | ast.AnnAssign)
-            pieces.append(ast.unparse(node) if assigned else f"\n{getsource(value)}")
+            written = ast.get_source_segment(getsource(import_module(module)), node)
+            pieces.append(str(written) if assigned else f"\n{getsource(value)}")
 
     for root in roots:
         add(root.__module__, root.__name__)
@@ -65,5 +72,5 @@ def _statements(module: str) -> dict[str, ast.stmt]:
             found[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {target.id: node for target in targets if isinstance(target, ast.Name)}
+            found |= {one.id: node for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
     return found

@@ -1,24 +1,30 @@
 """An exported run gives what `ser predict` gives, in a process that cannot import ser."""
 
 import dataclasses
+import itertools
 import json
+import shutil
 import subprocess
 import sys
 import types
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 
-from ser.errors import CorruptStore, WrongUse
+from ser.errors import CorpusError, CorruptStore, WrongUse
 from ser.export import export, plain_layers
 from ser.export.source import source_of
-from ser.predict import Predictor, Turn
+from ser.extract.run import ExtractionConfig, extract, plan
+from ser.predict import Predictor, Turn, predict
 from ser.tests.newcomer import RUNS, run_of
 from ser.tests.plain_layers import DIMS, LONG, TINY, build, make_batch
 from ser.tests.test_predict import ser, turns_of
+from ser.train.experiment import Experiment, run_experiment
 from ser.train.models import FUSIONS
 from ser.train.run_folder import RESULT
 from ser.weights.demo import write_random_checkpoint
@@ -29,7 +35,8 @@ import json, runpy, sys
 sys.modules["ser"], sys.path[0] = None, ""
 for folder, *arguments in json.load(sys.stdin):
     sys.argv, sys.path[0], fault = ["run.py", *arguments], folder, None
-    sys.modules.pop("model", None)
+    for name in ("model", "audio"):
+        sys.modules.pop(name, None)
     try:
         runpy.run_path(f"{folder}/run.py", run_name="__main__")
     except SystemExit as exit:
@@ -42,6 +49,20 @@ def arguments_of(turns: list[Turn], inputs: tuple[str, ...], speakers: bool) -> 
     files = [str(turn.audio) for turn in turns if "audio" in inputs and turn.audio]
     texts = [word for turn in turns if "text" in inputs and turn.text for word in ("--text", turn.text)]
     return [*files, *texts, *(word for turn in turns if speakers for word in ("--speaker", str(turn.speaker)))]
+
+
+def without_ser(calls: list[list[str]]) -> tuple[list[Any], list[Any], str]:
+    """What each exported script printed, and what it exited with; and what all of them said on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", WITHOUT_SER], input=json.dumps(calls), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.split("\0")
+    return [json.loads(one.strip() or "null") for one in printed[:-1:2]], [*map(json.loads, printed[1::2])], done.stderr
+
+
+def told(answers: Any) -> np.ndarray:
+    return np.array([[*one["probabilities"].values(), *one.get("ratings", {}).values()] for one in answers])
 
 
 def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path: Path) -> None:
@@ -57,24 +78,33 @@ def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path
         else:
             said = export(predictor.run.path, tmp_path / name)
             assert "model.onnx" in said and said in (tmp_path / name / "README.md").read_text()
+            assert len((tmp_path / name / "run.py").read_text().splitlines()) < 70
         spoken = predictor.fusion.unit == "dialogue"
         calls.append([str(tmp_path / name.split()[0]), *arguments_of(turns, predictor.fusion.inputs, spoken)])
         wanted.append([[*one.probabilities.values(), *one.ratings.values()] for one in predictor(turns).predictions])
     other = write_random_checkpoint(tmp_path / "other", "hubert", seed=7)
     calls += [[*calls[0], "--model", f"hubert={other}"], calls[0][:1], [calls[2][0], *calls[2][1:3]]]
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", WITHOUT_SER], input=json.dumps(calls), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    *answers, refused, none, lacking = zip(*[iter(done.stdout.split("\0"))] * 2, strict=False)
-    for (found, fault), values in zip(answers, wanted, strict=True):
-        assert json.loads(fault) is None
-        told = [[*one["probabilities"].values(), *one.get("ratings", {}).values()] for one in json.loads(found)]
-        assert np.abs(np.array(told) - values).max() < 1e-6
-    assert "is not what the features were computed with; give --model hubert=FOLDER" in json.loads(refused[1])
-    assert (
-        json.loads(none[1]) == json.loads(lacking[1]) == 2 and "give each utterance its audio and text" in done.stderr
-    )
+    bad = {name: tmp_path / f"{name}.wav" for name in ("short", "cut", "nan", "page")}
+    sf.write(bad["short"], np.zeros(160), 16000)
+    sf.write(bad["cut"], np.zeros(16000), 16000)
+    bad["cut"].write_bytes(bad["cut"].read_bytes()[:9000])
+    sf.write(bad["nan"], np.full(16000, np.nan), 16000, subtype="FLOAT")
+    bad["page"].write_text("<html>")
+    for name, file in itertools.product(("mit", "lgf-add", "superb"), bad.values()):
+        predictor = Predictor(run_of(newcomer, name).path)
+        said = "Hello." if "text" in predictor.fusion.inputs else None
+        calls.append([str(tmp_path / name), str(file), *(["--text", said] if said else [])])
+        with pytest.raises(CorpusError):
+            predictor([Turn("1", file, said)])
+    found, faults, errors = without_ser(calls)
+    assert faults[: len(wanted)] == [None] * len(wanted)
+    for answers, values in zip(found, wanted, strict=False):
+        assert np.abs(told(answers) - values).max() < 1e-6
+    refused, none, lacking, *unusable = faults[len(wanted) :]
+    assert "is not what the features were computed with; give --model hubert=FOLDER" in refused
+    assert none == lacking == 2
+    assert "give each utterance its audio and text" in errors and "required: --text" in errors
+    assert len(unusable) == 12 and all(fault.startswith("run.py: utterance 1: ") for fault in unusable)
     card = (tmp_path / "class+vad" / "README.md").read_text()
     assert "Trained on synthetic speech" in card and "random weights" in card and "| CCC of valence" in card
     assert "session-out, session 1: this is the model of one fold" in card
@@ -103,18 +133,33 @@ def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monk
             torch.testing.assert_close(logits, fast(batch)[head], rtol=0, atol=1e-6)
 
 
+def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_path: Path) -> None:
+    """The encoder ends in a LayerNorm, before which transformers takes the last of its hidden states."""
+    large = {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}
+    models = {"hubert": str(write_random_checkpoint(tmp_path / "large", "hubert", **large))}
+    extract(plan(ExtractionConfig(newcomer / "corpus", "hubert,is13", store=tmp_path / "features", models=models)))
+    (tmp_path / "labels.toml").write_text('"a|*b*" = ["ang", "sad"]\n"<i>c" = ["hap", "neu"]\n')
+    options = {"store": tmp_path / "features", "out": tmp_path / "runs", "labels": str(tmp_path / "labels.toml")}
+    [run] = run_experiment(Experiment("hubert+is13", "audio:utterance", epochs=1, folds=1, **options))
+    export(run.path, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert r"a\|\*b\*, &lt;i&gt;c" in card and "<i>" not in card
+    wav = next((newcomer / "corpus").rglob("wav/*/*.wav"))
+    [one] = predict(run.path, [wav]).predictions
+    sf.write(tmp_path / "short.wav", np.zeros(450), 16000)  # long enough for HuBERT
+    calls = [[str(tmp_path / "out"), str(file)] for file in (wav, tmp_path / "short.wav")]
+    (found, _), (_, refused), _ = without_ser(calls)
+    assert np.abs(told(found) - [*one.probabilities.values()]).max() < 1e-6
+    assert "utterance 1: its audio gives no rows, or values that cannot be; it may be too short" in refused
+
+
 def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
     run = run_of(newcomer, "text")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     done = ser("export", run.path, tmp_path / "full")
     assert done.exit_code == 2 and "is there already and not an empty folder" in done.stderr
-    copies = {}
-    for kind in ("open", "altered"):
-        copies[kind] = tmp_path / kind / run.name
-        copies[kind].mkdir(parents=True)
-        for file in run.path.iterdir():
-            (copies[kind] / file.name).write_bytes(file.read_bytes())
+    copies = {kind: Path(shutil.copytree(run.path, tmp_path / kind / run.name)) for kind in ("open", "altered")}
     (copies["open"] / RESULT).unlink()
     with pytest.raises(WrongUse, match="not finished"):
         export(copies["open"], tmp_path / "out")
@@ -131,5 +176,6 @@ def test_onnx_gives_the_same_numbers_or_says_why_not(newcomer: Path, tmp_path: P
     pytest.importorskip("onnxruntime")
     assert "gives torch's numbers within" in export(run_of(newcomer, "mit").path, tmp_path / "mit")
     assert (tmp_path / "mit" / "model.onnx").is_file()
-    assert "icon cannot be written as ONNX" in export(run_of(newcomer, "icon").path, tmp_path / "icon")
+    said = export(run_of(newcomer, "icon").path, tmp_path / "icon")
+    assert "icon cannot be written as ONNX (a graph of it holds for inputs of one length alone)" in said
     assert not (tmp_path / "icon" / "model.onnx").exists()

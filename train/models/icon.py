@@ -72,7 +72,7 @@ class Icon(nn.Module):
             for hop in range(self.hops):
                 m = recurrent(self.memory if hop else self.influence, m, layout)
                 memory = layout.pad(m)
-                scores = (layout.pad(q) @ memory.mT).tanh().masked_fill(~earlier, torch.finfo(m.dtype).min)
+                scores = (layout.pad(q) @ memory.transpose(1, 2)).tanh().masked_fill(~earlier, torch.finfo(m.dtype).min)
                 q = (q + layout.unpad((self.dropout(scores.softmax(2)) * earlier) @ memory)).tanh()
             answers = self.logits(q.index_select(0, mine.nonzero()[:, 0].to(h.device)))
             return {"logits": torch.empty_like(answers).index_copy(0, rows[mine].to(h.device), answers)}

@@ -117,7 +117,7 @@ def to_csv(table: Table) -> str:
     return sink.getvalue()
 
 
-_MARKDOWN = str.maketrans(
+MARKDOWN = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "} | {c: f"\\{c}" for c in "\\|`*_[]#~$"}
 )
 _LATEX = str.maketrans(
@@ -141,9 +141,9 @@ def tabulated(table: Table, style: str = "simple", escape: Callable[[str], str] 
 
 def to_markdown(table: Table) -> str:
     """A heading, the table and its note."""
-    body = tabulated(table, "pipe", lambda text: text.translate(_MARKDOWN))
-    note = f"\n{table.note.translate(_MARKDOWN)}\n" if table.note else ""
-    return f"### {table.caption.translate(_MARKDOWN)}\n\n{body}\n{note}"
+    body = tabulated(table, "pipe", lambda text: text.translate(MARKDOWN))
+    note = f"\n{table.note.translate(MARKDOWN)}\n" if table.note else ""
+    return f"### {table.caption.translate(MARKDOWN)}\n\n{body}\n{note}"
 
 
 def to_latex(table: Table) -> str:
