@@ -30,9 +30,7 @@ def open_store(path: Path | str, create: bool = False) -> "Store":
 
     Raises `WrongUse` if the path holds no store.
     """
-    if "://" in str(path) or re.match("[a-z0-9]{2,}:/", str(path)):
-        raise WrongUse(f"{path}: must be a path; `ser cache push` and `pull` copy stores to and from a URL")
-    path = Path(path)
+    path = check_local(path)
     manifests = path / "manifests"
     if not manifests.is_dir():
         if not create:
@@ -43,6 +41,13 @@ def open_store(path: Path | str, create: bool = False) -> "Store":
         with explain_disk_errors("making a store", path):
             make_folder(manifests)
     return Store(path)
+
+
+def check_local(path: Path | str) -> Path:
+    """Where a store is to be written or opened. Raises `WrongUse` for a URL."""
+    if "://" in str(path) or re.match("[a-z0-9]{2,}:/", str(path)):  # a Path keeps one slash
+        raise WrongUse(f"{path}: must be a path; `ser cache push` and `pull` copy stores to and from a URL")
+    return Path(path)
 
 
 class Store:

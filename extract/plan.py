@@ -13,7 +13,7 @@ import numpy as np
 
 from ser.cache.manifest import RESERVED, Manifest, Parent
 from ser.cache.spec import Modality, Spec
-from ser.cache.store import Feature, Store, open_store
+from ser.cache.store import Feature, Store, check_local, open_store
 from ser.engines.machine import choose_device
 from ser.engines.scheduler_address import check_scheduler
 from ser.errors import DISTRIBUTION, CorruptStore, StoreError, WeightsError, WrongUse
@@ -183,6 +183,7 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
         value, known = getattr(config, option.name), option.metadata.get("choices")
         if known and option.name != "format" and value not in (None, *known):  # formats may be registered since
             raise WrongUse(f"--{option.name.replace('_', '-')} {value}: it is {' or '.join(known)}")
+    check_local(config.store)
     choose_device(config.device, here=False)  # whether it is here is seen when a model needs it
     if not config.part_seconds > 0 or (config.batch_seconds is not None and not config.batch_seconds > 0):
         raise WrongUse("--part-seconds and --batch-seconds must be above 0")
