@@ -157,17 +157,16 @@ def _on_disk(path: Path, direct: int = _O_DIRECT) -> bytes:
         return _on_disk(path, 0)
 
 
-def read_at(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
-    """Fill buffers, one after the other, with what a file holds from `offset` on. Returns how many bytes were read.
+def read_at(descriptor: int, into: memoryview, offset: int) -> int:
+    """Read what a file holds from `offset` on. Returns how many bytes, perhaps fewer than asked for; 0 at its end.
 
-    They may be fewer than asked for; 0 is the end of the file. Without `preadv` (Windows) the first buffer alone is
-    filled, and the file's position moves.
+    Without `preadv` (Windows) the file's position moves.
     """
     if hasattr(os, "preadv"):
-        return os.preadv(descriptor, buffers, offset)
+        return os.preadv(descriptor, [into], offset)
     os.lseek(descriptor, offset, os.SEEK_SET)
     with open(descriptor, "rb", buffering=0, closefd=False) as file:
-        return file.readinto(buffers[0])
+        return file.readinto(into)
 
 
 def write_folder(

@@ -1,7 +1,7 @@
 """Blocks: the stretches of bytes, 1 to 2 MB each, that arrays are read and checked in.
 
-One reader serves every backend. It reads straight into where the rows belong and runs the checksum over them there;
-bytes between the rows asked for go to a scratch area, because the checksum needs them too.
+One reader serves every backend. It reads whole blocks, because the checksum needs all of their bytes: straight to where
+the rows belong if they belong there together, else to a scratch area from which they are copied.
 """
 
 import bisect
@@ -25,7 +25,6 @@ from ser.errors import CorruptStore, StoreError
 from .atomic_io import REPAIR, Buffer, open_plain, read_at
 
 BLOCK_BYTES = 2 << 20
-_MANY = 256  # pieces of a block above which one gather is cheaper than as many small reads
 _THREADED = 8 << 20  # bytes from which threads pay
 # What ends the reading of a thread, with `InterruptedError`, within a block.
 unwanted: ContextVar[Event | None] = ContextVar("unwanted", default=None)
@@ -159,50 +158,35 @@ def _by_block(folder: Path, array: ArrayRecord, stretches: Sequence[Stretch]) ->
 
 
 def _read_blocks(reads: Sequence[BlockRead], target: memoryview, size: int, ended: Event) -> None:
+    scratch = memoryview(bytearray(max((block.bytes for _, block, _, _ in reads), default=0)))
     for path, block, first, wanted in reads:
         if ended.is_set():
             raise InterruptedError("nobody waits for these blocks any more")
-        rows = [slice(to * size, (to + stop - start) * size) for start, stop, to in wanted]
-        if len(wanted) > _MANY:
-            scratch = memoryview(bytearray(block.bytes))
-            _read_block(path, block, [scratch])
-            for (start, stop, _), into in zip(wanted, rows, strict=True):
-                target[into] = scratch[(start - first) * size : (stop - first) * size]
-            continue
-        pieces, at = [], first
-        for (start, stop, _), into in zip(wanted, rows, strict=True):
-            pieces += [memoryview(bytearray((start - at) * size)), target[into]]
-            at = stop
-        pieces.append(memoryview(bytearray((first - at) * size + block.bytes)))
-        _read_block(path, block, [piece for piece in pieces if len(piece)])
+        (start, stop, to), *others = wanted
+        together = not others and (stop - start) * size == block.bytes
+        _read_block(path, block, target[to * size :][: block.bytes] if together else scratch[: block.bytes])
+        for start, stop, to in () if together else wanted:
+            target[to * size : (to + stop - start) * size] = scratch[(start - first) * size : (stop - first) * size]
 
 
-def _read_block(path: str, block: Block, pieces: list[memoryview]) -> None:
-    """Fill the pieces, which are as long as the block together, one after the other."""
-    descriptor = open_plain(path)
+def _read_block(path: str, block: Block, into: memoryview) -> None:
+    """Fill `into`, which is as long as the block."""
+    descriptor, done = open_plain(path), 0
     try:
-        left, offset = list(pieces), block.offset
-        while left:
-            if not (read := read_at(descriptor, left, offset)):
+        while done < block.bytes:
+            if not (read := read_at(descriptor, into[done:], block.offset + done)):
                 raise CorruptStore(f"{path}: cut short; {REPAIR}")
-            offset += read
-            while left and read >= len(left[0]):
-                read -= len(left.pop(0))
-            if read:
-                left[0] = left[0][read:]
+            done += read
     except CorruptStore:
         raise
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
     finally:
         os.close(descriptor)
-    check_block(path, block, pieces)
+    check_block(path, block, into)
 
 
-def check_block(path: str, block: Block, pieces: Sequence[Buffer]) -> None:
+def check_block(path: str, block: Block, content: Buffer) -> None:
     """Raise `CorruptStore` unless these are the block's bytes."""
-    value = 0
-    for piece in pieces:
-        value = crc32c.crc32c(piece, value)
-    if value != block.crc32c:
+    if crc32c.crc32c(content) != block.crc32c:
         raise CorruptStore(f"{path}: altered (bytes {block.offset} to {block.offset + block.bytes}); {REPAIR}")

@@ -253,7 +253,7 @@ def _read_file(path: Path, blocks: list[tuple[Block, bool]], dtype: str) -> str:
             while (gap := block.offset - file.tell()) > 0 and read(min(gap, _PIECE)):
                 pass
             content = read(block.bytes)
-            check_block(str(path), block, [content])
+            check_block(str(path), block, content)
             if is_values and not _finite(content, dtype):
                 raise CorruptStore(f"{path}: holds values that are not finite; {REPAIR}")
         while read(_PIECE):
