@@ -121,7 +121,7 @@ BlockRead = tuple[str, Block, int, list[Stretch]]  # file, a block in it, the ro
 def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], target: npt.NDArray[Any]) -> None:
     """Read stretches of rows from the same array of several parts (folders) into `target`, each block verified.
 
-    `target` is C-contiguous `[rows, …]`. The stretches of a part are sorted, not empty, and do not overlap.
+    `target` is C-contiguous `[rows, …]`. A block is read once, whatever stretches lie in it.
     Raises `CorruptStore` naming the file whose content is missing, short or altered.
     """
     view, size = bytes_of(target), target.itemsize * math.prod(target.shape[1:])
@@ -140,21 +140,19 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
         _read_blocks(reads, view, size, ended)
 
 
-def _by_block(folder: Path, array: ArrayRecord, stretches: Sequence[Stretch]) -> Iterator[BlockRead]:
-    """Cut stretches where blocks end."""
-    rest = iter(stretches)
-    start, stop, to = next(rest, (0, 0, 0))
-    first = 0
-    for block in array.blocks:
-        end = first + block.bytes // array.row_bytes
-        pieces = []
-        while start < min(stop, end):
-            cut = min(stop, end)
-            pieces.append((start, cut, to))
-            start, stop, to = (cut, stop, to + cut - start) if cut < stop else next(rest, (0, 0, 0))
-        if pieces:
-            yield f"{folder}/{block.file}", block, first, pieces
-        first = end
+def _by_block(folder: Path, array: ArrayRecord, stretches: Iterable[Stretch]) -> Iterator[BlockRead]:
+    """Cut stretches where blocks end, and give each block once, in their order."""
+    ends = list(itertools.accumulate(block.bytes // array.row_bytes for block in array.blocks))
+    pieces: dict[int, list[Stretch]] = {}
+    for start, stop, to in stretches:
+        while start < stop:
+            number = bisect.bisect_right(ends, start)
+            cut = min(stop, ends[number])
+            pieces.setdefault(number, []).append((start, cut, to))
+            start, to = cut, to + cut - start
+    for number, wanted in sorted(pieces.items()):
+        block = array.blocks[number]
+        yield f"{folder}/{block.file}", block, ends[number] - block.bytes // array.row_bytes, wanted
 
 
 def _read_blocks(reads: Sequence[BlockRead], target: memoryview, size: int, ended: Event) -> None:

@@ -166,7 +166,7 @@ class Push:
             mine = merged.get(corpus)
             if mine is None or mine.digest != known.sha256:  # else it is not asked for: it may be lost there
                 held = _manifest_there(self.remote, corpus, known)
-                if mine is None or not _takes_place(held, mine, self._replace, self.remote.shown):
+                if mine is None or not held.gives_way(mine, self._replace, self.remote.shown):
                     merged[corpus] = held
         return merged
 
@@ -213,19 +213,6 @@ def _without_tokens(feature: Feature, part: Part, scratch: Path) -> Part:
     rows = PartRows.from_packed(record.corpus, record.inputs, packed, record.quarantined)
     name = publish(scratch, scratch / "parts", rows, feature.spec, record.backend, record.written_by)
     return Part.open(scratch / "parts" / str(name), feature.fingerprint)
-
-
-def _takes_place(held: Manifest, other: Manifest, replace: bool, where: object) -> bool:
-    """Whether a manifest takes the place of what is held. Raises `WrongUse` for one that lacks something of it."""
-    if held.same(other) or (held.without_text().same(other) and not replace):
-        return False
-    if not replace and (lost := held.lost(other)):
-        raise WrongUse(
-            f"{where}: corpus {held.corpus} has {len(held)} utterances there, and {len(lost)} of them (such as "
-            f"{lost[0]!r}), their audio or their transcripts are not in the other manifest, which takes its place "
-            "with --replace"
-        )
-    return True
 
 
 def _card(there: bytes | None, published: Published, manifests: Sequence[Manifest], url: str) -> bytes:
@@ -312,14 +299,12 @@ class Pull:
         for manifest in self._manifests:
             if manifest.corpus not in store.corpora():
                 store.put_manifest(manifest, command="cache pull")
-        # Those that are new here are the same now.
-        held = [store.manifest(one.corpus) for one in self._manifests]
-        pairs = zip(held, self._manifests, strict=True)
-        later = [new for old, new in pairs if _takes_place(old, new, self._replace, self._path)]
+            # Whether it may take the place of another, before anything comes; it does so after all has come.
+            store.manifest(manifest.corpus).gives_way(manifest, self._replace, self._path)
         for spec in self._specs.values():
             store.add(spec)
         self.remote.each(partial(self._fetch, store, told), self.parts)
-        for manifest in later:
+        for manifest in self._manifests:
             store.put_manifest(manifest, self._replace, "cache pull")
         return f"{self.remote.shown}@{self.digest}"
 

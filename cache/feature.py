@@ -171,30 +171,22 @@ class Feature:
         """Utterances by their places, in the order given, each block verified. Extras are those that all parts have."""
         parts = list(dict.fromkeys(part for part, _ in places))
         stretches: dict[Part, list[Stretch]] = {part: [] for part in parts}
-        first: dict[Place, int] = {}
-        copies = []
         offsets = [0]
-        for number, place in enumerate(places):
-            part, row = place
+        for part, row in places:
             start, stop = part.offsets[row], part.offsets[row + 1]
-            if (same := first.setdefault(place, number)) != number:
-                copies.append((number, same))  # asked for twice: read once
-            elif stop > start:
-                mine, to = stretches[part], offsets[-1]
-                before, end, target = mine[-1] if mine else (0, -1, 0)
-                if end == start and target + end - before == to:  # goes on where the last one ends, here and there
-                    mine[-1] = (before, stop, target)
-                else:
-                    mine.append((start, stop, to))
-            offsets.append(offsets[-1] + stop - start)
+            mine, to = stretches[part], offsets[-1]
+            before, end, target = mine[-1] if mine else (0, -1, 0)
+            if end == start and target + end - before == to:  # goes on where the last one ends, here and there
+                mine[-1] = (before, stop, target)
+            else:
+                mine.append((start, stop, to))
+            offsets.append(to + stop - start)
         shared = [part.record.arrays.keys() - {"offsets"} for part in parts]
         names = set.intersection(*shared) if shared and extras else {"values"}
         arrays = {}
         for name in sorted(names):
             arrays[name] = array = self._allocate(name, parts, offsets[-1])
-            read_stretches([(p.folder, p.record.arrays[name], sorted(stretches[p])) for p in parts], array)
-            for number, same in copies:
-                array[offsets[number] : offsets[number + 1]] = array[offsets[same] : offsets[same + 1]]
+            read_stretches([(p.folder, p.record.arrays[name], stretches[p]) for p in parts], array)
         return Packed(arrays.pop("values"), np.array(offsets), ids, arrays)
 
     def _allocate(self, name: str, parts: Sequence[Part], rows: int) -> npt.NDArray[Any]:

@@ -119,15 +119,8 @@ class Store:
             except StoreError:
                 if not replace:
                     raise
-        if latest and latest.same(manifest):
+        if latest and not latest.gives_way(manifest, replace, self.path):
             return latest.digest
-        if latest and not replace and (lost := latest.lost(manifest)):
-            raise WrongUse(
-                f"{self.path}: corpus {manifest.corpus} has {len(latest)} utterances there, and {len(lost)} of them "
-                f"(such as {lost[0]!r}) are missing now, or their audio or transcript is; if a part of the corpus is "
-                "away, bring it back; give another corpus a --corpus-name of its own, or let this one take its place "
-                "with --replace"
-            )
         self._make_latest(folder, manifest, command)
         return manifest.digest
 
