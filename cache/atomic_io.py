@@ -157,18 +157,6 @@ def _on_disk(path: Path, direct: int = _O_DIRECT) -> bytes:
         return _on_disk(path, 0)
 
 
-def read_at(descriptor: int, into: memoryview, offset: int) -> int:
-    """Read what a file holds from `offset` on. Returns how many bytes, perhaps fewer than asked for; 0 at its end.
-
-    Without `preadv` (Windows) the file's position moves.
-    """
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [into], offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    with open(descriptor, "rb", buffering=0, closefd=False) as file:
-        return file.readinto(into)
-
-
 def write_folder(
     folder: Path, files: Mapping[str, Content], checksums: Mapping[str, Checksums] = {}
 ) -> dict[str, tuple[int, str]]:

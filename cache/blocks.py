@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ser.errors import CorruptStore, StoreError
 
-from .atomic_io import REPAIR, Buffer, open_plain, read_at
+from .atomic_io import REPAIR, Buffer, open_plain
 
 BLOCK_BYTES = 2 << 20
 _THREADED = 8 << 20  # bytes from which threads pay
@@ -169,18 +169,16 @@ def _read_blocks(reads: Sequence[BlockRead], target: memoryview, size: int, ende
 
 def _read_block(path: str, block: Block, into: memoryview) -> None:
     """Fill `into`, which is as long as the block."""
-    descriptor, done = open_plain(path), 0
-    try:
-        while done < block.bytes:
-            if not (read := read_at(descriptor, into[done:], block.offset + done)):
-                raise CorruptStore(f"{path}: cut short; {REPAIR}")
-            done += read
-    except CorruptStore:
-        raise
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
-    finally:
-        os.close(descriptor)
+    done = 0
+    with os.fdopen(open_plain(path), "rb", buffering=0) as file:
+        try:
+            file.seek(block.offset)
+            while done < block.bytes and (read := file.readinto(into[done:])):
+                done += read
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
+    if done < block.bytes:
+        raise CorruptStore(f"{path}: cut short; {REPAIR}")
     check_block(path, block, into)
 
 
