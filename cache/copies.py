@@ -240,7 +240,7 @@ class _Published(Feature):
         return list(self._parts.values())
 
 
-def published(url: str, features: str | None = None) -> tuple[list[Feature], dict[str, Manifest]]:
+def published(url: str, features: str | None = None) -> tuple[Sequence[Feature], dict[str, Manifest]]:
     """The features at a URL and the manifests by corpus, to list them: only records come from there, and no data.
 
     Raises `WrongUse` for what is not published there.
@@ -248,11 +248,11 @@ def published(url: str, features: str | None = None) -> tuple[list[Feature], dic
     url, begin = split_digest(url)
     remote = Remote(url)
     there = remote.published(remote.digest(begin))
-    found: list[Feature] = []
-    for folder in there.named(features, remote.shown):
-        parts = there.parts_of(folder)
-        records = remote.each(lambda path, of=parts: _part_there(remote, path, of[path])[1], parts)  # type: ignore[misc]
-        found.append(_Published(there.features[folder], map(Part, map(Path, parts), records)))
+    parts = {folder: there.parts_of(folder) for folder in there.named(features, remote.shown)}
+    paths = [path for of_one in parts.values() for path in of_one]
+    records = remote.each(lambda path: _part_there(remote, path, there.parts[path])[1], paths)
+    read = {path: Part(Path(path), record) for path, record in zip(paths, records, strict=True)}
+    found = [_Published(there.features[folder], [read[path] for path in of]) for folder, of in parts.items()]
     return found, {corpus: _manifest_there(remote, corpus, known) for corpus, known in there.manifests.items()}
 
 

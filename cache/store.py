@@ -10,6 +10,7 @@ What lies where, key by key, is in FORMAT.md.
 import difflib
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
@@ -223,7 +224,7 @@ class Store:
         return found
 
 
-def listed(features: list[Feature]) -> str:
+def listed(features: Sequence[Feature]) -> str:
     """Features by fingerprint, each with where it comes from, for a message."""
     specs = [feature.spec for feature in features]
     return ", ".join(f"{s.name}@{s.fingerprint[:8]} ({s.provenance.get('model') or s.extractor})" for s in specs)
