@@ -110,13 +110,13 @@ def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | No
 def feature_info(feature: Feature, manifests: Mapping[str, Manifest | str]) -> dict[str, Any]:
     """How a feature was computed: everything in spec.json, and what each corpus has of it."""
     corpora: dict[str, Any] = {}
-    for listing in listings(feature, manifests):
-        if (corpus := listing.corpus) is None:
-            continue
+    for corpus in corpora_of(feature, manifests):
         manifest = manifests.get(corpus)
+        listing = _listing(feature, corpus, manifest)
         parts = [part for part in feature.parts() if part.record.corpus == corpus]
         corpora[corpus] = {
             **{key: getattr(listing, key) for key in ("rows", "lent", "of", "complete", "superseded", "bytes")},
+            **({"problem": listing.problem} if listing.problem else {}),
             "quarantined": feature.quarantined(manifest) if isinstance(manifest, Manifest) else {},
             "parts": len(parts),
             "backends": dict(Counter(part.record.backend for part in parts)),

@@ -50,14 +50,6 @@ def test_published_feature_files_are_trained_on(tmp_path: Path) -> None:
     assert run["wa"] > 0.9, "these vectors tell the emotions apart, if each stands by its own label"
 
 
-def test_another_backend(tmp_path: Path) -> None:
-    sample_store(tmp_path / "s", "zarr")
-    command = ("cache", "export", "frames", tmp_path / "t", "--backend", "hdf5", "--store", tmp_path / "s")
-    assert told(*command) == f"copied 3 parts to {tmp_path / 't'}\n"
-    assert told(*command) == f"copied 0 parts to {tmp_path / 't'}; 3 are there already\n"
-    assert told("cache", "verify", "--store", tmp_path / "t").endswith(" 0 bad\n")
-
-
 def test_a_table_does_not_take_the_place_of_a_corpus(tmp_path: Path) -> None:
     """Else all that was computed from its audio were superseded, and soon removed as such."""
     store, feature, manifest, _ = sample_store(tmp_path / "s", "zarr")
