@@ -82,7 +82,13 @@ class Push:
         self.there, self.bytes = len(self._whole_there), sum(part.bytes for _, part in self.parts.values())
 
     def _published(self, latest: bytes | None) -> Published:
-        return self.remote.published(latest.decode(errors="replace").strip()) if latest else Published()
+        """The record of what is there; with `replace` as if there were nothing, where that is damaged."""
+        try:
+            return self.remote.published(latest.decode(errors="replace").strip()) if latest else Published()
+        except CorruptStore:
+            if not self._replace:
+                raise
+            return Published()
 
     def _whole(self, folder: str) -> PublishedPart | None:
         """What is there of a part, if that is whole as far as `Remote.holds` can tell."""

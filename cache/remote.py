@@ -26,7 +26,7 @@ LATEST, RECORD = "published-latest", "published-{}.json"
 _HEX16, _HEX64 = "[0-9a-f]{16}", "[0-9a-f]{64}"
 _LARGEST = 4 << 30  # bytes of one file: several times what a part may have
 _TRIES, _THREADS = 3, 4
-_MEND = "try again; if it stays so, it is damaged there, and who pushed it mends it by `ser cache push` to the same URL"
+_MEND = "if it stays so, it is damaged there, and who pushed it mends it by `ser cache push --replace` to the same URL"
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -264,9 +264,9 @@ class Remote:
         """What was published under a root digest. Raises `CorruptStore` if it is not what the digest names."""
         where = self.where(RECORD.format(digest))
         content = self.read(RECORD.format(digest)) if re.fullmatch(_HEX64, digest) else None
-        if content is None:
-            raise StoreError(f"{where}: is missing, so nothing is published there under this digest")
         with explained(where):
+            if content is None:
+                raise CorruptStore(f"{where}: is missing, so nothing is published there under this digest")
             if hashlib.sha256(content).hexdigest() != digest:
                 raise CorruptStore(f"{where}: is not what its digest names")
             return to_record(content, Published, where)

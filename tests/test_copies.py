@@ -105,7 +105,9 @@ def test_a_digest_names_what_was_published_and_nothing_else(tmp_path: Path) -> N
     data.write_bytes(bytes(len(content)))
     assert "its sha256 is not" in refused("pull", first, "--store", tmp_path / "x")
     assert not sound(tmp_path / "x")["frames"].complete(manifest_of(10))  # pulled halfway: incomplete, never wrong
-    record.write_bytes(record.read_bytes()[:-1])
+    assert "not what its digest names" in refused("push", tmp_path / "pub", "--store", tmp_path / "s")
+    assert push(tmp_path / "s", tmp_path / "pub", "--replace") == second and data.read_bytes() == content
+    data.write_bytes(bytes(len(content)))
     lost, cut = sorted((tmp_path / "pub").glob("utterances/*/parts/*/part.json"))[:2]
     lost.unlink()
     cut.write_bytes(cut.read_bytes()[:-1])
