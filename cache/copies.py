@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class Push:
     def _publish(self, sent: dict[str, PublishedPart]) -> str:
         """Write the record of all that is there now, and make it the latest, with what others publish meanwhile."""
         while True:
-            latest, tag = self.remote.peek(LATEST)
+            latest = self.remote.read(LATEST)
             before = self._published(latest)
             manifests = self._merged(before)
             mine = {folder_of(one.spec): one.spec for one in self._features}
@@ -161,8 +162,7 @@ class Push:
             for path, content in files.items():
                 if self.remote.read(path) != content:
                     self.remote.write(path, content)
-            now = f"{digest}\n".encode()
-            if latest == now or self.remote.swap(LATEST, now, latest, tag):
+            if self.remote.put(LATEST, f"{digest}\n".encode(), partial(eq, latest)):
                 return digest
 
     def _merged(self, before: Published) -> dict[str, Manifest]:

@@ -227,38 +227,30 @@ class Remote:
                 self._fs.makedirs(place.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(place, content, **condition)
 
-    def peek(self, path: str, most: int = SMALL) -> tuple[bytes | None, str]:
-        """What a file holds, and the tag that it had just before."""
-        tag = self._look(path).get("ETag", "") if self._conditional else ""
-        return self.read(path, most), tag
+    def put(self, path: str, content: bytes, over: Callable[[bytes | None], bool], look: bool = True) -> bool:
+        """Put a file there if it may stand `over` what is there (None: nothing). Whether it is there then.
 
-    def swap(self, path: str, content: bytes, seen: bytes | None, tag: str) -> bool:
-        """Put new content in the place of what was `seen` by `peek` (None: no file). False if that is not there now.
-
-        Without conditional puts, as S3 has them, another process may come in between.
+        One with the same content is not sent again. Without conditional puts, as S3 has them, another process may come
+        in between. Without a `look`, nothing is expected there.
         """
+        tag = self._look(path).get("ETag", "") if look and self._conditional else ""  # before the content is read
         most = len(content) + SMALL
-        if not self._conditional and self.read(path, most) != seen:
-            return False
-        condition = {"mode": "create"} if seen is None else {"IfMatch": tag}
+        there = self.read(path, most) if look else None
+        if there == content or not over(there):
+            return there == content
+        condition = {"mode": "create"} if there is None else {"IfMatch": tag}
         try:
             self.write(path, content, **(condition if self._conditional else {}))
         except StoreError:
-            if (now := self.read(path, most)) == seen:
+            if (now := self.read(path, most)) == there:
                 raise
             return now == content  # a put whose answer was lost
         return True
 
     def create(self, path: str, content: bytes, replace: bool = False) -> bool:
-        """Put a file where there is none, or one cut short. False if another is there, unless it may `replace` that.
-
-        One with the same content is not sent again.
-        """
+        """Put a file where there is none, or one cut short. False if another is there, unless it may `replace` that."""
         known = path in self.files or not self._conditional
-        there, tag = self.peek(path, len(content) + SMALL) if known else (None, "")
-        if there is None or there == content:
-            return there == content or self.swap(path, content, None, "")
-        return (replace or content.startswith(there)) and self.swap(path, content, there, tag)
+        return self.put(path, content, lambda there: there is None or replace or content.startswith(there), known)
 
     def published(self, digest: str) -> Published:
         """What was published under a root digest. Raises `CorruptStore` if it is not what the digest names."""
