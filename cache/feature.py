@@ -167,8 +167,11 @@ class Feature:
         values = self.gather([self._latest[id_]], [id_], extras=False).values
         return values[0] if self.spec.level == "utterance" else values
 
-    def gather(self, places: Sequence[Place], ids: list[str], extras: bool = True) -> Packed:
-        """Utterances by their places, in the order given, each block verified. Extras are those that all parts have."""
+    def gather(self, places: Sequence[Place], ids: list[str], extras: bool = True, values: bool = True) -> Packed:
+        """Utterances by their places, in the order given, each block verified. Extras are those that all parts have.
+
+        Without `values` only extras are read.
+        """
         parts = list(dict.fromkeys(part for part, _ in places))
         stretches: dict[Part, list[Stretch]] = {part: [] for part in parts}
         offsets = [0]
@@ -183,8 +186,8 @@ class Feature:
             offsets.append(to + stop - start)
         shared = [part.record.arrays.keys() - {"offsets"} for part in parts]
         names = set.intersection(*shared) if shared and extras else {"values"}
-        arrays = {}
-        for name in sorted(names):
+        arrays = {"values": np.empty((0, self.spec.dim), self.spec.dtype)}
+        for name in sorted(names if values else names - {"values"}):
             arrays[name] = array = self._allocate(name, parts, offsets[-1])
             read_stretches([(p.folder, p.record.arrays[name], stretches[p]) for p in parts], array)
         return Packed(arrays.pop("values"), np.array(offsets), ids, arrays)
