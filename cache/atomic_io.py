@@ -157,19 +157,6 @@ def _on_disk(path: Path, direct: int = _O_DIRECT) -> bytes:
         return _on_disk(path, 0)
 
 
-def read_at(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
-    """Fill buffers, one after the other, with what a file holds from `offset` on. Returns how many bytes were read.
-
-    They may be fewer than asked for; 0 is the end of the file. Without `preadv` (Windows) the first buffer alone is
-    filled, and the file's position moves.
-    """
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, buffers, offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    with open(descriptor, "rb", buffering=0, closefd=False) as file:
-        return file.readinto(buffers[0])
-
-
 def write_folder(
     folder: Path, files: Mapping[str, Content], checksums: Mapping[str, Checksums] = {}
 ) -> dict[str, tuple[int, str]]:

@@ -1,7 +1,7 @@
 """Blocks: the stretches of bytes, 1 to 2 MB each, that arrays are read and checked in.
 
-One reader serves every backend. It reads straight into where the rows belong and runs the checksum over them there;
-bytes between the rows asked for go to a scratch area, because the checksum needs them too.
+One reader serves every backend. It reads whole blocks, because the checksum needs all of their bytes: straight to where
+the rows belong if they belong there together, else to a scratch area from which they are copied.
 """
 
 import bisect
@@ -22,10 +22,9 @@ import numpy.typing as npt
 
 from ser.errors import CorruptStore, StoreError
 
-from .atomic_io import REPAIR, Buffer, open_plain, read_at
+from .atomic_io import REPAIR, Buffer, open_plain
 
 BLOCK_BYTES = 2 << 20
-_MANY = 256  # pieces of a block above which one gather is cheaper than as many small reads
 _THREADED = 8 << 20  # bytes from which threads pay
 # What ends the reading of a thread, with `InterruptedError`, within a block.
 unwanted: ContextVar[Event | None] = ContextVar("unwanted", default=None)
@@ -122,7 +121,7 @@ BlockRead = tuple[str, Block, int, list[Stretch]]  # file, a block in it, the ro
 def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], target: npt.NDArray[Any]) -> None:
     """Read stretches of rows from the same array of several parts (folders) into `target`, each block verified.
 
-    `target` is C-contiguous `[rows, …]`. The stretches of a part are sorted, not empty, and do not overlap.
+    `target` is C-contiguous `[rows, …]`. A block is read once, whatever stretches lie in it.
     Raises `CorruptStore` naming the file whose content is missing, short or altered.
     """
     view, size = bytes_of(target), target.itemsize * math.prod(target.shape[1:])
@@ -141,68 +140,49 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
         _read_blocks(reads, view, size, ended)
 
 
-def _by_block(folder: Path, array: ArrayRecord, stretches: Sequence[Stretch]) -> Iterator[BlockRead]:
-    """Cut stretches where blocks end."""
-    rest = iter(stretches)
-    start, stop, to = next(rest, (0, 0, 0))
-    first = 0
-    for block in array.blocks:
-        end = first + block.bytes // array.row_bytes
-        pieces = []
-        while start < min(stop, end):
-            cut = min(stop, end)
-            pieces.append((start, cut, to))
-            start, stop, to = (cut, stop, to + cut - start) if cut < stop else next(rest, (0, 0, 0))
-        if pieces:
-            yield f"{folder}/{block.file}", block, first, pieces
-        first = end
+def _by_block(folder: Path, array: ArrayRecord, stretches: Iterable[Stretch]) -> Iterator[BlockRead]:
+    """Cut stretches where blocks end, and give each block once, in their order."""
+    ends = list(itertools.accumulate(block.bytes // array.row_bytes for block in array.blocks))
+    pieces: dict[int, list[Stretch]] = {}
+    for start, stop, to in stretches:
+        while start < stop:
+            number = bisect.bisect_right(ends, start)
+            cut = min(stop, ends[number])
+            pieces.setdefault(number, []).append((start, cut, to))
+            start, to = cut, to + cut - start
+    for number, wanted in sorted(pieces.items()):
+        block = array.blocks[number]
+        yield f"{folder}/{block.file}", block, ends[number] - block.bytes // array.row_bytes, wanted
 
 
 def _read_blocks(reads: Sequence[BlockRead], target: memoryview, size: int, ended: Event) -> None:
+    scratch = memoryview(bytearray(max((block.bytes for _, block, _, _ in reads), default=0)))
     for path, block, first, wanted in reads:
         if ended.is_set():
             raise InterruptedError("nobody waits for these blocks any more")
-        rows = [slice(to * size, (to + stop - start) * size) for start, stop, to in wanted]
-        if len(wanted) > _MANY:
-            scratch = memoryview(bytearray(block.bytes))
-            _read_block(path, block, [scratch])
-            for (start, stop, _), into in zip(wanted, rows, strict=True):
-                target[into] = scratch[(start - first) * size : (stop - first) * size]
-            continue
-        pieces, at = [], first
-        for (start, stop, _), into in zip(wanted, rows, strict=True):
-            pieces += [memoryview(bytearray((start - at) * size)), target[into]]
-            at = stop
-        pieces.append(memoryview(bytearray((first - at) * size + block.bytes)))
-        _read_block(path, block, [piece for piece in pieces if len(piece)])
+        (start, stop, to), *others = wanted
+        together = not others and (stop - start) * size == block.bytes
+        _read_block(path, block, target[to * size :][: block.bytes] if together else scratch[: block.bytes])
+        for start, stop, to in () if together else wanted:
+            target[to * size : (to + stop - start) * size] = scratch[(start - first) * size : (stop - first) * size]
 
 
-def _read_block(path: str, block: Block, pieces: list[memoryview]) -> None:
-    """Fill the pieces, which are as long as the block together, one after the other."""
-    descriptor = open_plain(path)
-    try:
-        left, offset = list(pieces), block.offset
-        while left:
-            if not (read := read_at(descriptor, left, offset)):
-                raise CorruptStore(f"{path}: cut short; {REPAIR}")
-            offset += read
-            while left and read >= len(left[0]):
-                read -= len(left.pop(0))
-            if read:
-                left[0] = left[0][read:]
-    except CorruptStore:
-        raise
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
-    finally:
-        os.close(descriptor)
-    check_block(path, block, pieces)
+def _read_block(path: str, block: Block, into: memoryview) -> None:
+    """Fill `into`, which is as long as the block."""
+    done = 0
+    with os.fdopen(open_plain(path), "rb", buffering=0) as file:
+        try:
+            file.seek(block.offset)
+            while done < block.bytes and (read := file.readinto(into[done:])):
+                done += read
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
+    if done < block.bytes:
+        raise CorruptStore(f"{path}: cut short; {REPAIR}")
+    check_block(path, block, into)
 
 
-def check_block(path: str, block: Block, pieces: Sequence[Buffer]) -> None:
+def check_block(path: str, block: Block, content: Buffer) -> None:
     """Raise `CorruptStore` unless these are the block's bytes."""
-    value = 0
-    for piece in pieces:
-        value = crc32c.crc32c(piece, value)
-    if value != block.crc32c:
+    if crc32c.crc32c(content) != block.crc32c:
         raise CorruptStore(f"{path}: altered (bytes {block.offset} to {block.offset + block.bytes}); {REPAIR}")

@@ -6,10 +6,12 @@ leaves a store that is incomplete, never wrong.
 
 import contextlib
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,13 @@ from .remote import (
     Published,
     PublishedPart,
     Remote,
+    explained,
     feature_names,
     file_record,
     folder_of,
     split_digest,
 )
-from .spec import checksummed_json, parse_checksummed
+from .spec import Spec, checksummed_json, parse_checksummed
 from .store import Store, open_store
 from .verify import check_part
 
@@ -53,7 +56,7 @@ class Push:
         with_text: bool = False,
         replace: bool = False,
     ) -> None:
-        if split_digest(url)[1]:
+        if len(split_digest(url)[1] or "") == 64:
             raise WrongUse("a push makes a root digest of its own; leave out what follows the @")
         if not url:
             raise WrongUse("name the URL or folder to publish at")
@@ -64,39 +67,49 @@ class Push:
         self._with_text, self._replace = with_text, replace
         names = corpus.split("+") if corpus else store.corpora() or [store.only_corpus()]
         known = [store.manifest(name) for name in names]
-        self._manifests = known if with_text else [manifest.without_text() for manifest in known]
+        self._manifests = {one.corpus: one if with_text else one.without_text() for one in known}
         asked = [store.feature(name, corpus) for name in feature_names(features)]
         self._features = asked if features else store.features()
         self.remote = Remote(url)
-        wanted = _whose_rows(known)
-        found = {
-            part.folder.relative_to(store.path).as_posix(): (f, part) for f in self._features for part in f.parts()
-        }
-        found = {folder: one for folder, one in found.items() if one[1].record.corpus in wanted}
-        before = self._published(self.remote.read(LATEST))
-        self._merged(before)  # whether that may be, before anything is sent
-        listed = {folder: part.record for folder, part in before.parts.items()}
-        self.parts = {
-            folder: one
-            for folder, one in found.items()
-            if folder not in listed
-            or (replace and listed[folder] != file_record(read_small(one[1].folder / "part.json")))
-        }
-        whole = () if replace else self.remote.files  # those with a part.json were put by a push that did not end
-        unsent = [part for folder, (_, part) in self.parts.items() if f"{folder}/part.json" not in whole]
-        self.there, self.bytes = len(found) - len(self.parts), sum(part.bytes for part in unsent)
+        wanted, self.parts = _whose_rows(known), dict[str, tuple[Feature, Part]]()
+        for feature in self._features:
+            mine = (part for part in feature.parts() if part.record.corpus in wanted)
+            self.parts |= {part.folder.relative_to(store.path).as_posix(): (feature, part) for part in mine}
+        self._before = self._published(self.remote.read(LATEST))
+        self._merged(self._before)  # whether that may be, before anything is sent
+        checked = [] if replace else self.remote.each(self._whole, self.parts)  # else all is compared byte by byte
+        self._whole_there = {folder: part for folder, part in zip(self.parts, checked, strict=False) if part}
+        self.parts = {folder: one for folder, one in self.parts.items() if folder not in self._whole_there}
+        self.there, self.bytes = len(self._whole_there), sum(part.bytes for _, part in self.parts.values())
 
     def _published(self, latest: bytes | None) -> Published:
-        return self.remote.published(latest.decode(errors="replace").strip()) if latest else Published()
+        """The record of what is there; with `replace` as if there were nothing, where that is damaged."""
+        try:
+            return self.remote.published(latest.decode(errors="replace").strip()) if latest else Published()
+        except CorruptStore:
+            if not self._replace:
+                raise
+            return Published()
+
+    def _whole(self, folder: str) -> PublishedPart | None:
+        """What is there of a part, if that is whole as far as `Remote.holds` can tell."""
+        path, listed = f"{folder}/part.json", self._before.parts.get(folder)
+        if listed or path in self.remote.files:
+            with contextlib.suppress(CorruptStore):
+                part, record = _published_part(self.remote.read(path) or b"", self.remote.where(folder))
+                files = record.files.items()
+                if listed in (None, part) and all(self.remote.holds(f"{folder}/{name}", one) for name, one in files):
+                    return part
+        return None
 
     def run(self, told: Told = lambda _: None) -> str:
-        """Push what is not there. Returns the URL with the root digest of all that is published there now.
+        """Push what is not there, or not whole. Returns the URL with the root digest of all that is published there.
 
         Raises `StoreError` if another push has begun a part with other numbers; all else is published then.
         """
         done = self.remote.each(partial(self._send, told), self.parts)
         sent = {folder: part for folder, part in zip(self.parts, done, strict=True) if part}
-        for manifest in self._manifests:
+        for manifest in self._manifests.values():
             path = f"manifests/{manifest.corpus}/{manifest.digest}.parquet"
             self.remote.create(path, manifest.content, replace=True)
         digest = self._publish(sent)
@@ -108,11 +121,12 @@ class Push:
         return f"{self.remote.shown}@{digest}"
 
     def _send(self, told: Told, folder: str) -> PublishedPart | None:
-        """Put a part there, and its part.json last. None if another push has begun it with other numbers."""
+        """Put a part there, and its part.json last. None if another push has begun it with other numbers.
+
+        What is published but not whole any more is replaced.
+        """
         feature, part = self.parts[folder]
-        if f"{folder}/part.json" in self.remote.files and not self._replace:
-            with contextlib.suppress(CorruptStore):  # cut short: there are places where half a file is seen
-                return _published_part(self.remote.read(f"{folder}/part.json") or b"", self.remote.where(folder))[0]
+        replace = self._replace or folder in self._before.parts or f"{folder}/part.json" in self.remote.files
         with tempfile.TemporaryDirectory() as scratch:
             if not self._with_text and feature.spec.modality == "text" and part.record.arrays.keys() - _WITHOUT_TEXT:
                 part = _without_tokens(feature, part, Path(scratch))
@@ -121,23 +135,22 @@ class Push:
                 content = read_small(part.folder / name)
                 if file_record(content) != known:
                     raise CorruptStore(f"{part.folder / name}: altered (its sha256 is wrong); run `ser cache verify`")
-                if not self.remote.create(f"{folder}/{name}", content, self._replace):
+                if not self.remote.create(f"{folder}/{name}", content, replace):
                     return None
                 told(known.bytes)
             content = read_small(part.folder / "part.json")
-        if not self.remote.create(f"{folder}/part.json", content, self._replace):
-            return None
-        return _published_part(content, folder)[0]
+        there = self.remote.create(f"{folder}/part.json", content, replace)
+        return _published_part(content, folder)[0] if there else None
 
     def _publish(self, sent: dict[str, PublishedPart]) -> str:
         """Write the record of all that is there now, and make it the latest, with what others publish meanwhile."""
         while True:
-            latest, tag = self.remote.peek(LATEST)
+            latest = self.remote.read(LATEST)
             before = self._published(latest)
             manifests = self._merged(before)
             mine = {folder_of(one.spec): one.spec for one in self._features}
             records = {corpus: file_record(manifest.content) for corpus, manifest in manifests.items()}
-            merged = Published(records, mine | before.features, before.parts | sent)
+            merged = Published(records, mine | before.features, self._whole_there | before.parts | sent)
             digest = file_record(merged.content).sha256
             files = {f"{folder}/spec.json": checksummed_json(merged.features[folder].to_json()) for folder in mine}
             files[RECORD.format(digest)] = merged.content
@@ -149,16 +162,18 @@ class Push:
             for path, content in files.items():
                 if self.remote.read(path) != content:
                     self.remote.write(path, content)
-            now = f"{digest}\n".encode()
-            if latest == now or self.remote.swap(LATEST, now, latest, tag):
+            if self.remote.put(LATEST, f"{digest}\n".encode(), partial(eq, latest)):
                 return digest
 
     def _merged(self, before: Published) -> dict[str, Manifest]:
         """What is there, with those of ours that take the place of it."""
-        merged = {one[0]: _manifest_there(self.remote, *one) for one in before.manifests.items()}
-        for mine in self._manifests:
-            if mine.corpus not in merged or _takes_place(merged[mine.corpus], mine, self._replace, self.remote.shown):
-                merged[mine.corpus] = mine
+        merged = dict(self._manifests)
+        for corpus, known in before.manifests.items():
+            mine = merged.get(corpus)
+            if mine is None or mine.digest != known.sha256:  # else it is not asked for: it may be lost there
+                held = _manifest_there(self.remote, corpus, known)
+                if mine is None or not held.gives_way(mine, self._replace, self.remote.shown):
+                    merged[corpus] = held
         return merged
 
 
@@ -174,10 +189,21 @@ def _published_part(content: bytes, where: str) -> tuple[PublishedPart, PartReco
 
 def _manifest_there(remote: Remote, corpus: str, known: FileRecord) -> Manifest:
     path = f"manifests/{corpus}/{known.sha256}.parquet"
-    manifest = Manifest.from_content(remote.fetch(path, known), known.sha256, remote.where(path))
-    if manifest.corpus != corpus:
-        raise CorruptStore(f"{remote.where(path)}: is the manifest of corpus {manifest.corpus!r}")
+    with explained(remote.where(path)):
+        manifest = Manifest.from_content(remote.fetch(path, known), known.sha256, remote.where(path))
+        if manifest.corpus != corpus:
+            raise CorruptStore(f"{remote.where(path)}: is the manifest of corpus {manifest.corpus!r}")
     return manifest
+
+
+def _part_there(remote: Remote, folder: str, known: PublishedPart) -> tuple[bytes, PartRecord]:
+    """A part's part.json, as it was published."""
+    with explained(remote.where(folder)):
+        content = remote.fetch(f"{folder}/part.json", known.record)
+        said, record = _published_part(content, remote.where(folder))
+        if said != known:
+            raise CorruptStore(f"{remote.where(folder)}: is another part than was published")
+    return content, record
 
 
 def _whose_rows(manifests: Iterable[Manifest]) -> set[str]:
@@ -192,20 +218,7 @@ def _without_tokens(feature: Feature, part: Part, scratch: Path) -> Part:
     packed.extras = {name: array for name, array in packed.extras.items() if name in _WITHOUT_TEXT}
     rows = PartRows.from_packed(record.corpus, record.inputs, packed, record.quarantined)
     name = publish(scratch, scratch / "parts", rows, feature.spec, record.backend, record.written_by)
-    return Part(scratch / "parts" / str(name), feature.fingerprint)
-
-
-def _takes_place(held: Manifest, other: Manifest, replace: bool, where: object) -> bool:
-    """Whether a manifest takes the place of what is held. Raises `WrongUse` for one that lacks something of it."""
-    if held.same(other) or (held.without_text().same(other) and not replace):
-        return False
-    if not replace and (lost := held.lost(other)):
-        raise WrongUse(
-            f"{where}: corpus {held.corpus} has {len(held)} utterances there, and {len(lost)} of them (such as "
-            f"{lost[0]!r}), their audio or their transcripts are not in the other manifest, which takes its place "
-            "with --replace"
-        )
-    return True
+    return Part.open(scratch / "parts" / str(name), feature.fingerprint)
 
 
 def _card(there: bytes | None, published: Published, manifests: Sequence[Manifest], url: str) -> bytes:
@@ -216,15 +229,44 @@ def _card(there: bytes | None, published: Published, manifests: Sequence[Manifes
 
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # no HTML
     environment.filters["cell"] = lambda text: printable(str(text)).translate({ord(c): f"\\{c}" for c in "|<`[*_"})
+    environment.filters["quote"] = shlex.quote
     template = environment.from_string(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
     told = [one.corpus for one in manifests if one.table["text"].null_count < len(one)]
     return template.render(published=published, manifests=manifests, told=told, url=url).encode()
 
 
+class _Published(Feature):
+    """A published feature by its records alone: none of its files is here."""
+
+    def __init__(self, spec: Spec, parts: Iterable[Part]) -> None:
+        super().__init__(Path(), Path(folder_of(spec)), spec)
+        self._index(parts)
+
+    def parts(self) -> list[Part]:
+        return list(self._parts.values())
+
+
+def published(url: str, features: str | None = None) -> tuple[Sequence[Feature], dict[str, Manifest]]:
+    """The features at a URL and the manifests by corpus, to list them: only records come from there, and no data.
+
+    Raises `WrongUse` for what is not published there.
+    """
+    url, begin = split_digest(url)
+    remote = Remote(url)
+    there = remote.published(remote.digest(begin))
+    parts = {folder: there.parts_of(folder) for folder in there.named(features, remote.shown)}
+    paths = [path for of_one in parts.values() for path in of_one]
+    records = remote.each(lambda path: _part_there(remote, path, there.parts[path])[1], paths)
+    read = {path: Part(Path(path), record) for path, record in zip(paths, records, strict=True)}
+    found = [_Published(there.features[folder], [read[path] for path in of]) for folder, of in parts.items()]
+    return found, {corpus: _manifest_there(remote, corpus, known) for corpus, known in there.manifests.items()}
+
+
 class Pull:
     """Copy what is published at a URL, `…@DIGEST` for nothing else, into a store: see `parts`, `bytes` and `run`.
 
-    Raises `WrongUse` for what is not published there, and `CorruptStore` for what its digest does not name.
+    The beginning of a digest is enough. Raises `WrongUse` for what is not published there, and `CorruptStore` for what
+    its digest does not name.
     """
 
     def __init__(
@@ -232,11 +274,8 @@ class Pull:
     ) -> None:
         url, pinned = split_digest(url)
         self.remote, self._path, self._replace = Remote(url), path, replace
-        latest = pinned or (self.remote.read(LATEST) or b"").decode(errors="replace").strip()
-        if not latest:
-            raise WrongUse(f"{self.remote.shown}: nothing is published there; `ser cache push URL` does it")
-        self.digest = latest
-        there = self.remote.published(latest)
+        self.digest = self.remote.digest(pinned)
+        there = self.remote.published(self.digest)
         names = set(corpus.split("+")) if corpus else there.manifests.keys()
         if strange := names - there.manifests.keys():
             raise unknown(f"corpus of {self.remote.shown}", min(strange), there.manifests)
@@ -250,7 +289,7 @@ class Pull:
         own = {one: file_record(read_small(path / one / "part.json")) for one in sorted(here)}
         others = [one for one, record in own.items() if record != parts[one].record]
         if pinned and others:
-            fault = f"{len(others)} parts, such as {others[0]}, are not those of {self.remote.shown}@{pinned}"
+            fault = f"{len(others)} parts, such as {others[0]}, are not those of {self.remote.shown}@{self.digest}"
             raise WrongUse(f"{path}: {fault}; name a new folder with --store")
 
     def run(self, told: Told = lambda _: None) -> str:
@@ -266,31 +305,30 @@ class Pull:
         for manifest in self._manifests:
             if manifest.corpus not in store.corpora():
                 store.put_manifest(manifest, command="cache pull")
-        # Those that are new here are the same now.
-        held = [store.manifest(one.corpus) for one in self._manifests]
-        pairs = zip(held, self._manifests, strict=True)
-        later = [new for old, new in pairs if _takes_place(old, new, self._replace, self._path)]
+            # Whether it may take the place of another, before anything comes; it does so after all has come.
+            store.manifest(manifest.corpus).gives_way(manifest, self._replace, self._path)
         for spec in self._specs.values():
             store.add(spec)
         self.remote.each(partial(self._fetch, store, told), self.parts)
-        for manifest in later:
+        for manifest in self._manifests:
             store.put_manifest(manifest, self._replace, "cache pull")
         return f"{self.remote.shown}@{self.digest}"
 
     def _fetch(self, store: Store, told: Told, path: str) -> None:
         """Copy a part into a workspace, check it against its feature, and give it its name."""
         known, spec = self.parts[path], self._specs[path.partition("/parts/")[0]]
-        content = self.remote.fetch(f"{path}/part.json", known.record)
-        said, record = _published_part(content, self.remote.where(path))
-        if said != known:
-            raise CorruptStore(f"{self.remote.where(path)}: is another part than was published")
+        content, record = _part_there(self.remote, path, known)
         with explain_disk_errors("pulling a part", store.path, known.bytes), workspace(store.path) as temporary:
             folder = temporary / path.rpartition("/")[2]
             for name, file in record.files.items():
                 write_folder(folder, {name: [self.remote.fetch(f"{path}/{name}", file)]})
                 told(file.bytes)
             write_folder(folder, {"part.json": [content]})
-            check_part(folder, spec.fingerprint, spec)
+            with explained(where := self.remote.where(path)):
+                try:
+                    check_part(folder, spec.fingerprint, spec)
+                except CorruptStore as error:
+                    raise CorruptStore(str(error).replace(str(folder), where)) from None
             move_into_place(folder, store.path / path)
 
 

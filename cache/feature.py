@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,15 +68,18 @@ class Feature:
             raise CorruptStore(f"{folder}: is missing; {REPAIR}") from None
         if names != list(self._parts):
             known = self._parts
-            self._parts = {name: known.get(name) or Part(folder / name, self.fingerprint) for name in names}
-            self._rows, self._quarantined, self._latest = {}, {}, {}
-            for part in self._parts.values():
-                # Should two parts hold the same row, the first by name counts.
-                for number, key in enumerate(part.keys):
-                    self._rows.setdefault(key, (part, number))
-                for entry in part.record.quarantined:
-                    self._quarantined.setdefault((part.record.corpus, entry.id, entry.input), entry.reason)
+            self._index(known.get(name) or Part.open(folder / name, self.fingerprint) for name in names)
         return list(self._parts.values())
+
+    def _index(self, parts: Iterable[Part]) -> None:
+        """Take these parts, in this order: should two hold the same row, the first counts."""
+        self._parts = {part.name: part for part in parts}
+        self._rows, self._quarantined, self._latest = {}, {}, {}
+        for part in self._parts.values():
+            for number, key in enumerate(part.keys):
+                self._rows.setdefault(key, (part, number))
+            for entry in part.record.quarantined:
+                self._quarantined.setdefault((part.record.corpus, entry.id, entry.input), entry.reason)
 
     def keys(self, manifest: Manifest) -> list[Key]:
         """What joins each row of the manifest to the store, as of the last call of `parts`.
@@ -164,34 +167,29 @@ class Feature:
         values = self.gather([self._latest[id_]], [id_], extras=False).values
         return values[0] if self.spec.level == "utterance" else values
 
-    def gather(self, places: Sequence[Place], ids: list[str], extras: bool = True) -> Packed:
-        """Utterances by their places, in the order given, each block verified. Extras are those that all parts have."""
+    def gather(self, places: Sequence[Place], ids: list[str], extras: bool = True, values: bool = True) -> Packed:
+        """Utterances by their places, in the order given, each block verified. Extras are those that all parts have.
+
+        Without `values` only extras are read.
+        """
         parts = list(dict.fromkeys(part for part, _ in places))
         stretches: dict[Part, list[Stretch]] = {part: [] for part in parts}
-        first: dict[Place, int] = {}
-        copies = []
         offsets = [0]
-        for number, place in enumerate(places):
-            part, row = place
+        for part, row in places:
             start, stop = part.offsets[row], part.offsets[row + 1]
-            if (same := first.setdefault(place, number)) != number:
-                copies.append((number, same))  # asked for twice: read once
-            elif stop > start:
-                mine, to = stretches[part], offsets[-1]
-                before, end, target = mine[-1] if mine else (0, -1, 0)
-                if end == start and target + end - before == to:  # goes on where the last one ends, here and there
-                    mine[-1] = (before, stop, target)
-                else:
-                    mine.append((start, stop, to))
-            offsets.append(offsets[-1] + stop - start)
+            mine, to = stretches[part], offsets[-1]
+            before, end, target = mine[-1] if mine else (0, -1, 0)
+            if end == start and target + end - before == to:  # goes on where the last one ends, here and there
+                mine[-1] = (before, stop, target)
+            else:
+                mine.append((start, stop, to))
+            offsets.append(to + stop - start)
         shared = [part.record.arrays.keys() - {"offsets"} for part in parts]
         names = set.intersection(*shared) if shared and extras else {"values"}
-        arrays = {}
-        for name in sorted(names):
+        arrays = {"values": np.empty((0, self.spec.dim), self.spec.dtype)}
+        for name in sorted(names if values else names - {"values"}):
             arrays[name] = array = self._allocate(name, parts, offsets[-1])
-            read_stretches([(p.folder, p.record.arrays[name], sorted(stretches[p])) for p in parts], array)
-            for number, same in copies:
-                array[offsets[number] : offsets[number + 1]] = array[offsets[same] : offsets[same + 1]]
+            read_stretches([(p.folder, p.record.arrays[name], stretches[p]) for p in parts], array)
         return Packed(arrays.pop("values"), np.array(offsets), ids, arrays)
 
     def _allocate(self, name: str, parts: Sequence[Part], rows: int) -> npt.NDArray[Any]:

@@ -46,12 +46,10 @@ class Listing:
 
 def list_features(store: Store) -> list[Listing]:
     """Every feature × corpus. One that cannot be trusted is listed too, with its problem."""
-    manifests, found = latest_manifests(store), []
+    manifests, found = latest_manifests(store), list[Listing]()
     for folder in store.folders():
         try:
-            feature = Feature(store.path, folder)
-            corpora: list[Any] = corpora_of(feature, manifests) or [None]
-            found += [_listing(feature, corpus, manifests.get(corpus)) for corpus in corpora]
+            found += listings(Feature(store.path, folder), manifests)
         except (SerError, OSError) as error:
             found.append(Listing(folder.parent.name, folder.name, problem=str(error)))
     return found
@@ -73,6 +71,12 @@ def corpora_of(feature: Feature, manifests: Mapping[str, Manifest | str]) -> lis
     children = [one for one in manifests.values() if isinstance(one, Manifest) and one.parent]
     own = {part.record.corpus for part in feature.parts()}
     return sorted(own | {child.corpus for child in children if feature.rows(child)})
+
+
+def listings(feature: Feature, manifests: Mapping[str, Manifest | str]) -> list[Listing]:
+    """One feature, for each corpus that has rows of it."""
+    corpora: list[Any] = corpora_of(feature, manifests) or [None]
+    return [_listing(feature, corpus, manifests.get(corpus)) for corpus in corpora]
 
 
 def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | None) -> Listing:
@@ -103,16 +107,17 @@ def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | No
     )
 
 
-def feature_info(store: Store, feature: Feature) -> dict[str, Any]:
+def feature_info(feature: Feature, manifests: Mapping[str, Manifest | str]) -> dict[str, Any]:
     """How a feature was computed: everything in spec.json, and what each corpus has of it."""
     corpora: dict[str, Any] = {}
-    for corpus in corpora_of(feature, latest_manifests(store)):
-        manifest = store.manifest(corpus) if corpus in store.corpora() else None
+    for corpus in corpora_of(feature, manifests):
+        manifest = manifests.get(corpus)
         listing = _listing(feature, corpus, manifest)
         parts = [part for part in feature.parts() if part.record.corpus == corpus]
         corpora[corpus] = {
             **{key: getattr(listing, key) for key in ("rows", "lent", "of", "complete", "superseded", "bytes")},
-            "quarantined": feature.quarantined(manifest) if manifest else {},
+            **({"problem": listing.problem} if listing.problem else {}),
+            "quarantined": feature.quarantined(manifest) if isinstance(manifest, Manifest) else {},
             "parts": len(parts),
             "backends": dict(Counter(part.record.backend for part in parts)),
             "vectors": sum(part.record.arrays["values"].shape[0] for part in parts),
@@ -164,7 +169,7 @@ def remove_feature(store: Store, folder: Path) -> Removed:
     rows = 0
     for part in (folder / "parts").glob("*"):
         with contextlib.suppress(OSError):
-            rows += len(Part(part, folder.name).record.ids)
+            rows += len(Part.open(part, folder.name).record.ids)
     with explain_disk_errors(f"removing {folder}", store.path):
         _drop(store, folder)
         with contextlib.suppress(OSError):

@@ -204,6 +204,23 @@ class Manifest:
         gone = {id_ for _, id_ in held(self) - held(other)}
         return [id_ for id_ in self.ids if id_ in gone]
 
+    def gives_way(self, other: "Manifest", replace: bool, where: object) -> bool:
+        """Whether `other` is to be the latest in the place of this one, which is that at `where`.
+
+        Not if it says the same, nor, unless it is to `replace` this one, the same without transcripts.
+        Raises `WrongUse` for one that lacks utterances, their audio or transcripts, unless it may `replace` this one.
+        """
+        if self.same(other) or (not replace and self.without_text().same(other)):
+            return False
+        if not replace and (lost := self.lost(other)):
+            raise WrongUse(
+                f"{where}: corpus {self.corpus} has {len(self)} utterances there, and {len(lost)} of them "
+                f"(such as {lost[0]!r}) are missing now, or their audio or transcript is; if a part of the corpus is "
+                "away, bring it back; give another corpus a --corpus-name of its own, or let this one take its place "
+                "with --replace"
+            )
+        return True
+
     def inputs(self, modality: Modality) -> list[str | None]:
         """The digest of what each row's feature is computed from; None where the row has no such input."""
         return self.column(f"{modality}_sha256")

@@ -80,24 +80,29 @@ class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 ends[block.file] = block.offset + block.bytes
 
 
+@dataclass(frozen=True, eq=False)
 class Part:
-    """A published part: its record, checked against the names, sizes and kinds of the files that are really there.
+    """A published part; `stray` names what else lies in its folder, such as a `Thumbs.db`, which nobody reads."""
 
-    `stray` names what else lies there, such as a `Thumbs.db`, which nobody reads. Raises `CorruptStore` naming the
-    first recorded file that is missing, cut short or not a plain file.
-    """
+    folder: Path
+    record: PartRecord
+    stray: Sequence[str] = ()
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.folder = folder
-        self.record = read_checksummed(folder / "part.json", PartRecord)
-        if self.record.fingerprint != fingerprint:
-            raise CorruptStore(f"{folder}: belongs to another fingerprint, {self.record.fingerprint}; {REPAIR}")
-        found = dict(_files_below(folder, self.record.files))
-        for name, file in sorted(self.record.files.items()):
+    @classmethod
+    def open(cls, folder: Path, fingerprint: str) -> "Part":
+        """The part in a folder, its record checked against the names, sizes and kinds of the files there.
+
+        Raises `CorruptStore` naming the first recorded file that is missing, cut short or not a plain file.
+        """
+        record = read_checksummed(folder / "part.json", PartRecord)
+        if record.fingerprint != fingerprint:
+            raise CorruptStore(f"{folder}: belongs to another fingerprint, {record.fingerprint}; {REPAIR}")
+        found = dict(_files_below(folder, record.files))
+        for name, file in sorted(record.files.items()):
             if found.get(name) != file.bytes:
                 has = f"has {found[name]} bytes" if name in found else "is missing"
                 raise CorruptStore(f"{str(folder / name)!r}: {has}, part.json records {file.bytes}; {REPAIR}")
-        self.stray = sorted(found.keys() - self.record.files.keys() - {"part.json"})
+        return cls(folder, record, sorted(found.keys() - record.files.keys() - {"part.json"}))
 
     @property
     def name(self) -> str:
@@ -289,7 +294,7 @@ def publish(
         )
         write_file(folder / "part.json", [checksummed_json(record)])
         sync_folder(folder)
-        Part(folder, spec.fingerprint)
+        Part.open(folder, spec.fingerprint)
         return name if move_into_place(folder, parent / name) else None
 
 

@@ -1,8 +1,6 @@
 """Where published stores lie: one file at a time, through fsspec, and the record of what is published.
 
-A published store has a store's layout. Beside it `published-<digest>.json`, which never changes, names all by its
-sha256, and `published-latest` holds the digest of the newest. What comes from there is somebody else's: names, sizes
-and digests are checked before they count.
+What comes from there is somebody else's: names, sizes and digests are checked before they count.
 """
 
 import contextlib
@@ -12,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -28,6 +26,7 @@ LATEST, RECORD = "published-latest", "published-{}.json"
 _HEX16, _HEX64 = "[0-9a-f]{16}", "[0-9a-f]{64}"
 _LARGEST = 4 << 30  # bytes of one file: several times what a part may have
 _TRIES, _THREADS = 3, 4
+_MEND = "if it stays so, it is damaged there, and who pushed it mends it by `ser cache push --replace` to the same URL"
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -103,8 +102,9 @@ def file_record(content: bytes) -> FileRecord:
 
 
 def split_digest(url: str) -> tuple[str, str | None]:
-    """The URL, and the root digest behind its `@`, if there is one."""
-    found = re.fullmatch(rf"(.+)@({_HEX64})", url)
+    """The URL, and the root digest behind its `@`, or its beginning: not on the Hub, where that is a revision."""
+    shortest = 64 if url.startswith("hf://") else 4
+    found = re.fullmatch(f"(.+)@([0-9a-f]{{{shortest},64}})", url)
     return (found[1], found[2]) if found else (url, None)
 
 
@@ -114,10 +114,13 @@ def redacted(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(where: object) -> Iterator[None]:
-    """Turn what fsspec raises, and what is below it, into one sentence."""
+def explained(where: object) -> Iterator[None]:
+    """Turn what fsspec raises, and what is below it, into one sentence; so for damage there, with its remedy."""
     try:
         yield
+    except CorruptStore as error:
+        fault = str(error).partition("; run ")[0].removesuffix(f"; {_MEND}")
+        raise CorruptStore(f"{fault}; {_MEND}") from None
     except SerError:
         raise
     except ImportError as error:
@@ -147,7 +150,7 @@ class Remote:
 
     def __init__(self, url: str) -> None:
         self.shown = redacted(url).rstrip("/")
-        with _explained(self.shown):
+        with explained(self.shown):
             import fsspec
 
             self._fs, self._root = fsspec.url_to_fs(url, skip_instance_cache=True)
@@ -160,12 +163,28 @@ class Remote:
         return f"{self.shown}/{path}"
 
     @cached_property
-    def files(self) -> set[str]:
-        """Every file there, as of the first look; none where there is no such folder."""
-        with _explained(self.shown):
-            with contextlib.suppress(FileNotFoundError):
-                return {name[len(self._root.rstrip("/")) + 1 :] for name in self._fs.find(self._root)}
-            return set()
+    def files(self) -> dict[str, int]:
+        """The sizes of all files there, as of the first look; none where there is no such folder."""
+        found: dict[str, Any] = {}
+        with explained(self.shown), contextlib.suppress(FileNotFoundError):
+            found = self._fs.find(self._root, detail=True)
+        return {name[len(self._root.rstrip("/")) + 1 :]: about["size"] for name, about in found.items()}
+
+    def holds(self, path: str, known: FileRecord) -> bool:
+        """Whether a file there has this size, and in a folder of this machine, where it costs little, this sha256."""
+        if self.files.get(path) != known.bytes and self._look(path).get("size") != known.bytes:
+            return False
+        with contextlib.suppress(CorruptStore):
+            if self._local:
+                self.fetch(path, known)
+            return True
+        return False
+
+    def _look(self, path: str) -> dict[str, Any]:
+        """What the file system says of a file now: nothing if there is none."""
+        with explained(self.where(path)), contextlib.suppress(FileNotFoundError):
+            return dict(self._fs.info(f"{self._root}/{path}", refresh=True))
+        return {}
 
     def each(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
         """Do this for each, several at once where the file system can; the first fault cancels what has not begun."""
@@ -174,7 +193,7 @@ class Remote:
 
     def read(self, path: str, most: int = SMALL) -> bytes | None:
         """A file, or None if there is none. Raises `CorruptStore` for one that has that many bytes."""
-        with _explained(self.where(path)):
+        with explained(self.where(path)):
             try:
                 content: bytes = self._fs.cat_file(f"{self._root}/{path}", end=most)
             except FileNotFoundError:
@@ -188,18 +207,18 @@ class Remote:
 
         What comes altered or cut short is asked for again. Raises `CorruptStore` if it stays so.
         """
-        for _ in range(_TRIES):
-            with _explained(self.where(path)):
+        with explained(self.where(path)):
+            for _ in range(_TRIES):
                 end = min(known.bytes, _LARGEST)
                 content: bytes = self._fs.cat_file(f"{self._root}/{path}", start=0, end=end)
-            if file_record(content) == known:
-                return content
-        raise CorruptStore(f"{self.where(path)}: altered or cut short, its sha256 is not the one that was published")
+                if file_record(content) == known:
+                    return content
+            raise CorruptStore(f"{self.where(path)}: altered or cut short, its sha256 is not what was published")
 
     def write(self, path: str, content: bytes, **condition: str) -> None:
         """Put a file there, or new content in its place."""
         place = f"{self._root}/{path}"
-        with _explained(self.where(path)):
+        with explained(self.where(path)):
             if self._local:
                 make_folder(Path(place).parent)
                 write_whole(Path(place), content)
@@ -208,48 +227,56 @@ class Remote:
                 self._fs.makedirs(place.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(place, content, **condition)
 
-    def peek(self, path: str, most: int = SMALL) -> tuple[bytes | None, str]:
-        """What a file holds, and the tag that it had just before."""
-        with _explained(self.where(path)):
-            tag = ""
-            with contextlib.suppress(FileNotFoundError):
-                tag = self._fs.info(f"{self._root}/{path}", refresh=True)["ETag"] if self._conditional else ""
-        return self.read(path, most), tag
+    def put(self, path: str, content: bytes, over: Callable[[bytes | None], bool], look: bool = True) -> bool:
+        """Put a file there if it may stand `over` what is there (None: nothing). Whether it is there then.
 
-    def swap(self, path: str, content: bytes, seen: bytes | None, tag: str) -> bool:
-        """Put new content in the place of what was `seen` by `peek` (None: no file). False if that is not there now.
-
-        Without conditional puts, as S3 has them, another process may come in between.
+        One with the same content is not sent again. Without conditional puts, as S3 has them, another process may come
+        in between. Without a `look`, nothing is expected there.
         """
+        tag = self._look(path).get("ETag", "") if look and self._conditional else ""  # before the content is read
         most = len(content) + SMALL
-        if not self._conditional and self.read(path, most) != seen:
-            return False
-        condition = {"mode": "create"} if seen is None else {"IfMatch": tag}
+        there = self.read(path, most) if look else None
+        if there == content or not over(there):
+            return there == content
+        condition = {"mode": "create"} if there is None else {"IfMatch": tag}
         try:
             self.write(path, content, **(condition if self._conditional else {}))
         except StoreError:
-            if (now := self.read(path, most)) == seen:
+            if (now := self.read(path, most)) == there:
                 raise
             return now == content  # a put whose answer was lost
         return True
 
     def create(self, path: str, content: bytes, replace: bool = False) -> bool:
-        """Put a file where there is none, or one cut short. False if another is there, unless it may `replace` that.
-
-        One with the same content is not sent again.
-        """
+        """Put a file where there is none, or one cut short. False if another is there, unless it may `replace` that."""
         known = path in self.files or not self._conditional
-        there, tag = self.peek(path, len(content) + SMALL) if known else (None, "")
-        if there is None or there == content:
-            return there == content or self.swap(path, content, None, "")
-        return (replace or content.startswith(there)) and self.swap(path, content, there, tag)
+        return self.put(path, content, lambda there: there is None or replace or content.startswith(there), known)
 
     def published(self, digest: str) -> Published:
         """What was published under a root digest. Raises `CorruptStore` if it is not what the digest names."""
         where = self.where(RECORD.format(digest))
         content = self.read(RECORD.format(digest)) if re.fullmatch(_HEX64, digest) else None
-        if content is None:
-            raise StoreError(f"{where}: is missing, so nothing is published there under this digest")
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise CorruptStore(f"{where}: is not what its digest names; nothing was copied")
-        return to_record(content, Published, where)
+        with explained(where):
+            if content is None:
+                raise CorruptStore(f"{where}: is missing, so nothing is published there under this digest")
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise CorruptStore(f"{where}: is not what its digest names")
+            return to_record(content, Published, where)
+
+    def digest(self, begin: str | None) -> str:
+        """The root digest that begins so; the latest for None. Raises `WrongUse` if there is none or several."""
+        if begin is None:
+            latest = self.read(LATEST)
+            found = [latest.decode(errors="replace").strip()] if latest else []
+        elif len(begin) == 64:
+            found = [begin]
+        else:
+            with explained(self.shown), contextlib.suppress(FileNotFoundError):
+                names = "\n".join(self._fs.ls(self._root, detail=False))
+                found = re.findall(RECORD.format(f"({begin}[0-9a-f]*)"), names)
+        if not found:
+            under = f" under a digest that begins with {begin}" if begin else ""
+            raise WrongUse(f"{self.shown}: nothing is published there{under}; `ser cache push URL` does it")
+        if len(found) > 1:
+            raise WrongUse(f"{self.shown}: {len(found)} digests begin with {begin}, give more: {', '.join(found)}")
+        return found[0]

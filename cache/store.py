@@ -10,6 +10,7 @@ What lies where, key by key, is in FORMAT.md.
 import difflib
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
@@ -30,9 +31,7 @@ def open_store(path: Path | str, create: bool = False) -> "Store":
 
     Raises `WrongUse` if the path holds no store.
     """
-    if "://" in str(path) or re.match("[a-z0-9]{2,}:/", str(path)):
-        raise WrongUse(f"{path}: must be a path; `ser cache push` and `pull` copy stores to and from a URL")
-    path = Path(path)
+    path = check_local(path)
     manifests = path / "manifests"
     if not manifests.is_dir():
         if not create:
@@ -43,6 +42,13 @@ def open_store(path: Path | str, create: bool = False) -> "Store":
         with explain_disk_errors("making a store", path):
             make_folder(manifests)
     return Store(path)
+
+
+def check_local(path: Path | str) -> Path:
+    """Where a store is to be written or opened. Raises `WrongUse` for a URL."""
+    if "://" in str(path) or re.match("[a-z0-9]{2,}:/", str(path)):  # a Path keeps one slash
+        raise WrongUse(f"{path}: must be a path; `ser cache push` and `pull` copy stores to and from a URL")
+    return Path(path)
 
 
 class Store:
@@ -114,15 +120,8 @@ class Store:
             except StoreError:
                 if not replace:
                     raise
-        if latest and latest.same(manifest):
+        if latest and not latest.gives_way(manifest, replace, self.path):
             return latest.digest
-        if latest and not replace and (lost := latest.lost(manifest)):
-            raise WrongUse(
-                f"{self.path}: corpus {manifest.corpus} has {len(latest)} utterances there, and {len(lost)} of them "
-                f"(such as {lost[0]!r}) are missing now, or their audio or transcript is; if a part of the corpus is "
-                "away, bring it back; give another corpus a --corpus-name of its own, or let this one take its place "
-                "with --replace"
-            )
         self._make_latest(folder, manifest, command)
         return manifest.digest
 
@@ -225,7 +224,7 @@ class Store:
         return found
 
 
-def listed(features: list[Feature]) -> str:
+def listed(features: Sequence[Feature]) -> str:
     """Features by fingerprint, each with where it comes from, for a message."""
     specs = [feature.spec for feature in features]
     return ", ".join(f"{s.name}@{s.fingerprint[:8]} ({s.provenance.get('model') or s.extractor})" for s in specs)

@@ -196,7 +196,7 @@ def file_digest(path: Path) -> str:
 
 @dataclass
 class _Outgoing:
-    """A feature's rows on their way to a file: `values` in blocks, and once, after them, what is small beside these."""
+    """A feature's rows on their way to a file: `values` in blocks, and `small`, what there is once per row."""
 
     feature: Feature
     manifest: Manifest
@@ -206,20 +206,14 @@ class _Outgoing:
     def __post_init__(self) -> None:
         lengths = [part.offsets[row + 1] - part.offsets[row] for part, row in self.places]
         self.offsets = np.cumsum([0, *lengths], dtype=np.int64)
-        spec, parts = self.feature.spec, dict.fromkeys(part for part, _ in self.places)
+        spec, extras = self.feature.spec, self.feature.gather(self.places, self.manifest.ids, values=False).extras
         self.shape, self.dtype = (int(self.offsets[-1]), spec.dim), np.dtype(spec.dtype)
-        shared = [part.record.arrays for part in parts]
-        names = set.intersection(*map(set, shared)) - {"values", "offsets"} if shared else set()
-        self.small: dict[str, npt.NDArray[Any]] = {"offsets": self.offsets}
-        self.small |= {name: np.empty(self.shape[0], shared[0][name].dtype) for name in sorted(names)}
+        self.small = {"offsets": self.offsets, **extras}
 
     def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """The values, and which row each block starts with. The extras are filled in on the way."""
+        """The values, and which row each block starts with."""
         for start, stop in _stretches(self.offsets, self.shape[1] * self.dtype.itemsize):
-            packed = self.feature.gather(self.places[start:stop], self.manifest.ids[start:stop])
-            for name, array in packed.extras.items():
-                if name in self.small:
-                    self.small[name][self.offsets[start] : self.offsets[stop]] = array
+            packed = self.feature.gather(self.places[start:stop], self.manifest.ids[start:stop], extras=False)
             yield int(self.offsets[start]), packed.values
 
     def write_values(self, file: Any) -> None:
@@ -260,8 +254,7 @@ def _write(path: Path, rows: _Outgoing) -> None:
         text += b" " * (-len(text) % 8)
         with path.open("xb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            for name in ("values", *small):  # the extras are there once the values are written
-                file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            for name in header:
                 file.write(bytes_of(small[name])) if name in small else rows.write_values(file)
         index_of(path).write_text(json.dumps({"ids": ids, **about}))
     elif suffix == ".zarr":
@@ -280,16 +273,13 @@ def _write(path: Path, rows: _Outgoing) -> None:
             fill = np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).max
             group.create_array(name, data=array, fill_value=fill, **options)
     else:
-        _, offset = _hdf5(rows)
         with path.open("xb") as file:
-            file.seek(offset)
+            file.write(_hdf5(rows))
             rows.write_values(file)
-            file.seek(0)
-            file.write(_hdf5(rows)[0][:offset])
 
 
-def _hdf5(rows: _Outgoing) -> tuple[memoryview, int]:
-    """An HDF5 file without its values, which begin at that byte.
+def _hdf5(rows: _Outgoing) -> memoryview:
+    """An HDF5 file up to its values, which are all that follows.
 
     It is made in memory, because the HDF5 library reports a full disk late, and crashes where one fails.
     """
@@ -307,7 +297,7 @@ def _hdf5(rows: _Outgoing) -> tuple[memoryview, int]:
         made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         kind, space = h5py.h5t.py_create(rows.dtype), h5py.h5s.create_simple(rows.shape)
         offset = h5py.h5d.create(hdf5.id, b"values", kind, space, made).get_offset()
-    return image.getbuffer(), len(image.getbuffer()) if offset is None else offset
+    return image.getbuffer()[:offset]
 
 
 def export(feature: Feature, manifest: Manifest, path: Path) -> Path:

@@ -211,7 +211,7 @@ def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part
     Raises `CorruptStore` for a file that is missing or altered, and for a record that is true to its files but not to
     the format: another name, dimension, dtype or level, or values that are not finite.
     """
-    part = Part(folder, fingerprint)
+    part = Part.open(folder, fingerprint)
     record, values = part.record, part.record.arrays["values"]
     if folder.name != part_name(record.corpus, record.ids, record.inputs, record.quarantined):
         raise CorruptStore(f"{folder}: holds other utterances than its name says; {REPAIR}")
@@ -253,7 +253,7 @@ def _read_file(path: Path, blocks: list[tuple[Block, bool]], dtype: str) -> str:
             while (gap := block.offset - file.tell()) > 0 and read(min(gap, _PIECE)):
                 pass
             content = read(block.bytes)
-            check_block(str(path), block, [content])
+            check_block(str(path), block, content)
             if is_values and not _finite(content, dtype):
                 raise CorruptStore(f"{path}: holds values that are not finite; {REPAIR}")
         while read(_PIECE):

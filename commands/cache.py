@@ -27,10 +27,16 @@ def list_(store: str, as_json: bool) -> None:
     \b
     Example: ser cache list --store features
     """
-    from ser.cache.maintain import list_features
+    from ser.cache.maintain import list_features, listings
     from ser.cache.store import open_store
 
-    found = list_features(open_store(pulled(store)))
+    if "://" in store:
+        from ser.cache.copies import published
+
+        features, manifests = published(store)
+        found = [one for feature in features for one in listings(feature, manifests)]
+    else:
+        found = list_features(open_store(store))
     if as_json:
         answer([asdict(one) for one in found])
         return
@@ -58,11 +64,20 @@ def info(name: str, corpus: str | None, store: str, as_json: bool) -> None:
     \b
     Example: ser cache info hubert@3f2a
     """
-    from ser.cache.maintain import feature_info
-    from ser.cache.store import open_store
+    from ser.cache.maintain import feature_info, latest_manifests
+    from ser.cache.store import listed, open_store
+    from ser.errors import WrongUse
 
-    opened = open_store(pulled(store, name, corpus))
-    facts = feature_info(opened, opened.feature(name, corpus))
+    if "://" in store:
+        from ser.cache.copies import published
+
+        features, manifests = published(store, name)
+        if len(features) > 1:
+            raise WrongUse(f"{name} is published in several ways, choose one: {listed(features)}")
+        facts = feature_info(features[0], manifests)
+    else:
+        opened = open_store(store)
+        facts = feature_info(opened.feature(name, corpus), latest_manifests(opened))
     answer(facts if as_json else "\n".join(_lines(facts)))
 
 

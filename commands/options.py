@@ -16,7 +16,7 @@ BACKENDS = click.Choice(["zarr", "hdf5"])
 
 store_option = click.option("--store", type=FILE, default=Path("features"), show_default=True)
 read_store_option = click.option(
-    "--store", default="features", show_default=True, help="A folder, or a URL that is pulled first."
+    "--store", default="features", show_default=True, help="A folder, or the URL of a published store."
 )
 corpus_option = click.option("--corpus", metavar="N", help="The store's only corpus by default.")
 open_option = click.option("--open", "open_", is_flag=True, help="Open the page in the browser.")

@@ -1,7 +1,7 @@
 """`ser sweep`: a paper's table, or one's own set of cells, each run trained once."""
 
-from dataclasses import asdict, fields
-from typing import Any
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from ser.train.options import Experiment
 
 from .options import COUNT, config_options, json_option
 from .output import answer, duration, next_step, progress, safe, say
+
+if TYPE_CHECKING:
+    from ser.train.recipe import Recipe
 
 # Of the cells: the recipe says the rest.
 OPTIONS = [field.name for field in fields(Experiment) if field.metadata and field.name not in ("features", "fusion")]
@@ -75,12 +78,9 @@ def sweep(
 
     given = {name: value for name, value in options.items() if value not in (None, (), False)}
     table = read_recipe(recipe, **given)
-    if "://" in (options["store"] or ""):
-        from .cache import pulled
-
-        asked = {name for cell in table.cells for name in (cell.experiment.features, cell.experiment.views) if name}
-        given["store"] = pulled(options["store"], features or "+".join(sorted(asked)), options["corpus"])
-        table = read_recipe(recipe, **given)
+    for store in sorted({str(cell.experiment.store) for cell in table.cells}):
+        if "://" in store:
+            table = _pulled(table, store, features)
     table = on_features(table, features) if features else table
     planned = plan_sweep(table, shard, elsewhere=scheduler is not None)
     tasks = planned.open_tasks
@@ -121,6 +121,21 @@ def sweep(
         if planned.tasks:
             next_step("report", planned.tasks[0].experiment.out, "--html", "report.html", "--paired")
     ctx.exit(1 if failed else 0)
+
+
+def _pulled(recipe: "Recipe", url: str, features: str | None) -> "Recipe":
+    """The recipe with the user's copy of the store at a URL in its place; what its cells need is pulled to that."""
+    from .cache import pulled
+
+    asked = [cell.experiment for cell in recipe.cells if cell.experiment.store == url]
+    names = {name for one in asked for name in (one.features, one.views) if name}
+    corpora = {name for one in asked for name in (one.corpus or "").split("+")}
+    folder = pulled(url, features or "+".join(sorted(names)), None if "" in corpora else "+".join(sorted(corpora)))
+    cells = (
+        replace(cell, experiment=replace(cell.experiment, store=folder)) if cell.experiment.store == url else cell
+        for cell in recipe.cells
+    )
+    return replace(recipe, cells=tuple(cells))
 
 
 def _recipe_text(facts: dict[str, Any]) -> str:

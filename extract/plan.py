@@ -14,7 +14,7 @@ import numpy as np
 
 from ser.cache.manifest import RESERVED, Manifest, Parent
 from ser.cache.spec import Modality, Spec
-from ser.cache.store import Feature, Store, open_store
+from ser.cache.store import Feature, Store, check_local, open_store
 from ser.engines.machine import choose_device
 from ser.engines.scheduler_address import check_scheduler, local_workers
 from ser.errors import DISTRIBUTION, CorruptStore, StoreError, WeightsError, WrongUse
@@ -197,6 +197,7 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
         value, known = getattr(config, option.name), option.metadata.get("choices")
         if known and option.name != "format" and value not in (None, *known):  # formats may be registered since
             raise WrongUse(f"--{option.name.replace('_', '-')} {value}: it is {' or '.join(known)}")
+    check_local(config.store)
     elsewhere = config.scheduler is not None and local_workers(config.scheduler) is None
     choose_device(config.device, here=config.device != "auto" and not elsewhere)
     if not config.part_seconds > 0 or (config.batch_seconds is not None and not config.batch_seconds > 0):

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 static char folder[4096];
@@ -41,14 +40,5 @@ CALL(pread, void *, 0, AT, at)
 CALL(pread64, void *, 0, AT, at)
 CALL(pwrite, const void *, 1, AT, at)
 CALL(pwrite64, const void *, 1, AT, at)
-
-ssize_t preadv(int file, const struct iovec *pieces, int count, off_t at) {
-    ssize_t (*next)(int, const struct iovec *, int, off_t) = dlsym(RTLD_NEXT, "preadv");
-    struct iovec first = {pieces->iov_base, (pieces->iov_len + 1) / 2};
-    int how = fails(file, 0);
-    return how == 1 ? -1 : how ? next(file, &first, 1, at) : next(file, pieces, count, at);
-}
-
-ssize_t preadv64(int file, const struct iovec *pieces, int count, off_t at) { return preadv(file, pieces, count, at); }
 
 int flock(int file, int operation) { return 0; }

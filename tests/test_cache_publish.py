@@ -97,7 +97,7 @@ def test_killed_writers(tmp_path: Path, backend: str, kills: int) -> None:
 
 
 # What the publish path calls; `write` and `read` also hit Python itself, which makes them the better test.
-CALLS = ["openat", "write", "read", "preadv", "fsync", "fdatasync", "rename", "mkdir", "flock", "close", "unlink",
+CALLS = ["openat", "write", "read", "fsync", "fdatasync", "rename", "mkdir", "flock", "close", "unlink",
          "newfstatat", "getdents64", "rmdir", "unlinkat", "fadvise64", "statx", "lseek", "fchmod"]  # fmt: skip
 FAULTS = ["ENOSPC", "EIO", "EINTR"]
 

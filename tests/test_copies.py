@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,7 @@ def test_a_digest_names_what_was_published_and_nothing_else(tmp_path: Path) -> N
     assert ser("cache", "pull", first, "--store", tmp_path / "old").exit_code == 0
     assert [one.spec.name for one in sound(tmp_path / "old").features()] == ["frames"]
     assert "is missing" in refused("pull", f"{tmp_path / 'pub'}@{'0' * 64}", "--store", tmp_path / "x")
+    assert "begins with 0000" in refused("pull", f"{tmp_path / 'pub'}@0000", "--store", tmp_path / "x")
     (record,) = (tmp_path / "pub").glob(f"published-{second[-64:]}.json")
     record.write_bytes(record.read_bytes() + b" ")
     assert "not what its digest names" in refused("pull", second, "--store", tmp_path / "x")
@@ -103,10 +105,19 @@ def test_a_digest_names_what_was_published_and_nothing_else(tmp_path: Path) -> N
     data.write_bytes(bytes(len(content)))
     assert "its sha256 is not" in refused("pull", first, "--store", tmp_path / "x")
     assert not sound(tmp_path / "x")["frames"].complete(manifest_of(10))  # pulled halfway: incomplete, never wrong
-    data.write_bytes(content)
-    assert "2 there already" in ser("cache", "pull", first, "--store", tmp_path / "x", "--dry-run").stdout
-    assert ser("cache", "pull", first, "--store", tmp_path / "x").exit_code == 0
+    assert "not what its digest names" in refused("push", tmp_path / "pub", "--store", tmp_path / "s")
+    assert push(tmp_path / "s", tmp_path / "pub", "--replace") == second and data.read_bytes() == content
+    data.write_bytes(bytes(len(content)))
+    lost, cut = sorted((tmp_path / "pub").glob("utterances/*/parts/*/part.json"))[:2]
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:-1])
+    next((tmp_path / "pub/manifests").glob("*/*.parquet")).unlink()
+    assert push(tmp_path / "s", tmp_path / "pub") == second and data.read_bytes() == content
+    short = first[: -64 + 8]  # the beginning of a digest is enough
+    assert "2 there already" in ser("cache", "pull", short, "--store", tmp_path / "x", "--dry-run").stdout
+    assert ser("cache", "pull", short, "--store", tmp_path / "x").stdout.startswith(first)
     assert sound(tmp_path / "x")["frames"].complete(manifest_of(10))
+    assert ser("cache", "pull", second, "--store", tmp_path / "y").exit_code == 0 and sound(tmp_path / "y")
 
 
 def republish(pub: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -159,7 +170,8 @@ def test_what_a_stranger_publishes_is_not_trusted(lie: str, tmp_path: Path) -> N
     if lie == "a part of another corpus":
         ser("cache", "pull", tmp_path / "pub", "--store", tmp_path / "a/b/got")
     else:
-        refused("pull", tmp_path / "pub", "--store", tmp_path / "a/b/got")
+        said = refused("pull", tmp_path / "pub", "--store", tmp_path / "a/b/got")
+        assert "--repair" not in said and "/tmp/" not in said.replace(str(tmp_path), "")
     made = {*tmp_path.rglob("*")} - before - {tmp_path / "a", tmp_path / "a/b"}
     assert all(path.is_relative_to(tmp_path / "a/b/got") for path in made)
     if made:
@@ -215,14 +227,18 @@ def test_only_what_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_card_says_how_the_features_were_made(tmp_path: Path) -> None:
-    store, manifest = open_store(tmp_path / "s", create=True), manifest_of(3, "iemocap")
+    store, manifest = open_store(tmp_path / "s", create=True), manifest_of(3, "my_iemocap_")
     store.put_manifest(manifest)
-    feature = store.add(spec_of(feature="is13", extractor="smile", provenance={"model": "a|b <script>"}))
+    odd = {"variant": "a='$(x)'", "provenance": {"model": "a|b <script>"}}
+    feature = store.add(spec_of(feature="is13", extractor="smile", **odd))
     fill(feature, manifest, values_of(manifest, feature.spec), "zarr")
     pinned = push(tmp_path / "s", tmp_path / "pub")
     text = (tmp_path / "pub/README.md").read_text()
     assert text.startswith("---\npretty_name:") and pinned in text and feature.fingerprint in text
     assert "sail.usc.edu/iemocap" in text and "research and non-commercial" in text and "a\\|b \\<script>" in text
+    assert "| my\\_iemocap\\_ |" in text and "(my\\_iemocap\\_): the University" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("ser train"))
+    assert shlex.split(line)[5] == "is13:a='$(x)'"
     (tmp_path / "pub/README.md").write_text("mine")
     push(tmp_path / "s", tmp_path / "pub")
     assert (tmp_path / "pub/README.md").read_text() == "mine"
@@ -252,7 +268,8 @@ def test_a_url_that_cannot_be_used_is_one_sentence_without_its_password(tmp_path
     said = redacted("at https://u:p@host/a?X-Sig=1 and hf://datasets/a/b@main")
     assert said == "at https://host/a and hf://datasets/a/b@main"
     assert "cannot be used" in refused("push", "nosuch://x/y", "--store", tmp_path / "s")
-    assert "must be a path" in ser("cache", "rollback", "c", "--store", "s3://a/b").stderr
+    for words in (["cache", "rollback", "c"], ["features", tmp_path / "nowhere"]):  # before the corpus is looked at
+        assert "must be a path" in ser(*words, "--store", "s3://a/b").stderr
 
     def absent(*_: object, **__: object) -> None:
         raise ImportError("Install s3fs to access S3")

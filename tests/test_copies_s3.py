@@ -1,5 +1,6 @@
 """Push to and pull from a real S3 server, with everything going wrong on the way."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from ser.cache.copies import Push
@@ -34,8 +36,6 @@ def server() -> Iterator[Faulty]:
 @pytest.fixture
 def s3(server: Faulty, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Faulty]:
     """The server without faults; `url` is a place in a new bucket."""
-    import fsspec
-
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIASECRETKEY")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
@@ -94,6 +94,12 @@ def test_a_kill_at_any_request_costs_only_what_was_in_flight(backend: str, s3: F
     before = len(s3.done)
     assert '"parts": 0' in ser(*push, store.path, "--json").stdout
     assert not [path for method, path in s3.done[before:] if method == "PUT"]
+    there = fsspec.filesystem("s3", skip_instance_cache=True)
+    lost, cut, *_ = [path for path in there.find(s3.url) if "/data." in path]
+    there.rm(lost)
+    there.pipe(cut, b"cut")
+    assert ser(*push, store.path).exit_code == 0 and ser(*pull, tmp_path / "mended").exit_code == 0
+    assert whole(tmp_path / "mended", store)
 
 
 def test_faults_on_the_way_are_asked_again_or_one_sentence(s3: Faulty, tmp_path: Path) -> None:
@@ -147,10 +153,17 @@ def test_what_is_not_there_or_not_allowed_is_one_sentence(s3: Faulty, monkeypatc
 def test_training_at_a_url_pulls_what_it_needs(s3: Faulty, store: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("SER_STORES", str(tmp_path / "cache"))
     assert ser("cache", "push", s3.url, "--store", store).exit_code == 0
+    listed = ser("cache", "list", "--store", s3.url, "--json").stdout
+    assert json.loads(listed) == json.loads(ser("cache", "list", "--store", store, "--json").stdout)
+    assert "vectors" in ser("cache", "info", "is13", "--store", s3.url).stdout
+    assert not (tmp_path / "cache").exists()
     asked = ["--features", "is13", "--fusion", "audio", "--epochs", 1, "--folds", 1, "--out", tmp_path / "runs"]
     done = ser("train", "--store", s3.url, *asked)
     assert done.exit_code == 0 and "MB to pull" in done.stderr, done.stderr
     (pulled,) = (tmp_path / "cache").iterdir()
     assert [feature.spec.name for feature in open_store(pulled).features()] == ["is13"]
     assert ser("report", tmp_path / "runs").exit_code == 0
-    assert "complete" in ser("cache", "list", "--store", s3.url).stdout
+    recipe = f'[experiment]\nstore = "{s3.url}"\nepochs = 1\nfolds = 1\n[[cell]]\nname = "a"\nfeatures = "is13"\n'
+    (tmp_path / "mine.toml").write_text(recipe + 'fusion = "audio"\n')
+    done = ser("sweep", tmp_path / "mine.toml", "--out", tmp_path / "runs", "--dry-run")
+    assert done.exit_code == 0 and "0 parts, 0.0 MB to pull" in done.stderr and "1 finished" in done.stderr, done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 # Read by each Python that starts, workers too. asyncio comes first: it has a part for Windows, which is not taken here.
 WITHOUT = """
 import asyncio, multiprocessing, os, signal, sys
-for name in ("O_DIRECT", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "preadv", "sched_getaffinity", "fork", "fchmod"):
+for name in ("O_DIRECT", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "sched_getaffinity", "fork", "fchmod"):
     delattr(os, name)
 del signal.pthread_sigmask, signal.SIGKILL
 sys.modules["fcntl"] = None

@@ -59,19 +59,6 @@ def test_any_rows_in_any_order(tmp_path: Path, backend: str) -> None:
         packed[len(packed)]
 
 
-def test_many_short_utterances_in_one_block(tmp_path: Path) -> None:
-    store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr", count=2)
-    manifest = manifest_of(900, "many")
-    store.put_manifest(manifest)
-    feature = store.add(spec_of("utterance"))
-    arrays = values_of(manifest, feature.spec)
-    fill(feature, manifest, arrays, "hdf5", per_part=900)
-    check_whole(feature, manifest, arrays)
-    rows = list(range(899, -1, -2))
-    packed = feature.load(manifest, rows)
-    assert np.array_equal(packed.values, np.concatenate([arrays[manifest.ids[row]] for row in rows]))
-
-
 @pytest.mark.parametrize("rows", [0, 1, 5, 1023, 1024, 1025, 2049, 3001])
 @pytest.mark.parametrize("level", ["frame", "token"])
 def test_plain_zarr_and_plain_h5py_open_it(tmp_path: Path, rows: int, level: str) -> None:

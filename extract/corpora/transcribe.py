@@ -19,7 +19,7 @@ import numpy as np
 
 from ser.cache.atomic_io import read_named
 from ser.cache.part import Quarantine
-from ser.cache.store import check_name, open_store
+from ser.cache.store import check_local, check_name, open_store
 from ser.cache.transcripts import put_transcripts, read_transcripts, short_hash
 from ser.engines.machine import choose_device, exact_arithmetic
 from ser.errors import UtteranceError, WeightsError, WrongUse
@@ -51,6 +51,7 @@ class Transcription:
     def __init__(self, config: ExtractionConfig) -> None:
         if config.text is not None:
             raise WrongUse("--text and --transcribe both say where the transcripts come from: give one")
+        check_local(config.store)
         models = parse_models(config.models)
         self.config, self.device = config, choose_device(config.device)
         self.checkpoint = find_checkpoint(
