@@ -39,6 +39,7 @@ def test_intervals_and_tests_keep_what_they_promise() -> None:
     assert rows["type I, McNemar, dialogues"]["ours"] > 10 and len(rows) > 15
 
 
+@pytest.mark.slow
 def test_costs_at_small_size(tmp_path: Path) -> None:
     """All of `make bench ONLY=costs` but the two workers."""
     store = costs.write_store(tmp_path / "store", costs.VECTORS, {name: np.ones(400, int) for name in costs.VECTORS})

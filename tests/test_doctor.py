@@ -1,6 +1,5 @@
 """`ser doctor` against what the machine itself says."""
 
-import json
 import os
 import re
 import shutil
@@ -85,13 +84,6 @@ def test_locks_that_other_machines_do_not_see(tmp_path: Path, monkeypatch: pytes
         (tmp_path / "mounts").write_text(f"{other}host:/x {tmp_path.resolve()} {mount} 0 0\n")
         found = findings(store=tmp_path / "store")["store locks"]
         assert ("other machines may not see them" in found.found) is (mount in shared) is not found.fine, found
-
-
-def test_the_command_prints_both_ways() -> None:
-    plain = ser("doctor")
-    assert plain.exit_code == 0 and "cores" in plain.output and "→" in plain.output
-    shown = json.loads(ser("doctor", "--json").stdout)
-    assert set(shown["cores"]) == {"what", "found", "fine", "advice"}
 
 
 def test_a_gpu_is_told_and_checked_from_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:

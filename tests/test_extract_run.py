@@ -80,14 +80,6 @@ def test_however_it_is_run_the_rows_are_the_same(corpus: Path, tmp_path: Path, m
     assert len({tuple(f.fingerprint for f in store.features()) for store in stores}) == 1
 
 
-def test_layers_share_one_forward_pass(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    summary = run(corpus, tmp_path / "store", models, "hubert:layers=all")
-    assert list(summary.features) == ["hubert:layer=0", "hubert:layer=1", "hubert:layer=2"]
-    assert all(facts["batches"] == 8 for facts in summary.features.values())
-    later = run(corpus, tmp_path / "store", models, "hubert:layer=2,hubert")
-    assert later.features["hubert:layer=2"]["computed"] == 0
-
-
 def broken(corpus: Path) -> Path:
     """One utterance truncated, one too short for IS13, one without a transcript."""
     path = corpus.parent / "2.wav"
