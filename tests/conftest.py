@@ -1,7 +1,7 @@
 """Which tests are heavy, and fixtures that several files use.
 
 A heavy test starts processes, a browser or a dask cluster, builds the wheel, extracts or trains the demo, runs or
-converts encoders of every kind, searches, or writes a whole release of IEMOCAP.
+converts encoders of every kind, or searches.
 `make test-fast` leaves them out.
 """
 
@@ -18,7 +18,6 @@ HEAVY_FILES = (
     "test_benchmarks",
     "test_cluster",
     "test_copies_s3",
-    "test_corpora_counts",
     "test_engines",
     "test_extract_encoders",
     "test_faulty_fs",

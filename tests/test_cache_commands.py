@@ -1,7 +1,6 @@
 """`ser cache` from the command line: published feature files up to a trained model, conversion, what a list says."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -99,21 +98,6 @@ def test_a_list_says_what_is_there(tmp_path: Path) -> None:
     feature.publish(bad, "zarr", {})
     [*_, first, said] = told("cache", "list", "--store", tmp_path / "s").splitlines()
     assert "incomplete" in first and "10 of 11" in said and " complete, 1 quarantined" in said
-
-
-def test_verify_names_the_bad_and_repair_drops_it(tmp_path: Path) -> None:
-    _, feature, *_ = sample_store(tmp_path / "s", "hdf5")
-    said = told("cache", "verify", "--store", tmp_path / "s")
-    assert re.fullmatch(r"6 things checked, 0\.0 MB at \d\.\d\d GB/s: 0 bad\n", said)
-    part = next((tmp_path / "s").rglob("data.h5"))
-    part.write_bytes(part.read_bytes()[:-1])
-    found = ser("cache", "verify", "--store", tmp_path / "s")
-    assert found.exit_code == 1 and str(part) in found.stderr and found.stdout.endswith(": 1 bad\n")
-    mended = ser("cache", "verify", "--repair", "--store", tmp_path / "s")
-    bad = f"bad/frames/{feature.fingerprint}/{part.parent.name}-1"
-    assert mended.exit_code == 0 and f"(moved to {bad}; `ser features` computes it again)" in mended.stderr
-    assert (tmp_path / "s" / bad / "data.h5").exists(), "it is somebody's data, however bad"
-    assert "incomplete" in told("cache", "list", "--store", tmp_path / "s") and not part.parent.exists()
 
 
 def test_what_to_remove_is_named_and_asked(tmp_path: Path) -> None:

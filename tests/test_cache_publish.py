@@ -105,7 +105,7 @@ FAULTS = ["ENOSPC", "EIO", "EINTR"]
 def traced(path: Path, backend: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run the writer under strace, counting only calls that name the store's path or its descriptors."""
     log = path.parent / "strace.log"
-    command = ["strace", "-f", "-qq", "-o", str(log), *options, *WRITER, str(path), backend, "12"]
+    command = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(log), *options, *WRITER, str(path), backend, "12"]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -159,7 +159,7 @@ SLOW_RACES = [["zarr"] * 3, ["hdf5"] * 3, ["zarr", "hdf5", "zarr"]]
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("backends", "rounds"),
-    [(["zarr", "zarr", "hdf5"], 2), *(pytest.param(race, 8, marks=pytest.mark.slow) for race in SLOW_RACES)],
+    [(["zarr", "zarr", "hdf5"], 1), *(pytest.param(race, 8, marks=pytest.mark.slow) for race in SLOW_RACES)],
 )
 def test_many_writers_on_one_store(tmp_path: Path, backends: list[str], rounds: int) -> None:
     for number in range(rounds):
@@ -174,10 +174,9 @@ def test_many_writers_on_one_store(tmp_path: Path, backends: list[str], rounds: 
         shutil.rmtree(path)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_readers_while_one_writes(tmp_path: Path, backend: str) -> None:
+def test_readers_while_one_writes(tmp_path: Path) -> None:
     """Each look at the store sees whole parts, and never fewer than before."""
-    path = tmp_path / "s"
+    path, backend = tmp_path / "s", "zarr"
     sample_store(path, backend, count=2, level="utterance")
     store = open_store(path)
     store.add(SPEC)
@@ -332,8 +331,8 @@ def test_what_users_are_given_is_on_disk_before_it_has_its_name(tmp_path: Path) 
     sample_store(tmp_path / "s", "zarr", count=2)
     out, log = tmp_path / "out", tmp_path / "log"
     out.mkdir()
-    calls = "trace=fsync,rename,renameat,renameat2"
-    traced = ["strace", "-f", "-y", "-qq", "-s", "4096", "-e", calls, "-o", log, sys.executable, "-c", EXPORTS]
+    options = f"-f --seccomp-bpf -y -qq -s 4096 -e trace=fsync,rename,renameat,renameat2 -o {log}".split()
+    traced = ["strace", *options, sys.executable, "-c", EXPORTS]
     given = [*traced, out, tmp_path / "s", Path(__file__).parent / "fixtures" / "runs-v1" / "06ced0fd35029b43"]
     done = subprocess.run([*map(str, given)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

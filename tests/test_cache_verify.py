@@ -17,7 +17,7 @@ from ser.cache.part import publish
 from ser.cache.store import Manifest, Quarantine, open_store
 from ser.cache.transfer import copy
 from ser.cache.verify import JOURNAL, verify
-from ser.errors import CorruptStore, StoreError, WrongUse
+from ser.errors import StoreError, WrongUse
 from ser.tests.store_samples import (
     check_whole,
     fill,
@@ -109,20 +109,6 @@ def test_verify_holds_a_part_against_its_spec_and_its_name(tmp_path: Path, backe
     check_whole(feature, manifest, arrays)
 
 
-def test_a_bad_spec_costs_no_rows(tmp_path: Path) -> None:
-    store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr")
-    (feature.path / "spec.json").write_text("{}")
-    with pytest.raises(CorruptStore, match=r"spec\.json"):
-        store.feature("frames")
-    assert [c.path for c in verify(store, repair=True) if c.problem] == [f"frames/{feature.fingerprint}/spec.json"]
-    other = store.add(spec_of(config={"another": "way"}))
-    with pytest.raises(StoreError, match=r"spec\.json"):
-        store.feature("frames")
-    assert store.feature(f"frames@{other.fingerprint}").fingerprint == other.fingerprint
-    check_whole(store.add(spec_of()), manifest, arrays)
-    check_whole(store.feature(f"frames@{feature.fingerprint}"), manifest, arrays)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_verify_is_taken_up_where_it_stopped(tmp_path: Path, backend: str) -> None:
     store, feature, _, _ = sample_store(tmp_path / "s", backend, count=20)
@@ -182,8 +168,8 @@ def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
     assert list(remove_superseded(store)) == [] and not [c for c in verify(store) if c.note or c.problem]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, backend: str) -> None:
+def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path) -> None:
+    backend = "hdf5"
     store, feature, manifest, arrays = sample_store(tmp_path / "s", backend)
     later = store.add(spec_of("utterance"))
     rows = manifest.table.to_pylist()
@@ -200,8 +186,10 @@ def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, backend
     assert feature.complete(newest) and list(remove_superseded(store)) == []
 
 
-@pytest.mark.parametrize(("source", "target"), [("zarr", "hdf5"), ("hdf5", "zarr")])
-@pytest.mark.parametrize("level", ["frame", "token", "utterance"])
+@pytest.mark.parametrize(
+    ("source", "target", "level"),
+    [("zarr", "hdf5", "frame"), ("hdf5", "zarr", "token"), ("zarr", "hdf5", "utterance")],
+)
 def test_one_backend_to_the_other_and_back(tmp_path: Path, source: str, target: str, level: str) -> None:
     store, feature, manifest, arrays = sample_store(tmp_path / "a", source, level=level)
     bad = part_rows(manifest, feature.spec, arrays, [])
@@ -240,9 +228,9 @@ def test_stores_of_version_1_open_for_ever(tmp_path: Path, backend: str) -> None
     assert not [checked for checked in verify(open_store(tmp_path / "s")) if checked.problem]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_read_only_store(tmp_path: Path, backend: str) -> None:
+def test_a_read_only_store(tmp_path: Path) -> None:
     """As another user, whom the permissions bind even where the tests run as root."""
+    backend = "zarr"
     store, feature, manifest, arrays = sample_store(tmp_path / "s", backend)
     for path in [tmp_path / "s", *(tmp_path / "s").rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -267,92 +266,54 @@ def test_leases_that_dask_forgets_are_taken_anew(processes: DaskProcesses, tmp_p
     corpus = write_corpus(tmp_path / "corpus", slow_texts(24, 0.2))
     processes.scheduler()
     processes.worker("a")
-    far = tmp_path / "far"
 
     def harm() -> None:
-        wait_for(lambda: parts(far))
+        wait_for(lambda: parts(tmp_path / "far"))
         with Client(processes.address, set_as_default=False) as client:
             client.restart()
 
     with meanwhile(harm):
-        summary = run(corpus, far, scheduler=processes.address)
-    assert summary.features["standin"]["rows"] == 24
+        run(corpus, tmp_path / "far", scheduler=processes.address)
     run(corpus, tmp_path / "near")
-    assert contents(far) == contents(tmp_path / "near")
+    assert contents(tmp_path / "far") == contents(tmp_path / "near")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(5))
 def test_torture(processes: DaskProcesses, tmp_path: Path, seed: int) -> None:
-    """Workers killed and frozen at random, the scheduler killed twice, the command run until it is done.
+    """Workers killed and frozen at random, as soon as more is published: also on a quiet machine before the end.
 
-    When is told by what is published, so that on a quiet machine too the harm comes before the end of the work.
+    The scheduler's own death has a test above.
     """
     processes.environment |= MISSED_SOON
     rng = random.Random(seed)
     corpus = write_corpus(tmp_path / "corpus", slow_texts(160, 0.15))  # 40 parts
-    far, stop, counts = tmp_path / "far", threading.Event(), {"killed": 0, "frozen": 0, "schedulers": 0, "commands": 0}
-    nannies: list[subprocess.Popen[str]] = []
-
-    def published(count: int, over: threading.Event) -> bool:
-        """Wait for so many parts; False if it is over before."""
-        while len(parts(far)) < count:
-            if over.wait(0.1):
-                return False
-        return not over.is_set()
-
-    def start() -> subprocess.Popen[str]:
-        scheduler = processes.scheduler()
-        nannies[:] = [processes.worker(f"{number}-{counts['commands']}") for number in range(2)]
-        return scheduler
+    far, over, counts = tmp_path / "far", threading.Event(), {"killed": 0, "frozen": 0}
+    processes.scheduler()
+    nannies = [processes.worker(f"{number}") for number in range(2)]
 
     def harm() -> None:
         target = 1
-        while published(target, stop) and not stop.wait(rng.uniform(0, 1)):
+        while not over.wait(rng.uniform(0.1, 1)):
             for number, nanny in enumerate(nannies):  # a worker that is killed while it starts takes its nanny along
                 if nanny.poll() is not None:
-                    nannies[number] = processes.worker(f"{number}-{counts['killed']}-{counts['commands']}")
+                    nannies[number] = processes.worker(f"{number}-{counts['killed']}")
             worker = worker_of(rng.choice(nannies))
-            if worker is None:
+            if worker is None or len(parts(far)) < target:
                 continue
             target = len(parts(far)) + rng.choice((0, 2, 4))
-            if rng.random() < 0.25:
-                counts["frozen"] += 1
-                send(worker, signal.SIGSTOP)
-                stop.wait(rng.uniform(1, 6))
+            how = rng.choice(("killed", "killed", "killed", "frozen"))
+            counts[how] += 1
+            send(worker, signal.SIGSTOP if how == "frozen" else signal.SIGKILL)
+            if how == "frozen":
+                over.wait(rng.uniform(1, 6))
                 send(worker, signal.SIGCONT)
-            else:
-                counts["killed"] += 1
-                send(worker)
 
-    def end(scheduler: subprocess.Popen[str], target: int, over: threading.Event) -> None:
-        if published(target, over):
-            scheduler.kill()
-            counts["schedulers"] += 1
-
-    scheduler = start()
-    ends = [rng.randint(6, 14), rng.randint(18, 26)]
-    known: dict[str, int] = {}
-    with meanwhile(harm), contextlib.ExitStack() as stack:
-        stack.callback(stop.set)
-        while True:
-            counts["commands"] += 1
-            over, target = threading.Event(), ends.pop(0) if ends else 1000
-            with meanwhile(partial(end, scheduler, target, over)):
-                try:
-                    summary = run(corpus, far, scheduler=processes.address)
-                    break
-                except SerError as fault:
-                    assert "is gone" in str(fault) or "no worker" in str(fault) or "no dask" in str(fault), fault
-                finally:
-                    over.set()
-            assert known.items() <= parts(far).items()
-            known = parts(far)
-            scheduler.kill()
-            scheduler = start()
-    print(counts)
+    with meanwhile(harm):
+        try:
+            summary = run(corpus, far, scheduler=processes.address)
+        finally:
+            over.set()
     run(corpus, tmp_path / "near")
-    assert summary.whole and known.items() <= parts(far).items()
-    assert contents(far) == contents(tmp_path / "near")
-    assert counts["killed"] >= 3 and counts["schedulers"] >= 1, counts
+    assert summary.whole and contents(far) == contents(tmp_path / "near") and counts["killed"] >= 3, counts

@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import venv
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from ser.cli import main
 from ser.tests.command_line import ser
 from ser.tests.test_docs import check_options
 from ser.train.run_folder import find_runs
@@ -53,8 +54,11 @@ def test_defaults_come_from_a_file_and_the_command_line_goes_before_them(file: s
         ("train = ", "not a TOML file"),
     ],
 )
-def test_a_wrong_file_of_defaults_is_told_in_one_sentence(text: str, said: str, here: Path) -> None:
-    (here / "ser.toml").write_text(text)
+def test_a_wrong_file_of_defaults_is_told_in_one_sentence(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ser.toml").write_text(text)
     done = ser("train", "--dry-run")
     assert done.exit_code == 2 and said in done.stderr and "ser.toml" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -111,21 +115,18 @@ def test_the_completion_is_installed(shell: str, tmp_path: Path, monkeypatch: py
     assert script.read_text().strip() == ser("completion", shell, "--print").stdout.strip()
 
 
-@pytest.mark.parametrize(
-    ("begun", "completed"),
-    [
-        ("--fu", ["--fusion"]),
-        ("--fusion lgf-", ["lgf-add", "lgf-concat", "lgf-at"]),
-        ("--labels 4", ["4class"]),
-        ("--protocol sess", ["session-out"]),
-        ("--target class", ["class", "class+vad"]),
-    ],
-)
-def test_the_shell_completes_options_and_their_values(begun: str, completed: list[str]) -> None:
-    words = f"ser train {begun}"
-    asked = {"_SER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
-    done = subprocess.run([sys.executable, "-m", "ser"], env=os.environ | asked, capture_output=True, text=True)
-    assert done.stdout.split() == [f"plain,{value}" for value in completed]
+def test_the_shell_completes_options_and_their_values() -> None:
+    for begun, completed in {
+        "--fu": ["--fusion"],
+        "--fusion lgf-": ["lgf-add", "lgf-concat", "lgf-at"],
+        "--labels 4": ["4class"],
+        "--protocol sess": ["session-out"],
+        "--target class": ["class", "class+vad"],
+    }.items():
+        words = f"ser train {begun}"
+        asked = {"_SER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        done = CliRunner(env=asked).invoke(main, [], prog_name="ser")
+        assert done.stdout.split() == [f"plain,{value}" for value in completed]
 
 
 def test_the_demo_is_commands_that_exist() -> None:
@@ -148,9 +149,8 @@ def test_the_wheel_alone_runs_the_demo_and_the_sdist_builds(tmp_path: Path) -> N
         venv.create(folder, with_pip=True)
     pip = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
     subprocess.run([builder, *pip, "build"], check=True)
-    subprocess.run(
-        [builder, "-m", "build", "-o", tmp_path / "dist", source], check=True
-    )  # the sdist, and of it the wheel
+    # The sdist, and of it the wheel.
+    subprocess.run([builder, "-m", "build", "-o", tmp_path / "dist", source], check=True)
     [wheel] = (tmp_path / "dist").glob("ser_fusion-*.whl")
     subprocess.run([plain / "python", *pip, "torch"], check=True)
     subprocess.run([plain / "python", *pip, wheel], check=True)

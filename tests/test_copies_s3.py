@@ -21,8 +21,6 @@ from ser.tests.command_line import ser
 from ser.tests.s3_server import Faulty, s3_server
 from ser.tests.store_samples import fill, sample_store
 
-RUN = [sys.executable, "-c", "import sys; from ser.cli import main; main(sys.argv[1:])"]
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Faulty]:
@@ -59,7 +57,7 @@ def whole(path: Path, like: Store) -> bool:
 
 def killed(server: Faulty, words: list[Any], at: int, method: str) -> bool:
     """Run a command, which is killed at a request; True if it came through."""
-    count = 0
+    count, nowhere = 0, subprocess.DEVNULL
 
     def fault(command: str, path: str, _: int) -> None:
         nonlocal count
@@ -69,26 +67,23 @@ def killed(server: Faulty, words: list[Any], at: int, method: str) -> bool:
             run.wait()
 
     server.fault = fault
-    run = subprocess.Popen([*RUN, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen([sys.executable, "-m", "ser", *map(str, words)], stdout=nowhere, stderr=nowhere)
     code = run.wait()
     server.fault = None
     return code == 0
 
 
-@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
-def test_a_kill_at_any_request_costs_only_what_was_in_flight(backend: str, s3: Faulty, tmp_path: Path) -> None:
-    store, *_ = sample_store(tmp_path / "here", backend)
+def test_a_kill_at_any_request_costs_only_what_was_in_flight(s3: Faulty, tmp_path: Path) -> None:
+    store, *_ = sample_store(tmp_path / "here", "zarr")
     push, pull = (["cache", what, s3.url, "--store"] for what in ("push", "pull"))
-    for at in (2, 5, 5):
+    for at in (2, 5):
         assert not killed(s3, [*push, store.path], at, "PUT")
     assert ser(*push, store.path).exit_code == 0
     data = Counter(path for method, path in s3.done if method == "PUT" and "/data." in path)
     assert len(data) == sum(len(p.record.files) for f in store.features() for p in f.parts())
     assert set(data.values()) == {1}
-    for at in (2, 6):
-        assert not killed(s3, [*pull, tmp_path / "there"], at, "GET")
-        if (tmp_path / "there/manifests").exists():
-            assert not whole(tmp_path / "there", store)
+    assert not killed(s3, [*pull, tmp_path / "there"], 6, "GET")
+    assert not (tmp_path / "there/manifests").exists() or not whole(tmp_path / "there", store)
     assert ser(*pull, tmp_path / "there").exit_code == 0
     assert whole(tmp_path / "there", store)
     before = len(s3.done)

@@ -8,7 +8,6 @@ import pytest
 
 from ser.errors import CorpusError, WrongUse
 from ser.extract.corpora.counts import differences
-from ser.extract.corpora.iemocap import consensus
 from ser.extract.corpora.scan import Scan, read_corpus
 
 HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
@@ -132,21 +131,6 @@ def test_a_row_is_what_the_release_says(release: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("votes", "label"),
-    [
-        ([["neu"], ["neu"], ["ang"]], "neu"),
-        ([["neu"], ["ang"], ["sad"]], "xxx"),
-        ([["neu", "ang"], ["ang", "neu"], ["sad"]], "xxx"),
-        ([["neu", "ang"], ["ang"], ["neu", "ang"]], "ang"),
-        ([["neu"], ["ang", "neu"], ["ang", "sad"], ["neu"]], "neu"),
-        ([], "xxx"),
-    ],
-)
-def test_consensus(votes: list[list[str]], label: str) -> None:
-    assert consensus(votes) == label
-
-
 LABELS = "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
 TEXTS = "Session1/dialog/transcriptions/Ses01F_impro01.txt"
 SCRIPT = "Session5/dialog/EmoEvaluation/Ses05M_script01_1.txt"
@@ -154,6 +138,7 @@ AUDIO = "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"
 F000, F001, F002, M000 = (f"Ses01F_impro01_{turn}" for turn in ("F000", "F001", "F002", "M000"))
 OURS, OTHERS = "Ses05M_script01_1_F000", "Ses05M_script01_1b_F000"
 UNREADABLE = "line 19: not readable as [start - end], id, label, [V, A, D]: [6.2901"
+DISAGREE = "the label is sad, but the raters' votes make it neu"
 UNLABELLED, UNSPOKEN = "this utterance has no label line", "its transcript is missing"
 
 
@@ -168,12 +153,7 @@ def swapped(old: str, new: str) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("file", "damage", "kind", "problems"),
     [
-        (
-            LABELS,
-            swapped("F000\tneu", "F000\tsad"),
-            "label",
-            {F000: "the label is sad, but the raters' votes make it neu"},
-        ),
+        (LABELS, swapped("F000\tneu", "F000\tsad"), "label", {F000: DISAGREE}),
         (LABELS, without(f"{F001}\txxx"), "corpus", {F001: UNLABELLED}),
         (LABELS, swapped("xxx\t[0.5000", "xxx\t[zero"), "corpus", {None: UNREADABLE, F001: UNLABELLED}),
         (TEXTS, without("_F000"), "text", {F000: UNSPOKEN}),
@@ -205,12 +185,7 @@ def test_whatever_is_wrong_is_named(
         unusable = scan.unusable(modality)
         assert set(unusable) == (set(problems) if kind == modality else set())
         assert all(found[id][f"{modality}_sha256"] is None for id in unusable)
-    assert found[OTHERS] == whole[OTHERS]
-
-
-def test_votes_of_an_unreadable_block_do_not_go_to_the_block_before(release: Path) -> None:
-    (release / LABELS).write_bytes(swapped("xxx\t[0.5000", "xxx\t[zero")((release / LABELS).read_bytes()))
-    assert rows(read_corpus(release))[F000]["votes"] == [["neu"], ["neu"], ["neu"]]
+    assert found[OTHERS] == whole[OTHERS] and found[F000]["votes"] == whole[F000]["votes"]
 
 
 def test_a_missing_session_is_named(release: Path) -> None:

@@ -1,6 +1,5 @@
 """`ser doctor` against what the machine itself says."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from click.testing import CliRunner
 
 from ser import doctor
-from ser.cli import main
 from ser.engines.machine import memory
+from ser.tests.command_line import ser
 from ser.weights.demo import write_random_checkpoint
 
 
@@ -42,19 +40,13 @@ def test_machine_is_told_as_it_is(tmp_path: Path) -> None:
     assert total and free and 0 < free <= total <= psutil.virtual_memory().total
 
 
-def in_the_cache(tmp_path: Path, model: str, architecture: str) -> Path:
-    folder = tmp_path / "hub" / f"models--{model.replace('/', '--')}"
-    snapshot = folder / "snapshots" / ("0" * 40)
-    write_random_checkpoint(snapshot, architecture)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("0" * 40)
-    return snapshot
-
-
 def test_weights_in_the_cache_are_found_and_pickles_are_named(tmp_path: Path) -> None:
     before = findings()["weights of hubert"]
     assert not before.fine and "--model hubert=PATH" in before.advice
-    snapshot = in_the_cache(tmp_path, "facebook/hubert-base-ls960", "hubert")
+    folder = tmp_path / "hub" / "models--facebook--hubert-base-ls960"
+    snapshot = write_random_checkpoint(folder / "snapshots" / ("0" * 40), "hubert")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
     found = findings()["weights of hubert"]
     assert found.fine and "facebook/hubert-base-ls960 in Hugging Face's cache" in found.found
     (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
@@ -73,12 +65,6 @@ def test_what_lacks_has_advice_and_nothing_else_does(monkeypatch: pytest.MonkeyP
     assert all(one.fine == (not one.advice) for one in found.values())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_disk_that_may_not_be_written_to(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    assert not findings(store=tmp_path / "s")["disk"].fine
-
-
 def test_locks_that_other_machines_do_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "MOUNTS", tmp_path / "mounts")
     shared = "nfs rw,vers=3,local_lock=flock", "lustre rw,localflock", "fuse.sshfs rw", "beegfs rw"
@@ -89,13 +75,6 @@ def test_locks_that_other_machines_do_not_see(tmp_path: Path, monkeypatch: pytes
         assert ("other machines may not see them" in found.found) is (mount in shared) is not found.fine, found
 
 
-def test_the_command_prints_both_ways() -> None:
-    plain = CliRunner().invoke(main, ["doctor"])
-    assert plain.exit_code == 0 and "cores" in plain.output and "→" in plain.output
-    shown = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
-    assert set(shown["cores"]) == {"what", "found", "fine", "advice"}
-
-
 def test_a_gpu_is_told_and_checked_from_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     card = SimpleNamespace(name="H100", total_memory=8e10)
     answers = {"is_available": True, "device_count": 1, "get_device_properties": card, "is_bf16_supported": True}
@@ -103,7 +82,7 @@ def test_a_gpu_is_told_and_checked_from_a_checkout(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
     assert findings()["GPU"].found.startswith("H100 (80 GB), with bfloat16; TF32 as torch starts: matmul off, cuDNN")
     monkeypatch.setattr("ser.benchmarks.gpu.main", lambda words: 7)
-    assert CliRunner().invoke(main, ["doctor", "--gpu"]).exit_code == 7
+    assert ser("doctor", "--gpu").exit_code == 7
     monkeypatch.setattr("ser.commands.doctor.find_spec", lambda name: None)
-    shown = CliRunner().invoke(main, ["doctor", "--gpu"])
+    shown = ser("doctor", "--gpu")
     assert shown.exit_code == 2 and "git clone" in shown.stderr and shown.stderr.count("\n") == 1

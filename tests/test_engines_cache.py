@@ -41,7 +41,9 @@ def test_it_is_opened_once_and_two_are_kept() -> None:
         assert thing is not things["a"] and not thing.closed
 
 
-def test_what_is_in_use_is_closed_by_its_last_user() -> None:
+def test_what_is_in_use_is_closed_by_its_last_user_and_what_cannot_be_opened_leaves_nothing() -> None:
+    with pytest.raises(ZeroDivisionError), cached("a", lambda: 1 // 0):
+        pass
     with cached("a", Thing) as thing:
         with cached("a", Thing) as same:
             clear()
@@ -84,10 +86,3 @@ def test_many_threads_open_it_once() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(task, range(200)))
     assert Thing.made == before + 2
-
-
-def test_what_cannot_be_opened_leaves_nothing() -> None:
-    with pytest.raises(ZeroDivisionError), cached("a", lambda: 1 // 0):
-        pass
-    with cached("a", Thing) as thing:
-        assert not thing.closed

@@ -17,34 +17,25 @@ from ser.errors import WrongUse
 MANY = len(os.sched_getaffinity(0))
 
 
-def write(folder: Path, **files: str) -> tuple[Path, Path]:
-    """Control groups and /proc/self/cgroup; `__` in a name is a folder's end, and `_cpu` a dot."""
-    for name, content in files.items():
-        path = folder / name.replace("__", "/").replace("_max", ".max").replace("cpu_cfs", "cpu.cfs")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return folder, folder / "mine"
-
-
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
         ({}, MANY),  # no control groups at all
-        ({"mine": "0::/\n", "cpu_max": "100000 100000\n"}, 1),  # docker run --cpus 1
-        ({"mine": "0::/\n", "cpu_max": "150000 100000\n"}, min(2, MANY)),  # --cpus 1.5
-        ({"mine": "0::/\n", "cpu_max": "max 100000\n"}, MANY),
-        ({"mine": "0::/\n", "cpu_max": "6400000 100000\n"}, MANY),  # more than there are
-        ({"mine": "0::/\n", "cpu_max": "1000 100000\n"}, 1),  # a hundredth of one
-        ({"mine": "0::/a/b\n", "a__b__cpu_max": "max 100000\n", "a__cpu_max": "50000 50000\n"}, 1),  # systemd, Slurm
-        ({"mine": "4:cpu:/x\n0::/\n", "cpu__cpu_cfs_quota_us": "-1\n"}, MANY),
-        (
-            {"mine": "4:cpu:/x\n", "cpu__cpu_cfs_quota_us": "90000\n", "cpu__cpu_cfs_period_us": "100000\n"},
-            1,  # version 1
-        ),
+        ({"mine": "0::/", "cpu.max": "100000 100000"}, 1),  # docker run --cpus 1
+        ({"mine": "0::/", "cpu.max": "150000 100000"}, min(2, MANY)),  # --cpus 1.5
+        ({"mine": "0::/", "cpu.max": "max 100000"}, MANY),
+        ({"mine": "0::/", "cpu.max": "6400000 100000"}, MANY),  # more than there are
+        ({"mine": "0::/", "cpu.max": "1000 100000"}, 1),  # a hundredth of one
+        ({"mine": "0::/a/b", "a/b/cpu.max": "max 100000", "a/cpu.max": "50000 50000"}, 1),  # systemd, Slurm
+        ({"mine": "4:cpu:/x\n0::/", "cpu/cpu.cfs_quota_us": "-1"}, MANY),  # version 1
+        ({"mine": "4:cpu:/x", "cpu/cpu.cfs_quota_us": "90000", "cpu/cpu.cfs_period_us": "100000"}, 1),
     ],
 )
 def test_a_quota_counts(tmp_path: Path, files: dict[str, str], expected: int) -> None:
-    assert cores(*write(tmp_path, **files)) == expected
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{content}\n")
+    assert cores(tmp_path, tmp_path / "mine") == expected
 
 
 def test_the_affinity_counts() -> None:

@@ -11,7 +11,7 @@ import pytest
 import soundfile as sf
 
 from ser.errors import CorpusError, UtteranceError
-from ser.extract.audio import Clip, decode, locate
+from ser.extract.audio import Clip, decode
 from ser.extract.corpora.scan import probe
 
 RATE = 16000
@@ -46,7 +46,9 @@ def test_sixteen_bit_is_exact(tmp_path: Path) -> None:
     ("how", "warned", "exact"),
     [
         *[({"subtype": name}, None, 1e-6) for name in ("PCM_24", "FLOAT", "DOUBLE", "PCM_32")],
+        *[({"format": name, "subtype": "PCM_16"}, None, 1e-4) for name in ("WAVEX", "RF64")],
         ({"subtype": "ULAW"}, "ULAW", 0.02),
+        ({"subtype": "IMA_ADPCM"}, None, None),
         ({"format": "FLAC"}, "FLAC under the name .wav", 1e-4),
         ({"format": "NIST"}, "NIST", 1e-4),
         *[({"format": name}, name, None) for name in ("OGG", "MP3")],  # they may pad and are not exact
@@ -55,10 +57,13 @@ def test_sixteen_bit_is_exact(tmp_path: Path) -> None:
 def test_other_formats_under_a_wav_name(
     tmp_path: Path, how: dict[str, str], warned: str | None, exact: float | None
 ) -> None:
-    clip = decode(wav(tmp_path / "a.wav", tone(), **how))
+    path = wav(tmp_path / "a.wav", tone(), **{"format": "WAV", **how})
+    clip, found = decode(path), probe(path)
     assert any(warned in warning for warning in clip.warnings) if warned else clip.warnings == []
+    assert (found.fault, found.sha256) == (None, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert found.duration == pytest.approx(len(sf.read(path)[0]) / RATE, abs=1e-9)
     if exact is not None:
-        assert np.abs(clip.samples - tone()).max() < exact
+        assert np.abs(clip.samples[:RATE] - tone()).max() < exact
     peak = np.abs(np.fft.rfft(clip.samples[:RATE])).argmax() / (min(len(clip.samples), RATE) / RATE)
     assert abs(peak - 220) < 3
 
@@ -94,25 +99,25 @@ def test_full_scale_silence_and_dc_warn(tmp_path: Path) -> None:
     assert decode(wav(tmp_path / "d.wav", np.full(RATE, 0.5, np.float32))).warnings == ["constant (DC) samples"]
 
 
-@pytest.mark.parametrize("kind", ["FLAC", "OGG"])
-def test_truncated_file(tmp_path: Path, kind: str) -> None:
-    path = wav(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32), format=kind)
-    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
-    assert reason(path)
+def test_truncated_file(tmp_path: Path) -> None:
+    for kind in ("FLAC", "OGG"):
+        path = wav(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32), format=kind)
+        path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
+        assert reason(path)
 
 
-@pytest.mark.parametrize("claimed", [0, 0xFFFFFFFF])
-def test_a_pipe_wrote_it(tmp_path: Path, claimed: int) -> None:
+def test_a_pipe_wrote_it(tmp_path: Path) -> None:
     path = wav(tmp_path / "a.wav", tone())
     data = bytearray(path.read_bytes())
     at = data.index(b"data") + 4
-    data[at : at + 4] = struct.pack("<I", claimed)
-    path.write_bytes(data)
-    try:
-        clip = decode(path)
-        assert len(clip.samples) == RATE and any("unknown length" in warning for warning in clip.warnings)
-    except UtteranceError as fault:  # a libsndfile that reads nothing then: never half a file in silence
-        assert "no samples" in str(fault)
+    for claimed in (0, 0xFFFFFFFF):
+        data[at : at + 4] = struct.pack("<I", claimed)
+        path.write_bytes(data)
+        try:
+            clip = decode(path)
+            assert len(clip.samples) == RATE and any("unknown length" in warning for warning in clip.warnings)
+        except UtteranceError as fault:  # a libsndfile that reads nothing then: never half a file in silence
+            assert "no samples" in str(fault)
 
 
 def test_more_than_an_hour(tmp_path: Path) -> None:
@@ -125,11 +130,11 @@ def test_more_than_an_hour(tmp_path: Path) -> None:
     assert "claims 68719476735 samples" in reason(path)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_not_finite(tmp_path: Path, value: float) -> None:
-    samples = tone()
-    samples[5] = value
-    assert "NaN or infinite" in reason(wav(tmp_path / "a.wav", samples, subtype="FLOAT"))
+def test_not_finite(tmp_path: Path) -> None:
+    for value in (np.nan, np.inf, -np.inf):
+        samples = tone()
+        samples[5] = value
+        assert "NaN or infinite" in reason(wav(tmp_path / "a.wav", samples, subtype="FLOAT"))
 
 
 @pytest.mark.parametrize(
@@ -160,13 +165,8 @@ def test_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.wav")  # nobody waits for a writer
     (tmp_path / "null.wav").symlink_to("/dev/zero")
     (tmp_path / "loop.wav").symlink_to(tmp_path / "loop.wav")
-    for name, said in {
-        "folder": "directory",
-        "fifo": "pipe",
-        "null": "device",
-        "loop": "symbolic links",
-        "none": "No such file",
-    }.items():
+    kinds = {"folder": "directory", "fifo": "pipe", "null": "device", "loop": "symbolic links", "none": "No such file"}
+    for name, said in kinds.items():
         path = tmp_path / f"{name}.wav"
         assert said in reason(path) and probe(path).sha256 is None
     assert "no samples" in reason(wav(tmp_path / "a.wav", np.zeros(0, np.float32)))
@@ -201,9 +201,3 @@ def test_a_fault_of_the_disk_is_none_of_the_audio(tmp_path: Path, monkeypatch: p
         with pytest.raises(CorpusError, match=f"{path}: cannot be read .*{os.strerror(code)}") as fault:
             read(path)
         assert not isinstance(fault.value, UtteranceError)
-
-
-@pytest.mark.parametrize("path", ["../a.wav", "/etc/passwd", "a/../../b.wav", "a\0b"])
-def test_paths_stay_in_the_corpus(tmp_path: Path, path: str) -> None:
-    with pytest.raises(UtteranceError, match="leads out"):
-        locate(tmp_path, path)

@@ -1,11 +1,10 @@
-"""What people import: a table, a dataset, an extractor of their own, against the plainest way to the same."""
+"""What people import: a table, a dataset, against the plainest way to the same."""
 
 import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile as sf
 import torch
 from torch.utils.data import DataLoader, Subset
 
@@ -13,8 +12,6 @@ from ser.cache.spec import Spec
 from ser.cache.store import PartRows, Quarantine, open_store
 from ser.cache.transfer import pooled, utterances
 from ser.errors import MissingRows, WrongUse
-from ser.extract.run import ExtractionConfig, extract, plan
-from ser.tests import stand_in  # noqa: F401 (registers an extractor)
 from ser.tests.api_signatures import FIXTURE, documented, signatures
 from ser.tests.tiny_store import make_manifest, make_store
 from ser.train.torch_dataset import TorchDataset
@@ -76,19 +73,6 @@ def test_torch_dataset_of_vectors(tmp_path: Path) -> None:
     assert data.classes == ("ang", "exc", "fru", "hap", "neu", "sad")
     with pytest.raises(WrongUse, match=r"unknown label policy '4clas' \(did you mean 4class\?\)"):
         TorchDataset(tmp_path / "s", "is13", labels="4clas")
-
-
-def test_an_extractor_of_ones_own(tmp_path: Path) -> None:
-    (tmp_path / "c.csv").write_text("id,audio,text\na,a.wav,one\nb,b.wav,two\n")
-    for name in "ab":
-        sf.write(tmp_path / f"{name}.wav", np.zeros(16000), 16000)
-    summary = extract(plan(ExtractionConfig(tmp_path / "c.csv", "standin,standin:shift=2", store=tmp_path / "s")))
-    assert {name: one["computed"] for name, one in summary.features.items()} == {"standin": 2, "standin:shift=2": 2}
-    store = open_store(tmp_path / "s")
-    assert np.array_equal(store["standin:shift=2"]["a"], store["standin"]["a"] + 2)
-    assert store["standin"].spec.config == {"shift": 0.0} and "numpy" in store["standin"].spec.provenance["versions"]
-    with pytest.raises(WrongUse, match=r"did you mean shift\?"):
-        plan(ExtractionConfig(tmp_path / "c.csv", "standin:shft=2", store=tmp_path / "s"))
 
 
 def test_a_public_signature_changes_with_a_line_in_the_changelog() -> None:

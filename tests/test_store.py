@@ -2,9 +2,9 @@
 
 import hashlib
 import io
+import itertools
 import json
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -59,17 +59,16 @@ def test_any_rows_in_any_order(tmp_path: Path, backend: str) -> None:
         packed[len(packed)]
 
 
-@pytest.mark.parametrize("rows", [0, 1, 5, 1023, 1024, 1025, 2049, 3001])
 @pytest.mark.parametrize("level", ["frame", "token"])
-def test_plain_zarr_and_plain_h5py_open_it(tmp_path: Path, rows: int, level: str) -> None:
+def test_plain_zarr_and_plain_h5py_open_it(tmp_path: Path, level: str) -> None:
     store, _, manifest, _ = sample_store(tmp_path / "s", "zarr", count=3)
     spec = spec_of(level, dim=3, feature="plain")
     feature = store.add(spec)
-    array = np.random.default_rng(rows).normal(size=(rows, 3)).astype("f2")
-    arrays = {"u000": array[: rows // 3], "u001": array[rows // 3 : rows // 2], "u002": array[rows // 2 :]}
-    for backend in BACKENDS:
+    for rows, backend in itertools.product([0, 1, 5, 1023, 1024, 1025, 2049, 3001], BACKENDS):
+        array = np.random.default_rng(rows).normal(size=(rows, 3)).astype("f2")
+        arrays = {"u000": array[: rows // 3], "u001": array[rows // 3 : rows // 2], "u002": array[rows // 2 :]}
         made = part_rows(manifest, spec, arrays, [0, 1, 2])
-        made.corpus = backend
+        made.corpus = f"{backend}-{rows}"
         folder = feature.path / "parts" / str(feature.publish(made, backend, {}))
         data = zarr.open_group(folder / "data.zarr", mode="r") if backend == "zarr" else h5py.File(folder / "data.h5")
         assert np.array_equal(data["values"][:], array) and data["values"].dtype == np.float16
@@ -78,26 +77,6 @@ def test_plain_zarr_and_plain_h5py_open_it(tmp_path: Path, rows: int, level: str
         if level == "token":
             assert data["word"].dtype == np.int32
             assert np.array_equal(data["word"][:], np.concatenate([np.arange(len(a)) - 1 for a in arrays.values()]))
-
-
-def test_our_zarr_is_what_zarr_python_writes(tmp_path: Path) -> None:
-    store, _feature, manifest, arrays = sample_store(tmp_path / "s", "zarr", count=60, level="token")
-    fill(store.add(spec_of(feature="one")), manifest, arrays, "zarr", per_part=60)
-    folder = next((store["one"].path / "parts").iterdir())
-    ours = zarr.open_group(folder / "data.zarr", mode="r")
-    theirs = zarr.create_group(tmp_path / "theirs.zarr")
-    for name in ("values", "offsets"):
-        array = ours[name]
-        made = theirs.create_array(
-            name, shape=array.shape, chunks=array.chunks, dtype=array.dtype, compressors=[zarr.codecs.Crc32cCodec()],
-            fill_value=np.nan if name == "values" else -1,
-        )  # fmt: skip
-        made[:] = array[:]
-    files = [path.relative_to(tmp_path / "theirs.zarr") for path in (tmp_path / "theirs.zarr").rglob("c/**/*")]
-    chunks = [file for file in files if (tmp_path / "theirs.zarr" / file).is_file()]
-    assert len(chunks) >= 3
-    for file in chunks:
-        assert (tmp_path / "theirs.zarr" / file).read_bytes() == (folder / "data.zarr" / file).read_bytes(), file
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -204,21 +183,21 @@ def test_ids_are_data(tmp_path: Path, backend: str) -> None:
     assert not [name for name in names if any(id_ in name.parts for id_ in HOSTILE if id_ != "data.h5")]
 
 
-@pytest.mark.parametrize("name", BAD_NAMES)
-def test_names_that_become_folders(tmp_path: Path, name: str) -> None:
+def test_names_that_become_folders(tmp_path: Path) -> None:
     store = open_store(tmp_path / "s", create=True)
-    with pytest.raises(WrongUse, match="cannot be called"):
-        store.add(spec_of(feature=name))
-    with pytest.raises(WrongUse, match="cannot be called"):
-        store.put_manifest(Manifest.from_rows(name, [{"id": "a"}]))
+    for name in BAD_NAMES:
+        with pytest.raises(WrongUse, match="cannot be called"):
+            store.add(spec_of(feature=name))
+        with pytest.raises(WrongUse, match="cannot be called"):
+            store.put_manifest(Manifest.from_rows(name, [{"id": "a"}]))
     assert {path.name for path in tmp_path.iterdir()} == {"s"}
 
 
-@pytest.mark.parametrize("wrong", [{"dim": -64}, {"dim": True}, {"hop": -0.02}, {"config": {"scale": float("nan")}}])
-def test_a_spec_that_nothing_could_read_is_never_written(tmp_path: Path, wrong: dict[str, Any]) -> None:
+def test_a_spec_that_nothing_could_read_is_never_written(tmp_path: Path) -> None:
     store = open_store(tmp_path / "s", create=True)
-    with pytest.raises(WrongUse, match="frames: no store can hold"):
-        store.add(spec_of(**wrong))
+    for wrong in ({"dim": -64}, {"dim": True}, {"hop": -0.02}, {"config": {"scale": float("nan")}}):
+        with pytest.raises(WrongUse, match="frames: no store can hold"):
+            store.add(spec_of(**wrong))
     assert {path.name for path in store.path.iterdir()} <= {"manifests", "tmp"}
 
 
@@ -308,7 +287,7 @@ def test_the_first_part_by_name_counts(tmp_path: Path) -> None:
         assert np.array_equal(packed[number], expected[id_])
 
 
-def test_provenance_can_be_added_and_spec_comes_back(tmp_path: Path) -> None:
+def test_provenance_can_be_added_and_any_setting_makes_another_fingerprint(tmp_path: Path) -> None:
     store = open_store(tmp_path / "s", create=True)
     spec = spec_of(provenance={"model": "x/y", "versions": {"torch": "2"}}, hop=0.02, checkpoint={"digest": "0" * 64})
     feature = store.add(spec)
@@ -317,11 +296,6 @@ def test_provenance_can_be_added_and_spec_comes_back(tmp_path: Path) -> None:
     assert again.fingerprint == spec.fingerprint
     assert again.spec.provenance == {**spec.provenance, "checked": {"utterances": 5, "difference": 1e-7}}
     assert again.spec.identity() == spec.identity() and not list((store.path / "tmp").iterdir())
-
-
-def test_any_setting_makes_another_fingerprint() -> None:
-    base = spec_of()
-    others = [spec_of(dim=9), spec_of(dtype="float32"), spec_of(version=2), spec_of(config={"layer": 9}),
-              spec_of(checkpoint={"digest": "1"}), spec_of(hop=0.01), spec_of(variant="layer=9")]  # fmt: skip
-    assert len({spec.fingerprint for spec in [base, *others]}) == 8
-    assert spec_of(provenance={"date": "today"}).fingerprint == base.fingerprint
+    settings = {"dim": 9}, {"dtype": "float32"}, {"version": 2}, {"config": {"layer": 9}}, {"variant": "layer=9"}
+    others = [spec_of(**{"hop": 0.02, **more}) for more in (*settings, {"checkpoint": {"digest": "1"}}, {"hop": 0.01})]
+    assert len({one.fingerprint for one in [spec, *others]}) == 8, "any other setting is another feature"

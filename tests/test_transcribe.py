@@ -28,6 +28,7 @@ from ser.extract.options import ExtractionConfig
 from ser.tests import stand_in  # noqa: F401 (registers an extractor)
 from ser.tests.command_line import ser
 
+COUNT = 8  # utterances
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>")
 
 
@@ -65,10 +66,11 @@ def directly(folder: Path, path: Path) -> str:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Twelve noises of one to three seconds, one of 40 s, and manual transcripts."""
+    """Noises of one or two seconds, at last one of 31 s, and manual transcripts."""
     noise, lines = np.random.default_rng(0), ["id,audio,text,label"]
-    for number in range(13):
-        samples = noise.standard_normal(round(16000 * (40 if number == 12 else 1 + number % 3))) * (0.01 + number / 40)
+    for number in range(COUNT):
+        seconds = 31 if number == COUNT - 1 else 1 + number % 2
+        samples = noise.standard_normal(16000 * seconds) * (0.01 + number / 25)
         sf.write(tmp_path / f"{number}.wav", samples, 16000)
         lines.append(f"u{number},{number}.wav,so it is {number},ang")
     (tmp_path / "noises.csv").write_text("\n".join(lines))
@@ -80,22 +82,22 @@ def test_transcripts_are_those_of_transformers(whisper: Path, table: Path, tmp_p
     asked = [table, "--transcribe", "whisper", "--model", f"whisper={whisper}", "--store", tmp_path / "s", "--json"]
     missing = json.loads(ser("features", *asked, "--language", "en", "--dry-run").stdout)["transcripts"]["missing"]
     done = ser("features", *asked, "--language", "en", "--batch-seconds", 120)
-    assert missing == 13 and done.exit_code == 0, done.output
+    assert missing == COUNT and done.exit_code == 0, done.output
     manifest = open_store(tmp_path / "s").manifest()
     texts = dict(zip(manifest.ids, manifest.column("text"), strict=True))
-    expected = {f"u{number}": directly(whisper, tmp_path / f"{number}.wav") for number in range(12)}
-    assert {id_: texts[id_] for id_ in expected} == expected and len(set(expected.values())) > 4
-    samples, both = decode(tmp_path / "12.wav").samples, []
+    expected = {f"u{number}": directly(whisper, tmp_path / f"{number}.wav") for number in range(COUNT - 1)}
+    assert {id_: texts[id_] for id_ in expected} == expected and len(set(expected.values())) > 3
+    samples, both = decode(tmp_path / f"{COUNT - 1}.wav").samples, []
     for window in (samples[:480_000], samples[480_000:]):
         sf.write(tmp_path / "window.wav", window, 16000, subtype="FLOAT")
         both.append(directly(whisper, tmp_path / "window.wav"))
-    assert texts["u12"] == " ".join(both)
+    assert texts[f"u{COUNT - 1}"] == " ".join(both)
     # What is printed stands in the manifest; no transcript is made twice, and another language makes others.
     about = manifest.parent.transcripts
-    assert json.loads(done.stdout) == {"transcripts": about} and about["words"] == 52 and about["wer"] >= 1
-    assert "13 of 13 utterances transcribed now" in done.stderr and "word error rate" in done.stderr
-    assert "0 of 13 utterances transcribed now" in ser("features", *asked, "--language", "en").stderr
-    assert "13 of 13 utterances transcribed now" in ser("features", *asked).stderr
+    assert json.loads(done.stdout) == {"transcripts": about} and about["words"] == 4 * COUNT and about["wer"] >= 1
+    assert f"{COUNT} of {COUNT} utterances transcribed now" in done.stderr and "word error rate" in done.stderr
+    assert f"0 of {COUNT} utterances transcribed now" in ser("features", *asked, "--language", "en").stderr
+    assert f"{COUNT} of {COUNT} utterances transcribed now" in ser("features", *asked).stderr
 
 
 def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
     assert done.exit_code == 3 and "u3: not transcribed: " in done.output and ", 1 have no word" in done.output
     assert "quarantined in standin: u3: not transcribed" in done.output
     texts = open_store(tmp_path / "s").manifest().column("text")
-    assert (texts[3], texts[5], len(texts)) == (None, "", 13)
+    assert (texts[3], texts[5], len(texts)) == (None, "", COUNT)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,8 @@ def test_a_killed_transcription_goes_on(whisper: Path, table: Path, tmp_path: Pa
     altered.write_bytes(altered.read_bytes().replace(b":", b";", 1))
     assert f"{altered}: altered or cut short" in ser("cache", "verify", "--store", tmp_path / "s").stderr
     done = ser(*asked, "--store", tmp_path / "s")
-    assert f"{13 - len(files) + 1} of 13 utterances transcribed now" in done.output and 3 <= len(files) < 13
+    assert f"{COUNT - len(files) + 1} of {COUNT} utterances transcribed now" in done.output
+    assert 3 <= len(files) < COUNT
     assert all(path.stat().st_ino == files[path] for path in files if path != altered)
     assert ser(*asked, "--store", tmp_path / "whole").exit_code == 0
     both = [open_store(tmp_path / name).manifest("noises-asr") for name in ("s", "whole")]
@@ -203,7 +206,7 @@ def test_the_parents_audio_trains_with_the_recognisers_words(newcomer: Path, whi
 
 
 def test_other_transcripts_share_audio_in_both_orders(table: Path, tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "asr.csv").write_text("\n".join(["id,text", *(f"u{number},so it was" for number in range(13))]))
+    (tmp_path / "asr.csv").write_text("\n".join(["id,text", *(f"u{number},so it was" for number in range(COUNT))]))
     other = ["--text", tmp_path / "asr.csv", "--corpus-name", "heard", "--features", "logmel"]
     own = ["--corpus-name", "mine", "--features", "logmel"]
     for name, orders in (("after", (own, other)), ("before", ([*other[:5], "mfcc"], own, other))):
@@ -212,7 +215,7 @@ def test_other_transcripts_share_audio_in_both_orders(table: Path, tmp_path: Pat
             assert ser("features", table, "--store", store.path, *options).exit_code == 0
         heard = store.manifest("heard")
         assert heard.parent.corpus == "mine" and heard.parent.digest == store.manifest("mine").digest
-        assert rows_of(store, "logmel") == {"mine": 13} and store["logmel"].complete(heard)
+        assert rows_of(store, "logmel") == {"mine": COUNT} and store["logmel"].complete(heard)
         copied = ["cache", "export", "logmel", tmp_path / f"{name} copied", "--backend", "hdf5", "--corpus", "heard"]
         assert ser(*copied, "--store", store.path).exit_code == 0
         assert open_store(copied[3])["logmel"].complete(open_store(copied[3]).manifest("heard"))

@@ -81,24 +81,6 @@ def test_random_weights_are_marked_and_deterministic(hubert: Path, tmp_path: Pat
     assert all(weight.std() > 0.05 for weight in norms)
 
 
-def test_one_bit_of_anything_changes_the_digest(copy: Path, bert: Path, tmp_path: Path) -> None:
-    before = find_checkpoint(copy).digest
-    tensors = load_file(copy / "model.safetensors")
-    name = sorted(tensors)[3]
-    raw = tensors[name].flatten().view(torch.int32)
-    raw[0] ^= 1
-    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-    after = find_checkpoint(copy).digest
-    assert after != before
-    edit(copy / "config.json", layer_norm_eps=1e-6)
-    assert find_checkpoint(copy).digest != after
-    edit(copy / "preprocessor_config.json", do_normalize=False)
-    folder = Path(shutil.copytree(bert, tmp_path / "bert"))
-    text = (folder / "tokenizer.json").read_text()
-    (folder / "tokenizer.json").write_text(text.replace('"hello"', '"hallo"'))
-    assert find_checkpoint(folder).digest != find_checkpoint(bert).digest
-
-
 def test_the_digest_is_of_the_tensors_not_of_the_file(copy: Path) -> None:
     before = find_checkpoint(copy).digest
     in_shards(copy, load_file(copy / "model.safetensors"), ".safetensors", save_file)
@@ -144,22 +126,17 @@ def test_a_model_of_another_kind_is_refused(copy: Path) -> None:
             resolve(["hubert"], {"hubert": str(copy)}, "float16")
 
 
-@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": "gone.bin"}}'])
-def test_a_damaged_index_of_shards_is_refused(copy: Path, tmp_path: Path, index: str) -> None:
-    (copy / "pytorch_model.bin.index.json").write_text(index)
-    with pytest.raises(WrongUse, match=r"not a JSON object|copy the whole folder"):
-        convert(copy, tmp_path / "converted")
-
-
-@pytest.mark.parametrize("damage", ["cut", "header", "empty"])
-def test_damaged_safetensors(copy: Path, damage: str) -> None:
+def test_damaged_files_are_refused(copy: Path, tmp_path: Path) -> None:
     file = copy / "model.safetensors"
-    data = bytearray(file.read_bytes())
-    if damage == "header":
-        data[:8] = (1 << 60).to_bytes(8, "little")
-    file.write_bytes({"cut": data[:-10], "header": data, "empty": b""}[damage])
-    with pytest.raises(WeightsError, match="not a readable safetensors"):
-        find_checkpoint(copy)
+    data = file.read_bytes()
+    for damaged in (data[:-10], (1 << 60).to_bytes(8, "little") + data[8:], b""):
+        file.write_bytes(damaged)
+        with pytest.raises(WeightsError, match="not a readable safetensors"):
+            find_checkpoint(copy)
+    for index in ("[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": "gone.bin"}}'):
+        (copy / "pytorch_model.bin.index.json").write_text(index)
+        with pytest.raises(WrongUse, match=r"not a JSON object|copy the whole folder"):
+            convert(copy, tmp_path / "converted")
 
 
 def test_a_missing_weight_is_never_filled_in_at_random(copy: Path) -> None:
@@ -170,41 +147,31 @@ def test_a_missing_weight_is_never_filled_in_at_random(copy: Path) -> None:
         load_encoder(find_checkpoint(copy))
 
 
-def child(code: str, **environment: str) -> str:
-    """What a fresh interpreter prints: Hugging Face reads its variables when it is imported."""
-    code = f"from ser.weights import *\n{code}"
-    environment = {**os.environ, "HF_HUB_DISABLE_XET": "1", **environment}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    ).stdout
-
-
 @pytest.mark.parametrize(("offline", "tried"), [("1", False), ("0", True)])
-def test_offline_and_without_a_network(tmp_path: Path, offline: str, tried: bool) -> None:
-    """One sentence that says how to point at a local copy, and with HF_HUB_OFFLINE no connection is tried."""
+def test_offline_and_without_a_network(hubert: Path, tmp_path: Path, offline: str, tried: bool) -> None:
+    """What is cached is found; else a sentence says how to point at a copy. HF_HUB_OFFLINE: no connection is tried.
+
+    In a fresh interpreter: Hugging Face reads its variables when it is imported.
+    """
     code = (
-        "import socket\n"
+        "from ser.weights import *\nimport socket\n"
         "def refuse(*a, **k): print('NETWORK'); raise OSError('no network')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
+        "c = find_checkpoint('some/hubert'); print(c.model, c.digest)\n"
+        "[found] = list_checkpoints(); print(found['model'], found['architecture'], found['fault'])\n"
         "try: find_checkpoint('facebook/hubert-base-ls960', '--model hubert=PATH')\n"
         "except WeightsError as fault: print(fault)\n"
     )
-    printed = child(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE=offline)
-    assert "--model hubert=PATH" in printed and "facebook/hubert-base-ls960" in printed
-    assert ("NETWORK" in printed) == tried
-
-
-def test_the_cache_of_hugging_face_is_found(copy: Path, tmp_path: Path) -> None:
     cache = tmp_path / "hub" / "models--some--hubert"
-    shutil.copytree(copy, cache / "snapshots" / ("a" * 40))
+    shutil.copytree(hubert, cache / "snapshots" / ("a" * 40))
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("a" * 40)
-    code = (
-        "c = find_checkpoint('some/hubert'); print(c.model, c.digest)\n"
-        "[found] = list_checkpoints(); print(found['model'], found['architecture'], found['fault'])"
-    )
-    printed = child(code, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1")
-    assert printed.split() == ["some/hubert", find_checkpoint(copy).digest, "some/hubert", "hubert", "None"]
+    environment = {**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": offline}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    first, second, told = [line for line in lines if line != "NETWORK"]
+    assert first == f"some/hubert {find_checkpoint(hubert).digest}" and second == "some/hubert hubert None"
+    assert "--model hubert=PATH" in told and "facebook/hubert-base-ls960" in told and ("NETWORK" in lines) == tried
 
 
 def test_convert_keeps_the_digest_and_all_that_is_read(copy: Path, tmp_path: Path) -> None:
@@ -229,11 +196,11 @@ def test_convert_shards_and_old_names(copy: Path, tmp_path: Path) -> None:
         assert torch.equal(plain(samples).last_hidden_state, converted(samples).last_hidden_state)
 
 
-@pytest.mark.parametrize("how", ["pickle", "torch", "nested"])
+@pytest.mark.parametrize("how", ["pickle", "nested"])
 def test_the_canary_does_not_run(copy: Path, tmp_path: Path, how: str) -> None:
     canary = tmp_path / "ran"
     evil = Canary(canary)
-    as_pickle(copy, {"a": torch.zeros(1), "b": evil} if how == "nested" else evil)
+    as_pickle(copy, {"a": torch.zeros(1), "b": evil})
     if how == "pickle":
         (copy / "pytorch_model.bin").write_bytes(pickle.dumps(evil))
     with pytest.raises(WeightsError, match="ser weights convert"):
@@ -246,18 +213,14 @@ def test_the_canary_does_not_run(copy: Path, tmp_path: Path, how: str) -> None:
     assert canary.exists()  # the canary works
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04"])
-def test_convert_garbage(copy: Path, tmp_path: Path, content: bytes) -> None:
-    as_pickle(copy)
-    (copy / "pytorch_model.bin").write_bytes(content)
-    with pytest.raises(SerError, match="nothing was written"):
-        convert(str(copy), tmp_path / "converted")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["copy"]
-
-
 def test_convert_needs_a_complete_checkpoint(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(WrongUse, match="safetensors already"):
         convert(str(copy), tmp_path / "converted")
+    (copy / "model.safetensors").rename(copy / "kept")
+    (copy / "pytorch_model.bin").write_bytes(b"garbage")
+    with pytest.raises(SerError, match="nothing was written"):
+        convert(str(copy), tmp_path / "converted")
+    (copy / "kept").rename(copy / "model.safetensors")
     as_pickle(copy, {"encoder.layer_norm.weight": torch.ones(64)})
     with pytest.raises(WeightsError, match="lacks"):
         convert(str(copy), tmp_path / "converted")

@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,9 @@ def _evaluation(head: str, *lines: str) -> dict[str, Any] | str:
         row: dict[str, Any] = {k: v if k in ("id", "label") else float(v) for k, v in match.groupdict().items()}
     except ValueError:
         return unreadable
-    # Raters F… and M… are the actors themselves. Categories are coded by their first three letters.
-    votes = [vote["categories"] for line in lines if (vote := VOTE.match(line)) and vote["rater"].startswith("E")]
+    # Raters F… and M… are the actors themselves. Categories are coded by their first three letters. What follows an
+    # empty line is of a block that lost its first one.
+    own = takewhile(str.strip, lines)
+    votes = [vote["categories"] for line in own if (vote := VOTE.match(line)) and vote["rater"].startswith("E")]
     row["votes"] = [[c.strip().lower()[:3] for c in categories.split(";") if c.strip()] for categories in votes]
     return row
