@@ -8,6 +8,7 @@ converts encoders of every kind, or searches.
 import inspect
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -28,7 +29,6 @@ HEAVY_FILES = (
     "test_weights",
 )
 HEAVY_TESTS = {
-    "test_a_cell_that_stands_in_three_recipes_trains_once",
     "test_a_command_runs_through_few_files",
     "test_a_whole_release_has_its_published_counts",
     "test_each_fold_counts_with_its_best_candidate",
@@ -60,11 +60,11 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_store(tmp_path_factory: pytest.TempPathFactory, newcomer: Path) -> Path:
     """The features of every recipe, beside their corpus and checkpoints, not to be written to."""
     from ser.tests.newcomer import make_recipes_store, once
 
-    return once(tmp_path_factory, "demo", make_recipes_store) / "features"
+    return once(tmp_path_factory, "demo", partial(make_recipes_store, newcomer=newcomer)) / "features"
 
 
 # A shell lets what it runs in the background ignore Ctrl-C, and so would every process that the tests start.

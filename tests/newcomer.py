@@ -63,12 +63,12 @@ def make_newcomer(folder: Path) -> None:
         run_experiment(Experiment(**{**vars(experiment), **options}))
 
 
-def make_recipes_store(folder: Path) -> None:
-    """Write `corpus`, `checkpoints`, and `features` that have all that the recipes name under `folder`."""
-    models = write_inputs(folder)
-    models["bert-cased"] = models["bert"]
-    names = [*FEATURES, *OF_RECIPES]
-    extract(plan(ExtractionConfig(folder / "corpus", names, store=folder / "features", models=models)))
+def make_recipes_store(folder: Path, newcomer: Path) -> None:
+    """Copy the newcomer's `corpus`, `checkpoints` and `features`, and add what the recipes name beside them."""
+    for name in ("corpus", "checkpoints", "features"):
+        shutil.copytree(newcomer / name, folder / name)
+    models = {"bert-cased": str(folder / "checkpoints" / "bert-random")}
+    extract(plan(ExtractionConfig(folder / "corpus", OF_RECIPES, store=folder / "features", models=models)))
 
 
 def run_of(folder: Path, name: str) -> Run:

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 
-from ser.cli import main
 from ser.commands.train import summary_text
 from ser.errors import CorruptStore
 from ser.predict import Predictor, Turn
+from ser.tests.command_line import ser
 from ser.tests.newcomer import run_of
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.report.calibration import calibration_table
@@ -108,14 +107,11 @@ def test_what_is_below_the_threshold_is_no_answer(newcomer: Path, tmp_path: Path
     assert [one.abstained for one in answer.predictions] == [p < middle for p in sure]
     (covered, *_), right = CellScores([run]).abstaining(middle)
     assert right is None or f"answered {covered:.1f} %, and {right[0]:.1f} %" in " ".join(answer.notes)
-    wrong = CliRunner().invoke(main, ["predict", str(run.path), "--text", "hello there", "--abstain-below", "nan"])
+    asked = ("predict", run.path, "--text", "hello there", "--abstain-below")
+    wrong, done = ser(*asked, "nan"), ser(*asked, 1)
     assert wrong.exit_code == 2 and "must be a probability" in wrong.output
-    done = CliRunner().invoke(main, ["predict", str(run.path), "--text", "hello there", "--abstain-below", "1"])
     assert done.exit_code == 0 and "abstained" in done.stdout
-    done = CliRunner().invoke(
-        main, ["predict", str(run.path), "--text", "hello there", "--abstain-below", "1", "--json"]
-    )
-    [one] = json.loads(done.stdout)["predictions"]
+    [one] = json.loads(ser(*asked, 1, "--json").stdout)["predictions"]
     assert one["abstained"] and sum(one["probabilities"].values()) == pytest.approx(1)
     before = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))  # as an earlier ser wrote it
     result = {key: value for key, value in before.result.items() if key != "calibration"}

@@ -17,7 +17,6 @@ from ser.tests.plain_layers import (  # noqa: F401
     TINY,
     attend,
     build,
-    check_first_step,
     check_updates,
     double,
     feed_forward,
@@ -28,7 +27,6 @@ from ser.tests.plain_layers import (  # noqa: F401
     softmax,
     utterances,
 )
-from ser.train.models import FUSIONS
 from ser.train.models.msmser import MsmserSettings, random_modality_masking
 from ser.train.models.ragged import Batch
 
@@ -113,30 +111,6 @@ def test_twelve_updates_equal_the_plain_model(frames):
     check_updates(ours, plain, plain_loss, lambda: make_batch("mit", frames))
 
 
-def test_first_step_in_float32():
-    torch.set_default_dtype(torch.float32)
-    sizes = {"d_model": 96, "heads": 8, "feed_forward": 4}
-    ours, plain = build("mit", **sizes), PlainMsmser(MsmserSettings(**SIZES | sizes), DIMS, 4)
-    plain.load_state_dict(ours.state_dict())
-    check_first_step(ours, plain, plain_loss, make_batch("mit", [150, 60, 220, 31]))
-
-
-def test_structure_is_the_papers():
-    settings = MsmserSettings()
-    model = FUSIONS["mit"].build(settings, {"audio": 1024, "text": 768}, 4)
-    assert model.interaction.queries.shape == (30, 768)  # L × d_e
-    assert model.interaction.types.shape == (2, 768)
-    assert model.audio.project.weight.shape == (768, 1024)
-    for layer in (*model.audio.encoder, *model.text.encoder, *model.interaction.decoder):
-        assert layer.self_attn.heads == 8
-        assert layer.linear1.weight.shape == (3072, 768)
-    assert [type(layer).__name__ for layer in model.audio.scales] == ["Linear", "ReLU", "Linear", "Sigmoid"]
-    assert model.audio.scales[2].weight.shape == (1, 768)  # one scale per frame
-    assert model.classifier[3].weight.shape == (4, 768)
-    for tokens in (2, 5, 10, 20, 30, 50):  # Fig. 2
-        assert len(build("mit", queries=tokens).interaction.queries) == tokens
-
-
 # Random modality masking ----------------------------------------------------------------------------------------------
 
 
@@ -161,13 +135,3 @@ def test_masking_frequencies_are_the_stated_ones():
             assert text.double().mean().item() == pytest.approx(0.6 * p, abs=tolerance)
             assert audio.double().mean().item() == pytest.approx(0.4 * p, abs=tolerance)
             assert (text | audio).any() == (p > 0)
-
-
-def test_masking_follows_its_generator_and_can_be_off():
-    one, two, off = (
-        random_modality_masking(MsmserSettings(rmm_start=start), 100, 0, torch.Generator().manual_seed(5))
-        for start in (0.8, 0.8, 0.0)
-    )
-    assert all(torch.equal(one[m], two[m]) for m in ("audio", "text"))
-    assert not off["audio"].any() and not off["text"].any()
-    assert FUSIONS["mit"].hide is not None and FUSIONS["concat"].hide is None and FUSIONS["concat:rmm"].hide is not None

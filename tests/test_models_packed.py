@@ -1,4 +1,4 @@
-"""What all models share: plans of packed rows, attention, pooling, and the GRU with its backward pass by hand."""
+"""What all models share: packed rows, attention, pooling, and the GRU with its backward pass by hand."""
 
 # Attributes of torch's modules have no types.
 # mypy: ignore-errors
@@ -10,25 +10,10 @@ from torch import Tensor, nn
 from ser.export import plain_layers
 from ser.tests.plain_layers import double  # noqa: F401
 from ser.train.models import ragged
-from ser.train.models.layers import Attention, bigru
+from ser.train.models.layers import bigru
 from ser.train.models.ragged import RaggedLayout, recurrent
 
 pytestmark = pytest.mark.usefixtures("double")
-
-
-def test_plan_of_a_small_batch():
-    plan = RaggedLayout(torch.tensor([2, 0, 3]))
-    assert plan.sizes == [2, 0, 3]
-    assert plan.longest == 3
-    assert plan.owner.tolist() == [0, 0, 2, 2, 2]
-    assert plan.position.tolist() == [0, 1, 0, 1, 2]
-    x = torch.arange(1.0, 6)[:, None]
-    assert plan.pad(x, -1.0)[..., 0].tolist() == [[1, 2, -1], [-1, -1, -1], [3, 4, 5]]
-    assert torch.equal(plan.unpad(plan.pad(x)), x)
-    forwards, backwards, alive = plan.steps
-    assert alive == [2, 2, 1]
-    assert x[forwards, 0].tolist() == [3, 1, 4, 2, 5]  # the longest first; step by step
-    assert x[backwards, 0].tolist() == [5, 2, 4, 1, 3]
 
 
 def outcomes(of, x, y, lengths, others):
@@ -55,30 +40,10 @@ def test_layers_and_their_gradients_are_the_plain_ones(longest):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def test_attention_has_the_parameters_of_torchs_own():
-    ours, theirs = Attention(8, 2), nn.MultiheadAttention(8, 2, batch_first=True)
-    theirs.load_state_dict(ours.state_dict())
-    x, memory = torch.randn(3, 8), torch.randn(5, 8)
-    plan, keys = RaggedLayout(torch.tensor([3])), RaggedLayout(torch.tensor([5]))
-    torch.testing.assert_close(ours(x, plan), theirs(x, x, x)[0])
-    torch.testing.assert_close(ours(x, plan, memory, keys), theirs(x, memory, memory)[0])
-
-
-def test_attention_drops_only_in_training():
-    layer, x, plan = Attention(8, 2, dropout=0.5), torch.randn(6, 8), RaggedLayout(torch.tensor([6]))
-    assert not torch.equal(layer(x, plan), layer(x, plan))
-    layer.eval()
-    assert torch.equal(layer(x, plan), layer(x, plan))
-
-
-def grus(count: int) -> nn.ModuleDict:
-    return nn.ModuleDict({str(i): nn.GRU(5, 3, bidirectional=True) for i in range(count)})
-
-
-@pytest.mark.parametrize("lengths", [[4, 1, 7, 4], [3], [1, 1]])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("lengths", "count"), [([4, 1, 7, 4], 3), ([1, 1], 1)])
 def test_bigru_and_its_gradients_are_those_of_torchs_gru(lengths, count):
-    layers, plan = grus(count), RaggedLayout(torch.tensor(lengths))
+    layers = nn.ModuleDict({str(i): nn.GRU(5, 3, bidirectional=True) for i in range(count)})
+    plan = RaggedLayout(torch.tensor(lengths))
     x = {name: torch.randn(sum(lengths), 5, requires_grad=True) for name in layers}
     leaves = [*layers.parameters(), *x.values()]
     wanted = {name: torch.randn(sum(lengths), 6) for name in x}
@@ -97,14 +62,3 @@ def test_bigru_and_its_gradients_are_those_of_torchs_gru(lengths, count):
     for a, b, c in zip(gradients(ours), gradients(theirs), gradients(packed), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(c, b, rtol=1e-12, atol=1e-13)
-
-
-def test_bigru_against_finite_differences():
-    layers, plan = grus(1), RaggedLayout(torch.tensor([3, 1, 2]))
-    x = torch.randn(6, 5, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda rows, *_: bigru(layers, {"0": rows}, plan)["0"], (x, *layers.parameters()))
-
-
-def test_recurrent_over_nothing():
-    layer = nn.LSTM(5, 3, bidirectional=True)
-    assert recurrent(layer, torch.empty(0, 5), RaggedLayout(torch.tensor([0, 0]))).shape == (0, 6)

@@ -17,7 +17,6 @@ from ser.tests.plain_layers import (  # noqa: F401
     DIMS,
     attend,
     build,
-    check_first_step,
     check_updates,
     double,
     linear,
@@ -98,37 +97,6 @@ def test_twelve_updates_equal_the_plain_model(sizes):
     ours, plain = build("lgf-add", **settings), PlainPerspective(PerspectiveSettings(**settings), DIMS, 4)
     plain.load_state_dict(ours.state_dict())
     check_updates(ours, plain, plain_loss, lambda: make_dialogues(sizes), decay=1e-5)
-
-
-def test_first_step_in_float32():
-    torch.set_default_dtype(torch.float32)
-    dims, settings = {"audio": 6373, "text": 768}, PerspectiveSettings(dropout=0.0)
-    ours, plain = FUSIONS["lgf-add"].build(settings, dims, 4), PlainPerspective(settings, dims, 4)
-    plain.load_state_dict(ours.state_dict())
-    check_first_step(ours, plain, plain_loss, make_dialogues([37, 12, 60, 25], dims))
-
-
-def test_structure_is_the_papers():
-    settings = PerspectiveSettings()
-    model = FUSIONS["lgf-add"].build(settings, {"audio": 6373, "text": 768}, 4)
-    assert model.features["audio"].weight.shape == (100, 6373)
-    assert model.features["text"].weight.shape == (100, 768)
-    for m in ("audio", "text"):
-        assert model.gru[m].bidirectional
-        assert model.gru[m].hidden_size * 2 == 100
-        assert model.attention[m].heads == 4
-        assert model.attention[m].out_proj.weight.shape == (100, 100)
-        assert model.logits[m].weight.shape == (4, 100)
-    concat = FUSIONS["lgf-concat"].build(settings, {"audio": 6373, "text": 768}, 4)
-    assert concat.fusion.w_f.weight.shape == (4, 8)  # d × 2d, with d = K at position ④
-    assert concat.fusion.w_f.bias is None
-
-
-def test_single_loss_leaves_the_branches_behind_an_early_fusion_untrained():
-    model, batch = build("ef-add"), make_dialogues([5, 3])
-    F.cross_entropy(model(batch)["logits"], batch.labels).backward()
-    untrained = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    assert untrained == {n for n, _ in model.named_parameters() if n.split(".")[0] != "features" and "fused" not in n}
 
 
 # The released code ----------------------------------------------------------------------------------------------------

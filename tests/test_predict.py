@@ -11,13 +11,12 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 from ser.cache.manifest import Manifest
 from ser.cache.store import open_store
-from ser.cli import main
 from ser.errors import CorruptStore, SerError, WrongUse
 from ser.predict import Prediction, Predictor, Turn, predict, read_turns
+from ser.tests.command_line import ser
 from ser.tests.newcomer import run_of
 from ser.train.report.attention import attend
 from ser.train.run_folder import CONFIG, RESULT, Run
@@ -47,10 +46,6 @@ def altered_copy(run: Run, folder: Path, change: Callable[[dict[str, Any]], Any]
     change(config["provenance"])
     copy.write_json(RESULT, {**result, "files": result["files"] | copy.write_json(CONFIG, config)})
     return copy.path
-
-
-def ser(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def far_from(predictions: list[Prediction], run: Run, column: str = "probabilities") -> np.ndarray:
@@ -126,13 +121,6 @@ def test_missing_text_is_refused_where_the_model_never_saw_it_missing(newcomer: 
     turn = replace(turns_of(newcomer, run)[0], text=None)
     with pytest.raises(WrongUse, match=r"has no text.*without random modality masking.*--text"):
         Predictor(run.path)([turn])
-
-
-def test_the_run_folder_alone_will_do(newcomer: Path, tmp_path: Path) -> None:
-    """Moved away from its store; and it opens no store."""
-    run = run_of(newcomer, "lgf-add")
-    alone = altered_copy(run, tmp_path, lambda provenance: provenance.update(store=str(tmp_path / "nowhere")))
-    assert len(Predictor(alone)(turns_of(newcomer, run)[:2]).predictions) == 2
 
 
 @pytest.mark.parametrize("name", ["lgf-add", "icon"])

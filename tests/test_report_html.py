@@ -161,27 +161,25 @@ def test_each_answer_stands_in_the_page(text: str) -> None:
     assert "no comparison with the paper is meant" in text
 
 
-def test_unfinished_runs_are_named_and_count_nowhere(folder: Path, runs: list[Run], tmp_path: Path) -> None:
+def test_unfinished_runs_count_nowhere_and_a_store_that_is_gone_is_told(
+    folder: Path, runs: list[Run], tmp_path: Path
+) -> None:
     open_run = Run(tmp_path / runs[0].name)
     open_run.path.mkdir()
     open_run.write_json(CONFIG, runs[0].config)
-    write_html(make_page(*group_runs([*runs, open_run])), tmp_path / "report.html")
-    assert "1 runs are not finished" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    (folder / "store").rename(folder / "away")
+    try:
+        write_html(make_page(*group_runs([*runs, open_run])), tmp_path / "report.html")
+    finally:
+        (folder / "away").rename(folder / "store")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "1 runs are not finished" in text
+    assert "Texts, durations and votes are not at hand" in text and "cannot be shown" in text
     (dropped, *_) = (run for run in runs if run.config["fusion"] == "lgf-add")
     lines = results_table(group_runs([run for run in runs if run != dropped])[0]).rows
     assert {row["cell"]: row["runs"] for row in lines}["lgf-add · perspective"] == "3 in 2 × 2"
     with pytest.raises(WrongUse, match="none of these 1 runs is finished"):
         group_runs([open_run])
-
-
-def test_without_its_store_the_report_says_so(folder: Path, runs: list[Run], tmp_path: Path) -> None:
-    (folder / "store").rename(folder / "away")
-    try:
-        write_html(make_page(*group_runs(runs)), tmp_path / "report.html")
-    finally:
-        (folder / "away").rename(folder / "store")
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Texts, durations and votes are not at hand" in text and "cannot be shown" in text
 
 
 # --- numbers against the run folders

@@ -1,4 +1,4 @@
-"""What a run learns beside classes: valence, arousal and dominance, alone and with them."""
+"""What a run learns beside classes: valence, arousal and dominance, alone and with them, and the raters' votes."""
 
 import json
 from dataclasses import replace
@@ -9,22 +9,27 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from click.testing import CliRunner
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import entropy
 from scipy.stats import t as student
 
 from ser.cache.manifest import Manifest
-from ser.cli import main
+from ser.commands.train import summary_text
 from ser.errors import WrongUse
+from ser.tests.command_line import ser
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
 from ser.train.data.dataset import DataCache
-from ser.train.experiment import Experiment, prepare, run_experiment
+from ser.train.data.labels import get_policy, rater_votes
+from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit, shuffled
 from ser.train.models import FUSIONS
+from ser.train.report.calibration import votes_table
+from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
 from ser.train.report.paper import quoted_for
 from ser.train.report.sections import make_page
-from ser.train.run_folder import find_runs
-from ser.train.scores import concordance, dimension_scores, moments
+from ser.train.run_folder import MODEL, Run, find_runs
+from ser.train.scores import concordance, dimension_scores, divergences, moments, rater_scores
 from ser.train.search import chosen_rows
 from ser.train.settings import TrainConfig, TrainingSettings
 from ser.train.targets import TARGETS, concordance_loss
@@ -153,7 +158,7 @@ def test_what_has_no_rating_or_no_class_is_left_out_and_counted(store: Path, run
 
 def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Path) -> None:
     files = [f"--{form}={tmp_path / form}" for form in ("html", "latex", "markdown", "csv")]
-    shown = CliRunner().invoke(main, ["report", str(runs), "--paired", *files])
+    shown = ser("report", runs, "--paired", *files)
     assert shown.exit_code == 0 and "CCC valence" in shown.output, shown.output
     page = (tmp_path / "html").read_text()
     assert all("Dashed: predicted as rated" in page and f"scatter-{name}" in page for name in DIMENSIONS)
@@ -167,10 +172,10 @@ def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Pat
     assert {row["cell"] for row in curves.rows} == rated and curves.columns["mean CCC"] == "fine"
     [row, *_] = chosen_rows("searched", 1, (), cell_of(runs, "vad").runs)
     assert row["dev mean CCC"] == max(line["ccc"] for line in cell_of(runs, "vad").runs[0].result["history"])
-    alone = [str(run.path) for run in cell_of(runs, "vad").runs]
-    one = CliRunner().invoke(main, ["report", *alone, "--html", str(tmp_path / "one")])
+    alone = [run.path for run in cell_of(runs, "vad").runs]
+    one = ser("report", *alone, "--html", tmp_path / "one")
     assert one.exit_code == 0 and "CCC of arousal" in (tmp_path / "one").read_text() and "UA %" not in one.output
-    refused = CliRunner().invoke(main, ["report", *alone, str(cell_of(runs, "class").runs[0].path), "--paired"])
+    refused = ser("report", *alone, cell_of(runs, "class").runs[0].path, "--paired")
     assert refused.exit_code == 2 and "fewer than two cells of classes" in refused.output
     assert quoted_for(cell_of(runs, "vad")) == quoted_for(cell_of(runs, "class+vad")) == []
 
@@ -182,15 +187,15 @@ def test_sweeps_show_ratings(store: Path, tmp_path: Path) -> None:
     )
     asked_for = ["sweep", str(tmp_path / "mine.toml"), "--store", str(store), "--out", str(tmp_path), "--workers", "1"]
     asked_for += ["--epochs", "1", "--folds", "1", "--set", "d_model=8", "--set", "gru_hidden=4"]
-    shown = CliRunner().invoke(main, asked_for)
+    shown = ser(*asked_for)
     assert shown.exit_code == 0 and "CCC valence" in shown.output, shown.output
-    [_, rated] = json.loads(CliRunner().invoke(main, [*asked_for, "--json"]).stdout)["rows"]
+    [_, rated] = json.loads(ser(*asked_for, "--json").stdout)["rows"]
     assert rated["scores"]["rmse valence"]["pooled"] > 0 and "ua" not in rated["scores"]
     (tmp_path / "mine.toml").write_text(
         '[experiment]\nfeatures = "is13+bert"\nfusion = "lgf-add"\ntarget = "vad"\n'
         '[[cell]]\nname = "a"\nset = { lr = [1e-3, 1e-2] }\n'
     )
-    shown = CliRunner().invoke(main, asked_for)
+    shown = ser(*asked_for)
     tables, *_ = shown.stdout.partition("\nours: ")
     assert "dev mean CCC " in tables and "RMSE valence" in tables and "%" not in tables, "none is a share"
 
@@ -216,20 +221,42 @@ def test_what_a_target_cannot_use_is_one_sentence(store: Path, target: str, sett
         prepare(asked(store, "mit" if "batch" in setting else "lgf-add", target, set=(setting,)), CACHE)
 
 
-def test_the_scale_is_known_by_the_ids_or_said(tmp_path: Path) -> None:
-    rows = make_manifest(4).table.to_pylist()
-    plain = [{key: value for key, value in row.items() if key not in DIMENSIONS} for row in rows]
-    for corpus, form, kept in (("msp", "MSP-PODCAST_0001_{:04d}", rows), ("mine", "u{}", rows), ("bare", "b{}", plain)):
-        manifest = Manifest.from_rows(corpus, [row | {"id": form.format(i)} for i, row in enumerate(kept)])
-        store = new_store(tmp_path / corpus, manifest)
+def test_the_scale_is_known_by_the_ids_or_said_and_one_for_all_corpora(tmp_path: Path) -> None:
+    forms = {"tiny": "{}", "improv": "MSP-IMPROV-S01A-{}", "podcast": "MSP-PODCAST_0001_0001 {}"}
+    store = new_store(tmp_path / "s", make_manifest(4))
+    for corpus, form in {**forms, "mine": "mine{}", "unrated": "x{}"}.items():
+        rows = [
+            {**row, "id": form.format(row["id"]), "audio_sha256": f"{corpus} {row['id']}"}
+            | (dict.fromkeys(DIMENSIONS) if corpus == "unrated" else {})
+            for row in make_manifest(4).table.to_pylist()
+        ]
+        manifest = Manifest.from_rows(corpus, rows, synthetic=True)
+        store.put_manifest(manifest)
         add_feature(store, manifest, "is13", make_rows(manifest, "is13"))
-    msp, mine, bare = (asked(tmp_path / name, "audio:utterance", "vad") for name in ("msp", "mine", "bare"))
-    found = prepare(msp)[0].config["training"]["vad_scale"], prepare(replace(mine, set=("vad_scale=1..5",)))[0]
-    assert found[0] == "1..7" and found[1].config["training"]["vad_scale"] == "1..5"
-    with pytest.raises(WrongUse, match=r"scale on which corpus mine rates.*--set vad_scale=1\.\.5"):
-        prepare(mine)
-    with pytest.raises(WrongUse, match="no utterance of corpus bare has ratings of valence, arousal, dominance"):
-        prepare(bare)
+
+    def job(corpora: str, *settings: str) -> Job:
+        return prepare(asked(store.path, "audio:utterance", "vad", corpus=corpora, set=settings))[0]
+
+    def scale(corpora: str, *settings: str) -> str:
+        return job(corpora, *settings).plan.training.vad_scale
+
+    both = job("tiny+podcast").data.utterances
+    for corpus, high in (("tiny", 5), ("podcast", 7)):
+        own = job(corpus).data.utterances.dimensions
+        found = both.dimensions[np.array(both.corpora) == corpus]
+        assert np.allclose(found, 2 * (own - 1) / (high - 1) - 1), "each by its own scale"
+    assert scale("tiny+podcast") == "-1..1"
+    assert scale("tiny+improv") == scale("improv") == scale("mine", "vad_scale=1..5") == "1..5"
+    assert scale("podcast") == "1..7"
+    for corpora, settings, says in (
+        ("mine", (), r"scale on which corpus mine rates.*--set vad_scale=1\.\.5"),
+        ("unrated", (), "no utterance of corpus unrated has ratings of valence, arousal, dominance"),
+        ("tiny+podcast", ("vad_scale=1..7",), r"\(podcast 1\.\.7, tiny 1\.\.5\).*normalised by its own; leave"),
+        ("improv+tiny", ("vad_scale=2..5",), "corpus improv has ratings from 1.5 to 4.5"),
+        ("tiny+unrated", (), "no utterance of unrated is left by --target, --only or --limit"),
+    ):
+        with pytest.raises(WrongUse, match=says):
+            scale(corpora, *settings)
 
 
 def test_shuffled_labels_shuffle_ratings_too(store: Path) -> None:
@@ -238,3 +265,90 @@ def test_shuffled_labels_shuffle_ratings_too(store: Path) -> None:
     pairs = [{(k, *row) for k, row in zip(one.labels, one.dimensions.tolist(), strict=True)} for one in (mixed, plain)]
     assert pairs[0] == pairs[1] and not np.array_equal(mixed.dimensions, plain.dimensions)
     assert np.array_equal(mixed.dimensions[job.fold.test], plain.dimensions[job.fold.test])
+
+
+# The raters' votes: what they would score themselves, and models that learn their distribution ------------------------
+
+
+def lgf(store: Path, target: str, out: Path, **more: Any) -> Experiment:
+    return asked(store, "lgf-add", target, **{"out": out, "epochs": 3, "set": ("batch_size=2",), **more})
+
+
+def test_each_vote_is_scored_against_the_majority_of_the_others() -> None:
+    votes = [
+        [["Anger"], ["Anger"], ["Sadness"]],  # two votes are against a tie; the third is wrong
+        [["Neutral"], ["Neutral"], ["Neutral"], ["Anger"]],  # three right, one wrong
+        [["Happiness"], ["Happiness", "Neutral"], ["Happiness"]],  # the second names two alike; the others are right
+        [["Other"], ["Neutral"], ["Neutral"]],  # the first is for no class
+        [["Anger"]],
+        None,
+    ]
+    matrix, left_out = rater_votes(get_policy("4class"), votes)  # type: ignore[arg-type]
+    ang, hap, neu, sad = range(4)
+    wanted = np.zeros((4, 4), int)
+    for majority, vote in [(ang, sad), (neu, neu), (neu, neu), (neu, neu), (neu, ang), (hap, hap), (hap, hap)]:
+        wanted[majority, vote] += 1
+    wanted[neu, neu] += 2
+    assert (matrix == wanted).all() and left_out == 2 + 1 + 1 + 1
+    told = rater_scores(matrix, left_out)
+    assert told is not None and told["n"] == 9 and told["wa"] == pytest.approx(7 / 9)
+    assert told["ua"] == pytest.approx((0 + 1 + 5 / 6) / 3)
+    assert rater_scores(np.zeros((4, 4), int), 3) is None
+
+
+def test_the_divergences_are_scipys() -> None:
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(4), (2, 20))
+    p[0] = [1, 0, 0, 0]
+    found = divergences(p, q)
+    assert found["kl"] == pytest.approx([entropy(*pair) for pair in zip(p, q, strict=True)])
+    assert found["js"] == pytest.approx([jensenshannon(*pair) ** 2 for pair in zip(p, q, strict=True)])
+
+
+def test_a_run_learns_the_votes_and_is_scored_by_them(store: Path, tmp_path: Path) -> None:
+    [run] = run_experiment(lgf(store, "distribution", tmp_path))
+    [soft] = run_experiment(lgf(store, "class", tmp_path, set=("batch_size=2", "soft_labels=true")))
+    ours, theirs = ({n: x.numpy().tobytes() for n, x in one.tensors(MODEL)[0].items()} for one in (run, soft))
+    assert ours == theirs, "one mechanism"
+    told = divergences(*(np.array(run.predictions()[name].to_pylist()) for name in ("votes", "probabilities")))
+    for name, each in told.items():
+        assert run.result[name] == pytest.approx(each.mean()) and run.result["tests"]["head text"][name] > 0
+    assert run.result["ua"] == soft.result["ua"] and "kl" not in soft.result
+    runs = run_experiment(lgf(store, "distribution", tmp_path, folds="all"))
+    cell = CellScores(runs)
+    whole, low, high = cell.divergences()["js"]
+    assert low is not None and high is not None and 0 <= low < whole < high
+    assert whole == pytest.approx(np.average([r.result["js"] for r in runs], weights=[r.result["n"] for r in runs]))
+    assert cell.to_json()["raters"] == cell.raters and cell.raters is not None and cell.raters["n"] > 0
+    tested = [r.result["raters"]["n"] for r in runs]
+    assert cell.raters["n"] == sum(tested) > tested[0] > 0, "the raters of what is tested"
+    assert "from the raters' votes, in nats: KL" in summary_text(cell) and "the raters' own: UA" in summary_text(cell)
+    assert "· 4class · target distribution ·" in cell.conditions
+    assert {"KL in nats", "raters’ UA %", "votes left out"} <= votes_table(group_runs(runs)[0]).rows[0].keys()
+
+
+def test_what_has_no_majority_trains_and_is_scored_apart(store: Path, tmp_path: Path) -> None:
+    plain, more = (prepare(lgf(store, f"distribution{also}", tmp_path))[0] for also in ("", "+undecided"))
+    utterances = more.data.utterances
+    undecided = np.flatnonzero(utterances.undecided)
+    assert len(utterances) - len(plain.data.utterances) == len(undecided) > 0
+    assert np.allclose(utterances.votes[undecided], [0.5, 0, 0.5, 0]), "a rater who names two"
+    assert set(undecided) & set(more.fold.train) and not set(undecided) & {*more.fold.dev, *more.fold.test}
+    assert len(more.fold.test) == len(plain.fold.test)
+    [run] = run_experiment(lgf(store, "distribution+undecided", tmp_path))
+    apart = run.result["no_majority"]
+    assert apart["n"] == len(more.fold.left_out["no majority among the raters (test)"]) and apart["js"] > 0
+    assert votes_table(group_runs([run])[0]).rows[0]["without a majority"] == apart["n"]
+    assert "no majority among the raters (test)" in Run(run.path).result["left_out"]
+
+
+def test_without_votes_there_is_no_distribution(tmp_path: Path) -> None:
+    rows = [{**row, "votes": None} for row in make_manifest(8).table.to_pylist()]
+    manifest = Manifest.from_rows("mute", rows, synthetic=True)
+    store = new_store(tmp_path / "s", manifest)
+    add_feature(store, manifest, "is13", make_rows(manifest, "is13"))
+    with pytest.raises(WrongUse, match="corpus mute does not hold its raters' votes"):
+        prepare(asked(store.path, "audio:utterance", "distribution"))
+    words = ["--features", "is13", "--fusion", "audio", "--epochs", "1", "--folds", "1", "--set", "d_model=8", "--json"]
+    done = ser("train", "--store", store.path, "--out", tmp_path / "r", *words)
+    assert done.exit_code == 0 and "raters" not in json.loads(done.stdout)["scores"]

@@ -16,9 +16,8 @@ from ser.errors import MissingRows, WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
 from ser.train.data.dataset import DataCache, Standardizer, with_views
 from ser.train.data.features import load_dataset
-from ser.train.data.labels import DIMENSIONS
 from ser.train.data.splits import make_folds
-from ser.train.experiment import Experiment, Job, prepare, run_experiment
+from ser.train.experiment import Experiment, prepare, run_experiment
 from ser.train.fit_many import can_train_together
 from ser.train.report.cells import group_runs
 from ser.train.report.provenance import command
@@ -172,6 +171,8 @@ def test_limit_is_spread_over_the_corpus(store: Path) -> None:
         ("is13", "mit", "takes audio and text, and --features gives audio"),
         ("is13+mpnet", "mit", "one vector per utterance"),
         ("hubert+mpnet", "mitt", "did you mean mit"),
+        ("bert", "audio", "needs one audio feature"),
+        ("is13+bert", "audio:utterance", "takes audio, and --features gives audio and text"),
         ("bert:pool=max", "text", "pool must be mean or meanstd"),
         ("logmel & hubert", "cnn", "cannot stand in the place of logmel"),
         ("logmel & bert", "cnn", "cannot stand in the place of any feature"),
@@ -335,48 +336,3 @@ def test_features_of_a_modality_are_joined_each_standardised_by_itself(layered: 
     assert "--features hubert:layers=all+is13+mpnet@" in command(cell)
     [table] = [one for one in make_page([cell], []).tables if one.name == "layers"]
     assert [row["layer"] for row in table.rows] == list(run.result["layers"])
-
-
-def test_layers_that_do_not_fit_into_memory_are_streamed(layered: Path) -> None:
-    plain, streamed = (load_dataset(layered, "hubert:layers=all", "audio", memory=m)[0] for m in (None, "0.05MB"))
-    assert streamed.inputs["audio"].streamed and not plain.inputs["audio"].streamed
-    for rows in (np.array([7, 3, 3]), np.arange(100)):
-        values, lengths = vars(streamed.inputs["audio"].take(rows)).values()
-        assert torch.equal(values, plain.inputs["audio"].take(rows).values)
-        assert torch.equal(lengths, plain.inputs["audio"].take(rows).lengths)
-
-
-def test_ratings_of_several_corpora_are_on_one_scale(tmp_path: Path) -> None:
-    plain, names = make_manifest(), {"tiny": "", "improv": "MSP-IMPROV-S01A-", "podcast": "MSP-PODCAST_0001_0001 "}
-    store = new_store(tmp_path / "s", plain)
-    for corpus, prefix in {**names, "unrated": "x"}.items():
-        rows = [
-            {**row, "id": prefix + row["id"], "audio_sha256": f"{corpus} {row['id']}"}
-            | (dict.fromkeys(DIMENSIONS) if corpus == "unrated" else {})
-            for row in plain.table.to_pylist()
-        ]
-        manifest = Manifest.from_rows(corpus, rows, synthetic=True)
-        store.put_manifest(manifest)
-        add_feature(store, manifest, "is13", make_rows(manifest, "is13"))
-
-    def job(corpora: str, *settings: str) -> Job:
-        return prepare(Experiment("is13", "audio", store=store.path, corpus=corpora, target="vad", set=settings))[0]
-
-    def scale(corpora: str, *settings: str) -> str:
-        return job(corpora, *settings).plan.training.vad_scale
-
-    both = job("tiny+podcast")
-    joined, whose = both.data.utterances.dimensions, np.array(both.data.utterances.corpora)
-    for corpus, high in (("tiny", 5), ("podcast", 7)):
-        own = job(corpus).data.utterances.dimensions
-        assert np.allclose(joined[whose == corpus], 2 * (own - 1) / (high - 1) - 1), "each by its own scale"
-    assert scale("tiny+podcast") == "-1..1"
-
-    assert scale("tiny+improv") == scale("improv") == "1..5" and scale("podcast") == "1..7"
-    for corpora, settings, says in (
-        ("tiny+podcast", ("vad_scale=1..7",), r"\(podcast 1\.\.7, tiny 1\.\.5\).*normalised by its own; leave"),
-        ("improv+tiny", ("vad_scale=2..5",), "corpus improv has ratings from 1.5 to 4.5"),
-        ("tiny+unrated", (), "no utterance of unrated is left by --target, --only or --limit"),
-    ):
-        with pytest.raises(WrongUse, match=says):
-            scale(corpora, *settings)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -17,13 +18,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from ser.cache.atomic_io import locked
-from ser.cli import main
 from ser.commands.train import summary_text
 from ser.errors import Diverged, SerError, WrongUse
+from ser.tests.command_line import ser
 from ser.tests.tiny_store import make_manifest
 from ser.train.experiment import Experiment, Progress, estimate, prepare, run_experiment
 from ser.train.fit import predict
@@ -33,7 +33,6 @@ from ser.train.report.cells import group_runs
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
 from ser.train.run_folder import CONFIG, RESULT, Run, find_runs, open_run, run_name
-from ser.train.scores import scores
 
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 
@@ -73,20 +72,6 @@ def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path:
     found = predict(fitted.model, job.data, job.fold.test, job.plan, fitted.scaling)
     assert np.array_equal(found["logits"], np.array(table["probabilities"], dtype=np.float32))
     assert np.array_equal(found["text"], np.array(table["probabilities head text"], dtype=np.float32))
-
-
-def test_one_model_is_tested_with_both_and_with_either_modality(store: Path, tmp_path: Path) -> None:
-    settings = ("d_model=16", "heads=2", "queries=3", "lr=0.003")
-    mit = Experiment("hubert+mpnet", "mit", store=store, out=tmp_path, epochs=6, folds=1, set=settings)
-    (run,) = run_experiment(mit)
-    tests = run.result["tests"]
-    assert set(tests) == {"both", "only audio", "only text"}
-    saved = run.predictions().to_pydict()
-    assert saved["probabilities"] != saved["probabilities only audio"] != saved["probabilities only text"]
-    truth = [run.result["classes"].index(name) for name in saved["truth"]]
-    for name, column in (("both", "probabilities"), ("only text", "probabilities only text")):
-        predicted = np.array(saved[column]).argmax(1).tolist()
-        assert tests[name] == scores(truth, predicted, run.result["classes"])
 
 
 def test_a_finished_run_is_never_trained_again(store: Path, tmp_path: Path) -> None:
@@ -169,63 +154,53 @@ from pathlib import Path
 from ser.train import run
 from ser.train.experiment import Experiment, run_experiment
 run.STATE_SECONDS = 0.0
-store, out, resume = sys.argv[1], sys.argv[2], sys.argv[3] == "resume"
 settings = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 run_experiment(
-    Experiment("is13+bert", "lgf-add", store=store, out=out, epochs=16, folds=1, set=settings, resume=resume),
+    Experiment("is13+bert", "lgf-add", store=sys.argv[1], out=sys.argv[2], epochs=16, folds=1, set=settings),
     lambda progress: print(progress.epoch and progress.epoch.epoch, flush=True),
 )
 """
 
 
-def child(*arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "-c", CHILD, *map(str, arguments)]
+SIXTEEN = {"epochs": 16, "folds": 1, "loss": "single"}
+
+
+def child(store: Path, out: Path) -> subprocess.Popen:
+    """A process that trains `SIXTEEN` and writes a state after each epoch."""
+    command = [sys.executable, "-c", CHILD, store, out]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_is_readable_and_goes_on_to_the_same_bytes(
-    store: Path, tmp_path: Path, how: signal.Signals
-) -> None:
-    whole = child(store, tmp_path / "whole", "anew")
-    assert whole.wait(120) == 0, whole.communicate()[1]
-    killed = child(store, tmp_path / "killed", "anew")
+def test_an_interrupted_run_is_readable_and_goes_on_to_the_same_bytes(store: Path, tmp_path: Path) -> None:
+    """One that is killed: `test_streamed.py`."""
+    [whole] = run_experiment(lgf(store, tmp_path / "whole", **SIXTEEN))
+    killed = child(store, tmp_path / "killed")
     assert killed.stdout is not None
     for line in killed.stdout:
         if line.strip() == "7":
-            os.kill(killed.pid, how)
+            os.kill(killed.pid, signal.SIGINT)
             break
     assert killed.wait(60) != 0
     (run,) = find_runs(tmp_path / "killed")
     assert not run.finished and run.config["fusion"] == "lgf-add"
     with pytest.raises(WrongUse, match=r"not finished.*--resume"):
         run.result  # noqa: B018
-    if how == signal.SIGINT:  # from another folder, by the run's own
-        again = subprocess.run([SER, "train", "--resume", run.path], cwd="/", capture_output=True, text=True)
-        assert again.returncode == 0, again.stderr
-        epochs = [
-            int(line.split("epoch ")[1].split()[0])
-            for line in (run.path / "log").read_text().splitlines()
-            if "epoch " in line
-        ]
-        assert sorted({*epochs}) == list(range(1, 17)) and "interrupted" in (run.path / "log").read_text()
-    else:
-        resumed = child(store, tmp_path / "killed", "resume")
-        output, errors = resumed.communicate(timeout=120)
-        assert resumed.returncode == 0, errors
-        assert int(output.split()[0]) > 4  # it did not start anew
-    (finished,) = find_runs(tmp_path / "whole")
-    assert (run.path / "model.safetensors").read_bytes() == (finished.path / "model.safetensors").read_bytes()
-    assert (run.path / "predictions.parquet").read_bytes() == (finished.path / "predictions.parquet").read_bytes()
+    # From another folder, by the run's own.
+    again = subprocess.run([SER, "train", "--resume", run.path], cwd="/", capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    log = (run.path / "log").read_text()
+    assert "interrupted" in log and {*map(int, re.findall(r"epoch (\d+)", log))} == {*range(1, 17)}
+    for file in ("model.safetensors", "predictions.parquet"):
+        assert (run.path / file).read_bytes() == (whole.path / file).read_bytes()
     assert not (run.path / "state.safetensors").exists()
 
 
 def test_two_processes_at_the_same_run_train_it_once(store: Path, tmp_path: Path) -> None:
-    (job,) = prepare(lgf(store, tmp_path, folds=1, epochs=16, loss=Experiment.loss))
+    (job,) = prepare(lgf(store, tmp_path, **SIXTEEN))
     lock = tmp_path / job.name / "lock"
     lock.parent.mkdir()
     with locked(lock):
-        both = [child(store, tmp_path, "anew") for _ in range(2)]
+        both = [child(store, tmp_path) for _ in range(2)]
         said = [process.stderr.readline() for process in both]
     outputs = [process.communicate(timeout=120) for process in both]
     assert sorted(len(output.split()) for output, _ in outputs) == [1, 17]  # one trained 16 epochs
@@ -337,31 +312,28 @@ def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_is_gone_on_with_by_its_folder(store: Path, tmp_path: Path) -> None:
-    def ser(*arguments: object) -> Result:
-        return CliRunner().invoke(main, ["train", *map(str, arguments)])
-
     run_experiment(lgf(store, tmp_path, seeds=2, folds=2))
     wanted = find_runs(tmp_path)[2].path
     before = {run.path.name: (run.path / "model.safetensors").stat().st_mtime_ns for run in find_runs(tmp_path)}
     bytes_before = (wanted / "model.safetensors").read_bytes()
     (wanted / "result.json").unlink()
-    done = ser("--resume", wanted, "--json")
+    done = ser("train", "--resume", wanted, "--json")
     assert done.exit_code == 0 and [Path(run["path"]).name for run in json.loads(done.stdout)["runs"]] == [wanted.name]
     after = {run.path.name: (run.path / "model.safetensors").stat().st_mtime_ns for run in find_runs(tmp_path)}
     assert {name for name in before if before[name] != after[name]} == {wanted.name}
     assert (wanted / "model.safetensors").read_bytes() == bytes_before
-    assert "leave out --epochs" in ser("--resume", wanted, "--epochs", 3).output
-    assert "is not a run folder" in ser("--resume", tmp_path / "nowhere").output
-    assert "--fusion is missing" in ser("--resume").output
+    assert "leave out --epochs" in ser("train", "--resume", wanted, "--epochs", 3).output
+    assert "is not a run folder" in ser("train", "--resume", tmp_path / "nowhere").output
+    assert "--fusion is missing" in ser("train", "--resume").output
     run = Run(wanted)
     asked = run.config["provenance"]
     (wanted / "result.json").unlink()
     run.write_json(CONFIG, {**run.config, "provenance": {**asked, "asked": {**asked["asked"], "epochs": 99}}})
-    changed = ser("--resume", wanted)
+    changed = ser("train", "--resume", wanted)
     assert changed.exit_code != 0 and "have changed since this run began" in changed.output
     for nothing in ({}, {"asked": 3}, {"asked": {"fusion": "mit"}, "store": "x"}):
         run.write_json(CONFIG, {**run.config, "provenance": nothing})
-        told = ser("--resume", wanted)
+        told = ser("train", "--resume", wanted)
         assert told.exit_code in (1, 2) and "config.json: " in told.output and "Traceback" not in told.output
 
 

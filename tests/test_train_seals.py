@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from ser.cli import main
 from ser.errors import CorruptStore, Diverged, StoreError
+from ser.tests.command_line import ser
 from ser.train import run as training
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.fit import predict
@@ -45,25 +45,26 @@ def command(name: str, store: Path, run: Path) -> Result:
         "train": ["train", "--features=is13+bert", "--fusion=lgf-add", *options],
         "sweep": ["sweep", recipe, "--workers=1", *options],
     }
-    return CliRunner().invoke(main, [str(word) for word in words[name]])
+    return ser(*words[name])
 
 
-@pytest.mark.parametrize(("name", "file"), [(name, file) for name, files in FILES.items() for file in files])
-def test_one_altered_bit_is_refused_by_every_command(
-    store: Path, trained: Run, tmp_path: Path, name: str, file: str
-) -> None:
+@pytest.mark.parametrize("name", FILES)
+def test_one_altered_bit_is_refused_by_every_command(store: Path, trained: Run, tmp_path: Path, name: str) -> None:
     run = Path(shutil.copytree(trained.path, tmp_path / "runs" / trained.name))
     sound = command(name, store, run)
     assert sound.exit_code == 0 or (name == "predict" and "made-up" in sound.stderr), sound.output  # not our extractor
-    content, dice = bytearray((run / file).read_bytes()), random.Random(name + file)
-    for at in (dice.randrange(len(content)), len(content) - dice.randrange(1, 60)):  # anywhere, and in the seal
-        altered = bytearray(content)
-        altered[at] ^= 1 << dice.randrange(8)
-        (run / file).write_bytes(altered)
-        told = command(name, store, run)
-        assert told.exit_code == 1 and not told.stdout, (at, told.output)
-        [sentence] = [line for line in told.stderr.splitlines() if line.startswith("ser: ")]
-        assert file in sentence and sentence.endswith("remove the run folder and train again")
+    dice = random.Random(name)
+    for file in FILES[name]:
+        content = (run / file).read_bytes()
+        for at in (dice.randrange(len(content)), len(content) - dice.randrange(1, 60)):  # anywhere, and in the seal
+            altered = bytearray(content)
+            altered[at] ^= 1 << dice.randrange(8)
+            (run / file).write_bytes(altered)
+            told = command(name, store, run)
+            assert told.exit_code == 1 and not told.stdout, (at, told.output)
+            [sentence] = [line for line in told.stderr.splitlines() if line.startswith("ser: ")]
+            assert file in sentence and sentence.endswith("remove the run folder and train again")
+        (run / file).write_bytes(content)
 
 
 @pytest.mark.parametrize("file", FILES["train"])
@@ -97,7 +98,7 @@ def test_what_does_not_match_its_name_is_refused(
     assert open_run(tmp_path / "link").config == trained.config
     monkeypatch.chdir(trained.path)
     for named in (tmp_path / "link", Path()):
-        assert CliRunner().invoke(main, ["train", "--resume", str(named)]).exit_code == 0
+        assert ser("train", "--resume", named).exit_code == 0
     old = shutil.copytree(FIXTURES / "runs-v1" / "06ced0fd35029b43", tmp_path / "old")
     with pytest.raises(CorruptStore, match="holds run 06ced0fd35029b43; name the folder so"):
         _ = open_run(old).config

@@ -39,11 +39,12 @@ def test_every_setting_has_a_default_a_source_and_help(name: str) -> None:
 def test_the_papers_values_are_the_defaults() -> None:
     mit, _ = parse_settings(FUSIONS["mit"], ())
     assert (mit.lr, mit.batch_size, mit.epochs, mit.d_model, mit.heads, mit.queries) == (2e-5, 8, 100, 768, 8, 30)
+    assert (mit.feed_forward, mit.encoder_depth, mit.decoder_depth, mit.dropout) == (4, 1, 1, 0.1)
     concat, _ = parse_settings(FUSIONS["concat"], ())
     assert concat.rmm_start == 0.8, "in the configs, and so the names, of runs that have no use for it"
     lgf, _ = parse_settings(FUSIONS["lgf-add"], ())
     assert (lgf.lr, lgf.lr_decay, lgf.batch_size, lgf.epochs) == (1e-3, 1e-5, 20, 150)
-    assert (lgf.weight_decay, lgf.dropout) == (1e-5, 0.2)
+    assert (lgf.weight_decay, lgf.dropout, lgf.d_model, lgf.gru_hidden, lgf.heads) == (1e-5, 0.2, 100, 50, 4)
     cnn, _ = parse_settings(FUSIONS["cnn"], ())
     assert (cnn.lr, cnn.epochs, cnn.weight_decay, cnn.dropout) == (1.5e-4, 15, 1e-3, 0.6)
 

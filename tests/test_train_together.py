@@ -80,11 +80,12 @@ def truth(layout, labels, run):
     return torch.where(torch.from_numpy(layout.real[run]), labels[torch.from_numpy(layout.rows[run])], NO_LABEL)
 
 
-@pytest.mark.parametrize("name", STACKABLE)
-@pytest.mark.parametrize("heads", [("logits", "audio", "text"), ("logits",)], ids=["all heads", "the fused head"])
+@pytest.mark.parametrize("name", [*STACKABLE, "ef-add fused", "mf-concat fused", "lf-at fused", "lgf-add fused"])
 @pytest.mark.usefixtures("double")
-def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name, heads):
-    """Other dialogues in every batch of every run, dropout on, in float64."""
+def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name):
+    """Other dialogues in every batch of every run, dropout on, in float64; with the loss of the fused head too."""
+    name, _, fused = name.partition(" ")
+    heads = ("logits",) if fused else ("logits", "audio", "text")
     models, generators, values, labels, groups = made(name)
     stack = Stack(models, SMALL.dropout, [generator.clone_state() for generator in generators])
     stage = FUSIONS[name].stages[0]
@@ -192,7 +193,7 @@ def test_seeds_trained_at_once_give_what_each_gives_alone(store, tmp_path, optio
         np.testing.assert_allclose(*says, atol=2e-3)
 
 
-@pytest.mark.parametrize("fusion", ["ef-concat", "mf-at", "lf-add", "lgf-add"])
+@pytest.mark.parametrize("fusion", ["ef-concat", "mf-at", "lgf-add"])
 def test_both_losses_at_once_and_what_a_loss_does_not_train_stays(store, tmp_path, fusion):
     jobs = prepare(experiment(store, tmp_path, "dropout=0", fusion=fusion))
     plans = [replace(job.plan, loss=loss) for job, loss in zip(jobs, ("single", "perspective", "single"), strict=True)]
@@ -377,11 +378,6 @@ def test_a_sweep_trains_a_bundle_at_once(store, tmp_path, monkeypatch):
     outcomes = train_group(TaskGroup(planned.tasks))
     assert [outcome.task for outcome in outcomes] == list(planned.tasks) and not any(o.fault for o in outcomes)
     assert not planned.open_tasks
-    alone = plan_sweep(read_recipe(recipe, out=tmp_path / "alone", **asked))
-    for task, other in zip(planned.tasks, alone.tasks, strict=True):
-        train_group(TaskGroup((other,)))
-        ours, theirs = ([line["loss"] for line in each.run.result["history"]] for each in (task, other))
-        assert ours == pytest.approx(theirs, rel=1e-5) and len(set(ours)) == 3
 
 
 # CUDA graphs, without a GPU ------------------------------------------------------------------------------------------
@@ -443,7 +439,7 @@ def updated(store, out, fusion, *more, runs=3, **options):
     return fit_many(jobs[0].data, jobs[0].fold, plans, [told.append] * len(plans)), told
 
 
-@pytest.mark.parametrize("fusion", ["lgf-at", "ef-add", "mf-concat", "audio:utterance"])
+@pytest.mark.parametrize("fusion", ["lgf-at", "ef-add", "audio:utterance"])
 def test_a_replayed_update_is_the_update_of_whatever_batch_is_there(store, tmp_path, monkeypatch, fusion):
     more = () if "-" in fusion else ("standardise_audio=false",)
     options = {} if "-" in fusion else {"features": "is13"}
@@ -499,16 +495,16 @@ def test_a_capture_that_breaks_leaves_the_stream_as_it_was_and_its_first_fault_i
 
 
 def test_at_most_forty_operations_an_update_are_not_captured(store, tmp_path, monkeypatch):
-    """Forty runs with four updates in an epoch (Perspective's Table 2: six), evaluation and all; when all is captured.
+    """Runs with four updates in an epoch (Perspective's Table 2: six), evaluation and all; when all is captured.
 
     Views are not counted; what the CPU does by itself is.
     """
     as_on_a_gpu(monkeypatch, recorded)
     done = []
-    for epochs in (6, 12):
+    for epochs in (2, 4):
         with Counting() as counting:
-            updated(store, tmp_path, "lgf-add", runs=40, epochs=epochs)
+            updated(store, tmp_path, "lgf-add", runs=8, epochs=epochs)
         done.append(Counter(function.name() for function, *_ in counting.done if not function.is_view))
     more = done[1] - done[0]
     updates = more["aten::fill_.Scalar"]  # of the learning rate
-    assert updates == 6 * 4 and more.total() <= 40 * updates, more.most_common()
+    assert updates == 2 * 4 and more.total() <= 40 * updates, more.most_common()
