@@ -44,13 +44,12 @@ class Work:
 
     def batches(self) -> list[Batch]:
         """A first batch with nothing, something, and all of each modality hidden, where the fusion hides."""
-        units = self.data.batches(self.fold.train, self.plan.fusion.unit, self.plan.settings.batch_size, {})
-        batch = next(iter(units))
+        groups = self.data.groups(self.fold.train, self.plan.fusion.unit)[: self.plan.settings.batch_size]
         found: list[dict[str, Tensor]] = [{}]
         if self.plan.fusion.hide is not None:
-            some, every = torch.arange(len(batch)) % 2 == 0, torch.ones(len(batch), dtype=torch.bool)
+            some, every = torch.arange(len(groups)) % 2 == 0, torch.ones(len(groups), dtype=torch.bool)
             found += [{"audio": some, "text": ~some}, {"audio": every}, {"text": every}]
-        return [replace(batch, hidden=hidden) for hidden in found]
+        return [self.data.batch(groups, {}, hide=lambda n, hidden=hidden: hidden) for hidden in found]
 
     def on(self, device: str, precision: str = "float32") -> TrainConfig:
         """How it trains there."""

@@ -1,5 +1,6 @@
 """`ser train`: stage 2, from the store to results."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from .output import answer, duration, next_step, progress, safe, say
 if TYPE_CHECKING:
     from ser.train.report.cell_scores import CellScores
 
+UNITS = ("", "k", "M", "G", "T", "P", "E")  # of a thousand each
 UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
 
 
@@ -72,15 +74,21 @@ def train(
     most = "at most " * ahead.at_most
     listed = (f"{name}: {', '.join(f'{n:,} {label}' for label, n in of.items())}" for name, of in ahead.corpora.items())
     sizes = "; ".join(listed)
+    power = min(int(math.log10(ahead.flops or 1)) // 3, 6)
     words = (
         f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
         f"{ahead.utterances:,} utterances{sizes and f' ({sizes})'}, {ahead.runs} runs × {most}{ahead.epochs} epochs, "
-        f"{ahead.updates:,} updates, {most}about {duration(ahead.seconds)}"
+        f"{ahead.updates:,} updates, {most}about {duration(ahead.seconds)}; "
+        f"{most}{ahead.flops / 1000**power:.3g} {UNITS[power]}FLOP in matrix products"
     )
     plan = jobs[0].plan
     if plan.device.startswith("cuda"):
+        each = (
+            f"{duration(ahead.flops / rate)} in {name} at the {rate / 1e12:.3g} TFLOP/s of {plan.device}"
+            for name, rate in ahead.rates.items()
+        )
         faster = "; --precision bf16 is faster, as float32 does without the tensor cores" * (plan.precision != "bf16")
-        words += f", in {plan.precision} on {plan.device}{faster}"
+        words += f", which alone take {' or '.join(each)}; trained in {plan.precision}{faster}"
     if ahead.streamed:
         words += f"; {' and '.join(ahead.streamed)} read from the store as needed, the rest in memory"
     if dry_run:

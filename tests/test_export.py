@@ -17,7 +17,7 @@ from ser.export import export, plain_layers
 from ser.export.source import source_of
 from ser.predict import Predictor, Turn
 from ser.tests.newcomer import RUNS, run_of
-from ser.tests.plain_layers import DIMS, LONG, TINY, build, make_batch
+from ser.tests.plain_layers import DIMS, LONG, TINY, build, make_batch, without
 from ser.tests.test_predict import ser, turns_of
 from ser.train.models import FUSIONS
 from ser.train.run_folder import RESULT
@@ -96,8 +96,8 @@ def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monk
     fast = build(name).eval()
     model.load_state_dict(fast.state_dict())
     batch = make_batch(name, LONG)
-    for hidden in ({}, {"text": torch.tensor([False, True, False, True])})[: len(fusion.inputs)]:
-        batch.hidden = hidden
+    hidden = {"text": torch.tensor([False, True, False, True])}
+    for batch in (batch, without(batch, hidden))[: len(fusion.inputs) if fusion.level == "sequence" else 1]:
         given = {field.name: getattr(batch, field.name) for field in dataclasses.fields(plain_layers.Batch)}
         for head, logits in model.eval()(plain_layers.Batch(**given)).items():
             torch.testing.assert_close(logits, fast(batch)[head], rtol=0, atol=1e-6)

@@ -17,6 +17,7 @@ from ser.cli import main
 from ser.errors import MissingRows, UtteranceError, WrongUse
 from ser.extract.registry import load_extractors, resolve
 from ser.predict import Predictor, Turn
+from ser.tests.plain_layers import without
 from ser.tests.spoken_store import spoken_manifest
 from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit
@@ -153,12 +154,11 @@ def test_hidden_text_has_no_influence(made: Path) -> None:
         job = prepared(made, features, layers)
         model, batch = build(job).eval(), batch_of(job)
         whole = model(batch)["logits"]
-        batch.hidden = {"text": torch.tensor([False, True, False, True, False, False, False])}
-        part = model(batch)["logits"]
+        hidden = torch.tensor([False, True, False, True, False, False, False])
+        part = model(without(batch, {"text": hidden}))["logits"]
         torch.testing.assert_close(part[0], whole[0], rtol=0, atol=1e-5)
         torch.testing.assert_close(part[1], model.linear[1].bias, rtol=0, atol=0)
-        batch.hidden = {"text": torch.ones(7, dtype=torch.bool)}
-        out = model(batch)["logits"]
+        out = model(without(batch, {"text": torch.ones(7, dtype=torch.bool)}))["logits"]
         out.square().sum().backward()
         assert out.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 

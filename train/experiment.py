@@ -13,13 +13,14 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_origin
 
 import numpy as np
 import torch
+from torch import nn
 
 from ser.engines.machine import choose_device, is_out_of_memory
 from ser.errors import SerError, WrongUse, unknown
@@ -42,6 +43,7 @@ __all__ = ["run_experiment"]
 TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
 IN_FLOAT32 = ("bc-lstm", "catf-lstm", "cma", "cme", "gban")  # their recurrent layers, with bf16 since version 2
 STEPS = 3  # timed for an estimate, after as many that warm up
+PRODUCT = 4096  # rows and columns of the matrices whose product a GPU is timed on
 ENOUGH = 0.5  # seconds of timed steps: if they would take more, one says enough
 
 
@@ -304,6 +306,8 @@ class Estimate:
     at_most: bool  # as patience may end a run before
     corpora: dict[str, dict[str, int]]  # of several, how many utterances of each class
     timed: bool  # or scaled from other runs
+    flops: float  # of the matrix products alone, over all runs
+    rates: dict[str, float]  # FLOP/s that such products reach on a GPU, by precision
     streamed: tuple[str, ...] = ()  # the modalities that are read from the store as they are needed
 
     @property
@@ -327,7 +331,7 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
     with oom_as_error(plan), one_thread(), torch.random.fork_rng(gpu, device_type=kind):
         classes = len(job.data.utterances.classes)
         model = TARGETS[plan.target].build(plan.fusion, settings, job.data.dims, classes)
-        parameters = sum(weight.numel() for weight in model.parameters())
+        parameters, flops_per_row = sum(weight.numel() for weight in model.parameters()), _flops_per_row(job, model)
         del model
         known = paces if paces is not None and job.stacked else dict[str, float]()
         timed = plan.precision not in known
@@ -335,11 +339,46 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
             per_row = _seconds_per_row([jobs[number] for number in fit_groups(jobs)[0]])
             known[plan.precision] = per_row / parameters
         per_row = known[plan.precision] * parameters
-    seconds = per_row * sum(_rows(j, j.fold) for j in jobs) * epochs
+    rows = sum(_rows(j, j.fold) for j in jobs) * epochs
+    kinds = {"float32": torch.float32, plan.precision: plan.dtype} if kind == "cuda" else {}
+    rates = {name: product_rate(plan.device, dtype) for name, dtype in kinds.items()}
     corpora = {name: about["classes"] for name, about in job.data.notes.get("corpora", {}).items()}
     utterances, at_most = len(job.data.utterances), plan.training.patience > 0
     streamed = tuple(modality for modality, one in job.data.inputs.items() if one.streamed)
-    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, corpora, timed, streamed)
+    counted = parameters, utterances, len(jobs), epochs, updates, per_row * rows, at_most, corpora, timed
+    return Estimate(*counted, flops_per_row * rows, rates, streamed)
+
+
+def _flops_per_row(job: Job, model: nn.Module) -> float:
+    """Of the matrix products of an epoch of one run: counted, forwards and backwards, on a batch without values."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    plan, rows, total = job.plan, _shortened(job, 1).train, 0
+    batch = next(job.data.batches(rows, plan.fusion.unit, plan.settings.batch_size, {})).to("meta")
+    trainable = {name for name, weight in model.to("meta").named_parameters() if weight.requires_grad}
+    for stage in plan.fusion.stages:
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name in trainable and name.startswith(stage.trains))
+        batch.heads = plan.heads(stage)
+        with FlopCounterMode(display=False) as counter:
+            outputs = model(batch)
+            torch.stack([outputs[head].sum() for head in batch.heads or outputs]).sum().backward()
+        total += counter.get_total_flops()
+    return total / len(plan.fusion.stages) / sum(int(x.lengths.sum()) for x in batch.inputs.values())
+
+
+@cache
+def product_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s that products of large matrices reach on a GPU: the most that its arithmetic alone can do."""
+    x, rate = torch.randn(PRODUCT, PRODUCT, device=device, dtype=dtype), 0.0
+    for times in (2, 20):  # the first warm up
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        for _ in range(times):
+            x @ x
+        torch.cuda.synchronize(device)
+        rate = times * 2 * PRODUCT**3 / (time.perf_counter() - started)
+    return rate
 
 
 def _seconds_per_row(jobs: Sequence[Job]) -> float:
