@@ -15,7 +15,8 @@ from .output import answer, duration, next_step, progress, safe, say
 if TYPE_CHECKING:
     from ser.train.report.cell_scores import CellScores
 
-UNITS = ("", "k", "M", "G", "T", "P", "E")  # of a thousand each
+UNITS = ("", "k", "M", "G", "T", "P", "E", "Z")  # of a thousand each
+LONG = 60.0  # seconds: the matrix products of shorter runs are not worth the second that it takes to count them
 UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
 
 
@@ -74,25 +75,25 @@ def train(
     most = "at most " * ahead.at_most
     listed = (f"{name}: {', '.join(f'{n:,} {label}' for label, n in of.items())}" for name, of in ahead.corpora.items())
     sizes = "; ".join(listed)
-    power = min(int(math.log10(ahead.flops or 1)) // 3, 6)
     words = (
         f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
         f"{ahead.utterances:,} utterances{sizes and f' ({sizes})'}, {ahead.runs} runs × {most}{ahead.epochs} epochs, "
-        f"{ahead.updates:,} updates, {most}about {duration(ahead.seconds)}; "
-        f"{most}{ahead.flops / 1000**power:.3g} {UNITS[power]}FLOP in matrix products"
+        f"{ahead.updates:,} updates, {most}about {duration(ahead.seconds)}"
     )
     plan = jobs[0].plan
     if plan.device.startswith("cuda"):
-        each = (
-            f"{duration(ahead.flops / rate)} in {name} at the {rate / 1e12:.3g} TFLOP/s of {plan.device}"
-            for name, rate in ahead.rates.items()
-        )
         faster = "; --precision bf16 is faster, as float32 does without the tensor cores" * (plan.precision != "bf16")
-        words += f", which alone take {' or '.join(each)}; trained in {plan.precision}{faster}"
+        words += f", in {plan.precision} on {plan.device}{faster}"
+    products: dict[str, Any] = {}
+    if dry_run or ahead.seconds > LONG:
+        from ser.train.flops import count_flops, product_rates
+
+        products = {"flops": count_flops(jobs, ahead.epochs), "flops_per_second": product_rates(plan)}
+        words += f"; {_arithmetic(products['flops'], products['flops_per_second'])}"
     if ahead.streamed:
         words += f"; {' and '.join(ahead.streamed)} read from the store as needed, the rest in memory"
     if dry_run:
-        answer(vars(ahead) if as_json else words)
+        answer(vars(ahead) | products if as_json else words)
         return
     say(words, err=True)
     finished: dict[int, int] = {}  # epochs of each run
@@ -120,6 +121,14 @@ def train(
         shown = ", ".join(str(run.path) for run in runs[:3])
         answer(f"{summary_text(scores)}\nruns: {shown}{', …' if len(runs) > 3 else ''}")
         next_step("report", experiment.out, "--html", "report.html")
+
+
+def _arithmetic(flops: float, rates: Mapping[str, float]) -> str:
+    """What the matrix products of the runs are, and on a GPU how long they take at the rates that it reaches."""
+    power = int(math.log10(flops or 1) // 3)
+    each = [f"{duration(flops / rate)} at its {rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in rates.items()]
+    alone = f", which alone take this GPU {' or '.join(each)}" * bool(each)
+    return f"{flops / 1000**power:.3g} {UNITS[power]}FLOP in matrix products{alone}"
 
 
 def summary_text(cell: "CellScores") -> str:

@@ -19,8 +19,10 @@ from ser.extract.registry import load_extractors, resolve
 from ser.predict import Predictor, Turn
 from ser.tests.plain_layers import without
 from ser.tests.spoken_store import spoken_manifest
+from ser.train.data.streamed import Places
 from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit
+from ser.train.flops import count_flops
 from ser.train.models import FUSIONS
 from ser.train.models.ragged import Batch
 from ser.train.run_folder import Run
@@ -232,12 +234,28 @@ def test_from_the_command_line_and_back(made: Path, tmp_path: Path, features: st
         assert np.abs(np.array(found) - told).max() < 2e-6
 
 
-def test_the_same_seed_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
-    asked = {"folds": 1, "epochs": 2, "set": ("finetune_layers=1",)}
-    experiment = Experiment("bert:layer=2", "bert", store=made / "features", **asked)
-    first, second = (run_experiment(replace(experiment, out=tmp_path / name))[0] for name in "ab")
+@pytest.mark.parametrize(("layers", "memory"), [(1, "0.25MB"), ("all", "0.2MB")])
+def test_the_same_seed_gives_the_same_bytes(
+    made: Path, tmp_path: Path, layers: object, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where what the encoder starts from is read from the store when a batch needs it, and within the budget."""
+    asked = {"folds": 1, "epochs": 2, "set": (f"finetune_layers={layers}", "batch_size=2")}
+    plain = Experiment("bert:layer=2", "bert", store=made / "features", out=tmp_path / "a", **asked)
+    small, read, load = replace(plain, out=tmp_path / "b", memory=memory), list[int](), Places.load
+
+    def watched(places: Places, *asked: Any) -> Any:
+        packed = load(places, *asked)
+        read.append(packed.values.nbytes)
+        return packed
+
+    [first] = run_experiment(plain)
+    monkeypatch.setattr(Places, "load", watched)
+    [job] = prepare(small)
+    assert job.data.reader.streamed == (layers == 1) and count_flops([job], 2) > 0
+    [second] = run_experiment(small)
     assert first.path.name == second.path.name
     assert (first.path / "model.safetensors").read_bytes() == (second.path / "model.safetensors").read_bytes()
+    assert max(read) < 100_000 < sum(read), "token ids take little, but the rows beside them are read too"
 
 
 @pytest.mark.parametrize(("features", "layers"), [("bert:layer=2", 1), ("mpnet:layer=0", "all")])

@@ -1,6 +1,7 @@
 """What a GPU is given, tried without one: see `pretend_device`. Its numbers are the CPU's, and nobody waits for it."""
 
 import copy
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from torch import Tensor, nn
 
+from ser.cli import main
 from ser.tests.plain_layers import CASES, LONG, build, make_batch, without
 from ser.tests.pretend_device import DEVICE, Gpu
-from ser.train import fit_many
+from ser.train import fit_many, flops
 from ser.train.data.dataset import Inputs
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Fold
@@ -166,6 +169,20 @@ def test_what_is_computed_in_bf16_by_default(store: Path) -> None:
         emulated = patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
         with emulated:  # a V100 or T4 has no such arithmetic, and is slower with it
             assert precision("hubert+mpnet", "mit") == "float32"
+
+
+def test_a_dry_run_says_what_the_arithmetic_alone_takes(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what this GPU reaches in float32, and in bf16, in which it would train; of the paper's sizes but the depth."""
+    monkeypatch.setattr(flops, "SIZE", 64)
+    asked = ["train", "--features", "hubert+mpnet", "--fusion", "mit", "--epochs", "1", "--folds", "1", "--dry-run"]
+    small = ["--set", "d_model=16", "--set", "heads=2", "--device", "cuda", "--store", str(store)]
+    with Gpu(downloads=torch.inf, waits=torch.inf):
+        found = CliRunner().invoke(main, [*asked, *small])
+    assert not found.exit_code, found.output
+    each = r"[\d.e-]+ s at its [\d.e-]+ TFLOP/s in "
+    assert re.search(
+        rf"[\d.]+ [MG]FLOP in matrix products, which alone take this GPU {each}float32 or {each}bf16", found.stdout
+    )
 
 
 def test_the_device_refuses_what_a_gpu_refuses_and_what_it_would_wait_for() -> None:

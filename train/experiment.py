@@ -13,14 +13,13 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_origin
 
 import numpy as np
 import torch
-from torch import nn
 
 from ser.engines.machine import choose_device, is_out_of_memory
 from ser.errors import SerError, WrongUse, unknown
@@ -43,7 +42,6 @@ __all__ = ["run_experiment"]
 TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
 IN_FLOAT32 = ("bc-lstm", "catf-lstm", "cma", "cme", "gban")  # their recurrent layers, with bf16 since version 2
 STEPS = 3  # timed for an estimate, after as many that warm up
-PRODUCT = 4096  # rows and columns of the matrices whose product a GPU is timed on
 ENOUGH = 0.5  # seconds of timed steps: if they would take more, one says enough
 
 
@@ -306,8 +304,6 @@ class Estimate:
     at_most: bool  # as patience may end a run before
     corpora: dict[str, dict[str, int]]  # of several, how many utterances of each class
     timed: bool  # or scaled from other runs
-    flops: float  # of the matrix products alone, over all runs
-    rates: dict[str, float]  # FLOP/s that such products reach on a GPU, by precision
     streamed: tuple[str, ...] = ()  # the modalities that are read from the store as they are needed
 
     @property
@@ -331,7 +327,7 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
     with oom_as_error(plan), one_thread(), torch.random.fork_rng(gpu, device_type=kind):
         classes = len(job.data.utterances.classes)
         model = TARGETS[plan.target].build(plan.fusion, settings, job.data.dims, classes)
-        parameters, flops_per_row = sum(weight.numel() for weight in model.parameters()), _flops_per_row(job, model)
+        parameters = sum(weight.numel() for weight in model.parameters())
         del model
         known = paces if paces is not None and job.stacked else dict[str, float]()
         timed = plan.precision not in known
@@ -339,46 +335,11 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
             per_row = _seconds_per_row([jobs[number] for number in fit_groups(jobs)[0]])
             known[plan.precision] = per_row / parameters
         per_row = known[plan.precision] * parameters
-    rows = sum(_rows(j, j.fold) for j in jobs) * epochs
-    kinds = {"float32": torch.float32, plan.precision: plan.dtype} if kind == "cuda" else {}
-    rates = {name: product_rate(plan.device, dtype) for name, dtype in kinds.items()}
+    seconds = per_row * sum(rows_of_epoch(j, j.fold) for j in jobs) * epochs
     corpora = {name: about["classes"] for name, about in job.data.notes.get("corpora", {}).items()}
     utterances, at_most = len(job.data.utterances), plan.training.patience > 0
     streamed = tuple(modality for modality, one in job.data.inputs.items() if one.streamed)
-    counted = parameters, utterances, len(jobs), epochs, updates, per_row * rows, at_most, corpora, timed
-    return Estimate(*counted, flops_per_row * rows, rates, streamed)
-
-
-def _flops_per_row(job: Job, model: nn.Module) -> float:
-    """Of the matrix products of an epoch of one run: counted, forwards and backwards, on a batch without values."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    plan, rows, total = job.plan, _shortened(job, 1).train, 0
-    batch = next(job.data.batches(rows, plan.fusion.unit, plan.settings.batch_size, {})).to("meta")
-    trainable = {name for name, weight in model.to("meta").named_parameters() if weight.requires_grad}
-    for stage in plan.fusion.stages:
-        for name, weight in model.named_parameters():
-            weight.requires_grad_(name in trainable and name.startswith(stage.trains))
-        batch.heads = plan.heads(stage)
-        with FlopCounterMode(display=False) as counter:
-            outputs = model(batch)
-            torch.stack([outputs[head].sum() for head in batch.heads or outputs]).sum().backward()
-        total += counter.get_total_flops()
-    return total / len(plan.fusion.stages) / sum(int(x.lengths.sum()) for x in batch.inputs.values())
-
-
-@cache
-def product_rate(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s that products of large matrices reach on a GPU: the most that its arithmetic alone can do."""
-    x, rate = torch.randn(PRODUCT, PRODUCT, device=device, dtype=dtype), 0.0
-    for times in (2, 20):  # the first warm up
-        torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        for _ in range(times):
-            x @ x
-        torch.cuda.synchronize(device)
-        rate = times * 2 * PRODUCT**3 / (time.perf_counter() - started)
-    return rate
+    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, corpora, timed, streamed)
 
 
 def _seconds_per_row(jobs: Sequence[Job]) -> float:
@@ -394,7 +355,7 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
     )  # no step, since a run itself tells that its loss diverges
     plans = [replace(one.plan, settings=short, training=once) for one in jobs]
     for batches in (1, STEPS):
-        fold, fitted = _shortened(job, batches), list[Any]()
+        fold, fitted = shortened(job, batches), list[Any]()
         with contextlib.suppress(Diverged):
             if job.stacked:
                 fitted = fit_many(job.data, fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
@@ -404,13 +365,13 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
         stages = {line["stage"] for line in lines}
         seconds = [min(line["seconds"] for line in lines if line["stage"] == stage) for stage in stages]
         if seconds:
-            found = float(np.mean(seconds) / _rows(job, fold))
+            found = float(np.mean(seconds) / rows_of_epoch(job, fold))
         if sum(seconds) * STEPS > ENOUGH:
             break
     return found
 
 
-def _shortened(job: Job, batches: int) -> Fold:
+def shortened(job: Job, batches: int) -> Fold:
     """The fold with so many batches to train on, spread over its training part, and as large a share of the others."""
     unit, size = job.plan.fusion.unit, batches * job.plan.settings.batch_size
     share = min(1, size / (len(job.data.groups(job.fold.train, unit)) * (len(job.data.views) + 1)))
@@ -424,7 +385,7 @@ def _shortened(job: Job, batches: int) -> Fold:
     return replace(fold, train=spread(fold.train), dev=spread(fold.dev), test=spread(fold.test))
 
 
-def _rows(job: Job, fold: Fold) -> float:
+def rows_of_epoch(job: Job, fold: Fold) -> float:
     """The rows of all modalities that an epoch trains on; those that it only evaluates cost about a third."""
     rows = np.sum([np.diff(inputs.offsets) for inputs in job.data.inputs.values()], axis=0)  # of each utterance
     return rows[fold.train].sum() * (len(job.data.views) + 1) + rows[rows_to_evaluate(fold, job.plan)].sum() / 3

@@ -196,11 +196,6 @@ class TrainConfig:
         """Where a forward pass runs: in bfloat16 wherever that is safe, if `precision` is bf16."""
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What large products are computed in."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
-
     def heads(self, stage: Stage) -> frozenset[str] | None:
         """The outputs that the loss of a stage looks at; None is all."""
         return None if stage.output == "logits" and self.loss != "single" else frozenset({stage.output})
