@@ -175,7 +175,7 @@ def test_a_dry_run_says_what_the_arithmetic_alone_takes(store: Path, monkeypatch
     """By what this GPU reaches in float32, and in bf16, in which it would train; of the paper's sizes but the depth."""
     monkeypatch.setattr(flops, "SIZE", 64)
     asked = ["train", "--features", "hubert+mpnet", "--fusion", "mit", "--epochs", "1", "--folds", "1", "--dry-run"]
-    small = ["--set", "d_model=16", "--set", "heads=2", "--device", "cuda", "--store", str(store)]
+    small = ["--set", "d_model=16", "--set", "heads=2", "--device", "cuda:0", "--store", str(store)]
     with Gpu(downloads=torch.inf, waits=torch.inf):
         found = CliRunner().invoke(main, [*asked, *small])
     assert not found.exit_code, found.output
