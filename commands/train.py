@@ -55,7 +55,7 @@ def train(
     for name, example in (("fusion", "mit"), ("features", "hubert+mpnet")):
         if options[name] is None and one_run is None:
             raise click.UsageError(f"--{name} is missing, such as --{name} {example}")
-    from ser.train.experiment import estimate, iterate, prepare, resumed
+    from ser.train.experiment import count_flops, estimate, iterate, prepare, product_rates, resumed
 
     if one_run is not None:
         for option in ctx.command.params:
@@ -86,8 +86,6 @@ def train(
         words += f", in {plan.precision} on {plan.device}{faster}"
     products: dict[str, Any] = {}
     if dry_run or ahead.seconds > LONG:
-        from ser.train.flops import count_flops, product_rates
-
         products = {"flops": count_flops(jobs, ahead.epochs), "flops_per_second": product_rates(plan)}
         words += f"; {_arithmetic(products['flops'], products['flops_per_second'])}"
     if ahead.streamed:

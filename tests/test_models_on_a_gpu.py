@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ser.cli import main
 from ser.tests.plain_layers import CASES, LONG, build, make_batch, without
 from ser.tests.pretend_device import DEVICE, Gpu
-from ser.train import fit_many, flops
+from ser.train import experiment, fit_many
 from ser.train.data.dataset import Inputs
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Fold
@@ -173,7 +173,7 @@ def test_what_is_computed_in_bf16_by_default(store: Path) -> None:
 
 def test_a_dry_run_says_what_the_arithmetic_alone_takes(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what this GPU reaches in float32, and in bf16, in which it would train; of the paper's sizes but the depth."""
-    monkeypatch.setattr(flops, "SIZE", 64)
+    monkeypatch.setattr(experiment, "PRODUCT", 64)
     asked = ["train", "--features", "hubert+mpnet", "--fusion", "mit", "--epochs", "1", "--folds", "1", "--dry-run"]
     small = ["--set", "d_model=16", "--set", "heads=2", "--device", "cuda:0", "--store", str(store)]
     with Gpu(downloads=torch.inf, waits=torch.inf):

@@ -334,9 +334,8 @@ def test_layers_that_do_not_fit_into_memory_are_streamed(layered: Path) -> None:
     plain, streamed = (load_dataset(layered, "hubert:layers=all", "audio", memory=m)[0] for m in (None, "0.05MB"))
     assert streamed.inputs["audio"].streamed and not plain.inputs["audio"].streamed
     for rows in (np.array([7, 3, 3]), np.arange(100)):
-        values, lengths = vars(streamed.inputs["audio"].take(rows)).values()
-        assert torch.equal(values, plain.inputs["audio"].take(rows).values)
-        assert torch.equal(lengths, plain.inputs["audio"].take(rows).lengths)
+        one, other = (data.inputs["audio"].take(rows) for data in (streamed, plain))
+        assert torch.equal(one.values, other.values) and torch.equal(one.lengths, other.lengths)
 
 
 def test_ratings_of_several_corpora_are_on_one_scale(tmp_path: Path) -> None:
