@@ -271,15 +271,8 @@ def attention(
                 for q_i, k_i, v_i in parts
             ]
         )
-    return padded_attention(queries.pad(q), keys.pad(k), keys.pad(v), queries, keys, dropout, keep)
-
-
-def padded_attention(
-    q: Tensor, k: Tensor, v: Tensor, queries: RaggedLayout, keys: RaggedLayout, dropout: float = 0.0, keep: float = 1.0
-) -> Tensor:
-    """What `attention` gives for padded `[n, t_q, h, d_head]` and `[n, t_k, h, d_head]`; `[r_q, h, d_head]`."""
     mask = None if keys.even else keys.attended[:, None, None]  # without keys: the mean of the padding's zeros
-    return queries.unpad(_attend(q, k, v, mask, dropout, keep))
+    return queries.unpad(_attend(queries.pad(q), keys.pad(k), keys.pad(v), mask, dropout, keep))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, keep: float) -> Tensor:
