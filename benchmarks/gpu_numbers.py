@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ SHALLOW = "encoder_depth=0"  # what bf16 leaves without a layer that widens it
 TEXTS = ["Yeah.", "[LAUGHTER] I don't know what you're talking about!", " ".join(["why"] * 60) + "?", "oh, no."]
 
 
+def _chosen(hidden: dict[str, Tensor], n: int) -> dict[str, Tensor]:
+    return hidden
+
+
 @dataclass(frozen=True)
 class Work:
     """A fusion at tiny sizes, without dropout, and what it trains on."""
@@ -49,7 +54,7 @@ class Work:
         if self.plan.fusion.hide is not None:
             some, every = torch.arange(len(groups)) % 2 == 0, torch.ones(len(groups), dtype=torch.bool)
             found += [{"audio": some, "text": ~some}, {"audio": every}, {"text": every}]
-        return [self.data.batch(groups, {}, hide=lambda n, hidden=hidden: hidden) for hidden in found]
+        return [self.data.batch(groups, {}, hide=partial(_chosen, hidden)) for hidden in found]
 
     def on(self, device: str, precision: str = "float32") -> TrainConfig:
         """How it trains there."""

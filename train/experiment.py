@@ -425,7 +425,7 @@ def _counted(plan: TrainConfig, model: nn.Module, batch: Batch) -> int:
     total = 0
     for layer in model.modules():
         if isinstance(layer, nn.RNNBase):
-            layer.forward = partial(_products, layer)  # type: ignore[method-assign]
+            layer.forward = partial(_products, layer)
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
     for stage in plan.fusion.stages:
         for name, weight in model.named_parameters():
