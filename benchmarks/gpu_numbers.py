@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ SHALLOW = "encoder_depth=0"  # what bf16 leaves without a layer that widens it
 TEXTS = ["Yeah.", "[LAUGHTER] I don't know what you're talking about!", " ".join(["why"] * 60) + "?", "oh, no."]
 
 
+def _chosen(hidden: dict[str, Tensor], n: int) -> dict[str, Tensor]:
+    return hidden
+
+
 @dataclass(frozen=True)
 class Work:
     """A fusion at tiny sizes, without dropout, and what it trains on."""
@@ -44,13 +49,12 @@ class Work:
 
     def batches(self) -> list[Batch]:
         """A first batch with nothing, something, and all of each modality hidden, where the fusion hides."""
-        units = self.data.batches(self.fold.train, self.plan.fusion.unit, self.plan.settings.batch_size, {})
-        batch = next(iter(units))
+        groups = self.data.groups(self.fold.train, self.plan.fusion.unit)[: self.plan.settings.batch_size]
         found: list[dict[str, Tensor]] = [{}]
         if self.plan.fusion.hide is not None:
-            some, every = torch.arange(len(batch)) % 2 == 0, torch.ones(len(batch), dtype=torch.bool)
+            some, every = torch.arange(len(groups)) % 2 == 0, torch.ones(len(groups), dtype=torch.bool)
             found += [{"audio": some, "text": ~some}, {"audio": every}, {"text": every}]
-        return [replace(batch, hidden=hidden) for hidden in found]
+        return [self.data.batch(groups, {}, hide=partial(_chosen, hidden)) for hidden in found]
 
     def on(self, device: str, precision: str = "float32") -> TrainConfig:
         """How it trains there."""

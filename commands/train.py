@@ -1,5 +1,6 @@
 """`ser train`: stage 2, from the store to results."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from .output import answer, duration, next_step, progress, safe, say
 if TYPE_CHECKING:
     from ser.train.report.cell_scores import CellScores
 
+UNITS = ("", "k", "M", "G", "T", "P", "E", "Z")  # of a thousand each
+LONG = 60.0  # seconds: the matrix products of shorter runs are not worth the second that it takes to count them
 UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
 
 
@@ -52,7 +55,7 @@ def train(
     for name, example in (("fusion", "mit"), ("features", "hubert+mpnet")):
         if options[name] is None and one_run is None:
             raise click.UsageError(f"--{name} is missing, such as --{name} {example}")
-    from ser.train.experiment import estimate, iterate, prepare, resumed
+    from ser.train.experiment import count_flops, estimate, iterate, prepare, product_rates, resumed
 
     if one_run is not None:
         for option in ctx.command.params:
@@ -81,10 +84,14 @@ def train(
     if plan.device.startswith("cuda"):
         faster = "; --precision bf16 is faster, as float32 does without the tensor cores" * (plan.precision != "bf16")
         words += f", in {plan.precision} on {plan.device}{faster}"
+    products: dict[str, Any] = {}
+    if dry_run or ahead.seconds > LONG:
+        products = {"flops": count_flops(jobs, ahead.epochs), "flops_per_second": product_rates(plan)}
+        words += f"; {_arithmetic(products['flops'], products['flops_per_second'])}"
     if ahead.streamed:
         words += f"; {' and '.join(ahead.streamed)} read from the store as needed, the rest in memory"
     if dry_run:
-        answer(vars(ahead) if as_json else words)
+        answer(vars(ahead) | products if as_json else words)
         return
     say(words, err=True)
     finished: dict[int, int] = {}  # epochs of each run
@@ -112,6 +119,14 @@ def train(
         shown = ", ".join(str(run.path) for run in runs[:3])
         answer(f"{summary_text(scores)}\nruns: {shown}{', …' if len(runs) > 3 else ''}")
         next_step("report", experiment.out, "--html", "report.html")
+
+
+def _arithmetic(flops: float, rates: Mapping[str, float]) -> str:
+    """What the matrix products of the runs are, and on a GPU how long they take at the rates that it reaches."""
+    power = int(math.log10(flops or 1) // 3)
+    each = [f"{duration(flops / rate)} at its {rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in rates.items()]
+    alone = f", which alone take this GPU {' or '.join(each)}" * bool(each)
+    return f"{flops / 1000**power:.3g} {UNITS[power]}FLOP in matrix products{alone}"
 
 
 def summary_text(cell: "CellScores") -> str:

@@ -8,7 +8,7 @@ the same: tests hold the two against each other. ser itself never runs this file
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -32,7 +32,6 @@ class Batch:
     inputs: dict[str, Sequences]  # by modality, "audio" or "text"
     dialogues: Tensor  # int64 [m]: utterances of each dialogue, in turn order; sums to n
     speakers: Tensor | None = None  # int64 [n]: numbers of the speakers; None where nobody tells them apart
-    hidden: dict[str, Tensor] = field(default_factory=dict)  # by modality, bool [n]: not to be seen by the model
     heads: frozenset[str] | None = None  # the outputs that are wanted, or all
 
     device = torch.device("cpu")
@@ -97,22 +96,14 @@ class RaggedLayout:
 
 
 def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout]:
-    """The rows `[r, dim]` of one modality and their layout, without those of utterances for which it is hidden."""
-    x, hidden = batch.inputs[modality], batch.hidden.get(modality)
-    if hidden is None:
-        return x.values, RaggedLayout(x.lengths)
-    return x.values[RaggedLayout(x.lengths).rows_of(~hidden)], RaggedLayout(x.lengths * ~hidden)
-
-
-def all_visible(batch: Batch, dims: Mapping[str, int]) -> list[tuple[Tensor, RaggedLayout]]:
-    """What `visible` gives for each modality."""
-    return [visible(batch, modality, dim) for modality, dim in dims.items()]
+    """The rows `[r, dim]` of one modality and their layout."""
+    x = batch.inputs[modality]
+    return x.values, RaggedLayout(x.lengths)
 
 
 def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
-    """One modality's vectors `[n, dim]`; zeros, the mean of standardised features, where it is hidden."""
-    x, hidden = batch.inputs[modality].values, batch.hidden.get(modality)
-    return x if hidden is None else x.masked_fill(hidden[:, None], 0.0)
+    """One modality's vectors `[n, dim]`."""
+    return batch.inputs[modality].values
 
 
 def attention(

@@ -82,12 +82,20 @@ def parts(batch: Batch, sizes: list[int]) -> list[Batch]:
         for m, x in batch.inputs.items():
             ends = [0, *x.lengths.cumsum(0).tolist()]
             inputs[m] = Sequences(x.values[ends[start] : ends[start + size]], x.lengths[start : start + size])
-        hidden = {m: which[start : start + size] for m, which in batch.hidden.items()}
         rows = slice(start, start + size)
         turns = torch.tensor([size]), None if batch.speakers is None else batch.speakers[rows]
-        cut.append(Batch(inputs, batch.labels[rows], batch.utterances[rows], *turns, hidden=hidden))
+        cut.append(Batch(inputs, batch.labels[rows], batch.utterances[rows], *turns))
         start += size
     return cut
+
+
+def without(batch: Batch, hidden: dict[str, Tensor]) -> Batch:
+    """The batch whose utterances have no rows of what is hidden, bool `[n]` by modality."""
+    inputs = dict(batch.inputs)
+    for m, which in hidden.items():
+        x = inputs[m]
+        inputs[m] = Sequences(x.values[~which.repeat_interleave(x.lengths)], x.lengths * ~which)
+    return dataclasses.replace(batch, inputs=inputs)
 
 
 def utterances(batch: Batch) -> list[dict[str, Tensor]]:

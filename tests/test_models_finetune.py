@@ -16,8 +16,10 @@ from ser.errors import MissingRows, UtteranceError, WrongUse
 from ser.extract.registry import load_extractors, resolve
 from ser.predict import Predictor, Turn
 from ser.tests.command_line import ser
+from ser.tests.plain_layers import without
 from ser.tests.spoken_store import spoken_manifest
-from ser.train.experiment import Experiment, Job, prepare, run_experiment
+from ser.train.data.streamed import Places
+from ser.train.experiment import Experiment, Job, count_flops, prepare, run_experiment
 from ser.train.fit import fit
 from ser.train.models import FUSIONS
 from ser.train.models.ragged import Batch
@@ -152,12 +154,11 @@ def test_hidden_text_has_no_influence(made: Path) -> None:
         job = prepared(made, features, layers)
         model, batch = build(job).eval(), batch_of(job)
         whole = model(batch)["logits"]
-        batch.hidden = {"text": torch.tensor([False, True, False, True, False, False, False])}
-        part = model(batch)["logits"]
+        hidden = torch.tensor([False, True, False, True, False, False, False])
+        part = model(without(batch, {"text": hidden}))["logits"]
         torch.testing.assert_close(part[0], whole[0], rtol=0, atol=1e-5)
         torch.testing.assert_close(part[1], model.linear[1].bias, rtol=0, atol=0)
-        batch.hidden = {"text": torch.ones(7, dtype=torch.bool)}
-        out = model(batch)["logits"]
+        out = model(without(batch, {"text": torch.ones(7, dtype=torch.bool)}))["logits"]
         out.square().sum().backward()
         assert out.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
@@ -231,12 +232,28 @@ def test_from_the_command_line_and_back(made: Path, tmp_path: Path, features: st
         assert np.abs(np.array(found) - told).max() < 2e-6
 
 
-def test_the_same_seed_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
-    asked = {"folds": 1, "epochs": 2, "set": ("finetune_layers=1",)}
-    experiment = Experiment("bert:layer=2", "bert", store=made / "features", **asked)
-    first, second = (run_experiment(replace(experiment, out=tmp_path / name))[0] for name in "ab")
+@pytest.mark.parametrize(("layers", "memory"), [(1, "0.25MB"), ("all", "0.2MB")])
+def test_the_same_seed_gives_the_same_bytes(
+    made: Path, tmp_path: Path, layers: object, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where what the encoder starts from is read from the store when a batch needs it, and within the budget."""
+    asked = {"folds": 1, "epochs": 2, "set": (f"finetune_layers={layers}", "batch_size=2")}
+    plain = Experiment("bert:layer=2", "bert", store=made / "features", out=tmp_path / "a", **asked)
+    small, read, load = replace(plain, out=tmp_path / "b", memory=memory), list[int](), Places.load
+
+    def watched(places: Places, *asked: Any) -> Any:
+        packed = load(places, *asked)
+        read.append(packed.values.nbytes)
+        return packed
+
+    [first] = run_experiment(plain)
+    monkeypatch.setattr(Places, "load", watched)
+    [job] = prepare(small)
+    assert job.data.reader.streamed == (layers == 1) and count_flops([job], 2) > 0
+    [second] = run_experiment(small)
     assert first.path.name == second.path.name
     assert (first.path / "model.safetensors").read_bytes() == (second.path / "model.safetensors").read_bytes()
+    assert max(read) < 100_000 < sum(read), "token ids take little, but the rows beside them are read too"
 
 
 @pytest.mark.parametrize(("features", "layers"), [("bert:layer=2", 1), ("mpnet:layer=0", "all")])

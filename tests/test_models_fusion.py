@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ser.errors import WrongUse
-from ser.tests.plain_layers import CASES, FRAMES, LONG, build, double, make_batch, parts, widths  # noqa: F401
-from ser.train.models.ragged import Sequences
+from ser.tests.plain_layers import CASES, FRAMES, LONG, build, double, make_batch, parts, widths, without  # noqa: F401
 
 in_float64 = pytest.mark.usefixtures("double")
 every_fusion = pytest.mark.parametrize("name", CASES)
@@ -52,26 +51,13 @@ def test_heads_stages_and_gradients(name):
 @every_length
 @in_float64
 def test_a_batch_is_its_utterances_or_dialogues_one_at_a_time(name, frames):
-    model, batch = build(name), make_batch(name, frames)
-    alone = [model(one) for one in parts(batch, batch.dialogues.tolist())]
-    for head, logits in model(batch).items():
-        torch.testing.assert_close(logits, torch.cat([one[head] for one in alone]), rtol=0, atol=1e-12)
-
-
-@every_length
-@in_float64
-def test_hidden_values_have_no_influence(name, frames):
-    model, batch = build(name), make_batch(name, frames)
-    batch.hidden = {m: HIDDEN[m] for m in CASES[name].inputs}
-    expected = model(batch)["logits"]
-    for m, hidden in batch.hidden.items():
-        values, lengths = batch.inputs[m].values.clone(), batch.inputs[m].lengths
-        values[hidden.repeat_interleave(lengths)] = torch.nan
-        batch.inputs[m] = Sequences(values, lengths)
-    got = model(batch)["logits"]
-    assert got.isfinite().all()
-    torch.testing.assert_close(got, expected, rtol=0, atol=0)
-    got.square().sum().backward()
+    """Also where a modality is hidden from some, of whose rows there are none."""
+    model, whole = build(name), make_batch(name, frames)
+    for batch in (whole, without(whole, {m: HIDDEN[m] for m in CASES[name].inputs})):
+        alone = [model(one) for one in parts(batch, batch.dialogues.tolist())]
+        for head, logits in model(batch).items():
+            torch.testing.assert_close(logits, torch.cat([one[head] for one in alone]), rtol=0, atol=1e-12)
+    model(batch)["logits"].square().sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
@@ -79,8 +65,7 @@ def test_hidden_values_have_no_influence(name, frames):
 def test_what_is_wholly_hidden_has_gradients(name):
     """Zeros and never None, which Adam would leave out: else a step would be another on another device."""
     for hidden in (CASES[name].inputs, *((m,) for m in CASES[name].inputs)):
-        model, batch = build(name), make_batch(name)
-        batch.hidden = {m: torch.ones(4, dtype=torch.bool) for m in hidden}
+        model, batch = build(name), without(make_batch(name), {m: torch.ones(4, dtype=torch.bool) for m in hidden})
         sum(logits.square().sum() for logits in model(batch).values()).backward()
         assert [n for n, p in model.named_parameters() if p.grad is None] == []
         if CASES[name].level == "sequence":
@@ -93,7 +78,7 @@ def test_bfloat16_is_close(name):
     torch.manual_seed(0)
     model, batch = build(name, encoder_depth=0), make_batch(name)
     if CASES[name].level == "sequence" and len(CASES[name].inputs) == 2:
-        batch.hidden = HIDDEN
+        batch = without(batch, HIDDEN)
     exact = model(batch)
     seen, layers = [], [layer for layer in model.modules() if isinstance(layer, torch.nn.RNNBase)]
     for layer in layers:

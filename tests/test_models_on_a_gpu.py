@@ -1,7 +1,9 @@
 """What a GPU is given, tried without one: see `pretend_device`. Its numbers are the CPU's, and nobody waits for it."""
 
 import copy
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from torch import Tensor, nn
 
-from ser.tests.plain_layers import CASES, LONG, build, make_batch
+from ser.cli import main
+from ser.tests.plain_layers import CASES, LONG, build, make_batch, without
 from ser.tests.pretend_device import DEVICE, Gpu
-from ser.train import fit_many
+from ser.train import experiment, fit_many
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Fold
 from ser.train.experiment import prepare
@@ -45,12 +49,12 @@ def step(model: nn.Module, batch: Batch, bf16: bool) -> tuple[dict[str, Tensor],
 @pytest.mark.parametrize("case", [*FUSIONS, "audio:frame on layers", "lgf-at on layers", "superb on layers"])
 def test_a_step_gives_the_numbers_of_the_cpu(case: str) -> None:
     torch.manual_seed(0)
-    model, batch = build(case), make_batch(case, LONG)  # longer than what a CPU pads
+    model, whole = build(case), make_batch(case, LONG)  # longer than what a CPU pads
     there, idle = copy.deepcopy(model), list[set[str]]()  # what no gradient reaches
     for how, mask in (HIDDEN | HIDDEN_TOO if CASES[case].hide else HIDDEN).items():
         for modality in CASES[case].inputs if CASES[case].hide and mask else ("audio",):
-            hidden = {} if mask is None else {modality: torch.tensor(mask)}
-            batch = replace(batch, hidden=hidden if CASES[case].hide else {})
+            hidden = mask is not None and CASES[case].hide
+            batch = without(whole, {modality: torch.tensor(mask)}) if hidden else whole
             outputs, grads = step(model, batch, bf16=False)
             with Gpu() as gpu:
                 found = step(there.to(DEVICE), batch.to(DEVICE), bf16="bf16" in how)
@@ -86,9 +90,9 @@ def test_an_update_of_mit_is_few_operations(store: Path, precision: str) -> None
         model.to(DEVICE)
         assert data.on("cuda:0").inputs["audio"].values.dtype == torch.float16, "what travels is as it is stored"
         optimiser = make_optimiser(dict(model.named_parameters()), plan.fusion.stages[0], plan.settings)
-        rows, hiding = np.arange(16), torch.Generator().manual_seed(0)
-        for batch in data.on("cuda:0").batches(rows, "utterance", plan.settings.batch_size, {}):
-            batch.hidden = plan.fusion.hide(plan.settings, len(batch), 0, hiding)  # type: ignore[misc]
+        hide = partial(plan.fusion.hide, plan.settings, epoch=0, generator=torch.Generator().manual_seed(0))
+        size = plan.settings.batch_size
+        for batch in data.on("cuda:0").batches(np.arange(16), "utterance", size, {}, hide=hide):
             with plan.autocast():
                 outputs = {head: x.float() for head, x in model(batch).items()}
             loss = training_loss(outputs, batch.truth, plan, plan.fusion.stages[0])
@@ -99,7 +103,7 @@ def test_an_update_of_mit_is_few_operations(store: Path, precision: str) -> None
             gpu.operations.clear()
             gpu.uploads.clear()
     assert counted.total() <= MOST, counted.most_common()
-    assert sent == {"at once": 2}, "the rows to take with their labels, and then where they lie and what is hidden"
+    assert sent == {"at once": 1}, "the rows to take with their labels, and where they lie"
 
 
 def test_predictions_come_in_few_batches_and_one_copy(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +113,7 @@ def test_predictions_come_in_few_batches_and_one_copy(store: Path, monkeypatch: 
     with Gpu(downloads=1) as gpu:
         there = replace(plan, device="cuda:0")
         together = predict(model.to(DEVICE), data.on("cuda:0"), rows, there, {})["logits"]
-    assert gpu.downloads == 1 and gpu.uploads["at once"] == 2 * -(-len(rows) // 64)
+    assert gpu.downloads == 1 and gpu.uploads["at once"] == -(-len(rows) // 64)
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
@@ -166,6 +170,20 @@ def test_what_is_computed_in_bf16_by_default(store: Path) -> None:
         emulated = patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
         with emulated:  # a V100 or T4 has no such arithmetic, and is slower with it
             assert precision("hubert+mpnet", "mit") == "float32"
+
+
+def test_a_dry_run_says_what_the_arithmetic_alone_takes(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what this GPU reaches in float32, and in bf16, in which it would train; of the paper's sizes but the depth."""
+    monkeypatch.setattr(experiment, "PRODUCT", 64)
+    asked = ["train", "--features", "hubert+mpnet", "--fusion", "mit", "--epochs", "1", "--folds", "1", "--dry-run"]
+    small = ["--set", "d_model=16", "--set", "heads=2", "--device", "cuda:0", "--store", str(store)]
+    with Gpu(downloads=torch.inf, waits=torch.inf):
+        found = CliRunner().invoke(main, [*asked, *small])
+    assert not found.exit_code, found.output
+    each = r"[\d.e-]+ s at its [\d.e-]+ TFLOP/s in "
+    assert re.search(
+        rf"[\d.]+ [MG]FLOP in matrix products, which alone take this GPU {each}float32 or {each}bf16", found.stdout
+    )
 
 
 def test_the_device_refuses_what_a_gpu_refuses_and_what_it_would_wait_for() -> None:

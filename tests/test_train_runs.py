@@ -144,6 +144,16 @@ def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
     assert found.runs == 15 and found.parameters > 1000 and found.seconds > 0 and not found.at_most
     assert estimate(prepare(lgf(store, tmp_path / "out", set=("patience=3",)))).at_most
     assert found.updates == 15 * 10 * 4  # four sessions of two dialogues but one dialogue, two dialogues a batch
+    wide = lgf(store, tmp_path / "out", fusion="concat:utterance", loss="single", select="last", set=("hidden=50",))
+    asked = ["train", "--store", wide.store, "--features", wide.features, "--fusion", wide.fusion, "--select", "last"]
+    asked += ["--set", "hidden=50", "--epochs", "4", "--dry-run", "--out", wide.out]
+    told, found = (ser(*asked, *more) for more in ((), ("--json",)))
+    [job, *_] = jobs = prepare(wide)
+    # Forwards and for the weights' gradients, and between the two layers for the hidden values' gradients.
+    first, second = 2 * sum(job.data.dims.values()) * 50, 2 * 50 * 4
+    flops = sum(len(each.fold.train) for each in jobs) * 4 * (2 * first + 3 * second)
+    assert json.loads(found.stdout)["flops"] == pytest.approx(flops, rel=1e-9)
+    assert f"{flops / 1e6:.3g} MFLOP in matrix products" in told.stdout
     assert not (tmp_path / "out").exists()
 
 

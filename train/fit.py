@@ -99,6 +99,9 @@ def fit(
     selection = Selection(config, snapshot(model), chosen=list(chosen))
     about: dict[str, Any] = json.loads(resume[1]["state"]) if resume else {"stage": 0}
 
+    def hide(n: int) -> dict[str, Tensor]:
+        return fusion.hide(settings, n, epoch, random["hiding"]) if fusion.hide else {}
+
     for number, stage in enumerate(fusion.stages[about["stage"] :], about["stage"]):
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in trainable and name.startswith(stage.trains))
@@ -114,11 +117,10 @@ def fit(
             losses, sizes = [], []
             model.train()
             size, draw = settings.batch_size, config.training.sampler
-            batches = train_data.batches(train_rows, fusion.unit, size, per_batch, random["shuffling"], truth, draw)
+            how = size, per_batch, random["shuffling"], truth, draw, hide
+            batches = train_data.batches(train_rows, fusion.unit, *how)
             for update, batch in enumerate(batches, epoch * updates):
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
-                if fusion.hide is not None:
-                    batch.hidden = fusion.hide(settings, len(batch), epoch, random["hiding"])
                 batch.heads = config.heads(stage)
                 with config.autocast():
                     outputs = {head: logits.float() for head, logits in model(batch).items()}
@@ -260,12 +262,14 @@ def predict(
     seen, size = list[Tensor](), config.settings.batch_size
     if config.fusion.unit == "utterance" and torch.device(config.device).type == "cuda":
         size = max(size, EVALUATED)
-    for batch in data.batches(rows, config.fusion.unit, size, scaling):
+
+    def hidden(n: int) -> dict[str, Tensor]:
+        return {hide: torch.ones(n, dtype=torch.bool)} if hide else {}
+
+    for batch in data.on(config.device).batches(rows, config.fusion.unit, size, scaling, hide=hidden):
         batch.heads = heads
-        if hide:
-            batch.hidden = {hide: torch.ones(len(batch), dtype=torch.bool)}
         with config.autocast():
-            outputs = model(batch.to(config.device))
+            outputs = model(batch)
         seen.append(batch.utterances)
         for head, logits in outputs.items():
             found.setdefault(head, []).append(target.predictions(logits.float()))

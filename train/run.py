@@ -159,17 +159,17 @@ def _finish(
     """Test the model and write what the run leaves; `result.json` comes last. Predictions that are NaN are a fault."""
     utterances, rows = data.utterances, fold.test
     target = TARGETS[plan.target]
-    tests = predict_tests(fitted, data.on(plan.device), rows, plan)
+    tests = predict_tests(fitted, data, rows, plan)
     # How sure a model is of what it was trained on says nothing.
     dev = fold.dev[:0] if plan.training.refit else fold.dev
     on_dev: dict[str, np.ndarray] = {}
     if len(dev):
         logits = frozenset({"logits"})
-        on_dev["both"] = predict(fitted.model, data.on(plan.device), dev, plan, fitted.scaling, heads=logits)["logits"]
+        on_dev["both"] = predict(fitted.model, data, dev, plan, fitted.scaling, heads=logits)["logits"]
     undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0])
     without_majority = None
     if len(undecided):
-        found = predict(fitted.model, data.on(plan.device), undecided, plan, fitted.scaling)["logits"]
+        found = predict(fitted.model, data, undecided, plan, fitted.scaling)["logits"]
         apart = divergences(utterances.votes[undecided], found)
         without_majority = {"n": len(undecided), **{name: float(each.mean()) for name, each in apart.items()}}
     if not all(np.isfinite(found).all() for found in (*tests.values(), *on_dev.values())):

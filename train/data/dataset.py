@@ -21,12 +21,13 @@ from ser.cache.store import Feature
 from ser.engines.machine import memory_budget
 from ser.errors import MissingRows, StoreError
 
-from ..models.ragged import Batch, Sequences, sent, sent_at_once
+from ..models.ragged import Batch, Sequences
 from .labels import Utterances
 
 Pool = Literal["mean", "meanstd"]
 Cut = Sequence[np.ndarray]  # the utterances of one batch, dialogue by dialogue
 Read = tuple[Cut, Mapping[str, "Inputs"]]
+Hide = Callable[[int], Mapping[str, Tensor]]
 FITS = 0.5  # of a GPU's free memory may be inputs that stay there
 
 
@@ -46,18 +47,20 @@ class Inputs:
         """Dimension of a row."""
         return self.values.shape[1]
 
-    def take(self, utterances: np.ndarray, there: Tensor | None = None) -> Sequences:
-        """The rows of the given utterances, one after the other, in the stored dtype.
+    def take(self, utterances: np.ndarray, hidden: Tensor | None = None) -> Sequences:
+        """The rows of the given utterances, one after the other, in the stored dtype; none of those `hidden`, bool [n].
 
-        `there` are their `rows` on the values' device, if they have been sent there already.
+        From values on a GPU they are taken when the batch is sent there.
         """
         rows, lengths = self.rows(utterances)
-        if self.values.is_pinned():  # and so must be what a GPU is to take by itself
-            values = torch.empty(len(rows), self.dim, dtype=self.values.dtype, pin_memory=True)
-            torch.index_select(self.values, 0, rows, out=values)
-        else:
-            values = self.values[sent(rows, self.values.device) if there is None else there]
-        return Sequences(values, lengths)
+        if hidden is not None:
+            rows, lengths = rows[~hidden.repeat_interleave(lengths)], lengths * ~hidden
+        if self.values.device.type != "cpu":
+            return Sequences(self.values, lengths, rows)
+        if not self.values.is_pinned():
+            return Sequences(self.values[rows], lengths)
+        values = torch.empty(len(rows), self.dim, dtype=self.values.dtype, pin_memory=True)  # as a GPU takes it itself
+        return Sequences(torch.index_select(self.values, 0, rows, out=values), lengths)
 
     def rows(self, utterances: np.ndarray) -> tuple[Tensor, Tensor]:
         """Which rows of the values are these utterances' `[r]`, and how many each has `[n]`, int64."""
@@ -186,9 +189,6 @@ class Standardizer:
 
     mean: Tensor
     std: Tensor
-    _there: dict[torch.device, tuple[Tensor, Tensor]] = field(
-        init=False, default_factory=dict, repr=False, compare=False
-    )
 
     @classmethod
     def of(cls, inputs: Inputs, utterances: np.ndarray) -> "Standardizer":
@@ -208,14 +208,15 @@ class Standardizer:
 
     def __call__(self, values: Tensor, corpora: np.ndarray, lengths: Tensor) -> Tensor:
         """Standardised values [rows, dim] in float32 of utterances of such lengths, of the corpora of these numbers."""
-        if values.device not in self._there:
-            with torch.inference_mode(False):
-                self._there[values.device] = self.mean.to(values.device), self.std.to(values.device)
-        mean, std = self._there[values.device]
+        mean, std = self.mean, self.std
         if mean.ndim > 1:
-            row = sent(torch.from_numpy(corpora).repeat_interleave(lengths), values.device)
+            row = torch.from_numpy(corpora).repeat_interleave(lengths).to(values.device)
             mean, std = mean[row], std[row]
         return (values.float() - mean) / std
+
+    def on(self, device: str) -> "Standardizer":
+        """The same for values on that device."""
+        return Standardizer(self.mean.to(device), self.std.to(device))
 
 
 @dataclass
@@ -270,34 +271,28 @@ class Dataset:
         standardizers: Mapping[str, Standardizer],
         truth: Tensor | None = None,
         read: Mapping[str, Inputs] | None = None,
+        hide: Hide | None = None,
     ) -> Batch:
         """The batch of the given dialogues (arrays of rows in turn order), its inputs standardised and in float32.
 
         `truth` of all utterances [n, …] is what the loss compares with in the place of their classes. `read` are inputs
-        that hold these dialogues, by default all. The stored dtype is what travels to a GPU.
+        that hold these dialogues, by default all. The stored dtype is what travels to a GPU. `hide` chooses which of so
+        many utterances are to be without a modality, bool [n] by modality.
         """
-        rows, device = np.concatenate(groups), torch.device(self.device)
-        of_rows = torch.from_numpy(rows)
-        small = {"labels": torch.from_numpy(self.utterances.labels[rows])}
-        small |= {} if truth is None else {"targets": truth[of_rows]}
-        if device.type == "cuda":
-            here = (read or self.inputs).items()
-            small |= {m: stored.rows(rows)[0] for m, stored in here if stored.values.is_cuda}
-            small = dict(zip(small, sent_at_once(list(small.values()), device), strict=True))
-        inputs = {}
-        for modality, stored in (read or self.inputs).items():
-            taken = stored.take(rows, small.get(modality)).to(self.device)
-            standardize, corpora = standardizers.get(modality), self.utterances.corpus_numbers[rows]
-            values = standardize(taken.values, corpora, taken.lengths) if standardize else taken.values.float()
-            inputs[modality] = Sequences(values, taken.lengths)
-        return Batch(
-            inputs=inputs,
-            labels=small["labels"],
+        rows, read = np.concatenate(groups), read or self.inputs
+        of_rows, hidden = torch.from_numpy(rows), hide(len(rows)) if hide else {}
+        batch = Batch(
+            inputs={modality: stored.take(rows, hidden.get(modality)) for modality, stored in read.items()},
+            labels=torch.from_numpy(self.utterances.labels[rows]),
             utterances=of_rows,
             dialogues=torch.tensor([len(group) for group in groups]),
             speakers=torch.from_numpy(self.utterances.speaker_numbers[rows]),
-            targets=small.get("targets"),
+            targets=None if truth is None else truth[of_rows],
         ).to(self.device)
+        for modality, x in batch.inputs.items():
+            standardize, corpora = standardizers.get(modality), self.utterances.corpus_numbers[rows]
+            x.values = standardize(x.values, corpora, x.lengths) if standardize else x.values.float()
+        return batch
 
     def groups(self, rows: np.ndarray, unit: str) -> list[np.ndarray]:
         """The rows as the units that a batch counts: whole dialogues in turn order, or single utterances."""
@@ -312,8 +307,9 @@ class Dataset:
         generator: torch.Generator | None = None,
         truth: Tensor | None = None,
         sampler: Literal["shuffle", "balanced"] = "shuffle",
+        hide: Hide | None = None,
     ) -> Iterator[Batch]:
-        """All rows once in batches of `size` units, shuffled by `generator` if there is one.
+        """All rows once in batches of `size` units, as `batch` makes them, shuffled by `generator` if there is one.
 
         "balanced" draws as many utterances with replacement, each of the classes that occur as likely.
         """
@@ -326,9 +322,10 @@ class Dataset:
         elif generator:
             order = torch.randperm(len(groups), generator=generator).tolist()
         self.reader.check(self, unit, size)
+        standardizers = {modality: one.on(self.device) for modality, one in standardizers.items()}
         cuts = ([groups[i] for i in order[start : start + size]] for start in range(0, len(groups), size))
         for cut, read in self.reader.ahead(self.inputs, cuts):
-            yield self.batch(cut, standardizers, truth, read)
+            yield self.batch(cut, standardizers, truth, read, hide)
 
 
 def with_rows(

@@ -163,7 +163,8 @@ class ModalitySelection:
 
         # What stands beside the rows while they are made: those of one feature as stored, and as they are trained on.
         stored = [places[part].lengths * one.dim * np.dtype(one.dtype).itemsize for part, one in specs.items()]
-        plain = len(self.parts) == 1 and not self.parts[0].pooled and self.parts[0].hop is None
+        [first, *others] = self.parts
+        plain = not others and not first.pooled and first.hop is None and first.extra is None
         beside = 0 * stored[0] if plain else np.max(stored, axis=0) * min(2, len(self.parts))
         return Streamed.of(read, lengths[self.parts[0]], beside, places[self.parts[0]].order)
 

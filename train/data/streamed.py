@@ -73,9 +73,9 @@ class Window(Inputs):
     n: int
     pinned: bool
 
-    def take(self, utterances: np.ndarray, there: Tensor | None = None) -> Sequences:
+    def take(self, utterances: np.ndarray, hidden: Tensor | None = None) -> Sequences:
         """As of all."""
-        taken = super().take(np.searchsorted(self.numbers, utterances % self.n))
+        taken = super().take(np.searchsorted(self.numbers, utterances % self.n), hidden)
         return replace(taken, values=taken.values.pin_memory()) if self.pinned else taken
 
 
@@ -113,9 +113,9 @@ class Streamed(Inputs):
         found = self.read(numbers)
         return Window(found.values, found.offsets, numbers, len(self.cost), self.pinned)
 
-    def take(self, utterances: np.ndarray, there: Tensor | None = None) -> Sequences:
+    def take(self, utterances: np.ndarray, hidden: Tensor | None = None) -> Sequences:
         """The rows of the given utterances, read now."""
-        return self.window(utterances).take(utterances)
+        return self.window(utterances).take(utterances, hidden)
 
     def held(self, device: torch.device | str = "cpu") -> Inputs:
         """All of it in memory, or on a GPU, read bit by bit."""

@@ -75,7 +75,7 @@ class Fusion:
     settings contradict each other.
 
     `hide(settings, n, epoch, generator)`, where there is one, chooses which of the n utterances of a training batch do
-    without which modality, modality → bool `[n]`, in an epoch counted from 0.
+    without which modality, modality → bool `[n]`, in an epoch counted from 0: they then have no rows of it.
 
     `stages` are trained one after the other on the same module, each starting from the weights that the one before it
     kept; the model of the run is that of the last, and its scores are those of "logits". Most models have one.

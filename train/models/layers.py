@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from ser.errors import WrongUse
 
-from .ragged import RaggedLayout, attention, padded_attention, recurrent
+from .ragged import RaggedLayout, attention, recurrent
 
 
 class Attention(nn.Module):
@@ -54,14 +54,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`, or to each other; `[r, d]`."""
         if memory is None or keys is None:
-            parts = [(self.project(x), layout)]
+            q, k, v = self.project(x).unbind(1)
         else:
-            parts = [(self.project(x, slice(1)), layout), (self.project(memory, slice(1, 3)), keys)]
-        if x.is_cuda:  # what is of the same rows is padded at once
-            q, k, v = (each for rows, laid in parts for each in laid.pad(rows).unbind(2))
-            padded = padded_attention(q, k, v, layout, keys or layout, self.dropout * self.training, self.keep)
-            return self.out_proj(padded.flatten(1))
-        q, k, v = (each for rows, _ in parts for each in rows.unbind(1))
+            [q], (k, v) = self.project(x, slice(1)).unbind(1), self.project(memory, slice(1, 3)).unbind(1)
         return self.attend(q, k, v, layout, keys or layout)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: RaggedLayout, keys: RaggedLayout) -> Tensor:

@@ -3,8 +3,8 @@
 Given a_{1:T} (audio frames) and w_{1:N} (words) of one utterance, §2.1 refines each modality, §2.2 lets L emotion query
 tokens gather from both what tells the emotion, and §2.3 hides one modality of some training samples.
 
-Everything runs on packed rows (`ragged.py`). A hidden modality's rows are left out at the entrance, which is what
-setting its attention mask to zero does: nothing that it holds, NaN included, reaches the result or a gradient.
+Everything runs on packed rows (`ragged.py`). A hidden modality has no rows in the batch, which is what setting its
+attention mask to zero does: nothing that it holds reaches the result or a gradient.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Depth, Dropout, Fusion, Positive, Share, setting
 from .layers import DecoderLayer, EncoderLayer, classifier
-from .ragged import Batch, RaggedLayout, SelfAttentionPooling, all_visible, interleave
+from .ragged import Batch, RaggedLayout, SelfAttentionPooling, interleave, visible
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Msmser(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
-        (a, audio), (w, text) = all_visible(batch, {m: self.dims[m] for m in BOTH})
+        (a, audio), (w, text) = (visible(batch, m, self.dims[m]) for m in BOTH)
         z = self.interaction(self.audio(a, audio), audio, self.text(w, text), text)
         return {"logits": self.classifier(z)}
 
@@ -145,8 +145,10 @@ class Pooled(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
-        shown = zip(self.dims, all_visible(batch, self.dims), strict=True)
-        pooled = [self.pool[m](self.refine[m](x, layout), layout) for m, (x, layout) in shown]
+        pooled = []
+        for m, dim in self.dims.items():
+            x, layout = visible(batch, m, dim)
+            pooled.append(self.pool[m](self.refine[m](x, layout), layout))
         return {"logits": self.classifier(torch.cat(pooled, 1))}
 
 

@@ -7,10 +7,11 @@ Axis letters of all models (`[r, d]` is a shape):
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +25,13 @@ from ser.errors import WrongUse
 class Sequences:
     """One modality of a batch: `values` `[r, dim]`, and the rows of each utterance, `lengths` int64 `[n]`.
 
-    At utterance level all lengths are one.
+    At utterance level all lengths are one. An utterance that the model is to do without has none. With `rows` int64
+    `[r]`, on the CPU, these are the ones to be taken of more values, which lie where `Batch.to` goes.
     """
 
     values: Tensor
     lengths: Tensor
-
-    def to(self, device: torch.device | str) -> "Sequences":
-        """The values on `device`; the lengths stay on the CPU, where layouts are made."""
-        return Sequences(sent(self.values, device), self.lengths)
+    rows: Tensor | None = None
 
 
 @dataclass
@@ -45,8 +44,8 @@ class Batch:
     dialogues: Tensor  # int64 [m]: utterances of each dialogue, in turn order; sums to n
     speakers: Tensor | None = None  # int64 [n]: numbers of the speakers; None where nobody tells them apart
     targets: Tensor | None = None  # [n, …]: what is learnt in the place of classes, such as soft labels [n, K]
-    hidden: dict[str, Tensor] = field(default_factory=dict)  # by modality, bool [n]: not to be seen by the model
     heads: frozenset[str] | None = None  # the outputs that are wanted, so that a model can leave out the rest; or all
+    layouts: dict[str, "RaggedLayout"] = field(default_factory=dict)  # of the inputs, where they are there already
 
     def wants(self, *heads: str) -> bool:
         """Whether any of these outputs is wanted."""
@@ -66,21 +65,46 @@ class Batch:
         return self.labels.device
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The inputs' values and the labels on `device`.
+        """The batch on `device`: to a GPU goes one copy, and any values that are not there yet.
 
-        What says where rows and turns lie, and what is hidden, stays on the CPU, where the models' layouts are made.
+        How many rows and turns there are stays on the CPU, where the models' layouts are made.
         """
-        return replace(
-            self,
-            inputs={modality: x.to(device) for modality, x in self.inputs.items()},
-            labels=sent(self.labels, device),
-            targets=None if self.targets is None else sent(self.targets, device),
-        )
+        if (device := torch.device(device)) == self.device:
+            return self
+        sequences = any(int(x.lengths.max()) > 1 for x in self.inputs.values())  # no layer asks where vectors lie
+        layouts = {m: RaggedLayout(x.lengths, device) for m, x in self.inputs.items() if sequences}
+        laid = list(layouts.values())
+        if len(laid) == 2:
+            laid[0].both = RaggedLayout(laid[0].lengths + laid[1].lengths, device)
+            laid.append(laid[0].both)
+        truth = [self.labels] if self.targets is None else [self.labels, self.targets]
+        chosen = [x.rows for x in self.inputs.values() if x.rows is not None]
+        sent = iter(_sent_at_once([*truth, *chosen, *(x for one in laid for x in one.indices())], device))
+        labels, targets = next(sent), None if self.targets is None else next(sent)
+        inputs = {
+            m: Sequences(_sent(x.values, device) if x.rows is None else x.values[next(sent)], x.lengths)
+            for m, x in self.inputs.items()
+        }
+        for one in laid:
+            one.owner, one.position, one.cells, one.attended = islice(sent, 4)
+        return replace(self, inputs=inputs, labels=labels, targets=targets, layouts=layouts)
 
 
-def sent(x: Tensor, device: torch.device | str) -> Tensor:
+def _sent(x: Tensor, device: torch.device) -> Tensor:
     """`x` on `device`. CUDA copies it aside first; Apple's GPU may read it later, so that must be waited for."""
-    return x.to(device, non_blocking=torch.device(device).type == "cuda")
+    return x.to(device, non_blocking=device.type == "cuda")
+
+
+def _sent_at_once(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The tensors on `device`; to a GPU they go as one copy, which nobody waits for."""
+    if device.type != "cuda":
+        return [x.to(device) for x in tensors]
+    sizes = [-(-x.nbytes // 8) * 8 for x in tensors]  # each begins where any dtype may
+    here = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
+    for place, x in zip(here.split(sizes), tensors, strict=True):
+        place[: x.nbytes].copy_(x.flatten().view(torch.uint8))
+    there = _sent(here, device).split(sizes)
+    return [place[: x.nbytes].view(x.dtype).view(x.shape) for place, x in zip(there, tensors, strict=True)]
 
 
 LONG = 24  # rows of the longest sequence: above, one at a time beats a padded batch on a CPU
@@ -106,7 +130,7 @@ class RaggedLayout:
     """
 
     fixed = False  # whether the shapes are those of many batches at once, which only padded forms can be given
-    joined: "Joined | None" = None  # with the other modality's, if that is to be sent to a GPU with this
+    both: "RaggedLayout | None" = None  # with the other modality's rows, where it is there already
 
     def __init__(self, lengths: Tensor, device: torch.device | None = None) -> None:
         self.lengths = lengths  # int64 [n]
@@ -131,12 +155,12 @@ class RaggedLayout:
     @cached_property
     def owner(self) -> Tensor:
         """The sequence that each row belongs to; int64 `[r]`."""
-        return self._sent(self._rows[0])
+        return _sent(self._rows[0], self.device)
 
     @cached_property
     def position(self) -> Tensor:
         """The place of each row in its sequence, from 0; int64 `[r]`."""
-        return self._sent(self._rows[1])
+        return _sent(self._rows[1], self.device)
 
     @cached_property
     def cells(self) -> Tensor:
@@ -146,7 +170,7 @@ class RaggedLayout:
     @cached_property
     def attended(self) -> Tensor:
         """What attention takes in: the cells that hold a row, and all of a sequence without; bool `[n, longest]`."""
-        return self._attended(self._sent(self.lengths))
+        return self._attended(_sent(self.lengths, self.device))
 
     def _attended(self, lengths: Tensor) -> Tensor:
         return (torch.arange(self.longest, device=lengths.device) < lengths[:, None]) | (lengths[:, None] == 0)
@@ -158,11 +182,11 @@ class RaggedLayout:
 
     def first(self, count: int) -> Tensor:
         """The first `count` rows of each sequence; int64, at most `[r]`."""
-        return self._sent((self._rows[1] < count).nonzero()[:, 0])
+        return _sent((self._rows[1] < count).nonzero()[:, 0], self.device)
 
     def rows_of(self, chosen: Tensor) -> Tensor:
         """The rows of the chosen sequences, bool `[n]` on the CPU; int64, at most `[r]`."""
-        return self._sent(chosen[self._rows[0]].nonzero()[:, 0])
+        return _sent(chosen[self._rows[0]].nonzero()[:, 0], self.device)
 
     @cached_property
     def even(self) -> bool:
@@ -203,85 +227,31 @@ class RaggedLayout:
         owner, position = owner[forwards], position[forwards]
         backwards = forwards + self.lengths[owner] - 1 - 2 * position
         alive = (torch.arange(self.longest) < self.lengths[:, None]).sum(0).tolist()
-        return self._sent(forwards), self._sent(backwards), alive
-
-    def _sent(self, x: Tensor) -> Tensor:
-        return sent(x, self.device)
-
-
-class Joined(RaggedLayout):
-    """Each sequence's rows among those of one layout, and then among those of another that come after all of these."""
-
-    def __init__(self, first: RaggedLayout, then: RaggedLayout) -> None:
-        super().__init__(first.lengths + then.lengths, first.device)
-        self.parts = first, then
-
-    @cached_property
-    def _rows(self) -> tuple[Tensor, Tensor]:
-        (of_a, a), (of_b, b) = (part._rows for part in self.parts)
-        return torch.cat([of_a, of_b]), torch.cat([a, b + self.parts[0].lengths[of_b]])
-
-
-def sent_at_once(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """The tensors on `device`; to a GPU they go as one copy, which nobody waits for."""
-    if device.type != "cuda":
-        return [x.to(device) for x in tensors]
-    sizes = [-(-x.nbytes // 8) * 8 for x in tensors]  # each begins where any dtype may
-    here = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
-    for place, x in zip(here.split(sizes), tensors, strict=True):
-        place[: x.nbytes].copy_(x.flatten().view(torch.uint8))
-    there = sent(here, device).split(sizes)
-    return [place[: x.nbytes].view(x.dtype).view(x.shape) for place, x in zip(there, tensors, strict=True)]
+        return _sent(forwards, self.device), _sent(backwards, self.device), alive
 
 
 def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout]:
-    """The rows `[r, dim]` of one modality and their layout, without those of utterances for which it is hidden.
+    """The rows `[r, dim]` of one modality and their layout.
 
-    Leaving a row out is what an attention mask of zero does, and costs nothing. Raises `WrongUse` if the features
-    have another dimension than the model was built for.
+    Raises `WrongUse` if the features have another dimension than the model was built for.
     """
-    return all_visible(batch, {modality: dim})[0]
-
-
-def all_visible(batch: Batch, dims: Mapping[str, int]) -> list[tuple[Tensor, RaggedLayout]]:
-    """What `visible` gives for each modality; to a GPU, all that says where rows lie goes in one copy."""
-    rows, layouts, chosen = dict[str, Tensor](), dict[str, RaggedLayout](), dict[str, Tensor]()
-    for modality, dim in dims.items():
-        x, hidden = _checked(batch, modality, dim), batch.hidden.get(modality)
-        rows[modality], layouts[modality] = x.values, RaggedLayout(x.lengths, x.values.device)
-        if hidden is not None:
-            chosen[modality] = RaggedLayout(x.lengths).rows_of(~hidden)
-            layouts[modality] = RaggedLayout(x.lengths * ~hidden, x.values.device)
-    first, *others = layouts.values()
-    if first.device.type != "cpu":
-        first.joined = Joined(first, others[0]) if others else None
-        laid = [first, *others, *([first.joined] if first.joined else [])]
-        found = sent_at_once([*chosen.values(), *(x for one in laid for x in one.indices())], first.device)
-        left = iter(found[len(chosen) :])
-        chosen = dict(zip(chosen, found, strict=False))
-        for one in laid:
-            one.owner, one.position, one.cells, one.attended = (next(left) for _ in range(4))
-    for modality, picked in chosen.items():
-        rows[modality] = rows[modality].index_select(0, picked)
-    return list(zip(rows.values(), layouts.values(), strict=True))
-
-
-def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
-    """One modality's vectors `[n, dim]`; zeros, the mean of standardised features, where it is hidden.
-
-    Raises `WrongUse` if the features have another dimension, or more than one row per utterance.
-    """
-    x, hidden = _checked(batch, modality, dim).values, batch.hidden.get(modality)
-    if len(x) != len(batch):
-        raise WrongUse(f"this model takes one {modality} vector per utterance, and got frames or tokens; pool them")
-    return x if hidden is None else x.masked_fill(hidden.to(x.device)[:, None], 0.0)
-
-
-def _checked(batch: Batch, modality: str, dim: int) -> Sequences:
     x = batch.inputs[modality]
     if x.values.shape[1] != dim:
         raise WrongUse(f"this model was built for {modality} features of {dim} values, and got {x.values.shape[1]}")
-    return x
+    return x.values, batch.layouts.get(modality) or RaggedLayout(x.lengths, x.values.device)
+
+
+def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
+    """One modality's vectors `[n, dim]`; zeros, the mean of standardised features, for an utterance without.
+
+    Raises `WrongUse` if the features have another dimension, or more than one row per utterance.
+    """
+    x, layout = visible(batch, modality, dim)
+    if len(x) == len(batch):
+        return x
+    if layout.longest > 1:
+        raise WrongUse(f"this model takes one {modality} vector per utterance, and got frames or tokens; pool them")
+    return layout.total(x)
 
 
 def attention(
@@ -301,15 +271,8 @@ def attention(
                 for q_i, k_i, v_i in parts
             ]
         )
-    return padded_attention(queries.pad(q), keys.pad(k), keys.pad(v), queries, keys, dropout, keep)
-
-
-def padded_attention(
-    q: Tensor, k: Tensor, v: Tensor, queries: RaggedLayout, keys: RaggedLayout, dropout: float = 0.0, keep: float = 1.0
-) -> Tensor:
-    """What `attention` gives for padded `[n, t_q, h, d_head]` and `[n, t_k, h, d_head]`; `[r_q, h, d_head]`."""
     mask = None if keys.even else keys.attended[:, None, None]  # without keys: the mean of the padding's zeros
-    return queries.unpad(_attend(q, k, v, mask, dropout, keep))
+    return queries.unpad(_attend(queries.pad(q), keys.pad(k), keys.pad(v), mask, dropout, keep))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, keep: float) -> Tensor:
@@ -328,7 +291,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
 
 def mean_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
     """The mean of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
-    count = sent(layout.lengths.clamp(min=1)[:, None], x.device)
+    count = _sent(layout.lengths.clamp(min=1)[:, None], x.device)
     return layout.total(x) / count
 
 
@@ -380,9 +343,7 @@ def full_precision(x: dict[str, Tensor]) -> Iterator[None]:
 
 
 def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
-    """The rows of a and b, `[r_a + r_b, d]`, and their layout: on a CPU utterance by utterance, else first all of a."""
-    if a.is_cuda:
-        return torch.cat([a, b]), of_a.joined or Joined(of_a, of_b)
-    pairs = zip(a.split(of_a.sizes), b.split(of_b.sizes), strict=True)
-    rows = torch.cat([part for pair in pairs for part in pair])
-    return rows, RaggedLayout(of_a.lengths + of_b.lengths, of_a.device)
+    """The rows of a and b utterance by utterance, `[r_a + r_b, d]`, and their layout."""
+    order = torch.cat([of_a.owner, of_b.owner]).argsort(stable=True)
+    both = of_a.both or RaggedLayout(of_a.lengths + of_b.lengths, of_a.device)
+    return torch.cat([a, b]).index_select(0, order), both

@@ -44,9 +44,6 @@ class LayerSums(nn.Module):
                 raise WrongUse(
                     f"this model was built for {modality} features of {width} values, and got {values.shape[1]}"
                 )
-            if modality in batch.hidden:  # what nobody is to see must not reach the weights' gradients either
-                hidden = batch.hidden[modality].repeat_interleave(lengths).to(values.device)
-                values = values.masked_fill(hidden[:, None], 0.0)
             rows = []
             for number, (layers, dim) in enumerate(sums):
                 x, values = values[:, : layers * dim], values[:, layers * dim :]

@@ -117,18 +117,14 @@ class CnnBert(nn.Module):
         )  # of another target: see `Target.build`
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits `[n, K]` of the sum, and of the two models. A hidden modality finds every class equally likely."""
+        """Logits `[n, K]` of the sum, and of the two models."""
         branches = {"audio": self.audio, "text": self.text}
         found = {m: branch(batch)["logits"] for m, branch in branches.items() if batch.wants("logits", m)}
         if not batch.wants("logits"):  # but the stages that train one branch
             return found
         summed = []
         for modality, own in found.items():
-            probabilities = self.predictions(own)
-            if modality in batch.hidden:
-                hidden = batch.hidden[modality][:, None].to(batch.device)
-                probabilities = probabilities.masked_fill(hidden, 1 / probabilities.shape[1])
-            summed.append(self.linear[modality](probabilities))
+            summed.append(self.linear[modality](self.predictions(own)))
         return {"logits": torch.stack(summed).sum(0), **found}
 
 
