@@ -8,12 +8,15 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from .tables import Row, Table, described, text_of
 
 WIDTH = 420.0  # points
 
@@ -37,6 +40,30 @@ class Svg(NamedTuple):
     inside: str
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A figure, drawn when the page is written, above its numbers."""
+
+    title: str
+    data: Table
+    draw: Callable[[], Svg]
+    note: str = ""
+
+    def svg(self) -> Svg:
+        """The figure, with ids that no other figure of the page has."""
+        import matplotlib
+
+        with matplotlib.rc_context({"svg.hashsalt": self.data.name}):
+            return self.draw()
+
+    @classmethod
+    def of(cls, texts: str, rows: Sequence[Row], draw: Callable[[], Svg], *sentences: str, **fields: Any) -> "Plot":
+        """With the texts of that name in texts.toml, as `described` fills them in; its own note has the `sentences`."""
+        data = described(texts, rows, **fields)
+        note = " ".join(filter(None, [text_of(texts, "below", fields), *sentences]))
+        return cls(text_of(texts, "title", fields), data, draw, note)
+
+
 @contextmanager
 def figure(height: float, **subplots: Any) -> Iterator[tuple[Any, Any]]:
     """A figure in the report's style, `height` points high, with its axes."""
@@ -49,7 +76,7 @@ def figure(height: float, **subplots: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def to_svg(drawing: Any) -> Svg:
-    """The figure without dates, its colours as the page's variables; its ids are for the page to tell apart."""
+    """The figure without dates, its colours as the page's variables."""
     sink = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has other fonts

@@ -38,6 +38,10 @@ class Quoted(NamedTuple):
         """In percent: `ua`, `wa`, recalls by class, each with `_std`."""
         return self.cell.paper or {}
 
+    def of(self, metrics: Sequence[str]) -> tuple[tuple[str, float], ...]:
+        """The numbers of these metrics, with their deviations."""
+        return tuple(pair for pair in self.numbers.items() if pair[0].removesuffix("_std") in metrics)
+
     @property
     def where(self) -> str:
         """Such as "MSMSER, Table 2: Full"."""
