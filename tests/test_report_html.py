@@ -373,8 +373,8 @@ TABLE = Table(
     "odd",
     "Odd & <b>100 %</b>",
     [
-        {"cell": "=1+1", "UA %": (50, 40, 60), "runs": (50, None), "n": 1234, "p": 0.0001},
-        {"cell": "a | b_c <i> $x$", "runs": (25, 1), "p": 0.5},
+        {"cell": "=1+1", "UA %": (50, 40, 60), "runs %": (50, None), "n": 1234, "p": 0.0001},
+        {"cell": "a | b_c <i> $x$", "runs %": (25, 1), "p": 0.5},
     ],
     "A note of 5 %.",
 )
@@ -382,7 +382,7 @@ TABLE = Table(
 
 def test_csv_reads_back_and_holds_no_formula() -> None:
     _, *lines = csv.reader(io.StringIO(to_csv(TABLE)))
-    assert lines[0] == ["cell", "UA %", "UA % low", "UA % high", "runs", "runs deviation", "n", "p"]
+    assert lines[0] == ["cell", "UA %", "UA % low", "UA % high", "runs %", "runs % deviation", "n", "p"]
     assert lines[1] == ["'=1+1", "50.0000", "40.0000", "60.0000", "50.0000", "", "1234", "0.0001"]
     assert lines[2][1:4] == ["", "", ""]
     for evil in ("=1", "+1", "-1", "@x", "\tx", "\rx", "\n=1"):
@@ -413,7 +413,7 @@ def test_every_table_is_written_in_every_form(content: Page, tmp_path: Path) -> 
         assert (tmp_path / form).stat().st_size > 5000
     for line in csv.reader((tmp_path / "csv").open(encoding="utf-8")):
         assert not [cell for cell in line if re.match(r"[=@]|[+-](?![\d.])", cell)]
-    assert shown(None, "percent") == "–" and shown(-1.234, "points") == "−1.23" and shown(12345, "count") == "12,345"
+    assert shown(None, "UA %") == "–" and shown(-1.234, "UA difference") == "−1.23" and shown(12345, "n") == "12,345"
 
 
 # --- in a real browser

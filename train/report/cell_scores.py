@@ -276,10 +276,16 @@ class CellScores:
     def _numbers(self, names: Any) -> np.ndarray:
         return np.array([self.classes.index(name) for name in names])
 
-    def probabilities(self, test: str = "both", after: bool = False) -> np.ndarray:
-        """Those of the classes in each prediction `[n, K]`, as they are or `after` its run's temperature, if all have one."""
-        found = np.stack(self.predictions[column("probabilities", test)]).astype(np.float64)
-        scale = np.array(self.temperatures if after else [])
+    @cached_property
+    def probabilities(self) -> dict[str, np.ndarray]:
+        """Those of the classes in each prediction `[n, K]`, by the way of testing."""
+        found = {test: self.predictions[column("probabilities", test)] for test in self.tests}
+        return {test: np.stack(each).astype(np.float64) for test, each in found.items()}
+
+    @cached_property
+    def sure(self) -> np.ndarray:
+        """The probabilities `[n, K]` after the temperature of their run, if all have one."""
+        scale, found = np.array(self.temperatures), self.probabilities["both"]
         return tempered(found, scale[self.predictions.run][:, None]) if len(scale) else found
 
     def reliability(self, after: bool = False) -> tuple[float, np.ndarray]:
@@ -287,7 +293,7 @@ class CellScores:
 
         `after` the temperature, or before it.
         """
-        found, seeds = self.probabilities(after=after), self.predictions.seed.to_numpy()
+        found, seeds = self.sure if after else self.probabilities["both"], self.predictions.seed.to_numpy()
         bins = np.array([reliability(self.truth[seeds == s], found[seeds == s]) for s in np.unique(seeds)])
         return 100 * float(np.mean([*map(ece, bins)])), bins.sum(0)
 
@@ -296,8 +302,8 @@ class CellScores:
 
         Probabilities are those after the temperature, if there is one.
         """
-        found, groups = self.probabilities(after=True), self.groups(self.over)
-        answered, right = found.max(1) >= below, found.argmax(1) == self.truth
+        groups, right = self.groups(self.over), self.probabilities["both"].argmax(1) == self.truth
+        answered = self.sure.max(1) >= below
         return share(answered, groups), share(right[answered], groups[answered]) if answered.any() else None
 
     @cached_property
@@ -311,7 +317,7 @@ class CellScores:
             return None
         frames = [table.to_pandas() for table in dev]
         on_dev = [conformal_threshold(self._numbers(p.truth), np.stack(p.probabilities).astype(float)) for p in frames]
-        inside = self.probabilities() >= np.array(on_dev)[self.predictions.run][:, None]
+        inside = self.probabilities["both"] >= np.array(on_dev)[self.predictions.run][:, None]
         held = inside[np.arange(len(inside)), self.truth]
         return share(held, self.groups(self.over)), float(inside.sum(1).mean())
 
@@ -324,11 +330,11 @@ class CellScores:
             return None
         return rater_scores(np.sum([one["confusion"] for one in found], 0), sum(one["left_out"] for one in found))
 
-    def divergences(self, test: str = "both") -> dict[str, Ends]:
+    def divergences(self) -> dict[str, Ends]:
         """KL and JS of the raters' shares and the probabilities, the mean over all predictions; none but if learnt."""
         if any("kl" not in result for result in self.results):
             return {}
-        found = divergences(np.stack(self.predictions.votes), self.probabilities(test))
+        found = divergences(np.stack(self.predictions.votes), self.probabilities["both"])
         groups = self.groups(self.over)
         return {name: average(values, groups, (0.0, np.inf)) for name, values in found.items()}
 
@@ -380,7 +386,7 @@ class CellScores:
             np.add.at(counted, (group[kept], seed[kept]), moments(*self.ratings(test))[kept])
         else:
             counted = np.zeros((len(names), len(seeds), len(self.classes), len(self.classes)))
-            predicted = self.probabilities(test).argmax(1)
+            predicted = self.probabilities[test].argmax(1)
             np.add.at(counted, tuple(each[kept] for each in (group, seed, self.truth, predicted)), 1)
         return counted[:, counted.any((0, 2, 3))]
 

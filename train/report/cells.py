@@ -68,12 +68,13 @@ class Cell(CellScores):
 
     @cached_property
     def judged(self) -> Any:
-        """The predictions with `right`; `confidence` and `given`, the highest probability and that of the true class in
-        percent; and `group`, which intervals are over.
+        """The classes in each prediction: is it `right`, `confidence` and `given` (the highest probability and that of
+        the true class, in percent), and its `group`, which intervals are over.
         """
-        p, percent = self.predictions, 100 * self.probabilities()
+        p, percent = self.predictions, 100 * self.probabilities["both"]
         given = percent[np.arange(len(p)), self.truth]
-        found = p.assign(right=p.truth == p.predicted, confidence=percent.max(1), given=given)
+        known = p[["id", "speaker", "truth", "predicted", "run", "seed"]]
+        found = known.assign(right=p.truth == p.predicted, confidence=percent.max(1), given=given)
         return found.assign(group=self.groups(self.over))
 
 

@@ -196,8 +196,8 @@ def agreement(cell: Cell) -> np.ndarray:
 
     A rater who gave several categories counts in parts; votes outside the label policy count against the label.
     """
-    described, p = cell.config["labels"], cell.judged
-    policy = Policy(described["policy"], tuple(described["classes"]), described["maps"])
+    labels, p = cell.config["labels"], cell.judged
+    policy = Policy(labels["policy"], tuple(labels["classes"]), labels["maps"])
     shares = np.full(len(p), np.nan)
     for row, (truth, raters) in enumerate(zip(p.truth, cell.utterances.votes.reindex(p.id), strict=True)):
         if isinstance(raters, list) and raters:

@@ -27,7 +27,7 @@ def ratings(cells: Sequence[Cell]) -> Part:
 def ratings_table(cells: Sequence[Cell]) -> Table:
     """One line per cell and way to test it."""
     rows = []
-    for cell, test in ((cell, test) for cell in cells if cell.dimensions for test in cell.tests):
+    for cell, test in [(one, test) for one in cells if one.dimensions for test in one.tests]:
         row: Row = {"cell": cell.label, "tested with": test, "mean CCC": cell.score("ccc", test).pooled}
         row |= {named(metric): cell.with_interval(metric, test) for metric in cell.rated}
         row |= {"scale": cell.scale, "interval over": cell.interval_over, "n": cell.n}

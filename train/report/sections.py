@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from ser.train.scores import SHOWN
 from ser.train.search import cell_name, chosen_rows
 
 from .calibration import calibrated
-from .cell_scores import NO_COMPARISON, NOT_KNOWN, caveat, heard_in_training, parts
+from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts
 from .cells import Cell, drawn, grouped
 from .examples import attended, errors
 from .figures import Plot, Point, dots, lines, matrices
@@ -22,18 +21,14 @@ from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
 from .ratings import ratings
 from .significance import compare, holm, mcnemar, p_of_runs
-from .tables import Row, Table, described
+from .tables import TEXTS, Row, Table, described
 
 PLOTTED = 30  # cells in a plot of one line for each
 SERIES = 4  # cells in a plot where each is a series
 ALL_PAIRS = 5  # cells; with more, each is tested against the first only
 EPOCHS = 30  # of each cell in the table of learning curves
 MAIN = ("ua", "wa")
-CHOSEN = "The first cell is chosen on the test score, which lifts its number and its differences."
-MEANT = "Differences: ours − paper in points, with the 95 % interval over the seeds; a number quoted without a deviation "
-MEANT += "is taken for exact."
-UNREAL = f"A synthetic corpus or random weights: {NO_COMPARISON}, so no difference is given."
-NARROW = "Too narrow: neither speakers nor dialogues are known, and utterances of a speaker are alike."
+SENTENCES = TEXTS["sentences"]
 
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
@@ -135,9 +130,9 @@ def results_table(cells: Sequence[Cell]) -> Table:
         row |= {"runs": f"{f'{n} in ' * (n != whole)}{len(cell.folds)} × {len(cell.seeds)}"}
         row |= {"n": int(cell.confusion().sum())}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
-    narrow = NARROW * any(cell.over == "utterances" for cell in cells)
+    narrow = SENTENCES["narrow"] * any(cell.over == "utterances" for cell in cells)
     where = f" ({cells[0].conditions})" if alike else ""
-    return described("results", rows, CHOSEN * (len(cells) > 1), _caveat(cells), narrow, where=where)
+    return described("results", rows, SENTENCES["chosen"] * (len(cells) > 1), _caveat(cells), narrow, where=where)
 
 
 def _with_intervals(cell: Cell) -> Row:
@@ -168,7 +163,7 @@ def papers_table(cells: Sequence[Cell]) -> Table:
                 row |= beside(MAIN, dict(numbers), ours, seeds, not differs, cell.caveat is None)
                 rows.append({**row, "differs in": ", ".join(differs) or None})
     unreal = [bool(cell.caveat) for cell in cells]
-    return described("papers", rows, MEANT * (not all(unreal)), UNREAL * any(unreal))
+    return described("papers", rows, SENTENCES["meant"] * (not all(unreal)), SENTENCES["unreal"] * any(unreal))
 
 
 def _together(places: Sequence[str]) -> str:
@@ -196,7 +191,7 @@ def significance_table(cells: Sequence[Cell]) -> Table:
         rows.append(row)
     _correct(rows, "UA", "WA")
     first = f"The cell with the highest UA of {len(cells)} against each of the others." * (len(cells) > ALL_PAIRS)
-    return described("significance", rows, CHOSEN, first)
+    return described("significance", rows, SENTENCES["chosen"], first)
 
 
 def claimed_better(one: Cell, other: Cell, metric: str) -> int:
@@ -231,7 +226,7 @@ def _as_papers_test(first: Cell, second: Cell) -> Row:
     if (first.config["corpus"], first.classes) != (second.config["corpus"], second.classes):
         return row
     if seeds := set(first.seeds) & set(second.seeds):
-        one, other = (p[p.seed == min(seeds)].drop_duplicates("id") for p in (first.predictions, second.predictions))
+        one, other = (p[p.seed == min(seeds)].drop_duplicates("id") for p in (first.judged, second.judged))
         both = one.merge(other, on="id", suffixes=(None, "_2"))
         if len(both):
             row |= {"utterances": len(both), "McNemar p": mcnemar(both.truth, both.predicted, both.predicted_2)}
@@ -327,7 +322,7 @@ def _modalities(cells: Sequence[Cell]) -> Part:
     shown = {cell.label for cell in able[:12]}
     points = [(row["tested with"], row["cell"], row["UA %"]) for row in rows if row["cell"] in shown]
     first = ", ".join(f"{row['tested with']} {row['UA %']:.2f} %" for row in rows if row["cell"] == able[0].label)
-    unreal = "Beside the papers’ numbers no comparison is meant." * any(cell.caveat is not None for cell in able)
+    unreal = SENTENCES["bias"] * any(cell.caveat is not None for cell in able)
     draw = partial(dots, points, "UA %", above=True, legend=3)
     plot = Plot.of("bias", rows, draw, drawn(able, len(shown)), unreal)
     heads = any(row["tested with"].startswith("head") for row in rows)

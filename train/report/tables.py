@@ -79,11 +79,16 @@ def shown(value: Any, heading: str) -> str:
     ('+1.50 [−0.25, +3.25]', '50.00', '12,345')
     """
     if isinstance(value, tuple):
-        first, *others = [_number(one, heading) for one in value if one is not None]
+        first, *others = [shown(float(one), heading) for one in value if one is not None]
         return f"{first} [{', '.join(others)}]" if len(others) == 2 else " ± ".join([first, *others])
     if isinstance(value, Integral):
         return f"{value:,}"
-    return "–" if value is None else _number(value, heading) if isinstance(value, Real) else str(value)
+    if not isinstance(value, Real):
+        return "–" if value is None else str(value)
+    if _last(heading) == "p" and value < 0.001:
+        return "< 0.001"
+    text = _forms(heading)[0].format(value)
+    return text if "e" in text else text.replace("-", "−")
 
 
 def _forms(heading: str) -> tuple[str, str]:
@@ -93,13 +98,6 @@ def _forms(heading: str) -> tuple[str, str]:
 
 def _last(heading: str) -> str:
     return heading.rpartition(" ")[2]
-
-
-def _number(value: Any, heading: str) -> str:
-    if _last(heading) == "p" and value < 0.001:
-        return "< 0.001"
-    text = _forms(heading)[0].format(value)
-    return text if "e" in text else text.replace("-", "−")
 
 
 def harmless(text: str) -> str:
@@ -122,9 +120,9 @@ def to_csv(table: Table) -> str:
     writer.writerow([harmless(table.caption)])
     writer.writerow([f"{harmless(heading)}{end}" for heading, of in ends.items() for end in of])
     for row in table.rows:
-        several = {heading: row.get(heading) or (None,) * len(of) for heading, of in ends.items() if len(of) > 1}
-        values = [(heading, one) for heading in ends for one in several.get(heading, (row.get(heading),))]
-        writer.writerow([_exact(one, heading) for heading, one in values])
+        below = {heading: row.get(heading) for heading in ends}
+        several = {heading: v if isinstance(v, tuple) else (v,) * len(ends[heading]) for heading, v in below.items()}
+        writer.writerow([_exact(one, heading) for heading, values in several.items() for one in values])
     return sink.getvalue()
 
 
