@@ -29,7 +29,7 @@ from ser.train.options import Experiment
 from ser.train.report.attention import attend, weights_of
 from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.examples import agreement
-from ser.train.report.figures import figure, to_svg
+from ser.train.report.figures import Plot, figure
 from ser.train.report.html import Page, write_html
 from ser.train.report.provenance import command, what_was_run
 from ser.train.report.sections import (
@@ -147,9 +147,13 @@ def test_evil_texts_are_shown_as_they_are_and_colours_follow_the_scheme(text: st
 def test_words_in_pictures_are_left_alone() -> None:
     """What looks like a number, a colour or a formula in a label is the reader's text."""
     label = 'lr 0.01234 #0072b2 $x$ <b> & id="q" xlink:href'
-    with figure(100) as (drawing, axes):
+
+    def draw() -> Any:
+        drawing, axes = figure(100)
         axes.text(0.5, 0.5, label)
-        svg = f"<svg>{to_svg(drawing).inside}</svg>"
+        return drawing
+
+    svg = f"<svg>{Plot('title', TABLE, draw).svg().inside}</svg>"
     texts = [element.text for element in ElementTree.fromstring(svg).iter("text")]
     assert label in texts
     assert "0.01234" not in re.sub(r">[^<]*<", "><", svg) and "xlink" not in re.sub(r">[^<]*<", "><", svg)

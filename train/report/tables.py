@@ -112,6 +112,11 @@ def _exact(value: Any, heading: str) -> str:
     return "" if value is None else harmless(str(value))
 
 
+def _each(value: Any, n: int) -> list[Any]:
+    """The n numbers of an interval or a spread; any other value by itself."""
+    return [one if one is None else float(one) for one in value] if isinstance(value, tuple) else [value] * n
+
+
 def to_csv(table: Table) -> str:
     """A line with the caption, one with the headings; intervals and spreads take a column for each of their numbers."""
     sink = io.StringIO()
@@ -120,9 +125,8 @@ def to_csv(table: Table) -> str:
     writer.writerow([harmless(table.caption)])
     writer.writerow([f"{harmless(heading)}{end}" for heading, of in ends.items() for end in of])
     for row in table.rows:
-        below = {heading: row.get(heading) for heading in ends}
-        several = {heading: v if isinstance(v, tuple) else (v,) * len(ends[heading]) for heading, v in below.items()}
-        writer.writerow([_exact(one, heading) for heading, values in several.items() for one in values])
+        parts = [(heading, one) for heading, of in ends.items() for one in _each(row.get(heading), len(of))]
+        writer.writerow([_exact(one, heading) for heading, one in parts])
     return sink.getvalue()
 
 
