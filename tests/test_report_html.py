@@ -7,7 +7,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ser.train.options import Experiment
 from ser.train.report.attention import attend, weights_of
 from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.examples import agreement
-from ser.train.report.figures import Plot, figure
+from ser.train.report.figures import figure, svg_of
 from ser.train.report.html import Page, write_html
 from ser.train.report.provenance import command, what_was_run
 from ser.train.report.sections import (
@@ -153,7 +153,7 @@ def test_words_in_pictures_are_left_alone() -> None:
         axes.text(0.5, 0.5, label)
         return drawing
 
-    svg = f"<svg>{Plot('title', TABLE, draw).svg().inside}</svg>"
+    svg = f"<svg>{svg_of(replace(TABLE, draw=draw)).inside}</svg>"
     texts = [element.text for element in ElementTree.fromstring(svg).iter("text")]
     assert label in texts
     assert "0.01234" not in re.sub(r">[^<]*<", "><", svg) and "xlink" not in re.sub(r">[^<]*<", "><", svg)

@@ -9,7 +9,7 @@ import numpy as np
 from ser.train.scores import BINS, LEVEL, SHOWN
 
 from .cells import Cell, drawn
-from .figures import Plot, Point, lines
+from .figures import Point, lines
 from .html import Part
 from .tables import Row, Table, described
 
@@ -59,7 +59,7 @@ def votes_table(cells: Sequence[Cell]) -> Table:
     return described("votes", rows)
 
 
-def _diagram(cells: Sequence[Cell]) -> Plot:
+def _diagram(cells: Sequence[Cell]) -> Table:
     """Share right against confidence in each bin; no bin without a prediction."""
     points: list[Point] = []
     rows: list[Row] = []
@@ -72,4 +72,4 @@ def _diagram(cells: Sequence[Cell]) -> Plot:
                     rows.append({"cell": name, **found, "n": int(n)})
                     points += [(name, *found.values())] if number < DRAWN else []
     draw = partial(lines, points, "confidence %", "right %", limits=(-2, 102), diagonal=True)
-    return Plot.of("reliability", rows, draw, drawn(cells, DRAWN))
+    return described("reliability", rows, drawn(cells, DRAWN), draw=draw)

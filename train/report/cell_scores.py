@@ -95,7 +95,6 @@ class CellScores:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
         tests = self.results[0]["tests"]
         self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
-        self._counted: dict[tuple[str, bool, str | None], np.ndarray] = {}
 
     def score(self, metric: str, test: str = "both") -> Score:
         """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
@@ -125,11 +124,10 @@ class CellScores:
         a class that does not occur in two of them. With a `corpus`, one of several, of its utterances alone.
         """
         rated = self._is_rated(metric)
-        if (key := (test, rated, corpus)) not in self._counted:
-            groups = self.groups(self.over)
-            own = groups if corpus is None else groups.where(self.predictions.id.str.startswith(f"{corpus}/"))
-            self._counted[key] = self.by_group(own, test, rated)
-        matrices = self._counted[key]
+        groups = self.groups(self.over)
+        if corpus is not None:
+            groups = groups.where(self.predictions.id.str.startswith(f"{corpus}/"))
+        matrices = self.by_group(groups, test, rated)
         pooled = self.measure(metric, matrices.sum(0)).mean() if corpus else self.score(metric, test).pooled
         whole = float(pooled)
         found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]

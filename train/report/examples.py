@@ -17,7 +17,7 @@ from ser.train.scores import FEWEST, metrics, share
 
 from .attention import Attended, attend
 from .cells import Cell
-from .figures import Plot, attention_maps, dots, lines
+from .figures import attention_maps, dots, lines
 from .html import Part
 from .tables import Row, Table, described
 
@@ -84,7 +84,7 @@ def _energy(logmel: Feature | None, manifest: Manifest, one: Attended) -> tuple[
     return None
 
 
-def _by_token(seen: Sequence[Attended]) -> Plot:
+def _by_token(seen: Sequence[Attended]) -> Table:
     """The audio's share of each query token's attention."""
     audio = 100 * np.array([one.audio for one in seen])  # [utterances, L]
     pooling = 100 * np.mean([one.tokens for one in seen], axis=0)
@@ -98,10 +98,10 @@ def _by_token(seen: Sequence[Attended]) -> Plot:
     points = [("audio", row["query token"], tuple(row[name] for name in names[:3])) for row in rows]
     shape: dict[str, Any] = {"limits": (-2, 102), "joined": False, "baseline": even, "legend": 0}
     draw = partial(lines, points, "query token", "audio’s share %", **shape)
-    return Plot.of("tokens", rows, draw, n=len(seen), even=even)
+    return described("tokens", rows, draw=draw, n=len(seen), even=even)
 
 
-def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence[str]) -> Plot:
+def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence[str]) -> Table:
     """Both modalities' shares in the utterances of each class."""
     rows: list[Row] = []
     for name in (name for name in classes if name in truths):
@@ -110,10 +110,10 @@ def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence
         rows.append({"true class": name, "utterances": len(shares), "audio %": audio, "text %": 100 - audio})
     points = [(part, row["true class"], row[f"{part} %"]) for part in ("audio", "text") for row in rows]
     draw = partial(dots, points, "share of the attention %", limits=(-2, 102), legend=2)
-    return Plot.of("attention-classes", rows, draw)
+    return described("attention-classes", rows, draw=draw)
 
 
-def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> Plot:
+def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> Table:
     """The attention of each query token over the seconds and the words."""
     frames = one.frames.shape[1]
     unit, end = ("seconds", frames * one.hop) if one.hop else ("frames", float(frames))
@@ -128,7 +128,7 @@ def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> 
         for what, column in zip(whats, weights.T, strict=True)
     ]
     draw = partial(attention_maps, binned, one.words, short, one.tokens @ binned, end, unit, energy)
-    return Plot.of("attention", rows, draw, name=name, utterance=one.utterance)
+    return described("attention", rows, draw=draw, name=name, utterance=one.utterance)
 
 
 def _binned(frames: np.ndarray, steps: int) -> np.ndarray:
@@ -165,7 +165,7 @@ def _hardest(cells: Sequence[Cell]) -> Table:
     return described("hardest", rows, n=len(rows), where=", of all cells" if len(same) > 1 else "")
 
 
-def _groups(cell: Cell) -> list[Plot]:
+def _groups(cell: Cell) -> list[Table]:
     """The share of wrong predictions in each group; nothing where no group is known."""
     import pandas
 
@@ -187,7 +187,7 @@ def _groups(cell: Cell) -> list[Plot]:
     every = 100 * (1 - p.right.mean())
     left = f"Groupings of more than {GROUPS} groups are only in the numbers." * (len(points) < len(rows))
     draw = partial(dots, points, "wrong %", baseline=every, limits=(0, None))
-    plot = Plot.of("groups", rows, draw, left, every=every, over=cell.over, fewest=FEWEST)
+    plot = described("groups", rows, left, draw=draw, every=every, over=cell.over, fewest=FEWEST)
     return [plot] if rows else []
 
 
@@ -207,7 +207,7 @@ def agreement(cell: Cell) -> np.ndarray:
     return shares
 
 
-def _agreement(cell: Cell) -> list[Plot]:
+def _agreement(cell: Cell) -> list[Table]:
     """Confidence and recall by the share of the raters' votes that stand behind the label; nothing without votes."""
     from scipy.stats import spearmanr
 
@@ -229,4 +229,4 @@ def _agreement(cell: Cell) -> list[Plot]:
     if np.ptp(behind[voted]) and np.ptp(p.given[voted]):
         found = f"{spearmanr(behind[voted], p.given[voted]).statistic:+.2f}".replace("-", "−")
         rank = f"Spearman’s correlation of agreement and what is given to the truth: {found}. "
-    return [Plot.of("agreement", rows, draw, over=cell.over, rank=rank)]
+    return [described("agreement", rows, draw=draw, over=cell.over, rank=rank)]

@@ -8,14 +8,13 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .tables import Row, Table, described, text_of
+from .tables import Table
 
 WIDTH = 420.0  # points
 
@@ -39,30 +38,6 @@ class Svg(NamedTuple):
     inside: str
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A figure, drawn when the page is written, above its numbers."""
-
-    title: str
-    data: Table
-    draw: Callable[[], Any]  # matplotlib's figure
-    note: str = ""
-
-    def svg(self) -> Svg:
-        """The figure, with ids that no other figure of the page has."""
-        import matplotlib
-
-        with matplotlib.rc_context({"svg.hashsalt": self.data.name}, Path(__file__).with_name("report.mplstyle")):
-            return _to_svg(self.draw())
-
-    @classmethod
-    def of(cls, texts: str, rows: Sequence[Row], draw: Callable[[], Any], *sentences: str, **fields: Any) -> "Plot":
-        """With the texts of that name in texts.toml, as `described` fills them in; its own note has the `sentences`."""
-        data = described(texts, rows, **fields)
-        note = " ".join(filter(None, [text_of(texts, "below", fields), *sentences]))
-        return cls(text_of(texts, "title", fields), data, draw, note)
-
-
 def figure(height: float, **subplots: Any) -> tuple[Any, Any]:
     """A figure `height` points high, with its axes."""
     from matplotlib.figure import Figure
@@ -71,12 +46,16 @@ def figure(height: float, **subplots: Any) -> tuple[Any, Any]:
     return drawing, drawing.subplots(**subplots)
 
 
-def _to_svg(drawing: Any) -> Svg:
-    """The figure without dates, its colours as the page's variables."""
+def svg_of(table: Table) -> Svg:
+    """A table's plot without dates, its colours as the page's variables, its ids those of no other plot of the page."""
+    import matplotlib
+
+    assert table.draw is not None
     sink = io.StringIO()
-    with warnings.catch_warnings():
+    style = Path(__file__).with_name("report.mplstyle")
+    with matplotlib.rc_context({"svg.hashsalt": table.name}, style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has other fonts
-        drawing.savefig(sink, format="svg")
+        table.draw().savefig(sink, format="svg")
     opening, _, svg = sink.getvalue().partition("<svg ")[2].partition(">")
     needless = r"<metadata>.*?</metadata>|<style [^>]*>.*?</style>|<!--.*?-->"
     svg = re.sub(needless, "", svg.removesuffix("</svg>\n"), flags=re.DOTALL)

@@ -8,7 +8,7 @@ from typing import Any
 from ser.cache.atomic_io import write_whole
 
 from .cells import Cell
-from .figures import Plot
+from .figures import svg_of
 from .tables import Table
 
 SHORT, ROOMY = 18, 34  # letters: up to here words are not broken; from here on a column needs room
@@ -33,8 +33,6 @@ def _tables(part: Any) -> Iterator[Table]:
     match part:
         case Table():
             yield part
-        case Plot(data=table):
-            yield table
         case dict() | list():
             for inner in part.values() if isinstance(part, dict) else part:
                 yield from _tables(inner)
@@ -48,7 +46,7 @@ def write_html(page: Page, path: Path) -> None:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["classes"] = _classes
+    environment.filters |= {"classes": _classes, "svg": svg_of}
     write_whole(path, environment.get_template("page.html").render(page=page).encode())
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from .cell_scores import named
 from .cells import Cell
-from .figures import Plot, lines
+from .figures import lines
 from .html import Part
 from .tables import Row, Table, described
 
@@ -35,7 +35,7 @@ def ratings_table(cells: Sequence[Cell]) -> Table:
     return described("ratings", rows)
 
 
-def _scatters(cell: Cell) -> list[Plot]:
+def _scatters(cell: Cell) -> list[Table]:
     """Truth over prediction of each dimension."""
     truth, predicted = cell.ratings()
     some = np.linspace(0, len(truth) - 1, min(DOTS, len(truth))).round().astype(int)
@@ -46,11 +46,11 @@ def _scatters(cell: Cell) -> list[Plot]:
         points = [(name, *pair) for pair in pairs]
         draw = partial(lines, points, f"predicted {name}", "rated", joined=False, diagonal=True, legend=0)
         rows = [dict(zip(("predicted", "rated"), pair, strict=True)) for pair in pairs]
-        plots.append(Plot.of("scatter", rows, draw, name=f"scatter-{name}", dimension=name.capitalize(), **told))
+        plots.append(described("scatter", rows, draw=draw, name=f"scatter-{name}", dimension=name.capitalize(), **told))
     return plots
 
 
-def _calibration(cell: Cell) -> Plot:
+def _calibration(cell: Cell) -> Table:
     """The mean rating in each bin of predictions, by dimension."""
     rows: list[Row] = []
     for name, truth, predicted in zip(cell.dimensions, *(each.T for each in cell.ratings()), strict=True):
@@ -59,4 +59,4 @@ def _calibration(cell: Cell) -> Plot:
             rows.append({"dimension": name, **means, "predictions": len(bin_)})
     points = [(row["dimension"], row["mean predicted"], row["mean rated"]) for row in rows]
     draw = partial(lines, points, "mean predicted", "mean rated", diagonal=True, legend=3)
-    return Plot.of("calibration-ratings", rows, draw, cell=cell.label, bins=BINS)
+    return described("calibration-ratings", rows, draw=draw, cell=cell.label, bins=BINS)

@@ -15,7 +15,7 @@ from .calibration import calibrated
 from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts
 from .cells import Cell, drawn, grouped
 from .examples import attended, errors
-from .figures import Plot, Point, dots, lines, matrices
+from .figures import Point, dots, lines, matrices
 from .html import Page, Part
 from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
@@ -103,7 +103,7 @@ def _results(cells: Sequence[Cell]) -> Part:
         points = [(name, *row.values()) for row in rows]
         draw = partial(dots, points, f"{name} %", above=True, baseline=chance)
         told = f"Dashed: chance, {chance:.0f} %." if chance else "", drawn(cells, PLOTTED)
-        plots.append(Plot.of("score", rows, draw, *told, name=f"{metric.replace('_', '-')}-plot", score=name))
+        plots.append(described("score", rows, *told, draw=draw, name=f"{metric.replace('_', '-')}-plot", score=name))
     recipes = {quoted.recipe.name: quoted.recipe for cell in cells for quoted in quoted_for(cell)}
     others = [
         {"table": recipe.title, "system": name}
@@ -256,14 +256,15 @@ def _emotions(cells: Sequence[Cell]) -> Part:
                 numbers = {f"{name} %": quoted.numbers.get(name) for name in every}
                 rows.append({"cell": f"paper: {quoted.described}"} | numbers)
     points = [(cell.label, name, _recall(cell, name)) for cell in shown for name in classes]
-    recalls = Plot.of("recalls", rows, partial(dots, points, "recall %", limits=(-2, 102), legend=1), *few)
+    draw = partial(dots, points, "recall %", limits=(-2, 102), legend=1)
+    recalls = described("recalls", rows, *few, draw=draw)
     rows = [
         {"cell": cell.label, "true class": name} | {f"as {k}": n for k, n in zip(classes, counts, strict=True)}
         for cell in alike
         for name, counts in zip(classes, cell.confusion().tolist(), strict=True)
     ]
     draw = partial(matrices, classes, {cell.label: cell.confusion() for cell in shown})
-    return {"plots": [recalls, Plot.of("confusion", rows, draw, *few)]}
+    return {"plots": [recalls, described("confusion", rows, *few, draw=draw)]}
 
 
 def _recall(cell: Cell, name: str) -> float | None:
@@ -284,10 +285,10 @@ def _training(cells: Sequence[Cell]) -> Part:
         for name in every[0]:
             shares = [100 * one[name] for one in every if name in one]
             rows.append({"cell": cell.label, "layer": name, "share %": (float(np.mean(shares)), float(np.std(shares)))})
-    return {"plots": [scores[0], *(plot for plot in scores[1:] if plot.data)], "tables": [described("layers", rows)]}
+    return {"plots": [scores[0], *(plot for plot in scores[1:] if plot)], "tables": [described("layers", rows)]}
 
 
-def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: int, told: str) -> Plot:
+def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: int, told: str) -> Table:
     """A score over the epochs of all stages, of the cells that have it."""
     import pandas
 
@@ -304,7 +305,7 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
             mean = float(curve["mean"][epoch])
             rows.append({"cell": cell.label, "epoch": epoch + 1, heading: None if np.isnan(mean) else mean})
     draw = partial(lines, points, "epoch", heading, band=True)
-    return Plot.of("learning", rows, draw, told, name=f"learning-{key}", score=title, epochs=EPOCHS)
+    return described("learning", rows, told, draw=draw, name=f"learning-{key}", score=title, epochs=EPOCHS)
 
 
 def _modalities(cells: Sequence[Cell]) -> Part:
@@ -324,7 +325,7 @@ def _modalities(cells: Sequence[Cell]) -> Part:
     first = ", ".join(f"{row['tested with']} {row['UA %']:.2f} %" for row in rows if row["cell"] == able[0].label)
     unreal = SENTENCES["bias"] * any(cell.caveat is not None for cell in able)
     draw = partial(dots, points, "UA %", above=True, legend=3)
-    plot = Plot.of("bias", rows, draw, drawn(able, len(shown)), unreal)
+    plot = described("bias", rows, drawn(able, len(shown)), unreal, draw=draw)
     heads = any(row["tested with"].startswith("head") for row in rows)
     return {"heads": heads, "first": f"{able[0].label}: {first}", "plots": [plot]}
 
@@ -350,4 +351,4 @@ def _queries(cells: Sequence[Cell]) -> Part:
     points = [(row["cells"], row["L"], row["UA %"]) for row in rows]
     ticks = {number: str(number) for number in sorted({row["L"] for row in rows})}
     draw = partial(lines, points, "query tokens L", "UA %", ticks=ticks, log=True)
-    return {"best": max(rows, key=lambda row: row["UA %"]), "plots": [Plot.of("queries", rows, draw)]}
+    return {"best": max(rows, key=lambda row: row["UA %"]), "plots": [described("queries", rows, draw=draw)]}

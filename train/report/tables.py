@@ -30,13 +30,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of values; None, or no such heading, where there is none. A table without rows is false."""
+    """Rows of values; None, or no such heading, where there is none. A table without rows is false.
+
+    One with a `title` stands behind its plot in the page.
+    """
 
     name: str  # of letters, digits and hyphens: its anchor and its label
     caption: str
     rows: Sequence[Row]
     note: str = ""
     folded: bool = False  # behind its caption in the page
+    title: str = ""
+    draw: Callable[[], Any] | None = None  # matplotlib's figure, when the page is written
+    below: str = ""  # the plot's note
 
     def __bool__(self) -> bool:
         return bool(self.rows)
@@ -55,14 +61,17 @@ class Table:
         return [[shown(row.get(heading), heading) for heading in self.columns] for row in self.rows]
 
 
-def described(texts: str, rows: Sequence[Row], *sentences: str, **fields: Any) -> Table:
-    """A table with the texts of that name in texts.toml, filled in with `fields`; `sentences`, if any, end its note.
+def described(
+    texts: str, rows: Sequence[Row], *sentences: str, draw: Callable[[], Any] | None = None, **fields: Any
+) -> Table:
+    """A table, with its plot if it is drawn, and the texts of that name in texts.toml, filled in with `fields`.
 
-    Its own name is that of the texts, or a field.
+    `sentences`, if any, end the note, of the plot if there is one. Its own name is that of the texts, or a field.
     """
-    note = " ".join(filter(None, [text_of(texts, "note", fields), *sentences]))
-    folded = TEXTS[texts].get("folded", False)
-    return Table(fields.get("name", texts), text_of(texts, "caption", fields), rows, note, folded)
+    told = {which: text_of(texts, which, fields) for which in ("caption", "note", "title", "below")}
+    last = "below" if draw else "note"
+    told[last] = " ".join(filter(None, [told[last], *sentences]))
+    return Table(fields.get("name", texts), rows=rows, folded=TEXTS[texts].get("folded", False), draw=draw, **told)
 
 
 def text_of(texts: str, which: str, fields: Mapping[str, Any]) -> str:
