@@ -310,11 +310,10 @@ class CellScores:
 
         By the probabilities as they are, so that nothing but the epoch was chosen there. None where a run has none.
         """
-        dev = [run.dev_predictions for run in self.runs]
-        if any(table is None for table in dev):
+        dev = [table.to_pandas() for run in self.runs if (table := run.dev_predictions) is not None]
+        if len(dev) < len(self.runs):
             return None
-        frames = [table.to_pandas() for table in dev]
-        on_dev = [conformal_threshold(self._numbers(p.truth), np.stack(p.probabilities).astype(float)) for p in frames]
+        on_dev = [conformal_threshold(self._numbers(p.truth), np.stack(p.probabilities).astype(float)) for p in dev]
         inside = self.probabilities["both"] >= np.array(on_dev)[self.predictions.run][:, None]
         held = inside[np.arange(len(inside)), self.truth]
         return share(held, self.groups(self.over)), float(inside.sum(1).mean())

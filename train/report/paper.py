@@ -95,7 +95,7 @@ def differences(
         "labels": (config["labels"]["policy"], Path(asked.labels).name),
         "protocol": (config["protocol"], f"{protocol}:{Path(file).name}" if colon else protocol),
         "corpora": (several[0], several[1]),
-        "only": (config.get("only"), getattr(asked, "only", None)),
+        "only": (config.get("only"), asked.only),
         "limit": (config["limit"], asked.limit),
         "allow_missing": (any("quarantined" in why for why in provenance.get("left_out", ())), False),
         "folds": (len({run.config["fold"] for run in runs}) < FOLDS.get(protocol, 0), False),

@@ -100,7 +100,7 @@ def _results(cells: Sequence[Cell]) -> Part:
     for name, metric in SHOWN.items():
         rows = [{"cell": cell.label, f"{name} %": cell.with_interval(metric)} for cell in cells[:PLOTTED]]
         chance = 100 / len(cells[0].classes) if metric == "ua" else None
-        points = [(name, *row.values()) for row in rows]
+        points = [(name, row["cell"], row[f"{name} %"]) for row in rows]
         draw = partial(dots, points, f"{name} %", above=True, baseline=chance)
         told = f"Dashed: chance, {chance:.0f} %." if chance else "", drawn(cells, PLOTTED)
         plots.append(described("score", rows, *told, draw=draw, name=f"{metric.replace('_', '-')}-plot", score=name))

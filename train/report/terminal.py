@@ -130,7 +130,7 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
             line |= {"Holm p": row.holm_p, "test": test and test.about}
         line |= {"differs in": row.differs} if differing else {}
         lines.append({**line, "protocol": row.conditions})
-    pieces = [tabulated(described("recipe", lines)) + "\n"]
+    pieces: list[str | None] = [tabulated(described("recipe", lines)) + "\n"]
     if picked := [line for row in rows for line in row.chosen]:
         pieces.append(f"chosen on dev, of so many that were tried:\n\n{tabulated(described('chosen', picked))}\n")
     pieces += [recipe.note, text_of("recipe", "note", {}), text_of("recipe", "tested", vars(recipe)) * tested, warning]
