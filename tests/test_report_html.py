@@ -43,7 +43,7 @@ from ser.train.report.sections import (
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
-from ser.train.run_folder import CONFIG, RESULT, Run, find_runs, run_name
+from ser.train.run_folder import CONFIG, RESULT, Run, column, find_runs, run_name
 from ser.train.scores import scores
 
 SMALL = ("d_model=16", "heads=2", "batch_size=16", "lr=0.003")
@@ -501,7 +501,8 @@ def test_480_runs_stay_small_and_quick(runs: list[Run], tmp_path: Path) -> None:
         run = Run(tmp_path / "runs" / run_name(config))
         run.path.mkdir(parents=True)
         named = [classes[k] for k in predicted]
-        files = run.write_predictions({**known, "predicted": named, "probabilities": list(shares)})
+        given = {column("probabilities", test): list(shares) for test in template.result["tests"]}
+        files = run.write_predictions({**known, "predicted": named, **given})
         files |= run.write_json(CONFIG, config)
         found = scores(truth.tolist(), predicted.tolist(), classes)
         tests = dict.fromkeys(template.result["tests"], found)

@@ -277,9 +277,8 @@ class CellScores:
     @cached_property
     def probabilities(self) -> dict[str, np.ndarray]:
         """Those of the classes in each prediction `[n, K]`, by the way of testing."""
-        named = {test: column("probabilities", test) for test in self.tests}
-        p = self.predictions
-        return {test: np.stack(p[name]).astype(np.float64) for test, name in named.items() if name in p}
+        found = {test: self.predictions[column("probabilities", test)] for test in self.tests}
+        return {test: np.stack(each).astype(np.float64) for test, each in found.items()}
 
     @cached_property
     def sure(self) -> np.ndarray:
