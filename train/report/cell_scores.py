@@ -310,7 +310,7 @@ class CellScores:
 
         By the probabilities as they are, so that nothing but the epoch was chosen there. None where a run has none.
         """
-        dev = [table.to_pandas() for run in self.runs if (table := run.dev_predictions) is not None]
+        dev = [table.to_pandas(use_threads=False) for run in self.runs if (table := run.dev_predictions) is not None]
         if len(dev) < len(self.runs):
             return None
         on_dev = [conformal_threshold(self._numbers(p.truth), np.stack(p.probabilities).astype(float)) for p in dev]
@@ -344,7 +344,7 @@ class CellScores:
         import pandas
 
         frames = [
-            run.predictions().to_pandas().assign(run=number, seed=run.result["seed"])
+            run.predictions().to_pandas(use_threads=False).assign(run=number, seed=run.result["seed"])
             for number, run in enumerate(self.runs)
         ]
         found = pandas.concat(frames, ignore_index=True)  # runs of earlier versions do not name dialogues
