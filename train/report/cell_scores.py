@@ -387,7 +387,7 @@ class CellScores:
             np.add.at(counted, tuple(each[kept] for each in (group, seed, self.truth, predicted)), 1)
         return counted[:, counted.any((0, 2, 3))]
 
-    @property
+    @cached_property
     def tested(self) -> list[tuple[str, str]]:
         """The "corpus/id" and the true class of each prediction."""
         p, home = self.predictions, "" if self.results[0].get("corpora") else f"{self.results[0]['corpus']}/"
