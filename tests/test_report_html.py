@@ -7,7 +7,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ser.train.options import Experiment
 from ser.train.report.attention import attend, weights_of
 from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.examples import agreement
-from ser.train.report.figures import figure, to_svg
+from ser.train.report.figures import figure, svg_of
 from ser.train.report.html import Page, write_html
 from ser.train.report.provenance import command, what_was_run
 from ser.train.report.sections import (
@@ -43,7 +43,7 @@ from ser.train.report.sections import (
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
-from ser.train.run_folder import CONFIG, RESULT, Run, find_runs, run_name
+from ser.train.run_folder import CONFIG, RESULT, Run, column, find_runs, run_name
 from ser.train.scores import scores
 
 SMALL = ("d_model=16", "heads=2", "batch_size=16", "lr=0.003")
@@ -147,9 +147,13 @@ def test_evil_texts_are_shown_as_they_are_and_colours_follow_the_scheme(text: st
 def test_words_in_pictures_are_left_alone() -> None:
     """What looks like a number, a colour or a formula in a label is the reader's text."""
     label = 'lr 0.01234 #0072b2 $x$ <b> & id="q" xlink:href'
-    with figure(100) as (drawing, axes):
+
+    def draw() -> Any:
+        drawing, axes = figure(100)
         axes.text(0.5, 0.5, label)
-        svg = f"<svg>{to_svg(drawing).inside}</svg>"
+        return drawing
+
+    svg = f"<svg>{svg_of(replace(TABLE, draw=draw)).inside}</svg>"
     texts = [element.text for element in ElementTree.fromstring(svg).iter("text")]
     assert label in texts
     assert "0.01234" not in re.sub(r">[^<]*<", "><", svg) and "xlink" not in re.sub(r">[^<]*<", "><", svg)
@@ -371,8 +375,8 @@ TABLE = Table(
     "odd",
     "Odd & <b>100 %</b>",
     [
-        {"cell": "=1+1", "UA %": (50, 40, 60), "runs": (50, None), "n": 1234, "p": 0.0001},
-        {"cell": "a | b_c <i> $x$", "runs": (25, 1), "p": 0.5},
+        {"cell": "=1+1", "UA %": (50, 40, 60), "runs %": (50, None), "n": 1234, "p": 0.0001},
+        {"cell": "a | b_c <i> $x$", "runs %": (25, 1), "p": 0.5},
     ],
     "A note of 5 %.",
 )
@@ -380,7 +384,7 @@ TABLE = Table(
 
 def test_csv_reads_back_and_holds_no_formula() -> None:
     _, *lines = csv.reader(io.StringIO(to_csv(TABLE)))
-    assert lines[0] == ["cell", "UA %", "UA % low", "UA % high", "runs", "runs deviation", "n", "p"]
+    assert lines[0] == ["cell", "UA %", "UA % low", "UA % high", "runs %", "runs % deviation", "n", "p"]
     assert lines[1] == ["'=1+1", "50.0000", "40.0000", "60.0000", "50.0000", "", "1234", "0.0001"]
     assert lines[2][1:4] == ["", "", ""]
     for evil in ("=1", "+1", "-1", "@x", "\tx", "\rx", "\n=1"):
@@ -411,7 +415,7 @@ def test_every_table_is_written_in_every_form(content: Page, tmp_path: Path) -> 
         assert (tmp_path / form).stat().st_size > 5000
     for line in csv.reader((tmp_path / "csv").open(encoding="utf-8")):
         assert not [cell for cell in line if re.match(r"[=@]|[+-](?![\d.])", cell)]
-    assert shown(None, "percent") == "–" and shown(-1.234, "points") == "−1.23" and shown(12345, "count") == "12,345"
+    assert shown(None, "UA %") == "–" and shown(-1.234, "UA difference") == "−1.23" and shown(12345, "n") == "12,345"
 
 
 # --- in a real browser
@@ -495,7 +499,8 @@ def test_480_runs_stay_small_and_quick(runs: list[Run], tmp_path: Path) -> None:
         run = Run(tmp_path / "runs" / run_name(config))
         run.path.mkdir(parents=True)
         named = [classes[k] for k in predicted]
-        files = run.write_predictions({**known, "predicted": named, "probabilities": list(shares)})
+        given = {column("probabilities", test): list(shares) for test in template.result["tests"]}
+        files = run.write_predictions({**known, "predicted": named, **given})
         files |= run.write_json(CONFIG, config)
         found = scores(truth.tolist(), predicted.tolist(), classes)
         tests = dict.fromkeys(template.result["tests"], found)

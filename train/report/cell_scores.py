@@ -95,7 +95,6 @@ class CellScores:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
         tests = self.results[0]["tests"]
         self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
-        self._counted: dict[tuple[str, bool, str | None], np.ndarray] = {}
 
     def score(self, metric: str, test: str = "both") -> Score:
         """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
@@ -125,13 +124,10 @@ class CellScores:
         a class that does not occur in two of them. With a `corpus`, one of several, of its utterances alone.
         """
         rated = self._is_rated(metric)
-        if (key := (test, rated, corpus)) not in self._counted:
-            groups = self.groups(self.over)
-            if corpus is not None:
-                own = (id_.partition("/")[0] for id_ in self._column("id"))
-                groups = [group if name == corpus else None for group, name in zip(groups, own, strict=True)]
-            self._counted[key] = self.by_group(groups, test, rated)
-        matrices = self._counted[key]
+        groups = self.groups(self.over)
+        if corpus is not None:
+            groups = groups.where(self.predictions.id.str.startswith(f"{corpus}/"))
+        matrices = self.by_group(groups, test, rated)
         pooled = self.measure(metric, matrices.sum(0)).mean() if corpus else self.score(metric, test).pooled
         whole = float(pooled)
         found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
@@ -142,9 +138,10 @@ class CellScores:
     @cached_property
     def groupings(self) -> list[str]:
         """What the groups of intervals and tests can be, the default first; utterances where nothing else is known."""
-        speakers, dialogues = set(self.groups("speakers")), set(self.groups("dialogues"))
-        alone = None in dialogues or len(dialogues) == len(set(self.groups("utterances")))
-        return ["speakers"] * (None not in speakers) + ["dialogues"] * (not alone) or ["utterances"]
+        p = self.predictions
+        alone = p.dialogue.isna().any() or p.dialogue.nunique() == p.id.nunique()
+        known = {"speakers": p.speaker.notna().all(), "dialogues": not alone}
+        return [over for over, is_known in known.items() if is_known] or ["utterances"]
 
     @property
     def over(self) -> str:
@@ -154,12 +151,12 @@ class CellScores:
     @property
     def interval_over(self) -> str:
         """What the intervals are over and of how many, or why there is none."""
-        g = len(set(self.groups(self.over)))
+        g = self.groups(self.over).nunique()
         return f"{'' if g >= FEWEST else 'no interval: '}{how_many(g, self.over)}"
 
-    def groups(self, over: str) -> list[Any]:
-        """The group of each prediction, run by run; None where the run does not know it."""
-        return self._column(COLUMNS[over])
+    def groups(self, over: str) -> Any:
+        """The group of each prediction, a series; nothing where the run does not know it."""
+        return self.predictions[COLUMNS[over]]
 
     @cached_property
     def corpora(self) -> list[dict[str, Any]]:
@@ -259,18 +256,9 @@ class CellScores:
 
     def ratings(self, test: str = "both") -> tuple[np.ndarray, np.ndarray]:
         """Truth and prediction of valence, arousal and dominance, `[n, D]` each, run by run, on the corpus's scale."""
-        truth = [self._column(f"truth {name}") for name in DIMENSIONS]
-        predicted = [self._column(column(f"predicted {name}", test)) for name in DIMENSIONS]
-        return np.array(truth).T, np.array(predicted).T
-
-    @cached_property
-    def _given(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The true classes `[n]` and the probabilities `[n, K]` of each run."""
-        return [self._arrays(table) for table in self.tables]
-
-    def _arrays(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
-        truth = np.array([self.classes.index(name) for name in table["truth"].to_pylist()])
-        return truth, np.array(table["probabilities"].to_pylist())
+        columns = [f"truth {name}" for name in DIMENSIONS], [column(f"predicted {name}", test) for name in DIMENSIONS]
+        truth, predicted = (self.predictions[names].to_numpy() for names in columns)
+        return truth, predicted
 
     @property
     def temperatures(self) -> list[float]:
@@ -278,26 +266,42 @@ class CellScores:
         found = [(result.get("calibration") or {}).get("temperature") for result in self.results]
         return [t for t in found if t] if all(found) else []
 
-    def probabilities(self, after: bool) -> list[np.ndarray]:
-        """Those `[n, K]` of each run, as they are or `after` its temperature, if all have one."""
-        scale = self.temperatures if after else []
-        return [p if not scale else tempered(p, scale[run]) for run, (_, p) in enumerate(self._given)]
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """The number of the true class of each prediction `[n]`."""
+        return self._numbers(self.predictions.truth)
+
+    def _numbers(self, names: Any) -> np.ndarray:
+        return np.array([self.classes.index(name) for name in names])
+
+    @cached_property
+    def probabilities(self) -> dict[str, np.ndarray]:
+        """Those of the classes in each prediction `[n, K]`, by the way of testing."""
+        found = {test: self.predictions[column("probabilities", test)] for test in self.tests}
+        return {test: np.stack(each).astype(np.float64) for test, each in found.items()}
+
+    @cached_property
+    def sure(self) -> np.ndarray:
+        """The probabilities `[n, K]` after the temperature of their run, if all have one."""
+        scale, found = np.array(self.temperatures), self.probabilities["both"]
+        return tempered(found, scale[self.predictions.run][:, None]) if len(scale) else found
 
     def reliability(self, after: bool = False) -> tuple[float, np.ndarray]:
-        """The ECE in percent, pooled over the folds of a seed and the mean over the seeds, and the bins of all runs."""
-        pairs = zip(self._given, self.probabilities(after), strict=True)
-        bins = np.array([reliability(truth, probabilities) for (truth, _), probabilities in pairs])
-        by_seed = [ece(bins[self._seeds == seed].sum(0)) for seed in np.unique(self._seeds)]
-        return 100 * float(np.mean(by_seed)), bins.sum(0)
+        """The ECE in percent, pooled over the folds of a seed and the mean over the seeds, and the bins of all runs.
+
+        `after` the temperature, or before it.
+        """
+        found, seeds = self.sure if after else self.probabilities["both"], self.predictions.seed.to_numpy()
+        bins = np.array([reliability(self.truth[seeds == s], found[seeds == s]) for s in np.unique(seeds)])
+        return 100 * float(np.mean([*map(ece, bins)])), bins.sum(0)
 
     def abstaining(self, below: float) -> tuple[Ends, Ends | None]:
         """The share that is answered if no answer is given `below` a probability, and the share of those that is right.
 
         Probabilities are those after the temperature, if there is one.
         """
-        found = np.concatenate(self.probabilities(after=True))
-        right = np.concatenate([p.argmax(1) == truth for truth, p in self._given])
-        answered, groups = found.max(1) >= below, np.array(self.groups(self.over))
+        groups, right = self.groups(self.over), self.probabilities["both"].argmax(1) == self.truth
+        answered = self.sure.max(1) >= below
         return share(answered, groups), share(right[answered], groups[answered]) if answered.any() else None
 
     @cached_property
@@ -306,15 +310,13 @@ class CellScores:
 
         By the probabilities as they are, so that nothing but the epoch was chosen there. None where a run has none.
         """
-        dev = [run.dev_predictions for run in self.runs]
-        if any(table is None for table in dev):
+        dev = [table.to_pandas(use_threads=False) for run in self.runs if (table := run.dev_predictions) is not None]
+        if len(dev) < len(self.runs):
             return None
-        held, sizes = [], []
-        for table, (truth, probabilities) in zip(dev, self._given, strict=True):
-            inside = probabilities >= conformal_threshold(*self._arrays(table))
-            held.append(inside[np.arange(len(truth)), truth])
-            sizes.append(inside.sum(1))
-        return share(np.concatenate(held), self.groups(self.over)), float(np.concatenate(sizes).mean())
+        on_dev = [conformal_threshold(self._numbers(p.truth), np.stack(p.probabilities).astype(float)) for p in dev]
+        inside = self.probabilities["both"] >= np.array(on_dev)[self.predictions.run][:, None]
+        held = inside[np.arange(len(inside)), self.truth]
+        return share(held, self.groups(self.over)), float(inside.sum(1).mean())
 
     @property
     def raters(self) -> dict[str, Any] | None:
@@ -325,23 +327,28 @@ class CellScores:
             return None
         return rater_scores(np.sum([one["confusion"] for one in found], 0), sum(one["left_out"] for one in found))
 
-    def divergences(self, test: str = "both") -> dict[str, Ends]:
+    def divergences(self) -> dict[str, Ends]:
         """KL and JS of the raters' shares and the probabilities, the mean over all predictions; none but if learnt."""
         if any("kl" not in result for result in self.results):
             return {}
-        found = divergences(*(np.array(self._column(name)) for name in ("votes", column("probabilities", test))))
+        found = divergences(np.stack(self.predictions.votes), self.probabilities["both"])
         groups = self.groups(self.over)
         return {name: average(values, groups, (0.0, np.inf)) for name, values in found.items()}
 
     @cached_property
-    def tables(self) -> list[Any]:
-        """The predictions of each run."""
-        return [run.predictions() for run in self.runs]
+    def predictions(self) -> Any:
+        """A data frame of the runs' predictions.parquet: an utterance is there once per seed.
 
-    def _column(self, name: str) -> list[Any]:
-        # Runs of earlier versions do not name dialogues.
-        lists = (t[name].to_pylist() if name in t.column_names else [None] * len(t) for t in self.tables)
-        return [value for values in lists for value in values]
+        Beside the columns of these, `run` (its place in `runs`) and `seed`. Nothing where a run does not say it.
+        """
+        import pandas
+
+        frames = [
+            run.predictions().to_pandas(use_threads=False).assign(run=number, seed=run.result["seed"])
+            for number, run in enumerate(self.runs)
+        ]
+        found = pandas.concat(frames, ignore_index=True)  # runs of earlier versions do not name dialogues
+        return found.reindex(columns=list(dict.fromkeys([*found.columns, "dialogue", "truth"])))
 
     def _matrices(self, metric: str, test: str) -> np.ndarray:
         """C `[R, K, K]` of the runs, or M `[R, D, 6]` of a metric that counts these."""
@@ -361,32 +368,30 @@ class CellScores:
         found = metrics(matrices)
         return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
 
-    def by_group(self, groups: Sequence[Any], test: str = "both", rated: bool = False) -> np.ndarray:
+    def by_group(self, groups: Any, test: str = "both", rated: bool = False) -> np.ndarray:
         """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names; if `rated` M `[g, S, D, 6]`.
 
-        `groups` are those of all predictions, run by run; what has None does not count.
+        `groups` are those of all predictions; those in none do not count.
         """
-        seeds, seed = np.unique(self._seeds, return_inverse=True)
-        of_seed = np.repeat(seed, [table.num_rows for table in self.tables])
-        kept = np.array([group is not None for group in groups])
-        names, group = np.unique(np.array(groups)[kept], return_inverse=True)
-        shape = (len(DIMENSIONS), 6) if rated else (len(self.classes), len(self.classes))
-        counted = np.zeros((len(names), len(seeds), *shape))
+        import pandas
+
+        group, names = pandas.factorize(np.asarray(groups), sort=True)
+        seeds, seed = np.unique(self.predictions.seed, return_inverse=True)
+        kept = group >= 0
         if rated:
-            np.add.at(counted, (group, of_seed[kept]), moments(*self.ratings(test))[kept])
+            counted = np.zeros((len(names), len(seeds), len(DIMENSIONS), 6))
+            np.add.at(counted, (group[kept], seed[kept]), moments(*self.ratings(test))[kept])
         else:
-            number = {name: k for k, name in enumerate(self.classes)}
-            truth = np.array([number[name] for name in self._column("truth")])
-            predicted = np.argmax(self._column(column("probabilities", test)), 1)
-            np.add.at(counted, (group, of_seed[kept], truth[kept], predicted[kept]), 1)
+            counted = np.zeros((len(names), len(seeds), len(self.classes), len(self.classes)))
+            predicted = self.probabilities[test].argmax(1)
+            np.add.at(counted, tuple(each[kept] for each in (group, seed, self.truth, predicted)), 1)
         return counted[:, counted.any((0, 2, 3))]
 
     @cached_property
-    def tested(self) -> list[tuple[str, ...]]:
-        """Corpus, id and true class of each prediction."""
-        corpus, ids = self.results[0]["corpus"], self._column("id")
-        own = [id_.partition("/")[::2] if self.results[0].get("corpora") else (corpus, id_) for id_ in ids]
-        return [(*pair, truth) for pair, truth in zip(own, self._column("truth"), strict=True)]
+    def tested(self) -> list[tuple[str, str]]:
+        """The "corpus/id" and the true class of each prediction."""
+        p, home = self.predictions, "" if self.results[0].get("corpora") else f"{self.results[0]['corpus']}/"
+        return list(zip(home + p.id, p.truth, strict=True))
 
 
 def _spread(values: np.ndarray) -> Spread:

@@ -1,7 +1,7 @@
 """Runs grouped into cells: a cell is one configuration, its runs are that configuration's folds and seeds."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -67,25 +67,28 @@ class Cell(CellScores):
         return pandas.DataFrame(columns, dtype=object).set_index("id")
 
     @cached_property
-    def predictions(self) -> Any:
-        """A data frame with one row per prediction: an utterance is there once per seed.
-
-        Columns: `id`, `speaker`, the classes `truth` and `predicted`, `right`, `confidence` and `given` (the highest
-        probability and that of the true class, in percent), `run` (its place in `runs`), `seed` and its `group`, which
-        intervals are over.
+    def judged(self) -> Any:
+        """The classes in each prediction: is it `right`, `confidence` and `given` (the highest probability and that of
+        the true class, in percent), and its `group`, which intervals are over.
         """
-        import pandas
+        p, percent = self.predictions, 100 * self.probabilities["both"]
+        given = percent[np.arange(len(p)), self.truth]
+        known = p[["id", "speaker", "truth", "predicted", "run", "seed"]]
+        found = known.assign(right=p.truth == p.predicted, confidence=percent.max(1), given=given)
+        return found.assign(group=self.groups(self.over))
 
-        frames = []
-        for number, (run, table) in enumerate(zip(self.runs, self.tables, strict=True)):
-            frame = table.select(["id", "speaker", "truth", "predicted"]).to_pandas()
-            flat = table.column("probabilities").combine_chunks().flatten().to_numpy()
-            percent = 100 * flat.astype(np.float64).reshape(len(frame), -1)
-            frame["right"] = frame.truth == frame.predicted
-            frame["confidence"] = percent.max(1)
-            frame["given"] = percent[np.arange(len(frame)), pandas.Index(self.classes).get_indexer(frame.truth)]
-            frames.append(frame.assign(run=number, seed=run.config["seed"]))
-        return pandas.concat(frames, ignore_index=True).assign(group=self.groups(self.over))
+
+def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+    """The items by their key, both in the order in which they first come."""
+    found: dict[Any, list[Any]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
+def drawn(cells: Sequence[Cell], most: int) -> str:
+    """Which cells are in a plot, if not all."""
+    return f"Drawn: the {most} cells with the highest UA of {len(cells)}." if most < len(cells) else ""
 
 
 def group_runs(runs: Iterable[Run], searches: Sequence[Record] = ()) -> tuple[list[Cell], list[Run]]:
@@ -94,16 +97,13 @@ def group_runs(runs: Iterable[Run], searches: Sequence[Record] = ()) -> tuple[li
     Cells without classes come after those with, highest mean CCC first. A search is one cell, of the runs that were
     chosen; its other runs are in none. Raises `WrongUse` if no run is finished.
     """
-    members: dict[str, list[Run]] = {}
     every = sorted(runs, key=lambda run: run.path.name)
     done = finished(every)
-    for run in every if searches else done:
-        members.setdefault(cell_name(run.config), []).append(run)
+    members = grouped(every if searches else done, lambda run: cell_name(run.config))
     found: list[tuple[list[Run], Record | None]] = []
     for search in searches:
-        columns: dict[Any, list[Run]] = {}
-        for run in (run for name in search.candidates for run in members.get(name, ())):
-            columns.setdefault((run.config["seed"], run.config["fold"], run.config["cut"]), []).append(run)
+        tried = (run for name in search.candidates for run in members.get(name, ()))
+        columns = grouped(tried, lambda run: (run.config["seed"], run.config["fold"], run.config["cut"]))
         found.append((choose(one for one in columns.values() if len(one) == len(search.candidates)), search))
     searched = {name for search in searches for name in search.candidates}
     found += [([run for run in same if run.finished], None) for name, same in members.items() if name not in searched]

@@ -18,8 +18,8 @@ from ser.train.scores import FEWEST, metrics, share
 from .attention import Attended, attend
 from .cells import Cell
 from .figures import attention_maps, dots, lines
-from .html import Part, Plot
-from .tables import Row, Table
+from .html import Part
+from .tables import Row, Table, described
 
 SPECIAL = "special tokens"  # [CLS], [SEP] and their like
 SAMPLED = 40  # utterances behind the averages of attention
@@ -41,7 +41,7 @@ def attended(cells: Sequence[Cell]) -> Part:
     store, manifest, lack = cell.origin
     if store is None or manifest is None:
         return {"cell": cell, "fault": lack}
-    p = cell.predictions
+    p = cell.judged
     mine = p[p.run == 0].join(cell.utterances.text, on="id")
     sampled = mine.iloc[np.linspace(0, len(mine) - 1, min(SAMPLED, len(mine))).round().astype(int)]
     chosen = _chosen(cell, mine)
@@ -84,27 +84,24 @@ def _energy(logmel: Feature | None, manifest: Manifest, one: Attended) -> tuple[
     return None
 
 
-def _by_token(seen: Sequence[Attended]) -> Plot:
+def _by_token(seen: Sequence[Attended]) -> Table:
     """The audio's share of each query token's attention."""
     audio = 100 * np.array([one.audio for one in seen])  # [utterances, L]
     pooling = 100 * np.mean([one.tokens for one in seen], axis=0)
     even = 100 * float(np.mean([one.even for one in seen]))
     columns = audio.mean(0), *np.quantile(audio, [0.1, 0.9], axis=0), pooling
     names = "to audio %", "a tenth of the utterances below %", "a tenth above %", "its weight in the pooling %"
-    rows = [
+    rows: list[Row] = [
         {"query token": number} | dict(zip(names, map(float, values), strict=True))
         for number, values in enumerate(zip(*columns, strict=True), 1)
     ]
-    points = [("audio", number, tuple(row[name] for name in names[:3])) for number, row in enumerate(rows, 1)]
+    points = [("audio", row["query token"], tuple(row[name] for name in names[:3])) for row in rows]
     shape: dict[str, Any] = {"limits": (-2, 102), "joined": False, "baseline": even, "legend": 0}
     draw = partial(lines, points, "query token", "audio’s share %", **shape)
-    note = f"Mean of {len(seen)} test utterances; bars: the middle 80 %. The rest goes to the words. "
-    note += f"Dashed: {even:.0f} %, attention spread evenly over all frames and tokens."
-    data = Table("tokens", "Attention to audio of each query token", rows)
-    return Plot("Which query token attends to which modality", data, draw, note)
+    return described("tokens", rows, draw=draw, n=len(seen), even=even)
 
 
-def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence[str]) -> Plot:
+def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence[str]) -> Table:
     """Both modalities' shares in the utterances of each class."""
     rows: list[Row] = []
     for name in (name for name in classes if name in truths):
@@ -113,17 +110,15 @@ def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence
         rows.append({"true class": name, "utterances": len(shares), "audio %": audio, "text %": 100 - audio})
     points = [(part, row["true class"], row[f"{part} %"]) for part in ("audio", "text") for row in rows]
     draw = partial(dots, points, "share of the attention %", limits=(-2, 102), legend=2)
-    data = Table("attention-classes", "Attention to each modality by emotion", rows)
-    return Plot("By emotion, as the pooling weighs the tokens", data, draw)
+    return described("attention-classes", rows, draw=draw)
 
 
-def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> Plot:
+def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> Table:
     """The attention of each query token over the seconds and the words."""
     frames = one.frames.shape[1]
     unit, end = ("seconds", frames * one.hop) if one.hop else ("frames", float(frames))
     binned, spans = _binned(one.frames, STEPS), _binned(one.frames, ROWS)
     short = ["⟨⟩" if text is None else text for text in one.texts]
-    draw = partial(attention_maps, binned, one.words, short, one.tokens @ binned, end, unit, energy)
     step = end / spans.shape[1]
     names = [f"{n * step:.2f}–{(n + 1) * step:.2f} {unit}" for n in range(spans.shape[1])]
     rows = [
@@ -132,9 +127,8 @@ def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> 
         for modality, whats, weights in (("audio", names, spans), ("text", one.texts, one.words))
         for what, column in zip(whats, weights.T, strict=True)
     ]
-    data = Table(name, f"{one.utterance}: attention over seconds and words", rows)
-    note = "Stronger colour, more attention; each map from 0 to its own maximum. ⟨⟩: special tokens."
-    return Plot("Attention of each query token", data, draw, note)
+    draw = partial(attention_maps, binned, one.words, short, one.tokens @ binned, end, unit, energy)
+    return described("attention", rows, draw=draw, name=name, utterance=one.utterance)
 
 
 def _binned(frames: np.ndarray, steps: int) -> np.ndarray:
@@ -153,7 +147,7 @@ def _hardest(cells: Sequence[Cell]) -> Table:
     import pandas
 
     same = [c for c in cells if c.config["corpus"] == cells[0].config["corpus"] and c.classes == cells[0].classes]
-    p = pandas.concat([cell.predictions for cell in same])
+    p = pandas.concat([cell.judged for cell in same])
     wrong = p[~p.right].groupby("id").predicted
     found = p.groupby("id").agg(
         truth=("truth", "first"), right=("right", "mean"), runs=("run", "size"), given=("given", "mean")
@@ -168,16 +162,14 @@ def _hardest(cells: Sequence[Cell]) -> Table:
         counts = Counter(vote for rater in one.votes or () for vote in rater)
         votes = ", ".join(f"{name} {n}" if n > 1 else name for name, n in counts.most_common())
         rows.append({**row, "votes": votes or None, "seconds": one.duration})
-    where = ", of all cells" if len(same) > 1 else ""
-    note = f"Wrong in the largest share of the runs that tested it{where}; of equals, the one whose truth got least."
-    return Table("hardest", f"The {len(rows)} hardest utterances", rows, note)
+    return described("hardest", rows, n=len(rows), where=", of all cells" if len(same) > 1 else "")
 
 
-def _groups(cell: Cell) -> list[Plot]:
+def _groups(cell: Cell) -> list[Table]:
     """The share of wrong predictions in each group; nothing where no group is known."""
     import pandas
 
-    p = cell.predictions.join(cell.utterances, on="id")
+    p = cell.judged.join(cell.utterances, on="id")
     names = [f"under {SECONDS[1]:g} s", *(f"{low:g}–{to:g} s" for low, to in pairwise(SECONDS[1:-1]))]
     names.append(f"from {SECONDS[-2]:g} s")
     p["duration"] = pandas.cut(p.duration.astype(float), SECONDS, right=False, labels=names)
@@ -193,11 +185,10 @@ def _groups(cell: Cell) -> list[Plot]:
     counts = Counter(row["by"] for row in rows)
     points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in rows if counts[row["by"]] <= GROUPS]
     every = 100 * (1 - p.right.mean())
-    note = f"Dashed: {every:.0f} %, over all utterances. Bars: 95 % intervals over {cell.over}, where a group has "
-    note += f"{FEWEST} or more; seeds are averaged."
-    note += "" if len(points) == len(rows) else f" Groupings of more than {GROUPS} groups are only in the numbers."
+    left = f"Groupings of more than {GROUPS} groups are only in the numbers." * (len(points) < len(rows))
     draw = partial(dots, points, "wrong %", baseline=every, limits=(0, None))
-    return [Plot("Errors by group", Table("groups", "Errors by group", rows), draw, note)] if rows else []
+    plot = described("groups", rows, left, draw=draw, every=every, over=cell.over, fewest=FEWEST)
+    return [plot] if rows else []
 
 
 def agreement(cell: Cell) -> np.ndarray:
@@ -205,8 +196,8 @@ def agreement(cell: Cell) -> np.ndarray:
 
     A rater who gave several categories counts in parts; votes outside the label policy count against the label.
     """
-    described, p = cell.config["labels"], cell.predictions
-    policy = Policy(described["policy"], tuple(described["classes"]), described["maps"])
+    labels, p = cell.config["labels"], cell.judged
+    policy = Policy(labels["policy"], tuple(labels["classes"]), labels["maps"])
     shares = np.full(len(p), np.nan)
     for row, (truth, raters) in enumerate(zip(p.truth, cell.utterances.votes.reindex(p.id), strict=True)):
         if isinstance(raters, list) and raters:
@@ -216,11 +207,11 @@ def agreement(cell: Cell) -> np.ndarray:
     return shares
 
 
-def _agreement(cell: Cell) -> list[Plot]:
+def _agreement(cell: Cell) -> list[Table]:
     """Confidence and recall by the share of the raters' votes that stand behind the label; nothing without votes."""
     from scipy.stats import spearmanr
 
-    p, behind = cell.predictions, agreement(cell)
+    p, behind = cell.judged, agreement(cell)
     voted = np.isfinite(behind)
     rows: list[Row] = []
     for name, (low, high) in AGREEMENT.items():
@@ -234,10 +225,8 @@ def _agreement(cell: Cell) -> list[Plot]:
     points = [(measure, place, row[f"{measure} %"]) for measure in measures for place, row in enumerate(rows)]
     ticks = {place: f"{row['raters for the label']}\nn {row['utterances']:,}" for place, row in enumerate(rows)}
     draw = partial(lines, points, "raters for the label", "%", ticks=ticks, limits=(0, 102), legend=3)
-    note = f"Bars: 95 % intervals over {cell.over}. Confidence: mean probability of the predicted class. A rater’s "
-    note += "several votes count in parts."
+    rank = ""
     if np.ptp(behind[voted]) and np.ptp(p.given[voted]):
-        rank = f"{spearmanr(behind[voted], p.given[voted]).statistic:+.2f}".replace("-", "−")
-        note = f"Spearman’s correlation of agreement and what is given to the truth: {rank}. {note}"
-    title = "Agreement of the raters against confidence"
-    return [Plot(title, Table("agreement", title, rows), draw, note)]
+        found = f"{spearmanr(behind[voted], p.given[voted]).statistic:+.2f}".replace("-", "−")
+        rank = f"Spearman’s correlation of agreement and what is given to the truth: {found}. "
+    return [described("agreement", rows, draw=draw, over=cell.over, rank=rank)]

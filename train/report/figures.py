@@ -9,11 +9,12 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from .tables import Table
 
 WIDTH = 420.0  # points
 
@@ -37,23 +38,24 @@ class Svg(NamedTuple):
     inside: str
 
 
-@contextmanager
-def figure(height: float, **subplots: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure in the report's style, `height` points high, with its axes."""
-    import matplotlib
+def figure(height: float, **subplots: Any) -> tuple[Any, Any]:
+    """A figure `height` points high, with its axes."""
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(fname=Path(__file__).with_name("report.mplstyle")):
-        drawing = Figure(figsize=(WIDTH / 72, height / 72))
-        yield drawing, drawing.subplots(**subplots)
+    drawing = Figure(figsize=(WIDTH / 72, height / 72))
+    return drawing, drawing.subplots(**subplots)
 
 
-def to_svg(drawing: Any) -> Svg:
-    """The figure without dates, its colours as the page's variables; its ids are for the page to tell apart."""
+def svg_of(table: Table) -> Svg:
+    """A table's plot without dates, its colours as the page's variables, its ids those of no other plot of the page."""
+    import matplotlib
+
+    assert table.draw is not None
     sink = io.StringIO()
-    with warnings.catch_warnings():
+    style = Path(__file__).with_name("report.mplstyle")
+    with matplotlib.rc_context({"svg.hashsalt": table.name}, style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has other fonts
-        drawing.savefig(sink, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        table.draw().savefig(sink, format="svg")
     opening, _, svg = sink.getvalue().partition("<svg ")[2].partition(">")
     needless = r"<metadata>.*?</metadata>|<style [^>]*>.*?</style>|<!--.*?-->"
     svg = re.sub(needless, "", svg.removesuffix("</svg>\n"), flags=re.DOTALL)
@@ -87,14 +89,14 @@ def _wrapped(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
 
 
-def _finished(drawing: Any, axes: Any, xlabel: str, ylabel: str, legend: int) -> Svg:
+def _finished(drawing: Any, axes: Any, xlabel: str, ylabel: str, legend: int) -> Any:
     """Name the axes, and put a legend of so many columns below the whole figure, if any."""
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if legend:
         handles, labels = axes.get_legend_handles_labels()
         short = [_wrapped(label, 60 // legend) for label in labels]
         drawing.legend(handles, short, loc="outside lower left", ncols=legend)
-    return to_svg(drawing)
+    return drawing
 
 
 def dots(
@@ -105,7 +107,7 @@ def dots(
     baseline: float | None = None,
     limits: Limits = (None, None),
     legend: int = 0,
-) -> Svg:
+) -> Any:
     """One line for each name, with a dot for each series' value and a bar for its interval.
 
     Points are placed at names, or at (heading, name). `above` writes the names above their lines, so that long ones fit
@@ -117,28 +119,28 @@ def dots(
     beside = 0 if above else len(series) - 1  # series of one line are drawn beside each other
     step = 36 + 4 * (legend > 0) if above else 21 + 4 * beside
     height = 55 + step * len(names) + 30 * len(headings) + (22 * -(-len(series) // legend) if legend else 0)
-    with figure(height) as (drawing, axes):
-        edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
-        lines: dict[Any, float] = {}
-        end, last = 0.0, ""
-        for heading, name in names:
-            if heading != last:
-                end, last = end + 0.4 * bool(lines), heading
-                axes.annotate(heading, (0, end), (-4, 0), ha="right", fontsize=11, color=MUTED, **edge)
-                end += 1
-            if above:
-                axes.annotate(_wrapped(name, 54), (0, end), (0, 13), fontsize=12, **edge)
-            lines[heading, name], end = end, end + 1
-        for number, (at, (values, low, high), style) in enumerate(series):
-            y = np.array([lines[name] for name in at]) + (number - beside / 2) * 0.16 * (beside > 0)
-            axes.hlines(y, low, high, color=style["color"], linewidth=2.5, capstyle="round")
-            axes.plot(values, y, **style | {"linestyle": ""})
-        axes.axvline(np.nan if baseline is None else baseline, **DASHED)
-        axes.set_yticks([] if above else list(lines.values()), [] if above else [name for _, name in names])
-        axes.set(xlim=limits, ylim=(end - 0.4, -0.8))
-        axes.grid(axis="y", visible=not above and not headings)
-        axes.spines["left"].set_visible(not above)
-        return _finished(drawing, axes, xlabel, "", legend)
+    drawing, axes = figure(height)
+    edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
+    lines: dict[Any, float] = {}
+    end, last = 0.0, ""
+    for heading, name in names:
+        if heading != last:
+            end, last = end + 0.4 * bool(lines), heading
+            axes.annotate(heading, (0, end), (-4, 0), ha="right", fontsize=11, color=MUTED, **edge)
+            end += 1
+        if above:
+            axes.annotate(_wrapped(name, 54), (0, end), (0, 13), fontsize=12, **edge)
+        lines[heading, name], end = end, end + 1
+    for number, (at, (values, low, high), style) in enumerate(series):
+        y = np.array([lines[name] for name in at]) + (number - beside / 2) * 0.16 * (beside > 0)
+        axes.hlines(y, low, high, color=style["color"], linewidth=2.5, capstyle="round")
+        axes.plot(values, y, **style | {"linestyle": ""})
+    axes.axvline(np.nan if baseline is None else baseline, **DASHED)
+    axes.set_yticks([] if above else list(lines.values()), [] if above else [name for _, name in names])
+    axes.set(xlim=limits, ylim=(end - 0.4, -0.8))
+    axes.grid(axis="y", visible=not above and not headings)
+    axes.spines["left"].set_visible(not above)
+    return _finished(drawing, axes, xlabel, "", legend)
 
 
 def lines(
@@ -154,58 +156,58 @@ def lines(
     baseline: float | None = None,
     diagonal: bool = False,
     legend: int = 1,
-) -> Svg:
+) -> Any:
     """Values over x, with intervals as bars or, with `band`, as an area; not `joined` draws the dots alone.
 
     Dashed are the `baseline`, and the `diagonal`, where a value is its x.
     """
     series = list(_series(points))
-    with figure(230 + (20 * -(-len(series) // legend) if legend else 20)) as (drawing, axes):
-        for x, (values, low, high), style in series:
-            if band:
-                axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
-                style["marker"] = ""
-            else:
-                axes.vlines(x, low, high, color=style["color"], linewidth=1.5, alpha=1 if joined else 0.45)
-            axes.plot(x, values, **style if joined else style | {"linestyle": ""})
-        axes.axhline(np.nan if baseline is None else baseline, **DASHED)
-        if diagonal:
-            axes.axline((points[0][1],) * 2, slope=1, **DASHED)
-        axes.set(ylim=limits, xscale="log" if log else "linear")
-        if ticks is None:
-            axes.xaxis.get_major_locator().set_params(integer=True)
+    drawing, axes = figure(230 + (20 * -(-len(series) // legend) if legend else 20))
+    for x, (values, low, high), style in series:
+        if band:
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
+            style["marker"] = ""
         else:
-            axes.set_xticks(list(ticks), list(ticks.values()))
-            axes.minorticks_off()
-            axes.margins(x=0.12)
-        return _finished(drawing, axes, xlabel, ylabel, legend)
+            axes.vlines(x, low, high, color=style["color"], linewidth=1.5, alpha=1 if joined else 0.45)
+        axes.plot(x, values, **style if joined else style | {"linestyle": ""})
+    axes.axhline(np.nan if baseline is None else baseline, **DASHED)
+    if diagonal:
+        axes.axline((points[0][1],) * 2, slope=1, **DASHED)
+    axes.set(ylim=limits, xscale="log" if log else "linear")
+    if ticks is None:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    else:
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.minorticks_off()
+        axes.margins(x=0.12)
+    return _finished(drawing, axes, xlabel, ylabel, legend)
 
 
-def matrices(classes: Sequence[str], counts: Mapping[str, np.ndarray]) -> Svg:
+def matrices(classes: Sequence[str], counts: Mapping[str, np.ndarray]) -> Any:
     """Confusion matrices [K, K] by title, in percent of each true class."""
     across = min(len(counts), 2)
     down = -(-len(counts) // across)
     ticks, ends = range(len(classes)), (-0.5, len(classes) - 0.5)
-    with figure(down * (0.82 * WIDTH / across + 46), nrows=down, ncols=across, squeeze=False) as (drawing, grid):
-        for axes in grid.flat[len(counts) :]:
-            axes.set_axis_off()
-        for axes, (title, matrix) in zip(grid.flat, counts.items(), strict=False):
-            for (row, column), share in np.ndenumerate(100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)):
-                corners = [column - 0.5, column + 0.5], [row - 0.5] * 2, [row + 0.5] * 2
-                axes.fill_between(*corners, color=SERIES[0], alpha=0.04 + 0.006 * share, linewidth=0)
-                axes.text(column, row, f"{share:.0f}", ha="center", va="center")
-            axes.set(xlim=ends, ylim=ends[::-1], aspect="equal", xticks=ticks, yticks=ticks)
-            axes.set(xticklabels=classes, yticklabels=classes)
-            axes.tick_params(length=0)
-            axes.grid(visible=False)
-            axes.spines[:].set_visible(False)
-            short = textwrap.wrap(title, 44 // across, max_lines=2, placeholder=" …")
-            axes.set_title("\n".join(short), fontsize=11.5)
-        for axes in grid[:, 0]:
-            axes.set_ylabel("true")
-        for axes in grid[-1, :]:
-            axes.set_xlabel("predicted")
-        return to_svg(drawing)
+    drawing, grid = figure(down * (0.82 * WIDTH / across + 46), nrows=down, ncols=across, squeeze=False)
+    for axes in grid.flat[len(counts) :]:
+        axes.set_axis_off()
+    for axes, (title, matrix) in zip(grid.flat, counts.items(), strict=False):
+        for (row, column), share in np.ndenumerate(100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)):
+            corners = [column - 0.5, column + 0.5], [row - 0.5] * 2, [row + 0.5] * 2
+            axes.fill_between(*corners, color=SERIES[0], alpha=0.04 + 0.006 * share, linewidth=0)
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center")
+        axes.set(xlim=ends, ylim=ends[::-1], aspect="equal", xticks=ticks, yticks=ticks)
+        axes.set(xticklabels=classes, yticklabels=classes)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        short = textwrap.wrap(title, 44 // across, max_lines=2, placeholder=" …")
+        axes.set_title("\n".join(short), fontsize=11.5)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("true")
+    for axes in grid[-1, :]:
+        axes.set_xlabel("predicted")
+    return drawing
 
 
 def attention_maps(
@@ -216,33 +218,33 @@ def attention_maps(
     end: float,
     unit: str,
     energy: tuple[np.ndarray, float] | None,
-) -> Svg:
+) -> Any:
     """Attention of L query tokens to spans of time [L, T] and to words [L, N], with `over_time` [T] above.
 
     `end` is the last span's end in `unit`; `energy` are levels and the seconds between two of them, drawn in grey.
     """
     rows = {"nrows": 2, "height_ratios": [0.7 if energy is None else 1.0, 2.2]}
     columns = {"ncols": 2, "width_ratios": [3.0, min(max(0.24 * len(names), 0.7), 2.4)]}
-    with figure(330, **rows, **columns) as (drawing, ((top, corner), (heat, beside))):
-        corner.set_axis_off()
-        if energy is not None:
-            levels, hop = energy
-            levels = (levels - levels.min()) / max(float(np.ptp(levels)), 1e-9)
-            top.fill_between(np.arange(len(levels)) * hop, levels, color=MUTED, alpha=0.28, linewidth=0, step="mid")
-        x = (np.arange(len(over_time)) + 0.5) * end / len(over_time)
-        top.plot(x, over_time / max(over_time.max(), 1e-12), color=SERIES[0], linewidth=1.8)
-        top.set(ylim=(0, 1.06), xlim=(0, end), yticks=[], title=f"attention over the {unit}")
-        top.set_xticklabels([])
-        top.grid(visible=False)
-        top.spines["left"].set_visible(False)
-        _heat(heat, frames, SERIES[0], 0, end)
-        heat.set(xlabel=unit, ylabel="query token")
-        heat.yaxis.get_major_locator().set_params(integer=True)
-        _heat(beside, words, SERIES[1], -0.5, len(names) - 0.5)
-        beside.set(yticks=[], title="words")
-        short = [name if len(name) < 11 else f"{name[:9]}…" for name in names]
-        beside.set_xticks(range(len(names)), short, rotation=90, fontsize=10.5)
-        return to_svg(drawing)
+    drawing, ((top, corner), (heat, beside)) = figure(330, **rows, **columns)
+    corner.set_axis_off()
+    if energy is not None:
+        levels, hop = energy
+        levels = (levels - levels.min()) / max(float(np.ptp(levels)), 1e-9)
+        top.fill_between(np.arange(len(levels)) * hop, levels, color=MUTED, alpha=0.28, linewidth=0, step="mid")
+    x = (np.arange(len(over_time)) + 0.5) * end / len(over_time)
+    top.plot(x, over_time / max(over_time.max(), 1e-12), color=SERIES[0], linewidth=1.8)
+    top.set(ylim=(0, 1.06), xlim=(0, end), yticks=[], title=f"attention over the {unit}")
+    top.set_xticklabels([])
+    top.grid(visible=False)
+    top.spines["left"].set_visible(False)
+    _heat(heat, frames, SERIES[0], 0, end)
+    heat.set(xlabel=unit, ylabel="query token")
+    heat.yaxis.get_major_locator().set_params(integer=True)
+    _heat(beside, words, SERIES[1], -0.5, len(names) - 0.5)
+    beside.set(yticks=[], title="words")
+    short = [name if len(name) < 11 else f"{name[:9]}…" for name in names]
+    beside.set_xticks(range(len(names)), short, rotation=90, fontsize=10.5)
+    return drawing
 
 
 def _heat(axes: Any, values: np.ndarray, colour: str, left: float, right: float) -> None:

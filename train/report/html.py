@@ -1,7 +1,6 @@
 """The page as one HTML file: page.html lays out what the sections found, and escapes all that it is given."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,21 +8,11 @@ from typing import Any
 from ser.cache.atomic_io import write_whole
 
 from .cells import Cell
-from .figures import Svg
+from .figures import svg_of
 from .tables import Table
 
 SHORT, ROOMY = 18, 34  # letters: up to here words are not broken; from here on a column needs room
 Part = Mapping[str, Any]  # tables, plots and plain data of a section, in reading order; empty: nothing to say
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure, drawn when the page is written, above its numbers."""
-
-    title: str
-    data: Table
-    draw: Callable[[], Svg]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,8 +33,6 @@ def _tables(part: Any) -> Iterator[Table]:
     match part:
         case Table():
             yield part
-        case Plot(data=table):
-            yield table
         case dict() | list():
             for inner in part.values() if isinstance(part, dict) else part:
                 yield from _tables(inner)
@@ -59,19 +46,14 @@ def write_html(page: Page, path: Path) -> None:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"classes": _classes, "own_ids": _own_ids}
+    environment.filters |= {"classes": _classes, "svg": svg_of}
     write_whole(path, environment.get_template("page.html").render(page=page).encode())
 
 
 def _classes(table: Table) -> list[str]:
     """A class for each column: numbers to the right, short words unbroken, long texts with room."""
     longest = [max(map(len, texts)) for texts in zip(*table.texts, strict=True)]
-    kinds = zip(table.columns.values(), longest, strict=True)
-    return ["n" if k != "text" else "short" if n <= SHORT else "long" if n > ROOMY else "" for k, n in kinds]
-
-
-def _own_ids(svg: str, name: str) -> Any:
-    """The inside of an SVG with ids that no other figure of the page has."""
-    from markupsafe import Markup
-
-    return Markup(re.sub(r"<[^>]*>", lambda tag: re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", tag[0]), svg))
+    return [
+        "n" if not isinstance(first, str) else "short" if n <= SHORT else "long" if n > ROOMY else ""
+        for first, n in zip(table.columns.values(), longest, strict=True)
+    ]

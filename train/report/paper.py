@@ -38,6 +38,10 @@ class Quoted(NamedTuple):
         """In percent: `ua`, `wa`, recalls by class, each with `_std`."""
         return self.cell.paper or {}
 
+    def of(self, metrics: Sequence[str]) -> tuple[tuple[str, float], ...]:
+        """The numbers of these metrics, with their deviations."""
+        return tuple(pair for pair in self.numbers.items() if pair[0].removesuffix("_std") in metrics)
+
     @property
     def where(self) -> str:
         """Such as "MSMSER, Table 2: Full"."""
@@ -90,7 +94,7 @@ def differences(
         "labels": (config["labels"]["policy"], Path(asked.labels).name),
         "protocol": (config["protocol"], f"{protocol}:{Path(file).name}" if colon else protocol),
         "corpora": (several[0], several[1]),
-        "only": (config.get("only"), getattr(asked, "only", None)),
+        "only": (config.get("only"), asked.only),
         "limit": (config["limit"], asked.limit),
         "allow_missing": (any("quarantined" in why for why in provenance.get("left_out", ())), False),
         "folds": (len({run.config["fold"] for run in runs}) < FOLDS.get(protocol, 0), False),

@@ -17,9 +17,9 @@ from ser.train.scores import SHOWN
 from ser.train.settings import Setting, settings
 
 from .cell_scores import heard_in_training, parts
-from .cells import Cell
+from .cells import Cell, grouped
 from .html import Part
-from .tables import Row, Table
+from .tables import Row, Table, described
 
 COMMANDS = 6  # shown; of more, all go into a table
 
@@ -30,11 +30,11 @@ def what_was_run(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Part:
     for cell in cells:
         left_out |= Counter({(cell.config["corpus"], why): n for why, n in cell.left_out.items()})  # the most of any
     rows = [{"corpus": corpus, "left out because": why, "utterances": n} for (corpus, why), n in left_out.items()]
-    absent = Table("left-out", f"Utterances left out: {left_out.total():,}", rows, folded=True)
+    absent = described("left-out", rows, n=left_out.total())
     names = ", ".join(run.path.name for run in unfinished[:5]) + (" …" if len(unfinished) > 5 else "")
     warning = f"{len(unfinished)} runs are not finished and count nowhere here: {names}" if unfinished else ""
     lines = [{"cell": cell.label, "command": command(cell)} for cell in cells]
-    every = Table("commands", "The command of each cell", lines if len(lines) > COMMANDS else [], folded=True)
+    every = described("commands", lines if len(lines) > COMMANDS else [])
     return {
         "tables": [_features(cells), *_corpora(cells), _protocols(cells), absent],
         "unfinished": warning,
@@ -58,19 +58,19 @@ def _features(cells: Sequence[Cell]) -> Table:
                     model += " (random weights)" if spec.random_weights else ""
                     row |= {"from": model, "level": spec.level, "dim": spec.dim, "stored as": spec.dtype}
             rows.setdefault(name, row)
-    return Table("features", "Features", list(rows.values()))
+    return described("features", list(rows.values()))
 
 
 def _corpora(cells: Sequence[Cell]) -> list[Table]:
     """One table for each set of utterances and labels."""
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
-        key = (*map(cell.config.get, ("corpus", "manifest", "limit", "only")), cell.config["labels"]["policy"])
-        groups.setdefault(key, []).append(cell)
+
+    def utterances(cell: Cell) -> tuple[Any, ...]:
+        return *map(cell.config.get, ("corpus", "manifest", "limit", "only")), cell.config["labels"]["policy"]
+
     tables = []
-    for number, ((corpus, digest, _, _, policy), members) in enumerate(groups.items(), 1):
+    for number, ((corpus, digest, _, _, policy), members) in enumerate(grouped(cells, utterances).items(), 1):
         cell, manifest = members[0], members[0].origin.manifest
-        tested = {(home, name): truth for one in members for home, name, truth in one.tested}
+        tested = dict(pair for one in members for pair in one.tested)
         note = f"{len(tested):,} utterances tested"
         if manifest is not None:
             hours = sum(d or 0 for d in manifest.column("duration")) / 3600
@@ -85,18 +85,17 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
         note += f" Labels: {merged}." if merged else ""
         row = {"manifest": "+".join(one[:16] for one in digest.split("+")), "labels": policy}
         row |= {f"n {name}": [*tested.values()].count(name) for name in cell.classes}
-        tables.append(Table(f"corpus-{number}", f"Corpus {corpus}", [row], note))
+        tables.append(described("corpus", [row], note, name=f"corpus-{number}", corpus=corpus))
     return tables
 
 
 def _protocols(cells: Sequence[Cell]) -> Table:
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
+    def cut_alike(cell: Cell) -> tuple[Any, ...]:
         repeated: list[Any] = [result.get("repeated_texts") for result in cell.results]
         share = None if None in repeated else 100 * sum(repeated) / cell.n
-        key = (cell.config["protocol"], cell.config["select"], share, *parts(cell.results).items())
-        groups.setdefault(key, []).append(cell)
-    rows = []
+        return cell.config["protocol"], cell.config["select"], share, *parts(cell.results).items()
+
+    rows, groups = [], grouped(cells, cut_alike)
     for (protocol, select, share, *cut_in), members in groups.items():
         known = cross if protocol.startswith("cross:") else PROTOCOLS.get(protocol)
         cut = (known.__doc__ or "").strip().split("\n")[0] if known else "folds from a file"
@@ -110,7 +109,7 @@ def _protocols(cells: Sequence[Cell]) -> Table:
         seeds = sorted({seed for cell in members for seed in cell.seeds})
         whole = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
         rows.append({**row, "seeds": f"{seeds[0]}–{seeds[-1]}" if whole else ", ".join(map(str, seeds))})
-    return Table("protocol", "Protocol and selection", rows)
+    return described("protocol", rows)
 
 
 def _defaults(fusion: str) -> dict[str, Setting]:
@@ -155,7 +154,7 @@ def _settings(cells: Sequence[Cell]) -> Table:
             about = known.get(key, Setting(key, "", "", "", ""))
             row = {"fusion": fusion, "setting": key, "used": used, "default": str(about.default)}
             rows.append({**row, "source of the default": about.source, "what it is": about.help})
-    return Table("settings", "All settings", rows, folded=True)
+    return described("settings", rows)
 
 
 def _versions(cells: Sequence[Cell]) -> Table:
@@ -165,7 +164,7 @@ def _versions(cells: Sequence[Cell]) -> Table:
         versions["device"] = config["provenance"].get("device")
         found.update((what, str(version)) for what, version in versions.items())
     rows = [{"what": what, "version": version, "runs": n} for (what, version), n in found.items()]
-    return Table("versions", "Versions and devices", rows, folded=True)
+    return described("versions", rows)
 
 
 def _runs(cells: Sequence[Cell]) -> Table:
@@ -178,4 +177,4 @@ def _runs(cells: Sequence[Cell]) -> Table:
         for cell in cells
         for run, result in zip(cell.runs, cell.results, strict=True)
     ]
-    return Table("runs", "Every run", rows, folded=True)
+    return described("runs", rows)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -13,23 +12,23 @@ from ser.train.scores import SHOWN
 from ser.train.search import cell_name, chosen_rows
 
 from .calibration import calibrated
-from .cell_scores import NO_COMPARISON, NOT_KNOWN, caveat, heard_in_training, parts
-from .cells import Cell
+from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts
+from .cells import Cell, drawn, grouped
 from .examples import attended, errors
 from .figures import Point, dots, lines, matrices
-from .html import Page, Part, Plot
+from .html import Page, Part
 from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
 from .ratings import ratings
 from .significance import compare, holm, mcnemar, p_of_runs
-from .tables import Row, Table
+from .tables import TEXTS, Row, Table, described
 
 PLOTTED = 30  # cells in a plot of one line for each
 SERIES = 4  # cells in a plot where each is a series
 ALL_PAIRS = 5  # cells; with more, each is tested against the first only
-CHOSEN = " The first cell is chosen on the test score, which lifts its number and its differences."
 EPOCHS = 30  # of each cell in the table of learning curves
 MAIN = ("ua", "wa")
+SENTENCES = TEXTS["sentences"]
 
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
@@ -55,10 +54,6 @@ def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
 def labelled(cells: Sequence[Cell]) -> list[Cell]:
     """Those that learn classes."""
     return [cell for cell in cells if cell.classes]
-
-
-def _scores(cell: Cell) -> Row:
-    return {f"{name} %": cell.with_interval(metric) for name, metric in SHOWN.items()}
 
 
 def cautions(cells: Sequence[Cell]) -> list[str]:
@@ -100,30 +95,25 @@ def _listed(labels: Sequence[str]) -> str:
     return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
 
 
-def _drawn(cells: Sequence[Cell], most: int) -> str:
-    return f" Drawn: the {most} cells with the highest UA of {len(cells)}." if most < len(cells) else ""
-
-
 def _results(cells: Sequence[Cell]) -> Part:
-    rows = [
+    plots = []
+    for name, metric in SHOWN.items():
+        rows = [{"cell": cell.label, f"{name} %": cell.with_interval(metric)} for cell in cells[:PLOTTED]]
+        chance = 100 / len(cells[0].classes) if metric == "ua" else None
+        points = [(name, row["cell"], row[f"{name} %"]) for row in rows]
+        draw = partial(dots, points, f"{name} %", above=True, baseline=chance)
+        told = f"Dashed: chance, {chance:.0f} %." if chance else "", drawn(cells, PLOTTED)
+        plots.append(described("score", rows, *told, draw=draw, name=f"{metric.replace('_', '-')}-plot", score=name))
+    recipes = {quoted.recipe.name: quoted.recipe for cell in cells for quoted in quoted_for(cell)}
+    others = [
         {"table": recipe.title, "system": name}
         | {f"{metric.upper()} %": numbers.get(metric) for metric in MAIN}
         | {"quoted from": recipe.source, "footnote": recipe.footnotes.get(name)}
-        for recipe in {quoted.recipe.name: quoted.recipe for cell in cells for quoted in quoted_for(cell)}.values()
+        for recipe in recipes.values()
         for name, numbers in recipe.quoted.items()
     ]
-    others = Table("quoted", "Other systems, as the papers quote them", rows, folded=True)
-    plots = [_dot_plot(cells, name) for name in SHOWN]
-    more = [corpora_table(cells), chosen_table(cells), papers_table(cells), others]
+    more = [corpora_table(cells), chosen_table(cells), papers_table(cells), described("quoted", others)]
     return {"scores": results_table(cells), "plots": plots, "more": more}
-
-
-def chosen_table(cells: Sequence[Cell]) -> Table:
-    """What each fold and seed of the searches chose; no row without a search."""
-    searches = [(cell, cell.search) for cell in cells if cell.search]
-    rows = [row for cell, s in searches for row in chosen_rows(cell.label, len(s.candidates), s.over, cell.runs)]
-    note = "Tried: candidates, all trained; the one with the best dev score counts, and no other is tested here."
-    return Table("chosen", "What each fold chose on its dev part", rows, note)
 
 
 def results_table(cells: Sequence[Cell]) -> Table:
@@ -131,66 +121,49 @@ def results_table(cells: Sequence[Cell]) -> Table:
     alike = len({cell.conditions for cell in cells}) == 1
     rows = []
     for cell in cells:
-        row: Row = {"cell": cell.label, **_scores(cell)}
-        row |= {f"{name} over seeds %": cell.score(metric).over_seeds for name, metric in SHOWN.items()}
-        row |= {f"{name} over folds %": cell.score(metric).over_folds for name, metric in SHOWN.items()}
-        row |= {"interval over": cell.interval_over}
+        scores = {name: cell.score(metric) for name, metric in SHOWN.items()}
+        row: Row = {"cell": cell.label, **_with_intervals(cell)}
+        row |= {f"{name} over seeds %": score.over_seeds for name, score in scores.items()}
+        row |= {f"{name} over folds %": score.over_folds for name, score in scores.items()}
         n, whole = len(cell.runs), len(cell.folds) * len(cell.seeds)
+        row |= {"interval over": cell.interval_over}
         row |= {"runs": f"{f'{n} in ' * (n != whole)}{len(cell.folds)} × {len(cell.seeds)}"}
         row |= {"n": int(cell.confusion().sum())}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
-    note = "UA: mean recall of the classes; WA: share that is right; macro-F1: mean F1 of the classes; all pooled over "
-    note += "the folds of a seed, then the mean over the seeds, with the 95 % interval (jackknife, Student’s t). ±: "
-    note += "standard deviation, over seeds of the pooled score, over folds of each fold’s mean over the seeds. Runs: "
-    note += "folds × seeds; n: predictions."
-    note += f"{CHOSEN * (len(cells) > 1)} {_caveat(cells)}"
-    if any(cell.over == "utterances" for cell in cells):
-        note += " Too narrow: neither speakers nor dialogues are known, and utterances of a speaker are alike."
+    narrow = SENTENCES["narrow"] * any(cell.over == "utterances" for cell in cells)
     where = f" ({cells[0].conditions})" if alike else ""
-    return Table("results", f"Scores of each cell{where}", rows, note.strip())
+    return described("results", rows, SENTENCES["chosen"] * (len(cells) > 1), _caveat(cells), narrow, where=where)
+
+
+def _with_intervals(cell: Cell) -> Row:
+    return {f"{name} %": cell.with_interval(metric) for name, metric in SHOWN.items()}
 
 
 def corpora_table(cells: Sequence[Cell]) -> Table:
     """The scores of each corpus, and who trained, for the cells of several corpora."""
-    rows = [{"cell": cell.label, **row} for cell in cells for row in cell.corpora]
-    note = "With 95 % intervals; the mean over corpora is the plain mean of these lines, the cell’s own score is "
-    note += "pooled over all utterances. Trained on: the fewest and the most utterances in these folds."
-    return Table("corpora", "Scores of each corpus, and who trained", rows, note)
+    return described("corpora", [{"cell": cell.label, **row} for cell in cells for row in cell.corpora])
 
 
-def _dot_plot(cells: Sequence[Cell], name: str) -> Plot:
-    """One line per cell: the score with its interval, and chance for the UA."""
-    metric = SHOWN[name]
-    rows = [{"cell": cell.label, f"{name} %": cell.with_interval(metric)} for cell in cells[:PLOTTED]]
-    points = [(name, row["cell"], row[f"{name} %"]) for row in rows]
-    chance = 100 / len(cells[0].classes) if metric == "ua" else None
-    note = f"Dashed: chance, {chance:.0f} %." if chance else ""
-    draw = partial(dots, points, f"{name} %", above=True, baseline=chance)
-    data = Table(f"{metric.replace('_', '-')}-plot", f"{name} of each cell", rows)
-    return Plot(f"{name} with its 95 % interval", data, draw, f"{note}{_drawn(cells, PLOTTED)}")
+def chosen_table(cells: Sequence[Cell]) -> Table:
+    """What each fold and seed of the searches chose; no row without a search."""
+    searches = [(cell, cell.search) for cell in cells if cell.search]
+    chosen = (chosen_rows(cell.label, len(s.candidates), s.over, cell.runs) for cell, s in searches)
+    return described("chosen", [row for rows in chosen for row in rows])
 
 
 def papers_table(cells: Sequence[Cell]) -> Table:
     """Ours beside the papers' numbers, as far as they have any; without a difference where none is meant."""
     rows: list[Row] = []
     for cell in cells:
-        ours, places = {metric: cell.score(metric) for metric in MAIN}, dict[Any, list[str]]()
-        for quoted in quoted_for(cell):
-            if numbers := tuple(pair for pair in quoted.numbers.items() if pair[0].removesuffix("_std") in MAIN):
-                places.setdefault((numbers, quoted.cell.paper_seeds, quoted.differs), []).append(quoted.where)
-        for (numbers, seeds, differs), where in places.items():
-            row: Row = {"cell": cell.label, "in the papers": _together(where)}
-            row |= beside(MAIN, dict(numbers), ours, seeds, not differs, cell.caveat is None)
-            rows.append({**row, "differs in": ", ".join(differs) or None})
-    unreal = [cell.caveat for cell in cells]
-    note = "Ours: pooled over the folds, mean ± standard deviation over the seeds, as Perspective reports; over folds: "
-    note += "mean ± standard deviation of the folds’ means over the seeds."
-    if not all(unreal):
-        note += " Differences: ours − paper in points, with the 95 % interval over the seeds; a number quoted without "
-        note += "a deviation is taken for exact."
-    if any(unreal):
-        note += f" A synthetic corpus or random weights: {NO_COMPARISON}, so no difference is given."
-    return Table("papers", "Beside the papers’ numbers", rows, note)
+        ours = {metric: cell.score(metric) for metric in MAIN}
+        alike = grouped(quoted_for(cell), lambda one: (one.of(MAIN), one.cell.paper_seeds, one.differs))
+        for (numbers, seeds, differs), places in alike.items():
+            if numbers:
+                row: Row = {"cell": cell.label, "in the papers": _together([one.where for one in places])}
+                row |= beside(MAIN, dict(numbers), ours, seeds, not differs, cell.caveat is None)
+                rows.append({**row, "differs in": ", ".join(differs) or None})
+    unreal = [bool(cell.caveat) for cell in cells]
+    return described("papers", rows, SENTENCES["meant"] * (not all(unreal)), SENTENCES["unreal"] * any(unreal))
 
 
 def _together(places: Sequence[str]) -> str:
@@ -217,12 +190,8 @@ def significance_table(cells: Sequence[Cell]) -> Table:
             row |= {f"{name} Holm p": None, f"{name} test": found.about if found else "no utterance in common"}
         rows.append(row)
     _correct(rows, "UA", "WA")
-    note = "Differences in points on the utterances that both tested, all seeds, with 95 % intervals (jackknife, "
-    note += "Student’s t). p: the groups’ parts with their signs flipped; one-sided where a paper claims the better. "
-    note += f"Holm: over the column. Over dialogues it says nothing about other speakers.{CHOSEN}"
-    if len(cells) > ALL_PAIRS:
-        note += f" The cell with the highest UA of {len(cells)} against each of the others."
-    return Table("significance", "Paired tests", rows, note)
+    first = f"The cell with the highest UA of {len(cells)} against each of the others." * (len(cells) > ALL_PAIRS)
+    return described("significance", rows, SENTENCES["chosen"], first)
 
 
 def claimed_better(one: Cell, other: Cell, metric: str) -> int:
@@ -236,9 +205,7 @@ def papers_tests_table(cells: Sequence[Cell]) -> Table:
     """The tests that papers print, on single utterances and single runs; no row for one cell."""
     rows = [_as_papers_test(one, other) for one, other in _pairs(cells)]
     _correct(rows, "McNemar", "t-test", "Wilcoxon")
-    note = "These take utterances of one speaker, and runs that share data, for independent: their p are too small. "
-    note += "Holm: over the column. –: the two share no utterances, or too few runs."
-    return Table("papers-tests", "Tests that papers print, which ignore clusters", rows, note)
+    return described("papers-tests", rows)
 
 
 def _correct(rows: Sequence[Row], *names: str) -> None:
@@ -259,7 +226,7 @@ def _as_papers_test(first: Cell, second: Cell) -> Row:
     if (first.config["corpus"], first.classes) != (second.config["corpus"], second.classes):
         return row
     if seeds := set(first.seeds) & set(second.seeds):
-        one, other = (p[p.seed == min(seeds)].drop_duplicates("id") for p in (first.predictions, second.predictions))
+        one, other = (p[p.seed == min(seeds)].drop_duplicates("id") for p in (first.judged, second.judged))
         both = one.merge(other, on="id", suffixes=(None, "_2"))
         if len(both):
             row |= {"utterances": len(both), "McNemar p": mcnemar(both.truth, both.predicted, both.predicted_2)}
@@ -278,27 +245,26 @@ def _as_papers_test(first: Cell, second: Cell) -> Row:
 def _emotions(cells: Sequence[Cell]) -> Part:
     classes = cells[0].classes
     alike = [cell for cell in cells if cell.classes == classes]
-    drawn = alike[:SERIES]
-    note = f"{_drawn(cells, len(drawn))} All are in the numbers.".strip() if len(drawn) < len(cells) else ""
+    shown = alike[:SERIES]
+    few = (drawn(cells, len(shown)), "All are in the numbers.") if len(shown) < len(cells) else ()
     every = list(dict.fromkeys(name for cell in cells for name in cell.classes))
     rows: list[Row] = []
     for cell in cells:
         rows.append({"cell": cell.label} | {f"{name} %": _recall(cell, name) for name in every})
         for quoted in quoted_for(cell):
-            if quoted.numbers.keys() & set(every):
+            if quoted.of(every):
                 numbers = {f"{name} %": quoted.numbers.get(name) for name in every}
                 rows.append({"cell": f"paper: {quoted.described}"} | numbers)
-    points = [(cell.label, name, _recall(cell, name)) for cell in drawn for name in classes]
+    points = [(cell.label, name, _recall(cell, name)) for cell in shown for name in classes]
     draw = partial(dots, points, "recall %", limits=(-2, 102), legend=1)
-    recalls = Plot("Recall of each class", Table("recalls", "Recall of each class", rows), draw, note)
+    recalls = described("recalls", rows, *few, draw=draw)
     rows = [
         {"cell": cell.label, "true class": name} | {f"as {k}": n for k, n in zip(classes, counts, strict=True)}
         for cell in alike
         for name, counts in zip(classes, cell.confusion().tolist(), strict=True)
     ]
-    data = Table("confusion", "Confusion: utterances of each class by prediction", rows)
-    draw = partial(matrices, classes, {cell.label: cell.confusion() for cell in drawn})
-    return {"plots": [recalls, Plot("Confusion, in percent of each true class", data, draw, note)]}
+    draw = partial(matrices, classes, {cell.label: cell.confusion() for cell in shown})
+    return {"plots": [recalls, described("confusion", rows, *few, draw=draw)]}
 
 
 def _recall(cell: Cell, name: str) -> float | None:
@@ -307,35 +273,29 @@ def _recall(cell: Cell, name: str) -> float | None:
 
 def _training(cells: Sequence[Cell]) -> Part:
     kept = [result["epoch"] for result in cells[0].results]
-    note = "Line: mean of the runs; band: their lowest and highest."
-    loss = _curves(cells, "loss", "Training loss", f"{note}{_drawn(cells, SERIES)}")
-    note += f" Dev, or test with best-test. {cells[0].label} kept epochs {min(kept)} to {max(kept)}."
-    ua = _curves(cells, "ua", "UA of the evaluated part", note)
-    ccc = _curves(cells, "ccc", "Mean CCC of the evaluated part", note)
-    return {"plots": [loss, *(plot for plot in (ua, ccc) if plot.data)], "tables": [_layers(cells)]}
-
-
-def _layers(cells: Sequence[Cell]) -> Table:
-    """What the layers count in each cell's learned sums; no row without one."""
-    rows: list[Row] = []
+    of = f"Dev, or test with best-test. {cells[0].label} kept epochs {min(kept)} to {max(kept)}."
+    scores = [
+        _curves(cells, "loss", "Training loss", "loss", 1, drawn(cells, SERIES)),
+        _curves(cells, "ua", "UA of the evaluated part", "UA %", 100, of),
+        _curves(cells, "ccc", "Mean CCC of the evaluated part", "mean CCC", 1, of),
+    ]
+    rows: list[Row] = []  # what the layers count in each cell's learned sums
     for cell in cells:
         every = [result.get("layers", {}) for result in cell.results]
         for name in every[0]:
             shares = [100 * one[name] for one in every if name in one]
             rows.append({"cell": cell.label, "layer": name, "share %": (float(np.mean(shares)), float(np.std(shares)))})
-    note = "Softmax of the learned weights: mean ± standard deviation over the runs; those of a sum add up to 100."
-    return Table("layers", "What each layer counts in its sum", rows, note)
+    return {"plots": [scores[0], *(plot for plot in scores[1:] if plot)], "tables": [described("layers", rows)]}
 
 
-def _curves(cells: Sequence[Cell], name: str, title: str, note: str) -> Plot:
-    """A score over the epochs of all stages, of the cells that have it; None where nothing was evaluated."""
+def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: int, told: str) -> Table:
+    """A score over the epochs of all stages, of the cells that have it."""
     import pandas
 
-    heading, scale = {"loss": ("loss", 1), "ua": ("UA %", 100), "ccc": ("mean CCC", 1)}[name]
     points: list[Point] = []
     rows: list[Row] = []
     for cell in cells:
-        histories = [[line.get(name) for line in result["history"]] for result in cell.results]
+        histories = [[line.get(key) for line in result["history"]] for result in cell.results]
         curve = scale * pandas.DataFrame(histories, dtype=float).agg(["mean", "min", "max"]).T
         if curve["mean"].isna().all():
             continue
@@ -344,9 +304,8 @@ def _curves(cells: Sequence[Cell], name: str, title: str, note: str) -> Plot:
         for epoch in sorted({round(e) for e in np.linspace(0, len(curve) - 1, min(EPOCHS, len(curve)))}):
             mean = float(curve["mean"][epoch])
             rows.append({"cell": cell.label, "epoch": epoch + 1, heading: None if np.isnan(mean) else mean})
-    about = f"Mean of the runs; up to {EPOCHS} epochs of each cell, evenly spread; all are in the runs’ result.json."
-    data = Table(f"learning-{name}", title, rows, about)
-    return Plot(title, data, partial(lines, points, "epoch", heading, band=True), note)
+    draw = partial(lines, points, "epoch", heading, band=True)
+    return described("learning", rows, told, draw=draw, name=f"learning-{key}", score=title, epochs=EPOCHS)
 
 
 def _modalities(cells: Sequence[Cell]) -> Part:
@@ -354,47 +313,42 @@ def _modalities(cells: Sequence[Cell]) -> Part:
     able = [cell for cell in cells if set(cell.tests) & set(TESTS[1:])]
     rows: list[Row] = []
     for cell, test in [(one, test) for one in able for test in TESTS if test in one.tests]:
-        quoted = next((q for q in quoted_for(cell, test) if q.numbers.keys() & {*MAIN}), None)
+        quoted = next((one for one in quoted_for(cell, test) if one.of(MAIN)), None)
         row: Row = {"cell": cell.label, "tested with": test}
         row |= {f"{name} %": cell.score(metric, test).pooled for name, metric in SHOWN.items()}
         row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in MAIN}
         rows.append({**row, "in the papers": quoted and quoted.described})
     if not rows:
         return {}
-    drawn = {cell.label for cell in able[:12]}
-    points = [(row["tested with"], row["cell"], row["UA %"]) for row in rows if row["cell"] in drawn]
+    shown = {cell.label for cell in able[:12]}
+    points = [(row["tested with"], row["cell"], row["UA %"]) for row in rows if row["cell"] in shown]
     first = ", ".join(f"{row['tested with']} {row['UA %']:.2f} %" for row in rows if row["cell"] == able[0].label)
-    note = _drawn(able, len(drawn))
-    if any(cell.caveat for cell in able):
-        note += " Beside the papers’ numbers no comparison is meant."
-    title = "by what the test shows the model"
+    unreal = SENTENCES["bias"] * any(cell.caveat is not None for cell in able)
     draw = partial(dots, points, "UA %", above=True, legend=3)
-    plot = Plot(f"UA {title}", Table("bias", f"UA, WA and macro-F1 {title}", rows), draw, note.strip())
+    plot = described("bias", rows, drawn(able, len(shown)), unreal, draw=draw)
     heads = any(row["tested with"].startswith("head") for row in rows)
     return {"heads": heads, "first": f"{able[0].label}: {first}", "plots": [plot]}
 
 
 def _queries(cells: Sequence[Cell]) -> Part:
     """UA against the number of query tokens, for cells that differ in it alone; nothing if there are none."""
-    families: dict[str, list[Cell]] = {}
-    for cell in cells:
+
+    def family(cell: Cell) -> str:
         others = {key: value for key, value in cell.config["settings"].items() if key != "queries"}
-        if isinstance(cell.config["settings"].get("queries"), int):
-            families.setdefault(cell_name(cell.config | {"settings": others}), []).append(cell)
+        return cell_name(cell.config | {"settings": others})
+
+    able = [cell for cell in cells if isinstance(cell.config["settings"].get("queries"), int)]
     rows: list[Row] = []
-    for members in (members for members in families.values() if len(members) > 1):
+    for members in (members for members in grouped(able, family).values() if len(members) > 1):
         pieces = [cell.label.split(" · ") for cell in members]
         label = " · ".join(piece for piece in pieces[0] if all(piece in one for one in pieces))
         for cell in sorted(members, key=lambda cell: cell.config["settings"]["queries"]):
             found = [one for one in quoted_for(cell) if "ua" in one.numbers and "queries" not in one.differs]
             paper = {"paper UA %": found[0].numbers["ua"], "in the papers": found[0].described} if found else {}
-            queries = cell.config["settings"]["queries"]
-            rows.append({"cells": label, "L": queries, **_scores(cell), **paper})
+            rows.append({"cells": label, "L": cell.config["settings"]["queries"], **_with_intervals(cell), **paper})
     if not rows:
         return {}
     points = [(row["cells"], row["L"], row["UA %"]) for row in rows]
     ticks = {number: str(number) for number in sorted({row["L"] for row in rows})}
     draw = partial(lines, points, "query tokens L", "UA %", ticks=ticks, log=True)
-    title = "UA against the number of query tokens"
-    plot = Plot(title, Table("queries", title, rows), draw, "With 95 % intervals; MSMSER’s figure 2.")
-    return {"best": max(rows, key=lambda row: row["UA %"]), "plots": [plot]}
+    return {"best": max(rows, key=lambda row: row["UA %"]), "plots": [described("queries", rows, draw=draw)]}

@@ -6,6 +6,7 @@ escapes it.
 
 import csv
 import io
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,82 +16,97 @@ from typing import Any, Literal
 
 from ser.cache.atomic_io import write_whole
 
-# How a float is shown follows from the last word of its heading; a tuple is an interval (value and ends or None) or a
-# spread (mean, deviation or None), an int a count, the rest text.
-_FLOATS = {"%": "percent", "difference": "points", "p": "p"}
-_ENDS = ("", " low", " high")
+TEXTS = tomllib.loads(Path(__file__).with_name("texts.toml").read_text(encoding="utf-8"))
+
+# How numbers are shown, and written into a CSV file, by the last word of their heading.
+_FORMS = {"%": ("{:.2f}", "{:.4f}"), "difference": ("{:+.2f}", "{:.4f}"), "p": ("{:.3f}", "{:.6g}")}
 _FINE = {"CCC", "RMSE", "KL", "JS"}  # a heading with one of these words is about numbers that are not in percent
-_INTERVALS = {"interval": "percent", "signed interval": "points", "fine interval": "fine"}  # how their values are shown
-_ENDINGS: Mapping[str, tuple[str, ...]] = dict.fromkeys(_INTERVALS, _ENDS) | {"spread": ("", " deviation")}
-_SHOWN = {
-    "count": "{:,}",
-    "percent": "{:.2f}",
-    "points": "{:+.2f}",
-    "p": "{:.3f}",
-    "number": "{:.3g}",
-    "fine": "{:.3f}",
-}
-_EXACT = {"count": "{}", "p": "{:.6g}", "number": "{:.6g}"}  # in a CSV file; the others to four digits
+_ENDS = {1: ("",), 2: ("", " deviation"), 3: ("", " low", " high")}  # of a heading, by how many numbers are below it
 
-
-Row = dict[str, Any]  # values by heading
+# Values by heading: text, an int that counts, a float, an interval (value and ends or None), or a spread (mean,
+# deviation or None).
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of values; None, or no such heading, where there is none. A table without rows is false."""
+    """Rows of values; None, or no such heading, where there is none. A table without rows is false.
+
+    One with a `title` stands behind its plot in the page.
+    """
 
     name: str  # of letters, digits and hyphens: its anchor and its label
     caption: str
     rows: Sequence[Row]
     note: str = ""
     folded: bool = False  # behind its caption in the page
+    title: str = ""
+    draw: Callable[[], Any] | None = None  # matplotlib's figure, when the page is written
+    below: str = ""  # the plot's note
 
     def __bool__(self) -> bool:
         return bool(self.rows)
 
     @cached_property
-    def columns(self) -> dict[str, str]:
-        """Headings, and the kind of the values below."""
-        found = {heading: "text" for row in self.rows for heading in row}
-        for heading in found:
-            value = next((row[heading] for row in self.rows if row.get(heading) is not None), None)
-            fine = not _FINE.isdisjoint(heading.split())
-            if isinstance(value, Integral):
-                found[heading] = "count"
-            elif isinstance(value, tuple):
-                kind = "fine " if fine else "signed " if heading.endswith("difference") else ""
-                found[heading] = f"{kind}interval" if len(value) == 3 else "spread"
-            elif value is None or isinstance(value, Real):
-                usual = "text" if value is None else "fine" if fine else "number"
-                found[heading] = _FLOATS.get(heading.rpartition(" ")[2], usual)
+    def columns(self) -> dict[str, Any]:
+        """Headings, and the first value below each; where there is none, "" or, in a column of numbers, 0.0."""
+        found: Row = {heading: 0.0 if _last(heading) in _FORMS else "" for row in self.rows for heading in row}
+        for row in reversed(self.rows):
+            found |= {heading: value for heading, value in row.items() if value is not None}
         return found
 
     @cached_property
     def texts(self) -> list[list[str]]:
         """The rows as a reader sees them."""
-        return [[shown(row.get(heading), kind) for heading, kind in self.columns.items()] for row in self.rows]
+        return [[shown(row.get(heading), heading) for heading in self.columns] for row in self.rows]
 
 
-def shown(value: Any, kind: str) -> str:
+def described(
+    texts: str, rows: Sequence[Row], *sentences: str, draw: Callable[[], Any] | None = None, **fields: Any
+) -> Table:
+    """A table, with its plot if it is drawn, and the texts of that name in texts.toml, filled in with `fields`.
+
+    `sentences`, if any, end the note, of the plot if there is one. Its own name is that of the texts, or a field.
+    """
+    told = {which: text_of(texts, which, fields) for which in ("caption", "note", "title", "below")}
+    last = "below" if draw else "note"
+    told[last] = " ".join(filter(None, [told[last], *sentences]))
+    return Table(fields.get("name", texts), rows=rows, folded=TEXTS[texts].get("folded", False), draw=draw, **told)
+
+
+def text_of(texts: str, which: str, fields: Mapping[str, Any]) -> str:
+    """One text in texts.toml with its {fields} filled in; "" if there is none."""
+    return TEXTS[texts].get(which, "").strip().replace("\n", " ").format_map(fields)
+
+
+def shown(value: Any, heading: str) -> str:
     """A value as a reader sees it.
 
-    >>> shown(76.412, "percent"), shown((50.0, 1.1), "spread"), shown((50, 40, 60), "interval"), shown(0.0004, "p")
+    >>> shown(76.412, "UA %"), shown((50.0, 1.1), "UA %"), shown((50, 40, 60), "UA %"), shown(0.0004, "p")
     ('76.41', '50.00 ± 1.10', '50.00 [40.00, 60.00]', '< 0.001')
-    >>> shown((1.5, -0.25, 3.25), "signed interval"), shown((50, None, None), "interval")
-    ('+1.50 [−0.25, +3.25]', '50.00')
+    >>> shown((1.5, -0.25, 3.25), "UA difference"), shown((50, None, None), "UA %"), shown(12345, "n")
+    ('+1.50 [−0.25, +3.25]', '50.00', '12,345')
     """
-    if value is None:
-        return "–"
-    if kind in _INTERVALS:
-        first, *ends = [shown(one, _INTERVALS[kind]) for one in value]
-        return first if None in value else f"{first} [{', '.join(ends)}]"
-    if kind == "spread":
-        return " ± ".join(f"{number:.2f}" for number in value if number is not None)
-    if kind == "p" and value < 0.001:
+    if isinstance(value, tuple):
+        first, *others = [shown(float(one), heading) for one in value if one is not None]
+        return f"{first} [{', '.join(others)}]" if len(others) == 2 else " ± ".join([first, *others])
+    if isinstance(value, Integral):
+        return f"{value:,}"
+    if not isinstance(value, Real):
+        return "–" if value is None else str(value)
+    if _last(heading) == "p" and value < 0.001:
         return "< 0.001"
-    text = _SHOWN.get(kind, "{}").format(value)
-    return text.replace("-", "−") if kind in ("points", "fine") else text
+    text = _forms(heading)[0].format(value)
+    return text if "e" in text else text.replace("-", "−")
+
+
+def _forms(heading: str) -> tuple[str, str]:
+    other = ("{:.3g}", "{:.6g}") if _FINE.isdisjoint(heading.split()) else ("{:.3f}", "{:.4f}")
+    return _FORMS.get(_last(heading), other)
+
+
+def _last(heading: str) -> str:
+    return heading.rpartition(" ")[2]
 
 
 def harmless(text: str) -> str:
@@ -98,22 +114,28 @@ def harmless(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
-def _exact(value: Any, kind: str) -> list[str]:
-    """A value as the cells of a CSV file."""
-    values = value if isinstance(value, tuple) else [value] * len(_ENDINGS.get(kind, [""]))
-    if kind == "text":
-        return ["" if value is None else harmless(str(value))]
-    return ["" if one is None else _EXACT.get(kind, "{:.4f}").format(one) for one in values]
+def _exact(value: Any, heading: str) -> str:
+    """One number or text as a cell of a CSV file."""
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return _forms(heading)[1].format(value)
+    return "" if value is None else harmless(str(value))
+
+
+def _each(value: Any, n: int) -> list[Any]:
+    """The n numbers of an interval or a spread; any other value by itself."""
+    return [one if one is None else float(one) for one in value] if isinstance(value, tuple) else [value] * n
 
 
 def to_csv(table: Table) -> str:
     """A line with the caption, one with the headings; intervals and spreads take a column for each of their numbers."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    columns = table.columns.items()
+    ends = {heading: _ENDS[len(first) if isinstance(first, tuple) else 1] for heading, first in table.columns.items()}
     writer.writerow([harmless(table.caption)])
-    writer.writerow([f"{harmless(heading)}{end}" for heading, kind in columns for end in _ENDINGS.get(kind, ("",))])
-    writer.writerows([cell for h, kind in columns for cell in _exact(row.get(h), kind)] for row in table.rows)
+    writer.writerow([f"{harmless(heading)}{end}" for heading, of in ends.items() for end in of])
+    for row in table.rows:
+        parts = [(heading, one) for heading, of in ends.items() for one in _each(row.get(heading), len(of))]
+        writer.writerow([_exact(one, heading) for heading, one in parts])
     return sink.getvalue()
 
 
@@ -134,7 +156,7 @@ def tabulated(table: Table, style: str = "simple", escape: Callable[[str], str] 
         [[escape(text) for text in row] for row in table.texts],
         headers=[escape(heading) for heading in table.columns],
         tablefmt=style,
-        colalign=["left" if kind == "text" else "right" for kind in table.columns.values()],
+        colalign=["left" if isinstance(first, str) else "right" for first in table.columns.values()],
         disable_numparse=True,
     )
 

@@ -27,7 +27,7 @@ from .sections import (
     significance_table,
 )
 from .significance import Comparison, against_quoted, compare, holm
-from .tables import Table, tabulated
+from .tables import described, tabulated, text_of
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     rated = [metric for metric in every if " " in metric]  # no percent
     warning = caveat(run.result for cell in runs.values() for run in cell if run.finished)
     seeds = {cell.name: cell.paper_seeds for cell in recipe.cells}
+    tested, differing = any(row.compared for row in rows), any(row.differs for row in rows)
     lines = []
     for row in rows:
         of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
@@ -123,22 +124,17 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
         first = row.scores.get("ua") or row.scores.get("ccc valence")
         shape = f"{first.folds} × {first.seeds}" if first else ""
         line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
-        if any(other.compared for other in rows):
+        if tested:
             test = row.compared
             line |= {"tested cell’s difference": test and test.difference, "p": test and test.p}
             line |= {"Holm p": row.holm_p, "test": test and test.about}
-        line |= {"differs in": row.differs} if any(other.differs for other in rows) else {}
+        line |= {"differs in": row.differs} if differing else {}
         lines.append({**line, "protocol": row.conditions})
-    about = "ours: pooled over the folds, mean ± standard deviation over the seeds, in percent; over folds: mean ± "
-    about += "standard deviation of the folds’ means over the seeds; runs: folds × seeds; differences with their 95 % "
-    about += "intervals; WA = accuracy, UA = mean recall"
-    if any(row.compared for row in rows):
-        about += f"\ntested cell: {recipe.tested} − the line’s; one-sided where the paper claims the better; "
-        about += "Holm over the table"
-    table, chosen = tabulated(Table("recipe", recipe.title, lines)), ""
+    pieces: list[str | None] = [tabulated(described("recipe", lines)) + "\n"]
     if picked := [line for row in rows for line in row.chosen]:
-        chosen = "chosen on dev, of so many that were tried:\n\n" + tabulated(Table("chosen", "", picked)) + "\n"
-    return "\n".join([recipe.title, "", table, "", *filter(None, [chosen, recipe.note, about, warning])])
+        pieces.append(f"chosen on dev, of so many that were tried:\n\n{tabulated(described('chosen', picked))}\n")
+    pieces += [recipe.note, text_of("recipe", "note", {}), text_of("recipe", "tested", vars(recipe)) * tested, warning]
+    return "\n".join([recipe.title, "", *filter(None, pieces)])
 
 
 def _metrics(paper: Mapping[str, float]) -> list[str]:
