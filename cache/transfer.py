@@ -1,5 +1,6 @@
 """Bring others' features into a store, and take features out: to files, another store, or pandas."""
 
+import csv
 import dataclasses
 import datetime
 import hashlib
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 _PART_BYTES = 64 << 20
 _BESIDE = {"values", "offsets", "ids", "about"}
-_EXPORTS = (".h5", ".hdf5", ".zarr", ".npz", ".safetensors")
+_EXPORTS = (".h5", ".hdf5", ".zarr", ".npz", ".safetensors", ".csv")
 
 
 def read_ids(path: Path) -> list[str]:
@@ -231,7 +232,7 @@ def _stretches(offsets: npt.NDArray[np.int64], row_bytes: int) -> Iterator[tuple
         start = stop
 
 
-def _write(path: Path, rows: _Outgoing) -> None:
+def _write(path: Path, rows: _Outgoing, columns: Sequence[str]) -> None:
     suffix, ids, about, small = path.suffix.lower(), rows.manifest.ids, rows.about, rows.small
     if suffix == ".npz":
         with zipfile.ZipFile(path, "x") as archive:
@@ -272,6 +273,14 @@ def _write(path: Path, rows: _Outgoing) -> None:
         for name, array in small.items():
             fill = np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).max
             group.create_array(name, data=array, fill_value=fill, **options)
+    elif suffix == ".csv":
+        beside = ["id"] if (level := rows.feature.spec.level) == "utterance" else ["id", level]
+        names = ([id_, k][: len(beside)] for id_, n in zip(ids, np.diff(rows.offsets), strict=True) for k in range(n))
+        with path.open("x", encoding="utf-8", newline="") as sheet:
+            table = csv.writer(sheet)
+            table.writerow([*beside, *columns])
+            for _, block in rows.blocks():
+                table.writerows([*next(names), *row.astype(str)] for row in block)
     else:
         with path.open("xb") as file:
             file.write(_hdf5(rows))
@@ -300,11 +309,11 @@ def _hdf5(rows: _Outgoing) -> memoryview:
     return image.getbuffer()[:offset]
 
 
-def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
-    """Write all utterances of a manifest, in its order, to one file of the kind that its suffix says.
+def export(feature: Feature, manifest: Manifest, path: Path, columns: Sequence[str] | None = None) -> Path:
+    """Write a manifest's utterances, in its order and without the quarantined, to one file of its suffix's kind.
 
     It holds `values` `[rows, dim]`, `offsets` int64 `[n + 1]`, the extras `[rows]`, the ids, and the spec as JSON;
-    .zarr is a folder, and .safetensors keeps ids and spec in `<path>.json`.
+    .zarr is a folder, .safetensors keeps ids and spec in `<path>.json`, and .csv calls the values `columns`, if given.
     Raises `WrongUse` if `path` exists, `MissingRows` if an utterance is not in the store.
     """
     if path.suffix.lower() not in _EXPORTS:
@@ -315,6 +324,8 @@ def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
         raise WrongUse(f"{path}: exists already; name another file")
     origin = {"corpus": manifest.corpus, "manifest": manifest.digest, "fingerprint": feature.fingerprint}
     about = {**origin, "spec": feature.spec.to_json()}
+    kept = np.isin(manifest.ids, [*feature.quarantined(manifest)], invert=True)
+    manifest = dataclasses.replace(manifest, table=manifest.table.filter(kept))
     rows = _Outgoing(feature, manifest, feature.places(manifest, range(len(manifest))), about)
     if cut := [id_ for id_ in manifest.ids if "\0" in id_]:
         raise StoreError(f"{path}: id {cut[0]!r} holds a NUL, which these formats cut off; rename the utterance")
@@ -323,7 +334,7 @@ def export(feature: Feature, manifest: Manifest, path: Path) -> Path:
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as begun,
     ):
         try:
-            _write(Path(begun) / path.name, rows)
+            _write(Path(begun) / path.name, rows, columns or [f"{feature.spec.name}.{k}" for k in range(rows.shape[1])])
         except OSError:
             raise
         except Exception as error:  # these libraries raise nearly every kind

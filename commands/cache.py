@@ -170,11 +170,13 @@ def import_(name: str, file: Path, store: Path, as_json: bool, manifest: Path | 
 @corpus_option
 @read_store_option
 def export(name: str, file: Path, backend: str | None, corpus: str | None, store: str) -> None:
-    """Write feature NAME to one FILE: .h5, .zarr, .npz or .safetensors (with an index beside it).
+    """Write feature NAME to one FILE: .csv (also for R), .h5, .zarr, .npz or .safetensors (with an index beside it).
+
+    Quarantined utterances are left out and named, and the exit code is 3 then.
 
     \b
     Examples:
-      ser cache export hubert hubert.h5
+      ser cache export egemaps egemaps.csv
       ser cache export hubert features-hdf5 --backend hdf5
     """
     from ser.cache import transfer
@@ -188,7 +190,15 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
         there = len(feature.parts()) - len(copied)
         answer(f"copied {len(copied)} parts to {file}" + (f"; {there} are there already" if there else ""))
     else:
-        answer(f"wrote {transfer.export(feature, manifest, file)}")
+        columns, made = None, feature.spec.config
+        if feature.spec.extractor == "smile":
+            from ser.extract.smile import SmileConfig, open_smile
+
+            columns = open_smile(SmileConfig(made["feature_set"], made["level"])).feature_names
+        answer(f"wrote {transfer.export(feature, manifest, file, columns)}")
+        for id_, reason in (held := feature.quarantined(manifest)).items():
+            say(f"left out: {id_}: {reason}", err=True)
+        click.get_current_context().exit(3 if held else 0)
 
 
 def pulled(store: str, features: str | None = None, corpora: str | None = None) -> Path:

@@ -1,8 +1,7 @@
 """openSMILE's feature sets, each by openSMILE's own name: IS13_ComParE, eGeMAPSv02, ComParE_2016 and the others.
 
 IS13_ComParE and ComParE_2016 have the same names in the same order, and up to 1,808 other values.
-openSMILE's licence is for research and non-commercial use, and covers the extracted features. The names of the columns
-are those of `opensmile.Smile(set, level).feature_names`.
+openSMILE's licence is for research and non-commercial use, and covers the extracted features.
 """
 
 import threading

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 
@@ -98,6 +99,27 @@ def test_a_list_says_what_is_there(tmp_path: Path) -> None:
     feature.publish(bad, "zarr", {})
     [*_, first, said] = told("cache", "list", "--store", tmp_path / "s").splitlines()
     assert "incomplete" in first and "10 of 11" in said and " complete, 1 quarantined" in said
+
+
+@pytest.mark.parametrize(("level", "dim"), [("utterance", 88), ("frame", 8)])
+def test_a_csv_for_r_without_what_is_quarantined(tmp_path: Path, level: str, dim: int) -> None:
+    made = {"extractor": "smile", "config": {"feature_set": "eGeMAPSv02", "level": "functionals"}} if dim == 88 else {}
+    store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr", level=level, dim=dim, **made)
+    grown = manifest_of(11)
+    store.put_manifest(grown)
+    refused = ser("cache", "export", f"{level}s", tmp_path / "x.csv", "--store", tmp_path / "s")
+    assert refused.exit_code == 1 and "lacks 1 of 11" in refused.stderr and not (tmp_path / "x.csv").exists()
+    bad = part_rows(manifest, feature.spec, arrays, [])
+    bad.quarantined = [Quarantine(grown.ids[10], grown.inputs("audio")[10], "x.wav", "truncated")]
+    feature.publish(bad, "zarr", {})
+    done = ser("cache", "export", f"{level}s", tmp_path / "x.csv", "--store", tmp_path / "s")
+    assert (done.exit_code, done.stderr) == (3, f"left out: {grown.ids[10]}: truncated\n")
+    table = pd.read_csv(tmp_path / "x.csv", float_precision="round_trip")
+    if level == "frame":
+        assert table.pop("frame").tolist() == [row for id_ in manifest.ids for row in range(len(arrays[id_]))]
+    assert table.pop("id").tolist() == [id_ for id_ in manifest.ids for _ in arrays[id_]]
+    assert table.columns[0] == ("F0semitoneFrom27.5Hz_sma3nz_amean" if dim == 88 else "frames.0")
+    assert np.array_equal(table.to_numpy(feature.spec.dtype), np.concatenate([*arrays.values()]))
 
 
 def test_what_to_remove_is_named_and_asked(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     store, feature, manifest, _ = sample_store(tmp_path / "a", "hdf5")
     with pytest.raises(MissingRows, match="lacks 2 of 12"):
         export(feature, manifest_of(12), tmp_path / "out.h5")
-    for file, reason in {"nowhere/x.h5": "no such folder", "x.pkl": r"known: \.h5, \.hdf5, \.npz, .*, \.zarr"}.items():
+    for file, reason in {"nowhere/x.h5": "no such folder", "x.pkl": r"known: \.csv, \.h5, .*, \.zarr"}.items():
         with pytest.raises(WrongUse, match=reason):
             export(feature, manifest, tmp_path / file)
     odd = Manifest.from_rows("odd", [{"id": "nul\0", "audio_sha256": "0" * 64}])
