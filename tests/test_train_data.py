@@ -190,7 +190,7 @@ def test_a_feature_that_is_not_there_names_the_command(store: Path, tmp_path: Pa
     manifest = make_manifest()
     rows = make_rows(manifest, "is13")
     add_feature(new_store(tmp_path / "half", manifest), manifest, "is13", rows, of=range(50))
-    with pytest.raises(MissingRows, match=r"lacks \d+ of the \d+ labelled .*ser features CORPUS --features is13"):
+    with pytest.raises(MissingRows, match=r"lacks \d+ of \d+ .*ser features CORPUS --features is13"):
         load_dataset(tmp_path / "half", "is13", "audio")
 
 

@@ -348,12 +348,7 @@ def with_rows(
         if held:
             quarantined[name] = held
             utterances = utterances.take(np.flatnonzero([utterance not in held for utterance in utterances.ids]))
-        if missing := set(feature.missing(manifest)).intersection(utterances.rows.tolist()):
-            raise MissingRows(
-                f"{name} lacks {len(missing)} of the {len(utterances)} labelled utterances of corpus "
-                f"{manifest.corpus}, such as {manifest.ids[min(missing)]}; run `ser features CORPUS --features {name} "
-                f"--store {feature.path.parent.parent}`"
-            )
+        feature.places(manifest, utterances.rows.tolist())
     return utterances, quarantined
 
 
