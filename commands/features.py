@@ -63,7 +63,7 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
             for line in _notes(summary):
                 say(line, err=as_json)
             if planned.features and not (as_json or planned.unavailable):
-                next_step("train", *_training(planned))
+                next_step("train", *_training(planned), *([] if summary.whole else ["--allow-missing"]))
             whole = whole and summary.whole
     if planned.unavailable:
         raise SerError("; ".join(f"{feature} is left out: {fault}" for feature, fault in planned.unavailable.items()))
@@ -98,17 +98,22 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
 
 def _training(plan: "ExtractionPlan") -> list[object]:
     """Options of `ser train` that fit what was extracted: the first feature of each modality, and a model of both."""
+    from ser.cache.manifest import LABEL_POLICIES, code
+
     first = {one.resolved.spec.modality: one.resolved.spec for one in reversed(plan.features)}
     chosen = [first[modality] for modality in ("audio", "text") if modality in first]
     both = "mit" if chosen[0].level == "frame" else "lgf-add"
     sessions = set(plan.manifest.column("session"))
     protocol = "official" if "train" in sessions else "speaker-out" if sessions == {None} else None
+    codes = {code(label) for label in plan.manifest.column("label") if label}
+    known = [name for name, raws in LABEL_POLICIES["4class"].items() if not codes.isdisjoint(raws)]
     options = {
         "--features": "+".join(spec.name for spec in chosen),
         "--fusion": both if len(chosen) > 1 else chosen[0].modality,
         "--corpus": plan.manifest.corpus,
         "--store": plan.config.store,
         **({"--protocol": protocol} if protocol else {}),
+        **({"--labels": "all"} if len(known) < 2 <= len(codes) else {}),
     }
     return [word for option in options.items() for word in option]
 

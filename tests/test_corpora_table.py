@@ -12,6 +12,7 @@ import soundfile
 from ser.errors import CorpusError, WrongUse
 from ser.extract.corpora.scan import read_corpus
 from ser.extract.corpora.table import read_manifest
+from ser.tests.command_line import ser
 
 FULL = {
     "id": "u1",
@@ -66,7 +67,7 @@ def test_every_column_in_every_kind_of_file(folder: Path, kind: str) -> None:
 
 def test_other_toolkits_columns(folder: Path) -> None:
     path = folder / "nkululeko.csv"
-    path.write_text("file,speaker,gender,emotion\n./wav/a.wav,s1,female,anger\nwav/b.wav,s2,male,neutral\n")
+    path.write_text("file,speaker,gender,emotion\n./wav/a.wav,s1,w,anger\nwav/b.wav,s2,male,neutral\n")
     scan = read_corpus(path)
     first, second = scan.manifest.table.to_pylist()
     assert scan.problems == []
@@ -138,6 +139,14 @@ def test_two_columns_for_one_thing_and_bytes_for_text_are_refused(folder: Path) 
         read_corpus(folder / "t.parquet")
 
 
+def test_the_next_step_goes_with_these_labels(folder: Path) -> None:
+    """Labels of no policy, and a recording that cannot be used: `ser train` would refuse the plain command."""
+    (folder / "t.csv").write_text("audio;label\nwav/a.wav;Freude\nwav/b.wav;Trauer\nwav/none.wav;Freude\n")
+    command = ("features", folder / "t.csv", "--features", "logmel", "--store", folder / "s", "--on-error", "skip")
+    done = ser(*command)
+    assert done.exit_code == 3 and done.stderr.endswith(" --labels all --allow-missing\n")
+
+
 def test_bad_json_lines(folder: Path) -> None:
     path = folder / "t.jsonl"
     path.write_text('{"wav": "wav/a.wav"}\n{"wav": \n[1]\n{"wav": "\\ud800.wav"}\n{"emo": "ang"}\n' + "[" * 100000)
@@ -155,7 +164,7 @@ def test_bad_json_lines(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("t.csv", b"speaker,emotion\ns1,anger\n", "has no audio column"),
+        ("t.csv", b"speaker,emotion\ns1,anger\n", r"has no audio column \(speaker, emotion\)"),
         ("t.csv", b"", "has no audio column"),
         ("t.csv", b'audio,text\nwav/a.wav,"never closed\n', "cannot be read as csv: line 2: "),
         ("t.csv", b"audio,text\nwav/a.wav," + b"x" * 200_000 + b"\n", "cannot be read as csv: line 2: "),

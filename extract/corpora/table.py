@@ -25,7 +25,7 @@ from .scan import Problem, Reading, read_text
 
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".parquet"}
 ALIASES = {"file": "audio", "wav": "audio", "emotion": "label", "emo": "label", "key": "id", "spk": "speaker"}
-GENDERS = {"f": "F", "female": "F", "m": "M", "male": "M"}
+GENDERS = {"f": "F", "female": "F", "w": "F", "weiblich": "F", "m": "M", "male": "M", "männlich": "M"}
 MEASURED = ("audio_sha256", "text_sha256", "duration")  # taken from the files, whatever a table says
 
 
@@ -137,7 +137,7 @@ def _json_object(line: str) -> dict[str, Any] | str:
 def _read(path: Path, need: str, columns: list[str] = SCHEMA.names) -> Reading:
     """The table's good rows in the manifest's `columns`, and a problem for each bad row."""
     reading = Reading(path.stem, path.parent, [])
-    names: set[str] = set()
+    names: dict[str, Any] = {}
     turns: dict[str, int] = {}
     for line, record in records(path):
         try:
@@ -153,8 +153,8 @@ def _read(path: Path, need: str, columns: list[str] = SCHEMA.names) -> Reading:
         reading.rows.append(row)
         reading.where.append(line)
     if not reading.rows and need not in {ALIASES.get(c, c) for c in names}:
-        wanted = [need, *(a for a, name in ALIASES.items() if name == need)]
-        raise WrongUse(f"{path} has no {need} column; name one of its columns {' or '.join(wanted)}")
+        wanted = " or ".join([need, *(a for a, name in ALIASES.items() if name == need)])
+        raise WrongUse(f"{path} has no {need} column ({', '.join(names) or 'empty'}); name one of its columns {wanted}")
     return reading
 
 
