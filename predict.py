@@ -212,8 +212,8 @@ class Predictor:
             notes.append(f"{' and '.join(unused)} not used: {name} takes {inputs[0]} alone")
         if self.fusion.unit == "dialogue" and all(turn.dialogue in (None, turn.id) for turn in turns):
             notes.append(
-                f"{name} reads whole dialogues, and here each utterance is one by itself; "
-                "if they belong together, give the turns in a table with a column dialogue"
+                f"each utterance is read by itself; {name} reads whole dialogues too, "
+                "whose turns stand in a table with a column dialogue"
             )
         return notes
 

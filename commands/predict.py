@@ -55,10 +55,10 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
         first, rows = found.predictions[0], []
         for one in found.predictions:
             said = ["abstained" if one.abstained else one.label] if one.label else []
-            lacking = f"without {', '.join(one.without)}" if one.without else ""
-            rows.append([one.id, *said, *one.probabilities.values(), *one.ratings.values(), lacking])
-        headings = ["emotion"] if first.label else []
-        answer(rows, ["", *headings, *first.probabilities, *first.ratings, ""], floatfmt=".3f")
+            lacking = [f"without {', '.join(one.without)}"] if one.without else []
+            rows.append([one.id, *said, *one.probabilities.values(), *one.ratings.values(), *lacking])
+        headings = ["", *(["emotion"] if first.label else []), *first.probabilities, *first.ratings]
+        answer(rows, headings + [""] * any(one.without for one in found.predictions), floatfmt=".3f")
         notes = [f"cannot be used: {id_}: {reason}" for id_, reason in found.unusable.items()]
         for line in [*notes, *(f"note: {note}" for note in found.notes)]:
             say(line, err=True)

@@ -152,7 +152,7 @@ def test_a_file_on_the_command_line(newcomer: Path) -> None:
     spoken = ser("predict", run_of(newcomer, "text").path, "--text", "I am so happy for you")
     assert spoken.exit_code == 0, spoken.output
     lone = ser("predict", run_of(newcomer, "lgf-add").path, turn.audio, "--text", "hello there")
-    assert lone.exit_code == 0 and "reads whole dialogues" in lone.stderr
+    assert lone.exit_code == 0 and "each utterance is read by itself; lgf-add reads whole dialogues" in lone.stderr
 
 
 def test_unusable_audio_is_named_and_the_rest_is_told(newcomer: Path, tmp_path: Path) -> None:
