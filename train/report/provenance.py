@@ -30,7 +30,7 @@ def what_was_run(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Part:
     for cell in cells:
         left_out |= Counter({(cell.config["corpus"], why): n for why, n in cell.left_out.items()})  # the most of any
     rows = [{"corpus": corpus, "left out because": why, "utterances": n} for (corpus, why), n in left_out.items()]
-    absent = described("left-out", rows, n=left_out.total())
+    absent = described("left-out", rows)
     names = ", ".join(run.path.name for run in unfinished[:5]) + (" …" if len(unfinished) > 5 else "")
     warning = f"{len(unfinished)} runs are not finished and count nowhere here: {names}" if unfinished else ""
     lines = [{"cell": cell.label, "command": command(cell)} for cell in cells]
