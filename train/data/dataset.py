@@ -352,7 +352,7 @@ def with_rows(
             raise MissingRows(
                 f"{name} lacks {len(missing)} of the {len(utterances)} labelled utterances of corpus "
                 f"{manifest.corpus}, such as {manifest.ids[min(missing)]}; run `ser features CORPUS --features {name} "
-                f"--store {feature.path.parent.parent}`"
+                f"--store {feature.path.parent.parent}`, or import a file that has them all"
             )
     return utterances, quarantined
 
