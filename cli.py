@@ -65,7 +65,7 @@ def _unexpected(fault: Exception) -> str:
         descriptor, path = tempfile.mkstemp(".txt", "ser-error-")
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
-        where = f"the traceback is in {path}, please report it"
+        where = f"the traceback is in {path}; unless it is your own code, please report it"
     except OSError:
         where = f"please report it with this traceback:\n{text}"
     return f"an unexpected error ({what[:200]}); {where}"

@@ -147,8 +147,8 @@ class Feature:
             known = sum(key in self._quarantined for key in lacking)
             quarantined, retry = (f", {known} of them quarantined", " --retry") if known else ("", "")
             fault = f"{len(lacking)} of {len(rows)} utterances of corpus {manifest.corpus}{quarantined}"
-            command = f"ser features CORPUS --features {self.spec.name} --store {self.store}{retry}"
-            raise MissingRows(f"{self.spec.name} lacks {fault} (such as {lacking[0][1]!r}); run `{command}`")
+            command = f"`ser features CORPUS --features {self.spec.name} --store {self.store}{retry}`, or import them all"
+            raise MissingRows(f"{self.spec.name} lacks {fault} (such as {lacking[0][1]!r}); run {command}")
         return [place for place in found if place is not None]
 
     def __getitem__(self, id_: str) -> npt.NDArray[Any]:

@@ -138,7 +138,9 @@ def _arrange(
         dim = first.shape[-1:] or (0,)
         for id_, piece in arrays.items():
             if len(piece.shape) not in (1, 2) or piece.shape[-1:] != dim or np.dtype(piece.dtype).kind not in "fiu":
-                raise StoreError(f"{path}: {id_!r} has shape {list(piece.shape)} ({piece.dtype}), not [rows, {dim[0]}]")
+                raise StoreError(
+                    f"{path}: no `values`, and {id_!r} has shape {list(piece.shape)}, not [rows, {dim[0]}]"
+                )
         offsets = np.cumsum([0, *(math.prod(piece.shape[:-1]) for piece in arrays.values())])
         ids, names, dtype = list(arrays), list(arrays), np.result_type(*{piece.dtype for piece in arrays.values()})
         whole = Stored(path, first.open, names, offsets.tolist(), (int(offsets[-1]), *dim), dtype)

@@ -22,6 +22,7 @@ OPTIONS = [field.name for field in fields(Experiment) if field.metadata and fiel
 @click.argument("recipe", required=False)
 @click.option("--list", "list_", is_flag=True, help="List the recipes with the papers' numbers.")
 @click.option("--features", metavar="A+B", help="Others, each in the place of the recipe's of the same modality.")
+@click.option("--cell", "named", multiple=True, metavar="NAME", help="Only this cell, as --list names it. Repeatable.")
 @config_options(Experiment, *OPTIONS, defaults=False)  # they are the recipe's
 @click.option("--dry-run", is_flag=True, help="Print parameters, runs and an estimate, and stop.")
 @json_option
@@ -35,6 +36,7 @@ def sweep(
     recipe: str | None,
     list_: bool,
     features: str | None,
+    named: tuple[str, ...],
     shard: str | None,
     workers: int | None,
     scheduler: str | None,
@@ -50,7 +52,7 @@ def sweep(
     \b
     Examples:
       ser sweep --list
-      ser sweep perspective-table2 --seeds 20
+      ser sweep perspective-table2 --seeds 20 --cell "LGF ADD-Fusion, perspective"
       ser sweep msmser-table2 --features wavlm+mpnet:layer=9
       ser sweep mine.toml --shard 3/16
     """
@@ -77,7 +79,7 @@ def sweep(
     from ser.train.sweep import estimate_sweep, on_features, plan_sweep, run_sweep
 
     given = {name: value for name, value in options.items() if value not in (None, (), False)}
-    table = read_recipe(recipe, **given)
+    table = read_recipe(recipe, named, **given)
     for store in sorted({str(cell.experiment.store) for cell in table.cells}):
         if "://" in store:
             table = _pulled(table, store, features)

@@ -13,6 +13,15 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = ("cache/FORMAT.md", "benchmarks/RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 
 
+def on_startup(**_: Any) -> None:
+    """Give mkdocstrings the package as links to its rooms: in the root it would read all of .venv, for a minute."""
+    package = ROOT / ".links" / "docs" / "ser"
+    package.mkdir(parents=True, exist_ok=True)
+    for path in (*ROOT.glob("*.py"), *(init.parent for init in ROOT.glob("*/__init__.py"))):
+        if not (link := package / path.name).is_symlink():
+            link.symlink_to(Path("../../..", path.name), target_is_directory=path.is_dir())
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that do not lie in docs/."""
     pages = {name: (ROOT / name).read_text(encoding="utf-8") for name in OUTSIDE}

@@ -83,7 +83,7 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
     files["plain_layers.py"] = [Path(plain_layers.__file__).read_bytes()]
     files["config.json"] = [json.dumps(about, indent=1, ensure_ascii=False).encode() + b"\n"]
     files["model.safetensors"] = [save(tensors)]
-    files["requirements.txt"] = ["".join(f"{name}=={version(name)}\n" for name in sorted(packages)).encode()]
+    files["requirements.txt"] = ["".join(f"{p}=={version(p).split('+')[0]}\n" for p in sorted(packages)).encode()]
     make_folder(path.parent)
     with (
         explain_disk_errors(f"exporting to {folder}", path.parent),

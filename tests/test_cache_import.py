@@ -159,7 +159,7 @@ SPOT = np.arange(60).reshape(12, 5) == 33
         ({"values": VALUES, "offsets": np.array([0, 9, 5, 12])}, ["u000", "u001", "u002"], "offsets"),
         ({"values": VALUES, "offsets": np.array([0, 5, 5, 12])}, ["u000", "u001", "u002"], "'u001' has no rows"),
         ({"values": VALUES, "offsets": np.array([0.0, 12.0])}, ["u000"], "offsets"),
-        ({"u000": VALUES[0], "u001": VALUES[1, :3]}, None, "'u001' has shape"),
+        ({"u000": VALUES[0], "u001": VALUES[1, :3]}, None, "no `values`, and 'u001' has shape"),
         ({}, None, "no arrays"),
     ],
 )

@@ -110,6 +110,7 @@ def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path
     assert "is not what the features were computed with; give --model hubert=FOLDER" in refused
     assert none == lacking == 2
     assert "give each utterance its audio and text" in errors and "required: --text" in errors
+    assert "+" not in (tmp_path / "mit" / "requirements.txt").read_text()  # a build of torch that no index has
     assert len(unusable) == 12 and all(fault.startswith("run.py: utterance 1: ") for fault in unusable)
     card = (tmp_path / "class+vad" / "README.md").read_text()
     assert "Trained on synthetic speech" in card and "random weights" in card and "| CCC of valence" in card

@@ -92,8 +92,14 @@ def test_a_package_brings_an_extractor_a_fusion_and_a_corpus(site: Path, corpus:
     assert json.loads((mean / "config.json").read_text())["provenance"]["package"] == "ser-example 1.0"
 
     wav = corpus / "anna-ang-0.wav"
-    [(code, output)] = ser(site, f"predict {mean} {wav} --json")
+    source, again = site / "ser_example.py", f"sweep {tmp_path}/both.toml --store {store} --out {runs} --workers 1"
+    (code, output), unchanged = ser(site, f"predict {mean} {wav} --json", f"{again} --dry-run")
     assert code == 0 and json.loads(output)["predictions"][0]["label"] in ("ang", "hap", "neu", "sad")
+    assert "6 runs, 6 finished already" in unchanged[1]
+    # A model that was edited is another one, whatever its package's version; and what it returns is looked at.
+    source.write_text(source.read_text().replace("settings.width, classes)", "settings.width, classes + 1)"))
+    [(code, output)] = ser(site, f"{again} --cell example-mean")
+    assert code == 2 and "3 runs, 0 finished already" in output and "must return a dict of heads [n, 4]" in output
     for run, what in ((mean, "the fusion 'example-mean'"), (plain, "example-loudness was computed by an extractor")):
         with pytest.raises(WrongUse, match=f"{what} of ser-example 1.0, .*; run `pip install ser-example==1.0`"):
             predict(run, [wav])

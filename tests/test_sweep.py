@@ -130,6 +130,8 @@ def test_every_cell_of_every_recipe_runs_and_one_that_stands_in_several_trains_o
             assert row.scores["ua"].pooled == pytest.approx(ua) == 100 * run.result["tests"][cell.test]["ua"]
             if run.config["fusion"] in ("bert", "cnn+bert"):
                 assert run.config["settings"]["finetune_layers"] == "all"
+        said = {row.conditions for row in rows}  # once, where it is the same for all
+        assert all(shown.count(one) == 1 for one in said) if len(said) == 1 else "protocol\n" in shown
         for row in rows:
             assert row.cell in shown
             for metric in ("ua", "wa"):
@@ -254,6 +256,8 @@ def test_wrong_recipes(store: Path, tmp_path: Path, text: str, says: str) -> Non
         plan_sweep(read_recipe(file, store=store, out=tmp_path))
     with pytest.raises(WrongUse, match="did you mean msmser-table2"):
         read_recipe("msmser-tabel2")
+    with pytest.raises(WrongUse, match=r"unknown cell of msmser-table2 'Ful' \(did you mean Full\?\)"):
+        read_recipe("msmser-table2", ["Ful", "Text"])
     with pytest.raises(WrongUse, match="no fusion of this recipe has that setting"):
         plan_sweep(read_recipe("perspective-table1", store=store, out=tmp_path, set=("queries=3",)))
 

@@ -11,6 +11,7 @@ import json
 import math
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -176,11 +177,14 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
     training = described(plan.training)
     if training["dev"] == "auto" and fold.dev_by.startswith(SHARE):
         training["dev"] = SHARE  # what auto meant before was the next session: those runs are not of this cell
+    package, module = FUSIONS.package(plan.fusion.name), sys.modules[plan.fusion.settings.__module__]
+    code = Path(str(module.__file__)).read_bytes() if package else b""  # edited, it is another model
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(experiment).items()}
     return {
         "version": TRAIN_VERSION + (plan.precision == "bf16" and plan.fusion.name in IN_FLOAT32),
         **data.described,
         "fusion": plan.fusion.name,
+        **({"code": hashlib.sha256(code).hexdigest()} if code else {}),
         "settings": described(plan.settings),
         "training": training,
         "loss": plan.loss,
@@ -195,7 +199,7 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
             **data.notes,
             "asked": asked,
             "device": plan.device,
-            **({"package": package} if (package := FUSIONS.package(plan.fusion.name)) else {}),
+            **({"package": package} if package else {}),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         },
     }

@@ -93,7 +93,8 @@ def fit(
     updates = -(-len(train_data.groups(train_rows, fusion.unit)) // settings.batch_size)  # per epoch
 
     torch.manual_seed(config.seed)  # initial weights, and dropout from here on
-    model = target.build(fusion, settings, data.dims, len(data.utterances.classes)).to(config.device)
+    classes = len(data.utterances.classes)
+    model, width = target.build(fusion, settings, data.dims, classes).to(config.device), target.width(classes)
     random = {name: Generator().manual_seed(config.seed) for name in ("shuffling", "hiding")}
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
     selection = Selection(config, snapshot(model), chosen=list(chosen))
@@ -123,7 +124,10 @@ def fit(
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
                 batch.heads = config.heads(stage)
                 with config.autocast():
-                    outputs = {head: logits.float() for head, logits in model(batch).items()}
+                    returned = model(batch)
+                if not isinstance(returned, Mapping) or {x.shape[1:] for x in returned.values()} != {(width,)}:
+                    raise WrongUse(f"the model must return a dict of heads [n, {width}], 'logits' among them")
+                outputs = {head: logits.float() for head, logits in returned.items()}
                 loss = training_loss(outputs, batch.truth, config, stage)
                 losses.append(loss.detach())
                 sizes.append(1 if config.reduction == "sum" else len(batch))

@@ -13,7 +13,7 @@
 `paper` holds ua, wa, or recalls by class, each with its `_std` where the paper gives one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,8 +105,8 @@ def list_recipes() -> dict[str, dict[str, Any]]:
     }
 
 
-def read_recipe(name: str | Path, **options: Any) -> Recipe:
-    """A recipe by name, or from a TOML file; `options` of `Experiment` override those of all cells.
+def read_recipe(name: str | Path, named: Collection[str] = (), **options: Any) -> Recipe:
+    """A recipe by name, or from a TOML file, or its `named` cells; `options` of `Experiment` override those of all.
 
     An option `set` goes to the cells whose fusion has that setting. Raises `WrongUse` naming what is wrong.
     """
@@ -126,6 +126,9 @@ def read_recipe(name: str | Path, **options: Any) -> Recipe:
     names = [cell.name for cell in cells]
     if twice := {cell for cell in names if names.count(cell) > 1}:
         raise WrongUse(f"{path}: two cells are called '{min(twice)}'")
+    if strange := set(named) - set(names):
+        raise unknown(f"cell of {path.stem}", min(strange), names)
+    cells = tuple(cell for cell in cells if not named or cell.name in named)
     if read.tested is not None and read.tested not in names:
         raise unknown(f"cell to be tested in {path}", read.tested, names)
     quoted = {line.name: line.paper for line in read.quoted}

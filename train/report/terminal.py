@@ -114,7 +114,8 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     warning = caveat(run.result for cell in runs.values() for run in cell if run.finished)
     seeds = {cell.name: cell.paper_seeds for cell in recipe.cells}
     tested, differing = any(row.compared for row in rows), any(row.differs for row in rows)
-    lines = []
+    lines, about = [], {row.conditions for row in rows}
+    title = f"{recipe.title} ({', '.join(about)})" if len(about) == 1 else recipe.title  # a terminal is narrow
     for row in rows:
         of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
         line: dict[str, Any] = {"cell": row.cell, **of_paper}
@@ -129,12 +130,12 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
             line |= {"tested cell’s difference": test and test.difference, "p": test and test.p}
             line |= {"Holm p": row.holm_p, "test": test and test.about}
         line |= {"differs in": row.differs} if differing else {}
-        lines.append({**line, "protocol": row.conditions})
+        lines.append(line | ({"protocol": row.conditions} if len(about) > 1 else {}))
     pieces: list[str | None] = [tabulated(described("recipe", lines)) + "\n"]
     if picked := [line for row in rows for line in row.chosen]:
         pieces.append(f"chosen on dev, of so many that were tried:\n\n{tabulated(described('chosen', picked))}\n")
     pieces += [recipe.note, text_of("recipe", "note", {}), text_of("recipe", "tested", vars(recipe)) * tested, warning]
-    return "\n".join([recipe.title, "", *filter(None, pieces)])
+    return "\n".join([title, "", *filter(None, pieces)])
 
 
 def _metrics(paper: Mapping[str, float]) -> list[str]:
