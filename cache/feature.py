@@ -147,7 +147,7 @@ class Feature:
             known = sum(key in self._quarantined for key in lacking)
             quarantined, retry = (f", {known} of them quarantined", " --retry") if known else ("", "")
             fault = f"{len(lacking)} of {len(rows)} utterances of corpus {manifest.corpus}{quarantined}"
-            command = f"`ser features CORPUS --features {self.spec.name} --store {self.store}{retry}`, or import them all"
+            command = f"`ser features CORPUS --features {self.spec.name} --store {self.store}{retry}`, or import all"
             raise MissingRows(f"{self.spec.name} lacks {fault} (such as {lacking[0][1]!r}); run {command}")
         return [place for place in found if place is not None]
 
