@@ -96,6 +96,8 @@ def predict(
     """
     if (table is None) == (not audio and text is None) or (text is not None and len(audio) > 1):
         raise WrongUse("give audio files (with --text one alone), or a table of turns with a column text, and not both")
+    if folder := next((path for path in audio if Path(path).is_dir()), None):
+        raise WrongUse(f"{folder}: is a folder; name its files, such as {folder}/*.wav")
     predictor = Predictor(run, models, device)
     if table is not None:
         return predictor(read_turns(Path(table), "audio" in predictor.fusion.inputs), abstain_below)

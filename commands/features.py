@@ -99,7 +99,9 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
 def _training(plan: "ExtractionPlan") -> list[object]:
     """Options of `ser train` that fit what was extracted: the first feature of each modality, and a model of both."""
     from ser.cache.manifest import LABEL_POLICIES, code
+    from ser.extract.registry import FEATURES, split_names
 
+    asked = {FEATURES[name.partition(":")[0]].modality: name for name in reversed(split_names(plan.config.features))}
     first = {one.resolved.spec.modality: one.resolved.spec for one in reversed(plan.features)}
     chosen = [first[modality] for modality in ("audio", "text") if modality in first]
     both = "mit" if chosen[0].level == "frame" else "lgf-add"
@@ -108,7 +110,7 @@ def _training(plan: "ExtractionPlan") -> list[object]:
     codes = {code(label) for label in plan.manifest.column("label") if label}
     known = [name for name, raws in LABEL_POLICIES["4class"].items() if not codes.isdisjoint(raws)]
     options = {
-        "--features": "+".join(spec.name for spec in chosen),
+        "--features": "+".join(asked[spec.modality] for spec in chosen),
         "--fusion": both if len(chosen) > 1 else chosen[0].modality,
         "--corpus": plan.manifest.corpus,
         "--store": plan.config.store,

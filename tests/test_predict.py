@@ -211,6 +211,8 @@ def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
         predict(tmp_path / "both", ["a.wav"])
     with pytest.raises(WrongUse, match="is not a run folder"):
         predict(tmp_path, ["a.wav"])
+    with pytest.raises(WrongUse, match=r"both: is a folder; name its files, such as .*both/\*\.wav"):
+        predict(run_of(newcomer, "mit").path, [tmp_path / "both"])
     (tmp_path / "turns.csv").write_text("audio,text\n../../etc/passwd,hello\na.wav,there\n")
     with pytest.raises(SerError, match=r"line 2.*leaves the corpus"):
         read_turns(tmp_path / "turns.csv")
