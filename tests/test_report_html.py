@@ -180,8 +180,9 @@ def test_unfinished_runs_count_nowhere_and_a_store_that_is_gone_is_told(
     assert "1 runs are not finished" in text
     assert "Texts, durations and votes are not at hand" in text and "cannot be shown" in text
     (dropped, *_) = (run for run in runs if run.config["fusion"] == "lgf-add")
-    lines = results_table(group_runs([run for run in runs if run != dropped])[0]).rows
-    assert {row["cell"]: row["runs"] for row in lines}["lgf-add · perspective"] == "3 in 2 × 2"
+    cells, _ = group_runs([run for run in runs if run != dropped])
+    assert {row["cell"]: row["runs"] for row in results_table(cells).rows}["lgf-add · perspective"] == "3 in 2 × 2"
+    assert "Runs are missing, so not every seed is scored on every fold: lgf-add · perspective." in cautions(cells)
     with pytest.raises(WrongUse, match="none of these 1 runs is finished"):
         group_runs([open_run])
 

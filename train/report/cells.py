@@ -43,6 +43,11 @@ class Cell(CellScores):
         self.seeds = sorted({run.config["seed"] for run in self.runs})
 
     @property
+    def whole(self) -> bool:
+        """Whether each of its seeds has a run of each of its folds."""
+        return len(self.runs) == len(self.folds) * len(self.seeds)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The fusion's settings, as far as it uses them, and the training's."""
         name, every = self.config["fusion"], {**self.config["settings"], **self.config["training"]}

@@ -68,6 +68,8 @@ def cautions(cells: Sequence[Cell]) -> list[str]:
         found.append(f"Speakers of the test part are heard in training too, so scores are too high: {_listed(mixed)}.")
     if unknown := [label for label, who in heard.items() if who == NOT_KNOWN]:
         found.append(f"{NOT_KNOWN.capitalize()}, so scores may be too high: {_listed(unknown)}.")
+    if short := [cell.label for cell in cells if not cell.whole]:
+        found.append(f"Runs are missing, so not every seed is scored on every fold: {_listed(short)}.")
     if unlike := _unlike(cells):
         barred = {"corpus", "protocol", "selection", "labels", "n test"}.intersection(unlike)
         so = "their numbers must not be compared" if barred else "what they differ by may be due to that alone"
@@ -125,9 +127,8 @@ def results_table(cells: Sequence[Cell]) -> Table:
         row: Row = {"cell": cell.label, **_with_intervals(cell)}
         row |= {f"{name} over seeds %": score.over_seeds for name, score in scores.items()}
         row |= {f"{name} over folds %": score.over_folds for name, score in scores.items()}
-        n, whole = len(cell.runs), len(cell.folds) * len(cell.seeds)
-        row |= {"interval over": cell.interval_over}
-        row |= {"runs": f"{f'{n} in ' * (n != whole)}{len(cell.folds)} × {len(cell.seeds)}"}
+        shape = f"{len(cell.folds)} × {len(cell.seeds)}"
+        row |= {"interval over": cell.interval_over, "runs": shape if cell.whole else f"{len(cell.runs)} in {shape}"}
         row |= {"n": int(cell.confusion().sum())}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
     narrow = SENTENCES["narrow"] * any(cell.over == "utterances" for cell in cells)
