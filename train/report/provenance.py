@@ -102,7 +102,7 @@ def _protocols(cells: Sequence[Cell]) -> Table:
         heard = heard_in_training([result for cell in members for result in cell.results])
         row: Row = {"cells": ", ".join(cell.label for cell in members)} if len(groups) > 1 else {}
         row |= {"protocol": protocol, "how it cuts": f"{cut.rstrip('.')}; {heard or 'no test speaker is in training'}."}
-        row |= {**dict(cut_in), "test transcripts also in training %": share}
+        row |= {"test transcripts also in training %": share, **dict(cut_in)}
         row["folds tested"] = "; ".join(dict.fromkeys(", ".join(cell.folds) for cell in members))
         row["selection"] = f"{select}: {SELECTIONS[select]}"
         row["loss"] = ", ".join(dict.fromkeys(cell.config["loss"] for cell in members))
