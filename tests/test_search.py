@@ -115,7 +115,7 @@ def test_candidates_are_a_grid_or_the_same_draws_each_time(store: Path, tmp_path
         ("[search]\nN = 3\n", {}, "unknown field `N`"),
         ("", {"lr": "[0.1, 1e-1]"}, "two candidates are one run"),
         ("", {"text": TWO + "select = 'last'"}, "cell 'all speech': a search chooses .*, which takes --select val"),
-        ("", {"text": TWO + "set = {{ lr = 1 }}"}, "try as many candidates each, .*: 'plain' 6, 'all speech' 1"),
+        ("", {"text": TWO + "set = {{ lr = 1 }}"}, "try as many candidates each, .*: 'plain' 6, 'all speech' 2"),
         ("", {"lr": "1, dev = ['0.1', 'next']"}, "not scored alike on dev"),
     ],
 )
