@@ -192,7 +192,10 @@ def test_unfinished_runs_count_nowhere_and_a_store_that_is_gone_is_told(
 
 def test_labels_name_what_differs(cells: dict[str, Cell]) -> None:
     assert cells.keys() == {"audio:utterance", "lgf-add · perspective", "mit · queries 3", "mit · queries 6"}
-    assert name_apart([cells["audio:utterance"].config] * 2) == ["audio:utterance", "audio:utterance (2)"]
+    config = cells["audio:utterance"].config
+    assert name_apart([config] * 2) == ["audio:utterance", "audio:utterance (2)"]
+    edited = name_apart([{**config, "code": letter * 64} for letter in "ab"])
+    assert edited == ["audio:utterance · code aaaaaaaa", "audio:utterance · code bbbbbbbb"]
 
 
 def test_the_command_runs_the_cell_again(cells: dict[str, Cell]) -> None:
@@ -533,3 +536,9 @@ def test_the_terminal_says_the_same(content: Page) -> None:
     assert "chosen on the test score" in text and "chosen on the test score" not in report_text(cells[:1], [])
     with pytest.raises(WrongUse, match="one cell"):
         report_text(cells[:1], [], paired=True)
+    cells[-1].ours = True
+    assert [(row["cell"], row["against"]) for row in papers_tests_table(cells).rows] == [
+        (cells[-1].label, cell.label) for cell in cells[:-1]
+    ]
+    assert "named by --ours" in report_text(cells, [], paired=True)
+    cells[-1].ours = False

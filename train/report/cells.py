@@ -37,7 +37,7 @@ class Cell(CellScores):
 
     def __init__(self, label: str, runs: Sequence[Run], search: Record | None = None) -> None:
         super().__init__(sorted(runs, key=lambda run: (run.config["seed"], run.config["fold"])))
-        self.label, self.search = label, search
+        self.label, self.search, self.ours = label, search, False  # ours: tested against each of the others
         self.config = _config(self.runs[0], search)  # all but fold and seed is the same in all
         self.folds = list(dict.fromkeys(run.config["fold"] for run in self.runs))
         self.seeds = sorted({run.config["seed"] for run in self.runs})
@@ -174,6 +174,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "hop": "+".join(f"{f['hop']} s" for f in features if "hop" in f) or "as extracted",
         **config["settings"],
         **config["training"],
+        "code": config.get("code", "none")[:8],
         "digest.features": "+".join(f["fingerprint"][:8] for f in features),
         "digest.manifest": "+".join(digest[:8] for digest in config["manifest"].split("+")),
     }

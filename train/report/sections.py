@@ -175,8 +175,9 @@ def _together(places: Sequence[str]) -> str:
 
 
 def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
-    """Every pair of up to `ALL_PAIRS` cells, else the first against each of the others."""
-    return list(combinations(cells, 2)) if len(cells) <= ALL_PAIRS else [(cells[0], cell) for cell in cells[1:]]
+    """Every pair of up to `ALL_PAIRS` cells, else the first against each of the others; of one that is ours, that."""
+    ours = [cell for cell in cells if cell.ours] or cells[:1] * (len(cells) > ALL_PAIRS)
+    return [(ours[0], cell) for cell in cells if cell not in ours] if ours else list(combinations(cells, 2))
 
 
 def significance_table(cells: Sequence[Cell]) -> Table:
@@ -191,6 +192,8 @@ def significance_table(cells: Sequence[Cell]) -> Table:
             row |= {f"{name} Holm p": None, f"{name} test": found.about if found else "no utterance in common"}
         rows.append(row)
     _correct(rows, "UA", "WA")
+    if any(cell.ours for cell in cells):
+        return described("significance", rows, "One cell, named by --ours, against each of the others.")
     first = f"The cell with the highest UA of {len(cells)} against each of the others." * (len(cells) > ALL_PAIRS)
     return described("significance", rows, SENTENCES["chosen"], first)
 
