@@ -100,7 +100,9 @@ def test_only_runs_are_removed_and_none_that_is_trained(here: Path) -> None:
     assert unfinished.name in ser("runs", "prune", "--days", "0", "--dry-run").stdout and unfinished.path.exists()
     ser("runs", "prune", "--days", "0")
     assert not unfinished.path.exists() and finished.path.exists()
-    ser("runs", "remove", f"runs/{finished.name}")
+    for fusion in ("other", finished.config["fusion"]):
+        assert finished.path.exists()
+        ser("runs", "remove", "runs", "--where", f"fusion={fusion}")
     assert not finished.path.exists() and not list((here / "runs" / ".tmp" / "tmp").iterdir())
 
 
