@@ -167,6 +167,9 @@ class Packed:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        return f"<Packed: {len(self)} utterances, values {list(self.values.shape)} {self.values.dtype}>"
+
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
         """The rows of utterance `index`, `[n, dim]`: a view."""
         index = range(len(self.ids))[index]

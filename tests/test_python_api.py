@@ -59,6 +59,8 @@ def test_torch_dataset_holds_what_the_store_holds(newcomer: Path) -> None:
         speakers = [{data.utterances.speakers[row] for row in rows} for rows in (fold.train, fold.test)]
         assert not speakers[0] & speakers[1]
     batch = next(iter(DataLoader(Subset(data, fold.train.tolist()), batch_size=4, collate_fn=data.collate)))
+    of_each = [f"{name}{what}" for name in ("hubert", "mpnet", "logmel") for what in ("", " lengths")]
+    assert list(batch) == ["id", "label", *of_each], "in the same order in every process"
     lengths = batch["mpnet lengths"]
     assert batch["mpnet"].shape == (4, int(lengths.max()), item["mpnet"].shape[1])
     first = store["mpnet"][batch["id"][0]]
@@ -70,7 +72,7 @@ def test_torch_dataset_of_vectors(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     data = TorchDataset(tmp_path / "s", ["is13"], labels="6class")
     assert data[0]["is13"].shape == (24,) and data.collate([data[0], data[1]])["is13"].shape == (2, 24)
-    assert data.classes == ("ang", "exc", "fru", "hap", "neu", "sad")
+    assert repr(data) == f"<TorchDataset: {len(data)} utterances, is13, classes ang, exc, fru, hap, neu, sad>"
     with pytest.raises(WrongUse, match=r"unknown label policy '4clas' \(did you mean 4class\?\)"):
         TorchDataset(tmp_path / "s", "is13", labels="4clas")
 
