@@ -250,6 +250,7 @@ def test_summary_is_json_with_the_contract_keys(tmp_path: Path) -> None:
     assert found["sessions"] == {"1": 2, "2": 2}
     assert found["labels"] == {"exc": 1, "fru": 1, "neu": 1, "xxx": 1}
     assert found["policies"] == {"4class": 2, "5class": 3, "6class": 3, "8class": 3}
+    assert found["in no policy"] == {"xxx": 1}
     assert found["durations"] == dict.fromkeys(("min", "median", "p95", "p99", "max"), 0.1)
     reason = "cannot be opened (No such file or directory)"
     assert found["problems"] == [{"id": "d", "path": "d.wav", "reason": reason, "kind": "audio"}]
