@@ -160,15 +160,12 @@ class Packed:
     """
 
     values: npt.NDArray[Any]
-    offsets: npt.NDArray[np.int64]
-    ids: list[str]
+    offsets: npt.NDArray[np.int64] = field(repr=False)
+    ids: list[str] = field(repr=False)
     extras: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def __repr__(self) -> str:
-        return f"<Packed: {len(self)} utterances, values {list(self.values.shape)} {self.values.dtype}>"
 
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
         """The rows of utterance `index`, `[n, dim]`: a view."""

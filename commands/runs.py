@@ -112,9 +112,8 @@ def remove(folders: tuple[Path, ...], where: tuple[str, ...], dry_run: bool) -> 
     from ser.train.run_folder import find_runs
     from ser.train.runs import check, select
 
-    _remove(
-        [check(run.path) for run in select(find_runs(*folders), where)] if where else [*map(check, folders)], dry_run
-    )
+    named = [run.path for run in select(find_runs(*folders), where)] if where else folders
+    _remove([check(folder) for folder in named], dry_run)
 
 
 @runs.command()

@@ -218,7 +218,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(
     with pytest.raises(Diverged, match=r"became nan in epoch 3, batch 1 \(stage train\)") as caught:
         fit(data, fold, plan, on_epoch=poison)
     assert {name: value.numpy().tobytes() for name, value in caught.value.kept.items()} == weights(two_epochs)
-    with pytest.raises(Diverged, match="epoch 1, batch 1 .*; no update came before it"):
+    with pytest.raises(Diverged, match=r"epoch 1, batch 1 .*; no update came before it"):
         fit(data, fold, plan)
 
 

@@ -119,7 +119,10 @@ def read_recipe(name: str | Path, named: Collection[str] = (), **options: Any) -
     if strange := table.keys() - set(RECIPE_SHAPE.__struct_fields__):
         raise WrongUse(f"{path}: unknown key '{min(strange)}' in the recipe")
     read = _shaped(path, table, RECIPE_SHAPE)
-    cells = tuple(_cell(path, read.experiment, line, options, read.search) for line in read.cell)
+    for line in read.cell:
+        if isinstance(common := read.experiment.get("set"), dict) and isinstance(own := line.get("set"), dict):
+            line["set"] = common | own
+    cells = tuple(_cell(path, {**read.experiment, **line}, options, read.search) for line in read.cell)
     if len({len(cell.candidates) for cell in cells}) > 1:
         tried = ", ".join(f"'{cell.name}' {len(cell.candidates)}" for cell in cells)
         raise WrongUse(f"{path}: its cells must try as many candidates each, and these do not: {tried}")
@@ -146,12 +149,7 @@ def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:
         raise WrongUse(f"{path}: {f'cell {name}: ' if (name := table.get('name')) else ''}{fault}") from None
 
 
-def _cell(
-    path: Path, common: Mapping[str, Any], own: Mapping[str, Any], options: Mapping[str, Any], budget: Budget
-) -> Cell:
-    line = {**common, **own}
-    if isinstance(common.get("set"), dict) and isinstance(line["set"], dict):
-        line["set"] = common["set"] | line["set"]
+def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any], budget: Budget) -> Cell:
     asked = {key: value for key, value in line.items() if key not in ("name", "test", "paper", *OF_THE_PAPER)}
     known = [field.name for field in fields(Experiment) if field.name != "also_set"]
     if strange := [key for key in asked if key not in known]:

@@ -52,9 +52,6 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """The labels, by class number."""
         return self.utterances.classes
 
-    def __repr__(self) -> str:
-        return f"<TorchDataset: {len(self)} utterances, {'+'.join(self.features)}, classes {', '.join(self.classes)}>"
-
     def __len__(self) -> int:
         return len(self.utterances)
 

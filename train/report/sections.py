@@ -192,10 +192,9 @@ def significance_table(cells: Sequence[Cell]) -> Table:
             row |= {f"{name} Holm p": None, f"{name} test": found.about if found else "no utterance in common"}
         rows.append(row)
     _correct(rows, "UA", "WA")
-    if any(cell.ours for cell in cells):
-        return described("significance", rows, "One cell, named by --ours, against each of the others.")
     first = f"The cell with the highest UA of {len(cells)} against each of the others." * (len(cells) > ALL_PAIRS)
-    return described("significance", rows, SENTENCES["chosen"], first)
+    ours = "One cell, named by --ours, against each of the others." * any(cell.ours for cell in cells)
+    return described("significance", rows, *([ours] if ours else [SENTENCES["chosen"], first]))
 
 
 def claimed_better(one: Cell, other: Cell, metric: str) -> int:
