@@ -18,18 +18,15 @@ from .output import answer, next_step, open_page
 @click.option(
     "--paired", is_flag=True, help="Test whether the cells differ, over speakers or dialogues; and as papers do."
 )
-@click.option("--ours", metavar="CELL", help="One cell, as the table names it: tested against each of the others.")
+@click.option("--ours", metavar="CELL", default="", help="Your cell, by its label: tested against each of the others.")
 @open_option
-def report(
-    runs: tuple[Path, ...], html: Path | None, paired: bool, ours: str | None, open_: bool, **files: Any
-) -> None:
+def report(runs: tuple[Path, ...], html: Path | None, paired: bool, ours: str, open_: bool, **files: Any) -> None:
     """Tables of RUNS (run folders, or folders of them), one line per configuration, with 95 % intervals.
 
     \b
     Examples:
       ser report runs
       ser report runs --html report.html --latex tables.tex
-      ser report runs/3f2a… runs/77b1… --paired
       ser report runs --paired --ours mit
     """
     if open_ and html is None:

@@ -93,9 +93,8 @@ def test_audio_paths_of_a_table_stay_under_its_folder(tmp_path: Path, audio: str
     (folder / "linked").symlink_to(tmp_path)
     scan = read_corpus(table(folder, "id,audio", f"evil,{audio}", "good,good.wav"))
     assert scan.manifest.ids == ["good"]
-    assert len(scan.problems) == 1
-    assert reason in scan.problems[0].reason
-    assert scan.problems[0].reason.startswith("line 2: ")
+    [problem] = scan.problems
+    assert reason in problem.reason and problem.reason.startswith("line 2: ")
 
 
 @pytest.mark.parametrize(
@@ -117,9 +116,8 @@ def test_ids_that_cannot_be_keys_are_refused(tmp_path: Path, id: str, reason: st
         lines.insert(2, "n\u00e9e,a.wav")
     scan = read_corpus(table(tmp_path, *lines))
     assert scan.manifest.ids == [line.split(",")[0] for line in lines[1:-1]]
-    assert len(scan.problems) == 1
-    assert reason in scan.problems[0].reason
-    assert str(scan.problems[0]).isprintable()
+    [problem] = scan.problems
+    assert reason in problem.reason and str(problem).isprintable()
 
 
 def test_a_linked_corpus_folder_is_followed(tmp_path: Path) -> None:
@@ -174,8 +172,7 @@ def test_wrong_paths_are_one_sentence(tmp_path: Path) -> None:
     ]:
         with pytest.raises(WrongUse) as caught:
             read_corpus(path, format)
-        assert expected in str(caught.value)
-        assert "\n" not in str(caught.value)
+        assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_names_of_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,8 +243,7 @@ def test_summary_is_json_with_the_contract_keys(tmp_path: Path) -> None:
     found = json.loads(json.dumps(summary(scan)))
     assert (found["utterances"], found["dialogues"], found["speakers"]) == (4, 4, 0)
     assert found["hours"] == pytest.approx(0.3 / 3600, abs=1e-4)
-    assert found["genders"] == {"F": 3, "M": 1}
-    assert found["sessions"] == {"1": 2, "2": 2}
+    assert (found["genders"], found["sessions"]) == ({"F": 3, "M": 1}, {"1": 2, "2": 2})
     assert found["labels"] == {"exc": 1, "fru": 1, "neu": 1, "xxx": 1}
     assert found["policies"] == {"4class": 2, "5class": 3, "6class": 3, "8class": 3}
     assert found["in no policy"] == {"xxx": 1}

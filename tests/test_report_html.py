@@ -537,8 +537,6 @@ def test_the_terminal_says_the_same(content: Page) -> None:
     with pytest.raises(WrongUse, match="one cell"):
         report_text(cells[:1], [], paired=True)
     cells[-1].ours = True
-    assert [(row["cell"], row["against"]) for row in papers_tests_table(cells).rows] == [
-        (cells[-1].label, cell.label) for cell in cells[:-1]
-    ]
-    assert "named by --ours" in report_text(cells, [], paired=True)
+    pairs = [(row["cell"], row["against"]) for row in papers_tests_table(cells).rows]
+    assert pairs == [(cells[-1].label, cell.label) for cell in cells[:-1]]
     cells[-1].ours = False

@@ -136,9 +136,8 @@ def read_recipe(name: str | Path, named: Collection[str] = (), **options: Any) -
         raise unknown(f"cell to be tested in {path}", read.tested, names)
     quoted = {line.name: line.paper for line in read.quoted}
     footnotes = {line.name: line.footnote for line in read.quoted if line.footnote}
-    title = read.title or path.stem
     about = read.tested, read.models, footnotes, read.search, str(path)
-    return Recipe(path.stem, title, read.source, read.note, cells, quoted, *about)
+    return Recipe(path.stem, read.title or path.stem, read.source, read.note, cells, quoted, *about)
 
 
 def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:

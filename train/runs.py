@@ -20,8 +20,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     features = "+".join(f"{one['feature']}@{one['fingerprint'][:4]}" for one in config["features"].values())
     also = {"labels": config["labels"]["policy"], "features": features, "store": config["provenance"].get("store")}
     plain = {key: value for key, value in config.items() if key != "cut" and not isinstance(value, dict | list)}
-    code = {"code": config["code"][:8]} if "code" in config else {}
-    return {**plain, **also, **code, **config["settings"], **config["training"]}
+    return {**plain, **also, "code": config.get("code", "none")[:8], **config["settings"], **config["training"]}
 
 
 def select(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:

@@ -193,8 +193,8 @@ def significance_table(cells: Sequence[Cell]) -> Table:
         rows.append(row)
     _correct(rows, "UA", "WA")
     first = f"The cell with the highest UA of {len(cells)} against each of the others." * (len(cells) > ALL_PAIRS)
-    ours = "One cell, named by --ours, against each of the others." * any(cell.ours for cell in cells)
-    return described("significance", rows, *([ours] if ours else [SENTENCES["chosen"], first]))
+    told = (SENTENCES["chosen"], first) * (not any(cell.ours for cell in cells))
+    return described("significance", rows, *told)
 
 
 def claimed_better(one: Cell, other: Cell, metric: str) -> int:
