@@ -92,9 +92,8 @@ def test_only_runs_are_removed_and_none_that_is_trained(here: Path) -> None:
 
     finished, unfinished = find_runs("runs")
     (unfinished.path / "result.json").unlink()
-    assert "is not a run folder" in ser("runs", "remove", "runs").stderr
     (here / "link").symlink_to(finished.path)
-    assert "is not a run folder" in ser("runs", "remove", "link").stderr
+    assert all("is not a run folder" in ser("runs", "remove", folder).stderr for folder in ("runs", "link"))
     assert "nothing to remove" in ser("runs", "prune").stdout  # it has just changed
     with locked(unfinished.path / "lock"):
         assert "nothing to remove" in ser("runs", "prune", "--days", "0").stdout

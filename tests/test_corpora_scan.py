@@ -65,10 +65,8 @@ def test_an_unusable_file_keeps_its_row(tmp_path: Path) -> None:
     assert scan.manifest.ids == ["a", "b", "c"]
     assert scan.manifest.column("duration") == [0.1, None, None]
     assert [d is None for d in scan.manifest.column("audio_sha256")] == [False, True, True]
-    assert {id: p.reason for id, p in scan.unusable("audio").items()} == {
-        "b": "is empty",
-        "c": "cannot be opened (No such file or directory)",
-    }
+    found = {id: p.reason for id, p in scan.unusable("audio").items()}
+    assert found == {"b": "is empty", "c": "cannot be opened (No such file or directory)"}
 
 
 @pytest.mark.parametrize(
@@ -204,9 +202,8 @@ def test_other_transcripts_are_another_corpus(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.wav")
     path = table(tmp_path, "audio,text", "a.wav,one", "b.wav,two", "c.wav,three")
     asr = tmp_path / "asr.jsonl"
-    asr.write_text(
-        "\n".join(json.dumps({"id": i, "text": t}) for i, t in [("b", "too"), ("a", 'w\t"n'), ("x", "?"), ("a", "")])
-    )
+    lines = [("b", "too"), ("a", 'w\t"n'), ("x", "?"), ("a", "")]
+    asr.write_text("\n".join(json.dumps({"id": i, "text": t}) for i, t in lines))
     own, other = read_corpus(path), read_corpus(path, text=asr)
     assert other.manifest.corpus == "corpus-asr"
     assert other.manifest.column("text") == ['w\t"n', "too", None]

@@ -67,8 +67,7 @@ def tiny(name: str | Path, store: Path, out: Path, known: tuple[str, ...] = TINY
 
 def test_the_papers_numbers() -> None:
     assert {name: recipe["cells"] for name, recipe in list_recipes().items()} == {n: k for n, (k, _) in RECIPES.items()}
-    paper = {name: recipe["paper"] for name, recipe in list_recipes().items()}
-    quoted = {name: recipe["quoted"] for name, recipe in list_recipes().items()}
+    paper, quoted = ({name: recipe[of] for name, recipe in list_recipes().items()} for of in ("paper", "quoted"))
     for table, expected in (("msmser-table2", TABLE_2), ("msmser-table3", TABLE_3)):
         found = {cell: (numbers["ua"], numbers["wa"]) for cell, numbers in paper[table].items() if numbers}
         assert found == expected

@@ -176,7 +176,7 @@ def _together(places: Sequence[str]) -> str:
 
 def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
     """Every pair of up to `ALL_PAIRS` cells, else the first against each of the others; of one that is ours, that."""
-    ours = [cell for cell in cells if cell.ours] or cells[:1] * (len(cells) > ALL_PAIRS)
+    ours = [cell for cell in cells if cell.ours] or list(cells[: len(cells) > ALL_PAIRS])
     return [(ours[0], cell) for cell in cells if cell not in ours] if ours else list(combinations(cells, 2))
 
 
