@@ -226,8 +226,8 @@ def test_a_bundle_that_kills_its_worker_is_tried_run_by_run(
     ("text", "says"),
     [
         (CELL, "cell a: .*missing required field `fusion`"),
-        (CELL + "fusion = 'audio'\nprotokol = 'x'", "option of cell 'a' in .* 'protokol' .did you mean protocol"),
-        (CELL + "fusion = 'audio'\nalso_set = 'lr=1'", "unknown option of cell 'a'"),
+        (CELL + "fusion = 'audio'\nprotokol = 'x'", "option for cell 'a' in .* 'protokol' .did you mean protocol"),
+        (CELL + "fusion = 'audio'\nalso_set = 'lr=1'", "unknown option for cell 'a'"),
         (CELL + "fusion = 'audio'\ntest = 'only'", "unknown test"),
         (CELL + "fusion = 'audio'\nset = ['lr=1']", r"Expected `object`, got `array` - at `\$.set`"),
         (CELL + "fusion = 'audio'\nseeds = '3'", "cell 'a': seeds='3': must be int"),

@@ -152,7 +152,7 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any], budge
     asked = {key: value for key, value in line.items() if key not in ("name", "test", "paper", *OF_THE_PAPER)}
     known = [field.name for field in fields(Experiment) if field.name != "also_set"]
     if strange := [key for key in asked if key not in known]:
-        raise unknown(f"option of cell '{line.get('name')}' in {path}", strange[0], known)
+        raise unknown(f"option for cell '{line.get('name')}' in {path}", strange[0], known)
     read = _shaped(path, line, CELL_SHAPE)
     if read.test not in TESTS:
         raise unknown(f"test in {path}", read.test, TESTS)
