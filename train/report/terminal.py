@@ -118,8 +118,6 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     title = f"{recipe.title} ({', '.join(about)})" if len(about) == 1 else recipe.title  # a terminal is narrow
     for row in rows:
         of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
-        if not any(papers):
-            of_paper = {name: value for name, value in of_paper.items() if "over folds" in name or "ours" in name}
         line: dict[str, Any] = {"cell": row.cell, **of_paper}
         if "macro_f1" in every:
             line["ours macro-F1 %"] = (f1 := row.scores.get("macro_f1")) and f1.over_seeds
