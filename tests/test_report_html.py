@@ -192,10 +192,7 @@ def test_unfinished_runs_count_nowhere_and_a_store_that_is_gone_is_told(
 
 def test_labels_name_what_differs(cells: dict[str, Cell]) -> None:
     assert cells.keys() == {"audio:utterance", "lgf-add · perspective", "mit · queries 3", "mit · queries 6"}
-    config = cells["audio:utterance"].config
-    assert name_apart([config] * 2) == ["audio:utterance", "audio:utterance (2)"]
-    edited = name_apart([{**config, "code": letter * 64} for letter in "ab"])
-    assert edited == ["audio:utterance · code aaaaaaaa", "audio:utterance · code bbbbbbbb"]
+    assert name_apart([cells["audio:utterance"].config] * 2) == ["audio:utterance", "audio:utterance (2)"]
 
 
 def test_the_command_runs_the_cell_again(cells: dict[str, Cell]) -> None:
@@ -540,3 +537,5 @@ def test_the_terminal_says_the_same(content: Page) -> None:
     pairs = [(row["cell"], row["against"]) for row in papers_tests_table(cells).rows]
     assert pairs == [(cells[-1].label, cell.label) for cell in cells[:-1]]
     cells[-1].ours = False
+    edited = name_apart([{**cells[0].config, "code": letter * 64} for letter in "ab"])
+    assert [label.rpartition(" · ")[2] for label in edited] == ["code aaaaaaaa", "code bbbbbbbb"]
