@@ -129,7 +129,7 @@ def _config(run: Run, search: Record | None) -> dict[str, Any]:
 
 
 def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A label for each cell: its fusion, its features if any cell has others, and what tells it from the same fusion's."""
+    """A label for each cell: its fusion, its features if any cell has others, and what else tells it from rivals."""
     flat = [_flat(config) for config in configs]
     labels: list[str] = []
     seen: Counter[str] = Counter()

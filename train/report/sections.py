@@ -288,7 +288,7 @@ def _training(cells: Sequence[Cell]) -> Part:
 
 
 def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: int) -> Table:
-    """The loss, or a score of the part that chose the epoch, over the epochs of all stages, of the cells that have it."""
+    """The loss, or a score of the part that is evaluated, over the epochs of all stages, of the cells that have it."""
     import pandas
 
     kept = sorted(result["epoch"] for result in cells[0].results) if cells and key != "loss" else []
