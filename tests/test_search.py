@@ -60,7 +60,7 @@ def test_each_fold_counts_with_its_best_candidate(store: Path, tmp_path: Path) -
     next(running)
     running.close()  # killed
     told = recipe_table(recipe, sweep.runs)
-    assert "no fold has all 6 candidates finished" in told and "paper" not in told
+    assert "no fold has all 6 candidates finished" in told and "paper UA" not in told
     for shard in ("2/2", "1/2"):
         assert {outcome.fault is None for outcome in run_sweep(plan_sweep(recipe, shard))} == {True, False}
     expected = best(recipe, tmp_path / "runs")
