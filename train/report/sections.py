@@ -292,7 +292,8 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
     import pandas
 
     kept = sorted(result["epoch"] for result in cells[0].results) if cells and key != "loss" else []
-    told = f"Dev, or test with best-test. {cells[0].label} kept epochs {kept[0]} to {kept[-1]}." if kept else ""
+    told = [drawn(cells, SERIES)]
+    told += [f"Dev, or test with best-test. {cells[0].label} kept epochs {kept[0]} to {kept[-1]}."] if kept else []
     points: list[Point] = []
     rows: list[Row] = []
     for cell in cells:
@@ -306,7 +307,6 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
             mean = float(curve["mean"][epoch])
             rows.append({"cell": cell.label, "epoch": epoch + 1, heading: None if np.isnan(mean) else mean})
     draw = partial(lines, points, "epoch", heading, band=True)
-    told = drawn(cells, SERIES), told
     return described("learning", rows, *told, draw=draw, name=f"learning-{key}", score=title, epochs=EPOCHS)
 
 
