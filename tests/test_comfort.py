@@ -68,7 +68,7 @@ def test_a_wrong_file_of_defaults_is_told_in_one_sentence(
 
 def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
     runs = find_runs("runs")
-    listed = json.loads(ser("runs", "list", "--json").stdout)
+    listed = json.loads(ser("runs", "list", "--where", "target=class", "--json").stdout)
     assert {Path(one["run"]).name for one in listed} == {run.name for run in runs}
     for one in listed:
         [run] = [run for run in runs if run.name == Path(one["run"]).name]
