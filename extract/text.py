@@ -76,9 +76,9 @@ class TextExtractor(Encoder):
                 folder, trust_remote_code=False, local_files_only=True
             )
             self.tokenizer("a")
-            known, special = self.model.get_input_embeddings().num_embeddings, self.tokenizer.all_special_ids
-            if self.tokenizer.pad_token_id is None or max(special) >= known:
-                raise ValueError("it has no padding token, or special tokens that the model does not know")
+            known = self.model.get_input_embeddings().num_embeddings
+            if self.tokenizer.pad_token_id is None or max(self.tokenizer.get_vocab().values()) >= known:
+                raise ValueError("it has no padding token, or tokens that the model does not know")
         if not self.tokenizer.is_fast:
             raise WeightsError(f"{folder}: its tokenizer gives no offsets; save a fast one (tokenizer.json)")
         self.padding = self.tokenizer.pad_token_id
@@ -86,9 +86,10 @@ class TextExtractor(Encoder):
 
     def tap(self, wanted: set[int]) -> None:
         """Drop the layers above the deepest wanted one, but one: after the last, some encoders have a norm."""
-        depth = self.model.config.num_hidden_layers
+        if self.model.config.model_type == "albert":
+            return  # its modules are groups, of which several layers may share one
         for module in self.model.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == depth > 1:  # ALBERT has one layer for all
+            if isinstance(module, nn.ModuleList) and len(module) == self.model.config.num_hidden_layers:
                 del module[max(wanted) + 1 :]
 
     def hidden(self, config: TextConfig, output: Any) -> Any:
