@@ -226,9 +226,9 @@ def _measure(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any
     if all(one.coded for one in probes if one.sha256) and any(one.coded for one in probes):
         endings = {shlex.quote(f"*{PurePosixPath(row['audio']).suffix}") for row, one in pairs if one.coded}
         named = " -o ".join(f"-name {ending}" for ending in sorted(endings))
-        each = """-exec sh -c 'ffmpeg -i "$1" -vn "${1%.*}.wav"' _ {} \\;"""
-        convert = f"convert them with `find {shlex.quote(str(root))}/ \\( {named} \\) {each}`"
-        faults.insert(0, Problem(None, str(root), f"every file here is video or coded audio: {convert}", "audio"))
+        each = """-exec sh -c 'ffmpeg -i "$1" -vn "$1.wav" && mv "$1.wav" "${1%.*}.wav"' _ {} \\;"""
+        convert = f"convert them with `find -L {shlex.quote(str(root))}/ \\( {named} \\) {each}`"
+        faults.insert(0, Problem(None, str(root), f"no file here can be decoded as it is: {convert}", "audio"))
     return [{**row, "audio_sha256": one.sha256, "duration": one.duration} for row, one in pairs], faults
 
 
