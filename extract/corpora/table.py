@@ -27,11 +27,12 @@ SUFFIXES = {".csv", ".tsv", ".jsonl", ".parquet"}
 ALIASES = {"file": "audio", "wav": "audio", "emotion": "label", "emo": "label", "key": "id", "spk": "speaker"}
 GENDERS = {"f": "F", "female": "F", "w": "F", "weiblich": "F", "m": "M", "male": "M", "männlich": "M"}
 MEASURED = ("audio_sha256", "text_sha256", "duration")  # taken from the files, whatever a table says
+COLUMNS = [name for name in SCHEMA.names if name not in MEASURED]
 
 
 def read_table(path: Path) -> Reading:
     """Read a corpus from a table file. A bad row becomes a `Problem` with its line number, and no row."""
-    return _read(path, need="audio", columns=[name for name in SCHEMA.names if name not in MEASURED])
+    return _read(path, need="audio", columns=COLUMNS)
 
 
 def read_manifest(path: Path, corpus: str) -> Manifest:
