@@ -124,8 +124,7 @@ class TextExtractor(Encoder):
 
     def _cut(self, tokens: list[Any]) -> list[Any]:
         """At most `most` tokens, the last one still the closing special token."""
-        most = self.config.most
-        return tokens if len(tokens) <= most else [*tokens[: most - 1], tokens[-1]]
+        return tokens if len(tokens) <= self.config.most else [*tokens[: self.config.most - 1], tokens[-1]]
 
 
 def words(text: str, spans: Sequence[tuple[int, int]], special: np.ndarray) -> np.ndarray:
@@ -136,8 +135,5 @@ def words(text: str, spans: Sequence[tuple[int, int]], special: np.ndarray) -> n
     space = np.array([c.isspace() for c in text])
     starts = ~space & np.concatenate([[True], space[:-1]])
     number = np.minimum(np.cumsum(starts) - 1 + space, starts.sum() - 1)
-    last = len(text) - 1
-    return np.array(
-        [-1 if alone else number[min(start, last)] for (start, _), alone in zip(spans, special, strict=True)],
-        dtype=np.int32,
-    )
+    first = np.array([min(start, len(text) - 1) for start, _ in spans], dtype=np.int64)
+    return np.where(special, -1, number[first]).astype(np.int32)

@@ -230,9 +230,8 @@ def test_a_database_of_audformat(tmp_path: Path, storage: str) -> None:
         table["emotion"].set(["anger", "neutral"][: len(held)])
     files_table = db["files"] = audformat.Table(audformat.filewise_index(files))
     db.schemes["duration"] = audformat.Scheme("time")  # which is measured
-    files_table["duration"] = audformat.Column(scheme_id="duration")
-    files_table["duration"].set(["10ms"] * 3)
-    for name, values in (("speaker", ["anna", "bob", "anna"]), ("transcription", ["t1", "t1", None])):
+    given = {"speaker": ["anna", "bob", "anna"], "transcription": ["t1", "t1", None], "duration": ["10ms"] * 3}
+    for name, values in given.items():
         files_table[name] = audformat.Column(scheme_id=name)
         files_table[name].set(values)
     db["parts"] = audformat.Table(audformat.segmented_index(files[:1], ["0s"], ["1s"]))
@@ -285,6 +284,11 @@ def test_a_layout_of_ones_own(tmp_path: Path) -> None:
     assert apply_policy(get_policy("all", scan.manifest.column("label")), scan.manifest).classes == ("hap", "rage")
     (tmp_path / "corpus" / "sub" / "loop").symlink_to(tmp_path / "corpus")
     assert read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml")).manifest.ids == scan.manifest.ids
+    votes = "[[tables]]\nfile = 'said.csv'\nof = '{stem}'\nkey = '{of}'\nvotes = '{said}'\n"
+    write(tmp_path / "mine.toml", MINE + votes + "[maps.votes]\n1 = 'joy'\n'*' = 'other'\n")
+    write(tmp_path / "corpus" / "said.csv", "of,said\nanna-joy-1,1\nanna-joy-1,7\n")
+    scan = read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
+    assert scan.manifest.column("votes") == [[["joy"], ["other"]], None]
     listed = ser("corpus", "show", tmp_path, "--format", "mien")
     assert listed.exit_code == 2 and "known: FILE.toml, audformat, crema-d, emodb, esd, iemocap, meld" in listed.output
 

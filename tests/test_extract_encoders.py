@@ -192,18 +192,16 @@ def test_means_are_those_of_the_float32_frames_window_by_window(checkpoints: Pat
             assert relative(mean, x.mean(0, dtype=np.float64, keepdims=True)) <= RTOL
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_waveform_is_normalised_only_where_the_preprocessor_says(
-    tmp_path: Path, clips: list[Clip], shared: bool
-) -> None:
-    folder = write_random_checkpoint(tmp_path / "raw", "hubert", do_normalize=shared)
-    if shared:  # transformers reads this one
-        (folder / "processor_config.json").write_text('{"feature_extractor": {"do_normalize": false}}')
-    wanted = resolve(["hubert"], {"hubert": str(folder)}, "float32")
-    assert wanted[0].config.normalize is False
-    [one] = load_extractors(wanted, "cpu", 100)
-    for clip, ours in zip(clips, rows_of(one, clips), strict=True):
-        assert relative(ours, plain_speech(folder, clip.samples)[1]) <= RTOL
+def test_waveform_is_normalised_only_where_the_preprocessor_says(tmp_path: Path, clips: list[Clip]) -> None:
+    for shared in (False, True):
+        folder = write_random_checkpoint(tmp_path / str(shared), "hubert", do_normalize=shared)
+        if shared:  # transformers reads this one
+            (folder / "processor_config.json").write_text('{"feature_extractor": {"do_normalize": false}}')
+        wanted = resolve(["hubert"], {"hubert": str(folder)}, "float32")
+        assert wanted[0].config.normalize is False
+        [one] = load_extractors(wanted, "cpu", 100)
+        for clip, ours in zip(clips, rows_of(one, clips), strict=True):
+            assert relative(ours, plain_speech(folder, clip.samples)[1]) <= RTOL
 
 
 @pytest.mark.parametrize(("name", "least"), [("hubert", 400), ("w2v-bert", 560), ("logmel", 400), ("mfcc", 400)])
@@ -336,8 +334,9 @@ def test_norm_is_named_on_large_models(checkpoints: Path) -> None:
     folder = str(checkpoints / "hubert-large")
     after, before = resolve(["hubert", "hubert:layer=2"], {"hubert": folder}, "float32")
     assert (after.config.norm, before.config.norm) == ("after", "before")
-    with pytest.raises(WrongUse, match="last layer"):
-        resolve(["hubert:layer=1,norm=after"], {"hubert": folder}, "float32")
+    for name, said in (("layer=1,norm=after", "last layer"), ("layers=all,norm=both", "norm is before or after")):
+        with pytest.raises(WrongUse, match=said):
+            resolve([f"hubert:{name}"], {"hubert": folder}, "float32")
 
 
 @pytest.mark.parametrize("architecture", TEXT_ARCHITECTURES)

@@ -202,8 +202,7 @@ def digest(path: Path, files: list[Path]) -> str:
     beside: dict[str, Any] = {}
     shared, own = _preprocessors(path)
     alone = own is not None and own == {**own, **(shared or {})}  # what SHARED says of it, it says too
-    files_beside = CONFIG_FILES if alone else (*CONFIG_FILES, SHARED)
-    for file in filter(Path.exists, map(path.joinpath, files_beside)):
+    for file in filter(Path.exists, map(path.joinpath, CONFIG_FILES if alone else (*CONFIG_FILES, SHARED))):
         if file.suffix == ".json":
             beside[file.name] = {key: value for key, value in read_json(file).items() if key not in INCIDENTAL}
         else:

@@ -132,16 +132,15 @@ def read_corpus(
         kept = {row["id"] for row in rows}
         # Problems of utterances beyond the limit are no news to someone who asked for a few.
         problems = [p for p in problems if p.id is None or p.id in kept]
-    own, named = _name_from(reading.corpus), name
+    own = _name_from(reading.corpus)
     if text is not None:
         text = Path(text).expanduser()
         texts, unnamed = _resolve(TRANSCRIPTS)(text, [row["id"] for row in rows], complete=limit is None)
-        named = own
     if not rows:
         first = f"; first problem: {problems[0]}" if problems else ""
         raise WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
     rows, faults = _measure(rows, reading.root)
-    manifest = Manifest.from_rows(named or own, rows, reading.synthetic)
+    manifest = Manifest.from_rows(own if text else name or own, rows, reading.synthetic)
     scan = Scan(manifest, reading.root, format, [*problems, *faults], reading.warnings, reading.known)
     return scan if text is None else scan.with_texts(texts, unnamed, name or f"{own}-{_name_from(text.stem)}")
 

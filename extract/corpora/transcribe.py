@@ -52,11 +52,9 @@ class Transcription:
         if config.text is not None:
             raise WrongUse("--text and --transcribe both say where the transcripts come from: give one")
         check_local(config.store)
-        models = parse_models(config.models)
+        model = parse_models(config.models).get("whisper") or FEATURES["whisper"].model or ""
         self.config, self.device = config, choose_device(config.device)
-        self.checkpoint = find_checkpoint(
-            models.get("whisper") or FEATURES["whisper"].model or "", "--model whisper=PATH"
-        )
+        self.checkpoint = find_checkpoint(model, "--model whisper=PATH")
         generation = self.checkpoint.path / "generation_config.json"
         if self.checkpoint.architecture != "whisper" or not generation.exists():
             raise WeightsError(
