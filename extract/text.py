@@ -66,19 +66,20 @@ class TextExtractor(Encoder):
 
     def open(self) -> None:
         """Load the model and its tokenizer."""
-        import transformers
+        from transformers import AutoTokenizer
 
         super().open()
         assert self.checkpoint is not None
-        folder = self.checkpoint.path
-        with loading(f"{folder}: its tokenizer cannot be loaded"):
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True
-            )
+        folder, hint = self.checkpoint.path, ""
+        if not (folder / "tokenizer.json").exists():
+            hint = " (no tokenizer.json is there; a SentencePiece model takes `pip install sentencepiece protobuf`)"
+        with loading(f"{folder}: its tokenizer cannot be loaded{hint}"):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
             self.tokenizer("a")
             known = self.model.get_input_embeddings().num_embeddings
-            if self.tokenizer.pad_token_id is None or max(self.tokenizer.get_vocab().values()) >= known:
-                raise ValueError("it has no padding token, or tokens that the model does not know")
+            tokens = max(self.tokenizer.get_vocab().values()) + 1  # without its file, few: it is an empty one
+            if self.tokenizer.pad_token_id is None or not known / 2 < tokens <= known:
+                raise ValueError(f"it has no padding token, or {tokens} tokens where the model has {known}")
         if not self.tokenizer.is_fast:
             raise WeightsError(f"{folder}: its tokenizer gives no offsets; save a fast one (tokenizer.json)")
         self.padding = self.tokenizer.pad_token_id

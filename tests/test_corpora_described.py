@@ -177,8 +177,8 @@ def test_dialogues_whose_clips_are_broken_or_still_videos(tmp_path: Path) -> Non
     assert "convert it with `ffmpeg -i dia0_utt0.mp4 -vn dia0_utt0.wav`" in others[0].reason
     write(tmp_path / "bin" / "ffmpeg", f'#!/bin/sh\ncmp -s "$2" "$4" && exit 1\ncp "{tmp_path}/.one" "$4"\n')
     (tmp_path / "bin" / "ffmpeg").chmod(0o755)
-    path = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
-    subprocess.run(first.reason.split("`")[1], shell=True, check=True, env=path)
+    path = f"PATH={tmp_path}/bin:{os.environ['PATH']}"
+    subprocess.run(["env", path, "sh", "-c", first.reason.split("`")[1]], check=True)
     assert [problem.id for problem in read_corpus(tmp_path).problems] == ["dev/dia110_utt7"]
     (tmp_path / "dev_sent_emo.csv").unlink()
     with pytest.raises(WrongUse, match=r"has no dev_sent_emo\.csv, which lists the utterances of MELD"):

@@ -138,8 +138,7 @@ def _json_object(line: str) -> dict[str, Any] | str:
 def _read(path: Path, need: str, columns: list[str] = SCHEMA.names) -> Reading:
     """The table's good rows in the manifest's `columns`, and a problem for each bad row."""
     reading = Reading(path.stem, path.parent, [])
-    names: dict[str, Any] = {}
-    turns: dict[str, int] = {}
+    names, turns = dict[str, Any](), dict[str, int]()
     for line, record in records(path):
         try:
             if isinstance(record, str):

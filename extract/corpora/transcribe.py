@@ -96,6 +96,8 @@ class Transcription:
             raise WrongUse(f"--language {self.config.language}: {self.checkpoint.model} knows {codes}")
         with loading(f"{self.checkpoint.path}: its tokenizer cannot be loaded"):
             model.processor = transformers.WhisperProcessor.from_pretrained(self.checkpoint.path, local_files_only=True)
+            if 2 * (tokens := len(model.processor.tokenizer)) < model.config.vocab_size:  # without a file: an empty one
+                raise ValueError(f"it has {tokens} tokens where the model has {model.config.vocab_size}")
         return model
 
     def run(self, on_progress: Callable[[str, int, int], None] | None = None) -> Scan:
