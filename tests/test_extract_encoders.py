@@ -284,7 +284,6 @@ def test_text_takes_a_checkpoint_of_an_encoder_alone(checkpoints: Path, tmp_path
         (folder / "config.json").write_text(json.dumps({**config, "model_type": architecture}))
         with pytest.raises(WrongUse, match=f"is a {architecture} model, not a text encoder of albert, bert, "):
             resolve(["text"], {"text": str(folder)}, "float32")
-    # Of another model, or left behind: transformers makes one of five tokens then, and every word is unknown.
     folder = shutil.copytree(checkpoints / "bert", tmp_path / "tokenizers")
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["vocab"]["wug"] = count = len(content["model"]["vocab"])

@@ -25,7 +25,6 @@ PAIRS = [
     ("The bus leaves at nine.", "Public transport departs at 9 o'clock."),
     ("I miss her.", "It hurts that she is not with me any more."),
     ("I got the job!", "They are going to hire me, wonderful!"),
-    ("Ugh, it smells.", "What a disgusting odour."),
 ]
 
 
