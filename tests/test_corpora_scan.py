@@ -137,14 +137,15 @@ def test_a_linked_corpus_folder_is_followed(tmp_path: Path) -> None:
 def test_video_and_coded_audio_come_with_the_line_that_converts_them(tmp_path: Path) -> None:
     write(tmp_path / "good.wav")
     starts = b"\0\0\0\x1cftypM4A ", b"\x1aE\xdf\xa3", b"RIFF\0\1\0\0AVI LIST", b"0&\xb2u\x8ef\xcf\x11"
-    for start in (*starts, b"#!AMR\n", b"\xff\xf1P\x80"):
+    g723 = b"RIFF\xe0\0\0\0WAVEfmt \x10\0\0\0\x42\0\1\0\x40\x1f\0\0\0\0\0\0\1\0\0\0data\x40\0\0\0"
+    for start in (*starts, b"#!AMR\n", b"\xff\xf1P\x80", g723, b"\0\0\0\x08wide\0\0\1\0mdat", b"G@\0\x10", b".RMF"):
         (tmp_path / "a b.mp4").write_bytes(start + bytes(200))
         (tmp_path / "c.wav").write_bytes(start + bytes(200))
         scan = read_corpus(table(tmp_path, "audio", "good.wav", "a b.mp4", "c.wav"))
         found = [problem.reason.partition("`")[2] for problem in scan.problems]
-        assert found == ["ffmpeg -i 'a b.mp4' -vn 'a b.wav'`", "ffmpeg -i c.wav -vn c.wav.wav`"]
+        assert found == ["ffmpeg -i 'a b.mp4' -vn 'a b.wav'`", "ffmpeg -i c.wav -vn c.wav.wav && mv c.wav.wav c.wav`"]
     path = table(tmp_path, "audio", "a b.mp4")
-    assert reasons(read_corpus(path))[0].startswith("every file here is video or coded audio: convert them with `find")
+    assert reasons(read_corpus(path))[0].startswith("no file here can be decoded as it is: convert them with `find")
     done = ser("features", path, "--features", "logmel", "--store", tmp_path / "store")
     assert done.exit_code == 1 and "ffmpeg -i 'a b.mp4' -vn 'a b.wav'" in done.output
 
