@@ -294,6 +294,8 @@ def test_layers_stand_side_by_side_the_last_one_after_its_norm(layered: Path) ->
         MissingRows, match=r"all of hubert:layers=0-3; run `ser features CORPUS --features hubert:layers"
     ):
         load_dataset(layered, "hubert:layers=0-3", "audio")
+    with pytest.raises(MissingRows, match="all of hubert:layers=all,norm=none"):  # and not the last layer of another
+        load_dataset(layered, "hubert:layers=all,norm=none", "audio")
     with pytest.raises(MissingRows, match="ser features CORPUS --features hubert:layers=0-3,pool=mean"):
         load_dataset(layered, "hubert:layers=0-3,pool=mean", "superb")  # and not the frames, a hundred times as large
     with pytest.raises(WrongUse, match="several features in the place of one"):

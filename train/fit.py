@@ -26,6 +26,7 @@ from .models import Stage
 from .settings import TrainConfig
 from .targets import TARGETS
 
+NO_NUMBERS = "the predictions became nan; try a lower lr or --set clip_norm=1"
 EVALUATED = 64  # utterances at once on a GPU, at least: an evaluation keeps no activations
 
 
@@ -151,6 +152,8 @@ def fit(
                 selection.kept = snapshot(model)
             if on_epoch:
                 on_epoch(line, partial(state_bytes, number, epoch + 1, selection, model, optimiser, random))
+        if selection.best == -math.inf:
+            raise Diverged(NO_NUMBERS, selection.kept, scaling)
         model.load_state_dict(selection.kept)
     return Fitted(model, scaling, selection.chosen + selection.history)
 

@@ -19,7 +19,7 @@ def find_layers(store: Store, feature: str, options: Sequence[str], fingerprint:
     [asked, *_] = [item.removeprefix("layers=") for item in options if item.startswith("layers=")]
     if not (form := re.fullmatch(r"all|(\d{1,4})-(\d{1,4})", asked)):
         raise WrongUse(f"{name}: write layers=all or a range such as layers=6-9")
-    norm = "before" if "norm=before" in options else "after"
+    norm = next((item.removeprefix("norm=") for item in options if item.startswith("norm=")), "after")
     rest = {item for item in options if not item.startswith(("layers=", "norm="))}
     ways: dict[bytes, dict[int, Feature]] = {}
     for one in (Feature(store.path, folder) for folder in store.folders() if folder.parent.name == feature):
@@ -35,7 +35,7 @@ def find_layers(store: Store, feature: str, options: Sequence[str], fingerprint:
         last = max(one.spec.provenance.get("layers", deepest) for one in way.values())
         wanted = range(last + 1) if form[1] is None else range(int(form[1]), int(form[2]) + 1)
         layers = [way[layer] for layer in wanted if layer in way]
-        other = last in wanted and last in way and norm == "after" and way[last].spec.config.get("norm") == "before"
+        other = last in wanted and last in way and way[last].spec.config.get("norm", "none") not in ("none", norm)
         if len(layers) == len(wanted) > 0 and not other:
             found += [layers] if any(one.fingerprint.startswith(fingerprint) for one in layers) else []
     if len(found) > 1:

@@ -90,6 +90,8 @@ def shown(value: Any, heading: str) -> str:
     if isinstance(value, tuple):
         first, *others = [shown(float(one), heading) for one in value if one is not None]
         return f"{first} [{', '.join(others)}]" if len(others) == 2 else " ± ".join([first, *others])
+    if isinstance(value, bool):
+        return str(value).lower()  # as `--set` has it
     if isinstance(value, Integral):
         return f"{value:,}"
     if not isinstance(value, Real):
