@@ -272,7 +272,7 @@ def test_the_scale_is_known_by_the_ids_or_said_and_one_for_all_corpora(tmp_path:
 
 
 def test_ratings_that_are_no_numbers_after_the_only_epoch_stop_the_run(store: Path, tmp_path: Path) -> None:
-    fast = tuple(one for one in TINY if not one.startswith("lr=")) + ("lr=1e30", "batch_size=200")
+    fast = (*(one for one in TINY if not one.startswith("lr=")), "lr=1e30", "batch_size=200")
     with pytest.raises(Diverged, match="the predictions became nan; try a lower lr"):
         run_experiment(asked(store, "audio:utterance", "vad", out=tmp_path, epochs=1, also_set=fast), cache=CACHE)
 

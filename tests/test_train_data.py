@@ -313,6 +313,11 @@ def test_means_in_the_store_are_taken_and_told_apart(layered: Path, tmp_path: Pa
     assert torch.allclose(after.inputs["audio"].values, before.inputs["audio"].values, atol=1e-3)
     names = [data.described["features"]["audio"]["joined"][0]["feature"] for data in (before, after)]
     assert names == ["hubert:layer=0", "hubert:layer=0,pool=mean"]
+    other = {**LAYERS, "checkpoint": {"digest": "b", "random": True}}
+    for layer, rows in enumerate([make_rows(manifest, "hubert")] * 2):  # begun with another checkpoint
+        add_feature(store, manifest, "hubert", rows, range(9), variant=f"layer={layer}", **other)
+    found = [load_dataset(path, "hubert:layers=0-1", "audio")[0] for path in (layered, store.path)]
+    assert torch.equal(*(data.inputs["audio"].values for data in found)), "the one that is complete"
 
 
 def test_features_of_a_modality_are_joined_each_standardised_by_itself(layered: Path, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from ser.cache.store import Feature, Store, listed
 from ser.errors import MissingRows, WrongUse
 
 
-def find_layers(store: Store, feature: str, options: Sequence[str], fingerprint: str = "") -> list[Feature]:
+def find_layers(store: Store, feature: str, options: Sequence[str], fingerprint: str, corpus: str) -> list[Feature]:
     """The layers of `feature` that the one of its options that is `layers=…` names, in order, all of one checkpoint.
 
     The last layer of an encoder that ends in a LayerNorm is the one after it, unless norm=before is asked for.
     `fingerprint` begins that of one of them. Raises `MissingRows` for what is not in the store, `WrongUse` for another
-    form of `layers=` and, naming them, if there are several ways.
+    form of `layers=` and, naming them, if there are several ways that are complete for the corpus, or none is.
     """
     name = f"{feature}:{','.join(options)}"
     [asked, *_] = [item.removeprefix("layers=") for item in options if item.startswith("layers=")]
@@ -38,6 +38,9 @@ def find_layers(store: Store, feature: str, options: Sequence[str], fingerprint:
         other = last in wanted and last in way and way[last].spec.config.get("norm", "none") not in ("none", norm)
         if len(layers) == len(wanted) > 0 and not other:
             found += [layers] if any(one.fingerprint.startswith(fingerprint) for one in layers) else []
+    if len(found) > 1:
+        manifest = store.joined_manifest(corpus)
+        found = [layers for layers in found if all(one.complete(manifest) for one in layers)] or found
     if len(found) > 1:
         raise WrongUse(f"{store.path}: {name} is there in several ways, choose one: {listed([w[0] for w in found])}")
     if not found:
