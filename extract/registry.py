@@ -143,7 +143,7 @@ def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dic
         raise WrongUse("give layer=K or layers=A-B, not both")
     first, dash, last = settings["layers"].partition("-")
     deepest, norm = str(checkpoint.setting("num_hidden_layers")), {}
-    if checkpoint.config.get("do_stable_layer_norm"):
+    if checkpoint.config.get("do_stable_layer_norm") and rest.get("norm", "after") in ("before", "after"):
         norm = {"norm": "after"} if rest.pop("norm", "after") == "after" else {}
     if settings["layers"] == "all":
         first, dash, last = "0", "-", deepest
