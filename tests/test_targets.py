@@ -209,7 +209,7 @@ def test_sweeps_show_ratings(store: Path, tmp_path: Path) -> None:
         '[[cell]]\nname = "a"\nset = { select_score = "macro_f1", refit = [true, false] }\n'
     )
     chosen = ser(*asked_for).stdout.partition("chosen on dev")[2]
-    assert "dev macro-F1 %" in chosen and " true " in chosen, "the first of equals, as --set has it"
+    assert "dev macro-F1 %" in chosen and " True " in chosen, "the first of equals"
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,7 @@ def _finish(
     dev = fold.dev[:0] if plan.training.refit else fold.dev
     on_dev: dict[str, np.ndarray] = {}
     if len(dev):
-        logits = frozenset({"logits"})
-        on_dev["both"] = predict(fitted.model, data, dev, plan, fitted.scaling, heads=logits)["logits"]
+        on_dev["both"] = predict(fitted.model, data, dev, plan, fitted.scaling, heads=frozenset({"logits"}))["logits"]
     undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0])
     without_majority = None
     if len(undecided):

@@ -16,19 +16,18 @@ def find_layers(store: Store, feature: str, options: Sequence[str], fingerprint:
     form of `layers=` and, naming them, if there are several ways that are complete for the corpus, or none is.
     """
     name = f"{feature}:{','.join(options)}"
-    [asked, *_] = [item.removeprefix("layers=") for item in options if item.startswith("layers=")]
-    if not (form := re.fullmatch(r"all|(\d{1,4})-(\d{1,4})", asked)):
+    named = dict(item.partition("=")[::2] for item in options)
+    if not (form := re.fullmatch(r"all|(\d{1,4})-(\d{1,4})", named.pop("layers"))):
         raise WrongUse(f"{name}: write layers=all or a range such as layers=6-9")
-    norm = next((item.removeprefix("norm=") for item in options if item.startswith("norm=")), "after")
-    rest = {item for item in options if not item.startswith(("layers=", "norm="))}
+    norm = named.pop("norm", "after")
     ways: dict[bytes, dict[int, Feature]] = {}
     for one in (Feature(store.path, folder) for folder in store.folders() if folder.parent.name == feature):
-        own = one.spec.variant.split(",")
-        layer = [int(item.removeprefix("layer=")) for item in own if item.startswith("layer=")]
-        if layer and rest == {item for item in own if not item.startswith(("layer=", "norm="))}:
+        own = dict(item.partition("=")[::2] for item in one.spec.variant.split(","))
+        layer, _ = int(own.pop("layer", -1)), own.pop("norm", "")
+        if layer >= 0 and own == named:
             way = ways.setdefault(canonical_json({**one.spec.identity(), "variant": "", "config": {}}), {})
-            if layer[0] not in way or one.spec.config.get("norm") == norm:
-                way[layer[0]] = one
+            if layer not in way or one.spec.config.get("norm") == norm:
+                way[layer] = one
     found = []
     for way in ways.values():
         deepest = max(way) if form[1] is None else -1  # as far as an earlier version's store says
