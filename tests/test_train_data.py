@@ -287,6 +287,8 @@ def test_layers_stand_side_by_side_the_last_one_after_its_norm(layered: Path) ->
         assert np.allclose(
             pooled.inputs["audio"].values[:5].numpy(), [x.mean(0, dtype=float) for x in pieces], atol=1e-3
         )
+    first = open_store(layered).feature("hubert:layer=0").fingerprint[:9]  # any of a checkpoint's layers tells it
+    assert load_dataset(layered, f"hubert@{first}:layers=1-2", "audio")[0].dims == {"audio": 24}
     cache, names = DataCache(), ("hubert:layers=0-1", "hubert:layer=0+hubert:layer=1")
     sums, beside = (load_dataset(layered, name, "audio", cache=cache)[0].described for name in names)
     assert sums["features"] != beside["features"], "the same features, and other runs"

@@ -12,8 +12,9 @@ def find_layers(store: Store, feature: str, options: Sequence[str], fingerprint:
     """The layers of `feature` that the one of its options that is `layers=…` names, in order, all of one checkpoint.
 
     The last layer of an encoder that ends in a LayerNorm is the one after it, unless norm=before is asked for.
-    `fingerprint` begins that of one of them. Raises `MissingRows` for what is not in the store, `WrongUse` for another
-    form of `layers=` and, naming them, if there are several ways that are complete for the corpus, or none is.
+    `fingerprint` begins that of any layer of the checkpoint. Raises `MissingRows` for what is not in the store,
+    `WrongUse` for another form of `layers=` and, naming them, if there are several ways that are complete for the
+    corpus, or none is.
     """
     name = f"{feature}:{','.join(options)}"
     named = dict(item.partition("=")[::2] for item in options)
@@ -36,7 +37,7 @@ def find_layers(store: Store, feature: str, options: Sequence[str], fingerprint:
         layers = [way[layer] for layer in wanted if layer in way]
         other = last in wanted and last in way and way[last].spec.config.get("norm", "none") not in ("none", norm)
         if len(layers) == len(wanted) > 0 and not other:
-            found += [layers] if any(one.fingerprint.startswith(fingerprint) for one in layers) else []
+            found += [layers] if any(one.fingerprint.startswith(fingerprint) for one in way.values()) else []
     if len(found) > 1:
         manifest = store.joined_manifest(corpus)
         found = [layers for layers in found if all(one.complete(manifest) for one in layers)] or found
