@@ -118,10 +118,8 @@ def fit(
             started = time.perf_counter()
             losses, sizes = [], []
             model.train()
-            size, draw = settings.batch_size, config.training.sampler
-            how = size, per_batch, random["shuffling"], truth, draw, hide
-            batches = train_data.batches(train_rows, fusion.unit, *how)
-            for update, batch in enumerate(batches, epoch * updates):
+            how = settings.batch_size, per_batch, random["shuffling"], truth, config.training.sampler, hide
+            for update, batch in enumerate(train_data.batches(train_rows, fusion.unit, *how), epoch * updates):
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
                 batch.heads = config.heads(stage)
                 with config.autocast():
@@ -241,10 +239,10 @@ def divergence(losses: Sequence[float], stage: Stage, epoch: int) -> str | None:
     """The sentence for the first loss of an epoch (from 0) that is not a number, naming its batch; None if all are."""
     for batch, loss in enumerate(losses, 1):
         if not math.isfinite(loss):
-            return (
-                f"the loss became {loss} in epoch {epoch + 1}, batch {batch} (stage {stage.name}); the best weights "
-                "before it are kept; try a lower lr or --set clip_norm=1"
-            )
+            first = "no update came before it: look into the model, where an attention over no rows gives nan"
+            advice = first if epoch + batch == 1 else "try a lower lr or --set clip_norm=1"
+            where = f"epoch {epoch + 1}, batch {batch} (stage {stage.name})"
+            return f"the loss became {loss} in {where}; the best weights before it are kept; {advice}"
     return None
 
 
@@ -315,9 +313,7 @@ class Selection:
         """Note an epoch (from 0) with the scores of the evaluated part, and say whether it is the best so far."""
         ccc = float(np.mean(list(found["ccc"].values()))) if "ccc" in found else None
         scores = {**{name: found.get(name) for name in ("wa", "ua", "macro_f1")}, "ccc": ccc}
-        score = scores[self.config.training.select_score]
-        if self.config.select == "last":
-            score = float(epoch)
+        score = float(epoch) if self.config.select == "last" else scores[self.config.training.select_score]
         kept = score is not None and score > self.best
         self.best = score if kept and score is not None else self.best
         name = f"{stage.name} again" if self.chosen else stage.name
