@@ -32,6 +32,7 @@ def spoken_manifest(turns: int = 12) -> Manifest:
     rows: list[dict[str, Any]] = []
     for row in base_rows(("impro01", "script01_1"), turns):
         session, turn = int(row["session"]), row["turn"]
+        row["speaker"] = row["speaker"].replace("1F", "²")  # a digit, and no number
         label = LABELS[(turn + session) % len(LABELS)]
         words = rng.choice(PLAIN, int(rng.integers(3, 10))).tolist()
         words[len(words) // 2] = WORDS[label]

@@ -260,6 +260,7 @@ def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pyte
         ("hubert:norm=both", "norm is before or after or none"),
         ("hubert:layr=1", "did you mean layer"),
         ("hubert:layers=2-1", "layers=all"),
+        ("unispeech-sat:layers=all,norm=both", "norm is before or after or none"),
         ("hubrt", "did you mean hubert"),
         ("is13:layer=1", "unknown setting of is13"),
         ("smile", "smile needs a set, as in smile:set=eGeMAPSv02; known: ComParE_2016"),
@@ -273,6 +274,7 @@ def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pyte
 )
 def test_what_cannot_be_asked_for(checkpoints: Path, name: str, message: str) -> None:
     models = {feature: str(checkpoints / "hubert") for feature in ("hubert", "whisper", "roberta")}
+    models["unispeech-sat"] = str(checkpoints / "unispeech-sat-large")
     with pytest.raises(WrongUse, match=message):
         resolve([name], models, "float32")
 

@@ -13,7 +13,7 @@ from ser.train.report.cells import group_runs
 from ser.train.report.sections import make_page
 from ser.train.report.terminal import recipe_rows, recipe_table, report_text
 from ser.train.run_folder import Run, find_runs
-from ser.train.search import find_records
+from ser.train.search import Record, find_records
 from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep
 
 TWO = """
@@ -72,7 +72,9 @@ def test_each_fold_counts_with_its_best_candidate(store: Path, tmp_path: Path) -
         both = sum(np.array(Run(Path(folder)).result["confusion"]) for folder in row.folders)
         assert row.scores["ua"].pooled == pytest.approx(100 * np.mean(np.diag(both) / both.sum(1)))
         assert row.done == row.runs == 2
-    cells, _ = group_runs(find_runs(tmp_path / "runs"), find_records(tmp_path / "runs"))
+    shorter = [Record(one.file, one.over, one.candidates[:2]) for one in find_records(tmp_path / "runs")]
+    cells, _ = group_runs(find_runs(tmp_path / "runs"), [*shorter, *find_records(tmp_path / "runs")])
+    assert [len(cell.search.candidates) for cell in cells if cell.search] == [6, 6], "the longer list tried them all"
     assert {run.name for cell in cells for run in cell.runs} == {run for run, _ in expected.values()}
     shown = report_text(cells, [])
     page = [str(table.rows) for table in make_page(cells, []).tables]

@@ -1,6 +1,7 @@
 """What a run learns beside classes: valence, arousal and dominance, alone and with them, and the raters' votes."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from scipy.stats import t as student
 
 from ser.cache.manifest import Manifest
 from ser.commands.train import summary_text
-from ser.errors import WrongUse
+from ser.errors import Diverged, WrongUse
 from ser.tests.command_line import ser
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
 from ser.train.data.dataset import DataCache
@@ -114,6 +115,7 @@ def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("targets")
     for target in TARGETS:
         more: dict[str, Any] = {"folds": "all", "seeds": 2, "out": out, "epochs": 8, "set": ("batch_size=8",)}
+        more["set"] += ("patience=1",) * (target == "class+vad")  # so that its runs have not as many epochs
         run_experiment(asked(store, "concat:utterance", target, **more), cache=CACHE)
     return out
 
@@ -166,8 +168,11 @@ def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Pat
     for form in ("latex", "markdown", "csv"):
         assert "RMSE dominance" in (tmp_path / form).read_text()
     cells, _ = group_runs(find_runs(runs))
-    assert {cell.label for cell in cells} == {f"concat:utterance · {target}" for target in TARGETS}
-    unrated_first = make_page(sorted(cells, key=lambda cell: cell.rated), [])
+    labels = {cell.label.removesuffix(" · patience 1") for cell in cells}
+    assert labels == {f"concat:utterance · {target}" for target in TARGETS}
+    assert len({len(run.result["history"]) for run in cell_of(runs, "class+vad").runs}) > 1
+    with warnings.catch_warnings(action="error"):
+        unrated_first = make_page(sorted(cells, key=lambda cell: cell.rated), [])
     [curves] = [table for table in unrated_first.tables if table.name == "learning-ccc"]
     rated = {cell.label for cell in cells if cell.dimensions}
     assert {row["cell"] for row in curves.rows} == rated and any(f"{one} kept epochs" in curves.below for one in rated)
@@ -200,6 +205,12 @@ def test_sweeps_show_ratings(store: Path, tmp_path: Path) -> None:
     shown = ser(*asked_for)
     tables, *_ = shown.stdout.partition("\nours: ")
     assert "dev mean CCC " in tables and "RMSE valence" in tables and "%" not in tables, "none is a share"
+    (tmp_path / "mine.toml").write_text(
+        '[experiment]\nfeatures = "is13+bert"\nfusion = "lgf-add"\n'
+        '[[cell]]\nname = "a"\nset = { select_score = "macro_f1", refit = [true, false] }\n'
+    )
+    chosen = ser(*asked_for).stdout.partition("chosen on dev")[2]
+    assert "dev macro-F1 %" in chosen and " True " in chosen, "the first of equals"
 
 
 @pytest.mark.parametrize(
@@ -259,6 +270,12 @@ def test_the_scale_is_known_by_the_ids_or_said_and_one_for_all_corpora(tmp_path:
     ):
         with pytest.raises(WrongUse, match=says):
             scale(corpora, *settings)
+
+
+def test_ratings_that_are_no_numbers_after_the_only_epoch_stop_the_run(store: Path, tmp_path: Path) -> None:
+    fast = (*(one for one in TINY if not one.startswith("lr=")), "lr=1e30", "batch_size=200")
+    with pytest.raises(Diverged, match="the predictions became nan; try a lower lr"):
+        run_experiment(asked(store, "audio:utterance", "vad", out=tmp_path, epochs=1, also_set=fast), cache=CACHE)
 
 
 def test_shuffled_labels_shuffle_ratings_too(store: Path) -> None:

@@ -287,6 +287,8 @@ def test_layers_stand_side_by_side_the_last_one_after_its_norm(layered: Path) ->
         assert np.allclose(
             pooled.inputs["audio"].values[:5].numpy(), [x.mean(0, dtype=float) for x in pieces], atol=1e-3
         )
+    first = open_store(layered).feature("hubert:layer=0").fingerprint[:9]  # any of a checkpoint's layers tells it
+    assert load_dataset(layered, f"hubert@{first}:layers=1-2", "audio")[0].dims == {"audio": 24}
     cache, names = DataCache(), ("hubert:layers=0-1", "hubert:layer=0+hubert:layer=1")
     sums, beside = (load_dataset(layered, name, "audio", cache=cache)[0].described for name in names)
     assert sums["features"] != beside["features"], "the same features, and other runs"
@@ -294,6 +296,8 @@ def test_layers_stand_side_by_side_the_last_one_after_its_norm(layered: Path) ->
         MissingRows, match=r"all of hubert:layers=0-3; run `ser features CORPUS --features hubert:layers"
     ):
         load_dataset(layered, "hubert:layers=0-3", "audio")
+    with pytest.raises(MissingRows, match="all of hubert:layers=all,norm=none"):  # and not the last layer of another
+        load_dataset(layered, "hubert:layers=all,norm=none", "audio")
     with pytest.raises(MissingRows, match="ser features CORPUS --features hubert:layers=0-3,pool=mean"):
         load_dataset(layered, "hubert:layers=0-3,pool=mean", "superb")  # and not the frames, a hundred times as large
     with pytest.raises(WrongUse, match="several features in the place of one"):
@@ -311,6 +315,11 @@ def test_means_in_the_store_are_taken_and_told_apart(layered: Path, tmp_path: Pa
     assert torch.allclose(after.inputs["audio"].values, before.inputs["audio"].values, atol=1e-3)
     names = [data.described["features"]["audio"]["joined"][0]["feature"] for data in (before, after)]
     assert names == ["hubert:layer=0", "hubert:layer=0,pool=mean"]
+    other = {**LAYERS, "checkpoint": {"digest": "b", "random": True}}
+    for layer, rows in enumerate([make_rows(manifest, "hubert")] * 2):  # begun with another checkpoint
+        add_feature(store, manifest, "hubert", rows, range(9), variant=f"layer={layer}", **other)
+    found = [load_dataset(path, "hubert:layers=0-1", "audio")[0] for path in (layered, store.path)]
+    assert torch.equal(*(data.inputs["audio"].values for data in found)), "the one that is complete"
 
 
 def test_features_of_a_modality_are_joined_each_standardised_by_itself(layered: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from .models import Stage
 from .settings import TrainConfig
 from .targets import TARGETS
 
+NO_NUMBERS = "the predictions became nan; try a lower lr or --set clip_norm=1"
 EVALUATED = 64  # utterances at once on a GPU, at least: an evaluation keeps no activations
 
 
@@ -117,10 +118,8 @@ def fit(
             started = time.perf_counter()
             losses, sizes = [], []
             model.train()
-            size, draw = settings.batch_size, config.training.sampler
-            how = size, per_batch, random["shuffling"], truth, draw, hide
-            batches = train_data.batches(train_rows, fusion.unit, *how)
-            for update, batch in enumerate(batches, epoch * updates):
+            how = settings.batch_size, per_batch, random["shuffling"], truth, config.training.sampler, hide
+            for update, batch in enumerate(train_data.batches(train_rows, fusion.unit, *how), epoch * updates):
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
                 batch.heads = config.heads(stage)
                 with config.autocast():
@@ -151,6 +150,8 @@ def fit(
                 selection.kept = snapshot(model)
             if on_epoch:
                 on_epoch(line, partial(state_bytes, number, epoch + 1, selection, model, optimiser, random))
+        if selection.best == -math.inf:
+            raise Diverged(NO_NUMBERS, selection.kept, scaling)
         model.load_state_dict(selection.kept)
     return Fitted(model, scaling, selection.chosen + selection.history)
 
@@ -312,9 +313,7 @@ class Selection:
         """Note an epoch (from 0) with the scores of the evaluated part, and say whether it is the best so far."""
         ccc = float(np.mean(list(found["ccc"].values()))) if "ccc" in found else None
         scores = {**{name: found.get(name) for name in ("wa", "ua", "macro_f1")}, "ccc": ccc}
-        score = scores[self.config.training.select_score]
-        if self.config.select == "last":
-            score = float(epoch)
+        score = float(epoch) if self.config.select == "last" else scores[self.config.training.select_score]
         kept = score is not None and score > self.best
         self.best = score if kept and score is not None else self.best
         name = f"{stage.name} again" if self.chosen else stage.name

@@ -21,7 +21,7 @@ from ser.plugins import not_installed
 from .data.dataset import Dataset, Standardizer
 from .data.splits import UNDECIDED, Fold, known_before
 from .finetune import reopened
-from .fit import Diverged, Epoch, Fitted, fit, predict, snapshot
+from .fit import NO_NUMBERS, Diverged, Epoch, Fitted, fit, predict, snapshot
 from .fit_many import fit_many, runs_at_once
 from .models import FUSIONS, Fusion, with_layer_sums
 from .models.superb import layer_shares
@@ -164,8 +164,7 @@ def _finish(
     dev = fold.dev[:0] if plan.training.refit else fold.dev
     on_dev: dict[str, np.ndarray] = {}
     if len(dev):
-        logits = frozenset({"logits"})
-        on_dev["both"] = predict(fitted.model, data, dev, plan, fitted.scaling, heads=logits)["logits"]
+        on_dev["both"] = predict(fitted.model, data, dev, plan, fitted.scaling, heads=frozenset({"logits"}))["logits"]
     undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0])
     without_majority = None
     if len(undecided):
@@ -173,7 +172,7 @@ def _finish(
         apart = divergences(utterances.votes[undecided], found)
         without_majority = {"n": len(undecided), **{name: float(each.mean()) for name, each in apart.items()}}
     if not all(np.isfinite(found).all() for found in (*tests.values(), *on_dev.values())):
-        return Diverged("the predictions became nan; try a lower lr or --set clip_norm=1", {}, {})
+        return Diverged(NO_NUMBERS, {}, {})
 
     def columns(rows: np.ndarray, tests: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {

@@ -18,9 +18,11 @@ from ser.errors import CorruptStore, WrongUse
 
 from .options import assignments
 from .run_folder import Run, Scalar, run_name
+from .scores import SHOWN
 
 OF_THE_RUN = ("fold", "seed", "cut", "provenance")  # what tells the runs of one cell apart
 AGAIN = "remove it and run the sweep again"
+SCORED = {metric: f"{name} %" for name, metric in SHOWN.items()} | {"ccc": "mean CCC"}  # what selects, in a heading
 
 
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"low": "from", "high": "to"}):
@@ -98,8 +100,7 @@ def chosen_rows(cell: str, tried: int, over: Sequence[str], runs: Iterable[Run])
         used = {**run.config["settings"], **run.config["training"]}
         row = {"cell": cell, "seed": run.config["seed"], "fold": run.config["fold"], "tried": tried}
         row |= {key: used.get(key, "default") for key in over}
-        score = "dev mean CCC" if used["select_score"] == "ccc" else f"dev {used['select_score'].upper()} %"
-        rows.append({**row, score: dev_score(run), "run": run.name})
+        rows.append({**row, f"dev {SCORED[used['select_score']]}": dev_score(run), "run": run.name})
     return rows
 
 

@@ -321,6 +321,5 @@ def concordance_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     return 1 - ccc.mean()
 
 
-EVERY = (Target(), Distribution(), Undecided(), Vad(), ClassAndVad())
 # By the names that `--target` takes, which are in options.py.
-TARGETS: dict[str, Target] = {one.name: one for one in EVERY}
+TARGETS: dict[str, Target] = {one.name: one for one in (Target(), Distribution(), Undecided(), Vad(), ClassAndVad())}

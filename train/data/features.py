@@ -238,7 +238,7 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
 
     def find(options: Sequence[str]) -> list[Feature]:
         if several:
-            return find_layers(store, feature, options, fingerprint)
+            return find_layers(store, feature, options, fingerprint, corpus)
         return [store.feature(f"{feature}:{','.join(options)}".rstrip(":") + f"@{fingerprint}".rstrip("@"), corpus)]
 
     means = read.get("pool") == "mean" and "hop" not in read

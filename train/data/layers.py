@@ -8,36 +8,39 @@ from ser.cache.store import Feature, Store, listed
 from ser.errors import MissingRows, WrongUse
 
 
-def find_layers(store: Store, feature: str, options: Sequence[str], fingerprint: str = "") -> list[Feature]:
+def find_layers(store: Store, feature: str, options: Sequence[str], fingerprint: str, corpus: str) -> list[Feature]:
     """The layers of `feature` that the one of its options that is `layers=…` names, in order, all of one checkpoint.
 
     The last layer of an encoder that ends in a LayerNorm is the one after it, unless norm=before is asked for.
-    `fingerprint` begins that of one of them. Raises `MissingRows` for what is not in the store, `WrongUse` for another
-    form of `layers=` and, naming them, if there are several ways.
+    `fingerprint` begins that of any layer of the checkpoint. Raises `MissingRows` for what is not in the store,
+    `WrongUse` for another form of `layers=` and, naming them, if there are several ways that are complete for the
+    corpus, or none is.
     """
     name = f"{feature}:{','.join(options)}"
-    [asked, *_] = [item.removeprefix("layers=") for item in options if item.startswith("layers=")]
-    if not (form := re.fullmatch(r"all|(\d{1,4})-(\d{1,4})", asked)):
+    named = dict(item.partition("=")[::2] for item in options)
+    if not (form := re.fullmatch(r"all|(\d{1,4})-(\d{1,4})", named.pop("layers"))):
         raise WrongUse(f"{name}: write layers=all or a range such as layers=6-9")
-    norm = "before" if "norm=before" in options else "after"
-    rest = {item for item in options if not item.startswith(("layers=", "norm="))}
+    norm = named.pop("norm", "after")
     ways: dict[bytes, dict[int, Feature]] = {}
     for one in (Feature(store.path, folder) for folder in store.folders() if folder.parent.name == feature):
-        own = one.spec.variant.split(",")
-        layer = [int(item.removeprefix("layer=")) for item in own if item.startswith("layer=")]
-        if layer and rest == {item for item in own if not item.startswith(("layer=", "norm="))}:
+        own = dict(item.partition("=")[::2] for item in one.spec.variant.split(","))
+        layer, _ = int(own.pop("layer", -1)), own.pop("norm", "")
+        if layer >= 0 and own == named:
             way = ways.setdefault(canonical_json({**one.spec.identity(), "variant": "", "config": {}}), {})
-            if layer[0] not in way or one.spec.config.get("norm") == norm:
-                way[layer[0]] = one
+            if layer not in way or one.spec.config.get("norm") == norm:
+                way[layer] = one
     found = []
     for way in ways.values():
         deepest = max(way) if form[1] is None else -1  # as far as an earlier version's store says
         last = max(one.spec.provenance.get("layers", deepest) for one in way.values())
         wanted = range(last + 1) if form[1] is None else range(int(form[1]), int(form[2]) + 1)
         layers = [way[layer] for layer in wanted if layer in way]
-        other = last in wanted and last in way and norm == "after" and way[last].spec.config.get("norm") == "before"
+        other = last in wanted and last in way and way[last].spec.config.get("norm", "none") not in ("none", norm)
         if len(layers) == len(wanted) > 0 and not other:
-            found += [layers] if any(one.fingerprint.startswith(fingerprint) for one in layers) else []
+            found += [layers] if any(one.fingerprint.startswith(fingerprint) for one in way.values()) else []
+    if len(found) > 1:
+        manifest = store.joined_manifest(corpus)
+        found = [layers for layers in found if all(one.complete(manifest) for one in layers)] or found
     if len(found) > 1:
         raise WrongUse(f"{store.path}: {name} is there in several ways, choose one: {listed([w[0] for w in found])}")
     if not found:

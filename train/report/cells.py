@@ -100,8 +100,9 @@ def group_runs(runs: Iterable[Run], searches: Sequence[Record] = ()) -> tuple[li
     """The cells of the finished runs, highest UA first, and the runs that are not finished.
 
     Cells without classes come after those with, highest mean CCC first. A search is one cell, of the runs that were
-    chosen; its other runs are in none. Raises `WrongUse` if no run is finished.
+    chosen; its other runs are in none, nor is a search within a longer one. Raises `WrongUse` if no run is finished.
     """
+    searches = [one for one in searches if not any({*one.candidates} < {*more.candidates} for more in searches)]
     every = sorted(runs, key=lambda run: run.path.name)
     done = finished(every)
     members = grouped(every if searches else done, lambda run: cell_name(run.config))

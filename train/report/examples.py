@@ -177,7 +177,7 @@ def _groups(cell: Cell) -> list[Table]:
     rows: list[Row] = []
     for by in ("session", "speaker", "gender", "duration", "scripted or improvised"):
         groups = p.groupby(by, observed=True)
-        for group, part in sorted(groups, key=lambda pair: int(pair[0]) if pair[0].isdigit() else 0):
+        for group, part in sorted(groups, key=lambda pair: int(pair[0]) if pair[0].isdecimal() else 0):
             n, matrix = part.id.nunique(), pandas.crosstab(part.truth, part.predicted)
             ua = metrics(matrix.reindex(index=cell.classes, columns=cell.classes, fill_value=0).to_numpy())["ua"]
             row = {"by": by, "group": group, "utterances": n, "wrong %": share(~part.right, part.group)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import combinations
+from itertools import combinations, zip_longest
 
 import numpy as np
 
@@ -300,7 +300,7 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
     rows: list[Row] = []
     for cell in cells:
         histories = [[line.get(key) for line in result["history"]] for result in cell.results]
-        curve = scale * pandas.DataFrame(histories, dtype=float).agg(["mean", "min", "max"]).T
+        curve = scale * pandas.DataFrame(zip_longest(*histories), dtype=float).agg(["mean", "min", "max"], axis=1)
         if curve["mean"].isna().all():
             continue
         if len({row["cell"] for row in rows}) < SERIES:

@@ -90,10 +90,10 @@ def shown(value: Any, heading: str) -> str:
     if isinstance(value, tuple):
         first, *others = [shown(float(one), heading) for one in value if one is not None]
         return f"{first} [{', '.join(others)}]" if len(others) == 2 else " ± ".join([first, *others])
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return "–" if value is None else str(value)
     if isinstance(value, Integral):
         return f"{value:,}"
-    if not isinstance(value, Real):
-        return "–" if value is None else str(value)
     if _last(heading) == "p" and value < 0.001:
         return "< 0.001"
     text = _forms(heading)[0].format(value)
