@@ -59,6 +59,7 @@ def test_a_dev_share_is_cut_in_whole_dialogues_of_the_training_part(utterances: 
         assert not dialogues[0] & dialogues[1] and not dialogues[1] & dialogues[2]
         assert 0.1 < len(fold.dev) / (len(fold.dev) + len(fold.train)) < 0.4
         assert len(values(utterances.sessions, fold.test)) == 1
+    assert make_folds("session-out", utterances, Cut(dev="0.4"))[0].dev_by == "0.5 in whole dialogues"
 
 
 @pytest.mark.filterwarnings("ignore:The least populated class")
