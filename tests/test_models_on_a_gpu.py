@@ -171,7 +171,9 @@ def test_what_is_computed_in_bf16_by_default(store: Path) -> None:
             assert precision("hubert+mpnet", "mit") == "float32"
 
 
-def test_a_dry_run_says_what_the_arithmetic_alone_takes(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_says_what_the_arithmetic_alone_takes(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By what this GPU reaches in float32, and in bf16, in which it would train; of the paper's sizes but the depth."""
     monkeypatch.setattr(experiment, "PRODUCT", 64)
     asked = ["train", "--features", "hubert+mpnet", "--fusion", "mit", "--epochs", "1", "--folds", "1", "--dry-run"]
@@ -183,6 +185,12 @@ def test_a_dry_run_says_what_the_arithmetic_alone_takes(store: Path, monkeypatch
     assert re.search(
         rf"[\d.]+ [MG]FLOP in matrix products, which alone take this GPU {each}float32 or {each}bf16", found.stdout
     )
+    assert "in bf16 on cuda:0" in found.stdout
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('[[cell]]\nname = "x"\nfeatures = "hubert+mpnet"\nfusion = "mit"\n')
+    with Gpu(downloads=torch.inf, waits=torch.inf):
+        found = CliRunner().invoke(main, ["sweep", str(recipe), "--epochs", "1", "--folds", "1", "--dry-run", *small])
+    assert "1 runs to train with" in found.stdout and ", in bf16 on the GPU" in found.stdout, found.output
 
 
 def test_the_device_refuses_what_a_gpu_refuses_and_what_it_would_wait_for() -> None:
