@@ -248,7 +248,7 @@ def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
     row_of = {utterance: row for row, utterance in enumerate(utterances.ids)}
 
     def rows(ids: Sequence[str]) -> np.ndarray:
-        return np.array(sorted(row_of[i] for i in ids if i in row_of), dtype=np.int64)
+        return np.array(sorted({row_of[i] for i in ids if i in row_of}), dtype=np.int64)
 
     folds = []
     for position, (name, parts) in enumerate(listed):
