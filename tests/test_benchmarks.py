@@ -80,6 +80,15 @@ def test_the_page_for_gpus_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixt
     assert sum(stage.seconds for stage in gpu.STAGES.values()) <= gpu.ALL
 
 
+@pytest.mark.parametrize("words", [["--device", "cuda:2"], ["--device", "mps"], ["--out", "/proc/no/gpu.json"]])
+def test_a_page_that_cannot_begin_says_so(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert gpu.main(words, {}) == 1 and words[1] in capsys.readouterr().out
+
+
 BROKEN = """
 import os, signal, subprocess, sys, time
 from ser.benchmarks.gpu import most
