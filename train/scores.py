@@ -21,7 +21,6 @@ TEMPERATURES = (0.05, 20.0)  # the lowest and the highest that may be fitted
 LEVEL = 0.9  # of conformal sets: the share that is to hold the true class
 PERCENT = (0.0, 100.0)  # no interval of a share leaves them
 FEWEST = 4  # groups of an interval: of fewer, it is too wide or too uncertain to say anything
-SAME = 1e-9  # a difference of rounding
 Ends = tuple[float, float | None, float | None]  # a value and the ends of its 95 % interval, if it has one
 
 
@@ -224,7 +223,7 @@ def within(ends: tuple[float, float], whole: float, without: np.ndarray) -> Ends
 
     None of fewer than `FEWEST` groups, nor where each says the same, such as 100 %: that is not to be certain.
     """
-    if len(without) < FEWEST or np.ptp(without) < SAME:
+    if len(without) < FEWEST or np.ptp(without) < 1e-9:  # of rounding
         return whole, None, None
     low, high = jackknife_interval(whole, without)
     return whole, max(ends[0], float(low)), min(ends[1], float(high))
