@@ -39,7 +39,6 @@ LABEL_POLICIES, _NAMES, IEMOCAP = (
     for name in ("policies", "categories", "iemocap")
 )
 _CODE_OF = {name: code for code, names in _NAMES.items() for name in names}
-NO_CLASS = "xxx"  # the raw label of what the raters did not agree on
 
 
 def code(raw: str) -> str:

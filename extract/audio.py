@@ -128,9 +128,11 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
     Raises `CodedAudio` for what only ffmpeg reads, with the line that converts a file of that `name`; `UtteranceError`
     for what is not audio, holds less than its header says, nothing, or over an hour.
     """
+    quoted, new = shlex.quote(name), shlex.quote(re.sub(r"(?i)(\.wav)?$|\.\w+$", r"\1.wav", name, count=1))
+    own_name = f" && mv {new} {quoted}" if name.lower().endswith(".wav") else ""
+    convert = f"convert it with `ffmpeg -i {quoted} -vn {new}{own_name}`"
     if CODED_BYTES.match(data):
-        new = shlex.quote(re.sub(r"(\.wav)?$|\.\w+$", r"\1.wav", name, count=1))
-        raise CodedAudio(f"is video or coded audio: convert it with `ffmpeg -i {shlex.quote(name)} -vn {new}`")
+        raise CodedAudio(f"is video or coded audio: {convert}")
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, reason in NOT_AUDIO.items():
         if start.startswith(magic):
@@ -139,7 +141,7 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
     try:
         file = sf.SoundFile(io.BytesIO(data))
     except _UNDECODABLE as fault:
-        raise _undecodable(fault) from fault
+        raise CodedAudio(f"{_undecodable(fault)}; if it is audio, {convert}") from fault
     if file.frames > LONGEST * file.samplerate:
         hours = file.frames / file.samplerate / 3600
         raise UtteranceError(

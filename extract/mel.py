@@ -104,9 +104,8 @@ class MelExtractor(Extractor):
 
         c = self.config
         high = c.high or c.sampling_rate / 2
-        return torch.from_numpy(
-            librosa.filters.mel(sr=c.sampling_rate, n_fft=c.window_samples, n_mels=c.bands, fmin=c.low, fmax=high).T
-        ).contiguous()
+        bank = librosa.filters.mel(sr=c.sampling_rate, n_fft=c.window_samples, n_mels=c.bands, fmin=c.low, fmax=high)
+        return torch.from_numpy(bank.T).contiguous()
 
     def extract(self, item: Clip) -> list[np.ndarray]:
         """Log-mel or MFCC of a clip, `[1 + n // hop, dim]` float32 each, n samples long."""
@@ -115,8 +114,7 @@ class MelExtractor(Extractor):
         if c.view:
             samples = change(samples, c.sampling_rate, c.view)
         if len(samples) < c.window_samples:
-            milliseconds = item.seconds * 1000
-            raise UtteranceError(f"is too short for {self.label} ({milliseconds:.0f} ms; one window is needed)")
+            raise UtteranceError(f"is too short for {self.label} ({item.seconds * 1000:.0f} ms; one window is needed)")
         logmel = self.spectrogram(samples)
         return [
             scipy.fft.dct(logmel, type=2, norm="ortho", axis=1)[:, : config.coefficients]

@@ -8,6 +8,7 @@ import math
 import pkgutil
 import tomllib
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -143,7 +144,7 @@ def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dic
         raise WrongUse("give layer=K or layers=A-B, not both")
     first, dash, last = settings["layers"].partition("-")
     deepest, norm = str(checkpoint.setting("num_hidden_layers")), {}
-    if checkpoint.config.get("do_stable_layer_norm"):
+    if checkpoint.config.get("do_stable_layer_norm") and rest.get("norm", "after") in ("after", "before"):
         norm = {"norm": "after"} if rest.pop("norm", "after") == "after" else {}
     if settings["layers"] == "all":
         first, dash, last = "0", "-", deepest
@@ -195,12 +196,10 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
 
 
 def _typed(feature: str, key: str, value: str, kind: Any) -> Any:
-    try:
+    with suppress(msgspec.ValidationError):
         typed = msgspec.convert(value, kind, strict=False)
         if kind is not float or math.isfinite(typed):
             return typed
-    except msgspec.ValidationError:
-        pass
     plain = {int: "a whole number", float: "a number", bool: "true or false"}
     what = plain.get(kind) or " or ".join(map(str, get_args(kind)))
     raise WrongUse(f"{feature}:{key}={value}: {key} is {what}")

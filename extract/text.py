@@ -66,19 +66,20 @@ class TextExtractor(Encoder):
 
     def open(self) -> None:
         """Load the model and its tokenizer."""
-        import transformers
+        from transformers import AutoTokenizer
 
         super().open()
         assert self.checkpoint is not None
-        folder = self.checkpoint.path
-        with loading(f"{folder}: its tokenizer cannot be loaded"):
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True
-            )
+        folder, hint = self.checkpoint.path, ""
+        if not (folder / "tokenizer.json").exists():
+            hint = " (no tokenizer.json is there; a SentencePiece model takes `pip install sentencepiece protobuf`)"
+        with loading(f"{folder}: its tokenizer cannot be loaded{hint}"):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
             self.tokenizer("a")
-            known, special = self.model.get_input_embeddings().num_embeddings, self.tokenizer.all_special_ids
-            if self.tokenizer.pad_token_id is None or max(special) >= known:
-                raise ValueError("it has no padding token, or special tokens that the model does not know")
+            known = self.model.get_input_embeddings().num_embeddings
+            tokens = max(self.tokenizer.get_vocab().values()) + 1  # without its file, few: it is an empty one
+            if self.tokenizer.pad_token_id is None or not known / 2 < tokens <= known:
+                raise ValueError(f"it has no padding token, or {tokens} tokens where the model has {known}")
         if not self.tokenizer.is_fast:
             raise WeightsError(f"{folder}: its tokenizer gives no offsets; save a fast one (tokenizer.json)")
         self.padding = self.tokenizer.pad_token_id
@@ -86,9 +87,10 @@ class TextExtractor(Encoder):
 
     def tap(self, wanted: set[int]) -> None:
         """Drop the layers above the deepest wanted one, but one: after the last, some encoders have a norm."""
-        depth = self.model.config.num_hidden_layers
+        if self.model.config.model_type == "albert":
+            return  # its modules are groups, of which several layers may share one
         for module in self.model.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == depth > 1:  # ALBERT has one layer for all
+            if isinstance(module, nn.ModuleList) and len(module) == self.model.config.num_hidden_layers:
                 del module[max(wanted) + 1 :]
 
     def hidden(self, config: TextConfig, output: Any) -> Any:
@@ -123,8 +125,7 @@ class TextExtractor(Encoder):
 
     def _cut(self, tokens: list[Any]) -> list[Any]:
         """At most `most` tokens, the last one still the closing special token."""
-        most = self.config.most
-        return tokens if len(tokens) <= most else [*tokens[: most - 1], tokens[-1]]
+        return tokens if len(tokens) <= self.config.most else [*tokens[: self.config.most - 1], tokens[-1]]
 
 
 def words(text: str, spans: Sequence[tuple[int, int]], special: np.ndarray) -> np.ndarray:
@@ -135,8 +136,5 @@ def words(text: str, spans: Sequence[tuple[int, int]], special: np.ndarray) -> n
     space = np.array([c.isspace() for c in text])
     starts = ~space & np.concatenate([[True], space[:-1]])
     number = np.minimum(np.cumsum(starts) - 1 + space, starts.sum() - 1)
-    last = len(text) - 1
-    return np.array(
-        [-1 if alone else number[min(start, last)] for (start, _), alone in zip(spans, special, strict=True)],
-        dtype=np.int32,
-    )
+    first = np.array([min(start, len(text) - 1) for start, _ in spans], dtype=np.int64)
+    return np.where(special, -1, number[first]).astype(np.int32)

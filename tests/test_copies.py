@@ -234,7 +234,8 @@ def test_the_card_says_how_the_features_were_made(tmp_path: Path) -> None:
     fill(feature, manifest, values_of(manifest, feature.spec), "zarr")
     pinned = push(tmp_path / "s", tmp_path / "pub")
     text = (tmp_path / "pub/README.md").read_text()
-    assert text.startswith("---\npretty_name:") and pinned in text and feature.fingerprint in text
+    assert text.startswith("---\npretty_name:") and feature.fingerprint in text and str(tmp_path) not in text
+    assert f"ser cache pull FOLDER@{pinned.partition('@')[2]} --store" in text and "pip install ser-fusion`" in text
     assert "sail.usc.edu/iemocap" in text and "research and non-commercial" in text and "a\\|b \\<script>" in text
     assert "| my\\_iemocap\\_ |" in text and "(my\\_iemocap\\_): the University" in text
     (line,) = (line for line in text.splitlines() if line.startswith("ser train"))

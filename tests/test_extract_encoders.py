@@ -53,7 +53,7 @@ PIECES = [*"abcdefghijklmnopqrstuvwxyz'.,?!▁", "▁i", "▁know", "why", "▁t
 TOKENS = {"vocab_size": len(SPECIAL) + len(PIECES), "pad_token_id": 1, "max_position_embeddings": 514}
 RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
 TEXT_SETTINGS: dict[str, dict[str, Any]] = {  # what the sizes of BERT lack
-    "albert": {"embedding_size": 32},
+    "albert": {"embedding_size": 32, "num_hidden_groups": 2},
     "deberta": RELATIVE,
     "deberta-v2": {**RELATIVE, "position_buckets": 16, "conv_kernel_size": 3},
     "distilbert": {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128},
@@ -193,12 +193,15 @@ def test_means_are_those_of_the_float32_frames_window_by_window(checkpoints: Pat
 
 
 def test_waveform_is_normalised_only_where_the_preprocessor_says(tmp_path: Path, clips: list[Clip]) -> None:
-    folder = write_random_checkpoint(tmp_path / "raw", "hubert", do_normalize=False)
-    wanted = resolve(["hubert"], {"hubert": str(folder)}, "float32")
-    assert wanted[0].config.normalize is False
-    [one] = load_extractors(wanted, "cpu", 100)
-    for clip, ours in zip(clips, rows_of(one, clips), strict=True):
-        assert relative(ours, plain_speech(folder, clip.samples)[1]) <= RTOL
+    for shared in (False, True):
+        folder = write_random_checkpoint(tmp_path / str(shared), "hubert", do_normalize=shared)
+        if shared:  # transformers reads this one
+            (folder / "processor_config.json").write_text('{"feature_extractor": {"do_normalize": false}}')
+        wanted = resolve(["hubert"], {"hubert": str(folder)}, "float32")
+        assert wanted[0].config.normalize is False
+        [one] = load_extractors(wanted, "cpu", 100)
+        for clip, ours in zip(clips, rows_of(one, clips), strict=True):
+            assert relative(ours, plain_speech(folder, clip.samples)[1]) <= RTOL
 
 
 @pytest.mark.parametrize(("name", "least"), [("hubert", 400), ("w2v-bert", 560), ("logmel", 400), ("mfcc", 400)])
@@ -281,6 +284,14 @@ def test_text_takes_a_checkpoint_of_an_encoder_alone(checkpoints: Path, tmp_path
         (folder / "config.json").write_text(json.dumps({**config, "model_type": architecture}))
         with pytest.raises(WrongUse, match=f"is a {architecture} model, not a text encoder of albert, bert, "):
             resolve(["text"], {"text": str(folder)}, "float32")
+    folder = shutil.copytree(checkpoints / "bert", tmp_path / "tokenizers")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["wug"] = count = len(content["model"]["vocab"])
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    for tokens, said in ((count + 1, "loaded: it has"), (5, "(no tokenizer.json is there; .*): it has")):
+        with pytest.raises(WeightsError, match=f"{said} no padding token, or {tokens} tokens where .* has {count}"):
+            load_extractors(resolve(["text"], {"text": str(folder)}, "float32"))
+        (folder / "tokenizer.json").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", PREPROCESSORS)
@@ -294,10 +305,16 @@ def test_a_preprocessor_of_another_model_is_refused(checkpoints: Path, tmp_path:
     assert changed != wanted[0].spec.fingerprint
     with pytest.raises(WeightsError, match="its preprocessor does not fit"):
         load_extractors(wanted)
+    shared = json.loads((checkpoints / name / path.name).read_text())  # as transformers 5 saves a whole processor
+    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": shared}))
+    load_extractors(both := resolve([name], {name: str(folder)}, "float32"))  # where both are, this one counts
+    assert both[0].spec.fingerprint not in (changed, wanted[0].spec.fingerprint)
+    path.write_text(json.dumps(shared))
+    assert resolve([name], {name: str(folder)}, "float32")[0].spec.fingerprint == wanted[0].spec.fingerprint
+    (folder / "processor_config.json").unlink()
     path.unlink()
     with pytest.raises(WeightsError, match="its preprocessor does not fit"):
         load_extractors(wanted)
-    shared = json.loads((checkpoints / name / path.name).read_text())  # as transformers 5 saves a whole processor
     (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": shared}))
     moved = resolve([name], {name: str(folder)}, "float32")
     (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": shared | other}))
@@ -319,8 +336,9 @@ def test_norm_is_named_on_large_models(checkpoints: Path) -> None:
     folder = str(checkpoints / "hubert-large")
     after, before = resolve(["hubert", "hubert:layer=2"], {"hubert": folder}, "float32")
     assert (after.config.norm, before.config.norm) == ("after", "before")
-    with pytest.raises(WrongUse, match="last layer"):
-        resolve(["hubert:layer=1,norm=after"], {"hubert": folder}, "float32")
+    for name, said in (("layer=1,norm=after", "last layer"), ("layers=all,norm=both", "norm is before or after")):
+        with pytest.raises(WrongUse, match=said):
+            resolve([f"hubert:{name}"], {"hubert": folder}, "float32")
 
 
 @pytest.mark.parametrize("architecture", TEXT_ARCHITECTURES)
@@ -328,7 +346,7 @@ def test_text_batched_equals_plain(text_checkpoints: Path, architecture: str) ->
     folder = text_checkpoints / architecture
     wanted = resolve(["text", "text:layers=all"], {"text": str(folder)}, "float32")
     [together] = load_extractors(wanted, "cpu")
-    [single] = load_extractors(resolve(["text:layer=1"], {"text": str(folder)}, "float32"), "cpu")
+    [single] = load_extractors(resolve(["text:layer=0"], {"text": str(folder)}, "float32"), "cpu")
     model = transformers.AutoModel.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     for text, outcome, alone in zip(TEXTS, together.run(TEXTS), single.run(TEXTS), strict=True):
@@ -339,7 +357,7 @@ def test_text_batched_equals_plain(text_checkpoints: Path, architecture: str) ->
         assert relative(rows[0], output.last_hidden_state[0].numpy()) <= RTOL
         for ours, plain in zip(rows[1:], output.hidden_states, strict=True):
             assert relative(ours, plain[0].numpy()) <= RTOL
-        assert relative(alone[single.specs[0].fingerprint].values, output.hidden_states[1][0].numpy()) <= RTOL
+        assert relative(alone[single.specs[0].fingerprint].values, output.hidden_states[0][0].numpy()) <= RTOL
         number = outcome[together.specs[0].fingerprint].extras["word"]
         assert number[0] == number[-1] == -1  # and the space before a word is of that word
         assert np.array_equal(np.unique(number[1:-1]), np.arange(len(text.split())))

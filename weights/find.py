@@ -26,7 +26,7 @@ CONFIG_FILES = (
     *("added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
     "spm.model",
 )
-# Where transformers 5 saves a preprocessor that belongs to a tokenizer, in place of preprocessor_config.json.
+# Where transformers 5 saves a preprocessor that belongs to a tokenizer; it reads it before preprocessor_config.json.
 SHARED = "processor_config.json"
 BESIDE = (*CONFIG_FILES, SHARED, "generation_config.json")  # the last says how Whisper transcribes
 # Where the file came from and what wrote it: the same model keeps its fingerprint when it is saved again.
@@ -57,11 +57,9 @@ class Checkpoint:
 
     @cached_property
     def preprocessor(self) -> dict[str, Any] | None:
-        """preprocessor_config.json, where there is one, or that part of processor_config.json."""
-        path, shared = self.path / "preprocessor_config.json", self.path / SHARED
-        if path.exists() or not shared.exists():
-            return read_json(path) if path.exists() else None
-        return read_json(shared).get("feature_extractor")
+        """That part of processor_config.json, which transformers prefers, or preprocessor_config.json."""
+        shared, own = _preprocessors(self.path)
+        return own if shared is None else shared
 
     def setting(self, name: str, kind: Any = Count) -> Any:
         """An entry of config.json, as a whole number from 1 or another `kind`.
@@ -191,12 +189,20 @@ def shards(index: Path, name: str) -> list[Path]:
     return [index.parent / shard for shard in names]
 
 
+def _preprocessors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """What processor_config.json says of the preprocessor, and preprocessor_config.json."""
+    own, shared = (read_json(p) if p.exists() else None for p in (path / "preprocessor_config.json", path / SHARED))
+    part = (shared or {}).get("feature_extractor")
+    return part if isinstance(part, dict) else None, own
+
+
 def digest(path: Path, files: list[Path]) -> str:
     """Sha256 over every tensor's name, dtype, shape and bytes, and over `CONFIG_FILES`: not over the file layout."""
     tensors = {name: entry for file in files for name, entry in _hashed_tensors(file).items()}
     beside: dict[str, Any] = {}
-    files_beside = CONFIG_FILES if (path / "preprocessor_config.json").exists() else (*CONFIG_FILES, SHARED)
-    for file in filter(Path.exists, map(path.joinpath, files_beside)):
+    shared, own = _preprocessors(path)
+    alone = own is not None and own == {**own, **(shared or {})}  # what SHARED says of it, it says too
+    for file in filter(Path.exists, map(path.joinpath, CONFIG_FILES if alone else (*CONFIG_FILES, SHARED))):
         if file.suffix == ".json":
             beside[file.name] = {key: value for key, value in read_json(file).items() if key not in INCIDENTAL}
         else:

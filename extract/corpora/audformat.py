@@ -11,11 +11,10 @@ import msgspec
 import yaml
 
 from ser.cache.atomic_io import read_named
-from ser.cache.manifest import SCHEMA
 from ser.errors import WrongUse
 
 from .scan import Problem, Reading
-from .table import as_row, records
+from .table import COLUMNS, as_row, records
 
 # The usual names of schemes and columns, where they are not the manifest's.
 NAMES = {"emotion": "label", "transcription": "text", "transcript": "text", "sex": "gender", "activation": "arousal"}
@@ -70,11 +69,11 @@ def read_audformat(root: Path) -> Reading:
                 facts |= told if isinstance(told, dict) else {}  # a speaker's gender, for one
                 facts[scheme] = told if isinstance(told, str) else value
             for fact, value in facts.items():
-                if (fact := NAMES.get(fact, fact)) in SCHEMA.names and value is not None:
+                if (fact := NAMES.get(fact, fact)) in COLUMNS and value is not None:
                     row.setdefault(fact, value)
     for path, row in sorted(found.items()):
         try:
-            reading.rows.append({"turn": 0, **as_row(row, "audio", SCHEMA.names)})
+            reading.rows.append({"turn": 0, **as_row(row, "audio", COLUMNS)})
         except ValueError as error:
             reading.problems.append(Problem(None, path, str(error)))
     return reading

@@ -220,7 +220,7 @@ def _rows(table: Table, place: str, layout: Layout, reading: Reading) -> dict[st
         if not table.votes:
             rows.setdefault(key, row)
         elif (vote := _filled(table.votes, row)) is not None:
-            rows.setdefault(key, {"votes": []})["votes"].append([votes.get(vote, vote)])
+            rows.setdefault(key, {"votes": []})["votes"].append([votes.get(vote, votes.get("*", vote))])
     return rows
 
 

@@ -132,16 +132,15 @@ def read_corpus(
         kept = {row["id"] for row in rows}
         # Problems of utterances beyond the limit are no news to someone who asked for a few.
         problems = [p for p in problems if p.id is None or p.id in kept]
-    own, named = _name_from(reading.corpus), name
+    own = _name_from(reading.corpus)
     if text is not None:
         text = Path(text).expanduser()
         texts, unnamed = _resolve(TRANSCRIPTS)(text, [row["id"] for row in rows], complete=limit is None)
-        named = own
     if not rows:
         first = f"; first problem: {problems[0]}" if problems else ""
         raise WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
     rows, faults = _measure(rows, reading.root)
-    manifest = Manifest.from_rows(named or own, rows, reading.synthetic)
+    manifest = Manifest.from_rows(own if text else name or own, rows, reading.synthetic)
     scan = Scan(manifest, reading.root, format, [*problems, *faults], reading.warnings, reading.known)
     return scan if text is None else scan.with_texts(texts, unnamed, name or f"{own}-{_name_from(text.stem)}")
 
@@ -226,9 +225,9 @@ def _measure(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any
     if all(one.coded for one in probes if one.sha256) and any(one.coded for one in probes):
         endings = {shlex.quote(f"*{PurePosixPath(row['audio']).suffix}") for row, one in pairs if one.coded}
         named = " -o ".join(f"-name {ending}" for ending in sorted(endings))
-        each = """-exec sh -c 'ffmpeg -i "$1" -vn "${1%.*}.wav"' _ {} \\;"""
-        convert = f"convert them with `find {shlex.quote(str(root))}/ \\( {named} \\) {each}`"
-        faults.insert(0, Problem(None, str(root), f"every file here is video or coded audio: {convert}", "audio"))
+        each = """-exec sh -c 'ffmpeg -i "$1" -vn "$1.wav" && mv "$1.wav" "${1%.*}.wav"' _ {} \\;"""
+        convert = f"convert them with `find -L {shlex.quote(str(root))}/ \\( {named} \\) {each}`"
+        faults.insert(0, Problem(None, str(root), f"no file here can be decoded as it is: {convert}", "audio"))
     return [{**row, "audio_sha256": one.sha256, "duration": one.duration} for row, one in pairs], faults
 
 

@@ -27,11 +27,12 @@ SUFFIXES = {".csv", ".tsv", ".jsonl", ".parquet"}
 ALIASES = {"file": "audio", "wav": "audio", "emotion": "label", "emo": "label", "key": "id", "spk": "speaker"}
 GENDERS = {"f": "F", "female": "F", "w": "F", "weiblich": "F", "m": "M", "male": "M", "männlich": "M"}
 MEASURED = ("audio_sha256", "text_sha256", "duration")  # taken from the files, whatever a table says
+COLUMNS = [name for name in SCHEMA.names if name not in MEASURED]
 
 
 def read_table(path: Path) -> Reading:
     """Read a corpus from a table file. A bad row becomes a `Problem` with its line number, and no row."""
-    return _read(path, need="audio", columns=[name for name in SCHEMA.names if name not in MEASURED])
+    return _read(path, need="audio", columns=COLUMNS)
 
 
 def read_manifest(path: Path, corpus: str) -> Manifest:
@@ -137,8 +138,7 @@ def _json_object(line: str) -> dict[str, Any] | str:
 def _read(path: Path, need: str, columns: list[str] = SCHEMA.names) -> Reading:
     """The table's good rows in the manifest's `columns`, and a problem for each bad row."""
     reading = Reading(path.stem, path.parent, [])
-    names: dict[str, Any] = {}
-    turns: dict[str, int] = {}
+    names, turns = dict[str, Any](), dict[str, int]()
     for line, record in records(path):
         try:
             if isinstance(record, str):

@@ -52,11 +52,9 @@ class Transcription:
         if config.text is not None:
             raise WrongUse("--text and --transcribe both say where the transcripts come from: give one")
         check_local(config.store)
-        models = parse_models(config.models)
+        model = parse_models(config.models).get("whisper") or FEATURES["whisper"].model or ""
         self.config, self.device = config, choose_device(config.device)
-        self.checkpoint = find_checkpoint(
-            models.get("whisper") or FEATURES["whisper"].model or "", "--model whisper=PATH"
-        )
+        self.checkpoint = find_checkpoint(model, "--model whisper=PATH")
         generation = self.checkpoint.path / "generation_config.json"
         if self.checkpoint.architecture != "whisper" or not generation.exists():
             raise WeightsError(
@@ -98,6 +96,8 @@ class Transcription:
             raise WrongUse(f"--language {self.config.language}: {self.checkpoint.model} knows {codes}")
         with loading(f"{self.checkpoint.path}: its tokenizer cannot be loaded"):
             model.processor = transformers.WhisperProcessor.from_pretrained(self.checkpoint.path, local_files_only=True)
+            if 2 * (tokens := len(model.processor.tokenizer)) < model.config.vocab_size:  # without a file: an empty one
+                raise ValueError(f"it has {tokens} tokens where the model has {model.config.vocab_size}")
         return model
 
     def run(self, on_progress: Callable[[str, int, int], None] | None = None) -> Scan:

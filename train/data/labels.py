@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ser.cache.atomic_io import read_toml
-from ser.cache.manifest import IEMOCAP, LABEL_POLICIES, NO_CLASS, Manifest, code
+from ser.cache.manifest import IEMOCAP, LABEL_POLICIES, Manifest, code
 from ser.errors import CorpusError, LeakageError, WrongUse, unknown
 
 DIMENSIONS = ("valence", "arousal", "dominance")  # what raters say of an utterance beside its category
@@ -45,12 +45,12 @@ def get_policy(name: str, labels: Iterable[str | None] = ()) -> Policy:
     """The policy of that name, or the one that a TOML file spells out.
 
     The file maps classes to raw labels, such as `negative = ["ang", "sad", "fru"]`; its order is the class order.
-    "all" has a class for each of the corpus's own raw `labels` (all but `NO_CLASS`), by their codes, sorted.
+    "all" has a class for each of the corpus's own raw `labels` (all but `NO_MAJORITY`), by their codes, sorted.
     Raises `WrongUse` for an unknown name or a file that is not such a map.
     """
     path, maps = Path(name), dict[str, str]()
     if name == "all":
-        classes = sorted({code(raw) for raw in labels if raw is not None} - {NO_CLASS})
+        classes = sorted({code(raw) for raw in labels if raw is not None} - {*NO_MAJORITY})
         return Policy(name, tuple(classes), dict(zip(classes, classes, strict=True)))
     if name not in LABEL_POLICIES and not name.endswith(".toml"):
         raise unknown("label policy", name, [*LABEL_POLICIES, "all", "FILE.toml"])
