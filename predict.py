@@ -246,9 +246,8 @@ class Predictor:
             for number, (feature, described) in enumerate(zip(features, self.described[modality], strict=True)):
                 pieces = [found[modality][number] for found in rows]
                 offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
-                columns.append(
-                    as_read(Inputs(torch.from_numpy(np.concatenate(pieces)), offsets), described, feature.spec)
-                )
+                values = torch.from_numpy(np.concatenate(pieces))
+                columns.append(as_read(Inputs(values, offsets), described, feature.spec))
                 if self.fusion.level == "vector" and feature.spec.level != "utterance":
                     columns[-1] = columns[-1].pooled(described["pool"])
             inputs[modality] = Inputs(torch.cat([one.values for one in columns], 1), columns[0].offsets)

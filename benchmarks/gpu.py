@@ -135,9 +135,16 @@ def main(words: list[str] | None = None, stages: Mapping[str, Stage] = STAGES) -
     if asked.device != "cpu":
         import torch
 
-        if not torch.cuda.is_available():
-            print("no GPU that torch sees: nothing is measured; --device cpu --small tries this page without one")
+        name, _, number = asked.device.partition(":")
+        if name != "cuda" or not (number or "0").isdecimal() or int(number or 0) >= torch.cuda.device_count():
+            why = f"no GPU that torch sees as {asked.device}: nothing is measured"
+            print(f"{why}; --device cpu --small tries this page without one")
             return 1
+    try:
+        asked.out.touch()  # five minutes later is too late
+    except OSError as fault:
+        print(f"{asked.out}: cannot be written ({fault.strerror}); run it elsewhere, or name another file by --out")
+        return 1
     chosen = {name: stage for name, stage in stages.items() if name in (asked.only or stages)}
     found = run(chosen, asked.device, asked.small, asked.out)
     print(table(found), f"\nall of it: {asked.out}")

@@ -26,7 +26,7 @@ def doctor(ctx: click.Context, store: Path, as_json: bool, gpu: bool) -> None:
     from ser.errors import WrongUse
 
     if gpu:
-        if find_spec("ser.benchmarks.gpu") is None:
+        if find_spec("ser.benchmarks") is None:
             where = "git clone https://github.com/ser-fusion/ser"
             raise WrongUse(f"--gpu needs a checkout's benchmarks: {where}, and run python -m benchmarks.gpu there")
         ctx.exit(import_module("ser.benchmarks.gpu").main([]))

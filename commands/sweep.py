@@ -92,7 +92,8 @@ def sweep(
         workers = workers or planned.workers(most)
         seconds, cells = estimate_sweep(planned, workers)
         most_of = "at most " * any(ahead.at_most for ahead in cells.values())
-        where = f"with {workers} workers, {most_of}about {duration(seconds)}"
+        made = f", in {' and '.join(planned.precisions)} on the GPU" * bool(planned.precisions)
+        where = f"with {workers} workers, {most_of}about {duration(seconds)}{made}"
     else:  # the speed of other machines cannot be measured here
         seconds, cells, where = None, {}, f"at {scheduler}"
     if tasks:

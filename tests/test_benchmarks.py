@@ -18,6 +18,7 @@ from ser.benchmarks import costs, gpu, gpu_numbers, papers, statistics
 from ser.benchmarks.__main__ import main, report
 from ser.benchmarks.demo import difference
 from ser.train.recipe import read_recipe, recipe_names
+from ser.train.scores import concordance
 
 
 def test_the_interval_of_a_paired_difference() -> None:
@@ -36,7 +37,11 @@ def test_intervals_and_tests_keep_what_they_promise() -> None:
     rows = {row["row"]: row for row in statistics.cases(1, n=600, groups=(8,))}
     assert all(abs(row["ours"] - row["plain"]) < 4 for row in rows.values() if row["own"])
     assert rows["coverage of the percentile bootstrap, UA, speakers"]["ours"] < 91
-    assert rows["type I, McNemar, dialogues"]["ours"] > 10 and len(rows) > 15
+    assert rows["type I, McNemar, dialogues"]["ours"] > 10 and rows["coverage, RMSE, speakers"]["ours"] < 93
+    assert {f"coverage, {name}, speakers" for name in ("UA", "WA", "MACRO_F1", "CCC")} <= {*rows}
+    drawn = statistics.draw_ratings(np.random.default_rng(0), 30, 2000)  # their truth, from very many speakers
+    found = {name: float(value) for name, value in concordance(drawn.sum((0, 1))).items()}
+    assert found == pytest.approx(statistics.rated_truth(), abs=3e-3)
 
 
 @pytest.mark.slow
@@ -73,6 +78,15 @@ def test_the_page_for_gpus_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixt
     assert wait["found"] == gpu.UNKNOWN and step["found"] == 0
     assert step["detail"]["each"].keys() == gpu_numbers.FUSIONS.keys()
     assert sum(stage.seconds for stage in gpu.STAGES.values()) <= gpu.ALL
+
+
+@pytest.mark.parametrize("words", [["--device", "cuda:2"], ["--device", "mps"], ["--out", "/proc/no/gpu.json"]])
+def test_a_page_that_cannot_begin_says_so(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert gpu.main(words, {}) == 1 and words[1] in capsys.readouterr().out
 
 
 BROKEN = """

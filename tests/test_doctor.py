@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +84,7 @@ def test_a_gpu_is_told_and_checked_from_a_checkout(monkeypatch: pytest.MonkeyPat
     assert findings()["GPU"].found.startswith("H100 (80 GB), with bfloat16; TF32 as torch starts: matmul off, cuDNN")
     monkeypatch.setattr("ser.benchmarks.gpu.main", lambda words: 7)
     assert ser("doctor", "--gpu").exit_code == 7
-    monkeypatch.setattr("ser.commands.doctor.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "ser.benchmarks.gpu")
+    monkeypatch.setitem(sys.modules, "ser.benchmarks", None)  # as where only the wheel is installed
     shown = ser("doctor", "--gpu")
     assert shown.exit_code == 2 and "git clone" in shown.stderr and shown.stderr.count("\n") == 1

@@ -131,7 +131,7 @@ def test_an_interval_is_students_on_pseudo_values_of_the_groups(cell: Any, metri
     whole, low, high = cell.scores.with_interval(metric)
     assert whole == pytest.approx(without(None)) and cell.scores.over == "speakers"
     assert (low, high) == pytest.approx((whole - half, whole + half))
-    assert cell.scores.with_interval("wa", "only audio") == (100, 100, 100)
+    assert cell.scores.with_interval("wa", "only audio") == (100, None, None), "nothing is that certain"
 
 
 @pytest.mark.parametrize(
@@ -341,3 +341,4 @@ def test_holm_corrects_a_family_and_a_share_counts_groups() -> None:
     theirs = stats.ttest_1samp(by_group, 0).confidence_interval(0.95)
     assert share(counted, groups) == pytest.approx((np.mean(by_group), max(0, theirs.low), min(100, theirs.high)))
     assert share(counted, [groups[i % 3] for i in range(20)])[1:] == (None, None)
+    assert share([True] * 20, groups) == (100, None, None) and share([True], ["a"]) == (100, None, None)

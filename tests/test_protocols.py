@@ -59,6 +59,7 @@ def test_a_dev_share_is_cut_in_whole_dialogues_of_the_training_part(utterances: 
         assert not dialogues[0] & dialogues[1] and not dialogues[1] & dialogues[2]
         assert 0.1 < len(fold.dev) / (len(fold.dev) + len(fold.train)) < 0.4
         assert len(values(utterances.sessions, fold.test)) == 1
+    assert make_folds("session-out", utterances, Cut(dev="0.4"))[0].dev_by == "0.5 in whole dialogues"
 
 
 @pytest.mark.filterwarnings("ignore:The least populated class")
@@ -220,7 +221,7 @@ def test_guard_finds_a_dialogue_and_a_speaker_in_two_parts(utterances: Utterance
 def test_folds_of_a_table(tmp_path: Path, utterances: Utterances) -> None:
     file = tmp_path / "folds.csv"
     lines = [f"{i},{s}" for i, s in zip(utterances.ids, utterances.sessions, strict=True)]
-    file.write_text("\n".join(["id,fold", *lines]))
+    file.write_text("\n".join(["id,fold", *lines, lines[0]]))  # one of them twice, which counts once
     for dev in ("auto", "next", "none"):
         ours, theirs = (make_folds(protocol, utterances, Cut(dev)) for protocol in ("session-out", f"folds:{file}"))
         for one, other in zip(ours, theirs, strict=True):
@@ -231,7 +232,8 @@ def test_folds_of_a_table(tmp_path: Path, utterances: Utterances) -> None:
 def test_folds_with_named_parts_and_what_they_leave_out(tmp_path: Path, utterances: Utterances) -> None:
     a, b, c, d = utterances.ids[:4]
     file = tmp_path / "folds.tsv"
-    file.write_text(f"id\tfold\tpart\n{a}\t1\ttrain\n{b}\t1\tdev\n{c}\t1\ttest\n{d}\t1\ttest\n")
+    twice = f"{c}\t1\ttest\n{a}\t1\ttrain\n"
+    file.write_text(f"id\tfold\tpart\n{a}\t1\ttrain\n{b}\t1\tdev\n{c}\t1\ttest\n{d}\t1\ttest\n{twice}")
     (fold,) = make_folds(f"folds:{file}", utterances)
     assert [rows.tolist() for rows in fold.parts.values()] == [[0], [1], [2, 3]] and fold.dev_by == "named by folds.tsv"
     assert [len(rows) for rows in fold.left_out.values()] == [len(utterances) - 4]

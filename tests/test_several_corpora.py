@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ser.cache.spec import Spec
 from ser.cache.store import PartRows, open_store
 from ser.cli import main
 from ser.errors import LeakageError, WrongUse
+from ser.tests.pretend_device import Gpu
 from ser.train.data.features import load_dataset
 from ser.train.data.labels import Utterances, apply_policy, get_policy
 from ser.train.data.splits import Cut, make_folds
@@ -149,7 +151,11 @@ def test_each_corpus_is_standardised_by_itself(store: Path, protocol: str, fusio
     inputs = data.inputs["audio"]
     plain = [np.array(inputs.take(np.array([row])).values, np.float64) for row in range(len(data.utterances))]
     every = [np.arange(len(plain))]
-    for batch in (data.batch(every, scaling), data.scaled(scaling).batch(every, {})):
+    with Gpu() as gpu:
+        [there] = data.on("cuda:0").batches(every[0], "utterance", len(plain), scaling)
+    assert gpu.uploads["waiting"] == 3, "the values, mean and deviation: nothing for each batch"
+    elsewhere = replace(there, inputs={m: replace(x, values=gpu.read(x.values)) for m, x in there.inputs.items()})
+    for batch in (data.batch(every, scaling), data.scaled(scaling).batch(every, {}), elsewhere):
         got = np.split(batch.inputs["audio"].values.numpy(), np.cumsum(batch.inputs["audio"].lengths)[:-1])
         for corpus in ("acted", "read"):
             own = [row for row, name in enumerate(data.utterances.corpora) if name == corpus]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -22,7 +23,7 @@ from ser.errors import MissingRows, SerError, WrongUse
 from ser.tests.command_line import ser
 from ser.tests.tiny_store import make_store
 from ser.train.data.dataset import DataCache
-from ser.train.experiment import prepare
+from ser.train.experiment import Job, prepare
 from ser.train.recipe import list_recipes, read_recipe
 from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import find_runs
@@ -151,7 +152,7 @@ def test_shards_split_all_runs_without_overlap(store: Path, tmp_path: Path) -> N
             plan_sweep(recipe, wrong)
 
 
-def test_an_unfinished_sweep_says_what_is_open(store: Path, tmp_path: Path) -> None:
+def test_an_unfinished_sweep_says_what_is_open(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny("perspective-table1", store, tmp_path, known=("d_model=16",), seeds=2)
     sweep = plan_sweep(recipe)
     running = run_sweep(sweep)
@@ -165,6 +166,9 @@ def test_an_unfinished_sweep_says_what_is_open(store: Path, tmp_path: Path) -> N
     asked = replace(recipe, cells=tuple(replace(cell, test="head text") for cell in recipe.cells))
     with pytest.raises(WrongUse, match="cell 'Audio': its model has no test 'head text', only both"):
         recipe_rows(asked, sweep.runs)
+    monkeypatch.setattr(Job, "stacked", True)  # as on a GPU, where one is timed for all
+    _, cells = estimate_sweep(plan_sweep(tiny("perspective-table2", store, tmp_path)), 1)
+    assert Counter(ahead.timed for ahead in cells.values()) == {True: 1, False: 23}
 
 
 def test_two_workers_give_the_same_bytes_as_one(store: Path, tmp_path: Path) -> None:

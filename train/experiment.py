@@ -450,9 +450,8 @@ def product_rates(plan: TrainConfig) -> dict[str, float]:
     found: dict[str, float] = {}
     for precision in ("float32", plan.precision) if plan.device.startswith("cuda") else ():
         exact_arithmetic(plan.device, plan.deterministic)
-        x = torch.randn(
-            PRODUCT, PRODUCT, device=plan.device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32
-        )
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        x = torch.randn(PRODUCT, PRODUCT, dtype=dtype, device=plan.device)
         for times in (2, 20):  # the first warm up
             torch.cuda.synchronize(plan.device)
             started = time.perf_counter()

@@ -215,12 +215,15 @@ def average(values: np.ndarray, groups: Sequence[Any] | np.ndarray, ends: tuple[
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     n, sums = np.bincount(group), np.bincount(group, values)
     whole = float(sums.sum() / n.sum())
-    if len(n) < FEWEST:
-        return whole, None, None
-    return within(ends, whole, (sums.sum() - sums) / (n.sum() - n))
+    return within(ends, whole, (sums.sum() - sums) / np.maximum(n.sum() - n, 1))
 
 
 def within(ends: tuple[float, float], whole: float, without: np.ndarray) -> Ends:
-    """The value and its `jackknife_interval`, which does not leave `ends`."""
+    """The value and its `jackknife_interval`, which does not leave `ends`.
+
+    None of fewer than `FEWEST` groups, nor where each says the same, such as 100 %: that is not to be certain.
+    """
+    if len(without) < FEWEST or np.ptp(without) < 1e-9:  # of rounding
+        return whole, None, None
     low, high = jackknife_interval(whole, without)
     return whole, max(ends[0], float(low)), min(ends[1], float(high))

@@ -77,12 +77,12 @@ class Sweep:
     recipe: Recipe
     tasks: tuple[SweepTask, ...]
     runs: dict[str, tuple[Run, ...]]
-    on_gpu: bool = False
+    precisions: tuple[str, ...] = ()  # of the models that a GPU here trains
     searches: tuple[tuple[Path, Record], ...] = ()  # what to write where
 
     def workers(self, cores: int) -> int:
         """How many processes serve it best: one per core, few on a GPU, which all share, one on each of several."""
-        return min(cores, self.gpus if self.gpus > 1 else GPU_WORKERS) if self.on_gpu else cores
+        return min(cores, self.gpus if self.gpus > 1 else GPU_WORKERS) if self.precisions else cores
 
     @property
     def gpus(self) -> int:
@@ -197,7 +197,8 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     for task in chosen:
         if task.run.finished:
             task.run.checked()
-    return Sweep(recipe, chosen, runs, any(plan.device != "cpu" for plan in plans), tuple(searches))
+    precisions = tuple(dict.fromkeys(plan.precision for plan in plans if plan.device != "cpu"))
+    return Sweep(recipe, chosen, runs, precisions, tuple(searches))
 
 
 def check_search(cell: str, candidates: Sequence[Sequence[Job]]) -> None:
@@ -227,7 +228,7 @@ def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimat
         found = [estimate(fit_groups(jobs)[0], paces) for jobs in some]
         cells[name] = replace(found[0], seconds=fmean(one.seconds for one in found))
     seconds = sum(cells[task.cell].seconds_per_run for task in sweep.open_tasks)
-    return seconds / (min(workers, sweep.gpus) if sweep.on_gpu else workers), cells
+    return seconds / (min(workers, sweep.gpus) if sweep.precisions else workers), cells
 
 
 def run_sweep(

@@ -21,7 +21,7 @@ from ser.cache.store import Feature
 from ser.engines.machine import memory_budget
 from ser.errors import MissingRows, StoreError
 
-from ..models.ragged import Batch, Sequences
+from ..models.ragged import Batch, Sequences, send
 from .labels import Utterances
 
 Pool = Literal["mean", "meanstd"]
@@ -210,7 +210,7 @@ class Standardizer:
         """Standardised values [rows, dim] in float32 of utterances of such lengths, of the corpora of these numbers."""
         mean, std = self.mean, self.std
         if mean.ndim > 1:
-            row = torch.from_numpy(corpora).repeat_interleave(lengths).to(values.device)
+            row = send(torch.from_numpy(corpora).repeat_interleave(lengths), values.device)
             mean, std = mean[row], std[row]
         return (values.float() - mean) / std
 

@@ -58,7 +58,8 @@ class Cut:
     """How the dev part is cut.
 
     `dev` is "next" (the session or speakers cyclically after the test ones), "none", or a share of the training part
-    such as "0.1". "auto", the default, is the protocol's own dev part, or else `SHARE`. `seed` is that of random cuts.
+    such as "0.1", of a whole number of parts: "0.4" is a half. "auto", the default, is the protocol's own dev part, or
+    else `SHARE`. `seed` is that of random cuts.
     """
 
     dev: str = "auto"
@@ -247,7 +248,7 @@ def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
     row_of = {utterance: row for row, utterance in enumerate(utterances.ids)}
 
     def rows(ids: Sequence[str]) -> np.ndarray:
-        return np.array(sorted(row_of[i] for i in ids if i in row_of), dtype=np.int64)
+        return np.array(sorted({row_of[i] for i in ids if i in row_of}), dtype=np.int64)
 
     folds = []
     for position, (name, parts) in enumerate(listed):
@@ -332,7 +333,7 @@ def _fold(
         of = utterances.corpus_numbers[rest]  # each corpus by itself: not all name dialogues or speakers
         cuts = [_share(utterances, rest[of == number], cut.share, cut.seed) for number in np.unique(of)]
         dev = np.sort(np.concatenate([rest[:0], *(rows for rows, _ in cuts)]))
-        dev_by = f"{cut.share:g} in {' or '.join(dict.fromkeys(units for _, units in cuts))}"
+        dev_by = f"{1 / round(1 / cut.share):.2g} in {' or '.join(dict.fromkeys(units for _, units in cuts))}"
     return Fold(name, _without(utterances, [*others, dev]), dev, test, _some(left_out), dev_by)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, setting
 from .layers import classifier
-from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, visible
+from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, send, visible
 
 CODE = "the authors' code, ppfliu/emotion-recognition"
 
@@ -63,7 +63,7 @@ class Gban(nn.Module):
                 rows, layout[m] = pooled(rows, layout[m], self.pool)
             x[m] = recurrent(cast(nn.LSTM, self.lstm[m]), rows, layout[m])
             ends = torch.where(layout[m].lengths > 0, layout[m].lengths.cumsum(0) - 1, len(rows))
-            last[m] = torch.cat([x[m], x[m].new_zeros(1, x[m].shape[1])]).index_select(0, ends.to(rows.device))
+            last[m] = torch.cat([x[m], x[m].new_zeros(1, x[m].shape[1])]).index_select(0, send(ends, rows.device))
         audio, text = (
             mean_rows(self._aligned(m, x[m], layout[m], x[other], layout[other]), layout[m])
             for m, other in (("audio", "text"), ("text", "audio"))

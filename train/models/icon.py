@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Weight, setting
-from .ragged import Batch, RaggedLayout, full_precision, recurrent, vectors
+from .ragged import Batch, RaggedLayout, full_precision, recurrent, send, vectors
 
 SOURCE = "Hazarika et al., EMNLP 2018"
 CODE = "the authors' code, declare-lab/conv-emotion"
@@ -65,17 +65,18 @@ class Icon(nn.Module):
                 if not said.any():  # nobody else speaks: then nothing is to move the weights of that GRU
                     continue
                 turns = torch.stack([part.sum() for part in said.split(lengths.tolist())])
-                states = recurrent(gru, h.index_select(0, rows[said].to(h.device)), RaggedLayout(turns, batch.device))
-                m = m.index_copy(0, said.nonzero()[:, 0].to(h.device), self.dropout(states))
-            m, q = m.tanh(), q.index_select(0, rows.to(h.device))
+                heard = h.index_select(0, send(rows[said], h.device))
+                states = recurrent(gru, heard, RaggedLayout(turns, batch.device))
+                m = m.index_copy(0, send(said.nonzero()[:, 0], h.device), self.dropout(states))
+            m, q = m.tanh(), q.index_select(0, send(rows, h.device))
             earlier = torch.ones(layout.longest, layout.longest, dtype=torch.bool, device=h.device).tril(-1)
             for hop in range(self.hops):
                 m = recurrent(self.memory if hop else self.influence, m, layout)
                 memory = layout.pad(m)
                 scores = (layout.pad(q) @ memory.transpose(1, 2)).tanh().masked_fill(~earlier, torch.finfo(m.dtype).min)
                 q = (q + layout.unpad((self.dropout(scores.softmax(2)) * earlier) @ memory)).tanh()
-            answers = self.logits(q.index_select(0, mine.nonzero()[:, 0].to(h.device)))
-            return {"logits": torch.empty_like(answers).index_copy(0, rows[mine].to(h.device), answers)}
+            answers = self.logits(q.index_select(0, send(mine.nonzero()[:, 0], h.device)))
+            return {"logits": torch.empty_like(answers).index_copy(0, send(rows[mine], h.device), answers)}
 
 
 def histories(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

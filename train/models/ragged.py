@@ -82,7 +82,7 @@ class Batch:
         sent = iter(_sent_at_once([*truth, *chosen, *(x for one in laid for x in one.indices())], device))
         labels, targets = next(sent), None if self.targets is None else next(sent)
         inputs = {
-            m: Sequences(_sent(x.values, device) if x.rows is None else x.values[next(sent)], x.lengths)
+            m: Sequences(send(x.values, device) if x.rows is None else x.values[next(sent)], x.lengths)
             for m, x in self.inputs.items()
         }
         for one in laid:
@@ -90,7 +90,7 @@ class Batch:
         return replace(self, inputs=inputs, labels=labels, targets=targets, layouts=layouts)
 
 
-def _sent(x: Tensor, device: torch.device) -> Tensor:
+def send(x: Tensor, device: torch.device) -> Tensor:
     """`x` on `device`. CUDA copies it aside first; Apple's GPU may read it later, so that must be waited for."""
     return x.to(device, non_blocking=device.type == "cuda")
 
@@ -103,7 +103,7 @@ def _sent_at_once(tensors: Sequence[Tensor], device: torch.device) -> list[Tenso
     here = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
     for place, x in zip(here.split(sizes), tensors, strict=True):
         place[: x.nbytes].copy_(x.flatten().view(torch.uint8))
-    there = _sent(here, device).split(sizes)
+    there = send(here, device).split(sizes)
     return [place[: x.nbytes].view(x.dtype).view(x.shape) for place, x in zip(there, tensors, strict=True)]
 
 
@@ -155,12 +155,12 @@ class RaggedLayout:
     @cached_property
     def owner(self) -> Tensor:
         """The sequence that each row belongs to; int64 `[r]`."""
-        return _sent(self._rows[0], self.device)
+        return send(self._rows[0], self.device)
 
     @cached_property
     def position(self) -> Tensor:
         """The place of each row in its sequence, from 0; int64 `[r]`."""
-        return _sent(self._rows[1], self.device)
+        return send(self._rows[1], self.device)
 
     @cached_property
     def cells(self) -> Tensor:
@@ -170,7 +170,7 @@ class RaggedLayout:
     @cached_property
     def attended(self) -> Tensor:
         """What attention takes in: the cells that hold a row, and all of a sequence without; bool `[n, longest]`."""
-        return self._attended(_sent(self.lengths, self.device))
+        return self._attended(send(self.lengths, self.device))
 
     def _attended(self, lengths: Tensor) -> Tensor:
         return (torch.arange(self.longest, device=lengths.device) < lengths[:, None]) | (lengths[:, None] == 0)
@@ -182,11 +182,11 @@ class RaggedLayout:
 
     def first(self, count: int) -> Tensor:
         """The first `count` rows of each sequence; int64, at most `[r]`."""
-        return _sent((self._rows[1] < count).nonzero()[:, 0], self.device)
+        return send((self._rows[1] < count).nonzero()[:, 0], self.device)
 
     def rows_of(self, chosen: Tensor) -> Tensor:
         """The rows of the chosen sequences, bool `[n]` on the CPU; int64, at most `[r]`."""
-        return _sent(chosen[self._rows[0]].nonzero()[:, 0], self.device)
+        return send(chosen[self._rows[0]].nonzero()[:, 0], self.device)
 
     @cached_property
     def even(self) -> bool:
@@ -227,7 +227,7 @@ class RaggedLayout:
         owner, position = owner[forwards], position[forwards]
         backwards = forwards + self.lengths[owner] - 1 - 2 * position
         alive = (torch.arange(self.longest) < self.lengths[:, None]).sum(0).tolist()
-        return _sent(forwards, self.device), _sent(backwards, self.device), alive
+        return send(forwards, self.device), send(backwards, self.device), alive
 
 
 def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout]:
@@ -291,7 +291,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
 
 def mean_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
     """The mean of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
-    count = _sent(layout.lengths.clamp(min=1)[:, None], x.device)
+    count = send(layout.lengths.clamp(min=1)[:, None], x.device)
     return layout.total(x) / count
 
 

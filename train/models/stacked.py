@@ -96,9 +96,8 @@ class _Given(RaggedLayout):
 
     def repeat(self, times: int) -> RaggedLayout:
         size = len(self.lengths) * self.longest
-        return _Given(
-            self.lengths.repeat(times), self.longest, torch.cat([self.cells + i * size for i in range(times)])
-        )
+        cells = torch.cat([self.cells + i * size for i in range(times)])
+        return _Given(self.lengths.repeat(times), self.longest, cells)
 
 
 class _Drawn(nn.Module):

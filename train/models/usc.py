@@ -112,9 +112,8 @@ class CnnBert(nn.Module):
         super().__init__()
         self.audio, self.text = Cnn(settings, dims, classes), Bert(settings, dims, classes, encoder)
         self.linear = nn.ModuleDict({m: nn.Linear(classes, classes) for m in ("audio", "text")})
-        self.predictions: Callable[[Tensor], Tensor] = partial(
-            F.softmax, dim=1
-        )  # of another target: see `Target.build`
+        # Of another target: see `Target.build`.
+        self.predictions: Callable[[Tensor], Tensor] = partial(F.softmax, dim=1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of the sum, and of the two models."""
@@ -122,9 +121,7 @@ class CnnBert(nn.Module):
         found = {m: branch(batch)["logits"] for m, branch in branches.items() if batch.wants("logits", m)}
         if not batch.wants("logits"):  # but the stages that train one branch
             return found
-        summed = []
-        for modality, own in found.items():
-            summed.append(self.linear[modality](self.predictions(own)))
+        summed = [self.linear[modality](self.predictions(own)) for modality, own in found.items()]
         return {"logits": torch.stack(summed).sum(0), **found}
 
 

@@ -120,8 +120,8 @@ class CellScores:
     def with_interval(self, metric: str, test: str = "both", corpus: str | None = None) -> Ends:
         """The pooled score and the ends of its interval over the groups, see `jackknife_interval`; units as of `Score`.
 
-        Left out is a group's part in all seeds at once. No ends with fewer than `FEWEST` groups, nor for the recall of
-        a class that does not occur in two of them. With a `corpus`, one of several, of its utterances alone.
+        Left out is a group's part in all seeds at once. No ends where `within` gives none, nor for the recall of a
+        class that does not occur in two of them. With a `corpus`, one of several, of its utterances alone.
         """
         rated = self._is_rated(metric)
         groups = self.groups(self.over)
@@ -131,7 +131,7 @@ class CellScores:
         pooled = self.measure(metric, matrices.sum(0)).mean() if corpus else self.score(metric, test).pooled
         whole = float(pooled)
         found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
-        if len(found) < FEWEST or np.isnan(found).all(1).any():
+        if np.isnan(found).all(1).any():
             return whole, None, None
         return within(RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(found, 1))
 
