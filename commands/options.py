@@ -1,9 +1,10 @@
 """The commands' options: those that several share, and those that the fields of a configuration declare."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from types import NoneType
 from typing import Any, get_args
 
@@ -13,6 +14,12 @@ from click.shell_completion import CompletionItem
 FILE = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
 BACKENDS = click.Choice(["zarr", "hdf5"])
+# Options whose values a shell completes: the table that has them, and what stands in none.
+NAMED = {
+    "fusion": ("ser.train.models:FUSIONS", "audio", "text"),
+    "labels": ("ser.cache.manifest:LABEL_POLICIES", "all"),
+    "protocol": ("ser.train.data.splits:PROTOCOLS",),
+}
 
 store_option = click.option("--store", type=FILE, default=Path("features"), show_default=True)
 read_store_option = click.option(
@@ -58,18 +65,7 @@ def _option(field: Field[Any], defaults: bool) -> Callable[[Any], Any]:
 
 def _completed(choices: Sequence[str], ctx: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem]:
     """The values that a shell may complete `begun` to; a file where no name of the option's begins so."""
-    known: Iterable[str] = choices or ()
-    if option.name == "fusion":
-        from ser.train.models import FUSIONS
-
-        known = (*FUSIONS, "audio", "text")
-    elif option.name == "labels":
-        from ser.cache.manifest import LABEL_POLICIES
-
-        known = (*LABEL_POLICIES, "all")
-    elif option.name == "protocol":
-        from ser.train.data.splits import PROTOCOLS
-
-        known = PROTOCOLS
+    table, *also = NAMED.get(option.name or "", ("",))
+    known = [*(resolve_name(table) if table else choices), *also]
     found = [CompletionItem(value) for value in known if value.startswith(begun)]
     return found or [CompletionItem(begun, type="file")]

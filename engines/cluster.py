@@ -44,12 +44,6 @@ def able(kinds: Iterable[Needs], needs: Needs) -> bool:
     return any(all(kind.get(name, 0) >= amount for name, amount in needs.items()) for kind in kinds)
 
 
-def most(kinds: Iterable[Needs]) -> dict[str, float]:
-    """Each resource, and the most of it that any one kind of worker has."""
-    pairs = sorted((amount, name) for kind in kinds for name, amount in kind.items())
-    return {name: amount for amount, name in pairs}
-
-
 def no_worker(address: str, kinds: Sequence[Needs], needs: Needs) -> str:
     """One sentence: what the workers, which offer these `kinds` of resources, do not offer, and how to start one.
 
@@ -62,7 +56,9 @@ def no_worker(address: str, kinds: Sequence[Needs], needs: Needs) -> str:
     missing = f"no worker has come to the dask scheduler at {address}"
     if needs and kinds:
         needs = {name: math.ceil(amount) for name, amount in needs.items()}  # a share is of a whole one
-        missing = f"no dask worker at {address} offers {listed(needs)} (they offer {listed(most(kinds)) or 'nothing'})"
+        pairs = sorted((amount, name) for kind in kinds for name, amount in kind.items())  # the most of each comes last
+        there = listed({name: amount for amount, name in pairs}) or "nothing"
+        missing = f"no dask worker at {address} offers {listed(needs)} (they offer {there})"
     if local_workers(address):
         return f"{missing}; what was finished is kept: run again"
     host = "127.0.0.1" if on_this_machine(address) else "ITS_ADDRESS"
@@ -185,11 +181,6 @@ class Cluster:
                 if worker["resources"] not in self.kinds:
                     self.kinds.append(worker["resources"])
         return self._workers
-
-    @property
-    def offers(self) -> dict[str, float]:
-        """The resources that workers have declared since the run began, and the most that any one has."""
-        return most(self.kinds)
 
     def run(
         self,

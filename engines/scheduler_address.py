@@ -3,7 +3,7 @@
 import ipaddress
 import re
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -12,12 +12,6 @@ from ser.cache.atomic_io import read_named
 from ser.errors import SerError, WrongUse
 
 ENCRYPTED = ("tls", "wss", "inproc")  # with certificates; inproc: within this process
-
-
-class SchedulerFile(msgspec.Struct):
-    """What we read of the file that `dask scheduler --scheduler-file` writes."""
-
-    address: Annotated[str, msgspec.Meta(pattern="://")]
 
 
 def check_scheduler(scheduler: str, insecure: bool = False) -> str:
@@ -32,9 +26,9 @@ def check_scheduler(scheduler: str, insecure: bool = False) -> str:
             if re.fullmatch(r"[\w.\[\]:-]+:\d+", scheduler):
                 address = f"tcp://{scheduler}"
             elif "://" not in scheduler:
-                address = msgspec.json.decode(read_named(scheduler), type=SchedulerFile).address
+                address = str(msgspec.json.decode(read_named(scheduler), type=dict[str, Any])["address"])
             _ = urlsplit(address).port  # raises for what is none
-        except (OSError, msgspec.DecodeError, ValueError, RecursionError) as fault:
+        except (OSError, msgspec.DecodeError, ValueError, LookupError, RecursionError) as fault:
             raise WrongUse(
                 f"--scheduler {scheduler}: is not an address such as tcp://127.0.0.1:8786, not local:N, and not a "
                 f"scheduler file, as `dask scheduler --scheduler-file` writes one ({fault})"

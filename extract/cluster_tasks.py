@@ -38,7 +38,7 @@ def run_on_cluster(tasks: Iterable[ExtractionTask], scheduler: str, insecure: bo
 
         def on_gpu(task: ExtractionTask) -> bool:
             device = task.config.device
-            asked = device.startswith("cuda") or (device == "auto" and "GPU" in cluster.offers)
+            asked = device.startswith("cuda") or (device == "auto" and any("GPU" in kind for kind in cluster.kinds))
             return asked and not cluster.own and any(one.checkpoint for one in task.config.resolved)
 
         def needs(task: ExtractionTask) -> Mapping[str, float]:

@@ -245,7 +245,7 @@ def run_sweep(
         return
     if scheduler is not None:
         with engines.Cluster(scheduler, insecure) as cluster:
-            gpu = {"GPU": 1.0} if "GPU" in cluster.offers else {}
+            gpu = {"GPU": 1.0} if any("GPU" in kind for kind in cluster.kinds) else {}
             tasks = [replace(task, experiment=_with_absolute_paths(task.experiment)) for task in tasks]
             if not gpu:  # where each is trained alone, each is a task, unless there must be a GPU all the same
                 tasks = [replace(t, group=t.name) if t.experiment.device == "auto" else t for t in tasks]
