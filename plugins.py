@@ -1,8 +1,7 @@
 """What installed packages bring to ser: features, fusions and corpus formats, named by their entry points."""
 
 from collections import UserDict
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -20,22 +19,20 @@ class Registry(UserDict[str, Entry]):
     """
 
     def __init__(self, what: str, group: str, kind: Any, own: Mapping[str, Entry]) -> None:
-        self.what, self.group, self.kind, self._own = what, group, kind, frozenset(own)
-        super().__init__(own)
-
-    @cached_property
-    def _brought(self) -> dict[str, list[EntryPoint]]:
-        points = list(entry_points(group=self.group))
-        return {one.name: [point for point in points if point.name == one.name] for one in points}
+        self.what, self.kind, self._own = what, kind, frozenset(own)
+        self._brought: dict[str, list[EntryPoint]] = {}
+        for point in entry_points(group=group):
+            self._brought.setdefault(point.name, []).append(point)
+        places: dict[str, Any] = {name: points[0] for name, points in self._brought.items()}
+        super().__init__({**own, **places, **own})
 
     def __getitem__(self, name: str) -> Entry:
-        points = self._brought.get(name, [])
-        rivals = ["ser"] * (name in self._own) + [_package(point) for point in points]
+        rivals = ["ser"] * (name in self._own) + [_package(point) for point in self._brought.get(name, ())]
         if len(rivals) > 1:
             both = f"{' and '.join(rivals)} both bring a {self.what} called '{name}'"
             raise WrongUse(f"{both}; uninstall {rivals[-1]}, or have it renamed there")
-        if name not in self.data and points:
-            self.data[name] = self._load(points[0])
+        if isinstance(entry := self.data[name], EntryPoint):
+            self.data[name] = self._load(entry)
         return self.data[name]
 
     def _load(self, point: EntryPoint) -> Entry:
@@ -49,15 +46,6 @@ class Registry(UserDict[str, Entry]):
             name = getattr(self.kind, "__name__", self.kind)
             raise WrongUse(f"{where} is not a {name}: {point.value}; mend that package, or uninstall it")
         return entry
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.data or name in self._brought
-
-    def __iter__(self) -> Iterator[str]:
-        return iter({**self.data, **self._brought})
-
-    def __len__(self) -> int:
-        return len({**self.data, **self._brought})
 
     def package(self, name: str) -> str | None:
         """The installed package that brings this name, and its version, such as `ser-gated 1.0`; None: ser itself."""

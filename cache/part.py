@@ -160,8 +160,8 @@ class Packed:
     """
 
     values: npt.NDArray[Any]
-    offsets: npt.NDArray[np.int64]
-    ids: list[str]
+    offsets: npt.NDArray[np.int64] = field(repr=False)
+    ids: list[str] = field(repr=False)
     extras: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -157,8 +157,9 @@ def _notes(summary: "Summary") -> Iterator[str]:
     """What is printed below the table: with --json on standard error, so that nothing is left out in silence."""
     yield from (f"warning: {text}" for text in summary.warnings)
     yield from (f"left out of the corpus: {problem}" for problem in summary.refused)
-    for feature, reasons in summary.quarantined.items():
-        yield from (f"quarantined in {feature}: {id_}: {reason}" for id_, reason in reasons.items())
+    for id_, reason in dict.fromkeys(one for reasons in summary.quarantined.values() for one in reasons.items()):
+        whose = [name for name, reasons in summary.quarantined.items() if reasons.get(id_) == reason]
+        yield f"quarantined in {', '.join(whose)}: {id_}: {reason}"
     for name, value in summary.check.items():
         yield f"check {name}: max |Δ| / max |ref| {value:.2e} against one by one"
     if random := [name for name, facts in summary.features.items() if facts["random_weights"]]:

@@ -18,24 +18,30 @@ from .output import answer, next_step, open_page
 @click.option(
     "--paired", is_flag=True, help="Test whether the cells differ, over speakers or dialogues; and as papers do."
 )
+@click.option("--ours", metavar="CELL", default="", help="Your cell, by its label: tested against each of the others.")
 @open_option
-def report(runs: tuple[Path, ...], html: Path | None, paired: bool, open_: bool, **files: Any) -> None:
+def report(runs: tuple[Path, ...], html: Path | None, paired: bool, ours: str, open_: bool, **files: Any) -> None:
     """Tables of RUNS (run folders, or folders of them), one line per configuration, with 95 % intervals.
 
     \b
     Examples:
       ser report runs
       ser report runs --html report.html --latex tables.tex
-      ser report runs/3f2a… runs/77b1… --paired
+      ser report runs --paired --ours mit
     """
     if open_ and html is None:
         raise click.UsageError("--open shows the page that --html writes: name it, such as --html report.html")
+    from ser.errors import unknown
     from ser.train.report.cells import group_runs
     from ser.train.report.terminal import report_text
     from ser.train.run_folder import find_runs
     from ser.train.search import find_records
 
     cells, unfinished = group_runs(find_runs(*runs), find_records(*runs))
+    for cell in cells:
+        cell.ours = cell.label == ours
+    if ours and not any(cell.ours for cell in cells):
+        raise unknown("cell", ours, [cell.label for cell in cells])
     answer(report_text(cells, unfinished, paired))
     wanted: dict[Any, Path] = {form: path for form, path in {"html": html, **files}.items() if path}
     if wanted:

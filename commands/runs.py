@@ -99,16 +99,21 @@ def compare(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) ->
 
 @runs.command()
 @click.argument("folders", nargs=-1, required=True, type=FILE, metavar="RUN...")
+@where_option
 @dry_option
-def remove(folders: tuple[Path, ...], dry_run: bool) -> None:
-    """Remove run folders with all that they hold.
+def remove(folders: tuple[Path, ...], where: tuple[str, ...], dry_run: bool) -> None:
+    """Remove run folders with all that they hold; with --where, those in RUN (folders of runs too) that it names.
 
     \b
-    Example: ser runs remove runs/3f2a91c07b5e8d64
+    Examples:
+      ser runs remove runs/3f2a91c07b5e8d64
+      ser runs remove runs --where fusion=mit --where lr=1e-4 --dry-run
     """
-    from ser.train.runs import check
+    from ser.train.run_folder import find_runs
+    from ser.train.runs import check, select
 
-    _remove([check(folder) for folder in folders], dry_run)
+    named = [run.path for run in select(find_runs(*folders), where)] if where else folders
+    _remove([check(folder) for folder in named], dry_run)
 
 
 @runs.command()

@@ -85,6 +85,8 @@ def test_a_run_keeps_its_dev_predictions_sealed(store: Path, tmp_path: Path) -> 
     assert cell.temperatures == ours["calibration"]["temperatures"] and 0 <= ours["calibration"]["ece_tempered"] <= 100
     assert cell.abstaining(0.0)[1] == pytest.approx(cell.with_interval("wa")) and cell.abstaining(1.1)[1] is None
     assert "no guarantee across speakers" in summary_text(cell)
+    cell.results[0]["calibration"]["temperature"] = 19.9999
+    assert " of 2 at a bound" in calibration_table(group_runs(runs)[0]).rows[0]["temperatures"]
     content = (runs[0].path / "dev.parquet").read_bytes()
     (runs[0].path / "dev.parquet").write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     with pytest.raises(CorruptStore, match="is not the file that"):

@@ -142,8 +142,9 @@ def test_two_columns_for_one_thing_and_bytes_for_text_are_refused(folder: Path) 
 def test_the_next_step_goes_with_these_labels(folder: Path) -> None:
     """Labels of no policy, and a recording that cannot be used: `ser train` would refuse the plain command."""
     (folder / "t.csv").write_text("audio;label\nwav/a.wav;Freude\nwav/b.wav;Trauer\nwav/none.wav;Freude\n")
-    command = ("features", folder / "t.csv", "--features", "logmel", "--store", folder / "s", "--on-error", "skip")
+    command = ("features", folder / "t.csv", "--features", "logmel,mfcc", "--store", folder / "s", "--on-error", "skip")
     done = ser(*command)
+    assert done.output.count("wav/none") == 1 and "quarantined in logmel, mfcc: wav/none: " in done.output
     assert done.exit_code == 3 and done.stderr.endswith(" --labels all --allow-missing\n")
 
 

@@ -89,11 +89,14 @@ def test_a_package_brings_an_extractor_a_fusion_and_a_corpus(site: Path, corpus:
         assert code == 2 and message in output and output.count("\n") == 1, output
     rows = json.loads(good[2][1].splitlines()[-1])["rows"]
     mean, plain = (Path(row["folders"][0]) for row in rows)
-    assert json.loads((mean / "config.json").read_text())["provenance"]["package"] == "ser-example 1.0"
+    config = json.loads((mean / "config.json").read_text())
+    assert config["provenance"]["package"] == "ser-example 1.0"
 
     wav = corpus / "anna-ang-0.wav"
     source, again = site / "ser_example.py", f"sweep {tmp_path}/both.toml --store {store} --out {runs} --workers 1"
-    (code, output), unchanged = ser(site, f"predict {mean} {wav} --json", f"{again} --dry-run")
+    listing = f"runs list {runs} --json --where code={config['code'][:8]}"
+    (code, output), unchanged, listed = ser(site, f"predict {mean} {wav} --json", f"{again} --dry-run", listing)
+    assert {one["fusion"] for one in json.loads(listed[1])} == {"example-mean"}
     assert code == 0 and json.loads(output)["predictions"][0]["label"] in ("ang", "hap", "neu", "sad")
     assert "6 runs, 6 finished already" in unchanged[1]
     # A model that was edited is another one, whatever its package's version; and what it returns is looked at.

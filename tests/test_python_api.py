@@ -59,6 +59,7 @@ def test_torch_dataset_holds_what_the_store_holds(newcomer: Path) -> None:
         speakers = [{data.utterances.speakers[row] for row in rows} for rows in (fold.train, fold.test)]
         assert not speakers[0] & speakers[1]
     batch = next(iter(DataLoader(Subset(data, fold.train.tolist()), batch_size=4, collate_fn=data.collate)))
+    assert [name for name in batch if "lengths" not in name] == ["id", "label", "hubert", "mpnet", "logmel"]
     lengths = batch["mpnet lengths"]
     assert batch["mpnet"].shape == (4, int(lengths.max()), item["mpnet"].shape[1])
     first = store["mpnet"][batch["id"][0]]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,8 +67,7 @@ def tiny(name: str | Path, store: Path, out: Path, known: tuple[str, ...] = TINY
 
 def test_the_papers_numbers() -> None:
     assert {name: recipe["cells"] for name, recipe in list_recipes().items()} == {n: k for n, (k, _) in RECIPES.items()}
-    paper = {name: recipe["paper"] for name, recipe in list_recipes().items()}
-    quoted = {name: recipe["quoted"] for name, recipe in list_recipes().items()}
+    paper, quoted = ({name: recipe[of] for name, recipe in list_recipes().items()} for of in ("paper", "quoted"))
     for table, expected in (("msmser-table2", TABLE_2), ("msmser-table3", TABLE_3)):
         found = {cell: (numbers["ua"], numbers["wa"]) for cell, numbers in paper[table].items() if numbers}
         assert found == expected
@@ -105,8 +105,7 @@ def test_the_papers_protocols() -> None:
     for name in RECIPES:
         for asked in (cell.experiment for cell in read_recipe(name).cells):
             labels = asked.labels.replace("8class", "5class")
-            assert (asked.protocol, labels, asked.seeds) == protocols[name.partition("-")[0]]
-            assert asked.select == "val"  # the honest one
+            assert (asked.protocol, labels, asked.seeds) == protocols[name.partition("-")[0]] and asked.select == "val"
 
 
 @pytest.mark.parametrize("paper", ["msmser", "perspective", "superb", "usc"])
@@ -163,6 +162,9 @@ def test_an_unfinished_sweep_says_what_is_open(store: Path, tmp_path: Path) -> N
     assert "1 of 2" in table and "no run finished" in table
     (alone, cells), (halved, _) = (estimate_sweep(sweep, workers) for workers in (1, 2))
     assert alone > 0 and halved > 0 and "Text" in cells
+    asked = replace(recipe, cells=tuple(replace(cell, test="head text") for cell in recipe.cells))
+    with pytest.raises(WrongUse, match="cell 'Audio': its model has no test 'head text', only both"):
+        recipe_rows(asked, sweep.runs)
 
 
 def test_two_workers_give_the_same_bytes_as_one(store: Path, tmp_path: Path) -> None:
@@ -220,20 +222,12 @@ def test_a_bundle_that_kills_its_worker_is_tried_run_by_run(
     assert [outcome.task.run.finished for outcome in outcomes] == [False, True, True] * 2
 
 
-def test_a_head_that_the_model_lacks_is_told(store: Path, tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
-    file.write_text(f"{CELL}fusion = 'audio'\ntest = 'head text'\nset = {{ d_model = 16 }}\n")
-    sweep = plan_sweep(read_recipe(file, store=store, out=tmp_path, epochs=1, folds=1))
-    list(run_sweep(sweep))
-    with pytest.raises(WrongUse, match="cell 'a': its model has no test 'head text', only both"):
-        recipe_rows(sweep.recipe, sweep.runs)
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (CELL, "cell a: .*missing required field `fusion`"),
-        (CELL + "fusion = 'audio'\nprotokol = 'x'", "did you mean protocol"),
+        (CELL + "fusion = 'audio'\nprotokol = 'x'", "option for cell 'a' in .* 'protokol' .did you mean protocol"),
+        (CELL + "fusion = 'audio'\nalso_set = 'lr=1'", "unknown option for cell 'a'"),
         (CELL + "fusion = 'audio'\ntest = 'only'", "unknown test"),
         (CELL + "fusion = 'audio'\nset = ['lr=1']", r"Expected `object`, got `array` - at `\$.set`"),
         (CELL + "fusion = 'audio'\nseeds = '3'", "cell 'a': seeds='3': must be int"),

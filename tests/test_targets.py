@@ -167,9 +167,10 @@ def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Pat
         assert "RMSE dominance" in (tmp_path / form).read_text()
     cells, _ = group_runs(find_runs(runs))
     assert {cell.label for cell in cells} == {f"concat:utterance · {target}" for target in TARGETS}
-    [curves] = [table for table in make_page(cells, []).tables if table.name == "learning-ccc"]
+    unrated_first = make_page(sorted(cells, key=lambda cell: cell.rated), [])
+    [curves] = [table for table in unrated_first.tables if table.name == "learning-ccc"]
     rated = {cell.label for cell in cells if cell.dimensions}
-    assert {row["cell"] for row in curves.rows} == rated
+    assert {row["cell"] for row in curves.rows} == rated and any(f"{one} kept epochs" in curves.below for one in rated)
     assert all(len(text.partition(".")[2]) == 3 for *_, text in curves.texts)  # no percent
     [row, *_] = chosen_rows("searched", 1, (), cell_of(runs, "vad").runs)
     assert row["dev mean CCC"] == max(line["ccc"] for line in cell_of(runs, "vad").runs[0].result["history"])

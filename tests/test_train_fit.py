@@ -218,6 +218,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(
     with pytest.raises(Diverged, match=r"became nan in epoch 3, batch 1 \(stage train\)") as caught:
         fit(data, fold, plan, on_epoch=poison)
     assert {name: value.numpy().tobytes() for name, value in caught.value.kept.items()} == weights(two_epochs)
+    with pytest.raises(Diverged, match=r"epoch 1, batch 1 .*; no update came before it"):
+        fit(data, fold, plan)
 
 
 def test_the_rate_decays_as_the_paper_says(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

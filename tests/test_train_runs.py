@@ -87,12 +87,16 @@ def test_a_finished_run_is_never_trained_again(store: Path, tmp_path: Path) -> N
     assert [progress.epoch for progress in told[20:]] == [None] * 4
 
 
-def test_a_copied_run_counts_once(store: Path, tmp_path: Path) -> None:
+def test_a_copied_run_counts_once(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (run,) = run_experiment(lgf(store, tmp_path / "runs", folds=1, epochs=1))
     for folder in ("begun", "copy"):
         shutil.copytree(run.path, tmp_path / folder / run.name)
     (tmp_path / "begun" / run.name / RESULT).unlink()
-    assert find_runs(tmp_path / "begun", tmp_path / "runs", tmp_path / "copy") == [run]
+    assert find_runs(tmp_path / "begun", tmp_path / "runs", tmp_path / "copy") == [run] and not caplog.records
+    other = Run(tmp_path / "copy" / run.name)
+    files = other.result["files"] | other.write_predictions({"id": ["another"]})
+    other.write_json(RESULT, other.result | {"files": files})
+    assert find_runs(tmp_path / "runs", tmp_path / "copy") == [run] and "has other predictions than" in caplog.text
 
 
 def test_any_change_of_the_config_is_another_run(store: Path, tmp_path: Path) -> None:

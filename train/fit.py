@@ -238,10 +238,10 @@ def divergence(losses: Sequence[float], stage: Stage, epoch: int) -> str | None:
     """The sentence for the first loss of an epoch (from 0) that is not a number, naming its batch; None if all are."""
     for batch, loss in enumerate(losses, 1):
         if not math.isfinite(loss):
-            return (
-                f"the loss became {loss} in epoch {epoch + 1}, batch {batch} (stage {stage.name}); the best weights "
-                "before it are kept; try a lower lr or --set clip_norm=1"
-            )
+            first = "no update came before it: look into the model, where an attention over no rows gives nan"
+            advice = first if epoch + batch == 1 else "try a lower lr or --set clip_norm=1"
+            where = f"epoch {epoch + 1}, batch {batch} (stage {stage.name})"
+            return f"the loss became {loss} in {where}; the best weights before it are kept; {advice}"
     return None
 
 

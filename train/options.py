@@ -52,7 +52,7 @@ class Experiment:
     select: str = option("val", "Which epoch counts: val, last or best-test.", "EPOCH", tuple(SELECTIONS))
     loss: str = option("single", "single or perspective.", "LOSS", ("single", "perspective"))
     seeds: int = option(1, "How many seeds: 0, 1, … N-1.", "N", most=10_000)
-    folds: str | int = option("all", "All folds, or the first K.", "all|K")
+    folds: str | int = option("all", "All folds, or the first K, as far as the protocol has them.", "all|K")
     epochs: int | None = option(None, "The fusion's own by default.", "N")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", "DEVICE")
     precision: str = option(

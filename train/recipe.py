@@ -4,9 +4,9 @@
     [models]                 feature = "checkpoint": which encoders the numbers are of
     [experiment]             options of `ser train` for all cells
     [search]                 of cells whose `set` holds lists or ranges (see search.py): draws, seed, at_most
-    [[cell]]                 name, options that differ, `set` as a table, `test` (how the trained model is tested),
-                             `paper`: the paper's numbers in percent, how many `utterances` they are of, and in
-                             what the cell `differs` from what they are of
+    [[cell]]                 name, options that differ, `set` as a table (added to that of all), `test` (how the trained
+                             model is tested), `paper`: the paper's numbers in percent, how many `utterances` they are
+                             of, and in what the cell `differs` from what they are of
     [[quoted]]               name, `paper` and perhaps `footnote`: what the paper quotes of other systems
     tested                   the cell whose seeds are tested against each quoted number, if the paper does so
 
@@ -119,6 +119,9 @@ def read_recipe(name: str | Path, named: Collection[str] = (), **options: Any) -
     if strange := table.keys() - set(RECIPE_SHAPE.__struct_fields__):
         raise WrongUse(f"{path}: unknown key '{min(strange)}' in the recipe")
     read = _shaped(path, table, RECIPE_SHAPE)
+    for line in read.cell:
+        if isinstance(common := read.experiment.get("set"), dict) and isinstance(own := line.get("set"), dict):
+            line["set"] = common | own
     cells = tuple(_cell(path, {**read.experiment, **line}, options, read.search) for line in read.cell)
     if len({len(cell.candidates) for cell in cells}) > 1:
         tried = ", ".join(f"'{cell.name}' {len(cell.candidates)}" for cell in cells)
@@ -133,9 +136,8 @@ def read_recipe(name: str | Path, named: Collection[str] = (), **options: Any) -
         raise unknown(f"cell to be tested in {path}", read.tested, names)
     quoted = {line.name: line.paper for line in read.quoted}
     footnotes = {line.name: line.footnote for line in read.quoted if line.footnote}
-    title = read.title or path.stem
     about = read.tested, read.models, footnotes, read.search, str(path)
-    return Recipe(path.stem, title, read.source, read.note, cells, quoted, *about)
+    return Recipe(path.stem, read.title or path.stem, read.source, read.note, cells, quoted, *about)
 
 
 def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:
@@ -148,9 +150,9 @@ def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:
 
 def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any], budget: Budget) -> Cell:
     asked = {key: value for key, value in line.items() if key not in ("name", "test", "paper", *OF_THE_PAPER)}
-    known = [field.name for field in fields(Experiment)]
+    known = [field.name for field in fields(Experiment) if field.name != "also_set"]
     if strange := [key for key in asked if key not in known]:
-        raise unknown(f"option in {path}", strange[0], known)
+        raise unknown(f"option for cell '{line.get('name')}' in {path}", strange[0], known)
     read = _shaped(path, line, CELL_SHAPE)
     if read.test not in TESTS:
         raise unknown(f"test in {path}", read.test, TESTS)

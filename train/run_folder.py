@@ -299,7 +299,7 @@ def open_run(path: Path | str) -> Run:
 def find_runs(*paths: Path | str) -> list[Run]:
     """All runs in the given folders, finished or not, each once: of copies the first, or the first that is finished.
 
-    Raises `WrongUse` where there is none.
+    Warns of a copy with other predictions. Raises `WrongUse` where there is none.
     """
     found: dict[str, Run] = {}
     for path in map(Path, paths):
@@ -307,8 +307,13 @@ def find_runs(*paths: Path | str) -> list[Run]:
         if not here:
             raise WrongUse(f"{path}: is not a run folder (no {CONFIG}) and holds no runs; `ser train` writes them")
         for run in (Run(folder.resolve()) for folder in here):
-            if run.name not in found or (run.finished and not found[run.name].finished):
+            first = found.setdefault(run.name, run)
+            if run.finished and not first.finished:
                 found[run.name] = run
+            elif first is not run and run.finished:
+                own, other = (one.result.get("files", {}).get(PREDICTIONS) for one in (run, first))
+                if own != other:
+                    log.warning("%s: has other predictions than %s, which alone is read", run.path, first.path)
     return list(found.values())
 
 

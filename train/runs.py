@@ -20,7 +20,8 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     features = "+".join(f"{one['feature']}@{one['fingerprint'][:4]}" for one in config["features"].values())
     also = {"labels": config["labels"]["policy"], "features": features, "store": config["provenance"].get("store")}
     plain = {key: value for key, value in config.items() if key != "cut" and not isinstance(value, dict | list)}
-    return {**plain, **also, **config["settings"], **config["training"]}
+    kept = {"target": "class", **plain, **also, "code": config.get("code", "none")[:8]}
+    return {**kept, **config["settings"], **config["training"]}
 
 
 def select(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:

@@ -71,7 +71,7 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """A batch: features padded with zeros to `[n, longest, dim]`; `<name> lengths`, int64 `[n]`, are their own."""
         batch: dict[str, Any] = {"id": [item["id"] for item in items]}
         batch["label"] = torch.tensor([item["label"] for item in items])
-        for name in items[0].keys() - {"id", "label"}:
+        for name in [name for name in items[0] if name not in batch]:
             values: list[Tensor] = [item[name] for item in items]
             batch[name] = torch.stack(values) if values[0].ndim == 1 else pad_sequence(values, batch_first=True)
             if values[0].ndim > 1:

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from ser.train.scores import BINS, LEVEL, SHOWN
+from ser.train.scores import BINS, LEVEL, SHOWN, TEMPERATURES
 
 from .cells import Cell, drawn
 from .figures import Point, lines
@@ -32,13 +32,15 @@ def calibration_table(cells: Sequence[Cell]) -> Table:
     rows = []
     for cell in cells:
         scale, sets = cell.temperatures, cell.conformal
+        at_bound = sum(np.isclose(t, TEMPERATURES, rtol=1e-3).any() for t in scale)
+        fitted = f"{min(scale):.2f}–{max(scale):.2f}" if scale else "not recorded"
         row: Row = {"cell": cell.label, "ECE %": cell.reliability()[0]}
         row |= {"ECE with temperature %": cell.reliability(after=True)[0] if scale else None}
-        row |= {"temperatures": f"{min(scale):.2f}–{max(scale):.2f}" if scale else "not recorded"}
+        row |= {"temperatures": fitted + f", {at_bound} of {len(scale)} at a bound" * bool(at_bound)}
         row |= {"nominal coverage %": 100 * LEVEL, "coverage of the sets %": sets and sets[0]}
         row |= {"classes in a set": sets and sets[1], "n": int(cell.confusion().sum())}
         rows.append({**row, "n dev": sum((r.get("calibration") or {}).get("n_dev", 0) for r in cell.results) or None})
-    return described("calibration", rows, bins=BINS)
+    return described("calibration", rows, bins=BINS, bounds=" and ".join(f"{t:g}" for t in TEMPERATURES))
 
 
 def votes_table(cells: Sequence[Cell]) -> Table:
@@ -65,7 +67,7 @@ def _diagram(cells: Sequence[Cell]) -> Table:
     rows: list[Row] = []
     for number, cell in enumerate(cells):
         for after in (False, True)[: 1 + bool(cell.temperatures)]:
-            name = cell.label + ", with temperature" * after
+            name = cell.label + " · with temperature" * after
             for n, confidence, right in cell.reliability(after)[1]:
                 if n:
                     found = {"confidence %": 100 * confidence / n, "right %": 100 * right / n}

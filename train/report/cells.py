@@ -37,7 +37,7 @@ class Cell(CellScores):
 
     def __init__(self, label: str, runs: Sequence[Run], search: Record | None = None) -> None:
         super().__init__(sorted(runs, key=lambda run: (run.config["seed"], run.config["fold"])))
-        self.label, self.search = label, search
+        self.label, self.search, self.ours = label, search, False  # ours: tested against each of the others
         self.config = _config(self.runs[0], search)  # all but fold and seed is the same in all
         self.folds = list(dict.fromkeys(run.config["fold"] for run in self.runs))
         self.seeds = sorted({run.config["seed"] for run in self.runs})
@@ -129,7 +129,7 @@ def _config(run: Run, search: Record | None) -> dict[str, Any]:
 
 
 def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A label for each cell: its fusion and whatever else tells it from the others."""
+    """A label for each cell: its fusion, its features if any cell has others, and what else tells it from rivals."""
     flat = [_flat(config) for config in configs]
     labels: list[str] = []
     seen: Counter[str] = Counter()
@@ -139,11 +139,11 @@ def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         usual = {field.name: field.default for field in fields(fusion.settings)} if fusion else {}
         differing = [key for key in one if any(_tells(key, one, other) for other in rivals)]
         # A fusion's own default goes without saying, and so do digests where anything else differs.
-        kept = [key for key in differing if not key.startswith("digest.")] or differing
-        kept = [key for key in kept if key not in usual or one[key] != usual[key]]
-        kept = [*(["loss"] if one["loss"] != "single" and "loss" not in kept else []), *kept]
+        told = [key for key in differing if not key.startswith("digest.")] or differing
+        told = [key for key in told if key not in usual or one[key] != usual[key]]
+        told += ["features"] * (len({each["features"] for each in flat}) > 1) + ["loss"] * (one["loss"] != "single")
         label = one["fusion"]
-        for key in kept:
+        for key in (key for key in one if key in told):
             name = "" if key in UNNAMED else f"{key.removeprefix('digest.')} "
             label += f" · {name}{one[key]:g}" if isinstance(one[key], float) else f" · {name}{one[key]}"
         seen[label] += 1
@@ -174,6 +174,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "hop": "+".join(f"{f['hop']} s" for f in features if "hop" in f) or "as extracted",
         **config["settings"],
         **config["training"],
+        "code": config.get("code", "none")[:8],
         "digest.features": "+".join(f["fingerprint"][:8] for f in features),
         "digest.manifest": "+".join(digest[:8] for digest in config["manifest"].split("+")),
     }

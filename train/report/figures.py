@@ -83,10 +83,15 @@ def _series(points: Sequence[Point]) -> Iterator[tuple[list[Any], np.ndarray, di
         yield [at for at, _ in mine], np.array(values, dtype=float).T, style
 
 
-def _wrapped(text: str, width: int) -> str:
-    """A label that fits the figure: cut in its middle, where two labels are most alike."""
-    half = (width - 1) // 2
-    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
+def _fitted(labels: Sequence[str], width: int) -> list[str]:
+    """Labels that fit the figure: where one is too long, all go without what those that begin alike have in common."""
+    split = [label.split(" · ") for label in labels]
+    if max(map(len, labels), default=0) > width:
+        alike = [[other for other in split if other[0] == one[0]] for one in split]
+        common = [set.intersection(*map(set, many)) if len(many) > 1 else set() for many in alike]
+        split = [[one[0], *(p for p in one[1:] if p not in same)] for one, same in zip(split, common, strict=True)]
+    found, half = [" · ".join(one) for one in split], (width - 1) // 2
+    return [text if len(text) <= width else f"{text[:half]}…{text[-half:]}" for text in found]
 
 
 def _finished(drawing: Any, axes: Any, xlabel: str, ylabel: str, legend: int) -> Any:
@@ -94,8 +99,7 @@ def _finished(drawing: Any, axes: Any, xlabel: str, ylabel: str, legend: int) ->
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if legend:
         handles, labels = axes.get_legend_handles_labels()
-        short = [_wrapped(label, 60 // legend) for label in labels]
-        drawing.legend(handles, short, loc="outside lower left", ncols=legend)
+        drawing.legend(handles, _fitted(labels, 60 // legend), loc="outside lower left", ncols=legend)
     return drawing
 
 
@@ -115,6 +119,7 @@ def dots(
     """
     placed = [(label, at if isinstance(at, tuple) else ("", at), value) for label, at, value in points]
     names, series = list(dict.fromkeys(at for _, at, _ in placed)), list(_series(placed))
+    shown = _fitted([name for _, name in names], 54)
     headings = {heading for heading, _ in names} - {""}
     beside = 0 if above else len(series) - 1  # series of one line are drawn beside each other
     step = 36 + 4 * (legend > 0) if above else 21 + 4 * beside
@@ -123,13 +128,13 @@ def dots(
     edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
     lines: dict[Any, float] = {}
     end, last = 0.0, ""
-    for heading, name in names:
+    for (heading, name), short in zip(names, shown, strict=True):
         if heading != last:
             end, last = end + 0.4 * bool(lines), heading
             axes.annotate(heading, (0, end), (-4, 0), ha="right", fontsize=11, color=MUTED, **edge)
             end += 1
         if above:
-            axes.annotate(_wrapped(name, 54), (0, end), (0, 13), fontsize=12, **edge)
+            axes.annotate(short, (0, end), (0, 13), fontsize=12, **edge)
         lines[heading, name], end = end, end + 1
     for number, (at, (values, low, high), style) in enumerate(series):
         y = np.array([lines[name] for name in at]) + (number - beside / 2) * 0.16 * (beside > 0)
@@ -191,7 +196,7 @@ def matrices(classes: Sequence[str], counts: Mapping[str, np.ndarray]) -> Any:
     drawing, grid = figure(down * (0.82 * WIDTH / across + 46), nrows=down, ncols=across, squeeze=False)
     for axes in grid.flat[len(counts) :]:
         axes.set_axis_off()
-    for axes, (title, matrix) in zip(grid.flat, counts.items(), strict=False):
+    for axes, title, matrix in zip(grid.flat, _fitted(list(counts), 44), counts.values(), strict=False):
         for (row, column), share in np.ndenumerate(100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)):
             corners = [column - 0.5, column + 0.5], [row - 0.5] * 2, [row + 0.5] * 2
             axes.fill_between(*corners, color=SERIES[0], alpha=0.04 + 0.006 * share, linewidth=0)

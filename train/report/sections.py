@@ -175,8 +175,9 @@ def _together(places: Sequence[str]) -> str:
 
 
 def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
-    """Every pair of up to `ALL_PAIRS` cells, else the first against each of the others."""
-    return list(combinations(cells, 2)) if len(cells) <= ALL_PAIRS else [(cells[0], cell) for cell in cells[1:]]
+    """Every pair of up to `ALL_PAIRS` cells, else the first against each of the others; of one that is ours, that."""
+    ours = [cell for cell in cells if cell.ours] or list(cells[: len(cells) > ALL_PAIRS])
+    return [(ours[0], cell) for cell in cells if cell not in ours] if ours else list(combinations(cells, 2))
 
 
 def significance_table(cells: Sequence[Cell]) -> Table:
@@ -192,7 +193,8 @@ def significance_table(cells: Sequence[Cell]) -> Table:
         rows.append(row)
     _correct(rows, "UA", "WA")
     first = f"The cell with the highest UA of {len(cells)} against each of the others." * (len(cells) > ALL_PAIRS)
-    return described("significance", rows, SENTENCES["chosen"], first)
+    told = (SENTENCES["chosen"], first) * (not any(cell.ours for cell in cells))
+    return described("significance", rows, *told)
 
 
 def claimed_better(one: Cell, other: Cell, metric: str) -> int:
@@ -273,12 +275,10 @@ def _recall(cell: Cell, name: str) -> float | None:
 
 
 def _training(cells: Sequence[Cell]) -> Part:
-    kept = [result["epoch"] for result in cells[0].results]
-    of = f"Dev, or test with best-test. {cells[0].label} kept epochs {min(kept)} to {max(kept)}."
     scores = [
-        _curves(cells, "loss", "Training loss", "loss", 1, drawn(cells, SERIES)),
-        _curves(cells, "ua", "UA of the evaluated part", "UA %", 100, of),
-        _curves(cells, "ccc", "Mean CCC of the evaluated part", "mean CCC", 1, of),
+        _curves(cells, "loss", "Training loss", "loss", 1),
+        _curves(labelled(cells), "ua", "UA of the evaluated part", "UA %", 100),
+        _curves([cell for cell in cells if cell.dimensions], "ccc", "Mean CCC of the evaluated part", "mean CCC", 1),
     ]
     rows: list[Row] = []  # what the layers count in each cell's learned sums
     for cell in cells:
@@ -289,10 +289,13 @@ def _training(cells: Sequence[Cell]) -> Part:
     return {"plots": [scores[0], *(plot for plot in scores[1:] if plot)], "tables": [described("layers", rows)]}
 
 
-def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: int, told: str) -> Table:
-    """A score over the epochs of all stages, of the cells that have it."""
+def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: int) -> Table:
+    """The loss, or a score of the part that is evaluated, over the epochs of all stages, of the cells that have it."""
     import pandas
 
+    kept = sorted(result["epoch"] for result in cells[0].results) if cells and key != "loss" else []
+    told = [drawn(cells, SERIES)]
+    told += [f"Dev, or test with best-test. {cells[0].label} kept epochs {kept[0]} to {kept[-1]}."] if kept else []
     points: list[Point] = []
     rows: list[Row] = []
     for cell in cells:
@@ -306,7 +309,7 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
             mean = float(curve["mean"][epoch])
             rows.append({"cell": cell.label, "epoch": epoch + 1, heading: None if np.isnan(mean) else mean})
     draw = partial(lines, points, "epoch", heading, band=True)
-    return described("learning", rows, told, draw=draw, name=f"learning-{key}", score=title, epochs=EPOCHS)
+    return described("learning", rows, *told, draw=draw, name=f"learning-{key}", score=title, epochs=EPOCHS)
 
 
 def _modalities(cells: Sequence[Cell]) -> Part:

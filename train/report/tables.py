@@ -174,7 +174,7 @@ def to_latex(table: Table) -> str:
     body = tabulated(table, "latex_booktabs", lambda text: ("\u200b" if text.startswith("[") else "") + _one_line(text))
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.caption)}}}", rf"\label{{tab:{table.name}}}"]
     lines += [body, *([rf"\par\small {_latex(table.note)}"] if table.note else []), r"\end{table}"]
-    return "\n".join(lines).translate(_LATEX) + "\n"
+    return "\n".join(lines).replace("--", "-{}-").translate(_LATEX) + "\n"  # two hyphens would be a dash
 
 
 def _latex(text: str) -> str:

@@ -118,7 +118,8 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     title = f"{recipe.title} ({', '.join(about)})" if len(about) == 1 else recipe.title  # a terminal is narrow
     for row in rows:
         of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
-        line: dict[str, Any] = {"cell": row.cell, **of_paper}
+        shown = [name for name in of_paper if any(papers) or name.startswith("ours") or "over folds" in name]
+        line: dict[str, Any] = {"cell": row.cell, **{name: of_paper[name] for name in shown}}
         if "macro_f1" in every:
             line["ours macro-F1 %"] = (f1 := row.scores.get("macro_f1")) and f1.over_seeds
         line |= {named(metric): (score := row.scores.get(metric)) and score.pooled for metric in rated}
