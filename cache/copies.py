@@ -246,14 +246,20 @@ class _Published(Feature):
         return list(self._parts.values())
 
 
+def open_published(url: str) -> tuple[Remote, str, Published]:
+    """The place at a URL, the root digest of what is published there, or the one after its `@`, and its record."""
+    url, begin = split_digest(url)
+    remote = Remote(url)
+    digest = remote.digest(begin)
+    return remote, digest, remote.published(digest)
+
+
 def published(url: str, features: str | None = None) -> tuple[Sequence[Feature], dict[str, Manifest]]:
     """The features at a URL and the manifests by corpus, to list them: only records come from there, and no data.
 
     Raises `WrongUse` for what is not published there.
     """
-    url, begin = split_digest(url)
-    remote = Remote(url)
-    there = remote.published(remote.digest(begin))
+    remote, _, there = open_published(url)
     parts = {folder: there.parts_of(folder) for folder in there.named(features, remote.shown)}
     paths = [path for of_one in parts.values() for path in of_one]
     records = remote.each(lambda path: _part_there(remote, path, there.parts[path])[1], paths)
@@ -272,10 +278,8 @@ class Pull:
     def __init__(
         self, url: str, path: Path, features: str | None = None, corpus: str | None = None, replace: bool = False
     ) -> None:
-        url, pinned = split_digest(url)
-        self.remote, self._path, self._replace = Remote(url), path, replace
-        self.digest = self.remote.digest(pinned)
-        there = self.remote.published(self.digest)
+        self._path, self._replace = path, replace
+        self.remote, self.digest, there = open_published(url)
         names = set(corpus.split("+")) if corpus else there.manifests.keys()
         if strange := names - there.manifests.keys():
             raise unknown(f"corpus of {self.remote.shown}", min(strange), there.manifests)
@@ -288,7 +292,7 @@ class Pull:
         self.there, self.bytes = len(here), sum(part.bytes for part in self.parts.values())
         own = {one: file_record(read_small(path / one / "part.json")) for one in sorted(here)}
         others = [one for one, record in own.items() if record != parts[one].record]
-        if pinned and others:
+        if others and split_digest(url)[1]:
             fault = f"{len(others)} parts, such as {others[0]}, are not those of {self.remote.shown}@{self.digest}"
             raise WrongUse(f"{path}: {fault}; name a new folder with --store")
 

@@ -77,13 +77,31 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         chosen = set() if features else set(self.features)
         for asked in feature_names(features):
-            plain, _, prefix = asked.partition("@")
-            near = {one for one in self.features if one.startswith(f"{plain.partition(':')[0]}/{prefix}")}
-            # What no variant is called may be an option of the reader: `hubert:hop=0.1` reads the plain one.
-            if not (found := {one for one in near if self.features[one].name == plain} or near):
+            if not (found := self._read_by(asked)):
                 raise unknown(f"feature of {where}", asked, {spec.name for spec in self.features.values()})
             chosen |= found
         return sorted(chosen)
+
+    def modalities(self, features: str) -> set[str]:
+        """Of those of these features that are there."""
+        return {self.features[one].modality for name in feature_names(features) for one in self._read_by(name)}
+
+    def _read_by(self, asked: str) -> set[str]:
+        """The folders that a name of `ser train` reads: with `layers=` all layers, else what has most of its options.
+
+        The rest of them say how it is read: `hubert:hop=0.1` reads the plain one.
+        """
+        name, _, rest = asked.partition("@")
+        prefix, _, more = rest.partition(":")
+        feature, *options = re.split("[:,]", f"{name},{more}".strip(","))
+        of_all = {one: {*filter(None, spec.variant.split(","))} for one, spec in self.features.items()}
+        if any(option.startswith("layers=") for option in options):  # a fingerprint is that of one of them
+            return {one for one in of_all if one.startswith(f"{feature}/")}
+        near = {one: own for one, own in of_all.items() if one.startswith(f"{feature}/{prefix}")}
+        needed = {option for option in options if not option.startswith(("pool=", "hop="))}
+        found = {one for one, own in near.items() if needed <= own <= {*options}}
+        most = max((len(near[one]) for one in found), default=0)
+        return {one for one in found if len(near[one]) == most} or {*(() if options else near)}
 
 
 def feature_names(features: str | None) -> list[str]:
@@ -110,7 +128,7 @@ def split_digest(url: str) -> tuple[str, str | None]:
 
 def redacted(text: str) -> str:
     """A text without the users, passwords and signatures that URLs in it hold."""
-    return re.sub(r"(?<=://)[^/@\s]*@|\?\S*", "", text)
+    return re.sub(r"(?<=://)[^/\s]*@|\?\S*", "", text)
 
 
 @contextlib.contextmanager
@@ -149,7 +167,7 @@ class Remote:
     """
 
     def __init__(self, url: str) -> None:
-        self.shown = redacted(url).rstrip("/")
+        self.shown = (redacted(url) if "://" in url else url).rstrip("/")
         with explained(self.shown):
             import fsspec
 
@@ -265,12 +283,10 @@ class Remote:
 
     def digest(self, begin: str | None) -> str:
         """The root digest that begins so; the latest for None. Raises `WrongUse` if there is none or several."""
-        if begin is None:
-            latest = self.read(LATEST)
-            found = [latest.decode(errors="replace").strip()] if latest else []
-        elif len(begin) == 64:
-            found = [begin]
-        else:
+        found = [begin] if begin and len(begin) == 64 else list[str]()
+        if begin is None and (latest := self.read(LATEST)):
+            found = [latest.decode(errors="replace").strip()]
+        elif begin and not found:
             with explained(self.shown), contextlib.suppress(FileNotFoundError):
                 names = "\n".join(self._fs.ls(self._root, detail=False))
                 found = re.findall(RECORD.format(f"({begin}[0-9a-f]*)"), names)

@@ -14,10 +14,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
-from ser.cache.remote import redacted
+from ser.cache.remote import Published, folder_of, redacted
 from ser.cache.spec import canonical_json
 from ser.cache.store import Manifest, PartRows, Store, open_store
 from ser.cache.verify import verify
+from ser.errors import WrongUse
 from ser.tests.command_line import ser
 from ser.tests.store_samples import check_whole, fill, manifest_of, rewrite_record, sample_store, spec_of, values_of
 from ser.tests.test_cache_hostile import LIES
@@ -96,7 +97,8 @@ def test_a_digest_names_what_was_published_and_nothing_else(tmp_path: Path) -> N
     assert ser("cache", "pull", first, "--store", tmp_path / "old").exit_code == 0
     assert [one.spec.name for one in sound(tmp_path / "old").features()] == ["frames"]
     assert "is missing" in refused("pull", f"{tmp_path / 'pub'}@{'0' * 64}", "--store", tmp_path / "x")
-    assert "begins with 0000" in refused("pull", f"{tmp_path / 'pub'}@0000", "--store", tmp_path / "x")
+    for place in ("pub", "nowhere"):
+        assert "begins with 0000" in refused("pull", f"{tmp_path / place}@0000", "--store", tmp_path / "x")
     (record,) = (tmp_path / "pub").glob(f"published-{second[-64:]}.json")
     record.write_bytes(record.read_bytes() + b" ")
     assert "not what its digest names" in refused("pull", second, "--store", tmp_path / "x")
@@ -226,9 +228,37 @@ def test_only_what_is_asked_for(tmp_path: Path) -> None:
     assert "did you mean frames" in refused(*words, "--features", "frame")
 
 
-def test_the_card_says_how_the_features_were_made(tmp_path: Path) -> None:
+NAMES = {  # what a name of `ser train` reads of these
+    "hubert": "hubert",
+    "hubert:hop=0.1": "hubert",
+    "hubert@{0}:pool=meanstd": "hubert",
+    "hubert:layer=0,hop=0.06+logmel": "hubert:layer=0 logmel",
+    "hubert:layer=0@{1}": "hubert:layer=0",
+    "hubert:layer=0,pool=mean": "hubert:layer=0,pool=mean",
+    "hubert:layers=0-1@{1}": "hubert hubert:layer=0 hubert:layer=0,pool=mean",
+    "logmel:hop=0.02": "logmel:hop=0.02",
+    "bert": "bert:layer=1",
+    "hubert:layer=7": "",
+}
+
+
+@pytest.mark.parametrize("asked", NAMES)
+def test_a_name_brings_what_training_reads_by_it(asked: str) -> None:
+    there = ["hubert", "hubert:layer=0", "hubert:layer=0,pool=mean", "logmel", "logmel:hop=0.02", "bert:layer=1"]
+    specs = [spec_of(feature=name.split(":")[0], variant=name.partition(":")[2]) for name in there]
+    record = Published(features={folder_of(spec): spec for spec in specs})
+    asked, wanted = asked.format(*(spec.fingerprint[:6] for spec in specs)), NAMES[asked]
+    if wanted:
+        assert {record.features[folder].name for folder in record.named(asked, "there")} == {*wanted.split()}
+    else:
+        with pytest.raises(WrongUse, match="known: bert:layer=1, hubert"):
+            record.named(asked, "there")
+
+
+def test_the_card_says_how_the_features_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, manifest = open_store(tmp_path / "s", create=True), manifest_of(3, "my_iemocap_")
-    store.put_manifest(manifest)
+    for one in (manifest, manifest_of(4, "a_corpus_without_rows")):
+        store.put_manifest(one)
     odd = {"variant": "a='$(x)'", "provenance": {"model": "a|b <script>"}}
     feature = store.add(spec_of(feature="is13", extractor="smile", **odd))
     fill(feature, manifest, values_of(manifest, feature.spec), "zarr")
@@ -240,6 +270,14 @@ def test_the_card_says_how_the_features_were_made(tmp_path: Path) -> None:
     assert "| my\\_iemocap\\_ |" in text and "(my\\_iemocap\\_): the University" in text
     (line,) = (line for line in text.splitlines() if line.startswith("ser train"))
     assert shlex.split(line)[5] == "is13:a='$(x)'"
+    other = store.add(spec_of(feature="is13", extractor="other", **odd))  # under the same name
+    fill(other, manifest, values_of(manifest, other.spec), "zarr")
+    push(tmp_path / "s", tmp_path / "pub")
+    lines = (tmp_path / "pub/README.md").read_text().split("```")[1].splitlines()[1:]
+    pull, python, train = (shlex.split(line.replace("FOLDER", str(tmp_path / "pub")))[1:] for line in lines)
+    monkeypatch.chdir(tmp_path)
+    assert ser(*pull).exit_code == 0 and train[-1] == manifest.corpus
+    exec(python[1])
     (tmp_path / "pub/README.md").write_text("mine")
     push(tmp_path / "s", tmp_path / "pub")
     assert (tmp_path / "pub/README.md").read_text() == "mine"
@@ -266,8 +304,9 @@ def test_a_url_that_cannot_be_used_is_one_sentence_without_its_password(tmp_path
     sample_store(tmp_path / "s", "zarr", count=2)
     url = "sftp://me:secret@127.0.0.1:9/x"
     assert "secret" not in refused("push", url, "--store", tmp_path / "s")
-    said = redacted("at https://u:p@host/a?X-Sig=1 and hf://datasets/a/b@main")
+    said = redacted("at https://u:p@ss@host/a?X-Sig=1 and hf://datasets/a/b@main")
     assert said == "at https://host/a and hf://datasets/a/b@main"
+    assert push(tmp_path / "s", tmp_path / "what?").startswith(f"{tmp_path / 'what?'}@")  # a path has no signature
     assert "cannot be used" in refused("push", "nosuch://x/y", "--store", tmp_path / "s")
     for words in (["cache", "rollback", "c"], ["features", tmp_path / "nowhere"]):  # before the corpus is looked at
         assert "must be a path" in ser(*words, "--store", "s3://a/b").stderr

@@ -64,19 +64,22 @@ def test_the_same_bytes_as_in_memory(rich: Path, tmp_path: Path, case: str) -> N
     assert run.path.name == streamed.path.name and weights(run) == weights(streamed)
 
 
-def test_statistics_are_the_same_in_small_pieces(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dim", [80, 65])  # of which the last would stand alone in pieces of 32 or 64
+def test_statistics_are_the_same_in_small_pieces(tmp_path: Path, dim: int) -> None:
     manifest = make_manifest()
     store, rng = new_store(tmp_path / "s", manifest), np.random.default_rng(0)
-    rows = [rng.normal(3, 2, (int(rng.integers(1, 60)), 80)).astype(np.float16) for _ in range(len(manifest))]
-    spec = Spec("logmel", "audio", "frame", 80, "float16", "made-up", 1)
+    rows = [rng.normal(3, 2, (int(rng.integers(1, 60)), dim)).astype(np.float32) for _ in range(len(manifest))]
+    spec = Spec("logmel", "audio", "frame", dim, "float32", "made-up", 1)
     store.add(spec).publish(PartRows("tiny", manifest.ids, manifest.inputs("audio"), rows))
-    found = []
+    found, sums, settings = [], [], ("standardise_audio=true",)
     for memory in ("1GB", "0.1MB"):
-        [job, *_] = prepare(
-            Experiment("logmel", "audio", store=store.path, memory=memory, set=("standardise_audio=true",))
-        )
+        [job, *_] = prepare(Experiment("logmel", "audio", store=store.path, memory=memory, set=settings))
         found.append(fit_standardizers(job.data, job.fold, job.plan.settings)["audio"])
+        sums.append(job.data.inputs["audio"].moments(job.fold.train)[3:])
+    wide = job.data.inputs["audio"].take(job.fold.train).values.double()
     assert found[0].mean.equal(found[1].mean) and found[0].std.equal(found[1].std)
+    for total, squares in sums:
+        assert total.equal(wide.sum(0)) and squares.equal((wide * wide).sum(0))
 
 
 CHILD = """

@@ -29,6 +29,8 @@ Cut = Sequence[np.ndarray]  # the utterances of one batch, dialogue by dialogue
 Read = tuple[Cut, Mapping[str, "Inputs"]]
 Hide = Callable[[int], Mapping[str, Tensor]]
 FITS = 0.5  # of a GPU's free memory may be inputs that stay there
+COLUMNS = 32  # so many give the same sums by themselves as among others: torch adds them up side by side
+SUMMED = 64 << 20  # bytes of float64 that are added up at once
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,7 @@ class Inputs:
     def moments(self, utterances: np.ndarray) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
         """Of the utterances' rows: number, least and largest value `[dim]` float32, sum and squares' sum in float64."""
         values = self.take(utterances).values
-        wide = values.double()
-        low, high = values.amin(0).float(), values.amax(0).float()
-        return len(wide), low, high, wide.sum(0), (wide * wide).sum(0)
+        return moments_of(lambda: [values], len(values), self.dim, SUMMED)
 
     def scaled(self, standardize: "Standardizer", corpora: np.ndarray) -> "Inputs":
         """The same standardised, float32; `corpora` are the numbers of the utterances' corpora."""
@@ -125,6 +125,29 @@ class Inputs:
             if pool == "meanstd":
                 vector[self.dim :] = rows.std(axis=0)
         return Inputs(torch.from_numpy(vectors), np.arange(len(self.offsets)))
+
+
+def moments_of(
+    read: Callable[[], Iterable[Tensor]], rows: int, dim: int, room: int
+) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
+    """As `Inputs.moments`, of the rows `[…, dim]` that `read` gives piece by piece.
+
+    So many columns at a time as there is room for, in bytes. The sums are bit by bit those of all columns at once.
+    """
+    width = max(1, room // (8 * rows * COLUMNS)) * COLUMNS
+    found = []
+    for first in range(0, max(1, dim - 1), width):
+        stop = first + width if first + width < dim - 1 else dim  # one column alone is added up in another order
+        wide, at, ends = torch.empty(rows, stop - first, dtype=torch.float64), 0, list[Tensor]()
+        for piece in read():
+            values = piece[:, first:stop]
+            ends += [values.amin(0).float(), values.amax(0).float()]
+            wide[at : at + len(values)] = values
+            at += len(values)
+        low, high = torch.stack(ends).amin(0), torch.stack(ends).amax(0)
+        found.append((low, high, wide.sum(0), wide.mul_(wide).sum(0)))
+    low, high, sums, squares = (torch.cat(columns) for columns in zip(*found, strict=True))
+    return rows, low, high, sums, squares
 
 
 @dataclass
@@ -196,7 +219,7 @@ class Standardizer:
         total, squares, rows = torch.zeros(inputs.dim).double(), torch.zeros(inputs.dim).double(), 0
         low, high = torch.tensor(np.inf), torch.tensor(-np.inf)
         cuts = ([chunk] for chunk in np.array_split(utterances, len(utterances) // 256 + 1))
-        for [chunk], read in inputs.ahead({"": inputs}, cuts, beside=8):  # of float16: values and squares in float64
+        for [chunk], read in inputs.ahead({"": inputs}, cuts, beside=5):  # of float16: a copy, and one in float64
             number, least, most, sums, of_squares = read[""].moments(chunk)
             low, high = torch.minimum(low, least), torch.maximum(high, most)
             total, squares, rows = total + sums, squares + of_squares, rows + number

@@ -23,9 +23,8 @@ from ser.cache.store import Feature
 from ser.errors import WrongUse
 
 from ..models.ragged import Sequences
-from .dataset import FITS, Cut, Dataset, Inputs, Read, Standardizer
+from .dataset import FITS, Cut, Dataset, Inputs, Read, Standardizer, moments_of
 
-COLUMNS = 32  # so many give the same sums by themselves as among others: torch adds them up side by side
 M_MMAP_THRESHOLD = -3  # of malloc.h
 FILLED = 0.9  # of the budget may be held where everything fits
 HELD = 0.4  # else
@@ -161,19 +160,8 @@ class Streamed(Inputs):
     def moments(self, utterances: np.ndarray) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
         """As in memory, bit by bit: so many columns and utterances at a time as there is room for."""
         rows = int(np.diff(self.offsets)[utterances].sum())
-        width = max(1, self.room // (8 * rows * COLUMNS)) * COLUMNS
-        found = []
-        for first in range(0, self.dim, width):
-            wide, at, ends = torch.empty(rows, min(width, self.dim - first), dtype=torch.float64), 0, list[Tensor]()
-            for piece in self._pieces(utterances):
-                values = self.take(piece).values[:, first : first + width]
-                ends += [values.amin(0).float(), values.amax(0).float()]
-                wide[at : at + len(values)] = values
-                at += len(values)
-            low, high = torch.stack(ends).amin(0), torch.stack(ends).amax(0)
-            found.append((low, high, wide.sum(0), wide.mul_(wide).sum(0)))
-        low, high, sums, squares = (torch.cat(columns) for columns in zip(*found, strict=True))
-        return rows, low, high, sums, squares
+        pieces = list(self._pieces(utterances))
+        return moments_of(lambda: (self.take(piece).values for piece in pieces), rows, self.dim, self.room)
 
     def _pieces(self, utterances: np.ndarray) -> Iterator[np.ndarray]:
         """The utterances cut where there is room for no more."""
