@@ -21,8 +21,9 @@ def read_defaults(ser: click.Group, path: Path) -> dict[str, Any]:
     Raises `WrongUse` for a file that is not TOML, an unknown command or option, or a value of another type.
     """
     table: Any = read_toml(path, EXAMPLE)
-    if path.name == "pyproject.toml":
-        table = table.get("tool", {}).get("ser", {})
+    for key in ("tool", "ser") if path.name == "pyproject.toml" else ():
+        if not isinstance(table := table.get(key, {}), dict):
+            raise WrongUse(f"{path}: {key} must be a table; write lines such as `{EXAMPLE}` under [tool.ser]")
     common = {key: value for key, value in table.items() if not isinstance(value, dict)}
     for key in common:
         if key not in ANYWHERE:

@@ -108,7 +108,7 @@ def remove(folders: tuple[Path, ...], dry_run: bool) -> None:
     """
     from ser.train.runs import check
 
-    _remove([check(folder) for folder in folders], dry_run)
+    _remove(list(dict.fromkeys(check(folder) for folder in folders)), dry_run)
 
 
 @runs.command()
@@ -132,7 +132,8 @@ def _remove(found: list[Any], dry_run: bool) -> None:
     from ser.train.runs import size
 
     for run in found:
+        name = os.path.relpath(run.path)  # it may be the working folder
         freed = size(run) if dry_run else remove_run(run)
-        answer(f"{'would remove' if dry_run else 'removed'} {os.path.relpath(run.path)} ({freed / 1e6:.1f} MB)")
+        answer(f"{'would remove' if dry_run else 'removed'} {name} ({freed / 1e6:.1f} MB)")
     if not found:
         answer("nothing to remove")
