@@ -39,6 +39,7 @@ REPAIR = "run `ser cache verify --repair`, then `ser features` again"
 _PIECE = 1 << 20
 # EBADF: over NFS a lock takes the right to write, which another user's file may not give.
 _UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ASIDE = ".removing-"  # begins the names of what is being removed: no writer knows them
 _OURS = re.compile(r"(\.removing-)?[0-9a-f]{16}")  # in `tmp/`; whatever else lies there is somebody's
 _DAY = 24 * 3600
@@ -349,7 +350,7 @@ def _here() -> dict[str, str]:
 
 
 def remove_leftovers(store: Path) -> list[str]:
-    """Remove what killed writers left under `tmp/`; what a live process may hold stays. Returns the removed names.
+    """Remove what killed writers left under `tmp/`, not what a live one may hold, or is not ser's. Returns the names.
 
     Another host's locks may be invisible here: what is not this host's goes when nothing in it has changed for a day.
     """
@@ -359,19 +360,32 @@ def remove_leftovers(store: Path) -> list[str]:
         try:
             if not _OURS.fullmatch(folder.name) or not (folder.name.startswith(_ASIDE) or _abandoned(folder)):
                 continue
-            # First out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed.
-            aside = tmp / f"{_ASIDE}{secrets.token_hex(8)}"
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                os.rename(folder, aside)  # noqa: PTH104
-                if aside.is_dir() and not aside.is_symlink():
-                    shutil.rmtree(aside)
-                else:
-                    aside.unlink()
+            remove_folder(folder, store)
             folder.with_suffix(".lock").unlink(missing_ok=True)
             removed.append(folder.name)
         except OSError as error:
             log.warning("%s: cannot be removed (%s)", folder, error.strerror)
     return removed
+
+
+def remove_folder(folder: Path, store: Path) -> None:
+    """Remove a folder of a store in one step: it is moved aside first, which a full disk allows, then deleted.
+
+    So it is out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed.
+    """
+    aside = store / "tmp" / f"{_ASIDE}{secrets.token_hex(8)}"
+    try:
+        make_folder(aside.parent)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        aside = folder  # there is no room for `tmp/`
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        os.rename(folder, aside)  # noqa: PTH104
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink()
 
 
 def _abandoned(folder: Path) -> bool:
@@ -408,7 +422,7 @@ def explain_disk_errors(doing: str, store: Path, needed: int | None = None) -> I
     except StoreError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             free = shutil.disk_usage(store).free if store.exists() else 0
             # Rounded apart, so that what did not fit never seems to fit.
             up, down = math.ceil((needed or 0) / 1e4) / 100, free // 1e4 / 100

@@ -232,7 +232,7 @@ def _card(there: bytes | None, published: Published, manifests: Sequence[Manifes
     environment.filters["quote"] = shlex.quote
     template = environment.from_string(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
     told = [one.corpus for one in manifests if one.table["text"].null_count < len(one)]
-    return template.render(published=published, manifests=manifests, told=told, url=url).encode()
+    return template.render(published=published, manifests=manifests, told=told, url=url).encode(errors="replace")
 
 
 class _Published(Feature):

@@ -136,7 +136,8 @@ def test_json_that_is_none(tmp_path: Path) -> None:
 def test_a_manifest_that_lies(tmp_path: Path) -> None:
     sample(tmp_path / "s", "zarr")
     folder = tmp_path / "s" / "manifests" / "toy"
-    for content in (b"PAR1 and then nothing", Manifest.from_rows("other", [{"id": "a"}]).content):
+    lies = [("other", {"id": "a"}), ("toy", {"id": "a", "votes": [["ang", None]]}), ("toy", {"id": "a", "votes": [None]})]
+    for content in (b"PAR1 and then nothing", *(Manifest.from_rows(name, [row]).content for name, row in lies)):
         digest = hashlib.sha256(content).hexdigest()
         (folder / f"{digest}.parquet").write_bytes(content)
         (folder / "latest").write_text(f"{digest}\n")

@@ -218,7 +218,7 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
 
 def test_what_is_not_sers_stays_in_tmp(tmp_path: Path) -> None:
     """Also where a stranger's store has a link there; and a lock that is none stops nobody."""
-    store, feature, rows, manifest = sample_store(tmp_path / "s", "zarr", count=1)
+    store, *_ = sample_store(tmp_path / "s", "zarr", count=1)
     (tmp_path / "photos" / "2019").mkdir(parents=True)
     for name, record in (("a" * 16, b"[" * 1000), ("b" * 16, None)):
         (tmp_path / "photos" / name).mkdir()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ser.cache.atomic_io import explain_disk_errors, open_lock, try_lock, workspace
+from ser.cache.atomic_io import explain_disk_errors, open_lock, remove_folder, try_lock
 from ser.errors import WrongUse, unknown
 
 from .run_folder import CONFIG, SHARED, Run
@@ -113,10 +113,10 @@ def remove(run: Run) -> int:
     Raises `WrongUse` for one that is trained just now, `StoreError` if the disk does not let it go.
     """
     freed, runs = size(run), run.path.parent
-    with explain_disk_errors(f"removing {run.path}", runs), workspace(runs / SHARED) as aside:
-        if in_use(run):
-            raise WrongUse(f"{run.path}: is trained just now; stop that process first")
-        os.rename(run.path, aside / run.path.name)  # noqa: PTH104
+    if in_use(run):
+        raise WrongUse(f"{run.path}: is trained just now; stop that process first")
+    with explain_disk_errors(f"removing {run.path}", runs):
+        remove_folder(run.path, runs / SHARED)
     return freed
 
 
