@@ -246,7 +246,7 @@ def write_whole(path: Path, *content: Buffer) -> tuple[int, str]:
     if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
         size = path.write_bytes(whole := b"".join(content))
         return size, hashlib.sha256(whole).hexdigest()
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # unlike `resolve` it takes links in a circle, which are replaced
     if not path.parent.is_dir():
         raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
     begun = path.with_name(f".{secrets.token_hex(8)}.part")

@@ -267,7 +267,7 @@ class Manifest:
                 raise ValueError("a vote is null")
             parent = msgspec.json.decode(metadata[b"parent"], type=Parent) if b"parent" in metadata else None
             manifest = cls(metadata[b"corpus"].decode(), table, metadata[b"synthetic"] == b"true", parent)
-        except (pa.ArrowException, ValueError, KeyError, msgspec.MsgspecError) as error:
+        except (pa.ArrowException, ValueError, KeyError, RecursionError, msgspec.MsgspecError) as error:
             raise CorruptStore(f"{where}: not a manifest of a store; {_AGAIN}") from error
         # Another pyarrow would write other bytes for the same table, and so another digest.
         manifest.__dict__["content"] = content
@@ -329,7 +329,7 @@ def generations(folder: Path) -> list[Generation]:
     """
     found = []
     for line in read_small(folder / LOG).splitlines() if (folder / LOG).exists() else ():
-        with contextlib.suppress(msgspec.MsgspecError):
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             found.append(msgspec.json.decode(line, type=Generation))
     logged = {one.digest for one in found}
     found += [Generation(f.stem, _utc(f.stat().st_mtime)) for f in folder.glob("*.parquet") if f.stem not in logged]

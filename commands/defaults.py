@@ -38,7 +38,8 @@ def _of_group(group: click.Group, common: Mapping[str, Any], tables: Mapping[str
         raise unknown(f"command in {path}", min(strange), group.commands)
     found: dict[str, Any] = {}
     for name, command in group.commands.items():
-        own = tables.get(name, {})
+        if not isinstance(own := tables.get(name, {}), dict):
+            raise WrongUse(f"{path}: {name} must be a table of its options")
         if isinstance(command, click.Group):
             found[name] = _of_group(command, common, own, path)
             continue
