@@ -263,7 +263,7 @@ class Manifest:
             check_version(int(metadata.get(b"format_version", 0)), where, WITH_PARENT)
             # cast() imports pyarrow.compute, a tenth of the time that `ser cache list` takes.
             table = table.replace_schema_metadata(None) if table.schema.equals(SCHEMA) else table.cast(SCHEMA)
-            if (raters := table["votes"].combine_chunks().flatten()).null_count or raters.flatten().null_count:
+            if any(one.values.null_count or one.values.values.null_count for one in table["votes"].chunks):
                 raise ValueError("a vote is null")
             parent = msgspec.json.decode(metadata[b"parent"], type=Parent) if b"parent" in metadata else None
             manifest = cls(metadata[b"corpus"].decode(), table, metadata[b"synthetic"] == b"true", parent)

@@ -219,11 +219,10 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
 def test_what_is_not_sers_stays_in_tmp(tmp_path: Path) -> None:
     """Also where a stranger's store has a link there; and a lock that is none stops nobody."""
     store, *_ = sample_store(tmp_path / "s", "zarr", count=1)
-    (tmp_path / "photos" / "2019").mkdir(parents=True)
-    for name, record in (("a" * 16, b"[" * 1000), ("b" * 16, None)):
-        (tmp_path / "photos" / name).mkdir()
-        lock = tmp_path / "photos" / f"{name}.lock"
-        lock.write_bytes(record) if record else os.mkfifo(lock)
+    for name in ("2019", "a" * 16, "b" * 16):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    (tmp_path / "photos" / f"{'a' * 16}.lock").write_bytes(b"[" * 1000)
+    os.mkfifo(tmp_path / "photos" / f"{'b' * 16}.lock")
     for path in (tmp_path / "photos").glob("*"):
         os.utime(path, (time.time() - 90_000,) * 2)
     (store.path / "tmp").rmdir()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -123,9 +122,6 @@ def test_a_digest_names_what_was_published_and_nothing_else(tmp_path: Path) -> N
     assert ser("cache", "pull", second, "--store", tmp_path / "y").exit_code == 0 and sound(tmp_path / "y")
     next((tmp_path / "y").glob("*/*/parts/*/part.json")).unlink()
     assert "part.json: is missing" in refused("pull", second, "--store", tmp_path / "y")
-    (tmp_path / "pub/published-latest").unlink()
-    os.mkfifo(tmp_path / "pub/published-latest")
-    assert "pipe" in refused("pull", tmp_path / "pub", "--store", tmp_path / "y")
 
 
 def republish(pub: Path, change: Callable[[dict[str, Any]], Any]) -> None:
