@@ -7,6 +7,7 @@ not need is not written.
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
     `models` says where encoder weights lie now, as for `predict`. Raises `WrongUse` if the run is not finished, the
     folder holds something, or `run.py` could not compute a feature.
     """
-    path = Path(folder).resolve()
+    path = Path(os.path.realpath(folder))  # also of a link to itself
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise WrongUse(f"{folder}: is there already and not an empty folder; name another one")
     predictor = Predictor(run, models, "cpu")

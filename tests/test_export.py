@@ -174,6 +174,8 @@ def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
     (tmp_path / "full" / "mine.txt").touch()
     done = ser("export", run.path, tmp_path / "full")
     assert done.exit_code == 2 and "is there already and not an empty folder" in done.stderr
+    (tmp_path / "loop").symlink_to("loop")
+    assert "Not a directory" in ser("export", run.path, tmp_path / "loop").stderr
     copies = {kind: Path(shutil.copytree(run.path, tmp_path / kind / run.name)) for kind in ("open", "altered")}
     (copies["open"] / RESULT).unlink()
     with pytest.raises(WrongUse, match="not finished"):
