@@ -15,6 +15,7 @@ import logging
 import math
 import mmap
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -36,8 +37,11 @@ Checksums = dict[int, int]  # offset in a file → the CRC-32C of what is writte
 
 REPAIR = "run `ser cache verify --repair`, then `ser features` again"
 _PIECE = 1 << 20
-_UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+# EBADF: over NFS a lock takes the right to write, which another user's file may not give.
+_UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ASIDE = ".removing-"  # begins the names of what is being removed: no writer knows them
+_OURS = re.compile(r"(\.removing-)?[0-9a-f]{16}")  # in `tmp/`; whatever else lies there is somebody's
 _DAY = 24 * 3600
 # Zero where the system has none. Of these flags Windows has O_BINARY alone, and changes line ends without it.
 _O_DIRECT, _O_DIRECTORY = getattr(os, "O_DIRECT", 0), getattr(os, "O_DIRECTORY", 0)
@@ -98,10 +102,13 @@ def read_named(path: Path | str, most: int = SMALL) -> bytes:
 def read_toml(path: Path, example: str) -> dict[str, Any]:
     """An option that is a TOML file. Raises `WrongUse` with an `example` of what it holds if it is not one."""
     try:
-        return tomllib.loads(read_named(path).decode("utf-8-sig"))
+        table = tomllib.loads(read_named(path).decode("utf-8-sig"))
+        if "\\u0000" in json.dumps(table, default=str):  # which no path, no name and no pattern can hold
+            raise ValueError("a text in it holds a NUL")
+        return table
     except OSError as error:
         raise WrongUse(f"{path}: cannot be read ({error.strerror}); write lines such as `{example}` to it") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise WrongUse(f"{path}: not a TOML file ({error}); write lines such as `{example}`") from None
 
 
@@ -239,7 +246,7 @@ def write_whole(path: Path, *content: Buffer) -> tuple[int, str]:
     if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
         size = path.write_bytes(whole := b"".join(content))
         return size, hashlib.sha256(whole).hexdigest()
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # unlike `resolve` it takes links in a circle, which are replaced
     if not path.parent.is_dir():
         raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
     begun = path.with_name(f".{secrets.token_hex(8)}.part")
@@ -276,7 +283,7 @@ def workspace(store: Path) -> Iterator[Path]:
 
 def _new_lock(path: Path) -> int | None:
     """A lock file, held and with its owner's record. None if another process holds or has unlinked it meanwhile."""
-    descriptor, held = _open_lock(path, os.O_CREAT | os.O_EXCL), False
+    descriptor, held = open_lock(path, os.O_CREAT | os.O_EXCL), False
     try:
         if try_lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
             os.write(descriptor, json.dumps({**_here(), "pid": os.getpid()}).encode())
@@ -288,7 +295,7 @@ def _new_lock(path: Path) -> int | None:
     return descriptor if held else None
 
 
-def _open_lock(path: Path, flags: int) -> int:
+def open_lock(path: Path, flags: int = 0) -> int:
     """A descriptor of a lock file. Who may write into its folder may lock it, whatever the umask of who made it."""
     try:
         descriptor = os.open(path, os.O_RDWR | flags | PLAIN, 0o666)
@@ -320,7 +327,7 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
 
     A second process waits for the first, and says what it is `waiting` for, if anything.
     """
-    descriptor = _open_lock(path, os.O_CREAT)
+    descriptor = open_lock(path, os.O_CREAT)
     try:
         if (held := try_lock(descriptor)) is None and waiting:
             fault = "%s: its file system has no locks; let no two processes train the same run at once"
@@ -343,7 +350,7 @@ def _here() -> dict[str, str]:
 
 
 def remove_leftovers(store: Path) -> list[str]:
-    """Remove what killed writers left under `tmp/`; what a live process may hold stays. Returns the removed names.
+    """Remove what killed writers left under `tmp/`, not what a live one may hold, or is not ser's. Returns the names.
 
     Another host's locks may be invisible here: what is not this host's goes when nothing in it has changed for a day.
     """
@@ -351,21 +358,34 @@ def remove_leftovers(store: Path) -> list[str]:
     removed = []
     for folder in sorted({entry.with_suffix("") for entry in tmp.iterdir()}) if tmp.is_dir() else ():
         try:
-            if not folder.name.startswith(_ASIDE) and not _abandoned(folder):
+            if not _OURS.fullmatch(folder.name) or not (folder.name.startswith(_ASIDE) or _abandoned(folder)):
                 continue
-            # First out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed.
-            aside = tmp / f"{_ASIDE}{secrets.token_hex(8)}"
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                os.rename(folder, aside)  # noqa: PTH104
-                if aside.is_dir() and not aside.is_symlink():
-                    shutil.rmtree(aside)
-                else:
-                    aside.unlink()
+            remove_folder(folder, store)
             folder.with_suffix(".lock").unlink(missing_ok=True)
             removed.append(folder.name)
         except OSError as error:
             log.warning("%s: cannot be removed (%s)", folder, error.strerror)
     return removed
+
+
+def remove_folder(folder: Path, store: Path) -> None:
+    """Remove a folder of a store in one step: it is moved aside first, which a full disk allows, then deleted.
+
+    So it is out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed.
+    """
+    aside = store / "tmp" / f"{_ASIDE}{secrets.token_hex(8)}"
+    try:
+        make_folder(aside.parent)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        aside = folder  # there is no room for `tmp/`
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        os.rename(folder, aside)  # noqa: PTH104
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink()
 
 
 def _abandoned(folder: Path) -> bool:
@@ -375,7 +395,10 @@ def _abandoned(folder: Path) -> bool:
     """
     path, free = folder.with_suffix(".lock"), None
     owner: Any = None
-    with contextlib.suppress(FileNotFoundError, ValueError), os.fdopen(_open_lock(path, 0), "rb") as lock:
+    with (
+        contextlib.suppress(FileNotFoundError, ValueError, TypeError, RecursionError),  # of a record that is none
+        os.fdopen(open_lock(path), "rb") as lock,
+    ):
         free = try_lock(lock.fileno())
         owner = json.loads(lock.read(1000))
     if free is False:
@@ -399,7 +422,7 @@ def explain_disk_errors(doing: str, store: Path, needed: int | None = None) -> I
     except StoreError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             free = shutil.disk_usage(store).free if store.exists() else 0
             # Rounded apart, so that what did not fit never seems to fit.
             up, down = math.ceil((needed or 0) / 1e4) / 100, free // 1e4 / 100

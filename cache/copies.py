@@ -56,7 +56,7 @@ class Push:
         with_text: bool = False,
         replace: bool = False,
     ) -> None:
-        if len(split_digest(url)[1] or "") == 64:
+        if split_digest(url)[1]:
             raise WrongUse("a push makes a root digest of its own; leave out what follows the @")
         if not url:
             raise WrongUse("name the URL or folder to publish at")
@@ -232,7 +232,7 @@ def _card(there: bytes | None, published: Published, manifests: Sequence[Manifes
     environment.filters["quote"] = shlex.quote
     template = environment.from_string(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
     told = [one.corpus for one in manifests if one.table["text"].null_count < len(one)]
-    return template.render(published=published, manifests=manifests, told=told, url=url).encode()
+    return template.render(published=published, manifests=manifests, told=told, url=url).encode(errors="replace")
 
 
 class _Published(Feature):
@@ -287,10 +287,11 @@ class Pull:
         self._specs = {folder: there.features[folder] for folder in there.named(features, self.remote.shown)}
         parts = {path: part for folder in self._specs for path, part in there.parts_of(folder).items()}
         parts = {path: part for path, part in parts.items() if part.corpus in _whose_rows(self._manifests)}
-        here = {path for path in parts if (self._path / path / "part.json").exists()}
+        here = {path for path in parts if (self._path / path).exists()}
         self.parts = {path: part for path, part in parts.items() if path not in here}
         self.there, self.bytes = len(here), sum(part.bytes for part in self.parts.values())
-        own = {one: file_record(read_small(path / one / "part.json")) for one in sorted(here)}
+        opened = [Part.open(path / one, one.split("/")[1]) for one in sorted(here)]  # which lacks no file
+        own = {str(one.folder.relative_to(path)): file_record(read_small(one.folder / "part.json")) for one in opened}
         others = [one for one, record in own.items() if record != parts[one].record]
         if others and split_digest(url)[1]:
             fault = f"{len(others)} parts, such as {others[0]}, are not those of {self.remote.shown}@{self.digest}"

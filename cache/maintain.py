@@ -4,7 +4,6 @@ What is removed is moved aside first, in one step, then deleted; a reader in fli
 """
 
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
-from .atomic_io import explain_disk_errors, sync_folder, workspace
+from .atomic_io import explain_disk_errors, remove_folder, sync_folder
 from .feature import Feature
 from .manifest import Key, Manifest
 from .part import Part, PartRows, Quarantine
@@ -137,11 +136,9 @@ class Removed:
 
 
 def _drop(store: Store, folder: Path) -> None:
-    """Move a folder out of the store, then delete it. One that is not there any more is fine."""
-    with workspace(store.path) as aside:
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(folder, aside / folder.name)  # noqa: PTH104
-        sync_folder(folder.parent)
+    """Remove a folder of the store, durably. One that is not there any more is fine."""
+    remove_folder(folder, store.path)
+    sync_folder(folder.parent)
 
 
 def only_feature(store: Store, name: str) -> Path:

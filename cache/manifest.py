@@ -262,9 +262,11 @@ class Manifest:
             check_version(int(metadata.get(b"format_version", 0)), where, WITH_PARENT)
             # cast() imports pyarrow.compute, a tenth of the time that `ser cache list` takes.
             table = table.replace_schema_metadata(None) if table.schema.equals(SCHEMA) else table.cast(SCHEMA)
+            if any(one.values.null_count or one.values.values.null_count for one in table["votes"].chunks):
+                raise ValueError("a vote is null")
             parent = msgspec.json.decode(metadata[b"parent"], type=Parent) if b"parent" in metadata else None
             manifest = cls(metadata[b"corpus"].decode(), table, metadata[b"synthetic"] == b"true", parent)
-        except (pa.ArrowException, ValueError, KeyError, msgspec.MsgspecError) as error:
+        except (pa.ArrowException, ValueError, KeyError, RecursionError, msgspec.MsgspecError) as error:
             raise CorruptStore(f"{where}: not a manifest of a store; {_AGAIN}") from error
         # Another pyarrow would write other bytes for the same table, and so another digest.
         manifest.__dict__["content"] = content
@@ -326,7 +328,7 @@ def generations(folder: Path) -> list[Generation]:
     """
     found = []
     for line in read_small(folder / LOG).splitlines() if (folder / LOG).exists() else ():
-        with contextlib.suppress(msgspec.MsgspecError):
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             found.append(msgspec.json.decode(line, type=Generation))
     logged = {one.digest for one in found}
     found += [Generation(f.stem, _utc(f.stat().st_mtime)) for f in folder.glob("*.parquet") if f.stem not in logged]

@@ -5,6 +5,7 @@ What comes from there is somebody else's: names, sizes and digests are checked b
 
 import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import msgspec
 
 from ser.errors import DISTRIBUTION, CorruptStore, SerError, StoreError, WrongUse, unknown
 
-from .atomic_io import SMALL, make_folder, write_whole
+from .atomic_io import SMALL, make_folder, open_named, write_whole
 from .blocks import Count
 from .manifest import NAME
 from .part import FileRecord
@@ -209,11 +210,19 @@ class Remote:
         with ThreadPoolExecutor(self._threads) as pool:
             return list(pool.map(work, items))
 
+    def _begin_of(self, path: str, most: int) -> bytes:
+        """The first bytes of a file, which must be a plain one where it is this machine's."""
+        place = f"{self._root}/{path}"
+        if not self._local:
+            return bytes(self._fs.cat_file(place, start=0, end=most))
+        with os.fdopen(open_named(place), "rb") as file:
+            return file.read(most)
+
     def read(self, path: str, most: int = SMALL) -> bytes | None:
         """A file, or None if there is none. Raises `CorruptStore` for one that has that many bytes."""
         with explained(self.where(path)):
             try:
-                content: bytes = self._fs.cat_file(f"{self._root}/{path}", end=most)
+                content = self._begin_of(path, most)
             except FileNotFoundError:
                 return None
         if len(content) >= most:
@@ -227,8 +236,7 @@ class Remote:
         """
         with explained(self.where(path)):
             for _ in range(_TRIES):
-                end = min(known.bytes, _LARGEST)
-                content: bytes = self._fs.cat_file(f"{self._root}/{path}", start=0, end=end)
+                content = self._begin_of(path, min(known.bytes, _LARGEST))
                 if file_record(content) == known:
                     return content
             raise CorruptStore(f"{self.where(path)}: altered or cut short, its sha256 is not what was published")

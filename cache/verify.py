@@ -146,10 +146,11 @@ def _checked(store: Store, path: Path, check: Check, repair: bool) -> Checked:
 def _repair(store: Store, path: Path) -> str | None:
     """Move a bad part to `<store>/bad/<feature>/<fingerprint>/<part>-<n>`, or make a feature's folder for parts again.
 
-    A bad spec is written again by `ser features`. Nothing is touched where there is none: that folder is somebody's.
+    A bad spec is written again by `ser features`. Nothing is touched where there is none, or where
+    `bad/` is a link: that folder is somebody's.
     """
     feature = path.parent if path.name == "spec.json" else path.parent.parent
-    if not (feature / "spec.json").exists():
+    if not (feature / "spec.json").exists() or (store.path / BAD).is_symlink():
         return None
     with explain_disk_errors("repairing it", store.path):
         if path.name == "spec.json":

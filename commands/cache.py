@@ -336,6 +336,6 @@ def remove(name: str | None, superseded: bool, dry_run: bool, yes: bool, store: 
         removed.append(one)
         if one.problem or dry_run:
             what = f"left alone ({one.problem})" if one.problem else f"{one.rows} rows, {one.bytes / 1e6:.1f} MB"
-            click.echo(f"{one.path}: {what}", err=one.problem is not None)
+            say(f"{one.path}: {what}", err=one.problem is not None)
     done = "would remove" if dry_run else "removed"
     answer(f"{done} {sum(r.rows for r in removed)} rows, {sum(r.bytes for r in removed) / 1e6:.1f} MB")

@@ -21,8 +21,9 @@ def read_defaults(ser: click.Group, path: Path) -> dict[str, Any]:
     Raises `WrongUse` for a file that is not TOML, an unknown command or option, or a value of another type.
     """
     table: Any = read_toml(path, EXAMPLE)
-    if path.name == "pyproject.toml":
-        table = table.get("tool", {}).get("ser", {})
+    for key in ("tool", "ser") if path.name == "pyproject.toml" else ():
+        if not isinstance(table := table.get(key, {}), dict):
+            raise WrongUse(f"{path}: {key} must be a table; write lines such as `{EXAMPLE}` under [tool.ser]")
     common = {key: value for key, value in table.items() if not isinstance(value, dict)}
     for key in common:
         if key not in ANYWHERE:
@@ -37,7 +38,8 @@ def _of_group(group: click.Group, common: Mapping[str, Any], tables: Mapping[str
         raise unknown(f"command in {path}", min(strange), group.commands)
     found: dict[str, Any] = {}
     for name, command in group.commands.items():
-        own = tables.get(name, {})
+        if not isinstance(own := tables.get(name, {}), dict):
+            raise WrongUse(f"{path}: {name} must be a table of its options")
         if isinstance(command, click.Group):
             found[name] = _of_group(command, common, own, path)
             continue

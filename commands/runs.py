@@ -113,7 +113,7 @@ def remove(folders: tuple[Path, ...], where: tuple[str, ...], dry_run: bool) -> 
     from ser.train.runs import check, select
 
     named = [run.path for run in select(find_runs(*folders), where)] if where else folders
-    _remove([check(folder) for folder in named], dry_run)
+    _remove(list(dict.fromkeys(check(folder) for folder in named)), dry_run)
 
 
 @runs.command()
@@ -137,7 +137,8 @@ def _remove(found: list[Any], dry_run: bool) -> None:
     from ser.train.runs import size
 
     for run in found:
+        name = os.path.relpath(run.path)  # it may be the working folder
         freed = size(run) if dry_run else remove_run(run)
-        answer(f"{'would remove' if dry_run else 'removed'} {os.path.relpath(run.path)} ({freed / 1e6:.1f} MB)")
+        answer(f"{'would remove' if dry_run else 'removed'} {name} ({freed / 1e6:.1f} MB)")
     if not found:
         answer("nothing to remove")

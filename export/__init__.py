@@ -7,6 +7,7 @@ not need is not written.
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from typing import Any
 from safetensors.torch import save
 
 from ser.cache.atomic_io import explain_disk_errors, make_folder, move_into_place, write_folder
+from ser.cache.remote import file_record
 from ser.cache.transfer import file_digest
 from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.audio import decode
@@ -48,7 +50,7 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
     `models` says where encoder weights lie now, as for `predict`. Raises `WrongUse` if the run is not finished, the
     folder holds something, or `run.py` could not compute a feature.
     """
-    path = Path(folder).resolve()
+    path = Path(os.path.realpath(folder))  # also of a link to itself
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise WrongUse(f"{folder}: is there already and not an empty folder; name another one")
     predictor = Predictor(run, models, "cpu")
@@ -63,8 +65,11 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
     build: Any = fusion.tune if about["encoder"] else fusion.build
     root = build.func if isinstance(build, partial) else build
     used = [superb.LayerSums] * bool(about["sums"]) + [encoder.untrained] * bool(about["encoder"])
+    files = {"config.json": [json.dumps(about, indent=1, ensure_ascii=False).encode() + b"\n"]}
+    files["model.safetensors"] = [save(tensors)]
     given = {
         "about": about,
+        "sealed": {name: file_record(content).sha256 for name, [content] in files.items()},
         "functions": functions,
         "extractors": {one["extractor"] for one in functions},
         "config": predictor.run.config,
@@ -79,10 +84,8 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
         "keywords": getattr(build, "keywords", {}),
     }
     scripts = ["model.py", "run.py", "to_onnx.py", *(["audio.py"] if "audio" in about["columns"] else [])]
-    files = {name: [_written(name, given)] for name in scripts}
+    files |= {name: [_written(name, given)] for name in scripts}
     files["plain_layers.py"] = [Path(plain_layers.__file__).read_bytes()]
-    files["config.json"] = [json.dumps(about, indent=1, ensure_ascii=False).encode() + b"\n"]
-    files["model.safetensors"] = [save(tensors)]
     files["requirements.txt"] = ["".join(f"{p}=={version(p).split('+')[0]}\n" for p in sorted(packages)).encode()]
     make_folder(path.parent)
     with (

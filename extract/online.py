@@ -24,8 +24,9 @@ def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> Resolv
             f"{spec.name} was imported from {spec.provenance.get('file', 'a file')}, and cannot be computed for new "
             "speech; train on a feature that `ser features` extracts"
         )
-    folder = spec.provenance.get("folder")  # where extraction found the weights, if not under an id of the Hub
-    source = (models or {}).get(spec.feature) or folder or spec.provenance.get("model")
+    # Where extraction found the weights, if not under an id of the Hub; a stranger's may say anything.
+    folder, model = (str(spec.provenance.get(key) or "") for key in ("folder", "model"))
+    source = (models or {}).get(spec.feature) or folder or model
     if source and source == folder and not Path(folder).is_dir():
         raise WrongUse(
             f"the weights of {spec.feature} were in {folder}, which is not there any more; "
@@ -36,7 +37,7 @@ def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> Resolv
     if spec.checkpoint.get("digest") != wanted.spec.checkpoint.get("digest"):
         theirs, ours = (str(one.checkpoint.get("digest"))[:12] for one in (spec, wanted.spec))
         raise WrongUse(
-            f"{source}: is not the checkpoint that {spec.name} was trained on ({spec.provenance.get('model')}, digest "
+            f"{source}: is not the checkpoint that {spec.name} was trained on ({model}, digest "
             f"{theirs}…; here {ours}…); point at that one with --model {spec.feature}=PATH"
         )
     if wanted.spec.fingerprint != spec.fingerprint:

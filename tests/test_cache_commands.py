@@ -69,6 +69,8 @@ def test_a_table_does_not_take_the_place_of_a_corpus(tmp_path: Path) -> None:
     assert store.manifest().digest == manifest.digest, "an import that fails changes nothing"
     (tmp_path / "t.csv").write_text("\n".join(["id", *manifest.ids]))
     assert "10 rows of 10" in told(*command, *table) and store.manifest().digest != manifest.digest
+    with (tmp_path / "s" / "manifests" / "toy" / "log.jsonl").open("ab") as log:
+        log.write(b"\xff\n" + b"[" * 5000 + b"\n")
     listed = told("cache", "rollback", "toy", "--list", "--store", tmp_path / "s")
     assert listed.index(manifest.digest) < listed.index(store.manifest().digest) and "cache import" in listed
     assert "10 utterances" in told("cache", "rollback", "toy", manifest.digest[:8], "--store", tmp_path / "s")

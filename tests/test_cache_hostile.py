@@ -136,7 +136,9 @@ def test_json_that_is_none(tmp_path: Path) -> None:
 def test_a_manifest_that_lies(tmp_path: Path) -> None:
     sample(tmp_path / "s", "zarr")
     folder = tmp_path / "s" / "manifests" / "toy"
-    for content in (b"PAR1 and then nothing", Manifest.from_rows("other", [{"id": "a"}]).content):
+    lies = [("other", None), ("toy", [["ang", None]]), ("toy", [None])]  # corpus and votes
+    made = (Manifest.from_rows(name, [{"id": "a", "votes": votes}]).content for name, votes in lies)
+    for content in (b"PAR1 and then nothing", *made):
         digest = hashlib.sha256(content).hexdigest()
         (folder / f"{digest}.parquet").write_bytes(content)
         (folder / "latest").write_text(f"{digest}\n")

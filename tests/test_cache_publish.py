@@ -207,13 +207,23 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
         )
         gone = subprocess.run([sys.executable, "-c", code, str(store.path)])
         assert gone.returncode == 9 and len(list((store.path / "tmp").iterdir())) == 4
-        for age, name in enumerate(("new", "old")):  # of nobody, or of a ser that recorded no owner
+        for age, name in enumerate(("e" * 16, "d" * 16)):  # of nobody, or of a ser that recorded no owner
             (store.path / "tmp" / name).mkdir()
             for path in (store.path / "tmp" / name, store.path / "tmp" / f"{name}.lock"):
                 path.touch()
                 os.utime(path, (time.time() - age * 90_000,) * 2)
         assert len(store.remove_leftovers()) == 2 and (mine / "work").exists()
-    assert {path.name for path in (store.path / "tmp").iterdir()} == {"new", "new.lock"}
+    assert {path.name for path in (store.path / "tmp").iterdir()} == {"e" * 16, f"{'e' * 16}.lock"}
+    shutil.rmtree(store.path / "tmp")  # a stranger's store, with a link to what is not ser's
+    (store.path / "tmp").symlink_to(tmp_path / "photos")
+    for name in ("2019", "a" * 16, "b" * 16):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    (tmp_path / "photos" / f"{'a' * 16}.lock").write_bytes(b"[" * 1000)
+    os.mkfifo(tmp_path / "photos" / f"{'b' * 16}.lock")
+    for path in (tmp_path / "photos").glob("*"):
+        os.utime(path, (time.time() - 90_000,) * 2)
+    assert len(store.remove_leftovers()) == 2
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["2019"]
 
 
 # What a process on a host of its own sees of others' locks: nothing. It takes its time to delete and to rename.

@@ -79,6 +79,9 @@ def test_repair_moves_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
     assert all(any(name in str(found[path].problem) for name in names[1:4]) for path in bad)
     assert parts[1].exists()
     kept = {path.name for path in parts[3].iterdir()}
+    (store.path / "bad").symlink_to(tmp_path)
+    assert not any(checked.repaired for checked in verify(store, repair=True))
+    (store.path / "bad").unlink()
     repaired = [str(checked.repaired) for checked in verify(store, repair=True) if checked.repaired]
     assert repaired == [f"moved to bad/frames/{feature.fingerprint}/{name}-1" for name in names[1:4]]
     assert {path.name for path in (store.path / repaired[2].removeprefix("moved to ")).iterdir()} == kept

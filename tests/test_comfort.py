@@ -1,5 +1,6 @@
 """What makes the command line pleasant: defaults in a file, completion, the list of runs, the demo in one command."""
 
+import errno
 import json
 import os
 import shlex
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import venv
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
@@ -54,15 +56,21 @@ def test_defaults_come_from_a_file_and_the_command_line_goes_before_them(file: s
         ("[train]\nset = 1", "set must be a list"),
         ("[train]\nallow-missing = 1", "true or false"),
         ("train = ", "not a TOML file"),
+        ('store = "a\\u0000b"', "not a TOML file (a text in it holds a NUL)"),
+        ("[train]\nepochs = 1" + "0" * 5000, "not a TOML file"),
+        ("[cache]\nlist = true", "list must be a table"),
+        ("tool = 5", "tool must be a table"),
+        ("tool.ser = []", "ser must be a table"),
     ],
 )
 def test_a_wrong_file_of_defaults_is_told_in_one_sentence(
     text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("ser.toml").write_text(text)
+    file = "pyproject.toml" if text.startswith("tool") else "ser.toml"
+    Path(file).write_text(text)
     done = ser("train", "--dry-run")
-    assert done.exit_code == 2 and said in done.stderr and "ser.toml" in done.stderr
+    assert done.exit_code == 2 and said in done.stderr and file in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -87,7 +95,7 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
     assert max(map(len, told)) <= 80 and sum(line.startswith("fusion ") for line in told) == 1
 
 
-def test_only_runs_are_removed_and_none_that_is_trained(here: Path) -> None:
+def test_only_runs_are_removed_and_none_that_is_trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ser.cache.atomic_io import locked
 
     finished, unfinished = find_runs("runs")
@@ -99,11 +107,20 @@ def test_only_runs_are_removed_and_none_that_is_trained(here: Path) -> None:
         assert "nothing to remove" in ser("runs", "prune", "--days", "0").stdout
         assert "is trained just now" in ser("runs", "remove", f"runs/{unfinished.name}").stderr
     assert unfinished.name in ser("runs", "prune", "--days", "0", "--dry-run").stdout and unfinished.path.exists()
+    (unfinished.path / "lock").unlink()
+    os.mkfifo(unfinished.path / "lock")  # nobody waits for it
+    (unfinished.path / ".0.part").symlink_to("gone")  # as a file is that a training has just put in its place
+    assert len(json.loads(ser("runs", "list", "--json").stdout)) == 2
     ser("runs", "prune", "--days", "0")
-    assert not unfinished.path.exists() and finished.path.exists()
+    assert not unfinished.path.exists() and not list((here / "runs" / ".tmp" / "tmp").iterdir())
     assert "nothing to remove" in ser("runs", "remove", "runs", "--where", "fusion=other").stdout
-    ser("runs", "remove", "runs", "--where", f"fusion={finished.config['fusion']}")
-    assert not finished.path.exists() and not list((here / "runs" / ".tmp" / "tmp").iterdir())
+    mine = f"fusion={finished.config['fusion']}"
+    assert finished.name in ser("runs", "remove", "runs", "--where", mine, "--dry-run").stdout
+    shutil.rmtree(here / "runs" / ".tmp")
+    os.chdir(finished.path)
+    monkeypatch.setattr(Path, "mkdir", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    assert ser("runs", "remove", ".", f"../{finished.name}").stdout.startswith("removed . (")
+    assert not finished.path.exists()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

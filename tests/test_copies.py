@@ -97,8 +97,9 @@ def test_a_digest_names_what_was_published_and_nothing_else(tmp_path: Path) -> N
     assert ser("cache", "pull", first, "--store", tmp_path / "old").exit_code == 0
     assert [one.spec.name for one in sound(tmp_path / "old").features()] == ["frames"]
     assert "is missing" in refused("pull", f"{tmp_path / 'pub'}@{'0' * 64}", "--store", tmp_path / "x")
-    for place in ("pub", "nowhere"):
-        assert "begins with 0000" in refused("pull", f"{tmp_path / place}@0000", "--store", tmp_path / "x")
+    for place in (tmp_path / "pub", tmp_path / "nowhere"):
+        assert "begins with 0000" in refused("pull", f"{place}@0000", "--store", tmp_path / "x")
+    assert "leave out what follows the @" in refused("push", f"{tmp_path / 'pub'}@0000", "--store", tmp_path / "s")
     (record,) = (tmp_path / "pub").glob(f"published-{second[-64:]}.json")
     record.write_bytes(record.read_bytes() + b" ")
     assert "not what its digest names" in refused("pull", second, "--store", tmp_path / "x")
@@ -120,6 +121,8 @@ def test_a_digest_names_what_was_published_and_nothing_else(tmp_path: Path) -> N
     assert ser("cache", "pull", short, "--store", tmp_path / "x").stdout.startswith(first)
     assert sound(tmp_path / "x")["frames"].complete(manifest_of(10))
     assert ser("cache", "pull", second, "--store", tmp_path / "y").exit_code == 0 and sound(tmp_path / "y")
+    next((tmp_path / "y").glob("*/*/parts/*/part.json")).unlink()
+    assert "part.json: is missing" in refused("pull", second, "--store", tmp_path / "y")
 
 
 def republish(pub: Path, change: Callable[[dict[str, Any]], Any]) -> None:

@@ -159,6 +159,13 @@ def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_p
     (found, _), (_, refused), _ = without_ser(calls)
     assert np.abs(told(found) - [*one.probabilities.values()]).max() < 1e-6
     assert "utterance 1: its audio gives no rows, or values that cannot be; it may be too short" in refused
+    for name, old in (("config.json", b"1"), ("model.safetensors", b"\0")):
+        file = tmp_path / "out" / name
+        kept = file.read_bytes()
+        file.write_bytes(kept[: (at := kept.rindex(old))] + b"2" + kept[at + 1 :])
+        _, [refused], _ = without_ser(calls[:1])
+        assert f"{name} was altered or cut short; export the run again" in refused
+        file.write_bytes(kept)
 
 
 def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
@@ -167,6 +174,8 @@ def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
     (tmp_path / "full" / "mine.txt").touch()
     done = ser("export", run.path, tmp_path / "full")
     assert done.exit_code == 2 and "is there already and not an empty folder" in done.stderr
+    (tmp_path / "loop").symlink_to("loop")
+    assert "Not a directory" in ser("export", run.path, tmp_path / "loop").stderr
     copies = {kind: Path(shutil.copytree(run.path, tmp_path / kind / run.name)) for kind in ("open", "altered")}
     (copies["open"] / RESULT).unlink()
     with pytest.raises(WrongUse, match="not finished"):

@@ -4,10 +4,11 @@ import json
 from itertools import product
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from ser.errors import CorruptStore, WrongUse
+from ser.errors import CorruptStore, StoreError, WrongUse
 from ser.train.recipe import Recipe, read_recipe
 from ser.train.report.cells import group_runs
 from ser.train.report.sections import make_page
@@ -84,9 +85,16 @@ def test_each_fold_counts_with_its_best_candidate(store: Path, tmp_path: Path) -
     again = written(tmp_path, store, out="whole")
     list(run_sweep(plan_sweep(again)))
     assert best(again, tmp_path / "whole") == expected, "killed, in shards or at once: the same are chosen"
-    next((tmp_path / "runs").glob("search-*.json")).write_text("[]")
-    with pytest.raises(CorruptStore, match="is not the record of a search"):
-        find_records(tmp_path / "runs")
+    kept = find_records(tmp_path / "runs")[0]
+    file = tmp_path / "runs" / kept.name
+    for text in (b"[]", msgspec.json.encode(msgspec.structs.replace(kept, candidates=kept.candidates[1:]))):
+        file.write_bytes(text)
+        with pytest.raises(CorruptStore, match="is not the record of a search"):
+            find_records(tmp_path / "runs")
+    file.rename(tmp_path / "victim")
+    file.symlink_to(tmp_path / "victim")
+    with pytest.raises(StoreError, match="no record is written through one"):
+        kept.write(tmp_path / "runs")
 
 
 def test_candidates_are_a_grid_or_the_same_draws_each_time(store: Path, tmp_path: Path) -> None:
@@ -112,6 +120,7 @@ def test_candidates_are_a_grid_or_the_same_draws_each_time(store: Path, tmp_path
         ("[search]\ndraws = 2\n", {"lr": "{ from = 0, to = 1, log = true }"}, "with log from above 0"),
         ("[search]\ndraws = 2\n", {"lr": "{ from = -1, to = 1.0, log = true }"}, "with log from above 0"),
         ("[search]\ndraws = 2\n", {"lr": "{ from = 1, to = inf }"}, "from a number to a larger one"),
+        ("[search]\ndraws = 2\n", {"lr": f"{{ from = 1, to = {10**400} }}"}, "from a number to a larger one"),
         ("[search]\ndraws = 7\n", {"lr": "[1, 2, 3]"}, "draws 7 candidates, and there are not so many"),
         ("[search]\nat_most = 5\n", {}, "the search has 6 runs; if they are meant, write `at_most = 6`"),
         ("[search]\nat_most = 23\n", {}, "the search has 24 runs"),

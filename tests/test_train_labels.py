@@ -91,9 +91,10 @@ def test_policies_that_are_wrong(tmp_path: Path, text: str | None, says: str) ->
 
 
 def test_a_corpus_with_other_labels_says_which() -> None:
-    rows = [{"id": f"u{i}", "label": label} for i, label in enumerate(["bor", "dis", "bor"])]
-    with pytest.raises(WrongUse, match=r"bor \(2\), dis \(1\)"):
-        apply_policy(get_policy("4class"), Manifest.from_rows("other", rows))
+    for name, labels, says in (("4class", ["bor", "dis", "bor"], r"bor \(2\), dis \(1\)"), ("all", [None], "none")):
+        rows = [{"id": f"u{i}", "label": label} for i, label in enumerate(labels)]
+        with pytest.raises(WrongUse, match=says):
+            apply_policy(get_policy(name, labels), Manifest.from_rows("other", rows))
     assert get_policy("all", ["Calm", "bor", "xxx", "X", "", None, "Fear"]).classes == ("bor", "calm", "fea")
 
 

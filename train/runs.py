@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ser.cache.atomic_io import explain_disk_errors, try_lock, workspace
+from ser.cache.atomic_io import explain_disk_errors, open_lock, remove_folder, try_lock
 from ser.errors import WrongUse, unknown
 
 from .run_folder import CONFIG, SHARED, Run
@@ -70,12 +71,19 @@ def facts(run: Run) -> dict[str, Any]:
 
 def changed(run: Run) -> float:
     """When anything in the folder changed last, in seconds since 1970."""
-    return max(path.stat().st_mtime for path in (run.path, *run.path.iterdir()))
+    return max((one.st_mtime for one in _stats(run)), default=time.time())
 
 
 def size(run: Run) -> int:
     """Bytes of the folder."""
-    return sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(one.st_size for one in _stats(run) if stat.S_ISREG(one.st_mode))
+
+
+def _stats(run: Run) -> Iterator[os.stat_result]:
+    """Of the folder and all in it, links as such; what a process that trains it has just replaced is left out."""
+    for path in (run.path, *run.path.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            yield path.lstat()
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -95,7 +103,7 @@ def unfinished(runs: Sequence[Run], days: float) -> Iterator[Run]:
 
 def in_use(run: Run) -> bool:
     """Whether a process of this machine trains it just now."""
-    with contextlib.suppress(FileNotFoundError), (run.path / "lock").open("rb") as lock:
+    with contextlib.suppress(FileNotFoundError), os.fdopen(open_lock(run.path / "lock"), "rb") as lock:
         return try_lock(lock.fileno()) is False
     return False
 
@@ -105,11 +113,11 @@ def remove(run: Run) -> int:
 
     Raises `WrongUse` for one that is trained just now, `StoreError` if the disk does not let it go.
     """
+    freed, runs = size(run), run.path.parent
     if in_use(run):
         raise WrongUse(f"{run.path}: is trained just now; stop that process first")
-    freed, runs = size(run), run.path.parent
-    with explain_disk_errors(f"removing {run.path}", runs), workspace(runs / SHARED) as aside:
-        os.rename(run.path, aside / run.path.name)  # noqa: PTH104
+    with explain_disk_errors(f"removing {run.path}", runs):
+        remove_folder(run.path, runs / SHARED)
     return freed
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from ser.cache.atomic_io import make_folder, read_small, write_whole
-from ser.errors import CorruptStore, WrongUse
+from ser.errors import CorruptStore, StoreError, WrongUse
 
 from .options import assignments
 from .run_folder import Run, Scalar, run_name
@@ -33,7 +33,7 @@ class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"lo
     log: bool = False
 
     def __post_init__(self) -> None:
-        if not -math.inf < self.low < self.high < math.inf or (self.log and self.low <= 0):
+        if not -1e300 <= self.low < self.high <= 1e300 or (self.log and self.low <= 0):
             raise ValueError("a range goes from a number to a larger one, and with log from above 0")
 
     def at(self, share: float) -> Scalar:
@@ -111,10 +111,17 @@ class Record(msgspec.Struct, frozen=True):
     over: list[str]
     candidates: list[str]  # their `cell_name`
 
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"search-{run_name({'candidates': self.candidates})}.json"
+
     def write(self, out: Path) -> None:
-        """Write it into the folder of the runs."""
+        """Write it into the folder of the runs. Raises `StoreError` for a link in its place."""
         make_folder(out)
-        write_whole(out / f"search-{run_name({'candidates': self.candidates})}.json", msgspec.json.encode(self))
+        if (path := out / self.name).is_symlink():
+            raise StoreError(f"{path}: is a link, and no record is written through one; remove it")
+        write_whole(path, msgspec.json.encode(self))
 
 
 def cell_name(config: Mapping[str, Any]) -> str:
@@ -127,7 +134,9 @@ def find_records(*paths: Path | str) -> list[Record]:
     found: dict[str, Record] = {}
     for path in (path for folder in map(Path, paths) for path in sorted(folder.glob("search-*.json"))):
         try:
-            found[path.name] = msgspec.json.decode(read_small(path, AGAIN), type=Record)
+            record = found[path.name] = msgspec.json.decode(read_small(path, AGAIN), type=Record)
+            if record.name != path.name:  # which vouches for the candidates: the others are reported as cells
+                raise msgspec.ValidationError("its candidates are not those of its name")
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
             raise CorruptStore(f"{path}: is not the record of a search ({fault}); {AGAIN}") from None
     return list(found.values())

@@ -152,14 +152,15 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
     for part in manifest.parts:
         apply_policy(policy, part, undecided)
     raw, votes = manifest.column("label"), manifest.column("votes")
-    index = [policy.index(label) if policy.classes else 0 for label in raw]
+    labelled = policy != UNLABELLED
+    index = [policy.index(label) if labelled else 0 for label in raw]
     open_ones = [undecided and (label is None or code(label) in NO_MAJORITY) for label in raw]
     for row in np.flatnonzero(open_ones):
         shares = soft_labels(policy, [votes[row]], None)[0]
         index[row] = int(shares.argmax()) if shares.any() else None
     rows = np.array([row for row, kept in enumerate(index) if kept is not None], dtype=np.int64)
     labels = np.array([kept for kept in index if kept is not None], dtype=np.int64)
-    if policy.classes and len(set(labels.tolist())) < 2:
+    if labelled and len(set(labels.tolist())) < 2:
         held = ", ".join(f"{name} ({n})" for name, n in Counter(label or "none" for label in raw).most_common())
         raise WrongUse(
             f"label policy {policy.name} keeps fewer than two classes of corpus {manifest.corpus}, whose labels are "
