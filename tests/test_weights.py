@@ -17,9 +17,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from ser.errors import SerError, WrongUse
+from ser.errors import SerError, WeightsError, WrongUse
 from ser.extract.registry import resolve
-from ser.weights import WeightsError, find_checkpoint, load_encoder
+from ser.weights import find_checkpoint, load_encoder
 from ser.weights.convert import convert
 from ser.weights.demo import write_demo_checkpoints, write_random_checkpoint
 

@@ -11,9 +11,8 @@ from .superb import with_layer_sums
 
 __all__ = ["FUSIONS", "CommonSettings", "Fusion", "Stage", "get_fusion", "setting", "with_layer_sums"]
 
-_OWN = {**msmser.FUSIONS, **perspective.FUSIONS, **usc.FUSIONS, **baselines.FUSIONS}
-_OWN |= {**icon.FUSIONS, **catf_lstm.FUSIONS, **gban.FUSIONS, **cme.FUSIONS, **ks_transformer.FUSIONS}
-_OWN |= superb.FUSIONS
+_PAPERS = (msmser, perspective, usc, baselines, icon, catf_lstm, gban, cme, ks_transformer, superb)
+_OWN = {name: fusion for paper in _PAPERS for name, fusion in paper.FUSIONS.items()}
 FUSIONS: Registry[Fusion] = Registry("fusion", "ser.fusions", Fusion, _OWN)
 
 
