@@ -27,7 +27,8 @@ def check_scheduler(scheduler: str, insecure: bool = False) -> str:
                 address = f"tcp://{scheduler}"
             elif "://" not in scheduler:
                 address = str(msgspec.json.decode(read_named(scheduler), type=dict[str, Any])["address"])
-            _ = urlsplit(address).port  # raises for what is none
+            if urlsplit(address).port == 0 or "://" not in address:  # asking for the port raises for what is none
+                raise ValueError("no address")
         except (OSError, msgspec.DecodeError, ValueError, LookupError, RecursionError) as fault:
             raise WrongUse(
                 f"--scheduler {scheduler}: is not an address such as tcp://127.0.0.1:8786, not local:N, and not a "

@@ -218,7 +218,7 @@ def test_a_bundle_that_kills_its_worker_is_tried_run_by_run(
             assert needs(task) == {"GPU": 1.0} and split(first) is None
             yield from (lost(first, "it dies"), *map(function, others))
 
-    cluster = SimpleNamespace(offers={"GPU": 1.0}, run=run)
+    cluster = SimpleNamespace(kinds=[{"GPU": 1.0}], run=run)
     monkeypatch.setattr(engines, "Cluster", lambda *_: nullcontext(cluster))
     recipe = tiny("perspective-table1", store, tmp_path, ("d_model=16",), seeds=3, device="auto")
     outcomes = list(run_sweep(plan_sweep(recipe, elsewhere=True), scheduler="tcp://127.0.0.1:1"))

@@ -154,7 +154,7 @@ def test_offline_and_without_a_network(hubert: Path, tmp_path: Path, offline: st
     In a fresh interpreter: Hugging Face reads its variables when it is imported.
     """
     code = (
-        "from ser.weights import *\nimport socket\n"
+        "from ser.errors import WeightsError\nfrom ser.weights import *\nimport socket\n"
         "def refuse(*a, **k): print('NETWORK'); raise OSError('no network')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
         "c = find_checkpoint('some/hubert'); print(c.model, c.digest)\n"
