@@ -50,6 +50,9 @@ class Browser:
         self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("POST", f"{self.session}/url", {"url": path.resolve().as_uri()})
+        # On a busy machine the page may be there in part.
+        whole = "const [done] = arguments; document.readyState === 'complete' ? done() : onload = () => done()"
+        self.call("POST", f"{self.session}/execute/async", {"script": whole, "args": []})
 
     def evaluate(self, script: str) -> Any:
         """What a function body returns in the page."""

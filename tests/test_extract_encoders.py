@@ -268,7 +268,10 @@ def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pyte
         ("egemaps:level=deltas", "eGeMAPSv02 gives no deltas apart; ask for level=lld"),
         ("compare:level=frames", "level is functionals or lld or deltas"),
         *((f"logmel:view={view}", "pitch") for view in ("pich-1", "pitch", "pitch-0", "pitch-x")),
-        *((name, "") for name in ("logmel:floor=0", "logmel:bands=0", "logmel:high=9000", "mfcc:coefficients=81")),
+        ("logmel:floor=0", "must be above 0"),
+        ("logmel:bands=0", "bands must be above 0"),
+        ("logmel:high=9000", "high at most half the sampling rate"),
+        ("mfcc:coefficients=81", "81 coefficients cannot come from 80 bands"),
         ("text", "name one by --model text=ID_OR_PATH"),
     ],
 )
