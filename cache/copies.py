@@ -290,8 +290,9 @@ class Pull:
         here = {path for path in parts if (self._path / path).exists()}
         self.parts = {path: part for path, part in parts.items() if path not in here}
         self.there, self.bytes = len(here), sum(part.bytes for part in self.parts.values())
-        opened = [Part.open(path / one, one.split("/")[1]) for one in sorted(here)]  # which lacks no file
-        own = {str(one.folder.relative_to(path)): file_record(read_small(one.folder / "part.json")) for one in opened}
+        for one in here:
+            Part.open(path / one, one.split("/")[1])  # which lacks no file
+        own = {one: file_record(read_small(path / one / "part.json")) for one in sorted(here)}
         others = [one for one, record in own.items() if record != parts[one].record]
         if others and split_digest(url)[1]:
             fault = f"{len(others)} parts, such as {others[0]}, are not those of {self.remote.shown}@{self.digest}"
