@@ -14,20 +14,9 @@ from typing import Any
 
 import click
 
-from ser.commands.cache import cache
-from ser.commands.completion import completion
-from ser.commands.corpus import corpus
+from ser.commands import cache, completion, corpus, demo, doctor, features, predict, report, runs, sweep, train, weights
 from ser.commands.defaults import read_defaults
-from ser.commands.demo import demo
-from ser.commands.doctor import doctor
-from ser.commands.features import features
 from ser.commands.output import LineStream, say
-from ser.commands.predict import export, predict
-from ser.commands.report import report
-from ser.commands.runs import runs
-from ser.commands.sweep import sweep
-from ser.commands.train import train
-from ser.commands.weights import weights
 from ser.errors import DISTRIBUTION, SerError
 
 
@@ -89,6 +78,7 @@ def main(ctx: click.Context) -> None:
     logging.basicConfig(stream=LineStream(), format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-_STAGES = (demo, corpus, features, train, sweep, report, runs, predict, export)
-for _command in (*_STAGES, cache, weights, doctor, completion):
+_STAGES = (demo.demo, corpus.corpus, features.features, train.train, sweep.sweep, report.report, runs.runs)
+_OTHERS = (predict.predict, predict.export, cache.cache, weights.weights, doctor.doctor, completion.completion)
+for _command in (*_STAGES, *_OTHERS):
     main.add_command(_command)

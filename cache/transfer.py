@@ -25,11 +25,11 @@ from ser.errors import StoreError, WrongUse, unknown
 from .atomic_io import explain_disk_errors, read_named, sync_folder, sync_tree
 from .backends import chunk_rows
 from .blocks import bytes_of
-from .feature import Feature
+from .feature import Feature, Place
 from .foreign import Arrays, Stored, index_of, read_arrays
 from .maintain import corpora_of, latest_manifests
 from .manifest import Manifest, check_name
-from .part import Packed, Part, PartRows
+from .part import Packed, PartRows
 from .spec import Level, Modality, Spec, canonical_json
 from .store import Store, open_store
 
@@ -95,21 +95,19 @@ def import_feature(
                 f"{len(latest)} utterances, or their audio or transcripts, are not in the table; leave --manifest out, "
                 "give the table another --corpus-name, or let it take that place with --replace"
             )
-    values, offsets, names, extras, by_id = _arrange(path, read_arrays(path), manifest, ids)
+    rows, by_id = _arrange(path, read_arrays(path), manifest, ids)
     level: Level = "frame" if modality == "audio" else "token"
-    if (np.diff(offsets) == 1).all():
-        level = "utterance"
     spec = Spec(
         feature=name,
         modality=modality,
-        level=level,
-        dim=values.shape[1],
-        dtype="float16" if values.dtype == np.float16 else "float32",
+        level="utterance" if (np.diff(rows.offsets) == 1).all() else level,
+        dim=rows.values.shape[1],
+        dtype="float16" if rows.values.dtype == np.float16 else "float32",
         extractor="import",
         version=1,
         config={
             "sha256": file_digest(path),
-            "ids_sha256": hashlib.sha256(canonical_json(names)).hexdigest(),
+            "ids_sha256": hashlib.sha256(canonical_json(rows.ids)).hexdigest(),
             "joined_by": "id" if by_id else "manifest order",
         },
         provenance={"file": path.name, "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},
@@ -117,20 +115,15 @@ def import_feature(
     feature = store.add(spec)
     digests = dict(zip(manifest.ids, manifest.inputs(modality), strict=True))
     parts = 0
-    for start, stop in _stretches(offsets, _row_bytes(values)):
-        here = slice(offsets[start], offsets[stop])
-        beside = {name: array[here] for name, array in extras.items()}
-        packed = Packed(values[here], offsets[start : stop + 1] - offsets[start], names[start:stop], beside)
-        rows = PartRows.from_packed(manifest.corpus, [digests[id_] for id_ in packed.ids], packed)
-        parts += feature.publish(rows, backend, {"command": "import"}) is not None
+    for packed in _batches(rows):
+        part = PartRows.from_packed(manifest.corpus, [digests[id_] for id_ in packed.ids], packed)
+        parts += feature.publish(part, backend, {"command": "import"}) is not None
     store.put_manifest(manifest, replace, "cache import")
-    return Imported(spec.name, spec.fingerprint, len(names), len(manifest) - len(names), parts)
+    return Imported(spec.name, spec.fingerprint, len(rows), len(manifest) - len(rows), parts)
 
 
-def _arrange(
-    path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] | None
-) -> tuple[Stored, npt.NDArray[np.int64], list[str], dict[str, Any], bool]:
-    """The file's values, offsets, ids and extras as of `Packed`, and whether ids name the utterances."""
+def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] | None) -> tuple[Packed, bool]:
+    """The file's rows, whose `values` are read where they are indexed, and whether ids name the utterances."""
     if "values" not in arrays:  # one array per utterance
         if not arrays:
             raise StoreError(f"{path}: holds no arrays")
@@ -171,20 +164,29 @@ def _arrange(
         )
     if not (lengths := np.diff(offsets)).all():
         raise StoreError(f"{path}: utterance {names[int(lengths.argmin())]!r} has no rows")
-    for start in range(0, rows, most := max(1, _PART_BYTES // _row_bytes(values))):
-        if len(bad := np.flatnonzero(~np.isfinite(values[start : start + most]).all(axis=1))):
-            number = int(np.searchsorted(offsets, start + bad[0], side="right")) - 1
-            raise StoreError(f"{path}: utterance {names[number]!r} has values that are not finite")
     extras = {
         name: array
         for name, array in arrays.items()
         if name not in _BESIDE and array.shape == values.shape[:1] and name.isidentifier()
     }
-    return values, offsets.astype(np.int64), names, extras, ids is not None
+    found = Packed(values, offsets.astype(np.int64), names, extras)
+    for packed in _batches(found):
+        if len(bad := np.flatnonzero(~np.isfinite(packed.values).all(axis=1))):
+            number = int(np.searchsorted(packed.offsets, bad[0], side="right")) - 1
+            raise StoreError(f"{path}: utterance {packed.ids[number]!r} has values that are not finite")
+    return found, ids is not None
 
 
-def _row_bytes(values: Stored) -> int:
-    return values.shape[1] * np.dtype(values.dtype).itemsize
+def _batches(rows: Packed) -> Iterator[Packed]:
+    """Utterances in memory, as many as have at most `_PART_BYTES` of values, or one."""
+    start, most = 0, _PART_BYTES // (rows.values.shape[1] * np.dtype(rows.values.dtype).itemsize)
+    offsets = rows.offsets
+    while start < len(rows):
+        stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + most, side="right")) - 1)
+        here = slice(offsets[start], offsets[stop])
+        extras = {name: array[here] for name, array in rows.extras.items()}
+        yield Packed(rows.values[here], offsets[start : stop + 1] - offsets[start], rows.ids[start:stop], extras)
+        start = stop
 
 
 def file_digest(path: Path) -> str:
@@ -197,99 +199,74 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@dataclass
-class _Outgoing:
-    """A feature's rows on their way to a file: `values` in blocks, and `small`, what there is once per row."""
+class _Values:
+    """A feature's values `[rows, dim]`, of which slices of whole utterances are read when they are asked for."""
 
-    feature: Feature
-    manifest: Manifest
-    places: list[tuple[Part, int]]
-    about: Mapping[str, Any]
+    def __init__(self, feature: Feature, places: Sequence[Place], offsets: npt.NDArray[np.int64]) -> None:
+        self._feature, self._places, self._offsets = feature, places, offsets
+        self.shape, self.dtype = (int(offsets[-1]), feature.spec.dim), np.dtype(feature.spec.dtype)
 
-    def __post_init__(self) -> None:
-        lengths = [part.offsets[row + 1] - part.offsets[row] for part, row in self.places]
-        self.offsets = np.cumsum([0, *lengths], dtype=np.int64)
-        spec, extras = self.feature.spec, self.feature.gather(self.places, self.manifest.ids, values=False).extras
-        self.shape, self.dtype = (int(self.offsets[-1]), spec.dim), np.dtype(spec.dtype)
-        self.small = {"offsets": self.offsets, **extras}
-
-    def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """The values, and which row each block starts with."""
-        for start, stop in _stretches(self.offsets, self.shape[1] * self.dtype.itemsize):
-            packed = self.feature.gather(self.places[start:stop], self.manifest.ids[start:stop], extras=False)
-            yield int(self.offsets[start]), packed.values
-
-    def write_values(self, file: Any) -> None:
-        """Write the bytes of all blocks."""
-        for _, values in self.blocks():
-            file.write(bytes_of(values))
+    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
+        first, last = np.searchsorted(self._offsets, (rows.start, rows.stop))
+        return self._feature.gather(self._places[first:last], [], extras=False).values
 
 
-def _stretches(offsets: npt.NDArray[np.int64], row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Utterances in stretches of at most `_PART_BYTES`, or of one: the first, and the one after the last."""
-    start, most = 0, _PART_BYTES // row_bytes
-    while start < len(offsets) - 1:
-        stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + most, side="right")) - 1)
-        yield start, stop
-        start = stop
-
-
-def _write(path: Path, rows: _Outgoing, columns: Sequence[str]) -> None:
-    suffix, ids, about, small = path.suffix.lower(), rows.manifest.ids, rows.about, rows.small
+def _write(path: Path, rows: Packed, about: Mapping[str, Any], columns: Sequence[str]) -> None:
+    suffix, small = path.suffix.lower(), {"offsets": rows.offsets, **rows.extras}
+    arrays: dict[str, Any] = {**small, "values": rows.values}
+    blocks = (batch.values for batch in _batches(rows))
     if suffix == ".npz":
+        arrays |= {"ids": np.array(rows.ids, str), "about": np.array(json.dumps(about))}
         with zipfile.ZipFile(path, "x") as archive:
-            with archive.open("values.npy", "w", force_zip64=True) as file:
-                kind = {"descr": rows.dtype.str, "fortran_order": False, "shape": rows.shape}
-                np.lib.format.write_array_header_1_0(file, kind)
-                rows.write_values(file)
-            for name, array in {**small, "ids": np.array(ids, str), "about": np.array(json.dumps(about))}.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, array, allow_pickle=False)
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    kind = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+                    np.lib.format.write_array_header_1_0(member, kind)
+                    member.writelines(map(bytes_of, blocks if name == "values" else [array]))
     elif suffix == ".safetensors":
-        arrays: dict[str, Any] = {**small, "values": rows}
         header, end = dict[str, Any](), 0
-        for name in sorted(arrays, key=lambda name: -arrays[name].dtype.itemsize):  # so that each is aligned
-            array = arrays[name]
+        for name, array in sorted(arrays.items(), key=lambda one: -one[1].dtype.itemsize):  # so that each is aligned
             begin, end = end, end + math.prod(array.shape) * array.dtype.itemsize
-            dtype = f"{array.dtype.kind.upper()}{8 * array.dtype.itemsize}"
-            header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [begin, end]}
+            kind_and_bits = f"{array.dtype.kind.upper()}{8 * array.dtype.itemsize}"
+            header[name] = {"dtype": kind_and_bits, "shape": array.shape, "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         with path.open("xb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in header:
-                file.write(bytes_of(small[name])) if name in small else rows.write_values(file)
-        index_of(path).write_text(json.dumps({"ids": ids, **about}))
+                file.writelines(map(bytes_of, blocks if name == "values" else [arrays[name]]))
+        index_of(path).write_text(json.dumps({"ids": rows.ids, **about}))
     elif suffix == ".zarr":
         import zarr
 
-        group = zarr.create_group(path, attributes={"ids": ids, **about})
+        group = zarr.create_group(path, attributes={"ids": rows.ids, **about})
         options: dict[str, Any] = {"config": {"write_empty_chunks": True}}
         # What nobody wrote must not read as zeros: a fill value that no offset or word has, and no chunk left out.
-        chunks = (chunk_rows(rows.shape[0]), rows.shape[1])
-        values = group.create_array(
-            "values", shape=rows.shape, chunks=chunks, dtype=rows.dtype, fill_value=np.nan, **options
-        )
-        for start, block in rows.blocks():
-            values[start : start + len(block)] = block
+        shape, dtype = rows.values.shape, rows.values.dtype
+        chunks, end = (chunk_rows(shape[0]), shape[1]), 0
+        values = group.create_array("values", shape=shape, chunks=chunks, dtype=dtype, fill_value=np.nan, **options)
+        for block in blocks:
+            values[end : end + len(block)] = block
+            end += len(block)
         for name, array in small.items():
             fill = np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).max
             group.create_array(name, data=array, fill_value=fill, **options)
     elif suffix == ".csv":
-        beside = ["id"] if (level := rows.feature.spec.level) == "utterance" else ["id", level]
-        names = ([id_, k][: len(beside)] for id_, n in zip(ids, np.diff(rows.offsets), strict=True) for k in range(n))
+        beside = ["id"] if (level := about["spec"]["level"]) == "utterance" else ["id", level]
         with path.open("x", encoding="utf-8", newline="") as sheet:
             table = csv.writer(sheet)
             table.writerow([*beside, *columns])
-            for _, block in rows.blocks():
-                table.writerows([*next(names), *row.astype(str)] for row in block)
+            for batch in _batches(rows):
+                for number, id_ in enumerate(batch.ids):
+                    lines = enumerate(batch[number].astype(str))
+                    table.writerows([*[id_, k][: len(beside)], *line] for k, line in lines)
     else:
         with path.open("xb") as file:
-            file.write(_hdf5(rows))
-            rows.write_values(file)
+            file.write(_hdf5(rows, small, about))
+            file.writelines(map(bytes_of, blocks))
 
 
-def _hdf5(rows: _Outgoing) -> memoryview:
+def _hdf5(rows: Packed, small: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> memoryview:
     """An HDF5 file up to its values, which are all that follows.
 
     It is made in memory, because the HDF5 library reports a full disk late, and crashes where one fails.
@@ -298,15 +275,15 @@ def _hdf5(rows: _Outgoing) -> memoryview:
 
     image = io.BytesIO()
     with h5py.File(image, "w") as hdf5:
-        for name, array in rows.small.items():
+        for name, array in small.items():
             hdf5.create_dataset(name, data=array)
-        hdf5.create_dataset("ids", data=rows.manifest.ids, dtype=h5py.string_dtype(), shape=(len(rows.places),))
+        hdf5.create_dataset("ids", data=rows.ids, dtype=h5py.string_dtype(), shape=(len(rows),))
         # A dataset, since an attribute may hold no more than 64 KB.
-        hdf5.create_dataset("about", data=json.dumps(rows.about), dtype=h5py.string_dtype())
+        hdf5.create_dataset("about", data=json.dumps(about), dtype=h5py.string_dtype())
         made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # its place is kept, and nothing is written to it
         made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        kind, space = h5py.h5t.py_create(rows.dtype), h5py.h5s.create_simple(rows.shape)
+        kind, space = h5py.h5t.py_create(rows.values.dtype), h5py.h5s.create_simple(rows.values.shape)
         offset = h5py.h5d.create(hdf5.id, b"values", kind, space, made).get_offset()
     return image.getbuffer()[:offset]
 
@@ -328,15 +305,19 @@ def export(feature: Feature, manifest: Manifest, path: Path, columns: Sequence[s
     about = {**origin, "spec": feature.spec.to_json()}
     kept = np.isin(manifest.ids, [*feature.quarantined(manifest)], invert=True)
     manifest = dataclasses.replace(manifest, table=manifest.table.filter(kept))
-    rows = _Outgoing(feature, manifest, feature.places(manifest, range(len(manifest))), about)
+    places = feature.places(manifest, range(len(manifest)))
+    rows = feature.gather(places, manifest.ids, values=False)
+    values: Any = _Values(feature, places, rows.offsets)
+    rows.values = values
     if cut := [id_ for id_ in manifest.ids if "\0" in id_]:
         raise StoreError(f"{path}: id {cut[0]!r} holds a NUL, which these formats cut off; rename the utterance")
     with (
-        explain_disk_errors(f"exporting to {path}", path.parent, math.prod(rows.shape) * rows.dtype.itemsize),
+        explain_disk_errors(f"exporting to {path}", path.parent, math.prod(values.shape) * values.dtype.itemsize),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as begun,
     ):
         try:
-            _write(Path(begun) / path.name, rows, columns or [f"{feature.spec.name}.{k}" for k in range(rows.shape[1])])
+            columns = columns or [f"{feature.spec.name}.{k}" for k in range(feature.spec.dim)]
+            _write(Path(begun) / path.name, rows, about, columns)
         except OSError:
             raise
         except Exception as error:  # these libraries raise nearly every kind

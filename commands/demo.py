@@ -1,6 +1,7 @@
 """`ser demo`: both stages on generated speech, in one command."""
 
 import shlex
+import tomllib
 from pathlib import Path
 
 import click
@@ -8,18 +9,7 @@ import click
 from .options import FILE, open_option
 from .output import answer, open_page, say
 
-# Small stated sizes: encoders of width 64, MIT of width 64 for 30 epochs, the dialogue model for 60.
-STEPS = """
-corpus demo {0}/corpus
-weights demo {0}/checkpoints
-features {0}/corpus --store {0}/features --model hubert={0}/checkpoints/hubert-random \
-  --model mpnet={0}/checkpoints/mpnet-random --model bert={0}/checkpoints/bert-random
-train --store {0}/features --out {0}/runs --features hubert+mpnet --fusion mit --epochs 30 --set d_model=64 \
-  --set heads=4 --set queries=8 --set lr=1e-3 --set standardise_audio=true --set standardise_text=true
-train --store {0}/features --out {0}/runs --features is13+bert --fusion lgf-add --loss perspective --epochs 60 \
-  --set standardise_text=true
-report {0}/runs --html {0}/report.html
-"""
+STEPS: list[str] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["steps"]
 
 
 @click.command()
@@ -37,7 +27,7 @@ def demo(ctx: click.Context, folder: Path, open_: bool) -> None:
     Example: ser demo --open
     """
     ser = ctx.find_root().command
-    for step in STEPS.strip().splitlines():
+    for step in STEPS:
         words = shlex.split(step.format(shlex.quote(str(folder))))
         say(f"\n$ {shlex.join(['ser', *words])}", err=True)
         if code := ser.main(words, prog_name="ser", standalone_mode=False):

@@ -149,7 +149,7 @@ def test_the_shell_completes_options_and_their_values() -> None:
 
 
 def test_the_demo_is_commands_that_exist() -> None:
-    for step in STEPS.strip().splitlines():
+    for step in STEPS:
         check_options(shlex.split(step), "ser demo")
 
 

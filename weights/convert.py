@@ -10,16 +10,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from safetensors import safe_open
 
 from ser.cache.atomic_io import move_into_place, sync_tree
 from ser.errors import SerError, WrongUse
 
-from .find import BESIDE, check_config, fetch, find_checkpoint, load_encoder, shards
+from .find import BESIDE, TABLE, check_config, fetch, find_checkpoint, load_encoder, shards
 
 TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
 SHARDS = "pytorch_model.bin.index.json"
@@ -41,10 +39,7 @@ def convert(source: str | Path, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as temporary:
         made = Path(temporary) / "made"
         made.mkdir()
-        if name.startswith(TORCHAUDIO):
-            _convert_apart(name, made / "model.safetensors")
-        else:
-            _convert_folder(name, made)
+        _convert_apart([name] if name.startswith(TORCHAUDIO) else _copied(name, made), made)
         load_encoder(find_checkpoint(made))
         sync_tree(made)
         if not move_into_place(made, folder):
@@ -52,7 +47,8 @@ def convert(source: str | Path, folder: Path) -> Path:
     return folder
 
 
-def _convert_folder(name: str, made: Path) -> None:
+def _copied(name: str, made: Path) -> list[str]:
+    """The pickles of a folder or a Hugging Face id, whose other files are copied. Raises `WrongUse` if it has none."""
     source = Path(name).expanduser()
     if source.exists() and not source.is_dir():
         raise WrongUse(f"{name}: give the folder that holds config.json and the weights, or a Hugging Face id")
@@ -66,28 +62,21 @@ def _convert_folder(name: str, made: Path) -> None:
         converted = any(source.glob("*.safetensors"))
         fault = "safetensors already: use it as it is" if converted else "no pytorch_model.bin to convert"
         raise WrongUse(f"{name} holds {fault}")
-    weight_map: dict[str, str] = {}
-    for number, pickle in enumerate(pickles, start=1):
-        file = "model.safetensors" if len(pickles) == 1 else f"model-{number:05}-of-{len(pickles):05}.safetensors"
-        _convert_apart(str(pickle), made / file)
-        with safe_open(made / file, "np") as tensors:
-            weight_map |= dict.fromkeys(tensors.keys(), file)
-    if len(pickles) > 1:
-        (made / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     for file in BESIDE:
         if (source / file).exists():
             shutil.copyfile(source / file, made / file)
+    return [str(pickle) for pickle in pickles]
 
 
-def _convert_apart(source: str, target: Path) -> None:
-    """Convert one pickle or torchaudio bundle in a process of its own; raises what that reports in one sentence."""
-    command = [sys.executable, "-m", "ser.weights.convert", source, str(target)]
+def _convert_apart(sources: Sequence[str], made: Path) -> None:
+    """Convert pickles or a torchaudio bundle in a process of its own; raises what that reports in one sentence."""
+    command = [sys.executable, "-m", "ser.weights.convert", str(made), *sources]
     environment = {key: value for key, value in os.environ.items() if key in KEPT}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() if done.returncode == 1 else []
-        fault = said[-1] if said else f"the converting process ended with code {done.returncode}"
-        raise SerError(f"{source}: {fault}; nothing was written")
+        fault = said[-1] if said else f"{sources[0]}: the converting process ended with code {done.returncode}"
+        raise SerError(f"{fault}; nothing was written")
 
 
 def _open_pickle(source: str) -> dict[str, Any]:
@@ -135,55 +124,44 @@ def _open_bundle(name: str, made: Path) -> dict[str, Any]:
 
 def torchaudio_names(state: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors of a `torchaudio.models.Wav2Vec2Model` under the names of `transformers.HubertModel`."""
-    return {
-        name.replace("encoder.feature_projection.", "feature_projection.", 1)
-        .replace("encoder.transformer.", "encoder.", 1)
-        .replace(".conv.weight_g", ".conv.parametrizations.weight.original0")
-        .replace(".conv.weight_v", ".conv.parametrizations.weight.original1"): tensor
-        for name, tensor in state.items()
-        if not name.startswith("aux.")  # the head of an ASR bundle
-    }
+    found = {}
+    for name, tensor in state.items():
+        for theirs, ours in TABLE["torchaudio"]["tensors"].items():
+            name = name.replace(theirs, ours, 1)
+        found[name] = tensor
+    return {name: tensor for name, tensor in found.items() if not name.startswith("aux.")}  # the head of an ASR bundle
 
 
 def torchaudio_config(params: Mapping[str, Any]) -> dict[str, Any]:
     """config.json for the arguments of `torchaudio.models.wav2vec2_model`."""
     convolutions = params["extractor_conv_layer_config"] or [(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2
     dims, kernels, strides = (list(column) for column in zip(*convolutions, strict=True))
+    convolution = {"conv_dim": dims, "conv_kernel": kernels, "conv_stride": strides}
     return {
-        "model_type": "hubert",
-        "architectures": ["HubertModel"],
+        **TABLE["torchaudio"]["fixed"],
+        **{ours: params[theirs] for ours, theirs in TABLE["torchaudio"]["config"].items()},
+        **convolution,
         "feat_extract_norm": params["extractor_mode"].removesuffix("_norm"),
-        "conv_dim": dims,
-        "conv_kernel": kernels,
-        "conv_stride": strides,
         "num_feat_extract_layers": len(dims),
-        "conv_bias": params["extractor_conv_bias"],
-        "hidden_size": params["encoder_embed_dim"],
-        "num_hidden_layers": params["encoder_num_layers"],
-        "num_attention_heads": params["encoder_num_heads"],
-        "intermediate_size": params["encoder_ff_interm_features"],
-        "num_conv_pos_embeddings": params["encoder_pos_conv_kernel"],
-        "num_conv_pos_embedding_groups": params["encoder_pos_conv_groups"],
-        "do_stable_layer_norm": params["encoder_layer_norm_first"],
-        "feat_proj_layer_norm": True,
     }
 
 
-def _main(source: str, target: Path) -> None:
-    """The child: write `source` to `target`, or leave with one sentence on standard error and code 1."""
-    from safetensors.torch import save_file
+def _main(made: Path, *sources: str) -> None:
+    """The child: write `sources` to `made`, or leave with one sentence on standard error and code 1."""
+    from huggingface_hub import save_torch_state_dict
 
-    try:
-        bundle = source.startswith(TORCHAUDIO)
-        tensors = _open_bundle(source.removeprefix(TORCHAUDIO), target.parent) if bundle else _open_pickle(source)
-        # Tied tensors share memory, which safetensors does not hold.
-        copies = {str(name): value.detach().contiguous().clone() for name, value in tensors.items()}
-        save_file(copies, target, {"format": "pt"})
-    except SerError as fault:
-        sys.exit(str(fault))
-    except Exception as fault:
-        sys.exit(f"cannot be read ({type(fault).__name__}: {(str(fault).splitlines() or [''])[0]})")
+    tensors: dict[str, Any] = {}
+    for source in sources:
+        try:
+            bundle = source.startswith(TORCHAUDIO)
+            tensors |= _open_bundle(source.removeprefix(TORCHAUDIO), made) if bundle else _open_pickle(source)
+        except SerError as fault:
+            sys.exit(f"{source}: {fault}")
+        except Exception as fault:
+            sys.exit(f"{source}: cannot be read ({type(fault).__name__}: {(str(fault).splitlines() or [''])[0]})")
+    # Tied tensors share memory, which safetensors does not hold.
+    save_torch_state_dict({str(name): value.detach().contiguous().clone() for name, value in tensors.items()}, made)
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], Path(sys.argv[2]))
+    _main(Path(sys.argv[1]), *sys.argv[2:])

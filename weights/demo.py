@@ -12,21 +12,13 @@ from typing import Any
 from ser.cache.atomic_io import move_into_place, sync_tree
 from ser.errors import WrongUse, unknown
 
-from .find import MARK
+from .find import MARK, TABLE
 
-_SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-# Strides and kernels are the real ones: 20 ms frames from 25 ms of samples.
-_SPEECH = {**_SMALL, "conv_dim": (32,) * 7, "num_conv_pos_embeddings": 32, "num_conv_pos_embedding_groups": 4}
-SPECIAL = {
-    "Bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
-    "MPNet": ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"],  # the model takes <pad> to be 1
-}
-
+SPECIAL: dict[str, list[str]] = TABLE["special"]
 # architecture → (class prefix, settings)
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "hubert": ("Hubert", _SPEECH),
-    "bert": ("Bert", _SMALL),
-    "mpnet": ("MPNet", {**_SMALL, "max_position_embeddings": 514}),
+    name: (prefix, {**TABLE["random"]["small"], **TABLE["random"][name]})
+    for name, prefix in {"hubert": "Hubert", "bert": "Bert", "mpnet": "MPNet"}.items()
 }
 
 

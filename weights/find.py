@@ -6,6 +6,7 @@ Only safetensors are read. A pickle is opened by `ser weights convert` alone (se
 import hashlib
 import json
 import os
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,26 +21,14 @@ from ser.cache.atomic_io import read_named
 from ser.cache.spec import canonical_json
 from ser.errors import WeightsError, WrongUse
 
-# Everything beside the tensors that decides what the encoder computes.
-CONFIG_FILES = (
-    *("config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"),
-    *("added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
-    "spm.model",
-)
+TABLE = tomllib.loads(Path(__file__).with_name("checkpoints.toml").read_text(encoding="utf-8"))
+FILES: dict[str, list[str]] = TABLE["files"]
+CONFIG_FILES, INCIDENTAL = FILES["config"], FILES["incidental"]
 # Where transformers 5 saves a preprocessor that belongs to a tokenizer; it reads it before preprocessor_config.json.
 SHARED = "processor_config.json"
 BESIDE = (*CONFIG_FILES, SHARED, "generation_config.json")  # the last says how Whisper transcribes
-# Where the file came from and what wrote it: the same model keeps its fingerprint when it is saved again.
-INCIDENTAL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "name_or_path", "_commit_hash"}
-# Entries of config.json that some architectures call otherwise (`attribute_map` of their class in transformers).
-NAMES = {
-    "distilbert": {"num_hidden_layers": "n_layers", "hidden_size": "dim"},
-    "whisper": {"num_hidden_layers": "encoder_layers", "hidden_size": "d_model"},
-}
 MARK = "ser_random_weights"  # in config.json: these weights were never trained
-SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]  # of layers, values or tokens
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -66,7 +55,7 @@ class Checkpoint:
 
         Raises `WeightsError` if it lacks or is none of its kind: then this is not an encoder that ser can run.
         """
-        name = NAMES.get(self.architecture, {}).get(name, name)
+        name = TABLE["names"].get(self.architecture, {}).get(name, name)
         if name not in self.config:
             raise WeightsError(f"{self.path / 'config.json'} names no {name}: this is not an encoder that ser knows")
         try:
@@ -113,7 +102,7 @@ def find_checkpoint(id_or_folder: str | Path, option: str = "--model NAME=PATH")
     elif folder.exists():
         raise WeightsError(f"{name} is a file; give the folder that holds config.json and model.safetensors")
     else:
-        path, model = fetch(name, SAFETENSORS, f"and point at it with {option}"), name
+        path, model = fetch(name, FILES["safetensors"], f"and point at it with {option}"), name
     check_config(path, name)
     return Checkpoint(path, model, digest(path, _weight_files(path, name)))
 
@@ -173,7 +162,7 @@ def _weight_files(path: Path, name: str) -> list[Path]:
         return [path / "model.safetensors"]
     if (path / "model.safetensors.index.json").exists():
         return shards(path / "model.safetensors.index.json", name)
-    pickled = any(entry.suffix in PICKLES for entry in path.iterdir())
+    pickled = any(entry.suffix in FILES["pickles"] for entry in path.iterdir())
     fault = "holds its weights as a pickle, which could run code" if pickled else "holds no model.safetensors"
     raise WeightsError(
         f"{name} {fault}; `ser weights convert {name} DIR` writes a pickle as safetensors, then point at DIR"
