@@ -1,7 +1,9 @@
 """How one run trains: every setting of a fusion and of its training, with default, source and help."""
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -13,70 +15,30 @@ from .models import Fusion, Stage, setting
 from .models.fusion import Beta, Depth, Gamma, Seed, Weight
 
 OURS = "ours"
+TEXTS = tomllib.loads(Path(__file__).with_name("settings.toml").read_text(encoding="utf-8"))  # source and help
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What is set for the training of any fusion."""
+    """What is set for the training of any fusion. What each does, and its default's source: in settings.toml."""
 
-    dev: str = setting(
-        "auto",
-        "ours: 0.1 with --select val, else none",
-        "dev part: next (the session or speaker cyclically after the test one), none, or a share such as 0.1 of the "
-        "training part, in whole dialogues (speakers where no dialogue is named); auto keeps a protocol's own",
-    )
-    cut_seed: Seed = setting(0, OURS, "seed of random cuts (random-70-20-10, dev shares); the same for all --seeds")
-    refit: bool = setting(
-        False, OURS, "with --select val: train a new model on train + dev, for as many epochs as dev chose", later=True
-    )
-    patience: Depth = setting(
-        0, OURS, "with --select val or best-test: stop a stage after so many epochs without a better score", later=True
-    )
-    standardise_by: Literal["all", "corpus"] = setting(
-        "all", OURS, "z-score all corpora alike, or each by itself: one not in training by its test part", later=True
-    )
-    select_score: Literal["ua", "wa", "macro_f1", "ccc"] = setting(
-        "ua", OURS, "score whose best epoch counts with val and best-test; ccc, the mean CCC, with --target vad"
-    )
-    reduction: Literal["auto", "sum", "mean"] = setting(
-        "auto",
-        "Perspective eq. 3: sum; others: mean",
-        "of the loss over a batch: auto sums where a batch counts dialogues, and averages elsewhere",
-    )
-    soft_labels: bool = setting(False, "USC §3.2", "train on the annotators' percentages in place of the consensus")
-    class_weights: Literal["none", "inverse", "effective"] = setting(
-        "none",
-        "inverse: scikit-learn's balanced; effective: Cui et al. 2019",
-        "weights of the classes in the loss, by their sizes n in the training part: 1 / n, or (1 - b) / (1 - b^n); "
-        "scaled so that their mean over that part is 1",
-        later=True,
-    )
-    effective_beta: Beta = setting(0.999, "Cui et al. 2019", "b of class_weights=effective", later=True)
-    focal_gamma: Gamma = setting(
-        0.0, "Lin et al. 2017", "focal loss: (1 - p)^gamma weighs down what is classified well; 0 is off", later=True
-    )
-    sampler: Literal["shuffle", "balanced"] = setting(
-        "shuffle",
-        OURS,
-        "shuffle: every utterance once an epoch; balanced: as many draws with replacement, all classes as likely (not "
-        "where a batch counts dialogues)",
-        later=True,
-    )
-    clip_norm: Weight = setting(0.0, OURS, "largest norm of the gradient; 0 leaves it alone")
-    shuffle_labels: bool = setting(False, OURS, "train on labels in random order: the scores must fall to chance")
-    vad_loss: Literal["ccc", "mse"] = setting(
-        "ccc",
-        "Wagner et al. 2023",
-        "of valence, arousal and dominance: the mean of 1 - CCC over a batch, or mean squared error on [-1, 1]",
-        later=True,
-    )
-    vad_weight: Weight = setting(1.0, OURS, "of vad_loss beside the cross-entropy, with --target class+vad", later=True)
-    vad_scale: str = setting(
-        "auto",
-        OURS,
-        "lowest and highest rating, such as 1..7, which training maps to -1 and 1; auto knows IEMOCAP and MSP by ids",
-        later=True,
-    )
+    dev: str = setting("auto", **TEXTS["dev"])
+    cut_seed: Seed = setting(0, **TEXTS["cut_seed"])
+    refit: bool = setting(False, **TEXTS["refit"], later=True)
+    patience: Depth = setting(0, **TEXTS["patience"], later=True)
+    standardise_by: Literal["all", "corpus"] = setting("all", **TEXTS["standardise_by"], later=True)
+    select_score: Literal["ua", "wa", "macro_f1", "ccc"] = setting("ua", **TEXTS["select_score"])
+    reduction: Literal["auto", "sum", "mean"] = setting("auto", **TEXTS["reduction"])
+    soft_labels: bool = setting(False, **TEXTS["soft_labels"])
+    class_weights: Literal["none", "inverse", "effective"] = setting("none", **TEXTS["class_weights"], later=True)
+    effective_beta: Beta = setting(0.999, **TEXTS["effective_beta"], later=True)
+    focal_gamma: Gamma = setting(0.0, **TEXTS["focal_gamma"], later=True)
+    sampler: Literal["shuffle", "balanced"] = setting("shuffle", **TEXTS["sampler"], later=True)
+    clip_norm: Weight = setting(0.0, **TEXTS["clip_norm"])
+    shuffle_labels: bool = setting(False, **TEXTS["shuffle_labels"])
+    vad_loss: Literal["ccc", "mse"] = setting("ccc", **TEXTS["vad_loss"], later=True)
+    vad_weight: Weight = setting(1.0, **TEXTS["vad_weight"], later=True)
+    vad_scale: str = setting("auto", **TEXTS["vad_scale"], later=True)
 
 
 @dataclass(frozen=True)
