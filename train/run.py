@@ -1,4 +1,4 @@
-"""One run, or many runs of one fold at once: train, test, write the folders; and open a trained model again."""
+"""Jobs: one run, or many of one fold at once, trained, tested and written; and a trained model opened again."""
 
 import contextlib
 import gc

@@ -280,14 +280,11 @@ _alone = threading.Lock()  # a dask worker may have several threads, and torch's
 
 def train_group(group: TaskGroup) -> list[Outcome]:
     """Fit the tasks of one group, together if this device does so. What they read is kept for the tasks that follow."""
-    found: dict[str, Run | Diverged] = {}
+    out = Path(group.tasks[0].experiment.out)
     reader = engines.cached(("sweep", group.shared), lambda: prepare_once(group.shared, group.workers))
     with _alone, reader as prepared:
         jobs = [prepared(task.experiment)[task.number] for task in group.tasks]
-        for some in fit_groups(jobs):
-            runs = train_jobs(some, Path(group.tasks[0].experiment.out), resume=True)
-            found |= dict(zip((job.name for job in some), runs, strict=True))
-    ended = [found[job.name] for job in jobs]
+        ended = [run for some in fit_groups(jobs) for run in train_jobs(some, out, resume=True)]
     faults = [str(run) if isinstance(run, Diverged) else None for run in ended]
     return [Outcome(task, fault) for task, fault in zip(group.tasks, faults, strict=True)]
 
