@@ -11,34 +11,36 @@ import torch
 
 from ser.errors import CorruptStore, WrongUse, unknown
 
-from .models import Fusion, Stage, setting
+from .models import Fusion, Stage
 from .models.fusion import Beta, Depth, Gamma, Seed, Weight
 
 OURS = "ours"
 TEXTS = tomllib.loads(Path(__file__).with_name("settings.toml").read_text(encoding="utf-8"))  # source and help
+# What a run's config always says. Of what came later it says what is not the default: so older runs keep their names.
+FIRST = ("dev", "cut_seed", "select_score", "reduction", "soft_labels", "clip_norm", "shuffle_labels")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """What is set for the training of any fusion. What each does, and its default's source: in settings.toml."""
 
-    dev: str = setting("auto", **TEXTS["dev"])
-    cut_seed: Seed = setting(0, **TEXTS["cut_seed"])
-    refit: bool = setting(False, **TEXTS["refit"], later=True)
-    patience: Depth = setting(0, **TEXTS["patience"], later=True)
-    standardise_by: Literal["all", "corpus"] = setting("all", **TEXTS["standardise_by"], later=True)
-    select_score: Literal["ua", "wa", "macro_f1", "ccc"] = setting("ua", **TEXTS["select_score"])
-    reduction: Literal["auto", "sum", "mean"] = setting("auto", **TEXTS["reduction"])
-    soft_labels: bool = setting(False, **TEXTS["soft_labels"])
-    class_weights: Literal["none", "inverse", "effective"] = setting("none", **TEXTS["class_weights"], later=True)
-    effective_beta: Beta = setting(0.999, **TEXTS["effective_beta"], later=True)
-    focal_gamma: Gamma = setting(0.0, **TEXTS["focal_gamma"], later=True)
-    sampler: Literal["shuffle", "balanced"] = setting("shuffle", **TEXTS["sampler"], later=True)
-    clip_norm: Weight = setting(0.0, **TEXTS["clip_norm"])
-    shuffle_labels: bool = setting(False, **TEXTS["shuffle_labels"])
-    vad_loss: Literal["ccc", "mse"] = setting("ccc", **TEXTS["vad_loss"], later=True)
-    vad_weight: Weight = setting(1.0, **TEXTS["vad_weight"], later=True)
-    vad_scale: str = setting("auto", **TEXTS["vad_scale"], later=True)
+    dev: str = "auto"
+    cut_seed: Seed = 0
+    refit: bool = False
+    patience: Depth = 0
+    standardise_by: Literal["all", "corpus"] = "all"
+    select_score: Literal["ua", "wa", "macro_f1", "ccc"] = "ua"
+    reduction: Literal["auto", "sum", "mean"] = "auto"
+    soft_labels: bool = False
+    class_weights: Literal["none", "inverse", "effective"] = "none"
+    effective_beta: Beta = 0.999
+    focal_gamma: Gamma = 0.0
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    clip_norm: Weight = 0.0
+    shuffle_labels: bool = False
+    vad_loss: Literal["ccc", "mse"] = "ccc"
+    vad_weight: Weight = 1.0
+    vad_scale: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,12 @@ class Setting:
 
 def settings(fusion: Fusion) -> list[Setting]:
     """All settings that a fusion uses, its own first, and what is fixed."""
+    told = {one.name: one.metadata for one in fields(fusion.settings)} | TEXTS
     listed = [
-        Setting(one.name, one.default, _kind_name(kind), one.metadata["source"], one.metadata["help"], _range(one.type))
+        Setting(name, one.default, _kind_name(kind), told[name]["source"], told[name]["help"], _range(one.type))
         for owner in (fusion.settings, TrainingSettings)
-        for one, kind in zip(fields(owner), get_type_hints(owner).values(), strict=True)
-        if one.name not in fusion.unused
+        for (name, kind), one in zip(get_type_hints(owner).items(), fields(owner), strict=True)
+        if name not in fusion.unused
     ]
     return listed + [
         Setting(name, value, "fixed", f"{OURS}, fixed", help) for name, (value, help) in fusion.fixed.items()
@@ -109,9 +112,10 @@ def recorded(kind: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 def described(settings: Any) -> dict[str, Any]:
-    """What a run's config records of the fusion's or the training's settings."""
-    values = [(one, getattr(settings, one.name)) for one in fields(settings)]
-    return {one.name: value for one, value in values if not one.metadata["later"] or value != one.default}
+    """What a run's config records of the fusion's or the training's settings: of later ones what is not the default."""
+    values = {one: getattr(settings, one.name) for one in fields(settings)}
+    later = {one: one.metadata.get("later", one.name not in FIRST) for one in values}
+    return {one.name: value for one, value in values.items() if value != one.default or not later[one]}
 
 
 def has_setting(fusion: Fusion, assignment: str) -> bool:
