@@ -12,10 +12,9 @@ import math
 import platform
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property, partial
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_origin
@@ -28,20 +27,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import PackedSequence
 
 from ser.engines import exact_arithmetic
-from ser.engines.machine import choose_device, is_out_of_memory
-from ser.errors import SerError, WrongUse, unknown
+from ser.engines.machine import choose_device
+from ser.errors import WrongUse, unknown
 
 from .data.dataset import DataCache, Dataset
 from .data.features import load_dataset
 from .data.splits import SHARE, Cut, Fold, corpora_of, make_folds
 from .finetune import with_encoder
 from .fit import Diverged, Epoch, fit, rows_to_evaluate
-from .fit_many import MOST, can_train_together, fit_many, runs_at_once
+from .fit_many import MOST, fit_many, runs_at_once
 from .models import FUSIONS
 from .models.ragged import Batch
 from .options import Experiment
-from .run import one_thread, train_runs
-from .run_folder import CONFIG, Run, open_run, run_name
+from .run import Job, one_thread, oom_as_error, train_jobs
+from .run_folder import CONFIG, Run, open_run
 from .settings import TrainConfig, described, has_setting, parse_settings
 from .targets import TARGETS
 
@@ -52,37 +51,6 @@ IN_FLOAT32 = ("bc-lstm", "catf-lstm", "cma", "cme", "gban")  # their recurrent l
 STEPS = 3  # timed for an estimate, after as many that warm up
 PRODUCT = 4096  # rows and columns of the matrices that a GPU is timed on
 ENOUGH = 0.5  # seconds of timed steps: if they would take more, one says enough
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run to come."""
-
-    data: Dataset
-    fold: Fold
-    plan: TrainConfig
-    config: dict[str, Any]  # complete, with provenance
-
-    @property
-    def name(self) -> str:
-        """The name of its run folder."""
-        return run_name(self.config)
-
-    @property
-    def stacked(self) -> bool:
-        """Whether it is fitted by `fit_many`: on a GPU, even alone, so that its numbers do not depend on the others."""
-        return torch.device(self.plan.device).type == "cuda" and can_train_together(self.data, self.plan)
-
-    @property
-    def group(self) -> str:
-        """The same for jobs that are fitted together."""
-        return self.bundle if self.stacked else self.name
-
-    @cached_property
-    def bundle(self) -> str:
-        """The same for jobs that a GPU fits together: those that differ in seed and loss alone."""
-        apart = ("seed", "loss") if can_train_together(self.data, self.plan) else ()
-        return run_name({key: value for key, value in self.config.items() if key not in apart})
 
 
 @dataclass(frozen=True)
@@ -268,35 +236,6 @@ def fit_groups(runs: Iterable[Any]) -> list[list[Any]]:
     return [group[first : first + MOST] for group in groups.values() for first in range(0, len(group), MOST)]
 
 
-def train_jobs(
-    jobs: Sequence[Job], out: Path, resume: bool, on_epoch: Callable[[int, Epoch], None] | None = None
-) -> list[Run | Diverged]:
-    """The runs of one group of jobs; in the place of a run whose loss diverged stands its fault."""
-    job = jobs[0]
-    with oom_as_error(job.plan):
-        plans, configs = [job.plan for job in jobs], [job.config for job in jobs]
-        return train_runs(job.data, job.fold, plans, configs, out, on_epoch, resume, len(jobs) > 1 or job.stacked)
-
-
-@contextlib.contextmanager
-def oom_as_error(plan: TrainConfig) -> Iterator[None]:
-    """Raise `SerError`, saying what helps, if an allocation fails, and `WrongUse` for what cannot be deterministic."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as fault:
-        if "deterministic implementation" in str(fault):
-            what = f"{plan.fusion.name} computes what has no deterministic way on {plan.device}"
-            raise WrongUse(f"--deterministic: {what}; leave it out") from fault
-        if not is_out_of_memory(fault):
-            raise
-        size = f"--set batch_size={max(1, plan.settings.batch_size // 2)}"
-        raise SerError(
-            f"the memory of {plan.device} ran out while training {plan.fusion.name} in batches of "
-            f"{plan.settings.batch_size}; what was finished is kept: run again while less else is running there (a "
-            f"sweep: fewer --workers), or with --precision bf16 or {size}, which change the numbers"
-        ) from fault
-
-
 @dataclass(frozen=True)
 class Estimate:
     """What is ahead, from a few timed steps."""
@@ -449,14 +388,10 @@ def product_rates(plan: TrainConfig) -> dict[str, float]:
     """FLOP/s that products of large matrices reach on the GPU of a run, by precision: float32, and its own."""
     found: dict[str, float] = {}
     for precision in ("float32", plan.precision) if plan.device.startswith("cuda") else ():
+        from torch.utils.benchmark import Timer  # which warms up, and waits for the GPU
+
         exact_arithmetic(plan.device, plan.deterministic)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         x = torch.randn(PRODUCT, PRODUCT, dtype=dtype, device=plan.device)
-        for times in (2, 20):  # the first warm up
-            torch.cuda.synchronize(plan.device)
-            started = time.perf_counter()
-            for _ in range(times):
-                x @ x
-            torch.cuda.synchronize(plan.device)
-            found[precision] = times * 2 * PRODUCT**3 / (time.perf_counter() - started)
+        found[precision] = 2 * PRODUCT**3 / Timer("x @ x", globals={"x": x}).timeit(20).mean
     return found

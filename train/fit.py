@@ -97,6 +97,7 @@ def fit(
     classes = len(data.utterances.classes)
     model, width = target.build(fusion, settings, data.dims, classes).to(config.device), target.width(classes)
     random = {name: Generator().manual_seed(config.seed) for name in ("shuffling", "hiding")}
+    random["torch"] = torch.default_generator
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
     selection = Selection(config, snapshot(model), chosen=list(chosen))
     about: dict[str, Any] = json.loads(resume[1]["state"]) if resume else {"stage": 0}
@@ -337,7 +338,6 @@ def state_bytes(
     """
     adam = {f"{n}.{name}": x for n, of in optimiser.state_dict()["state"].items() for name, x in of.items()}
     generators = {name: generator.get_state() for name, generator in random.items()}
-    generators["torch"] = torch.get_rng_state()
     if (kind := (device := torch.device(selection.config.device)).type) != "cpu":
         generators[kind] = torch.get_device_module(kind).get_rng_state(device)
     parts = {"model": model.state_dict(), "kept": selection.kept, "adam": adam, "random": generators}
@@ -369,6 +369,5 @@ def restore(
     optimiser.load_state_dict({**optimiser.state_dict(), "state": {n: below(f"adam.{n}.") for n in numbers}})
     for name, generator in random.items():
         generator.set_state(generators[name])
-    torch.set_rng_state(generators["torch"])
     if (kind := (device := torch.device(selection.config.device)).type) in generators:
         torch.get_device_module(kind).set_rng_state(generators[kind], device)

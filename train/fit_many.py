@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
-from typing import Any
 
 import numpy as np
 import torch
@@ -152,18 +151,17 @@ def fit_many(
             if i in left and (fault := divergence(of_run, stage, epoch)):
                 faults[i] = fault
         means = (total / len(fold.train)).tolist()
-        matrices = None
+        scored = dict[str, np.ndarray]()
         if evaluated:
             best = [graphs(i, partial(_best, stack, values, config, *each)) for i, each in enumerate(evaluated)]
             real = np.concatenate([layout.real[0] for layout, _ in evaluated])
             truth, predicted = data.utterances.labels[np.concatenate(eval_groups)], torch.cat(best, 1).cpu().numpy()
-            matrices = confusions(truth, predicted[:, real], len(data.utterances.classes))
+            scored = metrics(confusions(truth, predicted[:, real], len(data.utterances.classes)))
         seconds = (time.perf_counter() - started) / len(configs)
         better = [False] * len(configs)
         for i, selection in enumerate(selections):
             if i in left and i not in faults:
-                scored = {} if matrices is None else metrics(matrices[i])
-                found: dict[str, Any] = {name: float(scored[name]) for name in SHOWN.values() if name in scored}
+                found = {name: float(scored[name][i]) for name in SHOWN.values() if name in scored}
                 line = selection.add(stage, epoch, means[i], found, seconds)
                 better[i] = line.kept
                 if on_epoch:

@@ -1,12 +1,12 @@
-"""One run, or many runs of one fold at once: train, test, write the folders; and open a trained model again."""
+"""Jobs: one run, or many of one fold at once, trained, tested and written; and a trained model opened again."""
 
 import contextlib
 import gc
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from .data.dataset import Dataset, Standardizer
 from .data.splits import UNDECIDED, Fold, known_before
 from .finetune import reopened
 from .fit import NO_NUMBERS, Diverged, Epoch, Fitted, fit, predict, snapshot
-from .fit_many import fit_many, runs_at_once
+from .fit_many import can_train_together, fit_many, runs_at_once
 from .models import FUSIONS, Fusion, with_layer_sums
 from .models.superb import layer_shares
 from .run_folder import AGAIN, CONFIG, DEV, FAULT, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
@@ -34,39 +34,64 @@ STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill cos
 Log = Callable[[Epoch | str], None]
 
 
-def train_runs(
-    data: Dataset,
-    fold: Fold,
-    plans: Sequence[TrainConfig],
-    configs: Sequence[Mapping[str, Any]],
-    out: Path,
-    on_epoch: Callable[[int, Epoch], None] | None = None,
-    resume: bool = False,
-    together: bool = True,
-) -> list[Run | Diverged]:
-    """Train one fold into `<out>/<hash of config>`, once per config; a finished run is returned as it is.
+@dataclass(frozen=True)
+class Job:
+    """One run to come."""
 
-    Plans that differ in seed and loss alone are trained at once (`fit_many`): if memory runs out, half as many, down to
-    one. One that is not trained `together` keeps states, and an unfinished one continues from its last with `resume`;
-    without states it starts anew. One that diverged gives the fault in the place of its run, and its folder holds the
-    weights of the last good epoch.
+    data: Dataset
+    fold: Fold
+    plan: TrainConfig
+    config: dict[str, Any]  # complete, with provenance
+
+    @cached_property
+    def name(self) -> str:
+        """The name of its run folder."""
+        return run_name(self.config)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is fitted by `fit_many`: on a GPU, even alone, so that its numbers do not depend on the others."""
+        return torch.device(self.plan.device).type == "cuda" and can_train_together(self.data, self.plan)
+
+    @property
+    def group(self) -> str:
+        """The same for jobs that are fitted together."""
+        return self.bundle if self.stacked else self.name
+
+    @cached_property
+    def bundle(self) -> str:
+        """The same for jobs that a GPU fits together: those that differ in seed and loss alone."""
+        apart = ("seed", "loss") if can_train_together(self.data, self.plan) else ()
+        return run_name({key: value for key, value in self.config.items() if key not in apart})
+
+
+def train_jobs(
+    jobs: Sequence[Job], out: Path, resume: bool = False, on_epoch: Callable[[int, Epoch], None] | None = None
+) -> list[Run | Diverged]:
+    """Train the jobs of one group, each into `<out>/<its name>`; a finished run is returned as it is.
+
+    Several, and one that is `stacked`, are trained at once (`fit_many`): if memory runs out, half as many, down to one.
+    One by itself keeps states, and an unfinished one continues from its last with `resume`; without states it starts
+    anew. One that diverged gives the fault in the place of its run, and its folder holds the weights of the last good
+    epoch. Raises `SerError`, saying what helps, if the memory does not suffice.
     """
-    names = [run_name(config) for config in configs]
+    first, together = jobs[0], len(jobs) > 1 or jobs[0].stacked
     with contextlib.ExitStack() as stack:
-        in_order = sorted(range(len(names)), key=names.__getitem__)  # the same in all processes, so none waits for ever
-        runs = {i: stack.enter_context(claimed(out / names[i])) for i in in_order}
+        stack.enter_context(oom_as_error(first.plan))
+        in_order = sorted(range(len(jobs)), key=lambda i: jobs[i].name)  # in all processes, so none waits for ever
+        runs = {i: stack.enter_context(claimed(out / jobs[i].name)) for i in in_order}
         found: dict[int, Run | Diverged] = {i: run.checked() for i, run in runs.items() if run.finished}
-        left = [i for i in range(len(names)) if i not in found]
+        left = [i for i in range(len(jobs)) if i not in found]
         logs = {}
         for i in left:
             if together or not resume:
                 (runs[i].path / STATE).unlink(missing_ok=True)
-            runs[i].write_json(CONFIG, configs[i])
-            logs[i] = stack.enter_context(_log(runs[i], plans[i], on_epoch and partial(on_epoch, i)))
+            runs[i].write_json(CONFIG, jobs[i].config)
+            logs[i] = stack.enter_context(_log(runs[i], jobs[i].plan, on_epoch and partial(on_epoch, i)))
         stack.enter_context(one_thread())
         if together:
-            data.on(plans[0].device)  # first, so that what it takes there is not reckoned as free
-        most = min(len(left), runs_at_once(data, fold, plans[0])) if together else 1
+            first.data.on(first.plan.device)  # first, so that what it takes there is not reckoned as free
+        most = min(len(left), runs_at_once(first.data, first.fold, first.plan)) if together else 1
         while left:
             now = left[:most]
             started = time.monotonic()
@@ -74,9 +99,9 @@ def train_runs(
             torch.cuda.empty_cache()
             try:
                 if together:
-                    fitted = fit_many(data, fold, [plans[i] for i in now], [logs[i] for i in now])
+                    fitted = fit_many(first.data, first.fold, [jobs[i].plan for i in now], [logs[i] for i in now])
                 else:
-                    fitted = [_fit_with_states(data, fold, plans[now[0]], runs[now[0]], logs[now[0]])]
+                    fitted = [_fit_with_states(first, runs[now[0]], logs[now[0]])]
             except Diverged as fault:
                 fitted = [fault]
             except KeyboardInterrupt as stop:
@@ -96,8 +121,8 @@ def train_runs(
                 continue
             seconds = (time.monotonic() - started) / len(now)
             for i, one in zip(now, fitted, strict=True):
-                run, plan = runs[i], plans[i]
-                ended = one if isinstance(one, Diverged) else _finish(run, data, fold, plan, configs[i], one, seconds)
+                run = runs[i]
+                ended = one if isinstance(one, Diverged) else _finish(run, jobs[i], one, seconds)
                 if isinstance(ended, Diverged):
                     if ended.kept:
                         write_model(run, ended.kept, ended.standardizers)
@@ -106,10 +131,10 @@ def train_runs(
                     ended = Diverged(f"{run.path}: {ended}", ended.kept, ended.standardizers)
                 found[i] = ended
             left = left[most:]
-    return [found[i] for i in range(len(names))]
+    return [found[i] for i in range(len(jobs))]
 
 
-def _fit_with_states(data: Dataset, fold: Fold, plan: TrainConfig, run: Run, log: Log) -> Fitted:
+def _fit_with_states(job: Job, run: Run, log: Log) -> Fitted:
     """`fit` from the run's last state, if there is one, writing a new one now and then."""
     written = time.monotonic()
 
@@ -120,7 +145,8 @@ def _fit_with_states(data: Dataset, fold: Fold, plan: TrainConfig, run: Run, log
             run.write_tensors(STATE, state())
             written = time.monotonic()
 
-    return fit(data, fold, plan, after_epoch, run.tensors(STATE) if (run.path / STATE).exists() else None)
+    state = run.tensors(STATE) if (run.path / STATE).exists() else None
+    return fit(job.data, job.fold, job.plan, after_epoch, state)
 
 
 @contextlib.contextmanager
@@ -153,12 +179,29 @@ def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) 
         yield log
 
 
-def _finish(
-    run: Run, data: Dataset, fold: Fold, plan: TrainConfig, config: Mapping[str, Any], fitted: Fitted, seconds: float
-) -> Run | Diverged:
+@contextlib.contextmanager
+def oom_as_error(plan: TrainConfig) -> Iterator[None]:
+    """Raise `SerError`, saying what helps, if an allocation fails, and `WrongUse` for what cannot be deterministic."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as fault:
+        if "deterministic implementation" in str(fault):
+            what = f"{plan.fusion.name} computes what has no deterministic way on {plan.device}"
+            raise WrongUse(f"--deterministic: {what}; leave it out") from fault
+        if not is_out_of_memory(fault):
+            raise
+        size = f"--set batch_size={max(1, plan.settings.batch_size // 2)}"
+        raise SerError(
+            f"the memory of {plan.device} ran out while training {plan.fusion.name} in batches of "
+            f"{plan.settings.batch_size}; what was finished is kept: run again while less else is running there (a "
+            f"sweep: fewer --workers), or with --precision bf16 or {size}, which change the numbers"
+        ) from fault
+
+
+def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> Run | Diverged:
     """Test the model and write what the run leaves; `result.json` comes last. Predictions that are NaN are a fault."""
-    utterances, rows = data.utterances, fold.test
-    target = TARGETS[plan.target]
+    data, fold, plan, config = job.data, job.fold, job.plan, job.config
+    utterances, rows, target = data.utterances, fold.test, TARGETS[plan.target]
     tests = predict_tests(fitted, data, rows, plan)
     # How sure a model is of what it was trained on says nothing.
     dev = fold.dev[:0] if plan.training.refit else fold.dev

@@ -1,7 +1,9 @@
 """How one run trains: every setting of a fusion and of its training, with default, source and help."""
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -9,74 +11,36 @@ import torch
 
 from ser.errors import CorruptStore, WrongUse, unknown
 
-from .models import Fusion, Stage, setting
+from .models import Fusion, Stage
 from .models.fusion import Beta, Depth, Gamma, Seed, Weight
 
 OURS = "ours"
+TEXTS = tomllib.loads(Path(__file__).with_name("settings.toml").read_text(encoding="utf-8"))  # source and help
+# What a run's config always says. Of what came later it says what is not the default: so older runs keep their names.
+FIRST = ("dev", "cut_seed", "select_score", "reduction", "soft_labels", "clip_norm", "shuffle_labels")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What is set for the training of any fusion."""
+    """What is set for the training of any fusion. What each does, and its default's source: in settings.toml."""
 
-    dev: str = setting(
-        "auto",
-        "ours: 0.1 with --select val, else none",
-        "dev part: next (the session or speaker cyclically after the test one), none, or a share such as 0.1 of the "
-        "training part, in whole dialogues (speakers where no dialogue is named); auto keeps a protocol's own",
-    )
-    cut_seed: Seed = setting(0, OURS, "seed of random cuts (random-70-20-10, dev shares); the same for all --seeds")
-    refit: bool = setting(
-        False, OURS, "with --select val: train a new model on train + dev, for as many epochs as dev chose", later=True
-    )
-    patience: Depth = setting(
-        0, OURS, "with --select val or best-test: stop a stage after so many epochs without a better score", later=True
-    )
-    standardise_by: Literal["all", "corpus"] = setting(
-        "all", OURS, "z-score all corpora alike, or each by itself: one not in training by its test part", later=True
-    )
-    select_score: Literal["ua", "wa", "macro_f1", "ccc"] = setting(
-        "ua", OURS, "score whose best epoch counts with val and best-test; ccc, the mean CCC, with --target vad"
-    )
-    reduction: Literal["auto", "sum", "mean"] = setting(
-        "auto",
-        "Perspective eq. 3: sum; others: mean",
-        "of the loss over a batch: auto sums where a batch counts dialogues, and averages elsewhere",
-    )
-    soft_labels: bool = setting(False, "USC §3.2", "train on the annotators' percentages in place of the consensus")
-    class_weights: Literal["none", "inverse", "effective"] = setting(
-        "none",
-        "inverse: scikit-learn's balanced; effective: Cui et al. 2019",
-        "weights of the classes in the loss, by their sizes n in the training part: 1 / n, or (1 - b) / (1 - b^n); "
-        "scaled so that their mean over that part is 1",
-        later=True,
-    )
-    effective_beta: Beta = setting(0.999, "Cui et al. 2019", "b of class_weights=effective", later=True)
-    focal_gamma: Gamma = setting(
-        0.0, "Lin et al. 2017", "focal loss: (1 - p)^gamma weighs down what is classified well; 0 is off", later=True
-    )
-    sampler: Literal["shuffle", "balanced"] = setting(
-        "shuffle",
-        OURS,
-        "shuffle: every utterance once an epoch; balanced: as many draws with replacement, all classes as likely (not "
-        "where a batch counts dialogues)",
-        later=True,
-    )
-    clip_norm: Weight = setting(0.0, OURS, "largest norm of the gradient; 0 leaves it alone")
-    shuffle_labels: bool = setting(False, OURS, "train on labels in random order: the scores must fall to chance")
-    vad_loss: Literal["ccc", "mse"] = setting(
-        "ccc",
-        "Wagner et al. 2023",
-        "of valence, arousal and dominance: the mean of 1 - CCC over a batch, or mean squared error on [-1, 1]",
-        later=True,
-    )
-    vad_weight: Weight = setting(1.0, OURS, "of vad_loss beside the cross-entropy, with --target class+vad", later=True)
-    vad_scale: str = setting(
-        "auto",
-        OURS,
-        "lowest and highest rating, such as 1..7, which training maps to -1 and 1; auto knows IEMOCAP and MSP by ids",
-        later=True,
-    )
+    dev: str = "auto"
+    cut_seed: Seed = 0
+    refit: bool = False
+    patience: Depth = 0
+    standardise_by: Literal["all", "corpus"] = "all"
+    select_score: Literal["ua", "wa", "macro_f1", "ccc"] = "ua"
+    reduction: Literal["auto", "sum", "mean"] = "auto"
+    soft_labels: bool = False
+    class_weights: Literal["none", "inverse", "effective"] = "none"
+    effective_beta: Beta = 0.999
+    focal_gamma: Gamma = 0.0
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    clip_norm: Weight = 0.0
+    shuffle_labels: bool = False
+    vad_loss: Literal["ccc", "mse"] = "ccc"
+    vad_weight: Weight = 1.0
+    vad_scale: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -93,11 +57,12 @@ class Setting:
 
 def settings(fusion: Fusion) -> list[Setting]:
     """All settings that a fusion uses, its own first, and what is fixed."""
+    told = {one.name: one.metadata for one in fields(fusion.settings)} | TEXTS
     listed = [
-        Setting(one.name, one.default, _kind_name(kind), one.metadata["source"], one.metadata["help"], _range(one.type))
+        Setting(name, one.default, _kind_name(kind), told[name]["source"], told[name]["help"], _range(one.type))
         for owner in (fusion.settings, TrainingSettings)
-        for one, kind in zip(fields(owner), get_type_hints(owner).values(), strict=True)
-        if one.name not in fusion.unused
+        for (name, kind), one in zip(get_type_hints(owner).items(), fields(owner), strict=True)
+        if name not in fusion.unused
     ]
     return listed + [
         Setting(name, value, "fixed", f"{OURS}, fixed", help) for name, (value, help) in fusion.fixed.items()
@@ -147,9 +112,10 @@ def recorded(kind: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 def described(settings: Any) -> dict[str, Any]:
-    """What a run's config records of the fusion's or the training's settings."""
-    values = [(one, getattr(settings, one.name)) for one in fields(settings)]
-    return {one.name: value for one, value in values if not one.metadata["later"] or value != one.default}
+    """What a run's config records of the fusion's or the training's settings: of later ones what is not the default."""
+    values = {one: getattr(settings, one.name) for one in fields(settings)}
+    later = {one: one.metadata.get("later", one.name not in FIRST) for one in values}
+    return {one.name: value for one, value in values.items() if value != one.default or not later[one]}
 
 
 def has_setting(fusion: Fusion, assignment: str) -> bool:

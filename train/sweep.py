@@ -250,7 +250,7 @@ def run_sweep(
             if not gpu:  # where each is trained alone, each is a task, unless there must be a GPU all the same
                 tasks = [replace(t, group=t.name) if t.experiment.device == "auto" else t for t in tasks]
             for outcomes in cluster.run(
-                train_alone,
+                train_group,
                 grouped(tasks),
                 needs=lambda group: {} if group.tasks[0].experiment.device == "cpu" else gpu,
                 split=lambda group: [TaskGroup((task,)) for task in group.tasks] if len(group.tasks) > 1 else None,
@@ -275,26 +275,18 @@ def grouped(tasks: Sequence[SweepTask]) -> list[TaskGroup]:
     return [TaskGroup(tuple(group)) for group in fit_groups(tasks)]
 
 
+_alone = threading.Lock()  # a dask worker may have several threads, and torch's seeds are the whole process's
+
+
 def train_group(group: TaskGroup) -> list[Outcome]:
     """Fit the tasks of one group, together if this device does so. What they read is kept for the tasks that follow."""
-    found: dict[str, Run | Diverged] = {}
-    with engines.cached(("sweep", group.shared), lambda: prepare_once(group.shared, group.workers)) as prepared:
+    out = Path(group.tasks[0].experiment.out)
+    reader = engines.cached(("sweep", group.shared), lambda: prepare_once(group.shared, group.workers))
+    with _alone, reader as prepared:
         jobs = [prepared(task.experiment)[task.number] for task in group.tasks]
-        for some in fit_groups(jobs):
-            runs = train_jobs(some, Path(group.tasks[0].experiment.out), resume=True)
-            found |= dict(zip((job.name for job in some), runs, strict=True))
-    ended = [found[job.name] for job in jobs]
+        ended = [run for some in fit_groups(jobs) for run in train_jobs(some, out, resume=True)]
     faults = [str(run) if isinstance(run, Diverged) else None for run in ended]
     return [Outcome(task, fault) for task, fault in zip(group.tasks, faults, strict=True)]
-
-
-_alone = threading.Lock()
-
-
-def train_alone(group: TaskGroup) -> list[Outcome]:
-    """Train one group in a dask worker, which may have several threads: torch's seeds are the whole process's."""
-    with _alone:
-        return train_group(group)
 
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:

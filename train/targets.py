@@ -12,7 +12,7 @@ import contextlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +30,8 @@ from .scores import dimension_scores, divergences, ece, fit_temperature, reliabi
 from .settings import TrainConfig, TrainingSettings
 
 Score = Literal["ua", "wa", "macro_f1", "ccc"]
-IMBALANCE = ("class_weights", "effective_beta", "focal_gamma", "sampler")  # settings that classes alone have
+OF_CLASSES = ("soft_labels", "class_weights", "effective_beta", "focal_gamma", "sampler")  # settings of these alone
+OF_RATINGS = ("vad_loss", "vad_weight", "vad_scale")
 # The scale that a corpus's raters used, where the ids tell the corpus: lowest and highest.
 SCALES = {
     r"Ses0[1-5][FM]_(impro|script)\d\d\w*_[FM]\d{3}": "1..5",  # IEMOCAP (Busso et al. 2008), and the demo
@@ -56,18 +57,28 @@ def _known_scale(utterances: Utterances, rows: np.ndarray) -> str | None:
     return next((scale for form, scale in SCALES.items() if all(re.fullmatch(form, one) for one in ids)), None)
 
 
+@dataclass(frozen=True)
 class Target:
-    """One of the classes of the label policy: `--target class`. And what all targets share.
+    """What is learnt: a row of `TARGETS`.
 
-    A head has K outputs if the target is `labelled`, then D if it is `rated`: logits of the classes, and ratings.
+    A head has K outputs if the target is `labelled`, then D if it is `rated`: logits of the classes, and ratings. Where
+    it is `voted`, the shares of the raters' votes are the truth of the loss, with KL and JS divergence beside the
+    scores of the class of the majority; utterances without one train too where it is `undecided`, and stand in no dev
+    or test part: a run says KL and JS of those of its test speakers. An utterance needs a label only for the classes.
     """
 
-    name = "class"
-    labelled, rated = True, False
-    voted, undecided = False, False  # whether votes are the truth; whether those without a majority train too
-    # The scores by which an epoch can be selected, the default first.
-    select: tuple[Score, ...] = ("ua", "wa", "macro_f1")
-    unused: tuple[str, ...] = ("vad_loss", "vad_weight", "vad_scale")  # settings that change nothing
+    name: str
+    labelled: bool = True
+    rated: bool = False
+    voted: bool = False
+    undecided: bool = False
+    unused: tuple[str, ...] = OF_RATINGS  # settings that change nothing
+
+    @property
+    def select(self) -> tuple[Score, ...]:
+        """The scores by which an epoch can be selected, the default first."""
+        of_classes: tuple[Score, ...] = ("ua", "wa", "macro_f1") if self.labelled else ()
+        return (*of_classes, "ccc") if self.rated else of_classes
 
     def width(self, classes: int) -> int:
         """Outputs of each head."""
@@ -98,31 +109,83 @@ class Target:
                 known = " or ".join(self.select)
                 raise WrongUse(f"--set select_score={training.select_score}: --target {self.name} selects by {known}")
             training = replace(training, select_score=self.select[0])
+        if not self.rated:
+            return training, data
+        if getattr(settings, "released", False):
+            raise WrongUse(
+                f"released=true makes probabilities of classes alone; leave it out with --target {self.name}"
+            )
+        if training.vad_loss == "ccc" and fusion.unit == "utterance" and settings.batch_size == 1:
+            raise WrongUse("vad_loss=ccc compares the utterances of a batch; use batch_size=2 or more, or vad_loss=mse")
+        return self._on_one_scale(training, data)
+
+    def _on_one_scale(self, training: TrainingSettings, data: Dataset) -> tuple[TrainingSettings, Dataset]:
+        """With the corpus's scale in the place of `auto`; several corpora's, each by its own, become −1 to 1."""
+        corpora = np.array(data.utterances.corpora or [data.described["corpus"]] * len(data.utterances))
+        known = {name: _known_scale(data.utterances, np.flatnonzero(corpora == name)) for name in np.unique(corpora)}
+        scales = {scale for scale in known.values() if scale is not None}
+        if len(scales) > 1:
+            if training.vad_scale != "auto" or None in known.values():
+                listed = ", ".join(f"{name} {scale or 'not known'}" for name, scale in known.items())
+                raise WrongUse(
+                    f"--target {self.name}: the raters of these corpora used other scales ({listed}), and each is "
+                    "normalised by its own; leave --set vad_scale out, and corpora whose scale is not known"
+                )
+            ends = {name: scale_of(replace(training, vad_scale=scale or "")) for name, scale in known.items()}
+            low, high = np.array([ends[name] for name in corpora]).T[..., None]
+            ratings = 2 * (data.utterances.dimensions - low) / (high - low) - 1
+            data = replace(data, utterances=replace(data.utterances, dimensions=ratings))
+            training = replace(training, vad_scale="-1..1")
+        elif training.vad_scale == "auto":
+            if unknown := [name for name, scale in known.items() if scale is None]:
+                raise WrongUse(
+                    f"--target {self.name}: the scale on which corpus {unknown[0]} rates valence, arousal and "
+                    "dominance is not known; say it, such as --set vad_scale=1..5"
+                )
+            training = replace(training, vad_scale=scales.pop())
+        low, high = scale_of(training)
+        for name in known:
+            ratings = data.utterances.dimensions[corpora == name]
+            if np.mean((ratings < low) | (ratings > high)) > OUTSIDE:
+                raise WrongUse(
+                    f"--set vad_scale={training.vad_scale}: corpus {name} has ratings from {ratings.min():g} to "
+                    f"{ratings.max():g}; give the scale that its raters used"
+                )
         return training, data
 
     def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:
         """What the loss compares the outputs for all utterances with; None is their classes, int64 `[n]`.
 
-        `train` are the rows of the training part, by which classes are weighted: then w_k p_ik `[n, K]`.
+        `train` are the rows of the training part, by which classes are weighted: then w_k p_ik `[n, K]`. Ratings, the
+        ends of their scale at −1 and 1, are `[n, D]`, and behind class numbers or soft labels if there are classes.
         """
-        soft = None
-        if self.voted or (training.soft_labels and not training.shuffle_labels):
-            soft = torch.from_numpy(data.utterances.votes)
-        if training.class_weights == "none":
+        labels, votes = map(torch.from_numpy, (data.utterances.labels, data.utterances.votes))
+        soft = votes if self.voted or (training.soft_labels and not training.shuffle_labels) else None
+        if training.class_weights != "none":
+            soft = F.one_hot(labels, len(data.utterances.classes)).float() if soft is None else soft
+            soft = soft * class_weights(soft[torch.from_numpy(train)], training)
+        if not self.rated:
             return soft
-        if soft is None:
-            soft = F.one_hot(torch.from_numpy(data.utterances.labels), len(data.utterances.classes)).float()
-        return soft * class_weights(soft[torch.from_numpy(train)], training)
+        low, high = scale_of(training)
+        ratings = torch.from_numpy(2 * (data.utterances.dimensions - low) / (high - low) - 1).float()
+        return torch.cat([labels[:, None] if soft is None else soft, ratings], 1) if self.labelled else ratings
 
     def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
         """Of the outputs of one head for a batch, summed or averaged over it as `config.reduction` says.
 
-        Σ_i −log P(ŷ_i = y_i) for classes `[n]`; for soft labels p `[n, K]` (USC §3.2) Σ_i Σ_k −p_ik log P(ŷ_i = k).
-        With `focal_gamma` γ each term has the factor (1 − P(ŷ_i = k))^γ (Lin et al. 2017, eq. 4).
+        Classes: see `class_loss`. Ratings: the mean over the dimensions of 1 − CCC, or of the mean squared error; times
+        n where losses are summed. Both: that of the classes + `vad_weight` times that of the ratings.
         """
-        if gamma := config.training.focal_gamma:
-            return focal_loss(outputs, truth, gamma, config.reduction)
-        return F.cross_entropy(outputs, truth, reduction=config.reduction)
+        training, reduction, d = config.training, config.reduction, len(DIMENSIONS)
+        if not self.rated:
+            return class_loss(outputs, truth, training.focal_gamma, reduction)
+        each = concordance_loss if training.vad_loss == "ccc" else F.mse_loss
+        ratings = each(outputs[:, -d:], truth[:, -d:]) * (len(outputs) if reduction == "sum" else 1)
+        if not self.labelled:
+            return ratings
+        classes = truth[:, :-d] if truth.shape[1] > d + 1 else truth[:, 0].long()
+        of_classes = class_loss(outputs[:, :-d], classes, training.focal_gamma, reduction)
+        return of_classes + training.vad_weight * ratings
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """What the outputs of a head say, of the same shape: probabilities of the classes, and ratings as they are."""
@@ -179,106 +242,6 @@ class Target:
         return columns
 
 
-class Distribution(Target):
-    """The shares of the raters' votes, `--target distribution`: truth of the loss, and of KL and JS divergence.
-
-    Top-1 scores and the epoch's selection are by the label of the majority. With `+undecided` utterances without one
-    are learnt from too; they stand in no dev or test part, and a run says KL and JS of those of its test speakers.
-    """
-
-    name = "distribution"
-    voted = True
-    unused = (*Target.unused, "soft_labels")
-
-
-class Undecided(Distribution):
-    """The same, and utterances without a majority train too: `--target distribution+undecided`."""
-
-    name = "distribution+undecided"
-    undecided = True
-
-
-class Vad(Target):
-    """Valence, arousal and dominance: `--target vad`. An utterance needs no label, and there are no classes."""
-
-    name = "vad"
-    labelled, rated = False, True
-    select: tuple[Score, ...] = ("ccc",)
-    unused: tuple[str, ...] = ("vad_weight", "soft_labels", *IMBALANCE)
-
-    def settled(
-        self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset
-    ) -> tuple[TrainingSettings, Dataset]:
-        """With the scale of the corpus in the place of `auto`; several corpora's, each by its own, become −1 to 1."""
-        training, data = super().settled(fusion, settings, training, data)
-        if getattr(settings, "released", False):
-            raise WrongUse(
-                f"released=true makes probabilities of classes alone; leave it out with --target {self.name}"
-            )
-        if training.vad_loss == "ccc" and fusion.unit == "utterance" and settings.batch_size == 1:
-            raise WrongUse("vad_loss=ccc compares the utterances of a batch; use batch_size=2 or more, or vad_loss=mse")
-        corpora = np.array(data.utterances.corpora or [data.described["corpus"]] * len(data.utterances))
-        known = {name: _known_scale(data.utterances, np.flatnonzero(corpora == name)) for name in np.unique(corpora)}
-        scales = {scale for scale in known.values() if scale is not None}
-        if len(scales) > 1:
-            if training.vad_scale != "auto" or None in known.values():
-                listed = ", ".join(f"{name} {scale or 'not known'}" for name, scale in known.items())
-                raise WrongUse(
-                    f"--target {self.name}: the raters of these corpora used other scales ({listed}), and each is "
-                    "normalised by its own; leave --set vad_scale out, and corpora whose scale is not known"
-                )
-            ends = {name: scale_of(replace(training, vad_scale=scale or "")) for name, scale in known.items()}
-            low, high = np.array([ends[name] for name in corpora]).T[..., None]
-            ratings = 2 * (data.utterances.dimensions - low) / (high - low) - 1
-            data = replace(data, utterances=replace(data.utterances, dimensions=ratings))
-            training = replace(training, vad_scale="-1..1")
-        elif training.vad_scale == "auto":
-            if unknown := [name for name, scale in known.items() if scale is None]:
-                raise WrongUse(
-                    f"--target {self.name}: the scale on which corpus {unknown[0]} rates valence, arousal and "
-                    "dominance is not known; say it, such as --set vad_scale=1..5"
-                )
-            training = replace(training, vad_scale=scales.pop())
-        low, high = scale_of(training)
-        for name in known:
-            ratings = data.utterances.dimensions[corpora == name]
-            if np.mean((ratings < low) | (ratings > high)) > OUTSIDE:
-                raise WrongUse(
-                    f"--set vad_scale={training.vad_scale}: corpus {name} has ratings from {ratings.min():g} to "
-                    f"{ratings.max():g}; give the scale that its raters used"
-                )
-        return training, data
-
-    def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:
-        """The ratings, the ends of their scale at −1 and 1, `[n, D]`; before them class numbers or soft labels."""
-        low, high = scale_of(training)
-        ratings = torch.from_numpy(2 * (data.utterances.dimensions - low) / (high - low) - 1).float()
-        if not self.labelled:
-            return ratings
-        soft = super().truth(data, training, train)
-        return torch.cat([torch.from_numpy(data.utterances.labels)[:, None] if soft is None else soft, ratings], 1)
-
-    def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
-        """The mean over the dimensions of 1 − CCC, or of the mean squared error; times n where losses are summed.
-
-        With classes that of these + `vad_weight` times it.
-        """
-        d = len(DIMENSIONS)
-        each = concordance_loss if config.training.vad_loss == "ccc" else F.mse_loss
-        ratings = each(outputs[:, -d:], truth[:, -d:]) * (len(outputs) if config.reduction == "sum" else 1)
-        if not self.labelled:
-            return ratings
-        classes = truth[:, :-d] if truth.shape[1] > d + 1 else truth[:, 0].long()
-        return super().loss(outputs[:, :-d], classes, config) + config.training.vad_weight * ratings
-
-
-class ClassAndVad(Vad):
-    """Both at once: `--target class+vad`."""
-
-    name = "class+vad"
-    labelled, select, unused = True, (*Target.select, "ccc"), ()
-
-
 def rated_as(predicted: np.ndarray, training: TrainingSettings) -> np.ndarray:
     """The ratings of a target's predictions on the corpus's scale, float64 `[n, D]`."""
     low, high = scale_of(training)
@@ -300,8 +263,14 @@ def class_weights(shares: Tensor, training: TrainingSettings) -> Tensor:
     return (weights * sizes.sum() / (weights @ sizes)).float()
 
 
-def focal_loss(outputs: Tensor, truth: Tensor, gamma: float, reduction: str) -> Tensor:
-    """Σ_i Σ_k −p_ik (1 − q_ik)^γ log q_ik of the probabilities q, or its mean over the utterances with a truth."""
+def class_loss(outputs: Tensor, truth: Tensor, gamma: float, reduction: str) -> Tensor:
+    """The cross-entropy of logits `[n, K]`, or the focal loss, summed or averaged over the utterances with a truth.
+
+    Σ_i −log q_iy of the probabilities q for classes y `[n]`; for soft labels p `[n, K]` (USC §3.2) Σ_i Σ_k −p_ik log
+    q_ik. With a `gamma` γ each term has the factor (1 − q_ik)^γ (Lin et al. 2017, eq. 4).
+    """
+    if not gamma:
+        return F.cross_entropy(outputs, truth, reduction=reduction)
     logs = outputs.log_softmax(1)
     # One class each, and none where it is no class, as in the rows of `fit_many` that hold nobody.
     shares = truth if truth.ndim == 2 else (truth[:, None] == torch.arange(logs.shape[1], device=logs.device)).float()
@@ -322,4 +291,11 @@ def concordance_loss(predicted: Tensor, truth: Tensor) -> Tensor:
 
 
 # By the names that `--target` takes, which are in options.py.
-TARGETS: dict[str, Target] = {one.name: one for one in (Target(), Distribution(), Undecided(), Vad(), ClassAndVad())}
+_ALL = (
+    Target("class"),
+    Target("distribution", voted=True, unused=("soft_labels", *OF_RATINGS)),
+    Target("distribution+undecided", voted=True, undecided=True, unused=("soft_labels", *OF_RATINGS)),
+    Target("vad", labelled=False, rated=True, unused=("vad_weight", *OF_CLASSES)),
+    Target("class+vad", rated=True, unused=()),
+)
+TARGETS = {one.name: one for one in _ALL}
