@@ -30,7 +30,7 @@ CASES = {
     "hop": ("hubert:layer=0,hop=0.06+mpnet", "mit", "0.013MB", MIT, ""),
     "layers": ("hubert:layers=0-1", "audio", "0.04MB", ("d_model=8", "heads=2", *MIT[3:]), ""),
     "views": ("logmel", "cnn", "0.2MB", ("frames=48", "channels=2", "batch_size=4"), "logmel:view=pitch-1"),
-    "views of vectors": ("is13", "audio", "0.04MB", ("batch_size=1",), "is13:view=pitch-1"),
+    "views of vectors": ("is13", "audio", "0.03MB", ("batch_size=1",), "is13:view=pitch-1"),
 }
 
 LOGMELS = ("logmel:", "logmel:view=pitch-1")
