@@ -170,7 +170,7 @@ def shuffled(data: Dataset, fold: Fold, config: TrainConfig) -> Dataset:
     order[fold.train] = np.random.default_rng(config.seed).permutation(fold.train)
     mixed = data.utterances.take(order)
     learnt = replace(data.utterances, labels=mixed.labels, dimensions=mixed.dimensions, votes=mixed.votes)
-    return replace(data, utterances=learnt)
+    return replace(data, utterances=learnt, read=lambda: data.inputs)
 
 
 def fit_standardizers(data: Dataset, fold: Fold, settings: Any, by: str = "all") -> dict[str, Standardizer]:

@@ -182,16 +182,13 @@ class DataCache:
                 data.let_go()
         return size <= budget
 
-    def load(self, about: str, rows: np.ndarray, load: Callable[[], Inputs], streamed: Inputs | None = None) -> Inputs:
+    def load(self, about: str, rows: np.ndarray, load: Callable[[], Inputs]) -> Inputs:
         """What `load` gives for these rows of a manifest; `about` says of which, and of what, and is the same in all
-        processes. What is `streamed` is each process's own.
+        processes.
         """
         key = hashlib.sha256(about.encode(errors="surrogateescape") + rows.tobytes()).hexdigest()
         if key not in self.inputs:
-            if streamed is not None:
-                self.inputs[key] = streamed
-            else:
-                self.inputs[key] = load() if self.shared is None else _shared(self.shared / key, load)
+            self.inputs[key] = load() if self.shared is None else _shared(self.shared / key, load)
         return self.inputs[key]
 
 

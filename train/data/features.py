@@ -414,11 +414,13 @@ def load_within(
     """
     features = [part.feature for one in chosen.values() for part in (*one.parts, *one.views)]
     size = 4 * sum(part.bytes for feature in features for part in feature.parts())  # at most: all of it in float32
-    if budget is not None and not cache.fits(size, budget):
-        from .streamed import Streamed, within
+    if budget is None or cache.fits(size, budget):
+        return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
+    from .streamed import Streamed, within
 
-        cache.inputs = {key: one for key, one in cache.inputs.items() if not one.streamed}
-        streams = [Streamed.of(one.source(manifest, rows)) for one in chosen.values()]
-        for one, (hold, stream) in zip(chosen.values(), within(budget, streams, cache.workers, vectors), strict=True):
-            cache.load(one.about(manifest), rows, stream.held, None if hold else stream)
-    return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
+    streams = [Streamed.of(one.source(manifest, rows)) for one in chosen.values()]
+    found = zip(chosen.items(), within(budget, streams, cache.workers, vectors), strict=True)
+    return {
+        modality: cache.load(one.about(manifest), rows, stream.held) if hold else stream
+        for (modality, one), (hold, stream) in found
+    }

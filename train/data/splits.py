@@ -181,7 +181,7 @@ def script_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     """
     sessions = _named(utterances.sessions, "session")
     scripts = _scripts(utterances, sessions)
-    units, names = list(zip(sessions, scripts, strict=True)), sorted({*scripts} - {None})
+    units, names = list(zip(sessions, scripts, strict=True)), sorted({script for script in scripts if script})
     known = {*units}
     pairs = [pair for pair in product(_natural(sessions), names) if pair in known]
     for at, test in enumerate(pairs):
@@ -236,10 +236,10 @@ def from_file(utterances: Utterances, cut: Cut, path: Path) -> Iterator[Fold]:
     listed, ids = read_folds(path), utterances.ids
     for (name, parts), (_, following) in zip(listed, [*listed[1:], listed[0]], strict=True):
         held = [{*parts[part]} for part in PARTS]
-        fold = Fold(name, *(np.flatnonzero([one in named for one in ids]) for named in held))
-        if not len(fold.test):
+        train, dev, test = (np.flatnonzero([one in named for one in ids]) for named in held)
+        if not len(test):
             raise WrongUse(f"{path}: fold {name} tests no labelled utterance of this corpus; are these its ids?")
-        check_leakage(fold, utterances, ())
+        check_leakage(Fold(name, train, dev, test), utterances, ())
         part_of = dict.fromkeys(ids, f"in no part of {path.name}")
         for part, named in zip((*PARTS, "next"), (*held, held[0].intersection(following["test"])), strict=True):
             part_of |= dict.fromkeys(named, part)
@@ -297,7 +297,7 @@ def _each_out(kind: str, units: Sequence[str], utterances: Utterances, cut: Cut)
 
 
 def _fold(
-    name: str, utterances: Utterances, cut: Cut, units: Sequence[Any], parts: Mapping[Any, str], own: str = ""
+    name: str, utterances: Utterances, cut: Cut, units: Iterable[Any], parts: Mapping[Any, str], own: str = ""
 ) -> Fold:
     """The fold in which the utterances of each of the `units` [n] stand in that unit's part; by default they train.
 
