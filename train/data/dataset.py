@@ -258,9 +258,7 @@ class Dataset:
     described: Mapping[str, Any]  # corpus, manifest and features with their digests, for a run's config
     notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
     raters: Callable[[np.ndarray], dict[str, Any] | None] = lambda rows: None  # their own scores of these utterances
-    views: tuple[
-        str, ...
-    ] = ()  # the modality of each augmented copy, whose rows follow in the inputs: see `with_views`
+    views: tuple[str, ...] = ()  # the modality of each augmented copy, whose rows follow in its inputs
     device: str = "cpu"  # where batches are put together, see `on`
     _elsewhere: dict[str, "Dataset"] = field(init=False, default_factory=dict, repr=False)  # the same on other devices
 

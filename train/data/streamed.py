@@ -8,8 +8,9 @@ import contextlib
 import ctypes
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -142,14 +143,11 @@ class Streamed(Inputs):
             return {**inputs, **{name: one.window(rows) for name, one in streamed.items()}}
 
         groups = self._grouped([one for one in inputs.values() if isinstance(one, Streamed)], cuts, beside)
-        after = next(groups, None)
         with ThreadPoolExecutor(1, "ser reads ahead") as pool:
-            try:
-                reading = pool.submit(read, *after) if after else None
-                while after and reading:
-                    found, (now, _) = reading.result(), after
-                    after = next(groups, None)
-                    reading = pool.submit(read, *after) if after else None
+            readings = ((now, pool.submit(read, now, room)) for now, room in groups)
+            try:  # in pairs, so that the next is asked for before the one is waited for and used
+                for (now, reading), _ in pairwise(chain(readings, [([], Future[dict[str, Inputs]]())])):
+                    found = reading.result()
                     for cut in now:
                         yield cut, found
                     found.clear()  # whoever was given it may keep it by its name until the next is there
