@@ -349,15 +349,23 @@ def load_dataset(
     inputs = {m: selected[m].each(vectors=fusion.level == "vector") for m in sorted(selected)}
     if any(max(one.sums) > 1 for one in inputs.values()):
         fusion = with_layer_sums(fusion, {modality: one.described for modality, one in inputs.items()})
-    about = [[one.about(manifest), one.described] for one in inputs.values()]
-    views_described = [one.described for one in augmented]
-    key = canonical_json([about, views_described, policy.described, limit, allow_missing, only, target])
+    described = {
+        "corpus": manifest.corpus,
+        "manifest": manifest.digest,
+        "labels": policy.described,
+        "features": {modality: one.described for modality, one in inputs.items()},
+        "views": [one.described for one in augmented],
+        "limit": limit,
+        **({"only": only} if only else {}),  # runs from before they were options keep their names
+        **({"target": target} if target != "class" else {}),
+    }
+    key = canonical_json([described, [one.about(manifest) for one in inputs.values()], allow_missing])
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
     utterances, left_out = choose(policy, manifest, TARGETS[target], only, limit)
-    features_used = [part.feature for one in (*selected.values(), *augmented) for part in one.parts]
-    utterances, quarantined = with_rows(features_used, manifest, utterances, allow_missing)
+    needed = [part.feature for one in (*selected.values(), *augmented) for part in one.parts]
+    utterances, quarantined = with_rows(needed, manifest, utterances, allow_missing)
     left_out |= {f"{name}: quarantined": list(held) for name, held in quarantined.items()}
     corpora = classes_by_corpus(manifest, utterances)
     rows, votes = utterances.rows, manifest.column("votes")
@@ -371,16 +379,7 @@ def load_dataset(
         utterances=utterances,
         dims={modality: one.dim for modality, one in inputs.items()},
         read=read,
-        described={
-            "corpus": manifest.corpus,
-            "manifest": manifest.digest,
-            "labels": policy.described,
-            "features": {modality: one.described for modality, one in inputs.items()},
-            "views": views_described,
-            "limit": limit,
-            **({"only": only} if only else {}),  # runs from before they were options keep their names
-            **({"target": target} if target != "class" else {}),
-        },
+        described=described,
         notes={
             "synthetic": manifest.synthetic,
             "random_weights": [
