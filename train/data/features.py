@@ -71,8 +71,8 @@ class FeatureSelection:
         numbers = {part: number for number, part in enumerate(parts)}
         part = np.array([numbers[one] for one, _ in places], np.int32)
         row = np.array([number for _, number in places], np.int32)
-        offsets = np.concatenate([one.offsets for one in parts])
-        firsts = np.cumsum([0, *(len(one.offsets) for one in parts)])[part] + row
+        offsets = np.concatenate([[0], *(one.offsets for one in parts)])
+        firsts = np.cumsum([1, *(len(one.offsets) for one in parts)])[part] + row
         lengths = offsets[firsts + 1] - offsets[firsts]
         if not lengths.all():
             raise MissingRows(
