@@ -186,7 +186,9 @@ def script_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     pairs = [pair for pair in product(_natural(sessions), names) if pair in known]
     for at, test in enumerate(pairs):
         others = [pair for pair in pairs[at:] + pairs[:at] if pair[0] != test[0] and pair[1] != test[1]]
-        parts = {test: "test"} | ({others[0]: "next"} if cut.dev == "next" and others else {})
+        parts: dict[tuple[str, str | None], str] = {test: "test"}
+        if cut.dev == "next" and others:
+            parts[others[0]] = "next"
         for (session, script), part in zip(list(parts), ("test", "dev"), strict=False):
             near = {unit for unit in known if (unit[0] == session) != (unit[1] == script)} - parts.keys()
             parts |= dict.fromkeys(near, f"of the session or script of the {part} part")
