@@ -243,8 +243,9 @@ def from_file(utterances: Utterances, cut: Cut, path: Path) -> Iterator[Fold]:
             raise WrongUse(f"{path}: fold {name} tests no labelled utterance of this corpus; are these its ids?")
         check_leakage(Fold(name, train, dev, test), utterances, ())
         part_of = dict.fromkeys(ids, f"in no part of {path.name}")
-        for part, named in zip((*PARTS, "next"), (*held, held[0].intersection(following["test"])), strict=True):
+        for part, named in zip(PARTS, held, strict=True):
             part_of |= dict.fromkeys(named, part)
+        part_of |= dict.fromkeys(held[0].intersection(following["test"]), "next")
         yield _fold(name, utterances, cut, ids, part_of, f"named by {path.name}")
 
 
@@ -310,10 +311,12 @@ def _fold(
     named = {unit: names.index(part) for unit, part in parts.items()}
     part_of = np.array([named.get(unit, 0) for unit in units])
     following, dev, test, *others = (np.flatnonzero(part_of == one) for one in range(1, len(names)))
-    train, dev_by = np.flatnonzero(part_of < 2), own if len(dev) else "next" if cut.dev == "next" else "none"
-    if dev_by == "next":
-        dev = following
-    elif dev_by == "none" and cut.share is not None:
+    train, dev_by = np.flatnonzero(part_of < 2), "none"
+    if len(dev):
+        dev_by = own
+    elif cut.dev == "next":
+        dev, dev_by = following, "next"
+    elif cut.share is not None:
         of = utterances.corpus_numbers[train]  # each corpus by itself: not all name dialogues or speakers
         cuts = [_share(utterances, train[of == number], cut.share, cut.seed) for number in np.unique(of)]
         dev = np.sort(np.concatenate([dev, *(rows for rows, _ in cuts)]))
