@@ -11,14 +11,13 @@ import pytest
 import torch
 import transformers
 
-from ser.cache.store import PartRows, open_store
+from ser.cache.store import Feature, PartRows, open_store
 from ser.errors import MissingRows, UtteranceError, WrongUse
 from ser.extract.registry import load_extractors, resolve
 from ser.predict import Predictor, Turn
 from ser.tests.command_line import ser
 from ser.tests.plain_layers import without
 from ser.tests.spoken_store import spoken_manifest
-from ser.train.data.streamed import Places
 from ser.train.experiment import Experiment, Job, count_flops, prepare, run_experiment
 from ser.train.fit import fit
 from ser.train.models import FUSIONS
@@ -239,15 +238,15 @@ def test_the_same_seed_gives_the_same_bytes(
     """Also where what the encoder starts from is read from the store when a batch needs it, and within the budget."""
     asked = {"folds": 1, "epochs": 2, "set": (f"finetune_layers={layers}", "batch_size=2")}
     plain = Experiment("bert:layer=2", "bert", store=made / "features", out=tmp_path / "a", **asked)
-    small, read, load = replace(plain, out=tmp_path / "b", memory=memory), list[int](), Places.load
+    small, read, load = replace(plain, out=tmp_path / "b", memory=memory), list[int](), Feature.gather
 
-    def watched(places: Places, *asked: Any) -> Any:
-        packed = load(places, *asked)
+    def watched(feature: Feature, *asked: Any) -> Any:
+        packed = load(feature, *asked)
         read.append(packed.values.nbytes)
         return packed
 
     [first] = run_experiment(plain)
-    monkeypatch.setattr(Places, "load", watched)
+    monkeypatch.setattr(Feature, "gather", watched)
     [job] = prepare(small)
     assert job.data.reader.streamed == (layers == 1) and count_flops([job], 2) > 0
     [second] = run_experiment(small)

@@ -30,7 +30,7 @@ CASES = {
     "hop": ("hubert:layer=0,hop=0.06+mpnet", "mit", "0.013MB", MIT, ""),
     "layers": ("hubert:layers=0-1", "audio", "0.04MB", ("d_model=8", "heads=2", *MIT[3:]), ""),
     "views": ("logmel", "cnn", "0.2MB", ("frames=48", "channels=2", "batch_size=4"), "logmel:view=pitch-1"),
-    "views of vectors": ("is13", "audio", "0.04MB", ("batch_size=1",), "is13:view=pitch-1"),
+    "views of vectors": ("is13", "audio", "0.03MB", ("batch_size=1",), "is13:view=pitch-1"),
 }
 
 LOGMELS = ("logmel:", "logmel:view=pitch-1")
@@ -210,9 +210,12 @@ def test_a_budget_too_small_is_one_sentence_that_names_one_that_does(rich: Path,
 
 
 def test_workers_share_a_budget_and_what_other_cells_hold_is_let_go(rich: Path, tmp_path: Path) -> None:
-    alone, _ = load_dataset(rich, "logmel", "audio", memory="0.1MB")
+    own = DataCache()
+    alone, _ = load_dataset(rich, "logmel", "audio", memory="0.1MB", cache=own)
     shared, _ = load_dataset(rich, "logmel", "audio", cache=DataCache(tmp_path, workers=4), memory="0.4MB")
     assert alone.inputs["audio"].streamed and not shared.inputs["audio"].streamed  # four map the same pages
+    roomy, _ = load_dataset(rich, "logmel", "audio", memory="1GB", allow_missing=True, cache=own)
+    assert not roomy.inputs["audio"].streamed, "what another streams is not what this one has room for"
     cache = DataCache()
     first, second = (load_dataset(rich, name, "audio", cache=cache, memory="0.55MB")[0] for name in LOGMELS)
     held = first.inputs["audio"]

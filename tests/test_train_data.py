@@ -119,8 +119,7 @@ def test_every_utterance_comes_once_an_epoch_in_a_new_order(store: Path) -> None
         [u for batch in data.batches(rows, "utterance", 8, {}, shuffling) for u in batch.utterances.tolist()]
         for _ in range(2)
     )
-    assert sorted(first) == sorted(second) == rows.tolist()
-    assert first != second != rows.tolist()
+    assert sorted(first) == sorted(second) == rows.tolist() != first != second
 
 
 def test_scaling_is_that_of_the_given_rows_written_plainly(store: Path) -> None:

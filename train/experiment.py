@@ -330,7 +330,8 @@ def _shortened(job: Job, batches: int) -> Fold:
 
 def _rows(job: Job, fold: Fold) -> float:
     """The rows of all modalities that an epoch trains on; those that it only evaluates cost about a third."""
-    rows = np.sum([np.diff(inputs.offsets) for inputs in job.data.inputs.values()], axis=0)  # of each utterance
+    n = len(job.data.utterances)
+    rows = np.sum([np.diff(one.offsets[: n + 1]) for one in job.data.inputs.values()], axis=0)  # of each utterance
     return rows[fold.train].sum() * (len(job.data.views) + 1) + rows[rows_to_evaluate(fold, job.plan)].sum() / 3
 
 

@@ -30,7 +30,7 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
     layers: Layers = settings.finetune_layers
     if settings.standardise_text:
         raise WrongUse("finetune_layers needs the text features as the encoder gave them; use standardise_text=false")
-    if any(modality == "text" for modality, _ in data.views):
+    if "text" in data.views:
         raise WrongUse("finetune_layers trains on one text feature, and --views names another; name audio views alone")
     if "joined" in data.notes["specs"]["text"]:
         raise WrongUse("finetune_layers trains the encoder of one text feature; name one, and no layers=…")

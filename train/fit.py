@@ -84,13 +84,12 @@ def fit(
     fusion, settings, target = config.fusion, config.settings, TARGETS[config.target]
     eval_rows = rows_to_evaluate(fold, config)
     scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
-    train_data, train_rows = with_views(shuffled(data, fold, config), fold.train)
-    truth, per_batch = target.truth(train_data, config.training, fold.train), scaling
+    per_batch = scaling
     if fusion.level == "vector":  # small enough to be scaled once, instead of in every epoch
-        plain, per_batch = data, {}
-        data = data.scaled(scaling)
-        train_data = data if train_data is plain else train_data.scaled(scaling)
-    data, train_data = data.on(config.device), train_data.on(config.device)
+        data, per_batch = data.scaled(scaling), {}
+    data = data.on(config.device)
+    train_data, train_rows = with_views(shuffled(data, fold, config), fold.train)
+    truth = target.truth(train_data, config.training, fold.train)
     updates = -(-len(train_data.groups(train_rows, fusion.unit)) // settings.batch_size)  # per epoch
 
     torch.manual_seed(config.seed)  # initial weights, and dropout from here on
@@ -172,7 +171,7 @@ def shuffled(data: Dataset, fold: Fold, config: TrainConfig) -> Dataset:
     order[fold.train] = np.random.default_rng(config.seed).permutation(fold.train)
     mixed = data.utterances.take(order)
     learnt = replace(data.utterances, labels=mixed.labels, dimensions=mixed.dimensions, votes=mixed.votes)
-    return replace(data, utterances=learnt)
+    return replace(data, utterances=learnt, read=lambda: data.inputs)
 
 
 def fit_standardizers(data: Dataset, fold: Fold, settings: Any, by: str = "all") -> dict[str, Standardizer]:

@@ -44,7 +44,7 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
         labelled = apply_policy(policy, manifest)
         self.utterances, quarantined = with_rows(wanted, manifest, labelled, allow_missing=True)
         self.left_out = {id_: why for held in quarantined.values() for id_, why in held.items()}
-        self.features = {name: one.load(manifest, self.utterances.rows) for name, one in selected.items()}
+        self.features = {name: one.source(manifest, self.utterances.rows).load() for name, one in selected.items()}
         self._vectors = {name for name, one in selected.items() if one.feature.spec.level == "utterance"}
 
     @property

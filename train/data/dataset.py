@@ -91,13 +91,7 @@ class Inputs:
     def scaled(self, standardize: "Standardizer", corpora: np.ndarray) -> "Inputs":
         """The same standardised, float32; `corpora` are the numbers of the utterances' corpora."""
         lengths = torch.from_numpy(np.diff(self.offsets))
-        return replace(self, values=standardize(self.values, corpora[: len(lengths)], lengths))
-
-    def followed_by(self, others: Sequence["Inputs"]) -> "Inputs":
-        """The utterances of all, one after the other: those of `others` are as many each."""
-        parts = [self, *others]
-        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        return Inputs(torch.cat([part.values for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
+        return replace(self, values=standardize(self.values, np.resize(corpora, len(lengths)), lengths))
 
     def on(self, device: torch.device) -> "Inputs":
         """The same with the values on `device`, in the stored dtype; pinned where they do not fit on a GPU."""
@@ -125,6 +119,21 @@ class Inputs:
             if pool == "meanstd":
                 vector[self.dim :] = rows.std(axis=0)
         return Inputs(torch.from_numpy(vectors), np.arange(len(self.offsets)))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of n utterances are read from."""
+
+    read: Callable[[np.ndarray], Inputs]  # gives these utterances, which are sorted, each named once
+    lengths: np.ndarray  # rows of each, int64 [n]
+    stored: np.ndarray  # bytes of the rows of each in the store, int64 [n]
+    beside: np.ndarray  # bytes that stand beside the rows of each while they are read, int64 [n]
+    order: np.ndarray  # the utterances in an order that is quick to read
+
+    def load(self) -> Inputs:
+        """All of it in memory."""
+        return self.read(np.arange(len(self.lengths)))
 
 
 def moments_of(
@@ -173,16 +182,13 @@ class DataCache:
                 data.let_go()
         return size <= budget
 
-    def load(self, about: str, rows: np.ndarray, load: Callable[[], Inputs], streamed: Inputs | None = None) -> Inputs:
+    def load(self, about: str, rows: np.ndarray, load: Callable[[], Inputs]) -> Inputs:
         """What `load` gives for these rows of a manifest; `about` says of which, and of what, and is the same in all
-        processes. What is `streamed` is each process's own.
+        processes.
         """
         key = hashlib.sha256(about.encode(errors="surrogateescape") + rows.tobytes()).hexdigest()
         if key not in self.inputs:
-            if streamed is not None:
-                self.inputs[key] = streamed
-            else:
-                self.inputs[key] = load() if self.shared is None else _shared(self.shared / key, load)
+            self.inputs[key] = load() if self.shared is None else _shared(self.shared / key, load)
         return self.inputs[key]
 
 
@@ -252,7 +258,7 @@ class Dataset:
     described: Mapping[str, Any]  # corpus, manifest and features with their digests, for a run's config
     notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
     raters: Callable[[np.ndarray], dict[str, Any] | None] = lambda rows: None  # their own scores of these utterances
-    views: tuple[tuple[str, Callable[[], Inputs]], ...] = ()  # augmented copies of a modality, for training alone
+    views: tuple[str, ...] = ()  # the modality of each augmented copy, whose rows follow in its inputs
     device: str = "cpu"  # where batches are put together, see `on`
     _elsewhere: dict[str, "Dataset"] = field(init=False, default_factory=dict, repr=False)  # the same on other devices
 
@@ -385,16 +391,6 @@ def with_views(data: Dataset, train: np.ndarray) -> tuple[Dataset, np.ndarray]:
     n, copies = len(data.utterances), len(data.views) + 1
     utterances = data.utterances.take(np.tile(np.arange(n), copies))
     apart = np.repeat(np.arange(copies), n) * (int(utterances.dialogues.max()) + 1)
-    with torch.inference_mode(False):
-        views = [{modality: read()} for modality, read in data.views]
-    inputs = dict(data.inputs)
-    for modality in {modality for modality, _ in data.views}:
-        plain = inputs[modality]
-        inputs[modality] = plain.followed_by([view.get(modality, plain) for view in views])
-    more = replace(
-        data,
-        utterances=replace(utterances, dialogues=utterances.dialogues + apart),
-        read=lambda: inputs,
-        views=(),
-    )
+    utterances = replace(utterances, dialogues=utterances.dialogues + apart)
+    more = replace(data, utterances=utterances, read=lambda: data.inputs, views=())
     return more, np.concatenate([train + n * copy for copy in range(copies)])

@@ -3,11 +3,11 @@
 import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,19 +22,16 @@ from ser.errors import MissingRows, WrongUse
 from ..models import Fusion, get_fusion, with_layer_sums
 from ..scores import rater_scores
 from ..targets import TARGETS
-from .dataset import DataCache, Dataset, Inputs, Pool, with_rows
+from .dataset import DataCache, Dataset, Inputs, Pool, Source, with_rows
 from .labels import UNLABELLED, choose, classes_by_corpus, get_policy, rater_votes
 from .layers import find_layers
-
-if TYPE_CHECKING:
-    from .streamed import Streamed
 
 OWN_HOP = ("logmel", "mfcc")  # whose `hop` is one of their extraction's options, and so another feature
 
 
 @dataclass(frozen=True)
 class FeatureSelection:
-    """A feature to train on; if it is `pooled`, `pool` makes one vector of the rows of each utterance.
+    """A feature to train on; where `vectors` are asked for, `pool` makes one of the rows of each utterance.
 
     With a `hop` its rows are means over so many seconds, of frames that lie closer; the last over what is left.
     `extra` names what is read of the feature in the place of its values, such as its token ids.
@@ -42,9 +39,14 @@ class FeatureSelection:
 
     feature: Feature
     pool: Pool = "mean"
-    pooled: bool = False
+    vectors: bool = False
     extra: str | None = None
     hop: float | None = None
+
+    @property
+    def pooled(self) -> bool:
+        """Whether vectors are to be made of its rows."""
+        return self.vectors and self.feature.spec.level != "utterance"
 
     @property
     def dim(self) -> int:
@@ -52,24 +54,42 @@ class FeatureSelection:
         return self.feature.spec.dim * (2 if self.pooled and self.pool == "meanstd" else 1)
 
     @property
+    def narrow(self) -> bool:
+        """Whether its rows are float16; means are float32."""
+        return not self.pooled and self.hop is None and self.feature.spec.dtype == "float16"
+
+    @property
     def described(self) -> dict[str, Any]:
         """What a run's config records of it."""
         spec, hop = self.feature.spec, {} if self.hop is None else {"hop": self.hop}
         return {"feature": spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool, **hop}
 
-    def load(self, manifest: Manifest, rows: np.ndarray) -> Inputs:
-        """The feature of the manifest's rows. Raises what `Feature.load` raises, and `MissingRows`."""
-        packed = self.feature.load(manifest, rows.tolist())
-        self.check(np.diff(packed.offsets), packed.ids)
-        return self.of(packed)
-
-    def check(self, lengths: np.ndarray, ids: Sequence[str]) -> None:
-        """Raise `MissingRows` if one of these utterances has no rows."""
-        if len(empty := np.flatnonzero(lengths == 0)):
+    def source(self, manifest: Manifest, rows: np.ndarray) -> Source:
+        """These rows of the manifest. Raises `MissingRows` and `CorruptStore`; all but the content is checked now."""
+        spec, places = self.feature.spec, self.feature.places(manifest, rows.tolist())
+        parts = list(dict.fromkeys(part for part, _ in places))
+        numbers = {part: number for number, part in enumerate(parts)}
+        part = np.array([numbers[one] for one, _ in places], np.int32)
+        row = np.array([number for _, number in places], np.int32)
+        offsets = np.concatenate([[0], *(one.offsets for one in parts)])
+        firsts = np.cumsum([1, *(len(one.offsets) for one in parts)])[part] + row
+        lengths = offsets[firsts + 1] - offsets[firsts]
+        if not lengths.all():
             raise MissingRows(
-                f"{self.feature.spec.name}: utterance {ids[empty[0]]} has no rows at all; "
+                f"{spec.name}: utterance {manifest.ids[rows[lengths.argmin()]]} has no rows at all; "
                 "extract it again with `ser features --retry`"
             )
+
+        def read(utterances: np.ndarray) -> Inputs:
+            chosen = zip(part[utterances].tolist(), row[utterances].tolist(), strict=True)
+            found = [(parts[number], row) for number, row in chosen]
+            return self.of(self.feature.gather(found, [""] * len(found), self.extra is not None))
+
+        stored = lengths * spec.dim * np.dtype(spec.dtype).itemsize
+        beside = stored if self.pooled or self.hop is not None or self.extra is not None else 0 * stored
+        every = round(self.hop / (spec.hop or math.nan)) if self.hop else 1
+        made = np.ones_like(lengths) if self.pooled else -(-lengths // every)
+        return Source(read, made, stored, beside, np.lexsort((row, part)))
 
     def of(self, packed: Packed) -> Inputs:
         """What is trained on of rows as stored. Raises `MissingRows` if they lack the extra."""
@@ -89,12 +109,14 @@ class ModalitySelection:
 
     They are all sequences with the same number of rows, or else all vectors, sequences pooled: so as soon as one is at
     utterance level. `sums` says how many successive `parts` the model adds up with learned weights (`LayerSums`): the
-    layers of an encoder, or 1 for a feature by itself. Every column is standardised by itself.
+    layers of an encoder, or 1 for a feature by itself. Every column is standardised by itself. `views` stand in the
+    place of its one feature in the augmented copies of the utterances.
     """
 
     name: str
     parts: tuple[FeatureSelection, ...]
     sums: tuple[int, ...] = (1,)
+    views: tuple[FeatureSelection, ...] = ()
 
     @property
     def modality(self) -> str:
@@ -137,67 +159,54 @@ class ModalitySelection:
             raise WrongUse(f"--features {name}: {min(common).parent.name} stands there twice")
         return ModalitySelection(name, self.parts + other.parts, self.sums + other.sums)
 
-    def each(self, change: Callable[[FeatureSelection], FeatureSelection]) -> "ModalitySelection":
+    def each(self, **changes: Any) -> "ModalitySelection":
         """The same with each feature changed."""
-        return replace(self, parts=tuple(map(change, self.parts)))
+        parts, views = (tuple(replace(one, **changes) for one in side) for side in (self.parts, self.views))
+        return replace(self, parts=parts, views=views)
 
-    def load(self, manifest: Manifest, rows: np.ndarray) -> Inputs:
-        """As `FeatureSelection.load`. Raises `WrongUse` if their rows are not alike."""
-        return self.joined(lambda part: part.load(manifest, rows))
+    def source(self, manifest: Manifest, rows: np.ndarray) -> Source:
+        """As `FeatureSelection.source`; behind these n utterances come the same ones of each view.
 
-    def stream(self, manifest: Manifest, rows: np.ndarray) -> "Streamed":
-        """As `load`, but the rows are read when they are asked for; all but their content is checked now."""
-        from .streamed import Places, Streamed
-
-        ids = [manifest.ids[row] for row in rows]
-        places = {part: Places.of(part.feature, manifest, rows.tolist()) for part in self.parts}
-        specs, lengths = {part: part.feature.spec for part in self.parts}, {}
-        for part, found in places.items():
-            part.check(found.lengths, ids)
-            every = round(part.hop / (specs[part].hop or math.nan)) if part.hop else 1
-            lengths[part] = np.ones_like(found.lengths) if part.pooled else -(-found.lengths // every)
-            self._check_alike(part, lengths[part], lengths[self.parts[0]])
+        Raises `WrongUse` if the rows of its features are not alike.
+        """
+        copies, n = [self.parts, *((view,) for view in self.views)], len(rows)
+        grid = [[part.source(manifest, rows) for part in parts] for parts in copies]
+        for part, source in zip(self.parts, grid[0], strict=True):
+            if not np.array_equal(source.lengths, grid[0][0].lengths):
+                name, other = (read_name(one.described) for one in (part, self.parts[0]))
+                raise WrongUse(
+                    f"{self.name}: {name} has not as many rows as {other}; join them in a fusion of vectors such as "
+                    "lgf-add, which pools them"
+                )
+        if len(self.parts) == len(copies) == 1:
+            return grid[0][0]
+        dtype = torch.float16 if all(part.narrow for parts in copies for part in parts) else torch.float32
+        widths, lengths = [part.dim for part in self.parts], np.concatenate([side[0].lengths for side in grid])
 
         def read(utterances: np.ndarray) -> Inputs:
-            return self.joined(lambda part: part.of(places[part].load(utterances, part.extra is not None)))
+            offsets = np.concatenate([[0], np.cumsum(lengths[utterances])])
+            values = torch.empty(int(offsets[-1]), self.dim, dtype=dtype)
+            firsts = np.searchsorted(utterances, n * np.arange(len(copies) + 1))
+            for side, (first, last) in zip(grid, pairwise(firsts), strict=True):
+                own = values[offsets[first] : offsets[last]].split(widths, 1)
+                for source, columns in zip(side, own, strict=True):
+                    columns.copy_(source.read(utterances[first:last] % n).values)
+            return Inputs(values, offsets)
 
         # What stands beside the rows while they are made: those of one feature as stored, and as they are trained on.
-        stored = [places[part].lengths * one.dim * np.dtype(one.dtype).itemsize for part, one in specs.items()]
-        [first, *others] = self.parts
-        plain = not others and not first.pooled and first.hop is None and first.extra is None
-        beside = 0 * stored[0] if plain else np.max(stored, axis=0) * min(2, len(self.parts))
-        return Streamed.of(read, lengths[self.parts[0]], beside, places[self.parts[0]].order)
-
-    def _check_alike(self, part: FeatureSelection, lengths: np.ndarray, others: np.ndarray) -> None:
-        if not np.array_equal(lengths, others):
-            name, other = (read_name(each.described) for each in (part, self.parts[0]))
-            raise WrongUse(
-                f"{self.name}: {name} has not as many rows as {other}; join them in a fusion of vectors such as "
-                "lgf-add, which pools them"
-            )
-
-    def joined(self, load: Callable[[FeatureSelection], Inputs]) -> Inputs:
-        """The features side by side, each as `load` gives it."""
-        first = load(self.parts[0])
-        if len(self.parts) == 1:
-            return first
-        exact = any(one.pooled or one.hop is not None for one in self.parts)  # means are float32
-        narrow = not exact and all(one.feature.spec.dtype == "float16" for one in self.parts)
-        values = torch.empty(len(first.values), self.dim, dtype=torch.float16 if narrow else torch.float32)
-        for part, columns in zip(self.parts, values.split([one.dim for one in self.parts], 1), strict=True):
-            one = first if part is self.parts[0] else load(part)
-            self._check_alike(part, one.offsets, first.offsets)
-            columns.copy_(one.values)
-        return Inputs(values, first.offsets)
+        stored = np.concatenate([np.max([source.stored for source in side], axis=0) for side in grid])
+        order = np.concatenate([side[0].order + n * number for number, side in enumerate(grid)])
+        return Source(read, lengths, stored, stored * min(2, len(self.parts)), order)
 
     def about(self, manifest: Manifest) -> str:
         """What is loaded, for a `DataCache`."""
-        parts = [(one.feature.path.resolve(), one.extra, one.pooled and one.pool, one.hop) for one in self.parts]
-        return f"{parts} {manifest.digest}"
+        parts = (*self.parts, *self.views)
+        ways = [(one.feature.path.resolve(), one.extra, one.pooled and one.pool, one.hop) for one in parts]
+        return f"{ways} {len(self.views)} {manifest.digest}"
 
     def load_once(self, cache: DataCache, manifest: Manifest, rows: np.ndarray) -> Inputs:
-        """As `load`, if it is not in the cache already."""
-        return cache.load(self.about(manifest), rows, partial(self.load, manifest, rows))
+        """All of its source in memory, if it is not in the cache already."""
+        return cache.load(self.about(manifest), rows, lambda: self.source(manifest, rows).load())
 
 
 def parse_name(name: str) -> tuple[str, list[str], dict[str, str], str]:
@@ -299,6 +308,10 @@ def select_features(
                 f"{plain.name if plain else 'any feature that is trained on'}: another level, dimension, pool or hop, "
                 "or several features in the place of one"
             )
+    for modality in {view.modality for view in augmented}:
+        plain = selected[modality]
+        copies = (view if view.modality == modality else plain for view in augmented)
+        selected[modality] = replace(plain, views=tuple(one.parts[0] for one in copies))
     return selected, augmented
 
 
@@ -333,43 +346,40 @@ def load_dataset(
     selected, augmented = select_features(store, features, manifest.corpus, views)
     fusion = get_fusion(fusion_name, {modality: one.level for modality, one in selected.items()})
     policy = get_policy(labels, manifest.column("label")) if TARGETS[target].labelled else UNLABELLED
-    asked = [*selected.values(), *augmented]
-    if fusion.level == "vector":
-        asked = [one.each(lambda part: replace(part, pooled=part.feature.spec.level != "utterance")) for one in asked]
-    inputs = {one.modality: one for one in sorted(asked[: len(selected)], key=lambda one: one.modality)}
+    inputs = {m: selected[m].each(vectors=fusion.level == "vector") for m in sorted(selected)}
     if any(max(one.sums) > 1 for one in inputs.values()):
         fusion = with_layer_sums(fusion, {modality: one.described for modality, one in inputs.items()})
-    parts = [part for one in asked for part in one.parts]
-    about = [[one.about(manifest), one.described] for one in asked]
-    key = canonical_json([about, len(selected), policy.described, limit, allow_missing, only, target])
+    described = {
+        "corpus": manifest.corpus,
+        "manifest": manifest.digest,
+        "labels": policy.described,
+        "features": {modality: one.described for modality, one in inputs.items()},
+        "views": [one.described for one in augmented],
+        "limit": limit,
+        **({"only": only} if only else {}),  # runs from before they were options keep their names
+        **({"target": target} if target != "class" else {}),
+    }
+    key = canonical_json([described, [one.about(manifest) for one in inputs.values()], allow_missing])
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
     utterances, left_out = choose(policy, manifest, TARGETS[target], only, limit)
-    utterances, quarantined = with_rows([part.feature for part in parts], manifest, utterances, allow_missing)
+    needed = [part.feature for one in (*selected.values(), *augmented) for part in one.parts]
+    utterances, quarantined = with_rows(needed, manifest, utterances, allow_missing)
     left_out |= {f"{name}: quarantined": list(held) for name, held in quarantined.items()}
     corpora = classes_by_corpus(manifest, utterances)
     rows, votes = utterances.rows, manifest.column("votes")
 
     def read(**extras: str) -> dict[str, Inputs]:
-        chosen = {m: one.each(partial(replace, extra=extras.get(m))) for m, one in inputs.items()}
-        return load_within(budget, cache, manifest, rows, chosen, asked[len(selected) :], fusion.level == "vector")
+        chosen = {modality: one.each(extra=extras.get(modality)) for modality, one in inputs.items()}
+        return load_within(budget, cache, manifest, rows, chosen, fusion.level == "vector")
 
     parent = manifest.parent
     data = cache.datasets[key] = Dataset(
         utterances=utterances,
         dims={modality: one.dim for modality, one in inputs.items()},
         read=read,
-        described={
-            "corpus": manifest.corpus,
-            "manifest": manifest.digest,
-            "labels": policy.described,
-            "features": {modality: one.described for modality, one in inputs.items()},
-            "views": [one.described for one in augmented],
-            "limit": limit,
-            **({"only": only} if only else {}),  # runs from before they were options keep their names
-            **({"target": target} if target != "class" else {}),
-        },
+        described=described,
         notes={
             "synthetic": manifest.synthetic,
             "random_weights": [
@@ -384,7 +394,7 @@ def load_dataset(
         raters=lambda which: (
             rater_scores(*rater_votes(policy, [votes[row] for row in rows[which]])) if policy.classes else None
         ),
-        views=tuple((one.modality, partial(one.load_once, cache, manifest, rows)) for one in asked[len(selected) :]),
+        views=tuple(one.modality for one in augmented),
     )
     return data, fusion
 
@@ -395,23 +405,21 @@ def load_within(
     manifest: Manifest,
     rows: np.ndarray,
     chosen: Mapping[str, ModalitySelection],
-    views: Sequence[ModalitySelection],
     vectors: bool,
 ) -> dict[str, Inputs]:
-    """The inputs by modality. What does not fit into the budget is streamed; the views are as what they stand for.
+    """The inputs by modality. What does not fit into the budget is streamed.
 
-    Raises what `ModalitySelection.load` raises.
+    Raises what `ModalitySelection.source` raises.
     """
-    groups = [[one, *(view for view in views if view.modality == modality)] for modality, one in chosen.items()]
-    features = {part.feature for group in groups for one in group for part in one.parts}
-    # At most: as stored, as they are trained on, and standardised in float32, of which those with views have two.
-    size = 4 * sum(part.bytes for feature in features for part in feature.parts()) * (2 if views else 1)
-    if budget is not None and not cache.fits(size, budget):
-        from .streamed import within
+    features = [part.feature for one in chosen.values() for part in (*one.parts, *one.views)]
+    size = 4 * sum(part.bytes for feature in features for part in feature.parts())  # at most: all of it in float32
+    if budget is None or cache.fits(size, budget):
+        return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
+    from .streamed import Streamed, within
 
-        cache.inputs = {key: one for key, one in cache.inputs.items() if not one.streamed}
-        streams = [[one.stream(manifest, rows) for one in group] for group in groups]
-        for group, (hold, found) in zip(groups, within(budget, streams, cache.workers, vectors), strict=True):
-            for one, stream in zip(group, found, strict=True):
-                cache.load(one.about(manifest), rows, stream.held, None if hold else stream)
-    return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
+    streams = [Streamed.of(one.source(manifest, rows)) for one in chosen.values()]
+    found = zip(chosen.items(), within(budget, streams, cache.workers, vectors), strict=True)
+    return {
+        modality: cache.load(one.about(manifest), rows, stream.held) if hold else stream
+        for (modality, one), (hold, stream) in found
+    }

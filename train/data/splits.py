@@ -2,9 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,10 @@ class Fold:
         if not utterances.undecided.any():
             return self
         judged = {"dev": self.dev, "test": self.test}
-        undecided = {f"{UNDECIDED} ({part})": rows[utterances.undecided[rows]] for part, rows in judged.items()}
         parts = {part: rows[~utterances.undecided[rows]] for part, rows in judged.items()}
-        return replace(self, **parts, left_out={**self.left_out, **_some(undecided)})
+        undecided = {f"{UNDECIDED} ({part})": np.setdiff1d(rows, parts[part]) for part, rows in judged.items()}
+        left_out = {why: rows for why, rows in {**self.left_out, **undecided}.items() if len(rows)}
+        return replace(self, **parts, left_out=left_out)
 
     @property
     def refitted(self) -> "Fold":
@@ -117,34 +118,33 @@ def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], s
                 )
 
 
-def session_out(utterances: Utterances, cut: Cut) -> list[Fold]:
+def session_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     """Each session is the test part once (MSMSER §3.1)."""
     sessions = _named(utterances.sessions, "session")
     if {"train", "test"} <= {*sessions}:
         raise WrongUse("the sessions of this corpus are the parts of its own split; use --protocol official")
-    return _each_out("session", sessions, utterances, cut)
+    yield from _each_out("session", sessions, utterances, cut)
 
 
-def corpus_out(utterances: Utterances, cut: Cut) -> list[Fold]:
+def corpus_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     """Each corpus is the test part once, and the others train."""
     if not utterances.corpora:
         raise WrongUse("--protocol corpus-out needs several corpora, such as --corpus iemocap+emodb")
-    return _each_out("corpus", np.array(utterances.corpora, dtype=object), utterances, cut)
+    yield from _each_out("corpus", utterances.corpora, utterances, cut)
 
 
-def cross(utterances: Utterances, cut: Cut, asked: str) -> list[Fold]:
+def cross(utterances: Utterances, cut: Cut, asked: str) -> Iterator[Fold]:
     """One fold: the corpora before the second colon train and those behind it are the test part, `cross:A+B:C`."""
     train, _, test = ({*names.split("+")} for names in asked.partition(":"))
     if train & test or not train | test <= {*utterances.corpora}:
         so = "must be cross:A:B or cross:A+B:C, no corpus on both sides, and all of them in --corpus, if that is given"
         raise WrongUse(f"--protocol cross:{asked}: {so}")
-    corpora = np.array(utterances.corpora, dtype=object)
-    others = _where(corpora, {*corpora} - train - test)
-    left_out = {f"in a corpus that cross:{asked} does not name": others}
-    return [_fold(asked.replace(":", " to "), utterances, _where(corpora, test), others[:0], cut, left_out)]
+    others = dict.fromkeys({*utterances.corpora} - train, f"in a corpus that cross:{asked} does not name")
+    parts = others | dict.fromkeys(test, "test")
+    yield _fold(asked.replace(":", " to "), utterances, cut, utterances.corpora, parts)
 
 
-def speaker_out(utterances: Utterances, cut: Cut) -> list[Fold]:
+def speaker_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     """Each speaker is the test part once.
 
     Who speaks with the test speaker shares dialogues with them, so stands in no part of that fold; the dev part is
@@ -152,27 +152,26 @@ def speaker_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     """
     speakers = _named(utterances.speakers, "speaker")
     groups = _talking_together(speakers, utterances.dialogues)
-    folds = []
     for group, following in zip(groups, [*groups[1:], groups[0]], strict=True):
         for name in group:
-            left_out = {f"shares dialogues with speaker {name}": _where(speakers, {*group} - {name})}
-            test, dev = _where(speakers, {name}), _where(speakers, {*following})
-            folds.append(_fold(f"speaker {name}", utterances, test, dev, cut, left_out))
-    return folds
+            beside = dict.fromkeys(group, f"shares dialogues with speaker {name}")
+            parts = dict.fromkeys(following, "next") | beside | {name: "test"}
+            yield _fold(f"speaker {name}", utterances, cut, speakers, parts)
 
 
-def train1234_test5(utterances: Utterances, cut: Cut) -> list[Fold]:
+def train1234_test5(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     """Sessions 1–4 train, session 5 tests (Perspective §3.1): the last fold of `session_out`."""
-    sessions = _named(utterances.sessions, "session")
-    if _natural(sessions) != ["1", "2", "3", "4", "5"]:
+    names = _natural(_named(utterances.sessions, "session"))
+    if names != ["1", "2", "3", "4", "5"]:
         raise WrongUse(
             "--protocol train1234-test5 needs the sessions 1 to 5, and the corpus has "
-            f"{', '.join(_natural(sessions))}; use --protocol session-out"
+            f"{', '.join(names)}; use --protocol session-out"
         )
-    return session_out(utterances, cut)[-1:]
+    *_, last = session_out(utterances, cut)
+    yield last
 
 
-def script_out(utterances: Utterances, cut: Cut) -> list[Fold]:
+def script_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     """Each session's utterances of each script are the test part once; the other sessions train, without that script.
 
     IEMOCAP's three scripts recur in all sessions word for word, so that a text model can learn lines by heart under
@@ -182,26 +181,21 @@ def script_out(utterances: Utterances, cut: Cut) -> list[Fold]:
     """
     sessions = _named(utterances.sessions, "session")
     scripts = _scripts(utterances, sessions)
-
-    def held(session: str, script: str) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of both, and those of one of the two."""
-        acted, said = sessions == session, scripts == script
-        return np.flatnonzero(acted & said), np.flatnonzero(acted ^ said)
-
-    pairs = [(s, k) for s in _natural(sessions) for k in sorted({*scripts} - {None}) if len(held(s, k)[0])]
-    folds = []
-    for at, (session, script) in enumerate(pairs):
-        test, beside = held(session, script)
-        left_out, dev = {"of the session or script of the test part": beside}, test[:0]
-        others = [pair for pair in pairs[at:] + pairs[:at] if pair[0] != session and pair[1] != script]
+    units, names = list(zip(sessions, scripts, strict=True)), sorted({script for script in scripts if script})
+    known = {*units}
+    pairs = [pair for pair in product(_natural(sessions), names) if pair in known]
+    for at, test in enumerate(pairs):
+        others = [pair for pair in pairs[at:] + pairs[:at] if pair[0] != test[0] and pair[1] != test[1]]
+        parts: dict[tuple[str, str | None], str] = {test: "test"}
         if cut.dev == "next" and others:
-            dev, near = held(*others[0])
-            left_out["of the session or script of the dev part"] = np.setdiff1d(near, beside)
-        folds.append(_fold(f"session {session} {script}", utterances, test, dev, cut, left_out))
-    return folds
+            parts[others[0]] = "next"
+        for (session, script), part in zip(list(parts), ("test", "dev"), strict=False):
+            near = {unit for unit in known if (unit[0] == session) != (unit[1] == script)} - parts.keys()
+            parts |= dict.fromkeys(near, f"of the session or script of the {part} part")
+        yield _fold(f"session {test[0]} {test[1]}", utterances, cut, units, parts)
 
 
-def random_70_20_10(utterances: Utterances, cut: Cut) -> list[Fold]:
+def random_70_20_10(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     """70 % train, 20 % dev, 10 % test at random, every class of ten or more in equal shares (USC §3.3).
 
     Speakers and dialogues stand in all parts, so the scores are speaker-dependent: they say little about new speakers.
@@ -214,14 +208,14 @@ def random_70_20_10(utterances: Utterances, cut: Cut) -> list[Fold]:
     strata = np.where(sizes[utterances.labels] < 10, sizes.argmax(), utterances.labels)
     rows = np.arange(len(utterances))
     rest, test = train_test_split(rows, test_size=0.1, stratify=strata, random_state=cut.seed)
-    if cut.dev == "none":
-        return [Fold("random", np.sort(rest), rows[:0], np.sort(test))]
-    share = 2 / 9 if cut.dev in ("auto", "next") else cut.share
-    train, dev = train_test_split(rest, test_size=share, stratify=strata[rest], random_state=cut.seed)
-    return [Fold("random", np.sort(train), np.sort(dev), np.sort(test), dev_by=f"{share:.2g} at random")]
+    share, dev = 2 / 9 if cut.dev in ("auto", "next") else cut.share, rows[:0]
+    if share is not None:
+        _, dev = train_test_split(rest, test_size=share, stratify=strata[rest], random_state=cut.seed)
+    parts = dict.fromkeys(test, "test") | dict.fromkeys(dev, "dev")
+    yield _fold("random", utterances, cut, rows, parts, f"{share or 0:.2g} at random")
 
 
-def official(utterances: Utterances, cut: Cut) -> list[Fold]:
+def official(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     """The split that the corpus comes with: its sessions called train, dev and test, test2 …, a fold for each test.
 
     Speakers may stand in several of its parts. Where it has no dev part, `cut` says what is.
@@ -234,35 +228,25 @@ def official(utterances: Utterances, cut: Cut) -> list[Fold]:
             "--protocol official needs sessions called train and test, as MELD has, and this corpus has "
             f"{', '.join(names[:9])}; use --protocol session-out, or folds:FILE"
         )
-    dev, folds = _where(sessions, {"dev"}), []
+    others = dict.fromkeys({*names} - {"train"}, "in another part of the split") | {"dev": "dev"}
     for name in tests:
-        left_out = {"in another part of the split": _where(sessions, {*names} - {"train", "dev", name})}
-        fold = _fold(name, utterances, _where(sessions, {name}), dev, Cut("next") if len(dev) else cut, left_out)
-        folds.append(replace(fold, dev_by="the corpus's own") if len(dev) else fold)
-    return folds
+        yield _fold(name, utterances, cut, sessions, others | {name: "test"}, "the corpus's own")
 
 
-def from_file(utterances: Utterances, cut: Cut, path: Path) -> list[Fold]:
+def from_file(utterances: Utterances, cut: Cut, path: Path) -> Iterator[Fold]:
     """The folds that a file spells out; where it names no dev part, `cut` says it: "next" is the next fold's test."""
-    listed = read_folds(path)
-    row_of = {utterance: row for row, utterance in enumerate(utterances.ids)}
-
-    def rows(ids: Sequence[str]) -> np.ndarray:
-        return np.array(sorted({row_of[i] for i in ids if i in row_of}), dtype=np.int64)
-
-    folds = []
-    for position, (name, parts) in enumerate(listed):
-        train, dev, test = (rows(parts[part]) for part in PARTS)
+    listed, ids = read_folds(path), utterances.ids
+    for (name, parts), (_, following) in zip(listed, [*listed[1:], listed[0]], strict=True):
+        held = [{*parts[part]} for part in PARTS]
+        train, dev, test = (np.flatnonzero([one in named for one in ids]) for named in held)
         if not len(test):
             raise WrongUse(f"{path}: fold {name} tests no labelled utterance of this corpus; are these its ids?")
         check_leakage(Fold(name, train, dev, test), utterances, ())
-        left_out = {f"in no part of {path.name}": _without(utterances, [train, dev, test])}
-        if len(dev):
-            folds.append(Fold(name, train, dev, test, _some(left_out), f"named by {path.name}"))
-        else:
-            following = rows(listed[(position + 1) % len(listed)][1]["test"])
-            folds.append(_fold(name, utterances, test, np.intersect1d(following, train), cut, left_out))
-    return folds
+        part_of = dict.fromkeys(ids, f"in no part of {path.name}")
+        for part, named in zip(PARTS, held, strict=True):
+            part_of |= dict.fromkeys(named, part)
+        part_of |= dict.fromkeys(held[0].intersection(following["test"]), "next")
+        yield _fold(name, utterances, cut, ids, part_of, f"named by {path.name}")
 
 
 PROTOCOLS = {
@@ -290,11 +274,11 @@ def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) ->
     cut = cut or Cut()
     shared_dev = cut.share is not None  # and a wrong share is refused before anything is cut
     if protocol.startswith("folds:"):
-        folds = from_file(utterances, cut, Path(protocol.removeprefix("folds:")))
+        folds = [*from_file(utterances, cut, Path(protocol.removeprefix("folds:")))]
     elif protocol.startswith("cross:"):
-        folds = cross(utterances, cut, protocol.removeprefix("cross:"))
+        folds = [*cross(utterances, cut, protocol.removeprefix("cross:"))]
     elif protocol in PROTOCOLS:
-        folds = PROTOCOLS[protocol](utterances, cut)
+        folds = [*PROTOCOLS[protocol](utterances, cut)]
     else:
         raise unknown("protocol", protocol, [*PROTOCOLS, "cross:A:B", "folds:FILE"])
     free = protocol == "random-70-20-10" or protocol.startswith("folds:")
@@ -309,44 +293,36 @@ def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) ->
     return folds
 
 
-def _each_out(kind: str, column: np.ndarray, utterances: Utterances, cut: Cut) -> list[Fold]:
-    names = _natural(column)
-    return [
-        _fold(f"{kind} {name}", utterances, _where(column, {name}), _where(column, {following}), cut, {})
-        for name, following in zip(names, [*names[1:], names[0]], strict=True)
-    ]
+def _each_out(kind: str, units: Sequence[str], utterances: Utterances, cut: Cut) -> Iterator[Fold]:
+    names = _natural(units)
+    for name, following in zip(names, [*names[1:], names[0]], strict=True):
+        yield _fold(f"{kind} {name}", utterances, cut, units, {following: "next", name: "test"})
 
 
 def _fold(
-    name: str,
-    utterances: Utterances,
-    test: np.ndarray,
-    following: np.ndarray,
-    cut: Cut,
-    left_out: Mapping[str, np.ndarray],
+    name: str, utterances: Utterances, cut: Cut, units: Iterable[Any], parts: Mapping[Any, str], own: str = ""
 ) -> Fold:
-    """The rest of the rows as train and dev. `following` are the dev part if that is "next"."""
-    others = [test, *left_out.values()]
-    rest = _without(utterances, others)
-    dev, dev_by = (following, "next") if cut.dev == "next" else (rest[:0], "none")
-    if cut.share is not None:
-        of = utterances.corpus_numbers[rest]  # each corpus by itself: not all name dialogues or speakers
-        cuts = [_share(utterances, rest[of == number], cut.share, cut.seed) for number in np.unique(of)]
-        dev = np.sort(np.concatenate([rest[:0], *(rows for rows, _ in cuts)]))
-        dev_by = f"{1 / round(1 / cut.share):.2g} in {' or '.join(dict.fromkeys(units for _, units in cuts))}"
-    return Fold(name, _without(utterances, [*others, dev]), dev, test, _some(left_out), dev_by)
+    """The fold in which the utterances of each of the `units` [n] stand in that unit's part; by default they train.
 
-
-def _some(left_out: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The reasons for which anything is left out."""
-    return {why: rows for why, rows in left_out.items() if len(rows)}
-
-
-def _without(utterances: Utterances, others: Sequence[np.ndarray]) -> np.ndarray:
-    """The rows that stand in none of the others."""
-    free = np.ones(len(utterances), dtype=bool)
-    free[np.concatenate(others)] = False
-    return np.flatnonzero(free)
+    What is "dev" is the dev part, and dev by `own`; if there is none, it is what is "next", or a share of what trains,
+    as `cut` says. What is called otherwise is left out for that reason.
+    """
+    names = list(dict.fromkeys(("train", "next", "dev", "test", *parts.values())))
+    named = {unit: names.index(part) for unit, part in parts.items()}
+    part_of = np.array([named.get(unit, 0) for unit in units])
+    following, dev, test, *others = (np.flatnonzero(part_of == one) for one in range(1, len(names)))
+    train, dev_by = np.flatnonzero(part_of < 2), "none"
+    if len(dev):
+        dev_by = own
+    elif cut.dev == "next":
+        dev, dev_by = following, "next"
+    elif cut.share is not None:
+        of = utterances.corpus_numbers[train]  # each corpus by itself: not all name dialogues or speakers
+        cuts = [_share(utterances, train[of == number], cut.share, cut.seed) for number in np.unique(of)]
+        dev = np.sort(np.concatenate([dev, *(rows for rows, _ in cuts)]))
+        dev_by = f"{1 / round(1 / cut.share):.2g} in {' or '.join(dict.fromkeys(whole for _, whole in cuts))}"
+    left_out = {why: rows for why, rows in zip(names[4:], others, strict=True) if len(rows)}
+    return Fold(name, np.setdiff1d(train, dev, assume_unique=True), dev, test, left_out, dev_by)
 
 
 def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, str]:
@@ -391,7 +367,7 @@ def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) ->
     return rows[chosen[group] == min(chosen, default=0)], units
 
 
-def _scripts(utterances: Utterances, sessions: np.ndarray) -> np.ndarray:
+def _scripts(utterances: Utterances, sessions: Sequence[str]) -> list[str | None]:
     """The script of each utterance, such as "script 01" or "texts 1", None for those that follow none."""
     found = [scene if scene and scene.startswith("script") else None for scene in utterances.scenes]
     if not any(utterances.scenes):
@@ -401,19 +377,19 @@ def _scripts(utterances: Utterances, sessions: np.ndarray) -> np.ndarray:
     if not any(found):
         lack = "no script in IEMOCAP's ids, and no transcript that several sessions share"
         raise WrongUse(f"--protocol script-out: this corpus has {lack}; use --protocol session-out")
-    return np.array(found, dtype=object)
+    return found
 
 
-def _named(values: Sequence[str | None], kind: str) -> np.ndarray:
-    """The column as an array. Raises `WrongUse` if the corpus does not name every utterance's session or speaker."""
+def _named(values: Sequence[str | None], kind: str) -> list[str]:
+    """The column. Raises `WrongUse` if the corpus does not name every utterance's session or speaker."""
     if (nameless := sum(value is None for value in values)) or len(set(values)) < 2:
         lack = f"{nameless} utterances name none" if nameless else f"there is only one, {values[0]}"
         other = "speaker-out" if kind == "session" else "random-70-20-10"
         raise WrongUse(f"this protocol cuts by {kind}, and {lack} in this corpus; use --protocol {other}")
-    return np.array(values, dtype=object)
+    return [value for value in values if value is not None]
 
 
-def _natural(names: np.ndarray) -> list[str]:
+def _natural(names: Iterable[str]) -> list[str]:
     """Distinct names in the order in which people count: 2 before 10."""
     return sorted(
         set(names),
@@ -421,11 +397,7 @@ def _natural(names: np.ndarray) -> list[str]:
     )
 
 
-def _where(column: np.ndarray, names: set[str]) -> np.ndarray:
-    return np.flatnonzero([name in names for name in column])
-
-
-def _talking_together(speakers: np.ndarray, dialogues: np.ndarray) -> list[tuple[str, ...]]:
+def _talking_together(speakers: Sequence[str], dialogues: np.ndarray) -> list[tuple[str, ...]]:
     """The speakers in groups that share no dialogue with one another."""
     group_of = {name: {name} for name in _natural(speakers)}
     first: dict[int, str] = {}

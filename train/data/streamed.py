@@ -8,8 +8,9 @@ import contextlib
 import ctypes
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -17,51 +18,15 @@ import torch
 from torch import Tensor
 
 from ser.cache.blocks import unwanted
-from ser.cache.manifest import Manifest
-from ser.cache.part import Packed, Part
-from ser.cache.store import Feature
 from ser.errors import WrongUse
 
 from ..models.ragged import Sequences
-from .dataset import FITS, Cut, Dataset, Inputs, Read, Standardizer, moments_of
+from .dataset import FITS, Cut, Dataset, Inputs, Read, Source, Standardizer, moments_of
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 FILLED = 0.9  # of the budget may be held where everything fits
 HELD = 0.4  # else
 READ = 0.8  # with the two windows, one that is read while one is trained on; blocks are the rest
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where n utterances of a feature lie: the number of the part and the row in it of each, int32 [n]."""
-
-    feature: Feature
-    parts: list[Part]
-    part: np.ndarray
-    row: np.ndarray
-    lengths: np.ndarray  # of each utterance as stored, int64 [n]
-
-    @classmethod
-    def of(cls, feature: Feature, manifest: Manifest, rows: Sequence[int]) -> "Places":
-        """Those of these rows of the manifest. Raises `MissingRows` and `CorruptStore`."""
-        places = feature.places(manifest, rows)
-        parts = list(dict.fromkeys(part for part, _ in places))
-        numbers = {part: number for number, part in enumerate(parts)}
-        part = np.array([numbers[one] for one, _ in places], np.int32)
-        row = np.array([number for _, number in places], np.int32)
-        offsets = np.concatenate([one.offsets for one in parts])
-        firsts = np.cumsum([0, *(len(one.offsets) for one in parts)])[part] + row
-        return cls(feature, parts, part, row, offsets[firsts + 1] - offsets[firsts])
-
-    @property
-    def order(self) -> np.ndarray:
-        """The utterances as they follow one another in the store."""
-        return np.lexsort((self.row, self.part))
-
-    def load(self, utterances: np.ndarray, extras: bool) -> Packed:
-        """These utterances in the order given."""
-        found = zip(self.part[utterances].tolist(), self.row[utterances].tolist(), strict=True)
-        return self.feature.gather([(self.parts[part], row) for part, row in found], [""] * len(utterances), extras)
 
 
 @dataclass(frozen=True)
@@ -93,13 +58,11 @@ class Streamed(Inputs):
     pinned: bool = False
 
     @classmethod
-    def of(
-        cls, read: Callable[[np.ndarray], Inputs], lengths: np.ndarray, beside: np.ndarray, order: np.ndarray
-    ) -> "Streamed":
-        """Utterances of such lengths, of which so many bytes each stand `beside` the rows while they are read."""
-        empty = read(order[:1]).values[:0].clone()
-        cost = lengths * (empty.shape[1] * empty.itemsize) + beside
-        return cls(empty, np.concatenate([[0], np.cumsum(lengths)]), read, cost, order)
+    def of(cls, source: Source) -> "Streamed":
+        """What a source gives."""
+        empty = source.read(source.order[:1]).values[:0].clone()
+        cost = source.lengths * (empty.shape[1] * empty.itemsize) + source.beside
+        return cls(empty, np.concatenate([[0], np.cumsum(source.lengths)]), source.read, cost, source.order)
 
     @property
     def bytes(self) -> int:
@@ -133,28 +96,12 @@ class Streamed(Inputs):
 
     def scaled(self, standardize: Standardizer, corpora: np.ndarray) -> Inputs:
         """The same standardised as it is read."""
-        lengths = np.diff(self.offsets)
+        numbers = np.resize(corpora, len(self.cost))
         return replace(
             self,
             values=self.values.float(),
-            read=lambda utterances: self.read(utterances).scaled(standardize, corpora[utterances]),
-            cost=self.cost + lengths * self.dim * 4,
-        )
-
-    def followed_by(self, others: Sequence[Inputs]) -> Inputs:
-        """The utterances of all, one after the other."""
-        parts, n = [self, *others], len(self.cost)
-
-        def read(utterances: np.ndarray) -> Inputs:
-            each = [part.take(utterances[utterances // n == number] % n) for number, part in enumerate(parts)]
-            lengths = torch.cat([one.lengths for one in each]).numpy()
-            return Inputs(torch.cat([one.values for one in each]), np.concatenate([[0], np.cumsum(lengths)]))
-
-        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        beside = np.concatenate([part.cost if isinstance(part, Streamed) else 0 * self.cost for part in parts])
-        order = np.concatenate([self.order + n * number for number in range(len(parts))])
-        return replace(
-            Streamed.of(read, lengths, beside, order), room=self.room, whole=self.whole, workers=self.workers
+            read=lambda utterances: self.read(utterances).scaled(standardize, numbers[utterances]),
+            cost=self.cost + np.diff(self.offsets) * self.dim * 4,
         )
 
     def moments(self, utterances: np.ndarray) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
@@ -196,14 +143,11 @@ class Streamed(Inputs):
             return {**inputs, **{name: one.window(rows) for name, one in streamed.items()}}
 
         groups = self._grouped([one for one in inputs.values() if isinstance(one, Streamed)], cuts, beside)
-        after = next(groups, None)
         with ThreadPoolExecutor(1, "ser reads ahead") as pool:
-            try:
-                reading = pool.submit(read, *after) if after else None
-                while after and reading:
-                    found, (now, _) = reading.result(), after
-                    after = next(groups, None)
-                    reading = pool.submit(read, *after) if after else None
+            readings = ((now, pool.submit(read, now, room)) for now, room in groups)
+            try:  # in pairs, so that the next is asked for before the one is waited for and used
+                for (now, reading), _ in pairwise(chain(readings, [([], Future[dict[str, Inputs]]())])):
+                    found = reading.result()
                     for cut in now:
                         yield cut, found
                     found.clear()  # whoever was given it may keep it by its name until the next is there
@@ -234,26 +178,20 @@ class Streamed(Inputs):
             yield found, True
 
 
-def within(
-    budget: int, groups: Sequence[Sequence[Streamed]], workers: int, vectors: bool
-) -> Iterator[tuple[bool, list[Streamed]]]:
-    """Whether each group is held in memory, the smallest first, as long as they fit into the budget; and its room.
+def within(budget: int, streams: Sequence[Streamed], workers: int, vectors: bool) -> Iterator[tuple[bool, Streamed]]:
+    """Whether each is held in memory, the smallest first, as long as they fit into the budget; and its room.
 
     Each of so many `workers` has this budget, and one copy of what is held serves them all, but for the standardised
-    one of `vectors`. A group is held or streamed as a whole.
+    one of `vectors`.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # so that glibc gives back what is let go
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 << 20)
-    sizes = []
-    for group in groups:  # with views there is a copy that holds all of them
-        values = sum(int(one.offsets[-1]) * one.dim for one in group)
-        stored = sum(one.bytes for one in group) // workers
-        sizes.append((stored + (4 * values if vectors else 0)) * (1 if len(group) == 1 else 2))
+    sizes = [one.bytes // workers + (4 * int(one.offsets[-1]) * one.dim if vectors else 0) for one in streams]
     share = FILLED if sum(sizes) <= FILLED * budget else HELD
     chosen, total = set[int](), 0
     for number in np.argsort(sizes, kind="stable").tolist():
         if total + sizes[number] <= share * budget:
             chosen, total = chosen | {number}, total + sizes[number]
     room, whole = int(max(READ * budget - total, (1 - FILLED) * budget) / 2), int(sum(sizes) / FILLED)
-    for number, group in enumerate(groups):
-        yield number in chosen, [replace(one, room=room, whole=whole, workers=workers) for one in group]
+    for number, one in enumerate(streams):
+        yield number in chosen, replace(one, room=room, whole=whole, workers=workers)

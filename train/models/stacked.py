@@ -48,27 +48,24 @@ class Layout:
         """
         sizes, starts = np.array([len(group) for group in groups]), np.cumsum([0, *map(len, groups[:-1])])
         lengths = np.pad(sizes[chosen], ((0, 0), (0, 1)), constant_values=1)
-        runs, m = lengths.shape
-        longest = int(sizes.max())
+        (runs, m), longest = lengths.shape, int(sizes.max())
         turn = np.arange(longest)
         there = turn < lengths[..., None]  # [R, m, longest]
-        place = (there.reshape(runs, -1).cumsum(1) - 1).reshape(there.shape)  # the row of each cell that is there
-        r = -(-(int(place[:, -1, 0].max()) + 1) // ROWS) * ROWS
+        there[:, -1] = False
+        place = there.reshape(runs, -1).cumsum(1) - 1
+        r = -(-(int(place.max()) + 2) // ROWS) * ROWS
+        place = np.where(there, place.reshape(there.shape), r - 1)  # the row of each cell, the last where there is none
 
-        run, dialogue, turn_there = there[:, :-1].nonzero()
-        row = place[run, dialogue, turn_there]
+        run, dialogue, here = there.nonzero()
+        row = place[run, dialogue, here]
         rows, cells = np.zeros((runs, r), np.int64), np.full((runs, r), (m - 1) * longest)
-        rows[run, row] = np.concatenate(groups)[starts[chosen[run, dialogue]] + turn_there]
-        cells[run, row] = dialogue * longest + turn_there
+        rows[run, row] = np.concatenate(groups)[starts[chosen[run, dialogue]] + here]
+        cells[run, row] = dialogue * longest + here
 
-        place[:, -1, 0] = r - 1
-        forwards, backwards = (np.full((runs, longest * m), r - 1) for _ in range(2))
-        run, dialogue, step = there.nonzero()
-        slot = step * m + dialogue
-        forwards[run, slot] = place[run, dialogue, step]
-        backwards[run, slot] = place[run, dialogue, lengths[run, dialogue] - 1 - step]
-        real = cells < (m - 1) * longest
-        return cls(rows, real, lengths, longest, cells, forwards, backwards)
+        back = np.take_along_axis(place, (lengths[..., None] - 1 - turn) % longest, 2)
+        ways = (place, np.where(there, back, r - 1))
+        forwards, backwards = (way.swapaxes(1, 2).reshape(runs, -1) for way in ways)
+        return cls(rows, cells < (m - 1) * longest, lengths, longest, cells, forwards, backwards)
 
     @property
     def indices(self) -> tuple[np.ndarray, ...]:

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ser.errors import WrongUse
-
 from .fusion import CommonSettings, Count, Dropout, Fusion, Positive, setting
-from .ragged import Batch, Sequences, vectors
+from .ragged import Batch, Sequences, vectors, visible
 
 SUMS = "layer_sums"  # the name of the front in a model, and so the beginning of its weights' names
 S3PRL = "s3prl, downstream/emotion/config.yaml"
@@ -39,19 +37,14 @@ class LayerSums(nn.Module):
         """The batch with rows `[r, Σ layers · dim]` → `[r, Σ dim]`. Raises `WrongUse` for rows of another width."""
         found = dict(batch.inputs)
         for modality, sums in self.sums.items():
-            values, lengths = batch.inputs[modality].values, batch.inputs[modality].lengths
-            if values.shape[1] != (width := sum(layers * dim for layers, dim in sums)):
-                raise WrongUse(
-                    f"this model was built for {modality} features of {width} values, and got {values.shape[1]}"
-                )
-            rows = []
-            for number, (layers, dim) in enumerate(sums):
-                x, values = values[:, : layers * dim], values[:, layers * dim :]
+            widths, rows = [layers * dim for layers, dim in sums], []
+            values, layout = visible(batch, modality, sum(widths))
+            for number, ((layers, dim), x) in enumerate(zip(sums, values.split(widths, 1), strict=True)):
                 if layers > 1:
                     shares = self.weights[f"{modality} {number}"].softmax(0)
                     x = torch.einsum("l,rld->rd", shares, x.unflatten(1, (layers, dim)))
                 rows.append(x)
-            found[modality] = Sequences(torch.cat(rows, 1), lengths)
+            found[modality] = Sequences(torch.cat(rows, 1), layout.lengths)
         return replace(batch, inputs=found)
 
 

@@ -66,7 +66,7 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
         named = [(f"{one['feature']}@{one['fingerprint']}", one) for one in described.get("joined", [described])]
         parts = tuple(FeatureSelection(store.feature(name), hop=one.get("hop")) for name, one in named)
         selected[modality] = ModalitySelection(described["feature"], parts)
-    loaded = {modality: one.stream(manifest, np.array(rows)) for modality, one in selected.items()}
+    loaded = {modality: one.source(manifest, np.array(rows)) for modality, one in selected.items()}
     audio, text = (selected[modality].parts[0] for modality in ("audio", "text"))
     packed = text.feature.load(manifest, rows)
     found, one = [], torch.zeros(1, dtype=torch.long)
@@ -75,7 +75,7 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
             corpus = np.array([corpora.index(utterance.partition("/")[0]) + 1 if corpora else 0])
             inputs = {}
             for modality, stored in loaded.items():
-                taken, scale = stored.take(np.array([number])), fitted.scaling.get(modality)
+                taken, scale = stored.read(np.array([number])).take(np.array([0])), fitted.scaling.get(modality)
                 values = scale(taken.values, corpus, taken.lengths) if scale else taken.values.float()
                 inputs[modality] = Sequences(values, taken.lengths)
             logits = fitted.model(Batch(inputs, one, one, one + 1))["logits"]
