@@ -124,7 +124,7 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
     `target` is C-contiguous `[rows, …]`. A block is read once, whatever stretches lie in it.
     Raises `CorruptStore` naming the file whose content is missing, short or altered.
     """
-    view, size = bytes_of(target), target.itemsize * math.prod(target.shape[1:])
+    rows = target.view(np.uint8).reshape(len(target), target.strides[0])
     reads = [read for folder, array, stretches in jobs for read in _by_block(folder, array, stretches)]
     total, ended = sum(block.bytes for _, block, _, _ in reads), unwanted.get() or Event()
     threads = min(8, usable_cores(), len(reads)) if total >= _THREADED else 1
@@ -132,12 +132,12 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
         with ThreadPoolExecutor(threads) as pool:
             # A share per thread, not a future per block, which would cost as much as the checksums.
             try:
-                list(pool.map(lambda number: _read_blocks(reads[number::threads], view, size, ended), range(threads)))
+                list(pool.map(lambda number: _read_blocks(reads[number::threads], rows, ended), range(threads)))
             except BaseException:  # such as Ctrl-C: the pool waits for its threads
                 ended.set()
                 raise
     else:
-        _read_blocks(reads, view, size, ended)
+        _read_blocks(reads, rows, ended)
 
 
 def _by_block(folder: Path, array: ArrayRecord, stretches: Iterable[Stretch]) -> Iterator[BlockRead]:
@@ -155,16 +155,18 @@ def _by_block(folder: Path, array: ArrayRecord, stretches: Iterable[Stretch]) ->
         yield f"{folder}/{block.file}", block, ends[number] - block.bytes // array.row_bytes, wanted
 
 
-def _read_blocks(reads: Sequence[BlockRead], target: memoryview, size: int, ended: Event) -> None:
-    scratch = memoryview(bytearray(max((block.bytes for _, block, _, _ in reads), default=0)))
+def _read_blocks(reads: Sequence[BlockRead], target: npt.NDArray[np.uint8], ended: Event) -> None:
+    scratch = np.empty(max((block.bytes for _, block, _, _ in reads), default=0), np.uint8)
     for path, block, first, wanted in reads:
         if ended.is_set():
             raise InterruptedError("nobody waits for these blocks any more")
         (start, stop, to), *others = wanted
-        together = not others and (stop - start) * size == block.bytes
-        _read_block(path, block, target[to * size :][: block.bytes] if together else scratch[: block.bytes])
+        rows = scratch[: block.bytes].reshape(-1, target.shape[1])
+        together = not others and stop - start == len(rows)
+        _read_block(path, block, bytes_of(target[to : to + len(rows)] if together else rows))
+        # Arrays, not memory views: while those are copied, no other thread runs.
         for start, stop, to in () if together else wanted:
-            target[to * size : (to + stop - start) * size] = scratch[(start - first) * size : (stop - first) * size]
+            target[to : to + stop - start] = rows[start - first : stop - first]
 
 
 def _read_block(path: str, block: Block, into: memoryview) -> None:
