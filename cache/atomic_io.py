@@ -22,18 +22,13 @@ import socket
 import stat
 import time
 import tomllib
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import crc32c
 
 from ser.errors import CorruptStore, StoreError, WrongUse
 
 Buffer = bytes | bytearray | memoryview
-Content = Sequence[Buffer | None]  # of a file; None: the CRC-32C of all before it, four bytes, little-endian
-Checksums = dict[int, int]  # offset in a file → the CRC-32C of what is written there, up to the next of them
 
 REPAIR = "run `ser cache verify --repair`, then `ser features` again"
 _PIECE = 1 << 20
@@ -117,26 +112,19 @@ def folders_in(parent: Path) -> list[Path]:
     return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def write_file(path: Path, buffers: Content, checksums: Checksums | None = None) -> tuple[int, str]:
+def write_file(path: Path, buffers: Iterable[Buffer]) -> tuple[int, str]:
     """Write a new file, fsync it and read it back. Returns its size and sha256.
 
     Raises `StoreError` if the disk gives back other bytes than were written.
     """
-    size, digest, whole, start = 0, hashlib.sha256(), 0, 0
-    checksums = {} if checksums is None else checksums
-    starts = deque(sorted(checksums))
+    size, digest = 0, hashlib.sha256()
     with path.open("xb", buffering=0) as file:
         for buffer in buffers:
-            view = memoryview(whole.to_bytes(4, "little") if buffer is None else buffer).cast("B")
+            view = memoryview(buffer).cast("B")
+            size += len(view)
             while len(view):
-                if starts and starts[0] == size:
-                    start = starts.popleft()
-                # Once over memory: a piece is digested and written while the processor's cache holds it.
-                piece = view[: min(_PIECE, starts[0] - size if starts else _PIECE)]
-                view, size = view[len(piece) :], size + len(piece)
-                whole = crc32c.crc32c(piece, whole)
-                checksums[start] = crc32c.crc32c(piece, checksums.get(start, 0))
-                digest.update(piece)
+                piece, view = view[:_PIECE], view[_PIECE:]
+                digest.update(piece)  # and written while the processor's cache holds it
                 while len(piece):
                     piece = piece[os.write(file.fileno(), piece) :]
         os.fsync(file.fileno())
@@ -164,15 +152,13 @@ def _on_disk(path: Path, direct: int = _O_DIRECT) -> bytes:
         return _on_disk(path, 0)
 
 
-def write_folder(
-    folder: Path, files: Mapping[str, Content], checksums: Mapping[str, Checksums] = {}
-) -> dict[str, tuple[int, str]]:
+def write_folder(folder: Path, files: Mapping[str, Iterable[Buffer]]) -> dict[str, tuple[int, str]]:
     """Write files, by their paths in a folder that nobody sees yet, durably, each as `write_file` does."""
     written = {}
     for name, buffers in files.items():
         for inside in reversed(Path(name).parents):  # never the workspace itself, should that have been moved aside
             (folder / inside).mkdir(exist_ok=True)
-        written[name] = write_file(folder / name, buffers, checksums.get(name))
+        written[name] = write_file(folder / name, buffers)
     for root, _, _ in os.walk(folder):
         sync_folder(Path(root))
     return written

@@ -8,7 +8,7 @@ import bisect
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
@@ -66,47 +66,47 @@ class ArrayRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return np.dtype(self.dtype).itemsize * math.prod(self.shape[1:])
 
 
-Place = tuple[str, int, int]  # a block before it is written: file, offset, bytes
-
-
-def cut_into_blocks(size: int, row_bytes: int, file: str, offset: int) -> list[Place]:
-    """Equal blocks of at most 2 MB (at least one row each) over `size` bytes of rows in a file, from `offset` on."""
-    if not size:
-        return []
-    rows, most = size // row_bytes, max(1, BLOCK_BYTES // row_bytes)
-    each = math.ceil(rows / math.ceil(rows / most)) * row_bytes
-    return [(file, offset + start, min(each, size - start)) for start in range(0, size, each)]
-
-
 def bytes_of(array: npt.NDArray[Any]) -> memoryview:
     """The bytes of a C-contiguous array, without a copy."""
     return memoryview(cast(Buffer, array.reshape(-1).view(np.uint8)))
 
 
-class Pieces:
-    """Bytes that are one after the other in a file, and anywhere in memory."""
-
-    def __init__(self, buffers: Iterable[Buffer]) -> None:
-        self.views = [view for buffer in buffers if len(view := memoryview(buffer).cast("B"))]
-        self.ends = list(itertools.accumulate(map(len, self.views)))
-
-    def cut(self, start: int, stop: int) -> list[memoryview]:
-        """Those from `start` to `stop`, without a copy."""
-        found = []
-        for number in range(bisect.bisect_right(self.ends, start), bisect.bisect_left(self.ends, stop) + 1):
-            begins = self.ends[number] - len(self.views[number])
-            found.append(self.views[number][max(0, start - begins) : stop - begins])
-        return found
-
-
-class PiecedArray(Pieces):
+class PiecedArray:
     """An array `[rows, …]` whose rows lie in several places: C-contiguous `pieces` of one dtype, none copied."""
 
     def __init__(self, pieces: Sequence[npt.NDArray[Any]]) -> None:
-        super().__init__(map(bytes_of, pieces))
         self.pieces, self.dtype = pieces, pieces[0].dtype
         self.shape = (sum(map(len, pieces)), *pieces[0].shape[1:])
-        self.row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
+        self._ends = list(itertools.accumulate(map(len, pieces)))
+
+    def blocks(self, start: int, stop: int) -> Iterator[list[memoryview]]:
+        """Equal blocks of at most 2 MB (at least one row each) of the rows from `start` to `stop`, without a copy."""
+        most = max(1, BLOCK_BYTES // (self.dtype.itemsize * math.prod(self.shape[1:])))
+        each = math.ceil((stop - start) / max(1, math.ceil((stop - start) / most)))
+        for first in range(start, stop, each or 1):
+            yield list(self._views(first, min(first + each, stop)))
+
+    def _views(self, start: int, stop: int) -> Iterator[memoryview]:
+        for number in range(bisect.bisect_right(self._ends, start), bisect.bisect_left(self._ends, stop) + 1):
+            begins = self._ends[number] - len(self.pieces[number])
+            yield bytes_of(self.pieces[number][max(0, start - begins) : stop - begins])
+
+
+# What is in a file, one after the other: a block of the array that is named, or other bytes (""). None stands for the
+# CRC-32C of all before it, four bytes, little-endian.
+Content = list[tuple[str, Sequence[Buffer] | None]]
+
+
+def contents(path: str, content: Content, blocks: Mapping[str, list[Block]]) -> Iterator[Buffer]:
+    """The bytes of a file, a few at a time. Its blocks are noted, by array, when they have gone by."""
+    size = whole = 0
+    for name, views in content:
+        start, checksum = size, 0
+        for view in [whole.to_bytes(4, "little")] if views is None else views:
+            size, checksum, whole = size + len(view), crc32c.crc32c(view, checksum), crc32c.crc32c(view, whole)
+            yield view  # whose bytes the processor's cache holds now
+        if name:
+            blocks[name].append(Block(path, start, size - start, checksum))
 
 
 def usable_cores() -> int:
