@@ -3,8 +3,9 @@
 import hashlib
 import os
 import re
+import stat
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -82,11 +83,10 @@ class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A published part; `stray` names what else lies in its folder, such as a `Thumbs.db`, which nobody reads."""
+    """A published part. What else lies in its folder, such as a `Thumbs.db`, is never read."""
 
     folder: Path
     record: PartRecord
-    stray: Sequence[str] = ()
 
     @classmethod
     def open(cls, folder: Path, fingerprint: str) -> "Part":
@@ -97,12 +97,8 @@ class Part:
         record = read_checksummed(folder / "part.json", PartRecord)
         if record.fingerprint != fingerprint:
             raise CorruptStore(f"{folder}: belongs to another fingerprint, {record.fingerprint}; {REPAIR}")
-        found = dict(_files_below(folder, record.files))
-        for name, file in sorted(record.files.items()):
-            if found.get(name) != file.bytes:
-                has = f"has {found[name]} bytes" if name in found else "is missing"
-                raise CorruptStore(f"{str(folder / name)!r}: {has}, part.json records {file.bytes}; {REPAIR}")
-        return cls(folder, record, sorted(found.keys() - record.files.keys() - {"part.json"}))
+        _check_files(folder, record.files)
+        return cls(folder, record)
 
     @property
     def name(self) -> str:
@@ -129,27 +125,23 @@ class Part:
         return offsets.tolist()
 
 
-def _files_below(folder: Path, recorded: Collection[str], inside: str = "") -> Iterable[tuple[str, int]]:
-    """Every file below a folder with its size, but for hidden ones (`.nfs0001`, `.DS_Store`), which are never read.
-
-    Raises `CorruptStore` at a link or special file where a `recorded` file should be; others have no size, -1.
-    """
-    try:
-        entries = [entry for entry in os.scandir(f"{folder}/{inside}") if not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        raise CorruptStore(f"{folder}/{inside}: is missing or not a folder; {REPAIR}") from None
-    except OSError as error:
-        raise StoreError(f"{folder}/{inside}: cannot be read ({error.strerror})") from error
-    for entry in entries:
-        name = inside + entry.name
-        if entry.is_dir(follow_symlinks=False):
-            yield from _files_below(folder, recorded, f"{name}/")
-        elif entry.is_file(follow_symlinks=False):
-            yield name, entry.stat(follow_symlinks=False).st_size
-        elif any(f"{one}/".startswith(f"{name}/") for one in recorded):
-            raise CorruptStore(f"{str(folder / name)!r}: is a link or a special file; {REPAIR}")
-        else:
-            yield name, -1
+def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
+    names = set(files)
+    for name in files:
+        while name := name.rpartition("/")[0]:
+            names.add(name)
+    for name in sorted(names):  # a folder before what is in it
+        known, where = files.get(name), f"{folder}/{name}"
+        try:
+            found = os.lstat(where)
+        except (FileNotFoundError, NotADirectoryError):
+            raise CorruptStore(f"{where!r}: is missing; {REPAIR}") from None
+        except OSError as error:
+            raise StoreError(f"{where!r}: cannot be read ({error.strerror})") from error
+        if not (stat.S_ISREG if known else stat.S_ISDIR)(found.st_mode):
+            raise CorruptStore(f"{where!r}: is a link or a special file, or of another kind; {REPAIR}")
+        if known and found.st_size != known.bytes:
+            raise CorruptStore(f"{where!r}: has {found.st_size} bytes, part.json records {known.bytes}; {REPAIR}")
 
 
 @dataclass

@@ -142,8 +142,11 @@ def _check(store: Store, path: Path) -> tuple[int, str | None]:
             with contextlib.suppress(SerError):  # that the spec is bad stands in its own record
                 spec = Feature(store.path, path.parent.parent).spec
             part = check_part(path, fingerprint, spec)
-            stray = ", ".join(map(ascii, part.stray[:3]))
-            return part.bytes, f"holds files that are not of the part, and are never read: {stray}" if stray else None
+            known = part.record.files.keys() | {"part.json"}
+            others = (one for one in path.rglob("[!.]*") if one.is_symlink() or not one.is_dir())
+            if stray := sorted({one.relative_to(path).as_posix() for one in others} - known):
+                note = f"holds files that are not of the part, and are never read: {', '.join(map(ascii, stray[:3]))}"
+            return part.bytes, note
         case _:
             return 0, f"is not a {'part' if path.parent.name == 'parts' else 'feature'} of the store; left alone"
     return path.stat().st_size, note
