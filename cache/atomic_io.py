@@ -253,46 +253,42 @@ def workspace(store: Path) -> Iterator[Path]:
     One that is used for long is touched now and then (`os.utime`): after a day, other hosts may take it for a leftover.
     """
     make_folder(store / "tmp")
-    lock = None
-    while lock is None:  # another process may take a lock file that is not locked yet for a leftover, and unlink it
+    while True:  # another process may take a lock file that is not locked yet for a leftover, and unlink it
         folder = store / "tmp" / secrets.token_hex(8)
-        lock = _new_lock(folder.with_suffix(".lock"))
-    try:
-        folder.mkdir()
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)  # before it goes: Windows unlinks no open file
-        if not folder.exists():  # else its record tells the next process that this one is gone
-            folder.with_suffix(".lock").unlink(missing_ok=True)
+        try:
+            with open_lock(folder.with_suffix(".lock"), os.O_CREAT | os.O_EXCL) as (lock, held):
+                if held is not False and os.fstat(lock).st_nlink:
+                    os.write(lock, json.dumps({**_here(), "pid": os.getpid()}).encode())
+                    try:
+                        folder.mkdir()
+                        yield folder
+                        return
+                    finally:
+                        shutil.rmtree(folder, ignore_errors=True)
+        finally:  # the lock is closed: Windows unlinks no open file
+            if not folder.exists():  # else its record tells the next process that this one is gone
+                folder.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def _new_lock(path: Path) -> int | None:
-    """A lock file, held and with its owner's record. None if another process holds or has unlinked it meanwhile."""
-    descriptor, held = open_lock(path, os.O_CREAT | os.O_EXCL), False
-    try:
-        if try_lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
-            os.write(descriptor, json.dumps({**_here(), "pid": os.getpid()}).encode())
-            held = True
-    finally:
-        if not held:
-            os.close(descriptor)
-            path.unlink(missing_ok=True)
-    return descriptor if held else None
+@contextlib.contextmanager
+def open_lock(path: Path, flags: int = 0) -> Iterator[tuple[int, bool | None]]:
+    """A descriptor of a lock file, and whether it is locked until the end: as `try_lock` says, without waiting.
 
-
-def open_lock(path: Path, flags: int = 0) -> int:
-    """A descriptor of a lock file. Who may write into its folder may lock it, whatever the umask of who made it."""
+    Who may write into its folder may lock it, whatever the umask of who made it.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | flags | PLAIN, 0o666)
     except PermissionError:
         if not path.exists():
             raise
-        return os.open(path, os.O_RDONLY | PLAIN)  # made by another user's earlier ser
-    if hasattr(os, "fchmod"):
-        with contextlib.suppress(PermissionError):
-            os.fchmod(descriptor, path.parent.stat().st_mode & 0o666)
-    return descriptor
+        descriptor = os.open(path, os.O_RDONLY | PLAIN)  # made by another user's earlier ser
+    try:
+        if hasattr(os, "fchmod"):
+            with contextlib.suppress(PermissionError):
+                os.fchmod(descriptor, path.parent.stat().st_mode & 0o666)
+        yield descriptor, try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def try_lock(descriptor: int, wait: bool = False) -> bool | None:
@@ -313,9 +309,8 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
 
     A second process waits for the first, and says what it is `waiting` for, if anything.
     """
-    descriptor = open_lock(path, os.O_CREAT)
-    try:
-        if (held := try_lock(descriptor)) is None and waiting:
+    with open_lock(path, os.O_CREAT) as (descriptor, held):
+        if held is None and waiting:
             fault = "%s: its file system has no locks; let no two processes train the same run at once"
             _warn_once(fault, path.parent.parent)
         if held is False and waiting:
@@ -323,8 +318,6 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
         if held is False:
             try_lock(descriptor, wait=True)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @functools.cache
@@ -382,11 +375,11 @@ def _abandoned(folder: Path) -> bool:
     path, free = folder.with_suffix(".lock"), None
     owner: Any = None
     with (
-        contextlib.suppress(FileNotFoundError, ValueError, TypeError, RecursionError),  # of a record that is none
-        os.fdopen(open_lock(path), "rb") as lock,
+        contextlib.suppress(FileNotFoundError, BlockingIOError, ValueError, RecursionError),  # of a record that is none
+        open_lock(path) as (lock, held),
     ):
-        free = try_lock(lock.fileno())
-        owner = json.loads(lock.read(1000))
+        free = held
+        owner = json.loads(os.read(lock, 1000))
     if free is False:
         return False
     if not os.path.lexists(folder):
