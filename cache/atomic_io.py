@@ -348,7 +348,7 @@ def remove_leftovers(store: Path) -> list[str]:
 
 
 def remove_folder(folder: Path, store: Path) -> None:
-    """Remove a folder of a store in one step: it is moved aside first, which a full disk allows, then deleted.
+    """Remove a folder of a store, durably and in one step: it is moved aside first, which a full disk allows.
 
     So it is out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed.
     """
@@ -365,6 +365,7 @@ def remove_folder(folder: Path, store: Path) -> None:
             shutil.rmtree(aside)
         else:
             aside.unlink()
+        sync_folder(folder.parent)
 
 
 def _abandoned(folder: Path) -> bool:
