@@ -31,7 +31,7 @@ from ser.errors import CorruptStore, StoreError, WrongUse
 Buffer = bytes | bytearray | memoryview
 
 REPAIR = "run `ser cache verify --repair`, then `ser features` again"
-_PIECE = 1 << 20
+PIECE = 1 << 20  # bytes that the processor's cache holds
 # EBADF: over NFS a lock takes the right to write, which another user's file may not give.
 _UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -122,11 +122,9 @@ def write_file(path: Path, buffers: Iterable[Buffer]) -> tuple[int, str]:
         for buffer in buffers:
             view = memoryview(buffer).cast("B")
             size += len(view)
+            digest.update(view)
             while len(view):
-                piece, view = view[:_PIECE], view[_PIECE:]
-                digest.update(piece)  # and written while the processor's cache holds it
-                while len(piece):
-                    piece = piece[os.write(file.fileno(), piece) :]
+                view = view[os.write(file.fileno(), view) :]
         os.fsync(file.fileno())
     if _on_disk(path) != digest.digest():
         raise StoreError(f"{path}: the disk gave back other bytes than were written; check the disk")
@@ -142,7 +140,7 @@ def _on_disk(path: Path, direct: int = _O_DIRECT) -> bytes:
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | PLAIN | direct), "rb", buffering=0) as file:
             size, digest = os.fstat(file.fileno()).st_size, hashlib.sha256()
-            page = memoryview(mmap.mmap(-1, _PIECE))  # aligned, as O_DIRECT demands of it and of where a read begins
+            page = memoryview(mmap.mmap(-1, PIECE))  # aligned, as O_DIRECT demands of it and of where a read begins
             while file.tell() < size and (read := file.readinto(page)):
                 digest.update(page[:read])
             return digest.digest()

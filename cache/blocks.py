@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ser.errors import CorruptStore, StoreError
 
-from .atomic_io import REPAIR, Buffer, open_plain
+from .atomic_io import PIECE, REPAIR, Buffer, open_plain
 
 BLOCK_BYTES = 2 << 20
 _THREADED = 8 << 20  # bytes from which threads pay
@@ -98,13 +98,16 @@ Content = list[tuple[str, Sequence[Buffer] | None]]
 
 
 def contents(path: str, content: Content, blocks: Mapping[str, list[Block]]) -> Iterator[Buffer]:
-    """The bytes of a file, a few at a time. Its blocks are noted, by array, when they have gone by."""
+    """The bytes of a file, a piece at a time. Its blocks are noted, by array, when they have gone by."""
     size = whole = 0
     for name, views in content:
         start, checksum = size, 0
         for view in [whole.to_bytes(4, "little")] if views is None else views:
-            size, checksum, whole = size + len(view), crc32c.crc32c(view, checksum), crc32c.crc32c(view, whole)
-            yield view  # whose bytes the processor's cache holds now
+            for at in range(0, len(view), PIECE):
+                piece = memoryview(view)[at : at + PIECE]
+                size += len(piece)
+                checksum, whole = crc32c.crc32c(piece, checksum), crc32c.crc32c(piece, whole)
+                yield piece
         if name:
             blocks[name].append(Block(path, start, size - start, checksum))
 
