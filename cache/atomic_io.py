@@ -22,21 +22,16 @@ import socket
 import stat
 import time
 import tomllib
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import crc32c
 
 from ser.errors import CorruptStore, StoreError, WrongUse
 
 Buffer = bytes | bytearray | memoryview
-Content = Sequence[Buffer | None]  # of a file; None: the CRC-32C of all before it, four bytes, little-endian
-Checksums = dict[int, int]  # offset in a file → the CRC-32C of what is written there, up to the next of them
 
 REPAIR = "run `ser cache verify --repair`, then `ser features` again"
-_PIECE = 1 << 20
+PIECE = 1 << 20  # bytes that the processor's cache holds
 # EBADF: over NFS a lock takes the right to write, which another user's file may not give.
 _UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -117,28 +112,19 @@ def folders_in(parent: Path) -> list[Path]:
     return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def write_file(path: Path, buffers: Content, checksums: Checksums | None = None) -> tuple[int, str]:
+def write_file(path: Path, buffers: Iterable[Buffer]) -> tuple[int, str]:
     """Write a new file, fsync it and read it back. Returns its size and sha256.
 
     Raises `StoreError` if the disk gives back other bytes than were written.
     """
-    size, digest, whole, start = 0, hashlib.sha256(), 0, 0
-    checksums = {} if checksums is None else checksums
-    starts = deque(sorted(checksums))
+    size, digest = 0, hashlib.sha256()
     with path.open("xb", buffering=0) as file:
         for buffer in buffers:
-            view = memoryview(whole.to_bytes(4, "little") if buffer is None else buffer).cast("B")
+            view = memoryview(buffer).cast("B")
+            size += len(view)
+            digest.update(view)
             while len(view):
-                if starts and starts[0] == size:
-                    start = starts.popleft()
-                # Once over memory: a piece is digested and written while the processor's cache holds it.
-                piece = view[: min(_PIECE, starts[0] - size if starts else _PIECE)]
-                view, size = view[len(piece) :], size + len(piece)
-                whole = crc32c.crc32c(piece, whole)
-                checksums[start] = crc32c.crc32c(piece, checksums.get(start, 0))
-                digest.update(piece)
-                while len(piece):
-                    piece = piece[os.write(file.fileno(), piece) :]
+                view = view[os.write(file.fileno(), view) :]
         os.fsync(file.fileno())
     if _on_disk(path) != digest.digest():
         raise StoreError(f"{path}: the disk gave back other bytes than were written; check the disk")
@@ -154,7 +140,7 @@ def _on_disk(path: Path, direct: int = _O_DIRECT) -> bytes:
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | PLAIN | direct), "rb", buffering=0) as file:
             size, digest = os.fstat(file.fileno()).st_size, hashlib.sha256()
-            page = memoryview(mmap.mmap(-1, _PIECE))  # aligned, as O_DIRECT demands of it and of where a read begins
+            page = memoryview(mmap.mmap(-1, PIECE))  # aligned, as O_DIRECT demands of it and of where a read begins
             while file.tell() < size and (read := file.readinto(page)):
                 digest.update(page[:read])
             return digest.digest()
@@ -164,15 +150,13 @@ def _on_disk(path: Path, direct: int = _O_DIRECT) -> bytes:
         return _on_disk(path, 0)
 
 
-def write_folder(
-    folder: Path, files: Mapping[str, Content], checksums: Mapping[str, Checksums] = {}
-) -> dict[str, tuple[int, str]]:
+def write_folder(folder: Path, files: Mapping[str, Iterable[Buffer]]) -> dict[str, tuple[int, str]]:
     """Write files, by their paths in a folder that nobody sees yet, durably, each as `write_file` does."""
     written = {}
     for name, buffers in files.items():
         for inside in reversed(Path(name).parents):  # never the workspace itself, should that have been moved aside
             (folder / inside).mkdir(exist_ok=True)
-        written[name] = write_file(folder / name, buffers, checksums.get(name))
+        written[name] = write_file(folder / name, buffers)
     for root, _, _ in os.walk(folder):
         sync_folder(Path(root))
     return written
@@ -267,46 +251,42 @@ def workspace(store: Path) -> Iterator[Path]:
     One that is used for long is touched now and then (`os.utime`): after a day, other hosts may take it for a leftover.
     """
     make_folder(store / "tmp")
-    lock = None
-    while lock is None:  # another process may take a lock file that is not locked yet for a leftover, and unlink it
+    while True:  # another process may take a lock file that is not locked yet for a leftover, and unlink it
         folder = store / "tmp" / secrets.token_hex(8)
-        lock = _new_lock(folder.with_suffix(".lock"))
-    try:
-        folder.mkdir()
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)  # before it goes: Windows unlinks no open file
-        if not folder.exists():  # else its record tells the next process that this one is gone
-            folder.with_suffix(".lock").unlink(missing_ok=True)
+        try:
+            with open_lock(folder.with_suffix(".lock"), os.O_CREAT | os.O_EXCL) as (lock, held):
+                if held is not False and os.fstat(lock).st_nlink:
+                    os.write(lock, json.dumps({**_here(), "pid": os.getpid()}).encode())
+                    try:
+                        folder.mkdir()
+                        yield folder
+                        return
+                    finally:
+                        shutil.rmtree(folder, ignore_errors=True)
+        finally:  # the lock is closed: Windows unlinks no open file
+            if not folder.exists():  # else its record tells the next process that this one is gone
+                folder.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def _new_lock(path: Path) -> int | None:
-    """A lock file, held and with its owner's record. None if another process holds or has unlinked it meanwhile."""
-    descriptor, held = open_lock(path, os.O_CREAT | os.O_EXCL), False
-    try:
-        if try_lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
-            os.write(descriptor, json.dumps({**_here(), "pid": os.getpid()}).encode())
-            held = True
-    finally:
-        if not held:
-            os.close(descriptor)
-            path.unlink(missing_ok=True)
-    return descriptor if held else None
+@contextlib.contextmanager
+def open_lock(path: Path, flags: int = 0) -> Iterator[tuple[int, bool | None]]:
+    """A descriptor of a lock file, and whether it is locked until the end: as `try_lock` says, without waiting.
 
-
-def open_lock(path: Path, flags: int = 0) -> int:
-    """A descriptor of a lock file. Who may write into its folder may lock it, whatever the umask of who made it."""
+    Who may write into its folder may lock it, whatever the umask of who made it.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | flags | PLAIN, 0o666)
     except PermissionError:
         if not path.exists():
             raise
-        return os.open(path, os.O_RDONLY | PLAIN)  # made by another user's earlier ser
-    if hasattr(os, "fchmod"):
-        with contextlib.suppress(PermissionError):
-            os.fchmod(descriptor, path.parent.stat().st_mode & 0o666)
-    return descriptor
+        descriptor = os.open(path, os.O_RDONLY | PLAIN)  # made by another user's earlier ser
+    try:
+        if hasattr(os, "fchmod"):
+            with contextlib.suppress(PermissionError):
+                os.fchmod(descriptor, path.parent.stat().st_mode & 0o666)
+        yield descriptor, try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def try_lock(descriptor: int, wait: bool = False) -> bool | None:
@@ -327,9 +307,8 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
 
     A second process waits for the first, and says what it is `waiting` for, if anything.
     """
-    descriptor = open_lock(path, os.O_CREAT)
-    try:
-        if (held := try_lock(descriptor)) is None and waiting:
+    with open_lock(path, os.O_CREAT) as (descriptor, held):
+        if held is None and waiting:
             fault = "%s: its file system has no locks; let no two processes train the same run at once"
             _warn_once(fault, path.parent.parent)
         if held is False and waiting:
@@ -337,8 +316,6 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
         if held is False:
             try_lock(descriptor, wait=True)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @functools.cache
@@ -369,7 +346,7 @@ def remove_leftovers(store: Path) -> list[str]:
 
 
 def remove_folder(folder: Path, store: Path) -> None:
-    """Remove a folder of a store in one step: it is moved aside first, which a full disk allows, then deleted.
+    """Remove a folder of a store, durably and in one step: it is moved aside first, which a full disk allows.
 
     So it is out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed.
     """
@@ -386,6 +363,7 @@ def remove_folder(folder: Path, store: Path) -> None:
             shutil.rmtree(aside)
         else:
             aside.unlink()
+        sync_folder(folder.parent)
 
 
 def _abandoned(folder: Path) -> bool:
@@ -396,11 +374,11 @@ def _abandoned(folder: Path) -> bool:
     path, free = folder.with_suffix(".lock"), None
     owner: Any = None
     with (
-        contextlib.suppress(FileNotFoundError, ValueError, TypeError, RecursionError),  # of a record that is none
-        os.fdopen(open_lock(path), "rb") as lock,
+        contextlib.suppress(FileNotFoundError, BlockingIOError, ValueError, RecursionError),  # of a record that is none
+        open_lock(path) as (lock, held),
     ):
-        free = try_lock(lock.fileno())
-        owner = json.loads(lock.read(1000))
+        free = held
+        owner = json.loads(os.read(lock, 1000))
     if free is False:
         return False
     if not os.path.lexists(folder):

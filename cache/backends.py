@@ -9,22 +9,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .atomic_io import Content
-from .blocks import ArrayRecord, PiecedArray, Place, bytes_of, cut_into_blocks
+from .blocks import ArrayRecord, Content, PiecedArray, bytes_of
 from .spec import canonical_json
 
 Arrays = Mapping[str, PiecedArray]  # little-endian
-Files = dict[str, Content]
+Files = dict[str, Content]  # by path in the part's folder
 
 
 class Backend(NamedTuple):
     """How a part's arrays become files.
 
-    `encode` gives the files (path in the part's folder → content) and where the blocks of each array are; `inspect`
-    says what a plain Zarr or HDF5 reader of those files would see differently from the blocks, or None.
+    `encode` gives the files, each array's blocks in their order; `inspect` says what a plain Zarr or HDF5 reader of
+    those files would see differently from the blocks, or None.
     """
 
-    encode: Callable[[Arrays], tuple[Files, dict[str, list[Place]]]]
+    encode: Callable[[Arrays], Files]
     inspect: Callable[[Path, Mapping[str, ArrayRecord]], str | None]
 
 
@@ -64,21 +63,19 @@ def _chunk_file(name: str, number: int, axes: int) -> str:
     return f"{ZARR}/{name}/c/{number}" + "/0" * (axes - 1)
 
 
-def _encode_zarr(arrays: Arrays) -> tuple[Files, dict[str, list[Place]]]:
+def _encode_zarr(arrays: Arrays) -> Files:
     """A Zarr v3 group: uncompressed chunks of whole rows, each followed by its CRC-32C."""
-    files: Files = {f"{ZARR}/zarr.json": [_GROUP]}
-    places: dict[str, list[Place]] = {}
+    files: Files = {f"{ZARR}/zarr.json": [("", [_GROUP])]}
     for name, array in arrays.items():
-        (rows, *row), size = array.shape, array.row_bytes
-        files[f"{ZARR}/{name}/zarr.json"] = [_array_metadata((rows, *row), array.dtype)]
-        places[name], each = [], chunk_rows(rows)
+        rows, *row = array.shape
+        files[f"{ZARR}/{name}/zarr.json"] = [("", [_array_metadata(array.shape, array.dtype)])]
+        each = chunk_rows(rows)
         for number, start in enumerate(range(0, rows, each)):
             stop = min(start + each, rows)
-            path = _chunk_file(name, number, 1 + len(row))
+            blocks = [(name, views) for views in array.blocks(start, stop)]
             padding = np.full((each - (stop - start), *row), _fill_value(array.dtype), array.dtype)
-            files[path] = [*array.cut(start * size, stop * size), bytes_of(padding), None]
-            places[name] += cut_into_blocks((stop - start) * size, size, path, 0)
-    return files, places
+            files[_chunk_file(name, number, 1 + len(row))] = [*blocks, ("", [bytes_of(padding)]), ("", None)]
+    return files
 
 
 def _inspect_zarr(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None:
@@ -102,24 +99,28 @@ HDF5 = "data.h5"
 _FILTERS = {1, 2, 3}  # HDF5's own deflate, shuffle, fletcher32
 
 
-def _encode_hdf5(arrays: Arrays) -> tuple[Files, dict[str, list[Place]]]:
+def _encode_hdf5(arrays: Arrays) -> Files:
     """One file of contiguous, unfiltered datasets.
 
     It is made in memory, which costs a copy, because the HDF5 library reports a full disk late or not at all.
     """
     import h5py
 
-    image = io.BytesIO()
-    places: dict[str, list[Place]] = {}
+    image, offsets, at = io.BytesIO(), dict[str, int](), 0
+    content: Content = []
     with h5py.File(image, "w") as file:
         for name, array in arrays.items():
-            dataset, row, size = file.create_dataset(name, array.shape, array.dtype), 0, array.row_bytes
+            dataset, row = file.create_dataset(name, array.shape, array.dtype), 0
             for piece in array.pieces:
                 dataset[row : row + len(piece)] = piece
                 row += len(piece)
             file.flush()
-            places[name] = cut_into_blocks(row * size, size, HDF5, dataset.id.get_offset() or 0)
-    return {HDF5: [image.getbuffer()]}, places
+            offsets[name] = dataset.id.get_offset() or 0
+    for name in sorted(offsets, key=offsets.__getitem__):
+        content.append(("", [image.getbuffer()[at : offsets[name]]]))
+        content += [(name, views) for views in arrays[name].blocks(0, arrays[name].shape[0])]
+        at = offsets[name] + sum(piece.nbytes for piece in arrays[name].pieces)
+    return {HDF5: [*content, ("", [image.getbuffer()[at:]])]}
 
 
 def _inspect_hdf5(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None:

@@ -8,7 +8,7 @@ import bisect
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ser.errors import CorruptStore, StoreError
 
-from .atomic_io import REPAIR, Buffer, open_plain
+from .atomic_io import PIECE, REPAIR, Buffer, open_plain
 
 BLOCK_BYTES = 2 << 20
 _THREADED = 8 << 20  # bytes from which threads pay
@@ -66,47 +66,50 @@ class ArrayRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return np.dtype(self.dtype).itemsize * math.prod(self.shape[1:])
 
 
-Place = tuple[str, int, int]  # a block before it is written: file, offset, bytes
-
-
-def cut_into_blocks(size: int, row_bytes: int, file: str, offset: int) -> list[Place]:
-    """Equal blocks of at most 2 MB (at least one row each) over `size` bytes of rows in a file, from `offset` on."""
-    if not size:
-        return []
-    rows, most = size // row_bytes, max(1, BLOCK_BYTES // row_bytes)
-    each = math.ceil(rows / math.ceil(rows / most)) * row_bytes
-    return [(file, offset + start, min(each, size - start)) for start in range(0, size, each)]
-
-
 def bytes_of(array: npt.NDArray[Any]) -> memoryview:
     """The bytes of a C-contiguous array, without a copy."""
     return memoryview(cast(Buffer, array.reshape(-1).view(np.uint8)))
 
 
-class Pieces:
-    """Bytes that are one after the other in a file, and anywhere in memory."""
-
-    def __init__(self, buffers: Iterable[Buffer]) -> None:
-        self.views = [view for buffer in buffers if len(view := memoryview(buffer).cast("B"))]
-        self.ends = list(itertools.accumulate(map(len, self.views)))
-
-    def cut(self, start: int, stop: int) -> list[memoryview]:
-        """Those from `start` to `stop`, without a copy."""
-        found = []
-        for number in range(bisect.bisect_right(self.ends, start), bisect.bisect_left(self.ends, stop) + 1):
-            begins = self.ends[number] - len(self.views[number])
-            found.append(self.views[number][max(0, start - begins) : stop - begins])
-        return found
-
-
-class PiecedArray(Pieces):
+class PiecedArray:
     """An array `[rows, …]` whose rows lie in several places: C-contiguous `pieces` of one dtype, none copied."""
 
     def __init__(self, pieces: Sequence[npt.NDArray[Any]]) -> None:
-        super().__init__(map(bytes_of, pieces))
         self.pieces, self.dtype = pieces, pieces[0].dtype
         self.shape = (sum(map(len, pieces)), *pieces[0].shape[1:])
-        self.row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
+        self._ends = list(itertools.accumulate(map(len, pieces)))
+
+    def blocks(self, start: int, stop: int) -> Iterator[list[memoryview]]:
+        """Equal blocks of at most 2 MB (at least one row each) of the rows from `start` to `stop`, without a copy."""
+        most = max(1, BLOCK_BYTES // (self.dtype.itemsize * math.prod(self.shape[1:])))
+        each = math.ceil((stop - start) / max(1, math.ceil((stop - start) / most)))
+        for first in range(start, stop, each or 1):
+            yield list(self._views(first, min(first + each, stop)))
+
+    def _views(self, start: int, stop: int) -> Iterator[memoryview]:
+        for number in range(bisect.bisect_right(self._ends, start), bisect.bisect_left(self._ends, stop) + 1):
+            begins = self._ends[number] - len(self.pieces[number])
+            yield bytes_of(self.pieces[number][max(0, start - begins) : stop - begins])
+
+
+# What is in a file, one after the other: a block of the array that is named, or other bytes (""). None stands for the
+# CRC-32C of all before it, four bytes, little-endian.
+Content = list[tuple[str, Sequence[Buffer] | None]]
+
+
+def contents(path: str, content: Content, blocks: Mapping[str, list[Block]]) -> Iterator[Buffer]:
+    """The bytes of a file, a piece at a time. Its blocks are noted, by array, when they have gone by."""
+    size = whole = 0
+    for name, views in content:
+        start, checksum = size, 0
+        for view in [whole.to_bytes(4, "little")] if views is None else views:
+            for at in range(0, len(view), PIECE):
+                piece = memoryview(view)[at : at + PIECE]
+                size += len(piece)
+                checksum, whole = crc32c.crc32c(piece, checksum), crc32c.crc32c(piece, whole)
+                yield piece
+        if name:
+            blocks[name].append(Block(path, start, size - start, checksum))
 
 
 def usable_cores() -> int:
@@ -124,7 +127,7 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
     `target` is C-contiguous `[rows, …]`. A block is read once, whatever stretches lie in it.
     Raises `CorruptStore` naming the file whose content is missing, short or altered.
     """
-    view, size = bytes_of(target), target.itemsize * math.prod(target.shape[1:])
+    rows = target.view(np.uint8).reshape(len(target), target.strides[0])
     reads = [read for folder, array, stretches in jobs for read in _by_block(folder, array, stretches)]
     total, ended = sum(block.bytes for _, block, _, _ in reads), unwanted.get() or Event()
     threads = min(8, usable_cores(), len(reads)) if total >= _THREADED else 1
@@ -132,12 +135,12 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
         with ThreadPoolExecutor(threads) as pool:
             # A share per thread, not a future per block, which would cost as much as the checksums.
             try:
-                list(pool.map(lambda number: _read_blocks(reads[number::threads], view, size, ended), range(threads)))
+                list(pool.map(lambda number: _read_blocks(reads[number::threads], rows, ended), range(threads)))
             except BaseException:  # such as Ctrl-C: the pool waits for its threads
                 ended.set()
                 raise
     else:
-        _read_blocks(reads, view, size, ended)
+        _read_blocks(reads, rows, ended)
 
 
 def _by_block(folder: Path, array: ArrayRecord, stretches: Iterable[Stretch]) -> Iterator[BlockRead]:
@@ -155,16 +158,18 @@ def _by_block(folder: Path, array: ArrayRecord, stretches: Iterable[Stretch]) ->
         yield f"{folder}/{block.file}", block, ends[number] - block.bytes // array.row_bytes, wanted
 
 
-def _read_blocks(reads: Sequence[BlockRead], target: memoryview, size: int, ended: Event) -> None:
-    scratch = memoryview(bytearray(max((block.bytes for _, block, _, _ in reads), default=0)))
+def _read_blocks(reads: Sequence[BlockRead], target: npt.NDArray[np.uint8], ended: Event) -> None:
+    scratch = np.empty(max((block.bytes for _, block, _, _ in reads), default=0), np.uint8)
     for path, block, first, wanted in reads:
         if ended.is_set():
             raise InterruptedError("nobody waits for these blocks any more")
         (start, stop, to), *others = wanted
-        together = not others and (stop - start) * size == block.bytes
-        _read_block(path, block, target[to * size :][: block.bytes] if together else scratch[: block.bytes])
+        rows = scratch[: block.bytes].reshape(-1, target.shape[1])
+        together = not others and stop - start == len(rows)
+        _read_block(path, block, bytes_of(target[to : to + len(rows)] if together else rows))
+        # Arrays, not memory views: while those are copied, no other thread runs.
         for start, stop, to in () if together else wanted:
-            target[to * size : (to + stop - start) * size] = scratch[(start - first) * size : (stop - first) * size]
+            target[to : to + stop - start] = rows[start - first : stop - first]
 
 
 def _read_block(path: str, block: Block, into: memoryview) -> None:

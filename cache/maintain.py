@@ -12,7 +12,7 @@ from typing import Any
 
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
-from .atomic_io import explain_disk_errors, remove_folder, sync_folder
+from .atomic_io import explain_disk_errors, remove_folder
 from .feature import Feature
 from .manifest import Key, Manifest
 from .part import Part, PartRows, Quarantine
@@ -135,12 +135,6 @@ class Removed:
     problem: str | None = None  # why nothing of it was: it cannot be read
 
 
-def _drop(store: Store, folder: Path) -> None:
-    """Remove a folder of the store, durably. One that is not there any more is fine."""
-    remove_folder(folder, store.path)
-    sync_folder(folder.parent)
-
-
 def only_feature(store: Store, name: str) -> Path:
     """The folder of the one feature that `name[:variant][@fingerprint]` can mean: what is removed is never guessed.
 
@@ -168,7 +162,7 @@ def remove_feature(store: Store, folder: Path) -> Removed:
         with contextlib.suppress(OSError):
             rows += len(Part.open(part, folder.name).record.ids)
     with explain_disk_errors(f"removing {folder}", store.path):
-        _drop(store, folder)
+        remove_folder(folder, store.path)
         with contextlib.suppress(OSError):
             folder.parent.rmdir()
     return Removed(str(folder.relative_to(store.path)), size, rows)
@@ -226,5 +220,5 @@ def _rewrite(store: Store, feature: Feature, part: Part, dry_run: bool) -> Itera
             rows = PartRows.from_packed(record.corpus, [record.inputs[i] for i in kept], packed, quarantined)
             feature.publish(rows, record.backend, record.written_by)
         with explain_disk_errors("removing superseded rows", store.path):
-            _drop(store, part.folder)
+            remove_folder(part.folder, store.path)
     yield Removed(str(part.folder.relative_to(store.path)), part.bytes, len(part.keys) - len(kept))

@@ -3,8 +3,9 @@
 import hashlib
 import os
 import re
+import stat
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +18,8 @@ import numpy.typing as npt
 from ser.errors import CorruptStore, StoreError, WrongUse, unknown
 
 from .atomic_io import REPAIR, explain_disk_errors, move_into_place, sync_folder, workspace, write_file, write_folder
-from .backends import BACKENDS, Files
-from .blocks import ArrayDtype, ArrayRecord, Block, Count, PiecedArray, Pieces, Place, read_stretches
+from .backends import BACKENDS
+from .blocks import ArrayDtype, ArrayRecord, Block, Count, PiecedArray, contents, read_stretches
 from .spec import FORMAT_VERSION, Spec, canonical_json, checksummed_json, read_checksummed
 
 _SMALL = 64 << 10  # bytes of a piece, below which copying it into a larger one costs less than writing it alone
@@ -82,11 +83,10 @@ class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A published part; `stray` names what else lies in its folder, such as a `Thumbs.db`, which nobody reads."""
+    """A published part. What else lies in its folder, such as a `Thumbs.db`, is never read."""
 
     folder: Path
     record: PartRecord
-    stray: Sequence[str] = ()
 
     @classmethod
     def open(cls, folder: Path, fingerprint: str) -> "Part":
@@ -97,12 +97,8 @@ class Part:
         record = read_checksummed(folder / "part.json", PartRecord)
         if record.fingerprint != fingerprint:
             raise CorruptStore(f"{folder}: belongs to another fingerprint, {record.fingerprint}; {REPAIR}")
-        found = dict(_files_below(folder, record.files))
-        for name, file in sorted(record.files.items()):
-            if found.get(name) != file.bytes:
-                has = f"has {found[name]} bytes" if name in found else "is missing"
-                raise CorruptStore(f"{str(folder / name)!r}: {has}, part.json records {file.bytes}; {REPAIR}")
-        return cls(folder, record, sorted(found.keys() - record.files.keys() - {"part.json"}))
+        _check_files(folder, record.files)
+        return cls(folder, record)
 
     @property
     def name(self) -> str:
@@ -129,27 +125,23 @@ class Part:
         return offsets.tolist()
 
 
-def _files_below(folder: Path, recorded: Collection[str], inside: str = "") -> Iterable[tuple[str, int]]:
-    """Every file below a folder with its size, but for hidden ones (`.nfs0001`, `.DS_Store`), which are never read.
-
-    Raises `CorruptStore` at a link or special file where a `recorded` file should be; others have no size, -1.
-    """
-    try:
-        entries = [entry for entry in os.scandir(f"{folder}/{inside}") if not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        raise CorruptStore(f"{folder}/{inside}: is missing or not a folder; {REPAIR}") from None
-    except OSError as error:
-        raise StoreError(f"{folder}/{inside}: cannot be read ({error.strerror})") from error
-    for entry in entries:
-        name = inside + entry.name
-        if entry.is_dir(follow_symlinks=False):
-            yield from _files_below(folder, recorded, f"{name}/")
-        elif entry.is_file(follow_symlinks=False):
-            yield name, entry.stat(follow_symlinks=False).st_size
-        elif any(f"{one}/".startswith(f"{name}/") for one in recorded):
-            raise CorruptStore(f"{str(folder / name)!r}: is a link or a special file; {REPAIR}")
-        else:
-            yield name, -1
+def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
+    names = set(files)
+    for name in files:
+        while name := name.rpartition("/")[0]:
+            names.add(name)
+    for name in sorted(names):  # a folder before what is in it
+        known, where = files.get(name), f"{folder}/{name}"
+        try:
+            found = os.lstat(where)
+        except (FileNotFoundError, NotADirectoryError):
+            raise CorruptStore(f"{where!r}: is missing; {REPAIR}") from None
+        except OSError as error:
+            raise StoreError(f"{where!r}: cannot be read ({error.strerror})") from error
+        if not (stat.S_ISREG if known else stat.S_ISDIR)(found.st_mode):
+            raise CorruptStore(f"{where!r}: is a link or a special file, or of another kind; {REPAIR}")
+        if known and found.st_size != known.bytes:
+            raise CorruptStore(f"{where!r}: has {found.st_size} bytes, part.json records {known.bytes}; {REPAIR}")
 
 
 @dataclass
@@ -272,15 +264,12 @@ def publish(
     if (parent / name / "part.json").exists():
         return None
     arrays = pack(rows, spec)
-    files, places = BACKENDS[backend].encode(arrays)
-    _prove(arrays, files, places)
-    starts = [(file, at) for found in places.values() for file, offset, size in found for at in (offset, offset + size)]
-    checksums = {name: dict.fromkeys((at for file, at in starts if file == name), 0) for name in files}
-    needed = sum(memoryview(buffer or bytes(4)).nbytes for buffers in files.values() for buffer in buffers)
+    files = BACKENDS[backend].encode(arrays)
+    buffers = (one for content in files.values() for _, views in content for one in views or [bytes(4)])
+    needed = sum(memoryview(one).nbytes for one in buffers)
     with explain_disk_errors(f"writing a part of {spec.name}", store, needed), workspace(store) as temporary:
-        folder = temporary / name
-        written = write_folder(folder, files, checksums)
-        blocks = {key: [Block(*one, checksums[one[0]][one[1]]) for one in found] for key, found in places.items()}
+        folder, blocks = temporary / name, {key: list[Block]() for key in arrays}
+        written = write_folder(folder, {path: contents(path, content, blocks) for path, content in files.items()})
         record = PartRecord(
             fingerprint=spec.fingerprint,
             backend=backend,  # type: ignore[arg-type]
@@ -296,22 +285,3 @@ def publish(
         sync_folder(folder)
         Part.open(folder, spec.fingerprint)
         return name if move_into_place(folder, parent / name) else None
-
-
-def _prove(arrays: Mapping[str, PiecedArray], files: Files, places: Mapping[str, Sequence[Place]]) -> None:
-    """A reader will get what was meant, bit for bit: at their places in the files are the arrays.
-
-    What lies in an array's own memory is not read for that. That the disk holds the files, `write_file` sees.
-    """
-    contents = {name: Pieces(buffer for buffer in buffers if buffer is not None) for name, buffers in files.items()}
-    for name, array in arrays.items():
-        at = 0
-        for file, offset, size in places[name]:
-            meant, found = array.cut(at, at + size), contents[file].cut(offset, offset + size)
-            if _addresses(meant) != _addresses(found) and b"".join(meant) != b"".join(found):
-                raise StoreError(f"array '{name}' would read back other than it is in {file}; nothing was published")
-            at += size
-
-
-def _addresses(views: Iterable[memoryview]) -> list[tuple[int, int]]:
-    return [(np.frombuffer(view, np.uint8).ctypes.data, len(view)) for view in views]

@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,9 +45,6 @@ class Checked:
     skipped: bool = False  # a part that an interrupted pass found good less than a day ago, and that has not changed
 
 
-Check = Callable[[Store, Path], tuple[int, str | None]]  # gives the bytes and a note; raises what is wrong
-
-
 def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[Checked]:
     """Check everything in a store, yielding a record for each manifest, spec and part.
 
@@ -56,20 +54,14 @@ def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[
     """
     journal, things = store.path / JOURNAL, _things(store)
     good = set() if fresh else _recently_good(journal)
-
-    def check(thing: tuple[Path, Check]) -> tuple[Checked, str | None]:
-        stamp = _stamp(store, thing[0]) if thing[1] is _part else None  # first: a change meanwhile gives another
-        if stamp in good:
-            return Checked(str(thing[0].relative_to(store.path)), 0, 0, skipped=True), None
-        return _checked(store, *thing, repair), stamp
-
     pool = ThreadPoolExecutor(min(8, usable_cores()))
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | PLAIN | (0 if good else os.O_TRUNC)
     log = None
     with contextlib.suppress(OSError):
         log = os.open(journal, flags, 0o644)
     try:
-        for number, (checked, stamp) in enumerate(pool.map(check, things), 1):
+        results = pool.map(lambda thing: _checked(store, thing, repair, good), things)
+        for number, (checked, stamp) in enumerate(results, 1):
             if log is not None and stamp is not None and checked.problem is None:
                 with contextlib.suppress(OSError):
                     os.write(log, f"{int(time.time())} {stamp}\n".encode())
@@ -82,57 +74,49 @@ def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[
         journal.unlink(missing_ok=True)
 
 
-def _recently_good(journal: Path) -> set[str | None]:
+def _recently_good(journal: Path) -> set[str]:
     """The stamps of the parts that were found good less than a day ago: what was good earlier may be bad now."""
-    good, now = set[str | None](), time.time()
+    lines, now = list[tuple[str, str]](), time.time()
     with contextlib.suppress(StoreError):
-        for line in read_small(journal).decode(errors="replace").splitlines():
-            checked, _, stamp = line.partition(" ")
-            with contextlib.suppress(ValueError):
-                if 0 <= now - int(checked) < _DAY:
-                    good.add(stamp)
-    return good
+        lines = re.findall("^([0-9]{1,12}) ([0-9a-f]{64})$", read_small(journal).decode(errors="replace"), re.MULTILINE)
+    return {stamp for checked, stamp in lines if 0 <= now - int(checked) < _DAY}
 
 
-def _stamp(store: Store, part: Path) -> str | None:
+def _stamp(part: Path) -> str | None:
     """A hash over a part's record and over all that tells whether one of its files was written to since."""
-    digest = hashlib.sha256(os.fsencode(part.relative_to(store.path)))
     try:
-        digest.update(read_small(part / "part.json"))
-        for path in sorted(part.rglob("*")):
-            stat = path.lstat()
-            facts = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-            digest.update(os.fsencode(path.relative_to(part)) + repr(facts).encode())
+        found = [(str(path), path.lstat()) for path in sorted(part.rglob("*"))]
+        facts = [(path, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in found]
+        return hashlib.sha256(read_small(part / "part.json") + repr(facts).encode()).hexdigest()
     except OSError:
         return None
-    return digest.hexdigest()
 
 
-def _things(store: Store) -> list[tuple[Path, Check]]:
-    """What there is to check, each part after its spec, and how."""
-    things: list[tuple[Path, Check]] = []
-    for corpus in store.corpora():
-        folder = store.path / "manifests" / corpus
-        things += [(path, _manifest) for path in (folder / "latest", *sorted(folder.glob("*.parquet")))]
-    things += [(path, _transcripts) for path in sorted((store.path / FOLDER).glob("*.json"))]
+def _things(store: Store) -> list[Path]:
+    """What there is to check, each part after its spec."""
+    things = [store.path / "manifests" / corpus / "latest" for corpus in store.corpora()]
+    things = [path for latest in things for path in (latest, *sorted(latest.parent.glob("*.parquet")))]
+    things += sorted((store.path / FOLDER).glob("*.json"))
     features = store.folders()
     for folder in features:
-        things.append((folder / "spec.json", _feature))
+        things.append(folder / "spec.json")
         with contextlib.suppress(OSError):
-            parts = sorted(entry for entry in (folder / "parts").iterdir() if not entry.name.startswith("."))
-            things += [(part, _foreign if part.is_file() and not part.is_symlink() else _part) for part in parts]
+            things += sorted(entry for entry in (folder / "parts").iterdir() if not entry.name.startswith("."))
     names = {folder.parent for folder in features}
     for folder in folders_in(store.path):
         if folder.name not in RESERVED:
-            inside = [one for one in folders_in(folder) if one not in features] if folder in names else [folder]
-            things += [(one, _foreign) for one in inside]
+            things += [one for one in folders_in(folder) if one not in features] if folder in names else [folder]
     return things
 
 
-def _checked(store: Store, path: Path, check: Check, repair: bool) -> Checked:
-    size, note, problem, repaired = 0, None, None, None
+def _checked(store: Store, path: Path, repair: bool, good: Container[str | None]) -> tuple[Checked, str | None]:
+    """What came of checking one thing, and its stamp."""
+    name, size, note, problem, repaired = str(path.relative_to(store.path)), 0, None, None, None
+    stamp = _stamp(path) if path.parent.name == "parts" else None  # first: a change meanwhile gives another
+    if stamp in good:
+        return Checked(name, 0, 0, skipped=True), None
     try:
-        size, note = check(store, path)
+        size, note = _check(store, path)
     except SerError as error:
         problem = str(error)
         # What a newer ser wrote, or may not be read by this user, is not corrupt.
@@ -140,7 +124,44 @@ def _checked(store: Store, path: Path, check: Check, repair: bool) -> Checked:
             repaired = _repair(store, path)
     except OSError as error:
         problem = f"{path}: cannot be read ({error.strerror or error})"
-    return Checked(str(path.relative_to(store.path)), size, 0, problem, repaired, note)
+    return Checked(name, size, 0, problem, repaired, note), stamp
+
+
+def _check(store: Store, path: Path) -> tuple[int, str | None]:
+    """The bytes of one thing, and a note on it. Raises what is wrong with it."""
+    note = None
+    match path.relative_to(store.path).parts:
+        case "manifests", corpus, name:
+            read_manifest(store.path, corpus, None if name == "latest" else path.stem)
+        case "transcripts", _:
+            check_transcripts(path)
+        case _, _, "spec.json":
+            note = _check_feature(store, path.parent)
+        case _, fingerprint, "parts", _ if path.is_symlink() or not path.is_file():
+            spec = None
+            with contextlib.suppress(SerError):  # that the spec is bad stands in its own record
+                spec = Feature(store.path, path.parent.parent).spec
+            part = check_part(path, fingerprint, spec)
+            known = part.record.files.keys() | {"part.json"}
+            others = (one for one in path.rglob("[!.]*") if one.is_symlink() or not one.is_dir())
+            if stray := sorted({one.relative_to(path).as_posix() for one in others} - known):
+                note = f"holds files that are not of the part, and are never read: {', '.join(map(ascii, stray[:3]))}"
+            return part.bytes, note
+        case _:
+            return 0, f"is not a {'part' if path.parent.name == 'parts' else 'feature'} of the store; left alone"
+    return path.stat().st_size, note
+
+
+def _check_feature(store: Store, folder: Path) -> str | None:
+    """Whether the spec is whole, and a note if rows stand in two parts."""
+    feature = Feature(store.path, folder)
+    if not (folder / "parts").is_dir():
+        raise CorruptStore(f"{folder / 'parts'}: is missing; {REPAIR}")
+    keys = Counter[Key]()
+    with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
+        keys.update(key for part in feature.parts() for key in part.keys)
+    twice = keys.total() - len(keys)
+    return f"{twice} rows stand in two parts; `ser cache remove --superseded` rewrites them" if twice else None
 
 
 def _repair(store: Store, path: Path) -> str | None:
@@ -168,42 +189,6 @@ def _repair(store: Store, path: Path) -> str | None:
         sync_folder(folder)
         sync_folder(path.parent)
     return f"moved to {place.relative_to(store.path)}"
-
-
-def _manifest(store: Store, path: Path) -> tuple[int, str | None]:
-    read_manifest(store.path, path.parent.name, None if path.name == "latest" else path.stem)
-    return path.stat().st_size, None
-
-
-def _transcripts(store: Store, path: Path) -> tuple[int, str | None]:
-    check_transcripts(path)
-    return path.stat().st_size, None
-
-
-def _feature(store: Store, path: Path) -> tuple[int, str | None]:
-    """The spec, and whether rows appear twice."""
-    feature = Feature(store.path, path.parent)
-    if not (path.parent / "parts").is_dir():
-        raise CorruptStore(f"{path.parent / 'parts'}: is missing; {REPAIR}")
-    keys = Counter[Key]()
-    with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
-        keys.update(key for part in feature.parts() for key in part.keys)
-    twice = keys.total() - len(keys)
-    note = f"{twice} rows stand in two parts; `ser cache remove --superseded` rewrites them" if twice else None
-    return path.stat().st_size, note
-
-
-def _part(store: Store, path: Path) -> tuple[int, str | None]:
-    folder, spec = path.parent.parent, None
-    with contextlib.suppress(SerError):  # that the spec is bad stands in its own record
-        spec = Feature(store.path, folder).spec
-    part = check_part(path, folder.name, spec)
-    stray = ", ".join(map(ascii, part.stray[:3]))
-    return part.bytes, f"holds files that are not of the part, and are never read: {stray}" if stray else None
-
-
-def _foreign(store: Store, path: Path) -> tuple[int, str | None]:
-    return 0, f"is not a {'part' if path.parent.name == 'parts' else 'feature'} of the store; left alone"
 
 
 def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part:

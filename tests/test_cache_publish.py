@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import pytest
 
 from ser.cache import atomic_io
 from ser.cache.backends import BACKENDS as BACKENDS_OF_PARTS
-from ser.cache.blocks import Place
 from ser.cache.store import Feature, PartRows, open_store
 from ser.cache.verify import verify
 from ser.errors import StoreError
@@ -276,32 +274,14 @@ def test_a_host_that_sees_no_locks(tmp_path: Path, same: bool) -> None:
     check_finished(path)
 
 
-def other_values(place: Place, image: bytearray) -> Place:
-    image[place[1]] ^= 1
-    return place
-
-
-ERRORS: dict[str, Callable[[Place, bytearray], Place]] = {
-    "a wrong offset": lambda place, image: (place[0], place[1] - 16, place[2]),
-    "too few rows": lambda place, image: (*place[:2], place[2] - 4000),
-    "other values": other_values,
-}
-
-
-@pytest.mark.parametrize("error", ERRORS)
-def test_an_encoder_that_errs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str) -> None:
-    """Blocks that are not the arrays are noticed before the part appears."""
+def test_an_encoder_that_errs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that is left out is noticed before the part appears; one that is another than the array's cannot be."""
     honest = BACKENDS_OF_PARTS["hdf5"]
-
-    def encode(arrays: Any) -> Any:
-        files, places = honest.encode(arrays)
-        image = bytearray(files["data.h5"][0] or b"")
-        return {"data.h5": [image]}, {**places, "values": [ERRORS[error](one, image) for one in places["values"]]}
-
     store, feature, _, _ = sample_store(tmp_path / "s", "hdf5", count=4, dim=1000, dtype="float32")
-    monkeypatch.setitem(BACKENDS_OF_PARTS, "hdf5", honest._replace(encode=encode))
+    lossy = honest._replace(encode=lambda arrays: {"data.h5": honest.encode(arrays)["data.h5"][:-2]})
+    monkeypatch.setitem(BACKENDS_OF_PARTS, "hdf5", lossy)
     two_blocks = np.random.default_rng(0).normal(size=(1000, 1000)).astype("f4")
-    with pytest.raises((StoreError, ValueError), match=r"other than|add up"):
+    with pytest.raises(ValueError, match="add up"):
         feature.publish(PartRows("other", ["a"], ["d"], [two_blocks]), "hdf5", {})
     assert len(feature.parts()) == 1 and not list((store.path / "tmp").iterdir())
 

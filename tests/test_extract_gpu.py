@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ser.cache import atomic_io, feature
+from ser.cache import atomic_io, blocks, feature
 from ser.cache.store import PartRows, open_store
 from ser.cache.verify import verify
 from ser.extract.cluster_tasks import run_on_cluster
@@ -114,11 +114,11 @@ def test_passes_over_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         update = partial(counted, "sha256", then=made.update)
         return SimpleNamespace(update=update, digest=made.digest, hexdigest=made.hexdigest)
 
-    real_sha256, real_crc, real_write = atomic_io.hashlib.sha256, atomic_io.crc32c.crc32c, atomic_io.os.write
+    real_sha256, real_crc, real_write = atomic_io.hashlib.sha256, blocks.crc32c.crc32c, atomic_io.os.write
     store = open_store(tmp_path / "store", create=True)
     made = store.add(spec_of("frame", dim=768, dtype="float16"))
     monkeypatch.setattr(atomic_io.hashlib, "sha256", sha256)
-    monkeypatch.setattr(atomic_io.crc32c, "crc32c", partial(counted, "crc32c", then=real_crc))
+    monkeypatch.setattr(blocks.crc32c, "crc32c", partial(counted, "crc32c", then=real_crc))
     monkeypatch.setattr(atomic_io.os, "write", lambda file, x: counted("write", x, then=partial(real_write, file)))
     tracemalloc.start()
     made.publish(PartRows("corpus", [*"abcde"], ["d"] * 5, rows, finite=True), "zarr", {})

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ser.cache.atomic_io import explain_disk_errors, open_lock, remove_folder, try_lock
+from ser.cache.atomic_io import explain_disk_errors, open_lock, remove_folder
 from ser.errors import WrongUse, unknown
 
 from .run_folder import CONFIG, SHARED, Run
@@ -103,8 +103,8 @@ def unfinished(runs: Sequence[Run], days: float) -> Iterator[Run]:
 
 def in_use(run: Run) -> bool:
     """Whether a process of this machine trains it just now."""
-    with contextlib.suppress(FileNotFoundError), os.fdopen(open_lock(run.path / "lock"), "rb") as lock:
-        return try_lock(lock.fileno()) is False
+    with contextlib.suppress(FileNotFoundError), open_lock(run.path / "lock") as (_, held):
+        return held is False
     return False
 
 
