@@ -126,9 +126,9 @@ def _write_dialogue(session: Path, dialogue: str, lines: list[Line]) -> None:
     evaluations, name = session / "dialog" / "EmoEvaluation", f"{dialogue}.txt"
     files, times, now = dict[Path, bytes](), list[tuple[float, float]](), float(rng.uniform(3, 8))
     for line, wav in zip(lines, wavs, strict=True):
-        samples, content = _spoken(line), io.BytesIO()
-        soundfile.write(content, samples, RATE, format="WAV", subtype="PCM_16")
-        files[wav] = content.getvalue()
+        samples, audio = _spoken(line), io.BytesIO()
+        soundfile.write(audio, samples, RATE, format="WAV", subtype="PCM_16")
+        files[wav] = audio.getvalue()
         times.append((now, now + len(samples) / RATE))
         now = max(now + 0.1, times[-1][1] + float(rng.normal(0.4, 0.5)))  # people interrupt each other
     blocks = [_evaluation(line, start, end, rng) for line, (start, end) in zip(lines, times, strict=True)]
