@@ -18,6 +18,7 @@ from typing import Any
 from ser.cache.manifest import IEMOCAP
 from ser.errors import CorpusError, WrongUse
 
+from . import DETECTORS
 from .scan import Problem, Reading, read_text, visible
 
 SESSIONS = range(1, 6)
@@ -35,14 +36,9 @@ VOTE = re.compile(r"C-E\w*:\s*([^(]*)")  # raters F… and M… are the actors t
 TRANSCRIPT = re.compile(r"(\S+)\s*\[\s*[\d.]+\s*-\s*[\d.]+\s*\]:(.*)", re.DOTALL)
 
 
-def is_iemocap(root: Path) -> bool:
-    """Whether any session of a release lies here."""
-    return any((root / f"Session{n}" / "dialog").is_dir() for n in SESSIONS)
-
-
 def read_iemocap(root: Path) -> Reading:
     """Read the release at `root`. Raises `WrongUse` if there is none."""
-    if not is_iemocap(root):
+    if not any(root.glob(DETECTORS["iemocap"])):
         raise WrongUse(
             f"{root} is not an IEMOCAP release: it holds no Session1/dialog; give the folder of Session1 … 5"
         )

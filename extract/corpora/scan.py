@@ -156,13 +156,14 @@ def find_format(path: str | Path, format: str | None = None) -> str:
         raise unknown("corpus format", format, [*FORMATS, "FILE.toml"])
     if format is not None or path.is_file():
         return format or "table"
+    if found := next((format for format, inside in DETECTORS.items() if any(path.glob(inside))), None):
+        return found
     described = {format: place for format, place in FORMATS.data.items() if isinstance(place, Path)}
-    detectors = DETECTORS | {format: partial(_resolve(FITS), description=place) for format, place in described.items()}
-    if found := next((format for format, detects in detectors.items() if _resolve(detects)(path)), None):
+    if found := next((format for format, place in described.items() if _resolve(FITS)(path, place)), None):
         return found
     entries = sorted(path.iterdir())
     for inner in (entry for entry in entries if entry.is_dir()):
-        if _resolve(DETECTORS["iemocap"])(inner):
+        if any(inner.glob(DETECTORS["iemocap"])):
             raise WrongUse(f"{path} is not a corpus, but the folder inside it is: give {inner}")
     tables = [p.name for p in entries if p.suffix.lower() in {".csv", ".tsv", ".jsonl", ".parquet"}]
     hint = f"it holds {tables[0]}: give that file" if tables else "give a CSV, TSV, Parquet or JSONL file"
