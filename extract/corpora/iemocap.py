@@ -11,7 +11,7 @@ between the two in places, so the two are joined on the id alone.
 import json
 import re
 from collections import Counter
-from itertools import islice, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def _read_dialogue(session: Path, dialogue: str, reading: Reading) -> None:
             problem(f"line {number}: no utterance id of {dialogue} in {session.name}", id)
             continue
         # What follows an empty line is of a block that lost its first one.
-        own = takewhile(lambda line: line.strip() and not line.startswith("["), islice(lines, number, None))
+        own = takewhile(lambda line: line.strip() and not line.startswith("["), lines[number:])
         votes = [vote[1].split(";") for vote in filter(None, map(VOTE.match, own))]
         # Categories are coded by their first three letters.
         coded = [[category.strip().lower()[:3] for category in vote if category.strip()] for vote in votes]
