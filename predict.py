@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec, to_record
 from ser.engines.machine import choose_device
 from ser.errors import CorpusError, CorruptStore, SerError, WrongUse, unknown
@@ -25,7 +26,7 @@ from ser.extract.extractors import ResolvedFeature, UtteranceError
 from ser.extract.online import OnlineExtractor, resolve_again
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import as_read
-from ser.train.data.labels import DIMENSIONS, Utterances
+from ser.train.data.labels import DIMENSIONS, UNLABELLED, apply_policy
 from ser.train.fit import predict as predictions_of
 from ser.train.report.cell_scores import CellScores
 from ser.train.run import load_model, one_thread
@@ -167,7 +168,7 @@ class Predictor:
                 )
         notes = self._notes(turns, abstain_below)
         unusable: dict[str, str] = {}
-        usable: list[tuple[Turn, tuple[str, ...], dict[str, list[np.ndarray]]]] = []
+        usable: list[tuple[Turn, tuple[str, ...], dict[str, torch.Tensor]]] = []
         with one_thread():  # as extraction and training compute
             for turn, lacking in zip(turns, without, strict=True):
                 rows = self._rows(turn, notes)
@@ -221,50 +222,40 @@ class Predictor:
             )
         return notes
 
-    def _rows(self, turn: Turn, notes: list[str]) -> dict[str, list[np.ndarray]] | UtteranceError:
-        """The rows of each feature of each modality `[n, dim]` as the store would hold them; a missing one has none."""
-        found: dict[str, list[np.ndarray]] = {}
+    def _rows(self, turn: Turn, notes: list[str]) -> dict[str, torch.Tensor] | UtteranceError:
+        """The rows of each modality `[n, dim]` as the run read them from a store; a missing one has none."""
+        found = {}
         for modality, features in self.features.items():
             given = turn.audio if modality == "audio" else turn.text
             extra = self.run.config["features"][modality].get("extra")  # token ids, if the run trained the encoder
             if given is None:
-                dims = [feature.spec.dim if extra is None else 1 for feature in features]
-                found[modality] = [np.empty((0, dim), np.float32) for dim in dims]
+                found[modality] = torch.empty(0, self.run.config["dims"][modality] if extra is None else 1)
                 continue
             several, warnings = self._extractor.rows(features, given, turn.sha256)
             notes += [f"{turn.id}: {warning}" for warning in warnings]
             if isinstance(several, UtteranceError):
                 return several
-            found[modality] = [np.atleast_2d(x.values) if extra is None else x.extras[extra][:, None] for x in several]
+            columns = []
+            for rows, feature, described in zip(several, features, self.described[modality], strict=True):
+                values = np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
+                stored = Inputs(torch.from_numpy(values), np.array([0, len(values)]))
+                read = as_read(stored, described, feature.spec)
+                vector = self.fusion.level == "vector" and feature.spec.level != "utterance"
+                columns.append((read.pooled(described["pool"]) if vector else read).values)
+            found[modality] = torch.cat(columns, 1)
         return found
 
     def _predicted(
-        self, turns: Sequence[Turn], without: Sequence[tuple[str, ...]], rows: Sequence[Mapping[str, list[np.ndarray]]]
+        self, turns: Sequence[Turn], without: Sequence[tuple[str, ...]], rows: Sequence[Mapping[str, torch.Tensor]]
     ) -> np.ndarray:
         """What the target predicts, `[n, …]`."""
-        inputs: dict[str, Inputs] = {}
-        for modality, features in self.features.items():
-            columns: list[Inputs] = []
-            for number, (feature, described) in enumerate(zip(features, self.described[modality], strict=True)):
-                pieces = [found[modality][number] for found in rows]
-                offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
-                values = torch.from_numpy(np.concatenate(pieces))
-                columns.append(as_read(Inputs(values, offsets), described, feature.spec))
-                if self.fusion.level == "vector" and feature.spec.level != "utterance":
-                    columns[-1] = columns[-1].pooled(described["pool"])
-            inputs[modality] = Inputs(torch.cat([one.values for one in columns], 1), columns[0].offsets)
-        dialogues = [row if turn.dialogue is None else turn.dialogue for row, turn in enumerate(turns)]
-        numbers = {dialogue: number for number, dialogue in enumerate(dict.fromkeys(dialogues))}
-        utterances = Utterances(
-            ids=[turn.id for turn in turns],
-            labels=np.zeros(len(turns), np.int64),
-            classes=self.classes,
-            sessions=[None] * len(turns),
-            speakers=[turn.speaker for turn in turns],
-            dialogues=np.array([numbers[dialogue] for dialogue in dialogues], np.int64),
-            turns=np.array([row if turn.turn is None else turn.turn for row, turn in enumerate(turns)], np.int64),
-        )
-        data = Dataset(utterances, self.run.config["dims"], lambda: inputs, {})
+        inputs = {}
+        for modality in self.features:
+            pieces = [found[modality] for found in rows]
+            inputs[modality] = Inputs(torch.cat(pieces), np.cumsum([0, *map(len, pieces)], dtype=np.int64))
+        told = [{"dialogue": one.dialogue, "turn": one.turn, "speaker": one.speaker} for one in turns]
+        manifest = Manifest.from_rows("new", ({"id": str(row), **one} for row, one in enumerate(told)))
+        data = Dataset(apply_policy(UNLABELLED, manifest), self.run.config["dims"], lambda: inputs, {})
         found = np.empty((len(turns), TARGETS[self.plan.target].width(len(self.classes))), np.float32)
         for lacking in sorted(set(without)):
             same = np.flatnonzero([other == lacking for other in without])

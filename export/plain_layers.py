@@ -2,18 +2,17 @@
 
 `ser export` copies this file into the folder of a run, whose model.py has these in the place of what is called so in
 `train/models/ragged.py` and `layers.py`, where all sequences of a batch are computed at once. Shapes and numbers are
-the same: tests hold the two against each other. ser itself never runs this file, and this file never imports ser.
+the same: tests hold the two against each other. What does not see an end is plain already, and copied as it is. ser
+itself never runs this file, and this file never imports ser.
 """
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -126,32 +125,6 @@ def attention(
     return torch.cat(found)
 
 
-class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, §3.2.2); `keep` is the share of the keys that `attention` keeps."""
-
-    def __init__(self, d: int, heads: int, dropout: float = 0.0, keep: float = 1.0) -> None:
-        super().__init__()
-        self.heads, self.dropout, self.keep = heads, dropout, keep
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * d, d))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d))
-        self.out_proj = nn.Linear(d, d)
-
-    def project(self, x: Tensor, which: slice = slice(3)) -> Tensor:
-        """The queries, keys and values of rows `[r, d]`, or those of them that `which` cuts out; `[r, 3, h, d / h]`."""
-        return F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(1, (3, self.heads, -1))[:, which]
-
-    def forward(
-        self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, keys: RaggedLayout | None = None
-    ) -> Tensor:
-        """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`, or to each other; `[r, d]`."""
-        (q, *_), (_, k, v) = (self.project(rows).unbind(1) for rows in (x, x if memory is None else memory))
-        return self.attend(q, k, v, layout, keys or layout)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: RaggedLayout, keys: RaggedLayout) -> Tensor:
-        """Queries `[r, h, d / h]`, and keys and values `[r_k, h, d / h]` laid out by `keys` → `[r, d]`."""
-        return self.out_proj(attention(q, k, v, layout, keys, self.dropout, self.keep).flatten(1))
-
-
 def recurrent(layer: nn.RNNBase, x: Tensor, layout: RaggedLayout) -> Tensor:
     """One of torch's recurrent layers over each sequence; `[r, d]` → `[r, 2 hidden]`."""
     width = layer.hidden_size * (2 if layer.bidirectional else 1)
@@ -194,8 +167,3 @@ def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> 
     """The rows of a and b concatenated utterance by utterance, `[r_a + r_b, d]`, and their layout."""
     pairs = zip(of_a.each(a), of_b.each(b), strict=True)
     return torch.cat([part for pair in pairs for part in pair]), RaggedLayout(of_a.lengths + of_b.lengths)
-
-
-def full_precision(x: dict[str, Tensor]) -> Any:
-    """Nothing: here everything is in float32 anyway."""
-    return nullcontext()

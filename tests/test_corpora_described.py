@@ -285,10 +285,11 @@ def test_a_layout_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "corpus" / "sub" / "loop").symlink_to(tmp_path / "corpus")
     assert read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml")).manifest.ids == scan.manifest.ids
     votes = "[[tables]]\nfile = 'said.csv'\nof = '{stem}'\nkey = '{of}'\nvotes = '{said}'\n"
-    write(tmp_path / "mine.toml", MINE + votes + "[maps.votes]\n1 = 'joy'\n'*' = 'other'\n")
+    write(tmp_path / "mine.toml", MINE + "text = '{votes}'\n" + votes + "[maps.votes]\n1 = 'joy'\n'*' = 'other'\n")
     write(tmp_path / "corpus" / "said.csv", "of,said\nanna-joy-1,1\nanna-joy-1,7\n")
     scan = read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
     assert scan.manifest.column("votes") == [[["joy"], ["other"]], None]
+    assert scan.warnings == ["nothing gives {votes}, which a column names"]
     listed = ser("corpus", "show", tmp_path, "--format", "mien")
     assert listed.exit_code == 2 and "known: FILE.toml, audformat, crema-d, emodb, esd, iemocap, meld" in listed.output
 

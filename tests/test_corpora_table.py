@@ -72,8 +72,7 @@ def test_other_toolkits_columns(folder: Path) -> None:
     first, second = scan.manifest.table.to_pylist()
     assert scan.problems == []
     assert (first["id"], first["audio"], first["label"]) == ("wav/a", "wav/a.wav", "anger")
-    assert (first["gender"], second["gender"]) == ("F", "M")
-    assert (first["dialogue"], first["turn"]) == ("wav/a", 0)
+    assert (first["gender"], second["gender"], first["dialogue"], first["turn"]) == ("F", "M", "wav/a", 0)
     path = folder / "emobox.jsonl"
     path.write_text('{"key": "k-1", "wav": "wav/a.wav", "length": 99.0, "emo": "ang"}\n')
     row = read_corpus(path).manifest.table.to_pylist()[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ser.benchmarks.hops import MOST, trace_demo
-from ser.extract.corpora import DETECTORS, FITS, FORMATS, READ_DESCRIBED
+from ser.extract.corpora import FITS, FORMATS, READ_DESCRIBED
 from ser.extract.registry import FEATURES
 from ser.tests.newcomer import write_inputs
 from ser.tests.tiny_store import make_store
@@ -99,7 +99,7 @@ def test_nothing_private_is_imported() -> None:
 def test_extractors_and_corpora_are_reached_through_their_registries() -> None:
     """As those are that users add: none is imported by its name."""
     registered = {(kind.code.__module__, kind.code.__name__) for kind in FEATURES.values()}
-    places = [READ_DESCRIBED, FITS, *FORMATS.values(), *DETECTORS.values()]
+    places = [READ_DESCRIBED, FITS, *FORMATS.values()]
     registered |= {tuple(place.split(":")) for place in places if isinstance(place, str)}
     assert len(registered) > 7
     for name in MODULES:

@@ -17,13 +17,9 @@ _OWN: dict[str, str | Path | Callable[..., Any]] = {
     "table": "ser.extract.corpora.table:read_table",
 }
 FORMATS = Registry("corpus format", "ser.corpora", Callable | Path, _OWN)
-# Whether a folder has this layout, for those formats of FORMATS that are detected by a function, in this order.
-# Described ones are by their patterns, after these.
-DETECTORS: dict[str, str | Callable[..., Any]] = {
-    "iemocap": "ser.extract.corpora.iemocap:is_iemocap",
-    "audformat": "ser.extract.corpora.audformat:is_audformat",
-}
-# What reads, and what recognises, a described layout: from a path and a description.
+# What a folder of this layout holds, as a pattern, by which those formats of FORMATS are detected, in this order.
+# Described ones are by the names of their recordings, after these.
+DETECTORS = {"iemocap": "Session[1-5]/dialog/", "audformat": "db.yaml"}
+# What reads, and what recognises, a described layout: from a path and a description; and the file of `--text`.
 READ_DESCRIBED, FITS = "ser.extract.corpora.described:read_described", "ser.extract.corpora.described:fits"
-# What reads the file of `--text`.
 TRANSCRIPTS = "ser.extract.corpora.table:read_transcripts"

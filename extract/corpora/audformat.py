@@ -35,11 +35,6 @@ class Header(msgspec.Struct):
     splits: dict[str, dict[str, Any]] = {}
 
 
-def is_audformat(root: Path) -> bool:
-    """Whether a folder is such a database."""
-    return (root / "db.yaml").is_file()
-
-
 def read_audformat(root: Path) -> Reading:
     """Read a database; of two tables that say the same of a file, the first counts. The split is the session."""
     try:

@@ -3,8 +3,8 @@
 Its texts, labels and voices are in demo.toml.
 """
 
+import io
 import json
-import os
 import re
 import tomllib
 import unicodedata
@@ -19,11 +19,13 @@ import soundfile
 from ser.cache.atomic_io import write_whole
 from ser.errors import WrongUse
 
-from .demo_voice import RATE, Manner, speak
+from .demo_voice import RATE, speak
 from .iemocap import DEMO_MARKER, consensus
 
 VERSION, SEED = 1, 0  # of the corpus' bytes
 TURNS = 14  # of a dialogue, give or take two
+HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
+MAC = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
 Random = np.random.Generator
 
 DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -59,11 +61,10 @@ def write_demo(folder: str | Path) -> None:
     for session in range(1, 6):
         for number, scene in enumerate(ARCS):
             rng = np.random.default_rng([SEED, session, number])
-            renamed = RENAMED.get(f"{session} {scene}")
-            marked = "M" if renamed or rng.random() < 0.5 else "F"
-            if (session, scene) == (5, "script01_1"):
-                marked = "M"  # beside Ses05M_script01_1b
-            dialogue = f"Ses{session:02d}{marked}_{renamed or scene}"
+            name = RENAMED.get(f"{session} {scene}", scene)
+            # Who wears the markers; in Ses05M_script01_1 it is who does in Ses05M_script01_1b.
+            man = name != scene or rng.random() < 0.5 or (session, scene) == (5, "script01_1")
+            dialogue = f"Ses{session:02d}{'M' if man else 'F'}_{name}"
             _write_dialogue(folder / f"Session{session}", dialogue, _lines(dialogue, session, scene, rng))
 
 
@@ -121,35 +122,32 @@ def _random(of: str) -> Random:
 
 def _write_dialogue(session: Path, dialogue: str, lines: list[Line]) -> None:
     rng = _random(dialogue)
-    wavs = session / "sentences" / "wav" / dialogue
-    evaluations, transcriptions = session / "dialog" / "EmoEvaluation", session / "dialog" / "transcriptions"
-    for made in (wavs, evaluations / "Categorical", evaluations / "Self-evaluation", transcriptions):
-        made.mkdir(parents=True, exist_ok=True)
-
-    times = []
-    now = float(rng.uniform(3, 8))
-    for line in lines:
-        samples = _spoken(line)
-        soundfile.write(os.fsencode(wavs / f"{line.id}.wav"), samples, RATE, subtype="PCM_16")
+    wavs = [session / "sentences" / "wav" / dialogue / f"{line.id}.wav" for line in lines]
+    evaluations, name = session / "dialog" / "EmoEvaluation", f"{dialogue}.txt"
+    files, times, now = dict[Path, bytes](), list[tuple[float, float]](), float(rng.uniform(3, 8))
+    for line, wav in zip(lines, wavs, strict=True):
+        samples, audio = _spoken(line), io.BytesIO()
+        soundfile.write(audio, samples, RATE, format="WAV", subtype="PCM_16")
+        files[wav] = audio.getvalue()
         times.append((now, now + len(samples) / RATE))
         now = max(now + 0.1, times[-1][1] + float(rng.normal(0.4, 0.5)))  # people interrupt each other
-
-    blocks = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"]
-    blocks += [_evaluation(line, start, end, rng) for line, (start, end) in zip(lines, times, strict=True)]
+    blocks = [_evaluation(line, start, end, rng) for line, (start, end) in zip(lines, times, strict=True)]
     # The transcription's lines are not all utterances, and not all in order.
     spoken = [f"{line.id} [{a:08.4f}-{b:08.4f}]: {line.text}" for line, (a, b) in zip(lines, times, strict=True)]
     spoken[2], spoken[3] = spoken[3], spoken[2]
     first = f"{dialogue}_FXX0 [000.0000-{times[0][0]:08.4f}]: Okay."
     last = f"{dialogue}_MXX1 [{times[-1][1]:08.4f}-{times[-1][1] + 1:08.4f}]: Let me see."
     texts = [first, *spoken[:5], "M: Yeah.", "F:[LAUGHTER]", "F : Right.", *spoken[5:], last]
-    # Per rater: the same ids again, in other words. And what a Mac leaves behind.
+    files[evaluations / name] = "".join([HEADER, *blocks]).encode()
+    files[session / "dialog" / "transcriptions" / name] = "\n".join(texts).encode("cp1252")
+    # What a Mac leaves behind. And per rater: the same ids again, in other words.
+    files |= {path.with_name(f"._{path.name}"): MAC for path in [wavs[0], *[*files][len(wavs) :]]}
     rated = "".join(f"{line.id} :{_category(line)[0]}; ()\n" for line in lines).encode()
-    (evaluations / "Categorical" / f"{dialogue}_e1_cat.txt").write_bytes(rated)
-    (evaluations / "Self-evaluation" / f"{dialogue}_f_cat.txt").write_bytes(rated)
-    (evaluations / f"{dialogue}.txt").write_bytes("".join(blocks).encode())
-    (transcriptions / f"{dialogue}.txt").write_bytes("\n".join(texts).encode("cp1252"))
-    for beside in (wavs / f"{lines[0].id}.wav", evaluations / f"{dialogue}.txt", transcriptions / f"{dialogue}.txt"):
-        beside.with_name(f"._{beside.name}").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ")
+    files[evaluations / "Categorical" / f"{dialogue}_e1_cat.txt"] = rated
+    files[evaluations / "Self-evaluation" / f"{dialogue}_f_cat.txt"] = rated
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def _spoken(line: Line) -> np.ndarray:
@@ -158,9 +156,10 @@ def _spoken(line: Line) -> np.ndarray:
     pitches, tracts = ((185, 225), (1.10, 1.20)) if gender == "F" else ((100, 130), (0.94, 1.04))
     rng = _random(f"{line.id[:5]}{gender}")
     pitch, tract, gain = (float(rng.uniform(low, high)) for low, high in (pitches, tracts, (0.8, 1.2)))
-    neutral, full = DATA["manners"]["neu"], DATA["manners"][line.voice]
-    manner = Manner(*(n + line.intensity * (f - n) for n, f in zip(neutral, full, strict=True)))
-    return speak(line.text, pitch, tract, gain, manner, _random(line.id))
+    neutral, full = (np.array(DATA["manners"][emotion]) for emotion in ("neu", line.voice))
+    voice = dict(zip(DATA["manner"], neutral + line.intensity * (full - neutral), strict=True))
+    voice |= {"pitch": pitch * voice["pitch"], "tract": tract, "gain": 0.06 * gain * voice["gain"]}
+    return speak(line.text, voice, _random(line.id))
 
 
 def _category(line: Line) -> tuple[str, list[float]]:
@@ -174,15 +173,13 @@ def _evaluation(line: Line, start: float, end: float, rng: Random) -> str:
     if (line.label == "exc" and rng.random() < 0.05) or line.id.endswith("impro03_F003"):
         vad[0] = 5.5  # outside the scale, as seven values of the release are
     values = ", ".join(f"{v:.4f}" for v in np.where(vad == 5.5, 5.5, np.clip(np.round(vad * 2) / 2, 1, 5)))
-    lines = [f"[{start:.4f} - {end:.4f}]\t{line.id}\t{line.label}\t[{values}]"]
-    for rater, categories in zip(("E2", "E3", "E4"), _votes(line.label, rng), strict=True):
-        lines.append(f"C-{rater}:\t{' '.join(CATEGORIES[c][0] + ';' for c in categories)}\t()")
-    actor = f"{line.id.rpartition('_')[2][0]}1"
-    lines.append(f"C-{actor}:\t{CATEGORIES[line.voice][0]}; Anger;\t()")
+    lines, actor = [f"[{start:.4f} - {end:.4f}]\t{line.id}\t{line.label}\t[{values}]"], f"{line.id[-4]}1"
+    votes = [[CATEGORIES[category][0] for category in vote] for vote in _votes(line.label, rng)]
+    for rater, said in zip(("E2", "E3", "E4", actor), [*votes, [CATEGORIES[line.voice][0], "Anger"]], strict=True):
+        lines.append(f"C-{rater}:\t{'; '.join(said)};\t()")
+    v, a, d = np.clip(np.round(vad), 1, 5).astype(int)
     for rater in ("E2", "E3", actor):
-        v, a, d = np.clip(np.round(vad), 1, 5).astype(int)
-        dominance = f"dom  {d}" if rng.random() < 0.9 else "dom  "
-        lines.append(f"A-{rater}:\tval {v}; act {a}; {dominance};\t()")
+        lines.append(f"A-{rater}:\tval {v}; act {a}; dom  {d if rng.random() < 0.9 else ''};\t()")
     return "\n".join(lines) + "\n\n"
 
 

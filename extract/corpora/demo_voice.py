@@ -5,7 +5,7 @@ pace, jitter and spectral tilt depend on speaker and emotion.
 """
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ SHORTEST, LONGEST = 0.62, 7.9  # seconds
 Random = np.random.Generator
 Signal = NDArray[np.float64]  # [samples]
 Edges = NDArray[np.int64]
+Voice = Mapping[str, float]
 
 # Formants in Hz of a male voice (Peterson & Barney 1952, rounded).
 VOWELS = {"a": (730, 1090, 2440), "e": (530, 1840, 2480), "i": (300, 2250, 2950)}
@@ -23,55 +24,41 @@ VOWELS |= {"o": (500, 900, 2400), "u": (320, 900, 2240), "y": (390, 1990, 2550)}
 BANDWIDTHS = np.array([80, 110, 160])  # Hz
 
 
-class Manner(NamedTuple):
-    """How something is said, relative to a neutral voice.
-
-    `pitch`, `pace` and `gain` are factors; `swing` is the deviation of log pitch from syllable to syllable; `jitter`
-    that from period to period; `tilt` in [0, 1) darkens the source; `breath` is the noise beside the pulses.
-    """
-
-    pitch: float
-    swing: float
-    gain: float
-    pace: float
-    jitter: float
-    tilt: float
-    breath: float
-
-
-def speak(text: str, pitch: float, tract: float, gain: float, manner: Manner, rng: Random) -> NDArray[np.int16]:
+def speak(text: str, voice: Voice, rng: Random) -> NDArray[np.int16]:
     """Say `text`: int16 `[samples]` at 16 kHz, 0.6 to 8 s long.
 
-    Of the speaker, `pitch` is in Hz; `tract` scales the formants; `gain` is the distance to the microphone, as it were.
+    Of the voice, `pitch` is in Hz, `swing` its logarithm's deviation from syllable to syllable and `jitter` that from
+    period to period; `tract` scales the formants, `pace` is a factor; `gain` is the root mean square; `tilt` in [0, 1)
+    darkens the source; `breath` is the noise beside the pulses.
     """
     # The vowel of each syllable, roughly: one for each run of vowel letters outside tags. A tag alone is a sigh.
     vowels = [run[0] for run in re.findall(r"[aeiouy]+", re.sub(r"\[\w+\]", " ", text.lower()))] or ["a", "a"]
-    seconds = np.clip(rng.normal(0.17, 0.03, len(vowels)) / manner.pace, 0.08, 0.4)
-    pauses = np.where(rng.random(len(vowels)) < 0.08, 0.12, 0.03) / manner.pace
+    seconds = np.clip(rng.normal(0.17, 0.03, len(vowels)) / voice["pace"], 0.08, 0.4)
+    pauses = np.where(rng.random(len(vowels)) < 0.08, 0.12, 0.03) / voice["pace"]
     total = float(np.sum(seconds + pauses))
     scale = float(np.clip(total, SHORTEST - 0.1, LONGEST - 0.1)) / total
     voiced = (seconds * scale * RATE).astype(int)
     spans = ((seconds + pauses) * scale * RATE).astype(int)
     edges = np.concatenate([[0], np.cumsum(spans)])  # of syllables, in samples
 
-    sound = _tract(_source(edges, voiced, pitch, manner, rng), edges, vowels, tract, rng)
+    sound = _tract(_source(edges, voiced, voice, rng), edges, vowels, voice["tract"], rng)
     for end, gap in zip(edges[1:], spans - voiced, strict=True):
         if gap > 2 and rng.random() < 0.6:  # a consonant: hiss between syllables
             sound[end - gap : end] += 0.15 * np.diff(rng.normal(0, 1, gap + 1)) * np.hanning(gap)
     sound = np.pad(sound, int(0.05 * RATE))
-    sound *= 0.06 * gain * manner.gain / (np.sqrt(np.mean(sound**2)) + 1e-9)
+    sound *= voice["gain"] / (np.sqrt(np.mean(sound**2)) + 1e-9)
     sound += rng.normal(0, 0.0012, len(sound))  # the room
     return np.round(np.clip(sound, -0.98, 0.98) * 32767).astype(np.int16)
 
 
-def _source(edges: Edges, voiced: Edges, pitch: float, manner: Manner, rng: Random) -> Signal:
+def _source(edges: Edges, voiced: Edges, voice: Voice, rng: Random) -> Signal:
     """Rosenberg (1971) pulses with an open quotient of 0.6, their derivative tilted, and breath."""
     count, time = len(edges) - 1, np.arange(edges[-1])
     # Fundamental frequency in Hz: accents on a falling line, with jitter.
-    accents = rng.normal(0, manner.swing, count) - np.linspace(-0.06, 0.10, count)
-    steps = rng.normal(0, manner.jitter, len(time) // 100 + 2)  # about one value per period
+    accents = rng.normal(0, voice["swing"], count) - np.linspace(-0.06, 0.10, count)
+    steps = rng.normal(0, voice["jitter"], len(time) // 100 + 2)  # about one value per period
     line = np.interp(time, (edges[:-1] + edges[1:]) / 2, accents)
-    frequency = pitch * manner.pitch * np.exp(line + np.interp(time, np.arange(len(steps)) * 100, steps))
+    frequency = voice["pitch"] * np.exp(line + np.interp(time, np.arange(len(steps)) * 100, steps))
     loudness = np.zeros(len(time))
     for begin, span, level in zip(edges[:-1], voiced, rng.uniform(0.7, 1.0, count), strict=True):
         loudness[begin : begin + span] = level * np.sin(np.pi * (np.arange(span) + 0.5) / span) ** 0.6
@@ -80,9 +67,9 @@ def _source(edges: Edges, voiced: Edges, pitch: float, manner: Manner, rng: Rand
     opening = 0.5 * (1 - np.cos(np.pi * phase / 0.4))
     closing = np.cos(np.pi * (phase - 0.4) / 0.4)
     flow = np.where(phase < 0.4, opening, np.where(phase < 0.6, closing, 0.0))
-    pulses = lfilter([1 - manner.tilt], [1, -manner.tilt], np.diff(flow, prepend=0.0))
+    pulses = lfilter([1 - voice["tilt"]], [1, -voice["tilt"]], np.diff(flow, prepend=0.0))
     pulses /= np.std(pulses) + 1e-9
-    return (pulses + manner.breath * 3 * rng.normal(0, 1, len(time))) * loudness
+    return (pulses + voice["breath"] * 3 * rng.normal(0, 1, len(time))) * loudness
 
 
 def _tract(source: Signal, edges: Edges, vowels: list[str], scale: float, rng: Random) -> Signal:

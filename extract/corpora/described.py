@@ -149,7 +149,7 @@ def read_described(root: Path, description: Path) -> Reading:
         turns[dialogue] += 1
         reading.rows.append(row)
     named = FIELD.findall(" ".join(layout.columns.values()))
-    given = {name for _, fields in recordings for name in fields}
+    given = {name for _, fields in recordings for name, value in fields.items() if isinstance(value, str)}
     warnings, ids = reading.warnings, {row["id"] for row in reading.rows}
     warnings += [f"nothing gives {{{one}}}, which a column names" for one in named if ids and one not in given]
     warnings += [f"{count} files are left out: {what}" for what, count in left.items()]
@@ -239,7 +239,7 @@ def _columns(layout: Layout, fields: Fields) -> Fields:
 
 def _filled(template: str, fields: Mapping[str, Any]) -> str | None:
     """The template with each {field} filled in; None if one of them is not known."""
-    if any(name not in fields for name in FIELD.findall(template)):
+    if any(not isinstance(fields.get(name), str) for name in FIELD.findall(template)):  # votes are a list
         return None
     return FIELD.sub(lambda field: fields[field[1]], template)
 

@@ -49,16 +49,15 @@ class Problem:
 class Reading:
     """A corpus as its reader found it, before audio is hashed and ids are checked.
 
-    `rows` have the manifest's columns (`audio` a path under `root` with forward slashes); `where` says where each row
-    came from ("line 7"), or is empty. `synthetic` marks generated speech. `known` are the published counts of the whole
-    corpus, by the names in `counts.py`, where it ought to be whole.
+    `rows` have the manifest's columns (`audio` a path under `root` with forward slashes), and may say `where` they came
+    from ("line 7"). `synthetic` marks generated speech. `known` are the published counts of the whole corpus, by the
+    names in `counts.py`, where it ought to be whole.
     """
 
     corpus: str
     root: Path
     rows: list[dict[str, Any]]
     problems: list[Problem] = field(default_factory=list)
-    where: list[str] = field(default_factory=list)
     synthetic: bool = False
     warnings: list[str] = field(default_factory=list)
     known: dict[str, Any] = field(default_factory=dict)
@@ -157,13 +156,14 @@ def find_format(path: str | Path, format: str | None = None) -> str:
         raise unknown("corpus format", format, [*FORMATS, "FILE.toml"])
     if format is not None or path.is_file():
         return format or "table"
+    if found := next((format for format, inside in DETECTORS.items() if any(path.glob(inside))), None):
+        return found
     described = {format: place for format, place in FORMATS.data.items() if isinstance(place, Path)}
-    detectors = DETECTORS | {format: partial(_resolve(FITS), description=place) for format, place in described.items()}
-    if found := next((format for format, detects in detectors.items() if _resolve(detects)(path)), None):
+    if found := next((format for format, place in described.items() if _resolve(FITS)(path, place)), None):
         return found
     entries = sorted(path.iterdir())
     for inner in (entry for entry in entries if entry.is_dir()):
-        if _resolve(DETECTORS["iemocap"])(inner):
+        if any(inner.glob(DETECTORS["iemocap"])):
             raise WrongUse(f"{path} is not a corpus, but the folder inside it is: give {inner}")
     tables = [p.name for p in entries if p.suffix.lower() in {".csv", ".tsv", ".jsonl", ".parquet"}]
     hint = f"it holds {tables[0]}: give that file" if tables else "give a CSV, TSV, Parquet or JSONL file"
@@ -185,13 +185,10 @@ def _admit(reading: Reading, follow_links: bool) -> tuple[list[dict[str, Any]], 
     """The rows whose ids and audio paths may enter a manifest, and all problems so far."""
     seen = IdsSeen()
     rows, problems = [], list(reading.problems)
-    for row, where in zip(reading.rows, reading.where or [""] * len(reading.rows), strict=True):
+    for row in reading.rows:
         id, audio = row["id"], row.get("audio")
-        fault = seen.fault(id)
-        if not fault and audio is not None:
-            fault = _path_fault(audio, reading.root, follow_links)
-        if fault:
-            reason = f"{where}: {fault}".removeprefix(": ")
+        if fault := seen.fault(id) or (audio and _path_fault(audio, reading.root, follow_links)):
+            reason = f"{row.get('where', '')}: {fault}".removeprefix(": ")
             problems.append(Problem(printable(id[:LONGEST_ID]), printable(audio or ""), reason))
         else:
             rows.append(row)

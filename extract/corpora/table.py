@@ -45,9 +45,9 @@ def read_manifest(path: Path, corpus: str) -> Manifest:
     if reading.problems:
         raise CorpusError(f"{reading.problems[0]}; correct the table and run again")
     seen = IdsSeen()
-    for row, line in zip(reading.rows, reading.where, strict=True):
+    for row in reading.rows:
         if fault := seen.fault(row["id"]):
-            raise CorpusError(f"{path}: {line}: {fault}")
+            raise CorpusError(f"{path}: {row['where']}: {fault}")
     return Manifest.from_rows(corpus, reading.rows)
 
 
@@ -63,12 +63,12 @@ def read_transcripts(path: Path, ids: list[str], complete: bool = True) -> tuple
     if not any("text" in row for row in reading.rows):
         raise WrongUse(f"{path} has no text in any row; give a file with the columns id and text")
     known, texts, problems = set(ids), {}, list(reading.problems)
-    for row, line in zip(reading.rows, reading.where, strict=True):
+    for row in reading.rows:
         if (id := row["id"]) in known and id not in texts:
             texts[id] = row.get("text", "")
         elif id in known or complete:
             fault = "is there twice" if id in known else "is not in the corpus"
-            problems.append(Problem(None, str(path), f"{line}: the id {id!a} {fault}"))
+            problems.append(Problem(None, str(path), f"{row['where']}: the id {id!a} {fault}"))
     problems += [Problem(id, str(path), "no transcript of this utterance", "text") for id in ids if id not in texts]
     return texts, problems
 
@@ -148,10 +148,8 @@ def _read(path: Path, need: str, columns: list[str] = SCHEMA.names) -> Reading:
         except ValueError as error:
             reading.problems.append(Problem(None, str(path), f"{line}: {error}"))
             continue
-        row.setdefault("turn", turns.get(row["dialogue"], 0))
-        turns[row["dialogue"]] = row["turn"] + 1
-        reading.rows.append(row)
-        reading.where.append(line)
+        turns[row["dialogue"]] = row.setdefault("turn", turns.get(row["dialogue"], 0)) + 1
+        reading.rows.append({**row, "where": line})
     if not reading.rows and need not in {ALIASES.get(c, c) for c in names}:
         wanted = " or ".join([need, *(a for a, name in ALIASES.items() if name == need)])
         raise WrongUse(f"{path} has no {need} column ({', '.join(names) or 'empty'}); name one of its columns {wanted}")
