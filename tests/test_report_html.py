@@ -29,7 +29,7 @@ from ser.train.options import Experiment
 from ser.train.report.attention import attend, weights_of
 from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.examples import agreement
-from ser.train.report.figures import dots, figure, svg_of
+from ser.train.report.figures import svg_of
 from ser.train.report.html import Page, write_html
 from ser.train.report.provenance import command, what_was_run
 from ser.train.report.sections import (
@@ -152,15 +152,11 @@ def test_words_in_pictures_are_left_alone() -> None:
     """What looks like a number, a colour or a formula in a label is the reader's text; long ones say what differs."""
     label = 'lr 0.01234 #0072b2 $x$ <b> & id="q" xlink:href'
 
-    def draw() -> Any:
-        drawing, axes = figure(100)
-        axes.text(0.5, 0.5, label)
-        return drawing
-
-    svg = f"<svg>{svg_of(replace(TABLE, draw=draw)).inside}</svg>"
+    shape = {"kind": "dots", "xlabel": "UA %", "above": True}
+    svg = f"<svg>{svg_of(replace(TABLE, points=[('UA', label, 50)], plot=shape)).inside}</svg>"
     assert label in [element.text for element in ElementTree.fromstring(svg).iter("text")]
     long = [("UA", f"lgf-add · is13+bert · {target} · epochs 12 · standardise_text True", 50) for target in "ab"]
-    fitted = svg_of(replace(TABLE, draw=lambda: dots(long, "UA %", above=True))).inside
+    fitted = svg_of(replace(TABLE, points=long, plot=shape)).inside
     assert ">lgf-add · a</text>" in fitted and ">lgf-add · b</text>" in fitted
     assert "0.01234" not in re.sub(r">[^<]*<", "><", svg) and "xlink" not in re.sub(r">[^<]*<", "><", svg)
 
@@ -221,7 +217,7 @@ def test_the_protocol_table_says_who_trains_and_what_is_known_before(folder: Pat
 def test_the_corpus_table_counts_what_any_cell_tested(cells: dict[str, Cell]) -> None:
     whole = cells["audio:utterance · is13"]
     part = Cell("one fold", whole.runs[:1])
-    tables = {table.name: table for table in what_was_run([part, whole], [])["tables"]}
+    tables = {table.name: table for table in what_was_run([part, whole])}
     corpus, absent = tables["corpus-1"], tables["left-out"]
     assert not any(map(str.isdigit, absent.caption)), "an utterance may stand in several rows"
     n = whole.predictions.id.nunique()
@@ -329,6 +325,18 @@ def test_the_better_of_two_papers_cells_is_claimed(cells: dict[str, Cell]) -> No
         made[fusion, queries] = made_up(fusion, first, [{**config, "fold": str(fold)} for fold in range(5)])
     full, without = made["mit", 30], made["mit:no-selfatt", 30]
     assert [claimed_better(*pair, "ua") for pair in ((full, without), (without, full), (full, full))] == [1, -1, 0]
+
+
+def test_the_highest_of_two_alike_is_told_if_one_has_no_interval(cells: dict[str, Cell], tmp_path: Path) -> None:
+    one = cells["mit · hubert+mpnet · queries 3"]
+    runs = [Run(run.path) for run in one.runs]
+    for run in runs:
+        run.__dict__["config"] = run.config | {"settings": {**run.config["settings"], "queries": 5}}
+    two = Cell("mit · hubert+mpnet · queries 5", runs)
+    two.__dict__["predictions"] = two.predictions.assign(speaker="a")
+    assert (one.with_interval("ua")[0], None, None) == two.with_interval("ua") != one.with_interval("ua")
+    write_html(make_page([one, two], []), tmp_path / "report.html")
+    assert "UA is highest with 3 query tokens" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 # --- attention against the equations
@@ -511,7 +519,7 @@ def test_480_runs_stay_small_and_quick(runs: list[Run], tmp_path: Path) -> None:
 # --- on the terminal
 
 
-def test_the_terminal_says_the_same(content: Page) -> None:
+def test_the_terminal_says_the_same(content: Page, runs: list[Run]) -> None:
     cells = content.cells
     text = report_text(cells, [])
     for cell in cells:
@@ -525,9 +533,8 @@ def test_the_terminal_says_the_same(content: Page) -> None:
     assert "chosen on the test score" in text and "chosen on the test score" not in report_text(cells[:1], [])
     with pytest.raises(WrongUse, match="one cell"):
         report_text(cells[:1], [], paired=True)
-    cells[-1].ours = True
-    pairs = [(row["cell"], row["against"]) for row in papers_tests_table(cells).rows]
+    tested = papers_tests_table(group_runs(runs, ours=cells[-1].label)[0])
+    pairs = [(row["cell"], row["against"]) for row in tested.rows]
     assert pairs == [(cells[-1].label, cell.label) for cell in cells[:-1]]
-    cells[-1].ours = False
     edited = name_apart([{**cells[0].config, "code": letter * 64} for letter in "ab"])
     assert [label.rpartition(" · ")[2] for label in edited] == ["code aaaaaaaa", "code bbbbbbbb"]

@@ -11,7 +11,7 @@ import numpy as np
 
 from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.store import Store, open_store
-from ser.errors import SerError, WrongUse
+from ser.errors import SerError, WrongUse, unknown
 from ser.train.models import FUSIONS
 from ser.train.run_folder import Run
 from ser.train.search import Record, cell_name, choose
@@ -35,9 +35,9 @@ class Origin(NamedTuple):
 class Cell(CellScores):
     """One configuration with its finished runs, by seed and fold. `label` tells it from the report's other cells."""
 
-    def __init__(self, label: str, runs: Sequence[Run], search: Record | None = None) -> None:
+    def __init__(self, label: str, runs: Sequence[Run], search: Record | None = None, ours: bool = False) -> None:
         super().__init__(sorted(runs, key=lambda run: (run.config["seed"], run.config["fold"])))
-        self.label, self.search, self.ours = label, search, False  # ours: tested against each of the others
+        self.label, self.search, self.ours = label, search, ours  # ours: tested against each of the others
         self.config = _config(self.runs[0], search)  # all but fold and seed is the same in all
         self.folds = list(dict.fromkeys(run.config["fold"] for run in self.runs))
         self.seeds = sorted({run.config["seed"] for run in self.runs})
@@ -96,11 +96,12 @@ def drawn(cells: Sequence[Cell], most: int) -> str:
     return f"Drawn: the {most} cells with the highest UA of {len(cells)}." if most < len(cells) else ""
 
 
-def group_runs(runs: Iterable[Run], searches: Sequence[Record] = ()) -> tuple[list[Cell], list[Run]]:
+def group_runs(runs: Iterable[Run], searches: Sequence[Record] = (), ours: str = "") -> tuple[list[Cell], list[Run]]:
     """The cells of the finished runs, highest UA first, and the runs that are not finished.
 
     Cells without classes come after those with, highest mean CCC first. A search is one cell, of the runs that were
-    chosen; its other runs are in none, nor is a search within a longer one. Raises `WrongUse` if no run is finished.
+    chosen; its other runs are in none, nor is a search within a longer one. `ours` is the label of the user's own cell.
+    Raises `WrongUse` if no run is finished, or no cell has that label.
     """
     searches = [one for one in searches if not any({*one.candidates} < {*more.candidates} for more in searches)]
     every = sorted(runs, key=lambda run: run.path.name)
@@ -117,7 +118,9 @@ def group_runs(runs: Iterable[Run], searches: Sequence[Record] = ()) -> tuple[li
     if not found:
         raise WrongUse("no fold has a run of every candidate of its search yet; run the same sweep again to go on")
     labels = name_apart([_config(same[0], search) for same, search in found])
-    cells = [Cell(label, same, search) for label, (same, search) in zip(labels, found, strict=True)]
+    if ours and ours not in labels:
+        raise unknown("cell", ours, labels)
+    cells = [Cell(label, *one, ours=label == ours) for label, one in zip(labels, found, strict=True)]
     best = {cell.label: -cell.score("ua" if cell.classes else "ccc").pooled for cell in cells}
     ranked = sorted(cells, key=lambda cell: (not cell.classes, best[cell.label], cell.label))
     return ranked, [run for run in every if not run.finished]

@@ -50,12 +50,12 @@ def svg_of(table: Table) -> Svg:
     """A table's plot without dates, its colours as the page's variables, its ids those of no other plot of the page."""
     import matplotlib
 
-    assert table.draw is not None
+    kind, shape = KINDS[table.plot["kind"]], {key: value for key, value in table.plot.items() if key != "kind"}
     sink = io.StringIO()
     style = Path(__file__).with_name("report.mplstyle")
     with matplotlib.rc_context({"svg.hashsalt": table.name}, style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has other fonts
-        table.draw().savefig(sink, format="svg")
+        kind(table.points, **shape).savefig(sink, format="svg")
     opening, _, svg = sink.getvalue().partition("<svg ")[2].partition(">")
     needless = r"<metadata>.*?</metadata>|<style [^>]*>.*?</style>|<!--.*?-->"
     svg = re.sub(needless, "", svg.removesuffix("</svg>\n"), flags=re.DOTALL)
@@ -188,7 +188,7 @@ def lines(
     return _finished(drawing, axes, xlabel, ylabel, legend)
 
 
-def matrices(classes: Sequence[str], counts: Mapping[str, np.ndarray]) -> Any:
+def matrices(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> Any:
     """Confusion matrices [K, K] by title, in percent of each true class."""
     across = min(len(counts), 2)
     down = -(-len(counts) // across)
@@ -260,3 +260,6 @@ def _heat(axes: Any, values: np.ndarray, colour: str, left: float, right: float)
     place = {"extent": (left, right, len(values) + 0.5, 0.5), "aspect": "auto", "interpolation": "nearest"}
     axes.imshow(values, ramp, vmin=0, vmax=max(float(values.max()), 1e-12), **place)
     axes.grid(visible=False)
+
+
+KINDS = {kind.__name__: kind for kind in (dots, lines, matrices, attention_maps)}  # of plots, in texts.toml

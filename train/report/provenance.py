@@ -12,35 +12,25 @@ from ser.train.data.features import read_name
 from ser.train.data.splits import PROTOCOLS, cross
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, assignments
-from ser.train.run_folder import Run
 from ser.train.scores import SHOWN
 from ser.train.settings import Setting, settings
 
 from .cell_scores import heard_in_training, parts
 from .cells import Cell, grouped
-from .html import Part
 from .tables import Row, Table, described
 
 COMMANDS = 6  # shown; of more, all go into a table
 
 
-def what_was_run(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Part:
+def what_was_run(cells: Sequence[Cell]) -> list[Table]:
     """The section, for all cells of the report."""
     left_out: Counter[tuple[str, str]] = Counter()
     for cell in cells:
         left_out |= Counter({(cell.config["corpus"], why): n for why, n in cell.left_out.items()})  # the most of any
     rows = [{"corpus": corpus, "left out because": why, "utterances": n} for (corpus, why), n in left_out.items()]
-    absent = described("left-out", rows)
-    names = ", ".join(run.path.name for run in unfinished[:5]) + (" …" if len(unfinished) > 5 else "")
-    warning = f"{len(unfinished)} runs are not finished and count nowhere here: {names}" if unfinished else ""
-    lines = [{"cell": cell.label, "command": command(cell)} for cell in cells]
-    every = described("commands", lines if len(lines) > COMMANDS else [])
-    return {
-        "tables": [_features(cells), *_corpora(cells), _protocols(cells), absent],
-        "unfinished": warning,
-        "commands": list(dict.fromkeys(line["command"] for line in lines))[:COMMANDS],
-        "more": [every, _settings(cells), _versions(cells), _runs(cells)],
-    }
+    commands = [{"cell": cell.label, "command": command(cell)} for cell in cells if len(cells) > COMMANDS]
+    data = [_features(cells), *_corpora(cells), _protocols(cells), described("left-out", rows)]
+    return [*data, described("commands", commands), _settings(cells), _versions(cells), _runs(cells)]
 
 
 def _features(cells: Sequence[Cell]) -> Table:

@@ -1,7 +1,6 @@
 """The report's sections about scores, and the page that all of its sections make."""
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import combinations, zip_longest
 
 import numpy as np
@@ -11,15 +10,14 @@ from ser.train.run_folder import Run
 from ser.train.scores import SHOWN
 from ser.train.search import cell_name, chosen_rows
 
-from .calibration import calibrated
+from .calibration import calibrated, ratings
 from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts
 from .cells import Cell, drawn, grouped
 from .examples import attended, errors
-from .figures import Point, dots, lines, matrices
-from .html import Page, Part
+from .figures import Point
+from .html import Page
 from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
-from .ratings import ratings
 from .significance import compare, holm, mcnemar, p_of_runs
 from .tables import TEXTS, Row, Table, described
 
@@ -34,21 +32,23 @@ SENTENCES = TEXTS["sentences"]
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
     """The report of these cells, highest UA first. What is about classes is about the cells that learn any."""
     known = labelled(cells)
-    tests = significance_table(known)
+    inside = attended(known)
     sections = {
-        "what-was-run": what_was_run(cells, unfinished),
-        "results": _results(known) if known else {},
-        "significance": {"tests": [tests, papers_tests_table(known)]} if tests else {},
-        "emotions": _emotions(known) if known else {},
-        "calibration": calibrated(known) if known else {},
+        "what-was-run": what_was_run(cells),
+        "results": _results(known) if known else [],
+        "significance": [significance_table(known), papers_tests_table(known)],
+        "emotions": _emotions(known) if known else [],
+        "calibration": calibrated(known),
         "ratings": ratings(cells),
         "training": _training(cells),
-        "modalities": _modalities(known),
-        "query-tokens": _queries(known),
-        "inside": attended(known),
-        "errors": errors(known) if known else {},
+        "modalities": [_modalities(known)],
+        "query-tokens": [_queries(known)],
+        "inside": inside.tables,
+        "errors": errors(known) if known else [],
     }
-    return Page(cells, cautions(cells), {name: part for name, part in sections.items() if part})
+    told = {name: [*filter(None, tables)] for name, tables in sections.items()}
+    kept = {name: tables for name, tables in told.items() if tables or (name == "inside" and inside.fault)}
+    return Page(cells, unfinished, cautions(cells), kept, inside)
 
 
 def labelled(cells: Sequence[Cell]) -> list[Cell]:
@@ -97,15 +97,14 @@ def _listed(labels: Sequence[str]) -> str:
     return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
 
 
-def _results(cells: Sequence[Cell]) -> Part:
+def _results(cells: Sequence[Cell]) -> list[Table]:
     plots = []
     for name, metric in SHOWN.items():
         rows = [{"cell": cell.label, f"{name} %": cell.with_interval(metric)} for cell in cells[:PLOTTED]]
         chance = 100 / len(cells[0].classes) if metric == "ua" else None
-        points = [(name, row["cell"], row[f"{name} %"]) for row in rows]
-        draw = partial(dots, points, f"{name} %", above=True, baseline=chance)
+        drawing: Row = {"points": [(name, *row.values()) for row in rows], "shape": {"baseline": chance}}
         told = f"Dashed: chance, {chance:.0f} %." if chance else "", drawn(cells, PLOTTED)
-        plots.append(described("score", rows, *told, draw=draw, name=f"{metric.replace('_', '-')}-plot", score=name))
+        plots.append(described("score", rows, *told, **drawing, name=f"{metric.replace('_', '-')}-plot", score=name))
     recipes = {quoted.recipe.name: quoted.recipe for cell in cells for quoted in quoted_for(cell)}
     others = [
         {"table": recipe.title, "system": name}
@@ -115,7 +114,7 @@ def _results(cells: Sequence[Cell]) -> Part:
         for name, numbers in recipe.quoted.items()
     ]
     more = [corpora_table(cells), chosen_table(cells), papers_table(cells), described("quoted", others)]
-    return {"scores": results_table(cells), "plots": plots, "more": more}
+    return [results_table(cells), *plots, *more]
 
 
 def results_table(cells: Sequence[Cell]) -> Table:
@@ -245,7 +244,7 @@ def _as_papers_test(first: Cell, second: Cell) -> Row:
     return row
 
 
-def _emotions(cells: Sequence[Cell]) -> Part:
+def _emotions(cells: Sequence[Cell]) -> list[Table]:
     classes = cells[0].classes
     alike = [cell for cell in cells if cell.classes == classes]
     shown = alike[:SERIES]
@@ -259,23 +258,22 @@ def _emotions(cells: Sequence[Cell]) -> Part:
                 numbers = {f"{name} %": quoted.numbers.get(name) for name in every}
                 rows.append({"cell": f"paper: {quoted.described}"} | numbers)
     points = [(cell.label, name, _recall(cell, name)) for cell in shown for name in classes]
-    draw = partial(dots, points, "recall %", limits=(-2, 102), legend=1)
-    recalls = described("recalls", rows, *few, draw=draw)
+    recalls = described("recalls", rows, *few, points=points)
     rows = [
         {"cell": cell.label, "true class": name} | {f"as {k}": n for k, n in zip(classes, counts, strict=True)}
         for cell in alike
         for name, counts in zip(classes, cell.confusion().tolist(), strict=True)
     ]
-    draw = partial(matrices, classes, {cell.label: cell.confusion() for cell in shown})
-    return {"plots": [recalls, described("confusion", rows, *few, draw=draw)]}
+    counts = {cell.label: cell.confusion() for cell in shown}
+    return [recalls, described("confusion", rows, *few, points=counts, shape={"classes": classes})]
 
 
 def _recall(cell: Cell, name: str) -> float | None:
     return cell.score(name).pooled if name in cell.classes and cell.score(name).folds else None
 
 
-def _training(cells: Sequence[Cell]) -> Part:
-    scores = [
+def _training(cells: Sequence[Cell]) -> list[Table]:
+    curves = [
         _curves(cells, "loss", "Training loss", "loss", 1),
         _curves(labelled(cells), "ua", "UA of the evaluated part", "UA %", 100),
         _curves([cell for cell in cells if cell.dimensions], "ccc", "Mean CCC of the evaluated part", "mean CCC", 1),
@@ -286,7 +284,7 @@ def _training(cells: Sequence[Cell]) -> Part:
         for name in every[0]:
             shares = [100 * one[name] for one in every if name in one]
             rows.append({"cell": cell.label, "layer": name, "share %": (float(np.mean(shares)), float(np.std(shares)))})
-    return {"plots": [scores[0], *(plot for plot in scores[1:] if plot)], "tables": [described("layers", rows)]}
+    return [*curves, described("layers", rows)]
 
 
 def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: int) -> Table:
@@ -308,12 +306,12 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
         for epoch in sorted({round(e) for e in np.linspace(0, len(curve) - 1, min(EPOCHS, len(curve)))}):
             mean = float(curve["mean"][epoch])
             rows.append({"cell": cell.label, "epoch": epoch + 1, heading: None if np.isnan(mean) else mean})
-    draw = partial(lines, points, "epoch", heading, band=True)
-    return described("learning", rows, *told, draw=draw, name=f"learning-{key}", score=title, epochs=EPOCHS)
+    words = {"name": f"learning-{key}", "score": title, "heading": heading, "epochs": EPOCHS}
+    return described("learning", rows, *told, points=points, **words)
 
 
-def _modalities(cells: Sequence[Cell]) -> Part:
-    """How much a model leans on one modality; nothing if no cell has more than one way of testing."""
+def _modalities(cells: Sequence[Cell]) -> Table:
+    """How much a model leans on one modality; no row if no cell has more than one way of testing."""
     able = [cell for cell in cells if set(cell.tests) & set(TESTS[1:])]
     rows: list[Row] = []
     for cell, test in [(one, test) for one in able for test in TESTS if test in one.tests]:
@@ -322,20 +320,14 @@ def _modalities(cells: Sequence[Cell]) -> Part:
         row |= {f"{name} %": cell.score(metric, test).pooled for name, metric in SHOWN.items()}
         row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in MAIN}
         rows.append({**row, "in the papers": quoted and quoted.described})
-    if not rows:
-        return {}
     shown = {cell.label for cell in able[:12]}
     points = [(row["tested with"], row["cell"], row["UA %"]) for row in rows if row["cell"] in shown]
-    first = ", ".join(f"{row['tested with']} {row['UA %']:.2f} %" for row in rows if row["cell"] == able[0].label)
     unreal = SENTENCES["bias"] * any(cell.caveat is not None for cell in able)
-    draw = partial(dots, points, "UA %", above=True, legend=3)
-    plot = described("bias", rows, drawn(able, len(shown)), unreal, draw=draw)
-    heads = any(row["tested with"].startswith("head") for row in rows)
-    return {"heads": heads, "first": f"{able[0].label}: {first}", "plots": [plot]}
+    return described("bias", rows, drawn(able, len(shown)), unreal, points=points)
 
 
-def _queries(cells: Sequence[Cell]) -> Part:
-    """UA against the number of query tokens, for cells that differ in it alone; nothing if there are none."""
+def _queries(cells: Sequence[Cell]) -> Table:
+    """UA against the number of query tokens, for cells that differ in it alone; no row if there are none."""
 
     def family(cell: Cell) -> str:
         others = {key: value for key, value in cell.config["settings"].items() if key != "queries"}
@@ -350,9 +342,6 @@ def _queries(cells: Sequence[Cell]) -> Part:
             found = [one for one in quoted_for(cell) if "ua" in one.numbers and "queries" not in one.differs]
             paper = {"paper UA %": found[0].numbers["ua"], "in the papers": found[0].described} if found else {}
             rows.append({"cells": label, "L": cell.config["settings"]["queries"], **_with_intervals(cell), **paper})
-    if not rows:
-        return {}
     points = [(row["cells"], row["L"], row["UA %"]) for row in rows]
     ticks = {number: str(number) for number in sorted({row["L"] for row in rows})}
-    draw = partial(lines, points, "query tokens L", "UA %", ticks=ticks, log=True)
-    return {"best": max(rows, key=lambda row: row["UA %"]), "plots": [described("queries", rows, draw=draw)]}
+    return described("queries", rows, points=points, shape={"ticks": ticks})

@@ -8,7 +8,7 @@ import csv
 import io
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
@@ -41,8 +41,9 @@ class Table:
     note: str = ""
     folded: bool = False  # behind its caption in the page
     title: str = ""
-    draw: Callable[[], Any] | None = None  # matplotlib's figure, when the page is written
     below: str = ""  # the plot's note
+    points: Any = None  # what is plotted
+    plot: Mapping[str, Any] = field(default_factory=dict)  # the kind of plot and its shape, see figures.py
 
     def __bool__(self) -> bool:
         return bool(self.rows)
@@ -62,16 +63,20 @@ class Table:
 
 
 def described(
-    texts: str, rows: Sequence[Row], *sentences: str, draw: Callable[[], Any] | None = None, **fields: Any
+    texts: str, rows: Sequence[Row], *sentences: str, points: Any = None, shape: Row | None = None, **fields: Any
 ) -> Table:
-    """A table, with its plot if it is drawn, and the texts of that name in texts.toml, filled in with `fields`.
+    """A table and, if it has `points`, its plot with the texts of that name in texts.toml, filled in with `fields`.
 
     `sentences`, if any, end the note, of the plot if there is one. Its own name is that of the texts, or a field.
+    `shape` is what texts.toml cannot know of how it is drawn.
     """
     told = {which: text_of(texts, which, fields) for which in ("caption", "note", "title", "below")}
-    last = "below" if draw else "note"
+    last = "note" if points is None else "below"
     told[last] = " ".join(filter(None, [told[last], *sentences]))
-    return Table(fields.get("name", texts), rows=rows, folded=TEXTS[texts].get("folded", False), draw=draw, **told)
+    plot = TEXTS[texts].get("plot", {})
+    plot = {key: one.format_map(fields) if isinstance(one, str) else one for key, one in plot.items()} | (shape or {})
+    folded = TEXTS[texts].get("folded", False)
+    return Table(fields.get("name", texts), rows=rows, folded=folded, points=points, plot=plot, **told)
 
 
 def text_of(texts: str, which: str, fields: Mapping[str, Any]) -> str:

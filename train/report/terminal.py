@@ -11,11 +11,10 @@ from ser.train.run_folder import Run
 from ser.train.scores import SHOWN
 from ser.train.search import choose, chosen_rows
 
-from .calibration import calibration_table, votes_table
+from .calibration import calibration_table, ratings_table, votes_table
 from .cell_scores import CellScores, Score, caveat, named
 from .cells import Cell
 from .paper import beside, claimed, differences
-from .ratings import ratings_table
 from .sections import (
     cautions,
     chosen_table,
