@@ -132,9 +132,8 @@ def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> 
         for modality, whats, weights in (("audio", names, spans), ("text", one.texts, one.words))
         for what, column in zip(whats, weights.T, strict=True)
     ]
-    shape = {"words": one.words, "names": short, "over_time": one.tokens @ binned, "end": end, "unit": unit}
-    shape |= {"energy": energy}
-    return described("attention", rows, points=binned, shape=shape, name=name, utterance=one.utterance)
+    shown = binned, one.words, short, one.tokens @ binned, end, unit, energy
+    return described("attention", rows, points=shown, name=name, utterance=one.utterance)
 
 
 def _binned(frames: np.ndarray, steps: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Matplotlib's figures as inline SVG that follows the page's colours, and is the same bytes each time.
 
-Figures are 420 points wide, which is a phone's width and half a desktop's; text stays text. What they draw are points:
-the name of the series, a name or a number to place the point at, and its value or (value, low, high).
+Figures are 420 points wide, which is a phone's width and half a desktop's; text stays text. What `dots` and `lines`
+draw are points: the name of the series, a name or a number to place the point at, and its value or (value, low, high).
 """
 
 import io
@@ -9,6 +9,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,24 @@ DASHED: Any = {"color": MUTED, "linewidth": 1, "linestyle": (0, (4, 3))}
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {colour: f"c{n}" for n, colour in enumerate(SERIES, 1)}
 
 Point = tuple[str, Any, Any]
-Limits = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """How a table's points are drawn: what texts.toml says, and what is known when the table is made."""
+
+    kind: str  # of KINDS
+    xlabel: str = ""
+    ylabel: str = ""
+    limits: Sequence[float | None] = (None, None)  # of the values
+    legend: int = 0  # columns
+    baseline: float | None = None  # dashed
+    above: bool = False  # the names of dots are above their lines, so that long ones fit on a phone
+    ticks: Mapping[int, str] | None = None
+    band: bool = False  # intervals are an area, not bars
+    joined: bool = True  # or the dots alone
+    log: bool = False
+    diagonal: bool = False  # dashed, where a value is its x
 
 
 class Svg(NamedTuple):
@@ -50,12 +68,11 @@ def svg_of(table: Table) -> Svg:
     """A table's plot without dates, its colours as the page's variables, its ids those of no other plot of the page."""
     import matplotlib
 
-    kind, shape = KINDS[table.plot["kind"]], {key: value for key, value in table.plot.items() if key != "kind"}
-    sink = io.StringIO()
+    plot, sink = Plot(**table.plot), io.StringIO()
     style = Path(__file__).with_name("report.mplstyle")
     with matplotlib.rc_context({"svg.hashsalt": table.name}, style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has other fonts
-        kind(table.points, **shape).savefig(sink, format="svg")
+        KINDS[plot.kind](table.points, plot).savefig(sink, format="svg")
     opening, _, svg = sink.getvalue().partition("<svg ")[2].partition(">")
     needless = r"<metadata>.*?</metadata>|<style [^>]*>.*?</style>|<!--.*?-->"
     svg = re.sub(needless, "", svg.removesuffix("</svg>\n"), flags=re.DOTALL)
@@ -94,36 +111,25 @@ def _fitted(labels: Sequence[str], width: int) -> list[str]:
     return [text if len(text) <= width else f"{text[:half]}…{text[-half:]}" for text in found]
 
 
-def _finished(drawing: Any, axes: Any, xlabel: str, ylabel: str, legend: int) -> Any:
-    """Name the axes, and put a legend of so many columns below the whole figure, if any."""
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    if legend:
+def _finished(drawing: Any, axes: Any, plot: Plot) -> Any:
+    """Name the axes, and put the legend below the whole figure, if any."""
+    axes.set(xlabel=plot.xlabel, ylabel=plot.ylabel)
+    if plot.legend:
         handles, labels = axes.get_legend_handles_labels()
-        drawing.legend(handles, _fitted(labels, 60 // legend), loc="outside lower left", ncols=legend)
+        drawing.legend(handles, _fitted(labels, 60 // plot.legend), loc="outside lower left", ncols=plot.legend)
     return drawing
 
 
-def dots(
-    points: Sequence[Point],
-    xlabel: str,
-    *,
-    above: bool = False,
-    baseline: float | None = None,
-    limits: Limits = (None, None),
-    legend: int = 0,
-) -> Any:
-    """One line for each name, with a dot for each series' value and a bar for its interval.
-
-    Points are placed at names, or at (heading, name). `above` writes the names above their lines, so that long ones fit
-    on a phone; `baseline` is dashed; `legend` is its number of columns.
-    """
+def dots(points: Sequence[Point], plot: Plot) -> Any:
+    """One line for each name, or (heading, name), with a dot for each series' value and a bar for its interval."""
     placed = [(label, at if isinstance(at, tuple) else ("", at), value) for label, at, value in points]
     names, series = list(dict.fromkeys(at for _, at, _ in placed)), list(_series(placed))
     shown = _fitted([name for _, name in names], 54)
     headings = {heading for heading, _ in names} - {""}
-    beside = 0 if above else len(series) - 1  # series of one line are drawn beside each other
-    step = 36 + 4 * (legend > 0) if above else 21 + 4 * beside
-    height = 55 + step * len(names) + 30 * len(headings) + (22 * -(-len(series) // legend) if legend else 0)
+    beside = 0 if plot.above else len(series) - 1  # series of one line are drawn beside each other
+    step = 36 + 4 * (plot.legend > 0) if plot.above else 21 + 4 * beside
+    told = 22 * -(-len(series) // plot.legend) if plot.legend else 0
+    height = 55 + step * len(names) + 30 * len(headings) + told
     drawing, axes = figure(height)
     edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
     lines: dict[Any, float] = {}
@@ -133,63 +139,48 @@ def dots(
             end, last = end + 0.4 * bool(lines), heading
             axes.annotate(heading, (0, end), (-4, 0), ha="right", fontsize=11, color=MUTED, **edge)
             end += 1
-        if above:
+        if plot.above:
             axes.annotate(short, (0, end), (0, 13), fontsize=12, **edge)
         lines[heading, name], end = end, end + 1
     for number, (at, (values, low, high), style) in enumerate(series):
         y = np.array([lines[name] for name in at]) + (number - beside / 2) * 0.16 * (beside > 0)
         axes.hlines(y, low, high, color=style["color"], linewidth=2.5, capstyle="round")
         axes.plot(values, y, **style | {"linestyle": ""})
-    axes.axvline(np.nan if baseline is None else baseline, **DASHED)
-    axes.set_yticks([] if above else list(lines.values()), [] if above else [name for _, name in names])
-    axes.set(xlim=limits, ylim=(end - 0.4, -0.8))
-    axes.grid(axis="y", visible=not above and not headings)
-    axes.spines["left"].set_visible(not above)
-    return _finished(drawing, axes, xlabel, "", legend)
+    axes.axvline(np.nan if plot.baseline is None else plot.baseline, **DASHED)
+    axes.set_yticks([] if plot.above else list(lines.values()), [] if plot.above else [name for _, name in names])
+    axes.set(xlim=plot.limits, ylim=(end - 0.4, -0.8))
+    axes.grid(axis="y", visible=not plot.above and not headings)
+    axes.spines["left"].set_visible(not plot.above)
+    return _finished(drawing, axes, plot)
 
 
-def lines(
-    points: Sequence[Point],
-    xlabel: str,
-    ylabel: str,
-    *,
-    ticks: Mapping[int, str] | None = None,
-    limits: Limits = (None, None),
-    band: bool = False,
-    joined: bool = True,
-    log: bool = False,
-    baseline: float | None = None,
-    diagonal: bool = False,
-    legend: int = 1,
-) -> Any:
-    """Values over x, with intervals as bars or, with `band`, as an area; not `joined` draws the dots alone.
-
-    Dashed are the `baseline`, and the `diagonal`, where a value is its x.
-    """
+def lines(points: Sequence[Point], plot: Plot) -> Any:
+    """Values over x with their intervals."""
     series = list(_series(points))
-    drawing, axes = figure(230 + (20 * -(-len(series) // legend) if legend else 20))
+    drawing, axes = figure(230 + (20 * -(-len(series) // plot.legend) if plot.legend else 20))
     for x, (values, low, high), style in series:
-        if band:
+        if plot.band:
             axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
             style["marker"] = ""
         else:
-            axes.vlines(x, low, high, color=style["color"], linewidth=1.5, alpha=1 if joined else 0.45)
-        axes.plot(x, values, **style if joined else style | {"linestyle": ""})
-    axes.axhline(np.nan if baseline is None else baseline, **DASHED)
-    if diagonal:
+            axes.vlines(x, low, high, color=style["color"], linewidth=1.5, alpha=1 if plot.joined else 0.45)
+        axes.plot(x, values, **style if plot.joined else style | {"linestyle": ""})
+    axes.axhline(np.nan if plot.baseline is None else plot.baseline, **DASHED)
+    if plot.diagonal:
         axes.axline((points[0][1],) * 2, slope=1, **DASHED)
-    axes.set(ylim=limits, xscale="log" if log else "linear")
-    if ticks is None:
+    axes.set(ylim=plot.limits, xscale="log" if plot.log else "linear")
+    if plot.ticks is None:
         axes.xaxis.get_major_locator().set_params(integer=True)
     else:
-        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.set_xticks(list(plot.ticks), list(plot.ticks.values()))
         axes.minorticks_off()
         axes.margins(x=0.12)
-    return _finished(drawing, axes, xlabel, ylabel, legend)
+    return _finished(drawing, axes, plot)
 
 
-def matrices(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> Any:
-    """Confusion matrices [K, K] by title, in percent of each true class."""
+def matrices(shown: tuple[Sequence[str], Mapping[str, np.ndarray]], _: Plot) -> Any:
+    """The K classes, and confusion matrices [K, K] by title, in percent of each true class."""
+    classes, counts = shown
     across = min(len(counts), 2)
     down = -(-len(counts) // across)
     ticks, ends = range(len(classes)), (-0.5, len(classes) - 0.5)
@@ -215,19 +206,12 @@ def matrices(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> Any:
     return drawing
 
 
-def attention_maps(
-    frames: np.ndarray,
-    words: np.ndarray,
-    names: Sequence[str],
-    over_time: np.ndarray,
-    end: float,
-    unit: str,
-    energy: tuple[np.ndarray, float] | None,
-) -> Any:
-    """Attention of L query tokens to spans of time [L, T] and to words [L, N], with `over_time` [T] above.
+def attention_maps(shown: tuple[Any, ...], _: Plot) -> Any:
+    """Attention of L query tokens to spans of time [L, T] and to words [L, N], by name, with `over_time` [T] above.
 
     `end` is the last span's end in `unit`; `energy` are levels and the seconds between two of them, drawn in grey.
     """
+    frames, words, names, over_time, end, unit, energy = shown
     rows = {"nrows": 2, "height_ratios": [0.7 if energy is None else 1.0, 2.2]}
     columns = {"ncols": 2, "width_ratios": [3.0, min(max(0.24 * len(names), 0.7), 2.4)]}
     drawing, ((top, corner), (heat, beside)) = figure(330, **rows, **columns)

@@ -19,7 +19,7 @@ from .html import Page
 from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
 from .significance import compare, holm, mcnemar, p_of_runs
-from .tables import TEXTS, Row, Table, described
+from .tables import TEXTS, Row, Table, described, text_of
 
 PLOTTED = 30  # cells in a plot of one line for each
 SERIES = 4  # cells in a plot where each is a series
@@ -58,25 +58,19 @@ def labelled(cells: Sequence[Cell]) -> list[Cell]:
 
 def cautions(cells: Sequence[Cell]) -> list[str]:
     """What a reader must know before comparing any number of the report."""
-    found = []
-    if unreal := _caveat(cells):
-        found.append(f"{unreal} The numbers show that everything works and say nothing about people.")
-    if tuned := [cell.label for cell in cells if cell.config["select"] == "best-test"]:
-        found.append(f"The epoch was chosen on the TEST part, which lifts every number: {_listed(tuned)}.")
     heard = {cell.label: heard_in_training(cell.results) for cell in cells}
-    if mixed := [label for label, who in heard.items() if who not in ("", NOT_KNOWN)]:
-        found.append(f"Speakers of the test part are heard in training too, so scores are too high: {_listed(mixed)}.")
-    if unknown := [label for label, who in heard.items() if who == NOT_KNOWN]:
-        found.append(f"{NOT_KNOWN.capitalize()}, so scores may be too high: {_listed(unknown)}.")
-    if short := [cell.label for cell in cells if not cell.whole]:
-        found.append(f"Runs are missing, so not every seed is scored on every fold: {_listed(short)}.")
-    if unlike := _unlike(cells):
-        barred = {"corpus", "protocol", "selection", "labels", "n test"}.intersection(unlike)
-        so = "their numbers must not be compared" if barred else "what they differ by may be due to that alone"
-        found.append(f"The cells differ in {', '.join(unlike)}: {so}.")
-    if len({tuple(cell.folds) for cell in cells}) > 1 and len({cell.config["protocol"] for cell in cells}) == 1:
-        found.append("The cells were not tested on the same folds: their numbers are of different utterances.")
-    return found
+    unlike, folds = _unlike(cells), {tuple(cell.folds) for cell in cells}
+    barred = {"corpus", "protocol", "selection", "labels", "n test"}.intersection(unlike)
+    told = {
+        "unreal": _caveat(cells),
+        "best-test": _listed([cell.label for cell in cells if cell.config["select"] == "best-test"]),
+        "heard": _listed([label for label, who in heard.items() if who not in ("", NOT_KNOWN)]),
+        "not-known": _listed([label for label, who in heard.items() if who == NOT_KNOWN]),
+        "missing": _listed([cell.label for cell in cells if not cell.whole]),
+        "barred" if barred else "unlike": ", ".join(unlike),
+        "folds": "tests" * (len(folds) > 1 and len({cell.config["protocol"] for cell in cells}) == 1),
+    }
+    return [text_of("cautions", which, {"of": of}) for which, of in told.items() if of]
 
 
 def _unlike(cells: Sequence[Cell]) -> list[str]:
@@ -265,7 +259,7 @@ def _emotions(cells: Sequence[Cell]) -> list[Table]:
         for name, counts in zip(classes, cell.confusion().tolist(), strict=True)
     ]
     counts = {cell.label: cell.confusion() for cell in shown}
-    return [recalls, described("confusion", rows, *few, points=counts, shape={"classes": classes})]
+    return [recalls, described("confusion", rows, *few, points=(classes, counts))]
 
 
 def _recall(cell: Cell, name: str) -> float | None:
