@@ -11,7 +11,7 @@ import numpy as np
 from ser.cache.manifest import Manifest
 from ser.cache.store import Feature
 from ser.errors import SerError
-from ser.train.data.labels import Policy
+from ser.train.data.labels import Policy, ballots
 from ser.train.scores import FEWEST, metrics, share
 
 from .attention import Attended, attend
@@ -200,14 +200,12 @@ def agreement(cell: Cell) -> np.ndarray:
 
     A rater who gave several categories counts in parts; votes outside the label policy count against the label.
     """
-    labels, p = cell.config["labels"], cell.judged
+    labels, votes = cell.config["labels"], cell.utterances.votes.reindex(cell.predictions.id)
     policy = Policy(labels["policy"], tuple(labels["classes"]), labels["maps"])
-    shares = np.full(len(p), np.nan)
-    for row, (truth, raters) in enumerate(zip(p.truth, cell.utterances.votes.reindex(p.id), strict=True)):
+    shares = np.full(len(votes), np.nan)
+    for row, (k, raters) in enumerate(zip(cell.truth, votes, strict=True)):
         if isinstance(raters, list) and raters:
-            k = cell.classes.index(truth)
-            behind = [np.mean([policy.index(raw) == k for raw in rater]) for rater in raters if rater]
-            shares[row] = 100 * sum(behind) / len(raters)
+            shares[row] = 100 * ballots(policy, raters)[:, k].sum() / len(raters)
     return shares
 
 

@@ -40,7 +40,7 @@ class Plot:
     ylabel: str = ""
     limits: Sequence[float | None] = (None, None)  # of the values
     legend: int = 0  # columns
-    baseline: float | None = None  # dashed
+    baseline: float = np.nan  # dashed, if there is one
     above: bool = False  # the names of dots are above their lines, so that long ones fit on a phone
     ticks: Mapping[int, str] | None = None
     band: bool = False  # intervals are an area, not bars
@@ -146,8 +146,9 @@ def dots(points: Sequence[Point], plot: Plot) -> Any:
         y = np.array([lines[name] for name in at]) + (number - beside / 2) * 0.16 * (beside > 0)
         axes.hlines(y, low, high, color=style["color"], linewidth=2.5, capstyle="round")
         axes.plot(values, y, **style | {"linestyle": ""})
-    axes.axvline(np.nan if plot.baseline is None else plot.baseline, **DASHED)
-    axes.set_yticks([] if plot.above else list(lines.values()), [] if plot.above else [name for _, name in names])
+    axes.axvline(plot.baseline, **DASHED)
+    ticks = {} if plot.above else {end: name for (_, name), end in lines.items()}
+    axes.set_yticks(list(ticks), list(ticks.values()))
     axes.set(xlim=plot.limits, ylim=(end - 0.4, -0.8))
     axes.grid(axis="y", visible=not plot.above and not headings)
     axes.spines["left"].set_visible(not plot.above)
@@ -165,7 +166,7 @@ def lines(points: Sequence[Point], plot: Plot) -> Any:
         else:
             axes.vlines(x, low, high, color=style["color"], linewidth=1.5, alpha=1 if plot.joined else 0.45)
         axes.plot(x, values, **style if plot.joined else style | {"linestyle": ""})
-    axes.axhline(np.nan if plot.baseline is None else plot.baseline, **DASHED)
+    axes.axhline(plot.baseline, **DASHED)
     if plot.diagonal:
         axes.axline((points[0][1],) * 2, slope=1, **DASHED)
     axes.set(ylim=plot.limits, xscale="log" if plot.log else "linear")

@@ -95,10 +95,11 @@ def _results(cells: Sequence[Cell]) -> list[Table]:
     plots = []
     for name, metric in SHOWN.items():
         rows = [{"cell": cell.label, f"{name} %": cell.with_interval(metric)} for cell in cells[:PLOTTED]]
-        chance = 100 / len(cells[0].classes) if metric == "ua" else None
+        chance = 100 / len(cells[0].classes) if metric == "ua" else np.nan
         drawing: Row = {"points": [(name, *row.values()) for row in rows], "shape": {"baseline": chance}}
-        told = f"Dashed: chance, {chance:.0f} %." if chance else "", drawn(cells, PLOTTED)
-        plots.append(described("score", rows, *told, **drawing, name=f"{metric.replace('_', '-')}-plot", score=name))
+        told = f"Dashed: chance, {chance:.0f} %." * (metric == "ua"), drawn(cells, PLOTTED)
+        words = {"name": f"{metric.replace('_', '-')}-plot", "score": name}
+        plots.append(described("score", rows, *told, **drawing, **words))
     recipes = {quoted.recipe.name: quoted.recipe for cell in cells for quoted in quoted_for(cell)}
     others = [
         {"table": recipe.title, "system": name}
@@ -175,16 +176,15 @@ def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
 
 def significance_table(cells: Sequence[Cell]) -> Table:
     """Our tests, which respect that utterances of a speaker are alike; no row for one cell."""
-    rows = []
-    for one, other in _pairs(cells):
-        row: Row = {"cell": one.label, "against": other.label}
-        for name in ("UA", "WA"):
-            metric = name.lower()
-            found = compare(one, other, metric, claimed_better(one, other, metric))
-            row |= {f"{name} difference": found and found.difference, f"{name} p": found and found.p}
-            row |= {f"{name} Holm p": None, f"{name} test": found.about if found else "no utterance in common"}
-        rows.append(row)
-    _correct(rows, "UA", "WA")
+    pairs = _pairs(cells)
+    rows: list[Row] = [{"cell": one.label, "against": other.label} for one, other in pairs]
+    for metric in MAIN:
+        tests = [compare(*pair, metric, claimed_better(*pair, metric)) for pair in pairs]
+        corrected = holm([test and test.p for test in tests])
+        for row, test, p in zip(rows, tests, corrected, strict=True):
+            found = (test.difference, test.p, p, test.about) if test else (None, None, p, "no utterance in common")
+            names = (f"{metric.upper()} {what}" for what in ("difference", "p", "Holm p", "test"))
+            row.update(zip(names, found, strict=True))
     first = f"The cell with the highest UA of {len(cells)} against each of the others." * (len(cells) > ALL_PAIRS)
     told = (SENTENCES["chosen"], first) * (not any(cell.ours for cell in cells))
     return described("significance", rows, *told)
@@ -200,15 +200,10 @@ def claimed_better(one: Cell, other: Cell, metric: str) -> int:
 def papers_tests_table(cells: Sequence[Cell]) -> Table:
     """The tests that papers print, on single utterances and single runs; no row for one cell."""
     rows = [_as_papers_test(one, other) for one, other in _pairs(cells)]
-    _correct(rows, "McNemar", "t-test", "Wilcoxon")
-    return described("papers-tests", rows)
-
-
-def _correct(rows: Sequence[Row], *names: str) -> None:
-    """Fill in each column "… Holm p" from "… p"."""
-    for name in names:
+    for name in ("McNemar", "t-test", "Wilcoxon"):
         for row, p in zip(rows, holm([row[f"{name} p"] for row in rows]), strict=True):
             row[f"{name} Holm p"] = p
+    return described("papers-tests", rows)
 
 
 def _as_papers_test(first: Cell, second: Cell) -> Row:

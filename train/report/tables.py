@@ -119,16 +119,15 @@ def harmless(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
-def _exact(value: Any, heading: str) -> str:
-    """One number or text as a cell of a CSV file."""
+def _exact(value: Any, heading: str, n: int = 1) -> list[str]:
+    """What a CSV file holds of a value in n columns: each number of an interval or a spread, any other by itself."""
+    if value is None:
+        return [""] * n
+    if isinstance(value, tuple):
+        return [text for one in value for text in _exact(one if one is None else float(one), heading)]
     if isinstance(value, Real) and not isinstance(value, Integral):
-        return _forms(heading)[1].format(value)
-    return "" if value is None else harmless(str(value))
-
-
-def _each(value: Any, n: int) -> list[Any]:
-    """The n numbers of an interval or a spread; any other value by itself."""
-    return [one if one is None else float(one) for one in value] if isinstance(value, tuple) else [value] * n
+        return [_forms(heading)[1].format(value)]
+    return [harmless(str(value))]
 
 
 def to_csv(table: Table) -> str:
@@ -139,8 +138,7 @@ def to_csv(table: Table) -> str:
     writer.writerow([harmless(table.caption)])
     writer.writerow([f"{harmless(heading)}{end}" for heading, of in ends.items() for end in of])
     for row in table.rows:
-        parts = [(heading, one) for heading, of in ends.items() for one in _each(row.get(heading), len(of))]
-        writer.writerow([_exact(one, heading) for heading, one in parts])
+        writer.writerow([text for name, of in ends.items() for text in _exact(row.get(name), name, len(of))])
     return sink.getvalue()
 
 
@@ -175,17 +173,16 @@ def to_markdown(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     """A `table` environment in booktabs' style; tabulate escapes LaTeX's special characters in its cells."""
-    # After a line's end, LaTeX takes a bracket for a length.
-    body = tabulated(table, "latex_booktabs", lambda text: ("\u200b" if text.startswith("[") else "") + _one_line(text))
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.caption)}}}", rf"\label{{tab:{table.name}}}"]
-    lines += [body, *([rf"\par\small {_latex(table.note)}"] if table.note else []), r"\end{table}"]
-    return "\n".join(lines).replace("--", "-{}-").translate(_LATEX) + "\n"  # two hyphens would be a dash
-
-
-def _latex(text: str) -> str:
     from tabulate import LATEX_ESCAPE_RULES
 
-    return "".join(LATEX_ESCAPE_RULES.get(letter, letter) for letter in _one_line(text))
+    # After a line's end, LaTeX takes a bracket for a length.
+    body = tabulated(table, "latex_booktabs", lambda text: ("\u200b" if text.startswith("[") else "") + _one_line(text))
+    escaped = str.maketrans(LATEX_ESCAPE_RULES)
+    caption, note = (_one_line(text).translate(escaped) for text in (table.caption, table.note))
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{tab:{table.name}}}", body]
+    lines += [rf"\par\small {note}"] if note else []
+    lines += [r"\end{table}"]
+    return "\n".join(lines).replace("--", "-{}-").translate(_LATEX) + "\n"  # two hyphens would be a dash
 
 
 def _one_line(text: str) -> str:
