@@ -91,6 +91,11 @@ def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[A
     return found
 
 
+def same_run(run: Run) -> tuple[Any, ...]:
+    """What is the same in runs of two cells that test the same utterances, with the same seed."""
+    return run.config["seed"], run.config["fold"], run.config["cut"]
+
+
 def drawn(cells: Sequence[Cell], most: int) -> str:
     """Which cells are in a plot, if not all."""
     return f"Drawn: the {most} cells with the highest UA of {len(cells)}." if most < len(cells) else ""
@@ -110,8 +115,8 @@ def group_runs(runs: Iterable[Run], searches: Sequence[Record] = (), ours: str =
     found: list[tuple[list[Run], Record | None]] = []
     for search in searches:
         tried = (run for name in search.candidates for run in members.get(name, ()))
-        columns = grouped(tried, lambda run: (run.config["seed"], run.config["fold"], run.config["cut"]))
-        found.append((choose(one for one in columns.values() if len(one) == len(search.candidates)), search))
+        columns = grouped(tried, same_run).values()
+        found.append((choose(one for one in columns if len(one) == len(search.candidates)), search))
     searched = {name for search in searches for name in search.candidates}
     found += [([run for run in same if run.finished], None) for name, same in members.items() if name not in searched]
     found = [(same, search) for same, search in found if same]

@@ -35,14 +35,9 @@ class Inside(NamedTuple):
 
     cell: Cell | None
     fault: str = ""
-    plots: Sequence[Table] = ()
+    tables: Sequence[Table] = ()  # those of the `cards`, of single utterances, come last
     cards: Sequence[dict[str, Any]] = ()
     energy: bool = False  # whether it is drawn
-
-    @property
-    def tables(self) -> list[Table]:
-        """All, in reading order."""
-        return [*self.plots, *(card["plot"] for card in self.cards)]
 
 
 def attended(cells: Sequence[Cell]) -> Inside:
@@ -68,8 +63,8 @@ def attended(cells: Sequence[Cell]) -> Inside:
         words = [(text, weight) for text, weight in pairs if text is not None]
         plot = _maps(f"attention-{number}", one, _energy(logmel, manifest, one))
         cards.append({"attended": one, "why": why, "words": words, "plot": plot})
-    plots = [_by_token(average), _by_class(average, list(sampled.truth), cell.classes)]
-    return Inside(cell, "", plots, cards, logmel is not None)
+    tables = [_by_token(average), _by_class(average, list(sampled.truth), cell.classes)]
+    return Inside(cell, "", [*tables, *(card["plot"] for card in cards)], cards, logmel is not None)
 
 
 def _chosen(cell: Cell, mine: Any) -> dict[str, str]:
@@ -104,7 +99,7 @@ def _by_token(seen: Sequence[Attended]) -> Table:
         for number, values in enumerate(zip(*columns, strict=True), 1)
     ]
     points = [("audio", row["query token"], tuple(row[name] for name in names[:3])) for row in rows]
-    return described("tokens", rows, points=points, shape={"baseline": even}, n=len(seen), even=even)
+    return described("tokens", rows, points=points, n=len(seen), even=even)
 
 
 def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence[str]) -> Table:
@@ -191,8 +186,7 @@ def _groups(cell: Cell) -> Table:
     points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in rows if counts[row["by"]] <= GROUPS]
     every = 100 * (1 - p.right.mean())
     left = f"Groupings of more than {GROUPS} groups are only in the numbers." * (len(points) < len(rows))
-    shape = {"baseline": every, "limits": (0, None)}
-    return described("groups", rows, left, points=points, shape=shape, every=every, over=cell.over, fewest=FEWEST)
+    return described("groups", rows, left, points=points, every=every, over=cell.over, fewest=FEWEST)
 
 
 def agreement(cell: Cell) -> np.ndarray:
@@ -228,4 +222,4 @@ def _agreement(cell: Cell) -> Table:
     if voted.any() and np.ptp(behind[voted]) and np.ptp(p.given[voted]):
         found = f"{spearmanr(behind[voted], p.given[voted]).statistic:+.2f}".replace("-", "−")
         rank = f"Spearman’s correlation of agreement and what is given to the truth: {found}. "
-    return described("agreement", rows, points=points, shape={"ticks": ticks}, over=cell.over, rank=rank)
+    return described("agreement", rows, points=points, ticks=ticks, over=cell.over, rank=rank)

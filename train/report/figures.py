@@ -19,14 +19,10 @@ from .tables import Table
 
 WIDTH = 420.0  # points
 
-# What is drawn in the colour on the left is shown in the page's variable on the right (style.css).
-INK, MUTED, GRID = "#010101", "#020202", "#030303"
-# Okabe & Ito's colours, safe for the colour-blind, in the order of use; markers tell the series apart as well.
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)), (0, (8, 3)), "-")
+# What is drawn in these colours is shown in the page's variables of these names, the series in c1 to c7 (style.css).
+VARIABLES = {"#010101": "ink", "#020202": "muted", "#030303": "grid"}
+INK, MUTED, _ = VARIABLES
 DASHED: Any = {"color": MUTED, "linewidth": 1, "linestyle": (0, (4, 3))}
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {colour: f"c{n}" for n, colour in enumerate(SERIES, 1)}
 
 Point = tuple[str, Any, Any]
 
@@ -38,7 +34,7 @@ class Plot:
     kind: str  # of KINDS
     xlabel: str = ""
     ylabel: str = ""
-    limits: Sequence[float | None] = (None, None)  # of the values
+    limits: Sequence[float] = ()  # of the values: the least, and the largest
     legend: int = 0  # columns
     baseline: float = np.nan  # dashed, if there is one
     above: bool = False  # the names of dots are above their lines, so that long ones fit on a phone
@@ -73,31 +69,34 @@ def svg_of(table: Table) -> Svg:
     with matplotlib.rc_context({"svg.hashsalt": table.name}, style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has other fonts
         KINDS[plot.kind](table.points, plot).savefig(sink, format="svg")
+        series = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
     opening, _, svg = sink.getvalue().partition("<svg ")[2].partition(">")
     needless = r"<metadata>.*?</metadata>|<style [^>]*>.*?</style>|<!--.*?-->"
     svg = re.sub(needless, "", svg.removesuffix("</svg>\n"), flags=re.DOTALL)
-    svg = re.sub(r"<[^>]*>", lambda tag: _tidied(tag[0]), svg)
+    variables = VARIABLES | {colour: f"c{number}" for number, colour in enumerate(series, 1)}
+    svg = re.sub(r"<[^>]*>", lambda tag: _tidied(tag[0], variables), svg)
     return Svg(opening.partition('viewBox="')[2].partition('"')[0], re.sub(r"\s*\n\s*", "\n", svg).strip())
 
 
-def _tidied(tag: str) -> str:
+def _tidied(tag: str, variables: Mapping[str, str]) -> str:
     """One tag (never the text between tags, which is the reader's) without ids of groups and needless digits."""
     tag = re.sub(r'^<g id="[^"]*"', "<g", tag).replace("xlink:href", "href")
     tag = re.sub(r"(font: [^\"']*?[\d.]+px) [^\";]*", r"\1 inherit", tag)
     tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
-    for colour, variable in VARIABLES.items():
+    for colour, variable in variables.items():
         tag = tag.replace(colour, f"var(--{variable})")
     return tag
 
 
 def _series(points: Sequence[Point]) -> Iterator[tuple[list[Any], np.ndarray, dict[str, Any]]]:
     """Where each series' points are, their values with the ends of their intervals [3, n] (NaN for none), its style."""
-    for number, label in enumerate(dict.fromkeys(label for label, _, _ in points)):
+    import matplotlib
+
+    styles = matplotlib.rcParams["axes.prop_cycle"]()
+    for label, style in zip(dict.fromkeys(label for label, _, _ in points), styles, strict=False):
         mine = [(at, value) for name, at, value in points if name == label]
         values = [value if isinstance(value, tuple) else (value, None, None) for _, value in mine]
-        k = number % len(SERIES)
-        style = {"label": label, "color": SERIES[k], "marker": MARKERS[k], "linestyle": DASHES[k]}
-        yield [at for at, _ in mine], np.array(values, dtype=float).T, style
+        yield [at for at, _ in mine], np.array(values, dtype=float).T, {"label": label, **style}
 
 
 def _fitted(labels: Sequence[str], width: int) -> list[str]:
@@ -149,7 +148,7 @@ def dots(points: Sequence[Point], plot: Plot) -> Any:
     axes.axvline(plot.baseline, **DASHED)
     ticks = {} if plot.above else {end: name for (_, name), end in lines.items()}
     axes.set_yticks(list(ticks), list(ticks.values()))
-    axes.set(xlim=plot.limits, ylim=(end - 0.4, -0.8))
+    axes.set(xlim=(*plot.limits, None, None)[:2], ylim=(end - 0.4, -0.8))
     axes.grid(axis="y", visible=not plot.above and not headings)
     axes.spines["left"].set_visible(not plot.above)
     return _finished(drawing, axes, plot)
@@ -169,7 +168,7 @@ def lines(points: Sequence[Point], plot: Plot) -> Any:
     axes.axhline(plot.baseline, **DASHED)
     if plot.diagonal:
         axes.axline((points[0][1],) * 2, slope=1, **DASHED)
-    axes.set(ylim=plot.limits, xscale="log" if plot.log else "linear")
+    axes.set(ylim=(*plot.limits, None, None)[:2], xscale="log" if plot.log else "linear")
     if plot.ticks is None:
         axes.xaxis.get_major_locator().set_params(integer=True)
     else:
@@ -191,7 +190,7 @@ def matrices(shown: tuple[Sequence[str], Mapping[str, np.ndarray]], _: Plot) -> 
     for axes, title, matrix in zip(grid.flat, _fitted(list(counts), 44), counts.values(), strict=False):
         for (row, column), share in np.ndenumerate(100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)):
             corners = [column - 0.5, column + 0.5], [row - 0.5] * 2, [row + 0.5] * 2
-            axes.fill_between(*corners, color=SERIES[0], alpha=0.04 + 0.006 * share, linewidth=0)
+            axes.fill_between(*corners, color="C0", alpha=0.04 + 0.006 * share, linewidth=0)
             axes.text(column, row, f"{share:.0f}", ha="center", va="center")
         axes.set(xlim=ends, ylim=ends[::-1], aspect="equal", xticks=ticks, yticks=ticks)
         axes.set(xticklabels=classes, yticklabels=classes)
@@ -222,15 +221,15 @@ def attention_maps(shown: tuple[Any, ...], _: Plot) -> Any:
         levels = (levels - levels.min()) / max(float(np.ptp(levels)), 1e-9)
         top.fill_between(np.arange(len(levels)) * hop, levels, color=MUTED, alpha=0.28, linewidth=0, step="mid")
     x = (np.arange(len(over_time)) + 0.5) * end / len(over_time)
-    top.plot(x, over_time / max(over_time.max(), 1e-12), color=SERIES[0], linewidth=1.8)
+    top.plot(x, over_time / max(over_time.max(), 1e-12), color="C0", marker="", linewidth=1.8)
     top.set(ylim=(0, 1.06), xlim=(0, end), yticks=[], title=f"attention over the {unit}")
     top.set_xticklabels([])
     top.grid(visible=False)
     top.spines["left"].set_visible(False)
-    _heat(heat, frames, SERIES[0], 0, end)
+    _heat(heat, frames, "C0", 0, end)
     heat.set(xlabel=unit, ylabel="query token")
     heat.yaxis.get_major_locator().set_params(integer=True)
-    _heat(beside, words, SERIES[1], -0.5, len(names) - 0.5)
+    _heat(beside, words, "C1", -0.5, len(names) - 0.5)
     beside.set(yticks=[], title="words")
     short = [name if len(name) < 11 else f"{name[:9]}…" for name in names]
     beside.set_xticks(range(len(names)), short, rotation=90, fontsize=10.5)

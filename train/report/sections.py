@@ -12,7 +12,7 @@ from ser.train.search import cell_name, chosen_rows
 
 from .calibration import calibrated, ratings
 from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts
-from .cells import Cell, drawn, grouped
+from .cells import Cell, drawn, grouped, same_run
 from .examples import attended, errors
 from .figures import Point
 from .html import Page
@@ -96,10 +96,10 @@ def _results(cells: Sequence[Cell]) -> list[Table]:
     for name, metric in SHOWN.items():
         rows = [{"cell": cell.label, f"{name} %": cell.with_interval(metric)} for cell in cells[:PLOTTED]]
         chance = 100 / len(cells[0].classes) if metric == "ua" else np.nan
-        drawing: Row = {"points": [(name, *row.values()) for row in rows], "shape": {"baseline": chance}}
+        points = [(name, *row.values()) for row in rows]
         told = f"Dashed: chance, {chance:.0f} %." * (metric == "ua"), drawn(cells, PLOTTED)
-        words = {"name": f"{metric.replace('_', '-')}-plot", "score": name}
-        plots.append(described("score", rows, *told, **drawing, **words))
+        words: Row = {"name": f"{metric.replace('_', '-')}-plot", "score": name, "chance": chance}
+        plots.append(described("score", rows, *told, points=points, **words))
     recipes = {quoted.recipe.name: quoted.recipe for cell in cells for quoted in quoted_for(cell)}
     others = [
         {"table": recipe.title, "system": name}
@@ -221,15 +221,10 @@ def _as_papers_test(first: Cell, second: Cell) -> Row:
         both = one.merge(other, on="id", suffixes=(None, "_2"))
         if len(both):
             row |= {"utterances": len(both), "McNemar p": mcnemar(both.truth, both.predicted, both.predicted_2)}
-    by_run = [
-        {(run.config["seed"], run.config["fold"], run.config["cut"]): 100 * run.result["ua"] for run in cell.runs}
-        for cell in (first, second)
-    ]
-    keys = sorted(by_run[0].keys() & by_run[1].keys())
-    if len(keys) > 1:
-        ours, theirs = ([ua[key] for key in keys] for ua in by_run)
-        row["pairs of runs"] = len(keys)
-        row["t-test p"], row["Wilcoxon p"] = p_of_runs(ours, theirs)
+    ours, theirs = ({same_run(run): 100 * run.result["ua"] for run in cell.runs} for cell in (first, second))
+    if len(keys := sorted(ours.keys() & theirs.keys())) > 1:
+        t, wilcoxon = p_of_runs([ours[key] for key in keys], [theirs[key] for key in keys])
+        row |= {"pairs of runs": len(keys), "t-test p": t, "Wilcoxon p": wilcoxon}
     return row
 
 
@@ -333,4 +328,4 @@ def _queries(cells: Sequence[Cell]) -> Table:
             rows.append({"cells": label, "L": cell.config["settings"]["queries"], **_with_intervals(cell), **paper})
     points = [(row["cells"], row["L"], row["UA %"]) for row in rows]
     ticks = {number: str(number) for number in sorted({row["L"] for row in rows})}
-    return described("queries", rows, points=points, shape={"ticks": ticks})
+    return described("queries", rows, points=points, ticks=ticks)

@@ -62,21 +62,24 @@ class Table:
         return [[shown(row.get(heading), heading) for heading in self.columns] for row in self.rows]
 
 
-def described(
-    texts: str, rows: Sequence[Row], *sentences: str, points: Any = None, shape: Row | None = None, **fields: Any
-) -> Table:
+def described(texts: str, rows: Sequence[Row], *sentences: str, points: Any = None, **fields: Any) -> Table:
     """A table and, if it has `points`, its plot with the texts of that name in texts.toml, filled in with `fields`.
 
     `sentences`, if any, end the note, of the plot if there is one. Its own name is that of the texts, or a field.
-    `shape` is what texts.toml cannot know of how it is drawn.
     """
     told = {which: text_of(texts, which, fields) for which in ("caption", "note", "title", "below")}
     last = "note" if points is None else "below"
     told[last] = " ".join(filter(None, [told[last], *sentences]))
-    plot = TEXTS[texts].get("plot", {})
-    plot = {key: one.format_map(fields) if isinstance(one, str) else one for key, one in plot.items()} | (shape or {})
+    plot = {key: _filled(one, fields) for key, one in TEXTS[texts].get("plot", {}).items()}
     folded = TEXTS[texts].get("folded", False)
     return Table(fields.get("name", texts), rows=rows, folded=folded, points=points, plot=plot, **told)
+
+
+def _filled(value: Any, fields: Mapping[str, Any]) -> Any:
+    """With the fields filled in; one that stands alone, such as "{ticks}", is no text."""
+    if not isinstance(value, str):
+        return value
+    return fields[value[1:-1]] if value[1:-1] in fields else value.format_map(fields)
 
 
 def text_of(texts: str, which: str, fields: Mapping[str, Any]) -> str:
