@@ -17,6 +17,7 @@ from ser.train.run_folder import Run
 from ser.train.search import Record, cell_name, choose
 
 from .cell_scores import CellScores, finished
+from .tables import sentence
 
 # What stands in a label without its name.
 UNNAMED = ("features", "corpus", "target", "only", "labels", "protocol", "select", "loss", "precision")
@@ -98,7 +99,7 @@ def same_run(run: Run) -> tuple[Any, ...]:
 
 def drawn(cells: Sequence[Cell], most: int) -> str:
     """Which cells are in a plot, if not all."""
-    return f"Drawn: the {most} cells with the highest UA of {len(cells)}." if most < len(cells) else ""
+    return sentence("drawn", most < len(cells), most=most, n=len(cells))
 
 
 def group_runs(runs: Iterable[Run], searches: Sequence[Record] = (), ours: str = "") -> tuple[list[Cell], list[Run]]:

@@ -16,7 +16,7 @@ from ser.train.scores import FEWEST, metrics, share
 
 from .attention import Attended, attend
 from .cells import Cell, Origin
-from .tables import Row, Table, described
+from .tables import Row, Table, described, sentence, shown
 
 SPECIAL = "special tokens"  # [CLS], [SEP] and their like
 SAMPLED = 40  # utterances behind the averages of attention
@@ -185,7 +185,7 @@ def _groups(cell: Cell) -> Table:
     counts = Counter(row["by"] for row in rows)
     points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in rows if counts[row["by"]] <= GROUPS]
     every = 100 * (1 - p.right.mean())
-    left = f"Groupings of more than {GROUPS} groups are only in the numbers." * (len(points) < len(rows))
+    left = sentence("groupings", len(points) < len(rows), most=GROUPS)
     return described("groups", rows, left, points=points, every=every, over=cell.over, fewest=FEWEST)
 
 
@@ -220,6 +220,6 @@ def _agreement(cell: Cell) -> Table:
     ticks = {place: f"{row['raters for the label']}\nn {row['utterances']:,}" for place, row in enumerate(rows)}
     rank = ""
     if voted.any() and np.ptp(behind[voted]) and np.ptp(p.given[voted]):
-        found = f"{spearmanr(behind[voted], p.given[voted]).statistic:+.2f}".replace("-", "−")
-        rank = f"Spearman’s correlation of agreement and what is given to the truth: {found}. "
+        found = shown(float(spearmanr(behind[voted], p.given[voted]).statistic), "difference")
+        rank = sentence("rank", rank=found) + " "
     return described("agreement", rows, points=points, ticks=ticks, over=cell.over, rank=rank)

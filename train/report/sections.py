@@ -19,14 +19,13 @@ from .html import Page
 from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
 from .significance import compare, holm, mcnemar, p_of_runs
-from .tables import TEXTS, Row, Table, described, text_of
+from .tables import Row, Table, described, sentence, text_of
 
 PLOTTED = 30  # cells in a plot of one line for each
 SERIES = 4  # cells in a plot where each is a series
 ALL_PAIRS = 5  # cells; with more, each is tested against the first only
 EPOCHS = 30  # of each cell in the table of learning curves
 MAIN = ("ua", "wa")
-SENTENCES = TEXTS["sentences"]
 
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
@@ -97,7 +96,7 @@ def _results(cells: Sequence[Cell]) -> list[Table]:
         rows = [{"cell": cell.label, f"{name} %": cell.with_interval(metric)} for cell in cells[:PLOTTED]]
         chance = 100 / len(cells[0].classes) if metric == "ua" else np.nan
         points = [(name, *row.values()) for row in rows]
-        told = f"Dashed: chance, {chance:.0f} %." * (metric == "ua"), drawn(cells, PLOTTED)
+        told = sentence("chance", metric == "ua", chance=chance), drawn(cells, PLOTTED)
         words: Row = {"name": f"{metric.replace('_', '-')}-plot", "score": name, "chance": chance}
         plots.append(described("score", rows, *told, points=points, **words))
     recipes = {quoted.recipe.name: quoted.recipe for cell in cells for quoted in quoted_for(cell)}
@@ -125,9 +124,9 @@ def results_table(cells: Sequence[Cell]) -> Table:
         row |= {"interval over": cell.interval_over, "runs": shape if cell.whole else f"{len(cell.runs)} in {shape}"}
         row |= {"n": int(cell.confusion().sum())}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
-    narrow = SENTENCES["narrow"] * any(cell.over == "utterances" for cell in cells)
+    narrow = sentence("narrow", any(cell.over == "utterances" for cell in cells))
     where = f" ({cells[0].conditions})" if alike else ""
-    return described("results", rows, SENTENCES["chosen"] * (len(cells) > 1), _caveat(cells), narrow, where=where)
+    return described("results", rows, sentence("chosen", len(cells) > 1), _caveat(cells), narrow, where=where)
 
 
 def _with_intervals(cell: Cell) -> Row:
@@ -158,7 +157,7 @@ def papers_table(cells: Sequence[Cell]) -> Table:
                 row |= beside(MAIN, dict(numbers), ours, seeds, not differs, cell.caveat is None)
                 rows.append({**row, "differs in": ", ".join(differs) or None})
     unreal = [bool(cell.caveat) for cell in cells]
-    return described("papers", rows, SENTENCES["meant"] * (not all(unreal)), SENTENCES["unreal"] * any(unreal))
+    return described("papers", rows, sentence("meant", not all(unreal)), sentence("unreal", any(unreal)))
 
 
 def _together(places: Sequence[str]) -> str:
@@ -185,8 +184,8 @@ def significance_table(cells: Sequence[Cell]) -> Table:
             found = (test.difference, test.p, p, test.about) if test else (None, None, p, "no utterance in common")
             names = (f"{metric.upper()} {what}" for what in ("difference", "p", "Holm p", "test"))
             row.update(zip(names, found, strict=True))
-    first = f"The cell with the highest UA of {len(cells)} against each of the others." * (len(cells) > ALL_PAIRS)
-    told = (SENTENCES["chosen"], first) * (not any(cell.ours for cell in cells))
+    first = not any(cell.ours for cell in cells)
+    told = sentence("chosen", first), sentence("first", first and len(cells) > ALL_PAIRS, n=len(cells))
     return described("significance", rows, *told)
 
 
@@ -232,7 +231,7 @@ def _emotions(cells: Sequence[Cell]) -> list[Table]:
     classes = cells[0].classes
     alike = [cell for cell in cells if cell.classes == classes]
     shown = alike[:SERIES]
-    few = (drawn(cells, len(shown)), "All are in the numbers.") if len(shown) < len(cells) else ()
+    few = drawn(cells, len(shown)), sentence("all", len(shown) < len(cells))
     every = list(dict.fromkeys(name for cell in cells for name in cell.classes))
     rows: list[Row] = []
     for cell in cells:
@@ -277,7 +276,7 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
 
     kept = sorted(result["epoch"] for result in cells[0].results) if cells and key != "loss" else []
     told = [drawn(cells, SERIES)]
-    told += [f"Dev, or test with best-test. {cells[0].label} kept epochs {kept[0]} to {kept[-1]}."] if kept else []
+    told += [sentence("kept", cell=cells[0].label, first=kept[0], last=kept[-1])] if kept else []
     points: list[Point] = []
     rows: list[Row] = []
     for cell in cells:
@@ -306,7 +305,7 @@ def _modalities(cells: Sequence[Cell]) -> Table:
         rows.append({**row, "in the papers": quoted and quoted.described})
     shown = {cell.label for cell in able[:12]}
     points = [(row["tested with"], row["cell"], row["UA %"]) for row in rows if row["cell"] in shown]
-    unreal = SENTENCES["bias"] * any(cell.caveat is not None for cell in able)
+    unreal = sentence("bias", any(cell.caveat for cell in able))
     return described("bias", rows, drawn(able, len(shown)), unreal, points=points)
 
 

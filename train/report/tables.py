@@ -87,6 +87,11 @@ def text_of(texts: str, which: str, fields: Mapping[str, Any]) -> str:
     return TEXTS[texts].get(which, "").strip().replace("\n", " ").format_map(fields)
 
 
+def sentence(which: str, holds: object = True, **fields: Any) -> str:
+    """What ends a note where it holds, else ""."""
+    return text_of("sentences", which, fields) if holds else ""
+
+
 def shown(value: Any, heading: str) -> str:
     """A value as a reader sees it.
 
