@@ -1,7 +1,6 @@
 """The report's sections about how sure the models are, how the raters agree with them, and about ratings."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -24,7 +23,7 @@ def calibrated(cells: Sequence[Cell]) -> list[Table]:
     for cell, below in ((cell, below) for cell in cells for below in ABSTAINING):
         answered, right = cell.abstaining(below)
         rows.append({"cell": cell.label, "no answer below": below, "answered %": answered, "WA of those %": right})
-    abstaining = replace(described("abstaining", rows), folded=len(cells) > 1)
+    abstaining = described("abstaining", rows, folded=len(cells) > 1)
     return [_diagram(cells), calibration_table(cells), votes_table(cells), abstaining]
 
 

@@ -29,20 +29,21 @@ Point = tuple[str, Any, Any]
 
 @dataclass(frozen=True)
 class Plot:
-    """How a table's points are drawn: what texts.toml says, and what is known when the table is made."""
+    """How a table's points are drawn; texts.toml says what each means."""
 
-    kind: str  # of KINDS
+    kind: str
     xlabel: str = ""
     ylabel: str = ""
-    limits: Sequence[float] = ()  # of the values: the least, and the largest
-    legend: int = 0  # columns
-    baseline: float = np.nan  # dashed, if there is one
-    above: bool = False  # the names of dots are above their lines, so that long ones fit on a phone
+    low: float | None = None
+    high: float | None = None
+    legend: int = 0
+    baseline: float = np.nan
+    above: bool = False
     ticks: Mapping[int, str] | None = None
-    band: bool = False  # intervals are an area, not bars
-    joined: bool = True  # or the dots alone
+    band: bool = False
+    joined: bool = True
     log: bool = False
-    diagonal: bool = False  # dashed, where a value is its x
+    diagonal: bool = False
 
 
 class Svg(NamedTuple):
@@ -125,9 +126,10 @@ def dots(points: Sequence[Point], plot: Plot) -> Any:
     names, series = list(dict.fromkeys(at for _, at, _ in placed)), list(_series(placed))
     shown = _fitted([name for _, name in names], 54)
     headings = {heading for heading, _ in names} - {""}
-    beside = 0 if plot.above else len(series) - 1  # series of one line are drawn beside each other
-    step = 36 + 4 * (plot.legend > 0) if plot.above else 21 + 4 * beside
-    told = 22 * -(-len(series) // plot.legend) if plot.legend else 0
+    above, legend = plot.above, plot.legend
+    beside = 0 if above else len(series) - 1  # series of one line are drawn beside each other
+    step = 36 + 4 * (legend > 0) if above else 21 + 4 * beside
+    told = 22 * -(-len(series) // legend) if legend else 0
     height = 55 + step * len(names) + 30 * len(headings) + told
     drawing, axes = figure(height)
     edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
@@ -138,7 +140,7 @@ def dots(points: Sequence[Point], plot: Plot) -> Any:
             end, last = end + 0.4 * bool(lines), heading
             axes.annotate(heading, (0, end), (-4, 0), ha="right", fontsize=11, color=MUTED, **edge)
             end += 1
-        if plot.above:
+        if above:
             axes.annotate(short, (0, end), (0, 13), fontsize=12, **edge)
         lines[heading, name], end = end, end + 1
     for number, (at, (values, low, high), style) in enumerate(series):
@@ -146,11 +148,11 @@ def dots(points: Sequence[Point], plot: Plot) -> Any:
         axes.hlines(y, low, high, color=style["color"], linewidth=2.5, capstyle="round")
         axes.plot(values, y, **style | {"linestyle": ""})
     axes.axvline(plot.baseline, **DASHED)
-    ticks = {} if plot.above else {end: name for (_, name), end in lines.items()}
+    ticks = {} if above else {end: name for (_, name), end in lines.items()}
     axes.set_yticks(list(ticks), list(ticks.values()))
-    axes.set(xlim=(*plot.limits, None, None)[:2], ylim=(end - 0.4, -0.8))
-    axes.grid(axis="y", visible=not plot.above and not headings)
-    axes.spines["left"].set_visible(not plot.above)
+    axes.set(xlim=(plot.low, plot.high), ylim=(end - 0.4, -0.8))
+    axes.grid(axis="y", visible=not above and not headings)
+    axes.spines["left"].set_visible(not above)
     return _finished(drawing, axes, plot)
 
 
@@ -168,7 +170,7 @@ def lines(points: Sequence[Point], plot: Plot) -> Any:
     axes.axhline(plot.baseline, **DASHED)
     if plot.diagonal:
         axes.axline((points[0][1],) * 2, slope=1, **DASHED)
-    axes.set(ylim=(*plot.limits, None, None)[:2], xscale="log" if plot.log else "linear")
+    axes.set(ylim=(plot.low, plot.high), xscale="log" if plot.log else "linear")
     if plot.ticks is None:
         axes.xaxis.get_major_locator().set_params(integer=True)
     else:

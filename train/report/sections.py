@@ -34,16 +34,16 @@ def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
     inside = attended(known)
     sections = {
         "what-was-run": what_was_run(cells),
-        "results": _results(known) if known else [],
+        "results": known and _results(known),
         "significance": [significance_table(known), papers_tests_table(known)],
-        "emotions": _emotions(known) if known else [],
+        "emotions": known and _emotions(known),
         "calibration": calibrated(known),
         "ratings": ratings(cells),
         "training": _training(cells),
         "modalities": [_modalities(known)],
         "query-tokens": [_queries(known)],
         "inside": inside.tables,
-        "errors": errors(known) if known else [],
+        "errors": known and errors(known),
     }
     told = {name: [*filter(None, tables)] for name, tables in sections.items()}
     kept = {name: tables for name, tables in told.items() if tables or (name == "inside" and inside.fault)}
