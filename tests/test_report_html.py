@@ -153,10 +153,10 @@ def test_words_in_pictures_are_left_alone() -> None:
     label = 'lr 0.01234 #0072b2 $x$ <b> & id="q" xlink:href'
 
     shape = {"kind": "dots", "xlabel": "UA %", "above": True}
-    svg = f"<svg>{svg_of(replace(TABLE, points=[('UA', label, 50)], plot=shape)).inside}</svg>"
+    svg = f"<svg>{svg_of(replace(TABLE, points=[('UA', label, 50)], plot=shape))[1]}</svg>"
     assert label in [element.text for element in ElementTree.fromstring(svg).iter("text")]
     long = [("UA", f"lgf-add · is13+bert · {target} · epochs 12 · standardise_text True", 50) for target in "ab"]
-    fitted = svg_of(replace(TABLE, points=long, plot=shape)).inside
+    fitted = svg_of(replace(TABLE, points=long, plot=shape))[1]
     assert ">lgf-add · a</text>" in fitted and ">lgf-add · b</text>" in fitted
     assert "0.01234" not in re.sub(r">[^<]*<", "><", svg) and "xlink" not in re.sub(r">[^<]*<", "><", svg)
 

@@ -38,7 +38,7 @@ def calibration_table(cells: Sequence[Cell]) -> Table:
         row |= {"ECE with temperature %": cell.reliability(after=True)[0] if scale else None}
         row |= {"temperatures": fitted + f", {at_bound} of {len(scale)} at a bound" * bool(at_bound)}
         row |= {"nominal coverage %": 100 * LEVEL, "coverage of the sets %": sets and sets[0]}
-        row |= {"classes in a set": sets and sets[1], "n": int(cell.confusion().sum())}
+        row |= {"classes in a set": sets and sets[1], "n": cell.n}
         rows.append({**row, "n dev": sum((r.get("calibration") or {}).get("n_dev", 0) for r in cell.results) or None})
     return described("calibration", rows, bins=BINS, bounds=" and ".join(f"{t:g}" for t in TEMPERATURES))
 
@@ -102,7 +102,7 @@ def _scatters(cell: Cell) -> list[Table]:
     for d, name in enumerate(cell.dimensions):
         pairs = np.stack([predicted[some, d], truth[some, d]], axis=1).tolist()
         points = [(name, *pair) for pair in pairs]
-        rows = [dict(zip(("predicted", "rated"), pair, strict=True)) for pair in pairs]
+        rows = [{"predicted": p, "rated": t} for p, t in pairs]
         words = {"name": f"scatter-{name}", "of": name, "dimension": name.capitalize(), **told}
         plots.append(described("scatter", rows, points=points, **words))
     return plots

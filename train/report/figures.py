@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -46,13 +46,6 @@ class Plot:
     diagonal: bool = False
 
 
-class Svg(NamedTuple):
-    """An SVG element's view box, and what it holds."""
-
-    view_box: str
-    inside: str
-
-
 def figure(height: float, **subplots: Any) -> tuple[Any, Any]:
     """A figure `height` points high, with its axes."""
     from matplotlib.figure import Figure
@@ -61,8 +54,11 @@ def figure(height: float, **subplots: Any) -> tuple[Any, Any]:
     return drawing, drawing.subplots(**subplots)
 
 
-def svg_of(table: Table) -> Svg:
-    """A table's plot without dates, its colours as the page's variables, its ids those of no other plot of the page."""
+def svg_of(table: Table) -> tuple[str, str]:
+    """The view box of a table's plot and what an SVG element holds in it.
+
+    Without dates, its colours as the page's variables, its ids those of no other plot of the page.
+    """
     import matplotlib
 
     plot, sink = Plot(**table.plot), io.StringIO()
@@ -76,7 +72,7 @@ def svg_of(table: Table) -> Svg:
     svg = re.sub(needless, "", svg.removesuffix("</svg>\n"), flags=re.DOTALL)
     variables = VARIABLES | {colour: f"c{number}" for number, colour in enumerate(series, 1)}
     svg = re.sub(r"<[^>]*>", lambda tag: _tidied(tag[0], variables), svg)
-    return Svg(opening.partition('viewBox="')[2].partition('"')[0], re.sub(r"\s*\n\s*", "\n", svg).strip())
+    return opening.partition('viewBox="')[2].partition('"')[0], re.sub(r"\s*\n\s*", "\n", svg).strip()
 
 
 def _tidied(tag: str, variables: Mapping[str, str]) -> str:

@@ -23,7 +23,7 @@ class Page:
     cells: Sequence[Cell]
     unfinished: Sequence[Run]
     cautions: Sequence[str]
-    sections: Mapping[str, Sequence[Table]]  # by anchor, in reading order; page.html says what stands around them
+    sections: Mapping[str, Sequence[Table]]  # by anchor, in reading order
     inside: Inside
 
     @property

@@ -121,8 +121,8 @@ def results_table(cells: Sequence[Cell]) -> Table:
         row |= {f"{name} over seeds %": score.over_seeds for name, score in scores.items()}
         row |= {f"{name} over folds %": score.over_folds for name, score in scores.items()}
         shape = f"{len(cell.folds)} × {len(cell.seeds)}"
-        row |= {"interval over": cell.interval_over, "runs": shape if cell.whole else f"{len(cell.runs)} in {shape}"}
-        row |= {"n": int(cell.confusion().sum())}
+        shape = shape if cell.whole else f"{len(cell.runs)} in {shape}"
+        row |= {"interval over": cell.interval_over, "runs": shape, "n": cell.n}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
     narrow = sentence("narrow", any(cell.over == "utterances" for cell in cells))
     where = f" ({cells[0].conditions})" if alike else ""

@@ -43,7 +43,7 @@ class Table:
     title: str = ""
     below: str = ""  # the plot's note
     points: Any = None  # what is plotted
-    plot: Mapping[str, Any] = field(default_factory=dict)  # the kind of plot and its shape, see figures.py
+    plot: Mapping[str, Any] = field(default_factory=dict)  # see figures.py
 
     def __bool__(self) -> bool:
         return bool(self.rows)
