@@ -35,7 +35,7 @@ class Inside(NamedTuple):
 
     cell: Cell | None
     fault: str = ""
-    tables: Sequence[Table] = ()  # those of the `cards`, of single utterances, come last
+    tables: Sequence[Table] = ()  # those of the cards come last
     cards: Sequence[dict[str, Any]] = ()
     energy: bool = False  # whether it is drawn
 

@@ -244,4 +244,4 @@ def _heat(axes: Any, values: np.ndarray, colour: str, left: float, right: float)
     axes.grid(visible=False)
 
 
-KINDS = {kind.__name__: kind for kind in (dots, lines, matrices, attention_maps)}  # of plots, in texts.toml
+KINDS = {kind.__name__: kind for kind in (dots, lines, matrices, attention_maps)}
