@@ -57,7 +57,7 @@ def attended(cells: Sequence[Cell]) -> Inside:
     except SerError as fault:
         return Inside(cell, str(fault))
     average, single = seen[: len(sampled)], seen[len(sampled) :]
-    cards = []
+    cards: list[dict[str, Any]] = []
     for number, (one, why) in enumerate(zip(single, chosen.values(), strict=True), 1):
         pairs = zip(one.texts, (one.tokens @ one.words).tolist(), strict=True)
         words = [(text, weight) for text, weight in pairs if text is not None]
@@ -95,7 +95,7 @@ def _by_token(seen: Sequence[Attended]) -> Table:
     columns = audio.mean(0), *np.quantile(audio, [0.1, 0.9], axis=0), pooling
     names = "to audio %", "a tenth of the utterances below %", "a tenth above %", "its weight in the pooling %"
     rows: list[Row] = [
-        {"query token": number} | dict(zip(names, map(float, values), strict=True))
+        {"query token": number} | dict(zip(names, values, strict=True))
         for number, values in enumerate(zip(*columns, strict=True), 1)
     ]
     points = [("audio", row["query token"], tuple(row[name] for name in names[:3])) for row in rows]

@@ -21,7 +21,7 @@ WIDTH = 420.0  # points
 
 # What is drawn in these colours is shown in the page's variables of these names, the series in c1 to c7 (style.css).
 VARIABLES = {"#010101": "ink", "#020202": "muted", "#030303": "grid"}
-INK, MUTED, _ = VARIABLES
+MUTED = "#020202"
 DASHED: Any = {"color": MUTED, "linewidth": 1, "linestyle": (0, (4, 3))}
 
 Point = tuple[str, Any, Any]

@@ -13,7 +13,7 @@ from .figures import svg_of
 from .provenance import COMMANDS, command
 from .tables import Table
 
-SHORT, ROOMY = 18, 34  # letters: up to here words are not broken; from here on a column needs room
+SHORT, ROOMY = 18, 34  # letters: so short a word is not broken, so long a text needs room
 
 
 @dataclass(frozen=True)

@@ -32,18 +32,18 @@ def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
     """The report of these cells, highest UA first. What is about classes is about the cells that learn any."""
     known = labelled(cells)
     inside = attended(known)
-    sections = {
+    sections: dict[str, list[Table]] = {
         "what-was-run": what_was_run(cells),
-        "results": known and _results(known),
+        "results": _results(known) if known else [],
         "significance": [significance_table(known), papers_tests_table(known)],
-        "emotions": known and _emotions(known),
+        "emotions": _emotions(known) if known else [],
         "calibration": calibrated(known),
         "ratings": ratings(cells),
         "training": _training(cells),
         "modalities": [_modalities(known)],
         "query-tokens": [_queries(known)],
         "inside": inside.tables,
-        "errors": known and errors(known),
+        "errors": errors(known) if known else [],
     }
     told = {name: [*filter(None, tables)] for name, tables in sections.items()}
     kept = {name: tables for name, tables in told.items() if tables or (name == "inside" and inside.fault)}
@@ -179,7 +179,7 @@ def significance_table(cells: Sequence[Cell]) -> Table:
     rows: list[Row] = [{"cell": one.label, "against": other.label} for one, other in pairs]
     for metric in MAIN:
         tests = [compare(*pair, metric, claimed_better(*pair, metric)) for pair in pairs]
-        corrected = holm([test and test.p for test in tests])
+        corrected = holm([test.p if test else None for test in tests])
         for row, test, p in zip(rows, tests, corrected, strict=True):
             found = (test.difference, test.p, p, test.about) if test else (None, None, p, "no utterance in common")
             names = (f"{metric.upper()} {what}" for what in ("difference", "p", "Holm p", "test"))
@@ -261,12 +261,12 @@ def _training(cells: Sequence[Cell]) -> list[Table]:
         _curves(labelled(cells), "ua", "UA of the evaluated part", "UA %", 100),
         _curves([cell for cell in cells if cell.dimensions], "ccc", "Mean CCC of the evaluated part", "mean CCC", 1),
     ]
-    rows: list[Row] = []  # what the layers count in each cell's learned sums
+    rows: list[Row] = []  # what layers count in learned sums
     for cell in cells:
         every = [result.get("layers", {}) for result in cell.results]
         for name in every[0]:
             shares = [100 * one[name] for one in every if name in one]
-            rows.append({"cell": cell.label, "layer": name, "share %": (float(np.mean(shares)), float(np.std(shares)))})
+            rows.append({"cell": cell.label, "layer": name, "share %": (np.mean(shares), np.std(shares))})
     return [*curves, described("layers", rows)]
 
 

@@ -21,7 +21,7 @@ TEXTS = tomllib.loads(Path(__file__).with_name("texts.toml").read_text(encoding=
 # How numbers are shown, and written into a CSV file, by the last word of their heading.
 _FORMS = {"%": ("{:.2f}", "{:.4f}"), "difference": ("{:+.2f}", "{:.4f}"), "p": ("{:.3f}", "{:.6g}")}
 _FINE = {"CCC", "RMSE", "KL", "JS"}  # words of headings: their numbers are not in percent
-_ENDS = {1: ("",), 2: ("", " deviation"), 3: ("", " low", " high")}  # of a heading, by how many numbers are below it
+_ENDS = {1: ("",), 2: ("", " deviation"), 3: ("", " low", " high")}  # of headings, by the numbers below
 
 # Values by heading: text, an int that counts, a float, an interval (value and ends or None), or a spread (mean,
 # deviation or None).

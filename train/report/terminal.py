@@ -79,7 +79,7 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         first = next(row for row in rows if row.cell == recipe.tested)
         tested = finished.pop(recipe.tested)
         rows = [replace(row, compared=_compared(tested, first, row, finished.get(row.cell))) for row in rows]
-    family = holm([row.compared and row.compared.p for row in rows])
+    family = holm([row.compared.p if row.compared else None for row in rows])
     return [replace(row, holm_p=p) for row, p in zip(rows, family, strict=True)]
 
 
