@@ -32,7 +32,7 @@ def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
     """The report of these cells, highest UA first. What is about classes is about the cells that learn any."""
     known = labelled(cells)
     inside = attended(known)
-    sections: dict[str, list[Table]] = {
+    sections: dict[str, Sequence[Table]] = {
         "what-was-run": what_was_run(cells),
         "results": _results(known) if known else [],
         "significance": [significance_table(known), papers_tests_table(known)],
