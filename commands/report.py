@@ -31,17 +31,12 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, ours: str, o
     """
     if open_ and html is None:
         raise click.UsageError("--open shows the page that --html writes: name it, such as --html report.html")
-    from ser.errors import unknown
     from ser.train.report.cells import group_runs
     from ser.train.report.terminal import report_text
     from ser.train.run_folder import find_runs
     from ser.train.search import find_records
 
-    cells, unfinished = group_runs(find_runs(*runs), find_records(*runs))
-    for cell in cells:
-        cell.ours = cell.label == ours
-    if ours and not any(cell.ours for cell in cells):
-        raise unknown("cell", ours, [cell.label for cell in cells])
+    cells, unfinished = group_runs(find_runs(*runs), find_records(*runs), ours)
     answer(report_text(cells, unfinished, paired))
     wanted: dict[Any, Path] = {form: path for form, path in {"html": html, **files}.items() if path}
     if wanted:

@@ -29,17 +29,10 @@ from ser.train.options import Experiment
 from ser.train.report.attention import attend, weights_of
 from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.examples import agreement
-from ser.train.report.figures import dots, figure, svg_of
+from ser.train.report.figures import svg_of
 from ser.train.report.html import Page, write_html
 from ser.train.report.provenance import command, what_was_run
-from ser.train.report.sections import (
-    cautions,
-    claimed_better,
-    make_page,
-    papers_table,
-    papers_tests_table,
-    results_table,
-)
+from ser.train.report.sections import cautions, claimed_better, make_page, papers_tests_table, results_table
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.report.terminal import report_text
 from ser.train.run import load_model
@@ -152,15 +145,11 @@ def test_words_in_pictures_are_left_alone() -> None:
     """What looks like a number, a colour or a formula in a label is the reader's text; long ones say what differs."""
     label = 'lr 0.01234 #0072b2 $x$ <b> & id="q" xlink:href'
 
-    def draw() -> Any:
-        drawing, axes = figure(100)
-        axes.text(0.5, 0.5, label)
-        return drawing
-
-    svg = f"<svg>{svg_of(replace(TABLE, draw=draw)).inside}</svg>"
+    shape = {"kind": "dots", "xlabel": "UA %", "above": True}
+    svg = f"<svg>{svg_of(replace(TABLE, points=[('UA', label, 50)], plot=shape))[1]}</svg>"
     assert label in [element.text for element in ElementTree.fromstring(svg).iter("text")]
     long = [("UA", f"lgf-add · is13+bert · {target} · epochs 12 · standardise_text True", 50) for target in "ab"]
-    fitted = svg_of(replace(TABLE, draw=lambda: dots(long, "UA %", above=True))).inside
+    fitted = svg_of(replace(TABLE, points=long, plot=shape))[1]
     assert ">lgf-add · a</text>" in fitted and ">lgf-add · b</text>" in fitted
     assert "0.01234" not in re.sub(r">[^<]*<", "><", svg) and "xlink" not in re.sub(r">[^<]*<", "><", svg)
 
@@ -221,7 +210,7 @@ def test_the_protocol_table_says_who_trains_and_what_is_known_before(folder: Pat
 def test_the_corpus_table_counts_what_any_cell_tested(cells: dict[str, Cell]) -> None:
     whole = cells["audio:utterance · is13"]
     part = Cell("one fold", whole.runs[:1])
-    tables = {table.name: table for table in what_was_run([part, whole], [])["tables"]}
+    tables = {table.name: table for table in what_was_run([part, whole])}
     corpus, absent = tables["corpus-1"], tables["left-out"]
     assert not any(map(str.isdigit, absent.caption)), "an utterance may stand in several rows"
     n = whole.predictions.id.nunique()
@@ -312,13 +301,14 @@ def test_only_what_is_alike_stands_beside_the_papers(
     config = [{**config, "fold": str(fold)} for fold in range(changes.get("folds", 5))]
     parts = {"train": changes.get("utterances", 5531) - 1241, "dev": 0, "test": 1241}
     cell = made_up("ours", first, config, synthetic=False, random_weights=[], parts=parts)
-    [bias] = [table.rows for table in make_page([cell], []).tables if table.name == "bias"]
+    rows = {table.name: table.rows for table in make_page([cell], []).tables}
+    bias, *_ = rows["bias"]
     if differs is None:
-        assert not papers_table([cell]) and bias[0]["paper UA %"] is None
+        assert "papers" not in rows and bias["paper UA %"] is None
         return
-    [row] = papers_table([cell]).rows
+    [row] = rows["papers"]
     assert row["differs in"] == (differs or None) and row["paper UA %"] == (76.4, None) and row["UA difference"]
-    assert bias[0]["paper UA %"] == 76.4 and differs in bias[0]["in the papers"]
+    assert bias["paper UA %"] == 76.4 and differs in bias["in the papers"]
 
 
 def test_the_better_of_two_papers_cells_is_claimed(cells: dict[str, Cell]) -> None:
@@ -329,6 +319,18 @@ def test_the_better_of_two_papers_cells_is_claimed(cells: dict[str, Cell]) -> No
         made[fusion, queries] = made_up(fusion, first, [{**config, "fold": str(fold)} for fold in range(5)])
     full, without = made["mit", 30], made["mit:no-selfatt", 30]
     assert [claimed_better(*pair, "ua") for pair in ((full, without), (without, full), (full, full))] == [1, -1, 0]
+
+
+def test_the_highest_of_two_alike_is_told_if_one_has_no_interval(cells: dict[str, Cell], tmp_path: Path) -> None:
+    one = cells["mit · hubert+mpnet · queries 3"]
+    runs = [Run(run.path) for run in one.runs]
+    for run in runs:
+        run.__dict__["config"] = run.config | {"settings": {**run.config["settings"], "queries": 5}}
+    two = Cell("mit · hubert+mpnet · queries 5", runs)
+    two.__dict__["predictions"] = two.predictions.assign(speaker="a")
+    assert (one.with_interval("ua")[0], None, None) == two.with_interval("ua") != one.with_interval("ua")
+    write_html(make_page([one, two], []), tmp_path / "report.html")
+    assert "UA is highest with 3 query tokens" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 # --- attention against the equations
@@ -511,7 +513,7 @@ def test_480_runs_stay_small_and_quick(runs: list[Run], tmp_path: Path) -> None:
 # --- on the terminal
 
 
-def test_the_terminal_says_the_same(content: Page) -> None:
+def test_the_terminal_says_the_same(content: Page, runs: list[Run]) -> None:
     cells = content.cells
     text = report_text(cells, [])
     for cell in cells:
@@ -525,9 +527,7 @@ def test_the_terminal_says_the_same(content: Page) -> None:
     assert "chosen on the test score" in text and "chosen on the test score" not in report_text(cells[:1], [])
     with pytest.raises(WrongUse, match="one cell"):
         report_text(cells[:1], [], paired=True)
-    cells[-1].ours = True
-    pairs = [(row["cell"], row["against"]) for row in papers_tests_table(cells).rows]
-    assert pairs == [(cells[-1].label, cell.label) for cell in cells[:-1]]
-    cells[-1].ours = False
+    tested = papers_tests_table(group_runs(runs, ours=cells[-1].label)[0])
+    assert [[*row.values()][:2] for row in tested.rows] == [[cells[-1].label, cell.label] for cell in cells[:-1]]
     edited = name_apart([{**cells[0].config, "code": letter * 64} for letter in "ab"])
     assert [label.rpartition(" · ")[2] for label in edited] == ["code aaaaaaaa", "code bbbbbbbb"]

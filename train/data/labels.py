@@ -281,7 +281,7 @@ def _check_iemocap(policy: Policy, corpus: str, found: Utterances) -> None:
         )
 
 
-def _ballots(policy: Policy, raters: Sequence[Sequence[str]] | None) -> np.ndarray:
+def ballots(policy: Policy, raters: Sequence[Sequence[str]] | None) -> np.ndarray:
     """Each rater's vote for an utterance, shared evenly among the categories that they gave, [raters, K].
 
     What the policy leaves out is dropped.
@@ -298,10 +298,10 @@ def soft_labels(
 ) -> np.ndarray:
     """Percentages of the annotators per class, float32 [n, K] with rows that sum to 1 (USC §3.2).
 
-    Each annotator has one vote, see `_ballots`, scaled to 1 over the classes of the policy. Without a vote left, the
+    Each annotator has one vote, see `ballots`, scaled to 1 over the classes of the policy. Without a vote left, the
     consensus label counts alone; without `labels` such a row is 0.
     """
-    targets = np.array([_ballots(policy, raters).sum(0) for raters in votes]).reshape(len(votes), len(policy.classes))
+    targets = np.array([ballots(policy, raters).sum(0) for raters in votes]).reshape(len(votes), len(policy.classes))
     if labels is not None and policy.classes:
         silent = np.flatnonzero(~targets.any(1))
         targets[silent, labels[silent]] = 1
@@ -316,8 +316,8 @@ def rater_votes(policy: Policy, votes: Sequence[Sequence[Sequence[str]] | None])
     """
     matrix, left_out = np.zeros((len(policy.classes), len(policy.classes)), np.int64), 0
     for raters in votes:
-        ballots = _ballots(policy, raters)
-        for mine, others in zip(ballots, ballots.sum(0) - ballots, strict=True):
+        cast = ballots(policy, raters)
+        for mine, others in zip(cast, cast.sum(0) - cast, strict=True):
             agreed, said = (np.flatnonzero(shares > max(shares.max(), 2e-9) - 1e-9) for shares in (others, mine))
             if len(agreed) == len(said) == 1:
                 matrix[agreed[0], said[0]] += 1

@@ -13,7 +13,7 @@ from torch import Tensor
 from ser.cache.manifest import Manifest
 from ser.cache.store import Store
 from ser.errors import SerError
-from ser.train.data.features import FeatureSelection, ModalitySelection
+from ser.train.data.features import read_name, select_features
 from ser.train.models.layers import Attention, DecoderLayer
 from ser.train.models.msmser import ModalityInteraction
 from ser.train.models.ragged import Batch, RaggedLayout, SelfAttentionPooling, Sequences
@@ -61,11 +61,9 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
         raise SerError(f"{run.path}: its model has no modality interaction transformer")
     rows = [manifest.ids.index(utterance) for utterance in utterances]
     corpora = [part.corpus for part in manifest.parts]
-    selected = {}
-    for modality, described in run.config["features"].items():
-        named = [(f"{one['feature']}@{one['fingerprint']}", one) for one in described.get("joined", [described])]
-        parts = tuple(FeatureSelection(store.feature(name), hop=one.get("hop")) for name, one in named)
-        selected[modality] = ModalitySelection(described["feature"], parts)
+    features = [one for of in run.config["features"].values() for one in of.get("joined", [of])]
+    named = [f"{read_name(one)}@{one['fingerprint']}" for one in features]
+    selected, _ = select_features(store, "+".join(named), manifest.corpus)
     loaded = {modality: one.source(manifest, np.array(rows)) for modality, one in selected.items()}
     audio, text = (selected[modality].parts[0] for modality in ("audio", "text"))
     packed = text.feature.load(manifest, rows)

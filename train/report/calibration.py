@@ -1,30 +1,30 @@
-"""The report's section about how sure the models are: calibration, sets, what abstaining gains, and the raters."""
+"""The report's sections about how sure the models are, how the raters agree with them, and about ratings."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
 from ser.train.scores import BINS, LEVEL, SHOWN, TEMPERATURES
 
+from .cell_scores import named
 from .cells import Cell, drawn
-from .figures import Point, lines
-from .html import Part
+from .figures import Point
 from .tables import Row, Table, described
 
 DRAWN = 2  # cells in the diagram, each before and after its temperature
 ABSTAINING = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # probabilities below which no answer is given
+DOTS = 300  # of a scatter plot
+SLICES = 10  # of the predicted ratings in their order, of equally many each
 
 
-def calibrated(cells: Sequence[Cell]) -> Part:
-    """The tables of all cells, and the reliability diagram of the first."""
+def calibrated(cells: Sequence[Cell]) -> list[Table]:
+    """The reliability diagram of the first cells, and the tables of all."""
     rows = []
     for cell, below in ((cell, below) for cell in cells for below in ABSTAINING):
         answered, right = cell.abstaining(below)
         rows.append({"cell": cell.label, "no answer below": below, "answered %": answered, "WA of those %": right})
-    abstaining = replace(described("abstaining", rows), folded=len(cells) > 1)
-    return {"plots": [_diagram(cells)], "tables": [calibration_table(cells), votes_table(cells), abstaining]}
+    abstaining = described("abstaining", rows, folded=len(cells) > 1)
+    return [_diagram(cells), calibration_table(cells), votes_table(cells), abstaining]
 
 
 def calibration_table(cells: Sequence[Cell]) -> Table:
@@ -38,7 +38,7 @@ def calibration_table(cells: Sequence[Cell]) -> Table:
         row |= {"ECE with temperature %": cell.reliability(after=True)[0] if scale else None}
         row |= {"temperatures": fitted + f", {at_bound} of {len(scale)} at a bound" * bool(at_bound)}
         row |= {"nominal coverage %": 100 * LEVEL, "coverage of the sets %": sets and sets[0]}
-        row |= {"classes in a set": sets and sets[1], "n": int(cell.confusion().sum())}
+        row |= {"classes in a set": sets and sets[1], "n": cell.n}
         rows.append({**row, "n dev": sum((r.get("calibration") or {}).get("n_dev", 0) for r in cell.results) or None})
     return described("calibration", rows, bins=BINS, bounds=" and ".join(f"{t:g}" for t in TEMPERATURES))
 
@@ -73,5 +73,47 @@ def _diagram(cells: Sequence[Cell]) -> Table:
                     found = {"confidence %": 100 * confidence / n, "right %": 100 * right / n}
                     rows.append({"cell": name, **found, "n": int(n)})
                     points += [(name, *found.values())] if number < DRAWN else []
-    draw = partial(lines, points, "confidence %", "right %", limits=(-2, 102), diagonal=True)
-    return described("reliability", rows, drawn(cells, DRAWN), draw=draw)
+    return described("reliability", rows, drawn(cells, DRAWN), points=points)
+
+
+def ratings(cells: Sequence[Cell]) -> list[Table]:
+    """The scores of all cells that learn them; scatter and calibration of the one with the highest mean CCC."""
+    best = max((cell for cell in cells if cell.dimensions), key=lambda cell: cell.score("ccc").pooled, default=None)
+    return [ratings_table(cells), *_scatters(best), _rated(best)] if best else []
+
+
+def ratings_table(cells: Sequence[Cell]) -> Table:
+    """One line per cell and way to test it."""
+    rows = []
+    for cell, test in [(one, test) for one in cells if one.dimensions for test in one.tests]:
+        row: Row = {"cell": cell.label, "tested with": test, "mean CCC": cell.score("ccc", test).pooled}
+        row |= {named(metric): cell.with_interval(metric, test) for metric in cell.rated}
+        row |= {"scale": cell.scale, "interval over": cell.interval_over, "n": cell.n}
+        rows.append({**row, "conditions": cell.conditions})
+    return described("ratings", rows)
+
+
+def _scatters(cell: Cell) -> list[Table]:
+    """Truth over prediction of each dimension."""
+    truth, predicted = cell.ratings()
+    some = np.linspace(0, len(truth) - 1, min(DOTS, len(truth))).round().astype(int)
+    told = {"cell": cell.label, "drawn": len(some), "n": len(truth)}
+    plots = []
+    for d, name in enumerate(cell.dimensions):
+        pairs = np.stack([predicted[some, d], truth[some, d]], axis=1).tolist()
+        points = [(name, *pair) for pair in pairs]
+        rows = [{"predicted": p, "rated": t} for p, t in pairs]
+        words = {"name": f"scatter-{name}", "of": name, "dimension": name.capitalize(), **told}
+        plots.append(described("scatter", rows, points=points, **words))
+    return plots
+
+
+def _rated(cell: Cell) -> Table:
+    """The mean rating in each slice of the predictions, by dimension."""
+    rows: list[Row] = []
+    for name, truth, predicted in zip(cell.dimensions, *(each.T for each in cell.ratings()), strict=True):
+        for some in np.array_split(np.argsort(predicted, kind="stable"), min(SLICES, len(predicted))):
+            means = {"mean predicted": float(predicted[some].mean()), "mean rated": float(truth[some].mean())}
+            rows.append({"dimension": name, **means, "predictions": len(some)})
+    points = [(row["dimension"], row["mean predicted"], row["mean rated"]) for row in rows]
+    return described("calibration-ratings", rows, points=points, cell=cell.label, bins=SLICES)

@@ -42,7 +42,6 @@ from ser.train.scores import (
 )
 
 RANGES = {"ccc": (-1.0, 1.0), "rmse": (0.0, np.inf)}  # no interval leaves them
-COLUMNS = {"speakers": "speaker", "dialogues": "dialogue", "utterances": "id"}  # of the predictions
 NO_COMPARISON = "no comparison with the paper is meant"
 NOT_KNOWN = "whether test speakers are heard in training is not known"
 ENDS = ("pooled", "low", "high")
@@ -124,7 +123,7 @@ class CellScores:
         class that does not occur in two of them. With a `corpus`, one of several, of its utterances alone.
         """
         rated = self._is_rated(metric)
-        groups = self.groups(self.over)
+        groups = self.group
         if corpus is not None:
             groups = groups.where(self.predictions.id.str.startswith(f"{corpus}/"))
         matrices = self.by_group(groups, test, rated)
@@ -136,27 +135,31 @@ class CellScores:
         return within(RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(found, 1))
 
     @cached_property
-    def groupings(self) -> list[str]:
-        """What the groups of intervals and tests can be, the default first; utterances where nothing else is known."""
+    def groupings(self) -> dict[str, Any]:
+        """The group of each prediction by what groups of intervals and tests can be, the default first.
+
+        Utterances where nothing else is known.
+        """
         p = self.predictions
         alone = p.dialogue.isna().any() or p.dialogue.nunique() == p.id.nunique()
         known = {"speakers": p.speaker.notna().all(), "dialogues": not alone}
-        return [over for over, is_known in known.items() if is_known] or ["utterances"]
+        return {over: p[over[:-1]] for over, is_known in known.items() if is_known} or {"utterances": p.id}
 
     @property
     def over(self) -> str:
         """What the groups of the intervals are."""
-        return self.groupings[0]
+        return next(iter(self.groupings))
+
+    @property
+    def group(self) -> Any:
+        """Of the intervals, that of each prediction, a series."""
+        return self.groupings[self.over]
 
     @property
     def interval_over(self) -> str:
         """What the intervals are over and of how many, or why there is none."""
-        g = self.groups(self.over).nunique()
+        g = self.group.nunique()
         return f"{'' if g >= FEWEST else 'no interval: '}{how_many(g, self.over)}"
-
-    def groups(self, over: str) -> Any:
-        """The group of each prediction, a series; nothing where the run does not know it."""
-        return self.predictions[COLUMNS[over]]
 
     @cached_property
     def corpora(self) -> list[dict[str, Any]]:
@@ -218,23 +221,17 @@ class CellScores:
 
         Of several corpora the lines of `corpora` too.
         """
-        return {
-            **({"corpora": self.corpora} if self.corpora else {}),
-            **{metric: self.score(metric).pooled for metric in SHOWN.values() if self.classes},
-            **{k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions} for k in RANGES if self.dimensions},
-            "intervals": {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()},
-            **(self._how_sure if self.classes else {}),
-            **({"raters": self.raters} if self.raters else {}),
-            **{kind: dict(zip(ENDS, ends, strict=True)) for kind, ends in self.divergences().items()},
-        }
-
-    @property
-    def _how_sure(self) -> dict[str, Any]:
-        after, sets = self.reliability(after=True)[0] if self.temperatures else None, self.conformal
-        return {
-            "calibration": {"ece": self.reliability()[0], "ece_tempered": after, "temperatures": self.temperatures},
-            "conformal": sets and {"level": 100 * LEVEL, "coverage": sets[0], "size": sets[1]},
-        }
+        told: dict[str, Any] = {"corpora": self.corpora} if self.corpora else {}
+        told |= {metric: self.score(metric).pooled for metric in SHOWN.values() if self.classes}
+        told |= {k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions} for k in RANGES if self.dimensions}
+        told["intervals"] = {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()}
+        if self.classes:
+            after, sets = self.reliability(after=True)[0] if self.temperatures else None, self.conformal
+            fitted = {"ece_tempered": after, "temperatures": self.temperatures}
+            told["calibration"] = {"ece": self.reliability()[0], **fitted}
+            told["conformal"] = sets and {"level": 100 * LEVEL, "coverage": sets[0], "size": sets[1]}
+        told |= {"raters": self.raters} if self.raters else {}
+        return told | {kind: dict(zip(ENDS, ends, strict=True)) for kind, ends in self.divergences().items()}
 
     @property
     def intervals(self) -> dict[str, Ends]:
@@ -300,9 +297,9 @@ class CellScores:
 
         Probabilities are those after the temperature, if there is one.
         """
-        groups, right = self.groups(self.over), self.probabilities["both"].argmax(1) == self.truth
-        answered = self.sure.max(1) >= below
-        return share(answered, groups), share(right[answered], groups[answered]) if answered.any() else None
+        right, answered = self.probabilities["both"].argmax(1) == self.truth, self.sure.max(1) >= below
+        of_those = share(right[answered], self.group[answered]) if answered.any() else None
+        return share(answered, self.group), of_those
 
     @cached_property
     def conformal(self) -> tuple[Ends, float] | None:
@@ -316,7 +313,7 @@ class CellScores:
         on_dev = [conformal_threshold(self._numbers(p.truth), np.stack(p.probabilities).astype(float)) for p in dev]
         inside = self.probabilities["both"] >= np.array(on_dev)[self.predictions.run][:, None]
         held = inside[np.arange(len(inside)), self.truth]
-        return share(held, self.groups(self.over)), float(inside.sum(1).mean())
+        return share(held, self.group), float(inside.sum(1).mean())
 
     @property
     def raters(self) -> dict[str, Any] | None:
@@ -332,8 +329,7 @@ class CellScores:
         if any("kl" not in result for result in self.results):
             return {}
         found = divergences(np.stack(self.predictions.votes), self.probabilities["both"])
-        groups = self.groups(self.over)
-        return {name: average(values, groups, (0.0, np.inf)) for name, values in found.items()}
+        return {name: average(values, self.group, (0.0, np.inf)) for name, values in found.items()}
 
     @cached_property
     def predictions(self) -> Any:

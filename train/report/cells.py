@@ -11,12 +11,13 @@ import numpy as np
 
 from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.store import Store, open_store
-from ser.errors import SerError, WrongUse
+from ser.errors import SerError, WrongUse, unknown
 from ser.train.models import FUSIONS
 from ser.train.run_folder import Run
 from ser.train.search import Record, cell_name, choose
 
 from .cell_scores import CellScores, finished
+from .tables import sentence
 
 # What stands in a label without its name.
 UNNAMED = ("features", "corpus", "target", "only", "labels", "protocol", "select", "loss", "precision")
@@ -35,9 +36,9 @@ class Origin(NamedTuple):
 class Cell(CellScores):
     """One configuration with its finished runs, by seed and fold. `label` tells it from the report's other cells."""
 
-    def __init__(self, label: str, runs: Sequence[Run], search: Record | None = None) -> None:
+    def __init__(self, label: str, runs: Sequence[Run], search: Record | None = None, ours: bool = False) -> None:
         super().__init__(sorted(runs, key=lambda run: (run.config["seed"], run.config["fold"])))
-        self.label, self.search, self.ours = label, search, False  # ours: tested against each of the others
+        self.label, self.search, self.ours = label, search, ours  # ours: tested against each of the others
         self.config = _config(self.runs[0], search)  # all but fold and seed is the same in all
         self.folds = list(dict.fromkeys(run.config["fold"] for run in self.runs))
         self.seeds = sorted({run.config["seed"] for run in self.runs})
@@ -80,7 +81,7 @@ class Cell(CellScores):
         given = percent[np.arange(len(p)), self.truth]
         known = p[["id", "speaker", "truth", "predicted", "run", "seed"]]
         found = known.assign(right=p.truth == p.predicted, confidence=percent.max(1), given=given)
-        return found.assign(group=self.groups(self.over))
+        return found.assign(group=self.group)
 
 
 def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
@@ -91,16 +92,22 @@ def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[A
     return found
 
 
+def same_run(run: Run) -> tuple[Any, ...]:
+    """What is the same in runs of two cells that test the same utterances, with the same seed."""
+    return run.config["seed"], run.config["fold"], run.config["cut"]
+
+
 def drawn(cells: Sequence[Cell], most: int) -> str:
     """Which cells are in a plot, if not all."""
-    return f"Drawn: the {most} cells with the highest UA of {len(cells)}." if most < len(cells) else ""
+    return sentence("drawn", most < len(cells), most=most, n=len(cells))
 
 
-def group_runs(runs: Iterable[Run], searches: Sequence[Record] = ()) -> tuple[list[Cell], list[Run]]:
+def group_runs(runs: Iterable[Run], searches: Sequence[Record] = (), ours: str = "") -> tuple[list[Cell], list[Run]]:
     """The cells of the finished runs, highest UA first, and the runs that are not finished.
 
     Cells without classes come after those with, highest mean CCC first. A search is one cell, of the runs that were
-    chosen; its other runs are in none, nor is a search within a longer one. Raises `WrongUse` if no run is finished.
+    chosen; its other runs are in none, nor is a search within a longer one. `ours` is the label of the user's own cell.
+    Raises `WrongUse` if no run is finished, or no cell has that label.
     """
     searches = [one for one in searches if not any({*one.candidates} < {*more.candidates} for more in searches)]
     every = sorted(runs, key=lambda run: run.path.name)
@@ -109,15 +116,17 @@ def group_runs(runs: Iterable[Run], searches: Sequence[Record] = ()) -> tuple[li
     found: list[tuple[list[Run], Record | None]] = []
     for search in searches:
         tried = (run for name in search.candidates for run in members.get(name, ()))
-        columns = grouped(tried, lambda run: (run.config["seed"], run.config["fold"], run.config["cut"]))
-        found.append((choose(one for one in columns.values() if len(one) == len(search.candidates)), search))
+        columns = grouped(tried, same_run).values()
+        found.append((choose(one for one in columns if len(one) == len(search.candidates)), search))
     searched = {name for search in searches for name in search.candidates}
     found += [([run for run in same if run.finished], None) for name, same in members.items() if name not in searched]
     found = [(same, search) for same, search in found if same]
     if not found:
         raise WrongUse("no fold has a run of every candidate of its search yet; run the same sweep again to go on")
     labels = name_apart([_config(same[0], search) for same, search in found])
-    cells = [Cell(label, same, search) for label, (same, search) in zip(labels, found, strict=True)]
+    if ours and ours not in labels:
+        raise unknown("cell", ours, labels)
+    cells = [Cell(label, *one, ours=label == ours) for label, one in zip(labels, found, strict=True)]
     best = {cell.label: -cell.score("ua" if cell.classes else "ccc").pooled for cell in cells}
     ranked = sorted(cells, key=lambda cell: (not cell.classes, best[cell.label], cell.label))
     return ranked, [run for run in every if not run.finished]

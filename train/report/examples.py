@@ -3,23 +3,20 @@
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ser.cache.manifest import Manifest
 from ser.cache.store import Feature
 from ser.errors import SerError
-from ser.train.data.labels import Policy
+from ser.train.data.labels import Policy, ballots
 from ser.train.scores import FEWEST, metrics, share
 
 from .attention import Attended, attend
-from .cells import Cell
-from .figures import attention_maps, dots, lines
-from .html import Part
-from .tables import Row, Table, described
+from .cells import Cell, Origin
+from .tables import Row, Table, described, sentence, shown
 
 SPECIAL = "special tokens"  # [CLS], [SEP] and their like
 SAMPLED = 40  # utterances behind the averages of attention
@@ -33,14 +30,22 @@ SECONDS = (0.0, 1.5, 3.0, 5.0, 8.0, np.inf)
 AGREEMENT = {"under 60 %": (0, 60), "60–79 %": (60, 80), "80–99 %": (80, 99.9), "all": (99.9, 101)}
 
 
-def attended(cells: Sequence[Cell]) -> Part:
+class Inside(NamedTuple):
+    """What the query tokens of a cell attend to, on average and in single utterances; or what is at `fault`."""
+
+    cell: Cell | None
+    fault: str = ""
+    tables: Sequence[Table] = ()  # those of the cards come last
+    cards: Sequence[dict[str, Any]] = ()
+    energy: bool = False  # whether it is drawn
+
+
+def attended(cells: Sequence[Cell]) -> Inside:
     """What the query tokens attend to, for the cell with the highest UA that has any; nothing if there is none."""
     cell = next((cell for cell in cells if cell.config["fusion"].partition(":")[0] == "mit"), None)
-    if cell is None:
-        return {}
-    store, manifest, lack = cell.origin
-    if store is None or manifest is None:
-        return {"cell": cell, "fault": lack}
+    store, manifest, lack = cell.origin if cell else Origin()
+    if cell is None or store is None or manifest is None:
+        return Inside(cell, lack)
     p = cell.judged
     mine = p[p.run == 0].join(cell.utterances.text, on="id")
     sampled = mine.iloc[np.linspace(0, len(mine) - 1, min(SAMPLED, len(mine))).round().astype(int)]
@@ -50,18 +55,16 @@ def attended(cells: Sequence[Cell]) -> Part:
         levels = (one for one in store.features() if (one.spec.feature, one.spec.level) == ("logmel", "frame"))
         logmel = next((feature for feature in levels if feature.rows(manifest)), None)
     except SerError as fault:
-        return {"cell": cell, "fault": fault}
+        return Inside(cell, str(fault))
     average, single = seen[: len(sampled)], seen[len(sampled) :]
-    cards = []
+    cards: list[dict[str, Any]] = []
     for number, (one, why) in enumerate(zip(single, chosen.values(), strict=True), 1):
-        pairs = zip(one.texts, one.tokens @ one.words, strict=True)
-        weights = [(text, float(weight)) for text, weight in pairs if text is not None]
-        most = max([weight for _, weight in weights], default=0.0) or 1.0
-        words = [(text, weight / most) for text, weight in weights]
+        pairs = zip(one.texts, (one.tokens @ one.words).tolist(), strict=True)
+        words = [(text, weight) for text, weight in pairs if text is not None]
         plot = _maps(f"attention-{number}", one, _energy(logmel, manifest, one))
         cards.append({"attended": one, "why": why, "words": words, "plot": plot})
-    plots = [_by_token(average), _by_class(average, list(sampled.truth), cell.classes)]
-    return {"cell": cell, "energy": logmel is not None, "plots": plots, "cards": cards}
+    tables = [_by_token(average), _by_class(average, list(sampled.truth), cell.classes)]
+    return Inside(cell, "", [*tables, *(card["plot"] for card in cards)], cards, logmel is not None)
 
 
 def _chosen(cell: Cell, mine: Any) -> dict[str, str]:
@@ -92,13 +95,11 @@ def _by_token(seen: Sequence[Attended]) -> Table:
     columns = audio.mean(0), *np.quantile(audio, [0.1, 0.9], axis=0), pooling
     names = "to audio %", "a tenth of the utterances below %", "a tenth above %", "its weight in the pooling %"
     rows: list[Row] = [
-        {"query token": number} | dict(zip(names, map(float, values), strict=True))
+        {"query token": number} | dict(zip(names, values, strict=True))
         for number, values in enumerate(zip(*columns, strict=True), 1)
     ]
     points = [("audio", row["query token"], tuple(row[name] for name in names[:3])) for row in rows]
-    shape: dict[str, Any] = {"limits": (-2, 102), "joined": False, "baseline": even, "legend": 0}
-    draw = partial(lines, points, "query token", "audio’s share %", **shape)
-    return described("tokens", rows, draw=draw, n=len(seen), even=even)
+    return described("tokens", rows, points=points, n=len(seen), even=even)
 
 
 def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence[str]) -> Table:
@@ -109,8 +110,7 @@ def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence
         audio = float(np.mean(shares))
         rows.append({"true class": name, "utterances": len(shares), "audio %": audio, "text %": 100 - audio})
     points = [(part, row["true class"], row[f"{part} %"]) for part in ("audio", "text") for row in rows]
-    draw = partial(dots, points, "share of the attention %", limits=(-2, 102), legend=2)
-    return described("attention-classes", rows, draw=draw)
+    return described("attention-classes", rows, points=points)
 
 
 def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> Table:
@@ -127,8 +127,8 @@ def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> 
         for modality, whats, weights in (("audio", names, spans), ("text", one.texts, one.words))
         for what, column in zip(whats, weights.T, strict=True)
     ]
-    draw = partial(attention_maps, binned, one.words, short, one.tokens @ binned, end, unit, energy)
-    return described("attention", rows, draw=draw, name=name, utterance=one.utterance)
+    shown = binned, one.words, short, one.tokens @ binned, end, unit, energy
+    return described("attention", rows, points=shown, name=name, utterance=one.utterance)
 
 
 def _binned(frames: np.ndarray, steps: int) -> np.ndarray:
@@ -137,9 +137,9 @@ def _binned(frames: np.ndarray, steps: int) -> np.ndarray:
     return np.add.reduceat(frames, cuts[:-1], axis=1)
 
 
-def errors(cells: Sequence[Cell]) -> Part:
-    """The hardest utterances of all cells; the groups and the raters' agreement of the first."""
-    return {"plots": [*_groups(cells[0]), *_agreement(cells[0])], "hardest": _hardest(cells)}
+def errors(cells: Sequence[Cell]) -> list[Table]:
+    """The groups and the raters' agreement of the first cell; the hardest utterances of all."""
+    return [_groups(cells[0]), _agreement(cells[0]), _hardest(cells)]
 
 
 def _hardest(cells: Sequence[Cell]) -> Table:
@@ -165,8 +165,8 @@ def _hardest(cells: Sequence[Cell]) -> Table:
     return described("hardest", rows, n=len(rows), where=", of all cells" if len(same) > 1 else "")
 
 
-def _groups(cell: Cell) -> list[Table]:
-    """The share of wrong predictions in each group; nothing where no group is known."""
+def _groups(cell: Cell) -> Table:
+    """The share of wrong predictions in each group; no row where no group is known."""
     import pandas
 
     p = cell.judged.join(cell.utterances, on="id")
@@ -185,10 +185,8 @@ def _groups(cell: Cell) -> list[Table]:
     counts = Counter(row["by"] for row in rows)
     points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in rows if counts[row["by"]] <= GROUPS]
     every = 100 * (1 - p.right.mean())
-    left = f"Groupings of more than {GROUPS} groups are only in the numbers." * (len(points) < len(rows))
-    draw = partial(dots, points, "wrong %", baseline=every, limits=(0, None))
-    plot = described("groups", rows, left, draw=draw, every=every, over=cell.over, fewest=FEWEST)
-    return [plot] if rows else []
+    left = sentence("groupings", len(points) < len(rows), most=GROUPS)
+    return described("groups", rows, left, points=points, every=every, over=cell.over, fewest=FEWEST)
 
 
 def agreement(cell: Cell) -> np.ndarray:
@@ -196,19 +194,17 @@ def agreement(cell: Cell) -> np.ndarray:
 
     A rater who gave several categories counts in parts; votes outside the label policy count against the label.
     """
-    labels, p = cell.config["labels"], cell.judged
+    labels, votes = cell.config["labels"], cell.utterances.votes.reindex(cell.predictions.id)
     policy = Policy(labels["policy"], tuple(labels["classes"]), labels["maps"])
-    shares = np.full(len(p), np.nan)
-    for row, (truth, raters) in enumerate(zip(p.truth, cell.utterances.votes.reindex(p.id), strict=True)):
+    shares = np.full(len(votes), np.nan)
+    for row, (k, raters) in enumerate(zip(cell.truth, votes, strict=True)):
         if isinstance(raters, list) and raters:
-            k = cell.classes.index(truth)
-            behind = [np.mean([policy.index(raw) == k for raw in rater]) for rater in raters if rater]
-            shares[row] = 100 * sum(behind) / len(raters)
+            shares[row] = 100 * ballots(policy, raters)[:, k].sum() / len(raters)
     return shares
 
 
-def _agreement(cell: Cell) -> list[Table]:
-    """Confidence and recall by the share of the raters' votes that stand behind the label; nothing without votes."""
+def _agreement(cell: Cell) -> Table:
+    """Confidence and recall by the share of the raters' votes that stand behind the label; no row without votes."""
     from scipy.stats import spearmanr
 
     p, behind = cell.judged, agreement(cell)
@@ -219,14 +215,11 @@ def _agreement(cell: Cell) -> list[Table]:
         if n := part.id.nunique():
             row = {"raters for the label": name, "utterances": n, "right %": share(part.right, part.group)}
             rows.append({**row, "confidence %": part.confidence.mean(), "given to the truth %": part.given.mean()})
-    if not rows:
-        return []
     measures = ("right", "confidence", "given to the truth")
     points = [(measure, place, row[f"{measure} %"]) for measure in measures for place, row in enumerate(rows)]
     ticks = {place: f"{row['raters for the label']}\nn {row['utterances']:,}" for place, row in enumerate(rows)}
-    draw = partial(lines, points, "raters for the label", "%", ticks=ticks, limits=(0, 102), legend=3)
     rank = ""
-    if np.ptp(behind[voted]) and np.ptp(p.given[voted]):
-        found = f"{spearmanr(behind[voted], p.given[voted]).statistic:+.2f}".replace("-", "−")
-        rank = f"Spearman’s correlation of agreement and what is given to the truth: {found}. "
-    return [described("agreement", rows, draw=draw, over=cell.over, rank=rank)]
+    if voted.any() and np.ptp(behind[voted]) and np.ptp(p.given[voted]):
+        found = shown(float(spearmanr(behind[voted], p.given[voted]).statistic), "difference")
+        rank = sentence("rank", rank=found) + " "
+    return described("agreement", rows, points=points, ticks=ticks, over=cell.over, rank=rank)

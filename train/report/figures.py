@@ -1,7 +1,7 @@
 """Matplotlib's figures as inline SVG that follows the page's colours, and is the same bytes each time.
 
-Figures are 420 points wide, which is a phone's width and half a desktop's; text stays text. What they draw are points:
-the name of the series, a name or a number to place the point at, and its value or (value, low, high).
+Figures are 420 points wide, which is a phone's width and half a desktop's; text stays text. What `dots` and `lines`
+draw are points: the name of the series, a name or a number to place the point at, and its value or (value, low, high).
 """
 
 import io
@@ -9,8 +9,9 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,24 +19,31 @@ from .tables import Table
 
 WIDTH = 420.0  # points
 
-# What is drawn in the colour on the left is shown in the page's variable on the right (style.css).
-INK, MUTED, GRID = "#010101", "#020202", "#030303"
-# Okabe & Ito's colours, safe for the colour-blind, in the order of use; markers tell the series apart as well.
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)), (0, (8, 3)), "-")
+# What is drawn in these colours is shown in the page's variables of these names, the series in c1 to c7 (style.css).
+VARIABLES = {"#010101": "ink", "#020202": "muted", "#030303": "grid"}
+MUTED = "#020202"
 DASHED: Any = {"color": MUTED, "linewidth": 1, "linestyle": (0, (4, 3))}
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {colour: f"c{n}" for n, colour in enumerate(SERIES, 1)}
 
 Point = tuple[str, Any, Any]
-Limits = tuple[float | None, float | None]
 
 
-class Svg(NamedTuple):
-    """An SVG element's view box, and what it holds."""
+@dataclass(frozen=True)
+class Plot:
+    """How a table's points are drawn; texts.toml says what each means."""
 
-    view_box: str
-    inside: str
+    kind: str
+    xlabel: str = ""
+    ylabel: str = ""
+    low: float | None = None
+    high: float | None = None
+    legend: int = 0
+    baseline: float = np.nan
+    above: bool = False
+    ticks: Mapping[int, str] | None = None
+    band: bool = False
+    joined: bool = True
+    log: bool = False
+    diagonal: bool = False
 
 
 def figure(height: float, **subplots: Any) -> tuple[Any, Any]:
@@ -46,41 +54,46 @@ def figure(height: float, **subplots: Any) -> tuple[Any, Any]:
     return drawing, drawing.subplots(**subplots)
 
 
-def svg_of(table: Table) -> Svg:
-    """A table's plot without dates, its colours as the page's variables, its ids those of no other plot of the page."""
+def svg_of(table: Table) -> tuple[str, str]:
+    """The view box of a table's plot and what an SVG element holds in it.
+
+    Without dates, its colours as the page's variables, its ids those of no other plot of the page.
+    """
     import matplotlib
 
-    assert table.draw is not None
-    sink = io.StringIO()
+    plot, sink = Plot(**table.plot), io.StringIO()
     style = Path(__file__).with_name("report.mplstyle")
     with matplotlib.rc_context({"svg.hashsalt": table.name}, style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has other fonts
-        table.draw().savefig(sink, format="svg")
+        KINDS[plot.kind](table.points, plot).savefig(sink, format="svg")
+        series = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
     opening, _, svg = sink.getvalue().partition("<svg ")[2].partition(">")
     needless = r"<metadata>.*?</metadata>|<style [^>]*>.*?</style>|<!--.*?-->"
     svg = re.sub(needless, "", svg.removesuffix("</svg>\n"), flags=re.DOTALL)
-    svg = re.sub(r"<[^>]*>", lambda tag: _tidied(tag[0]), svg)
-    return Svg(opening.partition('viewBox="')[2].partition('"')[0], re.sub(r"\s*\n\s*", "\n", svg).strip())
+    variables = VARIABLES | {colour: f"c{number}" for number, colour in enumerate(series, 1)}
+    svg = re.sub(r"<[^>]*>", lambda tag: _tidied(tag[0], variables), svg)
+    return opening.partition('viewBox="')[2].partition('"')[0], re.sub(r"\s*\n\s*", "\n", svg).strip()
 
 
-def _tidied(tag: str) -> str:
+def _tidied(tag: str, variables: Mapping[str, str]) -> str:
     """One tag (never the text between tags, which is the reader's) without ids of groups and needless digits."""
     tag = re.sub(r'^<g id="[^"]*"', "<g", tag).replace("xlink:href", "href")
     tag = re.sub(r"(font: [^\"']*?[\d.]+px) [^\";]*", r"\1 inherit", tag)
     tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
-    for colour, variable in VARIABLES.items():
+    for colour, variable in variables.items():
         tag = tag.replace(colour, f"var(--{variable})")
     return tag
 
 
 def _series(points: Sequence[Point]) -> Iterator[tuple[list[Any], np.ndarray, dict[str, Any]]]:
     """Where each series' points are, their values with the ends of their intervals [3, n] (NaN for none), its style."""
-    for number, label in enumerate(dict.fromkeys(label for label, _, _ in points)):
+    import matplotlib
+
+    styles = matplotlib.rcParams["axes.prop_cycle"]()
+    for label, style in zip(dict.fromkeys(label for label, _, _ in points), styles, strict=False):
         mine = [(at, value) for name, at, value in points if name == label]
         values = [value if isinstance(value, tuple) else (value, None, None) for _, value in mine]
-        k = number % len(SERIES)
-        style = {"label": label, "color": SERIES[k], "marker": MARKERS[k], "linestyle": DASHES[k]}
-        yield [at for at, _ in mine], np.array(values, dtype=float).T, style
+        yield [at for at, _ in mine], np.array(values, dtype=float).T, {"label": label, **style}
 
 
 def _fitted(labels: Sequence[str], width: int) -> list[str]:
@@ -94,36 +107,26 @@ def _fitted(labels: Sequence[str], width: int) -> list[str]:
     return [text if len(text) <= width else f"{text[:half]}…{text[-half:]}" for text in found]
 
 
-def _finished(drawing: Any, axes: Any, xlabel: str, ylabel: str, legend: int) -> Any:
-    """Name the axes, and put a legend of so many columns below the whole figure, if any."""
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    if legend:
+def _finished(drawing: Any, axes: Any, plot: Plot) -> Any:
+    """Name the axes, and put the legend below the whole figure, if any."""
+    axes.set(xlabel=plot.xlabel, ylabel=plot.ylabel)
+    if plot.legend:
         handles, labels = axes.get_legend_handles_labels()
-        drawing.legend(handles, _fitted(labels, 60 // legend), loc="outside lower left", ncols=legend)
+        drawing.legend(handles, _fitted(labels, 60 // plot.legend), loc="outside lower left", ncols=plot.legend)
     return drawing
 
 
-def dots(
-    points: Sequence[Point],
-    xlabel: str,
-    *,
-    above: bool = False,
-    baseline: float | None = None,
-    limits: Limits = (None, None),
-    legend: int = 0,
-) -> Any:
-    """One line for each name, with a dot for each series' value and a bar for its interval.
-
-    Points are placed at names, or at (heading, name). `above` writes the names above their lines, so that long ones fit
-    on a phone; `baseline` is dashed; `legend` is its number of columns.
-    """
+def dots(points: Sequence[Point], plot: Plot) -> Any:
+    """One line for each name, or (heading, name), with a dot for each series' value and a bar for its interval."""
     placed = [(label, at if isinstance(at, tuple) else ("", at), value) for label, at, value in points]
     names, series = list(dict.fromkeys(at for _, at, _ in placed)), list(_series(placed))
     shown = _fitted([name for _, name in names], 54)
     headings = {heading for heading, _ in names} - {""}
+    above, legend = plot.above, plot.legend
     beside = 0 if above else len(series) - 1  # series of one line are drawn beside each other
     step = 36 + 4 * (legend > 0) if above else 21 + 4 * beside
-    height = 55 + step * len(names) + 30 * len(headings) + (22 * -(-len(series) // legend) if legend else 0)
+    told = 22 * -(-len(series) // legend) if legend else 0
+    height = 55 + step * len(names) + 30 * len(headings) + told
     drawing, axes = figure(height)
     edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
     lines: dict[Any, float] = {}
@@ -140,56 +143,42 @@ def dots(
         y = np.array([lines[name] for name in at]) + (number - beside / 2) * 0.16 * (beside > 0)
         axes.hlines(y, low, high, color=style["color"], linewidth=2.5, capstyle="round")
         axes.plot(values, y, **style | {"linestyle": ""})
-    axes.axvline(np.nan if baseline is None else baseline, **DASHED)
-    axes.set_yticks([] if above else list(lines.values()), [] if above else [name for _, name in names])
-    axes.set(xlim=limits, ylim=(end - 0.4, -0.8))
+    axes.axvline(plot.baseline, **DASHED)
+    ticks = {} if above else {end: name for (_, name), end in lines.items()}
+    axes.set_yticks(list(ticks), list(ticks.values()))
+    axes.set(xlim=(plot.low, plot.high), ylim=(end - 0.4, -0.8))
     axes.grid(axis="y", visible=not above and not headings)
     axes.spines["left"].set_visible(not above)
-    return _finished(drawing, axes, xlabel, "", legend)
+    return _finished(drawing, axes, plot)
 
 
-def lines(
-    points: Sequence[Point],
-    xlabel: str,
-    ylabel: str,
-    *,
-    ticks: Mapping[int, str] | None = None,
-    limits: Limits = (None, None),
-    band: bool = False,
-    joined: bool = True,
-    log: bool = False,
-    baseline: float | None = None,
-    diagonal: bool = False,
-    legend: int = 1,
-) -> Any:
-    """Values over x, with intervals as bars or, with `band`, as an area; not `joined` draws the dots alone.
-
-    Dashed are the `baseline`, and the `diagonal`, where a value is its x.
-    """
+def lines(points: Sequence[Point], plot: Plot) -> Any:
+    """Values over x with their intervals."""
     series = list(_series(points))
-    drawing, axes = figure(230 + (20 * -(-len(series) // legend) if legend else 20))
+    drawing, axes = figure(230 + (20 * -(-len(series) // plot.legend) if plot.legend else 20))
     for x, (values, low, high), style in series:
-        if band:
+        if plot.band:
             axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
             style["marker"] = ""
         else:
-            axes.vlines(x, low, high, color=style["color"], linewidth=1.5, alpha=1 if joined else 0.45)
-        axes.plot(x, values, **style if joined else style | {"linestyle": ""})
-    axes.axhline(np.nan if baseline is None else baseline, **DASHED)
-    if diagonal:
+            axes.vlines(x, low, high, color=style["color"], linewidth=1.5, alpha=1 if plot.joined else 0.45)
+        axes.plot(x, values, **style if plot.joined else style | {"linestyle": ""})
+    axes.axhline(plot.baseline, **DASHED)
+    if plot.diagonal:
         axes.axline((points[0][1],) * 2, slope=1, **DASHED)
-    axes.set(ylim=limits, xscale="log" if log else "linear")
-    if ticks is None:
+    axes.set(ylim=(plot.low, plot.high), xscale="log" if plot.log else "linear")
+    if plot.ticks is None:
         axes.xaxis.get_major_locator().set_params(integer=True)
     else:
-        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.set_xticks(list(plot.ticks), list(plot.ticks.values()))
         axes.minorticks_off()
         axes.margins(x=0.12)
-    return _finished(drawing, axes, xlabel, ylabel, legend)
+    return _finished(drawing, axes, plot)
 
 
-def matrices(classes: Sequence[str], counts: Mapping[str, np.ndarray]) -> Any:
-    """Confusion matrices [K, K] by title, in percent of each true class."""
+def matrices(shown: tuple[Sequence[str], Mapping[str, np.ndarray]], _: Plot) -> Any:
+    """The K classes, and confusion matrices [K, K] by title, in percent of each true class."""
+    classes, counts = shown
     across = min(len(counts), 2)
     down = -(-len(counts) // across)
     ticks, ends = range(len(classes)), (-0.5, len(classes) - 0.5)
@@ -199,7 +188,7 @@ def matrices(classes: Sequence[str], counts: Mapping[str, np.ndarray]) -> Any:
     for axes, title, matrix in zip(grid.flat, _fitted(list(counts), 44), counts.values(), strict=False):
         for (row, column), share in np.ndenumerate(100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)):
             corners = [column - 0.5, column + 0.5], [row - 0.5] * 2, [row + 0.5] * 2
-            axes.fill_between(*corners, color=SERIES[0], alpha=0.04 + 0.006 * share, linewidth=0)
+            axes.fill_between(*corners, color="C0", alpha=0.04 + 0.006 * share, linewidth=0)
             axes.text(column, row, f"{share:.0f}", ha="center", va="center")
         axes.set(xlim=ends, ylim=ends[::-1], aspect="equal", xticks=ticks, yticks=ticks)
         axes.set(xticklabels=classes, yticklabels=classes)
@@ -215,19 +204,12 @@ def matrices(classes: Sequence[str], counts: Mapping[str, np.ndarray]) -> Any:
     return drawing
 
 
-def attention_maps(
-    frames: np.ndarray,
-    words: np.ndarray,
-    names: Sequence[str],
-    over_time: np.ndarray,
-    end: float,
-    unit: str,
-    energy: tuple[np.ndarray, float] | None,
-) -> Any:
-    """Attention of L query tokens to spans of time [L, T] and to words [L, N], with `over_time` [T] above.
+def attention_maps(shown: tuple[Any, ...], _: Plot) -> Any:
+    """Attention of L query tokens to spans of time [L, T] and to words [L, N], by name, with `over_time` [T] above.
 
     `end` is the last span's end in `unit`; `energy` are levels and the seconds between two of them, drawn in grey.
     """
+    frames, words, names, over_time, end, unit, energy = shown
     rows = {"nrows": 2, "height_ratios": [0.7 if energy is None else 1.0, 2.2]}
     columns = {"ncols": 2, "width_ratios": [3.0, min(max(0.24 * len(names), 0.7), 2.4)]}
     drawing, ((top, corner), (heat, beside)) = figure(330, **rows, **columns)
@@ -237,15 +219,15 @@ def attention_maps(
         levels = (levels - levels.min()) / max(float(np.ptp(levels)), 1e-9)
         top.fill_between(np.arange(len(levels)) * hop, levels, color=MUTED, alpha=0.28, linewidth=0, step="mid")
     x = (np.arange(len(over_time)) + 0.5) * end / len(over_time)
-    top.plot(x, over_time / max(over_time.max(), 1e-12), color=SERIES[0], linewidth=1.8)
+    top.plot(x, over_time / max(over_time.max(), 1e-12), color="C0", marker="", linewidth=1.8)
     top.set(ylim=(0, 1.06), xlim=(0, end), yticks=[], title=f"attention over the {unit}")
     top.set_xticklabels([])
     top.grid(visible=False)
     top.spines["left"].set_visible(False)
-    _heat(heat, frames, SERIES[0], 0, end)
+    _heat(heat, frames, "C0", 0, end)
     heat.set(xlabel=unit, ylabel="query token")
     heat.yaxis.get_major_locator().set_params(integer=True)
-    _heat(beside, words, SERIES[1], -0.5, len(names) - 0.5)
+    _heat(beside, words, "C1", -0.5, len(names) - 0.5)
     beside.set(yticks=[], title="words")
     short = [name if len(name) < 11 else f"{name[:9]}…" for name in names]
     beside.set_xticks(range(len(names)), short, rotation=90, fontsize=10.5)
@@ -260,3 +242,6 @@ def _heat(axes: Any, values: np.ndarray, colour: str, left: float, right: float)
     place = {"extent": (left, right, len(values) + 0.5, 0.5), "aspect": "auto", "interpolation": "nearest"}
     axes.imshow(values, ramp, vmin=0, vmax=max(float(values.max()), 1e-12), **place)
     axes.grid(visible=False)
+
+
+KINDS = {kind.__name__: kind for kind in (dots, lines, matrices, attention_maps)}

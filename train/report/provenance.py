@@ -12,35 +12,25 @@ from ser.train.data.features import read_name
 from ser.train.data.splits import PROTOCOLS, cross
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, assignments
-from ser.train.run_folder import Run
 from ser.train.scores import SHOWN
 from ser.train.settings import Setting, settings
 
 from .cell_scores import heard_in_training, parts
 from .cells import Cell, grouped
-from .html import Part
-from .tables import Row, Table, described
+from .tables import Row, Table, described, sentence
 
 COMMANDS = 6  # shown; of more, all go into a table
 
 
-def what_was_run(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Part:
+def what_was_run(cells: Sequence[Cell]) -> list[Table]:
     """The section, for all cells of the report."""
     left_out: Counter[tuple[str, str]] = Counter()
     for cell in cells:
         left_out |= Counter({(cell.config["corpus"], why): n for why, n in cell.left_out.items()})  # the most of any
     rows = [{"corpus": corpus, "left out because": why, "utterances": n} for (corpus, why), n in left_out.items()]
-    absent = described("left-out", rows)
-    names = ", ".join(run.path.name for run in unfinished[:5]) + (" …" if len(unfinished) > 5 else "")
-    warning = f"{len(unfinished)} runs are not finished and count nowhere here: {names}" if unfinished else ""
-    lines = [{"cell": cell.label, "command": command(cell)} for cell in cells]
-    every = described("commands", lines if len(lines) > COMMANDS else [])
-    return {
-        "tables": [_features(cells), *_corpora(cells), _protocols(cells), absent],
-        "unfinished": warning,
-        "commands": list(dict.fromkeys(line["command"] for line in lines))[:COMMANDS],
-        "more": [every, _settings(cells), _versions(cells), _runs(cells)],
-    }
+    commands = [{"cell": cell.label, "command": command(cell)} for cell in cells if len(cells) > COMMANDS]
+    data = [_features(cells), *_corpora(cells), _protocols(cells), described("left-out", rows)]
+    return [*data, described("commands", commands), _settings(cells), _versions(cells), _runs(cells)]
 
 
 def _features(cells: Sequence[Cell]) -> Table:
@@ -71,21 +61,19 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
     for number, ((corpus, digest, _, _, policy), members) in enumerate(grouped(cells, utterances).items(), 1):
         cell, manifest = members[0], members[0].origin.manifest
         tested = dict(pair for one in members for pair in one.tested)
-        note = f"{len(tested):,} utterances tested"
+        about: Row = {"n": len(tested), "lack": cell.origin.lack}
         if manifest is not None:
-            hours = sum(d or 0 for d in manifest.column("duration")) / 3600
-            people = len(set(manifest.column("speaker")) - {None})
-            note += f", of {len(manifest):,} in the corpus ({hours:.2f} h, {people} speakers)"
-            note += ", generated speech." if manifest.synthetic else "."
-        else:
-            note += f"; the store is not at hand ({cell.origin.lack})."
+            about |= {"all": len(manifest), "hours": sum(d or 0 for d in manifest.column("duration")) / 3600}
+            about["people"] = len(set(manifest.column("speaker")) - {None})
+            about["made"] = ", generated speech" * manifest.synthetic
+        told = [sentence("away" if manifest is None else "tested", **about)]
         maps = cell.config["labels"]["maps"]
         raw = {name: [label for label, mapped in maps.items() if mapped == name] for name in cell.classes}
         merged = "; ".join(f"{name} is {' + '.join(labels)}" for name, labels in raw.items() if labels != [name])
-        note += f" Labels: {merged}." if merged else ""
+        told.append(sentence("merged", merged, merged=merged))
         row = {"manifest": "+".join(one[:16] for one in digest.split("+")), "labels": policy}
         row |= {f"n {name}": [*tested.values()].count(name) for name in cell.classes}
-        tables.append(described("corpus", [row], note, name=f"corpus-{number}", corpus=corpus))
+        tables.append(described("corpus", [row], *told, name=f"corpus-{number}", corpus=corpus))
     return tables
 
 

@@ -1,7 +1,6 @@
 """The report's sections about scores, and the page that all of its sections make."""
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import combinations, zip_longest
 
 import numpy as np
@@ -11,44 +10,44 @@ from ser.train.run_folder import Run
 from ser.train.scores import SHOWN
 from ser.train.search import cell_name, chosen_rows
 
-from .calibration import calibrated
+from .calibration import calibrated, ratings
 from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts
-from .cells import Cell, drawn, grouped
+from .cells import Cell, drawn, grouped, same_run
 from .examples import attended, errors
-from .figures import Point, dots, lines, matrices
-from .html import Page, Part
+from .figures import Point
+from .html import Page
 from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
-from .ratings import ratings
 from .significance import compare, holm, mcnemar, p_of_runs
-from .tables import TEXTS, Row, Table, described
+from .tables import Row, Table, described, sentence, text_of
 
 PLOTTED = 30  # cells in a plot of one line for each
 SERIES = 4  # cells in a plot where each is a series
 ALL_PAIRS = 5  # cells; with more, each is tested against the first only
 EPOCHS = 30  # of each cell in the table of learning curves
 MAIN = ("ua", "wa")
-SENTENCES = TEXTS["sentences"]
 
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
     """The report of these cells, highest UA first. What is about classes is about the cells that learn any."""
     known = labelled(cells)
-    tests = significance_table(known)
-    sections = {
-        "what-was-run": what_was_run(cells, unfinished),
-        "results": _results(known) if known else {},
-        "significance": {"tests": [tests, papers_tests_table(known)]} if tests else {},
-        "emotions": _emotions(known) if known else {},
-        "calibration": calibrated(known) if known else {},
+    inside = attended(known)
+    sections: dict[str, Sequence[Table]] = {
+        "what-was-run": what_was_run(cells),
+        "results": _results(known) if known else [],
+        "significance": [significance_table(known), papers_tests_table(known)],
+        "emotions": _emotions(known) if known else [],
+        "calibration": calibrated(known),
         "ratings": ratings(cells),
         "training": _training(cells),
-        "modalities": _modalities(known),
-        "query-tokens": _queries(known),
-        "inside": attended(known),
-        "errors": errors(known) if known else {},
+        "modalities": [_modalities(known)],
+        "query-tokens": [_queries(known)],
+        "inside": inside.tables,
+        "errors": errors(known) if known else [],
     }
-    return Page(cells, cautions(cells), {name: part for name, part in sections.items() if part})
+    told = {name: [*filter(None, tables)] for name, tables in sections.items()}
+    kept = {name: tables for name, tables in told.items() if tables or (name == "inside" and inside.fault)}
+    return Page(cells, unfinished, cautions(cells), kept, inside)
 
 
 def labelled(cells: Sequence[Cell]) -> list[Cell]:
@@ -58,25 +57,19 @@ def labelled(cells: Sequence[Cell]) -> list[Cell]:
 
 def cautions(cells: Sequence[Cell]) -> list[str]:
     """What a reader must know before comparing any number of the report."""
-    found = []
-    if unreal := _caveat(cells):
-        found.append(f"{unreal} The numbers show that everything works and say nothing about people.")
-    if tuned := [cell.label for cell in cells if cell.config["select"] == "best-test"]:
-        found.append(f"The epoch was chosen on the TEST part, which lifts every number: {_listed(tuned)}.")
     heard = {cell.label: heard_in_training(cell.results) for cell in cells}
-    if mixed := [label for label, who in heard.items() if who not in ("", NOT_KNOWN)]:
-        found.append(f"Speakers of the test part are heard in training too, so scores are too high: {_listed(mixed)}.")
-    if unknown := [label for label, who in heard.items() if who == NOT_KNOWN]:
-        found.append(f"{NOT_KNOWN.capitalize()}, so scores may be too high: {_listed(unknown)}.")
-    if short := [cell.label for cell in cells if not cell.whole]:
-        found.append(f"Runs are missing, so not every seed is scored on every fold: {_listed(short)}.")
-    if unlike := _unlike(cells):
-        barred = {"corpus", "protocol", "selection", "labels", "n test"}.intersection(unlike)
-        so = "their numbers must not be compared" if barred else "what they differ by may be due to that alone"
-        found.append(f"The cells differ in {', '.join(unlike)}: {so}.")
-    if len({tuple(cell.folds) for cell in cells}) > 1 and len({cell.config["protocol"] for cell in cells}) == 1:
-        found.append("The cells were not tested on the same folds: their numbers are of different utterances.")
-    return found
+    unlike, folds = _unlike(cells), {tuple(cell.folds) for cell in cells}
+    barred = {"corpus", "protocol", "selection", "labels", "n test"}.intersection(unlike)
+    told = {
+        "unreal": _caveat(cells),
+        "best-test": _listed([cell.label for cell in cells if cell.config["select"] == "best-test"]),
+        "heard": _listed([label for label, who in heard.items() if who not in ("", NOT_KNOWN)]),
+        "not-known": _listed([label for label, who in heard.items() if who == NOT_KNOWN]),
+        "missing": _listed([cell.label for cell in cells if not cell.whole]),
+        "barred" if barred else "unlike": ", ".join(unlike),
+        "folds": "tests" * (len(folds) > 1 and len({cell.config["protocol"] for cell in cells}) == 1),
+    }
+    return [text_of("cautions", which, {"of": of}) for which, of in told.items() if of]
 
 
 def _unlike(cells: Sequence[Cell]) -> list[str]:
@@ -97,15 +90,15 @@ def _listed(labels: Sequence[str]) -> str:
     return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
 
 
-def _results(cells: Sequence[Cell]) -> Part:
+def _results(cells: Sequence[Cell]) -> list[Table]:
     plots = []
     for name, metric in SHOWN.items():
         rows = [{"cell": cell.label, f"{name} %": cell.with_interval(metric)} for cell in cells[:PLOTTED]]
-        chance = 100 / len(cells[0].classes) if metric == "ua" else None
-        points = [(name, row["cell"], row[f"{name} %"]) for row in rows]
-        draw = partial(dots, points, f"{name} %", above=True, baseline=chance)
-        told = f"Dashed: chance, {chance:.0f} %." if chance else "", drawn(cells, PLOTTED)
-        plots.append(described("score", rows, *told, draw=draw, name=f"{metric.replace('_', '-')}-plot", score=name))
+        chance = 100 / len(cells[0].classes) if metric == "ua" else np.nan
+        points = [(name, *row.values()) for row in rows]
+        told = sentence("chance", metric == "ua", chance=chance), drawn(cells, PLOTTED)
+        words: Row = {"name": f"{metric.replace('_', '-')}-plot", "score": name, "chance": chance}
+        plots.append(described("score", rows, *told, points=points, **words))
     recipes = {quoted.recipe.name: quoted.recipe for cell in cells for quoted in quoted_for(cell)}
     others = [
         {"table": recipe.title, "system": name}
@@ -115,7 +108,7 @@ def _results(cells: Sequence[Cell]) -> Part:
         for name, numbers in recipe.quoted.items()
     ]
     more = [corpora_table(cells), chosen_table(cells), papers_table(cells), described("quoted", others)]
-    return {"scores": results_table(cells), "plots": plots, "more": more}
+    return [results_table(cells), *plots, *more]
 
 
 def results_table(cells: Sequence[Cell]) -> Table:
@@ -128,12 +121,12 @@ def results_table(cells: Sequence[Cell]) -> Table:
         row |= {f"{name} over seeds %": score.over_seeds for name, score in scores.items()}
         row |= {f"{name} over folds %": score.over_folds for name, score in scores.items()}
         shape = f"{len(cell.folds)} × {len(cell.seeds)}"
-        row |= {"interval over": cell.interval_over, "runs": shape if cell.whole else f"{len(cell.runs)} in {shape}"}
-        row |= {"n": int(cell.confusion().sum())}
+        shape = shape if cell.whole else f"{len(cell.runs)} in {shape}"
+        row |= {"interval over": cell.interval_over, "runs": shape, "n": cell.n}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
-    narrow = SENTENCES["narrow"] * any(cell.over == "utterances" for cell in cells)
+    narrow = sentence("narrow", any(cell.over == "utterances" for cell in cells))
     where = f" ({cells[0].conditions})" if alike else ""
-    return described("results", rows, SENTENCES["chosen"] * (len(cells) > 1), _caveat(cells), narrow, where=where)
+    return described("results", rows, sentence("chosen", len(cells) > 1), _caveat(cells), narrow, where=where)
 
 
 def _with_intervals(cell: Cell) -> Row:
@@ -164,7 +157,7 @@ def papers_table(cells: Sequence[Cell]) -> Table:
                 row |= beside(MAIN, dict(numbers), ours, seeds, not differs, cell.caveat is None)
                 rows.append({**row, "differs in": ", ".join(differs) or None})
     unreal = [bool(cell.caveat) for cell in cells]
-    return described("papers", rows, SENTENCES["meant"] * (not all(unreal)), SENTENCES["unreal"] * any(unreal))
+    return described("papers", rows, sentence("meant", not all(unreal)), sentence("unreal", any(unreal)))
 
 
 def _together(places: Sequence[str]) -> str:
@@ -182,18 +175,17 @@ def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
 
 def significance_table(cells: Sequence[Cell]) -> Table:
     """Our tests, which respect that utterances of a speaker are alike; no row for one cell."""
-    rows = []
-    for one, other in _pairs(cells):
-        row: Row = {"cell": one.label, "against": other.label}
-        for name in ("UA", "WA"):
-            metric = name.lower()
-            found = compare(one, other, metric, claimed_better(one, other, metric))
-            row |= {f"{name} difference": found and found.difference, f"{name} p": found and found.p}
-            row |= {f"{name} Holm p": None, f"{name} test": found.about if found else "no utterance in common"}
-        rows.append(row)
-    _correct(rows, "UA", "WA")
-    first = f"The cell with the highest UA of {len(cells)} against each of the others." * (len(cells) > ALL_PAIRS)
-    told = (SENTENCES["chosen"], first) * (not any(cell.ours for cell in cells))
+    pairs = _pairs(cells)
+    rows: list[Row] = [{"cell": one.label, "against": other.label} for one, other in pairs]
+    for metric in MAIN:
+        tests = [compare(*pair, metric, claimed_better(*pair, metric)) for pair in pairs]
+        corrected = holm([test.p if test else None for test in tests])
+        for row, test, p in zip(rows, tests, corrected, strict=True):
+            found = (test.difference, test.p, p, test.about) if test else (None, None, p, "no utterance in common")
+            names = (f"{metric.upper()} {what}" for what in ("difference", "p", "Holm p", "test"))
+            row.update(zip(names, found, strict=True))
+    first = not any(cell.ours for cell in cells)
+    told = sentence("chosen", first), sentence("first", first and len(cells) > ALL_PAIRS, n=len(cells))
     return described("significance", rows, *told)
 
 
@@ -207,15 +199,10 @@ def claimed_better(one: Cell, other: Cell, metric: str) -> int:
 def papers_tests_table(cells: Sequence[Cell]) -> Table:
     """The tests that papers print, on single utterances and single runs; no row for one cell."""
     rows = [_as_papers_test(one, other) for one, other in _pairs(cells)]
-    _correct(rows, "McNemar", "t-test", "Wilcoxon")
-    return described("papers-tests", rows)
-
-
-def _correct(rows: Sequence[Row], *names: str) -> None:
-    """Fill in each column "… Holm p" from "… p"."""
-    for name in names:
+    for name in ("McNemar", "t-test", "Wilcoxon"):
         for row, p in zip(rows, holm([row[f"{name} p"] for row in rows]), strict=True):
             row[f"{name} Holm p"] = p
+    return described("papers-tests", rows)
 
 
 def _as_papers_test(first: Cell, second: Cell) -> Row:
@@ -233,23 +220,18 @@ def _as_papers_test(first: Cell, second: Cell) -> Row:
         both = one.merge(other, on="id", suffixes=(None, "_2"))
         if len(both):
             row |= {"utterances": len(both), "McNemar p": mcnemar(both.truth, both.predicted, both.predicted_2)}
-    by_run = [
-        {(run.config["seed"], run.config["fold"], run.config["cut"]): 100 * run.result["ua"] for run in cell.runs}
-        for cell in (first, second)
-    ]
-    keys = sorted(by_run[0].keys() & by_run[1].keys())
-    if len(keys) > 1:
-        ours, theirs = ([ua[key] for key in keys] for ua in by_run)
-        row["pairs of runs"] = len(keys)
-        row["t-test p"], row["Wilcoxon p"] = p_of_runs(ours, theirs)
+    ours, theirs = ({same_run(run): 100 * run.result["ua"] for run in cell.runs} for cell in (first, second))
+    if len(keys := sorted(ours.keys() & theirs.keys())) > 1:
+        t, wilcoxon = p_of_runs([ours[key] for key in keys], [theirs[key] for key in keys])
+        row |= {"pairs of runs": len(keys), "t-test p": t, "Wilcoxon p": wilcoxon}
     return row
 
 
-def _emotions(cells: Sequence[Cell]) -> Part:
+def _emotions(cells: Sequence[Cell]) -> list[Table]:
     classes = cells[0].classes
     alike = [cell for cell in cells if cell.classes == classes]
     shown = alike[:SERIES]
-    few = (drawn(cells, len(shown)), "All are in the numbers.") if len(shown) < len(cells) else ()
+    few = drawn(cells, len(shown)), sentence("all", len(shown) < len(cells))
     every = list(dict.fromkeys(name for cell in cells for name in cell.classes))
     rows: list[Row] = []
     for cell in cells:
@@ -259,34 +241,33 @@ def _emotions(cells: Sequence[Cell]) -> Part:
                 numbers = {f"{name} %": quoted.numbers.get(name) for name in every}
                 rows.append({"cell": f"paper: {quoted.described}"} | numbers)
     points = [(cell.label, name, _recall(cell, name)) for cell in shown for name in classes]
-    draw = partial(dots, points, "recall %", limits=(-2, 102), legend=1)
-    recalls = described("recalls", rows, *few, draw=draw)
+    recalls = described("recalls", rows, *few, points=points)
     rows = [
         {"cell": cell.label, "true class": name} | {f"as {k}": n for k, n in zip(classes, counts, strict=True)}
         for cell in alike
         for name, counts in zip(classes, cell.confusion().tolist(), strict=True)
     ]
-    draw = partial(matrices, classes, {cell.label: cell.confusion() for cell in shown})
-    return {"plots": [recalls, described("confusion", rows, *few, draw=draw)]}
+    counts = {cell.label: cell.confusion() for cell in shown}
+    return [recalls, described("confusion", rows, *few, points=(classes, counts))]
 
 
 def _recall(cell: Cell, name: str) -> float | None:
     return cell.score(name).pooled if name in cell.classes and cell.score(name).folds else None
 
 
-def _training(cells: Sequence[Cell]) -> Part:
-    scores = [
+def _training(cells: Sequence[Cell]) -> list[Table]:
+    curves = [
         _curves(cells, "loss", "Training loss", "loss", 1),
         _curves(labelled(cells), "ua", "UA of the evaluated part", "UA %", 100),
         _curves([cell for cell in cells if cell.dimensions], "ccc", "Mean CCC of the evaluated part", "mean CCC", 1),
     ]
-    rows: list[Row] = []  # what the layers count in each cell's learned sums
+    rows: list[Row] = []  # what layers count in learned sums
     for cell in cells:
         every = [result.get("layers", {}) for result in cell.results]
         for name in every[0]:
             shares = [100 * one[name] for one in every if name in one]
-            rows.append({"cell": cell.label, "layer": name, "share %": (float(np.mean(shares)), float(np.std(shares)))})
-    return {"plots": [scores[0], *(plot for plot in scores[1:] if plot)], "tables": [described("layers", rows)]}
+            rows.append({"cell": cell.label, "layer": name, "share %": (np.mean(shares), np.std(shares))})
+    return [*curves, described("layers", rows)]
 
 
 def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: int) -> Table:
@@ -295,7 +276,7 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
 
     kept = sorted(result["epoch"] for result in cells[0].results) if cells and key != "loss" else []
     told = [drawn(cells, SERIES)]
-    told += [f"Dev, or test with best-test. {cells[0].label} kept epochs {kept[0]} to {kept[-1]}."] if kept else []
+    told += [sentence("kept", cell=cells[0].label, first=kept[0], last=kept[-1])] if kept else []
     points: list[Point] = []
     rows: list[Row] = []
     for cell in cells:
@@ -308,12 +289,12 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
         for epoch in sorted({round(e) for e in np.linspace(0, len(curve) - 1, min(EPOCHS, len(curve)))}):
             mean = float(curve["mean"][epoch])
             rows.append({"cell": cell.label, "epoch": epoch + 1, heading: None if np.isnan(mean) else mean})
-    draw = partial(lines, points, "epoch", heading, band=True)
-    return described("learning", rows, *told, draw=draw, name=f"learning-{key}", score=title, epochs=EPOCHS)
+    words = {"name": f"learning-{key}", "score": title, "heading": heading, "epochs": EPOCHS}
+    return described("learning", rows, *told, points=points, **words)
 
 
-def _modalities(cells: Sequence[Cell]) -> Part:
-    """How much a model leans on one modality; nothing if no cell has more than one way of testing."""
+def _modalities(cells: Sequence[Cell]) -> Table:
+    """How much a model leans on one modality; no row if no cell has more than one way of testing."""
     able = [cell for cell in cells if set(cell.tests) & set(TESTS[1:])]
     rows: list[Row] = []
     for cell, test in [(one, test) for one in able for test in TESTS if test in one.tests]:
@@ -322,20 +303,14 @@ def _modalities(cells: Sequence[Cell]) -> Part:
         row |= {f"{name} %": cell.score(metric, test).pooled for name, metric in SHOWN.items()}
         row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in MAIN}
         rows.append({**row, "in the papers": quoted and quoted.described})
-    if not rows:
-        return {}
     shown = {cell.label for cell in able[:12]}
     points = [(row["tested with"], row["cell"], row["UA %"]) for row in rows if row["cell"] in shown]
-    first = ", ".join(f"{row['tested with']} {row['UA %']:.2f} %" for row in rows if row["cell"] == able[0].label)
-    unreal = SENTENCES["bias"] * any(cell.caveat is not None for cell in able)
-    draw = partial(dots, points, "UA %", above=True, legend=3)
-    plot = described("bias", rows, drawn(able, len(shown)), unreal, draw=draw)
-    heads = any(row["tested with"].startswith("head") for row in rows)
-    return {"heads": heads, "first": f"{able[0].label}: {first}", "plots": [plot]}
+    unreal = sentence("bias", any(cell.caveat for cell in able))
+    return described("bias", rows, drawn(able, len(shown)), unreal, points=points)
 
 
-def _queries(cells: Sequence[Cell]) -> Part:
-    """UA against the number of query tokens, for cells that differ in it alone; nothing if there are none."""
+def _queries(cells: Sequence[Cell]) -> Table:
+    """UA against the number of query tokens, for cells that differ in it alone; no row if there are none."""
 
     def family(cell: Cell) -> str:
         others = {key: value for key, value in cell.config["settings"].items() if key != "queries"}
@@ -350,9 +325,6 @@ def _queries(cells: Sequence[Cell]) -> Part:
             found = [one for one in quoted_for(cell) if "ua" in one.numbers and "queries" not in one.differs]
             paper = {"paper UA %": found[0].numbers["ua"], "in the papers": found[0].described} if found else {}
             rows.append({"cells": label, "L": cell.config["settings"]["queries"], **_with_intervals(cell), **paper})
-    if not rows:
-        return {}
     points = [(row["cells"], row["L"], row["UA %"]) for row in rows]
     ticks = {number: str(number) for number in sorted({row["L"] for row in rows})}
-    draw = partial(lines, points, "query tokens L", "UA %", ticks=ticks, log=True)
-    return {"best": max(rows, key=lambda row: row["UA %"]), "plots": [described("queries", rows, draw=draw)]}
+    return described("queries", rows, points=points, ticks=ticks)

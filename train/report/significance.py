@@ -40,10 +40,10 @@ def compare(
     theirs = set(second.tested)
     if first.classes != second.classes or theirs.isdisjoint(first.tested):
         return None
-    for over in first.groupings:
-        of = zip(first.tested, first.groups(over), strict=True)
-        shared = {pair: group for pair, group in of if pair in theirs}
-        if (g := len(set(shared.values()))) >= TO_TEST:
+    for over, groups in first.groupings.items():
+        shared = {pair: group for pair, group in zip(first.tested, groups, strict=True) if pair in theirs}
+        about = how_many(g := len(set(shared.values())), over)
+        if g >= TO_TEST:
             break
     one, two = (
         cell.by_group([shared.get(pair) for pair in cell.tested], test)
@@ -52,11 +52,11 @@ def compare(
     parts = contributions(one, metric) - contributions(two, metric)
     difference = float(parts.sum().round(9)) + 0.0  # no −0.00 of rounding
     if g < TO_TEST:
-        return Comparison((difference, None, None), None, f"no test: {how_many(g, over)}")
+        return Comparison((difference, None, None), None, f"no test: {about}")
     without = [np.nanmean(first.measure(metric, m.sum(0) - m), 1) for m in (one, two)]
     low, high = map(float, jackknife_interval(parts.sum(), without[0] - without[1]))
     p = float(sign_flip(parts * (claimed or 1), sides=1 if claimed else 2))
-    return Comparison((difference, low, high), p, f"{'one' if claimed else 'two'}-sided, {how_many(g, over)}")
+    return Comparison((difference, low, high), p, f"{'one' if claimed else 'two'}-sided, {about}")
 
 
 def contributions(matrices: np.ndarray, metric: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import csv
 import io
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
@@ -20,8 +20,8 @@ TEXTS = tomllib.loads(Path(__file__).with_name("texts.toml").read_text(encoding=
 
 # How numbers are shown, and written into a CSV file, by the last word of their heading.
 _FORMS = {"%": ("{:.2f}", "{:.4f}"), "difference": ("{:+.2f}", "{:.4f}"), "p": ("{:.3f}", "{:.6g}")}
-_FINE = {"CCC", "RMSE", "KL", "JS"}  # a heading with one of these words is about numbers that are not in percent
-_ENDS = {1: ("",), 2: ("", " deviation"), 3: ("", " low", " high")}  # of a heading, by how many numbers are below it
+_FINE = {"CCC", "RMSE", "KL", "JS"}  # words of headings: their numbers are not in percent
+_ENDS = {1: ("",), 2: ("", " deviation"), 3: ("", " low", " high")}  # of headings, by the numbers below
 
 # Values by heading: text, an int that counts, a float, an interval (value and ends or None), or a spread (mean,
 # deviation or None).
@@ -41,8 +41,9 @@ class Table:
     note: str = ""
     folded: bool = False  # behind its caption in the page
     title: str = ""
-    draw: Callable[[], Any] | None = None  # matplotlib's figure, when the page is written
     below: str = ""  # the plot's note
+    points: Any = None  # what is plotted
+    plot: Mapping[str, Any] = field(default_factory=dict)  # see figures.py
 
     def __bool__(self) -> bool:
         return bool(self.rows)
@@ -61,22 +62,34 @@ class Table:
         return [[shown(row.get(heading), heading) for heading in self.columns] for row in self.rows]
 
 
-def described(
-    texts: str, rows: Sequence[Row], *sentences: str, draw: Callable[[], Any] | None = None, **fields: Any
-) -> Table:
-    """A table, with its plot if it is drawn, and the texts of that name in texts.toml, filled in with `fields`.
+def described(texts: str, rows: Sequence[Row], *sentences: str, points: Any = None, **fields: Any) -> Table:
+    """A table and, if it has `points`, its plot with the texts of that name in texts.toml, filled in with `fields`.
 
     `sentences`, if any, end the note, of the plot if there is one. Its own name is that of the texts, or a field.
     """
     told = {which: text_of(texts, which, fields) for which in ("caption", "note", "title", "below")}
-    last = "below" if draw else "note"
+    last = "note" if points is None else "below"
     told[last] = " ".join(filter(None, [told[last], *sentences]))
-    return Table(fields.get("name", texts), rows=rows, folded=TEXTS[texts].get("folded", False), draw=draw, **told)
+    plot = {key: _filled(one, fields) for key, one in TEXTS[texts].get("plot", {}).items()}
+    about = {"name": texts, "folded": TEXTS[texts].get("folded", False)} | fields
+    return Table(about["name"], rows=rows, folded=about["folded"], points=points, plot=plot, **told)
+
+
+def _filled(value: Any, fields: Mapping[str, Any]) -> Any:
+    """With the fields filled in; one that stands alone, such as "{ticks}", is no text."""
+    if not isinstance(value, str):
+        return value
+    return fields[value[1:-1]] if value[1:-1] in fields else value.format_map(fields)
 
 
 def text_of(texts: str, which: str, fields: Mapping[str, Any]) -> str:
     """One text in texts.toml with its {fields} filled in; "" if there is none."""
     return TEXTS[texts].get(which, "").strip().replace("\n", " ").format_map(fields)
+
+
+def sentence(which: str, holds: object = True, **fields: Any) -> str:
+    """What ends a note where it holds, else ""."""
+    return text_of("sentences", which, fields) if holds else ""
 
 
 def shown(value: Any, heading: str) -> str:
@@ -114,16 +127,15 @@ def harmless(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
-def _exact(value: Any, heading: str) -> str:
-    """One number or text as a cell of a CSV file."""
+def _exact(value: Any, heading: str, n: int = 1) -> list[str]:
+    """What a CSV file holds of a value in n columns: each number of an interval or a spread, any other by itself."""
+    if value is None:
+        return [""] * n
+    if isinstance(value, tuple):
+        return [text for one in value for text in _exact(one if one is None else float(one), heading)]
     if isinstance(value, Real) and not isinstance(value, Integral):
-        return _forms(heading)[1].format(value)
-    return "" if value is None else harmless(str(value))
-
-
-def _each(value: Any, n: int) -> list[Any]:
-    """The n numbers of an interval or a spread; any other value by itself."""
-    return [one if one is None else float(one) for one in value] if isinstance(value, tuple) else [value] * n
+        return [_forms(heading)[1].format(value)]
+    return [harmless(str(value))]
 
 
 def to_csv(table: Table) -> str:
@@ -134,8 +146,7 @@ def to_csv(table: Table) -> str:
     writer.writerow([harmless(table.caption)])
     writer.writerow([f"{harmless(heading)}{end}" for heading, of in ends.items() for end in of])
     for row in table.rows:
-        parts = [(heading, one) for heading, of in ends.items() for one in _each(row.get(heading), len(of))]
-        writer.writerow([_exact(one, heading) for heading, one in parts])
+        writer.writerow([text for name, of in ends.items() for text in _exact(row.get(name), name, len(of))])
     return sink.getvalue()
 
 
@@ -170,17 +181,16 @@ def to_markdown(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     """A `table` environment in booktabs' style; tabulate escapes LaTeX's special characters in its cells."""
-    # After a line's end, LaTeX takes a bracket for a length.
-    body = tabulated(table, "latex_booktabs", lambda text: ("\u200b" if text.startswith("[") else "") + _one_line(text))
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.caption)}}}", rf"\label{{tab:{table.name}}}"]
-    lines += [body, *([rf"\par\small {_latex(table.note)}"] if table.note else []), r"\end{table}"]
-    return "\n".join(lines).replace("--", "-{}-").translate(_LATEX) + "\n"  # two hyphens would be a dash
-
-
-def _latex(text: str) -> str:
     from tabulate import LATEX_ESCAPE_RULES
 
-    return "".join(LATEX_ESCAPE_RULES.get(letter, letter) for letter in _one_line(text))
+    # After a line's end, LaTeX takes a bracket for a length.
+    body = tabulated(table, "latex_booktabs", lambda text: ("\u200b" if text.startswith("[") else "") + _one_line(text))
+    escaped = str.maketrans(LATEX_ESCAPE_RULES)
+    caption, note = (_one_line(text).translate(escaped) for text in (table.caption, table.note))
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{tab:{table.name}}}", body]
+    lines += [rf"\par\small {note}"] if note else []
+    lines += [r"\end{table}"]
+    return "\n".join(lines).replace("--", "-{}-").translate(_LATEX) + "\n"  # two hyphens would be a dash
 
 
 def _one_line(text: str) -> str:

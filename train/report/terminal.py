@@ -11,11 +11,10 @@ from ser.train.run_folder import Run
 from ser.train.scores import SHOWN
 from ser.train.search import choose, chosen_rows
 
-from .calibration import calibration_table, votes_table
+from .calibration import calibration_table, ratings_table, votes_table
 from .cell_scores import CellScores, Score, caveat, named
 from .cells import Cell
 from .paper import beside, claimed, differences
-from .ratings import ratings_table
 from .sections import (
     cautions,
     chosen_table,
@@ -154,7 +153,7 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
         raise WrongUse(f"--paired compares cells, and these runs {which}; name the runs of another one too")
     pieces = [fill(caution, 110) for caution in cautions(cells)]
     tested = [significance_table(known), papers_tests_table(known)] if paired else []
-    scored = [results_table(known), calibration_table(known), votes_table(known), papers_table(known)] if known else []
+    scored = [results_table(known), calibration_table(known), votes_table(known), papers_table(known)]
     for table in filter(None, [*scored, ratings_table(cells), corpora_table(cells), chosen_table(cells), *tested]):
         pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
     if unfinished:
