@@ -66,6 +66,7 @@ class Extractor:
     packages: ClassVar[tuple[str, ...]] = ()  # whose versions are noted beside the feature
     batched: ClassVar[bool] = False  # whether one call on many utterances is cheaper than many calls
     exact: ClassVar[bool] = False  # whether its rows are stored in float32 whatever --dtype says
+    fixed: ClassVar[frozenset[str]] = frozenset()  # fields of its config that are no settings of the user's
 
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint | None) -> Any:
@@ -154,12 +155,7 @@ class Encoder(Extractor):
         last = checkpoint.setting("num_hidden_layers")
         if not 0 <= (layer := settings.get("layer", last)) <= last:
             raise WrongUse(f"layer={layer}: {model} has layers 0 to {last}")
-        return cls.complete({"layer": last, **settings}, checkpoint, "layer" in settings)
-
-    @classmethod
-    def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> Any:
-        """The config of `settings`, whose layer is in range; `named` says whether the user named the layer."""
-        return cls.Config(**settings)
+        return cls.Config(**{"layer": last, **settings})
 
     @classmethod
     def dim(cls, config: Any, checkpoint: Checkpoint | None) -> int:

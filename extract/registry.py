@@ -51,7 +51,7 @@ class FeatureKind:
         """The settings that may follow the feature's name, with their types: the fields of the extractor's config."""
         types = get_type_hints(self.code.Config)
         found = {one.metadata.get("setting", one.name): types[one.name] for one in fields(self.code.Config) if one.init}
-        return {name: kind for name, kind in found.items() if name not in self.preset}
+        return {name: kind for name, kind in found.items() if name not in {*self.preset, *self.code.fixed}}
 
 
 _ROWS = tomllib.loads(Path(__file__).with_name("features.toml").read_text(encoding="utf-8"))

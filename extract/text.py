@@ -6,7 +6,7 @@ Right padding with an attention mask is exact: a row's numbers do not depend on 
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -56,10 +56,13 @@ class TextExtractor(Encoder):
     asked: ClassVar[dict[str, bool]] = {"output_hidden_states": True}
 
     @classmethod
-    def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> TextConfig:
-        """The config of `settings`, whose layer is in range. Raises `WrongUse` for what the encoder cannot give."""
+    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint | None) -> TextConfig:
+        """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
+        config: TextConfig = super().resolve(settings, checkpoint)
+        assert checkpoint is not None
         longest = checkpoint.setting("max_position_embeddings") - 2 * (checkpoint.architecture in OFFSET)
-        config = TextConfig(**{"most": min(MOST, longest), **settings})
+        if "most" not in settings:
+            config = replace(config, most=min(MOST, longest))
         if not 3 <= config.most <= longest:
             raise WrongUse(f"most={config.most}: {checkpoint.model} takes 3 to {longest} tokens")
         return config
