@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from operator import attrgetter, itemgetter
@@ -79,12 +79,12 @@ class WorkerConfig:
 
 @dataclass(frozen=True)
 class ExtractionTask:
-    """The utterances of one modality that are computed and published together."""
+    """Utterances of one modality, and the features that all of them lack: computed and published together."""
 
     config: WorkerConfig
     modality: Modality
     utterances: tuple[Utterance, ...]
-    missing: Mapping[str, frozenset[str]]  # fingerprint → ids
+    fingerprints: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -93,25 +93,24 @@ class ExtractionTask:
 
     @property
     def specs(self) -> list[Spec]:
-        """Of the features of which something is missing."""
-        return [one.spec for one in self.config.resolved if one.spec.fingerprint in self.missing]
+        """Of the features that it computes."""
+        return [one.spec for one in self.config.resolved if one.spec.fingerprint in self.fingerprints]
 
     @property
     def stages(self) -> Counter[str]:
         """By stage, how many usable utterances it has to do; the variants of a feature are one stage."""
-        usable = frozenset(one.id for one in self.utterances if not one.problem)
-        found = {"decode": usable} if self.modality == "audio" else {}
-        for spec in self.specs:
-            found[spec.feature] = found.get(spec.feature, frozenset()) | (self.missing[spec.fingerprint] & usable)
-        return Counter({stage: len(ids) for stage, ids in found.items()})
+        stages = ["decode"] * (self.modality == "audio") + [spec.feature for spec in self.specs]
+        return Counter(dict.fromkeys(stages, sum(not one.problem for one in self.utterances)))
 
-    def only(self, missing: Mapping[str, frozenset[str]]) -> "ExtractionTask | None":
-        """The task with less to do, or None if nothing is left."""
-        some = frozenset().union(*missing.values())
-        if not some:
-            return None
-        utterances = tuple(u for u in self.utterances if u.id in some)
-        return replace(self, utterances=utterances, missing={name: ids for name, ids in missing.items() if ids})
+
+def lacking(
+    config: WorkerConfig, modality: Modality, utterances: Iterable[Utterance], missing: Mapping[str, Container[str]]
+) -> list[ExtractionTask]:
+    """What is `missing` (fingerprint → ids) of these utterances: a task for those that lack the same features."""
+    alike: dict[tuple[str, ...], list[Utterance]] = {}
+    for one in utterances:
+        alike.setdefault(tuple(name for name, ids in missing.items() if one.id in ids), []).append(one)
+    return [ExtractionTask(config, modality, tuple(some), names) for names, some in alike.items() if names]
 
 
 @dataclass(frozen=True)
@@ -164,10 +163,7 @@ class ExtractionPlan:
             widest = max(_row_bytes(one.resolved.spec) * _rows_per_second(one.resolved.spec) for one in mine)
             most = min(self.config.part_seconds, PART_BYTES / widest)
             for group in batches(utterances, attrgetter("length"), most, padded=False):
-                whole = ExtractionTask(config, modality, tuple(group), {})
-                left = {name: frozenset(u.id for u in whole.utterances if u.id in of) for name, of in missing.items()}
-                if task := whole.only(left):
-                    found.append(task)
+                found += lacking(config, modality, group, missing)
         return found
 
     def utterances(self, modality: Modality) -> list[Utterance]:

@@ -203,10 +203,10 @@ class ExtractionRun:
         for modality in MODALITIES:
             if not (some := self._spread(modality)):
                 continue
-            ids, extractors = frozenset(one.id for one in some), self.worker.extractors(modality)
-            asked = {spec.fingerprint: ids for extractor in extractors for spec in extractor.specs}
+            extractors = self.worker.extractors(modality)
+            names = tuple(spec.fingerprint for extractor in extractors for spec in extractor.specs)
             on_gpu = {spec.feature for one in extractors if self.worker.on_gpu and one.batched for spec in one.specs}
-            trial = self.worker.trial(ExtractionTask(self.worker.config, modality, some, asked))
+            trial = self.worker.trial(ExtractionTask(self.worker.config, modality, some, names))
             for stage, seconds in trial.seconds.items():
                 took = seconds * self.totals[stage] / len(some)
                 cores, gpu = (cores, gpu + took) if stage in on_gpu else (cores + took, gpu)

@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,34 +110,23 @@ class PartPipeline:
         self.inputs = {one.id: pools.decoders.submit(self._read, one) for one in task.utterances}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
         self.computing: list[Future[None]] = []
-        for extractor in sorted(worker.extractors(task.modality), key=lambda one: one.batched):
-            self._submit(extractor)
+        # Equal transcripts stand together and are computed once; no two audio files are taken to be equal.
+        same = attrgetter("problem", "text") if task.modality == "text" else attrgetter("id")
+        units = [list(unit) for _, unit in groupby(task.utterances, same)]
+        for extractor in sorted(worker.extractors(task.modality), key=attrgetter("batched")):
+            stages = {spec.feature for spec in task.specs if spec in extractor.specs}
+            pool, most = (pools.models, worker.most) if extractor.batched else (pools.cpu, None)
+            for chosen in batches(units, lambda unit: unit[0].length, most) if stages else ():
+                self.computing.append(pool.submit(self._compute, extractor, chosen, stages, pool.width))
 
     def _read(self, utterance: Utterance) -> Clip | str | UtteranceError:
         start = time.perf_counter()
         found = read_input(utterance, self.task.modality, self.worker.config.root)
         if self.task.modality == "audio" and not utterance.problem:
-            self.worker.note(self.result, {"decode": 1}, (time.perf_counter() - start) / self.pools.decoders.width)
+            self.worker.note(self.result, {"decode"}, 1, (time.perf_counter() - start) / self.pools.decoders.width)
         return found
 
-    def _submit(self, extractor: Extractor) -> None:
-        lacking: dict[str, set[str]] = {}  # feature name → ids
-        for spec in extractor.specs:
-            lacking.setdefault(spec.feature, set()).update(self.task.missing.get(spec.fingerprint, ()))
-        asked = set[str]().union(*lacking.values())
-        groups: dict[str, list[Utterance]] = {}
-        for one in self.task.utterances:
-            if one.id in asked:  # equal transcripts are computed once; no two audio files are taken to be equal
-                same = one.text or "" if self.task.modality == "text" and not one.problem else one.id
-                groups.setdefault(same, []).append(one)
-        units = list(groups.values())
-        pool, most = (self.pools.models, self.worker.most) if extractor.batched else (self.pools.cpu, None)
-        for chosen in batches(units, lambda unit: unit[0].length, most):
-            self.computing.append(pool.submit(self._compute, extractor, chosen, lacking, pool.width))
-
-    def _compute(
-        self, extractor: Extractor, units: list[list[Utterance]], lacking: Mapping[str, set[str]], threads: int
-    ) -> None:
+    def _compute(self, extractor: Extractor, units: list[list[Utterance]], stages: set[str], threads: int) -> None:
         inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
         usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
         start = time.perf_counter()
@@ -152,9 +143,8 @@ class PartPipeline:
                 "utterance into shorter ones (a speech encoder does that by itself: ask for hubert:window=30)"
             ) from fault
         seconds = (time.perf_counter() - start) / threads
-        done = [one.id for unit in units for one in unit if not one.problem]
-        counts = {stage: sum(id_ in ids for id_ in done) for stage, ids in lacking.items()}
-        self.worker.note(self.result, counts, seconds, extractor if usable else None)
+        done = sum(not one.problem for unit in units for one in unit)
+        self.worker.note(self.result, stages, done, seconds, extractor if usable else None)
         for unit in units:
             outcome: Outcome = made.get(unit[0].id, inputs[unit[0].id])
             for spec in extractor.specs:
@@ -177,12 +167,11 @@ class PartPipeline:
         self.inputs.clear()
         start = time.perf_counter()
         for spec in self.task.specs:
-            name = spec.fingerprint
-            missing, there = self.task.missing[name], self._published(spec)
+            name, there = spec.fingerprint, self._published(spec)
             inputs, bad = list[str](), list[Quarantine]()
             rows = PartRows(config.corpus, inputs=inputs, finite=True)
             for utterance in self.task.utterances:
-                if utterance.id not in missing or (utterance.id, utterance.digest) in there:
+                if (utterance.id, utterance.digest) in there:
                     continue
                 outcome = self.outcomes[name, utterance.id]
                 if isinstance(outcome, UtteranceError):
@@ -299,13 +288,12 @@ class Worker:
                 pool.shutdown(wait=True)
 
     def note(
-        self, result: TaskResult, counts: Mapping[str, int], seconds: float, extractor: Extractor | None = None
+        self, result: TaskResult, stages: set[str], count: int, seconds: float, extractor: Extractor | None = None
     ) -> None:
-        """One more batch is done: count its utterances by stage, and share its seconds among the stages."""
-        counts = {stage: count for stage, count in counts.items() if count}
+        """One more batch is done: count its utterances for each stage, and share its seconds among the stages."""
         with self._lock:
-            for stage, count in counts.items():
-                result.seconds[stage] += seconds / len(counts)
+            for stage in stages if count else ():
+                result.seconds[stage] += seconds / len(stages)
                 result.stages[stage] += count
                 if self.on_stage:
                     self.on_stage(stage, count)
