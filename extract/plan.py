@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from importlib.metadata import version
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -30,26 +31,32 @@ PART_BYTES = 256 << 20
 ROWS_PER_SECOND = {"frame": 50.0, "token": 50.0, "utterance": 2.0}  # unless a hop is known; 2: the shortest utterances
 
 
-@dataclass(frozen=True)
-class FeaturePlan:
-    """One feature, and the manifest rows that are still to be computed."""
-
-    resolved: ResolvedFeature
-    missing: list[int]  # the others were computed before, or are quarantined
-    bytes: int
-
-
 @dataclass(frozen=True, slots=True)  # there are millions, and without slots each has a dict once it was pickled
 class Utterance:
     """One manifest row, as the workers need it."""
 
     id: str
-    audio: str | None
-    text: str | None
-    digest: str | None  # of the input of this modality
+    source: str | None  # the path of its audio, or its transcript
+    digest: str | None  # of what that is
     length: float  # what it costs, in seconds of audio
     problem: str | None = None  # why it cannot be used, as far as the scan knows
     file: str = ""  # where that is wrong: the audio, or the file that should hold the transcript
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """One feature, and the utterances that it still lacks: the others were computed before, or are quarantined."""
+
+    resolved: ResolvedFeature
+    missing: list[Utterance]
+
+    @cached_property
+    def bytes(self) -> int:
+        """Estimated size of what will be computed."""
+        spec, rows = self.resolved.spec, float(len(self.missing))
+        if spec.level != "utterance":
+            rows = _rows_per_second(spec) * sum(one.length for one in self.missing) + rows * (spec.modality == "audio")
+        return int(rows * _row_bytes(spec))
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,7 @@ class ExtractionPlan:
 
     config: ExtractionConfig
     scan: Scan
+    utterances: Mapping[Modality, list[Utterance]]  # of each modality that is asked for, every row of the manifest
     features: list[FeaturePlan]
     free: int
     unavailable: dict[str, WeightsError] = field(default_factory=dict)  # features whose weights are not here
@@ -149,37 +157,36 @@ class ExtractionPlan:
 
     def tasks(self) -> list[ExtractionTask]:
         """The work, cut from the whole length-sorted manifest, so that the cut does not depend on what is there."""
-        config, ids, found = self.worker_config(), self.manifest.ids, list[ExtractionTask]()
-        for modality in MODALITIES:
+        config, found = self.worker_config(), list[ExtractionTask]()
+        for modality, utterances in self.utterances.items():
             mine = [feature for feature in self.features if feature.resolved.spec.modality == modality]
-            missing = {feature.resolved.spec.fingerprint: {ids[row] for row in feature.missing} for feature in mine}
+            missing = {one.resolved.spec.fingerprint: {row.id for row in one.missing} for one in mine}
             if not any(missing.values()):
                 continue
-            utterances = self.utterances(modality)
             if modality == "audio":
-                utterances.sort(key=lambda one: (-one.length, one.id))
+                rows = sorted(utterances, key=lambda one: (-one.length, one.id))
             else:  # equal transcripts stand together, and are computed once
-                utterances.sort(key=lambda one: (-len(one.text or ""), one.text or "", one.id))
+                rows = sorted(utterances, key=lambda one: (-one.length, one.source or "", one.id))
             widest = max(_row_bytes(one.resolved.spec) * _rows_per_second(one.resolved.spec) for one in mine)
             most = min(self.config.part_seconds, PART_BYTES / widest)
-            for group in batches(utterances, attrgetter("length"), most, padded=False):
+            for group in batches(rows, attrgetter("length"), most, padded=False):
                 found += lacking(config, modality, group, missing)
         return found
 
-    def utterances(self, modality: Modality) -> list[Utterance]:
-        """Every manifest row as this modality sees it."""
-        problems = self.scan.unusable(modality)
-        found = []
-        columns = (self.manifest.column(name) for name in ("audio", "text", "duration", f"{modality}_sha256"))
-        for id_, audio, text, seconds, digest in zip(self.manifest.ids, *columns, strict=True):
-            acoustic = modality == "audio"
-            known = problems.get(id_)
-            problem, file = (known.reason, known.path) if known else (None, "")
-            if digest is None and problem is None:
-                problem = "no audio file" if acoustic else "no transcript"
-            length = _length(seconds if acoustic else text, modality)
-            found.append(Utterance(id_, audio, text, digest, length, problem, file or (acoustic and audio) or ""))
-        return found
+
+def utterances_of(scan: Scan, modality: Modality) -> list[Utterance]:
+    """Every manifest row as this modality sees it."""
+    manifest, problems, found = scan.manifest, scan.unusable(modality), list[Utterance]()
+    acoustic = modality == "audio"
+    lacks = "no audio file" if acoustic else "no transcript"
+    columns = (manifest.column(name) for name in (modality, "duration", f"{modality}_sha256"))
+    for id_, source, seconds, digest in zip(manifest.ids, *columns, strict=True):
+        length = (seconds or 0.0) if acoustic else text_seconds(source or "")
+        known = problems.get(id_)
+        problem = known.reason if known else lacks if digest is None else None
+        file = (known.path if known else "") or (acoustic and source) or ""
+        found.append(Utterance(id_, source, digest, length, problem, file))
+    return found
 
 
 def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
@@ -216,9 +223,14 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     )
     store = open_store(config.store) if there else None
     scan = _with_parent(scan, store) if store else scan
-    features = [_feature_plan(one, scan.manifest, store, config.retry) for one in wanted]
+    asked = [modality for modality in MODALITIES if modality in {one.spec.modality for one in wanted}]
+    utterances = {modality: utterances_of(scan, modality) for modality in asked}
+    features = []
+    for one in wanted:
+        missing = _missing(one.spec, utterances[one.spec.modality], scan.manifest, store, config.retry)
+        features.append(FeaturePlan(one, missing))
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
-    made = ExtractionPlan(config, scan, features, free, unavailable)
+    made = ExtractionPlan(config, scan, utterances, features, free, unavailable)
     if made.bytes > made.free:
         unit, name = (1e9, "GB") if made.bytes >= 1e9 else (1e6, "MB")
         raise StoreError(
@@ -244,26 +256,15 @@ def _with_parent(scan: Scan, store: Store) -> Scan:
     return replace(scan, manifest=replace(manifest, parent=parent))
 
 
-def _feature_plan(wanted: ResolvedFeature, manifest: Manifest, store: Store | None, retry: bool) -> FeaturePlan:
-    spec = wanted.spec
-    missing = list(range(len(manifest)))
-    if store and (folder := store.path / spec.feature / spec.fingerprint).exists():
-        try:
-            feature = Feature(store.path, folder)
-        except CorruptStore:  # the folder's name vouches for what spec.json must say, and `Store.add` writes it again
-            feature = Feature(store.path, folder, spec)
-        missing = feature.missing(manifest, retry)
-    count: float = len(missing)
-    if spec.level != "utterance":
-        column = manifest.column("duration" if spec.modality == "audio" else "text")
-        count = _rows_per_second(spec) * sum(_length(column[row], spec.modality) for row in missing)
-        count += len(missing) * (spec.modality == "audio")
-    return FeaturePlan(wanted, missing, int(count * _row_bytes(spec)))
-
-
-def _length(value: Any, modality: Modality) -> float:
-    """What an utterance of this duration or transcript costs, in seconds of audio."""
-    return (value or 0.0) if modality == "audio" else text_seconds(value or "")
+def _missing(spec: Spec, rows: list[Utterance], whole: Manifest, store: Store | None, retry: bool) -> list[Utterance]:
+    """Those rows of the whole manifest that the store lacks."""
+    if not store or not (folder := store.path / spec.feature / spec.fingerprint).exists():
+        return rows
+    try:
+        feature = Feature(store.path, folder)
+    except CorruptStore:  # the folder's name vouches for what spec.json must say, and `Store.add` writes it again
+        feature = Feature(store.path, folder, spec)
+    return [rows[row] for row in feature.missing(whole, retry)]
 
 
 def _row_bytes(spec: Spec) -> int:

@@ -76,9 +76,9 @@ def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | s
     if utterance.problem:
         return UtteranceError(utterance.problem)
     if modality == "text":
-        return utterance.text or ""
+        return utterance.source or ""
     try:
-        return decode(locate(root, utterance.audio or ""), utterance.digest)
+        return decode(locate(root, utterance.source or ""), utterance.digest)
     except UtteranceError as fault:
         return fault
 
@@ -104,14 +104,14 @@ class PartPipeline:
     """One task in a worker's pools: a future for every input, and for every batch of every extractor."""
 
     def __init__(self, worker: "Worker", task: ExtractionTask, pools: Pools) -> None:
-        self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult()
+        self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult(stages=task.stages)
         self.before = {spec.fingerprint: part_names(worker.config.folder(spec)) for spec in task.specs}
         # First in, first out: whatever an extractor waits for was submitted before it.
         self.inputs = {one.id: pools.decoders.submit(self._read, one) for one in task.utterances}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
         self.computing: list[Future[None]] = []
         # Equal transcripts stand together and are computed once; no two audio files are taken to be equal.
-        same = attrgetter("problem", "text") if task.modality == "text" else attrgetter("id")
+        same = attrgetter("problem", "source") if task.modality == "text" else attrgetter("id")
         units = [list(unit) for _, unit in groupby(task.utterances, same)]
         for extractor in sorted(worker.extractors(task.modality), key=attrgetter("batched")):
             stages = {spec.feature for spec in task.specs if spec in extractor.specs}
@@ -294,7 +294,6 @@ class Worker:
         with self._lock:
             for stage in stages if count else ():
                 result.seconds[stage] += seconds / len(stages)
-                result.stages[stage] += count
                 if self.on_stage:
                     self.on_stage(stage, count)
             if extractor:

@@ -17,9 +17,9 @@ import transformers
 from ser.engines.machine import SIGNS
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.extract.audio import Clip
-from ser.extract.check import relative
 from ser.extract.extractors import Extractor, Layer
 from ser.extract.registry import load_extractors, resolve
+from ser.extract.run import relative
 from ser.extract.text import ARCHITECTURES as TEXT_ARCHITECTURES
 from ser.tests.pretend_device import Gpu
 from ser.weights.demo import ARCHITECTURES, write_random_checkpoint
