@@ -5,6 +5,8 @@ that kills whoever computes it is cut in two until one utterance (and one featur
 by name.
 """
 
+import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -77,15 +79,17 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
     left = [spec for spec in task.specs if not (config.folder(spec) / "parts" / part / "part.json").exists()]
     if not left:
         return TaskResult(stages=task.stages)
-    here, threads = config.here(), 1  # dask has a thread per core already
-    if here.device.startswith("cuda"):
-        threads = max(1, int(engines.resources().get("CPU", min(GPU_NODE_THREADS, engines.cores()))))
-        from distributed import secede
+    from distributed import get_worker, secede
 
+    here, threads, worker = config.here(), 1, get_worker()  # dask has a thread per core already
+    if here.device.startswith("cuda"):
+        declared = worker.state.total_resources.get("CPU", min(GPU_NODE_THREADS, engines.cores()))
+        threads = max(1, int(declared))
         secede()  # its thread: the worker begins the next task beside this one
-    written_by = (*config.written_by, *engines.here().items())
+    me = {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
+    real = replace(here, threads=threads, written_by=(*config.written_by, *me.items()))
     rest = replace(task, fingerprints=tuple(spec.fingerprint for spec in left))
-    result = extract_task(rest, replace(here, threads=threads, written_by=written_by))
+    result = extract_task(rest, real)
     result.stages = task.stages
     return result
 
