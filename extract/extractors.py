@@ -56,7 +56,8 @@ class Extractor:
     """Computes features that share their work. `run` is called from several threads at once.
 
     A subclass names its frozen dataclass of settings (`Config`, hashed into the fingerprint; a field with `init=False`
-    is fixed), its `dim`, and `extract`. An encoder that computes a batch at once overrides `run` instead. What is
+    is fixed), its `dim`, and `extract`; `checkpoint` is the `Checkpoint` that the feature reads, None for one that is
+    computed without weights. An encoder that computes a batch at once overrides `run` instead. What is
     returned for an utterance must not depend on the other utterances of its batch.
     """
 
@@ -69,17 +70,17 @@ class Extractor:
     fixed: ClassVar[frozenset[str]] = frozenset()  # fields of its config that are no settings of the user's
 
     @classmethod
-    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint | None) -> Any:
+    def resolve(cls, settings: dict[str, Any], checkpoint: Any) -> Any:
         """The complete `Config`. Raises `WrongUse` for settings that cannot be."""
         return cls.Config(**settings)
 
     @classmethod
-    def dim(cls, config: Any, checkpoint: Checkpoint | None) -> int:
+    def dim(cls, config: Any, checkpoint: Any) -> int:
         """Values per row."""
         raise NotImplementedError
 
     @classmethod
-    def hop(cls, config: Any, checkpoint: Checkpoint | None) -> float | None:
+    def hop(cls, config: Any, checkpoint: Any) -> float | None:
         """Seconds between frames; None where rows are no frames."""
         return None
 
@@ -96,7 +97,7 @@ class Extractor:
         self.config = self.configs[0]
         self.device, self.batch_seconds = device, batch_seconds
         self.label = "+".join(dict.fromkeys(spec.feature for spec in self.specs))  # for messages
-        self.checkpoint = features[0].checkpoint
+        self.checkpoint: Any = features[0].checkpoint
         self.open()
 
     def open(self) -> None:
@@ -138,6 +139,7 @@ class Encoder(Extractor):
     """
 
     batched = True
+    checkpoint: Checkpoint
     architectures: ClassVar[tuple[str, ...]]
     padding: float = 0
     mask_always = False  # with a mask of ones, a model may take another kernel than without any
@@ -145,9 +147,8 @@ class Encoder(Extractor):
     own: ClassVar[frozenset[str]] = frozenset({"layer"})  # settings in which features of one forward pass may differ
 
     @classmethod
-    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint | None) -> Any:
+    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> Any:
         """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
-        assert checkpoint is not None
         model = checkpoint.model
         if checkpoint.architecture not in cls.architectures:
             known = ", ".join(cls.architectures)
@@ -158,22 +159,19 @@ class Encoder(Extractor):
         return cls.Config(**{"layer": last, **settings})
 
     @classmethod
-    def dim(cls, config: Any, checkpoint: Checkpoint | None) -> int:
+    def dim(cls, config: Any, checkpoint: Checkpoint) -> int:
         """The model's hidden size."""
-        assert checkpoint is not None
         return checkpoint.setting("hidden_size")
 
     @classmethod
     def shares(cls, feature: ResolvedFeature) -> Hashable:
         """Layers of one checkpoint share a forward pass where all other settings are equal."""
-        assert feature.checkpoint is not None
         same = {key: value for key, value in asdict(feature.config).items() if key not in cls.own}
-        return feature.checkpoint.digest, *same.items()
+        return feature.spec.checkpoint["digest"], *same.items()
 
     def open(self) -> None:
         """Load the model, and see to it that `hidden` finds the layers."""
         exact_arithmetic(self.device)
-        assert self.checkpoint is not None
         self.model = load_encoder(self.checkpoint).to(self.device)
         self.too_large = math.inf  # values of a padded batch for which memory ran out
         self.state = threading.local()  # of one forward pass: `lengths` of the rows, and `taken` `[batch, time, dim]`

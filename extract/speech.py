@@ -109,9 +109,8 @@ class SpeechExtractor(Encoder):
     own = frozenset({"layer", "norm", "pool"})
 
     @classmethod
-    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint | None) -> SpeechConfig:
+    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> SpeechConfig:
         """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
-        assert checkpoint is not None
         ends_in_norm, preprocessor = bool(checkpoint.config.get("do_stable_layer_norm")), checkpoint.preprocessor or {}
         norm = ("before" if "layer" in settings else "after") if ends_in_norm else "none"
         told = {"norm": norm, "normalize": bool(preprocessor.get("do_normalize", True))}
@@ -131,9 +130,8 @@ class SpeechExtractor(Encoder):
         return config
 
     @classmethod
-    def hop(cls, config: Any, checkpoint: Checkpoint | None) -> float:
+    def hop(cls, config: Any, checkpoint: Checkpoint) -> float:
         """Seconds between frames: the product of the convolutions' strides, 320 samples, 0.02."""
-        assert checkpoint is not None
         return math.prod(checkpoint.setting("conv_stride", list[Count])) / RATE
 
     def open(self) -> None:
@@ -242,7 +240,7 @@ class FilterbankExtractor(SpeechExtractor):
     fixed = frozenset({"norm", "normalize"})
 
     @classmethod
-    def hop(cls, config: Any, checkpoint: Checkpoint | None) -> float:
+    def hop(cls, config: Any, checkpoint: Checkpoint) -> float:
         """Seconds between frames, each of two log-mel frames: 0.02."""
         return FRAME / RATE
 
@@ -251,7 +249,6 @@ class FilterbankExtractor(SpeechExtractor):
         import transformers
 
         Encoder.open(self)
-        assert self.checkpoint is not None
         folder = self.checkpoint.path
         with loading(f"{folder}: its preprocessor does not fit"):
             self.features = getattr(transformers, self.preprocessor).from_pretrained(folder, local_files_only=True)
@@ -294,7 +291,6 @@ class WhisperExtractor(FilterbankExtractor):
 
     def hidden(self, config: Any, output: Any) -> Tensor:
         """The layer `[batch, time, dim]`; the last one is the model's output, after its LayerNorm."""
-        assert self.checkpoint is not None
         last = config.layer == self.checkpoint.setting("num_hidden_layers")
         return cast(Tensor, output.last_hidden_state) if last else super().hidden(config, output)
 

@@ -56,10 +56,9 @@ class TextExtractor(Encoder):
     asked: ClassVar[dict[str, bool]] = {"output_hidden_states": True}
 
     @classmethod
-    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint | None) -> TextConfig:
+    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> TextConfig:
         """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
         config: TextConfig = super().resolve(settings, checkpoint)
-        assert checkpoint is not None
         longest = checkpoint.setting("max_position_embeddings") - 2 * (checkpoint.architecture in OFFSET)
         if "most" not in settings:
             config = replace(config, most=min(MOST, longest))
@@ -72,7 +71,6 @@ class TextExtractor(Encoder):
         from transformers import AutoTokenizer
 
         super().open()
-        assert self.checkpoint is not None
         folder, hint = self.checkpoint.path, ""
         if not (folder / "tokenizer.json").exists():
             hint = " (no tokenizer.json is there; a SentencePiece model takes `pip install sentencepiece protobuf`)"
