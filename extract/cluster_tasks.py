@@ -119,5 +119,5 @@ def give_up(task: ExtractionTask, reason: str) -> TaskResult:
         if config.keep_quarantine:
             feature = open_store(config.store).add(spec)
             feature.publish(PartRows(config.corpus, quarantined=bad), config.backend, dict(config.written_by))
-        result.quarantined[spec.fingerprint] = bad
+        result.quarantined[spec.name] = bad
     return result

@@ -123,8 +123,7 @@ class ExtractionRun:
             for result in results:
                 total.add(result)
                 if result.quarantined and config.on_error == "fail":
-                    names = {feature.resolved.spec.fingerprint: feature.resolved.spec.name for feature in plan.features}
-                    raise stopped({names[key]: found for key, found in result.quarantined.items()})
+                    raise stopped(result.quarantined)
         summary = Summary(
             store=str(config.store),
             corpus=corpus,
@@ -139,7 +138,7 @@ class ExtractionRun:
             spec = feature.resolved.spec
             there = store.add(spec)
             quarantined = there.quarantined(plan.manifest)
-            rows, computed = there.rows(plan.manifest), total.computed[spec.fingerprint]
+            rows, computed = there.rows(plan.manifest), total.computed[spec.name]
             if rows + len(quarantined) != len(plan.manifest):
                 raise SerError(f"{spec.name}: {len(plan.manifest) - rows - len(quarantined)} rows are unaccounted for")
             summary.features[spec.name] = {
@@ -147,7 +146,7 @@ class ExtractionRun:
                 "computed": computed,
                 "reused": rows - computed,
                 "quarantined": len(quarantined),
-                "batches": total.batches[spec.fingerprint],
+                "batches": total.batches[spec.name],
                 "seconds": round(total.seconds[spec.feature], 3),
                 "fingerprint": spec.fingerprint,
                 "random_weights": spec.random_weights,

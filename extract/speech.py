@@ -107,6 +107,7 @@ class SpeechExtractor(Encoder):
     packages = ("torch", "transformers", "soundfile", "soxr")
     architectures: ClassVar[tuple[str, ...]] = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat")
     own = frozenset({"layer", "norm", "pool"})
+    normed = False  # whether the last layer is always the one after the final LayerNorm
 
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> SpeechConfig:
@@ -158,7 +159,8 @@ class SpeechExtractor(Encoder):
 
     def hidden(self, config: Any, output: Any) -> Tensor:
         """The layer `[batch, time, dim]`; after the final norm it is the model's output."""
-        return cast(Tensor, output.last_hidden_state if config.norm == "after" else super().hidden(config, output))
+        after = config.norm == "after" or (self.normed and config.layer == self.checkpoint.setting("num_hidden_layers"))
+        return cast(Tensor, output.last_hidden_state if after else super().hidden(config, output))
 
     def rows(self, length: int) -> int:
         """Frames that the convolutions make of so many samples: one per 20 ms, `(n - 400) // 320 + 1`."""
@@ -238,6 +240,7 @@ class FilterbankExtractor(SpeechExtractor):
     preprocessor = "SeamlessM4TFeatureExtractor"
     least = 560  # samples: two log-mel frames of 25 ms
     fixed = frozenset({"norm", "normalize"})
+    rows = Encoder.rows  # as many as there are inputs
 
     @classmethod
     def hop(cls, config: Any, checkpoint: Checkpoint) -> float:
@@ -261,10 +264,6 @@ class FilterbankExtractor(SpeechExtractor):
         """Of what the model takes for one second."""
         return frames, self.model.config.feature_projection_input_dim
 
-    def rows(self, length: int) -> int:
-        """As many as there are inputs."""
-        return length
-
     def prepared(self, samples: np.ndarray) -> np.ndarray:
         """Log-mel frames `[frames, 160]`, two side by side, each band normalised over the utterance."""
         found = self.features(samples, sampling_rate=RATE, return_tensors="np")
@@ -282,17 +281,13 @@ class WhisperExtractor(FilterbankExtractor):
     name, version = "whisper", 1
     architectures = ("whisper",)
     fixed = frozenset({"norm", "normalize", "window", "context"})
+    normed = True
     preprocessor = "WhisperFeatureExtractor"
     least = 400
 
     def shape(self, frames: int) -> tuple[int, int]:
         """Of what the model takes for one second, filled up to a window."""
         return self.model.config.num_mel_bins, 2 * self.model.config.max_source_positions
-
-    def hidden(self, config: Any, output: Any) -> Tensor:
-        """The layer `[batch, time, dim]`; the last one is the model's output, after its LayerNorm."""
-        last = config.layer == self.checkpoint.setting("num_hidden_layers")
-        return cast(Tensor, output.last_hidden_state) if last else super().hidden(config, output)
 
     def rows(self, length: int) -> int:
         """All states of a window, with those of its padding."""

@@ -46,7 +46,7 @@ def part_names(folder: Path) -> set[str]:
 
 @dataclass
 class TaskResult:
-    """What became of one task, or of several: counts by fingerprint, and by stage the share of the clock it took."""
+    """What became of one task, or of several: counts by feature, and by stage the share of the clock it took."""
 
     computed: Counter[str] = field(default_factory=Counter)
     batches: Counter[str] = field(default_factory=Counter)
@@ -105,7 +105,8 @@ class PartPipeline:
 
     def __init__(self, worker: "Worker", task: ExtractionTask, pools: Pools) -> None:
         self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult(stages=task.stages)
-        self.before = {spec.fingerprint: part_names(worker.config.folder(spec)) for spec in task.specs}
+        self.specs = task.specs
+        self.before = {spec.fingerprint: part_names(worker.config.folder(spec)) for spec in self.specs}
         # First in, first out: whatever an extractor waits for was submitted before it.
         self.inputs = {one.id: pools.decoders.submit(self._read, one) for one in task.utterances}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
@@ -114,7 +115,7 @@ class PartPipeline:
         same = attrgetter("problem", "source") if task.modality == "text" else attrgetter("id")
         units = [list(unit) for _, unit in groupby(task.utterances, same)]
         for extractor in sorted(worker.extractors(task.modality), key=attrgetter("batched")):
-            stages = {spec.feature for spec in task.specs if spec in extractor.specs}
+            stages = {spec.feature for spec in self.specs if spec in extractor.specs}
             pool, most = (pools.models, worker.most) if extractor.batched else (pools.cpu, None)
             for chosen in batches(units, lambda unit: unit[0].length, most) if stages else ():
                 self.computing.append(pool.submit(self._compute, extractor, chosen, stages, pool.width))
@@ -166,7 +167,7 @@ class PartPipeline:
                 result.warnings += [(warning, id_) for warning in dict.fromkeys(clip.warnings)]
         self.inputs.clear()
         start = time.perf_counter()
-        for spec in self.task.specs:
+        for spec in self.specs:
             name, there = spec.fingerprint, self._published(spec)
             inputs, bad = list[str](), list[Quarantine]()
             rows = PartRows(config.corpus, inputs=inputs, finite=True)
@@ -188,9 +189,9 @@ class PartPipeline:
                 rows.quarantined = bad
             if rows.ids or rows.quarantined:
                 self.worker.store.add(spec).publish(rows, config.backend, dict(config.written_by))
-            result.computed[name] += len(rows.ids)
+            result.computed[spec.name] += len(rows.ids)
             if bad:
-                result.quarantined[name] = bad
+                result.quarantined[spec.name] = bad
         result.seconds["write"] += (time.perf_counter() - start) / self.pools.writers.width
         return result
 
@@ -297,4 +298,4 @@ class Worker:
                 if self.on_stage:
                     self.on_stage(stage, count)
             if extractor:
-                result.batches.update(spec.fingerprint for spec in extractor.specs)
+                result.batches.update(spec.name for spec in extractor.specs)
