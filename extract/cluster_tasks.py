@@ -72,7 +72,7 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
     config = task.config
     if not config.store.is_dir():
         raise SerError(f"a dask worker sees no {config.store}; workers need the same files under the same paths")
-    if dict(config.written_by).get("ser") != version(DISTRIBUTION):
+    if config.written_by["ser"] != version(DISTRIBUTION):
         raise SerError(f"a dask worker has ser {version(DISTRIBUTION)}; install the version that this command has")
     # The part that comes of it if no utterance is quarantined.
     part = part_name(config.corpus, [u.id for u in task.utterances], [u.digest or "" for u in task.utterances])
@@ -87,7 +87,7 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
         threads = max(1, int(declared))
         secede()  # its thread: the worker begins the next task beside this one
     me = {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
-    real = replace(here, threads=threads, written_by=(*config.written_by, *me.items()))
+    real = replace(here, threads=threads, written_by={**config.written_by, **me})
     rest = replace(task, fingerprints=tuple(spec.fingerprint for spec in left))
     result = extract_task(rest, real)
     result.stages = task.stages
@@ -118,6 +118,6 @@ def give_up(task: ExtractionTask, reason: str) -> TaskResult:
     for spec in task.specs:
         if config.keep_quarantine:
             feature = open_store(config.store).add(spec)
-            feature.publish(PartRows(config.corpus, quarantined=bad), config.backend, dict(config.written_by))
+            feature.publish(PartRows(config.corpus, quarantined=bad), config.backend, config.written_by)
         result.quarantined[spec.name] = bad
     return result

@@ -26,7 +26,6 @@ from .extractors import ResolvedFeature, batches, text_seconds
 from .options import ExtractionConfig
 from .registry import resolve_available, split_names
 
-MODALITIES: tuple[Modality, ...] = ("audio", "text")
 PART_BYTES = 256 << 20
 ROWS_PER_SECOND = {"frame": 50.0, "token": 50.0, "utterance": 2.0}  # unless a hop is known; 2: the shortest utterances
 
@@ -72,7 +71,7 @@ class WorkerConfig:
     threads: int = 1
     batch_seconds: float | None = None
     keep_quarantine: bool = False  # publish what cannot be used as quarantined; else leave it out, to be tried again
-    written_by: tuple[tuple[str, Any], ...] = ()
+    written_by: Mapping[str, Any] = field(default_factory=dict)
 
     def here(self) -> "WorkerConfig":
         """With the device of this machine. Raises `WrongUse` for one that is not here."""
@@ -152,7 +151,7 @@ class ExtractionPlan:
             device=self.config.device,
             batch_seconds=self.config.batch_seconds,
             keep_quarantine=self.config.on_error == "skip",
-            written_by=(("ser", version(DISTRIBUTION)),),
+            written_by={"ser": version(DISTRIBUTION)},
         )
 
     def tasks(self) -> list[ExtractionTask]:
@@ -223,8 +222,8 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     )
     store = open_store(config.store) if there else None
     scan = _with_parent(scan, store) if store else scan
-    asked = [modality for modality in MODALITIES if modality in {one.spec.modality for one in wanted}]
-    utterances = {modality: utterances_of(scan, modality) for modality in asked}
+    modalities = sorted({one.spec.modality for one in wanted})  # audio first: it takes longer
+    utterances = {modality: utterances_of(scan, modality) for modality in modalities}
     features = []
     for one in wanted:
         missing = _missing(one.spec, utterances[one.spec.modality], scan.manifest, store, config.retry)

@@ -36,7 +36,6 @@ class Summary:
     """What a run did. `features` has one entry per feature name, with the keys that `--json` prints."""
 
     store: str
-    corpus: str
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
     quarantined: dict[str, dict[str, str]] = field(default_factory=dict)  # feature → id → reason
     refused: list[str] = field(default_factory=list)  # what of the corpus has no row: a missing session, a bad line
@@ -126,7 +125,6 @@ class ExtractionRun:
                     raise stopped(result.quarantined)
         summary = Summary(
             store=str(config.store),
-            corpus=corpus,
             refused=[str(problem) for problem in plan.scan.refused],
             warnings=[*plan.scan.warnings],
             seconds=time.perf_counter() - begun,
@@ -136,9 +134,8 @@ class ExtractionRun:
         )
         for feature in plan.features:
             spec = feature.resolved.spec
-            there = store.add(spec)
-            quarantined = there.quarantined(plan.manifest)
-            rows, computed = there.rows(plan.manifest), total.computed[spec.name]
+            quarantined = opened[spec.name].quarantined(plan.manifest)
+            rows, computed = opened[spec.name].rows(plan.manifest), total.computed[spec.name]
             if rows + len(quarantined) != len(plan.manifest):
                 raise SerError(f"{spec.name}: {len(plan.manifest) - rows - len(quarantined)} rows are unaccounted for")
             summary.features[spec.name] = {

@@ -188,7 +188,7 @@ class PartPipeline:
             if config.keep_quarantine:
                 rows.quarantined = bad
             if rows.ids or rows.quarantined:
-                self.worker.store.add(spec).publish(rows, config.backend, dict(config.written_by))
+                self.worker.store.add(spec).publish(rows, config.backend, config.written_by)
             result.computed[spec.name] += len(rows.ids)
             if bad:
                 result.quarantined[spec.name] = bad
