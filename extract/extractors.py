@@ -3,8 +3,8 @@
 import gc
 import math
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -68,6 +68,7 @@ class Extractor:
     batched: ClassVar[bool] = False  # whether one call on many utterances is cheaper than many calls
     exact: ClassVar[bool] = False  # whether its rows are stored in float32 whatever --dtype says
     fixed: ClassVar[frozenset[str]] = frozenset()  # fields of its config that are no settings of the user's
+    own: ClassVar[frozenset[str]] = frozenset()  # settings in which features may differ that are computed together
 
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Any) -> Any:
@@ -83,11 +84,6 @@ class Extractor:
     def hop(cls, config: Any, checkpoint: Any) -> float | None:
         """Seconds between frames; None where rows are no frames."""
         return None
-
-    @classmethod
-    def shares(cls, feature: ResolvedFeature) -> Hashable:
-        """Features for which this is equal are computed together, by one extractor."""
-        return feature.spec.fingerprint
 
     def __init__(
         self, features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
@@ -144,7 +140,7 @@ class Encoder(Extractor):
     padding: float = 0
     mask_always = False  # with a mask of ones, a model may take another kernel than without any
     asked: ClassVar[dict[str, bool]] = {}  # further arguments of the model
-    own: ClassVar[frozenset[str]] = frozenset({"layer"})  # settings in which features of one forward pass may differ
+    own = frozenset({"layer"})
 
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> Any:
@@ -162,12 +158,6 @@ class Encoder(Extractor):
     def dim(cls, config: Any, checkpoint: Checkpoint) -> int:
         """The model's hidden size."""
         return checkpoint.setting("hidden_size")
-
-    @classmethod
-    def shares(cls, feature: ResolvedFeature) -> Hashable:
-        """Layers of one checkpoint share a forward pass where all other settings are equal."""
-        same = {key: value for key, value in asdict(feature.config).items() if key not in cls.own}
-        return feature.spec.checkpoint["digest"], *same.items()
 
     def open(self) -> None:
         """Load the model, and see to it that `hidden` finds the layers."""

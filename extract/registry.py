@@ -210,5 +210,7 @@ def load_extractors(
     groups: dict[Hashable, list[ResolvedFeature]] = {}
     for feature in features:
         code = FEATURES[feature.spec.feature].code
-        groups.setdefault((code.name, code.shares(feature)), []).append(feature)
+        same = tuple(item for item in asdict(feature.config).items() if item[0] not in code.own)
+        key = (code.name, feature.spec.checkpoint.get("digest"), same) if code.own else feature.spec.fingerprint
+        groups.setdefault(key, []).append(feature)
     return [FEATURES[group[0].spec.feature].code(group, device, batch_seconds) for group in groups.values()]
