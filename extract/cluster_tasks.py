@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 from ser import engines
-from ser.cache.part import PartRows, Quarantine, part_name
+from ser.cache.part import PartRows, Quarantine
 from ser.cache.store import Feature, open_store
 from ser.errors import DISTRIBUTION, SerError
 
@@ -68,17 +68,12 @@ def by_device(task: ExtractionTask) -> Iterator[ExtractionTask]:
 
 
 def extract_on_worker(task: ExtractionTask) -> TaskResult:
-    """Compute and publish, on a dask worker, what no worker has published before; that counts as done."""
+    """Compute and publish one task on a dask worker."""
     config = task.config
     if not config.store.is_dir():
         raise SerError(f"a dask worker sees no {config.store}; workers need the same files under the same paths")
     if config.written_by["ser"] != version(DISTRIBUTION):
         raise SerError(f"a dask worker has ser {version(DISTRIBUTION)}; install the version that this command has")
-    # The part that comes of it if no utterance is quarantined.
-    part = part_name(config.corpus, [u.id for u in task.utterances], [u.digest or "" for u in task.utterances])
-    left = [spec for spec in task.specs if not (config.folder(spec) / "parts" / part / "part.json").exists()]
-    if not left:
-        return TaskResult(stages=task.stages)
     from distributed import get_worker, secede
 
     here, threads, worker = config.here(), 1, get_worker()  # dask has a thread per core already
@@ -87,11 +82,7 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
         threads = max(1, int(declared))
         secede()  # its thread: the worker begins the next task beside this one
     me = {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
-    real = replace(here, threads=threads, written_by={**config.written_by, **me})
-    rest = replace(task, fingerprints=tuple(spec.fingerprint for spec in left))
-    result = extract_task(rest, real)
-    result.stages = task.stages
-    return result
+    return extract_task(task, replace(here, threads=threads, written_by={**config.written_by, **me}))
 
 
 def split(task: ExtractionTask) -> list[ExtractionTask] | None:

@@ -20,7 +20,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ser.cache.part import PartRecord, PartRows, Quarantine
+from ser.cache.part import PartRecord, PartRows, Quarantine, part_name
 from ser.cache.spec import Modality, Spec, read_checksummed
 from ser.cache.store import Store, open_store
 from ser.engines import is_out_of_memory
@@ -105,16 +105,20 @@ class PartPipeline:
 
     def __init__(self, worker: "Worker", task: ExtractionTask, pools: Pools) -> None:
         self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult(stages=task.stages)
-        self.specs = task.specs
-        self.before = {spec.fingerprint: part_names(worker.config.folder(spec)) for spec in self.specs}
+        self.before = {spec.fingerprint: part_names(worker.config.folder(spec)) for spec in task.specs}
+        # The part that comes of it if no utterance is quarantined: where it is there already, another has computed it.
+        rows = task.utterances
+        part = part_name(worker.config.corpus, [row.id for row in rows], [row.digest or "" for row in rows])
+        self.specs = [spec for spec in task.specs if part not in self.before[spec.fingerprint]]
         # First in, first out: whatever an extractor waits for was submitted before it.
-        self.inputs = {one.id: pools.decoders.submit(self._read, one) for one in task.utterances}
+        self.inputs = {row.id: pools.decoders.submit(self._read, row) for row in rows if self.specs}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
         self.computing: list[Future[None]] = []
         # Equal transcripts stand together and are computed once; no two audio files are taken to be equal.
         same = attrgetter("problem", "source") if task.modality == "text" else attrgetter("id")
-        units = [list(unit) for _, unit in groupby(task.utterances, same)]
-        for extractor in sorted(worker.extractors(task.modality), key=attrgetter("batched")):
+        units = [list(unit) for _, unit in groupby(rows, same)]
+        extractors = worker.extractors(task.modality) if self.specs else []
+        for extractor in sorted(extractors, key=attrgetter("batched")):
             stages = {spec.feature for spec in self.specs if spec in extractor.specs}
             pool, most = (pools.models, worker.most) if extractor.batched else (pools.cpu, None)
             for chosen in batches(units, lambda unit: unit[0].length, most) if stages else ():
