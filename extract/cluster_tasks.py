@@ -69,9 +69,9 @@ def by_device(task: ExtractionTask) -> Iterator[ExtractionTask]:
 
 def extract_on_worker(task: ExtractionTask) -> TaskResult:
     """Compute and publish one task on a dask worker."""
-    config = task.config
-    if not config.store.is_dir():
-        raise SerError(f"a dask worker sees no {config.store}; workers need the same files under the same paths")
+    config, store = task.config, task.config.asked.store
+    if not store.is_dir():
+        raise SerError(f"a dask worker sees no {store}; workers need the same files under the same paths")
     if config.written_by["ser"] != version(DISTRIBUTION):
         raise SerError(f"a dask worker has ser {version(DISTRIBUTION)}; install the version that this command has")
     from distributed import get_worker, secede
@@ -89,7 +89,7 @@ def split(task: ExtractionTask) -> list[ExtractionTask] | None:
     """A task that kills, cut in two; None if it cannot be cut. What the store has by now is left out."""
     config, missing = task.config, dict[str, set[str]]()
     for spec in task.specs:
-        feature = Feature(config.store, config.folder(spec))
+        feature = Feature(config.asked.store, config.folder(spec))
         feature.parts()
         lacks = (u.id for u in task.utterances if feature.place((config.corpus, u.id, u.digest)) is None)
         missing[spec.fingerprint] = set(lacks)
@@ -107,8 +107,8 @@ def give_up(task: ExtractionTask, reason: str) -> TaskResult:
     config, result = task.config, TaskResult(stages=task.stages)
     bad = [Quarantine(u.id, u.digest, u.file, reason) for u in task.utterances]
     for spec in task.specs:
-        if config.keep_quarantine:
-            feature = open_store(config.store).add(spec)
-            feature.publish(PartRows(config.corpus, quarantined=bad), config.backend, config.written_by)
+        if config.asked.on_error == "skip":
+            feature = open_store(config.asked.store).add(spec)
+            feature.publish(PartRows(config.corpus, quarantined=bad), config.asked.backend, config.written_by)
         result.quarantined[spec.name] = bad
     return result

@@ -62,15 +62,12 @@ class FeaturePlan:
 class WorkerConfig:
     """What all tasks of a run share."""
 
-    store: Path
+    asked: ExtractionConfig  # with the store's absolute path: a worker on a cluster stands elsewhere
     root: Path
     corpus: str
     resolved: tuple[ResolvedFeature, ...]
-    backend: str = "zarr"
-    device: str = "cpu"
+    device: str  # as it was asked for, or that of this machine
     threads: int = 1
-    batch_seconds: float | None = None
-    keep_quarantine: bool = False  # publish what cannot be used as quarantined; else leave it out, to be tried again
     written_by: Mapping[str, Any] = field(default_factory=dict)
 
     def here(self) -> "WorkerConfig":
@@ -80,7 +77,7 @@ class WorkerConfig:
 
     def folder(self, spec: Spec) -> Path:
         """The feature's folder in the store."""
-        return self.store / spec.feature / spec.fingerprint
+        return self.asked.store / spec.feature / spec.fingerprint
 
 
 @dataclass(frozen=True)
@@ -143,14 +140,11 @@ class ExtractionPlan:
     def worker_config(self) -> WorkerConfig:
         """What the tasks share; the device as it was asked for."""
         return WorkerConfig(
-            store=self.config.store.absolute(),  # a worker on a cluster stands elsewhere
+            asked=replace(self.config, store=self.config.store.absolute()),
             root=self.scan.root.absolute(),
             corpus=self.manifest.corpus,
             resolved=tuple(feature.resolved for feature in self.features if feature.missing),
-            backend=self.config.backend,
             device=self.config.device,
-            batch_seconds=self.config.batch_seconds,
-            keep_quarantine=self.config.on_error == "skip",
             written_by={"ser": version(DISTRIBUTION)},
         )
 

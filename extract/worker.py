@@ -189,10 +189,10 @@ class PartPipeline:
                 for key, extra in outcome.extras.items():
                     rows.extras.setdefault(key, []).append(extra)
                 result.warnings += [(warning, utterance.id) for warning in outcome.warnings]
-            if config.keep_quarantine:
+            if config.asked.on_error == "skip":  # else it is left out, to be tried again
                 rows.quarantined = bad
             if rows.ids or rows.quarantined:
-                self.worker.store.add(spec).publish(rows, config.backend, config.written_by)
+                self.worker.store.add(spec).publish(rows, config.asked.backend, config.written_by)
             result.computed[spec.name] += len(rows.ids)
             if bad:
                 result.quarantined[spec.name] = bad
@@ -227,7 +227,7 @@ class Worker:
         self.config = config
         self.on_stage: Callable[[str, int], None] | None = None
         self.on_gpu = config.device != "cpu"
-        self.most = config.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
+        self.most = config.asked.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
         self._extractors: dict[Modality, list[Extractor]] = {}
         self.gpu = threading.Semaphore(BATCHES) if self.on_gpu else contextlib.nullcontext()
         self._lock, self._opening = threading.Lock(), threading.Lock()
@@ -235,7 +235,7 @@ class Worker:
     @cached_property
     def store(self) -> Store:
         """Where it publishes."""
-        return open_store(self.config.store)
+        return open_store(self.config.asked.store)
 
     def close(self) -> None:
         """Let the extractors go, and the memory of a GPU that they took."""

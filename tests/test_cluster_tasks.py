@@ -37,7 +37,7 @@ def test_what_is_sent_is_small_and_features_with_a_model_go_to_gpus_apart(tmp_pa
     gpu, cpu = by_device(both)
     assert [one.fingerprints for one in (gpu, cpu)] == [(one.spec.fingerprint,) for one in config.resolved]
     assert [one.spec for each in (gpu, cpu) for one in each.config.resolved] == [one.spec for one in config.resolved]
-    assert gpu.config.store.is_absolute() and gpu.config.root.is_absolute()
+    assert gpu.config.asked.store.is_absolute() and gpu.config.root.is_absolute()
 
 
 def test_a_task_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) -> None:
