@@ -3,9 +3,11 @@
 import gc
 import math
 import threading
+import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +21,7 @@ GPU_SECONDS = 300.0  # padded audio per batch; sorted lengths waste ~1 % of it
 TOKENS_PER_SECOND = 50.0  # a token costs an encoder what a frame does: 300 s of audio are as much as 15,000 tokens
 CHARACTERS_PER_TOKEN = 4.0
 FLOAT16_MAX = 65504.0
+ENCODERS = tomllib.loads(Path(__file__).with_name("encoders.toml").read_text(encoding="utf-8"))  # by architecture
 Precision = Literal["float32", "bfloat16"]  # of an encoder: autocast
 Item = TypeVar("Item")
 
@@ -136,7 +139,6 @@ class Encoder(Extractor):
 
     batched = True
     checkpoint: Checkpoint
-    architectures: ClassVar[tuple[str, ...]]
     padding: float = 0
     mask_always = False  # with a mask of ones, a model may take another kernel than without any
     asked: ClassVar[dict[str, bool]] = {}  # further arguments of the model
@@ -146,9 +148,9 @@ class Encoder(Extractor):
     def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> Any:
         """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
         model = checkpoint.model
-        if checkpoint.architecture not in cls.architectures:
-            known = ", ".join(cls.architectures)
-            raise WrongUse(f"{model} is a {checkpoint.architecture} model, not a {cls.name} encoder of {known}")
+        known = [architecture for architecture, row in ENCODERS.items() if row["extractor"] == cls.name]
+        if (architecture := checkpoint.architecture) not in known:
+            raise WrongUse(f"{model} is a {architecture} model, not a {cls.name} encoder of {', '.join(known)}")
         last = checkpoint.setting("num_hidden_layers")
         if not 0 <= (layer := settings.get("layer", last)) <= last:
             raise WrongUse(f"layer={layer}: {model} has layers 0 to {last}")

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from operator import attrgetter
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -105,7 +105,6 @@ class SpeechExtractor(Encoder):
 
     name, version, Config = "speech", 1, SpeechConfig
     packages = ("torch", "transformers", "soundfile", "soxr")
-    architectures: ClassVar[tuple[str, ...]] = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat")
     own = frozenset({"layer", "norm", "pool"})
     normed = False  # whether the last layer is always the one after the final LayerNorm
 
@@ -236,7 +235,6 @@ class FilterbankExtractor(SpeechExtractor):
     """An encoder of the log-mel frames that the checkpoint's own feature extractor makes: Wav2Vec2-BERT 2.0."""
 
     name, version = "w2v-bert", 1
-    architectures = ("wav2vec2-bert",)
     preprocessor = "SeamlessM4TFeatureExtractor"
     least = 560  # samples: two log-mel frames of 25 ms
     fixed = frozenset({"norm", "normalize"})
@@ -279,7 +277,6 @@ class WhisperExtractor(FilterbankExtractor):
     """
 
     name, version = "whisper", 1
-    architectures = ("whisper",)
     fixed = frozenset({"norm", "normalize", "window", "context"})
     normed = True
     preprocessor = "WhisperFeatureExtractor"

@@ -16,18 +16,9 @@ from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import Checkpoint
 from ser.weights.find import loading
 
-from .extractors import Encoder, Layer, Outcome, Precision
+from .extractors import ENCODERS, Encoder, Layer, Outcome, Precision
 
 MOST = 512  # tokens
-# Encoders whose hidden states do not depend on right padding (one test for all). No decoder and no encoder-decoder:
-# what a causal model says of a word knows nothing of the words after it.
-ARCHITECTURES = (
-    *("albert", "bert", "camembert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra", "ernie"),
-    *("eurobert", "megatron-bert", "modernbert", "mpnet", "nomic_bert", "rembert", "roberta", "roberta-prelayernorm"),
-    *("xlm-roberta", "xlm-roberta-xl"),
-)
-# Their positions start after that of the padding token, 1.
-OFFSET = ("camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")
 TAG = re.compile(r"\[[A-Za-z_]+\]")  # IEMOCAP's [LAUGHTER], [BREATHING], [GARBAGE], [LIPSMACK], lower-case too
 
 
@@ -51,7 +42,6 @@ class TextExtractor(Encoder):
 
     name, version, Config = "text", 1, TextConfig
     packages = ("torch", "transformers", "tokenizers")
-    architectures = ARCHITECTURES
     mask_always = True
     asked: ClassVar[dict[str, bool]] = {"output_hidden_states": True}
 
@@ -59,7 +49,8 @@ class TextExtractor(Encoder):
     def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> TextConfig:
         """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
         config: TextConfig = super().resolve(settings, checkpoint)
-        longest = checkpoint.setting("max_position_embeddings") - 2 * (checkpoint.architecture in OFFSET)
+        offset = ENCODERS[checkpoint.architecture].get("offset", 0)
+        longest = checkpoint.setting("max_position_embeddings") - offset
         if "most" not in settings:
             config = replace(config, most=min(MOST, longest))
         if not 3 <= config.most <= longest:

@@ -17,13 +17,13 @@ import transformers
 from ser.engines.machine import SIGNS
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.extract.audio import Clip
-from ser.extract.extractors import Extractor, Layer
+from ser.extract.extractors import ENCODERS, Extractor, Layer
 from ser.extract.registry import load_extractors, resolve
 from ser.extract.run import relative
-from ser.extract.text import ARCHITECTURES as TEXT_ARCHITECTURES
 from ser.tests.pretend_device import Gpu
 from ser.weights.demo import ARCHITECTURES, write_random_checkpoint
 
+TEXT_ARCHITECTURES = [name for name, row in ENCODERS.items() if row["extractor"] == "text"]
 SIZE, SPEECH_SIZE = (ARCHITECTURES[name][1] for name in ("bert", "hubert"))
 # Layer norm in the convolutions, and a LayerNorm after the last layer instead of within each.
 LARGE = {**SPEECH_SIZE, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
