@@ -54,7 +54,8 @@ class FeaturePlan:
         """Estimated size of what will be computed."""
         spec, rows = self.resolved.spec, float(len(self.missing))
         if spec.level != "utterance":
-            rows = _rows_per_second(spec) * sum(one.length for one in self.missing) + rows * (spec.modality == "audio")
+            seconds = sum(one.length for one in self.missing)
+            rows = _rows_per_second(spec) * seconds + rows * (spec.modality == "audio")
         return int(rows * _row_bytes(spec))
 
 
@@ -191,7 +192,7 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     """
     for option in fields(config):
         value, known = getattr(config, option.name), option.metadata.get("choices")
-        if known and option.name != "format" and value not in (None, *known):  # formats may be registered since
+        if known and value not in (None, *known):
             raise WrongUse(f"--{option.name.replace('_', '-')} {value}: it is {' or '.join(known)}")
     check_local(config.store)
     elsewhere = config.scheduler is not None and local_workers(config.scheduler) is None

@@ -111,7 +111,8 @@ class SpeechExtractor(Encoder):
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> SpeechConfig:
         """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
-        ends_in_norm, preprocessor = bool(checkpoint.config.get("do_stable_layer_norm")), checkpoint.preprocessor or {}
+        ends_in_norm = bool(checkpoint.config.get("do_stable_layer_norm"))
+        preprocessor = checkpoint.preprocessor or {}
         norm = ("before" if "layer" in settings else "after") if ends_in_norm else "none"
         told = {"norm": norm, "normalize": bool(preprocessor.get("do_normalize", True))}
         config: SpeechConfig = super().resolve({**told, **settings}, checkpoint)
@@ -186,10 +187,8 @@ class SpeechExtractor(Encoder):
             rows = [Layer(*(array[piece.keep] for array in layer)) for layer in layers]
             if 2 * len(rows[0].values) < len(layers[0].values):  # of Whisper's 30 s: the rest is let go
                 rows = [Layer(values.copy(), peaks) for values, peaks in rows]
-            pooled = [config.pool == "mean" for config in self.configs]
-            yield [
-                x.values.mean(0, np.float64, keepdims=True) if mean else x for x, mean in zip(rows, pooled, strict=True)
-            ]
+            both = zip(rows, self.configs, strict=True)
+            yield [x.values.mean(0, np.float64, keepdims=True) if c.pool == "mean" else x for x, c in both]
 
     def prepared(self, samples: np.ndarray) -> np.ndarray:
         """The whole waveform `[n]` as the model takes it."""
