@@ -192,6 +192,7 @@ def test_readers_while_one_writes(tmp_path: Path) -> None:
             rows = len(there)
             steps.add(rows)
             looks += 1
+        time.sleep(0.005)
     assert writer.returncode == 0 and looks > 4 and len(steps) > 3
     check_finished(path)
 
@@ -239,10 +240,15 @@ int unlinkat(int in, const char *name, int how) { usleep(10000); return syscall(
 int rename(const char *a, const char *b) { usleep(atoi(getenv("BLIND_RENAME"))); return syscall(SYS_rename, a, b); }
 """
 # It begins when all of a part is written.
-REMOVER = "import glob, sys, pathlib; from ser.cache.atomic_io import remove_leftovers\nprint(flush=True)\n"
-REMOVER += (
-    "store = pathlib.Path(sys.argv[1])\nwhile True: glob.glob(f'{store}/tmp/*/*/part.json') and remove_leftovers(store)"
-)
+REMOVER = """
+import glob, pathlib, sys, time
+from ser.cache.atomic_io import remove_leftovers
+print(flush=True)
+while True:
+    if glob.glob(f"{sys.argv[1]}/tmp/*/*/part.json"):
+        remove_leftovers(pathlib.Path(sys.argv[1]))
+    time.sleep(0.002)
+"""
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
