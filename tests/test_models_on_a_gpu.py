@@ -4,7 +4,6 @@ import copy
 import re
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -53,7 +52,8 @@ def test_a_step_gives_the_numbers_of_the_cpu(case: str) -> None:
     model, whole = build(case), make_batch(case, LONG)  # longer than what a CPU pads
     there, idle = copy.deepcopy(model), list[set[str]]()  # what no gradient reaches
     some = [{m: torch.tensor(mask)} for m in CASES[case].inputs for mask in HIDDEN if CASES[case].hide]
-    for precision, hidden in product(CLOSE, [{}, *some]):
+    # In bf16, too, whole and where all is hidden: that some is changes no dtype.
+    for precision, hidden in [*(("float32", one) for one in ({}, *some)), *(("bf16", one) for one in ({}, *some[1::2]))]:
         batch = without(whole, hidden)
         outputs, grads = step(model, batch, bf16=False)
         with Gpu() as gpu:
