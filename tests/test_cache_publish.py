@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -323,6 +324,16 @@ def test_a_disk_that_gives_back_something_else(tmp_path: Path, monkeypatch: pyte
             feature.publish(part_rows(other, feature.spec, arrays, [0, 1]), "zarr", {})
         monkeypatch.setattr(atomic_io.os, "write", honest)
     assert len(feature.parts()) == 1 and not list((store.path / "tmp").iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no such folder")
+def test_files_in_memory_are_no_devices() -> None:
+    """`/dev/fd/1` leads to what the shell has opened, which stays; under `/dev/shm` is a disk as any other."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, Path(folder, "x").open("wb") as opened:
+        for path, stays in ((Path(f"/dev/fd/{opened.fileno()}"), True), (Path(folder, "x"), False)):
+            atomic_io.write_whole(path, b"new")
+            assert Path(folder, "x").read_bytes() == b"new"
+            assert (Path(folder, "x").stat().st_ino == os.fstat(opened.fileno()).st_ino) == stays
 
 
 EXPORTS = """
