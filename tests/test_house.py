@@ -132,8 +132,10 @@ def test_a_command_runs_through_few_files(newcomer: Path, tmp_path: Path) -> Non
         ("main(['cache', 'list', '--store', 'store'])", HEAVY | {"pyarrow.compute"}, "is13"),
         # Each would take a third of a second or more of CPU.
         (
+            "import torch; from ser.train.fit import Adam; "
             "from ser.train.experiment import Experiment, estimate, prepare; "
-            "print(estimate(prepare(Experiment('is13+bert', 'lgf-add', store='store'))))",
+            "print(estimate(prepare(Experiment('is13+bert', 'lgf-add', store='store')))); "
+            "adam = Adam([torch.nn.Parameter(torch.ones(3))], fused=True); adam.load_state_dict(adam.state_dict())",
             HEAVY - {"torch"} | {"torch._dynamo", "sympy", "soundfile", "distributed"},
             "updates=",
         ),

@@ -101,7 +101,7 @@ for dim, memory in (case.split() for case in cases):
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's mark is read from /proc")
 def test_the_budget_bounds_the_peak(tmp_path: Path) -> None:
     """On features four times the budget, against the same model on some of a thirty-second of the width."""
-    manifest, rng, budget = make_manifest(48), np.random.default_rng(0), 24
+    manifest, rng, budget = make_manifest(32), np.random.default_rng(0), 16
     store = new_store(tmp_path / "s", manifest)
     add_feature(store, manifest, "bert", make_rows(manifest, "bert"))
     lengths = rng.integers(100, 300, len(manifest))

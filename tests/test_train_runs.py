@@ -161,7 +161,6 @@ def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-SER = Path(sys.executable).with_name("ser")
 CHILD = """
 import sys
 from pathlib import Path
@@ -185,7 +184,9 @@ def child(store: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_an_interrupted_run_is_readable_and_goes_on_to_the_same_bytes(store: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_readable_and_goes_on_to_the_same_bytes(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that is killed: `test_streamed.py`."""
     [whole] = run_experiment(lgf(store, tmp_path / "whole", **SIXTEEN))
     killed = child(store, tmp_path / "killed")
@@ -199,9 +200,9 @@ def test_an_interrupted_run_is_readable_and_goes_on_to_the_same_bytes(store: Pat
     assert not run.finished and run.config["fusion"] == "lgf-add"
     with pytest.raises(WrongUse, match=r"not finished.*--resume"):
         run.result  # noqa: B018
-    # From another folder, by the run's own.
-    again = subprocess.run([SER, "train", "--resume", run.path], cwd="/", capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.chdir("/")  # from another folder, by the run's own
+    again = ser("train", "--resume", run.path)
+    assert again.exit_code == 0, again.output
     log = (run.path / "log").read_text()
     assert "interrupted" in log and {*map(int, re.findall(r"epoch (\d+)", log))} == {*range(1, 17)}
     for file in ("model.safetensors", "predictions.parquet"):
