@@ -86,6 +86,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files that are heavy as a whole are not even imported where nothing heavy is asked for."""
+    return ("not heavy" in config.option.markexpr and collection_path.name.startswith(HEAVY_FILES)) or None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Mark what is heavy, by name or because it starts processes."""
