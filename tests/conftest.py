@@ -1,7 +1,7 @@
 """Which tests are heavy, and fixtures that several files use.
 
 A heavy test starts processes, a browser or a dask cluster, builds the wheel, extracts or trains the demo, runs or
-converts encoders of every kind, or searches.
+converts encoders of every kind, trains tables of many runs, or searches.
 `make test-fast` leaves them out.
 """
 
@@ -33,13 +33,13 @@ HEAVY_FILES = (
 HEAVY_TESTS = {
     "test_a_whole_release_has_its_published_counts",
     "test_each_fold_counts_with_its_best_candidate",
+    "test_every_table_shows_the_same_digits",
     "test_published_feature_files_are_trained_on",
-    "test_reports_show_ratings_and_never_beside_a_paper",
     "test_shards_split_all_runs_without_overlap",
     "test_the_time_is_estimated_from_the_corpus_itself",
     "test_wheel_alone_runs",
 }
-HEAVY_FIXTURES = {"browser", "demo_corpus", "demo_store", "newcomer", "processes"}
+HEAVY_FIXTURES = {"browser", "demo_corpus", "demo_store", "newcomer", "processes", "runs"}
 PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "start_fork_server", "workers"}
 
 

@@ -76,8 +76,7 @@ def test_the_same_seed_gives_the_same_bytes(store: Path, fusion: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "fusion",
-    ["mit", "lgf-add", "lgf-add refit=true", "mit sampler=balanced refit=true", "bc-lstm refit=true patience=1"],
+    "fusion", ["mit", "lgf-add refit=true", "mit sampler=balanced refit=true", "bc-lstm refit=true patience=1"]
 )
 def test_going_on_from_a_state_gives_the_same_bytes(store: Path, tmp_path: Path, fusion: str) -> None:
     whole: list[tuple[Epoch, bytes]] = []
@@ -122,7 +121,7 @@ def test_a_fit_and_a_prediction_turn_tf32_off(store: Path) -> None:
         assert not torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.parametrize("fusion", ["mit", "lgf-add", "bc-lstm refit=true"])
+@pytest.mark.parametrize("fusion", ["mit", "bc-lstm refit=true"])
 def test_patience_ends_a_stage_where_no_better_score_has_come(store: Path, fusion: str) -> None:
     fusion, *more = fusion.split()
     long = fit(*prepared(store, fusion, "epochs=9", "lr=0.02")).history
