@@ -20,7 +20,7 @@ from ser.train.data.dataset import DataCache
 from ser.train.data.features import load_dataset
 from ser.train.experiment import Experiment, estimate, prepare, run_experiment
 from ser.train.fit import fit_standardizers
-from ser.train.run_folder import STATE, Run
+from ser.train.run_folder import LOG, STATE, Run, find_runs
 
 MIT = ("d_model=8", "heads=2", "queries=2", "standardise_audio=true", "batch_size=4")
 CASES = {
@@ -196,9 +196,14 @@ def test_a_run_that_is_stopped_while_it_reads_ends_at_once_and_goes_on_to_the_sa
     command = [sys.executable, "-c", STOPPED, rich, tmp_path / "b", how]
     done = subprocess.run(command, capture_output=True, text=True, timeout=45)
     assert (done.returncode, done.stdout) == ((-9, "") if how == "SIGKILL" else (0, "MainThread\n")), done.stderr
-    assert len(list((tmp_path / "b").glob(f"*/{STATE}"))) == 1
+    [part] = find_runs(tmp_path / "b")
+    assert (part.path / STATE).exists() and ("interrupted" in (part.path / LOG).read_text()) == (how == "SIGINT")
+    with pytest.raises(WrongUse, match=r"not finished.*--resume"):
+        _ = part.result
     [resumed] = run_experiment(replace(plain, out=tmp_path / "b", memory="0.015MB", resume=True))
     assert weights(resumed) == weights(whole) and len(resumed.result["history"]) == 4
+    assert not (part.path / STATE).exists()
+    assert {*re.findall(r"epoch (\d+)", (part.path / LOG).read_text())} == {*"1234"}
 
 
 def test_a_budget_too_small_is_one_sentence_that_names_one_that_does(rich: Path, tmp_path: Path) -> None:
