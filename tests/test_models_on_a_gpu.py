@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import CliRunner
 from torch import Tensor, nn
 
-from ser.cli import main
+from ser.tests.command_line import ser
 from ser.tests.plain_layers import CASES, DIFFERENT, LONG, build, make_batch, without
 from ser.tests.pretend_device import DEVICE, Gpu
 from ser.train import experiment, fit_many
@@ -179,7 +178,7 @@ def test_a_dry_run_says_what_the_arithmetic_alone_takes(
     asked = ["train", "--features", "hubert+mpnet", "--fusion", "mit", "--epochs", "1", "--folds", "1", "--dry-run"]
     small = ["--set", "d_model=16", "--set", "heads=2", "--device", "cuda:0", "--store", str(store)]
     with Gpu(downloads=torch.inf, waits=torch.inf):
-        found = CliRunner().invoke(main, [*asked, *small])
+        found = ser(*asked, *small)
     assert not found.exit_code, found.output
     each = r"[\d.e-]+ s at its [\d.e-]+ TFLOP/s in "
     assert re.search(
@@ -189,7 +188,7 @@ def test_a_dry_run_says_what_the_arithmetic_alone_takes(
     recipe = tmp_path / "mine.toml"
     recipe.write_text('[[cell]]\nname = "x"\nfeatures = "hubert+mpnet"\nfusion = "mit"\n')
     with Gpu(downloads=torch.inf, waits=torch.inf):
-        found = CliRunner().invoke(main, ["sweep", str(recipe), "--epochs", "1", "--folds", "1", "--dry-run", *small])
+        found = ser("sweep", recipe, "--epochs", 1, "--folds", 1, "--dry-run", *small)
     assert "1 runs to train with" in found.stdout and ", in bf16 on the GPU" in found.stdout, found.output
 
 
