@@ -156,8 +156,8 @@ def _death(exit_code: int | None, task: Any) -> str:
 
 
 def task_name(task: Any) -> str:
-    """What a message calls a task."""
-    return str(getattr(task, "name", None) or task)[:200]
+    """What a message calls a task, or a list of them."""
+    return ", ".join(str(getattr(one, "name", one)) for one in (task if isinstance(task, list) else [task]))[:200]
 
 
 @contextlib.contextmanager

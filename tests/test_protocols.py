@@ -1,6 +1,5 @@
 """Protocols: what stands in which part, and a guard that lets nothing through."""
 
-import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -247,8 +246,8 @@ def test_emobox_folds(tmp_path: Path, utterances: Utterances) -> None:
         folder.mkdir()
         for part in ("train", "test"):
             chosen = [i for i in range(30) if (i % 3 == number - 1) == (part == "test")]
-            lines = [json.dumps({"key": utterances.ids[i], "wav": "x.wav", "emo": "ang"}) for i in chosen]
-            (folder / f"tiny_{part}_fold_{number}.jsonl").write_text("\n".join(lines))
+            lines = [f'{{"key": "{utterances.ids[i]}", "wav": "x.wav", "text": "a\u2028line"}}' for i in chosen]
+            (folder / f"tiny_{part}_fold_{number}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     folds = make_folds(f"folds:{tmp_path}", utterances, Cut("next"))
     assert [fold.name for fold in folds] == ["fold 1", "fold 2", "fold 3"]
     assert folds[0].test.tolist() == list(range(0, 30, 3)) and folds[0].dev.tolist() == list(range(1, 30, 3))

@@ -29,7 +29,7 @@ from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch, Sequences
 from ser.train.models.stacked import NO_LABEL, Graphs, Layout, Stack
 from ser.train.run_folder import run_name
-from ser.train.sweep import TaskGroup, plan_sweep, train_group
+from ser.train.sweep import plan_sweep, train_group
 
 STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
 SMALL = PerspectiveSettings(d_model=6, gru_hidden=4, heads=2, dropout=0.3)
@@ -375,7 +375,7 @@ def test_a_sweep_trains_a_bundle_at_once(store, tmp_path, monkeypatch):
     recipe.write_text('[[cell]]\nname = "x"\nfeatures = "is13+bert"\nfusion = "lgf-add"\nseeds = 2\n')
     asked = {"store": store, "device": "cpu", "epochs": 3, "folds": 1, "set": OPTIONS}
     planned = plan_sweep(read_recipe(recipe, out=tmp_path / "runs", **asked))
-    outcomes = train_group(TaskGroup(planned.tasks))
+    outcomes = train_group(planned.tasks)
     assert [outcome.task for outcome in outcomes] == list(planned.tasks) and not any(o.fault for o in outcomes)
     assert not planned.open_tasks
 

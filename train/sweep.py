@@ -41,25 +41,13 @@ class SweepTask:
     experiment: Experiment
     number: int
     group: str = ""  # the same for tasks that are fitted together, or would be on a GPU elsewhere
+    shared: Path | None = None  # where processes of one machine share what they have loaded
+    workers: int = 1  # so many, with one budget of memory
 
     @property
     def run(self) -> Run:
         """Its folder."""
         return Run(Path(self.experiment.out) / self.name)
-
-
-@dataclass(frozen=True)
-class TaskGroup:
-    """Tasks that are fitted together."""
-
-    tasks: tuple[SweepTask, ...]
-    shared: Path | None = None  # where processes of one machine share what they have loaded
-    workers: int = 1  # so many, with one budget of memory
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return ", ".join(task.name for task in self.tasks)
 
 
 @dataclass(frozen=True)
@@ -251,42 +239,37 @@ def run_sweep(
                 tasks = [replace(t, group=t.name) if t.experiment.device == "auto" else t for t in tasks]
             for outcomes in cluster.run(
                 train_group,
-                grouped(tasks),
-                needs=lambda group: {} if group.tasks[0].experiment.device == "cpu" else gpu,
-                split=lambda group: [TaskGroup((task,)) for task in group.tasks] if len(group.tasks) > 1 else None,
-                lost=lambda group, reason: [Outcome(task, reason) for task in group.tasks],
+                fit_groups(tasks),
+                needs=lambda group: {} if group[0].experiment.device == "cpu" else gpu,
+                split=lambda group: [[task] for task in group] if len(group) > 1 else None,
+                lost=lambda group, reason: [Outcome(task, reason) for task in group],
             ):
                 yield from outcomes
     elif workers <= 1:
-        for group in grouped(tasks):
+        for group in fit_groups(tasks):
             yield from train_group(group)
     else:
         out = Path(tasks[0].experiment.out) / SHARED
         remove_leftovers(out)
         with workspace(out) as folder:
-            groups = [replace(group, shared=folder, workers=workers) for group in grouped(tasks)]
-            for outcomes in engines.run(train_group, groups, workers):
+            tasks = [replace(task, shared=folder, workers=workers) for task in tasks]
+            for outcomes in engines.run(train_group, fit_groups(tasks), workers):
                 os.utime(folder)  # still in use
                 yield from outcomes
-
-
-def grouped(tasks: Sequence[SweepTask]) -> list[TaskGroup]:
-    """The tasks by their groups."""
-    return [TaskGroup(tuple(group)) for group in fit_groups(tasks)]
 
 
 _alone = threading.Lock()  # a dask worker may have several threads, and torch's seeds are the whole process's
 
 
-def train_group(group: TaskGroup) -> list[Outcome]:
+def train_group(tasks: Sequence[SweepTask]) -> list[Outcome]:
     """Fit the tasks of one group, together if this device does so. What they read is kept for the tasks that follow."""
-    out = Path(group.tasks[0].experiment.out)
-    reader = engines.cached(("sweep", group.shared), lambda: prepare_once(group.shared, group.workers))
+    first = tasks[0]
+    reader = engines.cached(("sweep", first.shared), lambda: prepare_once(first.shared, first.workers))
     with _alone, reader as prepared:
-        jobs = [prepared(task.experiment)[task.number] for task in group.tasks]
-        ended = [run for some in fit_groups(jobs) for run in train_jobs(some, out, resume=True)]
+        jobs = [prepared(task.experiment)[task.number] for task in tasks]
+        ended = [run for some in fit_groups(jobs) for run in train_jobs(some, Path(first.experiment.out), resume=True)]
     faults = [str(run) if isinstance(run, Diverged) else None for run in ended]
-    return [Outcome(task, fault) for task, fault in zip(group.tasks, faults, strict=True)]
+    return [Outcome(task, fault) for task, fault in zip(tasks, faults, strict=True)]
 
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:

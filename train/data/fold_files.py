@@ -3,6 +3,7 @@
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -65,12 +66,11 @@ def _read_table(path: Path) -> list[Listed]:
 
 
 def _read_emobox(path: Path) -> list[Listed]:
-    folds = []
+    lines, folds = msgspec.json.Decoder(dict[str, Any]).decode_lines, []
     for folder in sorted(path.glob("fold_*"), key=lambda folder: int(re.sub(r"\D", "", folder.name) or 0)):
         parts = {}
         for part, word in (("train", "train"), ("dev", "valid"), ("test", "test")):
-            texts = [read_named(file).decode() for file in sorted(folder.glob(f"*{word}*.jsonl"))]
-            lines = [line for text in texts for line in text.splitlines() if line.strip()]
-            parts[part] = [str(msgspec.json.decode(line)["key"]) for line in lines]
+            files = sorted(folder.glob(f"*{word}*.jsonl"))
+            parts[part] = [str(line["key"]) for file in files for line in lines(read_named(file))]
         folds.append((folder.name.replace("_", " "), parts))
     return folds

@@ -167,18 +167,15 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
             f"{held}; take them as they are by --labels all, or map them in a file: --labels FILE.toml"
         )
 
-    def column(name: str) -> list:
-        values = manifest.column(name)
-        return [values[row] for row in rows]
-
+    said = manifest.table.take(rows).to_pydict()
+    ids, sessions = said["id"], said["session"]
     # A dialogue's name counts within its session: tables may number dialogues from 1 in each.
-    ids, sessions, names = column("id"), column("session"), column("dialogue")
-    keys = [(s, d) if d is not None else (i,) for s, d, i in zip(sessions, names, ids, strict=True)]
-    turns = [row if turn is None else turn for row, turn in enumerate(column("turn"))]
+    keys = [(s, d) if d is not None else (i,) for s, d, i in zip(sessions, said["dialogue"], ids, strict=True)]
+    turns = [row if turn is None else turn for row, turn in enumerate(said["turn"])]
     names = [part.corpus for part in manifest.parts for _ in range(len(part))]  # of all rows, where several are joined
     corpora = [names[row] for row in rows] if names else []
-    homes = Counter(audio for audio, _ in {*zip(column("audio_sha256"), corpora, strict=False)} if audio)
-    if shared := [id_ for id_, audio in zip(ids, column("audio_sha256"), strict=True) if homes[audio] > 1]:
+    homes = Counter(audio for audio, _ in {*zip(said["audio_sha256"], corpora, strict=False)} if audio)
+    if shared := [id_ for id_, audio in zip(ids, said["audio_sha256"], strict=True) if homes[audio] > 1]:
         raise LeakageError(
             f"{len(shared)} utterances of {manifest.corpus} are the same recording in two of these corpora, such as "
             f"{shared[0]}: a test of one would know it from another; leave one of them out"
@@ -189,17 +186,17 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
         labels=labels,
         classes=policy.classes,
         sessions=sessions,
-        speakers=column("speaker"),
+        speakers=said["speaker"],
         dialogues=_numbered(keys),
         turns=np.array(turns, dtype=np.int64),
         rows=rows,
         left_out=Counter((raw[row] or "none") + (f" of {names[row]}" if names else "") for row in out),
         texts=[
             digest if text is None else " ".join(re.findall(r"[^\W_]+", text.casefold())) or None
-            for text, digest in zip(column("text"), column("text_sha256"), strict=True)
+            for text, digest in zip(said["text"], said["text_sha256"], strict=True)
         ],
-        dimensions=np.array([column(name) for name in DIMENSIONS], dtype=np.float64).T,
-        votes=soft_labels(policy, column("votes"), labels),
+        dimensions=np.array([said[name] for name in DIMENSIONS], dtype=np.float64).T,
+        votes=soft_labels(policy, said["votes"], labels),
         undecided=np.array(open_ones)[rows],
         corpora=corpora,
     )
