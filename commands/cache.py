@@ -19,24 +19,18 @@ def cache() -> None:
 
 
 @cache.command("list")
-@read_store_option
+@store_option
 @json_option
-def list_(store: str, as_json: bool) -> None:
+def list_(store: Path, as_json: bool) -> None:
     """Every feature in the store: rows, size, fingerprint, and the model it comes from.
 
     \b
     Example: ser cache list --store features
     """
-    from ser.cache.maintain import list_features, listings
+    from ser.cache.maintain import list_features
     from ser.cache.store import open_store
 
-    if "://" in store:
-        from ser.cache.copies import published
-
-        features, manifests = published(store)
-        found = [one for feature in features for one in listings(feature, manifests)]
-    else:
-        found = list_features(open_store(store))
+    found = list_features(open_store(store))
     if as_json:
         answer([asdict(one) for one in found])
         return
@@ -56,28 +50,19 @@ def list_(store: str, as_json: bool) -> None:
 @cache.command()
 @click.argument("name")
 @corpus_option
-@read_store_option
+@store_option
 @json_option
-def info(name: str, corpus: str | None, store: str, as_json: bool) -> None:
+def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
     """How feature NAME was made: everything that its fingerprint covers, and where it came from.
 
     \b
     Example: ser cache info hubert@3f2a
     """
     from ser.cache.maintain import feature_info, latest_manifests
-    from ser.cache.store import listed, open_store
-    from ser.errors import WrongUse
+    from ser.cache.store import open_store
 
-    if "://" in store:
-        from ser.cache.copies import published
-
-        features, manifests = published(store, name)
-        if len(features) > 1:
-            raise WrongUse(f"{name} is published in several ways, choose one: {listed(features)}")
-        facts = feature_info(features[0], manifests)
-    else:
-        opened = open_store(store)
-        facts = feature_info(opened.feature(name, corpus), latest_manifests(opened))
+    opened = open_store(store)
+    facts = feature_info(opened.feature(name, corpus), latest_manifests(opened))
     answer(facts if as_json else "\n".join(_lines(facts)))
 
 
