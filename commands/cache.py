@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .options import BACKENDS, FILE, corpus_option, json_option, read_store_option, store_option
-from .output import answer, progress, safe, say
+from .output import answer, progress, safe, say, table
 
 
 @click.group()
@@ -30,11 +30,7 @@ def list_(store: Path, as_json: bool) -> None:
     from ser.cache.maintain import list_features
     from ser.cache.store import open_store
 
-    found = list_features(open_store(store))
-    if as_json:
-        answer([asdict(one) for one in found])
-        return
-    rows = []
+    found, rows = list_features(open_store(store)), []
     for one in found:
         count = f"{one.rows} of {one.of}" if one.of is not None else one.rows
         values = f"{one.level} × {one.dim} {one.dtype}" if one.level else ""
@@ -44,7 +40,8 @@ def list_(store: Path, as_json: bool) -> None:
         state += f", {one.lent} rows of its parent" if one.lent else ""
         size = f"{one.bytes / 1e6:.1f} MB"
         rows.append([one.feature, one.fingerprint, one.corpus or "–", count, size, values, model, state])
-    answer(rows, ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"])
+    shown = table(rows, ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"])
+    answer([asdict(one) for one in found] if as_json else shown)
 
 
 @cache.command()
@@ -281,7 +278,7 @@ def rollback(corpus: str, digest: str | None, listing: bool, store: Path) -> Non
     if listing:
         found = generations(store / "manifests" / opened.only_corpus(corpus))
         rows = [[one.time, one.digest, one.utterances, one.command] for one in found]
-        answer(rows, ["time", "digest", "utterances", "command"], missingval="–")
+        answer(table(rows, ["time", "digest", "utterances", "command"], missingval="–"))
         return
     manifest = opened.rollback(corpus, digest)
     answer(f"the latest manifest of {corpus} is {manifest.digest[:12]} now: {len(manifest)} utterances")

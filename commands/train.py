@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from ser.train.options import Experiment
 
 from .options import config_options, json_option
-from .output import answer, duration, next_step, progress, safe, say
+from .output import answer, duration, next_step, progress, safe, say, table
 
 if TYPE_CHECKING:
     from ser.train.report.cell_scores import CellScores
@@ -131,8 +131,6 @@ def _arithmetic(flops: float, rates: Mapping[str, float]) -> str:
 
 def summary_text(cell: "CellScores") -> str:
     """The scores of one cell for the terminal: what `ser train` ends with."""
-    from tabulate import tabulate
-
     from ser.train.report.cell_scores import named
     from ser.train.report.tables import Table, tabulated
     from ser.train.run_folder import column
@@ -153,7 +151,6 @@ def summary_text(cell: "CellScores") -> str:
         lines.append([name, spreads[0], str(score.seeds), spreads[1], str(score.folds)])
     unit = "% (CCC, RMSE: not)" if cell.dimensions else "%"
     headings = [unit, "pooled over folds, over seeds", "seeds", "over folds", "folds"]
-    table = tabulate(lines, headings, disable_numparse=True)
     found = cell.intervals.items()
     ends = "; ".join(f"{metric} over {cell.over}: {_shown(ends, cell.digits(metric))}" for metric, ends in found)
     about = f"95 % interval of {ends} ({cell.interval_over})" if ends else cell.interval_over
@@ -173,7 +170,7 @@ def summary_text(cell: "CellScores") -> str:
         notes.append(f"left out: {absent}")
     if cell.corpora:
         notes.append(tabulated(Table("corpora", "", cell.corpora)))
-    return "\n".join([table, *notes, *filter(None, [cell.caveat])])
+    return "\n".join([table(lines, headings, disable_numparse=True), *notes, *filter(None, [cell.caveat])])
 
 
 def _shown(ends: tuple[float | None, ...], digits: int) -> str:
@@ -212,7 +209,7 @@ def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str)
         for row in rows:
             row["help"] += f" ({row['range']})" if row["range"] else ""
         lines = [[row["name"], row["default"], row["source"], row["help"]] for row in rows]
-        answer(lines, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56])
+        answer(table(lines, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56]))
     for option, value in own.items() if not as_json else ():
         answer(
             f"--{option.replace('_', '-')} {value if isinstance(value, str) else ' '.join(value)} (default of {file})"
