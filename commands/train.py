@@ -192,7 +192,7 @@ def _sureness(cell: "CellScores") -> str:
 
 
 def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str) -> None:
-    """All settings of a fusion, and the options for which `file` gives defaults of one's `own`."""
+    """All settings of a fusion, of both that `audio` or `text` is, and the `own` defaults of options in a `file`."""
     from ser.errors import unknown
     from ser.train.models import FUSIONS
     from ser.train.settings import settings
@@ -200,17 +200,14 @@ def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str)
     kinds = [fusion for fusion in FUSIONS if name in ("audio", "text") and fusion.startswith(f"{name}:")]
     if not kinds and name not in FUSIONS:
         raise unknown("fusion", name, [*FUSIONS, "audio", "text"])
+    found, text = [], list[str]()
     for fusion in kinds or [name]:
-        rows = [vars(one) for one in settings(FUSIONS[fusion])]
-        if as_json:
-            answer({"fusion": fusion, "source": FUSIONS[fusion].source, "settings": rows, "defaults": own})
-            continue
-        answer(f"{fusion}: {FUSIONS[fusion].source}")
-        for row in rows:
-            row["help"] += f" ({row['range']})" if row["range"] else ""
-        lines = [[row["name"], row["default"], row["source"], row["help"]] for row in rows]
-        answer(table(lines, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56]))
-    for option, value in own.items() if not as_json else ():
-        answer(
-            f"--{option.replace('_', '-')} {value if isinstance(value, str) else ' '.join(value)} (default of {file})"
-        )
+        source, all_ = FUSIONS[fusion].source, settings(FUSIONS[fusion])
+        found.append({"fusion": fusion, "source": source, "settings": [*map(vars, all_)], "defaults": own})
+        rows = [[s.name, s.default, s.source, s.help + (f" ({s.range})" if s.range else "")] for s in all_]
+        columns = ["setting", "default", "source", "what"]
+        text += [f"{fusion}: {source}", table(rows, columns, maxcolwidths=[None, None, 32, 56])]
+    for option, value in own.items():
+        values = value if isinstance(value, list) else [value] if isinstance(value, str) else []  # True: a flag
+        text.append(f"{' '.join(['--' + option.replace('_', '-'), *values])} (default of {file})")
+    answer((found if kinds else found[0]) if as_json else "\n".join(text))
