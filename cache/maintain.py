@@ -49,8 +49,8 @@ def list_features(store: Store) -> list[Listing]:
     for folder in store.folders():
         try:
             feature = Feature(store.path, folder)
-            corpora = corpora_of(feature, manifests) or [None]
-            found += [_listing(feature, corpus, manifests.get(corpus or "")) for corpus in corpora]
+            corpora: list[Any] = corpora_of(feature, manifests) or [None]
+            found += [_listing(feature, corpus, manifests.get(corpus)) for corpus in corpora]
         except (SerError, OSError) as error:
             found.append(Listing(folder.parent.name, folder.name, problem=str(error)))
     return found
