@@ -30,7 +30,8 @@ def list_(store: Path, as_json: bool) -> None:
     from ser.cache.maintain import list_features
     from ser.cache.store import open_store
 
-    found, rows = list_features(open_store(store)), []
+    found = list_features(open_store(store))
+    rows = []
     for one in found:
         count = f"{one.rows} of {one.of}" if one.of is not None else one.rows
         values = f"{one.level} × {one.dim} {one.dtype}" if one.level else ""
@@ -40,8 +41,8 @@ def list_(store: Path, as_json: bool) -> None:
         state += f", {one.lent} rows of its parent" if one.lent else ""
         size = f"{one.bytes / 1e6:.1f} MB"
         rows.append([one.feature, one.fingerprint, one.corpus or "–", count, size, values, model, state])
-    shown = table(rows, ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"])
-    answer([asdict(one) for one in found] if as_json else shown)
+    columns = ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"]
+    answer([asdict(one) for one in found] if as_json else table(rows, columns))
 
 
 @cache.command()

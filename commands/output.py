@@ -30,7 +30,10 @@ def say(text: str, err: bool = False, nl: bool = True) -> None:
 
 
 def table(rows: Iterable[Sequence[Any]], columns: Sequence[str], **style: Any) -> str:
-    """Rows under `columns`, in a `style` of tabulate."""
+    """Rows under `columns`, in a `style` of tabulate.
+
+    Cells are escaped before their widths are counted: what `say` escapes afterwards would shift the columns.
+    """
     from tabulate import tabulate
 
     escaped = [[safe(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]

@@ -42,7 +42,8 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
     """
     from ser.train.runs import facts, select
 
-    found = sorted((facts(run) for run in select(folders, where)), key=lambda one: (one["date"], one["run"]))
+    found = [facts(run) for run in select(folders, where)]
+    found.sort(key=lambda one: (one["date"], one["run"]))
     columns = ["run", "features", "fusion", "labels", "protocol", "fold", "seed", *HEADINGS, "date", "MB"]
     total = sum(one["bytes"] for one in found)
     open_ = sum(not one["finished"] for one in found)
@@ -52,6 +53,7 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
 
 
 def _table(found: list[dict[str, Any]], columns: list[str]) -> str:
+    """Runs by their facts, one a line."""
     rows = [[_cell(one, column) for column in columns] for one in found]
     return table(rows, [HEADINGS.get(name, name) for name in columns], disable_numparse=True)
 
@@ -77,7 +79,8 @@ def compare(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) ->
     from ser.train.runs import differences, facts, select
 
     found = select(folders, where)
-    told, differs = [{"": number, **facts(run)} for number, run in enumerate(found, 1)], differences(found)
+    differs = differences(found)
+    told = [{"": number, **facts(run)} for number, run in enumerate(found, 1)]
     if as_json:
         scores = {name: [one[name] for one in told] for name in HEADINGS}
         answer({"runs": [one["run"] for one in told], "differences": differs, **scores})

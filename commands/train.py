@@ -200,14 +200,22 @@ def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str)
     kinds = [fusion for fusion in FUSIONS if name in ("audio", "text") and fusion.startswith(f"{name}:")]
     if not kinds and name not in FUSIONS:
         raise unknown("fusion", name, [*FUSIONS, "audio", "text"])
-    found, text = [], list[str]()
+    found = []
+    text: list[str] = []
+    columns = ["setting", "default", "source", "what"]
     for fusion in kinds or [name]:
-        source, all_ = FUSIONS[fusion].source, settings(FUSIONS[fusion])
-        found.append({"fusion": fusion, "source": source, "settings": [*map(vars, all_)], "defaults": own})
-        rows = [[s.name, s.default, s.source, s.help + (f" ({s.range})" if s.range else "")] for s in all_]
-        columns = ["setting", "default", "source", "what"]
-        text += [f"{fusion}: {source}", table(rows, columns, maxcolwidths=[None, None, 32, 56])]
+        source = FUSIONS[fusion].source
+        told = [vars(one) for one in settings(FUSIONS[fusion])]
+        found.append({"fusion": fusion, "source": source, "settings": told, "defaults": own})
+        rows = []
+        for one in told:
+            limits = f" ({one['range']})" if one["range"] else ""
+            rows.append([one["name"], one["default"], one["source"], one["help"] + limits])
+        text.append(f"{fusion}: {source}")
+        text.append(table(rows, columns, maxcolwidths=[None, None, 32, 56]))
     for option, value in own.items():
-        values = value if isinstance(value, list) else [value] if isinstance(value, str) else []  # True: a flag
-        text.append(f"{' '.join(['--' + option.replace('_', '-'), *values])} (default of {file})")
+        words = [f"--{option.replace('_', '-')}"]
+        if value is not True:  # as of a flag
+            words += value if isinstance(value, list) else [value]
+        text.append(f"{' '.join(words)} (default of {file})")
     answer((found if kinds else found[0]) if as_json else "\n".join(text))
