@@ -33,7 +33,7 @@ from .remote import (
     folder_of,
     split_digest,
 )
-from .spec import Spec, checksummed_json, parse_checksummed
+from .spec import checksummed_json, parse_checksummed
 from .store import Store, open_store
 from .verify import check_part
 
@@ -235,37 +235,12 @@ def _card(there: bytes | None, published: Published, manifests: Sequence[Manifes
     return template.render(published=published, manifests=manifests, told=told, url=url).encode(errors="replace")
 
 
-class _Published(Feature):
-    """A published feature by its records alone: none of its files is here."""
-
-    def __init__(self, spec: Spec, parts: Iterable[Part]) -> None:
-        super().__init__(Path(), Path(folder_of(spec)), spec)
-        self._index(parts)
-
-    def parts(self) -> list[Part]:
-        return list(self._parts.values())
-
-
 def open_published(url: str) -> tuple[Remote, str, Published]:
     """The place at a URL, the root digest of what is published there, or the one after its `@`, and its record."""
     url, begin = split_digest(url)
     remote = Remote(url)
     digest = remote.digest(begin)
     return remote, digest, remote.published(digest)
-
-
-def published(url: str, features: str | None = None) -> tuple[Sequence[Feature], dict[str, Manifest]]:
-    """The features at a URL and the manifests by corpus, to list them: only records come from there, and no data.
-
-    Raises `WrongUse` for what is not published there.
-    """
-    remote, _, there = open_published(url)
-    parts = {folder: there.parts_of(folder) for folder in there.named(features, remote.shown)}
-    paths = [path for of_one in parts.values() for path in of_one]
-    records = remote.each(lambda path: _part_there(remote, path, there.parts[path])[1], paths)
-    read = {path: Part(Path(path), record) for path, record in zip(paths, records, strict=True)}
-    found = [_Published(there.features[folder], [read[path] for path in of]) for folder, of in parts.items()]
-    return found, {corpus: _manifest_there(remote, corpus, known) for corpus, known in there.manifests.items()}
 
 
 class Pull:

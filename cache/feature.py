@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,14 @@ class Feature:
             raise CorruptStore(f"{folder}: is missing; {REPAIR}") from None
         if names != list(self._parts):
             known = self._parts
-            self._index(known.get(name) or Part.open(folder / name, self.fingerprint) for name in names)
+            self._parts = {name: known.get(name) or Part.open(folder / name, self.fingerprint) for name in names}
+            self._rows, self._quarantined, self._latest = {}, {}, {}
+            for part in self._parts.values():  # should two hold the same row, the first counts
+                for number, key in enumerate(part.keys):
+                    self._rows.setdefault(key, (part, number))
+                for entry in part.record.quarantined:
+                    self._quarantined.setdefault((part.record.corpus, entry.id, entry.input), entry.reason)
         return list(self._parts.values())
-
-    def _index(self, parts: Iterable[Part]) -> None:
-        """Take these parts, in this order: should two hold the same row, the first counts."""
-        self._parts = {part.name: part for part in parts}
-        self._rows, self._quarantined, self._latest = {}, {}, {}
-        for part in self._parts.values():
-            for number, key in enumerate(part.keys):
-                self._rows.setdefault(key, (part, number))
-            for entry in part.record.quarantined:
-                self._quarantined.setdefault((part.record.corpus, entry.id, entry.input), entry.reason)
 
     def keys(self, manifest: Manifest) -> list[Key]:
         """What joins each row of the manifest to the store, as of the last call of `parts`.

@@ -48,7 +48,9 @@ def list_features(store: Store) -> list[Listing]:
     manifests, found = latest_manifests(store), list[Listing]()
     for folder in store.folders():
         try:
-            found += listings(Feature(store.path, folder), manifests)
+            feature = Feature(store.path, folder)
+            corpora: list[Any] = corpora_of(feature, manifests) or [None]
+            found += [_listing(feature, corpus, manifests.get(corpus)) for corpus in corpora]
         except (SerError, OSError) as error:
             found.append(Listing(folder.parent.name, folder.name, problem=str(error)))
     return found
@@ -70,12 +72,6 @@ def corpora_of(feature: Feature, manifests: Mapping[str, Manifest | str]) -> lis
     children = [one for one in manifests.values() if isinstance(one, Manifest) and one.parent]
     own = {part.record.corpus for part in feature.parts()}
     return sorted(own | {child.corpus for child in children if feature.rows(child)})
-
-
-def listings(feature: Feature, manifests: Mapping[str, Manifest | str]) -> list[Listing]:
-    """One feature, for each corpus that has rows of it."""
-    corpora: list[Any] = corpora_of(feature, manifests) or [None]
-    return [_listing(feature, corpus, manifests.get(corpus)) for corpus in corpora]
 
 
 def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | None) -> Listing:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .options import BACKENDS, FILE, corpus_option, json_option, read_store_option, store_option
-from .output import answer, progress, safe, say
+from .output import answer, progress, safe, say, table
 
 
 @click.group()
@@ -19,27 +19,18 @@ def cache() -> None:
 
 
 @cache.command("list")
-@read_store_option
+@store_option
 @json_option
-def list_(store: str, as_json: bool) -> None:
+def list_(store: Path, as_json: bool) -> None:
     """Every feature in the store: rows, size, fingerprint, and the model it comes from.
 
     \b
     Example: ser cache list --store features
     """
-    from ser.cache.maintain import list_features, listings
+    from ser.cache.maintain import list_features
     from ser.cache.store import open_store
 
-    if "://" in store:
-        from ser.cache.copies import published
-
-        features, manifests = published(store)
-        found = [one for feature in features for one in listings(feature, manifests)]
-    else:
-        found = list_features(open_store(store))
-    if as_json:
-        answer([asdict(one) for one in found])
-        return
+    found = list_features(open_store(store))
     rows = []
     for one in found:
         count = f"{one.rows} of {one.of}" if one.of is not None else one.rows
@@ -50,34 +41,26 @@ def list_(store: str, as_json: bool) -> None:
         state += f", {one.lent} rows of its parent" if one.lent else ""
         size = f"{one.bytes / 1e6:.1f} MB"
         rows.append([one.feature, one.fingerprint, one.corpus or "–", count, size, values, model, state])
-    answer(rows, ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"])
+    columns = ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"]
+    answer([asdict(one) for one in found] if as_json else table(rows, columns))
 
 
 @cache.command()
 @click.argument("name")
 @corpus_option
-@read_store_option
+@store_option
 @json_option
-def info(name: str, corpus: str | None, store: str, as_json: bool) -> None:
+def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
     """How feature NAME was made: everything that its fingerprint covers, and where it came from.
 
     \b
     Example: ser cache info hubert@3f2a
     """
     from ser.cache.maintain import feature_info, latest_manifests
-    from ser.cache.store import listed, open_store
-    from ser.errors import WrongUse
+    from ser.cache.store import open_store
 
-    if "://" in store:
-        from ser.cache.copies import published
-
-        features, manifests = published(store, name)
-        if len(features) > 1:
-            raise WrongUse(f"{name} is published in several ways, choose one: {listed(features)}")
-        facts = feature_info(features[0], manifests)
-    else:
-        opened = open_store(store)
-        facts = feature_info(opened.feature(name, corpus), latest_manifests(opened))
+    opened = open_store(store)
+    facts = feature_info(opened.feature(name, corpus), latest_manifests(opened))
     answer(facts if as_json else "\n".join(_lines(facts)))
 
 
@@ -296,7 +279,7 @@ def rollback(corpus: str, digest: str | None, listing: bool, store: Path) -> Non
     if listing:
         found = generations(store / "manifests" / opened.only_corpus(corpus))
         rows = [[one.time, one.digest, one.utterances, one.command] for one in found]
-        answer(rows, ["time", "digest", "utterances", "command"], missingval="–")
+        answer(table(rows, ["time", "digest", "utterances", "command"], missingval="–"))
         return
     manifest = opened.rollback(corpus, digest)
     answer(f"the latest manifest of {corpus} is {manifest.digest[:12]} now: {len(manifest)} utterances")

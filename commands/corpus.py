@@ -49,13 +49,10 @@ def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> N
 
     scan = read_corpus(path, format)
     facts, differs = summary(scan), differences(scan)
-    if as_json:
-        answer({**facts, "differences": differs})
-    else:
-        lines = [f"{name:<12} {_words(value)}" for name, value in facts.items() if name != "problems"]
-        lines += [f"problem      {problem}" for problem in scan.problems]
-        lines += [f"{len(scan.problems)} problems", *(f"differs from the release: {line}" for line in differs)]
-        answer("\n".join(lines))
+    lines = [f"{name:<12} {_words(value)}" for name, value in facts.items() if name != "problems"]
+    lines += [f"problem      {problem}" for problem in scan.problems]
+    lines += [f"{len(scan.problems)} problems", *(f"differs from the release: {line}" for line in differs)]
+    answer({**facts, "differences": differs} if as_json else "\n".join(lines))
     if differs or facts["problems"]:
         ctx.exit(1)
     if not as_json:

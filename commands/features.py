@@ -9,7 +9,7 @@ from ser.errors import SerError
 from ser.extract.options import ExtractionConfig
 
 from .options import FILE, config_options, json_option
-from .output import StageBars, answer, duration, next_step, say
+from .output import StageBars, answer, duration, next_step, say, table
 
 if TYPE_CHECKING:
     from ser.extract.corpora.scan import Scan
@@ -59,7 +59,7 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
             if as_json:
                 answer({**({"transcripts": parent.transcripts} if scan and parent else {}), **summary.features})
             elif rows:
-                answer(rows, ["feature", *COLUMNS[:-1], "s"])
+                answer(table(rows, ["feature", *COLUMNS[:-1], "s"]))
             for line in _notes(summary):
                 say(line, err=as_json)
             if planned.features and not (as_json or planned.unavailable):

@@ -8,7 +8,7 @@ import json
 import shlex
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,20 @@ def say(text: str, err: bool = False, nl: bool = True) -> None:
     click.echo(safe(text), err=err, nl=nl)
 
 
-def answer(value: Any, columns: Sequence[str] = (), **style: Any) -> None:
-    """Print text, rows under `columns` as a table in a `style` of tabulate, all else as one JSON value without NaN."""
-    if columns:
-        from tabulate import tabulate
+def table(rows: Iterable[Sequence[Any]], columns: Sequence[str], **style: Any) -> str:
+    """Rows under `columns`, in a `style` of tabulate.
 
-        rows = [[safe(cell) if isinstance(cell, str) else cell for cell in row] for row in value]
-        value = tabulate(rows, [*map(safe, columns)], **style)
-    elif not isinstance(value, str):
+    Cells are escaped before their widths are counted: what `say` escapes afterwards would shift the columns.
+    """
+    from tabulate import tabulate
+
+    escaped = [[safe(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    return tabulate(escaped, [*map(safe, columns)], **style)
+
+
+def answer(value: Any) -> None:
+    """Print text, and all else as one JSON value without NaN."""
+    if not isinstance(value, str):
         finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
         value = json.dumps(finite, ensure_ascii=False)
     say(value)

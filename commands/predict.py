@@ -9,7 +9,7 @@ import click
 from ser.extract.options import ExtractionConfig
 
 from .options import FILE, config_options, json_option
-from .output import answer, say
+from .output import answer, say, table
 
 
 @click.command()
@@ -58,7 +58,8 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
             lacking = [f"without {', '.join(one.without)}"] if one.without else []
             rows.append([one.id, *said, *one.probabilities.values(), *one.ratings.values(), *lacking])
         headings = ["", *(["emotion"] if first.label else []), *first.probabilities, *first.ratings]
-        answer(rows, headings + [""] * any(one.without for one in found.predictions), floatfmt=".3f")
+        headings += [""] * any(one.without for one in found.predictions)
+        answer(table(rows, headings, floatfmt=".3f"))
         notes = [f"cannot be used: {id_}: {reason}" for id_, reason in found.unusable.items()]
         for line in [*notes, *(f"note: {note}" for note in found.notes)]:
             say(line, err=True)

@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from .options import FILE, json_option
-from .output import answer
+from .output import answer, table
 
-RUNS = Path("runs")
 HEADINGS = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1"}
 where_option = click.option(
     "--where",
@@ -18,7 +17,7 @@ where_option = click.option(
     help="Only these, such as fusion=mit, features=hubert, seed=0 or lr=1e-4. Repeatable.",
 )
 dry_option = click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
-folders_argument = click.argument("folders", nargs=-1, type=FILE, metavar="[RUNS]...")
+folders_argument = click.argument("folders", nargs=-1, type=FILE, default=(Path("runs"),), metavar="[RUNS]...")
 
 
 @click.group(invoke_without_command=True)
@@ -26,7 +25,7 @@ folders_argument = click.argument("folders", nargs=-1, type=FILE, metavar="[RUNS
 def runs(ctx: click.Context) -> None:
     """List, filter, compare and remove trained runs; by itself as `ser runs list`."""
     if ctx.invoked_subcommand is None:
-        ctx.invoke(list_, folders=(), where=(), as_json=False)
+        ctx.invoke(list_)
 
 
 @runs.command("list")
@@ -41,22 +40,22 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
       ser runs list --where fusion=mit --where features=hubert
       ser runs list runs/seeds --json
     """
-    from ser.train.run_folder import find_runs
     from ser.train.runs import facts, select
 
-    found = [facts(run) for run in select(find_runs(*folders or (RUNS,)), where)]
+    found = [facts(run) for run in select(folders, where)]
     found.sort(key=lambda one: (one["date"], one["run"]))
-    if as_json:
-        answer(found)
-        return
-    shown = ["run", "features", "fusion", "labels", "protocol", "fold", "seed", *HEADINGS, "date", "MB"]
-    rows = [[_cell(one, column) for column in shown] for one in found]
-    answer(rows, [HEADINGS.get(name, name) for name in shown], disable_numparse=True)
+    columns = ["run", "features", "fusion", "labels", "protocol", "fold", "seed", *HEADINGS, "date", "MB"]
     total = sum(one["bytes"] for one in found)
     open_ = sum(not one["finished"] for one in found)
     stores = " and ".join(dict.fromkeys(one["store"] for one in found if one["store"])) or "no known store"
     told = f"{len(found)} runs on {stores}, {open_} unfinished, {total / 1e6:.1f} MB"
-    answer(f"{told}; `ser report` makes tables of them")
+    answer(found if as_json else f"{_table(found, columns)}\n{told}; `ser report` makes tables of them")
+
+
+def _table(found: list[dict[str, Any]], columns: list[str]) -> str:
+    """Runs by their facts, one a line."""
+    rows = [[_cell(one, column) for column in columns] for one in found]
+    return table(rows, [HEADINGS.get(name, name) for name in columns], disable_numparse=True)
 
 
 def _cell(facts: dict[str, Any], column: str) -> str:
@@ -77,24 +76,23 @@ def compare(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) ->
     \b
     Example: ser runs compare runs --where fold="session 1"
     """
-    from ser.train.run_folder import find_runs
     from ser.train.runs import differences, facts, select
 
-    found = select(find_runs(*folders), where)
-    told, table = [facts(run) for run in found], differences(found)
+    found = select(folders, where)
+    differs = differences(found)
+    told = [{"": number, **facts(run)} for number, run in enumerate(found, 1)]
     if as_json:
         scores = {name: [one[name] for one in told] for name in HEADINGS}
-        answer({"runs": [one["run"] for one in told], "differences": table, **scores})
+        answer({"runs": [one["run"] for one in told], "differences": differs, **scores})
         return
-    rows = [[str(n), *(_cell(one, name) for name in ("run", *HEADINGS))] for n, one in enumerate(told, 1)]
-    answer(rows, ["", "run", *HEADINGS.values()], disable_numparse=True)
+    answer(_table(told, ["", "run", *HEADINGS]))
     lines = []
-    for key, values in table.items():
+    for key, values in differs.items():
         of: dict[str, list[str]] = {}
         for number, value in enumerate(values, 1):
             of.setdefault(str(value), []).append(str(number))
         lines.append([key, ", ".join(f"{value} ({' '.join(numbers)})" for value, numbers in of.items())])
-    answer(lines, ["", "value (runs)"], disable_numparse=True, maxcolwidths=[None, 60])
+    answer(table(lines, ["", "value (runs)"], disable_numparse=True, maxcolwidths=[None, 60]))
 
 
 @runs.command()
@@ -109,10 +107,9 @@ def remove(folders: tuple[Path, ...], where: tuple[str, ...], dry_run: bool) -> 
       ser runs remove runs/3f2a91c07b5e8d64
       ser runs remove runs --where fusion=mit --where lr=1e-4 --dry-run
     """
-    from ser.train.run_folder import find_runs
     from ser.train.runs import check, select
 
-    named = [run.path for run in select(find_runs(*folders), where)] if where else folders
+    named = [run.path for run in select(folders, where)] if where else folders
     _remove(list(dict.fromkeys(check(folder) for folder in named)), dry_run)
 
 
@@ -126,10 +123,9 @@ def prune(folders: tuple[Path, ...], days: float, dry_run: bool) -> None:
     \b
     Example: ser runs prune --days 7 --dry-run
     """
-    from ser.train.run_folder import find_runs
-    from ser.train.runs import unfinished
+    from ser.train.runs import select, unfinished
 
-    _remove(list(unfinished(find_runs(*folders or (RUNS,)), days)), dry_run)
+    _remove(list(unfinished(select(folders), days)), dry_run)
 
 
 def _remove(found: list[Any], dry_run: bool) -> None:

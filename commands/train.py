@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from ser.train.options import Experiment
 
 from .options import config_options, json_option
-from .output import answer, duration, next_step, progress, safe, say
+from .output import answer, duration, next_step, progress, safe, say, table
 
 if TYPE_CHECKING:
     from ser.train.report.cell_scores import CellScores
@@ -131,8 +131,6 @@ def _arithmetic(flops: float, rates: Mapping[str, float]) -> str:
 
 def summary_text(cell: "CellScores") -> str:
     """The scores of one cell for the terminal: what `ser train` ends with."""
-    from tabulate import tabulate
-
     from ser.train.report.cell_scores import named
     from ser.train.report.tables import Table, tabulated
     from ser.train.run_folder import column
@@ -153,7 +151,6 @@ def summary_text(cell: "CellScores") -> str:
         lines.append([name, spreads[0], str(score.seeds), spreads[1], str(score.folds)])
     unit = "% (CCC, RMSE: not)" if cell.dimensions else "%"
     headings = [unit, "pooled over folds, over seeds", "seeds", "over folds", "folds"]
-    table = tabulate(lines, headings, disable_numparse=True)
     found = cell.intervals.items()
     ends = "; ".join(f"{metric} over {cell.over}: {_shown(ends, cell.digits(metric))}" for metric, ends in found)
     about = f"95 % interval of {ends} ({cell.interval_over})" if ends else cell.interval_over
@@ -173,7 +170,7 @@ def summary_text(cell: "CellScores") -> str:
         notes.append(f"left out: {absent}")
     if cell.corpora:
         notes.append(tabulated(Table("corpora", "", cell.corpora)))
-    return "\n".join([table, *notes, *filter(None, [cell.caveat])])
+    return "\n".join([table(lines, headings, disable_numparse=True), *notes, *filter(None, [cell.caveat])])
 
 
 def _shown(ends: tuple[float | None, ...], digits: int) -> str:
@@ -195,7 +192,7 @@ def _sureness(cell: "CellScores") -> str:
 
 
 def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str) -> None:
-    """All settings of a fusion, and the options for which `file` gives defaults of one's `own`."""
+    """All settings of a fusion, of both that `audio` or `text` is, and the `own` defaults of options in a `file`."""
     from ser.errors import unknown
     from ser.train.models import FUSIONS
     from ser.train.settings import settings
@@ -203,17 +200,22 @@ def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str)
     kinds = [fusion for fusion in FUSIONS if name in ("audio", "text") and fusion.startswith(f"{name}:")]
     if not kinds and name not in FUSIONS:
         raise unknown("fusion", name, [*FUSIONS, "audio", "text"])
+    found = []
+    text: list[str] = []
+    columns = ["setting", "default", "source", "what"]
     for fusion in kinds or [name]:
-        rows = [vars(one) for one in settings(FUSIONS[fusion])]
-        if as_json:
-            answer({"fusion": fusion, "source": FUSIONS[fusion].source, "settings": rows, "defaults": own})
-            continue
-        answer(f"{fusion}: {FUSIONS[fusion].source}")
-        for row in rows:
-            row["help"] += f" ({row['range']})" if row["range"] else ""
-        lines = [[row["name"], row["default"], row["source"], row["help"]] for row in rows]
-        answer(lines, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56])
-    for option, value in own.items() if not as_json else ():
-        answer(
-            f"--{option.replace('_', '-')} {value if isinstance(value, str) else ' '.join(value)} (default of {file})"
-        )
+        source = FUSIONS[fusion].source
+        told = [vars(one) for one in settings(FUSIONS[fusion])]
+        found.append({"fusion": fusion, "source": source, "settings": told, "defaults": own})
+        rows = []
+        for one in told:
+            limits = f" ({one['range']})" if one["range"] else ""
+            rows.append([one["name"], one["default"], one["source"], one["help"] + limits])
+        text.append(f"{fusion}: {source}")
+        text.append(table(rows, columns, maxcolwidths=[None, None, 32, 56]))
+    for option, value in own.items():
+        words = [f"--{option.replace('_', '-')}"]
+        if value is not True:  # as of a flag
+            words += value if isinstance(value, list) else [value]
+        text.append(f"{' '.join(words)} (default of {file})")
+    answer((found if kinds else found[0]) if as_json else "\n".join(text))

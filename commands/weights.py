@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from .options import FILE, json_option
-from .output import answer
+from .output import answer, table
 
 
 @click.group()
@@ -40,12 +40,10 @@ def list_(as_json: bool) -> None:
 
     found = list_checkpoints()
     rows = [[one["model"], one["architecture"], f"{one['bytes'] / 1e6:.0f} MB", one["fault"] or "ok"] for one in found]
-    if as_json:
-        answer(found)
-    elif found:
-        answer(rows, ["model", "architecture", "size", "state"])
-    else:
-        answer("Hugging Face's cache holds no model")
+    shown = "Hugging Face's cache holds no model"
+    if found:
+        shown = table(rows, ["model", "architecture", "size", "state"])
+    answer(found if as_json else shown)
 
 
 @weights.command()

@@ -37,13 +37,16 @@ def test_defaults_come_from_a_file_and_the_command_line_goes_before_them(file: s
     (here / "features").rename(here / "elsewhere")
     section = "tool.ser." if file == "pyproject.toml" else ""
     head = "[tool.ser]\n" if section else ""
-    own = 'fusion = "text"\nfeatures = "mpnet"\nseeds = 2\nset = ["lr=1e-4"]\n'
+    own = 'fusion = "text"\nfeatures = "mpnet"\nseeds = 2\nset = ["lr=1e-4"]\nallow-missing = true\n'
     (here / file).write_text(f'{head}store = "elsewhere"\n[{section}train]\n{own}')
     found = json.loads(ser("train", "--dry-run", "--json").stdout)
     assert found["runs"] == 10
     assert json.loads(ser("train", "--dry-run", "--json", "--seeds", "1").stdout)["runs"] == 5
     shown = ser("train", "--settings").stdout
     assert f"--store elsewhere (default of {file})" in shown and "--set lr=1e-4" in shown
+    assert f"--allow-missing (default of {file})" in shown
+    both = json.loads(ser("train", "--settings", "--json").stdout)  # one value, though `text` is two fusions
+    assert [one["fusion"] for one in both] == ["text:token", "text:utterance"] and both[0]["defaults"]["set"]
     assert ser("cache", "list").exit_code == 0
 
 

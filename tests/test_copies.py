@@ -311,8 +311,9 @@ def test_a_url_that_cannot_be_used_is_one_sentence_without_its_password(tmp_path
     assert said == "at https://host/a and hf://datasets/a/b@main"
     assert push(tmp_path / "s", tmp_path / "what?").startswith(f"{tmp_path / 'what?'}@")  # a path has no signature
     assert "cannot be used" in refused("push", "nosuch://x/y", "--store", tmp_path / "s")
-    for words in (["cache", "rollback", "c"], ["features", tmp_path / "nowhere"]):  # before the corpus is looked at
-        assert "must be a path" in ser(*words, "--store", "s3://a/b").stderr
+    for words in (["cache", "list"], ["cache", "info", "f"], ["features", tmp_path / "nowhere"]):
+        told = ser(*words, "--store", "s3://a/b").stderr  # before the corpus is looked at
+        assert "must be a path" in told and "README.md" in told and "`pull URL --dry-run`" in told
 
     def absent(*_: object, **__: object) -> None:
         raise ImportError("Install s3fs to access S3")

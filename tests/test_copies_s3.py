@@ -1,6 +1,5 @@
 """Push to and pull from a real S3 server, with everything going wrong on the way."""
 
-import json
 import os
 import signal
 import subprocess
@@ -148,10 +147,6 @@ def test_what_is_not_there_or_not_allowed_is_one_sentence(s3: Faulty, monkeypatc
 def test_training_at_a_url_pulls_what_it_needs(s3: Faulty, store: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("SER_STORES", str(tmp_path / "cache"))
     assert ser("cache", "push", s3.url, "--store", store).exit_code == 0
-    listed = ser("cache", "list", "--store", s3.url, "--json").stdout
-    assert json.loads(listed) == json.loads(ser("cache", "list", "--store", store, "--json").stdout)
-    assert "vectors" in ser("cache", "info", "is13", "--store", s3.url).stdout
-    assert not (tmp_path / "cache").exists()
     asked = ["--features", "is13", "--fusion", "audio", "--epochs", 1, "--folds", 1, "--out", tmp_path / "runs"]
     done = ser("train", "--store", s3.url, *asked)
     assert done.exit_code == 0 and "MB to pull" in done.stderr, done.stderr

@@ -12,7 +12,7 @@ from typing import Any
 from ser.cache.atomic_io import explain_disk_errors, open_lock, remove_folder
 from ser.errors import WrongUse, unknown
 
-from .run_folder import CONFIG, SHARED, Run
+from .run_folder import CONFIG, SHARED, Run, find_runs
 from .scores import SHOWN
 
 
@@ -25,12 +25,13 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **config["settings"], **config["training"]}
 
 
-def select(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
-    """The runs for which every `key=value` holds: keys as of `flat`; of `features`, each one named is among them.
+def select(folders: Sequence[Path], conditions: Sequence[str] = ()) -> list[Run]:
+    """The runs in these folders, or folders of them, for which every `key=value` holds: keys as of `flat`.
 
-    Raises `WrongUse` for a condition of another form, or a key that no run has.
+    Of `features`, each one named is among them. Raises `WrongUse` for a condition of another form, or a key that no
+    run has.
     """
-    kept = list(runs)
+    kept = runs = find_runs(*folders)
     for condition in conditions:
         key, equals, value = (piece.strip() for piece in condition.partition("="))
         known = {name for run in runs for name in flat(run.config)}
