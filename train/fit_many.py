@@ -73,7 +73,7 @@ def fit_many(
     scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
     scaled = data.scaled(scaling)
     there = {modality: inputs.on(torch.device(device)) for modality, inputs in scaled.inputs.items()}
-    if any(inputs.streamed or inputs.values.is_pinned() for inputs in there.values()):
+    if any(inputs.streamed or inputs.pinned for inputs in there.values()):
         return [_alone(data, fold, each, log) for each, log in zip_longest(configs, on_epoch)]
     values = {modality: inputs.values for modality, inputs in there.items()}
     dims = {m: x.shape[1] + -x.shape[1] % ALIGNED for m, x in values.items()}
