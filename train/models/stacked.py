@@ -86,21 +86,6 @@ class Layout:
         return Layout(self.longest, *(part.view_as(each) for part, each in zip(parts, self.indices, strict=True)))
 
 
-class _Given(RaggedLayout):
-    """A layout whose indices are given, in the shapes of a `Layout`."""
-
-    fixed = True
-
-    def __init__(self, lengths: Tensor, longest: int, cells: Tensor, steps: Any = None) -> None:
-        super().__init__(lengths)
-        self.longest, self.cells, self.steps = longest, cells, steps
-
-    def repeat(self, times: int) -> RaggedLayout:
-        size = len(self.lengths) * self.longest
-        cells = torch.cat([self.cells + i * size for i in range(times)])
-        return _Given(self.lengths.repeat(times), self.longest, cells)
-
-
 class _Drawn(nn.Module):
     """Dropout by given masks, in the order of the calls; where none is left, it notes the width that is asked."""
 
@@ -168,8 +153,10 @@ class Stack:
         ones, none = torch.ones_like(cells), torch.zeros_like(cells)
         inputs = {modality: Sequences(rows, ones) for modality, rows in x.items()}
         batch = Batch(inputs, labels=none, utterances=none, dialogues=lengths)
-        given = _Given(lengths, longest, cells, (forwards, backwards, [len(lengths)] * longest))
-        return functional_call(self.model, (weights, buffers), (batch, given))
+        turns = RaggedLayout(lengths)
+        turns.fixed, turns.longest, turns.cells = True, longest, cells
+        turns.steps = forwards, backwards, [len(lengths)] * longest
+        return functional_call(self.model, (weights, buffers), (batch, turns))
 
     def widths(self, values: dict[str, Tensor], layout: Layout) -> list[int]:
         """Those of what each call of dropout is given."""
