@@ -68,16 +68,16 @@ def loss_of(outputs, labels, heads=("logits", "audio", "text")):
 
 def trained(stack, values, layout):
     """With masks drawn as torch's own dropout draws them, in the order of its calls."""
-    laid, keep = layout.unpacked(layout.packed()), 1.0 - stack.dropout
-    masks = [torch.zeros(*layout.rows.shape, width) for width in stack.widths(values, layout, laid)]
+    layout, keep = layout.within(layout.packed()), 1.0 - stack.dropout
+    masks = [torch.zeros(*layout.rows.shape, width) for width in stack.widths(values, layout)]
     for run, (count, generator) in enumerate(zip(layout.real.sum(1), stack.generators, strict=True)):
         for mask in masks:
             mask[run, :count].bernoulli_(keep, generator=generator)
-    return stack(values, layout, laid, [mask / keep for mask in masks])
+    return stack(values, layout, [mask / keep for mask in masks])
 
 
 def truth(layout, labels, run):
-    return torch.where(torch.from_numpy(layout.real[run]), labels[torch.from_numpy(layout.rows[run])], NO_LABEL)
+    return torch.where(layout.real[run], labels[layout.rows[run]], NO_LABEL)
 
 
 @pytest.mark.parametrize("name", [*STACKABLE, "ef-add fused", "mf-concat fused", "lf-at fused", "lgf-add fused"])

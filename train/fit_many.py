@@ -73,7 +73,7 @@ def fit_many(
     scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
     scaled = data.scaled(scaling)
     there = {modality: inputs.on(torch.device(device)) for modality, inputs in scaled.inputs.items()}
-    if any(inputs.streamed or inputs.values.is_pinned() for inputs in there.values()):
+    if any(inputs.streamed or inputs.pinned for inputs in there.values()):
         return [_alone(data, fold, each, log) for each, log in zip_longest(configs, on_epoch)]
     values = {modality: inputs.values for modality, inputs in there.items()}
     dims = {m: x.shape[1] + -x.shape[1] % ALIGNED for m, x in values.items()}
@@ -102,16 +102,19 @@ def fit_many(
 
     graphs = Graphs(torch.device(device).type in GRAPHS, on_epoch)
     total, chosen = torch.zeros(len(configs), device=device), torch.zeros_like(kind[0], dtype=torch.bool)
-    places: dict[tuple[int, ...], tuple[Layout, Tensor]] = {}  # by shape: where a batch's indices go
+    places: dict[tuple[int, ...], Tensor] = {}  # by shape: where a batch's indices go
     eval_groups = data.groups(eval_rows, config.fusion.unit) if len(eval_rows) else []
-    evaluated = _laid(eval_groups, config, len(configs))
+    of_each = np.tile(np.arange(len(eval_groups)), (len(configs), 1))  # all runs and epochs evaluate alike
+    cuts = range(0, len(eval_groups), settings.batch_size)
+    layouts = [Layout.of(eval_groups, of_each[:, start : start + settings.batch_size]) for start in cuts]
+    evaluated = [layout.within(layout.packed().to(device)) for layout in layouts]
 
-    def step(layout: Layout, laid: list[Tensor]) -> Tensor:
+    def step(layout: Layout) -> Tensor:
         """One update of all runs, of tensors alone; their losses `[R]`."""
-        real = laid[2] < (laid[1].shape[1] - 1) * layout.longest
-        truth = torch.where(real, labels.gather(1, laid[0]), NO_LABEL)
+        real = layout.real
+        truth = torch.where(real, labels.gather(1, layout.rows), NO_LABEL)
         with config.autocast():
-            outputs = stack(values, layout, laid, stack.drawn(laid[0]))
+            outputs = stack(values, layout, stack.drawn(layout.rows))
             outputs = {head: x.float() for head, x in outputs.items()}
         by_kind = [vmap(loss)(outputs, truth) for loss in losses_of]
         losses = torch.stack(by_kind).gather(0, kind)[0]  # each run's own
@@ -139,13 +142,13 @@ def fit_many(
         for update, start in enumerate(starts, epoch * len(starts)):
             layout = Layout.of(groups, order[:, start : start + settings.batch_size])
             packed, shape = layout.packed(), (*layout.rows.shape, *layout.lengths.shape)
-            layout, place = places.setdefault(shape, (layout, torch.empty_like(packed, device=device)))
+            place = places.setdefault(shape, torch.empty_like(packed, device=device))
             place.copy_(packed.pin_memory() if torch.cuda.is_available() else packed, non_blocking=True)
-            laid = layout.unpacked(place)
+            layout = layout.within(place)
             if start == 0:
-                stack.draw(len(data.utterances), values, layout, laid)
+                stack.draw(len(data.utterances), values, layout)
             rate.fill_(learning_rate(settings, update))
-            every.append(graphs(shape, partial(step, layout, laid)))
+            every.append(graphs(shape, partial(step, layout)))
         # Asked here alone: after every batch it would make the GPU wait for the answer.
         for i, of_run in enumerate(torch.stack(every, 1).tolist()):
             if i in left and (fault := divergence(of_run, stage, epoch)):
@@ -153,10 +156,10 @@ def fit_many(
         means = (total / len(fold.train)).tolist()
         scored = dict[str, np.ndarray]()
         if evaluated:
-            best = [graphs(i, partial(_best, stack, values, config, *each)) for i, each in enumerate(evaluated)]
-            real = np.concatenate([layout.real[0] for layout, _ in evaluated])
-            truth, predicted = data.utterances.labels[np.concatenate(eval_groups)], torch.cat(best, 1).cpu().numpy()
-            scored = metrics(confusions(truth, predicted[:, real], len(data.utterances.classes)))
+            best = [graphs(i, partial(_best, stack, values, config, each)) for i, each in enumerate(evaluated)]
+            real = torch.cat([layout.real[0] for layout in layouts])
+            truth, predicted = data.utterances.labels[np.concatenate(eval_groups)], torch.cat(best, 1).cpu()
+            scored = metrics(confusions(truth, predicted[:, real].numpy(), len(data.utterances.classes)))
         seconds = (time.perf_counter() - started) / len(configs)
         better = [False] * len(configs)
         for i, selection in enumerate(selections):
@@ -202,21 +205,11 @@ def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.nda
     return {name for name, weight in model.named_parameters() if weight.grad is None}
 
 
-def _laid(groups: list[np.ndarray], config: TrainConfig, runs: int) -> list[tuple[Layout, list[Tensor]]]:
-    """The batches of the dialogues, which all runs and epochs evaluate alike, with their indices on the device."""
-    found = []
-    for start in range(0, len(groups), config.settings.batch_size):
-        of_one = np.arange(start, min(start + config.settings.batch_size, len(groups)))
-        layout = Layout.of(groups, np.tile(of_one, (runs, 1)))
-        found.append((layout, layout.unpacked(layout.packed().to(config.device))))
-    return found
-
-
 @torch.no_grad()
-def _best(stack: Stack, values: dict[str, Tensor], config: TrainConfig, layout: Layout, laid: list[Tensor]) -> Tensor:
+def _best(stack: Stack, values: dict[str, Tensor], config: TrainConfig, layout: Layout) -> Tensor:
     """The most likely class of each row, int64 `[R, r]`."""
     with config.autocast():
-        return stack(values, layout, laid, None)["logits"].argmax(2)
+        return stack(values, layout, None)["logits"].argmax(2)
 
 
 def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:

@@ -42,6 +42,7 @@ class Inputs:
 
     values: Tensor
     offsets: np.ndarray
+    pinned: bool = False  # whether rows are taken into pinned memory, to travel to a GPU
     streamed: ClassVar[bool] = False  # whether the rows are read when they are asked for: see `Streamed`
 
     @property
@@ -59,9 +60,7 @@ class Inputs:
             rows, lengths = rows[~hidden.repeat_interleave(lengths)], lengths * ~hidden
         if self.values.device.type != "cpu":
             return Sequences(self.values, lengths, rows)
-        if not self.values.is_pinned():
-            return Sequences(self.values[rows], lengths)
-        values = torch.empty(len(rows), self.dim, dtype=self.values.dtype, pin_memory=True)  # as a GPU takes it itself
+        values = torch.empty(len(rows), self.dim, dtype=self.values.dtype, pin_memory=self.pinned)
         return Sequences(torch.index_select(self.values, 0, rows, out=values), lengths)
 
     def rows(self, utterances: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -94,9 +93,9 @@ class Inputs:
         return replace(self, values=standardize(self.values, np.resize(corpora, len(lengths)), lengths))
 
     def on(self, device: torch.device) -> "Inputs":
-        """The same with the values on `device`, in the stored dtype; pinned where they do not fit on a GPU."""
+        """The same with the values on `device`, in the stored dtype; where a GPU has no room, each batch travels."""
         if device.type == "cuda" and self.values.nbytes > FITS * torch.cuda.mem_get_info(device)[0]:
-            return replace(self, values=self.values.pin_memory())
+            return replace(self, pinned=True)
         return replace(self, values=self.values.to(device))
 
     def averaged(self, every: int) -> "Inputs":

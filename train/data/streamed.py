@@ -29,21 +29,7 @@ HELD = 0.4  # else
 READ = 0.8  # with the two windows, one that is read while one is trained on; blocks are the rest
 
 
-@dataclass(frozen=True)
-class Window(Inputs):
-    """Some utterances of inputs, asked for by the numbers that they have among all `n`."""
-
-    numbers: np.ndarray  # sorted
-    n: int
-    pinned: bool
-
-    def take(self, utterances: np.ndarray, hidden: Tensor | None = None) -> Sequences:
-        """As of all."""
-        taken = super().take(np.searchsorted(self.numbers, utterances % self.n), hidden)
-        return replace(taken, values=taken.values.pin_memory()) if self.pinned else taken
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Streamed(Inputs):
     """Inputs whose rows are read when they are taken; `values` is empty, and says their dtype and dimension."""
 
@@ -55,25 +41,26 @@ class Streamed(Inputs):
     room: int = 1 << 62  # bytes that may be read at once
     whole: int = 0  # the budget that would hold everything
     workers: int = 1  # that have such a budget each
-    pinned: bool = False
 
     @classmethod
     def of(cls, source: Source) -> "Streamed":
         """What a source gives."""
         empty = source.read(source.order[:1]).values[:0].clone()
         cost = source.lengths * (empty.shape[1] * empty.itemsize) + source.beside
-        return cls(empty, np.concatenate([[0], np.cumsum(source.lengths)]), source.read, cost, source.order)
+        offsets = np.concatenate([[0], np.cumsum(source.lengths)])
+        return cls(values=empty, offsets=offsets, read=source.read, cost=cost, order=source.order)
 
     @property
     def bytes(self) -> int:
         """Of all values, if they were in memory."""
         return int(self.offsets[-1]) * self.dim * self.values.itemsize
 
-    def window(self, utterances: np.ndarray) -> Window:
-        """These utterances, read now."""
-        numbers = np.unique(utterances % len(self.cost))
+    def window(self, utterances: np.ndarray) -> Inputs:
+        """These utterances, read now; the others have no rows in it."""
+        numbers, offsets = np.unique(utterances % len(self.cost)), np.zeros_like(self.offsets)
         found = self.read(numbers)
-        return Window(found.values, found.offsets, numbers, len(self.cost), self.pinned)
+        offsets[numbers + 1] = np.diff(found.offsets)
+        return Inputs(found.values, offsets.cumsum(), self.pinned)
 
     def take(self, utterances: np.ndarray, hidden: Tensor | None = None) -> Sequences:
         """The rows of the given utterances, read now."""

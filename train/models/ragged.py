@@ -212,7 +212,12 @@ class RaggedLayout:
 
     def repeat(self, times: int) -> "RaggedLayout":
         """The layout of `times` such batches, one after the other."""
-        return RaggedLayout(self.lengths.repeat(times), self.device)
+        every = RaggedLayout(self.lengths.repeat(times), self.device)
+        if self.fixed:
+            size = len(self.lengths) * self.longest
+            every.fixed, every.longest = True, self.longest
+            every.cells = torch.cat([self.cells + i * size for i in range(times)])
+        return every
 
     @cached_property
     def steps(self) -> tuple[Tensor, Tensor, list[int]]:

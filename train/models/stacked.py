@@ -31,13 +31,12 @@ ROWS = 128  # r is a multiple of it, so that few shapes occur
 class Layout:
     """Where the utterances of R batches stand, each of m − 1 dialogues, in r rows; r is one more than any needs."""
 
-    rows: np.ndarray  # int64 [R, r]: row in the dataset; anything where there is none
-    real: np.ndarray  # bool [R, r]
-    lengths: np.ndarray  # int64 [R, m]: turns of each dialogue, the last being the one that is none
     longest: int
-    cells: np.ndarray  # int64 [R, r]: see `RaggedLayout.cells`
-    forwards: np.ndarray  # int64 [R, s]: see `RaggedLayout.steps`
-    backwards: np.ndarray  # int64 [R, s]
+    rows: Tensor  # int64 [R, r]: row in the dataset; anything where there is none
+    lengths: Tensor  # int64 [R, m]: turns of each dialogue, the last being the one that is none
+    cells: Tensor  # int64 [R, r]: see `RaggedLayout.cells`
+    forwards: Tensor  # int64 [R, s]: see `RaggedLayout.steps`
+    backwards: Tensor  # int64 [R, s]
 
     @classmethod
     def of(cls, groups: list[np.ndarray], chosen: np.ndarray) -> "Layout":
@@ -65,54 +64,42 @@ class Layout:
         back = np.take_along_axis(place, (lengths[..., None] - 1 - turn) % longest, 2)
         ways = (place, np.where(there, back, r - 1))
         forwards, backwards = (way.swapaxes(1, 2).reshape(runs, -1) for way in ways)
-        return cls(rows, cells < (m - 1) * longest, lengths, longest, cells, forwards, backwards)
+        return cls(longest, *map(torch.from_numpy, (rows, lengths, cells, forwards, backwards)))
 
     @property
-    def indices(self) -> tuple[np.ndarray, ...]:
+    def real(self) -> Tensor:
+        """Which rows hold an utterance; bool `[R, r]`."""
+        return self.cells < (self.lengths.shape[1] - 1) * self.longest
+
+    @property
+    def indices(self) -> tuple[Tensor, ...]:
         """Rows, lengths, cells and both ways of the steps: all that differs between layouts of the same shapes."""
         return self.rows, self.lengths, self.cells, self.forwards, self.backwards
 
     def packed(self) -> Tensor:
         """The `indices` in one tensor, int64 `[R · (2 r + m + 2 s)]`: one upload."""
-        return torch.from_numpy(np.concatenate([each.ravel() for each in self.indices]))
+        return torch.cat([each.flatten() for each in self.indices])
 
-    def unpacked(self, packed: Tensor) -> list[Tensor]:
-        """The `indices` as views of a tensor that is, or will be, filled by `packed`."""
-        parts = packed.split([each.size for each in self.indices])
-        return [part.view(each.shape) for part, each in zip(parts, self.indices, strict=True)]
-
-
-class _Given(RaggedLayout):
-    """A layout whose indices are given, in the shapes of a `Layout`."""
-
-    fixed = True
-
-    def __init__(self, lengths: Tensor, longest: int, cells: Tensor, steps: Any = None) -> None:
-        super().__init__(lengths)
-        self.longest, self.cells, self.steps = longest, cells, steps
-
-    def repeat(self, times: int) -> RaggedLayout:
-        size = len(self.lengths) * self.longest
-        cells = torch.cat([self.cells + i * size for i in range(times)])
-        return _Given(self.lengths.repeat(times), self.longest, cells)
+    def within(self, packed: Tensor) -> "Layout":
+        """The same, its `indices` views of a tensor that is, or will be, filled by `packed`."""
+        parts = packed.split([each.numel() for each in self.indices])
+        return Layout(self.longest, *(part.view_as(each) for part, each in zip(parts, self.indices, strict=True)))
 
 
 class _Drawn(nn.Module):
-    """Dropout by given masks, in the order of the calls; while it counts, it notes the widths that are asked."""
+    """Dropout by given masks, in the order of the calls; where none is left, it notes the width that is asked."""
 
     def __init__(self) -> None:
         super().__init__()
         self.masks: list[Tensor] = []
-        self.counting = False
         self.widths: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        if self.counting:
+        if self.training and self.masks:
+            return x * self.masks.pop(0)
+        if self.training:
             self.widths.append(x.shape[-1])
-            return x
-        return x * self.masks.pop(0)
+        return x
 
 
 class Stack:
@@ -145,47 +132,44 @@ class Stack:
                 if isinstance(child, nn.Dropout):
                     setattr(module, name, self._drawn)
 
-    def __call__(
-        self, values: dict[str, Tensor], layout: Layout, laid: list[Tensor], masks: list[Tensor] | None
-    ) -> dict[str, Tensor]:
+    def __call__(self, values: dict[str, Tensor], layout: Layout, masks: list[Tensor] | None) -> dict[str, Tensor]:
         """Logits `[R, r, K]` by head; `values` `[utterances, dim]` are those of the whole dataset, by modality.
 
-        `laid` are the layout's indices on the device, of which it depends beside the layout's shapes; `masks` those of
-        dropout, or None where nothing is trained.
+        Values and layout are on the models' device; `masks` are those of dropout, or None where nothing is trained.
         """
         self.model.train(masks is not None)
         weight = next(iter(self.weights.values()))
-        x = {modality: whole[laid[0]].to(weight.dtype) for modality, whole in values.items()}
+        x = {modality: whole[layout.rows].to(weight.dtype) for modality, whole in values.items()}
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on every device
-            return vmap(partial(self._one, layout))(self.weights, self.buffers, x, laid[1:], masks or [])
+            one = partial(self._one, layout.longest)
+            return vmap(one)(self.weights, self.buffers, x, layout.indices[1:], masks or [])
 
     def _one(
-        self, layout: Layout, weights: Any, buffers: Any, x: dict[str, Tensor], laid: Any, masks: list[Tensor]
+        self, longest: int, weights: Any, buffers: Any, x: dict[str, Tensor], indices: Any, masks: list[Tensor]
     ) -> dict[str, Tensor]:
         """One run, as it is under vmap."""
         self._drawn.masks = list(masks)
-        lengths, cells, forwards, backwards = laid
+        lengths, cells, forwards, backwards = indices
         ones, none = torch.ones_like(cells), torch.zeros_like(cells)
         inputs = {modality: Sequences(rows, ones) for modality, rows in x.items()}
         batch = Batch(inputs, labels=none, utterances=none, dialogues=lengths)
-        alive = [len(lengths)] * layout.longest
-        given = _Given(lengths, layout.longest, cells, (forwards, backwards, alive))
-        return functional_call(self.model, (weights, buffers), (batch, given))
+        turns = RaggedLayout(lengths)
+        turns.fixed, turns.longest, turns.cells = True, longest, cells
+        turns.steps = forwards, backwards, [len(lengths)] * longest
+        return functional_call(self.model, (weights, buffers), (batch, turns))
 
-    def widths(self, values: dict[str, Tensor], layout: Layout, laid: list[Tensor]) -> list[int]:
+    def widths(self, values: dict[str, Tensor], layout: Layout) -> list[int]:
         """Those of what each call of dropout is given."""
         if not self._drawn.widths:
-            self._drawn.counting = True
             with torch.no_grad():
-                self(values, layout, laid, [])
-            self._drawn.counting = False
+                self(values, layout, [])
         return self._drawn.widths
 
-    def draw(self, utterances: int, values: dict[str, Tensor], layout: Layout, laid: list[Tensor]) -> None:
+    def draw(self, utterances: int, values: dict[str, Tensor], layout: Layout) -> None:
         """Draw what dropout keeps of every utterance in the epoch to come, in the place of what was drawn before."""
         if not len(self._kept):
-            shape = len(self.generators), utterances, sum(self.widths(values, layout, laid))
-            self._kept = torch.empty(shape, dtype=torch.bool, device=laid[0].device)
+            shape = len(self.generators), utterances, sum(self.widths(values, layout))
+            self._kept = torch.empty(shape, dtype=torch.bool, device=layout.rows.device)
         for kept, generator in zip(self._kept.unbind(0), self.generators, strict=True):
             kept.bernoulli_(1.0 - self.dropout, generator=generator)
 
