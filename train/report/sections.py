@@ -192,7 +192,7 @@ def papers_table(cells: Sequence[Cell]) -> Table:
     rows: list[Row] = []
     for cell in cells:
         ours = {metric: cell.score(metric) for metric in MAIN}
-        alike = grouped(quoted_for(cell), lambda one: (one.of(MAIN), one.cell.paper_seeds, one.differs))
+        alike = grouped(quoted_for(cell), lambda one: (one.of(MAIN), one.seeds, one.differs))
         for (numbers, seeds, differs), places in alike.items():
             if numbers:
                 row: Row = {"cell": cell.label, "in the papers": _together([one.where for one in places])}
