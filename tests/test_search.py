@@ -11,8 +11,8 @@ import pytest
 from ser.errors import CorruptStore, StoreError, WrongUse
 from ser.train.recipe import Recipe, read_recipe
 from ser.train.report.cells import group_runs
-from ser.train.report.sections import make_page
-from ser.train.report.terminal import recipe_rows, recipe_table, report_text
+from ser.train.report.sections import make_page, report_text
+from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import Run, find_runs
 from ser.train.search import Record, find_records
 from ser.train.sweep import estimate_sweep, plan_sweep, run_sweep

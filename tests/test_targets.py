@@ -238,10 +238,10 @@ def test_what_a_target_cannot_use_is_one_sentence(store: Path, target: str, sett
 def test_the_scale_is_known_by_the_ids_or_said_and_one_for_all_corpora(tmp_path: Path) -> None:
     forms = {"tiny": "{}", "improv": "MSP-IMPROV-S01A-{}", "podcast": "MSP-PODCAST_0001_0001 {}"}
     store = new_store(tmp_path / "s", make_manifest(4))
-    for corpus, form in {**forms, "mine": "mine{}", "unrated": "x{}"}.items():
+    others = {"unrated": dict.fromkeys(DIMENSIONS), "wild": dict.fromkeys(DIMENSIONS, 9.0)}
+    for corpus, form in {**forms, "mine": "mine{}", "unrated": "x{}", "wild": forms["improv"]}.items():
         rows = [
-            {**row, "id": form.format(row["id"]), "audio_sha256": f"{corpus} {row['id']}"}
-            | (dict.fromkeys(DIMENSIONS) if corpus == "unrated" else {})
+            {**row, "id": form.format(row["id"]), "audio_sha256": f"{corpus} {row['id']}"} | others.get(corpus, {})
             for row in make_manifest(4).table.to_pylist()
         ]
         manifest = Manifest.from_rows(corpus, rows, synthetic=True)
@@ -267,6 +267,7 @@ def test_the_scale_is_known_by_the_ids_or_said_and_one_for_all_corpora(tmp_path:
         ("unrated", (), "no utterance of corpus unrated has ratings of valence, arousal, dominance"),
         ("tiny+podcast", ("vad_scale=1..7",), r"\(podcast 1\.\.7, tiny 1\.\.5\).*normalised by its own; leave"),
         ("improv+tiny", ("vad_scale=2..5",), "corpus improv has ratings from 1.5 to 4.5"),
+        ("podcast+wild", (), r"vad_scale=1\.\.5: corpus wild has ratings from 9 to 9"),  # before they are normalised
         ("tiny+unrated", (), "no utterance of unrated is left by --target, --only or --limit"),
     ):
         with pytest.raises(WrongUse, match=says):

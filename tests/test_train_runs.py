@@ -28,7 +28,7 @@ from ser.train.fit import predict
 from ser.train.models import FUSIONS
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
-from ser.train.report.terminal import report_text
+from ser.train.report.sections import report_text
 from ser.train.run import load_model
 from ser.train.run_folder import CONFIG, RESULT, Run, find_runs, open_run, run_name
 

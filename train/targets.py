@@ -123,35 +123,33 @@ class Target:
         """With the corpus's scale in the place of `auto`; several corpora's, each by its own, become −1 to 1."""
         corpora = np.array(data.utterances.corpora or [data.described["corpus"]] * len(data.utterances))
         known = {name: _known_scale(data.utterances, np.flatnonzero(corpora == name)) for name in np.unique(corpora)}
-        scales = {scale for scale in known.values() if scale is not None}
-        if len(scales) > 1:
-            if training.vad_scale != "auto" or None in known.values():
-                listed = ", ".join(f"{name} {scale or 'not known'}" for name, scale in known.items())
+        asked, several = training.vad_scale, len({*known.values()} - {None}) > 1
+        if several and (asked != "auto" or None in known.values()):
+            listed = ", ".join(f"{name} {scale or 'not known'}" for name, scale in known.items())
+            raise WrongUse(
+                f"--target {self.name}: the raters of these corpora used other scales ({listed}), and each is "
+                "normalised by its own; leave --set vad_scale out, and corpora whose scale is not known"
+            )
+        inside = data.utterances.dimensions.copy()
+        for name, scale in known.items():
+            own = scale if asked == "auto" else asked
+            if own is None:
                 raise WrongUse(
-                    f"--target {self.name}: the raters of these corpora used other scales ({listed}), and each is "
-                    "normalised by its own; leave --set vad_scale out, and corpora whose scale is not known"
-                )
-            ends = {name: scale_of(replace(training, vad_scale=scale or "")) for name, scale in known.items()}
-            low, high = np.array([ends[name] for name in corpora]).T[..., None]
-            ratings = 2 * (data.utterances.dimensions - low) / (high - low) - 1
-            data = replace(data, utterances=replace(data.utterances, dimensions=ratings))
-            training = replace(training, vad_scale="-1..1")
-        elif training.vad_scale == "auto":
-            if unknown := [name for name, scale in known.items() if scale is None]:
-                raise WrongUse(
-                    f"--target {self.name}: the scale on which corpus {unknown[0]} rates valence, arousal and "
+                    f"--target {self.name}: the scale on which corpus {name} rates valence, arousal and "
                     "dominance is not known; say it, such as --set vad_scale=1..5"
                 )
-            training = replace(training, vad_scale=scales.pop())
-        low, high = scale_of(training)
-        for name in known:
-            ratings = data.utterances.dimensions[corpora == name]
+            training = replace(training, vad_scale=own)
+            (low, high), ratings = scale_of(training), data.utterances.dimensions[corpora == name]
             if np.mean((ratings < low) | (ratings > high)) > OUTSIDE:
                 raise WrongUse(
-                    f"--set vad_scale={training.vad_scale}: corpus {name} has ratings from {ratings.min():g} to "
+                    f"--set vad_scale={own}: corpus {name} has ratings from {ratings.min():g} to "
                     f"{ratings.max():g}; give the scale that its raters used"
                 )
-        return training, data
+            inside[corpora == name] = 2 * (ratings - low) / (high - low) - 1
+        if not several:
+            return training, data
+        utterances = replace(data.utterances, dimensions=inside)
+        return replace(training, vad_scale="-1..1"), replace(data, utterances=utterances)
 
     def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:
         """What the loss compares the outputs for all utterances with; None is their classes, int64 `[n]`.

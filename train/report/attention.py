@@ -13,10 +13,12 @@ from torch import Tensor
 from ser.cache.manifest import Manifest
 from ser.cache.store import Store
 from ser.errors import SerError
+from ser.train.data.dataset import Dataset
 from ser.train.data.features import read_name, select_features
+from ser.train.data.labels import UNLABELLED, apply_policy
 from ser.train.models.layers import Attention, DecoderLayer
 from ser.train.models.msmser import ModalityInteraction
-from ser.train.models.ragged import Batch, RaggedLayout, SelfAttentionPooling, Sequences
+from ser.train.models.ragged import RaggedLayout, SelfAttentionPooling
 from ser.train.run import load_model
 from ser.train.run_folder import Run
 
@@ -60,25 +62,21 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
     if interaction is None:
         raise SerError(f"{run.path}: its model has no modality interaction transformer")
     rows = [manifest.ids.index(utterance) for utterance in utterances]
-    corpora = [part.corpus for part in manifest.parts]
     features = [one for of in run.config["features"].values() for one in of.get("joined", [of])]
     named = [f"{read_name(one)}@{one['fingerprint']}" for one in features]
     selected, _ = select_features(store, "+".join(named), manifest.corpus)
-    loaded = {modality: one.source(manifest, np.array(rows)) for modality, one in selected.items()}
+    sources = {modality: one.source(manifest, np.array(rows)) for modality, one in selected.items()}
+    data = Dataset(apply_policy(UNLABELLED, manifest), run.config["dims"], dict, {})
     audio, text = (selected[modality].parts[0] for modality in ("audio", "text"))
     packed = text.feature.load(manifest, rows)
-    found, one = [], torch.zeros(1, dtype=torch.long)
+    found = []
     with weights_of(interaction) as seen:
-        for number, utterance in enumerate(utterances):
-            corpus = np.array([corpora.index(utterance.partition("/")[0]) + 1 if corpora else 0])
-            inputs = {}
-            for modality, stored in loaded.items():
-                taken, scale = stored.read(np.array([number])).take(np.array([0])), fitted.scaling.get(modality)
-                values = scale(taken.values, corpus, taken.lengths) if scale else taken.values.float()
-                inputs[modality] = Sequences(values, taken.lengths)
-            logits = fitted.model(Batch(inputs, one, one, one + 1))["logits"]
+        for number, (utterance, row) in enumerate(zip(utterances, rows, strict=True)):
+            read = {modality: one.read(np.array([number])) for modality, one in sources.items()}
+            batch = data.batch([np.array([row])], fitted.scaling, read=read)
+            logits = fitted.model(batch)["logits"]
             weights = seen["attention"].mean(0).numpy()  # [h, L, T + N] → [L, T + N]
-            frames, said = len(inputs["audio"].values), manifest.column("text")[rows[number]] or ""
+            frames, said = len(batch.inputs["audio"].values), manifest.column("text")[row] or ""
             word = packed.extras.get("word")
             word = None if word is None else word[slice(*packed.offsets[number:][:2])]
             words, names = _by_word(weights[:, frames:], word, said, text.feature.spec.config)
@@ -106,12 +104,8 @@ def weights_of(interaction: ModalityInteraction) -> Iterator[dict[str, Tensor]]:
         seen["pooling"] = pool.score(taken[0])[:, 0].softmax(0)
 
     last: DecoderLayer = interaction.decoder[-1]  # type: ignore[assignment]
-    handles = last.multihead_attn.register_forward_hook(attended), interaction.pool.register_forward_hook(pooled)
-    try:
+    with last.multihead_attn.register_forward_hook(attended), interaction.pool.register_forward_hook(pooled):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _by_word(weights: np.ndarray, word: Any, text: str, config: Any) -> tuple[np.ndarray, list[str | None]]:

@@ -1,40 +1,14 @@
 """The page as one HTML file: page.html lays out what the sections found, and escapes all that it is given."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ser.cache.atomic_io import write_whole
-from ser.train.run_folder import Run
 
-from .cells import Cell
-from .examples import Inside
 from .figures import svg_of
-from .provenance import COMMANDS, command
+from .sections import Page
 from .tables import Table
 
 SHORT, ROOMY = 18, 34  # letters: so short a word is not broken, so long a text needs room
-
-
-@dataclass(frozen=True)
-class Page:
-    """A report of cells, highest UA first."""
-
-    cells: Sequence[Cell]
-    unfinished: Sequence[Run]
-    cautions: Sequence[str]
-    sections: Mapping[str, Sequence[Table]]  # by anchor, in reading order
-    inside: Inside
-
-    @property
-    def tables(self) -> list[Table]:
-        """All tables in reading order, those behind plots included."""
-        return [table for tables in self.sections.values() for table in tables]
-
-    @property
-    def commands(self) -> list[str]:
-        """What runs the first cells again."""
-        return list(dict.fromkeys(map(command, self.cells)))[:COMMANDS]
 
 
 def write_html(page: Page, path: Path) -> None:

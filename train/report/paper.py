@@ -27,25 +27,17 @@ FOLDS = {"session-out": 5, "train1234-test5": 1, "random-70-20-10": 1}
 
 
 class Quoted(NamedTuple):
-    """A paper's cell that some runs may stand beside; `differs` names what is not as there in them."""
+    """A paper's cell that some runs may stand beside."""
 
     recipe: Recipe
-    cell: RecipeCell
-    differs: tuple[str, ...]
-
-    @property
-    def numbers(self) -> Mapping[str, float]:
-        """In percent: `ua`, `wa`, recalls by class, each with `_std`."""
-        return self.cell.paper or {}
+    where: str  # such as "MSMSER, Table 2: Full"
+    numbers: Mapping[str, float]  # in percent: `ua`, `wa`, recalls by class, each with `_std`
+    seeds: int  # of which the numbers are the means
+    differs: tuple[str, ...]  # what is not as there in the runs
 
     def of(self, metrics: Sequence[str]) -> tuple[tuple[str, float], ...]:
         """The numbers of these metrics, with their deviations."""
         return tuple(pair for pair in self.numbers.items() if pair[0].removesuffix("_std") in metrics)
-
-    @property
-    def where(self) -> str:
-        """Such as "MSMSER, Table 2: Full"."""
-        return f"{self.recipe.title.partition(':')[0]}: {self.cell.name}"
 
     @property
     def described(self) -> str:
@@ -143,7 +135,8 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
     for recipe in _recipes():
         for one in (one for one in recipe.cells if one.test == test):
             barred, differs = differences(cell.runs, one, recipe.models)
-            found += [] if barred else [Quoted(recipe, one, differs)]
+            where = f"{recipe.title.partition(':')[0]}: {one.name}"
+            found += [] if barred else [Quoted(recipe, where, one.paper or {}, one.paper_seeds, differs)]
     apart = [len(_structural(cell.config["fusion"]).intersection(one.differs)) for one in found]
     return [one for one, count in zip(found, apart, strict=True) if one.numbers and count == min(apart)]
 

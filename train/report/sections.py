@@ -1,31 +1,54 @@
 """The report's sections about scores, and the page that all of its sections make."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations, zip_longest
+from textwrap import fill
 
 import numpy as np
 
+from ser.errors import WrongUse
 from ser.train.recipe import TESTS
 from ser.train.run_folder import Run
 from ser.train.scores import SHOWN
 from ser.train.search import cell_name, chosen_rows
 
-from .calibration import calibrated, ratings
+from .calibration import calibrated, calibration_table, ratings, ratings_table, votes_table
 from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts
 from .cells import Cell, drawn, grouped, same_run
-from .examples import attended, errors
+from .examples import Inside, attended, errors
 from .figures import Point
-from .html import Page
 from .paper import beside, claimed, quoted_for
-from .provenance import what_was_run
+from .provenance import COMMANDS, command, what_was_run
 from .significance import compare, holm, mcnemar, p_of_runs
-from .tables import Row, Table, described, sentence, text_of
+from .tables import Row, Table, described, sentence, tabulated, text_of
 
 PLOTTED = 30  # cells in a plot of one line for each
 SERIES = 4  # cells in a plot where each is a series
 ALL_PAIRS = 5  # cells; with more, each is tested against the first only
 EPOCHS = 30  # of each cell in the table of learning curves
 MAIN = ("ua", "wa")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report of cells, highest UA first."""
+
+    cells: Sequence[Cell]
+    unfinished: Sequence[Run]
+    cautions: Sequence[str]
+    sections: Mapping[str, Sequence[Table]]  # by anchor, in reading order
+    inside: Inside
+
+    @property
+    def tables(self) -> list[Table]:
+        """All tables in reading order, those behind plots included."""
+        return [table for tables in self.sections.values() for table in tables]
+
+    @property
+    def commands(self) -> list[str]:
+        """What runs the first cells again."""
+        return list(dict.fromkeys(map(command, self.cells)))[:COMMANDS]
 
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
@@ -48,6 +71,25 @@ def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
     told = {name: [*filter(None, tables)] for name, tables in sections.items()}
     kept = {name: tables for name, tables in told.items() if tables or (name == "inside" and inside.fault)}
     return Page(cells, unfinished, cautions(cells), kept, inside)
+
+
+def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool = False) -> str:
+    """What `ser report` prints: each cell's scores, the papers' numbers beside them, and the paired tests if asked.
+
+    Raises `WrongUse` if tests are asked for and fewer than two cells have classes, which they compare.
+    """
+    known = labelled(cells)
+    if paired and len(known) < 2:
+        which = "are one cell" if len(cells) < 2 else "have fewer than two cells of classes, which the tests are for"
+        raise WrongUse(f"--paired compares cells, and these runs {which}; name the runs of another one too")
+    pieces = [fill(caution, 110) for caution in cautions(cells)]
+    tested = [significance_table(known), papers_tests_table(known)] if paired else []
+    scored = [results_table(known), calibration_table(known), votes_table(known), papers_table(known)]
+    for table in filter(None, [*scored, ratings_table(cells), corpora_table(cells), chosen_table(cells), *tested]):
+        pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
+    if unfinished:
+        pieces.append(f"{len(unfinished)} runs are not finished and are left out")
+    return "\n\n".join(pieces)
 
 
 def labelled(cells: Sequence[Cell]) -> list[Cell]:
@@ -150,7 +192,7 @@ def papers_table(cells: Sequence[Cell]) -> Table:
     rows: list[Row] = []
     for cell in cells:
         ours = {metric: cell.score(metric) for metric in MAIN}
-        alike = grouped(quoted_for(cell), lambda one: (one.of(MAIN), one.cell.paper_seeds, one.differs))
+        alike = grouped(quoted_for(cell), lambda one: (one.of(MAIN), one.seeds, one.differs))
         for (numbers, seeds, differs), places in alike.items():
             if numbers:
                 row: Row = {"cell": cell.label, "in the papers": _together([one.where for one in places])}

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from textwrap import fill
 from typing import Any
 
 from ser.errors import WrongUse
@@ -11,20 +10,8 @@ from ser.train.run_folder import Run
 from ser.train.scores import SHOWN
 from ser.train.search import choose, chosen_rows
 
-from .calibration import calibration_table, ratings_table, votes_table
 from .cell_scores import CellScores, Score, caveat, named
-from .cells import Cell
 from .paper import beside, claimed, differences
-from .sections import (
-    cautions,
-    chosen_table,
-    corpora_table,
-    labelled,
-    papers_table,
-    papers_tests_table,
-    results_table,
-    significance_table,
-)
 from .significance import Comparison, against_quoted, compare, holm
 from .tables import described, tabulated, text_of
 
@@ -140,22 +127,3 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
 
 def _metrics(paper: Mapping[str, float]) -> list[str]:
     return [name for name in paper if not name.endswith("_std")]
-
-
-def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool = False) -> str:
-    """What `ser report` prints: each cell's scores, the papers' numbers beside them, and the paired tests if asked.
-
-    Raises `WrongUse` if tests are asked for and fewer than two cells have classes, which they compare.
-    """
-    known = labelled(cells)
-    if paired and len(known) < 2:
-        which = "are one cell" if len(cells) < 2 else "have fewer than two cells of classes, which the tests are for"
-        raise WrongUse(f"--paired compares cells, and these runs {which}; name the runs of another one too")
-    pieces = [fill(caution, 110) for caution in cautions(cells)]
-    tested = [significance_table(known), papers_tests_table(known)] if paired else []
-    scored = [results_table(known), calibration_table(known), votes_table(known), papers_table(known)]
-    for table in filter(None, [*scored, ratings_table(cells), corpora_table(cells), chosen_table(cells), *tested]):
-        pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
-    if unfinished:
-        pieces.append(f"{len(unfinished)} runs are not finished and are left out")
-    return "\n\n".join(pieces)
