@@ -19,8 +19,6 @@ from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec, to_record
 from ser.engines.machine import choose_device
 from ser.errors import CorpusError, CorruptStore, SerError, WrongUse, unknown
-from ser.extract.audio import locate
-from ser.extract.corpora.scan import read_corpus
 from ser.extract.corpora.table import read_manifest
 from ser.extract.extractors import ResolvedFeature, UtteranceError
 from ser.extract.online import OnlineExtractor, resolve_again
@@ -48,7 +46,6 @@ class Turn:
     text: str | None = None
     dialogue: str | None = None
     turn: int | None = None  # the order given, by default
-    sha256: str | None = None  # of the audio file, where it must be that very one
     speaker: str | None = None  # for the models that tell the speakers of a dialogue apart
 
 
@@ -231,7 +228,7 @@ class Predictor:
             if given is None:
                 found[modality] = torch.empty(0, self.run.config["dims"][modality] if extra is None else 1)
                 continue
-            several, warnings = self._extractor.rows(features, given, turn.sha256)
+            several, warnings = self._extractor.rows(features, given)
             notes += [f"{turn.id}: {warning}" for warning in warnings]
             if isinstance(several, UtteranceError):
                 return several
@@ -270,19 +267,10 @@ def read_turns(table: Path, audio: bool = True) -> list[Turn]:
 
     Audio paths are relative to the table. Raises `CorpusError` naming the first row that is wrong.
     """
-    if audio:
-        scan = read_corpus(table, "table", name="new")
-        if scan.refused:
-            raise CorpusError(f"{scan.refused[0]}; correct the table and run again")
-        manifest, root = scan.manifest, scan.root
-    else:
-        manifest, root = read_manifest(table, "new"), table.parent
-    names = ("id", "audio", "text", "dialogue", "turn", "audio_sha256", "speaker")
-    columns = [manifest.column(name) for name in names]
-    return [
-        Turn(id_, locate(root, audio) if audio is not None else None, *others)
-        for id_, audio, *others in zip(*columns, strict=True)
-    ]
+    rows = read_manifest(table, "new", "audio" if audio else "id").table.to_pylist()
+    about = ("text", "dialogue", "turn", "speaker")
+    files = [table.parent / row["audio"] if row["audio"] else None for row in rows]
+    return [Turn(row["id"], file, *map(row.get, about)) for row, file in zip(rows, files, strict=True)]
 
 
 def _finished(path: Path) -> Run:

@@ -56,14 +56,11 @@ class OnlineExtractor:
         self._extractors: dict[tuple[str, ...], list[Extractor]] = {}
 
     def rows(
-        self, wanted: Sequence[ResolvedFeature], given: Path | str, sha256: str | None = None
+        self, wanted: Sequence[ResolvedFeature], given: Path | str
     ) -> tuple[list[Rows] | UtteranceError, list[str]]:
-        """The features of one audio file (a path) or transcript (a string), and what is odd about the audio.
-
-        `sha256` is what the file must have, where given.
-        """
+        """The features of one audio file (a path) or transcript (a string), and what is odd about the audio."""
         try:
-            source: Clip | str = decode(given, sha256) if isinstance(given, Path) else given
+            source: Clip | str = decode(given) if isinstance(given, Path) else given
         except UtteranceError as fault:
             return fault, []
         names = tuple(one.spec.fingerprint for one in wanted)

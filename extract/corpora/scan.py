@@ -51,7 +51,8 @@ class Reading:
 
     `rows` have the manifest's columns (`audio` a path under `root` with forward slashes), and may say `where` they came
     from ("line 7"). `synthetic` marks generated speech. `known` are the published counts of the whole corpus, by the
-    names in `counts.py`, where it ought to be whole.
+    names in `counts.py`, where it ought to be whole. `paths`: whoever laid out a corpus folder may have linked parts of
+    it from another disk, but those that a table names stay inside its folder, links included, if they are opened.
     """
 
     corpus: str
@@ -61,6 +62,7 @@ class Reading:
     synthetic: bool = False
     warnings: list[str] = field(default_factory=list)
     known: dict[str, Any] = field(default_factory=dict)
+    paths: Literal["linked", "inside", "unopened"] = "linked"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,7 @@ def read_corpus(
     place = FORMATS.get(format, Path(format).expanduser())
     read = partial(_resolve(READ_DESCRIBED), description=place) if isinstance(place, Path) else _resolve(place)
     reading: Reading = read(path)
-    rows, problems = _admit(reading, follow_links=format not in ("table", "audformat"))
+    rows, problems = admit(reading)
     if limit is not None:
         rows = rows[:limit]
         kept = {row["id"] for row in rows}
@@ -181,13 +183,13 @@ def _name_from(stem: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64] or "corpus"  # as long as `check_name` allows
 
 
-def _admit(reading: Reading, follow_links: bool) -> tuple[list[dict[str, Any]], list[Problem]]:
+def admit(reading: Reading) -> tuple[list[dict[str, Any]], list[Problem]]:
     """The rows whose ids and audio paths may enter a manifest, and all problems so far."""
     seen = IdsSeen()
     rows, problems = [], list(reading.problems)
     for row in reading.rows:
         id, audio = row["id"], row.get("audio")
-        if fault := seen.fault(id) or (audio and _path_fault(audio, reading.root, follow_links)):
+        if fault := seen.fault(id) or (audio and _path_fault(audio, reading)):
             reason = f"{row.get('where', '')}: {fault}".removeprefix(": ")
             problems.append(Problem(printable(id[:LONGEST_ID]), printable(audio or ""), reason))
         else:
@@ -195,12 +197,11 @@ def _admit(reading: Reading, follow_links: bool) -> tuple[list[dict[str, Any]], 
     return rows, problems
 
 
-def _path_fault(audio: str, root: Path, follow_links: bool) -> str | None:
-    """Why this path, relative to `root`, cannot be an utterance's audio, or None.
-
-    `follow_links`: whoever laid out a corpus folder may have linked parts of it from another disk, but the paths that
-    a table names stay under its folder, links included.
-    """
+def _path_fault(audio: str, reading: Reading) -> str | None:
+    """Why this path cannot be an utterance's audio, or None."""
+    root = reading.root
+    if reading.paths == "unopened":
+        return None
     if invisible(audio):
         return f"the audio path {audio!a} holds a control character or is not valid Unicode"
     pure = PurePosixPath(audio.replace("\\", "/"))
@@ -208,7 +209,7 @@ def _path_fault(audio: str, root: Path, follow_links: bool) -> str | None:
         return f"the audio path {audio} is absolute; give it relative to {root}"
     if ".." in pure.parts:
         return f"the audio path {audio} leaves the corpus with '..'; move the file under {root}"
-    if not follow_links and not (root / audio).resolve().is_relative_to(root.resolve()):
+    if reading.paths == "inside" and not (root / audio).resolve().is_relative_to(root.resolve()):
         return f"the audio path {audio} is a link that leaves the corpus; move the file under {root}"
     return None
 
