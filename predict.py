@@ -18,10 +18,11 @@ import torch
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec, to_record
 from ser.engines.machine import choose_device
-from ser.errors import CorpusError, CorruptStore, SerError, WrongUse, unknown
+from ser.errors import CorpusError, CorruptStore, SerError, UtteranceError, WrongUse, unknown
 from ser.extract.corpora.table import read_manifest
-from ser.extract.extractors import ResolvedFeature, UtteranceError
-from ser.extract.online import OnlineExtractor, resolve_again
+from ser.extract.extractors import Extractor, ResolvedFeature
+from ser.extract.online import resolve_again, rows_of
+from ser.extract.registry import load_extractors
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import as_read
 from ser.train.data.labels import DIMENSIONS, UNLABELLED, apply_policy
@@ -120,7 +121,7 @@ class Predictor:
         self.plan = TrainConfig(self.fusion, self.settings, training, target=target, device=self.device)
         self.described = {m: one.get("joined", [one]) for m, one in self.run.config["features"].items()}
         self.features = self._resolve(parse_models(models))
-        self._extractor = OnlineExtractor(self.device)
+        self._extractors: dict[str, list[Extractor]] = {}  # by modality, each loaded when it is first given
 
     def _resolve(self, models: Mapping[str, str]) -> dict[str, list[ResolvedFeature]]:
         """What to compute for each modality, by the very specs that the run records."""
@@ -168,11 +169,12 @@ class Predictor:
         usable: list[tuple[Turn, tuple[str, ...], dict[str, torch.Tensor]]] = []
         with one_thread():  # as extraction and training compute
             for turn, lacking in zip(turns, without, strict=True):
-                rows = self._rows(turn, notes)
-                if isinstance(rows, UtteranceError):
-                    unusable[turn.id] = str(rows)
-                else:
-                    usable.append((turn, lacking, rows))
+                warnings = list[str]()
+                try:
+                    usable.append((turn, lacking, self._rows(turn, warnings)))
+                except UtteranceError as fault:
+                    unusable[turn.id] = str(fault)
+                notes += [f"{turn.id}: {warning}" for warning in warnings]
             if not usable:
                 raise CorpusError("; ".join(f"{name}: {reason}" for name, reason in unusable.items()))
             if unusable and self.fusion.unit == "dialogue":
@@ -219,7 +221,7 @@ class Predictor:
             )
         return notes
 
-    def _rows(self, turn: Turn, notes: list[str]) -> dict[str, torch.Tensor] | UtteranceError:
+    def _rows(self, turn: Turn, warnings: list[str]) -> dict[str, torch.Tensor]:
         """The rows of each modality `[n, dim]` as the run read them from a store; a missing one has none."""
         found = {}
         for modality, features in self.features.items():
@@ -228,12 +230,11 @@ class Predictor:
             if given is None:
                 found[modality] = torch.empty(0, self.run.config["dims"][modality] if extra is None else 1)
                 continue
-            several, warnings = self._extractor.rows(features, given)
-            notes += [f"{turn.id}: {warning}" for warning in warnings]
-            if isinstance(several, UtteranceError):
-                return several
-            columns = []
-            for rows, feature, described in zip(several, features, self.described[modality], strict=True):
+            if modality not in self._extractors:
+                self._extractors[modality] = load_extractors(features, self.device)
+            computed, columns = rows_of(self._extractors[modality], given, warnings), []
+            for feature, described in zip(features, self.described[modality], strict=True):
+                rows = computed[feature.spec.fingerprint]
                 values = np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
                 stored = Inputs(torch.from_numpy(values), np.array([0, len(values)]))
                 read = as_read(stored, described, feature.spec)
