@@ -9,6 +9,7 @@ import os
 import pkgutil
 import re
 import shlex
+import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ser.cache.atomic_io import LARGE, read_named
-from ser.cache.manifest import LONGEST_ID, IdsSeen, Manifest, Parent, invisible
+from ser.cache.manifest import Manifest, Parent
 from ser.cache.store import check_name
 from ser.errors import CodedAudio, UtteranceError, WrongUse, printable, unknown
 
 from ..audio import open_audio, read_bytes
 from . import DETECTORS, FITS, FORMATS, READ_DESCRIBED, TRANSCRIPTS
+
+LONGEST_ID = 255
+# Unicode categories that could rewrite a terminal's line or hide in a name: control, format, surrogate, separators.
+INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 @dataclass(frozen=True)
@@ -185,26 +190,35 @@ def _name_from(stem: str) -> str:
 
 def admit(reading: Reading) -> tuple[list[dict[str, Any]], list[Problem]]:
     """The rows whose ids and audio paths may enter a manifest, and all problems so far."""
-    seen = IdsSeen()
+    spellings: dict[str, str] = {}
     rows, problems = [], list(reading.problems)
     for row in reading.rows:
-        id, audio = row["id"], row.get("audio")
-        if fault := seen.fault(id) or (audio and _path_fault(audio, reading)):
+        id, audio = row["id"], row.get("audio") or ""
+        if fault := _fault(id, audio if reading.paths != "unopened" else "", reading, spellings):
             reason = f"{row.get('where', '')}: {fault}".removeprefix(": ")
-            problems.append(Problem(printable(id[:LONGEST_ID]), printable(audio or ""), reason))
+            problems.append(Problem(printable(id[:LONGEST_ID]), printable(audio), reason))
         else:
             rows.append(row)
     return rows, problems
 
 
-def _path_fault(audio: str, reading: Reading) -> str | None:
-    """Why this path cannot be an utterance's audio, or None."""
-    root = reading.root
-    if reading.paths == "unopened":
-        return None
-    if invisible(audio):
-        return f"the audio path {audio!a} holds a control character or is not valid Unicode"
-    pure = PurePosixPath(audio.replace("\\", "/"))
+def _fault(id: str, audio: str, reading: Reading, spellings: dict[str, str]) -> str | None:
+    """Why these cannot be an utterance's id and audio path, or None, and then the id is remembered.
+
+    `spellings` are the ids so far by their NFC: those that only Unicode spells in two ways (NFC and NFD) look alike.
+    """
+    if not id.strip():
+        return "the id is empty"
+    if len(id) > LONGEST_ID:
+        return f"the id {id[:20]!a}… has {len(id)} characters, more than {LONGEST_ID}"
+    for what, text in (("id", id), ("audio path", audio)):
+        if any(unicodedata.category(character) in INVISIBLE for character in text):
+            return f"the {what} {text!a} holds a control character or is not valid Unicode"
+    if earlier := spellings.get(key := unicodedata.normalize("NFC", id)):
+        spelt = "" if earlier == id else ", in two Unicode spellings (NFC and NFD)"
+        return f"the id {id} is there twice{spelt}"
+    spellings[key] = id
+    root, pure = reading.root, PurePosixPath(audio.replace("\\", "/"))
     if pure.is_absolute() or audio[1:2] == ":":
         return f"the audio path {audio} is absolute; give it relative to {root}"
     if ".." in pure.parts:
