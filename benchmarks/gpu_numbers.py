@@ -287,8 +287,8 @@ def waited(train: Callable[[Work, TrainConfig], Any], one: Work, device: str) ->
 def encoders(asked: Asked) -> Iterator[Row]:
     """Batches on the GPU against the CPU one by one, and again in so little memory that batches are halved."""
     from ser.extract.audio import Clip
-    from ser.extract.check import relative
     from ser.extract.registry import load_extractors, resolve
+    from ser.extract.run import relative
     from ser.weights import demo
 
     demo.ARCHITECTURES["wavlm"] = "WavLM", demo.ARCHITECTURES["hubert"][1]

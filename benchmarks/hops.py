@@ -106,10 +106,12 @@ def listing(traced: dict[str, Tracer]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print the hop lists, or write them into a page; exit 1 if a command runs through more than `MOST` files."""
+    from ser.extract.corpora.demo import write_demo
     from ser.tests.newcomer import write_inputs
 
     with tempfile.TemporaryDirectory() as folder:
-        write_inputs(Path(folder))
+        write_demo(Path(folder) / "demo")
+        write_inputs(Path(folder), Path(folder) / "demo")
         traced = trace_demo(Path(folder))
     print(listing(traced))
     if arguments[:1] == ["--write"]:

@@ -227,7 +227,7 @@ def write_whole(path: Path, *content: Buffer) -> tuple[int, str]:
     A link stays, and what it names is replaced; a pipe or a device is written to. Returns size and sha256. Raises
     `WrongUse` if there is no such folder, and `StoreError` if the disk is full or fails; then the old file is whole.
     """
-    if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
+    if path.parent.as_posix() in ("/dev", "/dev/fd") or (path.exists() and not path.is_file()):
         size = path.write_bytes(whole := b"".join(content))
         return size, hashlib.sha256(whole).hexdigest()
     path = Path(os.path.realpath(path))  # unlike `resolve` it takes links in a circle, which are replaced

@@ -3,6 +3,6 @@
 from .cluster import Cluster
 from .machine import cores, exact_arithmetic, gpus, is_out_of_memory
 from .processes import run
-from .worker_cache import cached, here, resources
+from .worker_cache import cached
 
-__all__ = ["Cluster", "cached", "cores", "exact_arithmetic", "gpus", "here", "is_out_of_memory", "resources", "run"]
+__all__ = ["Cluster", "cached", "cores", "exact_arithmetic", "gpus", "is_out_of_memory", "run"]

@@ -4,8 +4,6 @@ It belongs to the process and ends with it. On a dask cluster, which stays up, a
 """
 
 import contextlib
-import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -68,18 +66,3 @@ def _release(entry: Entry) -> None:
         unused = not entry.users
     if unused and hasattr(entry.value, "close"):
         entry.value.close()
-
-
-def here() -> dict[str, Any]:
-    """Which dask worker runs this task: its address, name, host and process."""
-    from distributed import get_worker
-
-    worker = get_worker()
-    return {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
-
-
-def resources() -> dict[str, float]:
-    """What the dask worker of this task declares to have, as in `dask worker --resources "GPU=1 CPU=8"`."""
-    from distributed import get_worker
-
-    return dict(get_worker().state.total_resources)

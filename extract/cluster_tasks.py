@@ -5,16 +5,18 @@ that kills whoever computes it is cut in two until one utterance (and one featur
 by name.
 """
 
+import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 
 from ser import engines
-from ser.cache.part import PartRows, Quarantine, part_name
+from ser.cache.part import PartRows, Quarantine
 from ser.cache.store import Feature, open_store
 from ser.errors import DISTRIBUTION, SerError
 
-from .plan import ExtractionTask, WorkerConfig
+from .plan import ExtractionTask, WorkerConfig, lacking
 from .worker import TaskResult, Worker
 
 GPU_NODE_THREADS = 8  # that decode for one GPU worker and run its CPU extractors, unless it declares CPU=…
@@ -61,73 +63,52 @@ def by_device(task: ExtractionTask) -> Iterator[ExtractionTask]:
     """The task's features that need a model, apart from those that a CPU computes."""
     for modelled in (True, False):
         group = tuple(one for one in task.config.resolved if (one.checkpoint is not None) == modelled)
-        mine = {one.spec.fingerprint for one in group}
-        if some := task.only({name: ids for name, ids in task.missing.items() if name in mine}):
-            yield replace(some, config=replace(task.config, resolved=group))
+        if mine := tuple(spec.fingerprint for spec in task.specs if spec in [one.spec for one in group]):
+            yield replace(task, config=replace(task.config, resolved=group), fingerprints=mine)
 
 
 def extract_on_worker(task: ExtractionTask) -> TaskResult:
-    """Compute and publish, on a dask worker, what no worker has published before; that counts as done."""
-    config = task.config
-    if not config.store.is_dir():
-        raise SerError(f"a dask worker sees no {config.store}; workers need the same files under the same paths")
-    if dict(config.written_by).get("ser") != version(DISTRIBUTION):
+    """Compute and publish one task on a dask worker."""
+    config, store = task.config, task.config.asked.store
+    if not store.is_dir():
+        raise SerError(f"a dask worker sees no {store}; workers need the same files under the same paths")
+    if config.written_by["ser"] != version(DISTRIBUTION):
         raise SerError(f"a dask worker has ser {version(DISTRIBUTION)}; install the version that this command has")
-    missing = {}
-    for spec in task.specs:
-        mine = [u for u in task.utterances if u.id in task.missing[spec.fingerprint]]
-        # The part that comes of it if no utterance is quarantined.
-        part = part_name(config.corpus, [u.id for u in mine], [u.digest or "" for u in mine])
-        if not (config.folder(spec) / "parts" / part / "part.json").exists():
-            missing[spec.fingerprint] = task.missing[spec.fingerprint]
-    if (left := task.only(missing)) is None:
-        return TaskResult(stages=task.stages)
-    here, threads = config.here(), 1  # dask has a thread per core already
-    if here.device.startswith("cuda"):
-        threads = max(1, int(engines.resources().get("CPU", min(GPU_NODE_THREADS, engines.cores()))))
-        from distributed import secede
+    from distributed import get_worker, secede
 
+    here, threads, worker = config.here(), 1, get_worker()  # dask has a thread per core already
+    if here.device.startswith("cuda"):
+        declared = worker.state.total_resources.get("CPU", min(GPU_NODE_THREADS, engines.cores()))
+        threads = max(1, int(declared))
         secede()  # its thread: the worker begins the next task beside this one
-    written_by = (*config.written_by, *engines.here().items())
-    result = extract_task(left, replace(here, threads=threads, written_by=written_by))
-    result.stages += task.stages - left.stages
-    return result
+    me = {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
+    return extract_task(task, replace(here, threads=threads, written_by={**config.written_by, **me}))
 
 
 def split(task: ExtractionTask) -> list[ExtractionTask] | None:
     """A task that kills, cut in two; None if it cannot be cut. What the store has by now is left out."""
-    config, missing = task.config, {}
+    config, missing = task.config, dict[str, set[str]]()
     for spec in task.specs:
-        feature = Feature(config.store, config.folder(spec))
+        feature = Feature(config.asked.store, config.folder(spec))
         feature.parts()
-        missing[spec.fingerprint] = frozenset(
-            u.id
-            for u in task.utterances
-            if u.id in task.missing[spec.fingerprint] and feature.place((config.corpus, u.id, u.digest)) is None
-        )
-    if (left := task.only(missing)) is None:
-        return []
-    if left != task:
-        return [left]
-    if len(task.utterances) > 1:
-        half = len(task.utterances) // 2
-        cuts = [{u.id for u in some} for some in (task.utterances[:half], task.utterances[half:])]
-        pieces = [task.only({name: ids & cut for name, ids in task.missing.items()}) for cut in cuts]
-    elif len(task.missing) > 1:
-        pieces = [task.only({name: ids}) for name, ids in task.missing.items()]
-    else:
-        return None
-    return [piece for piece in pieces if piece]
+        lacks = (u.id for u in task.utterances if feature.place((config.corpus, u.id, u.digest)) is None)
+        missing[spec.fingerprint] = set(lacks)
+    if (left := lacking(config, task.modality, task.utterances, missing)) != [task]:
+        return left
+    if (half := len(task.utterances) // 2) > 0:
+        return [replace(task, utterances=some) for some in (task.utterances[:half], task.utterances[half:])]
+    if len(task.fingerprints) > 1:
+        return [replace(task, fingerprints=(one,)) for one in task.fingerprints]
+    return None
 
 
 def give_up(task: ExtractionTask, reason: str) -> TaskResult:
     """The result of one utterance that kills whoever computes it; quarantined in the store if the run says so."""
     config, result = task.config, TaskResult(stages=task.stages)
+    bad = [Quarantine(u.id, u.digest, u.file, reason) for u in task.utterances]
     for spec in task.specs:
-        ids = task.missing[spec.fingerprint]
-        bad = [Quarantine(u.id, u.digest, u.file, reason) for u in task.utterances if u.id in ids]
-        if config.keep_quarantine:
-            feature = open_store(config.store).add(spec)
-            feature.publish(PartRows(config.corpus, quarantined=bad), config.backend, dict(config.written_by))
-        result.quarantined[spec.fingerprint] = bad
+        if config.asked.on_error == "skip":
+            feature = open_store(config.asked.store).add(spec)
+            feature.publish(PartRows(config.corpus, quarantined=bad), config.asked.backend, config.written_by)
+        result.quarantined[spec.name] = bad
     return result

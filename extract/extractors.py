@@ -3,9 +3,11 @@
 import gc
 import math
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +21,7 @@ GPU_SECONDS = 300.0  # padded audio per batch; sorted lengths waste ~1 % of it
 TOKENS_PER_SECOND = 50.0  # a token costs an encoder what a frame does: 300 s of audio are as much as 15,000 tokens
 CHARACTERS_PER_TOKEN = 4.0
 FLOAT16_MAX = 65504.0
+ENCODERS = tomllib.loads(Path(__file__).with_name("encoders.toml").read_text(encoding="utf-8"))  # by architecture
 Precision = Literal["float32", "bfloat16"]  # of an encoder: autocast
 Item = TypeVar("Item")
 
@@ -56,7 +59,8 @@ class Extractor:
     """Computes features that share their work. `run` is called from several threads at once.
 
     A subclass names its frozen dataclass of settings (`Config`, hashed into the fingerprint; a field with `init=False`
-    is fixed), its `dim`, and `extract`. An encoder that computes a batch at once overrides `run` instead. What is
+    is fixed), its `dim`, and `extract`; `checkpoint` is the `Checkpoint` that the feature reads, None for one that is
+    computed without weights. An encoder that computes a batch at once overrides `run` instead. What is
     returned for an utterance must not depend on the other utterances of its batch.
     """
 
@@ -66,26 +70,23 @@ class Extractor:
     packages: ClassVar[tuple[str, ...]] = ()  # whose versions are noted beside the feature
     batched: ClassVar[bool] = False  # whether one call on many utterances is cheaper than many calls
     exact: ClassVar[bool] = False  # whether its rows are stored in float32 whatever --dtype says
+    fixed: ClassVar[frozenset[str]] = frozenset()  # fields of its config that are no settings of the user's
+    own: ClassVar[frozenset[str]] = frozenset()  # settings in which features may differ that are computed together
 
     @classmethod
-    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint | None) -> Any:
+    def resolve(cls, settings: dict[str, Any], checkpoint: Any) -> Any:
         """The complete `Config`. Raises `WrongUse` for settings that cannot be."""
         return cls.Config(**settings)
 
     @classmethod
-    def dim(cls, config: Any, checkpoint: Checkpoint | None) -> int:
+    def dim(cls, config: Any, checkpoint: Any) -> int:
         """Values per row."""
         raise NotImplementedError
 
     @classmethod
-    def hop(cls, config: Any, checkpoint: Checkpoint | None) -> float | None:
+    def hop(cls, config: Any, checkpoint: Any) -> float | None:
         """Seconds between frames; None where rows are no frames."""
         return None
-
-    @classmethod
-    def shares(cls, feature: ResolvedFeature) -> Hashable:
-        """Features for which this is equal are computed together, by one extractor."""
-        return feature.spec.fingerprint
 
     def __init__(
         self, features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
@@ -95,7 +96,7 @@ class Extractor:
         self.config = self.configs[0]
         self.device, self.batch_seconds = device, batch_seconds
         self.label = "+".join(dict.fromkeys(spec.feature for spec in self.specs))  # for messages
-        self.checkpoint = features[0].checkpoint
+        self.checkpoint: Any = features[0].checkpoint
         self.open()
 
     def open(self) -> None:
@@ -137,47 +138,32 @@ class Encoder(Extractor):
     """
 
     batched = True
-    architectures: ClassVar[tuple[str, ...]]
+    checkpoint: Checkpoint
     padding: float = 0
     mask_always = False  # with a mask of ones, a model may take another kernel than without any
     asked: ClassVar[dict[str, bool]] = {}  # further arguments of the model
-    own: ClassVar[frozenset[str]] = frozenset({"layer"})  # settings in which features of one forward pass may differ
+    own = frozenset({"layer"})
 
     @classmethod
-    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint | None) -> Any:
+    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> Any:
         """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
-        assert checkpoint is not None
         model = checkpoint.model
-        if checkpoint.architecture not in cls.architectures:
-            known = ", ".join(cls.architectures)
-            raise WrongUse(f"{model} is a {checkpoint.architecture} model, not a {cls.name} encoder of {known}")
+        known = [architecture for architecture, row in ENCODERS.items() if row["extractor"] == cls.name]
+        if (architecture := checkpoint.architecture) not in known:
+            raise WrongUse(f"{model} is a {architecture} model, not a {cls.name} encoder of {', '.join(known)}")
         last = checkpoint.setting("num_hidden_layers")
         if not 0 <= (layer := settings.get("layer", last)) <= last:
             raise WrongUse(f"layer={layer}: {model} has layers 0 to {last}")
-        return cls.complete({"layer": last, **settings}, checkpoint, "layer" in settings)
+        return cls.Config(**{"layer": last, **settings})
 
     @classmethod
-    def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> Any:
-        """The config of `settings`, whose layer is in range; `named` says whether the user named the layer."""
-        return cls.Config(**settings)
-
-    @classmethod
-    def dim(cls, config: Any, checkpoint: Checkpoint | None) -> int:
+    def dim(cls, config: Any, checkpoint: Checkpoint) -> int:
         """The model's hidden size."""
-        assert checkpoint is not None
         return checkpoint.setting("hidden_size")
-
-    @classmethod
-    def shares(cls, feature: ResolvedFeature) -> Hashable:
-        """Layers of one checkpoint share a forward pass where all other settings are equal."""
-        assert feature.checkpoint is not None
-        same = {key: value for key, value in asdict(feature.config).items() if key not in cls.own}
-        return feature.checkpoint.digest, *same.items()
 
     def open(self) -> None:
         """Load the model, and see to it that `hidden` finds the layers."""
         exact_arithmetic(self.device)
-        assert self.checkpoint is not None
         self.model = load_encoder(self.checkpoint).to(self.device)
         self.too_large = math.inf  # values of a padded batch for which memory ran out
         self.state = threading.local()  # of one forward pass: `lengths` of the rows, and `taken` `[batch, time, dim]`

@@ -1,8 +1,7 @@
 """Log-mel spectrogram and the MFCC made from it: librosa's numbers, by torch's FFT."""
 
 import math
-from collections.abc import Hashable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from ser.errors import UtteranceError, WrongUse
 
 from .audio import CHANNELS, RESAMPLER, Clip
 from .augment import change, check_view
-from .extractors import Extractor, ResolvedFeature
+from .extractors import Extractor
 
 FRAMES_AT_ONCE = 4096  # an hour has 360,000: this bounds the spectrum in memory
 
@@ -38,6 +37,20 @@ class MelConfig:
     resampler: str = field(default=RESAMPLER, init=False)
     channels: str = field(default=CHANNELS, init=False)
     view: str = ""  # an augmented copy, such as "pitch-1" (see augment.py)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.floor < math.inf:
+            raise WrongUse(f"floor={self.floor}: it must be above 0")
+        if not 1000 <= self.sampling_rate <= 192000:
+            raise WrongUse(f"sampling_rate={self.sampling_rate}: it is in Hz, such as 16000")
+        if min(self.window_samples, self.hop_samples, self.bands) < 1:
+            raise WrongUse("window, hop and bands must be above 0; window and hop are in seconds, such as 0.025")
+        if not 0 <= self.low < (self.high or self.sampling_rate / 2) <= self.sampling_rate / 2:
+            raise WrongUse("low and high are in Hz, low below high, and high at most half the sampling rate")
+        if not 0 <= self.coefficients <= self.bands:
+            raise WrongUse(f"{self.coefficients} coefficients cannot come from {self.bands} bands")
+        if self.view:
+            check_view(self.view)
 
     @property
     def window_samples(self) -> int:
@@ -63,24 +76,7 @@ class MelExtractor(Extractor):
     name, version = "mel", 1
     Config: ClassVar[type[MelConfig]] = MelConfig
     packages = ("torch", "librosa", "soundfile", "soxr")
-
-    @classmethod
-    def resolve(cls, settings: dict[str, Any], checkpoint: Any) -> MelConfig:
-        """The complete config. Raises `WrongUse` for settings that cannot be."""
-        config: MelConfig = cls.Config(**settings)
-        if not 0 < config.floor < math.inf:
-            raise WrongUse(f"floor={config.floor}: it must be above 0")
-        if not 1000 <= config.sampling_rate <= 192000:
-            raise WrongUse(f"sampling_rate={config.sampling_rate}: it is in Hz, such as 16000")
-        if min(config.window_samples, config.hop_samples, config.bands) < 1:
-            raise WrongUse("window, hop and bands must be above 0; window and hop are in seconds, such as 0.025")
-        if not 0 <= config.low < (config.high or config.sampling_rate / 2) <= config.sampling_rate / 2:
-            raise WrongUse("low and high are in Hz, low below high, and high at most half the sampling rate")
-        if not 0 <= config.coefficients <= config.bands:
-            raise WrongUse(f"{config.coefficients} coefficients cannot come from {config.bands} bands")
-        if config.view:
-            check_view(config.view)
-        return config
+    own = frozenset({"coefficients"})
 
     @classmethod
     def dim(cls, config: MelConfig, checkpoint: Any) -> int:
@@ -91,11 +87,6 @@ class MelExtractor(Extractor):
     def hop(cls, config: MelConfig, checkpoint: Any) -> float:
         """Seconds between frames, as the samples have it: 0.01 at 16 kHz, 0.009977 at 22.05 kHz."""
         return config.hop_samples / config.sampling_rate
-
-    @classmethod
-    def shares(cls, feature: ResolvedFeature) -> Hashable:
-        """All that the log-mel spectrogram depends on."""
-        return tuple((key, value) for key, value in asdict(feature.config).items() if key != "coefficients")
 
     @cached_property
     def _bank(self) -> torch.Tensor:

@@ -3,8 +3,9 @@
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from importlib.metadata import version
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -25,18 +26,8 @@ from .extractors import ResolvedFeature, batches, text_seconds
 from .options import ExtractionConfig
 from .registry import resolve_available, split_names
 
-MODALITIES: tuple[Modality, ...] = ("audio", "text")
 PART_BYTES = 256 << 20
 ROWS_PER_SECOND = {"frame": 50.0, "token": 50.0, "utterance": 2.0}  # unless a hop is known; 2: the shortest utterances
-
-
-@dataclass(frozen=True)
-class FeaturePlan:
-    """One feature, and the manifest rows that are still to be computed."""
-
-    resolved: ResolvedFeature
-    missing: list[int]  # the others were computed before, or are quarantined
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)  # there are millions, and without slots each has a dict once it was pickled
@@ -44,28 +35,41 @@ class Utterance:
     """One manifest row, as the workers need it."""
 
     id: str
-    audio: str | None
-    text: str | None
-    digest: str | None  # of the input of this modality
+    source: str | None  # the path of its audio, or its transcript
+    digest: str | None  # of what that is
     length: float  # what it costs, in seconds of audio
     problem: str | None = None  # why it cannot be used, as far as the scan knows
     file: str = ""  # where that is wrong: the audio, or the file that should hold the transcript
 
 
 @dataclass(frozen=True)
+class FeaturePlan:
+    """One feature, and the utterances that it still lacks: the others were computed before, or are quarantined."""
+
+    resolved: ResolvedFeature
+    missing: list[Utterance]
+
+    @cached_property
+    def bytes(self) -> int:
+        """Estimated size of what will be computed."""
+        spec, rows = self.resolved.spec, float(len(self.missing))
+        if spec.level != "utterance":
+            seconds = sum(one.length for one in self.missing)
+            rows = _rows_per_second(spec) * seconds + rows * (spec.modality == "audio")
+        return int(rows * _row_bytes(spec))
+
+
+@dataclass(frozen=True)
 class WorkerConfig:
     """What all tasks of a run share."""
 
-    store: Path
+    asked: ExtractionConfig  # with the store's absolute path: a worker on a cluster stands elsewhere
     root: Path
     corpus: str
     resolved: tuple[ResolvedFeature, ...]
-    backend: str = "zarr"
-    device: str = "cpu"
+    device: str  # as it was asked for, or that of this machine
     threads: int = 1
-    batch_seconds: float | None = None
-    keep_quarantine: bool = False  # publish what cannot be used as quarantined; else leave it out, to be tried again
-    written_by: tuple[tuple[str, Any], ...] = ()
+    written_by: Mapping[str, Any] = field(default_factory=dict)
 
     def here(self) -> "WorkerConfig":
         """With the device of this machine. Raises `WrongUse` for one that is not here."""
@@ -74,17 +78,17 @@ class WorkerConfig:
 
     def folder(self, spec: Spec) -> Path:
         """The feature's folder in the store."""
-        return self.store / spec.feature / spec.fingerprint
+        return self.asked.store / spec.feature / spec.fingerprint
 
 
 @dataclass(frozen=True)
 class ExtractionTask:
-    """The utterances of one modality that are computed and published together."""
+    """Utterances of one modality, and the features that all of them lack: computed and published together."""
 
     config: WorkerConfig
     modality: Modality
     utterances: tuple[Utterance, ...]
-    missing: Mapping[str, frozenset[str]]  # fingerprint → ids
+    fingerprints: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -93,25 +97,24 @@ class ExtractionTask:
 
     @property
     def specs(self) -> list[Spec]:
-        """Of the features of which something is missing."""
-        return [one.spec for one in self.config.resolved if one.spec.fingerprint in self.missing]
+        """Of the features that it computes."""
+        return [one.spec for one in self.config.resolved if one.spec.fingerprint in self.fingerprints]
 
     @property
     def stages(self) -> Counter[str]:
         """By stage, how many usable utterances it has to do; the variants of a feature are one stage."""
-        usable = frozenset(one.id for one in self.utterances if not one.problem)
-        found = {"decode": usable} if self.modality == "audio" else {}
-        for spec in self.specs:
-            found[spec.feature] = found.get(spec.feature, frozenset()) | (self.missing[spec.fingerprint] & usable)
-        return Counter({stage: len(ids) for stage, ids in found.items()})
+        stages = ["decode"] * (self.modality == "audio") + [spec.feature for spec in self.specs]
+        return Counter(dict.fromkeys(stages, sum(not one.problem for one in self.utterances)))
 
-    def only(self, missing: Mapping[str, frozenset[str]]) -> "ExtractionTask | None":
-        """The task with less to do, or None if nothing is left."""
-        some = frozenset().union(*missing.values())
-        if not some:
-            return None
-        utterances = tuple(u for u in self.utterances if u.id in some)
-        return replace(self, utterances=utterances, missing={name: ids for name, ids in missing.items() if ids})
+
+def lacking(
+    config: WorkerConfig, modality: Modality, utterances: Iterable[Utterance], missing: Mapping[str, Container[str]]
+) -> list[ExtractionTask]:
+    """What is `missing` (fingerprint → ids) of these utterances: a task for those that lack the same features."""
+    alike: dict[tuple[str, ...], list[Utterance]] = {}
+    for one in utterances:
+        alike.setdefault(tuple(name for name, ids in missing.items() if one.id in ids), []).append(one)
+    return [ExtractionTask(config, modality, tuple(some), names) for names, some in alike.items() if names]
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class ExtractionPlan:
 
     config: ExtractionConfig
     scan: Scan
+    utterances: Mapping[Modality, list[Utterance]]  # of each modality that is asked for, every row of the manifest
     features: list[FeaturePlan]
     free: int
     unavailable: dict[str, WeightsError] = field(default_factory=dict)  # features whose weights are not here
@@ -137,53 +141,46 @@ class ExtractionPlan:
     def worker_config(self) -> WorkerConfig:
         """What the tasks share; the device as it was asked for."""
         return WorkerConfig(
-            store=self.config.store.absolute(),  # a worker on a cluster stands elsewhere
+            asked=replace(self.config, store=self.config.store.absolute()),
             root=self.scan.root.absolute(),
             corpus=self.manifest.corpus,
             resolved=tuple(feature.resolved for feature in self.features if feature.missing),
-            backend=self.config.backend,
             device=self.config.device,
-            batch_seconds=self.config.batch_seconds,
-            keep_quarantine=self.config.on_error == "skip",
-            written_by=(("ser", version(DISTRIBUTION)),),
+            written_by={"ser": version(DISTRIBUTION)},
         )
 
     def tasks(self) -> list[ExtractionTask]:
         """The work, cut from the whole length-sorted manifest, so that the cut does not depend on what is there."""
-        config, ids, found = self.worker_config(), self.manifest.ids, list[ExtractionTask]()
-        for modality in MODALITIES:
+        config, found = self.worker_config(), list[ExtractionTask]()
+        for modality, utterances in self.utterances.items():
             mine = [feature for feature in self.features if feature.resolved.spec.modality == modality]
-            missing = {feature.resolved.spec.fingerprint: {ids[row] for row in feature.missing} for feature in mine}
+            missing = {one.resolved.spec.fingerprint: {row.id for row in one.missing} for one in mine}
             if not any(missing.values()):
                 continue
-            utterances = self.utterances(modality)
             if modality == "audio":
-                utterances.sort(key=lambda one: (-one.length, one.id))
+                rows = sorted(utterances, key=lambda one: (-one.length, one.id))
             else:  # equal transcripts stand together, and are computed once
-                utterances.sort(key=lambda one: (-len(one.text or ""), one.text or "", one.id))
+                rows = sorted(utterances, key=lambda one: (-one.length, one.source or "", one.id))
             widest = max(_row_bytes(one.resolved.spec) * _rows_per_second(one.resolved.spec) for one in mine)
             most = min(self.config.part_seconds, PART_BYTES / widest)
-            for group in batches(utterances, attrgetter("length"), most, padded=False):
-                whole = ExtractionTask(config, modality, tuple(group), {})
-                left = {name: frozenset(u.id for u in whole.utterances if u.id in of) for name, of in missing.items()}
-                if task := whole.only(left):
-                    found.append(task)
+            for group in batches(rows, attrgetter("length"), most, padded=False):
+                found += lacking(config, modality, group, missing)
         return found
 
-    def utterances(self, modality: Modality) -> list[Utterance]:
-        """Every manifest row as this modality sees it."""
-        problems = self.scan.unusable(modality)
-        found = []
-        columns = (self.manifest.column(name) for name in ("audio", "text", "duration", f"{modality}_sha256"))
-        for id_, audio, text, seconds, digest in zip(self.manifest.ids, *columns, strict=True):
-            acoustic = modality == "audio"
-            known = problems.get(id_)
-            problem, file = (known.reason, known.path) if known else (None, "")
-            if digest is None and problem is None:
-                problem = "no audio file" if acoustic else "no transcript"
-            length = _length(seconds if acoustic else text, modality)
-            found.append(Utterance(id_, audio, text, digest, length, problem, file or (acoustic and audio) or ""))
-        return found
+
+def utterances_of(scan: Scan, modality: Modality) -> list[Utterance]:
+    """Every manifest row as this modality sees it."""
+    manifest, problems, found = scan.manifest, scan.unusable(modality), list[Utterance]()
+    acoustic = modality == "audio"
+    lacks = "no audio file" if acoustic else "no transcript"
+    columns = (manifest.column(name) for name in (modality, "duration", f"{modality}_sha256"))
+    for id_, source, seconds, digest in zip(manifest.ids, *columns, strict=True):
+        length = (seconds or 0.0) if acoustic else text_seconds(source or "")
+        known = problems.get(id_)
+        problem = known.reason if known else lacks if digest is None else None
+        file = (known.path if known else "") or (acoustic and source) or ""
+        found.append(Utterance(id_, source, digest, length, problem, file))
+    return found
 
 
 def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
@@ -195,7 +192,7 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     """
     for option in fields(config):
         value, known = getattr(config, option.name), option.metadata.get("choices")
-        if known and option.name != "format" and value not in (None, *known):  # formats may be registered since
+        if known and value not in (None, *known):
             raise WrongUse(f"--{option.name.replace('_', '-')} {value}: it is {' or '.join(known)}")
     check_local(config.store)
     elsewhere = config.scheduler is not None and local_workers(config.scheduler) is None
@@ -220,9 +217,14 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     )
     store = open_store(config.store) if there else None
     scan = _with_parent(scan, store) if store else scan
-    features = [_feature_plan(one, scan.manifest, store, config.retry) for one in wanted]
+    modalities = sorted({one.spec.modality for one in wanted})  # audio first: it takes longer
+    utterances = {modality: utterances_of(scan, modality) for modality in modalities}
+    features = []
+    for one in wanted:
+        missing = _missing(one.spec, utterances[one.spec.modality], scan.manifest, store, config.retry)
+        features.append(FeaturePlan(one, missing))
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
-    made = ExtractionPlan(config, scan, features, free, unavailable)
+    made = ExtractionPlan(config, scan, utterances, features, free, unavailable)
     if made.bytes > made.free:
         unit, name = (1e9, "GB") if made.bytes >= 1e9 else (1e6, "MB")
         raise StoreError(
@@ -248,26 +250,15 @@ def _with_parent(scan: Scan, store: Store) -> Scan:
     return replace(scan, manifest=replace(manifest, parent=parent))
 
 
-def _feature_plan(wanted: ResolvedFeature, manifest: Manifest, store: Store | None, retry: bool) -> FeaturePlan:
-    spec = wanted.spec
-    missing = list(range(len(manifest)))
-    if store and (folder := store.path / spec.feature / spec.fingerprint).exists():
-        try:
-            feature = Feature(store.path, folder)
-        except CorruptStore:  # the folder's name vouches for what spec.json must say, and `Store.add` writes it again
-            feature = Feature(store.path, folder, spec)
-        missing = feature.missing(manifest, retry)
-    count: float = len(missing)
-    if spec.level != "utterance":
-        column = manifest.column("duration" if spec.modality == "audio" else "text")
-        count = _rows_per_second(spec) * sum(_length(column[row], spec.modality) for row in missing)
-        count += len(missing) * (spec.modality == "audio")
-    return FeaturePlan(wanted, missing, int(count * _row_bytes(spec)))
-
-
-def _length(value: Any, modality: Modality) -> float:
-    """What an utterance of this duration or transcript costs, in seconds of audio."""
-    return (value or 0.0) if modality == "audio" else text_seconds(value or "")
+def _missing(spec: Spec, rows: list[Utterance], whole: Manifest, store: Store | None, retry: bool) -> list[Utterance]:
+    """Those rows of the whole manifest that the store lacks."""
+    if not store or not (folder := store.path / spec.feature / spec.fingerprint).exists():
+        return rows
+    try:
+        feature = Feature(store.path, folder)
+    except CorruptStore:  # the folder's name vouches for what spec.json must say, and `Store.add` writes it again
+        feature = Feature(store.path, folder, spec)
+    return [rows[row] for row in feature.missing(whole, retry)]
 
 
 def _row_bytes(spec: Spec) -> int:

@@ -13,18 +13,16 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from ser.cache.spec import Level, Modality, Spec
+from ser.cache.spec import Dtype, Level, Modality, Spec
 from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
 from ser.plugins import Registry
 from ser.weights import Checkpoint, find_checkpoint
 
 from .extractors import Extractor, ResolvedFeature
-
-DType = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class FeatureKind:
         """The settings that may follow the feature's name, with their types: the fields of the extractor's config."""
         types = get_type_hints(self.code.Config)
         found = {one.metadata.get("setting", one.name): types[one.name] for one in fields(self.code.Config) if one.init}
-        return {name: kind for name, kind in found.items() if name not in self.preset}
+        return {name: kind for name, kind in found.items() if name not in {*self.preset, *self.code.fixed}}
 
 
 _ROWS = tomllib.loads(Path(__file__).with_name("features.toml").read_text(encoding="utf-8"))
@@ -90,7 +88,7 @@ def parse(name: str) -> tuple[str, dict[str, str]]:
     return feature, settings
 
 
-def resolve(names: Sequence[str], models: Mapping[str, str], dtype: DType) -> list[ResolvedFeature]:
+def resolve(names: Sequence[str], models: Mapping[str, str], dtype: Dtype) -> list[ResolvedFeature]:
     """Everything that `names` ask for, each spec complete. Finds and hashes the checkpoints.
 
     Raises `WrongUse` for an unknown name or a setting that cannot be, and `WeightsError` for a checkpoint that is not
@@ -103,7 +101,7 @@ def resolve(names: Sequence[str], models: Mapping[str, str], dtype: DType) -> li
 
 
 def resolve_available(
-    names: Sequence[str], models: Mapping[str, str], dtype: DType
+    names: Sequence[str], models: Mapping[str, str], dtype: Dtype
 ) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
     """As `resolve`, but with what is wrong with the checkpoints of the features that cannot be computed, by feature."""
     asked = [parse(name) for name in names]
@@ -154,7 +152,7 @@ def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dic
     return [{**rest, "layer": layer, **(norm if layer == deepest else {})} for layer in layers]
 
 
-def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: DType) -> ResolvedFeature:
+def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: Dtype) -> ResolvedFeature:
     kind = FEATURES[feature]
     code = kind.code
     typed = {key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()}
@@ -212,5 +210,7 @@ def load_extractors(
     groups: dict[Hashable, list[ResolvedFeature]] = {}
     for feature in features:
         code = FEATURES[feature.spec.feature].code
-        groups.setdefault((code.name, code.shares(feature)), []).append(feature)
+        same = tuple(item for item in asdict(feature.config).items() if item[0] not in code.own)
+        key = (code.name, feature.spec.checkpoint.get("digest"), same) if code.own else feature.spec.fingerprint
+        groups.setdefault(key, []).append(feature)
     return [FEATURES[group[0].spec.feature].code(group, device, batch_seconds) for group in groups.values()]

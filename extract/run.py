@@ -6,20 +6,22 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
+
+import numpy as np
 
 from ser import engines
 from ser.cache.part import Quarantine
 from ser.cache.spec import Modality
 from ser.cache.store import open_store
-from ser.errors import ExtractionStopped, SerError
+from ser.errors import ExtractionStopped, SerError, UtteranceError
 
-from .check import measure_deviations
 from .cluster_tasks import extract_task, run_on_cluster
-from .extractors import batches
-from .plan import MODALITIES, ExtractionConfig, ExtractionPlan, ExtractionTask, Utterance, plan
-from .worker import TaskResult, Worker
+from .extractors import GPU_SECONDS, batches
+from .plan import ExtractionConfig, ExtractionPlan, ExtractionTask, Utterance, plan
+from .registry import load_extractors
+from .worker import TaskResult, Worker, read_input
 
 __all__ = ["ExtractionConfig", "ExtractionPlan", "ExtractionRun", "ExtractionStopped", "Summary", "extract", "plan"]
 
@@ -34,7 +36,6 @@ class Summary:
     """What a run did. `features` has one entry per feature name, with the keys that `--json` prints."""
 
     store: str
-    corpus: str
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
     quarantined: dict[str, dict[str, str]] = field(default_factory=dict)  # feature → id → reason
     refused: list[str] = field(default_factory=list)  # what of the corpus has no row: a missing session, a bad line
@@ -121,11 +122,9 @@ class ExtractionRun:
             for result in results:
                 total.add(result)
                 if result.quarantined and config.on_error == "fail":
-                    names = {feature.resolved.spec.fingerprint: feature.resolved.spec.name for feature in plan.features}
-                    raise stopped({names[key]: found for key, found in result.quarantined.items()})
+                    raise stopped(result.quarantined)
         summary = Summary(
             store=str(config.store),
-            corpus=corpus,
             refused=[str(problem) for problem in plan.scan.refused],
             warnings=[*plan.scan.warnings],
             seconds=time.perf_counter() - begun,
@@ -135,9 +134,8 @@ class ExtractionRun:
         )
         for feature in plan.features:
             spec = feature.resolved.spec
-            there = store.add(spec)
-            quarantined = there.quarantined(plan.manifest)
-            rows, computed = there.rows(plan.manifest), total.computed[spec.fingerprint]
+            quarantined = opened[spec.name].quarantined(plan.manifest)
+            rows, computed = opened[spec.name].rows(plan.manifest), total.computed[spec.name]
             if rows + len(quarantined) != len(plan.manifest):
                 raise SerError(f"{spec.name}: {len(plan.manifest) - rows - len(quarantined)} rows are unaccounted for")
             summary.features[spec.name] = {
@@ -145,7 +143,7 @@ class ExtractionRun:
                 "computed": computed,
                 "reused": rows - computed,
                 "quarantined": len(quarantined),
-                "batches": total.batches[spec.fingerprint],
+                "batches": total.batches[spec.name],
                 "seconds": round(total.seconds[spec.feature], 3),
                 "fingerprint": spec.fingerprint,
                 "random_weights": spec.random_weights,
@@ -200,13 +198,13 @@ class ExtractionRun:
         if plan.config.scheduler is not None or max((len(f.missing) for f in plan.features), default=0) < ESTIMATED:
             return None
         cores = gpu = 0.0
-        for modality in MODALITIES:
+        for modality in plan.utterances:
             if not (some := self._spread(modality)):
                 continue
-            ids, extractors = frozenset(one.id for one in some), self.worker.extractors(modality)
-            asked = {spec.fingerprint: ids for extractor in extractors for spec in extractor.specs}
+            extractors = self.worker.extractors(modality)
+            names = tuple(spec.fingerprint for extractor in extractors for spec in extractor.specs)
             on_gpu = {spec.feature for one in extractors if self.worker.on_gpu and one.batched for spec in one.specs}
-            trial = self.worker.trial(ExtractionTask(self.worker.config, modality, some, asked))
+            trial = self.worker.trial(ExtractionTask(self.worker.config, modality, some, names))
             for stage, seconds in trial.seconds.items():
                 took = seconds * self.totals[stage] / len(some)
                 cores, gpu = (cores, gpu + took) if stage in on_gpu else (cores + took, gpu)
@@ -228,11 +226,8 @@ def stop_if_unusable(plan: ExtractionPlan) -> None:
         return
     found: dict[str, list[Quarantine]] = {}
     for feature in plan.features:
-        spec = feature.resolved.spec
-        utterances = plan.utterances(spec.modality) if feature.missing else []
-        bad = [utterances[row] for row in feature.missing if utterances[row].problem]
-        if bad:
-            found[spec.name] = [Quarantine(u.id, u.digest, u.file, u.problem or "") for u in bad]
+        if bad := [one for one in feature.missing if one.problem]:
+            found[feature.resolved.spec.name] = [Quarantine(u.id, u.digest, u.file, u.problem or "") for u in bad]
     if found or plan.scan.refused:
         raise stopped(found, [str(problem) for problem in plan.scan.refused])
 
@@ -252,3 +247,41 @@ def stopped(quarantined: dict[str, list[Quarantine]], refused: list[str] | None 
             clauses.append(f"{len(faults)} {what}{'s' * (len(faults) > 1)} {whose}: {listed}")
     clauses.append("correct the corpus, or go on without them by --on-error skip")
     return ExtractionStopped("; ".join(clauses), quarantined)
+
+
+def measure_deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:
+    """Feature name → max |difference| / max |reference| over `count` utterances spread from shortest to longest.
+
+    For `--check N`, on the user's own corpus and model. The reference is one utterance at a time; on a CPU, where a run
+    goes one by one too, the others are in batches all the same. Both in float32, before the store's dtype rounds them.
+    A feature that none of them has (all too short, say) is left out.
+    """
+    found: dict[str, float] = {}
+    most = plan.config.batch_seconds or GPU_SECONDS
+    features = [replace(one.resolved, spec=replace(one.resolved.spec, dtype="float32")) for one in plan.features]
+    device = replace(plan.worker_config(), resolved=tuple(features)).here().device
+    for modality, utterances in plan.utterances.items():
+        mine = [one for one in features if one.spec.modality == modality]
+        usable = sorted((one for one in utterances if not one.problem), key=lambda one: (-one.length, one.id))
+        spread = np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)
+        chosen = [usable[row] for row in spread]
+        read = [(one.length, read_input(one, modality, plan.scan.root)) for one in chosen]
+        inputs = [(length, value) for length, value in read if not isinstance(value, UtteranceError)]
+        for extractor in load_extractors(mine, device, most):
+            for batch in batches(inputs, itemgetter(0), most):
+                values = [value for _, value in batch]
+                for value, together in zip(values, extractor.run(values), strict=True):
+                    [alone] = extractor.run([value])
+                    if isinstance(together, UtteranceError) or isinstance(alone, UtteranceError):
+                        continue
+                    for spec in extractor.specs:
+                        ours, reference = (rows[spec.fingerprint].values for rows in (together, alone))
+                        found[spec.name] = max(found.get(spec.name, 0.0), relative(ours, reference))
+    return found
+
+
+def relative(ours: np.ndarray, reference: np.ndarray) -> float:
+    """Max |difference| / max |reference|."""
+    if ours.shape != reference.shape:
+        return float("inf")
+    return float(np.abs(ours - reference).max() / max(float(np.abs(reference).max()), 1e-30))

@@ -14,9 +14,11 @@ Whisper attends to padding as it was trained to: every window is filled up with 
 import math
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, cast
+from itertools import chain, islice
+from operator import attrgetter
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -36,49 +38,35 @@ warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", Use
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioConfig:
+class SpeechConfig:
     """One layer of a speech encoder.
+
+    Where an encoder of waveforms ends in a LayerNorm (the large models), `norm` says whether the rows are taken before
+    or after it: after, where no layer is named (Hugging Face's `last_hidden_state`), before, where one is (the output
+    of that layer itself). It is "none" elsewhere.
+
+    An utterance longer than `window` seconds is cut into windows that overlap by twice `context`: each window's
+    frames within `context` of an inner edge are dropped, so a kept frame sees at least that much on each side. Its
+    waveform (of Wav2Vec2-BERT: each band of its log-mel spectrogram) is still normalised as a whole; attention, and
+    the base models' norm over time, see one window. Whisper has windows of its own.
 
     With `pool` "mean" there is one row per utterance: the mean of its frames in float32, before any rounding.
     """
 
     layer: int
+    norm: Literal["before", "after", "none"]
+    normalize: bool  # the waveform to zero mean and unit variance, as the checkpoint's preprocessor says
     precision: Precision = "float32"
     pool: Literal["none", "mean"] = "none"
+    window: float = 60.0  # seconds
+    context: float = 5.0  # seconds
     sampling_rate: int = field(default=RATE, init=False)
     resampler: str = field(default=RESAMPLER, init=False)
     channels: str = field(default=CHANNELS, init=False)
 
-
-@dataclass(frozen=True, kw_only=True)
-class WindowConfig(AudioConfig):
-    """One layer of an encoder that reads audio of any length.
-
-    An utterance longer than `window` seconds is cut into windows that overlap by twice `context`: each window's
-    frames within `context` of an inner edge are dropped, so a kept frame sees at least that much on each side. Its
-    waveform (of Wav2Vec2-BERT: each band of its log-mel spectrogram) is still normalised as a whole; attention, and
-    the base models' norm over time, see one window.
-    """
-
-    window: float = 60.0  # seconds
-    context: float = 5.0  # seconds
-
     def __post_init__(self) -> None:
         if not self.window >= 2 or not 0 <= self.context <= self.window / 4:
             raise WrongUse("window must be 2 seconds or more, and context at most a quarter of it")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeechConfig(WindowConfig):
-    """One layer of an encoder of waveforms.
-
-    Where the encoder ends in a LayerNorm (the large models), `norm` says whether the rows are taken before or after
-    it: after, where no layer is named (Hugging Face's `last_hidden_state`), before, where one is (the output of that
-    layer itself). It is "none" elsewhere.
-    """
-
-    norm: Literal["before", "after", "none"]
-    normalize: bool  # the waveform to zero mean and unit variance, as the checkpoint's preprocessor says
 
 
 class RowwiseNorm(nn.Module):
@@ -107,7 +95,6 @@ class RowwiseNorm(nn.Module):
 class Piece:
     """A stretch of one utterance as the model takes it, and which of its frames go to the store."""
 
-    utterance: int
     samples: np.ndarray
     keep: slice
     seconds: float  # what it costs
@@ -116,41 +103,36 @@ class Piece:
 class SpeechExtractor(Encoder):
     """Frames `[frames, dim]`, one per 20 ms."""
 
-    name, version = "speech", 1
-    Config: ClassVar[type[AudioConfig]] = SpeechConfig
+    name, version, Config = "speech", 1, SpeechConfig
     packages = ("torch", "transformers", "soundfile", "soxr")
-    architectures: ClassVar[tuple[str, ...]] = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat")
     own = frozenset({"layer", "norm", "pool"})
+    normed = False  # whether the last layer is always the one after the final LayerNorm
 
     @classmethod
-    def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> SpeechConfig:
-        """The config of `settings`, whose layer is in range. Raises `WrongUse` for what the encoder cannot give."""
-        layers = checkpoint.setting("num_hidden_layers")
+    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> SpeechConfig:
+        """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
         ends_in_norm = bool(checkpoint.config.get("do_stable_layer_norm"))
-        if "norm" not in settings:
-            settings["norm"] = ("before" if named else "after") if ends_in_norm else "none"
-        norm, layer = settings["norm"], settings["layer"]
-        if (norm == "none") == ends_in_norm:
+        preprocessor = checkpoint.preprocessor or {}
+        norm = ("before" if "layer" in settings else "after") if ends_in_norm else "none"
+        told = {"norm": norm, "normalize": bool(preprocessor.get("do_normalize", True))}
+        config: SpeechConfig = super().resolve({**told, **settings}, checkpoint)
+        if (config.norm == "none") == ends_in_norm:
             allowed = "before or after" if ends_in_norm else "none: this encoder ends in no LayerNorm"
-            raise WrongUse(f"norm={norm}: for {checkpoint.model} it is {allowed}")
-        if norm == "after" and layer != layers:
-            raise WrongUse(f"norm=after is for the last layer ({layers}) alone, not for layer {layer}")
-        if "normalize" not in settings:
-            if checkpoint.preprocessor is None:
-                raise WrongUse(
-                    f"{checkpoint.model} has no preprocessor_config.json to say whether waveforms are normalised: "
-                    "ask for normalize=true or normalize=false"
-                )
-            settings["normalize"] = bool(checkpoint.preprocessor.get("do_normalize", True))
-            rate = checkpoint.preprocessor.get("sampling_rate", RATE)
-            if rate != RATE:
-                raise WrongUse(f"{checkpoint.model} takes audio at {rate} Hz; only {RATE} Hz is supported")
-        return SpeechConfig(**settings)
+            raise WrongUse(f"norm={config.norm}: for {checkpoint.model} it is {allowed}")
+        if config.norm == "after" and config.layer != (last := checkpoint.setting("num_hidden_layers")):
+            raise WrongUse(f"norm=after is for the last layer ({last}) alone, not for layer {config.layer}")
+        if "normalize" not in settings and checkpoint.preprocessor is None:
+            raise WrongUse(
+                f"{checkpoint.model} has no preprocessor_config.json to say whether waveforms are normalised: "
+                "ask for normalize=true or normalize=false"
+            )
+        if "normalize" not in settings and (rate := preprocessor.get("sampling_rate", RATE)) != RATE:
+            raise WrongUse(f"{checkpoint.model} takes audio at {rate} Hz; only {RATE} Hz is supported")
+        return config
 
     @classmethod
-    def hop(cls, config: Any, checkpoint: Checkpoint | None) -> float:
+    def hop(cls, config: Any, checkpoint: Checkpoint) -> float:
         """Seconds between frames: the product of the convolutions' strides, 320 samples, 0.02."""
-        assert checkpoint is not None
         return math.prod(checkpoint.setting("conv_stride", list[Count])) / RATE
 
     def open(self) -> None:
@@ -177,7 +159,7 @@ class SpeechExtractor(Encoder):
 
     def hidden(self, config: Any, output: Any) -> Tensor:
         """The layer `[batch, time, dim]`; after the final norm it is the model's output."""
-        after = getattr(config, "norm", "none") == "after"
+        after = config.norm == "after" or (self.normed and config.layer == self.checkpoint.setting("num_hidden_layers"))
         return cast(Tensor, output.last_hidden_state if after else super().hidden(config, output))
 
     def rows(self, length: int) -> int:
@@ -188,25 +170,25 @@ class SpeechExtractor(Encoder):
 
     def run(self, batch: Sequence[Clip]) -> list[Outcome]:
         """The frames of each clip, `[frames, dim]` of each spec, or their mean `[1, dim]`."""
-        windows: list[list[Any]] = [[] for _ in batch]  # of each clip: of each window the rows of each spec
-        frames: list[list[int]] = [[] for _ in batch]
         waves = [clip.at(RATE) for clip in batch]
-        pieces = [one for row, wave in enumerate(waves) if len(wave) >= self.least for one in self.cut(row, wave)]
+        cut = [self.cut(wave) if len(wave) >= self.least else [] for wave in waves]
         # An hour has many windows: they too go in calls of at most `batch_seconds`, padded.
-        most = max(self.batch_seconds, getattr(self.config, "window", 0)) if self.batch_seconds else None
-        for group in batches(pieces, lambda piece: piece.seconds, most):
-            for piece, layers in zip(group, self.forward([piece.samples for piece in group]), strict=True):
-                kept = [Layer(*(array[piece.keep] for array in layer)) for layer in layers]
-                if 2 * len(kept[0].values) < len(layers[0].values):  # of Whisper's 30 s: the rest is let go
-                    kept = [Layer(values.copy(), peaks) for values, peaks in kept]
-                frames[piece.utterance].append(len(kept[0].values))
-                windows[piece.utterance].append(
-                    [
-                        layer.values.mean(0, dtype=np.float64, keepdims=True) if config.pool == "mean" else layer
-                        for layer, config in zip(kept, self.configs, strict=True)
-                    ]
-                )
-        return [self.joined(*one) for one in zip(waves, windows, frames, strict=True)]
+        most = max(self.batch_seconds, self.config.window) if self.batch_seconds else None
+        groups = batches(chain.from_iterable(cut), attrgetter("seconds"), most)
+        windows = chain.from_iterable(map(self.kept, groups))
+        return [
+            self.joined(wave, pieces, list(islice(windows, len(pieces))))
+            for wave, pieces in zip(waves, cut, strict=True)
+        ]
+
+    def kept(self, pieces: Sequence[Piece]) -> Iterator[list[Any]]:
+        """Of each piece, in one batch, the rows that go to the store for each spec, or their mean."""
+        for piece, layers in zip(pieces, self.forward([piece.samples for piece in pieces]), strict=True):
+            rows = [Layer(*(array[piece.keep] for array in layer)) for layer in layers]
+            if 2 * len(rows[0].values) < len(layers[0].values):  # of Whisper's 30 s: the rest is let go
+                rows = [Layer(values.copy(), peaks) for values, peaks in rows]
+            both = zip(rows, self.configs, strict=True)
+            yield [x.values.mean(0, np.float64, keepdims=True) if c.pool == "mean" else x for x, c in both]
 
     def prepared(self, samples: np.ndarray) -> np.ndarray:
         """The whole waveform `[n]` as the model takes it."""
@@ -215,13 +197,14 @@ class SpeechExtractor(Encoder):
         # As the Wav2Vec2 feature extractor computes it.
         return ((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)).astype(np.float32)
 
-    def joined(self, wave: np.ndarray, windows: list[Any], frames: list[int]) -> Outcome:
-        """The rows of one utterance, which are those of its windows with so many frames each."""
-        if not windows:
+    def joined(self, wave: np.ndarray, pieces: Sequence[Piece], windows: Sequence[list[Any]]) -> Outcome:
+        """The rows of one utterance, of whose pieces these are the rows."""
+        if not pieces:
             return UtteranceError(f"is too short for {self.label} ({len(wave)} of {self.least} samples)")
-        if len(windows) == 1:
+        if len(pieces) == 1:
             return self.outcome(windows[0])
         whole: list[Any] = []
+        frames = [piece.keep.stop - piece.keep.start for piece in pieces]
         for spec, config, *rows in zip(self.specs, self.configs, *windows, strict=True):
             if config.pool == "mean":
                 whole.append(np.average(np.concatenate(rows).astype(spec.dtype), axis=0, weights=frames)[None])
@@ -229,13 +212,13 @@ class SpeechExtractor(Encoder):
                 whole.append(Layer(*map(np.concatenate, zip(*rows, strict=True))))
         return self.outcome(whole)
 
-    def cut(self, utterance: int, samples: np.ndarray) -> list[Piece]:
+    def cut(self, samples: np.ndarray) -> list[Piece]:
         """One piece, or the overlapping windows of a long utterance."""
         samples, second = self.prepared(samples), self.stride * RATE / self.frame
         total = self.rows(len(samples))
         window = int(self.config.window * RATE / self.frame)  # frames
         if total <= window:
-            return [Piece(utterance, samples, slice(0, total), len(samples) / second)]
+            return [Piece(samples, slice(0, total), len(samples) / second)]
         context = int(self.config.context * RATE / self.frame)
         pieces = []
         for first in range(0, total - 2 * context, window - 2 * context):
@@ -243,7 +226,7 @@ class SpeechExtractor(Encoder):
             start = first * self.stride
             stretch = samples[start : start + (last - first - 1) * self.stride + self.field]
             keep = slice(context if first else 0, last - first - (context if last < total else 0))
-            pieces.append(Piece(utterance, stretch, keep, len(stretch) / second))
+            pieces.append(Piece(stretch, keep, len(stretch) / second))
         return pieces
 
 
@@ -251,14 +234,13 @@ class FilterbankExtractor(SpeechExtractor):
     """An encoder of the log-mel frames that the checkpoint's own feature extractor makes: Wav2Vec2-BERT 2.0."""
 
     name, version = "w2v-bert", 1
-    Config: ClassVar[type[AudioConfig]] = WindowConfig
-    architectures = ("wav2vec2-bert",)
     preprocessor = "SeamlessM4TFeatureExtractor"
     least = 560  # samples: two log-mel frames of 25 ms
-    own = frozenset({"layer", "pool"})
+    fixed = frozenset({"norm", "normalize"})
+    rows = Encoder.rows  # as many as there are inputs
 
     @classmethod
-    def hop(cls, config: Any, checkpoint: Checkpoint | None) -> float:
+    def hop(cls, config: Any, checkpoint: Checkpoint) -> float:
         """Seconds between frames, each of two log-mel frames: 0.02."""
         return FRAME / RATE
 
@@ -267,7 +249,6 @@ class FilterbankExtractor(SpeechExtractor):
         import transformers
 
         Encoder.open(self)
-        assert self.checkpoint is not None
         folder = self.checkpoint.path
         with loading(f"{folder}: its preprocessor does not fit"):
             self.features = getattr(transformers, self.preprocessor).from_pretrained(folder, local_files_only=True)
@@ -279,10 +260,6 @@ class FilterbankExtractor(SpeechExtractor):
     def shape(self, frames: int) -> tuple[int, int]:
         """Of what the model takes for one second."""
         return frames, self.model.config.feature_projection_input_dim
-
-    def rows(self, length: int) -> int:
-        """As many as there are inputs."""
-        return length
 
     def prepared(self, samples: np.ndarray) -> np.ndarray:
         """Log-mel frames `[frames, 160]`, two side by side, each band normalised over the utterance."""
@@ -298,8 +275,9 @@ class WhisperExtractor(FilterbankExtractor):
     start anew in each window, and its log-mel spectrogram is scaled to its own loudest value.
     """
 
-    name, version, Config = "whisper", 1, AudioConfig
-    architectures = ("whisper",)
+    name, version = "whisper", 1
+    fixed = frozenset({"norm", "normalize", "window", "context"})
+    normed = True
     preprocessor = "WhisperFeatureExtractor"
     least = 400
 
@@ -307,22 +285,16 @@ class WhisperExtractor(FilterbankExtractor):
         """Of what the model takes for one second, filled up to a window."""
         return self.model.config.num_mel_bins, 2 * self.model.config.max_source_positions
 
-    def hidden(self, config: Any, output: Any) -> Tensor:
-        """The layer `[batch, time, dim]`; the last one is the model's output, after its LayerNorm."""
-        assert self.checkpoint is not None
-        last = config.layer == self.checkpoint.setting("num_hidden_layers")
-        return cast(Tensor, output.last_hidden_state) if last else super().hidden(config, output)
-
     def rows(self, length: int) -> int:
         """All states of a window, with those of its padding."""
         return cast(int, self.model.config.max_source_positions)
 
-    def cut(self, utterance: int, samples: np.ndarray) -> list[Piece]:
+    def cut(self, samples: np.ndarray) -> list[Piece]:
         """Consecutive windows of log-mel frames `[bands, 3000]`; state k is kept if the audio reaches 20·k ms."""
         pieces = []
         for start in range(0, len(samples), self.features.n_samples):
             stretch = samples[start : start + self.features.n_samples]
             spectrogram = self.features(stretch, sampling_rate=RATE, return_tensors="np").input_features[0]
             keep = slice(0, math.ceil(len(stretch) / self.frame))
-            pieces.append(Piece(utterance, spectrogram, keep, self.features.n_samples / RATE))
+            pieces.append(Piece(spectrogram, keep, self.features.n_samples / RATE))
         return pieces

@@ -6,7 +6,7 @@ Right padding with an attention mask is exact: a row's numbers do not depend on 
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,18 +16,9 @@ from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import Checkpoint
 from ser.weights.find import loading
 
-from .extractors import Encoder, Layer, Outcome, Precision
+from .extractors import ENCODERS, Encoder, Layer, Outcome, Precision
 
 MOST = 512  # tokens
-# Encoders whose hidden states do not depend on right padding (one test for all). No decoder and no encoder-decoder:
-# what a causal model says of a word knows nothing of the words after it.
-ARCHITECTURES = (
-    *("albert", "bert", "camembert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra", "ernie"),
-    *("eurobert", "megatron-bert", "modernbert", "mpnet", "nomic_bert", "rembert", "roberta", "roberta-prelayernorm"),
-    *("xlm-roberta", "xlm-roberta-xl"),
-)
-# Their positions start after that of the padding token, 1.
-OFFSET = ("camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")
 TAG = re.compile(r"\[[A-Za-z_]+\]")  # IEMOCAP's [LAUGHTER], [BREATHING], [GARBAGE], [LIPSMACK], lower-case too
 
 
@@ -51,15 +42,17 @@ class TextExtractor(Encoder):
 
     name, version, Config = "text", 1, TextConfig
     packages = ("torch", "transformers", "tokenizers")
-    architectures = ARCHITECTURES
     mask_always = True
     asked: ClassVar[dict[str, bool]] = {"output_hidden_states": True}
 
     @classmethod
-    def complete(cls, settings: dict[str, Any], checkpoint: Checkpoint, named: bool) -> TextConfig:
-        """The config of `settings`, whose layer is in range. Raises `WrongUse` for what the encoder cannot give."""
-        longest = checkpoint.setting("max_position_embeddings") - 2 * (checkpoint.architecture in OFFSET)
-        config = TextConfig(**{"most": min(MOST, longest), **settings})
+    def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> TextConfig:
+        """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
+        config: TextConfig = super().resolve(settings, checkpoint)
+        offset = ENCODERS[checkpoint.architecture].get("offset", 0)
+        longest = checkpoint.setting("max_position_embeddings") - offset
+        if "most" not in settings:
+            config = replace(config, most=min(MOST, longest))
         if not 3 <= config.most <= longest:
             raise WrongUse(f"most={config.most}: {checkpoint.model} takes 3 to {longest} tokens")
         return config
@@ -69,7 +62,6 @@ class TextExtractor(Encoder):
         from transformers import AutoTokenizer
 
         super().open()
-        assert self.checkpoint is not None
         folder, hint = self.checkpoint.path, ""
         if not (folder / "tokenizer.json").exists():
             hint = " (no tokenizer.json is there; a SentencePiece model takes `pip install sentencepiece protobuf`)"

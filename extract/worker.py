@@ -11,14 +11,16 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ser.cache.part import PartRecord, PartRows, Quarantine
+from ser.cache.part import PartRecord, PartRows, Quarantine, part_name
 from ser.cache.spec import Modality, Spec, read_checksummed
 from ser.cache.store import Store, open_store
 from ser.engines import is_out_of_memory
@@ -44,7 +46,7 @@ def part_names(folder: Path) -> set[str]:
 
 @dataclass
 class TaskResult:
-    """What became of one task, or of several: counts by fingerprint, and by stage the share of the clock it took."""
+    """What became of one task, or of several: counts by feature, and by stage the share of the clock it took."""
 
     computed: Counter[str] = field(default_factory=Counter)
     batches: Counter[str] = field(default_factory=Counter)
@@ -74,9 +76,9 @@ def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | s
     if utterance.problem:
         return UtteranceError(utterance.problem)
     if modality == "text":
-        return utterance.text or ""
+        return utterance.source or ""
     try:
-        return decode(locate(root, utterance.audio or ""), utterance.digest)
+        return decode(locate(root, utterance.source or ""), utterance.digest)
     except UtteranceError as fault:
         return fault
 
@@ -102,40 +104,34 @@ class PartPipeline:
     """One task in a worker's pools: a future for every input, and for every batch of every extractor."""
 
     def __init__(self, worker: "Worker", task: ExtractionTask, pools: Pools) -> None:
-        self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult()
+        self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult(stages=task.stages)
         self.before = {spec.fingerprint: part_names(worker.config.folder(spec)) for spec in task.specs}
+        # The part that comes of it if no utterance is quarantined: where it is there already, another has computed it.
+        rows = task.utterances
+        part = part_name(worker.config.corpus, [row.id for row in rows], [row.digest or "" for row in rows])
+        self.specs = [spec for spec in task.specs if part not in self.before[spec.fingerprint]]
         # First in, first out: whatever an extractor waits for was submitted before it.
-        self.inputs = {one.id: pools.decoders.submit(self._read, one) for one in task.utterances}
+        self.inputs = {row.id: pools.decoders.submit(self._read, row) for row in rows if self.specs}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
         self.computing: list[Future[None]] = []
-        for extractor in sorted(worker.extractors(task.modality), key=lambda one: one.batched):
-            self._submit(extractor)
+        # Equal transcripts stand together and are computed once; no two audio files are taken to be equal.
+        same = attrgetter("problem", "source") if task.modality == "text" else attrgetter("id")
+        units = [list(unit) for _, unit in groupby(rows, same)]
+        extractors = worker.extractors(task.modality) if self.specs else []
+        for extractor in sorted(extractors, key=attrgetter("batched")):
+            stages = {spec.feature for spec in self.specs if spec in extractor.specs}
+            pool, most = (pools.models, worker.most) if extractor.batched else (pools.cpu, None)
+            for chosen in batches(units, lambda unit: unit[0].length, most) if stages else ():
+                self.computing.append(pool.submit(self._compute, extractor, chosen, stages, pool.width))
 
     def _read(self, utterance: Utterance) -> Clip | str | UtteranceError:
         start = time.perf_counter()
         found = read_input(utterance, self.task.modality, self.worker.config.root)
         if self.task.modality == "audio" and not utterance.problem:
-            self.worker.note(self.result, {"decode": 1}, (time.perf_counter() - start) / self.pools.decoders.width)
+            self.worker.note(self.result, {"decode"}, 1, (time.perf_counter() - start) / self.pools.decoders.width)
         return found
 
-    def _submit(self, extractor: Extractor) -> None:
-        lacking: dict[str, set[str]] = {}  # feature name → ids
-        for spec in extractor.specs:
-            lacking.setdefault(spec.feature, set()).update(self.task.missing.get(spec.fingerprint, ()))
-        asked = set[str]().union(*lacking.values())
-        groups: dict[str, list[Utterance]] = {}
-        for one in self.task.utterances:
-            if one.id in asked:  # equal transcripts are computed once; no two audio files are taken to be equal
-                same = one.text or "" if self.task.modality == "text" and not one.problem else one.id
-                groups.setdefault(same, []).append(one)
-        units = list(groups.values())
-        pool, most = (self.pools.models, self.worker.most) if extractor.batched else (self.pools.cpu, None)
-        for chosen in batches(units, lambda unit: unit[0].length, most):
-            self.computing.append(pool.submit(self._compute, extractor, chosen, lacking, pool.width))
-
-    def _compute(
-        self, extractor: Extractor, units: list[list[Utterance]], lacking: Mapping[str, set[str]], threads: int
-    ) -> None:
+    def _compute(self, extractor: Extractor, units: list[list[Utterance]], stages: set[str], threads: int) -> None:
         inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
         usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
         start = time.perf_counter()
@@ -152,9 +148,8 @@ class PartPipeline:
                 "utterance into shorter ones (a speech encoder does that by itself: ask for hubert:window=30)"
             ) from fault
         seconds = (time.perf_counter() - start) / threads
-        done = [one.id for unit in units for one in unit if not one.problem]
-        counts = {stage: sum(id_ in ids for id_ in done) for stage, ids in lacking.items()}
-        self.worker.note(self.result, counts, seconds, extractor if usable else None)
+        done = sum(not one.problem for unit in units for one in unit)
+        self.worker.note(self.result, stages, done, seconds, extractor if usable else None)
         for unit in units:
             outcome: Outcome = made.get(unit[0].id, inputs[unit[0].id])
             for spec in extractor.specs:
@@ -176,13 +171,12 @@ class PartPipeline:
                 result.warnings += [(warning, id_) for warning in dict.fromkeys(clip.warnings)]
         self.inputs.clear()
         start = time.perf_counter()
-        for spec in self.task.specs:
-            name = spec.fingerprint
-            missing, there = self.task.missing[name], self._published(spec)
+        for spec in self.specs:
+            name, there = spec.fingerprint, self._published(spec)
             inputs, bad = list[str](), list[Quarantine]()
             rows = PartRows(config.corpus, inputs=inputs, finite=True)
             for utterance in self.task.utterances:
-                if utterance.id not in missing or (utterance.id, utterance.digest) in there:
+                if (utterance.id, utterance.digest) in there:
                     continue
                 outcome = self.outcomes[name, utterance.id]
                 if isinstance(outcome, UtteranceError):
@@ -195,13 +189,13 @@ class PartPipeline:
                 for key, extra in outcome.extras.items():
                     rows.extras.setdefault(key, []).append(extra)
                 result.warnings += [(warning, utterance.id) for warning in outcome.warnings]
-            if config.keep_quarantine:
+            if config.asked.on_error == "skip":  # else it is left out, to be tried again
                 rows.quarantined = bad
             if rows.ids or rows.quarantined:
-                self.worker.store.add(spec).publish(rows, config.backend, dict(config.written_by))
-            result.computed[name] += len(rows.ids)
+                self.worker.store.add(spec).publish(rows, config.asked.backend, config.written_by)
+            result.computed[spec.name] += len(rows.ids)
             if bad:
-                result.quarantined[name] = bad
+                result.quarantined[spec.name] = bad
         result.seconds["write"] += (time.perf_counter() - start) / self.pools.writers.width
         return result
 
@@ -233,7 +227,7 @@ class Worker:
         self.config = config
         self.on_stage: Callable[[str, int], None] | None = None
         self.on_gpu = config.device != "cpu"
-        self.most = config.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
+        self.most = config.asked.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
         self._extractors: dict[Modality, list[Extractor]] = {}
         self.gpu = threading.Semaphore(BATCHES) if self.on_gpu else contextlib.nullcontext()
         self._lock, self._opening = threading.Lock(), threading.Lock()
@@ -241,7 +235,7 @@ class Worker:
     @cached_property
     def store(self) -> Store:
         """Where it publishes."""
-        return open_store(self.config.store)
+        return open_store(self.config.asked.store)
 
     def close(self) -> None:
         """Let the extractors go, and the memory of a GPU that they took."""
@@ -299,15 +293,13 @@ class Worker:
                 pool.shutdown(wait=True)
 
     def note(
-        self, result: TaskResult, counts: Mapping[str, int], seconds: float, extractor: Extractor | None = None
+        self, result: TaskResult, stages: set[str], count: int, seconds: float, extractor: Extractor | None = None
     ) -> None:
-        """One more batch is done: count its utterances by stage, and share its seconds among the stages."""
-        counts = {stage: count for stage, count in counts.items() if count}
+        """One more batch is done: count its utterances for each stage, and share its seconds among the stages."""
         with self._lock:
-            for stage, count in counts.items():
-                result.seconds[stage] += seconds / len(counts)
-                result.stages[stage] += count
+            for stage in stages if count else ():
+                result.seconds[stage] += seconds / len(stages)
                 if self.on_stage:
                     self.on_stage(stage, count)
             if extractor:
-                result.batches.update(spec.fingerprint for spec in extractor.specs)
+                result.batches.update(spec.name for spec in extractor.specs)

@@ -1,11 +1,13 @@
 """Which tests are heavy, and fixtures that several files use.
 
 A heavy test starts processes, a browser or a dask cluster, builds the wheel, extracts or trains the demo, runs or
-converts encoders of every kind, or searches.
+converts encoders of every kind, trains tables of many runs, or searches.
 `make test-fast` leaves them out.
 """
 
 import inspect
+import os
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -29,17 +31,15 @@ HEAVY_FILES = (
     "test_weights",
 )
 HEAVY_TESTS = {
-    "test_a_command_runs_through_few_files",
     "test_a_whole_release_has_its_published_counts",
     "test_each_fold_counts_with_its_best_candidate",
+    "test_every_table_shows_the_same_digits",
     "test_published_feature_files_are_trained_on",
-    "test_reports_show_ratings_and_never_beside_a_paper",
     "test_shards_split_all_runs_without_overlap",
-    "test_the_same_bytes_each_time",
     "test_the_time_is_estimated_from_the_corpus_itself",
     "test_wheel_alone_runs",
 }
-HEAVY_FIXTURES = {"browser", "demo_store", "newcomer", "processes"}
+HEAVY_FIXTURES = {"browser", "demo_corpus", "demo_store", "newcomer", "processes", "runs"}
 PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "start_fork_server", "workers"}
 
 
@@ -52,11 +52,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo corpus as `ser corpus demo` writes it, not to be written to."""
+    from ser.extract.corpora.demo import write_demo
+    from ser.tests.newcomer import once
+
+    return once(tmp_path_factory, "corpus", lambda folder: write_demo(folder / "corpus")) / "corpus"
+
+
+@pytest.fixture(scope="session")
+def newcomer(tmp_path_factory: pytest.TempPathFactory, demo_corpus: Path) -> Path:
     """A folder with a corpus, checkpoints, features and runs, not to be written to; see tests/newcomer.py."""
     from ser.tests.newcomer import make_newcomer, once
 
-    return once(tmp_path_factory, "newcomer", make_newcomer)
+    return once(tmp_path_factory, "newcomer", partial(make_newcomer, demo_corpus=demo_corpus))
 
 
 @pytest.fixture(scope="session")
@@ -67,9 +76,19 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory, newcomer: Path) -> Path
     return once(tmp_path_factory, "demo", partial(make_recipes_store, newcomer=newcomer)) / "features"
 
 
+# In memory, where there is enough and its programs may run: `fsync`, which publishing is made of, waits for no disk.
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8e9 and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
 # A shell lets what it runs in the background ignore Ctrl-C, and so would every process that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files that are heavy as a whole are not even imported where nothing heavy is asked for."""
+    return ("not heavy" in config.option.markexpr and collection_path.name.startswith(HEAVY_FILES)) or None
 
 
 @pytest.hookimpl(tryfirst=True)

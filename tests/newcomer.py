@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ser.extract.corpora.demo import demo_vocabulary, write_demo
+from ser.extract.corpora.demo import demo_vocabulary
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.run_folder import Run, find_runs
@@ -35,9 +35,9 @@ OF_RECIPES = ["bert-cased", "is13", "logmel:sampling_rate=22050", "mfcc:sampling
 OF_RECIPES += [f"logmel:sampling_rate=22050,view={view}-1" for view in ("noise", "pitch", "stretch", "shift")]
 
 
-def write_inputs(folder: Path) -> dict[str, str]:
+def write_inputs(folder: Path, demo_corpus: Path) -> dict[str, str]:
     """Write `corpus` and `checkpoints` under `folder`. Returns the folder of each encoder."""
-    write_demo(folder / "corpus")
+    shutil.copytree(demo_corpus, folder / "corpus")
     shrink(folder / "corpus")
     checkpoints = write_demo_checkpoints(folder / "checkpoints", demo_vocabulary())
     return {name: str(path) for name, path in checkpoints.items()}
@@ -54,9 +54,9 @@ def shrink(corpus: Path) -> None:
                     path.unlink()
 
 
-def make_newcomer(folder: Path) -> None:
+def make_newcomer(folder: Path, demo_corpus: Path) -> None:
     """Write `corpus`, `checkpoints`, `features` and `runs` under `folder`."""
-    models = write_inputs(folder)
+    models = write_inputs(folder, demo_corpus)
     extract(plan(ExtractionConfig(folder / "corpus", FEATURES, store=folder / "features", models=models)))
     for name, experiment in RUNS.items():
         options = {"store": folder / "features", "out": folder / "runs" / name, "folds": 1, "epochs": 2}

@@ -25,6 +25,9 @@ LAYERS = 3
 CASES: dict[str, Fusion] = dict(FUSIONS)
 for _name, _fusion in {one.settings: (name, one) for name, one in FUSIONS.items() if "audio" in one.inputs}.values():
     CASES[f"{_name} on layers"] = with_layer_sums(_fusion, {"audio": {"sums": [[LAYERS, DIMS["audio"]]]}})
+# Of Perspective's twelve, each position and each method: all of them share what is around their fused rows.
+ALIKE = {"ef-concat", "ef-at", "mf-add", "mf-at", "lf-add", "lf-concat"}
+DIFFERENT = [name for name in FUSIONS if name not in ALIKE]
 # Small sizes, by the names that the fusions' settings share.
 TINY: dict[str, Any] = {"dropout": 0.0, "d_model": 8, "heads": 2, "queries": 3, "feed_forward": 2, "encoder_depth": 2}
 TINY |= {"cross_depth": 2, "dropout_classifier": 0.0, "turns": 4, "pool": 2}

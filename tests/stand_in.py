@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ser.engines import cached, here
+from ser.engines import cached
 from ser.engines.worker_cache import entries
 from ser.errors import UtteranceError
 from ser.extract.extractors import Extractor
@@ -75,8 +75,10 @@ for _name in ("standin", "standin2"):
 
 def worker_name(task: object) -> str:
     """Which dask worker has this task."""
+    from distributed import get_worker
+
     time.sleep(0.05)
-    return str(here()["name"])
+    return str(get_worker().name)
 
 
 class Thing:

@@ -3,8 +3,11 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from scipy import stats
 from ser.benchmarks import costs, gpu, gpu_numbers, papers, statistics
 from ser.benchmarks.__main__ import main, report
 from ser.benchmarks.demo import difference
+from ser.tests.command_line import ser
 from ser.train.recipe import read_recipe, recipe_names
 from ser.train.scores import concordance
 
@@ -140,8 +144,18 @@ def test_the_checks_of_a_gpu_can_fail(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "aten.add.Tensor" in seen.seen
 
 
-def test_the_papers_tables_are_written_and_gone_on_with(demo_store: Path, tmp_path: Path) -> None:
+def test_the_papers_tables_are_written_and_gone_on_with(
+    demo_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, page = demo_store.parent, tmp_path / "page.md"
+
+    def here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        """The command in this process, which need not be started."""
+        assert command[:3] == [sys.executable, "-m", "ser"]
+        done = ser(*command[3:])
+        return subprocess.CompletedProcess(command, done.exit_code, done.stdout)
+
+    monkeypatch.setattr(papers, "subprocess", SimpleNamespace(run=here, PIPE=subprocess.PIPE))
     words = [str(made / "corpus"), "--store", str(demo_store), "--out", str(tmp_path / "runs"), "--page", str(page)]
     words += ["--only", "perspective-table1", "--model", f"bert={made / 'checkpoints' / 'bert-random'}"]
     words += ["--select", "last", "--epochs", "1", "--seeds", "1", "--workers", "1"]

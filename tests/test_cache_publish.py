@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,7 @@ def test_readers_while_one_writes(tmp_path: Path) -> None:
             rows = len(there)
             steps.add(rows)
             looks += 1
+        time.sleep(0.005)
     assert writer.returncode == 0 and looks > 4 and len(steps) > 3
     check_finished(path)
 
@@ -237,10 +239,15 @@ int unlinkat(int in, const char *name, int how) { usleep(10000); return syscall(
 int rename(const char *a, const char *b) { usleep(atoi(getenv("BLIND_RENAME"))); return syscall(SYS_rename, a, b); }
 """
 # It begins when all of a part is written.
-REMOVER = "import glob, sys, pathlib; from ser.cache.atomic_io import remove_leftovers\nprint(flush=True)\n"
-REMOVER += (
-    "store = pathlib.Path(sys.argv[1])\nwhile True: glob.glob(f'{store}/tmp/*/*/part.json') and remove_leftovers(store)"
-)
+REMOVER = """
+import glob, pathlib, sys, time
+from ser.cache.atomic_io import remove_leftovers
+print(flush=True)
+while True:
+    if glob.glob(f"{sys.argv[1]}/tmp/*/*/part.json"):
+        remove_leftovers(pathlib.Path(sys.argv[1]))
+    time.sleep(0.002)
+"""
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
@@ -297,6 +304,16 @@ def test_a_disk_that_gives_back_something_else(tmp_path: Path, monkeypatch: pyte
             feature.publish(part_rows(other, feature.spec, arrays, [0, 1]), "zarr", {})
         monkeypatch.setattr(atomic_io.os, "write", honest)
     assert len(feature.parts()) == 1 and not list((store.path / "tmp").iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no such folder")
+def test_files_in_memory_are_no_devices() -> None:
+    """`/dev/fd/1` leads to what the shell has opened, which stays; under `/dev/shm` is a disk as any other."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, Path(folder, "x").open("wb") as opened:
+        for path, stays in ((Path(f"/dev/fd/{opened.fileno()}"), True), (Path(folder, "x"), False)):
+            atomic_io.write_whole(path, b"new")
+            assert Path(folder, "x").read_bytes() == b"new"
+            assert (Path(folder, "x").stat().st_ino == os.fstat(opened.fileno()).st_ino) == stays
 
 
 EXPORTS = """

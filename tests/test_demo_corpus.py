@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +22,19 @@ def digests(root: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo") / "corpus"
-    write_demo(folder)
-    return folder
+def scan(demo_corpus: Path) -> Scan:
+    return read_corpus(demo_corpus)
 
 
-@pytest.fixture(scope="module")
-def scan(root: Path) -> Scan:
-    return read_corpus(root)
-
-
-def test_the_same_bytes_each_time(root: Path) -> None:
-    first = digests(root)
-    write_demo(root)  # over itself
-    assert digests(root) == first
+def test_the_same_bytes_each_time(demo_corpus: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    again.mkdir()
+    shutil.copy(demo_corpus / DEMO_MARKER, again)
+    shutil.copytree(demo_corpus / "Session3", again / "Session3")
+    for path in (again / "Session3").rglob("*.wav"):
+        path.write_bytes(b"cut short")
+    write_demo(again)  # over itself
+    assert digests(again) == digests(demo_corpus)
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -62,25 +61,25 @@ def test_counts(scan: Scan) -> None:
     assert found["hours"] <= 0.25 and 0.6 <= durations["min"] <= 0.8 and 6 <= durations["max"] <= 8
 
 
-def test_audio_is_clean_speech_at_16_khz(root: Path, scan: Scan) -> None:
+def test_audio_is_clean_speech_at_16_khz(demo_corpus: Path, scan: Scan) -> None:
     for row in scan.manifest.table.to_pylist():
-        samples, rate = soundfile.read(root / row["audio"], dtype="float32")
+        samples, rate = soundfile.read(demo_corpus / row["audio"], dtype="float32")
         assert (rate, samples.ndim) == (16000, 1)
-        assert soundfile.info(root / row["audio"]).subtype == "PCM_16"
+        assert soundfile.info(demo_corpus / row["audio"]).subtype == "PCM_16"
         assert abs(len(samples) / rate - (row["end"] - row["start"])) < 2e-4
         assert np.sqrt(np.mean(samples**2)) > 0.005
         assert np.abs(samples).max() < 0.99
 
 
-def test_the_irregular_lines_are_there(root: Path, scan: Scan) -> None:
-    transcripts = b"".join(p.read_bytes() for p in sorted(root.rglob("transcriptions/Ses*.txt")))
+def test_the_irregular_lines_are_there(demo_corpus: Path, scan: Scan) -> None:
+    transcripts = b"".join(p.read_bytes() for p in sorted(demo_corpus.rglob("transcriptions/Ses*.txt")))
     marked = rb"_FXX0 \[", rb"_MXX1 \[", rb"\nM: ", rb"\nF:\[", rb"\nF : "
     for line in (*marked, rb"\[laughter\]", rb": \[\w+\]\n", rb"caf\xe9"):
         assert re.search(line, transcripts), line
-    evaluations = "".join(p.read_text() for p in sorted(root.rglob("EmoEvaluation/Ses*.txt")))
+    evaluations = "".join(p.read_text() for p in sorted(demo_corpus.rglob("EmoEvaluation/Ses*.txt")))
     for line in (r"C-E2:\t\w+; \w+;", r"dom  \d;", r"dom  ;", r"C-F1:", r"\[5\.5000, "):
         assert re.search(line, evaluations), line
-    assert len(list(root.rglob("._*"))) == 75
+    assert len(list(demo_corpus.rglob("._*"))) == 75
     texts = scan.manifest.column("text")
     for part in ("\t", ";", '"', "é"):
         assert any(part in text for text in texts), part

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ser import engines
-from ser.engines.machine import choose_device, cores, exact_arithmetic
+from ser.engines.machine import choose_device, cores, exact_arithmetic, is_out_of_memory
 from ser.errors import WrongUse
 
 MANY = len(os.sched_getaffinity(0))
@@ -53,6 +53,12 @@ def test_auto_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (engines.gpus("auto"), engines.gpus("cpu")) == (count, 0)
         with pytest.raises(WrongUse, match="finds no such device here"):
             choose_device(refused)
+
+
+def test_a_lack_of_memory_is_known_by_what_is_said_of_it() -> None:
+    for told in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory"):
+        assert is_out_of_memory(RuntimeError(told))
+    assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("an illegal memory access"))
 
 
 def device_of_three(task: int) -> str:

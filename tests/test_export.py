@@ -154,17 +154,18 @@ def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_p
     wav = next((newcomer / "corpus").rglob("wav/*/*.wav"))
     [one] = predict(run.path, [wav]).predictions
     sf.write(tmp_path / "short.wav", np.zeros(450), 16000)  # long enough for HuBERT
+    altered = {"config.json": b"1", "model.safetensors": b"\0"}
     calls = [[str(tmp_path / "out"), str(file)] for file in (wav, tmp_path / "short.wav")]
-    (found, _), (_, refused), _ = without_ser(calls)
+    for name, old in altered.items():
+        folder = shutil.copytree(tmp_path / "out", tmp_path / f"out of another {name}")
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(kept[: (at := kept.rindex(old))] + b"2" + kept[at + 1 :])
+        calls.append([str(folder), str(wav)])
+    (found, *_), (_, short, *refused), _ = without_ser(calls)
     assert np.abs(told(found) - [*one.probabilities.values()]).max() < 1e-6
-    assert "utterance 1: its audio gives no rows, or values that cannot be; it may be too short" in refused
-    for name, old in (("config.json", b"1"), ("model.safetensors", b"\0")):
-        file = tmp_path / "out" / name
-        kept = file.read_bytes()
-        file.write_bytes(kept[: (at := kept.rindex(old))] + b"2" + kept[at + 1 :])
-        _, [refused], _ = without_ser(calls[:1])
-        assert f"{name} was altered or cut short; export the run again" in refused
-        file.write_bytes(kept)
+    assert "utterance 1: its audio gives no rows, or values that cannot be; it may be too short" in short
+    for name, said in zip(altered, refused, strict=True):
+        assert f"{name} was altered or cut short; export the run again" in said
 
 
 def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:

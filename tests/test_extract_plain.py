@@ -11,9 +11,9 @@ import pytest
 from ser.errors import UtteranceError
 from ser.extract.audio import Clip, decode
 from ser.extract.augment import VIEWS, change
-from ser.extract.check import relative
 from ser.extract.mel import MelExtractor
 from ser.extract.registry import load_extractors, resolve
+from ser.extract.run import relative
 from ser.extract.smile import SETS
 from ser.tests.shared_data import emodb
 from ser.train.options import Experiment

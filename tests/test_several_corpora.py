@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-from click.testing import CliRunner, Result
+from click.testing import Result
 from sklearn.metrics import f1_score, recall_score
 
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
 from ser.cache.store import PartRows, open_store
-from ser.cli import main
 from ser.errors import LeakageError, WrongUse
+from ser.tests import command_line
 from ser.tests.pretend_device import Gpu
 from ser.train.data.features import load_dataset
 from ser.train.data.labels import Utterances, apply_policy, get_policy
@@ -74,8 +74,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ser(*words: object, store: Path) -> Result:
-    arguments = [str(word) for word in (*words, "--store", store if store.name == "store" else store / "store")]
-    result = CliRunner().invoke(main, arguments)
+    result = command_line.ser(*words, "--store", store if store.name == "store" else store / "store")
     assert not isinstance(result.exception, Exception), result.output
     return result
 
@@ -193,14 +192,14 @@ def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) 
     assert [told["corpora"][2][one][0] for one in metrics] == pytest.approx(mean)
     assert [line.get("has no") for line in told["corpora"]] == [None, "sad", None]
     files = [word for form in ("html", "csv", "latex", "markdown") for word in (f"--{form}", tmp_path / f"r.{form}")]
-    shown = CliRunner().invoke(main, [str(word) for word in ("report", tmp_path / "runs", *files)]).output
+    shown = command_line.ser("report", tmp_path / "runs", *files).output
     for text in (shown, *((tmp_path / f"r.{form}").read_text() for form in ("html", "csv", "latex", "markdown"))):
         assert "mean over corpora" in text and "transductive" in text
     written = Experiment("logmel", "audio", protocol="corpus-out")
     assert "corpora" in differences(runs, Cell("x", written, written), {})[0]
     scaling = load_model(runs[0])[0].scaling["audio"]
     assert scaling.mean.shape == (3, 80)
-    answer = CliRunner().invoke(main, ["predict", str(runs[0].path), str(store.parent / "acted" / "0.wav")])
+    answer = command_line.ser("predict", runs[0].path, store.parent / "acted" / "0.wav")
     assert answer.exit_code == 0 and "z-scored by the statistics of the whole training part" in answer.output
     assert "has no corpus 'b'" in ser(*words[:5], "--corpus", "b+read", store=store).output
 

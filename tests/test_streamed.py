@@ -20,7 +20,7 @@ from ser.train.data.dataset import DataCache
 from ser.train.data.features import load_dataset
 from ser.train.experiment import Experiment, estimate, prepare, run_experiment
 from ser.train.fit import fit_standardizers
-from ser.train.run_folder import STATE, Run
+from ser.train.run_folder import LOG, STATE, Run, find_runs
 
 MIT = ("d_model=8", "heads=2", "queries=2", "standardise_audio=true", "batch_size=4")
 CASES = {
@@ -59,7 +59,7 @@ def test_the_same_bytes_as_in_memory(rich: Path, tmp_path: Path, case: str) -> N
     features, fusion, memory, settings, views = CASES[case]
     plain = Experiment(features, fusion, store=rich, out=tmp_path / "a", epochs=2, folds=1, set=settings, views=views)
     small = replace(plain, out=tmp_path / "b", memory=memory)
-    assert estimate(prepare(small)).streamed and not estimate(prepare(plain)).streamed
+    assert estimate(prepare(small)).streamed and not prepare(plain)[0].data.reader.streamed
     (run,), (streamed,) = run_experiment(plain), run_experiment(small)
     assert run.path.name == streamed.path.name and weights(run) == weights(streamed)
 
@@ -83,24 +83,28 @@ def test_statistics_are_the_same_in_small_pieces(tmp_path: Path, dim: int) -> No
 
 
 CHILD = """
-import re, sys
+import os, re, sys
 from pathlib import Path
 from ser.train.experiment import Experiment, run_experiment
-store, out, dim, memory = sys.argv[1:]
+store, *cases = sys.argv[1:]
 settings = ("d_model=8", "heads=2", "queries=2", "standardise_audio=true", "batch_size=4")
-made = Experiment(f"hubert:dim={dim}+bert", "mit", store=store, out=out, epochs=1, folds=1, set=settings, memory=memory)
-run_experiment(made)
-print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+asked = {"store": store, "epochs": 1, "folds": 1, "set": settings}
+for dim, memory in (case.split() for case in cases):
+    if not os.fork():
+        run_experiment(Experiment(f"hubert:dim={dim}+bert", "mit", out=f"{store}-runs-{dim}", memory=memory, **asked))
+        print(dim, re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+        break
+    assert not os.wait()[1]
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's mark is read from /proc")
 def test_the_budget_bounds_the_peak(tmp_path: Path) -> None:
     """On features four times the budget, against the same model on some of a thirty-second of the width."""
-    manifest, rng, budget = make_manifest(48), np.random.default_rng(0), 24
+    manifest, rng, budget = make_manifest(32), np.random.default_rng(0), 16
     store = new_store(tmp_path / "s", manifest)
     add_feature(store, manifest, "bert", make_rows(manifest, "bert"))
-    lengths, peaks = rng.integers(100, 300, len(manifest)), {}
+    lengths = rng.integers(100, 300, len(manifest))
     for dim, backend in ((16, "zarr"), (512, "zarr"), (520, "hdf5")):
         feature = store.add(Spec("hubert", "audio", "frame", dim, "float16", "made-up", 1, variant=f"dim={dim}"))
         for numbers in np.array_split(np.arange(len(manifest)), 4):
@@ -108,11 +112,11 @@ def test_the_budget_bounds_the_peak(tmp_path: Path) -> None:
             ids, inputs = ([all_[i] for i in numbers] for all_ in (manifest.ids, manifest.inputs("audio")))
             feature.publish(PartRows(manifest.corpus, ids, inputs, rows), backend)
         assert dim == 16 or sum(part.bytes for part in feature.parts()) > 3.9e6 * budget
-        memory = "8GB" if dim == 16 else f"{budget}MB"
-        command = [sys.executable, "-c", CHILD, store.path, tmp_path / f"runs-{dim}", str(dim), memory]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert not done.returncode, done.stderr
-        peaks[dim] = int(done.stdout) * 1024 / 1e6
+    cases = ["16 8GB", *(f"{dim} {budget}MB" for dim in (512, 520))]
+    command = [sys.executable, "-c", CHILD, store.path, *cases]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert not done.returncode, done.stderr
+    peaks = {int(dim): int(kilobytes) * 1024 / 1e6 for dim, kilobytes in map(str.split, done.stdout.splitlines())}
     held = 2 * lengths.sum() * 16 / 1e6  # of the narrow features, in memory
     # A batch in float32 is the model's input, and as much wider as its features are.
     batch = 4 * 4 * lengths.max() * 520 / 1e6
@@ -192,9 +196,14 @@ def test_a_run_that_is_stopped_while_it_reads_ends_at_once_and_goes_on_to_the_sa
     command = [sys.executable, "-c", STOPPED, rich, tmp_path / "b", how]
     done = subprocess.run(command, capture_output=True, text=True, timeout=45)
     assert (done.returncode, done.stdout) == ((-9, "") if how == "SIGKILL" else (0, "MainThread\n")), done.stderr
-    assert len(list((tmp_path / "b").glob(f"*/{STATE}"))) == 1
+    [part] = find_runs(tmp_path / "b")
+    assert (part.path / STATE).exists() and ("interrupted" in (part.path / LOG).read_text()) == (how == "SIGINT")
+    with pytest.raises(WrongUse, match=r"not finished.*--resume"):
+        _ = part.result
     [resumed] = run_experiment(replace(plain, out=tmp_path / "b", memory="0.015MB", resume=True))
     assert weights(resumed) == weights(whole) and len(resumed.result["history"]) == 4
+    assert not (part.path / STATE).exists()
+    assert {*re.findall(r"epoch (\d+)", (part.path / LOG).read_text())} == {*"1234"}
 
 
 def test_a_budget_too_small_is_one_sentence_that_names_one_that_does(rich: Path, tmp_path: Path) -> None:

@@ -2,13 +2,11 @@
 
 import errno
 import json
-import os
-import re
 import shutil
-import signal
 import stat
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -161,65 +159,29 @@ def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-SER = Path(sys.executable).with_name("ser")
-CHILD = """
-import sys
-from pathlib import Path
-from ser.train import run
+BOTH = """
+import os, sys
 from ser.train.experiment import Experiment, run_experiment
-run.STATE_SECONDS = 0.0
 settings = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
-run_experiment(
-    Experiment("is13+bert", "lgf-add", store=sys.argv[1], out=sys.argv[2], epochs=16, folds=1, set=settings),
-    lambda progress: print(progress.epoch and progress.epoch.epoch, flush=True),
-)
+made = Experiment("is13+bert", "lgf-add", store=sys.argv[1], out=sys.argv[2], epochs=16, folds=1, set=settings)
+for name in "ab":
+    if not os.fork():
+        run_experiment(made, lambda progress: print(name, flush=True))
+        sys.exit()
+os.wait(), os.wait()
 """
 
 
-SIXTEEN = {"epochs": 16, "folds": 1, "loss": "single"}
-
-
-def child(store: Path, out: Path) -> subprocess.Popen:
-    """A process that trains `SIXTEEN` and writes a state after each epoch."""
-    command = [sys.executable, "-c", CHILD, store, out]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_an_interrupted_run_is_readable_and_goes_on_to_the_same_bytes(store: Path, tmp_path: Path) -> None:
-    """One that is killed: `test_streamed.py`."""
-    [whole] = run_experiment(lgf(store, tmp_path / "whole", **SIXTEEN))
-    killed = child(store, tmp_path / "killed")
-    assert killed.stdout is not None
-    for line in killed.stdout:
-        if line.strip() == "7":
-            os.kill(killed.pid, signal.SIGINT)
-            break
-    assert killed.wait(60) != 0
-    (run,) = find_runs(tmp_path / "killed")
-    assert not run.finished and run.config["fusion"] == "lgf-add"
-    with pytest.raises(WrongUse, match=r"not finished.*--resume"):
-        run.result  # noqa: B018
-    # From another folder, by the run's own.
-    again = subprocess.run([SER, "train", "--resume", run.path], cwd="/", capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    log = (run.path / "log").read_text()
-    assert "interrupted" in log and {*map(int, re.findall(r"epoch (\d+)", log))} == {*range(1, 17)}
-    for file in ("model.safetensors", "predictions.parquet"):
-        assert (run.path / file).read_bytes() == (whole.path / file).read_bytes()
-    assert not (run.path / "state.safetensors").exists()
-
-
 def test_two_processes_at_the_same_run_train_it_once(store: Path, tmp_path: Path) -> None:
-    (job,) = prepare(lgf(store, tmp_path, **SIXTEEN))
-    lock = tmp_path / job.name / "lock"
+    (job,) = prepare(lgf(store, tmp_path, epochs=16, folds=1, loss="single"))
+    lock, pipe = tmp_path / job.name / "lock", subprocess.PIPE
     lock.parent.mkdir()
     with locked(lock):
-        both = [child(store, tmp_path) for _ in range(2)]
-        said = [process.stderr.readline() for process in both]
-    outputs = [process.communicate(timeout=120) for process in both]
-    assert sorted(len(output.split()) for output, _ in outputs) == [1, 17]  # one trained 16 epochs
-    assert said == [f"{lock.parent}: waits for the process that trains this run\n"] * 2
-    assert [errors for _, errors in outputs] == ["", ""]
+        both = subprocess.Popen([sys.executable, "-c", BOTH, store, tmp_path], stdout=pipe, stderr=pipe, text=True)
+        said = [both.stderr.readline() for _ in range(2)]
+    output, errors = both.communicate(timeout=120)
+    assert sorted(Counter(output.split()).values()) == [1, 17]  # one trained 16 epochs
+    assert said == [f"{lock.parent}: waits for the process that trains this run\n"] * 2 and errors == ""
 
 
 def test_a_finished_run_takes_no_lock_and_a_new_one_does_without(

@@ -176,11 +176,10 @@ def rows_of(store: Store, name: str) -> dict[str, int]:
     return rows
 
 
-def test_the_parents_audio_trains_with_the_recognisers_words(newcomer: Path, whisper: Path, tmp_path: Path) -> None:
-    corpus, path = newcomer / "corpus", shutil.copytree(newcomer / "features", tmp_path / "s")
-    models = f"whisper={whisper}", f"bert={newcomer}/checkpoints/bert-random"
+def test_the_parents_audio_trains_with_the_recognisers_words(demo_store: Path, whisper: Path, tmp_path: Path) -> None:
+    corpus, path = demo_store.parent / "corpus", shutil.copytree(demo_store, tmp_path / "s")
+    models = f"whisper={whisper}", f"bert={demo_store.parent}/checkpoints/bert-random"
     asked = ["--store", path, "--model", models[0], "--model", models[1]]
-    assert ser("features", corpus, "--store", path, "--features", "is13").exit_code == 0
     done = ser("features", corpus, "--transcribe", "whisper", "--features", "is13,bert", *asked, "--json")
     assert done.exit_code == 0, done.output
     found, store = json.loads(done.stdout), open_store(path)

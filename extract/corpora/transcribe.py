@@ -29,7 +29,7 @@ from ser.weights.find import loading, parse_models
 from ..audio import CHANNELS, RESAMPLER, Clip
 from ..extractors import GPU_SECONDS, batches
 from ..options import ExtractionConfig
-from ..plan import ExtractionPlan
+from ..plan import utterances_of
 from ..registry import FEATURES
 from ..run import stopped
 from ..text import TAG
@@ -74,7 +74,7 @@ class Transcription:
         self.name = check_name("corpus", config.corpus_name or f"{self.scan.manifest.corpus}-asr")
         if self.name == self.scan.manifest.corpus:
             raise WrongUse(f"--corpus-name {self.name}: is the corpus itself; its second transcripts need another name")
-        self.utterances = ExtractionPlan(config, self.scan, [], 0).utterances("audio")
+        self.utterances = utterances_of(self.scan, "audio")
         self.bad = [Quarantine(one.id, one.digest, one.file, one.problem) for one in self.utterances if one.problem]
         refused = [str(problem) for problem in self.scan.refused]
         if config.on_error == "fail" and (self.bad or refused):
