@@ -18,12 +18,11 @@ import torch
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec, to_record
 from ser.engines.machine import choose_device
-from ser.errors import CorpusError, CorruptStore, SerError, WrongUse, unknown
-from ser.extract.audio import locate
-from ser.extract.corpora.scan import read_corpus
+from ser.errors import CorpusError, CorruptStore, SerError, UtteranceError, WrongUse, unknown
 from ser.extract.corpora.table import read_manifest
-from ser.extract.extractors import ResolvedFeature, UtteranceError
-from ser.extract.online import OnlineExtractor, resolve_again
+from ser.extract.extractors import Extractor, ResolvedFeature
+from ser.extract.online import resolve_again, rows_of
+from ser.extract.registry import load_extractors
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import as_read
 from ser.train.data.labels import DIMENSIONS, UNLABELLED, apply_policy
@@ -48,7 +47,6 @@ class Turn:
     text: str | None = None
     dialogue: str | None = None
     turn: int | None = None  # the order given, by default
-    sha256: str | None = None  # of the audio file, where it must be that very one
     speaker: str | None = None  # for the models that tell the speakers of a dialogue apart
 
 
@@ -123,7 +121,7 @@ class Predictor:
         self.plan = TrainConfig(self.fusion, self.settings, training, target=target, device=self.device)
         self.described = {m: one.get("joined", [one]) for m, one in self.run.config["features"].items()}
         self.features = self._resolve(parse_models(models))
-        self._extractor = OnlineExtractor(self.device)
+        self._extractors: dict[str, list[Extractor]] = {}  # by modality, each loaded when it is first given
 
     def _resolve(self, models: Mapping[str, str]) -> dict[str, list[ResolvedFeature]]:
         """What to compute for each modality, by the very specs that the run records."""
@@ -171,11 +169,12 @@ class Predictor:
         usable: list[tuple[Turn, tuple[str, ...], dict[str, torch.Tensor]]] = []
         with one_thread():  # as extraction and training compute
             for turn, lacking in zip(turns, without, strict=True):
-                rows = self._rows(turn, notes)
-                if isinstance(rows, UtteranceError):
-                    unusable[turn.id] = str(rows)
-                else:
-                    usable.append((turn, lacking, rows))
+                warnings = list[str]()
+                try:
+                    usable.append((turn, lacking, self._rows(turn, warnings)))
+                except UtteranceError as fault:
+                    unusable[turn.id] = str(fault)
+                notes += [f"{turn.id}: {warning}" for warning in warnings]
             if not usable:
                 raise CorpusError("; ".join(f"{name}: {reason}" for name, reason in unusable.items()))
             if unusable and self.fusion.unit == "dialogue":
@@ -222,7 +221,7 @@ class Predictor:
             )
         return notes
 
-    def _rows(self, turn: Turn, notes: list[str]) -> dict[str, torch.Tensor] | UtteranceError:
+    def _rows(self, turn: Turn, warnings: list[str]) -> dict[str, torch.Tensor]:
         """The rows of each modality `[n, dim]` as the run read them from a store; a missing one has none."""
         found = {}
         for modality, features in self.features.items():
@@ -231,12 +230,11 @@ class Predictor:
             if given is None:
                 found[modality] = torch.empty(0, self.run.config["dims"][modality] if extra is None else 1)
                 continue
-            several, warnings = self._extractor.rows(features, given, turn.sha256)
-            notes += [f"{turn.id}: {warning}" for warning in warnings]
-            if isinstance(several, UtteranceError):
-                return several
-            columns = []
-            for rows, feature, described in zip(several, features, self.described[modality], strict=True):
+            if modality not in self._extractors:
+                self._extractors[modality] = load_extractors(features, self.device)
+            computed, columns = rows_of(self._extractors[modality], given, warnings), []
+            for feature, described in zip(features, self.described[modality], strict=True):
+                rows = computed[feature.spec.fingerprint]
                 values = np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
                 stored = Inputs(torch.from_numpy(values), np.array([0, len(values)]))
                 read = as_read(stored, described, feature.spec)
@@ -270,19 +268,10 @@ def read_turns(table: Path, audio: bool = True) -> list[Turn]:
 
     Audio paths are relative to the table. Raises `CorpusError` naming the first row that is wrong.
     """
-    if audio:
-        scan = read_corpus(table, "table", name="new")
-        if scan.refused:
-            raise CorpusError(f"{scan.refused[0]}; correct the table and run again")
-        manifest, root = scan.manifest, scan.root
-    else:
-        manifest, root = read_manifest(table, "new"), table.parent
-    names = ("id", "audio", "text", "dialogue", "turn", "audio_sha256", "speaker")
-    columns = [manifest.column(name) for name in names]
-    return [
-        Turn(id_, locate(root, audio) if audio is not None else None, *others)
-        for id_, audio, *others in zip(*columns, strict=True)
-    ]
+    rows = read_manifest(table, "new", "audio" if audio else "id").table.to_pylist()
+    about = ("text", "dialogue", "turn", "speaker")
+    files = [table.parent / row["audio"] if row["audio"] else None for row in rows]
+    return [Turn(row["id"], file, *map(row.get, about)) for row, file in zip(rows, files, strict=True)]
 
 
 def _finished(path: Path) -> Run:

@@ -7,7 +7,6 @@ import io
 import re
 import time
 import tomllib
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,39 +56,6 @@ def check_name(kind: str, name: str) -> str:
     if not is_name(name):
         raise WrongUse(f"a {kind} cannot be called {name!r}; use at most 64 letters, digits, '-', '_' and '.'")
     return name
-
-
-LONGEST_ID = 255
-# Unicode categories that could rewrite a terminal's line or hide in a name: control, format, surrogate, separators.
-INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-
-
-def invisible(text: str) -> bool:
-    """Whether a text holds characters that do not show on a page."""
-    return any(unicodedata.category(character) in INVISIBLE for character in text)
-
-
-class IdsSeen:
-    """Refuses what cannot be an id, repeats one, or differs from one only in how Unicode spells it (NFC, NFD)."""
-
-    def __init__(self) -> None:
-        self._spelling: dict[str, str] = {}
-
-    def fault(self, id: str) -> str | None:
-        """Why this cannot be the next utterance's id, or None, and then it is remembered."""
-        if not id.strip():
-            return "the id is empty"
-        if len(id) > LONGEST_ID:
-            return f"the id {id[:20]!a}… has {len(id)} characters, more than {LONGEST_ID}"
-        if invisible(id):
-            return f"the id {id!a} holds a control character or is not valid Unicode"
-        earlier = self._spelling.get(key := unicodedata.normalize("NFC", id))
-        if earlier is None:
-            self._spelling[key] = id
-            return None
-        if earlier == id:
-            return f"the id {id} is there twice"
-        return f"the id {id} is there twice, in two Unicode spellings (NFC and NFD)"
 
 
 # What a row of a store is computed from: corpus, id, and the digest of its audio or text.

@@ -14,7 +14,7 @@ import re
 import shlex
 import struct
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import soundfile as sf
@@ -68,14 +68,6 @@ class Clip:
         if rate not in self._resampled:
             self._resampled[rate] = soxr.resample(self.samples, self.rate, rate, quality="HQ").astype(np.float32)
         return self._resampled[rate]
-
-
-def locate(root: Path, relative: str) -> Path:
-    """The audio file under the corpus root. Raises `UtteranceError` for a path that leads out of it."""
-    parts = PurePosixPath(relative)
-    if parts.is_absolute() or ".." in parts.parts or "\0" in relative:
-        raise UtteranceError(f"the path {relative!r} leads out of the corpus")
-    return root / parts
 
 
 def decode(path: Path, sha256: str | None = None) -> Clip:

@@ -9,7 +9,7 @@ from ser.plugins import not_installed
 
 from .audio import Clip, decode
 from .extractors import Extractor, ResolvedFeature, Rows
-from .registry import FEATURES, load_extractors, resolve
+from .registry import FEATURES, resolve
 
 
 def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> ResolvedFeature:
@@ -48,32 +48,17 @@ def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> Resolv
     return wanted
 
 
-class OnlineExtractor:
-    """Computes features for one utterance after the other. An encoder is loaded when it is first needed."""
+def rows_of(extractors: Sequence[Extractor], given: Path | str, warnings: list[str]) -> dict[str, Rows]:
+    """The features of one audio file (a path) or transcript (a string), by fingerprint.
 
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
-        self._extractors: dict[tuple[str, ...], list[Extractor]] = {}
-
-    def rows(
-        self, wanted: Sequence[ResolvedFeature], given: Path | str, sha256: str | None = None
-    ) -> tuple[list[Rows] | UtteranceError, list[str]]:
-        """The features of one audio file (a path) or transcript (a string), and what is odd about the audio.
-
-        `sha256` is what the file must have, where given.
-        """
-        try:
-            source: Clip | str = decode(given, sha256) if isinstance(given, Path) else given
-        except UtteranceError as fault:
-            return fault, []
-        names = tuple(one.spec.fingerprint for one in wanted)
-        if names not in self._extractors:
-            self._extractors[names] = load_extractors(wanted, self.device)
-        outcomes = [extractor.run([source])[0] for extractor in self._extractors[names]]
-        warnings = list(dict.fromkeys(source.warnings)) if isinstance(source, Clip) else []
-        found: dict[str, Rows] = {}
-        for outcome in outcomes:
-            if isinstance(outcome, UtteranceError):
-                return outcome, warnings
-            found |= outcome
-        return [found[name] for name in names], warnings
+    What is odd about the audio is added to `warnings`. Raises `UtteranceError` for what cannot be used.
+    """
+    source: Clip | str = decode(given) if isinstance(given, Path) else given
+    outcomes = [extractor.run([source])[0] for extractor in extractors]
+    warnings += dict.fromkeys(source.warnings) if isinstance(source, Clip) else ()
+    found: dict[str, Rows] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, UtteranceError):
+            raise outcome
+        found |= outcome
+    return found

@@ -26,7 +26,7 @@ from ser.cache.store import Store, open_store
 from ser.engines import is_out_of_memory
 from ser.errors import SerError, UtteranceError
 
-from .audio import Clip, decode, locate
+from .audio import Clip, decode
 from .extractors import GPU_SECONDS, Extractor, Outcome, Rows, batches
 from .plan import ExtractionTask, Utterance, WorkerConfig
 from .registry import load_extractors
@@ -78,7 +78,7 @@ def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | s
     if modality == "text":
         return utterance.source or ""
     try:
-        return decode(locate(root, utterance.source or ""), utterance.digest)
+        return decode(root / (utterance.source or ""), utterance.digest)
     except UtteranceError as fault:
         return fault
 

@@ -72,8 +72,7 @@ def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path
     for name in [*RUNS, "mit without text"]:
         predictor = Predictor(run_of(newcomer, name.split()[0]).path)
         turns = [
-            Turn(t.id, t.audio, t.text, "a", i, None, t.speaker)
-            for i, t in enumerate(turns_of(newcomer, predictor.run)[:2])
+            Turn(t.id, t.audio, t.text, "a", i, t.speaker) for i, t in enumerate(turns_of(newcomer, predictor.run)[:2])
         ]
         if "without" in name:
             turns = [dataclasses.replace(turn, text=None) for turn in turns]

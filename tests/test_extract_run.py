@@ -21,8 +21,9 @@ from ser.cache.manifest import generations
 from ser.cache.store import open_store
 from ser.engines import machine
 from ser.errors import CorpusError, SerError, StoreError, UtteranceError, WrongUse
-from ser.extract.online import OnlineExtractor, resolve_again
+from ser.extract.online import resolve_again, rows_of
 from ser.extract.plan import WorkerConfig
+from ser.extract.registry import load_extractors
 from ser.extract.run import ESTIMATED, ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan
 from ser.tests.command_line import ser
 from ser.tests.dask_processes import workers_of
@@ -323,15 +324,15 @@ def test_new_speech_gets_the_numbers_that_the_store_has_or_a_refusal(
     corpus: Path, tmp_path: Path, models: dict[str, str]
 ) -> None:
     run(corpus, tmp_path / "store", models, "hubert:layer=1,bert,is13,logmel")
-    store, direct, audio = open_store(tmp_path / "store"), OnlineExtractor(), corpus.parent / "0.wav"
+    store, audio, warnings = open_store(tmp_path / "store"), corpus.parent / "0.wav", list[str]()
     for feature in store.features():
         again = resolve_again(feature.spec, models)
-        found, warnings = direct.rows([again], audio if feature.spec.modality == "audio" else TEXTS[0])
-        assert not isinstance(found, UtteranceError) and not warnings
-        assert np.array_equal(found[0].values.squeeze(), feature["u000"].squeeze())
+        given = audio if feature.spec.modality == "audio" else TEXTS[0]
+        [found] = rows_of(load_extractors([again]), given, warnings).values()
+        assert not warnings and np.array_equal(found.values.squeeze(), feature["u000"].squeeze())
     (tmp_path / "cut.wav").write_bytes(audio.read_bytes()[:9000])
-    cut, _ = direct.rows([resolve_again(store.feature("is13").spec)], tmp_path / "cut.wav")
-    assert isinstance(cut, UtteranceError) and "cut short" in str(cut)
+    with pytest.raises(UtteranceError, match="cut short"):
+        rows_of([], tmp_path / "cut.wav", warnings)
     other, is13 = write_random_checkpoint(tmp_path / "other", "hubert", seed=1), store.feature("is13").spec
     with pytest.raises(WrongUse, match=r"checkpoint.*--model hubert=PATH"):
         resolve_again(store.feature("hubert:layer=1").spec, {"hubert": str(other)})

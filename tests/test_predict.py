@@ -127,7 +127,7 @@ def test_missing_text_is_refused_where_the_model_never_saw_it_missing(newcomer: 
 def test_dialogues_come_from_a_table_in_any_order(newcomer: Path, tmp_path: Path, name: str) -> None:
     run = run_of(newcomer, name)
     shutil.copytree(newcomer / "corpus", tmp_path / "corpus")
-    turns, table = pandas.DataFrame(turns_of(newcomer, run)[::-1]).drop(columns="sha256"), tmp_path / "corpus/turns.csv"
+    turns, table = pandas.DataFrame(turns_of(newcomer, run)[::-1]), tmp_path / "corpus/turns.csv"
     turns["audio"] = [audio.relative_to(newcomer / "corpus") for audio in turns["audio"]]
     turns.to_csv(table, index=False)
     done = ser("predict", run.path, "--table", table, "--json")

@@ -42,7 +42,7 @@ def read_audformat(root: Path) -> Reading:
     except (OSError, ValueError, RecursionError, yaml.YAMLError, msgspec.ValidationError) as error:
         said = " ".join(str(error).split())
         raise WrongUse(f"{root / 'db.yaml'} is not the header of an audformat database ({said})") from None
-    reading, found = Reading(header.name, root, []), dict[str, dict[str, Any]]()
+    reading, found = Reading(header.name, root, [], paths="inside"), dict[str, dict[str, Any]]()
     labels = {name: scheme.get("labels") for name, scheme in header.schemes.items()}
     for name, table in header.tables.items():
         place = next((p for p in (root / f"db.{name}.csv", root / f"db.{name}.parquet") if p.is_file()), None)

@@ -9,6 +9,7 @@ import os
 import pkgutil
 import re
 import shlex
+import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ser.cache.atomic_io import LARGE, read_named
-from ser.cache.manifest import LONGEST_ID, IdsSeen, Manifest, Parent, invisible
+from ser.cache.manifest import Manifest, Parent
 from ser.cache.store import check_name
 from ser.errors import CodedAudio, UtteranceError, WrongUse, printable, unknown
 
 from ..audio import open_audio, read_bytes
 from . import DETECTORS, FITS, FORMATS, READ_DESCRIBED, TRANSCRIPTS
+
+LONGEST_ID = 255
+# Unicode categories that could rewrite a terminal's line or hide in a name: control, format, surrogate, separators.
+INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Reading:
 
     `rows` have the manifest's columns (`audio` a path under `root` with forward slashes), and may say `where` they came
     from ("line 7"). `synthetic` marks generated speech. `known` are the published counts of the whole corpus, by the
-    names in `counts.py`, where it ought to be whole.
+    names in `counts.py`, where it ought to be whole. `paths`: whoever laid out a corpus folder may have linked parts of
+    it from another disk, but those that a table names stay inside its folder, links included, if they are opened.
     """
 
     corpus: str
@@ -61,6 +67,7 @@ class Reading:
     synthetic: bool = False
     warnings: list[str] = field(default_factory=list)
     known: dict[str, Any] = field(default_factory=dict)
+    paths: Literal["linked", "inside", "unopened"] = "linked"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +132,7 @@ def read_corpus(
     place = FORMATS.get(format, Path(format).expanduser())
     read = partial(_resolve(READ_DESCRIBED), description=place) if isinstance(place, Path) else _resolve(place)
     reading: Reading = read(path)
-    rows, problems = _admit(reading, follow_links=format not in ("table", "audformat"))
+    rows, problems = admit(reading)
     if limit is not None:
         rows = rows[:limit]
         kept = {row["id"] for row in rows}
@@ -181,34 +188,42 @@ def _name_from(stem: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64] or "corpus"  # as long as `check_name` allows
 
 
-def _admit(reading: Reading, follow_links: bool) -> tuple[list[dict[str, Any]], list[Problem]]:
+def admit(reading: Reading) -> tuple[list[dict[str, Any]], list[Problem]]:
     """The rows whose ids and audio paths may enter a manifest, and all problems so far."""
-    seen = IdsSeen()
+    spellings: dict[str, str] = {}
     rows, problems = [], list(reading.problems)
     for row in reading.rows:
-        id, audio = row["id"], row.get("audio")
-        if fault := seen.fault(id) or (audio and _path_fault(audio, reading.root, follow_links)):
+        id, audio = row["id"], row.get("audio") or ""
+        if fault := _fault(id, audio if reading.paths != "unopened" else "", reading, spellings):
             reason = f"{row.get('where', '')}: {fault}".removeprefix(": ")
-            problems.append(Problem(printable(id[:LONGEST_ID]), printable(audio or ""), reason))
+            problems.append(Problem(printable(id[:LONGEST_ID]), printable(audio), reason))
         else:
             rows.append(row)
     return rows, problems
 
 
-def _path_fault(audio: str, root: Path, follow_links: bool) -> str | None:
-    """Why this path, relative to `root`, cannot be an utterance's audio, or None.
+def _fault(id: str, audio: str, reading: Reading, spellings: dict[str, str]) -> str | None:
+    """Why these cannot be an utterance's id and audio path, or None, and then the id is remembered.
 
-    `follow_links`: whoever laid out a corpus folder may have linked parts of it from another disk, but the paths that
-    a table names stay under its folder, links included.
+    `spellings` are the ids so far by their NFC: those that only Unicode spells in two ways (NFC and NFD) look alike.
     """
-    if invisible(audio):
-        return f"the audio path {audio!a} holds a control character or is not valid Unicode"
-    pure = PurePosixPath(audio.replace("\\", "/"))
+    if not id.strip():
+        return "the id is empty"
+    if len(id) > LONGEST_ID:
+        return f"the id {id[:20]!a}… has {len(id)} characters, more than {LONGEST_ID}"
+    for what, text in (("id", id), ("audio path", audio)):
+        if any(unicodedata.category(character) in INVISIBLE for character in text):
+            return f"the {what} {text!a} holds a control character or is not valid Unicode"
+    if earlier := spellings.get(key := unicodedata.normalize("NFC", id)):
+        spelt = "" if earlier == id else ", in two Unicode spellings (NFC and NFD)"
+        return f"the id {id} is there twice{spelt}"
+    spellings[key] = id
+    root, pure = reading.root, PurePosixPath(audio.replace("\\", "/"))
     if pure.is_absolute() or audio[1:2] == ":":
         return f"the audio path {audio} is absolute; give it relative to {root}"
     if ".." in pure.parts:
         return f"the audio path {audio} leaves the corpus with '..'; move the file under {root}"
-    if not follow_links and not (root / audio).resolve().is_relative_to(root.resolve()):
+    if reading.paths == "inside" and not (root / audio).resolve().is_relative_to(root.resolve()):
         return f"the audio path {audio} is a link that leaves the corpus; move the file under {root}"
     return None
 

@@ -11,17 +11,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ser.cache.atomic_io import LARGE, read_named
-from ser.cache.manifest import SCHEMA, IdsSeen, Manifest
+from ser.cache.manifest import SCHEMA, Manifest
 from ser.errors import CorpusError, WrongUse
 
-from .scan import Problem, Reading, read_text
+from .scan import Problem, Reading, admit, read_text
 
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".parquet"}
 ALIASES = {"file": "audio", "wav": "audio", "emotion": "label", "emo": "label", "key": "id", "spk": "speaker"}
@@ -35,20 +35,16 @@ def read_table(path: Path) -> Reading:
     return _read(path, need="audio", columns=COLUMNS)
 
 
-def read_manifest(path: Path, corpus: str) -> Manifest:
-    """Read a manifest from a table whose `audio` may be absent, rows in the file's order, for imported features.
+def read_manifest(path: Path, corpus: str, need: Literal["id", "audio"] = "id") -> Manifest:
+    """Read a manifest from a table as it stands, rows in the file's order; `audio` may be absent unless they `need` it.
 
     Raises `CorpusError` at the first bad row: features that are imported in the manifest's order stand or fall with
     every one of its rows.
     """
-    reading = _read(path, need="id")
-    if reading.problems:
-        raise CorpusError(f"{reading.problems[0]}; correct the table and run again")
-    seen = IdsSeen()
-    for row in reading.rows:
-        if fault := seen.fault(row["id"]):
-            raise CorpusError(f"{path}: {row['where']}: {fault}")
-    return Manifest.from_rows(corpus, reading.rows)
+    rows, problems = admit(_read(path, need))
+    if problems:
+        raise CorpusError(f"{path}: {problems[0].reason}; correct the table and run again")
+    return Manifest.from_rows(corpus, rows)
 
 
 def read_transcripts(path: Path, ids: list[str], complete: bool = True) -> tuple[dict[str, str], list[Problem]]:
@@ -57,8 +53,6 @@ def read_transcripts(path: Path, ids: list[str], complete: bool = True) -> tuple
     Ids of `path` that are not among `ids` are problems as well, if those are `complete`. Raises `WrongUse` if the file
     lacks those columns.
     """
-    if not path.is_file():
-        raise WrongUse(f"{path} is not a file; give a CSV, TSV or JSONL file with the columns id and text")
     reading = _read(path, need="id", columns=["id", "text"])
     if not any("text" in row for row in reading.rows):
         raise WrongUse(f"{path} has no text in any row; give a file with the columns id and text")
@@ -76,11 +70,13 @@ def read_transcripts(path: Path, ids: list[str], complete: bool = True) -> tuple
 def records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Each record of a table file with where it stands ("line 7"); a string in its place says why there is none.
 
-    Raises `WrongUse` if the file is of no known kind, `CorpusError` if it cannot be read as what its name says.
+    Raises `WrongUse` if there is no file of a known kind, `CorpusError` if it cannot be read as what its name says.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise WrongUse(f"{path} is not a table that ser can read; its name should end in {', '.join(sorted(SUFFIXES))}")
+    if not path.is_file():
+        raise WrongUse(f"{path} is not a file; give a CSV, TSV, Parquet or JSONL file")
     try:
         if suffix == ".parquet":
             table = pq.ParquetFile(pa.BufferReader(read_named(path, LARGE))).read(use_threads=False)
@@ -137,7 +133,7 @@ def _json_object(line: str) -> dict[str, Any] | str:
 
 def _read(path: Path, need: str, columns: list[str] = SCHEMA.names) -> Reading:
     """The table's good rows in the manifest's `columns`, and a problem for each bad row."""
-    reading = Reading(path.stem, path.parent, [])
+    reading = Reading(path.stem, path.parent, [], paths="inside" if need == "audio" else "unopened")
     names, turns = dict[str, Any](), dict[str, int]()
     for line, record in records(path):
         try:
