@@ -51,7 +51,7 @@ def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> Resolv
 def rows_of(extractors: Sequence[Extractor], given: Path | str, warnings: list[str]) -> dict[str, Rows]:
     """The features of one audio file (a path) or transcript (a string), by fingerprint.
 
-    What is odd about the audio is added to `warnings`. Raises `UtteranceError` for what cannot be used.
+    What is odd about it, such as a text that was cut, is added to `warnings`. Raises `UtteranceError` for what cannot be used.
     """
     source: Clip | str = decode(given) if isinstance(given, Path) else given
     outcomes = [extractor.run([source])[0] for extractor in extractors]
@@ -61,4 +61,5 @@ def rows_of(extractors: Sequence[Extractor], given: Path | str, warnings: list[s
         if isinstance(outcome, UtteranceError):
             raise outcome
         found |= outcome
+    warnings += dict.fromkeys(warning for rows in found.values() for warning in rows.warnings)
     return found

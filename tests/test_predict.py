@@ -151,6 +151,8 @@ def test_a_file_on_the_command_line(newcomer: Path) -> None:
     assert abs(sum(silent[0]["probabilities"].values()) - 1) < 1e-5
     spoken = ser("predict", run_of(newcomer, "text").path, "--text", "I am so happy for you")
     assert spoken.exit_code == 0, spoken.output
+    long = ser("predict", run_of(newcomer, "text").path, "--text", "so happy " * 600)
+    assert long.exit_code == 0 and "is cut to 512" in long.stderr, long.output
     lone = ser("predict", run_of(newcomer, "lgf-add").path, turn.audio, "--text", "hello there")
     assert lone.exit_code == 0 and "each utterance is read by itself; lgf-add reads whole dialogues" in lone.stderr
 
