@@ -189,21 +189,11 @@ def _published_part(content: bytes, where: str) -> tuple[PublishedPart, PartReco
 
 def _manifest_there(remote: Remote, corpus: str, known: FileRecord) -> Manifest:
     path = f"manifests/{corpus}/{known.sha256}.parquet"
-    with explained(remote.where(path)):
-        manifest = Manifest.from_content(remote.fetch(path, known), known.sha256, remote.where(path))
+    with explained(where := remote.where(path)):
+        manifest = Manifest.from_content(remote.fetch(path, known), known.sha256, where)
         if manifest.corpus != corpus:
-            raise CorruptStore(f"{remote.where(path)}: is the manifest of corpus {manifest.corpus!r}")
+            raise CorruptStore(f"{where}: is the manifest of corpus {manifest.corpus!r}")
     return manifest
-
-
-def _part_there(remote: Remote, folder: str, known: PublishedPart) -> tuple[bytes, PartRecord]:
-    """A part's part.json, as it was published."""
-    with explained(remote.where(folder)):
-        content = remote.fetch(f"{folder}/part.json", known.record)
-        said, record = _published_part(content, remote.where(folder))
-        if said != known:
-            raise CorruptStore(f"{remote.where(folder)}: is another part than was published")
-    return content, record
 
 
 def _whose_rows(manifests: Iterable[Manifest]) -> set[str]:
@@ -267,8 +257,7 @@ class Pull:
         self.there, self.bytes = len(here), sum(part.bytes for part in self.parts.values())
         for one in here:
             Part.open(path / one, one.split("/")[1])  # which lacks no file
-        own = {one: file_record(read_small(path / one / "part.json")) for one in sorted(here)}
-        others = [one for one, record in own.items() if record != parts[one].record]
+        others = [one for one in sorted(here) if file_record(read_small(path / one / "part.json")) != parts[one].record]
         if others and split_digest(url)[1]:
             fault = f"{len(others)} parts, such as {others[0]}, are not those of {self.remote.shown}@{self.digest}"
             raise WrongUse(f"{path}: {fault}; name a new folder with --store")
@@ -298,14 +287,18 @@ class Pull:
     def _fetch(self, store: Store, told: Told, path: str) -> None:
         """Copy a part into a workspace, check it against its feature, and give it its name."""
         known, spec = self.parts[path], self._specs[path.partition("/parts/")[0]]
-        content, record = _part_there(self.remote, path, known)
+        with explained(where := self.remote.where(path)):
+            content = self.remote.fetch(f"{path}/part.json", known.record)
+            said, record = _published_part(content, where)
+            if said != known:
+                raise CorruptStore(f"{where}: is another part than was published")
         with explain_disk_errors("pulling a part", store.path, known.bytes), workspace(store.path) as temporary:
             folder = temporary / path.rpartition("/")[2]
             for name, file in record.files.items():
                 write_folder(folder, {name: [self.remote.fetch(f"{path}/{name}", file)]})
                 told(file.bytes)
             write_folder(folder, {"part.json": [content]})
-            with explained(where := self.remote.where(path)):
+            with explained(where):
                 try:
                     check_part(folder, spec.fingerprint, spec)
                 except CorruptStore as error:

@@ -78,10 +78,11 @@ class Feature:
         return list(self._parts.values())
 
     def keys(self, manifest: Manifest) -> list[Key]:
-        """What joins each row of the manifest to the store, as of the last call of `parts`.
+        """What joins each row of the manifest to the parts that are there now.
 
         Where another set of transcripts has no audio row of its own, that is its parent's, if there is one.
         """
+        self.parts()
         if manifest.parts:
             return [key for part in manifest.parts for key in self.keys(part)]
         own = manifest.keys(self.spec.modality)
@@ -101,21 +102,18 @@ class Feature:
 
     def missing(self, manifest: Manifest, retry: bool = False) -> list[int]:
         """Manifest rows that have neither a current row nor (unless `retry`) a current quarantine."""
-        self.parts()
-        skipped: Mapping[Key, str] = {} if retry else self._quarantined
         keys = enumerate(self.keys(manifest))
+        skipped: Mapping[Key, str] = {} if retry else self._quarantined
         return [number for number, key in keys if key not in self._rows and key not in skipped]
 
     def quarantined(self, manifest: Manifest) -> dict[str, str]:
         """Id → reason of the utterances that could not be computed from what the manifest names."""
-        self.parts()
         keys = zip(manifest.ids, self.keys(manifest), strict=True)
         lacking = ((id_, key) for id_, key in keys if key not in self._rows)
         return {id_: self._quarantined[key] for id_, key in lacking if key in self._quarantined}
 
     def rows(self, manifest: Manifest) -> int:
         """How many utterances of the manifest have a current row."""
-        self.parts()
         return sum(key in self._rows for key in self.keys(manifest))
 
     def complete(self, manifest: Manifest) -> bool:
@@ -136,7 +134,6 @@ class Feature:
 
     def places(self, manifest: Manifest, rows: Sequence[int]) -> list[Place]:
         """Where utterances lie, for `gather`. Raises `MissingRows` if some are not in the store."""
-        self.parts()
         keys = self.keys(manifest)
         found = [self._rows.get(keys[row]) for row in rows]
         if lacking := [keys[row] for row, place in zip(rows, found, strict=True) if place is None]:
@@ -154,7 +151,6 @@ class Feature:
         load by manifest to choose.
         """
         if id_ not in self._latest:
-            self.parts()
             manifests = [read_manifest(self.store, corpus) for corpus in reversed(list_corpora(self.store))]
             current = (key for manifest in manifests for key in self.keys(manifest) if key in self._rows)
             self._latest = {key[1]: self._rows[key] for key in current}

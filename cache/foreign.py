@@ -96,17 +96,18 @@ def _check_size(path: Path, size: int) -> None:
         raise StoreError(f"{path}: claims {size / 1e9:.0f} GB of values, more than this machine's memory")
 
 
-def _kept(path: Path, open_: Callable[[], Opened], arrays: Mapping[str, Any]) -> Arrays:
+def _kept(path: Path, open_: Callable[[], Opened]) -> Arrays:
     """What may be large, the values or else one array per utterance, stays where it is; the rest is read."""
-    large, kept = {"values"} if "values" in arrays else set(arrays), Arrays()
-    for name, array in arrays.items():
-        dtype = np.dtype(array.dtype)
-        if name in large and array.shape:
-            kept[name] = Stored(path, open_, [name], [0], tuple(array.shape), dtype)
-        else:
-            _check_size(path, math.prod(array.shape) * dtype.itemsize)
-            kept[name] = np.asarray(array[...])
-    return kept
+    with open_() as arrays:
+        large, kept = {"values"} if "values" in arrays else set(arrays), Arrays()
+        for name, array in arrays.items():
+            dtype = np.dtype(array.dtype)
+            if name in large and array.shape:
+                kept[name] = Stored(path, open_, [name], [0], tuple(array.shape), dtype)
+            else:
+                _check_size(path, math.prod(array.shape) * dtype.itemsize)
+                kept[name] = np.asarray(array[...])
+        return kept
 
 
 def _chunks(array: Any) -> int:
@@ -114,12 +115,8 @@ def _chunks(array: Any) -> int:
 
 
 def _read_npy(path: Path) -> Arrays:
-    @contextlib.contextmanager
-    def mapped() -> Iterator[Mapping[str, Any]]:  # which holds the header against the file's size
-        yield {"values": np.load(path, mmap_mode="r", allow_pickle=False)}
-
-    with mapped() as arrays:
-        return _kept(path, mapped, arrays)
+    # Mapped, which holds the header against the file's size.
+    return _kept(path, lambda: contextlib.nullcontext({"values": np.load(path, mmap_mode="r", allow_pickle=False)}))
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -129,7 +126,7 @@ def _read_npz(path: Path) -> Arrays:
         for name, times in Counter(archive.files).items():
             if times > 1 or not isinstance(arrays[name], np.ndarray):
                 raise StoreError(f"{path}: holds {name!r}, which is not a single .npy member")
-    return _kept(path, lambda: contextlib.nullcontext(arrays), arrays)
+    return _kept(path, lambda: contextlib.nullcontext(arrays))
 
 
 def _read_hdf5(path: Path) -> Arrays:
@@ -151,7 +148,7 @@ def _read_hdf5(path: Path) -> Arrays:
             if h5py.check_string_dtype(dataset.dtype) is not None:
                 _check_size(path, dataset.nbytes)
                 texts[name] = np.asarray(dataset.asstr()[()], str)
-        return {**_kept(path, partial(h5py.File, path, "r"), file), **texts}  # one open dataset at a time
+    return {**_kept(path, partial(h5py.File, path, "r")), **texts}
 
 
 def index_of(path: Path) -> Path:
@@ -167,8 +164,7 @@ def _read_safetensors(path: Path) -> Arrays:
         with safe_open(path, "np") as file:
             yield {name: _Slice(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
 
-    with opened() as file:
-        arrays = _kept(path, opened, file)
+    arrays = _kept(path, opened)
     if index_of(path).exists() and "ids" not in arrays:
         arrays["ids"] = np.array(json.loads(read_named(index_of(path)))["ids"], str)
     return arrays
@@ -203,7 +199,7 @@ def _read_csv(path: Path) -> Arrays:
             raise StoreError(f"{path}: column {name!r} holds something that is not a number")
     arrays = {"values": np.stack([column.to_numpy().astype(np.float64) for column in numbers.columns], axis=1)}
     arrays |= {} if ids is None else {"ids": np.array(ids.to_pylist(), str)}
-    return _kept(path, lambda: contextlib.nullcontext(arrays), arrays)
+    return _kept(path, lambda: contextlib.nullcontext(arrays))
 
 
 def _read_zarr(path: Path) -> Arrays:
@@ -224,7 +220,7 @@ def _read_zarr(path: Path) -> Arrays:
         if (held := sum(entry.is_file() for entry in (folder / "c").rglob("*"))) != _chunks(array):
             raise StoreError(f"{folder}: has {held} of {_chunks(array)} chunks; Zarr would fill the rest silently")
         found[folder.name] = array
-    return {**_kept(path, lambda: contextlib.nullcontext(found), found), **names}
+    return {**_kept(path, lambda: contextlib.nullcontext(found)), **names}
 
 
 _READERS: dict[str, Callable[[Path], Arrays]] = {

@@ -174,7 +174,6 @@ def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: 
         seen = set[str]()
         try:
             feature = Feature(store.path, folder)
-            feature.parts()
             current = _current(store, feature)
             # Anew each time: others publish parts and remove them, and so does this.
             while part := next((part for part in feature.parts() if part.name not in seen), None):

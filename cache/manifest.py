@@ -251,7 +251,7 @@ def read_manifest(store: Path, corpus: str, digest: str | None = None) -> Manife
     """
     folder = store / "manifests" / corpus
     if digest is None:
-        latest = read_small(folder / "latest").decode(errors="replace")
+        latest = read_small(folder / "latest", _AGAIN).decode(errors="replace")
         digest = latest.removesuffix("\n")
         if not _DIGEST.fullmatch(digest) or digest == latest:
             raise CorruptStore(f"{folder / 'latest'}: altered or cut short; {_AGAIN}")
@@ -260,7 +260,7 @@ def read_manifest(store: Path, corpus: str, digest: str | None = None) -> Manife
     elif not _DIGEST.fullmatch(digest) or not (folder / f"{digest}.parquet").exists():
         raise WrongUse(f"{folder}: has no manifest {digest!r}")
     path = folder / f"{digest}.parquet"
-    manifest = Manifest.from_content(read_small(path), digest, str(path))
+    manifest = Manifest.from_content(read_small(path, _AGAIN), digest, str(path))
     if manifest.corpus != corpus:
         raise CorruptStore(f"{path}: is the manifest of corpus {manifest.corpus!r}; {_AGAIN}")
     return manifest

@@ -1,6 +1,5 @@
 """Parts: how rows are packed, checked, named, published and opened."""
 
-import hashlib
 import os
 import re
 import stat
@@ -20,7 +19,7 @@ from ser.errors import CorruptStore, StoreError, WrongUse, unknown
 from .atomic_io import REPAIR, explain_disk_errors, move_into_place, sync_folder, workspace, write_file, write_folder
 from .backends import BACKENDS
 from .blocks import ArrayDtype, ArrayRecord, Block, Count, PiecedArray, contents, read_stretches
-from .spec import FORMAT_VERSION, Spec, canonical_json, checksummed_json, read_checksummed
+from .spec import FORMAT_VERSION, Spec, checksummed_json, read_checksummed, short_hash
 
 _SMALL = 64 << 10  # bytes of a piece, below which copying it into a larger one costs less than writing it alone
 _FILE = re.compile(r"data\.h5|data\.zarr/(zarr\.json|[A-Za-z_][A-Za-z0-9_-]{0,63}/(zarr\.json|c/\d{1,9}(/0)?))")
@@ -201,8 +200,7 @@ def part_name(
     corpus: str, ids: Iterable[str], inputs: Iterable[str | None], quarantined: Iterable[Quarantine] = ()
 ) -> str:
     """The first 16 hex digits of a sha256 over what the part is computed from."""
-    key = [corpus, list(zip(ids, inputs, strict=True)), [[one.id, one.input] for one in quarantined]]
-    return hashlib.sha256(canonical_json(key)).hexdigest()[:16]
+    return short_hash([corpus, list(zip(ids, inputs, strict=True)), [[one.id, one.input] for one in quarantined]])
 
 
 def pack(rows: PartRows, spec: Spec) -> dict[str, PiecedArray]:

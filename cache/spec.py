@@ -33,6 +33,11 @@ def canonical_json(value: Any) -> bytes:
     ).encode(errors="replace")
 
 
+def short_hash(value: Any) -> str:
+    """The first 16 hex digits of the sha256 of its canonical JSON: what names parts, features and runs."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
+
+
 def checksummed_json(record: Any) -> bytes:
     """Canonical JSON of `record`, with `"sha256"` (of those bytes) put in as its last key, and a newline."""
     body = canonical_json(record)
@@ -108,7 +113,7 @@ class Spec:
     @property
     def fingerprint(self) -> str:
         """The first 16 hex digits of the sha256 of the canonical JSON of `identity()`."""
-        return hashlib.sha256(canonical_json(self.identity())).hexdigest()[:16]
+        return short_hash(self.identity())
 
     def to_json(self) -> dict[str, Any]:
         """The content of `spec.json`."""

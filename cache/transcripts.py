@@ -1,7 +1,6 @@
 """Transcripts that a speech recogniser has made, by the audio that they are of: a killed run goes on from them."""
 
 import contextlib
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import msgspec
 from ser.errors import CorruptStore
 
 from .atomic_io import explain_disk_errors, make_folder, replace_file
-from .spec import FORMAT_VERSION, canonical_json, checksummed_json, read_checksummed
+from .spec import FORMAT_VERSION, checksummed_json, read_checksummed, short_hash
 
 FOLDER = "transcripts"
 
@@ -22,11 +21,6 @@ class Transcripts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     made_by: dict[str, Any]
     texts: dict[str, str]
     format_version: int = FORMAT_VERSION
-
-
-def short_hash(value: Any) -> str:
-    """The first 16 hex digits of the sha256 of its canonical JSON."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
 
 def put_transcripts(store: Path, made_by: Mapping[str, Any], texts: Mapping[str, str]) -> None:

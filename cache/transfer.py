@@ -12,7 +12,6 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,17 +57,6 @@ def read_ids(path: Path) -> list[str]:
         raise StoreError(f"{path}: not a list of ids ({error})") from error
 
 
-@dataclass(frozen=True)
-class Imported:
-    """What an import did."""
-
-    feature: str
-    fingerprint: str
-    rows: int
-    missing: int  # utterances of the manifest that the file does not have
-    parts: int  # published now; 0 if all was there already
-
-
 def import_feature(
     store: Store,
     name: str,
@@ -78,8 +66,11 @@ def import_feature(
     ids: Sequence[str] | None = None,
     backend: str = "zarr",
     replace: bool = False,
-) -> Imported:
-    """Publish the rows of a feature file.
+) -> dict[str, Any]:
+    """Publish the rows of a feature file. Returns what was done.
+
+    That is `feature`, `fingerprint`, `rows`, `missing` (utterances of the manifest that the file does not have) and
+    `parts` (published now; 0 if all was there already).
 
     The file holds `values` `[rows, dim]`, with `offsets` `[n + 1]` where an utterance has several rows, and `ids`; or
     one array per utterance, named by its id. Without ids anywhere the rows are in the manifest's order, one utterance
@@ -119,7 +110,8 @@ def import_feature(
         part = PartRows.from_packed(manifest.corpus, [digests[id_] for id_ in packed.ids], packed)
         parts += feature.publish(part, backend, {"command": "import"}) is not None
     store.put_manifest(manifest, replace, "cache import")
-    return Imported(spec.name, spec.fingerprint, len(rows), len(manifest) - len(rows), parts)
+    counts = {"rows": len(rows), "missing": len(manifest) - len(rows), "parts": parts}
+    return {"feature": spec.name, "fingerprint": spec.fingerprint, **counts}
 
 
 def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] | None) -> tuple[Packed, bool]:

@@ -29,6 +29,7 @@ from .transcripts import FOLDER, check_transcripts
 JOURNAL = "verify.journal"
 BAD = "bad"
 _PIECE = 1 << 20
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | PLAIN
 _DAY = 24 * 3600
 
 
@@ -54,24 +55,21 @@ def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[
     """
     journal, things = store.path / JOURNAL, _things(store)
     good = set() if fresh else _recently_good(journal)
+    with contextlib.suppress(OSError):  # here and below: of a read-only store
+        if not good:
+            journal.unlink()
     pool = ThreadPoolExecutor(min(8, usable_cores()))
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | PLAIN | (0 if good else os.O_TRUNC)
-    log = None
-    with contextlib.suppress(OSError):
-        log = os.open(journal, flags, 0o644)
     try:
         results = pool.map(lambda thing: _checked(store, thing, repair, good), things)
         for number, (checked, stamp) in enumerate(results, 1):
-            if log is not None and stamp is not None and checked.problem is None:
-                with contextlib.suppress(OSError):
-                    os.write(log, f"{int(time.time())} {stamp}\n".encode())
+            if stamp and not checked.problem:
+                with contextlib.suppress(OSError), os.fdopen(os.open(journal, _APPEND, 0o644), "ab") as lines:
+                    lines.write(f"{int(time.time())} {stamp}\n".encode())
             yield replace(checked, remaining=len(things) - number)
     finally:
         pool.shutdown(cancel_futures=True)
-        if log is not None:
-            os.close(log)
-    if log is not None:  # which is closed: Windows unlinks no open file
-        journal.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        journal.unlink()
 
 
 def _recently_good(journal: Path) -> set[str]:

@@ -142,8 +142,8 @@ def import_(name: str, file: Path, store: Path, as_json: bool, manifest: Path | 
     rows = read_manifest(manifest, corpus or manifest.stem) if manifest else opened.manifest(corpus)
     ids = read_ids(options["ids"]) if options["ids"] else None
     done = import_feature(opened, name, file, options["modality"], rows, ids, options["backend"], options["replace"])
-    text = f"{done.feature}@{done.fingerprint}: {done.rows} rows of {len(rows)}, {done.missing} missing"
-    answer(asdict(done) if as_json else text)
+    text = "{feature}@{fingerprint}: {rows} rows of {of}, {missing} missing".format(of=len(rows), **done)
+    answer(done if as_json else text)
 
 
 @cache.command()

@@ -61,7 +61,7 @@ def test_there_and_back(tmp_path: Path, suffix: str, level: str, dtype: str) -> 
     assert [id_.decode() if isinstance(id_, bytes) else id_ for id_ in ids(data)] == manifest.ids
     back = open_store(tmp_path / "b", create=True)
     done = import_feature(back, "mine", path, feature.spec.modality, manifest, backend="hdf5")
-    assert (done.rows, done.missing, done.parts) == (10, 0, 1)
+    assert [done[name] for name in ("rows", "missing", "parts")] == [10, 0, 1]
     mine = back["mine"]
     assert (mine.spec.level, mine.spec.dtype, mine.spec.dim) == (level, dtype, 8)
     old, new = feature.load(manifest), mine.load(back.manifest())
@@ -124,7 +124,7 @@ def test_what_others_write(tmp_path: Path, empty: Store, name: str) -> None:
     assert np.array_equal(packed.values, VALUES) and packed.values.dtype == np.float32
     assert empty["mine"].spec.level == "utterance" and empty["mine"].spec.config["sha256"]
     done = import_feature(empty, "mine", tmp_path / name, "audio", manifest)
-    assert done.parts == 0 and len(empty.features()) == 1
+    assert done["parts"] == 0 and len(empty.features()) == 1
 
 
 def test_ids_in_another_order_and_some_missing(tmp_path: Path, empty: Store) -> None:
@@ -135,7 +135,7 @@ def test_ids_in_another_order_and_some_missing(tmp_path: Path, empty: Store) -> 
     (tmp_path / "ids.json").write_text(json.dumps(ids))
     assert read_ids(tmp_path / "ids.txt") == read_ids(tmp_path / "ids.json") == ids
     done = import_feature(empty, "mine", tmp_path / "x.npy", "audio", manifest, ids=ids)
-    assert (done.rows, done.missing) == (7, 5)
+    assert (done["rows"], done["missing"]) == (7, 5)
     assert np.array_equal(empty["mine"]["u010"], VALUES[1])
     assert empty["mine"].missing(manifest) == [0, 1, 2, 3, 4]
 
@@ -291,7 +291,7 @@ def test_large_imports_are_cut_into_parts(tmp_path: Path, empty: Store, monkeypa
     offsets = np.array([0, 1, 4, 5, 9, 10, 12])
     np.savez(tmp_path / "x.npz", values=np.tile(VALUES, (1, 10)), offsets=offsets)
     done = import_feature(empty, "mine", tmp_path / "x.npz", "text", manifest)
-    assert done.parts >= 4 and empty["mine"].spec.level == "token"
+    assert done["parts"] >= 4 and empty["mine"].spec.level == "token"
     packed = empty["mine"].load(manifest)
     assert np.array_equal(packed.values, np.tile(VALUES, (1, 10))) and packed.offsets.tolist() == offsets.tolist()
 

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
 from ser.cache.atomic_io import Buffer, locked, make_folder, read_small, remove_leftovers, write_whole
-from ser.cache.spec import canonical_json
+from ser.cache.spec import short_hash
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
 from .data.labels import DIMENSIONS
@@ -114,8 +114,7 @@ def column(what: str, test: str) -> str:
 
 def run_name(config: Mapping[str, Any]) -> str:
     """The first 16 hex digits of the sha256 of the config's canonical JSON, provenance left out."""
-    hashed = {key: value for key, value in config.items() if key != "provenance"}
-    return hashlib.sha256(canonical_json(hashed)).hexdigest()[:16]
+    return short_hash({key: value for key, value in config.items() if key != "provenance"})
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ import numpy as np
 
 from ser.cache.atomic_io import read_named
 from ser.cache.part import Quarantine
+from ser.cache.spec import short_hash
 from ser.cache.store import check_local, check_name, open_store
-from ser.cache.transcripts import put_transcripts, read_transcripts, short_hash
+from ser.cache.transcripts import put_transcripts, read_transcripts
 from ser.engines.machine import choose_device, exact_arithmetic
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.weights import find_checkpoint, load_encoder

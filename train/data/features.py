@@ -1,6 +1,5 @@
 """What `--features` names, and the dataset that it makes of a corpus in the store."""
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import torch
 
 from ser.cache.manifest import Manifest
 from ser.cache.part import Packed
-from ser.cache.spec import Spec, canonical_json
+from ser.cache.spec import Spec, canonical_json, short_hash
 from ser.cache.store import Feature, Store, open_store
 from ser.engines.machine import memory_budget
 from ser.errors import MissingRows, WrongUse
@@ -140,10 +139,9 @@ class ModalitySelection:
         if len(self.parts) == 1:
             return self.parts[0].described
         joined = [one.described for one in self.parts]
-        digest = hashlib.sha256(canonical_json(joined)).hexdigest()[:16]
         firsts = np.cumsum([0, *self.sums[:-1]])
         sums = [[layers, self.parts[first].dim] for layers, first in zip(self.sums, firsts, strict=True)]
-        return {"feature": self.name, "fingerprint": digest, "pool": "mean", "sums": sums, "joined": joined}
+        return {"feature": self.name, "fingerprint": short_hash(joined), "pool": "mean", "sums": sums, "joined": joined}
 
     @property
     def specs(self) -> dict[str, Any]:
