@@ -227,17 +227,16 @@ def _card(there: bytes | None, published: Published, manifests: Sequence[Manifes
 
 def open_published(url: str) -> tuple[Remote, str, Published]:
     """The place at a URL, the root digest of what is published there, or the one after its `@`, and its record."""
-    url, begin = split_digest(url)
-    remote = Remote(url)
-    digest = remote.digest(begin)
+    place, digest = split_digest(url)
+    remote = Remote(place)
+    digest = digest or remote.latest()
     return remote, digest, remote.published(digest)
 
 
 class Pull:
     """Copy what is published at a URL, `…@DIGEST` for nothing else, into a store: see `parts`, `bytes` and `run`.
 
-    The beginning of a digest is enough. Raises `WrongUse` for what is not published there, and `CorruptStore` for what
-    its digest does not name.
+    Raises `WrongUse` where nothing is published, and `CorruptStore` for what its digest does not name.
     """
 
     def __init__(

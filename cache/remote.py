@@ -121,9 +121,8 @@ def file_record(content: bytes) -> FileRecord:
 
 
 def split_digest(url: str) -> tuple[str, str | None]:
-    """The URL, and the root digest behind its `@`, or its beginning: not on the Hub, where that is a revision."""
-    shortest = 64 if url.startswith("hf://") else 4
-    found = re.fullmatch(f"(.+)@([0-9a-f]{{{shortest},64}})", url)
+    """The URL, and the root digest behind its `@`: all of it, as a beginning would be easy to forge."""
+    found = re.fullmatch(f"(.+)@({_HEX64})", url)
     return (found[1], found[2]) if found else (url, None)
 
 
@@ -289,18 +288,9 @@ class Remote:
                 raise CorruptStore(f"{where}: is not what its digest names")
             return to_record(content, Published, where)
 
-    def digest(self, begin: str | None) -> str:
-        """The root digest that begins so; the latest for None. Raises `WrongUse` if there is none or several."""
-        found = [begin] if begin and len(begin) == 64 else list[str]()
-        if begin is None and (latest := self.read(LATEST)):
-            found = [latest.decode(errors="replace").strip()]
-        elif begin and not found:
-            with explained(self.shown), contextlib.suppress(FileNotFoundError):
-                names = "\n".join(self._fs.ls(self._root, detail=False))
-                found = re.findall(RECORD.format(f"({begin}[0-9a-f]*)"), names)
-        if not found:
-            under = f" under a digest that begins with {begin}" if begin else ""
-            raise WrongUse(f"{self.shown}: nothing is published there{under}; `ser cache push URL` does it")
-        if len(found) > 1:
-            raise WrongUse(f"{self.shown}: {len(found)} digests begin with {begin}, give more: {', '.join(found)}")
-        return found[0]
+    def latest(self) -> str:
+        """The root digest of what was published last. Raises `WrongUse` if nothing was."""
+        if (digest := self.read(LATEST)) is None:
+            more = "a root digest behind an @ has 64 digits"
+            raise WrongUse(f"{self.shown}: nothing is published there; `ser cache push URL` does it, and {more}")
+        return digest.decode(errors="replace").strip()

@@ -40,7 +40,7 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, ours: str, o
     answer(report_text(cells, unfinished, paired))
     wanted: dict[Any, Path] = {form: path for form, path in {"html": html, **files}.items() if path}
     if wanted:
-        from ser.train.report.html import write_html
+        from ser.train.report.sections import write_html
         from ser.train.report.tables import write_tables
 
         page = make_page(cells, unfinished)

@@ -51,7 +51,7 @@ def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> Resolv
 def rows_of(extractors: Sequence[Extractor], given: Path | str, warnings: list[str]) -> dict[str, Rows]:
     """The features of one audio file (a path) or transcript (a string), by fingerprint.
 
-    What is odd about it, such as a text that was cut, is added to `warnings`. Raises `UtteranceError` for what cannot be used.
+    Adds what is odd about it, such as a cut text, to `warnings`. Raises `UtteranceError` for what cannot be used.
     """
     source: Clip | str = decode(given) if isinstance(given, Path) else given
     outcomes = [extractor.run([source])[0] for extractor in extractors]

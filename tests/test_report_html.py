@@ -30,9 +30,16 @@ from ser.train.report.attention import attend, weights_of
 from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.examples import agreement
 from ser.train.report.figures import svg_of
-from ser.train.report.html import write_html
 from ser.train.report.provenance import command, what_was_run
-from ser.train.report.sections import Page, cautions, claimed_better, make_page, papers_tests_table, report_text
+from ser.train.report.sections import (
+    Page,
+    cautions,
+    claimed_better,
+    make_page,
+    papers_tests_table,
+    report_text,
+    write_html,
+)
 from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
 from ser.train.run import load_model
 from ser.train.run_folder import CONFIG, RESULT, Run, column, find_runs, run_name

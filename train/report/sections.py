@@ -1,12 +1,14 @@
-"""The report's sections about scores, and the page that all of its sections make."""
+"""The report's sections about scores, and the page that all of its sections make: its text, and its HTML."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, zip_longest
+from pathlib import Path
 from textwrap import fill
 
 import numpy as np
 
+from ser.cache.atomic_io import write_whole
 from ser.errors import WrongUse
 from ser.train.recipe import TESTS
 from ser.train.run_folder import Run
@@ -17,7 +19,7 @@ from .calibration import calibrated, calibration_table, ratings, ratings_table, 
 from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts
 from .cells import Cell, drawn, grouped, same_run
 from .examples import Inside, attended, errors
-from .figures import Point
+from .figures import Point, svg_of
 from .paper import beside, claimed, quoted_for
 from .provenance import COMMANDS, command, what_was_run
 from .significance import compare, holm, mcnemar, p_of_runs
@@ -28,6 +30,7 @@ SERIES = 4  # cells in a plot where each is a series
 ALL_PAIRS = 5  # cells; with more, each is tested against the first only
 EPOCHS = 30  # of each cell in the table of learning curves
 MAIN = ("ua", "wa")
+SHORT, ROOMY = 18, 34  # letters: so short a word is not broken, so long a text needs room
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,27 @@ def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
     told = {name: [*filter(None, tables)] for name, tables in sections.items()}
     kept = {name: tables for name, tables in told.items() if tables or (name == "inside" and inside.fault)}
     return Page(cells, unfinished, cautions(cells), kept, inside)
+
+
+def write_html(page: Page, path: Path) -> None:
+    """Write the page as one file that needs no other: page.html lays it out, and escapes all that it is given."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"classes": _classes, "svg": svg_of}
+    write_whole(path, environment.get_template("page.html").render(page=page).encode())
+
+
+def _classes(table: Table) -> list[str]:
+    """A class for each column: numbers to the right, short words unbroken, long texts with room."""
+    longest = [max(map(len, texts)) for texts in zip(*table.texts, strict=True)]
+    return [
+        "n" if not isinstance(first, str) else "short" if n <= SHORT else "long" if n > ROOMY else ""
+        for first, n in zip(table.columns.values(), longest, strict=True)
+    ]
 
 
 def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool = False) -> str:
