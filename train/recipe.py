@@ -63,7 +63,6 @@ class Cell:
     written: Experiment
     test: str = "both"
     paper: Mapping[str, float] | None = None
-    paper_seeds: int = 1  # that the paper's numbers are the mean of
     utterances: int | None = None  # that the paper's numbers are of, in all parts, if the recipe says it
     differs: str = ""  # in what the recipe's own cell is not what the paper's numbers are of, such as "features"
     over: tuple[str, ...] = ()  # the settings that are searched
@@ -162,4 +161,4 @@ def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any], budge
     given = {key: value for key, value in options.items() if key != "set"}
     experiment = replace(written, **given, also_set=tuple(options.get("set", ())))
     about = read.utterances, read.differs, tuple(several), candidates(several, budget)
-    return Cell(read.name, experiment, written, read.test, read.paper, line.get("seeds", 1), *about)
+    return Cell(read.name, experiment, written, read.test, read.paper, *about)

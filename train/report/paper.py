@@ -136,7 +136,7 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
         for one in (one for one in recipe.cells if one.test == test):
             barred, differs = differences(cell.runs, one, recipe.models)
             where = f"{recipe.title.partition(':')[0]}: {one.name}"
-            found += [] if barred else [Quoted(recipe, where, one.paper or {}, one.paper_seeds, differs)]
+            found += [] if barred else [Quoted(recipe, where, one.paper or {}, one.written.seeds, differs)]
     apart = [len(_structural(cell.config["fusion"]).intersection(one.differs)) for one in found]
     return [one for one, count in zip(found, apart, strict=True) if one.numbers and count == min(apart)]
 

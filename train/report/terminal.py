@@ -98,7 +98,7 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     metrics = metrics or [metric for metric in every if " " not in metric][:2]
     rated = [metric for metric in every if " " in metric]  # no percent
     warning = caveat(run.result for cell in runs.values() for run in cell if run.finished)
-    seeds = {cell.name: cell.paper_seeds for cell in recipe.cells}
+    seeds = {cell.name: cell.written.seeds for cell in recipe.cells}
     tested, differing = any(row.compared for row in rows), any(row.differs for row in rows)
     lines, about = [], {row.conditions for row in rows}
     title = f"{recipe.title} ({', '.join(about)})" if len(about) == 1 else recipe.title  # a terminal is narrow
