@@ -14,7 +14,7 @@ void fail_at(const char *below, int call, int writing, int error) {
     left = call, writes = writing, failure = error;
 }
 
-int calls_left(void) { return left; }
+int calls_left(void) { return left > 0 ? left : 0; }
 
 /* 1: this call fails, with errno set; 2: it comes short; 0: neither. */
 static int fails(int file, int writing) {
@@ -22,7 +22,8 @@ static int fails(int file, int writing) {
     if (left <= 0 || writing != writes) return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", file);
     ssize_t length = readlink(link, path, sizeof path - 1);
-    if (length < 0 || strncmp(path, folder, strlen(folder)) || --left) return 0;
+    if (length < 0 || strncmp(path, folder, strlen(folder))) return 0;
+    if (__atomic_fetch_sub(&left, 1, __ATOMIC_SEQ_CST) != 1) return 0; /* threads read side by side: one of them fails */
     errno = failure;
     return failure ? 1 : 2;
 }
