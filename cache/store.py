@@ -48,7 +48,7 @@ def check_local(path: Path | str) -> Path:
     """Where a store is to be written or opened. Raises `WrongUse` for a URL."""
     if "://" in str(path) or re.match("[a-z0-9]{2,}:/", str(path)):  # a Path keeps one slash
         there = "whose card, README.md, says what is published there, and `pull URL --dry-run` how much"
-        raise WrongUse(f"{path}: must be a path; `ser cache push` and `pull` copy stores to and from a URL, {there}")
+        raise WrongUse(f"a store must be a path here, not a URL; `ser cache push` and `pull` copy them, {there}")
     return Path(path)
 
 
