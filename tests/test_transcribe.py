@@ -138,6 +138,7 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
     ("reference", "heard", "errors", "words"),
     [
         ("It's [LAUGHTER] so, it\u2019s SO!", "it's so its so", 1, 4),
+        ("'Hello,' they said, 'n' \u2018go\u2019 the dogs'", "hello they said n go the dogs", 0, 7),
         ("one two three", "", 3, 3),
         ("one two three", "zero one three four", 3, 3),
         ("...", "something", 0, 0),

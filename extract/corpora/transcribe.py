@@ -160,9 +160,9 @@ class Transcription:
 
 
 def split_words(text: str) -> list[str]:
-    """The words that are compared: without case, punctuation (an apostrophe stays) and tags such as [LAUGHTER]."""
+    """The words that are compared: without case, punctuation (an apostrophe within stays), tags such as [LAUGHTER]."""
     plain = unicodedata.normalize("NFKC", TAG.sub(" ", text)).casefold().replace("’", "'")
-    return re.sub(r"[^\w\s']|_", " ", plain).split()
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", plain)
 
 
 def word_errors(pairs: Sequence[tuple[str, str]]) -> tuple[int, int, int]:
