@@ -345,11 +345,14 @@ def remove_leftovers(store: Path) -> list[str]:
     return removed
 
 
-def remove_folder(folder: Path, store: Path) -> None:
+def remove_folder(folder: Path, store: Path, lock: contextlib.ExitStack | None = None) -> None:
     """Remove a folder of a store, durably and in one step: it is moved aside first, which a full disk allows.
 
-    So it is out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed.
+    So it is out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed. A `lock` in
+    it is held until it is moved; Windows moves no folder in which a file is open.
     """
+    lock = lock or contextlib.ExitStack()
+    _O_DIRECTORY or lock.close()
     aside = store / "tmp" / f"{_ASIDE}{secrets.token_hex(8)}"
     try:
         make_folder(aside.parent)
@@ -359,6 +362,7 @@ def remove_folder(folder: Path, store: Path) -> None:
         aside = folder  # there is no room for `tmp/`
     with contextlib.suppress(FileNotFoundError):  # another process was faster
         os.rename(folder, aside)  # noqa: PTH104
+        lock.close()  # over NFS no folder goes while a file in it is open
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside)
         else:

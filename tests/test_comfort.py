@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import threading
 import venv
 from pathlib import Path
 from unittest.mock import Mock
@@ -99,7 +100,8 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
 
 
 def test_only_runs_are_removed_and_none_that_is_trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ser.cache.atomic_io import locked
+    from ser.cache.atomic_io import locked, remove_folder
+    from ser.train.run_folder import claimed
 
     finished, unfinished = find_runs("runs")
     (unfinished.path / "result.json").unlink()
@@ -110,6 +112,24 @@ def test_only_runs_are_removed_and_none_that_is_trained(here: Path, monkeypatch:
         assert "nothing to remove" in ser("runs", "prune", "--days", "0").stdout
         assert "is trained just now" in ser("runs", "remove", f"runs/{unfinished.name}").stderr
     assert unfinished.name in ser("runs", "prune", "--days", "0", "--dry-run").stdout and unfinished.path.exists()
+    began, waits = list[bool](), shutil.copytree(unfinished.path, here / "other" / unfinished.name)
+
+    def train() -> None:
+        with claimed(waits) as run:
+            began.append(run.path.exists())
+
+    def removed_meanwhile(*asked: object) -> None:
+        trains.start()
+        trains.join(0.5)
+        assert not began
+        remove_folder(*asked)
+
+    trains = threading.Thread(target=train)
+    with monkeypatch.context() as patch:
+        patch.setattr("ser.train.runs.remove_folder", removed_meanwhile)
+        assert "removed other" in ser("runs", "prune", "other", "--days", "0").stdout
+    trains.join()
+    assert began == [True] and [path.name for path in waits.iterdir()] == ["lock"]
     (unfinished.path / "lock").unlink()
     os.mkfifo(unfinished.path / "lock")  # nobody waits for it
     (unfinished.path / ".0.part").symlink_to("gone")  # as a file is that a training has just put in its place

@@ -328,6 +328,10 @@ def claimed(path: Path) -> Iterator[Run]:
         return
     make_folder(path)
     with locked(path / "lock", "waits for the process that trains this run"):
+        if not path.exists():  # `ser runs remove` was faster
+            with claimed(path) as run:
+                yield run
+            return
         remove_leftovers(path.parent / SHARED)
         for entry in (path, *path.iterdir()):
             if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):

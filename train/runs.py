@@ -98,13 +98,17 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 def unfinished(runs: Sequence[Run], days: float) -> Iterator[Run]:
     """The runs without a result that nobody trains now and in which nothing has changed for so many days."""
     for run in runs:
-        if not run.finished and time.time() - changed(run) > days * 86_400 and not in_use(run):
-            yield run
+        if not run.finished and time.time() - changed(run) > days * 86_400:
+            with contextlib.ExitStack() as lock:
+                idle = not in_use(run, lock)
+            if idle:
+                yield run
 
 
-def in_use(run: Run) -> bool:
-    """Whether a process of this machine trains it just now."""
-    with contextlib.suppress(FileNotFoundError), open_lock(run.path / "lock") as (_, held):
+def in_use(run: Run, lock: contextlib.ExitStack) -> bool:
+    """Whether a process of this machine trains it just now; if not, none begins to before `lock` is closed."""
+    with contextlib.suppress(FileNotFoundError):
+        _, held = lock.enter_context(open_lock(run.path / "lock"))
         return held is False
     return False
 
@@ -115,10 +119,10 @@ def remove(run: Run) -> int:
     Raises `WrongUse` for one that is trained just now, `StoreError` if the disk does not let it go.
     """
     freed, runs = size(run), run.path.parent
-    if in_use(run):
-        raise WrongUse(f"{run.path}: is trained just now; stop that process first")
-    with explain_disk_errors(f"removing {run.path}", runs):
-        remove_folder(run.path, runs / SHARED)
+    with explain_disk_errors(f"removing {run.path}", runs), contextlib.ExitStack() as lock:
+        if in_use(run, lock):
+            raise WrongUse(f"{run.path}: is trained just now; stop that process first")
+        remove_folder(run.path, runs / SHARED, lock)
     return freed
 
 
