@@ -68,13 +68,10 @@ class Push:
         names = corpus.split("+") if corpus else store.corpora() or [store.only_corpus()]
         known = [store.manifest(name) for name in names]
         self._manifests = {one.corpus: one if with_text else one.without_text() for one in known}
-        asked = [store.feature(name, corpus) for name in feature_names(features)]
-        self._features = asked if features else store.features()
-        self.remote = Remote(url)
-        wanted, self.parts = _whose_rows(known), dict[str, tuple[Feature, Part]]()
-        for feature in self._features:
-            mine = (part for part in feature.parts() if part.record.corpus in wanted)
-            self.parts |= {part.folder.relative_to(store.path).as_posix(): (feature, part) for part in mine}
+        self._features = [store.feature(name, corpus) for name in feature_names(features)] or store.features()
+        self.remote, wanted = Remote(url), _whose_rows(known)
+        both = [(one, part) for one in self._features for part in one.parts() if part.record.corpus in wanted]
+        self.parts = {part.folder.relative_to(store.path).as_posix(): (feature, part) for feature, part in both}
         self._before = self._published(self.remote.read(LATEST))
         self._merged(self._before)  # whether that may be, before anything is sent
         checked = [] if replace else self.remote.each(self._whole, self.parts)  # else all is compared byte by byte
@@ -151,14 +148,11 @@ class Push:
             mine = {folder_of(one.spec): one.spec for one in self._features}
             records = {corpus: file_record(manifest.content) for corpus, manifest in manifests.items()}
             merged = Published(records, mine | before.features, self._whole_there | before.parts | sent)
-            digest = file_record(merged.content).sha256
+            digest, card = file_record(merged.content).sha256, self.remote.read("README.md")
+            card = _card(card, merged, [*manifests.values()], f"{self.remote.shown}@{digest}")
             files = {f"{folder}/spec.json": checksummed_json(merged.features[folder].to_json()) for folder in mine}
-            files[RECORD.format(digest)] = merged.content
-            files["README.md"] = _card(
-                self.remote.read("README.md"), merged, [*manifests.values()], f"{self.remote.shown}@{digest}"
-            )
-            for corpus in sorted(records):
-                files[f"manifests/{corpus}/latest"] = f"{records[corpus].sha256}\n".encode()
+            files |= {RECORD.format(digest): merged.content, "README.md": card}
+            files |= {f"manifests/{name}/latest": f"{one.sha256}\n".encode() for name, one in sorted(records.items())}
             for path, content in files.items():
                 if self.remote.read(path) != content:
                     self.remote.write(path, content)

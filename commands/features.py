@@ -84,13 +84,9 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
         scan = job.run(bars.update)
     about = job.about
     rate = f"{100 * about['wer']:.1f} %" if about["words"] else "not known"
-    done = (
-        f"{job.name}: {left} of {of} utterances transcribed now, {about['empty']} have no word; word error rate {rate}"
-    )
-    say(
-        f"{done} over {about['words']} words of {about['utterances']} transcripts, without case and punctuation",
-        as_json,
-    )
+    done = f"{job.name}: {left} of {of} utterances transcribed now, {about['empty']} have no word"
+    compared = f"{about['words']} words of {about['utterances']} transcripts, without case and punctuation"
+    say(f"{done}; word error rate {rate} over {compared}", as_json)
     for problem in scan.unusable("text").values():
         say(f"left out: {problem}", err=True)
     return scan

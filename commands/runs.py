@@ -129,12 +129,11 @@ def prune(folders: tuple[Path, ...], days: float, dry_run: bool) -> None:
 
 
 def _remove(found: list[Any], dry_run: bool) -> None:
-    from ser.train.runs import remove as remove_run
-    from ser.train.runs import size
+    from ser.train import runs as kept
 
     for run in found:
         name = os.path.relpath(run.path)  # it may be the working folder
-        freed = size(run) if dry_run else remove_run(run)
+        freed = kept.size(run) if dry_run else kept.remove(run)
         answer(f"{'would remove' if dry_run else 'removed'} {name} ({freed / 1e6:.1f} MB)")
     if not found:
         answer("nothing to remove")
