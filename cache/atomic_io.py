@@ -22,7 +22,7 @@ import socket
 import stat
 import time
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -345,14 +345,12 @@ def remove_leftovers(store: Path) -> list[str]:
     return removed
 
 
-def remove_folder(folder: Path, store: Path, lock: contextlib.ExitStack | None = None) -> None:
+def remove_folder(folder: Path, store: Path, moved: Callable[[], Any] = lambda: False) -> bool:
     """Remove a folder of a store, durably and in one step: it is moved aside first, which a full disk allows.
 
-    So it is out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed. A `lock` in
-    it is held until it is moved; Windows moves no folder in which a file is open.
+    So it is out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed. Then `moved`
+    is called: it may close what is open there, and if it returns True the folder goes back. Returns whether it is gone.
     """
-    lock = lock or contextlib.ExitStack()
-    _O_DIRECTORY or lock.close()
     aside = store / "tmp" / f"{_ASIDE}{secrets.token_hex(8)}"
     try:
         make_folder(aside.parent)
@@ -360,14 +358,17 @@ def remove_folder(folder: Path, store: Path, lock: contextlib.ExitStack | None =
         if error.errno not in _FULL:
             raise
         aside = folder  # there is no room for `tmp/`
+    _O_DIRECTORY or moved()  # Windows moves no folder in which a file is open, and over NFS none can be deleted
     with contextlib.suppress(FileNotFoundError):  # another process was faster
         os.rename(folder, aside)  # noqa: PTH104
-        lock.close()  # over NFS no folder goes while a file in it is open
+        if moved() and move_into_place(aside, folder):
+            return False
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside)
         else:
             aside.unlink()
         sync_folder(folder.parent)
+    return True
 
 
 def _abandoned(folder: Path) -> bool:

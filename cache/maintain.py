@@ -174,7 +174,7 @@ def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: 
         seen = set[str]()
         try:
             feature = Feature(store.path, folder)
-            current = _current(store, feature)
+            current = {key for manifest in _latest(store).values() for key in feature.keys(manifest)}
             # Anew each time: others publish parts and remove them, and so does this.
             while part := next((part for part in feature.parts() if part.name not in seen), None):
                 seen.add(part.name)
@@ -186,9 +186,9 @@ def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: 
             yield Removed(str(folder.relative_to(store.path)), 0, 0, str(error))
 
 
-def _current(store: Store, feature: Feature) -> set[Key]:
-    """The rows that the latest manifests ask for. Whoever publishes a row has put the manifest that does so before."""
-    return {key for corpus in store.corpora() for key in feature.keys(store.manifest(corpus))}
+def _latest(store: Store) -> dict[str, Manifest]:
+    """The manifests, by digest, whose rows are current. Whoever publishes a row has put the one that asks for it."""
+    return {one.digest: one for one in map(store.manifest, store.corpora())}
 
 
 def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], list[Quarantine]] | None:
@@ -205,8 +205,8 @@ def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], l
 
 
 def _rewrite(store: Store, feature: Feature, part: Part, dry_run: bool) -> Iterator[Removed]:
-    # The manifests again, the parts having been listed: another process may have put one since.
-    if (found := _kept(feature, part, _current(store, feature))) is None:
+    latest = _latest(store)  # again, the parts having been listed: another process may have put one since
+    if (found := _kept(feature, part, {key for one in latest.values() for key in feature.keys(one)})) is None:
         return
     record, (kept, quarantined) = part.record, found
     if not dry_run:
@@ -215,5 +215,6 @@ def _rewrite(store: Store, feature: Feature, part: Part, dry_run: bool) -> Itera
             rows = PartRows.from_packed(record.corpus, [record.inputs[i] for i in kept], packed, quarantined)
             feature.publish(rows, record.backend, record.written_by)
         with explain_disk_errors("removing superseded rows", store.path):
-            remove_folder(part.folder, store.path)
+            if not remove_folder(part.folder, store.path, lambda: _latest(store).keys() != latest.keys()):
+                return (yield from _rewrite(store, feature, part, dry_run))  # a row of it may be current again
     yield Removed(str(part.folder.relative_to(store.path)), part.bytes, len(part.keys) - len(kept))

@@ -116,9 +116,10 @@ def _checked(store: Store, path: Path, repair: bool, good: Container[str | None]
     try:
         size, note = _check(store, path)
     except SerError as error:
-        problem = str(error)
+        gone = path.parent.name == "parts" and not os.path.lexists(path)  # since it was listed
+        problem = None if gone else str(error)
         # What a newer ser wrote, or may not be read by this user, is not corrupt.
-        if repair and isinstance(error, CorruptStore):
+        if repair and not gone and isinstance(error, CorruptStore):
             repaired = _repair(store, path)
     except OSError as error:
         problem = f"{path}: cannot be read ({error.strerror or error})"

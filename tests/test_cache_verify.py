@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import crc32c
 import numpy as np
 import pytest
 
+from ser.cache.atomic_io import remove_folder
 from ser.cache.maintain import list_features, remove_superseded
 from ser.cache.part import publish
-from ser.cache.store import Manifest, Quarantine, open_store
+from ser.cache.store import Feature, Manifest, Quarantine, open_store
 from ser.cache.transfer import copy
-from ser.cache.verify import JOURNAL, verify
+from ser.cache.verify import JOURNAL, check_part, verify
 from ser.errors import StoreError, WrongUse
 from ser.tests.store_samples import (
     check_whole,
@@ -171,7 +173,7 @@ def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
     assert list(remove_superseded(store)) == [] and not [c for c in verify(store) if c.note or c.problem]
 
 
-def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path) -> None:
+def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = "hdf5"
     store, feature, manifest, arrays = sample_store(tmp_path / "s", backend)
     later = store.add(spec_of("utterance"))
@@ -187,6 +189,18 @@ def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path) -> None
     list(removing)
     check_whole(later, newest, values)
     assert feature.complete(newest) and list(remove_superseded(store)) == []
+    store.put_manifest(replace(newest, table=newest.table.slice(0, 14)), replace=True)
+    published = Feature.publish  # of what is kept, before another process finds the rows of its manifest there
+    monkeypatch.setattr(Feature, "publish", lambda *part: (published(*part), store.put_manifest(newest, replace=True)))
+    assert list(remove_superseded(store)) and later.complete(newest)
+    check_whole(feature, newest, {**values_of(newest, feature.spec), **arrays})
+
+    def late(part: Path, *asked: Any) -> object:
+        remove_folder(part, store.path)
+        return check_part(part, *asked)
+
+    monkeypatch.setattr("ser.cache.verify.check_part", late)
+    assert not [one for one in verify(store, repair=True) if one.problem or one.repaired]
 
 
 @pytest.mark.parametrize(

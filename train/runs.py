@@ -98,17 +98,14 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 def unfinished(runs: Sequence[Run], days: float) -> Iterator[Run]:
     """The runs without a result that nobody trains now and in which nothing has changed for so many days."""
     for run in runs:
-        if not run.finished and time.time() - changed(run) > days * 86_400:
-            with contextlib.ExitStack() as lock:
-                idle = not in_use(run, lock)
-            if idle:
-                yield run
+        if not run.finished and time.time() - changed(run) > days * 86_400 and not in_use(run):
+            yield run
 
 
-def in_use(run: Run, lock: contextlib.ExitStack) -> bool:
+def in_use(run: Run, lock: contextlib.ExitStack | None = None) -> bool:
     """Whether a process of this machine trains it just now; if not, none begins to before `lock` is closed."""
-    with contextlib.suppress(FileNotFoundError):
-        _, held = lock.enter_context(open_lock(run.path / "lock"))
+    with contextlib.ExitStack() as own, contextlib.suppress(FileNotFoundError):
+        _, held = (lock or own).enter_context(open_lock(run.path / "lock"))
         return held is False
     return False
 
@@ -122,7 +119,7 @@ def remove(run: Run) -> int:
     with explain_disk_errors(f"removing {run.path}", runs), contextlib.ExitStack() as lock:
         if in_use(run, lock):
             raise WrongUse(f"{run.path}: is trained just now; stop that process first")
-        remove_folder(run.path, runs / SHARED, lock)
+        remove_folder(run.path, runs / SHARED, lock.close)
     return freed
 
 
