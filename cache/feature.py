@@ -68,7 +68,12 @@ class Feature:
             raise CorruptStore(f"{folder}: is missing; {REPAIR}") from None
         if names != list(self._parts):
             known = self._parts
-            self._parts = {name: known.get(name) or Part.open(folder / name, self.fingerprint) for name in names}
+            try:
+                self._parts = {name: known.get(name) or Part.open(folder / name, self.fingerprint) for name in names}
+            except CorruptStore:
+                if all(os.path.lexists(folder / name) for name in names):
+                    raise
+                return self.parts()  # another process has removed one since
             self._rows, self._quarantined, self._latest = {}, {}, {}
             for part in self._parts.values():  # should two hold the same row, the first counts
                 for number, key in enumerate(part.keys):
@@ -88,13 +93,8 @@ class Feature:
         own = manifest.keys(self.spec.modality)
         if manifest.parent is None or self.spec.modality != "audio":
             return own
-        parent = manifest.parent.corpus
-
-        def held(key: Key) -> Key:
-            both = (key, (parent, *key[1:]))
-            return next((one for known in (self._rows, self._quarantined) for one in both if one in known), key)
-
-        return [held(key) for key in own]
+        known, pairs = (self._rows, self._quarantined), [(key, (manifest.parent.corpus, *key[1:])) for key in own]
+        return [next((one for held in known for one in pair if one in held), pair[0]) for pair in pairs]
 
     def place(self, key: Key) -> Place | None:
         """The part that holds a row, and the row's number in it, as of the last call of `parts`."""
@@ -152,8 +152,7 @@ class Feature:
         """
         if id_ not in self._latest:
             manifests = [read_manifest(self.store, corpus) for corpus in reversed(list_corpora(self.store))]
-            current = (key for manifest in manifests for key in self.keys(manifest) if key in self._rows)
-            self._latest = {key[1]: self._rows[key] for key in current}
+            self._latest = {key[1]: self._rows[key] for one in manifests for key in self.keys(one) if key in self._rows}
         if id_ not in self._latest:
             raise MissingRows(f"{self.spec.name} has no utterance {id_!r}")
         values = self.gather([self._latest[id_]], [id_], extras=False).values

@@ -15,7 +15,7 @@ import pytest
 
 from ser.cache.atomic_io import remove_folder
 from ser.cache.maintain import list_features, remove_superseded
-from ser.cache.part import publish
+from ser.cache.part import Part, publish
 from ser.cache.store import Feature, Manifest, Quarantine, open_store
 from ser.cache.transfer import copy
 from ser.cache.verify import JOURNAL, check_part, verify
@@ -194,13 +194,13 @@ def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, monkeyp
     monkeypatch.setattr(Feature, "publish", lambda *part: (published(*part), store.put_manifest(newest, replace=True)))
     assert list(remove_superseded(store)) and later.complete(newest)
     check_whole(feature, newest, {**values_of(newest, feature.spec), **arrays})
-
-    def late(part: Path, *asked: Any) -> object:
-        remove_folder(part, store.path)
-        return check_part(part, *asked)
-
+    late = lambda part, *asked: (remove_folder(part, store.path), check_part(part, *asked))  # noqa: E731
     monkeypatch.setattr("ser.cache.verify.check_part", late)
     assert not [one for one in verify(store, repair=True) if one.problem or one.repaired]
+    fill(feature, newest, {**values_of(newest, feature.spec), **arrays}, backend)
+    opened = Part.open  # each is gone since it was listed
+    monkeypatch.setattr(Part, "open", lambda part, name: (remove_folder(part, store.path), opened(part, name))[1])
+    assert Feature(store.path, feature.path).parts() == []
 
 
 @pytest.mark.parametrize(
