@@ -58,8 +58,8 @@ class Push:
     ) -> None:
         if split_digest(url)[1]:
             raise WrongUse("a push makes a root digest of its own; leave out what follows the @")
-        if not url:
-            raise WrongUse("name the URL or folder to publish at")
+        if not url or ("://" not in url and url.partition("/")[0][2:].endswith(":")):
+            raise WrongUse(f"{url!r}: name the URL, such as s3://bucket/store, or the folder to publish at")
         there = Path(url.removeprefix("file://"))
         # Its manifests would lose their transcripts. What was published has no tmp/ before it has a record.
         if (there / "tmp").is_dir() and not (there / LATEST).exists():
