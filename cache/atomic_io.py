@@ -302,8 +302,8 @@ def try_lock(descriptor: int, wait: bool = False) -> bool | None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: str = "") -> Iterator[None]:
-    """Hold a lock file, which stays; without a lock on a file system that has none.
+def locked(path: Path, waiting: str = "") -> Iterator[int]:
+    """Hold a lock file, which stays, by its descriptor; without a lock on a file system that has none.
 
     A second process waits for the first, and says what it is `waiting` for, if anything.
     """
@@ -315,7 +315,7 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
             log.warning("%s: %s", path.parent, waiting)
         if held is False:
             try_lock(descriptor, wait=True)
-        yield
+        yield descriptor
 
 
 @functools.cache

@@ -109,8 +109,7 @@ class Feature:
     def quarantined(self, manifest: Manifest) -> dict[str, str]:
         """Id → reason of the utterances that could not be computed from what the manifest names."""
         keys = zip(manifest.ids, self.keys(manifest), strict=True)
-        lacking = ((id_, key) for id_, key in keys if key not in self._rows)
-        return {id_: self._quarantined[key] for id_, key in lacking if key in self._quarantined}
+        return {id_: self._quarantined[key] for id_, key in keys if key in self._quarantined and key not in self._rows}
 
     def rows(self, manifest: Manifest) -> int:
         """How many utterances of the manifest have a current row."""

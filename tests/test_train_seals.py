@@ -142,7 +142,7 @@ def test_links_are_not_followed(store: Path, tmp_path: Path, monkeypatch: pytest
     assert victim.read_bytes() == held
     run.path.rename(tmp_path / "elsewhere")
     run.path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match="is a link or a special file, and a run is not written through one"):
+    with pytest.raises(StoreError, match="is a link or a special file, and no run is written through one"):
         run_experiment(lgf(store, tmp_path / "runs"))
 
 

@@ -21,6 +21,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -326,17 +327,17 @@ def claimed(path: Path) -> Iterator[Run]:
     if Run(path).finished:
         yield Run(path)
         return
-    make_folder(path)
-    with locked(path / "lock", "waits for the process that trains this run"):
-        if not path.exists():  # `ser runs remove` was faster
-            with claimed(path) as run:
-                yield run
-            return
+    with contextlib.ExitStack() as stack:
+        while not path.is_symlink():  # `ser runs remove` may move the folder aside meanwhile, and the lock with it
+            make_folder(path)
+            with contextlib.suppress(FileNotFoundError):
+                lock = stack.enter_context(locked(path / "lock", "waits for the process that trains this run"))
+                if os.path.samestat(os.fstat(lock), (path / "lock").stat()):
+                    break
         remove_leftovers(path.parent / SHARED)
         for entry in (path, *path.iterdir()):
             if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-                fault = "is a link or a special file, and a run is not written through one; remove it"
-                raise StoreError(f"{entry}: {fault}")
+                raise StoreError(f"{entry}: is a link or a special file, and no run is written through one; remove it")
             if entry.match(".*.part"):
                 entry.unlink()
         yield Run(path)
