@@ -73,7 +73,7 @@ def test_a_step_gives_the_numbers_of_the_cpu(case: str) -> None:
 
 def mit(store: Path, *assignments: str, **how: Any) -> tuple[Any, TrainConfig, nn.Module]:
     """The tiny store's data for MIT, on the pretend device, at the settings of the paper but for `assignments`."""
-    data, fusion = load_dataset(store, "hubert+mpnet", "mit")
+    data, fusion = load_dataset(Experiment("hubert+mpnet", "mit", store))
     settings, training = parse_settings(fusion, assignments)
     plan = TrainConfig(fusion, settings, training, select="last", **how)
     torch.manual_seed(0)
@@ -128,7 +128,7 @@ def test_a_fit_gives_the_numbers_of_the_cpu(store: Path) -> None:
 @pytest.mark.parametrize("fusion", ["lgf-at", "ef-add", "audio:utterance"])
 def test_many_runs_give_the_numbers_of_the_cpu(store: Path, fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_many, "Generator", lambda device="cpu": torch.Generator())  # CUDA's own does not exist here
-    data, found = load_dataset(store, "is13+bert" if "-" in fusion else "is13", fusion)
+    data, found = load_dataset(Experiment("is13+bert" if "-" in fusion else "is13", fusion, store))
     small = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "epochs=2", "dropout=0")
     settings, training = parse_settings(found, small)
     config = TrainConfig(found, settings, training, select="last")

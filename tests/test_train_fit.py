@@ -38,6 +38,7 @@ from ser.train.fit import (
 from ser.train.fit_many import fit_many
 from ser.train.models import Stage
 from ser.train.models.ragged import Batch
+from ser.train.options import Experiment
 from ser.train.run_folder import Run
 from ser.train.scores import scores
 from ser.train.settings import TrainConfig, TrainingSettings, parse_settings
@@ -56,7 +57,7 @@ SMALL |= dict.fromkeys(("ef-add", "mf-concat", "lf-at"), SMALL["lgf-add"])
 
 def prepared(store: Path, fusion: str, *more: str, **plan: Any) -> tuple[Dataset, Fold, TrainConfig]:
     features, small = SMALL[fusion]
-    data, found = load_dataset(store, features, fusion)
+    data, found = load_dataset(Experiment(features, fusion, store))
     settings, training = parse_settings(found, (*small, *more))
     dev = "next" if plan.get("select", "val") == "val" else "none"
     fold = make_folds("session-out", data.utterances, Cut(dev=dev))[0]

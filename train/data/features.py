@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -19,10 +18,12 @@ from ser.engines.machine import memory_budget
 from ser.errors import MissingRows, WrongUse
 
 from ..models import Fusion, get_fusion, with_layer_sums
+from ..options import Experiment
 from ..scores import rater_scores
 from ..targets import TARGETS
 from .dataset import DataCache, Dataset, Inputs, Pool, Source, with_rows
 from .labels import UNLABELLED, choose, classes_by_corpus, get_policy, rater_votes
+from .splits import corpora_of
 
 OWN_HOP = ("logmel", "mfcc")  # whose `hop` is one of their extraction's options, and so another feature
 
@@ -353,37 +354,23 @@ def select_features(
     return selected, augmented
 
 
-def load_dataset(
-    store_path: str | Path,
-    features: str,
-    fusion_name: str,
-    corpus: str | None = None,
-    labels: str = "4class",
-    limit: int | None = None,
-    allow_missing: bool = False,
-    cache: DataCache | None = None,
-    views: str = "",
-    only: str | None = None,
-    target: str = "class",
-    memory: str | None = None,
-) -> tuple[Dataset, Fusion]:
+def load_dataset(asked: Experiment, cache: DataCache | None = None) -> tuple[Dataset, Fusion]:
     """The corpus's labelled utterances with the features that the fusion takes; those of several corpora for "A+B".
 
-    `only` keeps "scripted" or "improvised" ones, `limit` that many utterances, spread evenly over the corpus. `views`
-    names augmented features, joined with `+`, that training mixes in. A `target` without classes keeps utterances of
-    any label, one of valence, arousal and dominance those with all three ratings. A `cache` gives what it has made
-    before. What does not fit into `memory`, such as "8GB", is read from the store when it is asked for. Raises
-    `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature (quarantined ones may
-    be left out by `allow_missing`).
+    What `asked` says of the training itself is not looked at. A `target` without classes keeps utterances of any label,
+    one of valence, arousal and dominance those with all three ratings; a `limit` is spread evenly over the corpus. A
+    `cache` gives what it has made before. What does not fit into `memory` is read from the store when it is asked for.
+    Raises `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature (quarantined
+    ones may be left out by `allow_missing`).
     """
     cache = cache or DataCache()
-    budget = cache.half if memory is None else memory_budget(memory)
+    budget = cache.half if asked.memory is None else memory_budget(asked.memory)
     budget = budget and budget // cache.workers
-    store = open_store(store_path)
-    manifest = store.joined_manifest(corpus)
-    selected, augmented = select_features(store, features, manifest.corpus, views)
-    fusion = get_fusion(fusion_name, {modality: one.level for modality, one in selected.items()})
-    policy = get_policy(labels, manifest.column("label")) if TARGETS[target].labelled else UNLABELLED
+    store, target = open_store(asked.store), TARGETS[asked.target]
+    manifest = store.joined_manifest(corpora_of(asked.protocol, asked.corpus))
+    selected, augmented = select_features(store, asked.features, manifest.corpus, asked.views)
+    fusion = get_fusion(asked.fusion, {modality: one.level for modality, one in selected.items()})
+    policy = get_policy(asked.labels, manifest.column("label")) if target.labelled else UNLABELLED
     inputs = {m: selected[m].each(vectors=fusion.level == "vector") for m in sorted(selected)}
     if any(max(one.sums) > 1 for one in inputs.values()):
         fusion = with_layer_sums(fusion, {modality: one.described for modality, one in inputs.items()})
@@ -393,17 +380,17 @@ def load_dataset(
         "labels": policy.described,
         "features": {modality: one.described for modality, one in inputs.items()},
         "views": [one.described for one in augmented],
-        "limit": limit,
-        **({"only": only} if only else {}),  # runs from before they were options keep their names
-        **({"target": target} if target != "class" else {}),
+        "limit": asked.limit,
+        **({"only": asked.only} if asked.only else {}),  # runs from before they were options keep their names
+        **({"target": target.name} if target.name != "class" else {}),
     }
-    key = canonical_json([described, [one.about(manifest) for one in inputs.values()], allow_missing])
+    key = canonical_json([described, [one.about(manifest) for one in inputs.values()], asked.allow_missing])
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
-    utterances, left_out = choose(policy, manifest, TARGETS[target], only, limit)
+    utterances, left_out = choose(policy, manifest, target, asked.only, asked.limit)
     needed = [part.feature for one in (*selected.values(), *augmented) for part in one.parts]
-    utterances, quarantined = with_rows(needed, manifest, utterances, allow_missing)
+    utterances, quarantined = with_rows(needed, manifest, utterances, asked.allow_missing)
     left_out |= {f"{name}: quarantined": list(held) for name, held in quarantined.items()}
     corpora = classes_by_corpus(manifest, utterances)
     rows, votes = utterances.rows, manifest.column("votes")
