@@ -40,7 +40,7 @@ def step(model: nn.Module, batch: Batch, bf16: bool) -> tuple[dict[str, Tensor],
     model.zero_grad()
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
         outputs = {head: x.float() for head, x in model(batch).items()}
-    sum(F.cross_entropy(x, batch.labels, reduction="sum") for x in outputs.values()).backward()  # type: ignore[union-attr]
+    sum(F.cross_entropy(x, batch.truth, reduction="sum") for x in outputs.values()).backward()  # type: ignore[union-attr]
     return outputs, {name: weight.grad for name, weight in model.named_parameters()}
 
 

@@ -36,7 +36,7 @@ def test_batches_hold_the_rows_of_their_utterances(store: Path) -> None:
     rows = np.array([7, 3, 30])
     batch = data.batch(data.groups(rows, "utterance"), {})
     assert batch.utterances.tolist() == [7, 3, 30] and batch.dialogues.tolist() == [1, 1, 1]
-    assert batch.labels.tolist() == data.utterances.labels[rows].tolist()
+    assert batch.truth.tolist() == data.utterances.labels[rows].tolist()
     for modality, feature in (("audio", "hubert"), ("text", "mpnet")):
         expected = [stored(feature)[data.utterances.ids[row]] for row in rows]
         assert batch.inputs[modality].lengths.tolist() == [len(x) for x in expected]
@@ -225,7 +225,7 @@ def test_views_are_copies_of_the_training_utterances_alone(with_view: Path) -> N
     assert rows.tolist() == [*fold.train, *(fold.train + n)]
     batch = more.batch(more.groups(rows[[3, len(fold.train) + 3, 5]], "utterance"), {})
     plain = data.batch(data.groups(fold.train[[3, 3, 5]], "utterance"), {})
-    assert torch.equal(batch.labels, plain.labels)
+    assert torch.equal(batch.truth, plain.truth)
     assert torch.equal(batch.inputs["text"].values, plain.inputs["text"].values)  # a view of audio leaves the text
     assert torch.equal(batch.inputs["audio"].lengths, plain.inputs["audio"].lengths)
     difference = batch.inputs["audio"].values - plain.inputs["audio"].values

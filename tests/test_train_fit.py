@@ -37,7 +37,6 @@ from ser.train.fit import (
 )
 from ser.train.fit_many import fit_many
 from ser.train.models import Stage
-from ser.train.models.ragged import Batch
 from ser.train.options import Experiment
 from ser.train.run_folder import Run
 from ser.train.scores import scores
@@ -290,11 +289,10 @@ def test_bfloat16_stays_close_to_float32(store: Path, fusion: str) -> None:
 # The losses against the papers' equations, written as loops over utterances ---------------------------------------
 
 
-def made(n: int = 7, classes: int = 4) -> tuple[dict[str, torch.Tensor], Batch]:
+def made(n: int = 7, classes: int = 4) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     outputs = {head: torch.randn(n, classes, generator=generator).double() for head in ("logits", "audio", "text")}
-    labels = torch.randint(classes, (n,), generator=generator)
-    return outputs, Batch({}, labels, torch.arange(n), torch.tensor([3, n - 3]))
+    return outputs, torch.randint(classes, (n,), generator=generator)
 
 
 def slow(logits: torch.Tensor, weights: torch.Tensor) -> float:
@@ -306,22 +304,22 @@ def slow(logits: torch.Tensor, weights: torch.Tensor) -> float:
 
 
 def loss_of(
-    outputs: dict[str, Tensor], batch: Batch, kind: str, reduction: str = "sum", output: str = "logits"
+    outputs: dict[str, Tensor], truth: Tensor, kind: str, reduction: str = "sum", output: str = "logits"
 ) -> float:
     config: Any = SimpleNamespace(target="class", loss=kind, reduction=reduction, training=TrainingSettings())
-    return training_loss(outputs, batch.truth, config, Stage("x", output)).item()
+    return training_loss(outputs, truth, config, Stage("x", output)).item()
 
 
 def test_the_losses_are_equations_3_and_6() -> None:
-    outputs, batch = made()
-    one_hot = torch.nn.functional.one_hot(batch.labels, 4)
+    outputs, truth = made()
+    one_hot = torch.nn.functional.one_hot(truth, 4)
     of = {head: slow(logits, one_hot) for head, logits in outputs.items()}
-    assert loss_of(outputs, batch, "single") == pytest.approx(of["logits"], abs=1e-12)
-    assert loss_of(outputs, batch, "single", "mean") == pytest.approx(of["logits"] / 7, abs=1e-12)
-    assert loss_of(outputs, batch, "perspective") == pytest.approx(sum(of.values()), abs=1e-12)
-    assert loss_of(outputs, batch, "perspective", output="text") == pytest.approx(of["text"], abs=1e-12)
+    assert loss_of(outputs, truth, "single") == pytest.approx(of["logits"], abs=1e-12)
+    assert loss_of(outputs, truth, "single", "mean") == pytest.approx(of["logits"] / 7, abs=1e-12)
+    assert loss_of(outputs, truth, "perspective") == pytest.approx(sum(of.values()), abs=1e-12)
+    assert loss_of(outputs, truth, "perspective", output="text") == pytest.approx(of["text"], abs=1e-12)
     with pytest.raises(WrongUse, match="--loss perspective needs audio and text heads"):
-        loss_of({"logits": outputs["logits"]}, batch, "perspective")
+        loss_of({"logits": outputs["logits"]}, truth, "perspective")
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
@@ -329,18 +327,15 @@ def test_the_losses_are_equations_3_and_6() -> None:
 @pytest.mark.parametrize("soft", [False, True])
 def test_soft_labels_class_weights_and_the_focal_factor(gamma: float, weights: list[float], soft: bool) -> None:
     """Each term −p log q has its class's weight and (1 − q)^γ (Lin et al. 2017), and a certain one has a gradient."""
-    outputs, batch = made(3)
+    outputs, truth = made(3)[0], torch.tensor([0, 2, 1])
     outputs["logits"][0] = torch.tensor([200.0, 0, 0, 0])  # as sure as can be
-    batch.labels = torch.tensor([0, 2, 1])
-    shares = (
-        torch.tensor([[2 / 3, 1 / 3, 0, 0], [0, 0, 1, 0], [0.25] * 4]).double() if soft else torch.eye(4)[[0, 2, 1]]
-    )
-    batch.targets = shares * torch.tensor(weights).double() if soft or weights != [1.0] * 4 else None
+    shares = torch.tensor([[2 / 3, 1 / 3, 0, 0], [0, 0, 1, 0], [0.25] * 4]).double() if soft else torch.eye(4)[truth]
+    truth = shares * torch.tensor(weights).double() if soft or weights != [1.0] * 4 else truth
     wanted = slow(outputs["logits"], shares * torch.tensor(weights) * (1 - outputs["logits"].softmax(1)) ** gamma)
     config: Any = SimpleNamespace(target="class", loss="single", training=TrainingSettings(focal_gamma=gamma))
     logits = outputs["logits"].requires_grad_()
     for config.reduction, n in (("sum", 1), ("mean", 3)):
-        loss = training_loss({"logits": logits}, batch.truth, config, Stage("x"))
+        loss = training_loss({"logits": logits}, truth, config, Stage("x"))
         assert loss.item() == pytest.approx(wanted / n, abs=1e-12)
         assert torch.autograd.grad(loss, logits)[0].isfinite().all()
 
@@ -371,7 +366,7 @@ def test_a_balanced_sampler_draws_the_classes_alike(store: Path) -> None:
     for seed in range(100):
         for batch in data.batches(rows, "utterance", 8, {}, torch.Generator().manual_seed(seed), sampler="balanced"):
             assert np.isin(batch.utterances, rows).all()
-            drawn.update(batch.labels.tolist())
+            drawn.update(batch.truth.tolist())
     assert drawn.total() == 100 * len(rows)
     assert stats.chisquare(list(drawn.values())).pvalue > 0.001 and len(drawn) == 4
 

@@ -108,7 +108,7 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name):
             alone = model.train()(batch)
             generators[run].set_state(torch.get_rng_state())
             optimiser.zero_grad()
-            loss_of(alone, batch.labels, heads).backward()
+            loss_of(alone, batch.truth, heads).backward()
             for n, weight in model.named_parameters() if update == 0 else ():
                 if weight.grad is not None:
                     torch.testing.assert_close(gradients[n][run], weight.grad, rtol=1e-12, atol=1e-12)

@@ -311,11 +311,10 @@ class Dataset:
         of_rows, hidden = torch.from_numpy(rows), hide(len(rows)) if hide else {}
         batch = Batch(
             inputs={modality: stored.take(rows, hidden.get(modality)) for modality, stored in read.items()},
-            labels=torch.from_numpy(self.utterances.labels[rows]),
+            truth=(torch.from_numpy(self.utterances.labels) if truth is None else truth)[of_rows],
             utterances=of_rows,
             dialogues=torch.tensor([len(group) for group in groups]),
             speakers=torch.from_numpy(self.utterances.speaker_numbers[rows]),
-            targets=None if truth is None else truth[of_rows],
         ).to(self.device)
         for modality, x in batch.inputs.items():
             standardize, corpora = standardizers.get(modality), self.utterances.corpus_numbers[rows]

@@ -152,7 +152,7 @@ class Stack:
         lengths, cells, forwards, backwards = indices
         ones, none = torch.ones_like(cells), torch.zeros_like(cells)
         inputs = {modality: Sequences(rows, ones) for modality, rows in x.items()}
-        batch = Batch(inputs, labels=none, utterances=none, dialogues=lengths)
+        batch = Batch(inputs, truth=none, utterances=none, dialogues=lengths)
         turns = RaggedLayout(lengths)
         turns.fixed, turns.longest, turns.cells = True, longest, cells
         turns.steps = forwards, backwards, [len(lengths)] * longest
