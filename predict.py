@@ -26,7 +26,6 @@ from ser.extract.registry import load_extractors
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import as_read
 from ser.train.data.labels import DIMENSIONS, UNLABELLED, apply_policy
-from ser.train.fit import predict as predictions_of
 from ser.train.report.cell_scores import CellScores
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, find_runs
@@ -112,8 +111,8 @@ class Predictor:
     def __init__(self, run: str | Path, models: Mapping[str, str] | Iterable[str] = (), device: str = "auto") -> None:
         self.device = choose_device(device)
         self.run = _finished(Path(run))
-        fitted, self.fusion, self.settings = load_model(self.run)
-        self.model, self.scaling = fitted.model.to(self.device), fitted.scaling
+        self.fitted, self.fusion, self.settings = load_model(self.run)
+        self.fitted.model.to(self.device)
         self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
         self.temperature: float | None = (self.run.result.get("calibration") or {}).get("temperature")
         training = recorded(TrainingSettings, self.run.config["training"], str(self.run.path / CONFIG))
@@ -209,7 +208,7 @@ class Predictor:
             notes.append("trained on synthetic speech: shows that the pipeline works, and says nothing about people")
         if result["random_weights"]:
             notes.append(f"computed with random weights: {', '.join(result['random_weights'])}")
-        if any(scale.mean.ndim > 1 for scale in self.scaling.values()):
+        if any(scale.mean.ndim > 1 for scale in self.fitted.scaling.values()):
             why = "in training each corpus was by its own statistics, and new speech has none that are known"
             notes.append(f"z-scored by the statistics of the whole training part: {why}")
         if unused := [m for m in ("audio", "text") if m not in inputs and any(getattr(t, m) for t in turns)]:
@@ -258,7 +257,7 @@ class Predictor:
         for lacking in sorted(set(without)):
             same = np.flatnonzero([other == lacking for other in without])
             hide = lacking[0] if lacking else None
-            found[same] = predictions_of(self.model, data, same, self.plan, self.scaling, hide)["logits"]
+            found[same] = self.fitted.predict(data, same, self.plan, hide)["logits"]
         return found
 
 

@@ -21,7 +21,7 @@ from ser.train import experiment, fit_many
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Fold
 from ser.train.experiment import prepare
-from ser.train.fit import fit, make_optimiser, predict, training_loss
+from ser.train.fit import Fitted, fit, make_optimiser, training_loss
 from ser.train.models.ragged import Batch
 from ser.train.models.stacked import Graphs
 from ser.train.options import Experiment
@@ -107,10 +107,10 @@ def test_an_update_of_mit_is_few_operations(store: Path, precision: str) -> None
 def test_predictions_come_in_few_batches_and_one_copy(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, plan, model = mit(store, "d_model=16", "heads=2", "queries=3", "batch_size=1")
     rows = np.random.default_rng(0).permutation(len(data.utterances))
-    alone = predict(model, data, rows, plan, {})["logits"]
+    alone = Fitted(model, {}).predict(data, rows, plan)["logits"]
     with Gpu(downloads=1) as gpu:
         there = replace(plan, device="cuda:0")
-        together = predict(model.to(DEVICE), data.on("cuda:0"), rows, there, {})["logits"]
+        together = Fitted(model.to(DEVICE), {}).predict(data.on("cuda:0"), rows, there)["logits"]
     assert gpu.downloads == 1 and gpu.uploads["at once"] == -(-len(rows) // 64)
     np.testing.assert_allclose(together, alone, atol=1e-6)
 

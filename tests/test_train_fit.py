@@ -29,8 +29,6 @@ from ser.train.fit import (
     fit,
     fit_standardizers,
     learning_rate,
-    predict,
-    restore,
     shuffled,
     snapshot,
     training_loss,
@@ -102,9 +100,9 @@ def test_a_state_is_that_of_its_own_gpu(store: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: found.append((state.item(), str(device))))
 
     def keep_and_restore(epoch: Epoch, state: Callable[[], bytes]) -> None:
-        _, _, selection, *rest = state.args  # type: ignore[attr-defined]
+        selection, (_, _, *rest) = state.func.__self__, state.args  # type: ignore[attr-defined]
         selection.config = replace(config, device="cuda:1")
-        restore(load(state()), selection, *rest)
+        selection.restore(load(state()), *rest)
 
     fit(data, fold, config, keep_and_restore)
     assert found == [(1, "cuda:1")] * 2
@@ -115,7 +113,7 @@ def test_a_fit_and_a_prediction_turn_tf32_off(store: Path) -> None:
     data, fold, config = prepared(store, "lgf-add", "epochs=1")
     model = fit(data, fold, config).model
     ways = (lambda: fit(data, fold, config), lambda: fit_many(data, fold, [config]))
-    for compute in (*ways, lambda: predict(model, data, fold.test, config, {})):
+    for compute in (*ways, lambda: Fitted(model, {}).predict(data, fold.test, config)):
         torch.backends.cudnn.allow_tf32 = True
         compute()
         assert not torch.backends.cudnn.allow_tf32
@@ -168,8 +166,8 @@ def test_poison_in_the_test_part_changes_nothing_in_training(store: Path, fusion
     bad = fit(poisoned, fold, plan)
     assert weights(bad) == weights(clean)
     assert [line["loss"] for line in bad.history] == [line["loss"] for line in clean.history]
-    assert predict(bad.model, poisoned, fold.test, plan, bad.scaling)["logits"].tobytes() != (
-        predict(clean.model, data, fold.test, plan, clean.scaling)["logits"].tobytes()
+    assert bad.predict(poisoned, fold.test, plan)["logits"].tobytes() != (
+        clean.predict(data, fold.test, plan)["logits"].tobytes()
     ), "the poison does reach the test"
     poisoned.utterances.labels[fold.train[0]] = 3 - poisoned.utterances.labels[fold.train[0]]
     assert weights(fit(poisoned, fold, plan)) != weights(clean), "and the training part trains"
@@ -178,7 +176,7 @@ def test_poison_in_the_test_part_changes_nothing_in_training(store: Path, fusion
 def accuracy(store: Path, fusion: str, *more: str) -> float:
     data, fold, plan = prepared(store, fusion, *more, "epochs=30", select="last")
     fitted = fit(data, fold, plan)
-    predicted = predict(fitted.model, data, fold.test, plan, fitted.scaling)["logits"].argmax(1)
+    predicted = fitted.predict(data, fold.test, plan)["logits"].argmax(1)
     return scores(data.utterances.labels[fold.test].tolist(), predicted.tolist(), data.utterances.classes)["ua"]
 
 
@@ -198,7 +196,7 @@ def test_selection_keeps_the_epoch_that_it_names(store: Path) -> None:
             continue
         assert fitted.epoch == int(np.argmax(uas)) + 1  # the first of equals
         watched = fold.dev if select == "val" else fold.test
-        predicted = predict(fitted.model, data, watched, plan, fitted.scaling)["logits"].argmax(1)
+        predicted = fitted.predict(data, watched, plan)["logits"].argmax(1)
         labels = data.utterances.labels[watched]
         assert scores(labels.tolist(), predicted.tolist(), data.utterances.classes)["ua"] == max(uas)
 
@@ -263,9 +261,9 @@ def test_heads_that_nobody_asks_for_change_nothing_in_those_that_are_asked_for(s
     data, fold, plan = prepared(store, fusion)
     model = plan.fusion.build(plan.settings, data.dims, len(data.utterances.classes))
     standardizers = fit_standardizers(data, fold, plan.settings)
-    every = predict(model, data, fold.test, plan, standardizers)
+    every = Fitted(model, standardizers).predict(data, fold.test, plan)
     assert set(every) == {"logits", "audio", "text"}
-    alone = predict(model, data, fold.test, plan, standardizers, heads=frozenset({"logits"}))
+    alone = Fitted(model, standardizers).predict(data, fold.test, plan, heads=frozenset({"logits"}))
     assert np.allclose(alone["logits"], every["logits"], atol=1e-6)
     assert ("audio" in alone) == (fusion in ("lgf-add", "bc-lstm"))  # there the fused logits are made of them
 
@@ -279,7 +277,7 @@ def test_bfloat16_stays_close_to_float32(store: Path, fusion: str) -> None:
     for one, other in zip(exact.history, rounded.history, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
     first, second = (
-        predict(fitted.model, data, fold.test, replace(plan, precision=precision), fitted.scaling)["logits"]
+        fitted.predict(data, fold.test, replace(plan, precision=precision))["logits"]
         for fitted, precision in ((exact, "float32"), (rounded, "bf16"))
     )
     assert np.abs(first - second).max() < 0.05

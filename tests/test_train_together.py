@@ -22,7 +22,7 @@ from ser.tests.plain_layers import double  # noqa: F401
 from ser.train import fit_many as fit_many_module
 from ser.train import run as run_module
 from ser.train.experiment import Experiment, Job, estimate, fit_groups, prepare, run_experiment, train_jobs
-from ser.train.fit import Diverged, Epoch, fit, learning_rate, make_optimiser, predict
+from ser.train.fit import Diverged, Epoch, fit, learning_rate, make_optimiser
 from ser.train.fit_many import MOST, can_train_together, fit_many
 from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
@@ -189,7 +189,7 @@ def test_seeds_trained_at_once_give_what_each_gives_alone(store, tmp_path, optio
         assert [(line["wa"], line["ua"], line["kept"]) for line in together.history] == [
             (line["wa"], line["ua"], line["kept"]) for line in alone.history
         ]
-        says = [predict(each.model, data, fold.test, plan, each.scaling)["logits"] for each in (together, alone)]
+        says = [each.predict(data, fold.test, plan)["logits"] for each in (together, alone)]
         np.testing.assert_allclose(*says, atol=2e-3)
 
 

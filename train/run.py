@@ -21,7 +21,7 @@ from ser.plugins import not_installed
 from .data.dataset import Dataset, Standardizer
 from .data.splits import UNDECIDED, Fold, known_before
 from .finetune import reopened
-from .fit import NO_NUMBERS, Diverged, Epoch, Fitted, fit, predict, snapshot
+from .fit import NO_NUMBERS, Diverged, Epoch, Fitted, fit, snapshot
 from .fit_many import can_train_together, fit_many, runs_at_once
 from .models import FUSIONS, Fusion, with_layer_sums
 from .models.superb import layer_shares
@@ -207,11 +207,11 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> Run | Diverge
     dev = fold.dev[:0] if plan.training.refit else fold.dev
     on_dev: dict[str, np.ndarray] = {}
     if len(dev):
-        on_dev["both"] = predict(fitted.model, data, dev, plan, fitted.scaling, heads=frozenset({"logits"}))["logits"]
+        on_dev["both"] = fitted.predict(data, dev, plan, heads=frozenset({"logits"}))["logits"]
     undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0])
     without_majority = None
     if len(undecided):
-        found = predict(fitted.model, data, undecided, plan, fitted.scaling)["logits"]
+        found = fitted.predict(data, undecided, plan)["logits"]
         apart = divergences(utterances.votes[undecided], found)
         without_majority = {"n": len(undecided), **{name: float(each.mean()) for name, each in apart.items()}}
     if not all(np.isfinite(found).all() for found in (*tests.values(), *on_dev.values())):
@@ -269,11 +269,11 @@ def predict_tests(fitted: Fitted, data: Dataset, rows: np.ndarray, plan: TrainCo
     "both": the model as it is (whatever its inputs); "only audio", "only text": the other modality hidden, where the
     fusion can hide one (MSMSER §4.3); "head audio", "head text": its unimodal heads (Perspective Table 3).
     """
-    heads = predict(fitted.model, data, rows, plan, fitted.scaling)
+    heads = fitted.predict(data, rows, plan)
     tests = {"both": heads.pop("logits")}
     if plan.fusion.hide is not None:
         for shown, hidden in (("audio", "text"), ("text", "audio")):
-            tests[f"only {shown}"] = predict(fitted.model, data, rows, plan, fitted.scaling, hide=hidden)["logits"]
+            tests[f"only {shown}"] = fitted.predict(data, rows, plan, hide=hidden)["logits"]
     return tests | {f"head {head}": probabilities for head, probabilities in heads.items()}
 
 

@@ -20,6 +20,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ser.errors import WrongUse
 
+Heads = frozenset[str] | None  # the outputs that are wanted; None is all
+
 
 @dataclass
 class Sequences:
@@ -43,7 +45,7 @@ class Batch:
     utterances: Tensor  # int64 [n]: its row in the dataset
     dialogues: Tensor  # int64 [m]: utterances of each dialogue, in turn order; sums to n
     speakers: Tensor | None = None  # int64 [n]: numbers of the speakers; None where nobody tells them apart
-    heads: frozenset[str] | None = None  # the outputs that are wanted, so that a model can leave out the rest; or all
+    heads: Heads = None  # so that a model can leave out the rest
     layouts: dict[str, "RaggedLayout"] = field(default_factory=dict)  # of the inputs, where they are there already
 
     def wants(self, *heads: str) -> bool:
