@@ -66,13 +66,7 @@ class FeatureSelection:
     def source(self, manifest: Manifest, rows: np.ndarray) -> Source:
         """These rows of the manifest. Raises `MissingRows` and `CorruptStore`; all but the content is checked now."""
         spec, places = self.feature.spec, self.feature.places(manifest, rows.tolist())
-        parts = list(dict.fromkeys(part for part, _ in places))
-        numbers = {part: number for number, part in enumerate(parts)}
-        part = np.array([numbers[one] for one, _ in places], np.int32)
-        row = np.array([number for _, number in places], np.int32)
-        offsets = np.concatenate([[0], *(one.offsets for one in parts)])
-        firsts = np.cumsum([1, *(len(one.offsets) for one in parts)])[part] + row
-        lengths = offsets[firsts + 1] - offsets[firsts]
+        lengths = np.array([part.offsets[row + 1] - part.offsets[row] for part, row in places], np.int64)
         if not lengths.all():
             raise MissingRows(
                 f"{spec.name}: utterance {manifest.ids[rows[lengths.argmin()]]} has no rows at all; "
@@ -80,15 +74,16 @@ class FeatureSelection:
             )
 
         def read(utterances: np.ndarray) -> Inputs:
-            chosen = zip(part[utterances].tolist(), row[utterances].tolist(), strict=True)
-            found = [(parts[number], row) for number, row in chosen]
+            found = [places[number] for number in utterances.tolist()]
             return self.of(self.feature.gather(found, [""] * len(found), self.extra is not None))
 
         stored = lengths * spec.dim * np.dtype(spec.dtype).itemsize
         beside = stored if self.pooled or self.hop is not None or self.extra is not None else 0 * stored
         every = round(self.hop / (spec.hop or math.nan)) if self.hop else 1
         made = np.ones_like(lengths) if self.pooled else -(-lengths // every)
-        return Source(read, made, stored, beside, np.lexsort((row, part)))
+        numbers = {part: number for number, part in enumerate(dict.fromkeys(part for part, _ in places))}
+        order = np.lexsort(([row for _, row in places], [numbers[part] for part, _ in places]))
+        return Source(read, made, stored, beside, order)
 
     def of(self, packed: Packed) -> Inputs:
         """What is trained on of rows as stored. Raises `MissingRows` if they lack the extra."""
