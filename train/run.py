@@ -205,9 +205,7 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> Run | Diverge
     tests = predict_tests(fitted, data, rows, plan)
     # How sure a model is of what it was trained on says nothing.
     dev = fold.dev[:0] if plan.training.refit else fold.dev
-    on_dev: dict[str, np.ndarray] = {}
-    if len(dev):
-        on_dev["both"] = fitted.predict(data, dev, plan, heads=frozenset({"logits"}))["logits"]
+    on_dev = {"both": fitted.predict(data, dev, plan, heads=frozenset({"logits"}))["logits"]} if len(dev) else {}
     undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0])
     without_majority = None
     if len(undecided):
@@ -217,20 +215,12 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> Run | Diverge
     if not all(np.isfinite(found).all() for found in (*tests.values(), *on_dev.values())):
         return Diverged(NO_NUMBERS, {}, {})
 
-    def columns(rows: np.ndarray, tests: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return {
-            "id": [utterances.ids[row] for row in rows],
-            "speaker": [utterances.speakers[row] for row in rows],
-            "dialogue": utterances.dialogues[rows],
-            **target.columns(utterances, rows, tests, plan),
-        }
-
     tested = {name: target.scored(utterances, rows, found, plan) for name, found in tests.items()}
     weights, features = snapshot(fitted.model), config["features"]
     files = run.write_json(CONFIG, config) | write_model(run, weights, fitted.scaling)
-    files |= run.write_predictions(columns(rows, tests))
+    files |= run.write_predictions(target.columns(utterances, rows, tests, plan))
     if on_dev:
-        files |= run.write_predictions(columns(dev, on_dev), DEV)
+        files |= run.write_predictions(target.columns(utterances, dev, on_dev, plan), DEV)
     result = {
         **tested["both"],
         **{key: config[key] for key in ("corpus", "fusion", "loss", "protocol", "select", "fold", "seed")},
