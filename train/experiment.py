@@ -91,7 +91,6 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         raise WrongUse(
             "patience stops where a score no longer rises, and --select last looks at none; use --select val"
         )
-    folds = [fold.decided(data.utterances) for fold in folds]
     shared = ("target", "loss", "select", "precision", "log", "deterministic")
     how = {name: getattr(experiment, name) for name in shared}
     device = choose_device(experiment.device)
