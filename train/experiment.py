@@ -196,9 +196,7 @@ def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
 
 
 def run_experiment(
-    experiment: Experiment,
-    on_progress: Callable[[Progress], None] | None = None,
-    cache: DataCache | None = None,
+    experiment: Experiment, on_progress: Callable[[Progress], None] | None = None, cache: DataCache | None = None
 ) -> list[Run]:
     """Train every fold and seed; runs that are finished already are not trained again."""
     return list(iterate(experiment, prepare(experiment, cache), on_progress))

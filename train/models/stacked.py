@@ -111,11 +111,7 @@ class Stack:
     """
 
     def __init__(
-        self,
-        models: list[nn.Module],
-        dropout: float,
-        generators: list[torch.Generator],
-        frame: nn.Module | None = None,
+        self, models: list[nn.Module], dropout: float, generators: list[torch.Generator], frame: nn.Module | None = None
     ) -> None:
         weights, buffers = stack_module_state(models)
         self.model = frame or copy.deepcopy(models[0])
