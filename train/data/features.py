@@ -391,8 +391,20 @@ def load_dataset(asked: Experiment, cache: DataCache | None = None) -> tuple[Dat
     rows, votes = utterances.rows, manifest.column("votes")
 
     def read(**extras: str) -> dict[str, Inputs]:
+        """By modality, in memory, as far as the budget goes; the rest is streamed."""
         chosen = {modality: one.each(extra=extras.get(modality)) for modality, one in inputs.items()}
-        return load_within(budget, cache, manifest, rows, chosen, fusion.level == "vector")
+        features = [part.feature for one in chosen.values() for part in (*one.parts, *one.views)]
+        size = 4 * sum(part.bytes for feature in features for part in feature.parts())  # at most: all of it in float32
+        if budget is None or cache.fits(size, budget):
+            return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
+        from .streamed import Streamed, within
+
+        streams = [Streamed.of(one.source(manifest, rows)) for one in chosen.values()]
+        found = zip(chosen.items(), within(budget, streams, cache.workers, fusion.level == "vector"), strict=True)
+        return {
+            modality: cache.load(one.about(manifest), rows, stream.held) if hold else stream
+            for (modality, one), (hold, stream) in found
+        }
 
     parent = manifest.parent
     data = cache.datasets[key] = Dataset(
@@ -417,29 +429,3 @@ def load_dataset(asked: Experiment, cache: DataCache | None = None) -> tuple[Dat
         views=tuple(one.modality for one in augmented),
     )
     return data, fusion
-
-
-def load_within(
-    budget: int | None,
-    cache: DataCache,
-    manifest: Manifest,
-    rows: np.ndarray,
-    chosen: Mapping[str, ModalitySelection],
-    vectors: bool,
-) -> dict[str, Inputs]:
-    """The inputs by modality. What does not fit into the budget is streamed.
-
-    Raises what `ModalitySelection.source` raises.
-    """
-    features = [part.feature for one in chosen.values() for part in (*one.parts, *one.views)]
-    size = 4 * sum(part.bytes for feature in features for part in feature.parts())  # at most: all of it in float32
-    if budget is None or cache.fits(size, budget):
-        return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
-    from .streamed import Streamed, within
-
-    streams = [Streamed.of(one.source(manifest, rows)) for one in chosen.values()]
-    found = zip(chosen.items(), within(budget, streams, cache.workers, vectors), strict=True)
-    return {
-        modality: cache.load(one.about(manifest), rows, stream.held) if hold else stream
-        for (modality, one), (hold, stream) in found
-    }
