@@ -30,7 +30,6 @@ from ser.train.report.cell_scores import CellScores
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, find_runs
 from ser.train.scores import tempered
-from ser.train.settings import TrainConfig, TrainingSettings, recorded
 from ser.train.targets import TARGETS, rated_as
 from ser.weights.find import parse_models
 
@@ -109,15 +108,11 @@ class Predictor:
     """A trained run, opened once for many calls. Raises `WrongUse` if this machine cannot compute its features."""
 
     def __init__(self, run: str | Path, models: Mapping[str, str] | Iterable[str] = (), device: str = "auto") -> None:
-        self.device = choose_device(device)
         self.run = _finished(Path(run))
-        self.fitted, self.fusion, self.settings = load_model(self.run)
-        self.fitted.model.to(self.device)
+        self.fitted, self.plan = load_model(self.run, choose_device(device))
+        self.fusion = self.plan.fusion
         self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
         self.temperature: float | None = (self.run.result.get("calibration") or {}).get("temperature")
-        training = recorded(TrainingSettings, self.run.config["training"], str(self.run.path / CONFIG))
-        target = self.run.config.get("target", "class")
-        self.plan = TrainConfig(self.fusion, self.settings, training, target=target, device=self.device)
         self.described = {m: one.get("joined", [one]) for m, one in self.run.config["features"].items()}
         self.features = self._resolve(parse_models(models))
         self._extractors: dict[str, list[Extractor]] = {}  # by modality, each loaded when it is first given
@@ -141,7 +136,7 @@ class Predictor:
         """The modalities that training hid from the model now and then, so that it can do without one of them."""
         if self.fusion.hide is None:
             return []
-        hidden = self.fusion.hide(self.settings, 4096, 0, torch.Generator().manual_seed(0))
+        hidden = self.fusion.hide(self.plan.settings, 4096, 0, torch.Generator().manual_seed(0))
         return [modality for modality, which in hidden.items() if which.any()]
 
     def __call__(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> Answer:
@@ -230,7 +225,7 @@ class Predictor:
                 found[modality] = torch.empty(0, self.run.config["dims"][modality] if extra is None else 1)
                 continue
             if modality not in self._extractors:
-                self._extractors[modality] = load_extractors(features, self.device)
+                self._extractors[modality] = load_extractors(features, self.plan.device)
             computed, columns = rows_of(self._extractors[modality], given, warnings), []
             for feature, described in zip(features, self.described[modality], strict=True):
                 rows = computed[feature.spec.fingerprint]

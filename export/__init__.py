@@ -106,7 +106,7 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
 
 def _about(predictor: Predictor, functions: list[dict[str, Any]]) -> dict[str, Any]:
     """What the exported `config.json` says, all that `model.py` has to know, and which encoders `run.py` opens."""
-    config, fusion, settings = predictor.run.config, predictor.fusion, predictor.settings
+    config, fusion, settings = predictor.run.config, predictor.fusion, predictor.plan.settings
     target, sums = TARGETS[predictor.plan.target], {m: one.get("sums", []) for m, one in config["features"].items()}
     sums = {m: of for m, of in sums.items() if any(layers > 1 for layers, _ in of)}
     tuned = config["provenance"].get("encoders", {}).get("text") if getattr(settings, "finetune_layers", 0) else None

@@ -64,8 +64,8 @@ def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path:
     assert any(name.startswith("model.") for name in load_file(run.path / "model.safetensors"))
     assert len((run.path / "log").read_text().splitlines()) == 4
     (job,) = prepare(lgf(store, tmp_path, folds=1))  # and the saved model gives the saved probabilities
-    fitted, fusion, settings = load_model(open_run(run.path))
-    assert fusion.name == "lgf-add" and settings.d_model == 16 and set(fitted.scaling) == {"audio"}
+    fitted, plan = load_model(open_run(run.path))
+    assert plan.fusion.name == "lgf-add" and plan.settings.d_model == 16 and set(fitted.scaling) == {"audio"}
     found = fitted.predict(job.data, job.fold.test, job.plan)
     assert np.array_equal(found["logits"], np.array(table["probabilities"], dtype=np.float32))
     assert np.array_equal(found["text"], np.array(table["probabilities head text"], dtype=np.float32))

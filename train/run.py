@@ -23,11 +23,11 @@ from .data.splits import UNDECIDED, Fold, known_before
 from .finetune import reopened
 from .fit import NO_NUMBERS, Diverged, Epoch, Fitted, fit, snapshot
 from .fit_many import can_train_together, fit_many, runs_at_once
-from .models import FUSIONS, Fusion, with_layer_sums
+from .models import FUSIONS, with_layer_sums
 from .models.superb import layer_shares
 from .run_folder import AGAIN, CONFIG, DEV, FAULT, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
 from .scores import divergences
-from .settings import TrainConfig, recorded
+from .settings import TrainConfig, TrainingSettings, recorded
 from .targets import TARGETS
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
@@ -275,8 +275,8 @@ def write_model(run: Run, weights: Mapping[str, torch.Tensor], scaling: Mapping[
     return run.write_tensors(MODEL, save(tensors))
 
 
-def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
-    """The trained model of a run with its scaling, the fusion and the fusion's settings.
+def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
+    """The trained model of a run with its scaling, on a device, and what it was trained by, to predict there.
 
     Raises `WrongUse` if the run has no model or its fusion is unknown here, `CorruptStore` for weights that are NaN.
     """
@@ -290,6 +290,7 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
         raise WrongUse(f"{run.path}: {not_installed(what, config['provenance'].get('package'))}")
     fusion = with_layer_sums(FUSIONS[config["fusion"]], config["features"])
     settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
+    training = recorded(TrainingSettings, config["training"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     try:
@@ -307,7 +308,8 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     if not weights or not all(tensor.isfinite().all() for tensor in tensors.values()):
         fault = f"does not hold the weights of fusion '{fusion.name}', or they are NaN"
         raise CorruptStore(f"{run.path / MODEL}: {fault}; {AGAIN}")
-    return Fitted(model.eval(), scaling), fusion, settings
+    plan = TrainConfig(fusion, settings, training, target=target, device=device)
+    return Fitted(model.eval().to(device), scaling), plan
 
 
 @contextlib.contextmanager
