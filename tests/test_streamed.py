@@ -75,7 +75,7 @@ def test_statistics_are_the_same_in_small_pieces(tmp_path: Path, dim: int) -> No
     for memory in ("1GB", "0.1MB"):
         [job, *_] = prepare(Experiment("logmel", "audio", store=store.path, memory=memory, set=settings))
         found.append(fit_standardizers(job.data, job.fold, job.plan.settings)["audio"])
-        sums.append(job.data.inputs["audio"].moments(job.fold.train)[3:])
+        sums.append(job.data.inputs["audio"].moments(job.fold.train)[2:])
     wide = job.data.inputs["audio"].take(job.fold.train).values.double()
     assert found[0].mean.equal(found[1].mean) and found[0].std.equal(found[1].std)
     for total, squares in sums:
