@@ -231,9 +231,7 @@ class Predictor:
                 rows = computed[feature.spec.fingerprint]
                 values = np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
                 stored = Inputs(torch.from_numpy(values), np.array([0, len(values)]))
-                read = as_read(stored, described, feature.spec)
-                vector = self.fusion.level == "vector" and feature.spec.level != "utterance"
-                columns.append((read.pooled(described["pool"]) if vector else read).values)
+                columns.append(as_read(stored, described, feature.spec, self.fusion.level == "vector").values)
             found[modality] = torch.cat(columns, 1)
         return found
 

@@ -93,8 +93,8 @@ class FeatureSelection:
                 f"{self.feature.spec.feature}@{self.feature.fingerprint}` and extract it again"
             )
         values = packed.values if self.extra is None else packed.extras[self.extra][:, None]
-        inputs = as_read(Inputs(torch.from_numpy(values), packed.offsets), self.described, self.feature.spec)
-        return inputs.pooled(self.pool) if self.pooled else inputs
+        stored = Inputs(torch.from_numpy(values), packed.offsets)
+        return as_read(stored, self.described, self.feature.spec, self.vectors)
 
 
 @dataclass(frozen=True)
@@ -314,9 +314,10 @@ def _hop(name: str, feature: Feature, asked: str | None) -> float | None:
     return float(asked)
 
 
-def as_read(stored: Inputs, described: Mapping[str, Any], spec: Spec) -> Inputs:
-    """A feature's rows as a run takes them that records it as `described`: averaged to its `hop`, if it has one."""
-    return stored.averaged(round(described["hop"] / spec.hop)) if "hop" in described and spec.hop else stored
+def as_read(stored: Inputs, described: Mapping[str, Any], spec: Spec, vectors: bool) -> Inputs:
+    """A feature's rows as a run takes them that records it as `described`: at its `hop`, if any, or as `vectors`."""
+    read = stored.averaged(round(described["hop"] / spec.hop)) if "hop" in described and spec.hop else stored
+    return read.pooled(described["pool"]) if vectors and spec.level != "utterance" else read
 
 
 def select_features(
