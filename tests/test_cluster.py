@@ -199,7 +199,7 @@ def test_a_sweep_trains_on_the_workers(cluster: str, tmp_path: Path, monkeypatch
             held = list(client.run(loaded).values())
         assert held and all(made <= 1 and features <= 2 for made, features in held) and (1, 2) in held
         assert list(client.run(left_open).values()) == [0, 0]
-    assert len(outcomes) == 4 and not any(outcome.fault for outcome in outcomes)
+    assert len(outcomes) == 4 and not any(fault for _, fault in outcomes)
     names = {path.parent.name for path in Path("near").glob("*/result.json")}
     assert names == {path.parent.name for path in Path("far").glob("*/result.json")} and len(names) == 4
     for name in names:

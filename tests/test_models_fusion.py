@@ -32,7 +32,7 @@ def test_heads_stages_and_gradients(name):
     for stage in fusion.stages:
         assert stage.output in outputs
         model.zero_grad()
-        F.cross_entropy(model(batch)[stage.output], batch.labels).backward()
+        F.cross_entropy(model(batch)[stage.output], batch.truth).backward()
         reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         trained = {name for name, _ in model.named_parameters() if name.startswith(stage.trains)}
         behind = {n for n in trained if name[:2] in ("ef", "mf", "lf") and n.split(".")[1] in ("audio", "text")}

@@ -102,7 +102,7 @@ def test_variants_lack_what_they_say():
 def plain_loss(model: nn.Module, batch: Batch) -> Tensor:
     x = {m: pad_sequence(list(s.values.split(s.lengths.tolist())), batch_first=True) for m, s in batch.inputs.items()}
     logits = model(x, {m: s.lengths for m, s in batch.inputs.items()})["logits"]
-    return F.cross_entropy(logits, batch.labels, reduction="sum")
+    return F.cross_entropy(logits, batch.truth, reduction="sum")
 
 
 @short_and_long

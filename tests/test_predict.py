@@ -228,7 +228,7 @@ def test_a_wrong_device_or_model_is_one_sentence(newcomer: Path, words: str) -> 
 
 def test_probabilities_that_are_no_numbers_are_no_answer(newcomer: Path) -> None:
     predictor = Predictor(run_of(newcomer, "text").path)
-    for weight in predictor.model.parameters():
+    for weight in predictor.fitted.model.parameters():
         weight.data.fill_(torch.inf)
     with pytest.raises(SerError, match="1: the model's predictions of it became nan"):
         predictor([Turn("1", text="hello there")])

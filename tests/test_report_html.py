@@ -357,7 +357,7 @@ def test_attention_is_the_models_own(cells: dict[str, Cell]) -> None:
     assert list(one.texts) == [*cell.utterances.text[utterance].split(), None], "the last one: special tokens"
     # The predictions of the run came from the plain model.
     np.testing.assert_allclose(one.probabilities, cell.runs[0].predictions()["probabilities"][0].as_py(), atol=1e-5)
-    fitted, _, _ = load_model(cell.runs[0])
+    fitted, _ = load_model(cell.runs[0])
     layer = fitted.model.interaction.decoder[-1].multihead_attn
     with weights_of(fitted.model.interaction):
         assert layer._forward_hooks

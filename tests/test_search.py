@@ -63,7 +63,7 @@ def test_each_fold_counts_with_its_best_candidate(store: Path, tmp_path: Path) -
     told = recipe_table(recipe, sweep.runs)
     assert "no fold has all 6 candidates finished" in told and "paper UA" not in told
     for shard in ("2/2", "1/2"):
-        assert {outcome.fault is None for outcome in run_sweep(plan_sweep(recipe, shard))} == {True, False}
+        assert {fault is None for _, fault in run_sweep(plan_sweep(recipe, shard))} == {True, False}
     expected = best(recipe, tmp_path / "runs")
     for row in recipe_rows(recipe, sweep.runs):
         chosen = {fold: expected[row.cell, fold] for fold in ("session 1", "session 2")}

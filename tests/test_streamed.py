@@ -75,7 +75,7 @@ def test_statistics_are_the_same_in_small_pieces(tmp_path: Path, dim: int) -> No
     for memory in ("1GB", "0.1MB"):
         [job, *_] = prepare(Experiment("logmel", "audio", store=store.path, memory=memory, set=settings))
         found.append(fit_standardizers(job.data, job.fold, job.plan.settings)["audio"])
-        sums.append(job.data.inputs["audio"].moments(job.fold.train)[3:])
+        sums.append(job.data.inputs["audio"].moments(job.fold.train)[2:])
     wide = job.data.inputs["audio"].take(job.fold.train).values.double()
     assert found[0].mean.equal(found[1].mean) and found[0].std.equal(found[1].std)
     for total, squares in sums:
@@ -220,13 +220,13 @@ def test_a_budget_too_small_is_one_sentence_that_names_one_that_does(rich: Path,
 
 def test_workers_share_a_budget_and_what_other_cells_hold_is_let_go(rich: Path, tmp_path: Path) -> None:
     own = DataCache()
-    alone, _ = load_dataset(rich, "logmel", "audio", memory="0.1MB", cache=own)
-    shared, _ = load_dataset(rich, "logmel", "audio", cache=DataCache(tmp_path, workers=4), memory="0.4MB")
+    alone, _ = load_dataset(Experiment("logmel", "audio", rich, memory="0.1MB"), own)
+    shared, _ = load_dataset(Experiment("logmel", "audio", rich, memory="0.4MB"), DataCache(tmp_path, workers=4))
     assert alone.inputs["audio"].streamed and not shared.inputs["audio"].streamed  # four map the same pages
-    roomy, _ = load_dataset(rich, "logmel", "audio", memory="1GB", allow_missing=True, cache=own)
+    roomy, _ = load_dataset(Experiment("logmel", "audio", rich, memory="1GB", allow_missing=True), own)
     assert not roomy.inputs["audio"].streamed, "what another streams is not what this one has room for"
     cache = DataCache()
-    first, second = (load_dataset(rich, name, "audio", cache=cache, memory="0.55MB")[0] for name in LOGMELS)
+    first, second = (load_dataset(Experiment(name, "audio", rich, memory="0.55MB"), cache)[0] for name in LOGMELS)
     held = first.inputs["audio"]
     assert first.inputs["audio"] is held and not second.inputs["audio"].streamed
     assert first.inputs["audio"] is not held

@@ -24,7 +24,6 @@ from ser.errors import Diverged, SerError, WrongUse
 from ser.tests.command_line import ser
 from ser.tests.tiny_store import make_manifest
 from ser.train.experiment import Experiment, Progress, estimate, prepare, run_experiment
-from ser.train.fit import predict
 from ser.train.models import FUSIONS
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
@@ -65,9 +64,9 @@ def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path:
     assert any(name.startswith("model.") for name in load_file(run.path / "model.safetensors"))
     assert len((run.path / "log").read_text().splitlines()) == 4
     (job,) = prepare(lgf(store, tmp_path, folds=1))  # and the saved model gives the saved probabilities
-    fitted, fusion, settings = load_model(open_run(run.path))
-    assert fusion.name == "lgf-add" and settings.d_model == 16 and set(fitted.scaling) == {"audio"}
-    found = predict(fitted.model, job.data, job.fold.test, job.plan, fitted.scaling)
+    fitted, plan = load_model(open_run(run.path))
+    assert plan.fusion.name == "lgf-add" and plan.settings.d_model == 16 and set(fitted.scaling) == {"audio"}
+    found = fitted.predict(job.data, job.fold.test, job.plan)
     assert np.array_equal(found["logits"], np.array(table["probabilities"], dtype=np.float32))
     assert np.array_equal(found["text"], np.array(table["probabilities head text"], dtype=np.float32))
 
