@@ -6,10 +6,11 @@ from pathlib import Path
 from ser.cache.spec import Spec
 from ser.errors import UtteranceError, WrongUse
 from ser.plugins import not_installed
+from ser.weights.find import recorded_checkpoint
 
 from .audio import Clip, decode
 from .extractors import Extractor, ResolvedFeature, Rows
-from .registry import FEATURES, resolve
+from .registry import FEATURES, check_models, parse, resolved
 
 
 def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> ResolvedFeature:
@@ -24,22 +25,9 @@ def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> Resolv
             f"{spec.name} was imported from {spec.provenance.get('file', 'a file')}, and cannot be computed for new "
             "speech; train on a feature that `ser features` extracts"
         )
-    # Where extraction found the weights, if not under an id of the Hub; a stranger's may say anything.
-    folder, model = (str(spec.provenance.get(key) or "") for key in ("folder", "model"))
-    source = (models or {}).get(spec.feature) or folder or model
-    if source and source == folder and not Path(folder).is_dir():
-        raise WrongUse(
-            f"the weights of {spec.feature} were in {folder}, which is not there any more; "
-            f"point at them with --model {spec.feature}=PATH"
-        )
-    # resolve() spells the variant out again; a name that stands for several layers has one of them in each spec.
-    [wanted] = resolve([spec.name], {spec.feature: source} if source else {}, spec.dtype)
-    if spec.checkpoint.get("digest") != wanted.spec.checkpoint.get("digest"):
-        theirs, ours = (str(one.checkpoint.get("digest"))[:12] for one in (spec, wanted.spec))
-        raise WrongUse(
-            f"{source}: is not the checkpoint that {spec.name} was trained on ({model}, digest "
-            f"{theirs}…; here {ours}…); point at that one with --model {spec.feature}=PATH"
-        )
+    check_models(models or {})
+    checkpoint = recorded_checkpoint(spec, models or {}) if FEATURES[spec.feature].model is not None else None
+    wanted = resolved(*parse(spec.name), checkpoint, spec.dtype)
     if wanted.spec.fingerprint != spec.fingerprint:
         then, now = (one.pop("config") | one for one in (spec.identity(), wanted.spec.identity()))
         keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]

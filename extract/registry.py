@@ -7,7 +7,7 @@ Built-in extractors (the rows of features.toml), a user's own and those of insta
 import math
 import pkgutil
 import tomllib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -105,11 +105,7 @@ def resolve_available(
 ) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
     """As `resolve`, but with what is wrong with the checkpoints of the features that cannot be computed, by feature."""
     asked = [parse(name) for name in names]
-    for feature in models:
-        if feature not in FEATURES:
-            raise unknown("feature in --model", feature, FEATURES)
-        if FEATURES[feature].model is None:
-            raise WrongUse(f"--model {feature}=…: {feature} is computed without weights")
+    check_models(models)
     checkpoints: dict[str, Checkpoint] = {}
     missing: dict[str, WeightsError] = {}
     for feature in dict.fromkeys(feature for feature, _ in asked):
@@ -124,9 +120,18 @@ def resolve_available(
     for feature, settings in asked:
         checkpoint = checkpoints.get(feature)
         for single in _expand(settings, checkpoint) if feature not in missing else []:
-            one = _resolved(feature, single, checkpoint, dtype)
+            one = resolved(feature, single, checkpoint, dtype)
             found.setdefault(one.spec.fingerprint, one)
     return list(found.values()), missing
+
+
+def check_models(models: Iterable[str]) -> None:
+    """Raise `WrongUse` for the name of no feature, or of one that is computed without weights."""
+    for feature in models:
+        if feature not in FEATURES:
+            raise unknown("feature in --model", feature, FEATURES)
+        if FEATURES[feature].model is None:
+            raise WrongUse(f"--model {feature}=…: {feature} is computed without weights")
 
 
 def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dict[str, str]]:
@@ -152,7 +157,8 @@ def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dic
     return [{**rest, "layer": layer, **(norm if layer == deepest else {})} for layer in layers]
 
 
-def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: Dtype) -> ResolvedFeature:
+def resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: Dtype) -> ResolvedFeature:
+    """One feature with these settings, `layers` not among them. Raises `WrongUse` for what cannot be."""
     kind = FEATURES[feature]
     code = kind.code
     typed = {key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()}
