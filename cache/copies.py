@@ -21,18 +21,7 @@ from .atomic_io import explain_disk_errors, move_into_place, read_small, workspa
 from .feature import Feature
 from .manifest import Manifest
 from .part import FileRecord, Part, PartRecord, PartRows, publish
-from .remote import (
-    LATEST,
-    RECORD,
-    Published,
-    PublishedPart,
-    Remote,
-    explained,
-    feature_names,
-    file_record,
-    folder_of,
-    split_digest,
-)
+from .remote import LATEST, RECORD, Published, PublishedPart, Remote, explained, feature_names, split_digest
 from .spec import checksummed_json, parse_checksummed
 from .store import Store, open_store
 from .verify import check_part
@@ -133,7 +122,7 @@ class Push:
             # One after the other: of two pushes the first to put a file that differs goes on alone.
             for name, known in sorted(part.record.files.items()):
                 content = read_small(part.folder / name)
-                if file_record(content) != known:
+                if FileRecord.of(content) != known:
                     raise CorruptStore(f"{part.folder / name}: altered (its sha256 is wrong); run `ser cache verify`")
                 if not self.remote.create(f"{folder}/{name}", content, replace):
                     return None
@@ -148,10 +137,10 @@ class Push:
             latest = self.remote.read(LATEST)
             before = self._published(latest)
             manifests = self._merged(before)
-            mine = {folder_of(one.spec): one.spec for one in self._features}
-            records = {corpus: file_record(manifest.content) for corpus, manifest in manifests.items()}
+            mine = {one.spec.folder: one.spec for one in self._features}
+            records = {corpus: FileRecord.of(manifest.content) for corpus, manifest in manifests.items()}
             merged = Published(records, mine | before.features, self._whole_there | before.parts | sent)
-            digest = file_record(merged.content).sha256
+            digest = FileRecord.of(merged.content).sha256
             files = {f"{folder}/spec.json": checksummed_json(merged.features[folder].to_json()) for folder in mine}
             files[RECORD.format(digest)] = merged.content
             files["README.md"] = _card(
@@ -184,7 +173,7 @@ _WITHOUT_TEXT = {"values", "offsets", "word"}  # arrays that spell no word
 def _published_part(content: bytes, where: str) -> tuple[PublishedPart, PartRecord]:
     record = parse_checksummed(content, PartRecord, f"{where}/part.json")
     size = sum(file.bytes for file in record.files.values())
-    return PublishedPart(file_record(content), record.corpus, len(record.ids), size), record
+    return PublishedPart(FileRecord.of(content), record.corpus, len(record.ids), size), record
 
 
 def _manifest_there(remote: Remote, corpus: str, known: FileRecord) -> Manifest:
@@ -256,7 +245,8 @@ class Pull:
         self.there, self.bytes = len(here), sum(part.bytes for part in self.parts.values())
         for one in here:
             Part.open(path / one, one.split("/")[1])  # which lacks no file
-        others = [one for one in sorted(here) if file_record(read_small(path / one / "part.json")) != parts[one].record]
+        held = {one: FileRecord.of(read_small(path / one / "part.json")) for one in sorted(here)}
+        others = [one for one, record in held.items() if record != parts[one].record]
         if others and split_digest(url)[1]:
             fault = f"{len(others)} parts, such as {others[0]}, are not those of {self.remote.shown}@{self.digest}"
             raise WrongUse(f"{path}: {fault}; name a new folder with --store")
@@ -309,4 +299,4 @@ def cache_folder(url: str) -> Path:
     """Where the store at a URL is copied to by `--store URL`: in $SER_STORES, or below the user's cache folder."""
     own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     base = Path(os.environ.get("SER_STORES") or Path(own) / "ser" / "stores")
-    return base / file_record(url.encode()).sha256[:16]
+    return base / FileRecord.of(url.encode()).sha256[:16]

@@ -1,5 +1,6 @@
 """Parts: how rows are packed, checked, named, published and opened."""
 
+import hashlib
 import os
 import re
 import stat
@@ -39,6 +40,11 @@ class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     bytes: Count
     sha256: str
+
+    @classmethod
+    def of(cls, content: bytes) -> "FileRecord":
+        """That of a file with this content."""
+        return cls(len(content), hashlib.sha256(content).hexdigest())
 
 
 class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -89,7 +89,7 @@ def split(task: ExtractionTask) -> list[ExtractionTask] | None:
     """A task that kills, cut in two; None if it cannot be cut. What the store has by now is left out."""
     config, missing = task.config, dict[str, set[str]]()
     for spec in task.specs:
-        feature = Feature(config.asked.store, config.folder(spec))
+        feature = Feature(config.asked.store, config.asked.store / spec.folder)
         feature.parts()
         lacks = (u.id for u in task.utterances if feature.place((config.corpus, u.id, u.digest)) is None)
         missing[spec.fingerprint] = set(lacks)

@@ -76,10 +76,6 @@ class WorkerConfig:
         needed = any(one.checkpoint for one in self.resolved)  # by a model; all else is computed by the CPU
         return replace(self, device=choose_device(self.device) if needed else "cpu")
 
-    def folder(self, spec: Spec) -> Path:
-        """The feature's folder in the store."""
-        return self.asked.store / spec.feature / spec.fingerprint
-
 
 @dataclass(frozen=True)
 class ExtractionTask:
@@ -252,7 +248,7 @@ def _with_parent(scan: Scan, store: Store) -> Scan:
 
 def _missing(spec: Spec, rows: list[Utterance], whole: Manifest, store: Store | None, retry: bool) -> list[Utterance]:
     """Those rows of the whole manifest that the store lacks."""
-    if not store or not (folder := store.path / spec.feature / spec.fingerprint).exists():
+    if not store or not (folder := store.path / spec.folder).exists():
         return rows
     try:
         feature = Feature(store.path, folder)
