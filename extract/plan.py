@@ -18,7 +18,7 @@ from ser.cache.spec import Modality, Spec
 from ser.cache.store import Feature, Store, check_local, open_store
 from ser.engines.machine import choose_device
 from ser.engines.scheduler_address import check_scheduler, local_workers
-from ser.errors import DISTRIBUTION, CorruptStore, StoreError, WeightsError, WrongUse
+from ser.errors import DISTRIBUTION, StoreError, WeightsError, WrongUse
 from ser.weights.find import parse_models
 
 from .corpora.scan import Scan, find_format, read_corpus
@@ -250,11 +250,8 @@ def _missing(spec: Spec, rows: list[Utterance], whole: Manifest, store: Store | 
     """Those rows of the whole manifest that the store lacks."""
     if not store or not (folder := store.path / spec.folder).exists():
         return rows
-    try:
-        feature = Feature(store.path, folder)
-    except CorruptStore:  # the folder's name vouches for what spec.json must say, and `Store.add` writes it again
-        feature = Feature(store.path, folder, spec)
-    return [rows[row] for row in feature.missing(whole, retry)]
+    # The folder's name vouches for what spec.json must say, and `Store.add` writes one anew that does not.
+    return [rows[row] for row in Feature(store.path, folder, spec).missing(whole, retry)]
 
 
 def _row_bytes(spec: Spec) -> int:
