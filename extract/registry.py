@@ -19,8 +19,9 @@ import msgspec
 
 from ser.cache.spec import Dtype, Level, Modality, Spec
 from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
-from ser.plugins import Registry
+from ser.plugins import Registry, not_installed
 from ser.weights import Checkpoint, find_checkpoint
+from ser.weights.find import recorded_checkpoint
 
 from .extractors import Extractor, ResolvedFeature
 
@@ -105,7 +106,7 @@ def resolve_available(
 ) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
     """As `resolve`, but with what is wrong with the checkpoints of the features that cannot be computed, by feature."""
     asked = [parse(name) for name in names]
-    check_models(models)
+    _check_models(models)
     checkpoints: dict[str, Checkpoint] = {}
     missing: dict[str, WeightsError] = {}
     for feature in dict.fromkeys(feature for feature, _ in asked):
@@ -120,12 +121,12 @@ def resolve_available(
     for feature, settings in asked:
         checkpoint = checkpoints.get(feature)
         for single in _expand(settings, checkpoint) if feature not in missing else []:
-            one = resolved(feature, single, checkpoint, dtype)
+            one = _resolved(feature, single, checkpoint, dtype)
             found.setdefault(one.spec.fingerprint, one)
     return list(found.values()), missing
 
 
-def check_models(models: Iterable[str]) -> None:
+def _check_models(models: Iterable[str]) -> None:
     """Raise `WrongUse` for the name of no feature, or of one that is computed without weights."""
     for feature in models:
         if feature not in FEATURES:
@@ -157,8 +158,7 @@ def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dic
     return [{**rest, "layer": layer, **(norm if layer == deepest else {})} for layer in layers]
 
 
-def resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: Dtype) -> ResolvedFeature:
-    """One feature with these settings, `layers` not among them. Raises `WrongUse` for what cannot be."""
+def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: Dtype) -> ResolvedFeature:
     kind = FEATURES[feature]
     code = kind.code
     typed = {key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()}
@@ -207,6 +207,29 @@ def _typed(feature: str, key: str, value: str, kind: Any) -> Any:
     plain = {int: "a whole number", float: "a number", bool: "true or false"}
     what = plain.get(kind) or " or ".join(map(str, get_args(kind)))
     raise WrongUse(f"{feature}:{key}={value}: {key} is {what}")
+
+
+def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> ResolvedFeature:
+    """What computes a stored feature anew. `models` says where an encoder's checkpoint lies, by feature name.
+
+    Raises `WrongUse` if this would give other numbers: another checkpoint, or another version of the extractor.
+    """
+    if spec.extractor != "import" and spec.feature not in FEATURES:
+        raise WrongUse(not_installed(f"{spec.name} was computed by an extractor", spec.provenance.get("package")))
+    if spec.extractor == "import":
+        raise WrongUse(
+            f"{spec.name} was imported from {spec.provenance.get('file', 'a file')}, and cannot be computed for new "
+            "speech; train on a feature that `ser features` extracts"
+        )
+    _check_models(models or {})
+    checkpoint = recorded_checkpoint(spec, models or {}) if FEATURES[spec.feature].model is not None else None
+    wanted = _resolved(*parse(spec.name), checkpoint, spec.dtype)
+    if wanted.spec.fingerprint != spec.fingerprint:
+        then, now = (one.pop("config") | one for one in (spec.identity(), wanted.spec.identity()))
+        keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
+        differences = "; ".join(f"{key} {then.get(key)!r}, here {now.get(key)!r}" for key in keys)
+        raise WrongUse(f"{spec.name} would be computed otherwise than for training (differs in {differences})")
+    return wanted
 
 
 def load_extractors(
