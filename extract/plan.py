@@ -24,7 +24,7 @@ from ser.weights.find import parse_models
 from .corpora.scan import Scan, find_format, read_corpus
 from .extractors import ResolvedFeature, batches, text_seconds
 from .options import ExtractionConfig
-from .registry import resolve_available, split_names
+from .registry import resolve, split_names
 
 PART_BYTES = 256 << 20
 ROWS_PER_SECOND = {"frame": 50.0, "token": 50.0, "utterance": 2.0}  # unless a hop is known; 2: the shortest utterances
@@ -202,7 +202,7 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     names = split_names(config.features) if config.features or scan is None else []
     if scan is None:
         find_format(config.corpus, config.format)  # before the weights, which may come over the network
-    wanted, unavailable = resolve_available(names, parse_models(config.models), config.dtype)
+    wanted, unavailable = resolve(names, parse_models(config.models), config.dtype)
     if unavailable and not wanted:
         raise next(iter(unavailable.values()))
     scan = scan or read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)

@@ -89,22 +89,14 @@ def parse(name: str) -> tuple[str, dict[str, str]]:
     return feature, settings
 
 
-def resolve(names: Sequence[str], models: Mapping[str, str], dtype: Dtype) -> list[ResolvedFeature]:
-    """Everything that `names` ask for, each spec complete. Finds and hashes the checkpoints.
-
-    Raises `WrongUse` for an unknown name or a setting that cannot be, and `WeightsError` for a checkpoint that is not
-    here.
-    """
-    found, missing = resolve_available(names, models, dtype)
-    for fault in missing.values():
-        raise fault
-    return found
-
-
-def resolve_available(
+def resolve(
     names: Sequence[str], models: Mapping[str, str], dtype: Dtype
 ) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
-    """As `resolve`, but with what is wrong with the checkpoints of the features that cannot be computed, by feature."""
+    """Everything that `names` ask for, each spec complete. Finds and hashes the checkpoints.
+
+    Beside it stands what is wrong with checkpoints that are not here, by feature: these features are left out. Raises
+    `WrongUse` for an unknown name or a setting that cannot be.
+    """
     asked = [parse(name) for name in names]
     _check_models(models)
     checkpoints: dict[str, Checkpoint] = {}
