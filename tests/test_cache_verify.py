@@ -125,7 +125,7 @@ def test_verify_is_taken_up_where_it_stopped(tmp_path: Path, backend: str) -> No
 
     names = [part.name for part in feature.parts()]
     checked = list(verify(store))
-    assert sum(one.bytes for one in checked if "/parts/" in one.path) == list_features(store)[0].bytes
+    assert sum(one.bytes for one in checked if "/parts/" in one.path) == list_features(store)[0]["bytes"]
     assert [one.remaining for one in checked] == list(range(len(checked)))[::-1]
     assert skipped() == [] and not journal.exists()
     interrupted(3)
@@ -158,7 +158,7 @@ def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
     again.quarantined = [gone[1]]
     feature.publish(again, backend, {})
     assert any("2 rows stand in two parts" in str(checked.note) for checked in verify(store))
-    assert list_features(store)[-1].superseded >= 3
+    assert list_features(store)[-1]["superseded"] >= 3
     removed = list(remove_superseded(store))
     assert sum(record.rows for record in removed) == 4  # u000 and u001 once, the old u002, u009
     current = {id_: arrays[id_] for id_ in changed.ids}
@@ -248,7 +248,7 @@ def test_a_read_only_store(tmp_path: Path) -> None:
                 os.setuid(65534)
             store = open_store(tmp_path / "s")
             check_whole(store["frames"], store.manifest(), arrays)
-            assert list_features(store)[0].complete
+            assert list_features(store)[0]["complete"]
             assert not [checked for checked in verify(store) if checked.problem]
             for write in (
                 lambda: store.put_manifest(manifest_of(12)),
