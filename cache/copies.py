@@ -20,7 +20,7 @@ from ser.errors import CorruptStore, StoreError, WrongUse, printable, unknown
 from .atomic_io import explain_disk_errors, move_into_place, read_small, workspace, write_folder
 from .feature import Feature
 from .manifest import Manifest
-from .part import FileRecord, Part, PartRecord, PartRows, publish
+from .part import FileRecord, Part, PartRecord, PartRows, file_record, publish
 from .remote import LATEST, RECORD, Published, PublishedPart, Remote, explained, feature_names, split_digest
 from .spec import checksummed_json, parse_checksummed
 from .store import Store, open_store
@@ -122,7 +122,7 @@ class Push:
             # One after the other: of two pushes the first to put a file that differs goes on alone.
             for name, known in sorted(part.record.files.items()):
                 content = read_small(part.folder / name)
-                if FileRecord.of(content) != known:
+                if file_record(content) != known:
                     raise CorruptStore(f"{part.folder / name}: altered (its sha256 is wrong); run `ser cache verify`")
                 if not self.remote.create(f"{folder}/{name}", content, replace):
                     return None
@@ -138,9 +138,9 @@ class Push:
             before = self._published(latest)
             manifests = self._merged(before)
             mine = {one.spec.folder: one.spec for one in self._features}
-            records = {corpus: FileRecord.of(manifest.content) for corpus, manifest in manifests.items()}
+            records = {corpus: file_record(manifest.content) for corpus, manifest in manifests.items()}
             merged = Published(records, mine | before.features, self._whole_there | before.parts | sent)
-            digest = FileRecord.of(merged.content).sha256
+            digest = file_record(merged.content).sha256
             files = {f"{folder}/spec.json": checksummed_json(merged.features[folder].to_json()) for folder in mine}
             files[RECORD.format(digest)] = merged.content
             files["README.md"] = _card(
@@ -173,7 +173,7 @@ _WITHOUT_TEXT = {"values", "offsets", "word"}  # arrays that spell no word
 def _published_part(content: bytes, where: str) -> tuple[PublishedPart, PartRecord]:
     record = parse_checksummed(content, PartRecord, f"{where}/part.json")
     size = sum(file.bytes for file in record.files.values())
-    return PublishedPart(FileRecord.of(content), record.corpus, len(record.ids), size), record
+    return PublishedPart(file_record(content), record.corpus, len(record.ids), size), record
 
 
 def _manifest_there(remote: Remote, corpus: str, known: FileRecord) -> Manifest:
@@ -245,7 +245,7 @@ class Pull:
         self.there, self.bytes = len(here), sum(part.bytes for part in self.parts.values())
         for one in here:
             Part.open(path / one, one.split("/")[1])  # which lacks no file
-        held = {one: FileRecord.of(read_small(path / one / "part.json")) for one in sorted(here)}
+        held = {one: file_record(read_small(path / one / "part.json")) for one in sorted(here)}
         others = [one for one, record in held.items() if record != parts[one].record]
         if others and split_digest(url)[1]:
             fault = f"{len(others)} parts, such as {others[0]}, are not those of {self.remote.shown}@{self.digest}"
@@ -299,4 +299,4 @@ def cache_folder(url: str) -> Path:
     """Where the store at a URL is copied to by `--store URL`: in $SER_STORES, or below the user's cache folder."""
     own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     base = Path(os.environ.get("SER_STORES") or Path(own) / "ser" / "stores")
-    return base / FileRecord.of(url.encode()).sha256[:16]
+    return base / file_record(url.encode()).sha256[:16]

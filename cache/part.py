@@ -41,10 +41,10 @@ class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes: Count
     sha256: str
 
-    @classmethod
-    def of(cls, content: bytes) -> "FileRecord":
-        """That of a file with this content."""
-        return cls(len(content), hashlib.sha256(content).hexdigest())
+
+def file_record(content: bytes) -> FileRecord:
+    """That of a file with this content."""
+    return FileRecord(len(content), hashlib.sha256(content).hexdigest())
 
 
 class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

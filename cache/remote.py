@@ -19,7 +19,7 @@ from ser.errors import DISTRIBUTION, CorruptStore, SerError, StoreError, WrongUs
 from .atomic_io import SMALL, make_folder, open_named, write_whole
 from .blocks import Count
 from .manifest import NAME
-from .part import FileRecord
+from .part import FileRecord, file_record
 from .spec import Spec, canonical_json, to_record
 
 LATEST, RECORD = "published-latest", "published-{}.json"
@@ -225,7 +225,7 @@ class Remote:
         with explained(self.where(path)):
             for _ in range(_TRIES):
                 content = self._begin_of(path, min(known.bytes, _LARGEST))
-                if FileRecord.of(content) == known:
+                if file_record(content) == known:
                     return content
             raise CorruptStore(f"{self.where(path)}: altered or cut short, its sha256 is not what was published")
 
@@ -273,7 +273,7 @@ class Remote:
         with explained(where):
             if content is None:
                 raise CorruptStore(f"{where}: is missing, so nothing is published there under this digest")
-            if FileRecord.of(content).sha256 != digest:
+            if file_record(content).sha256 != digest:
                 raise CorruptStore(f"{where}: is not what its digest names")
             return to_record(content, Published, where)
 

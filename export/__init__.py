@@ -24,7 +24,7 @@ from typing import Any
 from safetensors.torch import save
 
 from ser.cache.atomic_io import explain_disk_errors, make_folder, move_into_place, write_folder
-from ser.cache.part import FileRecord
+from ser.cache.part import file_record
 from ser.cache.transfer import file_digest
 from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.audio import decode
@@ -69,7 +69,7 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
     files["model.safetensors"] = [save(tensors)]
     given = {
         "about": about,
-        "sealed": {name: FileRecord.of(content).sha256 for name, [content] in files.items()},
+        "sealed": {name: file_record(content).sha256 for name, [content] in files.items()},
         "functions": functions,
         "extractors": {one["extractor"] for one in functions},
         "config": predictor.run.config,
