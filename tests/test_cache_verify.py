@@ -14,7 +14,7 @@ import pytest
 
 from ser.cache.maintain import list_features, remove_superseded
 from ser.cache.part import publish
-from ser.cache.store import Manifest, Quarantine, open_store
+from ser.cache.store import Manifest, PartRows, Quarantine, open_store
 from ser.cache.transfer import copy
 from ser.cache.verify import JOURNAL, verify
 from ser.errors import StoreError, WrongUse
@@ -194,10 +194,8 @@ def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path) -> None
     [("zarr", "hdf5", "frame"), ("hdf5", "zarr", "token"), ("zarr", "hdf5", "utterance")],
 )
 def test_one_backend_to_the_other_and_back(tmp_path: Path, source: str, target: str, level: str) -> None:
-    store, feature, manifest, arrays = sample_store(tmp_path / "a", source, level=level)
-    bad = part_rows(manifest, feature.spec, arrays, [])
-    bad.quarantined = [Quarantine("u001", "old", "p", "r")]
-    feature.publish(bad, source, {})
+    store, feature, _, arrays = sample_store(tmp_path / "a", source, level=level)
+    feature.publish(PartRows("toy", quarantined=[Quarantine("u001", "old", "p", "r")]), source, {})
     there = open_store(tmp_path / "b", create=True)
     back = open_store(tmp_path / "c", create=True)
     copied = copy(feature, there, target)
