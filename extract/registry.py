@@ -6,6 +6,7 @@ Built-in extractors (the rows of features.toml), a user's own and those of insta
 
 import math
 import pkgutil
+import re
 import tomllib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -59,17 +60,12 @@ FEATURES: Registry[FeatureKind] = Registry("feature", "ser.extractors", FeatureK
 
 
 def split_names(features: str | Sequence[str]) -> list[str]:
-    """`"hubert:layer=9,norm=before,is13"` to its names: a piece with `=` and no `:` belongs to the name before it."""
+    """`"hubert:layer=9,norm=before,is13"` to its names: a comma before `key=` belongs to a variant."""
     text = features if isinstance(features, str) else ",".join(features)
-    names: list[str] = []
-    for piece in (piece.strip() for piece in text.split(",")):
-        if "=" in piece and ":" not in piece and names and ":" in names[-1]:
-            names[-1] += f",{piece}"
-        elif piece:
-            names.append(piece)
+    names = dict.fromkeys(filter(None, re.split(r",(?!\w+=)", re.sub(r"\s", "", text))))
     if not names:
         raise WrongUse(f"no feature is named; known: {', '.join(sorted(FEATURES))}")
-    return list(dict.fromkeys(names))
+    return list(names)
 
 
 def parse(name: str) -> tuple[str, dict[str, str]]:
