@@ -73,15 +73,16 @@ def _held(feature: Feature, manifests: Mapping[str, Manifest | str]) -> dict[str
         known = manifest if isinstance(manifest, Manifest) else None
         parts = [part for part in feature.parts() if part.record.corpus == corpus]
         current = [key for key in feature.keys(known) if feature.place(key)] if known else []
+        rows = len(current)
         lent = sum(key[0] != corpus for key in current)
         stored = sum(len(part.keys) for part in parts)
         quarantined = feature.quarantined(known) if known else {}
         found[corpus] = {
-            "rows": len(current),
+            "rows": rows,
             "lent": lent,  # of these, rows of the parent of this corpus
             "of": len(known) if known else None,  # utterances in the corpus's latest manifest
-            "complete": known is not None and len(current) + len(quarantined) == len(known),
-            "superseded": stored - (len(current) - lent),  # rows that this manifest does not ask for
+            "complete": known is not None and rows + len(quarantined) == len(known),
+            "superseded": stored - rows + lent,  # what this manifest does not ask for
             "bytes": sum(part.bytes for part in parts),
             **({"problem": manifest} if isinstance(manifest, str) else {}),
             "quarantined": quarantined,

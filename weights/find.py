@@ -108,7 +108,8 @@ def recorded_checkpoint(spec: Spec, models: Mapping[str, str]) -> Checkpoint:
     Raises `WrongUse` for another one, and for a folder that is not there any more.
     """
     folder, model = (str(spec.provenance.get(key) or "") for key in ("folder", "model"))  # a stranger's say anything
-    source, option = models.get(spec.feature) or folder or model, f"--model {spec.feature}=PATH"
+    source = models.get(spec.feature) or folder or model
+    option = f"--model {spec.feature}=PATH"
     if source == folder and not (folder and Path(folder).is_dir()):
         fault = f"the weights of {spec.feature} were in {folder}, which is not there any more"
         raise WrongUse(f"{fault}; point at them with {option}")
