@@ -37,6 +37,7 @@ class FeatureKind:
     extractor: str | type[Extractor]  # the class, or where it is: "package.module:Class"
     model: str | None = None  # default checkpoint; "": it must be named; None: computed without weights
     preset: Mapping[str, Any] = field(default_factory=dict)  # settings of the extractor that the name stands for
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of other settings, where they are not the extractor's
 
     @property
     def code(self) -> type[Extractor]:
@@ -150,7 +151,7 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
     kind = FEATURES[feature]
     code = kind.code
     typed = {key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()}
-    config = code.resolve({**kind.preset, **typed}, checkpoint)
+    config = code.resolve({**kind.preset, **kind.defaults, **typed}, checkpoint)
     variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
     provenance: dict[str, Any] = {
         "versions": {"ser": version(DISTRIBUTION)} | {name: version(name) for name in ("numpy", *code.packages)},
