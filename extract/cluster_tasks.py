@@ -12,8 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 from ser import engines
-from ser.cache.part import PartRows, Quarantine
-from ser.cache.store import Feature, open_store
+from ser.cache.store import Feature, PartRows, Quarantine, open_store
 from ser.errors import DISTRIBUTION, SerError
 
 from .plan import ExtractionTask, WorkerConfig, lacking

@@ -21,8 +21,7 @@ import msgspec
 from ser.cache.spec import Dtype, Level, Modality, Spec
 from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
 from ser.plugins import Registry, not_installed
-from ser.weights import Checkpoint, find_checkpoint
-from ser.weights.find import recorded_checkpoint
+from ser.weights.find import Checkpoint, find_checkpoint, recorded_checkpoint
 
 from .extractors import Extractor, ResolvedFeature
 

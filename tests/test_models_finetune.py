@@ -25,8 +25,8 @@ from ser.train.models.ragged import Batch
 from ser.train.run_folder import Run
 from ser.train.scores import tempered
 from ser.train.settings import has_setting
-from ser.weights import load_encoder
 from ser.weights.demo import write_random_checkpoint
+from ser.weights.find import load_encoder
 
 DEPTH = 3
 ENCODERS = ("bert", "mpnet")
