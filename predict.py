@@ -20,9 +20,8 @@ from ser.cache.spec import Spec, to_record
 from ser.engines.machine import choose_device
 from ser.errors import CorpusError, CorruptStore, SerError, UtteranceError, WrongUse, unknown
 from ser.extract.corpora.table import read_manifest
-from ser.extract.extractors import Extractor, ResolvedFeature
-from ser.extract.online import resolve_again, rows_of
-from ser.extract.registry import load_extractors
+from ser.extract.extractors import Extractor, ResolvedFeature, rows_of
+from ser.extract.registry import load_extractors, resolve_again
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import as_read
 from ser.train.data.labels import DIMENSIONS, UNLABELLED, apply_policy

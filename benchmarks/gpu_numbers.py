@@ -300,7 +300,7 @@ def encoders(asked: Asked) -> Iterator[Row]:
     faults: dict[str, str] = {}
     for name in ("hubert", "wav2vec2", "wavlm", "bert", "mpnet"):
         folder = demo.write_random_checkpoint(asked.folder / name, name, words=["yeah", "why", "oh", "no", "know"])
-        wanted = resolve([name], {name: str(folder)}, "float32")
+        wanted = resolve([name], {name: str(folder)}, "float32")[0]
         here: Any
         there: Any
         [here], [there] = (load_extractors(wanted, device, 1e6) for device in ("cpu", asked.device))

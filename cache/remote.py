@@ -4,7 +4,6 @@ What comes from there is somebody else's: names, sizes and digests are checked b
 """
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,7 @@ from ser.errors import DISTRIBUTION, CorruptStore, SerError, StoreError, WrongUs
 from .atomic_io import SMALL, make_folder, open_named, write_whole
 from .blocks import Count
 from .manifest import NAME
-from .part import FileRecord
+from .part import FileRecord, file_record
 from .spec import Spec, canonical_json, to_record
 
 LATEST, RECORD = "published-latest", "published-{}.json"
@@ -59,7 +58,7 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Raise `ValueError` for a feature that is not the one of its folder's name."""
         for folder, spec in self.features.items():
-            if not NAME.fullmatch(spec.feature) or folder_of(spec) != folder:
+            if not NAME.fullmatch(spec.feature) or spec.folder != folder:
                 raise ValueError(f"{folder!r} is the folder of another feature or fingerprint")
 
     @property
@@ -108,16 +107,6 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def feature_names(features: str | None) -> list[str]:
     """The names in "a+b" or "a,b"; a comma before `key=` belongs to a variant."""
     return re.split(r"\+|,(?!\w+=)", features) if features else []
-
-
-def folder_of(spec: Spec) -> str:
-    """A feature's folder in a store."""
-    return f"{spec.feature}/{spec.fingerprint}"
-
-
-def file_record(content: bytes) -> FileRecord:
-    """A file's size and sha256."""
-    return FileRecord(len(content), hashlib.sha256(content).hexdigest())
 
 
 def split_digest(url: str) -> tuple[str, str | None]:
@@ -284,7 +273,7 @@ class Remote:
         with explained(where):
             if content is None:
                 raise CorruptStore(f"{where}: is missing, so nothing is published there under this digest")
-            if hashlib.sha256(content).hexdigest() != digest:
+            if file_record(content).sha256 != digest:
                 raise CorruptStore(f"{where}: is not what its digest names")
             return to_record(content, Published, where)
 

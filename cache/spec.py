@@ -115,6 +115,11 @@ class Spec:
         """The first 16 hex digits of the sha256 of the canonical JSON of `identity()`."""
         return short_hash(self.identity())
 
+    @property
+    def folder(self) -> str:
+        """The feature's folder in a store."""
+        return f"{self.feature}/{self.fingerprint}"
+
     def to_json(self) -> dict[str, Any]:
         """The content of `spec.json`."""
         return {**self.identity(), "provenance": self.provenance}

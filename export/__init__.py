@@ -24,7 +24,7 @@ from typing import Any
 from safetensors.torch import save
 
 from ser.cache.atomic_io import explain_disk_errors, make_folder, move_into_place, write_folder
-from ser.cache.remote import file_record
+from ser.cache.part import file_record
 from ser.cache.transfer import file_digest
 from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.audio import decode

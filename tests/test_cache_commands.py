@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import soundfile
 
-from ser.cache.part import Quarantine
+from ser.cache.part import PartRows, Quarantine
 from ser.cache.store import Manifest, open_store
 from ser.commands.output import answer
 from ser.errors import StoreError
 from ser.tests.command_line import ser
-from ser.tests.store_samples import fill, manifest_of, part_rows, rewrite_record, sample_store, spec_of, values_of
+from ser.tests.store_samples import fill, manifest_of, rewrite_record, sample_store, spec_of, values_of
 
 
 def told(*words: object) -> str:
@@ -84,7 +84,7 @@ def test_a_table_does_not_take_the_place_of_a_corpus(tmp_path: Path) -> None:
 
 def test_a_list_says_what_is_there(tmp_path: Path) -> None:
     made = {"provenance": {"model": "facebook/x"}, "checkpoint": {"random": True}}
-    store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr", **made)
+    store, feature, _, arrays = sample_store(tmp_path / "s", "zarr", **made)
     grown = manifest_of(11)
     store.put_manifest(grown)
     store.add(spec_of(feature="begun"))
@@ -96,9 +96,8 @@ def test_a_list_says_what_is_there(tmp_path: Path) -> None:
     assert info["provenance"] == {"model": "facebook/x"} and info["corpora"]["toy"]["rows"] == 10
     assert info["corpora"]["toy"]["vectors"] == sum(len(array) for array in arrays.values())
     assert frames["problem"] is None and begun["problem"] is None
-    bad = part_rows(manifest, feature.spec, arrays, [])
-    bad.quarantined = [Quarantine(grown.ids[10], grown.inputs("audio")[10], "x.wav", "truncated")]
-    feature.publish(bad, "zarr", {})
+    bad = Quarantine(grown.ids[10], grown.inputs("audio")[10], "x.wav", "truncated")
+    feature.publish(PartRows("toy", quarantined=[bad]), "zarr", {})
     [*_, first, said] = told("cache", "list", "--store", tmp_path / "s").splitlines()
     assert "incomplete" in first and "10 of 11" in said and " complete, 1 quarantined" in said
 
@@ -111,9 +110,8 @@ def test_a_csv_for_r_without_what_is_quarantined(tmp_path: Path, level: str, dim
     store.put_manifest(grown)
     refused = ser("cache", "export", f"{level}s", tmp_path / "x.csv", "--store", tmp_path / "s")
     assert refused.exit_code == 1 and "lacks 1 of 11" in refused.stderr and not (tmp_path / "x.csv").exists()
-    bad = part_rows(manifest, feature.spec, arrays, [])
-    bad.quarantined = [Quarantine(grown.ids[10], grown.inputs("audio")[10], "x.wav", "truncated")]
-    feature.publish(bad, "zarr", {})
+    bad = Quarantine(grown.ids[10], grown.inputs("audio")[10], "x.wav", "truncated")
+    feature.publish(PartRows("toy", quarantined=[bad]), "zarr", {})
     done = ser("cache", "export", f"{level}s", tmp_path / "x.csv", "--store", tmp_path / "s")
     assert (done.exit_code, done.stderr) == (3, f"left out: {grown.ids[10]}: truncated\n")
     table = pd.read_csv(tmp_path / "x.csv", float_precision="round_trip")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ser.errors import WrongUse
-from ser.extract.corpora.counts import differences
+from ser.extract.corpora.counts import summary
 from ser.extract.corpora.scan import Scan, read_corpus
 
 HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
@@ -193,7 +193,7 @@ def test_a_missing_session_is_named(release: Path) -> None:
     scan = read_corpus(release)
     assert [str(p) for p in scan.problems] == ["Session3: Session3 is missing from this copy of the corpus"]
     assert scan.refused == scan.problems
-    assert "sessions: 3: 0 here, 2136 in the release (-2136)" in differences(scan)
+    assert "sessions: 3: 0 here, 2136 in the release (-2136)" in summary(scan)["differences"]
 
 
 def test_what_is_not_a_release_is_refused(release: Path, tmp_path: Path) -> None:

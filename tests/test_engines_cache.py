@@ -50,6 +50,10 @@ def test_what_is_in_use_is_closed_by_its_last_user_and_what_cannot_be_opened_lea
             assert same is thing
         assert not thing.closed
     assert thing.closed == 1
+    with pytest.raises(ZeroDivisionError), cached("b", Thing) as thing:
+        clear()
+        raise ZeroDivisionError  # whose traceback knows the task's frames
+    assert thing.closed == 1
 
 
 def test_it_is_cleared_while_it_opens() -> None:

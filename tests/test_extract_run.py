@@ -21,9 +21,9 @@ from ser.cache.manifest import generations
 from ser.cache.store import open_store
 from ser.engines import machine
 from ser.errors import CorpusError, SerError, StoreError, UtteranceError, WrongUse
-from ser.extract.online import resolve_again, rows_of
+from ser.extract.extractors import rows_of
 from ser.extract.plan import WorkerConfig
-from ser.extract.registry import load_extractors
+from ser.extract.registry import load_extractors, resolve_again
 from ser.extract.run import ESTIMATED, ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan
 from ser.tests.command_line import ser
 from ser.tests.dask_processes import workers_of

@@ -25,8 +25,8 @@ from ser.train.models.ragged import Batch
 from ser.train.run_folder import Run
 from ser.train.scores import tempered
 from ser.train.settings import has_setting
-from ser.weights import load_encoder
 from ser.weights.demo import write_random_checkpoint
+from ser.weights.find import load_encoder
 
 DEPTH = 3
 ENCODERS = ("bert", "mpnet")
@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.put_manifest(manifest)
     asked = [f"{name}:layer={layer}" for name in ENCODERS for layer in range(DEPTH)]
     asked += ["bert", "bert:layer=2,special=false", "text:layer=2", "logmel"]
-    wanted = resolve(asked, {name: str(folder / name) for name in (*ENCODERS, "text")}, "float32")
+    wanted = resolve(asked, {name: str(folder / name) for name in (*ENCODERS, "text")}, "float32")[0]
     for one in load_extractors([one for one in wanted if one.checkpoint], "cpu"):
         outcomes = one.run(texts)
         for spec in one.specs:
@@ -125,8 +125,8 @@ def test_only_the_top_layers_train(made: Path, encoder: str) -> None:
     moved = changed(job)
     assert {name.split(".")[2] for name in moved} == {"0", "1"}
     assert all(name.startswith("encoder.layer.") for name in moved)
-    top = load_encoder(resolve([encoder], {encoder: str(made / encoder)}, "float32")[0].checkpoint).encoder.layer[-2:]
-    assert len(moved) >= sum(not name.endswith(("key.bias", "k.bias")) for name, _ in top.named_parameters())
+    top = load_encoder(resolve([encoder], {encoder: str(made / encoder)}, "float32")[0][0].checkpoint).encoder.layer
+    assert len(moved) >= sum(not name.endswith(("key.bias", "k.bias")) for name, _ in top[-2:].named_parameters())
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

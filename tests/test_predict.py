@@ -172,7 +172,7 @@ def test_unusable_audio_is_named_and_the_rest_is_told(newcomer: Path, tmp_path: 
 def test_other_weights_are_refused(newcomer: Path, tmp_path: Path) -> None:
     run = run_of(newcomer, "mit")
     other = write_random_checkpoint(tmp_path / "other", "hubert", seed=7)
-    with pytest.raises(WrongUse, match=r"is not the checkpoint that hubert was trained on.*--model hubert=PATH"):
+    with pytest.raises(WrongUse, match=r"is not the checkpoint that hubert was computed with.*--model hubert=PATH"):
         Predictor(run.path, {"hubert": str(other)})
     same = tmp_path / "moved"
     shutil.copytree(newcomer / "checkpoints" / "hubert-random", same)
