@@ -129,7 +129,7 @@ class Predictor:
         known = list(dict.fromkeys(spec.feature for of in specs.values() for spec in of))
         for name in sorted(models.keys() - known):
             raise unknown("feature of this run in --model", name, known)
-        return {modality: [resolve_again(spec, models) for spec in of] for modality, of in specs.items()}
+        return {modality: resolve_again(of, models) for modality, of in specs.items()}
 
     def may_lack(self) -> list[str]:
         """The modalities that training hid from the model now and then, so that it can do without one of them."""

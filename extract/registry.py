@@ -197,27 +197,34 @@ def _typed(feature: str, key: str, value: str, kind: Any) -> Any:
     raise WrongUse(f"{feature}:{key}={value}: {key} is {what}")
 
 
-def resolve_again(spec: Spec, models: Mapping[str, str] | None = None) -> ResolvedFeature:
-    """What computes a stored feature anew. `models` says where an encoder's checkpoint lies, by feature name.
+def resolve_again(specs: Iterable[Spec], models: Mapping[str, str] | None = None) -> list[ResolvedFeature]:
+    """What computes stored features anew. `models` says where an encoder's checkpoint lies, by feature name.
 
-    Raises `WrongUse` if this would give other numbers: another checkpoint, or another version of the extractor.
+    One that several features share, such as the layers of an encoder, is read and hashed once. Raises `WrongUse` if
+    this would give other numbers: another checkpoint, or another version of the extractor.
     """
-    if spec.extractor != "import" and spec.feature not in FEATURES:
-        raise WrongUse(not_installed(f"{spec.name} was computed by an extractor", spec.provenance.get("package")))
-    if spec.extractor == "import":
-        raise WrongUse(
-            f"{spec.name} was imported from {spec.provenance.get('file', 'a file')}, and cannot be computed for new "
-            "speech; train on a feature that `ser features` extracts"
-        )
-    _check_models(models or {})
-    checkpoint = recorded_checkpoint(spec, models or {}) if FEATURES[spec.feature].model is not None else None
-    wanted = _resolved(*parse(spec.name), checkpoint, spec.dtype)
-    if wanted.spec.fingerprint != spec.fingerprint:
-        then, now = (one.pop("config") | one for one in (spec.identity(), wanted.spec.identity()))
-        keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
-        differences = "; ".join(f"{key} {then.get(key)!r}, here {now.get(key)!r}" for key in keys)
-        raise WrongUse(f"{spec.name} would be computed otherwise than for training (differs in {differences})")
-    return wanted
+    models, found = models or {}, list[ResolvedFeature]()
+    checkpoints: dict[tuple[str, Any], Checkpoint] = {}
+    _check_models(models)
+    for spec in specs:
+        if spec.extractor == "import":
+            raise WrongUse(
+                f"{spec.name} was imported from {spec.provenance.get('file', 'a file')}, and cannot be computed for "
+                "new speech; train on a feature that `ser features` extracts"
+            )
+        if spec.feature not in FEATURES:
+            raise WrongUse(not_installed(f"{spec.name} was computed by an extractor", spec.provenance.get("package")))
+        key = spec.feature, spec.checkpoint.get("digest")
+        if FEATURES[spec.feature].model is not None and key not in checkpoints:
+            checkpoints[key] = recorded_checkpoint(spec, models)
+        wanted = _resolved(*parse(spec.name), checkpoints.get(key), spec.dtype)
+        if wanted.spec.fingerprint != spec.fingerprint:
+            then, now = (one.pop("config") | one for one in (spec.identity(), wanted.spec.identity()))
+            keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
+            differences = "; ".join(f"{key} {then.get(key)!r}, here {now.get(key)!r}" for key in keys)
+            raise WrongUse(f"{spec.name} would be computed otherwise than for training (differs in {differences})")
+        found.append(wanted)
+    return found
 
 
 def load_extractors(

@@ -29,6 +29,7 @@ from ser.tests.command_line import ser
 from ser.tests.dask_processes import workers_of
 from ser.tests.stand_in_corpus import write_corpus, write_table
 from ser.weights.demo import write_random_checkpoint
+from ser.weights.find import digest
 
 TEXTS = ["Yeah.", "I don't know what you mean.", "Yeah.", "[LAUGHTER]", "oh " * 40, "Leave me alone!", "why?", "Yeah."]
 NAMES = ("hubert", "bert", "mpnet", "is13", "logmel", "mfcc")
@@ -321,12 +322,15 @@ def test_wrong_requests(corpus: Path, tmp_path: Path, options: dict[str, Any], m
 
 
 def test_new_speech_gets_the_numbers_that_the_store_has_or_a_refusal(
-    corpus: Path, tmp_path: Path, models: dict[str, str]
+    corpus: Path, tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(corpus, tmp_path / "store", models, "hubert:layer=1,bert,is13,logmel")
+    run(corpus, tmp_path / "store", models, "hubert:layers=0-1,bert,is13,logmel")
     store, audio, warnings = open_store(tmp_path / "store"), corpus.parent / "0.wav", list[str]()
-    for feature in store.features():
-        again = resolve_again(feature.spec, models)
+    hashed: list[Path] = []
+    monkeypatch.setattr("ser.weights.find.digest", lambda path, files: hashed.append(path) or digest(path, files))
+    resolved = resolve_again([feature.spec for feature in store.features()], models)
+    assert sorted(path.name for path in hashed) == ["bert", "hubert"], "that of two layers once"
+    for feature, again in zip(store.features(), resolved, strict=True):
         given = audio if feature.spec.modality == "audio" else TEXTS[0]
         [found] = rows_of(load_extractors([again]), given, warnings).values()
         assert not warnings and np.array_equal(found.values.squeeze(), feature["u000"].squeeze())
@@ -335,11 +339,11 @@ def test_new_speech_gets_the_numbers_that_the_store_has_or_a_refusal(
         rows_of([], tmp_path / "cut.wav", warnings)
     other, is13 = write_random_checkpoint(tmp_path / "other", "hubert", seed=1), store.feature("is13").spec
     with pytest.raises(WrongUse, match=r"checkpoint.*--model hubert=PATH"):
-        resolve_again(store.feature("hubert:layer=1").spec, {"hubert": str(other)})
+        resolve_again([store.feature("hubert:layer=1").spec], {"hubert": str(other)})
     with pytest.raises(WrongUse, match="differs in version"):
-        resolve_again(replace(is13, version=0))
+        resolve_again([replace(is13, version=0)])
     with pytest.raises(WrongUse, match="imported from a file, and cannot be computed for new speech"):
-        resolve_again(replace(is13, feature="gemaps", extractor="import"))
+        resolve_again([replace(is13, feature="gemaps", extractor="import")])
 
 
 def test_a_text_beyond_512_tokens_is_cut_and_told(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
