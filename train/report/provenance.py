@@ -65,7 +65,7 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
         if manifest is not None:
             about |= {"all": len(manifest), "hours": sum(d or 0 for d in manifest.column("duration")) / 3600}
             about["people"] = len(set(manifest.column("speaker")) - {None})
-            about["made"] = ", generated speech" * manifest.synthetic
+            about["made"] = f", {'with ' * ('+' in corpus)}generated speech" * manifest.synthetic
         told = [sentence("away" if manifest is None else "tested", **about)]
         maps = cell.config["labels"]["maps"]
         raw = {name: [label for label, mapped in maps.items() if mapped == name] for name in cell.classes}
@@ -137,9 +137,9 @@ def _settings(cells: Sequence[Cell]) -> Table:
     for fusion in dict.fromkeys(cell.config["fusion"] for cell in cells):
         members = [cell.settings for cell in cells if cell.config["fusion"] == fusion]
         known = _defaults(fusion)
-        for key in members[0]:
-            used = ", ".join(dict.fromkeys(str(settings.get(key)) for settings in members))
+        for key in dict.fromkeys(key for own in members for key in own):
             about = known.get(key, Setting(key, "", "", "", ""))
+            used = ", ".join(dict.fromkeys(str(own.get(key, about.default)) for own in members))
             row = {"fusion": fusion, "setting": key, "used": used, "default": str(about.default)}
             rows.append({**row, "source of the default": about.source, "what it is": about.help})
     return described("settings", rows)
