@@ -287,21 +287,22 @@ def test_cautions_say_what_is_known_and_what_differs(
 
 
 def test_stages_and_settings_of_runs_that_differ_stand_in_their_place(cells: dict[str, Cell]) -> None:
-    """Of a second run the first model has an epoch more, and of a second cell the config a setting more."""
+    """Of a second run the first model has an epoch more; a second cell's config has a setting more, and a view."""
     plain = cells["audio:utterance · is13"]
-    weighted = plain.config | {"training": {**plain.config["training"], "focal_gamma": 2.0}}
-    cell = made_up("two", plain.runs[0], [weighted] * 2, layers={"hubert:layer=0": 0.25})
-    line = {"kept": True, "ua": None, "ccc": None}
-    for result, losses in zip(cell.results, ([[1, 2], [3]], [[2, 4, 8], [9]]), strict=True):
-        stages = zip(("train", "train again"), losses, strict=True)
-        told = [(stage, epoch, loss) for stage, of in stages for epoch, loss in enumerate(of, 1)]
-        result["history"] = [{**line, "stage": stage, "epoch": epoch, "loss": loss} for stage, epoch, loss in told]
+    views = [{"feature": "is13:view=1", "fingerprint": "0", "pool": "mean", "hop": 0.1}]
+    other = plain.config | {"training": {**plain.config["training"], "focal_gamma": 2.0}, "views": views}
+    cell = made_up("two", plain.runs[0], [other] * 2, layers={"hubert:layer=0": 0.25})
+    losses = [("train", 1), ("train", 2), ("again", 3)], [("train", 2), ("train", 4), ("train", 8), ("again", 9)]
+    for result, told in zip(cell.results, losses, strict=True):
+        result["history"] = [{"stage": stage, "loss": loss, "ua": None} for stage, loss in told]
     rows = {table.name: table.rows for table in make_page([plain, cell], []).tables}
     assert [row["loss"] for row in rows["learning-loss"] if row["cell"] == "two"] == [1.5, 3, 8, 6]
     assert [row["used"] for row in rows["settings"] if row["setting"] == "focal_gamma"] == ["0.0, 2.0"]
+    assert [row["feature"] for row in rows["features"]] == ["is13", "is13:view=1,hop=0.1"]
     assert [row["share %"] for row in rows["layers"]] == [(25, 0)]
-    alone = made_up("one", plain.runs[0], [weighted], layers={"hubert:layer=0": 0.25})
+    alone = made_up("one", plain.runs[0], [other], layers={"hubert:layer=0": 0.25})
     assert next(table for table in make_page([alone], []).tables if table.name == "layers").texts[0][2] == "25.00"
+    assert name_apart([plain.config, other])[1] == "audio:utterance · views is13:view=1 · focal_gamma 2"
 
 
 @pytest.mark.parametrize(
@@ -312,7 +313,7 @@ def test_stages_and_settings_of_runs_that_differ_stand_in_their_place(cells: dic
         ({"select": "best-test", "precision": "bf16"}, "select, precision"),
         ({"models": {"audio": "facebook/hubert-large-ll60k"}}, "checkpoint of hubert"),
         ({"models": {"audio": "hubert-base-ls960"}}, ""),  # a local copy
-        ({"views": [{"feature": "hubert:view=1", "pool": "mean"}]}, "views"),
+        ({"views": [{"feature": "hubert:view=1", "pool": "mean", "fingerprint": "0"}]}, "views"),
         ({"settings": {"queries": 2}}, None),  # a cell of Fig. 2, which gives no numbers
         ({"features": {"audio": {"feature": "hubert:layer=0", "pool": "mean", "fingerprint": "0"}}}, None),
         ({"folds": 4}, None),

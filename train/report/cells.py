@@ -183,6 +183,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "limit": config["limit"],
         "pool": "+".join(f["pool"] for f in features),
         "hop": "+".join(f"{hop} s" for hop in hops) or "as extracted",
+        "views": "+".join(view["feature"] for view in config.get("views", ())) or "none",
         **config["settings"],
         **config["training"],
         "code": config.get("code", "none")[:8],

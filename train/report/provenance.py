@@ -37,9 +37,10 @@ def _features(cells: Sequence[Cell]) -> Table:
     rows: dict[str, Row] = {}
     for cell in cells:
         named = [(m, one) for m, of in cell.config["features"].items() for one in of.get("joined", [of])]
+        named += [("audio", view) for view in cell.config.get("views", ())]  # no text is augmented
         for modality, feature in named:
             name, store = f"{feature['feature']}@{feature['fingerprint']}", cell.origin.store
-            row = {"feature": feature["feature"], "modality": modality, "from": None, "level": None}
+            row = {"feature": read_name(feature), "modality": modality, "from": None, "level": None}
             row |= {"dim": cell.config["dims"][modality], "stored as": None, "fingerprint": feature["fingerprint"]}
             with suppress(SerError):
                 if store is not None:
@@ -47,7 +48,7 @@ def _features(cells: Sequence[Cell]) -> Table:
                     model = str(spec.provenance.get("model") or spec.extractor)
                     model += " (random weights)" if spec.random_weights else ""
                     row |= {"from": model, "level": spec.level, "dim": spec.dim, "stored as": spec.dtype}
-            rows.setdefault(name, row)
+            rows.setdefault(f"{read_name(feature)}@{feature['fingerprint']}", row)
     return described("features", list(rows.values()))
 
 
