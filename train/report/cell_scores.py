@@ -87,7 +87,7 @@ class CellScores:
         by_seed = self.measure(metric, np.stack([matrices[self._seeds == s].sum(0) for s in np.unique(self._seeds)]))
         by_seed = by_seed[~np.isnan(by_seed)]
         by_fold = np.array([own[known & (self._folds == fold)].mean() for fold in np.unique(self._folds[known])])
-        return Score(float(by_seed.mean()), _spread(by_seed), len(by_seed), _spread(by_fold), len(by_fold))
+        return Score(float(by_seed.mean()), spread(by_seed), len(by_seed), spread(by_fold), len(by_fold))
 
     def confusion(self, test: str = "both") -> np.ndarray:
         """C `[K, K]`, summed over the runs."""
@@ -374,7 +374,8 @@ class CellScores:
         return list(zip(home + p.id, p.truth, strict=True))
 
 
-def _spread(values: np.ndarray) -> Spread:
+def spread(values: np.ndarray) -> Spread:
+    """Their mean and sample deviation, None of a single one."""
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 
