@@ -112,7 +112,7 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
     for table in filter(None, [*scored, ratings_table(cells), corpora_table(cells), chosen_table(cells), *tested]):
         pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
     if unfinished:
-        pieces.append(f"{len(unfinished)} runs are not finished and are left out")
+        pieces.append(f"not finished, and counted nowhere here: {len(unfinished)} run{'s' * (len(unfinished) > 1)}")
     return "\n\n".join(pieces)
 
 
