@@ -20,7 +20,7 @@ from .atomic_io import SMALL, make_folder, open_named, write_whole
 from .blocks import Count
 from .manifest import NAME
 from .part import FileRecord, file_record
-from .spec import Spec, canonical_json, to_record
+from .spec import Spec, canonical_json, parse_name, to_record
 
 LATEST, RECORD = "published-latest", "published-{}.json"
 _HEX16, _HEX64 = "[0-9a-f]{16}", "[0-9a-f]{64}"
@@ -91,17 +91,15 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         The rest of them say how it is read: `hubert:hop=0.1` reads the plain one.
         """
-        name, _, rest = asked.partition("@")
-        prefix, _, more = rest.partition(":")
-        feature, *options = re.split("[:,]", f"{name},{more}".strip(","))
+        feature, options, read, prefix = parse_name(asked)
         of_all = {one: {*filter(None, spec.variant.split(","))} for one, spec in self.features.items()}
         if any(option.startswith("layers=") for option in options):  # a fingerprint is that of one of them
             return {one for one in of_all if one.startswith(f"{feature}/")}
         near = {one: own for one, own in of_all.items() if one.startswith(f"{feature}/{prefix}")}
-        needed = {option for option in options if not option.startswith(("pool=", "hop="))}
-        found = {one for one, own in near.items() if needed <= own <= {*options}}
+        named = {*options, *(f"{way}={value}" for way, value in read.items())}
+        found = {one for one, own in near.items() if {*options} <= own <= named}
         most = max((len(near[one]) for one in found), default=0)
-        return {one for one in found if len(near[one]) == most} or {*(() if options else near)}
+        return {one for one in found if len(near[one]) == most} or {*(() if named else near)}
 
 
 def feature_names(features: str | None) -> list[str]:

@@ -243,6 +243,7 @@ NAMES = {  # what a name of `ser train` reads of these
     "logmel:hop=0.02": "logmel:hop=0.02",
     "bert": "bert:layer=1",
     "hubert:layer=7": "",
+    "logmel:hop=0.05": "",  # another feature, as mel is extracted with a hop of its own
 }
 
 

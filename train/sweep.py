@@ -13,12 +13,13 @@ from statistics import fmean
 
 from ser import engines
 from ser.cache.atomic_io import remove_leftovers, workspace
+from ser.cache.spec import parse_name
 from ser.cache.store import open_store
 from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
 from .data.dataset import DataCache
-from .data.features import parse_name, select_feature, select_features
+from .data.features import select_feature, select_features
 from .data.splits import corpora_of
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
 from .fit import Diverged

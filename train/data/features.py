@@ -12,7 +12,7 @@ import torch
 
 from ser.cache.manifest import Manifest
 from ser.cache.part import Packed
-from ser.cache.spec import Spec, canonical_json, short_hash
+from ser.cache.spec import Spec, canonical_json, parse_name, short_hash
 from ser.cache.store import Feature, Store, listed, open_store
 from ser.engines.machine import memory_budget
 from ser.errors import MissingRows, WrongUse
@@ -24,8 +24,6 @@ from ..targets import TARGETS
 from .dataset import DataCache, Dataset, Inputs, Pool, Source, with_rows
 from .labels import UNLABELLED, choose, classes_by_corpus, get_policy, rater_votes
 from .splits import corpora_of
-
-OWN_HOP = ("logmel", "mfcc")  # whose `hop` is one of their extraction's options, and so another feature
 
 
 @dataclass(frozen=True)
@@ -200,21 +198,6 @@ class ModalitySelection:
     def load_once(self, cache: DataCache, manifest: Manifest, rows: np.ndarray) -> Inputs:
         """All of its source in memory, if it is not in the cache already."""
         return cache.load(self.about(manifest), rows, lambda: self.source(manifest, rows).load())
-
-
-def parse_name(name: str) -> tuple[str, list[str], dict[str, str], str]:
-    """A feature's name in its parts, among them what is done when it is read.
-
-    Of `bert:layer=9,pool=meanstd@3f2a`, or `bert@3f2a:layer=9,pool=meanstd`: "bert", ["layer=9"], {"pool": "meanstd"}
-    and "3f2a".
-    """
-    plain, _, rest = name.strip().partition("@")
-    fingerprint, _, after = rest.partition(":")
-    feature, _, before = plain.partition(":")
-    items = [item for item in f"{before},{after}".split(",") if item]
-    ways = ("pool=",) if feature in OWN_HOP else ("pool=", "hop=")
-    read = dict(item.split("=", 1) for item in items if item.startswith(ways))
-    return feature, [item for item in items if not item.startswith(ways)], read, fingerprint
 
 
 def read_name(described: Mapping[str, Any]) -> str:
