@@ -1,15 +1,14 @@
 """Small stores for tests, the same each time, and the values that they must give back.
 
-    python -m ser.tests.store_samples STORE BACKEND [PART_ROWS] [PAUSE]
+    python -m ser.tests.store_samples STORE BACKEND [PART_ROWS] [ASK]
 
 is a writer to be killed: it publishes the parts of a small feature, one after the other, until all are there, and
-prints the name of each. Exits 3 with one sentence if the store says that it failed.
+prints the name of each; with ASK, it waits for a line then. Exits 3 with one sentence if the store says that it failed.
 """
 
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,14 +111,15 @@ def rewrite_record(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_bytes(checksummed_json(record))
 
 
-def write(path: str, backend: str, per_part: str = "2", pause: str = "0") -> None:
+def write(path: str, backend: str, per_part: str = "2", ask: str = "") -> None:
     """As the writer: publish what is missing."""
     store, manifest = open_store(Path(path), create=True), manifest_of(COUNT)
     store.put_manifest(manifest)
     feature = store.add(spec_of("token", dim=16))
     for name in publish_missing(feature, manifest, values_of(manifest, feature.spec), backend, int(per_part)):
         print(name, flush=True)
-        time.sleep(float(pause))
+        if ask:
+            sys.stdin.readline()
 
 
 if __name__ == "__main__":

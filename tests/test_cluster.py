@@ -160,7 +160,7 @@ def test_resources(cluster: str) -> None:
             begun = time.monotonic()
             with pytest.raises(WrongUse, match=r"no dask worker at .* offers .*they offer GPU=1, CPU=8"):
                 list(there.run(worker_name, range(4), needs=lambda task, needs=needs: needs))
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 50, "it waits for none, which would take a minute"
 
 
 def test_the_window_is_bounded(cluster: str) -> None:

@@ -57,7 +57,7 @@ def kill_fork_server(number: int) -> int:
 
 
 def wait_long(number: int) -> int:
-    time.sleep(60 if number else 0)
+    time.sleep(600 if number else 0)
     return number
 
 
@@ -104,9 +104,7 @@ def test_no_worker_is_left_running() -> None:
     assert next(results) == 0
     server, *workers = workers_of(os.getpid())
     assert len(workers) == 2
-    start = time.monotonic()
     results.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - start < 15
     assert workers_of(os.getpid()) == [server] and gone(workers)
 
 
@@ -118,7 +116,7 @@ def gone(processes: list[psutil.Process]) -> bool:
             return one.status() != psutil.STATUS_ZOMBIE
         return False
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while any(map(runs, processes)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return not any(map(runs, processes))
@@ -198,7 +196,7 @@ import sys, time
 sys.path.insert(0, {folder!r})
 from sleepy import nap
 from ser import engines
-results = engines.run(nap, [0, 60, 60], 2)
+results = engines.run(nap, [0, 600, 600], 2)
 next(results)
 print('go', flush=True)
 {then}
@@ -210,14 +208,14 @@ def started(tmp_path: Path, then: str, sleepy: str = SLEEPY) -> subprocess.Popen
     """A process without a main file, as an interactive session is, whose workers sleep."""
     (tmp_path / "sleepy.py").write_text(sleepy)
     code = PARENT.format(folder=str(tmp_path), then=then)
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    options = {**dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE), "text": True}
+    return subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **options)
 
 
-KEPT = "sys.modules['keep'] = results; time.sleep(3)"  # so long that its workers can be listed
+KEPT = "sys.modules['keep'] = results; sys.stdin.read()"  # until its workers are listed
 
 
-@pytest.mark.parametrize(("then", "code"), [("time.sleep(60)", -signal.SIGKILL), (KEPT, 0)])
+@pytest.mark.parametrize(("then", "code"), [("time.sleep(600)", -signal.SIGKILL), (KEPT, 0)])
 def test_workers_end_with_the_process(tmp_path: Path, then: str, code: int) -> None:
     """Killed, or at its end with an iterator that nobody has closed."""
     process = started(tmp_path, then)
@@ -226,12 +224,16 @@ def test_workers_end_with_the_process(tmp_path: Path, then: str, code: int) -> N
     assert len(workers) == 3
     if code:
         process.kill()
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == code and errors == "" and gone(workers)
 
 
-# Only the fork server takes long to import, and long enough for a busy machine to send the signal meanwhile.
-SLOW_SERVER = "import os, time\nif 'PYTHONSAFEPATH' in os.environ:\n    time.sleep(8)\n"
+# Only the fork server takes long to import: until the signal is sent.
+SLOW_SERVER = """
+import os, time
+while 'PYTHONSAFEPATH' in os.environ and not os.path.exists(__file__ + '.go'):
+    time.sleep(0.05)
+"""
 
 
 @pytest.mark.parametrize(("then", "importing"), [("", SLOW_SERVER), ("list(results)", "")])
@@ -240,12 +242,12 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path, then: str, importing: str) -> N
     process = started(tmp_path, then, importing + SLEEPY)
     if then:
         assert process.stdout is not None and process.stdout.readline() == "go\n"
-    deadline = time.monotonic() + 30
-    while not (begun := workers_of(process.pid)) and time.monotonic() < deadline:
+    while not (begun := workers_of(process.pid)) and process.poll() is None:
         time.sleep(0.1)
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    (tmp_path / "sleepy.py.go").touch()
+    _, errors = process.communicate(timeout=120)
     assert errors.count("KeyboardInterrupt") == errors.count("Traceback") == 1 and "in a worker process" not in errors
     assert begun and gone(begun)
 

@@ -57,7 +57,7 @@ def test_it_is_cleared_while_it_opens() -> None:
 
     def slowly() -> Thing:
         begun.set()
-        go_on.wait(10)
+        assert go_on.wait(60), "dask's event loop does not wait for a model"
         return Thing()
 
     def task() -> Thing:
@@ -67,12 +67,10 @@ def test_it_is_cleared_while_it_opens() -> None:
 
     with ThreadPoolExecutor() as pool:
         running = pool.submit(task)
-        begun.wait(10)
-        before = time.monotonic()
+        begun.wait()
         clear()
-        assert time.monotonic() - before < 1, "dask's event loop does not wait for a model"
         go_on.set()
-        assert running.result(10).closed == 1
+        assert running.result().closed == 1
 
 
 def test_many_threads_open_it_once() -> None:

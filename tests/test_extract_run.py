@@ -1,6 +1,7 @@
 """From a corpus to a store: every row accounted for, nothing computed twice, the same rows however it is run."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from ser.extract.plan import WorkerConfig
 from ser.extract.registry import load_extractors
 from ser.extract.run import ESTIMATED, ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan
 from ser.tests.command_line import ser
+from ser.tests import stand_in  # noqa: F401 (registers an extractor)
 from ser.tests.dask_processes import workers_of
 from ser.tests.stand_in_corpus import write_corpus, write_table
 from ser.weights.demo import write_random_checkpoint
@@ -278,21 +280,23 @@ def test_check_records_the_deviation(corpus: Path, tmp_path: Path, models: dict[
 
 def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     """A process killed by the kernel: one sentence, and what was published stays."""
+    write_table(corpus.parent, [f"{text} [wait]" if number == 3 else text for number, text in enumerate(TEXTS)])
     code = (
-        "import sys; from pathlib import Path; from ser.extract.run import *\n"
+        "import sys, ser.tests.stand_in; from pathlib import Path; from ser.extract.run import *\n"
         "if __name__ == '__main__':\n"
-        f"    extract(plan(ExtractionConfig(Path({str(corpus)!r}), 'is13', store=Path({str(tmp_path / 'store')!r}), "
-        "workers=2, part_seconds=1)))"
+        f"    extract(plan(ExtractionConfig(Path({str(corpus)!r}), 'is13,standin', "
+        f"store=Path({str(tmp_path / 'store')!r}), workers=2, part_seconds=1)))"
     )
     (tmp_path / "main.py").write_text(code)
-    process = subprocess.Popen([sys.executable, str(tmp_path / "main.py")], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while len(found := workers_of(process.pid)) < 2 and time.monotonic() < deadline:  # one that forks the others
+    never = {**os.environ, "SER_STAND_IN_GO": str(tmp_path / "never")}
+    process = subprocess.Popen([sys.executable, tmp_path / "main.py"], stderr=subprocess.PIPE, text=True, env=never)
+    while len(found := workers_of(process.pid)) < 3 and process.poll() is None:  # one that forks the others
         time.sleep(0.05)
     found[1].kill()
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
     assert process.returncode == 1 and "SIGKILL" in errors and "what was finished is kept" in errors
-    assert run(corpus, tmp_path / "store", models, "is13", part_seconds=1).features["is13"]["rows"] == 8
+    again = run(corpus, tmp_path / "store", models, "is13,standin", part_seconds=1)
+    assert [facts["rows"] for facts in again.features.values()] == [8, 8]
 
 
 @pytest.mark.parametrize(

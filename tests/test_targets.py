@@ -83,6 +83,7 @@ def test_ccc_and_rmse_are_lins_and_the_loss_is_one_minus_ccc() -> None:
 def test_the_losses_of_classes_and_ratings_add_up(unit: str, soft: bool) -> None:
     training = TrainingSettings(vad_loss="mse", vad_weight=0.5, vad_scale="1..5", reduction=unit)  # type: ignore[arg-type]
     config = TrainConfig(FUSIONS["mit"], None, training, target="class+vad")
+    torch.manual_seed(0)
     outputs, ratings = torch.randn(6, 7).double(), torch.rand(6, 3).double()
     shares = torch.rand(6, 4).double() if soft else torch.eye(4).double()[[0, 1, 2, 3, 0, 1]]
     truth = torch.cat([shares if soft else torch.tensor([[0.0], [1], [2], [3], [0], [1]]), ratings], 1)

@@ -147,9 +147,23 @@ def test_word_errors(reference: str, heard: str, errors: int, words: int) -> Non
     assert word_errors([(reference, heard)])[:2] == (errors, words)
 
 
+# `ser`, which stops at its third transcript to be killed there.
+STOPS = """
+import sys, time
+from ser.cli import main
+from ser.extract.corpora import transcribe
+put, pauses = transcribe.put_transcripts, iter([0, 0, 600])
+def put_and_pause(*asked):
+    put(*asked)
+    time.sleep(next(pauses))
+transcribe.put_transcripts = put_and_pause
+main(sys.argv[1:])
+"""
+
+
 def test_a_killed_transcription_goes_on(whisper: Path, table: Path, tmp_path: Path) -> None:
     asked = ["features", str(table), "--transcribe", "whisper", "--model", f"whisper={whisper}", "--part-seconds", "1"]
-    process = subprocess.Popen([sys.executable, "-m", "ser", *asked, "--store", str(tmp_path / "s")])
+    process = subprocess.Popen([sys.executable, "-c", STOPS, *asked, "--store", str(tmp_path / "s")])
     kept = tmp_path / "s" / "transcripts"
     while len(list(kept.glob("*.json"))) < 3 and process.poll() is None:
         time.sleep(0.005)
