@@ -39,7 +39,7 @@ HEAVY_TESTS = {
     "test_the_time_is_estimated_from_the_corpus_itself",
     "test_wheel_alone_runs",
 }
-HEAVY_FIXTURES = {"browser", "demo_corpus", "demo_store", "newcomer", "processes", "runs"}
+HEAVY_FIXTURES = {"browser", "demo_corpus", "demo_store", "fork_server", "newcomer", "processes", "runs"}
 PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "start_fork_server", "workers"}
 
 
@@ -74,6 +74,14 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory, newcomer: Path) -> Path
     from ser.tests.newcomer import make_recipes_store, once
 
     return once(tmp_path_factory, "demo", partial(make_recipes_store, newcomer=newcomer)) / "features"
+
+
+@pytest.fixture
+def fork_server() -> None:
+    """What forks the worker processes of this process has imported for all of them what takes long."""
+    from ser.engines.processes import start_fork_server
+
+    start_fork_server("ser.tests.worker_imports")
 
 
 # In memory, where there is enough and its programs may run: `fsync`, which publishing is made of, waits for no disk.

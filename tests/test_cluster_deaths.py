@@ -189,8 +189,11 @@ def test_the_only_worker_with_a_resource_dies_and_comes_back(processes: DaskProc
     assert store["standin"].quarantined(store.manifest()) == {} and store["standin"].rows(store.manifest()) == 2
 
 
-def test_what_is_missing_is_waited_for_and_then_named(processes: DaskProcesses) -> None:
+def test_what_is_missing_is_waited_for_and_then_named(
+    processes: DaskProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The worker with the GPU is killed, twice, and no nanny starts another; a plain one is there all the time."""
+    monkeypatch.setattr("ser.engines.cluster.POLL_SECONDS", 0.2)
     processes.scheduler()
     processes.worker("plain")
     gpu = processes.worker("gpu", "--no-nanny", "--resources", "GPU=1")
@@ -206,7 +209,7 @@ def test_what_is_missing_is_waited_for_and_then_named(processes: DaskProcesses) 
         gpu = processes.worker("another", "--no-nanny", "--resources", "GPU=1")
         assert next(running) == "another"
         gpu.kill()
-        cluster.patience = 2
+        cluster.patience = 1
         with pytest.raises(
             SerError, match=r"no dask worker at .* offers GPU=1 \(they offer nothing\); what was finished is kept"
         ) as fault:

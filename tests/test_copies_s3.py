@@ -111,9 +111,9 @@ def test_a_kill_at_any_request_costs_only_what_was_in_flight(s3: Faulty, tmp_pat
 def test_faults_on_the_way_are_asked_again_or_one_sentence(s3: Faulty, tmp_path: Path) -> None:
     store, *_ = sample_store(tmp_path / "here", "zarr")
     push, pull = (["cache", what, s3.url, "--store"] for what in ("push", "pull"))
-    s3.fault = at_first("500", None, "lost", None)
+    s3.fault = at_first("500", None, None, "lost", None, None)
     assert ser(*push, store.path).exit_code == 0
-    s3.fault = at_first("500", "cut", None, "slow")
+    s3.fault = at_first("500", None, "cut", None, "slow", None)
     done = ser(*pull, tmp_path / "there")
     assert done.exit_code == 0 and whole(tmp_path / "there", store), done.stderr
     s3.fault = lambda method, path: "short" if "/values/c/" in path else None

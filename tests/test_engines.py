@@ -16,6 +16,8 @@ from ser import engines
 from ser.errors import SerError, WrongUse
 from ser.tests.dask_processes import listening, workers_of
 
+pytestmark = pytest.mark.usefixtures("fork_server")
+
 
 def square(number: int) -> int:
     return number * number
@@ -182,13 +184,19 @@ def test_workers_see_the_environment_of_now_and_no_module_of_the_current_folder(
         assert set(engines.run(variable, range(3), 2)) == {value}
 
 
-def test_the_death_of_the_fork_server_hangs_nothing() -> None:
+def outlive_the_fork_server() -> None:
     assert list(engines.run(square, [2], 2)) == [4]
     [server] = workers_of(os.getpid())
     with pytest.raises(SerError, match="ended with code 255 on 3;"):  # nobody is left who could tell how it ended
         list(engines.run(kill_fork_server, range(6), 2))
     assert gone([server])  # until the kernel has ended it, the next run would say that its workers do not start
     assert sorted(engines.run(square, range(3), 2)) == [0, 1, 4]
+
+
+def test_the_death_of_the_fork_server_hangs_nothing() -> None:
+    """In a process of its own: that of other tests keeps what its server has imported."""
+    code = "from ser.tests.test_engines import outlive_the_fork_server; outlive_the_fork_server()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 PARENT = """

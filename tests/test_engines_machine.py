@@ -65,7 +65,7 @@ def device_of_three(task: int) -> str:
     return choose_device("auto")
 
 
-def test_each_worker_has_a_gpu_of_its_own() -> None:
+def test_each_worker_has_a_gpu_of_its_own(fork_server: None) -> None:
     found = Counter(engines.run(device_of_three, range(5), 5))
     assert found == {"cuda": 2, "cuda:1": 2, "cuda:2": 1}
 
