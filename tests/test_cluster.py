@@ -64,7 +64,7 @@ def test_two_workers_give_what_one_process_gives(cluster: str, folder: Path, tmp
 
     `dask scheduler --scheduler-file` wrote the file that the command goes by, and worker "a" came by it.
     """
-    corpus = write_corpus(tmp_path / "corpus", slow_texts(12, 0.1))
+    corpus = write_corpus(tmp_path / "corpus", slow_texts(12, 0.02))
     everything = "standin,standin2:shift=1,logmel"
     seen: dict[str, list[int]] = {}
     file = folder / "scheduler.json"

@@ -163,7 +163,7 @@ def test_what_is_imported_before_the_fork_starts_nothing(module: str) -> None:
 
 def test_a_fork_server_that_nobody_wanted_ends(tmp_path: Path) -> None:
     """With the process that started it, in the middle of its imports or not; and nobody hears of it."""
-    (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(3)\n")
+    (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(1)\n")
     for module in ("slow_import", "json", "no_such_module"):
         code = (
             f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from ser.engines.processes import start_fork_server\n"
