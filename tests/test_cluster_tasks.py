@@ -14,7 +14,6 @@ from ser.tests.stand_in import StandInExtractor
 from ser.tests.stand_in_corpus import contents, run, write_corpus
 from ser.weights.find import Checkpoint
 
-
 TEXTS = ["a", "bb", "ccc", "dddd"]
 
 

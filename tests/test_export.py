@@ -32,7 +32,7 @@ from ser.train.models import FUSIONS
 from ser.train.run_folder import RESULT
 from ser.weights.demo import write_random_checkpoint
 
-# Runs an exported script for each line, where `import ser` fails: what it prints, what it exits with, what it complains.
+# Runs an exported script for each line, where `import ser` fails: what it prints, its exit code, its standard error.
 WITHOUT_SER = """
 import contextlib, io, json, runpy, sys
 sys.modules["ser"], sys.path[0] = None, ""
