@@ -1,10 +1,11 @@
-"""Tasks run inline and in processes: results, failures, deaths."""
+"""Tasks run inline and in processes: results, failures, deaths; and Ctrl-C, which waits for what must be ended."""
 
 import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from ser import engines
+from ser.engines.processes import defer_sigint
 from ser.errors import SerError, WrongUse
 from ser.tests.dask_processes import listening, workers_of
 
@@ -276,3 +278,36 @@ def test_on_a_dask_scheduler_in_this_process() -> None:
         assert listening([os.getpid()]) <= {"127.0.0.1"}
         with engines.Cluster(cluster.scheduler_address) as there:
             assert sorted(there.run(square, range(4))) == [0, 1, 4, 9]
+
+
+def test_deferred_ctrl_c_comes_at_the_end_and_then_as_ever() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with defer_sigint():
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)  # in this thread, whatever others a test before has left
+            done.append("all of it")
+        done.append("more")
+    assert done == ["all of it"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_what_is_begun_while_ctrl_c_is_deferred_never_hears_it() -> None:
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('on')"
+    with defer_sigint():
+        begun = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert begun.communicate()[0] == "on\n"
+    assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE).returncode == -signal.SIGINT
+
+
+def test_ctrl_c_that_nobody_presses_leaves_the_signals_as_they_were() -> None:
+    handler, mask = signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with pytest.raises(ZeroDivisionError), defer_sigint():
+        raise ZeroDivisionError
+    with defer_sigint():
+        pass
+    aside = threading.Thread(target=lambda: defer_sigint().__enter__())  # no main thread: it may set no handler
+    aside.start()
+    aside.join()
+    assert signal.getsignal(signal.SIGINT) is handler and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask

@@ -15,7 +15,7 @@ from ser.cache.store import Feature, PartRows, open_store
 from ser.errors import MissingRows, UtteranceError, WrongUse
 from ser.extract.registry import load_extractors, resolve
 from ser.predict import Predictor, Turn
-from ser.tests.command_line import ser
+from ser.tests.command_line import printed
 from ser.tests.plain_layers import without
 from ser.tests.spoken_store import spoken_manifest
 from ser.train.experiment import Experiment, Job, count_flops, prepare, run_experiment
@@ -214,9 +214,7 @@ def test_from_the_command_line_and_back(made: Path, tmp_path: Path, features: st
     settings = [part for one in (*used, f"finetune_layers={layers}") for part in ("--set", one)]
     where = ["--store", str(made / "features"), "--out", str(tmp_path / "runs")]
     asked = ["train", "--features", features, "--fusion", fusion, "--folds", "1", "--epochs", "2", "--json"]
-    done = ser(*asked, *where, *settings)
-    assert done.exit_code == 0, done.output
-    [result] = json.loads(done.stdout)["runs"]
+    [result] = json.loads(printed(*asked, *where, *settings))["runs"]
     run = Run(Path(result["path"]))
     spec = open_store(made / "features").feature(features.rpartition("+")[2]).spec
     assert run.config["provenance"]["specs"]["text"]["checkpoint"]["digest"] == spec.checkpoint["digest"]
