@@ -1,4 +1,4 @@
-"""Tasks run inline and in processes: results, failures, deaths; and Ctrl-C, which waits for what must be ended."""
+"""Tasks run inline and in processes: results, failures, deaths; Ctrl-C, which waits; what workers keep open."""
 
 import contextlib
 import os
@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ import pytest
 
 from ser import engines
 from ser.engines.processes import defer_sigint
+from ser.engines.worker_cache import cached, clear
 from ser.errors import SerError, WrongUse
 from ser.tests.dask_processes import listening, workers_of
 
@@ -311,3 +313,81 @@ def test_ctrl_c_that_nobody_presses_leaves_the_signals_as_they_were() -> None:
     aside.start()
     aside.join()
     assert signal.getsignal(signal.SIGINT) is handler and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
+# What a worker keeps between tasks ------------------------------------------------------------------------------------
+
+
+class Thing:
+    """Counts how often it is closed."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        Thing.made += 1
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_what_a_worker_keeps_is_opened_once_and_two_are_kept() -> None:
+    clear()
+    things: dict[str, Thing] = {}
+    for key in ("a", "b", "a", "b", "a", "c", "a"):
+        with cached(key, Thing) as thing:
+            assert things.setdefault(key, thing) is thing and not thing.closed
+    assert things["b"].closed == 1, "asked for longest ago, it made room for c"
+    assert things["a"].closed == things["c"].closed == 0
+    clear()
+    assert [thing.closed for thing in things.values()] == [1, 1, 1]
+    with cached("a", Thing) as thing:
+        assert thing is not things["a"] and not thing.closed
+
+
+def test_what_is_in_use_is_closed_by_its_last_user_and_what_cannot_be_opened_leaves_nothing() -> None:
+    clear()
+    with pytest.raises(ZeroDivisionError), cached("a", lambda: 1 // 0):
+        pass
+    with cached("a", Thing) as thing:
+        with cached("a", Thing) as same:
+            clear()
+            assert same is thing
+        assert not thing.closed
+    assert thing.closed == 1
+
+
+def test_what_a_worker_keeps_is_cleared_while_it_opens() -> None:
+    clear()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly() -> Thing:
+        begun.set()
+        assert go_on.wait(60), "dask's event loop does not wait for a model"
+        return Thing()
+
+    def task() -> Thing:
+        with cached("a", slowly) as thing:
+            assert not thing.closed
+        return thing
+
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(task)
+        begun.wait()
+        clear()
+        go_on.set()
+        assert running.result().closed == 1
+
+
+def test_many_threads_open_what_a_worker_keeps_once() -> None:
+    clear()
+    before = Thing.made
+
+    def task(number: int) -> None:
+        with cached(f"{number % 2}", Thing) as thing:
+            time.sleep(0.001)
+            assert not thing.closed
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(task, range(200)))
+    assert Thing.made == before + 2
