@@ -42,6 +42,13 @@ def manifest_of(count: int, corpus: str = "toy", prefix: str = "u") -> Manifest:
     )
 
 
+def new_store(path: Path, manifest: Manifest) -> Store:
+    """A store of a corpus that has no feature yet."""
+    store = open_store(path, create=True)
+    store.put_manifest(manifest)
+    return store
+
+
 def spec_of(level: str = "frame", dim: int = 8, dtype: str = "float16", **other: Any) -> Spec:
     """A spec of an audio feature, or of a text feature at token level."""
     modality = "text" if level == "token" else "audio"
@@ -86,9 +93,8 @@ def sample_store(
     path: Path, backend: str, count: int = 10, level: str = "frame", **other: Any
 ) -> tuple[Store, Feature, Manifest, Arrays]:
     """A store with one complete feature."""
-    store = open_store(path, create=True)
     manifest = manifest_of(count)
-    store.put_manifest(manifest)
+    store = new_store(path, manifest)
     feature = store.add(spec_of(level, **other))
     arrays = values_of(manifest, feature.spec)
     fill(feature, manifest, arrays, backend)
@@ -113,9 +119,8 @@ def rewrite_record(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 def write(path: str, backend: str, per_part: str = "2", ask: str = "") -> None:
     """As the writer: publish what is missing."""
-    store, manifest = open_store(Path(path), create=True), manifest_of(COUNT)
-    store.put_manifest(manifest)
-    feature = store.add(spec_of("token", dim=16))
+    manifest = manifest_of(COUNT)
+    feature = new_store(Path(path), manifest).add(spec_of("token", dim=16))
     for name in publish_missing(feature, manifest, values_of(manifest, feature.spec), backend, int(per_part)):
         print(name, flush=True)
         if ask:

@@ -20,7 +20,7 @@ from ser.cache.store import Store, open_store
 from ser.cache.verify import verify
 from ser.tests.command_line import ser
 from ser.tests.s3_server import Faulty, s3_server
-from ser.tests.store_samples import fill, sample_store
+from ser.tests.store_samples import fill, new_store, sample_store
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +128,7 @@ def test_faults_on_the_way_are_asked_again_or_one_sentence(s3: Faulty, tmp_path:
 def test_two_pushers_at_once_never_mix_their_numbers(s3: Faulty, tmp_path: Path) -> None:
     """Parts of the same names with other numbers, as two machines compute them, and a feature that one alone has."""
     first, feature, manifest, arrays = sample_store(tmp_path / "first", "zarr")
-    second = open_store(tmp_path / "second", create=True)
-    second.put_manifest(manifest)
+    second = new_store(tmp_path / "second", manifest)
     fill(second.add(feature.spec), manifest, {id_: array + 1 for id_, array in arrays.items()}, "zarr")
     sample_store(tmp_path / "second", "zarr", level="utterance")
     with ThreadPoolExecutor() as pool:

@@ -26,10 +26,9 @@ from ser.extract.online import resolve_again, rows_of
 from ser.extract.plan import WorkerConfig
 from ser.extract.registry import load_extractors
 from ser.extract.run import ESTIMATED, ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan
-from ser.tests import stand_in  # noqa: F401 (registers an extractor)
 from ser.tests.command_line import ser
 from ser.tests.dask_processes import workers_of
-from ser.tests.stand_in_corpus import write_corpus, write_table
+from ser.tests.stand_in_corpus import DRIVER, write_corpus, write_table
 from ser.weights.demo import write_random_checkpoint
 
 TEXTS = ["Yeah.", "I don't know what you mean.", "Yeah.", "[LAUGHTER]", "oh " * 40, "Leave me alone!", "why?", "Yeah."]
@@ -288,15 +287,10 @@ def test_check_records_the_deviation(corpus: Path, tmp_path: Path, models: dict[
 def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     """A process killed by the kernel: one sentence, and what was published stays."""
     write_table(corpus.parent, [f"{text} [wait]" if number == 3 else text for number, text in enumerate(TEXTS)])
-    code = (
-        "import sys, ser.tests.stand_in; from pathlib import Path; from ser.extract.run import *\n"
-        "if __name__ == '__main__':\n"
-        f"    extract(plan(ExtractionConfig(Path({str(corpus)!r}), 'is13,standin', "
-        f"store=Path({str(tmp_path / 'store')!r}), workers=2, part_seconds=1)))"
-    )
-    (tmp_path / "main.py").write_text(code)
+    words = ["features", corpus, "--features", "is13,standin", "--workers", 2, "--part-seconds", 1]
+    command = [sys.executable, "-c", DRIVER, *map(str, words), "--store", tmp_path / "store"]
     never = {**os.environ, "SER_STAND_IN_GO": str(tmp_path / "never")}
-    process = subprocess.Popen([sys.executable, tmp_path / "main.py"], stderr=subprocess.PIPE, text=True, env=never)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=never)
     while len(found := workers_of(process.pid)) < 3 and process.poll() is None:  # one that forks the others
         time.sleep(0.05)
     found[1].kill()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ser.cache.spec import Spec
-from ser.cache.store import PartRows, open_store
+from ser.cache.store import open_store
 from ser.engines.machine import memory_budget
 from ser.errors import CorruptStore, WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
@@ -70,7 +70,7 @@ def test_statistics_are_the_same_in_small_pieces(tmp_path: Path, dim: int) -> No
     store, rng = new_store(tmp_path / "s", manifest), np.random.default_rng(0)
     rows = [rng.normal(3, 2, (int(rng.integers(1, 60)), dim)).astype(np.float32) for _ in range(len(manifest))]
     spec = Spec("logmel", "audio", "frame", dim, "float32", "made-up", 1)
-    store.add(spec).publish(PartRows("tiny", manifest.ids, manifest.inputs("audio"), rows))
+    add_feature(store, manifest, spec, rows)
     found, sums, settings = [], [], ("standardise_audio=true",)
     for memory in ("1GB", "0.1MB"):
         [job, *_] = prepare(Experiment("logmel", "audio", store=store.path, memory=memory, set=settings))
@@ -106,11 +106,10 @@ def test_the_budget_bounds_the_peak(tmp_path: Path) -> None:
     add_feature(store, manifest, "bert", make_rows(manifest, "bert"))
     lengths = rng.integers(100, 300, len(manifest))
     for dim, backend in ((16, "zarr"), (512, "zarr"), (520, "hdf5")):
-        feature = store.add(Spec("hubert", "audio", "frame", dim, "float16", "made-up", 1, variant=f"dim={dim}"))
+        spec = Spec("hubert", "audio", "frame", dim, "float16", "made-up", 1, variant=f"dim={dim}")
         for numbers in np.array_split(np.arange(len(manifest)), 4):
-            rows = [rng.random((lengths[i], dim), np.float32).astype(np.float16) for i in numbers]
-            ids, inputs = ([all_[i] for i in numbers] for all_ in (manifest.ids, manifest.inputs("audio")))
-            feature.publish(PartRows(manifest.corpus, ids, inputs, rows), backend)
+            rows = {i: rng.random((lengths[i], dim), np.float32).astype(np.float16) for i in numbers}
+            feature = add_feature(store, manifest, spec, rows, numbers, backend=backend)
         assert dim == 16 or sum(part.bytes for part in feature.parts()) > 3.9e6 * budget
     cases = ["16 8GB", *(f"{dim} {budget}MB" for dim in (512, 520))]
     command = [sys.executable, "-c", CHILD, store.path, *cases]
