@@ -1,6 +1,7 @@
 """Corpora of transcripts that the stand-in extractor obeys, runs over them, and what a store then holds."""
 
 import csv
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +14,6 @@ from ser.cache.store import open_store
 from ser.cache.verify import verify
 from ser.extract.extractors import text_seconds
 from ser.extract.run import ExtractionConfig, ExtractionPlan, OnProgress, Summary, extract, plan
-
-DRIVER = "import sys, ser.tests.stand_in; from ser.cli import main; main(sys.argv[1:])"  # `ser` that knows it
 
 
 def write_corpus(folder: Path, texts: Sequence[str | None], seconds: Sequence[float] = ()) -> Path:
@@ -57,6 +56,14 @@ def planned(
 def run(*asked: object, on_progress: OnProgress | None = None, **options: object) -> Summary:
     """What is `planned` for these, done."""
     return extract(planned(*asked, **options), on_progress)
+
+
+def ser_features(corpus: Path, store: Path, per_part: float, *options: object) -> list[str]:
+    """The command, in a process that knows the stand-in extractor."""
+    words = ["features", corpus, "--features", "standin", "--store", store]
+    words += ["--part-seconds", part_seconds(corpus, per_part), *options]
+    driver = "import sys, ser.tests.stand_in; from ser.cli import main; main(sys.argv[1:])"
+    return [sys.executable, "-c", driver, *map(str, words)]
 
 
 def contents(path: Path) -> dict[str, tuple[bytes, ...]]:

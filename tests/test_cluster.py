@@ -17,17 +17,7 @@ from ser.errors import SerError, WrongUse
 from ser.extract.run import ExtractionStopped
 from ser.tests.dask_processes import DaskProcesses, processes
 from ser.tests.stand_in import left_open, loaded, with_thing, worker_name
-from ser.tests.stand_in_corpus import (
-    contents,
-    files,
-    part_seconds,
-    parts,
-    run,
-    slow_texts,
-    wait_for,
-    write_corpus,
-    writers,
-)
+from ser.tests.stand_in_corpus import contents, files, part_seconds, parts, run, wait_for, write_corpus, writers
 from ser.tests.tiny_store import make_store
 from ser.train.recipe import read_recipe
 from ser.train.sweep import plan_sweep, run_sweep
@@ -64,7 +54,7 @@ def test_two_workers_give_what_one_process_gives(cluster: str, folder: Path, tmp
 
     `dask scheduler --scheduler-file` wrote the file that the command goes by, and worker "a" came by it.
     """
-    corpus = write_corpus(tmp_path / "corpus", slow_texts(12, 0.02))
+    corpus = write_corpus(tmp_path / "corpus", [f"words {number}" for number in range(12)])
     everything = "standin,standin2:shift=1,logmel"
     seen: dict[str, list[int]] = {}
     file = folder / "scheduler.json"

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,17 +20,7 @@ from ser.errors import SerError, WrongUse
 from ser.extract.run import ExtractionStopped, extract
 from ser.tests.dask_processes import DaskProcesses, listening, processes, send, tree, worker_of, workers_of
 from ser.tests.stand_in import with_thing, worker_name
-from ser.tests.stand_in_corpus import (
-    DRIVER,
-    contents,
-    part_seconds,
-    parts,
-    planned,
-    run,
-    slow_texts,
-    wait_for,
-    write_corpus,
-)
+from ser.tests.stand_in_corpus import contents, parts, planned, run, ser_features, slow_texts, wait_for, write_corpus
 from ser.tests.tiny_store import make_store
 from ser.train.recipe import read_recipe
 from ser.train.sweep import plan_sweep, run_sweep
@@ -39,12 +28,6 @@ from ser.train.sweep import plan_sweep, run_sweep
 __all__ = ["processes"]  # a fixture
 MISSED_SOON = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s"}  # a worker that is silent; dask's own are 5 minutes
 pytest.importorskip("distributed")
-
-
-def ser_features(corpus: Path, store: Path, *options: object) -> list[str]:
-    """The command, in a process that knows the stand-in extractor."""
-    words = ["features", corpus, "--features", "standin", "--store", store, *options]
-    return [sys.executable, "-c", DRIVER, *map(str, words)]
 
 
 @contextlib.contextmanager
@@ -103,12 +86,12 @@ def test_what_a_killed_command_left_behind_counts(processes: DaskProcesses, tmp_
     processes.environment |= {"SER_STAND_IN_LOG": str(log), "SER_STAND_IN_GO": str(go)}
     processes.scheduler()
     processes.worker("a")
-    options = ("--scheduler", processes.address, "--part-seconds", part_seconds(corpus, 2))
+    command = ser_features(corpus, far, 2, "--scheduler", processes.address)
 
     def done() -> int:
         return log.read_text().count("computed") if log.exists() else 0
 
-    killed = subprocess.Popen(ser_features(corpus, far, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: done() == 3)  # one part is there, and the worker is in the middle of the next
     killed.kill()
     killed.wait()
@@ -156,7 +139,7 @@ def test_what_kills_its_worker_is_found_and_named(tmp_path: Path) -> None:
     """The command itself, on two workers of its own, of which one utterance kills every one that touches it."""
     corpus = write_corpus(tmp_path / "corpus", ["one two three", "[kill] me"])
     environment = {**os.environ, "SER_STAND_IN_LOG": str(tmp_path / "log")}
-    command = ser_features(corpus, tmp_path / "store", "--scheduler", "local:2", "--on-error", "skip")
+    command = ser_features(corpus, tmp_path / "store", 4, "--scheduler", "local:2", "--on-error", "skip")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     addresses: set[str] = set()
     while process.poll() is None:
@@ -220,8 +203,7 @@ def test_what_is_missing_is_waited_for_and_then_named(
 def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path: Path) -> None:
     """A terminal tells every process of the group, also a worker that was started again; and people press it twice."""
     corpus = write_corpus(tmp_path / "corpus", slow_texts(400, 0.3), [0.02] * 400)  # of which most are never reached
-    options = ("--scheduler", "local:2", "--part-seconds", part_seconds(corpus, 2))
-    command, pipe = ser_features(corpus, tmp_path / "store", *options), subprocess.PIPE
+    command, pipe = ser_features(corpus, tmp_path / "store", 2, "--scheduler", "local:2"), subprocess.PIPE
     process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
     def workers() -> set[psutil.Process]:

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from ser.extract.registry import load_extractors
 from ser.extract.run import ESTIMATED, ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan
 from ser.tests.command_line import ser
 from ser.tests.dask_processes import workers_of
-from ser.tests.stand_in_corpus import DRIVER, write_corpus, write_table
+from ser.tests.stand_in_corpus import ser_features, write_corpus, write_table
 from ser.weights.demo import write_random_checkpoint
 
 TEXTS = ["Yeah.", "I don't know what you mean.", "Yeah.", "[LAUGHTER]", "oh " * 40, "Leave me alone!", "why?", "Yeah."]
@@ -287,8 +286,8 @@ def test_check_records_the_deviation(corpus: Path, tmp_path: Path, models: dict[
 def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     """A process killed by the kernel: one sentence, and what was published stays."""
     write_table(corpus.parent, [f"{text} [wait]" if number == 3 else text for number, text in enumerate(TEXTS)])
-    words = ["features", corpus, "--features", "is13,standin", "--workers", 2, "--part-seconds", 1]
-    command = [sys.executable, "-c", DRIVER, *map(str, words), "--store", tmp_path / "store"]
+    options = ("--features", "is13,standin", "--workers", 2, "--part-seconds", 1)
+    command = ser_features(corpus, tmp_path / "store", 1, *options)
     never = {**os.environ, "SER_STAND_IN_GO": str(tmp_path / "never")}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=never)
     while len(found := workers_of(process.pid)) < 3 and process.poll() is None:  # one that forks the others
