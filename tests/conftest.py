@@ -9,7 +9,7 @@ import inspect
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import CodeType
@@ -72,6 +72,27 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory, newcomer: Path) -> Path
     from ser.tests.newcomer import make_recipes_store, once
 
     return once(tmp_path_factory, "demo", partial(make_recipes_store, newcomer=newcomer)) / "features"
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Everything in float64, from one seed."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Any]:
+    """Those of a dask cluster: none yet, and none afterwards."""
+    from ser.tests.dask_processes import DaskProcesses
+
+    made = DaskProcesses(tmp_path)
+    yield made
+    made.stop()
 
 
 @pytest.fixture

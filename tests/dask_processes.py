@@ -7,11 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-import pytest
 
 HERE = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")  # with --no-dashboard it listens on 0.0.0.0
 
@@ -66,14 +65,6 @@ class DaskProcesses:
         for process in self.started:
             process.wait(60)
         assert there <= {"127.0.0.1", "::1"}, f"dask listens on {there}"
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[DaskProcesses]:
-    """None yet."""
-    made = DaskProcesses(tmp_path)
-    yield made
-    made.stop()
 
 
 def tree(pid: int) -> list[psutil.Process]:

@@ -15,7 +15,7 @@ import pytest
 from ser import engines
 from ser.errors import SerError, WrongUse
 from ser.extract.run import ExtractionStopped
-from ser.tests.dask_processes import DaskProcesses, processes
+from ser.tests.dask_processes import DaskProcesses
 from ser.tests.stand_in import left_open, loaded, with_thing, worker_name
 from ser.tests.stand_in_corpus import contents, files, part_seconds, parts, run, wait_for, write_corpus, writers
 from ser.tests.tiny_store import make_store
@@ -23,7 +23,6 @@ from ser.train.recipe import read_recipe
 from ser.train.sweep import plan_sweep, run_sweep
 from ser.weights.demo import write_random_checkpoint
 
-__all__ = ["processes"]  # a fixture
 pytest.importorskip("distributed")
 
 

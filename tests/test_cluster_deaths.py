@@ -18,14 +18,13 @@ from ser.cache.store import open_store
 from ser.engines import Cluster
 from ser.errors import SerError, WrongUse
 from ser.extract.run import ExtractionStopped, extract
-from ser.tests.dask_processes import DaskProcesses, listening, processes, send, tree, worker_of, workers_of
+from ser.tests.dask_processes import DaskProcesses, listening, send, tree, worker_of, workers_of
 from ser.tests.stand_in import with_thing, worker_name
 from ser.tests.stand_in_corpus import contents, parts, planned, run, ser_features, slow_texts, wait_for, write_corpus
 from ser.tests.tiny_store import make_store
 from ser.train.recipe import read_recipe
 from ser.train.sweep import plan_sweep, run_sweep
 
-__all__ = ["processes"]  # a fixture
 MISSED_SOON = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s"}  # a worker that is silent; dask's own are 5 minutes
 pytest.importorskip("distributed")
 

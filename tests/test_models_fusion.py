@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 from ser.export import plain_layers
-from ser.tests.plain_layers import CASES, FRAMES, LONG, build, double, make_batch, parts, widths, without  # noqa: F401
+from ser.tests.plain_layers import CASES, FRAMES, LONG, build, make_batch, parts, widths, without
 from ser.train.models import ragged
 from ser.train.models.layers import bigru
 from ser.train.models.ragged import RaggedLayout, recurrent
