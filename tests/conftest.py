@@ -86,10 +86,12 @@ def double() -> Iterator[None]:
 
 
 @pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Any]:
-    """Those of a dask cluster: none yet, and none afterwards."""
+def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Those of a dask cluster: none yet, and none afterwards. On a busy machine a worker may take minutes to start."""
+    from ser.engines.cluster import Cluster
     from ser.tests.dask_processes import DaskProcesses
 
+    monkeypatch.setattr(Cluster.__init__, "__defaults__", (False, 200.0))  # insecure, patience
     made = DaskProcesses(tmp_path)
     yield made
     made.stop()

@@ -42,7 +42,7 @@ def cluster(folder: Path) -> Iterator[str]:
     made.scheduler(*file)
     made.worker("a", *file)
     made.worker("b", "--resources", "GPU=1 CPU=8")
-    with engines.Cluster(made.address) as waiting:
+    with engines.Cluster(made.address, patience=200) as waiting:
         wait_for(lambda: len(waiting.workers(anew=True)) == 2)
     yield made.address
     made.stop()
