@@ -37,15 +37,6 @@ LONG = [5, 50, 1, 20]  # more frames than ragged.LONG: attention goes utterance 
 short_and_long = pytest.mark.parametrize("frames", [FRAMES, LONG], ids=["short", "long"])
 
 
-@pytest.fixture
-def double() -> Any:
-    """Everything in float64, from one seed."""
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def build(name: str, dims: dict[str, int] = DIMS, classes: int = 4, **settings: Any) -> nn.Module:
     """The fusion at small sizes, without dropout."""
     fusion = CASES[name]

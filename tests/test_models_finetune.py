@@ -15,9 +15,10 @@ from ser.cache.store import Feature, PartRows, open_store
 from ser.errors import MissingRows, UtteranceError, WrongUse
 from ser.extract.registry import load_extractors, resolve
 from ser.predict import Predictor, Turn
-from ser.tests.command_line import ser
+from ser.tests.command_line import printed
 from ser.tests.plain_layers import without
 from ser.tests.spoken_store import spoken_manifest
+from ser.tests.tiny_store import add_feature, new_store
 from ser.train.experiment import Experiment, Job, count_flops, prepare, run_experiment
 from ser.train.fit import fit
 from ser.train.models import FUSIONS
@@ -44,8 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_random_checkpoint(folder / name, name, words=words, num_hidden_layers=DEPTH)
     other = shutil.copytree(folder / "bert", folder / "text") / "config.json"
     other.write_text(other.read_text().replace('"model_type": "bert"', '"model_type": "ernie"'))
-    store = open_store(folder / "features", create=True)
-    store.put_manifest(manifest)
+    store = new_store(folder / "features", manifest)
     asked = [f"{name}:layer={layer}" for name in ENCODERS for layer in range(DEPTH)]
     asked += ["bert", "bert:layer=2,special=false", "text:layer=2", "logmel"]
     wanted = resolve(asked, {name: str(folder / name) for name in (*ENCODERS, "text")}, "float32")[0]
@@ -54,11 +54,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for spec in one.specs:
             rows = [outcome[spec.fingerprint] for outcome in outcomes if not isinstance(outcome, UtteranceError)]
             extras = {name: [row.extras[name] for row in rows] for name in rows[0].extras}
-            arrays = [row.values for row in rows]
-            store.add(spec).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("text"), arrays, extras))
+            add_feature(store, manifest, spec, [row.values for row in rows], extras=extras)
     frames = [np.random.default_rng(n).normal(size=(20 + n, 80)).astype(np.float32) for n in range(len(manifest))]
-    mel = wanted[-1].spec
-    store.add(mel).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("audio"), frames))
+    add_feature(store, manifest, wanted[-1].spec, frames)
     return folder
 
 
@@ -195,8 +193,7 @@ def test_what_does_not_go_together(made: Path, tmp_path: Path) -> None:
 def test_rows_of_an_earlier_version_without_token_ids_are_named(made: Path, tmp_path: Path) -> None:
     old = open_store(made / "features")
     manifest, feature = old.manifest(), old.feature("bert")
-    store = open_store(tmp_path / "features", create=True)
-    store.put_manifest(manifest)
+    store = new_store(tmp_path / "features", manifest)
     packed = feature.load(manifest)
     del packed.extras["token"]
     store.add(feature.spec).publish(PartRows.from_packed(manifest.corpus, manifest.inputs("text"), packed))
@@ -214,9 +211,7 @@ def test_from_the_command_line_and_back(made: Path, tmp_path: Path, features: st
     settings = [part for one in (*used, f"finetune_layers={layers}") for part in ("--set", one)]
     where = ["--store", str(made / "features"), "--out", str(tmp_path / "runs")]
     asked = ["train", "--features", features, "--fusion", fusion, "--folds", "1", "--epochs", "2", "--json"]
-    done = ser(*asked, *where, *settings)
-    assert done.exit_code == 0, done.output
-    [result] = json.loads(done.stdout)["runs"]
+    [result] = json.loads(printed(*asked, *where, *settings))["runs"]
     run = Run(Path(result["path"]))
     spec = open_store(made / "features").feature(features.rpartition("+")[2]).spec
     assert run.config["provenance"]["specs"]["text"]["checkpoint"]["digest"] == spec.checkpoint["digest"]

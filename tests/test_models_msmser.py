@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ser.benchmarks.train import PlainMsmser, sinusoids
-from ser.tests.plain_layers import (  # noqa: F401
+from ser.tests.plain_layers import (
     DIMS,
     TINY,
     attend,
     build,
     check_updates,
-    double,
     feed_forward,
     linear,
     make_batch,

@@ -13,18 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 
 from ser.benchmarks.train import PlainPerspective
 from ser.errors import WrongUse
-from ser.tests.plain_layers import (  # noqa: F401
-    DIMS,
-    attend,
-    build,
-    check_updates,
-    double,
-    linear,
-    make_dialogues,
-    parts,
-    recurrent,
-    softmax,
-)
+from ser.tests.plain_layers import DIMS, attend, build, check_updates, linear, make_dialogues, parts, recurrent, softmax
 from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch

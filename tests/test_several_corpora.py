@@ -13,10 +13,11 @@ from sklearn.metrics import f1_score, recall_score
 
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
-from ser.cache.store import PartRows, open_store
+from ser.cache.store import open_store
 from ser.errors import LeakageError, WrongUse
 from ser.tests import command_line
 from ser.tests.pretend_device import Gpu
+from ser.tests.tiny_store import add_feature
 from ser.train.data.features import load_dataset
 from ser.train.data.labels import Utterances, apply_policy, get_policy
 from ser.train.data.splits import Cut, make_folds
@@ -233,6 +234,6 @@ def test_features_of_two_kinds_are_told_apart(tmp_path: Path) -> None:
         store.put_manifest(manifest)
         values = [np.zeros((1, 2), np.float32)] * len(manifest)
         spec = Spec("mpnet", "text", "utterance", 2, "float32", "made-up", 1, checkpoint={"tensors": str(number)})
-        store.add(spec).publish(PartRows(corpus, manifest.ids, manifest.inputs("text"), values, {}, []))
+        add_feature(store, manifest, spec, values)
     with pytest.raises(WrongUse, match=r"not computed in the same way for all; acted has mpnet@\w+ .* read has mpnet@"):
         load_dataset(Experiment("mpnet", "text", tmp_path / "s", "acted+read"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -343,3 +344,22 @@ def test_several_gpus_are_used(store: Path, tmp_path: Path, monkeypatch: pytest.
     planned = [plan_sweep(tiny("perspective-table2", store, tmp_path, device=name)) for name in ("auto", "cuda:1")]
     assert [sweep.workers(16) for sweep in planned] == [4, GPU_WORKERS] and planned[0].workers(3) == 3
     assert [sweep.gpus for sweep in planned] == [4, 1]
+
+
+@pytest.mark.slow
+def test_the_array_trains_every_run_once(store: Path, tmp_path: Path) -> None:
+    """The sbatch script of docs/scaling.md does what Slurm would have it do, with its variables and without Slurm."""
+    page = Path(__file__).parent.parent / "docs" / "scaling.md"
+    found = re.search(r"`sweep\.sbatch`:\n```text\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    script = tmp_path / "sweep.sbatch"
+    script.write_text(found[1])
+    assert found[1].startswith("#!/bin/bash\n#SBATCH --array=1-16\n")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    options = ["perspective-table1", "--store", str(store), "--seeds", "2", "--epochs", "1", "--set", "d_model=16"]
+    trained = []
+    for number in (1, 2):
+        slurm = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_SUBMIT_DIR": str(tmp_path)}
+        subprocess.run(["bash", str(script), *options], env={**os.environ, **slurm, "PATH": path}, check=True, cwd="/")
+        trained.append({file.parent.name for file in (tmp_path / "runs").glob("*/result.json")})
+    assert len(trained[0]) == 2 and trained[0] < trained[1] and len(trained[1]) == 4

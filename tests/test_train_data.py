@@ -11,7 +11,7 @@ import torch
 
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
-from ser.cache.store import PartRows, open_store
+from ser.cache.store import open_store
 from ser.errors import MissingRows, WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
 from ser.train.data.dataset import DataCache, Standardizer, with_views
@@ -75,7 +75,7 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
         assert np.allclose(inputs.values[inputs.offsets[i] : inputs.offsets[i + 1]].numpy(), wanted, atol=1e-6)
     means = Spec("hubert", "audio", "utterance", 12, "float32", "made-up", 1, "pool=mean")
     pooled = [x.mean(0, dtype=np.float32) for x in rows]
-    store.add(means).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("audio"), pooled))
+    add_feature(store, manifest, means, pooled)
     frames = "hubert:hop=0.06,pool=mean"  # and not the stored means
     vectors, _ = load_dataset(Experiment(frames, "superb", store.path))
     first = inputs.values[: inputs.offsets[1]].mean(0)
@@ -311,7 +311,7 @@ def test_means_in_the_store_are_taken_and_told_apart(layered: Path, tmp_path: Pa
     for layer in range(2):
         means = [x.mean(0, dtype=np.float64).astype(np.float32) + layer for x in make_rows(manifest, "hubert")]
         spec = Spec("hubert", "audio", "utterance", 12, "float32", "made-up", 1, f"layer={layer},pool=mean", **LAYERS)
-        store.add(spec).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("audio"), means))
+        add_feature(store, manifest, spec, means)
     after, _ = load_dataset(Experiment("hubert:layers=0-1,pool=mean", "superb", store.path))
     assert torch.allclose(after.inputs["audio"].values, before.inputs["audio"].values, atol=1e-3)
     names = [data.described["features"]["audio"]["joined"][0]["feature"] for data in (before, after)]
