@@ -14,12 +14,14 @@ help:
 	@echo "make check                          linters, types, and the documentation as a site, in .docs/"
 	@echo "make bench [ONLY=store]             ours against the plain way, side by side"
 
-# torch goes first: with a CPU build in place nothing pulls the CUDA packages in.
+# torch goes first: with a CPU build in place nothing pulls the CUDA packages in. pip would compile all on one core.
+PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile -c constraints.txt
 install: $(BIN)/.installed
 $(BIN)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,cluster]'
+	$(PIP) torch
+	$(PIP) -e '.[dev,cluster]'
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@
 
 demo: install
@@ -76,9 +78,7 @@ check: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -d .docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	for system in linux darwin win32; do \
-	  $(BIN)/mypy -p ser --platform $$system --cache-dir .mypy_cache/$$system || exit 1; \
-	done
+	printf '%s\n' linux darwin win32 | xargs -P 2 -I {} $(BIN)/mypy -p ser --platform {} --cache-dir .mypy_cache/{}
 
 bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ONLY)

@@ -16,7 +16,7 @@ from ser.engines.machine import cores, memory
 from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.options import ExtractionConfig
 from ser.extract.registry import FEATURES
-from ser.weights import list_checkpoints
+from ser.weights.find import list_checkpoints
 
 MOUNTS = Path("/proc/mounts")  # one file system a line: device, folder, type, options
 IEMOCAP_BYTES = 5e9  # its 12.4 h in the five default features, float16: HuBERT-base alone is 3.4 GB

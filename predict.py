@@ -20,18 +20,15 @@ from ser.cache.spec import Spec, to_record
 from ser.engines.machine import choose_device
 from ser.errors import CorpusError, CorruptStore, SerError, UtteranceError, WrongUse, unknown
 from ser.extract.corpora.table import read_manifest
-from ser.extract.extractors import Extractor, ResolvedFeature
-from ser.extract.online import resolve_again, rows_of
-from ser.extract.registry import load_extractors
+from ser.extract.extractors import Extractor, ResolvedFeature, rows_of
+from ser.extract.registry import load_extractors, resolve_again
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import as_read
 from ser.train.data.labels import DIMENSIONS, UNLABELLED, apply_policy
-from ser.train.fit import predict as predictions_of
 from ser.train.report.cell_scores import CellScores
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, find_runs
 from ser.train.scores import tempered
-from ser.train.settings import TrainConfig, TrainingSettings, recorded
 from ser.train.targets import TARGETS, rated_as
 from ser.weights.find import parse_models
 
@@ -110,15 +107,11 @@ class Predictor:
     """A trained run, opened once for many calls. Raises `WrongUse` if this machine cannot compute its features."""
 
     def __init__(self, run: str | Path, models: Mapping[str, str] | Iterable[str] = (), device: str = "auto") -> None:
-        self.device = choose_device(device)
         self.run = _finished(Path(run))
-        fitted, self.fusion, self.settings = load_model(self.run)
-        self.model, self.scaling = fitted.model.to(self.device), fitted.scaling
+        self.fitted, self.plan = load_model(self.run, choose_device(device))
+        self.fusion = self.plan.fusion
         self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
         self.temperature: float | None = (self.run.result.get("calibration") or {}).get("temperature")
-        training = recorded(TrainingSettings, self.run.config["training"], str(self.run.path / CONFIG))
-        target = self.run.config.get("target", "class")
-        self.plan = TrainConfig(self.fusion, self.settings, training, target=target, device=self.device)
         self.described = {m: one.get("joined", [one]) for m, one in self.run.config["features"].items()}
         self.features = self._resolve(parse_models(models))
         self._extractors: dict[str, list[Extractor]] = {}  # by modality, each loaded when it is first given
@@ -136,13 +129,13 @@ class Predictor:
         known = list(dict.fromkeys(spec.feature for of in specs.values() for spec in of))
         for name in sorted(models.keys() - known):
             raise unknown("feature of this run in --model", name, known)
-        return {modality: [resolve_again(spec, models) for spec in of] for modality, of in specs.items()}
+        return {modality: resolve_again(of, models) for modality, of in specs.items()}
 
     def may_lack(self) -> list[str]:
         """The modalities that training hid from the model now and then, so that it can do without one of them."""
         if self.fusion.hide is None:
             return []
-        hidden = self.fusion.hide(self.settings, 4096, 0, torch.Generator().manual_seed(0))
+        hidden = self.fusion.hide(self.plan.settings, 4096, 0, torch.Generator().manual_seed(0))
         return [modality for modality, which in hidden.items() if which.any()]
 
     def __call__(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> Answer:
@@ -209,7 +202,7 @@ class Predictor:
             notes.append("trained on synthetic speech: shows that the pipeline works, and says nothing about people")
         if result["random_weights"]:
             notes.append(f"computed with random weights: {', '.join(result['random_weights'])}")
-        if any(scale.mean.ndim > 1 for scale in self.scaling.values()):
+        if any(scale.mean.ndim > 1 for scale in self.fitted.scaling.values()):
             why = "in training each corpus was by its own statistics, and new speech has none that are known"
             notes.append(f"z-scored by the statistics of the whole training part: {why}")
         if unused := [m for m in ("audio", "text") if m not in inputs and any(getattr(t, m) for t in turns)]:
@@ -231,15 +224,13 @@ class Predictor:
                 found[modality] = torch.empty(0, self.run.config["dims"][modality] if extra is None else 1)
                 continue
             if modality not in self._extractors:
-                self._extractors[modality] = load_extractors(features, self.device)
+                self._extractors[modality] = load_extractors(features, self.plan.device)
             computed, columns = rows_of(self._extractors[modality], given, warnings), []
             for feature, described in zip(features, self.described[modality], strict=True):
                 rows = computed[feature.spec.fingerprint]
                 values = np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
                 stored = Inputs(torch.from_numpy(values), np.array([0, len(values)]))
-                read = as_read(stored, described, feature.spec)
-                vector = self.fusion.level == "vector" and feature.spec.level != "utterance"
-                columns.append((read.pooled(described["pool"]) if vector else read).values)
+                columns.append(as_read(stored, described, feature.spec, self.fusion.level == "vector").values)
             found[modality] = torch.cat(columns, 1)
         return found
 
@@ -258,7 +249,7 @@ class Predictor:
         for lacking in sorted(set(without)):
             same = np.flatnonzero([other == lacking for other in without])
             hide = lacking[0] if lacking else None
-            found[same] = predictions_of(self.model, data, same, self.plan, self.scaling, hide)["logits"]
+            found[same] = self.fitted.predict(data, same, self.plan, hide)["logits"]
         return found
 
 

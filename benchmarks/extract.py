@@ -54,7 +54,7 @@ def _cases(folder: Path, rounds: int) -> list[dict[str, Any]]:
     }
     clips = [decode(path) for path in files]
     seconds = sum(clip.seconds for clip in clips)
-    [is13], [logmel] = resolve(["is13"], {}, "float32"), resolve(["logmel"], {}, "float32")
+    [is13], [logmel] = resolve(["is13"], {}, "float32")[0], resolve(["logmel"], {}, "float32")[0]
     rows = [
         compare(
             f"is13, {engines.cores()} threads: CPU of a plain loop over {seconds:.0f} s",

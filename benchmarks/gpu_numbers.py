@@ -22,7 +22,7 @@ from ser.benchmarks.costs import made_up
 from ser.benchmarks.gpu import UNKNOWN, Asked, Row, most, none_of, place, told
 from ser.train.data.dataset import Dataset
 from ser.train.data.splits import Fold
-from ser.train.fit import Diverged, Fitted, fit, make_optimiser, predict, training_loss
+from ser.train.fit import Diverged, Fitted, fit, make_optimiser, training_loss
 from ser.train.fit_many import can_train_together, fit_many
 from ser.train.models import FUSIONS, Stage
 from ser.train.models.ragged import Batch, Sequences
@@ -168,7 +168,7 @@ def distance(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
 def probabilities(one: Work, fitted: Fitted | Diverged, plan: TrainConfig) -> np.ndarray:
     """What a trained model predicts of what it was trained on."""
     assert isinstance(fitted, Fitted)
-    return predict(fitted.model, one.data, one.fold.train, plan, fitted.scaling)["logits"]
+    return fitted.predict(one.data, one.fold.train, plan)["logits"]
 
 
 def float32(asked: Asked) -> Iterator[Row]:
@@ -300,7 +300,7 @@ def encoders(asked: Asked) -> Iterator[Row]:
     faults: dict[str, str] = {}
     for name in ("hubert", "wav2vec2", "wavlm", "bert", "mpnet"):
         folder = demo.write_random_checkpoint(asked.folder / name, name, words=["yeah", "why", "oh", "no", "know"])
-        wanted = resolve([name], {name: str(folder)}, "float32")
+        wanted = resolve([name], {name: str(folder)}, "float32")[0]
         here: Any
         there: Any
         [here], [there] = (load_extractors(wanted, device, 1e6) for device in ("cpu", asked.device))

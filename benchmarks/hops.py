@@ -83,7 +83,7 @@ def trace_demo(folder: Path) -> dict[str, Tracer]:
     store, weights = folder / "features", folder / "checkpoints"
     models = [f"--model={name}={weights}/{name}-random" for name in ENCODERS]
     small = ["--epochs=2", "--set=d_model=16", "--set=heads=2", "--set=queries=4", "--set=standardise_audio=true"]
-    train = ["train", f"--store={store}", f"--out={folder}/runs"]
+    train = ["train", f"--store={store}", f"--out={folder}/runs", "--folds=2"]
     lgf = [*train, "--features=is13+bert", "--fusion=lgf-add", "--loss=perspective", "--epochs=2"]
     with contextlib.chdir(folder):  # where no file holds defaults of one's own
         return {

@@ -102,7 +102,7 @@ def asked(count: int, folder: Path) -> tuple[ExtractionConfig, Scan]:
 def measure(count: int, folder: Path) -> dict[str, float]:
     """One size, in this process: plan; have a share of the parts published by another, kill it, and plan again."""
     request, scan = asked(count, folder)
-    [wanted] = resolve(["nothing"], {}, "float16")
+    [wanted] = resolve(["nothing"], {}, "float16")[0]
     store = open_store(request.store, create=True)
     store.put_manifest(scan.manifest)
     store.add(wanted.spec)

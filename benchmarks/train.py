@@ -168,7 +168,7 @@ def perspective_cases(rounds: int) -> list[dict[str, Any]]:
         for start in range(0, len(order), settings.batch_size):
             batch = take(inputs, labels, [dialogues[i] for i in order[start : start + settings.batch_size]])
             optimiser.zero_grad()
-            losses = [F.cross_entropy(logits, batch.labels, reduction="sum") for logits in model(batch).values()]
+            losses = [F.cross_entropy(logits, batch.truth, reduction="sum") for logits in model(batch).values()]
             torch.stack(losses).sum().backward()
             optimiser.step()
 
@@ -216,7 +216,7 @@ def msmser_cases(rounds: int, steps: int = 2) -> list[dict[str, Any]]:
         for rows in batches:
             batch = take(inputs, labels, list(rows[:, None]))
             optimiser.zero_grad()
-            F.cross_entropy(model(batch)["logits"], batch.labels).backward()
+            F.cross_entropy(model(batch)["logits"], batch.truth).backward()
             optimiser.step()
 
     plain = PlainMsmser(settings, dims, 4)
@@ -261,7 +261,7 @@ def superb_case(rounds: int, steps: int = 2) -> dict[str, Any]:
     def ours() -> None:
         for rows in batches:
             batch = take(inputs, labels, list(rows[:, None]))
-            step(adams[0], model(batch)["logits"], batch.labels)
+            step(adams[0], model(batch)["logits"], batch.truth)
 
     def theirs() -> None:
         for rows in batches:

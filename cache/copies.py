@@ -20,19 +20,8 @@ from ser.errors import CorruptStore, StoreError, WrongUse, printable, unknown
 from .atomic_io import explain_disk_errors, move_into_place, read_small, workspace, write_folder
 from .feature import Feature
 from .manifest import Manifest
-from .part import FileRecord, Part, PartRecord, PartRows, publish
-from .remote import (
-    LATEST,
-    RECORD,
-    Published,
-    PublishedPart,
-    Remote,
-    explained,
-    feature_names,
-    file_record,
-    folder_of,
-    split_digest,
-)
+from .part import FileRecord, Part, PartRecord, PartRows, file_record, publish
+from .remote import LATEST, RECORD, Published, PublishedPart, Remote, explained, feature_names, split_digest
 from .spec import checksummed_json, parse_checksummed
 from .store import Store, open_store
 from .verify import check_part
@@ -145,7 +134,7 @@ class Push:
             latest = self.remote.read(LATEST)
             before = self._published(latest)
             manifests = self._merged(before)
-            mine = {folder_of(one.spec): one.spec for one in self._features}
+            mine = {one.spec.folder: one.spec for one in self._features}
             records = {corpus: file_record(manifest.content) for corpus, manifest in manifests.items()}
             merged = Published(records, mine | before.features, self._whole_there | before.parts | sent)
             digest, card = file_record(merged.content).sha256, self.remote.read("README.md")
@@ -250,7 +239,8 @@ class Pull:
         self.there, self.bytes = len(here), sum(part.bytes for part in self.parts.values())
         for one in here:
             Part.open(path / one, one.split("/")[1])  # which lacks no file
-        others = [one for one in sorted(here) if file_record(read_small(path / one / "part.json")) != parts[one].record]
+        held = {one: file_record(read_small(path / one / "part.json")) for one in sorted(here)}
+        others = [one for one, record in held.items() if record != parts[one].record]
         if others and split_digest(url)[1]:
             fault = f"{len(others)} parts, such as {others[0]}, are not those of {self.remote.shown}@{self.digest}"
             raise WrongUse(f"{path}: {fault}; name a new folder with --store")

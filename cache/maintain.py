@@ -18,42 +18,33 @@ from .manifest import Key, Manifest
 from .part import Part, PartRows, Quarantine
 from .store import Store, listed
 
-
-@dataclass(frozen=True)
-class Listing:
-    """One feature and one corpus that has rows of it."""
-
-    feature: str  # with its variant: "hubert:layer=9"
-    fingerprint: str
-    corpus: str | None = None  # None: no part yet
-    rows: int = 0  # current ones
-    lent: int = 0  # of these, rows of the parent of this corpus
-    of: int | None = None  # utterances in the corpus's latest manifest
-    quarantined: int = 0
-    superseded: int = 0  # rows that the latest manifest does not ask for
-    bytes: int = 0
-    backends: tuple[str, ...] = ()
-    modality: str | None = None
-    level: str | None = None
-    dim: int | None = None
-    dtype: str | None = None
-    model: str | None = None
-    random_weights: bool = False
-    complete: bool = False
-    problem: str | None = None  # why it cannot be trusted; then the counts are zero
+# What a listing says, by its keys, of a feature that has no part yet or cannot be trusted.
+NOTHING: dict[str, Any] = {"feature": "", "fingerprint": "", "corpus": None}
+NOTHING |= {"rows": 0, "lent": 0, "of": None, "quarantined": 0, "superseded": 0}
+NOTHING |= {"bytes": 0, "backends": []}
+NOTHING |= {"modality": None, "level": None, "dim": None, "dtype": None, "model": None}
+NOTHING |= {"random_weights": False, "complete": False, "problem": None}
 
 
-def list_features(store: Store) -> list[Listing]:
-    """Every feature × corpus. One that cannot be trusted is listed too, with its problem."""
-    manifests, found = latest_manifests(store), list[Listing]()
+def list_features(store: Store) -> list[dict[str, Any]]:
+    """Every feature (with its variant) × corpus that has rows of it, by the keys of `NOTHING`; see `_held`.
+
+    One that cannot be trusted is listed too, with its problem.
+    """
+    manifests = latest_manifests(store)
+    found: list[dict[str, Any]] = []
     for folder in store.folders():
         try:
             feature = Feature(store.path, folder)
-            corpora: list[Any] = corpora_of(feature, manifests) or [None]
-            found += [_listing(feature, corpus, manifests.get(corpus)) for corpus in corpora]
+            about = {**vars(feature.spec), "feature": feature.spec.name, "fingerprint": feature.fingerprint}
+            about |= {"model": feature.spec.provenance.get("model"), "random_weights": feature.spec.random_weights}
+            held = _held(feature, manifests)
+            for one in held.values():
+                one |= {"quarantined": len(one["quarantined"]), "backends": sorted(one["backends"])}
+            found += [{**about, **one, "corpus": corpus} for corpus, one in held.items()] or [about]
         except (SerError, OSError) as error:
-            found.append(Listing(folder.parent.name, folder.name, problem=str(error)))
-    return found
+            found.append({"feature": folder.parent.name, "fingerprint": folder.name, "problem": str(error)})
+    return [{name: one.get(name, nothing) for name, nothing in NOTHING.items()} for one in found]
 
 
 def latest_manifests(store: Store) -> dict[str, Manifest | str]:
@@ -74,51 +65,38 @@ def corpora_of(feature: Feature, manifests: Mapping[str, Manifest | str]) -> lis
     return sorted(own | {child.corpus for child in children if feature.rows(child)})
 
 
-def _listing(feature: Feature, corpus: str | None, manifest: Manifest | str | None) -> Listing:
-    spec = feature.spec
-    parts = [part for part in feature.parts() if part.record.corpus == corpus]
-    known = manifest if isinstance(manifest, Manifest) else None
-    rows, quarantined = (feature.rows(known), len(feature.quarantined(known))) if known else (0, 0)
-    lent = sum(key[0] != corpus and feature.place(key) is not None for key in feature.keys(known)) if known else 0
-    return Listing(
-        feature=spec.name,
-        fingerprint=feature.fingerprint,
-        corpus=corpus,
-        rows=rows,
-        lent=lent,
-        of=len(known) if known else None,
-        quarantined=quarantined,
-        superseded=sum(len(part.keys) for part in parts) - rows + lent,
-        bytes=sum(part.bytes for part in parts),
-        backends=tuple(sorted({part.record.backend for part in parts})),
-        modality=spec.modality,
-        level=spec.level,
-        dim=spec.dim,
-        dtype=spec.dtype,
-        model=spec.provenance.get("model"),
-        random_weights=spec.random_weights,
-        complete=known is not None and rows + quarantined == len(known),
-        problem=manifest if isinstance(manifest, str) else None,
-    )
-
-
-def feature_info(feature: Feature, manifests: Mapping[str, Manifest | str]) -> dict[str, Any]:
-    """How a feature was computed: everything in spec.json, and what each corpus has of it."""
-    corpora: dict[str, Any] = {}
+def _held(feature: Feature, manifests: Mapping[str, Manifest | str]) -> dict[str, dict[str, Any]]:
+    """What each corpus has of a feature, all current rows and quarantined utterances as of its latest manifest."""
+    found = {}
     for corpus in corpora_of(feature, manifests):
         manifest = manifests.get(corpus)
-        listing = _listing(feature, corpus, manifest)
+        known = manifest if isinstance(manifest, Manifest) else None
         parts = [part for part in feature.parts() if part.record.corpus == corpus]
-        corpora[corpus] = {
-            **{key: getattr(listing, key) for key in ("rows", "lent", "of", "complete", "superseded", "bytes")},
-            **({"problem": listing.problem} if listing.problem else {}),
-            "quarantined": feature.quarantined(manifest) if isinstance(manifest, Manifest) else {},
+        current = [key for key in feature.keys(known) if feature.place(key)] if known else []
+        rows = len(current)
+        lent = sum(key[0] != corpus for key in current)
+        stored = sum(len(part.keys) for part in parts)
+        quarantined = feature.quarantined(known) if known else {}
+        found[corpus] = {
+            "rows": rows,
+            "lent": lent,  # of these, rows of the parent of this corpus
+            "of": len(known) if known else None,  # utterances in the corpus's latest manifest
+            "complete": known is not None and rows + len(quarantined) == len(known),
+            "superseded": stored - rows + lent,  # what this manifest does not ask for
+            "bytes": sum(part.bytes for part in parts),
+            **({"problem": manifest} if isinstance(manifest, str) else {}),
+            "quarantined": quarantined,
             "parts": len(parts),
             "backends": dict(Counter(part.record.backend for part in parts)),
             "vectors": sum(part.record.arrays["values"].shape[0] for part in parts),
         }
+    return found
+
+
+def feature_info(feature: Feature, manifests: Mapping[str, Manifest | str]) -> dict[str, Any]:
+    """How a feature was computed: everything in spec.json, and what each corpus has of it."""
     named = {"name": feature.spec.name, "fingerprint": feature.fingerprint, "path": str(feature.path)}
-    return {**named, **feature.spec.to_json(), "corpora": corpora}
+    return {**named, **feature.spec.to_json(), "corpora": _held(feature, manifests)}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Parts: how rows are packed, checked, named, published and opened."""
 
+import hashlib
 import os
 import re
 import stat
@@ -39,6 +40,11 @@ class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     bytes: Count
     sha256: str
+
+
+def file_record(content: bytes) -> FileRecord:
+    """That of a file with this content."""
+    return FileRecord(len(content), hashlib.sha256(content).hexdigest())
 
 
 class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

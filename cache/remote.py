@@ -4,7 +4,6 @@ What comes from there is somebody else's: names, sizes and digests are checked b
 """
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +19,8 @@ from ser.errors import DISTRIBUTION, CorruptStore, SerError, StoreError, WrongUs
 from .atomic_io import SMALL, make_folder, open_named, write_whole
 from .blocks import Count
 from .manifest import NAME
-from .part import FileRecord
-from .spec import Spec, canonical_json, to_record
+from .part import FileRecord, file_record
+from .spec import Spec, canonical_json, parse_name, to_record
 
 LATEST, RECORD = "published-latest", "published-{}.json"
 _HEX16, _HEX64 = "[0-9a-f]{16}", "[0-9a-f]{64}"
@@ -59,7 +58,7 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Raise `ValueError` for a feature that is not the one of its folder's name."""
         for folder, spec in self.features.items():
-            if not NAME.fullmatch(spec.feature) or folder_of(spec) != folder:
+            if not NAME.fullmatch(spec.feature) or spec.folder != folder:
                 raise ValueError(f"{folder!r} is the folder of another feature or fingerprint")
 
     @property
@@ -92,32 +91,20 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         The rest of them say how it is read: `hubert:hop=0.1` reads the plain one.
         """
-        name, _, rest = asked.partition("@")
-        prefix, _, more = rest.partition(":")
-        feature, *options = re.split("[:,]", f"{name},{more}".strip(","))
+        feature, options, read, prefix = parse_name(asked)
         of_all = {one: {*filter(None, spec.variant.split(","))} for one, spec in self.features.items()}
         if any(option.startswith("layers=") for option in options):  # a fingerprint is that of one of them
             return {one for one in of_all if one.startswith(f"{feature}/")}
         near = {one: own for one, own in of_all.items() if one.startswith(f"{feature}/{prefix}")}
-        needed = {option for option in options if not option.startswith(("pool=", "hop="))}
-        found = {one for one, own in near.items() if needed <= own <= {*options}}
+        named = {*options, *(f"{way}={value}" for way, value in read.items())}
+        found = {one for one, own in near.items() if {*options} <= own <= named}
         most = max((len(near[one]) for one in found), default=0)
-        return {one for one in found if len(near[one]) == most} or {*(() if options else near)}
+        return {one for one in found if len(near[one]) == most} or {*(() if named else near)}
 
 
 def feature_names(features: str | None) -> list[str]:
     """The names in "a+b" or "a,b"; a comma before `key=` belongs to a variant."""
     return re.split(r"\+|,(?!\w+=)", features) if features else []
-
-
-def folder_of(spec: Spec) -> str:
-    """A feature's folder in a store."""
-    return f"{spec.feature}/{spec.fingerprint}"
-
-
-def file_record(content: bytes) -> FileRecord:
-    """A file's size and sha256."""
-    return FileRecord(len(content), hashlib.sha256(content).hexdigest())
 
 
 def split_digest(url: str) -> tuple[str, str | None]:
@@ -284,7 +271,7 @@ class Remote:
         with explained(where):
             if content is None:
                 raise CorruptStore(f"{where}: is missing, so nothing is published there under this digest")
-            if hashlib.sha256(content).hexdigest() != digest:
+            if file_record(content).sha256 != digest:
                 raise CorruptStore(f"{where}: is not what its digest names")
             return to_record(content, Published, where)
 

@@ -115,6 +115,11 @@ class Spec:
         """The first 16 hex digits of the sha256 of the canonical JSON of `identity()`."""
         return short_hash(self.identity())
 
+    @property
+    def folder(self) -> str:
+        """The feature's folder in a store."""
+        return f"{self.feature}/{self.fingerprint}"
+
     def to_json(self) -> dict[str, Any]:
         """The content of `spec.json`."""
         return {**self.identity(), "provenance": self.provenance}
@@ -130,3 +135,21 @@ class Spec:
     def random_weights(self) -> bool:
         """Whether the feature comes from an untrained encoder: it shows that the pipeline works, not accuracy."""
         return bool(self.checkpoint.get("random", False))
+
+
+OWN_HOP = ("logmel", "mfcc")  # whose `hop` is one of their extraction's options, and so another feature
+
+
+def parse_name(name: str) -> tuple[str, list[str], dict[str, str], str]:
+    """The name of a feature to train on, in its parts, among them what is done when it is read.
+
+    Of `bert:layer=9,pool=meanstd@3f2a`, or `bert@3f2a:layer=9,pool=meanstd`: "bert", ["layer=9"], {"pool": "meanstd"}
+    and "3f2a".
+    """
+    plain, _, rest = name.strip().partition("@")
+    fingerprint, _, after = rest.partition(":")
+    feature, _, before = plain.partition(":")
+    items = [item for item in f"{before},{after}".split(",") if item]
+    ways = ("pool=",) if feature in OWN_HOP else ("pool=", "hop=")
+    read = dict(item.split("=", 1) for item in items if item.startswith(ways))
+    return feature, [item for item in items if not item.startswith(ways)], read, fingerprint

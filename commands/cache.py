@@ -33,16 +33,16 @@ def list_(store: Path, as_json: bool) -> None:
     found = list_features(open_store(store))
     rows = []
     for one in found:
-        count = f"{one.rows} of {one.of}" if one.of is not None else one.rows
-        values = f"{one.level} × {one.dim} {one.dtype}" if one.level else ""
-        model = f"{one.model or '–'}{' (random weights)' if one.random_weights else ''}"
-        state = "complete" if one.complete else "incomplete"
-        state = one.problem or (f"{state}, {one.quarantined} quarantined" if one.quarantined else state)
-        state += f", {one.lent} rows of its parent" if one.lent else ""
-        size = f"{one.bytes / 1e6:.1f} MB"
-        rows.append([one.feature, one.fingerprint, one.corpus or "–", count, size, values, model, state])
+        count = f"{one['rows']} of {one['of']}" if one["of"] is not None else one["rows"]
+        values = f"{one['level']} × {one['dim']} {one['dtype']}" if one["level"] else ""
+        model = f"{one['model'] or '–'}{' (random weights)' if one['random_weights'] else ''}"
+        state = "complete" if one["complete"] else "incomplete"
+        state = one["problem"] or (f"{state}, {one['quarantined']} quarantined" if one["quarantined"] else state)
+        state += f", {one['lent']} rows of its parent" if one["lent"] else ""
+        size, corpus = f"{one['bytes'] / 1e6:.1f} MB", one["corpus"] or "–"
+        rows.append([one["feature"], one["fingerprint"], corpus, count, size, values, model, state])
     columns = ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"]
-    answer([asdict(one) for one in found] if as_json else table(rows, columns))
+    answer(found if as_json else table(rows, columns))
 
 
 @cache.command()

@@ -44,16 +44,16 @@ def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> N
     \b
     Example: ser corpus show /data/IEMOCAP_full_release --json
     """
-    from ser.extract.corpora.counts import differences, summary
+    from ser.extract.corpora.counts import summary
     from ser.extract.corpora.scan import read_corpus
 
     scan = read_corpus(path, format)
-    facts, differs = summary(scan), differences(scan)
-    lines = [f"{name:<12} {_words(value)}" for name, value in facts.items() if name != "problems"]
+    facts = summary(scan)
+    lines = [f"{name:<12} {_words(value)}" for name, value in facts.items() if name not in ("problems", "differences")]
     lines += [f"problem      {problem}" for problem in scan.problems]
-    lines += [f"{len(scan.problems)} problems", *(f"differs from the release: {line}" for line in differs)]
-    answer({**facts, "differences": differs} if as_json else "\n".join(lines))
-    if differs or facts["problems"]:
+    lines += [f"{len(scan.problems)} problems", *(f"differs from the release: {line}" for line in facts["differences"])]
+    answer(facts if as_json else "\n".join(lines))
+    if facts["differences"] or facts["problems"]:
         ctx.exit(1)
     if not as_json:
         next_step("features", path, *(["--format", format] if format else []))

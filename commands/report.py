@@ -32,7 +32,8 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, ours: str, o
     if open_ and html is None:
         raise click.UsageError("--open shows the page that --html writes: name it, such as --html report.html")
     from ser.train.report.cells import group_runs
-    from ser.train.report.sections import make_page, report_text
+    from ser.train.report.sections import make_page, report_text, write_html
+    from ser.train.report.tables import write_tables
     from ser.train.run_folder import find_runs
     from ser.train.search import find_records
 
@@ -40,9 +41,6 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, ours: str, o
     answer(report_text(cells, unfinished, paired))
     wanted: dict[Any, Path] = {form: path for form, path in {"html": html, **files}.items() if path}
     if wanted:
-        from ser.train.report.sections import write_html
-        from ser.train.report.tables import write_tables
-
         page = make_page(cells, unfinished)
     for form, path in wanted.items():
         write_html(page, path) if form == "html" else write_tables(page.tables, path, form)

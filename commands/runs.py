@@ -42,13 +42,11 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
     """
     from ser.train.runs import facts, select
 
-    found = [facts(run) for run in select(folders, where)]
-    found.sort(key=lambda one: (one["date"], one["run"]))
+    found = sorted(map(facts, select(folders, where)), key=lambda one: (one["date"], one["run"]))
     columns = ["run", "features", "fusion", "labels", "protocol", "fold", "seed", *HEADINGS, "date", "MB"]
-    total = sum(one["bytes"] for one in found)
-    open_ = sum(not one["finished"] for one in found)
+    size, unfinished = sum(one["bytes"] for one in found), sum(not one["finished"] for one in found)
     stores = " and ".join(dict.fromkeys(one["store"] for one in found if one["store"])) or "no known store"
-    told = f"{len(found)} runs on {stores}, {open_} unfinished, {total / 1e6:.1f} MB"
+    told = f"{len(found)} runs on {stores}, {unfinished} unfinished, {size / 1e6:.1f} MB"
     answer(found if as_json else f"{_table(found, columns)}\n{told}; `ser report` makes tables of them")
 
 

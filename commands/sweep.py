@@ -109,11 +109,11 @@ def sweep(
         return
     failed = False
     with progress(len(tasks), planned.recipe.name, "run") as bar:
-        for outcome in run_sweep(planned, workers or 1, scheduler, insecure=insecure):
+        for task, fault in run_sweep(planned, workers or 1, scheduler, insecure=insecure):
             bar.update()
-            if outcome.fault:
+            if fault:
                 failed = True
-                bar.write(safe(f"{outcome.task.cell}: {outcome.fault}"), file=bar.fp)
+                bar.write(safe(f"{task.cell}: {fault}"), file=bar.fp)
     from ser.train.report.terminal import recipe_rows, recipe_table
 
     if as_json:

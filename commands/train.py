@@ -77,8 +77,9 @@ def train(
     sizes = "; ".join(listed)
     words = (
         f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
-        f"{ahead.utterances:,} utterances{sizes and f' ({sizes})'}, {ahead.runs} runs × {most}{ahead.epochs} epochs, "
-        f"{ahead.updates:,} updates, {most}about {duration(ahead.seconds)}"
+        f"{ahead.utterances:,} utterances{sizes and f' ({sizes})'}, {ahead.runs} run{'s' * (ahead.runs > 1)} × {most}"
+        f"{ahead.epochs} epoch{'s' * (ahead.epochs > 1)}, {ahead.updates:,} updates, {most}about "
+        f"{duration(ahead.seconds)}"
     )
     plan = jobs[0].plan
     if plan.device.startswith("cuda"):

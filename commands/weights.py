@@ -36,7 +36,7 @@ def list_(as_json: bool) -> None:
     \b
     Example: ser weights list
     """
-    from ser.weights import list_checkpoints
+    from ser.weights.find import list_checkpoints
 
     found = list_checkpoints()
     rows = [[one["model"], one["architecture"], f"{one['bytes'] / 1e6:.0f} MB", one["fault"] or "ok"] for one in found]

@@ -24,7 +24,7 @@ from typing import Any
 from safetensors.torch import save
 
 from ser.cache.atomic_io import explain_disk_errors, make_folder, move_into_place, write_folder
-from ser.cache.remote import file_record
+from ser.cache.part import file_record
 from ser.cache.transfer import file_digest
 from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.audio import decode
@@ -57,8 +57,8 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
     functions = _functions(predictor)
     about = _about(predictor, functions)
     packages = {"numpy", "safetensors", "torch"}.union(*(FEATURES[one["feature"]].code.packages for one in functions))
-    tensors = {name: value.contiguous() for name, value in predictor.model.state_dict().items()}
-    for modality, scale in predictor.scaling.items():  # row 0 is that of speech of no corpus of the training part
+    tensors = {name: value.contiguous() for name, value in predictor.fitted.model.state_dict().items()}
+    for modality, scale in predictor.fitted.scaling.items():  # row 0 is that of speech of no corpus in training
         for name, value in (("mean", scale.mean), ("std", scale.std)):
             tensors[f"scaling.{modality}.{name}"] = value.view(-1, value.shape[-1])[0].clone()
     fusion = FUSIONS[about["fusion"]]
@@ -106,7 +106,7 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
 
 def _about(predictor: Predictor, functions: list[dict[str, Any]]) -> dict[str, Any]:
     """What the exported `config.json` says, all that `model.py` has to know, and which encoders `run.py` opens."""
-    config, fusion, settings = predictor.run.config, predictor.fusion, predictor.settings
+    config, fusion, settings = predictor.run.config, predictor.fusion, predictor.plan.settings
     target, sums = TARGETS[predictor.plan.target], {m: one.get("sums", []) for m, one in config["features"].items()}
     sums = {m: of for m, of in sums.items() if any(layers > 1 for layers, _ in of)}
     tuned = config["provenance"].get("encoders", {}).get("text") if getattr(settings, "finetune_layers", 0) else None

@@ -12,8 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 from ser import engines
-from ser.cache.part import PartRows, Quarantine
-from ser.cache.store import Feature, open_store
+from ser.cache.store import Feature, PartRows, Quarantine, open_store
 from ser.errors import DISTRIBUTION, SerError
 
 from .plan import ExtractionTask, WorkerConfig, lacking
@@ -89,7 +88,7 @@ def split(task: ExtractionTask) -> list[ExtractionTask] | None:
     """A task that kills, cut in two; None if it cannot be cut. What the store has by now is left out."""
     config, missing = task.config, dict[str, set[str]]()
     for spec in task.specs:
-        feature = Feature(config.asked.store, config.folder(spec))
+        feature = Feature(config.asked.store, config.asked.store / spec.folder)
         feature.parts()
         lacks = (u.id for u in task.utterances if feature.place((config.corpus, u.id, u.digest)) is None)
         missing[spec.fingerprint] = set(lacks)

@@ -15,7 +15,9 @@ import numpy as np
 from ser.cache.spec import Spec
 from ser.engines import exact_arithmetic, is_out_of_memory
 from ser.errors import UtteranceError, WrongUse
-from ser.weights import Checkpoint, load_encoder
+from ser.weights.find import Checkpoint, load_encoder
+
+from .audio import Clip, decode
 
 GPU_SECONDS = 300.0  # padded audio per batch; sorted lengths waste ~1 % of it
 TOKENS_PER_SECOND = 50.0  # a token costs an encoder what a frame does: 300 s of audio are as much as 15,000 tokens
@@ -264,3 +266,20 @@ def batches(
 def text_seconds(text: str) -> float:
     """What a transcript costs an encoder, in seconds of audio."""
     return (2 + len(text) / CHARACTERS_PER_TOKEN) / TOKENS_PER_SECOND
+
+
+def rows_of(extractors: Sequence[Extractor], given: Path | str, warnings: list[str]) -> dict[str, Rows]:
+    """The features of one audio file (a path) or transcript (a string), by fingerprint.
+
+    Adds what is odd about it, such as a cut text, to `warnings`. Raises `UtteranceError` for what cannot be used.
+    """
+    source: Clip | str = decode(given) if isinstance(given, Path) else given
+    outcomes = [extractor.run([source])[0] for extractor in extractors]
+    warnings += dict.fromkeys(source.warnings) if isinstance(source, Clip) else ()
+    found: dict[str, Rows] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, UtteranceError):
+            raise outcome
+        found |= outcome
+    warnings += dict.fromkeys(warning for rows in found.values() for warning in rows.warnings)
+    return found

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -32,7 +32,7 @@ class MelConfig:
     low: float = 0.0  # Hz
     high: float = 0.0  # Hz; 0 is half the sampling rate
     floor: float = 1e-10  # of power, before the logarithm
-    coefficients: int = field(default=0, init=False)  # 0: log-mel
+    coefficients: int = 0  # of MFCC, the first of its orthonormal DCT-II; 0: log-mel itself
     padding: str = field(default="constant", init=False)  # half a window of zeros at each end: frame t at t * hop
     resampler: str = field(default=RESAMPLER, init=False)
     channels: str = field(default=CHANNELS, init=False)
@@ -63,18 +63,10 @@ class MelConfig:
         return round(self.hop * self.sampling_rate)
 
 
-@dataclass(frozen=True)
-class MfccConfig(MelConfig):
-    """MFCC: the orthonormal DCT-II of the log-mel spectrogram, its first `coefficients`."""
-
-    coefficients: int = 40
-
-
 class MelExtractor(Extractor):
     """One row per hop. Log-mel and MFCC of the same spectrogram compute it once."""
 
-    name, version = "mel", 1
-    Config: ClassVar[type[MelConfig]] = MelConfig
+    name, version, Config = "mel", 1, MelConfig
     packages = ("torch", "librosa", "soundfile", "soxr")
     own = frozenset({"coefficients"})
 
@@ -133,9 +125,3 @@ class MelExtractor(Extractor):
                 power = spectrum.real.float().square() + spectrum.imag.float().square()
                 bands[first:last] = power.T @ self._bank
         return bands.clamp_(min=c.floor).log_().numpy()
-
-
-class MfccExtractor(MelExtractor):
-    """MFCC, under the same code and version as the log-mel spectrogram."""
-
-    Config = MfccConfig

@@ -18,13 +18,13 @@ from ser.cache.spec import Modality, Spec
 from ser.cache.store import Feature, Store, check_local, open_store
 from ser.engines.machine import choose_device
 from ser.engines.scheduler_address import check_scheduler, local_workers
-from ser.errors import DISTRIBUTION, CorruptStore, StoreError, WeightsError, WrongUse
+from ser.errors import DISTRIBUTION, StoreError, WeightsError, WrongUse
 from ser.weights.find import parse_models
 
 from .corpora.scan import Scan, find_format, read_corpus
 from .extractors import ResolvedFeature, batches, text_seconds
 from .options import ExtractionConfig
-from .registry import resolve_available, split_names
+from .registry import resolve, split_names
 
 PART_BYTES = 256 << 20
 ROWS_PER_SECOND = {"frame": 50.0, "token": 50.0, "utterance": 2.0}  # unless a hop is known; 2: the shortest utterances
@@ -75,10 +75,6 @@ class WorkerConfig:
         """With the device of this machine. Raises `WrongUse` for one that is not here."""
         needed = any(one.checkpoint for one in self.resolved)  # by a model; all else is computed by the CPU
         return replace(self, device=choose_device(self.device) if needed else "cpu")
-
-    def folder(self, spec: Spec) -> Path:
-        """The feature's folder in the store."""
-        return self.asked.store / spec.feature / spec.fingerprint
 
 
 @dataclass(frozen=True)
@@ -206,7 +202,7 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     names = split_names(config.features) if config.features or scan is None else []
     if scan is None:
         find_format(config.corpus, config.format)  # before the weights, which may come over the network
-    wanted, unavailable = resolve_available(names, parse_models(config.models), config.dtype)
+    wanted, unavailable = resolve(names, parse_models(config.models), config.dtype)
     if unavailable and not wanted:
         raise next(iter(unavailable.values()))
     scan = scan or read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)
@@ -252,13 +248,10 @@ def _with_parent(scan: Scan, store: Store) -> Scan:
 
 def _missing(spec: Spec, rows: list[Utterance], whole: Manifest, store: Store | None, retry: bool) -> list[Utterance]:
     """Those rows of the whole manifest that the store lacks."""
-    if not store or not (folder := store.path / spec.feature / spec.fingerprint).exists():
+    if not store or not (folder := store.path / spec.folder).exists():
         return rows
-    try:
-        feature = Feature(store.path, folder)
-    except CorruptStore:  # the folder's name vouches for what spec.json must say, and `Store.add` writes it again
-        feature = Feature(store.path, folder, spec)
-    return [rows[row] for row in feature.missing(whole, retry)]
+    # The folder's name vouches for what spec.json must say, and `Store.add` writes one anew that does not.
+    return [rows[row] for row in Feature(store.path, folder, spec).missing(whole, retry)]
 
 
 def _row_bytes(spec: Spec) -> int:

@@ -6,8 +6,9 @@ Built-in extractors (the rows of features.toml), a user's own and those of insta
 
 import math
 import pkgutil
+import re
 import tomllib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -19,8 +20,8 @@ import msgspec
 
 from ser.cache.spec import Dtype, Level, Modality, Spec
 from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
-from ser.plugins import Registry
-from ser.weights import Checkpoint, find_checkpoint
+from ser.plugins import Registry, not_installed
+from ser.weights.find import Checkpoint, find_checkpoint, recorded_checkpoint
 
 from .extractors import Extractor, ResolvedFeature
 
@@ -35,6 +36,7 @@ class FeatureKind:
     extractor: str | type[Extractor]  # the class, or where it is: "package.module:Class"
     model: str | None = None  # default checkpoint; "": it must be named; None: computed without weights
     preset: Mapping[str, Any] = field(default_factory=dict)  # settings of the extractor that the name stands for
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of other settings, where they are not the extractor's
 
     @property
     def code(self) -> type[Extractor]:
@@ -58,17 +60,12 @@ FEATURES: Registry[FeatureKind] = Registry("feature", "ser.extractors", FeatureK
 
 
 def split_names(features: str | Sequence[str]) -> list[str]:
-    """`"hubert:layer=9,norm=before,is13"` to its names: a piece with `=` and no `:` belongs to the name before it."""
+    """`"hubert:layer=9,norm=before,is13"` to its names: a comma before `key=` belongs to a variant."""
     text = features if isinstance(features, str) else ",".join(features)
-    names: list[str] = []
-    for piece in (piece.strip() for piece in text.split(",")):
-        if "=" in piece and ":" not in piece and names and ":" in names[-1]:
-            names[-1] += f",{piece}"
-        elif piece:
-            names.append(piece)
+    names = dict.fromkeys(filter(None, re.split(r",(?!\w+=)", re.sub(r"\s", "", text))))
     if not names:
         raise WrongUse(f"no feature is named; known: {', '.join(sorted(FEATURES))}")
-    return list(dict.fromkeys(names))
+    return list(names)
 
 
 def parse(name: str) -> tuple[str, dict[str, str]]:
@@ -88,28 +85,16 @@ def parse(name: str) -> tuple[str, dict[str, str]]:
     return feature, settings
 
 
-def resolve(names: Sequence[str], models: Mapping[str, str], dtype: Dtype) -> list[ResolvedFeature]:
-    """Everything that `names` ask for, each spec complete. Finds and hashes the checkpoints.
-
-    Raises `WrongUse` for an unknown name or a setting that cannot be, and `WeightsError` for a checkpoint that is not
-    here.
-    """
-    found, missing = resolve_available(names, models, dtype)
-    for fault in missing.values():
-        raise fault
-    return found
-
-
-def resolve_available(
+def resolve(
     names: Sequence[str], models: Mapping[str, str], dtype: Dtype
 ) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
-    """As `resolve`, but with what is wrong with the checkpoints of the features that cannot be computed, by feature."""
+    """Everything that `names` ask for, each spec complete. Finds and hashes the checkpoints.
+
+    Beside it stands what is wrong with checkpoints that are not here, by feature: these features are left out. Raises
+    `WrongUse` for an unknown name or a setting that cannot be.
+    """
     asked = [parse(name) for name in names]
-    for feature in models:
-        if feature not in FEATURES:
-            raise unknown("feature in --model", feature, FEATURES)
-        if FEATURES[feature].model is None:
-            raise WrongUse(f"--model {feature}=…: {feature} is computed without weights")
+    _check_models(models)
     checkpoints: dict[str, Checkpoint] = {}
     missing: dict[str, WeightsError] = {}
     for feature in dict.fromkeys(feature for feature, _ in asked):
@@ -127,6 +112,15 @@ def resolve_available(
             one = _resolved(feature, single, checkpoint, dtype)
             found.setdefault(one.spec.fingerprint, one)
     return list(found.values()), missing
+
+
+def _check_models(models: Iterable[str]) -> None:
+    """Raise `WrongUse` for the name of no feature, or of one that is computed without weights."""
+    for feature in models:
+        if feature not in FEATURES:
+            raise unknown("feature in --model", feature, FEATURES)
+        if FEATURES[feature].model is None:
+            raise WrongUse(f"--model {feature}=…: {feature} is computed without weights")
 
 
 def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dict[str, str]]:
@@ -156,7 +150,7 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
     kind = FEATURES[feature]
     code = kind.code
     typed = {key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()}
-    config = code.resolve({**kind.preset, **typed}, checkpoint)
+    config = code.resolve({**kind.preset, **kind.defaults, **typed}, checkpoint)
     variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
     provenance: dict[str, Any] = {
         "versions": {"ser": version(DISTRIBUTION)} | {name: version(name) for name in ("numpy", *code.packages)},
@@ -201,6 +195,36 @@ def _typed(feature: str, key: str, value: str, kind: Any) -> Any:
     plain = {int: "a whole number", float: "a number", bool: "true or false"}
     what = plain.get(kind) or " or ".join(map(str, get_args(kind)))
     raise WrongUse(f"{feature}:{key}={value}: {key} is {what}")
+
+
+def resolve_again(specs: Iterable[Spec], models: Mapping[str, str] | None = None) -> list[ResolvedFeature]:
+    """What computes stored features anew. `models` says where an encoder's checkpoint lies, by feature name.
+
+    One that several features share, such as the layers of an encoder, is read and hashed once. Raises `WrongUse` if
+    this would give other numbers: another checkpoint, or another version of the extractor.
+    """
+    models, found = models or {}, list[ResolvedFeature]()
+    checkpoints: dict[tuple[str, Any], Checkpoint] = {}
+    _check_models(models)
+    for spec in specs:
+        if spec.extractor == "import":
+            raise WrongUse(
+                f"{spec.name} was imported from {spec.provenance.get('file', 'a file')}, and cannot be computed for "
+                "new speech; train on a feature that `ser features` extracts"
+            )
+        if spec.feature not in FEATURES:
+            raise WrongUse(not_installed(f"{spec.name} was computed by an extractor", spec.provenance.get("package")))
+        key = spec.feature, spec.checkpoint.get("digest")
+        if FEATURES[spec.feature].model is not None and key not in checkpoints:
+            checkpoints[key] = recorded_checkpoint(spec, models)
+        wanted = _resolved(*parse(spec.name), checkpoints.get(key), spec.dtype)
+        if wanted.spec.fingerprint != spec.fingerprint:
+            then, now = (one.pop("config") | one for one in (spec.identity(), wanted.spec.identity()))
+            keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
+            differences = "; ".join(f"{key} {then.get(key)!r}, here {now.get(key)!r}" for key in keys)
+            raise WrongUse(f"{spec.name} would be computed otherwise than for training (differs in {differences})")
+        found.append(wanted)
+    return found
 
 
 def load_extractors(

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from ser import engines
-from ser.cache.part import Quarantine
 from ser.cache.spec import Modality
-from ser.cache.store import open_store
+from ser.cache.store import Quarantine, open_store
 from ser.errors import ExtractionStopped, SerError, UtteranceError
 
 from .cluster_tasks import extract_task, run_on_cluster

@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ser.errors import UtteranceError, WrongUse
-from ser.weights import Checkpoint
-from ser.weights.find import Count, loading
+from ser.weights.find import Checkpoint, Count, loading
 
 from .audio import CHANNELS, RESAMPLER, Clip
 from .extractors import Encoder, Layer, Outcome, Precision, batches

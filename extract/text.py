@@ -13,8 +13,7 @@ import numpy as np
 from torch import nn
 
 from ser.errors import UtteranceError, WeightsError, WrongUse
-from ser.weights import Checkpoint
-from ser.weights.find import loading
+from ser.weights.find import Checkpoint, loading
 
 from .extractors import ENCODERS, Encoder, Layer, Outcome, Precision
 

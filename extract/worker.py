@@ -105,7 +105,7 @@ class PartPipeline:
 
     def __init__(self, worker: "Worker", task: ExtractionTask, pools: Pools) -> None:
         self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult(stages=task.stages)
-        self.before = {spec.fingerprint: part_names(worker.config.folder(spec)) for spec in task.specs}
+        self.before = {spec.fingerprint: part_names(worker.config.asked.store / spec.folder) for spec in task.specs}
         # The part that comes of it if no utterance is quarantined: where it is there already, another has computed it.
         rows = task.utterances
         part = part_name(worker.config.corpus, [row.id for row in rows], [row.digest or "" for row in rows])
@@ -206,7 +206,7 @@ class PartPipeline:
         other names. If it is stopped again between this look and the rename of what it writes, or if two look at the
         same moment, rows do appear twice: they are equal, and the first by name counts.
         """
-        folder, found = self.worker.config.folder(spec), set[tuple[str, str | None]]()
+        folder, found = self.worker.config.asked.store / spec.folder, set[tuple[str, str | None]]()
         for name in part_names(folder) - self.before[spec.fingerprint]:
             with contextlib.suppress(SerError):  # `Feature.parts` names one that cannot be read
                 part = read_checksummed(folder / "parts" / name / "part.json", PartRecord)

@@ -35,7 +35,7 @@ class Browser:
         """The driver's answer."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=200) as answer:
             return json.load(answer)["value"]
 
     def devtools(self, command: str, **parameters: Any) -> Any:
@@ -84,4 +84,4 @@ def open_browser(folder: Path) -> Iterator[Browser]:
             browser.call("DELETE", browser.session)
     finally:
         driver.terminate()
-        driver.communicate(timeout=20)
+        driver.communicate(timeout=60)

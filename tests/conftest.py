@@ -9,7 +9,7 @@ import inspect
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import CodeType
@@ -23,9 +23,7 @@ HEAVY_FILES = (
     "test_copies_s3",
     "test_engines",
     "test_extract_encoders",
-    "test_faulty_fs",
-    "test_features_disk",
-    "test_features_killed",
+    "test_faults",
     "test_fuzz",
     "test_report_html",
     "test_weights",
@@ -39,7 +37,7 @@ HEAVY_TESTS = {
     "test_the_time_is_estimated_from_the_corpus_itself",
     "test_wheel_alone_runs",
 }
-HEAVY_FIXTURES = {"browser", "demo_corpus", "demo_store", "newcomer", "processes", "runs"}
+HEAVY_FIXTURES = {"browser", "demo_corpus", "demo_store", "fork_server", "newcomer", "processes", "runs"}
 PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "start_fork_server", "workers"}
 
 
@@ -74,6 +72,37 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory, newcomer: Path) -> Path
     from ser.tests.newcomer import make_recipes_store, once
 
     return once(tmp_path_factory, "demo", partial(make_recipes_store, newcomer=newcomer)) / "features"
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Everything in float64, from one seed."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Those of a dask cluster: none yet, and none afterwards. On a busy machine a worker may take minutes to start."""
+    from ser.engines.cluster import Cluster
+    from ser.tests.dask_processes import DaskProcesses
+
+    monkeypatch.setattr(Cluster.__init__, "__defaults__", (False, 200.0))  # insecure, patience
+    made = DaskProcesses(tmp_path)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def fork_server() -> None:
+    """What forks the worker processes of this process has imported for all of them what takes long."""
+    from ser.engines.processes import start_fork_server
+
+    start_fork_server("ser.tests.worker_imports")
 
 
 # In memory, where there is enough and its programs may run: `fsync`, which publishing is made of, waits for no disk.

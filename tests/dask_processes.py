@@ -7,11 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-import pytest
 
 HERE = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")  # with --no-dashboard it listens on 0.0.0.0
 
@@ -39,7 +38,7 @@ class DaskProcesses:
     def scheduler(self, *words: str) -> subprocess.Popen[str]:
         """Start one on a free port; `address` is then where it listens."""
         process, log = self._start("scheduler", *HERE, "--port", "0", *words)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while not (found := re.search(r"tcp://127\.0\.0\.1:\d+", log.read_text())):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
@@ -54,22 +53,18 @@ class DaskProcesses:
         return process
 
     def stop(self) -> None:
-        """Kill all that is left, children first seen and then parents; nobody else could have reached any of it."""
+        """Kill all that is left, children first seen and then parents; nobody else could have reached any of it.
+
+        But for multiprocessing's resource trackers: each ends after the others, and removes their semaphores.
+        """
         there = listening([one.pid for process in self.started for one in tree(process.pid)])
         for process in self.started:
             for one in tree(process.pid):
-                send(one)
+                if not runs(one, "resource_tracker"):
+                    send(one)
         for process in self.started:
-            process.wait(20)
+            process.wait(60)
         assert there <= {"127.0.0.1", "::1"}, f"dask listens on {there}"
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[DaskProcesses]:
-    """None yet."""
-    made = DaskProcesses(tmp_path)
-    yield made
-    made.stop()
 
 
 def tree(pid: int) -> list[psutil.Process]:
@@ -94,12 +89,14 @@ def worker_of(nanny: subprocess.Popen[str]) -> psutil.Process | None:
 
 def workers_of(pid: int) -> list[psutil.Process]:
     """The living processes that multiprocessing has started under this one, to compute or to fork those that do."""
-    found = []
-    for process in tree(pid):
-        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is none either
-            if process.pid != pid and re.search("spawn_main|forkserver", " ".join(process.cmdline())):
-                found.append(process)
-    return found
+    return [one for one in tree(pid) if one.pid != pid and runs(one, "spawn_main|forkserver")]
+
+
+def runs(process: psutil.Process, what: str) -> bool:
+    """Whether a process's command line has this pattern; a zombie has none."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(re.search(what, " ".join(process.cmdline())))
+    return False
 
 
 def listening(pids: Sequence[int]) -> set[str]:

@@ -11,7 +11,7 @@ static int left, writes, failure; /* calls before the one that fails, whether wr
 
 void fail_at(const char *below, int call, int writing, int error) {
     snprintf(folder, sizeof folder, "%s", below);
-    left = call, writes = writing, failure = error;
+    writes = writing, failure = error, left = call;
 }
 
 int calls_left(void) { return left > 0 ? left : 0; }

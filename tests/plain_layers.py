@@ -37,15 +37,6 @@ LONG = [5, 50, 1, 20]  # more frames than ragged.LONG: attention goes utterance 
 short_and_long = pytest.mark.parametrize("frames", [FRAMES, LONG], ids=["short", "long"])
 
 
-@pytest.fixture
-def double() -> Any:
-    """Everything in float64, from one seed."""
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def build(name: str, dims: dict[str, int] = DIMS, classes: int = 4, **settings: Any) -> nn.Module:
     """The fusion at small sizes, without dropout."""
     fusion = CASES[name]
@@ -87,7 +78,7 @@ def parts(batch: Batch, sizes: list[int]) -> list[Batch]:
             inputs[m] = Sequences(x.values[ends[start] : ends[start + size]], x.lengths[start : start + size])
         rows = slice(start, start + size)
         turns = torch.tensor([size]), None if batch.speakers is None else batch.speakers[rows]
-        cut.append(Batch(inputs, batch.labels[rows], batch.utterances[rows], *turns))
+        cut.append(Batch(inputs, batch.truth[rows], batch.utterances[rows], *turns))
         start += size
     return cut
 
@@ -108,7 +99,7 @@ def utterances(batch: Batch) -> list[dict[str, Tensor]]:
 
 def packed_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The sum of the cross-entropies of all heads and utterances."""
-    return sum(F.cross_entropy(logits, batch.labels, reduction="sum") for logits in model(batch).values())
+    return sum(F.cross_entropy(logits, batch.truth, reduction="sum") for logits in model(batch).values())
 
 
 def check_updates(

@@ -12,27 +12,26 @@ SKEWED = b"<Error><Code>RequestTimeTooSkewed</Code><Message>The request time dif
 
 
 class Faulty:
-    """`fault(method, path, number)`, if set, says what happens to a request; `done` lists what the server has done.
+    """`fault(method, path)`, if set, says what happens to a request; `done` lists what the server has done.
 
     "500" and "skewed" are answers, "cut" one whose body ends too early, "short" one that says that its half is all,
     "lost" is none, and "slow" comes late.
     """
 
-    fault: Callable[[str, str, int], str | None] | None = None
+    fault: Callable[[str, str], str | None] | None = None
 
     def __init__(self) -> None:
         from moto.server import DomainDispatcherApplication, create_backend_app
 
         self._app = DomainDispatcherApplication(create_backend_app)
-        self.done, self.number, self.port = list[tuple[str, str]](), 0, 0
+        self.done, self.port = list[tuple[str, str]](), 0
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         """One request."""
         from werkzeug.wrappers import Response
 
-        self.number += 1
         asked = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        fault = self.fault and self.fault(*asked, self.number)
+        fault = self.fault and self.fault(*asked)
         if fault in ("500", "skewed"):
             return Response(SKEWED, 500 if fault == "500" else 403)(environ, start)
         answer = Response.from_app(self._app, environ)

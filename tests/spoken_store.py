@@ -10,8 +10,8 @@ import numpy as np
 
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
-from ser.cache.store import PartRows, Store
-from ser.tests.tiny_store import NAMES, base_rows, new_store
+from ser.cache.store import Store
+from ser.tests.tiny_store import NAMES, add_feature, base_rows, new_store
 
 LABELS = ("ang", "hap", "neu", "sad", "neu", "exc")
 POINT = {"ang": 0, "hap": 1, "exc": 1, "neu": 2, "sad": 3}
@@ -75,7 +75,5 @@ def spoken_store(path: Path) -> Store:
     is13 = Spec("is13", "audio", "utterance", 16, "float32", *by)
     logmel = Spec("logmel", "audio", "frame", 20, "float16", *by, hop=0.01)
     for spec, rows in zip((hubert, logmel, mpnet, is13, bert), (frames, mels, tokens, vectors, tokens), strict=True):
-        extras = {"word": words} if spec.modality == "text" else {}
-        inputs = manifest.inputs(spec.modality)
-        store.add(spec).publish(PartRows(manifest.corpus, manifest.ids, inputs, rows, extras), "zarr", {})
+        add_feature(store, manifest, spec, rows, extras={"word": words} if spec.modality == "text" else {})
     return store

@@ -1,7 +1,7 @@
-"""A text feature whose extractor is cheap, and may be told by a transcript to be slow or to kill its process.
+"""A text feature whose extractor is cheap, and may be told by a transcript to wait or to kill its process.
 
 Importing this module registers it, and so does unpickling a task that names it: dask workers need no more. Where the
-environment says SER_STAND_IN_SPARED, nobody is killed.
+environment says SER_STAND_IN_SPARED, nobody is killed; where SER_STAND_IN_GO names a file, who waits goes on with it.
 """
 
 import gc
@@ -33,7 +33,7 @@ class StandInConfig:
 
 
 class StandInExtractor(Extractor):
-    """Numbers made from the sha256 of a transcript; "[kill]", "[sleep 0.5]" and "[bad]" in it are obeyed."""
+    """Numbers made from the sha256 of a transcript; "[kill]", "[sleep 0.5]", "[wait]" and "[bad]" in it are obeyed."""
 
     name, version, Config = "standin", 1, StandInConfig
     packages = ("numpy",)
@@ -57,6 +57,8 @@ class StandInExtractor(Extractor):
         _, slow, seconds = item.partition("[sleep ")
         if slow:
             time.sleep(float(seconds.partition("]")[0]))
+        while "[wait]" in item and not Path(os.environ.get("SER_STAND_IN_GO", "/")).exists():
+            time.sleep(0.02)
         _note("computed")
         digest = hashlib.sha256(item.encode()).digest()[:DIM]
         return [np.frombuffer(digest, np.uint8).astype(np.float32)[None] + self.config.shift]

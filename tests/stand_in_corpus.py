@@ -1,6 +1,7 @@
 """Corpora of transcripts that the stand-in extractor obeys, runs over them, and what a store then holds."""
 
 import csv
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +13,7 @@ import ser.tests.stand_in  # noqa: F401 (registers it)
 from ser.cache.store import open_store
 from ser.cache.verify import verify
 from ser.extract.extractors import text_seconds
-from ser.extract.run import ExtractionConfig, Summary, extract, plan
-
-DRIVER = "import sys, ser.tests.stand_in; from ser.cli import main; main(sys.argv[1:])"  # `ser` that knows it
+from ser.extract.run import ExtractionConfig, ExtractionPlan, OnProgress, Summary, extract, plan
 
 
 def write_corpus(folder: Path, texts: Sequence[str | None], seconds: Sequence[float] = ()) -> Path:
@@ -46,11 +45,25 @@ def part_seconds(corpus: Path, per_part: float) -> float:
         return per_part * 1.01 * max(text_seconds(row["text"]) for row in csv.DictReader(file))
 
 
-def run(corpus: Path, store: Path, features: str = "standin", per_part: float = 4, **options: object) -> Summary:
-    """As `ser features`."""
+def planned(
+    corpus: Path, store: Path, features: str = "standin", per_part: float = 4, **options: object
+) -> ExtractionPlan:
+    """What `ser features` would do."""
     asked = {"part_seconds": part_seconds(corpus, per_part), **options}
-    on_progress = asked.pop("on_progress", None)
-    return extract(plan(ExtractionConfig(corpus, features, store=store, **asked)), on_progress)
+    return plan(ExtractionConfig(corpus, features, store=store, **asked))
+
+
+def run(*asked: object, on_progress: OnProgress | None = None, **options: object) -> Summary:
+    """What is `planned` for these, done."""
+    return extract(planned(*asked, **options), on_progress)
+
+
+def ser_features(corpus: Path, store: Path, per_part: float, *options: object) -> list[str]:
+    """The command, in a process that knows the stand-in extractor."""
+    words = ["features", corpus, "--features", "standin", "--store", store]
+    words += ["--part-seconds", part_seconds(corpus, per_part), *options]
+    driver = "import sys, ser.tests.stand_in; from ser.cli import main; main(sys.argv[1:])"
+    return [sys.executable, "-c", driver, *map(str, words)]
 
 
 def contents(path: Path) -> dict[str, tuple[bytes, ...]]:
@@ -89,9 +102,9 @@ def files(path: Path) -> dict[str, dict[str, object]]:
     return {str(part.folder.relative_to(path)): dict(part.record.files) for part in found}
 
 
-def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
-    """Until it is so."""
-    deadline = time.monotonic() + seconds
+def wait_for(what: Callable[[], object]) -> None:
+    """Until it is so; not for ever, so that a thread that waits does not outlive its test."""
+    deadline = time.monotonic() + 200
     while not what():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.05)

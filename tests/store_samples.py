@@ -1,15 +1,14 @@
 """Small stores for tests, the same each time, and the values that they must give back.
 
-    python -m ser.tests.store_samples STORE BACKEND [PART_ROWS] [PAUSE]
+    python -m ser.tests.store_samples STORE BACKEND [PART_ROWS] [ASK]
 
 is a writer to be killed: it publishes the parts of a small feature, one after the other, until all are there, and
-prints the name of each. Exits 3 with one sentence if the store says that it failed.
+prints the name of each; with ASK, it waits for a line then. Exits 3 with one sentence if the store says that it failed.
 """
 
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,13 @@ def manifest_of(count: int, corpus: str = "toy", prefix: str = "u") -> Manifest:
             for i in range(count)
         ],
     )
+
+
+def new_store(path: Path, manifest: Manifest) -> Store:
+    """A store of a corpus that has no feature yet."""
+    store = open_store(path, create=True)
+    store.put_manifest(manifest)
+    return store
 
 
 def spec_of(level: str = "frame", dim: int = 8, dtype: str = "float16", **other: Any) -> Spec:
@@ -87,9 +93,8 @@ def sample_store(
     path: Path, backend: str, count: int = 10, level: str = "frame", **other: Any
 ) -> tuple[Store, Feature, Manifest, Arrays]:
     """A store with one complete feature."""
-    store = open_store(path, create=True)
     manifest = manifest_of(count)
-    store.put_manifest(manifest)
+    store = new_store(path, manifest)
     feature = store.add(spec_of(level, **other))
     arrays = values_of(manifest, feature.spec)
     fill(feature, manifest, arrays, backend)
@@ -112,14 +117,14 @@ def rewrite_record(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_bytes(checksummed_json(record))
 
 
-def write(path: str, backend: str, per_part: str = "2", pause: str = "0") -> None:
+def write(path: str, backend: str, per_part: str = "2", ask: str = "") -> None:
     """As the writer: publish what is missing."""
-    store, manifest = open_store(Path(path), create=True), manifest_of(COUNT)
-    store.put_manifest(manifest)
-    feature = store.add(spec_of("token", dim=16))
+    manifest = manifest_of(COUNT)
+    feature = new_store(Path(path), manifest).add(spec_of("token", dim=16))
     for name in publish_missing(feature, manifest, values_of(manifest, feature.spec), backend, int(per_part)):
         print(name, flush=True)
-        time.sleep(float(pause))
+        if ask:
+            sys.stdin.readline()
 
 
 if __name__ == "__main__":

@@ -73,8 +73,11 @@ def test_the_table_ends_with_what_it_found(
     assert main(["nothing"]) == 2
 
 
-def test_the_page_for_gpus_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_for_gpus_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "gpu.json"
+    monkeypatch.setattr(gpu, "CPU_TIMES", 20)  # as long for a stage, on a machine that is busy too
     assert gpu.main(["--device", "cpu", "--small", "--out", str(out), "--only", "float64", "--only", "waits"]) == 0
     found, shown = json.loads(out.read_text()), capsys.readouterr().out
     step, wait = found["stages"]["float64"]["rows"][1], found["stages"]["waits"]["rows"][0]
@@ -100,8 +103,8 @@ def raises(asked):
     yield most("not a number", float("nan"), 2.0)
     import no_such_package
 def hangs(asked):
-    yield most("its child", subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid, 1e9)
-    time.sleep(60)
+    yield most("its child", subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid, 1e9)
+    time.sleep(600)
 def dies(asked):
     os.kill(os.getpid(), signal.SIGSEGV)
 """
@@ -113,16 +116,19 @@ def test_a_stage_that_fails_is_reported_and_the_next_goes_on(
     (tmp_path / "broken.py").write_text(BROKEN)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
-    limits = {"raises": 20, "hangs": 0.5, "dies": 20}
-    stages = {name: gpu.Stage(f"broken:{name}", limit, "cli.py") for name, limit in limits.items()}
-    assert gpu.main(["--device", "cpu"], stages) == 1
-    found = {name: about["rows"] for name, about in json.loads(Path("gpu.json").read_text())["stages"].items()}
+    for limit in (0.5, 5, 50):  # in which a busy machine may not start it
+        limits = {"raises": 50, "hangs": limit, "dies": 50}
+        stages = {name: gpu.Stage(f"broken:{name}", limit, "cli.py") for name, limit in limits.items()}
+        assert gpu.main(["--device", "cpu"], stages) == 1
+        found = {name: about["rows"] for name, about in json.loads(Path("gpu.json").read_text())["stages"].items()}
+        if len(found["hangs"]) == 2:
+            break
     assert found["raises"][1]["found"] == "ModuleNotFoundError: No module named 'no_such_package'"
-    assert found["hangs"][1]["found"] == "stopped after 2 s, its limit"
+    assert found["hangs"][1]["found"] == f"stopped after {4 * limit:.0f} s, its limit"
     assert found["dies"][0]["found"] == "killed by SIGSEGV"
     with contextlib.suppress(psutil.NoSuchProcess):  # what a stage started ends with it, whoever waits for it
         assert psutil.Process(found["hangs"][0]["found"]).status() == psutil.STATUS_ZOMBIE
-    assert capsys.readouterr().out.count("failed: look at cli.py") == 3
+    assert capsys.readouterr().out.count("failed: look at cli.py") % 3 == 0
 
 
 def test_the_checks_of_a_gpu_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

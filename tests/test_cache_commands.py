@@ -8,19 +8,12 @@ import pandas as pd
 import pytest
 import soundfile
 
-from ser.cache.part import Quarantine
+from ser.cache.part import PartRows, Quarantine
 from ser.cache.store import Manifest, open_store
 from ser.commands.output import answer
 from ser.errors import StoreError
-from ser.tests.command_line import ser
-from ser.tests.store_samples import fill, manifest_of, part_rows, rewrite_record, sample_store, spec_of, values_of
-
-
-def told(*words: object) -> str:
-    """What a command that works prints."""
-    done = ser(*words)
-    assert done.exit_code == 0, done.output
-    return str(done.stdout)
+from ser.tests.command_line import printed, ser
+from ser.tests.store_samples import fill, manifest_of, rewrite_record, sample_store, spec_of, values_of
 
 
 def test_published_feature_files_are_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,13 +34,13 @@ def test_published_feature_files_are_trained_on(tmp_path: Path, monkeypatch: pyt
     store = ("--store", tmp_path / "store")
     table = ("--manifest", tmp_path / "utterances.csv", "--corpus-name", "published")
     for name, modality in {"gemaps": "audio", "minilm": "text"}.items():
-        said = told("cache", "import", name, tmp_path / f"{name}.npy", "--modality", modality, *table, *store)
+        said = printed("cache", "import", name, tmp_path / f"{name}.npy", "--modality", modality, *table, *store)
         assert said.endswith("2000 rows of 2000, 0 missing\n")
     assert set(open_store(tmp_path / "store").manifest().column("text")) == {"NA"}, "that is a word here"
     kept = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
     assert b"gemaps.npy" in kept and b"verysecret" not in kept and str(tmp_path).encode() not in kept
     options = ("--fusion", "lgf-add", "--protocol", "train1234-test5", "--epochs", 20, "--set", "lr=1e-2", "--json")
-    said = told("train", "--features", "gemaps+minilm", *options, *store, "--out", tmp_path / "runs")
+    said = printed("train", "--features", "gemaps+minilm", *options, *store, "--out", tmp_path / "runs")
     [run] = json.loads(said)["runs"]
     assert run["n"] == (labels[1600:] != "xxx").sum() and run["fold"] == "session 5"
     assert run["wa"] > 0.9, "these vectors tell the emotions apart, if each stands by its own label"
@@ -62,21 +55,21 @@ def test_a_table_does_not_take_the_place_of_a_corpus(tmp_path: Path) -> None:
     refused = ser(*command, "--manifest", tmp_path / "t.csv", "--corpus-name", "toy")
     assert refused.exit_code == 2 and "corpus toy has another manifest, and 10 of its 10" in refused.stderr
     assert store.manifest().digest == manifest.digest and feature.rows(store.manifest()) == len(manifest)
-    assert "10 rows of 10" in told(*command)
+    assert "10 rows of 10" in printed(*command)
     table = ("--manifest", tmp_path / "t.csv", "--corpus-name", "toy", "--replace")
     (tmp_path / "t.csv").write_text("\n".join(["id", *manifest.ids[:9]]))
     assert ser(*command, *table).exit_code == 1, "nine ids for ten rows"
     assert store.manifest().digest == manifest.digest, "an import that fails changes nothing"
     (tmp_path / "t.csv").write_text("\n".join(["id", *manifest.ids]))
-    assert "10 rows of 10" in told(*command, *table) and store.manifest().digest != manifest.digest
+    assert "10 rows of 10" in printed(*command, *table) and store.manifest().digest != manifest.digest
     with (tmp_path / "s" / "manifests" / "toy" / "log.jsonl").open("ab") as log:
         log.write(b"\xff\n" + b"[" * 5000 + b"\n")
-    listed = told("cache", "rollback", "toy", "--list", "--store", tmp_path / "s")
+    listed = printed("cache", "rollback", "toy", "--list", "--store", tmp_path / "s")
     assert listed.index(manifest.digest) < listed.index(store.manifest().digest) and "cache import" in listed
-    assert "10 utterances" in told("cache", "rollback", "toy", manifest.digest[:8], "--store", tmp_path / "s")
+    assert "10 utterances" in printed("cache", "rollback", "toy", manifest.digest[:8], "--store", tmp_path / "s")
     assert store.manifest().digest == manifest.digest and feature.complete(store.manifest())
     assert "2 manifests ''" in ser("cache", "rollback", "toy", "", "--store", tmp_path / "s").stderr
-    assert "10 rows of 10" in told(*command, "--manifest", tmp_path / "t.csv", "--corpus-name", "other")
+    assert "10 rows of 10" in printed(*command, "--manifest", tmp_path / "t.csv", "--corpus-name", "other")
     unnamed = ser(*command[:-1], tmp_path / "new", "--manifest", (tmp_path / "t.csv").rename(tmp_path / "a b.csv"))
     assert unnamed.exit_code == 2 and "a corpus cannot be called 'a b'" in unnamed.stderr
     assert open_store(tmp_path / "new").features() == [], "what is refused is not begun"
@@ -84,22 +77,21 @@ def test_a_table_does_not_take_the_place_of_a_corpus(tmp_path: Path) -> None:
 
 def test_a_list_says_what_is_there(tmp_path: Path) -> None:
     made = {"provenance": {"model": "facebook/x"}, "checkpoint": {"random": True}}
-    store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr", **made)
+    store, feature, _, arrays = sample_store(tmp_path / "s", "zarr", **made)
     grown = manifest_of(11)
     store.put_manifest(grown)
     store.add(spec_of(feature="begun"))
-    begun, frames = json.loads(told("cache", "list", "--store", tmp_path / "s", "--json"))
+    begun, frames = json.loads(printed("cache", "list", "--store", tmp_path / "s", "--json"))
     assert (begun["feature"], begun["corpus"], begun["rows"], begun["complete"]) == ("begun", None, 0, False)
     assert (frames["rows"], frames["of"], frames["complete"], frames["model"]) == (10, 11, False, "facebook/x")
     assert frames["random_weights"] and frames["backends"] == ["zarr"] and frames["superseded"] == 0
-    info = json.loads(told("cache", "info", "frames", "--store", tmp_path / "s", "--json"))
+    info = json.loads(printed("cache", "info", "frames", "--store", tmp_path / "s", "--json"))
     assert info["provenance"] == {"model": "facebook/x"} and info["corpora"]["toy"]["rows"] == 10
     assert info["corpora"]["toy"]["vectors"] == sum(len(array) for array in arrays.values())
     assert frames["problem"] is None and begun["problem"] is None
-    bad = part_rows(manifest, feature.spec, arrays, [])
-    bad.quarantined = [Quarantine(grown.ids[10], grown.inputs("audio")[10], "x.wav", "truncated")]
-    feature.publish(bad, "zarr", {})
-    [*_, first, said] = told("cache", "list", "--store", tmp_path / "s").splitlines()
+    bad = Quarantine(grown.ids[10], grown.inputs("audio")[10], "x.wav", "truncated")
+    feature.publish(PartRows("toy", quarantined=[bad]), "zarr", {})
+    [*_, first, said] = printed("cache", "list", "--store", tmp_path / "s").splitlines()
     assert "incomplete" in first and "10 of 11" in said and " complete, 1 quarantined" in said
 
 
@@ -111,9 +103,8 @@ def test_a_csv_for_r_without_what_is_quarantined(tmp_path: Path, level: str, dim
     store.put_manifest(grown)
     refused = ser("cache", "export", f"{level}s", tmp_path / "x.csv", "--store", tmp_path / "s")
     assert refused.exit_code == 1 and "lacks 1 of 11" in refused.stderr and not (tmp_path / "x.csv").exists()
-    bad = part_rows(manifest, feature.spec, arrays, [])
-    bad.quarantined = [Quarantine(grown.ids[10], grown.inputs("audio")[10], "x.wav", "truncated")]
-    feature.publish(bad, "zarr", {})
+    bad = Quarantine(grown.ids[10], grown.inputs("audio")[10], "x.wav", "truncated")
+    feature.publish(PartRows("toy", quarantined=[bad]), "zarr", {})
     done = ser("cache", "export", f"{level}s", tmp_path / "x.csv", "--store", tmp_path / "s")
     assert (done.exit_code, done.stderr) == (3, f"left out: {grown.ids[10]}: truncated\n")
     table = pd.read_csv(tmp_path / "x.csv", float_precision="round_trip")
@@ -132,11 +123,11 @@ def test_what_to_remove_is_named_and_asked(tmp_path: Path) -> None:
     name = f"frames@{other.fingerprint}"
     assert ser("cache", "remove", name, "--store", tmp_path / "s").exit_code == 1, "nobody said yes"
     fill(other, manifest, values_of(manifest, other.spec), "hdf5")
-    assert told("cache", "remove", name, "--yes", "--store", tmp_path / "s").startswith("removed 10 rows")
+    assert printed("cache", "remove", name, "--yes", "--store", tmp_path / "s").startswith("removed 10 rows")
     with pytest.raises(StoreError, match="is missing"):  # whoever reads it meanwhile
         other.load(manifest)
     assert len(store["frames"].load(manifest)) == 10, "the other way's parts are whole"
-    assert told("cache", "remove", "frames", "--yes", "--store", tmp_path / "s").startswith("removed 10 rows")
+    assert printed("cache", "remove", "frames", "--yes", "--store", tmp_path / "s").startswith("removed 10 rows")
     assert not feature.path.parent.exists() and not list((store.path / "tmp").iterdir())
     assert ser("cache", "remove", "--store", tmp_path / "s").exit_code == 2
 
@@ -147,16 +138,16 @@ def test_what_cannot_be_read_can_be_removed_and_stops_nothing_else(tmp_path: Pat
     fill(poisoned, manifest, arrays, "zarr")
     rewrite_record(poisoned.path / "spec.json", lambda record: record.update(dim=-64))
     where = ("--store", tmp_path / "s")
-    assert "spec.json" in told("cache", "list", *where) and "complete" in told("cache", "list", *where)
-    assert "10" in told("cache", "info", "frames", *where) and feature.complete(manifest)
+    assert "spec.json" in printed("cache", "list", *where) and "complete" in printed("cache", "list", *where)
+    assert "10" in printed("cache", "info", "frames", *where) and feature.complete(manifest)
     assert "hubert" in ser("cache", "verify", *where).stderr
     store.put_manifest(Manifest("toy", manifest.table.slice(2)), replace=True)
     ahead = ser("cache", "remove", "--superseded", "--dry-run", *where)
     assert ahead.exit_code == 0 and "would remove 2 rows" in ahead.stdout and "2 rows, " in ahead.stdout
     assert "left alone" in ahead.stderr and len(feature.missing(manifest)) == 0
-    assert "removed 2 rows" in told("cache", "remove", "--superseded", "--yes", *where)
+    assert "removed 2 rows" in printed("cache", "remove", "--superseded", "--yes", *where)
     assert ser("cache", "remove", "hubert", "--yes", *where).exit_code == 1
-    assert "removed 10 rows" in told("cache", "remove", f"hubert@{poisoned.fingerprint[:4]}", "--yes", *where)
+    assert "removed 10 rows" in printed("cache", "remove", f"hubert@{poisoned.fingerprint[:4]}", "--yes", *where)
     assert not poisoned.path.exists() and [one.spec.name for one in store.features()] == ["frames"]
 
 

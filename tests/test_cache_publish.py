@@ -179,20 +179,21 @@ def test_readers_while_one_writes(tmp_path: Path) -> None:
     sample_store(path, backend, count=2, level="utterance")
     store = open_store(path)
     store.add(SPEC)
-    writer = subprocess.Popen([*WRITER, str(path), backend, "1", "0.01"], stdout=subprocess.DEVNULL)
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writer = subprocess.Popen([*WRITER, str(path), backend, "1", "ask"], **pipes)
     readers = [open_store(path)["tokens"] for _ in range(4)]
-    rows, looks, steps = 0, 0, set()
-    while writer.poll() is None:
-        for reader in readers:
+    rows = 0
+    for step in range(COUNT):
+        for reader in readers:  # while it writes the next part
             there = sorted(set(range(COUNT)) - set(reader.missing(MANIFEST)))
             packed = reader.load(MANIFEST, there)
             assert all(packed[i].tobytes() == ARRAYS[id_].tobytes() for i, id_ in enumerate(packed.ids))
-            assert len(there) >= rows
+            assert max(rows, step) <= len(there) <= step + 1
             rows = len(there)
-            steps.add(rows)
-            looks += 1
-        time.sleep(0.005)
-    assert writer.returncode == 0 and looks > 4 and len(steps) > 3
+        writer.stdout.readline()
+        print(file=writer.stdin, flush=True)
+    writer.communicate()
+    assert writer.returncode == 0
     check_finished(path)
 
 

@@ -16,7 +16,7 @@ import pytest
 from ser.cache.atomic_io import remove_folder
 from ser.cache.maintain import list_features, remove_superseded
 from ser.cache.part import Part, publish
-from ser.cache.store import Feature, Manifest, Quarantine, open_store
+from ser.cache.store import Feature, Manifest, PartRows, Quarantine, open_store
 from ser.cache.transfer import copy
 from ser.cache.verify import JOURNAL, check_part, verify
 from ser.errors import StoreError, WrongUse
@@ -127,7 +127,7 @@ def test_verify_is_taken_up_where_it_stopped(tmp_path: Path, backend: str) -> No
 
     names = [part.name for part in feature.parts()]
     checked = list(verify(store))
-    assert sum(one.bytes for one in checked if "/parts/" in one.path) == list_features(store)[0].bytes
+    assert sum(one.bytes for one in checked if "/parts/" in one.path) == list_features(store)[0]["bytes"]
     assert [one.remaining for one in checked] == list(range(len(checked)))[::-1]
     assert skipped() == [] and not journal.exists()
     interrupted(3)
@@ -160,7 +160,7 @@ def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
     again.quarantined = [gone[1]]
     feature.publish(again, backend, {})
     assert any("2 rows stand in two parts" in str(checked.note) for checked in verify(store))
-    assert list_features(store)[-1].superseded >= 3
+    assert list_features(store)[-1]["superseded"] >= 3
     removed = list(remove_superseded(store))
     assert sum(record.rows for record in removed) == 4  # u000 and u001 once, the old u002, u009
     current = {id_: arrays[id_] for id_ in changed.ids}
@@ -208,10 +208,8 @@ def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, monkeyp
     [("zarr", "hdf5", "frame"), ("hdf5", "zarr", "token"), ("zarr", "hdf5", "utterance")],
 )
 def test_one_backend_to_the_other_and_back(tmp_path: Path, source: str, target: str, level: str) -> None:
-    store, feature, manifest, arrays = sample_store(tmp_path / "a", source, level=level)
-    bad = part_rows(manifest, feature.spec, arrays, [])
-    bad.quarantined = [Quarantine("u001", "old", "p", "r")]
-    feature.publish(bad, source, {})
+    store, feature, _, arrays = sample_store(tmp_path / "a", source, level=level)
+    feature.publish(PartRows("toy", quarantined=[Quarantine("u001", "old", "p", "r")]), source, {})
     there = open_store(tmp_path / "b", create=True)
     back = open_store(tmp_path / "c", create=True)
     copied = copy(feature, there, target)
@@ -262,7 +260,7 @@ def test_a_read_only_store(tmp_path: Path) -> None:
                 os.setuid(65534)
             store = open_store(tmp_path / "s")
             check_whole(store["frames"], store.manifest(), arrays)
-            assert list_features(store)[0].complete
+            assert list_features(store)[0]["complete"]
             assert not [checked for checked in verify(store) if checked.problem]
             for write in (
                 lambda: store.put_manifest(manifest_of(12)),

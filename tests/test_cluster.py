@@ -15,25 +15,14 @@ import pytest
 from ser import engines
 from ser.errors import SerError, WrongUse
 from ser.extract.run import ExtractionStopped
-from ser.tests.dask_processes import DaskProcesses, processes
+from ser.tests.dask_processes import DaskProcesses
 from ser.tests.stand_in import left_open, loaded, with_thing, worker_name
-from ser.tests.stand_in_corpus import (
-    contents,
-    files,
-    part_seconds,
-    parts,
-    run,
-    slow_texts,
-    wait_for,
-    write_corpus,
-    writers,
-)
+from ser.tests.stand_in_corpus import contents, files, part_seconds, parts, run, wait_for, write_corpus, writers
 from ser.tests.tiny_store import make_store
 from ser.train.recipe import read_recipe
 from ser.train.sweep import plan_sweep, run_sweep
 from ser.weights.demo import write_random_checkpoint
 
-__all__ = ["processes"]  # a fixture
 pytest.importorskip("distributed")
 
 
@@ -53,7 +42,7 @@ def cluster(folder: Path) -> Iterator[str]:
     made.scheduler(*file)
     made.worker("a", *file)
     made.worker("b", "--resources", "GPU=1 CPU=8")
-    with engines.Cluster(made.address) as waiting:
+    with engines.Cluster(made.address, patience=200) as waiting:
         wait_for(lambda: len(waiting.workers(anew=True)) == 2)
     yield made.address
     made.stop()
@@ -64,7 +53,7 @@ def test_two_workers_give_what_one_process_gives(cluster: str, folder: Path, tmp
 
     `dask scheduler --scheduler-file` wrote the file that the command goes by, and worker "a" came by it.
     """
-    corpus = write_corpus(tmp_path / "corpus", slow_texts(12, 0.1))
+    corpus = write_corpus(tmp_path / "corpus", [f"words {number}" for number in range(12)])
     everything = "standin,standin2:shift=1,logmel"
     seen: dict[str, list[int]] = {}
     file = folder / "scheduler.json"
@@ -160,7 +149,7 @@ def test_resources(cluster: str) -> None:
             begun = time.monotonic()
             with pytest.raises(WrongUse, match=r"no dask worker at .* offers .*they offer GPU=1, CPU=8"):
                 list(there.run(worker_name, range(4), needs=lambda task, needs=needs: needs))
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 50, "it waits for none, which would take a minute"
 
 
 def test_the_window_is_bounded(cluster: str) -> None:
@@ -199,7 +188,7 @@ def test_a_sweep_trains_on_the_workers(cluster: str, tmp_path: Path, monkeypatch
             held = list(client.run(loaded).values())
         assert held and all(made <= 1 and features <= 2 for made, features in held) and (1, 2) in held
         assert list(client.run(left_open).values()) == [0, 0]
-    assert len(outcomes) == 4 and not any(outcome.fault for outcome in outcomes)
+    assert len(outcomes) == 4 and not any(fault for _, fault in outcomes)
     names = {path.parent.name for path in Path("near").glob("*/result.json")}
     assert names == {path.parent.name for path in Path("far").glob("*/result.json")} and len(names) == 4
     for name in names:

@@ -11,8 +11,10 @@ from ser.extract.cluster_tasks import by_device, extract_task, give_up, split
 from ser.extract.plan import ExtractionTask
 from ser.extract.run import ExtractionConfig, plan
 from ser.tests.stand_in import StandInExtractor
-from ser.tests.stand_in_corpus import contents, run, slow_texts, write_corpus
+from ser.tests.stand_in_corpus import contents, run, write_corpus
 from ser.weights.find import Checkpoint
+
+TEXTS = ["a", "bb", "ccc", "dddd"]
 
 
 def one_task(corpus: Path, store: Path, features: str) -> ExtractionTask:
@@ -27,7 +29,7 @@ def one_task(corpus: Path, store: Path, features: str) -> ExtractionTask:
 
 
 def test_what_is_sent_is_small_and_features_with_a_model_go_to_gpus_apart(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", ["a", "bb", "ccc"])
+    corpus = write_corpus(tmp_path / "corpus", TEXTS[:3])
     both = one_task(corpus, tmp_path / "store", "standin,standin2")
     assert pickle.loads(pickle.dumps(both)) == both
     assert not any(hasattr(utterance, "__dict__") for utterance in both.utterances), "64 bytes more for each of them"
@@ -41,7 +43,7 @@ def test_what_is_sent_is_small_and_features_with_a_model_go_to_gpus_apart(tmp_pa
 
 
 def test_a_task_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", ["a", "bb", "ccc"])
+    corpus = write_corpus(tmp_path / "corpus", TEXTS[:3])
     whole = one_task(corpus, tmp_path / "store", "standin,standin2")
     pieces = split(whole)
     assert pieces is not None
@@ -64,7 +66,7 @@ def test_a_task_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) -
 
 def test_a_worker_drops_what_came_while_it_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever engine runs it: half of its part is published by another command, cut otherwise."""
-    corpus, store = write_corpus(tmp_path / "corpus", slow_texts(4, 0.3)), tmp_path / "store"
+    corpus, store = write_corpus(tmp_path / "corpus", TEXTS), tmp_path / "store"
     extract = StandInExtractor.extract
 
     def meanwhile(self: StandInExtractor, text: str) -> object:

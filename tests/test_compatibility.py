@@ -14,7 +14,7 @@ import pytest
 import soundfile as sf
 
 from ser.extract.corpora.demo import demo_vocabulary
-from ser.tests.command_line import ser
+from ser.tests.command_line import printed
 from ser.weights.demo import write_demo_checkpoints
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -35,17 +35,14 @@ def test_runs_of_version_1_predict_what_they_did(name: str, noise: Path, tmp_pat
     if "text" in json.loads((run / "config.json").read_text())["features"]:
         checkpoints = write_demo_checkpoints(tmp_path / "checkpoints", demo_vocabulary())
         models = ["--model", f"bert={checkpoints['bert']}"]
-    done = ser("predict", run, noise, "--json", *models)
-    assert done.exit_code == 0, done.output
-    [found] = json.loads(done.stdout)["predictions"]
+    [found] = json.loads(printed("predict", run, noise, "--json", *models))["predictions"]
     assert found["probabilities"] == pytest.approx(PREDICTIONS[name], abs=1e-6)
 
 
 def test_runs_of_version_1_are_reported_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     page, runs = tmp_path / "report.html", shutil.copytree(FIXTURES / "runs-v1", tmp_path / "runs")
-    done = ser("report", runs, "--html", page)
-    assert done.exit_code == 0, done.output
+    shown = printed("report", runs, "--html", page)
     [told] = [record.getMessage() for record in caplog.records if record.name == "ser.train"]
     assert told.endswith("runs that an older ser wrote, without a seal: they are not checked")
-    assert "audio:frame" in done.output and "mit" in done.output
+    assert "audio:frame" in shown and "mit" in shown
     assert "audio:frame" in page.read_text()

@@ -1,11 +1,13 @@
 """Push to and pull from a real S3 server, with everything going wrong on the way."""
 
+import itertools
 import os
+import secrets
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from ser.cache.store import Store, open_store
 from ser.cache.verify import verify
 from ser.tests.command_line import ser
 from ser.tests.s3_server import Faulty, s3_server
-from ser.tests.store_samples import fill, sample_store
+from ser.tests.store_samples import fill, new_store, sample_store
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def s3(server: Faulty, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIASECRETKEY")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
-    bucket = f"bucket-{server.number}"
+    bucket = f"bucket-{secrets.token_hex(8)}"
     fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
     server.url, server.done = f"s3://{bucket}/store", []
     yield server
@@ -56,12 +58,10 @@ def whole(path: Path, like: Store) -> bool:
 
 def killed(server: Faulty, words: list[Any], at: int, method: str) -> bool:
     """Run a command, which is killed at a request; True if it came through."""
-    count, nowhere = 0, subprocess.DEVNULL
+    number, nowhere = itertools.count(1), subprocess.DEVNULL
 
-    def fault(command: str, path: str, _: int) -> None:
-        nonlocal count
-        count += command == method
-        if count == at and command == method:
+    def fault(command: str, path: str) -> None:
+        if command == method and next(number) == at:
             run.send_signal(signal.SIGKILL)
             run.wait()
 
@@ -70,6 +70,18 @@ def killed(server: Faulty, words: list[Any], at: int, method: str) -> bool:
     code = run.wait()
     server.fault = None
     return code == 0
+
+
+def at_first(*kinds: str | None) -> Callable[[str, str], str | None]:
+    """What happens to requests in turn; when one is asked again, it is answered."""
+    turns, asked = itertools.cycle(kinds), set[tuple[str, str]]()
+
+    def fault(method: str, path: str) -> str | None:
+        again = (method, path) in asked
+        asked.add((method, path))
+        return None if again else next(turns)
+
+    return fault
 
 
 def test_a_kill_at_any_request_costs_only_what_was_in_flight(s3: Faulty, tmp_path: Path) -> None:
@@ -99,15 +111,15 @@ def test_a_kill_at_any_request_costs_only_what_was_in_flight(s3: Faulty, tmp_pat
 def test_faults_on_the_way_are_asked_again_or_one_sentence(s3: Faulty, tmp_path: Path) -> None:
     store, *_ = sample_store(tmp_path / "here", "zarr")
     push, pull = (["cache", what, s3.url, "--store"] for what in ("push", "pull"))
-    s3.fault = lambda method, path, number: {0: "500", 2: "lost"}.get(number % 7)
+    s3.fault = at_first("500", None, None, "lost", None, None)
     assert ser(*push, store.path).exit_code == 0
-    s3.fault = lambda method, path, number: {0: "500", 3: "cut", 5: "slow"}.get(number % 6)
+    s3.fault = at_first("500", None, "cut", None, "slow", None)
     done = ser(*pull, tmp_path / "there")
     assert done.exit_code == 0 and whole(tmp_path / "there", store), done.stderr
-    s3.fault = lambda method, path, number: "short" if "/values/c/" in path else None
+    s3.fault = lambda method, path: "short" if "/values/c/" in path else None
     words = ser(*pull, tmp_path / "other").stderr.splitlines()[-1]
     assert "values/c/" in words and not whole(tmp_path / "other", store)
-    s3.fault = lambda method, path, number: "skewed"
+    s3.fault = lambda method, path: "skewed"
     words = ser(*pull, tmp_path / "late").stderr
     assert "access is denied" in words and "clock" in words and "secret" not in words.lower()
     assert words.count("\n") == 1 and not (tmp_path / "late").exists()
@@ -116,8 +128,7 @@ def test_faults_on_the_way_are_asked_again_or_one_sentence(s3: Faulty, tmp_path:
 def test_two_pushers_at_once_never_mix_their_numbers(s3: Faulty, tmp_path: Path) -> None:
     """Parts of the same names with other numbers, as two machines compute them, and a feature that one alone has."""
     first, feature, manifest, arrays = sample_store(tmp_path / "first", "zarr")
-    second = open_store(tmp_path / "second", create=True)
-    second.put_manifest(manifest)
+    second = new_store(tmp_path / "second", manifest)
     fill(second.add(feature.spec), manifest, {id_: array + 1 for id_, array in arrays.items()}, "zarr")
     sample_store(tmp_path / "second", "zarr", level="utterance")
     with ThreadPoolExecutor() as pool:

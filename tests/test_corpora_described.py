@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from ser.errors import CorpusError, WrongUse
-from ser.extract.corpora.counts import differences
+from ser.extract.corpora.counts import summary
 from ser.extract.corpora.scan import Scan, read_corpus
 from ser.tests.command_line import ser
 from ser.tests.shared_data import emodb
@@ -88,13 +88,13 @@ def test_a_whole_release_has_its_published_counts(
     tmp_path: Path, format: str, names: Callable[[], Iterator[str]], id: str, said: str
 ) -> None:
     scan = read_corpus(tree(tmp_path / "release", *names()))
-    assert (scan.format, scan.manifest.corpus, scan.problems, differences(scan)) == (format, format, [], [])
+    assert (scan.format, scan.manifest.corpus, scan.problems, summary(scan)["differences"]) == (format, format, [], [])
     found = row(scan, id)
     assert [found.get(name, "") for name in ("speaker", "label", "text")] == [*said.split(maxsplit=2), ""][:3]
     assert (found["session"], found["dialogue"], found["turn"]) == (found["speaker"], id, 0)
     assert format == "crema-d" or found["gender"] == ("M" if format == "savee" else "F")
     (scan.root / found["audio"]).unlink()
-    assert any(line.startswith("utterances: ") for line in differences(read_corpus(scan.root)))
+    assert any(line.startswith("utterances: ") for line in summary(read_corpus(scan.root))["differences"])
 
 
 def test_counts_that_are_not_met_and_files_that_are_left_out(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from ser.errors import WrongUse
-from ser.extract.corpora.counts import count_all, differences
+from ser.extract.corpora.counts import count_all, summary
 from ser.extract.corpora.demo import demo_vocabulary, write_demo
 from ser.extract.corpora.iemocap import DEMO_MARKER, LABELS
 from ser.extract.corpora.scan import Scan, read_corpus
@@ -52,7 +52,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_counts(scan: Scan) -> None:
     assert (scan.format, scan.manifest.corpus, scan.manifest.synthetic) == ("iemocap", "demo", True)
-    assert (scan.problems, differences(scan)) == ([], [])
+    assert (scan.problems, summary(scan)["differences"]) == ([], [])
     found = count_all(scan.manifest)
     assert found["utterances"] >= 300 and found["dialogues"] >= 20 and found["speakers"] == 10
     assert list(found["sessions"]) == ["1", "2", "3", "4", "5"] and set(found["labels"]) == set(LABELS)

@@ -29,10 +29,11 @@ def findings(**options: Any) -> dict[str, doctor.Finding]:
 
 
 def test_machine_is_told_as_it_is(tmp_path: Path) -> None:
+    free = [shutil.disk_usage(tmp_path).free / 1e9]
     found = findings(store=tmp_path / "deep" / "store")
+    free.append(shutil.disk_usage(tmp_path).free / 1e9)  # others use the disk too
     assert found["cores"].found.startswith(str(len(os.sched_getaffinity(0))))
-    free = shutil.disk_usage(tmp_path).free / 1e9
-    assert abs(float(found["disk"].found.split()[0]) - free) < 0.5
+    assert min(free) - 0.5 < float(found["disk"].found.split()[0]) < max(free) + 0.5
     assert torch.__version__ in found["software"].found
     assert found["GPU"].fine is torch.cuda.is_available()
     assert "research" in found["licences"].found

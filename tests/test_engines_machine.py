@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -63,11 +62,10 @@ def test_a_lack_of_memory_is_known_by_what_is_said_of_it() -> None:
 
 def device_of_three(task: int) -> str:
     torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 3  # type: ignore[assignment]
-    time.sleep(0.3)  # so that nobody takes the task of another
     return choose_device("auto")
 
 
-def test_each_worker_has_a_gpu_of_its_own() -> None:
+def test_each_worker_has_a_gpu_of_its_own(fork_server: None) -> None:
     found = Counter(engines.run(device_of_three, range(5), 5))
     assert found == {"cuda": 2, "cuda:1": 2, "cuda:2": 1}
 

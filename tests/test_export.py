@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import types
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,19 +32,21 @@ from ser.train.models import FUSIONS
 from ser.train.run_folder import RESULT
 from ser.weights.demo import write_random_checkpoint
 
-# Runs exported scripts one after the other, where `import ser` fails, and prints what each exits with.
+# Runs an exported script for each line, where `import ser` fails: what it prints, its exit code, its standard error.
 WITHOUT_SER = """
-import json, runpy, sys
+import contextlib, io, json, runpy, sys
 sys.modules["ser"], sys.path[0] = None, ""
-for folder, *arguments in json.load(sys.stdin):
+for line in sys.stdin:
+    folder, *arguments = json.loads(line)
     sys.argv, sys.path[0], fault = ["run.py", *arguments], folder, None
     for name in ("model", "audio"):
         sys.modules.pop(name, None)
-    try:
-        runpy.run_path(f"{folder}/run.py", run_name="__main__")
-    except SystemExit as exit:
-        fault = exit.code
-    print("\\0", json.dumps(fault), "\\0")
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            runpy.run_path(f"{folder}/run.py", run_name="__main__")
+        except SystemExit as exit:
+            fault = exit.code
+    print(json.dumps([out.getvalue(), fault, errors.getvalue()]), flush=True)
 """
 
 
@@ -53,21 +56,26 @@ def arguments_of(turns: list[Turn], inputs: tuple[str, ...], speakers: bool) -> 
     return [*files, *texts, *(word for turn in turns if speakers for word in ("--speaker", str(turn.speaker)))]
 
 
-def without_ser(calls: list[list[str]]) -> tuple[list[Any], list[Any], str]:
-    """What each exported script printed, and what it exited with; and what all of them said on standard error."""
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", WITHOUT_SER], input=json.dumps(calls), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    printed = done.stdout.split("\0")
-    return [json.loads(one.strip() or "null") for one in printed[:-1:2]], [*map(json.loads, printed[1::2])], done.stderr
+@pytest.fixture(scope="module")
+def without_ser() -> Iterator[Callable[[list[str]], tuple[Any, Any, str]]]:
+    """Runs one exported script, in the process of all: its answer if any, its exit code, and its standard error."""
+    asked: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-B", "-c", WITHOUT_SER], **asked) as process:
+
+        def run(call: list[str]) -> tuple[Any, Any, str]:
+            print(json.dumps(call), file=process.stdin, flush=True)
+            printed, fault, errors = json.loads(process.stdout.readline())
+            return json.loads(printed or "null"), fault, errors
+
+        yield run
+        process.communicate()
 
 
 def told(answers: Any) -> np.ndarray:
     return np.array([[*one["probabilities"].values(), *one.get("ratings", {}).values()] for one in answers])
 
 
-def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path: Path) -> None:
+def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path: Path, without_ser: Any) -> None:
     calls, wanted = [], []
     for name in [*RUNS, "mit without text"]:
         predictor = Predictor(run_of(newcomer, name.split()[0]).path)
@@ -101,14 +109,14 @@ def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path
         calls.append([str(tmp_path / name), str(file), *(["--text", said] if said else [])])
         with pytest.raises(CorpusError):
             predictor([Turn("1", file, said)])
-    found, faults, errors = without_ser(calls)
-    assert faults[: len(wanted)] == [None] * len(wanted)
+    found, faults, errors = zip(*map(without_ser, calls), strict=True)
+    assert set(faults[: len(wanted)]) == {None}
     for answers, values in zip(found, wanted, strict=False):
         assert np.abs(told(answers) - values).max() < 1e-6
     refused, none, lacking, *unusable = faults[len(wanted) :]
     assert "is not what the features were computed with; give --model hubert=FOLDER" in refused
     assert none == lacking == 2
-    assert "give each utterance its audio and text" in errors and "required: --text" in errors
+    assert "give each utterance its audio and text" in "".join(errors) and "required: --text" in "".join(errors)
     assert "+" not in (tmp_path / "mit" / "requirements.txt").read_text()  # a build of torch that no index has
     assert len(unusable) == 12 and all(fault.startswith("run.py: utterance 1: ") for fault in unusable)
     card = (tmp_path / "class+vad" / "README.md").read_text()
@@ -140,7 +148,7 @@ def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monk
             torch.testing.assert_close(logits, fast(batch)[head], rtol=0, atol=1e-6)
 
 
-def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_path: Path) -> None:
+def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_path: Path, without_ser: Any) -> None:
     """The encoder ends in a LayerNorm, before which transformers takes the last of its hidden states."""
     large = {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}
     models = {"hubert": str(write_random_checkpoint(tmp_path / "large", "hubert", **large))}
@@ -161,7 +169,7 @@ def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_p
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(kept[: (at := kept.rindex(old))] + b"2" + kept[at + 1 :])
         calls.append([str(folder), str(wav)])
-    (found, *_), (_, short, *refused), _ = without_ser(calls)
+    (found, *_), (_, short, *refused), _ = zip(*map(without_ser, calls), strict=True)
     assert np.abs(told(found) - [*one.probabilities.values()]).max() < 1e-6
     assert "utterance 1: its audio gives no rows, or values that cannot be; it may be too short" in short
     for name, said in zip(altered, refused, strict=True):

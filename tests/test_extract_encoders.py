@@ -142,7 +142,7 @@ def plain_speech(folder: Path, samples: np.ndarray) -> tuple[list[np.ndarray], n
 def test_speech_batched_equals_plain(checkpoints: Path, clips: list[Clip], architecture: str) -> None:
     name, folder = architecture.removesuffix("-large").removesuffix("-batchnorm"), checkpoints / architecture
     names = [name, f"{name}:layers=all,norm=before", f"{name}:layers=all", f"{name}:layers=all,pool=mean"]
-    wanted = resolve(names if "large" in architecture else [names[0], *names[2:]], {name: str(folder)}, "float32")
+    wanted = resolve(names if "large" in architecture else [names[0], *names[2:]], {name: str(folder)}, "float32")[0]
     [together] = load_extractors(wanted, "cpu", batch_seconds=1000)  # the layers, the output and means: one pass
     assert [spec.level for spec in together.specs[-3:]] == ["utterance"] * 3
     for clip, outcome in zip(clips, together.run(clips), strict=True):
@@ -155,7 +155,7 @@ def test_speech_batched_equals_plain(checkpoints: Path, clips: list[Clip], archi
         means = [x.mean(0, dtype=np.float64, keepdims=True) for x in (*states[:-1], last)]
         for ours, plain in zip(rows, [*expected, *means], strict=True):
             assert ours.shape == plain.shape and relative(ours, plain) <= RTOL
-    [deep] = load_extractors(resolve([f"{name}:layer=1"], {name: str(folder)}, "float32"), "cpu")
+    [deep] = load_extractors(resolve([f"{name}:layer=1"], {name: str(folder)}, "float32")[0], "cpu")
     [ours] = rows_of(deep, clips[1:2])  # without the layers above
     assert relative(ours, plain_speech(folder, clips[1].samples)[0][1]) <= RTOL
 
@@ -168,7 +168,7 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(
     speech = architecture in SPEECH
     name = architecture.removesuffix("-large").removesuffix("-batchnorm") if speech else "text"
     folder = (checkpoints if speech else text_checkpoints) / architecture
-    wanted = resolve([name], {name: str(folder)}, "float32")
+    wanted = resolve([name], {name: str(folder)}, "float32")[0]
     items: list[object] = [*clips[1:4]] if speech else [*TEXTS]
     [here] = load_extractors(wanted, "cpu", 1000)
     expected = rows_of(here, items)
@@ -181,10 +181,10 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(
 
 def test_means_are_those_of_the_float32_frames_window_by_window(checkpoints: Path, clips: list[Clip]) -> None:
     names = [f"hubert:layer=1,window={seconds},context=0.5{pool}" for seconds in (60, 3) for pool in ("", ",pool=mean")]
-    frames, means, cut, cut_means = resolve(names, {"hubert": str(checkpoints / "hubert")}, "float16")
+    frames, means, cut, cut_means = resolve(names, {"hubert": str(checkpoints / "hubert")}, "float16")[0]
     assert (means.spec.dtype, means.spec.level, means.spec.hop) == ("float32", "utterance", None)
     for plain, pooled in ((frames, means), (cut, cut_means)):
-        whole = resolve([plain.spec.name], {"hubert": str(checkpoints / "hubert")}, "float32")
+        whole = resolve([plain.spec.name], {"hubert": str(checkpoints / "hubert")}, "float32")[0]
         [alone] = load_extractors(whole, "cpu")
         [batched] = load_extractors([pooled], "cpu", 1000)
         for x, mean in zip(rows_of(alone, clips), rows_of(batched, clips), strict=True):
@@ -196,7 +196,7 @@ def test_waveform_is_normalised_only_where_the_preprocessor_says(tmp_path: Path,
         folder = write_random_checkpoint(tmp_path / str(shared), "hubert", do_normalize=shared)
         if shared:  # transformers reads this one
             (folder / "processor_config.json").write_text('{"feature_extractor": {"do_normalize": false}}')
-        wanted = resolve(["hubert"], {"hubert": str(folder)}, "float32")
+        wanted = resolve(["hubert"], {"hubert": str(folder)}, "float32")[0]
         assert wanted[0].config.normalize is False
         [one] = load_extractors(wanted, "cpu", 100)
         for clip, ours in zip(clips, rows_of(one, clips), strict=True):
@@ -205,7 +205,7 @@ def test_waveform_is_normalised_only_where_the_preprocessor_says(tmp_path: Path,
 
 @pytest.mark.parametrize(("name", "least"), [("hubert", 400), ("w2v-bert", 560), ("logmel", 400), ("mfcc", 400)])
 def test_too_short_for_one_frame(checkpoints: Path, name: str, least: int) -> None:
-    [wanted] = resolve([name], {name: str(checkpoints / name)} if name in SPEECH else {}, "float32")
+    [wanted] = resolve([name], {name: str(checkpoints / name)} if name in SPEECH else {}, "float32")[0]
     [one] = load_extractors([wanted], "cpu", 100)
     short, enough = one.run([Clip(np.ones(n, np.float32), 16000) for n in (least - 1, least)])
     assert isinstance(short, UtteranceError) and "too short" in str(short)
@@ -221,13 +221,13 @@ def test_long_utterances_are_cut_with_context(checkpoints: Path, architecture: s
     feature, folder = architecture.removesuffix("-large"), checkpoints / architecture
     name = f"{feature}:layer=0,window=4,context=1"  # layer 0 sees the convolutions and 0.32 s of position embedding
     samples = np.random.default_rng(1).normal(0, 0.1, int(16000 * 11.3)).astype(np.float32)
-    both = load_extractors(resolve([name, f"{feature}:layer=0,context=1"], {feature: str(folder)}, "float32"))
+    both = load_extractors(resolve([name, f"{feature}:layer=0,context=1"], {feature: str(folder)}, "float32")[0])
     [cut], [whole] = (rows_of(one, [Clip(samples, 16000)]) for one in both)
     assert relative(cut, whole) <= RTOL
 
 
 def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")
+    wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")[0]
     [one] = load_extractors(wanted, "cpu", 300)
     pieces = one.cut(np.zeros(16000 * 3600, np.float32))  # type: ignore[attr-defined]
     kept = [piece.keep.stop - piece.keep.start for piece in pieces]
@@ -294,35 +294,35 @@ def test_text_takes_a_checkpoint_of_an_encoder_alone(checkpoints: Path, tmp_path
     (folder / "tokenizer.json").write_text(json.dumps(content))
     for tokens, said in ((count + 1, "loaded: it has"), (5, "(no tokenizer.json is there; .*): it has")):
         with pytest.raises(WeightsError, match=f"{said} no padding token, or {tokens} tokens where .* has {count}"):
-            load_extractors(resolve(["text"], {"text": str(folder)}, "float32"))
+            load_extractors(resolve(["text"], {"text": str(folder)}, "float32")[0])
         (folder / "tokenizer.json").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", PREPROCESSORS)
 def test_a_preprocessor_of_another_model_is_refused(checkpoints: Path, tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(checkpoints / name, tmp_path / name)
-    wanted = resolve([name], {name: str(folder)}, "float32")
+    wanted = resolve([name], {name: str(folder)}, "float32")[0]
     path = folder / "preprocessor_config.json"
     other = {"feature_size": 40, "num_mel_bins": 40}
     path.write_text(json.dumps({**json.loads(path.read_text()), **other}))
-    changed = resolve([name], {name: str(folder)}, "float32")[0].spec.fingerprint
+    changed = resolve([name], {name: str(folder)}, "float32")[0][0].spec.fingerprint
     assert changed != wanted[0].spec.fingerprint
     with pytest.raises(WeightsError, match="its preprocessor does not fit"):
         load_extractors(wanted)
     shared = json.loads((checkpoints / name / path.name).read_text())  # as transformers 5 saves a whole processor
     (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": shared}))
-    load_extractors(both := resolve([name], {name: str(folder)}, "float32"))  # where both are, this one counts
+    load_extractors(both := resolve([name], {name: str(folder)}, "float32")[0])  # where both are, this one counts
     assert both[0].spec.fingerprint not in (changed, wanted[0].spec.fingerprint)
     path.write_text(json.dumps(shared))
-    assert resolve([name], {name: str(folder)}, "float32")[0].spec.fingerprint == wanted[0].spec.fingerprint
+    assert resolve([name], {name: str(folder)}, "float32")[0][0].spec.fingerprint == wanted[0].spec.fingerprint
     (folder / "processor_config.json").unlink()
     path.unlink()
     with pytest.raises(WeightsError, match="its preprocessor does not fit"):
         load_extractors(wanted)
     (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": shared}))
-    moved = resolve([name], {name: str(folder)}, "float32")
+    moved = resolve([name], {name: str(folder)}, "float32")[0]
     (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": shared | other}))
-    assert resolve([name], {name: str(folder)}, "float32")[0].spec.fingerprint != moved[0].spec.fingerprint
+    assert resolve([name], {name: str(folder)}, "float32")[0][0].spec.fingerprint != moved[0].spec.fingerprint
 
 
 def test_an_adapter_beyond_the_encoder_is_left_out(checkpoints: Path, tmp_path: Path, clips: list[Clip]) -> None:
@@ -330,7 +330,7 @@ def test_an_adapter_beyond_the_encoder_is_left_out(checkpoints: Path, tmp_path: 
     settings = {**LARGE, "add_adapter": True, "output_hidden_size": 64}
     with patch.dict(ARCHITECTURES, {"adapter": ("Wav2Vec2", settings)}):
         folder = write_random_checkpoint(tmp_path / "adapter", "adapter")
-    [one] = load_extractors(resolve(["wav2vec2"], {"wav2vec2": str(folder)}, "float32"))
+    [one] = load_extractors(resolve(["wav2vec2"], {"wav2vec2": str(folder)}, "float32")[0])
     [rows] = rows_of(one, clips[1:2])
     assert relative(rows, plain_speech(folder, clips[1].samples)[0][-1]) > RTOL  # which is before the last norm
     assert len(rows) == one.rows(len(clips[1].samples))  # type: ignore[attr-defined]
@@ -338,7 +338,7 @@ def test_an_adapter_beyond_the_encoder_is_left_out(checkpoints: Path, tmp_path: 
 
 def test_norm_is_named_on_large_models(checkpoints: Path) -> None:
     folder = str(checkpoints / "hubert-large")
-    after, before = resolve(["hubert", "hubert:layer=2"], {"hubert": folder}, "float32")
+    after, before = resolve(["hubert", "hubert:layer=2"], {"hubert": folder}, "float32")[0]
     assert (after.config.norm, before.config.norm) == ("after", "before")
     for name, said in (("layer=1,norm=after", "last layer"), ("layers=all,norm=both", "norm is before or after")):
         with pytest.raises(WrongUse, match=said):
@@ -348,9 +348,9 @@ def test_norm_is_named_on_large_models(checkpoints: Path) -> None:
 @pytest.mark.parametrize("architecture", TEXT_ARCHITECTURES)
 def test_text_batched_equals_plain(text_checkpoints: Path, architecture: str) -> None:
     folder = text_checkpoints / architecture
-    wanted = resolve(["text", "text:layers=all"], {"text": str(folder)}, "float32")
+    wanted = resolve(["text", "text:layers=all"], {"text": str(folder)}, "float32")[0]
     [together] = load_extractors(wanted, "cpu")
-    [single] = load_extractors(resolve(["text:layer=0"], {"text": str(folder)}, "float32"), "cpu")
+    [single] = load_extractors(resolve(["text:layer=0"], {"text": str(folder)}, "float32")[0], "cpu")
     model = transformers.AutoModel.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     for text, outcome, alone in zip(TEXTS, together.run(TEXTS), single.run(TEXTS), strict=True):
@@ -370,7 +370,7 @@ def test_text_batched_equals_plain(text_checkpoints: Path, architecture: str) ->
 @pytest.mark.parametrize("name", ("bert", "mpnet"))
 def test_words_and_settings_of_text(checkpoints: Path, name: str) -> None:
     names = [name, f"{name}:special=false", f"{name}:tags=remove", f"{name}:most=8"]
-    wanted = resolve(names, {name: str(checkpoints / name)}, "float32")
+    wanted = resolve(names, {name: str(checkpoints / name)}, "float32")[0]
     passes = {one.specs[0].variant: one for one in load_extractors(wanted, "cpu")}
     text = "[LAUGHTER]  I don't know."
     found = {variant: one.run([text, "[LAUGHTER]", " "]) for variant, one in passes.items()}
@@ -387,7 +387,7 @@ def test_words_and_settings_of_text(checkpoints: Path, name: str) -> None:
 
 
 def test_bfloat16_is_another_feature_and_near(checkpoints: Path, clips: list[Clip]) -> None:
-    wanted = resolve(["hubert", "hubert:precision=bfloat16"], {"hubert": str(checkpoints / "hubert")}, "float32")
+    wanted = resolve(["hubert", "hubert:precision=bfloat16"], {"hubert": str(checkpoints / "hubert")}, "float32")[0]
     exact, fast = load_extractors(wanted, "cpu", None)
     assert exact.specs[0].fingerprint != fast.specs[0].fingerprint
     [ours], [near] = (rows_of(one, clips[1:2]) for one in (exact, fast))
@@ -399,7 +399,7 @@ def test_out_of_memory_halves_the_batch_and_remembers(
     checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch, told: str
 ) -> None:
     """The memory ends at 15 s, padding counted: the run goes on, with the same rows, and does not try that again."""
-    wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")
+    wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")[0]
     [one] = load_extractors(wanted, "cpu", batch_seconds=1000)
     sizes: list[int] = []  # of the batches
     failed: list[weakref.ref[Any]] = []  # what the passes that failed had in hand
@@ -440,7 +440,7 @@ def test_a_value_that_cannot_be_stored_is_its_own_utterances_fault(
     checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch, value: float, said: str
 ) -> None:
     """Looked for where the batch was computed, and nowhere in its padding; in plain arrays too."""
-    [one] = load_extractors(resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float16"), "cpu", 1000)
+    [one] = load_extractors(resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float16")[0], "cpu", 1000)
     assert said in str(one.outcome([np.array([[value]], np.float32)])) and one.outcome([np.array([[65504.0]])])
     hidden = one.hidden  # type: ignore[attr-defined]
 

@@ -50,7 +50,7 @@ class StandingDisk:
         return self.extract(extractor, item)
 
     def written(self, *part: Any) -> str | None:
-        assert self.goes_on.wait(30), f"no more than {self.peak} parts were computed while the disk stood still"
+        assert self.goes_on.wait(120), f"no more than {self.peak} parts were computed while the disk stood still"
         name = self.publish(*part)
         with self.lock:
             self.held -= 1

@@ -33,7 +33,7 @@ def tone(level: float = 0.3) -> np.ndarray:
 
 
 def run(clip: Clip, name: str = "is13") -> np.ndarray | UtteranceError:
-    [wanted] = resolve([name], {}, "float32")
+    [wanted] = resolve([name], {}, "float32")[0]
     [one] = load_extractors([wanted], "cpu")
     [outcome] = one.run([clip])
     return outcome if isinstance(outcome, UtteranceError) else outcome[wanted.spec.fingerprint].values
@@ -42,7 +42,7 @@ def run(clip: Clip, name: str = "is13") -> np.ndarray | UtteranceError:
 @pytest.mark.parametrize(("name", "seconds"), [*((name, 3.21) for name in MEL), ("logmel", 60.0)])
 def test_mel_equals_librosa(name: str, seconds: float) -> None:
     """From silence on. A minute has 6001 frames: they are computed in two stretches."""
-    [wanted] = resolve([name], {}, "float32")
+    [wanted] = resolve([name], {}, "float32")[0]
     samples = noise(seconds)
     clip = Clip(samples * np.linspace(0, 1, len(samples), dtype=np.float32) ** 4, RATE)
     ours, c = run(clip, name), wanted.config
@@ -56,7 +56,7 @@ def test_mel_equals_librosa(name: str, seconds: float) -> None:
 
 
 def test_log_mel_and_mfcc_share_one_spectrogram(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = resolve(["logmel", "mfcc", "mfcc:coefficients=13", "logmel:bands=40"], {}, "float32")
+    wanted = resolve(["logmel", "mfcc", "mfcc:coefficients=13", "logmel:bands=40"], {}, "float32")[0]
     shared, other = load_extractors(wanted, "cpu")
     assert [len(shared.specs), len(other.specs)] == [3, 1]
     calls, spectrogram = [], MelExtractor.spectrogram
@@ -84,7 +84,7 @@ def test_is13_is_bit_for_bit_opensmiles_on_real_speech_and_in_threads() -> None:
     with ThreadPoolExecutor(4) as pool:
         for clip, ours in zip(clips, pool.map(run, clips), strict=True):
             assert ours.dtype == np.float32 and np.array_equal(ours, direct(clip.samples))
-    [wanted] = resolve(["is13"], {}, "float16")
+    [wanted] = resolve(["is13"], {}, "float16")[0]
     assert (wanted.spec.dim, wanted.spec.dtype, wanted.spec.level) == (6373, "float32", "utterance")
     assert wanted.spec.fingerprint == "7419e4770da63437"  # as when it was openSMILE's only set here
     assert (run(clips[0]) != run(clips[0], "compare")).sum() > 500, "ComParE 2016 has as many, and others"
@@ -98,7 +98,7 @@ def test_every_set_equals_the_library_in_threads_too(level: str) -> None:
         found = list(pool.map(lambda name: run(clip, f"smile:set={name},level={level}"), sets))
     for name, ours in zip(sets, found, strict=True):
         assert np.array_equal(ours, direct(clip.samples, SETS[name].name, LEVELS[level])), name
-        [by_member] = resolve([f"smile:set={SETS[name].name},level={level}"], {}, "float16")
+        [by_member] = resolve([f"smile:set={SETS[name].name},level={level}"], {}, "float16")[0]
         spec = by_member.spec
         assert (spec.dim, spec.config["feature_set"], spec.dtype) == (ours.shape[1], name, "float32")
         assert (spec.level, spec.hop) == (("utterance", None) if level == "functionals" else ("frame", 0.01))
@@ -164,4 +164,4 @@ def test_shift_moves_and_fills_with_zeros() -> None:
 def test_the_views_that_the_help_names_can_be_made() -> None:
     told = Experiment.__dataclass_fields__["views"].metadata["help"]
     names = told.rpartition("such as ")[2].rstrip(".").split("+")
-    assert [one.spec.name for one in resolve(names, {}, "float32")] == names
+    assert [one.spec.name for one in resolve(names, {}, "float32")[0]] == names

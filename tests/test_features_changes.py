@@ -21,7 +21,7 @@ from ser.extract.run import ExtractionConfig, plan
 from ser.extract.smile import SmileExtractor
 from ser.extract.speech import SpeechExtractor
 from ser.extract.text import TextExtractor
-from ser.tests.command_line import ser
+from ser.tests.command_line import printed, ser
 from ser.tests.stand_in_corpus import write_corpus, write_table
 from ser.weights.demo import write_random_checkpoint
 
@@ -50,9 +50,7 @@ def run(folder: Path, features: str = FEATURES, *options: str, store: str = "sto
     """How many rows `ser features` computed, by feature. Every feature ends complete."""
     models = [f"--model={name}={folder / name}" for name in ("hubert", "bert") if name in features]
     command = ["features", folder / "corpus" / "corpus.csv", "--features", features, *models, *options]
-    done = ser(*command, "--store", folder / store, "--json")
-    assert done.exit_code == 0, done.output
-    facts = json.loads(done.stdout)
+    facts = json.loads(printed(*command, "--store", folder / store, "--json"))
     assert all(one["rows"] == one["computed"] + one["reused"] for one in facts.values())
     return {name: one["computed"] for name, one in facts.items()}
 

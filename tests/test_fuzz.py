@@ -242,7 +242,7 @@ def attack(target: str, examples: int, seed: int | None = None) -> None:
     @hypothesis.settings(
         max_examples=examples,
         database=None,
-        deadline=timedelta(seconds=60),
+        deadline=timedelta(seconds=240),
         derandomize=seed is None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
@@ -288,7 +288,7 @@ def test_a_special_file(house: None, target: str) -> None:
             os.mkfifo(path)
         else:
             path.symlink_to("/dev/zero")
-        signal.alarm(60)
+        signal.alarm(240)
         assert all(outcome(command)[0] for command in TARGETS[target])
     finally:
         signal.alarm(0)

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from ser.benchmarks.train import sinusoids
 from ser.errors import WrongUse
-from ser.tests.plain_layers import (  # noqa: F401
+from ser.tests.plain_layers import (
     LONG,
     attend,
     build,
-    double,
     feed_forward,
     linear,
     make_batch,

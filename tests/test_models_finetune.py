@@ -15,9 +15,10 @@ from ser.cache.store import Feature, PartRows, open_store
 from ser.errors import MissingRows, UtteranceError, WrongUse
 from ser.extract.registry import load_extractors, resolve
 from ser.predict import Predictor, Turn
-from ser.tests.command_line import ser
+from ser.tests.command_line import printed
 from ser.tests.plain_layers import without
 from ser.tests.spoken_store import spoken_manifest
+from ser.tests.tiny_store import add_feature, new_store
 from ser.train.experiment import Experiment, Job, count_flops, prepare, run_experiment
 from ser.train.fit import fit
 from ser.train.models import FUSIONS
@@ -25,8 +26,8 @@ from ser.train.models.ragged import Batch
 from ser.train.run_folder import Run
 from ser.train.scores import tempered
 from ser.train.settings import has_setting
-from ser.weights import load_encoder
 from ser.weights.demo import write_random_checkpoint
+from ser.weights.find import load_encoder
 
 DEPTH = 3
 ENCODERS = ("bert", "mpnet")
@@ -44,21 +45,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_random_checkpoint(folder / name, name, words=words, num_hidden_layers=DEPTH)
     other = shutil.copytree(folder / "bert", folder / "text") / "config.json"
     other.write_text(other.read_text().replace('"model_type": "bert"', '"model_type": "ernie"'))
-    store = open_store(folder / "features", create=True)
-    store.put_manifest(manifest)
+    store = new_store(folder / "features", manifest)
     asked = [f"{name}:layer={layer}" for name in ENCODERS for layer in range(DEPTH)]
     asked += ["bert", "bert:layer=2,special=false", "text:layer=2", "logmel"]
-    wanted = resolve(asked, {name: str(folder / name) for name in (*ENCODERS, "text")}, "float32")
+    wanted = resolve(asked, {name: str(folder / name) for name in (*ENCODERS, "text")}, "float32")[0]
     for one in load_extractors([one for one in wanted if one.checkpoint], "cpu"):
         outcomes = one.run(texts)
         for spec in one.specs:
             rows = [outcome[spec.fingerprint] for outcome in outcomes if not isinstance(outcome, UtteranceError)]
             extras = {name: [row.extras[name] for row in rows] for name in rows[0].extras}
-            arrays = [row.values for row in rows]
-            store.add(spec).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("text"), arrays, extras))
+            add_feature(store, manifest, spec, [row.values for row in rows], extras=extras)
     frames = [np.random.default_rng(n).normal(size=(20 + n, 80)).astype(np.float32) for n in range(len(manifest))]
-    mel = wanted[-1].spec
-    store.add(mel).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("audio"), frames))
+    add_feature(store, manifest, wanted[-1].spec, frames)
     return folder
 
 
@@ -125,8 +123,8 @@ def test_only_the_top_layers_train(made: Path, encoder: str) -> None:
     moved = changed(job)
     assert {name.split(".")[2] for name in moved} == {"0", "1"}
     assert all(name.startswith("encoder.layer.") for name in moved)
-    top = load_encoder(resolve([encoder], {encoder: str(made / encoder)}, "float32")[0].checkpoint).encoder.layer[-2:]
-    assert len(moved) >= sum(not name.endswith(("key.bias", "k.bias")) for name, _ in top.named_parameters())
+    top = load_encoder(resolve([encoder], {encoder: str(made / encoder)}, "float32")[0][0].checkpoint).encoder.layer
+    assert len(moved) >= sum(not name.endswith(("key.bias", "k.bias")) for name, _ in top[-2:].named_parameters())
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -195,8 +193,7 @@ def test_what_does_not_go_together(made: Path, tmp_path: Path) -> None:
 def test_rows_of_an_earlier_version_without_token_ids_are_named(made: Path, tmp_path: Path) -> None:
     old = open_store(made / "features")
     manifest, feature = old.manifest(), old.feature("bert")
-    store = open_store(tmp_path / "features", create=True)
-    store.put_manifest(manifest)
+    store = new_store(tmp_path / "features", manifest)
     packed = feature.load(manifest)
     del packed.extras["token"]
     store.add(feature.spec).publish(PartRows.from_packed(manifest.corpus, manifest.inputs("text"), packed))
@@ -214,9 +211,7 @@ def test_from_the_command_line_and_back(made: Path, tmp_path: Path, features: st
     settings = [part for one in (*used, f"finetune_layers={layers}") for part in ("--set", one)]
     where = ["--store", str(made / "features"), "--out", str(tmp_path / "runs")]
     asked = ["train", "--features", features, "--fusion", fusion, "--folds", "1", "--epochs", "2", "--json"]
-    done = ser(*asked, *where, *settings)
-    assert done.exit_code == 0, done.output
-    [result] = json.loads(done.stdout)["runs"]
+    [result] = json.loads(printed(*asked, *where, *settings))["runs"]
     run = Run(Path(result["path"]))
     spec = open_store(made / "features").feature(features.rpartition("+")[2]).spec
     assert run.config["provenance"]["specs"]["text"]["checkpoint"]["digest"] == spec.checkpoint["digest"]

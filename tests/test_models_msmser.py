@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ser.benchmarks.train import PlainMsmser, sinusoids
-from ser.tests.plain_layers import (  # noqa: F401
+from ser.tests.plain_layers import (
     DIMS,
     TINY,
     attend,
     build,
     check_updates,
-    double,
     feed_forward,
     linear,
     make_batch,
@@ -102,7 +101,7 @@ def test_variants_lack_what_they_say():
 def plain_loss(model: nn.Module, batch: Batch) -> Tensor:
     x = {m: pad_sequence(list(s.values.split(s.lengths.tolist())), batch_first=True) for m, s in batch.inputs.items()}
     logits = model(x, {m: s.lengths for m, s in batch.inputs.items()})["logits"]
-    return F.cross_entropy(logits, batch.labels, reduction="sum")
+    return F.cross_entropy(logits, batch.truth, reduction="sum")
 
 
 @short_and_long

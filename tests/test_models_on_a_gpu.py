@@ -21,7 +21,7 @@ from ser.train import experiment, fit_many
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Fold
 from ser.train.experiment import prepare
-from ser.train.fit import fit, make_optimiser, predict, training_loss
+from ser.train.fit import Fitted, fit, make_optimiser, training_loss
 from ser.train.models.ragged import Batch
 from ser.train.models.stacked import Graphs
 from ser.train.options import Experiment
@@ -40,7 +40,7 @@ def step(model: nn.Module, batch: Batch, bf16: bool) -> tuple[dict[str, Tensor],
     model.zero_grad()
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
         outputs = {head: x.float() for head, x in model(batch).items()}
-    sum(F.cross_entropy(x, batch.labels, reduction="sum") for x in outputs.values()).backward()  # type: ignore[union-attr]
+    sum(F.cross_entropy(x, batch.truth, reduction="sum") for x in outputs.values()).backward()  # type: ignore[union-attr]
     return outputs, {name: weight.grad for name, weight in model.named_parameters()}
 
 
@@ -73,7 +73,7 @@ def test_a_step_gives_the_numbers_of_the_cpu(case: str) -> None:
 
 def mit(store: Path, *assignments: str, **how: Any) -> tuple[Any, TrainConfig, nn.Module]:
     """The tiny store's data for MIT, on the pretend device, at the settings of the paper but for `assignments`."""
-    data, fusion = load_dataset(store, "hubert+mpnet", "mit")
+    data, fusion = load_dataset(Experiment("hubert+mpnet", "mit", store))
     settings, training = parse_settings(fusion, assignments)
     plan = TrainConfig(fusion, settings, training, select="last", **how)
     torch.manual_seed(0)
@@ -107,10 +107,10 @@ def test_an_update_of_mit_is_few_operations(store: Path, precision: str) -> None
 def test_predictions_come_in_few_batches_and_one_copy(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, plan, model = mit(store, "d_model=16", "heads=2", "queries=3", "batch_size=1")
     rows = np.random.default_rng(0).permutation(len(data.utterances))
-    alone = predict(model, data, rows, plan, {})["logits"]
+    alone = Fitted(model, {}).predict(data, rows, plan)["logits"]
     with Gpu(downloads=1) as gpu:
         there = replace(plan, device="cuda:0")
-        together = predict(model.to(DEVICE), data.on("cuda:0"), rows, there, {})["logits"]
+        together = Fitted(model.to(DEVICE), {}).predict(data.on("cuda:0"), rows, there)["logits"]
     assert gpu.downloads == 1 and gpu.uploads["at once"] == -(-len(rows) // 64)
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
@@ -128,7 +128,7 @@ def test_a_fit_gives_the_numbers_of_the_cpu(store: Path) -> None:
 @pytest.mark.parametrize("fusion", ["lgf-at", "ef-add", "audio:utterance"])
 def test_many_runs_give_the_numbers_of_the_cpu(store: Path, fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_many, "Generator", lambda device="cpu": torch.Generator())  # CUDA's own does not exist here
-    data, found = load_dataset(store, "is13+bert" if "-" in fusion else "is13", fusion)
+    data, found = load_dataset(Experiment("is13+bert" if "-" in fusion else "is13", fusion, store))
     small = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "epochs=2", "dropout=0")
     settings, training = parse_settings(found, small)
     config = TrainConfig(found, settings, training, select="last")

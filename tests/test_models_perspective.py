@@ -13,18 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 
 from ser.benchmarks.train import PlainPerspective
 from ser.errors import WrongUse
-from ser.tests.plain_layers import (  # noqa: F401
-    DIMS,
-    attend,
-    build,
-    check_updates,
-    double,
-    linear,
-    make_dialogues,
-    parts,
-    recurrent,
-    softmax,
-)
+from ser.tests.plain_layers import DIMS, attend, build, check_updates, linear, make_dialogues, parts, recurrent, softmax
 from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch
@@ -78,7 +67,7 @@ def test_forward_and_training_follow_the_papers_equations(name):
 
     def slow_loss(model: nn.Module, batch: Batch) -> Tensor:
         outputs = equations(model, batch, name)
-        return sum(F.cross_entropy(logits, batch.labels, reduction="sum") for logits in outputs.values())
+        return sum(F.cross_entropy(logits, batch.truth, reduction="sum") for logits in outputs.values())
 
     check_updates(model, copy.deepcopy(model), slow_loss, lambda: make_dialogues([3, 1, 4], dims), steps=3, decay=1e-5)
 
@@ -86,7 +75,7 @@ def test_forward_and_training_follow_the_papers_equations(name):
 def plain_loss(model: nn.Module, batch: Batch) -> Tensor:
     sizes = batch.dialogues.tolist()
     x = {m: pad_sequence(list(s.values.split(sizes)), batch_first=True) for m, s in batch.inputs.items()}
-    truth = pad_sequence(list(batch.labels.split(sizes)), batch_first=True, padding_value=-1).flatten()
+    truth = pad_sequence(list(batch.truth.split(sizes)), batch_first=True, padding_value=-1).flatten()
     heads = model(x, batch.dialogues).values()
     return sum(F.cross_entropy(h.flatten(0, 1), truth, reduction="sum", ignore_index=-1) for h in heads)
 

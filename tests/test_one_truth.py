@@ -4,13 +4,11 @@ import csv
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from ser.cli import main
+from ser.tests.command_line import printed
 from ser.tests.tiny_store import make_store
 
 RECIPE = """
@@ -27,12 +25,6 @@ paper = { ua = 50.0, wa = 50.0 }
 """
 
 
-def ser(*words: Any) -> str:
-    result = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def table_line(text: str, start: str) -> list[str]:
     """The cells of the first line that begins with that name, split where the table has two spaces."""
     return re.split(r"\s{2,}", next(line for line in text.splitlines() if line.startswith(start)).strip())
@@ -44,12 +36,12 @@ def test_every_table_shows_the_same_digits(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(RECIPE)
     places = ("--store", tmp_path / "store", "--out", tmp_path / "runs", "--device", "cpu")
     asked = ("--features", "is13", "--fusion", "audio", "--folds", 2, "--seeds", 3, "--epochs", 3, *places)
-    runs = json.loads(ser("train", *asked, "--json"))["runs"]
-    trained = ser("train", *asked)
-    swept = ser("sweep", tmp_path / "mine.toml", "--workers", 1, *places)
-    as_json = json.loads(ser("sweep", tmp_path / "mine.toml", "--workers", 1, *places, "--json"))["rows"][0]["scores"]
+    runs = json.loads(printed("train", *asked, "--json"))["runs"]
+    trained = printed("train", *asked)
+    sweep = ("sweep", tmp_path / "mine.toml", "--workers", 1, *places)
+    swept, as_json = printed(*sweep), json.loads(printed(*sweep, "--json"))["rows"][0]["scores"]
     files = [word for form in ("csv", "html", "markdown", "latex") for word in (f"--{form}", tmp_path / form)]
-    reported = ser("report", tmp_path / "runs", *files)
+    reported = printed("report", tmp_path / "runs", *files)
     lines = list(csv.reader((tmp_path / "csv").open(encoding="utf-8")))
     place = next(n for n, line in enumerate(lines) if line and line[0] == "cell" and "macro-F1 %" in line)
     exact = dict(zip(lines[place], lines[place + 1], strict=True))

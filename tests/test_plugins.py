@@ -22,7 +22,10 @@ SER = """
 import json, sys
 from click.testing import CliRunner
 from ser.cli import main
+from ser.engines.processes import start_fork_server
 if __name__ == "__main__":
+    if '"--workers", "2"' in sys.argv[1]:
+        start_fork_server("ser.train.sweep")  # for the features too, which come first
     done = [CliRunner().invoke(main, command) for command in json.loads(sys.argv[1])]
     print(json.dumps([[one.exit_code, one.output] for one in done]))
 """

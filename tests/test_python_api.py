@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from ser.cache.spec import Spec
-from ser.cache.store import PartRows, Quarantine, open_store
+from ser.cache.store import open_store
 from ser.cache.transfer import pooled, utterances
 from ser.errors import MissingRows, WrongUse
 from ser.tests.api_signatures import FIXTURE, documented, signatures
-from ser.tests.tiny_store import make_manifest, make_store
+from ser.tests.tiny_store import add_feature, make_manifest, make_store
 from ser.train.torch_dataset import TorchDataset
 
 
@@ -33,13 +33,10 @@ def test_pooled_table_of_vectors_leaves_quarantined_out_and_refuses_gaps(tmp_pat
     store, manifest = make_store(tmp_path / "s"), make_manifest()
     table = pooled(store["is13"], manifest)
     assert np.array_equal(table.loc[manifest.ids[3]].to_numpy(), store["is13"][manifest.ids[3]])
-    feature = store.add(Spec("half", "audio", "utterance", 2, "float32", "made-up", 1))
-    inputs = [digest or "" for digest in manifest.inputs("audio")]
-    bad = [Quarantine(manifest.ids[0], inputs[0], "a.wav", "is empty")]
-    feature.publish(PartRows(manifest.corpus, manifest.ids[1:], inputs[1:], [np.ones(2, "f4")] * 119, {}, bad))
+    half, some = (Spec(name, "audio", "utterance", 2, "float32", "made-up", 1) for name in ("half", "some"))
+    add_feature(store, manifest, half, [np.ones(2, "f4")] * 120, range(1, 120), empty=[0])
     assert list(pooled(store["half"], manifest).index) == manifest.ids[1:]
-    feature = store.add(Spec("some", "audio", "utterance", 2, "float32", "made-up", 1))
-    feature.publish(PartRows(manifest.corpus, manifest.ids[:1], inputs[:1], [np.ones(2, "f4")], {}, []))
+    add_feature(store, manifest, some, [np.ones(2, "f4")], of=[0])
     with pytest.raises(MissingRows, match="lacks 119"):
         pooled(store["some"], manifest)
 

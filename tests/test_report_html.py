@@ -172,7 +172,7 @@ def test_unfinished_runs_count_nowhere_and_a_store_that_is_gone_is_told(
     finally:
         (folder / "away").rename(folder / "store")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert all(told in text for told in ("1 runs are not finished", "votes are not at hand", "cannot be shown"))
+    assert all(told in text for told in ("counted nowhere here: 1 run: ", "votes are not at hand", "cannot be shown"))
     (dropped, *_) = (run for run in runs if run.config["fusion"] == "lgf-add")
     cells, _ = group_runs([run for run in runs if run != dropped])
     label = "lgf-add · is13+bert · perspective"
@@ -189,6 +189,11 @@ def test_labels_name_what_differs(cells: dict[str, Cell]) -> None:
     both = {f"mit · hubert+mpnet · queries {queries}" for queries in (3, 6)}
     assert cells.keys() == {"audio:utterance · is13", "lgf-add · is13+bert · perspective", *both}
     assert name_apart([cells["audio:utterance · is13"].config] * 2) == ["audio:utterance", "audio:utterance (2)"]
+    one = {"pool": "mean", "hop": 0.1, "fingerprint": "0"}
+    layers = {"feature": "h:layers=all", "joined": [one], "pool": "mean", "fingerprint": "0"}
+    config = cells["mit · hubert+mpnet · queries 3"].config
+    of_layers = [{**config, "features": {"audio": audio}} for audio in ({**one, "feature": "h"}, layers)]
+    assert name_apart(of_layers) == ["mit · h", "mit · h:layers=all"], "both with a hop of 0.1 s"
 
 
 def test_the_command_runs_the_cell_again(cells: dict[str, Cell]) -> None:
@@ -276,6 +281,28 @@ def test_cautions_say_what_is_known_and_what_differs(
     assert cautions([one, two])[1:] == says
     assert (papers_tests_table([one, two]).rows[0]["utterances"] is None) == ("corpus" in changes)
     assert ("(speaker-dependent)" in two.conditions) == bool(changes.get("speakers"))
+    joined = made_up("joined", run, [run.config | {"corpus": "a+b"}], corpora={"a": {}, "b": {}})
+    joined.__dict__["predictions"] = one.predictions.assign(id=run.config["corpus"] + "/" + one.predictions.id)
+    assert papers_tests_table([one, joined]).rows[0]["utterances"] == one.n
+
+
+def test_stages_and_settings_of_runs_that_differ_stand_in_their_place(cells: dict[str, Cell]) -> None:
+    """Of a second run the first model has an epoch more; a second cell's config has a setting more, and a view."""
+    plain = cells["audio:utterance · is13"]
+    views = [{"feature": "is13:view=1", "fingerprint": "0", "pool": "mean", "hop": 0.1}]
+    other = plain.config | {"training": {**plain.config["training"], "focal_gamma": 2.0}, "views": views}
+    cell = made_up("two", plain.runs[0], [other] * 2, layers={"hubert:layer=0": 0.25})
+    losses = [("train", 1), ("train", 2), ("again", 3)], [("train", 2), ("train", 4), ("train", 8), ("again", 9)]
+    for result, told in zip(cell.results, losses, strict=True):
+        result["history"] = [{"stage": stage, "loss": loss, "ua": None} for stage, loss in told]
+    rows = {table.name: table.rows for table in make_page([plain, cell], []).tables}
+    assert [row["loss"] for row in rows["learning-loss"] if row["cell"] == "two"] == [1.5, 3, 8, 6]
+    assert [row["used"] for row in rows["settings"] if row["setting"] == "focal_gamma"] == ["0.0, 2.0"]
+    assert [row["feature"] for row in rows["features"]] == ["is13", "is13:view=1,hop=0.1"]
+    assert [row["share %"] for row in rows["layers"]] == [(25, 0)]
+    alone = made_up("one", plain.runs[0], [other], layers={"hubert:layer=0": 0.25})
+    assert next(table for table in make_page([alone], []).tables if table.name == "layers").texts[0][2] == "25.00"
+    assert name_apart([plain.config, other])[1] == "audio:utterance · views is13:view=1 · focal_gamma 2"
 
 
 @pytest.mark.parametrize(
@@ -286,7 +313,7 @@ def test_cautions_say_what_is_known_and_what_differs(
         ({"select": "best-test", "precision": "bf16"}, "select, precision"),
         ({"models": {"audio": "facebook/hubert-large-ll60k"}}, "checkpoint of hubert"),
         ({"models": {"audio": "hubert-base-ls960"}}, ""),  # a local copy
-        ({"views": [{"feature": "hubert:view=1", "pool": "mean"}]}, "views"),
+        ({"views": [{"feature": "hubert:view=1", "pool": "mean", "fingerprint": "0"}]}, "views"),
         ({"settings": {"queries": 2}}, None),  # a cell of Fig. 2, which gives no numbers
         ({"features": {"audio": {"feature": "hubert:layer=0", "pool": "mean", "fingerprint": "0"}}}, None),
         ({"folds": 4}, None),
@@ -357,7 +384,7 @@ def test_attention_is_the_models_own(cells: dict[str, Cell]) -> None:
     assert list(one.texts) == [*cell.utterances.text[utterance].split(), None], "the last one: special tokens"
     # The predictions of the run came from the plain model.
     np.testing.assert_allclose(one.probabilities, cell.runs[0].predictions()["probabilities"][0].as_py(), atol=1e-5)
-    fitted, _, _ = load_model(cell.runs[0])
+    fitted, _ = load_model(cell.runs[0])
     layer = fitted.model.interaction.decoder[-1].multihead_attn
     with weights_of(fitted.model.interaction):
         assert layer._forward_hooks

@@ -63,7 +63,7 @@ def test_each_fold_counts_with_its_best_candidate(store: Path, tmp_path: Path) -
     told = recipe_table(recipe, sweep.runs)
     assert "no fold has all 6 candidates finished" in told and "paper UA" not in told
     for shard in ("2/2", "1/2"):
-        assert {outcome.fault is None for outcome in run_sweep(plan_sweep(recipe, shard))} == {True, False}
+        assert {fault is None for _, fault in run_sweep(plan_sweep(recipe, shard))} == {True, False}
     expected = best(recipe, tmp_path / "runs")
     for row in recipe_rows(recipe, sweep.runs):
         chosen = {fold: expected[row.cell, fold] for fold in ("session 1", "session 2")}
@@ -77,6 +77,9 @@ def test_each_fold_counts_with_its_best_candidate(store: Path, tmp_path: Path) -
     cells, _ = group_runs(find_runs(tmp_path / "runs"), [*shorter, *find_records(tmp_path / "runs")])
     assert [len(cell.search.candidates) for cell in cells if cell.search] == [6, 6], "the longer list tried them all"
     assert {run.name for cell in cells for run in cell.runs} == {run for run, _ in expected.values()}
+    later = [Record(one.file, [*one.over, "focal_gamma"], one.candidates) for one in find_records(tmp_path / "runs")]
+    searched, _ = group_runs(find_runs(tmp_path / "runs"), later)  # which is in no config where it is at its default
+    assert all(cell.settings["focal_gamma"] == cell.settings["lr"] == "searched" for cell in searched)
     shown = report_text(cells, [])
     page = [str(table.rows) for table in make_page(cells, []).tables]
     for run in find_runs(tmp_path / "runs"):

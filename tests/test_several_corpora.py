@@ -13,10 +13,11 @@ from sklearn.metrics import f1_score, recall_score
 
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
-from ser.cache.store import PartRows, open_store
+from ser.cache.store import open_store
 from ser.errors import LeakageError, WrongUse
 from ser.tests import command_line
 from ser.tests.pretend_device import Gpu
+from ser.tests.tiny_store import add_feature
 from ser.train.data.features import load_dataset
 from ser.train.data.labels import Utterances, apply_policy, get_policy
 from ser.train.data.splits import Cut, make_folds
@@ -125,8 +126,8 @@ def test_names_count_within_their_corpus() -> None:
 
 
 def test_rows_are_those_of_each_corpus_whatever_the_order_asked(store: Path) -> None:
-    both, _ = load_dataset(store, "logmel", "audio", "read+acted")
-    alone = [load_dataset(store, "logmel", "audio", corpus)[0] for corpus in ("acted", "read")]
+    both, _ = load_dataset(Experiment("logmel", "audio", store, "read+acted"))
+    alone = [load_dataset(Experiment("logmel", "audio", store, corpus))[0] for corpus in ("acted", "read")]
     values = np.concatenate([one.inputs["audio"].values for one in alone])
     assert np.array_equal(both.inputs["audio"].values, values) and both.described["corpus"] == "acted+read"
     assert both.described["manifest"] == "+".join(one.described["manifest"] for one in alone)
@@ -140,7 +141,7 @@ def test_rows_are_those_of_each_corpus_whatever_the_order_asked(store: Path) -> 
 @pytest.mark.parametrize("protocol", ["cross:acted:read", "speaker-out"])
 @pytest.mark.parametrize("fusion", ["audio", "audio:utterance"])
 def test_each_corpus_is_standardised_by_itself(store: Path, protocol: str, fusion: str) -> None:
-    data, _ = load_dataset(store, "logmel", fusion, "acted+read")
+    data, _ = load_dataset(Experiment("logmel", fusion, store, "acted+read"))
     fold = make_folds(protocol, data.utterances)[0]
 
     class Asked:
@@ -233,6 +234,6 @@ def test_features_of_two_kinds_are_told_apart(tmp_path: Path) -> None:
         store.put_manifest(manifest)
         values = [np.zeros((1, 2), np.float32)] * len(manifest)
         spec = Spec("mpnet", "text", "utterance", 2, "float32", "made-up", 1, checkpoint={"tensors": str(number)})
-        store.add(spec).publish(PartRows(corpus, manifest.ids, manifest.inputs("text"), values, {}, []))
+        add_feature(store, manifest, spec, values)
     with pytest.raises(WrongUse, match=r"not computed in the same way for all; acted has mpnet@\w+ .* read has mpnet@"):
-        load_dataset(tmp_path / "s", "mpnet", "text", "acted+read")
+        load_dataset(Experiment("mpnet", "text", tmp_path / "s", "acted+read"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def test_every_cell_of_every_recipe_runs_and_one_that_stands_in_several_trains_o
     for name in (name for name in RECIPES if name.startswith(paper)):
         recipe = tiny(name, demo_store, tmp_path, **one_encoder)
         sweep = plan_sweep(recipe)
-        assert [outcome.fault for outcome in run_sweep(sweep)] == [None] * RECIPES[name][1]
+        assert [fault for _, fault in run_sweep(sweep)] == [None] * RECIPES[name][1]
         rows, shown = recipe_rows(recipe, sweep.runs), recipe_table(recipe, sweep.runs)
         assert [row.cell for row in rows] == [cell.name for cell in recipe.cells] + list(recipe.quoted)
         for row, cell in zip(rows, recipe.cells, strict=False):
@@ -186,8 +187,8 @@ import sys
 from ser.train.recipe import read_recipe
 from ser.train.sweep import plan_sweep, run_sweep
 recipe = read_recipe("perspective-table1", store=sys.argv[1], out=sys.argv[2], epochs=3, seeds=6, set=("d_model=16",))
-for outcome in run_sweep(plan_sweep(recipe)):
-    print(outcome.task.name, flush=True)
+for task, _ in run_sweep(plan_sweep(recipe)):
+    print(task.name, flush=True)
 """
 
 
@@ -205,7 +206,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(store: Path, tmp_path: Path) ->
     recipe = read_recipe("perspective-table1", store=store, out=tmp_path, epochs=3, seeds=6, set=("d_model=16",))
     sweep = plan_sweep(recipe)
     assert len(sweep.tasks) == 12 and len(sweep.open_tasks) <= 9
-    rest = [outcome.task.name for outcome in run_sweep(sweep)]
+    rest = [task.name for task, _ in run_sweep(sweep)]
     assert not set(rest) & set(done) and not sweep.open_tasks and stamps() == before
 
 
@@ -222,8 +223,8 @@ def test_a_bundle_that_kills_its_worker_is_tried_run_by_run(
     monkeypatch.setattr(engines, "Cluster", lambda *_: nullcontext(cluster))
     recipe = tiny("perspective-table1", store, tmp_path, ("d_model=16",), seeds=3, device="auto")
     outcomes = list(run_sweep(plan_sweep(recipe, elsewhere=True), scheduler="tcp://127.0.0.1:1"))
-    assert [outcome.fault for outcome in outcomes] == ["it dies", None, None] * 2
-    assert [outcome.task.run.finished for outcome in outcomes] == [False, True, True] * 2
+    assert [fault for _, fault in outcomes] == ["it dies", None, None] * 2
+    assert [task.run.finished for task, _ in outcomes] == [False, True, True] * 2
 
 
 @pytest.mark.parametrize(
@@ -343,3 +344,22 @@ def test_several_gpus_are_used(store: Path, tmp_path: Path, monkeypatch: pytest.
     planned = [plan_sweep(tiny("perspective-table2", store, tmp_path, device=name)) for name in ("auto", "cuda:1")]
     assert [sweep.workers(16) for sweep in planned] == [4, GPU_WORKERS] and planned[0].workers(3) == 3
     assert [sweep.gpus for sweep in planned] == [4, 1]
+
+
+@pytest.mark.slow
+def test_the_array_trains_every_run_once(store: Path, tmp_path: Path) -> None:
+    """The sbatch script of docs/scaling.md does what Slurm would have it do, with its variables and without Slurm."""
+    page = Path(__file__).parent.parent / "docs" / "scaling.md"
+    found = re.search(r"`sweep\.sbatch`:\n```text\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    script = tmp_path / "sweep.sbatch"
+    script.write_text(found[1])
+    assert found[1].startswith("#!/bin/bash\n#SBATCH --array=1-16\n")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    options = ["perspective-table1", "--store", str(store), "--seeds", "2", "--epochs", "1", "--set", "d_model=16"]
+    trained = []
+    for number in (1, 2):
+        slurm = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_SUBMIT_DIR": str(tmp_path)}
+        subprocess.run(["bash", str(script), *options], env={**os.environ, **slurm, "PATH": path}, check=True, cwd="/")
+        trained.append({file.parent.name for file in (tmp_path / "runs").glob("*/result.json")})
+    assert len(trained[0]) == 2 and trained[0] < trained[1] and len(trained[1]) == 4

@@ -11,7 +11,7 @@ import torch
 
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
-from ser.cache.store import PartRows, open_store
+from ser.cache.store import open_store
 from ser.errors import MissingRows, WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
 from ser.train.data.dataset import DataCache, Standardizer, with_views
@@ -31,12 +31,12 @@ def stored(feature: str) -> dict[str, np.ndarray]:
 
 
 def test_batches_hold_the_rows_of_their_utterances(store: Path) -> None:
-    data, _ = load_dataset(store, "mpnet+hubert", "mit")
+    data, _ = load_dataset(Experiment("mpnet+hubert", "mit", store))
     assert data.dims == {"audio": 12, "text": 12}
     rows = np.array([7, 3, 30])
     batch = data.batch(data.groups(rows, "utterance"), {})
     assert batch.utterances.tolist() == [7, 3, 30] and batch.dialogues.tolist() == [1, 1, 1]
-    assert batch.labels.tolist() == data.utterances.labels[rows].tolist()
+    assert batch.truth.tolist() == data.utterances.labels[rows].tolist()
     for modality, feature in (("audio", "hubert"), ("text", "mpnet")):
         expected = [stored(feature)[data.utterances.ids[row]] for row in rows]
         assert batch.inputs[modality].lengths.tolist() == [len(x) for x in expected]
@@ -47,7 +47,7 @@ def test_batches_hold_the_rows_of_their_utterances(store: Path) -> None:
 
 def test_vector_fusions_get_the_mean_or_mean_and_deviation_of_the_rows(store: Path) -> None:
     for name, dim in (("bert", 16), ("bert:pool=meanstd", 32)):
-        data, _ = load_dataset(store, f"is13+{name}", "lgf-add")
+        data, _ = load_dataset(Experiment(f"is13+{name}", "lgf-add", store))
         assert data.dims == {"audio": 24, "text": dim}
         values = data.inputs["text"].values
         assert values.shape == (len(data.utterances), dim)
@@ -64,8 +64,8 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     add_feature(store, manifest, "hubert", rows, hop=0.02, variant="view=noise-1")
     add_feature(store, manifest, "mpnet", make_rows(manifest, "mpnet"))
     cache = DataCache(tmp_path)
-    plain, _ = load_dataset(store.path, "hubert+mpnet", "mit", cache=cache)
-    data, _ = load_dataset(store.path, "mpnet+hubert:hop=0.06", "mit", cache=cache)
+    plain, _ = load_dataset(Experiment("hubert+mpnet", "mit", store.path), cache)
+    data, _ = load_dataset(Experiment("mpnet+hubert:hop=0.06", "mit", store.path), cache)
     inputs, held = data.inputs["audio"], dict(zip(manifest.ids, rows, strict=True))
     assert inputs.values.dtype == torch.float32 and data.inputs["text"].values.dtype == torch.float16
     assert len(inputs.values) < len(plain.inputs["audio"].values)
@@ -75,15 +75,16 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
         assert np.allclose(inputs.values[inputs.offsets[i] : inputs.offsets[i + 1]].numpy(), wanted, atol=1e-6)
     means = Spec("hubert", "audio", "utterance", 12, "float32", "made-up", 1, "pool=mean")
     pooled = [x.mean(0, dtype=np.float32) for x in rows]
-    store.add(means).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("audio"), pooled))
-    vectors, _ = load_dataset(store.path, "hubert:hop=0.06,pool=mean", "superb")  # the frames', not the stored means
+    add_feature(store, manifest, means, pooled)
+    frames = "hubert:hop=0.06,pool=mean"  # and not the stored means
+    vectors, _ = load_dataset(Experiment(frames, "superb", store.path))
     first = inputs.values[: inputs.offsets[1]].mean(0)
     assert torch.allclose(vectors.inputs["audio"].values[0], first, atol=1e-6)
     described = plain.described["features"]["audio"]
     assert data.described["features"]["audio"] == {**described, "hop": 0.06} and "hop" not in described
     at = f"@{described['fingerprint'][:4]}"
     for name in (f"hubert:hop=0.06{at}", f"hubert{at}:hop=0.06"):
-        assert load_dataset(store.path, f"mpnet+{name}", "mit", cache=cache)[0] is data, name
+        assert load_dataset(Experiment(f"mpnet+{name}", "mit", store.path), cache)[0] is data, name
     for name, says in (
         ("hubert:hop=0.05", "a multiple of its frames' own, 0.02 s, such as 0.1"),
         ("hubert:hop=nan", "a multiple"),
@@ -93,7 +94,7 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     ):
         features, _, views = name.partition(" & ")
         with pytest.raises(WrongUse, match=says):
-            load_dataset(store.path, features, "audio:frame", views=views)
+            load_dataset(Experiment(features, "audio:frame", store.path, views=views))
 
 
 def test_dialogues_come_whole_and_in_turn_order(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_dialogues_come_whole_and_in_turn_order(tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(len(plain))
     manifest = Manifest(plain.corpus, plain.table.take(order), plain.synthetic)
     add_feature(new_store(tmp_path / "s", manifest), manifest, "is13", make_rows(manifest, "is13"))
-    data, _ = load_dataset(tmp_path / "s", "is13", "audio")
+    data, _ = load_dataset(Experiment("is13", "audio", tmp_path / "s"))
     (batch,) = data.batches(np.arange(len(data.utterances)), "dialogue", 100, {})
     assert len(batch.dialogues) == 10 and batch.dialogues.sum() == len(batch) == len(data.utterances)
     where = dict(zip(plain.ids, zip(plain.column("dialogue"), plain.column("turn"), strict=True), strict=True))
@@ -112,7 +113,7 @@ def test_dialogues_come_whole_and_in_turn_order(tmp_path: Path) -> None:
 
 
 def test_every_utterance_comes_once_an_epoch_in_a_new_order(store: Path) -> None:
-    data, _ = load_dataset(store, "hubert", "audio")
+    data, _ = load_dataset(Experiment("hubert", "audio", store))
     rows = np.arange(5, 60)
     shuffling = torch.Generator().manual_seed(0)
     first, second = (
@@ -124,7 +125,7 @@ def test_every_utterance_comes_once_an_epoch_in_a_new_order(store: Path) -> None
 
 def test_scaling_is_that_of_the_given_rows_written_plainly(store: Path) -> None:
     for features, modality, feature in (("is13", "audio", "is13"), ("hubert+mpnet", "text", "mpnet")):
-        data, _ = load_dataset(store, features, "audio" if feature == "is13" else "mit")
+        data, _ = load_dataset(Experiment(features, "audio" if feature == "is13" else "mit", store))
         fold = make_folds("session-out", data.utterances)[1]
         found = Standardizer.of(data.inputs[modality], fold.train)
         frames = np.concatenate([stored(feature)[data.utterances.ids[row]] for row in fold.train]).astype(np.float64)
@@ -141,22 +142,22 @@ def test_what_is_constant_in_training_is_not_divided_by_zero(tmp_path: Path) -> 
     for values in rows:
         values[:, 3] = 1e7 / 3
     add_feature(new_store(tmp_path / "s", manifest), manifest, "is13", rows)
-    data, _ = load_dataset(tmp_path / "s", "is13", "audio")
+    data, _ = load_dataset(Experiment("is13", "audio", tmp_path / "s"))
     scaling = Standardizer.of(data.inputs["audio"], np.arange(20))
     assert scaling.std[3] == 1 and torch.isfinite(data.scaled({"audio": scaling}).inputs["audio"].values).all()
 
 
 def test_features_are_loaded_once(store: Path) -> None:
     cache = DataCache()
-    first, _ = load_dataset(store, "hubert+mpnet", "mit", cache=cache)
-    second, _ = load_dataset(store, "mpnet+hubert", "concat", cache=cache)
+    first, _ = load_dataset(Experiment("hubert+mpnet", "mit", store), cache)
+    second, _ = load_dataset(Experiment("mpnet+hubert", "concat", store), cache)
     assert first.inputs["audio"] is second.inputs["audio"]
-    other, _ = load_dataset(store, "hubert+mpnet", "mit", labels="5class", cache=cache)
+    other, _ = load_dataset(Experiment("hubert+mpnet", "mit", store, labels="5class"), cache)
     assert len(other.inputs["audio"].offsets) > len(first.inputs["audio"].offsets)
 
 
 def test_limit_is_spread_over_the_corpus(store: Path) -> None:
-    data, _ = load_dataset(store, "is13", "audio", limit=30)
+    data, _ = load_dataset(Experiment("is13", "audio", store, limit=30))
     assert len(data.utterances) == 30 and set(data.utterances.sessions) == set("12345")
 
 
@@ -180,17 +181,17 @@ def test_limit_is_spread_over_the_corpus(store: Path) -> None:
 def test_names_that_do_not_fit(store: Path, features: str, fusion: str, says: str) -> None:
     plain, _, views = features.partition(" & ")
     with pytest.raises(WrongUse, match=says):
-        _ = load_dataset(store, plain, fusion, views=views)[0].inputs
+        _ = load_dataset(Experiment(plain, fusion, store, views=views))[0].inputs
 
 
 def test_a_feature_that_is_not_there_names_the_command(store: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingRows, match="ser features CORPUS --features wavlm"):
-        load_dataset(store, "wavlm", "audio")
+        load_dataset(Experiment("wavlm", "audio", store))
     manifest = make_manifest()
     rows = make_rows(manifest, "is13")
     add_feature(new_store(tmp_path / "half", manifest), manifest, "is13", rows, of=range(50))
     with pytest.raises(MissingRows, match=r"lacks \d+ of \d+ .*ser features CORPUS --features is13"):
-        load_dataset(tmp_path / "half", "is13", "audio")
+        load_dataset(Experiment("is13", "audio", tmp_path / "half"))
 
 
 def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:
@@ -201,8 +202,8 @@ def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:
     store = new_store(tmp_path / "s", manifest)
     add_feature(store, manifest, "is13", make_rows(manifest, "is13"), of=kept, empty=(bad, unlabelled))
     with pytest.raises(MissingRows, match=rf"1 labelled .* quarantined, such as {manifest.ids[bad]} \(empty"):
-        load_dataset(tmp_path / "s", "is13", "audio")
-    data, _ = load_dataset(tmp_path / "s", "is13", "audio", allow_missing=True)
+        load_dataset(Experiment("is13", "audio", tmp_path / "s"))
+    data, _ = load_dataset(Experiment("is13", "audio", tmp_path / "s", allow_missing=True))
     assert manifest.ids[bad] not in data.utterances.ids
     assert data.notes["left_out"]["is13: quarantined"] == [manifest.ids[bad]]
 
@@ -217,14 +218,14 @@ def with_view(tmp_path: Path) -> Path:
 
 
 def test_views_are_copies_of_the_training_utterances_alone(with_view: Path) -> None:
-    data, _ = load_dataset(with_view, "logmel+bert", "cnn+bert", views="logmel:view=pitch-1")
+    data, _ = load_dataset(Experiment("logmel+bert", "cnn+bert", with_view, views="logmel:view=pitch-1"))
     fold = make_folds("session-out", data.utterances)[0]
     more, rows = with_views(data, fold.train)
     n = len(data.utterances)
     assert rows.tolist() == [*fold.train, *(fold.train + n)]
     batch = more.batch(more.groups(rows[[3, len(fold.train) + 3, 5]], "utterance"), {})
     plain = data.batch(data.groups(fold.train[[3, 3, 5]], "utterance"), {})
-    assert torch.equal(batch.labels, plain.labels)
+    assert torch.equal(batch.truth, plain.truth)
     assert torch.equal(batch.inputs["text"].values, plain.inputs["text"].values)  # a view of audio leaves the text
     assert torch.equal(batch.inputs["audio"].lengths, plain.inputs["audio"].lengths)
     difference = batch.inputs["audio"].values - plain.inputs["audio"].values
@@ -246,8 +247,9 @@ def test_views_do_not_touch_the_statistics_nor_the_other_parts(with_view: Path) 
 
 def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s")
-    plain, _ = load_dataset(store.path, "hubert+bert", "mit")
-    first, second = (load_dataset(store.path, "hubert+bert", "mit", cache=DataCache(tmp_path))[0] for _ in range(2))
+    asked = Experiment("hubert+bert", "mit", store.path)
+    plain, _ = load_dataset(asked)
+    first, second = (load_dataset(asked, DataCache(tmp_path))[0] for _ in range(2))
     assert plain.inputs.keys() == first.inputs.keys() == {"audio", "text"}  # read now
     for part in tmp_path.glob("s/*/*/parts/*/data.zarr"):  # the second reads no values from the store
         shutil.rmtree(part)
@@ -256,7 +258,7 @@ def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
             assert torch.equal(data.inputs[modality].values, expected.values)
             assert np.array_equal(data.inputs[modality].offsets, expected.offsets)
     whole = make_store(tmp_path / "t")
-    pooled, _ = load_dataset(whole.path, "is13+bert", "lgf-add", cache=DataCache(tmp_path))
+    pooled, _ = load_dataset(Experiment("is13+bert", "lgf-add", whole.path), DataCache(tmp_path))
     assert pooled.inputs["text"].values.dtype == torch.float32
 
 
@@ -277,47 +279,47 @@ def layered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_layers_stand_side_by_side_the_last_one_after_its_norm(layered: Path) -> None:
     for name, layers in (("all", (0, 1, 3)), ("1-2", (1, 3)), ("all,norm=before", (0, 1, 2)), ("0-1", (0, 1))):
-        data, _ = load_dataset(layered, f"hubert:layers={name}", "audio")
+        data, _ = load_dataset(Experiment(f"hubert:layers={name}", "audio", layered))
         expected = [stored("hubert")[id_] + np.float16(layer) for id_ in data.utterances.ids[:5] for layer in layers]
         values = data.batch(data.groups(np.arange(5), "utterance"), {}).inputs["audio"].values
         pieces = [np.concatenate(expected[i : i + len(layers)], 1) for i in range(0, len(expected), len(layers))]
         assert np.array_equal(values.numpy(), np.concatenate(pieces).astype(np.float32)), name
-        pooled, _ = load_dataset(layered, f"hubert:layers={name},pool=mean", "superb")
+        pooled, _ = load_dataset(Experiment(f"hubert:layers={name},pool=mean", "superb", layered))
         assert np.allclose(
             pooled.inputs["audio"].values[:5].numpy(), [x.mean(0, dtype=float) for x in pieces], atol=1e-3
         )
     first = open_store(layered).feature("hubert:layer=0").fingerprint[:9]  # any of a checkpoint's layers tells it
-    assert load_dataset(layered, f"hubert@{first}:layers=1-2", "audio")[0].dims == {"audio": 24}
+    assert load_dataset(Experiment(f"hubert@{first}:layers=1-2", "audio", layered))[0].dims == {"audio": 24}
     cache, names = DataCache(), ("hubert:layers=0-1", "hubert:layer=0+hubert:layer=1")
-    sums, beside = (load_dataset(layered, name, "audio", cache=cache)[0].described for name in names)
+    sums, beside = (load_dataset(Experiment(name, "audio", layered), cache)[0].described for name in names)
     assert sums["features"] != beside["features"], "the same features, and other runs"
     with pytest.raises(
         MissingRows, match=r"all of hubert:layers=0-3; run `ser features CORPUS --features hubert:layers"
     ):
-        load_dataset(layered, "hubert:layers=0-3", "audio")
+        load_dataset(Experiment("hubert:layers=0-3", "audio", layered))
     with pytest.raises(MissingRows, match="all of hubert:layers=all,norm=none"):  # and not the last layer of another
-        load_dataset(layered, "hubert:layers=all,norm=none", "audio")
+        load_dataset(Experiment("hubert:layers=all,norm=none", "audio", layered))
     with pytest.raises(MissingRows, match="ser features CORPUS --features hubert:layers=0-3,pool=mean"):
-        load_dataset(layered, "hubert:layers=0-3,pool=mean", "superb")  # and not the frames, a hundred times as large
+        load_dataset(Experiment("hubert:layers=0-3,pool=mean", "superb", layered))  # not frames, 100 times as large
     with pytest.raises(WrongUse, match="several features in the place of one"):
-        load_dataset(layered, "hubert:layers=0-1", "audio", views="hubert:layers=0-1")
+        load_dataset(Experiment("hubert:layers=0-1", "audio", layered, views="hubert:layers=0-1"))
 
 
 def test_means_in_the_store_are_taken_and_told_apart(layered: Path, tmp_path: Path) -> None:
     store, manifest = open_store(shutil.copytree(layered, tmp_path / "s")), make_manifest()
-    before, _ = load_dataset(store.path, "hubert:layers=0-1,pool=mean", "superb")
+    before, _ = load_dataset(Experiment("hubert:layers=0-1,pool=mean", "superb", store.path))
     for layer in range(2):
         means = [x.mean(0, dtype=np.float64).astype(np.float32) + layer for x in make_rows(manifest, "hubert")]
         spec = Spec("hubert", "audio", "utterance", 12, "float32", "made-up", 1, f"layer={layer},pool=mean", **LAYERS)
-        store.add(spec).publish(PartRows(manifest.corpus, manifest.ids, manifest.inputs("audio"), means))
-    after, _ = load_dataset(store.path, "hubert:layers=0-1,pool=mean", "superb")
+        add_feature(store, manifest, spec, means)
+    after, _ = load_dataset(Experiment("hubert:layers=0-1,pool=mean", "superb", store.path))
     assert torch.allclose(after.inputs["audio"].values, before.inputs["audio"].values, atol=1e-3)
     names = [data.described["features"]["audio"]["joined"][0]["feature"] for data in (before, after)]
     assert names == ["hubert:layer=0", "hubert:layer=0,pool=mean"]
     other = {**LAYERS, "checkpoint": {"digest": "b", "random": True}}
     for layer, rows in enumerate([make_rows(manifest, "hubert")] * 2):  # begun with another checkpoint
         add_feature(store, manifest, "hubert", rows, range(9), variant=f"layer={layer}", **other)
-    found = [load_dataset(path, "hubert:layers=0-1", "audio")[0] for path in (layered, store.path)]
+    found = [load_dataset(Experiment("hubert:layers=0-1", "audio", path))[0] for path in (layered, store.path)]
     assert torch.equal(*(data.inputs["audio"].values for data in found)), "the one that is complete"
 
 
@@ -328,7 +330,7 @@ def test_features_of_a_modality_are_joined_each_standardised_by_itself(layered: 
     columns = job.data.inputs["audio"].values.split([12, 12, 12, 24], 1)
     whole = Standardizer.of(job.data.inputs["audio"], job.fold.train)
     for name, own in (("hubert:layer=0", columns[0]), ("is13", columns[3])):
-        alone, _ = load_dataset(layered, f"{name}+mpnet", "lgf-add")
+        alone, _ = load_dataset(Experiment(f"{name}+mpnet", "lgf-add", layered))
         assert torch.equal(alone.inputs["audio"].values, own)
         own_scale = Standardizer.of(alone.inputs["audio"], job.fold.train)
         assert torch.equal(own_scale.mean, whole.mean[:12] if name != "is13" else whole.mean[36:])

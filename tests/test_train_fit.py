@@ -29,15 +29,13 @@ from ser.train.fit import (
     fit,
     fit_standardizers,
     learning_rate,
-    predict,
-    restore,
     shuffled,
     snapshot,
     training_loss,
 )
 from ser.train.fit_many import fit_many
 from ser.train.models import Stage
-from ser.train.models.ragged import Batch
+from ser.train.options import Experiment
 from ser.train.run_folder import Run
 from ser.train.scores import scores
 from ser.train.settings import TrainConfig, TrainingSettings, parse_settings
@@ -56,7 +54,7 @@ SMALL |= dict.fromkeys(("ef-add", "mf-concat", "lf-at"), SMALL["lgf-add"])
 
 def prepared(store: Path, fusion: str, *more: str, **plan: Any) -> tuple[Dataset, Fold, TrainConfig]:
     features, small = SMALL[fusion]
-    data, found = load_dataset(store, features, fusion)
+    data, found = load_dataset(Experiment(features, fusion, store))
     settings, training = parse_settings(found, (*small, *more))
     dev = "next" if plan.get("select", "val") == "val" else "none"
     fold = make_folds("session-out", data.utterances, Cut(dev=dev))[0]
@@ -102,9 +100,9 @@ def test_a_state_is_that_of_its_own_gpu(store: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: found.append((state.item(), str(device))))
 
     def keep_and_restore(epoch: Epoch, state: Callable[[], bytes]) -> None:
-        _, _, selection, *rest = state.args  # type: ignore[attr-defined]
+        selection, (_, _, *rest) = state.func.__self__, state.args  # type: ignore[attr-defined]
         selection.config = replace(config, device="cuda:1")
-        restore(load(state()), selection, *rest)
+        selection.restore(load(state()), *rest)
 
     fit(data, fold, config, keep_and_restore)
     assert found == [(1, "cuda:1")] * 2
@@ -115,7 +113,7 @@ def test_a_fit_and_a_prediction_turn_tf32_off(store: Path) -> None:
     data, fold, config = prepared(store, "lgf-add", "epochs=1")
     model = fit(data, fold, config).model
     ways = (lambda: fit(data, fold, config), lambda: fit_many(data, fold, [config]))
-    for compute in (*ways, lambda: predict(model, data, fold.test, config, {})):
+    for compute in (*ways, lambda: Fitted(model, {}).predict(data, fold.test, config)):
         torch.backends.cudnn.allow_tf32 = True
         compute()
         assert not torch.backends.cudnn.allow_tf32
@@ -168,8 +166,8 @@ def test_poison_in_the_test_part_changes_nothing_in_training(store: Path, fusion
     bad = fit(poisoned, fold, plan)
     assert weights(bad) == weights(clean)
     assert [line["loss"] for line in bad.history] == [line["loss"] for line in clean.history]
-    assert predict(bad.model, poisoned, fold.test, plan, bad.scaling)["logits"].tobytes() != (
-        predict(clean.model, data, fold.test, plan, clean.scaling)["logits"].tobytes()
+    assert bad.predict(poisoned, fold.test, plan)["logits"].tobytes() != (
+        clean.predict(data, fold.test, plan)["logits"].tobytes()
     ), "the poison does reach the test"
     poisoned.utterances.labels[fold.train[0]] = 3 - poisoned.utterances.labels[fold.train[0]]
     assert weights(fit(poisoned, fold, plan)) != weights(clean), "and the training part trains"
@@ -178,7 +176,7 @@ def test_poison_in_the_test_part_changes_nothing_in_training(store: Path, fusion
 def accuracy(store: Path, fusion: str, *more: str) -> float:
     data, fold, plan = prepared(store, fusion, *more, "epochs=30", select="last")
     fitted = fit(data, fold, plan)
-    predicted = predict(fitted.model, data, fold.test, plan, fitted.scaling)["logits"].argmax(1)
+    predicted = fitted.predict(data, fold.test, plan)["logits"].argmax(1)
     return scores(data.utterances.labels[fold.test].tolist(), predicted.tolist(), data.utterances.classes)["ua"]
 
 
@@ -198,7 +196,7 @@ def test_selection_keeps_the_epoch_that_it_names(store: Path) -> None:
             continue
         assert fitted.epoch == int(np.argmax(uas)) + 1  # the first of equals
         watched = fold.dev if select == "val" else fold.test
-        predicted = predict(fitted.model, data, watched, plan, fitted.scaling)["logits"].argmax(1)
+        predicted = fitted.predict(data, watched, plan)["logits"].argmax(1)
         labels = data.utterances.labels[watched]
         assert scores(labels.tolist(), predicted.tolist(), data.utterances.classes)["ua"] == max(uas)
 
@@ -263,9 +261,9 @@ def test_heads_that_nobody_asks_for_change_nothing_in_those_that_are_asked_for(s
     data, fold, plan = prepared(store, fusion)
     model = plan.fusion.build(plan.settings, data.dims, len(data.utterances.classes))
     standardizers = fit_standardizers(data, fold, plan.settings)
-    every = predict(model, data, fold.test, plan, standardizers)
+    every = Fitted(model, standardizers).predict(data, fold.test, plan)
     assert set(every) == {"logits", "audio", "text"}
-    alone = predict(model, data, fold.test, plan, standardizers, heads=frozenset({"logits"}))
+    alone = Fitted(model, standardizers).predict(data, fold.test, plan, heads=frozenset({"logits"}))
     assert np.allclose(alone["logits"], every["logits"], atol=1e-6)
     assert ("audio" in alone) == (fusion in ("lgf-add", "bc-lstm"))  # there the fused logits are made of them
 
@@ -279,7 +277,7 @@ def test_bfloat16_stays_close_to_float32(store: Path, fusion: str) -> None:
     for one, other in zip(exact.history, rounded.history, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
     first, second = (
-        predict(fitted.model, data, fold.test, replace(plan, precision=precision), fitted.scaling)["logits"]
+        fitted.predict(data, fold.test, replace(plan, precision=precision))["logits"]
         for fitted, precision in ((exact, "float32"), (rounded, "bf16"))
     )
     assert np.abs(first - second).max() < 0.05
@@ -289,11 +287,10 @@ def test_bfloat16_stays_close_to_float32(store: Path, fusion: str) -> None:
 # The losses against the papers' equations, written as loops over utterances ---------------------------------------
 
 
-def made(n: int = 7, classes: int = 4) -> tuple[dict[str, torch.Tensor], Batch]:
+def made(n: int = 7, classes: int = 4) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     outputs = {head: torch.randn(n, classes, generator=generator).double() for head in ("logits", "audio", "text")}
-    labels = torch.randint(classes, (n,), generator=generator)
-    return outputs, Batch({}, labels, torch.arange(n), torch.tensor([3, n - 3]))
+    return outputs, torch.randint(classes, (n,), generator=generator)
 
 
 def slow(logits: torch.Tensor, weights: torch.Tensor) -> float:
@@ -305,22 +302,22 @@ def slow(logits: torch.Tensor, weights: torch.Tensor) -> float:
 
 
 def loss_of(
-    outputs: dict[str, Tensor], batch: Batch, kind: str, reduction: str = "sum", output: str = "logits"
+    outputs: dict[str, Tensor], truth: Tensor, kind: str, reduction: str = "sum", output: str = "logits"
 ) -> float:
     config: Any = SimpleNamespace(target="class", loss=kind, reduction=reduction, training=TrainingSettings())
-    return training_loss(outputs, batch.truth, config, Stage("x", output)).item()
+    return training_loss(outputs, truth, config, Stage("x", output)).item()
 
 
 def test_the_losses_are_equations_3_and_6() -> None:
-    outputs, batch = made()
-    one_hot = torch.nn.functional.one_hot(batch.labels, 4)
+    outputs, truth = made()
+    one_hot = torch.nn.functional.one_hot(truth, 4)
     of = {head: slow(logits, one_hot) for head, logits in outputs.items()}
-    assert loss_of(outputs, batch, "single") == pytest.approx(of["logits"], abs=1e-12)
-    assert loss_of(outputs, batch, "single", "mean") == pytest.approx(of["logits"] / 7, abs=1e-12)
-    assert loss_of(outputs, batch, "perspective") == pytest.approx(sum(of.values()), abs=1e-12)
-    assert loss_of(outputs, batch, "perspective", output="text") == pytest.approx(of["text"], abs=1e-12)
+    assert loss_of(outputs, truth, "single") == pytest.approx(of["logits"], abs=1e-12)
+    assert loss_of(outputs, truth, "single", "mean") == pytest.approx(of["logits"] / 7, abs=1e-12)
+    assert loss_of(outputs, truth, "perspective") == pytest.approx(sum(of.values()), abs=1e-12)
+    assert loss_of(outputs, truth, "perspective", output="text") == pytest.approx(of["text"], abs=1e-12)
     with pytest.raises(WrongUse, match="--loss perspective needs audio and text heads"):
-        loss_of({"logits": outputs["logits"]}, batch, "perspective")
+        loss_of({"logits": outputs["logits"]}, truth, "perspective")
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
@@ -328,18 +325,15 @@ def test_the_losses_are_equations_3_and_6() -> None:
 @pytest.mark.parametrize("soft", [False, True])
 def test_soft_labels_class_weights_and_the_focal_factor(gamma: float, weights: list[float], soft: bool) -> None:
     """Each term −p log q has its class's weight and (1 − q)^γ (Lin et al. 2017), and a certain one has a gradient."""
-    outputs, batch = made(3)
+    outputs, truth = made(3)[0], torch.tensor([0, 2, 1])
     outputs["logits"][0] = torch.tensor([200.0, 0, 0, 0])  # as sure as can be
-    batch.labels = torch.tensor([0, 2, 1])
-    shares = (
-        torch.tensor([[2 / 3, 1 / 3, 0, 0], [0, 0, 1, 0], [0.25] * 4]).double() if soft else torch.eye(4)[[0, 2, 1]]
-    )
-    batch.targets = shares * torch.tensor(weights).double() if soft or weights != [1.0] * 4 else None
+    shares = torch.tensor([[2 / 3, 1 / 3, 0, 0], [0, 0, 1, 0], [0.25] * 4]).double() if soft else torch.eye(4)[truth]
+    truth = shares * torch.tensor(weights).double() if soft or weights != [1.0] * 4 else truth
     wanted = slow(outputs["logits"], shares * torch.tensor(weights) * (1 - outputs["logits"].softmax(1)) ** gamma)
     config: Any = SimpleNamespace(target="class", loss="single", training=TrainingSettings(focal_gamma=gamma))
     logits = outputs["logits"].requires_grad_()
     for config.reduction, n in (("sum", 1), ("mean", 3)):
-        loss = training_loss({"logits": logits}, batch.truth, config, Stage("x"))
+        loss = training_loss({"logits": logits}, truth, config, Stage("x"))
         assert loss.item() == pytest.approx(wanted / n, abs=1e-12)
         assert torch.autograd.grad(loss, logits)[0].isfinite().all()
 
@@ -370,7 +364,7 @@ def test_a_balanced_sampler_draws_the_classes_alike(store: Path) -> None:
     for seed in range(100):
         for batch in data.batches(rows, "utterance", 8, {}, torch.Generator().manual_seed(seed), sampler="balanced"):
             assert np.isin(batch.utterances, rows).all()
-            drawn.update(batch.labels.tolist())
+            drawn.update(batch.truth.tolist())
     assert drawn.total() == 100 * len(rows)
     assert stats.chisquare(list(drawn.values())).pvalue > 0.001 and len(drawn) == 4
 

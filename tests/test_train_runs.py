@@ -24,7 +24,6 @@ from ser.errors import Diverged, SerError, WrongUse
 from ser.tests.command_line import ser
 from ser.tests.tiny_store import make_manifest
 from ser.train.experiment import Experiment, Progress, estimate, prepare, run_experiment
-from ser.train.fit import predict
 from ser.train.models import FUSIONS
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
@@ -65,9 +64,9 @@ def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path:
     assert any(name.startswith("model.") for name in load_file(run.path / "model.safetensors"))
     assert len((run.path / "log").read_text().splitlines()) == 4
     (job,) = prepare(lgf(store, tmp_path, folds=1))  # and the saved model gives the saved probabilities
-    fitted, fusion, settings = load_model(open_run(run.path))
-    assert fusion.name == "lgf-add" and settings.d_model == 16 and set(fitted.scaling) == {"audio"}
-    found = predict(fitted.model, job.data, job.fold.test, job.plan, fitted.scaling)
+    fitted, plan = load_model(open_run(run.path))
+    assert plan.fusion.name == "lgf-add" and plan.settings.d_model == 16 and set(fitted.scaling) == {"audio"}
+    found = fitted.predict(job.data, job.fold.test, job.plan)
     assert np.array_equal(found["logits"], np.array(table["probabilities"], dtype=np.float32))
     assert np.array_equal(found["text"], np.array(table["probabilities head text"], dtype=np.float32))
 
@@ -163,7 +162,7 @@ BOTH = """
 import os, sys
 from ser.train.experiment import Experiment, run_experiment
 settings = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
-made = Experiment("is13+bert", "lgf-add", store=sys.argv[1], out=sys.argv[2], epochs=16, folds=1, set=settings)
+made = Experiment("is13+bert", "lgf-add", store=sys.argv[1], out=sys.argv[2], epochs=4, folds=1, set=settings)
 for name in "ab":
     if not os.fork():
         run_experiment(made, lambda progress: print(name, flush=True))
@@ -173,14 +172,14 @@ os.wait(), os.wait()
 
 
 def test_two_processes_at_the_same_run_train_it_once(store: Path, tmp_path: Path) -> None:
-    (job,) = prepare(lgf(store, tmp_path, epochs=16, folds=1, loss="single"))
+    (job,) = prepare(lgf(store, tmp_path, epochs=4, folds=1, loss="single"))
     lock, pipe = tmp_path / job.name / "lock", subprocess.PIPE
     lock.parent.mkdir()
     with locked(lock):
         both = subprocess.Popen([sys.executable, "-c", BOTH, store, tmp_path], stdout=pipe, stderr=pipe, text=True)
         said = [both.stderr.readline() for _ in range(2)]
     output, errors = both.communicate(timeout=120)
-    assert sorted(Counter(output.split()).values()) == [1, 17]  # one trained 16 epochs
+    assert sorted(Counter(output.split()).values()) == [1, 5]  # one trained 4 epochs
     assert said == [f"{lock.parent}: waits for the process that trains this run\n"] * 2 and errors == ""
 
 

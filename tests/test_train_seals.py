@@ -15,7 +15,7 @@ from ser.errors import CorruptStore, Diverged, StoreError
 from ser.tests.command_line import ser
 from ser.train import run as training
 from ser.train.experiment import Experiment, run_experiment
-from ser.train.fit import predict
+from ser.train.fit import Fitted
 from ser.train.run import load_model, write_model
 from ser.train.run_folder import CONFIG, LOG, MODEL, PREDICTIONS, RESULT, STATE, Run, open_run
 
@@ -157,10 +157,10 @@ def test_weights_and_predictions_that_are_no_numbers(
     with pytest.raises(CorruptStore, match="does not hold the weights of fusion 'lgf-add'"):
         load_model(Run(run.path))
 
-    def broken(*arguments: Any, **options: Any) -> dict[str, np.ndarray]:
-        return {head: found * np.nan for head, found in predict(*arguments, **options).items()}
+    def broken(*arguments: Any, of: Any = Fitted.predict, **options: Any) -> dict[str, np.ndarray]:
+        return {head: found * np.nan for head, found in of(*arguments, **options).items()}
 
-    monkeypatch.setattr(training, "predict", broken)
+    monkeypatch.setattr(Fitted, "predict", broken)
     with pytest.raises(Diverged, match="the predictions became nan"):
         run_experiment(lgf(store, tmp_path / "b"))
     assert not list((tmp_path / "b").glob(f"*/{RESULT}"))

@@ -13,6 +13,7 @@ from ser.train.data.features import load_dataset
 from ser.train.data.splits import Cut, make_folds
 from ser.train.fit import Fitted, fit, snapshot
 from ser.train.models import FUSIONS
+from ser.train.options import Experiment
 from ser.train.settings import TrainConfig, parse_settings, settings
 
 SIZES = {"d_model": 8, "heads": 2, "frames": 8, "channels": 2, "hidden": 4, "queries": 3, "dense": 4}
@@ -107,7 +108,7 @@ def test_every_number_has_a_range_and_what_is_in_it_builds_a_model(name: str) ->
 def test_every_setting_of_the_loss_changes_what_a_fusion_learns_or_is_refused(store: Path, name: str) -> None:
     fusion = FUSIONS[name]
     features = "+".join(FEATURES[fusion.level][modality] for modality in fusion.inputs)
-    data, _ = load_dataset(store, features, name, limit=30)
+    data, _ = load_dataset(Experiment(features, name, store, limit=30))
     [fold, *_] = make_folds("session-out", data.utterances, Cut(dev="none"))
 
     def learnt(*more: str) -> torch.Tensor:
@@ -140,8 +141,8 @@ def test_patience_refit_clipping_and_hop_reach_every_fusion(hopped: Path, name: 
     fusion, stages = FUSIONS[name], len(FUSIONS[name].stages)
 
     def fitted(hop: str, select: str, *more: str) -> Fitted:
-        features = {"audio": f"hubert{hop}", "text": "bert"}
-        data, _ = load_dataset(hopped, "+".join(features[modality] for modality in fusion.inputs), name, limit=30)
+        features = "+".join({"audio": f"hubert{hop}", "text": "bert"}[modality] for modality in fusion.inputs)
+        data, _ = load_dataset(Experiment(features, name, hopped, limit=30))
         [fold, *_] = make_folds("session-out", data.utterances, Cut(dev="next" if select == "val" else "none"))
         options = [f"{k}={v}" for k, v in {**small(name), "epochs": 1, "batch_size": 4, "lr": 0.01}.items()]
         return fit(data, fold, TrainConfig(fusion, *parse_settings(fusion, [*options, *more]), select=select))

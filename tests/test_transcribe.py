@@ -26,7 +26,7 @@ from ser.extract.audio import decode
 from ser.extract.corpora.transcribe import Transcription, word_errors
 from ser.extract.options import ExtractionConfig
 from ser.tests import stand_in  # noqa: F401 (registers an extractor)
-from ser.tests.command_line import ser
+from ser.tests.command_line import printed, ser
 
 COUNT = 8  # utterances
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>")
@@ -148,9 +148,23 @@ def test_word_errors(reference: str, heard: str, errors: int, words: int) -> Non
     assert word_errors([(reference, heard)])[:2] == (errors, words)
 
 
+# `ser`, which stops at its third transcript to be killed there.
+STOPS = """
+import sys, time
+from ser.cli import main
+from ser.extract.corpora import transcribe
+put, pauses = transcribe.put_transcripts, iter([0, 0, 600])
+def put_and_pause(*asked):
+    put(*asked)
+    time.sleep(next(pauses))
+transcribe.put_transcripts = put_and_pause
+main(sys.argv[1:])
+"""
+
+
 def test_a_killed_transcription_goes_on(whisper: Path, table: Path, tmp_path: Path) -> None:
     asked = ["features", str(table), "--transcribe", "whisper", "--model", f"whisper={whisper}", "--part-seconds", "1"]
-    process = subprocess.Popen([sys.executable, "-m", "ser", *asked, "--store", str(tmp_path / "s")])
+    process = subprocess.Popen([sys.executable, "-c", STOPS, *asked, "--store", str(tmp_path / "s")])
     kept = tmp_path / "s" / "transcripts"
     while len(list(kept.glob("*.json"))) < 3 and process.poll() is None:
         time.sleep(0.005)
@@ -181,22 +195,19 @@ def test_the_parents_audio_trains_with_the_recognisers_words(demo_store: Path, w
     corpus, path = demo_store.parent / "corpus", shutil.copytree(demo_store, tmp_path / "s")
     models = f"whisper={whisper}", f"bert={demo_store.parent}/checkpoints/bert-random"
     asked = ["--store", path, "--model", models[0], "--model", models[1]]
-    done = ser("features", corpus, "--transcribe", "whisper", "--features", "is13,bert", *asked, "--json")
-    assert done.exit_code == 0, done.output
-    found, store = json.loads(done.stdout), open_store(path)
+    done = printed("features", corpus, "--transcribe", "whisper", "--features", "is13,bert", *asked, "--json")
+    found, store = json.loads(done), open_store(path)
     parent, child = (store.manifest(name) for name in ("demo", "demo-asr"))
     n = len(parent)
     assert (found["is13"]["computed"], found["is13"]["reused"], found["bert"]["computed"]) == (0, n, n)
     assert rows_of(store, "is13") == {"demo": n}
     assert (child.parent.corpus, child.parent.digest) == ("demo", parent.digest)
-    done = ser("sweep", "perspective-table1", "--corpus", "demo-asr", "--store", path, "--out", tmp_path / "runs",
-               "--seeds", 1, "--epochs", 1, "--workers", 1, "--json")  # fmt: skip
-    assert done.exit_code == 0, done.output
-    audio, text = json.loads(done.stdout)["rows"]
+    words = ["sweep", "perspective-table1", "--corpus", "demo-asr", "--store", path, "--out", tmp_path / "runs"]
+    audio, text = json.loads(printed(*words, "--seeds", 1, "--epochs", 1, "--workers", 1, "--json"))["rows"]
     assert len(audio["folders"]) == len(text["folders"]) == 1
     assert "transcripts" in text["differs"] and "transcripts" not in audio["differs"]
-    [shown] = [one for one in json.loads(ser("cache", "list", "--store", path, "--json").stdout)
-               if one["feature"] == "is13" and one["corpus"] == "demo-asr"]  # fmt: skip
+    listed = json.loads(printed("cache", "list", "--store", path, "--json"))
+    [shown] = [one for one in listed if one["feature"] == "is13" and one["corpus"] == "demo-asr"]
     assert (shown["rows"], shown["lent"], shown["superseded"], shown["bytes"], shown["complete"]) == (n, n, 0, 0, True)
 
     # The child's rows are no one's to remove while it asks for them, and a parent without them makes it incomplete.

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from ser.errors import SerError, WeightsError, WrongUse
 from ser.extract.registry import resolve
-from ser.weights import find_checkpoint, load_encoder
 from ser.weights.convert import convert
 from ser.weights.demo import write_demo_checkpoints, write_random_checkpoint
+from ser.weights.find import find_checkpoint, load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_offline_and_without_a_network(hubert: Path, tmp_path: Path, offline: st
     In a fresh interpreter: Hugging Face reads its variables when it is imported.
     """
     code = (
-        "from ser.errors import WeightsError\nfrom ser.weights import *\nimport socket\n"
+        "from ser.errors import WeightsError\nfrom ser.weights.find import *\nimport socket\n"
         "def refuse(*a, **k): print('NETWORK'); raise OSError('no network')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
         "c = find_checkpoint('some/hubert'); print(c.model, c.digest)\n"

@@ -14,7 +14,8 @@ import numpy as np
 
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
-from ser.cache.store import PartRows, Quarantine, Store, open_store
+from ser.cache.store import Feature, PartRows, Quarantine, Store
+from ser.tests.store_samples import new_store
 
 LABELS = ("ang", "hap", "neu", "sad", "exc", "fru", "xxx", "neu")
 NAMES = {"ang": "Anger", "hap": "Happiness", "exc": "Excited", "neu": "Neutral", "sad": "Sadness"}
@@ -78,29 +79,26 @@ def make_rows(manifest: Manifest, feature: str, seed: int = 0) -> list[np.ndarra
     return rows
 
 
-def new_store(path: Path, manifest: Manifest) -> Store:
-    store = open_store(path, create=True)
-    store.put_manifest(manifest)
-    return store
-
-
 def add_feature(
     store: Store,
     manifest: Manifest,
-    feature: str,
-    rows: list[np.ndarray],
+    feature: str | Spec,
+    rows: Sequence[np.ndarray] | dict[int, np.ndarray],
     of: Sequence[int] | None = None,
     empty: Sequence[int] = (),
+    extras: dict[str, list[np.ndarray]] | None = None,
+    backend: str = "zarr",
     **spec: Any,
-) -> None:
+) -> Feature:
     """Publish rows as that feature: those `of` some utterances (all by default), and some quarantined as `empty`."""
-    modality, level, dim, dtype, _ = FEATURES[feature]
-    ids, inputs, of = manifest.ids, manifest.inputs(modality), range(len(manifest)) if of is None else of
+    if isinstance(feature, str):
+        feature = Spec(feature, *FEATURES[feature][:4], "made-up", 1, **spec)
+    ids, inputs, of = manifest.ids, manifest.inputs(feature.modality), range(len(manifest)) if of is None else of
     quarantined = [Quarantine(ids[i], inputs[i], f"{ids[i]}.wav", "empty file") for i in empty]
-    kept = PartRows(
-        manifest.corpus, [ids[i] for i in of], [inputs[i] for i in of], [rows[i] for i in of], {}, quarantined
-    )
-    store.add(Spec(feature, modality, level, dim, dtype, "made-up", 1, **spec)).publish(kept)
+    kept = [[all_[i] for i in of] for all_ in (ids, inputs, rows)]
+    added = store.add(feature)
+    added.publish(PartRows(manifest.corpus, *kept, extras or {}, quarantined), backend)
+    return added
 
 
 def make_store(path: Path, turns: int = 12) -> Store:

@@ -32,7 +32,7 @@ from ser.errors import WrongUse, unknown
 
 from .data.dataset import DataCache, Dataset
 from .data.features import load_dataset
-from .data.splits import SHARE, Cut, Fold, corpora_of, make_folds
+from .data.splits import SHARE, Cut, Fold, make_folds
 from .finetune import with_encoder
 from .fit import Diverged, Epoch, fit, rows_to_evaluate
 from .fit_many import MOST, fit_many, runs_at_once
@@ -67,11 +67,7 @@ class Progress:
 def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]:
     """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
     _check_options(experiment)
-    names = ("labels", "limit", "allow_missing", "views", "only", "target", "memory")
-    asked = {name: getattr(experiment, name) for name in names}
-    corpora = corpora_of(experiment.protocol, experiment.corpus)
-    what = experiment.store, experiment.features, experiment.fusion, corpora
-    data, fusion = load_dataset(*what, cache=cache, **asked)
+    data, fusion = load_dataset(experiment, cache)
     also = [assignment for assignment in experiment.also_set if has_setting(fusion, assignment)]
     settings, training = parse_settings(fusion, [*experiment.set, *also], experiment.epochs)
     training, data = TARGETS[experiment.target].settled(fusion, settings, training, data)
@@ -95,7 +91,6 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         raise WrongUse(
             "patience stops where a score no longer rises, and --select last looks at none; use --select val"
         )
-    folds = [fold.decided(data.utterances) for fold in folds]
     shared = ("target", "loss", "select", "precision", "log", "deterministic")
     how = {name: getattr(experiment, name) for name in shared}
     device = choose_device(experiment.device)
@@ -201,9 +196,7 @@ def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
 
 
 def run_experiment(
-    experiment: Experiment,
-    on_progress: Callable[[Progress], None] | None = None,
-    cache: DataCache | None = None,
+    experiment: Experiment, on_progress: Callable[[Progress], None] | None = None, cache: DataCache | None = None
 ) -> list[Run]:
     """Train every fold and seed; runs that are finished already are not trained again."""
     return list(iterate(experiment, prepare(experiment, cache), on_progress))

@@ -7,12 +7,11 @@ USC §5.1 fine-tunes BERT. With `finetune_layers=n` its top n layers start from 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ser.cache.spec import Spec, to_record
 from ser.errors import CorruptStore, WrongUse
-from ser.weights.find import INCIDENTAL, Checkpoint, find_checkpoint, load_encoder, parse_models
+from ser.weights.find import INCIDENTAL, load_encoder, parse_models, recorded_checkpoint
 
 from .data.dataset import Dataset
 from .models import Fusion
@@ -42,7 +41,7 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
             f"finetune_layers needs the special tokens too, which {spec.name} leaves out; "
             "extract it without special=false"
         )
-    checkpoint = _checkpoint(spec, parse_models(models))
+    checkpoint = recorded_checkpoint(spec, parse_models(models))
     if (kind := checkpoint.architecture) not in ("bert", "mpnet"):
         raise WrongUse(f"finetune_layers trains the encoder of bert or mpnet tokens, not of {kind}: {spec.name}")
     depth, layer = checkpoint.setting("num_hidden_layers"), spec.config["layer"]
@@ -80,21 +79,3 @@ def _tuned(fusion: Fusion, encoder: Callable[[], Encoder]) -> Fusion:
     tune = fusion.tune
     assert tune is not None
     return replace(fusion, build=lambda settings, dims, classes: tune(settings, dims, classes, encoder()))
-
-
-def _checkpoint(spec: Spec, models: Mapping[str, str]) -> Checkpoint:
-    """The checkpoint that the feature was computed with, wherever it lies now. Raises `WrongUse` for another one."""
-    option = f"--model {spec.feature}=PATH"
-    folder = spec.provenance.get("folder")
-    if spec.feature not in models and folder is not None and not Path(folder).is_dir():
-        raise WrongUse(
-            f"the weights of {spec.feature} were in {folder}, which is not there any more; point at them with {option}"
-        )
-    source = models.get(spec.feature) or folder or spec.provenance["model"]
-    found = find_checkpoint(source, option)
-    if found.digest != spec.checkpoint["digest"]:
-        raise WrongUse(
-            f"{source}: is not the checkpoint that {spec.name} was computed with (digest "
-            f"{str(spec.checkpoint['digest'])[:12]}…; here {found.digest[:12]}…); point at that one with {option}"
-        )
-    return found

@@ -23,10 +23,12 @@ from ser.errors import Diverged, WrongUse
 from .data.dataset import Dataset, Standardizer, with_views
 from .data.splits import Fold
 from .models import Stage
+from .models.ragged import Heads
 from .settings import TrainConfig
 from .targets import TARGETS
 
 NO_NUMBERS = "the predictions became nan; try a lower lr or --set clip_norm=1"
+Random = Mapping[str, Generator]  # that of torch, and those of a training's own draws
 EVALUATED = 64  # utterances at once on a GPU, at least: an evaluation keeps no activations
 
 
@@ -48,7 +50,7 @@ class Epoch:
 
 @dataclass
 class Fitted:
-    """The model with the weights that the selection chose."""
+    """A model with its scaling: at the end of a training, with the weights that the selection chose."""
 
     model: nn.Module
     scaling: dict[str, Standardizer]
@@ -58,6 +60,38 @@ class Fitted:
     def epoch(self) -> int:
         """The epoch that was kept in the last stage, from 1."""
         return [line["epoch"] for line in self.history if line["kept"]][-1]
+
+    @torch.inference_mode()
+    def predict(
+        self, data: Dataset, rows: np.ndarray, config: TrainConfig, hide: str | None = None, heads: Heads = None
+    ) -> dict[str, np.ndarray]:
+        """What the target predicts [n, …] for the given rows, in their order, by head: for those of `heads` at least.
+
+        `hide` hides one modality from all.
+        """
+        exact_arithmetic(config.device, config.deterministic)
+        self.model.eval()
+        target = TARGETS[config.target]
+        found: dict[str, list[Tensor]] = {}
+        seen, size = list[Tensor](), config.settings.batch_size
+        if config.fusion.unit == "utterance" and torch.device(config.device).type == "cuda":
+            size = max(size, EVALUATED)
+
+        def hidden(n: int) -> dict[str, Tensor]:
+            return {hide: torch.ones(n, dtype=torch.bool)} if hide else {}
+
+        for batch in data.on(config.device).batches(rows, config.fusion.unit, size, self.scaling, hide=hidden):
+            batch.heads = heads
+            with config.autocast():
+                outputs = self.model(batch)
+            seen.append(batch.utterances)
+            for head, logits in outputs.items():
+                found.setdefault(head, []).append(target.predictions(logits.float()))
+        place = torch.empty(len(data.utterances), dtype=torch.int64)
+        place[torch.cat(seen or [place[:0]])] = torch.arange(len(rows))  # of each row, where its prediction stands
+        order = place[torch.from_numpy(rows)]
+        # Here the GPU is waited for.
+        return {head: torch.cat(parts).cpu()[order].numpy() for head, parts in found.items()}
 
 
 @torch.random.fork_rng(devices=[])
@@ -71,7 +105,7 @@ def fit(
 ) -> Fitted:
     """Train one model on one fold; with `refit` then another on train + dev, for as many epochs as dev chose.
 
-    `on_epoch` gets every epoch, and a function that makes the `state_bytes` after it; `resume` is what such a file
+    `on_epoch` gets every epoch, and a function that makes the `state` after it; `resume` is what such a file
     holds, tensors and metadata, to go on from. `chosen` is the history of the model before, whose kept epoch is the
     last of each stage. Raises `Diverged` if the loss is no longer a number, naming epoch and batch.
     """
@@ -111,7 +145,7 @@ def fit(
         selection.best, first = -math.inf, 0
         if resume and number == about["stage"]:
             first, selection.best, selection.history = about["epoch"], float(about["best_score"]), about["history"]
-            restore(resume[0], selection, model, optimiser, random)
+            selection.restore(resume[0], model, optimiser, random)
         for epoch in range(first, selection.epochs(stage)):
             if selection.stopped(stage):
                 break
@@ -143,13 +177,13 @@ def fit(
             mean = sum(value * size for value, size in zip(values, sizes, strict=True)) / len(train_rows)
             found, head = dict[str, Any](), stage.output
             if len(eval_rows):
-                predicted = predict(model, data, eval_rows, config, per_batch, heads=frozenset({head}))[head]
+                predicted = Fitted(model, per_batch).predict(data, eval_rows, config, heads=frozenset({head}))[head]
                 found = target.scored(data.utterances, eval_rows, predicted, config)
             line = selection.add(stage, epoch, mean, found, time.perf_counter() - started)
             if line.kept:
                 selection.kept = snapshot(model)
             if on_epoch:
-                on_epoch(line, partial(state_bytes, number, epoch + 1, selection, model, optimiser, random))
+                on_epoch(line, partial(selection.state, number, epoch + 1, model, optimiser, random))
         if selection.best == -math.inf:
             raise Diverged(NO_NUMBERS, selection.kept, scaling)
         model.load_state_dict(selection.kept)
@@ -246,44 +280,6 @@ def divergence(losses: Sequence[float], stage: Stage, epoch: int) -> str | None:
     return None
 
 
-@torch.inference_mode()
-def predict(
-    model: nn.Module,
-    data: Dataset,
-    rows: np.ndarray,
-    config: TrainConfig,
-    scaling: Mapping[str, Standardizer],
-    hide: str | None = None,
-    heads: frozenset[str] | None = None,
-) -> dict[str, np.ndarray]:
-    """What the target predicts [n, …] for the given rows, in their order, by head, or for those of `heads` at least.
-
-    `hide` hides one modality from all.
-    """
-    exact_arithmetic(config.device, config.deterministic)
-    model.eval()
-    target = TARGETS[config.target]
-    found: dict[str, list[Tensor]] = {}
-    seen, size = list[Tensor](), config.settings.batch_size
-    if config.fusion.unit == "utterance" and torch.device(config.device).type == "cuda":
-        size = max(size, EVALUATED)
-
-    def hidden(n: int) -> dict[str, Tensor]:
-        return {hide: torch.ones(n, dtype=torch.bool)} if hide else {}
-
-    for batch in data.on(config.device).batches(rows, config.fusion.unit, size, scaling, hide=hidden):
-        batch.heads = heads
-        with config.autocast():
-            outputs = model(batch)
-        seen.append(batch.utterances)
-        for head, logits in outputs.items():
-            found.setdefault(head, []).append(target.predictions(logits.float()))
-    place = torch.empty(len(data.utterances), dtype=torch.int64)
-    place[torch.cat(seen or [place[:0]])] = torch.arange(len(rows))  # of each row, where its prediction stands
-    order = place[torch.from_numpy(rows)]
-    return {head: torch.cat(parts).cpu()[order].numpy() for head, parts in found.items()}  # the GPU is waited for here
-
-
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the model's weights, on the CPU."""
     return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
@@ -321,52 +317,39 @@ class Selection:
         self.history.append(asdict(line))
         return line
 
+    def state(self, stage: int, epoch: int, model: nn.Module, optimiser: torch.optim.Adam, random: Random) -> bytes:
+        """Where an unfinished run stands after so many epochs of a stage, as a safetensors file.
 
-def state_bytes(
-    stage: int,
-    epoch: int,
-    selection: Selection,
-    model: nn.Module,
-    optimiser: torch.optim.Adam,
-    random: Mapping[str, Generator],
-) -> bytes:
-    """Where an unfinished run stands after so many epochs of a stage, as a safetensors file.
+        The model, the weights kept so far, Adam's moments and every random generator: `model.*`, `kept.*`, `adam.<n>.*`
+        and `random.*`; stage, epoch and the scores so far in the metadata.
+        """
+        adam = {f"{n}.{name}": x for n, of in optimiser.state_dict()["state"].items() for name, x in of.items()}
+        generators = {name: generator.get_state() for name, generator in random.items()}
+        if (kind := (device := torch.device(self.config.device)).type) != "cpu":
+            generators[kind] = torch.get_device_module(kind).get_rng_state(device)
+        parts = {"model": model.state_dict(), "kept": self.kept, "adam": adam, "random": generators}
+        tensors = {
+            f"{part}.{name}": value.detach().to("cpu", copy=True).contiguous()
+            for part, values in parts.items()
+            for name, value in values.items()
+        }
+        about = {"stage": stage, "epoch": epoch, "best_score": repr(self.best), "history": self.history}
+        about["chosen"] = self.chosen
+        return save(tensors, {"state": json.dumps(about)})
 
-    The model, the weights kept so far, Adam's moments and every random generator: `model.*`, `kept.*`, `adam.<n>.*`
-    and `random.*`; stage, epoch and the scores so far in the metadata.
-    """
-    adam = {f"{n}.{name}": x for n, of in optimiser.state_dict()["state"].items() for name, x in of.items()}
-    generators = {name: generator.get_state() for name, generator in random.items()}
-    if (kind := (device := torch.device(selection.config.device)).type) != "cpu":
-        generators[kind] = torch.get_device_module(kind).get_rng_state(device)
-    parts = {"model": model.state_dict(), "kept": selection.kept, "adam": adam, "random": generators}
-    tensors = {
-        f"{part}.{name}": value.detach().to("cpu", copy=True).contiguous()
-        for part, values in parts.items()
-        for name, value in values.items()
-    }
-    about = {"stage": stage, "epoch": epoch, "best_score": repr(selection.best), "history": selection.history}
-    about["chosen"] = selection.chosen
-    return save(tensors, {"state": json.dumps(about)})
+    def restore(
+        self, tensors: Mapping[str, Tensor], model: nn.Module, optimiser: torch.optim.Adam, random: Random
+    ) -> None:
+        """Put everything back as `state` found it."""
 
+        def below(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
 
-def restore(
-    tensors: Mapping[str, Tensor],
-    selection: Selection,
-    model: nn.Module,
-    optimiser: torch.optim.Adam,
-    random: Mapping[str, Generator],
-) -> None:
-    """Put everything back as `state_bytes` found it."""
-
-    def below(prefix: str) -> dict[str, Tensor]:
-        return {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
-
-    generators, numbers = below("random."), {int(name.split(".")[0]) for name in below("adam.")}
-    selection.kept = below("kept.")
-    model.load_state_dict(below("model."))
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": {n: below(f"adam.{n}.") for n in numbers}})
-    for name, generator in random.items():
-        generator.set_state(generators[name])
-    if (kind := (device := torch.device(selection.config.device)).type) in generators:
-        torch.get_device_module(kind).set_rng_state(generators[kind], device)
+        generators, numbers = below("random."), {int(name.split(".")[0]) for name in below("adam.")}
+        self.kept = below("kept.")
+        model.load_state_dict(below("model."))
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": {n: below(f"adam.{n}.") for n in numbers}})
+        for name, generator in random.items():
+            generator.set_state(generators[name])
+        if (kind := (device := torch.device(self.config.device)).type) in generators:
+            torch.get_device_module(kind).set_rng_state(generators[kind], device)

@@ -23,22 +23,10 @@ from torch.func import vmap
 from ser.engines import exact_arithmetic
 from ser.errors import Diverged
 
+from . import fit
 from .data.dataset import Dataset
 from .data.splits import Fold
-from .fit import (
-    Epoch,
-    Fitted,
-    Selection,
-    divergence,
-    fit,
-    fit_standardizers,
-    learning_rate,
-    make_optimiser,
-    rows_to_evaluate,
-    shuffled,
-    snapshot,
-    training_loss,
-)
+from .fit import Epoch, Fitted, Selection
 from .models.stacked import NO_LABEL, Graphs, Layout, Stack
 from .scores import SHOWN, confusions, metrics
 from .settings import TrainConfig
@@ -69,8 +57,8 @@ def fit_many(
     config, settings, device = configs[0], configs[0].settings, configs[0].device
     exact_arithmetic(device, config.deterministic)
     [stage] = config.fusion.stages
-    eval_rows = rows_to_evaluate(fold, config)
-    scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
+    eval_rows = fit.rows_to_evaluate(fold, config)
+    scaling = fit.fit_standardizers(data, fold, settings, config.training.standardise_by)
     scaled = data.scaled(scaling)
     there = {modality: inputs.on(torch.device(device)) for modality, inputs in scaled.inputs.items()}
     if any(inputs.streamed or inputs.pinned for inputs in there.values()):
@@ -79,7 +67,7 @@ def fit_many(
     dims = {m: x.shape[1] + -x.shape[1] % ALIGNED for m, x in values.items()}
     values = {m: F.pad(x, (0, dims[m] - x.shape[1])) for m, x in values.items()}
     groups = data.groups(fold.train, config.fusion.unit)
-    shuffled_labels = np.stack([shuffled(data, fold, each).utterances.labels for each in configs])
+    shuffled_labels = np.stack([fit.shuffled(data, fold, each).utterances.labels for each in configs])
     labels = torch.from_numpy(shuffled_labels).to(device)  # [R, utterances]
 
     models, dropping = [], []
@@ -90,12 +78,12 @@ def fit_many(
     shuffling = [Generator().manual_seed(each.seed) for each in configs]
     frame = config.fusion.build(settings, dims, len(data.utterances.classes))
     stack = Stack(models, settings.dropout, dropping, frame)
-    optimiser = make_optimiser(stack.weights, stage, settings)
+    optimiser = fit.make_optimiser(stack.weights, stage, settings)
     rate = torch.tensor(settings.lr, device=device)
     optimiser.param_groups[0].update(lr=rate, capturable=True)
     kinds = sorted({each.loss for each in configs})
     kind = torch.tensor([[kinds.index(each.loss) for each in configs]], device=device)  # [1, R]
-    losses_of = [partial(training_loss, config=replace(config, loss=name), stage=stage) for name in kinds]
+    losses_of = [partial(fit.training_loss, config=replace(config, loss=name), stage=stage) for name in kinds]
     kept = {name: weight.detach().clone() for name, weight in stack.weights.items()}
     selections = [Selection(each, {}) for each in configs]
     faults: dict[int, str] = {}
@@ -147,11 +135,11 @@ def fit_many(
             layout = layout.within(place)
             if start == 0:
                 stack.draw(len(data.utterances), values, layout)
-            rate.fill_(learning_rate(settings, update))
+            rate.fill_(fit.learning_rate(settings, update))
             every.append(graphs(shape, partial(step, layout)))
         # Asked here alone: after every batch it would make the GPU wait for the answer.
         for i, of_run in enumerate(torch.stack(every, 1).tolist()):
-            if i in left and (fault := divergence(of_run, stage, epoch)):
+            if i in left and (fault := fit.divergence(of_run, stage, epoch)):
                 faults[i] = fault
         means = (total / len(fold.train)).tolist()
         scored = dict[str, np.ndarray]()
@@ -181,7 +169,7 @@ def fit_many(
         own_weights = {name: kept[name][i][..., : sum(shape[-1:])] for name, shape in shapes.items()}
         model.load_state_dict(own_weights, strict=False)
         if fault := faults.get(i):
-            fitted.append(Diverged(fault, snapshot(model), scaling))
+            fitted.append(Diverged(fault, fit.snapshot(model), scaling))
         else:
             fitted.append(Fitted(model, scaling, selections[i].history))
     return fitted
@@ -191,7 +179,7 @@ def _alone(
     data: Dataset, fold: Fold, config: TrainConfig, on_epoch: Callable[[Epoch | str], None] | None
 ) -> Fitted | Diverged:
     try:
-        return fit(data, fold, config, on_epoch and (lambda line, _: on_epoch(line)))
+        return fit.fit(data, fold, config, on_epoch and (lambda line, _: on_epoch(line)))
     except Diverged as fault:
         return fault
 
@@ -201,7 +189,7 @@ def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.nda
     [batch] = data.batches(dialogue, config.fusion.unit, 1, {})
     [stage] = config.fusion.stages
     batch.heads = config.heads(stage)
-    training_loss(model(batch), batch.truth, config, stage).backward()
+    fit.training_loss(model(batch), batch.truth, config, stage).backward()
     return {name for name, weight in model.named_parameters() if weight.grad is None}
 
 

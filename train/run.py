@@ -21,13 +21,13 @@ from ser.plugins import not_installed
 from .data.dataset import Dataset, Standardizer
 from .data.splits import UNDECIDED, Fold, known_before
 from .finetune import reopened
-from .fit import NO_NUMBERS, Diverged, Epoch, Fitted, fit, predict, snapshot
+from .fit import NO_NUMBERS, Diverged, Epoch, Fitted, fit, snapshot
 from .fit_many import can_train_together, fit_many, runs_at_once
-from .models import FUSIONS, Fusion, with_layer_sums
+from .models import FUSIONS, with_layer_sums
 from .models.superb import layer_shares
 from .run_folder import AGAIN, CONFIG, DEV, FAULT, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
 from .scores import divergences
-from .settings import TrainConfig, recorded
+from .settings import TrainConfig, TrainingSettings, recorded
 from .targets import TARGETS
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
@@ -205,32 +205,22 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> Run | Diverge
     tests = predict_tests(fitted, data, rows, plan)
     # How sure a model is of what it was trained on says nothing.
     dev = fold.dev[:0] if plan.training.refit else fold.dev
-    on_dev: dict[str, np.ndarray] = {}
-    if len(dev):
-        on_dev["both"] = predict(fitted.model, data, dev, plan, fitted.scaling, heads=frozenset({"logits"}))["logits"]
+    on_dev = {"both": fitted.predict(data, dev, plan, heads=frozenset({"logits"}))["logits"]} if len(dev) else {}
     undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0])
     without_majority = None
     if len(undecided):
-        found = predict(fitted.model, data, undecided, plan, fitted.scaling)["logits"]
+        found = fitted.predict(data, undecided, plan)["logits"]
         apart = divergences(utterances.votes[undecided], found)
         without_majority = {"n": len(undecided), **{name: float(each.mean()) for name, each in apart.items()}}
     if not all(np.isfinite(found).all() for found in (*tests.values(), *on_dev.values())):
         return Diverged(NO_NUMBERS, {}, {})
 
-    def columns(rows: np.ndarray, tests: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return {
-            "id": [utterances.ids[row] for row in rows],
-            "speaker": [utterances.speakers[row] for row in rows],
-            "dialogue": utterances.dialogues[rows],
-            **target.columns(utterances, rows, tests, plan),
-        }
-
     tested = {name: target.scored(utterances, rows, found, plan) for name, found in tests.items()}
     weights, features = snapshot(fitted.model), config["features"]
     files = run.write_json(CONFIG, config) | write_model(run, weights, fitted.scaling)
-    files |= run.write_predictions(columns(rows, tests))
+    files |= run.write_predictions(target.columns(utterances, rows, tests, plan))
     if on_dev:
-        files |= run.write_predictions(columns(dev, on_dev), DEV)
+        files |= run.write_predictions(target.columns(utterances, dev, on_dev, plan), DEV)
     result = {
         **tested["both"],
         **{key: config[key] for key in ("corpus", "fusion", "loss", "protocol", "select", "fold", "seed")},
@@ -269,11 +259,11 @@ def predict_tests(fitted: Fitted, data: Dataset, rows: np.ndarray, plan: TrainCo
     "both": the model as it is (whatever its inputs); "only audio", "only text": the other modality hidden, where the
     fusion can hide one (MSMSER §4.3); "head audio", "head text": its unimodal heads (Perspective Table 3).
     """
-    heads = predict(fitted.model, data, rows, plan, fitted.scaling)
+    heads = fitted.predict(data, rows, plan)
     tests = {"both": heads.pop("logits")}
     if plan.fusion.hide is not None:
         for shown, hidden in (("audio", "text"), ("text", "audio")):
-            tests[f"only {shown}"] = predict(fitted.model, data, rows, plan, fitted.scaling, hide=hidden)["logits"]
+            tests[f"only {shown}"] = fitted.predict(data, rows, plan, hide=hidden)["logits"]
     return tests | {f"head {head}": probabilities for head, probabilities in heads.items()}
 
 
@@ -285,8 +275,8 @@ def write_model(run: Run, weights: Mapping[str, torch.Tensor], scaling: Mapping[
     return run.write_tensors(MODEL, save(tensors))
 
 
-def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
-    """The trained model of a run with its scaling, the fusion and the fusion's settings.
+def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
+    """The trained model of a run with its scaling, on a device, and what it was trained by, to predict there.
 
     Raises `WrongUse` if the run has no model or its fusion is unknown here, `CorruptStore` for weights that are NaN.
     """
@@ -300,6 +290,7 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
         raise WrongUse(f"{run.path}: {not_installed(what, config['provenance'].get('package'))}")
     fusion = with_layer_sums(FUSIONS[config["fusion"]], config["features"])
     settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
+    training = recorded(TrainingSettings, config["training"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     try:
@@ -317,7 +308,8 @@ def load_model(run: Run) -> tuple[Fitted, Fusion, Any]:
     if not weights or not all(tensor.isfinite().all() for tensor in tensors.values()):
         fault = f"does not hold the weights of fusion '{fusion.name}', or they are NaN"
         raise CorruptStore(f"{run.path / MODEL}: {fault}; {AGAIN}")
-    return Fitted(model.eval(), scaling), fusion, settings
+    plan = TrainConfig(fusion, settings, training, target=target, device=device)
+    return Fitted(model.eval().to(device), scaling), plan
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from ser.errors import CorruptStore, WrongUse, unknown
 
 from .models import Fusion, Stage
 from .models.fusion import Beta, Depth, Gamma, Seed, Weight
+from .models.ragged import Heads
 
 OURS = "ours"
 TEXTS = tomllib.loads(Path(__file__).with_name("settings.toml").read_text(encoding="utf-8"))  # source and help
@@ -162,7 +163,7 @@ class TrainConfig:
         """Where a forward pass runs: in bfloat16 wherever that is safe, if `precision` is bf16."""
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def heads(self, stage: Stage) -> frozenset[str] | None:
+    def heads(self, stage: Stage) -> Heads:
         """The outputs that the loss of a stage looks at; None is all."""
         return None if stage.output == "logits" and self.loss != "single" else frozenset({stage.output})
 

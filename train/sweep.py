@@ -13,12 +13,13 @@ from statistics import fmean
 
 from ser import engines
 from ser.cache.atomic_io import remove_leftovers, workspace
+from ser.cache.spec import parse_name
 from ser.cache.store import open_store
 from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
 from .data.dataset import DataCache
-from .data.features import parse_name, select_feature, select_features
+from .data.features import select_feature, select_features
 from .data.splits import corpora_of
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
 from .fit import Diverged
@@ -50,12 +51,7 @@ class SweepTask:
         return Run(Path(self.experiment.out) / self.name)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A task that is done: the run, or what went wrong."""
-
-    task: SweepTask
-    fault: str | None = None
+Outcome = tuple[SweepTask, str | None]  # that is done, and what went wrong
 
 
 @dataclass(frozen=True)
@@ -242,7 +238,7 @@ def run_sweep(
                 fit_groups(tasks),
                 needs=lambda group: {} if group[0].experiment.device == "cpu" else gpu,
                 split=lambda group: [[task] for task in group] if len(group) > 1 else None,
-                lost=lambda group, reason: [Outcome(task, reason) for task in group],
+                lost=lambda group, reason: [(task, reason) for task in group],
             ):
                 yield from outcomes
     elif workers <= 1:
@@ -261,15 +257,14 @@ def run_sweep(
 _alone = threading.Lock()  # a dask worker may have several threads, and torch's seeds are the whole process's
 
 
-def train_group(tasks: Sequence[SweepTask]) -> list[Outcome]:
+def train_group(tasks: Sequence[SweepTask]) -> Sequence[Outcome]:
     """Fit the tasks of one group, together if this device does so. What they read is kept for the tasks that follow."""
     first = tasks[0]
     reader = engines.cached(("sweep", first.shared), lambda: prepare_once(first.shared, first.workers))
     with _alone, reader as prepared:
         jobs = [prepared(task.experiment)[task.number] for task in tasks]
         ended = [run for some in fit_groups(jobs) for run in train_jobs(some, Path(first.experiment.out), resume=True)]
-    faults = [str(run) if isinstance(run, Diverged) else None for run in ended]
-    return [Outcome(task, fault) for task, fault in zip(tasks, faults, strict=True)]
+    return [(task, str(run) if isinstance(run, Diverged) else None) for task, run in zip(tasks, ended, strict=True)]
 
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:

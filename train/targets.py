@@ -221,12 +221,14 @@ class Target:
     def columns(
         self, utterances: Utterances, rows: np.ndarray, tests: Mapping[str, np.ndarray], config: TrainConfig
     ) -> dict[str, Any]:
-        """Truth and predictions, by test, as the columns of a run's predictions.parquet.
+        """The columns of a run's predictions.parquet: who says what, truth and, by test, predictions.
 
         Ratings are on the corpus's scale: "truth valence", "predicted valence", "predicted valence only text", ….
         """
         classes, k = utterances.classes, len(utterances.classes)
-        columns: dict[str, Any] = {}
+        columns: dict[str, Any] = {"id": [utterances.ids[row] for row in rows]}
+        columns["speaker"] = [utterances.speakers[row] for row in rows]
+        columns["dialogue"] = utterances.dialogues[rows]
         if self.labelled:
             columns["truth"] = [classes[label] for label in utterances.labels[rows]]
             columns["predicted"] = [classes[label] for label in tests["both"][:, :k].argmax(1)]

@@ -17,7 +17,7 @@ from typing import Any
 from ser.cache.atomic_io import move_into_place, sync_tree
 from ser.errors import SerError, WrongUse
 
-from .find import BESIDE, TABLE, check_config, fetch, find_checkpoint, load_encoder, shards
+from .find import BESIDE, TABLE, check_config, find_checkpoint, find_folder, load_encoder, shards
 
 TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
 SHARDS = "pytorch_model.bin.index.json"
@@ -49,11 +49,7 @@ def convert(source: str | Path, folder: Path) -> Path:
 
 def _copied(name: str, made: Path) -> list[str]:
     """The pickles of a folder or a Hugging Face id, whose other files are copied. Raises `WrongUse` if it has none."""
-    source = Path(name).expanduser()
-    if source.exists() and not source.is_dir():
-        raise WrongUse(f"{name}: give the folder that holds config.json and the weights, or a Hugging Face id")
-    if not source.exists():
-        source = fetch(name, ["pytorch_model*.bin", SHARDS], "and convert that")
+    source = find_folder(name, ["pytorch_model*.bin", SHARDS], "and convert that")
     check_config(source, name)
     pickles = [source / "pytorch_model.bin"]
     if (source / SHARDS).exists():

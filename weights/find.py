@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import msgspec
 
 from ser.cache.atomic_io import read_named
-from ser.cache.spec import canonical_json
+from ser.cache.spec import Spec, canonical_json
 from ser.errors import WeightsError, WrongUse
 
 TABLE = tomllib.loads(Path(__file__).with_name("checkpoints.toml").read_text(encoding="utf-8"))
@@ -96,22 +96,43 @@ def find_checkpoint(id_or_folder: str | Path, option: str = "--model NAME=PATH")
     With HF_HUB_OFFLINE=1 the network is never tried. Raises `WeightsError` with what to do, naming `option`.
     """
     name = str(id_or_folder)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        path, model = folder.absolute(), folder.resolve().name
-    elif folder.exists():
-        raise WeightsError(f"{name} is a file; give the folder that holds config.json and model.safetensors")
-    else:
-        path, model = fetch(name, FILES["safetensors"], f"and point at it with {option}"), name
+    path = find_folder(name, FILES["safetensors"], f"and point at it with {option}")
+    model = path.resolve().name if Path(name).expanduser().is_dir() else name
     check_config(path, name)
     return Checkpoint(path, model, digest(path, _weight_files(path, name)))
 
 
-def fetch(name: str, weights: list[str], then: str) -> Path:
-    """The folder with the files `weights` (patterns) and `BESIDE` of a Hugging Face id, downloaded if need be.
+def recorded_checkpoint(spec: Spec, models: Mapping[str, str]) -> Checkpoint:
+    """The checkpoint that a feature was computed with: where `models` says, by feature, or where extraction found it.
 
-    With HF_HUB_OFFLINE=1 the network is never tried. Raises `WeightsError` with what to do; `then` ends that sentence.
+    Raises `WrongUse` for another one, and for a folder that is not there any more.
     """
+    folder, model = (str(spec.provenance.get(key) or "") for key in ("folder", "model"))  # a stranger's say anything
+    source = models.get(spec.feature) or folder or model
+    option = f"--model {spec.feature}=PATH"
+    if source == folder and not (folder and Path(folder).is_dir()):
+        fault = f"the weights of {spec.feature} were in {folder}, which is not there any more"
+        raise WrongUse(f"{fault}; point at them with {option}")
+    found = find_checkpoint(source, option)
+    if found.digest != (recorded := str(spec.checkpoint.get("digest"))):
+        raise WrongUse(
+            f"{source}: is not the checkpoint that {spec.name} was computed with ({model}, digest {recorded[:12]}…; "
+            f"here {found.digest[:12]}…); point at that one with {option}"
+        )
+    return found
+
+
+def find_folder(name: str, weights: list[str], then: str) -> Path:
+    """The folder with the files `weights` (patterns) and `BESIDE`: one of this machine, or a Hugging Face id's.
+
+    That is downloaded if need be; with HF_HUB_OFFLINE=1 the network is never tried. Raises `WeightsError` with what to
+    do; `then` ends that sentence.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    if folder.exists():
+        raise WeightsError(f"{name} is a file; give the folder that holds config.json and the weights")
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
 

@@ -68,7 +68,7 @@ def compare(found: Mapping[str, Any], known: Mapping[str, Any] = IEMOCAP, under:
 
 
 def summary(scan: Scan) -> dict[str, Any]:
-    """The counts of a corpus, and its problems, ready for JSON. Durations are in seconds."""
+    """The counts of a corpus, its problems, and how it differs from published counts. Durations are in seconds."""
     counts = count_all(scan.manifest)
     shown = ("utterances", "dialogues", "speakers", "hours", "durations", "genders", "labels", "sessions", "policies")
     used = {raw for classes in LABEL_POLICIES.values() for raws in classes.values() for raw in raws}
@@ -81,10 +81,5 @@ def summary(scan: Scan) -> dict[str, Any]:
         "hours": round(counts["hours"], 4),
         "problems": [asdict(problem) for problem in scan.problems],
         "warnings": scan.warnings,
+        "differences": compare({name: counts[name] for name in scan.known}, scan.known),
     }
-
-
-def differences(scan: Scan) -> list[str]:
-    """How a corpus differs from its published counts, in sentences; nothing where there are none, as for the demo."""
-    found = count_all(scan.manifest)
-    return compare({name: found[name] for name in scan.known}, scan.known)

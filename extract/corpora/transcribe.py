@@ -18,14 +18,12 @@ from typing import Any
 import numpy as np
 
 from ser.cache.atomic_io import read_named
-from ser.cache.part import Quarantine
 from ser.cache.spec import short_hash
-from ser.cache.store import check_local, check_name, open_store
+from ser.cache.store import Quarantine, check_local, check_name, open_store
 from ser.cache.transcripts import put_transcripts, read_transcripts
 from ser.engines.machine import choose_device, exact_arithmetic
 from ser.errors import UtteranceError, WeightsError, WrongUse
-from ser.weights import find_checkpoint, load_encoder
-from ser.weights.find import loading, parse_models
+from ser.weights.find import find_checkpoint, load_encoder, loading, parse_models
 
 from ..audio import CHANNELS, RESAMPLER, Clip
 from ..extractors import GPU_SECONDS, batches

@@ -82,8 +82,8 @@ class Inputs:
     def check(self, data: "Dataset", unit: str, size: int) -> None:
         """Raise `WrongUse` if the largest batch of so many units cannot be read within the budget of memory."""
 
-    def moments(self, utterances: np.ndarray) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
-        """Of the utterances' rows: number, least and largest value `[dim]` float32, sum and squares' sum in float64."""
+    def moments(self, utterances: np.ndarray) -> Tensor:
+        """Of the utterances' rows: least and largest value, the sum, and that of the squares; `[4, dim]` float64."""
         values = self.take(utterances).values
         return moments_of(lambda: [values], len(values), self.dim, SUMMED)
 
@@ -135,9 +135,7 @@ class Source:
         return self.read(np.arange(len(self.lengths)))
 
 
-def moments_of(
-    read: Callable[[], Iterable[Tensor]], rows: int, dim: int, room: int
-) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
+def moments_of(read: Callable[[], Iterable[Tensor]], rows: int, dim: int, room: int) -> Tensor:
     """As `Inputs.moments`, of the rows `[…, dim]` that `read` gives piece by piece.
 
     So many columns at a time as there is room for, in bytes. The sums are bit by bit those of all columns at once.
@@ -146,16 +144,12 @@ def moments_of(
     found = []
     for first in range(0, max(1, dim - 1), width):
         stop = first + width if first + width < dim - 1 else dim  # one column alone is added up in another order
-        wide, at, ends = torch.empty(rows, stop - first, dtype=torch.float64), 0, list[Tensor]()
+        wide, at = torch.empty(rows, stop - first, dtype=torch.float64), 0
         for piece in read():
-            values = piece[:, first:stop]
-            ends += [values.amin(0).float(), values.amax(0).float()]
-            wide[at : at + len(values)] = values
-            at += len(values)
-        low, high = torch.stack(ends).amin(0), torch.stack(ends).amax(0)
-        found.append((low, high, wide.sum(0), wide.mul_(wide).sum(0)))
-    low, high, sums, squares = (torch.cat(columns) for columns in zip(*found, strict=True))
-    return rows, low, high, sums, squares
+            wide[at : at + len(piece)] = piece[:, first:stop]
+            at += len(piece)
+        found.append(torch.stack([wide.amin(0), wide.amax(0), wide.sum(0), wide.mul_(wide).sum(0)]))
+    return torch.cat(found, 1)
 
 
 @dataclass
@@ -221,13 +215,13 @@ class Standardizer:
     @classmethod
     def of(cls, inputs: Inputs, utterances: np.ndarray) -> "Standardizer":
         """Statistics of all rows of the given utterances, which must be those of the training part alone."""
-        total, squares, rows = torch.zeros(inputs.dim).double(), torch.zeros(inputs.dim).double(), 0
-        low, high = torch.tensor(np.inf), torch.tensor(-np.inf)
+        low, high, total, squares = (torch.full((inputs.dim,), x).double() for x in (np.inf, -np.inf, 0.0, 0.0))
         cuts = ([chunk] for chunk in np.array_split(utterances, len(utterances) // 256 + 1))
         for [chunk], read in inputs.ahead({"": inputs}, cuts, beside=5):  # of float16: a copy, and one in float64
-            number, least, most, sums, of_squares = read[""].moments(chunk)
+            least, most, sums, of_squares = read[""].moments(chunk)
             low, high = torch.minimum(low, least), torch.maximum(high, most)
-            total, squares, rows = total + sums, squares + of_squares, rows + number
+            total, squares = total + sums, squares + of_squares
+        rows = int(np.diff(inputs.offsets)[utterances].sum())
         mean = total / rows
         variance = (squares / rows - mean * mean).clamp_min(0)
         # What is constant in training says nothing: it stays (almost) zero in place of being divided by zero.
@@ -311,11 +305,10 @@ class Dataset:
         of_rows, hidden = torch.from_numpy(rows), hide(len(rows)) if hide else {}
         batch = Batch(
             inputs={modality: stored.take(rows, hidden.get(modality)) for modality, stored in read.items()},
-            labels=torch.from_numpy(self.utterances.labels[rows]),
+            truth=(torch.from_numpy(self.utterances.labels) if truth is None else truth)[of_rows],
             utterances=of_rows,
             dialogues=torch.tensor([len(group) for group in groups]),
             speakers=torch.from_numpy(self.utterances.speaker_numbers[rows]),
-            targets=None if truth is None else truth[of_rows],
         ).to(self.device)
         for modality, x in batch.inputs.items():
             standardize, corpora = standardizers.get(modality), self.utterances.corpus_numbers[rows]

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -13,18 +12,18 @@ import torch
 
 from ser.cache.manifest import Manifest
 from ser.cache.part import Packed
-from ser.cache.spec import Spec, canonical_json, short_hash
+from ser.cache.spec import Spec, canonical_json, parse_name, short_hash
 from ser.cache.store import Feature, Store, listed, open_store
 from ser.engines.machine import memory_budget
 from ser.errors import MissingRows, WrongUse
 
 from ..models import Fusion, get_fusion, with_layer_sums
+from ..options import Experiment
 from ..scores import rater_scores
 from ..targets import TARGETS
 from .dataset import DataCache, Dataset, Inputs, Pool, Source, with_rows
 from .labels import UNLABELLED, choose, classes_by_corpus, get_policy, rater_votes
-
-OWN_HOP = ("logmel", "mfcc")  # whose `hop` is one of their extraction's options, and so another feature
+from .splits import corpora_of
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,7 @@ class FeatureSelection:
     def source(self, manifest: Manifest, rows: np.ndarray) -> Source:
         """These rows of the manifest. Raises `MissingRows` and `CorruptStore`; all but the content is checked now."""
         spec, places = self.feature.spec, self.feature.places(manifest, rows.tolist())
-        parts = list(dict.fromkeys(part for part, _ in places))
-        numbers = {part: number for number, part in enumerate(parts)}
-        part = np.array([numbers[one] for one, _ in places], np.int32)
-        row = np.array([number for _, number in places], np.int32)
-        offsets = np.concatenate([[0], *(one.offsets for one in parts)])
-        firsts = np.cumsum([1, *(len(one.offsets) for one in parts)])[part] + row
-        lengths = offsets[firsts + 1] - offsets[firsts]
+        lengths = np.array([part.offsets[row + 1] - part.offsets[row] for part, row in places], np.int64)
         if not lengths.all():
             raise MissingRows(
                 f"{spec.name}: utterance {manifest.ids[rows[lengths.argmin()]]} has no rows at all; "
@@ -79,15 +72,16 @@ class FeatureSelection:
             )
 
         def read(utterances: np.ndarray) -> Inputs:
-            chosen = zip(part[utterances].tolist(), row[utterances].tolist(), strict=True)
-            found = [(parts[number], row) for number, row in chosen]
+            found = [places[number] for number in utterances.tolist()]
             return self.of(self.feature.gather(found, [""] * len(found), self.extra is not None))
 
         stored = lengths * spec.dim * np.dtype(spec.dtype).itemsize
         beside = stored if self.pooled or self.hop is not None or self.extra is not None else 0 * stored
         every = round(self.hop / (spec.hop or math.nan)) if self.hop else 1
         made = np.ones_like(lengths) if self.pooled else -(-lengths // every)
-        return Source(read, made, stored, beside, np.lexsort((row, part)))
+        numbers = {part: number for number, part in enumerate(dict.fromkeys(part for part, _ in places))}
+        order = np.lexsort(([row for _, row in places], [numbers[part] for part, _ in places]))
+        return Source(read, made, stored, beside, order)
 
     def of(self, packed: Packed) -> Inputs:
         """What is trained on of rows as stored. Raises `MissingRows` if they lack the extra."""
@@ -97,8 +91,8 @@ class FeatureSelection:
                 f"{self.feature.spec.feature}@{self.feature.fingerprint}` and extract it again"
             )
         values = packed.values if self.extra is None else packed.extras[self.extra][:, None]
-        inputs = as_read(Inputs(torch.from_numpy(values), packed.offsets), self.described, self.feature.spec)
-        return inputs.pooled(self.pool) if self.pooled else inputs
+        stored = Inputs(torch.from_numpy(values), packed.offsets)
+        return as_read(stored, self.described, self.feature.spec, self.vectors)
 
 
 @dataclass(frozen=True)
@@ -206,21 +200,6 @@ class ModalitySelection:
         return cache.load(self.about(manifest), rows, lambda: self.source(manifest, rows).load())
 
 
-def parse_name(name: str) -> tuple[str, list[str], dict[str, str], str]:
-    """A feature's name in its parts, among them what is done when it is read.
-
-    Of `bert:layer=9,pool=meanstd@3f2a`, or `bert@3f2a:layer=9,pool=meanstd`: "bert", ["layer=9"], {"pool": "meanstd"}
-    and "3f2a".
-    """
-    plain, _, rest = name.strip().partition("@")
-    fingerprint, _, after = rest.partition(":")
-    feature, _, before = plain.partition(":")
-    items = [item for item in f"{before},{after}".split(",") if item]
-    ways = ("pool=",) if feature in OWN_HOP else ("pool=", "hop=")
-    read = dict(item.split("=", 1) for item in items if item.startswith(ways))
-    return feature, [item for item in items if not item.startswith(ways)], read, fingerprint
-
-
 def read_name(described: Mapping[str, Any]) -> str:
     """The name of a feature that a run's config records, with what is done when it is read."""
     name, own = described["feature"], described.items()
@@ -318,9 +297,10 @@ def _hop(name: str, feature: Feature, asked: str | None) -> float | None:
     return float(asked)
 
 
-def as_read(stored: Inputs, described: Mapping[str, Any], spec: Spec) -> Inputs:
-    """A feature's rows as a run takes them that records it as `described`: averaged to its `hop`, if it has one."""
-    return stored.averaged(round(described["hop"] / spec.hop)) if "hop" in described and spec.hop else stored
+def as_read(stored: Inputs, described: Mapping[str, Any], spec: Spec, vectors: bool) -> Inputs:
+    """A feature's rows as a run takes them that records it as `described`: at its `hop`, if any, or as `vectors`."""
+    read = stored.averaged(round(described["hop"] / spec.hop)) if "hop" in described and spec.hop else stored
+    return read.pooled(described["pool"]) if vectors and spec.level != "utterance" else read
 
 
 def select_features(
@@ -353,37 +333,23 @@ def select_features(
     return selected, augmented
 
 
-def load_dataset(
-    store_path: str | Path,
-    features: str,
-    fusion_name: str,
-    corpus: str | None = None,
-    labels: str = "4class",
-    limit: int | None = None,
-    allow_missing: bool = False,
-    cache: DataCache | None = None,
-    views: str = "",
-    only: str | None = None,
-    target: str = "class",
-    memory: str | None = None,
-) -> tuple[Dataset, Fusion]:
+def load_dataset(asked: Experiment, cache: DataCache | None = None) -> tuple[Dataset, Fusion]:
     """The corpus's labelled utterances with the features that the fusion takes; those of several corpora for "A+B".
 
-    `only` keeps "scripted" or "improvised" ones, `limit` that many utterances, spread evenly over the corpus. `views`
-    names augmented features, joined with `+`, that training mixes in. A `target` without classes keeps utterances of
-    any label, one of valence, arousal and dominance those with all three ratings. A `cache` gives what it has made
-    before. What does not fit into `memory`, such as "8GB", is read from the store when it is asked for. Raises
-    `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature (quarantined ones may
-    be left out by `allow_missing`).
+    What `asked` says of the training itself is not looked at. A `target` without classes keeps utterances of any label,
+    one of valence, arousal and dominance those with all three ratings; a `limit` is spread evenly over the corpus. A
+    `cache` gives what it has made before. What does not fit into `memory` is read from the store when it is asked for.
+    Raises `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature (quarantined
+    ones may be left out by `allow_missing`).
     """
     cache = cache or DataCache()
-    budget = cache.half if memory is None else memory_budget(memory)
+    budget = cache.half if asked.memory is None else memory_budget(asked.memory)
     budget = budget and budget // cache.workers
-    store = open_store(store_path)
-    manifest = store.joined_manifest(corpus)
-    selected, augmented = select_features(store, features, manifest.corpus, views)
-    fusion = get_fusion(fusion_name, {modality: one.level for modality, one in selected.items()})
-    policy = get_policy(labels, manifest.column("label")) if TARGETS[target].labelled else UNLABELLED
+    store, target = open_store(asked.store), TARGETS[asked.target]
+    manifest = store.joined_manifest(corpora_of(asked.protocol, asked.corpus))
+    selected, augmented = select_features(store, asked.features, manifest.corpus, asked.views)
+    fusion = get_fusion(asked.fusion, {modality: one.level for modality, one in selected.items()})
+    policy = get_policy(asked.labels, manifest.column("label")) if target.labelled else UNLABELLED
     inputs = {m: selected[m].each(vectors=fusion.level == "vector") for m in sorted(selected)}
     if any(max(one.sums) > 1 for one in inputs.values()):
         fusion = with_layer_sums(fusion, {modality: one.described for modality, one in inputs.items()})
@@ -393,24 +359,36 @@ def load_dataset(
         "labels": policy.described,
         "features": {modality: one.described for modality, one in inputs.items()},
         "views": [one.described for one in augmented],
-        "limit": limit,
-        **({"only": only} if only else {}),  # runs from before they were options keep their names
-        **({"target": target} if target != "class" else {}),
+        "limit": asked.limit,
+        **({"only": asked.only} if asked.only else {}),  # runs from before they were options keep their names
+        **({"target": target.name} if target.name != "class" else {}),
     }
-    key = canonical_json([described, [one.about(manifest) for one in inputs.values()], allow_missing])
+    key = canonical_json([described, [one.about(manifest) for one in inputs.values()], asked.allow_missing])
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
-    utterances, left_out = choose(policy, manifest, TARGETS[target], only, limit)
+    utterances, left_out = choose(policy, manifest, target, asked.only, asked.limit)
     needed = [part.feature for one in (*selected.values(), *augmented) for part in one.parts]
-    utterances, quarantined = with_rows(needed, manifest, utterances, allow_missing)
+    utterances, quarantined = with_rows(needed, manifest, utterances, asked.allow_missing)
     left_out |= {f"{name}: quarantined": list(held) for name, held in quarantined.items()}
     corpora = classes_by_corpus(manifest, utterances)
     rows, votes = utterances.rows, manifest.column("votes")
 
     def read(**extras: str) -> dict[str, Inputs]:
+        """By modality, in memory, as far as the budget goes; the rest is streamed."""
         chosen = {modality: one.each(extra=extras.get(modality)) for modality, one in inputs.items()}
-        return load_within(budget, cache, manifest, rows, chosen, fusion.level == "vector")
+        features = [part.feature for one in chosen.values() for part in (*one.parts, *one.views)]
+        size = 4 * sum(part.bytes for feature in features for part in feature.parts())  # at most: all of it in float32
+        if budget is None or cache.fits(size, budget):
+            return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
+        from .streamed import Streamed, within
+
+        streams = [Streamed.of(one.source(manifest, rows)) for one in chosen.values()]
+        found = zip(chosen.items(), within(budget, streams, cache.workers, fusion.level == "vector"), strict=True)
+        return {
+            modality: cache.load(one.about(manifest), rows, stream.held) if hold else stream
+            for (modality, one), (hold, stream) in found
+        }
 
     parent = manifest.parent
     data = cache.datasets[key] = Dataset(
@@ -435,29 +413,3 @@ def load_dataset(
         views=tuple(one.modality for one in augmented),
     )
     return data, fusion
-
-
-def load_within(
-    budget: int | None,
-    cache: DataCache,
-    manifest: Manifest,
-    rows: np.ndarray,
-    chosen: Mapping[str, ModalitySelection],
-    vectors: bool,
-) -> dict[str, Inputs]:
-    """The inputs by modality. What does not fit into the budget is streamed.
-
-    Raises what `ModalitySelection.source` raises.
-    """
-    features = [part.feature for one in chosen.values() for part in (*one.parts, *one.views)]
-    size = 4 * sum(part.bytes for feature in features for part in feature.parts())  # at most: all of it in float32
-    if budget is None or cache.fits(size, budget):
-        return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
-    from .streamed import Streamed, within
-
-    streams = [Streamed.of(one.source(manifest, rows)) for one in chosen.values()]
-    found = zip(chosen.items(), within(budget, streams, cache.workers, vectors), strict=True)
-    return {
-        modality: cache.load(one.about(manifest), rows, stream.held) if hold else stream
-        for (modality, one), (hold, stream) in found
-    }

@@ -38,16 +38,6 @@ class Fold:
         """The three parts by name."""
         return {part: getattr(self, part) for part in PARTS}
 
-    def decided(self, utterances: Utterances) -> "Fold":
-        """The fold with utterances whose raters agree on no label in training alone: no truth tells who is right."""
-        if not utterances.undecided.any():
-            return self
-        judged = {"dev": self.dev, "test": self.test}
-        parts = {part: rows[~utterances.undecided[rows]] for part, rows in judged.items()}
-        undecided = {f"{UNDECIDED} ({part})": np.setdiff1d(rows, parts[part]) for part, rows in judged.items()}
-        left_out = {why: rows for why, rows in {**self.left_out, **undecided}.items() if len(rows)}
-        return replace(self, **parts, left_out=left_out)
-
     @property
     def refitted(self) -> "Fold":
         """The fold with its dev part in training."""
@@ -305,7 +295,8 @@ def _fold(
     """The fold in which the utterances of each of the `units` [n] stand in that unit's part; by default they train.
 
     What is "dev" is the dev part, and dev by `own`; if there is none, it is what is "next", or a share of what trains,
-    as `cut` says. What is called otherwise is left out for that reason.
+    as `cut` says. What is called otherwise is left out for that reason. Utterances whose raters agree on no label stand
+    in training alone: no truth tells who is right.
     """
     names = list(dict.fromkeys(("train", "next", "dev", "test", *parts.values())))
     named = {unit: names.index(part) for unit, part in parts.items()}
@@ -322,7 +313,12 @@ def _fold(
         dev = np.sort(np.concatenate([dev, *(rows for rows, _ in cuts)]))
         dev_by = f"{1 / round(1 / cut.share):.2g} in {' or '.join(dict.fromkeys(whole for _, whole in cuts))}"
     left_out = {why: rows for why, rows in zip(names[4:], others, strict=True) if len(rows)}
-    return Fold(name, np.setdiff1d(train, dev, assume_unique=True), dev, test, left_out, dev_by)
+    train = np.setdiff1d(train, dev, assume_unique=True)
+    if utterances.undecided.any():
+        judged = {part: (rows, utterances.undecided[rows]) for part, rows in (("dev", dev), ("test", test))}
+        left_out |= {f"{UNDECIDED} ({part})": rows[out] for part, (rows, out) in judged.items() if out.any()}
+        dev, test = (rows[~out] for rows, out in judged.values())
+    return Fold(name, train, dev, test, left_out, dev_by)
 
 
 def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, str]:

@@ -91,7 +91,7 @@ class Streamed(Inputs):
             cost=self.cost + np.diff(self.offsets) * self.dim * 4,
         )
 
-    def moments(self, utterances: np.ndarray) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
+    def moments(self, utterances: np.ndarray) -> Tensor:
         """As in memory, bit by bit: so many columns and utterances at a time as there is room for."""
         rows = int(np.diff(self.offsets)[utterances].sum())
         pieces = list(self._pieces(utterances))

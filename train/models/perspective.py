@@ -96,12 +96,7 @@ class Perspective(nn.Module):
     """
 
     def __init__(
-        self,
-        settings: PerspectiveSettings,
-        dims: Mapping[str, int],
-        classes: int,
-        position: str = "",
-        method: str = "",
+        self, settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, position: str = "", method: str = ""
     ) -> None:
         super().__init__()
         d, states = settings.d_model, 2 * settings.gru_hidden

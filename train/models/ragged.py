@@ -20,6 +20,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ser.errors import WrongUse
 
+Heads = frozenset[str] | None  # the outputs that are wanted; None is all
+
 
 @dataclass
 class Sequences:
@@ -39,30 +41,24 @@ class Batch:
     """Utterances to train on or to classify."""
 
     inputs: dict[str, Sequences]  # by modality, "audio" or "text"
-    labels: Tensor  # int64 [n]: the class of each utterance
+    truth: Tensor  # what the loss compares with: classes, int64 [n], or another target [n, …], such as soft labels
     utterances: Tensor  # int64 [n]: its row in the dataset
     dialogues: Tensor  # int64 [m]: utterances of each dialogue, in turn order; sums to n
     speakers: Tensor | None = None  # int64 [n]: numbers of the speakers; None where nobody tells them apart
-    targets: Tensor | None = None  # [n, …]: what is learnt in the place of classes, such as soft labels [n, K]
-    heads: frozenset[str] | None = None  # the outputs that are wanted, so that a model can leave out the rest; or all
+    heads: Heads = None  # so that a model can leave out the rest
     layouts: dict[str, "RaggedLayout"] = field(default_factory=dict)  # of the inputs, where they are there already
 
     def wants(self, *heads: str) -> bool:
         """Whether any of these outputs is wanted."""
         return self.heads is None or not self.heads.isdisjoint(heads)
 
-    @property
-    def truth(self) -> Tensor:
-        """What the loss compares with: the targets if there are any, else the classes."""
-        return self.labels if self.targets is None else self.targets
-
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.truth)
 
     @property
     def device(self) -> torch.device:
         """Where the batch is computed."""
-        return self.labels.device
+        return self.truth.device
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`: to a GPU goes one copy, and any values that are not there yet.
@@ -77,17 +73,16 @@ class Batch:
         if len(laid) == 2:
             laid[0].both = RaggedLayout(laid[0].lengths + laid[1].lengths, device)
             laid.append(laid[0].both)
-        truth = [self.labels] if self.targets is None else [self.labels, self.targets]
         chosen = [x.rows for x in self.inputs.values() if x.rows is not None]
-        sent = iter(_sent_at_once([*truth, *chosen, *(x for one in laid for x in one.indices())], device))
-        labels, targets = next(sent), None if self.targets is None else next(sent)
+        sent = iter(_sent_at_once([self.truth, *chosen, *(x for one in laid for x in one.indices())], device))
+        truth = next(sent)
         inputs = {
             m: Sequences(send(x.values, device) if x.rows is None else x.values[next(sent)], x.lengths)
             for m, x in self.inputs.items()
         }
         for one in laid:
             one.owner, one.position, one.cells, one.attended = islice(sent, 4)
-        return replace(self, inputs=inputs, labels=labels, targets=targets, layouts=layouts)
+        return replace(self, inputs=inputs, truth=truth, layouts=layouts)
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:

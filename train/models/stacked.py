@@ -111,11 +111,7 @@ class Stack:
     """
 
     def __init__(
-        self,
-        models: list[nn.Module],
-        dropout: float,
-        generators: list[torch.Generator],
-        frame: nn.Module | None = None,
+        self, models: list[nn.Module], dropout: float, generators: list[torch.Generator], frame: nn.Module | None = None
     ) -> None:
         weights, buffers = stack_module_state(models)
         self.model = frame or copy.deepcopy(models[0])
@@ -152,7 +148,7 @@ class Stack:
         lengths, cells, forwards, backwards = indices
         ones, none = torch.ones_like(cells), torch.zeros_like(cells)
         inputs = {modality: Sequences(rows, ones) for modality, rows in x.items()}
-        batch = Batch(inputs, labels=none, utterances=none, dialogues=lengths)
+        batch = Batch(inputs, truth=none, utterances=none, dialogues=lengths)
         turns = RaggedLayout(lengths)
         turns.fixed, turns.longest, turns.cells = True, longest, cells
         turns.steps = forwards, backwards, [len(lengths)] * longest

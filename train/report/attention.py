@@ -57,7 +57,7 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
 
     Raises `SerError` if the run or a feature cannot be read.
     """
-    fitted, _, _ = load_model(run)
+    fitted, _ = load_model(run)
     interaction = next((part for part in fitted.model.modules() if isinstance(part, ModalityInteraction)), None)
     if interaction is None:
         raise SerError(f"{run.path}: its model has no modality interaction transformer")

@@ -18,28 +18,10 @@ from typing import Any
 import numpy as np
 
 from ser.errors import CorruptStore, WrongUse, unknown
+from ser.train import scores
 from ser.train.data.labels import DIMENSIONS
 from ser.train.run_folder import Run, column
-from ser.train.scores import (
-    FEWEST,
-    LEVEL,
-    METRICS,
-    PERCENT,
-    SHOWN,
-    Ends,
-    average,
-    concordance,
-    conformal_threshold,
-    divergences,
-    ece,
-    metrics,
-    moments,
-    rater_scores,
-    reliability,
-    share,
-    tempered,
-    within,
-)
+from ser.train.scores import FEWEST, LEVEL, METRICS, PERCENT, SHOWN, Ends
 
 RANGES = {"ccc": (-1.0, 1.0), "rmse": (0.0, np.inf)}  # no interval leaves them
 NO_COMPARISON = "no comparison with the paper is meant"
@@ -105,7 +87,7 @@ class CellScores:
         by_seed = self.measure(metric, np.stack([matrices[self._seeds == s].sum(0) for s in np.unique(self._seeds)]))
         by_seed = by_seed[~np.isnan(by_seed)]
         by_fold = np.array([own[known & (self._folds == fold)].mean() for fold in np.unique(self._folds[known])])
-        return Score(float(by_seed.mean()), _spread(by_seed), len(by_seed), _spread(by_fold), len(by_fold))
+        return Score(float(by_seed.mean()), spread(by_seed), len(by_seed), spread(by_fold), len(by_fold))
 
     def confusion(self, test: str = "both") -> np.ndarray:
         """C `[K, K]`, summed over the runs."""
@@ -132,7 +114,7 @@ class CellScores:
         found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
         if np.isnan(found).all(1).any():
             return whole, None, None
-        return within(RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(found, 1))
+        return scores.within(RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(found, 1))
 
     @cached_property
     def groupings(self) -> dict[str, Any]:
@@ -281,7 +263,7 @@ class CellScores:
     def sure(self) -> np.ndarray:
         """The probabilities `[n, K]` after the temperature of their run, if all have one."""
         scale, found = np.array(self.temperatures), self.probabilities["both"]
-        return tempered(found, scale[self.predictions.run][:, None]) if len(scale) else found
+        return scores.tempered(found, scale[self.predictions.run][:, None]) if len(scale) else found
 
     def reliability(self, after: bool = False) -> tuple[float, np.ndarray]:
         """The ECE in percent, pooled over the folds of a seed and the mean over the seeds, and the bins of all runs.
@@ -289,8 +271,8 @@ class CellScores:
         `after` the temperature, or before it.
         """
         found, seeds = self.sure if after else self.probabilities["both"], self.predictions.seed.to_numpy()
-        bins = np.array([reliability(self.truth[seeds == s], found[seeds == s]) for s in np.unique(seeds)])
-        return 100 * float(np.mean([*map(ece, bins)])), bins.sum(0)
+        bins = np.array([scores.reliability(self.truth[seeds == s], found[seeds == s]) for s in np.unique(seeds)])
+        return 100 * float(np.mean([*map(scores.ece, bins)])), bins.sum(0)
 
     def abstaining(self, below: float) -> tuple[Ends, Ends | None]:
         """The share that is answered if no answer is given `below` a probability, and the share of those that is right.
@@ -298,8 +280,8 @@ class CellScores:
         Probabilities are those after the temperature, if there is one.
         """
         right, answered = self.probabilities["both"].argmax(1) == self.truth, self.sure.max(1) >= below
-        of_those = share(right[answered], self.group[answered]) if answered.any() else None
-        return share(answered, self.group), of_those
+        of_those = scores.share(right[answered], self.group[answered]) if answered.any() else None
+        return scores.share(answered, self.group), of_those
 
     @cached_property
     def conformal(self) -> tuple[Ends, float] | None:
@@ -310,10 +292,11 @@ class CellScores:
         dev = [table.to_pandas(use_threads=False) for run in self.runs if (table := run.dev_predictions) is not None]
         if len(dev) < len(self.runs):
             return None
-        on_dev = [conformal_threshold(self._numbers(p.truth), np.stack(p.probabilities).astype(float)) for p in dev]
-        inside = self.probabilities["both"] >= np.array(on_dev)[self.predictions.run][:, None]
+        on_dev = [(self._numbers(p.truth), np.stack(p.probabilities).astype(float)) for p in dev]
+        least = np.array([scores.conformal_threshold(*pair) for pair in on_dev])
+        inside = self.probabilities["both"] >= least[self.predictions.run][:, None]
         held = inside[np.arange(len(inside)), self.truth]
-        return share(held, self.group), float(inside.sum(1).mean())
+        return scores.share(held, self.group), float(inside.sum(1).mean())
 
     @property
     def raters(self) -> dict[str, Any] | None:
@@ -322,14 +305,15 @@ class CellScores:
         found = [one for one in told.values() if one]
         if not found:
             return None
-        return rater_scores(np.sum([one["confusion"] for one in found], 0), sum(one["left_out"] for one in found))
+        left_out = sum(one["left_out"] for one in found)
+        return scores.rater_scores(np.sum([one["confusion"] for one in found], 0), left_out)
 
     def divergences(self) -> dict[str, Ends]:
         """KL and JS of the raters' shares and the probabilities, the mean over all predictions; none but if learnt."""
         if any("kl" not in result for result in self.results):
             return {}
-        found = divergences(np.stack(self.predictions.votes), self.probabilities["both"])
-        return {name: average(values, self.group, (0.0, np.inf)) for name, values in found.items()}
+        found = scores.divergences(np.stack(self.predictions.votes), self.probabilities["both"])
+        return {name: scores.average(values, self.group, (0.0, np.inf)) for name, values in found.items()}
 
     @cached_property
     def predictions(self) -> Any:
@@ -359,9 +343,9 @@ class CellScores:
         """The metric of C `[…, K, K]` in percent, or of M `[…, D, 6]`: `[…]`."""
         if self._is_rated(metric):
             kind, _, name = metric.partition(" ")
-            rated = concordance(matrices)[kind]
+            rated = scores.concordance(matrices)[kind]
             return rated[..., self.dimensions.index(name)] if name else rated.mean(-1)
-        found = metrics(matrices)
+        found = scores.metrics(matrices)
         return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
 
     def by_group(self, groups: Any, test: str = "both", rated: bool = False) -> np.ndarray:
@@ -376,7 +360,7 @@ class CellScores:
         kept = group >= 0
         if rated:
             counted = np.zeros((len(names), len(seeds), len(DIMENSIONS), 6))
-            np.add.at(counted, (group[kept], seed[kept]), moments(*self.ratings(test))[kept])
+            np.add.at(counted, (group[kept], seed[kept]), scores.moments(*self.ratings(test))[kept])
         else:
             counted = np.zeros((len(names), len(seeds), len(self.classes), len(self.classes)))
             predicted = self.probabilities[test].argmax(1)
@@ -390,7 +374,8 @@ class CellScores:
         return list(zip(home + p.id, p.truth, strict=True))
 
 
-def _spread(values: np.ndarray) -> Spread:
+def spread(values: np.ndarray) -> Spread:
+    """Their mean and sample deviation, None of a single one."""
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 

@@ -133,9 +133,9 @@ def group_runs(runs: Iterable[Run], searches: Sequence[Record] = (), ours: str =
 
 
 def _config(run: Run, search: Record | None) -> dict[str, Any]:
-    """A cell's config by that of one run: what was searched has no value."""
-    own, over = run.config, set(search.over if search else ())
-    return own | {of: own[of] | dict.fromkeys(over & own[of].keys(), "searched") for of in ("settings", "training")}
+    """A cell's config by that of one run: what was searched has no value, and may lack one, at its default."""
+    searched = dict.fromkeys(search.over if search else (), "searched")
+    return run.config | {"training": run.config["training"] | searched}  # which goes before the fusion's settings
 
 
 def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -170,6 +170,7 @@ def _tells(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """What can tell two cells apart, by the name it is set under."""
     features = config["features"].values()
+    hops = dict.fromkeys(one["hop"] for f in features for one in f.get("joined", [f]) if "hop" in one)
     return {
         "fusion": config["fusion"],
         "features": "+".join(f["feature"] for f in features),
@@ -181,7 +182,8 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "only": config.get("only", "all utterances"),
         "limit": config["limit"],
         "pool": "+".join(f["pool"] for f in features),
-        "hop": "+".join(f"{f['hop']} s" for f in features if "hop" in f) or "as extracted",
+        "hop": "+".join(f"{hop} s" for hop in hops) or "as extracted",
+        "views": "+".join(view["feature"] for view in config.get("views", ())) or "none",
         **config["settings"],
         **config["training"],
         "code": config.get("code", "none")[:8],

@@ -185,7 +185,7 @@ def matrices(shown: tuple[Sequence[str], Mapping[str, np.ndarray]], _: Plot) -> 
     drawing, grid = figure(down * (0.82 * WIDTH / across + 46), nrows=down, ncols=across, squeeze=False)
     for axes in grid.flat[len(counts) :]:
         axes.set_axis_off()
-    for axes, title, matrix in zip(grid.flat, _fitted(list(counts), 44), counts.values(), strict=False):
+    for axes, title, matrix in zip(grid.flat, _fitted(list(counts), 66), counts.values(), strict=False):
         for (row, column), share in np.ndenumerate(100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)):
             corners = [column - 0.5, column + 0.5], [row - 0.5] * 2, [row + 0.5] * 2
             axes.fill_between(*corners, color="C0", alpha=0.04 + 0.006 * share, linewidth=0)
@@ -195,7 +195,7 @@ def matrices(shown: tuple[Sequence[str], Mapping[str, np.ndarray]], _: Plot) -> 
         axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        short = textwrap.wrap(title, 44 // across, max_lines=2, placeholder=" …")
+        short = textwrap.wrap(title, 44 // across, max_lines=4, placeholder=" …")
         axes.set_title("\n".join(short), fontsize=11.5)
     for axes in grid[:, 0]:
         axes.set_ylabel("true")

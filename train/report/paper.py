@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ser.train.data.features import parse_name, read_name
+from ser.cache.spec import parse_name
+from ser.train.data.features import read_name
 from ser.train.data.splits import SHARE, corpora_of
 from ser.train.models import FUSIONS
 from ser.train.models.fusion import BOTH

@@ -37,9 +37,10 @@ def _features(cells: Sequence[Cell]) -> Table:
     rows: dict[str, Row] = {}
     for cell in cells:
         named = [(m, one) for m, of in cell.config["features"].items() for one in of.get("joined", [of])]
+        named += [("audio", view) for view in cell.config.get("views", ())]  # no text is augmented
         for modality, feature in named:
             name, store = f"{feature['feature']}@{feature['fingerprint']}", cell.origin.store
-            row = {"feature": feature["feature"], "modality": modality, "from": None, "level": None}
+            row = {"feature": read_name(feature), "modality": modality, "from": None, "level": None}
             row |= {"dim": cell.config["dims"][modality], "stored as": None, "fingerprint": feature["fingerprint"]}
             with suppress(SerError):
                 if store is not None:
@@ -47,7 +48,7 @@ def _features(cells: Sequence[Cell]) -> Table:
                     model = str(spec.provenance.get("model") or spec.extractor)
                     model += " (random weights)" if spec.random_weights else ""
                     row |= {"from": model, "level": spec.level, "dim": spec.dim, "stored as": spec.dtype}
-            rows.setdefault(name, row)
+            rows.setdefault(f"{read_name(feature)}@{feature['fingerprint']}", row)
     return described("features", list(rows.values()))
 
 
@@ -65,7 +66,7 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
         if manifest is not None:
             about |= {"all": len(manifest), "hours": sum(d or 0 for d in manifest.column("duration")) / 3600}
             about["people"] = len(set(manifest.column("speaker")) - {None})
-            about["made"] = ", generated speech" * manifest.synthetic
+            about["made"] = f", {'with ' * ('+' in corpus)}generated speech" * manifest.synthetic
         told = [sentence("away" if manifest is None else "tested", **about)]
         maps = cell.config["labels"]["maps"]
         raw = {name: [label for label, mapped in maps.items() if mapped == name] for name in cell.classes}
@@ -137,9 +138,9 @@ def _settings(cells: Sequence[Cell]) -> Table:
     for fusion in dict.fromkeys(cell.config["fusion"] for cell in cells):
         members = [cell.settings for cell in cells if cell.config["fusion"] == fusion]
         known = _defaults(fusion)
-        for key in members[0]:
-            used = ", ".join(dict.fromkeys(str(settings.get(key)) for settings in members))
+        for key in dict.fromkeys(key for own in members for key in own):
             about = known.get(key, Setting(key, "", "", "", ""))
+            used = ", ".join(dict.fromkeys(str(own.get(key, about.default)) for own in members))
             row = {"fusion": fusion, "setting": key, "used": used, "default": str(about.default)}
             rows.append({**row, "source of the default": about.source, "what it is": about.help})
     return described("settings", rows)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, zip_longest
+from itertools import chain, combinations, zip_longest
 from pathlib import Path
 from textwrap import fill
 
@@ -16,7 +16,7 @@ from ser.train.scores import SHOWN
 from ser.train.search import cell_name, chosen_rows
 
 from .calibration import calibrated, calibration_table, ratings, ratings_table, votes_table
-from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts
+from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts, spread
 from .cells import Cell, drawn, grouped, same_run
 from .examples import Inside, attended, errors
 from .figures import Point, svg_of
@@ -112,7 +112,7 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
     for table in filter(None, [*scored, ratings_table(cells), corpora_table(cells), chosen_table(cells), *tested]):
         pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
     if unfinished:
-        pieces.append(f"{len(unfinished)} runs are not finished and are left out")
+        pieces.append(f"not finished, and counted nowhere here: {len(unfinished)} run{'s' * (len(unfinished) > 1)}")
     return "\n\n".join(pieces)
 
 
@@ -279,13 +279,13 @@ def _as_papers_test(first: Cell, second: Cell) -> Row:
     row: Row = {"cell": first.label, "against": second.label}
     row |= dict.fromkeys(("utterances", "McNemar p", "McNemar Holm p", "pairs of runs"))
     row |= dict.fromkeys(("t-test p", "t-test Holm p", "Wilcoxon p", "Wilcoxon Holm p"))
-    if (first.config["corpus"], first.classes) != (second.config["corpus"], second.classes):
+    if first.classes != second.classes:
         return row
-    if seeds := set(first.seeds) & set(second.seeds):
-        one, other = (p[p.seed == min(seeds)].drop_duplicates("id") for p in (first.judged, second.judged))
-        both = one.merge(other, on="id", suffixes=(None, "_2"))
-        if len(both):
-            row |= {"utterances": len(both), "McNemar p": mcnemar(both.truth, both.predicted, both.predicted_2)}
+    seed = min({*first.seeds} & {*second.seeds}, default=None)
+    judged = (cell.judged.assign(id=[name for name, _ in cell.tested]) for cell in (first, second))
+    one, other = (p[p.seed == seed].drop_duplicates("id") for p in judged)
+    if len(both := one.merge(other, on=["id", "truth"], suffixes=(None, "_2"))):
+        row |= {"utterances": len(both), "McNemar p": mcnemar(both.truth, both.predicted, both.predicted_2)}
     ours, theirs = ({same_run(run): 100 * run.result["ua"] for run in cell.runs} for cell in (first, second))
     if len(keys := sorted(ours.keys() & theirs.keys())) > 1:
         t, wilcoxon = p_of_runs([ours[key] for key in keys], [theirs[key] for key in keys])
@@ -328,16 +328,14 @@ def _training(cells: Sequence[Cell]) -> list[Table]:
         _curves([cell for cell in cells if cell.dimensions], "ccc", "Mean CCC of the evaluated part", "mean CCC", 1),
     ]
     rows: list[Row] = []  # what layers count in learned sums
-    for cell in cells:
-        every = [result.get("layers", {}) for result in cell.results]
-        for name in every[0]:
-            shares = [100 * one[name] for one in every if name in one]
-            rows.append({"cell": cell.label, "layer": name, "share %": (np.mean(shares), np.std(shares))})
+    for cell, name in [(one, name) for one in cells for name in one.results[0].get("layers", {})]:
+        shares = np.array([result["layers"][name] for result in cell.results])
+        rows.append({"cell": cell.label, "layer": name, "share %": spread(100 * shares)})
     return [*curves, described("layers", rows)]
 
 
 def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: int) -> Table:
-    """The loss, or a score of the part that is evaluated, over the epochs of all stages, of the cells that have it."""
+    """The loss, or a score of the evaluated part, over the epochs, stage after stage, of the cells that have it."""
     import pandas
 
     kept = sorted(result["epoch"] for result in cells[0].results) if cells and key != "loss" else []
@@ -346,8 +344,10 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
     points: list[Point] = []
     rows: list[Row] = []
     for cell in cells:
-        histories = [[line.get(key) for line in result["history"]] for result in cell.results]
-        curve = scale * pandas.DataFrame(zip_longest(*histories), dtype=float).agg(["mean", "min", "max"], axis=1)
+        told_by = [[(line["stage"], line.get(key)) for line in result["history"]] for result in cell.results]
+        stages = dict.fromkeys(stage for run in told_by for stage, _ in run)
+        aligned = (zip_longest(*([value for of, value in run if of == stage] for run in told_by)) for stage in stages)
+        curve = scale * pandas.DataFrame(chain(*aligned), dtype=float).agg(["mean", "min", "max"], axis=1)
         if curve["mean"].isna().all():
             continue
         if len({row["cell"] for row in rows}) < SERIES:
@@ -382,7 +382,7 @@ def _queries(cells: Sequence[Cell]) -> Table:
         others = {key: value for key, value in cell.config["settings"].items() if key != "queries"}
         return cell_name(cell.config | {"settings": others})
 
-    able = [cell for cell in cells if isinstance(cell.config["settings"].get("queries"), int)]
+    able = [cell for cell in cells if isinstance(cell.settings.get("queries"), int)]
     rows: list[Row] = []
     for members in (members for members in grouped(able, family).values() if len(members) > 1):
         pieces = [cell.label.split(" · ") for cell in members]

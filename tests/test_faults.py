@@ -1,0 +1,211 @@
+"""Disks that fill up, reads and writes that fail, processes that are killed: one sentence, and nothing lost."""
+
+import ctypes
+import errno
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+
+from ser.cache.store import open_store
+from ser.cache.transfer import export
+from ser.cache.verify import verify
+from ser.errors import StoreError
+from ser.extract.run import ExtractionConfig, extract, plan
+from ser.tests.command_line import ser
+from ser.tests.stand_in_corpus import contents, parts, run, write_corpus
+from ser.tests.store_samples import sample_store, spec_of
+from ser.tests.tiny_store import make_store
+
+RUNS = Path(__file__).parent / "fixtures" / "runs-v1" / "06ced0fd35029b43"
+UTTERANCES = 12
+OPTIONS = {"features": "logmel", "dtype": "float32", "part_seconds": 4.0}  # parts of 128 KB
+
+
+# A disk that fills up -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of its own, of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small tmpfs: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Twelve utterances of two seconds: 0.77 MB of log-mel."""
+    return write_corpus(tmp_path, [None] * UTTERANCES, [2.0] * UTTERANCES)
+
+
+def ser_features(corpus: Path, store: Path, backend: str) -> Result:
+    options = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return ser("features", corpus, "--store", store, "--backend", backend, *options)
+
+
+@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
+def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str) -> None:
+    store = disk / "store"
+    made = plan(ExtractionConfig(corpus, store=store, backend=backend, **OPTIONS))  # type: ignore[arg-type]
+    status = os.statvfs(disk)
+    (disk / "another").write_bytes(bytes(status.f_bavail * status.f_frsize - 450_000))  # somebody else's file
+    with pytest.raises(
+        StoreError, match=r"disk is full \(0\.1\d MB needed, 0\.\d\d MB free\).*what is published stays"
+    ):
+        extract(made)
+    opened = open_store(store)
+    feature, manifest = opened["logmel"], opened.manifest()
+    there = sorted(set(range(UTTERANCES)) - set(feature.missing(manifest)))
+    assert 0 < len(there) < UTTERANCES and not list((store / "tmp").iterdir())
+    kept = {path: path.stat().st_ino for path in feature.path.rglob("part.json")}
+    before = feature.load(manifest, there)
+
+    again = ser_features(corpus, store, backend)
+    assert again.exit_code == 1 and again.stderr.startswith("ser: ") and again.stderr.count("\n") == 1
+    with pytest.raises(StoreError, match="disk is full"):
+        for version in range(50):
+            opened.add(spec_of(version=version, provenance={"text": "x" * 100_000}))
+    (disk / "another").unlink()
+    done = ser_features(corpus, store, backend)
+    assert done.exit_code == 0, done.output
+    assert open_store(store)["logmel"].complete(manifest) and not [one for one in verify(opened) if one.problem]
+    assert {path: path.stat().st_ino for path in kept} == kept, "a published part was written again"
+    assert open_store(store)["logmel"].load(manifest, there).values.tobytes() == before.values.tobytes()
+
+
+def test_a_report_on_a_full_disk_leaves_the_old_one(disk: Path) -> None:
+    (disk / "report").write_bytes(b"old" * 1000)
+    status = os.statvfs(disk)
+    (disk / "another").write_bytes(bytes((status.f_bavail - 1) * status.f_frsize))
+    for form in ("html", "latex", "markdown", "csv"):
+        done = ser("report", RUNS, f"--{form}", disk / "report")
+        assert done.exit_code == 1 and "wrote" not in done.stdout
+        assert re.search(r"disk is full \(.* free\) while writing report, which is as it was; free some", done.stderr)
+        assert (disk / "report").read_bytes() == b"old" * 1000 and len(list(disk.iterdir())) == 2
+
+
+def test_an_export_on_a_full_disk_is_not_there(tmp_path: Path, disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=100k", str(disk)], check=True)
+    _, feature, manifest, _ = sample_store(tmp_path / "s", "zarr", dim=800, dtype="float32")
+    for suffix in ("h5", "zarr", "npz", "safetensors"):
+        with pytest.raises(StoreError, match=r"disk is full .*; free some space and run the same command"):
+            export(feature, manifest, disk / f"x.{suffix}")
+        assert not list(disk.iterdir())
+
+
+# A file system whose reads and writes come short or fail, and whose locks hold nobody off -----------------------------
+
+SMALL = "--epochs 1 --folds 1 --set d_model=4 --set gru_hidden=2 --set heads=1"
+COMMANDS = {
+    "import": "cache import new new.npy --modality audio --store store",
+    "import as HDF5": "cache import new new.npy --modality audio --store store --backend hdf5",
+    "verify": "cache verify --store store",
+    "export": "cache export bert bert.h5 --store store",
+    "train": f"train --store store --features is13 --fusion audio --out runs {SMALL}",
+}
+CALLS = (1, 2, 3, 5, 8, 20)  # of a command's reads or writes, the one that fails
+
+
+def drive(command: str) -> None:
+    """In a process with the shim, in a folder with `store` and `new.npy`: each read and write fails once, in each way.
+
+    The command answers or says one sentence; then, without a fault, the store is whole and the same command succeeds.
+    """
+    shim = ctypes.CDLL(None)
+    here = str(Path.cwd())
+    shutil.copytree("store", "before")
+
+    def run(words: str) -> tuple[int, str]:
+        result = ser(*words.split())
+        return result.exit_code, result.output
+
+    fired = 0
+    for writing, error, call in itertools.product((0, 1), (0, errno.EINVAL, errno.EIO), CALLS):
+        for made in ("store", "runs", "bert.h5"):
+            shutil.rmtree(made, ignore_errors=True)
+        Path("bert.h5").unlink(missing_ok=True)
+        shutil.copytree("before", "store")
+        shim.fail_at(here.encode(), call, writing, error)
+        code, output = run(command)
+        left = shim.calls_left()
+        shim.fail_at(b"", 0, 0, 0)
+        where = f"{'write' if writing else 'read'} {call} of {command}, errno {error}: {output}"
+        assert code in (0, 1) and "unexpected error" not in output, where
+        assert code == 0 or "\nser: " in f"\n{output}" or "1 bad" in output, where
+        assert run("cache verify --store store")[0] == 0, where
+        if (code and "import" in command) or "train" in command:
+            assert run(command)[0] == 0, where
+        fired += left == 0
+    assert fired > 5
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_read_and_write_fails_once(tmp_path: Path, name: str) -> None:
+    shim = tmp_path / "faulty.so"
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-O1", "-w", Path(__file__).with_name("faulty_fs.c"), "-o", shim, "-ldl"], check=True
+    )
+    (work := tmp_path / "work").mkdir()
+    store = make_store(work / "store", turns=4)
+    np.save(work / "new.npy", np.ones((len(store.manifest().ids), 3), np.float32))
+    drive_it = f"from ser.tests.test_faults import drive; drive({json.dumps(COMMANDS[name])})"
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path), "LD_PRELOAD": str(shim)}
+    done = subprocess.run(
+        [sys.executable, "-c", drive_it], cwd=work, env=os.environ | paths, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# Kill -9 at random moments, and two at once on one store --------------------------------------------------------------
+
+FEATURES = "logmel,mfcc"  # of a process that is soon at work
+SECONDS = 4.0  # of audio to a part
+BACKENDS = ("zarr", "hdf5")
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_cost_only_what_was_in_flight(tmp_path: Path, kills: int) -> None:
+    """What is published stays as it was, whichever backend wrote it; a store that is complete is begun anew."""
+    corpus, store = write_corpus(tmp_path / "corpus", ["words"] * 20, [1.0] * 20), tmp_path / "store"
+    run(corpus, tmp_path / "quiet", FEATURES, part_seconds=SECONDS)
+    whole, dice, with_parts = contents(tmp_path / "quiet"), random.Random(kills), 0
+
+    def start() -> subprocess.Popen[bytes]:
+        words = ["features", corpus, "--features", FEATURES, "--store", store, "--part-seconds", SECONDS]
+        words += ["--backend", dice.choice(BACKENDS), "--json"]
+        return subprocess.Popen([sys.executable, "-m", "ser", *map(str, words)], stdout=subprocess.DEVNULL)
+
+    for _ in range(kills):
+        before, more = parts(store), dice.randrange(4)
+        command = start()
+        while len(parts(store)) < len(before) + more and command.poll() is None:
+            time.sleep(0.002)
+        time.sleep(dice.random() * 0.05)
+        command.kill()
+        command.wait()
+        assert before.items() <= parts(store).items(), "a published part is gone or was written again"
+        if (store / "manifests").exists():
+            assert not [one for one in verify(open_store(store)) if one.problem]
+        with_parts += len(parts(store)) > len(before)
+        if len(parts(store)) == len(parts(tmp_path / "quiet")):
+            shutil.rmtree(store)
+    assert [command.wait() for command in (start(), start())] == [0, 0]
+    assert contents(store) == whole and (kills < 100 or with_parts > 50)

@@ -1,0 +1,8 @@
+"""What takes seconds to import, and the tests' worker processes use: see `fork_server` in conftest.py."""
+
+import importlib
+
+for name in ("ser.extract.mel", "ser.extract.smile", "ser.extract.speech", "ser.extract.text", "ser.train.sweep"):
+    importlib.import_module(name)
+for architecture in ("bert", "hubert", "mpnet"):
+    importlib.import_module(f"transformers.models.{architecture}.modeling_{architecture}")
