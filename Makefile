@@ -14,7 +14,8 @@ help:
 	@echo "make check                          linters, types, and the documentation as a site, in .docs/"
 	@echo "make bench [ONLY=store]             ours against the plain way, side by side"
 
-# torch goes first: with a CPU build in place nothing pulls the CUDA packages in. pip would compile all on one core.
+# torch goes first: with a CPU build in place nothing pulls the CUDA packages in. pip would compile all on one core;
+# some packages hold files that do not compile.
 PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile -c constraints.txt
 install: $(BIN)/.installed
 $(BIN)/.installed: pyproject.toml constraints.txt

@@ -345,11 +345,12 @@ def remove_leftovers(store: Path) -> list[str]:
     return removed
 
 
-def remove_folder(folder: Path, store: Path, moved: Callable[[], Any] = lambda: False) -> bool:
+def remove_folder(folder: Path, store: Path, on_move: Callable[[], Any] = lambda: False) -> bool:
     """Remove a folder of a store, durably and in one step: it is moved aside first, which a full disk allows.
 
-    So it is out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed. Then `moved`
-    is called: it may close what is open there, and if it returns True the folder goes back. Returns whether it is gone.
+    So it is out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed. Then (on
+    Windows before it too) `on_move` is called: it may close what is open there, and if it returns True the folder goes
+    back. Returns whether it is gone.
     """
     aside = store / "tmp" / f"{_ASIDE}{secrets.token_hex(8)}"
     try:
@@ -358,10 +359,11 @@ def remove_folder(folder: Path, store: Path, moved: Callable[[], Any] = lambda: 
         if error.errno not in _FULL:
             raise
         aside = folder  # there is no room for `tmp/`
-    _O_DIRECTORY or moved()  # Windows moves no folder in which a file is open, and over NFS none can be deleted
+    if not _O_DIRECTORY:
+        on_move()  # Windows moves no folder in which a file is open
     with contextlib.suppress(FileNotFoundError):  # another process was faster
         os.rename(folder, aside)  # noqa: PTH104
-        if moved() and move_into_place(aside, folder):
+        if on_move() and move_into_place(aside, folder):  # over NFS what is open could not be deleted
             return False
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside)

@@ -6,6 +6,7 @@ leaves a store that is incomplete, never wrong.
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -47,7 +48,7 @@ class Push:
     ) -> None:
         if split_digest(url)[1]:
             raise WrongUse("a push makes a root digest of its own; leave out what follows the @")
-        if not url or ("://" not in url and url.partition("/")[0][2:].endswith(":")):
+        if not url or re.match("(?!file:)[a-z0-9]{2,}:/(?!/)", url):
             raise WrongUse(f"{url!r}: name the URL, such as s3://bucket/store, or the folder to publish at")
         there = Path(url.removeprefix("file://"))
         # Its manifests would lose their transcripts. What was published has no tmp/ before it has a record.

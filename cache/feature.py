@@ -93,7 +93,8 @@ class Feature:
         own = manifest.keys(self.spec.modality)
         if manifest.parent is None or self.spec.modality != "audio":
             return own
-        known, pairs = (self._rows, self._quarantined), [(key, (manifest.parent.corpus, *key[1:])) for key in own]
+        known = self._rows, self._quarantined
+        pairs = [(key, (manifest.parent.corpus, *key[1:])) for key in own]
         return [next((one for held in known for one in pair if one in held), pair[0]) for pair in pairs]
 
     def place(self, key: Key) -> Place | None:

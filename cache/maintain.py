@@ -18,16 +18,23 @@ from .manifest import Key, Manifest
 from .part import Part, PartRows, Quarantine
 from .store import Store, listed
 
-# What a listing says, by its keys, of a feature that has no part yet or cannot be trusted.
-NOTHING: dict[str, Any] = {"feature": "", "fingerprint": "", "corpus": None}
-NOTHING |= {"rows": 0, "lent": 0, "of": None, "quarantined": 0, "superseded": 0}
-NOTHING |= {"bytes": 0, "backends": []}
-NOTHING |= {"modality": None, "level": None, "dim": None, "dtype": None, "model": None}
-NOTHING |= {"random_weights": False, "complete": False, "problem": None}
+# The keys of a listing, and what it says of a feature that has no part yet, or has a `problem`: it cannot be trusted.
+LISTED: dict[str, Any] = {
+    "feature": "",  # with its variant: "hubert:layer=9"
+    "fingerprint": "",
+    "corpus": None,
+    **dict.fromkeys(("rows", "lent"), 0),
+    "of": None,
+    **dict.fromkeys(("quarantined", "superseded", "bytes"), 0),
+    "backends": [],
+    **dict.fromkeys(("modality", "level", "dim", "dtype", "model")),
+    **dict.fromkeys(("random_weights", "complete"), False),
+    "problem": None,
+}
 
 
 def list_features(store: Store) -> list[dict[str, Any]]:
-    """Every feature (with its variant) × corpus that has rows of it, by the keys of `NOTHING`; see `_held`.
+    """Every feature (with its variant) × corpus that has rows of it, by the keys of `LISTED`; see `_held`.
 
     One that cannot be trusted is listed too, with its problem.
     """
@@ -44,7 +51,7 @@ def list_features(store: Store) -> list[dict[str, Any]]:
             found += [{**about, **one, "corpus": corpus} for corpus, one in held.items()] or [about]
         except (SerError, OSError) as error:
             found.append({"feature": folder.parent.name, "fingerprint": folder.name, "problem": str(error)})
-    return [{name: one.get(name, nothing) for name, nothing in NOTHING.items()} for one in found]
+    return [{name: one.get(name, nothing) for name, nothing in LISTED.items()} for one in found]
 
 
 def latest_manifests(store: Store) -> dict[str, Manifest | str]:
@@ -145,8 +152,9 @@ def remove_feature(store: Store, folder: Path) -> Removed:
 def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: bool = False) -> Iterator[Removed]:
     """Rewrite the parts that hold rows which no corpus's latest manifest asks for, or which appear twice.
 
-    What is kept is published before what holds it is dropped, so that no row is ever missing. Other processes may
-    publish manifests and parts meanwhile. Of all features (None), those that cannot be read are named and left.
+    What is kept is published before what holds it is dropped. Other processes may publish manifests and parts
+    meanwhile: a row that one asks for in the moment of the drop may have to be computed again. Of all features (None),
+    those that cannot be read are named and left.
     """
     for folder in store.folders() if folders is None else folders:
         seen = set[str]()
@@ -184,6 +192,10 @@ def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], l
 
 def _rewrite(store: Store, feature: Feature, part: Part, dry_run: bool) -> Iterator[Removed]:
     latest = _latest(store)  # again, the parts having been listed: another process may have put one since
+
+    def changed() -> bool:  # also where one cannot be read any more
+        return [getattr(one, "digest", one) for one in latest_manifests(store).values()] != [*latest]
+
     if (found := _kept(feature, part, {key for one in latest.values() for key in feature.keys(one)})) is None:
         return
     record, (kept, quarantined) = part.record, found
@@ -193,6 +205,8 @@ def _rewrite(store: Store, feature: Feature, part: Part, dry_run: bool) -> Itera
             rows = PartRows.from_packed(record.corpus, [record.inputs[i] for i in kept], packed, quarantined)
             feature.publish(rows, record.backend, record.written_by)
         with explain_disk_errors("removing superseded rows", store.path):
-            if not remove_folder(part.folder, store.path, lambda: _latest(store).keys() != latest.keys()):
-                return (yield from _rewrite(store, feature, part, dry_run))  # a row of it may be current again
+            gone = remove_folder(part.folder, store.path, changed)
+        if not gone:  # a row of it may be current again
+            yield from _rewrite(store, feature, part, dry_run)
+            return
     yield Removed(str(part.folder.relative_to(store.path)), part.bytes, len(part.keys) - len(kept))

@@ -43,7 +43,7 @@ class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def file_record(content: bytes) -> FileRecord:
-    """That of a file with this content."""
+    """The size and sha256 of a file with this content."""
     return FileRecord(len(content), hashlib.sha256(content).hexdigest())
 
 

@@ -127,11 +127,11 @@ def prune(folders: tuple[Path, ...], days: float, dry_run: bool) -> None:
 
 
 def _remove(found: list[Any], dry_run: bool) -> None:
-    from ser.train import runs as kept
+    from ser.train import runs as folders
 
     for run in found:
         name = os.path.relpath(run.path)  # it may be the working folder
-        freed = kept.size(run) if dry_run else kept.remove(run)
+        freed = folders.size(run) if dry_run else folders.remove(run)
         answer(f"{'would remove' if dry_run else 'removed'} {name} ({freed / 1e6:.1f} MB)")
     if not found:
         answer("nothing to remove")

@@ -31,7 +31,7 @@ def cached(key: Any, open: Callable[[], T]) -> Iterator[T]:
     """What `open()` gave the first task of this worker that asked for `key`, which is compared by `==`.
 
     At most `MOST` things are kept. What is dropped is closed, if it has a `close`, when the last task that uses it is
-    done with it.
+    done with it; a fault in closing is printed, not raised.
     """
     with _opening:
         entry = next((one for one in entries if one.key == key), None) or Entry(key)

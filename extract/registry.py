@@ -36,7 +36,7 @@ class FeatureKind:
     extractor: str | type[Extractor]  # the class, or where it is: "package.module:Class"
     model: str | None = None  # default checkpoint; "": it must be named; None: computed without weights
     preset: Mapping[str, Any] = field(default_factory=dict)  # settings of the extractor that the name stands for
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of other settings, where they are not the extractor's
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of settings that stay the user's to change
 
     @property
     def code(self) -> type[Extractor]:
@@ -62,7 +62,7 @@ FEATURES: Registry[FeatureKind] = Registry("feature", "ser.extractors", FeatureK
 def split_names(features: str | Sequence[str]) -> list[str]:
     """`"hubert:layer=9,norm=before,is13"` to its names: a comma before `key=` belongs to a variant."""
     text = features if isinstance(features, str) else ",".join(features)
-    names = dict.fromkeys(filter(None, re.split(r",(?!\w+=)", re.sub(r"\s", "", text))))
+    names = dict.fromkeys(filter(None, re.split(r",(?!\w+=)", re.sub(r"\s*,\s*", ",", text.strip()))))
     if not names:
         raise WrongUse(f"no feature is named; known: {', '.join(sorted(FEATURES))}")
     return list(names)
@@ -205,7 +205,6 @@ def resolve_again(specs: Iterable[Spec], models: Mapping[str, str] | None = None
     """
     models, found = models or {}, list[ResolvedFeature]()
     checkpoints: dict[tuple[str, Any], Checkpoint] = {}
-    _check_models(models)
     for spec in specs:
         if spec.extractor == "import":
             raise WrongUse(
@@ -214,6 +213,7 @@ def resolve_again(specs: Iterable[Spec], models: Mapping[str, str] | None = None
             )
         if spec.feature not in FEATURES:
             raise WrongUse(not_installed(f"{spec.name} was computed by an extractor", spec.provenance.get("package")))
+        _check_models(models.keys() & {spec.feature})
         key = spec.feature, spec.checkpoint.get("digest")
         if FEATURES[spec.feature].model is not None and key not in checkpoints:
             checkpoints[key] = recorded_checkpoint(spec, models)

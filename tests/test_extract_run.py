@@ -310,6 +310,7 @@ def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[
         ({"features": "is13", "backend": "pickle"}, "zarr or hdf5"),
         ({"features": "is13", "part_seconds": 0}, "above 0"),
         ({"features": ""}, "no feature is named"),
+        ({"features": "is13, log mel"}, "unknown feature .log mel."),
         ({"features": "logmel:window=inf"}, "window is a number"),
         ({"features": "logmel", "device": "tpu"}, "cuda:N"),
         ({"features": "logmel", "device": "cuda:7"}, "cuda:7: torch finds no such device here"),

@@ -329,13 +329,14 @@ def claimed(path: Path) -> Iterator[Run]:
         return
     with contextlib.ExitStack() as stack:
         while not path.is_symlink():  # `ser runs remove` may move the folder aside meanwhile, and the lock with it
+            stack.close()
             make_folder(path)
             with contextlib.suppress(FileNotFoundError):
                 lock = stack.enter_context(locked(path / "lock", "waits for the process that trains this run"))
                 if os.path.samestat(os.fstat(lock), (path / "lock").stat()):
                     break
         remove_leftovers(path.parent / SHARED)
-        for entry in (path, *path.iterdir()):
+        for entry in (path, *(() if path.is_symlink() else path.iterdir())):
             if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
                 raise StoreError(f"{entry}: is a link or a special file, and no run is written through one; remove it")
             if entry.match(".*.part"):

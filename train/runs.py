@@ -103,7 +103,10 @@ def unfinished(runs: Sequence[Run], days: float) -> Iterator[Run]:
 
 
 def in_use(run: Run, lock: contextlib.ExitStack | None = None) -> bool:
-    """Whether a process of this machine trains it just now; if not, none begins to before `lock` is closed."""
+    """Whether a process of this machine trains it just now; if not, none begins to before `lock` is closed.
+
+    Without a lock file, as in a copy, there is nothing to hold.
+    """
     with contextlib.ExitStack() as own, contextlib.suppress(FileNotFoundError):
         _, held = (lock or own).enter_context(open_lock(run.path / "lock"))
         return held is False
@@ -113,12 +116,12 @@ def in_use(run: Run, lock: contextlib.ExitStack | None = None) -> bool:
 def remove(run: Run) -> int:
     """Remove a run's folder in one step: it is moved aside first. Returns its bytes.
 
-    Raises `WrongUse` for one that is trained just now, `StoreError` if the disk does not let it go.
+    Raises `WrongUse` for one that is trained or removed just now, `StoreError` if the disk does not let it go.
     """
     freed, runs = size(run), run.path.parent
     with explain_disk_errors(f"removing {run.path}", runs), contextlib.ExitStack() as lock:
         if in_use(run, lock):
-            raise WrongUse(f"{run.path}: is trained just now; stop that process first")
+            raise WrongUse(f"{run.path}: is trained or removed just now; stop that process first")
         remove_folder(run.path, runs / SHARED, lock.close)
     return freed
 

@@ -111,8 +111,8 @@ def recorded_checkpoint(spec: Spec, models: Mapping[str, str]) -> Checkpoint:
     source = models.get(spec.feature) or folder or model
     option = f"--model {spec.feature}=PATH"
     if source == folder and not (folder and Path(folder).is_dir()):
-        fault = f"the weights of {spec.feature} were in {folder}, which is not there any more"
-        raise WrongUse(f"{fault}; point at them with {option}")
+        where = f"were in {folder}, which is not there any more" if folder else "lie nowhere that is recorded"
+        raise WrongUse(f"the weights of {spec.feature} {where}; point at them with {option}")
     found = find_checkpoint(source, option)
     if found.digest != (recorded := str(spec.checkpoint.get("digest"))):
         raise WrongUse(
