@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -91,7 +91,7 @@ def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ser.engines.cluster import Cluster
     from ser.tests.dask_processes import DaskProcesses
 
-    monkeypatch.setattr(Cluster.__init__, "__defaults__", (False, 200.0))  # insecure, patience
+    monkeypatch.setattr(Cluster, "__init__", partialmethod(Cluster.__init__, patience=200.0))
     made = DaskProcesses(tmp_path)
     yield made
     made.stop()

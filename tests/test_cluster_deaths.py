@@ -201,7 +201,7 @@ def test_what_is_missing_is_waited_for_and_then_named(
 
 def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path: Path) -> None:
     """A terminal tells every process of the group, also a worker that was started again; and people press it twice."""
-    corpus = write_corpus(tmp_path / "corpus", slow_texts(400, 0.3), [0.02] * 400)  # of which most are never reached
+    corpus = write_corpus(tmp_path / "corpus", slow_texts(800, 0.3), [0.02] * 800)  # of which most are never reached
     command, pipe = ser_features(corpus, tmp_path / "store", 2, "--scheduler", "local:2"), subprocess.PIPE
     process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 

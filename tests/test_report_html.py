@@ -284,6 +284,9 @@ def test_cautions_say_what_is_known_and_what_differs(
     joined = made_up("joined", run, [run.config | {"corpus": "a+b"}], corpora={"a": {}, "b": {}})
     joined.__dict__["predictions"] = one.predictions.assign(id=run.config["corpus"] + "/" + one.predictions.id)
     assert papers_tests_table([one, joined]).rows[0]["utterances"] == one.n
+    seeds = [run.config, run.config | {"seed": 1}]
+    one, two = made_up("one", run, seeds), made_up("two", run, [seed | corpus for seed in seeds], **changes)
+    assert papers_tests_table([one, two]).rows[0]["pairs of runs"] == (None if "corpus" in changes else 2)
 
 
 def test_stages_and_settings_of_runs_that_differ_stand_in_their_place(cells: dict[str, Cell]) -> None:

@@ -299,7 +299,7 @@ def test_a_loss_that_is_no_number_is_told_with_epoch_and_batch(store, tmp_path):
 def test_an_estimate_takes_a_few_steps_and_no_step_that_diverges(store, tmp_path, monkeypatch, at_once):
     monkeypatch.setattr(Job, "stacked", at_once)
     one, four = (estimate(prepare(experiment(store, tmp_path / "no", epochs=n))) for n in (25, 1_000_000))
-    assert 0 < 40 * one.seconds < four.seconds, "however many epochs there are to come"
+    assert 0 < 400 * one.seconds < four.seconds, "however many epochs there are to come"
     assert estimate(prepare(experiment(store, tmp_path, "lr=1e38", "weight_decay=1e30"))).seconds > 0
     assert not (tmp_path / "no").exists()
 

@@ -1,6 +1,6 @@
-"""The training loop of `fit` for many runs of one fold at once: on a GPU a small model leaves most of it idle.
+"""The training loop of `fit.fit` for many runs of one fold at once: on a GPU a small model leaves most of it idle.
 
-The runs differ in seed and loss. Each draws its batches, as `fit` does, and its dropout from generators of its own, so
+The runs differ in seed and loss. Each draws its batches, as that does, and its dropout from generators of its own, so
 that the others change nothing but the order of sums. A run that diverges is reported when the others are done.
 
 On a GPU an update is one CUDA graph, and so is an evaluation: what is left to do one by one is the upload of a batch's
@@ -51,8 +51,8 @@ def fit_many(
     """Train one model per config; the configs differ in seed and loss alone, and `can_train_together` holds for them.
 
     `on_epoch[i]` gets every epoch of run i, and a line if updates cannot be captured. A run that diverged gives the
-    fault in the place of its model. Where the inputs do not fit on the GPU, `fit` trains one after the other. Raises
-    `WrongUse` for a selection on a dev part that is empty.
+    fault in the place of its model. Where the inputs do not fit on the GPU, `fit.fit` trains one after the other.
+    Raises `WrongUse` for a selection on a dev part that is empty.
     """
     config, settings, device = configs[0], configs[0].settings, configs[0].device
     exact_arithmetic(device, config.deterministic)

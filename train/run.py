@@ -276,8 +276,9 @@ def write_model(run: Run, weights: Mapping[str, torch.Tensor], scaling: Mapping[
 
 
 def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
-    """The trained model of a run with its scaling, on a device, and what it was trained by, to predict there.
+    """The trained model of a run with its scaling, on a device, and a config to predict with there.
 
+    Loss, selection, seed and precision of that config are the defaults, not the run's.
     Raises `WrongUse` if the run has no model or its fusion is unknown here, `CorruptStore` for weights that are NaN.
     """
     if not (run.path / MODEL).exists():

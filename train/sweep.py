@@ -51,7 +51,7 @@ class SweepTask:
         return Run(Path(self.experiment.out) / self.name)
 
 
-Outcome = tuple[SweepTask, str | None]  # that is done, and what went wrong
+Outcome = tuple[SweepTask, str | None]  # a task that is done, and what went wrong with it, if anything
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[A
 
 def same_run(run: Run) -> tuple[Any, ...]:
     """What is the same in runs of two cells that test the same utterances, with the same seed."""
-    return run.config["seed"], run.config["fold"], run.config["cut"]
+    return run.config["corpus"], run.config["seed"], run.config["fold"], run.config["cut"]
 
 
 def drawn(cells: Sequence[Cell], most: int) -> str:

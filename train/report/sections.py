@@ -329,7 +329,7 @@ def _training(cells: Sequence[Cell]) -> list[Table]:
     ]
     rows: list[Row] = []  # what layers count in learned sums
     for cell, name in [(one, name) for one in cells for name in one.results[0].get("layers", {})]:
-        shares = np.array([result["layers"][name] for result in cell.results])
+        shares = np.array([of[name] for result in cell.results if name in (of := result.get("layers", {}))])
         rows.append({"cell": cell.label, "layer": name, "share %": spread(100 * shares)})
     return [*curves, described("layers", rows)]
 
