@@ -34,7 +34,7 @@ LISTED: dict[str, Any] = {
 
 
 def list_features(store: Store) -> list[dict[str, Any]]:
-    """Every feature (with its variant) × corpus that has rows of it, by the keys of `LISTED`; see `_held`.
+    """Every feature × corpus that has rows of it, by the keys of `LISTED`; counts are as of the latest manifest.
 
     One that cannot be trusted is listed too, with its problem.
     """

@@ -105,7 +105,7 @@ def find_checkpoint(id_or_folder: str | Path, option: str = "--model NAME=PATH")
 def recorded_checkpoint(spec: Spec, models: Mapping[str, str]) -> Checkpoint:
     """The checkpoint that a feature was computed with: where `models` says, by feature, or where extraction found it.
 
-    Raises `WrongUse` for another one, and for a folder that is not there any more.
+    Raises `WrongUse` for another one, for a folder that is not there any more, and where neither is recorded.
     """
     folder, model = (str(spec.provenance.get(key) or "") for key in ("folder", "model"))  # a stranger's say anything
     source = models.get(spec.feature) or folder or model
