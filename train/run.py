@@ -104,12 +104,6 @@ def train_jobs(
                     fitted = [_fit_with_states(first, runs[now[0]], logs[now[0]])]
             except Diverged as fault:
                 fitted = [fault]
-            except KeyboardInterrupt as stop:
-                traceback.clear_frames(stop.__traceback__)  # they hold the thread that reads ahead
-                way = "starts this run anew" if together else "goes on with this run"
-                for i in now:
-                    logs[i](f"interrupted; `ser train --resume {runs[i].path}` {way}")
-                raise
             except (MemoryError, RuntimeError) as fault:
                 if len(now) == 1 or not is_out_of_memory(fault):
                     raise
