@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ser.train.report.cell_scores import CellScores
 
 UNITS = ("", "k", "M", "G", "T", "P", "E", "Z")  # of a thousand each
-LONG = 60.0  # seconds: the matrix products of shorter runs are not worth the second that it takes to count them
 UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
 
 
@@ -73,11 +72,9 @@ def train(
         jobs = prepare(experiment)
     ahead = estimate(jobs)
     most = "at most " * ahead.at_most
-    listed = (f"{name}: {', '.join(f'{n:,} {label}' for label, n in of.items())}" for name, of in ahead.corpora.items())
-    sizes = "; ".join(listed)
     words = (
         f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
-        f"{ahead.utterances:,} utterances{sizes and f' ({sizes})'}, {ahead.runs} run{'s' * (ahead.runs > 1)} × {most}"
+        f"{ahead.utterances:,} utterances, {ahead.runs} run{'s' * (ahead.runs > 1)} × {most}"
         f"{ahead.epochs} epoch{'s' * (ahead.epochs > 1)}, {ahead.updates:,} updates, {most}about "
         f"{duration(ahead.seconds)}"
     )
@@ -85,14 +82,12 @@ def train(
     if plan.device.startswith("cuda"):
         faster = "; --precision bf16 is faster, as float32 does without the tensor cores" * (plan.precision != "bf16")
         words += f", in {plan.precision} on {plan.device}{faster}"
-    products: dict[str, Any] = {}
-    if dry_run or ahead.seconds > LONG:
-        products = {"flops": count_flops(jobs, ahead.epochs), "flops_per_second": product_rates(plan)}
-        words += f"; {_arithmetic(products['flops'], products['flops_per_second'])}"
     if ahead.streamed:
         words += f"; {' and '.join(ahead.streamed)} read from the store as needed, the rest in memory"
     if dry_run:
-        answer(vars(ahead) | products if as_json else words)
+        flops, rates = count_flops(jobs, ahead.epochs), product_rates(plan)
+        told = {**vars(ahead), "flops": flops, "flops_per_second": rates}
+        answer(told if as_json else f"{words}; {_arithmetic(flops, rates)}")
         return
     say(words, err=True)
     finished: dict[int, int] = {}  # epochs of each run

@@ -169,7 +169,6 @@ def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) 
     words = ["train", "--features", "logmel", "--fusion", "audio", "--corpus", "acted+read", "--protocol", "corpus-out"]
     words += [w for one in (*asked(store).set, "standardise_by=corpus") for w in ("--set", one)]
     words += ["--epochs", "3", "--out", tmp_path / "runs"]
-    assert "read: 10 ang, 10 hap, 10 neu, 0 sad" in ser(*words, "--dry-run", store=store).output
     told = json.loads(ser(*words, "--json", store=store).stdout)["scores"]
     runs = find_runs(tmp_path / "runs")
     cell = CellScores(runs)

@@ -240,7 +240,6 @@ class Estimate:
     updates: int  # over all runs
     seconds: float
     at_most: bool  # as patience may end a run before
-    corpora: dict[str, dict[str, int]]  # of several, how many utterances of each class
     timed: bool  # or scaled from other runs
     streamed: tuple[str, ...] = ()  # the modalities that are read from the store as they are needed
 
@@ -274,10 +273,9 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
             known[plan.precision] = per_row / parameters
         per_row = known[plan.precision] * parameters
     seconds = per_row * sum(_rows(j, j.fold) for j in jobs) * epochs
-    corpora = {name: about["classes"] for name, about in job.data.notes.get("corpora", {}).items()}
     utterances, at_most = len(job.data.utterances), plan.training.patience > 0
     streamed = tuple(modality for modality, one in job.data.inputs.items() if one.streamed)
-    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, corpora, timed, streamed)
+    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, timed, streamed)
 
 
 def _seconds_per_row(jobs: Sequence[Job]) -> float:
