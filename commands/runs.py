@@ -52,16 +52,12 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
 
 def _table(found: list[dict[str, Any]], columns: list[str]) -> str:
     """Runs by their facts, one a line."""
-    rows = [[_cell(one, column) for column in columns] for one in found]
+    rows = [[_cell({**one, "MB": one["bytes"] / 1e6}[column]) for column in columns] for one in found]
     return table(rows, [HEADINGS.get(name, name) for name in columns], disable_numparse=True)
 
 
-def _cell(facts: dict[str, Any], column: str) -> str:
-    if column == "MB":
-        return f"{facts['bytes'] / 1e6:.1f}"
-    if column in HEADINGS:
-        return "" if facts[column] is None else f"{facts[column]:.2f}"
-    return str(facts[column])
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 @runs.command()

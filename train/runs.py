@@ -47,7 +47,7 @@ def _holds(found: Any, key: str, value: str) -> bool:
     if key == "features":
         names = {form for one in str(found).split("+") for form in (one, one.partition("@")[0])}
         return {*value.split("+")} <= names
-    if isinstance(found, float | int) and not isinstance(found, bool):
+    if isinstance(found, float | int):
         with contextlib.suppress(ValueError):
             return found == float(value)
     return str(found).casefold() == value.casefold()
