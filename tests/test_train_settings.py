@@ -18,7 +18,6 @@ from ser.train.settings import TrainConfig, parse_settings, settings
 
 SIZES = {"d_model": 8, "heads": 2, "frames": 8, "channels": 2, "hidden": 4, "queries": 3, "dense": 4}
 SIZES |= {"gru_hidden": 4, "lstm_hidden": 4, "encoder_depth": 1, "cross_depth": 1, "last_depth": 1}
-FEATURES = {"sequence": {"audio": "logmel", "text": "bert"}, "vector": {"audio": "is13", "text": "bert"}}
 
 
 def small(name: str) -> dict[str, object]:
@@ -104,28 +103,6 @@ def test_every_number_has_a_range_and_what_is_in_it_builds_a_model(name: str) ->
             assert all(weights.numel() for weights in model.parameters()), f"{key}={value}"
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
-def test_every_setting_of_the_loss_changes_what_a_fusion_learns_or_is_refused(store: Path, name: str) -> None:
-    fusion = FUSIONS[name]
-    features = "+".join(FEATURES[fusion.level][modality] for modality in fusion.inputs)
-    data, _ = load_dataset(Experiment(features, name, store, limit=30))
-    [fold, *_] = make_folds("session-out", data.utterances, Cut(dev="none"))
-
-    def learnt(*more: str) -> torch.Tensor:
-        options = [f"{k}={v}" for k, v in {**small(name), "epochs": 1, "batch_size": 4, "lr": 0.01}.items()]
-        plan = TrainConfig(fusion, *parse_settings(fusion, [*options, *more]), select="last")
-        return weights_of(fit(data, fold, plan))
-
-    plain = learnt()
-    for setting in ("class_weights=inverse", "focal_gamma=2", "sampler=balanced", "soft_labels=true"):
-        if setting == "sampler=balanced" and fusion.unit == "dialogue":
-            with pytest.raises(WrongUse, match=f"fusion {name} has no use for it"):
-                learnt(setting)
-        else:
-            found = learnt(setting, "soft_labels=true") if "weights" in setting else learnt(setting)
-            assert found.isfinite().all() and not torch.equal(found, plain), setting
-
-
 @pytest.fixture(scope="module")
 def hopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose audio frames say how far apart they are."""
@@ -137,22 +114,28 @@ def hopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_patience_refit_clipping_and_hop_reach_every_fusion(hopped: Path, name: str) -> None:
+def test_every_setting_of_training_changes_what_a_fusion_learns_or_is_refused(hopped: Path, name: str) -> None:
     fusion, stages = FUSIONS[name], len(FUSIONS[name].stages)
 
-    def fitted(hop: str, select: str, *more: str) -> Fitted:
+    def fitted(*more: str, hop: str = "", select: str = "last") -> Fitted:
         features = "+".join({"audio": f"hubert{hop}", "text": "bert"}[modality] for modality in fusion.inputs)
         data, _ = load_dataset(Experiment(features, name, hopped, limit=30))
         [fold, *_] = make_folds("session-out", data.utterances, Cut(dev="next" if select == "val" else "none"))
         options = [f"{k}={v}" for k, v in {**small(name), "epochs": 1, "batch_size": 4, "lr": 0.01}.items()]
         return fit(data, fold, TrainConfig(fusion, *parse_settings(fusion, [*options, *more]), select=select))
 
-    still = fitted("", "val", "epochs=3", "patience=1", "lr=1e-30", "refit=true")  # no epoch is better than the first
+    def weights(found: Fitted) -> torch.Tensor:
+        return torch.cat([weight.flatten() for weight in snapshot(found.model).values()])
+
+    still = fitted("epochs=3", "patience=1", "lr=1e-30", "refit=true", select="val")  # none is better than the first
     assert len(still.history) == (2 + 1) * stages, "two epochs, of which the first is refitted"
-    plain = weights_of(fitted("", "last"))
-    for other in (fitted("", "last", "clip_norm=1e-3"), *([fitted(":hop=0.06", "last")] * ("audio" in fusion.inputs))):
-        assert weights_of(other).isfinite().all() and not torch.equal(weights_of(other), plain)
-
-
-def weights_of(found: Fitted) -> torch.Tensor:
-    return torch.cat([weight.flatten() for weight in snapshot(found.model).values()])
+    asked = ["class_weights=inverse soft_labels=true", "focal_gamma=2", "soft_labels=true", "clip_norm=1e-3"]
+    if fusion.unit == "dialogue":
+        with pytest.raises(WrongUse, match=f"fusion {name} has no use for it"):
+            fitted("sampler=balanced")
+    else:
+        asked.append("sampler=balanced")
+    found = {setting: weights(fitted(*setting.split())) for setting in asked}
+    found |= {"hop": weights(fitted(hop=":hop=0.06"))} if "audio" in fusion.inputs else {}
+    for setting, learnt in found.items():
+        assert learnt.isfinite().all() and not torch.equal(learnt, weights(fitted())), setting
