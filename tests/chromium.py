@@ -72,9 +72,7 @@ class Browser:
 @contextlib.contextmanager
 def open_browser(folder: Path) -> Iterator[Browser]:
     """A browser with a profile of its own below `folder`."""
-    assert DRIVER is not None
     driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert driver.stdout is not None
     try:
         found = next(filter(None, (re.search(r"successfully on port (\d+)", line) for line in driver.stdout)))
         browser = Browser(f"http://127.0.0.1:{found[1]}", folder / "profile")

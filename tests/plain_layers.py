@@ -3,9 +3,6 @@
 What the fast layers are held against.
 """
 
-# Attributes of torch's modules have no types.
-# mypy: ignore-errors
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -17,9 +17,6 @@ do not run. Three are made here: autocast's casts, of the operations in `LOWER`,
 attention and dropout, one operation each. A device must be named with its number.
 """
 
-# Tensors of two kinds, and attributes that torch declares otherwise.
-# mypy: ignore-errors
-
 from collections import Counter
 from typing import Any
 from unittest.mock import patch

@@ -80,7 +80,6 @@ def test_killed_writers(tmp_path: Path, backend: str, kills: int) -> None:
                 shutil.rmtree(feature.path / "parts" / dice.choice(sorted(names_of(feature))))
         before = names_of(open_store(path)["tokens"]) if (path / "tokens").exists() else set()
         writer = subprocess.Popen([*WRITER, str(path), backend, "1"], stdout=subprocess.PIPE, text=True)
-        assert writer.stdout is not None
         first = writer.stdout.readline() if dice.random() < 0.8 else ""
         time.sleep(dice.random() * (0.06 if first else 0.6))
         writer.send_signal(signal.SIGKILL)
@@ -164,7 +163,7 @@ def test_many_writers_on_one_store(tmp_path: Path, backends: list[str], rounds: 
     for number in range(rounds):
         path = tmp_path / f"s{number}"
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        writers = [subprocess.Popen([*WRITER, str(path), backend, "1"], **pipes) for backend in backends]  # type: ignore[call-overload]
+        writers = [subprocess.Popen([*WRITER, str(path), backend, "1"], **pipes) for backend in backends]
         ended = [(*writer.communicate(), writer.returncode) for writer in writers]
         assert [code for _, _, code in ended] == [0] * len(backends), ended
         published = [line for out, _, _ in ended for line in out.split() if line != "None"]

@@ -61,7 +61,6 @@ def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(processes: DaskProc
         wait_for(lambda: (worker := worker_of(nanny)) and computed(worker.pid) == computed(frozen.pid) == 2)
         frozen.send_signal(signal.SIGSTOP)
         worker = worker_of(nanny)
-        assert worker is not None
         worker.kill()
         go.touch()
 
@@ -144,7 +143,6 @@ def test_what_kills_its_worker_is_found_and_named(tmp_path: Path) -> None:
     while process.poll() is None:
         addresses |= listening([one.pid for one in tree(process.pid)])
         time.sleep(0.2)
-    assert process.stdout is not None
     told = process.stdout.read()
     assert process.returncode == 3, told
     assert "u001: the process that computes it dies, 3 times in a row" in told

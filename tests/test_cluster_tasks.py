@@ -46,7 +46,6 @@ def test_a_task_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) -
     corpus = write_corpus(tmp_path / "corpus", TEXTS[:3])
     whole = one_task(corpus, tmp_path / "store", "standin,standin2")
     pieces = split(whole)
-    assert pieces is not None
     assert [[u.id for u in piece.utterances] for piece in pieces] == [["u002"], ["u001", "u000"]]
     by_feature = split(pieces[0])
     assert by_feature is not None and [len(piece.fingerprints) for piece in by_feature] == [1, 1]

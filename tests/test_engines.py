@@ -1,6 +1,5 @@
 """Tasks run inline and in processes: results, failures, deaths; Ctrl-C, which waits; what workers keep open."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -18,7 +17,8 @@ from ser import engines
 from ser.engines.processes import defer_sigint
 from ser.engines.worker_cache import cached, clear
 from ser.errors import SerError, WrongUse
-from ser.tests.dask_processes import listening, workers_of
+from ser.tests.dask_processes import listening, runs, workers_of
+from ser.tests.stand_in_corpus import wait_for
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 
@@ -110,22 +110,14 @@ def test_no_worker_is_left_running() -> None:
     assert next(results) == 0
     server, *workers = workers_of(os.getpid())
     assert len(workers) == 2
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert workers_of(os.getpid()) == [server] and gone(workers)
 
 
 def gone(processes: list[psutil.Process]) -> bool:
     """Whether none is there in a while: a fork server ends a moment after its owner."""
-
-    def runs(one: psutil.Process) -> bool:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return one.status() != psutil.STATUS_ZOMBIE
-        return False
-
-    deadline = time.monotonic() + 60
-    while any(map(runs, processes)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not any(map(runs, processes))
+    wait_for(lambda: not any(runs(one, ".") for one in processes))
+    return True
 
 
 def test_what_tasks_need_is_imported_once(tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
 """USC and the systems that the papers compare with, against their descriptions written plainly."""
 
-# Attributes of torch's modules have no types.
-# mypy: ignore-errors
-
 import pytest
 import torch
 import torch.nn.functional as F

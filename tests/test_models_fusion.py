@@ -1,8 +1,5 @@
 """The contract that every entry of FUSIONS keeps, whichever paper it is from, and the layers that all share."""
 
-# Attributes of torch's modules have no types.
-# mypy: ignore-errors
-
 from functools import partial
 
 import pytest

@@ -1,8 +1,5 @@
 """MSMSER: against its sections written plainly, utterance by utterance, and against torch's own padded layers."""
 
-# Attributes of torch's modules have no types.
-# mypy: ignore-errors
-
 import math
 
 import pytest

@@ -40,7 +40,7 @@ def step(model: nn.Module, batch: Batch, bf16: bool) -> tuple[dict[str, Tensor],
     model.zero_grad()
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
         outputs = {head: x.float() for head, x in model(batch).items()}
-    sum(F.cross_entropy(x, batch.truth, reduction="sum") for x in outputs.values()).backward()  # type: ignore[union-attr]
+    sum(F.cross_entropy(x, batch.truth, reduction="sum") for x in outputs.values()).backward()
     return outputs, {name: weight.grad for name, weight in model.named_parameters()}
 
 
@@ -150,7 +150,7 @@ def test_many_runs_give_the_numbers_of_the_cpu(store: Path, fusion: str, monkeyp
         there = fit_many.fit_many(data, fold, [replace(one, device="cuda:0") for one in configs])
     assert gpu.uploads["waiting"] < 200 and len(called) > 1
     for one, other in zip(here, there, strict=True):
-        pairs = zip(one.history, other.history, strict=True)  # type: ignore[union-attr]
+        pairs = zip(one.history, other.history, strict=True)
         assert all(b["loss"] == pytest.approx(a["loss"], rel=1e-5) for a, b in pairs)
 
 

@@ -1,8 +1,5 @@
 """Perspective: against its equations written plainly, dialogue by dialogue, and against torch's own padded modules."""
 
-# Attributes of torch's modules have no types.
-# mypy: ignore-errors
-
 import copy
 
 import pytest

@@ -5,11 +5,12 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ser.tests.command_line import printed
 from ser.tests.tiny_store import make_store
+from ser.train.report.cell_scores import CellScores
+from ser.train.run_folder import Run
 
 RECIPE = """
 title = "One cell"
@@ -46,23 +47,13 @@ def test_every_table_shows_the_same_digits(tmp_path: Path) -> None:
     place = next(n for n, line in enumerate(lines) if line and line[0] == "cell" and "macro-F1 %" in line)
     exact = dict(zip(lines[place], lines[place + 1], strict=True))
 
+    cell = CellScores([Run(Path(run["path"])) for run in runs])
     assert len(runs) == 6
     for metric in ("ua", "wa"):
-        name, own = metric.upper(), [100 * run[metric] for run in runs]
-        by_seed = [np.sum([run["confusion"] for run in runs if run["seed"] == seed], axis=0) for seed in range(3)]
-        right = [np.diag(matrix) / (matrix.sum(1) if metric == "ua" else matrix.sum()) for matrix in by_seed]
-        pooled = 100 * np.mean([np.mean(one) if metric == "ua" else np.sum(one) for one in right])
-        by_seed = [100 * (np.mean(one) if metric == "ua" else np.sum(one)) for one in right]
-        by_fold = [
-            np.mean([100 * run[metric] for run in runs if run["fold"] == fold])
-            for fold in {run["fold"] for run in runs}
-        ]
-        over = {  # the deviation over the runs is neither
-            "seeds": (pooled, np.std(by_seed, ddof=1)),
-            "folds": (np.mean(own), np.std(by_fold, ddof=1)),
-        }
+        name, score = metric.upper(), cell.score(metric)  # which tests/test_metrics.py holds to the formulas
+        pooled, over = score.pooled, {"seeds": score.over_seeds, "folds": score.over_folds}
         seeds, folds = (f"{mean:.2f} ± {deviation:.2f}" for mean, deviation in over.values())
-        assert f"{pooled:.2f}" != f"{np.mean(own):.2f}", "the two must differ"
+        assert f"{pooled:.2f}" != f"{score.over_folds[0]:.2f}", "the two must differ"
 
         assert table_line(trained, name)[1:5] == [seeds, "3", folds, "2"]
         [low, high] = re.search(rf"{metric} over speakers: {pooled:.2f} \[([\d.]+), ([\d.]+)\]", trained).groups()

@@ -377,8 +377,6 @@ def test_attention_is_the_models_own(cells: dict[str, Cell]) -> None:
     cell = cells["mit · hubert+mpnet · queries 6"]
     utterance = cell.predictions.id[0]
     store, manifest, _ = cell.origin
-    assert store is not None
-    assert manifest is not None
     first, one = attend(cell.runs[0], store, manifest, [cell.predictions.id[1], utterance])
     assert first.utterance == cell.predictions.id[1] and first.frames.shape != one.frames.shape
     assert one.frames.shape[0] == one.words.shape[0] == len(one.tokens) == 6
@@ -447,7 +445,7 @@ def test_every_table_is_written_in_every_form(content: Page, tmp_path: Path) -> 
     tables = content.tables
     assert len({table.name for table in tables}) == len(tables) > 20
     for form in ("csv", "markdown", "latex"):
-        write_tables(tables, tmp_path / form, form)  # type: ignore[arg-type]
+        write_tables(tables, tmp_path / form, form)
         assert (tmp_path / form).stat().st_size > 5000
     for line in csv.reader((tmp_path / "csv").open(encoding="utf-8")):
         assert not [cell for cell in line if re.match(r"[=@]|[+-](?![\d.])", cell)]

@@ -10,6 +10,7 @@ import pytest
 
 from ser.errors import CorruptStore, StoreError, WrongUse
 from ser.train.recipe import Recipe, read_recipe
+from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
 from ser.train.report.sections import make_page, report_text
 from ser.train.report.terminal import recipe_rows, recipe_table
@@ -70,8 +71,7 @@ def test_each_fold_counts_with_its_best_candidate(store: Path, tmp_path: Path) -
         assert {line["fold"]: (line["run"], line["dev UA %"]) for line in row.chosen} == chosen
         assert [Path(folder).name for folder in row.folders] == [run for run, _ in chosen.values()]
         assert all(line["tried"] == 6 and line["lr"] in (0.003, 0.03) for line in row.chosen)
-        both = sum(np.array(Run(Path(folder)).result["confusion"]) for folder in row.folders)
-        assert row.scores["ua"].pooled == pytest.approx(100 * np.mean(np.diag(both) / both.sum(1)))
+        assert row.scores["ua"] == CellScores([Run(Path(folder)) for folder in row.folders]).score("ua")
         assert row.done == row.runs == 2
     shorter = [Record(one.file, one.over, one.candidates[:2]) for one in find_records(tmp_path / "runs")]
     cells, _ = group_runs(find_runs(tmp_path / "runs"), [*shorter, *find_records(tmp_path / "runs")])

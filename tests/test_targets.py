@@ -81,7 +81,7 @@ def test_ccc_and_rmse_are_lins_and_the_loss_is_one_minus_ccc() -> None:
 @pytest.mark.parametrize("unit", ["mean", "sum"])
 @pytest.mark.parametrize("soft", [False, True])
 def test_the_losses_of_classes_and_ratings_add_up(unit: str, soft: bool) -> None:
-    training = TrainingSettings(vad_loss="mse", vad_weight=0.5, vad_scale="1..5", reduction=unit)  # type: ignore[arg-type]
+    training = TrainingSettings(vad_loss="mse", vad_weight=0.5, vad_scale="1..5", reduction=unit)
     config = TrainConfig(FUSIONS["mit"], None, training, target="class+vad")
     torch.manual_seed(0)
     outputs, ratings = torch.randn(6, 7).double(), torch.rand(6, 3).double()
@@ -306,7 +306,7 @@ def test_each_vote_is_scored_against_the_majority_of_the_others() -> None:
         [["Anger"]],
         None,
     ]
-    matrix, left_out = rater_votes(get_policy("4class"), votes)  # type: ignore[arg-type]
+    matrix, left_out = rater_votes(get_policy("4class"), votes)
     ang, hap, neu, sad = range(4)
     wanted = np.zeros((4, 4), int)
     for majority, vote in [(ang, sad), (neu, neu), (neu, neu), (neu, neu), (neu, ang), (hap, hap), (hap, hap)]:

@@ -107,7 +107,7 @@ def test_a_state_is_that_of_its_own_gpu(store: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: found.append((state.item(), str(device))))
 
     def keep_and_restore(epoch: Epoch, state: Callable[[], bytes]) -> None:
-        selection, (_, _, *rest) = state.func.__self__, state.args  # type: ignore[attr-defined]
+        selection, (_, _, *rest) = state.func.__self__, state.args
         selection.config = replace(config, device="cuda:1")
         selection.restore(load(state()), *rest)
 
@@ -169,7 +169,7 @@ def test_poison_in_the_test_part_changes_nothing_in_training(store: Path, fusion
         values = stored.values.clone()
         for row in fold.test:
             values[stored.offsets[row] : stored.offsets[row + 1]] = 1e4
-        poisoned.inputs[modality] = Inputs(values, stored.offsets)  # type: ignore[index]
+        poisoned.inputs[modality] = Inputs(values, stored.offsets)
     bad = fit(poisoned, fold, plan)
     assert weights(bad) == weights(clean)
     assert [line["loss"] for line in bad.history] == [line["loss"] for line in clean.history]
