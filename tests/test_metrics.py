@@ -1,7 +1,11 @@
-"""Scores against scikit-learn, intervals and tests against their formulas written the slow way."""
+"""Scores against scikit-learn, intervals, tests and calibration against slow formulas; and the same digits everywhere."""
 
+import csv
 import doctest
+import json
 import math
+import re
+import shutil
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,18 +15,27 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import softmax
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
 from ser.commands.train import summary_text
-from ser.errors import WrongUse
+from ser.errors import CorruptStore, WrongUse
+from ser.predict import Predictor, Turn
+from ser.tests.command_line import printed, ser
+from ser.tests.newcomer import run_of
+from ser.tests.tiny_store import make_store
 from ser.train import scores as score_module
+from ser.train.experiment import Experiment, run_experiment
 from ser.train.recipe import read_recipe
 from ser.train.report import significance, terminal
+from ser.train.report.calibration import calibration_table
 from ser.train.report.cell_scores import CellScores, Score
+from ser.train.report.cells import group_runs
 from ser.train.report.significance import against_quoted, compare, holm, mcnemar, p_of_runs, sign_flip
 from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import RESULT, Run
-from ser.train.scores import confusions, scores, share
+from ser.train.scores import conformal_threshold, confusions, ece, fit_temperature, reliability, scores, share, tempered
 
 CLASSES = ("ang", "hap", "neu", "sad")
 
@@ -342,3 +355,166 @@ def test_holm_corrects_a_family_and_a_share_counts_groups() -> None:
     assert share(counted, groups) == pytest.approx((np.mean(by_group), max(0, theirs.low), min(100, theirs.high)))
     assert share(counted, [groups[i % 3] for i in range(20)])[1:] == (None, None)
     assert share([True] * 20, groups) == (100, None, None) and share([True], ["a"]) == (100, None, None)
+
+
+RECIPE = """
+title = "One cell"
+[experiment]
+features = "is13"
+fusion = "audio"
+folds = 2
+seeds = 3
+epochs = 3
+[[cell]]
+name = "mine"
+paper = { ua = 50.0, wa = 50.0 }
+"""
+
+
+def table_line(text: str, start: str) -> list[str]:
+    """The cells of the first line that begins with that name, split where the table has two spaces."""
+    return re.split(r"\s{2,}", next(line for line in text.splitlines() if line.startswith(start)).strip())
+
+
+def test_every_table_shows_the_same_digits(tmp_path: Path) -> None:
+    """Two folds and three seeds, so that pooled scores and means over folds differ."""
+    make_store(tmp_path / "store")
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    places = ("--store", tmp_path / "store", "--out", tmp_path / "runs", "--device", "cpu")
+    asked = ("--features", "is13", "--fusion", "audio", "--folds", 2, "--seeds", 3, "--epochs", 3, *places)
+    runs = json.loads(printed("train", *asked, "--json"))["runs"]
+    trained = printed("train", *asked)
+    sweep = ("sweep", tmp_path / "mine.toml", "--workers", 1, *places)
+    swept, as_json = printed(*sweep), json.loads(printed(*sweep, "--json"))["rows"][0]["scores"]
+    files = [word for form in ("csv", "html", "markdown", "latex") for word in (f"--{form}", tmp_path / form)]
+    reported = printed("report", tmp_path / "runs", *files)
+    lines = list(csv.reader((tmp_path / "csv").open(encoding="utf-8")))
+    place = next(n for n, line in enumerate(lines) if line and line[0] == "cell" and "macro-F1 %" in line)
+    exact = dict(zip(lines[place], lines[place + 1], strict=True))
+
+    cell = CellScores([Run(Path(run["path"])) for run in runs])
+    assert len(runs) == 6
+    for metric in ("ua", "wa"):
+        name, score = metric.upper(), cell.score(metric)  # held to the formulas above
+        pooled, over = score.pooled, {"seeds": score.over_seeds, "folds": score.over_folds}
+        seeds, folds = (f"{mean:.2f} ± {deviation:.2f}" for mean, deviation in over.values())
+        assert f"{pooled:.2f}" != f"{score.over_folds[0]:.2f}", "the two must differ"
+
+        assert table_line(trained, name)[1:5] == [seeds, "3", folds, "2"]
+        [low, high] = re.search(rf"{metric} over speakers: {pooled:.2f} \[([\d.]+), ([\d.]+)\]", trained).groups()
+        assert seeds in table_line(swept, "mine") and folds in table_line(swept, "mine")
+        assert as_json[metric]["pooled"] == pytest.approx(pooled)
+        interval = f"{pooled:.2f} [{low}, {high}]"
+        line = table_line(reported, "audio")
+        assert interval in line and seeds in line and folds in line and "4 speakers" in line
+        assert float(exact[f"{name} %"]) == pytest.approx(pooled, abs=1e-4)
+        for what, spread in over.items():
+            assert as_json[metric][f"over_{what}"] == pytest.approx(spread)
+            found = [float(exact[f"{name} over {what} %{end}"]) for end in ("", " deviation")]
+            assert found == pytest.approx(spread, abs=1e-4)
+        for form in ("html", "markdown", "latex"):
+            text = (tmp_path / form).read_text(encoding="utf-8").replace("\\", "").replace("$pm$", "±")
+            assert interval in text and seeds in text and folds in text, form
+        assert f"{pooled:.2f} %" in (tmp_path / "html").read_text(encoding="utf-8")
+
+
+SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
+
+
+def drawn(n: int, seed: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Classes drawn from softmax(z), and the probabilities softmax(scale · z) of a model that is too sure of them."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, 4)) * 2
+    truth = (softmax(logits, 1).cumsum(1) < rng.random((n, 1))).sum(1)
+    return truth, softmax(scale * logits, 1)
+
+
+def test_the_error_is_that_of_its_bins_and_a_temperature_mends_it() -> None:
+    truth, sure = drawn(4000, 0, 2.5)
+    right, confidence = sure.argmax(1) == truth, sure.max(1)
+    theirs = 0.0
+    for b in range(15):
+        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        if inside.any():
+            theirs += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    bins = reliability(truth, sure)
+    assert ece(bins) == pytest.approx(theirs) and theirs > 0.1
+    share, mean = calibration_curve(right, confidence, n_bins=15)
+    filled = bins[bins[:, 0] > 0]
+    assert filled[:, 2] / filled[:, 0] == pytest.approx(share) and filled[:, 1] / filled[:, 0] == pytest.approx(mean)
+    temperature = fit_temperature(truth, sure)
+    assert temperature == pytest.approx(2.5, rel=0.06)
+    after = tempered(sure, temperature)
+    assert ece(reliability(truth, after)) < 0.03 and (after.argmax(1) == sure.argmax(1)).all()
+    assert after == pytest.approx(softmax(np.log(sure) / temperature, 1))
+    losses = [-np.log(tempered(sure, t)[np.arange(4000), truth]).mean() for t in (temperature, 2, 3)]
+    assert losses[0] == min(losses)
+    assert 0.05 < fit_temperature(np.array([0, 1]), np.array([[0.6, 0.4], [0.4, 0.6]])) < 0.06, "as sure as may be"
+
+
+@pytest.mark.parametrize("n", [5, 9, 29, 100])
+def test_conformal_sets_keep_their_promise_to_those_who_are_alike(n: int) -> None:
+    """Of exchangeable utterances from 90 % to 90 % + 1 / (n + 1) are covered; all, with too few to calibrate on."""
+    held = []
+    for seed in range(400):
+        truth, sure = drawn(n + 50, seed, 2.5)
+        threshold = conformal_threshold(truth[:n], sure[:n])
+        scores = 1 - sure[np.arange(n), truth[:n]]
+        if (level := math.ceil((n + 1) * 0.9 - 1e-9) / n) <= 1:
+            assert threshold == pytest.approx(1 - np.quantile(scores, level, method="inverted_cdf"))
+        held.append((sure[n:] >= threshold)[np.arange(50), truth[n:]].mean())
+    assert 0.89 < np.mean(held) <= 1 if n < 9 else 0.89 < np.mean(held) < 0.91 + 1 / (n + 1)
+
+
+def test_a_run_keeps_its_dev_predictions_sealed(store: Path, tmp_path: Path) -> None:
+    options = {"features": "is13+bert", "fusion": "lgf-add", "epochs": 4, "set": SMALL, "store": store, "folds": 2}
+    runs = run_experiment(Experiment(**options, out=tmp_path / "runs"))
+    cell = CellScores(runs)
+    for run in runs:
+        dev, told = run.dev_predictions, run.result["calibration"]
+        truth = np.array([run.result["classes"].index(name) for name in dev["truth"].to_pylist()])
+        sure = np.array(dev["probabilities"].to_pylist())
+        assert len(dev) == run.result["parts"]["dev"] == told["n_dev"]
+        assert told["temperature"] == pytest.approx(fit_temperature(truth, sure), rel=1e-6)
+        assert set(dev["id"].to_pylist()).isdisjoint(run.predictions()["id"].to_pylist())
+    ours = cell.to_json()
+    assert cell.temperatures == ours["calibration"]["temperatures"] and 0 <= ours["calibration"]["ece_tempered"] <= 100
+    assert cell.abstaining(0.0)[1] == pytest.approx(cell.with_interval("wa")) and cell.abstaining(1.1)[1] is None
+    assert "no guarantee across speakers" in summary_text(cell)
+    cell.results[0]["calibration"]["temperature"] = 19.9999
+    assert " of 2 at a bound" in calibration_table(group_runs(runs)[0]).rows[0]["temperatures"]
+    content = (runs[0].path / "dev.parquet").read_bytes()
+    (runs[0].path / "dev.parquet").write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(CorruptStore, match="is not the file that"):
+        CellScores([Run(runs[0].path)]).to_json()
+    for more in ({"select": "last"}, {"set": (*SMALL, "refit=true")}):
+        [bare] = run_experiment(Experiment(**{**options, "folds": 1, **more}, out=tmp_path / "bare"))
+        assert bare.dev_predictions is bare.result["calibration"] is CellScores([bare]).conformal is None
+    [row, *_] = calibration_table(group_runs([bare])[0]).rows
+    assert row["temperatures"] == "not recorded" and row["coverage of the sets %"] is None and row["ECE %"] > 0
+
+
+def test_what_is_below_the_threshold_is_no_answer(newcomer: Path, tmp_path: Path) -> None:
+    run = run_of(newcomer, "text")
+    turns = [Turn(str(n), text=text) for n, text in enumerate(("hello there", "I am so happy", "leave me alone now"))]
+    predictor = Predictor(run.path)
+    assert predictor.temperature == run.result["calibration"]["temperature"]
+    sure = [max(one.probabilities.values()) for one in predictor(turns).predictions]
+    middle = sorted(sure)[1]
+    answer = predictor(turns, middle)
+    assert [one.abstained for one in answer.predictions] == [p < middle for p in sure]
+    (covered, *_), right = CellScores([run]).abstaining(middle)
+    assert right is None or f"answered {covered:.1f} %, and {right[0]:.1f} %" in " ".join(answer.notes)
+    asked = ("predict", run.path, "--text", "hello there", "--abstain-below")
+    wrong, done = ser(*asked, "nan"), ser(*asked, 1)
+    assert wrong.exit_code == 2 and "must be a probability" in wrong.output
+    assert done.exit_code == 0 and "abstained" in done.stdout
+    [one] = json.loads(ser(*asked, 1, "--json").stdout)["predictions"]
+    assert one["abstained"] and sum(one["probabilities"].values()) == pytest.approx(1)
+    before = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))  # as an earlier ser wrote it
+    result = {key: value for key, value in before.result.items() if key != "calibration"}
+    before.write_json(RESULT, {**result, "files": {k: v for k, v in result["files"].items() if k != "dev.parquet"}})
+    plain = Predictor(before.path)
+    assert plain.temperature is None and [one.label for one in plain(turns).predictions] == [
+        one.label for one in answer.predictions
+    ]
