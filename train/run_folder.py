@@ -62,11 +62,11 @@ def shape(texts: str, **others: Any) -> Any:
 Scalar = str | int | float | bool
 ANY: Any = (dict[str, Any], {})
 # What tells a run's files from others of these names. All else in them is held to their seal.
-CONFIG_SHAPE = shape(
-    "corpus manifest fusion loss protocol select fold cut",
-    **dict.fromkeys(("labels", "features", "settings", "training", "dims", "provenance"), dict[str, Any]),
-)
-RESULT_SHAPE = shape("corpus protocol select labels fold", classes=list[str], tests=dict[str, Any])
+_CONFIG = dict.fromkeys(("labels", "features", "settings", "training", "dims", "provenance"), dict[str, Any])
+CONFIG_SHAPE = shape("corpus manifest fusion loss protocol select fold cut", **_CONFIG)
+_RESULT: dict[str, Any] = {"seed": int, "synthetic": bool, "classes": list[str], "random_weights": list[str]}
+_RESULT |= {"tests": dict[str, Any], "left_out": dict[str, Any], "history": list[dict[str, Any]]}
+RESULT_SHAPE = shape("corpus protocol select labels fold", **_RESULT)
 
 
 def column(what: str, test: str) -> str:
