@@ -1,4 +1,4 @@
-"""Scores against scikit-learn, intervals, tests and calibration against slow formulas; and the same digits everywhere."""
+"""Scores against scikit-learn, intervals, tests and calibration against slow formulas; the same digits everywhere."""
 
 import csv
 import doctest

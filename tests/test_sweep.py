@@ -236,8 +236,6 @@ def test_a_bundle_that_kills_its_worker_is_tried_run_by_run(
         ("title = 'x'", "missing required field `cell`"),
         ("cells = 3", "unknown key 'cells'"),
         (CELL + "fusion = 'audio'\npaper = { ua = nan }", "Expected `float`"),
-        (CELL + "fusion = 'audio'\nseeds = [[]]", r"at `\$.seeds`"),
-        (CELL + "fusion = 'audio'\nmodel = -1", r"at `\$.model`"),
         ("[[cell", "not a TOML file"),
     ],
 )

@@ -245,8 +245,12 @@ def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
 
 
 def test_run_folders_are_those_of_single_runs(store, tmp_path):
+    """Also where one was begun by itself: nothing goes on from its state."""
     jobs = prepare(experiment(store, tmp_path / "together", "dropout=0"))
     names = [run_name(job.config) for job in jobs]
+    (tmp_path / "together" / names[0]).mkdir(parents=True)
+    for file in ("state.safetensors", "log"):
+        (tmp_path / "together" / names[0] / file).write_text("of a run alone")
     [before] = train_jobs(jobs[1:2], tmp_path / "together", True)
     stamp = (before.path / "result.json").stat().st_mtime_ns
     heard = []
@@ -325,22 +329,6 @@ def test_apples_gpu_trains_in_float32(store, tmp_path, monkeypatch):
     assert job.plan.device == "mps" and not job.stacked and job.name == prepare(experiment(store, tmp_path))[0].name
     with pytest.raises(WrongUse, match="bf16 is for a CPU and for CUDA"):
         prepare(experiment(store, tmp_path, device="mps", precision="bf16"))
-
-
-def test_a_bundle_takes_no_state_of_a_run_alone(store, tmp_path):
-    jobs = prepare(experiment(store, tmp_path))
-    folder = tmp_path / run_name(jobs[0].config)
-    folder.mkdir()
-    (folder / "state.safetensors").write_bytes(b"of another device")
-
-    def stop(i, epoch):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_jobs(jobs, tmp_path, True, stop)
-    assert len((folder / "log").read_text().splitlines()) == 1 and not (folder / "state.safetensors").exists()
-    assert all(run.finished for run in train_jobs(jobs, tmp_path, True))
-    assert len((folder / "log").read_text().splitlines()) == 4
 
 
 def test_a_sweep_trains_a_bundle_at_once(store, tmp_path, monkeypatch):
@@ -445,14 +433,13 @@ def test_a_capture_that_breaks_leaves_the_stream_as_it_was_and_its_first_fault_i
         finally:
             streams[0] = before
 
-    class Broken:
-        def __init__(self, graph, pool, capture_error_mode):
-            modes.append(capture_error_mode)
-
-        def __enter__(self):
-            streams[0] = "capture"
-
-        def __exit__(self, *fault):
+    @contextmanager
+    def broken(graph, pool, capture_error_mode):
+        modes.append(capture_error_mode)
+        streams[0] = "capture"
+        try:
+            yield
+        finally:
             raise RuntimeError("operation failed due to a previous error during capture")
 
     def function():
@@ -460,7 +447,7 @@ def test_a_capture_that_breaks_leaves_the_stream_as_it_was_and_its_first_fault_i
             raise RuntimeError("operation not permitted when stream is capturing")
         return torch.ones(1)
 
-    there = {"stream": stream, "current_stream": lambda: streams[0], "graph": Broken}
+    there = {"stream": stream, "current_stream": lambda: streams[0], "graph": broken}
     for name, found in {**there, "CUDAGraph": object, "graph_pool_handle": object}.items():
         monkeypatch.setattr(torch.cuda, name, found)
     graphs = Graphs(True, [told.append])
