@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from scipy import stats
 
-from ser.benchmarks import costs, gpu, gpu_numbers, papers, statistics
+from ser.benchmarks import gpu, gpu_numbers, papers, statistics
 from ser.benchmarks.__main__ import main, report
 from ser.benchmarks.demo import difference
 from ser.tests.command_line import ser
@@ -48,19 +48,6 @@ def test_intervals_and_tests_keep_what_they_promise() -> None:
     assert found == pytest.approx(statistics.rated_truth(), abs=3e-3)
 
 
-@pytest.mark.slow
-def test_costs_at_small_size(tmp_path: Path) -> None:
-    """All of `make bench ONLY=costs` but the two workers."""
-    store = costs.write_store(tmp_path / "store", costs.VECTORS, {name: np.ones(400, int) for name in costs.VECTORS})
-    tiny = ("d_model=8", "heads=2")
-    grown = costs.growth(store, tmp_path, 1, *tiny)
-    assert [row["target"] for row in grown] == [0.9, 0.9, 0.9, None] and all(row["ratio"] > 0.2 for row in grown)
-    [begun] = costs.started(store, 1)
-    assert 0.2 < begun["ours"] < 10
-    start, memory = costs.full_size(tmp_path, 400, *tiny)
-    assert 0 < start["ours"] < 10 and start["plain"] == 10 and 0.2 < memory["ratio"] < 5
-
-
 def test_the_table_ends_with_what_it_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,15 +72,6 @@ def test_the_page_for_gpus_on_the_cpu(
     assert wait["found"] == gpu.UNKNOWN and step["found"] == 0
     assert step["detail"]["each"].keys() == gpu_numbers.FUSIONS.keys()
     assert sum(stage.seconds for stage in gpu.STAGES.values()) <= gpu.ALL
-
-
-@pytest.mark.parametrize("words", [["--device", "cuda:2"], ["--device", "mps"], ["--out", "/proc/no/gpu.json"]])
-def test_a_page_that_cannot_begin_says_so(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert gpu.main(words, {}) == 1 and words[1] in capsys.readouterr().out
 
 
 BROKEN = """

@@ -274,19 +274,6 @@ def test_on_a_dask_scheduler_in_this_process() -> None:
             assert sorted(there.run(square, range(4))) == [0, 1, 4, 9]
 
 
-def test_deferred_ctrl_c_comes_at_the_end_and_then_as_ever() -> None:
-    done = []
-    with pytest.raises(KeyboardInterrupt):
-        with defer_sigint():
-            for _ in range(2):
-                signal.raise_signal(signal.SIGINT)  # in this thread, whatever others a test before has left
-            done.append("all of it")
-        done.append("more")
-    assert done == ["all of it"]
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-
-
 def test_what_is_begun_while_ctrl_c_is_deferred_never_hears_it() -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('on')"
     with defer_sigint():
@@ -295,12 +282,18 @@ def test_what_is_begun_while_ctrl_c_is_deferred_never_hears_it() -> None:
     assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE).returncode == -signal.SIGINT
 
 
-def test_ctrl_c_that_nobody_presses_leaves_the_signals_as_they_were() -> None:
+def test_deferred_ctrl_c_comes_at_the_end_and_leaves_the_signals_as_they_were() -> None:
     handler, mask = signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with defer_sigint():
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)  # in this thread, whatever others a test before has left
+            done.append("all of it")
+        done.append("more")
+    assert done == ["all of it"]
     with pytest.raises(ZeroDivisionError), defer_sigint():
         raise ZeroDivisionError
-    with defer_sigint():
-        pass
     aside = threading.Thread(target=lambda: defer_sigint().__enter__())  # no main thread: it may set no handler
     aside.start()
     aside.join()

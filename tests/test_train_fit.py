@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load
 from scipy import stats
 from sklearn.utils.class_weight import compute_class_weight
-from torch import Tensor
 
 from ser.errors import WrongUse
 from ser.tests.tiny_store import make_store
@@ -308,23 +307,17 @@ def slow(logits: torch.Tensor, weights: torch.Tensor) -> float:
     return total
 
 
-def loss_of(
-    outputs: dict[str, Tensor], truth: Tensor, kind: str, reduction: str = "sum", output: str = "logits"
-) -> float:
-    config: Any = SimpleNamespace(target="class", loss=kind, reduction=reduction, training=TrainingSettings())
-    return training_loss(outputs, truth, config, Stage("x", output)).item()
-
-
 def test_the_losses_are_equations_3_and_6() -> None:
+    """Of the fused head, of one other, and of all three; sums over the utterances and means are below."""
     outputs, truth = made()
-    one_hot = torch.nn.functional.one_hot(truth, 4)
-    of = {head: slow(logits, one_hot) for head, logits in outputs.items()}
-    assert loss_of(outputs, truth, "single") == pytest.approx(of["logits"], abs=1e-12)
-    assert loss_of(outputs, truth, "single", "mean") == pytest.approx(of["logits"] / 7, abs=1e-12)
-    assert loss_of(outputs, truth, "perspective") == pytest.approx(sum(of.values()), abs=1e-12)
-    assert loss_of(outputs, truth, "perspective", output="text") == pytest.approx(of["text"], abs=1e-12)
+    of = {head: slow(logits, torch.nn.functional.one_hot(truth, 4)) for head, logits in outputs.items()}
+    wanted = {("single", "logits"): of["logits"], ("perspective", "logits"): sum(of.values())}
+    for (kind, output), expected in {**wanted, ("perspective", "text"): of["text"]}.items():
+        config: Any = SimpleNamespace(target="class", loss=kind, reduction="sum", training=TrainingSettings())
+        loss = training_loss(outputs, truth, config, Stage("x", output))
+        assert loss.item() == pytest.approx(expected, abs=1e-12)
     with pytest.raises(WrongUse, match="--loss perspective needs audio and text heads"):
-        loss_of({"logits": outputs["logits"]}, truth, "perspective")
+        training_loss({"logits": outputs["logits"]}, truth, config, Stage("x"))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
