@@ -127,7 +127,7 @@ def _remove(found: list[Any], dry_run: bool) -> None:
 
     for run in found:
         name = os.path.relpath(run.path)  # it may be the working folder
-        freed = folders.size(run) if dry_run else folders.remove(run)
+        freed = folders.extent(run)[0] if dry_run else folders.remove(run)
         answer(f"{'would remove' if dry_run else 'removed'} {name} ({freed / 1e6:.1f} MB)")
     if not found:
         answer("nothing to remove")

@@ -58,33 +58,28 @@ def facts(run: Run) -> dict[str, Any]:
     asked = flat(run.config)
     shown = {key: asked.get(key) for key in ("features", "fusion", "corpus", "labels", "protocol", "fold", "seed")}
     result = run.result if run.finished else {}
+    size, changed = extent(run)
     scores = {name: 100 * result[name] if name in result else None for name in SHOWN.values()}
     return {
         "run": os.path.relpath(run.path),
         **shown,
         **scores,
         "finished": run.finished,
-        "date": datetime.fromtimestamp(changed(run), UTC).isoformat(timespec="minutes"),
-        "bytes": size(run),
+        "date": datetime.fromtimestamp(changed, UTC).isoformat(timespec="minutes"),
+        "bytes": size,
         "store": asked["store"],
     }
 
 
-def changed(run: Run) -> float:
-    """When anything in the folder changed last, in seconds since 1970."""
-    return max((one.st_mtime for one in _stats(run)), default=time.time())
-
-
-def size(run: Run) -> int:
-    """Bytes of the folder."""
-    return sum(one.st_size for one in _stats(run) if stat.S_ISREG(one.st_mode))
-
-
-def _stats(run: Run) -> Iterator[os.stat_result]:
-    """Of the folder and all in it, links as such; what a process that trains it has just replaced is left out."""
+def extent(run: Run) -> tuple[int, float]:
+    """Bytes of the folder, and when anything in it changed last, in seconds since 1970; links count as such."""
+    size, changed = 0, 0.0
     for path in (run.path, *run.path.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            yield path.lstat()
+        with contextlib.suppress(FileNotFoundError):  # a process that trains it has just replaced it
+            found = path.lstat()
+            size += found.st_size if stat.S_ISREG(found.st_mode) else 0
+            changed = max(changed, found.st_mtime)
+    return size, changed or time.time()
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -98,7 +93,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 def unfinished(runs: Sequence[Run], days: float) -> Iterator[Run]:
     """The runs without a result that nobody trains now and in which nothing has changed for so many days."""
     for run in runs:
-        if not run.finished and time.time() - changed(run) > days * 86_400 and not in_use(run):
+        if not run.finished and time.time() - extent(run)[1] > days * 86_400 and not in_use(run):
             yield run
 
 
@@ -118,7 +113,7 @@ def remove(run: Run) -> int:
 
     Raises `WrongUse` for one that is trained or removed just now, `StoreError` if the disk does not let it go.
     """
-    freed, runs = size(run), run.path.parent
+    (freed, _), runs = extent(run), run.path.parent
     with explain_disk_errors(f"removing {run.path}", runs), contextlib.ExitStack() as lock:
         if in_use(run, lock):
             raise WrongUse(f"{run.path}: is trained or removed just now; stop that process first")
