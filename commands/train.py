@@ -1,6 +1,5 @@
 """`ser train`: stage 2, from the store to results."""
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from .output import answer, duration, next_step, progress, safe, say, table
 if TYPE_CHECKING:
     from ser.train.report.cell_scores import CellScores
 
-UNITS = ("", "k", "M", "G", "T", "P", "E", "Z")  # of a thousand each
 UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
 
 
@@ -87,7 +85,9 @@ def train(
     if dry_run:
         flops, rates = count_flops(jobs, ahead.epochs), product_rates(plan)
         told = {**vars(ahead), "flops": flops, "flops_per_second": rates}
-        answer(told if as_json else f"{words}; {_arithmetic(flops, rates)}")
+        each = [f"{duration(flops / rate)} at its {rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in rates.items()]
+        alone = f", which alone take this GPU {' or '.join(each)}" * bool(each)
+        answer(told if as_json else f"{words}; {flops:.3g} FLOP in matrix products{alone}")
         return
     say(words, err=True)
     finished: dict[int, int] = {}  # epochs of each run
@@ -115,14 +115,6 @@ def train(
         shown = ", ".join(str(run.path) for run in runs[:3])
         answer(f"{summary_text(scores)}\nruns: {shown}{', …' if len(runs) > 3 else ''}")
         next_step("report", experiment.out, "--html", "report.html")
-
-
-def _arithmetic(flops: float, rates: Mapping[str, float]) -> str:
-    """What the matrix products of the runs are, and on a GPU how long they take at the rates that it reaches."""
-    power = int(math.log10(flops or 1) // 3)
-    each = [f"{duration(flops / rate)} at its {rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in rates.items()]
-    alone = f", which alone take this GPU {' or '.join(each)}" * bool(each)
-    return f"{flops / 1000**power:.3g} {UNITS[power]}FLOP in matrix products{alone}"
 
 
 def summary_text(cell: "CellScores") -> str:

@@ -154,7 +154,7 @@ def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
     first, second = 2 * sum(job.data.dims.values()) * 50, 2 * 50 * 4
     flops = sum(len(each.fold.train) for each in jobs) * 4 * (2 * first + 3 * second)
     assert json.loads(found.stdout)["flops"] == pytest.approx(flops, rel=1e-9)
-    assert f"{flops / 1e6:.3g} MFLOP in matrix products" in told.stdout
+    assert f"{flops:.3g} FLOP in matrix products" in told.stdout
     assert not (tmp_path / "out").exists()
 
 
