@@ -50,6 +50,7 @@ _ZEROS = b"0" * 64  # in the place of a file's own sha256 while that is reckoned
 _AT_END = len(_ZEROS) + len(b'"\n}\n')  # of a JSON file, from its end
 _AT_START = 8 + len(b'{"__metadata__":{"sha256":"')  # of a safetensors file
 log = logging.getLogger("ser.train")
+_warn_once = cache(log.warning)
 _FAULTS = (ValueError, TypeError, KeyError, RecursionError, msgspec.MsgspecError, SafetensorError, pa.ArrowException)
 
 
@@ -194,7 +195,7 @@ class Run:
             config = self.path / CONFIG
             if config.exists() and _SEAL & msgspec.json.decode(read_small(config, AGAIN), type=dict).keys():
                 raise CorruptStore(f"{self.path / name}: has no seal, and its {CONFIG} has one; {AGAIN}")
-            _warn_of_unsealed(self.path.parent)
+            _warn_once("%s: holds runs that an older ser wrote, without a seal: they are not checked", self.path.parent)
         elif content[at : at + len(_ZEROS)] != _sealed(content, at)[1]:
             raise CorruptStore(f"{self.path / name}: altered or cut short (its checksum is wrong); {AGAIN}")
         elif about.get("run") != self.name:
@@ -217,11 +218,6 @@ def _sealed(content: bytes, at: int, rest: Buffer = b"") -> tuple[Buffer, bytes,
     found.update(after)
     found.update(rest)
     return before, found.hexdigest().encode(), after, rest
-
-
-@cache
-def _warn_of_unsealed(runs: Path) -> None:
-    log.warning("%s: holds runs that an older ser wrote, without a seal: they are not checked", runs)
 
 
 def open_run(path: Path | str) -> Run:
