@@ -61,12 +61,8 @@ def settings_page() -> Iterator[str]:
     for name, fusion in FUSIONS.items():
         yield f"## `{name}`\n\n{fusion.source}\n\n| setting | default | source | what |\n|---|---|---|---|"
         for one in settings(fusion):
-            cells = [
-                f"`{one.name}`",
-                f"`{one.default}`",
-                one.source,
-                one.help + (f" ({one.range})" if one.range else ""),
-            ]
+            about = f"{one.help} ({one.range})" if one.range else one.help
+            cells = [f"`{one.name}`", f"`{one.default}`", one.source, about]
             yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
         yield ""
 
