@@ -38,7 +38,7 @@ def signatures() -> Iterator[str]:
 
 def _signature(thing: object) -> str:
     try:
-        return re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(thing)))
+        return re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(thing)))  # type: ignore[arg-type]
     except ValueError:
         return ""
 

@@ -105,7 +105,7 @@ WRITERS: dict[str, Callable[[Path, list[str]], Any]] = {
     "bigendian.npy": lambda path, ids: np.save(path, VALUES.astype(">f4")),
     "values.npz": lambda path, ids: np.savez(path, values=VALUES),
     "packed.npz": lambda path, ids: np.savez_compressed(path, values=VALUES, ids=ids),
-    "by-id.npz": lambda path, ids: np.savez(path, **dict(zip(ids, VALUES, strict=True))),
+    "by-id.npz": lambda path, ids: np.savez(path, **dict(zip(ids, VALUES, strict=True))),  # type: ignore[arg-type]
     "values.h5": lambda path, ids: h5py.File(path, "w").create_dataset("values", data=VALUES, compression="gzip"),
     "by-id.hdf5": lambda path, ids: [h5py.File(path, "a").__setitem__(i, v) for i, v in zip(ids, VALUES, strict=True)],
     "by-id.safetensors": lambda path, ids: safetensors.numpy.save_file(dict(zip(ids, VALUES, strict=True)), path),
@@ -265,7 +265,10 @@ EVIL: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a pipe called npy": ("x.npy", os.mkfifo, "not a plain file"),
     "another kind of file": ("x.pkl", lambda p: p.write_bytes(pickle.dumps(Evil())), "unknown feature file format"),
     "nothing": ("x.npy", lambda p: None, "does not exist"),
-    **{kind: ("x.h5", lambda p, kind=kind: evil_hdf5(kind, p, p.parent), word) for kind, word in EVIL_HDF5.items()},
+    **{
+        kind: ("x.h5", lambda p, kind=kind: evil_hdf5(kind, p, p.parent), word)  # type: ignore[misc]
+        for kind, word in EVIL_HDF5.items()
+    },
 }
 
 

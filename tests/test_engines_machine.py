@@ -61,7 +61,7 @@ def test_a_lack_of_memory_is_known_by_what_is_said_of_it() -> None:
 
 
 def device_of_three(task: int) -> str:
-    torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 3
+    torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 3  # type: ignore[assignment]
     return choose_device("auto")
 
 

@@ -113,7 +113,7 @@ def rows_of(one: Extractor, items: Sequence[object]) -> list[np.ndarray]:
     """The first feature of each item."""
     outcomes = one.run(items)
     assert not any(isinstance(outcome, UtteranceError) for outcome in outcomes)
-    return [outcome[one.specs[0].fingerprint].values for outcome in outcomes]
+    return [outcome[one.specs[0].fingerprint].values for outcome in outcomes]  # type: ignore[index]
 
 
 def plain_speech(folder: Path, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
@@ -229,15 +229,15 @@ def test_long_utterances_are_cut_with_context(checkpoints: Path, architecture: s
 def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")[0]
     [one] = load_extractors(wanted, "cpu", 300)
-    pieces = one.cut(np.zeros(16000 * 3600, np.float32))
+    pieces = one.cut(np.zeros(16000 * 3600, np.float32))  # type: ignore[attr-defined]
     kept = [piece.keep.stop - piece.keep.start for piece in pieces]
-    assert sum(kept) == one.rows(16000 * 3600) == 179999
+    assert sum(kept) == one.rows(16000 * 3600) == 179999  # type: ignore[attr-defined]
     assert max(len(piece.samples) for piece in pieces) <= 60.1 * 16000
     sizes: list[int] = []
 
     def nothing(waves: list[np.ndarray]) -> list[list[Layer]]:
         sizes.append(len(waves) * max(len(samples) for samples in waves))
-        rows = [one.rows(len(samples)) for samples in waves]
+        rows = [one.rows(len(samples)) for samples in waves]  # type: ignore[attr-defined]
         return [[Layer(np.zeros((n, 64), np.float32), np.zeros(n))] for n in rows]
 
     monkeypatch.setattr(one, "_forward", nothing)
@@ -333,7 +333,7 @@ def test_an_adapter_beyond_the_encoder_is_left_out(checkpoints: Path, tmp_path: 
     [one] = load_extractors(resolve(["wav2vec2"], {"wav2vec2": str(folder)}, "float32")[0])
     [rows] = rows_of(one, clips[1:2])
     assert relative(rows, plain_speech(folder, clips[1].samples)[0][-1]) > RTOL  # which is before the last norm
-    assert len(rows) == one.rows(len(clips[1].samples))
+    assert len(rows) == one.rows(len(clips[1].samples))  # type: ignore[attr-defined]
 
 
 def test_norm_is_named_on_large_models(checkpoints: Path) -> None:
@@ -374,7 +374,7 @@ def test_words_and_settings_of_text(checkpoints: Path, name: str) -> None:
     passes = {one.specs[0].variant: one for one in load_extractors(wanted, "cpu")}
     text = "[LAUGHTER]  I don't know."
     found = {variant: one.run([text, "[LAUGHTER]", " "]) for variant, one in passes.items()}
-    rows = {variant: outcomes[0][passes[variant].specs[0].fingerprint] for variant, outcomes in found.items()}
+    rows = {variant: outcomes[0][passes[variant].specs[0].fingerprint] for variant, outcomes in found.items()}  # type: ignore[index]
     word = rows[""].extras["word"]
     assert word.dtype == np.int32 and len(word) == len(rows[""].values)
     assert word[0] == word[-1] == -1 and sorted(set(word[1:-1])) == [0, 1, 2, 3]  # four words between spaces
@@ -403,7 +403,7 @@ def test_out_of_memory_halves_the_batch_and_remembers(
     [one] = load_extractors(wanted, "cpu", batch_seconds=1000)
     sizes: list[int] = []  # of the batches
     failed: list[weakref.ref[Any]] = []  # what the passes that failed had in hand
-    whole, plain = one._forward, rows_of(one, clips[1:])
+    whole, plain = one._forward, rows_of(one, clips[1:])  # type: ignore[attr-defined]
 
     def small_memory(waves: list[np.ndarray]) -> list[list[Layer]]:
         assert not [tensor for tensor in failed if tensor() is not None], "it was not let go"
@@ -411,11 +411,11 @@ def test_out_of_memory_halves_the_batch_and_remembers(
         if len(waves) * max(map(len, waves)) > 15 * 16000:
             hidden = torch.zeros(3)
             failed.append(weakref.ref(hidden))
-            one.state.taken = {1: hidden}
+            one.state.taken = {1: hidden}  # type: ignore[attr-defined]
             circle: list[Any] = [hidden]
             circle.append(circle)  # which garbage collection alone lets go
             raise torch.OutOfMemoryError(told) if "CUDA" in told else RuntimeError(told)
-        return whole(waves)
+        return whole(waves)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(one, "_forward", small_memory)
     for ours, before in zip(rows_of(one, [*clips[1:], clips[1]]), [*plain, plain[0]], strict=True):
@@ -428,7 +428,7 @@ def test_out_of_memory_halves_the_batch_and_remembers(
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     sizes.clear()
-    one.too_large = np.inf
+    one.too_large = np.inf  # type: ignore[attr-defined]
     monkeypatch.setattr(one, "_forward", broken)
     with pytest.raises(RuntimeError, match="illegal"):
         one.run(clips)
@@ -442,7 +442,7 @@ def test_a_value_that_cannot_be_stored_is_its_own_utterances_fault(
     """Looked for where the batch was computed, and nowhere in its padding; in plain arrays too."""
     [one] = load_extractors(resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float16")[0], "cpu", 1000)
     assert said in str(one.outcome([np.array([[value]], np.float32)])) and one.outcome([np.array([[65504.0]])])
-    hidden = one.hidden
+    hidden = one.hidden  # type: ignore[attr-defined]
 
     def with_value(config: Any, output: Any) -> torch.Tensor:
         rows: torch.Tensor = hidden(config, output).clone()

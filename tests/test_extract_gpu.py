@@ -68,7 +68,7 @@ def test_the_gpu_goes_on_while_the_disk_stands_still(tmp_path: Path, monkeypatch
     try:
         for features in ("standin", "logmel"):
             with ExtractionRun(plan(ExtractionConfig(corpus, features, store=tmp_path / "store", **EACH))) as run:
-                run.worker.__init__(replace(run.worker.config, device="cuda", threads=2))
+                run.worker.__init__(replace(run.worker.config, device="cuda", threads=2))  # type: ignore[misc]
                 assert run.extract().features[features]["computed"] == len(TEXTS)
             disk.held = 0
         assert torch.get_num_threads() == 4 and threads == {1}

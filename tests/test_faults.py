@@ -62,7 +62,7 @@ def ser_features(corpus: Path, store: Path, backend: str) -> Result:
 @pytest.mark.parametrize("backend", ["zarr", "hdf5"])
 def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str) -> None:
     store = disk / "store"
-    made = plan(ExtractionConfig(corpus, store=store, backend=backend, **OPTIONS))
+    made = plan(ExtractionConfig(corpus, store=store, backend=backend, **OPTIONS))  # type: ignore[arg-type]
     status = os.statvfs(disk)
     (disk / "another").write_bytes(bytes(status.f_bavail * status.f_frsize - 450_000))  # somebody else's file
     with pytest.raises(

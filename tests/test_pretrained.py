@@ -74,7 +74,7 @@ def test_transcripts_by_real_weights_equal_the_plain_library(pretrained: dict[st
 def test_sentences_alike_in_meaning_lie_closer_than_others(pretrained: dict[str, Path], name: str) -> None:
     [one] = load_extractors(resolve([f"{name}:special=false"], {name: str(pretrained[name])}, "float32")[0])
     outcomes = one.run([text for pair in PAIRS for text in pair])
-    means = np.array([outcome[one.specs[0].fingerprint].values.mean(0) for outcome in outcomes])
+    means = np.array([outcome[one.specs[0].fingerprint].values.mean(0) for outcome in outcomes])  # type: ignore[index]
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     cosines = means[::2] @ means[1::2].T
     assert np.diag(cosines).min() > cosines[~np.eye(len(PAIRS), dtype=bool)].max()
